@@ -1,0 +1,1 @@
+"""From records to tokens: prompt hygiene, importers, rendering, batches, pretraining text."""

@@ -1,0 +1,9 @@
+"""The two ways a command ends badly. Each message is one line: what, where, and how to mend it."""
+
+
+class BadInput(Exception):
+    """Something the user gave is wrong: a file, a flag, a directory. The command exits with code 2."""
+
+
+class RunFailed(Exception):
+    """A run went wrong and was stopped; the message names the likely cause. The command exits with code 1."""

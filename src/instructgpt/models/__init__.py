@@ -1,0 +1,1 @@
+"""The four models of PPO, all of them transformers' own."""

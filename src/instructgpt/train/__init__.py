@@ -1,0 +1,1 @@
+"""The training stages: one stage, one file, one order."""
