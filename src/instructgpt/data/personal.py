@@ -152,8 +152,8 @@ _STREET = (
     r"Highway|Hwy\.?|Crescent|Close)"
 )
 _ADDRESS = rf"""(?<![\w.,/\-$£€#])(?:
-      \d{{1,5}}[A-Za-z]?[ ](?:[NSEW]\.?[ ]|North[ ]|South[ ]|East[ ]|West[ ])?(?:(?!Mount[ ])[A-Z][a-z'’]+[ ]|\d{{1,3}}(?:st|nd|rd|th)[ ]){{1,3}}
-      {_STREET}(?!\w)
+      \d{{1,5}}[A-Za-z]?[ ](?:[NSEW]\.?[ ]|North[ ]|South[ ]|East[ ]|West[ ])?
+      (?:(?!Mount[ ])[A-Z][a-z'’]+[ ]|\d{{1,3}}(?:st|nd|rd|th)[ ]){{1,3}}{_STREET}(?!\w)
     | P\.?[ ]?O\.?[ ]Box[ ]\d{{1,6}}
     | [A-ZÄÖÜ][a-zäöüß\-]{{2,}}(?:straße|strasse|str\.|gasse|allee)[ ]\d{{1,4}}[a-z]?(?!\w)
     | \d{{1,4}}(?:[ ](?:bis|ter))?,?[ ](?:rue|avenue|boulevard|chemin|impasse)

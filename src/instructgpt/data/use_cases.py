@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import re
 
-_CLUES: tuple[tuple[str, str], ...] = (
-    ("chat", r"^(?:human|user|me|q|you)\s*:.*^(?:assistant|ai|bot|friend|a)\s*:|\b(?:act as|pretend (?:to be|you)|you are (?:a|an) )"),
-    ("summarization", r"\b(?:summari[sz]e|summary|tl;?dr|in (?:a|one) (?:sentence|nutshell)|condense)\b"),
-    ("rewrite", r"\b(?:rewrite|rephrase|paraphrase|translate|translation|proofread|correct the|fix the|edit the|convert the|reword|simplify"
-                r"|modify|replace|(?:change|convert|turn) (?:the|this|it|a)|make (?:it|this) (?:more|less|sound))\b"),
-    ("classification", r"\b(?:classify|classification|categori[sz]e|sentiment|positive or negative|true or false|yes or no|or not\b|spam|(?:predict|determine|detect|decide|tell|tell me|verify|check|classify) (?:whether|if)"
-                       r"|which (?:category|class|topic|label)|is (?:it|this) (?:a|an|the)\b.*\bor\b)"),
-    ("extract", r"\b(?:extract|list all|find all|identify (?:the|all)|pull out|which (?:names|words|entities)|named entit)"),
-    ("brainstorming", r"\b(?:brainstorm|ideas?|suggest(?:ions)?|list (?:of )?(?:some|five|ten|three|\d+|ways|possible)|come up with"
-                      r"|(?:make a|a) list of|(?:give|name|list|identify) (?:me )?(?:\d+|some|a few|three|five|ten)|tips)\b"),
-    ("generation", r"\b(?:write|compose|generate|create|draft|design|develop|construct|produce|provide|plan|invent|imagine|make up|tell (?:me )?a|add a|story|poem|essay|continue|finish the|complete the)\b"),
+_WORDS: tuple[tuple[str, str], ...] = (
+    ("chat", r"act as / pretend to be / pretend you / pretend that you / you are an?"),
+    ("summarization", r"summari[sz]e / summary / tl;?dr / in (?:a|one) (?:sentence|nutshell) / condense"),
+    ("rewrite", r"""rewrite / rephrase / paraphrase / reword / translate / translation / proofread / simplify / modify / replace
+        / (?:correct|fix|edit) the / (?:change|convert|turn) (?:the|this|it|a) / make (?:it|this) (?:more|less|sound)"""),
+    ("classification", r"""classify / classification / categori[sz]e / sentiment / positive or negative / true or false / yes or no / or not
+        / spam / (?:predict|determine|detect|decide|tell|tell me|verify|check) (?:whether|if) / which (?:category|class|topic|label)"""),
+    ("extract", r"extract / pull out / (?:list|find) all / identify (?:the|all) / which (?:names|words|entities) / named entit(?:y|ies)"),
+    ("brainstorming", r"""brainstorm / ideas? / suggest(?:ions)? / tips / come up with / (?:make )?a list of
+        / list (?:some|possible|ways) / (?:give|name|list|identify) (?:me )?(?:\d+|some|a few|two|three|four|five|ten)"""),
+    ("generation", r"""write / compose / generate / create / draft / design / develop / construct / produce / provide / plan / invent / imagine
+        / make up / tell (?:me )?a / add a / story / poem / essay / continue / (?:finish|complete) the"""),
 )  # fmt: skip
-"""What gives a use case away, the surer signs first. `generation` is last: nearly everything can be asked for with "write"."""
+"""Words that give a use case away, the surer signs first. `generation` is last: nearly everything can be asked for with "write"."""
 
-_PATTERNS = tuple((use_case, re.compile(clue, re.IGNORECASE | re.MULTILINE | re.DOTALL)) for use_case, clue in _CLUES)
+_PATTERNS = tuple(
+    (use_case, re.compile(rf"\b(?:{'|'.join(word.strip() for word in re.split(r'\s+/ ', words))})\b", re.IGNORECASE))
+    for use_case, words in _WORDS
+)
+_TRANSCRIPT = re.compile(r"^(?:human|user|me|you)\s*:.*^(?:assistant|ai|bot|friend)\s*:", re.IGNORECASE | re.MULTILINE | re.DOTALL)
 _QUESTION = re.compile(
     r"\?|^(?:what|who|whom|whose|when|where|why|how|which|is|are|was|were|do|does|did|can|could|should|would|will|explain|describe|define)\b",
     re.IGNORECASE,
@@ -43,7 +48,7 @@ def guess_use_case(prompt: str, turns: int = 1) -> str:
         prompt: what was asked.
         turns: user and assistant turns in it; a conversation is chat.
     """
-    if turns > 1:
+    if turns > 1 or _TRANSCRIPT.search(prompt):
         return "chat"
     task = prompt if len(prompt) <= 2 * LOOKED_AT else f"{prompt[:LOOKED_AT]}\n{prompt[-LOOKED_AT:]}"
     asks, given = bool(_QUESTION.search(task)), bool(_GIVEN.search(task)) or len(prompt) > 2 * LOOKED_AT
