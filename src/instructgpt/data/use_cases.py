@@ -19,15 +19,18 @@ _WORDS: tuple[tuple[str, str], ...] = (
     ("extract", r"extract / pull out / (?:list|find) all / identify (?:the|all) / which (?:names|words|entities) / named entit(?:y|ies)"),
     ("brainstorming", r"""brainstorm / ideas? / suggest(?:ions)? / tips / come up with / (?:make )?a list of
         / list (?:some|possible|ways) / (?:give|name|list|identify) (?:me )?(?:\d+|some|a few|two|three|four|five|ten)"""),
-    ("generation", r"""write / compose / generate / create / draft / design / develop / construct / produce / provide / plan / invent / imagine
-        / make up / tell (?:me )?a / add a / story / poem / essay / continue / (?:finish|complete) the"""),
+    ("generation", r"""write / compose / generate / create / draft / design / develop / construct / produce / provide / plan / invent
+        / imagine / make up / tell (?:me )?a / add a / story / poem / essay / continue / (?:finish|complete) the"""),
 )  # fmt: skip
 """Words that give a use case away, the surer signs first. `generation` is last: nearly everything can be asked for with "write"."""
 
-_PATTERNS = tuple(
-    (use_case, re.compile(rf"\b(?:{'|'.join(word.strip() for word in re.split(r'\s+/ ', words))})\b", re.IGNORECASE))
-    for use_case, words in _WORDS
-)
+
+def _any_of(words: str) -> re.Pattern[str]:
+    alternatives = "|".join(" ".join(word.split()) for word in words.split(" / "))
+    return re.compile(rf"\b(?:{alternatives})\b", re.IGNORECASE)
+
+
+_PATTERNS = tuple((use_case, _any_of(words)) for use_case, words in _WORDS)
 _TRANSCRIPT = re.compile(r"^(?:human|user|me|you)\s*:.*^(?:assistant|ai|bot|friend)\s*:", re.IGNORECASE | re.MULTILINE | re.DOTALL)
 _QUESTION = re.compile(
     r"\?|^(?:what|who|whom|whose|when|where|why|how|which|is|are|was|were|do|does|did|can|could|should|would|will|explain|describe|define)\b",
