@@ -174,7 +174,7 @@ def import_file(
         if importer is None:
             name = detect(row, place) if format == "auto" else format
             importer = _configured(name, few_shot or {})
-            report.notice(f"read as format '{name}'", str(path))
+            report.formats[str(path)] = name
         report.read += 1
         try:
             imported += import_row(importer, row, place, report, keep_empty)

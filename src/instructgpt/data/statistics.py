@@ -39,7 +39,8 @@ class Sheet:
 
     def show(self, console: Console) -> None:
         """Print the table."""
-        table = Table(*self.columns, title=escape(self.title), title_justify="left", box=None, pad_edge=False)
+        console.print(f"[bold]{escape(self.title)}[/bold]", highlight=False)
+        table = Table(*self.columns, box=None, pad_edge=False)
         for row in self.rows[:SHOWN]:
             table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 10 else _shown(cell) for cell in row))
         console.print(table)
@@ -145,12 +146,18 @@ class Agreement:
 
 
 def agreement(rankings: Iterable[Ranking]) -> Agreement:
-    """How two different labelers agree on the same completions of the same prompt, in whatever order they stand."""
-    same: defaultdict[tuple[str, frozenset[str]], dict[str, dict[str, int]]] = defaultdict(dict)
+    """How two different labelers agree on the same completions of the same prompt, in whatever order they stand.
+
+    Where labelers had the same completions twice, the first time is compared with the first, the second with the second.
+    """
+    same: defaultdict[tuple[str, frozenset[str], int], dict[str, dict[str, int]]] = defaultdict(dict)
+    times: Counter[tuple[str, frozenset[str], str]] = Counter()
     for ranking in rankings:
         if ranking.labeler is not None:
             ranks = dict(zip(ranking.completions, ranking.ranks, strict=True))
-            same[ranking.prompt, frozenset(ranks)][ranking.labeler] = ranks
+            turn = ranking.prompt, frozenset(ranks), ranking.labeler
+            same[ranking.prompt, frozenset(ranks), times[turn]][ranking.labeler] = ranks
+            times[turn] += 1
     counts: Counter[str] = Counter()
     for by_labeler in same.values():
         for one, other in combinations(by_labeler.values(), 2):

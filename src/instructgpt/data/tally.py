@@ -44,6 +44,7 @@ class Report:
     """The account of one step."""
 
     step: str
+    formats: dict[str, str] = field(default_factory=dict)  # what format each file was read as
     read: int = 0
     written: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, Cases] = field(default_factory=dict)
@@ -78,13 +79,15 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the account."""
-        wrote = ", ".join(f"{count} to {escape(where)}" for where, count in self.written.items()) or "nothing"
-        console.print(f"[bold]data {self.step}[/bold]: {self.read} read, wrote {wrote}", highlight=False, soft_wrap=True)
+        wrote = "".join(f", {count} written to {escape(where)}" for where, count in self.written.items())
+        for path, name in self.formats.items():
+            console.print(f"{escape(path)}: read as {name}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]data {self.step}[/bold]: {self.read} read{wrote}", highlight=False, soft_wrap=True)
         for title, group in (("dropped", self.dropped), ("noticed", self.noticed)):
             if group:
                 table = Table("count", title, "for example", box=None, pad_edge=False)
                 for what, cases in sorted(group.items(), key=lambda item: -item[1].count):
-                    table.add_row(str(cases.count), escape(what), escape(", ".join(cases.examples)))
+                    table.add_row(str(cases.count), escape(what), escape(cases.examples[0]))
                 console.print(table)
 
 
