@@ -7,18 +7,22 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from instructgpt.data.commands import ImportConfig, StatsConfig, import_data, stats
+from instructgpt.data.commands import CleanConfig, ImportConfig, SplitConfig, StatsConfig, import_data, stats
 from instructgpt.data.formats import dense_ranks
 from instructgpt.data.importers import IMPORTERS, Format, detect, import_file
+from instructgpt.data.personal import DETECTORS
 from instructgpt.data.statistics import agreement, describe, longer_wins
 from instructgpt.data.tally import Report, report_path
 from instructgpt.data.templates import expand, subsets_of
 from instructgpt.errors import BadInput
-from instructgpt.records import Demonstration, Pair, Prompt, Ranking, Record, read_records, read_rows, write_records
+from instructgpt.records import USE_CASES, Demonstration, Pair, Prompt, Ranking, Record, read_records, read_rows, write_records
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
+settings.load_profile("no deadline")
 
 HUMAN, ASSISTANT = "\n\nHuman: ", "\n\nAssistant: "
 
@@ -294,7 +298,7 @@ def test_the_command_writes_records_and_a_report(tmp_path: Path, capsys: pytest.
     assert report_path(out).name == "r.report.json"
     assert (report["read"], report["written"], report["formats"]) == (4, {str(out): 3}, {str(source): "hh"})
     assert report["dropped"] == {"the two dialogues part before the last answer": {"count": 1, "examples": [f"{source}:4"]}}
-    assert "4 read, 3 written" in capsys.readouterr().out.replace("\n", " ")
+    assert f"data import: 4 read\n3 written to {out}\n" in capsys.readouterr().out
 
 
 RANKING = {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [2, 1, 2], "labeler": "l"}
@@ -361,6 +365,14 @@ def test_bad_lines_are_skipped_only_when_asked(tmp_path: Path) -> None:
         import_data(ImportConfig(data=(source,), out=tmp_path / "o.jsonl"))
     import_data(ImportConfig(data=(source,), out=tmp_path / "o.jsonl", skip_bad=True))
     assert json.loads((tmp_path / "o.report.json").read_text())["dropped"]["bad line (--skip-bad)"]["count"] == 2
+
+
+def test_the_page_explains_every_format_option_and_detector() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    configs = (ImportConfig, CleanConfig, SplitConfig, StatsConfig)
+    named = [f"`--{name.replace('_', '-')}`" for config in configs for name in config.model_fields]
+    named += [f"`{name}`" for name in (*IMPORTERS, *DETECTORS, *USE_CASES)]
+    assert not [name for name in named if name not in page]
 
 
 def test_inert_options_are_named() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgpt.data.commands import CleanConfig, SplitConfig, clean, split
@@ -16,6 +16,9 @@ from instructgpt.data.prompts import SPLITS, assign, cap_reasons, group_of, plai
 from instructgpt.data.use_cases import guess_use_case
 from instructgpt.errors import BadInput
 from instructgpt.records import USE_CASES, Demonstration, Message, Prompt, Ranking, Record, read_records, write_records
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
+settings.load_profile("no deadline")
 
 # ---------------------------------------------------------------- near-copies
 

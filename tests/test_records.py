@@ -6,7 +6,7 @@ import resource
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgpt.errors import BadInput
@@ -27,6 +27,9 @@ from instructgpt.records import (
     write_records,
     write_text,
 )
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
+settings.load_profile("no deadline")
 
 # ---------------------------------------------------------------- round trips
 
