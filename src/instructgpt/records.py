@@ -6,6 +6,7 @@ Columns follow TRL's names. A column that is not named here is kept and written 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -15,7 +16,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, RunFailed
 
 USE_CASES = (
     "generation", "open_qa", "brainstorming", "chat", "rewrite", "summarization", "classification", "other", "closed_qa", "extract",
@@ -309,7 +310,8 @@ def write_text(path: Path, chunks: str | Iterable[str]) -> None:
     """Write a text file so that it is either whole or not there: beside its place first, then renamed.
 
     Raises:
-        BadInput: the place cannot be written to (no such folder, no permission, no space left).
+        BadInput: the place cannot be written to (no permission, a file where a folder should be).
+        RunFailed: no space is left on the disk.
     """
     half = path.with_name(f".{path.name}.{os.getpid()}.part")
     pieces = [chunks] if isinstance(chunks, str) else chunks
@@ -321,6 +323,8 @@ def write_text(path: Path, chunks: str | Iterable[str]) -> None:
             os.fsync(file.fileno())
         half.replace(path)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunFailed(f"{path}: no space left on the disk; make room and give the same command again") from error
         raise BadInput(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
     finally:
         half.unlink(missing_ok=True)
