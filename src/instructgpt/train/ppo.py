@@ -100,7 +100,8 @@ class PPOConfig(StageConfig):
 
 def main(config: PPOConfig) -> Path:
     """Train the policy. Returns the directory."""
-    parents = {"policy": config.policy, "reward": config.reward} | {f"prompts {path.name}": path for path in config.prompts}
+    parents: dict[str, Path | str] = {"policy": config.policy, "reward": config.reward}
+    parents |= {f"prompts {path.name}": path for path in config.prompts}
     run = Run.start(config, parents | {f"pretraining {path.name}": path for path in config.pretraining})
     if run.finished:
         return config.out
@@ -156,9 +157,7 @@ def load_models(config: PPOConfig, run: Run) -> Models:
     else:
         value = new_reward_model(config.policy, device, config.seed)
         torch.nn.init.zeros_(value.model.score.weight)
-        run.say(
-            "the reward model has another tokenizer: it reads rendered text, and the value model starts from the policy with a head of zeros"
-        )
+        run.say("the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0")
     reference = copy.deepcopy(policy).requires_grad_(False)
     reward.model.requires_grad_(False)
     return Models(policy, reference, value, reward, copy.deepcopy(policy).requires_grad_(False), render)

@@ -97,6 +97,6 @@ class Alarms:
             )
         if entropy < self.LEAST_ENTROPY * self.first_entropy:
             raise RunFailed(
-                f"the entropy has collapsed to {entropy:.4f} nats a token from {self.first_entropy:.2f}: each prompt has one completion left; "
-                "likely a reward that one phrase satisfies, or too high a learning rate"
+                f"the entropy has collapsed to {entropy:.4f} nats a token from {self.first_entropy:.2f}: each prompt has one "
+                "completion left; likely a reward that one phrase satisfies, or too high a learning rate"
             )
