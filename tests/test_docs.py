@@ -62,7 +62,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def commands_in(line: str) -> Iterator[list[str]]:
     splitter = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="|&;<>()")
-    splitter.commenters = "#"
+    splitter.whitespace_split, splitter.commenters = True, "#"
     arguments: list[str] | None = None
     for word in splitter:
         if set(word) <= set("|&;<>()"):
