@@ -22,7 +22,7 @@ CODE = sorted([*SRC.rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 LINES_A_FILE, LINES_A_FUNCTION, DEPTH, OPTIONS_A_STAGE = 400, 60, 5, 24
 
 OTHER_WORDS = re.compile(
-    r"(?<![a-z])(query|queries|responses?|annotators?|crowdworkers?|log_?probs?|actors?|critics?|refs?|prefs?|hyps?|sft_samples?"
+    r"(?<![a-z])(query|queries|responses?|annotators?|crowdworkers?|log_?probs?|actors?|critics?|refs?|sft_samples?"
     r"|preference_lists?|rollout_batch_size)(?![a-z])"
 )
 """Words for which the project has another (design: vocabulary); `log_prob` and its kin are `logp`."""
