@@ -9,19 +9,18 @@ of held-out labelers never train; they only validate.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, collate, shuffled, token_budget
-from instructgpt.data.render import Renderer, demonstration_examples
+from instructgpt.data.rankings import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
+from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import context_length, parameters, pick_device
@@ -58,20 +57,6 @@ class RewardConfig(StageConfig):
             yield "--folds 1 leaves nothing to train on; take at least 2"
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One ranking as tokens: K completions of a prompt and their ranks."""
-
-    examples: list[Example]
-    ranks: list[int]
-    labeler: str | None
-    cohort: str
-    source: str
-
-    def __len__(self) -> int:
-        return sum(map(len, self.examples))
-
-
 def main(config: RewardConfig) -> Path:
     """Train, in as many processes as were asked for. Returns the directory."""
     launch(train, config, config.processes)
@@ -92,7 +77,7 @@ def train(config: RewardConfig) -> None:
     reward.offset = float(reward.score(shift_to_zero).mean())
     final = accuracies(reward, validation) | {"offset": reward.offset}
     run.say("  ".join(f"{name} {value:.3f}" for name, value in final.items() if "accuracy" in name or "baseline" in name))
-    facts: dict[str, Any] = {"tokens": config.epochs * sum(map(len, training)), "parameters": parameters(reward.model), "validation": final}
+    facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), "parameters": parameters(reward.model), "validation": final}
     if config.folds:
         facts["cross_validation"] = cross_validate(training, config, device, run)
     run.finish(lambda folder: save(reward, shift_to_zero, folder, facts), **facts)
@@ -129,43 +114,22 @@ def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, flo
         RunFailed: the loss is not finite.
     """
     device = reward.model.device
-    mine = tasks[process() :: processes()]
-    totals = torch.zeros(3, device=device)  # summed loss, right pairs, pairs
-    for group in token_groups(mine, token_budget(device)):
-        examples = [example for task in group for example in task.examples]
-        prompt, rank = places(group, device)
-        scores = reward.last(collate(examples, device))
-        losses = functional.ranking_losses(scores, prompt, rank)
-        (losses.sum() / len(tasks)).backward()  # type: ignore[no-untyped-call]
-        right = functional.pairs_right(scores.detach(), prompt, rank)
-        totals += torch.stack([losses.detach().sum() / len(tasks), right.sum(), torch.tensor(float(len(right)), device=device)])
+    rankings = sum(len(task.orders) for task in tasks)
+    totals = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
+    for group in token_groups(tasks[process() :: processes()], token_budget(device)):
+        scores = reward.last(collate([example for task in group for example in task.examples], device))
+        completion, ranking, rank = flat_orders(group, device)
+        loss = functional.ranking_losses(scores[completion], ranking, rank).sum() / rankings
+        loss.backward()  # type: ignore[no-untyped-call]
+        right = functional.pairs_right(scores.detach()[completion], ranking, rank)
+        totals += torch.stack([loss.detach(), right.sum(), torch.ones_like(right).sum()])
     add_over_processes([totals])
-    loss, right_pairs, pairs = totals.tolist()
-    if not loss < float("inf"):
-        raise RunFailed(f"the ranking loss is {loss}: the learning rate is likely too high, or the weights it started from are damaged")
-    return loss, right_pairs / pairs
-
-
-def token_groups(tasks: Sequence[Task], budget: int) -> Iterator[list[Task]]:
-    """Whole tasks computed together, at most `budget` padded tokens (always at least one task)."""
-    group: list[Task] = []
-    rows, width = 0, 0
-    for task in sorted(tasks, key=lambda task: max(map(len, task.examples))):
-        wider = max(width, max(map(len, task.examples)))
-        if group and (rows + len(task.examples)) * wider > budget:
-            yield group
-            group, rows, wider = [], 0, max(map(len, task.examples))
-        group.append(task)
-        rows, width = rows + len(task.examples), wider
-    if group:
-        yield group
-
-
-def places(tasks: Sequence[Task], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Which task each completion belongs to, and its rank. -> (N,), (N,)."""
-    prompt = torch.tensor([i for i, task in enumerate(tasks) for _ in task.ranks], device=device)
-    rank = torch.tensor([rank for task in tasks for rank in task.ranks], device=device)
-    return prompt, rank
+    mean_loss, right_pairs, pairs = totals.tolist()
+    if not mean_loss < float("inf"):
+        raise RunFailed(
+            f"the ranking loss is {mean_loss}: the learning rate is likely too high, or the weights it started from are damaged"
+        )
+    return mean_loss, right_pairs / pairs
 
 
 @torch.no_grad()
@@ -173,21 +137,20 @@ def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
     """Pair accuracy by cohort and by source, beside what "the longer completion wins" reaches on the same pairs."""
     scores = reward.score([example for task in tasks for example in task.examples])
     lengths = torch.tensor([float(len(example.completion)) for task in tasks for example in task.examples])
+    completion, ranking, rank = flat_orders(tasks)
+    cohort = [order.cohort for task in tasks for order in task.orders]
+    source = [task.source for task in tasks for _ in task.orders]
+    groups = {"": [one == "training" for one in cohort], "_heldout": [one == "heldout" for one in cohort]}
+    if len(set(source)) > 1:
+        groups |= {f"/{name}": [one == name for one in source] for name in sorted(set(source))}
     measured: dict[str, float] = {}
-    training = [task.cohort == "training" for task in tasks]
-    groups = {"": training if any(training) else [True] * len(tasks), "_heldout": [not one for one in training]}
-    sources = {task.source for task in tasks if task.source}
-    if len(sources) > 1:
-        groups |= {f"/{source}": [task.source == source for task in tasks] for source in sorted(sources)}
     for suffix, chosen in groups.items():
-        of_group = [task for task, one in zip(tasks, chosen, strict=True) if one]
-        if not of_group or (suffix == "_heldout" and not any(training)):
-            continue
-        rows = torch.tensor([one for task, one in zip(tasks, chosen, strict=True) for _ in task.ranks])
-        prompt, rank = places(of_group)
-        measured[f"validation/accuracy{suffix}"] = float(functional.pairs_right(scores[rows], prompt, rank).mean())
-        measured[f"validation/length_baseline{suffix}"] = float(functional.pairs_right(lengths[rows], prompt, rank).mean())
-        measured[f"validation/loss{suffix}"] = float(functional.ranking_losses(scores[rows], prompt, rank).mean())
+        rows = torch.tensor(chosen)[ranking]
+        if rows.any():
+            of_group, numbers = completion[rows], (ranking[rows], rank[rows])
+            measured[f"validation/accuracy{suffix}"] = float(functional.pairs_right(scores[of_group], *numbers).mean())
+            measured[f"validation/length_baseline{suffix}"] = float(functional.pairs_right(lengths[of_group], *numbers).mean())
+            measured[f"validation/loss{suffix}"] = float(functional.ranking_losses(scores[of_group], *numbers).mean())
     return measured
 
 
@@ -197,88 +160,55 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
     noted = skipped if config.skip_bad else None
     rankings = read_all(Ranking, config.data, noted)
     fresh = read_all(Ranking, config.validation, noted) if config.validation else [r for r in rankings if held_out(r.prompt)]
-    held = {ranking.prompt for ranking in fresh} if config.validation else set()
-    known = [r for r in rankings if r.cohort != "heldout" and (r.prompt not in held if config.validation else not held_out(r.prompt))]
+    fresh_prompts = {ranking.prompt for ranking in fresh}
+    known = [ranking for ranking in rankings if ranking.cohort != "heldout" and ranking.prompt not in fresh_prompts]
     context = context_length(reward.model)
     training, left_out = tasks_of(known, reward.render, context)
     validation, left_out_too = tasks_of(fresh, reward.render, context)
     if not training or not validation:
         raise BadInput(
-            f"{len(training)} rankings with a decided pair to train on, {len(validation)} to validate on; give more, or --validation"
+            f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on; give more, or --validation"
         )
     run.facts["left_out"] = {name: left_out[name] + left_out_too[name] for name in left_out} | {"bad lines": len(skipped.reasons)}
-    run.say(f"{len(training)} rankings, {len(validation)} for validation; left out: {run.facts['left_out']}")
+    run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
     if config.demonstrations:
         records = read_all(Demonstration, config.demonstrations, noted)
         return training, validation, demonstration_examples(records, reward.render, context)[0]
-    best = [example for task in training for example, rank in zip(task.examples, task.ranks, strict=True) if rank == 1]
+    best = [example for task in training for example, rank in zip(task.examples, task.orders[0].ranks, strict=True) if rank == 1]
     return training, validation, best
-
-
-def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tuple[list[Task], dict[str, int]]:
-    """Rankings as tokens; how many were left out because all their completions tie, or because one does not fit the context.
-
-    A single completion that does not fit is left out of its ranking, the others stay.
-    """
-    tasks: list[Task] = []
-    left_out = {"rankings without a decided pair": 0, "completions longer than the context": 0}
-    for ranking in rankings:
-        prompt = render.prompt(ranking.prompt)
-        examples = [Example(prompt, render.completion(completion)) for completion in ranking.completions]
-        fits = [len(example) <= context for example in examples]
-        left_out["completions longer than the context"] += fits.count(False)
-        ranks = [rank for rank, fit in zip(ranking.ranks, fits, strict=True) if fit]
-        if len(set(ranks)) < 2:
-            left_out["rankings without a decided pair"] += 1
-            continue
-        kept = [example for example, fit in zip(examples, fits, strict=True) if fit]
-        tasks.append(Task(kept, ranks, ranking.labeler, ranking.cohort or "training", ranking.source or ""))
-    return tasks, left_out
 
 
 def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.device, run: Run) -> list[dict[str, float]]:
     """Accuracy on labelers the model never saw, fold by fold (appendix E.2: 69.6 % held out, 72.4 % in the group).
 
-    Labelers are put into groups of about equal data; each fold trains on all groups but one. In-group accuracy is
-    measured on prompts held out from training.
+    Labelers are put into groups of about equal data; each fold trains on all groups but one. Both accuracies are measured
+    on the same prompts, which no fold trains on.
 
     Raises:
         BadInput: there are fewer labelers than folds.
     """
-    groups = labeler_groups(tasks, config.folds)
+    labelers = {order.labeler for task in tasks for order in task.orders}
+    if len(labelers) < config.folds:
+        raise BadInput(
+            f"--folds {config.folds}: the rankings name only {len(labelers)} labelers; cross-validation needs at least one a group"
+        )
+    known, fresh = [task for i, task in enumerate(tasks) if i % 10], [task for i, task in enumerate(tasks) if i % 10 == 0]
     results: list[dict[str, float]] = []
-    for fold, outside in enumerate(groups):
-        inside = [task for task in tasks if task.labeler not in outside]
-        fresh = [i for i in range(len(inside)) if i % 10 == 0]
+    for fold, outside in enumerate(labeler_groups(tasks, config.folds)):
         reward = new_reward_model(config.base, device, config.seed + fold)
-        fit(reward, [task for i, task in enumerate(inside) if i % 10], [], config, None, None)
+        fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {
-            "held_out": accuracies(reward, [task for task in tasks if task.labeler in outside])["validation/accuracy"],
-            "in_group": accuracies(reward, [inside[i] for i in fresh])["validation/accuracy"],
+            "held_out": accuracies(reward, some(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
+            "in_group": accuracies(reward, some(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
         }
         run.say(f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}")
         results.append(result)
     return results
 
 
-def labeler_groups(tasks: Sequence[Task], folds: int) -> list[set[str | None]]:
-    """Labelers in `folds` groups of about equally many rankings: the busiest first, each to the group with least.
-
-    Raises:
-        BadInput: there are fewer labelers than groups.
-    """
-    counts: dict[str | None, int] = {}
-    for task in tasks:
-        counts[task.labeler] = counts.get(task.labeler, 0) + 1
-    if len(counts) < folds:
-        raise BadInput(f"--folds {folds}: the rankings name only {len(counts)} labelers; cross-validation needs at least one a group")
-    groups: list[set[str | None]] = [set() for _ in range(folds)]
-    loads = [0] * folds
-    for labeler in sorted(counts, key=lambda name: (-counts[name], str(name))):
-        least = loads.index(min(loads))
-        groups[least].add(labeler)
-        loads[least] += counts[labeler]
-    return groups
+def some(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
+    """The tasks that some labelers ranked, with their orders alone."""
+    return [kept for task in tasks if (kept := task.only(wanted))]
 
 
 def save(reward: ScalarModel, shifted: Sequence[Example], folder: Path, facts: dict[str, Any]) -> None:
