@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt import __version__
-from instructgpt.config import StageConfig, make_config, preset_values, presets, read_yaml
+from instructgpt.config import StageConfig, make_config, options_for, preset_text, presets
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.flags import Parser, add_flags
 
@@ -47,9 +47,9 @@ COMMANDS = (
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: run, and turn every failure into one line and an exit code."""
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -104,9 +104,9 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
     given = vars(parser.parse_all(rest))
     layers: list[dict[str, Any]] = []
     if preset := given.pop("preset", None):
-        layers.append(preset_values(preset, kind.stage) | ({"preset": preset} if "preset" in kind.model_fields else {}))
+        layers.append(options_for(kind, preset_text(preset), f"preset {preset}"))
     if file := given.pop("config", None):
-        layers.append(read_yaml(read_config(file), str(file)))
+        layers.append(options_for(kind, read_config(file), str(file)))
     return command, make_config(kind, *layers, given)
 
 
