@@ -22,12 +22,12 @@ CODE = sorted([*SRC.rglob("*.py"), *(ROOT / "tests").rglob("*.py")])
 LINES_A_FILE, LINES_A_FUNCTION, DEPTH, OPTIONS_A_STAGE = 400, 60, 5, 24
 
 OTHER_WORDS = re.compile(
-    r"(?<![a-z])(query|queries|responses?|annotators?|crowdworkers?|log_?probs?|actors?|critics?|refs?|sft_samples?"
+    r"(?<![a-z])(query|queries|responses?|annotators?|crowdworkers?|log_?probs?|actors?|critics?|refs?(?!_logp)|sft_samples?"
     r"|preference_lists?|rollout_batch_size)(?![a-z])"
 )
-"""Words for which the project has another (design: vocabulary); `log_prob` and its kin are `logp`."""
+"""Words for which the project has another: prompt, completion, labeler, logp, policy, reference (`ref_logp` is a common formula's name)."""
 DEMANDED: dict[str, str] = {}
-"""Names that an outside API demands, each with the API."""
+"""Names that an outside API demands, each with that API."""
 PATHS = re.compile(r"(?<![\w./~-])/(?:home|root|work|tmp|opt|mnt|Users)/\w+")
 
 
