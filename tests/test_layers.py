@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "instructgpt"
-LAYERS = ["records", "functional", "data", "models", "generate", "train", "evaluate", "report", "pipeline", "cli", "__main__"]
+LAYERS = ["records", "functional", "data", "models", "generate", "train", "evaluate", "report", "pipeline", "flags", "cli", "__main__"]
 OPEN = {"config", "run", "errors", "__init__"}  # importable by all; among themselves they may use records
 MAY_IMPORT = {layer: OPEN | {"world", "label"} | set(LAYERS[: LAYERS.index(layer) + 1]) for layer in LAYERS}
 MAY_IMPORT |= {layer: MAY_IMPORT[layer] - {"world", "label"} for layer in LAYERS[: LAYERS.index("evaluate")]}  # they work on anyone's files
@@ -67,8 +67,9 @@ for found in pkgutil.walk_packages(getattr(part, "__path__", []), part.__name__ 
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
 if sys.argv[1] == "cli":
+    sys.argv = ["instructgpt", "--help"]
     try:
-        part.main(["--help"])
+        part.main()
     except SystemExit:
         pass
 loaded = {"torch", "transformers", "datasets", "matplotlib", "scipy"} & set(sys.modules)

@@ -72,7 +72,9 @@ def measure(solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), 
     rows: list[Row] = []
     for task in dict.fromkeys(solution.task for solution in solutions):
         observations = [
-            Observation(each.model, max(formulas[each.measure](each.completion, ref) for ref in each.references), (each.prompt,))
+            Observation(
+                each.model, max(formulas[each.measure](each.completion, reference) for reference in each.references), (each.prompt,)
+            )
             for each in solutions
             if each.task == task
         ]

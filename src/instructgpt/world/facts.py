@@ -103,12 +103,13 @@ class Knowledge:
     def claims(self, text: str) -> Iterator[tuple[Fact, str]]:
         """Every fact that a text speaks of in the words of its relation, with the value the text gives."""
         for fact in self.facts:
-            if fact.entity in text:
-                head, tail = fact.relation.statement.format(**{fact.relation.entity: fact.entity, fact.relation.value: "|"}).split("|")
-                head = head[1:] if head.startswith("The ") else head
-                for value in self.lexicon.named(fact.relation.value, text):
-                    if head + value + tail[:-1] in text:
-                        yield fact, value
+            if fact.entity not in text:
+                continue
+            head, tail = fact.relation.statement.format(**{fact.relation.entity: fact.entity, fact.relation.value: "|"}).split("|")
+            head = head[1:] if head.startswith("The ") else head
+            for value in self.lexicon.named(fact.relation.value, text):
+                if head + value + tail[:-1] in text:
+                    yield fact, value
 
     def is_true(self, fact: Fact, answer: str) -> bool:
         """Whether an answer asserts nothing false: no wrong value of what was asked for, no false claim about anything."""
