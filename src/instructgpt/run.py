@@ -154,7 +154,7 @@ class Run:
             return
         folder = self.directory / "checkpoints"
         folder.mkdir(exist_ok=True)
-        half, whole = folder / ".part", folder / f"step-{step:08d}.pt"
+        half, whole = folder / "half.part", folder / f"step-{step:08d}.pt"
         torch.save({"step": step, "spent": self._spent + time.monotonic() - self.started} | state(), half)
         half.replace(whole)
         for old in folder.glob("step-*.pt"):

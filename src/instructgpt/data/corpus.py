@@ -47,19 +47,10 @@ class Corpus:
 
 
 def documents(paths: Iterable[Path], skipped: Skipped | None = None) -> Iterator[str]:
-    """Texts of the files, one after the other; long documents in pieces, so that no book is tokenised at once."""
+    """Texts of the files, one after the other."""
     for path in paths:
         for document in read_records(Document, path, skipped):
-            yield from _pieces(document.text)
-
-
-def _pieces(text: str, size: int = 50_000) -> Iterator[str]:
-    """A text cut at line ends into pieces of about `size` characters."""
-    start = 0
-    while start < len(text):
-        end = len(text) if start + size >= len(text) else (text.rfind("\n", start, start + size) + 1 or start + size)
-        yield text[start:end]
-        start = end
+            yield document.text
 
 
 def read_corpus(texts: Iterable[str], render: Renderer, window: int, seed: int, most_windows: int | None = None) -> Corpus:
@@ -75,10 +66,11 @@ def read_corpus(texts: Iterable[str], render: Renderer, window: int, seed: int, 
     width = window + 1
     parts: list[Tensor] = []
     have = 0
-    for block in _blocks(texts, ENCODE_AT_ONCE):
-        for ids in render.tokenizer(block, add_special_tokens=False)["input_ids"]:
-            parts.append(torch.tensor([*ids, render.eos], dtype=torch.int32))
-            have += len(ids) + 1
+    for block in _blocks(_pieces(texts), ENCODE_AT_ONCE):
+        ids = render.tokenizer([piece for piece, _ in block], add_special_tokens=False)["input_ids"]
+        for tokens, (_, ends) in zip(ids, block, strict=True):
+            parts.append(torch.tensor([*tokens, render.eos] if ends else tokens, dtype=torch.int32))
+            have += len(parts[-1])
         if most_windows is not None and have >= most_windows * width:
             break
     if have < width:
@@ -88,10 +80,21 @@ def read_corpus(texts: Iterable[str], render: Renderer, window: int, seed: int, 
     return Corpus(line[: count * width].view(count, width)[:most_windows], seed)
 
 
-def _blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    block: list[str] = []
+def _pieces(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, bool]]:
+    """Documents in pieces of about `size` characters, cut at line ends, so that no book is tokenised at once; and which are last."""
     for text in texts:
-        block.append(text)
+        start = 0
+        while len(text) - start > size:
+            end = text.rfind("\n", start, start + size) + 1 or start + size
+            yield text[start:end], False
+            start = end
+        yield text[start:], True
+
+
+def _blocks(pieces: Iterable[tuple[str, bool]], size: int) -> Iterator[list[tuple[str, bool]]]:
+    block: list[tuple[str, bool]] = []
+    for piece in pieces:
+        block.append(piece)
         if len(block) == size:
             yield block
             block = []
