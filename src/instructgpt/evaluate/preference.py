@@ -30,11 +30,12 @@ def measure(rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mappi
     rows: list[Row] = []
     for condition, chosen in _conditions(rankings, use_cases or {}).items():
         wins = [win for ranking in chosen for win in _wins(ranking, baseline)]
-        rows += per_model(EVALUATION, f"win_rate_vs_{baseline}", condition, wins, share=True)
+        whole = "/" not in condition
+        rows += per_model(EVALUATION, f"win_rate_vs_{baseline}", condition, wins, share=True, against=("base", "ppo") if whole else ())
         if wins:
             rows.append(Row(EVALUATION, f"win_rate_vs_{baseline}", baseline, condition, 0.5, 0.5, 0.5, len(chosen)))
         ratings = [rating for ranking in chosen for rating in _ratings(ranking)]
-        rows += per_model(EVALUATION, "rating", condition, ratings, against=() if "/" in condition else (baseline,))
+        rows += per_model(EVALUATION, "rating", condition, ratings, against=(baseline,) if whole else ())
     return rows
 
 
