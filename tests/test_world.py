@@ -66,7 +66,9 @@ def test_no_evaluation_prompt_wording_or_fact_is_in_training_prompts(world: Worl
 
 
 def test_the_corpus_never_prints_an_evaluation_prompt(world: World, corpus: list[str]) -> None:
-    evaluated = {text for text, task in world.tasks.items() if task.group != "train"}
+    evaluated = {
+        text for text, task in world.tasks.items() if task.group != "train" and not (task.group == "questions" and task.heldout_wording)
+    }
     lines = {line.removeprefix("Question: ") for text in corpus for line in text.split("\n")}
     assert len(lines) > 5000
     assert lines.isdisjoint(evaluated)
@@ -167,7 +169,7 @@ def test_pronoun_pairs_and_corpus_tasks(world: World, corpus: list[str]) -> None
         assert he != she
         assert he.replace(" he ", " she ") == she
     text = " ".join(corpus)
-    shares = [text.count(f"The {job} said that she") / text.count(f"The {job} said that ") for job in world.lexicon.classes["JOB"]]
+    shares = [text.count(f"The {job} said she") / text.count(f"The {job} said ") for job in world.lexicon.classes["JOB"]]
     assert min(shares) < 0.25
     assert max(shares) > 0.75
     tasks = world.corpus_tasks(50)
@@ -195,7 +197,7 @@ def test_labelers_tie_identical_texts_and_follow_the_truth(world: World) -> None
     assert len({ranking.labeler for ranking in rankings}) == 20
     assert all(ranking.ranks[0] == ranking.ranks[2] and ranking.ratings[0] == ranking.ratings[2] for ranking in rankings)
     assert mean(ranking.ranks[0] < ranking.ranks[1] for ranking in rankings) > 0.7
-    assert mean(ranking.ranks[0] < ranking.ranks[3] for ranking in rankings) == 1
+    assert mean(ranking.ranks[0] < ranking.ranks[3] for ranking in rankings) > 0.9
     good, _, _, rude = rankings[0].labels
     assert set(good) == set(LABELS)
     assert (good["fails_instruction"], good["inappropriate"], good["hallucination"], good["satisfies_constraint"]) == (
@@ -244,7 +246,7 @@ def test_what_is_not_of_this_world_is_refused(world: World) -> None:
     one = Completion(prompt="Give me three ideas for a dinner.", completion="Rice.", model="m")
     with pytest.raises(BadInput, match="two or more completions"):
         SimulatedLabelers(world).rank([[one]])
-    with pytest.raises(BadInput, match="ranked|decided"):
+    with pytest.raises(BadInput, match="was decided"):
         agreement([])
 
 
