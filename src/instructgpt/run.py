@@ -30,7 +30,7 @@ CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-PLACE_ONLY = {"out", "device", "resume"}
+PLACE_ONLY = {"out", "device", "resume", "processes"}
 """Options that say where a run happens, not what it is."""
 
 console = Console(highlight=False)
