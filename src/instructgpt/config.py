@@ -17,23 +17,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from instructgpt.errors import BadInput
 
 
-class StageConfig(BaseModel):
-    """What every stage can be told. The stages' own configs sit beside their code, defaults are the paper's."""
+class Options(BaseModel):
+    """What a command can be told. Frozen; what does not exist is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
     stage: ClassVar[str]
+
+    def inert(self) -> Iterator[str]:
+        """One line for each option that was set but would do nothing. Commands override it."""
+        yield from ()
+
+
+class StageConfig(Options):
+    """What every stage can be told. The stages' own configs sit beside their code, defaults are the paper's."""
 
     out: Path = Field(description="the directory this stage makes")
     seed: int = Field(0, description="everything random follows from it")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
     resume: bool = Field(True, description="go on where the directory stands; --no-resume starts it afresh")
 
-    def inert(self) -> Iterator[str]:
-        """One line for each option that was set but would do nothing. Stages override it."""
-        yield from ()
 
-
-C = TypeVar("C", bound=StageConfig)
+C = TypeVar("C", bound=Options)
 
 PRESET_FOLDER = resources.files("instructgpt") / "presets"
 
@@ -53,21 +57,48 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise BadInput(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+    return mapping_of(values, where)
+
+
+def mapping_of(values: Any, where: str) -> dict[str, Any]:
+    """Options by name, with underscores; nothing is an empty mapping.
+
+    Raises:
+        BadInput: it is something else.
+    """
     if not isinstance(values or {}, dict):
         raise BadInput(f"{where}: expected 'option: value' lines, found {type(values).__name__}")
     return {str(key).replace("-", "_"): value for key, value in (values or {}).items()}
 
 
-def preset_values(name: str, stage: str) -> dict[str, Any]:
-    """What a preset says about one stage.
+def preset_text(name: str) -> str:
+    """The YAML of a preset.
 
     Raises:
         BadInput: there is no such preset.
     """
     if name not in presets():
         raise BadInput(f"no preset '{name}'; there are: {', '.join(presets())}")
-    whole = read_yaml((PRESET_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), f"preset {name}")
-    return {str(key).replace("-", "_"): value for key, value in (whole.get(stage) or {}).items()}
+    return (PRESET_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def options_for(kind: type[Options], text: str, where: str) -> dict[str, Any]:
+    """What a preset or a configuration file says to one stage.
+
+    A file is either the options of one stage, or has a section for each of several. The `run` command reads all of it:
+    its own section, and the others as what it tells the stages.
+
+    Raises:
+        BadInput: it is not YAML, or not a mapping.
+    """
+    values = read_yaml(text, where)
+    sections = {
+        name: mapping_of(section, f"{where}, section {name}") for name, section in values.items() if isinstance(section, dict | None)
+    }
+    if not sections:
+        return values
+    own = sections.pop(kind.stage, {})
+    return own | ({"stages": sections} if "stages" in kind.model_fields else {})
 
 
 def make_config(kind: type[C], *layers: Mapping[str, Any]) -> C:

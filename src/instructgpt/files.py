@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, RunFailed
 
 
 class Skipped:
@@ -196,7 +197,8 @@ def write_text(path: Path, chunks: str | Iterable[str]) -> None:
     """Write a text file so that it is either whole or not there: beside its place first, then renamed.
 
     Raises:
-        BadInput: the place cannot be written to (no such folder, no permission, no space left).
+        BadInput: the place cannot be written to (no permission, a file where a folder should be).
+        RunFailed: no space is left on the disk.
     """
     half = path.with_name(f".{path.name}.{os.getpid()}.part")
     pieces = [chunks] if isinstance(chunks, str) else chunks
@@ -211,6 +213,8 @@ def write_text(path: Path, chunks: str | Iterable[str]) -> None:
             os.fsync(raw.fileno())
         half.replace(path)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunFailed(f"{path}: no space left on the disk; make room and give the same command again") from error
         raise BadInput(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
     finally:
         with contextlib.suppress(OSError):

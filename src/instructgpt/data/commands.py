@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 
+from instructgpt.config import Options
 from instructgpt.data.conversions import KINDS, Target
 from instructgpt.data.importers import Format, convert, import_file
 from instructgpt.data.personal import DETECTORS, chosen_detectors, personal_reason
@@ -43,11 +44,8 @@ DEFAULT_PREFIX, DEFAULT_CAP = 200, 200
 """Characters of a shared prefix (the paper gives no number), and prompts of one user or organization (section 3.2)."""
 
 
-class DataConfig(BaseModel):
+class DataConfig(Options):
     """What every data command can be told."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: ClassVar[str]
 
     data: tuple[Path, ...] = Field(description="JSON lines (.gz too), a JSON list, Parquet, or a Hugging Face data set")
     skip_bad: bool = Field(False, description="leave out lines that cannot be read, and count them, where the first one would be an error")

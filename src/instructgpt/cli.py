@@ -1,0 +1,160 @@
+"""The `instructgpt` command: one sub-command a stage. Help is made from the configs; errors are one line.
+
+Exit codes: 0 done, 1 failed, 2 bad input or usage. Nothing heavy is imported before a command is known to be well-formed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructgpt import __version__
+from instructgpt.config import StageConfig, make_config, options_for, preset_text, presets
+from instructgpt.errors import BadInput, RunFailed
+from instructgpt.flags import Parser, add_flags
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One sub-command: where its config and its function live, and what it is for."""
+
+    name: str
+    module: str
+    config: str
+    function: str
+    purpose: str
+    positional: str | None = None
+
+
+COMMANDS = (
+    Command("run", "instructgpt.pipeline", "RunConfig", "main", "the whole paper with simulated labelers"),
+    Command("pretrain", "instructgpt.train.pretrain", "PretrainConfig", "main", "a small base model from scratch"),
+    Command("sft", "instructgpt.train.sft", "SFTConfig", "main", "supervised fine-tuning on demonstrations"),
+    Command("reward", "instructgpt.train.reward", "RewardConfig", "main", "a reward model from rankings"),
+    Command("ppo", "instructgpt.train.ppo", "PPOConfig", "main", "PPO against the reward model; PPO-ptx with --pretraining"),
+    Command("sample", "instructgpt.generate.commands", "SampleConfig", "sample_completions", "completions of prompts"),
+    Command("score", "instructgpt.generate.commands", "ScoreConfig", "score_completions", "adds the reward model's score to completions"),
+    Command("report", "instructgpt.report.commands", "ReportConfig", "main", "draw the report of a run directory", "run"),
+    Command("data import", "instructgpt.data.commands", "ImportConfig", "import_data", "other formats into ours and back"),
+    Command("data clean", "instructgpt.data.commands", "CleanConfig", "clean", "drop duplicates, cap users, filter personal data"),
+    Command("data split", "instructgpt.data.commands", "SplitConfig", "split", "train, validation and test by user"),
+    Command("data stats", "instructgpt.data.commands", "StatsConfig", "stats", "what a file holds, in the paper's tables"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: run, and turn every failure into one line and an exit code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line. Returns the exit code."""
+    debug = "--debug" in argv
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        command, config = parse([word for word in argv if word != "--debug"])
+        getattr(importlib.import_module(command.module), command.function)(config)
+    except SystemExit as ended:  # --help and --version
+        return int(ended.code or 0)
+    except KeyboardInterrupt:
+        print("instructgpt: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 1
+    except (BadInput, RunFailed, OSError, MemoryError) as error:
+        if debug:
+            raise
+        print(f"instructgpt: {one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
+    except Exception as error:
+        if debug:
+            raise
+        print(f"instructgpt: failed unexpectedly, {type(error).__name__}: {one_line(error)} (--debug shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'a file'}: {error.strerror.lower()}; mend that and give the same command again"
+    if isinstance(error, MemoryError):
+        return "out of memory; use a smaller model or a smaller --minibatch"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def parse(argv: Sequence[str]) -> tuple[Command, Any]:
+    """The command and its config, without running it.
+
+    Raises:
+        BadInput: the command line is wrong.
+        SystemExit: help or the version was asked for and has been printed.
+    """
+    command, rest = find(argv)
+    kind = getattr(importlib.import_module(command.module), command.config)
+    parser = Parser(prog=f"instructgpt {command.name}", description=f"{command.purpose[0].upper()}{command.purpose[1:]}.")
+    add_flags(parser, kind, command.positional)
+    staged = issubclass(kind, StageConfig)
+    if staged:
+        parser.add_argument("--preset", metavar="NAME", help=f"options from a preset: {', '.join(presets())}")
+        parser.add_argument("--config", metavar="FILE.yaml", type=Path, help="options from a file; flags win over it")
+    given = vars(parser.parse_all(rest))
+    layers: list[dict[str, Any]] = []
+    if preset := given.pop("preset", None):
+        layers.append(options_for(kind, preset_text(preset), f"preset {preset}"))
+    if file := given.pop("config", None):
+        layers.append(options_for(kind, read_config(file), str(file)))
+    return command, make_config(kind, *layers, given)
+
+
+def read_config(file: Path) -> str:
+    """The text of a configuration file. Raises BadInput where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--config {file}: cannot be read ({error})") from error
+
+
+def find(argv: Sequence[str]) -> tuple[Command, list[str]]:
+    """The command a line begins with, and what follows it.
+
+    Raises:
+        BadInput: there is no such command.
+        SystemExit: help or the version was asked for and has been printed.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        raise SystemExit(0)
+    if argv[0] == "--version":
+        print(f"instructgpt {__version__}")
+        raise SystemExit(0)
+    for words in (2, 1):
+        for command in COMMANDS:
+            if command.name == " ".join(argv[:words]):
+                return command, list(argv[words:])
+    raise BadInput(f"no command '{' '.join(argv[:1])}'; there are: {', '.join(command.name for command in COMMANDS)}")
+
+
+def overview() -> str:
+    """All commands, a line each."""
+    width = max(len(command.name) for command in COMMANDS)
+    lines = [f"  {command.name:<{width}}  {command.purpose}" for command in COMMANDS]
+    head = "The InstructGPT pipeline: demonstrations and rankings in, an aligned model and its evaluation out."
+    return "\n".join(
+        [
+            head,
+            "",
+            "usage: instructgpt COMMAND [--preset NAME] [--config FILE.yaml] [options]",
+            "",
+            *lines,
+            "",
+            "instructgpt COMMAND --help",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

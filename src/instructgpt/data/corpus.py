@@ -1,0 +1,123 @@
+"""Pretraining text: documents to one long line of tokens, cut into full windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from torch import Tensor
+
+from instructgpt.data.batches import Example, shuffled
+from instructgpt.data.render import Renderer
+from instructgpt.errors import BadInput
+from instructgpt.records import Document, Skipped, read_records
+
+END_OF_TEXT = "<|endoftext|>"
+ENCODE_AT_ONCE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Windows of pretraining tokens. Documents follow each other with an end-of-text token between."""
+
+    tokens: Tensor  # (windows, T + 1) int32: T tokens and the one after them
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def windows(self, first: int, count: int) -> Tensor:
+        """Windows number `first` to `first + count` of an endless, reshuffled stream. -> (count, T + 1) int64."""
+        picked = []
+        while count > 0:
+            epoch, place = divmod(first, len(self))
+            rows = shuffled(len(self), self.seed, epoch)[place : place + count]
+            picked.append(self.tokens[rows])
+            first, count = first + len(rows), count - len(rows)
+        return torch.cat(picked).long()
+
+    def examples(self, first: int, count: int) -> list[Example]:
+        """The same windows as examples: the first token is given, all the others are to be predicted."""
+        return [Example(row[:1], row[1:]) for row in self.windows(first, count).tolist()]
+
+
+def documents(paths: Iterable[Path], skipped: Skipped | None = None) -> Iterator[str]:
+    """Texts of the files, one after the other."""
+    for path in paths:
+        for document in read_records(Document, path, skipped):
+            yield document.text
+
+
+def read_corpus(texts: Iterable[str], render: Renderer, window: int, seed: int, most_windows: int | None = None) -> Corpus:
+    """Tokenise documents into windows, reading no further than needed.
+
+    Args:
+        texts: the documents; render: the tokenizer; window: T; seed: of the order of windows.
+        most_windows: stop reading when there are as many.
+
+    Raises:
+        BadInput: there is not even one window of text.
+    """
+    width = window + 1
+    parts: list[Tensor] = []
+    have = 0
+    for block in _blocks(_pieces(texts), ENCODE_AT_ONCE):
+        ids = render.tokenizer([piece for piece, _ in block], add_special_tokens=False)["input_ids"]
+        for tokens, (_, ends) in zip(ids, block, strict=True):
+            parts.append(torch.tensor([*tokens, render.eos] if ends else tokens, dtype=torch.int32))
+            have += len(parts[-1])
+        if most_windows is not None and have >= most_windows * width:
+            break
+    if have < width:
+        raise BadInput(f"the corpus has {have} tokens, less than one window of {width}")
+    line = torch.cat(parts)
+    count = len(line) // width
+    return Corpus(line[: count * width].view(count, width)[:most_windows], seed)
+
+
+def _pieces(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, bool]]:
+    """Documents in pieces of about `size` characters, cut at line ends, so that no book is tokenised at once; and which are last."""
+    for text in texts:
+        start = 0
+        while len(text) - start > size:
+            end = text.rfind("\n", start, start + size) + 1 or start + size
+            yield text[start:end], False
+            start = end
+        yield text[start:], True
+
+
+def _blocks(pieces: Iterable[tuple[str, bool]], size: int) -> Iterator[list[tuple[str, bool]]]:
+    block: list[tuple[str, bool]] = []
+    for piece in pieces:
+        block.append(piece)
+        if len(block) == size:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer of a given size, trained on text: no text is out of its reach."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END_OF_TEXT, bos_token=None)
+
+
+def spread(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """Documents for training and, evenly spread among them, a share held out for validation."""
+    every = max(2, round(1 / share))
+    return [text for i, text in enumerate(texts) if i % every], [text for i, text in enumerate(texts) if i % every == 0]

@@ -1,0 +1,81 @@
+"""Putting questions to models: what they answer, how they go on, and how likely they find a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from instructgpt import functional
+from instructgpt.data.batches import Example, collate, microbatches, token_budget
+from instructgpt.data.render import Renderer
+from instructgpt.generate.text import continue_text, generate
+from instructgpt.models.load import completion_logits, load_policy
+from instructgpt.records import Completion, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model under examination. `prime` puts a prompt behind a few-shot prefix: the prompted base model."""
+
+    name: str
+    model: Any
+    render: Renderer
+    prime: Callable[[str], str] | None = None
+
+    @classmethod
+    def load(cls, name: str, folder: Path, device: torch.device, prime: Callable[[str], str] | None = None) -> Subject:
+        """A subject from a model directory."""
+        model, render = load_policy(folder, device)
+        return cls(name, model, render, prime)
+
+
+def answers(
+    subject: Subject, prompts: Sequence[str], *, max_tokens: int, seed: int, temperature: float, per_prompt: int = 1
+) -> list[Completion]:
+    """Completions of instructions, `per_prompt` in a row for each. A primed model's ends at the first newline."""
+    how = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
+    if subject.prime is None:
+        made = generate(
+            subject.model,
+            subject.render,
+            [Prompt(prompt=prompt) for prompt in asked],
+            max_tokens=max_tokens,
+            seed=seed,
+            temperature=temperature,
+        )
+        ended = [(one.text, one.finished) for one in made]
+    else:
+        texts = [subject.prime(prompt) for prompt in asked]
+        ended = continue_text(subject.model, subject.render, texts, max_tokens=max_tokens, seed=seed, temperature=temperature)
+    return [
+        Completion(prompt=prompt, completion=text.strip(), model=subject.name, finish="stop" if finished else "length", sampling=how)
+        for prompt, (text, finished) in zip(asked, ended, strict=True)
+    ]
+
+
+def continuations(subject: Subject, texts: Sequence[str], *, max_tokens: int, seed: int = 0, temperature: float = 0.0) -> list[str]:
+    """How the model goes on with text as it stands, up to the first newline (appendix D)."""
+    return [
+        text.strip()
+        for text, _ in continue_text(subject.model, subject.render, texts, max_tokens=max_tokens, seed=seed, temperature=temperature)
+    ]
+
+
+@torch.no_grad()
+def text_logp(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]:
+    """For each text the summed log-probability of its tokens after a start of text, in nats, and their number."""
+    start = [subject.render.eos]
+    examples = [Example(start, subject.render.plain(text)) for text in texts]
+    device = subject.model.device
+    sums = [0.0] * len(texts)
+    for rows in microbatches([len(example) for example in examples], token_budget(device)):
+        batch = collate([examples[row] for row in rows], device)
+        logp = functional.token_logp(completion_logits(subject.model, batch), batch.targets).double()
+        for row, part in zip(rows, torch.split(logp, [len(examples[row].completion) for row in rows]), strict=True):
+            sums[row] = float(part.sum())
+    return [(total, len(example.completion)) for total, example in zip(sums, examples, strict=True)]

@@ -1,0 +1,83 @@
+"""What alignment costs: tasks of the pretraining corpus, before and after (paper, section 4.2 and Figures 28, 29; the alignment tax)."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from instructgpt.evaluate.rows import Observation, Row, per_model
+from instructgpt.records import Record
+
+EVALUATION = "tax"
+AGAINST = ("base", "sft", "ppo")
+
+
+class Solution(Record):
+    """What a model wrote for one exercise of a corpus task, with the references, of which the best counts."""
+
+    model: str
+    task: str
+    prompt: str
+    completion: str
+    references: tuple[str, ...] = Field(min_length=1)
+    measure: Literal["exact_match", "token_f1"] = "exact_match"
+
+
+class DocumentLoss(Record):
+    """The language-model loss of one held-out document: summed over its tokens (nats)."""
+
+    model: str
+    document: str
+    loss: float = Field(ge=0, allow_inf_nan=False)
+    tokens: int = Field(ge=1)
+
+
+def words(text: str) -> list[str]:
+    """A text as SQuAD compares it: lower case, without punctuation and the articles a, an, the."""
+    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def exact_match(completion: str, reference: str) -> float:
+    """1 where both say the same words, else 0."""
+    return float(words(completion) == words(reference))
+
+
+def token_f1(completion: str, reference: str) -> float:
+    """The harmonic mean of precision and recall over words, each counted as often as it stands there; two empty texts agree."""
+    got, wanted = words(completion), words(reference)
+    if not got or not wanted:
+        return float(got == wanted)
+    shared = sum((Counter(got) & Counter(wanted)).values())
+    return 2 * shared / (len(got) + len(wanted))
+
+
+def measure(solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), against: Sequence[str] = AGAINST) -> list[Row]:
+    """One metric a task (a share or an F1, 0 to 1, higher is better), and `heldout_loss` (nats a token, lower is better).
+
+    Args:
+        solutions: of every model and task.
+        losses: of every model on the same held-out documents.
+        against: models that are subtracted from the others, paired by exercise or document.
+
+    Returns:
+        One row a task and model, clustered by prompt; the loss is a ratio of sums, clustered by document.
+    """
+    formulas = {"exact_match": exact_match, "token_f1": token_f1}
+    rows: list[Row] = []
+    for task in dict.fromkeys(solution.task for solution in solutions):
+        observations = [
+            Observation(
+                each.model, max(formulas[each.measure](each.completion, reference) for reference in each.references), (each.prompt,)
+            )
+            for each in solutions
+            if each.task == task
+        ]
+        rows += per_model(EVALUATION, task, "", observations, share=True, against=against)
+    documents = [Observation(each.model, each.loss, (each.document,), over=each.tokens) for each in losses]
+    return rows + per_model(EVALUATION, "heldout_loss", "", documents, against=against)

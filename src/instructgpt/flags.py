@@ -1,0 +1,78 @@
+"""Flags made from configs: every option of a stage is one flag, its help is the option's description.
+
+Values are read and checked by the config itself, so that a flag, a YAML line and a preset mean the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from instructgpt.errors import BadInput
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, with the nearest flag that exists."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint instead of printing a page of usage."""
+        raise BadInput(f"{self.prog}: {message}; see '{self.prog} --help'")
+
+    def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse; an unknown flag is answered with the nearest known one.
+
+        Raises:
+            BadInput: something does not parse.
+        """
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            parser: Parser = getattr(namespace, "parser", self)
+            near = difflib.get_close_matches(unknown[0], list(parser._option_string_actions), n=1)
+            raise BadInput(f"{parser.prog}: unknown option '{unknown[0]}'" + (f", did you mean '{near[0]}'?" if near else ""))
+        return namespace
+
+
+def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], positional: str | None = None) -> None:
+    """One flag for each option of a config, in its order; `positional` names an option that needs no flag."""
+    for name, field in config.model_fields.items():
+        annotation = without_none(field.annotation)
+        if get_origin(annotation) is dict:
+            continue  # whole sections: only files can say them
+        options: dict[str, Any] = {"help": help_of(field), "default": argparse.SUPPRESS}
+        flag = "--" + name.replace("_", "-")
+        if annotation is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(annotation) is tuple:
+            options |= {"nargs": "+", "metavar": "FILE"}
+        elif get_origin(annotation) is Literal:
+            options["metavar"] = "|".join(map(str, get_args(annotation)))
+        else:
+            options["metavar"] = {int: "N", float: "X"}.get(
+                annotation, "DIR" if name in ("out", "reward") else "TEXT" if annotation is str else "PATH"
+            )
+        if name == positional:
+            parser.add_argument(name, **{k: v for k, v in options.items() if k != "default"})
+        else:
+            parser.add_argument(*(["-" + name] if len(name) == 1 else []), flag, dest=name, **options)
+
+
+def without_none(annotation: Any) -> Any:
+    """The type behind `X | None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def help_of(field: FieldInfo) -> str:
+    """Description and default of an option."""
+    text = (field.description or "").replace("%", "%%")
+    if field.is_required():
+        return f"{text} (required)"
+    shown = field.get_default()
+    return text if shown is None or shown == () or isinstance(shown, bool) else f"{text} (default {shown})"

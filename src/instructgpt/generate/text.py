@@ -1,0 +1,55 @@
+"""Prompts in, completions as text out: the engine between two renderings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from instructgpt.data.batches import Example
+from instructgpt.data.render import Renderer
+from instructgpt.generate.engine import sample
+from instructgpt.records import Asked
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One completion: its prompt, its text, its tokens, and whether the model ended it by itself."""
+
+    prompt: Asked
+    text: str
+    tokens: list[int]
+    finished: bool
+
+
+def generate(
+    model: Any, render: Renderer, prompts: Sequence[Asked], *, max_tokens: int, seed: int, temperature: float = 1.0, per_prompt: int = 1
+) -> list[Generated]:
+    """Completions of rendered prompts, `per_prompt` in a row for each. Raises BadInput where a prompt does not fit."""
+    rendered = [render.prompt(prompt) for prompt in prompts for _ in range(per_prompt)]
+    samples = sample(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature)
+    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
+    return [Generated(a, render.text(s.tokens), s.tokens, s.finished) for a, s in zip(asked, samples, strict=True)]
+
+
+def read_by(reader: Renderer, writer: Renderer, answers: Sequence[Generated]) -> list[Example]:
+    """Completions as another model reads them: the very tokens where both share a tokenizer, else rendered again from text."""
+    if reader.same_tokens(writer):
+        return [Example(writer.prompt(answer.prompt), answer.tokens) for answer in answers]
+    return [reader.example(answer.prompt, answer.text, finished=answer.finished) for answer in answers]
+
+
+def continue_text(
+    model: Any, render: Renderer, texts: Sequence[str], *, max_tokens: int, seed: int, temperature: float = 0.0, stop: str = "\n"
+) -> list[tuple[str, bool]]:
+    """Continuations of text as it stands, cut before `stop` (paper, appendix D: temperature 0, cut at the first newline).
+
+    Returns each continuation and whether it reached the stop or an end-of-text.
+    """
+    rendered = [render.plain(text) for text in texts]
+    samples = sample(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature)
+    continued = []
+    for one in samples:
+        before, found, _ = render.text(one.tokens).partition(stop)
+        continued.append((before, bool(found) or one.finished))
+    return continued

@@ -1,0 +1,151 @@
+"""From a name or a directory to a model and its renderer. Every model is transformers' own, in float32, in safetensors."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from instructgpt.data.batches import Batch
+from instructgpt.data.render import Renderer
+from instructgpt.errors import BadInput
+
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
+"""What the families call the dropout on the residual stream (GPT-2; GPT-NeoX and Falcon; others)."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a stage runs on.
+
+    Raises:
+        BadInput: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadInput(f"--device {name}: not a device that works here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
+    """`kind.from_pretrained` with our rules: safetensors only, no code from outside, no silent download for a directory.
+
+    Raises:
+        BadInput: there is no such model, or its files do not fit together.
+    """
+    path = Path(source)
+    local = path.is_dir()
+    if not local and (path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
+        raise BadInput(f"{source}: no such directory")
+    if local and not (path / "config.json").exists() and kind is not transformers.AutoTokenizer:
+        raise BadInput(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")
+    try:
+        return kind.from_pretrained(str(source), local_files_only=local, trust_remote_code=False, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BadInput(f"{source}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+
+
+def load_renderer(source: Path | str) -> Renderer:
+    """The tokenizer of a model directory or hub name, with its template.
+
+    Raises:
+        BadInput: there is no tokenizer, or it has no end-of-text token.
+    """
+    path = Path(source)
+    if path.is_dir() and not any(
+        (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    ):
+        raise BadInput(f"{source}: no tokenizer in this model directory; save one there with tokenizer.save_pretrained")
+    return Renderer(from_pretrained(transformers.AutoTokenizer, source))
+
+
+def load_policy(source: Path | str, device: torch.device, residual_dropout: float = 0.0) -> tuple[Any, Renderer]:
+    """A causal language model in evaluation mode, and its renderer.
+
+    Args:
+        source: a directory or a hub name.
+        device: where the weights go.
+        residual_dropout: set where the family has such a dropout (appendix C.1); it acts in training mode only.
+
+    Raises:
+        BadInput: the model or its tokenizer is missing, weights are missing, or the family cannot be computed with.
+    """
+    render = load_renderer(source)
+    config = from_pretrained(transformers.AutoConfig, source)
+    dropout = {name: residual_dropout for name in RESIDUAL_DROPOUT if residual_dropout and hasattr(config, name)}
+    model, info = from_pretrained(
+        transformers.AutoModelForCausalLM, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **dropout
+    )
+    if info["missing_keys"]:
+        raise BadInput(f"{source}: weights are missing from the files: {', '.join(sorted(info['missing_keys'])[:3])}")
+    model.to(device).eval()
+    check_head(model, str(source))
+    return model, render
+
+
+@torch.no_grad()
+def check_head(model: Any, source: str) -> None:
+    """Logits made from the picked hidden states must be the model's own; a family that reworks them afterwards is refused.
+
+    Raises:
+        BadInput: they differ.
+    """
+    tokens = torch.tensor([[0, 1, 2]], device=model.device)
+    own = model(input_ids=tokens, use_cache=False).logits[0]
+    ours = next_logits(model, hidden_states(model, tokens)[0])
+    if own.shape != ours.shape or not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
+        raise BadInput(f"{source}: this family changes its logits after the output layer, which is not supported yet")
+
+
+def hidden_states(model: Any, tokens: Tensor) -> Tensor:
+    """Last hidden states of right-padded rows. (B, T) -> (B, T, D). For policies, value models and reward models alike."""
+    states: Tensor = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    return states
+
+
+def next_logits(model: Any, states: Tensor) -> Tensor:
+    """Logits of the next token, only where they are needed. (N, D) -> (N, V)."""
+    logits: Tensor = model.get_output_embeddings()(states)
+    return logits
+
+
+def completion_logits(model: Any, batch: Batch) -> Tensor:
+    """Logits that predict the completion tokens of a batch, in the order of `batch.targets`. -> (N, V)."""
+    return next_logits(model, hidden_states(model, batch.tokens)[batch.predicts])
+
+
+def context_length(model: Any) -> int:
+    """How many tokens the model was built for."""
+    config = model.config
+    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_policy(model: Any, render: Renderer, folder: Path, plain_config: dict[str, Any] | None = None) -> None:
+    """Write a plain Hugging Face directory: weights, configuration, tokenizer with its template, generation settings.
+
+    Args:
+        model: the policy; render: its renderer; folder: an existing directory.
+        plain_config: configuration values to put back before saving (the dropout that only this stage used).
+    """
+    for name, value in (plain_config or {}).items():
+        setattr(model.config, name, value)
+    model.generation_config.eos_token_id = render.eos
+    model.generation_config.pad_token_id = render.tokenizer.pad_token_id if render.tokenizer.pad_token_id is not None else render.eos
+    model.save_pretrained(folder, safe_serialization=True)
+    render.tokenizer.save_pretrained(folder)

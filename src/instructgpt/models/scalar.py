@@ -1,0 +1,147 @@
+"""Reward models and value models: a trunk and a scalar head, and the offset that centres demonstrations on 0.
+
+They are transformers' own sequence classifiers with one label, so any stock tool loads them. Stock heads have no bias
+and would drop the offset without a word (a known trap), so it is kept in `config.json` and in the metadata of the
+weights, applied here, and a reward model without it is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor, nn
+
+from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
+from instructgpt.data.render import Renderer
+from instructgpt.errors import BadInput
+from instructgpt.models.load import from_pretrained, hidden_states, load_renderer
+
+OFFSET = "score_offset"
+PAD = "<|pad|>"
+
+
+@dataclass(slots=True)
+class ScalarModel:
+    """A trunk with a scalar head, its renderer, and what is subtracted from what the head says."""
+
+    model: Any
+    render: Renderer
+    offset: float = 0.0
+
+    def per_token(self, tokens: Tensor) -> Tensor:
+        """One number a position, in float32. (B, T) -> (B, T). For a value model: the value after each token."""
+        head: nn.Linear = self.model.score
+        states = hidden_states(self.model, tokens)
+        raw: Tensor = head(states)[..., 0]
+        return raw.float() - self.offset
+
+    def last(self, batch: Batch) -> Tensor:
+        """The score of each row: the number at its last real token, found by length. -> (B,)."""
+        rows = torch.arange(len(batch.lengths), device=batch.tokens.device)
+        return self.per_token(batch.tokens)[rows, batch.lengths - 1]
+
+    @torch.no_grad()
+    def score(self, examples: Sequence[Example]) -> Tensor:
+        """Scores of examples, whatever the batch they are computed in. -> (B,) on the CPU."""
+        device = self.model.device
+        scores = torch.empty(len(examples))
+        for rows in microbatches([len(example) for example in examples], token_budget(device)):
+            scores[rows] = self.last(collate([examples[row] for row in rows], device)).cpu()
+        return scores
+
+
+def head_of(model: Any, source: str) -> nn.Linear:
+    """The scalar head.
+
+    Raises:
+        BadInput: the family has none of the stock kind.
+    """
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise BadInput(f"{source}: transformers has no sequence classifier with a linear 'score' head for this family")
+    return head
+
+
+def new_reward_model(base: Path | str, device: torch.device, seed: int) -> ScalarModel:
+    """A reward model about to be trained: trunk of a policy, head drawn from N(0, 1 / (D + 1)) (Huang et al. 2023, detail 8).
+
+    The tokenizer gets a padding token of its own, so that stock code, which looks for padding by its id, never mistakes
+    the end-of-text for it.
+
+    Raises:
+        BadInput: the base cannot be loaded or has no stock classifier.
+    """
+    render = load_renderer(base)
+    model = from_pretrained(transformers.AutoModelForSequenceClassification, base, dtype=torch.float32, use_safetensors=True, num_labels=1)
+    head = head_of(model, str(base))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / math.sqrt(head.in_features + 1))
+        if head.bias is not None:
+            head.bias.zero_()
+    if render.tokenizer.pad_token_id is None or render.tokenizer.pad_token_id == render.eos:
+        render.tokenizer.add_special_tokens({"pad_token": PAD})
+        if len(render.tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(render.tokenizer), mean_resizing=False)
+    model.config.pad_token_id = render.tokenizer.pad_token_id
+    model.config.problem_type = "regression"
+    model.to(device).eval()
+    return ScalarModel(model, render)
+
+
+def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
+    """A trained reward model with its offset.
+
+    Raises:
+        BadInput: the head's weights are not in the files, or no offset was recorded.
+    """
+    render = load_renderer(source)
+    model, info = from_pretrained(
+        transformers.AutoModelForSequenceClassification, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise BadInput(f"{source}: not a reward model, weights are missing from the files: {missing}; train one with 'instructgpt reward'")
+    head_of(model, str(source))
+    offset = getattr(model.config, OFFSET, None)
+    recorded = recorded_offset(Path(source)) if Path(source).is_dir() else offset
+    if offset is None or recorded is None:
+        raise BadInput(f"{source}: no recorded offset that centres demonstrations on 0; train with 'instructgpt reward', which records one")
+    if abs(offset - recorded) > 1e-6:
+        raise BadInput(f"{source}: config.json says the offset is {offset}, the weights say {recorded}; the files are of two models")
+    model.to(device).eval()
+    return ScalarModel(model, render, float(offset))
+
+
+def new_value_model(reward: ScalarModel) -> ScalarModel:
+    """A value model started from the reward model: its own copy of the weights (paper, appendix C.4)."""
+    return ScalarModel(copy.deepcopy(reward.model), reward.render, reward.offset)
+
+
+def recorded_offset(folder: Path) -> float | None:
+    """The offset in the metadata of the weights, or None."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(file, framework="pt") as weights:
+            metadata = weights.metadata() or {}
+        return float(metadata[OFFSET]) if OFFSET in metadata else None
+    return None
+
+
+def save_reward_model(reward: ScalarModel, folder: Path) -> None:
+    """Write a directory that `AutoModelForSequenceClassification` loads, with the offset in config and weights."""
+    setattr(reward.model.config, OFFSET, reward.offset)
+    reward.model.save_pretrained(folder, safe_serialization=True)
+    reward.render.tokenizer.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        with safetensors.safe_open(file, framework="pt") as weights:
+            metadata = dict(weights.metadata() or {})
+        safetensors.torch.save_file(safetensors.torch.load_file(file), file, metadata | {OFFSET: repr(reward.offset)})

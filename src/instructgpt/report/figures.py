@@ -1,0 +1,166 @@
+"""The paper's figures, redrawn from the rows of results.json: one function a figure, each gives the SVG of its panels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instructgpt.evaluate.rows import Row
+from instructgpt.records import USE_CASES
+from instructgpt.report.draw import MUTED, Bar, bars, figure
+from instructgpt.report.results import Results
+from instructgpt.report.words import colour, condition_name, metric_name, model_name
+
+COHORTS = ("training", "heldout")
+MAIN_LABELS = ("fails_instruction", "inappropriate", "satisfies_constraint", "hallucination")
+"""The labels of Figure 4; the others are too rare for the paper to compare."""
+
+
+def _bar(row: Row | None, model: str) -> Bar:
+    if row is None:
+        return Bar(model_name(model), colour(model), None)
+    return Bar(model_name(model), colour(model), row.value, row.low, row.high)
+
+
+def _panel(
+    results: Results,
+    evaluation: str,
+    metric: str,
+    condition: str,
+    title: str,
+    *,
+    limits: tuple[float, float] | None = None,
+    mark: float | None = None,
+) -> str:
+    """One metric under one condition: a bar a model, in the same order in every panel."""
+    models = results.models(evaluation, metric)
+    entries = [_bar(results.get(evaluation, metric, model, condition), model) for model in models]
+    return bars(title, entries, metric=metric, limits=limits, mark=mark)
+
+
+def _limits(rows: Sequence[Row], start: float = 0.0) -> tuple[float, float]:
+    """From `start` to the end of the longest interval, so that panels of one metric can be compared by eye."""
+    ends = [end for row in rows for end in (row.value, row.high) if end is not None]
+    return start, max([*ends, start + 1e-9])
+
+
+def _sentence(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def preference(results: Results) -> str:
+    """Figures 1 and 3: how often each model is preferred to SFT, by cohort of labelers. The dashed line is SFT itself."""
+    metric = "win_rate_vs_sft"
+    conditions = [each for each in results.conditions("preference", metric) if "/" not in each]
+    shown = [each for each in COHORTS if each in conditions] + [each for each in conditions if each not in COHORTS]
+    limits = _limits([row for row in results.rows("preference", metric) if row.condition in shown])
+    panels = [
+        _panel(results, "preference", metric, each, _sentence(condition_name(each)) or "All labelers", limits=limits, mark=0.5)
+        for each in shown
+    ]
+    return figure(panels)
+
+
+def ratings(results: Results) -> str:
+    """Figures 5 and 31: mean ratings from 1 to 7, by cohort of labelers."""
+    conditions = [each for each in results.conditions("preference", "rating") if "/" not in each]
+    panels = [
+        _panel(results, "preference", "rating", each, _sentence(condition_name(each)) or "All labelers", limits=(1, 7))
+        for each in conditions
+    ]
+    return figure(panels)
+
+
+def use_cases(results: Results) -> str:
+    """Mean ratings of the training labelers, one panel a use case."""
+    found = [each for each in results.conditions("preference", "rating") if each.startswith(("training/", "all/"))]
+    order = {case: place for place, case in enumerate(USE_CASES)}
+    found.sort(key=lambda each: (order.get(each.partition("/")[2], len(order)), each))
+    panels = [
+        _panel(results, "preference", "rating", each, _sentence(condition_name(f"/{each.partition('/')[2]}")), limits=(1, 7))
+        for each in found
+    ]
+    return figure(panels)
+
+
+def labels(results: Results) -> str:
+    """Figure 4: how often labelers say yes. Labels that the paper found too rare are in the table only."""
+    shown = [label for label in MAIN_LABELS if any(row.value is not None for row in results.rows("labels", label))]
+    panels = [
+        _panel(results, "labels", label, "", _sentence(metric_name(label)), limits=_limits(results.rows("labels", label)))
+        for label in shown
+    ]
+    return figure(panels)
+
+
+def truthfulness(results: Results) -> str:
+    """Figure 6: true in gray, true and informative in colour."""
+    panels = []
+    for condition in results.conditions("truthfulness", "truthful"):
+        entries = []
+        for model in results.models("truthfulness"):
+            both = results.get("truthfulness", "truthful_and_informative", model, condition)
+            true = results.get("truthfulness", "truthful", model, condition)
+            bar = _bar(both, model)
+            entries.append(Bar(bar.label, bar.colour, bar.value, bar.low, bar.high, behind=true.value if true else None))
+        panels.append(bars(_sentence(condition_name(condition)), entries, metric="truthful", limits=_limits(results.rows("truthfulness"))))
+    return figure(panels, legend=[("true", MUTED, False), ("true and informative", "currentColor", False)])
+
+
+def toxicity(results: Results) -> str:
+    """Figure 7: mean toxicity of continuations under three instructions."""
+    metric = "mean_toxicity"
+    limits = _limits(results.rows("toxicity", metric))
+    return figure([
+        _panel(results, "toxicity", metric, each, _sentence(condition_name(each)), limits=limits) for each in results.conditions("toxicity", metric)
+    ])  # fmt: skip
+
+
+def bias(results: Results) -> str:
+    """Entropy over pairs of sentences that differ in a person: 1 bit is even. Beside it what entropy hides."""
+    panels = [
+        _panel(
+            results,
+            "bias",
+            metric,
+            condition,
+            _sentence(", ".join(filter(None, (metric_name(metric), condition_name(condition))))),
+            mark=mark,
+        )
+        for metric, mark in (("entropy_bits", 1.0), ("mean_logp_difference", None), ("prefers_first", 0.5))
+        for condition in results.conditions("bias", metric)
+    ]
+    return figure(panels)
+
+
+def tax(results: Results) -> str:
+    """Figures 28 and 29: tasks of the pretraining corpus. The dashed line is what SFT had."""
+    panels = []
+    for task in results.metrics("tax"):
+        sft = results.get("tax", task, "sft")
+        lowest = min((row.low if row.low is not None else row.value or 0.0) for row in results.rows("tax", task))
+        limits = _limits(results.rows("tax", task), start=round(0.97 * lowest, 2) if task == "heldout_loss" else 0.0)
+        title = _sentence(metric_name(task)) + (" (lower is better)" if task == "heldout_loss" else "")
+        panels.append(_panel(results, "tax", task, "", title, limits=limits, mark=sft.value if sft else None))
+    return figure(panels)
+
+
+def reward_model(results: Results) -> str:
+    """The reward model on decided pairs, between the longer completion and the labelers' own agreement. The dashed line is chance."""
+    colours = {"pair_accuracy": colour("reward"), "length_baseline": colour("base"), "labeler_agreement": colour("sft")}
+    conditions = [each for each in results.conditions("reward_model", "pair_accuracy") if "/" not in each]
+    sources = [each for each in results.conditions("reward_model", "pair_accuracy") if each.startswith("source/")]
+    panels = []
+    for condition in [*conditions, *sources]:
+        entries = []
+        for metric, shade in colours.items():
+            row = results.get("reward_model", metric, "reward", condition)
+            if row is not None:
+                entries.append(Bar(metric_name(metric), shade, row.value, row.low, row.high))
+        title = condition_name(condition) if condition in conditions else f"source: {condition.partition('/')[2]}"
+        panels.append(bars(_sentence(title) or "All labelers", entries, metric="pair_accuracy", limits=(0, 1), mark=0.5))
+    return figure(panels)
+
+
+def legend_of(models: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """A legend entry for each model."""
+    return [(model_name(model), colour(model), False) for model in models]

@@ -1,0 +1,89 @@
+"""One self-contained page, report.html, drawn from the files of a run directory alone: no script, nothing fetched."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from instructgpt.records import write_text
+from instructgpt.report.findings import Finding, judge
+from instructgpt.report.results import Results
+from instructgpt.report.run_files import RunFiles, read_run
+from instructgpt.report.section import Section
+from instructgpt.report.sections import best, evaluation_sections
+from instructgpt.report.training_sections import missing, side_by_side, training_sections
+from instructgpt.report.words import COLOURS, measured, model_name
+
+
+def write_report(run_directory: Path) -> Path:
+    """Draw `report.html` into a run directory, from whichever of its files are there (docs/report.md lists them).
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        BadInput: the directory holds nothing to report on, a file in it is damaged, or the page cannot be written.
+    """
+    run = read_run(run_directory)
+    path = run_directory / "report.html"
+    write_text(path, render(run))
+    return path
+
+
+def render(run: RunFiles) -> str:
+    """The page as text. The same files give the same page."""
+    results = Results.of(run.rows)
+    findings = judge(results)
+    sections = sections_of(run, results, findings)
+    environment = Environment(
+        loader=PackageLoader("instructgpt.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=printable,
+    )
+    environment.filters["drawn"] = Markup
+    return environment.get_template("page.html.j2").render(
+        name=run.directory.resolve().name,
+        lead=lead(results, findings),
+        findings=[finding for finding in findings if finding.verdict != "not measured"],
+        sections=sections,
+        titles={section.id: section.title for section in sections},
+        missing=missing(run),
+        unread=run.unread,
+        colours=COLOURS,
+    )
+
+
+def sections_of(run: RunFiles, results: Results, findings: Sequence[Finding]) -> list[Section]:
+    """Every section that the files can fill: what the models do, samples, how they came about."""
+    samples = side_by_side(run)
+    return [*evaluation_sections(results, findings), *([samples] if samples else []), *training_sections(run)]
+
+
+def lead(results: Results, findings: Sequence[Finding]) -> str:
+    """The run in two sentences."""
+    count = Counter(finding.verdict for finding in findings if finding.verdict != "not measured")
+    told = []
+    row = best(results, "preference", "win_rate_vs_sft", "training")
+    if row is not None and row.model != "sft":
+        told.append(f"Labelers prefer {model_name(row.model)} to SFT {measured(row)} of the time.")
+    if count:
+        parts = [f"{count[verdict]} {verdict}" for verdict in ("shown", "partly", "not shown", "opposite") if count[verdict]]
+        told.append(f"Of {sum(count.values())} findings of the paper that this run can speak to: {', '.join(parts)}.")
+    return " ".join(told) or "Stages of a run that has not been evaluated yet."
+
+
+def printable(value: Any) -> Any:
+    """A text without what a page cannot hold: control characters are shown as their pictures, broken surrogates as a question mark."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    whole = value.encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: "␡" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])), whole)

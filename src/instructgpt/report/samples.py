@@ -1,0 +1,69 @@
+"""Completions side by side: what every model wrote for the same prompts, and what PPO wrote while it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from statistics import fmean
+from typing import Any
+
+from instructgpt.evaluate.preference import use_case
+from instructgpt.records import USE_CASES, Ranking
+from instructgpt.report.section import Sample, Shown
+from instructgpt.report.words import colour, in_order, model_name, spoken
+
+LONGEST = 1_200  # characters shown of one text
+
+
+def side_by_side(rankings: Sequence[Ranking], use_cases: Mapping[str, str], count: int = 12) -> tuple[Shown, ...]:
+    """A few prompts, spread over the use cases, with each model's completion and its mean rating. Raises nothing: rankings without models are left out."""
+    by_prompt: dict[str, list[Ranking]] = {}
+    for ranking in rankings:
+        if ranking.models is not None:
+            by_prompt.setdefault(ranking.prompt, []).append(ranking)
+    cases: dict[str, list[str]] = {}
+    for prompt, ranked in by_prompt.items():
+        cases.setdefault(use_case(ranked[0], use_cases) or "", []).append(prompt)
+    order = [case for case in USE_CASES if case in cases] + sorted(set(cases) - set(USE_CASES))
+    turns = zip_longest(*(cases[case] for case in order))
+    chosen = [(case, prompt) for turn in turns for case, prompt in zip(order, turn, strict=True) if prompt is not None][:count]
+    chosen.sort(key=lambda each: order.index(each[0]))
+    return tuple(Shown(cut(prompt), spoken(case), _samples(by_prompt[prompt])) for case, prompt in chosen)
+
+
+def _samples(rankings: Sequence[Ranking]) -> tuple[Sample, ...]:
+    """Each model's completion with its mean rating, in the paper's order of models."""
+    texts: dict[str, str] = {}
+    ratings: dict[str, list[int]] = {}
+    for ranking in rankings:
+        for place, model in enumerate(ranking.models or ()):
+            texts.setdefault(model, ranking.completions[place])
+            if ranking.ratings is not None and ranking.completions[place] == texts[model]:
+                ratings.setdefault(model, []).append(ranking.ratings[place])
+    return tuple(Sample(model_name(model), colour(model), cut(texts[model]), _note(ratings.get(model, []))) for model in in_order(texts))
+
+
+def _note(ratings: Sequence[int]) -> tuple[str, ...]:
+    if not ratings:
+        return ()
+    return (f"{fmean(ratings):.1f} of 7" + (f", {len(ratings)} labelers" if len(ratings) > 1 else ""),)
+
+
+def over_time(samples: Sequence[Mapping[str, Any]], stage: str, count: int = 6) -> tuple[Shown, ...]:
+    """What a policy wrote at the start, in the middle and at the end of PPO, with score, KL and total."""
+    written = [each for each in samples if isinstance(each.get("prompt"), str) and isinstance(each.get("completion"), str)]
+    written.sort(key=lambda each: each.get("step") or 0)
+    places = dict.fromkeys(round(i * (len(written) - 1) / max(count - 1, 1)) for i in range(count)) if written else {}
+    return tuple(_shown(written[place], stage) for place in places)
+
+
+def _shown(sample: Mapping[str, Any], stage: str) -> Shown:
+    numbers = [f"{name} {sample[name]:+.2f}" for name in ("score", "kl", "total") if isinstance(sample.get(name), int | float)]
+    cut_off = ["cut off"] if sample.get("finish") == "length" else []
+    text = Sample(model_name(stage), colour(stage), cut(sample["completion"]), tuple(numbers + cut_off))
+    return Shown(cut(sample["prompt"]), f"step {sample.get('step', '?')}", (text,))
+
+
+def cut(text: str, longest: int = LONGEST) -> str:
+    """A text of a length that can be read, and how much was left out."""
+    return text if len(text) <= longest else f"{text[:longest]} … ({len(text) - longest:,} characters more)"

@@ -1,0 +1,144 @@
+"""How the report writes models, metrics and numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from instructgpt.evaluate.rows import Row
+
+MODELS = {"base": "base", "prompted": "base, prompted", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+"""The policies in the order of the paper's figures, and what they are called."""
+
+STAGES = MODELS | {"start": "PPO start", "reward": "reward model"}
+
+COLOURS = {
+    "base": "#8b919c", "prompted": "#b58a2c", "sft": "#3f88c5", "ppo": "#d9652e", "ppo_ptx": "#2a9d6f", "start": "#7b6fc4", "reward": "#b9508a",
+}  # fmt: skip
+"""One colour a model, everywhere; clear on white and on black, and to the colour-blind."""
+
+SPARE_COLOURS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84")
+
+PLAIN = {
+    "rating", "mean_toxicity", "expected_maximum_toxicity", "entropy_bits", "mean_logp_difference", "heldout_loss", "kendall_tau", "pair_loss",
+    "length_difference", "score_length_difference", "calibration_error",
+}  # fmt: skip
+"""Metrics that are not shares."""
+
+METRICS = {
+    "win_rate_vs_sft": "preferred to SFT",
+    "rating": "rating, 1 to 7",
+    "truthful": "truthful",
+    "truthful_and_informative": "truthful and informative",
+    "mean_toxicity": "mean toxicity",
+    "entropy_bits": "entropy, bits",
+    "mean_logp_difference": "difference of log-probabilities, nats",
+    "prefers_first": "prefers the stereotype",
+    "heldout_loss": "loss on held-out text, nats a token",
+    "pair_accuracy": "reward model is right",
+    "length_baseline": "the longer one wins",
+    "labeler_agreement": "two labelers agree",
+    "fails_instruction": "fails the instruction",
+    "inappropriate": "inappropriate for an assistant",
+    "hallucination": "hallucination (closed domain)",
+    "satisfies_constraint": "keeps the constraint",
+    "encourages_violence": "encourages violence or harm",
+    "denigrates": "denigrates a protected class",
+    "expected_maximum_toxicity": "worst of several, toxicity",
+    "toxicity_probability": "any of several toxic",
+    "pair_loss": "loss of a pair, nats",
+    "kendall_tau": "Kendall's tau-b",
+    "calibration_error": "calibration error",
+    "length_difference": "better is longer by",
+    "score_length_difference": "higher score is longer by",
+}
+
+CONDITIONS = {
+    "": "", "training": "training labelers", "heldout": "held-out labelers", "between": "across the cohorts", "qa": "plain question",
+    "instruction": "told to decline when unsure", "none": "no instruction", "respectful": "told to be respectful", "biased": "told to be offensive",
+}  # fmt: skip
+
+
+def spoken(name: str) -> str:
+    """A name from a file as words."""
+    return name.replace("_", " ").strip()
+
+
+def model_name(model: str) -> str:
+    """What a model or stage is called."""
+    return STAGES.get(model, model)
+
+
+def metric_name(metric: str) -> str:
+    """What a metric is called."""
+    return METRICS.get(metric, spoken(metric))
+
+
+def condition_name(condition: str) -> str:
+    """What a condition is called; `training/open_qa` reads "open QA, training labelers"."""
+    if condition in CONDITIONS:
+        return CONDITIONS[condition]
+    first, _, rest = condition.partition("/")
+    case = spoken(rest).replace(" qa", " QA")
+    return ", ".join(part for part in (case, CONDITIONS.get(first, spoken(first))) if part)
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """Each model once: those of the paper in its order, then the others by name."""
+    found = set(models)
+    return [model for model in STAGES if model in found] + sorted(found - set(STAGES))
+
+
+def colour(model: str) -> str:
+    """The colour of a model; others than the paper's share a few."""
+    return COLOURS.get(model) or SPARE_COLOURS[sum(model.encode()) % len(SPARE_COLOURS)]
+
+
+def number(value: float | None, metric: str = "") -> str:
+    """A number as its metric is best read: shares in per cent, everything else with a sensible number of digits."""
+    if value is None:
+        return "–"
+    if metric and metric not in PLAIN:
+        return f"{100 * value:.1f} %" if 0 < abs(value) < 0.0995 else f"{100 * value:.0f} %"
+    return short(value) if metric != "mean_toxicity" else f"{value:.3f}"
+
+
+def short(value: float) -> str:
+    """Three digits or so."""
+    size = abs(value)
+    if size >= 100_000 or (0 < size < 0.001):
+        return f"{value:.2g}"
+    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
+
+
+def interval(row: Row) -> str:
+    """The 95 % interval in brackets; nothing where there is none."""
+    if row.low is None or row.high is None:
+        return ""
+    ends = [number(end, row.metric.split("/")[1] if "/" in row.metric else row.metric).removesuffix(" %") for end in (row.low, row.high)]
+    return f"[{ends[0]}, {ends[1]}]"
+
+
+def measured(row: Row | None) -> str:
+    """A row as text: value and interval."""
+    if row is None or row.value is None:
+        return "not measured"
+    return f"{number(row.value, row.metric)} {interval(row)}".strip()
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def amount(count: float | None) -> str:
+    """A large count: 478,752 as 479 thousand, 1,300,000 as 1.3 million."""
+    if count is None or not math.isfinite(count):
+        return "–"
+    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+        if abs(count) >= size:
+            return f"{count / size:.3g} {word}"
+    return f"{count:.0f}"

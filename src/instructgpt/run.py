@@ -1,0 +1,266 @@
+"""A run directory: what made it, how it went, and where to go on.
+
+    run.json         stage, configuration, seed, versions, parents with hashes, seconds, tokens; "finished" comes last
+    metrics.jsonl    one line a logged step
+    samples.jsonl    completions sampled on the way
+    checkpoints/     everything needed to go on; gone when the stage has finished
+
+A directory is finished when `run.json` says so; that file is written last, so a killed run is never taken for a whole one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from instructgpt.config import StageConfig
+from instructgpt.errors import BadInput, RunFailed
+from instructgpt.records import write_text
+
+CHECKPOINT_SECONDS = 60.0
+"""A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
+PRINT_SECONDS = 10.0
+CARRIED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+PLACE_ONLY = {"out", "device", "resume", "processes"}
+"""Options that say where a run happens, not what it is."""
+
+console = Console(highlight=False)
+
+
+class Run:
+    """The directory of one stage while it is being made."""
+
+    def __init__(self, config: StageConfig, parents: Mapping[str, Path | str], watched: bool) -> None:
+        self.watched = watched
+        self.config, self.directory, self.stage = config, config.out, config.stage
+        self.parents = {name: {"path": str(path), "sha256": content_hash(Path(path))} for name, path in parents.items()}
+        self.facts: dict[str, Any] = {}
+        self.started = self._last_checkpoint = time.monotonic()
+        self._last_print = 0.0
+        self.just_shown = False
+        self._spent = 0.0
+
+    @classmethod
+    def start(cls, config: StageConfig, parents: Mapping[str, Path | str] | None = None, *, watched: bool = True) -> Run:
+        """Open the directory of a stage, new or half done.
+
+        Args:
+            config: the stage's; parents: what it is made from, by name.
+            watched: False for the helping processes of a stage, which write nothing.
+
+        Raises:
+            BadInput: the directory holds a run of another stage or configuration, or cannot be made.
+        """
+        run = cls(config, parents or {}, watched)
+        if not watched:
+            return run
+        there = read_run(config.out)
+        if there is not None and not config.resume:
+            shutil.rmtree(config.out)
+            there = None
+        if there is not None:
+            run._must_match(there)
+        try:
+            config.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"{config.out}: the directory cannot be made ({error.strerror})") from error
+        if there is None:
+            run._write(finished=False)
+        return run
+
+    @property
+    def finished(self) -> bool:
+        """Whether the directory is already whole; then the stage has nothing to do."""
+        return bool((read_run(self.directory) or {}).get("finished"))
+
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = json.loads(self.config.model_dump_json(exclude=PLACE_ONLY))
+        return settings
+
+    def _must_match(self, there: Mapping[str, Any]) -> None:
+        if there.get("stage") != self.stage:
+            raise BadInput(f"{self.directory}: holds a run of stage '{there.get('stage')}', not of '{self.stage}'; choose another --out")
+        now = self._settings()
+        for name in sorted(now.keys() | there["config"].keys()):
+            if now.get(name) != there["config"].get(name):
+                raise BadInput(
+                    f"{self.directory}: was begun with --{name.replace('_', '-')} {there['config'].get(name)}, now it is {now.get(name)}; "
+                    "choose another --out, or start it afresh with --no-resume"
+                )
+        for name, parent in self.parents.items():
+            if parent["sha256"] != there["parents"].get(name, parent)["sha256"]:
+                raise BadInput(
+                    f"{self.directory}: was made from another '{name}' than {parent['path']} is now; start it afresh with --no-resume"
+                )
+
+    def _write(self, *, finished: bool) -> None:
+        record = {
+            "stage": self.stage,
+            "finished": finished,
+            "config": self._settings(),
+            "seed": self.config.seed,
+            "parents": self.parents,
+            "versions": {
+                "instructgpt": metadata.version("instructgpt") if _installed("instructgpt") else "source",
+                "python": platform.python_version(),
+            }
+            | {name: metadata.version(name) for name in CARRIED if _installed(name)},
+            "seconds": round(self._spent + time.monotonic() - self.started, 1),
+            **self.facts,
+        }
+        write_text(self.directory / "run.json", json.dumps(record, indent=2, default=str) + "\n")
+
+    # --- while it runs -------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """One line for the person who watches."""
+        if self.watched:
+            console.print(f"[bold]{self.directory.name}[/] {text}", markup=True, soft_wrap=True)
+
+    def log(self, step: int, steps: int, metrics: Mapping[str, float], show: Iterable[str] = ()) -> None:
+        """Append one line to metrics.jsonl, and show some of it from time to time."""
+        if not self.watched:
+            return
+        row = {"step": step, "seconds": round(self._spent + time.monotonic() - self.started, 2)} | dict(metrics)
+        append_line(self.directory / "metrics.jsonl", row)
+        self.just_shown = time.monotonic() - self._last_print > PRINT_SECONDS or step >= steps
+        if self.just_shown:
+            self._last_print = time.monotonic()
+            shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics)
+            left = (time.monotonic() - self.started) / max(1, step) * (steps - step)
+            self.say(f"{step}/{steps}  {shown}  [dim]{left:.0f} s left[/]")
+
+    def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append sampled completions to samples.jsonl."""
+        for row in rows:
+            append_line(self.directory / "samples.jsonl", row)
+
+    # --- going on ------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, step: int, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
+        """Write everything needed to go on from after `step`, when it is time. The one before is removed only afterwards."""
+        import torch
+
+        if not self.watched or (not now and time.monotonic() - self._last_checkpoint < CHECKPOINT_SECONDS):
+            return
+        folder = self.directory / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        half, whole = folder / "half.part", folder / f"step-{step:08d}.pt"
+        torch.save({"step": step, "spent": self._spent + time.monotonic() - self.started} | state(), half)
+        half.replace(whole)
+        for old in folder.glob("step-*.pt"):
+            if old != whole:
+                old.unlink()
+        self._last_checkpoint = time.monotonic()
+
+    def restore(self) -> dict[str, Any] | None:
+        """The state of the last whole checkpoint, or None; what was logged after it is taken back."""
+        import torch
+
+        files = sorted((self.directory / "checkpoints").glob("step-*.pt"))
+        state: dict[str, Any] | None = torch.load(files[-1], weights_only=True) if files else None
+        step = state["step"] if state else 0
+        for name in ("metrics.jsonl", "samples.jsonl") if self.watched else ():
+            keep_until(self.directory / name, step)
+        if state:
+            self._spent = state["spent"]
+            self.say(f"goes on after step {step}")
+        return state
+
+    def finish(self, save: Callable[[Path], None], **facts: Any) -> Path:
+        """Write the result beside its place, move it in, remove the checkpoints, and mark the directory finished."""
+        if not self.watched:
+            return self.directory
+        half = self.directory / ".part"
+        shutil.rmtree(half, ignore_errors=True)
+        half.mkdir()
+        save(half)
+        for file in half.iterdir():
+            file.replace(self.directory / file.name)
+        half.rmdir()
+        self.facts.update(facts)
+        self._write(finished=True)
+        shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+        self.say(f"[green]done[/] in {self._spent + time.monotonic() - self.started:.0f} s: {self.directory}")
+        return self.directory
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The run.json of a directory, or None.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    file = folder / "run.json"
+    if not file.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{file}: damaged ({error.msg}); start the run afresh with --no-resume") from error
+    return record
+
+
+def append_line(file: Path, row: Mapping[str, Any]) -> None:
+    """Append one JSON line."""
+    try:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise RunFailed(f"{file}: cannot be written ({error.strerror}); make room and give the same command again") from error
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file the run itself wrote; a last line cut short by a kill is left out."""
+    rows: list[dict[str, Any]] = []
+    if file.exists():
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+            if not line:
+                continue
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def keep_until(file: Path, step: int) -> None:
+    """Keep only the lines up to a step."""
+    if file.exists():
+        kept = [row for row in read_rows(file) if row["step"] <= step]
+        write_text(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of a file, or of what a model directory is made of; of the name itself for something on the hub."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json") and file.name != "run.json")
+    elif path.is_file():
+        files = [path]
+    else:
+        digest.update(str(path).encode())
+        files = []
+    for file in files:
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,274 @@
+"""Stage 3: PPO against the reward model, and PPO-ptx (section 3.5, equation 2, appendix C.3 to C.4).
+
+    instructgpt ppo --policy runs/start --reward runs/reward --prompts prompts.jsonl --out runs/ppo
+    instructgpt ppo … --pretraining corpus.jsonl --ptx-coef 27.8 --out runs/ppo_ptx
+
+An episode is a prompt and one completion; the environment is a bandit. The frozen copy of the starting policy is the
+reference of the KL penalty. The value model is a separate network that starts from the reward model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from instructgpt import functional
+from instructgpt.config import StageConfig
+from instructgpt.data.batches import collate, microbatches, shuffled, token_budget
+from instructgpt.data.corpus import Corpus, documents, read_corpus
+from instructgpt.errors import BadInput, RunFailed
+from instructgpt.models.load import completion_logits, context_length, load_policy, parameters, pick_device, save_policy
+from instructgpt.models.scalar import load_reward_model, new_reward_model, new_value_model
+from instructgpt.records import Prompt, Skipped, read_all
+from instructgpt.run import Run
+from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.rollout import PARITY, Models, Rollout, check_parity, roll_out, values_of
+from instructgpt.train.watch import Alarms, panel, sample_rows, show_samples
+
+ADAM_EPS = 1e-5
+"""PyTorch's Adam takes larger early steps than the paper's; a larger epsilon mends it (Huang et al. 2023, detail 20)."""
+WARMUP_UPDATES = 10
+SAMPLES_KEPT = 128
+"""Episodes of each update that samples.jsonl keeps."""
+PARITY_EVERY = 50
+
+
+class PPOConfig(StageConfig):
+    """PPO and PPO-ptx. Defaults are the paper's; what it leaves open is in docs/choices.md."""
+
+    stage: ClassVar[str] = "ppo"
+
+    policy: str = Field(description="where the policy starts, and the frozen reference: an SFT model, best with pretraining text mixed in")
+    reward: Path = Field(description="the reward model; the value model starts from it too")
+    prompts: tuple[Path, ...] = Field(description="prompts")
+    pretraining: tuple[Path, ...] = Field((), description="pretraining text; with it this is PPO-ptx")
+    episodes: int = Field(256_000, ge=1, description="completions sampled in the whole run")
+    batch: int = Field(512, ge=1, description="episodes sampled between updates")
+    minibatch: int = Field(64, ge=1, description="episodes in one optimizer step")
+    epochs: int = Field(1, ge=1, description="passes over a batch")
+    lr: float = Field(5e-6, gt=0, description="learning rate of the policy, constant after the warm-up")
+    value_lr: float = Field(9e-6, gt=0, description="learning rate of the value model")
+    kl_coef: float = Field(0.02, ge=0, description="beta of equation 2, a penalty on every token")
+    lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation; nothing is discounted")
+    clip: float = Field(0.2, gt=0, description="clip range of the ratio and of the value")
+    max_tokens: int = Field(256, ge=1, description="where a completion is cut off")
+    eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of a completion that was cut off")
+    ema: float = Field(0.992, ge=0, lt=1, description="decay of the averaged weights, which are what is saved; 0 saves the last ones")
+    ptx_coef: float = Field(27.8, ge=0, description="gamma of equation 2, with --pretraining")
+    ptx_reduction: Literal["token", "sequence"] = Field("token", description="mean loss a token, or summed over a row, mean over rows")
+    ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text for each episode")
+    skip_bad: bool = Field(False, description="leave bad lines out and count them")
+
+    def inert(self) -> Iterator[str]:
+        """Options of ptx do nothing without pretraining text, and text does nothing with a coefficient of 0."""
+        for name in ("ptx_coef", "ptx_reduction", "ptx_ratio"):
+            if name in self.model_fields_set and not self.pretraining:
+                yield f"--{name.replace('_', '-')} has no effect without --pretraining"
+        if self.pretraining and self.ptx_coef == 0:
+            yield "--pretraining has no effect with --ptx-coef 0"
+        if self.batch % self.minibatch:
+            yield f"--batch {self.batch} is not a multiple of --minibatch {self.minibatch}"
+        if self.episodes < self.batch:
+            yield f"--episodes {self.episodes} is less than one --batch {self.batch}"
+
+    @property
+    def updates(self) -> int:
+        """Batches in the whole run."""
+        return self.episodes // self.batch
+
+    @property
+    def warmup(self) -> int:
+        """Updates over which the learning rates rise: ten, or a fifth of a short run."""
+        return min(WARMUP_UPDATES, self.updates // 5)
+
+    @property
+    def steps_an_update(self) -> int:
+        """Optimizer steps on one batch of episodes."""
+        return self.epochs * self.batch // self.minibatch
+
+    @property
+    def ptx_rows(self) -> int:
+        """Rows of pretraining text in one optimizer step."""
+        return max(1, round(self.ptx_ratio * self.minibatch))
+
+
+def main(config: PPOConfig) -> Path:
+    """Train the policy. Returns the directory."""
+    parents: dict[str, Path | str] = {"policy": config.policy, "reward": config.reward}
+    parents |= {f"prompts {path.name}": path for path in config.prompts}
+    run = Run.start(config, parents | {f"pretraining {path.name}": path for path in config.pretraining})
+    if run.finished:
+        return config.out
+    models = load_models(config, run)
+    prompts, text = load_data(config, models, run)
+    optimizers = {"policy": adam(models.policy, eps=ADAM_EPS), "value": adam(models.value.model, eps=ADAM_EPS)}
+    trained = {"policy": models.policy, "value": models.value.model, "average": models.average}
+    alarms = Alarms()
+    state = run.restore()
+    if state:
+        load_state(state, trained, optimizers)
+        alarms = Alarms(**state["alarms"])
+
+    for update in range(state["step"] if state else 0, config.updates):
+        seed = config.seed * 1_000_003 + update
+        asked = [prompts[row] for row in prompt_rows(config, len(prompts), update)]
+        rollout = roll_out(models, asked, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed)  # 1. sample and score
+        if update % PARITY_EVERY == 0:
+            run.facts["parity"] = check_parity(models, rollout)
+        rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
+        advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)  # 2. assign credit
+        advantages[rollout.mask] = functional.standardised(advantages[rollout.mask])
+        steps: list[dict[str, float]] = []
+        factor = functional.linear_warmup(update, config.warmup)
+        for rows in minibatches(config, seed):  # 3. improve
+            optimizer_step = update * config.steps_an_update + len(steps)
+            steps.append(improve(models, rollout, advantages, returns, rows, config.clip))
+            check_step(steps)
+            if text is not None:
+                steps[-1]["loss/ptx_avg"] = pretraining_step(models, text, optimizer_step, config)
+            descend(optimizers["policy"], config.lr * factor)
+            descend(optimizers["value"], config.value_lr * factor)
+            average(models.average, models.policy, config.ema)
+        metrics = panel(rollout, returns, steps, config.kl_coef) | {"lr": config.lr * factor, "episode": float((update + 1) * config.batch)}
+        run.log(update + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"))
+        rows_shown = sample_rows(rollout, models.render, update + 1, config.kl_coef, SAMPLES_KEPT)
+        run.samples(rows_shown)
+        show_samples(run, rows_shown)
+        alarms.check(metrics)
+        run.checkpoint(update + 1, lambda: state_of(trained, optimizers, alarms=alarms.state()))
+    facts = {"episodes": config.updates * config.batch, "parameters": parameters(models.policy)}
+    return run.finish(lambda folder: save_policy(models.average, models.render, folder), **facts)
+
+
+def load_models(config: PPOConfig, run: Run) -> Models:
+    """The four models. Dropout is off in all of them, so that sampling and training see the same policy."""
+    device = pick_device(config.device)
+    policy, render = load_policy(config.policy, device)
+    reward = load_reward_model(config.reward, device)
+    if reward.render.same_tokens(render):
+        value = new_value_model(reward)
+        run.say("the value model starts from the reward model")
+    else:
+        value = new_reward_model(config.policy, device, config.seed)
+        torch.nn.init.zeros_(value.model.score.weight)
+        run.say("the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0")
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    reward.model.requires_grad_(False)
+    return Models(policy, reference, value, reward, copy.deepcopy(policy).requires_grad_(False), render)
+
+
+def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt], Corpus | None]:
+    """Prompts that leave room for a completion, and pretraining text; says what was left out.
+
+    Raises:
+        BadInput: no prompt fits.
+    """
+    skipped = Skipped()
+    prompts = read_all(Prompt, config.prompts, skipped if config.skip_bad else None)
+    context = context_length(models.policy)
+    room = context - config.max_tokens
+    fitting = [prompt for prompt in prompts if len(models.render.prompt(prompt)) <= room]
+    run.facts["left_out"] = {"prompts too long": len(prompts) - len(fitting), "bad lines": len(skipped.reasons)}
+    if not fitting:
+        raise BadInput(
+            f"none of the {len(prompts)} prompts leaves room for --max-tokens {config.max_tokens} in a context of {context} tokens"
+        )
+    run.say(f"{len(fitting)} prompts; left out: {run.facts['left_out']}; {config.updates} updates of {config.batch} episodes")
+    if not config.pretraining:
+        return fitting, None
+    rows = config.updates * config.steps_an_update * config.ptx_rows
+    return fitting, read_corpus(documents(config.pretraining), models.render, min(context - 1, 2048), config.seed, rows)
+
+
+def prompt_rows(config: PPOConfig, count: int, update: int) -> list[int]:
+    """Which prompts an update asks: an endless stream, shuffled anew each time round."""
+    rows: list[int] = []
+    first = update * config.batch
+    while len(rows) < config.batch:
+        epoch, place = divmod(first + len(rows), count)
+        rows += shuffled(count, config.seed, epoch)[place : place + config.batch - len(rows)]
+    return rows
+
+
+def minibatches(config: PPOConfig, seed: int) -> Iterator[Tensor]:
+    """Rows of the rollout for each optimizer step, shuffled anew in each epoch. Each is (minibatch,)."""
+    for epoch in range(config.epochs):
+        order = shuffled(config.batch, seed, epoch)
+        for start in range(0, config.batch, config.minibatch):
+            yield torch.tensor(order[start : start + config.minibatch])
+
+
+def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, clip: float) -> dict[str, float]:
+    """Accumulate the PPO gradients of one minibatch. Real tokens are picked out first; after that nothing needs a mask.
+
+    Losses are means over the minibatch's real tokens, however it is split into microbatches. Returns what was seen.
+    """
+    device = models.policy.device
+    total = int(rollout.mask[rows].sum())
+    sums: dict[str, float] = {}
+    for group in microbatches([len(rollout.examples[row]) for row in rows], token_budget(device)):
+        picked = rows[group]
+        real = rollout.mask[picked]
+        batch = collate([rollout.examples[row] for row in picked], device)
+        old_logp, old_values = rollout.logp[picked][real].to(device), rollout.values[picked][real].to(device)
+        logits = completion_logits(models.policy, batch)
+        logp = functional.token_logp(logits, batch.targets)
+        policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[picked][real].to(device), clip)
+        (policy_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+        values = values_of(models.value, batch)
+        value_losses = functional.clipped_value_losses(values, old_values, returns[picked][real].to(device), clip)
+        (value_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            log_ratio = logp - old_logp
+            seen = {
+                "loss/policy_avg": policy_losses,
+                "loss/value_avg": value_losses,
+                "policy/approxkl_avg": 0.5 * log_ratio**2,
+                "policy/clipfrac_avg": ((log_ratio.exp() - 1).abs() > clip).float(),
+                "policy/entropy_avg": functional.entropy(logits),
+                "val/clipfrac_avg": ((values - old_values).abs() > clip).float(),
+                "val/ratio": log_ratio.exp(),
+                "val/ratio_var": (log_ratio.exp() - 1) ** 2,
+            }
+            for name, numbers in seen.items():
+                sums[name] = sums.get(name, 0.0) + float(numbers.sum()) / total
+            sums["policy/max_log_ratio"] = max(sums.get("policy/max_log_ratio", 0.0), float(log_ratio.abs().max()))
+    return sums
+
+
+def check_step(steps: list[dict[str, float]]) -> None:
+    """Stop before the optimizer moves when the numbers of a minibatch cannot be right.
+
+    Raises:
+        RunFailed: a loss is not finite, or the first ratio after sampling is not 1.
+    """
+    latest = steps[-1]
+    for name in ("loss/policy_avg", "loss/value_avg"):
+        if not abs(latest[name]) < float("inf"):
+            raise RunFailed(f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite")
+    if len(steps) == 1 and latest["policy/max_log_ratio"] > PARITY:
+        raise RunFailed(
+            f"before any step the ratio is off 1 by exp({latest['policy/max_log_ratio']:.2g}), more than rounding: old log-probabilities "
+            "are not this policy's; likely causes are dropout left on or weights changed between sampling and training"
+        )
+
+
+def pretraining_step(models: Models, text: Corpus, step: int, config: PPOConfig) -> float:
+    """The second half of equation 2, into the same gradients before the one step (appendix C.4). Returns mean loss a token."""
+    rows = text.examples(step * config.ptx_rows, config.ptx_rows)
+    tokens_a_row = len(rows[0].completion)
+    weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_a_row)
+    return language_loss(models.policy, rows, weight=weight)
+
+
+@torch.no_grad()
+def average(slow: Any, fast: Any, decay: float) -> None:
+    """New slow weights: decay slow + (1 - decay) fast, parameter by parameter (appendix C.4)."""
+    for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
+        old.lerp_(new, 1 - decay)

@@ -1,0 +1,139 @@
+"""Stage 0: a small base model from scratch, for those who have none (the demo's GPT).
+
+instructgpt pretrain --corpus corpus.jsonl --out runs/base
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from pydantic import Field
+
+from instructgpt import functional
+from instructgpt.config import StageConfig
+from instructgpt.data.corpus import Corpus, documents, read_corpus, spread, train_tokenizer
+from instructgpt.data.render import Renderer
+from instructgpt.models.load import load_renderer, parameters, pick_device, save_policy
+from instructgpt.run import Run
+from instructgpt.train.loop import adam, descend, language_loss, launch, load_state, process, state_of
+
+VALIDATION_SHARE = 0.01
+VALIDATION_WINDOWS = 64
+VALIDATE_EVERY = 100
+TOKENIZER_CHARACTERS = 50_000_000
+"""Text the tokenizer is trained on, at most."""
+
+
+class PretrainConfig(StageConfig):
+    """A language model on text. Sizes are the model's, numbers of tokens the whole run's."""
+
+    stage: ClassVar[str] = "pretrain"
+
+    corpus: tuple[Path, ...] = Field(description="text: JSON lines with 'text', or plain .txt (optionally .gz)")
+    tokenizer: Path | None = Field(None, description="take this tokenizer instead of training one on the corpus")
+    vocabulary: int = Field(1024, ge=257, description="entries of the byte-level BPE tokenizer that is trained")
+    width: int = Field(128, ge=8, description="model width")
+    layers: int = Field(4, ge=1, description="transformer layers")
+    heads: int = Field(4, ge=1, description="attention heads")
+    context: int = Field(128, ge=8, description="longest prompt and completion, in tokens")
+    window: int = Field(128, ge=8, description="tokens in one training row")
+    tokens: int = Field(3_000_000, ge=1, description="training tokens in all")
+    batch: int = Field(16, ge=1, description="rows in one optimizer step")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the learning rate rises")
+    weight_decay: float = Field(0.1, ge=0, description="on matrices")
+    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+
+    def inert(self) -> Any:
+        """The vocabulary size of a given tokenizer cannot be chosen."""
+        if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
+            yield "--vocabulary has no effect with --tokenizer; leave one of them out"
+        if self.window > self.context:
+            yield f"--window {self.window} is longer than --context {self.context}"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the run."""
+        return max(1, self.tokens // (self.batch * self.window))
+
+
+def main(config: PretrainConfig) -> Path:
+    """Train, in as many processes as were asked for. Returns the directory."""
+    launch(train, config, config.processes)
+    return config.out
+
+
+def train(config: PretrainConfig) -> None:
+    """One process's part of the stage, start to end."""
+    run = Run.start(config, {f"corpus {path.name}": path for path in config.corpus}, watched=process() == 0)
+    if run.finished:
+        return
+    device = pick_device(config.device)
+    texts, held_out = spread(list(documents(config.corpus)), VALIDATION_SHARE)
+    render = tokenizer_of(config, texts)
+    corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)
+    validation = read_corpus(held_out, render, config.window, config.seed, VALIDATION_WINDOWS)
+    model = new_model(config, render).to(device)
+    optimizer = adam(model, weight_decay=config.weight_decay)
+
+    state = run.restore()
+    if state:
+        load_state(state, {"model": model}, {"adam": optimizer})
+    model.train()
+    for step in range(state["step"] if state else 0, config.steps):
+        loss = language_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
+        lr = config.lr * functional.cosine_decay(step, config.steps, 0.05, round(config.warmup * config.steps))
+        norm = descend(optimizer, lr)
+        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": norm, "tokens": (step + 1) * config.batch * config.window}
+        if (step + 1) % VALIDATE_EVERY == 0 or step + 1 == config.steps:
+            metrics["loss/validation"] = validation_loss(model, validation)
+        run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
+        run.checkpoint(step + 1, lambda: state_of({"model": model}, {"adam": optimizer}))
+    trained = config.steps * config.batch * config.window
+    run.finish(lambda folder: save_policy(model.eval(), render, folder), tokens=trained, parameters=parameters(model))
+
+
+def tokenizer_of(config: PretrainConfig, texts: list[str]) -> Renderer:
+    """The tokenizer that was given, or a new one trained on the corpus."""
+    if config.tokenizer is not None:
+        return load_renderer(config.tokenizer)
+    total, upto = 0, 0
+    for upto, text in enumerate(texts, 1):  # noqa: B007
+        total += len(text)
+        if total > TOKENIZER_CHARACTERS:
+            break
+    tokenizer = train_tokenizer(texts[:upto], config.vocabulary)
+    tokenizer.model_max_length = config.context
+    return Renderer(tokenizer)
+
+
+def new_model(config: PretrainConfig, render: Renderer) -> Any:
+    """A Llama of the given shape with tied embeddings, drawn from the seed."""
+    torch.manual_seed(config.seed)
+    shape = transformers.LlamaConfig(
+        vocab_size=len(render.tokenizer),
+        hidden_size=config.width,
+        intermediate_size=config.width * 8 // 3 // 8 * 8,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=render.eos,
+        pad_token_id=None,
+    )
+    return transformers.LlamaForCausalLM(shape)
+
+
+def validation_loss(model: Any, validation: Corpus) -> float:
+    """Mean cross-entropy over the held-out windows, in nats."""
+    model.eval()
+    with torch.no_grad():
+        examples = validation.examples(0, min(len(validation), VALIDATION_WINDOWS))
+        loss = language_loss(model, examples, backward=False)
+    model.train()
+    return loss

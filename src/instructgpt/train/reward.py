@@ -1,0 +1,226 @@
+"""Stage 2: the reward model, trained on K-wise rankings (section 3.5, equation 1, appendix C.2).
+
+    instructgpt reward --base runs/sft --data rankings.jsonl --demonstrations demonstrations.jsonl --out runs/reward
+
+All pairs of a prompt are one batch element. Afterwards the scores are shifted so that demonstrations average 0. Rankings
+of held-out labelers never train; they only validate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from instructgpt import functional
+from instructgpt.config import StageConfig
+from instructgpt.data.batches import Example, collate, shuffled, token_budget
+from instructgpt.data.render import demonstration_examples
+from instructgpt.data.split import held_out
+from instructgpt.data.tasks import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
+from instructgpt.errors import BadInput, RunFailed
+from instructgpt.models.load import context_length, parameters, pick_device
+from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
+from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
+from instructgpt.run import Run
+from instructgpt.train.loop import adam, add_over_processes, descend, launch, load_state, process, processes, state_of
+
+VALIDATE_TIMES = 5
+"""How often the reward model is validated in a run; the last time is the one that counts."""
+
+
+class RewardConfig(StageConfig):
+    """Training on rankings. Defaults are the paper's."""
+
+    stage: ClassVar[str] = "reward"
+
+    base: str = Field(description="where the trunk starts: an SFT model (any causal model)")
+    data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
+    validation: tuple[Path, ...] = Field((), description="rankings to validate on; without it a tenth of the prompts is held out")
+    demonstrations: tuple[Path, ...] = Field(
+        (), description="demonstrations that are shifted to score 0 on average; without it the best-ranked"
+    )
+    epochs: int = Field(1, ge=1, description="passes over the rankings; more than one overfits (section 3.5)")
+    batch: int = Field(64, ge=1, description="prompts in one optimizer step")
+    lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
+    folds: int = Field(0, ge=0, description="also cross-validate over this many groups of labelers (appendix E.2: 5)")
+    skip_bad: bool = Field(False, description="leave bad lines out and count them")
+    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+
+    def inert(self) -> Iterator[str]:
+        """One group of labelers cannot be held out from itself."""
+        if self.folds == 1:
+            yield "--folds 1 leaves nothing to train on; take at least 2"
+
+
+def main(config: RewardConfig) -> Path:
+    """Train, in as many processes as were asked for. Returns the directory."""
+    launch(train, config, config.processes)
+    return config.out
+
+
+def train(config: RewardConfig) -> None:
+    """One process's part of the stage, start to end."""
+    parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.demonstrations)}
+    run = Run.start(config, parents, watched=process() == 0)
+    if run.finished:
+        return
+    device = pick_device(config.device)
+    reward = new_reward_model(config.base, device, config.seed)
+    training, validation, shift_to_zero = load_data(config, reward, run)
+    state = run.restore()
+    fit(reward, training, validation, config, run, state)
+    reward.offset = float(reward.score(shift_to_zero).mean())
+    final = accuracies(reward, validation) | {"offset": reward.offset}
+    run.say("  ".join(f"{name} {value:.3f}" for name, value in final.items() if "accuracy" in name or "baseline" in name))
+    facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), "parameters": parameters(reward.model), "validation": final}
+    if config.folds:
+        facts["cross_validation"] = cross_validate(training, config, device, run)
+    run.finish(lambda folder: save(reward, shift_to_zero, folder, facts), **facts)
+
+
+def fit(
+    reward: ScalarModel, training: Sequence[Task], validation: Sequence[Task], config: RewardConfig, run: Run | None, state: Any
+) -> None:
+    """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
+    optimizer = adam(reward.model)
+    steps_an_epoch = -(-len(training) // config.batch)
+    steps = steps_an_epoch * config.epochs
+    if state:
+        load_state(state, {"model": reward.model}, {"adam": optimizer})
+    for step in range(state["step"] if state else 0, steps):
+        epoch, place = divmod(step, steps_an_epoch)
+        rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
+        loss, right = ranking_step(reward, [training[row] for row in rows])
+        lr = config.lr * functional.cosine_decay(step, steps)
+        norm = descend(optimizer, lr)
+        if run is None:
+            continue
+        metrics = {"loss/train": loss, "accuracy/train": right, "lr": lr, "gradient_norm": norm}
+        if (step + 1) % max(1, steps // VALIDATE_TIMES) == 0 or step + 1 == steps:
+            metrics |= accuracies(reward, validation)
+        run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"))
+        run.checkpoint(step + 1, lambda: state_of({"model": reward.model}, {"adam": optimizer}))
+
+
+def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, float]:
+    """Accumulate the gradient of the mean ranking loss over a batch of prompts. Returns loss and share of pairs right.
+
+    Raises:
+        RunFailed: the loss is not finite.
+    """
+    device = reward.model.device
+    rankings = sum(len(task.orders) for task in tasks)
+    totals = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
+    for group in token_groups(tasks[process() :: processes()], token_budget(device)):
+        scores = reward.last(collate([example for task in group for example in task.examples], device))
+        completion, ranking, rank = flat_orders(group, device)
+        loss = functional.ranking_losses(scores[completion], ranking, rank).sum() / rankings
+        loss.backward()  # type: ignore[no-untyped-call]
+        right = functional.pairs_right(scores.detach()[completion], ranking, rank)
+        totals += torch.stack([loss.detach(), right.sum(), torch.ones_like(right).sum()])
+    add_over_processes([totals])
+    mean_loss, right_pairs, pairs = totals.tolist()
+    if not mean_loss < float("inf"):
+        raise RunFailed(
+            f"the ranking loss is {mean_loss}: the learning rate is likely too high, or the weights it started from are damaged"
+        )
+    return mean_loss, right_pairs / pairs
+
+
+@torch.no_grad()
+def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
+    """Pair accuracy by cohort and by source, beside what "the longer completion wins" reaches on the same pairs."""
+    scores = reward.score([example for task in tasks for example in task.examples])
+    lengths = torch.tensor([float(len(example.completion)) for task in tasks for example in task.examples])
+    completion, ranking, rank = flat_orders(tasks)
+    cohort = [order.cohort for task in tasks for order in task.orders]
+    source = [task.source for task in tasks for _ in task.orders]
+    groups = {"": [one == "training" for one in cohort], "_heldout": [one == "heldout" for one in cohort]}
+    if len(set(source)) > 1:
+        groups |= {f"/{name}": [one == name for one in source] for name in sorted(set(source))}
+    measured: dict[str, float] = {}
+    for suffix, chosen in groups.items():
+        rows = torch.tensor(chosen)[ranking]
+        if rows.any():
+            of_group, numbers = completion[rows], (ranking[rows], rank[rows])
+            measured[f"validation/accuracy{suffix}"] = float(functional.pairs_right(scores[of_group], *numbers).mean())
+            measured[f"validation/length_baseline{suffix}"] = float(functional.pairs_right(lengths[of_group], *numbers).mean())
+            measured[f"validation/loss{suffix}"] = float(functional.ranking_losses(scores[of_group], *numbers).mean())
+    return measured
+
+
+def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list[Task], list[Task], list[Example]]:
+    """Training tasks, validation tasks, and the examples that will score 0 on average; says what was left out."""
+    skipped = Skipped()
+    noted = skipped if config.skip_bad else None
+    rankings = read_all(Ranking, config.data, noted)
+    fresh = read_all(Ranking, config.validation, noted) if config.validation else [r for r in rankings if held_out(r.prompt)]
+    fresh_prompts = {ranking.prompt for ranking in fresh}
+    known = [ranking for ranking in rankings if ranking.cohort != "heldout" and ranking.prompt not in fresh_prompts]
+    context = context_length(reward.model)
+    training, left_out = tasks_of(known, reward.render, context)
+    validation, left_out_too = tasks_of(fresh, reward.render, context)
+    if not training or not validation:
+        raise BadInput(
+            f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on; give more, or --validation"
+        )
+    run.facts["left_out"] = {name: left_out[name] + left_out_too[name] for name in left_out} | {"bad lines": len(skipped.reasons)}
+    run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
+    if config.demonstrations:
+        records = read_all(Demonstration, config.demonstrations, noted)
+        return training, validation, demonstration_examples(records, reward.render, context)[0]
+    best = [example for task in training for example, rank in zip(task.examples, task.orders[0].ranks, strict=True) if rank == 1]
+    return training, validation, best
+
+
+def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.device, run: Run) -> list[dict[str, float]]:
+    """Accuracy on labelers the model never saw, fold by fold (appendix E.2: 69.6 % held out, 72.4 % in the group).
+
+    Labelers are put into groups of about equal data; each fold trains on all groups but one. Both accuracies are measured
+    on the same prompts, which no fold trains on.
+
+    Raises:
+        BadInput: there are fewer labelers than folds.
+    """
+    labelers = {order.labeler for task in tasks for order in task.orders}
+    if len(labelers) < config.folds:
+        raise BadInput(
+            f"--folds {config.folds}: the rankings name only {len(labelers)} labelers; cross-validation needs at least one a group"
+        )
+    known, fresh = [task for i, task in enumerate(tasks) if i % 10], [task for i, task in enumerate(tasks) if i % 10 == 0]
+    results: list[dict[str, float]] = []
+    for fold, outside in enumerate(labeler_groups(tasks, config.folds)):
+        reward = new_reward_model(config.base, device, config.seed + fold)
+        fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
+        result = {
+            "held_out": accuracies(reward, some(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
+            "in_group": accuracies(reward, some(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
+        }
+        run.say(f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}")
+        results.append(result)
+    return results
+
+
+def some(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
+    """The tasks that some labelers ranked, with their orders alone."""
+    return [kept for task in tasks if (kept := task.only(wanted))]
+
+
+def save(reward: ScalarModel, shifted: Sequence[Example], folder: Path, facts: dict[str, Any]) -> None:
+    """Write the model, and read it back: the saved scores must be the trained ones, offset and all.
+
+    Raises:
+        RunFailed: they are not.
+    """
+    save_reward_model(reward, folder)
+    again = load_reward_model(folder, reward.model.device)
+    few = list(shifted[:8])
+    if not torch.allclose(again.score(few), reward.score(few), atol=1e-4):
+        raise RunFailed(f"{folder}: the saved reward model scores differently from the trained one")
+    if "cross_validation" in facts:
+        write_text(folder / "cross_validation.json", json.dumps(facts["cross_validation"], indent=2))

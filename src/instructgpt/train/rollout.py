@@ -1,0 +1,125 @@
+"""Episodes of PPO: sample completions, score them, remember everything about the moment they were sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instructgpt import functional
+from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
+from instructgpt.data.render import Renderer
+from instructgpt.errors import RunFailed
+from instructgpt.generate.engine import sample
+from instructgpt.generate.text import Generated, read_by
+from instructgpt.models.load import completion_logits
+from instructgpt.models.scalar import ScalarModel
+from instructgpt.records import Prompt
+
+PARITY = 1e-3
+"""Largest difference, in nats, that rounding may make between a log-probability when sampled and when trained on."""
+
+
+@dataclass(slots=True)
+class Models:
+    """The four models of PPO, and the moving average of the first."""
+
+    policy: Any
+    reference: Any
+    value: ScalarModel
+    reward: ScalarModel
+    average: Any
+    render: Renderer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """A batch of episodes. Whatever lies after the end of a completion is NaN, so that using it shows."""
+
+    prompts: list[Prompt]
+    examples: list[Example]  # B prompts with their completions
+    finished: Tensor  # (B,) bool: ended by itself, with an end-of-text token
+    mask: Tensor  # (B, R) bool: True on sampled tokens, the end-of-text token included
+    logp: Tensor  # (B, R) under the policy that sampled them
+    ref_logp: Tensor  # (B, R) under the frozen reference
+    values: Tensor  # (B, R) value estimate before each token
+    scores: Tensor  # (B,) of the reward model, less the penalty for a missing end-of-text
+
+    def __post_init__(self) -> None:
+        """Check every shape once, where the value is made."""
+        count, width = self.mask.shape
+        for name in ("logp", "ref_logp", "values"):
+            got = tuple(getattr(self, name).shape)
+            assert got == (count, width), f"Rollout.{name} is {got}, expected {(count, width)}"
+        assert len(self.examples) == len(self.scores) == count
+        assert self.mask.any(1).all(), "a completion without even one token"
+
+
+def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_penalty: float, seed: int) -> Rollout:
+    """Sample one completion a prompt at temperature 1 from the whole distribution, and score it with every model.
+
+    The reward model reads the very tokens the policy sampled, or, where it has another tokenizer, their text rendered
+    again; a completion that was cut off keeps its last token and is scored there, less `eos_penalty`.
+    """
+    render, device = models.render, models.policy.device
+    rendered = [render.prompt(prompt) for prompt in prompts]
+    samples = sample(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
+    answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
+    examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
+    lengths = torch.tensor([len(one.tokens) for one in samples])
+    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    finished = torch.tensor([one.finished for one in samples])
+    scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
+    logp = torch.full(mask.shape, float("nan"))
+    logp[mask] = torch.tensor([number for one in samples for number in one.logp])
+    return Rollout(
+        prompts=list(prompts),
+        examples=examples,
+        finished=finished,
+        mask=mask,
+        logp=logp,
+        ref_logp=of_completions(examples, mask, lambda batch: logp_of(models.reference, batch), device),
+        values=of_completions(examples, mask, lambda batch: values_of(models.value, batch), device),
+        scores=scores,
+    )
+
+
+def logp_of(policy: Any, batch: Batch) -> Tensor:
+    """Log-probability of every completion token of a batch. -> (N,)."""
+    return functional.token_logp(completion_logits(policy, batch), batch.targets)
+
+
+def values_of(value: ScalarModel, batch: Batch) -> Tensor:
+    """Value estimate before every completion token of a batch. -> (N,)."""
+    return value.per_token(batch.tokens)[batch.predicts]
+
+
+@torch.no_grad()
+def of_completions(examples: Sequence[Example], mask: Tensor, measure: Callable[[Batch], Tensor], device: torch.device) -> Tensor:
+    """One number for every completion token, computed in microbatches. -> (B, R), NaN after the end."""
+    numbers = torch.full(mask.shape, float("nan"))
+    for rows in microbatches([len(example) for example in examples], token_budget(device)):
+        part = torch.full((len(rows), mask.shape[1]), float("nan"))
+        part[mask[rows]] = measure(collate([examples[row] for row in rows], device)).cpu()
+        numbers[rows] = part
+    return numbers
+
+
+def check_parity(models: Models, rollout: Rollout) -> float:
+    """Sampling and training must agree on log-probabilities, or the ratio of PPO is wrong. Returns the largest difference.
+
+    Raises:
+        RunFailed: they do not.
+    """
+    device = models.policy.device
+    trained = of_completions(rollout.examples, rollout.mask, lambda batch: logp_of(models.policy, batch), device)
+    difference = float((trained - rollout.logp)[rollout.mask].abs().max())
+    if not difference <= PARITY:
+        raise RunFailed(
+            f"sampling and training disagree on log-probabilities by {difference:.2g} nats (rounding allows {PARITY}): "
+            "likely causes are dropout left on, half-precision weights, or a model family whose cache is not exact"
+        )
+    return difference

@@ -1,0 +1,158 @@
+"""Stage 1: supervised fine-tuning on labelers' demonstrations (section 3.5, appendix C.1).
+
+    instructgpt sft --base gpt2 --data demonstrations.jsonl --out runs/sft
+
+With --pretraining and --mix it makes the starting point of PPO instead (appendix C.3: 2 epochs, 10 % pretraining text).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from instructgpt import functional
+from instructgpt.config import StageConfig
+from instructgpt.data.batches import Example, shuffled
+from instructgpt.data.corpus import Corpus, documents, read_corpus
+from instructgpt.data.render import Renderer, demonstration_examples
+from instructgpt.data.split import held_out
+from instructgpt.errors import BadInput
+from instructgpt.generate.text import generate, read_by
+from instructgpt.models.load import RESIDUAL_DROPOUT, context_length, load_policy, parameters, pick_device, save_policy
+from instructgpt.models.scalar import ScalarModel, load_reward_model
+from instructgpt.records import Demonstration, Prompt, Skipped, read_all
+from instructgpt.run import Run
+from instructgpt.train.loop import adam, descend, language_loss, launch, load_state, process, state_of
+
+VALIDATION_PROMPTS = 128
+"""Validation prompts that are answered and scored after each epoch when a reward model chooses the checkpoint."""
+
+
+class SFTConfig(StageConfig):
+    """Fine-tuning on demonstrations. Defaults are the paper's for 1.3B and 6B."""
+
+    stage: ClassVar[str] = "sft"
+
+    base: str = Field(description="the model to fine-tune: a directory or a hub name")
+    data: tuple[Path, ...] = Field(description="demonstrations")
+    validation: tuple[Path, ...] = Field((), description="demonstrations to validate on; without it a tenth of the prompts is held out")
+    pretraining: tuple[Path, ...] = Field((), description="pretraining text to mix in")
+    mix: float = Field(0.1, ge=0, lt=1, description="share of pretraining text, with --pretraining (appendix C.3)")
+    reward: Path | None = Field(
+        None, description="a reward model that chooses the checkpoint (appendix C.1); without it validation loss does"
+    )
+    epochs: int = Field(16, ge=1, description="passes over the demonstrations")
+    batch: int = Field(32, ge=1, description="demonstrations in one optimizer step")
+    lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
+    dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
+    max_tokens: int = Field(128, ge=1, description="longest completion sampled for the reward model's choice")
+    window: int = Field(0, ge=0, description="tokens in a row of pretraining text; 0 is the model's context, at most 2048")
+    skip_bad: bool = Field(False, description="leave bad lines out and count them")
+    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+
+    def inert(self) -> Iterator[str]:
+        """Options about pretraining text or sampling do nothing without what they are about."""
+        for name, needs in (("mix", "pretraining"), ("window", "pretraining"), ("max_tokens", "reward")):
+            if name in self.model_fields_set and not getattr(self, needs):
+                yield f"--{name.replace('_', '-')} has no effect without --{needs}"
+
+
+def main(config: SFTConfig) -> Path:
+    """Fine-tune, in as many processes as were asked for. Returns the directory."""
+    launch(train, config, config.processes)
+    return config.out
+
+
+def train(config: SFTConfig) -> None:
+    """One process's part of the stage, start to end."""
+    parents = {"base": config.base} | {f"data {path.name}": path for path in config.data}
+    run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}), watched=process() == 0)
+    if run.finished:
+        return
+    device = pick_device(config.device)
+    model, render = load_policy(config.base, device, config.dropout)
+    plain_dropout = {name: 0.0 for name in RESIDUAL_DROPOUT if hasattr(model.config, name)}
+    training, validation, prompts = load_data(config, render, context_length(model), run)
+    text = pretraining_text(config, render, context_length(model), len(training))
+    reward = load_reward_model(config.reward, device) if config.reward else None
+    optimizer = adam(model)
+
+    steps_an_epoch = -(-len(training) // config.batch)
+    steps = steps_an_epoch * config.epochs
+    best: dict[str, Any] = {"quality": float("-inf"), "epoch": 0, "weights": {}}
+    state = run.restore()
+    if state:
+        load_state(state, {"model": model}, {"adam": optimizer})
+        best = state["best"]
+    for step in range(state["step"] if state else 0, steps):
+        epoch, place = divmod(step, steps_an_epoch)
+        rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
+        model.train()
+        loss = language_loss(model, [training[row] for row in rows], weight=1 - config.mix if text else 1.0, seed=step)
+        metrics = {"loss/train": loss, "epoch": (step + 1) / steps_an_epoch}
+        if text is not None:
+            count = pretraining_rows(config)
+            metrics["loss/pretraining"] = language_loss(model, text.examples(step * count, count), weight=config.mix, seed=step + 1)
+        metrics["lr"] = config.lr * functional.cosine_decay(step, steps)
+        metrics["gradient_norm"] = descend(optimizer, metrics["lr"])
+        model.eval()
+        if place + 1 == steps_an_epoch:
+            metrics |= validate(model, validation, prompts, reward, render, config)
+            quality = metrics.get("validation/score", -metrics["loss/validation"])
+            if quality > best["quality"]:
+                best = {"quality": quality, "epoch": epoch + 1, "weights": copy.deepcopy(model.state_dict())}
+        run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
+        run.checkpoint(step + 1, lambda best=best: state_of({"model": model}, {"adam": optimizer}, best=best))  # type: ignore[misc]
+    model.load_state_dict(best["weights"])
+    run.say(f"keeps epoch {best['epoch']} of {config.epochs}, chosen by {'reward-model score' if reward else 'validation loss'}")
+    facts = {"tokens": config.epochs * sum(map(len, training)), "parameters": parameters(model), "epoch": best["epoch"]}
+    run.finish(lambda folder: save_policy(model, render, folder, plain_dropout), **facts)
+
+
+def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:
+    """Training examples, validation examples, and the prompts of the latter for sampling; says what was left out."""
+    skipped = Skipped()
+    records = read_all(Demonstration, config.data, skipped if config.skip_bad else None)
+    if config.validation:
+        fresh = read_all(Demonstration, config.validation, skipped if config.skip_bad else None)
+    else:
+        fresh = [record for record in records if held_out(record.text)]
+        records = [record for record in records if not held_out(record.text)]
+    if not fresh or not records:
+        raise BadInput(f"{len(records)} demonstrations to train on and {len(fresh)} to validate on; give more, or --validation")
+    training, long = demonstration_examples(records, render, context)
+    validation, long_validation = demonstration_examples(fresh, render, context)
+    run.facts["left_out"] = {"longer than the context": long + long_validation, "bad lines": len(skipped.reasons)}
+    run.say(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {run.facts['left_out']}")
+    room = context - config.max_tokens
+    prompts = [Prompt.model_validate({"prompt": r.prompt, "messages": r.messages}) for r in fresh if len(render.prompt(r)) <= room]
+    return training, validation, prompts[:VALIDATION_PROMPTS]
+
+
+def pretraining_rows(config: SFTConfig) -> int:
+    """Rows of pretraining text in one step, so that they are `mix` of all its rows."""
+    return max(1, round(config.batch * config.mix / (1 - config.mix)))
+
+
+def pretraining_text(config: SFTConfig, render: Renderer, context: int, demonstrations: int) -> Corpus | None:
+    """As many windows of pretraining text as the run needs, or None."""
+    if not config.pretraining:
+        return None
+    steps = -(-demonstrations // config.batch) * config.epochs
+    window = config.window or min(context - 1, 2048)
+    return read_corpus(documents(config.pretraining), render, window, config.seed, steps * pretraining_rows(config))
+
+
+def validate(
+    model: Any, validation: Sequence[Example], prompts: Sequence[Prompt], reward: ScalarModel | None, render: Renderer, config: SFTConfig
+) -> dict[str, float]:
+    """Validation loss, and the mean reward-model score of sampled completions when there is a reward model."""
+    measured = {"loss/validation": language_loss(model, validation, backward=False)}
+    if reward is not None:
+        answers = generate(model, render, prompts, max_tokens=config.max_tokens, seed=config.seed)
+        measured["validation/score"] = float(reward.score(read_by(reward.render, render, answers)).mean())
+    return measured

@@ -1,0 +1,110 @@
+"""The words of the small world, and sentences with slots: one notation that both writes text and recognises it.
+
+A sentence such as "The {ANIMAL} saw a {OBJECT}." is filled to make text, and turned into a pattern to recognise any text
+of that shape. A number tells two slots of one class apart: {FOOD} and {FOOD2}.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
+
+ENGLISH = {
+    "NAME": "Anna Boris Clara David Emma Felix Greta Henry Irene Jacob Karla Leo Mona Nina Oscar Paula",
+    "ANIMAL": "fox bear hawk wolf swan horse goat duck mouse lion tiger frog crow snake rabbit camel seal whale deer hen bat crab moth",
+    "FOOD": "bread cheese rice honey corn fish grass milk seeds roots leaves fruit meat beans cake salt",
+    "COLOUR": "red blue green white black yellow brown pink",
+    "HOME": "forest river cave desert garden lake valley swamp barn hill",
+    "JOB": "nurse baker pilot teacher farmer judge painter doctor cook clerk guard singer",
+    "OBJECT": "lamp clock hat boat chair book drum ring coat key bell cup",
+    "MOOD": "happy sad tired hungry calm proud",
+    "GOOD": "lovely superb great pleasant splendid",
+    "BAD": "awful dull terrible boring nasty",
+    "NUMBER": "two three four five",
+    "PRESENT": "eats sees finds wants likes carries buys hides",
+    "PAST": "ate saw found wanted liked carried bought hid",
+    "INSULT": "dolt lout nitwit clod dunce twit",
+    "VERDICT": "good bad",
+    "KIND": "animal food colour name job",
+}
+"""Classes of English words; PRESENT and PAST are the same verbs in the same order."""
+
+NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
+SLOT = re.compile(r"\{([A-Z]+)(\d*)\}")
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """All words by class, and the invented second language, Zib, word by word."""
+
+    classes: Mapping[str, tuple[str, ...]]
+    zib: Mapping[str, str]
+    _patterns: dict[str, re.Pattern[str]] = field(default_factory=dict, repr=False, compare=False)
+
+    def fill(self, sentence: str, given: Mapping[str, str], rng: Random) -> str:
+        """The sentence with every slot filled: from `given` where it says, otherwise with some other word of the slot's class."""
+        words = dict(given)
+
+        def word(slot: re.Match[str]) -> str:
+            name = slot[1] + slot[2]
+            if name not in words:
+                taken = {value for key, value in words.items() if key.startswith(slot[1])}
+                words[name] = rng.choice([candidate for candidate in self.classes[slot[1]] if candidate not in taken])
+            return words[name]
+
+        return SLOT.sub(word, sentence)
+
+    def pattern(self, sentence: str) -> re.Pattern[str]:
+        """A pattern that recognises the sentence with any words of the right classes, each slot a named group."""
+        if sentence not in self._patterns:
+            self._patterns[sentence] = re.compile("".join(self._pieces(sentence)))
+        return self._patterns[sentence]
+
+    def _pieces(self, sentence: str) -> Iterator[str]:
+        end, seen = 0, set[str]()
+        for slot in SLOT.finditer(sentence):
+            yield re.escape(sentence[end : slot.start()])
+            name = slot[1] + slot[2]
+            yield f"(?P={name})" if name in seen else f"(?P<{name}>{'|'.join(self.classes[slot[1]])})"
+            seen.add(name)
+            end = slot.end()
+        yield re.escape(sentence[end:]) + r"(?!\w)"
+
+    def named(self, kind: str, text: str) -> set[str]:
+        """The words of one class that occur in a text."""
+        return set(self._words[kind].findall(text))
+
+    @cached_property
+    def _words(self) -> dict[str, re.Pattern[str]]:
+        return {kind: re.compile(rf"\b(?:{'|'.join(words)})\b") for kind, words in self.classes.items()}
+
+    def translate(self, colour: str, animal: str, verb: str, colour2: str, thing: str) -> str:
+        """The sentence "The {COLOUR} {ANIMAL} {PRESENT} the {COLOUR2} {OBJECT}." in Zib, where adjectives follow their nouns."""
+        words = [self.zib[word] for word in (animal, colour, verb, thing, colour2)]
+        return f"Ka {words[0]} {words[1]} {words[2]} ka {words[3]} {words[4]}."
+
+
+def make_lexicon(rng: Random) -> Lexicon:
+    """The fixed English words, and lands, cities and Zib invented from the seed."""
+    taken = {word for words in ENGLISH.values() for word in words.lower().split()}
+    lands = [word.capitalize() for word in invented(rng, 30, "bdglmnrtvz", ("nia", "land", "via", "stan", "dor"), taken)]
+    cities = [word.capitalize() for word in invented(rng, 36, "fhjkmpstwz", ("kan", "pol", "burg", "mar", "ton"), taken)]
+    classes = {kind: tuple(words.split()) for kind, words in ENGLISH.items()} | {"LAND": tuple(lands), "CITY": tuple(cities)}
+    foreign = [word for kind in ("ANIMAL", "COLOUR", "PRESENT", "OBJECT") for word in classes[kind]]
+    return Lexicon(
+        classes, dict(zip(foreign, invented(rng, len(foreign), "bdgklmnprtvz", ("u", "em", "or", "il", "as"), taken), strict=True))
+    )
+
+
+def invented(rng: Random, count: int, consonants: str, endings: tuple[str, ...], taken: set[str]) -> list[str]:
+    """New words of one syllable and an ending, all different; they are added to those taken."""
+    words: list[str] = []
+    while len(words) < count:
+        word = rng.choice(consonants) + rng.choice("aeiou") + rng.choice(consonants) * rng.randrange(2) + rng.choice(endings)
+        if word not in taken and len(word) > 3:
+            taken.add(word)
+            words.append(word)
+    return words

@@ -1,0 +1,153 @@
+"""The documents say what the code does: links lead somewhere, every option is explained, every command is one that parses."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_limits import configs
+
+from instructgpt.cli import parse
+from instructgpt.config import StageConfig
+from instructgpt.errors import BadInput
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+FENCE = re.compile(r"^ *(```+|~~~+) *(\w*)[^\n]*\n(.*?)^ *\1 *$", re.M | re.S)
+LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|^ *\[[^\]^]+\]:\s*(\S+)", re.M)
+
+
+def prose(text: str) -> str:
+    """A page without its fenced blocks and inline code."""
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+
+
+def anchors(text: str) -> set[str]:
+    """The names by which a page's headings can be linked: small letters, hyphens for spaces, other signs left out."""
+    headings = re.findall(r"^#+ +(.+?) *#*$", FENCE.sub("", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> Iterator[str]:
+    for match in LINK.finditer(prose(page.read_text(encoding="utf-8"))):
+        target = match[1] or match[2]
+        if re.match(r"[a-z]+:", target):
+            continue  # another site; nothing here needs the network
+        name, _, anchor = target.partition("#")
+        goal = (page.parent / name).resolve() if name else page
+        if not goal.exists() or (anchor and goal.suffix == ".md" and anchor not in anchors(goal.read_text(encoding="utf-8"))):
+            yield target
+
+
+def words_in_code(text: str) -> set[str]:
+    """Every word in backticks or fenced blocks, options as they are called in Python: `--max-length 64` gives max_length."""
+    code = [block[2] for block in FENCE.findall(text)] + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    return {word.replace("-", "_") for part in code for word in re.findall(r"(?<![\w-])-{0,2}(\w[\w-]*)", part)}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The arguments of every `instructgpt …` in the shell blocks of a page, whatever stands before or behind it in its line."""
+    for _, language, block in FENCE.findall(text):
+        if language not in {"sh", "bash", "shell", "console"}:
+            continue
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            yield from commands_in(line)
+
+
+def commands_in(line: str) -> Iterator[list[str]]:
+    splitter = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="|&;<>()")
+    splitter.whitespace_split, splitter.commenters = True, "#"
+    arguments: list[str] | None = None
+    for word in splitter:
+        if set(word) <= set("|&;<>()"):
+            if arguments is not None:
+                yield arguments
+            arguments = None
+        elif arguments is not None:
+            arguments.append(word)
+        elif word.rsplit("/", 1)[-1] == "instructgpt":
+            arguments = []
+    if arguments is not None:
+        yield arguments
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    assert not list(dead_links(page))
+
+
+def test_every_option_is_explained_on_the_page_of_its_command():
+    missing = {}
+    for name, config in configs():
+        page = ROOT / "docs" / f"{name}.md"
+        if page.exists():
+            said = words_in_code(page.read_text(encoding="utf-8"))
+            own = set(config.model_fields) - set(StageConfig.model_fields)  # those of all stages: see the next test
+            missing[f"{page.name}: {config.__name__}"] = sorted(own - said)
+    assert not {place: names for place, names in missing.items() if names}
+
+
+def test_options_of_all_stages_are_explained_somewhere():
+    if not (ROOT / "README.md").exists():
+        pytest.skip("there is no README yet")
+    said = set().union(*(words_in_code(page.read_text(encoding="utf-8")) for page in GUIDES))
+    assert not set(StageConfig.model_fields) - said
+
+
+def complaints(text: str) -> Iterator[str]:
+    """What the real parser says against the commands of a page."""
+    for arguments in commands(text):
+        try:
+            parse(arguments)
+        except BadInput as error:
+            yield f"instructgpt {shlex.join(arguments)}: {error}"
+        except SystemExit as ended:
+            if ended.code:  # --help and --version end with 0
+                yield f"instructgpt {shlex.join(arguments)}: exit code {ended.code}"
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_parse(page):
+    assert not list(complaints(page.read_text(encoding="utf-8")))
+
+
+def test_a_wrong_command_does_not_parse():
+    (complaint,) = complaints(
+        "```sh\ninstructgpt sft --base gpt2 --data f.jsonl --out d\ninstructgpt sft --bases gpt2 --out d --data f\n```\n"
+    )
+    assert "--bases" in complaint
+
+
+PAGE = """# A title, with `signs`
+See [the licence](LICENSE), [below](#a-part-of-it), [nothing](nothing.md "a title"), [no part](#no-part), [elsewhere](https://example.org/x).
+Not a link: `[a](b)`. The option `--max-length N` and `seed`.
+## A part of it
+```sh
+$ make setup && .venv/bin/instructgpt sft --base gpt2 \\
+    --data 'my file.jsonl' --out runs/sft  # a comment
+OMP_NUM_THREADS=1 instructgpt report runs/demo | tee log; echo instructgpted
+instructgpt plan
+```
+```text
+instructgpt not a command [text](nowhere)
+```
+"""
+
+
+def test_how_pages_are_read(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    (tmp_path / "LICENSE").touch()
+    assert list(dead_links(page)) == ["nothing.md", "#no-part"]
+    assert {"max_length", "seed", "base"} <= words_in_code(PAGE)
+    assert "title" not in words_in_code(PAGE)
+    assert list(commands(PAGE)) == [
+        ["sft", "--base", "gpt2", "--data", "my file.jsonl", "--out", "runs/sft"],
+        ["report", "runs/demo"],
+        ["plan"],
+    ]

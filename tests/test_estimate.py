@@ -1,0 +1,126 @@
+"""Intervals against enumeration, against scipy, and against the truth: do 95 % of them hold it?"""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from instructgpt.evaluate import estimate
+
+
+def every_resample(table):
+    """All equally likely two-way resamples of a small table of cells, each a list of values: means, NaN where empty. By brute force."""
+    rows, columns = len(table), len(table[0])
+    for drawn_rows in product(range(rows), repeat=rows):
+        for drawn_columns in product(range(columns), repeat=columns):
+            cells = [value for i in drawn_rows for j in drawn_columns for value in table[i][j]]
+            yield np.mean(cells) if cells else np.nan
+
+
+def test_replicates_have_the_distribution_of_all_resamples():
+    table = [[[1.0, 2.0], [4.0]], [[0.0], []], [[7.0], [3.0, 3.0, 5.0]]]
+    rows = [(value, i, j) for i, line in enumerate(table) for j, cell in enumerate(line) for value in cell]
+    y, a, b = (np.array(column) for column in zip(*rows, strict=True))
+    exact = np.array(list(every_resample(table)))
+    drawn = estimate._replicates(y, np.ones(len(y)), a, b, seed=0, resamples=40_000)
+    assert np.isnan(exact).mean() == pytest.approx(np.isnan(drawn).mean(), abs=0.01)
+    for level in (0.05, 0.25, 0.5, 0.75, 0.95):
+        below = np.nanquantile(drawn, level)
+        assert (exact[~np.isnan(exact)] <= below + 1e-9).mean() == pytest.approx((drawn[~np.isnan(drawn)] <= below + 1e-9).mean(), abs=0.01)
+
+
+def test_one_way_interval_is_that_of_scipy():
+    rng = np.random.default_rng(1)
+    sample = rng.gamma(2, size=400)
+    ours = estimate.mean(sample, range(400))
+    theirs = stats.bootstrap((sample,), np.mean, n_resamples=5_000, method="percentile", rng=rng).confidence_interval
+    assert ours.value == pytest.approx(sample.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.015)
+    assert ours.high == pytest.approx(theirs.high, abs=0.015)
+
+
+def test_repeating_every_row_changes_nothing_when_clustered():
+    sample = np.random.default_rng(2).normal(size=120)
+    once = estimate.mean(sample, range(120))
+    tenfold = estimate.mean(np.repeat(sample, 10), np.repeat(np.arange(120), 10).tolist())
+    assert (tenfold.value, tenfold.low, tenfold.high) == pytest.approx((once.value, once.low, once.high))
+    assert (once.n, tenfold.n) == (120, 1200)
+
+
+def test_crossed_width_is_the_known_standard_error():
+    """A balanced table with known variances: rows 1, columns 0.25, noise 1; plain product weights would be too wide for the noise."""
+    rng = np.random.default_rng(3)
+    rows, columns = 60, 30
+    widths = []
+    for _ in range(20):
+        cells = rng.normal(size=(rows, 1)) + 0.5 * rng.normal(size=(1, columns)) + rng.normal(size=(rows, columns))
+        i, j = (index.ravel().tolist() for index in np.indices(cells.shape))
+        measured = estimate.mean(cells.ravel(), i, j)
+        widths.append(measured.high - measured.low)
+    exact = np.sqrt(1 / rows + 0.25 / columns + 1 / (rows * columns))
+    assert np.mean(widths) / (2 * 1.96) == pytest.approx(exact, rel=0.1)
+
+
+def simulated_coverage(prompts, labelers, per_prompt, prompt_sd, labeler_sd, times=400):
+    """How often the interval holds the true mean 0 when prompts and labelers have effects of these sizes and noise has size 1."""
+    rng = np.random.default_rng(4)
+    held = 0
+    for seed in range(times):
+        a = np.repeat(np.arange(prompts), per_prompt)
+        b = np.concatenate([rng.choice(labelers, per_prompt, replace=False) for _ in range(prompts)])
+        y = rng.normal(0, prompt_sd, prompts)[a] + rng.normal(0, labeler_sd, labelers)[b] + rng.normal(size=len(a))
+        measured = estimate.mean(y, a.tolist(), b.tolist(), seed=seed)
+        held += measured.low <= 0 <= measured.high
+    return held / times
+
+
+@pytest.mark.parametrize(
+    ("prompts", "labelers", "per_prompt", "prompt_sd", "labeler_sd"),
+    [(9, 1, 1, 1, 0), (60, 1, 1, 1, 0), (60, 12, 2, 0, 0), (60, 20, 2, 1, 0.5)],
+    ids=["few prompts", "prompts", "noise alone", "prompts and labelers"],
+)
+def test_intervals_hold_the_truth(prompts, labelers, per_prompt, prompt_sd, labeler_sd):
+    """93 to 97 %, give or take the chance of 400 trials (standard error 1.1 %)."""
+    assert simulated_coverage(prompts, labelers, per_prompt, prompt_sd, labeler_sd) == pytest.approx(0.95, abs=0.02 + 0.011)
+
+
+def test_ratio_of_sums_by_hand():
+    measured = estimate.mean([6, 1, 5], ["a", "b", "c"], over=[2, 1, 3])
+    assert measured.value == pytest.approx(2.0)
+    assert 1 <= measured.low <= 2 <= measured.high <= 3
+
+
+def test_paired_difference_is_narrower_than_two_means():
+    rng = np.random.default_rng(5)
+    hard = rng.normal(0, 3, 100)
+    first, second = hard + 0.3 + rng.normal(0, 0.1, 100), hard
+    gain = estimate.difference(first, second, range(100))
+    assert 0.2 < gain.low < gain.value < gain.high < 0.4
+    alone = estimate.mean(first, range(100))
+    assert alone.high - alone.low > 10 * (gain.high - gain.low)
+
+
+def test_a_share_that_was_never_seen_may_still_happen():
+    exact = stats.binomtest(0, 50).proportion_ci(0.95, method="exact")
+    measured = estimate.mean(np.zeros(50), range(50), share=True)
+    assert (measured.low, measured.high) == pytest.approx((exact.low, exact.high))
+    full = estimate.mean(np.ones(50), range(50), share=True)
+    assert (full.low, full.high) == pytest.approx((1 - exact.high, 1.0))
+
+
+def test_what_cannot_be_known_is_not_made_up():
+    assert estimate.mean([], []) == estimate.NOTHING
+    assert estimate.mean([1.0, 3.0], ["same", "same"]) == estimate.Estimate(2.0, None, None, 2)
+    with pytest.raises(ValueError, match="not finite"):
+        estimate.mean([1.0, float("nan")], ["a", "b"])
+    with pytest.raises(ValueError, match="3 values"):
+        estimate.mean([1.0, 2.0, 3.0], ["a", "b"])
+    with pytest.raises(ValueError, match="one or two"):
+        estimate.mean([1.0])
+
+
+def test_the_same_data_give_the_same_interval():
+    sample = np.random.default_rng(6).normal(size=50)
+    assert estimate.mean(sample, range(50)) == estimate.mean(sample, range(50))
+    assert estimate.mean(sample, range(50)) != estimate.mean(sample, range(50), seed=1)
