@@ -120,7 +120,7 @@ class World:
 
     def primed(self, prompt_text: str) -> str:
         """The full text for the prompted base model, which goes on after it; its answer ends at the first newline."""
-        return self.primer() + corpus.qa(prompt_text, "").rstrip()
+        return self.primer() + corpus.qa(prompt_text, "")
 
     def questions(self, condition: str = "qa") -> list[Question]:
         """The truthfulness evaluation: facts in no training prompt, half of them with a myth, in every training wording.
@@ -181,8 +181,8 @@ class World:
             english, zib = corpus.translation(self.lexicon, rng)
             tasks["translation"].append((f"English: {english}\nZib:", zib))
             text, (asked,) = corpus.passage_task(self.lexicon, rng)
-            question, _, answer = asked.partition("\nAnswer: ")
-            tasks["passage_qa"].append((f"{text}{question}\nAnswer:", answer))
+            question, _, answer = asked.partition("\nAnswer:\n")
+            tasks["passage_qa"].append((f"{text}{question}\nAnswer:\n", answer))
         return tasks
 
     def statistics(self) -> Counter[tuple[str, str]]:
