@@ -69,7 +69,7 @@ def main(config: SFTConfig) -> Path:
 
 def train(config: SFTConfig) -> None:
     """One process's part of the stage, start to end."""
-    parents = {"base": config.base} | {f"data {path.name}": path for path in config.data}
+    parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.pretraining)}
     run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}), watched=process() == 0)
     if run.finished:
         return
@@ -131,6 +131,8 @@ def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tu
     run.say(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {run.facts['left_out']}")
     room = context - config.max_tokens
     prompts = [Prompt.model_validate({"prompt": r.prompt, "messages": r.messages}) for r in fresh if len(render.prompt(r)) <= room]
+    if config.reward and not prompts:
+        raise BadInput(f"no validation prompt leaves room for --max-tokens {config.max_tokens} in a context of {context} tokens; lower it")
     return training, validation, prompts[:VALIDATION_PROMPTS]
 
 
