@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
-from instructgpt.errors import RunFailed
+from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import completion_logits
 
 ADAM_BETAS = (0.9, 0.95)
@@ -129,7 +129,11 @@ def add_over_processes(tensors: Sequence[Tensor]) -> None:
 
 
 def launch(main: Callable[[C], Any], config: C, count: int) -> None:
-    """Run a stage in this process, or in `count` processes that divide its batches."""
+    """Run a stage in this process, or in `count` processes that divide its batches.
+
+    Raises:
+        BadInput, RunFailed: what a process raised.
+    """
     if count == 1:
         main(config)
         return
@@ -142,7 +146,8 @@ def launch(main: Callable[[C], Any], config: C, count: int) -> None:
     try:
         torch.multiprocessing.spawn(_member, (main, config, count, port), nprocs=count)  # type: ignore[no-untyped-call, attr-defined]
     except torch.multiprocessing.ProcessRaisedException as error:  # type: ignore[attr-defined]
-        raise RunFailed(str(error).strip().splitlines()[-1]) from error
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        raise (BadInput if kind.endswith("BadInput") else RunFailed)(message or kind) from error
 
 
 def _member(rank: int, main: Callable[[C], Any], config: C, count: int, port: int) -> None:
