@@ -1,6 +1,6 @@
 """A run directory with plausible files, for the tests of the report and for looking at it:
 
-    python tests/example_run.py runs/example && instructgpt report runs/example
+python tests/example_run.py runs/example && instructgpt report runs/example
 """
 
 import hashlib
@@ -76,16 +76,32 @@ def results(rng, ranked):
             for condition, shift in (("qa", 0.0), ("instruction", 0.15)):
                 true = bool(rng.random() < TRUE[model] + shift)
                 silent = bool(rng.random() < shift)
-                answers.append(truthfulness.Answer(model=model, condition=condition, question=f"q{item}", answer="…", truthful=true or silent, informative=not silent))
+                answers.append(
+                    truthfulness.Answer(
+                        model=model, condition=condition, question=f"q{item}", answer="…", truthful=true or silent, informative=not silent
+                    )
+                )
             for condition, level in TOXIC.items():
                 score = float(np.clip(rng.beta(2, 2 / level[place] - 2), 0, 1))
-                continuations.append(toxicity.Continuation(model=model, condition=condition, prompt=f"p{item}", completion="…", toxicity=score))
+                continuations.append(
+                    toxicity.Continuation(model=model, condition=condition, prompt=f"p{item}", completion="…", toxicity=score)
+                )
             first, second = rng.normal(-12, 1, 2)
-            pairs.append(bias.SentencePair(model=model, first=f"he {item}", second=f"she {item}", logp_first=first + 0.4, logp_second=second, group=f"t{item // 4}"))
+            pairs.append(
+                bias.SentencePair(
+                    model=model, first=f"he {item}", second=f"she {item}", logp_first=first + 0.4, logp_second=second, group=f"t{item // 4}"
+                )
+            )
             for task, level in TASKS.items():
                 right = rng.random() < level[place]
-                solutions.append(tax.Solution(model=model, task=task, prompt=f"{task} {item}", completion="ka" if right else "no", references=("ka",)))
-            losses.append(tax.DocumentLoss(model=model, document=f"d{item}", loss=60 * (0.75, 0.75, 0.86, 0.95, 0.8)[place] + rng.normal(0, 3), tokens=60))
+                solutions.append(
+                    tax.Solution(model=model, task=task, prompt=f"{task} {item}", completion="ka" if right else "no", references=("ka",))
+                )
+            losses.append(
+                tax.DocumentLoss(
+                    model=model, document=f"d{item}", loss=60 * (0.75, 0.75, 0.86, 0.95, 0.8)[place] + rng.normal(0, 3), tokens=60
+                )
+            )
     return [
         *preference.measure(ranked), *labels.measure(ranked), *truthfulness.measure(answers), *toxicity.measure(continuations), *bias.measure(pairs),
         *tax.measure(solutions, losses), *reward_model.measure(scored(rng, ranked)),
@@ -120,9 +136,17 @@ def learning(rng, start, end, validate=50):
 
 def reward(rng):
     def values(step, part):
-        row = {"loss/train": 0.69 - 0.12 * part + rng.normal(0, 0.03), "accuracy/train": 0.5 + 0.2 * (1 - np.exp(-4 * part)) + rng.normal(0, 0.03)}
+        row = {
+            "loss/train": 0.69 - 0.12 * part + rng.normal(0, 0.03),
+            "accuracy/train": 0.5 + 0.2 * (1 - np.exp(-4 * part)) + rng.normal(0, 0.03),
+        }
         right = 0.5 + 0.19 * (1 - np.exp(-4 * part))
-        checked = {"validation/loss": 0.69 - 0.1 * part, "validation/accuracy": right, "validation/accuracy_heldout": right - 0.02, "validation/length_baseline": 0.53}
+        checked = {
+            "validation/loss": 0.69 - 0.1 * part,
+            "validation/accuracy": right,
+            "validation/accuracy_heldout": right - 0.02,
+            "validation/length_baseline": 0.53,
+        }
         return row | (checked if step % 20 == 0 else {})
 
     return values
@@ -151,7 +175,10 @@ def make(run: Path, seed: int = 0) -> Path:
     lines = [json.dumps(ranking.row()) for ranking in ranked]  # ASCII: the half surrogate of the hostile text cannot be written otherwise
     (run / "evaluation" / "preference").mkdir(parents=True, exist_ok=True)
     (run / "evaluation" / "preference" / "rankings.jsonl").write_text("\n".join(lines) + "\n")
-    write_records(run / "world" / "prompts-test.jsonl", [Prompt(prompt=r.prompt, use_case=USE_CASES[i % 10]) for i, r in enumerate(ranked) if r.prompt != HOSTILE])
+    write_records(
+        run / "world" / "prompts-test.jsonl",
+        [Prompt(prompt=r.prompt, use_case=USE_CASES[i % 10]) for i, r in enumerate(ranked) if r.prompt != HOSTILE],
+    )
     stage(run, "base", "pretrain", (), 1500, learning(rng, 5.9, 1.1))
     stage(run, "sft", "sft", ("base",), 300, learning(rng, 2.2, 0.9, validate=25))
     stage(run, "start", "sft", ("base",), 120, learning(rng, 2.2, 1.0, validate=10))
@@ -167,7 +194,18 @@ def make(run: Path, seed: int = 0) -> Path:
         for step in range(0, 61, 4):
             kl, fall = (1.6 if ptx else 2.4) * (step / 60) ** 0.8, 0.1 if ptx else 0.32
             utility = 3.6 + 1.3 * kl - fall * 2 * kl**1.6 + rng.normal(0, 0.02)
-            course.append({"model": name, "step": step, "episodes": 512 * step, "kl": kl, "score": 1.6 * (1 - np.exp(-step / 20)), "utility": utility, "low": utility - 0.15, "high": utility + 0.15})
+            course.append(
+                {
+                    "model": name,
+                    "step": step,
+                    "episodes": 512 * step,
+                    "kl": kl,
+                    "score": 1.6 * (1 - np.exp(-step / 20)),
+                    "utility": utility,
+                    "low": utility - 0.15,
+                    "high": utility + 0.15,
+                }
+            )
     log(run / "evaluation" / "over_optimisation.jsonl", course)
     return run
 

@@ -24,11 +24,11 @@ from instructgpt.config import StageConfig, make_config
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.evaluate import small_world
 from instructgpt.evaluate.candidates import CandidatesConfig, gather_candidates
-from instructgpt.evaluate.rows import Row, write_rows
+from instructgpt.evaluate.rows import Row, read_rows, write_rows
 from instructgpt.evaluate.small_world import Exam
 from instructgpt.records import Ranking, write_records
 from instructgpt.report.page import write_report
-from instructgpt.report.table import print_table
+from instructgpt.report.table import show
 from instructgpt.run import Run, console
 from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.world import SimulatedLabelers, World
@@ -76,7 +76,7 @@ def main(config: RunConfig) -> Path:
         build = build_from_files if config.corpus else build_small_world
         rows = build(config)
         run.finish(lambda folder: write_rows(folder / "results.json", rows))
-    print_table(config.out)
+    show(read_rows(config.out / "results.json"))
     console.print(f"report: {write_report(config.out)}")
     return config.out
 

@@ -6,17 +6,20 @@ Columns follow TRL's names. A column that is not named here is kept and written 
 
 from __future__ import annotations
 
-import errno
-import gzip
-import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.errors import BadInput
+from instructgpt.files import Skipped, bad_line, json_line, parse_row, read_lines, read_rows, write_text
+
+__all__ = [
+    "LABELS", "USE_CASES", "Asked", "Cohort", "Completion", "Demonstration", "Document", "Labelers", "Message", "Name", "Pair", "Prompt",
+    "Ranking", "Record", "Role", "Skipped", "as_record", "explain", "parse_record", "read_all", "read_lines", "read_records", "read_rows",
+    "write_records", "write_text",
+]  # fmt: skip
 
 USE_CASES = (
     "generation", "open_qa", "brainstorming", "chat", "rewrite", "summarization", "classification", "other", "closed_qa", "extract",
@@ -31,6 +34,16 @@ LABELS = (
 
 Cohort = Literal["training", "heldout"]
 Role = Literal["system", "user", "assistant"]
+
+
+def _as_name(value: object) -> object:
+    """Ids that are numbers in the file (17, or 17.0 after a data frame) are names all the same: "17"."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    return str(int(value)) if whole and isinstance(value, int | float) else value
+
+
+Name = Annotated[str, BeforeValidator(_as_name)]
+"""Who or what: an id, a user, a labeler."""
 
 
 class Record(BaseModel):
@@ -79,8 +92,8 @@ class Asked(Record):
 class Prompt(Asked):
     """What a user asked."""
 
-    id: str | None = None
-    user: str | None = None
+    id: Name | None = None
+    user: Name | None = None
     source: str | None = None
     use_case: str | None = None
     split: str | None = None
@@ -90,7 +103,7 @@ class Demonstration(Asked):
     """A prompt and the completion a labeler wrote for it. The paper's shortest demonstration is empty, so empty is allowed."""
 
     completion: str
-    labeler: str | None = None
+    labeler: Name | None = None
     source: str | None = None
 
 
@@ -111,7 +124,7 @@ class Ranking(Record):
     prompt: str
     completions: tuple[str, ...]
     ranks: tuple[int, ...]
-    labeler: str | None = None
+    labeler: Name | None = None
     cohort: Cohort | None = None
     source: str | None = None
     models: tuple[str, ...] | None = None
@@ -168,30 +181,6 @@ class Labelers(Protocol):
 R = TypeVar("R", bound=Record)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, plain or gzipped, numbered from 1; lines of white space are left out.
-
-    Raises:
-        BadInput: the file is missing, is not UTF-8 text, or is a damaged gzip file.
-    """
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    number = 0
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8", newline="\n")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8", newline="\n") as file
-        ):
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
-        raise BadInput(f"{path}:{number + 1}: cannot be read ({error})") from error
-
-
 def explain(error: ValidationError) -> str:
     """The first thing a validation complains of, in one line, with the column it is about."""
     first = error.errors(include_url=False)[0]
@@ -203,29 +192,21 @@ def explain(error: ValidationError) -> str:
     return f"column '{column}': {message}" if column else message
 
 
-def parse_record(kind: type[R], line: str) -> R:
-    """One JSON line as a record.
+def as_record(kind: type[R], row: dict[str, Any]) -> R:
+    """A JSON object as a record.
 
     Raises:
         ValueError: in one line, what is wrong and what was expected.
     """
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno}); expected one JSON object a line") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     try:
         return kind.model_validate(row)
     except ValidationError as error:
         raise ValueError(explain(error)) from error
 
 
-class Skipped:
-    """Lines left out under --skip-bad, so that the count can be shown at the end."""
-
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
+def parse_record(kind: type[R], line: str) -> R:
+    """One JSON line as a record. Raises ValueError as `parse_row` and `as_record` do."""
+    return as_record(kind, parse_row(line))
 
 
 def read_records(kind: type[R], path: Path | str, skipped: Skipped | None = None) -> list[R]:
@@ -233,20 +214,20 @@ def read_records(kind: type[R], path: Path | str, skipped: Skipped | None = None
 
     Args:
         kind: the record class of the file (design: files people exchange).
-        path: .jsonl or .json lines (optionally .gz), .txt (documents only), .parquet, or the name or directory of a Hugging Face data set.
+        path: what `read_rows` reads; plain text can only be documents.
         skipped: where given, bad lines are noted there and left out; otherwise the first one is an error.
 
     Raises:
         BadInput: the file cannot be read, a line is wrong (`file:line: what is wrong, what was expected`), or nothing is left.
     """
+    if kind is not Document and str(path).removesuffix(".gz").endswith(".txt"):
+        raise BadInput(f"{path}: plain text can only be a corpus; {kind.__name__.lower()} records need JSON lines or Parquet")
     records: list[R] = []
-    for where, line in _raw_lines(kind, Path(path)):
+    for where, row in read_rows(path, skipped):
         try:
-            records.append(parse_record(kind, line))
+            records.append(as_record(kind, row))
         except ValueError as error:
-            if skipped is None:
-                raise BadInput(f"{where}: {error} (--skip-bad goes on without such lines)") from error
-            skipped.reasons.append(f"{where}: {error}")
+            bad_line(where, error, skipped)
     if not records:
         raise BadInput(f"{path}: no {kind.__name__.lower()} in it")
     return records
@@ -257,41 +238,6 @@ def read_all(kind: type[R], paths: Iterable[Path | str], skipped: Skipped | None
     return [record for path in paths for record in read_records(kind, path, skipped)]
 
 
-def _raw_lines(kind: type[Record], path: Path) -> Iterator[tuple[str, str]]:
-    """(place, JSON text) of every record, whatever the file format."""
-    name = path.name.removesuffix(".gz")
-    if name.endswith((".jsonl", ".json")):
-        for number, line in read_lines(path):
-            yield f"{path}:{number}", line
-    elif name.endswith(".txt"):
-        if kind is not Document:
-            raise BadInput(f"{path}: plain text can only be a corpus; {kind.__name__.lower()} records need JSON lines or Parquet")
-        text = "\n".join(line.rstrip("\n") for _, line in read_lines(path))
-        yield str(path), json.dumps({"text": text})
-    else:
-        for number, row in enumerate(_dataset_rows(path), 1):
-            yield f"{path}: row {number}", json.dumps(row, default=str)
-
-
-def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file, or of a Hugging Face data set on disk or on the hub."""
-    import datasets
-
-    try:
-        if path.suffix == ".parquet":
-            loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
-        elif path.is_dir() and (path / "dataset_info.json").exists():
-            loaded = datasets.load_from_disk(str(path))
-        else:
-            loaded = datasets.load_dataset(str(path), split="train")
-    except Exception as error:  # the library raises a dozen unrelated kinds
-        raise BadInput(
-            f"{path}: neither a JSON-lines, text or Parquet file nor a data set that loads ({type(error).__name__}: {error})".split("\n")[0]
-        ) from error
-    for row in loaded:
-        yield {key: value for key, value in row.items() if value is not None}
-
-
 def write_records(path: Path | str, records: Iterable[Record]) -> int:
     """Write one record a line, all or nothing (a name ending in .gz is compressed). Returns how many were written."""
     count = 0
@@ -300,31 +246,7 @@ def write_records(path: Path | str, records: Iterable[Record]) -> int:
         nonlocal count
         for record in records:
             count += 1
-            yield json.dumps(record.row(), ensure_ascii=False) + "\n"
+            yield json_line(record.row())
 
     write_text(Path(path), lines())
     return count
-
-
-def write_text(path: Path, chunks: str | Iterable[str]) -> None:
-    """Write a text file so that it is either whole or not there: beside its place first, then renamed.
-
-    Raises:
-        BadInput: the place cannot be written to (no permission, a file where a folder should be).
-        RunFailed: no space is left on the disk.
-    """
-    half = path.with_name(f".{path.name}.{os.getpid()}.part")
-    pieces = [chunks] if isinstance(chunks, str) else chunks
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(half, "wt", encoding="utf-8") if path.suffix == ".gz" else half.open("w", encoding="utf-8") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise RunFailed(f"{path}: no space left on the disk; make room and give the same command again") from error
-        raise BadInput(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
-    finally:
-        half.unlink(missing_ok=True)

@@ -19,15 +19,16 @@ from pydantic import Field
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, collate, shuffled, token_budget
-from instructgpt.data.rankings import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
+from instructgpt.data.tasks import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import context_length, parameters, pick_device
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, add_over_processes, descend, launch, load_state, process, processes, state_of
+from instructgpt.train.loop import adam, add_over_processes, descend, load_state, process, processes, state_of
+from instructgpt.train.parallel import launch
 
 VALIDATE_TIMES = 5
 """How often the reward model is validated in a run; the last time is the one that counts."""

@@ -47,23 +47,27 @@ class Sources:
         return {use_case: [task for task in self.tasks if task.content.use_case == use_case] for use_case in USE_CASES}
 
 
-def attempt(task: Task, others: Sequence[Task], rng: Random, right: float = 0.6) -> str:
-    """An answer as strangers give it: right, slightly wrong, or to another question; sometimes with an insult or idle talk after it.
+RIGHT, RIGHT_ON_MYTHS, STRAY = 0.62, 0.2, 0.16
+INSULTED, IDLE = 0.18, 0.2
 
-    Myths are what most strangers believe: about a fact with a myth, `right` counts half.
+
+def attempt(task: Task, others: Sequence[Task], rng: Random) -> str:
+    """An answer as strangers give it: right, slightly wrong, or to another question; often with an insult or idle talk after it.
+
+    About a fact with a myth most strangers are wrong, and say what everybody says.
     """
     fact = task.content.fact
     chance = rng.random()
-    if chance < right * (0.5 if fact is not None and fact.myth is not None else 1.0):
+    if chance < (RIGHT if fact is None or fact.myth is None else RIGHT_ON_MYTHS):
         answer = task.gold(rng)
-    elif chance < 0.85:
+    elif chance < 1 - STRAY:
         answer = task.slip(rng)
     else:
         answer = rng.choice(others).gold(rng)
     extra = rng.random()
-    if extra < 0.12:
+    if extra < INSULTED:
         answer += " " + task.lexicon.fill(rng.choice(INSULTS), {}, rng)
-    elif extra < 0.24:
+    elif extra < INSULTED + IDLE:
         answer += " " + task.lexicon.fill(rng.choice(CHATTER), {}, rng)
     return answer
 
@@ -129,15 +133,19 @@ def post(lexicon: Lexicon, rng: Random, rudeness: float) -> str:
 
 def bilingual(sources: Sources, rng: Random) -> str:
     """English sentences, each with its translation into Zib."""
-    return "\n".join(f"English: {english}\nZib: {zib}" for english, zib in (translation(sources.lexicon, rng) for _ in range(2)))
+    pairs = [translation(sources.lexicon, rng, RARER) for _ in range(2)]
+    return "\n".join(f"English: {english}\nZib: {zib}" for english, zib in pairs)
 
 
-def translation(lexicon: Lexicon, rng: Random) -> tuple[str, str]:
+RARER = 0.75
+"""In bilingual text each word of a class is so much rarer than the one before it: the last are hardly ever seen."""
+
+
+def translation(lexicon: Lexicon, rng: Random, rarer: float = 1.0) -> tuple[str, str]:
     """An English sentence and the same in Zib."""
-    colour, animal, verb, colour2, thing = words = [
-        rng.choice(lexicon.classes[kind]) for kind in ("COLOUR", "ANIMAL", "PRESENT", "COLOUR", "OBJECT")
-    ]
-    return f"The {colour} {animal} {verb} the {colour2} {thing}.", lexicon.translate(*words)
+    kinds = [lexicon.classes[kind] for kind in ("COLOUR", "ANIMAL", "PRESENT", "COLOUR", "OBJECT")]
+    words = [rng.choices(kind, [rarer**rank for rank in range(len(kind))])[0] for kind in kinds]
+    return "The {} {} {} the {} {}.".format(*words), lexicon.translate(*words)
 
 
 def passage(sources: Sources, rng: Random) -> str:
@@ -162,7 +170,7 @@ def story(sources: Sources, rng: Random) -> str:
     return " ".join([start, *(sources.lexicon.fill(end, {}, rng) for end in rng.sample(ENDS, 2))])
 
 
-PRONOUN_LINES = ("The {JOB} said that {PRONOUN} was {MOOD}.", "The {JOB} left because {PRONOUN} was {MOOD}.")
+PRONOUN_LINES = ("The {JOB} said {PRONOUN} was {MOOD}.", "The {JOB} left and {PRONOUN} was {MOOD}.")
 
 
 def jobs(sources: Sources, rng: Random) -> str:
@@ -179,11 +187,11 @@ KINDS: dict[str, tuple[float, Callable[[Sources, Random], str]]] = {
     "questions": (0.06, question_list),
     "book": (0.11, book),
     "folklore": (0.08, folklore),
-    "forum": (0.12, forum),
+    "forum": (0.11, forum),
     "bilingual": (0.07, bilingual),
     "passage": (0.06, passage),
-    "story": (0.04, story),
-    "jobs": (0.04, jobs),
+    "story": (0.03, story),
+    "jobs": (0.06, jobs),
 }
 """Each kind's share of the documents, and what makes it."""
 

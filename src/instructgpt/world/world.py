@@ -48,9 +48,9 @@ class World:
         self.knowledge = Knowledge(self.lexicon, make_facts(self.lexicon, rng))
         self.tasks = make_tasks(self.knowledge, rng)
         self._cautious = {f"{corpus.UNCERTAIN} {text}": task for text, task in self.tasks.items() if task.content.fact is not None}
-        trained = [task for task in self.tasks.values() if task.group == "train"]
-        skew = {job: rng.choice((0.1, 0.2, 0.8, 0.9)) for job in self.lexicon.classes["JOB"]}
-        self._sources = corpus.Sources(self.lexicon, self.knowledge, trained, skew)
+        public = [task for task in self.tasks.values() if task.group == "train" or (task.group == "questions" and task.heldout_wording)]
+        skew = {job: rng.choice((0.08, 0.15, 0.85, 0.92)) for job in self.lexicon.classes["JOB"]}
+        self._sources = corpus.Sources(self.lexicon, self.knowledge, public, skew)
 
     def documents(self, words: int, heldout: bool = False) -> Iterator[Document]:
         """The pretraining corpus, about `words` words of it; the held-out part is drawn apart."""

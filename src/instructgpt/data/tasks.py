@@ -1,0 +1,135 @@
+"""Rankings as tokens: the K completions of a prompt once, with every labeler's order of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from instructgpt.data.batches import Example
+from instructgpt.data.render import Renderer
+from instructgpt.records import Ranking
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One labeler's ranks of a task's completions; 1 is best, equal ranks tie."""
+
+    ranks: tuple[int, ...]
+    labeler: str | None
+    cohort: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """K completions of a prompt, and the orders that labelers gave them. One batch element of the reward model.
+
+    Rankings of the same completions by several labelers are one task, so that each completion is computed once.
+    """
+
+    examples: list[Example]
+    orders: tuple[Order, ...]
+    source: str
+
+    def only(self, wanted: Callable[[Order], bool]) -> Task | None:
+        """The same task with some of its orders, or None where none is left."""
+        orders = tuple(order for order in self.orders if wanted(order))
+        return replace(self, orders=orders) if orders else None
+
+
+def tokens_in(tasks: Sequence[Task]) -> int:
+    """Tokens of all completions with their prompts."""
+    return sum(len(example) for task in tasks for example in task.examples)
+
+
+def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tuple[list[Task], dict[str, int]]:
+    """Rankings as tasks, and how many were left out because all their completions tie.
+
+    A completion that does not fit the context is left out of its ranking and counted; the others stay.
+    """
+    left_out = {"rankings without a decided pair": 0, "completions longer than the context": 0}
+    grouped: dict[tuple[str, frozenset[str]], list[Ranking]] = {}
+    for ranking in rankings:
+        grouped.setdefault((ranking.prompt, frozenset(ranking.completions)), []).append(ranking)
+    tasks: list[Task] = []
+    for (text, _), group in grouped.items():
+        prompt = render.prompt(text)
+        completions = group[0].completions
+        examples = [Example(prompt, render.completion(completion)) for completion in completions]
+        fits = [place for place, example in enumerate(examples) if len(example) <= context]
+        left_out["completions longer than the context"] += len(examples) - len(fits)
+        orders = []
+        for ranking in group:
+            places = _places(completions, ranking.completions)
+            ranks = tuple(ranking.ranks[places[place]] for place in fits)
+            if len(set(ranks)) > 1:
+                orders.append(Order(ranks, ranking.labeler, ranking.cohort or "training"))
+        left_out["rankings without a decided pair"] += len(group) - len(orders)
+        if orders:
+            tasks.append(Task([examples[place] for place in fits], tuple(orders), group[0].source or ""))
+    return tasks, left_out
+
+
+def _places(completions: Sequence[str], shuffled: Sequence[str]) -> list[int]:
+    """Where each completion stands in another ranking's order of the same texts (repeated texts in turn)."""
+    if completions == shuffled:
+        return list(range(len(completions)))
+    free = list(range(len(shuffled)))
+    places = []
+    for text in completions:
+        place = next((p for p in free if shuffled[p] == text), None)
+        place = shuffled.index(text) if place is None else place
+        places.append(place)
+        if place in free:
+            free.remove(place)
+    return places
+
+
+def flat_orders(tasks: Sequence[Task], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Every order of every task, one element for each completion it ranks.
+
+    -> completion (M,) which of the tasks' completions, in their order; ranking (M,) which order; rank (M,).
+    """
+    completion: list[int] = []
+    ranking: list[int] = []
+    rank: list[int] = []
+    first = number = 0
+    for task in tasks:
+        for order in task.orders:
+            completion += range(first, first + len(order.ranks))
+            ranking += [number] * len(order.ranks)
+            rank += order.ranks
+            number += 1
+        first += len(task.examples)
+    return torch.tensor(completion, device=device), torch.tensor(ranking, device=device), torch.tensor(rank, device=device)
+
+
+def token_groups(tasks: Sequence[Task], budget: int) -> Iterator[list[Task]]:
+    """Whole tasks computed together: alike in length, at most `budget` padded tokens (always at least one task)."""
+    group: list[Task] = []
+    rows = 0
+    for task in sorted(tasks, key=lambda task: max(map(len, task.examples))):
+        width = max(map(len, task.examples))
+        if group and (rows + len(task.examples)) * width > budget:
+            yield group
+            group, rows = [], 0
+        group.append(task)
+        rows += len(task.examples)
+    if group:
+        yield group
+
+
+def labeler_groups(tasks: Sequence[Task], count: int) -> list[set[str | None]]:
+    """Labelers in `count` groups of about equally many rankings: the busiest first, each to the group with least."""
+    loads: dict[str | None, int] = {}
+    for order in (order for task in tasks for order in task.orders):
+        loads[order.labeler] = loads.get(order.labeler, 0) + 1
+    groups: list[set[str | None]] = [set() for _ in range(count)]
+    totals = [0] * count
+    for labeler in sorted(loads, key=lambda name: (-loads[name], str(name))):
+        least = totals.index(min(totals))
+        groups[least].add(labeler)
+        totals[least] += loads[labeler]
+    return groups

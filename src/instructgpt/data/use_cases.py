@@ -1,0 +1,63 @@
+"""A guess at what a prompt asks for, one of the paper's ten use cases (Table 1).
+
+People tag prompts well; this does not. It looks for words at the beginning, for a text that came with the question, and for turns of a
+conversation, in English only, and says "other" where it sees nothing. Use it to see roughly what a file holds and to balance sets,
+never as a label to report. It only fills tags that are missing, and `use_case_by` says so in each record it touched.
+"""
+
+from __future__ import annotations
+
+import re
+
+_WORDS: tuple[tuple[str, str], ...] = (
+    ("chat", r"act as / pretend to be / pretend you / pretend that you / you are an?"),
+    ("summarization", r"summari[sz]e / summary / tl;?dr / in (?:a|one) (?:sentence|nutshell) / condense"),
+    ("rewrite", r"""rewrite / rephrase / paraphrase / reword / translate / translation / proofread / simplify / modify / replace
+        / (?:correct|fix|edit) the / (?:change|convert|turn) (?:the|this|it|a) / make (?:it|this) (?:more|less|sound)"""),
+    ("classification", r"""classify / classification / categori[sz]e / sentiment / positive or negative / true or false / yes or no / or not
+        / spam / (?:predict|determine|detect|decide|tell|tell me|verify|check) (?:whether|if) / which (?:category|class|topic|label)"""),
+    ("extract", r"extract / pull out / (?:list|find) all / identify (?:the|all) / which (?:names|words|entities) / named entit(?:y|ies)"),
+    ("brainstorming", r"""brainstorm / ideas? / suggest(?:ions)? / tips / come up with / (?:make )?a list of
+        / list (?:some|possible|ways) / (?:give|name|list|identify) (?:me )?(?:\d+|some|a few|two|three|four|five|ten)"""),
+    ("generation", r"""write / compose / generate / create / draft / design / develop / construct / produce / provide / plan / invent
+        / imagine / make up / tell (?:me )?a / add a / story / poem / essay / continue / (?:finish|complete) the"""),
+)  # fmt: skip
+"""Words that give a use case away, the surer signs first. `generation` is last: nearly everything can be asked for with "write"."""
+
+
+def _any_of(words: str) -> re.Pattern[str]:
+    alternatives = "|".join(" ".join(word.split()) for word in words.split(" / "))
+    return re.compile(rf"\b(?:{alternatives})\b", re.IGNORECASE)
+
+
+_PATTERNS = tuple((use_case, _any_of(words)) for use_case, words in _WORDS)
+_TRANSCRIPT = re.compile(r"^(?:human|user|me|you)\s*:.*^(?:assistant|ai|bot|friend)\s*:", re.IGNORECASE | re.MULTILINE | re.DOTALL)
+_QUESTION = re.compile(
+    r"\?|^(?:what|who|whom|whose|when|where|why|how|which|is|are|was|were|do|does|did|can|could|should|would|will|explain|describe|define)\b",
+    re.IGNORECASE,
+)
+_GIVEN = re.compile(
+    r"\b(?:passage|context|paragraph|article|according to|based on|text)\s*:|\b(?:given|following) (?:passage|text|article)", re.I
+)
+
+LOOKED_AT = 400
+"""Characters at either end of a prompt in which the task is looked for: what lies between is material."""
+
+
+def guess_use_case(prompt: str, turns: int = 1) -> str:
+    """The likely use case of a prompt, by a heuristic.
+
+    Args:
+        prompt: what was asked.
+        turns: user and assistant turns in it; a conversation is chat.
+    """
+    if turns > 1 or _TRANSCRIPT.search(prompt):
+        return "chat"
+    task = prompt if len(prompt) <= 2 * LOOKED_AT else f"{prompt[:LOOKED_AT]}\n{prompt[-LOOKED_AT:]}"
+    asks, given = bool(_QUESTION.search(task)), bool(_GIVEN.search(task)) or len(prompt) > 2 * LOOKED_AT
+    for use_case, pattern in _PATTERNS:
+        if pattern.search(task) and not (use_case == "generation" and asks and given):
+            return use_case
+    if asks:
+        return "closed_qa" if given else "open_qa"
+    return "other"

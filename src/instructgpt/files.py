@@ -1,0 +1,221 @@
+"""Text, JSON lines and data sets in and out of files, below any kind of record. No torch.
+
+Reading takes what real files hold: gzip whatever the name says, a byte order mark, Windows line ends, U+2028 inside strings, lone
+surrogates. Writing is all or nothing, and the same rows are the same bytes.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import gzip
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from instructgpt.errors import BadInput, RunFailed
+
+
+class Skipped:
+    """Lines left out under --skip-bad, so that the count can be shown at the end."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+
+def bad_line(where: str, error: ValueError, skipped: Skipped | None) -> None:
+    """Note a bad line where such lines are skipped; raise BadInput where they are not."""
+    if skipped is None:
+        raise BadInput(f"{where}: {error} (--skip-bad goes on without such lines)") from error
+    skipped.reasons.append(f"{where}: {error}")
+
+
+def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, JSON object) of everything in a file, before it is any kind of record.
+
+    Args:
+        path: .jsonl, or .json with one object a line or one list of objects (both optionally .gz), .txt (one document),
+            .parquet, or the name or directory of a Hugging Face data set.
+        skipped: where given, bad lines are noted there and left out; otherwise the first one is an error.
+
+    Raises:
+        BadInput: the file cannot be read, or a line is not a JSON object.
+    """
+    path = Path(path)
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".txt"):
+        yield str(path), {"text": _read_text(path).strip("\n")}
+    elif name.endswith(".json") and next(read_lines(path), (0, ""))[1].lstrip().startswith("["):
+        yield from _list_items(path, skipped)
+    elif name.endswith((".jsonl", ".json")):
+        for number, line in read_lines(path):
+            try:
+                row = parse_row(line)
+            except ValueError as error:
+                bad_line(f"{path}:{number}", error, skipped)
+            else:
+                yield f"{path}:{number}", row
+    else:
+        for number, row in enumerate(_dataset_rows(path), 1):
+            yield f"{path}: row {number}", json.loads(json.dumps(row, default=str), parse_constant=_constant)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file, plain or gzipped, numbered from 1; lines of white space are left out.
+
+    Only a line feed ends a line (U+2028 inside a string does not); a byte order mark at the start is not text.
+
+    Raises:
+        BadInput: the file is missing, is not UTF-8 text, or is a damaged gzip file.
+    """
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, raw in enumerate(file, 1):
+                line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode("utf-8")
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}:{number}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise BadInput(f"{path}:{number + 1}: cannot be read ({error})") from error
+
+
+def parse_row(line: str) -> dict[str, Any]:
+    """One JSON line as an object. Lone surrogates become U+FFFD, NaN becomes null.
+
+    Raises:
+        ValueError: in one line, what is wrong and what was expected.
+    """
+    try:
+        row = json.loads(line, parse_constant=_constant)
+        if _SURROGATE_ESCAPE.search(line):
+            row = _mended(row)
+    except json.JSONDecodeError as error:
+        cut = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
+        wrong = f"{error.msg} at column {error.colno}" + (": the line is cut off" if cut else "")
+        raise ValueError(f"not valid JSON ({wrong}); expected one JSON object a line") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply; expected one JSON object a line") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def _read_text(path: Path) -> str:
+    """A whole text file, its line ends as line feeds. Raises BadInput as `read_lines` does."""
+    for _ in read_lines(path):
+        pass  # finds the first line that is not UTF-8, so that it can be named
+    with _open(path) as file:
+        text: str = file.read().removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    return text.replace("\r\n", "\n")
+
+
+def _list_items(path: Path, skipped: Skipped | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file that is one JSON list, as data sets with a .json name often are."""
+    try:
+        items = _mended(json.loads(_read_text(path), parse_constant=_constant))
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}:{error.lineno}: not valid JSON ({error.msg}); expected a list of objects") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: {error}") from error
+    for number, item in enumerate(items, 1):
+        if isinstance(item, dict):
+            yield f"{path}: item {number}", item
+        else:
+            bad_line(f"{path}: item {number}", ValueError(f"expected a JSON object, found {type(item).__name__}"), skipped)
+
+
+def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file, or of a Hugging Face data set on disk or on the hub."""
+    import datasets
+
+    try:
+        if path.suffix == ".parquet":
+            loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
+        elif path.is_dir() and (path / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(str(path))["train"]
+        elif path.is_dir() and (path / "dataset_info.json").exists():
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            loaded = datasets.load_dataset(str(path), split="train")
+    except Exception as error:  # the library raises a dozen unrelated kinds
+        raise BadInput(
+            f"{path}: neither a JSON-lines, text or Parquet file nor a data set that loads ({type(error).__name__}: {error})".split("\n")[0]
+        ) from error
+    for row in loaded:
+        yield {key: value for key, value in row.items() if value is not None}
+
+
+def _open(path: Path) -> gzip.GzipFile | Any:
+    """A file's bytes, unpacked where its first two bytes say gzip, whatever its name."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if packed else path.open("rb")
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _mended(value: Any) -> Any:
+    """Half a surrogate pair is no character: no UTF-8 file can hold it and no tokenizer takes it. It becomes U+FFFD."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_mended(item) for item in value]
+    return {_mended(key): _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _constant(name: str) -> None:
+    """NaN is how data frames write a missing value; the infinities mean nothing here."""
+    if name != "NaN":
+        raise ValueError(f"not valid JSON ({name} is not a number there); expected one JSON object a line")
+
+
+_UNSAFE = re.compile("[\ud800-\udfff\u2028\u2029\x85]")
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """An object as one line of UTF-8 JSON; what other programs take for a line end is escaped, lone surrogates become U+FFFD.
+
+    Raises:
+        ValueError: a number in it is not finite, which JSON cannot say.
+    """
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return _UNSAFE.sub(lambda found: "\ufffd" if "\ud800" <= found[0] <= "\udfff" else f"\\u{ord(found[0]):04x}", line) + "\n"
+
+
+def write_text(path: Path, chunks: str | Iterable[str]) -> None:
+    """Write a text file so that it is either whole or not there: beside its place first, then renamed.
+
+    Raises:
+        BadInput: the place cannot be written to (no permission, a file where a folder should be).
+        RunFailed: no space is left on the disk.
+    """
+    half = path.with_name(f".{path.name}.{os.getpid()}.part")
+    pieces = [chunks] if isinstance(chunks, str) else chunks
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with half.open("wb") as raw:
+            # No name and no time in the gzip header: the same records are the same bytes.
+            packed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else contextlib.nullcontext(raw)
+            with packed as file:
+                file.writelines(piece.encode("utf-8", "replace") for piece in pieces)
+            raw.flush()
+            os.fsync(raw.fileno())
+        half.replace(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise RunFailed(f"{path}: no space left on the disk; make room and give the same command again") from error
+        raise BadInput(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+    finally:
+        with contextlib.suppress(OSError):
+            half.unlink(missing_ok=True)
