@@ -131,22 +131,22 @@ def layered(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def make_config(kind: type[C], *layers: Mapping[str, Any]) -> C:
-    """A config from layers of options, the later winning.
+def make_config(kind: type[C], *layers: Mapping[str, Any], where: str = "") -> C:
+    """A config from layers of options, the later winning; `where` says in a complaint whose options they are.
 
     Raises:
         BadInput: an option is unknown, missing, of the wrong kind, or inert.
     """
-    values = layered(layers)
+    values, where = layered(layers), where or kind.stage
     for name in values:
         if name not in kind.model_fields:
-            raise BadInput(f"{kind.stage}: unknown option '{name}'{did_you_mean(name, kind.model_fields)}")
+            raise BadInput(f"{where}: unknown option '{name}'{did_you_mean(name, kind.model_fields)}")
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{kind.stage}: {explain_option(error)}") from error
+        raise BadInput(f"{where}: {explain_option(error)}") from error
     for complaint in config.inert():
-        raise BadInput(f"{kind.stage}: {complaint}")
+        raise BadInput(f"{where}: {complaint}")
     return config
 
 
