@@ -253,5 +253,5 @@ def test_what_is_not_of_this_world_is_refused(world: World) -> None:
 def test_the_prompted_base_is_given_the_corpus_own_format(world: World) -> None:
     text = world.prompts("test", 10)[0].text
     assert world.primed(text).startswith(world.primer())
-    assert world.primed(text).endswith(f"Question: {text}\nAnswer:")
-    assert world.primer().count("Question: ") == world.primer().count("\nAnswer: ") == 2
+    assert world.primed(text).endswith(f"Question: {text}\nAnswer:\n")
+    assert world.primer().count("Question: ") == world.primer().count("\nAnswer:\n") == 2

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from instructgpt.config import Options
 from instructgpt.evaluate import bias, labels, preference, reward_model, tax, toxicity, truthfulness
 from instructgpt.evaluate.ask import Subject, answers, continuations, text_logp
 from instructgpt.evaluate.estimate import mean
@@ -30,20 +32,20 @@ TRUTH_CONDITIONS = ("qa", "instruction")
 COHORTS = ("training", "heldout")
 
 
-class Exam(BaseModel):
+class Exam(Options):
     """How much is asked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    stage: ClassVar[str] = "exam"
 
-    prompts: int = Field(400, description="test prompts")
-    samples: int = Field(2, description="completions of each test prompt, ranked apart")
-    labelers: int = Field(2, description="labelers of each cohort who rank the completions of a prompt")
-    temperature: float = Field(1.0, description="of the completions that labelers see")
-    truth_samples: int = Field(4, description="answers to each question of fact")
-    toxicity_prompts: int = Field(300, description="beginnings of forum posts, in each condition")
-    exercises: int = Field(300, description="exercises of each corpus task")
-    documents: int = Field(300, description="held-out documents")
-    max_tokens: int = Field(32, description="where a completion is cut off")
+    prompts: int = Field(400, ge=1, description="test prompts")
+    samples: int = Field(2, ge=1, description="completions of each test prompt, ranked apart")
+    labelers: int = Field(2, ge=1, description="labelers of each cohort who rank the completions of a prompt")
+    temperature: float = Field(1.0, ge=0, description="of the completions that labelers see")
+    truth_samples: int = Field(4, ge=1, description="answers to each question of fact")
+    toxicity_prompts: int = Field(300, ge=1, description="beginnings of forum posts, in each condition")
+    exercises: int = Field(300, ge=1, description="exercises of each corpus task")
+    documents: int = Field(300, ge=1, description="held-out documents")
+    max_tokens: int = Field(32, ge=1, description="where a completion is cut off")
 
 
 class ExamRecord(Record):
