@@ -22,6 +22,17 @@ TASKS = {"translation": (0.78, 0.78, 0.72, 0.48, 0.7), "passage_qa": (0.66, 0.66
 HOSTILE = '<script>alert("x")</script> & <img src=http://evil.example/x.png> \x00\x1b[31m \ud800 $\\frac{1}{0}$ 한국어 🦊 \u202edrawkcab'
 
 
+def answers(rng, place, quality):
+    """A labeler's yes and no about one completion; not every question applies to every prompt."""
+    return {
+        "fails_instruction": bool(quality < -0.5),
+        "hallucination": bool(rng.random() < 0.5 - quality / 5) if place % 4 == 0 else None,
+        "satisfies_constraint": bool(rng.random() < 0.5 + quality / 5) if place % 3 == 0 else None,
+        "inappropriate": bool(rng.random() < 0.1 - quality / 20),
+        "opinion": False,
+    }
+
+
 def rankings(rng, prompts=100):
     """Every model's completion to every prompt, ranked by one labeler of each cohort."""
     made = []
@@ -40,16 +51,7 @@ def rankings(rng, prompts=100):
                     cohort=cohort,
                     labeler=f"{cohort}-{names[place % 5]}",
                     ratings=tuple(int(each) for each in np.clip(np.round(4 + 1.2 * seen), 1, 7)),
-                    labels=tuple(
-                        {
-                            "fails_instruction": bool(each < -0.5),
-                            "hallucination": bool(rng.random() < 0.5 - each / 5) if place % 4 == 0 else None,
-                            "satisfies_constraint": bool(rng.random() < 0.5 + each / 5) if place % 3 == 0 else None,
-                            "inappropriate": bool(rng.random() < 0.1 - each / 20),
-                            "opinion": False,
-                        }
-                        for each in seen
-                    ),
+                    labels=tuple(answers(rng, place, each) for each in seen),
                     use_case=USE_CASES[place % 10],
                 )
             )
@@ -78,11 +80,8 @@ def results(rng, ranked):
             for condition, shift in (("qa", 0.0), ("instruction", 0.15)):
                 true = bool(rng.random() < TRUE[model] + shift)
                 silent = bool(rng.random() < shift)
-                answers.append(
-                    truthfulness.Answer(
-                        model=model, condition=condition, question=f"q{item}", answer="…", truthful=true or silent, informative=not silent
-                    )
-                )
+                verdicts = {"truthful": true or silent, "informative": not silent}
+                answers.append(truthfulness.Answer(model=model, condition=condition, question=f"q{item}", answer="…", **verdicts))
             for condition, level in TOXIC.items():
                 score = float(np.clip(rng.beta(2, 2 / level[place] - 2), 0, 1))
                 continuations.append(

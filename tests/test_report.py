@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from instructgpt.report.findings import judge
 from instructgpt.report.page import write_report
 from instructgpt.report.results import Results
 from instructgpt.report.run_files import Parent, Stage, read_run
+from instructgpt.report.training_sections import MISSING
 from instructgpt.report.words import amount, duration, number
 
 SECTIONS = [
@@ -324,3 +326,14 @@ def test_samples_are_spread_over_use_cases(run):
 )
 def test_numbers_as_people_write_them(said, expected):
     assert said == expected
+
+
+def test_the_docs_name_every_metric_and_file(run):
+    docs = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
+    named = {row.metric for row in read_rows(run / "results.json") if row.evaluation not in ("labels", "difference")} - {
+        "translation",
+        "passage_qa",
+    }
+    assert len(named) == 17
+    assert all(f"`{metric}`" in docs for metric in named)
+    assert all(f"`{name}`" in docs for name in MISSING if not name.startswith("ppo/"))

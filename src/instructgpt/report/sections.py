@@ -99,7 +99,7 @@ def use_cases(results: Results, findings: Sequence[Finding]) -> Section | None:
         id="use-cases",
         title="Use cases",
         headline=headline,
-        paper="Prompts fall into ten use cases, nearly half of them generation; the paper's labelers rated each (Table 1).",
+        paper="Prompts fall into ten use cases, nearly half of them generation (Table 1).",
         figure=figures.use_cases(results),
         caption="Mean ratings of the training labelers. Few prompts a use case: mind the intervals.",
         findings=_of(findings, "use-cases"),
