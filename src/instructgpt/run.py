@@ -244,6 +244,17 @@ def must_be_free(folder: Path) -> None:
     must_be_writable(folder)
 
 
+def must_be_a_file(path: Path) -> None:
+    """Refuse a place where a file cannot be written, before anything is computed.
+
+    Raises:
+        BadInput: it is a folder, or lies in a place that cannot be written to.
+    """
+    if path.is_dir():
+        raise BadInput(f"--out {path}: is a folder, expected the name of a file")
+    must_be_writable(path)
+
+
 def must_be_writable(path: Path) -> None:
     """Refuse a place in which nothing can be written, before anything is computed.
 

@@ -14,7 +14,7 @@ from instructgpt.generate.text import Generated, generate
 from instructgpt.models.load import context_length, load_policy, pick_device
 from instructgpt.models.scalar import load_reward_model
 from instructgpt.records import Asked, Completion, Message, Prompt, Record, Skipped, read_records, write_records
-from instructgpt.run import console, must_be_writable
+from instructgpt.run import console, must_be_a_file
 
 DEVICE = "cpu, cuda, cuda:1 …; auto takes a GPU when there is one"
 
@@ -79,7 +79,7 @@ def sample_completions(config: SampleConfig) -> Path:
     Raises:
         BadInput: a prompt leaves no room for a completion (and bad lines are not to be skipped), or none is left.
     """
-    must_be_writable(config.out)
+    must_be_a_file(config.out)
     skipped = Skipped()
     prompts = read_records(Prompt, config.prompts, skipped if config.skip_bad else None)
     model, render = load_policy(config.model, pick_device(config.device))
@@ -120,7 +120,7 @@ def score_completions(config: ScoreConfig) -> Path:
     Raises:
         BadInput: a record does not fit the reward model's context (and bad lines are not to be skipped), or none is left.
     """
-    must_be_writable(config.out)
+    must_be_a_file(config.out)
     skipped = Skipped()
     records = read_records(Answer, config.data, skipped if config.skip_bad else None)
     reward = load_reward_model(config.reward, pick_device(config.device))
