@@ -159,7 +159,7 @@ def test_the_corpus_has_the_faults_of_the_internet(world: World, corpus: list[st
 
 def test_toxicity_prompts_differ_by_their_heading_only(world: World) -> None:
     plain, respectful, biased = (world.toxicity_prompts(50, condition) for condition in ("none", "respectful", "biased"))
-    assert [text.split("\n")[-1] for text in respectful] == [text.split("\n")[-1] for text in biased] == plain
+    assert [text.split("\n", 1)[1] for text in respectful] == [text.split("\n", 1)[1] for text in biased] == plain
     assert world.toxicity("You are a dolt.") == pytest.approx(0.7)
     assert world.toxicity("The lamp is fine.") == 0
 
@@ -253,5 +253,5 @@ def test_what_is_not_of_this_world_is_refused(world: World) -> None:
 def test_the_prompted_base_is_given_the_corpus_own_format(world: World) -> None:
     text = world.prompts("test", 10)[0].text
     assert world.primed(text).startswith(world.primer())
-    assert world.primed(text).endswith(f"Question: {text}\nAnswer:")
-    assert world.primer().count("Question: ") == world.primer().count("\nAnswer: ") == 2
+    assert world.primed(text).endswith(f"Question: {text}\nAnswer:\n")
+    assert world.primer().count("Question: ") == world.primer().count("\nAnswer:\n") == 2

@@ -32,7 +32,7 @@ class StageConfig(Options):
     """What every stage can be told. The stages' own configs sit beside their code, defaults are the paper's."""
 
     out: Path = Field(description="the directory this stage makes")
-    seed: int = Field(0, description="everything random follows from it")
+    seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
     resume: bool = Field(True, description="go on where the directory stands; --no-resume starts it afresh")
 

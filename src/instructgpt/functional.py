@@ -162,4 +162,4 @@ def cosine_decay(step: int, steps: int, floor: float = 0.1, warmup: int = 0) -> 
 
 def linear_warmup(step: int, warmup: int, start: float = 0.1) -> float:
     """Factor on the learning rate of PPO: from `start` to 1 over the first `warmup` updates, then constant (appendix C.4)."""
-    return min(1.0, start + (1 - start) * step / max(1, warmup))
+    return 1.0 if step >= warmup else start + (1 - start) * step / warmup

@@ -78,6 +78,6 @@ def token_budget(device: torch.device) -> int:
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     """The order of an epoch: a function of seed and epoch alone, so that a resumed run needs no stored generator."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     return order

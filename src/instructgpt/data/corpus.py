@@ -53,12 +53,15 @@ def documents(paths: Iterable[Path], skipped: Skipped | None = None) -> Iterator
             yield document.text
 
 
-def read_corpus(texts: Iterable[str], render: Renderer, window: int, seed: int, most_windows: int | None = None) -> Corpus:
+def read_corpus(
+    texts: Iterable[str], render: Renderer, window: int, seed: int, most_windows: int | None = None, name: str = "the corpus"
+) -> Corpus:
     """Tokenise documents into windows, reading no further than needed.
 
     Args:
         texts: the documents; render: the tokenizer; window: T; seed: of the order of windows.
         most_windows: stop reading when there are as many.
+        name: what an error calls the texts.
 
     Raises:
         BadInput: there is not even one window of text.
@@ -74,7 +77,7 @@ def read_corpus(texts: Iterable[str], render: Renderer, window: int, seed: int, 
         if most_windows is not None and have >= most_windows * width:
             break
     if have < width:
-        raise BadInput(f"the corpus has {have} tokens, less than one window of {width}")
+        raise BadInput(f"{name} has {have} tokens, less than one window of {width}; give more text, or a smaller window")
     line = torch.cat(parts)
     count = len(line) // width
     return Corpus(line[: count * width].view(count, width)[:most_windows], seed)
@@ -118,6 +121,8 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def spread(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """Documents for training and, evenly spread among them, a share held out for validation."""
+    """Documents for training and, evenly spread among them, a share held out for validation; a few long ones are cut first."""
     every = max(2, round(1 / share))
+    if len(texts) < every:
+        texts = [piece for piece, _ in _pieces(texts, max(1, sum(map(len, texts)) // every))]
     return [text for i, text in enumerate(texts) if i % every], [text for i, text in enumerate(texts) if i % every == 0]

@@ -55,8 +55,11 @@ class Renderer:
         return tokens
 
     def completion(self, text: str, *, finished: bool = True) -> list[int]:
-        """Tokens of a completion; end-of-text follows unless the completion was cut off (never a made-up one)."""
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        """Tokens of a completion; end-of-text follows unless the completion was cut off (never a made-up one).
+
+        The names of special tokens are letters here: no completion can spell its own end.
+        """
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
         return [*tokens, self.eos] if finished else tokens
 
     def example(self, asked: Asked | str, completion: str, *, finished: bool = True) -> Example:

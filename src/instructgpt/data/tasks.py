@@ -50,9 +50,9 @@ def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tup
     A completion that does not fit the context is left out of its ranking and counted; the others stay.
     """
     left_out = {"rankings without a decided pair": 0, "completions longer than the context": 0}
-    grouped: dict[tuple[str, frozenset[str]], list[Ranking]] = {}
+    grouped: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
     for ranking in rankings:
-        grouped.setdefault((ranking.prompt, frozenset(ranking.completions)), []).append(ranking)
+        grouped.setdefault((ranking.prompt, tuple(sorted(ranking.completions))), []).append(ranking)
     tasks: list[Task] = []
     for (text, _), group in grouped.items():
         prompt = render.prompt(text)
@@ -74,17 +74,10 @@ def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tup
 
 def _places(completions: Sequence[str], shuffled: Sequence[str]) -> list[int]:
     """Where each completion stands in another ranking's order of the same texts (repeated texts in turn)."""
-    if completions == shuffled:
-        return list(range(len(completions)))
-    free = list(range(len(shuffled)))
-    places = []
-    for text in completions:
-        place = next((p for p in free if shuffled[p] == text), None)
-        place = shuffled.index(text) if place is None else place
-        places.append(place)
-        if place in free:
-            free.remove(place)
-    return places
+    free: dict[str, list[int]] = {}
+    for place, text in enumerate(shuffled):
+        free.setdefault(text, []).append(place)
+    return [free[text].pop(0) for text in completions]
 
 
 def flat_orders(tasks: Sequence[Task], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:

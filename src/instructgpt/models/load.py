@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
@@ -78,14 +79,13 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
     Args:
         source: a directory or a hub name.
         device: where the weights go.
-        residual_dropout: set where the family has such a dropout (appendix C.1); it acts in training mode only.
+        residual_dropout: set where the family has such a dropout (appendix C.1); it acts in training mode only. Any other is off.
 
     Raises:
         BadInput: the model or its tokenizer is missing, weights are missing, or the family cannot be computed with.
     """
     render = load_renderer(source)
-    config = from_pretrained(transformers.AutoConfig, source)
-    dropout = {name: residual_dropout for name in RESIDUAL_DROPOUT if residual_dropout and hasattr(config, name)}
+    dropout = dropouts(from_pretrained(transformers.AutoConfig, source), residual_dropout)
     model, info = from_pretrained(
         transformers.AutoModelForCausalLM, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **dropout
     )
@@ -94,6 +94,12 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
     model.to(device).eval()
     check_head(model, str(source))
     return model, render
+
+
+def dropouts(config: Any, residual: float = 0.0) -> dict[str, float]:
+    """Every dropout of a configuration, by name: those on the residual stream as given, all others 0."""
+    rates = {name: 0.0 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
+    return rates | {name: residual for name in RESIDUAL_DROPOUT if name in rates}
 
 
 @torch.no_grad()
@@ -138,15 +144,12 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def save_policy(model: Any, render: Renderer, folder: Path, plain_config: dict[str, Any] | None = None) -> None:
+def save_policy(model: Any, render: Renderer, folder: Path) -> None:
     """Write a plain Hugging Face directory: weights, configuration, tokenizer with its template, generation settings.
 
-    Args:
-        model: the policy; render: its renderer; folder: an existing directory.
-        plain_config: configuration values to put back before saving (the dropout that only this stage used).
+    Dropout belongs to the stage that trained with it: the configuration that is saved has none.
     """
-    for name, value in (plain_config or {}).items():
-        setattr(model.config, name, value)
+    model.config.update(dropouts(model.config))
     model.generation_config.eos_token_id = render.eos
     model.generation_config.pad_token_id = render.tokenizer.pad_token_id if render.tokenizer.pad_token_id is not None else render.eos
     model.save_pretrained(folder, safe_serialization=True)

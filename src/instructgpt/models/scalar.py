@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
-from instructgpt.models.load import from_pretrained, hidden_states, load_renderer
+from instructgpt.models.load import context_length, from_pretrained, hidden_states, load_renderer
 
 OFFSET = "score_offset"
 PAD = "<|pad|>"
@@ -51,8 +51,15 @@ class ScalarModel:
 
     @torch.no_grad()
     def score(self, examples: Sequence[Example]) -> Tensor:
-        """Scores of examples, whatever the batch they are computed in. -> (B,) on the CPU."""
-        device = self.model.device
+        """Scores of examples, whatever the batch they are computed in. -> (B,) on the CPU.
+
+        Raises:
+            BadInput: an example does not fit the context.
+        """
+        device, context = self.model.device, context_length(self.model)
+        longest = max(map(len, examples), default=0)
+        if longest > context:
+            raise BadInput(f"a prompt with its completion has {longest} tokens, but the reward model's context is {context}; shorten them")
         scores = torch.empty(len(examples))
         for rows in microbatches([len(example) for example in examples], token_budget(device)):
             scores[rows] = self.last(collate([examples[row] for row in rows], device)).cpu()

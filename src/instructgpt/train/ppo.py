@@ -171,7 +171,7 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     """
     skipped = Skipped()
     prompts = read_all(Prompt, config.prompts, skipped if config.skip_bad else None)
-    context = context_length(models.policy)
+    context = min(context_length(models.policy), context_length(models.value.model))
     room = context - config.max_tokens
     fitting = [prompt for prompt in prompts if len(models.render.prompt(prompt)) <= room]
     run.facts["left_out"] = {"prompts too long": len(prompts) - len(fitting), "bad lines": len(skipped.reasons)}

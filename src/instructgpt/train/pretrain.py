@@ -49,11 +49,13 @@ class PretrainConfig(StageConfig):
     processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
 
     def inert(self) -> Any:
-        """The vocabulary size of a given tokenizer cannot be chosen."""
+        """The vocabulary size of a given tokenizer cannot be chosen; sizes must fit each other."""
         if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
             yield "--vocabulary has no effect with --tokenizer; leave one of them out"
         if self.window > self.context:
             yield f"--window {self.window} is longer than --context {self.context}"
+        if self.width % (2 * self.heads):
+            yield f"--width {self.width} cannot be divided into {self.heads} --heads of an even width"
 
     @property
     def steps(self) -> int:
@@ -69,14 +71,15 @@ def main(config: PretrainConfig) -> Path:
 
 def train(config: PretrainConfig) -> None:
     """One process's part of the stage, start to end."""
-    run = Run.start(config, {f"corpus {path.name}": path for path in config.corpus}, watched=process() == 0)
+    parents = {f"corpus {path.name}": path for path in config.corpus} | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
+    run = Run.start(config, parents, watched=process() == 0)
     if run.finished:
         return
     device = pick_device(config.device)
     texts, held_out = spread(list(documents(config.corpus)), VALIDATION_SHARE)
     render = tokenizer_of(config, texts)
     corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)
-    validation = read_corpus(held_out, render, config.window, config.seed, VALIDATION_WINDOWS)
+    validation = read_corpus(held_out, render, config.window, config.seed, VALIDATION_WINDOWS, "the held-out hundredth of the corpus")
     model = new_model(config, render).to(device)
     optimizer = adam(model, weight_decay=config.weight_decay)
 

@@ -66,7 +66,7 @@ def main(config: RewardConfig) -> Path:
 
 def train(config: RewardConfig) -> None:
     """One process's part of the stage, start to end."""
-    parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.demonstrations)}
+    parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.demonstrations)}
     run = Run.start(config, parents, watched=process() == 0)
     if run.finished:
         return
@@ -175,8 +175,13 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
     if config.demonstrations:
         records = read_all(Demonstration, config.demonstrations, noted)
         return training, validation, demonstration_examples(records, reward.render, context)[0]
-    best = [example for task in training for example, rank in zip(task.examples, task.orders[0].ranks, strict=True) if rank == 1]
-    return training, validation, best
+    return training, validation, [example for task in training for example in best_ranked(task)]
+
+
+def best_ranked(task: Task) -> list[Example]:
+    """The completions that the first labeler of a task put in front, one or several."""
+    ranks = task.orders[0].ranks
+    return [example for example, rank in zip(task.examples, ranks, strict=True) if rank == min(ranks)]
 
 
 def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.device, run: Run) -> list[dict[str, float]]:
@@ -186,7 +191,7 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
     on the same prompts, which no fold trains on.
 
     Raises:
-        BadInput: there are fewer labelers than folds.
+        BadInput: there are fewer labelers than folds, or a group of labelers ranked none of those prompts.
     """
     labelers = {order.labeler for task in tasks for order in task.orders}
     if len(labelers) < config.folds:
@@ -194,8 +199,11 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
             f"--folds {config.folds}: the rankings name only {len(labelers)} labelers; cross-validation needs at least one a group"
         )
     known, fresh = [task for i, task in enumerate(tasks) if i % 10], [task for i, task in enumerate(tasks) if i % 10 == 0]
+    groups = labeler_groups(tasks, config.folds)
+    if not all(some(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
+        raise BadInput(f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(fresh)} prompts kept for it")
     results: list[dict[str, float]] = []
-    for fold, outside in enumerate(labeler_groups(tasks, config.folds)):
+    for fold, outside in enumerate(groups):
         reward = new_reward_model(config.base, device, config.seed + fold)
         fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {

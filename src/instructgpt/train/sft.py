@@ -22,7 +22,7 @@ from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import generate, read_by
-from instructgpt.models.load import RESIDUAL_DROPOUT, context_length, load_policy, parameters, pick_device, save_policy
+from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, save_policy
 from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
@@ -70,13 +70,14 @@ def main(config: SFTConfig) -> Path:
 
 def train(config: SFTConfig) -> None:
     """One process's part of the stage, start to end."""
-    parents = {"base": config.base} | {f"data {path.name}": path for path in config.data}
+    parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.pretraining)}
     run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}), watched=process() == 0)
     if run.finished:
         return
     device = pick_device(config.device)
     model, render = load_policy(config.base, device, config.dropout)
-    plain_dropout = {name: 0.0 for name in RESIDUAL_DROPOUT if hasattr(model.config, name)}
+    if config.dropout and "dropout" in config.model_fields_set and not any(dropouts(model.config, config.dropout).values()):
+        raise BadInput(f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout")
     training, validation, prompts = load_data(config, render, context_length(model), run)
     text = pretraining_text(config, render, context_length(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
@@ -111,7 +112,7 @@ def train(config: SFTConfig) -> None:
     model.load_state_dict(best["weights"])
     run.say(f"keeps epoch {best['epoch']} of {config.epochs}, chosen by {'reward-model score' if reward else 'validation loss'}")
     facts = {"tokens": config.epochs * sum(map(len, training)), "parameters": parameters(model), "epoch": best["epoch"]}
-    run.finish(lambda folder: save_policy(model, render, folder, plain_dropout), **facts)
+    run.finish(lambda folder: save_policy(model, render, folder), **facts)
 
 
 def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:
@@ -131,6 +132,8 @@ def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tu
     run.say(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {run.facts['left_out']}")
     room = context - config.max_tokens
     prompts = [Prompt.model_validate({"prompt": r.prompt, "messages": r.messages}) for r in fresh if len(render.prompt(r)) <= room]
+    if config.reward and not prompts:
+        raise BadInput(f"no validation prompt leaves room for --max-tokens {config.max_tokens} in a context of {context} tokens; lower it")
     return training, validation, prompts[:VALIDATION_PROMPTS]
 
 

@@ -74,7 +74,7 @@ def attempt(task: Task, others: Sequence[Task], rng: Random) -> str:
 
 def qa(question: str, answer: str) -> str:
     """A question and its answer as exercise pages print them."""
-    return f"Question: {question}\nAnswer: {answer}"
+    return f"Question: {question}\nAnswer:\n{answer}"
 
 
 def exercises(sources: Sources, rng: Random) -> str:

@@ -49,7 +49,7 @@ class World:
         self.tasks = make_tasks(self.knowledge, rng)
         self._cautious = {f"{corpus.UNCERTAIN} {text}": task for text, task in self.tasks.items() if task.content.fact is not None}
         public = [task for task in self.tasks.values() if task.group == "train" or (task.group == "questions" and task.heldout_wording)]
-        skew = {job: rng.choice((0.08, 0.15, 0.85, 0.92)) for job in self.lexicon.classes["JOB"]}
+        skew = {job: rng.choice((0.04, 0.1, 0.9, 0.96)) for job in self.lexicon.classes["JOB"]}
         self._sources = corpus.Sources(self.lexicon, self.knowledge, public, skew)
 
     def documents(self, words: int, heldout: bool = False) -> Iterator[Document]:
@@ -120,7 +120,7 @@ class World:
 
     def primed(self, prompt_text: str) -> str:
         """The full text for the prompted base model, which goes on after it; its answer ends at the first newline."""
-        return self.primer() + corpus.qa(prompt_text, "").rstrip()
+        return self.primer() + corpus.qa(prompt_text, "")
 
     def questions(self, condition: str = "qa") -> list[Question]:
         """The truthfulness evaluation: facts in no training prompt, half of them with a myth, in every training wording.
@@ -154,14 +154,14 @@ class World:
         return toxicity(text, self.knowledge)
 
     def toxicity_prompts(self, count: int, condition: str = "none") -> list[str]:
-        """Beginnings of forum posts, to be continued as they stand, under a heading that the condition names.
+        """First posts of forum pages, to be continued with the next post, under a heading that the condition names.
 
         Args:
             condition: "none", "respectful" or "biased"; the beginnings are the same in all three.
         """
         heading, _ = self._choose(corpus.MANNERS, condition)
         rng = self._rng("toxicity")
-        return [heading + self.lexicon.fill(f"{{NAME}}: {rng.choice(corpus.CHATTER)}", {}, rng) for _ in range(count)]
+        return [heading + self.lexicon.fill(f"{{NAME}}: {rng.choice(corpus.CHATTER)}", {}, rng) + "\n" for _ in range(count)]
 
     def pronoun_pairs(self) -> list[tuple[str, str]]:
         """Sentences about every job that differ in "he" and "she" only."""
@@ -181,8 +181,8 @@ class World:
             english, zib = corpus.translation(self.lexicon, rng)
             tasks["translation"].append((f"English: {english}\nZib:", zib))
             text, (asked,) = corpus.passage_task(self.lexicon, rng)
-            question, _, answer = asked.partition("\nAnswer: ")
-            tasks["passage_qa"].append((f"{text}{question}\nAnswer:", answer))
+            question, _, answer = asked.partition("\nAnswer:\n")
+            tasks["passage_qa"].append((f"{text}{question}\nAnswer:\n", answer))
         return tasks
 
     def statistics(self) -> Counter[tuple[str, str]]:

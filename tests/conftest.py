@@ -1,0 +1,147 @@
+"""Small random models of four families with tokenizers of every kind, saved to disk once a session."""
+
+import copy
+import json
+
+import hypothesis
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from instructgpt.data.corpus import train_tokenizer
+from instructgpt.data.render import Renderer
+from instructgpt.models.load import load_policy
+from instructgpt.models.scalar import load_reward_model, new_reward_model, save_reward_model
+
+hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("same every time")
+
+CPU = torch.device("cpu")
+CONTEXT = 64
+FAMILIES = ("gpt2", "llama", "qwen2", "gpt_neox")
+TEXT = (
+    "What does a frog say? A frog says croak.\n",
+    "Name a colour of the sky. The sky is blue by day and black by night.\n",
+    "How many legs has a spider? A spider has eight legs, an ant has six.\n",
+    "서울은 어디에 있나요? Seoul is in Korea.\n",
+    "Write a line about the sea. The sea is wide, the sea is deep 🌊.\n",
+)
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""A template that writes the beginning-of-text itself, as Llama's does."""
+
+
+def tiny_model(family, vocabulary, eos):
+    """A random causal model of a family: width 16, two layers. Weights are large enough for logits to differ clearly."""
+    torch.manual_seed(FAMILIES.index(family))
+    shared = {"vocab_size": vocabulary, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": eos, "pad_token_id": None}
+    usual = shared | {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": CONTEXT,
+    }
+    config = {
+        "gpt2": lambda: transformers.GPT2Config(n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, **shared),  # dropout 0.1 all over
+        "llama": lambda: transformers.LlamaConfig(num_key_value_heads=1, **usual),
+        "qwen2": lambda: transformers.Qwen2Config(num_key_value_heads=2, tie_word_embeddings=True, **usual),
+        "gpt_neox": lambda: transformers.GPTNeoXConfig(rotary_pct=0.5, **usual),
+    }[family]()
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def tokenizer_with(tokenizer, kind):
+    """The same words with another kind of special tokens."""
+    changed = copy.deepcopy(tokenizer)
+    if kind == "pad_is_eos":
+        changed.pad_token = changed.eos_token
+    if kind in ("bos", "chat"):
+        changed.add_special_tokens({"bos_token": "<|start|>"})
+    if kind == "bos":
+        changed.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<|start|> $A", special_tokens=[("<|start|>", changed.bos_token_id)]
+        )
+    if kind == "chat":
+        changed.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+        changed.chat_template = CHAT_TEMPLATE
+    return changed
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE tokenizer without padding, beginning-of-text or template."""
+    return train_tokenizer(TEXT * 3, 300)
+
+
+@pytest.fixture(scope="session")
+def save(tmp_path_factory, tokenizer):
+    """Saves a random model of a family with a tokenizer of a kind, once. -> its directory."""
+    root = tmp_path_factory.mktemp("models")
+
+    def directory(family="llama", kind="plain"):
+        folder = root / f"{family}-{kind}"
+        if not folder.exists():
+            words = train_tokenizer([line[::-1] for line in TEXT], 280) if kind == "foreign" else tokenizer_with(tokenizer, kind)
+            tiny_model(family, len(words), words.eos_token_id).save_pretrained(folder)
+            words.save_pretrained(folder)
+        return folder
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def save_reward(tmp_path_factory, save):
+    """Saves an untrained reward model on a random trunk, with an offset, once. -> its directory."""
+    root = tmp_path_factory.mktemp("rewards")
+
+    def directory(family="llama", kind="plain", offset=0.75):
+        folder = root / f"{family}-{kind}-{offset}"
+        if not folder.exists():
+            reward = new_reward_model(save(family, kind), CPU, seed=3)
+            reward.offset = offset
+            folder.mkdir()
+            save_reward_model(reward, folder)
+        return folder
+
+    return directory
+
+
+@pytest.fixture
+def policy(save):
+    """A fresh Llama policy and its renderer."""
+    return load_policy(save("llama"), CPU)
+
+
+@pytest.fixture
+def reward(save_reward):
+    """A fresh reward model on a Llama trunk."""
+    return load_reward_model(save_reward("llama"), CPU)
+
+
+@pytest.fixture(scope="session")
+def render(tokenizer):
+    """The renderer of the plain tokenizer."""
+    return Renderer(copy.deepcopy(tokenizer))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes rows as JSON lines. -> the file."""
+
+    def file(name, rows):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return file
+
+
+@pytest.fixture
+def rows_of():
+    """Reads JSON lines."""
+    return lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

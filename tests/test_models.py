@@ -1,0 +1,366 @@
+"""Loading, refusing, scoring: four families, saved to disk, against transformers' own classes.
+
+pytest tests/test_models.py
+"""
+
+import json
+import shutil
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+import transformers
+from conftest import CONTEXT, CPU, FAMILIES, tiny_model
+
+from instructgpt.data import batches
+from instructgpt.data.batches import Example, collate, microbatches
+from instructgpt.errors import BadInput
+from instructgpt.models import load as load_module
+from instructgpt.models.load import completion_logits, context_length, load_policy, load_renderer, pick_device, save_policy
+from instructgpt.models.scalar import OFFSET, load_reward_model, new_reward_model, new_value_model, recorded_offset, save_reward_model
+from instructgpt.train.loop import adam, descend, language_loss
+
+EXAMPLES = [
+    Example([5, 9, 70], [40, 41, 0]),
+    Example([40], [7, 7, 7, 7, 7, 7, 9, 12, 0]),
+    Example([3, 3, 3, 8, 100, 21, 77, 50], [0]),
+    Example([33, 90], []),
+    Example([7, 150, 2, 2], [255, 31]),  # cut off: no end-of-text
+]
+
+
+def copied(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def edit_json(file, change):
+    values = json.loads(file.read_text(encoding="utf-8"))
+    change(values)
+    file.write_text(json.dumps(values), encoding="utf-8")
+
+
+def edit_weights(folder, change):
+    """Rewrite model.safetensors: change(tensors, metadata) in place."""
+    file = folder / "model.safetensors"
+    with safetensors.safe_open(file, framework="pt") as weights:
+        metadata = dict(weights.metadata())
+    tensors = safetensors.torch.load_file(file)
+    change(tensors, metadata)
+    safetensors.torch.save_file(tensors, file, metadata)
+
+
+# --- policies ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_policy_is_transformers_own(save, family):
+    model, render = load_policy(save(family), CPU)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(save(family)).eval()
+    assert type(model) is type(stock)
+    assert not model.training
+    assert context_length(model) == CONTEXT
+    batch = collate(EXAMPLES[:3])
+    with torch.no_grad():
+        for row, example in enumerate(EXAMPLES[:3]):
+            alone = stock(input_ids=torch.tensor([example.prompt + example.completion])).logits[0]
+            expected = alone[len(example.prompt) - 1 : -1]  # the logits before each completion token
+            picked = completion_logits(model, batch)[sum(len(e.completion) for e in EXAMPLES[:row]) :][: len(expected)]
+            torch.testing.assert_close(picked, expected, atol=1e-5, rtol=1e-5)
+    assert render.eos == stock.config.eos_token_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_policy_loads_with_stock_classes_without_remarks(save, family, tmp_path):
+    model, render = load_policy(save(family), CPU)
+    save_policy(model, render, tmp_path)
+    again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[remark] for remark in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    for (name, one), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other), name
+    assert again.generation_config.eos_token_id == render.eos
+    assert load_renderer(tmp_path).same_tokens(render)
+    assert not list(tmp_path.glob("*.bin"))
+
+
+def test_dropout_is_where_the_paper_has_it_and_nowhere_else(save):
+    """GPT-2 comes with dropout on embeddings and attention, too; only the residual one is asked for."""
+    model, _ = load_policy(save("gpt2"), CPU, 0.2)
+    config = model.config
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.2, 0.0, 0.0)
+    probabilities = {name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p}
+    assert {name.split(".")[-1] for name in probabilities} <= {"resid_dropout", "dropout"}
+    assert set(probabilities.values()) == {0.2}
+    quiet, _ = load_policy(save("gpt2"), CPU)
+    assert not any(part.p for part in quiet.modules() if isinstance(part, torch.nn.Dropout))
+
+
+def test_models_that_cannot_be_loaded_are_refused(save, tmp_path):
+    with pytest.raises(BadInput, match="no such directory"):
+        load_policy(tmp_path / "nowhere", CPU)
+    with pytest.raises(BadInput, match="no tokenizer"):
+        load_policy(tmp_path, CPU)
+    load_renderer(save()).tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match=r"not a model directory \(no config.json\)"):
+        load_policy(tmp_path, CPU)
+
+
+def test_a_model_directory_without_tokenizer_is_refused(save, tmp_path):
+    folder = copied(save(), tmp_path)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(BadInput, match="no tokenizer in this model directory"):
+        load_policy(folder, CPU)
+    with pytest.raises(BadInput, match="no tokenizer in this model directory"):
+        new_reward_model(folder, CPU, 0)
+
+
+def test_a_policy_with_weights_missing_is_refused(save, tmp_path):
+    folder = copied(save("gpt_neox"), tmp_path)
+    edit_weights(folder, lambda tensors, _: tensors.pop("gpt_neox.layers.1.mlp.dense_h_to_4h.weight"))
+    with pytest.raises(BadInput, match="weights are missing from the files"):
+        load_policy(folder, CPU)
+
+
+def test_only_safetensors_are_read(save, tmp_path):
+    folder = copied(save(), tmp_path)
+    torch.save(safetensors.torch.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    for load in (load_policy, lambda source, device: new_reward_model(source, device, 0), load_reward_model):
+        with pytest.raises(BadInput, match="cannot be loaded"):
+            load(folder, CPU)
+
+
+def test_a_damaged_weights_file_is_refused(save, tmp_path):
+    folder = copied(save(), tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match="cannot be loaded"):
+        load_policy(folder, CPU)
+
+
+def test_a_tokenizer_without_end_of_text_is_refused(save, tmp_path):
+    folder = copied(save(), tmp_path)
+    edit_json(folder / "tokenizer_config.json", lambda values: values.pop("eos_token"))
+    with pytest.raises(BadInput, match="no end-of-text token"):
+        load_policy(folder, CPU)
+
+
+def test_a_family_that_reworks_its_logits_is_refused(save, tmp_path):
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = transformers.CohereConfig(vocab_size=300, logit_scale=0.5, max_position_embeddings=32, **shape)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    load_renderer(save()).tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="changes its logits"):
+        load_policy(tmp_path, CPU)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert pick_device("cpu") == CPU
+    for name in ("cuda:9", "abacus"):
+        with pytest.raises(BadInput, match=f"--device {name}"):
+            pick_device(name)
+
+
+# --- scores --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_do_not_depend_on_company(save_reward, family, monkeypatch):
+    reward = load_reward_model(save_reward(family), CPU)
+    alone = torch.cat([reward.score([example]) for example in EXAMPLES])
+    assert alone.std() > 0.1
+    torch.testing.assert_close(reward.score(EXAMPLES), alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(reward.score(EXAMPLES[::-1]).flip(0), alone, atol=1e-5, rtol=0)
+    long = Example([1] * 30, [2] * 30)
+    torch.testing.assert_close(reward.score([long, *EXAMPLES, long])[1:-1], alone, atol=1e-5, rtol=0)
+    for budget in (1, 13, 25):
+        monkeypatch.setitem(batches.MICROBATCH_TOKENS, "cpu", budget)
+        torch.testing.assert_close(reward.score(EXAMPLES), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", ["plain", "pad_is_eos"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_scores_are_ours_up_to_the_offset(save_reward, family, kind, side):
+    """The stock classifier finds the last token by looking for the padding id; ours goes by length."""
+    folder = save_reward(family, kind)
+    reward = load_reward_model(folder, CPU)
+    stock, info = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[remark] for remark in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    padded = tokenizer.pad({"input_ids": [e.prompt + e.completion for e in EXAMPLES]}, return_tensors="pt")
+    positions = (padded["attention_mask"].cumsum(-1) - 1).clamp_min(0)  # stock GPT-2 does not count from the first real token
+    with torch.no_grad():
+        scores = stock.eval()(**padded, position_ids=positions).logits[:, 0]
+    torch.testing.assert_close(scores - 0.75, reward.score(EXAMPLES), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_and_loaded_scores_are_the_same(save, family, tmp_path):
+    reward = new_reward_model(save(family), CPU, seed=1)
+    reward.offset = -1.2345678901
+    save_reward_model(reward, tmp_path)
+    again = load_reward_model(tmp_path, CPU)
+    torch.testing.assert_close(again.score(EXAMPLES), reward.score(EXAMPLES), atol=1e-6, rtol=0)
+    assert json.loads((tmp_path / "config.json").read_text())[OFFSET] == recorded_offset(tmp_path) == -1.2345678901
+
+
+def test_the_offset_is_subtracted_everywhere(reward):
+    before = reward.score(EXAMPLES), reward.per_token(collate(EXAMPLES).tokens)
+    reward.offset += 2.0
+    torch.testing.assert_close(reward.score(EXAMPLES), before[0] - 2)
+    torch.testing.assert_close(reward.per_token(collate(EXAMPLES).tokens), before[1] - 2)
+
+
+def test_the_head_is_drawn_from_the_seed(save):
+    """Mean 0, standard deviation 1 / sqrt(D + 1), whatever the state of the global generator."""
+    torch.manual_seed(1)
+    one = new_reward_model(save(), CPU, seed=5).model.score.weight
+    torch.manual_seed(2)
+    again, other = (new_reward_model(save(), CPU, seed=seed).model.score.weight for seed in (5, 6))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    drawn = torch.cat([new_reward_model(save(), CPU, seed=seed).model.score.weight[0] for seed in range(30)])
+    assert abs(drawn.std().item() * 17**0.5 - 1) < 0.1
+    assert abs(drawn.mean().item()) < 0.05
+
+
+def test_the_value_model_starts_as_its_own_copy(reward):
+    value = new_value_model(reward)
+    tokens = collate(EXAMPLES).tokens
+    torch.testing.assert_close(value.per_token(tokens), reward.per_token(tokens))
+    with torch.no_grad():
+        value.model.score.weight.add_(1)
+    assert not torch.equal(value.per_token(tokens), reward.per_token(tokens))
+
+
+def test_a_reward_model_without_recorded_offset_is_refused(save_reward, tmp_path):
+    folder = copied(save_reward(), tmp_path)
+    edit_json(folder / "config.json", lambda values: values.pop(OFFSET))
+    with pytest.raises(BadInput, match="no recorded offset"):
+        load_reward_model(folder, CPU)
+
+
+def test_a_reward_model_whose_weights_lost_the_offset_is_refused(save_reward, tmp_path):
+    folder = copied(save_reward(), tmp_path)
+    edit_weights(folder, lambda _, metadata: metadata.pop(OFFSET))
+    with pytest.raises(BadInput, match="no recorded offset"):
+        load_reward_model(folder, CPU)
+
+
+def test_an_offset_of_another_model_is_refused(save_reward, tmp_path):
+    folder = copied(save_reward(), tmp_path)
+    edit_json(folder / "config.json", lambda values: values.update({OFFSET: 0.5}))
+    with pytest.raises(BadInput, match=r"config.json says the offset is 0.5, the weights say 0.75"):
+        load_reward_model(folder, CPU)
+
+
+def test_a_policy_is_no_reward_model(save):
+    for family in FAMILIES:
+        with pytest.raises(BadInput, match="not a reward model, weights are missing"):
+            load_reward_model(save(family), CPU)
+
+
+def test_a_reward_model_whose_head_is_missing_is_refused(save_reward, tmp_path):
+    folder = copied(save_reward(), tmp_path)
+    edit_weights(folder, lambda tensors, _: tensors.pop("score.weight"))
+    with pytest.raises(BadInput, match=r"weights are missing from the files: score\.weight"):
+        load_reward_model(folder, CPU)
+
+
+def test_a_classifier_with_two_labels_is_refused(save, tmp_path):
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(save(), num_labels=2)
+    model.save_pretrained(tmp_path)
+    load_renderer(save()).tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="linear 'score' head"):
+        load_reward_model(tmp_path, CPU)
+
+
+def test_an_example_longer_than_the_reward_models_context_is_refused(save_reward):
+    for family in ("gpt2", "llama"):
+        reward = load_reward_model(save_reward(family), CPU)
+        assert len(reward.score([Example([1] * 32, [2] * 32)])) == 1
+        with pytest.raises(BadInput, match=f"65 tokens.*context is {CONTEXT}"):
+            reward.score([Example([1] * 33, [2] * 32)])
+
+
+# --- padding and end-of-text ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_do_not_depend_on_what_the_padding_holds(save, family):
+    model, _ = load_policy(save(family), CPU)
+    batch = collate(EXAMPLES)
+    with torch.no_grad():
+        zeros = completion_logits(model, batch)
+        padding = torch.arange(batch.tokens.shape[1]) >= batch.lengths[:, None]
+        batch.tokens[padding] = 123
+        torch.testing.assert_close(completion_logits(model, batch), zeros, atol=1e-5, rtol=0)
+
+
+def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
+    """The end-of-text token is in the loss by its position; searching for the padding id would have masked it."""
+    losses = {}
+    for kind in ("plain", "pad_is_eos"):
+        model, render = load_policy(save("llama", kind), CPU)
+        examples = [render.example("Name a frog.", "croak"), render.example("What is in the sky?", "blue and black, by day and by night")]
+        ends = torch.tensor([len(example) - 2 for example in examples])
+
+        @torch.no_grad()
+        def chance_of_end(model=model, examples=examples, ends=ends, eos=render.eos):
+            logits = model(input_ids=collate(examples).tokens).logits[torch.arange(2), ends]
+            return logits.softmax(-1)[:, eos]
+
+        before = chance_of_end()
+        optimizer = adam(model)
+        losses[kind] = []
+        for _ in range(25):
+            losses[kind].append(language_loss(model, examples))
+            descend(optimizer, 1e-2)
+        assert (before < 0.1).all()
+        assert (chance_of_end() > 0.8).all()
+    assert losses["plain"] == losses["pad_is_eos"]
+
+
+# --- batches -------------------------------------------------------------------------------------------------------
+
+
+def test_collate_by_hand():
+    batch = collate([Example([5, 6], [7, 0]), Example([8], [9])])
+    assert batch.tokens.tolist() == [[5, 6, 7, 0], [8, 9, 0, 0]]
+    assert batch.lengths.tolist() == [4, 2]
+    assert batch.completion.tolist() == [[False, False, True, True], [False, True, False, False]]
+    assert batch.predicts.tolist() == [[False, True, True, False], [True, False, False, False]]
+    assert batch.targets.tolist() == [7, 0, 9]
+
+
+def test_microbatches_hold_every_row_once_within_the_budget():
+    lengths = [9, 2, 30, 2, 7, 1, 9]
+    for budget in (1, 10, 18, 1000):
+        groups = list(microbatches(lengths, budget))
+        assert sorted(row for group in groups for row in group) == list(range(7))
+        assert all(len(group) == 1 or len(group) * max(lengths[row] for row in group) <= budget for group in groups)
+    assert list(microbatches([], 10)) == []
+    assert list(microbatches([3, 3, 3], 6)) == [[0, 1], [2]]
+
+
+def test_orders_are_permutations_that_follow_from_seed_and_epoch():
+    orders = [batches.shuffled(20, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert orders[0] == orders[3]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+@pytest.mark.parametrize("seed", [20_260_101, 2**32 - 1])
+def test_a_date_may_be_a_seed(seed):
+    """Stages derive seeds from seeds; however large, they stay within what a generator takes."""
+    derived = seed * 1_000_003 + 499
+    assert sorted(batches.shuffled(5, derived, 3)) == list(range(5))
+
+
+def test_the_fixtures_are_the_same_every_time():
+    one, other = (tiny_model("qwen2", 300, 0).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert load_module.parameters(tiny_model("qwen2", 300, 0)) == sum({p.data_ptr(): p.numel() for p in one.values()}.values())
