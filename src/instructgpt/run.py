@@ -28,7 +28,7 @@ from rich.markup import escape
 
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
-from instructgpt.files import must_be_free, writing, write_text
+from instructgpt.files import must_be_free, write_text, writing
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
