@@ -56,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    code = run(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read along has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -70,8 +75,7 @@ def run(argv: Sequence[str]) -> int:
         getattr(importlib.import_module(command.module), command.function)(config)
     except SystemExit as ended:  # --help and --version
         return int(ended.code or 0)
-    except BrokenPipeError:  # whoever read along has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
         print(f"instructgpt: {stopped}", file=sys.stderr)
@@ -111,12 +115,10 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
         parser.add_argument("--preset", metavar="NAME", help=f"options from a preset: {', '.join(names)}")
     parser.add_argument("--config", metavar="FILE.yaml", type=Path, help="options from a file; flags win over it")
     given = vars(parser.parse_all(rest))
-    layers: list[dict[str, Any]] = []
-    if preset := given.pop("preset", None):
-        layers.append(options_for(kind, preset_text(preset), f"preset {preset}"))
-    if file := given.pop("config", None):
-        layers.append(options_for(kind, read_config(file), f"--config {file}"))
-    return command, make_config(kind, *layers, given)
+    preset, file = given.pop("preset", None), given.pop("config", None)
+    below = options_for(kind, preset_text(preset), f"preset {preset}") if preset else {}
+    said = options_for(kind, read_config(file), f"--config {file}") if file else {}
+    return command, make_config(kind, said, given, preset=below)
 
 
 def read_config(file: Path) -> str:

@@ -131,13 +131,19 @@ def layered(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def make_config(kind: type[C], *layers: Mapping[str, Any], where: str = "") -> C:
-    """A config from layers of options, the later winning; `where` says in a complaint whose options they are.
+def make_config(kind: type[C], *layers: Mapping[str, Any], preset: Mapping[str, Any] | None = None, where: str = "") -> C:
+    """A config from layers of options, the later winning.
+
+    Args:
+        kind: what is made; layers: what somebody said.
+        preset: lies below them. It speaks to many commands, so some of it may be without effect on this one.
+        where: whose options they are, for complaints.
 
     Raises:
         BadInput: an option is unknown, missing, of the wrong kind, or inert.
     """
-    values, where = layered(layers), where or kind.stage
+    said, where = layered(layers), where or kind.stage
+    values = layered((preset or {}, said))
     for name in values:
         if name not in kind.model_fields:
             raise BadInput(f"{where}: unknown option '{name}'{did_you_mean(name, kind.model_fields)}")
@@ -145,7 +151,7 @@ def make_config(kind: type[C], *layers: Mapping[str, Any], where: str = "") -> C
         config = kind.model_validate(values)
     except ValidationError as error:
         raise BadInput(f"{where}: {explain_option(error)}") from error
-    for complaint in config.inert():
+    for complaint in kind.model_construct(set(said), **dict(config)).inert():
         raise BadInput(f"{where}: {complaint}")
     return config
 

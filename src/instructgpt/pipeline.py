@@ -17,11 +17,15 @@ import torch
 from pydantic import Field
 
 from instructgpt.config import StageConfig, did_you_mean, make_config
+from instructgpt.data.split import held_out
 from instructgpt.evaluate import small_world
 from instructgpt.evaluate.candidates import CandidatesConfig, gather_candidates
+from instructgpt.evaluate.own_files import judged_by_reward_model, score_rankings
 from instructgpt.evaluate.rows import Row, read_rows, write_rows
 from instructgpt.evaluate.small_world import Exam
-from instructgpt.records import Demonstration, Document, Prompt, Ranking, Record, Skipped, read_all, write_records
+from instructgpt.models.load import pick_device
+from instructgpt.models.scalar import load_reward_model
+from instructgpt.records import Demonstration, Document, Prompt, Ranking, Record, Skipped, read_all, read_records, write_records
 from instructgpt.report.page import write_report
 from instructgpt.report.table import show
 from instructgpt.run import Run, console
@@ -154,7 +158,7 @@ def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
     pretrain.main(stages["base"])
     sft.main(stages["start"])
     rank_candidates(config, world, stages["world"], files)
-    reward_model = reward.main(stages["reward"])
+    reward.main(stages["reward"])
     sft.main(stages["sft"])
     side_by_side(config.processes, [(ppo.main, (stages[name],)) for name in ("ppo", "ppo_ptx")])
     answered = out / "evaluation"
@@ -167,7 +171,9 @@ def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
     ]
     side_by_side(config.processes, jobs)
     rows = small_world.judge_all(answered, MODELS, world, exam, config.seed)
-    rows += small_world.examine_reward_model(reward_model, files["heldout_rankings"], config.device)
+    rows += score_rankings(
+        load_reward_model(stages["reward"].out, pick_device(config.device)), read_records(Ranking, files["heldout_rankings"])
+    )
     batch = stages["ppo"].batch
     points = [point for model in ("ppo", "ppo_ptx") for point in small_world.over_optimisation(model, out / model, world, batch)]
     write_records(answered / "over_optimisation.jsonl", points)
@@ -179,8 +185,16 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
     pretrain.main(stages["base"])
     sft.main(stages["start"])
     reward.main(stages["reward"])
-    side_by_side(config.processes, [(ppo.main, (stages[name],)) for name in ("ppo_ptx", "ppo") if name in stages])
-    return []
+    policies = [name for name in ("ppo", "ppo_ptx") if name in stages]
+    side_by_side(config.processes, [(ppo.main, (stages[name],)) for name in policies])
+    files = input_files(config)
+    judge = load_reward_model(stages["reward"].out, pick_device(config.device))
+    rows = score_rankings(judge, [ranking for ranking in read_all(Ranking, files["rankings"], Skipped()) if held_out(ranking.prompt)])
+    models = {"base": stages["base"].out, "sft": stages["start"].out} | {name: stages[name].out for name in policies}
+    prompts = read_all(Prompt, files["ppo"], Skipped())
+    answers = config.out / "evaluation" / "preference" / "rankings.jsonl"
+    most = stages["ppo_ptx"].max_tokens
+    return rows + judged_by_reward_model(judge, models, prompts, answers, max_tokens=most, seed=config.seed, device=config.device)
 
 
 # --- the small world's part --------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ Nothing is written before the stage has read all its input: a command that was w
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -19,8 +18,7 @@ import pickle
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,8 +27,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from instructgpt.config import StageConfig
-from instructgpt.errors import BadInput, RunFailed
-from instructgpt.records import write_text
+from instructgpt.errors import BadInput
+from instructgpt.files import must_be_free, write_text, writing
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
@@ -228,60 +226,6 @@ def by_flag(settings: Mapping[str, Any]) -> dict[str, Any]:
         elif name not in PLACE_ONLY:
             named["--" + name.replace("_", "-")] = value
     return named
-
-
-def must_be_free(folder: Path) -> None:
-    """Refuse a place where a run cannot be made, before anything is computed.
-
-    Raises:
-        BadInput: it is a file, lies in a place that cannot be written to, or holds other things.
-    """
-    if folder.is_dir():
-        if any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise BadInput(f"--out {folder}: is not empty and holds no run; choose another --out")
-    elif folder.exists():
-        raise BadInput(f"--out {folder}: is a file, expected a folder; choose another --out")
-    must_be_writable(folder)
-
-
-def must_be_writable(path: Path) -> None:
-    """Refuse a place in which nothing can be written, before anything is computed.
-
-    Raises:
-        BadInput: it lies under a file, or in a folder that cannot be written to.
-    """
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise BadInput(f"--out {path}: {above} is not a folder; choose another --out")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise BadInput(f"--out {path}: nothing can be written in {above}; choose another --out")
-
-
-@contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """What goes wrong while something is written, in one line, whichever library met it.
-
-    Raises:
-        RunFailed: the disk is full.
-        BadInput: the place cannot be written to.
-    """
-    try:
-        yield
-    except Exception as error:
-        if is_disk_full(error):
-            raise RunFailed(f"{place}: no space left on the disk; make room and give the same command again") from error
-        if isinstance(error, OSError):
-            raise BadInput(f"{place}: cannot be written ({error.strerror or error})") from error
-        raise
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error: torch raises its own on top, safetensors and tokenizers say it in words."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"(os error {errno.ENOSPC})" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

@@ -16,13 +16,11 @@ from typing import ClassVar
 from pydantic import Field
 
 from instructgpt.config import Options
-from instructgpt.evaluate import bias, labels, preference, reward_model, tax, toxicity, truthfulness
+from instructgpt.evaluate import bias, labels, preference, tax, toxicity, truthfulness
 from instructgpt.evaluate.ask import Subject, answers, continuations, text_logp
 from instructgpt.evaluate.estimate import mean
-from instructgpt.evaluate.reward_model import ScoredRanking
 from instructgpt.evaluate.rows import Row
 from instructgpt.models.load import pick_device
-from instructgpt.models.scalar import load_reward_model
 from instructgpt.records import Completion, Ranking, Record, read_records, write_records
 from instructgpt.run import read_rows
 from instructgpt.world import SimulatedLabelers, World
@@ -180,21 +178,6 @@ def rank_answers(said: dict[str, list[ExamRecord]], world: World, exam: Exam, se
         people = SimulatedLabelers(world, cohort, per_prompt=exam.labelers, seed=seed + 1)  # type: ignore[arg-type]
         rankings += people.rank(candidates)
     return rankings
-
-
-def examine_reward_model(folder: Path, rankings: Path, device: str) -> list[Row]:
-    """Accuracy of the reward model on rankings it never saw, by cohort, beside length baseline and labeler agreement."""
-    reward = load_reward_model(folder, pick_device(device))
-    records = read_records(Ranking, rankings)
-    examples = [reward.render.example(record.prompt, completion) for record in records for completion in record.completions]
-    scores = reward.score(examples).tolist()
-    scored, place = [], 0
-    for record in records:
-        k = len(record.completions)
-        lengths = [len(example.completion) for example in examples[place : place + k]]
-        scored.append(ScoredRanking.model_validate(record.row() | {"scores": scores[place : place + k], "lengths": lengths}))
-        place += k
-    return reward_model.measure(scored)
 
 
 def over_optimisation(model: str, folder: Path, world: World, batch: int) -> list[Record]:

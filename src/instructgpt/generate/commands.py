@@ -10,11 +10,12 @@ from pydantic import Field, model_validator
 
 from instructgpt.config import Options
 from instructgpt.errors import BadInput
+from instructgpt.files import must_be_a_file
 from instructgpt.generate.text import Generated, generate
 from instructgpt.models.load import context_length, load_policy, pick_device
 from instructgpt.models.scalar import load_reward_model
 from instructgpt.records import Asked, Completion, Message, Prompt, Record, Skipped, read_records, write_records
-from instructgpt.run import console, must_be_writable
+from instructgpt.run import console
 
 DEVICE = "cpu, cuda, cuda:1 …; auto takes a GPU when there is one"
 
@@ -30,7 +31,7 @@ class SampleConfig(Options):
     n: int = Field(1, ge=1, description="completions of each prompt")
     max_tokens: int = Field(256, ge=1, description="where a completion is cut off")
     temperature: float = Field(1.0, ge=0, description="1 samples from the model's own distribution, 0 takes the likeliest token")
-    seed: int = Field(0, description="everything random follows from it")
+    seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     device: str = Field("auto", description=DEVICE)
     skip_bad: bool = Field(False, description="leave out bad lines and prompts that are too long, and count them")
 
@@ -79,7 +80,7 @@ def sample_completions(config: SampleConfig) -> Path:
     Raises:
         BadInput: a prompt leaves no room for a completion (and bad lines are not to be skipped), or none is left.
     """
-    must_be_writable(config.out)
+    must_be_a_file(config.out)
     skipped = Skipped()
     prompts = read_records(Prompt, config.prompts, skipped if config.skip_bad else None)
     model, render = load_policy(config.model, pick_device(config.device))
@@ -120,7 +121,7 @@ def score_completions(config: ScoreConfig) -> Path:
     Raises:
         BadInput: a record does not fit the reward model's context (and bad lines are not to be skipped), or none is left.
     """
-    must_be_writable(config.out)
+    must_be_a_file(config.out)
     skipped = Skipped()
     records = read_records(Answer, config.data, skipped if config.skip_bad else None)
     reward = load_reward_model(config.reward, pick_device(config.device))
