@@ -5,6 +5,7 @@ import json
 
 import hypothesis
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
@@ -13,6 +14,7 @@ from instructgpt.data.corpus import train_tokenizer
 from instructgpt.data.render import Renderer
 from instructgpt.models.load import load_policy
 from instructgpt.models.scalar import load_reward_model, new_reward_model, save_reward_model
+from instructgpt.train import loop
 
 hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("same every time")
@@ -145,3 +147,65 @@ def write(tmp_path):
 def rows_of():
     """Reads JSON lines."""
     return lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def gradients():
+    """A model's gradients, by name, which are then cleared."""
+
+    def taken(model):
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return found
+
+    return taken
+
+
+@pytest.fixture
+def in_two_processes(monkeypatch):
+    """Calls something as each of two processes would, one after the other; sums stay apart. -> both results."""
+
+    def call(module, work):
+        results = []
+        for number in range(2):
+            with monkeypatch.context() as patch:
+                for place in {module, loop}:
+                    patch.setattr(place, "process", lambda number=number: number)
+                    patch.setattr(place, "processes", lambda: 2)
+                    patch.setattr(place, "add_over_processes", lambda tensors: None)
+                results.append(work())
+        return results
+
+    return call
+
+
+def assert_same_tensors(one, other, tolerance=1e-6):
+    """Two dictionaries of tensors hold the same names and numbers."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+DEMONSTRATIONS = [
+    {"prompt": f"{ask} {animal}?", "completion": f"{answer} {animal}."}
+    for animal in ("frog", "cat", "ant", "owl")
+    for ask, answer in (("Name a", "A"), ("What is a", "It is a"))
+]
+RANKINGS = [
+    {
+        "prompt": f"Name a {animal}",
+        "completions": [f"a {animal}", "croak croak", "sky"],
+        "ranks": ranks,
+        "labeler": labeler,
+        "cohort": cohort,
+    }
+    for animal in ("frog", "cat", "ant", "owl", "hen", "fox")
+    for labeler, ranks, cohort in (("ann", [1, 2, 3], "training"), ("bob", [1, 2, 2], "training"), ("eve", [3, 2, 1], "heldout"))
+]
+FRESH_RANKINGS = [ranking | {"prompt": ranking["prompt"] + " please"} for ranking in RANKINGS[:6]]
+CORPUS = [{"text": f"{line.strip()} {n}"} for n in range(30) for line in TEXT]
+
+
+def weights_of(folder):
+    """The tensors of a model directory."""
+    return safetensors.torch.load_file(folder / "model.safetensors")

@@ -261,7 +261,7 @@ def test_a_book_is_read_in_pieces_as_one_document(render):
     assert read_corpus([text], render, 99, seed=0, most_windows=7).tokens.tolist() == corpus.tokens[:7].tolist()
 
 
-def test_one_text_file_is_enough_to_hold_some_out(tmp_path, render):
+def test_one_text_file_is_enough_to_hold_some_out(tmp_path):
     (tmp_path / "book.txt").write_text("".join(f"Line {n} of the book.\n" for n in range(500)))
     texts = list(documents([tmp_path / "book.txt"]))
     training, held_out = spread(texts, 0.01)

@@ -97,8 +97,10 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
             head.bias.zero_()
     if render.tokenizer.pad_token_id is None or render.tokenizer.pad_token_id == render.eos:
         render.tokenizer.add_special_tokens({"pad_token": PAD})
-        if len(render.tokenizer) > model.get_input_embeddings().num_embeddings:
+        known = model.get_input_embeddings().num_embeddings
+        if len(render.tokenizer) > known:
             model.resize_token_embeddings(len(render.tokenizer), mean_resizing=False)
+            torch.nn.init.zeros_(model.get_input_embeddings().weight[known:])
     model.config.pad_token_id = render.tokenizer.pad_token_id
     model.config.problem_type = "regression"
     model.to(device).eval()
