@@ -28,7 +28,7 @@ from rich.markup import escape
 
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
-from instructgpt.files import must_be_free, writing, write_text
+from instructgpt.files import must_be_free, write_text, writing
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
@@ -267,11 +267,12 @@ def read_checkpoint(file: Path) -> dict[str, Any] | None:
     """What a checkpoint holds, or None where it is damaged."""
     import torch
 
-    try:
-        state: dict[str, Any] = torch.load(file, weights_only=True)
-        return state if {"step", "spent"} <= state.keys() else None
-    except (RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError):
-        return None
+    with file.open("rb") as stream:
+        try:
+            state: dict[str, Any] = torch.load(stream, weights_only=True)
+        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):  # by where it was cut off
+            return None
+    return state
 
 
 def append_line(file: Path, row: Mapping[str, Any]) -> None:

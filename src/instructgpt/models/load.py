@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
