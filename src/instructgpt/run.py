@@ -267,11 +267,12 @@ def read_checkpoint(file: Path) -> dict[str, Any] | None:
     """What a checkpoint holds, or None where it is damaged."""
     import torch
 
-    try:
-        state: dict[str, Any] = torch.load(file, weights_only=True)
-        return state if {"step", "spent"} <= state.keys() else None
-    except (RuntimeError, EOFError, ValueError, AttributeError, pickle.UnpicklingError):
-        return None
+    with file.open("rb") as stream:
+        try:
+            state: dict[str, Any] = torch.load(stream, weights_only=True)
+        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):  # by where it was cut off
+            return None
+    return state
 
 
 def append_line(file: Path, row: Mapping[str, Any]) -> None:

@@ -50,7 +50,6 @@ def side_by_side(processes: int, jobs: Sequence[Job]) -> None:
             if (error := cause(running)) is not None:
                 raise error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.kill()
             raise
