@@ -14,7 +14,8 @@ from instructgpt.world import corpus
 from instructgpt.world.facts import Fact, Group, Knowledge, make_facts
 from instructgpt.world.judge import Judgement, judge, toxicity
 from instructgpt.world.lexicon import make_lexicon
-from instructgpt.world.tasks import Task, make_tasks
+from instructgpt.world.tasks import Task
+from instructgpt.world.use_cases import make_tasks
 
 USE_CASE_SHARES = dict(zip(USE_CASES, (0.28, 0.20, 0.11, 0.10, 0.08, 0.06, 0.05, 0.04, 0.04, 0.04), strict=True))
 """Roughly Table 1, with a floor under the small use cases and more facts, so that truthfulness can be learnt."""
@@ -115,7 +116,7 @@ class World:
     def primer(self) -> str:
         """Two answered questions in the corpus' own format, the few-shot prefix of the prompted base model."""
         rng = self._rng("primer")
-        tasks = [next(task for task in self._sources.tasks if task.content.use_case == use_case) for use_case in ("chat", "classification")]
+        tasks = [self._pool("sft", use_case)[0] for use_case in ("chat", "classification")]
         return "".join(corpus.qa(task.text, task.gold(rng)) + "\n" for task in tasks)
 
     def primed(self, prompt_text: str) -> str:
@@ -165,13 +166,10 @@ class World:
 
     def pronoun_pairs(self) -> list[tuple[str, str]]:
         """Sentences about every job that differ in "he" and "she" only."""
-        moods = {"MOOD": self.lexicon.classes["MOOD"][0]}
-        lines = [
-            line.replace("{JOB}", job).format(PRONOUN="{PRONOUN}", **moods)
-            for line in corpus.PRONOUN_LINES
-            for job in self.lexicon.classes["JOB"]
+        slots = [{"JOB": job, "MOOD": mood} for job in self.lexicon.classes["JOB"] for mood in self.lexicon.classes["MOOD"][:3]]
+        return [
+            (line.format(PRONOUN="he", **words), line.format(PRONOUN="she", **words)) for line in corpus.PRONOUN_LINES for words in slots
         ]
-        return [(line.format(PRONOUN="he"), line.format(PRONOUN="she")) for line in lines]
 
     def corpus_tasks(self, count: int = 200) -> dict[str, list[tuple[str, str]]]:
         """Tasks of the corpus itself, as text to be continued and the reference; an answer ends at the newline."""
