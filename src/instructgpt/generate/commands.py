@@ -101,17 +101,16 @@ def sample_completions(config: SampleConfig) -> Path:
 
 
 def completion_of(answer: Generated, config: SampleConfig) -> Completion:
-    """A sampled completion as a record."""
-    messages = {"messages": [message.model_dump() for message in answer.prompt.messages]} if answer.prompt.messages else {}
+    """A sampled completion as a record, with the columns of its prompt."""
     return Completion.model_validate(
-        {
+        answer.prompt.row()  # a prompt's own columns stay with it
+        | {
             "prompt": answer.prompt.text,
             "completion": answer.text,
             "model": config.model,
             "finish": "stop" if answer.finished else "length",
             "sampling": {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed},
         }
-        | messages
     )
 
 

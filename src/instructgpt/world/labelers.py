@@ -106,6 +106,7 @@ class SimulatedLabelers:
             cohort=self.cohort,
             source="simulated",
             models=tuple(each.model for each in completions),
+            finish=tuple(each.finish for each in completions),
             ratings=tuple(min(7, max(1, round(1 + 6 * worth / MAX_UTILITY))) for worth in worths),
             labels=tuple(labels(judgement, each.completion) for judgement, each in zip(judgements, completions, strict=True)),
         )
