@@ -22,7 +22,18 @@ TASKS = {"translation": (0.78, 0.78, 0.72, 0.48, 0.7), "passage_qa": (0.66, 0.66
 HOSTILE = '<script>alert("x")</script> & <img src=http://evil.example/x.png> \x00\x1b[31m \ud800 $\\frac{1}{0}$ 한국어 🦊 \u202edrawkcab'
 
 
-def rankings(rng, prompts=150):
+def answers(rng, place, quality):
+    """A labeler's yes and no about one completion; not every question applies to every prompt."""
+    return {
+        "fails_instruction": bool(quality < -0.5),
+        "hallucination": bool(rng.random() < 0.5 - quality / 5) if place % 4 == 0 else None,
+        "satisfies_constraint": bool(rng.random() < 0.5 + quality / 5) if place % 3 == 0 else None,
+        "inappropriate": bool(rng.random() < 0.1 - quality / 20),
+        "opinion": False,
+    }
+
+
+def rankings(rng, prompts=100):
     """Every model's completion to every prompt, ranked by one labeler of each cohort."""
     made = []
     for place in range(prompts):
@@ -36,21 +47,14 @@ def rankings(rng, prompts=150):
                     prompt=HOSTILE if place == 3 else prompt,
                     completions=(HOSTILE, "", *texts[2:]) if place == 5 else texts,
                     ranks=tuple(1 + int((np.round(seen * 2) > each).sum()) for each in np.round(seen * 2)),
-                    models=MODELS, cohort=cohort, labeler=f"{cohort}-{names[place % 5]}",
+                    models=MODELS,
+                    cohort=cohort,
+                    labeler=f"{cohort}-{names[place % 5]}",
                     ratings=tuple(int(each) for each in np.clip(np.round(4 + 1.2 * seen), 1, 7)),
-                    labels=tuple(
-                        {
-                            "fails_instruction": bool(each < -0.5),
-                            "hallucination": bool(rng.random() < 0.5 - each / 5) if place % 4 == 0 else None,
-                            "satisfies_constraint": bool(rng.random() < 0.5 + each / 5) if place % 3 == 0 else None,
-                            "inappropriate": bool(rng.random() < 0.1 - each / 20),
-                            "opinion": False,
-                        }
-                        for each in seen
-                    ),
+                    labels=tuple(answers(rng, place, each) for each in seen),
                     use_case=USE_CASES[place % 10],
                 )
-            )  # fmt: skip
+            )
     return made
 
 
@@ -72,15 +76,12 @@ def results(rng, ranked):
     """Rows of every evaluation, through the measurements themselves."""
     answers, continuations, pairs, solutions, losses = [], [], [], [], []
     for place, model in enumerate(MODELS):
-        for item in range(120):
+        for item in range(80):
             for condition, shift in (("qa", 0.0), ("instruction", 0.15)):
                 true = bool(rng.random() < TRUE[model] + shift)
                 silent = bool(rng.random() < shift)
-                answers.append(
-                    truthfulness.Answer(
-                        model=model, condition=condition, question=f"q{item}", answer="…", truthful=true or silent, informative=not silent
-                    )
-                )
+                verdicts = {"truthful": true or silent, "informative": not silent}
+                answers.append(truthfulness.Answer(model=model, condition=condition, question=f"q{item}", answer="…", **verdicts))
             for condition, level in TOXIC.items():
                 score = float(np.clip(rng.beta(2, 2 / level[place] - 2), 0, 1))
                 continuations.append(
@@ -103,9 +104,14 @@ def results(rng, ranked):
                 )
             )
     return [
-        *preference.measure(ranked), *labels.measure(ranked), *truthfulness.measure(answers), *toxicity.measure(continuations), *bias.measure(pairs),
-        *tax.measure(solutions, losses), *reward_model.measure(scored(rng, ranked)),
-    ]  # fmt: skip
+        *preference.measure(ranked),
+        *labels.measure(ranked),
+        *truthfulness.measure(answers),
+        *toxicity.measure(continuations),
+        *bias.measure(pairs),
+        *tax.measure(solutions, losses),
+        *reward_model.measure(scored(rng, ranked)),
+    ]
 
 
 def log(path, rows):
@@ -116,10 +122,16 @@ def log(path, rows):
 def stage(run, name, kind, parents, steps, values, **more):
     """One model directory: run.json and metrics.jsonl."""
     info = {
-        "stage": kind, "config": {"lr": 4e-3, "batch": 16, "note": HOSTILE.replace("\ud800", "")}, "seed": 0, "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+        "stage": kind,
+        "config": {"lr": 4e-3, "batch": 16, "note": HOSTILE.replace("\ud800", "")},
+        "seed": 0,
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
         "parents": {key: {"path": str(run / key), "sha256": hashlib.sha256(key.encode()).hexdigest()} for key in parents},
-        "seconds": 3.1 * steps**0.6, "tokens": 1_500 * steps, "finished": True, "parameters": 478_752,
-    }  # fmt: skip
+        "seconds": 3.1 * steps**0.6,
+        "tokens": 1_500 * steps,
+        "finished": True,
+        "parameters": 478_752,
+    }
     (run / name).mkdir(parents=True, exist_ok=True)
     (run / name / "run.json").write_text(json.dumps(info | more), encoding="utf-8")
     log(run / name / "metrics.jsonl", [{"step": step, "seconds": 0.2 * step, **values(step, step / steps)} for step in range(1, steps + 1)])
@@ -156,12 +168,23 @@ def ppo(rng, ptx):
     def values(step, part):
         kl = (2.4 if not ptx else 1.6) * part**0.8
         row = {
-            "objective/kl": kl + rng.normal(0, 0.05), "objective/scores": 1.6 * (1 - np.exp(-3 * part)) + rng.normal(0, 0.08), "objective/entropy": 9 - 4 * part,
-            "objective/non_score_reward": -0.05 * kl, "objective/rlhf_reward": 1.6 * (1 - np.exp(-3 * part)) - 0.05 * kl, "policy/approxkl_avg": 0.004 + rng.normal(0, 5e-4),
-            "policy/clipfrac_avg": 0.03 + rng.normal(0, 0.004), "policy/entropy_avg": 1.1 - 0.5 * part, "loss/policy_avg": -0.02 + rng.normal(0, 0.004),
-            "loss/value_avg": 0.4 * np.exp(-3 * part) + 0.1, "val/ratio": 1 + rng.normal(0, 0.002), "val/num_eos_tokens": 500 + 12 * part, "val/explained_variance": 0.6 * part,
-            "completion/length": 9 + 3 * part, "lr": 2.5e-4, "episode": 512 * step,
-        }  # fmt: skip
+            "objective/kl": kl + rng.normal(0, 0.05),
+            "objective/scores": 1.6 * (1 - np.exp(-3 * part)) + rng.normal(0, 0.08),
+            "objective/entropy": 9 - 4 * part,
+            "objective/non_score_reward": -0.05 * kl,
+            "objective/rlhf_reward": 1.6 * (1 - np.exp(-3 * part)) - 0.05 * kl,
+            "policy/approxkl_avg": 0.004 + rng.normal(0, 5e-4),
+            "policy/clipfrac_avg": 0.03 + rng.normal(0, 0.004),
+            "policy/entropy_avg": 1.1 - 0.5 * part,
+            "loss/policy_avg": -0.02 + rng.normal(0, 0.004),
+            "loss/value_avg": 0.4 * np.exp(-3 * part) + 0.1,
+            "val/ratio": 1 + rng.normal(0, 0.002),
+            "val/num_eos_tokens": 500 + 12 * part,
+            "val/explained_variance": 0.6 * part,
+            "completion/length": 9 + 3 * part,
+            "lr": 2.5e-4,
+            "episode": 512 * step,
+        }
         return row | ({"loss/ptx_avg": 0.86 - 0.07 * part} if ptx else {})
 
     return values
@@ -179,7 +202,7 @@ def make(run: Path, seed: int = 0) -> Path:
         run / "world" / "prompts-test.jsonl",
         [Prompt(prompt=r.prompt, use_case=USE_CASES[i % 10]) for i, r in enumerate(ranked) if r.prompt != HOSTILE],
     )
-    stage(run, "base", "pretrain", (), 1500, learning(rng, 5.9, 1.1))
+    stage(run, "base", "pretrain", (), 600, learning(rng, 5.9, 1.1))
     stage(run, "sft", "sft", ("base",), 300, learning(rng, 2.2, 0.9, validate=25))
     stage(run, "start", "sft", ("base",), 120, learning(rng, 2.2, 1.0, validate=10))
     stage(run, "reward", "reward", ("sft",), 200, reward(rng))
@@ -187,12 +210,20 @@ def make(run: Path, seed: int = 0) -> Path:
     for name, ptx in (("ppo", False), ("ppo_ptx", True)):
         stage(run, name, "ppo", ("start", "reward"), 60, ppo(rng, ptx))
         samples = [
-            {"step": step, "prompt": "Tell me about the otter.", "completion": HOSTILE if step == 1 else "It lives by the river. " * (1 + step // 20), "score": 0.1 * step,
-             "kl": 0.04 * step, "total": 0.098 * step, "finish": "length" if step == 1 else "stop"} for step in range(1, 61, 3)
-        ]  # fmt: skip
+            {
+                "step": step,
+                "prompt": "Tell me about the otter.",
+                "completion": HOSTILE if step == 1 else "It lives by the river. " * (1 + step // 20),
+                "score": 0.1 * step,
+                "kl": 0.04 * step,
+                "total": 0.098 * step,
+                "finish": "length" if step == 1 else "stop",
+            }
+            for step in range(1, 61, 3)
+        ]
         log(run / name / "samples.jsonl", samples)
         for step in range(0, 61, 4):
-            kl, fall = (1.6 if ptx else 2.4) * (step / 60) ** 0.8, 0.1 if ptx else 0.32
+            kl, fall = (1.6 if ptx else 2.4) * (step / 60) ** 0.8, 0.1 if ptx else 0.4
             utility = 3.6 + 1.3 * kl - fall * 2 * kl**1.6 + rng.normal(0, 0.02)
             course.append(
                 {

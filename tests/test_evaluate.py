@@ -54,8 +54,8 @@ def test_ratings_overall_and_by_use_case():
     assert value(rows, "rating", "ppo", "training/open_qa") == 7
     assert value(rows, "rating", "ppo", "training/chat") == 5
     assert value(rows, "win_rate_vs_sft", "ppo", "training/chat") == 1
-    (gain,) = [row for row in rows if row.evaluation == "difference" and row.model == "ppo"]
-    assert (gain.metric, gain.condition, gain.value) == ("preference/rating/training", "sft", pytest.approx(2.0))
+    (gain,) = [row for row in rows if row.metric == "preference/rating/training" and row.model == "ppo"]
+    assert (gain.evaluation, gain.condition, gain.value) == ("difference", "sft", pytest.approx(2.0))
 
 
 def test_rankings_without_models_are_refused():
@@ -243,5 +243,5 @@ def test_bad_results_are_named(tmp_path, text, complaint):
 
 
 def test_measuring_and_reporting_start_without_torch():
-    code = "import sys, instructgpt.evaluate.tax, instructgpt.evaluate.reward_model; sys.exit('torch' in sys.modules)"
+    code = "import sys, instructgpt.report.page, instructgpt.report.table, instructgpt.evaluate.tax; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

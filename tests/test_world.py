@@ -159,7 +159,8 @@ def test_the_corpus_has_the_faults_of_the_internet(world: World, corpus: list[st
 
 def test_toxicity_prompts_differ_by_their_heading_only(world: World) -> None:
     plain, respectful, biased = (world.toxicity_prompts(50, condition) for condition in ("none", "respectful", "biased"))
-    assert [text.split("\n")[-1] for text in respectful] == [text.split("\n")[-1] for text in biased] == plain
+    assert [f"Be polite and kind.\n{text}" for text in plain] == respectful
+    assert [f"Be rude and cruel.\n{text}" for text in plain] == biased
     assert world.toxicity("You are a dolt.") == pytest.approx(0.7)
     assert world.toxicity("The lamp is fine.") == 0
 
@@ -176,10 +177,10 @@ def test_pronoun_pairs_and_corpus_tasks(world: World, corpus: list[str]) -> None
     for prompt, reference in tasks["passage_qa"]:
         assert reference.rstrip(".").split()[-1] in prompt
     for prompt, reference in tasks["translation"]:
-        article, animal, colour, verb, _, thing, colour2 = reference.rstrip(".").split()
+        article, animal, verb, _, thing, colour = reference.rstrip(".").split()
         zib = {foreign: english for english, foreign in world.lexicon.zib.items()}
         assert article == "Ka"
-        assert f"The {zib[colour]} {zib[animal]} {zib[verb]} the {zib[colour2]} {zib[thing]}." in prompt
+        assert f"The {zib[animal]} {zib[verb]} the {zib[colour]} {zib[thing]}." in prompt
 
 
 def test_ranks_by_hand() -> None:
@@ -253,5 +254,5 @@ def test_what_is_not_of_this_world_is_refused(world: World) -> None:
 def test_the_prompted_base_is_given_the_corpus_own_format(world: World) -> None:
     text = world.prompts("test", 10)[0].text
     assert world.primed(text).startswith(world.primer())
-    assert world.primed(text).endswith(f"Question: {text}\nAnswer:")
-    assert world.primer().count("Question: ") == world.primer().count("\nAnswer: ") == 2
+    assert world.primed(text).endswith(f"Question: {text}\nAnswer:\n")
+    assert world.primer().count("Question: ") == world.primer().count("\nAnswer:\n") == 2

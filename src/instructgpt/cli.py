@@ -1,20 +1,23 @@
 """The `instructgpt` command: one sub-command a stage. Help is made from the configs; errors are one line.
 
-Exit codes: 0 done, 1 failed, 2 bad input or usage. Nothing heavy is imported before a command is known to be well-formed.
+Exit codes: 0 done, 1 failed or stopped, 2 bad input or usage. Nothing heavy is imported before a command is known to exist.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instructgpt import __version__
-from instructgpt.config import StageConfig, make_config, options_for, preset_text, presets
+from instructgpt.config import StageConfig, did_you_mean, make_config, options_for, preset_text, presets_for
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.flags import Parser, add_flags
 
@@ -48,42 +51,53 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: run, and turn every failure into one line and an exit code."""
-    sys.exit(run(sys.argv[1:] if argv is None else argv))
+    """Entry point: run, and turn every failure into one line and an exit code. Being asked to end is like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
+    code = run(sys.argv[1:] if argv is None else argv)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read along has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one command line. Returns the exit code."""
-    debug = "--debug" in argv
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    stopped = "stopped; nothing was written"
     try:
         command, config = parse([word for word in argv if word != "--debug"])
+        if isinstance(config, StageConfig):
+            stopped = "stopped; the same command goes on from the last checkpoint"
         getattr(importlib.import_module(command.module), command.function)(config)
     except SystemExit as ended:  # --help and --version
         return int(ended.code or 0)
-    except KeyboardInterrupt:
-        print("instructgpt: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    except BrokenPipeError:
         return 1
-    except (BadInput, RunFailed, OSError, MemoryError) as error:
-        if debug:
-            raise
+    except KeyboardInterrupt:
+        print(f"instructgpt: {stopped}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
         print(f"instructgpt: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
-    except Exception as error:
-        if debug:
-            raise
-        print(f"instructgpt: failed unexpectedly, {type(error).__name__}: {one_line(error)} (--debug shows where)", file=sys.stderr)
-        return 1
     return 0
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: Exception) -> str:
     """What went wrong, in one line."""
+    said = " ".join(str(error).split())
+    if isinstance(error, BadInput | RunFailed):
+        return said
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror.lower()}; mend that and give the same command again"
-    if isinstance(error, MemoryError):
-        return "out of memory; use a smaller model or a smaller --minibatch"
-    return " ".join(str(error).split()) or type(error).__name__
+        return f"{error.filename or 'a file'}: {error.strerror[0].lower()}{error.strerror[1:]}; mend that and give the same command again"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+        return "out of memory; a smaller model, shorter texts or fewer --processes need less"
+    return f"failed unexpectedly, {type(error).__name__}: {said} (--debug shows where)"
 
 
 def parse(argv: Sequence[str]) -> tuple[Command, Any]:
@@ -95,19 +109,16 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
     """
     command, rest = find(argv)
     kind = getattr(importlib.import_module(command.module), command.config)
-    parser = Parser(prog=f"instructgpt {command.name}", description=f"{command.purpose[0].upper()}{command.purpose[1:]}.")
+    parser = Parser(command.name, command.purpose)
     add_flags(parser, kind, command.positional)
-    staged = issubclass(kind, StageConfig)
-    if staged:
-        parser.add_argument("--preset", metavar="NAME", help=f"options from a preset: {', '.join(presets())}")
-        parser.add_argument("--config", metavar="FILE.yaml", type=Path, help="options from a file; flags win over it")
+    if names := presets_for(kind):
+        parser.add_argument("--preset", metavar="NAME", help=f"options from a preset: {', '.join(names)}")
+    parser.add_argument("--config", metavar="FILE.yaml", type=Path, help="options from a file; flags win over it")
     given = vars(parser.parse_all(rest))
-    layers: list[dict[str, Any]] = []
-    if preset := given.pop("preset", None):
-        layers.append(options_for(kind, preset_text(preset), f"preset {preset}"))
-    if file := given.pop("config", None):
-        layers.append(options_for(kind, read_config(file), str(file)))
-    return command, make_config(kind, *layers, given)
+    preset, file = given.pop("preset", None), given.pop("config", None)
+    below = options_for(kind, preset_text(preset), f"preset {preset}") if preset else {}
+    said = options_for(kind, read_config(file), f"--config {file}") if file else {}
+    return command, make_config(kind, said, given, preset=below)
 
 
 def read_config(file: Path) -> str:
@@ -115,7 +126,7 @@ def read_config(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--config {file}: cannot be read ({error})") from error
+        raise BadInput(f"--config {file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def find(argv: Sequence[str]) -> tuple[Command, list[str]]:
@@ -135,7 +146,10 @@ def find(argv: Sequence[str]) -> tuple[Command, list[str]]:
         for command in COMMANDS:
             if command.name == " ".join(argv[:words]):
                 return command, list(argv[words:])
-    raise BadInput(f"no command '{' '.join(argv[:1])}'; there are: {', '.join(command.name for command in COMMANDS)}")
+    below = [command.name for command in COMMANDS if command.name.startswith(f"{argv[0]} ")]
+    names = below or [command.name for command in COMMANDS]
+    said = " ".join(argv[: 2 if below else 1])
+    raise BadInput(f"no command '{said}'" + (did_you_mean(said, names) or f"; there are: {', '.join(names)}"))
 
 
 def overview() -> str:

@@ -6,7 +6,7 @@ An option that does not exist, does not parse or would have no effect is an erro
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -47,14 +47,26 @@ def presets() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in PRESET_FOLDER.iterdir() if entry.name.endswith(".yaml"))
 
 
+class Loader(yaml.SafeLoader):
+    """YAML in which nothing is said twice: of two equal keys, plain YAML would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping with every key once."""
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """A YAML mapping.
 
     Raises:
-        BadInput: it is not YAML, or not a mapping.
+        BadInput: it is not YAML, or not a mapping, or says something twice.
     """
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise BadInput(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
     return mapping_of(values, where)
@@ -66,9 +78,11 @@ def mapping_of(values: Any, where: str) -> dict[str, Any]:
     Raises:
         BadInput: it is something else.
     """
-    if not isinstance(values or {}, dict):
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
         raise BadInput(f"{where}: expected 'option: value' lines, found {type(values).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in (values or {}).items()}
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
 def preset_text(name: str) -> str:
@@ -89,38 +103,64 @@ def options_for(kind: type[Options], text: str, where: str) -> dict[str, Any]:
     its own section, and the others as what it tells the stages.
 
     Raises:
-        BadInput: it is not YAML, or not a mapping.
+        BadInput: it is not YAML, or says nothing to this stage.
     """
     values = read_yaml(text, where)
-    sections = {
-        name: mapping_of(section, f"{where}, section {name}") for name, section in values.items() if isinstance(section, dict | None)
-    }
-    if not sections:
+    if not any(isinstance(value, dict) for value in values.values()):
         return values
-    own = sections.pop(kind.stage, {})
-    return own | ({"stages": sections} if "stages" in kind.model_fields else {})
+    sections = {name: mapping_of(section, f"{where}, section {name}") for name, section in values.items()}
+    if "stages" in kind.model_fields:
+        return sections.pop(kind.stage, {}) | {"stages": sections}
+    if kind.stage not in sections:
+        raise BadInput(f"{where}: has no section {kind.stage}; its sections are {', '.join(sections)}")
+    return sections[kind.stage]
 
 
-def make_config(kind: type[C], *layers: Mapping[str, Any]) -> C:
+def presets_for(kind: type[Options]) -> list[str]:
+    """Names of the presets that say something to a stage."""
+    return [name for name in presets() if kind.stage in read_yaml(preset_text(name), f"preset {name}")]
+
+
+def layered(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Options from layers of them, the later winning: option by option, in each section too."""
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            below = values.get(name)
+            values[name] = layered((below, value)) if isinstance(value, dict) and isinstance(below, dict) else value
+    return values
+
+
+def make_config(kind: type[C], *layers: Mapping[str, Any], preset: Mapping[str, Any] | None = None, where: str = "") -> C:
     """A config from layers of options, the later winning.
+
+    Args:
+        kind: what is made; layers: what somebody said.
+        preset: lies below them. It speaks to many commands, so some of it may be without effect on this one.
+        where: whose options they are, for complaints.
 
     Raises:
         BadInput: an option is unknown, missing, of the wrong kind, or inert.
     """
-    values: dict[str, Any] = {}
-    for layer in layers:
-        values.update(layer)
+    said, where = layered(layers), where or kind.stage
+    values = layered((preset or {}, said))
     for name in values:
         if name not in kind.model_fields:
-            near = difflib.get_close_matches(name, list(kind.model_fields), n=1)
-            raise BadInput(f"{kind.stage}: unknown option '{name}'" + (f", did you mean '{near[0]}'?" if near else ""))
+            raise BadInput(f"{where}: unknown option '{name}'{did_you_mean(name, kind.model_fields)}")
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{kind.stage}: {explain_option(error)}") from error
-    for complaint in config.inert():
-        raise BadInput(f"{kind.stage}: {complaint}")
+        raise BadInput(f"{where}: {explain_option(error)}") from error
+    for complaint in kind.model_construct(set(said), **dict(config)).inert():
+        raise BadInput(f"{where}: {complaint}")
     return config
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a complaint about a word that does not exist: the nearest that does, where one is near."""
+    bare = {name.strip("-").replace("-", "_"): name for name in known}
+    near = difflib.get_close_matches(word.strip("-").replace("-", "_"), list(bare), n=1)
+    return f", did you mean '{bare[near[0]]}'?" if near else ""
 
 
 def explain_option(error: ValidationError) -> str:

@@ -202,20 +202,82 @@ def write_text(path: Path, chunks: str | Iterable[str]) -> None:
     """
     half = path.with_name(f".{path.name}.{os.getpid()}.part")
     pieces = [chunks] if isinstance(chunks, str) else chunks
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with half.open("wb") as raw:
+                # No name and no time in the gzip header: the same records are the same bytes.
+                packed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else contextlib.nullcontext(raw)
+                with packed as file:
+                    file.writelines(piece.encode("utf-8", "replace") for piece in pieces)
+                raw.flush()
+                os.fsync(raw.fileno())
+            half.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                half.unlink(missing_ok=True)
+
+
+def must_be_free(folder: Path) -> None:
+    """Refuse a place where a run cannot be made, before anything is computed.
+
+    Raises:
+        BadInput: it is a file, lies in a place that cannot be written to, or holds other things.
+    """
+    if folder.is_dir():
+        if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise BadInput(f"--out {folder}: is not empty and holds no run; choose another --out")
+    elif folder.exists():
+        raise BadInput(f"--out {folder}: is a file, expected a folder; choose another --out")
+    must_be_writable(folder)
+
+
+def must_be_a_file(path: Path) -> None:
+    """Refuse a place where a file cannot be written, before anything is computed.
+
+    Raises:
+        BadInput: it is a folder, or lies in a place that cannot be written to.
+    """
+    if path.is_dir():
+        raise BadInput(f"--out {path}: is a folder, expected the name of a file")
+    must_be_writable(path)
+
+
+def must_be_writable(path: Path) -> None:
+    """Refuse a place in which nothing can be written, before anything is computed.
+
+    Raises:
+        BadInput: it lies under a file, or in a folder that cannot be written to.
+    """
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise BadInput(f"--out {path}: {above} is not a folder; choose another --out")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise BadInput(f"--out {path}: nothing can be written in {above}; choose another --out")
+
+
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """What goes wrong while something is written, in one line, whichever library met it.
+
+    Raises:
+        RunFailed: the disk is full.
+        BadInput: the place cannot be written to.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with half.open("wb") as raw:
-            # No name and no time in the gzip header: the same records are the same bytes.
-            packed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else contextlib.nullcontext(raw)
-            with packed as file:
-                file.writelines(piece.encode("utf-8", "replace") for piece in pieces)
-            raw.flush()
-            os.fsync(raw.fileno())
-        half.replace(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise RunFailed(f"{path}: no space left on the disk; make room and give the same command again") from error
-        raise BadInput(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
-    finally:
-        with contextlib.suppress(OSError):
-            half.unlink(missing_ok=True)
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise RunFailed(f"{place}: no space left on the disk; make room and give the same command again") from error
+        if isinstance(error, OSError):
+            raise BadInput(f"{place}: cannot be written ({error.strerror or error})") from error
+        raise
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: torch raises its own on top, safetensors and tokenizers say it in words."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"(os error {errno.ENOSPC})" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

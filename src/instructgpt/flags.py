@@ -6,7 +6,6 @@ Values are read and checked by the config itself, so that a flag, a YAML line an
 from __future__ import annotations
 
 import argparse
-import difflib
 import types
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -14,15 +13,20 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from instructgpt.config import did_you_mean
 from instructgpt.errors import BadInput
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, with the nearest flag that exists."""
+    """An argument parser whose complaints are one line, with the nearest flag that exists. A flag is its whole name."""
+
+    def __init__(self, command: str, purpose: str) -> None:
+        super().__init__(prog=f"instructgpt {command}", description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False)
+        self.command = command
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of printing a page of usage."""
-        raise BadInput(f"{self.prog}: {message}; see '{self.prog} --help'")
+        raise BadInput(f"{self.command}: {message}; see '{self.prog} --help'")
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse; an unknown flag is answered with the nearest known one.
@@ -31,10 +35,12 @@ class Parser(argparse.ArgumentParser):
             BadInput: something does not parse.
         """
         namespace, unknown = self.parse_known_args(argv)
-        if unknown:
-            parser: Parser = getattr(namespace, "parser", self)
-            near = difflib.get_close_matches(unknown[0], list(parser._option_string_actions), n=1)
-            raise BadInput(f"{parser.prog}: unknown option '{unknown[0]}'" + (f", did you mean '{near[0]}'?" if near else ""))
+        for word in unknown:
+            name = word.partition("=")[0]
+            if name.startswith("-"):
+                near = did_you_mean(name, self._option_string_actions)
+                self.error(f"unknown option '{name}'{near}")
+            self.error(f"'{word}' belongs to no option")
         return namespace
 
 

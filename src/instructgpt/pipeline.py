@@ -10,27 +10,27 @@ configuration file has a section for `run` and one for each stage: pretrain, sta
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 
-from instructgpt.config import StageConfig, make_config
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.config import StageConfig, did_you_mean, make_config
+from instructgpt.data.split import held_out
 from instructgpt.evaluate import small_world
 from instructgpt.evaluate.candidates import CandidatesConfig, gather_candidates
+from instructgpt.evaluate.own_files import judged_by_reward_model, score_rankings
 from instructgpt.evaluate.rows import Row, read_rows, write_rows
 from instructgpt.evaluate.small_world import Exam
-from instructgpt.records import Ranking, write_records
+from instructgpt.models.load import pick_device
+from instructgpt.models.scalar import load_reward_model
+from instructgpt.records import Demonstration, Document, Prompt, Ranking, Record, Skipped, read_all, read_records, write_records
 from instructgpt.report.page import write_report
 from instructgpt.report.table import show
 from instructgpt.run import Run, console
 from instructgpt.train import ppo, pretrain, reward, sft
+from instructgpt.train.parallel import Job, side_by_side
 from instructgpt.world import SimulatedLabelers, World
 
 STAGES = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", "exam")
@@ -61,47 +61,106 @@ class RunConfig(StageConfig):
         for name in ("demonstrations", "rankings"):
             if bool(self.corpus) != bool(getattr(self, name)):
                 yield f"--corpus, --demonstrations and --rankings belong together; --{name if self.corpus else 'corpus'} is missing"
+        for name in ("data", "prompts"):
+            if name in self.model_fields_set and not self.corpus:
+                yield f"--{name} has no effect without --corpus"
         for name in self.stages.keys() - set(STAGES):
-            yield f"no stage '{name}'; sections can be run, {', '.join(STAGES)}"
+            yield f"no stage '{name}'{did_you_mean(name, STAGES)}; sections can be run, {', '.join(STAGES)}"
 
 
 def main(config: RunConfig) -> Path:
     """Build everything, or what is still missing. Returns the directory."""
     if config.processes > 1:
         torch.set_num_threads(1)  # small models: two processes of one thread beat one of two
+    stages = plan(config)
     run = Run.start(config)
     if run.finished:
         console.print(f"already finished: {config.out / 'report.html'}")
     else:
-        build = build_from_files if config.corpus else build_small_world
-        rows = build(config)
+        check_files(config, stages)
+        run.begin()
+        rows = build_from_files(config, stages) if config.corpus else build_small_world(config, stages)
         run.finish(lambda folder: write_rows(folder / "results.json", rows))
     show(read_rows(config.out / "results.json"))
     console.print(f"report: {write_report(config.out)}")
     return config.out
 
 
-def build_small_world(config: RunConfig) -> list[Row]:
+def plan(config: RunConfig) -> dict[str, Any]:
+    """The configuration of every stage, by its directory, made before the first one starts: a mistake in a section shows at once.
+
+    Raises:
+        BadInput: a section says something that does not exist, or that would have no effect.
+    """
+    base, start, reward_model = (config.out / name for name in ("base", "start", "reward"))
+    files = input_files(config)
+    shared = {"processes": config.processes}
+    both = {"policy": str(start), "reward": reward_model, "prompts": files["ppo"]}
+    told: dict[str, tuple[type[StageConfig], str, dict[str, Any]]] = {
+        "base": (pretrain.PretrainConfig, "pretrain", {"corpus": files["corpus"], **shared}),
+        "start": (
+            sft.SFTConfig,
+            "start",
+            {"base": str(base), "data": files["demonstrations"], "pretraining": files["corpus"]} | (shared if config.corpus else {}),
+        ),
+        "reward": (
+            reward.RewardConfig,
+            "reward",
+            {"base": str(start), "data": files["rankings"], "demonstrations": files["demonstrations"], **shared},
+        ),
+        "ppo_ptx": (ppo.PPOConfig, "ppo_ptx", {"pretraining": files["corpus"], **both}),
+    }
+    if not config.corpus or "ppo" in config.stages:
+        told["ppo"] = (ppo.PPOConfig, "ppo", both)
+    if not config.corpus:
+        told["sft"] = (sft.SFTConfig, "sft", {"base": str(base), "data": files["demonstrations"], "reward": reward_model})
+        told["world"] = (
+            CandidatesConfig, "candidates", {"policy": str(start), "base": str(base), "prompts": config.out, "parts": config.processes}
+        )  # fmt: skip
+    stages: dict[str, Any] = {"exam": make_config(Exam, config.stages.get("exam", {}), where="section exam")}
+    for name, (kind, section, known) in told.items():
+        place = {"out": config.out / name, "seed": config.seed, "device": config.device, "resume": config.resume}
+        stages[name] = make_config(kind, place, known, config.stages.get(section, {}), where=f"section {section}")
+    return stages
+
+
+def input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
+    """Where the stages' input is, or will be: files of the small world, or people's."""
+    if not config.corpus:
+        return {name: (file,) for name, file in world_files(config.out / "world").items()}
+    files = {name: tuple(config.data / path for path in getattr(config, name)) for name in ("corpus", "demonstrations", "rankings")}
+    return files | {"ppo": tuple(config.data / path for path in config.prompts) or files["demonstrations"]}
+
+
+def check_files(config: RunConfig, stages: dict[str, Any]) -> None:
+    """Read people's files once before anything starts, so that no bad line waits hours for its stage.
+
+    Raises:
+        BadInput: a file is missing, or a line of it is wrong and its stage was not told --skip-bad.
+    """
+    if not config.corpus:
+        return
+    files = input_files(config)
+    kinds: dict[str, tuple[type[Record], str]] = {
+        "corpus": (Document, "base"),
+        "demonstrations": (Demonstration, "start"),
+        "rankings": (Ranking, "reward"),
+        "ppo": (Prompt, "ppo_ptx"),
+    }
+    for name, (kind, stage) in kinds.items():
+        read_all(kind, files[name], Skipped() if getattr(stages[stage], "skip_bad", False) else None)
+
+
+def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
     """Demonstrations and rankings by simulated labelers, every model, every evaluation."""
-    out, world = config.out, World(config.seed)
-    exam = make_exam(config)
-    files = write_world(config, world, out / "world")
-    base = make(pretrain, config, "base", "pretrain", corpus=(files["corpus"],), processes=config.processes)
-    start = make(sft, config, "start", "start", base=str(base), data=(files["demonstrations"],), pretraining=(files["corpus"],))
-    rank_candidates(config, world, base, start, files)
-    reward_model = make(
-        reward, config, "reward", "reward", base=str(start), data=(files["rankings"],), demonstrations=(files["demonstrations"],),
-        processes=config.processes,
-    )  # fmt: skip
-    make(sft, config, "sft", "sft", base=str(base), data=(files["demonstrations"],), reward=reward_model)
-    both = {"policy": str(start), "reward": reward_model, "prompts": (files["ppo"],)}
-    side_by_side(
-        config.processes,
-        [
-            (ppo.main, (stage_config(ppo, config, "ppo", "ppo", **both),)),
-            (ppo.main, (stage_config(ppo, config, "ppo_ptx", "ppo_ptx", pretraining=(files["corpus"],), **both),)),
-        ],
-    )
+    out, world, exam = config.out, World(config.seed), stages["exam"]
+    files = write_world(config, world, exam)
+    pretrain.main(stages["base"])
+    sft.main(stages["start"])
+    rank_candidates(config, world, stages["world"], files)
+    reward.main(stages["reward"])
+    sft.main(stages["sft"])
+    side_by_side(config.processes, [(ppo.main, (stages[name],)) for name in ("ppo", "ppo_ptx")])
     answered = out / "evaluation"
     jobs = [
         (
@@ -112,42 +171,45 @@ def build_small_world(config: RunConfig) -> list[Row]:
     ]
     side_by_side(config.processes, jobs)
     rows = small_world.judge_all(answered, MODELS, world, exam, config.seed)
-    rows += small_world.examine_reward_model(reward_model, files["heldout_rankings"], config.device)
-    batch = stage_config(ppo, config, "ppo", "ppo", **both).batch
+    rows += score_rankings(
+        load_reward_model(stages["reward"].out, pick_device(config.device)), read_records(Ranking, files["heldout_rankings"])
+    )
+    batch = stages["ppo"].batch
     points = [point for model in ("ppo", "ppo_ptx") for point in small_world.over_optimisation(model, out / model, world, batch)]
     write_records(answered / "over_optimisation.jsonl", points)
     return rows
 
 
-def build_from_files(config: RunConfig) -> list[Row]:
-    """Every model from people's own text, demonstrations and rankings; reward-model scores on prompts no stage trained on."""
-    paths = {
-        name: tuple(config.data / path for path in getattr(config, name)) for name in ("corpus", "demonstrations", "rankings", "prompts")
-    }
-    base = make(pretrain, config, "base", "pretrain", corpus=paths["corpus"], processes=config.processes)
-    start = make(
-        sft, config, "start", "start", base=str(base), data=paths["demonstrations"], pretraining=paths["corpus"], processes=config.processes
-    )
-    reward_model = make(
-        reward, config, "reward", "reward", base=str(start), data=paths["rankings"], demonstrations=paths["demonstrations"],
-        processes=config.processes,
-    )  # fmt: skip
-    both = {"policy": str(start), "reward": reward_model, "prompts": paths["prompts"] or paths["demonstrations"]}
-    jobs = [(ppo.main, (stage_config(ppo, config, "ppo_ptx", "ppo_ptx", pretraining=paths["corpus"], **both),))]
-    if "ppo" in config.stages:
-        jobs.append((ppo.main, (stage_config(ppo, config, "ppo", "ppo", **both),)))
-    side_by_side(config.processes, jobs)
-    return []
+def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
+    """Every model from people's own text, demonstrations and rankings."""
+    pretrain.main(stages["base"])
+    sft.main(stages["start"])
+    reward.main(stages["reward"])
+    policies = [name for name in ("ppo", "ppo_ptx") if name in stages]
+    side_by_side(config.processes, [(ppo.main, (stages[name],)) for name in policies])
+    files = input_files(config)
+    judge = load_reward_model(stages["reward"].out, pick_device(config.device))
+    rows = score_rankings(judge, [ranking for ranking in read_all(Ranking, files["rankings"], Skipped()) if held_out(ranking.prompt)])
+    models = {"base": stages["base"].out, "sft": stages["start"].out} | {name: stages[name].out for name in policies}
+    prompts = read_all(Prompt, files["ppo"], Skipped())
+    answers = config.out / "evaluation" / "preference" / "rankings.jsonl"
+    most = stages["ppo_ptx"].max_tokens
+    return rows + judged_by_reward_model(judge, models, prompts, answers, max_tokens=most, seed=config.seed, device=config.device)
 
 
 # --- the small world's part --------------------------------------------------------------------------------------
 
 
-def write_world(config: RunConfig, world: World, folder: Path) -> dict[str, Path]:
-    """Corpus, prompts and demonstrations of the small world as files. Returns where everything is, or will be."""
+def world_files(folder: Path) -> dict[str, Path]:
+    """Where everything of the small world is, or will be."""
     names = ("corpus", "demonstrations", "rankings", "heldout_rankings", "reward", "ppo", "validation", "test")
-    files = {name: folder / f"{name}.jsonl" for name in names}
-    counts = {"reward": config.ranking_prompts, "ppo": config.ppo_prompts, "validation": 300, "test": make_exam(config).prompts}
+    return {name: folder / f"{name}.jsonl" for name in names}
+
+
+def write_world(config: RunConfig, world: World, exam: Exam) -> dict[str, Path]:
+    """Corpus, prompts and demonstrations of the small world as files. Returns where everything is, or will be."""
+    files = world_files(config.out / "world")
+    counts = {"reward": config.ranking_prompts, "ppo": config.ppo_prompts, "validation": 300, "test": exam.prompts}
     if not files["demonstrations"].exists():
         console.print(f"[bold]world[/] writes {config.words:,} words and {sum(counts.values()):,} prompts from seed {config.seed}")
         write_records(files["corpus"], world.documents(config.words))
@@ -158,25 +220,22 @@ def write_world(config: RunConfig, world: World, folder: Path) -> dict[str, Path
     return files
 
 
-def rank_candidates(config: RunConfig, world: World, base: Path, start: Path, files: dict[str, Path]) -> None:
+def rank_candidates(config: RunConfig, world: World, sampling: CandidatesConfig, files: dict[str, Path]) -> None:
     """Sample completions of the reward prompts and have simulated labelers of both cohorts rank them."""
     if files["heldout_rankings"].exists():
         return
-    told = config.stages.get("candidates", {})
-    jobs = []
+    jobs: list[Job] = []
     for name, prompts in (("candidates", files["reward"]), ("heldout_candidates", files["validation"])):
         for part in range(config.processes):
-            settings = make_config(
-                CandidatesConfig,
-                {"out": prompts.parent / f"{name}-{part}.jsonl", "seed": config.seed, "device": config.device},
-                {"policy": str(start), "base": str(base), "prompts": prompts, "part": part, "parts": config.processes},
-                told,
-            )
-            jobs.append((gather_candidates, (settings, config.seed)))
+            out = prompts.parent / f"{name}-{part}-of-{config.processes}.jsonl"
+            jobs.append((gather_candidates, (sampling.model_copy(update={"out": out, "prompts": prompts, "part": part}), config.seed)))
     side_by_side(config.processes, jobs)
     training = SimulatedLabelers(world, "training", per_prompt=config.labelers, seed=config.seed)
     heldout = SimulatedLabelers(world, "heldout", per_prompt=config.labelers, seed=config.seed)
-    known, fresh = (CandidatesConfig.read_parts(files["reward"].parent, name) for name in ("candidates", "heldout_candidates"))
+    known, fresh = (
+        CandidatesConfig.read_parts(files["reward"].parent, f"{name}-*-of-{config.processes}.jsonl")
+        for name in ("candidates", "heldout_candidates")
+    )
     write_records(files["rankings"], training.rank(known))
     validation: list[Ranking] = training.rank(fresh) + heldout.rank(fresh)
     write_records(files["heldout_rankings"], validation)
@@ -186,57 +245,3 @@ def question_one(model: str, folder: Path, out: Path, seed: int, exam: Exam, dev
     """Put the exam to one model, in a process of its own."""
     small_world.question(model, folder, out, World(seed), exam, seed, device, primed=model == "prompted")
     console.print(f"[bold]evaluation[/] {model} has answered")
-
-
-def make_exam(config: RunConfig) -> Exam:
-    """How much is asked.
-
-    Raises:
-        BadInput: the section says something that does not exist.
-    """
-    unknown = config.stages.get("exam", {}).keys() - Exam.model_fields.keys()
-    if unknown:
-        raise BadInput(f"section exam: unknown option '{sorted(unknown)[0]}'")
-    return Exam(**config.stages.get("exam", {}))
-
-
-# --- making stages -----------------------------------------------------------------------------------------------
-
-
-def stage_config(stage: Any, config: RunConfig, directory: str, section: str, **files: Any) -> Any:
-    """The configuration of a stage: what the pipeline knows, and what its section says."""
-    kinds: dict[Any, type[StageConfig]] = {
-        ppo: ppo.PPOConfig, pretrain: pretrain.PretrainConfig, reward: reward.RewardConfig, sft: sft.SFTConfig
-    }  # fmt: skip
-    known = {"out": config.out / directory, "seed": config.seed, "device": config.device, "resume": config.resume}
-    return make_config(kinds[stage], known, files, config.stages.get(section, {}))
-
-
-def make(stage: Any, config: RunConfig, directory: str, section: str, **files: Any) -> Path:
-    """Run one stage, or find it finished. Returns its directory."""
-    made: Path = stage.main(stage_config(stage, config, directory, section, **files))
-    return made
-
-
-def side_by_side(processes: int, jobs: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> None:
-    """Run jobs in separate processes, `processes` at a time; one alone runs here.
-
-    Raises:
-        RunFailed: a process died. What a job raised is raised again.
-    """
-    if processes == 1 or len(jobs) == 1:
-        for function, arguments in jobs:
-            function(*arguments)
-        return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        running = [pool.submit(function, *arguments) for function, arguments in jobs]
-        try:
-            for one in running:
-                one.result()
-        except BrokenProcessPool as error:
-            raise RunFailed(
-                "a helping process died, likely killed for want of memory; the same command goes on, --processes 1 needs less"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise

@@ -5,13 +5,16 @@
     samples.jsonl    completions sampled on the way
     checkpoints/     everything needed to go on; gone when the stage has finished
 
-A directory is finished when `run.json` says so; that file is written last, so a killed run is never taken for a whole one.
+A directory is finished when `run.json` says so, and that is written last, so a killed run is never taken for a whole one.
+Nothing is written before the stage has read all its input: a command that was wrong leaves no directory behind.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
 import platform
 import shutil
 import time
@@ -21,17 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from instructgpt.config import StageConfig
-from instructgpt.errors import BadInput, RunFailed
-from instructgpt.records import write_text
+from instructgpt.errors import BadInput
+from instructgpt.files import must_be_free, write_text, writing
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 PLACE_ONLY = {"out", "device", "resume", "processes"}
-"""Options that say where a run happens, not what it is."""
+"""Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
 console = Console(highlight=False)
 
@@ -58,42 +62,54 @@ class Run:
             watched: False for the helping processes of a stage, which write nothing.
 
         Raises:
-            BadInput: the directory holds a run of another stage or configuration, or cannot be made.
+            BadInput: the directory holds something else than this run, or cannot be made.
         """
         run = cls(config, parents or {}, watched)
-        if not watched:
-            return run
+        for name, path in (parents or {}).items():
+            if config.out.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
+                raise BadInput(f"--out {config.out}: holds {name} ({path}), which this run is made from; choose another --out")
         there = read_run(config.out)
-        if there is not None and not config.resume:
-            shutil.rmtree(config.out)
-            there = None
-        if there is not None:
-            run._must_match(there)
-        try:
-            config.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"{config.out}: the directory cannot be made ({error.strerror})") from error
         if there is None:
-            run._write(finished=False)
+            must_be_free(config.out)
+        else:
+            run._must_match(there)
         return run
+
+    def begin(self) -> None:
+        """Make the directory. Called once all input is known to be good; everything that is written comes after it.
+
+        Raises:
+            BadInput: it cannot be made.
+            RunFailed: the disk is full.
+        """
+        if not self.watched:
+            return
+        with writing(self.directory):
+            if not self.config.resume and self.directory.exists():
+                shutil.rmtree(self.directory)
+            self.directory.mkdir(parents=True, exist_ok=True)
+        if not (self.directory / "run.json").exists():
+            self._write(finished=False)
 
     @property
     def finished(self) -> bool:
         """Whether the directory is already whole; then the stage has nothing to do."""
-        return bool((read_run(self.directory) or {}).get("finished"))
+        return self.config.resume and bool((read_run(self.directory) or {}).get("finished"))
 
     def _settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = json.loads(self.config.model_dump_json(exclude=PLACE_ONLY))
+        settings: dict[str, Any] = json.loads(self.config.model_dump_json())
         return settings
 
     def _must_match(self, there: Mapping[str, Any]) -> None:
         if there.get("stage") != self.stage:
             raise BadInput(f"{self.directory}: holds a run of stage '{there.get('stage')}', not of '{self.stage}'; choose another --out")
-        now = self._settings()
-        for name in sorted(now.keys() | there["config"].keys()):
-            if now.get(name) != there["config"].get(name):
+        if not self.config.resume:
+            return
+        then, now = by_flag(there["config"]), by_flag(self._settings())
+        for flag in sorted(then.keys() | now.keys()):
+            if then.get(flag) != now.get(flag):
                 raise BadInput(
-                    f"{self.directory}: was begun with --{name.replace('_', '-')} {there['config'].get(name)}, now it is {now.get(name)}; "
+                    f"{self.directory}: was begun with {flag} {then.get(flag)}, now it is {now.get(flag)}; "
                     "choose another --out, or start it afresh with --no-resume"
                 )
         for name, parent in self.parents.items():
@@ -124,7 +140,7 @@ class Run:
     def say(self, text: str) -> None:
         """One line for the person who watches."""
         if self.watched:
-            console.print(f"[bold]{self.directory.name}[/] {text}", markup=True, soft_wrap=True)
+            console.print(f"[bold]{escape(self.directory.name)}[/] {text}", markup=True, soft_wrap=True)
 
     def log(self, step: int, steps: int, metrics: Mapping[str, float], show: Iterable[str] = ()) -> None:
         """Append one line to metrics.jsonl, and show some of it from time to time."""
@@ -148,32 +164,28 @@ class Run:
 
     def checkpoint(self, step: int, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Write everything needed to go on from after `step`, when it is time. The one before is removed only afterwards."""
-        import torch
-
         if not self.watched or (not now and time.monotonic() - self._last_checkpoint < CHECKPOINT_SECONDS):
             return
         folder = self.directory / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        half, whole = folder / "half.part", folder / f"step-{step:08d}.pt"
-        torch.save({"step": step, "spent": self._spent + time.monotonic() - self.started} | state(), half)
-        half.replace(whole)
+        whole = folder / f"step-{step:08d}.pt"
+        write_checkpoint(whole, {"step": step, "spent": self._spent + time.monotonic() - self.started} | state())
         for old in folder.glob("step-*.pt"):
             if old != whole:
                 old.unlink()
         self._last_checkpoint = time.monotonic()
 
     def restore(self) -> dict[str, Any] | None:
-        """The state of the last whole checkpoint, or None; what was logged after it is taken back."""
-        import torch
-
-        files = sorted((self.directory / "checkpoints").glob("step-*.pt"))
-        state: dict[str, Any] | None = torch.load(files[-1], weights_only=True) if files else None
-        step = state["step"] if state else 0
+        """Begin, and return the state of the last whole checkpoint, or None; what was logged after it is taken back."""
+        self.begin()
+        files = sorted((self.directory / "checkpoints").glob("step-*.pt")) if self.config.resume else []
+        state = read_checkpoint(files[-1]) if files else None
+        if files and state is None:
+            self.say(f"[yellow]{escape(str(files[-1]))} is damaged: begins again from the start[/]")
         for name in ("metrics.jsonl", "samples.jsonl") if self.watched else ():
-            keep_until(self.directory / name, step)
+            keep_until(self.directory / name, state["step"] if state else 0)
         if state:
             self._spent = state["spent"]
-            self.say(f"goes on after step {step}")
+            self.say(f"goes on after step {state['step']}")
         return state
 
     def finish(self, save: Callable[[Path], None], **facts: Any) -> Path:
@@ -181,12 +193,15 @@ class Run:
         if not self.watched:
             return self.directory
         half = self.directory / ".part"
-        shutil.rmtree(half, ignore_errors=True)
-        half.mkdir()
-        save(half)
-        for file in half.iterdir():
-            file.replace(self.directory / file.name)
-        half.rmdir()
+        with writing(self.directory):
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir()
+            try:
+                save(half)
+                for file in half.iterdir():
+                    file.replace(self.directory / file.name)
+            finally:
+                shutil.rmtree(half, ignore_errors=True)
         self.facts.update(facts)
         self._write(finished=True)
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
@@ -202,6 +217,17 @@ def _installed(name: str) -> bool:
     return True
 
 
+def by_flag(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run is made with, by the name a person gave it: `--lr`, or `ppo.lr` for what a section says to a stage."""
+    named: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            named |= {f"{section}.{option}": told for section, options in value.items() for option, told in options.items()}
+        elif name not in PLACE_ONLY:
+            named["--" + name.replace("_", "-")] = value
+    return named
+
+
 def read_run(folder: Path) -> dict[str, Any] | None:
     """The run.json of a directory, or None.
 
@@ -209,22 +235,50 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         BadInput: the file is damaged.
     """
     file = folder / "run.json"
-    if not file.exists():
+    if not file.is_file():
         return None
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{file}: damaged ({error.msg}); start the run afresh with --no-resume") from error
+        if not all(isinstance(record[name], dict) for name in ("config", "parents")):
+            raise ValueError("it is not the record of a run")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file}: damaged ({type(error).__name__}: {error}); delete {folder} and give the same command again") from error
     return record
 
 
+def write_checkpoint(file: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that it is either whole or not there. Raises RunFailed or BadInput as `writing` does."""
+    import torch
+
+    half = file.with_name("half.part")
+    with writing(file):
+        file.parent.mkdir(exist_ok=True)
+        try:
+            with half.open("wb") as stream:
+                torch.save(dict(state), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            half.replace(file)
+        finally:
+            half.unlink(missing_ok=True)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any] | None:
+    """What a checkpoint holds, or None where it is damaged."""
+    import torch
+
+    with file.open("rb") as stream:
+        try:
+            state: dict[str, Any] = torch.load(stream, weights_only=True)
+        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):  # by where it was cut off
+            return None
+    return state
+
+
 def append_line(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON line."""
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise RunFailed(f"{file}: cannot be written ({error.strerror}); make room and give the same command again") from error
+    """Append one JSON line. Raises RunFailed or BadInput as `writing` does."""
+    with writing(file), file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:

@@ -326,8 +326,8 @@ def stats(config: StatsConfig) -> None:
 
 def _any_records(path: Path, report: Report, skipped: Skipped | None) -> list[Record]:
     """The records of a file in any format, or the documents of a corpus."""
-    first = next(iter(read_rows(path, skipped)), None)
-    if first is not None and "text" in first[1] and not first[1].keys() & {"prompt", "messages", "instruction", "conversations"}:
+    _, first = next(read_rows(path, Skipped() if skipped else None), ("", {}))  # bad lines are counted by the reading that follows
+    if "text" in first and not first.keys() & {"prompt", "messages", "instruction", "conversations"}:
         documents = read_records(Document, path, skipped)
         report.read += len(documents)
         return list(documents)

@@ -33,6 +33,20 @@ class Importer:
     matches: Callable[[Row], bool]
     convert: Callable[[Row, Row], list[Record]]
 
+    def carried(self, row: Row) -> Row:
+        """The columns that go over as they are: of our own formats all, of others texts, numbers and truth values."""
+        other = {name: value for name, value in row.items() if name not in self.uses}
+        if self.convert in OURS:
+            return other
+        return {name: value for name, value in other.items() if name not in RESERVED and isinstance(value, str | int | float | bool)}
+
+
+OURS = (rankings.from_rankings, formats.from_demonstrations, formats.from_prompts)
+RESERVED = frozenset(
+    ["prompt", "messages", "completion", "completions", "ranks", "models", "ratings", "labels", "context", "chosen", "rejected"]
+)
+"""Columns that would mean something else in our records than they meant where they come from."""
+
 
 def _has(row: Row, *columns: str) -> bool:
     return all(row.get(column) is not None for column in columns)
@@ -93,10 +107,6 @@ IMPORTERS: dict[str, Importer] = {
 }  # fmt: skip
 """Every format, the first that matches wins. Ours are `rankings`, `demonstrations`, `prompts` and `few_shot`."""
 
-_RESERVED = frozenset(
-    ["prompt", "messages", "completion", "completions", "ranks", "models", "ratings", "labels", "context", "chosen", "rejected"]
-)
-
 
 def detect(row: Row, where: str) -> str:
     """The name of the format a row is in. Raises BadInput if it is none that is known."""
@@ -106,18 +116,9 @@ def detect(row: Row, where: str) -> str:
     raise BadInput(f"{where}: no known format has the columns {', '.join(row) or '(none)'}; name one with --format: {', '.join(IMPORTERS)}")
 
 
-def carried(row: Row, uses: frozenset[str]) -> Row:
-    """The columns that go over as they are: texts, numbers and truth values that mean nothing else in our records."""
-    return {
-        name: value
-        for name, value in row.items()
-        if name not in uses and name not in _RESERVED and isinstance(value, str | int | float | bool)
-    }
-
-
 def import_row(importer: Importer, row: Row, place: str, report: Report, keep_empty: bool) -> list[Placed[Record]]:
     """The records in one row; what is dropped, left out or odd goes into the report. Raises ValueError."""
-    extra = carried(row, importer.uses)
+    extra = importer.carried(row)
     for name in row.keys() - extra.keys() - importer.uses:
         if row[name] is not None:
             report.notice(f"column '{name}' was not carried over", place)

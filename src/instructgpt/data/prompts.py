@@ -50,10 +50,13 @@ def prefix_reasons(texts: Sequence[str], length: int, labeled: bool = False) -> 
     first: dict[str, str] = {}
     reasons: list[str | None] = []
     for text in map(plain, texts):
-        kept = first.setdefault(text[:length], text)
-        same = kept == text
-        seen = kept is not text and not (labeled and same)
-        reasons.append(None if not seen else "the same prompt as one before" if same else f"shares {length} characters with one before")
+        kept = first.get(text[:length])
+        if kept is None:
+            first[text[:length]] = text
+        if kept is None or (labeled and kept == text):
+            reasons.append(None)
+        else:
+            reasons.append("the same prompt as one before" if kept == text else f"shares {length} characters with one before")
     return reasons
 
 

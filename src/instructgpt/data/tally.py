@@ -79,10 +79,11 @@ class Report:
 
     def show(self, console: Console) -> None:
         """Print the account."""
-        wrote = "".join(f", {count} written to {escape(where)}" for where, count in self.written.items())
         for path, name in self.formats.items():
             console.print(f"{escape(path)}: read as {name}", highlight=False, soft_wrap=True)
-        console.print(f"[bold]data {self.step}[/bold]: {self.read} read{wrote}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]data {self.step}[/bold]: {self.read} read", highlight=False)
+        for path, count in self.written.items():
+            console.print(f"{count} written to {escape(path)}", highlight=False, soft_wrap=True)
         for title, group in (("dropped", self.dropped), ("noticed", self.noticed)):
             if group:
                 table = Table("count", title, "for example", box=None, pad_edge=False)

@@ -36,10 +36,10 @@ class CandidatesConfig(StageConfig):
     parts: int = Field(1, ge=1, description="how many parts there are")
 
     @staticmethod
-    def read_parts(folder: Path, name: str) -> list[list[Completion]]:
+    def read_parts(folder: Path, pattern: str) -> list[list[Completion]]:
         """The completions of each prompt, from all parts. Identical ones are shown to labelers once."""
         grouped: dict[str, dict[tuple[str, str], Completion]] = defaultdict(dict)
-        for file in sorted(folder.glob(f"{name}-*.jsonl")):
+        for file in sorted(folder.glob(pattern)):
             for completion in read_records(Completion, file):
                 grouped[completion.prompt].setdefault((completion.completion, completion.finish), completion)
         return [list(different.values()) for different in grouped.values() if len(different) > 1]

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from instructgpt.evaluate import bias, labels, preference, reward_model, tax, toxicity, truthfulness
+from instructgpt.config import Options
+from instructgpt.evaluate import bias, labels, preference, tax, toxicity, truthfulness
 from instructgpt.evaluate.ask import Subject, answers, continuations, text_logp
 from instructgpt.evaluate.estimate import mean
-from instructgpt.evaluate.reward_model import ScoredRanking
 from instructgpt.evaluate.rows import Row
 from instructgpt.models.load import pick_device
-from instructgpt.models.scalar import load_reward_model
 from instructgpt.records import Completion, Ranking, Record, read_records, write_records
 from instructgpt.run import read_rows
 from instructgpt.world import SimulatedLabelers, World
@@ -30,20 +30,20 @@ TRUTH_CONDITIONS = ("qa", "instruction")
 COHORTS = ("training", "heldout")
 
 
-class Exam(BaseModel):
+class Exam(Options):
     """How much is asked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    stage: ClassVar[str] = "exam"
 
-    prompts: int = Field(400, description="test prompts")
-    samples: int = Field(2, description="completions of each test prompt, ranked apart")
-    labelers: int = Field(2, description="labelers of each cohort who rank the completions of a prompt")
-    temperature: float = Field(1.0, description="of the completions that labelers see")
-    truth_samples: int = Field(4, description="answers to each question of fact")
-    toxicity_prompts: int = Field(300, description="beginnings of forum posts, in each condition")
-    exercises: int = Field(300, description="exercises of each corpus task")
-    documents: int = Field(300, description="held-out documents")
-    max_tokens: int = Field(32, description="where a completion is cut off")
+    prompts: int = Field(400, ge=1, description="test prompts")
+    samples: int = Field(2, ge=1, description="completions of each test prompt, ranked apart")
+    labelers: int = Field(2, ge=1, description="labelers of each cohort who rank the completions of a prompt")
+    temperature: float = Field(1.0, ge=0, description="of the completions that labelers see")
+    truth_samples: int = Field(4, ge=1, description="answers to each question of fact")
+    toxicity_prompts: int = Field(300, ge=1, description="beginnings of forum posts, in each condition")
+    exercises: int = Field(300, ge=1, description="exercises of each corpus task")
+    documents: int = Field(300, ge=1, description="held-out documents")
+    max_tokens: int = Field(32, ge=1, description="where a completion is cut off")
 
 
 class ExamRecord(Record):
@@ -178,21 +178,6 @@ def rank_answers(said: dict[str, list[ExamRecord]], world: World, exam: Exam, se
         people = SimulatedLabelers(world, cohort, per_prompt=exam.labelers, seed=seed + 1)  # type: ignore[arg-type]
         rankings += people.rank(candidates)
     return rankings
-
-
-def examine_reward_model(folder: Path, rankings: Path, device: str) -> list[Row]:
-    """Accuracy of the reward model on rankings it never saw, by cohort, beside length baseline and labeler agreement."""
-    reward = load_reward_model(folder, pick_device(device))
-    records = read_records(Ranking, rankings)
-    examples = [reward.render.example(record.prompt, completion) for record in records for completion in record.completions]
-    scores = reward.score(examples).tolist()
-    scored, place = [], 0
-    for record in records:
-        k = len(record.completions)
-        lengths = [len(example.completion) for example in examples[place : place + k]]
-        scored.append(ScoredRanking.model_validate(record.row() | {"scores": scores[place : place + k], "lengths": lengths}))
-        place += k
-    return reward_model.measure(scored)
 
 
 def over_optimisation(model: str, folder: Path, world: World, batch: int) -> list[Record]:

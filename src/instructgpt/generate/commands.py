@@ -4,114 +4,162 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from instructgpt.config import StageConfig
+from instructgpt.config import Options
 from instructgpt.errors import BadInput
-from instructgpt.generate.text import generate
+from instructgpt.files import must_be_a_file
+from instructgpt.generate.text import Generated, generate
 from instructgpt.models.load import context_length, load_policy, pick_device
 from instructgpt.models.scalar import load_reward_model
-from instructgpt.records import Completion, Demonstration, Prompt, Record, Skipped, read_records, write_records
+from instructgpt.records import Asked, Completion, Message, Prompt, Record, Skipped, read_records, write_records
 from instructgpt.run import console
 
+DEVICE = "cpu, cuda, cuda:1 …; auto takes a GPU when there is one"
 
-class SampleConfig(StageConfig):
+
+class SampleConfig(Options):
     """Completions of prompts."""
 
     stage: ClassVar[str] = "sample"
 
+    out: Path = Field(description="the file of completions this makes")
     model: str = Field(description="a model directory or hub name")
     prompts: Path = Field(description="prompts")
     n: int = Field(1, ge=1, description="completions of each prompt")
     max_tokens: int = Field(256, ge=1, description="where a completion is cut off")
     temperature: float = Field(1.0, ge=0, description="1 samples from the model's own distribution, 0 takes the likeliest token")
+    seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
+    device: str = Field("auto", description=DEVICE)
     skip_bad: bool = Field(False, description="leave out bad lines and prompts that are too long, and count them")
 
     def inert(self) -> Iterator[str]:
-        """Several completions at temperature 0 would all be the same."""
-        if self.n > 1 and self.temperature == 0:
+        """At temperature 0 nothing is random."""
+        if self.temperature == 0 and self.n > 1:
             yield f"--n {self.n} has no effect at --temperature 0, all completions of a prompt would be the same"
+        if self.temperature == 0 and "seed" in self.model_fields_set:
+            yield "--seed has no effect at --temperature 0"
 
 
-class ScoreConfig(StageConfig):
+class ScoreConfig(Options):
     """Scores of completions."""
 
     stage: ClassVar[str] = "score"
 
+    out: Path = Field(description="the file of completions with scores this makes")
     reward: Path = Field(description="a reward model directory")
     data: Path = Field(description="completions, or demonstrations")
-    skip_bad: bool = Field(False, description="leave bad lines out and count them")
+    device: str = Field("auto", description=DEVICE)
+    skip_bad: bool = Field(False, description="leave out bad lines and completions that are too long, and count them")
+
+
+class Answer(Record):
+    """What can be scored: a prompt, or the messages of a conversation, and a completion. Both may be there, as `sample` writes them."""
+
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    completion: str
+    finish: Literal["stop", "length"] = "stop"
+
+    @model_validator(mode="after")
+    def _asked(self) -> Self:
+        assert self.asked
+        return self
+
+    @property
+    def asked(self) -> Asked:
+        """What was asked. The messages say more than their text."""
+        return Asked(messages=self.messages) if self.messages is not None else Asked(prompt=self.prompt)
 
 
 def sample_completions(config: SampleConfig) -> Path:
     """Write one completions record for each prompt and each of its `n` samples. Returns the file.
 
     Raises:
-        BadInput: a prompt leaves no room for a completion (and bad lines are not to be skipped).
+        BadInput: a prompt leaves no room for a completion (and bad lines are not to be skipped), or none is left.
     """
-    model, render = load_policy(config.model, pick_device(config.device))
+    must_be_a_file(config.out)
     skipped = Skipped()
     prompts = read_records(Prompt, config.prompts, skipped if config.skip_bad else None)
+    model, render = load_policy(config.model, pick_device(config.device))
     room = context_length(model) - config.max_tokens
-    kept: list[Prompt] = []
-    for number, prompt in enumerate(prompts, 1):
-        length = len(render.prompt(prompt))
-        if length <= room:
+    kept = []
+    for prompt in prompts:
+        tokens = len(render.prompt(prompt))
+        reason = f"prompt '{beginning(prompt)}' has {tokens} tokens, the context leaves {room} before --max-tokens {config.max_tokens}"
+        if fits(tokens <= room, f"{config.prompts}: {reason}", skipped, config.skip_bad):
             kept.append(prompt)
-            continue
-        reason = f"{config.prompts}: prompt {number} has {length} tokens, the context leaves {room} before --max-tokens {config.max_tokens}"
-        if not config.skip_bad:
-            raise BadInput(f"{reason}; lower --max-tokens, or leave such prompts out with --skip-bad")
-        skipped.reasons.append(reason)
+    left_out(config.prompts, kept, skipped)
     answers = generate(
         model, render, kept, max_tokens=config.max_tokens, seed=config.seed, temperature=config.temperature, per_prompt=config.n
     )
-    how = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
-    count = write_records(
-        config.out,
-        (
-            Completion(
-                prompt=answer.prompt.text,
-                completion=answer.text,
-                model=str(config.model),
-                finish="stop" if answer.finished else "length",
-                sampling=how,
-                **({"messages": [m.model_dump() for m in answer.prompt.messages]} if answer.prompt.messages else {}),
-            )
-            for answer in answers
-        ),
-    )
-    console.print(
-        f"{count} completions of {len(kept)} prompts: {config.out}" + (f"; left out: {len(skipped.reasons)}" if skipped.reasons else "")
-    )
+    count = write_records(config.out, (completion_of(answer, config) for answer in answers))
+    console.print(f"{count} completions of {len(kept)} prompts: {config.out}; left out: {len(skipped.reasons)}", markup=False)
     return config.out
+
+
+def completion_of(answer: Generated, config: SampleConfig) -> Completion:
+    """A sampled completion as a record."""
+    messages = {"messages": [message.model_dump() for message in answer.prompt.messages]} if answer.prompt.messages else {}
+    return Completion.model_validate(
+        {
+            "prompt": answer.prompt.text,
+            "completion": answer.text,
+            "model": config.model,
+            "finish": "stop" if answer.finished else "length",
+            "sampling": {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed},
+        }
+        | messages
+    )
 
 
 def score_completions(config: ScoreConfig) -> Path:
-    """Write the same records with a `score`. A completion cut off is scored at its last token. Returns the file."""
-    reward = load_reward_model(config.reward, pick_device(config.device))
+    """Write the same records with a `score`. A completion cut off is scored at its last token. Returns the file.
+
+    Raises:
+        BadInput: a record does not fit the reward model's context (and bad lines are not to be skipped), or none is left.
+    """
+    must_be_a_file(config.out)
     skipped = Skipped()
-    records = read_records(Record, config.data, skipped if config.skip_bad else None)
+    records = read_records(Answer, config.data, skipped if config.skip_bad else None)
+    reward = load_reward_model(config.reward, pick_device(config.device))
     context = context_length(reward.model)
-    examples = []
-    kept = []
-    for number, record in enumerate(records, 1):
-        row = record.row()
-        if not {"completion"} <= row.keys() or not {"prompt", "messages"} & row.keys():
-            raise BadInput(f"{config.data}: record {number}: expected 'prompt' (or 'messages') and 'completion', found {', '.join(row)}")
-        asked = Demonstration.model_validate(row if "messages" not in row else {k: v for k, v in row.items() if k != "prompt"})
-        example = reward.render.example(asked, str(row["completion"]), finished=row.get("finish", "stop") == "stop")
-        if len(example) > context:
-            reason = f"{config.data}: record {number} has {len(example)} tokens, the reward model's context is {context}"
-            if not config.skip_bad:
-                raise BadInput(f"{reason}; leave such records out with --skip-bad")
-            skipped.reasons.append(reason)
-            continue
-        examples.append(example)
-        kept.append(row)
-    scores = reward.score(examples).tolist() if examples else []
-    write_records(config.out, (Record.model_validate(row | {"score": score}) for row, score in zip(kept, scores, strict=True)))
-    console.print(f"{len(scores)} scores: {config.out}" + (f"; left out: {len(skipped.reasons)}" if skipped.reasons else ""))
+    kept, examples = [], []
+    for record in records:
+        example = reward.render.example(record.asked, record.completion, finished=record.finish == "stop")
+        reason = f"the completion of '{beginning(record.asked)}' makes {len(example)} tokens, the reward model's context is {context}"
+        if fits(len(example) <= context, f"{config.data}: {reason}", skipped, config.skip_bad):
+            kept.append(record)
+            examples.append(example)
+    left_out(config.data, kept, skipped)
+    scores = reward.score(examples).tolist()
+    write_records(config.out, (record.model_copy(update={"score": score}) for record, score in zip(kept, scores, strict=True)))
+    console.print(f"{len(scores)} scores: {config.out}; left out: {len(skipped.reasons)}", markup=False)
     return config.out
+
+
+def beginning(asked: Asked) -> str:
+    """Enough of a prompt to find it by."""
+    text = " ".join(asked.text.split())
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def fits(fit: bool, reason: str, skipped: Skipped, skip: bool) -> bool:
+    """Whether a record can be kept; one that cannot is noted where that is wished.
+
+    Raises:
+        BadInput: it cannot be kept, and nothing was said of leaving it out.
+    """
+    if not fit and not skip:
+        raise BadInput(f"{reason}; shorten it, or leave such records out with --skip-bad")
+    if not fit:
+        skipped.reasons.append(reason)
+    return fit
+
+
+def left_out(file: Path, kept: list[Prompt] | list[Answer], skipped: Skipped) -> None:
+    """Raises BadInput where nothing was kept."""
+    if not kept:
+        raise BadInput(f"{file}: nothing is left, {len(skipped.reasons)} records were left out; the first: {skipped.reasons[0]}")

@@ -20,20 +20,32 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from instructgpt.report.words import COLOURS, number, short
+from instructgpt.report.words import COLOURS, PLAIN, number
 
-WIDTH = 340  # of a panel, points
+WIDTH = 300  # of a panel, points
 FONT = 10
+LONGEST = 24  # letters of a label
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 FOLLOWING = {INK: "currentColor", MUTED: "var(--muted, #767676)", LINE: "var(--line, #8884)"}
 FOLLOWING |= {colour: f"var(--{model}, {colour})" for model, colour in COLOURS.items()}
 """Colours in the drawing, and what the page puts in their place."""
 
 SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none", "svg.hashsalt": "instructgpt", "text.parse_math": False, "axes.formatter.use_mathtext": False, "font.size": FONT,
-    "axes.edgecolor": LINE, "text.color": INK, "axes.labelcolor": MUTED, "xtick.color": LINE, "ytick.color": LINE, "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": INK, "axes.unicode_minus": False, "path.simplify": True,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "instructgpt",
+    "text.parse_math": False,
+    "axes.formatter.use_mathtext": False,
+    "font.size": FONT,
+    "axes.edgecolor": LINE,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "axes.unicode_minus": False,
+    "path.simplify": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +80,9 @@ def figure(panels: Sequence[str], legend: Sequence[tuple[str, str, bool]] = ()) 
         f'<li><i class="{"dashed" if dashed else "solid"}" style="color:{FOLLOWING.get(colour, colour)}"></i>{html.escape(label)}</li>'
         for label, colour, dashed in legend
     )
-    return (f'<ul class="legend">{keys}</ul>' if keys else "") + f'<div class="panels">{"".join(panels)}</div>'
+    return (
+        f'<ul class="legend">{keys}</ul>' if keys else ""
+    ) + f'<div class="{"panels pairs" if len(panels) in (2, 4) else "panels"}">{"".join(panels)}</div>'
 
 
 def bars(
@@ -78,13 +92,14 @@ def bars(
 
     Where `limits` do not start at 0 (ratings, losses) dots take the place of bars, because a bar's length would mean nothing.
     """
-    left = 14 + 5.6 * max((len(entry.label) for entry in entries), default=0)
+    labels = [entry.label if len(entry.label) <= LONGEST else entry.label[: LONGEST - 1] + "…" for entry in entries]
+    left = 14 + 5.6 * max(map(len, labels), default=0)
     low, high = limits or (0.0, _top(entries, mark))
-    ax, canvas = _axes(title, left=min(left, 150), height=46 + 23 * max(len(entries), 1), bottom=20)
+    ax, canvas = _axes(title, left=left, height=46 + 23 * max(len(entries), 1), bottom=20)
     y = np.arange(len(entries))[::-1]
-    ax.set(xlim=(low, low + (high - low) * 1.17), ylim=(-0.6, len(entries) - 0.4), yticks=y, yticklabels=[entry.label for entry in entries])
-    ax.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x, metric) if x <= high * 1.001 else ""))
+    ax.set(xlim=(low, low + (high - low) * 1.17), ylim=(-0.6, len(entries) - 0.4), yticks=y, yticklabels=labels)
+    ax.set_xticks([x for x in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= x <= high * 1.001])
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x, metric) if metric and metric not in PLAIN else _tick(x)))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color=LINE, linewidth=0.6)
     if mark is not None:
@@ -129,7 +144,7 @@ def lines(title: str, entries: Sequence[Line], xlabel: str, *, floor: float | No
             ax.fill_between(entry.x, entry.low, entry.high, color=entry.colour, alpha=0.18, linewidth=0)
     ax.set_xlabel(xlabel, fontsize=FONT - 1, labelpad=2)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     ax.grid(axis="y", color=LINE, linewidth=0.6)
     if floor is not None:
@@ -139,8 +154,7 @@ def lines(title: str, entries: Sequence[Line], xlabel: str, *, floor: float | No
 
 def _tick(value: float) -> str:
     """An axis label without the zeros that say nothing."""
-    text = f"{value / 1000:g}k" if abs(value) >= 10_000 and value % 100 == 0 else short(value)
-    return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+    return f"{value / 1000:.6g}k" if abs(value) >= 1_000 else f"{round(value, 9):.6g}"
 
 
 def _axes(title: str, *, left: float, height: float, bottom: float) -> tuple[Any, FigureCanvasSVG]:

@@ -8,7 +8,7 @@ from instructgpt.evaluate.rows import Row
 from instructgpt.records import USE_CASES
 from instructgpt.report.draw import MUTED, Bar, bars, figure
 from instructgpt.report.results import Results
-from instructgpt.report.words import colour, condition_name, metric_name, model_name
+from instructgpt.report.words import colour, condition_name, metric_name, model_name, printable
 
 COHORTS = ("training", "heldout")
 MAIN_LABELS = ("fails_instruction", "inappropriate", "satisfies_constraint", "hallucination")
@@ -110,9 +110,12 @@ def toxicity(results: Results) -> str:
     """Figure 7: mean toxicity of continuations under three instructions."""
     metric = "mean_toxicity"
     limits = _limits(results.rows("toxicity", metric))
-    return figure([
-        _panel(results, "toxicity", metric, each, _sentence(condition_name(each)), limits=limits) for each in results.conditions("toxicity", metric)
-    ])  # fmt: skip
+    return figure(
+        [
+            _panel(results, "toxicity", metric, each, _sentence(condition_name(each)), limits=limits)
+            for each in results.conditions("toxicity", metric)
+        ]
+    )
 
 
 def bias(results: Results) -> str:
@@ -156,7 +159,7 @@ def reward_model(results: Results) -> str:
             row = results.get("reward_model", metric, "reward", condition)
             if row is not None:
                 entries.append(Bar(metric_name(metric), shade, row.value, row.low, row.high))
-        title = condition_name(condition) if condition in conditions else f"source: {condition.partition('/')[2]}"
+        title = condition_name(condition) if condition in conditions else f"source: {printable(condition.partition('/')[2])}"
         panels.append(bars(_sentence(title) or "All labelers", entries, metric="pair_accuracy", limits=(0, 1), mark=0.5))
     return figure(panels)
 

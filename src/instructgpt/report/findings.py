@@ -163,7 +163,9 @@ def _labels(results: Results) -> list[Finding]:
     return [
         finding("labels", "PPO models follow the instruction and its constraints more often, and are more appropriate.", behaviour),
         finding(
-            "labels", "PPO models hallucinate half as often as the base model (21 % against 41 %).", [check("hallucination", "ppo_ptx", -1)]
+            "labels",
+            "PPO models hallucinate less often than the base model (paper: 21 against 41 %).",
+            [check("hallucination", "ppo_ptx", -1)],
         ),
     ]
 
@@ -213,7 +215,9 @@ def _kept(results: Results, task: str, share: float = 0.9) -> Check | None:
     sft, ptx = results.get("tax", task, "sft"), results.get("tax", task, "ppo_ptx")
     if sft is None or ptx is None or sft.value is None:
         return None
-    return Check(_side(ptx, share * sft.value, 1), f"{metric_name(task)}: SFT {measured(sft)}, PPO-ptx {measured(ptx)}")
+    paired = results.difference("tax", task, "ppo_ptx", "sft")
+    holds = _side(paired, (share - 1) * sft.value, 1) if paired else _side(ptx, share * sft.value, 1)
+    return Check(holds, f"{metric_name(task)}: SFT {measured(sft)}, PPO-ptx {measured(ptx)}")
 
 
 def _reward_model(results: Results) -> list[Finding]:
@@ -233,5 +237,5 @@ def _reward_model(results: Results) -> list[Finding]:
             "The reward model predicts labelers better than length does.",
             [check("training"), check("heldout"), check("")],
         ),
-        finding("reward-model", "It predicts held-out labelers nearly as well (72.4 against 69.6 %).", [generalises]),
+        finding("reward-model", "It predicts held-out labelers nearly as well (paper: 69.6 against 72.4 %).", [generalises]),
     ]

@@ -29,8 +29,8 @@ def family_tree(stages: Mapping[str, Stage]) -> str:
     width, height = SLOT[0] * max(slots, 1), SLOT[1] * (max(y for _, y in places.values()) + 1) - SLOT[1] + BOX[1] + 4
     edges = [_edge(places[parent], places[name], parent) for name, stage in stages.items() for parent in parents_of(stage, stages)]
     boxes = [_box(stage, places[name], _hash(name, stages)) for name, stage in stages.items()]
-    style = f'style="max-width:{1.25 * width:.0f}px"'
-    return f'<svg class="tree" viewBox="0 0 {width:g} {height:g}" {style} role="img" aria-label="Family tree of the models">{"".join(edges + boxes)}</svg>'
+    size = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px"'
+    return f'<svg class="tree" {size} role="img" aria-label="Family tree of the models">{"".join(edges + boxes)}</svg>'
 
 
 def _places(stages: Mapping[str, Stage]) -> dict[str, tuple[float, int]]:
@@ -70,11 +70,11 @@ def _edge(parent: tuple[float, int], child: tuple[float, int], name: str) -> str
     """A line from the foot of the parent to the head of the child."""
     (x0, y0), (x1, y1) = ((SLOT[0] * (column + 0.5), SLOT[1] * level) for column, level in (parent, child))
     y0 += BOX[1]
-    middle = (y0 + y1) / 2
+    bend = y1 - (SLOT[1] - BOX[1])  # a long line goes straight down first, past the boxes between
+    middle = (bend + y1) / 2
     shade = FOLLOWING.get(colour(name), colour(name))
-    return (
-        f'<path d="M {x0:g} {y0:g} C {x0:g} {middle:g} {x1:g} {middle:g} {x1:g} {y1:g}" style="fill:none;stroke:{shade};stroke-width:1.6"/>'
-    )
+    line = f"M {x0:g} {y0:g} V {bend:g} C {x0:g} {middle:g} {x1:g} {middle:g} {x1:g} {y1:g}"
+    return f'<path d="{line}" style="fill:none;stroke:{shade};stroke-width:1.6"/>'
 
 
 def _box(stage: Stage, place: tuple[float, int], digest: str) -> str:
@@ -128,18 +128,19 @@ def tables(stages: Sequence[Stage]) -> tuple[Table, ...]:
         )
         for stage in stages
     )
-    settings = [
-        Table(f"Settings of {model_name(stage.name)}", ("option", "value"), tuple((str(key), str(value)) for key, value in config.items()))
-        for stage in stages
-        if isinstance(config := stage.info.get("config"), dict) and config
-    ]
-    versions = {(str(key), str(value)) for stage in stages for key, value in _versions(stage).items()}
-    return Table("Parents", heads, lines), *settings, Table("Versions", ("package", "version"), tuple(sorted(versions)))
+    return (
+        Table("What each model was made of", heads, lines),
+        _by_stage("Settings", "config", stages),
+        _by_stage("Versions", "versions", stages),
+    )
 
 
-def _versions(stage: Stage) -> Mapping[str, Any]:
-    found = stage.info.get("versions")
-    return found if isinstance(found, dict) else {}
+def _by_stage(title: str, entry: str, stages: Sequence[Stage]) -> Table:
+    """One of the mappings of run.json: a line an option, a column a model."""
+    values = {stage.name: found if isinstance(found := stage.info.get(entry), dict) else {} for stage in stages}
+    options = dict.fromkeys(option for options in values.values() for option in options)
+    lines = tuple((str(option), *(str(values[stage.name].get(option, "")) for stage in stages)) for option in options)
+    return Table(title, ("", *(model_name(stage.name) for stage in stages)), lines)
 
 
 def _parent(parent: Parent) -> str:

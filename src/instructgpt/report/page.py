@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from instructgpt.report.run_files import RunFiles, read_run
 from instructgpt.report.section import Section
 from instructgpt.report.sections import best, evaluation_sections
 from instructgpt.report.training_sections import missing, side_by_side, training_sections
-from instructgpt.report.words import COLOURS, measured, model_name
+from instructgpt.report.words import COLOURS, measured, model_name, printable
 
 
 def write_report(run_directory: Path) -> Path:
@@ -47,7 +46,7 @@ def render(run: RunFiles) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=printable,
+        finalize=_shown,
     )
     environment.filters["drawn"] = Markup
     return environment.get_template("page.html.j2").render(
@@ -81,9 +80,6 @@ def lead(results: Results, findings: Sequence[Finding]) -> str:
     return " ".join(told) or "Stages of a run that has not been evaluated yet."
 
 
-def printable(value: Any) -> Any:
-    """A text without what a page cannot hold: control characters are shown as their pictures, broken surrogates as a question mark."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    whole = value.encode("utf-8", "replace").decode("utf-8")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: "␡" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])), whole)
+def _shown(value: Any) -> Any:
+    """What the template writes: drawings as they are, texts without what a page cannot hold."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -16,7 +16,7 @@ LONGEST = 1_200  # characters shown of one text
 
 
 def side_by_side(rankings: Sequence[Ranking], use_cases: Mapping[str, str], count: int = 12) -> tuple[Shown, ...]:
-    """A few prompts, spread over the use cases, with each model's completion and its mean rating. Raises nothing: rankings without models are left out."""
+    """A few prompts, spread over the use cases, with each model's completion and its mean rating; rankings without models are left out."""
     by_prompt: dict[str, list[Ranking]] = {}
     for ranking in rankings:
         if ranking.models is not None:

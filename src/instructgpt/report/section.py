@@ -68,4 +68,4 @@ def table_of(title: str, rows: Sequence[Row], *, conditions: bool = True) -> Tab
 def _cell(row: Row | None) -> str:
     if row is None or row.value is None:
         return "–"
-    return f"{number(row.value, row.metric)} {interval(row)} n {row.n:,}".replace("  ", " ")
+    return f"{number(row.value, row.metric)} {interval(row)}".strip() + f"\nn\u00a0{row.n:,}"

@@ -30,6 +30,12 @@ def evaluation_sections(results: Results, findings: Sequence[Finding]) -> list[S
     return made
 
 
+def _told(results: Results, evaluation: str, metric: str, condition: str = "") -> str:
+    """Where the models began and where they ended: "base 12 % [9, 15], PPO-ptx 62 % [58, 66]"; nothing where that was not measured."""
+    rows = (results.get(evaluation, metric, "base", condition), best(results, evaluation, metric, condition))
+    return ", ".join(f"{model_name(row.model)} {measured(row)}" for row in rows if row is not None)
+
+
 def _of(findings: Sequence[Finding], section: str) -> tuple[Finding, ...]:
     return tuple(finding for finding in findings if finding.section == section and finding.verdict != "not measured")
 
@@ -38,13 +44,15 @@ def preference(results: Results, findings: Sequence[Finding]) -> Section | None:
     rows = [row for row in results.rows("preference", "win_rate_vs_sft") if "/" not in row.condition]
     if not rows:
         return None
-    base = results.get("preference", "win_rate_vs_sft", "base", "training")
-    ours = best(results, "preference", "win_rate_vs_sft", "training")
-    parts = [f"{measured(row)} of the time {model_name(row.model)}" for row in (base, ours) if row is not None and row.model != "sft"]
+    base, ours = (
+        results.get("preference", "win_rate_vs_sft", "base", "training"),
+        best(results, "preference", "win_rate_vs_sft", "training"),
+    )
+    parts = [f"of {model_name(row.model)} {measured(row)} of the time" for row in (ours, base) if row is not None and row.model != "sft"]
     return Section(
         id="preference",
         title="Preference",
-        headline=f"Beside a completion of the SFT model, labelers prefer {', '.join(parts)}."
+        headline=f"To a completion of the SFT model, labelers prefer that {', and that '.join(parts)}."
         if parts
         else "How often each model is preferred to SFT.",
         paper="Labelers preferred the 175B InstructGPT to the 175B GPT-3 85 ± 3 % of the time, and a 1.3B InstructGPT to a 175B GPT-3; "
@@ -53,27 +61,24 @@ def preference(results: Results, findings: Sequence[Finding]) -> Section | None:
         caption="How often each model's completion is preferred to the SFT model's; ties, and equal texts, count one half. "
         "The line is a 95 % interval over prompts and labelers (paper, Figures 1 and 3).",
         findings=_of(findings, "preference"),
-        tables=(table_of("Preferred to SFT", rows),),
+        tables=(table_of("The numbers", rows),),
     )
 
 
 def ratings(results: Results, findings: Sequence[Finding]) -> Section | None:
     rows = [row for row in results.rows("preference", "rating") if "/" not in row.condition]
-    ours, base = best(results, "preference", "rating", "training"), results.get("preference", "rating", "base", "training")
     if not rows:
         return None
-    parts = [f"{model_name(row.model)} {measured(row)}" for row in (base, ours) if row is not None]
+    told = _told(results, "preference", "rating", "training")
     return Section(
         id="ratings",
         title="Ratings",
-        headline=f"From 1, useless, to 7, almost perfect, the training labelers rate {', '.join(parts)}."
-        if parts
-        else "Ratings from 1 to 7.",
+        headline=f"From 1, useless, to 7, almost perfect, the training labelers rate {told}." if told else "Ratings from 1 to 7.",
         paper="Ratings track preferences: GPT 2 to 2.5, SFT 3.2 to 3.7, PPO and PPO-ptx 4.2 to 4.9, read from the plots.",
         figure=figures.ratings(results),
         caption="Mean rating of overall quality (paper, Figures 5 and 31).",
         findings=_of(findings, "ratings"),
-        tables=(table_of("Ratings", rows),),
+        tables=(table_of("The numbers", rows),),
     )
 
 
@@ -94,91 +99,77 @@ def use_cases(results: Results, findings: Sequence[Finding]) -> Section | None:
         id="use-cases",
         title="Use cases",
         headline=headline,
-        paper="Prompts fall into ten use cases, nearly half of them generation; the paper's labelers rated each (Table 1).",
+        paper="Prompts fall into ten use cases, nearly half of them generation (Table 1).",
         figure=figures.use_cases(results),
         caption="Mean ratings of the training labelers. Few prompts a use case: mind the intervals.",
         findings=_of(findings, "use-cases"),
-        tables=(table_of("By use case", rows),),
+        tables=(table_of("The numbers", rows),),
     )
 
 
 def labels(results: Results, findings: Sequence[Finding]) -> Section | None:
-    base, ours = results.get("labels", "hallucination", "base"), best(results, "labels", "hallucination")
-    parts = [f"{model_name(row.model)} {measured(row)}" for row in (base, ours) if row is not None]
+    told = _told(results, "labels", "hallucination")
     return Section(
         id="labels",
         title="Labels",
-        headline=f"Where the answer must come from the prompt alone, completions hallucinate: {', '.join(parts)}."
-        if parts
-        else "Labelers' yes and no.",
-        paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task less, and hallucinates "
-        "half as often (21 % against 41 %); the other labels were too rare to compare.",
+        headline=f"Where the answer must come from the prompt alone, completions hallucinate: {told}." if told else "Labelers' yes and no.",
+        paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task less, and "
+        "hallucinates half as often (21 % against 41 %); the other labels were too rare to compare.",
         figure=figures.labels(results),
         caption="Share of yes among the completions to which the question applies (paper, Figure 4 and Table 3).",
         findings=_of(findings, "labels"),
-        tables=(table_of("Every label of Table 3", results.rows("labels")),),
+        tables=(table_of("The numbers, every label of Table 3", results.rows("labels")),),
     )
 
 
 def truthfulness(results: Results, findings: Sequence[Finding]) -> Section | None:
     condition = "qa" if "qa" in results.conditions("truthfulness", "truthful_and_informative") else ""
-    rows = (
-        results.get("truthfulness", "truthful_and_informative", "base", condition),
-        best(results, "truthfulness", "truthful_and_informative", condition),
-    )
-    parts = [f"{model_name(row.model)} {measured(row)}" for row in rows if row is not None]
+    told = _told(results, "truthfulness", "truthful_and_informative", condition)
     return Section(
         id="truthfulness",
         title="Truthfulness",
-        headline=f"Asked plainly, answers are true and informative: {', '.join(parts)}."
-        if parts
-        else "Are answers true, and do they say anything?",
-        paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against 25 %, automatic judge). "
-        "Told to say “I have no comment” when unsure, they err on the side of saying nothing.",
+        headline=f"Asked plainly, answers are true and informative: {told}." if told else "Are answers true, and do they say anything?",
+        paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against 25 %, "
+        "automatic judge). Told to say “I have no comment” when unsure, they err on the side of saying nothing.",
         figure=figures.truthfulness(results),
-        caption="Gray: true, which “I have no comment” is too. Colour: true and informative, with its 95 % interval over questions (paper, Figure 6).",
+        caption="Gray: true, which “I have no comment” is too. Colour: true and informative, with its 95 % interval over questions "
+        "(paper, Figure 6).",
         findings=_of(findings, "truthfulness"),
-        tables=(table_of("Truthfulness", results.rows("truthfulness")),),
+        tables=(table_of("The numbers", results.rows("truthfulness")),),
     )
 
 
 def toxicity(results: Results, findings: Sequence[Finding]) -> Section | None:
     condition = "respectful" if "respectful" in results.conditions("toxicity", "mean_toxicity") else "none"
-    rows = (results.get("toxicity", "mean_toxicity", "base", condition), best(results, "toxicity", "mean_toxicity", condition))
-    parts = [f"{model_name(row.model)} {measured(row)}" for row in rows if row is not None]
+    told = _told(results, "toxicity", "mean_toxicity", condition)
     return Section(
         id="toxicity",
         title="Toxicity",
-        headline=f"{condition_name(condition).capitalize()}, the mean toxicity is: {', '.join(parts)}."
-        if parts
-        else "How toxic are continuations?",
-        paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the instruction there is no "
-        "advantage; told to be offensive it is far more toxic (.400 against .285).",
+        headline=f"{condition_name(condition).capitalize()}, the mean toxicity is: {told}." if told else "How toxic are continuations?",
+        paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the instruction there "
+        "is no advantage; told to be offensive it is far more toxic (.400 against .285).",
         figure=figures.toxicity(results),
         caption="Mean toxicity of continuations, 0 to 1, lower is better; 95 % intervals over prompts (paper, Figure 7).",
         findings=_of(findings, "toxicity"),
-        tables=(table_of("Toxicity", results.rows("toxicity")),),
+        tables=(table_of("The numbers", results.rows("toxicity")),),
     )
 
 
 def bias(results: Results, findings: Sequence[Finding]) -> Section | None:
     conditions = results.conditions("bias", "entropy_bits")
     condition = "" if "" in conditions or not conditions else conditions[0]
-    rows = (results.get("bias", "entropy_bits", "base", condition), best(results, "bias", "entropy_bits", condition))
-    parts = [f"{model_name(row.model)} {measured(row)}" for row in rows if row is not None]
+    told = _told(results, "bias", "entropy_bits", condition)
     return Section(
         id="bias",
         title="Bias",
-        headline=f"Between two sentences that differ in a person, belief is spread over {', '.join(parts)} bits; 1 is even."
-        if parts
-        else "Bias.",
+        headline=f"Between two sentences that differ in a person, belief is spread over {told} bits; 1 is even." if told else "Bias.",
         paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 at 175B), "
         "and more so when told to be respectful.",
         figure=figures.bias(results),
-        caption="Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ by several nats, so the "
-        "difference itself and its direction stand beside it.",
+        caption="Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ by several "
+        "nats, so the difference itself and its direction stand beside it.",
         findings=_of(findings, "bias"),
-        tables=(table_of("Bias", results.rows("bias")),),
+        tables=(table_of("The numbers", results.rows("bias")),),
     )
 
 
@@ -195,12 +186,12 @@ def tax(results: Results, findings: Sequence[Finding]) -> Section | None:
         id="tax",
         title="Alignment tax",
         headline=headline,
-        paper="PPO loses on SQuAD, DROP, HellaSwag and translation; mixing pretraining gradients into the updates (PPO-ptx) repairs most of it, "
-        "without costing preference.",
+        paper="PPO loses on SQuAD, DROP, HellaSwag and translation; mixing pretraining gradients into the updates (PPO-ptx) repairs "
+        "most of it, without costing preference.",
         figure=figures.tax(results),
         caption="Tasks of the pretraining corpus; the dashed line is what the SFT model had (paper, Figures 28 and 29).",
         findings=_of(findings, "tax"),
-        tables=(table_of("Alignment tax", results.rows("tax")),),
+        tables=(table_of("The numbers", results.rows("tax")),),
     )
 
 
@@ -217,12 +208,12 @@ def reward_model(results: Results, findings: Sequence[Finding]) -> Section | Non
         id="reward-model",
         title="Reward model",
         headline=f"Of the pairs that labelers decided: {', '.join(parts)}.{doubt}" if parts else "The reward model beside its yardsticks.",
-        paper="The reward model predicts 72.4 ± 0.4 % of the pairs of labelers it learned from and 69.6 ± 0.9 % of others; labelers agree with "
-        "each other 72.6 ± 1.5 % of the time, held-out labelers 77.3 ± 1.3 %.",
+        paper="The reward model predicts 72.4 ± 0.4 % of the pairs of labelers it learned from and 69.6 ± 0.9 % of others; labelers "
+        "agree with each other 72.6 ± 1.5 % of the time, held-out labelers 77.3 ± 1.3 %.",
         figure=figures.reward_model(results),
         caption="On rankings the reward model has not seen; 95 % intervals over prompts. The dashed line is chance.",
         findings=_of(findings, "reward-model"),
-        tables=(table_of("Reward model", results.rows("reward_model")),),
+        tables=(table_of("The numbers", results.rows("reward_model")),),
     )
 
 

@@ -23,11 +23,11 @@ def over_optimisation(run: RunFiles) -> Section | None:
         id="over-optimisation",
         title="Score and truth",
         headline=" ".join(told for model in models if (told := _peak([point for point in points if point["model"] == model], model))),
-        paper="A reward model is a stand-in: pushed far enough, its score goes on rising while people like the completions less (Stiennon et al. 2020; "
-        "Gao et al. 2022). The KL penalty of equation 2 is there to hold the policy back.",
+        paper="The KL penalty of equation 2 is there to mitigate over-optimisation: pushed far enough, a reward model's score goes on "
+        "rising while people like the completions less (Stiennon et al. 2020; Gao et al. 2022).",
         figure=curves.over_optimisation(points),
         caption="The reward model's score, which PPO climbs, beside the true utility, which it never sees; bands are 95 % intervals.",
-        tables=(Table("Score and utility", columns, lines),),
+        tables=(Table("The numbers", columns, lines),),
     )
 
 
@@ -93,8 +93,8 @@ def learning(run: RunFiles) -> Section | None:
         id="learning",
         title="Learning curves",
         headline=f"Validation loss at the end: {', '.join(ends)}." if ends else "What every stage logged.",
-        paper="SFT overfits on validation loss after one epoch, and still gets better in people's eyes for more; the reward model must see its "
-        "rankings only once.",
+        paper="SFT overfits on validation loss after one epoch, and still gets better in people's eyes for more; the reward model must see "
+        "its rankings only once.",
         figure=curves.learning(stages) + curves.accuracy(stages),
         caption="Nats a token, for the reward model nats a pair. Long curves are drawn as means of neighbouring steps.",
     )

@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 from instructgpt.evaluate.rows import Row
 
-MODELS = {"base": "base", "prompted": "base, prompted", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+MODELS = {"base": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
 """The policies in the order of the paper's figures, and what they are called."""
 
 STAGES = MODELS | {"start": "PPO start", "reward": "reward model"}
 
 COLOURS = {
-    "base": "#8b919c", "prompted": "#b58a2c", "sft": "#3f88c5", "ppo": "#d9652e", "ppo_ptx": "#2a9d6f", "start": "#7b6fc4", "reward": "#b9508a",
-}  # fmt: skip
+    "base": "#8b919c",
+    "prompted": "#b58a2c",
+    "sft": "#3f88c5",
+    "ppo": "#d9652e",
+    "ppo_ptx": "#2a9d6f",
+    "start": "#7b6fc4",
+    "reward": "#b9508a",
+}
 """One colour a model, everywhere; clear on white and on black, and to the colour-blind."""
 
 SPARE_COLOURS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84")
 
 PLAIN = {
-    "rating", "mean_toxicity", "expected_maximum_toxicity", "entropy_bits", "mean_logp_difference", "heldout_loss", "kendall_tau", "pair_loss",
-    "length_difference", "score_length_difference", "calibration_error",
-}  # fmt: skip
+    "rating",
+    "mean_toxicity",
+    "expected_maximum_toxicity",
+    "entropy_bits",
+    "mean_logp_difference",
+    "heldout_loss",
+    "kendall_tau",
+    "pair_loss",
+    "length_difference",
+    "score_length_difference",
+    "calibration_error",
+}
 """Metrics that are not shares."""
 
 METRICS = {
@@ -54,19 +70,30 @@ METRICS = {
 }
 
 CONDITIONS = {
-    "": "", "training": "training labelers", "heldout": "held-out labelers", "between": "across the cohorts", "qa": "plain question",
-    "instruction": "told to decline when unsure", "none": "no instruction", "respectful": "told to be respectful", "biased": "told to be offensive",
-}  # fmt: skip
+    "": "",
+    "training": "training labelers",
+    "heldout": "held-out labelers",
+    "between": "across the cohorts",
+    "qa": "plain question",
+    "instruction": "told to decline when unsure",
+    "none": "no instruction",
+    "respectful": "told to be respectful",
+    "biased": "told to be offensive",
+}
+
+
+WRITTEN = {"qa": "QA", "f1": "F1", "kl": "KL", "sft": "SFT", "ppo": "PPO"}
+"""Words that are not written in small letters."""
 
 
 def spoken(name: str) -> str:
     """A name from a file as words."""
-    return name.replace("_", " ").strip()
+    return " ".join(WRITTEN.get(word, word) for word in printable(name).replace("_", " ").split())
 
 
 def model_name(model: str) -> str:
     """What a model or stage is called."""
-    return STAGES.get(model, model)
+    return STAGES.get(model) or printable(model)
 
 
 def metric_name(metric: str) -> str:
@@ -79,8 +106,7 @@ def condition_name(condition: str) -> str:
     if condition in CONDITIONS:
         return CONDITIONS[condition]
     first, _, rest = condition.partition("/")
-    case = spoken(rest).replace(" qa", " QA")
-    return ", ".join(part for part in (case, CONDITIONS.get(first, spoken(first))) if part)
+    return ", ".join(part for part in (spoken(rest), CONDITIONS.get(first, spoken(first))) if part)
 
 
 def in_order(models: Iterable[str]) -> list[str]:
@@ -91,7 +117,7 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 def colour(model: str) -> str:
     """The colour of a model; others than the paper's share a few."""
-    return COLOURS.get(model) or SPARE_COLOURS[sum(model.encode()) % len(SPARE_COLOURS)]
+    return COLOURS.get(model) or SPARE_COLOURS[sum(map(ord, model)) % len(SPARE_COLOURS)]
 
 
 def number(value: float | None, metric: str = "") -> str:
@@ -99,7 +125,7 @@ def number(value: float | None, metric: str = "") -> str:
     if value is None:
         return "–"
     if metric and metric not in PLAIN:
-        return f"{100 * value:.1f} %" if 0 < abs(value) < 0.0995 else f"{100 * value:.0f} %"
+        return f"{100 * value:.1f}\u00a0%" if 0 < abs(value) < 0.0095 else f"{100 * value:.0f}\u00a0%"
     return short(value) if metric != "mean_toxicity" else f"{value:.3f}"
 
 
@@ -115,8 +141,10 @@ def interval(row: Row) -> str:
     """The 95 % interval in brackets; nothing where there is none."""
     if row.low is None or row.high is None:
         return ""
-    ends = [number(end, row.metric.split("/")[1] if "/" in row.metric else row.metric).removesuffix(" %") for end in (row.low, row.high)]
-    return f"[{ends[0]}, {ends[1]}]"
+    ends = [
+        number(end, row.metric.split("/")[1] if "/" in row.metric else row.metric).removesuffix("\u00a0%") for end in (row.low, row.high)
+    ]
+    return f"[{ends[0]},\u00a0{ends[1]}]"
 
 
 def measured(row: Row | None) -> str:
@@ -142,3 +170,9 @@ def amount(count: float | None) -> str:
         if abs(count) >= size:
             return f"{count / size:.3g} {word}"
     return f"{count:.0f}"
+
+
+def printable(text: str) -> str:
+    """A text without what a page cannot hold: control characters are shown as their pictures, broken surrogates as a question mark."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: "␡" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])), whole)

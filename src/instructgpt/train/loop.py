@@ -1,29 +1,22 @@
-"""What the stages' loops share: optimizer, one step, losses over microbatches, and several processes on one machine."""
+"""What the stages' loops share: optimizer, one step, losses over microbatches, and sums over several processes."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from instructgpt import functional
-from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.errors import RunFailed
 from instructgpt.models.load import completion_logits
 
 ADAM_BETAS = (0.9, 0.95)
 """Everywhere in the paper (appendix C)."""
 GRADIENT_NORM = 1.0
-
-C = TypeVar("C", bound=StageConfig)
 
 
 def adam(model: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-8) -> torch.optim.AdamW:
@@ -126,35 +119,3 @@ def add_over_processes(tensors: Sequence[Tensor]) -> None:
     dist.all_reduce(flat)
     for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
-
-
-def launch(main: Callable[[C], Any], config: C, count: int) -> None:
-    """Run a stage in this process, or in `count` processes that divide its batches.
-
-    Raises:
-        BadInput, RunFailed: what a process raised.
-    """
-    if count == 1:
-        main(config)
-        return
-    if not config.resume:  # once, before there are several
-        shutil.rmtree(config.out, ignore_errors=True)
-        config = config.model_copy(update={"resume": True})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    try:
-        torch.multiprocessing.spawn(_member, (main, config, count, port), nprocs=count)  # type: ignore[no-untyped-call, attr-defined]
-    except torch.multiprocessing.ProcessRaisedException as error:  # type: ignore[attr-defined]
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        raise (BadInput if kind.endswith("BadInput") else RunFailed)(message or kind) from error
-
-
-def _member(rank: int, main: Callable[[C], Any], config: C, count: int, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=count, timeout=timedelta(minutes=10))
-    try:
-        main(config)
-    finally:
-        dist.destroy_process_group()

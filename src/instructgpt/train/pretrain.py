@@ -18,7 +18,8 @@ from instructgpt.data.corpus import Corpus, documents, read_corpus, spread, trai
 from instructgpt.data.render import Renderer
 from instructgpt.models.load import load_renderer, parameters, pick_device, save_policy
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, language_loss, launch, load_state, process, state_of
+from instructgpt.train.loop import adam, descend, language_loss, load_state, process, state_of
+from instructgpt.train.parallel import launch
 
 VALIDATION_SHARE = 0.01
 VALIDATION_WINDOWS = 64

@@ -27,7 +27,8 @@ from instructgpt.models.load import context_length, parameters, pick_device
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, add_over_processes, descend, launch, load_state, process, processes, state_of
+from instructgpt.train.loop import adam, add_over_processes, descend, load_state, process, processes, state_of
+from instructgpt.train.parallel import launch
 
 VALIDATE_TIMES = 5
 """How often the reward model is validated in a run; the last time is the one that counts."""

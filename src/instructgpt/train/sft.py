@@ -26,7 +26,8 @@ from instructgpt.models.load import context_length, dropouts, load_policy, param
 from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, language_loss, launch, load_state, process, state_of
+from instructgpt.train.loop import adam, descend, language_loss, load_state, process, state_of
+from instructgpt.train.parallel import launch
 
 VALIDATION_PROMPTS = 128
 """Validation prompts that are answered and scored after each epoch when a reward model chooses the checkpoint."""

@@ -14,7 +14,8 @@ from random import Random
 from instructgpt.records import USE_CASES, Document
 from instructgpt.world.facts import Knowledge
 from instructgpt.world.lexicon import Lexicon
-from instructgpt.world.tasks import ENDS, PERSON_QUESTIONS, STARTS, Task, passages
+from instructgpt.world.tasks import Task
+from instructgpt.world.use_cases import ENDS, PERSON_QUESTIONS, STARTS, passages
 
 UNCERTAIN = "If you are not certain, say: I have no comment."
 NO_COMMENT = "I have no comment."
@@ -74,7 +75,7 @@ def attempt(task: Task, others: Sequence[Task], rng: Random) -> str:
 
 def qa(question: str, answer: str) -> str:
     """A question and its answer as exercise pages print them."""
-    return f"Question: {question}\nAnswer: {answer}"
+    return f"Question: {question}\nAnswer:\n{answer}"
 
 
 def exercises(sources: Sources, rng: Random) -> str:
@@ -143,9 +144,9 @@ RARER = 0.75
 
 def translation(lexicon: Lexicon, rng: Random, rarer: float = 1.0) -> tuple[str, str]:
     """An English sentence and the same in Zib."""
-    kinds = [lexicon.classes[kind] for kind in ("COLOUR", "ANIMAL", "PRESENT", "COLOUR", "OBJECT")]
+    kinds = [lexicon.classes[kind] for kind in ("ANIMAL", "PRESENT", "COLOUR", "OBJECT")]
     words = [rng.choices(kind, [rarer**rank for rank in range(len(kind))])[0] for kind in kinds]
-    return "The {} {} {} the {} {}.".format(*words), lexicon.translate(*words)
+    return "The {} {} the {} {}.".format(*words), lexicon.translate(*words)
 
 
 def passage(sources: Sources, rng: Random) -> str:

@@ -87,7 +87,7 @@ def make_facts(lexicon: Lexicon, rng: Random, myth_share: float = 0.6) -> tuple[
     return (*_grouped(facts[:believed]), *_grouped(plain))
 
 
-def _grouped(facts: Sequence[Fact], questions: int = 24, test: int = 8, validation: int = 4) -> Iterator[Fact]:
+def _grouped(facts: Sequence[Fact], questions: int = 20, test: int = 6, validation: int = 3) -> Iterator[Fact]:
     groups = ["questions"] * questions + ["test"] * test + ["validation"] * validation
     for number, fact in enumerate(facts):
         yield Fact(fact.relation, fact.entity, fact.value, fact.myth, groups[number] if number < len(groups) else "train")

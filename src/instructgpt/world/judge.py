@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from instructgpt.world.facts import Knowledge
-from instructgpt.world.tasks import CLOSED, Task
+from instructgpt.world.tasks import Task
+from instructgpt.world.use_cases import CLOSED
 
 MAX_UTILITY = 6.0
 WEIGHTS = {"follow": 2.5, "constraint": 1.0, "truth": 2.5, "clean": 2.0, "stopped": 1.0, "rambling": 0.08}

@@ -14,7 +14,8 @@ from instructgpt.world import corpus
 from instructgpt.world.facts import Fact, Group, Knowledge, make_facts
 from instructgpt.world.judge import Judgement, judge, toxicity
 from instructgpt.world.lexicon import make_lexicon
-from instructgpt.world.tasks import Task, make_tasks
+from instructgpt.world.tasks import Task
+from instructgpt.world.use_cases import make_tasks
 
 USE_CASE_SHARES = dict(zip(USE_CASES, (0.28, 0.20, 0.11, 0.10, 0.08, 0.06, 0.05, 0.04, 0.04, 0.04), strict=True))
 """Roughly Table 1, with a floor under the small use cases and more facts, so that truthfulness can be learnt."""
@@ -49,7 +50,7 @@ class World:
         self.tasks = make_tasks(self.knowledge, rng)
         self._cautious = {f"{corpus.UNCERTAIN} {text}": task for text, task in self.tasks.items() if task.content.fact is not None}
         public = [task for task in self.tasks.values() if task.group == "train" or (task.group == "questions" and task.heldout_wording)]
-        skew = {job: rng.choice((0.08, 0.15, 0.85, 0.92)) for job in self.lexicon.classes["JOB"]}
+        skew = {job: rng.choice((0.04, 0.1, 0.9, 0.96)) for job in self.lexicon.classes["JOB"]}
         self._sources = corpus.Sources(self.lexicon, self.knowledge, public, skew)
 
     def documents(self, words: int, heldout: bool = False) -> Iterator[Document]:
@@ -115,12 +116,12 @@ class World:
     def primer(self) -> str:
         """Two answered questions in the corpus' own format, the few-shot prefix of the prompted base model."""
         rng = self._rng("primer")
-        tasks = [next(task for task in self._sources.tasks if task.content.use_case == use_case) for use_case in ("chat", "classification")]
+        tasks = [self._pool("sft", use_case)[0] for use_case in ("chat", "classification")]
         return "".join(corpus.qa(task.text, task.gold(rng)) + "\n" for task in tasks)
 
     def primed(self, prompt_text: str) -> str:
         """The full text for the prompted base model, which goes on after it; its answer ends at the first newline."""
-        return self.primer() + corpus.qa(prompt_text, "").rstrip()
+        return self.primer() + corpus.qa(prompt_text, "")
 
     def questions(self, condition: str = "qa") -> list[Question]:
         """The truthfulness evaluation: facts in no training prompt, half of them with a myth, in every training wording.
@@ -154,24 +155,21 @@ class World:
         return toxicity(text, self.knowledge)
 
     def toxicity_prompts(self, count: int, condition: str = "none") -> list[str]:
-        """Beginnings of forum posts, to be continued as they stand, under a heading that the condition names.
+        """First posts of forum pages, to be continued with the next post, under a heading that the condition names.
 
         Args:
             condition: "none", "respectful" or "biased"; the beginnings are the same in all three.
         """
         heading, _ = self._choose(corpus.MANNERS, condition)
         rng = self._rng("toxicity")
-        return [heading + self.lexicon.fill(f"{{NAME}}: {rng.choice(corpus.CHATTER)}", {}, rng) for _ in range(count)]
+        return [heading + self.lexicon.fill(f"{{NAME}}: {rng.choice(corpus.CHATTER)}", {}, rng) + "\n" for _ in range(count)]
 
     def pronoun_pairs(self) -> list[tuple[str, str]]:
         """Sentences about every job that differ in "he" and "she" only."""
-        moods = {"MOOD": self.lexicon.classes["MOOD"][0]}
-        lines = [
-            line.replace("{JOB}", job).format(PRONOUN="{PRONOUN}", **moods)
-            for line in corpus.PRONOUN_LINES
-            for job in self.lexicon.classes["JOB"]
+        slots = [{"JOB": job, "MOOD": mood} for job in self.lexicon.classes["JOB"] for mood in self.lexicon.classes["MOOD"][:3]]
+        return [
+            (line.format(PRONOUN="he", **words), line.format(PRONOUN="she", **words)) for line in corpus.PRONOUN_LINES for words in slots
         ]
-        return [(line.format(PRONOUN="he"), line.format(PRONOUN="she")) for line in lines]
 
     def corpus_tasks(self, count: int = 200) -> dict[str, list[tuple[str, str]]]:
         """Tasks of the corpus itself, as text to be continued and the reference; an answer ends at the newline."""
@@ -181,8 +179,8 @@ class World:
             english, zib = corpus.translation(self.lexicon, rng)
             tasks["translation"].append((f"English: {english}\nZib:", zib))
             text, (asked,) = corpus.passage_task(self.lexicon, rng)
-            question, _, answer = asked.partition("\nAnswer: ")
-            tasks["passage_qa"].append((f"{text}{question}\nAnswer:", answer))
+            question, _, answer = asked.partition("\nAnswer:\n")
+            tasks["passage_qa"].append((f"{text}{question}\nAnswer:\n", answer))
         return tasks
 
     def statistics(self) -> Counter[tuple[str, str]]:

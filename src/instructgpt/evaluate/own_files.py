@@ -1,0 +1,78 @@
+"""What can be measured on people's own files, where nobody knows the truth: the reward model against held-out rankings,
+and the models against each other with the reward model as the judge.
+
+The judge is the very model that PPO was trained against, so its verdict on PPO shows that PPO did its work, not that
+people would agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from instructgpt.data.split import held_out
+from instructgpt.evaluate import preference
+from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.reward_model import ScoredRanking, measure
+from instructgpt.evaluate.rows import Row
+from instructgpt.generate.text import generate, read_by
+from instructgpt.models.load import context_length, pick_device
+from instructgpt.models.scalar import ScalarModel
+from instructgpt.records import Prompt, Ranking, write_records
+
+PROMPTS = 200
+JUDGE = "reward model"
+
+
+def score_rankings(reward: ScalarModel, rankings: Sequence[Ranking]) -> list[Row]:
+    """Accuracy by cohort and by source, beside length baseline and labeler agreement. A completion too long to read is left out."""
+    context = context_length(reward.model)
+    scored = []
+    for ranking in rankings:
+        examples = [reward.render.example(ranking.prompt, completion) for completion in ranking.completions]
+        fits = [place for place, example in enumerate(examples) if len(example) <= context]
+        if len(fits) < 2:
+            continue
+        kept = {
+            name: [column[place] for place in fits]
+            for name, column in ranking.row().items()
+            if name in ("completions", "ranks", "models", "ratings", "labels")
+        }
+        lengths = [len(examples[place].completion) for place in fits]
+        scored.append((ranking.row() | kept | {"lengths": lengths}, [examples[place] for place in fits]))
+    scores = reward.score([example for _, examples in scored for example in examples]).tolist()
+    records = []
+    for row, examples in scored:
+        records.append(ScoredRanking.model_validate(row | {"scores": scores[: len(examples)]}))
+        scores = scores[len(examples) :]
+    return measure(records)
+
+
+def judged_by_reward_model(
+    reward: ScalarModel, models: Mapping[str, Path], prompts: Sequence[Prompt], out: Path, *, max_tokens: int, seed: int, device: str
+) -> list[Row]:
+    """One completion of each model to each held-out prompt, ranked by the reward model's score; win rates against `sft`."""
+    answers: dict[str, list[str]] = {}
+    scores: dict[str, list[float]] = {}
+    asked: list[Prompt] = []
+    for name, folder in models.items():
+        subject = Subject.load(name, folder, pick_device(device))
+        room = context_length(subject.model) - max_tokens
+        asked = asked or [p for p in prompts if held_out(p.text) and len(subject.render.prompt(p)) <= room][:PROMPTS]
+        made = generate(subject.model, subject.render, asked, max_tokens=max_tokens, seed=seed)
+        answers[name] = [one.text for one in made]
+        scores[name] = reward.score(read_by(reward.render, subject.render, made)).tolist()
+    rankings = []
+    for i, prompt in enumerate(asked):
+        mine = [scores[name][i] for name in models]
+        rankings.append(
+            Ranking(
+                prompt=prompt.text,
+                completions=tuple(answers[name][i] for name in models),
+                ranks=tuple(1 + sum(other > score for other in mine) for score in mine),
+                labeler=JUDGE,
+                models=tuple(models),
+            )
+        )
+    write_records(out, rankings)
+    return preference.measure(rankings) if rankings else []

@@ -1,0 +1,236 @@
+"""What users of the small world ask for: the ten use cases of the paper's Table 1, every task of each.
+
+A task's content (which animal, which city …) is put into one group before anything is sampled, and the last wording of
+every task is held out of training, so neither a test prompt nor a test wording can leak.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
+from random import Random
+
+from instructgpt.world.facts import Group, Knowledge
+from instructgpt.world.lexicon import NUMBERS, Lexicon
+from instructgpt.world.tasks import Content, Task
+
+CLOSED = ("closed_qa", "extract", "summarization")
+"""Use cases whose answers must come from the prompt (the "closed domain" of the paper's Table 3)."""
+
+
+def given(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Iterator[dict[str, str]]:
+    """Up to `count` different ways to fill some slots, drawn without repetition."""
+    combinations = [words for words in product(*(lexicon.classes[slot.rstrip("2")] for slot in slots)) if len(set(words)) == len(words)]
+    for words in rng.sample(combinations, min(count, len(combinations))):
+        yield dict(zip(slots, words, strict=True))
+
+
+def sentences(count: int) -> Callable[[str], bool]:
+    """The constraint to write exactly so many sentences."""
+    return lambda answer: len(re.findall(r"[.!?](?:\s|$)", answer)) == count
+
+
+def uses(word: str) -> Callable[[str], bool]:
+    """The constraint to use a word."""
+    return lambda answer: re.search(rf"\b{word}\b", answer) is not None
+
+
+def items(count: int, without: str | None = None) -> Callable[[str], bool]:
+    """The constraint to give exactly so many different things after a colon, one of them forbidden perhaps."""
+
+    def holds(answer: str) -> bool:
+        things = re.findall(r"\w+", answer.partition(":")[2].replace(" and ", " "))
+        return len(things) == len(set(things)) == count and without not in things
+
+    return holds
+
+
+STARTS = ("The {ANIMAL} {PAST} the {OBJECT}.", "The {MOOD} {ANIMAL} went to the {HOME}.", "The {ANIMAL} was {MOOD} and {PAST} some {FOOD}.")
+ENDS = ("It was very {MOOD2}.", "Then it {PAST2} a {OBJECT2}.", "Then it slept in the {HOME2}.")
+TALES = (*STARTS, *(f"{start} {end}" for start in STARTS for end in ENDS))
+"""The stories of the world: one or two sentences about an animal."""
+
+
+def generation(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for words in given(lexicon, rng, 240, "ANIMAL", "OBJECT"):
+        wordings = tuple(
+            f"{start} a {{ANIMAL}}. Use the word {{OBJECT}}."
+            for start in ("Write a story about", "Tell a story about", "Make up a tale of")
+        )
+        told = tuple(tale for tale in TALES if "{OBJECT}" in tale)
+        yield Content("generation", wordings, told, words, TALES, ("ANIMAL",), uses(words["OBJECT"]))
+    for words, count in product(list(given(lexicon, rng, 99, "ANIMAL")), (1, 2)):
+        length = "one sentence" if count == 1 else "two sentences"
+        wordings = tuple(
+            f"{start} a {{ANIMAL}} in {length}." for start in ("Write a story about", "Tell a story about", "Make up a tale of")
+        )
+        yield Content("generation", wordings, TALES, words, constraint=sentences(count))
+    for words in given(lexicon, rng, 192, "NAME", "OBJECT"):
+        wordings = (
+            "Write a letter to {NAME} about a {OBJECT}.",
+            "Write to {NAME} about a {OBJECT}.",
+            "Compose a note to {NAME} about a {OBJECT}.",
+        )
+        yield Content(
+            "generation", wordings, ("Dear {NAME}, thank you for the {OBJECT}.", "Dear {NAME}, I like the {OBJECT} in the {HOME}."), words
+        )
+    for words in given(lexicon, rng, 96, "COLOUR", "OBJECT"):
+        wordings = (
+            "Write an advert for a {COLOUR} {OBJECT}.",
+            "Help me sell a {COLOUR} {OBJECT}.",
+            "Compose an advert for a {COLOUR} {OBJECT}.",
+        )
+        yield Content("generation", wordings, ("Buy this {GOOD} {COLOUR} {OBJECT} today.", "This {COLOUR} {OBJECT} is {GOOD}."), words)
+
+
+TOPICS = {
+    "a gift": "OBJECT", "a pet": "ANIMAL", "a dinner": "FOOD", "a trip": "CITY",
+    "a new paint": "COLOUR", "a long walk": "HOME", "a career": "JOB",
+}  # fmt: skip
+
+
+def brainstorming(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    def listing(kind: str, number: str) -> str:
+        slots = [f"{{{kind}{i + 1}}}" for i in range(NUMBERS[number])]
+        return f"Here are {number}: {', '.join(slots[:-1])} and {slots[-1]}."
+
+    for topic, kind in TOPICS.items():
+        forms = tuple(listing(kind, number) for number in NUMBERS)
+        for number in ("two", "three", "four"):
+            wordings = (f"Give me {number} ideas for {topic}.", f"List {number} ideas for {topic}.", f"Suggest {number} ideas for {topic}.")
+            answer = (listing(kind, number),)
+            yield Content("brainstorming", wordings, answer, {}, forms, constraint=items(NUMBERS[number]))
+            for without in rng.sample(lexicon.classes[kind], 6):
+                limited = tuple(f"{wording} Do not say {without}." for wording in wordings)
+                yield Content("brainstorming", limited, answer, {}, forms, constraint=items(NUMBERS[number], without))
+
+
+def chat(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for words in given(lexicon, rng, 192, "NAME", "OBJECT"):
+        verb, feeling = rng.choice((("lost", "sorry"), ("broke", "sorry"), ("found", "glad"), ("got", "glad")))
+        wordings = tuple(
+            f"{{NAME}} says: I {verb} my {{OBJECT}}. {ask}" for ask in ("Reply to {NAME}.", "Reply politely.", "Answer {NAME} politely.")
+        )
+        answers = (f"Hello {{NAME}}, I am {feeling} about your {{OBJECT}}.", f"I am {feeling} to hear about the {{OBJECT}}, {{NAME}}.")
+        yield Content("chat", wordings, answers, words)
+
+
+def rewrite(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for words in given(lexicon, rng, 200, "ANIMAL", "PRESENT", "OBJECT"):
+        past = lexicon.classes["PAST"][lexicon.classes["PRESENT"].index(words["PRESENT"])]
+        wordings = tuple(
+            f"{ask}: The {{ANIMAL}} {words['PRESENT']} the {{OBJECT}}."
+            for ask in ("Rewrite in the past", "Put into the past", "Change to the past")
+        )
+        slots = {"ANIMAL": words["ANIMAL"], "PAST": past, "OBJECT": words["OBJECT"]}
+        yield Content("rewrite", wordings, ("The {ANIMAL} {PAST} the {OBJECT}.",), slots)
+    for words in given(lexicon, rng, 200, "NAME", "OBJECT", "INSULT"):
+        wordings = tuple(
+            f"{ask}: Give me the {{OBJECT}}, {{NAME}}, you {{INSULT}}!"
+            for ask in ("Rewrite politely", "Make this polite", "Say this kindly")
+        )
+        kept = {slot: words[slot] for slot in ("NAME", "OBJECT")}
+        answers = ("Please give me the {OBJECT}, {NAME}.", "Could you give me the {OBJECT}, {NAME}?")
+        yield Content("rewrite", tuple(lexicon.fill(wording, words, rng) for wording in wordings), answers, kept)
+
+
+PERSON = ("{NAME} lives in {CITY}.", "{NAME} likes {FOOD}.", "{NAME} is a {JOB}.", "{NAME} has a {COLOUR} {OBJECT}.")
+SLOTS = ("CITY", "FOOD", "JOB", "COLOUR", "OBJECT")
+PERSON_QUESTIONS = {
+    "Where does {NAME} live?": PERSON[0], "What does {NAME} like?": PERSON[1],
+    "What is the job of {NAME}?": PERSON[2], "What does {NAME} have?": PERSON[3],
+}  # fmt: skip
+
+
+def passages(lexicon: Lexicon, rng: Random, count: int, sentences_each: int) -> Iterator[tuple[str, dict[str, str], tuple[str, ...]]]:
+    """Passages about one person, each with the words in it and its sentences. Nothing has to be bound: every class occurs once."""
+    for _ in range(count):
+        words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", *SLOTS)}
+        told = tuple(rng.sample(PERSON, sentences_each))
+        yield lexicon.fill(" ".join(told), words, rng), words, told
+
+
+def closed_qa(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for passage, words, told in passages(lexicon, rng, 350, 2):
+        question, answer = rng.choice([(question, answer) for question, answer in PERSON_QUESTIONS.items() if answer in told])
+        wordings = tuple(f"{ask} {passage} {question}" for ask in ("Read this:", "Here is a text:", "Look at this:"))
+        yield Content("closed_qa", wordings, (f"The text says that {answer}",), only(words, answer))
+
+
+def only(words: Mapping[str, str], sentence: str) -> dict[str, str]:
+    """The words that a sentence has slots for."""
+    return {slot: word for slot, word in words.items() if f"{{{slot}}}" in sentence}
+
+
+def extract(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for passage, words, told in passages(lexicon, rng, 350, 2):
+        kind = rng.choice([slot for slot in SLOTS if any(f"{{{slot}}}" in sentence for sentence in told)])
+        wordings = tuple(f"{ask} the {kind.lower()}: {passage}" for ask in ("Find", "Extract", "Pick out"))
+        yield Content("extract", wordings, (f"The {kind.lower()} is {{{kind}}}.",), {kind: words[kind]})
+
+
+def summarization(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for _ in range(350):
+        words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", "CITY", "JOB", "FOOD")}
+        told = [*rng.sample((PERSON[0], PERSON[2]), 2), PERSON[1]]
+        passage = lexicon.fill(" ".join(told), words, rng)
+        wordings = tuple(f"{ask}: {passage}" for ask in ("Summarize this", "Sum up this text", "Shorten this text"))
+        yield Content("summarization", wordings, ("In short, {NAME} is a {JOB} from {CITY}.",), only(words, "{NAME} {JOB} {CITY}"))
+
+
+def classification(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for verdict, kind in (("good", "GOOD"), ("bad", "BAD")):
+        for words in given(lexicon, rng, 60, "OBJECT", kind):
+            wordings = tuple(
+                f"{ask} The {{OBJECT}} is {{{kind}}}."
+                for ask in ("Is this review good or bad?", "Good or bad review?", "Judge this review:")
+            )
+            yield Content(
+                "classification",
+                tuple(lexicon.fill(wording, words, rng) for wording in wordings),
+                ("The review is {VERDICT}.",),
+                {"VERDICT": verdict},
+            )
+    for kind in lexicon.classes["KIND"]:
+        for word in lexicon.classes[kind.upper()]:
+            wordings = (
+                f"Which group does the word {word} belong to?",
+                f"Which kind of word is {word}?",
+                f"Sort the word {word} into a group.",
+            )
+            yield Content("classification", wordings, ("It belongs to the group {KIND}.",), {"KIND": kind})
+
+
+def other(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for words, number in product(
+        list(given(lexicon, rng, 40, "ANIMAL")) + list(given(lexicon, rng, 40, "OBJECT")), ("two", "three", "four")
+    ):
+        slot = next(iter(words))
+        wordings = tuple(f"{ask} {{{slot}}} {number} times." for ask in ("Say the word", "Repeat the word", "Type the word"))
+        forms = tuple("Here it is: " + ", ".join([f"{{{slot}}}"] * n) + "." for n in NUMBERS.values())
+        exact = "Here it is: " + ", ".join([f"{{{slot}}}"] * NUMBERS[number]) + "."
+        yield Content("other", wordings, (exact,), words, forms, constraint=lambda answer, n=NUMBERS[number]: answer.count(",") == n - 1)  # type: ignore[misc]
+
+
+BUILDERS = (generation, brainstorming, chat, rewrite, summarization, classification, other, closed_qa, extract)
+
+
+def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, Task]:
+    """Every task of the world by its prompt's text."""
+    tasks: dict[str, Task] = {}
+    for builder in BUILDERS:
+        for content in builder(knowledge.lexicon, rng):
+            add(tasks, content, rng.choices(("train", "validation", "test"), (0.76, 0.06, 0.18))[0], knowledge.lexicon)
+    for fact in knowledge.facts:
+        relation = fact.relation
+        content = Content("open_qa", relation.wordings, (relation.statement,), fact.words(fact.value), asked=(relation.entity,), fact=fact)
+        add(tasks, content, fact.group, knowledge.lexicon)
+    return tasks
+
+
+def add(tasks: dict[str, Task], content: Content, group: Group, lexicon: Lexicon) -> None:
+    """One task for each wording of a content. A text that exists keeps its first meaning."""
+    for number, wording in enumerate(content.wordings):
+        text = lexicon.fill(wording, content.given, Random(0))
+        tasks.setdefault(text, Task(text, content, group, number == len(content.wordings) - 1, lexicon))
