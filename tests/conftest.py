@@ -2,6 +2,8 @@
 
 import copy
 import json
+from dataclasses import dataclass
+from typing import Any
 
 import hypothesis
 import pytest
@@ -10,11 +12,13 @@ import tokenizers
 import torch
 import transformers
 
+from instructgpt.config import make_config
 from instructgpt.data.corpus import train_tokenizer
 from instructgpt.data.render import Renderer
 from instructgpt.models.load import load_policy
 from instructgpt.models.scalar import load_reward_model, new_reward_model, save_reward_model
-from instructgpt.train import loop
+from instructgpt.train import loop, ppo
+from instructgpt.train.ppo import PPOConfig
 
 hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("same every time")
@@ -172,11 +176,49 @@ def in_two_processes(monkeypatch):
                 for place in {module, loop}:
                     patch.setattr(place, "process", lambda number=number: number)
                     patch.setattr(place, "processes", lambda: 2)
-                    patch.setattr(place, "add_over_processes", lambda tensors: None)
+                    patch.setattr(place, "add_over_processes", lambda *_: None)
                 results.append(work())
         return results
 
     return call
+
+
+@dataclass
+class Scripted:
+    """A reward model that is a formula: a score for the tokens of a completion."""
+
+    render: Any
+    model: Any
+    formula: Any
+
+    def score(self, examples):
+        return torch.tensor([float(self.formula(example.completion)) for example in examples])
+
+
+@pytest.fixture
+def small_ppo(write, save, save_reward, tmp_path):
+    def config(**options):
+        sizes = {"episodes": 16, "batch": 8, "minibatch": 4, "max_tokens": 6, "lr": 1e-3, "value_lr": 1e-3, "out": tmp_path / "ppo"}
+        files = {"policy": str(save()), "reward": save_reward(), "prompts": (write("prompts.jsonl", PROMPTS),)}
+        return make_config(PPOConfig, {**files, **sizes}, options)
+
+    return config
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Puts a formula in the reward model's place."""
+    load = ppo.load_models
+
+    def use(formula):
+        def with_formula(config, run):
+            models = load(config, run)
+            models.reward = Scripted(models.render, models.reward.model, formula)
+            return models
+
+        monkeypatch.setattr(ppo, "load_models", with_formula)
+
+    return use
 
 
 def assert_same_tensors(one, other, tolerance=1e-6):
@@ -203,6 +245,8 @@ RANKINGS = [
     for labeler, ranks, cohort in (("ann", [1, 2, 3], "training"), ("bob", [1, 2, 2], "training"), ("eve", [3, 2, 1], "heldout"))
 ]
 FRESH_RANKINGS = [ranking | {"prompt": ranking["prompt"] + " please"} for ranking in RANKINGS[:6]]
+PROMPTS = [{"prompt": line.split("?")[0]} for line in TEXT]
+SHORT_PROMPTS = [{"prompt": letter} for letter in "abc"]
 CORPUS = [{"text": f"{line.strip()} {n}"} for n in range(30) for line in TEXT]
 
 

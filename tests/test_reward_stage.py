@@ -8,8 +8,8 @@ import math
 
 import pytest
 import torch
-
 from conftest import CPU, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS, assert_same_tensors, weights_of
+
 from instructgpt.config import make_config
 from instructgpt.data import batches
 from instructgpt.data.tasks import Task, tasks_of
@@ -102,7 +102,7 @@ def test_accuracies_by_hand(reward, render, monkeypatch):
     ]
     rankings = [Ranking(prompt=p, completions=c, ranks=r, cohort=cohort, source=source) for p, c, r, cohort, source in rows]
     tasks, _ = tasks_of(rankings, render, 64)
-    monkeypatch.setattr(type(reward), "score", lambda self, examples: torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0, 2.0]))
+    monkeypatch.setattr(type(reward), "score", lambda *_: torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0, 2.0]))
     got = accuracies(reward, tasks)
     expected = {"": (2 / 5, 0.5 / 5), "_heldout": (1, 1), "/web": (3 / 6, 3 / 6), "/book": (1, 0.25)}
     for suffix, (accuracy, by_length) in expected.items():

@@ -8,8 +8,8 @@ import json
 import pytest
 import torch
 import transformers
-
 from conftest import CORPUS, CPU, DEMONSTRATIONS, TEXT, assert_same_tensors, weights_of
+
 from instructgpt.config import make_config
 from instructgpt.data import batches
 from instructgpt.data.batches import Example
@@ -109,7 +109,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(policy, bad):
     before = {name: p.clone() for name, p in model.named_parameters()}
     language_loss(model, EXAMPLES)
     model.get_input_embeddings().weight.grad[0, 0] = bad
-    with pytest.raises(RunFailed, match="the learning rate .* is likely too high"):
+    with pytest.raises(RunFailed, match=r"the learning rate .* is likely too high"):
         descend(adam(model), 1e-3)
     assert_same_tensors(dict(model.named_parameters()), before, 0)
 
@@ -194,12 +194,12 @@ def test_dropout_acts_in_training(small_sft, save, rows_of, rate, quiet):
     assert (abs(first - exact) < 1e-4) == quiet
 
 
-def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, gradients, monkeypatch):
+def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monkeypatch):
     """One step's gradient: 1 - mix of the demonstrations' mean loss, mix of the text's."""
     config = small_sft(pretraining=(write("corpus.jsonl", CORPUS),), mix=0.25, window=12, batch=6, epochs=1)
     seen = []
     monkeypatch.setattr(
-        sft, "descend", lambda optimizer, lr: seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]])
+        sft, "descend", lambda optimizer, *_: seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]])
     )
     sft.main(config)
     model, render = load_policy(save(), CPU)

@@ -180,12 +180,17 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     skipped = Skipped()
     prompts = read_all(Prompt, config.prompts, skipped if config.skip_bad else None)
     context = min(context_length(models.policy), context_length(models.value.model))
-    room = context - config.max_tokens
-    fitting = [prompt for prompt in prompts if len(models.render.prompt(prompt)) <= room]
+    room, room_to_score = context - config.max_tokens, context_length(models.reward.model) - config.max_tokens
+    fitting = [
+        prompt
+        for prompt in prompts
+        if len(models.render.prompt(prompt)) <= room and len(models.reward.render.prompt(prompt)) <= room_to_score
+    ]
     run.facts["left_out"] = {"prompts too long": len(prompts) - len(fitting), "bad lines": len(skipped.reasons)}
     if not fitting:
         raise BadInput(
-            f"none of the {len(prompts)} prompts leaves room for --max-tokens {config.max_tokens} in a context of {context} tokens"
+            f"none of the {len(prompts)} prompts leaves room for --max-tokens {config.max_tokens} in a context of "
+            f"{min(context, context_length(models.reward.model))} tokens"
         )
     run.say(f"{len(fitting)} prompts; left out: {run.facts['left_out']}; {config.updates} updates of {config.batch} episodes")
     if not config.pretraining:

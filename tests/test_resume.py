@@ -1,0 +1,140 @@
+"""A run that was stopped and goes on ends as the one that never stopped: the same bytes, the same metrics.
+
+pytest tests/test_resume.py
+"""
+
+import json
+
+import pytest
+from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
+
+from instructgpt import run as run_module
+from instructgpt.config import make_config
+from instructgpt.errors import BadInput
+from instructgpt.run import Run
+from instructgpt.train import ppo, pretrain, reward, sft
+from instructgpt.train.ppo import PPOConfig
+from instructgpt.train.pretrain import PretrainConfig
+from instructgpt.train.reward import RewardConfig
+from instructgpt.train.sft import SFTConfig
+
+STAGES = ("pretrain", "sft", "reward", "ppo")
+
+
+@pytest.fixture
+def stage(write, save, save_reward, tmp_path):
+    """A stage's main function and its config, with everything in it that a checkpoint must remember."""
+    corpus, rate = (write("corpus.jsonl", CORPUS),), {"lr": 1e-2}
+
+    def made(name, folder):
+        if name == "pretrain":
+            sizes = {"vocabulary": 280, "width": 16, "layers": 1, "heads": 2, "context": 16, "window": 16, "batch": 8, "tokens": 128 * 9}
+            return pretrain.main, make_config(PretrainConfig, {"corpus": corpus, **sizes, "out": tmp_path / folder})
+        if name == "sft":
+            data, fresh = (write("data.jsonl", DEMONSTRATIONS),), (write("fresh.jsonl", DEMONSTRATIONS[:2]),)
+            options = {"data": data, "validation": fresh, "epochs": 4, "batch": 4, "pretraining": corpus, "dropout": 0.3, "lr": 5e-2}
+            return sft.main, make_config(SFTConfig, {"base": str(save("gpt2")), **options, "out": tmp_path / folder})
+        if name == "reward":
+            files = {"data": (write("rankings.jsonl", RANKINGS),), "validation": (write("fresh_rankings.jsonl", FRESH_RANKINGS),)}
+            options = {"epochs": 4, "batch": 3, **rate, "out": tmp_path / folder}
+            return reward.main, make_config(RewardConfig, {"base": str(save()), **files, **options})
+        files = {"policy": str(save()), "reward": save_reward(), "prompts": (write("prompts.jsonl", DEMONSTRATIONS),)}
+        sizes = {"episodes": 40, "batch": 8, "minibatch": 4, "epochs": 2, "max_tokens": 5, **rate, "value_lr": 1e-2, "ema": 0.9}
+        return ppo.main, make_config(PPOConfig, {**files, **sizes, "pretraining": corpus, "ptx_ratio": 0.5, "out": tmp_path / folder})
+
+    return made
+
+
+def stop_at(monkeypatch, steps):
+    """Ctrl-C just after step number `steps` was logged, before its checkpoint; every earlier step has one."""
+    log = Run.log
+
+    def logged(self, step, *rest, **options):
+        log(self, step, *rest, **options)
+        if step == steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Run, "log", logged)
+
+
+def outcome(folder, rows_of):
+    """What a run leaves behind, without its clock."""
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".jsonl" and file.name != "run.json"}
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        if (folder / name).exists():
+            files[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder / name)]
+    record = json.loads((folder / "run.json").read_text())
+    assert record["finished"]
+    return files | {"run.json": {key: value for key, value in record.items() if key != "seconds"}}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatch, rows_of):
+    main, config = stage(name, "whole")
+    whole = outcome(main(config), rows_of)
+    main, config = stage(name, "stopped")
+    for steps in (2, 4):  # twice: in the middle of an epoch, and later again
+        with monkeypatch.context() as patch:
+            stop_at(patch, steps)
+            with pytest.raises(KeyboardInterrupt):
+                main(config)
+        (checkpoint,) = (config.out / "checkpoints").iterdir()
+        assert checkpoint.name == f"step-{steps - 1:08d}.pt"
+        assert not list(config.out.glob("*.safetensors"))
+        assert len(rows_of(config.out / "metrics.jsonl")) == steps, "one row more than the checkpoint knows"
+    stopped = outcome(main(config), rows_of)
+    assert stopped.keys() == whole.keys()
+    for file in whole:
+        assert stopped[file] == whole[file], file
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(stage, name, monkeypatch, rows_of):
+    main, config = stage(name, "whole")
+    whole = outcome(main(config), rows_of)
+    main, config = stage(name, "stopped")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    assert outcome(main(config), rows_of) == whole
+
+
+def test_a_run_stopped_while_it_saves_goes_on(stage, monkeypatch, rows_of):
+    main, config = stage("sft", "whole")
+    whole = outcome(main(config), rows_of)
+    main, config = stage("sft", "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(sft, "save_policy", lambda *given: (given[2] / "config.json").write_text("half") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(config)
+    assert not (config.out / "config.json").exists(), "nothing half written is in its place"
+    assert not json.loads((config.out / "run.json").read_text())["finished"]
+    assert outcome(main(config), rows_of) == whole
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_taken(stage, monkeypatch):
+    main, config = stage("reward", "stopped")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    (config.out / "checkpoints" / "half.part").write_bytes(b"cut short")
+    assert Run.start(config).restore()["step"] == 2
+
+
+def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, write):
+    main, config = stage("sft", "stopped")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    with pytest.raises(BadInput, match=r"was begun with --lr 0\.05, now it is 0\.01"):
+        main(config.model_copy(update={"lr": 0.01}))
+    with pytest.raises(BadInput, match="holds a run of stage 'sft', not of 'reward'"):
+        reward.main(stage("reward", "stopped")[1])
+    write("corpus.jsonl", CORPUS[:20])
+    with pytest.raises(BadInput, match=r"was made from another 'data corpus\.jsonl'"):
+        main(config)
