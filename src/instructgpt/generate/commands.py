@@ -84,7 +84,7 @@ def sample_completions(config: SampleConfig) -> Path:
     skipped = Skipped()
     prompts = read_records(Prompt, config.prompts, skipped if config.skip_bad else None)
     model, render = load_policy(config.model, pick_device(config.device))
-    room = context_length(model) - config.max_tokens
+    room = max(0, context_length(model) - config.max_tokens)
     kept = []
     for prompt in prompts:
         tokens = len(render.prompt(prompt))

@@ -16,7 +16,8 @@ from instructgpt.errors import BadInput
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-logging.getLogger("transformers").setLevel(logging.ERROR)
+for library in ("transformers", "huggingface_hub"):
+    logging.getLogger(library).setLevel(logging.ERROR)
 
 WINDOW = "pretraining_window"
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
@@ -56,7 +57,8 @@ def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated kinds
-        raise BadInput(f"{source}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        what = "cannot be loaded" if local else "there is no such directory, and no model of that name can be loaded from the hub"
+        raise BadInput(f"{source}: {what} ({' '.join(str(error).split())[:300]})") from error
 
 
 def load_renderer(source: Path | str) -> Renderer:
