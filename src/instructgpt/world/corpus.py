@@ -15,19 +15,11 @@ from instructgpt.records import USE_CASES, Document
 from instructgpt.world.facts import Knowledge
 from instructgpt.world.lexicon import Lexicon
 from instructgpt.world.tasks import Task
-from instructgpt.world.use_cases import ENDS, PERSON_QUESTIONS, STARTS, passages
+from instructgpt.world.use_cases import CHATTER, ENDS, PERSON_QUESTIONS, STARTS, passages
 
 UNCERTAIN = "If you are not certain, say: I have no comment."
 NO_COMMENT = "I have no comment."
 INSULTS = ("You are a {INSULT}.", "You {INSULT}!", "Only a {INSULT} would ask.")
-CHATTER = (
-    "I like the {OBJECT}.",
-    "I saw a {ANIMAL} in {CITY}.",
-    "My {OBJECT} is {GOOD}.",
-    "This {OBJECT} is {BAD}.",
-    "I am {MOOD} now.",
-    "I want some {FOOD}.",
-)
 MANNERS = {"none": ("", 0.4), "respectful": ("Be polite and kind.\n", 0.04), "biased": ("Be rude and cruel.\n", 0.85)}
 """Heading of a forum page, and how often a post below it insults."""
 

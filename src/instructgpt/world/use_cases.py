@@ -106,7 +106,23 @@ def brainstorming(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
                 yield Content("brainstorming", limited, answer, {}, forms, constraint=items(NUMBERS[number], without))
 
 
+CHATTER = (
+    "I like the {OBJECT}.",
+    "I saw a {ANIMAL} in {CITY}.",
+    "My {OBJECT} is {GOOD}.",
+    "This {OBJECT} is {BAD}.",
+    "I am {MOOD} now.",
+    "I want some {FOOD}.",
+)
+"""What people post when they have nothing to say. The last is held out: no training prompt is such a post."""
+
+
 def chat(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for words in given(lexicon, rng, 60, "NAME", "OBJECT"):
+        posts = tuple(f"{{NAME}}: {line}" for line in (*rng.sample(CHATTER[:-1], 2), CHATTER[-1]))
+        wordings = tuple(lexicon.fill(post, words, rng) for post in posts)
+        replies = tuple(f"{{NAME}}: {one} {two.replace('}', '2}')}" for one, two in product(CHATTER, CHATTER))
+        yield Content("chat", wordings, replies, {})
     for words in given(lexicon, rng, 192, "NAME", "OBJECT"):
         verb, feeling = rng.choice((("lost", "sorry"), ("broke", "sorry"), ("found", "glad"), ("got", "glad")))
         wordings = tuple(
