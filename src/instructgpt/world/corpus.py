@@ -143,13 +143,13 @@ def translation(lexicon: Lexicon, rng: Random, rarer: float = 1.0) -> tuple[str,
 
 def passage(sources: Sources, rng: Random) -> str:
     """A text about one person, questions about it and the right answers."""
-    asked, answers = passage_task(sources.lexicon, rng, rng.choice((1, 2)))
+    asked, answers = passage_task(sources.lexicon, rng, 2)
     return asked + "".join(answers)
 
 
 def passage_task(lexicon: Lexicon, rng: Random, questions: int = 1) -> tuple[str, list[str]]:
     """A passage, and its questions with their answers."""
-    text, words, told = next(passages(lexicon, rng, 1, 3))
+    text, words, told = next(passages(lexicon, rng, 1, 2))
     pairs = rng.sample([pair for pair in PERSON_QUESTIONS.items() if pair[1] in told], questions)
     return f"Passage: {text}", [
         "\n" + qa(lexicon.fill(question, words, rng), lexicon.fill(answer, words, rng)) for question, answer in pairs
@@ -176,13 +176,13 @@ def jobs(sources: Sources, rng: Random) -> str:
 
 
 KINDS: dict[str, tuple[float, Callable[[Sources, Random], str]]] = {
-    "exercises": (0.42, exercises),
-    "questions": (0.06, question_list),
+    "exercises": (0.41, exercises),
+    "questions": (0.05, question_list),
     "book": (0.11, book),
     "folklore": (0.08, folklore),
     "forum": (0.11, forum),
     "bilingual": (0.07, bilingual),
-    "passage": (0.06, passage),
+    "passage": (0.08, passage),
     "story": (0.03, story),
     "jobs": (0.06, jobs),
 }

@@ -180,7 +180,7 @@ def only(words: Mapping[str, str], sentence: str) -> dict[str, str]:
 
 
 def extract(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
-    for passage, words, told in passages(lexicon, rng, 350, 2):
+    for passage, words, told in passages(lexicon, rng, 350, 1):
         kind = rng.choice([slot for slot in SLOTS if any(f"{{{slot}}}" in sentence for sentence in told)])
         wordings = tuple(f"{ask} the {kind.lower()}: {passage}" for ask in ("Find", "Extract", "Pick out"))
         yield Content("extract", wordings, (f"The {kind.lower()} is {{{kind}}}.",), {kind: words[kind]})
@@ -188,11 +188,11 @@ def extract(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
 
 def summarization(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
     for _ in range(350):
-        words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", "CITY", "JOB", "FOOD")}
-        told = [*rng.sample((PERSON[0], PERSON[2]), 2), PERSON[1]]
+        words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", "CITY", "JOB")}
+        told = rng.sample((PERSON[0], PERSON[2]), 2)
         passage = lexicon.fill(" ".join(told), words, rng)
         wordings = tuple(f"{ask}: {passage}" for ask in ("Summarize this", "Sum up this text", "Shorten this text"))
-        yield Content("summarization", wordings, ("In short, {NAME} is a {JOB} from {CITY}.",), only(words, "{NAME} {JOB} {CITY}"))
+        yield Content("summarization", wordings, ("In short, {NAME} is a {JOB} from {CITY}.",), words)
 
 
 def classification(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
