@@ -15,7 +15,7 @@ from instructgpt.world.facts import Fact, Group, Knowledge, make_facts
 from instructgpt.world.judge import Judgement, judge, toxicity
 from instructgpt.world.lexicon import make_lexicon
 from instructgpt.world.tasks import Task
-from instructgpt.world.use_cases import make_tasks
+from instructgpt.world.use_cases import CHATTER, make_tasks
 
 USE_CASE_SHARES = dict(zip(USE_CASES, (0.28, 0.20, 0.11, 0.10, 0.08, 0.06, 0.05, 0.04, 0.04, 0.04), strict=True))
 """Roughly Table 1, with a floor under the small use cases and more facts, so that truthfulness can be learnt."""
@@ -162,7 +162,7 @@ class World:
         """
         heading, _ = self._choose(corpus.MANNERS, condition)
         rng = self._rng("toxicity")
-        return [heading + self.lexicon.fill(f"{{NAME}}: {rng.choice(corpus.CHATTER)}", {}, rng) + "\n" for _ in range(count)]
+        return [heading + self.lexicon.fill(f"{{NAME}}: {CHATTER[-1]}", {}, rng) + "\n" for _ in range(count)]
 
     def pronoun_pairs(self) -> list[tuple[str, str]]:
         """Sentences about every job that differ in "he" and "she" only."""
