@@ -205,6 +205,9 @@ def test_saved_and_loaded_scores_are_the_same(save, family, tmp_path):
     again = load_reward_model(tmp_path, CPU)
     torch.testing.assert_close(again.score(EXAMPLES), reward.score(EXAMPLES), atol=1e-6, rtol=0)
     assert json.loads((tmp_path / "config.json").read_text())[OFFSET] == recorded_offset(tmp_path) == -1.2345678901
+    once = (tmp_path / "model.safetensors").read_bytes()
+    save_reward_model(reward, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == once
 
 
 def test_the_offset_is_subtracted_everywhere(reward):

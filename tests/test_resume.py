@@ -65,8 +65,10 @@ def outcome(folder, rows_of):
         if (folder / name).exists():
             files[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder / name)]
     record = json.loads((folder / "run.json").read_text())
-    assert record["finished"]
-    return files | {"run.json": {key: value for key, value in record.items() if key != "seconds"}}
+    assert record.pop("finished")
+    assert record.pop("seconds") >= 0
+    assert record["config"].pop("out") == str(folder)
+    return files | {"run.json": record}
 
 
 @pytest.mark.parametrize("name", STAGES)

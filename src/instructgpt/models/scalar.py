@@ -8,6 +8,7 @@ weights, applied here, and a reward model without it is refused.
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 import transformers
 from torch import Tensor, nn
@@ -151,6 +151,18 @@ def save_reward_model(reward: ScalarModel, folder: Path) -> None:
     reward.model.save_pretrained(folder, safe_serialization=True)
     reward.render.tokenizer.save_pretrained(folder)
     for file in folder.glob("*.safetensors"):
-        with safetensors.safe_open(file, framework="pt") as weights:
-            metadata = dict(weights.metadata() or {})
-        safetensors.torch.save_file(safetensors.torch.load_file(file), file, metadata | {OFFSET: repr(reward.offset)})
+        add_metadata(file, {OFFSET: repr(reward.offset)})
+
+
+def add_metadata(file: Path, words: dict[str, str]) -> None:
+    """Write words into the header of a safetensors file: eight bytes of length, JSON, then the numbers, which stay as they are.
+
+    The library's own writer puts them in another order each time, so that two runs of one seed would not leave the same bytes.
+    """
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = header.get("__metadata__", {}) | words
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])

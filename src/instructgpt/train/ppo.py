@@ -127,8 +127,7 @@ def main(config: PPOConfig) -> Path:
         seed = config.seed * 1_000_003 + update
         asked = [prompts[row] for row in prompt_rows(config, len(prompts), update)]
         rollout = roll_out(models, asked, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed)  # 1. sample and score
-        if update % PARITY_EVERY == 0:
-            run.facts["parity"] = check_parity(models, rollout)
+        parity = {"val/parity": check_parity(models, rollout)} if update % PARITY_EVERY == 0 else {}
         rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
         advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)  # 2. assign credit
         advantages[rollout.mask] = functional.standardised(advantages[rollout.mask])
@@ -143,7 +142,8 @@ def main(config: PPOConfig) -> Path:
             steps[-1]["gradient_norm/policy"] = descend(optimizers["policy"], config.lr * factor)
             steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
             average(models.average, models.policy, config.ema)
-        metrics = panel(rollout, returns, steps, config.kl_coef) | {"lr": config.lr * factor, "episode": float((update + 1) * config.batch)}
+        metrics = panel(rollout, returns, steps, config.kl_coef) | parity
+        metrics |= {"lr": config.lr * factor, "episode": float((update + 1) * config.batch)}
         run.log(update + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"))
         rows_shown = sample_rows(rollout, models.render, update + 1, config.kl_coef, SAMPLES_KEPT)
         run.samples(rows_shown)
