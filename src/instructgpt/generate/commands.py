@@ -91,7 +91,7 @@ def sample_completions(config: SampleConfig) -> Path:
         reason = f"prompt '{beginning(prompt)}' has {tokens} tokens, the context leaves {room} before --max-tokens {config.max_tokens}"
         if fits(tokens <= room, f"{config.prompts}: {reason}", skipped, config.skip_bad):
             kept.append(prompt)
-    left_out(config.prompts, kept, skipped)
+    some_must_be_left(config.prompts, kept, skipped)
     answers = generate(
         model, render, kept, max_tokens=config.max_tokens, seed=config.seed, temperature=config.temperature, per_prompt=config.n
     )
@@ -132,7 +132,7 @@ def score_completions(config: ScoreConfig) -> Path:
         if fits(len(example) <= context, f"{config.data}: {reason}", skipped, config.skip_bad):
             kept.append(record)
             examples.append(example)
-    left_out(config.data, kept, skipped)
+    some_must_be_left(config.data, kept, skipped)
     scores = reward.score(examples).tolist()
     write_records(config.out, (record.model_copy(update={"score": score}) for record, score in zip(kept, scores, strict=True)))
     console.print(f"{len(scores)} scores: {config.out}; left out: {len(skipped.reasons)}", markup=False)
@@ -158,7 +158,7 @@ def fits(fit: bool, reason: str, skipped: Skipped, skip: bool) -> bool:
     return fit
 
 
-def left_out(file: Path, kept: list[Prompt] | list[Answer], skipped: Skipped) -> None:
+def some_must_be_left(file: Path, kept: list[Prompt] | list[Answer], skipped: Skipped) -> None:
     """Raises BadInput where nothing was kept."""
     if not kept:
         raise BadInput(f"{file}: nothing is left, {len(skipped.reasons)} records were left out; the first: {skipped.reasons[0]}")
