@@ -122,7 +122,7 @@ def chat(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
         posts = tuple(f"{{NAME}}: {line}" for line in (*rng.sample(CHATTER[:-1], 2), CHATTER[-1]))
         wordings = tuple(lexicon.fill(post, words, rng) for post in posts)
         replies = tuple(f"{{NAME}}: {one} {two.replace('}', '2}')}" for one, two in product(CHATTER, CHATTER))
-        yield Content("chat", wordings, replies, {})
+        yield Content("chat", wordings, replies, {}, printed=False)
     for words in given(lexicon, rng, 192, "NAME", "OBJECT"):
         verb, feeling = rng.choice((("lost", "sorry"), ("broke", "sorry"), ("found", "glad"), ("got", "glad")))
         wordings = tuple(

@@ -49,9 +49,14 @@ class World:
         self.knowledge = Knowledge(self.lexicon, make_facts(self.lexicon, rng))
         self.tasks = make_tasks(self.knowledge, rng)
         self._cautious = {f"{corpus.UNCERTAIN} {text}": task for text, task in self.tasks.items() if task.content.fact is not None}
-        public = [task for task in self.tasks.values() if task.group == "train" or (task.group == "questions" and task.heldout_wording)]
+        public = [task for task in self.tasks.values() if task.content.printed and self._public(task)]
         skew = {job: rng.choice((0.04, 0.1, 0.9, 0.96)) for job in self.lexicon.classes["JOB"]}
         self._sources = corpus.Sources(self.lexicon, self.knowledge, public, skew)
+
+    @staticmethod
+    def _public(task: Task) -> bool:
+        """Training tasks in every wording, and facts of the truthfulness evaluation in the wording that it never uses."""
+        return task.group == "train" or (task.group == "questions" and task.heldout_wording)
 
     def documents(self, words: int, heldout: bool = False) -> Iterator[Document]:
         """The pretraining corpus, about `words` words of it; the held-out part is drawn apart."""
