@@ -129,6 +129,7 @@ def new_model(config: PretrainConfig, render: Renderer) -> Any:
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         max_position_embeddings=config.context,
+        initializer_range=config.width**-0.5,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=render.eos,
