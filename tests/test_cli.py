@@ -105,6 +105,8 @@ def test_a_terminal_that_lacks_letters_is_no_traceback():
         ([*PPO, "--xyzzy"], "ppo: unknown option '--xyzzy'; see 'instructgpt ppo --help'"),
         (["sample", "prompts.jsonl"], "sample: 'prompts.jsonl' belongs to no option"),
         (["ppo", "--out", "o"], "ppo: --policy is required"),
+        (["report"], "report: the following arguments are required: RUN"),
+        ([*PRETRAIN, "--out", "o\udcff"], "'o\\udcff' is not UTF-8; rename the file"),
         (["pretrain", "--corpus", "c.txt"], "pretrain: --out is required"),
         ([*PPO, "--lr"], "--lr: expected one argument"),
         ([*PPO, "--lr", "fast"], "ppo: --lr fast: Input should be a valid number"),

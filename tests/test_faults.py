@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import huggingface_hub.constants
 import pytest
 import safetensors.torch
 from faults_support import Kit, edit_json, here, make_kit, snapshot, write
@@ -81,6 +82,9 @@ def test_a_bad_ranking_is_named(change, said, kit, command, tmp_path, out):
 def test_files_that_are_no_files(kit, command, tmp_path, out):
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9", "completion": "x"}\n')
     write(tmp_path / "empty.jsonl", [])
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "d.txt", ["text"])
+    assert "neither a JSON-lines" in command(*kit.sft(out, "--data", tmp_path / "folder" / "d.csv")).complaint(2)
     for name, said in {"gone.jsonl": "o such file", "latin.jsonl": "not UTF-8 text", "empty.jsonl": "no demonstration in it"}.items():
         told = command(*kit.sft(out, "--data", tmp_path / name)).complaint(2)
         assert said in told
@@ -182,7 +186,8 @@ def test_nothing_that_fits_is_bad_input(kit, command, tmp_path, out):
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def test_directories_that_are_no_model(kit, command, tmp_path, out):
+def test_directories_that_are_no_model(kit, command, monkeypatch, tmp_path, out):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     bare, halved, hollow = (copied(kit.base, tmp_path / name) for name in ("1", "2", "3"))
     for file in bare.glob("*token*"):
@@ -196,6 +201,7 @@ def test_directories_that_are_no_model(kit, command, tmp_path, out):
         tmp_path / "gone": "no such directory",
         tmp_path / "empty": "no tokenizer in this model directory; save one there",
         kit.corpus: "no such directory",
+        "nosuchmodel": "there is no such directory, and no model of that name can be loaded from the hub",
         bare: "no tokenizer in this model directory",
         halved: "cannot be loaded",
         hollow: "cannot be loaded",

@@ -107,6 +107,9 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
         BadInput: the command line is wrong.
         SystemExit: help or the version was asked for and has been printed.
     """
+    for word in argv:
+        if word != word.encode("utf-8", "replace").decode("utf-8"):
+            raise BadInput(f"{word!a} is not UTF-8; rename the file")
     command, rest = find(argv)
     kind = getattr(importlib.import_module(command.module), command.config)
     parser = Parser(command.name, command.purpose)

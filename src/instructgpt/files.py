@@ -135,6 +135,7 @@ def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file, or of a Hugging Face data set on disk or on the hub."""
     import datasets
 
+    datasets.disable_progress_bars()
     try:
         if path.suffix == ".parquet":
             loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")

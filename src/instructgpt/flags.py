@@ -63,7 +63,7 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], position
                 annotation, "DIR" if name in ("out", "reward") else "TEXT" if annotation is str else "PATH"
             )
         if name == positional:
-            parser.add_argument(name, **{k: v for k, v in options.items() if k != "default"})
+            parser.add_argument(name, metavar=name.upper(), help=options["help"])
         else:
             parser.add_argument(*(["-" + name] if len(name) == 1 else []), flag, dest=name, **options)
 

@@ -64,6 +64,9 @@ class RunConfig(StageConfig):
         for name in ("data", "prompts"):
             if name in self.model_fields_set and not self.corpus:
                 yield f"--{name} has no effect without --corpus"
+        for name in ("sft", "candidates", "exam"):
+            if self.corpus and name in self.stages:
+                yield f"section {name} has no effect with --corpus: it is about the small world"
         for name in self.stages.keys() - set(STAGES):
             yield f"no stage '{name}'{did_you_mean(name, STAGES)}; sections can be run, {', '.join(STAGES)}"
 
@@ -129,7 +132,8 @@ def input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
     if not config.corpus:
         return {name: (file,) for name, file in world_files(config.out / "world").items()}
     files = {name: tuple(config.data / path for path in getattr(config, name)) for name in ("corpus", "demonstrations", "rankings")}
-    return files | {"ppo": tuple(config.data / path for path in config.prompts) or files["demonstrations"]}
+    asked = tuple(config.data / path for path in config.prompts) or files["demonstrations"]
+    return files | {"prompts": asked, "ppo": (config.out / "prompts" / "training.jsonl",)}
 
 
 def check_files(config: RunConfig, stages: dict[str, Any]) -> None:
@@ -145,7 +149,7 @@ def check_files(config: RunConfig, stages: dict[str, Any]) -> None:
         "corpus": (Document, "base"),
         "demonstrations": (Demonstration, "start"),
         "rankings": (Ranking, "reward"),
-        "ppo": (Prompt, "ppo_ptx"),
+        "prompts": (Prompt, "ppo_ptx"),
     }
     for name, (kind, stage) in kinds.items():
         read_all(kind, files[name], Skipped() if getattr(stages[stage], "skip_bad", False) else None)
@@ -171,11 +175,10 @@ def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
     ]
     side_by_side(config.processes, jobs)
     rows = small_world.judge_all(answered, MODELS, world, exam, config.seed)
-    rows += score_rankings(
-        load_reward_model(stages["reward"].out, pick_device(config.device)), read_records(Ranking, files["heldout_rankings"])
-    )
-    batch = stages["ppo"].batch
-    points = [point for model in ("ppo", "ppo_ptx") for point in small_world.over_optimisation(model, out / model, world, batch)]
+    judge = load_reward_model(stages["reward"].out, pick_device(config.device))
+    rows += score_rankings(judge, read_records(Ranking, files["heldout_rankings"]))
+    policies = ("ppo", "ppo_ptx")
+    points = [point for name in policies for point in small_world.over_optimisation(name, out / name, world, stages[name].batch)]
     write_records(answered / "over_optimisation.jsonl", points)
     return rows
 
@@ -186,12 +189,14 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
     sft.main(stages["start"])
     reward.main(stages["reward"])
     policies = [name for name in ("ppo", "ppo_ptx") if name in stages]
-    side_by_side(config.processes, [(ppo.main, (stages[name],)) for name in policies])
     files = input_files(config)
+    prompts = [Prompt(prompt=one.prompt, messages=one.messages) for one in read_all(Prompt, files["prompts"], Skipped())]
+    write_records(files["ppo"][0], [prompt for prompt in prompts if not held_out(prompt.text)])  # the others are for judging
+    side_by_side(config.processes, [(ppo.main, (stages[name],)) for name in policies])
     judge = load_reward_model(stages["reward"].out, pick_device(config.device))
-    rows = score_rankings(judge, [ranking for ranking in read_all(Ranking, files["rankings"], Skipped()) if held_out(ranking.prompt)])
+    fresh = read_all(Ranking, stages["reward"].validation or files["rankings"], Skipped())
+    rows = score_rankings(judge, [ranking for ranking in fresh if stages["reward"].validation or held_out(ranking.prompt)])
     models = {"base": stages["base"].out, "sft": stages["start"].out} | {name: stages[name].out for name in policies}
-    prompts = read_all(Prompt, files["ppo"], Skipped())
     answers = config.out / "evaluation" / "preference" / "rankings.jsonl"
     most = stages["ppo_ptx"].max_tokens
     return rows + judged_by_reward_model(judge, models, prompts, answers, max_tokens=most, seed=config.seed, device=config.device)

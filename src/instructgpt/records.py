@@ -128,6 +128,7 @@ class Ranking(Record):
     cohort: Cohort | None = None
     source: str | None = None
     models: tuple[str, ...] | None = None
+    finish: tuple[Literal["stop", "length"], ...] | None = None
     ratings: tuple[int, ...] | None = None
     labels: tuple[dict[str, bool | None], ...] | None = None
 
@@ -140,7 +141,7 @@ class Ranking(Record):
             raise ValueError(f"{k} completions but {len(self.ranks)} ranks")
         if min(self.ranks) < 1:
             raise ValueError(f"ranks start at 1 (best), found {min(self.ranks)}")
-        for name in ("models", "ratings", "labels"):
+        for name in ("models", "finish", "ratings", "labels"):
             column = getattr(self, name)
             if column is not None and len(column) != k:
                 raise ValueError(f"{k} completions but {len(column)} {name}")

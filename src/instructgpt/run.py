@@ -26,6 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from instructgpt.card import model_card
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.files import must_be_free, write_text, writing
@@ -118,8 +119,8 @@ class Run:
                     f"{self.directory}: was made from another '{name}' than {parent['path']} is now; start it afresh with --no-resume"
                 )
 
-    def _write(self, *, finished: bool) -> None:
-        record = {
+    def _record(self, *, finished: bool) -> dict[str, Any]:
+        return {
             "stage": self.stage,
             "finished": finished,
             "config": self._settings(),
@@ -133,6 +134,9 @@ class Run:
             "seconds": round(self._spent + time.monotonic() - self.started, 1),
             **self.facts,
         }
+
+    def _write(self, *, finished: bool) -> None:
+        record = self._record(finished=finished)
         write_text(self.directory / "run.json", json.dumps(record, indent=2, default=str) + "\n")
 
     # --- while it runs -------------------------------------------------------------------------------------------
@@ -193,16 +197,18 @@ class Run:
         if not self.watched:
             return self.directory
         half = self.directory / ".part"
+        self.facts.update(facts)
         with writing(self.directory):
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir()
             try:
                 save(half)
+                if (half / "config.json").exists():
+                    (half / "README.md").write_text(model_card(self._record(finished=True)), encoding="utf-8")
                 for file in half.iterdir():
                     file.replace(self.directory / file.name)
             finally:
                 shutil.rmtree(half, ignore_errors=True)
-        self.facts.update(facts)
         self._write(finished=True)
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
         self.say(f"[green]done[/] in {self._spent + time.monotonic() - self.started:.0f} s: {self.directory}")

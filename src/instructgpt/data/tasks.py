@@ -47,7 +47,8 @@ def tokens_in(tasks: Sequence[Task]) -> int:
 def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tuple[list[Task], dict[str, int]]:
     """Rankings as tasks, and how many were left out because all their completions tie.
 
-    A completion that does not fit the context is left out of its ranking and counted; the others stay.
+    A completion that was cut off ends without end-of-text, as the policy's do. One that does not fit the context is left out
+    of its ranking and counted; the others stay.
     """
     left_out = {"rankings without a decided pair": 0, "completions longer than the context": 0}
     grouped: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
@@ -57,7 +58,8 @@ def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tup
     for (text, _), group in grouped.items():
         prompt = render.prompt(text)
         completions = group[0].completions
-        examples = [Example(prompt, render.completion(completion)) for completion in completions]
+        finish = group[0].finish or ("stop",) * len(completions)
+        examples = [Example(prompt, render.completion(text, finished=how == "stop")) for text, how in zip(completions, finish, strict=True)]
         fits = [place for place, example in enumerate(examples) if len(example) <= context]
         left_out["completions longer than the context"] += len(examples) - len(fits)
         orders = []

@@ -29,14 +29,18 @@ def score_rankings(reward: ScalarModel, rankings: Sequence[Ranking]) -> list[Row
     context = context_length(reward.model)
     scored = []
     for ranking in rankings:
-        examples = [reward.render.example(ranking.prompt, completion) for completion in ranking.completions]
+        finish = ranking.finish or ("stop",) * len(ranking.completions)
+        examples = [
+            reward.render.example(ranking.prompt, text, finished=how == "stop")
+            for text, how in zip(ranking.completions, finish, strict=True)
+        ]
         fits = [place for place, example in enumerate(examples) if len(example) <= context]
         if len(fits) < 2:
             continue
         kept = {
             name: [column[place] for place in fits]
             for name, column in ranking.row().items()
-            if name in ("completions", "ranks", "models", "ratings", "labels")
+            if name in ("completions", "ranks", "models", "finish", "ratings", "labels")
         }
         lengths = [len(examples[place].completion) for place in fits]
         scored.append((ranking.row() | kept | {"lengths": lengths}, [examples[place] for place in fits]))
@@ -54,6 +58,7 @@ def judged_by_reward_model(
     """One completion of each model to each held-out prompt, ranked by the reward model's score; win rates against `sft`."""
     answers: dict[str, list[str]] = {}
     scores: dict[str, list[float]] = {}
+    finished: dict[str, list[bool]] = {}
     asked: list[Prompt] = []
     for name, folder in models.items():
         subject = Subject.load(name, folder, pick_device(device))
@@ -61,6 +66,7 @@ def judged_by_reward_model(
         asked = asked or [p for p in prompts if held_out(p.text) and len(subject.render.prompt(p)) <= room][:PROMPTS]
         made = generate(subject.model, subject.render, asked, max_tokens=max_tokens, seed=seed)
         answers[name] = [one.text for one in made]
+        finished[name] = [one.finished for one in made]
         scores[name] = reward.score(read_by(reward.render, subject.render, made)).tolist()
     rankings = []
     for i, prompt in enumerate(asked):
@@ -72,6 +78,7 @@ def judged_by_reward_model(
                 ranks=tuple(1 + sum(other > score for other in mine) for score in mine),
                 labeler=JUDGE,
                 models=tuple(models),
+                finish=tuple("stop" if finished[name][i] else "length" for name in models),
             )
         )
     write_records(out, rankings)

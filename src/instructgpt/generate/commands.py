@@ -84,14 +84,14 @@ def sample_completions(config: SampleConfig) -> Path:
     skipped = Skipped()
     prompts = read_records(Prompt, config.prompts, skipped if config.skip_bad else None)
     model, render = load_policy(config.model, pick_device(config.device))
-    room = context_length(model) - config.max_tokens
+    room = max(0, context_length(model) - config.max_tokens)
     kept = []
     for prompt in prompts:
         tokens = len(render.prompt(prompt))
         reason = f"prompt '{beginning(prompt)}' has {tokens} tokens, the context leaves {room} before --max-tokens {config.max_tokens}"
         if fits(tokens <= room, f"{config.prompts}: {reason}", skipped, config.skip_bad):
             kept.append(prompt)
-    left_out(config.prompts, kept, skipped)
+    some_must_be_left(config.prompts, kept, skipped)
     answers = generate(
         model, render, kept, max_tokens=config.max_tokens, seed=config.seed, temperature=config.temperature, per_prompt=config.n
     )
@@ -101,17 +101,16 @@ def sample_completions(config: SampleConfig) -> Path:
 
 
 def completion_of(answer: Generated, config: SampleConfig) -> Completion:
-    """A sampled completion as a record."""
-    messages = {"messages": [message.model_dump() for message in answer.prompt.messages]} if answer.prompt.messages else {}
+    """A sampled completion as a record, with the columns of its prompt."""
     return Completion.model_validate(
-        {
+        answer.prompt.row()  # a prompt's own columns stay with it
+        | {
             "prompt": answer.prompt.text,
             "completion": answer.text,
             "model": config.model,
             "finish": "stop" if answer.finished else "length",
             "sampling": {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed},
         }
-        | messages
     )
 
 
@@ -133,7 +132,7 @@ def score_completions(config: ScoreConfig) -> Path:
         if fits(len(example) <= context, f"{config.data}: {reason}", skipped, config.skip_bad):
             kept.append(record)
             examples.append(example)
-    left_out(config.data, kept, skipped)
+    some_must_be_left(config.data, kept, skipped)
     scores = reward.score(examples).tolist()
     write_records(config.out, (record.model_copy(update={"score": score}) for record, score in zip(kept, scores, strict=True)))
     console.print(f"{len(scores)} scores: {config.out}; left out: {len(skipped.reasons)}", markup=False)
@@ -159,7 +158,7 @@ def fits(fit: bool, reason: str, skipped: Skipped, skip: bool) -> bool:
     return fit
 
 
-def left_out(file: Path, kept: list[Prompt] | list[Answer], skipped: Skipped) -> None:
+def some_must_be_left(file: Path, kept: list[Prompt] | list[Answer], skipped: Skipped) -> None:
     """Raises BadInput where nothing was kept."""
     if not kept:
         raise BadInput(f"{file}: nothing is left, {len(skipped.reasons)} records were left out; the first: {skipped.reasons[0]}")

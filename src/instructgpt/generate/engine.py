@@ -1,7 +1,7 @@
 """Sampling completions: batched, with a key-value cache; rows that have ended leave the batch.
 
 Sampling is exact (temperature alone, no top-k, no top-p: the distribution that PPO differentiates is the one that was
-sampled from) and a row's completion is a function of its prompt, the seed and its index alone: each row has its own
+sampled from) and a row's completion is a function of its prompt, the seed, its index and `max_tokens`: each row has its own
 stream of uniform numbers, so neither batch size nor the order in which other rows end changes it.
 """
 

@@ -16,8 +16,10 @@ from instructgpt.errors import BadInput
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-logging.getLogger("transformers").setLevel(logging.ERROR)
+for library in ("transformers", "huggingface_hub"):
+    logging.getLogger(library).setLevel(logging.ERROR)
 
+WINDOW = "pretraining_window"
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
 """What the families call the dropout on the residual stream (GPT-2; GPT-NeoX and Falcon; others)."""
 
@@ -55,7 +57,8 @@ def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated kinds
-        raise BadInput(f"{source}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        what = "cannot be loaded" if local else "there is no such directory, and no model of that name can be loaded from the hub"
+        raise BadInput(f"{source}: {what} ({' '.join(str(error).split())[:300]})") from error
 
 
 def load_renderer(source: Path | str) -> Renderer:
@@ -136,6 +139,11 @@ def context_length(model: Any) -> int:
     """How many tokens the model was built for."""
     config = model.config
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
+
+
+def pretraining_window(model: Any) -> int:
+    """Tokens in a row of pretraining text: what the base was trained on where our `pretrain` made it, else its context, at most 2048."""
+    return min(int(getattr(model.config, WINDOW, 2048)), context_length(model) - 1)
 
 
 def parameters(model: nn.Module) -> int:

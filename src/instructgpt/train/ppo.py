@@ -23,7 +23,15 @@ from instructgpt.config import StageConfig
 from instructgpt.data.batches import collate, microbatches, shuffled, token_budget
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.load import completion_logits, context_length, load_policy, parameters, pick_device, save_policy
+from instructgpt.models.load import (
+    completion_logits,
+    context_length,
+    load_policy,
+    parameters,
+    pick_device,
+    pretraining_window,
+    save_policy,
+)
 from instructgpt.models.scalar import load_reward_model, new_reward_model, new_value_model
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
@@ -131,8 +139,8 @@ def main(config: PPOConfig) -> Path:
             check_step(steps)
             if text is not None:
                 steps[-1]["loss/ptx_avg"] = pretraining_step(models, text, optimizer_step, config)
-            descend(optimizers["policy"], config.lr * factor)
-            descend(optimizers["value"], config.value_lr * factor)
+            steps[-1]["gradient_norm/policy"] = descend(optimizers["policy"], config.lr * factor)
+            steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
             average(models.average, models.policy, config.ema)
         metrics = panel(rollout, returns, steps, config.kl_coef) | parity
         metrics |= {"lr": config.lr * factor, "episode": float((update + 1) * config.batch)}
@@ -188,7 +196,7 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     if not config.pretraining:
         return fitting, None
     rows = config.updates * config.steps_an_update * config.ptx_rows
-    return fitting, read_corpus(documents(config.pretraining), models.render, min(context - 1, 2048), config.seed, rows)
+    return fitting, read_corpus(documents(config.pretraining), models.render, pretraining_window(models.policy), config.seed, rows)
 
 
 def prompt_rows(config: PPOConfig, count: int, update: int) -> list[int]:

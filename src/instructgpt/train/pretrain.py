@@ -16,7 +16,8 @@ from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.corpus import Corpus, documents, read_corpus, spread, train_tokenizer
 from instructgpt.data.render import Renderer
-from instructgpt.models.load import load_renderer, parameters, pick_device, save_policy
+from instructgpt.models.load import WINDOW, load_renderer, parameters, pick_device, save_policy
+from instructgpt.records import Skipped
 from instructgpt.run import Run
 from instructgpt.train.loop import adam, descend, language_loss, load_state, process, state_of
 from instructgpt.train.parallel import launch
@@ -46,6 +47,7 @@ class PretrainConfig(StageConfig):
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the learning rate rises")
     weight_decay: float = Field(0.1, ge=0, description="on matrices")
+    skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
 
     def inert(self) -> Any:
@@ -76,7 +78,9 @@ def train(config: PretrainConfig) -> None:
     if run.finished:
         return
     device = pick_device(config.device)
-    texts, held_out = spread(list(documents(config.corpus)), VALIDATION_SHARE)
+    skipped = Skipped()
+    texts, held_out = spread(list(documents(config.corpus, skipped if config.skip_bad else None)), VALIDATION_SHARE)
+    run.facts["left_out"] = {"bad lines": len(skipped.reasons)}
     render = tokenizer_of(config, texts)
     corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)
     validation = read_corpus(held_out, render, config.window, config.seed, VALIDATION_WINDOWS, "the held-out hundredth of the corpus")
@@ -125,10 +129,12 @@ def new_model(config: PretrainConfig, render: Renderer) -> Any:
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         max_position_embeddings=config.context,
+        initializer_range=config.width**-0.5,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=render.eos,
         pad_token_id=None,
+        **{WINDOW: config.window},
     )
     return transformers.LlamaForCausalLM(shape)
 

@@ -115,12 +115,12 @@ def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, flo
         RunFailed: the loss is not finite.
     """
     device = reward.model.device
-    rankings = sum(len(task.orders) for task in tasks)
     totals = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
     for group in token_groups(tasks[process() :: processes()], token_budget(device)):
         scores = reward.last(collate([example for task in group for example in task.examples], device))
         completion, ranking, rank = flat_orders(group, device)
-        loss = functional.ranking_losses(scores[completion], ranking, rank).sum() / rankings
+        share = torch.tensor([1 / len(task.orders) for task in group for _ in task.orders], device=device)  # every prompt weighs the same
+        loss = (functional.ranking_losses(scores[completion], ranking, rank) * share).sum() / len(tasks)
         loss.backward()  # type: ignore[no-untyped-call]
         right = functional.pairs_right(scores.detach()[completion], ranking, rank)
         totals += torch.stack([loss.detach(), right.sum(), torch.ones_like(right).sum()])
@@ -162,7 +162,8 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
     rankings = read_all(Ranking, config.data, noted)
     fresh = read_all(Ranking, config.validation, noted) if config.validation else [r for r in rankings if held_out(r.prompt)]
     fresh_prompts = {ranking.prompt for ranking in fresh}
-    known = [ranking for ranking in rankings if ranking.cohort != "heldout" and ranking.prompt not in fresh_prompts]
+    others = [ranking for ranking in rankings if ranking.prompt not in fresh_prompts]
+    known = [ranking for ranking in others if ranking.cohort != "heldout"]
     context = context_length(reward.model)
     training, left_out = tasks_of(known, reward.render, context)
     validation, left_out_too = tasks_of(fresh, reward.render, context)
@@ -170,7 +171,10 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
         raise BadInput(
             f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on; give more, or --validation"
         )
-    run.facts["left_out"] = {name: left_out[name] + left_out_too[name] for name in left_out} | {"bad lines": len(skipped.reasons)}
+    run.facts["left_out"] = {name: left_out[name] + left_out_too[name] for name in left_out} | {
+        "rankings of training prompts by held-out labelers": len(others) - len(known),
+        "bad lines": len(skipped.reasons),
+    }
     run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
     if config.demonstrations:
         records = read_all(Demonstration, config.demonstrations, noted)

@@ -22,7 +22,7 @@ from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import generate, read_by
-from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, save_policy
+from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, pretraining_window, save_policy
 from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
@@ -51,15 +51,16 @@ class SFTConfig(StageConfig):
     lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
     dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
     max_tokens: int = Field(128, ge=1, description="longest completion sampled for the reward model's choice")
-    window: int = Field(0, ge=0, description="tokens in a row of pretraining text; 0 is the model's context, at most 2048")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
 
     def inert(self) -> Iterator[str]:
         """Options about pretraining text or sampling do nothing without what they are about."""
-        for name, needs in (("mix", "pretraining"), ("window", "pretraining"), ("max_tokens", "reward")):
+        for name, needs in (("mix", "pretraining"), ("max_tokens", "reward")):
             if name in self.model_fields_set and not getattr(self, needs):
                 yield f"--{name.replace('_', '-')} has no effect without --{needs}"
+        if self.pretraining and self.mix == 0:
+            yield "--pretraining has no effect with --mix 0"
 
 
 def main(config: SFTConfig) -> Path:
@@ -79,7 +80,7 @@ def train(config: SFTConfig) -> None:
     if config.dropout and "dropout" in config.model_fields_set and not any(dropouts(model.config, config.dropout).values()):
         raise BadInput(f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout")
     training, validation, prompts = load_data(config, render, context_length(model), run)
-    text = pretraining_text(config, render, context_length(model), len(training))
+    text = pretraining_text(config, render, pretraining_window(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
     optimizer = adam(model)
 
@@ -142,12 +143,11 @@ def pretraining_rows(config: SFTConfig) -> int:
     return max(1, round(config.batch * config.mix / (1 - config.mix)))
 
 
-def pretraining_text(config: SFTConfig, render: Renderer, context: int, demonstrations: int) -> Corpus | None:
+def pretraining_text(config: SFTConfig, render: Renderer, window: int, demonstrations: int) -> Corpus | None:
     """As many windows of pretraining text as the run needs, or None."""
     if not config.pretraining:
         return None
     steps = -(-demonstrations // config.batch) * config.epochs
-    window = config.window or min(context - 1, 2048)
     return read_corpus(documents(config.pretraining), render, window, config.seed, steps * pretraining_rows(config))
 
 

@@ -15,19 +15,11 @@ from instructgpt.records import USE_CASES, Document
 from instructgpt.world.facts import Knowledge
 from instructgpt.world.lexicon import Lexicon
 from instructgpt.world.tasks import Task
-from instructgpt.world.use_cases import ENDS, PERSON_QUESTIONS, STARTS, passages
+from instructgpt.world.use_cases import CHATTER, ENDS, PERSON_QUESTIONS, STARTS, passages
 
 UNCERTAIN = "If you are not certain, say: I have no comment."
 NO_COMMENT = "I have no comment."
 INSULTS = ("You are a {INSULT}.", "You {INSULT}!", "Only a {INSULT} would ask.")
-CHATTER = (
-    "I like the {OBJECT}.",
-    "I saw a {ANIMAL} in {CITY}.",
-    "My {OBJECT} is {GOOD}.",
-    "This {OBJECT} is {BAD}.",
-    "I am {MOOD} now.",
-    "I want some {FOOD}.",
-)
 MANNERS = {"none": ("", 0.4), "respectful": ("Be polite and kind.\n", 0.04), "biased": ("Be rude and cruel.\n", 0.85)}
 """Heading of a forum page, and how often a post below it insults."""
 
@@ -151,13 +143,13 @@ def translation(lexicon: Lexicon, rng: Random, rarer: float = 1.0) -> tuple[str,
 
 def passage(sources: Sources, rng: Random) -> str:
     """A text about one person, questions about it and the right answers."""
-    asked, answers = passage_task(sources.lexicon, rng, rng.choice((1, 2)))
+    asked, answers = passage_task(sources.lexicon, rng, 2)
     return asked + "".join(answers)
 
 
 def passage_task(lexicon: Lexicon, rng: Random, questions: int = 1) -> tuple[str, list[str]]:
     """A passage, and its questions with their answers."""
-    text, words, told = next(passages(lexicon, rng, 1, 3))
+    text, words, told = next(passages(lexicon, rng, 1, 2))
     pairs = rng.sample([pair for pair in PERSON_QUESTIONS.items() if pair[1] in told], questions)
     return f"Passage: {text}", [
         "\n" + qa(lexicon.fill(question, words, rng), lexicon.fill(answer, words, rng)) for question, answer in pairs
@@ -184,13 +176,13 @@ def jobs(sources: Sources, rng: Random) -> str:
 
 
 KINDS: dict[str, tuple[float, Callable[[Sources, Random], str]]] = {
-    "exercises": (0.42, exercises),
-    "questions": (0.06, question_list),
+    "exercises": (0.41, exercises),
+    "questions": (0.05, question_list),
     "book": (0.11, book),
     "folklore": (0.08, folklore),
     "forum": (0.11, forum),
     "bilingual": (0.07, bilingual),
-    "passage": (0.06, passage),
+    "passage": (0.08, passage),
     "story": (0.03, story),
     "jobs": (0.06, jobs),
 }

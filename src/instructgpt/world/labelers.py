@@ -21,7 +21,7 @@ MEAN_TASTES: Mapping[Cohort, Mapping[str, float]] = {
 }
 """How much a cohort cares for each part, as a factor on its true weight."""
 PEOPLE: Mapping[Cohort, int] = {"training": 20, "heldout": 10}
-NOISE = 1.0
+NOISE = 1.2
 """Standard deviation of a labeler's slip on one completion, set so that two training labelers agree on about 73 % of decided pairs."""
 TIE = 0.25
 """Completions this close to the best of their rank share it."""
@@ -106,6 +106,7 @@ class SimulatedLabelers:
             cohort=self.cohort,
             source="simulated",
             models=tuple(each.model for each in completions),
+            finish=tuple(each.finish for each in completions),
             ratings=tuple(min(7, max(1, round(1 + 6 * worth / MAX_UTILITY))) for worth in worths),
             labels=tuple(labels(judgement, each.completion) for judgement, each in zip(judgements, completions, strict=True)),
         )

@@ -24,6 +24,8 @@ class Content:
     """The given slots that an answer must get right; all of them where None."""
     constraint: Callable[[str], bool] | None = None
     fact: Fact | None = None
+    printed: bool = True
+    """Whether the corpus prints it among its questions."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,23 @@ def brainstorming(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
                 yield Content("brainstorming", limited, answer, {}, forms, constraint=items(NUMBERS[number], without))
 
 
+CHATTER = (
+    "I like the {OBJECT}.",
+    "I saw a {ANIMAL} in {CITY}.",
+    "My {OBJECT} is {GOOD}.",
+    "This {OBJECT} is {BAD}.",
+    "I am {MOOD} now.",
+    "I want some {FOOD}.",
+)
+"""What people post when they have nothing to say. The last is held out: no training prompt is such a post."""
+
+
 def chat(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+    for words in given(lexicon, rng, 60, "NAME", "OBJECT"):
+        posts = tuple(f"{{NAME}}: {line}" for line in (*rng.sample(CHATTER[:-1], 2), CHATTER[-1]))
+        wordings = tuple(lexicon.fill(post, words, rng) for post in posts)
+        replies = tuple(f"{{NAME}}: {one} {two.replace('}', '2}')}" for one, two in product(CHATTER, CHATTER))
+        yield Content("chat", wordings, replies, {}, printed=False)
     for words in given(lexicon, rng, 192, "NAME", "OBJECT"):
         verb, feeling = rng.choice((("lost", "sorry"), ("broke", "sorry"), ("found", "glad"), ("got", "glad")))
         wordings = tuple(
@@ -164,7 +180,7 @@ def only(words: Mapping[str, str], sentence: str) -> dict[str, str]:
 
 
 def extract(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
-    for passage, words, told in passages(lexicon, rng, 350, 2):
+    for passage, words, told in passages(lexicon, rng, 350, 1):
         kind = rng.choice([slot for slot in SLOTS if any(f"{{{slot}}}" in sentence for sentence in told)])
         wordings = tuple(f"{ask} the {kind.lower()}: {passage}" for ask in ("Find", "Extract", "Pick out"))
         yield Content("extract", wordings, (f"The {kind.lower()} is {{{kind}}}.",), {kind: words[kind]})
@@ -172,11 +188,11 @@ def extract(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
 
 def summarization(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
     for _ in range(350):
-        words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", "CITY", "JOB", "FOOD")}
-        told = [*rng.sample((PERSON[0], PERSON[2]), 2), PERSON[1]]
+        words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", "CITY", "JOB")}
+        told = rng.sample((PERSON[0], PERSON[2]), 2)
         passage = lexicon.fill(" ".join(told), words, rng)
         wordings = tuple(f"{ask}: {passage}" for ask in ("Summarize this", "Sum up this text", "Shorten this text"))
-        yield Content("summarization", wordings, ("In short, {NAME} is a {JOB} from {CITY}.",), only(words, "{NAME} {JOB} {CITY}"))
+        yield Content("summarization", wordings, ("In short, {NAME} is a {JOB} from {CITY}.",), words)
 
 
 def classification(lexicon: Lexicon, rng: Random) -> Iterator[Content]:

@@ -15,7 +15,7 @@ from instructgpt.world.facts import Fact, Group, Knowledge, make_facts
 from instructgpt.world.judge import Judgement, judge, toxicity
 from instructgpt.world.lexicon import make_lexicon
 from instructgpt.world.tasks import Task
-from instructgpt.world.use_cases import make_tasks
+from instructgpt.world.use_cases import CHATTER, make_tasks
 
 USE_CASE_SHARES = dict(zip(USE_CASES, (0.28, 0.20, 0.11, 0.10, 0.08, 0.06, 0.05, 0.04, 0.04, 0.04), strict=True))
 """Roughly Table 1, with a floor under the small use cases and more facts, so that truthfulness can be learnt."""
@@ -49,9 +49,14 @@ class World:
         self.knowledge = Knowledge(self.lexicon, make_facts(self.lexicon, rng))
         self.tasks = make_tasks(self.knowledge, rng)
         self._cautious = {f"{corpus.UNCERTAIN} {text}": task for text, task in self.tasks.items() if task.content.fact is not None}
-        public = [task for task in self.tasks.values() if task.group == "train" or (task.group == "questions" and task.heldout_wording)]
+        public = [task for task in self.tasks.values() if task.content.printed and self._public(task)]
         skew = {job: rng.choice((0.04, 0.1, 0.9, 0.96)) for job in self.lexicon.classes["JOB"]}
         self._sources = corpus.Sources(self.lexicon, self.knowledge, public, skew)
+
+    @staticmethod
+    def _public(task: Task) -> bool:
+        """Training tasks in every wording, and facts of the truthfulness evaluation in the wording that it never uses."""
+        return task.group == "train" or (task.group == "questions" and task.heldout_wording)
 
     def documents(self, words: int, heldout: bool = False) -> Iterator[Document]:
         """The pretraining corpus, about `words` words of it; the held-out part is drawn apart."""
@@ -162,7 +167,7 @@ class World:
         """
         heading, _ = self._choose(corpus.MANNERS, condition)
         rng = self._rng("toxicity")
-        return [heading + self.lexicon.fill(f"{{NAME}}: {rng.choice(corpus.CHATTER)}", {}, rng) + "\n" for _ in range(count)]
+        return [heading + self.lexicon.fill(f"{{NAME}}: {CHATTER[-1]}", {}, rng) + "\n" for _ in range(count)]
 
     def pronoun_pairs(self) -> list[tuple[str, str]]:
         """Sentences about every job that differ in "he" and "she" only."""
