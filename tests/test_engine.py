@@ -134,6 +134,7 @@ def test_choose_by_hand():
     logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(6, 4)
     uniforms = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
     assert engine.choose(logits, uniforms, 1.0).tolist() == [0, 0, 2, 2, 3, 3], "a token without probability is never taken"
+    assert engine.choose(logits[:1, [1, 0, 2, 3]], uniforms[:1], 1.0).tolist() == [1], "not even where the number is 0"
     # temperature 1/2 squares: 1/6, 0, 4/6, 1/6
     assert engine.choose(logits, uniforms, 0.5).tolist() == [0, 2, 2, 2, 2, 3]
 

@@ -204,16 +204,19 @@ def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(small_ppo, writ
         torch.testing.assert_close(one - other, wanted, atol=2e-5 * (63 if reduction == "sequence" else 1), rtol=1e-4)
 
 
-def test_ptx_sees_its_ratio_of_examples(small_ppo, write, monkeypatch):
-    counts = []
+def test_ptx_sees_its_ratio_of_examples(small_ppo, write, render, monkeypatch):
+    """Each step the next rows of the stream."""
+    seen = []
 
     def counted(model, examples, **options):
-        counts.append(len(examples))
+        seen.append(examples)
         return language_loss(model, examples, **options)
 
     monkeypatch.setattr(ppo, "language_loss", counted)
     folder = ppo.main(small_ppo(pretraining=(write("corpus.jsonl", CORPUS),), ptx_ratio=2.0, epochs=2))
-    assert counts == [8] * 8  # 16 episodes in minibatches of 4, twice over, 2 rows for each episode of a step
+    assert [len(rows) for rows in seen] == [8] * 8  # 16 episodes in minibatches of 4, twice over, 2 rows for each episode of a step
+    text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 64)
+    assert [row for rows in seen for row in rows] == text.examples(0, 64)
     assert json.loads((folder / "run.json").read_text())["episodes"] == 16
 
 
@@ -238,6 +241,22 @@ def test_without_average_the_last_weights_are_saved(small_ppo, monkeypatch):
     last, average = {}, ppo.average
     monkeypatch.setattr(ppo, "average", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict())))
     assert_same_tensors(weights_of(ppo.main(small_ppo(ema=0.0))), last, 0)
+
+
+def test_advantages_are_whitened_over_the_batch_and_rates_rise(small_ppo, monkeypatch, rows_of):
+    """Ten updates: over the first two the rates rise from a tenth. Returns are left as they are."""
+    seen, rates, improve, descend = [], [], ppo.improve, ppo.descend
+    monkeypatch.setattr(ppo, "improve", lambda *given: seen.append(given[1:4]) or improve(*given))
+    monkeypatch.setattr(ppo, "descend", lambda optimizer, lr: rates.append(lr) or descend(optimizer, lr))
+    folder = ppo.main(small_ppo(episodes=80, value_lr=3e-3))
+    for rollout, advantages, returns in seen:
+        real = advantages[rollout.mask]
+        assert (real.mean().item(), real.std(unbiased=False).item()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-4))
+        rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
+        torch.testing.assert_close(returns, functional.gae(rewards, rollout.values, rollout.mask, 0.95)[1], equal_nan=True)
+    factors = [0.1, 0.55, *[1.0] * 8]
+    assert [row["lr"] for row in rows_of(folder / "metrics.jsonl")] == pytest.approx([1e-3 * factor for factor in factors])
+    assert rates == pytest.approx([rate * factor for factor in factors for rate in (1e-3, 3e-3) * 2])
 
 
 # --- the whole stage -----------------------------------------------------------------------------------------------

@@ -103,6 +103,18 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(stage, name, mon
     assert outcome(main(config), rows_of) == whole
 
 
+def test_the_alarms_remember_how_a_stopped_run_began(stage, monkeypatch, rows_of):
+    main, config = stage("ppo", "stopped")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    began, check = [], ppo.Alarms.check
+    monkeypatch.setattr(ppo.Alarms, "check", lambda alarms, metrics: began.append(alarms.first_entropy) or check(alarms, metrics))
+    main(config)
+    assert began == [rows_of(config.out / "metrics.jsonl")[0]["policy/entropy_avg"]] * 3
+
+
 def test_a_run_stopped_while_it_saves_goes_on(stage, monkeypatch, rows_of):
     main, config = stage("sft", "whole")
     whole = outcome(main(config), rows_of)
