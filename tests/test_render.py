@@ -197,6 +197,12 @@ def test_a_completion_that_stands_twice_keeps_both_ranks(render):
     assert [[order.ranks for order in task.orders] for task in tasks] == [[(1, 2)], [(2, 1, 3), (2, 1, 3)]]
 
 
+def test_a_completion_that_was_cut_off_has_no_end_in_a_ranking_either(render):
+    ranking = Ranking(prompt="p", completions=("x", "y"), ranks=(1, 2), finish=("length", "stop"))
+    ((task,), _) = tasks_of([ranking], render, 64)
+    assert [example.completion[-1] == render.eos for example in task.examples] == [False, True]
+
+
 def test_a_completion_that_does_not_fit_leaves_its_ranking(render):
     tasks, left_out = tasks_of([Ranking(prompt="p", completions=("x", "y" * 70, "z"), ranks=(2, 1, 3))], render, 10)
     assert (len(tasks[0].examples), tasks[0].orders[0].ranks) == (2, (2, 3))

@@ -60,7 +60,8 @@ def stop_at(monkeypatch, steps):
 
 def outcome(folder, rows_of):
     """What a run leaves behind, without its clock."""
-    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".jsonl" and file.name != "run.json"}
+    timed = {"README.md", "run.json", "metrics.jsonl", "samples.jsonl"}
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in timed}
     for name in ("metrics.jsonl", "samples.jsonl"):
         if (folder / name).exists():
             files[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder / name)]

@@ -44,14 +44,16 @@ def tasks(render):
 
 
 def slow_ranking_loss(reward, tasks):
-    """Equation 1 with scores taken one at a time: mean over rankings of the mean over decided pairs. -> loss, share right."""
+    """Equation 1, scores one at a time: mean over tasks of the mean over orders of the mean over decided pairs. -> loss, share right."""
     losses, right = [], []
     for task in tasks:
         scores = [reward.score([example]).item() for example in task.examples]
+        of_task = []
         for order in task.orders:
             apart = [scores[i] - scores[j] for i, a in enumerate(order.ranks) for j, b in enumerate(order.ranks) if a < b]
-            losses.append(sum(math.log(1 + math.exp(-difference)) for difference in apart) / len(apart))
+            of_task.append(sum(math.log(1 + math.exp(-difference)) for difference in apart) / len(apart))
             right += [difference > 0 for difference in apart]
+        losses.append(sum(of_task) / len(of_task))
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
@@ -79,10 +81,11 @@ def test_gradients_do_not_depend_on_microbatches_or_processes(reward, tasks, gra
     assert_same_tensors(gradients(reward.model), whole)
 
 
-def test_labelers_of_the_same_completions_count_like_tasks_of_their_own(reward, tasks, gradients):
-    together = ranking_step(reward, tasks)
+def test_labelers_of_the_same_completions_count_as_the_mean_of_tasks_of_their_own(reward, tasks, gradients):
+    """They are one task so that its completions are computed once, and it weighs no more than a task with one labeler."""
+    together = ranking_step(reward, tasks[1:2])
     whole = gradients(reward.model)
-    apart = [Task(task.examples, (order,), task.source) for task in tasks for order in task.orders]
+    apart = [Task(tasks[1].examples, (order,), tasks[1].source) for order in tasks[1].orders]
     assert ranking_step(reward, apart) == pytest.approx(together, abs=1e-6)
     assert_same_tensors(gradients(reward.model), whole)
 

@@ -196,7 +196,7 @@ def test_dropout_acts_in_training(small_sft, save, rows_of, rate, quiet):
 
 def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monkeypatch):
     """One step's gradient: 1 - mix of the demonstrations' mean loss, mix of the text's."""
-    config = small_sft(pretraining=(write("corpus.jsonl", CORPUS),), mix=0.25, window=12, batch=6, epochs=1)
+    config = small_sft(pretraining=(write("corpus.jsonl", CORPUS),), mix=0.25, batch=6, epochs=1)
     seen = []
     monkeypatch.setattr(
         sft, "descend", lambda optimizer, *_: seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]])
@@ -206,7 +206,7 @@ def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monke
     order = batches.shuffled(8, 0, 0)[:6]
     demonstrations = [render.example(DEMONSTRATIONS[row]["prompt"], DEMONSTRATIONS[row]["completion"]) for row in order]
     assert sft.pretraining_rows(config) == 2  # 6 and 2: a quarter
-    text = read_corpus([row["text"] for row in CORPUS], render, 12, 0, 2 * 2)
+    text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 2 * 2)
     language_loss(model, demonstrations, weight=0.75)
     language_loss(model, text.examples(0, 2), weight=0.25)
     expected = [p.grad for group in adam(model).param_groups for p in group["params"]]
@@ -244,7 +244,6 @@ def test_a_tenth_of_the_prompts_is_held_out(write, save, tmp_path):
     ("kind", "options", "complaint"),
     [
         (SFTConfig, {"mix": 0.2}, "--mix has no effect without --pretraining"),
-        (SFTConfig, {"window": 9}, "--window has no effect without --pretraining"),
         (SFTConfig, {"max_tokens": 9}, "--max-tokens has no effect without --reward"),
         (SFTConfig, {"epoch": 2}, "unknown option 'epoch', did you mean 'epochs'"),
         (SFTConfig, {"epochs": 0}, "--epochs 0"),
