@@ -81,7 +81,10 @@ def tokenizer_with(tokenizer, kind):
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level BPE tokenizer without padding, beginning-of-text or template."""
-    return train_tokenizer(TEXT * 3, 300)
+    words = train_tokenizer(TEXT * 3, 300)
+    words.backend_tokenizer.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
+    words.bos_token = None
+    return words
 
 
 @pytest.fixture(scope="session")

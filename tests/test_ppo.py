@@ -195,8 +195,9 @@ def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(small_ppo, writ
     policy, render = load_policy(save(), CPU)
     text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 4 * 2)
     rows = text.examples(0, 2)  # half of four episodes
+    assert sum(len(e.completion) for e in rows) == 2 * 63
     logp = [policy(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, :-1].log_softmax(-1) for e in rows]
-    sums = [-logp[i][torch.arange(63), rows[i].completion].sum() for i in range(2)]
+    sums = [-logp[i][torch.arange(len(e.completion)), e.completion].sum() for i, e in enumerate(rows)]
     loss = sum(sums) / 2 if reduction == "sequence" else sum(sums) / (2 * 63)
     (0.7 * loss).backward()
     expected = [p.grad for group in ppo.adam(policy).param_groups for p in group["params"]]
@@ -214,7 +215,9 @@ def test_ptx_sees_its_ratio_of_examples(small_ppo, write, render, monkeypatch):
 
     monkeypatch.setattr(ppo, "language_loss", counted)
     folder = ppo.main(small_ppo(pretraining=(write("corpus.jsonl", CORPUS),), ptx_ratio=2.0, epochs=2))
-    assert [len(rows) for rows in seen] == [8] * 8  # 16 episodes in minibatches of 4, twice over, 2 rows for each episode of a step
+    assert [sum(len(e.completion) for e in rows) for rows in seen] == [
+        8 * 63
+    ] * 8  # 16 episodes in minibatches of 4, twice over, 2 rows for each episode of a step
     text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 64)
     assert [row for rows in seen for row in rows] == text.examples(0, 64)
     assert json.loads((folder / "run.json").read_text())["episodes"] == 16

@@ -1,6 +1,6 @@
 """Every command the README shows does what it says, at smoke size, in the order in which a reader types them.
 
-    pytest tests/test_readme.py
+pytest tests/test_readme.py
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from faults_support import make_kit
-from instructgpt import cli
 from test_docs import ROOT, commands
+
+from instructgpt import cli
 
 SMALL = {
     "sft": ["--epochs", "1", "--batch", "8", "--lr", "1e-3"],
@@ -33,7 +33,12 @@ RECIPE = {
 def small_recipe(source: Path, target: Path, kit) -> None:
     """The recipe of the README on the kit's files, its stages at their smallest."""
     recipe = yaml.safe_load(source.read_text(encoding="utf-8"))
-    recipe["run"] |= {"corpus": [kit.corpus.name], "demonstrations": [kit.demonstrations.name], "rankings": [kit.rankings.name], "processes": 1}
+    recipe["run"] |= {
+        "corpus": [kit.corpus.name],
+        "demonstrations": [kit.demonstrations.name],
+        "rankings": [kit.rankings.name],
+        "processes": 1,
+    }
     for section, values in RECIPE.items():
         assert section in recipe
         recipe[section] |= values

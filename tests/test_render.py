@@ -74,7 +74,7 @@ def test_turns_of_a_conversation(renderers):
 def test_exactly_one_beginning_of_text(renderers, kind, count, text):
     render = renderers[kind]
     bos = render.tokenizer.bos_token_id
-    typed = text.startswith("<|start|>") and kind == "chat"  # after the template's own mark it is the user's doing
+    typed = text.startswith("<|start|>") and kind in ("bos", "chat")  # after the template's own mark it is the user's doing
     assert render.prompt(text).count(bos) == count + typed
     assert render.plain(text).count(bos) == (1 if kind == "bos" or (bos is not None and text.startswith("<|start|>")) else 0)
     assert bos not in render.completion("croak")
@@ -155,7 +155,7 @@ def test_a_foreign_reward_model_reads_the_text(save, save_reward):
         Generated(Prompt(messages=TALK), "croak", render.completion("croak", finished=False), finished=False),
     ]
     ended, cut = read_by(foreign, render, answers)
-    assert said(foreign, ended.prompt + ended.completion) == "Name a frog.\ncroak<|endoftext|>"
+    assert said(foreign, ended.prompt + ended.completion) == "<|endoftext|>Name a frog.\ncroak<|endoftext|>"
     assert said(foreign, cut.prompt + cut.completion).endswith("Name a frog.\ncroak")
 
 
@@ -247,7 +247,12 @@ def test_windows_of_a_corpus_by_hand(render):
     corpus = read_corpus(["ab", "c", "ddd"], render, 3, seed=0)
     a, b, c, d = (render.tokenizer(letter)["input_ids"][0] for letter in "abcd")
     assert corpus.tokens.tolist() == [[a, b, render.eos, c], [render.eos, d, d, d]]
-    assert corpus.examples(0, 2) == [Example(row[:1], row[1:]) for row in corpus.windows(0, 2).tolist()]
+    first, second, third = (
+        Example([a], [b, render.eos]),
+        Example([render.eos], [c]),
+        Example([render.eos], [d, d, d]),
+    )  # each document a row of its own
+    assert corpus.examples(0, 2) in ([first, second, third], [third, first, second])
     with pytest.raises(BadInput, match="the corpus has 3 tokens, less than one window of 4"):
         read_corpus(["ab"], render, 3, seed=0)
 

@@ -26,6 +26,7 @@ class Corpus:
     """Windows of pretraining tokens. Documents follow each other with an end-of-text token between."""
 
     tokens: Tensor  # (windows, T + 1) int32: T tokens and the one after them
+    eos: int
     seed: int
 
     def __len__(self) -> int:
@@ -42,8 +43,16 @@ class Corpus:
         return torch.cat(picked).long()
 
     def examples(self, first: int, count: int) -> list[Example]:
-        """The same windows as examples: the first token is given, all the others are to be predicted."""
-        return [Example(row[:1], row[1:]) for row in self.windows(first, count).tolist()]
+        """The same windows as examples. Every token but a window's first is predicted once, from its own document alone."""
+        return [piece for row in self.windows(first, count).tolist() for piece in self._documents(row)]
+
+    def _documents(self, row: list[int]) -> Iterator[Example]:
+        """The pieces of documents in one window; each begins after the end-of-text that stands before it."""
+        start = 0
+        for place, token in enumerate(row):
+            if place > start and (token == self.eos or place == len(row) - 1):
+                yield Example(row[start : start + 1], row[start + 1 : place + 1])
+                start = place
 
 
 def documents(paths: Iterable[Path], skipped: Skipped | None = None) -> Iterator[str]:
@@ -80,7 +89,7 @@ def read_corpus(
         raise BadInput(f"{name} has {have} tokens, less than one window of {width}; give more text, or a smaller window")
     line = torch.cat(parts)
     count = len(line) // width
-    return Corpus(line[: count * width].view(count, width)[:most_windows], seed)
+    return Corpus(line[: count * width].view(count, width)[:most_windows], render.eos, seed)
 
 
 def _pieces(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, bool]]:
@@ -117,7 +126,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
         show_progress=False,
     )
     model.train_from_iterator(texts, trainer)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END_OF_TEXT, bos_token=None)
+    start = (END_OF_TEXT, model.token_to_id(END_OF_TEXT))  # every text begins as documents of the corpus do: after an end-of-text
+    model.post_processor = tokenizers.processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[start])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
 
 
 def spread(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:

@@ -30,12 +30,12 @@ class Renderer:
             raise BadInput(
                 f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token, so no model can learn to stop; set eos_token"
             )
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = PLAIN_TEMPLATE
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
         start = tokenizer("a", add_special_tokens=True)["input_ids"][0]
         self.bos: int | None = start if start == tokenizer.bos_token_id and start is not None else None
+        if tokenizer.chat_template is None:
+            tokenizer.chat_template = PLAIN_TEMPLATE if self.bos is None else "{{ bos_token }}" + PLAIN_TEMPLATE
 
     def prompt(self, asked: Asked | str) -> list[int]:
         """Tokens of a prompt, ready to be answered. Exactly one beginning-of-text where the tokenizer uses one."""

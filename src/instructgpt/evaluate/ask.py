@@ -70,7 +70,7 @@ def continuations(subject: Subject, texts: Sequence[str], *, max_tokens: int, se
 def text_logp(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]:
     """For each text the summed log-probability of its tokens after a start of text, in nats, and their number."""
     start = [subject.render.eos]
-    examples = [Example(start, subject.render.plain(text)) for text in texts]
+    examples = [Example(start, subject.render.completion(text, finished=False)) for text in texts]
     device = subject.model.device
     sums = [0.0] * len(texts)
     for rows in microbatches([len(example) for example in examples], token_budget(device)):

@@ -275,7 +275,7 @@ def check_step(steps: list[dict[str, float]]) -> None:
 def pretraining_step(models: Models, text: Corpus, step: int, config: PPOConfig) -> float:
     """The second half of equation 2, into the same gradients before the one step (appendix C.4). Returns mean loss a token."""
     rows = text.examples(step * config.ptx_rows, config.ptx_rows)
-    tokens_a_row = len(rows[0].completion)
+    tokens_a_row = text.tokens.shape[1] - 1
     weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_a_row)
     return language_loss(models.policy, rows, weight=weight)
 

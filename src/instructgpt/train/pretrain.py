@@ -131,7 +131,7 @@ def new_model(config: PretrainConfig, render: Renderer) -> Any:
         max_position_embeddings=config.context,
         initializer_range=config.width**-0.5,
         tie_word_embeddings=True,
-        bos_token_id=None,
+        bos_token_id=render.bos,
         eos_token_id=render.eos,
         pad_token_id=None,
         **{WINDOW: config.window},
