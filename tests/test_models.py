@@ -13,6 +13,7 @@ import torch
 import transformers
 from conftest import CONTEXT, CPU, FAMILIES, tiny_model
 
+from instructgpt import functional
 from instructgpt.data import batches
 from instructgpt.data.batches import Example, collate, microbatches
 from instructgpt.errors import BadInput
@@ -367,3 +368,18 @@ def test_the_fixtures_are_the_same_every_time():
     one, other = (tiny_model("qwen2", 300, 0).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert load_module.parameters(tiny_model("qwen2", 300, 0)) == sum({p.data_ptr(): p.numel() for p in one.values()}.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_of_a_window_do_not_see_each_other(save, family):
+    policy, _ = load_policy(save(family), CPU)
+    row = [5, 7, 9, 0, 11, 12, 13, 14, 0, 21, 22]
+    apart = [Example([5], [7, 9, 0]), Example([0], [11, 12, 13, 14, 0]), Example([0], [21, 22])]
+    together = collate([Example(row[:1], row[1:], restarts=(3, 8))] * 2)
+    with torch.no_grad():
+        found = functional.token_logp(completion_logits(policy, together), together.targets)
+        wanted = [functional.token_logp(completion_logits(policy, batch), batch.targets) for batch in (collate([one]) for one in apart)]
+        unmasked = collate([Example(row[:1], row[1:])])
+        mixed = functional.token_logp(completion_logits(policy, unmasked), unmasked.targets)
+    torch.testing.assert_close(found, torch.cat(wanted * 2), atol=1e-5, rtol=0)
+    assert (mixed - torch.cat(wanted)).abs().max() > 0.01

@@ -170,6 +170,18 @@ def test_gradients_do_not_depend_on_microbatches(models, gradients, monkeypatch)
         assert_same_tensors(both[1], value_gradient, 1e-5)
 
 
+def documents_of(example):
+    """A window's documents one by one: each begins at the end-of-text before it."""
+    tokens, ends = example.prompt + example.completion, [*example.restarts, len(example) - 1]
+    return [tokens[start : end + 1] for start, end in zip([0, *ends], ends, strict=False) if end > start]
+
+
+def document_logp(policy, tokens):
+    """Summed log-probability of one document's tokens after its first, in a row of its own."""
+    logp = policy(input_ids=torch.tensor([tokens])).logits[0, :-1].log_softmax(-1)
+    return logp[torch.arange(len(tokens) - 1), tokens[1:]].sum()
+
+
 def first_gradients(config, monkeypatch):
     """The policy's gradients at the first optimizer step of a run, and what descended how often."""
     taken, descend = [], ppo.descend
@@ -195,9 +207,7 @@ def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(small_ppo, writ
     policy, render = load_policy(save(), CPU)
     text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 4 * 2)
     rows = text.examples(0, 2)  # half of four episodes
-    assert sum(len(e.completion) for e in rows) == 2 * 63
-    logp = [policy(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, :-1].log_softmax(-1) for e in rows]
-    sums = [-logp[i][torch.arange(len(e.completion)), e.completion].sum() for i, e in enumerate(rows)]
+    sums = [-sum(document_logp(policy, piece) for piece in documents_of(row)) for row in rows]
     loss = sum(sums) / 2 if reduction == "sequence" else sum(sums) / (2 * 63)
     (0.7 * loss).backward()
     expected = [p.grad for group in ppo.adam(policy).param_groups for p in group["params"]]

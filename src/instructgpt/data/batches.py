@@ -19,10 +19,14 @@ MICROBATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """The tokens of one prompt and of its completion (with its end-of-text token, where it has one)."""
+    """The tokens of one prompt and of its completion (with its end-of-text token, where it has one).
+
+    A window of pretraining text is an example too; `restarts` are the places where a document begins that must not see those before it.
+    """
 
     prompt: list[int]
     completion: list[int]
+    restarts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -35,6 +39,7 @@ class Batch:
     tokens: Tensor  # (B, T) int64
     lengths: Tensor  # (B,)  real tokens of a row
     completion: Tensor  # (B, T) bool: True on completion tokens
+    positions: Tensor | None  # (B, T) counted anew from each restart; None where no row has one
 
     @property
     def predicts(self) -> Tensor:
@@ -56,7 +61,14 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         tokens[row, : len(example)] = torch.tensor(example.prompt + example.completion)
         completion[row, len(example.prompt) : len(example)] = True
     lengths = torch.tensor([len(example) for example in examples])
-    return Batch(tokens=tokens.to(device), lengths=lengths.to(device), completion=completion.to(device))
+    positions = None
+    if any(example.restarts for example in examples):
+        positions = torch.arange(width).repeat(len(examples), 1)
+        for row, example in enumerate(examples):
+            for place in example.restarts:
+                positions[row, place:] = torch.arange(width - place)
+        positions = positions.to(device)
+    return Batch(tokens=tokens.to(device), lengths=lengths.to(device), completion=completion.to(device), positions=positions)
 
 
 def microbatches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

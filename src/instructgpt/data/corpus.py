@@ -43,16 +43,12 @@ class Corpus:
         return torch.cat(picked).long()
 
     def examples(self, first: int, count: int) -> list[Example]:
-        """The same windows as examples. Every token but a window's first is predicted once, from its own document alone."""
-        return [piece for row in self.windows(first, count).tolist() for piece in self._documents(row)]
+        """The same windows as examples. Every token but a window's first is predicted once, from its own document alone.
 
-    def _documents(self, row: list[int]) -> Iterator[Example]:
-        """The pieces of documents in one window; each begins after the end-of-text that stands before it."""
-        start = 0
-        for place, token in enumerate(row):
-            if place > start and (token == self.eos or place == len(row) - 1):
-                yield Example(row[start : start + 1], row[start + 1 : place + 1])
-                start = place
+        A document begins at the end-of-text before it: the last token to predict of one is the first that the next one sees.
+        """
+        rows = self.windows(first, count).tolist()
+        return [Example(row[:1], row[1:], tuple(i for i, token in enumerate(row) if token == self.eos and i > 0)) for row in rows]
 
 
 def documents(paths: Iterable[Path], skipped: Skipped | None = None) -> Iterator[str]:

@@ -118,9 +118,12 @@ def check_head(model: Any, source: str) -> None:
         raise BadInput(f"{source}: this family changes its logits after the output layer, which is not supported yet")
 
 
-def hidden_states(model: Any, tokens: Tensor) -> Tensor:
-    """Last hidden states of right-padded rows. (B, T) -> (B, T, D). For policies, value models and reward models alike."""
-    states: Tensor = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+def hidden_states(model: Any, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Last hidden states of right-padded rows. (B, T) -> (B, T, D). For policies, value models and reward models alike.
+
+    Where `positions` (B, T) begin anew within a row, transformers keeps what lies before out of sight of what follows.
+    """
+    states: Tensor = model.base_model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
     return states
 
 
@@ -132,7 +135,7 @@ def next_logits(model: Any, states: Tensor) -> Tensor:
 
 def completion_logits(model: Any, batch: Batch) -> Tensor:
     """Logits that predict the completion tokens of a batch, in the order of `batch.targets`. -> (N, V)."""
-    return next_logits(model, hidden_states(model, batch.tokens)[batch.predicts])
+    return next_logits(model, hidden_states(model, batch.tokens, batch.positions)[batch.predicts])
 
 
 def context_length(model: Any) -> int:
