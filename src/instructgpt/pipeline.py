@@ -231,9 +231,11 @@ def rank_candidates(config: RunConfig, world: World, sampling: CandidatesConfig,
         return
     jobs: list[Job] = []
     for name, prompts in (("candidates", files["reward"]), ("heldout_candidates", files["validation"])):
+        strays = sampling.strays and name == "candidates"  # accuracy is measured on what models say by themselves
         for part in range(config.processes):
             out = prompts.parent / f"{name}-{part}-of-{config.processes}.jsonl"
-            jobs.append((gather_candidates, (sampling.model_copy(update={"out": out, "prompts": prompts, "part": part}), config.seed)))
+            settings = sampling.model_copy(update={"out": out, "prompts": prompts, "part": part, "strays": strays})
+            jobs.append((gather_candidates, (settings, config.seed)))
     side_by_side(config.processes, jobs)
     training = SimulatedLabelers(world, "training", per_prompt=config.labelers, seed=config.seed)
     heldout = SimulatedLabelers(world, "heldout", per_prompt=config.labelers, seed=config.seed)

@@ -6,6 +6,7 @@ The paper's labelers ranked between 4 and 9 completions of a prompt, mostly of S
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +32,7 @@ class CandidatesConfig(StageConfig):
     prompts: Path = Field(description="prompts")
     least: int = Field(4, ge=2, description="fewest completions of a prompt")
     base_share: float = Field(0.2, ge=0, le=1, description="share of completions from the prompted base model")
+    strays: bool = Field(True, description="also show an answer to a neighbouring prompt, so that fitting the question is learned")
     max_tokens: int = Field(32, ge=1, description="where a completion is cut off")
     part: int = Field(0, ge=0, description="which part of the prompts")
     parts: int = Field(1, ge=1, description="how many parts there are")
@@ -65,5 +67,23 @@ def gather_candidates(config: CandidatesConfig, world_seed: int) -> Path:
     for subject in subjects:
         seed = config.seed * config.parts + config.part
         made += answers(subject, asked[subject.name], max_tokens=config.max_tokens, seed=seed, temperature=1.0)
+    if config.strays:
+        made += stray_answers(made)
     write_records(config.out, made)
     return config.out
+
+
+def stray_answers(made: Sequence[Completion]) -> list[Completion]:
+    """For each prompt the policy's answer to another one, best of the same ending: about the same thing, but to another question.
+
+    A policy hardly ever answers another question, so a reward model that never saw it done prices it wrongly, and PPO finds that out.
+    """
+    first: dict[str, Completion] = {}
+    for completion in made:
+        if completion.model == "policy":
+            first.setdefault(completion.prompt, completion)
+    alike = sorted(first, key=lambda prompt: (prompt.split()[-1], prompt))  # neighbours end with the same word where any do
+    return [
+        first[other].model_copy(update={"prompt": prompt, "model": "stray"})
+        for prompt, other in zip(alike, [*alike[1:], *alike[:1]], strict=True)
+    ]

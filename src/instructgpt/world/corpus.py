@@ -130,7 +130,7 @@ def bilingual(sources: Sources, rng: Random) -> str:
     return "\n".join(f"English: {english}\nZib: {zib}" for english, zib in pairs)
 
 
-RARER = 0.75
+RARER = 0.7
 """In bilingual text each word of a class is so much rarer than the one before it: the last are hardly ever seen."""
 
 
