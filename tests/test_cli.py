@@ -132,7 +132,7 @@ def test_a_command_that_is_wrong(argv, said, command):
         ([*PPO, "--batch", "10", "--minibatch", "4"], "--batch 10 is not a multiple of --minibatch 4"),
         ([*PPO, "--episodes", "100"], "--episodes 100 is less than one --batch 512"),
         ([*SFT, "--mix", "0.2"], "--mix has no effect without --pretraining"),
-        ([*SFT, "--window", "16"], "--window has no effect without --pretraining"),
+        ([*SFT, "--mix", "0", "--pretraining", "./c.jsonl"], "--pretraining has no effect with --mix 0"),
         ([*SFT, "--max-tokens", "16"], "--max-tokens has no effect without --reward"),
         ([*PRETRAIN, "--tokenizer", "./t", "--vocabulary", "300"], "--vocabulary has no effect with --tokenizer"),
         ([*PRETRAIN, "--window", "256"], "--window 256 is longer than --context 128"),

@@ -64,9 +64,6 @@ class RunConfig(StageConfig):
         for name in ("data", "prompts"):
             if name in self.model_fields_set and not self.corpus:
                 yield f"--{name} has no effect without --corpus"
-        for name in ("sft", "candidates", "exam"):
-            if self.corpus and name in self.stages:
-                yield f"section {name} has no effect with --corpus: it is about the small world"
         for name in self.stages.keys() - set(STAGES):
             yield f"no stage '{name}'{did_you_mean(name, STAGES)}; sections can be run, {', '.join(STAGES)}"
 
@@ -185,6 +182,8 @@ def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
 
 def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[Row]:
     """Every model from people's own text, demonstrations and rankings."""
+    if unused := [name for name in ("sft", "candidates", "exam") if name in config.stages]:
+        console.print(f"[bold]run[/] sections about the small world are not used: {', '.join(unused)}")
     pretrain.main(stages["base"])
     sft.main(stages["start"])
     reward.main(stages["reward"])
