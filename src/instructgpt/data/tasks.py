@@ -47,19 +47,16 @@ def tokens_in(tasks: Sequence[Task]) -> int:
 def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tuple[list[Task], dict[str, int]]:
     """Rankings as tasks, and how many were left out because all their completions tie.
 
-    A completion that was cut off ends without end-of-text, as the policy's do. One that does not fit the context is left out
-    of its ranking and counted; the others stay.
+    A completion that does not fit the context is left out of its ranking and counted; the others stay.
     """
     left_out = {"rankings without a decided pair": 0, "completions longer than the context": 0}
     grouped: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
     for ranking in rankings:
         grouped.setdefault((ranking.prompt, tuple(sorted(ranking.completions))), []).append(ranking)
     tasks: list[Task] = []
-    for (text, _), group in grouped.items():
-        prompt = render.prompt(text)
+    for group in grouped.values():
         completions = group[0].completions
-        finish = group[0].finish or ("stop",) * len(completions)
-        examples = [Example(prompt, render.completion(text, finished=how == "stop")) for text, how in zip(completions, finish, strict=True)]
+        examples = examples_of(group[0], render)
         fits = [place for place, example in enumerate(examples) if len(example) <= context]
         left_out["completions longer than the context"] += len(examples) - len(fits)
         orders = []
@@ -72,6 +69,13 @@ def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tup
         if orders:
             tasks.append(Task([examples[place] for place in fits], tuple(orders), group[0].source or ""))
     return tasks, left_out
+
+
+def examples_of(ranking: Ranking, render: Renderer) -> list[Example]:
+    """The completions of a ranking with their prompt, as tokens. One that was cut off ends without end-of-text, as the policy's do."""
+    prompt = render.prompt(ranking.prompt)
+    finish = ranking.finish or ("stop",) * len(ranking.completions)
+    return [Example(prompt, render.completion(text, finished=how == "stop")) for text, how in zip(ranking.completions, finish, strict=True)]
 
 
 def _places(completions: Sequence[str], shuffled: Sequence[str]) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from instructgpt.data.split import held_out
+from instructgpt.data.tasks import examples_of
 from instructgpt.evaluate import preference
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.reward_model import ScoredRanking, measure
@@ -29,11 +30,7 @@ def score_rankings(reward: ScalarModel, rankings: Sequence[Ranking]) -> list[Row
     context = context_length(reward.model)
     scored = []
     for ranking in rankings:
-        finish = ranking.finish or ("stop",) * len(ranking.completions)
-        examples = [
-            reward.render.example(ranking.prompt, text, finished=how == "stop")
-            for text, how in zip(ranking.completions, finish, strict=True)
-        ]
+        examples = examples_of(ranking, reward.render)
         fits = [place for place, example in enumerate(examples) if len(example) <= context]
         if len(fits) < 2:
             continue
