@@ -18,7 +18,14 @@ OPEN = {"config", "run", "card", "errors", "files", "__init__"}  # importable by
 MAY_IMPORT = {layer: OPEN | {"world", "label"} | set(LAYERS[: LAYERS.index(layer) + 1]) for layer in LAYERS}
 MAY_IMPORT |= {layer: MAY_IMPORT[layer] - {"world", "label"} for layer in LAYERS[: LAYERS.index("evaluate")]}  # they work on anyone's files
 MAY_IMPORT |= {part: OPEN | {"records"} for part in OPEN}
-MAY_IMPORT |= {part: {part, "records", "errors", "files"} for part in ("world", "label")}
+MAY_IMPORT |= {part: {part, "records", "errors", "files"} for part in ("world", "label", "statistics")}
+MAY_IMPORT["label"] |= {
+    "config",
+    "statistics",
+    "world",
+    "__init__",
+}  # its commands have options, its numbers a place, its simulation a world
+MAY_IMPORT = {part: may | {"statistics"} if part in LAYERS[2:] or part == "world" else may for part, may in MAY_IMPORT.items()}
 WITHOUT_TORCH = [part for part in ("records", "world", "label", "config", "errors", "cli") if list(SRC.glob(f"{part}*"))]
 
 

@@ -1,0 +1,7 @@
+"""What programs call, under /api/v1. One file a part; each has a router."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+ROUTERS: tuple[APIRouter, ...] = ()

@@ -1,0 +1,26 @@
+"""The site as one ASGI application: pages for people, an API for programs, the same rules for both."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+from instructgpt import __version__
+from instructgpt.label.api import ROUTERS as API
+from instructgpt.label.pages import ROUTERS as PAGES
+from instructgpt.label.pages.render import FOLDER, answer_problem
+from instructgpt.label.problem import Problem
+from instructgpt.label.security.headers import SecurityHeaders
+from instructgpt.label.site import Site
+
+
+def create_app(site: Site) -> FastAPI:
+    """Everything the site answers to."""
+    app = FastAPI(title="instructgpt labelers' site", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.site = site
+    app.add_middleware(SecurityHeaders, secure=site.settings.secure)
+    app.add_exception_handler(Problem, answer_problem)
+    app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+    for router in (*API, *PAGES):
+        app.include_router(router)
+    return app

@@ -1,0 +1,88 @@
+"""The database: SQLite in the site's folder, or PostgreSQL for a crowd. Reading and writing are told apart.
+
+On SQLite a transaction that writes takes the write lock at its start (`BEGIN IMMEDIATE`): one that began by reading could not be
+upgraded after somebody else has written, however long it waited. On PostgreSQL rows are locked where they are chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.orm import Session
+
+from instructgpt.errors import BadInput
+
+PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
+WRITES = "writes"
+"""Option of a connection: this transaction will write."""
+
+
+class Database:
+    """Transactions on one database."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = connect(url)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that writes: committed at the end, rolled back when anything is raised."""
+        with (
+            self.engine.connect().execution_options(**{WRITES: True}) as connection,
+            Session(connection, expire_on_commit=False) as session,
+        ):
+            yield session
+            session.commit()
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether this is the embedded database."""
+        return self.engine.dialect.name == "sqlite"
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self.engine.dispose()
+
+
+def sqlite_url(file: Path) -> str:
+    """The address of a database file."""
+    return f"sqlite:///{file}"
+
+
+def connect(url: str) -> Engine:
+    """An engine for an address such as `sqlite:///site.db` or `postgresql://user@host/name`.
+
+    Raises:
+        BadInput: it is the address of neither.
+    """
+    if url.startswith("sqlite:"):
+        engine = create_engine(url, connect_args={"check_same_thread": False})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    if url.startswith(("postgresql:", "postgres:")):
+        return create_engine("postgresql+psycopg:" + url.partition(":")[2], pool_size=20, max_overflow=20, pool_pre_ping=True)
+    raise BadInput(f"--database {url}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    """Settings of a new connection. The driver's own transactions are off, ours begin below."""
+    connection.isolation_level = None
+    for pragma in PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Begin as what the transaction is for."""
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,46 @@
+"""From a template to a response: the catalogue of sentences, the visitor, the token that protects forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from instructgpt.label.access import Visitor, who
+from instructgpt.label.problem import Problem
+from instructgpt.label.words import Words, words_for
+
+FOLDER = Path(__file__).parent.parent
+TEMPLATES = Environment(
+    loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def page(request: Request, visitor: Visitor, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """A template as a page, in the visitor's language. Templates know `t` (the catalogue), `visitor`, `csrf` and `path`."""
+    words = language(request, visitor)
+    csrf = visitor.login.csrf if visitor.login else ""
+    html = TEMPLATES.get_template(template).render(t=words, visitor=visitor, csrf=csrf, path=request.url.path, **values)
+    return HTMLResponse(html, status_code=status)
+
+
+def language(request: Request, visitor: Visitor) -> Words:
+    """The catalogue for a visitor: the language they chose, otherwise what their browser asks for."""
+    chosen = visitor.person.language if visitor.person else request.headers.get("accept-language", "")
+    return words_for(chosen)
+
+
+def answer_problem(request: Request, problem: Exception) -> Response:
+    """A refusal: JSON under /api, a page elsewhere."""
+    assert isinstance(problem, Problem)
+    try:
+        visitor = who(request)
+    except Problem:
+        visitor = Visitor()
+    said = language(request, visitor)(f"problem.{problem.code}", **problem.values)
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": problem.code, "message": said, "detail": problem.values}, status_code=problem.status)
+    return page(request, visitor, "problem.html", status=problem.status, message=said, code=problem.code)

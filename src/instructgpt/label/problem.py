@@ -1,0 +1,19 @@
+"""What the site refuses, and why: one exception, turned into JSON for programs and into a page for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Problem(Exception):
+    """Something that was asked for and will not be done. Nothing has changed.
+
+    Args:
+        status: the HTTP status.
+        code: one word for programs; `problem.<code>` in the catalogue is the sentence for people, with `values` filled in.
+        values: what the sentence names; programs get them as `detail`.
+    """
+
+    def __init__(self, status: int, code: str, **values: Any) -> None:
+        super().__init__(code)
+        self.status, self.code, self.values = status, code, values

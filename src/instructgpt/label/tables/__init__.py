@@ -1,0 +1,41 @@
+"""What the site remembers: people, tasks, work, quality. One class a table, one file a part.
+
+Times are integer milliseconds since 1970 in UTC, ids are UUIDs of version 7 (they sort by time), words with few values are checked text.
+Nothing is deleted: rows are withdrawn, revoked, replaced or expired by a time of their own, and labels never cascade from people.
+"""
+
+from __future__ import annotations
+
+from instructgpt.label.tables.base import Base, new_id, now
+from instructgpt.label.tables.people import (
+    ApiKey,
+    Consent,
+    Instructions,
+    Invite,
+    Journal,
+    Login,
+    Person,
+    RateBucket,
+    Reading,
+    SurveyReply,
+)
+from instructgpt.label.tables.quality import Adjudication, Decision, Gold, Grade
+from instructgpt.label.tables.tasks import Batch, Completion, Prompt, Task, TaskCompletion
+from instructgpt.label.tables.work import (
+    Assignment,
+    Demonstration,
+    Draft,
+    Message,
+    PromptReview,
+    Ranking,
+    RankingItem,
+    Rating,
+    Skip,
+    Submission,
+)
+
+__all__ = [
+    "Adjudication", "ApiKey", "Assignment", "Base", "Batch", "Completion", "Consent", "Decision", "Demonstration", "Draft", "Gold", "Grade",
+    "Instructions", "Invite", "Journal", "Login", "Message", "Person", "Prompt", "PromptReview", "Ranking", "RankingItem", "RateBucket",
+    "Rating", "Reading", "Skip", "Submission", "SurveyReply", "Task", "TaskCompletion", "new_id", "now",
+]  # fmt: skip
