@@ -52,6 +52,7 @@ run: $(STAMP)  ## the whole paper on the small world: models and report in runs/
 	$(VENV)/bin/instructgpt run --preset demo --out runs/demo
 
 test: $(STAMP)  ## format, lint, types and every test
+	@.ci/needs
 	$(PYTHON_IN) -m ruff format --check .
 	$(PYTHON_IN) -m ruff check .
 	$(PYTHON_IN) -m mypy
