@@ -13,7 +13,21 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parent.parent / "src" / "instructgpt"
-LAYERS = ["records", "functional", "data", "models", "generate", "train", "evaluate", "report", "pipeline", "flags", "cli", "__main__"]
+LAYERS = [
+    "records",
+    "functional",
+    "data",
+    "models",
+    "generate",
+    "train",
+    "evaluate",
+    "report",
+    "doctor",
+    "pipeline",
+    "flags",
+    "cli",
+    "__main__",
+]
 OPEN = {"config", "run", "card", "errors", "files", "__init__"}  # importable by all; among themselves they may use records
 MAY_IMPORT = {layer: OPEN | {"world", "label"} | set(LAYERS[: LAYERS.index(layer) + 1]) for layer in LAYERS}
 MAY_IMPORT |= {layer: MAY_IMPORT[layer] - {"world", "label"} for layer in LAYERS[: LAYERS.index("evaluate")]}  # they work on anyone's files
