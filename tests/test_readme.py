@@ -61,7 +61,7 @@ def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
             continue  # test_interrupts runs the whole of it, and kills it half-way
         assert cli.run([*argv, *SMALL.get(argv[0], [])]) == 0, argv
         ran.append(argv[0])
-    assert set(ran) == {"sft", "sample", "reward", "ppo", "score", "report", "run"}
+    assert set(ran) == {"sft", "sample", "reward", "ppo", "score", "report", "doctor", "run"}
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
     rows = json.loads((tmp_path / "runs" / "real-small" / "results.json").read_text())
     assert {row["model"] for row in rows if row["evaluation"] == "preference"} == {"base", "sft", "ppo_ptx"}
