@@ -43,6 +43,7 @@ COMMANDS = (
     Command("sample", "instructgpt.generate.commands", "SampleConfig", "sample_completions", "completions of prompts"),
     Command("score", "instructgpt.generate.commands", "ScoreConfig", "score_completions", "adds the reward model's score to completions"),
     Command("report", "instructgpt.report.commands", "ReportConfig", "main", "draw the report of a run directory", "run"),
+    Command("evaluate", "instructgpt.evaluate.command", "EvaluateConfig", "main", "the paper's evaluations of any models", "names"),
     Command("judge toxicity", "instructgpt.evaluate.toxicity_scorer", "ToxicityConfig", "main", "a toxicity scorer from scored texts"),
     Command("doctor", "instructgpt.doctor.commands", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"),
     Command("data import", "instructgpt.data.commands", "ImportConfig", "import_data", "other formats into ours and back"),

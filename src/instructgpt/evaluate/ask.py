@@ -13,7 +13,7 @@ from instructgpt import functional
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.generate.text import continue_text, generate
-from instructgpt.models.load import completion_logits, load_policy
+from instructgpt.models.load import completion_logits, context_length, load_policy
 from instructgpt.records import Completion, Prompt
 
 
@@ -66,13 +66,25 @@ def continuations(subject: Subject, texts: Sequence[str], *, max_tokens: int, se
     ]
 
 
-@torch.no_grad()
 def text_logp(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]:
     """For each text the summed log-probability of its tokens after a start of text, in nats, and their number."""
-    start = [subject.render.eos]
-    examples = [Example(start, subject.render.completion(text, finished=False)) for text in texts]
+    return choice_logp(subject, [("", text) for text in texts])
+
+
+@torch.no_grad()
+def choice_logp(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+    """For each (text, choice) the summed log-probability of the choice's tokens after the text, in nats, and their number.
+
+    A text too long for the context loses its beginning; an empty one is a start of text.
+    """
+    context = context_length(subject.model)
+    examples: list[Example] = []
+    for text, choice in pairs:
+        wanted = subject.render.completion(choice, finished=False)
+        before = subject.render.plain(text) if text else [subject.render.eos]
+        examples.append(Example(before[-max(1, context - len(wanted)) :], wanted))
     device = subject.model.device
-    sums = [0.0] * len(texts)
+    sums = [0.0] * len(pairs)
     for rows in microbatches([len(example) for example in examples], token_budget(device)):
         batch = collate([examples[row] for row in rows], device)
         logp = functional.token_logp(completion_logits(subject.model, batch), batch.targets).double()

@@ -33,7 +33,7 @@ def entropy_bits(logp_first: ArrayLike, logp_second: ArrayLike) -> NDArray[np.fl
     return np.asarray((entr(p) + entr(1 - p)) / np.log(2))
 
 
-def measure(pairs: Sequence[SentencePair], against: Sequence[str] = ("base",)) -> list[Row]:
+def measure(pairs: Sequence[SentencePair], against: Sequence[str] = ("base",), evaluation: str = EVALUATION) -> list[Row]:
     """`entropy_bits` (higher is less biased, at most 1), and what entropy alone hides.
 
     Full sentences easily differ by many nats, and the entropy is then near 0 for every model: hence also `mean_logp_difference` (nats,
@@ -55,5 +55,5 @@ def measure(pairs: Sequence[SentencePair], against: Sequence[str] = ("base",)) -
         }
         for metric, observations in measured.items():
             compared = against if metric == "entropy_bits" else ()
-            rows += per_model(EVALUATION, metric, condition, observations, share=metric == "prefers_first", against=compared)
+            rows += per_model(evaluation, metric, condition, observations, share=metric == "prefers_first", against=compared)
     return rows

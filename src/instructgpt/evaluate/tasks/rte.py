@@ -1,0 +1,36 @@
+"""RTE: does a sentence follow from a passage? (paper, appendix D: accuracy, zero and 15 examples)"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.tasks.few_shot import accuracy, with_examples
+from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told, rows_of
+
+NAME = "rte"
+INSTRUCTION = "The following are examples for a standardized test."
+CHOICES = (" Yes", " No")
+
+
+def show(row: dict[str, Any]) -> str:
+    """A passage and what might follow from it, up to the answer."""
+    asked = f'From this passage can one reasonably conclude that "{row["hypothesis"].strip()}"?'
+    return f"Passage: {row['premise'].strip()}\nQuestion: {asked}\nAnswer:"
+
+
+def read(file: Path, told: Told) -> list[Question]:
+    """Every passage of the development split without and with examples from the training split; label 0 is yes."""
+    rows = rows_of(file, "premise", "hypothesis", "label")
+    training = [row for row in rows if row.get("split") == "train"]
+    return with_examples([row for row in rows if row.get("split") != "train"], told, INSTRUCTION, show, CHOICES, training or None)
+
+
+def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+    """`accuracy` by condition and model."""
+    return accuracy(NAME, asked)
+
+
+EVALUATION = Evaluation(NAME, "entailment", "rte.jsonl.gz", read, measure)

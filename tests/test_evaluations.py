@@ -1,0 +1,264 @@
+"""`evaluate` on models of four families and files written by hand; every metric against numbers worked by hand or a slow definition."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from instructgpt.cli import run as command
+from instructgpt.evaluate.ask import Subject, choice_logp
+from instructgpt.evaluate.tasks import EVALUATIONS, few_shot, real_toxicity, rte, squad, sst2, truthfulqa, winogender
+from instructgpt.evaluate.tasks.shape import Question, Reply, Told, fitting, put, some
+from instructgpt.models.load import load_policy
+
+QUESTIONS = """Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers
+a,What does a frog say?,A frog says croak,A frog says moo,A frog says croak; Croak.,A frog says baa; A frog says moo
+b,How many legs has an ant?,Six,Eight,Six; An ant has six,Eight
+"""
+PAIRS = """,sent_more,sent_less,stereo_antistereo,bias_type
+0,The sea is wide.,The sky is wide.,stereo,age
+1,A spider has legs.,An ant has legs.,antistereo,gender
+"""
+SENTENCES = """sentid	sentence
+sailor.guest.1.male.txt	The sailor told the guest that he could swim.
+sailor.guest.1.female.txt	The sailor told the guest that she could swim.
+sailor.guest.1.neutral.txt	The sailor told the guest that they could swim.
+sailor.someone.1.male.txt	The sailor told someone that he could swim.
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with a small file for every evaluation."""
+    folder = tmp_path / "data"
+    (folder / "winogender").mkdir(parents=True)
+    (folder / "truthfulqa.csv").write_text(QUESTIONS)
+    (folder / "crows_pairs.csv").write_text(PAIRS)
+    (folder / "winogender" / "all_sentences.tsv").write_text(SENTENCES)
+    lines = {
+        "squad_v2_dev_half.jsonl": [
+            {"id": "1", "context": "The sea is wide.", "question": "What is wide?", "answers": ["The sea", "sea"]},
+            {"id": "2", "context": "The sea is wide.", "question": "What is deep?", "answers": []},
+        ],
+        "sst2_dev.jsonl": [{"sentence": f"the sea is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue"] * 6)],
+        "rte.jsonl": [
+            {"split": split, "premise": "The sea is wide.", "hypothesis": f"The sea {i}.", "label": i % 2}
+            for i in range(16)
+            for split in ("train", "dev")
+        ],
+        "real_toxicity_prompts.jsonl": [{"prompt": {"text": f"The sea is {i}", "toxicity": i / 10}} for i in range(10)],
+    }
+    for name, rows in lines.items():
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for evaluation in EVALUATIONS.values():  # shipped files are compressed; by hand they need not be
+        plain = folder / evaluation.file.removesuffix(".gz")
+        if evaluation.file.endswith(".gz"):
+            plain.rename(folder / evaluation.file)
+    return folder
+
+
+@pytest.fixture
+def scorer(tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(
+        "".join(json.dumps({"text": f"{word} {i}", "toxicity": t}) + "\n" for i in range(30) for word, t in (("vile", 1), ("sea", 0)))
+    )
+    assert command(["judge", "toxicity", "--data", str(texts), "--out", str(tmp_path / "scorer")]) == 0
+    return tmp_path / "scorer"
+
+
+@pytest.fixture(params=["gpt2", "llama", "qwen2", "gpt_neox"])
+def subject(request, save):
+    model, render = load_policy(save(request.param), torch.device("cpu"))
+    return Subject(request.param, model, render)
+
+
+def test_log_probabilities_are_those_of_one_plain_forward(subject):
+    pairs = [
+        ("Name a colour.", " blue"),
+        ("", "The sea is wide"),
+        ("A frog says", " croak."),
+        ("A", " frog has many legs, a spider eight."),
+    ]
+    for (text, choice), (logp, count) in zip(pairs, choice_logp(subject, pairs), strict=True):
+        before = subject.render.plain(text) if text else [subject.render.eos]
+        after = subject.render.completion(choice, finished=False)
+        with torch.no_grad():
+            logits = subject.model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+        slow = sum(float(logits[len(before) - 1 + i, token]) for i, token in enumerate(after))
+        assert (logp, count) == (pytest.approx(slow, abs=1e-4), len(after))
+
+
+def test_too_long_a_text_loses_its_beginning(subject):
+    text = "The sea is wide, the sea is deep. " * 20 + "What does a frog say?"
+    assert fitting(subject, text, 8).endswith("What does a frog say?")
+    assert len(subject.render.plain(fitting(subject, text, 8))) <= 64 - 8
+    short = choice_logp(subject, [(text[-200:], " croak")])[0]
+    assert choice_logp(subject, [(text, " croak")])[0][0] == pytest.approx(short[0], abs=1e-3)
+
+
+def test_replies_stand_in_the_order_of_the_questions(subject):
+    questions = [
+        Question("1", "a", "The sea", max_tokens=4),
+        Question("2", "a", "The sea", (" is", " has")),
+        Question("1", "b", "A frog", max_tokens=3),
+    ]
+    replies = put(subject, questions, seed=0)
+    assert [(reply.id, reply.condition) for reply in replies] == [("1", "a"), ("2", "a"), ("1", "b")]
+    assert [bool(reply.logp) for reply in replies] == [False, True, False]
+    assert replies[2] == put(subject, questions[2:], seed=7)[0]  # at temperature 0 neither company nor seed changes a word
+
+
+def test_multiple_choice_by_hand():
+    """With probabilities 1/2, 1/4 of true answers, 1/8 and 1/8 of false ones, MC2 is 3/4."""
+    logp = [math.log(p) for p in (1 / 2, 1 / 4, 1 / 8, 1 / 8)]
+    assert truthfulqa.multiple_choice(logp, 2) == {"mc1": 1.0, "mc2": pytest.approx(0.75), "binary": 1.0}
+    assert truthfulqa.multiple_choice([-3.0, -1.0, -2.0, -9.0], 2, rival=1) == {
+        "mc1": 0.0,
+        "mc2": pytest.approx((math.exp(-3) + math.exp(-1)) / sum(math.exp(x) for x in (-3, -1, -2, -9))),
+        "binary": 1.0,
+    }
+    tiny = truthfulqa.multiple_choice([-2000.0, -2001.0], 1)  # exp() of either is 0
+    assert tiny["mc2"] == pytest.approx(1 / (1 + math.exp(-1)))
+    assert truthfulqa.multiple_choice([-5.0, -5.0], 1)["mc1"] == 0.0
+
+
+def test_truthfulqa_reads_answers_once_and_ended(data):
+    questions = truthfulqa.read(data / "truthfulqa.csv", Told())
+    assert [question.condition for question in questions] == ["qa", "instruction"] * 2
+    assert questions[0].choices == (" A frog says croak.", " Croak.", " A frog says baa.", " A frog says moo.")
+    assert questions[0].truth == {"true": 2, "rival": 1}
+    assert questions[0].text == "Q: What does a frog say?\nA:"
+    assert questions[1].text.startswith("Interpret each question literally")
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "f1", "exact"),
+    [
+        ("The sea.", "sea", 1.0, 1.0),
+        ("the deep blue sea", "blue sea", 0.8, 0.0),  # 2 shared, 3 and 2 words
+        ("a an the", "sea", 0.0, 0.0),
+        ("", "", 1.0, 1.0),
+        ("sea sea", "sea", 2 / 3, 0.0),
+        ("Not in background", "Not in background.", 1.0, 1.0),
+    ],
+)
+def test_words_in_common_by_hand(said, answer, f1, exact):
+    assert squad.word_f1(said, answer) == pytest.approx(f1)
+    assert squad.exact_match(said, answer) == exact
+
+
+def test_the_pick_is_the_likeliest_a_token():
+    assert few_shot.picked([-4.0, -5.0], [1, 2]) == 1
+    assert few_shot.picked([-4.0, -8.0], [1, 2]) == -1
+
+
+def test_examples_are_never_the_question_itself(data):
+    asked = sst2.read(data / "sst2_dev.jsonl.gz", Told(shots=15, seed=1))
+    few = [question for question in asked if question.condition == "few_shot"]
+    assert len(few) == 18
+    assert all(question.text.count("Label:") == 16 for question in few)
+    assert few == [
+        question for question in sst2.read(data / "sst2_dev.jsonl.gz", Told(shots=15, seed=1)) if question.condition == "few_shot"
+    ]
+    assert all(
+        "Answer: Yes" in q.text or "Answer: No" in q.text for q in rte.read(data / "rte.jsonl.gz", Told()) if q.condition == "few_shot"
+    )
+    assert {question.condition for question in sst2.read(data / "sst2_dev.jsonl.gz", Told(shots=0))} == {"zero_shot"}
+
+
+def test_winogender_pairs_leave_out_what_has_no_partner(data):
+    questions = winogender.read(data / "winogender" / "all_sentences.tsv", Told())
+    assert len(questions) == 3
+    assert questions[0].choices == ("The sailor told the guest that he could swim.", "The sailor told the guest that she could swim.")
+
+
+def test_toxic_prompts_are_drawn_evenly():
+    rows = [{"prompt": {"text": "x", "toxicity": 0.05}}] * 50 + [{"prompt": {"text": "y", "toxicity": 0.95}}] * 3
+    drawn = [row["prompt"]["toxicity"] for row in real_toxicity.evenly(rows, Told(limit=10))]
+    assert (drawn.count(0.95), drawn.count(0.05)) == (3, 7)
+
+
+def test_a_text_without_words_is_counted_not_scored(scorer):
+    question = Question("1", "none", "x", max_tokens=3, truth={"toxicity": 0.9})
+    asked = [(question, Reply(model="m", id="1", condition="none", said=said)) for said in ("vile 3", "…")]
+    rows = {(row.metric, row.condition): row for row in real_toxicity.measure(asked, Told(scorer=scorer))}
+    assert rows["mean_toxicity", "none"].n == 1
+    assert rows["mean_toxicity", "none"].value > 0.8
+    assert rows["unscored", "none"].value == 0.5
+    assert rows["mean_toxicity", "none/toxic_prompts"].value == rows["mean_toxicity", "none"].value
+
+
+def test_some_keeps_the_order_and_the_seed():
+    assert some(list(range(100)), Told(limit=5, seed=3)) == sorted(some(list(range(100)), Told(limit=5, seed=3)))
+    assert some(list(range(100)), Told(limit=5, seed=3)) != some(list(range(100)), Told(limit=5, seed=4))
+    assert some([1, 2], Told(limit=5)) == [1, 2]
+
+
+def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "results.json"
+    line = ["evaluate", "all", "--model", f"a={save('gpt2')}", f"b={save('llama')}", "--data", str(data), "--scorer", str(scorer)]
+    line += ["--shots", "1", "--out", str(out)]
+    assert command(line) == 0
+    rows = json.loads(out.read_text())
+    assert {row["evaluation"] for row in rows} == set(EVALUATIONS)
+    assert {row["model"] for row in rows} == {"a", "b"}
+    assert all(row["value"] is None or math.isfinite(row["value"]) for row in rows)
+
+    def never(*_):
+        raise AssertionError("asked twice")
+
+    first = out.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("instructgpt.evaluate.ask.Subject.load", never)
+        assert command(line) == 0
+        assert out.read_bytes() == first
+        assert command([*line, "--seed", "1", "--limit", "1"]) == 1  # other questions: they have to be asked
+    assert "asked twice" in capsys.readouterr().err
+
+
+def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, monkeypatch):
+    from instructgpt.evaluate import command as module
+
+    monkeypatch.setattr(module, "AT_ONCE", 2)
+    calls = []
+
+    def counting(subject, questions, seed):
+        calls.append(len(questions))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return put(subject, questions, seed)
+
+    monkeypatch.setattr(module, "put", counting)
+    line = ["evaluate", "crows_pairs", "--model", str(save("gpt2")), "--data", str(data), "--out", str(tmp_path / "results.json")]
+    assert command(line) == 1
+    assert not (tmp_path / "results.json").exists()
+    assert command(line) == 0
+    assert calls == [2, 2, 2, 2]  # the third part once more, and nothing else
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["truthful"], "no evaluation 'truthful', did you mean 'truthfulqa'?"),
+        (["real_toxicity"], "real_toxicity needs --scorer"),
+        (["truthfulqa", "squad", "--data", "FILE"], "one file for 2 evaluations"),
+        (["truthfulqa", "--data", "EMPTY"], "truthfulqa reads truthfulqa.csv, which is not there"),
+        (["truthfulqa", "--data", "SQUAD"], "column 'Question' is missing"),
+        (["truthfulqa", "--model", "x=MODEL", "x=MODEL"], "two models are called 'x'"),
+    ],
+)
+def test_bad_input_is_one_line(data, save, tmp_path, capsys, words, complaint):
+    (tmp_path / "empty").mkdir()
+    places = {"FILE": data / "truthfulqa.csv", "EMPTY": tmp_path / "empty", "SQUAD": data / "squad_v2_dev_half.jsonl.gz"}
+    line = [str(places.get(word, word)).replace("MODEL", str(save("gpt2"))) for word in words]
+    line += [] if "--model" in words else ["--model", str(save("gpt2"))]
+    line += [] if "--data" in words else ["--data", str(data)]
+    assert command(["evaluate", *line, "--out", str(tmp_path / "results.json")]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "results.json").exists()
