@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import bias, labels, preference, reward_model, tax, toxicity, truthfulness
+from instructgpt.evaluate import bias, labels, preference, reward_model, tax, text_metrics, toxicity, truthfulness
 from instructgpt.evaluate.reward_model import ScoredRanking
 from instructgpt.evaluate.rows import Row, read_rows, write_rows
 from instructgpt.records import LABELS, Ranking, parse_record
@@ -142,8 +142,8 @@ def test_bias_by_hand():
     ],
 )
 def test_match_and_f1_by_hand(completion, reference, same, f1):
-    assert tax.exact_match(completion, reference) == same
-    assert tax.token_f1(completion, reference) == pytest.approx(f1)
+    assert text_metrics.exact_match(completion, reference) == same
+    assert text_metrics.word_f1(completion, reference) == pytest.approx(f1)
 
 
 def test_tax_by_hand():
@@ -169,7 +169,7 @@ def test_tax_by_hand():
     assert value(rows, "heldout_loss", "ppo") == 2
     assert value(rows, "tax/translation", "ppo", "sft") == -0.5
     assert value(rows, "tax/heldout_loss", "ppo", "sft") == pytest.approx((1 + 1) / 2)
-    partly = tax.measure([solution("ppo", "p1", "red hen", measure="token_f1")])
+    partly = tax.measure([solution("ppo", "p1", "red hen", measure="word_f1")])
     assert value(partly, "translation", "ppo") == 0.5
 
 

@@ -10,7 +10,7 @@ import torch
 
 from instructgpt.cli import run as command
 from instructgpt.evaluate.ask import Subject, choice_logp
-from instructgpt.evaluate.tasks import EVALUATIONS, few_shot, real_toxicity, rte, squad, sst2, truthfulqa, winogender
+from instructgpt.evaluate.tasks import EVALUATIONS, few_shot, real_toxicity, rte, sst2, truthfulqa, winogender
 from instructgpt.evaluate.tasks.shape import Question, Reply, Told, fitting, put, some
 from instructgpt.models.load import load_policy
 
@@ -133,22 +133,6 @@ def test_truthfulqa_reads_answers_once_and_ended(data):
     assert questions[0].truth == {"true": 2, "rival": 1}
     assert questions[0].text == "Q: What does a frog say?\nA:"
     assert questions[1].text.startswith("Interpret each question literally")
-
-
-@pytest.mark.parametrize(
-    ("said", "answer", "f1", "exact"),
-    [
-        ("The sea.", "sea", 1.0, 1.0),
-        ("the deep blue sea", "blue sea", 0.8, 0.0),  # 2 shared, 3 and 2 words
-        ("a an the", "sea", 0.0, 0.0),
-        ("", "", 1.0, 1.0),
-        ("sea sea", "sea", 2 / 3, 0.0),
-        ("Not in background", "Not in background.", 1.0, 1.0),
-    ],
-)
-def test_words_in_common_by_hand(said, answer, f1, exact):
-    assert squad.word_f1(said, answer) == pytest.approx(f1)
-    assert squad.exact_match(said, answer) == exact
 
 
 def test_the_pick_is_the_likeliest_a_token():

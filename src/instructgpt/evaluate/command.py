@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +19,7 @@ from instructgpt.config import Options, did_you_mean
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.rows import Row, write_rows
+from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
 from instructgpt.models.load import pick_device
@@ -35,8 +36,13 @@ class EvaluateConfig(Options):
     stage: ClassVar[str] = "evaluate"
 
     names: tuple[str, ...] = Field(description=f"evaluations: {', '.join(EVALUATIONS)}; or all")
-    model: tuple[str, ...] = Field(description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
-    data: Path = Field(description="the folder with the evaluations' files under their usual names, or the one file of one evaluation")
+    model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
+    data: Path | None = Field(
+        None, description="the folder with the evaluations' files under their usual names, or the one file of one evaluation"
+    )
+    completions: tuple[Path, ...] = Field(
+        (), description="in place of models and data: completions that were already made, with references"
+    )
     out: Path = Field(Path("results.json"), description="the file of results; what the models said is kept in a folder beside it")
     limit: int | None = Field(None, ge=1, description="questions of each evaluation, drawn by the seed; all where not given")
     shots: int | None = Field(
@@ -46,13 +52,33 @@ class EvaluateConfig(Options):
     seed: int = Field(0, ge=0, lt=2**32, description="draws questions and examples")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
 
+    def inert(self) -> Iterator[str]:
+        """Either models are asked, or completions are read."""
+        if self.completions:
+            for name in ("model", "data", "limit", "shots", "scorer", "seed", "device"):
+                if name in self.model_fields_set:
+                    yield f"--{name} has no effect with --completions"
+        elif not self.model or self.data is None:
+            yield "give --model and --data, or --completions"
+
 
 def main(config: EvaluateConfig) -> list[Row]:
-    """Ask, measure, write, show. Every model is loaded once.
+    """Ask or read, measure, write, show. Every model is loaded once.
 
     Raises:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
     """
+    measured = (measure_samples(name, config.completions) for name in config.names)
+    rows = [row for rows in measured for row in rows] if config.completions else ask_models(config)
+    write_rows(config.out, rows)
+    show(rows)
+    console.print(f"results: {config.out}")
+    return rows
+
+
+def ask_models(config: EvaluateConfig) -> list[Row]:
+    """Put every evaluation to every model, as far as it was not done before, and measure."""
+    assert config.data is not None
     chosen = evaluations(config.names)
     models = named_models(config.model)
     told = Told(config.limit, config.shots, config.seed, config.scorer)
@@ -79,9 +105,6 @@ def main(config: EvaluateConfig) -> list[Row]:
     for one in chosen:
         by_name = {(question.id, question.condition): question for question in questions[one.name]}
         rows += one.measure([(by_name[reply.id, reply.condition], reply) for reply in replies[one.name]], told)
-    write_rows(config.out, rows)
-    show(rows)
-    console.print(f"results: {config.out}")
     return rows
 
 

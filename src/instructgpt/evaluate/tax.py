@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
+from instructgpt.evaluate import text_metrics
 from instructgpt.evaluate.rows import Observation, Row, per_model
 from instructgpt.records import Record
 
@@ -25,7 +23,7 @@ class Solution(Record):
     prompt: str
     completion: str
     references: tuple[str, ...] = Field(min_length=1)
-    measure: Literal["exact_match", "token_f1"] = "exact_match"
+    measure: Literal["exact_match", "word_f1"] = "exact_match"
 
 
 class DocumentLoss(Record):
@@ -35,26 +33,6 @@ class DocumentLoss(Record):
     document: str
     loss: float = Field(ge=0, allow_inf_nan=False)
     tokens: int = Field(ge=1)
-
-
-def words(text: str) -> list[str]:
-    """A text as SQuAD compares it: lower case, without punctuation and the articles a, an, the."""
-    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
-
-
-def exact_match(completion: str, reference: str) -> float:
-    """1 where both say the same words, else 0."""
-    return float(words(completion) == words(reference))
-
-
-def token_f1(completion: str, reference: str) -> float:
-    """The harmonic mean of precision and recall over words, each counted as often as it stands there; two empty texts agree."""
-    got, wanted = words(completion), words(reference)
-    if not got or not wanted:
-        return float(got == wanted)
-    shared = sum((Counter(got) & Counter(wanted)).values())
-    return 2 * shared / (len(got) + len(wanted))
 
 
 def measure(solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), against: Sequence[str] = AGAINST) -> list[Row]:
@@ -68,7 +46,7 @@ def measure(solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), 
     Returns:
         One row a task and model, clustered by prompt; the loss is a ratio of sums, clustered by document.
     """
-    formulas = {"exact_match": exact_match, "token_f1": token_f1}
+    formulas = {"exact_match": text_metrics.exact_match, "word_f1": text_metrics.word_f1}
     rows: list[Row] = []
     for task in dict.fromkeys(solution.task for solution in solutions):
         observations = [

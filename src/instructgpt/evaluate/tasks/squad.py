@@ -5,14 +5,12 @@ A question that the background does not answer has one right answer: `Not in bac
 
 from __future__ import annotations
 
-import re
-import string
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from instructgpt.evaluate.rows import Observation, Row, per_model
 from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told, rows_of, some
+from instructgpt.evaluate.text_metrics import exact_match, word_f1
 
 NAME = "squad"
 INSTRUCTION = (
@@ -52,26 +50,6 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
             ]
             rows += per_model(NAME, metric, condition, observations, share=True)
     return rows
-
-
-def plain(text: str) -> list[str]:
-    """Words in small letters without punctuation and articles, as SQuAD's own script has them."""
-    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-def exact_match(said: str, answer: str) -> float:
-    """1 where the words are the same."""
-    return float(plain(said) == plain(answer))
-
-
-def word_f1(said: str, answer: str) -> float:
-    """F1 of the words, counted with repetition; where either has none, 1 if both have none."""
-    mine, right = plain(said), plain(answer)
-    if not mine or not right:
-        return float(mine == right)
-    shared = sum((Counter(mine) & Counter(right)).values())
-    return 2 * shared / (len(mine) + len(right))
 
 
 EVALUATION = Evaluation(NAME, "questions about a background, some without an answer", "squad_v2_dev_half.jsonl.gz", read, measure)
