@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+from instructgpt.statistics.categories import krippendorff_alpha
 from instructgpt.statistics.estimate import (
     NOTHING,
     TAIL,
@@ -165,7 +166,7 @@ def by_labeler(cells: Cells) -> list[LabelerAgreement]:
     prompt = np.concatenate([cells.prompt, cells.prompt])
     alike, shared = (np.concatenate([count, count]) for count in (cells.alike, cells.alike + cells.opposite))
     people = len(cells.labelers)
-    x, n = (np.bincount(labeler, weights=count, minlength=people) for count in (alike, shared))
+    x, n = (np.bincount(labeler, weights=count, minlength=people).astype(np.float64) for count in (alike, shared))
     share = np.divide(x, n, out=np.zeros(people), where=n > 0)
     prior = _prior(x, n, _design_effect(alike - shared * share[labeler], labeler, prompt, n, share))
     found = []
@@ -235,6 +236,16 @@ def concordance(rankings: Sequence[Ranks]) -> Concordance:
     return Concordance(interval(float(w.mean()), spread, len(w)), float(chance.mean()))
 
 
+def alpha_of_pairs(rankings: Sequence[Ranks]) -> Estimate:
+    """Krippendorff's alpha of better, worse and tie (nominal), one unit a pair of completions; clustered by prompt.
+
+    Without ties it is close to 2 p − 1, p the share of pairs alike: 72.6 % is about 0.45, and the usual bounds (0.667, 0.8) are none here.
+    """
+    given = judgements(rankings)
+    turns = int(given.turn.max(initial=0)) + 1
+    return krippendorff_alpha(given.pair * turns + given.turn, given.sign.tolist(), clusters=given.prompt)
+
+
 def _kendall_w(ranks: Floats) -> Floats:
     """W of each prompt: ranks (G, m labelers, K) -> (G,); NaN where all tied everything.
 
@@ -247,7 +258,7 @@ def _kendall_w(ranks: Floats) -> Floats:
     ties = (level**2 - 1).sum((1, 2))  # a tie of t has t members, each adding t² − 1
     bottom = m**2 * (k**3 - k) - m * ties
     top = 12 * ((sums - sums.mean(1, keepdims=True)) ** 2).sum(1)
-    return np.divide(top, bottom, out=np.full(len(ranks), np.nan), where=bottom > 0)
+    return np.asarray(np.divide(top, bottom, out=np.full(len(ranks), np.nan), where=bottom > 0))
 
 
 def _for_each(cells: Cells) -> dict[Hashable, Agreement]:
