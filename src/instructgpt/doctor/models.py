@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from instructgpt.data.statistics import agreement
 from instructgpt.doctor.findings import Finding, Patient
 from instructgpt.errors import BadInput
 from instructgpt.models.scalar import recorded_offset
 from instructgpt.records import Ranking, Skipped, read_records
 from instructgpt.run import content_hash
+from instructgpt.statistics.agreement import agreement
 
 OFFSET_ROUNDING = 1e-3
 NEAR_LENGTH, CHANCE = 0.02, 0.55
@@ -86,7 +86,7 @@ def rankings(patient: Patient, file: Path) -> Iterator[Finding]:
             f"{100 * tied:.0f} % of the pairs in {file.name} are ties",
             "ties give the loss nothing: show labelers completions that differ more (several models, a higher temperature)",
         )
-    agreed = agreement(found).share
+    agreed = agreement(found).decided.value
     if agreed is not None and agreed < LOW_AGREEMENT:
         yield Finding(
             "notice",

@@ -17,7 +17,7 @@ import sacrebleu
 from rouge_score import rouge_scorer
 from scipy.optimize import linear_sum_assignment
 
-from instructgpt.evaluate.estimate import Estimate
+from instructgpt.statistics.estimate import Estimate
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 RESAMPLES = 1000
