@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-ROUTERS: tuple[APIRouter, ...] = ()
+from instructgpt.label.pages import sign_in
+
+ROUTERS: tuple[APIRouter, ...] = (sign_in.router,)
