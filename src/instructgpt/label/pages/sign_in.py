@@ -10,11 +10,11 @@ from instructgpt.label import accounts, consent
 from instructgpt.label.access import Visitor, allow, cookie_name, everyone, site_of
 from instructgpt.label.pages.render import inside, language, page, redirect
 from instructgpt.label.problem import Problem
+from instructgpt.label.prose import rendered
 from instructgpt.label.security import rates
 from instructgpt.label.security.passwords import MIN_LENGTH
 from instructgpt.label.site import Site
 from instructgpt.label.tables import Invite, Person, now
-from instructgpt.label.prose import rendered
 
 router = APIRouter()
 
