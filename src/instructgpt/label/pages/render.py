@@ -11,26 +11,42 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from instructgpt.label.access import Visitor, who
 from instructgpt.label.problem import Problem
-from instructgpt.label.words import Words, words_for
+from instructgpt.label.words import Words, languages, load, words_for
 
 FOLDER = Path(__file__).parent.parent
 TEMPLATES = Environment(
     loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 
+LANGUAGE_COOKIE, THEME_COOKIE = "language", "theme"
+THEMES = ("auto", "light", "dark")
+
 
 def page(request: Request, visitor: Visitor, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A template as a page, in the visitor's language. Templates know `t` (the catalogue), `visitor`, `csrf` and `path`."""
+    """A template as a page, in the visitor's language. Templates know `t` (the catalogue), `visitor`, `csrf`, `path`, `theme`."""
     words = language(request, visitor)
     csrf = visitor.login.csrf if visitor.login else ""
-    html = TEMPLATES.get_template(template).render(t=words, visitor=visitor, csrf=csrf, path=request.url.path, **values)
+    html = TEMPLATES.get_template(template).render(
+        t=words, visitor=visitor, csrf=csrf, path=request.url.path, theme=theme(request, visitor), languages=named(), **values
+    )
     return HTMLResponse(html, status_code=status)
 
 
 def language(request: Request, visitor: Visitor) -> Words:
     """The catalogue for a visitor: the language they chose, otherwise what their browser asks for."""
-    chosen = visitor.person.language if visitor.person else request.headers.get("accept-language", "")
-    return words_for(chosen)
+    asked = request.cookies.get(LANGUAGE_COOKIE) or request.headers.get("accept-language", "")
+    return words_for(visitor.person.language if visitor.person else asked)
+
+
+def theme(request: Request, visitor: Visitor) -> str:
+    """`light`, `dark`, or `auto`: as the system has it."""
+    chosen = visitor.person.theme if visitor.person else request.cookies.get(THEME_COOKIE, "auto")
+    return chosen if chosen in THEMES else "auto"
+
+
+def named() -> list[tuple[str, str]]:
+    """(code, own name) of every language."""
+    return [(code, load(code)("site.language")) for code in languages()]
 
 
 def answer_problem(request: Request, problem: Exception) -> Response:
