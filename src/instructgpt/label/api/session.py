@@ -43,7 +43,7 @@ class Me(BaseModel):
 
 
 @router.post("/sign-in")
-def sign_in(request: Request, answer: Response, visitor: Annotated[Visitor, everyone()], form: SignIn) -> Me:
+def sign_in(request: Request, answer: Response, _: Annotated[Visitor, everyone()], form: SignIn) -> Me:
     """Sign in; the cookie comes with the answer."""
     site = site_of(request)
     token, login = accounts.sign_in(site, form.name, form.password, **whence(request))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import sign_in
+from instructgpt.label.pages import look, sign_in
 
-ROUTERS: tuple[APIRouter, ...] = (sign_in.router,)
+ROUTERS: tuple[APIRouter, ...] = (
+    look.ROUTER,
+    sign_in.router,
+)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from instructgpt.label.access import Visitor, who
 from instructgpt.label.problem import Problem
-from instructgpt.label.words import Words, words_for
+from instructgpt.label.words import Words, languages, load, words_for
 
 FOLDER = Path(__file__).parent.parent
 ONWARD = {"sign_in": "/sign-in", "consent_needed": "/consent", "read_instructions": "/instructions/{purpose}"}
@@ -23,19 +23,35 @@ TEMPLATES = Environment(
     loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 
+LANGUAGE_COOKIE, THEME_COOKIE = "language", "theme"
+THEMES = ("auto", "light", "dark")
+
 
 def page(request: Request, visitor: Visitor, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A template as a page, in the visitor's language. Templates know `t` (the catalogue), `visitor`, `csrf` and `path`."""
+    """A template as a page, in the visitor's language. Templates know `t` (the catalogue), `visitor`, `csrf`, `path`, `theme`."""
     words = language(request, visitor)
     csrf = visitor.login.csrf if visitor.login else ""
-    html = TEMPLATES.get_template(template).render(t=words, visitor=visitor, csrf=csrf, path=request.url.path, **values)
+    html = TEMPLATES.get_template(template).render(
+        t=words, visitor=visitor, csrf=csrf, path=request.url.path, theme=theme(request, visitor), languages=named(), **values
+    )
     return HTMLResponse(html, status_code=status)
 
 
 def language(request: Request, visitor: Visitor) -> Words:
     """The catalogue for a visitor: the language they chose, otherwise what their browser asks for."""
-    chosen = visitor.person.language if visitor.person else request.headers.get("accept-language", "")
-    return words_for(chosen)
+    asked = request.cookies.get(LANGUAGE_COOKIE) or request.headers.get("accept-language", "")
+    return words_for(visitor.person.language if visitor.person else asked)
+
+
+def theme(request: Request, visitor: Visitor) -> str:
+    """`light`, `dark`, or `auto`: as the system has it."""
+    chosen = visitor.person.theme if visitor.person else request.cookies.get(THEME_COOKIE, "auto")
+    return chosen if chosen in THEMES else "auto"
+
+
+def named() -> list[tuple[str, str]]:
+    """(code, own name) of every language."""
+    return [(code, load(code)("site.language")) for code in languages()]
 
 
 def answer_problem(request: Request, problem: Exception) -> Response:
@@ -79,9 +95,3 @@ def answer_failure(request: Request, _: Exception) -> Response:
 def redirect(to: str) -> RedirectResponse:
     """On to another page after a form has done its work."""
     return RedirectResponse(to, status_code=303)
-
-
-def inside(to: str) -> str:
-    """An address of this site: as given when it is one, the front page otherwise."""
-    plain = to.startswith("/") and not to.startswith(("//", "/\\")) and to.isprintable() and "\\" not in to
-    return to if plain and not urlsplit(to).netloc else "/"

@@ -8,9 +8,10 @@ from fastapi import APIRouter, Form, Request, Response
 
 from instructgpt.label import accounts, consent
 from instructgpt.label.access import Visitor, allow, cookie_name, everyone, site_of
-from instructgpt.label.pages.render import inside, language, page, redirect
+from instructgpt.label.pages.look import local
+from instructgpt.label.pages.render import language, page, redirect
 from instructgpt.label.problem import Problem
-from instructgpt.label.prose import rendered
+from instructgpt.label.text import rendered
 from instructgpt.label.security import rates
 from instructgpt.label.security.passwords import MIN_LENGTH
 from instructgpt.label.site import Site
@@ -36,7 +37,7 @@ def front(visitor: Anybody) -> Response:
 @router.get("/sign-in")
 def ask_to_sign_in(request: Request, visitor: Anybody, next: str = "/") -> Response:
     """The form."""
-    return page(request, visitor, "sign_in.html", onward=inside(next), wrong=None, name="")
+    return page(request, visitor, "sign_in.html", onward=local(next), wrong=None, name="")
 
 
 @router.post("/sign-in")
@@ -48,8 +49,8 @@ def sign_in(
         token = accounts.sign_in(site_of(request), name, password, **whence(request))[0]
     except Problem as problem:
         wrong = language(request, visitor)(f"problem.{problem.code}", **problem.values)
-        return page(request, visitor, "sign_in.html", status=problem.status, onward=inside(next), wrong=wrong, name=name)
-    return with_cookie(redirect(inside(next)), site_of(request), token)
+        return page(request, visitor, "sign_in.html", status=problem.status, onward=local(next), wrong=wrong, name=name)
+    return with_cookie(redirect(local(next)), site_of(request), token)
 
 
 @router.post("/sign-out")

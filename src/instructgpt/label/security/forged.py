@@ -1,8 +1,8 @@
 """Requests that another site made a browser send. Every request that changes something shows that it came from a page of ours.
 
-Two proofs are asked for. The browser says where the request comes from (`Sec-Fetch-Site`, or `Origin` where it is too old or the site has no
-https), and whoever is signed in sends the token of that sign-in along (`X-CSRF-Token`, or the form's field `csrf`). Programs with a key carry
-no cookie, so nobody can borrow it: they are exempt.
+Two proofs are asked for. The browser says where the request comes from (`Sec-Fetch-Site`, or `Origin` where it is too old or the
+site has no https), and whoever is signed in sends the token of that sign-in along (`X-CSRF-Token`, or the form's field `csrf`). Programs
+with a key carry no cookie, so nobody can borrow it: they are exempt.
 """
 
 from __future__ import annotations
