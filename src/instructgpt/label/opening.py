@@ -18,7 +18,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from instructgpt.errors import BadInput
 from instructgpt.label.database import Database, sqlite_url
 from instructgpt.label.site import Settings, Site
-from instructgpt.label.tables import Base
 
 RECORD, FILE = "site.yaml", "site.db"
 FLEETING = ("tmpfs", "ramfs", "overlay")
@@ -65,11 +64,16 @@ def open_site(folder: Path, url: str | None = None, **settings: Any) -> Site:
         raise BadInput(f"--database: this site was made with {_without_password(stored or 'its own file')}; leave the option out")
     database = Database(stored or sqlite_url(folder / FILE))
     try:
-        Base.metadata.create_all(database.engine)
+        copy = database.upgrade()
+    except BadInput:
+        database.close()
+        raise
     except SQLAlchemyError as error:
         database.close()
         said = " ".join(str(getattr(error, "orig", None) or error).split())
         raise BadInput(f"the database of {folder} cannot be opened ({said}); is it running, and may this user use it?") from error
+    if copy is not None:
+        print(f"the database was brought to this version; as it was before: {copy}")
     return Site(Settings(folder=folder, **settings), database)
 
 
