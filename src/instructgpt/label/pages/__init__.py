@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import look
+from instructgpt.label.pages import home, look, work
 
-ROUTERS: tuple[APIRouter, ...] = (look.ROUTER,)
+ROUTERS: tuple[APIRouter, ...] = (look.ROUTER, home.ROUTER, work.ROUTER)
