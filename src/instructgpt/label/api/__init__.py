@@ -4,4 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-ROUTERS: tuple[APIRouter, ...] = ()
+from instructgpt.label.api import labeler, session
+
+ROUTERS: tuple[APIRouter, ...] = (
+    labeler.router,
+    session.router,
+)
