@@ -280,7 +280,7 @@ def test_a_withdrawn_prompt_leaves_peoples_hands(site):
 # ---------------------------------------------------------------- overlap, gold, repeats
 
 
-def everybody_works(site, people, kind=None):
+def everybody_works(site, people):
     """All people in turn until nobody gets anything. -> assignments by person's name, in order."""
     done = {person.name: [] for person in people}
     at, busy = 1_000, True
