@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
+
+import psycopg
+from site_support import make_site
+
 from instructgpt.label.site import Site
 from instructgpt.label.tables import (
     Assignment,
@@ -131,3 +136,20 @@ def fill(site: Site, people: dict[str, Person]) -> dict[str, Submission]:
         made["heldout prompt"] = hand_in(db, add_task(db, writing, None), hal)
         add_prompt(db, "Write a song", author_id=hal.id, submission_id=made["heldout prompt"].id, source="labeler")
     return made
+
+
+def empty_site(folder, request, kind: str | None = None) -> Site:
+    """An empty site on a database of a kind; without one, what the parameter of the fixture `filled` says. It is closed after the test."""
+    kind = kind or request.node.callspec.params.get("filled", "sqlite")
+    site = make_site(folder, new_database(request) if kind == "postgresql" else None)
+    request.addfinalizer(site.database.close)
+    return site
+
+
+def new_database(request) -> str:
+    """The address of a new, empty PostgreSQL database."""
+    server = request.getfixturevalue("postgres_server")
+    name = f"db_{secrets.token_hex(6)}"
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server}/{name}"

@@ -100,7 +100,7 @@ def test_conversations_and_reviews(filled):
 
 
 def test_nobody_of_the_held_out_can_be_smuggled_into_training(filled):
-    site, _, people = filled
+    site, _, _people = filled
     with site.database.write() as db:
         for name, cohort in (("hal2", "heldout"), ("nobody", None)):
             person = add_person_row(db, name, cohort)
@@ -124,7 +124,7 @@ def add_person_row(db, name, cohort):
 
 
 def test_an_evaluation_stays_closed_until_its_batch_is(filled):
-    site, made, people = filled
+    site, _made, people = filled
     with site.database.write() as db:
         batch = add_batch(db, "running", purpose="evaluation", state="open")
         rank(db, add_task(db, batch, add_prompt(db, "Still?"), [("a", ["m"]), ("b", ["n"])]), db.merge(people["ada"]), [1, 2])
@@ -201,7 +201,7 @@ def test_a_folder_for_datasets_opens_as_one(filled, tmp_path):
         import datasets
 
         loaded = datasets.load_dataset(str(tmp_path / "out"), "comparisons", split="train", cache_dir=str(tmp_path / "cache"))
-        assert loaded.num_rows == 9
+        assert loaded.num_rows == 12
         assert [row.ranks for row in read_records(Ranking, tmp_path / "out")] == [(1, 1, 2, 1), (1, 1, 2, 3)]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| `rankings` | 2 |" in card
