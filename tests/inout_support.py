@@ -29,7 +29,7 @@ HOUR = 3_600_000
 
 
 def add_batch(db, name: str, kind: str = "rank", purpose: str = "training", state: str = "closed", **more) -> Batch:
-    batch = Batch(name=name, kind=kind, purpose=purpose, state=state, policy={"overlap": 1}, **more)
+    batch = Batch(name=name, kind=kind, purpose=purpose, state=state, policy={"overlap": 1}, intake={}, **more)
     db.add(batch)
     db.flush()
     return batch
@@ -120,9 +120,13 @@ def fill(site: Site, people: dict[str, Person]) -> dict[str, Submission]:
         turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Add 1 and 2"}]
         talk = add_prompt(db, "Hi\n\nYes?\n\nAdd 1 and 2", messages=turns)
         made["demonstration"] = hand_in(db, add_task(db, shown, talk), ada)
-        db.add(Demonstration(submission_id=made["demonstration"].id, text="3"))
+        db.add(Demonstration(submission_id=made["demonstration"].id, person_id=ada.id, prompt_id=talk.id, text="3", text_hash="h"))
         made["heldout demonstration"] = hand_in(db, add_task(db, shown, capital), hal)
-        db.add(Demonstration(submission_id=made["heldout demonstration"].id, text="Paris it is"))
+        db.add(
+            Demonstration(
+                submission_id=made["heldout demonstration"].id, person_id=hal.id, prompt_id=capital.id, text="Paris it is", text_hash="h2"
+            )
+        )
         described = add_batch(db, "described", kind="review")
         made["review"] = hand_in(db, add_task(db, described, capital), bob)
         db.add(

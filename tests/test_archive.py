@@ -16,7 +16,7 @@ from instructgpt.errors import BadInput, RunFailed
 from instructgpt.label.archive import read_archive, write_archive
 from instructgpt.label.backup import back_up, look_at_sqlite
 from instructgpt.label.export_files import export
-from instructgpt.label.exports import Filter
+from instructgpt.label.selection import Filter
 from instructgpt.label.tables import ApiKey, Draft, Invite, Journal, Login, Person, RateBucket, SurveyReply, Task
 
 

@@ -12,7 +12,8 @@ from site_support import add_person, make_site
 
 from instructgpt.errors import BadInput
 from instructgpt.label.export_files import COLUMNS, export
-from instructgpt.label.exports import FILES, Filter, Tally, rows, snapshot
+from instructgpt.label.exports import FILES, rows
+from instructgpt.label.selection import Filter, Tally, snapshot
 from instructgpt.records import Demonstration, Prompt, Ranking, read_records
 
 

@@ -24,7 +24,7 @@ from instructgpt.errors import BadInput
 from instructgpt.files import json_line, must_be_free, parse_row, read_lines, writing
 from instructgpt.label.database import Database
 from instructgpt.label.export_files import sha256_of
-from instructgpt.label.exports import AT_ONCE, snapshot
+from instructgpt.label.selection import AT_ONCE, snapshot
 from instructgpt.label.tables import Base
 
 People = Literal["pseudonyms", "whole"]

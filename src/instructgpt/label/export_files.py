@@ -21,7 +21,8 @@ from instructgpt import __version__
 from instructgpt.errors import BadInput
 from instructgpt.files import json_line, must_be_free, writing
 from instructgpt.label.database import Database
-from instructgpt.label.exports import FILES, FileName, Filter, Row, Tally, rows, snapshot
+from instructgpt.label.exports import FILES, FileName, Row, rows
+from instructgpt.label.selection import Filter, Tally, snapshot
 from instructgpt.label.tables import Instructions
 from instructgpt.records import LABELS
 

@@ -1,31 +1,21 @@
-"""What leaves the site: the rows of every file that is made from labelers' work, one row a submission, in a fixed order, streamed.
-
-Two uses divide the work that counts and never share a row. `training` is work of the training cohort in batches for training; it
-feeds SFT and the reward model. `evaluation` is everything done in batches for evaluation, and whatever held-out labelers did: it
-measures models and validates the reward model (paper, 3.4 and 5). What is in neither is counted with its reason.
-"""
+"""What leaves the site: the rows of every file that is made from labelers' work, one row a submission, in a fixed order, streamed."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import combinations
 from math import comb
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Select, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from instructgpt.label.database import Database
+from instructgpt.label.selection import AT_ONCE, HELD_OUT, Filter, Tally, Work, why_not, works
 from instructgpt.label.tables import (
     Assignment,
     Batch,
     Completion,
     Demonstration,
-    Instructions,
     Person,
     Prompt,
     PromptReview,
@@ -36,47 +26,10 @@ from instructgpt.label.tables import (
     Task,
     TaskCompletion,
 )
-from instructgpt.label.tables.tasks import Kind
 from instructgpt.records import LABELS
 
-Use = Literal["training", "evaluation"]
 FileName = Literal["rankings", "demonstrations", "prompts", "comparisons", "pairs", "ratings", "reviews"]
 Row = dict[str, Any]
-AT_ONCE = 500
-"""Submissions held in memory together."""
-HELD_OUT = ("validation", "valid", "test")
-"""Splits on which models are measured."""
-
-
-class Filter(BaseModel):
-    """Which work is exported. Times are milliseconds since 1970, UTC; `until` is not included."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    use: Use = "training"
-    batches: tuple[str, ...] = Field((), description="names of batches; all of them when empty")
-    since: int | None = Field(None, ge=0)
-    until: int | None = Field(None, ge=0)
-
-
-@dataclass(slots=True)
-class Tally:
-    """What became of the rows of one file: how many were written, how many were left out and why, and whose they are."""
-
-    rows: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    labelers: dict[str, set[str]] = field(default_factory=dict)
-
-
-class Work(NamedTuple):
-    """One submission with everything around it."""
-
-    submission: Submission
-    assignment: Assignment
-    task: Task
-    batch: Batch
-    person: Person
-    prompt: Prompt | None
-    instructions: Instructions | None
 
 
 class Judged(NamedTuple):
@@ -86,87 +39,6 @@ class Judged(NamedTuple):
     model: str
     item: RankingItem
     rating: Rating | None
-
-
-@contextmanager
-def snapshot(database: Database) -> Iterator[Session]:
-    """A transaction in which every statement sees the same state, however long it takes and whoever writes meanwhile."""
-    with database.read() as db:
-        if not database.is_sqlite:
-            db.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-        yield db
-
-
-# ---------------------------------------------------------------- which work
-
-
-def why_not(work: Work, wanted: Filter) -> str | None:
-    """Why a submission is not in an export, in a word; None: it is."""
-    if work.submission.replaced_at is not None:
-        return "replaced"
-    if work.submission.invalid_reason is not None:
-        return "invalid"
-    if work.task.state == "withdrawn" or (work.prompt is not None and work.prompt.withdrawn_at is not None):
-        return "withdrawn_prompt"
-    if work.person.status == "erased":
-        return "withdrawn_person"
-    if work.batch.screening is not None:
-        return "screening"
-    return _other_use(work, wanted.use)
-
-
-def _other_use(work: Work, use: Use) -> str | None:
-    if use == "training":
-        if work.batch.purpose != "training":
-            return "evaluation"
-        if work.person.cohort != "training":
-            return "heldout" if work.person.cohort == "heldout" else "no_cohort"
-        return "repeat" if work.assignment.round else None
-    if work.batch.purpose == "evaluation":
-        return None if work.batch.state == "closed" else "batch_not_closed"  # names of models stay hidden until then
-    return None if work.person.cohort == "heldout" else "training"
-
-
-def _submissions(kind: Kind, wanted: Filter) -> Select[Submission, Assignment, Task, Batch, Person, Prompt, Instructions]:
-    """Every submission of a kind that the filter's columns can tell, oldest first."""
-    written = aliased(Prompt)
-    prompt = written if kind == "write" else Prompt
-    chosen = (
-        select(Submission, Assignment, Task, Batch, Person, prompt, Instructions)
-        .join(Assignment, Submission.assignment_id == Assignment.id)
-        .join(Task, Assignment.task_id == Task.id)
-        .join(Batch, Task.batch_id == Batch.id)
-        .join(Person, Assignment.person_id == Person.id)
-        .outerjoin(prompt, written.submission_id == Submission.id if kind == "write" else Task.prompt_id == Prompt.id)
-        .outerjoin(Instructions, Assignment.instructions_id == Instructions.id)
-        .where(Submission.kind == kind)
-        .order_by(Submission.id)
-    )
-    if wanted.batches:
-        chosen = chosen.where(Batch.name.in_(wanted.batches))
-    if wanted.since is not None:
-        chosen = chosen.where(Submission.created_at >= wanted.since)
-    if wanted.until is not None:
-        chosen = chosen.where(Submission.created_at < wanted.until)
-    return chosen
-
-
-def works(db: Session, kind: Kind, wanted: Filter, tally: Tally) -> Iterator[list[Work]]:
-    """The submissions of an export, in portions; those left out are counted."""
-    for portion in db.execute(_submissions(kind, wanted).execution_options(yield_per=AT_ONCE)).partitions():
-        chosen: list[Work] = []
-        for work in map(Work._make, portion):
-            reason = why_not(work, wanted)
-            if reason is not None:
-                tally.left_out[reason] += 1
-            else:
-                tally.labelers.setdefault(work.person.cohort or "none", set()).add(work.person.pseudonym)
-                chosen.append(work)
-        if chosen:
-            yield chosen
-
-
-# ---------------------------------------------------------------- rows
 
 
 def _origin(work: Work) -> Row:
@@ -195,7 +67,10 @@ def _origin(work: Work) -> Row:
 
 
 def judged(db: Session, portion: list[Work]) -> Iterator[tuple[Work, Ranking, list[Judged]]]:
-    """Every ranking of a portion with its completions in the task's order, identical texts once for each model that gave them."""
+    """Every ranking of a portion with its completions in the task's order, identical texts once for each model that gave them.
+
+    A completion that was rated alone, elsewhere, is a ranking of one.
+    """
     first, last = portion[0].submission.id, portion[-1].submission.id
     rankings = {each.submission_id: each for each in db.scalars(select(Ranking).where(Ranking.submission_id.between(first, last)))}
     found = db.execute(
@@ -220,6 +95,9 @@ def _rankings(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
     for portion in works(db, "rank", wanted, tally):
         for work, ranking, parts in judged(db, portion):
             assert work.prompt is not None
+            if len(parts) < 2:
+                tally.left_out["one_completion"] += 1
+                continue
             ratings = [part.rating.rating if part.rating else None for part in parts]
             answers = [part.rating.labels if part.rating else {} for part in parts]
             yield _origin(work) | {
@@ -249,7 +127,7 @@ def _comparisons(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
     for portion in works(db, "rank", wanted, tally):
         for work, _, parts in judged(db, portion):
             assert work.prompt is not None
-            weight = 1 / comb(len(parts), 2)
+            weight = 1 / max(1, comb(len(parts), 2))
             for (i, one), (j, other) in combinations(enumerate(parts), 2):
                 order = other.item.rank - one.item.rank
                 yield {
