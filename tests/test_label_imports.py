@@ -62,7 +62,7 @@ STABLE = (
 
 def stable(found):
     """What an import keeps; ids are new, and rows of one millisecond have no order."""
-    return sorted(json.dumps({key: row[key] for key in STABLE if key in row}) for row in found)
+    return sorted(json.dumps({key: row[key] for key in STABLE if key in row}, sort_keys=True) for row in found)
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
