@@ -6,4 +6,7 @@ from fastapi import APIRouter
 
 from instructgpt.label.api import labeler, session
 
-ROUTERS: tuple[APIRouter, ...] = (session.router, labeler.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    labeler.router,
+    session.router,
+)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import look, sign_in
+from instructgpt.label.pages import instructions, look, sign_in
 
 ROUTERS: tuple[APIRouter, ...] = (
+    instructions.router,
     look.ROUTER,
     sign_in.router,
 )

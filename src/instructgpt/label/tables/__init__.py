@@ -37,7 +37,8 @@ from instructgpt.label.tables.work import (
 )
 
 __all__ = [
-    "Adjudication", "ApiKey", "Assignment", "Base", "Batch", "Completion", "Consent", "ConsentText", "Decision", "Demonstration", "Draft", "Gold", "Grade",
-    "Instructions", "Invite", "Journal", "Login", "Message", "Person", "Prompt", "PromptReview", "Ranking", "RankingItem", "RateBucket",
-    "Rating", "Reading", "Skip", "Submission", "SurveyDone", "SurveyReply", "Task", "TaskCompletion", "new_id", "now",
+    "Adjudication", "ApiKey", "Assignment", "Base", "Batch", "Completion", "Consent", "ConsentText", "Decision", "Demonstration",
+    "Draft", "Gold", "Grade", "Instructions", "Invite", "Journal", "Login", "Message", "Person", "Prompt", "PromptReview", "Ranking",
+    "RankingItem", "RateBucket", "Rating", "Reading", "Skip", "Submission", "SurveyDone", "SurveyReply", "Task", "TaskCompletion",
+    "new_id", "now",
 ]  # fmt: skip
