@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 from site_support import make_site
@@ -154,6 +155,6 @@ def new_database(request) -> str:
     """The address of a new, empty PostgreSQL database."""
     server = request.getfixturevalue("postgres_server")
     name = f"db_{secrets.token_hex(6)}"
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+    with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-    return f"{server}/{name}"
+    return urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
