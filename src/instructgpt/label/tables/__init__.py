@@ -19,7 +19,7 @@ from instructgpt.label.tables.people import (
     Reading,
     SurveyReply,
 )
-from instructgpt.label.tables.quality import Adjudication, Decision, Gold, Grade
+from instructgpt.label.tables.quality import Adjudication, Decision, Gold, Grade, Remark, Room, Vote
 from instructgpt.label.tables.tasks import Batch, Completion, Prompt, Task, TaskCompletion
 from instructgpt.label.tables.work import (
     Assignment,
@@ -37,5 +37,5 @@ from instructgpt.label.tables.work import (
 __all__ = [
     "Adjudication", "ApiKey", "Assignment", "Base", "Batch", "Completion", "Consent", "Decision", "Demonstration", "Draft", "Gold", "Grade",
     "Instructions", "Invite", "Journal", "Login", "Message", "Person", "Prompt", "PromptReview", "Ranking", "RankingItem", "RateBucket",
-    "Rating", "Reading", "Skip", "Submission", "SurveyReply", "Task", "TaskCompletion", "new_id", "now",
+    "Rating", "Reading", "Remark", "Room", "Skip", "Submission", "SurveyReply", "Task", "TaskCompletion", "Vote", "new_id", "now",
 ]  # fmt: skip
