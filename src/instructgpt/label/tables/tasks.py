@@ -37,6 +37,8 @@ class Prompt(Base):
     author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
     submission_id: Mapped[str | None]
     """The submission in which a labeler wrote it."""
+    written: Mapped[dict[str, Any] | None]
+    """What that labeler filled in, part by part (`forms.WriteForm`); `text` is made of it."""
     created_at: Mapped[int] = mapped_column(default=now)
     withdrawn_at: Mapped[int | None]
 
@@ -56,7 +58,8 @@ class Completion(Base):
     score: Mapped[float | None]
     names_itself: Mapped[bool] = mapped_column(default=False)
     """The text gives its model away; its task is marked and shown apart."""
-    author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
+    author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"), index=True)
+    """The labeler whose demonstration this is; they never rank it."""
     created_at: Mapped[int] = mapped_column(default=now)
 
 
@@ -75,7 +78,10 @@ class Batch(Base):
     """Whose work this is; None: anybody's."""
     state: Mapped[str] = mapped_column(default="draft")
     priority: Mapped[int] = mapped_column(default=0)
+    """Work of the batch with the highest number comes first."""
     policy: Mapped[dict[str, Any]]
+    intake: Mapped[dict[str, Any]]
+    """What came in and what was left out: `batches.Intake` as JSON."""
     baseline: Mapped[str | None]
     """Evaluation: the model the others are compared with."""
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
@@ -93,10 +99,10 @@ class Task(Base):
         one_of("kind", KINDS),
         one_of("state", TASK_STATES),
         CheckConstraint("n_open >= 0 AND n_done >= 0 AND n_open + n_done <= overlap", name="overlap"),
-        Index("ix_task_queue", "state", "kind", "priority", "position"),
+        Index("ix_task_queue", "batch_id", "state", "gold", "position"),
     )
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
-    batch_id: Mapped[str] = mapped_column(ForeignKey("batch.id"), index=True)
+    batch_id: Mapped[str] = mapped_column(ForeignKey("batch.id"))
     kind: Mapped[Kind]
     prompt_id: Mapped[str | None] = mapped_column(ForeignKey("prompt.id"), index=True)
     brief: Mapped[dict[str, Any] | None]
@@ -106,10 +112,10 @@ class Task(Base):
     n_done: Mapped[int] = mapped_column(default=0)
     n_skipped: Mapped[int] = mapped_column(default=0)
     state: Mapped[str] = mapped_column(default="open")
-    priority: Mapped[int] = mapped_column(default=0)
     position: Mapped[int] = mapped_column(default=0)
-    """Order within equal priority: random by the batch's seed."""
+    """Order within the batch: random by the policy's seed. Batches come in the order of their priority, the highest first."""
     gold: Mapped[bool] = mapped_column(default=False)
+    """Its answer is known (`quality.Gold`); everybody of the cohort gets it once, at the pace of the policy's `gold_share`."""
     repeat: Mapped[bool] = mapped_column(default=False)
     """Whoever did it is given it once more, later and without a word: the ceiling of agreement."""
 
