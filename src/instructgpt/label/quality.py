@@ -1,0 +1,268 @@
+"""How good the work is: agreement, gold, hidden repeats, habits of each labeler. From rows of the database to numbers, nothing shown here.
+
+The statistics package is imported when numbers are asked for, so that a site starts without it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, median
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from instructgpt.label.rankings import Rated, Ranked, read_rankings, read_ratings
+from instructgpt.label.tables import Gold, Person, Task
+from instructgpt.records import LABELS
+
+if TYPE_CHECKING:
+    from instructgpt.statistics.agreement import Agreement, Concordance, LabelerAgreement, Matrix
+    from instructgpt.statistics.estimate import Estimate
+
+BAND = (0.70, 0.80)
+"""Where agreement of preference data has been seen to lie: 72.6 % and 77.3 % in the paper (3.4), 73 % among researchers before it."""
+COHORTS = ("training", "heldout", "researcher", "owner")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How often the completion shown at each place came first. A tie for the first rank is shared out."""
+
+    firsts: tuple[float, ...]
+    expected: tuple[float, ...]
+    """What would come out if the place on the page played no part."""
+    share: Estimate
+    """Of rankings, the share in which the completion at the top of the page came first, minus what chance would give."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """One labeler's work."""
+
+    labeler: str
+    name: str
+    pseudonym: str
+    cohort: str
+    rankings: int
+    tie_rate: float
+    seconds: float | None
+    """Median active seconds a completion."""
+    hours: float
+    pasted: float | None
+    """The mean share of pasted text, where text was typed: evidence for people, never used automatically."""
+    ratings: tuple[int, ...]
+    """How often 1, 2, … 7 was given."""
+    mean_rating: float | None
+    first_place: float | None
+    """How often the completion at the top of the page came first, beyond what chance would give (difference of shares)."""
+    agreement: LabelerAgreement | None
+    gold: Agreement | None
+    repeats: Agreement | None
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A task on which labelers were not of one mind. `opposite` of `decided` pairs went opposite ways, over all couples of labelers."""
+
+    task: str
+    labelers: int
+    opposite: int
+    decided: int
+
+    @property
+    def share(self) -> float:
+        """The part of decided pairs that went opposite ways."""
+        return self.opposite / self.decided if self.decided else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Everything the page shows."""
+
+    rankings: int
+    tasks: int
+    overall: Agreement
+    cohorts: Mapping[str, Agreement]
+    concordance: Concordance
+    tau: Estimate
+    alphas: Mapping[str, Estimate]
+    """Krippendorff's alpha: `rating` (ordinal), then each label (nominal)."""
+    gold: Agreement | None
+    repeats: Agreement | None
+    position: Position
+    labelers: Sequence[Habits]
+    matrix: Matrix
+    disagreements: Sequence[Disagreement] = field(default_factory=tuple)
+
+
+def quality(db: Session, batch: str | None = None) -> Quality:
+    """The quality of all work, or of one batch. Five statements, however much there is."""
+    from instructgpt.statistics import agreement as agreeing
+
+    rankings = read_rankings(db, batch)
+    ratings = read_ratings(db, batch)
+    golds = read_gold(db, batch)
+    people = {person: rest for person, *rest in db.execute(select(Person.id, Person.name, Person.pseudonym))}
+    cells = agreeing.compare(rankings)
+    with_gold = agreeing.with_gold(by_task(rankings), golds)
+    with_oneself = agreeing.self_agreement(by_task(rankings))
+    cohorts = {
+        cohort: agreeing.agreement([each for each in rankings if each.cohort == cohort])
+        for cohort in COHORTS
+        if any(each.cohort == cohort for each in rankings)
+    }
+    known = {each.labeler: each for each in agreeing.by_labeler(cells)}
+    return Quality(
+        rankings=len(rankings),
+        tasks=len({each.task for each in rankings}),
+        overall=agreeing.summary(cells),
+        cohorts=cohorts,
+        concordance=agreeing.concordance(rankings),
+        tau=agreeing.kendall_tau(cells),
+        alphas=alphas(rankings, ratings),
+        gold=with_gold.get(None),
+        repeats=with_oneself.get(None),
+        position=position(rankings),
+        labelers=habits(rankings, ratings, people, known, with_gold, with_oneself),
+        matrix=agreeing.matrix(cells),
+        disagreements=disagreements(rankings),
+    )
+
+
+def by_task(rankings: Iterable[Ranked]) -> list[Ranked]:
+    """The same rankings with the task in the prompt's place: two tasks may ask about one prompt."""
+    return [replace(each, prompt=each.task) for each in rankings]
+
+
+def read_gold(db: Session, batch: str | None = None) -> list[Ranked]:
+    """Gold rankings, one a task, as if a labeler without a name had made them. One statement."""
+    statement = select(Gold.task_id, Gold.answer).join(Task, Task.id == Gold.task_id).where(Task.kind == "rank", Task.state != "withdrawn")
+    if batch is not None:
+        statement = statement.where(Task.batch_id == batch)
+    golds = []
+    for task, answer in db.execute(statement.order_by(Gold.task_id)):
+        completions, ranks = zip(*answer.items(), strict=True)
+        golds.append(
+            Ranked("", task, "", task, "", "gold", 0, True, None, 0, 0, None, 0, completions, ranks)  # fmt: skip
+        )
+    return golds
+
+
+def alphas(rankings: Sequence[Ranked], ratings: Sequence[Rated]) -> dict[str, Estimate]:
+    """Krippendorff's alpha of ratings (ordinal) and of every label (nominal; not applicable is an answer of its own)."""
+    from instructgpt.statistics import raters
+
+    of = {each.submission: each for each in rankings if each.round == 0}
+    found: dict[str, Estimate] = {}
+    answers: dict[str, list[tuple[Hashable, Hashable, float]]] = {name: [] for name in ("rating", *LABELS)}
+    for rated in ratings:
+        ranking = of.get(rated.submission)
+        if ranking is None:
+            continue
+        unit = (ranking.task, rated.completion)
+        if rated.rating is not None:
+            answers["rating"].append((unit, ranking.labeler, float(rated.rating)))
+        for name, answer in rated.labels.items():
+            answers[name].append((unit, ranking.labeler, 2.0 if answer is None else float(answer)))
+    for name, rows in answers.items():
+        if rows:
+            units, labelers, values = zip(*rows, strict=True)
+            found[name] = raters.alpha(units, labelers, values, "ordinal" if name == "rating" else "nominal")
+    return found
+
+
+def position(rankings: Sequence[Ranked]) -> Position:
+    """Whether what stands first on the page comes first in the ranking. Hidden repeats count: each has an order of its own."""
+    from instructgpt.statistics import estimate
+
+    size = max((len(each.ranks) for each in rankings), default=0)
+    firsts, expected = [0.0] * size, [0.0] * size
+    for each in rankings:
+        best = each.ranks.count(min(each.ranks))
+        for place, rank in enumerate(each.ranks):
+            firsts[place] += (rank == min(each.ranks)) / best
+            expected[place] += 1 / len(each.ranks)
+    excess = [top_share(each) - 1 / len(each.ranks) for each in rankings]
+    share = estimate.mean(excess, [each.prompt for each in rankings], [each.labeler for each in rankings])
+    return Position(tuple(firsts), tuple(expected), share)
+
+
+def top_share(ranking: Ranked) -> float:
+    """1 when the completion at the top of the page came first alone, its part of a tie for the first rank, otherwise 0."""
+    best = min(ranking.ranks)
+    return (ranking.ranks[0] == best) / ranking.ranks.count(best)
+
+
+def tie_rate(ranking: Ranked) -> float:
+    """Of the pairs of a ranking, the share of ties."""
+    k = len(ranking.ranks)
+    return sum(count * (count - 1) for count in Counter(ranking.ranks).values()) / (k * (k - 1))
+
+
+def habits(
+    rankings: Sequence[Ranked],
+    ratings: Sequence[Rated],
+    people: Mapping[str, Sequence[str]],
+    agreement: Mapping[Hashable, LabelerAgreement],
+    gold: Mapping[Hashable, Agreement],
+    repeats: Mapping[Hashable, Agreement],
+) -> list[Habits]:
+    """One row a labeler, those who agree least with the others first."""
+    work: dict[str, list[Ranked]] = {}
+    for each in rankings:
+        work.setdefault(each.labeler, []).append(each)
+    whose = {each.submission: each.labeler for each in rankings}
+    given: dict[str, list[int]] = {labeler: [0] * 7 for labeler in work}
+    for rated in ratings:
+        if rated.rating is not None and rated.submission in whose:
+            given[whose[rated.submission]][rated.rating - 1] += 1
+    rows = []
+    for labeler, own in work.items():
+        counts = given[labeler]
+        paste = [each.pasted for each in own if each.pasted is not None]
+        times = [each.active_ms / 1000 / len(each.ranks) for each in own if each.active_ms]
+        rows.append(
+            Habits(
+                labeler=labeler,
+                name=people[labeler][0],
+                pseudonym=people[labeler][1],
+                cohort=own[0].cohort,
+                rankings=len(own),
+                tie_rate=fmean(tie_rate(each) for each in own),
+                seconds=median(times) if times else None,
+                hours=sum(each.active_ms for each in own) / 3_600_000,
+                pasted=fmean(paste) if paste else None,
+                ratings=tuple(counts),
+                mean_rating=sum(n * count for n, count in enumerate(counts, 1)) / sum(counts) if any(counts) else None,
+                first_place=fmean(top_share(each) - 1 / len(each.ranks) for each in own),
+                agreement=agreement.get(labeler),
+                gold=gold.get(labeler),
+                repeats=repeats.get(labeler),
+            )
+        )
+    return sorted(rows, key=doubtful)
+
+
+def doubtful(row: Habits) -> tuple[bool, float, str]:
+    """Order of the table: least agreement first, those of whom nothing is known last."""
+    value = row.agreement.shrunk.value if row.agreement else None
+    return value is None, value or 0.0, row.name
+
+
+def disagreements(rankings: Sequence[Ranked]) -> list[Disagreement]:
+    """Tasks that several labelers ranked, largest disagreement first. Hidden repeats and golds do not count."""
+    from instructgpt.statistics import agreement as agreeing
+
+    first = [each for each in by_task(rankings) if each.round == 0 and not each.gold]
+    tasks = list(dict.fromkeys(each.task for each in first))
+    people = Counter(each.task for each in first)
+    cells = agreeing.compare(first)
+    opposite, decided = Counter[int](), Counter[int]()
+    for prompt, against, alike in zip(cells.prompt.tolist(), cells.opposite.tolist(), cells.alike.tolist(), strict=True):
+        opposite[prompt] += round(against)
+        decided[prompt] += round(against + alike)
+    found = [Disagreement(task, people[task], opposite[n], decided[n]) for n, task in enumerate(tasks) if people[task] > 1]
+    return sorted(found, key=lambda each: (-each.share, -each.opposite, each.task))
