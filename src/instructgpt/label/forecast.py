@@ -10,6 +10,7 @@ from statistics import fmean, median, variance
 from sqlalchemy import and_, func, literal_column, select
 from sqlalchemy.orm import Session
 
+from instructgpt.label.batches import EVERYBODY
 from instructgpt.label.rankings import joined
 from instructgpt.label.tables import Assignment, Batch, Message, Person, Submission, Task, TaskCompletion
 from instructgpt.label.tables.tasks import KINDS, Kind
@@ -40,12 +41,13 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a batch stands. Assignments are counted as the policy wants them; hidden repeats come on top."""
+    """Where a batch stands. Assignments are counted as the policy wants them; hidden repeats and gold tasks come on top."""
 
     batch: str
     name: str
     kind: Kind
     purpose: str
+    screening: str | None
     state: str
     cohort: str | None
     priority: int
@@ -114,7 +116,7 @@ class Forecast:
 
 
 def speeds(db: Session) -> dict[Kind, Speed]:
-    """The median active time a piece, of each kind, from its latest submissions. One statement a kind and one for sizes."""
+    """The median active time a piece, of each kind, from its latest submissions. One statement a kind."""
     sizes = select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
     found: dict[Kind, Speed] = {}
     for kind in KINDS:
@@ -133,7 +135,7 @@ def speeds(db: Session) -> dict[Kind, Speed]:
 
 def progress(db: Session) -> list[Progress]:
     """Every batch, newest first. Four statements."""
-    alive = Task.state != "withdrawn"
+    alive = and_(Task.state != "withdrawn", Task.overlap < EVERYBODY)
     sizes = select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
     left = Task.overlap - Task.n_done
     counted = (
@@ -153,7 +155,7 @@ def progress(db: Session) -> list[Progress]:
     waiting = _questions(db)
     return [
         Progress(
-            batch.id, batch.name, batch.kind, batch.purpose, batch.state, batch.cohort, batch.priority, batch.created_at,
+            batch.id, batch.name, batch.kind, batch.purpose, batch.screening, batch.state, batch.cohort, batch.priority, batch.created_at,
             *counts.get(batch.id, (0,) * 8), active.get(batch.id, 0), waiting.get(batch.id, 0),
         )
         for batch in db.scalars(select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()))
@@ -161,16 +163,44 @@ def progress(db: Session) -> list[Progress]:
 
 
 def _questions(db: Session) -> dict[str, int]:
-    """Of each batch, threads whose last line is the labeler's own and not settled."""
-    statement = select(Task.batch_id, Message.task_id, Message.about_id, Message.author_id, Message.settled_at)
-    statement = statement.join(Task, Task.id == Message.task_id).order_by(Message.at, Message.id)
-    last: dict[tuple[str, str, str], bool] = {}
-    for batch, task, about, author, settled in db.execute(statement):
-        last[batch, task, about] = author == about and settled is None
-    waiting: dict[str, int] = {}
-    for (batch, _, _), open_ in last.items():
-        waiting[batch] = waiting.get(batch, 0) + open_
-    return waiting
+    """Of each batch, threads in which a labeler's question or report waits for an answer."""
+    asked = select(Message.task_id, Message.about_id).where(Message.author_id == Message.about_id, Message.settled_at.is_(None))
+    threads = asked.distinct().subquery()
+    statement = select(Task.batch_id, func.count()).join(threads, threads.c.task_id == Task.id).group_by(Task.batch_id)
+    return {batch: count for batch, count in db.execute(statement)}
+
+
+def plan(db: Session, batch: Batch, hourly: float | None = None) -> Workload:
+    """What a whole batch asks of people: its tasks with their overlap, the hidden repeats, and gold tasks at their share. Three statements.
+
+    Gold tasks are given at the policy's share of everything a labeler gets, each of them once to each labeler of the batch's cohort.
+    """
+    sizes = select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
+    k = func.coalesce(sizes.c.k, 1)
+    statement = (
+        select(Task.gold, Task.repeat, Task.overlap, func.count(), func.sum(k))
+        .join(sizes, sizes.c.task_id == Task.id, isouter=True)
+        .where(Task.batch_id == batch.id, Task.state != "withdrawn")
+        .group_by(Task.gold, Task.repeat, Task.overlap)
+    )
+    labelers = select(func.count()).where(Person.role == "labeler", Person.status == ("screening" if batch.screening else "active"))
+    people = int(db.scalar(labelers.where(Person.cohort == batch.cohort) if batch.cohort else labelers) or 0)
+    tasks, assignments, pieces, golds, gold_pieces = 0, 0, 0.0, 0, 0.0
+    for gold, repeat, overlap, count, size in db.execute(statement):
+        tasks += count
+        if overlap >= EVERYBODY and not gold:
+            assignments, pieces = assignments + count * people, pieces + float(size) * people
+        elif gold:
+            golds, gold_pieces = golds + count, gold_pieces + float(size)
+        else:
+            times = overlap + bool(repeat)
+            assignments, pieces = assignments + count * times, pieces + float(size) * times
+    if golds:
+        share = float(batch.policy.get("gold_share", 0.0))
+        most = golds * people
+        extra = most if batch.screening or share >= 1 else min(most, round(assignments * share / (1 - share)))
+        assignments, pieces = assignments + extra, pieces + extra * gold_pieces / golds
+    return workload(tasks, assignments, round(pieces), speeds(db)[batch.kind], hourly)
 
 
 def workload(tasks: int, assignments: int, pieces: int, speed: Speed, hourly: float | None) -> Workload:
@@ -219,8 +249,3 @@ def foresee(left: int, past: Sequence[float], z: float = 1.96) -> Forecast:
     a, b, c = mean * mean - noise / len(worked), 2 * mean * left + noise, float(left * left)
     root = math.sqrt(max(0.0, b * b - 4 * a * c))
     return Forecast(left / mean, 2 * c / (b + root), 2 * c / (b - root) if a > 0 else None, mean)
-
-
-def names(db: Session) -> dict[str, str]:
-    """The name of every person, by id."""
-    return {person: name for person, name in db.execute(select(Person.id, Person.name))}
