@@ -6,12 +6,13 @@ upgraded after somebody else has written, however long it waited. On PostgreSQL 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from instructgpt.errors import BadInput
@@ -19,6 +20,11 @@ from instructgpt.errors import BadInput
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
 WRITES = "writes"
 """Option of a connection: this transaction will write."""
+AGAIN = ("40001", "40P01")
+"""PostgreSQL's codes for a serialization failure and a deadlock: the same transaction may succeed when it is begun again."""
+ATTEMPTS = 5
+
+T = TypeVar("T")
 
 
 class Database:
@@ -43,6 +49,20 @@ class Database:
         ):
             yield session
             session.commit()
+
+    def attempt(self, work: Callable[[Session], T]) -> T:
+        """Work in a transaction that writes, again from the start when the database asks for that (PostgreSQL: deadlock, serialization).
+
+        `work` may be called several times, and must do nothing that a rollback does not undo.
+        """
+        for left in range(ATTEMPTS - 1, -1, -1):
+            try:
+                with self.write() as session:
+                    return work(session)
+            except DBAPIError as error:
+                if not left or getattr(error.orig, "sqlstate", None) not in AGAIN:
+                    raise
+        raise AssertionError("unreachable")
 
     @property
     def is_sqlite(self) -> bool:

@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-ROUTERS: tuple[APIRouter, ...] = ()
+from instructgpt.label.api import labeler
+
+ROUTERS: tuple[APIRouter, ...] = (labeler.router,)

@@ -58,7 +58,7 @@ class Completion(Base):
     score: Mapped[float | None]
     names_itself: Mapped[bool] = mapped_column(default=False)
     """The text gives its model away; its task is marked and shown apart."""
-    author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"), index=True)
+    author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
     """The labeler whose demonstration this is; they never rank it."""
     created_at: Mapped[int] = mapped_column(default=now)
 

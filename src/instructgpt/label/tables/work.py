@@ -79,11 +79,16 @@ class Submission(Base):
 
 
 class Demonstration(Base):
-    """The completion a labeler wrote."""
+    """The completion a labeler wrote. Whose it is, and for what, is written down once more, so that nobody is asked to rank their own."""
 
     __tablename__ = "demonstration"
+    __table_args__ = (Index("ix_demonstration_person", "person_id", "prompt_id"),)
     submission_id: Mapped[str] = mapped_column(ForeignKey("submission.id"), primary_key=True)
+    person_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
+    prompt_id: Mapped[str] = mapped_column(ForeignKey("prompt.id"))
     text: Mapped[str]
+    text_hash: Mapped[str]
+    """`intake.text_hash` of the text."""
 
 
 class Ranking(Base):

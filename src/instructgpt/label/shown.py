@@ -1,0 +1,117 @@
+"""Exactly what a labeler's browser gets of a task: never a model's name, sampling, score, a batch's name, or a mark of gold or repeat."""
+
+from __future__ import annotations
+
+from string import ascii_uppercase
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from instructgpt.label.contents import form_of
+from instructgpt.label.drafts import draft_of
+from instructgpt.label.forms import CONDITIONAL, PROMPT_LABELS
+from instructgpt.label.problem import Problem
+from instructgpt.label.submissions import current
+from instructgpt.label.tables import Assignment, Batch, Completion, Instructions, Prompt, Task
+from instructgpt.label.tables.tasks import Kind
+from instructgpt.records import LABELS
+
+
+class Shown(BaseModel):
+    """What all parts have: frozen, nothing else in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShownCompletion(Shown):
+    """One completion under its letter."""
+
+    id: str
+    letter: str
+    text: str
+
+
+class AskedLabel(Shown):
+    """One question; a conditional one can be not applicable."""
+
+    name: str
+    conditional: bool
+
+
+class ShownDraft(Shown):
+    """What was saved, and as which revision."""
+
+    rev: int
+    payload: dict[str, Any]
+
+
+class TaskView(Shown):
+    """A task in a labeler's hands."""
+
+    assignment: str
+    state: str
+    kind: Kind
+    purpose: str
+    screening: str | None
+    prompt: str | None
+    messages: list[dict[str, str]] | None
+    sensitive: bool
+    brief: dict[str, Any] | None
+    completions: list[ShownCompletion]
+    lease_until: int
+    draft: ShownDraft | None
+    submission: dict[str, Any] | None
+    """The form that was handed in, where there is one."""
+    version: int
+    """Of the submission; 0 before the first."""
+    instructions: int | None
+    """The version of the instructions that held when the task was given."""
+    labels: list[AskedLabel]
+    """Rank: the paper's Table 3, of each completion. Review: its Table 7, of the prompt."""
+
+
+def view(db: Session, assignment: Assignment) -> TaskView:
+    """A task as its labeler sees it.
+
+    Raises:
+        Problem: `prompt_withdrawn` (410).
+    """
+    task = db.get_one(Task, assignment.task_id)
+    batch = db.get_one(Batch, task.batch_id)
+    prompt = db.get(Prompt, task.prompt_id) if task.prompt_id else None
+    if prompt is not None and prompt.withdrawn_at is not None:
+        raise Problem(410, "prompt_withdrawn")
+    draft, submission = draft_of(db, assignment), current(db, assignment)
+    read = db.get(Instructions, assignment.instructions_id) if assignment.instructions_id else None
+    return TaskView(
+        assignment=assignment.id,
+        state=assignment.state,
+        kind=task.kind,
+        purpose=batch.purpose,
+        screening=batch.screening,
+        prompt=prompt.text if prompt else None,
+        messages=prompt.messages if prompt else None,
+        sensitive=prompt.sensitive if prompt else False,
+        brief=task.brief,
+        completions=_completions(db, assignment),
+        lease_until=assignment.lease_until,
+        draft=ShownDraft(rev=draft.rev, payload=draft.payload) if draft else None,
+        submission=form_of(db, submission).model_dump(mode="json") if submission else None,
+        version=submission.version if submission else 0,
+        instructions=read.version if read else None,
+        labels=_labels(task.kind),
+    )
+
+
+def _completions(db: Session, assignment: Assignment) -> list[ShownCompletion]:
+    texts = {each.id: each.text for each in db.scalars(select(Completion).where(Completion.id.in_(assignment.shown)))}
+    return [
+        ShownCompletion(id=each, letter=letter, text=texts[each]) for letter, each in zip(ascii_uppercase, assignment.shown, strict=False)
+    ]
+
+
+def _labels(kind: Kind) -> list[AskedLabel]:
+    names = {"rank": LABELS, "review": PROMPT_LABELS}.get(kind, ())
+    return [AskedLabel(name=name, conditional=name in CONDITIONAL) for name in names]
