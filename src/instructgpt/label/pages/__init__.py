@@ -4,4 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-ROUTERS: tuple[APIRouter, ...] = ()
+from instructgpt.label.pages import look, sign_in
+
+ROUTERS: tuple[APIRouter, ...] = (
+    look.ROUTER,
+    sign_in.router,
+)
