@@ -1,7 +1,7 @@
 """Numbers as people read them, tables as CSV, and figures as inline SVG.
 
-A page may hold no style attribute (Content-Security-Policy), so figures say everything by presentation attributes and take their colour
-from the text around them. Every figure has its numbers in a table beside it; for a screen reader it is one labelled picture.
+A page may hold no style attribute (Content-Security-Policy), so figures say everything by presentation attributes and the classes of the
+site's style sheet. Every figure has its numbers in a table beside it; for a screen reader it is one labelled picture.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 NONE = "–"
 WIDTH, ROW, LABEL, ENDS = 640, 26, 190, 130
 """Of a figure, in SVG units: its width, a row's height, the room for a row's name and for its number."""
-ACCENT, OTHER = "#4f7ecb", "#c0703a"
-"""Both readable on a light and on a dark ground."""
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -82,20 +80,21 @@ def spans(
 
     parts: list[str] = []
     if band:
-        parts.append(f'<rect x="{x(band[0])}" y="0" width="{x(band[1]) - x(band[0]):.1f}" height="{height - 20}" fill="{ACCENT}" opacity="0.15"/>')
+        left, right = map(x, band)
+        parts.append(f'<rect x="{left}" y="0" width="{right - left:.1f}" height="{height - 20}" class="band"/>')
     if line is not None:
-        parts.append(f'<line x1="{x(line)}" x2="{x(line)}" y1="0" y2="{height - 20}" stroke="currentColor" stroke-dasharray="3 3" opacity="0.6"/>')
+        parts.append(f'<line x1="{x(line)}" x2="{x(line)}" y1="0" y2="{height - 20}" class="axis" stroke-dasharray="3 3"/>')
     for index, (name, measured) in enumerate(rows):
         y = ROW * index + ROW / 2
-        parts.append(f'<text x="{LABEL - 10}" y="{y + 4}" text-anchor="end" font-size="13" fill="currentColor">{escape(shortened(name))}</text>')
+        parts.append(f'<text x="{LABEL - 10}" y="{y + 4}" text-anchor="end">{escape(shortened(name))}</text>')
         if measured.value is None:
             continue
         if measured.low is not None and measured.high is not None:
-            parts.append(f'<line x1="{x(measured.low)}" x2="{x(measured.high)}" y1="{y}" y2="{y}" stroke="{ACCENT}" stroke-width="3"/>')
-        parts.append(f'<circle cx="{x(measured.value)}" cy="{y}" r="5" fill="{ACCENT}"/>')
-        parts.append(f'<text x="{WIDTH - ENDS + 14}" y="{y + 4}" font-size="13" fill="currentColor">{percent(measured.value)}</text>')
+            parts.append(f'<line x1="{x(measured.low)}" x2="{x(measured.high)}" y1="{y}" y2="{y}" class="whisker"/>')
+        parts.append(f'<circle cx="{x(measured.value)}" cy="{y}" r="5" class="dot"/>')
+        parts.append(f'<text x="{WIDTH - ENDS + 14}" y="{y + 4}">{percent(measured.value)}</text>')
     for tick in (low, (low + high) / 2, high):
-        parts.append(f'<text x="{x(tick)}" y="{height - 4}" text-anchor="middle" font-size="11" fill="currentColor">{percent(tick, 0)}</text>')
+        parts.append(f'<text x="{x(tick)}" y="{height - 4}" text-anchor="middle">{percent(tick, 0)}</text>')
     return svg(parts, height, title)
 
 
@@ -110,27 +109,17 @@ def columns(values: Sequence[float], names: Sequence[str], title: str, marks: Se
         tall = round((floor - 18) * value / top, 1)
         left, wide = round(step * index + step * 0.15, 1), round(step * 0.7, 1)
         middle = round(step * (index + 0.5), 1)
-        parts.append(f'<rect x="{left}" y="{floor - tall}" width="{wide}" height="{tall}" rx="2" fill="{ACCENT}"/>')
+        parts.append(f'<rect x="{left}" y="{floor - tall}" width="{wide}" height="{tall}" rx="2" class="bar"/>')
         if marks:
             y = round(floor - (floor - 18) * marks[index] / top, 1)
-            parts.append(f'<line x1="{left - 3}" x2="{left + wide + 3}" y1="{y}" y2="{y}" stroke="{OTHER}" stroke-width="2"/>')
+            parts.append(f'<line x1="{left - 3}" x2="{left + wide + 3}" y1="{y}" y2="{y}" class="whisker"/>')
         if value and len(values) <= 16:
             shown = number(value, digits)
-            parts.append(f'<text x="{middle}" y="{floor - tall - 5}" text-anchor="middle" font-size="11" fill="currentColor">{shown}</text>')
+            parts.append(f'<text x="{middle}" y="{floor - tall - 5}" text-anchor="middle">{shown}</text>')
         if index % sparse == 0:
-            parts.append(f'<text x="{middle}" y="{height - 10}" text-anchor="middle" font-size="12" fill="currentColor">{escape(name)}</text>')
-    parts.append(f'<line x1="0" x2="{WIDTH}" y1="{floor}" y2="{floor}" stroke="currentColor" opacity="0.4"/>')
+            parts.append(f'<text x="{middle}" y="{height - 10}" text-anchor="middle">{escape(name)}</text>')
+    parts.append(f'<line x1="0" x2="{WIDTH}" y1="{floor}" y2="{floor}" class="axis"/>')
     return svg(parts, height, title)
-
-
-def meter(done: float, title: str) -> Markup:
-    """How much is done, 0 to 1, as a thin bar."""
-    part = round(120 * min(max(done, 0.0), 1.0), 1)
-    return Markup(
-        f'<svg class="meter" viewBox="0 0 120 8" width="120" height="8" role="img" aria-label="{escape(title)}">'
-        '<rect width="120" height="8" rx="4" fill="currentColor" opacity="0.15"/>'
-        f'<rect width="{part}" height="8" rx="4" fill="{ACCENT}"/></svg>'
-    )
 
 
 def shade(value: float | None) -> str:
@@ -142,7 +131,7 @@ def svg(parts: Iterable[str], height: float, title: str) -> Markup:
     """A picture as wide as its place."""
     said = escape(title)
     return Markup(
-        f'<svg class="figure" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" role="img" aria-label="{said}">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" role="img" aria-label="{said}">'
         f"<title>{said}</title>{''.join(parts)}</svg>"
     )
 

@@ -40,5 +40,5 @@ __all__ = [
     "Adjudication", "ApiKey", "Assignment", "Base", "Batch", "Completion", "Consent", "ConsentText", "Decision", "Demonstration",
     "Draft", "Gold", "Grade", "Instructions", "Invite", "Journal", "Login", "Message", "Person", "Prompt", "PromptReview", "Ranking",
     "RankingItem", "RateBucket", "Rating", "Reading", "Remark", "Room", "Skip", "Submission", "SurveyDone", "SurveyReply", "Task",
-    "TaskCompletionfrom", "Votefrom", "new_id",
+    "TaskCompletion", "Vote", "new_id", "now",
 ]  # fmt: skip
