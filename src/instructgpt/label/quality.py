@@ -39,6 +39,20 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
+class Category:
+    """Agreement about the rating, or about one label of Table 3."""
+
+    name: str
+    answers: int
+    yes: float | None
+    """The share of yes where the question applies."""
+    alpha: Estimate
+    ac1: Estimate | None
+    positive: Estimate | None
+    """When one labeler says yes, how often another one does."""
+
+
+@dataclass(frozen=True, slots=True)
 class Habits:
     """One labeler's work."""
 
@@ -88,8 +102,7 @@ class Quality:
     cohorts: Mapping[str, Agreement]
     concordance: Concordance
     tau: Estimate
-    alphas: Mapping[str, Estimate]
-    """Krippendorff's alpha: `rating` (ordinal), then each label (nominal)."""
+    categories: Sequence[Category]
     gold: Agreement | None
     repeats: Agreement | None
     position: Position
@@ -122,7 +135,7 @@ def quality(db: Session, batch: str | None = None) -> Quality:
         cohorts=cohorts,
         concordance=agreeing.concordance(rankings),
         tau=agreeing.kendall_tau(cells),
-        alphas=alphas(rankings, ratings),
+        categories=categories(rankings, ratings),
         gold=with_gold.get(None),
         repeats=with_oneself.get(None),
         position=position(rankings),
@@ -151,26 +164,34 @@ def read_gold(db: Session, batch: str | None = None) -> list[Ranked]:
     return golds
 
 
-def alphas(rankings: Sequence[Ranked], ratings: Sequence[Rated]) -> dict[str, Estimate]:
-    """Krippendorff's alpha of ratings (ordinal) and of every label (nominal; not applicable is an answer of its own)."""
-    from instructgpt.statistics import raters
+def categories(rankings: Sequence[Ranked], ratings: Sequence[Rated]) -> list[Category]:
+    """Ratings (ordinal), then every label that was answered (nominal; not applicable is an answer of its own). Hidden repeats do not count."""
+    from instructgpt.statistics.categories import gwet_ac1, krippendorff_alpha, positive_agreement
 
     of = {each.submission: each for each in rankings if each.round == 0}
-    found: dict[str, Estimate] = {}
-    answers: dict[str, list[tuple[Hashable, Hashable, float]]] = {name: [] for name in ("rating", *LABELS)}
+    answers: dict[str, list[tuple[Hashable, float, str]]] = {name: [] for name in ("rating", *LABELS)}
     for rated in ratings:
         ranking = of.get(rated.submission)
         if ranking is None:
             continue
         unit = (ranking.task, rated.completion)
         if rated.rating is not None:
-            answers["rating"].append((unit, ranking.labeler, float(rated.rating)))
+            answers["rating"].append((unit, float(rated.rating), ranking.prompt))
         for name, answer in rated.labels.items():
-            answers[name].append((unit, ranking.labeler, 2.0 if answer is None else float(answer)))
+            answers[name].append((unit, 2.0 if answer is None else float(answer), ranking.prompt))
+    found = []
     for name, rows in answers.items():
-        if rows:
-            units, labelers, values = zip(*rows, strict=True)
-            found[name] = raters.alpha(units, labelers, values, "ordinal" if name == "rating" else "nominal")
+        if not rows:
+            continue
+        units, values, prompts = zip(*rows, strict=True)
+        if name == "rating":
+            found.append(Category(name, len(rows), None, krippendorff_alpha(units, values, "ordinal", prompts), None, None))
+            continue
+        yes = [(unit, value == 1, prompt) for unit, value, prompt in rows if value != 2]
+        positive = positive_agreement(*(list(column) for column in zip(*yes, strict=True))) if yes else None
+        share = sum(value for _, value, _ in yes) / len(yes) if yes else None
+        alpha = krippendorff_alpha(units, values, "nominal", prompts)
+        found.append(Category(name, len(rows), share, alpha, gwet_ac1(units, values, prompts), positive))
     return found
 
 
