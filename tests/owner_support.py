@@ -30,7 +30,18 @@ class Filled:
     rows: dict[type, list[dict]] = field(default_factory=dict)
 
     def rank(
-        self, task: int, person: Person, ranks: Sequence[int], *, order=None, again=0, at=None, active=60_000, ratings=None, labels=None, pasted=None
+        self,
+        task: int,
+        person: Person,
+        ranks: Sequence[int],
+        *,
+        order=None,
+        again=0,
+        at=None,
+        active=60_000,
+        ratings=None,
+        labels=None,
+        pasted=None,
     ) -> str:
         """One labeler's ranks of a task's completions, in the order of the models. `order`: in which they stood on the page."""
         ids = list(self.completions[task].values())
@@ -62,15 +73,26 @@ class Filled:
         self.rows = {}
 
 
-def fill(site: Site, tasks=3, models=("sft", "ppo", "gpt"), name="batch", purpose="training", policy=PLAIN, use_cases=(), opened=True, **options) -> Filled:
+def fill(
+    site: Site, tasks=3, models=("sft", "ppo", "gpt"), name="batch", purpose="training", policy=PLAIN, use_cases=(), opened=True, **options
+) -> Filled:
     """A batch with one completion of each model for each prompt; nothing ranked yet."""
-    prompts = [PromptRecord(prompt=f"{name} prompt {n}", use_case=use_cases[n % len(use_cases)] if use_cases else None) for n in range(tasks)]
-    answers = [Completion(prompt=p.prompt, completion=f"an answer of kind {k} to {p.prompt}", model=m) for p in prompts for k, m in enumerate(models)]
+    prompts = [
+        PromptRecord(prompt=f"{name} prompt {n}", use_case=use_cases[n % len(use_cases)] if use_cases else None) for n in range(tasks)
+    ]
+    answers = [
+        Completion(prompt=p.prompt, completion=f"an answer of kind {k} to {p.prompt}", model=m)
+        for p in prompts
+        for k, m in enumerate(models)
+    ]
     with site.database.write() as db:
         batch = make_batch(db, name, "rank", purpose, prompts, answers, policy, **options)
         if opened:
             open_batch(db, batch)
-        made = {prompt: task for task, prompt in db.query(Task.id, Prompt.text).join(Prompt, Prompt.id == Task.prompt_id).filter(Task.batch_id == batch.id)}
+        made = {
+            prompt: task
+            for task, prompt in db.query(Task.id, Prompt.text).join(Prompt, Prompt.id == Task.prompt_id).filter(Task.batch_id == batch.id)
+        }
         of = {(row.task_id, row.models[0]): row.completion_id for row in db.query(TaskCompletion)}
     order = [made[prompt.prompt] for prompt in prompts]
     return Filled(site, batch.id, order, [{model: of[task, model] for model in models} for task in order])

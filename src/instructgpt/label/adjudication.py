@@ -83,7 +83,9 @@ def case(db: Session, task_id: str) -> Case:
     if task is None or task.kind != "rank" or task.prompt_id is None:
         raise Problem(404, "no_such_task")
     batch, prompt = db.get_one(Batch, task.batch_id), db.get_one(Prompt, task.prompt_id)
-    statement = select(Completion).join(TaskCompletion, TaskCompletion.completion_id == Completion.id).where(TaskCompletion.task_id == task_id)
+    statement = (
+        select(Completion).join(TaskCompletion, TaskCompletion.completion_id == Completion.id).where(TaskCompletion.task_id == task_id)
+    )
     completions = list(db.scalars(statement.order_by(TaskCompletion.position)))
     mine = [each for each in read_rankings(db, batch.id) if each.task == task_id and each.round == 0]
     rankings = sorted(mine, key=lambda each: each.submission[::-1])  # random bits first: neither by name nor by time
@@ -155,7 +157,9 @@ def promote(db: Session, task_id: str, by: Person, at: int, into: str | None = N
     Raises:
         Problem: `not_settled` (409), `already_gold` (409), or `no_such_batch` (404).
     """
-    last = db.scalar(select(Adjudication).where(Adjudication.task_id == task_id).order_by(Adjudication.at.desc(), Adjudication.id.desc()).limit(1))
+    last = db.scalar(
+        select(Adjudication).where(Adjudication.task_id == task_id).order_by(Adjudication.at.desc(), Adjudication.id.desc()).limit(1)
+    )
     task = db.get(Task, task_id)
     if last is None or task is None:
         raise Problem(409, "not_settled")

@@ -24,7 +24,7 @@ def payload_of(kind: Kind, fields: Fields, completions: Sequence[str] = ()) -> d
     if kind == "rank":
         return payload | _ranking(one, completions)
     if kind == "review":
-        asked = {name: ANSWERS.get(one.get(name, ""), None) for name in ("personal_data", "sensitive")}
+        asked = {name: ANSWERS.get(one.get(name, "")) for name in ("personal_data", "sensitive")}
         return payload | asked | {
             "use_case": one.get("use_case") or None, "labels": answers(one, "label:"), "rejected": one.get("rejected") or None,
         }  # fmt: skip

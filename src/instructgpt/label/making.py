@@ -95,7 +95,9 @@ def make(db: Session, wish: Wish, files: Mapping[str, Sequence[Path]], by: Perso
     if wish.kind == "write" and prompts:
         raise BadInput("in a batch of kind 'write' labelers write the prompts; leave the file out")
     if wish.baseline and wish.baseline not in {each.model for each in completions}:
-        raise BadInput(f"no completion is of the baseline '{wish.baseline}'; there are: {', '.join(sorted({each.model for each in completions}))}")
+        raise BadInput(
+            f"no completion is of the baseline '{wish.baseline}'; there are: {', '.join(sorted({each.model for each in completions}))}"
+        )
     try:
         policy = wish.policy
     except ValidationError as error:

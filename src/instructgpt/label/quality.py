@@ -14,28 +14,18 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.rankings import Rated, Ranked, read_rankings, read_ratings
+from instructgpt.label.rankings import Ranked, Rated, read_rankings, read_ratings
 from instructgpt.label.tables import Gold, Person, Task
 from instructgpt.records import LABELS
 
 if TYPE_CHECKING:
     from instructgpt.statistics.agreement import Agreement, Concordance, LabelerAgreement, Matrix
     from instructgpt.statistics.estimate import Estimate
+    from instructgpt.statistics.raters import PositionBias, Report
 
 BAND = (0.70, 0.80)
 """Where agreement of preference data has been seen to lie: 72.6 % and 77.3 % in the paper (3.4), 73 % among researchers before it."""
 COHORTS = ("training", "heldout", "researcher", "owner")
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How often the completion shown at each place came first. A tie for the first rank is shared out."""
-
-    firsts: tuple[float, ...]
-    expected: tuple[float, ...]
-    """What would come out if the place on the page played no part."""
-    share: Estimate
-    """Of rankings, the share in which the completion at the top of the page came first, minus what chance would give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +51,6 @@ class Habits:
     pseudonym: str
     cohort: str
     rankings: int
-    tie_rate: float
     seconds: float | None
     """Median active seconds a completion."""
     hours: float
@@ -70,8 +59,8 @@ class Habits:
     ratings: tuple[int, ...]
     """How often 1, 2, … 7 was given."""
     mean_rating: float | None
-    first_place: float | None
-    """How often the completion at the top of the page came first, beyond what chance would give (difference of shares)."""
+    report: Report
+    """Ties, position bias, straight lines, haste: see the statistics package."""
     agreement: LabelerAgreement | None
     gold: Agreement | None
     repeats: Agreement | None
@@ -105,7 +94,7 @@ class Quality:
     categories: Sequence[Category]
     gold: Agreement | None
     repeats: Agreement | None
-    position: Position
+    position: PositionBias
     labelers: Sequence[Habits]
     matrix: Matrix
     disagreements: Sequence[Disagreement] = field(default_factory=tuple)
@@ -114,6 +103,7 @@ class Quality:
 def quality(db: Session, batch: str | None = None) -> Quality:
     """The quality of all work, or of one batch. Five statements, however much there is."""
     from instructgpt.statistics import agreement as agreeing
+    from instructgpt.statistics import raters
 
     rankings = read_rankings(db, batch)
     ratings = read_ratings(db, batch)
@@ -138,7 +128,7 @@ def quality(db: Session, batch: str | None = None) -> Quality:
         categories=categories(rankings, ratings),
         gold=with_gold.get(None),
         repeats=with_oneself.get(None),
-        position=position(rankings),
+        position=raters.position_bias(each.ranks for each in rankings),
         labelers=habits(rankings, ratings, people, known, with_gold, with_oneself),
         matrix=agreeing.matrix(cells),
         disagreements=disagreements(rankings),
@@ -158,9 +148,7 @@ def read_gold(db: Session, batch: str | None = None) -> list[Ranked]:
     golds = []
     for task, answer in db.execute(statement.order_by(Gold.task_id)):
         completions, ranks = zip(*answer.items(), strict=True)
-        golds.append(
-            Ranked("", task, "", task, "", "gold", 0, True, None, 0, 0, None, 0, completions, ranks)  # fmt: skip
-        )
+        golds.append(Ranked("", task, "", task, "", "gold", 0, True, None, 0, 0, None, 0, completions, ranks))
     return golds
 
 
@@ -195,34 +183,6 @@ def categories(rankings: Sequence[Ranked], ratings: Sequence[Rated]) -> list[Cat
     return found
 
 
-def position(rankings: Sequence[Ranked]) -> Position:
-    """Whether what stands first on the page comes first in the ranking. Hidden repeats count: each has an order of its own."""
-    from instructgpt.statistics import estimate
-
-    size = max((len(each.ranks) for each in rankings), default=0)
-    firsts, expected = [0.0] * size, [0.0] * size
-    for each in rankings:
-        best = each.ranks.count(min(each.ranks))
-        for place, rank in enumerate(each.ranks):
-            firsts[place] += (rank == min(each.ranks)) / best
-            expected[place] += 1 / len(each.ranks)
-    excess = [top_share(each) - 1 / len(each.ranks) for each in rankings]
-    share = estimate.mean(excess, [each.prompt for each in rankings], [each.labeler for each in rankings])
-    return Position(tuple(firsts), tuple(expected), share)
-
-
-def top_share(ranking: Ranked) -> float:
-    """1 when the completion at the top of the page came first alone, its part of a tie for the first rank, otherwise 0."""
-    best = min(ranking.ranks)
-    return (ranking.ranks[0] == best) / ranking.ranks.count(best)
-
-
-def tie_rate(ranking: Ranked) -> float:
-    """Of the pairs of a ranking, the share of ties."""
-    k = len(ranking.ranks)
-    return sum(count * (count - 1) for count in Counter(ranking.ranks).values()) / (k * (k - 1))
-
-
 def habits(
     rankings: Sequence[Ranked],
     ratings: Sequence[Rated],
@@ -232,17 +192,21 @@ def habits(
     repeats: Mapping[Hashable, Agreement],
 ) -> list[Habits]:
     """One row a labeler, those who agree least with the others first."""
+    from instructgpt.statistics import raters
+
     work: dict[str, list[Ranked]] = {}
+    given: dict[str, list[int]] = {}
+    for rated in ratings:
+        if rated.rating is not None:
+            given.setdefault(rated.submission, []).append(rated.rating)
     for each in rankings:
         work.setdefault(each.labeler, []).append(each)
-    whose = {each.submission: each.labeler for each in rankings}
-    given: dict[str, list[int]] = {labeler: [0] * 7 for labeler in work}
-    for rated in ratings:
-        if rated.rating is not None and rated.submission in whose:
-            given[whose[rated.submission]][rated.rating - 1] += 1
+    shown = [raters.Shown(each.labeler, each.ranks, given.get(each.submission), each.active_ms / 1000) for each in rankings]
+    reports = {report.labeler: report for report in raters.reports(shown)}
     rows = []
     for labeler, own in work.items():
-        counts = given[labeler]
+        numbers = Counter(rating for each in own for rating in given.get(each.submission, ()))
+        counts = [numbers[rating] for rating in range(1, 8)]
         paste = [each.pasted for each in own if each.pasted is not None]
         times = [each.active_ms / 1000 / len(each.ranks) for each in own if each.active_ms]
         rows.append(
@@ -252,13 +216,12 @@ def habits(
                 pseudonym=people[labeler][1],
                 cohort=own[0].cohort,
                 rankings=len(own),
-                tie_rate=fmean(tie_rate(each) for each in own),
                 seconds=median(times) if times else None,
                 hours=sum(each.active_ms for each in own) / 3_600_000,
                 pasted=fmean(paste) if paste else None,
                 ratings=tuple(counts),
                 mean_rating=sum(n * count for n, count in enumerate(counts, 1)) / sum(counts) if any(counts) else None,
-                first_place=fmean(top_share(each) - 1 / len(each.ranks) for each in own),
+                report=reports[labeler],
                 agreement=agreement.get(labeler),
                 gold=gold.get(labeler),
                 repeats=repeats.get(labeler),

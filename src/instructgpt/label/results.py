@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.rankings import Rated, Ranked, models_of, read_rankings, read_ratings, with_models
+from instructgpt.label.rankings import Ranked, Rated, models_of, read_rankings, read_ratings, with_models
 from instructgpt.label.tables import Batch, Completion, Task, TaskCompletion
 from instructgpt.records import LABELS
 
@@ -140,7 +140,9 @@ def results(db: Session, batch: Batch, baseline: str | None = None) -> Results:
         matrix=_both_ways(pairs),
         strengths=bradley_terry.strengths(rankings, chosen) if rankings else [],
         length_controlled=(
-            win_rate.length_controlled(rankings, chosen, lambda each: [lengths[completion] for completion in each.completions]) if chosen else {}
+            win_rate.length_controlled(rankings, chosen, lambda each: [lengths[completion] for completion in each.completions])
+            if chosen
+            else {}
         ),
         ratings=mean_ratings(rankings, ratings),
         labels=label_shares(rankings, ratings),

@@ -136,7 +136,9 @@ def form_page(
 ) -> Response:  # fmt: skip
     """The form, with what is wrong or what a preview found."""
     commands = ["instructgpt " + " ".join(making.sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl"))]
-    commands.append(f"instructgpt label batch --out {site_of(request).settings.folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR")
+    commands.append(
+        f"instructgpt label batch --out {site_of(request).settings.folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR"
+    )
     return page(
         request, visitor, "batch_new.html", status=422 if wrong else 200, show=figures, given=given, wrong=wrong, work=work, sizes=sizes,
         report={name: count for name, count in (report or {}).items() if count}, use_cases=USE_CASES, commands=commands,

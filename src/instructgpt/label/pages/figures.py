@@ -69,7 +69,12 @@ def hours(ms: float) -> str:
 
 
 def spans(
-    rows: Sequence[tuple[str, Estimate]], title: str, low: float, high: float, band: tuple[float, float] | None = None, line: float | None = None
+    rows: Sequence[tuple[str, Estimate]],
+    title: str,
+    low: float,
+    high: float,
+    band: tuple[float, float] | None = None,
+    line: float | None = None,
 ) -> Markup:
     """Numbers with their intervals, one below the other on a scale from `low` to `high`, over a reference band or line."""
     room = WIDTH - LABEL - ENDS

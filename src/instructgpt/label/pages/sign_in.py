@@ -11,11 +11,11 @@ from instructgpt.label.access import Visitor, allow, cookie_name, everyone, site
 from instructgpt.label.pages.look import local
 from instructgpt.label.pages.render import language, page, redirect
 from instructgpt.label.problem import Problem
-from instructgpt.label.text import rendered
 from instructgpt.label.security import rates
 from instructgpt.label.security.passwords import MIN_LENGTH
 from instructgpt.label.site import Site
 from instructgpt.label.tables import Invite, Person, now
+from instructgpt.label.text import rendered
 
 router = APIRouter()
 
