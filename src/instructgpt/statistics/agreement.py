@@ -20,8 +20,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from instructgpt.statistics.estimate import NOTHING, TAIL, Estimate, Floats, Ints, Spread, clustered, interval, residuals, sum_of_squares
-from instructgpt.statistics.ranked import Bools, Cells, Ranked, Ranks, between_labelers, distinct, judgements, with_oneself
+from instructgpt.statistics.estimate import (
+    NOTHING,
+    TAIL,
+    Bools,
+    Estimate,
+    Floats,
+    Ints,
+    Spread,
+    clustered,
+    interval,
+    residuals,
+    sum_of_squares,
+)
+from instructgpt.statistics.ranked import Cells, Ranked, Ranks, between_labelers, distinct, judgements, with_oneself
 
 FEW = 30
 """Under so many shared pairs a labeler's number says little."""
@@ -131,7 +143,10 @@ def summary(cells: Cells) -> Agreement:
     one = cells.first_tied + cells.second_tied
     total = alike + opposite + one + both
     return Agreement(
-        *(int(round(count.sum())) for count in (alike, opposite, one, both)),
+        alike=round(alike.sum()),
+        opposite=round(opposite.sum()),
+        one_tied=round(one.sum()),
+        both_tied=round(both.sum()),
         decided=_share(cells, alike, alike + opposite),
         three_way=_share(cells, alike + both, total),
         half_credit=_share(cells, alike + both + one / 2, total),
@@ -169,7 +184,8 @@ def matrix(cells: Cells) -> Matrix:
     people = len(cells.labelers)
     place = cells.first * people + cells.second
     alike, shared = (
-        np.bincount(place, weights=count, minlength=people**2).reshape(people, people) for count in (cells.alike, cells.alike + cells.opposite)
+        np.bincount(place, weights=count, minlength=people**2).reshape(people, people)
+        for count in (cells.alike, cells.alike + cells.opposite)
     )
     alike, shared = alike + alike.T, shared + shared.T
     share = np.divide(alike, shared, out=np.full_like(alike, np.nan), where=shared > 0)
@@ -238,7 +254,9 @@ def _for_each(cells: Cells) -> dict[Hashable, Agreement]:
     """All rows under None, then the rows of each labeler."""
     if not len(cells.prompt):
         return {}
-    return {None: summary(cells)} | {cells.labelers[number]: summary(cells.where(cells.first == number)) for number in np.unique(cells.first)}
+    return {None: summary(cells)} | {
+        cells.labelers[number]: summary(cells.where(cells.first == number)) for number in np.unique(cells.first)
+    }
 
 
 def _share(cells: Cells, top: Floats, bottom: Floats) -> Estimate:
@@ -248,7 +266,7 @@ def _share(cells: Cells, top: Floats, bottom: Floats) -> Estimate:
         return NOTHING
     top, bottom = top[kept], bottom[kept]
     value = min(1.0, float(top.sum() / bottom.sum()))
-    return interval(value, _spread(cells.where(kept), residuals(top, bottom), bottom), int(round(bottom.sum())), share=True)
+    return interval(value, _spread(cells.where(kept), residuals(top, bottom), bottom), round(bottom.sum()), share=True)
 
 
 def _spread(cells: Cells, error: Floats, weight: Floats) -> Spread:

@@ -64,7 +64,10 @@ def krippendorff_alpha(
 
 
 def gwet_ac1(
-    units: Sequence[Hashable], values: Sequence[float | bool | str], clusters: Sequence[Hashable] | None = None, categories: int | None = None
+    units: Sequence[Hashable],
+    values: Sequence[float | bool | str],
+    clusters: Sequence[Hashable] | None = None,
+    categories: int | None = None,
 ) -> Estimate:
     """Gwet's AC1 (2008): (observed − chance) / (1 − chance) agreement, with a chance that stays small where one answer is rare.
 

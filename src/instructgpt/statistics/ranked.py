@@ -9,9 +9,8 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from instructgpt.statistics.estimate import Floats, Ints
+from instructgpt.statistics.estimate import Bools, Floats, Ints
 
-Bools = NDArray[np.bool_]
 ROOM = 20_000_000
 """Entries of one table of labelers and pairs at a time."""
 
@@ -174,14 +173,19 @@ def between_labelers(given: Judgements) -> Cells:
     """Each labeler beside each other one of the same prompt. Who judged a pair twice is compared turn by turn."""
     turns = int(given.turn.max(initial=0)) + 1
     group, first, second, counts = _couples(given, given.turn, turns, given.labeler)
-    return Cells(group // turns, first, second, *counts, labelers=given.labelers)
+    return _made(given, group // turns, first, second, counts)
 
 
 def with_oneself(given: Judgements) -> Cells:
     """Each labeler beside the same labeler at another time."""
     people = max(len(given.labelers), 1)
     group, _, _, counts = _couples(given, given.labeler, people, given.turn)
-    return Cells(group // people, group % people, group % people, *counts, labelers=given.labelers)
+    return _made(given, group // people, group % people, group % people, counts)
+
+
+def _made(given: Judgements, prompt: Ints, first: Ints, second: Ints, counts: Floats) -> Cells:
+    alike, opposite, first_tied, second_tied, both_tied = counts
+    return Cells(prompt, first, second, alike, opposite, first_tied, second_tied, both_tied, given.labelers)
 
 
 def _couples(given: Judgements, variant: Ints, variants: int, member: Ints) -> tuple[Ints, Ints, Ints, Floats]:
