@@ -65,6 +65,13 @@ class Habits:
     gold: Agreement | None
     repeats: Agreement | None
 
+    @property
+    def looks(self) -> list[str]:
+        """What a person should look at: habits unlike the others' beyond chance (p below 0.05, adjusted for the number of labelers)."""
+        report = self.report
+        habits = {name: getattr(report, name).p for name in ("ties", "all_tied", "same_rating", "as_shown", "hurried", "pace")}
+        return [name for name, p in {"position": report.position.p, **habits}.items() if p is not None and p < 0.05]
+
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:

@@ -132,6 +132,12 @@ def shade(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else f"shade-{min(max(int((value - 0.5) * 20), 0), 8)}"
 
 
+def win_shade(value: float | None) -> str:
+    """The class of a cell of a matrix of win rates: `shade-3` is even."""
+    ends = (0.3, 0.4, 0.47, 0.53, 0.6, 0.7, 0.8, 0.9)
+    return "" if value is None else f"shade-{sum(value >= end for end in ends)}"
+
+
 def svg(parts: Iterable[str], height: float, title: str) -> Markup:
     """A picture as wide as its place."""
     said = escape(title)
