@@ -11,6 +11,7 @@ from inout_support import add_batch, add_prompt, add_task, fill, rank
 from site_support import add_person, make_site
 
 from instructgpt.errors import BadInput
+from instructgpt.label import privacy
 from instructgpt.label.export_files import COLUMNS, export
 from instructgpt.label.exports import FILES, rows
 from instructgpt.label.selection import Filter, Tally, snapshot
@@ -129,15 +130,19 @@ def test_an_evaluation_stays_closed_until_its_batch_is(filled):
     with site.database.write() as db:
         batch = add_batch(db, "running", purpose="evaluation", state="open")
         rank(db, add_task(db, batch, add_prompt(db, "Still?"), [("a", ["m"]), ("b", ["n"])]), db.merge(people["ada"]), [1, 2])
-    assert read(site, "rankings", use="evaluation")[1].left_out["batch_not_closed"] == 1
+    assert read(site, "rankings", use="evaluation")[1].left_out["blind"] == 1
 
 
-def test_erased_people_are_in_no_export(filled):
+def test_whoever_takes_their_work_back_is_in_no_export(filled):
     site, made, people = filled
     with site.database.write() as db:
-        db.merge(people["ada"]).status = "erased"
+        privacy.withdraw(db, db.merge(people["ada"]), labels=False, at=5, by="cli")
+    assert ids(site, made, "rankings") == ["ada", "bob"]
+    with site.database.write() as db:
+        privacy.erase(db, db.merge(people["ada"]), labels=True, at=6, by="cli")
     assert ids(site, made, "rankings") == ["bob"]
-    assert read(site, "rankings")[1].left_out["withdrawn_person"] == 2
+    assert ids(site, made, "demonstrations") == []
+    assert read(site, "rankings")[1].left_out["withdrawn_by_labeler"] == 2
 
 
 def test_filters_by_batch_and_time(filled):

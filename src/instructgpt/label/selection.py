@@ -18,6 +18,8 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session, aliased
 
 from instructgpt.label.database import Database
+from instructgpt.label.privacy import WITHDRAWN
+from instructgpt.label.results import is_blind
 from instructgpt.label.tables import (
     Assignment,
     Batch,
@@ -81,11 +83,9 @@ def why_not(work: Work, wanted: Filter) -> str | None:
     if work.submission.replaced_at is not None:
         return "replaced"
     if work.submission.invalid_reason is not None:
-        return "invalid"
+        return "withdrawn_by_labeler" if work.submission.invalid_reason == WITHDRAWN else "invalid"
     if work.task.state == "withdrawn" or (work.prompt is not None and work.prompt.withdrawn_at is not None):
         return "withdrawn_prompt"
-    if work.person.status == "erased":
-        return "withdrawn_person"
     if work.batch.screening is not None:
         return "screening"
     return _other_use(work, wanted.use)
@@ -99,7 +99,7 @@ def _other_use(work: Work, use: Use) -> str | None:
             return "heldout" if work.person.cohort == "heldout" else "no_cohort"
         return "repeat" if work.assignment.round else None
     if work.batch.purpose == "evaluation":
-        return None if work.batch.state == "closed" else "batch_not_closed"  # names of models stay hidden until then
+        return "blind" if is_blind(work.batch) else None  # the names of its models are still hidden
     return None if work.person.cohort == "heldout" else "training"
 
 
