@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.api import labeler, session
+from instructgpt.label.api import labeler, owner, prompts, service, session
 
-ROUTERS: tuple[APIRouter, ...] = (
-    labeler.router,
-    session.router,
-)
+ROUTERS: tuple[APIRouter, ...] = (labeler.router, session.router, prompts.router, service.router, owner.router)
