@@ -50,7 +50,7 @@ def has_agreed(db: Session, person: Person) -> bool:
 
 
 def agree(db: Session, person: Person, version: int) -> None:
-    """Note that somebody agreed.
+    """Note that somebody agreed. Who had withdrawn before is paused from now on, until an owner takes them back.
 
     Raises:
         Problem: the version is not the present one: the text changed while they read it.
@@ -60,5 +60,8 @@ def agree(db: Session, person: Person, version: int) -> None:
         raise Problem(409, "consent_changed")
     if not has_agreed(db, person):
         db.add(Consent(person_id=person.id, version=str(version)))
+        back = db.get(Person, person.id)
+        if back is not None and back.status == "withdrawn":
+            back.status = "paused"
         db.flush()
         journal.note(db, person.id, "consent.agree", str(version))

@@ -93,7 +93,7 @@ def difference(first: ArrayLike, second: ArrayLike, *clusters: Keys, seed: int =
     return mean(np.asarray(first, float) - np.asarray(second, float), *clusters, seed=seed)
 
 
-def wilson(successes: int, n: int) -> Estimate:
+def wilson(successes: float, n: int) -> Estimate:
     """A share of n independent trials with Wilson's score interval (1927): right for few trials, as in a screening test.
 
     Raises:

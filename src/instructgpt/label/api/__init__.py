@@ -6,4 +6,7 @@ from fastapi import APIRouter
 
 from instructgpt.label.api import labeler, session
 
-ROUTERS: tuple[APIRouter, ...] = (labeler.router, session.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    labeler.router,
+    session.router,
+)

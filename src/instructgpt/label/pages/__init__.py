@@ -4,10 +4,31 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import adjudication, batches, home, look, overview, quality, results, sign_in, tasks, work
+from instructgpt.label.pages import (
+    account,
+    adjudication,
+    batches,
+    home,
+    instructions,
+    journal,
+    look,
+    overview,
+    people,
+    quality,
+    results,
+    screening,
+    sign_in,
+    tasks,
+    work,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
+    account.router,
+    instructions.router,
+    journal.router,
     look.ROUTER,
+    people.router,
+    screening.router,
     sign_in.router,
     home.ROUTER,
     work.ROUTER,

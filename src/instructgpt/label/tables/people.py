@@ -19,7 +19,7 @@ STATUSES: tuple[Status, ...] = ("screening", "active", "paused", "declined", "wi
 """Only an active labeler gets work; one in screening gets the screening test; held-out labelers are active at once (paper, B.1)."""
 
 PURPOSES = ("training", "evaluation")
-"""What work is for; instructions and exports follow it (paper, 3.4: in training helpfulness leads, in evaluation truth and harmlessness)."""
+"""What work is for; instructions and exports follow it: helpfulness leads in training, truth and harmlessness in evaluation (3.4)."""
 
 
 class Person(Base):
