@@ -11,6 +11,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
+from site_support import database_url, postgres_server, postgres_url, site  # noqa: F401
 
 from instructgpt.config import make_config
 from instructgpt.data.corpus import train_tokenizer

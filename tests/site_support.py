@@ -1,10 +1,21 @@
-"""A site for tests: on SQLite in a temporary folder, or on a PostgreSQL that is there (`INSTRUCTGPT_TEST_POSTGRES`)."""
+"""A site for tests: on SQLite in a temporary folder, and on PostgreSQL.
+
+PostgreSQL is the server that `INSTRUCTGPT_TEST_POSTGRES` names (it must let us make databases), or one that is started for the tests.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from itertools import count
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
+import pytest
 from fastapi.testclient import TestClient
 
 from instructgpt.label.access import COOKIE
@@ -46,3 +57,69 @@ def client_of(site: Site, person: Person | None = None) -> TestClient:
         client.cookies.set(COOKIE, token)
         client.headers["X-CSRF-Token"] = f"csrf-{person.id}"
     return client
+
+
+NUMBERS = count()
+
+
+def postgres_program(name: str) -> str | None:
+    """Where a program of PostgreSQL is, the newest version's."""
+    found = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep)] + sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True
+    )
+    return next((str(folder / name) for folder in found if (folder / "initdb").exists() and (folder / name).exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """The address of a PostgreSQL server for this session, without the name of a database."""
+    if given := os.environ.get("INSTRUCTGPT_TEST_POSTGRES"):
+        yield given
+        return
+    initdb, pg_ctl = postgres_program("initdb"), postgres_program("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is not installed, and here it must be: install it or set INSTRUCTGPT_TEST_POSTGRES")
+        pytest.skip("PostgreSQL is not installed and INSTRUCTGPT_TEST_POSTGRES is not set")
+    root = os.geteuid() == 0
+    user = "nobody" if root else None  # PostgreSQL refuses to run as root
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    if root:
+        shutil.chown(folder, user)
+
+    def call(*command):
+        subprocess.run(command, check=True, capture_output=True, user=user, cwd=folder)
+
+    call(initdb, "-D", folder / "data", "-U", "tests", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
+    options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=120"
+    call(pg_ctl, "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start")
+    try:
+        yield f"postgresql://tests@/postgres?host={folder}"
+    finally:
+        call(pg_ctl, "-D", folder / "data", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgres_url(postgres_server):
+    """The address of an empty database of its own."""
+    name = f"site_{os.getpid()}_{next(NUMBERS)}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    yield urlunsplit(urlsplit(postgres_server)._replace(path=f"/{name}"))
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request, tmp_path):
+    """The address of an empty database: each test that takes this runs on both."""
+    return request.getfixturevalue("postgres_url") if request.param == "postgresql" else sqlite_url(tmp_path / "site.db")
+
+
+@pytest.fixture
+def site(database_url, tmp_path):
+    """An empty site, on both databases."""
+    made = make_site(tmp_path, database_url)
+    yield made
+    made.database.close()

@@ -19,6 +19,7 @@ from instructgpt.label.problem import Problem
 from instructgpt.label.queue import batches_for, next_task
 from instructgpt.label.site import Settings
 from instructgpt.label.tables import Assignment, Batch, Person, Skip, Submission, Task, TaskCompletion
+from instructgpt.label.tables.base import is_id
 from instructgpt.label.tables.tasks import Kind
 from instructgpt.label.tables.work import SKIP_REASONS
 
@@ -130,7 +131,7 @@ def own(db: Session, person: Person, assignment_id: str) -> Assignment:
     Raises:
         Problem: `no_such_task` (404), for one that does not exist and for somebody else's alike.
     """
-    found = db.get(Assignment, assignment_id)
+    found = db.get(Assignment, assignment_id) if is_id(assignment_id) else None
     if found is None or found.person_id != person.id:
         raise Problem(404, "no_such_task")
     return found

@@ -144,22 +144,26 @@ def _add_tasks(
     twice = set() if batch.screening else set(chosen(ordinary, policy.repeat_share, rng))
     order = list(range(len(wanted)))
     rng.shuffle(order)
+    tasks: list[Task] = []
+    parts: list[TaskCompletion | Gold] = []
     for position, number in enumerate(order):
         candidate, answer = wanted[number], known[number]
         overlap = policy.cohort_overlap if number in more else policy.overlap
         task = Task(
-            batch_id=batch.id, kind=batch.kind, prompt_id=candidate.prompt.id if candidate.prompt else None, brief=candidate.brief,
-            overlap=EVERYBODY if batch.screening or answer is not None else overlap, position=position, gold=answer is not None,
-            repeat=number in twice,
+            id=new_id(), batch_id=batch.id, kind=batch.kind, prompt_id=candidate.prompt.id if candidate.prompt else None,
+            brief=candidate.brief, overlap=EVERYBODY if batch.screening or answer is not None else overlap, position=position,
+            gold=answer is not None, repeat=number in twice,
         )  # fmt: skip
-        task.id = new_id()
-        db.add(task)
-        db.add_all(
+        tasks.append(task)
+        parts += [
             TaskCompletion(task_id=task.id, completion_id=each.completion.id, position=place, models=each.models)
             for place, each in enumerate(candidate.completions)
-        )
+        ]
         if answer is not None:
-            db.add(Gold(task_id=task.id, answer=dict(answer), source="intake", created_by=by.id if by else None))
+            parts.append(Gold(task_id=task.id, answer=dict(answer), source="intake", created_by=by.id if by else None))
+    db.add_all(tasks)
+    db.flush()
+    db.add_all(parts)
     db.flush()
 
 

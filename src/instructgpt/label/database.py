@@ -7,8 +7,9 @@ upgraded after somebody else has written, however long it waited. On PostgreSQL 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from instructgpt.errors import BadInput
+from instructgpt.label import migrate
 
 PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
 WRITES = "writes"
@@ -23,6 +25,8 @@ WRITES = "writes"
 AGAIN = ("40001", "40P01")
 """PostgreSQL's codes for a serialization failure and a deadlock: the same transaction may succeed when it is begun again."""
 ATTEMPTS = 5
+POOL = 20
+"""Connections kept; as many again when all are busy. Requests are answered by 40 threads at most."""
 
 T = TypeVar("T")
 
@@ -33,6 +37,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = connect(url)
+        self._turn: AbstractContextManager[Any] = RLock() if self.is_sqlite else nullcontext()
+        """SQLite has one writer at a time; those of this process wait here, where the next one is woken at once, and not in its retries."""
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -44,6 +50,7 @@ class Database:
     def write(self) -> Iterator[Session]:
         """A transaction that writes: committed at the end, rolled back when anything is raised."""
         with (
+            self._turn,
             self.engine.connect().execution_options(**{WRITES: True}) as connection,
             Session(connection, expire_on_commit=False) as session,
         ):
@@ -63,6 +70,18 @@ class Database:
                 if not left or getattr(error.orig, "sqlstate", None) not in AGAIN:
                     raise
         raise AssertionError("unreachable")
+
+    def upgrade(self, revision: str = "head") -> Path | None:
+        """Make or renew the tables; an SQLite file that holds something is copied first. -> the copy. Raises as `migrate.upgrade`."""
+        return migrate.upgrade(self.engine, revision)
+
+    def downgrade(self, revision: str) -> Path | None:
+        """Go back to an earlier structure (`base`: none), with a copy as `upgrade`."""
+        return migrate.downgrade(self.engine, revision)
+
+    def is_current(self) -> bool:
+        """Whether the tables are those of this version of the package."""
+        return migrate.revision(self.engine) == migrate.head()
 
     @property
     def is_sqlite(self) -> bool:
@@ -86,12 +105,12 @@ def connect(url: str) -> Engine:
         BadInput: it is the address of neither.
     """
     if url.startswith("sqlite:"):
-        engine = create_engine(url, connect_args={"check_same_thread": False})
+        engine = create_engine(url, connect_args={"check_same_thread": False}, pool_size=POOL, max_overflow=POOL)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     if url.startswith(("postgresql:", "postgres:")):
-        return create_engine("postgresql+psycopg:" + url.partition(":")[2], pool_size=20, max_overflow=20, pool_pre_ping=True)
+        return create_engine("postgresql+psycopg:" + url.partition(":")[2], pool_size=POOL, max_overflow=POOL, pool_pre_ping=True)
     raise BadInput(f"--database {url}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.assignment import lock
+from instructgpt.label.forms import storable
 from instructgpt.label.problem import Problem
 from instructgpt.label.tables import Assignment, Draft
 
@@ -23,10 +24,14 @@ def save(db: Session, assignment: Assignment, rev: int, payload: dict[str, Any],
         rev: the revision that this one follows; 0 where there was none.
 
     Raises:
-        Problem: `draft_conflict` (409, with `rev` and `payload` of what is there) when another tab saved since; `draft_too_long` (413);
+        Problem: `bad_text` (422) for text that cannot be kept; `draft_conflict` (409, with `rev` and `payload` of what is there) when another tab saved since; `draft_too_long` (413);
             `already_skipped` (409).
     """
-    if len(json.dumps(payload, ensure_ascii=False).encode("utf-8", "surrogatepass")) > MOST_BYTES:
+    try:
+        size = len(storable(json.dumps(payload, ensure_ascii=False)).encode())
+    except ValueError as error:
+        raise Problem(422, "bad_text", reason=str(error)) from error
+    if size > MOST_BYTES:
         raise Problem(413, "draft_too_long", most=MOST_BYTES)
     mine, _ = lock(db, assignment)
     if mine.state == "skipped":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from instructgpt.label.tables.tasks import Kind
 from instructgpt.records import LABELS, USE_CASES
@@ -25,8 +25,21 @@ PROMPT_LABELS = (
 )  # fmt: skip
 """The yes/no questions about a prompt (paper, Table 7)."""
 
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
-Note = Annotated[str, Field(max_length=10_000)]
+
+
+def storable(text: str) -> str:
+    """The text as it is. Raises ValueError for what no database keeps: a NUL character, half of a surrogate pair."""
+    if "\x00" in text:
+        raise ValueError("the text holds a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start + 1} of the text is not a whole one") from error
+    return text
+
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(storable)]
+Note = Annotated[str, Field(max_length=10_000), AfterValidator(storable)]
 
 
 class Form(BaseModel):
@@ -102,7 +115,7 @@ class WriteForm(Form):
 
     kind: Literal["write"] = "write"
     form: Literal["plain", "few_shot", "user_based"] = "plain"
-    text: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    text: Annotated[Text, Field(min_length=1)]
     examples: tuple[tuple[Text, Text], ...] = ()
     use_case: str | None = None
     sensitive: bool = False

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from instructgpt.label.site import Settings
 from instructgpt.label.submissions import editable_until
 from instructgpt.label.tables import Assignment, Person, Prompt, RankingItem, Submission, Task
+from instructgpt.label.tables.base import is_id
 from instructgpt.label.tables.tasks import Kind
 
 PAGE = 50
@@ -49,7 +50,7 @@ def page(db: Session, settings: Settings, person: Person, before: str | None = N
         .order_by(Assignment.id.desc())
         .limit(size + 1)
     )
-    rows = db.execute(chosen.where(Assignment.id < before) if before else chosen).all()
+    rows = db.execute(chosen.where(Assignment.id < before) if before and is_id(before) else chosen).all()
     entries = [_entry(settings, *row) for row in rows[:size]]
     return Page(entries=entries, before=entries[-1].assignment if len(rows) > size else None)
 

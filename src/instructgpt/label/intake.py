@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from sqlalchemy import select
@@ -20,6 +21,7 @@ from instructgpt.label.tables import Completion, Person, Prompt, new_id
 
 MOST_COMPLETIONS = 9
 """They are called A to I; K goes from 4 to 9 in the paper (3.5)."""
+R = TypeVar("R", bound=records.Record)
 AT_ONCE = 500
 """Values that one statement names at most; databases have a limit."""
 
@@ -42,6 +44,8 @@ class Intake(BaseModel):
     too_few: int = 0
     """Prompts with fewer different completions than the smallest K."""
     without_baseline: int = 0
+    mended: int = 0
+    """Texts with characters that no database keeps (NUL, half surrogates), each of which became U+FFFD."""
     name_themselves: int = 0
     """Completions that say which model wrote them: kept, marked, shown apart."""
     unused_gold: int = 0
@@ -108,8 +112,8 @@ def gather(
     """The tasks that can be made, in the order of the prompts. Raises BadInput as `prompt_rows` does, or when nothing was given."""
     if kind == "write":
         return []
-    offered = list(completions) if kind == "rank" else []
-    asked = list(prompts)
+    offered = [_kept(each, report) for each in completions] if kind == "rank" else []
+    asked = [_kept(each, report) for each in prompts]
     if kind == "rank" and not asked:
         asked = [records.Prompt(prompt=text) for text in dict.fromkeys(each.prompt for each in offered)]
     report.prompts, report.completions = len(asked), len(offered)
@@ -123,6 +127,22 @@ def gather(
     if kind != "rank":
         return [Candidate(row) for _, row in usable]
     return _with_completions(db, usable, offered, k, baseline, report, rng)
+
+
+def _kept(record: R, report: Intake) -> R:
+    """A record with texts that can be stored: a model's output may hold any character."""
+    texts = {name: text for name in ("prompt", "completion") if isinstance(text := getattr(record, name, None), str)}
+    mended = {name: whole for name, text in texts.items() if (whole := mend(text)) != text}
+    messages: tuple[records.Message, ...] = getattr(record, "messages", None) or ()
+    if any(mend(each.content) != each.content for each in messages):
+        mended["messages"] = tuple(each.model_copy(update={"content": mend(each.content)}) for each in messages)  # type: ignore[assignment]
+    report.mended += bool(mended)
+    return record.model_copy(update=mended) if mended else record
+
+
+def mend(text: str) -> str:
+    """A text with U+FFFD in place of what no database keeps."""
+    return re.sub("[\x00\ud800-\udfff]", "\ufffd", text)
 
 
 def prompt_rows(db: Session, prompts: Sequence[records.Prompt]) -> list[Prompt]:

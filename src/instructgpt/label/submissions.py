@@ -120,7 +120,7 @@ def check(db: Session, task: Task, form: Form) -> None:
 
 def _with_key(db: Session, assignment: Assignment, key: str) -> Submission | None:
     """What was handed in under a key. Raises Problem `no_key` (422) for a key that is none."""
-    if not key.strip() or len(key) > LONGEST_KEY:
+    if not key.strip() or len(key) > LONGEST_KEY or not key.isprintable():
         raise Problem(422, "no_key", most=LONGEST_KEY)
     return db.scalar(select(Submission).where(Submission.assignment_id == assignment.id, Submission.key == key))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from instructgpt.label.forms import storable
 from instructgpt.label.problem import Problem
 from instructgpt.label.tables import Assignment, Message, Person
 
@@ -30,7 +31,7 @@ def ask(db: Session, assignment: Assignment, body: str, at: int, *, reported: bo
     """A labeler asks about a task of theirs, or reports it.
 
     Raises:
-        Problem: `empty_message` or `message_too_long` (422).
+        Problem: `bad_text`, `empty_message` or `message_too_long` (422).
     """
     return _add(db, assignment.task_id, assignment.person_id, assignment.person_id, body, at, reported)
 
@@ -43,6 +44,10 @@ def answer(db: Session, task_id: str, about: Person, author: Person, body: str, 
 
 
 def _add(db: Session, task_id: str, about: str, author: str, body: str, at: int, reported: bool) -> Message:
+    try:
+        storable(body)
+    except ValueError as error:
+        raise Problem(422, "bad_text", reason=str(error)) from error
     if not body.strip():
         raise Problem(422, "empty_message")
     if len(body) > LONGEST:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from instructgpt.label import assignment as work
 from instructgpt.label import drafts, history, submissions, threads
 from instructgpt.label.access import Visitor, allow, site_of
-from instructgpt.label.forms import FORMS, Form
+from instructgpt.label.forms import FORMS, Form, Note
 from instructgpt.label.problem import Problem
 from instructgpt.label.shown import TaskView, view
 from instructgpt.label.tables import Person, Submission, Task, now
@@ -38,7 +38,7 @@ class SkipGiven(Given):
     """Why a task is handed back."""
 
     reason: str
-    note: Annotated[str, Field(max_length=threads.LONGEST)] = ""
+    note: Note = ""
 
 
 class MessageGiven(Given):

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import home, look, work
+from instructgpt.label.pages import account, home, instructions, journal, look, people, screening, sign_in, work
 
-ROUTERS: tuple[APIRouter, ...] = (look.ROUTER, home.ROUTER, work.ROUTER)
+ROUTERS: tuple[APIRouter, ...] = (
+    account.router,
+    home.ROUTER,
+    instructions.router,
+    journal.router,
+    look.ROUTER,
+    people.router,
+    screening.router,
+    sign_in.router,
+    work.ROUTER,
+)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from fastapi import Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from starlette.exceptions import HTTPException
 
 from instructgpt.label import text
 from instructgpt.label.access import Visitor, who
@@ -17,6 +20,8 @@ from instructgpt.label.problem import Problem
 from instructgpt.label.words import Words, languages, load, words_for
 
 FOLDER = Path(__file__).parent.parent
+ONWARD = {"sign_in": "/sign-in", "consent_needed": "/consent", "read_instructions": "/instructions/{purpose}"}
+"""Where a person must go first when something is refused."""
 TEMPLATES = Environment(
     loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
@@ -71,7 +76,7 @@ TEMPLATES.globals["sentence"] = sentence
 
 
 def answer_problem(request: Request, problem: Exception) -> Response:
-    """A refusal: JSON under /api, a page elsewhere."""
+    """A refusal: JSON under /api, a page elsewhere; where something else comes first, the page leads there."""
     assert isinstance(problem, Problem)
     try:
         visitor = who(request)
@@ -80,4 +85,34 @@ def answer_problem(request: Request, problem: Exception) -> Response:
     said = language(request, visitor)(f"problem.{problem.code}", **problem.values)
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": problem.code, "message": said, "detail": problem.values}, status_code=problem.status)
-    return page(request, visitor, "problem.html", status=problem.status, message=said, code=problem.code)
+    onward = ONWARD.get(problem.code, "").format(**problem.values)
+    if problem.code == "sign_in" and request.method == "GET":
+        onward += "?" + urlencode({"next": request.url.path + (f"?{request.url.query}" if request.url.query else "")})
+    return page(request, visitor, "problem.html", status=problem.status, message=said, code=problem.code, onward=onward)
+
+
+def answer_invalid(request: Request, error: Exception) -> Response:
+    """A form or a body that cannot be read as what was asked for: which field, and what is wrong with it."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
+    return answer_problem(
+        request, Problem(422, "bad_field", field=field[:100], wrong=str(first["msg"]).removeprefix("Value error, ")[:300])
+    )
+
+
+def answer_http(request: Request, error: Exception) -> Response:
+    """An address or a method that does not exist."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "no_such_method"}.get(error.status_code, "bad_request")
+    return answer_problem(request, Problem(error.status_code, code))
+
+
+def answer_failure(request: Request, _: Exception) -> Response:
+    """A fault of ours. The log has the traceback; people read that nothing was changed."""
+    return answer_problem(request, Problem(500, "failed"))
+
+
+def redirect(to: str) -> RedirectResponse:
+    """On to another page after a form has done its work."""
+    return RedirectResponse(to, status_code=303)
