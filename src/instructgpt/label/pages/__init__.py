@@ -8,12 +8,12 @@ from instructgpt.label.pages import account, home, instructions, journal, look, 
 
 ROUTERS: tuple[APIRouter, ...] = (
     account.router,
-    home.ROUTER,
+    home.router,
     instructions.router,
     journal.router,
-    look.ROUTER,
+    look.router,
     people.router,
     screening.router,
     sign_in.router,
-    work.ROUTER,
+    work.router,
 )
