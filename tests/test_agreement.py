@@ -185,10 +185,10 @@ def test_shrunk_shares_are_those_of_a_fine_grid():
 
 @pytest.mark.parametrize("prior", [(14, 6), (60, 25)])
 def test_shrunk_intervals_hold_the_long_run_share(prior):
-    """Of 25 labelers a time, 60 times, who differ much or little: 93 to 97 %, give or take 1.5 %."""
+    """Of 25 labelers a time, 40 times, who differ much or little: 93 to 97 %, give or take 1.5 %."""
     rng = np.random.default_rng(3)
     held, error, plain = [], [], []
-    for _ in range(60):
+    for _ in range(40):
         truth = rng.beta(*prior, 25)
         n = rng.integers(10, 80, 25)
         x = rng.binomial(n, truth)

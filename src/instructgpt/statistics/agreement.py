@@ -13,7 +13,6 @@ the variance is that of prompts, plus that of labelers (the jackknife, leaving o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,10 +27,11 @@ from instructgpt.statistics.estimate import (
     Ints,
     Spread,
     clustered,
+    combined,
     interval,
     residuals,
     sum_of_squares,
-)
+)  # fmt: skip
 from instructgpt.statistics.ranked import Cells, Ranked, Ranks, between_labelers, distinct, judgements, with_oneself
 from instructgpt.statistics.shrinkage import shrunk
 
@@ -296,10 +296,10 @@ def _spread(cells: Cells, error: Floats, weight: Floats) -> Spread:
     by_prompt = sum_of_squares(error, prompt)
     share = np.bincount(person, weights=of_weight) / weight.sum()
     if people < (3 if mixed.any() else 2) or share.max() >= 1:
-        return Spread(by_prompt, prompts - 1 if prompts > 1 else math.inf, prompts)
+        return combined(by_prompt, prompts, 0.0, 1)
     left_out = np.bincount(person, weights=of_person) / (1 - share)
     by_labeler = (people - 1) / people * float((left_out**2).sum()) - _squares(of_person, of_prompt * people + person)
-    return Spread(by_prompt + max(by_labeler, 0.0), min(prompts if prompts > 1 else people, people) - 1, max(prompts, people))
+    return combined(by_prompt, prompts, by_labeler, people)
 
 
 def _squares(error: Floats, cluster: Ints) -> float:
