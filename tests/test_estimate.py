@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from instructgpt.evaluate import estimate
+from instructgpt.statistics import estimate
 
 
 def every_resample(table):

@@ -47,6 +47,8 @@ COMMANDS = (
     Command("data clean", "instructgpt.data.commands", "CleanConfig", "clean", "drop duplicates, cap users, filter personal data"),
     Command("data split", "instructgpt.data.commands", "SplitConfig", "split", "train, validation and test by user"),
     Command("data stats", "instructgpt.data.commands", "StatsConfig", "stats", "what a file holds, in the paper's tables"),
+    Command("label init", "instructgpt.label.commands", "InitConfig", "init", "make a labelers' site; prints the link to set it up"),
+    Command("label serve", "instructgpt.label.commands", "ServeConfig", "serve", "serve a labelers' site"),
 )
 
 

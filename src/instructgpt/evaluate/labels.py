@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.evaluate import estimate
+from instructgpt.statistics import estimate
 from instructgpt.evaluate.preference import clusters, models_of
 from instructgpt.evaluate.rows import Observation, Row, per_model, row
 from instructgpt.records import LABELS, Ranking

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import estimate
-from instructgpt.evaluate.estimate import Estimate
+from instructgpt.statistics import estimate
+from instructgpt.statistics.estimate import Estimate
 from instructgpt.records import write_text
 
 DIFFERENCE = "difference"

@@ -6,19 +6,23 @@ def home(visitor: Annotated[Visitor, allow("labeler")]) -> Response: ...
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Depends, Request
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from instructgpt.label import consent
 from instructgpt.label.problem import Problem
-from instructgpt.label.site import Site
+from instructgpt.label.security import rates
+from instructgpt.label.security.tokens import find_key, hashed
+from instructgpt.label.site import Settings, Site
 from instructgpt.label.tables import ApiKey, Login, Person, now
 from instructgpt.label.tables.people import Role
 
 COOKIE, SECURE_COOKIE = "labeler_session", "__Host-labeler_session"
+SEEN_EVERY = 5 * 60_000
+"""Milliseconds between two notes that somebody is still here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Visitor:
     person: Person | None = None
     login: Login | None = None
     key: ApiKey | None = None
+    agreed: bool = True
+    """Whether they agreed to the present consent text."""
 
     @property
     def me(self) -> Person:
@@ -43,6 +49,7 @@ class Access:
     roles: frozenset[Role] = frozenset()
     scope: str | None = None
     everyone: bool = False
+    without_consent: bool = False
 
     def __call__(self, request: Request) -> Visitor:
         visitor = who(request)
@@ -54,12 +61,17 @@ class Access:
             raise Problem(401, "sign_in")
         if visitor.person is None or visitor.person.role not in self.roles:
             raise Problem(403, "not_allowed")
+        if visitor.person.role == "labeler" and not visitor.agreed and not self.without_consent:
+            raise Problem(403, "consent_needed")
         return visitor
 
 
-def allow(*roles: Role, scope: str | None = None) -> Any:
-    """A person in one of these roles, or (where `scope` is given) a key with this scope."""
-    return Depends(Access(frozenset(roles), scope))
+def allow(*roles: Role, scope: str | None = None, without_consent: bool = False) -> Any:
+    """A person in one of these roles, or (where `scope` is given) a key with this scope.
+
+    Labelers are let in once they agreed to the present consent text, except where `without_consent` says otherwise.
+    """
+    return Depends(Access(frozenset(roles), scope, without_consent=without_consent))
 
 
 def everyone() -> Any:
@@ -74,16 +86,55 @@ def site_of(request: Request) -> Site:
 
 
 def who(request: Request) -> Visitor:
-    """The person behind a request's cookie; nobody when it is missing, revoked or too old."""
-    site = site_of(request)
-    token = request.cookies.get(SECURE_COOKIE if site.settings.secure else COOKIE)
+    """The person behind a request's cookie, or the program behind its key; nobody when either is missing, revoked or too old.
+
+    Raises:
+        Problem: 401 for a key that is none, 429 for one used too often.
+    """
+    if not hasattr(request.state, "visitor"):
+        site, key = site_of(request), request.headers.get("authorization")
+        request.state.visitor = _program(site, key) if key is not None else _person(site, request.cookies.get(cookie_name(site.settings)))
+    visitor: Visitor = request.state.visitor
+    return visitor
+
+
+def cookie_name(settings: Settings) -> str:
+    """The cookie's name; with https one that only this host can set."""
+    return SECURE_COOKIE if settings.secure else COOKIE
+
+
+def _program(site: Site, header: str) -> Visitor:
+    """Whoever shows a key; their calls are counted."""
+    kind, _, text = header.partition(" ")
+    at = now()
+    with site.database.write() as db:
+        key = find_key(db, text.strip(), at) if kind.lower() == "bearer" else None
+        if key is None:
+            raise Problem(401, "bad_key")
+        allowed = rates.take(db, rates.KEY, key.id, at)
+        key.last_used_at = at
+    if not allowed:
+        raise Problem(429, "too_often")
+    return Visitor(key=key)
+
+
+def _person(site: Site, token: str | None) -> Visitor:
+    """Whoever carries a cookie. Being here is noted every few minutes, so that only idle sign-ins end."""
     if not token:
         return Visitor()
     with site.database.read() as db:
-        login = db.scalar(select(Login).where(Login.token_hash == hashlib.sha256(token.encode()).hexdigest()))
-        if login is None or login.revoked_at is not None:
+        login = db.scalar(select(Login).where(Login.token_hash == hashed(token)))
+        if login is None or not is_alive(login, site.settings, now()):
             return Visitor()
-        idle, age = now() - login.seen_at, now() - login.created_at
-        if idle > site.settings.idle_hours * 3_600_000 or age > site.settings.absolute_days * 86_400_000:
-            return Visitor()
-        return Visitor(db.get(Person, login.person_id), login)
+        person = db.get_one(Person, login.person_id)
+        agreed = person.role != "labeler" or consent.has_agreed(db, person)
+    if now() - login.seen_at > SEEN_EVERY:
+        with site.database.write() as db:
+            db.execute(update(Login).where(Login.id == login.id).values(seen_at=now()))
+    return Visitor(person, login, agreed=agreed)
+
+
+def is_alive(login: Login, settings: Settings, at: int) -> bool:
+    """Whether a sign-in still counts: not revoked, not idle for too long, not too old."""
+    idle, age = at - login.seen_at, at - login.created_at
+    return login.revoked_at is None and idle <= settings.idle_hours * 3_600_000 and age <= settings.absolute_days * 86_400_000

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 
 from instructgpt import __version__
 from instructgpt.label.api import ROUTERS as API
 from instructgpt.label.pages import ROUTERS as PAGES
-from instructgpt.label.pages.render import FOLDER, answer_problem
+from instructgpt.label.pages.render import FOLDER, answer_failure, answer_http, answer_invalid, answer_problem
 from instructgpt.label.problem import Problem
+from instructgpt.label.security.forged import protect
 from instructgpt.label.security.headers import SecurityHeaders
 from instructgpt.label.site import Site
 
 
 def create_app(site: Site) -> FastAPI:
     """Everything the site answers to."""
-    app = FastAPI(title="instructgpt labelers' site", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="instructgpt labelers' site",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        dependencies=[Depends(protect)],
+    )
     app.state.site = site
     app.add_middleware(SecurityHeaders, secure=site.settings.secure)
     app.add_exception_handler(Problem, answer_problem)
+    app.add_exception_handler(RequestValidationError, answer_invalid)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(Exception, answer_failure)
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
     for router in (*API, *PAGES):
         app.include_router(router)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.api import labeler
+from instructgpt.label.api import labeler, session
 
-ROUTERS: tuple[APIRouter, ...] = (labeler.router,)
+ROUTERS: tuple[APIRouter, ...] = (
+    labeler.router,
+    session.router,
+)

@@ -10,6 +10,7 @@ from instructgpt.label.tables.base import Base, new_id, now
 from instructgpt.label.tables.people import (
     ApiKey,
     Consent,
+    ConsentText,
     Instructions,
     Invite,
     Journal,
@@ -17,6 +18,7 @@ from instructgpt.label.tables.people import (
     Person,
     RateBucket,
     Reading,
+    SurveyDone,
     SurveyReply,
 )
 from instructgpt.label.tables.quality import Adjudication, Decision, Gold, Grade
@@ -35,7 +37,8 @@ from instructgpt.label.tables.work import (
 )
 
 __all__ = [
-    "Adjudication", "ApiKey", "Assignment", "Base", "Batch", "Completion", "Consent", "Decision", "Demonstration", "Draft", "Gold", "Grade",
-    "Instructions", "Invite", "Journal", "Login", "Message", "Person", "Prompt", "PromptReview", "Ranking", "RankingItem", "RateBucket",
-    "Rating", "Reading", "Skip", "Submission", "SurveyReply", "Task", "TaskCompletion", "new_id", "now",
+    "Adjudication", "ApiKey", "Assignment", "Base", "Batch", "Completion", "Consent", "ConsentText", "Decision", "Demonstration",
+    "Draft", "Gold", "Grade", "Instructions", "Invite", "Journal", "Login", "Message", "Person", "Prompt", "PromptReview", "Ranking",
+    "RankingItem", "RateBucket", "Rating", "Reading", "Skip", "Submission", "SurveyDone", "SurveyReply", "Task", "TaskCompletion",
+    "new_id", "now",
 ]  # fmt: skip

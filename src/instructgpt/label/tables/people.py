@@ -19,7 +19,7 @@ STATUSES: tuple[Status, ...] = ("screening", "active", "paused", "declined", "wi
 """Only an active labeler gets work; one in screening gets the screening test; held-out labelers are active at once (paper, B.1)."""
 
 PURPOSES = ("training", "evaluation")
-"""What work is for; instructions and exports follow it (paper, 3.4: in training helpfulness leads, in evaluation truth and harmlessness)."""
+"""What work is for; instructions and exports follow it: helpfulness leads in training, truth and harmlessness in evaluation (3.4)."""
 
 
 class Person(Base):
@@ -45,6 +45,8 @@ class Person(Base):
     language: Mapped[str] = mapped_column(default="en")
     theme: Mapped[str] = mapped_column(default="auto")
     sees_sensitive: Mapped[bool] = mapped_column(default=True)
+    invite_id: Mapped[str | None]
+    """The invitation they came by."""
     created_at: Mapped[int] = mapped_column(default=now)
 
 
@@ -113,10 +115,24 @@ class Consent(Base):
     person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), index=True)
     version: Mapped[str]
     at: Mapped[int] = mapped_column(default=now)
+    withdrawn_at: Mapped[int | None]
+
+
+class ConsentText(Base):
+    """One version of what people agree to before they work. `bodies` is Markdown by language."""
+
+    __tablename__ = "consent_text"
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    bodies: Mapped[dict[str, Any]]
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
+    created_at: Mapped[int] = mapped_column(default=now)
 
 
 class Instructions(Base):
-    """One version of the instructions for a purpose: Markdown and a short quiz. Versions are never changed, only followed."""
+    """One version of the instructions for a purpose: Markdown and a short quiz. Versions are never changed, only followed.
+
+    `body` and `quiz` are the text that binds; `translations` is `{language: {"body", "quiz"}}` for those who read another language.
+    """
 
     __tablename__ = "instructions"
     __table_args__ = (UniqueConstraint("purpose", "version"), one_of("purpose", PURPOSES))
@@ -125,6 +141,8 @@ class Instructions(Base):
     version: Mapped[int]
     body: Mapped[str]
     quiz: Mapped[dict[str, Any]]
+    language: Mapped[str] = mapped_column(default="en")
+    translations: Mapped[dict[str, Any]] = mapped_column(default=dict)
     changes: Mapped[str] = mapped_column(default="")
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
     created_at: Mapped[int] = mapped_column(default=now)
@@ -143,13 +161,23 @@ class Reading(Base):
 
 
 class SurveyReply(Base):
-    """An anonymous reply to a survey (paper, B.3). It knows no account and no exact time."""
+    """An anonymous reply to a survey (paper, B.3). It knows no account, no exact time, and not even the order in which it came."""
 
     __tablename__ = "survey_reply"
+    __table_args__ = {"sqlite_with_rowid": False}
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     month: Mapped[str]
     answers: Mapped[dict[str, Any]]
+
+
+class SurveyDone(Base):
+    """Somebody has replied to a survey; which reply is theirs is known nowhere."""
+
+    __tablename__ = "survey_done"
+    __table_args__ = {"sqlite_with_rowid": False}
+    person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
 
 
 class Journal(Base):

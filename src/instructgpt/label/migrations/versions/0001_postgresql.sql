@@ -26,6 +26,7 @@ CREATE TABLE person (
     language VARCHAR NOT NULL,
     theme VARCHAR NOT NULL,
     sees_sensitive BOOLEAN NOT NULL,
+    invite_id VARCHAR,
     created_at BIGINT NOT NULL,
     CONSTRAINT pk_person PRIMARY KEY (id),
     CONSTRAINT ck_person_role CHECK (role IN ('labeler', 'researcher', 'owner')),
@@ -93,11 +94,21 @@ CREATE TABLE consent (
     person_id VARCHAR NOT NULL,
     version VARCHAR NOT NULL,
     at BIGINT NOT NULL,
+    withdrawn_at BIGINT,
     CONSTRAINT pk_consent PRIMARY KEY (id),
     CONSTRAINT fk_consent_person_id_person FOREIGN KEY(person_id) REFERENCES person (id)
 );
 
 CREATE INDEX ix_consent_person_id ON consent (person_id);
+
+CREATE TABLE consent_text (
+    version BIGINT NOT NULL,
+    bodies JSON NOT NULL,
+    created_by VARCHAR,
+    created_at BIGINT NOT NULL,
+    CONSTRAINT pk_consent_text PRIMARY KEY (version),
+    CONSTRAINT fk_consent_text_created_by_person FOREIGN KEY(created_by) REFERENCES person (id)
+);
 
 CREATE TABLE decision (
     id VARCHAR NOT NULL,
@@ -120,6 +131,8 @@ CREATE TABLE instructions (
     version BIGINT NOT NULL,
     body VARCHAR NOT NULL,
     quiz JSON NOT NULL,
+    language VARCHAR NOT NULL,
+    translations JSON NOT NULL,
     changes VARCHAR NOT NULL,
     created_by VARCHAR,
     created_at BIGINT NOT NULL,
@@ -188,6 +201,13 @@ CREATE TABLE prompt (
 );
 
 CREATE INDEX ix_prompt_text_hash ON prompt (text_hash);
+
+CREATE TABLE survey_done (
+    person_id VARCHAR NOT NULL,
+    kind VARCHAR NOT NULL,
+    CONSTRAINT pk_survey_done PRIMARY KEY (person_id, kind),
+    CONSTRAINT fk_survey_done_person_id_person FOREIGN KEY(person_id) REFERENCES person (id)
+);
 
 CREATE TABLE completion (
     id VARCHAR NOT NULL,

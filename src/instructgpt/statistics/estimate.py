@@ -1,0 +1,246 @@
+"""Means with honest 95 % intervals, where rows are not independent.
+
+Two labelers rank the same prompt, one labeler ranks hundreds: rows that share a prompt or a labeler move together. So whole prompts and
+whole labelers are resampled, never single rows. With two crossed keys every row weighs the product of how often its two clusters were
+drawn (the pigeonhole bootstrap: Owen, 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1).
+
+Two known faults of the plain percentile interval are mended by reading the percentiles at another level, which keeps every interval
+within the range of the data (Hesterberg, 2015, "What teachers should know about the bootstrap"):
+- the product of two draws counts noise inside a cell three times over: the width is brought back to the two-way clustered variance
+  (Cameron, Gelbach and Miller, 2011, "Robust inference with multiway clustering");
+- few clusters make intervals too narrow: Student's t takes the place of the normal.
+
+Many clusters cost time and change nothing: the width comes from all of them, and beyond 512 the resamples, which then only give the shape,
+draw clusters in blocks. Where a number is no plain ratio of sums, its interval is Student's t on the same clustered variance, for a share
+on the scale of its logit (`interval`), or the jackknife over clusters (`jackknife`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+RESAMPLES = 2_000
+BLOCKS = 512
+"""More clusters than this are resampled in blocks."""
+TAIL = 0.025
+NORMAL = float(special.ndtri(1 - TAIL))
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % interval. All are None where nothing was measured, the ends alone where there is but one cluster."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far a number would move with other prompts and other labelers."""
+
+    variance: float
+    freedom: float
+    """Degrees of freedom of Student's t (Satterthwaite's)."""
+    independent: int
+    """How many clusters there are of the kind of which there are more."""
+
+
+NOTHING = Estimate(None, None, None, 0)
+
+
+def mean(values: ArrayLike, *clusters: Sequence[Hashable], over: ArrayLike | None = None, share: bool = False, seed: int = 0) -> Estimate:
+    """A mean, or a ratio of sums, with its clustered 95 % interval.
+
+    Args:
+        values: (N,) what was measured.
+        clusters: one or two keys, each (N,): rows with an equal key are not independent (prompt; labeler).
+        over: (N,) weights of a ratio of sums, sum(values) / sum(over); ones where not given.
+        share: the values lie in 0..1 (or in 0..over). A share of exactly 0 or 1 then gets the interval of Clopper and Pearson over
+            clusters: that nothing was seen in ten prompts does not mean that it never happens.
+        seed: of the resampling; the same data give the same interval.
+
+    Raises:
+        ValueError: a value is not finite, or lengths differ.
+    """
+    y, w, (a, b) = _checked(values, over, clusters)
+    if not len(y):
+        return NOTHING
+    value = float(y.sum() / w.sum())
+    spread = clustered(residuals(y, w), a, b)
+    if spread.independent < 2:
+        return Estimate(value, None, None, len(y))
+    if share and value in (0.0, 1.0):
+        return _never_seen(value, spread, len(y))
+    drawn = _replicates(y, w, a % BLOCKS, b % BLOCKS, seed)
+    return Estimate(value, *percentiles(drawn, spread), len(y))
+
+
+def difference(first: ArrayLike, second: ArrayLike, *clusters: Sequence[Hashable], seed: int = 0) -> Estimate:
+    """The mean of `first - second`, both (N,), measured on the same rows: what two models share (a hard prompt, a mild labeler) cancels."""
+    return mean(np.asarray(first, float) - np.asarray(second, float), *clusters, seed=seed)
+
+
+def wilson(successes: float, n: int) -> Estimate:
+    """A share of n independent trials with Wilson's score interval (1927): right for few trials, as in a screening test.
+
+    Raises:
+        ValueError: more successes than trials, or fewer than none.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials")
+    if n == 0:
+        return NOTHING
+    share, z2 = successes / n, NORMAL**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = NORMAL / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
+
+
+def interval(value: float, spread: Spread, n: int, share: bool = False) -> Estimate:
+    """A number with Student's t times its standard error; a share on the scale of its logit, which keeps the ends between 0 and 1."""
+    if spread.independent < 2:
+        return Estimate(value, None, None, n)
+    if share and value in (0.0, 1.0):
+        return _never_seen(value, spread, n)
+    half = math.sqrt(spread.variance) * _t_quantile(spread.freedom)
+    if not share:
+        return Estimate(value, value - half, value + half, n)
+    logit, half = special.logit(value), half / (value * (1 - value))
+    return Estimate(value, float(special.expit(logit - half)), float(special.expit(logit + half)), n)
+
+
+def p_value(value: float, null: float, spread: Spread) -> float | None:
+    """Two-sided p of the clustered t-test that the truth is `null`. None where there is but one cluster or no spread."""
+    if spread.independent < 2 or spread.variance == 0:
+        return None
+    return min(1.0, 2 * float(special.stdtr(min(spread.freedom, 1e9), -abs(value - null) / math.sqrt(spread.variance))))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values adjusted for having asked as many questions (Holm, 1979): the smallest times their number, and so on, never falling."""
+    known = sorted((each, index) for index, each in enumerate(p) if each is not None)
+    adjusted: list[float | None] = [None] * len(p)
+    highest = 0.0
+    for rank, (each, index) in enumerate(known):
+        highest = max(highest, min(1.0, each * (len(known) - rank)))
+        adjusted[index] = highest
+    return adjusted
+
+
+def jackknife(parts: Floats, statistic: Callable[[Floats], Floats], n: int) -> Estimate:
+    """A statistic of sums over clusters, with the interval from leaving out one cluster at a time (Tukey, 1958).
+
+    Args:
+        parts: (G, F) what each cluster adds to F sums.
+        statistic: (..., F) sums -> (...), NaN where it is not defined.
+        n: observations, for the record.
+    """
+    total = parts.sum(0)
+    value = float(statistic(total))
+    if not math.isfinite(value):
+        return NOTHING
+    without = statistic(total - parts)
+    without = without[np.isfinite(without)]
+    if len(without) < 2:
+        return Estimate(value, None, None, n)
+    groups = len(without)
+    variance = (groups - 1) / groups * float(((without - without.mean()) ** 2).sum())
+    return interval(value, Spread(variance, groups - 1, groups), n)
+
+
+def residuals(y: Floats, w: Floats) -> Floats:
+    """What each row (N,) adds to the error of sum(y) / sum(w), to first order; they add up to 0."""
+    return (y - w * (y.sum() / w.sum())) / w.sum()
+
+
+def clustered(error: Floats, a: Ints, b: Ints) -> Spread:
+    """The spread of a number whose rows have these errors (N,), with two crossed keys (N,) (Cameron, Gelbach and Miller, 2011)."""
+    if not len(error):
+        return Spread(0.0, math.inf, 0)
+    both = codes(a * (int(b.max()) + 1) + b)
+    by_first, by_second, by_cell = (sum_of_squares(error, key) for key in (a, b, both))
+    return combined(max(by_first, by_cell), int(a.max()) + 1, by_second - by_cell, int(b.max()) + 1)
+
+
+def combined(first: float, first_clusters: int, second: float, second_clusters: int) -> Spread:
+    """The variance of two sources, each from its number of clusters; a negative second one is 0."""
+    parts = ((first, first_clusters), (max(second, 0.0), second_clusters))
+    honest = sum(part for part, _ in parts)
+    doubt = sum(part**2 / (groups - 1) for part, groups in parts if groups > 1)
+    return Spread(honest, honest**2 / doubt if doubt > 0 else math.inf, max(first_clusters, second_clusters))
+
+
+def sum_of_squares(error: Floats, cluster: Ints) -> float:
+    """The variance of a number whose rows have these errors (N,), when whole clusters are independent. 0 for a single cluster."""
+    sums = np.bincount(cluster, weights=error)
+    groups = len(sums)
+    return float((sums**2).sum() * groups / (groups - 1)) if groups > 1 else 0.0
+
+
+def codes(keys: Sequence[Hashable] | Ints) -> Ints:
+    """Each key's number from 0: (N,); in order of first appearance, whole numbers in an array in their own order."""
+    if isinstance(keys, np.ndarray) and keys.dtype.kind == "i":
+        return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], dtype=np.int64)
+
+
+def draws(rng: np.random.Generator, clusters: int, resamples: int) -> Floats:
+    """How often each cluster is drawn when as many are drawn as there are, with replacement: (resamples, clusters)."""
+    drawn = rng.integers(clusters, size=(resamples, clusters)) + clusters * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * clusters).reshape(resamples, clusters).astype(np.float64)
+
+
+def percentiles(drawn: Floats, spread: Spread) -> tuple[float, float]:
+    """The ends of the interval: percentiles of the replicates, read at the level that brings their width to the honest spread."""
+    width = float(np.nanstd(drawn))
+    stretch = math.sqrt(spread.variance) / width * _t_quantile(spread.freedom) / NORMAL if width > 0 else 1.0
+    level = special.ndtr(-NORMAL * stretch)
+    low, high = np.nanquantile(drawn, [level, 1 - level])
+    return float(low), float(high)
+
+
+def _t_quantile(freedom: float) -> float:
+    return float(special.stdtrit(freedom, 1 - TAIL)) if freedom < 1e6 else NORMAL
+
+
+def _never_seen(value: float, spread: Spread, n: int) -> Estimate:
+    """A share of exactly 0 or 1 of independent clusters (Clopper and Pearson, 1934)."""
+    unseen = 1 - TAIL ** (1 / spread.independent)
+    return Estimate(value, value * (1 - unseen), value + (1 - value) * unseen, n)
+
+
+def _checked(values: ArrayLike, over: ArrayLike | None, clusters: Sequence[Sequence[Hashable]]) -> tuple[Floats, Floats, list[Ints]]:
+    """Values and weights (N,) as arrays, and the two keys (N,) as numbers from 0; a key not given is one cluster of everything."""
+    y = np.asarray(values, dtype=np.float64)
+    w = np.ones_like(y) if over is None else np.asarray(over, dtype=np.float64)
+    if not 1 <= len(clusters) <= 2:
+        raise ValueError(f"an interval needs one or two cluster keys, got {len(clusters)}")
+    if any(len(key) != len(y) for key in (w, *clusters)):
+        raise ValueError(f"{len(y)} values, but {[len(key) for key in (w, *clusters)]} weights and keys")
+    if not (np.isfinite(y).all() and np.isfinite(w).all()):
+        raise ValueError("a value is not finite")
+    numbers = [codes(key) for key in clusters]
+    return y, w, numbers if len(numbers) == 2 else [*numbers, np.zeros(len(y), dtype=np.int64)]
+
+
+def _replicates(y: Floats, w: Floats, a: Ints, b: Ints, seed: int, resamples: int = RESAMPLES) -> Floats:
+    """The ratio of sums on each resample, (resamples,); NaN where no row was drawn."""
+    shape = (int(a.max()) + 1, int(b.max()) + 1)
+    cell = a * shape[1] + b
+    top, bottom = (np.bincount(cell, weights=x, minlength=shape[0] * shape[1]).reshape(shape) for x in (y, w))
+    rng = np.random.default_rng(seed)
+    first, second = draws(rng, shape[0], resamples), draws(rng, shape[1], resamples)
+    sums, weights = (((first @ table) * second).sum(1) for table in (top, bottom))
+    return np.divide(sums, weights, out=np.full(resamples, np.nan), where=weights > 0)
