@@ -7,8 +7,7 @@ import json
 import pytest
 from site_support import add_person, client_of, make_site
 from sqlalchemy import select
-from test_site_submissions import everything
-from work_support import prompt_batch, rank_batch
+from work_support import everything, prompt_batch, rank_batch
 
 from instructgpt.label.batches import Policy, make_batch, open_batch, withdraw_prompt
 from instructgpt.label.tables import Gold, Prompt
