@@ -26,7 +26,6 @@ PROMPT_LABELS = (
 """The yes/no questions about a prompt (paper, Table 7)."""
 
 
-
 def storable(text: str) -> str:
     """The text as it is. Raises ValueError for what no database keeps: a NUL character, half of a surrogate pair."""
     if "\x00" in text:

@@ -11,8 +11,8 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.exceptions import HTTPException
 from markupsafe import Markup, escape
+from starlette.exceptions import HTTPException
 
 from instructgpt.label import text
 from instructgpt.label.access import Visitor, who
