@@ -82,7 +82,7 @@ def test_the_baseline_is_in_every_task(small):
 
 def test_a_conversation_is_another_prompt_than_its_words(small):
     talk = (Message(role="user", content="a"), Message(role="assistant", content="b"), Message(role="user", content="c"))
-    _, found = made(small, [Asked(messages=talk), Asked(prompt="a\n\nb\n\nc")], (), kind="demonstrate")
+    made(small, [Asked(messages=talk), Asked(prompt="a\n\nb\n\nc")], (), kind="demonstrate")
     with small.database.read() as db:
         rows = db.scalars(select(Prompt).order_by(Prompt.messages.is_(None))).all()
     assert [row.text for row in rows] == ["a\n\nb\n\nc"] * 2
@@ -101,9 +101,10 @@ def test_rows_are_used_again(small):
 
 
 def test_characters_that_no_database_keeps(site):
-    offered = [*answers("p\x00", "a\x00b"), Answer.model_construct(prompt="p\x00", completion="c\ud800", model="m", finish="stop", sampling={}, score=None)]  # fmt: skip
+    offered = answers("p\x00", "a\x00b", "c")
+    offered[1] = offered[1].model_copy(update={"completion": "c\ud800"})
     intake, found = made(site, [Asked(prompt="p\x00")], offered)
-    assert found == {"p\ufffd": [("a\ufffdb", ["a"]), ("c\ufffd", ["m"])]}
+    assert found == {"p\ufffd": [("a\ufffdb", ["a"]), ("c\ufffd", ["b"])]}
     assert intake["mended"] == 3
 
 
@@ -135,7 +136,9 @@ def test_a_batch_that_makes_no_sense_is_refused_and_changes_nothing(small, chang
     assert counts() == before
 
 
-@pytest.mark.parametrize("wrong", [{"cohort_overlap": 1, "overlap": 2}, {"k": (1, 4)}, {"k": (5, 4)}, {"k": (4, 10)}, {"gold_share": 1.5}, {"share": 1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong", [{"cohort_overlap": 1, "overlap": 2}, {"k": (1, 4)}, {"k": (5, 4)}, {"k": (4, 10)}, {"gold_share": 1.5}, {"share": 1}]
+)
 def test_policies_that_make_no_sense(wrong):
     with pytest.raises(ValidationError):
         Policy(**wrong)
