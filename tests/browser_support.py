@@ -56,7 +56,7 @@ class Server:
     def stop(self) -> None:
         assert self.running is not None
         assert self.thread is not None
-        self.running.should_exit = True
+        self.running.should_exit = self.running.force_exit = True
         self.thread.join(20)
 
 

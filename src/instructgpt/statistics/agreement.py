@@ -188,7 +188,7 @@ def matrix(cells: Cells) -> Matrix:
         for count in (cells.alike, cells.alike + cells.opposite)
     )
     alike, shared = alike + alike.T, shared + shared.T
-    share = np.divide(alike, shared, out=np.full_like(alike, np.nan), where=shared > 0)
+    share = np.divide(alike, shared, out=np.full((people, people), np.nan), where=shared > 0)
     return Matrix(cells.labelers, share, shared.astype(np.int64))
 
 

@@ -30,7 +30,7 @@ from instructgpt.records import USE_CASES, explain
 
 router = APIRouter()
 Team = Annotated[Visitor, allow("researcher", "owner")]
-AT_ONCE = 100
+AT_ONCE = 50
 """Tasks on one page."""
 SHARES = ("cohort_share", "gold_share", "repeat_share")
 """Typed in percent."""

@@ -17,7 +17,10 @@ from instructgpt.label.site import Site
 from instructgpt.label.tables import Invite, Person, now
 from instructgpt.label.text import rendered
 
-router = APIRouter()
+MAX_BODY = 100_000
+"""Bytes of a request of people who are not known yet."""
+
+router = APIRouter(max_body_size=MAX_BODY)
 
 Anybody = Annotated[Visitor, everyone()]
 Known = Annotated[Visitor, allow("labeler", "researcher", "owner", without_consent=True)]
