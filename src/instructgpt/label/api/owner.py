@@ -276,7 +276,7 @@ def _metric(name: str, about: str, values: list[tuple[dict[str, str], int]]) -> 
 
 
 @router.get("/openapi.json", include_in_schema=False)
-def openapi(request: Request, _: Annotated[Visitor, everyone()]) -> JSONResponse:
+def openapi(_: Annotated[Visitor, everyone()]) -> JSONResponse:
     """The description of every route under /api."""
     from instructgpt.label.api import ROUTERS
 
