@@ -49,7 +49,19 @@ def about(db: Session, person: Person) -> dict[str, Any]:
     return {
         "account": {
             name: getattr(person, name)
-            for name in ("name", "email", "role", "status", "cohort", "fold", "pseudonym", "language", "theme", "sees_sensitive", "created_at")
+            for name in (
+                "name",
+                "email",
+                "role",
+                "status",
+                "cohort",
+                "fold",
+                "pseudonym",
+                "language",
+                "theme",
+                "sees_sensitive",
+                "created_at",
+            )
         },
         "consents": _rows(db, Consent, Consent.person_id == person.id, "version", "at", "withdrawn_at"),
         "sign_ins": _rows(db, Login, Login.person_id == person.id, "agent", "created_at", "seen_at", "revoked_at"),

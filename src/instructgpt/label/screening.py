@@ -85,9 +85,7 @@ def progress(db: Session, person: Person) -> list[Progress]:
             .join(Task, Task.batch_id == Batch.id)
             .where(Batch.screening.is_not(None), Batch.state == "open", Task.state != "withdrawn")
             .group_by(Batch.screening)
-        )
-        .tuples()
-        .all()
+        ).all()
     )
     parts = [
         Progress(part=part, kind=KINDS[part], done=done, total=max(done, totals.get(part, 0)))
@@ -164,7 +162,7 @@ def ungraded(db: Session, grader: Person) -> Iterator[tuple[Submission, str, str
         .join(Prompt, Prompt.id == Task.prompt_id)
         .where(Submission.id.not_in(mine))
         .with_only_columns(Submission, Prompt.text, Demonstration.text)
-    ).tuples()
+    )
     yield from sorted(rows, key=lambda row: row[0].id[::-1])
 
 
@@ -220,7 +218,7 @@ def assign_fold(db: Session, person: Person) -> None:
     """Put a training labeler who has none into the smallest fold. Nobody is ever moved: folds keep the labels made in them."""
     if person.cohort != "training" or person.fold is not None:
         return
-    sizes = dict(db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).tuples().all())
+    sizes = dict(db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).all())
     person.fold = min(range(FOLDS), key=lambda fold: (sizes.get(fold, 0), fold))
     db.flush()
 

@@ -105,9 +105,7 @@ def results(db: Session, kind: str) -> tuple[int, dict[str, dict[str, int | None
         return number, {}
     replies = db.scalars(select(SurveyReply.answers).where(SurveyReply.kind == kind)).all()
     counts = {item.name: Counter(option for answers in replies for option in answers.get(item.name, ())) for item in asked}
-    return number, {
-        item.name: {option: hidden(counts[item.name][option]) for option in item.options} for item in asked
-    }
+    return number, {item.name: {option: hidden(counts[item.name][option]) for option in item.options} for item in asked}
 
 
 def hidden(count: int) -> int | None:

@@ -63,7 +63,9 @@ def revoke(request: Request, visitor: Owner, invite_id: str) -> Response:
 def fill_folds(request: Request, visitor: Owner) -> Response:
     """Put every admitted training labeler without a fold into one; those who have one stay."""
     with site_of(request).database.write() as db:
-        waiting = select(Person).where(Person.role == "labeler", Person.cohort == "training", Person.status == "active", Person.fold.is_(None))
+        waiting = select(Person).where(
+            Person.role == "labeler", Person.cohort == "training", Person.status == "active", Person.fold.is_(None)
+        )
         for person in db.scalars(waiting.order_by(Person.id)).all():
             screening.assign_fold(db, person)
             journal.note(db, visitor.me.id, "person.fold", person.id, fold=person.fold)
@@ -87,9 +89,7 @@ def change_role(request: Request, visitor: Owner, person_id: str, role: Word) ->
     """Another role."""
     if role not in ROLES:
         raise Problem(422, "bad_field", field="role", wrong="none of the choices")
-    return attempt(
-        request, visitor, person_id, lambda db, person: accounts.change_role(db, person, cast(Role, role), visitor.me.id)
-    )
+    return attempt(request, visitor, person_id, lambda db, person: accounts.change_role(db, person, cast(Role, role), visitor.me.id))
 
 
 @router.post("/people/{person_id}/reset")
@@ -117,9 +117,7 @@ def sign_out(request: Request, visitor: Owner, person_id: str) -> Response:
 @router.post("/people/{person_id}/withdraw")
 def withdraw(request: Request, visitor: Owner, person_id: str, labels: Annotated[bool, Form()] = False) -> Response:
     """Withdraw somebody's consent at their request."""
-    return attempt(
-        request, visitor, person_id, lambda db, person: privacy.withdraw(db, person, labels=labels, at=now(), by=visitor.me.id)
-    )
+    return attempt(request, visitor, person_id, lambda db, person: privacy.withdraw(db, person, labels=labels, at=now(), by=visitor.me.id))
 
 
 @router.post("/people/{person_id}/erase")
@@ -168,7 +166,7 @@ def people_page(request: Request, visitor: Visitor, link: str | None = None) -> 
         everybody = db.scalars(select(Person).order_by(Person.role, Person.status, Person.name)).all()
         still_open = select(Invite).where(Invite.revoked_at.is_(None), Invite.expires_at > at, Invite.uses < Invite.max_uses)
         invites = db.scalars(still_open.order_by(Invite.created_at.desc())).all() if visitor.me.role == "owner" else []
-        folds = dict(db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).tuples().all())
+        folds = dict(db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).all())
     waiting = sum(each.status == "active" and each.cohort == "training" and each.fold is None for each in everybody)
     return page(
         request, visitor, "people.html", people=everybody, invites=invites, link=link, roles=ROLES, cohorts=get_args(Cohort),

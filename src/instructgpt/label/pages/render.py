@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -10,8 +11,10 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from starlette.exceptions import HTTPException
 
+from instructgpt.label import text
 from instructgpt.label.access import Visitor, who
 from instructgpt.label.problem import Problem
 from instructgpt.label.words import Words, languages, load, words_for
@@ -22,6 +25,9 @@ ONWARD = {"sign_in": "/sign-in", "consent_needed": "/consent", "read_instruction
 TEMPLATES = Environment(
     loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
+TEMPLATES.filters |= {
+    "plain": text.plain, "rendered": text.rendered, "first_line": text.first_line, "is_long": text.is_long, "halves": text.halves,
+}  # fmt: skip
 
 LANGUAGE_COOKIE, THEME_COOKIE = "language", "theme"
 THEMES = ("auto", "light", "dark")
@@ -52,6 +58,21 @@ def theme(request: Request, visitor: Visitor) -> str:
 def named() -> list[tuple[str, str]]:
     """(code, own name) of every language."""
     return [(code, load(code)("site.language")) for code in languages()]
+
+
+def when(at: int) -> Markup:
+    """A time in milliseconds as an element; the page's script writes it in the reader's own zone."""
+    moment = datetime.fromtimestamp(at / 1000, UTC)
+    return Markup('<time datetime="{}">{}</time>').format(moment.isoformat(timespec="seconds"), f"{moment:%Y-%m-%d %H:%M} UTC")
+
+
+def sentence(words: Words, key: str, **values: Any) -> Markup:
+    """A sentence whose slots may hold elements; everything else is escaped."""
+    return escape(words.sentences[key]).format(**values)
+
+
+TEMPLATES.filters["when"] = when
+TEMPLATES.globals["sentence"] = sentence
 
 
 def answer_problem(request: Request, problem: Exception) -> Response:

@@ -13,12 +13,11 @@ import { moreExamples, prepareWriting } from "./writing.js";
 
 const form = document.getElementById("task");
 const { assignment, kind, name, done } = form.dataset;
-const editing = form.dataset.editing === "yes";
 const saved = document.getElementById("saved"), trouble = document.getElementById("trouble");
 const ids = [...form.querySelectorAll("section.rate")].map((section) => section.dataset.id);
 const active = new ActiveTime(Number(form.elements.active_ms.value)).watch();
 const tab = (sessionStorage.tab ??= crypto.randomUUID?.() ?? `${Math.random()}`);
-let ranking = null, dirty = false;
+let editing = form.dataset.editing === "yes", ranking = null, dirty = false;
 
 const drafts = new Drafts({
   id: assignment, tab, rev: Number(form.dataset.rev), store: localStorage, changed: report,
@@ -44,7 +43,7 @@ function report({ state, rev, at, error }) {
   if (state === "failed") alarm(t("save.failed_long", { message: error.status ? error.message : t("unreachable") }));
   else if (state === "saved") alarm("");
   if (state === "signed_out") signIn(name).then((ok) => (ok ? drafts.again() : alarm(t("save.signed_out_long"))));
-  if (state === "conflict") settle(error.detail);
+  if (state === "conflict") settle(error.detail).catch((reason) => alarm(reason.message));
 }
 
 function alarm(text) {
@@ -52,12 +51,33 @@ function alarm(text) {
   trouble.hidden = text === "";
 }
 
-/** Two versions of one draft: both are shown, the labeler keeps one. */
-function settle({ rev, payload: stored }, mine = drafts.payload) {
+/** Two versions of one draft: both are shown, the labeler keeps one. Work that was handed in elsewhere is a version too. */
+async function settle({ rev, payload: stored }, mine = drafts.payload) {
+  const task = stored ? null : await call("GET", `assignments/${assignment}`);
+  const handedIn = task?.state === "submitted";
+  const other = stored ?? (handedIn ? task.submission : task.draft?.payload ?? null);
+  const keepMine = () => {
+    fill(mine);
+    if (handedIn) {
+      editing = true;
+      drafts.done();
+      askToSubmit();
+    } else drafts.mine(rev ?? 0, mine);
+  };
+  const keepOther = () => {
+    if (handedIn) {
+      dirty = false;
+      drafts.done();
+      location.assign(done);
+    } else {
+      fill(other ?? {});
+      drafts.mine(rev ?? 0, other ?? {});
+    }
+  };
   const side = (title, version, label, choose) =>
     make(
       "section", { class: "panel" }, make("h3", {}, title), make("div", { class: "plain version", dir: "auto", tabindex: "0" }, summary(version)),
-      make("button", { type: "button", class: "button primary", onclick: () => (choose(), dialog.close()) }, label),
+      make("button", { type: "button", class: "button primary", onclick: () => (dialog.close(), choose()) }, label),
     );
   const dialog = show(
     t("conflict.title"),
@@ -65,8 +85,8 @@ function settle({ rev, payload: stored }, mine = drafts.payload) {
       "div", { class: "stack" }, make("p", {}, t("conflict.why")),
       make(
         "div", { class: "grid" },
-        side(t("conflict.mine"), mine, t("conflict.keep_mine"), () => (fill(mine), drafts.mine(rev, mine))),
-        side(t("conflict.theirs"), stored, t("conflict.keep_theirs"), () => (fill(stored), drafts.mine(rev, stored))),
+        side(t("conflict.mine"), mine, t("conflict.keep_mine"), keepMine),
+        side(t(handedIn ? "conflict.submitted" : "conflict.theirs"), other, t("conflict.keep_theirs"), keepOther),
       ),
     ),
     "conflict",
@@ -108,7 +128,7 @@ async function recover() {
   drafts.keep();
   if (newest.key !== drafts.key) localStorage.removeItem(newest.key);
   drafts.state = "conflict";
-  settle({ rev: draft?.rev ?? 0, payload: draft?.payload ?? null }, newest.payload);
+  await settle({ rev: draft?.rev ?? 0, payload: draft?.payload ?? null }, newest.payload);
 }
 
 function askToSubmit() {
@@ -128,7 +148,7 @@ async function submit(event) {
   sending = true;
   alarm("");
   try {
-    await (editing ? sendEdit() : send());
+    await send();
     dirty = false;
     drafts.done();
     location.assign(done);
@@ -142,22 +162,14 @@ async function submit(event) {
 }
 
 async function send() {
-  const body = payload();
-  const stored = await call("POST", `assignments/${assignment}/submit`, body, { headers: { "Idempotency-Key": form.elements.key.value } });
+  const body = payload(), verb = editing ? "edit" : "submit";
+  const stored = await call("POST", `assignments/${assignment}/${verb}`, body, { headers: { "Idempotency-Key": form.elements.key.value } });
   if (kind !== "rank") return;
   // What the server stored is what stood on the screen, or it is said aloud.
   let rank = 0;
   const expected = Object.fromEntries(body.tiers.filter((cards) => cards.length).flatMap((cards) => ((rank += 1), cards.map((id) => [id, rank]))));
   const wrong = ids.filter((id) => stored.ranks[id] !== expected[id]);
   if (wrong.length) throw Object.assign(new Error(t("save.stored_other")), { status: 500 });
-}
-
-async function sendEdit() {
-  form.elements.active_ms.value = Math.round(active.total);
-  const answer = await fetch(form.action, { method: "POST", body: new URLSearchParams(readFields(form)), redirect: "manual" }).catch(() => null);
-  if (answer?.type === "opaqueredirect") return;
-  const said = answer && new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main [role=alert], main h1")?.textContent;
-  throw Object.assign(new Error(said ?? ""), { status: answer?.status ?? 0 });
 }
 
 /** The lease lives as long as somebody works. */
