@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -69,7 +70,11 @@ class Filled:
         with self.site.database.write() as db:
             for table, rows in self.rows.items():
                 db.execute(insert(table), rows)
-            db.flush()
+            counts = Counter(row["task_id"] for row in self.rows.get(Assignment, ()) if row["round"] == 0)
+            for task in db.query(Task).filter(Task.id.in_(counts)):
+                task.overlap = max(task.overlap, task.n_done + counts[task.id])
+                task.n_done += counts[task.id]
+                task.state = "done" if task.n_done == task.overlap else task.state
         self.rows = {}
 
 

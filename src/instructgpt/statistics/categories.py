@@ -9,18 +9,18 @@ Alpha is low when nearly all answers are alike, as with most labels of Table 3: 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-from instructgpt.statistics.estimate import NOTHING, Estimate, Floats, Ints, codes, jackknife
+from instructgpt.statistics.estimate import NOTHING, Estimate, Floats, Ints, Keys, codes, jackknife
 
 Level = Literal["nominal", "ordinal", "interval"]
 
 
 def krippendorff_alpha(
-    units: Sequence[Hashable], values: Sequence[float | bool | str], level: Level = "nominal", clusters: Sequence[Hashable] | None = None
+    units: Keys, values: Sequence[float | bool | str], level: Level = "nominal", clusters: Keys | None = None
 ) -> Estimate:
     """1 − observed / expected disagreement, over the answers to units that were judged at least twice (Krippendorff, 2011).
 
@@ -64,9 +64,9 @@ def krippendorff_alpha(
 
 
 def gwet_ac1(
-    units: Sequence[Hashable],
+    units: Keys,
     values: Sequence[float | bool | str],
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Keys | None = None,
     categories: int | None = None,
 ) -> Estimate:
     """Gwet's AC1 (2008): (observed − chance) / (1 − chance) agreement, with a chance that stays small where one answer is rare.
@@ -91,7 +91,7 @@ def gwet_ac1(
     return jackknife(parts, ac1, int(judged.sum()))
 
 
-def positive_agreement(units: Sequence[Hashable], values: Sequence[bool], clusters: Sequence[Hashable] | None = None) -> Estimate:
+def positive_agreement(units: Keys, values: Sequence[bool], clusters: Keys | None = None) -> Estimate:
     """When one labeler says yes, how often another one does: for two labelers 2a / (2a + b + c) (Cicchetti and Feinstein, 1990)."""
     counts, answers, of_cluster = _table(units, [bool(value) for value in values], clusters)
     if True not in answers:
@@ -105,12 +105,10 @@ def positive_agreement(units: Sequence[Hashable], values: Sequence[bool], cluste
     return jackknife(parts, positive, int(judged.sum()))
 
 
-def _table(
-    units: Sequence[Hashable], values: Sequence[float | bool | str], clusters: Sequence[Hashable] | None
-) -> tuple[Floats, list[float | bool | str], Ints]:
+def _table(units: Keys, values: Sequence[float | bool | str], clusters: Keys | None) -> tuple[Floats, list[float | bool | str], Ints]:
     """How often each answer was given to each unit that was judged twice or more (U, V), the answers in order, the units' clusters (U,)."""
     if len(units) != len(values) or (clusters is not None and len(clusters) != len(units)):
-        raise ValueError(f"{len(units)} units, {len(values)} values and {len(clusters or ())} clusters do not fit")
+        raise ValueError(f"{len(units)} units, {len(values)} values and {len(units if clusters is None else clusters)} clusters do not fit")
     unit = codes(units)
     answers = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     place = {value: number for number, value in enumerate(answers)}

@@ -201,7 +201,7 @@ def codes(keys: Keys) -> Ints:
 def draws(rng: np.random.Generator, clusters: int, resamples: int) -> Floats:
     """How often each cluster is drawn when as many are drawn as there are, with replacement: (resamples, clusters)."""
     drawn = rng.integers(clusters, size=(resamples, clusters)) + clusters * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * clusters).reshape(resamples, clusters).astype(np.float64)
+    return np.asarray(np.bincount(drawn.ravel(), minlength=resamples * clusters).reshape(resamples, clusters), dtype=np.float64)
 
 
 def percentiles(drawn: Floats, spread: Spread) -> tuple[float, float]:
@@ -245,4 +245,4 @@ def _replicates(y: Floats, w: Floats, a: Ints, b: Ints, seed: int, resamples: in
     rng = np.random.default_rng(seed)
     first, second = draws(rng, shape[0], resamples), draws(rng, shape[1], resamples)
     sums, weights = (((first @ table) * second).sum(1) for table in (top, bottom))
-    return np.divide(sums, weights, out=np.full(resamples, np.nan), where=weights > 0)
+    return np.asarray(np.divide(sums, weights, out=np.full(resamples, np.nan), where=weights > 0))

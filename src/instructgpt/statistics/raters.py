@@ -96,9 +96,7 @@ def reports(shown: Sequence[Shown]) -> list[Report]:
     habits = zip(
         _adjusted(_welch(tie_share, who, index) for index in range(count)),
         *(_adjusted(_fisher(values, who, index) for index in range(count)) for values in (flat, rated)),
-        _adjusted(
-            _as_shown(chance[rows], as_shown[rows]) for rows in (np.flatnonzero((who == index) & (flat == 0)) for index in range(count))
-        ),
+        _adjusted(_as_shown(chance[rows], as_shown[rows]) for rows in ((who == index) & (flat == 0) for index in range(count))),
         _adjusted(_fisher(hurried, who, index) for index in range(count)),
         _adjusted(_unusual(pace, who, count)),
         strict=True,
@@ -118,7 +116,8 @@ def position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
         rankings: ranks in the order shown, of any length; ties for best share the place.
 
     Returns:
-        Chi-square of the observed shares: d' V⁻ d, d observed minus expected and V the covariance if each ranking were shuffled at random.
+        Chi-square of what was observed: d' V⁻¹ d, d observed minus expected, V the covariance if each ranking were shuffled at random, over
+        all places but one.
         With no ties and one K that is Pearson's, with K − 1 degrees of freedom.
     """
     tables = [table for _, table in _by_size(list(rankings))]
@@ -134,10 +133,11 @@ def position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
         covariance[:k, :k] += spread * (np.eye(k) * k - 1) / max(k - 1, 1)
     chi: float | None = None
     p: float | None = None
-    if most > 1 and expected.min() >= EXPECTED and covariance.any():
-        gap = first - expected
-        chi = float(gap @ np.linalg.pinv(covariance, hermitian=True) @ gap)
-        p = float(special.chdtrc(np.linalg.matrix_rank(covariance, hermitian=True), chi))
+    inner = covariance[1:, 1:]  # the places add up to a constant: one of them says nothing new
+    if most > 1 and expected.min() >= EXPECTED and np.linalg.cond(inner) < 1e10:
+        gap = (first - expected)[1:]
+        chi = float(gap @ np.linalg.solve(inner, gap))
+        p = float(special.chdtrc(most - 1, chi))
     return PositionBias(tuple(first.tolist()), tuple(expected.tolist()), chi, p)
 
 

@@ -198,7 +198,7 @@ def _row(pairs: Comparisons, model: str, other: str, group: str) -> WinRate:
     n = len(pairs.won)
     people = int(pairs.labeler.max()) + 1
     cells, place, counts = distinct(pairs.prompt * people + pairs.labeler)  # rows of one prompt and labeler are one to the interval
-    won, over = np.bincount(place, weights=pairs.won), counts.astype(np.float64)
+    won, over = np.bincount(place, weights=pairs.won).astype(np.float64), counts.astype(np.float64)
     prompt, labeler = distinct(cells // people)[1], distinct(cells % people)[1]
     rate = replace(mean(won, prompt, labeler, over=over, share=True), n=n)
     spread = clustered(residuals(won, over), prompt, labeler)

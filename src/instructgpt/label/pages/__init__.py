@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import account, home, instructions, journal, look, people, screening, sign_in, work
+from instructgpt.label.pages import (
+    account,
+    adjudication,
+    batches,
+    home,
+    instructions,
+    journal,
+    look,
+    overview,
+    people,
+    quality,
+    results,
+    screening,
+    sign_in,
+    tasks,
+    work,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
     account.router,
-    home.ROUTER,
     instructions.router,
     journal.router,
     look.ROUTER,
     people.router,
     screening.router,
     sign_in.router,
+    home.ROUTER,
     work.ROUTER,
+    overview.router,
+    batches.router,
+    tasks.router,
+    quality.router,
+    adjudication.router,
+    results.router,
 )

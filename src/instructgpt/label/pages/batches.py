@@ -30,7 +30,7 @@ from instructgpt.records import USE_CASES, explain
 
 router = APIRouter()
 Team = Annotated[Visitor, allow("researcher", "owner")]
-AT_ONCE = 100
+AT_ONCE = 50
 """Tasks on one page."""
 SHARES = ("cohort_share", "gold_share", "repeat_share")
 """Typed in percent."""
@@ -148,7 +148,7 @@ def form_page(
 
 def sizes_of(db: Session, batch: Batch) -> dict[int, int]:
     """How many tasks have K completions."""
-    sizes = select(func.count().label("k")).join(Task, Task.id == TaskCompletion.task_id).where(Task.batch_id == batch.id)
+    sizes = select(func.count().label("k")).select_from(TaskCompletion).join(Task, Task.id == TaskCompletion.task_id).where(Task.batch_id == batch.id)
     counted = sizes.group_by(TaskCompletion.task_id).subquery()
     return {k: count for k, count in db.execute(select(counted.c.k, func.count()).group_by(counted.c.k).order_by(counted.c.k))}
 

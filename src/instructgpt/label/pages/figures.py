@@ -31,16 +31,21 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def number(value: float | None, digits: int = 2) -> str:
     """A plain number, thousands set apart."""
-    return NONE if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace(",", " ")
+    return NONE if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace(",", " ").replace("-", "−")
+
+
+def chance(p: float | None) -> str:
+    """A p-value; what is too small to tell apart is said to be below 0.001."""
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def percents(measured: Estimate | None) -> str:
-    """A share with its interval: `72.6 % (71.1 to 74.1)`."""
+    """A share with its interval: `72.6 % [71.1, 74.1]`."""
     if measured is None or measured.value is None:
         return NONE
     if measured.low is None or measured.high is None:
         return percent(measured.value)
-    return f"{percent(measured.value)} ({100 * measured.low:.1f}–{100 * measured.high:.1f})"
+    return f"{percent(measured.value)} [{100 * measured.low:.1f}, {100 * measured.high:.1f}]"
 
 
 def numbers(measured: Estimate | None, digits: int = 2) -> str:
@@ -49,7 +54,7 @@ def numbers(measured: Estimate | None, digits: int = 2) -> str:
         return NONE
     if measured.low is None or measured.high is None:
         return number(measured.value, digits)
-    return f"{number(measured.value, digits)} ({number(measured.low, digits)}–{number(measured.high, digits)})"
+    return f"{number(measured.value, digits)} [{number(measured.low, digits)}, {number(measured.high, digits)}]"
 
 
 def date(ms: int | float | None) -> str:

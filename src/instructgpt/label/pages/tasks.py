@@ -36,7 +36,7 @@ Team = Annotated[Visitor, allow("researcher", "owner")]
 Words = Annotated[str, Form(max_length=10_000)]
 
 
-@router.get("/tasks/{task_id}")
+@router.get("/batches/tasks/{task_id}")
 def one_task(request: Request, visitor: Team, task_id: str) -> Response:
     """Everything about a task, without the names of models that are hidden."""
     with site_of(request).database.read() as db:
@@ -111,10 +111,10 @@ def talk_about(db: Session, task: Task) -> dict[tuple[str, str], list[Message]]:
 
 def back(task_id: str) -> Response:
     """The task's page again."""
-    return RedirectResponse(f"/tasks/{task_id}", status_code=303)
+    return RedirectResponse(f"/batches/tasks/{task_id}", status_code=303)
 
 
-@router.post("/tasks/{task_id}/answer")
+@router.post("/batches/tasks/{task_id}/answer")
 def answer(request: Request, visitor: Team, task_id: str, about: Annotated[str, Form()], body: Words) -> Response:
     """Answer in a labeler's thread."""
     with site_of(request).database.write() as db:
@@ -126,7 +126,7 @@ def answer(request: Request, visitor: Team, task_id: str, about: Annotated[str, 
     return back(task_id)
 
 
-@router.post("/tasks/{task_id}/return")
+@router.post("/batches/tasks/{task_id}/return")
 def give_back(request: Request, visitor: Team, task_id: str, assignment_id: Annotated[str, Form()], reason: Words) -> Response:
     """Return handed-in work to its labeler, with the reason as a message in their thread."""
     with site_of(request).database.write() as db:
@@ -140,7 +140,7 @@ def give_back(request: Request, visitor: Team, task_id: str, assignment_id: Anno
     return back(task_id)
 
 
-@router.post("/tasks/{task_id}/release")
+@router.post("/batches/tasks/{task_id}/release")
 def release(request: Request, visitor: Team, task_id: str) -> Response:
     """Give a task that was skipped too often out again."""
     with site_of(request).database.write() as db:
@@ -152,7 +152,7 @@ def release(request: Request, visitor: Team, task_id: str) -> Response:
     return back(task_id)
 
 
-@router.post("/tasks/{task_id}/withdraw")
+@router.post("/batches/tasks/{task_id}/withdraw")
 def withdraw(request: Request, visitor: Team, task_id: str, reason: Words) -> Response:
     """Withdraw the prompt of a task, from all batches and exports."""
     with site_of(request).database.write() as db:
