@@ -24,14 +24,14 @@ from instructgpt.label.pages import (
 
 ROUTERS: tuple[APIRouter, ...] = (
     account.router,
+    home.router,
     instructions.router,
     journal.router,
-    look.ROUTER,
+    look.router,
     people.router,
     screening.router,
     sign_in.router,
-    home.ROUTER,
-    work.ROUTER,
+    work.router,
     overview.router,
     batches.router,
     tasks.router,
