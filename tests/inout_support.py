@@ -137,9 +137,18 @@ def fill(site: Site, people: dict[str, Person]) -> dict[str, Submission]:
         )
         writing = add_batch(db, "written", kind="write")
         made["prompt"] = hand_in(db, add_task(db, writing, None), bob)
-        add_prompt(db, "Write a poem", author_id=bob.id, submission_id=made["prompt"].id, source="labeler")
+        add_prompt(
+            db, "Write a poem", written={"text": "Write a poem"}, author_id=bob.id, submission_id=made["prompt"].id, source="labeler"
+        )
         made["heldout prompt"] = hand_in(db, add_task(db, writing, None), hal)
-        add_prompt(db, "Write a song", author_id=hal.id, submission_id=made["heldout prompt"].id, source="labeler")
+        add_prompt(
+            db,
+            "Write a song",
+            written={"text": "Write a song"},
+            author_id=hal.id,
+            submission_id=made["heldout prompt"].id,
+            source="labeler",
+        )
     return made
 
 

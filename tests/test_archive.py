@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from inout_support import empty_site, fill
-from site_support import add_person, postgres_server  # noqa: F401
+from site_support import add_person
 
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.label.archive import read_archive, write_archive

@@ -142,7 +142,7 @@ def test_whoever_takes_their_work_back_is_in_no_export(filled):
         privacy.erase(db, db.merge(people["ada"]), labels=True, at=6, by="cli")
     assert ids(site, made, "rankings") == ["bob"]
     assert ids(site, made, "demonstrations") == []
-    assert read(site, "rankings")[1].left_out["withdrawn_by_labeler"] == 2
+    assert read(site, "rankings")[1].left_out["withdrawn_by_labeler"] == 3
 
 
 def test_filters_by_batch_and_time(filled):

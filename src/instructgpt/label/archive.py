@@ -31,7 +31,7 @@ People = Literal["pseudonyms", "whole"]
 VERSION = 1
 PERSONAL = ("login", "invite", "api_key", "rate_bucket", "journal")
 """Tables about people and machines rather than about work."""
-MADE_AT_START = ("invite", "journal", "instructions", "rate_bucket")
+MADE_AT_START = ("invite", "journal", "instructions", "consent_text", "rate_bucket")
 """What a new site has before anybody used it."""
 
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.api import labeler, owner, prompts, service, session
+from instructgpt.label.api import labeler, owner, prompts, reading, service, session
 
-ROUTERS: tuple[APIRouter, ...] = (labeler.router, session.router, prompts.router, service.router, owner.router,)
+ROUTERS: tuple[APIRouter, ...] = (labeler.router, session.router, prompts.router, service.router, owner.router, reading.router,)

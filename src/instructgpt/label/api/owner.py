@@ -14,7 +14,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from instructgpt import __version__
-from instructgpt.label import accounts, export_jobs, journal, results
+from instructgpt.label import accounts, export_jobs, journal, results, screening
 from instructgpt.label.access import Visitor, allow, everyone, site_of
 from instructgpt.label.api.given import Given, Governs, Id, Reads, Since, caller, existing, refusing
 from instructgpt.label.export_files import Format, lines
@@ -176,6 +176,25 @@ def list_people(request: Request, _: Governs) -> list[PersonShown]:
         return [PersonShown(**{name: getattr(person, name) for name in PersonShown.model_fields}) for person in people]
 
 
+class DecisionGiven(Given):
+    """What was decided about a labeler, and why."""
+
+    verdict: Annotated[str, Field(max_length=50)]
+    reason: Annotated[str, Field(min_length=1, max_length=10_000)]
+
+
+@router.post("/users/{key}/decide")
+def decide(request: Request, visitor: Governs, key: Id, given: DecisionGiven) -> PersonShown:
+    """Carry out a decision about a labeler (`admit`, `decline`, `pause` …) in the name of whoever made the key."""
+    with site_of(request).database.write() as db:
+        by = visitor.person or (db.get(Person, visitor.key.created_by or "") if visitor.key else None)
+        if by is None:
+            raise Problem(409, "key_of_nobody")
+        person = existing(db.get(Person, key))
+        screening.decide(db, person, by, given.verdict, given.reason)
+        return PersonShown(**{name: getattr(person, name) for name in PersonShown.model_fields})
+
+
 class InviteGiven(Given):
     """An invitation to be made."""
 
@@ -276,7 +295,7 @@ def _metric(name: str, about: str, values: list[tuple[dict[str, str], int]]) -> 
 
 
 @router.get("/openapi.json", include_in_schema=False)
-def openapi(request: Request, _: Annotated[Visitor, everyone()]) -> JSONResponse:
+def openapi(_: Annotated[Visitor, everyone()]) -> JSONResponse:
     """The description of every route under /api."""
     from instructgpt.label.api import ROUTERS
 

@@ -12,6 +12,7 @@ from instructgpt.label.access import Visitor, allow, everyone, site_of
 from instructgpt.label.pages.render import language
 from instructgpt.label.pages.sign_in import MAX_BODY, limit_links, whence, with_cookie
 from instructgpt.label.problem import Problem
+from instructgpt.label.security import rates
 from instructgpt.label.tables import Login, Person, now
 
 router = APIRouter(prefix="/api/v1", tags=["session"], max_body_size=MAX_BODY)
@@ -58,6 +59,7 @@ def redeem(request: Request, answer: Response, visitor: Annotated[Visitor, every
     site = site_of(request)
     limit_links(request)
     with site.database.write() as db:
+        rates.give_back(db, rates.INVITE, whence(request)["address"] or "", now())  # kept only where the link works: a whole team may join
         person = accounts.redeem(db, form.token, form.name, form.password, language=language(request, visitor).language)
         if person.role == "labeler" and not consent.has_agreed(db, person):
             if form.consent is None:

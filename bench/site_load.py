@@ -1,0 +1,110 @@
+"""Labelers at work on a site whose server is killed again and again: is anything lost, doubled, or given out too often?
+
+    python bench/site_load.py --labelers 40 --tasks 1000 --kills 5
+    python bench/site_load.py --labelers 40 --tasks 1000 --kills 5 --database postgresql://user@localhost/empty
+
+The labelers are simulated and know the small world; everything else is real: HTTP, the server's process, SIGKILL, the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import threading
+import time
+from pathlib import Path
+from random import Random
+
+from instructgpt.label.server import Server
+from instructgpt.label.simulate import Manners, Worker, check, join, minds, quantiles, work_together
+from instructgpt.world import World
+
+K = 4
+
+
+def candidates(world: World, tasks: int) -> list[dict[str, str]]:
+    """K different completions for each of so many different prompts: the right answer, and answers cut or to other questions."""
+    prompts = [prompt.text for prompt in {each.text: each for each in world.prompts("reward", 12 * tasks)}.values()][:tasks]
+    gold = {text: world.demonstration(text) for text in prompts}
+    rng = Random(0)
+    made = []
+    for text in prompts:
+        answers = {gold[text] or "Nothing.", f"{gold[text]} I like it.", *(gold[other] for other in rng.sample(prompts, 6)), "No idea."}
+        answers.discard("")
+        chosen = sorted(answers)
+        rng.shuffle(chosen)
+        made += [{"prompt": text, "completion": answer, "model": f"model-{place}"} for place, answer in enumerate(chosen[:K])]
+    return made
+
+
+def run(folder: Path, database: str | None, labelers: int, tasks: int, kills: int, seed: int = 0) -> dict[str, float]:
+    """One load. Returns the counts of `simulate.check`, the claims' quantiles in milliseconds, kills, seconds and submissions a second."""
+    world = World(seed)
+    with Server(folder, database) as server, server.service() as service:
+        batch = service.make_batch(
+            "load", "rank", completions=candidates(world, tasks), policy={"repeat_share": 0, "seed": seed}, open=True
+        )
+        crowd = minds(world, "training", labelers, seed)
+        joined = join(server.address, service, crowd, seed, patience=120)
+        workers = [Worker(me, mind, Manners(0.1, 0.02, seed=seed)) for me, mind in zip(joined, crowd, strict=True)]
+        wanted = int(service.batch(batch["id"])["progress"]["wanted"])
+        over, killed = threading.Event(), []
+        breaker = threading.Thread(target=break_things, args=(server, workers, wanted, kills, over, killed))
+        start = time.monotonic()
+        breaker.start()
+        try:
+            diaries = work_together(workers)
+        finally:
+            over.set()
+            breaker.join()
+            for me in joined:
+                me.close()
+        seconds = time.monotonic() - start
+        found: dict[str, float] = dict(check(service, diaries))
+        progress = service.batch(batch["id"])["progress"]
+    claims = [claim for diary in diaries for claim in diary.claims]
+    found |= {"unfinished": progress["wanted"] - progress["done"], "kills": len(killed), "broken calls": sum(me.broken for me in joined)}
+    found |= dict(zip(("p50", "p95", "p99"), (1000 * value for value in quantiles(claims)), strict=True))
+    return found | {"seconds": seconds, "a second": found["handed in"] / seconds}
+
+
+def break_things(server: Server, workers: list[Worker], wanted: int, kills: int, over: threading.Event, killed: list[int]) -> None:
+    """Kill the server whenever another part of the work is done, and start it again."""
+    for number in range(1, kills + 1):
+        while sum(len(worker.diary.handed) for worker in workers) < wanted * number / (kills + 1):
+            if over.wait(0.02):
+                return
+        server.kill()
+        killed.append(number)
+        server.start()
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The results as a table for docs/results.md."""
+    head = "| database | handed in | kills | broken calls | lost | duplicate | over-assigned | claim p50 | p95 | p99 | a second |"
+    lines = [head, "|---|" + "---:|" * 10]
+    for name, found in rows.items():
+        counts = [f"{found[part]:,.0f}" for part in ("handed in", "kills", "broken calls", "lost", "duplicate", "over-assigned")]
+        lines.append(
+            f"| {name} | {' | '.join(counts)} | {found['p50']:.0f} ms | {found['p95']:.0f} ms | {found['p99']:.0f} ms | {found['a second']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """One run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--labelers", type=int, default=40)
+    parser.add_argument("--tasks", type=int, default=1000)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--database", help="an empty PostgreSQL database; SQLite when not given")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(Path(folder) / "site", given.database, given.labelers, given.tasks, given.kills)
+    print(table({"PostgreSQL" if given.database else "SQLite": found}))
+    bad = {name: found[name] for name in ("lost", "changed", "duplicate", "over-assigned", "unfinished") if found[name]}
+    raise SystemExit(f"not as it should be: {bad}" if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
