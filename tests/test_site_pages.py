@@ -175,8 +175,12 @@ def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # 
         shape = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\?.*", "", address)
         if shape in seen or not address.startswith(server.url) or address.endswith((".csv", ".json", ".jsonl", ".gz", ".parquet")):
             continue
-        answer = page.goto(address)
-        seen[shape] = answer.status if answer else 0
+        try:
+            answer = page.goto(address)
+        except Exception as error:
+            assert "Download is starting" in str(error)
+            continue
+        seen[shape] = answer.status
         wrong += faults(page, axe)
         page.emulate_media(color_scheme="dark")
         wrong += faults(page, axe, "color-contrast")
