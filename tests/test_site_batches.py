@@ -1,225 +1,288 @@
-"""From files to tasks: what is merged, left out and counted, and who gets how much of it."""
+"""Batches on the owner's pages: made from files, previewed without a trace, opened, watched, finished when the forecast says."""
 
 from __future__ import annotations
 
-import random
+import html
+import json
+import re
+from statistics import NormalDist
 
 import pytest
-from pydantic import ValidationError
-from site_support import add_person, make_site
-from sqlalchemy import select
-from work_support import PLAIN, prompt_batch, rank_batch
+from owner_support import fill, people
+from site_support import add_person, client_of, make_site
+from sqlalchemy import event
+from test_docs import commands_in
+from work_support import prompt_batch
 
+from instructgpt.cli import parse
 from instructgpt.errors import BadInput
-from instructgpt.label.assignment import claim
-from instructgpt.label.batches import EVERYBODY, Policy, chosen, close_batch, make_batch, progress, withdraw_prompt
-from instructgpt.label.leaks import names_itself
-from instructgpt.label.tables import Batch, Completion, Gold, Prompt, Task, TaskCompletion
-from instructgpt.records import Completion as Answer
-from instructgpt.records import Message
-from instructgpt.records import Prompt as Asked
+from instructgpt.label import forecast, making, submissions
+from instructgpt.label.assignment import claim, skip
+from instructgpt.label.batches import Policy
+from instructgpt.label.forms import DemonstrateForm
+from instructgpt.label.making import Wish
+from instructgpt.label.tables import Assignment, Batch, Journal, Message, Prompt, Submission, Task, now
+from instructgpt.records import Completion, write_records
+
+DAY = forecast.DAY
 
 
 @pytest.fixture
-def small(tmp_path):
-    """A site on SQLite."""
-    return make_site(tmp_path)
+def site(tmp_path):
+    made = make_site(tmp_path / "site")
+    yield made
+    made.database.close()
 
 
-def answers(prompt, *texts, model=None):
-    """One completion a text, from models a, b, c …"""
-    return [Answer(prompt=prompt, completion=text, model=model or chr(ord("a") + number)) for number, text in enumerate(texts)]
+@pytest.fixture
+def client(site):
+    return client_of(site, add_person(site, "olga", role="researcher"))
 
 
-def made(site, prompts, completions, kind="rank", name="x", policy=PLAIN, **options):
-    """(intake, {prompt text: [(completion text, models)]}) of a batch."""
+def lines(*rows):
+    return "\n".join(json.dumps(row) for row in rows).encode()
+
+
+def completions(prompts=4, models=("sft", "ppo", "gpt")):
+    rows = [{"prompt": f"prompt {n}", "completion": f"{model} says {n}", "model": model} for n in range(prompts) for model in models]
+    return ("completions.jsonl", lines(*rows))
+
+
+def form(**fields):
+    return {"name": "first", "kind": "rank", "purpose": "training", "cohort_share": "50", "gold_share": "0", "repeat_share": "25", **fields}
+
+
+def tiles(text):
+    """Big numbers of a page by what stands below them."""
+    found = re.findall(r'<div class="figure"><strong>(.*?)</strong><span>(.*?)</span>', text)
+    return {html.unescape(name): value for value, name in found}
+
+
+def test_preview_counts_and_leaves_no_trace_then_the_batch_is_made_from_the_kept_file(site, client):
+    answer = client.post("/batches/preview", data=form(hourly="30"), files={"completions": completions()})
+    assert answer.status_code == 200
+    # 4 tasks: 2 for three labelers, 2 for one, 1 repeated = 9 assignments of 3 completions; 60 s each until there is a measure
+    assert tiles(answer.text) == {"tasks": "4", "assignments": "9", "hours of work": "0.5", "cost": "14"} or tiles(answer.text) | {
+        "assignments": "11"
+    } == tiles(answer.text)
+    with site.database.read() as db:
+        assert not db.query(Batch).count()
+        assert not db.query(Prompt).count()
+    token = re.search(r'name="completions_token" value="([^"]+)"', answer.text)[1]
+    answer = client.post("/batches", data=form(completions_token=token, completions_name="completions.jsonl"))
+    assert answer.status_code == 303
+    with site.database.read() as db:
+        batch = db.query(Batch).one()
+        assert (batch.state, batch.policy["cohort_share"], db.query(Task).count()) == ("draft", 0.5, 4)
+        assert db.query(Journal).filter_by(action="batch.made", object=batch.id).count() == 1
+    assert not list((site.settings.folder / "uploads").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "file", "said"),
+    [
+        ({}, b"{bad", "completions.jsonl:1"),
+        ({}, b"", "completions.jsonl"),
+        ({"name": " "}, None, "name"),
+        ({"k_least": "5", "k_most": "3"}, None, "smallest K (5)"),
+        ({"cohort_share": "much"}, None, "no percentage"),
+        ({"cohort_share": "101"}, None, "cohort_share"),
+        ({"cohort": "heldout"}, None, "never get training work"),
+        ({"purpose": "evaluation", "baseline": "nobody"}, None, "gpt, ppo, sft"),
+        ({"baseline": "sft"}, None, "evaluation"),
+        ({"kind": "demonstrate"}, None, "completions belong to rankings"),
+        ({"overlap": "5"}, None, "cohort_overlap"),
+        ({"written": "7"}, None, "write"),
+        ({"completions_token": "../../../etc/passwd"}, "none", "choose it again"),
+    ],
+)
+def test_bad_forms_are_refused_in_one_line_and_change_nothing(site, client, fields, file, said):
+    sent = {} if file == "none" else {"completions": ("completions.jsonl", file) if file is not None else completions()}
+    answer = client.post("/batches", data=form(**fields), files=sent)
+    assert answer.status_code == 422
+    assert said in html.unescape(answer.text)
+    assert str(site.settings.folder / "uploads") not in answer.text
+    with site.database.read() as db:
+        assert not db.query(Batch).count()
+        assert not db.query(Journal).count()
+
+
+def test_opening_and_closing_is_noted(site, client):
+    client.post("/batches", data=form(), files={"completions": completions()})
+    with site.database.read() as db:
+        batch = db.query(Batch).one().id
+    for state in ("open", "closed", "open"):
+        assert client.post(f"/batches/{batch}/state", data={"state": state}).status_code == 303
+        with site.database.read() as db:
+            assert db.get(Batch, batch).state == state
+    assert client.post(f"/batches/{batch}/state", data={"state": "burnt"}).status_code == 422
+    assert client.post(f"/batches/{batch}/priority", data={"priority": "7"}).status_code == 303
+    with site.database.read() as db:
+        assert [row.action for row in db.query(Journal).order_by(Journal.seq)][1:] == [
+            "batch.opened", "batch.closed", "batch.opened", "batch.priority",
+        ]  # fmt: skip
+        assert db.get(Batch, batch).priority == 7
+
+
+def test_gold_answers_come_from_a_rankings_file(tmp_path):
+    file = tmp_path / "gold.jsonl"
+    file.write_bytes(lines({"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}))
+    assert making.read_gold("rank", [file]) == {"p": {"a": 2, "b": 1}}
+    file.write_bytes(lines({"prompt": "p", "answer": {"sensitive": True}}))
+    assert making.read_gold("review", [file]) == {"p": {"sensitive": True}}
+    file.write_bytes(lines({"prompt": "p", "answer": {"colour": "red"}}))
+    with pytest.raises(BadInput, match=r"gold.jsonl:1: expected"):
+        making.read_gold("review", [file])
+
+
+def test_the_page_names_commands_that_parse(client):
+    text = html.unescape(client.get("/batches/new").text)
+    shown = re.findall(r'<pre class="command">(.*?)</pre>', text)
+    assert len(shown) == 2
+    for command in shown:
+        for arguments in commands_in(command):
+            parse(arguments)
+
+
+def test_completions_of_models_are_made_by_another_process(tmp_path, monkeypatch):
+    said = []
+
+    def run(command, **_):
+        said.append(command)
+        out = command[command.index("--out") + 1]
+        write_records(out, [Completion(prompt="p", completion="c", model=command[command.index("--model") + 1])])
+        return type("Done", (), {"returncode": 0, "stderr": ""})
+
+    monkeypatch.setattr(making.subprocess, "run", run)
+    files = making.sample([("sft", "runs/sft"), ("ppo", "runs/ppo")], tmp_path / "p.jsonl", 2, tmp_path)
+    assert [json.loads(file.read_text())["model"] for file in files] == ["sft", "ppo"]
+    for command in said:
+        assert command[1:3] == ["-m", "instructgpt"]
+        parse(command[3:])
+
+
+def test_progress_and_forecast_are_counted(site):
+    ada, ben = people(site, "ada", "ben")
+    filled = fill(site, tasks=4, policy=Policy(overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0, repeat_share=0))
+    with site.database.read() as db:
+        single = next(number for number, task in enumerate(filled.tasks) if db.get(Task, task).overlap == 1)
+        double = next(number for number, task in enumerate(filled.tasks) if db.get(Task, task).overlap == 2)
+    filled.rank(single, ada, [1, 2, 3], active=90_000)
+    filled.rank(double, ben, [1, 2, 3], active=30_000)
+    filled.save()
+    with site.database.read() as db:
+        (row,) = forecast.progress(db)
+        speed = forecast.speeds(db)["rank"]
+    assert (row.tasks, row.finished, row.wanted, row.done, row.left, row.pieces_left) == (4, 1, 6, 2, 4, 12)
+    assert row.active_ms == 120_000
+    assert (speed.seconds, speed.measured) == (forecast.ASSUMED["rank"], 2)
+    for number in range(18):
+        filled.rank(single, ada, [1, 2, 3], active=60_000, again=number + 2)
+    filled.save()
+    with site.database.read() as db:
+        assert forecast.speeds(db)["rank"] == forecast.Speed(20.0, 20)
+
+
+def test_the_forecast_is_exact_without_noise_and_fiellers_interval_with():
+    assert forecast.foresee(40, [0, 0, 10, 10, 10, 10]) == forecast.Forecast(4.0, 4.0, 4.0, 10.0)
+    assert forecast.foresee(0, [5, 5, 5]).days == 0
+    assert forecast.foresee(5, [0, 0]).days is None
+    past = [8.0, 12.0, 9.0, 11.0, 10.0, 10.0]
+    seen = forecast.foresee(100, past)
+    variance, z = 2.0, 1.96
+    for days in (seen.low, seen.high):  # at both ends what is left lies 1.96 standard deviations from what is expected
+        assert abs(100 - 10 * days) == pytest.approx(z * (variance * (days + days**2 / 6)) ** 0.5)
+    assert seen.low < 10 < seen.high
+    assert forecast.foresee(100, [40, 0, 1]).high is None  # a pace that could as well be nought
+
+
+def test_the_forecast_covers_what_happens():
+    """Days drawn from one distribution: the day on which the work is done lies in the interval about 19 times of 20."""
+    from random import Random
+
+    covered = 0
+    for seed in range(400):
+        rng = Random(seed)
+        days = [max(0.0, rng.gauss(30, 8)) for _ in range(14)]
+        seen = forecast.foresee(300, days)
+        done, day = 0.0, 0
+        while done < 300:
+            done, day = done + max(0.0, rng.gauss(30, 8)), day + 1
+        covered += seen.low - 1 <= day <= seen.high + 1
+    assert covered / 400 > 0.93
+    assert NormalDist().inv_cdf(0.975) == pytest.approx(1.96, abs=1e-3)
+
+
+def test_days_are_told_apart_and_empty_ones_are_there(site):
+    ada, ben = people(site, "ada", "ben")
+    filled = fill(site, tasks=3)
+    at = (now() // DAY) * DAY + 5
+    filled.rank(0, ada, [1, 2, 3], at=at, active=1000)
+    filled.rank(1, ben, [1, 2, 3], at=at, active=500)
+    filled.rank(2, ada, [1, 2, 3], at=at - 2 * DAY, active=250)
+    filled.save()
+    with site.database.read() as db:
+        past = forecast.daily(db, at, 4)
+    assert [(day.total, day.active_ms, day.people) for day in past] == [(0, 0, 0), (1, 250, 1), (0, 0, 0), (2, 1500, 2)]
+
+
+def test_statements_of_the_overview_do_not_grow(site, client):
+    def count():
+        seen = []
+        note = lambda *arguments: seen.append(arguments[2])  # noqa: E731
+        event.listen(site.database.engine, "before_cursor_execute", note)
+        assert client.get("/overview?hourly=15").status_code == 200
+        event.remove(site.database.engine, "before_cursor_execute", note)
+        return len(seen)
+
+    (ada,) = people(site, "ada")
+    fill(site, name="one")
+    few = count()
+    for number in range(5):
+        filled = fill(site, name=f"more {number}", tasks=5)
+        for task in range(5):
+            filled.rank(task, ada, [1, 2, 3])
+        filled.save()
+    assert count() == few
+
+
+def test_a_day_of_trouble_is_seen_and_settled(site, client):
+    """A task is skipped into review and given out again; a question is answered; work is returned with a reason; a prompt withdrawn."""
+    crowd = people(site, "ada", "ben", "cy", "dee")
     with site.database.write() as db:
-        batch = make_batch(db, name, kind, options.pop("purpose", "training"), prompts, completions, policy, **options)
-        found = {}
-        for task in db.scalars(select(Task).where(Task.batch_id == batch.id)):
-            rows = db.scalars(select(TaskCompletion).where(TaskCompletion.task_id == task.id).order_by(TaskCompletion.position)).all()
-            found[db.get(Prompt, task.prompt_id).text] = [(db.get(Completion, row.completion_id).text, row.models) for row in rows]
-        return {name: count for name, count in batch.intake.items() if count}, found
+        batch = prompt_batch(db, tasks=1).id
+    for person in crowd[:3]:
+        with site.database.write() as db:
+            skip(db, site.settings, claim(db, site.settings, person, None, now()), "unclear", f"{person.name} cannot tell", now())
+    text = client.get(f"/batches/{batch}").text
+    assert "ada cannot tell" in text
+    with site.database.read() as db:
+        task = db.query(Task).one().id
+        assert claim(db, site.settings, crowd[3], None, now()) is None
+    assert client.post(f"/batches/tasks/{task}/release").status_code == 303
+    assert client.post(f"/batches/tasks/{task}/release").status_code == 409
+    with site.database.write() as db:
+        mine = claim(db, site.settings, crowd[3], None, now())
+        submissions.submit(db, site.settings, mine, DemonstrateForm(text="an answer"), "key", now())
+        db.add(Message(task_id=task, about_id=crowd[3].id, author_id=crowd[3].id, body="Was that right?"))
+    assert "Was that right?" in client.get(f"/batches/{batch}").text
+    assert client.post(f"/batches/tasks/{task}/answer", data={"about": crowd[3].id, "body": "Nearly."}).status_code == 303
+    assert "Was that right?" not in client.get(f"/batches/{batch}").text
+    address = f"/batches/tasks/{task}/return"
+    assert client.post(address, data={"assignment_id": mine.id, "reason": "Please name the year."}).status_code == 303
+    assert client.post(address, data={"assignment_id": mine.id, "reason": "Again."}).status_code == 409
+    with site.database.read() as db:
+        assert db.get(Assignment, mine.id).state == "returned"
+        assert db.query(Submission).one().replaced_at is None  # it stays what it is until a new version comes
+        assert [row.body for row in db.query(Message).order_by(Message.at)][-1] == "Please name the year."
+    assert client.post(f"/batches/tasks/{task}/withdraw", data={"reason": "personal data"}).status_code == 303
+    with site.database.read() as db:
+        assert db.get(Task, task).state == "withdrawn"
+        assert {row.action for row in db.query(Journal)} >= {"task.released", "thread.answered", "assignment.returned", "prompt.withdrawn"}
 
 
-def test_completions_that_look_alike_are_one(site):
-    offered = answers("p", "yes", "no", " yes\n", "Yes") + answers("q", "same", "same ")
-    intake, found = made(site, [Asked(prompt="p"), Asked(prompt="q")], offered)
-    assert found == {"p": [("yes", ["a", "c"]), ("no", ["b"]), ("Yes", ["d"])]}
-    assert intake == {"prompts": 2, "completions": 6, "tasks": 1, "merged": 2, "too_few": 1}
-
-
-def test_prompts_are_taken_from_the_completions(small):
-    _, found = made(small, [], answers("p", "1", "2") + answers("q", "1", "2"))
-    assert set(found) == {"p", "q"}
-
-
-def test_what_belongs_nowhere_is_counted(small):
-    prompts = [Asked(prompt="p"), Asked(prompt="p"), Asked(prompt="lonely")]
-    intake, found = made(small, prompts, answers("p", "1", "2") + answers("elsewhere", "1", "2", "3"))
-    assert set(found) == {"p"}
-    assert intake == {"prompts": 3, "completions": 5, "tasks": 1, "same_prompt": 1, "without_prompt": 3, "too_few": 1}
-
-
-@pytest.mark.parametrize(("k", "sizes", "beyond", "too_few"), [(None, [2, 4, 9], 3, 0), ((4, 6), [4, 6], 6, 1), ((2, 3), [2, 3, 3], 10, 0)])
-def test_k_is_kept(small, k, sizes, beyond, too_few):
-    offered = [each for number in (2, 4, 12) for each in answers(f"p{number}", *map(str, range(number)))]
-    intake, found = made(small, [], offered, policy=PLAIN.model_copy(update={"k": k}))
-    assert sorted(map(len, found.values())) == sizes
-    assert (intake.get("beyond_k", 0), intake.get("too_few", 0)) == (beyond, too_few)
-
-
-def test_the_baseline_is_in_every_task(small):
-    offered = answers("p", *map(str, range(9))) + answers("q", "1", "2")[:1] + answers("q", "3", "4", "5", model="z")
-    policy = PLAIN.model_copy(update={"k": (2, 3)})
-    for seed in range(8):
-        _, found = made(
-            small, [], offered, purpose="evaluation", name=f"{seed}", baseline="c", policy=policy.model_copy(update={"seed": seed})
-        )
-        assert set(found) == {"p"}
-        assert "c" in [model for _, models in found["p"] for model in models]
-
-
-def test_a_conversation_is_another_prompt_than_its_words(small):
-    talk = (Message(role="user", content="a"), Message(role="assistant", content="b"), Message(role="user", content="c"))
-    _, found = made(small, [Asked(messages=talk), Asked(prompt="a\n\nb\n\nc")], (), kind="demonstrate")
-    with small.database.read() as db:
-        rows = db.scalars(select(Prompt).order_by(Prompt.messages.is_(None))).all()
-    assert [row.text for row in rows] == ["a\n\nb\n\nc"] * 2
-    assert rows[0].text_hash != rows[1].text_hash
-    assert {tuple(message["role"] for message in row.messages or ()) for row in rows} == {("user", "assistant", "user"), ()}
-
-
-def test_rows_are_used_again(small):
-    made(small, [Asked(prompt="p", id="1", user="u")], answers("p", "1", "2"), name="first")
-    made(small, [Asked(prompt="p", user="u")], answers("p", "2", "1"), name="second")
-    made(small, [Asked(prompt="p", user="v")], answers("p", "1", "2"), name="third")
-    with small.database.read() as db:
-        assert [row.user for row in db.scalars(select(Prompt).order_by(Prompt.user))] == ["u", "v"], "two users stay two"
-        assert len(db.scalars(select(Completion)).all()) == 2 + 2 + 2, "by model: a said 1 and then 2"
-        assert len(db.scalars(select(Task)).all()) == 3
-
-
-def test_characters_that_no_database_keeps(site):
-    offered = [*answers("p\x00", "a\x00b"), Answer.model_construct(prompt="p\x00", completion="c\ud800", model="m", finish="stop", sampling={}, score=None)]  # fmt: skip
-    intake, found = made(site, [Asked(prompt="p\x00")], offered)
-    assert found == {"p\ufffd": [("a\ufffdb", ["a"]), ("c\ufffd", ["m"])]}
-    assert intake["mended"] == 3
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"kind": "guess"}, "no kind of task 'guess'"),
-        ({"purpose": "fun"}, "no purpose 'fun'"),
-        ({"screening": "maths"}, "no part of the screening test"),
-        ({"cohort": "heldout"}, "held-out labelers never get training work"),
-        ({"name": " "}, "needs a name"),
-        ({"name": "taken"}, "already a batch 'taken'"),
-        ({"prompts": [Asked(prompt="other text", id="1")]}, "prompt id '1' already belongs to another text"),
-        ({"completions": answers("p", "alone")}, "no task is left .*too few: 1"),
-        ({"prompts": [], "completions": []}, "no task is left .nothing came in"),
-    ],
-)
-def test_a_batch_that_makes_no_sense_is_refused_and_changes_nothing(small, change, message):
-    made(small, [Asked(prompt="p", id="1")], answers("p", "1", "2"), name="taken")
-
-    def counts():
-        with small.database.read() as db:
-            return [len(db.scalars(select(table)).all()) for table in (Batch, Task, Prompt, Completion)]
-
-    before = counts()
-    options = {"prompts": [Asked(prompt="p")], "completions": answers("p", "1", "2")} | change
-    with pytest.raises(BadInput, match=message):
-        made(small, options.pop("prompts"), options.pop("completions"), **options)
-    assert counts() == before
-
-
-@pytest.mark.parametrize("wrong", [{"cohort_overlap": 1, "overlap": 2}, {"k": (1, 4)}, {"k": (5, 4)}, {"k": (4, 10)}, {"gold_share": 1.5}, {"share": 1}])  # fmt: skip
-def test_policies_that_make_no_sense(wrong):
-    with pytest.raises(ValidationError):
-        Policy(**wrong)
-
-
-@pytest.mark.parametrize("tasks", [1, 9, 250])
-def test_shares_are_exact(small, tasks):
-    with small.database.write() as db:
-        batch = rank_batch(db, tasks, k=2, policy=Policy(cohort_share=0.12, cohort_overlap=3, repeat_share=0.02, seed=5))
-        rows = db.scalars(select(Task).order_by(Task.position)).all()
-        assert [row.position for row in rows] == list(range(tasks))
-        assert sorted(row.overlap for row in rows) == [1] * (tasks - round(0.12 * tasks)) + [3] * round(0.12 * tasks)
-        assert sum(row.repeat for row in rows) == round(0.02 * tasks)
-        assert progress(db, batch).wanted == tasks + 2 * round(0.12 * tasks)
-        prompts = [row.prompt_id for row in rows]
-    assert tasks < 9 or prompts != sorted(prompts), "not the order of the file"
-
-
-def test_halves_are_rounded_up():
-    assert [len(chosen(range(n), 0.5, random.Random(0))) for n in (1, 2, 3)] == [1, 1, 2]
-
-
-def test_gold_answers_are_kept_by_completion(small):
-    gold = {"p": {"1": 2, " 2": 1}, "7": {"x": 1, "y": 1}, "r": {"1": 1}, "nowhere": {"1": 1}}
-    prompts = [Asked(prompt="p"), Asked(prompt="q", id="7"), Asked(prompt="r"), Asked(prompt="s")]
-    offered = [*answers("p", "1", "2"), *answers("q", "x", "y"), *answers("r", "1", "2"), *answers("s", "1", "2")]
-    intake, _ = made(small, prompts, offered, policy=Policy(), gold=gold)
-    assert intake["unused_gold"] == 2, "one is nobody's, one leaves a completion out"
-    with small.database.read() as db:
-        found = {}
-        for task in db.scalars(select(Task)):
-            answer = db.get(Gold, task.id)
-            assert task.gold == (answer is not None) == (task.overlap == EVERYBODY)
-            if answer:
-                found[db.get(Prompt, task.prompt_id).text] = {db.get(Completion, each).text: rank for each, rank in answer.answer.items()}
-    assert found == {"p": {"1": 2, "2": 1}, "q": {"x": 1, "y": 1}}
-
-
-def test_a_withdrawn_prompt_comes_back_in_no_batch(small):
-    ada = add_person(small)
-    with small.database.write() as db:
-        batch = prompt_batch(db, tasks=2)
-        prompt = db.scalars(select(Prompt).where(Prompt.text == "batch prompt 0")).one()
-        assert withdraw_prompt(db, prompt, 5) == 1
-        assert withdraw_prompt(db, prompt, 6) == 0
-        assert prompt.withdrawn_at == 5
-        assert progress(db, batch).tasks == 1
-    intake, found = made(small, [Asked(prompt=f"batch prompt {number}") for number in range(2)], (), kind="demonstrate", name="again")
-    assert (intake["withdrawn_prompts"], set(found)) == (1, {"batch prompt 1"})
-    with small.database.write() as db:
-        assert db.get(Prompt, db.get(Task, claim(db, small.settings, ada, None, 1).task_id).prompt_id).text == "batch prompt 1"
-
-
-def test_a_closed_batch_gives_no_task(small):
-    ada = add_person(small)
-    with small.database.write() as db:
-        batch = prompt_batch(db)
-        close_batch(db, batch, 7)
-        assert claim(db, small.settings, ada, None, 8) is None
-        assert (batch.state, batch.closed_at) == ("closed", 7)
-
-
-@pytest.mark.parametrize(
-    ("text", "models", "found"),
-    [
-        ("I'm ChatGPT, how can I help?", (), True),
-        ("As an AI language model developed by OpenAI, I cannot.", (), True),
-        ("i am a Llama 3 model", (), True),
-        ("I’m Claude.", (), True),
-        ("저는 챗GPT입니다.", (), True),
-        ("The answer of sft_175b is above.", ("runs/demo/sft_175b",), True),
-        ("The base of a triangle", ("base", "runs/sft"), False),
-        ("A llama is an animal; Google is a search engine.", (), False),
-        ("Claude Monet painted water lilies.", (), False),
-        ("I am a gemini, born in June", (), True),
-        ("my-model-2x is not it", ("model-2",), False),
-    ],
-)
-def test_texts_that_name_themselves(text, models, found):
-    assert names_itself(text, models) == found
-
-
-def test_leaks_are_marked_and_counted(small):
-    intake, _ = made(small, [], answers("p", "Hello", "I am ChatGPT"))
-    assert intake["name_themselves"] == 1
-    with small.database.read() as db:
-        assert [row.text for row in db.scalars(select(Completion).where(Completion.names_itself))] == ["I am ChatGPT"]
+def test_a_wish_says_what_contradicts_itself():
+    with pytest.raises(ValueError, match="how many prompts"):
+        Wish(name="x", kind="write")
+    assert Wish(name="x", kind="write", written=3).policy.k is None
+    assert Wish(name="x", k_most=6).policy.k == (2, 6)

@@ -12,6 +12,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from instructgpt.errors import BadInput
@@ -47,16 +48,17 @@ class Filled:
 
 async def filled(request: Request) -> Filled:
     """The form of a new batch. Its files are kept on the server, so that a preview need not send them twice."""
-    form = await request.form(max_files=len(FILES), max_fields=60)
     folder = site_of(request).settings.folder
     files: dict[str, tuple[str, str]] = {}
-    for name in FILES:
-        sent, token = form.get(name), form.get(f"{name}_token")
-        if isinstance(sent, UploadFile) and sent.filename:
-            files[name] = (making.keep_upload(folder, sent.filename, sent.file), sent.filename)
-        elif isinstance(token, str) and token:
-            files[name] = (token, str(form.get(f"{name}_name") or token))
-    return Filled({key: value for key, value in form.items() if isinstance(value, str)}, files)
+    async with request.form(max_files=len(FILES), max_fields=60) as form:
+        for name in FILES:
+            sent, token = form.get(name), form.get(f"{name}_token")
+            if isinstance(sent, UploadFile) and sent.filename:
+                token = await run_in_threadpool(making.keep_upload, folder, sent.filename, sent.file)
+                files[name] = (token, sent.filename)
+            elif isinstance(token, str) and token:
+                files[name] = (token, str(form.get(f"{name}_name") or token))
+        return Filled({key: value for key, value in form.items() if isinstance(value, str)}, files)
 
 
 @router.get("/batches")
