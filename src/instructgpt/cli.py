@@ -49,6 +49,7 @@ COMMANDS = (
     Command("data stats", "instructgpt.data.commands", "StatsConfig", "stats", "what a file holds, in the paper's tables"),
     Command("label init", "instructgpt.label.commands", "InitConfig", "init", "make a labelers' site; prints the link to set it up"),
     Command("label serve", "instructgpt.label.commands", "ServeConfig", "serve", "serve a labelers' site"),
+    Command("label batch", "instructgpt.label.batch_command", "BatchConfig", "main", "a batch on a site from files, or from models"),
 )
 
 

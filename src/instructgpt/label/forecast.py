@@ -193,7 +193,7 @@ def plan(db: Session, batch: Batch, hourly: float | None = None) -> Workload:
         elif gold:
             golds, gold_pieces = golds + count, gold_pieces + float(size)
         else:
-            times = overlap + bool(repeat)
+            times = 2 * overlap if repeat else overlap  # everybody who did it is given it once more
             assignments, pieces = assignments + count * times, pieces + float(size) * times
     if golds:
         share = float(batch.policy.get("gold_share", 0.0))

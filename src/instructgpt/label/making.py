@@ -23,6 +23,8 @@ from instructgpt.label.tables.tasks import Kind
 from instructgpt.records import USE_CASES, Cohort, explain
 
 MOST_WRITTEN = 100_000
+STANDARD_ERROR = 2
+"""Where the progress of sampling goes: what this process itself prints stays a report."""
 FILES = ("prompts", "completions", "gold")
 """What a batch is made from; completions only for rank batches, gold answers for whoever has some."""
 
@@ -128,30 +130,32 @@ def read_gold(kind: Kind, paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return answers
 
 
-def sample(models: Sequence[tuple[str, str]], prompts: Path, n: int, folder: Path, options: Sequence[str] = ()) -> list[Path]:
+def sample(models: Sequence[tuple[str, str]], prompts: Sequence[Path], n: int, seed: int, folder: Path) -> list[Path]:
     """Completions of every model, by `instructgpt sample` in a process of its own: this process needs no torch.
 
     Args:
         models: (name in the records, directory or hub name) of each.
         n: completions of each prompt and model.
+        folder: where to put them.
 
     Returns:
-        one file of completions a model.
+        one file of completions a model and a file of prompts.
 
     Raises:
         BadInput: a model could not be sampled; its own words are passed on.
     """
     made = []
     for number, (name, model) in enumerate(models):
-        out = folder / f"completions-{number}.jsonl"
-        command = [sys.executable, "-m", "instructgpt", *sample_arguments(model, str(prompts), n, str(out)), *options]
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            said = done.stderr.strip().splitlines()
-            raise BadInput(f"completions of {model}: {said[-1].removeprefix('instructgpt: ') if said else 'sampling failed'}")
-        renamed = [each.model_copy(update={"model": name}) for each in records.read_records(records.Completion, out)]
-        records.write_records(out, renamed)
-        made.append(out)
+        for part, asked in enumerate(prompts):
+            out = folder / f"completions-{number}-{part}.jsonl"
+            command = [sys.executable, "-m", "instructgpt", *sample_arguments(model, str(asked), n, str(out)), "--seed", str(seed)]
+            done = subprocess.run(command, stdout=STANDARD_ERROR, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                said = done.stderr.strip().splitlines()
+                raise BadInput(f"completions of {model}: {said[-1].removeprefix('instructgpt: ') if said else 'sampling failed'}")
+            renamed = [each.model_copy(update={"model": name}) for each in records.read_records(records.Completion, out)]
+            records.write_records(out, renamed)
+            made.append(out)
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,13 +138,12 @@ def form_page(
     sizes: Mapping[int, int] | None = None, report: Mapping[str, int] | None = None,
 ) -> Response:  # fmt: skip
     """The form, with what is wrong or what a preview found."""
-    commands = ["instructgpt " + " ".join(making.sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl"))]
-    commands.append(
-        f"instructgpt label batch --out {site_of(request).settings.folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR"
-    )
+    one = "instructgpt " + " ".join(making.sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl"))
+    folder = shlex.quote(str(site_of(request).settings.folder))
+    every = f"instructgpt label batch --site {folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR --n 2"
     return page(
         request, visitor, "batch_new.html", status=422 if wrong else 200, show=figures, given=given, wrong=wrong, work=work, sizes=sizes,
-        report={name: count for name, count in (report or {}).items() if count}, use_cases=USE_CASES, commands=commands,
+        report={name: count for name, count in (report or {}).items() if count}, use_cases=USE_CASES, commands=[one, every],
         most=batches.MOST_COMPLETIONS, screening=batches.SCREENING,
     )  # fmt: skip
 

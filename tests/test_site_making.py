@@ -14,13 +14,14 @@ from sqlalchemy import event
 from test_docs import commands_in
 from work_support import prompt_batch
 
-from instructgpt.cli import parse
+from instructgpt.cli import parse, run
 from instructgpt.errors import BadInput
 from instructgpt.label import forecast, making, submissions
 from instructgpt.label.assignment import claim, skip
 from instructgpt.label.batches import Policy
 from instructgpt.label.forms import DemonstrateForm
 from instructgpt.label.making import Wish
+from instructgpt.label.opening import open_site
 from instructgpt.label.tables import Assignment, Batch, Journal, Message, Prompt, Submission, Task, now
 from instructgpt.records import Completion, write_records
 
@@ -61,10 +62,13 @@ def tiles(text):
 def test_preview_counts_and_leaves_no_trace_then_the_batch_is_made_from_the_kept_file(site, client):
     answer = client.post("/batches/preview", data=form(hourly="30"), files={"completions": completions()})
     assert answer.status_code == 200
-    # 4 tasks: 2 for three labelers, 2 for one, 1 repeated = 9 assignments of 3 completions; 60 s each until there is a measure
-    assert tiles(answer.text) == {"tasks": "4", "assignments": "9", "hours of work": "0.5", "cost": "14"} or tiles(answer.text) | {
-        "assignments": "11"
-    } == tiles(answer.text)
+    # 4 tasks: 2 for three labelers, 2 for one, and one of the 4 twice: 2 x 3 + 2 + (3 or 1, everybody who did it) assignments
+    shown = tiles(answer.text)
+    assert shown["tasks"] == "4"
+    assert int(shown["assignments"]) in (9, 11)
+    hours = int(shown["assignments"]) * 3 * 60 / 3600  # three completions each, a minute apiece until it is measured
+    assert shown["hours of work"] == f"{hours:.1f}"
+    assert shown["cost"] == f"{hours * 30:.0f}"
     with site.database.read() as db:
         assert not db.query(Batch).count()
         assert not db.query(Prompt).count()
@@ -147,14 +151,14 @@ def test_the_page_names_commands_that_parse(client):
 def test_completions_of_models_are_made_by_another_process(tmp_path, monkeypatch):
     said = []
 
-    def run(command, **_):
+    def instead(command, **_):
         said.append(command)
         out = command[command.index("--out") + 1]
         write_records(out, [Completion(prompt="p", completion="c", model=command[command.index("--model") + 1])])
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
-    monkeypatch.setattr(making.subprocess, "run", run)
-    files = making.sample([("sft", "runs/sft"), ("ppo", "runs/ppo")], tmp_path / "p.jsonl", 2, tmp_path)
+    monkeypatch.setattr(making.subprocess, "run", instead)
+    files = making.sample([("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], 2, 5, tmp_path)
     assert [json.loads(file.read_text())["model"] for file in files] == ["sft", "ppo"]
     for command in said:
         assert command[1:3] == ["-m", "instructgpt"]
@@ -286,3 +290,44 @@ def test_a_wish_says_what_contradicts_itself():
         Wish(name="x", kind="write")
     assert Wish(name="x", kind="write", written=3).policy.k is None
     assert Wish(name="x", k_most=6).policy.k == (2, 6)
+
+
+def test_the_command_counts_makes_and_opens(tmp_path, capsys):
+    assert run(["label", "init", "--site", str(tmp_path / "site")]) == 0
+    file = tmp_path / "completions.jsonl"
+    file.write_bytes(completions()[1])
+    command = ["label", "batch", "--site", str(tmp_path / "site"), "--name", "one", "--completions", str(file), "--cohort-share", "0"]
+    capsys.readouterr()
+    assert run([*command, "--dry-run", "--hourly", "30"]) == 0
+    assert (
+        "would make batch 'one': 4 tasks, 4 assignments\nabout 0.2 hours of work, cost 6 (60 s apiece, a rule of thumb)"
+        in capsys.readouterr().out
+    )
+    assert run([*command, "--open"]) == 0
+    assert run(command) == 2
+    assert "already a batch 'one'" in capsys.readouterr().err
+    site = open_site(tmp_path / "site")
+    with site.database.read() as db:
+        batch = db.query(Batch).one()
+        assert (batch.state, db.query(Task).filter_by(batch_id=batch.id).count()) == ("open", 4)
+    site.database.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--models", "runs/ppo", "--prompts", "p.jsonl"], "expected NAME=MODEL"),
+        (["--models", "a=x", "a=y", "--prompts", "p.jsonl"], "same name"),
+        (["--models", "a=x"], "needs --prompts"),
+        (["--kind", "write"], "page of new batches"),
+        (["--n", "2"], "no effect without --models"),
+        ([], "needs a file of completions"),
+        (["--models", "a=no-such-model", "--prompts", "none.jsonl"], "completions of no-such-model"),
+    ],
+)
+def test_the_command_refuses_in_one_line(tmp_path, capsys, options, said):
+    assert run(["label", "init", "--site", str(tmp_path / "site")]) == 0
+    assert run(["label", "batch", "--site", str(tmp_path / "site"), "--name", "one", *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
