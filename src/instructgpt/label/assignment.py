@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from random import Random
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import instructions
@@ -194,7 +194,7 @@ def reap(db: Session, at: int, most: int = REAPED_AT_ONCE) -> int:
 
 
 def skip(db: Session, settings: Settings, assignment: Assignment, reason: str, note: str, at: int) -> Skip:
-    """Hand a task back with a reason. After `skips_to_review` skips a person looks at it before anybody else gets it.
+    """Hand a task back with a reason. After every `skips_to_review` skips a researcher looks at it before anybody else gets it.
 
     Raises:
         Problem: `bad_reason` (422), `already_submitted` (409), `already_skipped` (409).
@@ -209,7 +209,7 @@ def skip(db: Session, settings: Settings, assignment: Assignment, reason: str, n
     if mine.round == 0:
         task.n_open -= mine.state == "open"
         task.n_skipped += 1
-        if task.state == "open" and task.n_skipped >= settings.skips_to_review:
+        if task.state == "open" and task.n_skipped % settings.skips_to_review == 0:
             task.state = "review"
     mine.state, mine.closed_at = "skipped", at
     skipped = Skip(assignment_id=mine.id, reason=reason, note=note, at=at)
@@ -239,7 +239,7 @@ def take_back_skip(db: Session, settings: Settings, assignment: Assignment, task
     skipped.undone_at = at
     if assignment.round == 0:
         task.n_skipped -= 1
-        if task.state == "review" and task.n_skipped < settings.skips_to_review:
+        if task.state == "review" and (task.n_skipped + 1) % settings.skips_to_review == 0:
             task.state = "done" if task.n_done >= task.overlap else "open"
 
 
@@ -255,3 +255,23 @@ def return_to_labeler(db: Session, assignment: Assignment, at: int) -> Assignmen
         raise Problem(409, "not_submitted")
     mine.state, mine.closed_at = "returned", at
     return mine
+
+
+def recount(db: Session) -> list[str]:
+    """Compare the counters of all tasks with what the assignments and submissions say. -> every difference, in words."""
+    mine = [Assignment.task_id == Task.id, Assignment.round == 0]
+    counted = [Submission.replaced_at.is_(None), ~Submission.surplus, Submission.invalid_reason.is_(None)]
+    truth = {
+        "n_open": select(func.count()).where(*mine, Assignment.state == "open"),
+        "n_done": select(func.count()).select_from(Submission).join(Assignment).where(*mine, *counted),
+        "n_skipped": select(func.count()).select_from(Skip).join(Assignment).where(*mine, Skip.undone_at.is_(None)),
+    }
+    rows = db.execute(select(Task, *(one.correlate(Task).scalar_subquery() for one in truth.values())).execution_options(yield_per=1000))
+    found = []
+    for task, *counts in rows:
+        for name, count in zip(truth, counts, strict=True):
+            if getattr(task, name) != count:
+                found.append(f"task {task.id}: {name} is {getattr(task, name)}, counted {count}")
+        if task.state in ("open", "done") and (task.state == "done") != (task.n_done >= task.overlap):
+            found.append(f"task {task.id}: state is {task.state} with {task.n_done} of {task.overlap} done")
+    return found

@@ -141,9 +141,9 @@ def _add_tasks(
     known = [intake.take_answer(candidate, answers) for candidate in wanted]
     ordinary = [number for number, answer in enumerate(known) if answer is None]
     more = set(chosen(ordinary, policy.cohort_share, rng))
-    twice = set() if batch.screening else set(chosen(ordinary, policy.repeat_share, rng))
     order = list(range(len(wanted)))
     rng.shuffle(order)
+    twice = set() if batch.screening else to_repeat([number for number in order if known[number] is None], policy.repeat_share, rng)
     tasks: list[Task] = []
     parts: list[TaskCompletion | Gold] = []
     for position, number in enumerate(order):
@@ -170,6 +170,12 @@ def _add_tasks(
 def chosen(numbers: Sequence[int], share: float, rng: Random) -> list[int]:
     """Exactly `share` of the numbers, rounded half up, at random."""
     return rng.sample(numbers, int(len(numbers) * share + 0.5))
+
+
+def to_repeat(order: Sequence[int], share: float, rng: Random) -> set[int]:
+    """Exactly `share` of the tasks, from the first three quarters of their order, so that other work lies before the repetition."""
+    count = int(len(order) * share + 0.5)
+    return set(rng.sample(order[: max(count, len(order) * 3 // 4)], count))
 
 
 def open_batch(db: Session, batch: Batch) -> None:

@@ -114,14 +114,17 @@ def _mine(db: Session, person: Person, task: Task, number: int) -> Assignment:
 
 def _repeat(db: Session, person: Person, batch: Batch, gap: int) -> Found | None:
     """A task marked for repetition that this person handed in, `gap` or more of their assignments ago."""
-    first, again, since = aliased(Assignment), aliased(Assignment), aliased(Assignment)
-    later = select(func.count()).where(since.person_id == person.id, since.opened_at > first.opened_at, since.id != first.id)
+    first, again = aliased(Assignment), aliased(Assignment)
+    newest = select(Assignment.opened_at).where(Assignment.person_id == person.id).order_by(Assignment.opened_at.desc())
+    before = db.scalar(newest.offset(gap - 1).limit(1))
+    if before is None:
+        return None
     chosen = (
         select(Task)
         .join(first, and_(first.task_id == Task.id, first.person_id == person.id, first.round == 0, first.state == "submitted"))
         .where(Task.batch_id == batch.id, Task.repeat, Task.state.in_(("open", "done")))
         .where(~exists().where(again.task_id == Task.id, again.person_id == person.id, again.round == 1, again.state != "expired"))
-        .where(later.scalar_subquery() >= gap)
+        .where(first.opened_at < before)
         .order_by(first.id)
         .limit(1)
     )

@@ -18,7 +18,7 @@ from instructgpt.label.problem import Problem
 from instructgpt.label.site import Settings
 from instructgpt.label.tables import Assignment, Draft, Submission, Task, TaskCompletion
 
-__all__ = ["current", "edit", "form_of", "submit", "undo"]
+__all__ = ["current", "edit", "form_of", "judge", "submit", "undo"]
 
 LONGEST_KEY = 200
 
@@ -42,9 +42,9 @@ def submit(db: Session, settings: Settings, assignment: Assignment, form: Form, 
         raise Problem(409, "already_submitted", submission=there.id if there else None, version=there.version if there else 0)
     if mine.state == "skipped":
         take_back_skip(db, settings, mine, task, at)
-    surplus = _count(mine, task)
     replaced = _replace(db, mine, at) if mine.state == "returned" else None
-    stored = _store(db, mine, task, form, key, at, surplus=replaced.surplus if replaced else surplus)
+    surplus = False if replaced is not None and counts(mine, replaced) else _has_no_place(mine, task)
+    stored = _store(db, mine, task, form, key, at, surplus=surplus)
     mine.state, mine.closed_at = "submitted", at
     _settle(db, mine, task)
     return stored
@@ -63,6 +63,7 @@ def edit(db: Session, settings: Settings, assignment: Assignment, form: Form, ke
     _still_editable(settings, mine, at)
     replaced = _replace(db, mine, at)
     stored = _store(db, mine, task, form, key, at, surplus=replaced.surplus)
+    stored.invalid_reason = replaced.invalid_reason
     _settle(db, mine, task)
     return stored
 
@@ -83,16 +84,37 @@ def undo(db: Session, settings: Settings, assignment: Assignment, at: int) -> Dr
         draft = Draft(assignment_id=mine.id, rev=0, payload=payload)
         db.add(draft)
     draft.rev, draft.payload, draft.updated_at = draft.rev + 1, payload, at
-    if withdrawn.surplus:
-        mine.state, mine.closed_at = "expired", at
-    else:
+    if counts(mine, withdrawn) or mine.round == 1:
         mine.state, mine.closed_at = "open", None
         mine.lease_until = at + lease(settings, task.kind)
         if mine.round == 0:
             task.n_done -= 1
             task.n_open += 1
+    else:
+        mine.state, mine.closed_at = "expired", at
     _settle(db, mine, task)
     return draft
+
+
+def judge(db: Session, submission: Submission, invalid_reason: str | None) -> None:
+    """A person decides that handed-in work does not count, and why, or (None) that it does after all. The work itself stays.
+
+    The task of work that does not count goes to somebody else; work that is valid again when its place is taken is surplus.
+
+    Raises:
+        Problem: `not_submitted` (409) for a version that was replaced.
+    """
+    mine, task = lock(db, db.get_one(Assignment, submission.assignment_id))
+    there = current(db, mine)
+    if there is None or there.id != submission.id:
+        raise Problem(409, "not_submitted")
+    if mine.round == 0 and not there.surplus:
+        if there.invalid_reason is None and invalid_reason is not None:
+            task.n_done -= 1
+        elif there.invalid_reason is not None and invalid_reason is None:
+            there.surplus = _has_no_place(mine, task)
+    there.invalid_reason = invalid_reason
+    _settle(db, mine, task)
 
 
 def current(db: Session, assignment: Assignment) -> Submission | None:
@@ -132,13 +154,18 @@ def _still_editable(settings: Settings, assignment: Assignment, at: int) -> None
         raise Problem(409, "too_late_to_edit")
 
 
-def _count(assignment: Assignment, task: Task) -> bool:
-    """Count one more submission in the task. -> whether it is surplus. Repeats and returned work leave the counters as they are."""
-    if assignment.round == 1 or assignment.state == "returned":
+def counts(assignment: Assignment, submission: Submission) -> bool:
+    """Whether a current submission counts in its task: hidden repeats, surplus and invalid work do not."""
+    return assignment.round == 0 and not submission.surplus and submission.invalid_reason is None
+
+
+def _has_no_place(assignment: Assignment, task: Task) -> bool:
+    """Count one more submission in the task. -> whether there was no room for it; a hidden repeat needs none."""
+    if assignment.round == 1:
         return False
     if assignment.state == "open":
         task.n_open -= 1
-    elif not (has_room(task) or (task.state != "open" and task.n_open + task.n_done < task.overlap)):
+    elif task.n_open + task.n_done >= task.overlap:
         return True
     task.n_done += 1
     return False

@@ -1,0 +1,249 @@
+"""Many labelers at once: nothing lost, nothing given out twice, and quick with a hundred thousand tasks."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+import time
+from collections import Counter
+
+import pytest
+from site_support import add_person, make_site
+from sqlalchemy import event, func, select, text
+from work_support import rank_batch, ranking
+
+from instructgpt.label.assignment import claim, heartbeat, recount, skip, undo_skip
+from instructgpt.label.batches import Policy
+from instructgpt.label.problem import Problem
+from instructgpt.label.queue import waiting
+from instructgpt.label.submissions import edit, submit, undo
+from instructgpt.label.tables import Assignment, Batch, Prompt, Submission, Task
+
+PEOPLE, TASKS = 10, 40
+MINUTE = 60_000
+
+
+class Crowd:
+    """Labelers who work, walk away, click twice, skip and take back, each in a thread; every step is a minute."""
+
+    def __init__(self, site):
+        self.site, self.steps, self.stored, self.errors = site, itertools.count(1), [], []
+
+    def at(self):
+        return next(self.steps) * MINUTE
+
+    def do(self, function, *arguments):
+        return self.site.database.attempt(lambda db: function(db, self.site.settings, *arguments))
+
+    def unfinished(self):
+        with self.site.database.read() as db:
+            return db.scalar(select(func.count()).select_from(Task).where(Task.state != "done"))
+
+    def work(self, person):
+        rng = random.Random(person.name)
+        try:
+            while self.unfinished():
+                self.step(person, rng)
+        except Exception as error:
+            self.errors.append(error)
+
+    def step(self, person, rng):
+        mine = self.do(claim, person, None, self.at())
+        if mine is None:
+            return
+        what = rng.random()
+        if what < 0.15:
+            return  # walks away, comes back to it or not
+        if what < 0.22:
+            self.do(skip, mine, "other", "", self.at())
+            if what < 0.2:
+                try_to(lambda: self.do(undo_skip, mine, self.at()))
+            return
+        if what < 0.3:
+            try_to(lambda: self.do(heartbeat, mine, self.at()))
+        if what < 0.5:
+            next(itertools.islice(self.steps, 31, None))  # half an hour later
+        clicks = [threading.Thread(target=self.hand_in, args=(mine,)) for _ in range(2 if what < 0.6 else 1)]
+        for click in clicks:
+            click.start()
+        for click in clicks:
+            click.join()
+        if what > 0.9:
+            try_to(lambda: self.do(edit, mine, ranking(mine.shown[::-1]), "edit", self.at()))
+        if what > 0.97:
+            try_to(lambda: self.do(undo, mine, self.at()))
+
+    def hand_in(self, mine):
+        try:
+            self.stored.append(self.do(submit, mine, ranking(mine.shown), f"key of {mine.opened_at}", self.at()).id)
+        except Problem as problem:
+            if problem.code != "already_submitted":
+                self.errors.append(problem)
+        except Exception as error:
+            self.errors.append(error)
+
+
+TOO_LATE = ("task_taken", "not_skipped", "lease_over", "not_submitted", "too_late_to_edit")
+
+
+def try_to(call):
+    """A labeler may come too late for something; that is said, and nothing happens."""
+    try:
+        call()
+    except Problem as problem:
+        if problem.code not in TOO_LATE:
+            raise
+
+
+def test_a_crowd_loses_nothing_and_does_nothing_twice(database_url, tmp_path):
+    site = make_site(tmp_path, database_url, skips_to_review=10_000)
+    with site.database.write() as db:
+        rank_batch(db, TASKS, k=2, policy=Policy(cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0.1, repeat_gap=2))
+    crowd = Crowd(site)
+    threads = [threading.Thread(target=crowd.work, args=(add_person(site, f"p{number}"),)) for number in range(PEOPLE)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert crowd.errors == []
+    with site.database.read() as db:
+        assert recount(db) == []
+        kept = set(db.scalars(select(Submission.id)))
+        assert set(crowd.stored) <= kept, "nothing lost"
+        counted = db.execute(
+            select(Assignment.task_id, Assignment.person_id)
+            .join(Submission, Submission.assignment_id == Assignment.id)
+            .where(Submission.replaced_at.is_(None), ~Submission.surplus, Assignment.round == 0)
+        ).all()
+        assert len(set(counted)) == len(counted), "nobody twice"
+        labelers = Counter(task for task, _ in counted)
+        assert labelers == {task.id: task.overlap for task in db.scalars(select(Task))}, "nobody too many, nobody missing"
+        assert Counter(labelers.values()) == {1: 30, 3: 10}
+        assert all(each.version == 1 or each.key == "edit" or each.replaced_at for each in db.scalars(select(Submission)))
+    site.database.close()
+
+
+def test_two_windows_of_one_person_get_one_task(site):
+    ada = add_person(site)
+    with site.database.write() as db:
+        rank_batch(db, 20, k=2)
+    start, taken = threading.Barrier(6), []
+
+    def open_window():
+        start.wait()
+        taken.append(site.database.attempt(lambda db: claim(db, site.settings, ada, None, 1)).id)
+
+    windows = [threading.Thread(target=open_window) for _ in range(6)]
+    for window in windows:
+        window.start()
+    for window in windows:
+        window.join()
+    assert len(taken) == 6
+    assert len(set(taken)) == 1
+
+
+def test_the_last_place_is_found_while_others_hold_its_row(postgres_url, tmp_path):
+    site = make_site(tmp_path, postgres_url)
+    ada, bob = add_person(site, "ada"), add_person(site, "bob")
+    with site.database.write() as db:
+        rank_batch(db, 1, k=2, policy=Policy(overlap=2, cohort_overlap=2, gold_share=0, repeat_share=0))
+    taken = []
+    with site.database.write() as db:
+        claim(db, site.settings, ada, None, 1)
+        other = threading.Thread(target=lambda: taken.append(site.database.attempt(lambda db: claim(db, site.settings, bob, None, 1))))
+        other.start()
+        other.join(timeout=0.3)
+        assert taken == [], "waits"
+    other.join()
+    assert taken[0] is not None
+    site.database.close()
+
+
+# ---------------------------------------------------------------- a hundred thousand tasks
+
+MANY = 100_000
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A site with 100,000 tasks: half of them done, one person has had 5,000, and another batch is a draft."""
+    site = make_site(tmp_path_factory.mktemp("large"))
+    with site.database.write() as db:
+        options = {"kind": "rank", "purpose": "training", "policy": Policy().model_dump(mode="json"), "intake": {}}
+        db.add_all([Batch(id="draft", name="d", state="draft", priority=9, **options), Batch(id="open", name="o", state="open", **options)])
+        db.add(Prompt(id="p", text="p", text_hash="p"))
+    ada = add_person(site, "ada")
+    rows = [
+        {
+            "id": f"{batch}{number}", "batch_id": batch, "kind": "rank", "prompt_id": "p", "overlap": 3, "position": number,
+            "state": "done" if number % 2 else "open", "n_done": 3 if number % 2 else int(number < 10_000), "repeat": number % 50 == 0,
+            "gold": False, "n_open": 0, "n_skipped": 0,
+        }
+        for batch in ("draft", "open")
+        for number in range(MANY // 2)
+    ]  # fmt: skip
+    had = [
+        {
+            "id": f"a{n}",
+            "task_id": f"open{n}",
+            "person_id": ada.id,
+            "state": "submitted",
+            "lease_until": 0,
+            "shown": [],
+            "closed_at": 1,
+            "opened_at": n,
+        }
+        for n in range(0, 10_000, 2)
+    ]
+    with site.database.write() as db:
+        db.execute(Task.__table__.insert(), rows)
+        db.execute(Assignment.__table__.insert(), had)
+    return site, ada
+
+
+@pytest.mark.parametrize("who", ["new", "ada"])
+def test_claims_stay_quick(large, who):
+    site, ada = large
+    person = ada if who == "ada" else add_person(site, "new")
+    times = []
+    for number in range(9):
+        start = time.perf_counter()
+        mine = site.database.attempt(lambda db, at=number: claim(db, site.settings, person, None, 10**9 + at))
+        times.append(time.perf_counter() - start)
+        with site.database.write() as db:
+            db.get(Assignment, mine.id).state = "skipped"
+    assert sorted(times)[4] < 0.15, times
+
+
+def test_a_choice_goes_along_the_index(large):
+    site, ada = large
+    with site.database.read() as db:
+        batch = db.get(Batch, "open")
+        statement = waiting(ada, batch, gold=False).compile(db.get_bind(), compile_kwargs={"literal_binds": True})
+        plans = [row[3] for row in db.execute(text(f"EXPLAIN QUERY PLAN {statement}"))]
+    assert plans[0] == "SEARCH task USING INDEX ix_task_queue (batch_id=? AND state=? AND gold=?)"
+    assert not [plan for plan in plans if plan.startswith("SCAN") or "TEMP B-TREE" in plan], plans
+
+
+def test_no_statement_of_a_claim_reads_a_whole_table(large):
+    site, ada = large
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        if statement.startswith("SELECT"):
+            statements.append((statement, parameters))
+
+    event.listen(site.database.engine, "before_cursor_execute", note)
+    try:
+        site.database.attempt(lambda db: claim(db, site.settings, ada, None, 2 * 10**9))
+    finally:
+        event.remove(site.database.engine, "before_cursor_execute", note)
+    assert len(statements) > 5
+    with site.database.engine.connect() as connection:
+        for statement, parameters in statements:
+            plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            assert not [step for step in plan if step.startswith("SCAN") and step not in ("SCAN batch", "SCAN CONSTANT ROW")], (
+                statement,
+                plan,
+            )

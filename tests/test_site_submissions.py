@@ -1,0 +1,413 @@
+"""Handing in, editing, taking back; drafts; threads. Nothing that somebody made is lost, and nothing counts twice."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+from site_support import add_person
+from sqlalchemy import select
+from work_support import PLAIN, prompt_batch, rank_batch, ranking
+
+from instructgpt.label import drafts, history, threads
+from instructgpt.label.assignment import claim, reap, recount, return_to_labeler, skip
+from instructgpt.label.batches import Policy
+from instructgpt.label.forms import DemonstrateForm, RankForm, ReviewForm, WriteForm
+from instructgpt.label.problem import Problem
+from instructgpt.label.submissions import current, edit, form_of, judge, submit, undo
+from instructgpt.label.tables import (
+    Assignment,
+    Base,
+    Demonstration,
+    Draft,
+    Prompt,
+    RankingItem,
+    Submission,
+    Task,
+)
+
+MINUTE = 60_000
+DAY = 24 * 60 * MINUTE
+
+
+def refused(code, call, *arguments):
+    with pytest.raises(Problem) as caught:
+        call(*arguments)
+    assert caught.value.code == code
+    return caught.value
+
+
+def everything(site):
+    """All rows of all tables."""
+    with site.database.engine.connect() as connection:
+        return {table.name: sorted(map(repr, connection.execute(table.select()))) for table in Base.metadata.sorted_tables}
+
+
+@pytest.fixture
+def desk(site):
+    """(ada, her assignment of a rank task, a function that does something in a transaction)."""
+    ada = add_person(site, "ada")
+    with site.database.write() as db:
+        rank_batch(db, tasks=2, k=3)
+
+    def do(function, *arguments):
+        return site.database.attempt(lambda db: function(db, *arguments))
+
+    return ada, do(claim, site.settings, ada, None, 1_000), do
+
+
+def sound(site):
+    with site.database.read() as db:
+        assert recount(db) == []
+
+
+def task_of(site, mine):
+    with site.database.read() as db:
+        task = db.get(Task, mine.task_id)
+        return task.state, task.n_open, task.n_done
+
+
+def test_a_ranking_is_stored_as_it_was_made(site, desk):
+    _, mine, do = desk
+    a, b, c = mine.shown
+    form = RankForm(
+        ratings=[
+            {"completion": b, "rating": 7, "labels": {"hallucination": None, "opinion": False}, "note": "good"},
+            {"completion": a, "labels": {"hallucination": True}},
+        ],
+        tiers=[(), (c, a), (b,)],
+        none_acceptable=True,
+        confidence=4,
+        note="hm",
+        active_ms=77,
+        pasted=0.5,
+    )
+    stored = do(submit, site.settings, mine, form, "k", 5_000)
+    assert (stored.version, stored.surplus, stored.wall_ms, stored.active_ms, stored.pasted) == (1, False, 4_000, 77, 0.5)
+    with site.database.read() as db:
+        rows = {row.completion_id: (row.tier, row.rank, row.shown) for row in db.scalars(select(RankingItem))}
+        assert rows == {a: (2, 1, 0), b: (3, 2, 1), c: (2, 1, 2)}
+        back = form_of(db, stored)
+        assert back.ratings == (form.ratings[1], form.ratings[0])
+        assert back.tiers == ((), (a, c), (b,))
+        assert back.model_dump(exclude={"ratings", "tiers"}) == form.model_dump(exclude={"ratings", "tiers"})
+    assert task_of(site, mine) == ("done", 0, 1)
+    sound(site)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        DemonstrateForm(text="말 \U0001f30a\n\n x "),
+        DemonstrateForm(text="  ", meant_empty=True),
+        WriteForm(text="Say it", use_case="rewrite", sensitive=True),
+        WriteForm(form="few_shot", text="Double it", examples=(("1", "2"), ("2", "4"))),
+        ReviewForm(use_case="chat", personal_data=False, labels={"ambiguous": True}, rejected="other", note="n"),
+        ReviewForm(),
+    ],
+)
+def test_what_was_handed_in_can_be_read_back(site, form):
+    with site.database.write() as db:
+        prompt_batch(db, form.kind, tasks=1)
+    ada = add_person(site)
+    mine = site.database.attempt(lambda db: claim(db, site.settings, ada, None, 1))
+    stored = site.database.attempt(lambda db: submit(db, site.settings, mine, form, "k", 2))
+    with site.database.read() as db:
+        assert form_of(db, db.get(Submission, stored.id)) == form
+        if form.kind == "write":
+            prompt = db.scalars(select(Prompt)).one()
+            assert (prompt.author_id, prompt.submission_id, prompt.source) == (ada.id, stored.id, f"labeler_{form.form}")
+            assert (
+                prompt.text == "Say it"
+                if form.form == "plain"
+                else prompt.text == "Double it\n\nInput: 1\nOutput: 2\n\nInput: 2\nOutput: 4"
+            )
+        if form.kind == "demonstrate":
+            row = db.get(Demonstration, stored.id)
+            assert (row.person_id, row.prompt_id) == (ada.id, db.get(Task, mine.task_id).prompt_id)
+
+
+def test_the_same_key_hands_in_once(site, desk):
+    _, mine, do = desk
+    first = do(submit, site.settings, mine, ranking(mine.shown), "k", 2)
+    before = everything(site)
+    again = do(submit, site.settings, mine, ranking(mine.shown[::-1]), "k", 3)
+    assert again.id == first.id
+    assert do(edit, site.settings, mine, ranking(mine.shown[::-1]), "k", 3).id == first.id
+    assert everything(site) == before
+    problem = refused("already_submitted", do, submit, site.settings, mine, ranking(mine.shown), "another tab", 4)
+    assert problem.values == {"submission": first.id, "version": 1}
+    assert everything(site) == before
+
+
+def test_late_work_counts_while_there_is_room(site, desk):
+    _, mine, do = desk
+    do(reap, mine.lease_until + 1)
+    assert task_of(site, mine) == ("open", 0, 0)
+    assert not do(submit, site.settings, mine, ranking(mine.shown), "k", mine.lease_until + 2).surplus
+    assert task_of(site, mine) == ("done", 0, 1)
+    sound(site)
+
+
+def test_late_work_is_kept_when_the_place_is_taken(site, desk):
+    _, mine, do = desk
+    bob = add_person(site, "bob")
+    late = mine.lease_until + 1
+    theirs = do(claim, site.settings, bob, None, late)
+    assert theirs.task_id == mine.task_id
+    assert do(submit, site.settings, mine, ranking(mine.shown), "k", late).surplus
+    assert task_of(site, mine) == ("open", 1, 0)
+    assert not do(submit, site.settings, theirs, ranking(theirs.shown), "k", late).surplus
+    assert task_of(site, mine) == ("done", 0, 1)
+    sound(site)
+    assert do(edit, site.settings, mine, ranking(mine.shown), "k2", late).surplus, "an edit changes nothing about that"
+    do(undo, site.settings, mine, late)
+    assert task_of(site, mine) == ("done", 0, 1)
+    sound(site)
+
+
+def test_work_on_a_skipped_task_is_kept(site, desk):
+    _, mine, do = desk
+    do(skip, site.settings, mine, "other", "", 2)
+    do(submit, site.settings, mine, ranking(mine.shown), "other tab", 3)
+    assert task_of(site, mine) == ("done", 0, 1)
+    sound(site)
+
+
+def test_an_edit_is_a_further_version(site, desk):
+    _, mine, do = desk
+    refused("not_submitted", do, edit, site.settings, mine, ranking(mine.shown), "k", 1)
+    do(submit, site.settings, mine, ranking(mine.shown), "k1", 2)
+    second = do(edit, site.settings, mine, ranking(mine.shown[::-1]), "k2", 3)
+    with site.database.read() as db:
+        rows = db.scalars(select(Submission).order_by(Submission.version)).all()
+        assert [(row.version, row.replaced_at) for row in rows] == [(1, 3), (2, None)]
+        assert [form_of(db, row).tiers for row in rows] == [tuple((each,) for each in order) for order in (mine.shown, mine.shown[::-1])]
+        assert current(db, mine).id == second.id
+    assert task_of(site, mine) == ("done", 0, 1)
+    do(edit, site.settings, mine, ranking(mine.shown), "k3", 2 + DAY)
+    refused("too_late_to_edit", do, edit, site.settings, mine, ranking(mine.shown), "k4", 3 + DAY)
+    refused("too_late_to_edit", do, undo, site.settings, mine, 3 + DAY)
+    sound(site)
+
+
+def test_undo_gives_the_work_back_as_a_draft(site, desk):
+    ada, mine, do = desk
+    form = ranking(mine.shown, note="mine")
+    do(submit, site.settings, mine, form, "k1", 2)
+    draft = do(undo, site.settings, mine, 3)
+    assert RankForm.model_validate(draft.payload) == form
+    assert task_of(site, mine) == ("open", 1, 0)
+    refused("not_submitted", do, undo, site.settings, mine, 4)
+    sound(site)
+    assert do(claim, site.settings, ada, None, 5).id == mine.id
+    assert do(submit, site.settings, mine, form, "k2", 6).version == 2
+    with site.database.read() as db:
+        assert not db.scalars(select(Draft)).all()
+        assert len(db.scalars(select(Submission)).all()) == 2
+    sound(site)
+
+
+def test_an_undone_prompt_is_withdrawn(site):
+    ada = add_person(site)
+    with site.database.write() as db:
+        prompt_batch(db, "write", tasks=1)
+
+    def do(function, *arguments):
+        return site.database.attempt(lambda db: function(db, site.settings, *arguments))
+
+    mine = do(claim, ada, None, 1)
+    do(submit, mine, WriteForm(text="one"), "1", 2)
+    do(edit, mine, WriteForm(text="two"), "2", 3)
+    do(undo, mine, 4)
+    do(submit, mine, WriteForm(text="three"), "3", 5)
+    with site.database.read() as db:
+        assert [(row.text, row.withdrawn_at) for row in db.scalars(select(Prompt).order_by(Prompt.created_at))] == [
+            ("one", 3), ("two", 4), ("three", None),
+        ]  # fmt: skip
+
+
+def test_a_repeat_counts_in_nothing(site):
+    ada = add_person(site)
+    with site.database.write() as db:
+        rank_batch(db, tasks=2, policy=Policy(cohort_share=0, gold_share=0, repeat_share=0.5, repeat_gap=1))
+
+    def do(function, *arguments):
+        return site.database.attempt(lambda db: function(db, site.settings, *arguments))
+
+    rounds = []
+    for number in range(3):
+        mine = do(claim, ada, None, number)
+        do(submit, mine, ranking(mine.shown), "k", number)
+        rounds.append(mine.round)
+    assert rounds == [0, 0, 1]
+    do(undo, mine, 9)
+    sound(site)
+    do(submit, mine, ranking(mine.shown), "k2", 10)
+    sound(site)
+
+
+def test_invalid_work_stays_and_does_not_count(site, desk):
+    _, mine, do = desk
+    bob = add_person(site, "bob")
+    stored = do(submit, site.settings, mine, ranking(mine.shown), "k", 2)
+    do(judge, stored, "clicked through")
+    assert task_of(site, mine) == ("open", 0, 0)
+    sound(site)
+    do(judge, stored, None)
+    assert task_of(site, mine) == ("done", 0, 1)
+    do(judge, stored, "clicked through")
+    theirs = do(claim, site.settings, bob, None, 3)
+    assert theirs.task_id == mine.task_id
+    do(judge, stored, None)
+    with site.database.read() as db:
+        assert db.get(Submission, stored.id).surplus
+    sound(site)
+    do(return_to_labeler, mine, 4)
+    newer = do(submit, site.settings, mine, ranking(mine.shown), "k2", 5)
+    assert newer.surplus
+    refused("not_submitted", do, judge, stored, "too old")
+    sound(site)
+
+
+def wrong_forms(shown):
+    """Forms that are not whole, or not of this task."""
+    whole = ranking(shown)
+    return {
+        "bad_form": [
+            RankForm(ratings=(), tiers=whole.tiers[:-1]),
+            RankForm(ratings=(), tiers=(*whole.tiers, ("stranger",))),
+            RankForm(ratings=(), tiers=(*whole.tiers[:-1], (shown[-1], shown[0]))),
+            RankForm(ratings=(), tiers=((), *whole.tiers)),
+            whole.model_copy(update={"ratings": (*whole.ratings, whole.ratings[0])}),
+        ],
+        "wrong_form": [DemonstrateForm(text="x"), WriteForm(text="x"), ReviewForm()],
+    }
+
+
+def test_a_bad_form_changes_nothing(site, desk):
+    _, mine, do = desk
+    do(drafts.save, mine, 0, {"kept": True}, 2)
+    before = everything(site)
+    for put in (submit, edit):
+        for code, forms in wrong_forms(mine.shown).items():
+            for form in forms:
+                refused(code, do, put, site.settings, mine, form, "k", 3)
+        for key in ("", "  ", "x" * 201, "a\nb"):
+            refused("no_key", do, put, site.settings, mine, ranking(mine.shown), key, 3)
+    assert everything(site) == before
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DemonstrateForm(text=" \n"),
+        lambda: DemonstrateForm(text="a\x00b"),
+        lambda: DemonstrateForm(text="x", note="\x00"),
+        lambda: DemonstrateForm(text="x" * 200_001),
+        lambda: DemonstrateForm(text="x", pasted=1.5),
+        lambda: WriteForm(text=" "),
+        lambda: WriteForm(text="x", examples=(("a", "b"),)),
+        lambda: WriteForm(text="x", form="few_shot"),
+        lambda: WriteForm(text="x", use_case="juggling"),
+        lambda: ReviewForm(use_case="juggling"),
+        lambda: ReviewForm(labels={"nice": True}),
+        lambda: RankForm(ratings=[{"completion": "a", "rating": 8}], tiers=()),
+        lambda: RankForm(ratings=[{"completion": "a", "labels": {"nice": True}}], tiers=()),
+        lambda: RankForm(ratings=[{"completion": "a", "labels": {"opinion": None}}], tiers=()),
+        lambda: RankForm(ratings=(), tiers=(), confidence=10),
+        lambda: RankForm(ratings=(), tiers=(), extra=1),
+    ],
+)
+def test_forms_that_cannot_be(make):
+    with pytest.raises(ValidationError):
+        make()
+
+
+# ---------------------------------------------------------------- drafts
+
+
+def test_two_tabs_never_overwrite_each_other(site, desk):
+    _, mine, do = desk
+    assert do(drafts.save, mine, 0, {"a": 1}, 2) == 1
+    assert do(drafts.save, mine, 1, {"a": 2}, 3) == 2
+    for stale in (0, 1, 3):
+        problem = refused("draft_conflict", do, drafts.save, mine, stale, {"a": "mine"}, 4)
+        assert problem.values == {"rev": 2, "payload": {"a": 2}}
+    assert do(drafts.save, mine, 2, {"chosen": "물\x00"}, 5) == 3
+    with site.database.read() as db:
+        assert drafts.draft_of(db, mine).payload == {"chosen": "물\x00"}
+    do(submit, site.settings, mine, ranking(mine.shown), "k", 6)
+    with site.database.read() as db:
+        assert drafts.draft_of(db, mine) is None
+    problem = refused("draft_conflict", do, drafts.save, mine, 3, {}, 7)
+    assert problem.values == {"rev": 0, "payload": None}
+    assert do(drafts.save, mine, 0, {"edit": 1}, 8) == 1, "a draft of an edit"
+
+
+def test_drafts_that_cannot_be_kept(site, desk):
+    _, mine, do = desk
+    refused("draft_too_long", do, drafts.save, mine, 0, {"text": "물" * 700_000}, 2)
+    refused("bad_text", do, drafts.save, mine, 0, {"text": "\ud800"}, 2)
+    do(skip, site.settings, mine, "other", "", 3)
+    refused("already_skipped", do, drafts.save, mine, 0, {}, 4)
+
+
+def test_a_draft_outlives_its_lease(site, desk):
+    ada, mine, do = desk
+    do(drafts.save, mine, 0, {"a": 1}, 2)
+    again = do(claim, site.settings, ada, None, mine.lease_until + 1)
+    assert again.id == mine.id
+    with site.database.read() as db:
+        assert drafts.draft_of(db, again).payload == {"a": 1}
+
+
+# ---------------------------------------------------------------- threads and history
+
+
+def test_questions_wait_for_an_answer(site, desk):
+    ada, mine, do = desk
+    bob, eve = add_person(site, "bob"), add_person(site, "eve", role="researcher")
+    do(threads.ask, mine, "What is meant?", 2)
+    do(lambda db: threads.ask(db, mine, "Somebody's telephone number!", 3, reported=True))
+    with site.database.read() as db:
+        assert [each.body for each in threads.unanswered(db)] == ["What is meant?", "Somebody's telephone number!"]
+    do(threads.answer, mine.task_id, ada, eve, "The second one.", 4)
+    with site.database.read() as db:
+        assert threads.unanswered(db) == []
+        lines = threads.thread(db, mine.task_id, ada.id)
+        assert [(line.body, line.mine, line.reported, line.settled) for line in lines] == [
+            ("What is meant?", True, False, True),
+            ("Somebody's telephone number!", True, True, True),
+            ("The second one.", False, False, False),
+        ]
+        assert threads.thread(db, mine.task_id, bob.id) == []
+    for body, code in ((" ", "empty_message"), ("x" * 10_001, "message_too_long"), ("\x00", "bad_text")):
+        refused(code, do, threads.ask, mine, body, 5)
+
+
+def test_history_comes_in_pages(site):
+    ada, bob = add_person(site, "ada"), add_person(site, "bob")
+    with site.database.write() as db:
+        rank_batch(db, tasks=5, k=2, policy=PLAIN.model_copy(update={"overlap": 2, "cohort_overlap": 2}))
+
+    def do(function, *arguments):
+        return site.database.attempt(lambda db: function(db, site.settings, *arguments))
+
+    mine = []
+    for number in range(5):
+        mine.append(do(claim, ada, None, number))
+        if number == 1:
+            do(skip, mine[-1], "other", "", number)
+        elif number < 4:
+            do(submit, mine[-1], ranking(mine[-1].shown), "k", 100 + number)
+    do(claim, bob, None, 9)
+    with site.database.read() as db:
+        first = history.page(db, site.settings, ada, size=3)
+        second = history.page(db, site.settings, ada, first.before, size=3)
+    assert [entry.assignment for entry in (*first.entries, *second.entries)] == [each.id for each in mine[::-1]]
+    assert [entry.state for entry in (*first.entries, *second.entries)] == ["open", "submitted", "submitted", "skipped", "submitted"]
+    assert second.before is None
+    assert first.entries[1].editable_until == 103 + DAY
+    assert first.entries[1].prompt.startswith("batch prompt")
+    with site.database.read() as db:
+        assert len(db.scalars(select(Assignment)).all()) == 6
