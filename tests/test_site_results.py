@@ -217,9 +217,7 @@ def test_results_of_labelers_with_known_noise_cover_the_truth():
                 rankings.append(results_ranking(prompt, labeler, better))
         rate = win_rate.win_rates(rankings, "sft")[0].rate
         covered += rate.low <= truth <= rate.high
-    assert (
-        52 <= covered <= 60
-    )  # fewer than 52 has probability 0.01 at 95 %; the statistics' own tests measure the share itself
+    assert 52 <= covered <= 60  # fewer than 52 has probability 0.01 at 95 %; the statistics' own tests measure the share itself
 
 
 def results_ranking(prompt, labeler, better):

@@ -16,6 +16,7 @@ from instructgpt.config import Options
 from instructgpt.errors import BadInput
 from instructgpt.label import batches, forecast, journal, making
 from instructgpt.label.forecast import MEASURED, Workload
+from instructgpt.label.intake import MOST_COMPLETIONS
 from instructgpt.label.making import Wish
 from instructgpt.label.opening import open_site
 from instructgpt.label.tables import Batch
@@ -32,10 +33,8 @@ class BatchConfig(Options):
     name: str = Field(description="the batch's name, unique on the site")
     prompts: tuple[Path, ...] = Field((), description="prompts; for rankings only with --models, or to leave some out")
     completions: tuple[Path, ...] = Field((), description="rankings: completions, as 'sample' writes them")
-    models: tuple[str, ...] = Field(
-        (), description="rankings: NAME=MODEL each, a directory or hub name; completions are made first"
-    )
-    n: int = Field(1, ge=1, le=batches.MOST_COMPLETIONS, description="completions of each prompt and model")
+    models: tuple[str, ...] = Field((), description="rankings: NAME=MODEL each, a directory or hub name; completions are made first")
+    n: int = Field(1, ge=1, le=MOST_COMPLETIONS, description="completions of each prompt and model")
     gold: tuple[Path, ...] = Field((), description="known answers: a rankings file, or lines with 'prompt' and 'answer' for reviews")
     kind: Kind = Field("rank", description="the work: rank, demonstrate or review")
     purpose: Literal["training", "evaluation"] = Field("training", description="what it is for")
@@ -47,8 +46,8 @@ class BatchConfig(Options):
     cohort_overlap: int = Field(3, ge=1, le=100, description="labelers for those")
     gold_share: float = Field(0.05, ge=0, le=1, description="share of gold tasks among everybody's work")
     repeat_share: float = Field(0.02, ge=0, le=1, description="share of tasks that the same labeler is given once more")
-    k_least: int | None = Field(None, ge=2, le=batches.MOST_COMPLETIONS, description="fewest completions of a ranking")
-    k_most: int | None = Field(None, ge=2, le=batches.MOST_COMPLETIONS, description="most completions of a ranking")
+    k_least: int | None = Field(None, ge=2, le=MOST_COMPLETIONS, description="fewest completions of a ranking")
+    k_most: int | None = Field(None, ge=2, le=MOST_COMPLETIONS, description="most completions of a ranking")
     seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     hourly: float | None = Field(None, gt=0, description="what an hour of work costs, for the count of the cost")
     open: bool = Field(False, description="give the batch to labelers at once")

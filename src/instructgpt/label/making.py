@@ -18,6 +18,7 @@ from instructgpt.errors import BadInput
 from instructgpt.files import read_rows
 from instructgpt.label import batches
 from instructgpt.label.forms import PROMPT_LABELS
+from instructgpt.label.intake import MOST_COMPLETIONS
 from instructgpt.label.tables import Batch, Person
 from instructgpt.label.tables.tasks import Kind
 from instructgpt.records import USE_CASES, Cohort, explain
@@ -45,8 +46,8 @@ class Wish(BaseModel):
     cohort_overlap: int = Field(3, ge=1, le=100)
     gold_share: float = Field(0.05, ge=0, le=1)
     repeat_share: float = Field(0.02, ge=0, le=1)
-    k_least: int | None = Field(None, ge=2, le=batches.MOST_COMPLETIONS)
-    k_most: int | None = Field(None, ge=2, le=batches.MOST_COMPLETIONS)
+    k_least: int | None = Field(None, ge=2, le=MOST_COMPLETIONS)
+    k_most: int | None = Field(None, ge=2, le=MOST_COMPLETIONS)
     seed: int = Field(0, ge=0, lt=2**32)
     written: int = Field(0, ge=0, le=MOST_WRITTEN)
     """Kind `write`: how many prompts labelers shall write."""
@@ -70,7 +71,7 @@ class Wish(BaseModel):
     @property
     def policy(self) -> batches.Policy:
         """How many labelers each task gets. Raises ValueError when the numbers contradict each other."""
-        k = None if self.k_least is None and self.k_most is None else (self.k_least or 2, self.k_most or batches.MOST_COMPLETIONS)
+        k = None if self.k_least is None and self.k_most is None else (self.k_least or 2, self.k_most or MOST_COMPLETIONS)
         return batches.Policy(
             overlap=self.overlap, cohort_share=self.cohort_share, cohort_overlap=self.cohort_overlap, gold_share=self.gold_share,
             repeat_share=self.repeat_share, k=k, seed=self.seed,
@@ -105,9 +106,10 @@ def make(db: Session, wish: Wish, files: Mapping[str, Sequence[Path]], by: Perso
     except ValidationError as error:
         raise BadInput(explain(error)) from error
     brief = {"form": wish.written_form} | ({"use_case": wish.written_use_case} if wish.written_use_case else {})
+    gold = read_gold(wish.kind, files.get("gold", ()))
     return batches.make_batch(
         db, wish.name, wish.kind, wish.purpose, prompts, completions, policy, screening=wish.screening, cohort=wish.cohort,
-        baseline=wish.baseline, gold=read_gold(wish.kind, files.get("gold", ())), briefs=[brief] * wish.written, priority=wish.priority, by=by,
+        baseline=wish.baseline, gold=gold, briefs=[brief] * wish.written, priority=wish.priority, by=by,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from instructgpt.errors import BadInput
 from instructgpt.label import batches, forecast, journal, making
 from instructgpt.label.access import Visitor, allow, site_of
 from instructgpt.label.forecast import Workload
+from instructgpt.label.intake import MOST_COMPLETIONS
 from instructgpt.label.making import FILES, Wish
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.overview import positive
@@ -144,15 +145,16 @@ def form_page(
     return page(
         request, visitor, "batch_new.html", status=422 if wrong else 200, show=figures, given=given, wrong=wrong, work=work, sizes=sizes,
         report={name: count for name, count in (report or {}).items() if count}, use_cases=USE_CASES, commands=[one, every],
-        most=batches.MOST_COMPLETIONS, screening=batches.SCREENING,
+        most=MOST_COMPLETIONS, screening=batches.SCREENING,
     )  # fmt: skip
 
 
 def sizes_of(db: Session, batch: Batch) -> dict[int, int]:
     """How many tasks have K completions."""
-    sizes = select(func.count().label("k")).select_from(TaskCompletion).join(Task, Task.id == TaskCompletion.task_id).where(Task.batch_id == batch.id)
-    counted = sizes.group_by(TaskCompletion.task_id).subquery()
-    return {k: count for k, count in db.execute(select(counted.c.k, func.count()).group_by(counted.c.k).order_by(counted.c.k))}
+    sizes = select(func.count().label("k")).select_from(TaskCompletion).join(Task, Task.id == TaskCompletion.task_id)
+    counted = sizes.where(Task.batch_id == batch.id).group_by(TaskCompletion.task_id).subquery()
+    rows = db.execute(select(counted.c.k, func.count()).group_by(counted.c.k).order_by(counted.c.k))
+    return {row[0]: row[1] for row in rows}
 
 
 def batch_of(db: Session, batch_id: str) -> Batch:
