@@ -159,7 +159,7 @@ def test_no_page_names_a_model_before_the_batch_is_closed(site):
         client = client_of(site, add_person(site, role, role=role))
         for address in addresses(filled):
             answer = client.get(address)
-            assert answer.status_code in (200, 409), address
+            assert answer.status_code in (200, 403, 409), address
             said = answer.text.lower() + str(answer.headers).lower()
             assert not [name for name in ("zephyrine", "quasar", "ocelot") if name in said], address
     close(site, filled.batch)
@@ -217,9 +217,7 @@ def test_results_of_labelers_with_known_noise_cover_the_truth():
                 rankings.append(results_ranking(prompt, labeler, better))
         rate = win_rate.win_rates(rankings, "sft")[0].rate
         covered += rate.low <= truth <= rate.high
-    assert (
-        52 <= covered <= 60
-    )  # fewer than 52 has probability 0.01 at 95 %; the statistics' own tests measure the share itself
+    assert 52 <= covered <= 60  # fewer than 52 has probability 0.01 at 95 %; the statistics' own tests measure the share itself
 
 
 def results_ranking(prompt, labeler, better):

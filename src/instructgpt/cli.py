@@ -52,10 +52,11 @@ COMMANDS = (
     Command("data stats", "instructgpt.data.commands", "StatsConfig", "stats", "what a file holds, in the paper's tables"),
     Command("label init", "instructgpt.label.commands", "InitConfig", "init", "make a labelers' site; prints the link to set it up"),
     Command("label serve", "instructgpt.label.commands", "ServeConfig", "serve", "serve a labelers' site"),
-    Command("label import", "instructgpt.label.data_commands", "LabelImportConfig", "import_data", "prompts, completions and work into a site"),
+    Command("label import", "instructgpt.label.data_commands", "LabelImportConfig", "import_data", "what others wrote into a site"),
     Command("label export", "instructgpt.label.data_commands", "LabelExportConfig", "export_data", "labelers' work out of a site"),
     Command("label backup", "instructgpt.label.data_commands", "LabelBackupConfig", "backup", "copy a site's database while it runs"),
     Command("label simulate", "instructgpt.label.simulate", "SimulateConfig", "main", "simulated labelers at work on a running site"),
+    Command("label batch", "instructgpt.label.batch_command", "BatchConfig", "main", "a batch on a site from files, or from models"),
 )
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from instructgpt.statistics.consensus import Consensus
 
 ERRORS = (
-    "misread_prompt", "missed_constraint", "missed_hallucination", "missed_harm", "length", "style", "expertise", "careless", "instructions",
-    "taste",
+    "misread_prompt", "missed_constraint", "missed_hallucination", "missed_harm", "length", "style", "expertise", "careless",
+    "instructions", "taste",
 )  # fmt: skip
 """Why labelers disagreed: somebody overlooked something, was led by length or style, lacked knowledge or care; or the instructions leave
 the case open; or it is taste, and nobody is wrong."""
@@ -72,7 +72,7 @@ def queue(db: Session, batch: str | None = None) -> list[Waiting]:
             .where(Task.kind == "rank", Task.overlap > 1)
         )
     }  # fmt: skip
-    settled = {task: at for task, at in db.execute(select(Adjudication.task_id, Adjudication.at).order_by(Adjudication.at))}
+    settled = {row.task_id: row.at for row in db.execute(select(Adjudication.task_id, Adjudication.at).order_by(Adjudication.at))}
     rows = [Waiting(each, *about[each.task], settled.get(each.task, 0)) for each in found if each.task in about]
     return sorted(rows, key=lambda row: bool(row.settled))
 

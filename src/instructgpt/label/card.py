@@ -37,9 +37,7 @@ def card_text(database: Database, wanted: Filter) -> str:
         pairs = found.alike + found.opposite + found.one_tied + found.both_tied
         shares = " | ".join(share(each) for each in (found.decided, found.three_way, found.half_credit, found.tie_rate))
         lines.append(f"| {name} | {pairs:,} | {shares} |\n")
-    lines.append(
-        "\nShares of pairs on which two labelers of the same prompt agree, with 95 % intervals; compare numbers of one rule.\n"
-    )
+    lines.append("\nShares of pairs on which two labelers of the same prompt agree, with 95 % intervals; compare numbers of one rule.\n")
     if body:
         lines.append(f"\n## Instructions for {wanted.use}{version}\n\n" + "".join(f"> {line}\n" for line in body.splitlines()))
     return "".join(lines)

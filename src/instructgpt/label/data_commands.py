@@ -45,9 +45,7 @@ class LabelImportConfig(OpenedOptions):
     data: tuple[Path, ...] = Field((), description="prompts, completions, demonstrations or rankings: ours, Label Studio's or Argilla's")
     archive: Path | None = Field(None, description="a folder that 'label export --archive' wrote, into a new site")
     format: FileFormat = Field("auto", description="whose files they are; auto tells it by the columns of each row")
-    name: str | None = Field(
-        None, description="the batch of completions, or of work from elsewhere; the first file's name"
-    )
+    name: str | None = Field(None, description="the batch of completions, or of work from elsewhere; the first file's name")
     kind: Literal["demonstrate", "review"] | None = Field(None, description="also make a batch of prompts: to be demonstrated or reviewed")
     purpose: Literal["training", "evaluation"] = Field("training", description="what the batch is for")
     cohort: Cohort = Field("training", description="of labelers from elsewhere whose lines name none")

@@ -4,6 +4,41 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import account, adjudication, batches, home, instructions, journal, look, overview, people, quality, results, screening, sign_in, tasks, work
+from instructgpt.label.pages import (
+    account,
+    adjudication,
+    batches,
+    home,
+    instructions,
+    journal,
+    look,
+    overview,
+    people,
+    quality,
+    results,
+    screening,
+    sign_in,
+    tasks,
+    work,
+)
 
-ROUTERS: tuple[APIRouter, ...] = (account.router, home.ROUTER, instructions.router, journal.router, look.ROUTER, people.router, screening.router, sign_in.router, work.ROUTER, overview.router, batches.router, tasks.router, quality.router, adjudication.router, results.router, home.router, look.router, work.router,)
+ROUTERS: tuple[APIRouter, ...] = (
+    account.router,
+    home.ROUTER,
+    instructions.router,
+    journal.router,
+    look.ROUTER,
+    people.router,
+    screening.router,
+    sign_in.router,
+    work.ROUTER,
+    overview.router,
+    batches.router,
+    tasks.router,
+    quality.router,
+    adjudication.router,
+    results.router,
+    home.router,
+    look.router,
+    work.router,
+)

@@ -79,12 +79,10 @@ def completions_of(db: Session, task: Task) -> list[Completion]:
 
 
 def work_on(db: Session, task: Task) -> list[tuple[Assignment, Person, Submission, list[tuple[str, int]], str | None]]:
-    """(assignment, labeler, submission, (completion, rank) best first, text of a demonstration) of everything that counts, in three statements."""
+    """(assignment, labeler, submission, (completion, rank) best first, a demonstration's text) of all that counts. Three statements."""
     chosen = (Assignment.task_id == task.id, Submission.replaced_at.is_(None))
     statement = select(Assignment, Person, Submission).join(Person, Person.id == Assignment.person_id)
-    rows = db.execute(
-        statement.join(Submission, Submission.assignment_id == Assignment.id).where(*chosen).order_by(Submission.created_at)
-    )
+    rows = db.execute(statement.join(Submission, Submission.assignment_id == Assignment.id).where(*chosen).order_by(Submission.created_at))
     ranks: dict[str, list[tuple[str, int]]] = {}
     items = select(RankingItem.submission_id, RankingItem.completion_id, RankingItem.rank).join(
         Submission, Submission.id == RankingItem.submission_id
@@ -93,10 +91,8 @@ def work_on(db: Session, task: Task) -> list[tuple[Assignment, Person, Submissio
     for submission, completion, rank in db.execute(items):
         ranks.setdefault(submission, []).append((completion, rank))
     written = select(Demonstration.submission_id, Demonstration.text).join(Submission, Submission.id == Demonstration.submission_id)
-    texts: dict[str, str] = {
-        submission: text
-        for submission, text in db.execute(written.join(Assignment, Assignment.id == Submission.assignment_id).where(*chosen))
-    }
+    of_task = written.join(Assignment, Assignment.id == Submission.assignment_id).where(*chosen)
+    texts: dict[str, str] = {row[0]: row[1] for row in db.execute(of_task)}
     return [(mine, person, sent, ranks.get(sent.id, []), texts.get(sent.id)) for mine, person, sent in rows]
 
 
