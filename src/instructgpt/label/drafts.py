@@ -24,8 +24,8 @@ def save(db: Session, assignment: Assignment, rev: int, payload: dict[str, Any],
         rev: the revision that this one follows; 0 where there was none.
 
     Raises:
-        Problem: `bad_text` (422) for text that cannot be kept; `draft_conflict` (409, with `rev` and `payload` of what is there) when another tab saved since; `draft_too_long` (413);
-            `already_skipped` (409).
+        Problem: `bad_text` (422) for text that cannot be kept; `draft_conflict` (409, with `rev` and `payload` of what is there)
+            when another tab saved since; `draft_too_long` (413); `already_skipped` (409).
     """
     try:
         size = len(storable(json.dumps(payload, ensure_ascii=False)).encode())

@@ -152,7 +152,8 @@ def done(request: Request, visitor: Labeler, assignment_id: str) -> Response:
         ranks = history.ranks(db, stored.id) if stored else {}
         return page(
             request, visitor, "work/done.html", task=shown, address=f"/tasks/{mine.id}", stored=stored, form=shown.submission or {},
-            order=order(shown, ranks), ranks=ranks, listed=sorted(shown.completions, key=lambda each: ranks.get(each.id, 0)), until=submissions.editable_until(site.settings, mine), at=at,
+            order=order(shown, ranks), ranks=ranks, listed=sorted(shown.completions, key=lambda each: ranks.get(each.id, 0)), at=at,
+            until=submissions.editable_until(site.settings, mine),
             messages=threads.thread(db, mine.task_id, visitor.me.id), skip_reasons=(), instructions=None,
         )  # fmt: skip
 
