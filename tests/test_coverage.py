@@ -4,6 +4,8 @@ Each interval is made by the code that people use; only the making of answers is
 95 % is 0.9 points: enough to tell 95 from 92.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -41,6 +43,7 @@ def cells_of(who, signs):
     return Cells(*rows, *flat, labelers=tuple(range(int(who.max()) + 1)))
 
 
+@cache
 def true_agreement(taste):
     """Of any two labelers on any prompt: many prompts, and so many labelers that hardly two are compared twice."""
     rng = np.random.default_rng(100)

@@ -40,7 +40,7 @@ MAY_IMPORT["label"] |= {
     "__init__",
 }  # its commands have options, its numbers a place, its simulation a world
 MAY_IMPORT = {part: may | {"statistics"} if part in LAYERS[2:] or part == "world" else may for part, may in MAY_IMPORT.items()}
-WITHOUT_TORCH = [part for part in ("records", "world", "label", "config", "errors", "cli") if list(SRC.glob(f"{part}*"))]
+WITHOUT_TORCH = [part for part in ("records", "world", "label", "config", "errors", "cli", "statistics") if list(SRC.glob(f"{part}*"))]
 
 
 def part_of(module: str) -> str | None:
@@ -93,7 +93,8 @@ if sys.argv[1] == "cli":
         part.main()
     except SystemExit:
         pass
-loaded = {"torch", "transformers", "datasets", "matplotlib", "scipy"} & set(sys.modules)
+numbers = "scipy.stats" if sys.argv[1] == "statistics" else "scipy"  # half a second and more to load
+loaded = {"torch", "transformers", "datasets", "matplotlib", numbers} & set(sys.modules)
 sys.exit(f"loads {loaded}" if loaded else 0)
 """
 
