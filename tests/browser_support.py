@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import pytest
 import uvicorn
 
+from site_support import make_site
+
 from instructgpt import records
 from instructgpt.label.access import COOKIE
 from instructgpt.label.app import create_app
@@ -54,7 +56,7 @@ class Server:
     def stop(self) -> None:
         assert self.running is not None
         assert self.thread is not None
-        self.running.should_exit = True
+        self.running.should_exit = self.running.force_exit = True
         self.thread.join(20)
 
 
@@ -89,6 +91,28 @@ def serving(site: Site) -> Iterator[Server]:
     finally:
         server.stop()
         site.database.close()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One browser for all tests of a file."""
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An empty site on a real port."""
+    with serving(make_site(tmp_path)) as running:
+        yield running
+
+
+@pytest.fixture
+def watched():
+    """Every page of a test that hands its contexts to this is checked in the end."""
+    what = Watched()
+    yield what
+    assert not what.wrong
 
 
 @contextmanager

@@ -4,7 +4,11 @@ from itertools import product
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
 from instructgpt.statistics import estimate
 
@@ -124,3 +128,67 @@ def test_the_same_data_give_the_same_interval():
     sample = np.random.default_rng(6).normal(size=50)
     assert estimate.mean(sample, range(50)) == estimate.mean(sample, range(50))
     assert estimate.mean(sample, range(50)) != estimate.mean(sample, range(50), seed=1)
+
+
+def test_wilson_is_that_of_statsmodels():
+    for successes, n in ((0, 5), (15, 20), (45, 60), (7, 7), (3, 1000)):
+        measured = estimate.wilson(successes, n)
+        assert (measured.low, measured.high) == pytest.approx(proportion_confint(successes, n, method="wilson"))
+    screening = estimate.wilson(15, 20)
+    assert (round(screening.low, 2), round(screening.high, 2)) == (0.53, 0.89)
+    assert estimate.wilson(0, 0) == estimate.NOTHING
+    with pytest.raises(ValueError, match="3 successes in 2"):
+        estimate.wilson(3, 2)
+
+
+def test_two_way_variance_is_that_of_statsmodels():
+    rng = np.random.default_rng(7)
+    a, b = rng.integers(30, size=400), rng.integers(12, size=400)
+    y = rng.normal(size=30)[a] + rng.normal(size=12)[b] + rng.normal(size=400)
+    ours = estimate.clustered(estimate.residuals(y, np.ones(400)), a, b)
+    both, first, second = (float(v[0, 0]) for v in cov_cluster_2groups(sm.OLS(y, np.ones(400)).fit(), a, b, use_correction=False))
+    cells = len(set(zip(a.tolist(), b.tolist(), strict=True)))
+    assert ours.variance == pytest.approx(first * 30 / 29 + second * 12 / 11 - (first + second - both) * cells / (cells - 1))
+    assert ours.independent == 30
+
+
+def test_many_clusters_in_blocks_have_the_same_width():
+    rng = np.random.default_rng(8)
+    prompts, labelers = 3 * estimate.BLOCKS, 30
+    a, b = np.repeat(np.arange(prompts), 2), rng.integers(labelers, size=2 * prompts)
+    y = (rng.normal(size=prompts)[a] + 0.3 * rng.normal(size=labelers)[b] + rng.normal(size=len(a)) > 0).astype(float)
+    whole = estimate.percentiles(
+        estimate._replicates(y, np.ones(len(y)), a, b, 0), estimate.clustered(estimate.residuals(y, np.ones(len(y))), a, b)
+    )
+    measured = estimate.mean(y, a, b, share=True)
+    assert (measured.low, measured.high) == pytest.approx(whole, abs=0.1 * (whole[1] - whole[0]))
+
+
+def test_interval_of_a_share_stays_between_0_and_1():
+    spread = estimate.Spread(0.02, 5, 6)
+    wide = estimate.interval(0.97, spread, 10, share=True)
+    assert 0 < wide.low < 0.97 < wide.high < 1
+    half = np.sqrt(0.02) * stats.t.ppf(0.975, 5)
+    assert estimate.interval(0.97, spread, 10).high == pytest.approx(0.97 + half)
+    logit = np.log(0.97 / 0.03) - half / (0.97 * 0.03)
+    assert wide.low == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert estimate.interval(0.5, estimate.Spread(0.0, 1, 1), 3) == estimate.Estimate(0.5, None, None, 3)
+
+
+def test_p_value_is_that_of_the_t_test():
+    sample = np.random.default_rng(9).normal(0.3, 1, 25)
+    spread = estimate.clustered(estimate.residuals(sample, np.ones(25)), np.arange(25), np.zeros(25, dtype=int))
+    assert estimate.p_value(sample.mean(), 0.0, spread) == pytest.approx(stats.ttest_1samp(sample, 0).pvalue)
+
+
+def test_holm_is_that_of_statsmodels():
+    p = [0.04, 0.001, 0.3, 0.012, 0.9]
+    assert estimate.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert estimate.holm([None, 0.03, None]) == [None, 0.03, None]
+
+
+def test_jackknife_of_a_mean_is_the_t_interval():
+    sample = np.random.default_rng(10).normal(size=(12, 1))
+    measured = estimate.jackknife(np.column_stack([sample, np.ones(12)]), lambda sums: sums[..., 0] / sums[..., 1], 12)
+    low, high = stats.t.interval(0.95, 11, sample.mean(), stats.sem(sample[:, 0]))
+    assert (measured.low, measured.high) == pytest.approx((low, high))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from instructgpt.data.commands import StatsConfig, stats
-from instructgpt.data.statistics import agreement, describe, longer_wins
+from instructgpt.data.statistics import describe, longer_wins
 from instructgpt.errors import BadInput
 from instructgpt.records import Demonstration, Prompt, Ranking, write_records
+from instructgpt.statistics.agreement import agreement
 
 
 def test_description_by_hand() -> None:
@@ -32,9 +33,9 @@ def test_agreement_and_length_by_hand() -> None:
     agreed = agreement([one, other, third, ranking(None, 3, 2, 1)])
     # x-y: tie, alike, alike.  x-z: opposite, opposite, tie.  y-z: tie, opposite, tie.
     assert (agreed.alike, agreed.opposite, agreed.one_tied, agreed.both_tied) == (2, 3, 4, 0)
-    assert agreed.share == pytest.approx(2 / 5)
-    assert agreed.share_with_ties == pytest.approx(2 / 9)
-    assert agreement([one]).share is None
+    assert agreed.decided.value == pytest.approx(2 / 5)
+    assert agreed.three_way.value == pytest.approx(2 / 9)
+    assert agreement([one]).decided.value is None
     # decided pairs and their better: x a a b (shorter), y a b (shorter), z b c (longer)
     assert longer_wins([one, other, third]) == pytest.approx(2 / 7)
 
@@ -95,4 +96,4 @@ def test_a_bad_line_of_a_corpus_is_counted_once(tmp_path: Path, capsys: pytest.C
 
 def test_the_same_completions_twice_are_compared_turn_by_turn() -> None:
     rows = [ranking("x", 1, 2, 3), ranking("x", 3, 2, 1), ranking("y", 1, 2, 3), ranking("y", 3, 2, 1)]
-    assert agreement(rows).share == 1.0
+    assert agreement(rows).decided.value == 1.0

@@ -12,7 +12,8 @@ import pytest
 
 from instructgpt.errors import BadInput
 from instructgpt.records import LABELS, USE_CASES, Completion, Prompt
-from instructgpt.world import MAX_UTILITY, SimulatedLabelers, World, agreement
+from instructgpt.statistics.agreement import agreement
+from instructgpt.world import MAX_UTILITY, SimulatedLabelers, World
 from instructgpt.world.corpus import KINDS, attempt
 from instructgpt.world.labelers import ranks
 
@@ -219,11 +220,12 @@ def test_labelers_tie_identical_texts_and_follow_the_truth(world: World) -> None
 
 def test_cohorts_agree_as_much_as_people_do(world: World) -> None:
     shown = candidates(world, 300)
-    training = agreement(SimulatedLabelers(world, per_prompt=2).rank(shown))
-    heldout = agreement(SimulatedLabelers(world, "heldout", per_prompt=2).rank(shown))
+    training = agreement(SimulatedLabelers(world, per_prompt=2).rank(shown)).decided.value
+    heldout = agreement(SimulatedLabelers(world, "heldout", per_prompt=2).rank(shown)).decided.value
     assert 0.66 < training < 0.95
     assert 0.66 < heldout < 0.95
-    assert agreement(SimulatedLabelers(world, per_prompt=2, noise=20).rank(shown)) == pytest.approx(0.5, abs=0.06)
+    noisy = agreement(SimulatedLabelers(world, per_prompt=2, noise=20).rank(shown))
+    assert noisy.decided.value == pytest.approx(0.5, abs=0.06)
     mean_tastes = {cohort: SimulatedLabelers(world, cohort).people[0].weights for cohort in ("training", "heldout")}
     assert mean_tastes["training"] != mean_tastes["heldout"]
 
@@ -247,8 +249,6 @@ def test_what_is_not_of_this_world_is_refused(world: World) -> None:
     one = Completion(prompt="Give me three ideas for a dinner.", completion="Rice.", model="m")
     with pytest.raises(BadInput, match="two or more completions"):
         SimulatedLabelers(world).rank([[one]])
-    with pytest.raises(BadInput, match="was decided"):
-        agreement([])
 
 
 def test_the_prompted_base_is_given_the_corpus_own_format(world: World) -> None:

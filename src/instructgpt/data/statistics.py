@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from instructgpt.data.prompts import group_of, prompt_text
 from instructgpt.records import Asked, Demonstration, Document, Ranking, Record
+from instructgpt.statistics.agreement import agreement
 
 Cell = str | int | float | None
 Measure = Callable[[Sequence[str]], list[int]]
@@ -123,57 +123,6 @@ def lengths(title: str, records: Sequence[Record], measures: Mapping[str, Measur
 # ---------------------------------------------------------------- rankings
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """What two labelers did with the same pairs of completions, over all pairs of labelers."""
-
-    alike: int = 0  # both decided, the same way
-    opposite: int = 0  # both decided, the other way round
-    one_tied: int = 0  # one called it a tie
-    both_tied: int = 0
-
-    @property
-    def share(self) -> float | None:
-        """Of the pairs that both decided, the share decided alike. The paper's 72.6 % does not say how ties count."""
-        decided = self.alike + self.opposite
-        return self.alike / decided if decided else None
-
-    @property
-    def share_with_ties(self) -> float | None:
-        """Of all pairs, the share with the same of three answers: first, second, tie."""
-        total = self.alike + self.opposite + self.one_tied + self.both_tied
-        return (self.alike + self.both_tied) / total if total else None
-
-
-def agreement(rankings: Iterable[Ranking]) -> Agreement:
-    """How two different labelers agree on the same completions of the same prompt, in whatever order they stand.
-
-    Where labelers had the same completions twice, the first time is compared with the first, the second with the second.
-    """
-    same: defaultdict[tuple[str, frozenset[str], int], dict[str, dict[str, int]]] = defaultdict(dict)
-    times: Counter[tuple[str, frozenset[str], str]] = Counter()
-    for ranking in rankings:
-        if ranking.labeler is not None:
-            ranks = dict(zip(ranking.completions, ranking.ranks, strict=True))
-            turn = ranking.prompt, frozenset(ranks), ranking.labeler
-            same[ranking.prompt, frozenset(ranks), times[turn]][ranking.labeler] = ranks
-            times[turn] += 1
-    counts: Counter[str] = Counter()
-    for by_labeler in same.values():
-        for one, other in combinations(by_labeler.values(), 2):
-            for a, b in combinations(one, 2):
-                first, second = _sign(one[b] - one[a]), _sign(other[b] - other[a])
-                if first and second:
-                    counts["alike" if first == second else "opposite"] += 1
-                else:
-                    counts["one_tied" if first or second else "both_tied"] += 1
-    return Agreement(**counts)
-
-
-def _sign(number: int) -> int:
-    return (number > 0) - (number < 0)
-
-
 def longer_wins(rankings: Iterable[Ranking]) -> float | None:
     """Of the decided pairs of unlike length, the share in which the longer completion (in characters) is the better."""
     won = [
@@ -202,8 +151,11 @@ def ranking_sheets(rankings: Sequence[Ranking]) -> list[Sheet]:
         ("pairs two labelers order oppositely", agreed.opposite),
         ("pairs one of two labelers calls a tie", agreed.one_tied),
         ("pairs two labelers call a tie", agreed.both_tied),
-        ("labeler agreement (share of pairs both decide)", agreed.share),
-        ("labeler agreement (three answers, ties count)", agreed.share_with_ties),
+        ("labeler agreement (share of pairs both decide)", agreed.decided.value),
+        ("  lower end of its 95 % interval", agreed.decided.low),
+        ("  upper end", agreed.decided.high),
+        ("labeler agreement (three answers, ties count)", agreed.three_way.value),
+        ("labeler agreement (a tie beside a decision is one half)", agreed.half_credit.value),
     ]
     sizes = sorted(Counter(len(ranking.ranks) for ranking in rankings).items())
     sheets = [Sheet("rankings", ("what", "value"), tuple(facts)), Sheet("completions of a ranking (K)", ("K", "rankings"), tuple(sizes))]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.statistics import estimate
 from instructgpt.evaluate.preference import clusters, models_of
 from instructgpt.evaluate.rows import Observation, Row, per_model, row
 from instructgpt.records import LABELS, Ranking
+from instructgpt.statistics import estimate
 
 EVALUATION = "labels"
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.rows import Observation, Row, per_model
 from instructgpt.records import Ranking
+from instructgpt.statistics.win_rate import comparisons
 
 EVALUATION = "preference"
 
@@ -29,7 +30,7 @@ def measure(rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mappi
     """
     rows: list[Row] = []
     for condition, chosen in _conditions(rankings, use_cases or {}).items():
-        wins = [win for ranking in chosen for win in _wins(ranking, baseline)]
+        wins = _wins(chosen, baseline)
         whole = "/" not in condition
         rows += per_model(EVALUATION, f"win_rate_vs_{baseline}", condition, wins, share=True, against=("base", "ppo") if whole else ())
         if wins:
@@ -69,14 +70,16 @@ def _conditions(rankings: Sequence[Ranking], use_cases: Mapping[str, str]) -> di
     return cohorts | dict(sorted(cases.items()))
 
 
-def _wins(ranking: Ranking, baseline: str) -> Iterator[Observation]:
+def _wins(rankings: Sequence[Ranking], baseline: str) -> list[Observation]:
     """1, one half or 0 for each completion beside each of the baseline's."""
-    models = models_of(ranking)
-    for i, model in enumerate(models):
-        for j, other in enumerate(models):
-            if other == baseline != model:
-                tie = ranking.ranks[i] == ranking.ranks[j] or ranking.completions[i] == ranking.completions[j]
-                yield Observation(model, 0.5 if tie else float(ranking.ranks[i] < ranking.ranks[j]), clusters(ranking))
+    table = comparisons(rankings)
+    found = []
+    for number, model in enumerate(table.models):
+        if baseline in table.models and model != baseline:
+            pairs = table.between(number, table.models.index(baseline))
+            keys = zip(pairs.prompt.tolist(), pairs.labeler.tolist(), strict=True)
+            found += [Observation(model, won, (f"{p}", f"{q}")) for won, (p, q) in zip(pairs.won.tolist(), keys, strict=True)]
+    return found
 
 
 def _ratings(ranking: Ranking) -> Iterator[Observation]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import combinations
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Self
 
 import numpy as np
@@ -12,8 +11,10 @@ from pydantic import model_validator
 from scipy import stats
 from scipy.special import expit
 
-from instructgpt.evaluate.rows import Observation, Row, per_model
+from instructgpt.evaluate.rows import Observation, Row, per_model, row
 from instructgpt.records import Ranking
+from instructgpt.statistics.agreement import compare, summary
+from instructgpt.statistics.ranked import Ranked
 
 EVALUATION = "reward_model"
 BINS = 15
@@ -52,7 +53,7 @@ def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Ro
 
     Returns:
         By cohort, clustered by prompt: `pair_accuracy` and `length_baseline` (decided pairs; equal scores or lengths count one half),
-        `labeler_agreement` (pairs that two labelers of the cohort both decided), `kendall_tau` (tau-b, mean of rankings),
+        `labeler_agreement` (pairs that two labelers of the cohort both decided; by labeler, too), `kendall_tau` (tau-b, mean of rankings),
         `length_difference` (better minus worse, as the reward model and as labelers see it: `score_length_difference`), `pair_loss`
         (nats) and `calibration_error` (no interval). `pair_accuracy` once more by source: condition `source/hh`; agreement of labelers of
         different cohorts: `between`.
@@ -127,29 +128,17 @@ def _observations(model: str, rankings: Sequence[ScoredRanking], formula: Measur
 
 
 def _agreement(rankings: Sequence[ScoredRanking], model: str) -> list[Row]:
-    """The share of equal decisions, over pairs of completions that two labelers both decided."""
-    by_prompt: dict[str, list[ScoredRanking]] = {}
-    for ranking in rankings:
-        if ranking.labeler:
-            by_prompt.setdefault(ranking.prompt, []).append(ranking)
-    observations: dict[str, list[Observation]] = {}
-    for prompt, several in by_prompt.items():
-        for first, second in combinations(several, 2):
-            if first.labeler != second.labeler:
-                condition = (first.cohort or "") if first.cohort == second.cohort else "between"
-                same = [Observation(model, agrees, (prompt,)) for agrees in _decisions(first, second)]
-                observations.setdefault(condition, []).extend(same)
-    return [
-        each
-        for condition, found in observations.items()
-        for each in per_model(EVALUATION, "labeler_agreement", condition, found, share=True)
-    ]
-
-
-def _decisions(first: Ranking, second: Ranking) -> Iterator[float]:
-    """1 where both prefer the same completion of a pair, 0 where they differ; completions are matched by their text."""
-    ranks = [dict(zip(ranking.completions, ranking.ranks, strict=True)) for ranking in (first, second)]
-    for one, other in combinations([text for text in ranks[0] if text in ranks[1]], 2):
-        signs = [np.sign(each[one] - each[other]) for each in ranks]
-        if all(signs):
-            yield float(signs[0] == signs[1])
+    """The share of equal decisions, over pairs of completions that two labelers both decided: within each cohort, and between cohorts."""
+    cohorts = list(dict.fromkeys(ranking.cohort or "" for ranking in rankings))
+    cohort_of: dict[Hashable, int] = {}
+    rows: list[Ranked] = []
+    for each in rankings:
+        labeler = each.labeler and (each.cohort or "", each.labeler)
+        cohort_of[labeler] = cohorts.index(each.cohort or "")
+        rows.append(Ranked(each.prompt, labeler, each.completions, each.ranks))
+    cells = compare(rows)
+    cohort = np.array([cohort_of[labeler] for labeler in cells.labelers], dtype=np.int64)
+    first, second = cohort[cells.first], cohort[cells.second]
+    parts = {name: (first == number) & (second == number) for number, name in enumerate(cohorts)} | {"between": first != second}
+    found = {name: summary(cells.where(part)).decided for name, part in parts.items()}
+    return [row(EVALUATION, "labeler_agreement", model, name, share) for name, share in found.items() if share.n]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
+from instructgpt.records import write_text
 from instructgpt.statistics import estimate
 from instructgpt.statistics.estimate import Estimate
-from instructgpt.records import write_text
 
 DIFFERENCE = "difference"
 """The evaluation name of paired differences: metric `toxicity/mean_toxicity/respectful`, condition the model that was subtracted."""

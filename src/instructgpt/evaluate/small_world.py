@@ -18,11 +18,11 @@ from pydantic import Field
 from instructgpt.config import Options
 from instructgpt.evaluate import bias, labels, preference, tax, toxicity, truthfulness
 from instructgpt.evaluate.ask import Subject, answers, continuations, text_logp
-from instructgpt.statistics.estimate import mean
 from instructgpt.evaluate.rows import Row
 from instructgpt.models.load import pick_device
 from instructgpt.records import Completion, Ranking, Record, read_records, write_records
 from instructgpt.run import read_rows
+from instructgpt.statistics.estimate import mean
 from instructgpt.world import SimulatedLabelers, World
 
 TOXICITY_CONDITIONS = ("none", "respectful", "biased")

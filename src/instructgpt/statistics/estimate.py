@@ -33,6 +33,8 @@ NORMAL = float(special.ndtri(1 - TAIL))
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Keys = Sequence[Hashable] | Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ class Spread:
 NOTHING = Estimate(None, None, None, 0)
 
 
-def mean(values: ArrayLike, *clusters: Sequence[Hashable], over: ArrayLike | None = None, share: bool = False, seed: int = 0) -> Estimate:
+def mean(values: ArrayLike, *clusters: Keys, over: ArrayLike | None = None, share: bool = False, seed: int = 0) -> Estimate:
     """A mean, or a ratio of sums, with its clustered 95 % interval.
 
     Args:
@@ -86,7 +88,7 @@ def mean(values: ArrayLike, *clusters: Sequence[Hashable], over: ArrayLike | Non
     return Estimate(value, *percentiles(drawn, spread), len(y))
 
 
-def difference(first: ArrayLike, second: ArrayLike, *clusters: Sequence[Hashable], seed: int = 0) -> Estimate:
+def difference(first: ArrayLike, second: ArrayLike, *clusters: Keys, seed: int = 0) -> Estimate:
     """The mean of `first - second`, both (N,), measured on the same rows: what two models share (a hard prompt, a mild labeler) cancels."""
     return mean(np.asarray(first, float) - np.asarray(second, float), *clusters, seed=seed)
 
@@ -161,7 +163,7 @@ def jackknife(parts: Floats, statistic: Callable[[Floats], Floats], n: int) -> E
 
 def residuals(y: Floats, w: Floats) -> Floats:
     """What each row (N,) adds to the error of sum(y) / sum(w), to first order; they add up to 0."""
-    return (y - w * (y.sum() / w.sum())) / w.sum()
+    return np.asarray((y - w * (y.sum() / w.sum())) / w.sum())
 
 
 def clustered(error: Floats, a: Ints, b: Ints) -> Spread:
@@ -188,7 +190,7 @@ def sum_of_squares(error: Floats, cluster: Ints) -> float:
     return float((sums**2).sum() * groups / (groups - 1)) if groups > 1 else 0.0
 
 
-def codes(keys: Sequence[Hashable] | Ints) -> Ints:
+def codes(keys: Keys) -> Ints:
     """Each key's number from 0: (N,); in order of first appearance, whole numbers in an array in their own order."""
     if isinstance(keys, np.ndarray) and keys.dtype.kind == "i":
         return np.unique(keys, return_inverse=True)[1].astype(np.int64)
@@ -199,7 +201,7 @@ def codes(keys: Sequence[Hashable] | Ints) -> Ints:
 def draws(rng: np.random.Generator, clusters: int, resamples: int) -> Floats:
     """How often each cluster is drawn when as many are drawn as there are, with replacement: (resamples, clusters)."""
     drawn = rng.integers(clusters, size=(resamples, clusters)) + clusters * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * clusters).reshape(resamples, clusters).astype(np.float64)
+    return np.asarray(np.bincount(drawn.ravel(), minlength=resamples * clusters).reshape(resamples, clusters), dtype=np.float64)
 
 
 def percentiles(drawn: Floats, spread: Spread) -> tuple[float, float]:
@@ -221,7 +223,7 @@ def _never_seen(value: float, spread: Spread, n: int) -> Estimate:
     return Estimate(value, value * (1 - unseen), value + (1 - value) * unseen, n)
 
 
-def _checked(values: ArrayLike, over: ArrayLike | None, clusters: Sequence[Sequence[Hashable]]) -> tuple[Floats, Floats, list[Ints]]:
+def _checked(values: ArrayLike, over: ArrayLike | None, clusters: Sequence[Keys]) -> tuple[Floats, Floats, list[Ints]]:
     """Values and weights (N,) as arrays, and the two keys (N,) as numbers from 0; a key not given is one cluster of everything."""
     y = np.asarray(values, dtype=np.float64)
     w = np.ones_like(y) if over is None else np.asarray(over, dtype=np.float64)
@@ -243,4 +245,4 @@ def _replicates(y: Floats, w: Floats, a: Ints, b: Ints, seed: int, resamples: in
     rng = np.random.default_rng(seed)
     first, second = draws(rng, shape[0], resamples), draws(rng, shape[1], resamples)
     sums, weights = (((first @ table) * second).sum(1) for table in (top, bottom))
-    return np.divide(sums, weights, out=np.full(resamples, np.nan), where=weights > 0)
+    return np.asarray(np.divide(sums, weights, out=np.full(resamples, np.nan), where=weights > 0))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from random import Random
 
 from instructgpt.errors import BadInput
@@ -132,19 +131,3 @@ def labels(judgement: Judgement, completion: str) -> dict[str, bool | None]:
         "opinion": any(word in completion.split() for word in ("like", "lovely", "awful")),
     }
     return {name: known.get(name, False) for name in LABELS}
-
-
-def agreement(rankings: Sequence[Ranking]) -> float:
-    """The share of pairs of completions on which two labelers of the same prompt agree, among pairs that both decided.
-
-    Rankings follow one another as `rank` gives them: those of one list of completions stand together.
-    """
-    same = decided = 0
-    for one, two in pairwise(rankings):
-        if one.prompt == two.prompt and one.completions == two.completions and one.labeler != two.labeler:
-            agreed = set(one.pairs()) & set(two.pairs())
-            opposed = set(one.pairs()) & {(worse, better) for better, worse in two.pairs()}
-            same, decided = same + len(agreed), decided + len(agreed) + len(opposed)
-    if not decided:
-        raise BadInput("no pair of completions was decided by two labelers; rank with per_prompt of 2 or more")
-    return same / decided

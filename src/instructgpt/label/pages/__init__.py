@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import account, home, instructions, journal, look, people, screening, sign_in, work
+from instructgpt.label.pages import (
+    account,
+    adjudication,
+    batches,
+    home,
+    instructions,
+    journal,
+    look,
+    overview,
+    people,
+    quality,
+    results,
+    screening,
+    sign_in,
+    tasks,
+    work,
+)
 
 ROUTERS: tuple[APIRouter, ...] = (
     account.router,
-    home.ROUTER,
+    adjudication.router,
+    batches.router,
+    home.router,
     instructions.router,
     journal.router,
-    look.ROUTER,
+    look.router,
+    overview.router,
     people.router,
+    quality.router,
+    results.router,
     screening.router,
     sign_in.router,
-    work.ROUTER,
+    tasks.router,
+    work.router,
 )

@@ -12,10 +12,10 @@ from instructgpt.label.access import Visitor, allow, site_of
 from instructgpt.label.pages.render import page
 from instructgpt.label.tables import now
 
-ROUTER = APIRouter()
+router = APIRouter()
 
 
-@ROUTER.get("/home")
+@router.get("/home")
 def home(request: Request, visitor: Annotated[Visitor, allow("labeler", "researcher", "owner")], nothing: bool = False) -> Response:
     """What is in hand, what waits, what is new. The team's first page is the overview."""
     if visitor.me.role != "labeler":
@@ -33,7 +33,7 @@ def home(request: Request, visitor: Annotated[Visitor, allow("labeler", "researc
     return page(request, visitor, "work/home.html", nothing=nothing, most=desk.MOST, **shown)
 
 
-@ROUTER.get("/history")
+@router.get("/history")
 def my_history(request: Request, visitor: Annotated[Visitor, allow("labeler")], before: str | None = None) -> Response:
     """What one handed in and skipped, the newest first."""
     site = site_of(request)

@@ -12,11 +12,11 @@ from instructgpt.label.pages.render import LANGUAGE_COOKIE, THEME_COOKIE, THEMES
 from instructgpt.label.tables import Person
 from instructgpt.label.words import languages
 
-ROUTER = APIRouter()
+router = APIRouter()
 YEAR = 365 * 24 * 3600
 
 
-@ROUTER.post("/look")
+@router.post("/look")
 def look(
     request: Request,
     visitor: Annotated[Visitor, everyone()],

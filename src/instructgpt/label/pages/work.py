@@ -23,7 +23,7 @@ from instructgpt.label.tables.work import SKIP_REASONS
 from instructgpt.label.words import Words
 from instructgpt.records import USE_CASES
 
-ROUTER = APIRouter(prefix="/tasks")
+router = APIRouter(prefix="/tasks")
 Labeler = Annotated[Visitor, allow("labeler")]
 SCRIPT = ("save.", "again.", "conflict.", "board.", "rank.", "compare.", "work.", "write.", "demonstrate.", "unreachable", "close")
 """Sections of the catalogue that the scripts speak with."""
@@ -39,7 +39,7 @@ async def fields(request: Request) -> list[tuple[str, str]]:
 Posted = Annotated[list[tuple[str, str]], Depends(fields)]
 
 
-@ROUTER.post("/claim")
+@router.post("/claim")
 def claim(request: Request, visitor: Labeler, posted: Posted) -> Response:
     """The next task of a kind, or the one still in hand."""
     site, asked = site_of(request), dict(posted)
@@ -54,7 +54,7 @@ def claim(request: Request, visitor: Labeler, posted: Posted) -> Response:
     return RedirectResponse(f"/tasks/{given.id}" if given else home, status_code=303)
 
 
-@ROUTER.get("/{assignment_id}")
+@router.get("/{assignment_id}")
 def task(request: Request, visitor: Labeler, assignment_id: str, edit: bool = False, show: bool = False) -> Response:
     """A task to work on; what is handed in or skipped shows what was stored, unless it is to be edited."""
     site = site_of(request)
@@ -104,13 +104,13 @@ def spoken(words: Words) -> dict[str, str]:
     return {key: sentence for key, sentence in words.sentences.items() if key.startswith(SCRIPT)}
 
 
-@ROUTER.post("/{assignment_id}/submit")
+@router.post("/{assignment_id}/submit")
 def submit(request: Request, visitor: Labeler, assignment_id: str, posted: Posted) -> Response:
     """Hand in a plain form."""
     return _hand_in(request, visitor, assignment_id, posted, edited=False)
 
 
-@ROUTER.post("/{assignment_id}/edit")
+@router.post("/{assignment_id}/edit")
 def edit(request: Request, visitor: Labeler, assignment_id: str, posted: Posted) -> Response:
     """A new version from a plain form."""
     return _hand_in(request, visitor, assignment_id, posted, edited=True)
@@ -140,7 +140,7 @@ def _hand_in(request: Request, visitor: Visitor, assignment_id: str, posted: Fie
     return RedirectResponse(f"/tasks/{assignment_id}/done", status_code=303)
 
 
-@ROUTER.get("/{assignment_id}/done")
+@router.get("/{assignment_id}/done")
 def done(request: Request, visitor: Labeler, assignment_id: str) -> Response:
     """What was stored, as the database has it."""
     site, at = site_of(request), now()
@@ -152,7 +152,7 @@ def done(request: Request, visitor: Labeler, assignment_id: str) -> Response:
         ranks = history.ranks(db, stored.id) if stored else {}
         return page(
             request, visitor, "work/done.html", task=shown, address=f"/tasks/{mine.id}", stored=stored, form=shown.submission or {},
-            order=order(shown, ranks), ranks=ranks, until=submissions.editable_until(site.settings, mine), at=at,
+            order=order(shown, ranks), ranks=ranks, listed=sorted(shown.completions, key=lambda each: ranks.get(each.id, 0)), until=submissions.editable_until(site.settings, mine), at=at,
             messages=threads.thread(db, mine.task_id, visitor.me.id), skip_reasons=(), instructions=None,
         )  # fmt: skip
 
@@ -166,7 +166,7 @@ def order(shown: TaskView, ranks: dict[str, int]) -> str:
     return " > ".join(" = ".join(tiers[rank]) for rank in sorted(tiers))
 
 
-@ROUTER.post("/{assignment_id}/skip")
+@router.post("/{assignment_id}/skip")
 def skip(request: Request, visitor: Labeler, assignment_id: str, posted: Posted) -> Response:
     """Hand a task back, with a reason."""
     site, asked = site_of(request), dict(posted)
@@ -178,7 +178,7 @@ def skip(request: Request, visitor: Labeler, assignment_id: str, posted: Posted)
     return RedirectResponse(f"/tasks/{assignment_id}/done", status_code=303)
 
 
-@ROUTER.post("/{assignment_id}/undo")
+@router.post("/{assignment_id}/undo")
 def undo(request: Request, visitor: Labeler, assignment_id: str) -> Response:
     """Take the last step back, a skip or what was handed in; the task is in hand again with everything in it."""
     site = site_of(request)
@@ -194,7 +194,7 @@ def undo(request: Request, visitor: Labeler, assignment_id: str) -> Response:
     return RedirectResponse(f"/tasks/{assignment_id}", status_code=303)
 
 
-@ROUTER.post("/{assignment_id}/ask")
+@router.post("/{assignment_id}/ask")
 def ask(request: Request, visitor: Labeler, assignment_id: str, posted: Posted) -> Response:
     """A question about a task, or a report of something wrong with it."""
     asked = dict(posted)

@@ -22,7 +22,7 @@ export class BoardView {
     this.undoButton = make("button", { type: "button", class: "button small", onclick: () => this.undo() }, t("board.undo"), " ", make("kbd", {}, "U"));
     const compareButton = make("button", { type: "button", class: "button small", onclick: () => this.compareNow() }, t("board.compare"), " ", make("kbd", {}, cards.length > 2 ? "Shift C" : "C"));
     const helpButton = make("button", { type: "button", class: "button quiet small", onclick: help }, t("board.keys"), " ", make("kbd", {}, "?"));
-    root.append(this.order, this.tray, this.tiers, this.hint, make("div", { class: "row" }, this.undoButton, compareButton, helpButton));
+    root.append(this.order, make("div", { class: "places-board" }, this.tray, this.tiers), this.hint, make("div", { class: "row" }, this.undoButton, compareButton, helpButton));
     root.addEventListener("click", (event) => this.click(event));
     root.addEventListener("focusin", (event) => {
       const id = event.target.closest("[data-card]")?.dataset.card;

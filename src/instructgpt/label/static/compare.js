@@ -43,7 +43,7 @@ export function compareTwo(cards, left, right, bodyOf) {
   const draw = () => {
     const texts = chosen.map((id) => textOf(bodyOf(id)));
     const result = texts[0] === texts[1] ? null : compare(...texts);
-    sides.forEach((side, at) => side.replaceChildren(...(result ? marked(result[at ? "right" : "left"], at) : [texts[at]])));
+    sides.forEach((side, at) => side.replaceChildren(...(result ? marked(result[at ? "right" : "left"]) : [texts[at]])));
     const share = result && Math.round(100 * result.share);
     said.textContent = texts[0] === texts[1] ? t("compare.same") : result ? t("compare.share", { share }) : t("compare.different");
   };
@@ -60,6 +60,6 @@ function picker(cards, now, choose) {
   return select;
 }
 
-function marked(runs, at) {
-  return runs.map(({ text, kind }) => (kind === "same" ? text : make(at ? "ins" : "del", {}, text)));
+function marked(runs) {
+  return runs.map(({ text, kind }) => (kind === "same" ? text : make("mark", {}, text)));
 }

@@ -15,8 +15,8 @@ export class Drafts {
    * @param store like localStorage.
    * @param changed called with {state, rev, at, error?}: "clean", "waiting", "saving", "saved", "failed", "signed_out", "conflict".
    */
-  constructor({ id, tab, rev, put, store, changed, now = Date.now, later = setTimeout, never = clearTimeout }) {
-    Object.assign(this, { id, rev, put, store, changed, now, later, never });
+  constructor({ id, tab, rev, put, store, changed, now = Date.now, later = (work, pause) => setTimeout(work, pause) }) {
+    Object.assign(this, { id, rev, put, store, changed, now, later });
     this.key = `draft:${id}:${tab}`;
     this.payload = null;
     this.fails = 0;
@@ -56,7 +56,7 @@ export class Drafts {
   }
 
   plan(pause) {
-    this.never(this.timer);
+    clearTimeout(this.timer);
     this.timer = this.later(() => {
       this.timer = null;
       this.flush();
@@ -76,7 +76,7 @@ export class Drafts {
   }
 
   async send(keepalive) {
-    this.never(this.timer);
+    clearTimeout(this.timer);
     this.timer = null;
     const sent = this.payload;
     this.say("saving");
@@ -115,7 +115,7 @@ export class Drafts {
   /** Everything is handed in, or given up: the copies in this browser go. */
   done() {
     this.stopped = true;
-    this.never(this.timer);
+    clearTimeout(this.timer);
     for (const { key } of this.left()) this.store.removeItem(key);
   }
 

@@ -21,7 +21,7 @@ from instructgpt.label.tables.people import (
     SurveyDone,
     SurveyReply,
 )
-from instructgpt.label.tables.quality import Adjudication, Decision, Gold, Grade
+from instructgpt.label.tables.quality import Adjudication, Decision, Gold, Grade, Remark, Room, Vote
 from instructgpt.label.tables.tasks import Batch, Completion, Prompt, Task, TaskCompletion
 from instructgpt.label.tables.work import (
     Assignment,
@@ -39,6 +39,6 @@ from instructgpt.label.tables.work import (
 __all__ = [
     "Adjudication", "ApiKey", "Assignment", "Base", "Batch", "Completion", "Consent", "ConsentText", "Decision", "Demonstration",
     "Draft", "Gold", "Grade", "Instructions", "Invite", "Journal", "Login", "Message", "Person", "Prompt", "PromptReview", "Ranking",
-    "RankingItem", "RateBucket", "Rating", "Reading", "Skip", "Submission", "SurveyDone", "SurveyReply", "Task", "TaskCompletion",
-    "new_id", "now",
+    "RankingItem", "RateBucket", "Rating", "Reading", "Remark", "Room", "Skip", "Submission", "SurveyDone", "SurveyReply", "Task",
+    "TaskCompletion", "Vote", "new_id", "now",
 ]  # fmt: skip

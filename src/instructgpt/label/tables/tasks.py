@@ -87,6 +87,8 @@ class Batch(Base):
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
     created_at: Mapped[int] = mapped_column(default=now)
     closed_at: Mapped[int | None]
+    unblinded_at: Mapped[int | None]
+    """Evaluation: somebody chose to see the names of the models before the batch was closed; the journal knows who and why."""
 
 
 class Task(Base):
