@@ -32,6 +32,8 @@ def front(visitor: Anybody) -> Response:
     """To where a person's work is."""
     if visitor.person is None:
         return redirect("/sign-in")
+    if visitor.me.role == "labeler" and not visitor.agreed and visitor.me.status != "withdrawn":
+        return redirect("/consent")
     if visitor.me.role == "labeler":
         return redirect("/screening" if visitor.me.status == "screening" else "/home" if visitor.me.status == "active" else "/account")
     return redirect("/overview")
