@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
-
 from site_support import make_site
 
 from instructgpt import records

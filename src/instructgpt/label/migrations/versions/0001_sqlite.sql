@@ -82,6 +82,7 @@ CREATE TABLE batch (
     created_by VARCHAR,
     created_at BIGINT NOT NULL,
     closed_at BIGINT,
+    unblinded_at BIGINT,
     CONSTRAINT pk_batch PRIMARY KEY (id),
     CONSTRAINT ck_batch_kind CHECK (kind IN ('rank', 'demonstrate', 'write', 'review')),
     CONSTRAINT ck_batch_purpose CHECK (purpose IN ('training', 'evaluation')),
@@ -335,6 +336,22 @@ CREATE TABLE message (
 
 CREATE INDEX ix_message_task_id ON message (task_id);
 
+CREATE TABLE room (
+    id VARCHAR NOT NULL,
+    task_id VARCHAR NOT NULL,
+    title VARCHAR NOT NULL,
+    stage VARCHAR NOT NULL,
+    created_by VARCHAR NOT NULL,
+    created_at BIGINT NOT NULL,
+    closed_at BIGINT,
+    CONSTRAINT pk_room PRIMARY KEY (id),
+    CONSTRAINT ck_room_stage CHECK (stage IN ('vote', 'talk', 'again', 'closed')),
+    CONSTRAINT fk_room_task_id_task FOREIGN KEY(task_id) REFERENCES task (id),
+    CONSTRAINT fk_room_created_by_person FOREIGN KEY(created_by) REFERENCES person (id)
+);
+
+CREATE INDEX ix_room_task_id ON room (task_id);
+
 CREATE TABLE task_completion (
     task_id VARCHAR NOT NULL,
     completion_id VARCHAR NOT NULL,
@@ -353,6 +370,19 @@ CREATE TABLE draft (
     CONSTRAINT pk_draft PRIMARY KEY (assignment_id),
     CONSTRAINT fk_draft_assignment_id_assignment FOREIGN KEY(assignment_id) REFERENCES assignment (id)
 );
+
+CREATE TABLE remark (
+    id VARCHAR NOT NULL,
+    room_id VARCHAR NOT NULL,
+    author_id VARCHAR NOT NULL,
+    body VARCHAR NOT NULL,
+    at BIGINT NOT NULL,
+    CONSTRAINT pk_remark PRIMARY KEY (id),
+    CONSTRAINT fk_remark_room_id_room FOREIGN KEY(room_id) REFERENCES room (id),
+    CONSTRAINT fk_remark_author_id_person FOREIGN KEY(author_id) REFERENCES person (id)
+);
+
+CREATE INDEX ix_remark_room_id ON remark (room_id);
 
 CREATE TABLE skip (
     id VARCHAR NOT NULL,
@@ -390,6 +420,18 @@ CREATE TABLE submission (
 );
 
 CREATE INDEX ix_submission_created ON submission (created_at);
+
+CREATE TABLE vote (
+    room_id VARCHAR NOT NULL,
+    person_id VARCHAR NOT NULL,
+    round BIGINT NOT NULL,
+    ranks JSON NOT NULL,
+    at BIGINT NOT NULL,
+    CONSTRAINT pk_vote PRIMARY KEY (room_id, person_id, round),
+    CONSTRAINT ck_vote_round CHECK (round IN (0, 1)),
+    CONSTRAINT fk_vote_room_id_room FOREIGN KEY(room_id) REFERENCES room (id),
+    CONSTRAINT fk_vote_person_id_person FOREIGN KEY(person_id) REFERENCES person (id)
+);
 
 CREATE TABLE demonstration (
     submission_id VARCHAR NOT NULL,
