@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
+
 from site_support import make_site
 
 from instructgpt import records

@@ -50,7 +50,7 @@ def axe() -> str:
         return inside.read().decode()
 
 
-def faults(page, axe: str, *rules: str) -> list[str]:
+def faults(page, axe: str, *rules: str) -> list[str]:  # noqa: F811
     """Serious and critical faults of a page, each with its rule and place. `rules`: only these."""
     page.evaluate(axe)
     options = {"runOnly": {"type": "rule", "values": list(rules)}} if rules else {}

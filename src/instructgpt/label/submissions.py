@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import contents
-from instructgpt.label.assignment import MINUTE, lease, lock, take_back_skip
+from instructgpt.label.assignment import MINUTE, has_room, lease, lock, take_back_skip
 from instructgpt.label.contents import form_of
 from instructgpt.label.drafts import draft_of
 from instructgpt.label.forms import Form, RankForm
