@@ -57,12 +57,12 @@ def test_one_command_makes_a_site_that_answers_and_stops_in_order(tmp_path, endi
     site.database.close()
 
 
-def test_init_makes_tables_texts_and_a_link_but_no_account(command, tmp_path):
+def test_init_makes_tables_texts_and_a_link_but_no_account(command):
     shown = command("label", "init", "--site", "site", "--public-url", "https://labels.example.org/")
     assert (shown.code, shown.err) == (0, "")
     token = re.search(r"https://labels\.example\.org/invite/(\S+)", shown.out)[1]
-    assert stat.S_IMODE((tmp_path / "site/site.yaml").stat().st_mode) == 0o600
-    site = open_site(tmp_path / "site")
+    assert stat.S_IMODE(Path("site/site.yaml").stat().st_mode) == 0o600
+    site = open_site(Path("site"))
     with site.database.read() as db:
         assert db.scalars(select(Person)).all() == []
         assert sorted(db.scalars(select(Instructions.purpose))) == ["evaluation", "training"]
