@@ -72,7 +72,8 @@ def test_rendered_links_and_images_are_text():
     ("written", "seen"),
     [
         ("a\u202eb", "a‹RLO›b"), ("a\x00b", "a\u2400b"), ("a\u200bb", "a‹ZWSP›b"), ("line\r\nnext\rlast", "line\nnext\nlast"),
-        ("می\u200cخواهم", "می\u200cخواهم"), ("👨\u200d👩\u200d👧", "👨\u200d👩\u200d👧"), ("a\u200cb", "a‹ZWNJ›b"), ("क्\u200dष", "क्\u200dष"),
+        ("می\u200cخواهم", "می\u200cخواهم"), ("👨\u200d👩\u200d👧", "👨\u200d👩\u200d👧"), ("a\u200cb", "a‹ZWNJ›b"),
+        ("क्\u200dष", "क्\u200dष"),
         ("tab\tstays", "tab\tstays"), ("tag\U000e0041", "tag‹U+E0041›"), ("한국어 日本語 العربية", "한국어 日本語 العربية"),
     ],
 )  # fmt: skip
@@ -96,7 +97,8 @@ def test_long_text_takes_no_long_time(hostile):
 
 
 RANK = {
-    "kind": "rank", "note": "both\nfine", "active_ms": 1234, "none_acceptable": True, "confidence": 7, "tiers": [["two"], [], ["one", "three"]],
+    "kind": "rank", "note": "both\nfine", "active_ms": 1234, "none_acceptable": True, "confidence": 7,
+    "tiers": [["two"], [], ["one", "three"]],
     "ratings": [
         {"completion": "one", "rating": 6, "labels": {"fails_instruction": False, "hallucination": None}, "note": "n: 1"},
         {"completion": "three", "rating": None, "labels": {"opinion": True}, "note": ""},

@@ -46,14 +46,8 @@ TAGS = {
 
 def plain(text: str) -> Markup:
     """Text as it was written, escaped, with signs for what cannot be seen. Spaces and line breaks are kept by the style sheet."""
-    parts: list[str] = []
-    end = 0
-    for found in ODD.finditer(text := one_line_ends(text)):
-        if joins(text, found.start()):
-            continue
-        parts += [escape(text[end : found.start()]), sign(found.group())]
-        end = found.end()
-    return Markup("".join([*parts, escape(text[end:])]))
+    written = str(escape(one_line_ends(text)))  # escaping touches neither what is odd nor the letters around a joiner
+    return Markup(ODD.sub(lambda found: found.group() if joins(written, found.start()) else sign(found.group()), written))
 
 
 def visible(text: str) -> str:
