@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sqlite3
+import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import yaml
+from test_interrupts import SMALL as SMALL_RUN
 
 from instructgpt.label.client import Service
 from instructgpt.label.simulate import Diary, Handed, check, form_of_ranking, quantiles, same_form
-from instructgpt.records import Ranking
+from instructgpt.records import Demonstration, Ranking, read_records
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import site_load
+
+PATH = {"PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
 
 
 def test_a_killed_server_loses_nothing(tmp_path, database_url):
@@ -27,6 +37,46 @@ def test_a_killed_server_loses_nothing(tmp_path, database_url):
     assert f"| {found['handed in']:,.0f} | 2 |" in site_load.table({"here": found})
 
 
+def test_a_site_ends_with_whoever_started_it(tmp_path):
+    code = "import sys, os\nfrom pathlib import Path\nfrom instructgpt.label.server import Server\ns = Server(Path(sys.argv[1]))\n"
+    code += "print(s.process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "site"], capture_output=True, text=True, env=os.environ | PATH)
+    process = int(done.stdout)
+    until = time.monotonic() + 30
+    while running(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not running(process)
+
+
+def running(process):
+    try:
+        return "(zombie)" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_run_through_the_site_goes_on_with_its_files(tmp_path, command):
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump(SMALL_RUN))
+    out = tmp_path / "run"
+    assert command("run", "--preset", "smoke", "--config", small, "--through-site", "--out", out).code == 0
+    rankings = read_records(Ranking, out / "world" / "rankings.jsonl")
+    assert {ranking.source for ranking in rankings} == {"site"}
+    assert {ranking.cohort for ranking in rankings} == {"training"}
+    measured = read_records(Ranking, out / "world" / "heldout_rankings.jsonl")
+    assert {ranking.cohort for ranking in measured} == {"training", "heldout"}
+    shown = read_records(Demonstration, out / "world" / "demonstrations.jsonl")
+    assert {demonstration.source for demonstration in shown} == {"site"}
+    with closing(sqlite3.connect(out / "site" / "site.db")) as site:
+        (submissions,) = site.execute("SELECT count(*) FROM submission").fetchone()
+        (texts,) = site.execute("SELECT count(*) FROM demonstration").fetchone()
+    assert submissions == len(rankings) + len(measured) + len(shown)
+    assert texts == len(shown)
+    rows = json.loads((out / "results.json").read_text())
+    assert {row["condition"] for row in rows if row["metric"] == "pair_accuracy"} == {"training", "heldout"}
+
+
 def ranking_form(order=("a", "b")):
     return {"kind": "rank", "tiers": [[each] for each in order], "ratings": [{"completion": "a", "rating": 3, "labels": {}}]}
 
@@ -37,13 +87,13 @@ class Told(Service):
     def __init__(self, submissions, tasks):
         self.said = {"submissions": submissions, "tasks": tasks}
 
-    def submissions(self, since=None):
+    def submissions(self, since=None):  # noqa: ARG002
         return iter(self.said["submissions"])
 
     def batches(self):
         return [{"id": "b"}]
 
-    def tasks(self, batch):
+    def tasks(self, batch):  # noqa: ARG002
         return iter(self.said["tasks"])
 
 

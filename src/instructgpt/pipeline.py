@@ -11,7 +11,7 @@ configuration file has a section for `run` and one for each stage: pretrain, sta
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,9 +23,22 @@ from instructgpt.evaluate.candidates import CandidatesConfig, gather_candidates
 from instructgpt.evaluate.own_files import judged_by_reward_model, score_rankings
 from instructgpt.evaluate.rows import Row, read_rows, write_rows
 from instructgpt.evaluate.small_world import Exam
+from instructgpt.label.through import SiteLabelers
 from instructgpt.models.load import pick_device
 from instructgpt.models.scalar import load_reward_model
-from instructgpt.records import Demonstration, Document, Prompt, Ranking, Record, Skipped, read_all, read_records, write_records
+from instructgpt.records import (
+    Cohort,
+    Demonstration,
+    Document,
+    Labelers,
+    Prompt,
+    Ranking,
+    Record,
+    Skipped,
+    read_all,
+    read_records,
+    write_records,
+)
 from instructgpt.report.page import write_report
 from instructgpt.report.table import show
 from instructgpt.run import Run, console
@@ -53,6 +66,7 @@ class RunConfig(StageConfig):
     ranking_prompts: int = Field(3000, ge=10, description="prompts of the small world whose completions labelers rank")
     ppo_prompts: int = Field(3000, ge=10, description="prompts of the small world that PPO answers")
     labelers: int = Field(3, ge=1, description="simulated labelers who rank the completions of each prompt")
+    through_site: bool = Field(False, description="simulated labelers work over HTTP on a labelers' site of this run; its exports go on")
     processes: int = Field(2, ge=1, description="processes that work side by side (CPU)")
     stages: dict[str, dict[str, Any]] = Field({}, description="what each stage is told")
 
@@ -64,6 +78,8 @@ class RunConfig(StageConfig):
         for name in ("data", "prompts"):
             if name in self.model_fields_set and not self.corpus:
                 yield f"--{name} has no effect without --corpus"
+        if self.through_site and self.corpus:
+            yield "--through-site has no effect with --corpus: people already worked"
         for name in self.stages.keys() - set(STAGES):
             yield f"no stage '{name}'{did_you_mean(name, STAGES)}; sections can be run, {', '.join(STAGES)}"
 
@@ -219,7 +235,7 @@ def write_world(config: RunConfig, world: World, exam: Exam) -> dict[str, Path]:
         write_records(files["corpus"], world.documents(config.words))
         for split, count in counts.items():
             write_records(files[split], world.prompts(split, count))
-        people = SimulatedLabelers(world, "training", seed=config.seed)
+        people = labelers(config, world, "training")
         write_records(files["demonstrations"], people.demonstrate(world.prompts("sft", config.demonstration_prompts)))
     return files
 
@@ -236,15 +252,25 @@ def rank_candidates(config: RunConfig, world: World, sampling: CandidatesConfig,
             settings = sampling.model_copy(update={"out": out, "prompts": prompts, "part": part, "strays": strays})
             jobs.append((gather_candidates, (settings, config.seed)))
     side_by_side(config.processes, jobs)
-    training = SimulatedLabelers(world, "training", per_prompt=config.labelers, seed=config.seed)
-    heldout = SimulatedLabelers(world, "heldout", per_prompt=config.labelers, seed=config.seed)
+    training, measuring, heldout = (
+        labelers(config, world, "training"),
+        labelers(config, world, "training", purpose="evaluation"),
+        labelers(config, world, "heldout"),
+    )
     known, fresh = (
         CandidatesConfig.read_parts(files["reward"].parent, f"{name}-*-of-{config.processes}.jsonl")
         for name in ("candidates", "heldout_candidates")
     )
     write_records(files["rankings"], training.rank(known))
-    validation: list[Ranking] = training.rank(fresh) + heldout.rank(fresh)
+    validation: list[Ranking] = measuring.rank(fresh) + heldout.rank(fresh)
     write_records(files["heldout_rankings"], validation)
+
+
+def labelers(config: RunConfig, world: World, cohort: Cohort, purpose: Literal["training", "evaluation"] = "training") -> Labelers:
+    """Who writes and ranks: simulated people, asked at once or at a site."""
+    if config.through_site:
+        return SiteLabelers(config.out / "site", world, cohort, config.labelers, config.seed, purpose)
+    return SimulatedLabelers(world, cohort, per_prompt=config.labelers, seed=config.seed)
 
 
 def question_one(model: str, folder: Path, out: Path, seed: int, exam: Exam, device: str) -> None:

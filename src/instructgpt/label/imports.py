@@ -66,7 +66,8 @@ def read_file(path: Path, format: FileFormat, reading: Reading, skipped: Skipped
     for place, row in read_rows(path, skipped):
         try:
             for record in _records(row, format, reading):
-                _refuse_nul(record)
+                if not isinstance(record, CompletionRecord):  # a model's output may hold anything; it is mended where batches are made
+                    _refuse_nul(record)
                 found.append((place, record))
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             wrong = error if isinstance(error, ValueError) else ValueError(f"not as the format has it ({type(error).__name__}: {error})")

@@ -18,6 +18,13 @@ from instructgpt.label.opening import is_made, make_folder, open_site
 from instructgpt.label.security.tokens import make_key
 
 SCOPES = ("read", "write", "export", "admin")
+FOLLOW = """
+import os, signal, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+from instructgpt.cli import main
+main(sys.argv[1:])
+"""
+"""The site ends when whoever started it is gone, however that came: its standard input ends then."""
 
 
 class Server:
@@ -58,10 +65,10 @@ class Server:
 
     def start(self) -> None:
         """Start it, the first time on a free port and then always on that one."""
-        command = [sys.executable, "-m", "instructgpt", "label", "serve", "--site", str(self.folder), "--port", str(self.port)]
+        command = [sys.executable, "-c", FOLLOW, "label", "serve", "--site", str(self.folder), "--port", str(self.port)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         with (self.folder / "server.log").open("a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("labelers' site: "):
@@ -92,8 +99,9 @@ class Server:
         if self.process is not None:
             self.process.send_signal(how)
             self.process.wait()
-            if self.process.stdout is not None:
-                self.process.stdout.close()
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
             self.process = None
 
     def __enter__(self) -> Self:

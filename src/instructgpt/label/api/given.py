@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from instructgpt.errors import BadInput
 from instructgpt.label.access import Visitor, allow
+from instructgpt.label.intake import mend
 from instructgpt.label.problem import Problem
 
 T = TypeVar("T")
@@ -48,6 +49,15 @@ def unstorable(value: Any) -> str | None:
         return "a text holds half a surrogate pair" if any("\ud800" <= letter <= "\udfff" for letter in value) else None
     parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
     return next((fault for part in parts if (fault := unstorable(part))), None)
+
+
+def mended(value: Any) -> Any:
+    """A model's output may hold any character: each text in it as a database keeps it."""
+    if isinstance(value, str):
+        return mend(value)
+    if isinstance(value, dict):
+        return {mend(str(name)): mended(part) for name, part in value.items()}
+    return [mended(part) for part in value] if isinstance(value, list) else value
 
 
 @contextmanager

@@ -15,7 +15,22 @@ from instructgpt.errors import BadInput
 from instructgpt.files import parse_row
 from instructgpt.label import batches, journal
 from instructgpt.label.access import Visitor, site_of
-from instructgpt.label.api.given import After, Given, Governs, Id, Limit, Page, Reads, Since, Writes, caller, existing, refusing, unstorable
+from instructgpt.label.api.given import (
+    After,
+    Given,
+    Governs,
+    Id,
+    Limit,
+    Page,
+    Reads,
+    Since,
+    Writes,
+    caller,
+    existing,
+    mended,
+    refusing,
+    unstorable,
+)
 from instructgpt.label.imports import upsert_prompt
 from instructgpt.label.intake import text_hash
 from instructgpt.label.leaks import names_itself
@@ -126,17 +141,20 @@ def withdraw(request: Request, visitor: Governs, key: Id) -> PromptShown:
 @router.post("/prompts:import", openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}})
 async def import_prompts(request: Request, visitor: Writes) -> Imported:
     """Prompts as JSON lines. A line that is wrong is said and left out; the others are in."""
-    return await _lines(request, visitor, "prompts.import", lambda db, row: _keyed(*upsert_prompt(db, as_record(PromptRecord, row))))
+    return await _lines(request, visitor, "prompts.import", _put_prompt)
 
 
 @router.post("/completions:import", openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}})
 async def import_completions(request: Request, visitor: Writes) -> Imported:
     """Completions as JSON lines, as `sample` writes them; batches are made of them afterwards."""
-    return await _lines(request, visitor, "completions.import", _put_completion)
+    return await _lines(request, visitor, "completions.import", lambda db, row: _put_completion(db, mended(row)))
 
 
-def _keyed(row: Prompt, status: str) -> tuple[str, str]:
-    return row.id, status
+def _put_prompt(db: Session, row: dict[str, Any]) -> tuple[str, str]:
+    if fault := unstorable(row):
+        raise ValueError(fault)
+    prompt, status = upsert_prompt(db, as_record(PromptRecord, row))
+    return prompt.id, status
 
 
 def _put_completion(db: Session, row: dict[str, Any]) -> tuple[str, str]:
@@ -192,8 +210,6 @@ def _take(
                 continue
             try:
                 row = parse_row(raw.decode("utf-8"))
-                if fault := unstorable(row):
-                    raise ValueError(fault)
                 with db.begin_nested():
                     key, status = put(db, row)
                 results.append(Line(line=number, status=status, key=key))

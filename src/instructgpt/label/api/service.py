@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import batches, journal
 from instructgpt.label.access import Visitor, site_of
-from instructgpt.label.api.given import After, Given, Id, Limit, Page, Reads, Since, Writes, caller, existing, refusing
+from instructgpt.label.api.given import After, Given, Id, Limit, Page, Reads, Since, Writes, caller, existing, mended, refusing
 from instructgpt.label.api.prompts import PromptGiven, prompt_shown
 from instructgpt.label.contents import form_of
 from instructgpt.label.tables import Assignment, Batch, Completion, Person, Prompt, Submission, Task
@@ -50,6 +50,11 @@ class BatchGiven(Given):
     gold: dict[str, dict[str, Any]] | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
     open: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _any_output(cls, value: Any) -> Any:
+        return {**value, "completions": mended(value["completions"])} if isinstance(value, dict) and "completions" in value else value
 
 
 class BatchShown(BaseModel):
