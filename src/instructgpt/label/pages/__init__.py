@@ -8,6 +8,7 @@ from instructgpt.label.pages import (
     account,
     adjudication,
     batches,
+    calibration,
     home,
     instructions,
     journal,
@@ -37,5 +38,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     tasks.router,
     quality.router,
     adjudication.router,
+    calibration.router,
     results.router,
 )
