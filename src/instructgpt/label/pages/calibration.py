@@ -54,11 +54,11 @@ def one_room(request: Request, visitor: Anyone, room_id: str) -> Response:
     numbers = {person: place for place, person in enumerate(people, 1)}
     open_ = [calibration.revealed(room, number) for number in (0, 1)]
     agreed = [calibration.agreement(room, votes) if seen and len(votes) > 1 else None for seen, votes in zip(open_, given, strict=True)]
-    mine = [votes.get(visitor.me.id) for votes in given]
+    my_votes = [votes.get(visitor.me.id) for votes in given]
     texts = [(ascii_uppercase[place], each.id, masked(each.text, hidden)) for place, each in enumerate(shown)]
     return page(
         request, visitor, "calibration_room.html", room=room, text=masked(prompt.text, hidden), texts=texts, given=given, seen=open_,
-        agreed=agreed, mine=mine, numbers=numbers, talk=talk, round=calibration.ROUNDS.get(room.stage), show=figures,
+        agreed=agreed, my_votes=my_votes, numbers=numbers, talk=talk, round=calibration.ROUNDS.get(room.stage), show=figures,
     )  # fmt: skip
 
 
