@@ -6,7 +6,7 @@ instructgpt label batch --site site/ --name round-1 --prompts prompts.jsonl --mo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -19,6 +19,7 @@ from instructgpt.label.forecast import MEASURED, Workload
 from instructgpt.label.intake import MOST_COMPLETIONS
 from instructgpt.label.making import Wish
 from instructgpt.label.opening import open_site
+from instructgpt.label.site import Site
 from instructgpt.label.tables import Batch
 from instructgpt.label.tables.tasks import Kind
 from instructgpt.records import Cohort, explain
@@ -73,20 +74,25 @@ def main(config: BatchConfig) -> None:
         with tempfile.TemporaryDirectory() as folder:
             made = making.sample(_models(config), config.prompts, config.n, config.seed, Path(folder))
             files = {"prompts": config.prompts, "completions": (*config.completions, *made), "gold": config.gold}
-            with site.database.write() as db:
-                batch = making.make(db, wish, files)
-                work = forecast.plan(db, batch, config.hourly)
-                if config.dry_run:
-                    db.rollback()
-                else:
-                    journal.note(db, "cli", "batch.made", batch.id, tasks=work.tasks, kind=batch.kind, purpose=batch.purpose)
-                    if config.open:
-                        batches.open_batch(db, batch)
-                        journal.note(db, "cli", "batch.opened", batch.id)
-                report = in_words(config, batch, work)
-        print("\n".join(report))
+            print("\n".join(_make(config, site, wish, files)))
     finally:
         site.database.close()
+
+
+def _make(config: BatchConfig, site: Site, wish: Wish, files: Mapping[str, Sequence[Path]]) -> list[str]:
+    """Make the batch, or only count its work. -> what was made."""
+    with site.database.write() as db:
+        batch = making.make(db, wish, files)
+        work = forecast.plan(db, batch, config.hourly)
+        report = in_words(config, batch, work)
+        if config.dry_run:
+            db.rollback()
+            return report
+        journal.note(db, "cli", "batch.made", batch.id, tasks=work.tasks, kind=batch.kind, purpose=batch.purpose)
+        if config.open:
+            batches.open_batch(db, batch)
+            journal.note(db, "cli", "batch.opened", batch.id)
+    return report
 
 
 def _wish(config: BatchConfig) -> Wish:

@@ -158,8 +158,9 @@ def progress(db: Session) -> list[Progress]:
         tasks, finished, review, withdrawn, wanted, done, in_hand, pieces_left = counts.get(batch.id, (0,) * 8)
         rows.append(
             Progress(
-                batch.id, batch.name, batch.kind, batch.purpose, batch.screening, batch.state, batch.cohort, batch.priority, batch.created_at,
-                tasks, finished, review, withdrawn, wanted, done, in_hand, pieces_left, active.get(batch.id, 0), waiting.get(batch.id, 0),
+                batch.id, batch.name, batch.kind, batch.purpose, batch.screening, batch.state, batch.cohort, batch.priority,
+                batch.created_at, tasks, finished, review, withdrawn, wanted, done, in_hand, pieces_left,
+                active.get(batch.id, 0), waiting.get(batch.id, 0),
             )
         )  # fmt: skip
     return rows
