@@ -15,7 +15,7 @@ from conftest import CONTEXT, CPU, FAMILIES, tiny_model
 
 from instructgpt import functional
 from instructgpt.data import batches
-from instructgpt.data.batches import Example, collate, microbatches
+from instructgpt.data.batches import Example, Span, collate, microbatches
 from instructgpt.errors import BadInput
 from instructgpt.models import load as load_module
 from instructgpt.models.load import completion_logits, context_length, load_policy, load_renderer, pick_device, save_policy
@@ -212,10 +212,10 @@ def test_saved_and_loaded_scores_are_the_same(save, family, tmp_path):
 
 
 def test_the_offset_is_subtracted_everywhere(reward):
-    before = reward.score(EXAMPLES), reward.per_token(collate(EXAMPLES).tokens)
+    before = reward.score(EXAMPLES), reward.per_token(collate(EXAMPLES))
     reward.offset += 2.0
     torch.testing.assert_close(reward.score(EXAMPLES), before[0] - 2)
-    torch.testing.assert_close(reward.per_token(collate(EXAMPLES).tokens), before[1] - 2)
+    torch.testing.assert_close(reward.per_token(collate(EXAMPLES)), before[1] - 2)
 
 
 def test_the_head_is_drawn_from_the_seed(save):
@@ -233,11 +233,11 @@ def test_the_head_is_drawn_from_the_seed(save):
 
 def test_the_value_model_starts_as_its_own_copy(reward):
     value = new_value_model(reward)
-    tokens = collate(EXAMPLES).tokens
-    torch.testing.assert_close(value.per_token(tokens), reward.per_token(tokens))
+    batch = collate(EXAMPLES)
+    torch.testing.assert_close(value.per_token(batch), reward.per_token(batch))
     with torch.no_grad():
         value.model.score.weight.add_(1)
-    assert not torch.equal(value.per_token(tokens), reward.per_token(tokens))
+    assert not torch.equal(value.per_token(batch), reward.per_token(batch))
 
 
 def test_a_reward_model_without_recorded_offset_is_refused(save_reward, tmp_path):
@@ -290,18 +290,7 @@ def test_an_example_longer_than_the_reward_models_context_is_refused(save_reward
             reward.score([Example([1] * 33, [2] * 32)])
 
 
-# --- padding and end-of-text ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_do_not_depend_on_what_the_padding_holds(save, family):
-    model, _ = load_policy(save(family), CPU)
-    batch = collate(EXAMPLES)
-    with torch.no_grad():
-        zeros = completion_logits(model, batch)
-        padding = torch.arange(batch.tokens.shape[1]) >= batch.lengths[:, None]
-        batch.tokens[padding] = 123
-        torch.testing.assert_close(completion_logits(model, batch), zeros, atol=1e-5, rtol=0)
+# --- end-of-text ---------------------------------------------------------------------------------------
 
 
 def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
@@ -310,12 +299,14 @@ def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
     for kind in ("plain", "pad_is_eos"):
         model, render = load_policy(save("llama", kind), CPU)
         examples = [render.example("Name a frog.", "croak"), render.example("What is in the sky?", "blue and black, by day and by night")]
-        ends = torch.tensor([len(example) - 2 for example in examples])
+        ends = [len(example) - 2 for example in examples]
 
         @torch.no_grad()
         def chance_of_end(model=model, examples=examples, ends=ends, eos=render.eos):
-            logits = model(input_ids=collate(examples).tokens).logits[torch.arange(2), ends]
-            return logits.softmax(-1)[:, eos]
+            logits = [
+                model(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, end] for e, end in zip(examples, ends, strict=True)
+            ]
+            return torch.stack(logits).softmax(-1)[:, eos]
 
         before = chance_of_end()
         optimizer = adam(model)
@@ -332,12 +323,16 @@ def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
 
 
 def test_collate_by_hand():
-    batch = collate([Example([5, 6], [7, 0]), Example([8], [9])])
-    assert batch.tokens.tolist() == [[5, 6, 7, 0], [8, 9, 0, 0]]
-    assert batch.lengths.tolist() == [4, 2]
-    assert batch.completion.tolist() == [[False, False, True, True], [False, True, False, False]]
-    assert batch.predicts.tolist() == [[False, True, True, False], [True, False, False, False]]
-    assert batch.targets.tolist() == [7, 0, 9]
+    long = [5] * batches.SHARED_FROM
+    shared = [Example(long, [7, 0]), Example(long, []), Example(long, [9])]
+    batch = collate([Example([5, 6], [7, 0]), *shared[:2], Example([8], [9]), *shared[2:], Example([1], [2, 3, 4], restarts=(2,))])
+    assert batch.tokens.tolist() == [5, 6, 7, 0, *long, 7, 0, 8, 9, 9, 1, 2, 3, 4]
+    assert batch.positions.tolist() == [0, 1, 2, 3, *range(8), 8, 9, 0, 1, 8, 0, 1, 0, 1]
+    assert batch.last.tolist() == [3, 13, 11, 15, 16, 20]
+    assert batch.predicts.tolist() == [1, 2, 11, 12, 14, 11, 17, 18, 19]
+    assert batch.targets.tolist() == [7, 0, 7, 0, 9, 9, 2, 3, 4]
+    prompt = Span(4, 12)
+    assert batch.spans == (Span(0, 4), prompt, Span(12, 14, prompt), Span(14, 16), Span(16, 17, prompt), Span(17, 19), Span(19, 21))
 
 
 def test_microbatches_hold_every_row_once_within_the_budget():
@@ -348,6 +343,18 @@ def test_microbatches_hold_every_row_once_within_the_budget():
         assert all(len(group) == 1 or len(group) * max(lengths[row] for row in group) <= budget for group in groups)
     assert list(microbatches([], 10)) == []
     assert list(microbatches([3, 3, 3], 6)) == [[0, 1], [2]]
+    assert list(microbatches([3, 2, 2], 6, [1, 1, 2])) == [[1, 2], [0]]
+
+
+def test_completions_of_one_prompt_are_computed_together():
+    examples = [Example([row % 3], [1] * (row % 4)) for row in range(12)]
+    for budget in (1, 4, 8, 1000):
+        groups = list(batches.by_prompt(examples, budget))
+        assert sorted(row for group in groups for row in group) == list(range(12))
+        assert all(len(group) == 1 or len(group) * max(len(examples[row]) for row in group) <= budget for group in groups)
+    assert len(groups) == 1
+    prompts = [examples[row].prompt[0] for row in groups[0]]
+    assert prompts == sorted(prompts, key=prompts.index), "side by side"
 
 
 def test_orders_are_permutations_that_follow_from_seed_and_epoch():

@@ -10,9 +10,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from instructgpt.data.batches import Batch
+from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
+from instructgpt.models.attention import hidden_states, use_packed_attention
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -94,6 +95,7 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
     if info["missing_keys"]:
         raise BadInput(f"{source}: weights are missing from the files: {', '.join(sorted(info['missing_keys'])[:3])}")
     model.to(device).eval()
+    use_packed_attention(model)
     check_head(model, str(source))
     return model, render
 
@@ -111,20 +113,11 @@ def check_head(model: Any, source: str) -> None:
     Raises:
         BadInput: they differ.
     """
-    tokens = torch.tensor([[0, 1, 2]], device=model.device)
-    own = model(input_ids=tokens, use_cache=False).logits[0]
-    ours = next_logits(model, hidden_states(model, tokens)[0])
+    batch = collate([Example([0], [1, 2])], model.device)
+    own = model(input_ids=batch.tokens[None], use_cache=False).logits[0]
+    ours = next_logits(model, hidden_states(model, batch))
     if own.shape != ours.shape or not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
         raise BadInput(f"{source}: this family changes its logits after the output layer, which is not supported yet")
-
-
-def hidden_states(model: Any, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Last hidden states of right-padded rows. (B, T) -> (B, T, D). For policies, value models and reward models alike.
-
-    Where `positions` (B, T) begin anew within a row, transformers keeps what lies before out of sight of what follows.
-    """
-    states: Tensor = model.base_model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-    return states
 
 
 def next_logits(model: Any, states: Tensor) -> Tensor:
@@ -134,8 +127,8 @@ def next_logits(model: Any, states: Tensor) -> Tensor:
 
 
 def completion_logits(model: Any, batch: Batch) -> Tensor:
-    """Logits that predict the completion tokens of a batch, in the order of `batch.targets`. -> (N, V)."""
-    return next_logits(model, hidden_states(model, batch.tokens, batch.positions)[batch.predicts])
+    """Logits that predict the completion tokens of a batch, in the order of `batch.targets`. -> (M, V)."""
+    return next_logits(model, hidden_states(model, batch)[batch.predicts])
 
 
 def context_length(model: Any) -> int:

@@ -94,7 +94,7 @@ def logp_of(policy: Any, batch: Batch) -> Tensor:
 
 def values_of(value: ScalarModel, batch: Batch) -> Tensor:
     """Value estimate before every completion token of a batch. -> (N,)."""
-    return value.per_token(batch.tokens)[batch.predicts]
+    return value.per_token(batch)[batch.predicts]
 
 
 @torch.no_grad()
