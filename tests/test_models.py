@@ -11,14 +11,22 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
-from conftest import CONTEXT, CPU, FAMILIES, tiny_model
+from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 
 from instructgpt import functional
 from instructgpt.data import batches
 from instructgpt.data.batches import Example, Span, collate, microbatches
 from instructgpt.errors import BadInput
 from instructgpt.models import load as load_module
-from instructgpt.models.load import completion_logits, context_length, load_policy, load_renderer, pick_device, save_policy
+from instructgpt.models.load import (
+    completion_logp,
+    completion_numbers,
+    context_length,
+    load_policy,
+    load_renderer,
+    pick_device,
+    save_policy,
+)
 from instructgpt.models.scalar import OFFSET, load_reward_model, new_reward_model, new_value_model, recorded_offset, save_reward_model
 from instructgpt.train.loop import adam, descend, language_loss
 
@@ -66,7 +74,9 @@ def test_a_policy_is_transformers_own(save, family):
         for row, example in enumerate(EXAMPLES[:3]):
             alone = stock(input_ids=torch.tensor([example.prompt + example.completion])).logits[0]
             expected = alone[len(example.prompt) - 1 : -1]  # the logits before each completion token
-            picked = completion_logits(model, batch)[sum(len(e.completion) for e in EXAMPLES[:row]) :][: len(expected)]
+            picked = completion_numbers(model, batch, lambda logits, _: logits)[0][sum(len(e.completion) for e in EXAMPLES[:row]) :][
+                : len(expected)
+            ]
             torch.testing.assert_close(picked, expected, atol=1e-5, rtol=1e-5)
     assert render.eos == stock.config.eos_token_id
 
@@ -319,11 +329,36 @@ def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
     assert losses["plain"] == losses["pad_is_eos"]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_held_in_parts(save, family, gradients, monkeypatch):
+    """However few are held at once, the numbers and gradients are the same, and no part is larger."""
+    model, _ = load_policy(save(family), CPU)
+    vocabulary = len(model.get_output_embeddings().weight)
+    examples = [*EXAMPLES, Example([1] * 9, [4, 5, 6]), Example([1] * 9, [7])]
+    count = sum(len(example.completion) for example in examples)
+
+    def losses():
+        seen = []
+        found = completion_numbers(model, collate(examples), functional.token_logp, lambda x, _: seen.append(x.numel()) or x.sum(-1).sin())
+        (found[0].sum() + found[1].sum()).backward()
+        return torch.stack(found).detach(), gradients(model), seen
+
+    whole, expected, seen = losses()
+    assert seen == [count * vocabulary]
+    for held in (1, 3 * vocabulary, 5 * vocabulary - 1):
+        monkeypatch.setattr(load_module, "LOGITS_HELD", held)
+        numbers, found, seen = losses()
+        assert max(seen) <= max(held, vocabulary)
+        assert count * vocabulary < sum(seen) <= 2 * count * vocabulary, "computed again in the backward pass, as far as needed"
+        torch.testing.assert_close(numbers, whole, atol=1e-5, rtol=1e-5)
+        assert_same_tensors(found, expected, 1e-4)
+
+
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
 def test_collate_by_hand():
-    long = [5] * batches.SHARED_FROM
+    long = [5] * 8
     shared = [Example(long, [7, 0]), Example(long, []), Example(long, [9])]
     batch = collate([Example([5, 6], [7, 0]), *shared[:2], Example([8], [9]), *shared[2:], Example([1], [2, 3, 4], restarts=(2,))])
     assert batch.tokens.tolist() == [5, 6, 7, 0, *long, 7, 0, 8, 9, 9, 1, 2, 3, 4]
@@ -384,9 +419,8 @@ def test_documents_of_a_window_do_not_see_each_other(save, family):
     apart = [Example([5], [7, 9, 0]), Example([0], [11, 12, 13, 14, 0]), Example([0], [21, 22])]
     together = collate([Example(row[:1], row[1:], restarts=(3, 8))] * 2)
     with torch.no_grad():
-        found = functional.token_logp(completion_logits(policy, together), together.targets)
-        wanted = [functional.token_logp(completion_logits(policy, batch), batch.targets) for batch in (collate([one]) for one in apart)]
-        unmasked = collate([Example(row[:1], row[1:])])
-        mixed = functional.token_logp(completion_logits(policy, unmasked), unmasked.targets)
+        found = completion_logp(policy, together)
+        wanted = [completion_logp(policy, collate([one])) for one in apart]
+        mixed = completion_logp(policy, collate([Example(row[:1], row[1:])]))
     torch.testing.assert_close(found, torch.cat(wanted * 2), atol=1e-5, rtol=0)
     assert (mixed - torch.cat(wanted)).abs().max() > 0.01

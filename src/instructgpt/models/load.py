@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from instructgpt import functional
 from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
@@ -21,6 +24,8 @@ for library in ("transformers", "huggingface_hub"):
     logging.getLogger(library).setLevel(logging.ERROR)
 
 WINDOW = "pretraining_window"
+LOGITS_HELD = 2**25
+"""Logits held at once: 128 MiB in float32, and as much again for their gradient."""
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
 """What the families call the dropout on the residual stream (GPT-2; GPT-NeoX and Falcon; others)."""
 
@@ -126,9 +131,28 @@ def next_logits(model: Any, states: Tensor) -> Tensor:
     return logits
 
 
-def completion_logits(model: Any, batch: Batch) -> Tensor:
-    """Logits that predict the completion tokens of a batch, in the order of `batch.targets`. -> (M, V)."""
-    return next_logits(model, hidden_states(model, batch)[batch.predicts])
+def completion_numbers(model: Any, batch: Batch, *measures: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """What each measure says of the logits (m, V) that predict completion tokens, and of these tokens (m,). -> (M,) each.
+
+    Where a batch has more logits than are to be held, they are computed part by part, and once more in the backward pass.
+    """
+
+    def of(states: Tensor, targets: Tensor) -> list[Tensor]:
+        logits = next_logits(model, states)
+        return [measure(logits, targets) for measure in measures]
+
+    states = hidden_states(model, batch)[batch.predicts]
+    at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
+    if len(states) <= at_once:
+        return of(states, batch.targets)
+    shares = zip(torch.split(states, at_once), torch.split(batch.targets, at_once), strict=True)
+    parts = [checkpoint(of, *share, use_reentrant=False, preserve_rng_state=False) for share in shares]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def completion_logp(model: Any, batch: Batch) -> Tensor:
+    """Log-probability of every completion token of a batch, in the order of `batch.targets`. -> (M,)."""
+    return completion_numbers(model, batch, functional.token_logp)[0]
 
 
 def context_length(model: Any) -> int:
