@@ -15,9 +15,8 @@ from instructgpt.errors import BadInput
 from instructgpt.generate import engine
 from instructgpt.generate.engine import sample
 from instructgpt.generate.text import continue_text, generate, read_by
-from instructgpt.models.load import load_policy
+from instructgpt.models.load import completion_logp, load_policy
 from instructgpt.records import Prompt
-from instructgpt.train.rollout import logp_of
 
 PROMPTS = [[5, 9, 70], [40], [3, 3, 3, 8, 100, 21, 77, 50], [33, 90, 12, 4], [7, 150]]
 TOKENS = 12
@@ -79,7 +78,7 @@ def test_logp_equals_the_trainers_forward(models, family):
     got = sample(model, PROMPTS, eos=an_early_end(model), max_tokens=TOKENS, seed=1)
     batch = collate([Example(prompt, one.tokens) for prompt, one in zip(PROMPTS, got, strict=True)])
     with torch.no_grad():
-        trained = logp_of(model, batch)
+        trained = completion_logp(model, batch)
     torch.testing.assert_close(torch.tensor([number for one in got for number in one.logp]), trained, atol=1e-5, rtol=0)
 
 
@@ -182,6 +181,6 @@ def test_logp_of_a_long_completion_is_exact(models):
     model = models["gpt2"]
     (one,) = sample(model, [[1, 2]], eos=-1, max_tokens=CONTEXT - 2, seed=5)
     with torch.no_grad():
-        trained = logp_of(model, collate([Example([1, 2], one.tokens)]))
+        trained = completion_logp(model, collate([Example([1, 2], one.tokens)]))
     assert torch.tensor(one.logp).sub(trained).abs().max() < 1e-5
     assert math.isfinite(sum(one.logp))

@@ -11,14 +11,22 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
-from conftest import CONTEXT, CPU, FAMILIES, tiny_model
+from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 
 from instructgpt import functional
 from instructgpt.data import batches
-from instructgpt.data.batches import Example, collate, microbatches
+from instructgpt.data.batches import Example, collate
 from instructgpt.errors import BadInput
 from instructgpt.models import load as load_module
-from instructgpt.models.load import completion_logits, context_length, load_policy, load_renderer, pick_device, save_policy
+from instructgpt.models.load import (
+    completion_logp,
+    completion_numbers,
+    context_length,
+    load_policy,
+    load_renderer,
+    pick_device,
+    save_policy,
+)
 from instructgpt.models.scalar import OFFSET, load_reward_model, new_reward_model, new_value_model, recorded_offset, save_reward_model
 from instructgpt.train.loop import adam, descend, language_loss
 
@@ -66,7 +74,9 @@ def test_a_policy_is_transformers_own(save, family):
         for row, example in enumerate(EXAMPLES[:3]):
             alone = stock(input_ids=torch.tensor([example.prompt + example.completion])).logits[0]
             expected = alone[len(example.prompt) - 1 : -1]  # the logits before each completion token
-            picked = completion_logits(model, batch)[sum(len(e.completion) for e in EXAMPLES[:row]) :][: len(expected)]
+            picked = completion_numbers(model, batch, lambda logits, _: logits)[0][sum(len(e.completion) for e in EXAMPLES[:row]) :][
+                : len(expected)
+            ]
             torch.testing.assert_close(picked, expected, atol=1e-5, rtol=1e-5)
     assert render.eos == stock.config.eos_token_id
 
@@ -212,10 +222,10 @@ def test_saved_and_loaded_scores_are_the_same(save, family, tmp_path):
 
 
 def test_the_offset_is_subtracted_everywhere(reward):
-    before = reward.score(EXAMPLES), reward.per_token(collate(EXAMPLES).tokens)
+    before = reward.score(EXAMPLES), reward.per_token(collate(EXAMPLES))
     reward.offset += 2.0
     torch.testing.assert_close(reward.score(EXAMPLES), before[0] - 2)
-    torch.testing.assert_close(reward.per_token(collate(EXAMPLES).tokens), before[1] - 2)
+    torch.testing.assert_close(reward.per_token(collate(EXAMPLES)), before[1] - 2)
 
 
 def test_the_head_is_drawn_from_the_seed(save):
@@ -233,11 +243,11 @@ def test_the_head_is_drawn_from_the_seed(save):
 
 def test_the_value_model_starts_as_its_own_copy(reward):
     value = new_value_model(reward)
-    tokens = collate(EXAMPLES).tokens
-    torch.testing.assert_close(value.per_token(tokens), reward.per_token(tokens))
+    batch = collate(EXAMPLES)
+    torch.testing.assert_close(value.per_token(batch), reward.per_token(batch))
     with torch.no_grad():
         value.model.score.weight.add_(1)
-    assert not torch.equal(value.per_token(tokens), reward.per_token(tokens))
+    assert not torch.equal(value.per_token(batch), reward.per_token(batch))
 
 
 def test_a_reward_model_without_recorded_offset_is_refused(save_reward, tmp_path):
@@ -290,18 +300,7 @@ def test_an_example_longer_than_the_reward_models_context_is_refused(save_reward
             reward.score([Example([1] * 33, [2] * 32)])
 
 
-# --- padding and end-of-text ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_do_not_depend_on_what_the_padding_holds(save, family):
-    model, _ = load_policy(save(family), CPU)
-    batch = collate(EXAMPLES)
-    with torch.no_grad():
-        zeros = completion_logits(model, batch)
-        padding = torch.arange(batch.tokens.shape[1]) >= batch.lengths[:, None]
-        batch.tokens[padding] = 123
-        torch.testing.assert_close(completion_logits(model, batch), zeros, atol=1e-5, rtol=0)
+# --- end-of-text ---------------------------------------------------------------------------------------
 
 
 def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
@@ -310,12 +309,14 @@ def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
     for kind in ("plain", "pad_is_eos"):
         model, render = load_policy(save("llama", kind), CPU)
         examples = [render.example("Name a frog.", "croak"), render.example("What is in the sky?", "blue and black, by day and by night")]
-        ends = torch.tensor([len(example) - 2 for example in examples])
+        ends = [len(example) - 2 for example in examples]
 
         @torch.no_grad()
         def chance_of_end(model=model, examples=examples, ends=ends, eos=render.eos):
-            logits = model(input_ids=collate(examples).tokens).logits[torch.arange(2), ends]
-            return logits.softmax(-1)[:, eos]
+            logits = [
+                model(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, end] for e, end in zip(examples, ends, strict=True)
+            ]
+            return torch.stack(logits).softmax(-1)[:, eos]
 
         before = chance_of_end()
         optimizer = adam(model)
@@ -328,46 +329,31 @@ def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
     assert losses["plain"] == losses["pad_is_eos"]
 
 
-# --- batches -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_held_in_parts(save, family, gradients, monkeypatch):
+    """However few are held at once, the numbers and gradients are the same, and no part is larger."""
+    model, _ = load_policy(save(family), CPU)
+    vocabulary = len(model.get_output_embeddings().weight)
+    examples = [*EXAMPLES, Example([1] * 9, [4, 5, 6]), Example([1] * 9, [7])]
+    count = sum(len(example.completion) for example in examples)
 
+    def losses():
+        seen = []
+        found = completion_numbers(
+            model, collate(examples), functional.token_logp, lambda x, _: seen.append(x.numel()) or x.square().mean(-1)
+        )
+        (found[0].sum() + found[1].sum()).backward()
+        return torch.stack(found).detach(), gradients(model), seen
 
-def test_collate_by_hand():
-    batch = collate([Example([5, 6], [7, 0]), Example([8], [9])])
-    assert batch.tokens.tolist() == [[5, 6, 7, 0], [8, 9, 0, 0]]
-    assert batch.lengths.tolist() == [4, 2]
-    assert batch.completion.tolist() == [[False, False, True, True], [False, True, False, False]]
-    assert batch.predicts.tolist() == [[False, True, True, False], [True, False, False, False]]
-    assert batch.targets.tolist() == [7, 0, 9]
-
-
-def test_microbatches_hold_every_row_once_within_the_budget():
-    lengths = [9, 2, 30, 2, 7, 1, 9]
-    for budget in (1, 10, 18, 1000):
-        groups = list(microbatches(lengths, budget))
-        assert sorted(row for group in groups for row in group) == list(range(7))
-        assert all(len(group) == 1 or len(group) * max(lengths[row] for row in group) <= budget for group in groups)
-    assert list(microbatches([], 10)) == []
-    assert list(microbatches([3, 3, 3], 6)) == [[0, 1], [2]]
-
-
-def test_orders_are_permutations_that_follow_from_seed_and_epoch():
-    orders = [batches.shuffled(20, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
-    assert all(sorted(order) == list(range(20)) for order in orders)
-    assert orders[0] == orders[3]
-    assert len({tuple(order) for order in orders}) == 3
-
-
-@pytest.mark.parametrize("seed", [20_260_101, 2**32 - 1])
-def test_a_date_may_be_a_seed(seed):
-    """Stages derive seeds from seeds; however large, they stay within what a generator takes."""
-    derived = seed * 1_000_003 + 499
-    assert sorted(batches.shuffled(5, derived, 3)) == list(range(5))
-
-
-def test_the_fixtures_are_the_same_every_time():
-    one, other = (tiny_model("qwen2", 300, 0).state_dict() for _ in range(2))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert load_module.parameters(tiny_model("qwen2", 300, 0)) == sum({p.data_ptr(): p.numel() for p in one.values()}.values())
+    whole, expected, seen = losses()
+    assert seen == [count * vocabulary]
+    for held in (1, 3 * vocabulary, 5 * vocabulary - 1):
+        monkeypatch.setattr(load_module, "LOGITS_HELD", held)
+        numbers, found, seen = losses()
+        assert max(seen) <= max(held, vocabulary)
+        assert count * vocabulary < sum(seen) <= 2 * count * vocabulary, "computed again in the backward pass, as far as needed"
+        torch.testing.assert_close(numbers, whole, atol=1e-5, rtol=1e-5)
+        assert_same_tensors(found, expected, 1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -377,9 +363,14 @@ def test_documents_of_a_window_do_not_see_each_other(save, family):
     apart = [Example([5], [7, 9, 0]), Example([0], [11, 12, 13, 14, 0]), Example([0], [21, 22])]
     together = collate([Example(row[:1], row[1:], restarts=(3, 8))] * 2)
     with torch.no_grad():
-        found = functional.token_logp(completion_logits(policy, together), together.targets)
-        wanted = [functional.token_logp(completion_logits(policy, batch), batch.targets) for batch in (collate([one]) for one in apart)]
-        unmasked = collate([Example(row[:1], row[1:])])
-        mixed = functional.token_logp(completion_logits(policy, unmasked), unmasked.targets)
+        found = completion_logp(policy, together)
+        wanted = [completion_logp(policy, collate([one])) for one in apart]
+        mixed = completion_logp(policy, collate([Example(row[:1], row[1:])]))
     torch.testing.assert_close(found, torch.cat(wanted * 2), atol=1e-5, rtol=0)
     assert (mixed - torch.cat(wanted)).abs().max() > 0.01
+
+
+def test_the_fixtures_are_the_same_every_time():
+    one, other = (tiny_model("qwen2", 300, 0).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert load_module.parameters(tiny_model("qwen2", 300, 0)) == sum({p.data_ptr(): p.numel() for p in one.values()}.values())

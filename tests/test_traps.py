@@ -106,10 +106,10 @@ def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
     task = Task([Example([5, 9], [40, 41, 0]), Example([5, 9], [7, 0])], (Order((1, 2), None, "training"),), "")
     plain, per_token = ranking_step(reward, [task]), ScalarModel.per_token
 
-    def disturbed(self, tokens):
-        numbers = per_token(self, tokens)
+    def disturbed(self, batch):
+        numbers = per_token(self, batch)
         keep = torch.zeros_like(numbers, dtype=torch.bool)
-        keep[[0, 1], [4, 3]] = True
+        keep[[4, 8]] = True
         return torch.where(keep, numbers, 1e3)
 
     monkeypatch.setattr(ScalarModel, "per_token", disturbed)

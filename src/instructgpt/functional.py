@@ -28,8 +28,8 @@ def token_logp(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tens
     logits (N, V), tokens (N,) -> (N,). The temperature divides the logits wherever log-probabilities are computed;
     leaving it out in one place makes the KL drift (Huang et al. 2023, detail 10).
     """
-    scaled = logits.float() / temperature
-    return scaled.gather(-1, tokens[:, None])[:, 0] - scaled.logsumexp(-1)
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
+    return -F.cross_entropy(scaled, tokens, reduction="none")
 
 
 def entropy(logits: Tensor) -> Tensor:

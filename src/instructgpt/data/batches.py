@@ -1,20 +1,25 @@
-"""Tensor nouns: rows of tokens, and how many of them are computed at once.
+"""Tensor nouns: texts of tokens laid end to end, and how many of them are computed at once.
 
-Rows are padded on the right and nowhere else. Causal attention never looks to the right, so a row's numbers do not
-depend on its padding and no attention mask is needed; completions are found by position, never by searching for a
+Nothing is padded: a batch is one line of tokens, and a prompt that several completions answer stands in it once. Where a
+text begins and what it continues is told by its spans; completions are found by position, never by searching for a
 token id, so a tokenizer whose pad and end-of-text are one id changes nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 MICROBATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
-"""Padded tokens computed at once, by kind of device. Only memory and speed depend on it, never a result."""
+"""Tokens computed at once, by kind of device, counted as rows that are padded and share nothing. Only memory and speed depend on it."""
+SHARED_FROM = 4
+"""Tokens from which on a prompt is computed once for its completions; for shorter ones it saves nothing (see docs/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,59 +37,108 @@ class Example:
         return len(self.prompt) + len(self.completion)
 
 
+class Span(NamedTuple):
+    """Tokens of a batch from `start` to `end`, read from left to right; those of a completion read all of its prompt's span before them."""
+
+    start: int
+    end: int
+    prompt: Span | None = None
+
+    @property
+    def origin(self) -> int:
+        """The position of its first token: after its prompt, or 0."""
+        return self.prompt.end - self.prompt.start if self.prompt else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Right-padded rows, each a prompt followed at once by its completion."""
+    """B examples laid end to end, N tokens, of which M are to be predicted."""
 
-    tokens: Tensor  # (B, T) int64
-    lengths: Tensor  # (B,)  real tokens of a row
-    completion: Tensor  # (B, T) bool: True on completion tokens
-    positions: Tensor | None  # (B, T) counted anew from each restart; None where no row has one
-
-    @property
-    def predicts(self) -> Tensor:
-        """(B, T) bool: True on the positions whose next token is a completion token; values "before a token" stand there too."""
-        return torch.nn.functional.pad(self.completion[:, 1:], (0, 1))
-
-    @property
-    def targets(self) -> Tensor:
-        """(N,) the completion tokens, row by row, in the order of `predicts`."""
-        return self.tokens[self.completion]
+    tokens: Tensor  # (N,) int64
+    positions: Tensor  # (N,) int64, counted from the beginning of each text
+    spans: tuple[Span, ...]  # in order, together all tokens
+    last: Tensor  # (B,) where each example's last token stands
+    predicts: Tensor  # (M,) where the token before each completion token stands; values "before a token" stand there too
+    targets: Tensor  # (M,) the completion tokens, example by example
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
-    """Examples as one batch of right-padded rows."""
-    width = max(len(example) for example in examples)
-    tokens = torch.zeros(len(examples), width, dtype=torch.long)
-    completion = torch.zeros(len(examples), width, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        tokens[row, : len(example)] = torch.tensor(example.prompt + example.completion)
-        completion[row, len(example.prompt) : len(example)] = True
-    lengths = torch.tensor([len(example) for example in examples])
-    positions = None
-    if any(example.restarts for example in examples):
-        positions = torch.arange(width).repeat(len(examples), 1)
-        for row, example in enumerate(examples):
-            for place in example.restarts:
-                positions[row, place:] = torch.arange(width - place)
-        positions = positions.to(device)
-    return Batch(tokens=tokens.to(device), lengths=lengths.to(device), completion=completion.to(device), positions=positions)
+    """Examples as one batch. A prompt that comes several times is in it once, if that saves anything."""
+    times = Counter(tuple(example.prompt) for example in examples if len(example.prompt) >= SHARED_FROM and not example.restarts)
+    prompts: dict[tuple[int, ...], Span] = {}
+    tokens: list[int] = []
+    spans: list[Span] = []
+    last: list[int] = []
+    predicts: list[int] = []
+
+    def add(part: Sequence[int], prompt: Span | None = None) -> Span:
+        tokens.extend(part)
+        span = Span(len(tokens) - len(part), len(tokens), prompt)
+        if part:
+            spans.append(span)
+        return span
+
+    for example in examples:
+        prompt = tuple(example.prompt)
+        if times[prompt] > 1 and not example.restarts:
+            if prompt not in prompts:
+                prompts[prompt] = add(prompt)
+            own = add(example.completion, prompts[prompt])
+            line = [prompts[prompt].end - 1, *range(own.start, own.end)]  # the prompt's last token, and the completion
+        else:
+            text, start = [*prompt, *example.completion], len(tokens)
+            for begin, end in pairwise((0, *example.restarts, len(text))):
+                add(text[begin:end])
+            line = list(range(start + len(prompt) - 1, start + len(text)))
+        last.append(line[-1])
+        predicts += line[:-1]
+    return Batch(
+        tokens=torch.tensor(tokens, device=device),
+        positions=torch.cat([torch.arange(span.end - span.start) + span.origin for span in spans]).to(device),
+        spans=tuple(spans),
+        last=torch.tensor(last, device=device),
+        predicts=torch.tensor(predicts, dtype=torch.long, device=device),
+        targets=torch.tensor([token for example in examples for token in example.completion], dtype=torch.long, device=device),
+    )
 
 
-def microbatches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indices of rows computed together: rows of similar length, at most `budget` padded tokens (always at least one row)."""
+def microbatches(lengths: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """Indices of what is computed together: alike in length, at most `budget` tokens if all were padded (always at least one).
+
+    Args:
+        lengths: tokens of each element, of its longest row where it has several.
+        budget: tokens computed at once.
+        rows: how many rows each element has; one where not given.
+    """
+    rows = rows or [1] * len(lengths)
     group: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], row)):
-        if group and lengths[row] * (len(group) + 1) > budget:
+    total = 0
+    for element in sorted(range(len(lengths)), key=lambda element: (lengths[element], element)):
+        if group and lengths[element] * (total + rows[element]) > budget:
             yield group
-            group = []
-        group.append(row)
+            group, total = [], 0
+        group.append(element)
+        total += rows[element]
     if group:
         yield group
 
 
+def by_prompt(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:
+    """Indices of examples computed together, those of one prompt side by side so that it is computed once; within the budget."""
+    same: dict[tuple[int, ...], list[int]] = {}
+    for row, example in enumerate(examples):
+        same.setdefault(tuple(example.prompt), []).append(row)
+    parts: list[list[int]] = []
+    for group in same.values():
+        most = max(1, budget // max(1, max(len(examples[row]) for row in group)))
+        parts += [group[start : start + most] for start in range(0, len(group), most)]
+    widths = [max(len(examples[row]) for row in part) for part in parts]
+    for chosen in microbatches(widths, budget, [len(part) for part in parts]):
+        yield [row for part in chosen for row in parts[part]]
+
+
 def token_budget(device: torch.device) -> int:
-    """How many padded tokens are computed at once on this kind of device."""
+    """How many tokens are computed at once on this kind of device."""
     return MICROBATCH_TOKENS.get(device.type, MICROBATCH_TOKENS["cpu"])
 
 

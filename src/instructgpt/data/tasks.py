@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from instructgpt.data.batches import Example
+from instructgpt.data.batches import Example, microbatches
 from instructgpt.data.render import Renderer
 from instructgpt.records import Ranking
 
@@ -106,18 +106,10 @@ def flat_orders(tasks: Sequence[Task], device: torch.device | str = "cpu") -> tu
 
 
 def token_groups(tasks: Sequence[Task], budget: int) -> Iterator[list[Task]]:
-    """Whole tasks computed together: alike in length, at most `budget` padded tokens (always at least one task)."""
-    group: list[Task] = []
-    rows = 0
-    for task in sorted(tasks, key=lambda task: max(map(len, task.examples))):
-        width = max(map(len, task.examples))
-        if group and (rows + len(task.examples)) * width > budget:
-            yield group
-            group, rows = [], 0
-        group.append(task)
-        rows += len(task.examples)
-    if group:
-        yield group
+    """Whole tasks computed together: alike in length, at most `budget` tokens if all were padded (always at least one task)."""
+    widths = [max(map(len, task.examples)) for task in tasks]
+    for group in microbatches(widths, budget, [len(task.examples) for task in tasks]):
+        yield [tasks[number] for number in group]
 
 
 def labeler_groups(tasks: Sequence[Task], count: int) -> list[set[str | None]]:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from instructgpt import functional
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.generate.text import continue_text, generate
-from instructgpt.models.load import completion_logits, context_length, load_policy
+from instructgpt.models.load import completion_logp, context_length, load_policy
 from instructgpt.records import Completion, Prompt
 
 
@@ -87,7 +86,7 @@ def choice_logp(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[tupl
     sums = [0.0] * len(pairs)
     for rows in microbatches([len(example) for example in examples], token_budget(device)):
         batch = collate([examples[row] for row in rows], device)
-        logp = functional.token_logp(completion_logits(subject.model, batch), batch.targets).double()
+        logp = completion_logp(subject.model, batch).double()
         for row, part in zip(rows, torch.split(logp, [len(examples[row].completion) for row in rows]), strict=True):
             sums[row] = float(part.sum())
     return [(total, len(example.completion)) for total, example in zip(sums, examples, strict=True)]

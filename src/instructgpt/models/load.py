@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from instructgpt.data.batches import Batch
+from instructgpt import functional
+from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
+from instructgpt.models.attention import hidden_states, use_packed_attention
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -20,6 +24,8 @@ for library in ("transformers", "huggingface_hub"):
     logging.getLogger(library).setLevel(logging.ERROR)
 
 WINDOW = "pretraining_window"
+LOGITS_HELD = 2**25
+"""Logits held at once: 128 MiB in float32, and as much again for their gradient."""
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
 """What the families call the dropout on the residual stream (GPT-2; GPT-NeoX and Falcon; others)."""
 
@@ -94,6 +100,7 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
     if info["missing_keys"]:
         raise BadInput(f"{source}: weights are missing from the files: {', '.join(sorted(info['missing_keys'])[:3])}")
     model.to(device).eval()
+    use_packed_attention(model)
     check_head(model, str(source))
     return model, render
 
@@ -111,20 +118,11 @@ def check_head(model: Any, source: str) -> None:
     Raises:
         BadInput: they differ.
     """
-    tokens = torch.tensor([[0, 1, 2]], device=model.device)
-    own = model(input_ids=tokens, use_cache=False).logits[0]
-    ours = next_logits(model, hidden_states(model, tokens)[0])
+    batch = collate([Example([0], [1, 2])], model.device)
+    own = model(input_ids=batch.tokens[None], use_cache=False).logits[0]
+    ours = next_logits(model, hidden_states(model, batch))
     if own.shape != ours.shape or not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
         raise BadInput(f"{source}: this family changes its logits after the output layer, which is not supported yet")
-
-
-def hidden_states(model: Any, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Last hidden states of right-padded rows. (B, T) -> (B, T, D). For policies, value models and reward models alike.
-
-    Where `positions` (B, T) begin anew within a row, transformers keeps what lies before out of sight of what follows.
-    """
-    states: Tensor = model.base_model(input_ids=tokens, position_ids=positions, use_cache=False).last_hidden_state
-    return states
 
 
 def next_logits(model: Any, states: Tensor) -> Tensor:
@@ -133,9 +131,28 @@ def next_logits(model: Any, states: Tensor) -> Tensor:
     return logits
 
 
-def completion_logits(model: Any, batch: Batch) -> Tensor:
-    """Logits that predict the completion tokens of a batch, in the order of `batch.targets`. -> (N, V)."""
-    return next_logits(model, hidden_states(model, batch.tokens, batch.positions)[batch.predicts])
+def completion_numbers(model: Any, batch: Batch, *measures: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    """What each measure says of the logits (m, V) that predict completion tokens, and of these tokens (m,). -> (M,) each.
+
+    Where a batch has more logits than are to be held, they are computed part by part, and once more in the backward pass.
+    """
+
+    def of(states: Tensor, targets: Tensor) -> list[Tensor]:
+        logits = next_logits(model, states)
+        return [measure(logits, targets) for measure in measures]
+
+    states = hidden_states(model, batch)[batch.predicts]
+    at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
+    if len(states) <= at_once:
+        return of(states, batch.targets)
+    shares = zip(torch.split(states, at_once), torch.split(batch.targets, at_once), strict=True)
+    parts = [checkpoint(of, *share, use_reentrant=False, preserve_rng_state=False) for share in shares]
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+
+def completion_logp(model: Any, batch: Batch) -> Tensor:
+    """Log-probability of every completion token of a batch, in the order of `batch.targets`. -> (M,)."""
+    return completion_numbers(model, batch, functional.token_logp)[0]
 
 
 def context_length(model: Any) -> int:

@@ -20,10 +20,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
+from instructgpt.data.batches import Batch, Example, by_prompt, collate, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
-from instructgpt.models.load import context_length, from_pretrained, hidden_states, load_renderer
+from instructgpt.models.attention import hidden_states, use_packed_attention
+from instructgpt.models.load import context_length, from_pretrained, load_renderer
 
 OFFSET = "score_offset"
 PAD = "<|pad|>"
@@ -37,17 +38,15 @@ class ScalarModel:
     render: Renderer
     offset: float = 0.0
 
-    def per_token(self, tokens: Tensor) -> Tensor:
-        """One number a position, in float32. (B, T) -> (B, T). For a value model: the value after each token."""
+    def per_token(self, batch: Batch) -> Tensor:
+        """One number a token of a batch, in float32. -> (N,). For a value model: the value after each token."""
         head: nn.Linear = self.model.score
-        states = hidden_states(self.model, tokens)
-        raw: Tensor = head(states)[..., 0]
+        raw: Tensor = head(hidden_states(self.model, batch))[:, 0]
         return raw.float() - self.offset
 
     def last(self, batch: Batch) -> Tensor:
-        """The score of each row: the number at its last real token, found by length. -> (B,)."""
-        rows = torch.arange(len(batch.lengths), device=batch.tokens.device)
-        return self.per_token(batch.tokens)[rows, batch.lengths - 1]
+        """The score of each example: the number at its last token, found by position. -> (B,)."""
+        return self.per_token(batch)[batch.last]
 
     @torch.no_grad()
     def score(self, examples: Sequence[Example]) -> Tensor:
@@ -61,7 +60,7 @@ class ScalarModel:
         if longest > context:
             raise BadInput(f"a prompt with its completion has {longest} tokens, but the reward model's context is {context}; shorten them")
         scores = torch.empty(len(examples))
-        for rows in microbatches([len(example) for example in examples], token_budget(device)):
+        for rows in by_prompt(examples, token_budget(device)):
             scores[rows] = self.last(collate([examples[row] for row in rows], device)).cpu()
         return scores
 
@@ -104,6 +103,7 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
     model.config.pad_token_id = render.tokenizer.pad_token_id
     model.config.problem_type = "regression"
     model.to(device).eval()
+    use_packed_attention(model)
     return ScalarModel(model, render)
 
 
@@ -128,6 +128,7 @@ def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
     if abs(offset - recorded) > 1e-6:
         raise BadInput(f"{source}: config.json says the offset is {offset}, the weights say {recorded}; the files are of two models")
     model.to(device).eval()
+    use_packed_attention(model)
     return ScalarModel(model, render, float(offset))
 
 

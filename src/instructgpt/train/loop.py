@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from instructgpt import functional
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import RunFailed
-from instructgpt.models.load import completion_logits
+from instructgpt.models.load import completion_logp
 
 ADAM_BETAS = (0.9, 0.95)
 """Everywhere in the paper (appendix C)."""
@@ -70,7 +69,7 @@ def language_loss(model: Any, examples: Sequence[Example], *, weight: float = 1.
     with torch.set_grad_enabled(backward):
         for rows in microbatches([len(example) for example in mine], token_budget(device)):
             batch = collate([mine[row] for row in rows], device)
-            part = -functional.token_logp(completion_logits(model, batch), batch.targets).sum() / total
+            part = -completion_logp(model, batch).sum() / total
             if backward:
                 (weight * part).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()

@@ -24,7 +24,7 @@ from instructgpt.data.batches import collate, microbatches, shuffled, token_budg
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import (
-    completion_logits,
+    completion_numbers,
     context_length,
     load_policy,
     parameters,
@@ -230,8 +230,7 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
         real = rollout.mask[picked]
         batch = collate([rollout.examples[row] for row in picked], device)
         old_logp, old_values = rollout.logp[picked][real].to(device), rollout.values[picked][real].to(device)
-        logits = completion_logits(models.policy, batch)
-        logp = functional.token_logp(logits, batch.targets)
+        logp, entropies = completion_numbers(models.policy, batch, functional.token_logp, spread)
         policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[picked][real].to(device), clip)
         (policy_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
         values = values_of(models.value, batch)
@@ -244,7 +243,7 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
                 "loss/value_avg": value_losses,
                 "policy/approxkl_avg": 0.5 * log_ratio**2,
                 "policy/clipfrac_avg": ((log_ratio.exp() - 1).abs() > clip).float(),
-                "policy/entropy_avg": functional.entropy(logits),
+                "policy/entropy_avg": entropies,
                 "val/clipfrac_avg": ((values - old_values).abs() > clip).float(),
                 "val/ratio": log_ratio.exp(),
                 "val/ratio_var": (log_ratio.exp() - 1) ** 2,
@@ -253,6 +252,12 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
                 sums[name] = sums.get(name, 0.0) + float(numbers.sum()) / total
             sums["policy/max_log_ratio"] = max(sums.get("policy/max_log_ratio", 0.0), float(log_ratio.abs().max()))
     return sums
+
+
+@torch.no_grad()
+def spread(logits: Tensor, _: Tensor) -> Tensor:
+    """Entropy of each next-token distribution, to be seen and not trained on. (M, V) -> (M,)."""
+    return functional.entropy(logits)
 
 
 def check_step(steps: list[dict[str, float]]) -> None:

@@ -16,6 +16,7 @@ from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.corpus import Corpus, documents, read_corpus, spread, train_tokenizer
 from instructgpt.data.render import Renderer
+from instructgpt.models.attention import use_packed_attention
 from instructgpt.models.load import WINDOW, load_renderer, parameters, pick_device, save_policy
 from instructgpt.records import Skipped
 from instructgpt.run import Run
@@ -85,6 +86,7 @@ def train(config: PretrainConfig) -> None:
     corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)
     validation = read_corpus(held_out, render, config.window, config.seed, VALIDATION_WINDOWS, "the held-out hundredth of the corpus")
     model = new_model(config, render).to(device)
+    use_packed_attention(model)
     optimizer = adam(model, weight_decay=config.weight_decay)
 
     state = run.restore()

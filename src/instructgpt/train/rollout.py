@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instructgpt import functional
 from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.errors import RunFailed
 from instructgpt.generate.engine import sample
 from instructgpt.generate.text import Generated, read_by
-from instructgpt.models.load import completion_logits
+from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
 from instructgpt.records import Prompt
 
@@ -81,20 +80,15 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
         finished=finished,
         mask=mask,
         logp=logp,
-        ref_logp=of_completions(examples, mask, lambda batch: logp_of(models.reference, batch), device),
+        ref_logp=of_completions(examples, mask, lambda batch: completion_logp(models.reference, batch), device),
         values=of_completions(examples, mask, lambda batch: values_of(models.value, batch), device),
         scores=scores,
     )
 
 
-def logp_of(policy: Any, batch: Batch) -> Tensor:
-    """Log-probability of every completion token of a batch. -> (N,)."""
-    return functional.token_logp(completion_logits(policy, batch), batch.targets)
-
-
 def values_of(value: ScalarModel, batch: Batch) -> Tensor:
     """Value estimate before every completion token of a batch. -> (N,)."""
-    return value.per_token(batch.tokens)[batch.predicts]
+    return value.per_token(batch)[batch.predicts]
 
 
 @torch.no_grad()
@@ -115,7 +109,7 @@ def check_parity(models: Models, rollout: Rollout) -> float:
         RunFailed: they do not.
     """
     device = models.policy.device
-    trained = of_completions(rollout.examples, rollout.mask, lambda batch: logp_of(models.policy, batch), device)
+    trained = of_completions(rollout.examples, rollout.mask, lambda batch: completion_logp(models.policy, batch), device)
     difference = float((trained - rollout.logp)[rollout.mask].abs().max())
     if not difference <= PARITY:
         raise RunFailed(

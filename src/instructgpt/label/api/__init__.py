@@ -6,4 +6,11 @@ from fastapi import APIRouter
 
 from instructgpt.label.api import labeler, owner, prompts, reading, service, session
 
-ROUTERS: tuple[APIRouter, ...] = (labeler.router, session.router, prompts.router, service.router, owner.router, reading.router,)
+ROUTERS: tuple[APIRouter, ...] = (
+    labeler.router,
+    session.router,
+    prompts.router,
+    service.router,
+    owner.router,
+    reading.router,
+)

@@ -4,6 +4,40 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.pages import account, adjudication, batches, calibration, home, instructions, journal, look, overview, people, quality, results, screening, sign_in, tasks, work
+from instructgpt.label.pages import (
+    account,
+    adjudication,
+    batches,
+    calibration,
+    home,
+    instructions,
+    journal,
+    look,
+    overview,
+    people,
+    quality,
+    results,
+    screening,
+    sign_in,
+    tasks,
+    work,
+)
 
-ROUTERS: tuple[APIRouter, ...] = (account.router, adjudication.router, batches.router, calibration.router, home.router, instructions.router, journal.router, look.router, overview.router, people.router, quality.router, results.router, screening.router, sign_in.router, tasks.router, work.router,)
+ROUTERS: tuple[APIRouter, ...] = (
+    account.router,
+    adjudication.router,
+    batches.router,
+    calibration.router,
+    home.router,
+    instructions.router,
+    journal.router,
+    look.router,
+    overview.router,
+    people.router,
+    quality.router,
+    results.router,
+    screening.router,
+    sign_in.router,
+    tasks.router,
+    work.router,
+)
