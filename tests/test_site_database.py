@@ -105,7 +105,7 @@ def test_a_deadlock_is_tried_again(postgres_url, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(calls) == 3
+    assert len(calls) > 2, "one of the two had to begin again"
     with site.database.read() as db:
         assert {(person.theme, person.language) for person in db.query(Person)} == {("dark", "ko")}
     site.database.close()
