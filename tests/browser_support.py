@@ -94,9 +94,9 @@ def serving(site: Site) -> Iterator[Server]:
         site.database.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """One browser for all tests of a file."""
+    """One browser for all tests of a file; each file that imports this has its own."""
     with chromium() as running:
         yield running
 
