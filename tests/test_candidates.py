@@ -22,15 +22,11 @@ def test_each_time_a_prompt_is_asked_is_a_list_of_its_own(tmp_path) -> None:
 
 
 def test_a_stray_answers_another_prompt_of_the_same_ending() -> None:
-    made = [
-        completion("Where is the cat?", "In the sea.", turn) for turn in range(2)
-    ] + [
-        completion("What is the cat?", "An animal."), completion("Name a frog.", "Fred."), completion("Name a frog.", "Base.", 0, "prompted")
-    ]  # fmt: skip
+    made = [completion("Where is the cat?", "In the sea.", turn) for turn in range(2)]
+    made += [completion("What is the cat?", "An animal."), completion("Name a frog.", "Fred.")]
+    made += [completion("Name a frog.", "Base.", model="prompted")]
     strays = stray_answers(made)
     said = {(one.prompt, one.completion) for one in made}
     assert all((one.prompt, one.completion) not in said and one.model == "stray" for one in strays)
-    assert Counter(map(list_of, strays)) == {("Where is the cat?", 0): 1, ("What is the cat?", 0): 1, ("Name a frog.", 0): 1} | (
-        {("Where is the cat?", 1): 1}
-    )
+    assert Counter(map(list_of, strays)) == Counter(list_of(one) for one in made[:4])  # one for every list
     assert {one.prompt: one.completion for one in strays}["What is the cat?"] == "In the sea."
