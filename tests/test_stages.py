@@ -185,6 +185,16 @@ def test_the_best_epoch_is_kept(small_sft, save, write, rows_of):
     assert [saved[name] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")] == [0, 0, 0]
 
 
+def test_the_last_epoch_is_kept_when_asked(small_sft, save, write, rows_of):
+    other = [{"prompt": "Name a frog?", "completion": "The sea is deep."}, {"prompt": "What is a cat?", "completion": "Croak."}]
+    folder = sft.main(small_sft(base=str(save("gpt2")), epochs=6, lr=3e-2, keep="last", validation=(write("other.jsonl", other),)))
+    validations = [row["loss/validation"] for row in rows_of(folder / "metrics.jsonl") if "loss/validation" in row]
+    assert validations[-1] > min(validations), "the last epoch must not be the best one for this test to say anything"
+    assert run_json(folder)["epoch"] == 6
+    model, render = load_policy(folder, CPU)
+    assert slow_loss(model, [render.example(row["prompt"], row["completion"]) for row in other]) == pytest.approx(validations[-1], abs=1e-4)
+
+
 @pytest.mark.parametrize(("rate", "quiet"), [(0.0, True), (0.3, False)])
 def test_dropout_acts_in_training(small_sft, save, rows_of, rate, quiet):
     folder = sft.main(small_sft(base=str(save("gpt2")), dropout=rate, epochs=1, batch=8))

@@ -5,8 +5,8 @@ The paper's labelers ranked between 4 and 9 completions of a prompt, mostly of S
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -39,11 +39,11 @@ class CandidatesConfig(StageConfig):
 
     @staticmethod
     def read_parts(folder: Path, pattern: str) -> list[list[Completion]]:
-        """The completions of each prompt, from all parts. Identical ones are shown to labelers once."""
-        grouped: dict[str, dict[tuple[str, str], Completion]] = defaultdict(dict)
+        """Lists of completions to rank, from all parts: one for each time a prompt was asked. Identical ones are shown once."""
+        grouped: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
         for file in sorted(folder.glob(pattern)):
             for completion in read_records(Completion, file):
-                grouped[completion.prompt].setdefault((completion.completion, completion.finish), completion)
+                grouped[list_of(completion)].setdefault((completion.completion, completion.finish), completion)
         return [list(different.values()) for different in grouped.values() if len(different) > 1]
 
 
@@ -56,34 +56,50 @@ def gather_candidates(config: CandidatesConfig, world_seed: int) -> Path:
         Subject.load("policy", Path(config.policy), device),
         Subject.load("prompted", Path(config.base), device, World(world_seed).primed),
     )
-    asked: dict[str, list[str]] = {"policy": [], "prompted": []}
-    prompts = sorted({prompt.text for prompt in read_records(Prompt, config.prompts)})
-    for number, prompt in enumerate(prompts[config.part :: config.parts]):
+    asked: dict[str, list[tuple[str, int]]] = {"policy": [], "prompted": []}
+    lists = sorted(numbered(prompt.text for prompt in read_records(Prompt, config.prompts)))
+    for number, one in enumerate(lists[config.part :: config.parts]):
         count = config.least + number % SPREAD
         from_base = round(count * config.base_share)
-        asked["policy"] += [prompt] * (count - from_base)
-        asked["prompted"] += [prompt] * from_base
+        asked["policy"] += [one] * (count - from_base)
+        asked["prompted"] += [one] * from_base
     made = []
     for subject in subjects:
         seed = config.seed * config.parts + config.part
-        made += answers(subject, asked[subject.name], max_tokens=config.max_tokens, seed=seed, temperature=1.0)
+        prompts = [prompt for prompt, _ in asked[subject.name]]
+        said = answers(subject, prompts, max_tokens=config.max_tokens, seed=seed, temperature=1.0)
+        made += [one.model_copy(update={"round": turn}) for one, (_, turn) in zip(said, asked[subject.name], strict=True)]
     if config.strays:
         made += stray_answers(made)
     write_records(config.out, made)
     return config.out
 
 
+def numbered(prompts: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """Each prompt with how often it came before: a prompt that users send again gets another list of completions."""
+    seen: Counter[str] = Counter()
+    for prompt in prompts:
+        yield prompt, seen[prompt]
+        seen[prompt] += 1
+
+
+def list_of(completion: Completion) -> tuple[str, int]:
+    """The list a completion is ranked in: its prompt, and which time that was asked."""
+    return completion.prompt, int((completion.model_extra or {}).get("round", 0))
+
+
 def stray_answers(made: Sequence[Completion]) -> list[Completion]:
-    """For each prompt the policy's answer to another one, best of the same ending: about the same thing, but to another question.
+    """For each list the policy's answer to another prompt, best of the same ending: about the same thing, but to another question.
 
     A policy hardly ever answers another question, so a reward model that never saw it done prices it wrongly, and PPO finds that out.
     """
-    first: dict[str, Completion] = {}
+    first: dict[tuple[str, int], Completion] = {}
     for completion in made:
         if completion.model == "policy":
-            first.setdefault(completion.prompt, completion)
-    alike = sorted(first, key=lambda prompt: (prompt.split()[-1], prompt))  # neighbours end with the same word where any do
+            first.setdefault(list_of(completion), completion)
+    alike = sorted(first, key=lambda one: (one[1], one[0].split()[-1], one[0]))  # neighbours end with the same word where any do
     return [
-        first[other].model_copy(update={"prompt": prompt, "model": "stray"})
-        for prompt, other in zip(alike, [*alike[1:], *alike[:1]], strict=True)
+        first[other].model_copy(update={"prompt": prompt, "round": turn, "model": "stray"})
+        for (prompt, turn), other in zip(alike, [*alike[1:], *alike[:1]], strict=True)
+        if other[0] != prompt
     ]

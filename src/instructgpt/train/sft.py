@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,6 +47,7 @@ class SFTConfig(StageConfig):
         None, description="a reward model that chooses the checkpoint (appendix C.1); without it validation loss does"
     )
     epochs: int = Field(16, ge=1, description="passes over the demonstrations")
+    keep: Literal["best", "last"] = Field("best", description="the epoch that is saved: the one that validates best, or the last")
     batch: int = Field(32, ge=1, description="demonstrations in one optimizer step")
     lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
     dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
@@ -106,12 +107,13 @@ def train(config: SFTConfig) -> None:
         if place + 1 == steps_an_epoch:
             metrics |= validate(model, validation, prompts, reward, render, config)
             quality = metrics.get("validation/score", -metrics["loss/validation"])
-            if quality > best["quality"]:
+            if quality > best["quality"] or config.keep == "last":
                 best = {"quality": quality, "epoch": epoch + 1, "weights": copy.deepcopy(model.state_dict())}
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
         run.checkpoint(step + 1, lambda best=best: state_of({"model": model}, {"adam": optimizer}, best=best))  # type: ignore[misc]
     model.load_state_dict(best["weights"])
-    run.say(f"keeps epoch {best['epoch']} of {config.epochs}, chosen by {'reward-model score' if reward else 'validation loss'}")
+    judged = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
+    run.say(f"keeps epoch {best['epoch']} of {config.epochs}, {judged}")
     facts = {"tokens": config.epochs * sum(map(len, training)), "parameters": parameters(model), "epoch": best["epoch"]}
     run.finish(lambda folder: save_policy(model, render, folder), **facts)
 

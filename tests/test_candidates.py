@@ -1,0 +1,32 @@
+"""Completions for labelers: a list for each time a prompt was asked, strays that answer another prompt."""
+
+from collections import Counter
+
+from instructgpt.evaluate.candidates import CandidatesConfig, list_of, numbered, stray_answers
+from instructgpt.records import Completion, write_records
+
+
+def completion(prompt: str, said: str, turn: int = 0, model: str = "policy") -> Completion:
+    return Completion.model_validate({"prompt": prompt, "completion": said, "model": model, "round": turn})
+
+
+def test_prompts_are_numbered_by_how_often_they_came_before() -> None:
+    assert list(numbered(["a", "b", "a", "a", "b"])) == [("a", 0), ("b", 0), ("a", 1), ("a", 2), ("b", 1)]
+
+
+def test_each_time_a_prompt_is_asked_is_a_list_of_its_own(tmp_path) -> None:
+    write_records(tmp_path / "part-0.jsonl", [completion("a", "x"), completion("a", "x"), completion("a", "y"), completion("a", "x", 1)])
+    write_records(tmp_path / "part-1.jsonl", [completion("a", "z", 1), completion("a", "z", 2), completion("b", "x")])
+    lists = CandidatesConfig.read_parts(tmp_path, "part-*.jsonl")
+    assert sorted([one.completion for one in shown] for shown in lists) == [["x", "y"], ["x", "z"]]  # one completion is nothing to rank
+
+
+def test_a_stray_answers_another_prompt_of_the_same_ending() -> None:
+    made = [completion("Where is the cat?", "In the sea.", turn) for turn in range(2)]
+    made += [completion("What is the cat?", "An animal."), completion("Name a frog.", "Fred.")]
+    made += [completion("Name a frog.", "Base.", model="prompted")]
+    strays = stray_answers(made)
+    said = {(one.prompt, one.completion) for one in made}
+    assert all((one.prompt, one.completion) not in said and one.model == "stray" for one in strays)
+    assert Counter(map(list_of, strays)) == Counter(list_of(one) for one in made[:4])  # one for every list
+    assert {one.prompt: one.completion for one in strays}["What is the cat?"] == "In the sea."
