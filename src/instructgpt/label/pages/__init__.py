@@ -8,6 +8,7 @@ from instructgpt.label.pages import (
     account,
     adjudication,
     batches,
+    data,
     home,
     instructions,
     journal,
@@ -38,4 +39,5 @@ ROUTERS: tuple[APIRouter, ...] = (
     quality.router,
     adjudication.router,
     results.router,
+    data.router,
 )
