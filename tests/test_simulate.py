@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from faults_support import here
 from test_interrupts import SMALL as SMALL_RUN
 
 from instructgpt.label.client import Service
@@ -22,6 +23,11 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import site_load
 
 PATH = {"PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def command(capsys):
+    return here(capsys)
 
 
 def test_a_killed_server_loses_nothing(tmp_path, database_url):
