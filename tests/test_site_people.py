@@ -6,6 +6,7 @@ pytest tests/test_site_people.py
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from site_support import add_person, client_of, make_site
@@ -16,7 +17,8 @@ from instructgpt.label import assignment as work
 from instructgpt.label.batches import Policy
 from instructgpt.label.forms import DemonstrateForm, RankForm, Rated, ReviewForm
 from instructgpt.label.problem import Problem
-from instructgpt.label.tables import Completion, Gold, Journal, Login, Person, Prompt, Submission, SurveyReply, Task, now
+from instructgpt.label.security import rates
+from instructgpt.label.tables import Completion, Gold, Journal, Login, Person, Prompt, RateBucket, Submission, SurveyReply, Task, now
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Prompt as PromptRecord
 
@@ -364,3 +366,34 @@ def test_a_row_put_in_with_a_right_hash_still_shows(site):
         row.hash = journal.row_hash(row)
         db.flush()
         assert journal.verify(db) == "row 3 does not follow"
+
+
+def test_the_journal_and_consent_on_postgresql(postgres_url, tmp_path):
+    site = make_site(tmp_path, postgres_url)
+    with ThreadPoolExecutor(8) as pool:
+
+        def write(number):
+            with site.database.write() as db:
+                rates.take(db, rates.SIGN_IN, "one", now())
+                journal.note(db, "cli", "test.note", str(number))
+
+        list(pool.map(write, range(40)))
+    with site.database.read() as db:
+        assert journal.verify(db) is None
+        assert db.scalar(select(func.count()).select_from(Journal)) == 40
+        assert db.scalars(select(RateBucket.tokens)).one() < 1
+    with site.database.write() as db:
+        person = accounts.create_person(db, "ada", "labeler", password=GOOD, status="screening")
+        consent.publish(db, {"en": "text"}, None)
+        consent.agree(db, person, 1)
+    accounts.sign_in(site, "ADA", GOOD, address="1.2.3.4")
+    owner = add_person(site, "olga", role="owner")
+    client = client_of(site, owner)
+    assert client.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": "fine"}).status_code == 303
+    for path in ("/people", f"/people/{person.id}", "/journal", "/journal/check", "/privacy", "/surveys", "/screening/grade"):
+        assert client.get(path).status_code == 200, path
+    mine = client_of(site, person)
+    assert mine.post("/surveys/groups", data={"answer-groups": "age"}).status_code == 303
+    assert mine.get("/account/data").status_code == 200
+    assert mine.post("/account/erase", data={"password": GOOD}).status_code == 303
+    site.database.close()

@@ -183,7 +183,7 @@ def test_statements_do_not_grow_and_the_page_is_quick(site):
     client = client_of(site, owner)
     client.get("/quality")
     few = statements(site, lambda: client.get("/quality"))
-    crowd = [person for person in people(site, *[f"more {number}" for number in range(36)])]
+    crowd = people(site, *[f"more {number}" for number in range(36)])
     filled = fill(site, tasks=980, models=("a", "b", "c", "d"), name="more")
     rng = Random(2)
     for task in range(980):

@@ -57,12 +57,12 @@ def test_one_command_makes_a_site_that_answers_and_stops_in_order(tmp_path, endi
     site.database.close()
 
 
-def test_init_makes_tables_texts_and_a_link_but_no_account(command, tmp_path):
+def test_init_makes_tables_texts_and_a_link_but_no_account(command):
     shown = command("label", "init", "--site", "site", "--public-url", "https://labels.example.org/")
     assert (shown.code, shown.err) == (0, "")
     token = re.search(r"https://labels\.example\.org/invite/(\S+)", shown.out)[1]
-    assert stat.S_IMODE((tmp_path / "site/site.yaml").stat().st_mode) == 0o600
-    site = open_site(tmp_path / "site")
+    assert stat.S_IMODE(Path("site/site.yaml").stat().st_mode) == 0o600
+    site = open_site(Path("site"))
     with site.database.read() as db:
         assert db.scalars(select(Person)).all() == []
         assert sorted(db.scalars(select(Instructions.purpose))) == ["evaluation", "training"]
@@ -93,19 +93,19 @@ def test_what_is_wrong_is_one_line(command, tmp_path, arguments, said):
     assert len(shown.err.splitlines()) == 1
 
 
-def test_a_failed_init_can_be_given_again(command, tmp_path):
+def test_a_failed_init_can_be_given_again(command):
     assert command("label", "init", "--site", "new", "--database", "postgresql://nobody@127.0.0.1:1/none").code == 2
     assert command("label", "init", "--site", "new").code == 0
 
 
-def test_a_port_that_is_taken(command, tmp_path):
+def test_a_port_that_is_taken(command):
     with socket.create_server(("127.0.0.1", 0)) as other:
         shown = command("label", "serve", "--site", "new", "--port", str(other.getsockname()[1]))
     assert shown.code == 2
     assert "cannot listen there" in shown.err
 
 
-def test_a_site_stays_with_its_database(command, tmp_path):
+def test_a_site_stays_with_its_database(command):
     command("label", "init", "--site", "site")
     shown = command("label", "serve", "--site", "site", "--database", "sqlite:///other.db")
     assert shown.code == 2

@@ -16,6 +16,9 @@ from instructgpt.label.security.forged import protect
 from instructgpt.label.security.headers import SecurityHeaders
 from instructgpt.label.site import Site
 
+MAX_BODY = 64 * 2**20
+"""Bytes of a request; files people upload are the largest. Coming in needs much less, and says so on its routers."""
+
 
 def create_app(site: Site) -> FastAPI:
     """Everything the site answers to."""
@@ -26,6 +29,7 @@ def create_app(site: Site) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         dependencies=[Depends(protect)],
+        max_body_size=MAX_BODY,
     )
     app.state.site = site
     app.add_middleware(SecurityHeaders, secure=site.settings.secure)

@@ -194,7 +194,7 @@ def reap(db: Session, at: int, most: int = REAPED_AT_ONCE) -> int:
 
 
 def skip(db: Session, settings: Settings, assignment: Assignment, reason: str, note: str, at: int) -> Skip:
-    """Hand a task back with a reason. After `skips_to_review` skips a person looks at it before anybody else gets it.
+    """Hand a task back with a reason. After every `skips_to_review` skips a researcher looks at it before anybody else gets it.
 
     Raises:
         Problem: `bad_reason` (422), `already_submitted` (409), `already_skipped` (409).
@@ -209,7 +209,7 @@ def skip(db: Session, settings: Settings, assignment: Assignment, reason: str, n
     if mine.round == 0:
         task.n_open -= mine.state == "open"
         task.n_skipped += 1
-        if task.state == "open" and task.n_skipped >= settings.skips_to_review:
+        if task.state == "open" and task.n_skipped % settings.skips_to_review == 0:
             task.state = "review"
     mine.state, mine.closed_at = "skipped", at
     skipped = Skip(assignment_id=mine.id, reason=reason, note=note, at=at)
@@ -239,7 +239,7 @@ def take_back_skip(db: Session, settings: Settings, assignment: Assignment, task
     skipped.undone_at = at
     if assignment.round == 0:
         task.n_skipped -= 1
-        if task.state == "review" and task.n_skipped < settings.skips_to_review:
+        if task.state == "review" and (task.n_skipped + 1) % settings.skips_to_review == 0:
             task.state = "done" if task.n_done >= task.overlap else "open"
 
 

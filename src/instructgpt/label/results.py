@@ -120,30 +120,34 @@ def results(db: Session, batch: Batch, baseline: str | None = None) -> Results:
         baseline: the model to compare with; the batch's own where not given.
 
     Raises:
-        BadInput: nothing was ranked yet, or no completion is of the baseline.
+        BadInput: nothing of what was ranked is of the baseline.
     """
     from instructgpt.statistics import bradley_terry, win_rate
 
     rankings, ratings = measured(db, batch)
-    chosen = baseline or batch.baseline
+    chosen = (baseline or batch.baseline) if rankings else None
     lengths = _lengths(db, batch)
-    cohorts: list[str | None] = [each.cohort for each in rankings]
-    cases = [each.use_case for each in rankings]
     pairs = _against_each(rankings)
+
+    def against(groups: Sequence[str | None] | None) -> list[WinRate]:
+        """Win rates against the baseline, in groups where there are any."""
+        if chosen is None or (groups is not None and not any(groups)):
+            return []
+        return win_rate.win_rates(rankings, chosen, groups)
+
+    def characters(ranking: Ranked) -> list[float]:
+        return [lengths[completion] for completion in ranking.completions]
+
     return Results(
         baseline=chosen,
         models=sorted({model for each in rankings for model in each.models or ()}),
         precision=_precision(rankings, pairs),
-        wins=win_rate.win_rates(rankings, chosen) if chosen else pairs,
-        by_cohort=win_rate.win_rates(rankings, chosen, cohorts) if chosen else [],
-        by_use_case=win_rate.win_rates(rankings, chosen, cases) if chosen else [],
+        wins=against(None) if chosen else pairs,
+        by_cohort=against([each.cohort for each in rankings]),
+        by_use_case=against([each.use_case for each in rankings]),
         matrix=_both_ways(pairs),
         strengths=bradley_terry.strengths(rankings, chosen) if rankings else [],
-        length_controlled=(
-            win_rate.length_controlled(rankings, chosen, lambda each: [lengths[completion] for completion in each.completions])
-            if chosen
-            else {}
-        ),
+        length_controlled=win_rate.length_controlled(rankings, chosen, characters) if chosen else {},
         ratings=mean_ratings(rankings, ratings),
         labels=label_shares(rankings, ratings),
     )

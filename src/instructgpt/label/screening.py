@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Select, func, select
@@ -32,7 +32,9 @@ from instructgpt.label.tables import (
 )
 from instructgpt.label.tables.people import Status
 from instructgpt.label.tables.tasks import Kind
-from instructgpt.statistics.estimate import Estimate, mean, wilson
+
+if TYPE_CHECKING:
+    from instructgpt.statistics.estimate import Estimate
 
 Part = Literal["sensitive", "ranking", "demonstration"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -242,11 +244,15 @@ def _submissions(person: Person | None, part: Part) -> Select[Submission]:
 
 def _measure(part: Part, agreed: float, items: int) -> Measure:
     """A share with Wilson's interval."""
+    from instructgpt.statistics.estimate import wilson  # loads scipy, which the site starts without
+
     return _shown(part, wilson(agreed, items), items)
 
 
 def _graded(scores: list[float]) -> Measure:
     """A mean grade with its interval over demonstrations, cut at the ends of the scale."""
+    from instructgpt.statistics.estimate import mean  # loads scipy, which the site starts without
+
     part: Part = "demonstration"
     found = _shown(part, mean(scores, list(range(len(scores)))), len(scores))
     low, high = (None if end is None else min(7.0, max(1.0, end)) for end in (found.low, found.high))

@@ -15,11 +15,9 @@ from scipy import special
 from instructgpt.statistics.estimate import Bools, Floats, Ints, holm
 
 EXPECTED = 5
-"""Rankings that each position must expect to be first in, for a p-value by chi-square."""
+"""How often a place must expect to be ranked best, for a p-value by chi-square."""
 HURRIED = 0.25
 """A task done in less than this part of the time that labelers take for as many completions."""
-SIMULATED = 1.4826
-"""From a median absolute deviation to the standard deviation of a normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class PositionBias:
     """How often it would be if the place played no part."""
     chi_square: float | None
     p: float | None
-    """None where a place expects fewer than five."""
+    """Last places that expect fewer than five count together; None where that leaves one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,7 @@ class Report:
     rankings: int
     position: PositionBias
     ties: Habit
-    """Share of pairs called a tie, the mean over rankings; Welch's t-test against the others' rankings."""
+    """Share of pairs called a tie, the mean over rankings; Mann and Whitney's test against the others' rankings."""
     all_tied: Habit
     """Share of rankings in which everything tied; Fisher's exact test."""
     same_rating: Habit
@@ -75,8 +73,8 @@ class Report:
     hurried: Habit
     """Share of timed tasks done in less than a quarter of labelers' median time for as many completions; Fisher's exact test."""
     pace: Habit
-    """Time for a task as a multiple of labelers' median for as many completions, the median over tasks; `others` the median labeler's.
-    p: how unusual such a pace is among labelers (robust z, normal), not whether it is exactly the same."""
+    """Time for a task as a multiple of labelers' median for as many completions, the median over tasks; `others` the mean of the others'
+    (on the log scale). p: whether one more labeler like the others would be as far from them; several odd ones can hide each other."""
 
 
 def reports(shown: Sequence[Shown]) -> list[Report]:
@@ -94,7 +92,7 @@ def reports(shown: Sequence[Shown]) -> list[Report]:
     hurried = np.where(np.isnan(pace), np.nan, pace < HURRIED)
     count = len(labelers)
     habits = zip(
-        _adjusted(_welch(tie_share, who, index) for index in range(count)),
+        _adjusted(_mann_whitney(tie_share, who, index) for index in range(count)),
         *(_adjusted(_fisher(values, who, index) for index in range(count)) for values in (flat, rated)),
         _adjusted(_as_shown(chance[rows], as_shown[rows]) for rows in ((who == index) & (flat == 0) for index in range(count))),
         _adjusted(_fisher(hurried, who, index) for index in range(count)),
@@ -133,12 +131,21 @@ def position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
         covariance[:k, :k] += spread * (np.eye(k) * k - 1) / max(k - 1, 1)
     chi: float | None = None
     p: float | None = None
-    inner = covariance[1:, 1:]  # the places add up to a constant: one of them says nothing new
-    if most > 1 and expected.min() >= EXPECTED and np.linalg.cond(inner) < 1e10:
-        gap = (first - expected)[1:]
+    bins = _bins(expected)
+    inner = (bins @ covariance @ bins.T)[1:, 1:]  # the bins add up to a constant: one of them says nothing new
+    if len(bins) > 1 and np.linalg.cond(inner) < 1e10:
+        gap = (bins @ (first - expected))[1:]
         chi = float(gap @ np.linalg.solve(inner, gap))
-        p = float(special.chdtrc(most - 1, chi))
+        p = float(special.chdtrc(len(inner), chi))
     return PositionBias(tuple(first.tolist()), tuple(expected.tolist()), chi, p)
+
+
+def _bins(expected: Floats) -> Floats:
+    """Places, the last ones together where they expect too little: (bins, places) of 0 and 1."""
+    bins = np.eye(len(expected))
+    while len(bins) > 1 and (bins @ expected).min() < EXPECTED:
+        bins = np.concatenate([bins[:-2], bins[-2:].sum(0, keepdims=True)])
+    return bins
 
 
 def _by_size(rankings: Sequence[Sequence[float]]) -> list[tuple[list[int], Floats]]:
@@ -185,15 +192,18 @@ def _mean(values: Floats) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _welch(values: Floats, who: Ints, index: int) -> Habit:
-    """Means of one labeler and of the others, by Welch's t-test."""
+def _mann_whitney(values: Floats, who: Ints, index: int) -> Habit:
+    """Means of one labeler and of the others, by the test of Mann and Whitney with the correction for ties (normal, two-sided)."""
     one, rest = _parted(values, who, index)
     p = None
-    if len(one) > 1 and len(rest) > 1:
-        a, b = float(one.var(ddof=1)) / len(one), float(rest.var(ddof=1)) / len(rest)
-        if a + b > 0:
-            freedom = (a + b) ** 2 / (a**2 / (len(one) - 1) + b**2 / (len(rest) - 1))
-            p = min(1.0, 2 * float(special.stdtr(freedom, -abs(float(one.mean() - rest.mean())) / np.sqrt(a + b))))
+    n, m = len(one), len(rest)
+    if n and m:
+        _, place, counts = np.unique(np.concatenate([one, rest]), return_inverse=True, return_counts=True)
+        middle = np.cumsum(counts) - (counts - 1) / 2
+        ahead = float(middle[place[:n]].sum()) - n * (n + 1) / 2
+        variance = n * m / 12 * (n + m + 1 - float((counts**3 - counts).sum()) / ((n + m) * (n + m - 1)))
+        if variance > 0:
+            p = min(1.0, 2 * float(special.ndtr(-abs(ahead - n * m / 2) / np.sqrt(variance))))
     return Habit(_mean(one), _mean(rest), p)
 
 
@@ -230,19 +240,17 @@ def _as_shown(chance: Floats, as_shown: Bools) -> Habit:
 
 
 def _unusual(pace: Floats, who: Ints, count: int) -> list[Habit]:
-    """Each labeler's median pace, and how far out it is among labelers' (log scale, median and median absolute deviation)."""
+    """Each labeler's median pace, and by Student's t on the log scale whether one more of the others would be as far from them."""
     medians = np.array([np.median(mine) if len(mine := _parted(pace, who, index)[0]) else np.nan for index in range(count)])
-    known = ~np.isnan(medians)
-    logs = np.log(medians[known])
-    middle = float(np.median(logs)) if len(logs) else 0.0
-    width = SIMULATED * float(np.median(np.abs(logs - middle))) if len(logs) > 2 else 0.0
     found = []
-    for median in medians.tolist():
-        if np.isnan(median):
-            found.append(Habit(None, None, None))
-        else:
-            p = 2 * float(special.ndtr(-abs(np.log(median) - middle) / width)) if width > 0 else None
-            found.append(Habit(median, float(np.exp(middle)), p))
+    for index, median in enumerate(medians.tolist()):
+        others = np.log(np.delete(medians, index))
+        others = others[~np.isnan(others)]
+        middle, n = float(others.mean()) if len(others) else None, len(others)
+        spread = float(others.std(ddof=1)) * np.sqrt(1 + 1 / n) if n > 2 else 0.0
+        known = middle is not None and not np.isnan(median)
+        p = 2 * float(special.stdtr(n - 1, -abs(np.log(median) - middle) / spread)) if known and spread > 0 else None
+        found.append(Habit(None if np.isnan(median) else median, None if middle is None else float(np.exp(middle)), p))
     return found
 
 

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from instructgpt.label import accounts, consent
 from instructgpt.label.access import Visitor, allow, everyone, site_of
 from instructgpt.label.pages.render import language
-from instructgpt.label.pages.sign_in import limit_links, whence, with_cookie
+from instructgpt.label.pages.sign_in import MAX_BODY, limit_links, whence, with_cookie
 from instructgpt.label.problem import Problem
 from instructgpt.label.security import rates
 from instructgpt.label.tables import Login, Person, now
 
-router = APIRouter(prefix="/api/v1", tags=["session"])
+router = APIRouter(prefix="/api/v1", tags=["session"], max_body_size=MAX_BODY)
 
 
 class SignIn(BaseModel):

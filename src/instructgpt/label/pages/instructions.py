@@ -95,10 +95,9 @@ def reading_page(
 @router.get("/instructions/{purpose}/edit")
 def edit(request: Request, visitor: Editor, purpose: str) -> Response:
     """The newest version as a form."""
+    known(purpose)
     with site_of(request).database.read() as db:
         newest = instructions.latest(db, purpose)
-    if purpose not in PURPOSES:
-        raise Problem(404, "not_found")
     texts = [newest.language, *(each for each in LANGUAGES if each != newest.language)] if newest else list(LANGUAGES)
     filled = {each: (shown.body, written_quiz(shown.quiz)) if newest and (shown := _text_in(newest, each)) else ("", "") for each in texts}
     return page(request, visitor, "instructions_edit.html", purpose=purpose, filled=filled, changes="", wrong=None)
@@ -110,6 +109,7 @@ def publish(
     changes: Annotated[str, Form(max_length=5_000)] = "", first: Annotated[str, Form()] = "en",
 ) -> Response:  # fmt: skip
     """Publish the next version; what was typed stays in the form when something is wrong."""
+    known(purpose)
     written = {"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}
     order = sorted(written, key=lambda each: each != first)
     try:
@@ -142,6 +142,12 @@ def publish_consent(request: Request, visitor: Owner, body_en: Body = "", body_k
     with site_of(request).database.write() as db:
         consent.publish(db, {"en": body_en, "ko": body_ko}, visitor.me.id)
     return redirect("/consent")
+
+
+def known(purpose: str) -> None:
+    """Raises Problem for a purpose that does not exist."""
+    if purpose not in PURPOSES:
+        raise Problem(404, "not_found")
 
 
 def _text(body: str, quiz: str) -> Text:

@@ -14,7 +14,7 @@ from instructgpt.label.access import Visitor, allow, site_of
 from instructgpt.label.pages.render import language, page, redirect
 from instructgpt.label.problem import Problem
 from instructgpt.label.tables import Invite, Person, now
-from instructgpt.label.tables.people import ROLES, Role
+from instructgpt.label.tables.people import ROLES
 from instructgpt.records import Cohort
 
 router = APIRouter()
@@ -41,9 +41,7 @@ def invite(
     if role not in ROLES or cohort not in get_args(Cohort):
         raise Problem(422, "bad_field", field="role, cohort", wrong="none of the choices")
     with site_of(request).database.write() as db:
-        token = accounts.invite(
-            db, cast(Role, role), cohort=cast(Cohort, cohort), note=note, max_uses=max_uses, days=days, by=visitor.me.id
-        )
+        token = accounts.invite(db, role, cohort=cast(Cohort, cohort), note=note, max_uses=max_uses, days=days, by=visitor.me.id)
     return people_page(request, visitor, link=link_to(request, token))
 
 
@@ -89,7 +87,7 @@ def change_role(request: Request, visitor: Owner, person_id: str, role: Word) ->
     """Another role."""
     if role not in ROLES:
         raise Problem(422, "bad_field", field="role", wrong="none of the choices")
-    return attempt(request, visitor, person_id, lambda db, person: accounts.change_role(db, person, cast(Role, role), visitor.me.id))
+    return attempt(request, visitor, person_id, lambda db, person: accounts.change_role(db, person, role, visitor.me.id))
 
 
 @router.post("/people/{person_id}/reset")

@@ -104,7 +104,7 @@ def answer_invalid(request: Request, error: Exception) -> Response:
 def answer_http(request: Request, error: Exception) -> Response:
     """An address or a method that does not exist."""
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "no_such_method"}.get(error.status_code, "bad_request")
+    code = {404: "not_found", 405: "no_such_method", 413: "too_large"}.get(error.status_code, "bad_request")
     return answer_problem(request, Problem(error.status_code, code))
 
 

@@ -17,7 +17,10 @@ from instructgpt.label.site import Site
 from instructgpt.label.tables import Invite, Person, now
 from instructgpt.label.text import rendered
 
-router = APIRouter()
+MAX_BODY = 100_000
+"""Bytes of a request of people who are not known yet."""
+
+router = APIRouter(max_body_size=MAX_BODY)
 
 Anybody = Annotated[Visitor, everyone()]
 Known = Annotated[Visitor, allow("labeler", "researcher", "owner", without_consent=True)]
@@ -29,6 +32,8 @@ def front(visitor: Anybody) -> Response:
     """To where a person's work is."""
     if visitor.person is None:
         return redirect("/sign-in")
+    if visitor.me.role == "labeler" and not visitor.agreed and visitor.me.status != "withdrawn":
+        return redirect("/consent")
     if visitor.me.role == "labeler":
         return redirect("/screening" if visitor.me.status == "screening" else "/home" if visitor.me.status == "active" else "/account")
     return redirect("/overview")

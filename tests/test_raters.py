@@ -1,0 +1,128 @@
+"""How labelers work: p-values beside scipy, false alarms at their rate, planted habits found."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from instructgpt.statistics.raters import Shown, position_bias, reports
+
+
+def test_without_ties_it_is_pearson_s_chi_square():
+    rng = np.random.default_rng(0)
+    rankings = [rng.permutation(4) for _ in range(60)]
+    first = np.bincount([int(np.argmin(ranks)) for ranks in rankings], minlength=4)
+    found = position_bias(rankings)
+    expected = stats.chisquare(first)
+    assert found.first == tuple(first)
+    assert (found.chi_square, found.p) == pytest.approx((expected.statistic, expected.pvalue))
+
+
+def test_with_ties_and_several_k_by_enumeration():
+    """The covariance is that of all orders of each ranking, one after the other."""
+    kinds = [(1, 1, 2), (1, 2, 3, 4), (1, 1, 1, 2), (1, 2, 2)]
+    rng = np.random.default_rng(1)
+    rankings = [tuple(rng.permutation(kinds[i % 4]).tolist()) for i in range(80)]
+    covariance, expected, seen = np.zeros((4, 4)), np.zeros(4), np.zeros(4)
+
+    def credit(ranks):
+        best = np.array([rank == min(ranks) for rank in ranks] + [False] * (4 - len(ranks)))
+        return best / best.sum()
+
+    for ranks in rankings:
+        table = np.array([credit(order) for order in permutations(ranks)])
+        covariance += np.cov(table.T, bias=True)
+        expected += table.mean(0)
+        seen += credit(ranks)
+    gap = (seen - expected)[:3]
+    found = position_bias(rankings)
+    assert found.expected == pytest.approx(expected)
+    assert found.chi_square == pytest.approx(gap @ np.linalg.inv(covariance[:3, :3]) @ gap)
+    assert found.p == pytest.approx(stats.chi2.sf(found.chi_square, 3))
+
+
+def test_too_few_rankings_have_no_p():
+    assert position_bias([(1, 2, 3)] * 4).p is None
+    assert position_bias([(1, 2, 3)] * 15).p == pytest.approx(stats.chisquare([15, 0, 0]).pvalue)
+    assert position_bias([(1, 2, 3)] * 9).p is None  # each place expects 3
+    mixed = position_bias([(1, 2)] * 8 + [(1, 2, 3)] * 6)  # the third place expects 2: it counts with the second
+    assert mixed.p == pytest.approx(stats.norm.sf(8 / np.sqrt(8 * 1 / 4 + 6 * 2 / 9)) * 2)
+    assert position_bias([(1, 1)] * 50).p is None
+    assert position_bias([]).p is None
+
+
+def test_false_alarms_come_at_their_rate():
+    rng = np.random.default_rng(2)
+    p = [position_bias([rng.permutation(k) for k in rng.integers(3, 6, 80)]).p for _ in range(400)]
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+
+
+def work(rng, labeler, count=60, tie=0.1, slow=1.0, lazy=0.0, same=0.05, first=0.0):
+    made = []
+    for _ in range(count):
+        k = int(rng.integers(4, 7))
+        worth = rng.normal(size=k) + first * (np.arange(k) == 0)
+        ranks = stats.rankdata(-np.round(worth / tie) if tie else -worth, method="dense")
+        if rng.random() < lazy:
+            ranks = np.arange(1, k + 1)
+        ratings = [4] * k if rng.random() < same else rng.permutation(7)[:k].tolist()
+        made.append(Shown(labeler, ranks.tolist(), ratings, float(k * slow * rng.lognormal(3, 0.4))))
+    return made
+
+
+def test_planted_habits_are_found_and_nobody_else():
+    rng = np.random.default_rng(3)
+    usual = {f"l{i}": {"slow": float(rng.lognormal(0, 0.15))} for i in range(14)}
+    odd = {"ties": {"tie": 1.0}, "lazy": {"lazy": 0.3}, "same": {"same": 0.6}, "quick": {"slow": 0.1}, "top": {"first": 2.0}}
+    everything = [shown for name, how in (usual | odd).items() for shown in work(rng, name, **how)]
+    found = {report.labeler: report for report in reports(everything)}
+    columns = ("position", "ties", "all_tied", "same_rating", "as_shown", "hurried", "pace")
+    habits = {name: {column for column in columns if (getattr(r, column).p or 1) < 0.01} for name, r in found.items()}
+    assert not {name: seen for name, seen in habits.items() if name in usual and seen}
+    assert "ties" in habits["ties"]
+    assert "as_shown" in habits["lazy"]
+    assert habits["same"] == {"same_rating"}
+    assert habits["quick"] >= {"hurried", "pace"}
+    assert habits["top"] == {"position"}
+    assert found["quick"].pace.share == pytest.approx(0.1, rel=0.3)
+    assert found["l0"].rankings == 60
+
+
+def test_habits_are_those_of_scipy():
+    rng = np.random.default_rng(4)
+    shown = work(rng, "a", 30, tie=0.8) + work(rng, "b", 50, tie=0.2) + [Shown("b", (1, 1, 1)), Shown("a", (2, 2))]
+    a, b = reports(shown)
+
+    def tie_share(ranks):
+        pairs = [(x, y) for i, x in enumerate(ranks) for y in ranks[:i]]
+        return np.mean([x == y for x, y in pairs])
+
+    shares = {name: [tie_share(each.ranks) for each in shown if each.labeler == name] for name in "ab"}
+    theirs = stats.mannwhitneyu(shares["a"], shares["b"], method="asymptotic", use_continuity=False).pvalue
+    assert (a.ties.share, a.ties.others) == pytest.approx((np.mean(shares["a"]), np.mean(shares["b"])))
+    assert a.ties.p == pytest.approx(min(1, 2 * theirs))  # two labelers: Holm doubles it
+    flat = {name: sum(share == 1 for share in shares[name]) for name in "ab"}
+    table = [[flat["a"], 31 - flat["a"]], [flat["b"], 51 - flat["b"]]]
+    assert a.all_tied.p == pytest.approx(min(1, 2 * stats.fisher_exact(table).pvalue))
+    assert b.same_rating.share == pytest.approx(
+        np.mean([len(set(each.ratings)) == 1 for each in shown if each.labeler == "b" and each.ratings])
+    )
+
+
+def test_order_shown_by_enumeration():
+    """Three rankings, of which two stand as shown: the chance of two or more, from the orders of each."""
+    rankings = [(1, 2, 3), (1, 1, 2), (2, 1)]
+    chances = [np.mean([list(order) == sorted(order) for order in permutations(ranks)]) for ranks in rankings]
+    assert chances == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    exact = sum(
+        np.prod([c if hit else 1 - c for c, hit in zip(chances, hits, strict=True)]) for hits in np.ndindex(2, 2, 2) if sum(hits) >= 2
+    )
+    (report,) = reports([Shown("x", ranks) for ranks in [*rankings, (1, 1, 1)]])
+    assert report.as_shown.share == pytest.approx(2 / 3)
+    assert report.as_shown.others == pytest.approx(np.mean(chances))
+    assert report.as_shown.p == pytest.approx(exact)
+    assert report.pace.share is None
+    assert report.same_rating.share is None
+    assert reports([]) == []
