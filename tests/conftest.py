@@ -12,6 +12,7 @@ import tokenizers
 import torch
 import transformers
 from site_support import database_url, postgres_server, postgres_url, site  # noqa: F401
+from work_support import desk  # noqa: F401
 
 from instructgpt.config import make_config
 from instructgpt.data.corpus import train_tokenizer

@@ -1,4 +1,4 @@
-"""Who is given what: leases, overlap, gold, repeats, skips, and everybody whom a task is not for."""
+"""Who is given what: leases, overlap, gold, repeats, and everybody whom a task is not for."""
 
 from __future__ import annotations
 
@@ -7,60 +7,30 @@ from collections import Counter
 import pytest
 from site_support import add_person
 from sqlalchemy import select
-from work_support import PLAIN, completions_of, prompt_batch, rank_batch, ranking
+from work_support import (
+    PLAIN,
+    completions_of,
+    hand_in,
+    make,
+    prompt_batch,
+    rank_batch,
+    refused,
+    sound,
+    state,
+    take,
+    task_of,
+)
 
 from instructgpt.label import assignment as work
-from instructgpt.label.assignment import claim, heartbeat, reap, recount, return_to_labeler, skip, undo_skip
+from instructgpt.label.assignment import heartbeat, reap, recount, skip
 from instructgpt.label.batches import Policy, make_batch, open_batch, withdraw_prompt
-from instructgpt.label.forms import DemonstrateForm, ReviewForm, WriteForm
-from instructgpt.label.problem import Problem
+from instructgpt.label.forms import DemonstrateForm
 from instructgpt.label.submissions import submit
-from instructgpt.label.tables import Assignment, Completion, Instructions, Prompt, Reading, Skip, Task
+from instructgpt.label.tables import Assignment, Instructions, Prompt, Reading, Task
 from instructgpt.records import Completion as Answer
 from instructgpt.records import Prompt as Asked
 
 MINUTE = 60_000
-
-
-def take(site, person, at=1_000, kind=None, screening=None):
-    return site.database.attempt(lambda db: claim(db, site.settings, person, kind, at, screening))
-
-
-def hand_in(site, mine, at=2_000, key="key"):
-    def put(db):
-        task = db.get(Task, mine.task_id)
-        forms = {"demonstrate": DemonstrateForm(text="text"), "write": WriteForm(text="text"), "review": ReviewForm()}
-        form = ranking(mine.shown) if task.kind == "rank" else forms[task.kind]
-        return submit(db, site.settings, mine, form, key, at)
-
-    return site.database.attempt(put)
-
-
-def task_of(site, mine):
-    with site.database.read() as db:
-        return db.get(Task, mine.task_id)
-
-
-def state(site, mine):
-    with site.database.read() as db:
-        return db.get(Assignment, mine.id).state
-
-
-def refused(code, call, *arguments, **options):
-    with pytest.raises(Problem) as caught:
-        call(*arguments, **options)
-    assert caught.value.code == code
-    return caught.value
-
-
-def sound(site):
-    with site.database.read() as db:
-        assert recount(db) == []
-
-
-def make(site, build, *arguments, **options):
-    with site.database.write() as db:
-        return build(db, *arguments, **options)
 
 
 # ---------------------------------------------------------------- leases
@@ -355,115 +325,3 @@ def test_a_repeat_that_ran_out_is_not_counted(site):
     site.database.attempt(lambda db: skip(db, site.settings, again, "unclear", "", 9))
     sound(site)
     assert task_of(site, again).n_skipped == 0
-
-
-# ---------------------------------------------------------------- skips
-
-
-def test_skips_lead_to_review(site):
-    make(site, rank_batch, tasks=1)
-    people = [add_person(site, f"p{number}") for number in range(4)]
-    for number, person in enumerate(people[:3]):
-        mine = take(site, person)
-        site.database.attempt(lambda db, mine=mine: skip(db, site.settings, mine, "unclear", "why?", 9))
-        assert take(site, person) is None, "not again to the same person"
-        assert task_of(site, mine).state == ("review" if number == 2 else "open")
-    assert take(site, people[3]) is None
-    sound(site)
-    back = site.database.attempt(lambda db: undo_skip(db, site.settings, mine, 10))
-    assert back.state == "open"
-    assert task_of(site, mine).state == "open"
-    with site.database.read() as db:
-        assert Counter(each.undone_at for each in db.scalars(select(Skip))) == {None: 2, 10: 1}
-    sound(site)
-
-
-def test_a_task_that_was_looked_at_goes_out_again(site):
-    make(site, rank_batch, tasks=1)
-    people = [add_person(site, f"p{number}") for number in range(6)]
-    for number, person in enumerate(people):
-        mine = take(site, person)
-        site.database.attempt(lambda db, mine=mine: skip(db, site.settings, mine, "unclear", "", 9))
-        assert task_of(site, mine).state == ("review" if number in (2, 5) else "open")
-        if number == 2:
-            with site.database.write() as db:
-                db.get(Task, mine.task_id).state = "open"
-    sound(site)
-
-
-def test_a_skip_cannot_be_undone_when_the_task_is_taken(site):
-    make(site, rank_batch, tasks=1)
-    ada, bob = add_person(site, "ada"), add_person(site, "bob")
-    mine = take(site, ada)
-    site.database.attempt(lambda db: skip(db, site.settings, mine, "broken", "", 9))
-    take(site, bob)
-    refused("task_taken", site.database.attempt, lambda db: undo_skip(db, site.settings, mine, 10))
-    assert state(site, mine) == "skipped"
-    sound(site)
-
-
-def test_what_cannot_be_skipped(site):
-    make(site, rank_batch, tasks=2)
-    ada = add_person(site)
-    mine = take(site, ada)
-
-    def leave(reason="other"):
-        return site.database.attempt(lambda db: skip(db, site.settings, mine, reason, "", 9))
-
-    refused("bad_reason", leave, "too long")
-    refused("not_skipped", site.database.attempt, lambda db: undo_skip(db, site.settings, mine, 10))
-    leave()
-    refused("already_skipped", leave)
-    mine = take(site, ada)
-    hand_in(site, mine)
-    refused("already_submitted", leave)
-    sound(site)
-
-
-def test_a_skip_after_the_lease_counts(site):
-    make(site, rank_batch, tasks=1)
-    ada = add_person(site)
-    mine = take(site, ada)
-    make(site, reap, mine.lease_until + 1)
-    site.database.attempt(lambda db: skip(db, site.settings, mine, "other", "", 9))
-    assert (task_of(site, mine).n_skipped, task_of(site, mine).n_open) == (1, 0)
-    sound(site)
-
-
-def test_returned_work_comes_first(site):
-    make(site, rank_batch, tasks=3)
-    ada = add_person(site)
-    mine = take(site, ada)
-    refused("not_submitted", site.database.attempt, lambda db: return_to_labeler(db, mine, 5))
-    hand_in(site, mine)
-    other = take(site, ada)
-    site.database.attempt(lambda db: return_to_labeler(db, mine, 5))
-    sound(site)
-    assert take(site, ada).id == mine.id
-    assert hand_in(site, mine, key="again").version == 2
-    assert task_of(site, mine).n_done == 1
-    assert take(site, ada).id == other.id
-    sound(site)
-
-
-def test_drift_is_found(site):
-    make(site, rank_batch, tasks=2)
-    mine = take(site, add_person(site))
-    with site.database.write() as db:
-        db.get(Task, mine.task_id).n_open = 0
-        other = db.scalars(select(Task).where(Task.id != mine.task_id)).one()
-        other.n_skipped, other.state = 3, "done"
-    with site.database.read() as db:
-        assert sorted(recount(db)) == sorted(
-            [
-                f"task {mine.task_id}: n_open is 0, counted 1",
-                f"task {other.id}: n_skipped is 3, counted 0",
-                f"task {other.id}: state is done with 0 of 1 done",
-            ]
-        )
-
-
-def test_authors_are_not_shown(site):
-    make(site, rank_batch, tasks=1)
-    with site.database.read() as db:
-        assert {each.author_id for each in db.scalars(select(Completion))} == {None}

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from site_support import add_person, make_site
@@ -24,64 +25,67 @@ PEOPLE, TASKS = 10, 40
 MINUTE = 60_000
 
 
-class Crowd:
+def make_crowd(site):
     """Labelers who work, walk away, click twice, skip and take back, each in a thread; every step is a minute."""
+    steps = itertools.count(1)
 
-    def __init__(self, site):
-        self.site, self.steps, self.stored, self.errors = site, itertools.count(1), [], []
+    def do(function, *arguments):
+        return site.database.attempt(lambda db: function(db, site.settings, *arguments, next(steps) * MINUTE))
 
-    def at(self):
-        return next(self.steps) * MINUTE
+    def get(person):
+        return site.database.attempt(lambda db: claim(db, site.settings, person, None, next(steps) * MINUTE))
 
-    def do(self, function, *arguments):
-        return self.site.database.attempt(lambda db: function(db, self.site.settings, *arguments))
+    return SimpleNamespace(site=site, steps=steps, do=do, get=get, stored=[], errors=[])
 
-    def unfinished(self):
-        with self.site.database.read() as db:
-            return db.scalar(select(func.count()).select_from(Task).where(Task.state != "done"))
 
-    def work(self, person):
-        rng = random.Random(person.name)
-        try:
-            while self.unfinished():
-                self.step(person, rng)
-        except Exception as error:
-            self.errors.append(error)
+def unfinished(site):
+    with site.database.read() as db:
+        return db.scalar(select(func.count()).select_from(Task).where(Task.state != "done"))
 
-    def step(self, person, rng):
-        mine = self.do(claim, person, None, self.at())
-        if mine is None:
-            return
-        what = rng.random()
-        if what < 0.15:
-            return  # walks away, comes back to it or not
-        if what < 0.22:
-            self.do(skip, mine, "other", "", self.at())
-            if what < 0.2:
-                try_to(lambda: self.do(undo_skip, mine, self.at()))
-            return
-        if what < 0.3:
-            try_to(lambda: self.do(heartbeat, mine, self.at()))
-        if what < 0.5:
-            next(itertools.islice(self.steps, 31, None))  # half an hour later
-        clicks = [threading.Thread(target=self.hand_in, args=(mine,)) for _ in range(2 if what < 0.6 else 1)]
-        for click in clicks:
-            click.start()
-        for click in clicks:
-            click.join()
-        if what > 0.9:
-            try_to(lambda: self.do(edit, mine, ranking(mine.shown[::-1]), "edit", self.at()))
-        if what > 0.97:
-            try_to(lambda: self.do(undo, mine, self.at()))
 
-    def hand_in(self, mine):
-        try:
-            self.stored.append(self.do(submit, mine, ranking(mine.shown), f"key of {mine.opened_at}", self.at()).id)
-        except Problem as problem:
-            if problem.code != "already_submitted":
-                self.errors.append(problem)
-        except Exception as error:
-            self.errors.append(error)
+def work(crowd, person):
+    """One labeler, until everything is done."""
+    rng = random.Random(person.name)
+    try:
+        while unfinished(crowd.site):
+            step(crowd, person, rng.random())
+    except Exception as error:
+        crowd.errors.append(error)
+
+
+def step(crowd, person, what):
+    """One task, and what becomes of it."""
+    mine = crowd.get(person)
+    if mine is None or what < 0.15:
+        return  # walks away, comes back to it or not
+    if what < 0.22:
+        crowd.do(skip, mine, "other", "")
+        if what < 0.2:
+            try_to(lambda: crowd.do(undo_skip, mine))
+        return
+    if what < 0.3:
+        try_to(lambda: crowd.do(heartbeat, mine))
+    if what < 0.5:
+        next(itertools.islice(crowd.steps, 31, None))  # half an hour later
+    clicks = [threading.Thread(target=hand_in, args=(crowd, mine)) for _ in range(2 if what < 0.6 else 1)]
+    for click in clicks:
+        click.start()
+    for click in clicks:
+        click.join()
+    if what > 0.9:
+        try_to(lambda: crowd.do(edit, mine, ranking(mine.shown[::-1]), "edit"))
+    if what > 0.97:
+        try_to(lambda: crowd.do(undo, mine))
+
+
+def hand_in(crowd, mine):
+    try:
+        crowd.stored.append(crowd.do(submit, mine, ranking(mine.shown), f"key of {mine.opened_at}").id)
+    except Problem as problem:
+        if problem.code != "already_submitted":
+            crowd.errors.append(problem)
+    except Exception as error:
+        crowd.errors.append(error)
 
 
 TOO_LATE = ("task_taken", "not_skipped", "lease_over", "not_submitted", "too_late_to_edit")
@@ -100,8 +104,8 @@ def test_a_crowd_loses_nothing_and_does_nothing_twice(database_url, tmp_path):
     site = make_site(tmp_path, database_url, skips_to_review=10_000)
     with site.database.write() as db:
         rank_batch(db, TASKS, k=2, policy=Policy(cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0.1, repeat_gap=2))
-    crowd = Crowd(site)
-    threads = [threading.Thread(target=crowd.work, args=(add_person(site, f"p{number}"),)) for number in range(PEOPLE)]
+    crowd = make_crowd(site)
+    threads = [threading.Thread(target=work, args=(crowd, add_person(site, f"p{number}"))) for number in range(PEOPLE)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""Handing in, editing, taking back; drafts; threads. Nothing that somebody made is lost, and nothing counts twice."""
+"""Handing in, editing, taking back. Nothing that somebody made is lost, and nothing counts twice."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import pytest
 from pydantic import ValidationError
 from site_support import add_person
 from sqlalchemy import select
-from work_support import PLAIN, prompt_batch, rank_batch, ranking
+from work_support import everything, prompt_batch, rank_batch, ranking, refused, sound
 
-from instructgpt.label import drafts, history, threads
-from instructgpt.label.assignment import claim, reap, recount, return_to_labeler, skip
+from instructgpt.label import drafts
+from instructgpt.label.assignment import claim, reap, return_to_labeler, skip
 from instructgpt.label.batches import Policy
 from instructgpt.label.forms import DemonstrateForm, RankForm, ReviewForm, WriteForm
-from instructgpt.label.problem import Problem
 from instructgpt.label.submissions import current, edit, form_of, judge, submit, undo
 from instructgpt.label.tables import (
-    Assignment,
-    Base,
     Demonstration,
     Draft,
     Prompt,
@@ -29,38 +26,7 @@ MINUTE = 60_000
 DAY = 24 * 60 * MINUTE
 
 
-def refused(code, call, *arguments):
-    with pytest.raises(Problem) as caught:
-        call(*arguments)
-    assert caught.value.code == code
-    return caught.value
-
-
-def everything(site):
-    """All rows of all tables."""
-    with site.database.engine.connect() as connection:
-        return {table.name: sorted(map(repr, connection.execute(table.select()))) for table in Base.metadata.sorted_tables}
-
-
-@pytest.fixture
-def desk(site):
-    """(ada, her assignment of a rank task, a function that does something in a transaction)."""
-    ada = add_person(site, "ada")
-    with site.database.write() as db:
-        rank_batch(db, tasks=2, k=3)
-
-    def do(function, *arguments):
-        return site.database.attempt(lambda db: function(db, *arguments))
-
-    return ada, do(claim, site.settings, ada, None, 1_000), do
-
-
-def sound(site):
-    with site.database.read() as db:
-        assert recount(db) == []
-
-
-def task_of(site, mine):
+def task_now(site, mine):
     with site.database.read() as db:
         task = db.get(Task, mine.task_id)
         return task.state, task.n_open, task.n_done
@@ -90,7 +56,7 @@ def test_a_ranking_is_stored_as_it_was_made(site, desk):
         assert back.ratings == (form.ratings[1], form.ratings[0])
         assert back.tiers == ((), (a, c), (b,))
         assert back.model_dump(exclude={"ratings", "tiers"}) == form.model_dump(exclude={"ratings", "tiers"})
-    assert task_of(site, mine) == ("done", 0, 1)
+    assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
 
 
@@ -142,9 +108,9 @@ def test_the_same_key_hands_in_once(site, desk):
 def test_late_work_counts_while_there_is_room(site, desk):
     _, mine, do = desk
     do(reap, mine.lease_until + 1)
-    assert task_of(site, mine) == ("open", 0, 0)
+    assert task_now(site, mine) == ("open", 0, 0)
     assert not do(submit, site.settings, mine, ranking(mine.shown), "k", mine.lease_until + 2).surplus
-    assert task_of(site, mine) == ("done", 0, 1)
+    assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
 
 
@@ -155,13 +121,13 @@ def test_late_work_is_kept_when_the_place_is_taken(site, desk):
     theirs = do(claim, site.settings, bob, None, late)
     assert theirs.task_id == mine.task_id
     assert do(submit, site.settings, mine, ranking(mine.shown), "k", late).surplus
-    assert task_of(site, mine) == ("open", 1, 0)
+    assert task_now(site, mine) == ("open", 1, 0)
     assert not do(submit, site.settings, theirs, ranking(theirs.shown), "k", late).surplus
-    assert task_of(site, mine) == ("done", 0, 1)
+    assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
     assert do(edit, site.settings, mine, ranking(mine.shown), "k2", late).surplus, "an edit changes nothing about that"
     do(undo, site.settings, mine, late)
-    assert task_of(site, mine) == ("done", 0, 1)
+    assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
 
 
@@ -169,7 +135,7 @@ def test_work_on_a_skipped_task_is_kept(site, desk):
     _, mine, do = desk
     do(skip, site.settings, mine, "other", "", 2)
     do(submit, site.settings, mine, ranking(mine.shown), "other tab", 3)
-    assert task_of(site, mine) == ("done", 0, 1)
+    assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
 
 
@@ -183,7 +149,7 @@ def test_an_edit_is_a_further_version(site, desk):
         assert [(row.version, row.replaced_at) for row in rows] == [(1, 3), (2, None)]
         assert [form_of(db, row).tiers for row in rows] == [tuple((each,) for each in order) for order in (mine.shown, mine.shown[::-1])]
         assert current(db, mine).id == second.id
-    assert task_of(site, mine) == ("done", 0, 1)
+    assert task_now(site, mine) == ("done", 0, 1)
     do(edit, site.settings, mine, ranking(mine.shown), "k3", 2 + DAY)
     refused("too_late_to_edit", do, edit, site.settings, mine, ranking(mine.shown), "k4", 3 + DAY)
     refused("too_late_to_edit", do, undo, site.settings, mine, 3 + DAY)
@@ -196,7 +162,7 @@ def test_undo_gives_the_work_back_as_a_draft(site, desk):
     do(submit, site.settings, mine, form, "k1", 2)
     draft = do(undo, site.settings, mine, 3)
     assert RankForm.model_validate(draft.payload) == form
-    assert task_of(site, mine) == ("open", 1, 0)
+    assert task_now(site, mine) == ("open", 1, 0)
     refused("not_submitted", do, undo, site.settings, mine, 4)
     sound(site)
     assert do(claim, site.settings, ada, None, 5).id == mine.id
@@ -251,10 +217,10 @@ def test_invalid_work_stays_and_does_not_count(site, desk):
     bob = add_person(site, "bob")
     stored = do(submit, site.settings, mine, ranking(mine.shown), "k", 2)
     do(judge, stored, "clicked through")
-    assert task_of(site, mine) == ("open", 0, 0)
+    assert task_now(site, mine) == ("open", 0, 0)
     sound(site)
     do(judge, stored, None)
-    assert task_of(site, mine) == ("done", 0, 1)
+    assert task_now(site, mine) == ("done", 0, 1)
     do(judge, stored, "clicked through")
     theirs = do(claim, site.settings, bob, None, 3)
     assert theirs.task_id == mine.task_id
@@ -321,93 +287,3 @@ def test_a_bad_form_changes_nothing(site, desk):
 def test_forms_that_cannot_be(make):
     with pytest.raises(ValidationError):
         make()
-
-
-# ---------------------------------------------------------------- drafts
-
-
-def test_two_tabs_never_overwrite_each_other(site, desk):
-    _, mine, do = desk
-    assert do(drafts.save, mine, 0, {"a": 1}, 2) == 1
-    assert do(drafts.save, mine, 1, {"a": 2}, 3) == 2
-    for stale in (0, 1, 3):
-        problem = refused("draft_conflict", do, drafts.save, mine, stale, {"a": "mine"}, 4)
-        assert problem.values == {"rev": 2, "payload": {"a": 2}}
-    assert do(drafts.save, mine, 2, {"chosen": "물\x00"}, 5) == 3
-    with site.database.read() as db:
-        assert drafts.draft_of(db, mine).payload == {"chosen": "물\x00"}
-    do(submit, site.settings, mine, ranking(mine.shown), "k", 6)
-    with site.database.read() as db:
-        assert drafts.draft_of(db, mine) is None
-    problem = refused("draft_conflict", do, drafts.save, mine, 3, {}, 7)
-    assert problem.values == {"rev": 0, "payload": None}
-    assert do(drafts.save, mine, 0, {"edit": 1}, 8) == 1, "a draft of an edit"
-
-
-def test_drafts_that_cannot_be_kept(site, desk):
-    _, mine, do = desk
-    refused("draft_too_long", do, drafts.save, mine, 0, {"text": "물" * 700_000}, 2)
-    refused("bad_text", do, drafts.save, mine, 0, {"text": "\ud800"}, 2)
-    do(skip, site.settings, mine, "other", "", 3)
-    refused("already_skipped", do, drafts.save, mine, 0, {}, 4)
-
-
-def test_a_draft_outlives_its_lease(site, desk):
-    ada, mine, do = desk
-    do(drafts.save, mine, 0, {"a": 1}, 2)
-    again = do(claim, site.settings, ada, None, mine.lease_until + 1)
-    assert again.id == mine.id
-    with site.database.read() as db:
-        assert drafts.draft_of(db, again).payload == {"a": 1}
-
-
-# ---------------------------------------------------------------- threads and history
-
-
-def test_questions_wait_for_an_answer(site, desk):
-    ada, mine, do = desk
-    bob, eve = add_person(site, "bob"), add_person(site, "eve", role="researcher")
-    do(threads.ask, mine, "What is meant?", 2)
-    do(lambda db: threads.ask(db, mine, "Somebody's telephone number!", 3, reported=True))
-    with site.database.read() as db:
-        assert [each.body for each in threads.unanswered(db)] == ["What is meant?", "Somebody's telephone number!"]
-    do(threads.answer, mine.task_id, ada, eve, "The second one.", 4)
-    with site.database.read() as db:
-        assert threads.unanswered(db) == []
-        lines = threads.thread(db, mine.task_id, ada.id)
-        assert [(line.body, line.mine, line.reported, line.settled) for line in lines] == [
-            ("What is meant?", True, False, True),
-            ("Somebody's telephone number!", True, True, True),
-            ("The second one.", False, False, False),
-        ]
-        assert threads.thread(db, mine.task_id, bob.id) == []
-    for body, code in ((" ", "empty_message"), ("x" * 10_001, "message_too_long"), ("\x00", "bad_text")):
-        refused(code, do, threads.ask, mine, body, 5)
-
-
-def test_history_comes_in_pages(site):
-    ada, bob = add_person(site, "ada"), add_person(site, "bob")
-    with site.database.write() as db:
-        rank_batch(db, tasks=5, k=2, policy=PLAIN.model_copy(update={"overlap": 2, "cohort_overlap": 2}))
-
-    def do(function, *arguments):
-        return site.database.attempt(lambda db: function(db, site.settings, *arguments))
-
-    mine = []
-    for number in range(5):
-        mine.append(do(claim, ada, None, number))
-        if number == 1:
-            do(skip, mine[-1], "other", "", number)
-        elif number < 4:
-            do(submit, mine[-1], ranking(mine[-1].shown), "k", 100 + number)
-    do(claim, bob, None, 9)
-    with site.database.read() as db:
-        first = history.page(db, site.settings, ada, size=3)
-        second = history.page(db, site.settings, ada, first.before, size=3)
-    assert [entry.assignment for entry in (*first.entries, *second.entries)] == [each.id for each in mine[::-1]]
-    assert [entry.state for entry in (*first.entries, *second.entries)] == ["open", "submitted", "submitted", "skipped", "submitted"]
-    assert second.before is None
-    assert first.entries[1].editable_until == 103 + DAY
-    assert first.entries[1].prompt.startswith("batch prompt")
-    with site.database.read() as db:
-        assert len(db.scalars(select(Assignment)).all()) == 6
