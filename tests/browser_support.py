@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import uvicorn
-
 from site_support import make_site
 
 from instructgpt import records
@@ -44,7 +43,9 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        config = uvicorn.Config(create_app(self.site), host="127.0.0.1", port=self.port, log_level="error", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            create_app(self.site), host="127.0.0.1", port=self.port, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+        )
         self.running = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.running.run, daemon=True)
         self.thread.start()
@@ -93,9 +94,9 @@ def serving(site: Site) -> Iterator[Server]:
         site.database.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """One browser for all tests of a file."""
+    """One browser for all tests of a file; each file that imports this has its own."""
     with chromium() as running:
         yield running
 

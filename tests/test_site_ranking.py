@@ -131,7 +131,7 @@ def test_nothing_is_handed_in_before_everything_is_placed_and_there_is_no_order_
     to_board(page)
     assert page.locator("#board .order strong").inner_text() == "–"
     assert page.locator(".tray [data-card]").count() == 9
-    by_keys(page, {letter: 1 for letter in LETTERS[:8]})
+    by_keys(page, dict.fromkeys(LETTERS[:8], 1))
     page.keyboard.press("Control+Enter")
     page.locator("#submit").click(force=True)
     assert page.locator("#missing").inner_text().endswith("I")
@@ -186,7 +186,7 @@ def test_ratings_labels_and_the_rest_are_stored_as_answered(browser, server, wat
     assert first.locator(".ask.filled").count() == 9
     first.locator("textarea").fill("looks fine\n둘째 줄")
     to_board(page)
-    by_keys(page, {letter: 3 for letter in LETTERS})
+    by_keys(page, dict.fromkeys(LETTERS, 3))
     page.locator("[name=none_acceptable]").check()
     page.locator("[name=confidence]").select_option("4")
     page.locator("#submit").click()

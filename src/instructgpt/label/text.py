@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 
 import nh3
 from markdown_it import MarkdownIt
@@ -45,13 +46,8 @@ TAGS = {
 
 def plain(text: str) -> Markup:
     """Text as it was written, escaped, with signs for what cannot be seen. Spaces and line breaks are kept by the style sheet."""
-    parts, end = [], 0
-    for found in ODD.finditer(text := one_line_ends(text)):
-        if joins(text, found.start()):
-            continue
-        parts += [escape(text[end : found.start()]), sign(found.group())]
-        end = found.end()
-    return Markup("").join([*parts, escape(text[end:])])
+    written = str(escape(one_line_ends(text)))  # escaping touches neither what is odd nor the letters around a joiner
+    return Markup(ODD.sub(lambda found: found.group() if joins(written, found.start()) else sign(found.group()), written))
 
 
 def visible(text: str) -> str:
@@ -113,6 +109,7 @@ def name_of(character: str) -> str:
     return f"‹{BIDI.get(character) or UNSEEN.get(character) or f'U+{code:04X}'}›"
 
 
+@cache
 def sign(character: str) -> Markup:
     """The small sign of a character, with its full name for whoever asks."""
     name = unicodedata.name(character, "control character").lower()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
@@ -22,7 +22,7 @@ def home(request: Request, visitor: Annotated[Visitor, allow("labeler", "researc
         return RedirectResponse("/overview", status_code=303)
     me, at = visitor.me, now()
     with site_of(request).database.read() as db:
-        shown = {
+        shown: dict[str, Any] = {
             "in_hand": desk.in_hand(db, me, "open", at),
             "returned": desk.in_hand(db, me, "returned", at),
             "waiting": desk.kinds_waiting(db, me) if me.status == "active" else [],

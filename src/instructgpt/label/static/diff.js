@@ -1,7 +1,7 @@
 // What two texts have in common, word by word: Myers' shortest edit script (An O(ND) difference algorithm, 1986), on words.
 
 const LONGEST = 4000; // words of one text
-const MOST = 1500; // edits; texts that differ more have nothing to show side by side
+const MOST = 600; // edits; texts that differ more have nothing to show side by side
 
 /** Words with the spaces behind them; a character each where a script has no spaces. */
 export function words(text) {
