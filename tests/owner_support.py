@@ -49,10 +49,10 @@ class Filled:
         shown = [ids[number] for number in (order or range(len(ids)))]
         assignment, submission, at = new_id(), new_id(), at or now() + next(NUMBERS)
         add = self.add
-        add(Assignment, id=assignment, task_id=self.tasks[task], person_id=person.id, round=again, state="submitted", lease_until=at, shown=shown,
-            instructions_id=None, opened_at=at - 90_000, closed_at=at)  # fmt: skip
-        add(Submission, id=submission, assignment_id=assignment, version=1, key=submission, kind="rank", note="", active_ms=active, wall_ms=90_000,
-            pasted=pasted, surplus=False, invalid_reason=None, created_at=at, replaced_at=None)  # fmt: skip
+        add(Assignment, id=assignment, task_id=self.tasks[task], person_id=person.id, round=again, state="submitted", lease_until=at,
+            shown=shown, instructions_id=None, opened_at=at - 90_000, closed_at=at)  # fmt: skip
+        add(Submission, id=submission, assignment_id=assignment, version=1, key=submission, kind="rank", note="", active_ms=active,
+            wall_ms=90_000, pasted=pasted, surplus=False, invalid_reason=None, created_at=at, replaced_at=None)  # fmt: skip
         add(Ranking, submission_id=submission, none_acceptable=False, confidence=None)
         for number, completion in enumerate(ids):
             rank = ranks[number]

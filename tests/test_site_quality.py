@@ -190,12 +190,12 @@ def test_statements_do_not_grow_and_the_page_is_quick(site):
         for person in rng.sample(crowd, 3 if task < 120 else 1):
             filled.rank(task, person, rng.sample(range(1, 5), 4), ratings=[4, 5, 3, 2], labels=[{"opinion": False}] * 4)
     filled.save()
-    started = time.perf_counter()
+    started = time.process_time()
     answer = client.get("/quality")
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     assert answer.status_code == 200
     assert statements(site, lambda: client.get("/quality")) == few
-    assert took < 3  # under a second where nothing else runs; the machine of a test run is shared
+    assert took < 1  # of this process' own time: the machine of a test run is shared
 
 
 def test_tables_are_files_and_name_labelers_by_pseudonym(site):

@@ -53,6 +53,7 @@ COMMANDS = (
     Command("label export", "instructgpt.label.data_commands", "LabelExportConfig", "export_data", "labelers' work out of a site"),
     Command("label backup", "instructgpt.label.data_commands", "LabelBackupConfig", "backup", "copy a site's database while it runs"),
     Command("label simulate", "instructgpt.label.simulate", "SimulateConfig", "main", "simulated labelers at work on a running site"),
+    Command("label batch", "instructgpt.label.batch_command", "BatchConfig", "main", "a batch on a site from files, or from models"),
 )
 
 

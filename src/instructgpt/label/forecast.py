@@ -153,13 +153,17 @@ def progress(db: Session) -> list[Progress]:
     spent = joined(select(Task.batch_id, func.sum(Submission.active_ms)).select_from(Submission)).where(Submission.replaced_at.is_(None))
     active = {batch: int(total) for batch, total in db.execute(spent.group_by(Task.batch_id))}
     waiting = _questions(db)
-    return [
-        Progress(
-            batch.id, batch.name, batch.kind, batch.purpose, batch.screening, batch.state, batch.cohort, batch.priority, batch.created_at,
-            *counts.get(batch.id, (0,) * 8), active.get(batch.id, 0), waiting.get(batch.id, 0),
-        )
-        for batch in db.scalars(select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()))
-    ]  # fmt: skip
+    rows = []
+    for batch in db.scalars(select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc())):
+        tasks, finished, review, withdrawn, wanted, done, in_hand, pieces_left = counts.get(batch.id, (0,) * 8)
+        rows.append(
+            Progress(
+                batch.id, batch.name, batch.kind, batch.purpose, batch.screening, batch.state, batch.cohort, batch.priority,
+                batch.created_at, tasks, finished, review, withdrawn, wanted, done, in_hand, pieces_left,
+                active.get(batch.id, 0), waiting.get(batch.id, 0),
+            )
+        )  # fmt: skip
+    return rows
 
 
 def _questions(db: Session) -> dict[str, int]:
@@ -167,7 +171,7 @@ def _questions(db: Session) -> dict[str, int]:
     asked = select(Message.task_id, Message.about_id).where(Message.author_id == Message.about_id, Message.settled_at.is_(None))
     threads = asked.distinct().subquery()
     statement = select(Task.batch_id, func.count()).join(threads, threads.c.task_id == Task.id).group_by(Task.batch_id)
-    return {batch: count for batch, count in db.execute(statement)}
+    return {row[0]: row[1] for row in db.execute(statement)}
 
 
 def plan(db: Session, batch: Batch, hourly: float | None = None) -> Workload:
@@ -193,7 +197,7 @@ def plan(db: Session, batch: Batch, hourly: float | None = None) -> Workload:
         elif gold:
             golds, gold_pieces = golds + count, gold_pieces + float(size)
         else:
-            times = overlap + bool(repeat)
+            times = 2 * overlap if repeat else overlap  # everybody who did it is given it once more
             assignments, pieces = assignments + count * times, pieces + float(size) * times
     if golds:
         share = float(batch.policy.get("gold_share", 0.0))

@@ -18,11 +18,14 @@ from instructgpt.errors import BadInput
 from instructgpt.files import read_rows
 from instructgpt.label import batches
 from instructgpt.label.forms import PROMPT_LABELS
+from instructgpt.label.intake import MOST_COMPLETIONS
 from instructgpt.label.tables import Batch, Person
 from instructgpt.label.tables.tasks import Kind
 from instructgpt.records import USE_CASES, Cohort, explain
 
 MOST_WRITTEN = 100_000
+STANDARD_ERROR = 2
+"""Where the progress of sampling goes: what this process itself prints stays a report."""
 FILES = ("prompts", "completions", "gold")
 """What a batch is made from; completions only for rank batches, gold answers for whoever has some."""
 
@@ -43,8 +46,8 @@ class Wish(BaseModel):
     cohort_overlap: int = Field(3, ge=1, le=100)
     gold_share: float = Field(0.05, ge=0, le=1)
     repeat_share: float = Field(0.02, ge=0, le=1)
-    k_least: int | None = Field(None, ge=2, le=batches.MOST_COMPLETIONS)
-    k_most: int | None = Field(None, ge=2, le=batches.MOST_COMPLETIONS)
+    k_least: int | None = Field(None, ge=2, le=MOST_COMPLETIONS)
+    k_most: int | None = Field(None, ge=2, le=MOST_COMPLETIONS)
     seed: int = Field(0, ge=0, lt=2**32)
     written: int = Field(0, ge=0, le=MOST_WRITTEN)
     """Kind `write`: how many prompts labelers shall write."""
@@ -68,7 +71,7 @@ class Wish(BaseModel):
     @property
     def policy(self) -> batches.Policy:
         """How many labelers each task gets. Raises ValueError when the numbers contradict each other."""
-        k = None if self.k_least is None and self.k_most is None else (self.k_least or 2, self.k_most or batches.MOST_COMPLETIONS)
+        k = None if self.k_least is None and self.k_most is None else (self.k_least or 2, self.k_most or MOST_COMPLETIONS)
         return batches.Policy(
             overlap=self.overlap, cohort_share=self.cohort_share, cohort_overlap=self.cohort_overlap, gold_share=self.gold_share,
             repeat_share=self.repeat_share, k=k, seed=self.seed,
@@ -103,9 +106,10 @@ def make(db: Session, wish: Wish, files: Mapping[str, Sequence[Path]], by: Perso
     except ValidationError as error:
         raise BadInput(explain(error)) from error
     brief = {"form": wish.written_form} | ({"use_case": wish.written_use_case} if wish.written_use_case else {})
+    gold = read_gold(wish.kind, files.get("gold", ()))
     return batches.make_batch(
         db, wish.name, wish.kind, wish.purpose, prompts, completions, policy, screening=wish.screening, cohort=wish.cohort,
-        baseline=wish.baseline, gold=read_gold(wish.kind, files.get("gold", ())), briefs=[brief] * wish.written, priority=wish.priority, by=by,
+        baseline=wish.baseline, gold=gold, briefs=[brief] * wish.written, priority=wish.priority, by=by,
     )  # fmt: skip
 
 
@@ -128,30 +132,32 @@ def read_gold(kind: Kind, paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return answers
 
 
-def sample(models: Sequence[tuple[str, str]], prompts: Path, n: int, folder: Path, options: Sequence[str] = ()) -> list[Path]:
+def sample(models: Sequence[tuple[str, str]], prompts: Sequence[Path], n: int, seed: int, folder: Path) -> list[Path]:
     """Completions of every model, by `instructgpt sample` in a process of its own: this process needs no torch.
 
     Args:
         models: (name in the records, directory or hub name) of each.
         n: completions of each prompt and model.
+        folder: where to put them.
 
     Returns:
-        one file of completions a model.
+        one file of completions a model and a file of prompts.
 
     Raises:
         BadInput: a model could not be sampled; its own words are passed on.
     """
     made = []
     for number, (name, model) in enumerate(models):
-        out = folder / f"completions-{number}.jsonl"
-        command = [sys.executable, "-m", "instructgpt", *sample_arguments(model, str(prompts), n, str(out)), *options]
-        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            said = done.stderr.strip().splitlines()
-            raise BadInput(f"completions of {model}: {said[-1].removeprefix('instructgpt: ') if said else 'sampling failed'}")
-        renamed = [each.model_copy(update={"model": name}) for each in records.read_records(records.Completion, out)]
-        records.write_records(out, renamed)
-        made.append(out)
+        for part, asked in enumerate(prompts):
+            out = folder / f"completions-{number}-{part}.jsonl"
+            command = [sys.executable, "-m", "instructgpt", *sample_arguments(model, str(asked), n, str(out)), "--seed", str(seed)]
+            done = subprocess.run(command, stdout=STANDARD_ERROR, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                said = done.stderr.strip().splitlines()
+                raise BadInput(f"completions of {model}: {said[-1].removeprefix('instructgpt: ') if said else 'sampling failed'}")
+            renamed = [each.model_copy(update={"model": name}) for each in records.read_records(records.Completion, out)]
+            records.write_records(out, renamed)
+            made.append(out)
     return made
 
 

@@ -160,7 +160,7 @@ def read_gold(db: Session, batch: str | None = None) -> list[Ranked]:
 
 
 def categories(rankings: Sequence[Ranked], ratings: Sequence[Rated]) -> list[Category]:
-    """Ratings (ordinal), then every label that was answered (nominal; not applicable is an answer of its own). Hidden repeats do not count."""
+    """Ratings (ordinal), then every label that was answered (nominal; not applicable is an answer too), without hidden repeats."""
     from instructgpt.statistics.categories import gwet_ac1, krippendorff_alpha, positive_agreement
 
     of = {each.submission: each for each in rankings if each.round == 0}

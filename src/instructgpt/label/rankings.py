@@ -64,7 +64,7 @@ def current(kind: Kind, batch: str | None = None) -> ColumnElement[bool]:
     return chosen if batch is None else and_(chosen, Task.batch_id == batch)
 
 
-def joined(statement: Select[Any]) -> Select[Any]:
+def joined(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
     """A selection from submissions together with their assignment, task and batch."""
     return (
         statement.join(Assignment, Assignment.id == Submission.assignment_id)
@@ -89,10 +89,11 @@ def read_rankings(db: Session, batch: str | None = None) -> list[Ranked]:
     heads = heads.join(Person, Person.id == Assignment.person_id).join(Prompt, Prompt.id == Task.prompt_id).where(current("rank", batch))
     rankings = []
     for head in db.execute(heads.order_by(Submission.created_at, Submission.id)):
-        submission, task, of_batch, prompt, labeler, cohort, role, *rest = head
+        submission, task, of_batch, prompt, labeler, cohort, role, again, gold, case, active, wall, pasted, at = head
         if submission in items:
             completions, ranks = zip(*items[submission], strict=True)
-            rankings.append(Ranked(submission, task, of_batch, prompt, labeler, cohort or role, *rest, completions, ranks))
+            known = (submission, task, of_batch, prompt, labeler, cohort or role, again, gold, case, active, wall, pasted, at)
+            rankings.append(Ranked(*known, completions, ranks))
     return rankings
 
 

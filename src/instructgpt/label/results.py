@@ -102,7 +102,7 @@ def masked(text: str, names: Iterable[str]) -> str:
 
 
 def measured(db: Session, batch: Batch) -> tuple[list[Ranked], list[Rated]]:
-    """The rankings of a batch with the names of the models, and its ratings. Hidden repeats and gold tasks do not count. Three statements."""
+    """The rankings of a batch with the names of the models, and its ratings. No hidden repeats, no gold. Four statements."""
     rankings = [each for each in read_rankings(db, batch.id) if each.round == 0 and not each.gold]
     return with_models(rankings, models_of(db, batch.id)), read_ratings(db, batch.id)
 

@@ -66,9 +66,10 @@ def one_case(request: Request, visitor: Team, task_id: str) -> Response:
     ranks = [dict(zip(each.completions, each.ranks, strict=True)) for each in found.rankings]
     proposed = dict(zip(found.proposal.completions, found.proposal.ranks, strict=True)) if found.proposal else {}
     start = found.settled[0].ranks if found.settled else proposed
+    texts = {each.id: masked(each.text, hidden) for each in found.completions}
     return page(
-        request, visitor, "adjudicate.html", found=found, letters=letters, ranks=ranks, proposed=proposed, start=start, errors=ERRORS, show=figures,
-        text=masked(found.prompt.text, hidden), texts={each.id: masked(each.text, hidden) for each in found.completions}, others=others,
+        request, visitor, "adjudicate.html", found=found, letters=letters, ranks=ranks, proposed=proposed, start=start, errors=ERRORS,
+        show=figures, text=masked(found.prompt.text, hidden), texts=texts, others=others,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from instructgpt.errors import BadInput
 from instructgpt.label import batches, forecast, journal, making
 from instructgpt.label.access import Visitor, allow, site_of
 from instructgpt.label.forecast import Workload
+from instructgpt.label.intake import MOST_COMPLETIONS
 from instructgpt.label.making import FILES, Wish
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.overview import positive
@@ -47,16 +50,17 @@ class Filled:
 
 async def filled(request: Request) -> Filled:
     """The form of a new batch. Its files are kept on the server, so that a preview need not send them twice."""
-    form = await request.form(max_files=len(FILES), max_fields=60)
     folder = site_of(request).settings.folder
     files: dict[str, tuple[str, str]] = {}
-    for name in FILES:
-        sent, token = form.get(name), form.get(f"{name}_token")
-        if isinstance(sent, UploadFile) and sent.filename:
-            files[name] = (making.keep_upload(folder, sent.filename, sent.file), sent.filename)
-        elif isinstance(token, str) and token:
-            files[name] = (token, str(form.get(f"{name}_name") or token))
-    return Filled({key: value for key, value in form.items() if isinstance(value, str)}, files)
+    async with request.form(max_files=len(FILES), max_fields=60) as form:
+        for name in FILES:
+            sent, token = form.get(name), form.get(f"{name}_token")
+            if isinstance(sent, UploadFile) and sent.filename:
+                token = await run_in_threadpool(making.keep_upload, folder, sent.filename, sent.file)
+                files[name] = (token, sent.filename)
+            elif isinstance(token, str) and token:
+                files[name] = (token, str(form.get(f"{name}_name") or token))
+        return Filled({key: value for key, value in form.items() if isinstance(value, str)}, files)
 
 
 @router.get("/batches")
@@ -135,22 +139,22 @@ def form_page(
     sizes: Mapping[int, int] | None = None, report: Mapping[str, int] | None = None,
 ) -> Response:  # fmt: skip
     """The form, with what is wrong or what a preview found."""
-    commands = ["instructgpt " + " ".join(making.sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl"))]
-    commands.append(
-        f"instructgpt label batch --out {site_of(request).settings.folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR"
-    )
+    one = "instructgpt " + " ".join(making.sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl"))
+    folder = shlex.quote(str(site_of(request).settings.folder))
+    every = f"instructgpt label batch --site {folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR --n 2"
     return page(
         request, visitor, "batch_new.html", status=422 if wrong else 200, show=figures, given=given, wrong=wrong, work=work, sizes=sizes,
-        report={name: count for name, count in (report or {}).items() if count}, use_cases=USE_CASES, commands=commands,
-        most=batches.MOST_COMPLETIONS, screening=batches.SCREENING,
+        report={name: count for name, count in (report or {}).items() if count}, use_cases=USE_CASES, commands=[one, every],
+        most=MOST_COMPLETIONS, screening=batches.SCREENING,
     )  # fmt: skip
 
 
 def sizes_of(db: Session, batch: Batch) -> dict[int, int]:
     """How many tasks have K completions."""
-    sizes = select(func.count().label("k")).select_from(TaskCompletion).join(Task, Task.id == TaskCompletion.task_id).where(Task.batch_id == batch.id)
-    counted = sizes.group_by(TaskCompletion.task_id).subquery()
-    return {k: count for k, count in db.execute(select(counted.c.k, func.count()).group_by(counted.c.k).order_by(counted.c.k))}
+    sizes = select(func.count().label("k")).select_from(TaskCompletion).join(Task, Task.id == TaskCompletion.task_id)
+    counted = sizes.where(Task.batch_id == batch.id).group_by(TaskCompletion.task_id).subquery()
+    rows = db.execute(select(counted.c.k, func.count()).group_by(counted.c.k).order_by(counted.c.k))
+    return {row[0]: row[1] for row in rows}
 
 
 def batch_of(db: Session, batch_id: str) -> Batch:

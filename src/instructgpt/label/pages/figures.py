@@ -103,8 +103,8 @@ def spans(
             parts.append(f'<line x1="{x(measured.low)}" x2="{x(measured.high)}" y1="{y}" y2="{y}" class="whisker"/>')
         parts.append(f'<circle cx="{x(measured.value)}" cy="{y}" r="5" class="dot"/>')
         parts.append(f'<text x="{WIDTH - ENDS + 14}" y="{y + 4}">{percent(measured.value)}</text>')
-    for tick in (low, (low + high) / 2, high):
-        parts.append(f'<text x="{x(tick)}" y="{height - 4}" text-anchor="middle">{percent(tick, 0)}</text>')
+    ticks = (low, (low + high) / 2, high)
+    parts += [f'<text x="{x(tick)}" y="{height - 4}" text-anchor="middle">{percent(tick, 0)}</text>' for tick in ticks]
     return svg(parts, height, title)
 
 

@@ -13,7 +13,7 @@ from instructgpt.label.forecast import DAY, HOUR, WINDOW, Day, Forecast, Progres
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.render import page
 from instructgpt.label.tables import now
-from instructgpt.label.tables.tasks import KINDS
+from instructgpt.label.tables.tasks import KINDS, Kind
 
 router = APIRouter()
 Team = Annotated[Visitor, allow("researcher", "owner")]
@@ -29,7 +29,8 @@ def overview(request: Request, visitor: Team, hourly: str = "") -> Response:
     return page(
         request, visitor, "overview.html", show=figures, rows=rows, past=past, by_kind=by_kind, speeds=measured, hourly=hourly, rate=rate,
         assumed=forecast.MEASURED, window=WINDOW,
-        active_ms=sum(day.active_ms for day in past), spent_ms=sum(each.active_ms for each in rows), questions=sum(each.questions for each in rows),
+        active_ms=sum(day.active_ms for day in past), spent_ms=sum(each.active_ms for each in rows),
+        questions=sum(each.questions for each in rows),
         in_review=sum(each.review for each in rows),
     )  # fmt: skip
 
@@ -43,13 +44,13 @@ def days_csv(request: Request, _: Team) -> Response:
     return figures.table("days", ["day", *KINDS, "active_hours", "people"], rows)
 
 
-def read(db: Session, at: int) -> tuple[list[Progress], list[Day], dict[str, Speed]]:
+def read(db: Session, at: int) -> tuple[list[Progress], list[Day], dict[Kind, Speed]]:
     """Batches, the last days, speeds."""
-    return forecast.progress(db), forecast.daily(db, at), dict(forecast.speeds(db))
+    return forecast.progress(db), forecast.daily(db, at), forecast.speeds(db)
 
 
 def foreseen(
-    kind: str, rows: list[Progress], past: list[Day], measured: dict[str, Speed], rate: float | None, at: int
+    kind: Kind, rows: list[Progress], past: list[Day], measured: dict[Kind, Speed], rate: float | None, at: int
 ) -> tuple[int, Forecast, tuple[float | None, ...], float, float | None]:
     """Of the open batches of a kind: assignments left, the forecast, its three dates (ms), hours left, cost left."""
     open_ = [each for each in rows if each.kind == kind and each.state == "open"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
@@ -15,6 +15,9 @@ from instructgpt.label.pages.render import page
 from instructgpt.label.problem import Problem
 from instructgpt.label.quality import BAND, Quality
 from instructgpt.label.tables import Batch, now
+
+if TYPE_CHECKING:
+    from instructgpt.statistics.estimate import Estimate
 
 router = APIRouter()
 Team = Annotated[Visitor, allow("researcher", "owner")]
@@ -92,6 +95,11 @@ def agreement_rows(found: Quality) -> Table:
     return ["group", "rule", "value", "low", "high", "n", "alike", "opposite", "one_tied", "both_tied"], rows
 
 
+def ends(measured: Estimate | None) -> list[float | None]:
+    """A number and the ends of its interval."""
+    return [None, None, None] if measured is None else [measured.value, measured.low, measured.high]
+
+
 def labeler_rows(found: Quality) -> Table:
     """One row a labeler."""
     head = [
@@ -101,7 +109,8 @@ def labeler_rows(found: Quality) -> Table:
     rows: list[list[object]] = []
     for each in found.labelers:
         known = each.agreement
-        agreed = [known.shared, known.share, known.shrunk.value, known.shrunk.low, known.shrunk.high] if known else [0, None, None, None, None]
+        shrunk = known.shrunk if known else None
+        agreed = [known.shared, known.share, *ends(shrunk)] if known else [0, None, *ends(None)]
         checks = [row.decided.value if row else None for row in (each.gold, each.repeats)]
         habits = [each.report.ties.share, each.seconds, each.hours, each.pasted, each.mean_rating, *each.ratings]
         rows.append(
@@ -127,10 +136,8 @@ def label_rows(found: Quality) -> Table:
     """Ratings and labels."""
     rows: list[list[object]] = []
     for each in found.categories:
-        row: list[object] = [each.name, each.answers, each.yes, each.alpha.value, each.alpha.low, each.alpha.high]
-        for measured in (each.ac1, each.positive):
-            row.append(measured.value if measured else None)
-        rows.append(row)
+        more = [measured.value if measured else None for measured in (each.ac1, each.positive)]
+        rows.append([each.name, each.answers, each.yes, *ends(each.alpha), *more])
     return ["question", "answers", "yes", "alpha", "low", "high", "ac1", "positive_agreement"], rows
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label import assignment, batches, journal, threads
 from instructgpt.label.access import Visitor, allow, site_of
+from instructgpt.label.adjudication import completions_of
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.render import page
 from instructgpt.label.problem import Problem
@@ -18,7 +19,6 @@ from instructgpt.label.results import masked, names_hidden
 from instructgpt.label.tables import (
     Assignment,
     Batch,
-    Completion,
     Demonstration,
     Message,
     Person,
@@ -27,7 +27,6 @@ from instructgpt.label.tables import (
     Skip,
     Submission,
     Task,
-    TaskCompletion,
     now,
 )
 
@@ -44,7 +43,7 @@ def one_task(request: Request, visitor: Team, task_id: str) -> Response:
         batch = db.get_one(Batch, task.batch_id)
         prompt = db.get(Prompt, task.prompt_id) if task.prompt_id else None
         hidden = names_hidden(db)
-        shown = completions_of(db, task)
+        shown = completions_of(db, task_id)
         work = work_on(db, task)
         talk = talk_about(db, task)
         skips = list(
@@ -72,19 +71,11 @@ def task_of(db: Session, task_id: str) -> Task:
     return task
 
 
-def completions_of(db: Session, task: Task) -> list[Completion]:
-    """The completions of a task; letters follow their order."""
-    statement = select(Completion).join(TaskCompletion, TaskCompletion.completion_id == Completion.id)
-    return list(db.scalars(statement.where(TaskCompletion.task_id == task.id).order_by(TaskCompletion.position)))
-
-
 def work_on(db: Session, task: Task) -> list[tuple[Assignment, Person, Submission, list[tuple[str, int]], str | None]]:
-    """(assignment, labeler, submission, (completion, rank) best first, text of a demonstration) of everything that counts, in three statements."""
+    """(assignment, labeler, submission, (completion, rank) best first, a demonstration's text) of all that counts. Three statements."""
     chosen = (Assignment.task_id == task.id, Submission.replaced_at.is_(None))
     statement = select(Assignment, Person, Submission).join(Person, Person.id == Assignment.person_id)
-    rows = db.execute(
-        statement.join(Submission, Submission.assignment_id == Assignment.id).where(*chosen).order_by(Submission.created_at)
-    )
+    rows = db.execute(statement.join(Submission, Submission.assignment_id == Assignment.id).where(*chosen).order_by(Submission.created_at))
     ranks: dict[str, list[tuple[str, int]]] = {}
     items = select(RankingItem.submission_id, RankingItem.completion_id, RankingItem.rank).join(
         Submission, Submission.id == RankingItem.submission_id
@@ -93,10 +84,8 @@ def work_on(db: Session, task: Task) -> list[tuple[Assignment, Person, Submissio
     for submission, completion, rank in db.execute(items):
         ranks.setdefault(submission, []).append((completion, rank))
     written = select(Demonstration.submission_id, Demonstration.text).join(Submission, Submission.id == Demonstration.submission_id)
-    texts: dict[str, str] = {
-        submission: text
-        for submission, text in db.execute(written.join(Assignment, Assignment.id == Submission.assignment_id).where(*chosen))
-    }
+    of_task = written.join(Assignment, Assignment.id == Submission.assignment_id).where(*chosen)
+    texts: dict[str, str] = {row[0]: row[1] for row in db.execute(of_task)}
     return [(mine, person, sent, ranks.get(sent.id, []), texts.get(sent.id)) for mine, person, sent in rows]
 
 
