@@ -264,7 +264,7 @@ def test_nonsense_is_refused_not_suffered(site, value):
 def test_the_description_names_every_route(site):
     described = client_of(site).get("/api/v1/openapi.json").json()
     routes = {route.path for router in (*API, *PAGES) for route in router.routes if route.path.startswith("/api/")}
-    assert set(described["paths"]) == routes - {"/api/v1/openapi.json"}
+    assert set(described["paths"]) == {route.replace(":path}", "}") for route in routes} - {"/api/v1/openapi.json"}
     assert "http://" not in json.dumps(described)
     assert "https://" not in json.dumps(described)
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-import yaml
+from faults_support import here
 from test_interrupts import SMALL as SMALL_RUN
 
 from instructgpt.label.client import Service
@@ -23,6 +23,11 @@ sys.path.append(str(Path(__file__).parent.parent / "bench"))
 import site_load
 
 PATH = {"PYTHONPATH": str(Path(__file__).parent.parent / "src"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def command(capsys):
+    return here(capsys)
 
 
 def test_a_killed_server_loses_nothing(tmp_path, database_url):
@@ -58,7 +63,7 @@ def running(process):
 @pytest.mark.slow
 def test_a_run_through_the_site_goes_on_with_its_files(tmp_path, command):
     small = tmp_path / "small.yaml"
-    small.write_text(yaml.safe_dump(SMALL_RUN))
+    small.write_text(SMALL_RUN)
     out = tmp_path / "run"
     assert command("run", "--preset", "smoke", "--config", small, "--through-site", "--out", out).code == 0
     rankings = read_records(Ranking, out / "world" / "rankings.jsonl")

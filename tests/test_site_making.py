@@ -111,7 +111,7 @@ def test_bad_forms_are_refused_in_one_line_and_change_nothing(site, client, fiel
         assert not db.query(Journal).count()
 
 
-def test_a_form_with_files_is_protected_by_its_own_field(site, client):
+def test_a_form_with_files_is_protected_by_its_own_field(client):
     token = client.headers.pop("X-CSRF-Token")
     assert client.post("/batches", data=form()).status_code == 403
     assert client.post("/batches", data=form(csrf=token), files={"completions": completions()}).status_code == 303

@@ -294,3 +294,10 @@ def test_rankings_side_by_side_name_nobody(site):
     body = said[said.index("<main") : said.index("</main>")]
     assert not [name for name in ("ada", "ben", "cy", "sft", "ppo") if f">{name}<" in body or f" {name} " in body]
     assert "Labeler 3" in body
+
+
+def test_letters_do_not_follow_the_models(site):
+    filled = fill(site, tasks=12, models=("a", "b"), purpose="evaluation")
+    with site.database.read() as db:
+        first = [adjudication.completions_of(db, task)[0].model for task in filled.tasks]
+    assert set(first) == {"a", "b"}  # both have been A: by chance one alone is, once in 2,048 times

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
@@ -50,7 +51,7 @@ class Case:
     batch: Batch
     prompt: Prompt
     completions: Sequence[Completion]
-    """In the order of the task; letters follow it."""
+    """Letters follow their order."""
     rankings: Sequence[Ranked]
     ratings: Mapping[tuple[int, str], Rated]
     """(number of the ranking, completion) -> rating and labels."""
@@ -77,16 +78,20 @@ def queue(db: Session, batch: str | None = None) -> list[Waiting]:
     return sorted(rows, key=lambda row: bool(row.settled))
 
 
+def completions_of(db: Session, task_id: str) -> list[Completion]:
+    """The completions of a task in an order of the task's own: were it that of the models, letters would give them away over many tasks."""
+    statement = select(Completion).join(TaskCompletion, TaskCompletion.completion_id == Completion.id)
+    rows = db.scalars(statement.where(TaskCompletion.task_id == task_id))
+    return sorted(rows, key=lambda row: sha256(f"{task_id} {row.id}".encode()).digest())
+
+
 def case(db: Session, task_id: str) -> Case:
     """Everything about one task. Raises Problem 404."""
     task = db.get(Task, task_id)
     if task is None or task.kind != "rank" or task.prompt_id is None:
         raise Problem(404, "no_such_task")
     batch, prompt = db.get_one(Batch, task.batch_id), db.get_one(Prompt, task.prompt_id)
-    statement = (
-        select(Completion).join(TaskCompletion, TaskCompletion.completion_id == Completion.id).where(TaskCompletion.task_id == task_id)
-    )
-    completions = list(db.scalars(statement.order_by(TaskCompletion.position)))
+    completions = completions_of(db, task_id)
     mine = [each for each in read_rankings(db, batch.id) if each.task == task_id and each.round == 0]
     rankings = sorted(mine, key=lambda each: each.submission[::-1])  # random bits first: neither by name nor by time
     number = {each.submission: place for place, each in enumerate(rankings)}

@@ -46,15 +46,9 @@ def write_archive(database: Database, out: Path, people: People = "whole") -> di
     with writing(out):
         try:
             half.mkdir(mode=0o700, parents=True)
-            tables: dict[str, Any] = {}
             with snapshot(database) as db:
-                for table in Base.metadata.sorted_tables:
-                    if people == "whole" or table.name not in PERSONAL:
-                        file = half / f"{table.name}.jsonl"
-                        count = _write_table(db, table, file, people)
-                        tables[table.name] = {
-                            "rows": count, "sha256": sha256_of(file), "columns": [column.name for column in table.columns],
-                        }  # fmt: skip
+                kept = [table for table in Base.metadata.sorted_tables if people == "whole" or table.name not in PERSONAL]
+                tables = {table.name: _write_table(db, table, half / f"{table.name}.jsonl", people) for table in kept}
             about = {"archive": VERSION, "instructgpt": __version__, "people": people, "tables": tables}
             (half / "archive.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
             if out.is_dir():
@@ -65,8 +59,8 @@ def write_archive(database: Database, out: Path, people: People = "whole") -> di
     return about
 
 
-def _write_table(db: Session, table: Table, file: Path, people: People) -> int:
-    """One table as JSON lines, in the order of its key's bytes. Returns the count of rows."""
+def _write_table(db: Session, table: Table, file: Path, people: People) -> dict[str, Any]:
+    """One table as JSON lines, in the order of its key's bytes. Returns what the description says of it."""
     binary = "BINARY" if db.get_bind().dialect.name == "sqlite" else "C"
     order = [collate(column, binary) if column.type.python_type is str else column for column in table.primary_key]
     count = 0
@@ -80,7 +74,7 @@ def _write_table(db: Session, table: Table, file: Path, people: People) -> int:
             count += 1
         opened.flush()
         os.fsync(opened.fileno())
-    return count
+    return {"rows": count, "sha256": sha256_of(file), "columns": [column.name for column in table.columns]}
 
 
 def read_archive(database: Database, folder: Path) -> dict[str, Any]:

@@ -184,24 +184,27 @@ class Service(Connection):
         file.parent.mkdir(parents=True, exist_ok=True)
         part, until = file.with_name(f".{file.name}.part"), time.monotonic() + self.patience
         part.unlink(missing_ok=True)
-        while True:
-            there = part.stat().st_size if part.exists() else 0
-            try:
-                with self.http.stream("GET", path, headers={"Range": f"bytes={there}-"} if there else {}) as answer:
-                    if answer.status_code == 416:  # nothing is missing
-                        break
-                    if not answer.is_success:
-                        answer.read()
-                        self._read(answer)
-                    with part.open("ab" if answer.status_code == 206 else "wb") as opened:
-                        for piece in answer.iter_bytes():
-                            opened.write(piece)
-                break
-            except httpx.TransportError as error:
-                if time.monotonic() >= until:
-                    raise RunFailed(f"{self.site}{path}: broke off ({error})") from error
-                time.sleep(0.2)
+        while not self._fetch_rest(path, part):
+            if time.monotonic() >= until:
+                raise RunFailed(f"{self.site}{path}: broke off again and again")
+            time.sleep(0.2)
         part.replace(file)
+
+    def _fetch_rest(self, path: str, part: Path) -> bool:
+        """What of a file is not there yet; whether it is whole now."""
+        there = part.stat().st_size if part.exists() else 0
+        try:
+            with self.http.stream("GET", path, headers={"Range": f"bytes={there}-"} if there else {}) as answer:
+                if answer.status_code == 416:  # nothing is missing
+                    return True
+                if not answer.is_success:
+                    answer.read()
+                    self._read(answer)
+                with part.open("ab" if answer.status_code == 206 else "wb") as opened:
+                    opened.writelines(answer.iter_bytes())
+        except httpx.TransportError:
+            return False
+        return True
 
     def agreement(self, batch: str | None = None) -> dict[str, Any]:
         """How far labelers agree."""

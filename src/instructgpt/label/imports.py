@@ -20,10 +20,9 @@ from instructgpt.errors import BadInput
 from instructgpt.files import Skipped, bad_line, read_rows
 from instructgpt.label import foreign
 from instructgpt.label.foreign import RatedCompletion, Reading
-from instructgpt.label.intake import new_prompt, prompt_hash
-from instructgpt.label.tables import (
-    Prompt,
-)
+from instructgpt.label.intake import mend, new_prompt, prompt_hash, text_hash
+from instructgpt.label.leaks import names_itself
+from instructgpt.label.tables import Completion, Prompt, new_id
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Demonstration, Ranking, Record, as_record
 from instructgpt.records import Prompt as PromptRecord
@@ -162,6 +161,32 @@ def take_prompts(db: Session, found: Iterable[Placed], come: Come) -> None:
         assert isinstance(record, PromptRecord)
         with at(place):
             come.counts[f"prompts {upsert_prompt(db, record)[1]}"] += 1
+
+
+def put_completion(db: Session, record: CompletionRecord) -> tuple[Completion, str]:
+    """A completion that batches can be made of: (row, `created` or `unchanged`). Raises BadInput where its prompt was withdrawn."""
+    prompt, _ = upsert_prompt(db, PromptRecord(prompt=mend(record.prompt)))
+    text = mend(record.completion)
+    same = select(Completion).where(
+        Completion.prompt_id == prompt.id, Completion.model == record.model, Completion.text_hash == text_hash(text)
+    )  # fmt: skip
+    if (there := db.scalars(same).first()) is not None:
+        return there, "unchanged"
+    made = Completion(
+        id=new_id(), prompt_id=prompt.id, text=text, text_hash=text_hash(text), model=record.model, finish=record.finish,
+        sampling=record.sampling, score=record.score, names_itself=names_itself(text, [record.model]),
+    )  # fmt: skip
+    db.add(made)
+    db.flush()
+    return made, "created"
+
+
+def take_completions(db: Session, found: Iterable[Placed], come: Come) -> None:
+    """Put completions into the database, for batches to be made of. Raises BadInput with the place of the first that does not fit."""
+    for place, record in found:
+        assert isinstance(record, CompletionRecord)
+        with at(place):
+            come.counts[f"completions {put_completion(db, record)[1]}"] += 1
 
 
 @contextmanager

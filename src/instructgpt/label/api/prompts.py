@@ -31,11 +31,9 @@ from instructgpt.label.api.given import (
     refusing,
     unstorable,
 )
-from instructgpt.label.imports import upsert_prompt
-from instructgpt.label.intake import text_hash
-from instructgpt.label.leaks import names_itself
+from instructgpt.label.imports import put_completion, upsert_prompt
 from instructgpt.label.problem import Problem
-from instructgpt.label.tables import Completion, Prompt, new_id, now
+from instructgpt.label.tables import Completion, Prompt, now
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Message, as_record
 from instructgpt.records import Prompt as PromptRecord
@@ -147,7 +145,7 @@ async def import_prompts(request: Request, visitor: Writes) -> Imported:
 @router.post("/completions:import", openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}})
 async def import_completions(request: Request, visitor: Writes) -> Imported:
     """Completions as JSON lines, as `sample` writes them; batches are made of them afterwards."""
-    return await _lines(request, visitor, "completions.import", lambda db, row: _put_completion(db, mended(row)))
+    return await _lines(request, visitor, "completions.import", _put_completion)
 
 
 def _put_prompt(db: Session, row: dict[str, Any]) -> tuple[str, str]:
@@ -158,21 +156,8 @@ def _put_prompt(db: Session, row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _put_completion(db: Session, row: dict[str, Any]) -> tuple[str, str]:
-    record = as_record(CompletionRecord, row)
-    prompt, _ = upsert_prompt(db, PromptRecord(prompt=record.prompt))
-    hashed = text_hash(record.completion)
-    same = select(Completion.id).where(
-        Completion.prompt_id == prompt.id, Completion.model == record.model, Completion.text_hash == hashed
-    )  # fmt: skip
-    if there := db.scalar(same):
-        return there, "unchanged"
-    made = Completion(
-        id=new_id(), prompt_id=prompt.id, text=record.completion, text_hash=hashed, model=record.model, finish=record.finish,
-        sampling=record.sampling, score=record.score, names_itself=names_itself(record.completion, [record.model]),
-    )  # fmt: skip
-    db.add(made)
-    db.flush()
-    return made.id, "created"
+    completion, status = put_completion(db, as_record(CompletionRecord, mended(row)))
+    return completion.id, status
 
 
 async def _lines(request: Request, visitor: Visitor, action: str, put: Callable[[Session, dict[str, Any]], tuple[str, str]]) -> Imported:

@@ -11,10 +11,10 @@ from sqlalchemy import select
 
 from instructgpt.label import calibration
 from instructgpt.label.access import Visitor, allow, site_of
+from instructgpt.label.adjudication import completions_of
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.adjudication import Tiers, tiers
 from instructgpt.label.pages.render import page
-from instructgpt.label.pages.tasks import completions_of
 from instructgpt.label.results import masked, names_hidden
 from instructgpt.label.tables import Prompt, Remark, Room, Task, now
 
@@ -46,7 +46,7 @@ def one_room(request: Request, visitor: Anyone, room_id: str) -> Response:
         room = calibration.room_of(db, room_id)
         task = db.get_one(Task, room.task_id)
         prompt = db.get_one(Prompt, task.prompt_id)
-        shown = completions_of(db, task)
+        shown = completions_of(db, task.id)
         given = calibration.votes(db, room)
         hidden = names_hidden(db)
         talk = list(db.scalars(select(Remark).where(Remark.room_id == room.id).order_by(Remark.at, Remark.id)))

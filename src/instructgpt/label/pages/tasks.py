@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label import assignment, batches, journal, threads
 from instructgpt.label.access import Visitor, allow, site_of
+from instructgpt.label.adjudication import completions_of
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.render import page
 from instructgpt.label.problem import Problem
@@ -18,7 +19,6 @@ from instructgpt.label.results import masked, names_hidden
 from instructgpt.label.tables import (
     Assignment,
     Batch,
-    Completion,
     Demonstration,
     Message,
     Person,
@@ -27,7 +27,6 @@ from instructgpt.label.tables import (
     Skip,
     Submission,
     Task,
-    TaskCompletion,
     now,
 )
 
@@ -44,7 +43,7 @@ def one_task(request: Request, visitor: Team, task_id: str) -> Response:
         batch = db.get_one(Batch, task.batch_id)
         prompt = db.get(Prompt, task.prompt_id) if task.prompt_id else None
         hidden = names_hidden(db)
-        shown = completions_of(db, task)
+        shown = completions_of(db, task_id)
         work = work_on(db, task)
         talk = talk_about(db, task)
         skips = list(
@@ -70,12 +69,6 @@ def task_of(db: Session, task_id: str) -> Task:
     if task is None:
         raise Problem(404, "not_found")
     return task
-
-
-def completions_of(db: Session, task: Task) -> list[Completion]:
-    """The completions of a task; letters follow their order."""
-    statement = select(Completion).join(TaskCompletion, TaskCompletion.completion_id == Completion.id)
-    return list(db.scalars(statement.where(TaskCompletion.task_id == task.id).order_by(TaskCompletion.position)))
 
 
 def work_on(db: Session, task: Task) -> list[tuple[Assignment, Person, Submission, list[tuple[str, int]], str | None]]:
