@@ -53,11 +53,12 @@ def make_model(family: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def make_rankings(k: int, count: int) -> list[tuple[list[int], list[list[int]]]]:
-    """Prompts of 200 to 400 tokens with K completions of 50 to 70, best first."""
+def make_rankings(k: int, count: int, even: bool) -> list[tuple[list[int], list[list[int]]]]:
+    """Prompts of 200 to 400 tokens with K completions of 50 to 70, best first; `even`: of 300 and 60."""
     draw = random.Random(k)
+    lengths = ((300, 300), (60, 60)) if even else ((200, 400), (50, 70))
     tokens = lambda low, high: [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(low, high))]  # noqa: E731
-    return [(tokens(200, 400), [tokens(50, 70) for _ in range(k)]) for _ in range(count)]
+    return [(tokens(*lengths[0]), [tokens(*lengths[1]) for _ in range(k)]) for _ in range(count)]
 
 
 # --- the two sides: each takes a model and rankings and gives one pass, forward and backward, -> mean ranking loss ----
@@ -122,7 +123,7 @@ def peers(folder: Path) -> Callable[[list[Any]], float]:
 
 
 def serve(side: Callable[[Path], Callable[[list[Any]], float]], folder: Path) -> None:
-    """Answer requests, JSON lines of K: one pass over its rankings. -> loss and seconds."""
+    """Answer requests, JSON lines of K and whether lengths are even: one pass over its rankings. -> loss and seconds."""
     import torch
 
     torch.set_num_threads(1)
@@ -131,8 +132,8 @@ def serve(side: Callable[[Path], Callable[[list[Any]], float]], folder: Path) ->
     one_pass = side(folder)
     print("ready", file=out, flush=True)
     for line in sys.stdin:
-        k = json.loads(line)
-        rankings = make_rankings(k, RANKINGS[k])
+        k, even = json.loads(line)
+        rankings = make_rankings(k, RANKINGS[k], even)
         start = time.perf_counter()
         loss = one_pass(rankings)
         print(json.dumps([loss, time.perf_counter() - start]), file=out, flush=True)
@@ -160,10 +161,10 @@ class Side:
             sys.exit(f"a side has ended:\n{self.errors.read()[-2000:]}")
         return line
 
-    def one_pass(self, k: int) -> tuple[float, float]:
+    def one_pass(self, k: int, even: bool = False) -> tuple[float, float]:
         """Loss and seconds of one pass over the rankings of K."""
         assert self.process.stdin
-        print(k, file=self.process.stdin, flush=True)
+        print(json.dumps([k, even]), file=self.process.stdin, flush=True)
         loss, seconds = json.loads(self.answer())
         return loss, seconds
 
@@ -203,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument("--model", choices=("llama", "gpt2"), nargs="*", default=("llama", "gpt2"))
+    parser.add_argument("--growth", action="store_true", help="only what a ranking costs us for each K")
     parser.add_argument("--serve", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -212,14 +214,16 @@ def main() -> None:
     for family in options.model:
         with tempfile.TemporaryDirectory() as folder:
             make_model(family, Path(folder))
-            us, them = Side(Path(sys.executable), "ours", Path(folder)), Side(peer_python(), "theirs", Path(folder))
-            print(f"\n{family}: | K | our loss | TRL's loss | our rankings/s | TRL's | ratio |", flush=True)
-            for k in (4, 9):
-                print(compare(us, them, k, options.rounds), flush=True)
-            them.end()
-            us.one_pass(2)
+            us = Side(Path(sys.executable), "ours", Path(folder))
+            if not options.growth:
+                them = Side(peer_python(), "theirs", Path(folder))
+                print(f"\n{family}: | K | our loss | TRL's loss | our rankings/s | TRL's | ratio |", flush=True)
+                for k in (4, 9):
+                    print(compare(us, them, k, options.rounds), flush=True)
+                them.end()
             print(f"\n{family}: | K | seconds a ranking, ours | beside K = 2 |", flush=True)
-            cost = {k: statistics.median(us.one_pass(k)[1] / count for _ in range(options.rounds)) for k, count in RANKINGS.items()}
+            turns = [{k: us.one_pass(k, even=True)[1] / count for k, count in RANKINGS.items()} for _ in range(options.rounds + 1)]
+            cost = {k: statistics.median(turn[k] for turn in turns[1:]) for k in RANKINGS}
             for k, seconds in cost.items():
                 print(f"| {k} | {seconds:.3f} | {seconds / cost[2]:.2f} |", flush=True)
             us.end()
