@@ -14,6 +14,7 @@ from site_support import ORIGIN, add_person, client_of, make_site
 
 from instructgpt.label.access import Access
 from instructgpt.label.app import create_app
+from instructgpt.label.database import Database, sqlite_url
 from instructgpt.label.security.tokens import make_key
 
 LABELERS = {"labeler", "heldout", "screening"}
@@ -181,7 +182,11 @@ TABLE: dict[str, set[str]] = {
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    made = make_site(tmp_path_factory.mktemp("site"))
+    folder = tmp_path_factory.mktemp("site")
+    database = Database(sqlite_url(folder / "site.db"))
+    database.upgrade()  # whoever asks whether the site is ready asks for its revision
+    database.close()
+    made = make_site(folder)
     yield made
     made.database.close()
 
