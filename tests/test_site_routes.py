@@ -129,6 +129,45 @@ TABLE: dict[str, set[str]] = {
     "GET /results/{batch_id}": TEAM,
     "GET /results/{batch_id}/results.json": TEAM,
     "POST /results/{batch_id}/unblind": TEAM,
+    # data in and out
+    "GET /data": OWNER,
+    "POST /data/exports": OWNER,
+    "GET /data/exports/{key}/{name:path}": OWNER,
+    "POST /data/imports": OWNER,
+    "POST /data/keys": OWNER,
+    "POST /data/keys/{key}/revoke": OWNER,
+    "POST /data/backup": OWNER,
+    "GET /api/v1/prompts": PROGRAM,
+    "POST /api/v1/prompts": PROGRAM,
+    "POST /api/v1/prompts:import": PROGRAM,
+    "POST /api/v1/prompts/{key}/withdraw": PROGRAM,
+    "POST /api/v1/completions:import": PROGRAM,
+    "GET /api/v1/models": PROGRAM,
+    "GET /api/v1/batches": PROGRAM,
+    "POST /api/v1/batches": PROGRAM,
+    "GET /api/v1/batches/{key}": PROGRAM,
+    "POST /api/v1/batches/{key}/open": PROGRAM,
+    "POST /api/v1/batches/{key}/close": PROGRAM,
+    "GET /api/v1/batches/{key}/tasks": PROGRAM,
+    "GET /api/v1/submissions": PROGRAM,
+    "POST /api/v1/exports": PROGRAM,
+    "GET /api/v1/exports": PROGRAM,
+    "GET /api/v1/exports/{key}": PROGRAM,
+    "GET /api/v1/exports/{key}/files/{name:path}": PROGRAM,
+    "GET /api/v1/rows/{name}": PROGRAM,
+    "GET /api/v1/stats/agreement": PROGRAM,
+    "GET /api/v1/stats/win-rates/{key}": PROGRAM,
+    "GET /api/v1/users": PROGRAM,
+    "POST /api/v1/users/{key}/decide": PROGRAM,
+    "GET /api/v1/invites": PROGRAM,
+    "POST /api/v1/invites": PROGRAM,
+    "GET /api/v1/metrics": PROGRAM,
+    "GET /api/v1/healthz": EVERYBODY,
+    "GET /api/v1/readyz": EVERYBODY,
+    "GET /api/v1/openapi.json": EVERYBODY,
+    "GET /api/v1/consent": EVERYBODY,
+    "GET /api/v1/instructions/{purpose}": SIGNED_IN,
+    "POST /api/v1/instructions/{purpose}": SIGNED_IN,
 }
 
 
@@ -198,10 +237,12 @@ def test_nobody_gets_in_where_the_table_does_not_say_so(asked):
 
 def test_whoever_the_table_names_gets_in_and_nothing_fails(asked):
     unauthorised = {"POST /sign-in", "POST /api/v1/sign-in"}  # 401 is their answer to wrong names
+    unready = "GET /api/v1/readyz"  # 503: the tables of this site were not made by the revisions
     wrong = [
         (who, route, status)
         for who, route, status in asked
-        if who in TABLE.get(route, ()) and (status >= 500 or status == 405 or (status in (401, 403) and route not in unauthorised))
+        if who in TABLE.get(route, ())
+        and ((status >= 500 and route != unready) or status == 405 or (status in (401, 403) and route not in unauthorised))
     ]
     assert not wrong
 
