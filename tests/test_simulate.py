@@ -79,7 +79,7 @@ def test_a_run_through_the_site_goes_on_with_its_files(tmp_path, command):
     assert submissions == len(rankings) + len(measured) + len(shown)
     assert texts == len(shown)
     rows = json.loads((out / "results.json").read_text())
-    assert {row["condition"] for row in rows if row["metric"] == "pair_accuracy"} == {"training", "heldout"}
+    assert {row["condition"] for row in rows if row["metric"] == "pair_accuracy"} >= {"training", "heldout"}
 
 
 def ranking_form(order=("a", "b")):
