@@ -85,9 +85,8 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     lines = [head, "|---|" + "---:|" * 10]
     for name, found in rows.items():
         counts = [f"{found[part]:,.0f}" for part in ("handed in", "kills", "broken calls", "lost", "duplicate", "over-assigned")]
-        lines.append(
-            f"| {name} | {' | '.join(counts)} | {found['p50']:.0f} ms | {found['p95']:.0f} ms | {found['p99']:.0f} ms | {found['a second']:.1f} |"
-        )
+        times = [f"{found[part]:.0f} ms" for part in ("p50", "p95", "p99")]
+        lines.append(f"| {name} | {' | '.join((*counts, *times))} | {found['a second']:.1f} |")
     return "\n".join(lines)
 
 
