@@ -58,7 +58,7 @@ def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
     for line in commands((ROOT / "README.md").read_text(encoding="utf-8")):
         argv = [str(kit.base) if word == "MODEL" else str(kit.corpus.parent) if word == "FOLDER" else word for word in line]
         if "smoke" in argv or argv[0] == "label":
-            continue  # run whole elsewhere: smoke in test_interrupts, through a site in test_through_site, the site's commands in test_site_*
+            continue  # these run elsewhere: test_interrupts, test_simulate, test_site_serve, test_site_making
         assert cli.run([*argv, *SMALL.get(argv[0], [])]) == 0, argv
         ran.append(argv[0])
     assert set(ran) == {"sft", "sample", "reward", "ppo", "score", "report", "doctor", "run"}
