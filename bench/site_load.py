@@ -3,7 +3,8 @@
     python bench/site_load.py --labelers 40 --tasks 1000 --kills 5
     python bench/site_load.py --labelers 40 --tasks 1000 --kills 5 --database postgresql://user@localhost/empty
 
-The labelers are simulated and know the small world; everything else is real: HTTP, the server's process, SIGKILL, the database.
+The labelers are simulated and know the small world; everything else is real: HTTP, the server's process, SIGKILL, the database. They pause
+between tasks for some seconds where people take minutes; without a pause each claim waits for those of all the others.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def candidates(world: World, tasks: int) -> list[dict[str, str]]:
     return made
 
 
-def run(folder: Path, database: str | None, labelers: int, tasks: int, kills: int, seed: int = 0) -> dict[str, float]:
+def run(folder: Path, database: str | None, labelers: int, tasks: int, kills: int, pause: float = 0, seed: int = 0) -> dict[str, float]:
     """One load. Returns the counts of `simulate.check`, the claims' quantiles in milliseconds, kills, seconds and submissions a second."""
     world = World(seed)
     with Server(folder, database) as server, server.service() as service:
@@ -46,7 +47,7 @@ def run(folder: Path, database: str | None, labelers: int, tasks: int, kills: in
         )
         crowd = minds(world, "training", labelers, seed)
         joined = join(server.address, service, crowd, seed, patience=120)
-        workers = [Worker(me, mind, Manners(0.1, 0.02, seed=seed)) for me, mind in zip(joined, crowd, strict=True)]
+        workers = [Worker(me, mind, Manners(0.1, 0.02, pause=pause, seed=seed)) for me, mind in zip(joined, crowd, strict=True)]
         wanted = int(service.batch(batch["id"])["progress"]["wanted"])
         over, killed = threading.Event(), []
         breaker = threading.Thread(target=break_things, args=(server, workers, wanted, kills, over, killed))
@@ -86,7 +87,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     for name, found in rows.items():
         counts = [f"{found[part]:,.0f}" for part in ("handed in", "kills", "broken calls", "lost", "duplicate", "over-assigned")]
         times = [f"{found[part]:.0f} ms" for part in ("p50", "p95", "p99")]
-        lines.append(f"| {name} | {' | '.join((*counts, *times))} | {found['a second']:.1f} |")
+        lines.append(f"| {' | '.join([name, *counts, *times, format(found['a second'], '.1f')])} |")
     return "\n".join(lines)
 
 
@@ -96,10 +97,13 @@ def main() -> None:
     parser.add_argument("--labelers", type=int, default=40)
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument(
+        "--pause", type=float, default=4, help="mean seconds between a labeler's tasks; 0 shows what the site can do at most"
+    )
     parser.add_argument("--database", help="an empty PostgreSQL database; SQLite when not given")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder) / "site", given.database, given.labelers, given.tasks, given.kills)
+        found = run(Path(folder) / "site", given.database, given.labelers, given.tasks, given.kills, given.pause)
     print(table({"PostgreSQL" if given.database else "SQLite": found}))
     bad = {name: found[name] for name in ("lost", "changed", "duplicate", "over-assigned", "unfinished") if found[name]}
     raise SystemExit(f"not as it should be: {bad}" if bad else 0)

@@ -78,6 +78,8 @@ class Manners:
     double_clicks: float = 0.0
     walk_aways: float = 0.0
     drafts: float = 0.3
+    pause: float = 0.0
+    """Seconds between tasks, on average."""
     most: int | None = None
     seed: int = 0
 
@@ -106,6 +108,8 @@ class Worker:
             if task is None:
                 break
             self._do(task)
+            if self.manners.pause:
+                time.sleep(self.rng.expovariate(1 / self.manners.pause))
         return self.diary
 
     def _claim(self) -> dict[str, Any] | None:
