@@ -144,7 +144,7 @@ def hand_in_everything(page, server):  # noqa: F811
 @pytest.mark.parametrize(("language", "scheme"), [("en", "light"), ("ko", "dark")])
 def test_a_labelers_day_on_every_page(language, scheme, browser, server, watched, axe):  # noqa: F811
     fill(server)
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1366, "height": 860})
+    context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", viewport={"width": 1366, "height": 860})
     watched.watch(context, server.url)
     told = listening(context, server.url)
     sign_in(context, server, add_person(server.site, language=language))
@@ -165,7 +165,7 @@ LINKS = "Array.from(document.querySelectorAll('main a[href], nav a[href]'), a =>
 def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # noqa: F811
     """A crawl in light for the whole of axe, then in dark for contrast; on a phone nothing is wider than the page."""
     fill(server)
-    context = browser.new_context(color_scheme="light", viewport={"width": 1280, "height": 900})
+    context = browser.new_context(color_scheme="light", reduced_motion="reduce", viewport={"width": 1280, "height": 900})
     watched.watch(context, server.url)
     sign_in(context, server, add_person(server.site, "olga", role=role))
     page = context.new_page()
@@ -274,7 +274,7 @@ def test_sensitive_content_waits_behind_a_gate(browser, server, watched, axe):  
 
 
 def test_language_and_colours_follow_the_choice(browser, server, watched):  # noqa: F811
-    context = browser.new_context(color_scheme="light")
+    context = browser.new_context(color_scheme="light", reduced_motion="reduce")
     watched.watch(context, server.url)
     sign_in(context, server, add_person(server.site))
     page = context.new_page()

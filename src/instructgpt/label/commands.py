@@ -94,8 +94,13 @@ def serve(config: ServeConfig) -> None:
 def _run(site: Site, config: ServeConfig) -> None:
     """Listen and answer. Being asked to end lets running requests finish."""
     settings = uvicorn.Config(
-        create_app(site), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=10
-    )  # no log of addresses: links hold secrets
+        create_app(site),
+        log_config=None,  # uvicorn's own would close the handlers of everything else in the process
+        log_level="warning",
+        access_log=False,  # links hold secrets
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
     with _listen(config) as listening:
         host = f"[{config.host}]" if ":" in config.host else config.host
         address = config.public_url or f"http://{host}:{listening.getsockname()[1]}"
