@@ -147,7 +147,7 @@ def test_gold_answers_come_from_a_rankings_file(tmp_path):
 
 def test_the_page_names_commands_that_parse(client):
     text = html.unescape(client.get("/batches/new").text)
-    shown = re.findall(r'<pre class="command">(.*?)</pre>', text)
+    shown = re.findall(r'<pre tabindex="0" class="command">(.*?)</pre>', text)
     assert len(shown) == 2
     for command in shown:
         for arguments in commands_in(command):
