@@ -72,7 +72,7 @@ def postgres_program(name: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def postgres_server():
-    """The address of a PostgreSQL server for this session, without the name of a database."""
+    """The address of a PostgreSQL server for all tests of a process, without the name of a database."""
     if given := os.environ.get("INSTRUCTGPT_TEST_POSTGRES"):
         yield given
         return

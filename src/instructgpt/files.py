@@ -13,6 +13,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -231,6 +232,26 @@ def must_be_free(folder: Path) -> None:
     elif folder.exists():
         raise BadInput(f"--out {folder}: is a file, expected a folder; choose another --out")
     must_be_writable(folder)
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path, mode: int = 0o777) -> Iterator[Path]:
+    """A folder that is written beside its place and moved in at the end: it is whole or not there.
+
+    Raises:
+        BadInput: the place is taken or cannot be written.
+    """
+    must_be_free(out)
+    half = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with writing(out):
+        try:
+            half.mkdir(mode=mode, parents=True)
+            yield half
+            if out.is_dir():
+                out.rmdir()
+            half.replace(out)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def must_be_a_file(path: Path) -> None:

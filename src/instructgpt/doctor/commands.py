@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from instructgpt.config import Options
 from instructgpt.doctor import models, policy
 from instructgpt.doctor.findings import Course, Finding, Patient
 from instructgpt.errors import BadInput
+from instructgpt.report.run_files import finite
 from instructgpt.run import console, read_rows, read_run
 
 
@@ -62,7 +62,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     """Everything one stage's files say."""
     info = read_run(folder)
     assert info is not None
-    rows = tuple(numbers(row) for row in read_rows(folder / "metrics.jsonl"))
+    rows = tuple(finite(row) for row in read_rows(folder / "metrics.jsonl"))
     patient = Patient(folder.name, info, Course(rows))
     if not info.get("finished"):
         yield Finding("notice", folder.name, "not finished", "the command that began it goes on where it stands")
@@ -81,8 +81,3 @@ def truth_of(folder: Path) -> list[Mapping[str, Any]]:
     """The true utility over a policy's updates, where the small world has recorded it."""
     curve = folder.parent / "evaluation" / "over_optimisation.jsonl"
     return [row for row in read_rows(curve) if row.get("model") == folder.name]
-
-
-def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a logged line."""
-    return {name: float(value) for name, value in row.items() if isinstance(value, int | float) and math.isfinite(value)}

@@ -65,3 +65,11 @@ class Patient:
         """What the stage was configured with; None where its configuration does not say."""
         config = self.info.get("config")
         return config.get(option) if isinstance(config, Mapping) else None
+
+    def bad(self, what: str, mend: str) -> Finding:
+        """Something here that must be mended before results are trusted."""
+        return Finding("bad", self.name, what, mend)
+
+    def notice(self, what: str, mend: str) -> Finding:
+        """Something here to look at."""
+        return Finding("notice", self.name, what, mend)

@@ -35,17 +35,13 @@ def accuracy(patient: Patient, measured: Mapping[str, float]) -> Iterator[Findin
     if right is None:
         return
     if right < CHANCE:
-        yield Finding(
-            "bad",
-            patient.name,
+        yield patient.bad(
             f"the reward model is right about {100 * right:.1f} % of pairs, a coin about 50 %",
             "PPO against it learns noise: more rankings, labelers who agree, a larger or better --base, or another --lr",
         )
     if longer is not None and right < max(longer, 1 - longer) + NEAR_LENGTH:
         which = "longer" if longer >= 0.5 else "shorter"
-        yield Finding(
-            "bad",
-            patient.name,
+        yield patient.bad(
             f"the reward model is right about {100 * right:.1f} % of pairs; taking the {which} completion is right about "
             f"{100 * max(longer, 1 - longer):.1f} %",
             "it may have learned nothing but length: see accuracy among pairs of like length, and collect such pairs",
@@ -56,16 +52,12 @@ def offset(patient: Patient, folder: Path, measured: Mapping[str, float]) -> Ite
     """The offset stored with the weights is the one that was measured."""
     stored = recorded_offset(folder)
     if stored is None:
-        yield Finding(
-            "bad",
-            patient.name,
+        yield patient.bad(
             "the directory holds no offset",
             "its weights were saved by something else, which lost their metadata; copy the old file back, or make the reward model again",
         )
     elif "offset" in measured and abs(stored - measured["offset"]) > OFFSET_ROUNDING * max(1.0, abs(stored)):
-        yield Finding(
-            "bad",
-            patient.name,
+        yield patient.bad(
             f"the stored offset is {stored:.4f}, the one measured after training {measured['offset']:.4f}",
             "stale: weights and config.json are of different runs; make the reward model again",
         )
@@ -80,17 +72,13 @@ def rankings(patient: Patient, file: Path) -> Iterator[Finding]:
     pairs = sum(len(ranking.ranks) * (len(ranking.ranks) - 1) // 2 for ranking in found)
     tied = 1 - sum(len(ranking.pairs()) for ranking in found) / pairs
     if tied > MANY_TIES:
-        yield Finding(
-            "notice",
-            patient.name,
+        yield patient.notice(
             f"{100 * tied:.0f} % of the pairs in {file.name} are ties",
             "ties give the loss nothing: show labelers completions that differ more (several models, a higher temperature)",
         )
     agreed = agreement(found).decided.value
     if agreed is not None and agreed < LOW_AGREEMENT:
-        yield Finding(
-            "notice",
-            patient.name,
+        yield patient.notice(
             f"two labelers order a pair in {file.name} alike in {100 * agreed:.0f} % of cases (the paper: 73 %)",
             "no reward model gets far beyond that: write clearer instructions, and look at single labelers on the site's quality page",
         )
@@ -100,9 +88,7 @@ def examine_sft(patient: Patient) -> Iterator[Finding]:
     """The last epochs against the best one."""
     losses = patient.course.values("loss/validation")
     if len(losses) > 1 and min(losses) == losses[-1] and losses[-2] > WORSE * losses[-1]:
-        yield Finding(
-            "notice",
-            patient.name,
+        yield patient.notice(
             f"validation loss was still falling at the last epoch ({losses[-2]:.3f} to {losses[-1]:.3f})",
             "train for more --epochs",
         )
@@ -114,9 +100,7 @@ def lineage(patient: Patient) -> Iterator[Finding]:
     for name, parent in parents.items() if isinstance(parents, Mapping) else ():
         path, known = Path(str(parent.get("path", ""))), str(parent.get("sha256", ""))
         if path.exists() and content_hash(path) != known:
-            yield Finding(
-                "notice",
-                patient.name,
+            yield patient.notice(
                 f"its {name}, {path}, has changed since",
                 "results of the two do not belong together: make this stage again into another --out, or bring the old file back",
             )
@@ -126,9 +110,7 @@ def tokenizers(patient: Patient) -> Iterator[Finding]:
     """Policy and reward model may have different tokenizers, since completions are decoded and rendered again; one should know."""
     policy, reward = (vocabulary(Path(str(patient.told(name) or ""))) for name in ("policy", "reward"))
     if policy is not None and reward is not None and policy != reward:
-        yield Finding(
-            "notice",
-            patient.name,
+        yield patient.notice(
             "policy and reward model have different tokenizers",
             "completions are decoded and rendered again for the reward model, which is slower; the value model reads its tokens too",
         )

@@ -87,9 +87,9 @@ def ask_models(config: EvaluateConfig) -> list[Row]:
     questions = {one.name: one.read(file_of(one, config.data, len(chosen)), told) for one in chosen}
     replies: dict[str, list[Reply]] = {one.name: [] for one in chosen}
     for name, source in models.items():
-        subject: Subject | None = None
+        subject, weights = None, content_hash(Path(source))
         for one in chosen:
-            kept = config.out.with_suffix("") / one.name / f"{name}-{fingerprint(source, questions[one.name])}"
+            kept = config.out.with_suffix("") / one.name / f"{name}-{fingerprint(weights, questions[one.name])}"
             for start in range(0, len(questions[one.name]), AT_ONCE):
                 part = kept / f"replies-{start // AT_ONCE:04}.jsonl"
                 if not part.exists():
@@ -159,9 +159,9 @@ def file_of(evaluation: Evaluation, data: Path, count: int) -> Path:
     return file
 
 
-def fingerprint(source: str, questions: Sequence[Question]) -> str:
-    """What a model was asked and which weights it had, in twelve letters: other questions or weights are asked anew."""
-    digest = hashlib.sha256(content_hash(Path(source)).encode())
+def fingerprint(weights: str, questions: Sequence[Question]) -> str:
+    """What a model was asked and which weights (their hash) it had, in twelve letters: other questions or weights are asked anew."""
+    digest = hashlib.sha256(weights.encode())
     for question in questions:
         digest.update(json.dumps([question.id, question.condition, question.text, question.choices, question.max_tokens]).encode())
     return digest.hexdigest()[:12]

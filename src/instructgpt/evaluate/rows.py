@@ -13,23 +13,10 @@ from instructgpt.errors import BadInput
 from instructgpt.records import write_text
 from instructgpt.statistics import estimate
 from instructgpt.statistics.estimate import Estimate
+from instructgpt.statistics.row import Row as Row
 
 DIFFERENCE = "difference"
 """The evaluation name of paired differences: metric `toxicity/mean_toxicity/respectful`, condition the model that was subtracted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One number of results.json. `low` and `high` are the ends of its 95 % interval, `n` the observations; None is not available."""
-
-    evaluation: str
-    metric: str
-    model: str
-    condition: str
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
 
 
 @dataclass(frozen=True, slots=True)

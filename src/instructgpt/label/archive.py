@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt import __version__
 from instructgpt.errors import BadInput
-from instructgpt.files import json_line, must_be_free, parse_row, read_lines, writing
+from instructgpt.files import json_line, parse_row, read_lines, whole_folder
 from instructgpt.label.database import Database
 from instructgpt.label.export_files import sha256_of
 from instructgpt.label.selection import AT_ONCE, snapshot
@@ -41,21 +40,12 @@ def write_archive(database: Database, out: Path, people: People = "whole") -> di
     Raises:
         BadInput: the folder is taken or cannot be written.
     """
-    must_be_free(out)
-    half = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with writing(out):
-        try:
-            half.mkdir(mode=0o700, parents=True)
-            with snapshot(database) as db:
-                kept = [table for table in Base.metadata.sorted_tables if people == "whole" or table.name not in PERSONAL]
-                tables = {table.name: _write_table(db, table, half / f"{table.name}.jsonl", people) for table in kept}
-            about = {"archive": VERSION, "instructgpt": __version__, "people": people, "tables": tables}
-            (half / "archive.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-            if out.is_dir():
-                out.rmdir()
-            half.replace(out)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+    with whole_folder(out, mode=0o700) as folder:
+        with snapshot(database) as db:
+            kept = [table for table in Base.metadata.sorted_tables if people == "whole" or table.name not in PERSONAL]
+            tables = {table.name: _write_table(db, table, folder / f"{table.name}.jsonl", people) for table in kept}
+        about = {"archive": VERSION, "instructgpt": __version__, "people": people, "tables": tables}
+        (folder / "archive.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return about
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt import __version__
 from instructgpt.errors import BadInput
-from instructgpt.files import json_line, must_be_free, writing
+from instructgpt.files import json_line, whole_folder
 from instructgpt.label.database import Database
 from instructgpt.label.exports import FILES, FileName, Row, rows
 from instructgpt.label.selection import Filter, Tally, snapshot
@@ -82,21 +81,14 @@ def export(
     Raises:
         BadInput: the folder is taken or cannot be written, a batch does not exist, or there is nothing to export.
     """
-    must_be_free(out)
-    half = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with writing(out):
-        try:
-            (half / "data" if format == "datasets" else half).mkdir(parents=True)
-            with snapshot(database) as db:
-                manifest = _write_all(db, half, wanted, format, names)
-            if format == "datasets":
-                (half / "README.md").write_text(front(manifest) + card, encoding="utf-8")
-            (half / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            if out.is_dir():
-                out.rmdir()
-            half.replace(out)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+    with whole_folder(out) as folder:
+        if format == "datasets":
+            (folder / "data").mkdir()
+        with snapshot(database) as db:
+            manifest = _write_all(db, folder, wanted, format, names)
+        if format == "datasets":
+            (folder / "README.md").write_text(front(manifest) + card, encoding="utf-8")
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return manifest
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from instructgpt.label.rankings import Ranked, Rated, models_of, read_rankings, read_ratings, with_models
 from instructgpt.label.tables import Batch, Completion, Task, TaskCompletion
 from instructgpt.records import LABELS
+from instructgpt.statistics.row import Row
 
 if TYPE_CHECKING:
     from instructgpt.statistics.bradley_terry import Strength
@@ -24,20 +25,6 @@ if TYPE_CHECKING:
 
 HIDDEN = "▇▇▇"
 """What stands in a text where a model's name stood, as long as names are hidden."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One number of results.json: its 95 % interval and the number of observations."""
-
-    evaluation: str
-    metric: str
-    model: str
-    condition: str
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import contents
-from instructgpt.label.assignment import MINUTE, lease, lock, take_back_skip
+from instructgpt.label.assignment import MINUTE, lease, lock, take_back_skip, undo_skip
 from instructgpt.label.contents import form_of
 from instructgpt.label.drafts import draft_of
 from instructgpt.label.forms import Form, RankForm
@@ -202,3 +202,11 @@ def _settle(db: Session, assignment: Assignment, task: Task) -> None:
     if assignment.round == 0 and task.state in ("open", "done"):
         task.state = "done" if task.n_done >= task.overlap else "open"
     db.flush()
+
+
+def undo_last(db: Session, settings: Settings, assignment: Assignment, at: int) -> None:
+    """Take back the last step of an assignment: a skip, or what was handed in. Raises Problem as either does."""
+    if assignment.state == "skipped":
+        undo_skip(db, settings, assignment, at)
+    else:
+        undo(db, settings, assignment, at)

@@ -94,7 +94,7 @@ def _stages(directory: Path, unread: list[str]) -> Iterator[Stage]:
             for key, each in _mapping(info.get("parents")).items()
             if isinstance(each, dict)
         )
-        metrics = tuple(_finite(row) for row in _json_lines(directory / name / "metrics.jsonl", unread))
+        metrics = tuple(finite(row) for row in _json_lines(directory / name / "metrics.jsonl", unread))
         yield Stage(name, info, parents, metrics, tuple(_json_lines(directory / name / "samples.jsonl", unread)))
 
 
@@ -129,7 +129,7 @@ def _json_lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _finite(row: Mapping[str, Any]) -> dict[str, float]:
+def finite(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a logged line."""
     return {name: float(value) for name, value in row.items() if isinstance(value, int | float) and math.isfinite(value)}
 

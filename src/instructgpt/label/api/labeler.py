@@ -174,10 +174,7 @@ def undo(request: Request, visitor: Labeler, assignment_id: str) -> TaskView:
 
     def take_back(db: Any) -> TaskView:
         mine = work.own(db, visitor.me, assignment_id)
-        if mine.state == "skipped":
-            work.undo_skip(db, site.settings, mine, now())
-        else:
-            submissions.undo(db, site.settings, mine, now())
+        submissions.undo_last(db, site.settings, mine, now())
         return view(db, mine)
 
     return site.database.attempt(take_back)

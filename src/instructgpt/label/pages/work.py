@@ -184,14 +184,7 @@ def undo(request: Request, visitor: Labeler, assignment_id: str) -> Response:
     """Take the last step back, a skip or what was handed in; the task is in hand again with everything in it."""
     site = site_of(request)
 
-    def take_back(db: Session) -> None:
-        mine = work.own(db, visitor.me, assignment_id)
-        if mine.state == "skipped":
-            work.undo_skip(db, site.settings, mine, now())
-        else:
-            submissions.undo(db, site.settings, mine, now())
-
-    site.database.attempt(take_back)
+    site.database.attempt(lambda db: submissions.undo_last(db, site.settings, work.own(db, visitor.me, assignment_id), now()))
     return RedirectResponse(f"/tasks/{assignment_id}", status_code=303)
 
 
