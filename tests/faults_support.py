@@ -66,6 +66,11 @@ def here(capsys: Any) -> Callable[..., Outcome]:
     return command
 
 
+def hear_ctrl_c() -> None:
+    """Tests that were started in the background are deaf to Ctrl-C; what they start must not be."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Started:
     """A command in a process, and a group, of its own."""
 
@@ -74,6 +79,7 @@ class Started:
         self.process = subprocess.Popen(
             [sys.executable, *program, *words(*arguments)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+            preexec_fn=hear_ctrl_c,
         )  # fmt: skip
 
     def when(self, ready: Callable[[], bool]) -> Started:

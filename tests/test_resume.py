@@ -4,8 +4,11 @@ pytest tests/test_resume.py
 """
 
 import json
+import os
+import signal
 
 import pytest
+import torch
 from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
 
 from instructgpt import run as run_module
@@ -153,3 +156,27 @@ def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, writ
     write("corpus.jsonl", CORPUS[:20])
     with pytest.raises(BadInput, match=r"was made from another 'data corpus\.jsonl'"):
         main(config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_asked_to_end_waits_for_a_checkpoint(tmp_path, monkeypatch, number):
+    """Asked inside torch's writer: the checkpoint is whole, then the run ends, and the next signal is heard as before."""
+    save_it = torch.save
+
+    def save(*arguments):
+        os.kill(os.getpid(), number)
+        save_it(*arguments)
+
+    monkeypatch.setattr(torch, "save", save)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        file = tmp_path / "checkpoints" / "step-00000001.pt"
+        with pytest.raises(KeyboardInterrupt):
+            run_module.write_checkpoint(file, {"step": 1})
+        assert run_module.read_checkpoint(file) == {"step": 1}
+        assert signal.getsignal(number) is signal.default_int_handler
+        signal.signal(number, signal.SIG_IGN)  # as under nohup
+        run_module.write_checkpoint(file, {"step": 2})
+        assert run_module.read_checkpoint(file) == {"step": 2}
+    finally:
+        signal.signal(number, before)

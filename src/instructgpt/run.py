@@ -11,14 +11,17 @@ Nothing is written before the stage has read all its input: a command that was w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
 import platform
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -257,7 +260,7 @@ def write_checkpoint(file: Path, state: Mapping[str, Any]) -> None:
     import torch
 
     half = file.with_name("half.part")
-    with writing(file):
+    with writing(file), undisturbed():
         file.parent.mkdir(exist_ok=True)
         try:
             with half.open("wb") as stream:
@@ -267,6 +270,22 @@ def write_checkpoint(file: Path, state: Mapping[str, Any]) -> None:
             half.replace(file)
         finally:
             half.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Being asked to end waits until this is done: torch's writer would turn an interruption into a failure of its own."""
+    asked: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def read_checkpoint(file: Path) -> dict[str, Any] | None:
