@@ -209,7 +209,10 @@ class Run:
                 if (half / "config.json").exists():
                     (half / "README.md").write_text(model_card(self._record(finished=True)), encoding="utf-8")
                 for file in half.iterdir():
-                    file.replace(self.directory / file.name)
+                    place = self.directory / file.name
+                    if place.is_dir():  # left by a run that was killed between this and being finished
+                        shutil.rmtree(place)
+                    file.replace(place)
             finally:
                 shutil.rmtree(half, ignore_errors=True)
         self._write(finished=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.errors import BadInput
-from instructgpt.models.load import context_length, next_logits
+from instructgpt.models.load import context_length, next_logits, trunk
 
 WAVE_ROWS = 256
 """Rows decoded together."""
@@ -127,7 +127,7 @@ def _advance(model: Any, wave: _Wave, chosen: Tensor) -> None:
 
 
 def _forward(model: Any, wave: _Wave, tokens: Tensor, positions: Tensor) -> None:
-    states = model.base_model(
+    states = trunk(model)(
         input_ids=tokens, attention_mask=wave.mask, position_ids=positions, past_key_values=wave.cache, use_cache=True
     ).last_hidden_state
     wave.logits = next_logits(model, states[:, -1])

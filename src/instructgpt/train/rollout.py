@@ -20,6 +20,8 @@ from instructgpt.records import Prompt
 
 PARITY = 1e-3
 """Largest difference, in nats, that rounding may make between a log-probability when sampled and when trained on."""
+PARITY_BF16 = 2e-2
+"""In bf16 the root of the mean square of the differences: the largest of many thousands is a matter of chance there."""
 
 
 @dataclass(slots=True)
@@ -102,7 +104,7 @@ def of_completions(examples: Sequence[Example], mask: Tensor, measure: Callable[
     return numbers
 
 
-def check_parity(models: Models, rollout: Rollout) -> float:
+def check_parity(models: Models, rollout: Rollout, bf16: bool = False) -> float:
     """Sampling and training must agree on log-probabilities, or the ratio of PPO is wrong. Returns the largest difference.
 
     Raises:
@@ -110,10 +112,12 @@ def check_parity(models: Models, rollout: Rollout) -> float:
     """
     device = models.policy.device
     trained = of_completions(rollout.examples, rollout.mask, lambda batch: completion_logp(models.policy, batch), device)
-    difference = float((trained - rollout.logp)[rollout.mask].abs().max())
-    if not difference <= PARITY:
+    differences = (trained - rollout.logp)[rollout.mask]
+    largest = float(differences.abs().max())
+    found, allowed = (float(differences.square().mean().sqrt()), PARITY_BF16) if bf16 else (largest, PARITY)
+    if not found <= allowed:
         raise RunFailed(
-            f"sampling and training disagree on log-probabilities by {difference:.2g} nats (rounding allows {PARITY}): "
+            f"sampling and training disagree on log-probabilities by {found:.2g} nats (rounding allows {allowed}): "
             "likely causes are dropout left on, half-precision weights, or a model family whose cache is not exact"
         )
-    return difference
+    return largest
