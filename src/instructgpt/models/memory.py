@@ -35,15 +35,22 @@ def compute_in_bf16(model: Any) -> None:
     of 20 to a tenth. On CUDA their products may use TF32, which has the range of float32 and rounds to 11 bits.
     """
     inner = trunk(model)
+    inner.computes_in_bf16 = True
     inner.register_forward_pre_hook(_enter)
     inner.register_forward_hook(_leave, always_call=True)
     if inner.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
+def compute_in_float32(model: Any) -> None:
+    """From now on all of the model computes in float32: as it will once it is saved and loaded again."""
+    trunk(model).computes_in_bf16 = False
+
+
 def _enter(module: nn.Module, _: Any) -> None:
     # without a cache of cast weights: in one pass none is used twice, and a captured graph must not keep them
-    context = torch.autocast(module.device.type, torch.bfloat16, cache_enabled=False)  # type: ignore[arg-type]
+    device: Any = module.device
+    context = torch.autocast(device.type, torch.bfloat16, enabled=bool(module.computes_in_bf16), cache_enabled=False)
     context.__enter__()  # type: ignore[no-untyped-call]
     module.__dict__.setdefault(CONTEXTS, []).append(context)
 

@@ -25,7 +25,7 @@ from instructgpt.data.tasks import Order, Task, flat_orders, labeler_groups, tas
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, parameters, pick_device
-from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.memory import compute_in_float32, need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
@@ -79,6 +79,7 @@ def train(config: RewardConfig) -> None:
     training, validation, shift_to_zero = load_data(config, reward, run)
     state = run.restore()
     fit(reward, training, validation, config, run, state)
+    compute_in_float32(reward.model)  # the offset is that of the model as it will be loaded
     reward.offset = float(reward.score(shift_to_zero).mean())
     final = accuracies(reward, validation) | {"offset": reward.offset}
     run.say("  ".join(f"{name} {value:.3f}" for name, value in final.items() if "accuracy" in name or "baseline" in name))
