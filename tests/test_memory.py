@@ -15,10 +15,10 @@ from instructgpt.config import make_config
 from instructgpt.data.batches import Example, collate
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models import memory
-from instructgpt.models.adapters import with_adapters
+from instructgpt.models.adapters import trunk, with_adapters
 from instructgpt.models.attention import hidden_states
 from instructgpt.models.load import completion_logp, load_policy
-from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.memory import cast_once, need_less, slow_here
 from instructgpt.models.scalar import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import ppo, pretrain, reward, rollout, sft
 from instructgpt.train.loop import adam, descend, language_loss
@@ -84,6 +84,37 @@ def test_a_copy_computes_in_bf16_with_its_own_weights(save):
             parameter.mul_(1.1)
         assert not torch.equal(completion_logp(twin, BATCH), before)
         assert torch.equal(completion_logp(model, BATCH), before)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_cast_once_say_the_same(save, family, rank):
+    """To the bit; afterwards the weights are the float32 ones, and the next time the cast ones lie in the same place."""
+    model = with_adapters(load_policy(save(family), CPU)[0], rank, seed=0)
+    need_less(model, ("bf16",))
+    matrix = next(m for m in trunk(model).modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D").weight
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    seen = []
+    for _ in range(2):
+        with torch.inference_mode():
+            expected = completion_logp(model, BATCH)
+            with cast_once(model):
+                assert matrix.dtype == torch.bfloat16
+                assert torch.equal(completion_logp(model, BATCH), expected)
+                seen.append((matrix.data_ptr(), expected))
+        assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert seen[0][0] == seen[1][0]
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_nothing_is_cast_without_the_word(save):
+    model, _ = load_policy(save(), CPU)
+    with cast_once(model):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_bf16_is_left_after_an_error(save):

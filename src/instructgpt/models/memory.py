@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
 from instructgpt.errors import BadInput
 from instructgpt.models.adapters import trunk
 
 CONTEXTS = "_bf16_contexts"
+_cast: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+"""Where a trunk's matrices lie in bf16 while it samples."""
 
 
 def need_less(model: Any, words: Collection[str]) -> None:
@@ -45,6 +50,29 @@ def compute_in_bf16(model: Any) -> None:
 def compute_in_float32(model: Any) -> None:
     """From now on all of the model computes in float32: as it will once it is saved and loaded again."""
     trunk(model).computes_in_bf16 = False
+
+
+@contextmanager
+def cast_once(model: Any) -> Iterator[None]:
+    """While tokens are sampled: a model that computes in bf16 has its matrices cast once, and not again for every token.
+
+    Nothing may learn meanwhile. The cast matrices lie where they lay the last time, so that what was recorded of them stays right.
+    """
+    inner = trunk(model)
+    if not getattr(inner, "computes_in_bf16", False):
+        yield
+        return
+    layers = [module for module in inner.modules() if isinstance(module, nn.Linear | Conv1D)]
+    parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    cast = _cast.setdefault(inner, [torch.empty_like(parameter, dtype=torch.bfloat16) for parameter in parameters])
+    masters = [parameter.data for parameter in parameters]
+    try:
+        for parameter, place in zip(parameters, cast, strict=True):
+            parameter.data = place.copy_(parameter.data)
+        yield
+    finally:
+        for parameter, master in zip(parameters, masters, strict=True):
+            parameter.data = master
 
 
 def _enter(module: nn.Module, _: Any) -> None:

@@ -15,6 +15,7 @@ from instructgpt.errors import RunFailed
 from instructgpt.generate.engine import sample
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
+from instructgpt.models.memory import cast_once
 from instructgpt.models.scalar import ScalarModel
 from instructgpt.records import Prompt
 
@@ -67,7 +68,8 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     """
     render, device = models.render, models.policy.device
     rendered = [render.prompt(prompt) for prompt in prompts]
-    samples = sample(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
+    with cast_once(models.policy):
+        samples = sample(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
     answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
     examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
     lengths = torch.tensor([len(one.tokens) for one in samples])
