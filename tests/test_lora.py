@@ -274,6 +274,7 @@ def test_a_saved_policy_is_plain_and_its_adapter_fits_the_base(stage, save, fami
         assert not torch.allclose(stock(ids).logits, before, atol=1e-2)
     assert stock.dtype == torch.float32
     settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert "rank 3" in (folder / "README.md").read_text()
     assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (3, 6, 0.0)
 
 

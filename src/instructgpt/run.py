@@ -37,7 +37,7 @@ from instructgpt.files import must_be_free, write_text, writing
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
 PRINT_SECONDS = 10.0
-CARRIED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+CARRIED = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 PLACE_ONLY = {"out", "device", "resume", "processes"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
