@@ -22,8 +22,8 @@ OFFSET_NOTE = """Scores are shifted so that demonstrations average 0. Stock clas
 `{offset:.6g}` is kept in `config.json` (`score_offset`) and in the metadata of the weights: what stock transformers returns is
 higher than this package's score by exactly that constant. Differences between completions of one prompt are the same."""
 
-ADAPTER_NOTE = """The weights have the trained adapter merged in. `adapter/` holds it by itself in peft's format, rank {lora}, to be put on the
-model it was trained on: `peft.PeftModel.from_pretrained(base, folder + "/adapter")`."""
+ADAPTER_NOTE = """The weights have the trained adapter merged in. `adapter/` holds it by itself in peft's format, rank {lora}, to be put on
+the model it was trained on: `peft.PeftModel.from_pretrained(base, folder + "/adapter")`."""
 
 
 def model_card(record: Mapping[str, Any]) -> str:

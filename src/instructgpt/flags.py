@@ -55,8 +55,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], position
         if annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(annotation) is tuple:
-            words = get_origin(get_args(annotation)[0]) is Literal
-            options |= {"nargs": "+", "metavar": "WORD" if words else "FILE"}
+            words = get_args(get_args(annotation)[0])  # of a literal
+            options |= {"nargs": "+", "metavar": "|".join(words) if words else "FILE"}
         elif get_origin(annotation) is Literal:
             options["metavar"] = "|".join(map(str, get_args(annotation)))
         else:
