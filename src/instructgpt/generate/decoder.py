@@ -7,15 +7,17 @@ and on CUDA can be captured as a graph and replayed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
-from instructgpt.generate.slots import Slots, visible
+from instructgpt.generate.slots import AllWritten, Slots, visible
 from instructgpt.models.attention import PACKED, layout_of, padded_rows
 from instructgpt.models.load import next_logits, trunk
 
@@ -23,8 +25,13 @@ CHECK_EVERY = {"cpu": 1, "cuda": 4}
 """Tokens between two looks at which rows have ended, by kind of device: on a GPU a look waits for everything before it."""
 REFILL_AT = 1 / 8
 """Waiting prompts are written when this share of the slots is free."""
+STATIC = ("cuda",)
+"""Kinds of device on which a step is computed for round numbers of rows and columns, so that few different steps are captured."""
 ROWS_ALIKE, COLUMNS_ALIKE = (1, 2, 4, 8, 16, 32), 128
-"""On CUDA a step is captured for these numbers of rows and multiples of the last, and for multiples of so many columns."""
+"""These numbers of rows, and multiples of the last; multiples of so many columns."""
+
+BLOCK = 128
+"""Tokens whose probabilities are added first when one is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +44,26 @@ class Choice:
 
 
 def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """The token of each row: the inverse of the distribution function at the row's uniform number. (B, V), (B,) -> (B,)."""
+    """The token of each row: the inverse of the distribution function at the row's uniform number. (B, V), (B,) -> (B,).
+
+    The sums are taken in float64, of blocks of the vocabulary first and then within the block that is met.
+    """
     if temperature == 0:
         return logits.argmax(-1)
-    cumulative = (logits.float() / temperature).softmax(-1).double().cumsum(-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
+    probabilities = (logits.float() / temperature).softmax(-1)
+    blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).view(len(logits), -1, BLOCK)
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    total, nothing = sums[:, -1:], torch.zeros_like(sums[:, :1])
+    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, nothing))  # below the total, also where it was rounded
+    block = torch.searchsorted(sums, target, right=True)  # (B, 1): the first whose sum is above the target, so it is not empty
+    within = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(-1)
+    target = torch.minimum(target - torch.cat([nothing, sums], -1).gather(1, block), torch.nextafter(within[:, -1:], nothing))
+    return (block * BLOCK + torch.searchsorted(within, target, right=True))[:, 0]
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Logits of the likeliest tokens that together have a probability of at least `top_p`, all others minus infinity (B, V)."""
-    probabilities, order = (logits.float() / (temperature or 1.0)).softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, order = (logits.float() / (temperature or 1.0)).softmax(-1).sort(dim=-1, descending=True, stable=True)
     before = probabilities.double().cumsum(-1) - probabilities
     return logits.masked_fill(torch.empty_like(order, dtype=torch.bool).scatter_(-1, order, before >= top_p), float("-inf"))
 
@@ -63,15 +79,16 @@ def draw(logits: Tensor, uniforms: Tensor, choice: Choice) -> tuple[Tensor, Tens
 class Decoder:
     """S slots, of which the first `count` are in use."""
 
-    def __init__(self, model: Any, slots: int, width: int, max_tokens: int, choice: Choice) -> None:
+    def __init__(self, model: Any, slots: int, width: int, max_tokens: int, choice: Choice, layers: int | None = None) -> None:
         device = model.device
-        self.cache = Slots(slots, width)
+        self.cache = Slots(slots, width, layers)
         self.choice = choice
         self.max_tokens = max_tokens
         self.count = 0
         self.reach = [0] * slots  # columns that a slot's row has written or is about to, at most
         self.captured: dict[tuple[int, int], Callable[[], None]] = {}
-        self.static = device.type == "cuda"
+        self.pool: Any = None  # memory that the graphs share
+        self.static = device.type in STATIC
         self.index = torch.arange(slots, device=device)
         self.token = torch.zeros(slots, dtype=torch.long, device=device)  # what a slot is fed next,
         self.position = torch.zeros_like(self.token)  # and the position of that token
@@ -136,7 +153,8 @@ class Decoder:
             grid, where = padded_rows(batch)
             tokens, places, given = batch.tokens[grid], where[places], {}
         self.cache.write_prompts(places.to(device), rows.to(device), columns.to(device))
-        trunk(model)(input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **given)
+        with suppress(AllWritten):
+            trunk(model)(input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **given)
 
     def advance(self, model: Any) -> None:
         """One more token for every row in a slot."""
@@ -181,19 +199,21 @@ class Decoder:
         self.captured[rows, width]()
 
     def capture(self, model: Any, rows: int, width: int) -> Callable[[], None]:
-        """A graph of the step. It is tried out on rows that count as ended, which a step leaves as they are."""
-        alive = self.alive.clone()
-        self.alive.zero_()
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                self.step(model, rows, width)
-        torch.cuda.current_stream().wait_stream(aside)
+        """A graph of the step. The first is tried out before, on rows that count as ended, which a step leaves as they are."""
+        if not self.captured:
+            alive = self.alive.clone()
+            self.alive.zero_()
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):
+                    self.step(model, rows, width)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.alive.copy_(alive)
+            self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):  # nothing is computed here
             self.step(model, rows, width)
-        self.alive.copy_(alive)
         replay: Callable[[], None] = graph.replay
         return replay
 

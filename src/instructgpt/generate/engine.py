@@ -31,8 +31,16 @@ CUDA_SHARE = 0.5
 PROBE = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
 PROBE_TOKENS = 3
 
-_BYTES: WeakKeyDictionary[Any, int | None] = WeakKeyDictionary()
-_DECODERS: WeakKeyDictionary[Any, tuple[Any, Decoder]] = WeakKeyDictionary()
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a model keeps of a token while rows are sampled."""
+
+    layers: int
+    bytes: int
+
+
+_KEPT: WeakKeyDictionary[Any, Kept | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +80,14 @@ def sample(
         return []
     uniforms = torch.rand(len(prompts), max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     choice = Choice(eos, temperature, top_p)
-    if model not in _BYTES:
-        _BYTES[model] = bytes_a_token(model)
-    each = _BYTES[model]
-    if each is None:
+    if model not in _KEPT:
+        _KEPT[model] = what_is_kept(model)
+    kept = _KEPT[model]
+    if kept is None:
         return list(_recompute(model, prompts, uniforms, choice))
     width = max(map(len, prompts)) + max_tokens - 1
-    slots = min(len(prompts), rows_that_fit(model, each * width))
-    decoder = Decoder(model, slots, width, max_tokens, choice)
+    slots = min(len(prompts), rows_that_fit(model, kept.bytes * width))
+    decoder = Decoder(model, slots, width, max_tokens, choice, kept.layers)
     return _run(model, decoder, prompts, uniforms)
 
 
@@ -92,8 +100,8 @@ def rows_that_fit(model: Any, bytes_a_row: int) -> int:
     return max(1, min(budget // bytes_a_row, LOGITS_HELD // len(model.get_output_embeddings().weight)))
 
 
-def bytes_a_token(model: Any) -> int | None:
-    """What a token takes in memory while rows are sampled; None where slots make a model say something else than it says alone."""
+def what_is_kept(model: Any) -> Kept | None:
+    """What a model keeps of a token, tried out; None where slots make a model say something else than it says alone."""
     decoder = Decoder(model, 2, max(map(len, PROBE)) + PROBE_TOKENS - 1, PROBE_TOKENS, Choice(eos=-1, temperature=0.0))
     try:
         samples = _run(model, decoder, PROBE, torch.zeros(len(PROBE), PROBE_TOKENS, dtype=torch.float64))
@@ -103,7 +111,7 @@ def bytes_a_token(model: Any) -> int | None:
     sampled = torch.tensor([number for one in samples for number in one.logp])
     near = 1e-4 if decoder.cache.stored[0][0].dtype == torch.float32 else 0.1
     same = torch.allclose(sampled, completion_logp(model, batch).float().cpu(), atol=near, rtol=near)
-    return decoder.cache.bytes_a_token() if same else None
+    return Kept(len(decoder.cache.stored), decoder.cache.bytes_a_token()) if same else None
 
 
 def _run(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: Tensor) -> list[Sample]:

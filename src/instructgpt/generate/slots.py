@@ -9,16 +9,26 @@ import transformers
 from torch import Tensor
 
 
-class Slots(transformers.Cache):
+class AllWritten(Exception):
+    """The keys and values of prompts stand in the slots of every layer: nothing that a model computes after them is of use."""
+
+
+class Slots(transformers.Cache):  # type: ignore[misc]
     """S slots of W columns in every layer. A row owns a slot; its token at position p stands in column p.
 
     The models write to it as to any cache of transformers. What they pass is either the tokens of prompts, which go to
     the slots and columns told by `write_prompts` and are handed back as they are, for attention among themselves; or one
     token for each of the first slots (`write_tokens`), which are handed back with what stands before them.
+
+    Args:
+        slots: S.
+        width: W.
+        layers: how many layers write, where that is known; `AllWritten` is then raised when the last has written prompts.
     """
 
-    def __init__(self, slots: int, width: int) -> None:
+    def __init__(self, slots: int, width: int, layers: int | None = None) -> None:
         super().__init__(layers=[])
+        self.last = None if layers is None else layers - 1
         self.slots, self.width = slots, width
         self.stored: list[tuple[Tensor, Tensor]] = []  # keys (S, H, W, D) and values of each layer
         self.read = 0  # columns that the next tokens see; 0 while prompts are written
@@ -33,7 +43,7 @@ class Slots(transformers.Cache):
         """What comes next is one token a slot, for the first slots, which see the first `read` columns. rows, columns (n,)."""
         self.places, self.rows, self.columns, self.read = None, rows, columns, read
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep new keys and values (b, H, t, D). -> those that the new tokens may see."""
         new = (key_states, value_states)
         if layer_idx == len(self.stored):  # zeros, for a column that nobody may see must not be NaN
@@ -42,6 +52,8 @@ class Slots(transformers.Cache):
             tokens = x.transpose(1, 2).flatten(0, 1)  # (b t, H, D)
             kept[self.rows, :, self.columns] = tokens if self.places is None else tokens[self.places]
         if self.places is not None:
+            if layer_idx == self.last:
+                raise AllWritten
             return new
         keys, values = (kept[: key_states.shape[0], :, : self.read] for kept in self.stored[layer_idx])
         return keys, values
@@ -57,11 +69,11 @@ class Slots(transformers.Cache):
         """What one column of one slot takes in all layers."""
         return sum(x.element_size() * x.shape[1] * x.shape[3] for layer in self.stored for x in layer)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002, all layers are alike
         """Columns before those that come next, which transformers asks for where it makes masks or positions itself."""
         return max(0, self.read - 1)
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002, all layers are alike
         """Columns that are read, and the first of them."""
         return self.read or query_length, 0
 
