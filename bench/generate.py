@@ -51,12 +51,11 @@ def make_prompts(count: int, vocabulary: int, length: int = PROMPT) -> list[list
     return torch.randint(3, vocabulary, (count, length), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-def end_after(model: Any, mean: float, most: int, temperature: float) -> None:
+def end_after(model: Any, prompts: list[list[int]], mean: float, most: int, temperature: float) -> None:
     """Scale the end-of-text's embedding, which is its output row too, until our completions have about this mean length."""
     row = model.get_input_embeddings().weight.data
     base, low, high = row[EOS].clone(), 0.0, 8.0
-    prompts = make_prompts(256, len(row), 8)
-    for _ in range(8):
+    for _ in range(7):
         row[EOS] = base * (low + high) / 2
         lengths = [len(one.tokens) for one in sample(model, prompts, eos=EOS, max_tokens=most, seed=5, temperature=temperature)]
         low, high = (low, (low + high) / 2) if statistics.mean(lengths) < mean else ((low + high) / 2, high)
@@ -128,7 +127,7 @@ def compare(size: str, count: int, rounds: int) -> Iterator[str]:
     peers = {f"generate, {batch} at a time": with_generate(stock, batch) for batch in sorted({64, count})}
     peers["generate_batch"] = with_generate_batch(stock)
     for temperature in (0.0, 1.0):
-        end_after(model, MEAN, MOST, temperature)
+        end_after(model, prompts, MEAN, MOST, temperature)
         stock.load_state_dict(model.state_dict())
         if temperature == 0:
             agreed = mine(prompts, 0.0)
