@@ -20,6 +20,7 @@ LAYERS = [
     "models",
     "generate",
     "train",
+    "plan",
     "evaluate",
     "report",
     "doctor",

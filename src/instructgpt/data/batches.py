@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class Batch:
     last: Tensor  # (B,) where each example's last token stands
     predicts: Tensor  # (M,) where the token before each completion token stands; values "before a token" stand there too
     targets: Tensor  # (M,) the completion tokens, example by example
+    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what models have worked out about it, for the next one
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
