@@ -33,6 +33,7 @@ from instructgpt.card import model_card
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.files import must_be_free, write_text, writing
+from instructgpt.phases import PHASES
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
@@ -86,14 +87,18 @@ class Run:
             BadInput: it cannot be made.
             RunFailed: the disk is full.
         """
+        PHASES.clear()
         if not self.watched:
             return
         with writing(self.directory):
             if not self.config.resume and self.directory.exists():
                 shutil.rmtree(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
-        if not (self.directory / "run.json").exists():
+        there = read_run(self.directory)
+        if there is None:
             self._write(finished=False)
+        else:
+            PHASES.clear(there.get("phases"))
 
     @property
     def finished(self) -> bool:
@@ -135,6 +140,7 @@ class Run:
             }
             | {name: metadata.version(name) for name in CARRIED if _installed(name)},
             "seconds": round(self._spent + time.monotonic() - self.started, 1),
+            "phases": PHASES.summary(),
             **self.facts,
         }
 
@@ -158,6 +164,7 @@ class Run:
         self.just_shown = time.monotonic() - self._last_print > PRINT_SECONDS or step >= steps
         if self.just_shown:
             self._last_print = time.monotonic()
+            self._write(finished=False)
             shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics)
             left = (time.monotonic() - self.started) / max(1, step) * (steps - step)
             self.say(f"{step}/{steps}  {shown}  [dim]{left:.0f} s left[/]")

@@ -16,6 +16,7 @@ from instructgpt.generate.engine import sample
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
+from instructgpt.phases import PHASES
 from instructgpt.records import Prompt
 
 PARITY = 1e-3
@@ -65,13 +66,21 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     """
     render, device = models.render, models.policy.device
     rendered = [render.prompt(prompt) for prompt in prompts]
-    samples = sample(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
+    with PHASES("sampling"):
+        samples = sample(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
     answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
     examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
     lengths = torch.tensor([len(one.tokens) for one in samples])
     mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
     finished = torch.tensor([one.finished for one in samples])
-    scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
+    total = sum(map(len, examples))
+    PHASES.tokens["sampling"] = PHASES.tokens.get("sampling", 0) + total
+    with PHASES("score", total):
+        scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
+    with PHASES("reference", total):
+        ref_logp = of_completions(examples, mask, lambda batch: completion_logp(models.reference, batch), device)
+    with PHASES("values", total):
+        values = of_completions(examples, mask, lambda batch: values_of(models.value, batch), device)
     logp = torch.full(mask.shape, float("nan"))
     logp[mask] = torch.tensor([number for one in samples for number in one.logp])
     return Rollout(
@@ -80,8 +89,8 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
         finished=finished,
         mask=mask,
         logp=logp,
-        ref_logp=of_completions(examples, mask, lambda batch: completion_logp(models.reference, batch), device),
-        values=of_completions(examples, mask, lambda batch: values_of(models.value, batch), device),
+        ref_logp=ref_logp,
+        values=values,
         scores=scores,
     )
 
@@ -109,7 +118,8 @@ def check_parity(models: Models, rollout: Rollout) -> float:
         RunFailed: they do not.
     """
     device = models.policy.device
-    trained = of_completions(rollout.examples, rollout.mask, lambda batch: completion_logp(models.policy, batch), device)
+    with PHASES("parity", sum(map(len, rollout.examples))):
+        trained = of_completions(rollout.examples, rollout.mask, lambda batch: completion_logp(models.policy, batch), device)
     difference = float((trained - rollout.logp)[rollout.mask].abs().max())
     if not difference <= PARITY:
         raise RunFailed(
