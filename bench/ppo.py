@@ -17,6 +17,7 @@ import random
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,13 @@ def make_models(size: str, folder: Path) -> None:
     shape = SIZES[size]
     shared: dict[str, Any] = {"max_position_embeddings": 256, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": EOS}
     shared |= {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": True}
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(shape["vocab_size"])}, unk_token="1"))
+    names = {PAD: "<pad>", 1: "<unk>", EOS: "<end>"}  # what is special is found inside of words too, so numbers would not do
+    vocabulary = {names.get(i, str(i)): i for i in range(shape["vocab_size"])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=names[1]))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token=str(PAD), eos_token=str(EOS), padding_side="left")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=names[PAD], eos_token=names[EOS], padding_side="left"
+    )
     policy = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **shared)).eval()
     make_it_end(policy)
     policy.save_pretrained(folder / "policy")
@@ -81,6 +86,7 @@ def make_it_end(policy: Any) -> None:
     with torch.no_grad():
         weights = policy.get_input_embeddings().weight
         weights[:, 0] = 0.5
+        weights[PAD, 0] = -50  # never sampled: the peer would take it for the end
         low, high = 0.0, 50.0
         for _ in range(40):
             weights[EOS, 0] = (low + high) / 2
@@ -115,8 +121,11 @@ def ours(folder: Path) -> Work:
     from instructgpt.data.batches import Example, collate
     from instructgpt.models.load import completion_logp, load_policy
     from instructgpt.models.scalar import load_reward_model, new_value_model
+    from instructgpt.models.shape import shape_from
     from instructgpt.phases import PHASES
+    from instructgpt.plan.machine import measure
     from instructgpt.records import Prompt
+    from instructgpt.train.cost import update_flops
     from instructgpt.train.loop import adam
     from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update
     from instructgpt.train.rollout import Models
@@ -133,10 +142,13 @@ def ours(folder: Path) -> Work:
     config = PPOConfig(out=folder, policy=str(folder / "policy"), reward=folder / "reward", prompts=(folder,), **sizes)
     tokens = prompts_of(policy.config.vocab_size)
     prompts = [Prompt(prompt=" ".join(map(str, row))) for row in tokens]
+    shapes = [shape_from(model) for model in (policy, models.value.model, reward.model)]
     count = 0
 
     def work(asked: dict[str, Any]) -> Any:
         nonlocal count
+        if "rate" in asked:
+            return measure(device).matmul
         if "completions" in asked:
             examples = [Example(prompt, completion) for prompt, completion in zip(asked["prompts"], asked["completions"], strict=True)]
             batch, lengths = collate(examples), [len(example.completion) for example in examples]
@@ -152,8 +164,19 @@ def ours(folder: Path) -> Work:
             }
         count += 1
         PHASES.clear()
+        start = time.process_time()
         rollout, _ = update(models, optimizers, None, prompts, count, config)
-        return {"length": float(rollout.mask.sum(1).float().mean()), "phases": PHASES.seconds, "tokens": PHASES.tokens}
+        seconds = time.process_time() - start
+        flops = update_flops(*shapes, rollout.examples)
+        least = {name: number / rate for name, number in flops.items()}
+        share = sum(least.values()) / seconds
+        return {
+            "length": float(rollout.mask.sum(1).float().mean()),
+            "phases": PHASES.seconds,
+            "least": least,
+            "share": share,
+            "seconds": seconds,
+        }
 
     return work
 
@@ -236,6 +259,17 @@ def compare(us: Side, them: Side, size: str, rounds: int) -> tuple[list[Answer],
     return our_turns, [f"| {head} | {kl} | {shown} |"]
 
 
+def phase_rows(size: str, turns: list[Answer], rate: float) -> list[str]:
+    """Our seconds of CPU time phase by phase, the least its FLOPs take at the measured rate, and the share reached; medians."""
+    middle = lambda of: statistics.median(of(turn.said) for turn in turns)  # noqa: E731
+    rows = []
+    for name in turns[0].said["phases"]:
+        took, least = middle(lambda said: said["phases"][name]), middle(lambda said: said["flops"].get(name, 0.0)) / rate  # noqa: B023
+        rows.append(f"| {size} | {name} | {took:.3f} | {least:.3f} | {least / took:.0%} |")
+    whole, least = middle(lambda said: said["seconds"]), middle(lambda said: sum(said["flops"].values())) / rate
+    return [*rows, f"| {size} | an update, at {rate / 1e9:.0f} GFLOP/s | {whole:.3f} | {least:.3f} | {least / whole:.0%} |"]
+
+
 def main() -> None:
     """Compare at both sizes, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -249,10 +283,9 @@ def main() -> None:
     if options.serve:
         serve({"ours": ours, "theirs": peers}[options.serve], options.folder)
         return
+    columns = ("size", "score, ours / TRL's", "KL", "tokens a completion", "our episodes/s of CPU time", "TRL's", "ratio", "on the clock")
     if not options.alone:
-        print(
-            "| size | score, ours / TRL's | KL, ours / TRL's | tokens a completion | our episodes/s of CPU time | TRL's | ratio | on the clock |"
-        )
+        print(f"| {' | '.join(columns)} |", flush=True)
     for size in options.size:
         with tempfile.TemporaryDirectory() as folder:
             make_models(size, Path(folder))
@@ -266,9 +299,7 @@ def main() -> None:
                 print(*rows, sep="\n", flush=True)
                 them.end()
             if options.phases:
-                for name in turns[0].said["phases"]:
-                    seconds = statistics.median(turn.said["phases"][name] for turn in turns)
-                    print(f"{size}: {name}: {seconds:.3f} s, {turns[-1].said['tokens'].get(name, 0)} tokens", flush=True)
+                print("\n".join(phase_rows(size, turns, statistics.median(us.ask({"rate": True}).said for _ in range(5)))), flush=True)
             us.end()
 
 

@@ -20,7 +20,7 @@ from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.models.attention import LAYOUT, PACKED, Block, Layout, layout_of
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
-from instructgpt.plan.shapes import FLOAT, build, fake, without_numbers
+from instructgpt.models.shape import FLOAT, build, fake, without_numbers
 
 Measure = Callable[[Any, Batch], Tensor]
 

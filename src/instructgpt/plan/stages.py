@@ -19,9 +19,9 @@ from instructgpt.data.tasks import Task, tasks_of, token_groups
 from instructgpt.errors import BadInput
 from instructgpt.generate.engine import WAVE_ROWS
 from instructgpt.models.load import completion_numbers, context_length, dropouts, pretraining_window
+from instructgpt.models.shape import FLOAT, Text, configuration
 from instructgpt.plan.dry import Held, logp, values
 from instructgpt.plan.lengths import ended, read_sample, renderer, spread, stated
-from instructgpt.plan.shapes import FLOAT, Text, configuration
 from instructgpt.plan.work import Network, Phase, Plan, grouped, joined, optimizer, passes, predicted_in, sampling, texts_of
 from instructgpt.records import Demonstration, Prompt, Ranking
 from instructgpt.train import ppo

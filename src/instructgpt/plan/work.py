@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from instructgpt.data.batches import Example, microbatches
+from instructgpt.models.shape import BACKWARD, FLOAT, Shape, Text, shape_of
 from instructgpt.plan.dry import Held, Measure, held
 from instructgpt.plan.machine import Machine
-from instructgpt.plan.shapes import BACKWARD, FLOAT, Shape, Text, shape_of
 
 ADAM = 7 * FLOAT
 """Bytes AdamW moves a parameter: weight, gradient and two moments read, weight and moments written."""

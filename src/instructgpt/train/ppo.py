@@ -20,7 +20,7 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import collate, microbatches, shuffled, token_budget
+from instructgpt.data.batches import Example, collate, microbatches, shuffled, token_budget
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import (
@@ -33,9 +33,11 @@ from instructgpt.models.load import (
     save_policy,
 )
 from instructgpt.models.scalar import load_reward_model, new_reward_model, new_value_model
+from instructgpt.models.shape import shape_from
 from instructgpt.phases import PHASES
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
+from instructgpt.train.cost import pretraining_flops, update_flops
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
 from instructgpt.train.rollout import PARITY, Models, Rollout, check_parity, roll_out, values_of
 from instructgpt.train.watch import Alarms, panel, sample_rows, show_samples
@@ -134,6 +136,9 @@ def main(config: PPOConfig) -> Path:
         show_samples(run, rows_shown)
         alarms.check(metrics)
         run.checkpoint(number + 1, lambda: state_of(trained, optimizers, alarms=alarms.state()))
+    if text is not None:
+        seconds = {name: sums["seconds"] for name, sums in PHASES.summary().items()}
+        run.say(f"pretraining text took {seconds.get('pretraining text', 0) / max(1e-9, sum(seconds.values())):.0%} of the time")
     facts = {"episodes": config.updates * config.batch, "parameters": parameters(models.policy)}
     return run.finish(lambda folder: save_policy(models.average, models.render, folder), **facts)
 
@@ -213,8 +218,13 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     run.say(f"{len(fitting)} prompts; left out: {run.facts['left_out']}; {config.updates} updates of {config.batch} episodes")
     if not config.pretraining:
         return fitting, None
-    rows = config.updates * config.steps_an_update * config.ptx_rows
-    return fitting, read_corpus(documents(config.pretraining), models.render, pretraining_window(models.policy), config.seed, rows)
+    rows, window = config.steps_an_update * config.ptx_rows, pretraining_window(models.policy)
+    shapes = [shape_from(model) for model in (models.policy, models.value.model, models.reward.model)]
+    longest = [Example(models.render.prompt(prompt), [0] * config.max_tokens) for prompt in fitting[: config.batch]]
+    others = sum(update_flops(shapes[0], shapes[1], shapes[2], longest, config.epochs).values()) * config.batch / len(longest)
+    share = 1 / (1 + others / pretraining_flops(shapes[0], rows, window))
+    run.say(f"pretraining text: {config.ptx_ratio:g} rows of {window} tokens an episode, at least {share:.0%} of all FLOPs")
+    return fitting, read_corpus(documents(config.pretraining), models.render, window, config.seed, config.updates * rows)
 
 
 def prompt_rows(config: PPOConfig, count: int, update: int) -> list[int]:

@@ -89,16 +89,20 @@ def build(config: Any, *, scalar: bool = False) -> Any:
 def shape_of(config: Any, *, scalar: bool = False) -> Shape:
     """The shape of the model that a configuration describes."""
     with without_numbers():
-        model = build(config, scalar=scalar)
-    head = None if scalar else model.get_output_embeddings()
-    trunk = model.base_model
-    matrices = sum(part.weight.numel() for part in trunk.modules() if isinstance(part, nn.Linear | Conv1D) and part is not head)
+        return shape_from(build(config, scalar=scalar))
+
+
+def shape_from(model: Any) -> Shape:
+    """The shape of a model: a policy, or a reward or value model, which have no output layer."""
+    config = model.config
+    head = model.get_output_embeddings() if model.can_generate() else None
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
+    matrices = (part.weight for part in model.base_model.modules() if isinstance(part, nn.Linear | Conv1D) and part is not head)
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        matrices=matrices,
+        matrices=sum(weight.numel() for weight in matrices),
         layers=config.num_hidden_layers,
         attention=heads * head_width,
         cached=2 * config.num_hidden_layers * key_heads * head_width,
