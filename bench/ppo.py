@@ -28,13 +28,14 @@ MEAN = 24
 SIZES: dict[str, dict[str, int]] = {
     "5.8M": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 688, "vocab_size": 4096},
     "0.9M": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 344, "vocab_size": 1024},
+    "21M": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 1376, "vocab_size": 4096},
     "toy": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 128},
 }
 AGREE = 1e-3
 """What may lie between two means in float32: theirs adds 1e-7 to the temperature, and both add in their own order."""
 
 
-def make_models(size: str, folder: Path) -> None:
+def make_models(size: str, folder: Path, family: str = "llama") -> None:
     """Save a policy, a reference that differs a little from it, a reward model, and their tokenizer, whose words are numbers."""
     import tokenizers
     import torch
@@ -53,14 +54,18 @@ def make_models(size: str, folder: Path) -> None:
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token=names[PAD], eos_token=names[EOS], padding_side="left"
     )
-    policy = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **shared)).eval()
-    make_it_end(policy)
+    gpt2 = {"n_positions": 256, **{k: v for k, v in shape.items() if k != "intermediate_size"}, **shared}
+    config: Any = transformers.LlamaConfig(**shape, **shared) if family == "llama" else transformers.GPT2Config(**gpt2)
+    policy = transformers.AutoModelForCausalLM.from_config(config).eval()
+    if family == "llama":
+        make_it_end(policy)
     policy.save_pretrained(folder / "policy")
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.002 * torch.randn_like(parameter)
     policy.save_pretrained(folder / "reference")
-    judge = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**shape, **shared, num_labels=1)).eval()
+    config.num_labels = 1
+    judge = transformers.AutoModelForSequenceClassification.from_config(config).eval()
     save_reward_model(ScalarModel(judge, tokenizer_holder(tokenizer), 0.0), folder / "reward")
     for name in ("policy", "reference"):
         tokenizer.save_pretrained(folder / name)
@@ -87,10 +92,14 @@ def make_it_end(policy: Any) -> None:
         weights = policy.get_input_embeddings().weight
         weights[:, 0] = 0.5
         weights[PAD, 0] = -50  # never sampled: the peer would take it for the end
+        states = policy.base_model(tokens).last_hidden_state
+        logits = policy.get_output_embeddings()(states)
+        logits[..., EOS] = float("-inf")
+        others = logits.logsumexp(-1)
         low, high = 0.0, 50.0
         for _ in range(40):
             weights[EOS, 0] = (low + high) / 2
-            likely = policy(tokens).logits.softmax(-1)[..., EOS].mean() > chance
+            likely = (states @ weights[EOS] - others).sigmoid().mean() > chance
             low, high = (low, (low + high) / 2) if likely else ((low + high) / 2, high)
 
 
@@ -130,6 +139,7 @@ def ours(folder: Path) -> Work:
     from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update
     from instructgpt.train.rollout import Models
 
+    PHASES.clock = time.process_time
     device = torch.device("cpu")
     policy, render = load_policy(folder / "policy", device)
     reference, _ = load_policy(folder / "reference", device)
@@ -168,15 +178,8 @@ def ours(folder: Path) -> Work:
         rollout, _ = update(models, optimizers, None, prompts, count, config)
         seconds = time.process_time() - start
         flops = update_flops(*shapes, rollout.examples)
-        least = {name: number / rate for name, number in flops.items()}
-        share = sum(least.values()) / seconds
-        return {
-            "length": float(rollout.mask.sum(1).float().mean()),
-            "phases": PHASES.seconds,
-            "least": least,
-            "share": share,
-            "seconds": seconds,
-        }
+        length = float(rollout.mask.sum(1).float().mean())
+        return {"length": length, "phases": PHASES.seconds, "flops": flops, "seconds": seconds}
 
     return work
 

@@ -17,6 +17,7 @@ class Phases:
 
     def __init__(self) -> None:
         """Begin with nothing."""
+        self.clock = time.perf_counter
         self.clear()
 
     def clear(self, before: Mapping[str, Mapping[str, float]] | None = None) -> None:
@@ -36,7 +37,7 @@ class Phases:
         self._open = True
         cuda = getattr(sys.modules.get("torch"), "cuda", None)
         events = [cuda.Event(enable_timing=True) for _ in range(2)] if cuda is not None and cuda.is_initialized() else None
-        start = time.perf_counter()
+        start = self.clock()
         if events:
             events[0].record()
         try:
@@ -48,7 +49,7 @@ class Phases:
                 events[1].record()
                 self._waiting.append((name, *events))
             else:
-                self._add(name, time.perf_counter() - start)
+                self._add(name, self.clock() - start)
 
     def _add(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds

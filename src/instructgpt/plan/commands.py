@@ -16,6 +16,7 @@ from instructgpt.errors import BadInput
 from instructgpt.models.load import pick_device
 from instructgpt.plan import tables
 from instructgpt.plan.machine import Machine, measure
+from instructgpt.plan.reached import reached, record_of, told_by
 from instructgpt.plan.stages import Told, plan
 from instructgpt.plan.work import Plan
 from instructgpt.run import console
@@ -42,17 +43,21 @@ def main(config: PlanConfig) -> Plan:
     Raises:
         BadInput: there is nothing to plan, or a model or data is missing.
     """
-    if config.planned is None:
-        if config.run is None:
-            raise BadInput("plan: name a stage with its options ('instructgpt plan sft --base … --data …'), or the directory of a run")
-        raise BadInput(f"{config.run}: not there yet")
-    stage = config.planned
+    if config.planned is None and config.run is None:
+        raise BadInput("plan: name a stage with its options ('instructgpt plan sft --base … --data …'), or the directory of a run")
+    record, stage = record_of(config.run) if config.run is not None else ({}, config.planned)
+    assert stage is not None
     device = pick_device(stage.device)
     machine = machine_of(config, stage.device)
     ranks = max(config.ranks, int(getattr(stage, "processes", 1)))
     told = Told(device, config.prompt_tokens, config.completion_tokens, config.records, ranks)
-    made = plan(stage, told)
-    for line in tables.lines(made, machine, device.type):
+    if config.run is None:
+        made = plan(stage, told)
+        shown = tables.lines(made, machine, device.type)
+    else:
+        made = plan(stage, told_by(config.run, record, told))
+        shown = tables.reached_lines(reached(record, made, machine), machine)
+    for line in shown:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from instructgpt.plan.machine import Machine
+from instructgpt.plan.reached import Reached
 from instructgpt.plan.work import REACHED, Phase, Plan
 
 UNITS = ("", "k", "M", "G", "T", "P", "E")
@@ -68,6 +69,21 @@ def phase_lines(phases: Iterable[Phase], machine: Machine, device: str) -> Itera
         sums = [sums[0] + least, sums[1] + likely]
     rows.append(("a step", "", "", "", duration(sums[0]), duration(sums[1])))
     yield from aligned(rows)
+
+
+def reached_lines(phases: Sequence[Reached], machine: Machine) -> Iterator[str]:
+    """The table of what a run has reached."""
+    yield f"this machine does {scaled(machine.matmul, 'FLOP/s')} and moves {scaled(machine.bandwidth, 'B/s')}"
+    yield ""
+    total = sum(phase.seconds for phase in phases)
+    planned = [phase for phase in phases if phase.least is not None]
+    least = sum(phase.least or 0.0 for phase in planned)
+    rows = [("phase", "tokens", "took", "of all", "at least", "reached")]
+    for phase in phases:
+        bound, share = ("", "") if phase.least is None or phase.share is None else (duration(phase.least), f"{phase.share:.0%}")
+        rows.append((phase.name, scaled(phase.tokens), duration(phase.seconds), f"{phase.seconds / total:.0%}", bound, share))
+    share = f"{least / max(1e-9, sum(phase.seconds for phase in planned)):.0%}"
+    yield from aligned([*rows, ("together", "", duration(total), "100%", duration(least), share)])
 
 
 def memory_lines(plan: Plan) -> Iterator[str]:

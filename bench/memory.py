@@ -1,0 +1,151 @@
+"""What `instructgpt plan` says of memory, beside what the stages then need: peak resident memory of a process that runs them.
+
+    python bench/memory.py            # every configuration; a line each
+    python bench/memory.py sft reward
+
+Each configuration is planned, then run for a few steps in a process of its own. That process first runs the same stage with a
+toy model, so that all code is loaded; what it holds then is left out, and from there on the kernel watches its peak.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ppo import SIZES, make_models
+from sides import ROOT
+
+
+class Case(NamedTuple):
+    """A configuration: a stage, the model's family and size, and options."""
+
+    stage: str
+    family: str
+    size: str
+    options: dict[str, Any]
+
+
+CASES = {
+    "pretrain": Case("pretrain", "llama", "21M", {"batch": 8, "window": 128, "tokens": 3 * 8 * 128}),
+    "sft": Case("sft", "llama", "21M", {"batch": 16, "epochs": 1}),
+    "sft, dropout": Case("sft", "gpt2", "21M", {"batch": 16, "epochs": 1, "dropout": 0.2}),
+    "sft, two epochs, pretraining text": Case("sft", "llama", "5.8M", {"batch": 16, "epochs": 2, "mix": 0.2, "pretraining": True}),
+    "reward": Case("reward", "llama", "21M", {"batch": 8}),
+    "reward, gpt2": Case("reward", "gpt2", "21M", {"batch": 4}),
+    "ppo": Case("ppo", "llama", "21M", {"batch": 32, "minibatch": 16, "episodes": 64, "max_tokens": 48}),
+    "ppo, small, wide batch": Case("ppo", "llama", "5.8M", {"batch": 128, "minibatch": 64, "episodes": 128, "max_tokens": 48}),
+    "ppo_ptx": Case("ppo", "llama", "5.8M", {"batch": 16, "minibatch": 8, "episodes": 32, "max_tokens": 32, "ptx_ratio": 2, "pretraining": True}),
+}  # fmt: skip
+COUNT, K = 40, 4
+
+
+def make_files(case: Case, folder: Path) -> dict[str, Any]:
+    """Models and data of a configuration. -> the options that name them."""
+    make_models(case.size, folder, case.family)
+    draw = random.Random(0)
+    last = SIZES[case.size]["vocab_size"] - 1
+    text = lambda low, high: " ".join(str(draw.randint(3, last)) for _ in range(draw.randint(low, high)))  # noqa: E731
+    rows: dict[str, list[dict[str, Any]]] = {
+        "demonstrations": [{"prompt": text(40, 80), "completion": text(30, 60)} for _ in range(COUNT)],
+        "rankings": [
+            {"prompt": text(80, 120), "completions": [text(30, 50) for _ in range(K)], "ranks": [1, 2, 3, 4]} for _ in range(COUNT)
+        ],
+        "prompts": [{"prompt": text(32, 64)} for _ in range(COUNT)],
+        "corpus": [{"text": text(300, 500)} for _ in range(COUNT * 3)],
+    }
+    for name, records in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = {
+        "pretrain": {"corpus": ["corpus.jsonl"], "tokenizer": "policy"},
+        "sft": {"base": "policy", "data": ["demonstrations.jsonl"]},
+        "reward": {"base": "policy", "data": ["rankings.jsonl"]},
+        "ppo": {"policy": "policy", "reward": "reward", "prompts": ["prompts.jsonl"]},
+    }[case.stage]
+    options = {k: [str(folder / f) for f in v] if isinstance(v, list) else str(folder / v) for k, v in files.items()} | case.options
+    if options.get("pretraining"):
+        options["pretraining"] = [str(folder / "corpus.jsonl")]
+    if case.stage == "pretrain":
+        shape = SIZES[case.size]
+        options |= {
+            "width": shape["hidden_size"],
+            "layers": shape["num_hidden_layers"],
+            "heads": shape["num_attention_heads"],
+            "context": 256,
+        }
+    return options
+
+
+def words(stage: str, options: dict[str, Any]) -> list[str]:
+    """Options as a command line."""
+    line = [stage]
+    for name, value in options.items():
+        line += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return line
+
+
+RUNNER = """
+import json, sys
+from instructgpt import cli
+def kilobytes(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(name))
+toy, real = json.loads(sys.argv[1])
+assert cli.run(toy) == 0
+before = kilobytes("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+assert cli.run(real) == 0
+print(json.dumps(1024 * (kilobytes("VmHWM") - before)))
+"""
+
+
+def planned(line: list[str], length: float | None = None) -> float:
+    """What the plan says: bytes."""
+    from instructgpt import cli
+    from instructgpt.plan.commands import machine_of  # noqa: F401
+    from instructgpt.plan.stages import Told, plan
+
+    _, config = cli.parse(["plan", *line])
+    import torch
+
+    return plan(config.planned, Told(torch.device("cpu"), completion_tokens=None if length is None else round(length))).memory
+
+
+def measured(toy: list[str], real: list[str]) -> float:
+    """What a process needs: bytes at its peak, less what it held before."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", RUNNER, json.dumps([toy, real])]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def compare(case: Case) -> tuple[float, float]:
+    """Bytes planned and bytes measured."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "toy").mkdir()
+        toy = words(case.stage, make_files(case._replace(size="toy"), folder / "toy") | {"out": folder / "toy" / "out"})
+        real = words(case.stage, make_files(case, folder) | {"out": folder / "out"})
+        length = 24.0 if case.stage == "ppo" else None
+        return planned(real, length), measured(toy, real)
+
+
+def main() -> None:
+    """A line for each configuration."""
+    print("| configuration | model | planned, MB | measured, MB | planned / measured |")
+    for name in sys.argv[1:] or CASES:
+        case = CASES[name]
+        said, was = compare(case)
+        print(f"| {name} | {case.family} {case.size} | {said / 1e6:.0f} | {was / 1e6:.0f} | {said / was:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
