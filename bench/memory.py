@@ -31,6 +31,7 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
 
+PTX = {"ptx_ratio": 2, "pretraining": True}
 CASES = {
     "pretrain": Case("pretrain", "llama", "21M", {"batch": 8, "window": 128, "tokens": 3 * 8 * 128}),
     "sft": Case("sft", "llama", "21M", {"batch": 16, "epochs": 1}),
@@ -40,9 +41,10 @@ CASES = {
     "reward, gpt2": Case("reward", "gpt2", "21M", {"batch": 4}),
     "ppo": Case("ppo", "llama", "21M", {"batch": 32, "minibatch": 16, "episodes": 64, "max_tokens": 48}),
     "ppo, small, wide batch": Case("ppo", "llama", "5.8M", {"batch": 128, "minibatch": 64, "episodes": 128, "max_tokens": 48}),
-    "ppo_ptx": Case("ppo", "llama", "5.8M", {"batch": 16, "minibatch": 8, "episodes": 32, "max_tokens": 32, "ptx_ratio": 2, "pretraining": True}),
+    "ppo_ptx": Case("ppo", "llama", "5.8M", {**PTX, "batch": 16, "minibatch": 8, "episodes": 32, "max_tokens": 32}),
 }  # fmt: skip
 COUNT, K = 40, 4
+RANKS = [1, 2, 3, 4]
 
 
 def make_files(case: Case, folder: Path) -> dict[str, Any]:
@@ -107,13 +109,12 @@ print(json.dumps(1024 * (kilobytes("VmHWM") - before)))
 
 def planned(line: list[str], length: float | None = None) -> float:
     """What the plan says: bytes."""
+    import torch
+
     from instructgpt import cli
-    from instructgpt.plan.commands import machine_of  # noqa: F401
     from instructgpt.plan.stages import Told, plan
 
     _, config = cli.parse(["plan", *line])
-    import torch
-
     return plan(config.planned, Told(torch.device("cpu"), completion_tokens=None if length is None else round(length))).memory
 
 

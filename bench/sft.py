@@ -69,7 +69,14 @@ def peers(folder: Path) -> Work:
 
     datasets.disable_progress_bars()
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no", "save_strategy": "no"}
-    common = {"output_dir": str(folder / "trl"), "gradient_checkpointing": False, "bf16": False, "learning_rate": 0.0, **quiet}
+    common = {
+        "output_dir": str(folder / "trl"),
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "learning_rate": 0.0,
+        "completion_only_loss": True,
+        **quiet,
+    }
     modes = {
         "padded": {"per_device_train_batch_size": BATCH},
         "grouped": {"per_device_train_batch_size": BATCH, "train_sampling_strategy": "group_by_length"},
@@ -84,6 +91,7 @@ def peers(folder: Path) -> Work:
         config = SFTConfig(**{"max_length": None, **common, **options})
         trainer = SFTTrainer(model, config, train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer)
         trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = 1
         trainers[name] = trainer
 
     def work(mode: str) -> float:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MICROBATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+MICROBATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 """Tokens computed at once, by kind of device, counted as rows that are padded and share nothing. Only memory and speed depend on it."""
 SHARED_FROM = 4
 """Tokens from which on a prompt is computed once for its completions; for shorter ones it saves nothing (see docs/performance.md)."""

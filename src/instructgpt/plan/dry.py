@@ -7,7 +7,7 @@ attention or whose output layer keeps more than another's is counted as it is, a
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,10 +47,12 @@ class Held:
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are alive, while it is in force."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: Iterable[Tensor]) -> None:
+        """Begin with nothing; what is `there` before does not count."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._there = [tensor.untyped_storage() for tensor in there]
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet(self._there)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and note what it has made."""
@@ -114,7 +116,7 @@ def _held(config: Any, examples: Sequence[Example], measure: Measure, scalar: bo
         if again:
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter)
-        with Counter() as counter, torch.set_grad_enabled(learns):
+        with Counter([*model.parameters(), *model.buffers()]) as counter, torch.set_grad_enabled(learns):
             total = measure(model, batch).sum()
             kept = counter.now
             if learns:

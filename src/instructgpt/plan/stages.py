@@ -30,8 +30,9 @@ from instructgpt.train.pretrain import PretrainConfig, shape_for
 from instructgpt.train.reward import RewardConfig
 from instructgpt.train.sft import SFTConfig, pretraining_rows
 
-MOMENTS = 2 * FLOAT
-"""Bytes of Adam's two moments a parameter."""
+HOLES = 2.0
+"""Bytes of the C library's heap that nothing fits into, beside the bytes of the trained weights: moments and gradients come to lie where
+activations were, so that these need new room. Measured on Linux (docs/performance.md)."""
 STATED_RECORDS = 256
 STATED_K = 4
 
@@ -115,12 +116,20 @@ def training(
     return [phase.times(factor) for phase in phases], holds
 
 
-def trained(network: Network, activations: float, *, more: dict[str, float] | None = None) -> dict[str, float]:
+def trained(network: Network, activations: float, told: Told, *, more: dict[str, float] | None = None) -> dict[str, float]:
     """What is in memory while one model is trained. `activations`: what is held beside the weights, gradients included."""
     size = network.shape.bytes
-    return {"weights": size, "gradients": size, "Adam's moments": 2.0 * size, "activations and logits": max(0.0, activations - size)} | (
-        more or {}
+    parts = {"weights": float(size), "gradients": float(size), "Adam's moments": 2.0 * size}
+    return (
+        parts
+        | {"activations and logits": max(0.0, activations - size), "holes between them": holes(size, activations - size, told)}
+        | (more or {})
     )
+
+
+def holes(size: float, activations: float, told: Told) -> float:
+    """What of the heap stays unused on a CPU, beside `size` bytes of weights that are trained; CUDA's blocks are cut to size."""
+    return max(0.0, min(HOLES * size, activations)) if told.device.type == "cpu" else 0.0
 
 
 def plan_sft(config: SFTConfig, told: Told) -> Plan:
@@ -146,7 +155,7 @@ def plan_sft(config: SFTConfig, told: Told) -> Plan:
         phases.append(joined("pretraining text", both))
         activations = max(activations, more.peak)
     phases.append(optimizer(network.shape.parameters))
-    moment = trained(network, activations, more={"the best epoch's weights": network.shape.bytes if config.epochs > 1 else 0})
+    moment = trained(network, activations, told, more={"the best epoch's weights": network.shape.bytes if config.epochs > 1 else 0})
     step = f"an optimizer step of {batch} demonstrations"
     return Plan(stage="sft", step=step, steps=-(-count // config.batch) * config.epochs, phases=phases, moments={"updating": moment})
 
@@ -157,7 +166,7 @@ def plan_pretrain(config: PretrainConfig, told: Told) -> Plan:
     phases, holds = training(network, stated(config.batch, 1, [config.window]), 1.0, told, ("forward", "backward"))
     phases.append(optimizer(network.shape.parameters))
     step = f"an optimizer step of {config.batch} windows"
-    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments={"updating": trained(network, holds.peak)})
+    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments={"updating": trained(network, holds.peak, told)})
 
 
 def plan_reward(config: RewardConfig, told: Told) -> Plan:
@@ -185,7 +194,7 @@ def plan_reward(config: RewardConfig, told: Told) -> Plan:
     phases = [*(phase.times(1 / told.ranks) for phase in phases), optimizer(network.shape.parameters)]
     step = f"an optimizer step of {batch} prompts"
     steps = -(-count // config.batch) * config.epochs
-    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments={"updating": trained(network, holds.peak)})
+    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments={"updating": trained(network, holds.peak, told)})
 
 
 def shared(examples: Sequence[Example]) -> list[Text]:
@@ -255,13 +264,13 @@ def plan_ppo(config: PPOConfig, told: Told) -> Plan:
         notes.append(f"pretraining text is {share:.0%} of all FLOPs ({config.ptx_ratio:g} rows of {window_of(model)} tokens an episode)")
     parameters = policy.shape.parameters + value.shape.parameters
     phases.append(optimizer(parameters, policy.shape.parameters if config.ema else 0).times(steps))
-    moments = ppo_memory(policy, value, reward, holds, text, mine, len(grouped(minibatch[:: told.ranks], told.budget)))
+    moments = ppo_memory(policy, value, reward, holds, text, mine, len(grouped(minibatch[:: told.ranks], told.budget)), told)
     step = f"an update on {config.batch} episodes"
     return Plan(stage="ppo", step=step, steps=config.updates, phases=phases, moments=moments, notes=notes)
 
 
 def ppo_memory(
-    policy: Network, value: Network, reward: Network, holds: dict[str, Held], text: float, mine: Sequence[Example], groups: int
+    policy: Network, value: Network, reward: Network, holds: dict[str, Held], text: float, mine: Sequence[Example], groups: int, told: Told
 ) -> dict[str, dict[str, float]]:
     """What is in memory while PPO samples and while it updates, part by part."""
     one, other = policy.shape.bytes, value.shape.bytes
@@ -280,5 +289,6 @@ def ppo_memory(
     beside = max(0.0, fullest - one - other)
     return {
         "sampling": always | {"key-value cache": float(cache), "logits": float(numbers)},
-        "updating": always | {"gradients": float(one + other), "activations and logits": beside},
+        "updating": always
+        | {"gradients": float(one + other), "activations and logits": beside, "holes between them": holes(one + other, beside, told)},
     }
