@@ -37,7 +37,6 @@ AGREE = 1e-3
 
 def make_models(size: str, folder: Path, family: str = "llama") -> None:
     """Save a policy, a reference that differs a little from it, a reward model, and their tokenizer, whose words are numbers."""
-    import tokenizers
     import torch
     import transformers
 
@@ -47,13 +46,7 @@ def make_models(size: str, folder: Path, family: str = "llama") -> None:
     shape = SIZES[size]
     shared: dict[str, Any] = {"max_position_embeddings": 256, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": EOS}
     shared |= {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": True}
-    names = {PAD: "<pad>", 1: "<unk>", EOS: "<end>"}  # what is special is found inside of words too, so numbers would not do
-    vocabulary = {names.get(i, str(i)): i for i in range(shape["vocab_size"])}
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=names[1]))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token=names[PAD], eos_token=names[EOS], padding_side="left"
-    )
+    tokenizer = number_words(shape["vocab_size"])
     gpt2 = {"n_positions": 256, **{k: v for k, v in shape.items() if k != "intermediate_size"}, **shared}
     config: Any = transformers.LlamaConfig(**shape, **shared) if family == "llama" else transformers.GPT2Config(**gpt2)
     policy = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -69,6 +62,18 @@ def make_models(size: str, folder: Path, family: str = "llama") -> None:
     save_reward_model(ScalarModel(judge, tokenizer_holder(tokenizer), 0.0), folder / "reward")
     for name in ("policy", "reference"):
         tokenizer.save_pretrained(folder / name)
+
+
+def number_words(size: int) -> Any:
+    """A tokenizer whose words are the numbers of its tokens."""
+    import tokenizers
+    import transformers
+
+    names = {PAD: "<pad>", 1: "<unk>", EOS: "<end>"}  # what is special is found inside of words too, so numbers would not do
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({names.get(i, str(i)): i for i in range(size)}, unk_token=names[1]))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    special = {"pad_token": names[PAD], "eos_token": names[EOS]}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **special)
 
 
 def tokenizer_holder(tokenizer: Any) -> Any:
