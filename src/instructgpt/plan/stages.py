@@ -17,9 +17,9 @@ from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.data.tasks import Task, tasks_of, token_groups
 from instructgpt.errors import BadInput
-from instructgpt.generate.engine import WAVE_ROWS
-from instructgpt.models.load import completion_numbers, context_length, dropouts, pretraining_window
-from instructgpt.models.shape import FLOAT, Text, configuration
+from instructgpt.generate.engine import CPU_BYTES
+from instructgpt.models.load import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
+from instructgpt.models.shape import FLOAT, Shape, Text, configuration
 from instructgpt.plan.dry import Held, logp, values
 from instructgpt.plan.lengths import ended, read_sample, renderer, spread, stated
 from instructgpt.plan.work import Network, Phase, Plan, grouped, joined, optimizer, passes, predicted_in, sampling, texts_of
@@ -244,7 +244,9 @@ def plan_ppo(config: PPOConfig, told: Told) -> Plan:
     mine = batch[:: told.ranks]
     prompts, completions = [len(e.prompt) for e in mine], [len(e.completion) for e in mine]
     texts, predicted = texts_of(mine), predicted_in(mine)
-    phases = sampling(policy.shape, prompts, completions, WAVE_ROWS)
+    width = max(prompts) + config.max_tokens - 1
+    slots = slots_of(policy.shape, len(mine), width, told)
+    phases = sampling(policy.shape, prompts, completions, slots)
     groups = len(grouped(mine, told.budget))
     for name, network, logits in (("score", reward, 0), ("reference", policy, predicted), ("values", value, 0)):
         phases += passes(network.shape, texts, logits, groups=groups, kept=0, names=(name, ""))[:1]
@@ -264,13 +266,19 @@ def plan_ppo(config: PPOConfig, told: Told) -> Plan:
         notes.append(f"pretraining text is {share:.0%} of all FLOPs ({config.ptx_ratio:g} rows of {window_of(model)} tokens an episode)")
     parameters = policy.shape.parameters + value.shape.parameters
     phases.append(optimizer(parameters, policy.shape.parameters if config.ema else 0).times(steps))
-    moments = ppo_memory(policy, value, reward, holds, text, mine, len(grouped(minibatch[:: told.ranks], told.budget)), told)
+    moments = ppo_memory(policy, value, reward, holds, text, slots, width, len(grouped(minibatch[:: told.ranks], told.budget)), told)
     step = f"an update on {config.batch} episodes"
     return Plan(stage="ppo", step=step, steps=config.updates, phases=phases, moments=moments, notes=notes)
 
 
+def slots_of(policy: Shape, rows: int, width: int, told: Told) -> int:
+    """How many of the rows are sampled at once: on a CPU as many as the engine has memory for, on CUDA all."""
+    fit = min(CPU_BYTES // (FLOAT * policy.cached * width), LOGITS_HELD // policy.vocabulary)
+    return max(1, min(rows, fit)) if told.device.type == "cpu" else rows
+
+
 def ppo_memory(
-    policy: Network, value: Network, reward: Network, holds: dict[str, Held], text: float, mine: Sequence[Example], groups: int, told: Told
+    policy: Network, value: Network, reward: Network, holds: dict[str, Held], text: float, slots: int, width: int, groups: int, told: Told
 ) -> dict[str, dict[str, float]]:
     """What is in memory while PPO samples and while it updates, part by part."""
     one, other = policy.shape.bytes, value.shape.bytes
@@ -279,10 +287,8 @@ def ppo_memory(
         "weights: reward and value model": float(reward.shape.bytes + other),
         "Adam's moments": 2.0 * (one + other),
     }
-    longest = max(map(len, mine))
-    rows = min(WAVE_ROWS, len(mine))
-    cache = FLOAT * policy.shape.cached * rows * longest
-    numbers = 4 * FLOAT * rows * policy.shape.vocabulary  # logits, and what choosing a token makes of them
+    cache = FLOAT * policy.shape.cached * slots * width  # taken once, for all of them
+    numbers = 4 * FLOAT * slots * policy.shape.vocabulary  # logits, and what choosing a token makes of them
     first, second = holds["policy update"].peak, holds["value update"].peak
     several = groups > 1 or text > 0  # then both models' gradients are there from the second microbatch on
     fullest = max(first + other, second + one, text + other) if several else max(first, one + second)
