@@ -1,98 +1,151 @@
-"""Bytes that PPO holds in weights, gradients and optimizers, with all weights trained and with adapters.
+"""What `instructgpt plan` says of memory, beside what the stages then need: peak resident memory of a process that runs them.
 
-    python bench/memory.py                       # a Llama of 5.8 million parameters as policy, another as reward model
-    python bench/memory.py --width 768 --layers 12 --vocabulary 50257 --ranks 0 16 64
+    python bench/memory.py            # every configuration; a line each
+    python bench/memory.py sft reward
 
-The models are random and saved in a temporary directory; the stage's own `load_models` and one optimizer step of each
-trained model on one line of tokens come after that, then every tensor that is still held is counted once.
+Each configuration is planned, then run for a few steps in a process of its own. That process first runs the same stage with a
+toy model, so that all code is loaded; what it holds then is left out, and from there on the kernel watches its peak.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
+import os
+import random
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-import transformers
-
-from instructgpt.config import make_config
-from instructgpt.data.batches import Example, collate
-from instructgpt.data.corpus import train_tokenizer
-from instructgpt.data.render import Renderer
-from instructgpt.models.load import completion_logp, load_policy, save_policy
-from instructgpt.models.scalar import new_reward_model, save_reward_model
-from instructgpt.run import Run
-from instructgpt.train import ppo
-from instructgpt.train.loop import adam, descend
-
-CPU = torch.device("cpu")
-WORDS = ("What does a frog say? A frog says croak.", "How many legs has a spider? A spider has eight legs.")
+from ppo import SIZES, make_models
+from sides import ROOT
 
 
-def make_models(folder: Path, width: int, layers: int, vocabulary: int) -> None:
-    """Save a random Llama as `policy`, and a reward model over such a trunk as `reward`."""
-    tokenizer = train_tokenizer(list(WORDS), 257)
-    shape = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=width * 8 // 3 // 8 * 8, num_hidden_layers=layers,
-        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
-    )  # fmt: skip
-    save_policy(transformers.LlamaForCausalLM(shape), Renderer(tokenizer), folder / "policy")
-    reward = new_reward_model(folder / "policy", CPU, 0)
-    (folder / "reward").mkdir()
-    save_reward_model(reward, folder / "reward")
+class Case(NamedTuple):
+    """A configuration: a stage, the model's family and size, and options."""
+
+    stage: str
+    family: str
+    size: str
+    options: dict[str, Any]
 
 
-def bytes_of(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Bytes of the storages behind tensors, shared ones once."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}.values())
+PTX = {"ptx_ratio": 2, "pretraining": True}
+CASES = {
+    "pretrain": Case("pretrain", "llama", "21M", {"batch": 8, "window": 128, "tokens": 3 * 8 * 128}),
+    "sft": Case("sft", "llama", "21M", {"batch": 16, "epochs": 1}),
+    "sft, dropout": Case("sft", "gpt2", "21M", {"batch": 16, "epochs": 1, "dropout": 0.2}),
+    "sft, two epochs, pretraining text": Case("sft", "llama", "5.8M", {"batch": 16, "epochs": 2, "mix": 0.2, "pretraining": True}),
+    "reward": Case("reward", "llama", "21M", {"batch": 8}),
+    "reward, gpt2": Case("reward", "gpt2", "21M", {"batch": 4}),
+    "ppo": Case("ppo", "llama", "21M", {"batch": 32, "minibatch": 16, "episodes": 64, "max_tokens": 48}),
+    "ppo, small, wide batch": Case("ppo", "llama", "5.8M", {"batch": 128, "minibatch": 64, "episodes": 128, "max_tokens": 48}),
+    "ppo_ptx": Case("ppo", "llama", "5.8M", {**PTX, "batch": 16, "minibatch": 8, "episodes": 32, "max_tokens": 32}),
+}  # fmt: skip
+COUNT, K = 40, 4
+RANKS = [1, 2, 3, 4]
 
 
-def states_of(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[torch.Tensor]:
-    """Every tensor that optimizers keep."""
-    for optimizer in optimizers:
-        for state in optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+def make_files(case: Case, folder: Path) -> dict[str, Any]:
+    """Models and data of a configuration. -> the options that name them."""
+    make_models(case.size, folder, case.family)
+    draw = random.Random(0)
+    last = SIZES[case.size]["vocab_size"] - 1
+    text = lambda low, high: " ".join(str(draw.randint(3, last)) for _ in range(draw.randint(low, high)))  # noqa: E731
+    rows: dict[str, list[dict[str, Any]]] = {
+        "demonstrations": [{"prompt": text(40, 80), "completion": text(30, 60)} for _ in range(COUNT)],
+        "rankings": [
+            {"prompt": text(80, 120), "completions": [text(30, 50) for _ in range(K)], "ranks": [1, 2, 3, 4]} for _ in range(COUNT)
+        ],
+        "prompts": [{"prompt": text(32, 64)} for _ in range(COUNT)],
+        "corpus": [{"text": text(300, 500)} for _ in range(COUNT * 3)],
+    }
+    for name, records in rows.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    files = {
+        "pretrain": {"corpus": ["corpus.jsonl"], "tokenizer": "policy"},
+        "sft": {"base": "policy", "data": ["demonstrations.jsonl"]},
+        "reward": {"base": "policy", "data": ["rankings.jsonl"]},
+        "ppo": {"policy": "policy", "reward": "reward", "prompts": ["prompts.jsonl"]},
+    }[case.stage]
+    options = {k: [str(folder / f) for f in v] if isinstance(v, list) else str(folder / v) for k, v in files.items()} | case.options
+    if options.get("pretraining"):
+        options["pretraining"] = [str(folder / "corpus.jsonl")]
+    if case.stage == "pretrain":
+        shape = SIZES[case.size]
+        options |= {
+            "width": shape["hidden_size"],
+            "layers": shape["num_hidden_layers"],
+            "heads": shape["num_attention_heads"],
+            "context": 256,
+        }
+    return options
 
 
-def held_by_ppo(folder: Path, rank: int, words: tuple[str, ...]) -> dict[str, int]:
-    """Bytes held after one step of policy and value model: weights, gradients, optimizers."""
-    files = {"policy": str(folder / "policy"), "reward": folder / "reward", "prompts": ("prompts.jsonl",)}
-    config = make_config(ppo.PPOConfig, {**files, "out": folder / "out", "lora": rank, "memory": words})
-    models = ppo.load_models(config, Run(config, {}, watched=False))
-    networks: list[Any] = [models.policy, models.value.model]
-    optimizers = [adam(network, memory=words) for network in networks]
-    batch = collate([Example([1, 2, 3], [4, 5, 6])])
-    completion_logp(models.policy, batch).sum().backward()
-    models.value.per_token(batch).sum().backward()
-    gradients = bytes_of(p.grad for network in networks for p in network.parameters())
-    for optimizer in optimizers:
-        descend(optimizer, 1e-4)
-    everything = (models.policy, models.reference, models.value.model, models.reward.model, models.average)
-    weights = bytes_of(parameter for model in everything for parameter in model.parameters())
-    return {"weights": weights, "gradients": gradients, "optimizers": bytes_of(states_of(optimizers))}
+def words(stage: str, options: dict[str, Any]) -> list[str]:
+    """Options as a command line."""
+    line = [stage]
+    for name, value in options.items():
+        line += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    return line
+
+
+RUNNER = """
+import json, sys
+from instructgpt import cli
+def kilobytes(name):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(name))
+toy, real = json.loads(sys.argv[1])
+assert cli.run(toy) == 0
+before = kilobytes("VmRSS")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+assert cli.run(real) == 0
+print(json.dumps(1024 * (kilobytes("VmHWM") - before)))
+"""
+
+
+def planned(line: list[str], length: float | None = None) -> float:
+    """What the plan says: bytes."""
+    import torch
+
+    from instructgpt import cli
+    from instructgpt.plan.stages import Told, plan
+
+    _, config = cli.parse(["plan", *line])
+    return plan(config.planned, Told(torch.device("cpu"), completion_tokens=None if length is None else round(length))).memory
+
+
+def measured(toy: list[str], real: list[str]) -> float:
+    """What a process needs: bytes at its peak, less what it held before."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", RUNNER, json.dumps([toy, real])]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr[-2000:])
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def compare(case: Case) -> tuple[float, float]:
+    """Bytes planned and bytes measured."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "toy").mkdir()
+        toy = words(case.stage, make_files(case._replace(size="toy"), folder / "toy") | {"out": folder / "toy" / "out"})
+        real = words(case.stage, make_files(case, folder) | {"out": folder / "out"})
+        length = 24.0 if case.stage == "ppo" else None
+        return planned(real, length), measured(toy, real)
 
 
 def main() -> None:
-    """Print a table, a row for each rank."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, size in (("width", 256), ("layers", 6), ("vocabulary", 4096)):
-        parser.add_argument(f"--{name}", type=int, default=size)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[0, 8, 64])
-    parser.add_argument("--memory", nargs="*", default=[])
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_models(folder, asked.width, asked.layers, asked.vocabulary)
-        one = sum(p.numel() for p in load_policy(folder / "policy", CPU)[0].parameters())
-        print(f"policy of {one:,} parameters; MiB held\n| | weights | gradients | optimizers | together |\n|---|---|---|---|---|")
-        for rank in asked.ranks:
-            held = held_by_ppo(folder, rank, tuple(asked.memory))
-            numbers = [f"{part / 2**20:.1f}" for part in (*held.values(), sum(held.values()))]
-            print(f"| {f'`--lora {rank}`' if rank else 'all weights'} | {' | '.join(numbers)} |")
+    """A line for each configuration."""
+    print("| configuration | model | planned, MB | measured, MB | planned / measured |")
+    for name in sys.argv[1:] or CASES:
+        case = CASES[name]
+        said, was = compare(case)
+        print(f"| {name} | {case.family} {case.size} | {said / 1e6:.0f} | {was / 1e6:.0f} | {said / was:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

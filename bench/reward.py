@@ -14,21 +14,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-PEER = ROOT / ".bench-trl"
-PINNED = ("torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", "accelerate==1.15.0", "datasets==5.2.0")
+from sides import Side, Work, environment, median, ratio, serve
+
 VOCABULARY, CONTEXT = 4096, 1024
 RANKINGS = {2: 4, 4: 2, 6: 2, 8: 1, 9: 1, 12: 1, 16: 1}
 """Rankings in a pass, for each K."""
@@ -122,81 +117,26 @@ def peers(folder: Path) -> Callable[[list[Any]], float]:
     return one_pass
 
 
-def serve(side: Callable[[Path], Callable[[list[Any]], float]], folder: Path) -> None:
-    """Answer requests, JSON lines of K and whether lengths are even: one pass over its rankings. -> loss and seconds."""
-    import torch
+def work(side: Callable[[Path], Callable[[list[Any]], float]]) -> Callable[[Path], Work]:
+    """A side that is asked for one pass: K, and whether lengths are even. -> the loss."""
 
-    torch.set_num_threads(1)
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes elsewhere
-    one_pass = side(folder)
-    print("ready", file=out, flush=True)
-    for line in sys.stdin:
-        k, even = json.loads(line)
-        rankings = make_rankings(k, RANKINGS[k], even)
-        start = time.perf_counter()
-        loss = one_pass(rankings)
-        print(json.dumps([loss, time.perf_counter() - start]), file=out, flush=True)
+    def make(folder: Path) -> Work:
+        one_pass = side(folder)
+        return lambda asked: one_pass(make_rankings(asked[0], RANKINGS[asked[0]], asked[1]))
 
-
-class Side:
-    """A process that holds one side."""
-
-    def __init__(self, python: Path, name: str, folder: Path) -> None:
-        """Start it and wait until its model is loaded."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
-        command = [str(python), __file__, "--serve", name, "--folder", str(folder)]
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment
-        )
-        self.answer()
-
-    def answer(self) -> str:
-        """Its next line."""
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        if not line:
-            self.errors.seek(0)
-            sys.exit(f"a side has ended:\n{self.errors.read()[-2000:]}")
-        return line
-
-    def one_pass(self, k: int, even: bool = False) -> tuple[float, float]:
-        """Loss and seconds of one pass over the rankings of K."""
-        assert self.process.stdin
-        print(json.dumps([k, even]), file=self.process.stdin, flush=True)
-        loss, seconds = json.loads(self.answer())
-        return loss, seconds
-
-    def end(self) -> None:
-        """Let it go."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def peer_python() -> Path:
-    """The Python of TRL's virtual environment, which is made where it is missing."""
-    python = PEER / "bin" / "python"
-    done = PEER / "installed"
-    if not done.exists() or done.read_text() != "\n".join(PINNED):
-        print(f"making {PEER.name} with {', '.join(PINNED)}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(PEER)], check=True)
-        for packages in (PINNED[:1], PINNED):  # torch first and alone, so that nothing else chooses its build
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-        done.write_text("\n".join(PINNED))
-    return python
+    return make
 
 
 def compare(us: Side, them: Side, k: int, rounds: int) -> str:
     """A row of the table: the same loss, then rounds of turns. The first round warms up and does not count."""
-    (loss, _), (their_loss, _) = us.one_pass(k), them.one_pass(k)
+    loss, their_loss = us.ask([k, False]).said, them.ask([k, False]).said
     if abs(loss - their_loss) > 1e-4:
         sys.exit(f"K = {k}: our loss is {loss}, theirs {their_loss}")
-    turns = [(us.one_pass(k)[1], them.one_pass(k)[1]) for _ in range(rounds)]
-    mine, theirs = (RANKINGS[k] / statistics.median(times) for times in zip(*turns, strict=True))
-    ratio = statistics.median(their / our for our, their in turns)
-    return f"| {k} | {loss:.6f} | {their_loss:.6f} | {mine:.2f} | {theirs:.3f} | {ratio:.1f} |"
+    turns = [(us.ask([k, False]), them.ask([k, False])) for _ in range(rounds)]
+    mine, theirs = zip(*turns, strict=True)
+    our_rate, their_rate = RANKINGS[k] / median(mine), RANKINGS[k] / median(theirs)
+    ratios = f"{ratio(mine, theirs):.1f} | {ratio(mine, theirs, 'wall'):.1f}"
+    return f"| {k} | {loss:.6f} | {their_loss:.6f} | {our_rate:.2f} | {their_rate:.3f} | {ratios} |"
 
 
 def main() -> None:
@@ -209,20 +149,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve({"ours": ours, "theirs": peers}[options.serve], options.folder)
+        serve(work({"ours": ours, "theirs": peers}[options.serve]), options.folder)
         return
     for family in options.model:
         with tempfile.TemporaryDirectory() as folder:
             make_model(family, Path(folder))
-            us = Side(Path(sys.executable), "ours", Path(folder))
+            us = Side(sys.executable, __file__, "ours", Path(folder))
             if not options.growth:
-                them = Side(peer_python(), "theirs", Path(folder))
-                print(f"\n{family}: | K | our loss | TRL's loss | our rankings/s | TRL's | ratio |", flush=True)
+                them = Side(environment(".bench-trl", "trl==1.16.0"), __file__, "theirs", Path(folder))
+                print(f"\n{family}: | K | our loss | TRL's loss | our rankings/s of CPU time | TRL's | ratio | on the clock |", flush=True)
                 for k in (4, 9):
                     print(compare(us, them, k, options.rounds), flush=True)
                 them.end()
             print(f"\n{family}: | K | seconds a ranking, ours | beside K = 2 |", flush=True)
-            turns = [{k: us.one_pass(k, even=True)[1] / count for k, count in RANKINGS.items()} for _ in range(options.rounds + 1)]
+            turns = [{k: us.ask([k, True]).cpu / count for k, count in RANKINGS.items()} for _ in range(options.rounds + 1)]
             cost = {k: statistics.median(turn[k] for turn in turns[1:]) for k in RANKINGS}
             for k, seconds in cost.items():
                 print(f"| {k} | {seconds:.3f} | {seconds / cost[2]:.2f} |", flush=True)

@@ -129,6 +129,7 @@ def test_how_texts_are_cut_into_blocks_changes_nothing(monkeypatch):
         counts = set()
         for factor in (0, 1.5, 1000):
             monkeypatch.setattr(attention, "ALIKE", factor)
+            batch = collate(examples)  # a batch keeps its layout
             counts.add(len(attention.layout_of(batch).blocks))
             torch.testing.assert_close(hidden_states(model, batch), expected, atol=1e-5, rtol=1e-5)
     assert min(counts) == 2 < max(counts)

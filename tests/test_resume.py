@@ -71,6 +71,7 @@ def outcome(folder, rows_of):
     record = json.loads((folder / "run.json").read_text())
     assert record.pop("finished")
     assert record.pop("seconds") >= 0
+    assert all(phase["seconds"] >= 0 for phase in record.pop("phases").values())  # of those that were done again, too
     assert record["config"].pop("out") == str(folder)
     return files | {"run.json": record}
 

@@ -11,13 +11,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instructgpt import __version__
-from instructgpt.config import StageConfig, did_you_mean, make_config, options_for, preset_text, presets_for
+from instructgpt.config import Options, StageConfig, did_you_mean, make_config, options_for, preset_text, presets_for
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.flags import Parser, add_flags
 
@@ -32,6 +32,8 @@ class Command:
     function: str
     purpose: str
     positional: str | None = None
+    before: tuple[str, ...] = ()
+    """Commands whose whole command line may follow this one's name; they are not run, their config is told to it as `planned`."""
 
 
 COMMANDS = (
@@ -45,6 +47,15 @@ COMMANDS = (
     Command("report", "instructgpt.report.commands", "ReportConfig", "main", "draw the report of a run directory", "run"),
     Command("evaluate", "instructgpt.evaluate.command", "EvaluateConfig", "main", "the paper's evaluations of any models", "names"),
     Command("judge toxicity", "instructgpt.evaluate.toxicity_scorer", "ToxicityConfig", "main", "a toxicity scorer from scored texts"),
+    Command(
+        "plan",
+        "instructgpt.plan.commands",
+        "PlanConfig",
+        "main",
+        "memory and time of a stage, before it starts or of one that ran",
+        "run",
+        before=("pretrain", "sft", "reward", "ppo"),
+    ),
     Command("doctor", "instructgpt.doctor.commands", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"),
     Command("watch", "instructgpt.live", "WatchConfig", "main", "a run while it goes: progress, curves, samples, alarms", "run"),
     Command("data import", "instructgpt.data.commands", "ImportConfig", "import_data", "other formats into ours and back"),
@@ -122,17 +133,42 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
         if word != word.encode("utf-8", "replace").decode("utf-8"):
             raise BadInput(f"{word!a} is not UTF-8; rename the file")
     command, rest = find(argv)
+    if rest and rest[0] in command.before:
+        return command, parse_before(command, rest)
     kind = getattr(importlib.import_module(command.module), command.config)
     parser = Parser(command.name, command.purpose)
     add_flags(parser, kind, command.positional)
+    return command, config_from(parser, kind, rest)
+
+
+def parse_before(command: Command, argv: Sequence[str]) -> Any:
+    """The config of a command that stands before another's command line, with the other's config in it.
+
+    Raises:
+        BadInput: the command line is wrong.
+        SystemExit: help was asked for and has been printed.
+    """
+    planned, rest = find(argv)
+    own, other = (getattr(importlib.import_module(one.module), one.config) for one in (command, planned))
+    parser = Parser(f"{command.name} {planned.name}", command.purpose, add_help=False)
+    add_flags(parser, own, leave_out=command.positional)
+    words, rest = parser.parse_known(rest)
+    parser = Parser(f"{command.name} {planned.name}", f"{command.purpose}; options of '{command.name}': {parser.flags()}")
+    add_flags(parser, other)
+    config = config_from(parser, other, rest, {"out": Path(planned.name)})  # where it would go changes nothing
+    return make_config(own, words, {"planned": config})
+
+
+def config_from(parser: Parser, kind: type[Options], argv: Sequence[str], below: Mapping[str, Any] | None = None) -> Any:
+    """The config that a command line, its --preset and its --config make. `below`: what holds where none of them says anything."""
     if names := presets_for(kind):
         parser.add_argument("--preset", metavar="NAME", help=f"options from a preset: {', '.join(names)}")
     parser.add_argument("--config", metavar="FILE.yaml", type=Path, help="options from a file; flags win over it")
-    given = vars(parser.parse_all(rest))
+    given = vars(parser.parse_all(argv))
     preset, file = given.pop("preset", None), given.pop("config", None)
-    below = options_for(kind, preset_text(preset), f"preset {preset}") if preset else {}
+    named = options_for(kind, preset_text(preset), f"preset {preset}") if preset else {}
     said = options_for(kind, read_config(file), f"--config {file}") if file else {}
-    return command, make_config(kind, said, given, preset=below)
+    return make_config(kind, said, given, preset={**(below or {}), **named})
 
 
 def read_config(file: Path) -> str:

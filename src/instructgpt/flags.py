@@ -20,13 +20,23 @@ from instructgpt.errors import BadInput
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line, with the nearest flag that exists. A flag is its whole name."""
 
-    def __init__(self, command: str, purpose: str) -> None:
-        super().__init__(prog=f"instructgpt {command}", description=f"{purpose[0].upper()}{purpose[1:]}.", allow_abbrev=False)
+    def __init__(self, command: str, purpose: str, *, add_help: bool = True) -> None:
+        said = f"{purpose[0].upper()}{purpose[1:]}."
+        super().__init__(prog=f"instructgpt {command}", description=said, allow_abbrev=False, add_help=add_help)
         self.command = command
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of printing a page of usage."""
         raise BadInput(f"{self.command}: {message}; see '{self.prog} --help'")
+
+    def parse_known(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """The options this parser knows, wherever they stand, and the other words. Help is left to who reads those."""
+        namespace, rest = self.parse_known_args(argv)
+        return vars(namespace), rest
+
+    def flags(self) -> str:
+        """Its flags, one after the other."""
+        return ", ".join(name for name in self._option_string_actions if name.startswith("--"))
 
     def parse_all(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse; an unknown flag is answered with the nearest known one.
@@ -44,11 +54,14 @@ class Parser(argparse.ArgumentParser):
         return namespace
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], positional: str | None = None) -> None:
-    """One flag for each option of a config, in its order; `positional` names an option that needs no flag."""
+def add_flags(
+    parser: argparse.ArgumentParser, config: type[BaseModel], positional: str | None = None, leave_out: str | None = None
+) -> None:
+    """One flag for each option of a config, in its order; `positional` needs no flag, `leave_out` gets none."""
     for name, field in config.model_fields.items():
         annotation = without_none(field.annotation)
-        if get_origin(annotation) is dict or name in getattr(config, "lacks", ()):
+        section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if section or get_origin(annotation) is dict or name == leave_out or name in getattr(config, "lacks", ()):
             continue  # whole sections, which only files can say; what this command does not know
         options: dict[str, Any] = {"help": help_of(field), "default": argparse.SUPPRESS}
         flag = "--" + name.replace("_", "-")
@@ -64,7 +77,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], position
                 annotation, "DIR" if name in ("out", "reward") else "TEXT" if annotation is str else "PATH"
             )
         if name == positional:
-            parser.add_argument(name, metavar=name.upper(), help=options["help"], nargs=options.get("nargs"))
+            nargs = options.get("nargs") or (None if field.is_required() else "?")
+            parser.add_argument(name, metavar=name.upper(), help=options["help"], nargs=nargs, default=argparse.SUPPRESS)
         else:
             parser.add_argument(*(["-" + name] if len(name) == 1 else []), flag, dest=name, **options)
 

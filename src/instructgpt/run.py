@@ -36,6 +36,7 @@ from instructgpt.card import model_card
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.files import must_be_free, write_text, writing
+from instructgpt.phases import PHASES
 from instructgpt.trackers import Tracker, check_installed, open_tracker
 
 CHECKPOINT_SECONDS = 60.0
@@ -94,14 +95,18 @@ class Run:
             BadInput: it cannot be made.
             RunFailed: the disk is full.
         """
+        PHASES.clear()
         if not self.watched:
             return
         with writing(self.directory):
             if not self.config.resume and self.directory.exists():
                 shutil.rmtree(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
-        if not (self.directory / "run.json").exists():
+        there = read_run(self.directory)
+        if there is None:
             self._write(finished=False)
+        else:
+            PHASES.clear(there.get("phases"))
         self._begun = True
 
     @property
@@ -144,6 +149,7 @@ class Run:
             }
             | {name: metadata.version(name) for name in CARRIED if _installed(name)},
             "seconds": round(self._spent + time.monotonic() - self.started, 1),
+            "phases": PHASES.summary(),
             **self.facts,
         }
 
@@ -176,6 +182,7 @@ class Run:
         self.just_shown = time.monotonic() - self._last_print > PRINT_SECONDS or step >= steps
         if self.just_shown:
             self._last_print = time.monotonic()
+            self._write(finished=False)
             shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics)
             left = (time.monotonic() - self.started) / max(1, step) * (steps - step)
             self.say(f"{step}/{steps}  {shown}  [dim]{left:.0f} s left[/]", step=step, steps=steps, left=round(left))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-MICROBATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+MICROBATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 """Tokens computed at once, by kind of device, counted as rows that are padded and share nothing. Only memory and speed depend on it."""
 SHARED_FROM = 4
 """Tokens from which on a prompt is computed once for its completions; for shorter ones it saves nothing (see docs/performance.md)."""
@@ -60,6 +60,7 @@ class Batch:
     last: Tensor  # (B,) where each example's last token stands
     predicts: Tensor  # (M,) where the token before each completion token stands; values "before a token" stand there too
     targets: Tensor  # (M,) the completion tokens, example by example
+    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what models have worked out about it, for the next one
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:

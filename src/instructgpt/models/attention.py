@@ -27,6 +27,7 @@ from instructgpt.models.adapters import trunk
 
 PACKED = "instructgpt_packed"
 """What our function is called in transformers' table of attention functions."""
+LAYOUT = "layout"
 ALIKE = 1.25
 """Spans of a block differ in length by at most this factor, and a few tokens."""
 PROBE = [Example([1, 2], [0, 1, 2, 0, 1]), *(Example([2, 1, 0, 2] * 3, completion) for completion in ([1, 0, 2], [0]))]
@@ -124,7 +125,15 @@ def attend(
 
 
 def layout_of(batch: Batch) -> Layout:
-    """The blocks of a batch: texts that begin by themselves, and completions of shared prompts."""
+    """The blocks of a batch: texts that begin by themselves, and completions of shared prompts. Worked out once a batch."""
+    if LAYOUT not in batch.known:
+        batch.known[LAYOUT] = lay_out(batch)
+    layout: Layout = batch.known[LAYOUT]
+    return layout
+
+
+def lay_out(batch: Batch) -> Layout:
+    """The blocks of a batch, worked out."""
     device = batch.tokens.device
     blocks: list[Block] = []
     places = torch.empty(len(batch.tokens), dtype=torch.long)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import completion_logp
+from instructgpt.phases import PHASES
 
 ADAM_BETAS = (0.9, 0.95)
 """Everywhere in the paper (appendix C)."""
@@ -28,8 +29,10 @@ def adam(model: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-8, memo
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     others = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    kind = eight_bit_adam() if "adam8bit" in memory else torch.optim.AdamW
-    return kind(groups, lr=0.0, betas=ADAM_BETAS, eps=eps)
+    if "adam8bit" in memory:
+        small: torch.optim.Optimizer = eight_bit_adam()(groups, lr=0.0, betas=ADAM_BETAS, eps=eps)
+        return small
+    return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=eps, fused=True)
 
 
 def eight_bit_adam() -> Any:
@@ -56,13 +59,14 @@ def descend(optimizer: torch.optim.Optimizer, lr: float) -> float:
         for parameter in parameters:  # a process whose share of the batch was empty has none
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         add_over_processes([parameter.grad for parameter in parameters if parameter.grad is not None])
-    norm = float(nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM))
-    if not norm < float("inf"):
-        raise RunFailed(f"the gradient is {norm}: the learning rate ({lr:.2g}) is likely too high, or the data holds a degenerate row")
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    with PHASES("optimizer"):
+        norm = float(nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM))
+        if not norm < float("inf"):
+            raise RunFailed(f"the gradient is {norm}: the learning rate ({lr:.2g}) is likely too high, or the data holds a degenerate row")
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return norm
 
 
@@ -88,9 +92,11 @@ def language_loss(model: Any, examples: Sequence[Example], *, weight: float = 1.
     with torch.set_grad_enabled(backward):
         for rows in microbatches([len(example) for example in mine], token_budget(device)):
             batch = collate([mine[row] for row in rows], device)
-            part = -completion_logp(model, batch).sum() / total
+            with PHASES("forward" if backward else "validation", len(batch.tokens)):
+                part = -completion_logp(model, batch).sum() / total
             if backward:
-                (weight * part).backward()  # type: ignore[no-untyped-call]
+                with PHASES("backward", len(batch.tokens)):
+                    (weight * part).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
     add_over_processes([loss])
     if not loss.isfinite():

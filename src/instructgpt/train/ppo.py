@@ -10,7 +10,7 @@ reference of the KL penalty. The value model is a separate network that starts f
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import sqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import collate, microbatches, shuffled, token_budget
+from instructgpt.data.batches import Example, collate, microbatches, shuffled, token_budget
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.adapters import WithoutAdapters, held, with_adapters
@@ -36,8 +36,11 @@ from instructgpt.models.load import (
 )
 from instructgpt.models.memory import need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
+from instructgpt.models.shape import shape_from
+from instructgpt.phases import PHASES
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
+from instructgpt.train.cost import pretraining_flops, update_flops
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
 from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
 from instructgpt.train.watch import Alarms, panel, sample_rows, show_samples
@@ -132,35 +135,55 @@ def main(config: PPOConfig) -> Path:
         load_state(state, trained, optimizers)
         alarms = Alarms(**state["alarms"])
 
-    for update in range(state["step"] if state else 0, config.updates):
-        seed = config.seed * 1_000_003 + update
-        asked = [prompts[row] for row in prompt_rows(config, len(prompts), update)]
-        rollout = roll_out(models, asked, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed)  # 1. sample and score
-        parity = {"val/parity": check_parity(models, rollout, config.bf16)} if update % PARITY_EVERY == 0 else {}
-        rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
-        advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)  # 2. assign credit
-        advantages[rollout.mask] = functional.standardised(advantages[rollout.mask])
-        steps: list[dict[str, float]] = []
-        factor = functional.linear_warmup(update, config.warmup)
-        for rows in minibatches(config, seed):  # 3. improve
-            optimizer_step = update * config.steps_an_update + len(steps)
-            steps.append(improve(models, rollout, advantages, returns, rows, config.clip))
-            check_step(steps, config.bf16)
-            if text is not None:
-                steps[-1]["loss/ptx_avg"] = pretraining_step(models, text, optimizer_step, config)
-            steps[-1]["gradient_norm/policy"] = descend(optimizers["policy"], config.lr * factor)
-            steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
-            average(models.average, trained["policy"], config.ema)
-        metrics = panel(rollout, returns, steps, config.kl_coef) | parity
-        metrics |= {"lr": config.lr * factor, "episode": float((update + 1) * config.batch)}
-        run.log(update + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"))
-        rows_shown = sample_rows(rollout, models.render, update + 1, config.kl_coef, SAMPLES_KEPT)
+    for number in range(state["step"] if state else 0, config.updates):
+        asked = [prompts[row] for row in prompt_rows(config, len(prompts), number)]
+        rollout, metrics = update(models, optimizers, text, asked, number, config)
+        metrics["episode"] = float((number + 1) * config.batch)
+        run.log(number + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"))
+        rows_shown = sample_rows(rollout, models.render, number + 1, config.kl_coef, SAMPLES_KEPT)
         run.samples(rows_shown)
         show_samples(run, rows_shown)
         alarms.check(metrics)
-        run.checkpoint(update + 1, lambda: state_of(trained, optimizers, alarms=alarms.state()))
+        run.checkpoint(number + 1, lambda: state_of(trained, optimizers, alarms=alarms.state()))
+    if text is not None:
+        seconds = {name: sums["seconds"] for name, sums in PHASES.summary().items()}
+        run.say(f"pretraining text took {seconds.get('pretraining text', 0) / max(1e-9, sum(seconds.values())):.0%} of the time")
     sizes = {"parameters": parameters(models.policy), "trained": parameters(models.average)}
     return run.finish(lambda folder: save_average(models, folder), episodes=config.updates * config.batch, **sizes)
+
+
+def update(
+    models: Models,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    text: Corpus | None,
+    asked: list[Prompt],
+    number: int,
+    config: PPOConfig,
+) -> tuple[Rollout, dict[str, float]]:
+    """One batch of episodes: sample them, assign credit, improve. Returns them, and what was seen on the way.
+
+    Raises:
+        RunFailed: a number cannot be right.
+    """
+    seed = config.seed * 1_000_003 + number
+    rollout = roll_out(models, asked, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed)  # 1. sample and score
+    parity = {"val/parity": check_parity(models, rollout, config.bf16)} if number % PARITY_EVERY == 0 else {}
+    rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
+    advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)  # 2. assign credit
+    advantages[rollout.mask] = functional.standardised(advantages[rollout.mask])
+    steps: list[dict[str, float]] = []
+    factor = functional.linear_warmup(number, config.warmup)
+    for rows in minibatches(config, seed):  # 3. improve
+        optimizer_step = number * config.steps_an_update + len(steps)
+        steps.append(improve(models, rollout, advantages, returns, rows, config.clip))
+        check_step(steps, config.bf16)
+        if text is not None:
+            steps[-1]["loss/ptx_avg"] = pretraining_step(models, text, optimizer_step, config)
+        steps[-1]["gradient_norm/policy"] = descend(optimizers["policy"], config.lr * factor)
+        steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
+        with PHASES("optimizer"):
+            average(models.average, held(models.policy), config.ema)
+    return rollout, panel(rollout, returns, steps, config.kl_coef) | parity | {"lr": config.lr * factor}
 
 
 def load_models(config: PPOConfig, run: Run) -> Models:
@@ -226,8 +249,13 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     run.say(f"{len(fitting)} prompts; left out: {run.facts['left_out']}; {config.updates} updates of {config.batch} episodes")
     if not config.pretraining:
         return fitting, None
-    rows = config.updates * config.steps_an_update * config.ptx_rows
-    return fitting, read_corpus(documents(config.pretraining), models.render, pretraining_window(models.policy), config.seed, rows)
+    rows, window = config.steps_an_update * config.ptx_rows, pretraining_window(models.policy)
+    shapes = [shape_from(model) for model in (models.policy, models.value.model, models.reward.model)]
+    longest = [Example(models.render.prompt(prompt), [0] * config.max_tokens) for prompt in fitting[: config.batch]]
+    others = sum(update_flops(shapes[0], shapes[1], shapes[2], longest, config.epochs).values()) * config.batch / len(longest)
+    share = 1 / (1 + others / pretraining_flops(shapes[0], rows, window))
+    run.say(f"pretraining text: {config.ptx_ratio:g} rows of {window} tokens an episode, at least {share:.0%} of all FLOPs")
+    return fitting, read_corpus(documents(config.pretraining), models.render, window, config.seed, config.updates * rows)
 
 
 def prompt_rows(config: PPOConfig, count: int, update: int) -> list[int]:
@@ -261,12 +289,14 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
         real = rollout.mask[picked]
         batch = collate([rollout.examples[row] for row in picked], device)
         old_logp, old_values = rollout.logp[picked][real].to(device), rollout.values[picked][real].to(device)
-        logp, entropies = completion_numbers(models.policy, batch, functional.token_logp, spread)
-        policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[picked][real].to(device), clip)
-        (policy_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
-        values = values_of(models.value, batch)
-        value_losses = functional.clipped_value_losses(values, old_values, returns[picked][real].to(device), clip)
-        (value_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+        with PHASES("policy update", len(batch.tokens)):
+            logp, entropies = completion_numbers(models.policy, batch, functional.token_logp, spread)
+            policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[picked][real].to(device), clip)
+            (policy_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+        with PHASES("value update", len(batch.tokens)):
+            values = values_of(models.value, batch)
+            value_losses = functional.clipped_value_losses(values, old_values, returns[picked][real].to(device), clip)
+            (value_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             log_ratio = logp - old_logp
             seen = {
@@ -314,7 +344,8 @@ def pretraining_step(models: Models, text: Corpus, step: int, config: PPOConfig)
     rows = text.examples(step * config.ptx_rows, config.ptx_rows)
     tokens_a_row = text.tokens.shape[1] - 1
     weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_a_row)
-    return language_loss(models.policy, rows, weight=weight)
+    with PHASES("pretraining text", len(rows) * tokens_a_row):
+        return language_loss(models.policy, rows, weight=weight)
 
 
 @torch.no_grad()

@@ -128,8 +128,13 @@ def tokenizer_of(config: PretrainConfig, texts: list[str]) -> Renderer:
 def new_model(config: PretrainConfig, render: Renderer) -> Any:
     """A Llama of the given shape with tied embeddings, drawn from the seed."""
     torch.manual_seed(config.seed)
-    shape = transformers.LlamaConfig(
-        vocab_size=len(render.tokenizer),
+    return transformers.LlamaForCausalLM(shape_for(config, len(render.tokenizer), bos_token_id=render.bos, eos_token_id=render.eos))
+
+
+def shape_for(config: PretrainConfig, vocabulary: int, **tokens: int | None) -> Any:
+    """The configuration of the model, with the special tokens of its tokenizer."""
+    return transformers.LlamaConfig(
+        vocab_size=vocabulary,
         hidden_size=config.width,
         intermediate_size=config.width * 8 // 3 // 8 * 8,
         num_hidden_layers=config.layers,
@@ -138,12 +143,10 @@ def new_model(config: PretrainConfig, render: Renderer) -> Any:
         max_position_embeddings=config.context,
         initializer_range=config.width**-0.5,
         tie_word_embeddings=True,
-        bos_token_id=render.bos,
-        eos_token_id=render.eos,
         pad_token_id=None,
         **{WINDOW: config.window},
+        **tokens,
     )
-    return transformers.LlamaForCausalLM(shape)
 
 
 def validation_loss(model: Any, validation: Corpus) -> float:

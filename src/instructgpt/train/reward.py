@@ -27,6 +27,7 @@ from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, parameters, pick_device
 from instructgpt.models.memory import compute_in_float32, need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
+from instructgpt.phases import PHASES
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
 from instructgpt.train.loop import adam, add_over_processes, descend, load_state, process, processes, state_of
@@ -131,11 +132,14 @@ def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, flo
     device = reward.model.device
     totals = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
     for group in token_groups(tasks[process() :: processes()], token_budget(device)):
-        scores = reward.last(collate([example for task in group for example in task.examples], device))
+        batch = collate([example for task in group for example in task.examples], device)
+        with PHASES("forward", len(batch.tokens)):
+            scores = reward.last(batch)
         completion, ranking, rank = flat_orders(group, device)
         share = torch.tensor([1 / len(task.orders) for task in group for _ in task.orders], device=device)  # every prompt weighs the same
         loss = (functional.ranking_losses(scores[completion], ranking, rank) * share).sum() / len(tasks)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with PHASES("backward", len(batch.tokens)):
+            loss.backward()  # type: ignore[no-untyped-call]
         right = functional.pairs_right(scores.detach()[completion], ranking, rank)
         totals += torch.stack([loss.detach(), right.sum(), torch.ones_like(right).sum()])
     add_over_processes([totals])
@@ -150,7 +154,9 @@ def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, flo
 @torch.no_grad()
 def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
     """Pair accuracy by cohort and by source, beside what "the longer completion wins" reaches on the same pairs."""
-    scores = reward.score([example for task in tasks for example in task.examples])
+    examples = [example for task in tasks for example in task.examples]
+    with PHASES("validation", sum(map(len, examples))):
+        scores = reward.score(examples)
     lengths = torch.tensor([float(len(example.completion)) for task in tasks for example in task.examples])
     completion, ranking, rank = flat_orders(tasks)
     cohort = [order.cohort for task in tasks for order in task.orders]

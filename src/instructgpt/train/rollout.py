@@ -17,6 +17,7 @@ from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
 from instructgpt.models.memory import cast_once
 from instructgpt.models.scalar import ScalarModel
+from instructgpt.phases import PHASES
 from instructgpt.records import Prompt
 
 PARITY = 1e-3
@@ -70,21 +71,28 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     """
     render, device = models.render, models.policy.device
     rendered = [render.prompt(prompt) for prompt in prompts]
-    with cast_once(models.policy):
+    with PHASES("sampling"), cast_once(models.policy):
         samples = sample(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
     answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
     examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
     mask, logp = side_by_side(samples)
     finished = torch.tensor([one.finished for one in samples])
-    scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
+    total = sum(map(len, examples))
+    PHASES.tokens["sampling"] = PHASES.tokens.get("sampling", 0) + total
+    with PHASES("score", total):
+        scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
+    with PHASES("reference", total):
+        ref_logp = of_completions(examples, mask, lambda batch: completion_logp(models.reference, batch), device)
+    with PHASES("values", total):
+        values = of_completions(examples, mask, lambda batch: values_of(models.value, batch), device)
     return Rollout(
         prompts=list(prompts),
         examples=examples,
         finished=finished,
         mask=mask,
         logp=logp,
-        ref_logp=of_completions(examples, mask, lambda batch: completion_logp(models.reference, batch), device),
-        values=of_completions(examples, mask, lambda batch: values_of(models.value, batch), device),
+        ref_logp=ref_logp,
+        values=values,
         scores=scores,
     )
 
@@ -133,7 +141,8 @@ def check_parity(models: Models, rollout: Rollout, bf16: bool = False) -> float:
         trained = of_completions(examples, mask, lambda batch: completion_logp(models.policy, batch), models.policy.device)
         return (trained - logp)[mask].abs()
 
-    both = differences(rollout.examples, rollout.mask, rollout.logp), differences(examples, *side_by_side(again))
+    with PHASES("parity", sum(map(len, [*rollout.examples, *examples]))):
+        both = differences(rollout.examples, rollout.mask, rollout.logp), differences(examples, *side_by_side(again))
     largest = float(torch.cat(both).max())  # what is not a number counts as the largest
     found, allowed = largest, PARITY
     if bf16:

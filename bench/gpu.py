@@ -1,0 +1,140 @@
+"""What of a GPU is reached: decoding beside its memory's rate, forward passes and updates beside its matrix rate, and one PPO iteration.
+
+    python bench/gpu.py                                    # GPT-2 124M and a Llama of 1.3B on CUDA, then DeepSpeed-Chat's protocol
+    python bench/gpu.py --device cpu --shape toy --rows 4 --length 8 --critic toy      # the same at toy size
+
+Weights are random. The protocol: prompts of 256 and completions of 256 tokens, a policy of 1.3B, a critic (value and reward model) of
+350M; seconds an episode times its 264,292 samples stand beside the 11.7 hours that are published for one A100-80G.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from ppo import EOS, PAD, SIZES, number_words, tokenizer_holder
+
+from instructgpt.data.batches import Example, collate
+from instructgpt.generate.engine import sample
+from instructgpt.models.attention import use_packed_attention
+from instructgpt.models.load import completion_logp
+from instructgpt.models.scalar import ScalarModel
+from instructgpt.models.shape import BACKWARD, shape_from
+from instructgpt.plan.machine import Machine, measure
+from instructgpt.plan.work import predicted_in, sampling, texts_of
+from instructgpt.records import Prompt
+from instructgpt.train.loop import adam, descend
+from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update
+from instructgpt.train.rollout import Models
+
+SAMPLES, PUBLISHED_HOURS = 264_292, 11.7
+LARGE = {
+    "350M": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 2736, "vocab_size": 50_272},
+    "1.3B": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "intermediate_size": 5504, "vocab_size": 50_272},
+}
+
+
+def build(name: str, device: torch.device, *, scalar: bool = False) -> Any:
+    """A random model: GPT-2's shape, or a Llama's of some size."""
+    torch.manual_seed(0)
+    if name == "gpt2":
+        config: Any = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    else:
+        shape = (SIZES | LARGE)[name]
+        same = {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": True, "max_position_embeddings": 2048}
+        config = transformers.LlamaConfig(**shape, **same, pad_token_id=PAD, eos_token_id=EOS)
+    config.num_labels = 1
+    kind = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
+    with torch.device(device):
+        model = kind.from_config(config, attn_implementation="sdpa").eval()
+    use_packed_attention(model)
+    return model
+
+
+def taken(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the second call, everything finished."""
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def one_model(name: str, device: torch.device, machine: Machine, rows: int, length: int) -> list[str]:
+    """Decode, forward and update of one model: seconds, the least there can be, and the share reached."""
+    model = build(name, device)
+    shape = shape_from(model)
+    examples = [Example([3 + row % 50] * length, [4 + row % 50] * length) for row in range(rows)]
+    batch, texts, predicted = collate(examples, device), texts_of(examples), predicted_in(examples)
+    prompts = [example.prompt for example in examples]
+    optimizer = adam(model)
+
+    def learn() -> None:
+        (-completion_logp(model, batch).mean()).backward()
+        descend(optimizer, 0.0)
+
+    def look() -> None:
+        with torch.no_grad():
+            completion_logp(model, batch)
+
+    least_sampling = sum(phase.roofline(machine) for phase in sampling(shape, [length] * rows, [length] * rows, rows))
+    forward = machine.seconds(shape.forward(texts, predicted), shape.bytes)
+    work: dict[str, tuple[Callable[[], Any], float]] = {
+        "sampling": (lambda: sample(model, prompts, eos=-1, max_tokens=length, seed=0), least_sampling),
+        "forward": (look, forward),
+        "update": (learn, (1 + BACKWARD) * forward),
+    }
+    lines = []
+    for what, (do, least) in work.items():
+        seconds = taken(do, device)
+        lines.append(f"| {name} | {what} | {rows} x ({length} + {length}) | {seconds:.3f} | {least:.3f} | {least / seconds:.0%} |")
+    return lines
+
+
+def iteration(policy_name: str, critic_name: str, device: torch.device, rows: int, length: int) -> str:
+    """One PPO iteration in the protocol, and what it comes to for all its samples."""
+    policy = build(policy_name, device)
+    render = tokenizer_holder(number_words(policy.config.vocab_size))
+    reward, value = (ScalarModel(build(critic_name, device, scalar=True), render) for _ in range(2))
+    models = Models(policy, copy.deepcopy(policy), value, reward, copy.deepcopy(policy), render)
+    for frozen in (models.reference, reward.model, models.average):
+        frozen.requires_grad_(False)
+    optimizers = {"policy": adam(policy, eps=ADAM_EPS), "value": adam(value.model, eps=ADAM_EPS)}
+    told: dict[str, Any] = {"out": Path("out"), "policy": policy_name, "reward": Path("reward"), "prompts": (Path("prompts"),)}
+    config = PPOConfig(**told, batch=rows, minibatch=rows, max_tokens=length, episodes=1000 * rows)
+    prompts = [Prompt(prompt=" ".join([str(3 + row % 50)] * length)) for row in range(rows)]
+    numbers = iter(range(1, 10))
+    seconds = taken(lambda: update(models, optimizers, None, prompts, next(numbers), config), device)
+    hours = seconds / rows * SAMPLES / 3600
+    return f"{rows} episodes of {length} + {length}: {seconds:.2f} s; {SAMPLES:,} samples: {hours:.2f} h, published: {PUBLISHED_HOURS} h"
+
+
+def main() -> None:
+    """All measurements."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shape", choices=("gpt2", *SIZES, *LARGE), nargs="*", default=("gpt2", "1.3B"))
+    parser.add_argument("--critic", choices=(*SIZES, *LARGE), default="350M")
+    parser.add_argument("--rows", type=int, default=64, help="rows decoded and episodes learned from at once")
+    parser.add_argument("--length", type=int, default=256, help="tokens of a prompt, and of a completion")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    machine = measure(device)
+    print(f"{machine.matmul / 1e12:.2f} TFLOP/s in float32, {machine.bandwidth / 1e9:.0f} GB/s")
+    print("| model | what | rows x (prompt + completion) | seconds | at least | reached |")
+    for name in options.shape:
+        print("\n".join(one_model(name, device, machine, options.rows, options.length)), flush=True)
+    print(iteration(options.shape[-1], options.critic, device, options.rows, options.length))
+
+
+if __name__ == "__main__":
+    main()

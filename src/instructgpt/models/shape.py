@@ -1,0 +1,117 @@
+"""The size of a model, read from its configuration alone, and the arithmetic of one pass over some texts.
+
+The model is built by transformers itself, as tensors that have shapes and no numbers, so every family is counted as it is.
+
+    n tokens of a text     p tokens it continues     L layers     H heads of width h     D width     V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.pytorch_utils import Conv1D
+
+from instructgpt.models.load import from_pretrained
+
+FLOAT = 4
+"""Bytes of a number: weights, gradients, Adam's moments, activations and the cache are float32."""
+BACKWARD = 2
+"""A backward pass multiplies twice as much as the forward pass: once for the inputs' gradients, once for the weights'."""
+
+
+class Text(NamedTuple):
+    """Tokens that are computed, after tokens that were computed before and are read again."""
+
+    tokens: int
+    before: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the arithmetic of a model depends on."""
+
+    parameters: int
+    matrices: int  # weights that every token is multiplied by, the output layer left out
+    layers: int
+    attention: int  # width of all heads together, H h
+    cached: int  # numbers the key-value cache holds for a token, all layers
+    width: int
+    vocabulary: int
+
+    def forward(self, texts: Iterable[Text], predicted: float = 0) -> float:
+        """FLOPs of a forward pass. Each matrix 2 a weight and token; attention 4 H h a pair of tokens and layer, and only pairs that see
+        each other count, n p + n (n + 1) / 2 of them; logits 2 D V a predicted token.
+        """
+        texts = list(texts)
+        tokens = sum(text.tokens for text in texts)
+        pairs = sum(text.tokens * text.before + text.tokens * (text.tokens + 1) / 2 for text in texts)
+        return 2 * self.matrices * tokens + 4 * self.attention * self.layers * pairs + self.logits(predicted)
+
+    def logits(self, predicted: float) -> float:
+        """FLOPs of the output layer."""
+        return 2 * self.width * self.vocabulary * predicted
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights."""
+        return FLOAT * self.parameters
+
+
+@contextmanager
+def without_numbers() -> Any:
+    """Tensors made in here have shapes and no numbers; whatever is computed with them takes no memory."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        yield mode
+
+
+def configuration(source: Path | str) -> Any:
+    """The configuration of a model directory or hub name. Raises BadInput where there is none."""
+    return from_pretrained(transformers.AutoConfig, source)
+
+
+def build(config: Any, *, scalar: bool = False) -> Any:
+    """A model without numbers; call it inside `without_numbers`. `scalar`: a reward or value model."""
+    kind = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
+    if scalar:
+        config.num_labels = 1
+    return kind.from_config(config, attn_implementation="sdpa").eval()
+
+
+def shape_of(config: Any, *, scalar: bool = False) -> Shape:
+    """The shape of the model that a configuration describes."""
+    with without_numbers():
+        return shape_from(build(config, scalar=scalar))
+
+
+def shape_from(model: Any) -> Shape:
+    """The shape of a model: a policy, or a reward or value model, which have no output layer."""
+    config = model.config
+    head = model.get_output_embeddings() if model.can_generate() else None
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    matrices = (part.weight for part in model.base_model.modules() if isinstance(part, nn.Linear | Conv1D) and part is not head)
+    return Shape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        matrices=sum(weight.numel() for weight in matrices),
+        layers=config.num_hidden_layers,
+        attention=heads * head_width,
+        cached=2 * config.num_hidden_layers * key_heads * head_width,
+        width=config.hidden_size,
+        vocabulary=0 if head is None else head.weight.shape[0],
+    )
+
+
+def fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """A tensor without numbers like another one."""
+    made: torch.Tensor = mode.from_tensor(tensor)
+    return made

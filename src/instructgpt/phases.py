@@ -1,0 +1,67 @@
+"""Seconds and tokens of each phase of a run, so that `plan` can say what was reached of what the machine can do.
+
+On a CPU a clock is read twice a phase. On CUDA two events are put into the stream, and read only when somebody asks.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+
+class Phases:
+    """Sums of a process. A phase inside another one belongs to the outer."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.clock = time.perf_counter
+        self.clear()
+
+    def clear(self, before: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Forget all, or go on from what `summary` said before."""
+        before = before or {}
+        self.seconds = {name: float(sums["seconds"]) for name, sums in before.items()}
+        self.tokens = {name: int(sums["tokens"]) for name, sums in before.items()}
+        self._open = False
+        self._waiting: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def __call__(self, name: str, tokens: int = 0) -> Iterator[None]:
+        """Count what happens within as a phase in which some tokens are computed."""
+        if self._open:
+            yield
+            return
+        self._open = True
+        cuda = getattr(sys.modules.get("torch"), "cuda", None)
+        events = [cuda.Event(enable_timing=True) for _ in range(2)] if cuda is not None and cuda.is_initialized() else None
+        start = self.clock()
+        if events:
+            events[0].record()
+        try:
+            yield
+        finally:
+            self._open = False
+            self.tokens[name] = self.tokens.get(name, 0) + tokens
+            if events:
+                events[1].record()
+                self._waiting.append((name, *events))
+            else:
+                self._add(name, self.clock() - start)
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Seconds and tokens by phase."""
+        for name, start, end in self._waiting:
+            end.synchronize()
+            self._add(name, start.elapsed_time(end) / 1000)
+        self._waiting.clear()
+        return {name: {"seconds": round(seconds, 4), "tokens": self.tokens.get(name, 0)} for name, seconds in self.seconds.items()}
+
+
+PHASES = Phases()
+"""Of this process."""

@@ -1,0 +1,52 @@
+"""How fast this machine multiplies and copies: two numbers, measured in a second or two."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+MATRIX = {"cpu": 768, "cuda": 8192}
+"""Width of the square matrices that are multiplied, by kind of device: large enough for the best rate, small enough for a second."""
+COPIED = {"cpu": 2**26, "cuda": 2**31}
+"""Bytes that are copied, by kind of device: more than its caches hold."""
+TRIES = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the roofline is made of."""
+
+    matmul: float  # FLOP/s of a matrix product, a multiplication and an addition counted as two
+    bandwidth: float  # bytes/s read and written by a copy
+
+    def seconds(self, flops: float, moved: float) -> float:
+        """Least time for some work: multiplying and moving go side by side, so the slower of the two."""
+        return max(flops / self.matmul, moved / self.bandwidth)
+
+
+def measure(device: torch.device, dtype: torch.dtype = torch.float32) -> Machine:
+    """Measure this machine, with as many threads as torch uses now: the median of a few tries, after one that warms up."""
+    width, size = MATRIX.get(device.type, MATRIX["cpu"]), COPIED.get(device.type, COPIED["cpu"])
+    left, right = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
+    there = torch.zeros(size, dtype=torch.uint8, device=device)
+    back = torch.zeros_like(there)
+    product = seconds_of(lambda: left @ right, device)
+    copy = seconds_of(lambda: back.copy_(there), device)
+    return Machine(2 * width**3 / product, 2 * size / copy)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Median seconds of a few calls. On a CPU seconds of its own work, so that other programs do not count."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    taken = []
+    for _ in range(TRIES + 1):
+        start = clock()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(clock() - start)
+    return max(statistics.median(taken[1:]), 1e-9)
