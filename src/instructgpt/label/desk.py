@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label import instructions
+from instructgpt.label import instructions, threads
 from instructgpt.label.queue import batches_for, waiting
-from instructgpt.label.tables import Assignment, Message, Person, Prompt, Skip, Submission, Task
+from instructgpt.label.tables import Assignment, Message, Person, Prompt, Room, Skip, Submission, Task
 from instructgpt.label.tables.tasks import KINDS, Kind
 
 DAY = 24 * 3_600_000
@@ -34,6 +34,8 @@ class InHand:
     prompt: str | None
     lease_until: int
     sensitive: bool
+    reason: str | None = None
+    """Of work that came back: what the researcher wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,14 @@ def in_hand(db: Session, person: Person, state: str, at: int) -> list[InHand]:
         .limit(20)
     )
     rows = chosen.where(Assignment.lease_until > at) if state == "open" else chosen
+    found = [row for row in db.execute(rows) if row[2] is None or row[2].withdrawn_at is None]
+    reasons = threads.reasons(db, person, [mine for mine, _, _ in found if mine.state == "returned"])
     return [
-        InHand(mine.id, kind, prompt.text if prompt else None, mine.lease_until, bool(prompt and prompt.sensitive))
-        for mine, kind, prompt in db.execute(rows)
-        if prompt is None or prompt.withdrawn_at is None
-    ]
+        InHand(
+            mine.id, kind, prompt.text if prompt else None, mine.lease_until, bool(prompt and prompt.sensitive), reasons.get(mine.id)
+        )
+        for mine, kind, prompt in found
+    ]  # fmt: skip
 
 
 def kinds_waiting(db: Session, person: Person) -> list[Waiting]:
@@ -98,10 +103,16 @@ def numbers(db: Session, person: Person, at: int) -> Numbers:
     )
 
 
-def unread_instructions(db: Session, person: Person) -> list[str]:
-    """Purposes of open work whose newest instructions this person has not read."""
+def unread_instructions(db: Session, person: Person) -> list[tuple[str, bool]]:
+    """Purposes of open work whose newest instructions this person has not read, and whether they have read an earlier version."""
     purposes = sorted({batch.purpose for batch in batches_for(db, person, None, None)})
-    return [purpose for purpose in purposes if not instructions.has_read(db, person, purpose)]
+    unread = [purpose for purpose in purposes if not instructions.has_read(db, person, purpose)]
+    return [(purpose, any(instructions.reading(db, person, text) for text in instructions.versions(db, purpose))) for purpose in unread]
+
+
+def open_rooms(db: Session) -> list[Room]:
+    """The calibration rooms that are not closed, the newest five."""
+    return list(db.scalars(select(Room).where(Room.stage != "closed").order_by(Room.created_at.desc()).limit(5)))
 
 
 def answered(db: Session, person: Person, at: int) -> list[str]:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label.contents import form_of
 from instructgpt.label.drafts import draft_of
-from instructgpt.label.forms import CONDITIONAL, PROMPT_LABELS
+from instructgpt.label.forms import BY_HAND, CONDITIONAL, PROMPT_LABELS
 from instructgpt.label.problem import Problem
 from instructgpt.label.submissions import current
 from instructgpt.label.tables import Assignment, Batch, Completion, Instructions, Prompt, Task
@@ -38,6 +38,8 @@ class AskedLabel(Shown):
 
     name: str
     conditional: bool
+    by_hand: bool
+    """Its No is a reproach, so that "all remaining No" leaves it alone."""
 
 
 class ShownDraft(Shown):
@@ -114,4 +116,4 @@ def _completions(db: Session, assignment: Assignment) -> list[ShownCompletion]:
 
 def _labels(kind: Kind) -> list[AskedLabel]:
     names = {"rank": LABELS, "review": PROMPT_LABELS}.get(kind, ())
-    return [AskedLabel(name=name, conditional=name in CONDITIONAL) for name in names]
+    return [AskedLabel(name=name, conditional=name in CONDITIONAL, by_hand=name in BY_HAND) for name in names]
