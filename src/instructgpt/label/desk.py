@@ -8,7 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import instructions, threads
-from instructgpt.label.queue import batches_for, waiting
+from instructgpt.label.queue import batches_for, waiting_in
 from instructgpt.label.tables import Assignment, Message, Person, Prompt, Room, Skip, Submission, Task
 from instructgpt.label.tables.tasks import KINDS, Kind
 
@@ -71,14 +71,16 @@ def in_hand(db: Session, person: Person, state: str, at: int) -> list[InHand]:
 
 
 def kinds_waiting(db: Session, person: Person) -> list[Waiting]:
-    """The kinds of tasks there are for a person, in the usual order. Hidden gold and repeats are neither counted nor left out by sight."""
-    counts: dict[Kind, int] = {}
+    """The kinds of tasks there are for a person, in the usual order, gold among them. One statement a kind, whatever is open."""
+    batches: dict[Kind, list[str]] = {}
     for batch in batches_for(db, person, None, None):
-        left = MOST + 1 - counts.get(batch.kind, 0)
-        some = [waiting(person, batch, gold).with_only_columns(Task.id).order_by(None).limit(left).subquery() for gold in (False, True)]
-        found = sum(db.scalar(select(func.count()).select_from(each)) or 0 for each in some)
-        counts[batch.kind] = min(MOST + 1, counts.get(batch.kind, 0) + found)
-    return [Waiting(kind, counts[kind]) for kind in KINDS if counts.get(kind)]
+        batches.setdefault(batch.kind, []).append(batch.id)
+    found = [
+        Waiting(kind, db.scalar(select(func.count()).select_from(waiting_in(person, batches[kind], MOST + 1).subquery())) or 0)
+        for kind in KINDS
+        if kind in batches
+    ]
+    return [each for each in found if each.count]
 
 
 def numbers(db: Session, person: Person, at: int) -> Numbers:
@@ -116,7 +118,7 @@ def open_rooms(db: Session) -> list[Room]:
 
 
 def answered(db: Session, person: Person, at: int) -> list[str]:
-    """Assignments whose thread somebody else wrote in last, within seven days."""
+    """Assignments whose thread somebody else wrote in last, within seven days. Work that came back is shown with its reason instead."""
     last = (
         select(Message.task_id, func.max(Message.at).label("at"))
         .where(Message.about_id == person.id)
@@ -128,7 +130,7 @@ def answered(db: Session, person: Person, at: int) -> list[str]:
         select(Assignment.id)
         .join(Message, (Message.task_id == Assignment.task_id) & (Message.about_id == person.id))
         .join(last, (last.c.task_id == Message.task_id) & (last.c.at == Message.at))
-        .where(Assignment.person_id == person.id, Message.author_id != person.id)
+        .where(Assignment.person_id == person.id, Message.author_id != person.id, Assignment.state != "returned")
         .order_by(Message.at.desc())
     )
     return list(dict.fromkeys(db.scalars(chosen)))

@@ -6,7 +6,7 @@ rows however large the batch is: those in other hands, and those this person has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from zlib import crc32
 
@@ -90,6 +90,11 @@ def allowed(person: Value, sees_sensitive: bool) -> list[ColumnElement[bool]]:
 def waiting(person: Person, batch: Batch, gold: bool) -> Select[Task]:
     """The task of a batch that this person has not had and that comes first."""
     return _waiting(person.id, batch.id, gold, person.sees_sensitive)
+
+
+def waiting_in(person: Person, batches: Sequence[str], most: int) -> Select[str]:
+    """Ids of tasks of some batches, `most` of them at most, that this person has not had and may be given."""
+    return select(Task.id).where(Task.batch_id.in_(batches), _room(), *allowed(person.id, person.sees_sensitive)).limit(most)
 
 
 def _waiting(person: Value, batch: Value, gold: bool, sees_sensitive: bool) -> Select[Task]:

@@ -209,8 +209,10 @@ unfoldable(form);
 form.addEventListener("input", (event) => event.isTrusted && changed());
 form.addEventListener("submit", submit);
 if (!editing) {
-  lease(Number(form.dataset.lease));
-  setInterval(heartbeat, 60_000);
+  if (form.dataset.lease) {
+    lease(Number(form.dataset.lease)); // work that came back has all the time it needs
+    setInterval(heartbeat, 60_000);
+  }
   addEventListener("online", () => drafts.again());
   document.addEventListener("visibilitychange", () => document.hidden && drafts.flush(true));
   addEventListener("pagehide", () => drafts.flush(true));
