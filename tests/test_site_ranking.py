@@ -183,7 +183,7 @@ def test_ratings_labels_and_the_rest_are_stored_as_answered(browser, server, wat
     first.locator(".ask").nth(1).locator("input[value=na]").check(force=True)
     first.locator(".ask").nth(0).locator("input[value=yes]").check(force=True)
     page.keyboard.press("x")
-    assert first.locator(".ask.filled").count() == 9
+    assert first.locator(".ask.filled").count() == 8  # No to "satisfies the constraint" is a reproach: by hand only
     first.locator("textarea").fill("looks fine\n둘째 줄")
     to_board(page)
     by_keys(page, dict.fromkeys(LETTERS, 3))
@@ -201,7 +201,8 @@ def test_ratings_labels_and_the_rest_are_stored_as_answered(browser, server, wat
     assert rated["note"] == "looks fine\n둘째 줄"
     assert rated["labels"]["fails_instruction"] is True
     assert rated["labels"]["inappropriate"] is None
-    assert list(rated["labels"].values()).count(False) == 9
+    assert "satisfies_constraint" not in rated["labels"]
+    assert list(rated["labels"].values()).count(False) == 8
     assert json.dumps(form).count("secret-model") == 0
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Depends, Request
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 
 from instructgpt.label import consent
 from instructgpt.label.problem import Problem
@@ -118,15 +118,18 @@ def _program(site: Site, header: str) -> Visitor:
     return Visitor(key=key)
 
 
+SIGN_IN = select(Login, Person).join(Person, Person.id == Login.person_id).where(Login.token_hash == bindparam("token"))
+
+
 def _person(site: Site, token: str | None) -> Visitor:
     """Whoever carries a cookie. Being here is noted every few minutes, so that only idle sign-ins end."""
     if not token:
         return Visitor()
     with site.database.read() as db:
-        login = db.scalar(select(Login).where(Login.token_hash == hashed(token)))
-        if login is None or not is_alive(login, site.settings, now()):
+        found = db.execute(SIGN_IN, {"token": hashed(token)}).first()
+        if found is None or not is_alive(found[0], site.settings, now()):
             return Visitor()
-        person = db.get_one(Person, login.person_id)
+        login, person = found
         agreed = person.role != "labeler" or consent.has_agreed(db, person)
     if now() - login.seen_at > SEEN_EVERY:
         with site.database.write() as db:

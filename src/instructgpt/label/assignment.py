@@ -9,9 +9,10 @@ touch none of them.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from random import Random
 
-from sqlalchemy import func, select
+from sqlalchemy import Integer, Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import instructions
@@ -19,7 +20,7 @@ from instructgpt.label.problem import Problem
 from instructgpt.label.queue import batches_for, next_task
 from instructgpt.label.site import Settings
 from instructgpt.label.tables import Assignment, Batch, Person, Skip, Submission, Task, TaskCompletion
-from instructgpt.label.tables.base import is_id
+from instructgpt.label.tables.base import is_id, new_id
 from instructgpt.label.tables.tasks import Kind
 from instructgpt.label.tables.work import SKIP_REASONS
 
@@ -51,9 +52,10 @@ def claim(db: Session, settings: Settings, person: Person, kind: Kind | None, at
         if found is None:
             continue
         task, earlier = found
-        if not instructions.has_read(db, me, batch.purpose):
+        newest, read = instructions.standing(db, me, batch.purpose)
+        if not read:
             raise Problem(409, "read_instructions", purpose=batch.purpose)
-        return _open_again(settings, task, earlier, at) if _expired(earlier) else _give(db, settings, me, batch, task, earlier, at)
+        return _open_again(settings, task, earlier, at) if _expired(earlier) else _give(db, settings, me, task, earlier, newest, at)
     return None
 
 
@@ -61,24 +63,35 @@ def _expired(earlier: Assignment | None) -> bool:
     return earlier is not None and earlier.state == "expired"
 
 
+ONE_PERSON = (
+    select(Person).where(Person.id == bindparam("person")).with_for_update(key_share=True).execution_options(populate_existing=True)
+)
+
+
 def lock_person(db: Session, person: Person) -> Person:
     """The person's row, held until the transaction ends: two claims of one person come one after the other."""
-    chosen = select(Person).where(Person.id == person.id).with_for_update(key_share=True).execution_options(populate_existing=True)
-    return db.execute(chosen).scalar_one()
+    return db.execute(ONE_PERSON, {"person": person.id}).scalar_one()
 
 
 def in_hand(db: Session, person: Person, kind: Kind | None, screening: str | None) -> Assignment | None:
     """What this person was given and has not handed in; work that a researcher gave back comes first. Withdrawn tasks are left out."""
+    found = _in_hand(screening is not None, kind is not None)
+    return db.scalar(found, {"person": person.id, "screening": screening, "kind": kind})
+
+
+@cache
+def _in_hand(of_screening: bool, of_kind: bool) -> Select[Assignment]:
+    """The statement of `in_hand`, put together once."""
     found = (
         select(Assignment)
         .join(Task, Task.id == Assignment.task_id)
         .join(Batch, Batch.id == Task.batch_id)
-        .where(Assignment.person_id == person.id, Assignment.state.in_(("open", "returned")), Task.state != "withdrawn")
-        .where(Batch.screening == screening if screening else Batch.screening.is_(None))
+        .where(Assignment.person_id == bindparam("person"), Assignment.state.in_(("open", "returned")), Task.state != "withdrawn")
+        .where(Batch.screening == bindparam("screening") if of_screening else Batch.screening.is_(None))
         .order_by(Assignment.state.desc(), Assignment.opened_at, Assignment.id)
         .limit(1)
     )
-    return db.scalar(found.where(Task.kind == kind) if kind else found)
+    return found.where(Task.kind == bindparam("kind")) if of_kind else found
 
 
 def lease(settings: Settings, kind: Kind) -> int:
@@ -86,21 +99,22 @@ def lease(settings: Settings, kind: Kind) -> int:
     return MINUTE * (settings.rank_lease if kind in ("rank", "review") else settings.write_lease)
 
 
-def _give(db: Session, settings: Settings, me: Person, batch: Batch, task: Task, earlier: Assignment | None, at: int) -> Assignment:
-    """A new assignment: the first of this person for this task, or the hidden repeat of an earlier one."""
-    newest = instructions.latest(db, batch.purpose)
+def _give(
+    db: Session, settings: Settings, me: Person, task: Task, earlier: Assignment | None, newest: str | None, at: int
+) -> Assignment:  # fmt: skip
+    """A new assignment: the first of this person for this task, or the hidden repeat of an earlier one. `newest`: of the instructions."""
+    number = new_id()
     given = Assignment(
+        id=number,
         task_id=task.id,
         person_id=me.id,
         round=0 if earlier is None else 1,
         lease_until=at + lease(settings, task.kind),
-        shown=[],
-        instructions_id=newest.id if newest else None,
+        shown=_shuffled(db, task, number),
+        instructions_id=newest,
         opened_at=at,
     )
     db.add(given)
-    db.flush()
-    given.shown = _shuffled(db, task, given.id)
     if earlier is None:
         task.n_open += 1
     db.flush()
@@ -173,17 +187,19 @@ def heartbeat(db: Session, settings: Settings, assignment: Assignment, at: int) 
     return mine.lease_until
 
 
+RAN_OUT = (
+    select(Assignment)
+    .where(Assignment.state == "open", Assignment.lease_until < bindparam("at"))
+    .order_by(Assignment.task_id)
+    .limit(bindparam("most", type_=Integer()))
+    .with_for_update(key_share=True, skip_locked=True)
+    .execution_options(populate_existing=True)
+)
+
+
 def reap(db: Session, at: int, most: int = REAPED_AT_ONCE) -> int:
     """Take back tasks whose lease ran out. Drafts stay, and a late submission is kept. -> how many."""
-    chosen = (
-        select(Assignment)
-        .where(Assignment.state == "open", Assignment.lease_until < at)
-        .order_by(Assignment.task_id)
-        .limit(most)
-        .with_for_update(key_share=True, skip_locked=True)
-        .execution_options(populate_existing=True)
-    )
-    late = list(db.scalars(chosen))
+    late = list(db.scalars(RAN_OUT, {"at": at, "most": most}))
     tasks = lock_tasks(db, (each.task_id for each in late)) if late else {}
     for each in late:
         each.state, each.closed_at = "expired", at

@@ -19,6 +19,7 @@ from instructgpt.config import Options
 from instructgpt.errors import BadInput
 from instructgpt.label import accounts, instructions
 from instructgpt.label.app import create_app
+from instructgpt.label.chores import Chores
 from instructgpt.label.opening import RECORD, is_made, make_folder, open_site, warnings
 from instructgpt.label.site import Site
 
@@ -107,7 +108,8 @@ def _run(site: Site, config: ServeConfig) -> None:
         print(f"labelers' site: {address} (Ctrl-C stops it)", flush=True)
         _print_setup_link(site, address)
         _warn(config.site)
-        with contextlib.suppress(KeyboardInterrupt):  # the server has stopped in order by then, and passes on what it was told
+        # Ctrl-C: the server has stopped in order by then, and passes on what it was told.
+        with Chores(site), contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(settings).run(sockets=[listening])
 
 

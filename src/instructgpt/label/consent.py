@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sqlalchemy import select
+from sqlalchemy import String, bindparam, cast, exists, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import journal
@@ -40,13 +40,23 @@ def publish(db: Session, bodies: Mapping[str, str], by: str | None) -> ConsentTe
     return text
 
 
+AGREED = (
+    select(
+        ConsentText.version,
+        exists().where(
+            Consent.person_id == bindparam("person"), Consent.version == cast(ConsentText.version, String), Consent.withdrawn_at.is_(None)
+        ),
+    )
+    .order_by(ConsentText.version.desc())
+    .limit(1)
+)
+"""The present version, and whether a person agreed to it."""
+
+
 def has_agreed(db: Session, person: Person) -> bool:
     """Whether somebody agreed to the present version and did not take it back."""
-    text = latest(db)
-    if text is None:
-        return True
-    agreed = select(Consent.id).where(Consent.person_id == person.id, Consent.version == str(text.version), Consent.withdrawn_at.is_(None))
-    return db.scalar(agreed.limit(1)) is not None
+    found = db.execute(AGREED, {"person": person.id}).first()
+    return found is None or bool(found[1])
 
 
 def agree(db: Session, person: Person, version: int) -> None:

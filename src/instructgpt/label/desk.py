@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label import instructions
-from instructgpt.label.queue import batches_for, waiting
-from instructgpt.label.tables import Assignment, Message, Person, Prompt, Skip, Submission, Task
+from instructgpt.label import instructions, threads
+from instructgpt.label.queue import batches_for, waiting_in
+from instructgpt.label.tables import Assignment, Message, Person, Prompt, Room, Skip, Submission, Task
 from instructgpt.label.tables.tasks import KINDS, Kind
 
 DAY = 24 * 3_600_000
@@ -34,6 +34,8 @@ class InHand:
     prompt: str | None
     lease_until: int
     sensitive: bool
+    reason: str | None = None
+    """Of work that came back: what the researcher wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +60,27 @@ def in_hand(db: Session, person: Person, state: str, at: int) -> list[InHand]:
         .limit(20)
     )
     rows = chosen.where(Assignment.lease_until > at) if state == "open" else chosen
+    found = [row for row in db.execute(rows) if row[2] is None or row[2].withdrawn_at is None]
+    reasons = threads.reasons(db, person, [mine for mine, _, _ in found if mine.state == "returned"])
     return [
-        InHand(mine.id, kind, prompt.text if prompt else None, mine.lease_until, bool(prompt and prompt.sensitive))
-        for mine, kind, prompt in db.execute(rows)
-        if prompt is None or prompt.withdrawn_at is None
-    ]
+        InHand(
+            mine.id, kind, prompt.text if prompt else None, mine.lease_until, bool(prompt and prompt.sensitive), reasons.get(mine.id)
+        )
+        for mine, kind, prompt in found
+    ]  # fmt: skip
 
 
 def kinds_waiting(db: Session, person: Person) -> list[Waiting]:
-    """The kinds of tasks there are for a person, in the usual order. Hidden gold and repeats are neither counted nor left out by sight."""
-    counts: dict[Kind, int] = {}
+    """The kinds of tasks there are for a person, in the usual order, gold among them. One statement a kind, whatever is open."""
+    batches: dict[Kind, list[str]] = {}
     for batch in batches_for(db, person, None, None):
-        left = MOST + 1 - counts.get(batch.kind, 0)
-        some = [waiting(person, batch, gold).with_only_columns(Task.id).order_by(None).limit(left).subquery() for gold in (False, True)]
-        found = sum(db.scalar(select(func.count()).select_from(each)) or 0 for each in some)
-        counts[batch.kind] = min(MOST + 1, counts.get(batch.kind, 0) + found)
-    return [Waiting(kind, counts[kind]) for kind in KINDS if counts.get(kind)]
+        batches.setdefault(batch.kind, []).append(batch.id)
+    found = [
+        Waiting(kind, db.scalar(select(func.count()).select_from(waiting_in(person, batches[kind], MOST + 1).subquery())) or 0)
+        for kind in KINDS
+        if kind in batches
+    ]
+    return [each for each in found if each.count]
 
 
 def numbers(db: Session, person: Person, at: int) -> Numbers:
@@ -98,14 +105,20 @@ def numbers(db: Session, person: Person, at: int) -> Numbers:
     )
 
 
-def unread_instructions(db: Session, person: Person) -> list[str]:
-    """Purposes of open work whose newest instructions this person has not read."""
+def unread_instructions(db: Session, person: Person) -> list[tuple[str, bool]]:
+    """Purposes of open work whose newest instructions this person has not read, and whether they have read an earlier version."""
     purposes = sorted({batch.purpose for batch in batches_for(db, person, None, None)})
-    return [purpose for purpose in purposes if not instructions.has_read(db, person, purpose)]
+    unread = [purpose for purpose in purposes if not instructions.has_read(db, person, purpose)]
+    return [(purpose, any(instructions.reading(db, person, text) for text in instructions.versions(db, purpose))) for purpose in unread]
+
+
+def open_rooms(db: Session) -> list[Room]:
+    """The calibration rooms that are not closed, the newest five."""
+    return list(db.scalars(select(Room).where(Room.stage != "closed").order_by(Room.created_at.desc()).limit(5)))
 
 
 def answered(db: Session, person: Person, at: int) -> list[str]:
-    """Assignments whose thread somebody else wrote in last, within seven days."""
+    """Assignments whose thread somebody else wrote in last, within seven days. Work that came back is shown with its reason instead."""
     last = (
         select(Message.task_id, func.max(Message.at).label("at"))
         .where(Message.about_id == person.id)
@@ -117,7 +130,7 @@ def answered(db: Session, person: Person, at: int) -> list[str]:
         select(Assignment.id)
         .join(Message, (Message.task_id == Assignment.task_id) & (Message.about_id == person.id))
         .join(last, (last.c.task_id == Message.task_id) & (last.c.at == Message.at))
-        .where(Assignment.person_id == person.id, Message.author_id != person.id)
+        .where(Assignment.person_id == person.id, Message.author_id != person.id, Assignment.state != "returned")
         .order_by(Message.at.desc())
     )
     return list(dict.fromkeys(db.scalars(chosen)))

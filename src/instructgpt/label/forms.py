@@ -6,7 +6,7 @@ A form is complete or refused, never mended: a completion that was forgotten is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +18,9 @@ MAX_TEXT = 200_000
 
 CONDITIONAL = ("inappropriate", "hallucination", "satisfies_constraint")
 """Labels that can be not applicable: no customer assistant, not closed domain, no constraint in the prompt (paper, Table 3)."""
+
+BY_HAND = ("satisfies_constraint",)
+"""Labels whose No is a reproach and not the harmless answer: no key answers them together with others."""
 
 PROMPT_LABELS = (
     "ambiguous", "sensitive", "identity_dependent", "closed_domain", "continuation", "asks_opinion", "asks_advice",
@@ -139,6 +142,15 @@ class ReviewForm(Form):
     sensitive: bool | None = None
     labels: dict[str, bool] = {}
     rejected: Literal["personal_data", "not_a_prompt", "other_language", "duplicate", "other"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sensitive_once(cls, given: Any) -> Any:
+        """Table 7's `sensitive` and the field of that name are one question: whoever answers one answers both."""
+        if not isinstance(given, dict) or not isinstance(labels := given.get("labels") or {}, dict):
+            return given
+        answer = labels.get("sensitive") if given.get("sensitive") is None else given["sensitive"]
+        return given if answer is None else given | {"sensitive": answer, "labels": {**labels, "sensitive": answer}}
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -25,7 +25,7 @@ class Entry(BaseModel):
     kind: Kind
     state: str
     prompt: str | None
-    """How the prompt begins; None where there is none or it was withdrawn."""
+    """How the prompt begins, the one that was asked or written; None where there is none or it was withdrawn."""
     at: int
     version: int
     editable_until: int | None
@@ -44,8 +44,8 @@ def page(db: Session, settings: Settings, person: Person, before: str | None = N
     chosen = (
         select(Assignment, Task, Prompt, Submission)
         .join(Task, Task.id == Assignment.task_id)
-        .outerjoin(Prompt, Prompt.id == Task.prompt_id)
         .outerjoin(Submission, (Submission.assignment_id == Assignment.id) & Submission.replaced_at.is_(None))
+        .outerjoin(Prompt, (Prompt.id == Task.prompt_id) | ((Task.kind == "write") & (Prompt.submission_id == Submission.id)))
         .where(Assignment.person_id == person.id, Assignment.state != "expired")
         .order_by(Assignment.id.desc())
         .limit(size + 1)

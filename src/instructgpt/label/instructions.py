@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, exists, func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import consent, journal
@@ -73,8 +73,15 @@ def versions(db: Session, purpose: str) -> Sequence[Instructions]:
 
 def has_read(db: Session, person: Person, purpose: str) -> bool:
     """Whether somebody has read the newest version and passed its quiz; true where there is nothing to read."""
-    newest = latest(db, purpose)
-    return newest is None or reading(db, person, newest) is not None
+    return standing(db, person, purpose)[1]
+
+
+def standing(db: Session, person: Person, purpose: str) -> tuple[str | None, bool]:
+    """(id of the newest version, whether somebody has read it); (None, True) where there is nothing to read. One statement."""
+    read = exists().where(Reading.instructions_id == Instructions.id, Reading.person_id == bindparam("person"))
+    newest = select(Instructions.id, read).where(Instructions.purpose == bindparam("purpose")).order_by(Instructions.version.desc())
+    found = db.execute(newest.limit(1), {"person": person.id, "purpose": purpose}).first()
+    return (None, True) if found is None else (found[0], bool(found[1]))
 
 
 def reading(db: Session, person: Person, text: Instructions) -> Reading | None:

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+OF_THE_COMMAND = " (--skip-bad goes on without such lines)"
+
+
+def in_words(error: Exception) -> str:
+    """What was wrong with what came in, on one line and without the option that only the command line has."""
+    return " ".join(str(error).replace(OF_THE_COMMAND, "").split())
+
 
 class Problem(Exception):
     """Something that was asked for and will not be done. Nothing has changed.

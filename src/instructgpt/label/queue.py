@@ -6,13 +6,20 @@ rows however large the batch is: those in other hands, and those this person has
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from zlib import crc32
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy import BindParameter, ColumnElement, Select, String, and_, bindparam, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from instructgpt.label.tables import Assignment, Batch, Completion, Demonstration, Person, Prompt, Task, TaskCompletion
 from instructgpt.label.tables.tasks import Kind
+
+PERSON: BindParameter[str] = bindparam("person", type_=String())
+BATCH: BindParameter[str] = bindparam("batch", type_=String())
+Value = str | BindParameter[str]
+"""An id, or a place for one."""
 
 Found = tuple[Task, Assignment | None]
 """A task, and the person's own earlier assignment: one that expired, or the one that is to be repeated."""
@@ -60,48 +67,73 @@ def _room() -> ColumnElement[bool]:
     return and_(Task.state == "open", Task.n_open + Task.n_done < Task.overlap)
 
 
-def allowed(person: Person) -> list[ColumnElement[bool]]:
-    """Conditions on a task that this person has not had: content they do not want to see, their own prompt, their own demonstration.
+def allowed(person: Value, sees_sensitive: bool) -> list[ColumnElement[bool]]:
+    """Conditions on a task that a person (their id) has not had: content they do not want to see, their own prompt, their demonstration.
 
     A set holds somebody's demonstration also when a model gave exactly the same text.
     """
     conditions: list[ColumnElement[bool]] = []
-    if not person.sees_sensitive:
+    if not sees_sensitive:
         conditions.append(~exists().where(Prompt.id == Task.prompt_id, Prompt.sensitive))
     shown = aliased(Completion)
-    written = select(Demonstration.text_hash).where(Demonstration.person_id == person.id, Demonstration.prompt_id == Task.prompt_id)
+    written = select(Demonstration.text_hash).where(Demonstration.person_id == person, Demonstration.prompt_id == Task.prompt_id)
     own = (
         exists()
         .where(TaskCompletion.task_id == Task.id, shown.id == TaskCompletion.completion_id)
-        .where((shown.author_id == person.id) | shown.text_hash.in_(written.correlate(Task)))
+        .where((shown.author_id == person) | shown.text_hash.in_(written.correlate(Task)))
     )
-    had = exists().where(Assignment.task_id == Task.id, Assignment.person_id == person.id)
-    by_them = exists().where(Prompt.id == Task.prompt_id, Prompt.author_id == person.id, Task.kind == "review")
+    had = exists().where(Assignment.task_id == Task.id, Assignment.person_id == person)
+    by_them = exists().where(Prompt.id == Task.prompt_id, Prompt.author_id == person, Task.kind == "review")
     return [*conditions, ~had, ~own, ~by_them]
 
 
 def waiting(person: Person, batch: Batch, gold: bool) -> Select[Task]:
     """The task of a batch that this person has not had and that comes first."""
-    return select(Task).where(Task.batch_id == batch.id, Task.gold == gold, _room(), *allowed(person)).order_by(Task.position).limit(1)
+    return _waiting(person.id, batch.id, gold, person.sees_sensitive)
+
+
+def waiting_in(person: Person, batches: Sequence[str], most: int) -> Select[str]:
+    """Ids of tasks of some batches, `most` of them at most, that this person has not had and may be given."""
+    return select(Task.id).where(Task.batch_id.in_(batches), _room(), *allowed(person.id, person.sees_sensitive)).limit(most)
+
+
+def _waiting(person: Value, batch: Value, gold: bool, sees_sensitive: bool) -> Select[Task]:
+    chosen = select(Task).where(Task.batch_id == batch, Task.gold == gold, _room(), *allowed(person, sees_sensitive))
+    return chosen.order_by(Task.position).limit(1)
+
+
+@cache
+def _prepared(gold: bool, sees_sensitive: bool) -> Select[Task]:
+    """`waiting` for whoever and whichever batch is bound to it: putting a statement together takes longer than running it."""
+    return _waiting(PERSON, BATCH, gold, sees_sensitive)
+
+
+RAN_OUT = (
+    select(Task)
+    .join(Assignment, (Assignment.task_id == Task.id) & (Assignment.person_id == PERSON))
+    .where(Assignment.state == "expired", Assignment.round == 0, Task.batch_id == BATCH, _room())
+    .order_by(Assignment.id)
+    .limit(1)
+)
+"""Tasks of a batch whose lease ran out in a person's own hands, prepared likewise."""
 
 
 def _new(db: Session, person: Person, batch: Batch, gold: bool) -> Task | None:
-    return _locked(db, waiting(person, batch, gold))
+    return _locked(db, _prepared(gold, person.sees_sensitive), {"person": person.id, "batch": batch.id})
 
 
-def _locked(db: Session, chosen: Select[Task]) -> Task | None:
+def _locked(db: Session, chosen: Select[Task], bound: Mapping[str, str]) -> Task | None:
     """The chosen task, held until the transaction ends. Tasks that others hold right now are passed over, unless only they are left."""
     fresh = chosen.execution_options(populate_existing=True)
-    found = db.scalar(fresh.with_for_update(of=Task, key_share=True, skip_locked=True))
+    found = db.scalar(fresh.with_for_update(of=Task, key_share=True, skip_locked=True), bound)
     if found is None and db.get_bind().dialect.name != "sqlite":
-        found = db.scalar(fresh.with_for_update(of=Task, key_share=True))
+        found = db.scalar(fresh.with_for_update(of=Task, key_share=True), bound)
     return found
 
 
 def _expired(db: Session, person: Person, batch: Batch) -> Found | None:
     """A task whose lease ran out in this person's own hands and whose place nobody took."""
-    mine = and_(Assignment.task_id == Task.id, Assignment.person_id == person.id, Assignment.state == "expired", Assignment.round == 0)
-    task = _locked(db, select(Task).join(Assignment, mine).where(Task.batch_id == batch.id, _room()).order_by(Assignment.id).limit(1))
+    task = _locked(db, RAN_OUT, {"person": person.id, "batch": batch.id})
     return None if task is None else (task, _mine(db, person, task, 0))
 
 
@@ -128,7 +160,7 @@ def _repeat(db: Session, person: Person, batch: Batch, gap: int) -> Found | None
         .order_by(first.id)
         .limit(1)
     )
-    task = _locked(db, chosen)
+    task = _locked(db, chosen, {})
     if task is None:
         return None
     started = db.scalar(select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == 1))

@@ -64,6 +64,11 @@ class Progress(BaseModel):
     done: int
     total: int
 
+    @property
+    def left(self) -> int:
+        """Tasks still to be handed in."""
+        return max(0, self.total - self.done)
+
 
 class Measure(BaseModel):
     """One number of the screening test. All are None where nothing was measured yet."""

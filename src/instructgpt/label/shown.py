@@ -6,15 +6,13 @@ from string import ascii_uppercase
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.contents import form_of
-from instructgpt.label.drafts import draft_of
-from instructgpt.label.forms import CONDITIONAL, PROMPT_LABELS
+from instructgpt.label.forms import BY_HAND, CONDITIONAL, PROMPT_LABELS
 from instructgpt.label.problem import Problem
-from instructgpt.label.submissions import current
-from instructgpt.label.tables import Assignment, Batch, Completion, Instructions, Prompt, Task
+from instructgpt.label.tables import Assignment, Batch, Completion, Draft, Instructions, Prompt, Submission, Task
 from instructgpt.label.tables.tasks import Kind
 from instructgpt.records import LABELS
 
@@ -38,6 +36,8 @@ class AskedLabel(Shown):
 
     name: str
     conditional: bool
+    by_hand: bool
+    """Its No is a reproach, so that "all remaining No" leaves it alone."""
 
 
 class ShownDraft(Shown):
@@ -72,19 +72,28 @@ class TaskView(Shown):
     """Rank: the paper's Table 3, of each completion. Review: its Table 7, of the prompt."""
 
 
+AROUND = (
+    select(Task, Batch, Prompt, Draft, Submission, Instructions.version)
+    .join(Assignment, Assignment.task_id == Task.id)
+    .join(Batch, Batch.id == Task.batch_id)
+    .outerjoin(Prompt, Prompt.id == Task.prompt_id)
+    .outerjoin(Draft, Draft.assignment_id == Assignment.id)
+    .outerjoin(Submission, (Submission.assignment_id == Assignment.id) & Submission.replaced_at.is_(None))
+    .outerjoin(Instructions, Instructions.id == Assignment.instructions_id)
+    .where(Assignment.id == bindparam("assignment"))
+)
+"""Everything around an assignment, in one statement that is put together once."""
+
+
 def view(db: Session, assignment: Assignment) -> TaskView:
     """A task as its labeler sees it.
 
     Raises:
         Problem: `prompt_withdrawn` (410).
     """
-    task = db.get_one(Task, assignment.task_id)
-    batch = db.get_one(Batch, task.batch_id)
-    prompt = db.get(Prompt, task.prompt_id) if task.prompt_id else None
+    task, batch, prompt, draft, submission, read = db.execute(AROUND, {"assignment": assignment.id}).one()
     if prompt is not None and prompt.withdrawn_at is not None:
         raise Problem(410, "prompt_withdrawn")
-    draft, submission = draft_of(db, assignment), current(db, assignment)
-    read = db.get(Instructions, assignment.instructions_id) if assignment.instructions_id else None
     return TaskView(
         assignment=assignment.id,
         state=assignment.state,
@@ -100,7 +109,7 @@ def view(db: Session, assignment: Assignment) -> TaskView:
         draft=ShownDraft(rev=draft.rev, payload=draft.payload) if draft else None,
         submission=form_of(db, submission).model_dump(mode="json") if submission else None,
         version=submission.version if submission else 0,
-        instructions=read.version if read else None,
+        instructions=read,
         labels=_labels(task.kind),
     )
 
@@ -114,4 +123,4 @@ def _completions(db: Session, assignment: Assignment) -> list[ShownCompletion]:
 
 def _labels(kind: Kind) -> list[AskedLabel]:
     names = {"rank": LABELS, "review": PROMPT_LABELS}.get(kind, ())
-    return [AskedLabel(name=name, conditional=name in CONDITIONAL) for name in names]
+    return [AskedLabel(name=name, conditional=name in CONDITIONAL, by_hand=name in BY_HAND) for name in names]

@@ -38,6 +38,12 @@ UNSEEN = {
 
 ODD = re.compile("[" + "".join((*BIDI, *UNSEEN)) + "\x00-\x08\x0b-\x1f\x7f-\x9f\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]")
 
+BROWSERS = {"Edg": "Edge", "OPR/": "Opera", "SamsungBrowser": "Samsung Internet", "Firefox/": "Firefox", "FxiOS": "Firefox",
+            "Chrome/": "Chrome", "CriOS": "Chrome", "Safari/": "Safari"}  # fmt: skip
+"""Marks in what browsers call themselves; most of them also claim to be the later ones."""
+SYSTEMS = {"Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Windows": "Windows", "Mac OS X": "macOS", "CrOS": "ChromeOS",
+           "Linux": "Linux"}  # fmt: skip
+
 TAGS = {
     "p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "code", "em", "strong", "s",
     "table", "thead", "tbody", "tr", "th", "td",
@@ -144,3 +150,10 @@ def words(text: str) -> Token:
 
 
 MARKDOWN = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
+
+
+def browser(agent: str) -> str:
+    """What a browser calls itself, in two words a person knows (`Firefox · Windows`); as it stands where it is none of these."""
+    name = next((name for mark, name in BROWSERS.items() if mark in agent), None)
+    system = next((name for mark, name in SYSTEMS.items() if mark in agent), None)
+    return " · ".join(part for part in (name, system) if part) or visible(agent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -77,6 +78,20 @@ def thread(db: Session, task_id: str, about_id: str) -> list[Line]:
         Line(each.id, each.body, each.author_id == about_id, each.reported, each.at, each.settled_at is not None)
         for each in db.scalars(chosen)
     ]
+
+
+def reasons(db: Session, person: Person, returned: Sequence[Assignment]) -> dict[str, str]:
+    """Why work came back to its labeler, by assignment: what a researcher wrote first in its thread from then on. One statement."""
+    since = {each.task_id: each for each in returned if each.closed_at is not None}
+    if not since:
+        return {}
+    chosen = select(Message).where(Message.task_id.in_(since), Message.about_id == person.id, Message.author_id != person.id)
+    found: dict[str, str] = {}
+    for message in db.scalars(chosen.order_by(Message.at, Message.id)):
+        mine = since[message.task_id]
+        if message.at >= (mine.closed_at or 0):
+            found.setdefault(mine.id, message.body)
+    return found
 
 
 def unanswered(db: Session) -> list[Message]:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from instructgpt.errors import BadInput
 from instructgpt.label.access import Visitor, allow
 from instructgpt.label.intake import mend
-from instructgpt.label.problem import Problem
+from instructgpt.label.problem import Problem, in_words
 
 T = TypeVar("T")
 ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
@@ -66,7 +66,7 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except (BadInput, ValueError) as error:
-        raise Problem(422, "bad_input", reason=" ".join(str(error).split())) from error
+        raise Problem(422, "bad_input", reason=in_words(error)) from error
     except IntegrityError as error:
         raise Problem(409, "made_meanwhile") from error
 

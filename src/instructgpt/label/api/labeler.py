@@ -63,11 +63,11 @@ def claim(request: Request, visitor: Labeler, wanted: Annotated[Claim | None, Bo
     """The next task, or the one still in hand."""
     site, asked = site_of(request), wanted or Claim()
 
-    def take(db: Any) -> TaskView | None:
-        given = work.claim(db, site.settings, visitor.me, asked.kind, now(), asked.screening)
-        return None if given is None else view(db, given)
-
-    return site.database.attempt(take) or Response(status_code=204)
+    given = site.database.attempt(lambda db: work.claim(db, site.settings, visitor.me, asked.kind, now(), asked.screening))
+    if given is None:
+        return Response(status_code=204)
+    with site.database.read() as db:  # others can write meanwhile
+        return view(db, given)
 
 
 @router.get("/assignments/{assignment_id}")

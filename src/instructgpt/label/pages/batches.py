@@ -25,7 +25,7 @@ from instructgpt.label.making import FILES, Wish
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.overview import positive
 from instructgpt.label.pages.render import page
-from instructgpt.label.problem import Problem
+from instructgpt.label.problem import Problem, in_words
 from instructgpt.label.results import is_blind
 from instructgpt.label.tables import Batch, Completion, Message, Person, Prompt, Skip, Task, TaskCompletion, now
 from instructgpt.label.tables.work import Assignment
@@ -128,7 +128,7 @@ def made(db: Session, folder: Path, given: Filled, by: Person) -> Batch:
             paths[name] = making.uploaded(folder, token)
         return making.make(db, wish, {name: [path] for name, path in paths.items()}, by)
     except BadInput as error:
-        said = str(error)
+        said = in_words(error)
         for name, path in paths.items():
             said = said.replace(str(path), given.files[name][1])
         raise BadInput(said) from error

@@ -147,8 +147,9 @@ def svg(parts: Iterable[str], height: float, title: str) -> Markup:
     """A picture as wide as its place."""
     said = escape(title)
     return Markup(
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" role="img" aria-label="{said}">'
-        f"<title>{said}</title>{''.join(parts)}</svg>"
+        f'<div class="scroll"><svg class="chart" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" role="img" '
+        f'aria-label="{said}">'
+        f"<title>{said}</title>{''.join(parts)}</svg></div>"
     )
 
 

@@ -29,6 +29,7 @@ def home(request: Request, visitor: Annotated[Visitor, allow("labeler", "researc
             "numbers": desk.numbers(db, me, at),
             "unread": desk.unread_instructions(db, me) if me.status == "active" else [],
             "answered": desk.answered(db, me, at),
+            "rooms": desk.open_rooms(db) if me.status == "active" else [],
         }
     return page(request, visitor, "work/home.html", nothing=nothing, most=desk.MOST, **shown)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
+from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label import forecast
@@ -12,7 +13,7 @@ from instructgpt.label.access import Visitor, allow, site_of
 from instructgpt.label.forecast import DAY, HOUR, WINDOW, Day, Forecast, Progress, Speed
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.render import page
-from instructgpt.label.tables import now
+from instructgpt.label.tables import Instructions, Invite, Person, Submission, now
 from instructgpt.label.tables.tasks import KINDS, Kind
 
 router = APIRouter()
@@ -25,10 +26,11 @@ def overview(request: Request, visitor: Team, hourly: str = "") -> Response:
     at, rate = now(), positive(hourly)
     with site_of(request).database.read() as db:
         rows, past, measured = read(db, at)
+        steps = first_steps(db, rows) if visitor.me.role == "owner" else []
     by_kind = {kind: foreseen(kind, rows, past, measured, rate, at) for kind in KINDS if any(each.kind == kind for each in rows)}
     return page(
         request, visitor, "overview.html", show=figures, rows=rows, past=past, by_kind=by_kind, speeds=measured, hourly=hourly, rate=rate,
-        assumed=forecast.MEASURED, window=WINDOW,
+        assumed=forecast.MEASURED, window=WINDOW, steps=steps if not all(done for _, _, done in steps) else [],
         active_ms=sum(day.active_ms for day in past), spent_ms=sum(each.active_ms for each in rows),
         questions=sum(each.questions for each in rows),
         in_review=sum(each.review for each in rows),
@@ -42,6 +44,25 @@ def days_csv(request: Request, _: Team) -> Response:
         past = forecast.daily(db, now(), 90)
     rows = ([figures.date(day.start), *(day.submissions.get(kind, 0) for kind in KINDS), day.active_ms / HOUR, day.people] for day in past)
     return figures.table("days", ["day", *KINDS, "active_hours", "people"], rows)
+
+
+def first_steps(db: Session, rows: list[Progress]) -> list[tuple[str, str, bool]]:
+    """(step, its page, whether it is done) of what a new site needs before work comes in, in order. One statement."""
+    labeler = exists().where(Person.role == "labeler")
+    invited, admitted, submitted, rewritten = db.execute(
+        select(
+            labeler | exists().where(Invite.role == "labeler"), exists().where(Person.role == "labeler", Person.status == "active"),
+            exists().where(Submission.replaced_at.is_(None)), exists().where(Instructions.created_by.is_not(None)),
+        )
+    ).one()  # fmt: skip
+    return [
+        ("instructions", "/instructions", rewritten or submitted),
+        ("batch", "/batches/new", any(each.screening is None for each in rows)),
+        ("screening", "/batches/new", admitted or any(each.screening is not None for each in rows)),
+        ("open", "/batches", submitted or any(each.state == "open" and each.screening is None for each in rows)),
+        ("invite", "/people", invited),
+        ("admit", "/people", admitted),
+    ]
 
 
 def read(db: Session, at: int) -> tuple[list[Progress], list[Day], dict[Kind, Speed]]:

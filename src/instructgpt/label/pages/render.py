@@ -27,6 +27,7 @@ TEMPLATES = Environment(
 )
 TEMPLATES.filters |= {
     "plain": text.plain, "rendered": text.rendered, "first_line": text.first_line, "is_long": text.is_long, "halves": text.halves,
+    "browser": text.browser,
 }  # fmt: skip
 
 LANGUAGE_COOKIE, THEME_COOKIE = "language", "theme"

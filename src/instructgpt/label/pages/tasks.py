@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from instructgpt.label import assignment, batches, journal, threads
 from instructgpt.label.access import Visitor, allow, site_of
 from instructgpt.label.adjudication import completions_of
+from instructgpt.label.handed_in import work_on
 from instructgpt.label.pages import figures
 from instructgpt.label.pages.render import page
 from instructgpt.label.problem import Problem
@@ -19,13 +20,10 @@ from instructgpt.label.results import masked, names_hidden
 from instructgpt.label.tables import (
     Assignment,
     Batch,
-    Demonstration,
     Message,
     Person,
     Prompt,
-    RankingItem,
     Skip,
-    Submission,
     Task,
     now,
 )
@@ -71,24 +69,6 @@ def task_of(db: Session, task_id: str) -> Task:
     return task
 
 
-def work_on(db: Session, task: Task) -> list[tuple[Assignment, Person, Submission, list[tuple[str, int]], str | None]]:
-    """(assignment, labeler, submission, (completion, rank) best first, a demonstration's text) of all that counts. Three statements."""
-    chosen = (Assignment.task_id == task.id, Submission.replaced_at.is_(None))
-    statement = select(Assignment, Person, Submission).join(Person, Person.id == Assignment.person_id)
-    rows = db.execute(statement.join(Submission, Submission.assignment_id == Assignment.id).where(*chosen).order_by(Submission.created_at))
-    ranks: dict[str, list[tuple[str, int]]] = {}
-    items = select(RankingItem.submission_id, RankingItem.completion_id, RankingItem.rank).join(
-        Submission, Submission.id == RankingItem.submission_id
-    )
-    items = items.join(Assignment, Assignment.id == Submission.assignment_id).where(*chosen).order_by(RankingItem.rank)
-    for submission, completion, rank in db.execute(items):
-        ranks.setdefault(submission, []).append((completion, rank))
-    written = select(Demonstration.submission_id, Demonstration.text).join(Submission, Submission.id == Demonstration.submission_id)
-    of_task = written.join(Assignment, Assignment.id == Submission.assignment_id).where(*chosen)
-    texts: dict[str, str] = {row[0]: row[1] for row in db.execute(of_task)}
-    return [(mine, person, sent, ranks.get(sent.id, []), texts.get(sent.id)) for mine, person, sent in rows]
-
-
 def talk_about(db: Session, task: Task) -> dict[tuple[str, str], list[Message]]:
     """(id, name) of a labeler -> their thread, in order."""
     statement = select(Person.id, Person.name, Message).join(Message, Message.about_id == Person.id)
@@ -122,9 +102,10 @@ def give_back(request: Request, visitor: Team, task_id: str, assignment_id: Anno
         mine = db.get(Assignment, assignment_id)
         if mine is None or mine.task_id != task_id:
             raise Problem(404, "not_found")
-        assignment.return_to_labeler(db, mine, now())
+        at = now()
+        assignment.return_to_labeler(db, mine, at)
         person = db.get_one(Person, mine.person_id)
-        said = threads.answer(db, task_id, person, visitor.me, reason, now())
+        said = threads.answer(db, task_id, person, visitor.me, reason, at)
         journal.note(db, visitor.me.id, "assignment.returned", mine.id, message=said.id)
     return back(task_id)
 

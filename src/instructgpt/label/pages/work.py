@@ -93,6 +93,7 @@ def form_page(
         request, visitor, f"work/{shown.kind}.html", status=422 if wrong else 200, task=shown, address=f"/tasks/{mine.id}", key=new_id(),
         values=dict(filled), examples=examples + [("", "")] * max(0, EXAMPLES - len(examples)), editing=editing, wrong=wrong,
         gated=shown.sensitive and not (show or editing or wrong), returned=mine.state == "returned",
+        reason=threads.reasons(db, visitor.me, [mine]).get(mine.id) if mine.state == "returned" else None,
         already=already if isinstance(already, int) else 0, labels=shown.labels, use_cases=USE_CASES, max_text=MAX_TEXT,
         skip_reasons=SKIP_REASONS, words=spoken(language(request, visitor)), messages=threads.thread(db, mine.task_id, visitor.me.id),
         instructions=db.get(Instructions, mine.instructions_id) if mine.instructions_id else None,

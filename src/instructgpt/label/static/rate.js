@@ -70,11 +70,11 @@ export function fillers(form, changed) {
   }
 }
 
-/** Answer No to every question that is not answered yet, and mark those, so that they can be looked over. */
+/** Answer No to every question that is not answered yet, and mark those, so that they can be looked over. Not where No is a reproach. */
 export function restNo(labels, changed) {
   let count = 0;
   for (const ask of labels.querySelectorAll(".ask")) {
-    if (ask.querySelector("input:checked")) continue;
+    if ("byHand" in ask.dataset || ask.querySelector("input:checked")) continue;
     ask.querySelector('input[value="no"]').checked = true;
     ask.classList.add("filled");
     count += 1;

@@ -1,11 +1,11 @@
 // A task page: the form, its drafts, its time, its submission. What is special to a kind lives in files of their own.
 
 import { call } from "./api.js";
-import { prepare, show, signIn } from "./dialogs.js";
+import { isOpen, prepare, show, signIn } from "./dialogs.js";
 import { Drafts } from "./drafts.js";
 import { fieldsOf, payloadOf, readFields, writeFields } from "./form.js";
 import { Ranking } from "./ranking.js";
-import { fillers } from "./rate.js";
+import { fillers, restNo } from "./rate.js";
 import { gate, switchView, unfoldable } from "./texts.js";
 import { ActiveTime } from "./timer.js";
 import { clock, make, t } from "./words.js";
@@ -199,6 +199,9 @@ else {
   fillers(form, changed);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) askToSubmit();
+    const writing = event.target.matches?.("textarea, select, input:not([type=radio], [type=checkbox])");
+    const labels = form.querySelector(".labels:has(.rest-no)");
+    if (event.key === "x" && labels && !writing && !isOpen() && !event.ctrlKey && !event.metaKey && !event.altKey) restNo(labels, changed);
   });
 }
 if (form.elements.text) prepareWriting(form, changed);
@@ -206,8 +209,10 @@ unfoldable(form);
 form.addEventListener("input", (event) => event.isTrusted && changed());
 form.addEventListener("submit", submit);
 if (!editing) {
-  lease(Number(form.dataset.lease));
-  setInterval(heartbeat, 60_000);
+  if (form.dataset.lease) {
+    lease(Number(form.dataset.lease)); // work that came back has all the time it needs
+    setInterval(heartbeat, 60_000);
+  }
   addEventListener("online", () => drafts.again());
   document.addEventListener("visibilitychange", () => document.hidden && drafts.flush(true));
   addEventListener("pagehide", () => drafts.flush(true));
