@@ -154,7 +154,7 @@ def ask_all(
                         lost, answered = 0, answered + 1
                     except Unanswered as problem:
                         found, lost = problem, lost + 1
-                        if problem.hopeless or lost >= IN_A_ROW:
+                        if problem.hopeless or lost >= min(IN_A_ROW, len(questions)):
                             down = down or problem
                             counter.closed.set()  # who waits for another try gives up; what is on its way still counts
                     yield which, found
