@@ -38,7 +38,7 @@ class Question:
         text: what the model reads, as it stands. Where it is too long for the context it loses its beginning.
         tail: more of it, at the end. Where there is a tail, it is the text before it that loses its end.
         choices: continuations of the text whose log-probability is wanted; none: the model goes on by itself.
-        max_tokens: where a continuation is cut off; it also ends at the first newline, at temperature 0 (appendix D).
+        max_tokens: where a continuation is cut off, at the latest in the middle of the model's context; it also ends at the first newline, at temperature 0 (appendix D).
         truth: what the measure needs to know.
     """
 
@@ -104,8 +104,9 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
             logp=tuple(logp for logp, _ in found),
             tokens=tuple(count for _, count in found),
         )
-    for size in sorted({question.max_tokens for question in free}):
-        asked = [question for question in free if question.max_tokens == size]
+    half = context_length(subject.model) // 2
+    for size in sorted({min(question.max_tokens, half) for question in free}):
+        asked = [question for question in free if min(question.max_tokens, half) == size]
         texts = [fitting(subject, question.text, size, question.tail) for question in asked]
         said = continue_text(subject.model, subject.render, texts, max_tokens=size, seed=seed)
         for question, (text, _) in zip(asked, said, strict=True):
@@ -120,7 +121,7 @@ def fitting(subject: Subject, text: str, max_tokens: int, tail: str = "") -> str
     tokens = subject.render.plain(text)
     if len(tokens) <= room:
         return text + tail
-    return subject.render.text(tokens[: room - 1]) + tail if tail else subject.render.text(tokens[len(tokens) - room + 1 :])
+    return subject.render.text(tokens[: max(0, room - 1)]) + tail if tail else subject.render.text(tokens[len(tokens) - room + 1 :])
 
 
 def some(items: Sequence[T], told: Told) -> list[T]:
