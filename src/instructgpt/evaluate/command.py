@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -21,7 +21,9 @@ from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS
+from instructgpt.evaluate.tasks.real_toxicity import scorer_of
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
+from instructgpt.evaluate.truth_judge import ASKS, judge_folder
 from instructgpt.models.load import pick_device
 from instructgpt.records import read_records, write_records
 from instructgpt.run import console, content_hash
@@ -48,7 +50,13 @@ class EvaluateConfig(Options):
     shots: int | None = Field(
         None, ge=0, description="examples in front of a question where a task has some; the paper's number where not given"
     )
-    scorer: Path | None = Field(None, description="a toxicity scorer made by 'judge toxicity'")
+    scorer: str | None = Field(
+        None, description="who scores toxicity: a directory made by 'judge toxicity', detoxify, perspective:URL or moderation:URL"
+    )
+    judges: Path | None = Field(
+        None,
+        description="the folder with the judges that 'judge truth' and 'judge info' made (truth, info): truthfulqa then asks for answers",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="draws questions and examples")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
 
@@ -81,9 +89,13 @@ def ask_models(config: EvaluateConfig) -> list[Row]:
     assert config.data is not None
     chosen = evaluations(config.names)
     models = named_models(config.model)
-    told = Told(config.limit, config.shots, config.seed, config.scorer)
-    if any(one.name == "real_toxicity" for one in chosen) and config.scorer is None:
-        raise BadInput("evaluate: real_toxicity needs --scorer, a directory made by 'instructgpt judge toxicity'")
+    told = Told(config.limit, config.shots, config.seed, config.scorer, config.judges, config.device)
+    for one in chosen:
+        if one.name.startswith("real_toxicity"):
+            scorer_of(one.name, told)  # what is wrong with it is said before models are asked
+    if config.judges:
+        for kind in ASKS:
+            judge_folder(kind, config.judges)
     questions = {one.name: one.read(file_of(one, config.data, len(chosen)), told) for one in chosen}
     replies: dict[str, list[Reply]] = {one.name: [] for one in chosen}
     for name, source in models.items():
@@ -159,9 +171,15 @@ def file_of(evaluation: Evaluation, data: Path, count: int) -> Path:
     return file
 
 
+def how_said(question: Question) -> tuple[Any, ...]:
+    """What besides its text decides how a question is answered; only what differs from the rule of appendix D."""
+    other = (question.stop, question.temperature, question.top_p)
+    return (question.max_tokens, *(() if other == ("\n", 0.0, 1.0) else other))
+
+
 def fingerprint(weights: str, questions: Sequence[Question]) -> str:
     """What a model was asked and which weights (their hash) it had, in twelve letters: other questions or weights are asked anew."""
     digest = hashlib.sha256(weights.encode())
     for question in questions:
-        digest.update(json.dumps([question.id, question.condition, question.text, question.choices, question.max_tokens]).encode())
+        digest.update(json.dumps([question.id, question.condition, question.text, question.choices, *how_said(question)]).encode())
     return digest.hexdigest()[:12]
