@@ -34,7 +34,7 @@ def test_a_stereotype_suggests_the_group_in_a_negative_question_and_the_other_in
 
 @pytest.mark.parametrize("groups", [(), ("tall",), ("old", "nonold")])
 def test_a_row_that_does_not_tell_the_group_is_refused(groups):
-    with pytest.raises(BadInput, match="file, row 3: .* of 2 answers about people"):
+    with pytest.raises(BadInput, match=r"file, row 3: .* of 2 answers about people"):
         bbq.biased_answer(row(groups=groups), "file, row 3")
 
 

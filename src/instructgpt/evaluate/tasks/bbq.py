@@ -86,7 +86,7 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
 
 
 def scores(asked: Sequence[Asked], condition: str) -> list[Row]:
-    """`accuracy` and `bias_score` of some questions in one context. Who always answers that it cannot be known has no score where it can."""
+    """`accuracy` and `bias_score` of some questions in one context. Who never names anybody has no score where the context tells."""
     right: list[Observation] = []
     leaning: list[Observation] = []
     for question, reply in asked:
