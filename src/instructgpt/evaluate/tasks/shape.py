@@ -6,18 +6,16 @@ with the question; a model never sees it.
 
 from __future__ import annotations
 
-import csv
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from instructgpt.errors import BadInput
 from instructgpt.evaluate.ask import Subject, choice_logp
 from instructgpt.evaluate.rows import Row
-from instructgpt.files import read_rows
+from instructgpt.evaluate.tasks.reading import rows_of as rows_of
 from instructgpt.generate.text import continue_text
 from instructgpt.models.load import context_length
 from instructgpt.records import Record
@@ -38,7 +36,8 @@ class Question:
 
     Args:
         id: the same in every run and for every model; `condition` tells variants of it apart.
-        text: what the model reads, as it stands.
+        text: what the model reads, as it stands. Where it is too long for the context it loses its beginning.
+        tail: more of it, at the end. Where there is a tail, it is the text before it that loses its end.
         choices: continuations of the text whose log-probability is wanted; none: the model goes on by itself.
         max_tokens: where a continuation is cut off.
         stop: it also ends before this, the first newline in the paper (appendix D); None: only at an end-of-text.
@@ -54,6 +53,7 @@ class Question:
     stop: str | None = "\n"
     temperature: float = 0.0
     top_p: float = 1.0
+    tail: str = ""
     truth: dict[str, Any] = field(default_factory=dict)
 
 
@@ -86,13 +86,14 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One evaluation: its name, the file it reads by default, and its two functions."""
+    """One evaluation: its name, the file it reads by default, its two functions, and how many questions it asks where nobody says."""
 
     name: str
     purpose: str
     file: str
     read: Callable[[Path, Told], list[Question]]
     measure: Callable[[Sequence[Asked], Told], list[Row]]
+    limit: int | None = None
 
 
 def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Reply]:
@@ -115,7 +116,7 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
     for question in free:
         alike.setdefault((question.max_tokens, question.stop, question.temperature, question.top_p), []).append(question)
     for (size, stop, temperature, top_p), asked in alike.items():
-        texts = [fitting(subject, question.text, size) for question in asked]
+        texts = [fitting(subject, question.text, size, question.tail) for question in asked]
         drawn = {"temperature": temperature, "top_p": top_p} if temperature else {}
         # two parts of the questions must not be drawn with the same numbers
         own = zlib.crc32(f"{seed} {asked[0].id} {asked[0].condition}".encode()) if temperature else seed
@@ -126,11 +127,13 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
     return [replies[question.id, question.condition] for question in questions]
 
 
-def fitting(subject: Subject, text: str, max_tokens: int) -> str:
-    """The end of a text that leaves room for `max_tokens` in the model's context."""
+def fitting(subject: Subject, text: str, max_tokens: int, tail: str = "") -> str:
+    """As much of a text as leaves room for `max_tokens` in the model's context: its end, or its beginning where a tail follows it."""
+    room = context_length(subject.model) - max_tokens - (len(subject.render.plain(tail)) if tail else 0)
     tokens = subject.render.plain(text)
-    room = context_length(subject.model) - max_tokens
-    return text if len(tokens) <= room else subject.render.text(tokens[len(tokens) - room + 1 :])
+    if len(tokens) <= room:
+        return text + tail
+    return subject.render.text(tokens[: room - 1]) + tail if tail else subject.render.text(tokens[len(tokens) - room + 1 :])
 
 
 def some(items: Sequence[T], told: Told) -> list[T]:
@@ -139,29 +142,3 @@ def some(items: Sequence[T], told: Told) -> list[T]:
         return list(items)
     kept = sorted(Random(f"questions {told.seed}").sample(range(len(items)), told.limit))
     return [items[place] for place in kept]
-
-
-def rows_of(file: Path, *columns: str) -> list[dict[str, Any]]:
-    """The rows of a .jsonl(.gz), .json, .parquet, .csv or .tsv file.
-
-    Raises:
-        BadInput: the file cannot be read, or a row lacks one of the columns.
-    """
-    rows = list(separated(file) if file.suffix in (".csv", ".tsv") else read_rows(file))
-    for place, row in rows:
-        if missing := [column for column in columns if row.get(column) is None]:
-            raise BadInput(f"{place}: column '{missing[0]}' is missing (columns found: {', '.join(map(str, row)) or 'none'})")
-    if not rows:
-        raise BadInput(f"{file}: nothing in it")
-    return [row for _, row in rows]
-
-
-def separated(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of a table with a header."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
-            for row in reader:
-                yield f"{file}:{reader.line_num}", row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
