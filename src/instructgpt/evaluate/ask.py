@@ -70,7 +70,6 @@ def text_logp(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]
     return choice_logp(subject, [("", text) for text in texts])
 
 
-@torch.no_grad()
 def choice_logp(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
     """For each (text, choice) the summed log-probability of the choice's tokens after the text, in nats, and their number.
 
@@ -82,11 +81,17 @@ def choice_logp(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[tupl
         wanted = subject.render.completion(choice, finished=False)
         before = subject.render.plain(text) if text else [subject.render.eos]
         examples.append(Example(before[-max(1, context - len(wanted)) :], wanted))
-    device = subject.model.device
-    sums = [0.0] * len(pairs)
+    return [(total, len(example.completion)) for total, example in zip(summed_logp(subject.model, examples), examples, strict=True)]
+
+
+@torch.no_grad()
+def summed_logp(model: Any, examples: Sequence[Example]) -> list[float]:
+    """The log-probability of each example's whole completion, in nats."""
+    device = model.device
+    sums = [0.0] * len(examples)
     for rows in microbatches([len(example) for example in examples], token_budget(device)):
         batch = collate([examples[row] for row in rows], device)
-        logp = completion_logp(subject.model, batch).double()
+        logp = completion_logp(model, batch).double()
         for row, part in zip(rows, torch.split(logp, [len(examples[row].completion) for row in rows]), strict=True):
             sums[row] = float(part.sum())
-    return [(total, len(example.completion)) for total, example in zip(sums, examples, strict=True)]
+    return sums

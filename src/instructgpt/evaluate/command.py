@@ -22,7 +22,9 @@ from instructgpt.evaluate.data_files import named_sources, source_of
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS
+from instructgpt.evaluate.tasks.real_toxicity import scorer_of
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
+from instructgpt.evaluate.truth_judge import ASKS, judge_folder
 from instructgpt.models.load import pick_device
 from instructgpt.run import console, content_hash
 
@@ -52,7 +54,13 @@ class EvaluateConfig(Options):
     shots: int | None = Field(
         None, ge=0, description="examples in front of a question where a task has some; the paper's number where not given"
     )
-    scorer: Path | None = Field(None, description="a toxicity scorer made by 'judge toxicity'")
+    scorer: str | None = Field(
+        None, description="who scores toxicity: a directory made by 'judge toxicity', detoxify, perspective:URL or moderation:URL"
+    )
+    judges: Path | None = Field(
+        None,
+        description="the folder with the judges that 'judge truth' and 'judge info' made (truth, info): truthfulqa then asks for answers",
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="draws questions and examples")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
 
@@ -94,7 +102,10 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
     Raises:
         BadInput: see `main`.
     """
-    told = Told(None, config.shots, config.seed, config.scorer)
+    told = Told(None, config.shots, config.seed, config.scorer, config.judges, config.device)
+    if config.judges:
+        for kind in ASKS:
+            judge_folder(kind, config.judges)
     questions = read_questions(config, told)
     models = named_models(config.model)
     cache = Cache(config.out.with_suffix(""))
@@ -117,16 +128,17 @@ def read_questions(config: EvaluateConfig, told: Told) -> list[tuple[Evaluation,
     found: list[tuple[Evaluation, list[Question]]] = []
     for one in chosen:
         source = source_of(one, places, named, len(chosen))
-        if one.name == "real_toxicity" and config.scorer is None:
-            lacking, mend = "needs --scorer", "a directory made by 'instructgpt judge toxicity'"
-        else:
-            where = ", ".join(map(str, places)) or "any place given"
-            lacking, mend = f"reads {one.file}, which is not in {where}", f"give --data FOLDER, or --data {one.name}=FILE"
-            lacking = "" if source else lacking
+        where = ", ".join(map(str, places)) or "any place given"
+        lacking = "" if source else f"reads {one.file}, which is not in {where}; give --data FOLDER, or --data {one.name}=FILE"
+        if one.name.startswith("real_toxicity"):
+            if config.scorer is None and everything:
+                lacking = "needs --scorer"
+            else:
+                scorer_of(one.name, told)  # what is wrong with it is said before models are asked
         if source is None or lacking:
             if not everything:
-                raise BadInput(f"evaluate: {one.name} {lacking}; {mend}")
-            console.print(f"left out: {one.name} {lacking}", highlight=False, markup=False, soft_wrap=True)
+                raise BadInput(f"evaluate: {one.name} {lacking}")
+            console.print(f"left out: {one.name} {lacking.partition(';')[0]}", highlight=False, markup=False, soft_wrap=True)
             continue
         limit = one.limit if config.limit is None else config.limit or None
         try:
@@ -165,20 +177,27 @@ class Asker:
 
 def answered(cache: Cache, asker: Asker, evaluation: str, questions: Sequence[Question], seed: int) -> list[Reply]:
     """One model's replies to the questions, asked as far as they are not known."""
+    said: dict[int, dict[str, Any]] = {}
+    alike: dict[tuple[str | None, float, float], list[int]] = {}
+    for place, question in enumerate(questions):
+        alike.setdefault((question.stop, question.temperature, question.top_p), []).append(place)
+    for (stop, temperature, top_p), places in alike.items():
+        settings = {"stop": stop, "temperature": temperature, "top_p": top_p, "seed": seed}
+        prompts = [[each.text, each.tail, list(each.choices), each.max_tokens] for each in (questions[place] for place in places)]
 
-    def make(prompts: list[Any], seed: int) -> list[dict[str, Any]]:
-        asked = [
-            Question(f"{number}", "", text, tuple(choices), max_tokens, tail)
-            for number, (text, tail, choices, max_tokens) in enumerate(prompts)
-        ]
-        return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in asker.ask(asked, seed)]
+        def make(prompts: list[Any], seed: int, how: dict[str, Any] = settings) -> list[dict[str, Any]]:
+            rule = {name: value for name, value in how.items() if name != "seed"}
+            asked = [
+                Question(f"{number}", "", text, tuple(choices), tail=tail, max_tokens=most, **rule)
+                for number, (text, tail, choices, most) in enumerate(prompts)
+            ]
+            return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in asker.ask(asked, seed)]
 
-    prompts = [[question.text, question.tail, list(question.choices), question.max_tokens] for question in questions]
-    settings = {"temperature": 0.0, "stop": "\n", "seed": seed}
-    said = cache.completions(asker.weights, prompts, settings, make, title=f"{evaluation} {asker.name}", at_once=AT_ONCE)
+        made = cache.completions(asker.weights, prompts, settings, make, title=f"{evaluation} {asker.name}", at_once=AT_ONCE)
+        said |= dict(zip(places, made, strict=True))
     return [
-        Reply.model_validate({"model": asker.name, "id": question.id, "condition": question.condition} | each)
-        for question, each in zip(questions, said, strict=True)
+        Reply.model_validate({"model": asker.name, "id": question.id, "condition": question.condition} | said[place])
+        for place, question in enumerate(questions)
     ]
 
 

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.endpoint import Endpoint, Unanswered, ask_all
 from instructgpt.evaluate.toxicity_scorer import ToxicityScorer
+from instructgpt.run import console
 
 KEY = "TOXICITY_KEY"
 """The environment variable with a service's key; a service that wants none needs none."""
@@ -63,7 +64,8 @@ def load_scorer(said: str, device: str = "cpu") -> Scorer:
         return Service.at(kind, rest)
     if not Path(said).is_dir():
         raise BadInput(
-            f"--scorer {said}: no such directory; expected one made by 'instructgpt judge toxicity', detoxify, perspective:URL or moderation:URL"
+            f"--scorer {said}: no such directory; expected one made by 'instructgpt judge toxicity', "
+            "detoxify, perspective:URL or moderation:URL"
         )
     return ToxicityScorer.load(Path(said))
 
@@ -180,10 +182,13 @@ class Service:
         build, read = SERVICES[self.kind]
         questions: Mapping[str, dict[str, Any]] = {text: build(text, self.model) for text in texts if has_words(text)}
         scores: dict[str, float] = {}
+        self.problems = {}
         for text, found in ask_all(self.endpoint, "", questions, read):
             if isinstance(found, Unanswered):
                 self.problems[str(found)] = self.problems.get(str(found), 0) + 1
             else:
                 scores[text], version = found
                 self.versions.add(version)
+        for problem, count in self.problems.items():
+            console.print(f"{count} texts got no score: {problem}", highlight=False, markup=False)
         return [scores.get(text, math.nan) for text in texts]
