@@ -19,6 +19,7 @@ from instructgpt.errors import BadInput
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.data_files import named_sources, source_of
+from instructgpt.evaluate.harness import Harness
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS
@@ -37,13 +38,17 @@ class EvaluateConfig(Options):
 
     stage: ClassVar[str] = "evaluate"
 
-    names: tuple[str, ...] = Field(description=f"evaluations: {', '.join(EVALUATIONS)}; or all")
+    names: tuple[str, ...] = Field((), description=f"evaluations: {', '.join(EVALUATIONS)}; or all")
     model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
     data: tuple[str, ...] = Field(
         (),
         description="the folder with the evaluations' files under their usual names, the one file of one evaluation, or NAME=SOURCE: "
         "a file, a data set saved to disk or one of the hub",
     )
+    harness: tuple[str, ...] = Field(
+        (), description="tasks of lm-evaluation-harness, beside or in place of the evaluations here; needs instructgpt[harness]"
+    )
+    include_path: Path | None = Field(None, description="a folder with YAML files of more tasks for --harness")
     completions: tuple[Path, ...] = Field(
         (), description="in place of models and data: completions that were already made, with references"
     )
@@ -66,11 +71,15 @@ class EvaluateConfig(Options):
 
     def inert(self) -> Iterator[str]:
         """Either models are asked, or completions are read."""
+        if self.include_path and not self.harness:
+            yield "--include-path has no effect without --harness"
+        if not self.names and not self.harness:
+            yield "name an evaluation, or give --harness"
         if self.completions:
-            for name in ("model", "data", "limit", "shots", "scorer", "seed", "device"):
+            for name in ("harness", "model", "data", "limit", "shots", "scorer", "seed", "device"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
-        elif not self.model or not self.data:
+        elif not self.model or (not self.data and self.names):
             yield "give --model and --data, or --completions"
 
 
@@ -106,7 +115,9 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
     if config.judges:
         for kind in ASKS:
             judge_folder(kind, config.judges)
-    questions = read_questions(config, told)
+    places, named = named_sources(config.data)
+    questions = read_questions(config, told, places, named) if config.names else []
+    tasks = Harness(config.harness, config.include_path, named, config.limit or None, config.seed) if config.harness else None
     models = named_models(config.model)
     cache = Cache(config.out.with_suffix(""))
     for name, source in models.items():
@@ -114,17 +125,20 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
         for one, asked in questions:
             replies = answered(cache, asker, one.name, asked, config.seed)
             yield one.measure(list(zip(asked, replies, strict=True)), told)
+        if tasks is not None:
+            yield tasks.measure(name, asker.weights, asker.load, cache)
         asker.leave()
 
 
-def read_questions(config: EvaluateConfig, told: Told) -> list[tuple[Evaluation, list[Question]]]:
+def read_questions(
+    config: EvaluateConfig, told: Told, places: Sequence[Path], named: dict[str, Path]
+) -> list[tuple[Evaluation, list[Question]]]:
     """The questions of every evaluation that was named. Under `all`, an evaluation whose data or scorer is not there is left out, aloud.
 
     Raises:
         BadInput: one that was named has no data, or its data is wrong.
     """
     chosen, everything = evaluations(config.names), "all" in config.names
-    places, named = named_sources(config.data)
     found: list[tuple[Evaluation, list[Question]]] = []
     for one in chosen:
         source = source_of(one, places, named, len(chosen))
@@ -165,8 +179,12 @@ class Asker:
 
     def ask(self, questions: Sequence[Question], seed: int) -> list[Reply]:
         """Put questions to the model."""
+        return put(self.load(), questions, seed)
+
+    def load(self) -> Subject:
+        """The model itself."""
         self.subject = self.subject or Subject.load(self.name, self.source, pick_device(self.device))
-        return put(self.subject, questions, seed)
+        return self.subject
 
     def leave(self) -> None:
         """Make room for the next model."""
