@@ -89,7 +89,9 @@ def ask_models(config: EvaluateConfig) -> list[Row]:
     assert config.data is not None
     chosen = evaluations(config.names)
     models = named_models(config.model)
-    told = Told(config.limit, config.shots, config.seed, config.scorer, config.judges, config.device)
+    told = Told(
+        config.limit, config.shots, config.seed, config.scorer, config.judges, config.device, config.out.with_suffix("") / "verdicts"
+    )
     for one in chosen:
         if one.name.startswith("real_toxicity"):
             scorer_of(one.name, told)  # what is wrong with it is said before models are asked

@@ -68,15 +68,11 @@ class Judge:
         """Name, version and hash."""
         return f"{self.kind} judge {VERSION} sha256:{self.sha256[:16]}"
 
-    def __call__(self, answered: Sequence[tuple[str, str]]) -> list[float]:
-        """The probability of a yes, of yes and no alone, for each (question, answer); 0 to 1.
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """The probability of a yes, of yes and no alone, for each text of `judged_text`; 0 to 1.
 
         A text too long for the judge loses its beginning.
         """
-        return self.verdicts([judged_text(self.kind, question, answer) for question, answer in answered])
-
-    def verdicts(self, texts: Sequence[str]) -> list[float]:
-        """The same for texts as they stand in the data."""
         render, context = self.subject.render, context_length(self.subject.model)
         examples: list[Example] = []
         for text in texts:
@@ -207,7 +203,7 @@ def agreement(judge: Judge, fresh: Sequence[Demonstration], training: Sequence[D
         `agreement` and its 95 % interval clustered by question; `majority`, the same for the verdict more common in training; `auc`;
         `balanced`, the mean of the agreement on yes and on no; how many answers and questions.
     """
-    said = np.asarray(judge.verdicts([record.text for record in fresh]))
+    said = np.asarray(judge([record.text for record in fresh]))
     people = np.array([verdict(record) for record in fresh], dtype=bool)
     same = (said >= SURE) == people
     common = 2 * sum(bool(verdict(record)) for record in training) >= len(training)
