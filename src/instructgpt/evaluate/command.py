@@ -63,7 +63,7 @@ class EvaluateConfig(Options):
     def inert(self) -> Iterator[str]:
         """Either models are asked, or completions are read."""
         if self.completions:
-            for name in ("model", "data", "limit", "shots", "scorer", "seed", "device"):
+            for name in ("model", "data", "limit", "shots", "seed"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
         elif not self.model or self.data is None:
@@ -76,7 +76,7 @@ def main(config: EvaluateConfig) -> list[Row]:
     Raises:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
     """
-    measured = (measure_samples(name, config.completions) for name in config.names)
+    measured = (measure_samples(name, config.completions, told_by(config)) for name in config.names)
     rows = [row for rows in measured for row in rows] if config.completions else ask_models(config)
     write_rows(config.out, rows)
     show(rows)
@@ -84,14 +84,18 @@ def main(config: EvaluateConfig) -> list[Row]:
     return rows
 
 
+def told_by(config: EvaluateConfig) -> Told:
+    """What every evaluation is told."""
+    verdicts = config.out.with_suffix("") / "verdicts"
+    return Told(config.limit, config.shots, config.seed, config.scorer, config.judges, config.device, verdicts)
+
+
 def ask_models(config: EvaluateConfig) -> list[Row]:
     """Put every evaluation to every model, as far as it was not done before, and measure."""
     assert config.data is not None
     chosen = evaluations(config.names)
     models = named_models(config.model)
-    told = Told(
-        config.limit, config.shots, config.seed, config.scorer, config.judges, config.device, config.out.with_suffix("") / "verdicts"
-    )
+    told = told_by(config)
     for one in chosen:
         if one.name.startswith("real_toxicity"):
             scorer_of(one.name, told)  # what is wrong with it is said before models are asked
