@@ -5,9 +5,8 @@ instructgpt evaluate truthfulqa squad --model sft=runs/mine/sft ppo=runs/mine/pp
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +17,8 @@ from rich.table import Table
 from instructgpt.config import Options, did_you_mean
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.cache import Cache
+from instructgpt.evaluate.data_files import named_sources, source_of
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS
@@ -25,11 +26,10 @@ from instructgpt.evaluate.tasks.real_toxicity import scorer_of
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
 from instructgpt.evaluate.truth_judge import ASKS, judge_folder
 from instructgpt.models.load import pick_device
-from instructgpt.records import read_records, write_records
 from instructgpt.run import console, content_hash
 
 AT_ONCE = 512
-"""Questions between two files of replies: what is lost when the command is stopped."""
+"""Questions between two writes of replies: what is lost when the command is stopped."""
 
 
 class EvaluateConfig(Options):
@@ -39,14 +39,18 @@ class EvaluateConfig(Options):
 
     names: tuple[str, ...] = Field(description=f"evaluations: {', '.join(EVALUATIONS)}; or all")
     model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
-    data: Path | None = Field(
-        None, description="the folder with the evaluations' files under their usual names, or the one file of one evaluation"
+    data: tuple[str, ...] = Field(
+        (),
+        description="the folder with the evaluations' files under their usual names, the one file of one evaluation, or NAME=SOURCE: "
+        "a file, a data set saved to disk or one of the hub",
     )
     completions: tuple[Path, ...] = Field(
         (), description="in place of models and data: completions that were already made, with references"
     )
     out: Path = Field(Path("results.json"), description="the file of results; what the models said is kept in a folder beside it")
-    limit: int | None = Field(None, ge=1, description="questions of each evaluation, drawn by the seed; all where not given")
+    limit: int | None = Field(
+        None, ge=0, description="questions of each evaluation, drawn by the seed; 0 for all; each one's own number where not given"
+    )
     shots: int | None = Field(
         None, ge=0, description="examples in front of a question where a task has some; the paper's number where not given"
     )
@@ -66,64 +70,148 @@ class EvaluateConfig(Options):
             for name in ("model", "data", "limit", "shots", "seed"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
-        elif not self.model or self.data is None:
+        elif not self.model or not self.data:
             yield "give --model and --data, or --completions"
 
 
 def main(config: EvaluateConfig) -> list[Row]:
-    """Ask or read, measure, write, show. Every model is loaded once.
+    """Ask or read, measure, write, show. Every model is loaded once; what is done stands in the file of results at once.
 
     Raises:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
     """
-    measured = (measure_samples(name, config.completions, told_by(config)) for name in config.names)
-    rows = [row for rows in measured for row in rows] if config.completions else ask_models(config)
-    write_rows(config.out, rows)
+    rows: list[Row] = []
+    for more in measured_samples(config) if config.completions else measured_models(config):
+        rows += more
+        write_rows(config.out, in_table_order(rows))
+    rows = in_table_order(rows)
     show(rows)
-    console.print(f"results: {config.out}")
+    console.print(f"results: {config.out}", soft_wrap=True)
     return rows
 
 
 def told_by(config: EvaluateConfig) -> Told:
-    """What every evaluation is told."""
+    """What every evaluation is told; each has its own limit."""
     verdicts = config.out.with_suffix("") / "verdicts"
-    return Told(config.limit, config.shots, config.seed, config.scorer, config.judges, config.device, verdicts)
+    return Told(None, config.shots, config.seed, config.scorer, config.judges, config.device, verdicts)
 
 
-def ask_models(config: EvaluateConfig) -> list[Row]:
-    """Put every evaluation to every model, as far as it was not done before, and measure."""
-    assert config.data is not None
-    chosen = evaluations(config.names)
-    models = named_models(config.model)
+def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
+    """The rows of one evaluation after the other, from completions that were already made."""
+    for name in config.names:
+        yield measure_samples(name, config.completions, told_by(config))
+
+
+def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
+    """The rows of one model and evaluation after the other. All files are read before a model is asked anything.
+
+    Raises:
+        BadInput: see `main`.
+    """
     told = told_by(config)
-    for one in chosen:
-        if one.name.startswith("real_toxicity"):
-            scorer_of(one.name, told)  # what is wrong with it is said before models are asked
     if config.judges:
         for kind in ASKS:
             judge_folder(kind, config.judges)
-    questions = {one.name: one.read(file_of(one, config.data, len(chosen)), told) for one in chosen}
-    replies: dict[str, list[Reply]] = {one.name: [] for one in chosen}
+    questions = read_questions(config, told)
+    models = named_models(config.model)
+    cache = Cache(config.out.with_suffix(""))
     for name, source in models.items():
-        subject, weights = None, content_hash(Path(source))
-        for one in chosen:
-            kept = config.out.with_suffix("") / one.name / f"{name}-{fingerprint(weights, questions[one.name])}"
-            for start in range(0, len(questions[one.name]), AT_ONCE):
-                part = kept / f"replies-{start // AT_ONCE:04}.jsonl"
-                if not part.exists():
-                    subject = subject or Subject.load(name, Path(source), pick_device(config.device))
-                    write_records(part, put(subject, questions[one.name][start : start + AT_ONCE], config.seed))
-                replies[one.name] += read_records(Reply, part)
-                done = min(start + AT_ONCE, len(questions[one.name]))
-                console.print(f"[bold]{one.name}[/] {name}: {done} of {len(questions[one.name])} questions", highlight=False)
-        del subject
+        asker = Asker(name, Path(source), config.device)
+        for one, asked in questions:
+            replies = answered(cache, asker, one.name, asked, config.seed)
+            yield one.measure(list(zip(asked, replies, strict=True)), told)
+        asker.leave()
+
+
+def read_questions(config: EvaluateConfig, told: Told) -> list[tuple[Evaluation, list[Question]]]:
+    """The questions of every evaluation that was named. Under `all`, an evaluation whose data or scorer is not there is left out, aloud.
+
+    Raises:
+        BadInput: one that was named has no data, or its data is wrong.
+    """
+    chosen, everything = evaluations(config.names), "all" in config.names
+    places, named = named_sources(config.data)
+    found: list[tuple[Evaluation, list[Question]]] = []
+    for one in chosen:
+        source = source_of(one, places, named, len(chosen))
+        where = ", ".join(map(str, places)) or "any place given"
+        lacking = "" if source else f"reads {one.file}, which is not in {where}; give --data FOLDER, or --data {one.name}=FILE"
+        if one.name.startswith("real_toxicity"):
+            if config.scorer is None and everything:
+                lacking = "needs --scorer"
+            else:
+                scorer_of(one.name, told)  # what is wrong with it is said before models are asked
+        if source is None or lacking:
+            if not everything:
+                raise BadInput(f"evaluate: {one.name} {lacking}")
+            console.print(f"left out: {one.name} {lacking.partition(';')[0]}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        limit = one.limit if config.limit is None else config.limit or None
+        try:
+            found.append((one, one.read(source, replace(told, limit=limit))))
+        except BadInput as error:
+            raise BadInput(f"{one.name}: {error}") from error
+    if not found:
+        raise BadInput("evaluate: there is no data for any evaluation; docs/evaluate.md lists the files")
+    return found
+
+
+@dataclass(slots=True)
+class Asker:
+    """A model that is loaded when it is first asked something that is not known yet."""
+
+    name: str
+    source: Path
+    device: str
+    weights: str = ""
+    subject: Subject | None = None
+
+    def __post_init__(self) -> None:
+        self.weights = content_hash(self.source)
+
+    def ask(self, questions: Sequence[Question], seed: int) -> list[Reply]:
+        """Put questions to the model."""
+        self.subject = self.subject or Subject.load(self.name, self.source, pick_device(self.device))
+        return put(self.subject, questions, seed)
+
+    def leave(self) -> None:
+        """Make room for the next model."""
+        self.subject = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    rows: list[Row] = []
-    for one in chosen:
-        by_name = {(question.id, question.condition): question for question in questions[one.name]}
-        rows += one.measure([(by_name[reply.id, reply.condition], reply) for reply in replies[one.name]], told)
-    return rows
+
+
+def answered(cache: Cache, asker: Asker, evaluation: str, questions: Sequence[Question], seed: int) -> list[Reply]:
+    """One model's replies to the questions, asked as far as they are not known."""
+    said: dict[int, dict[str, Any]] = {}
+    alike: dict[tuple[str | None, float, float], list[int]] = {}
+    for place, question in enumerate(questions):
+        alike.setdefault((question.stop, question.temperature, question.top_p), []).append(place)
+    for (stop, temperature, top_p), places in alike.items():
+        settings = {"stop": stop, "temperature": temperature, "top_p": top_p, "seed": seed}
+        prompts = [[each.text, each.tail, list(each.choices), each.max_tokens] for each in (questions[place] for place in places)]
+
+        def make(prompts: list[Any], seed: int, how: dict[str, Any] = settings) -> list[dict[str, Any]]:
+            rule = {name: value for name, value in how.items() if name != "seed"}
+            asked = [
+                Question(f"{number}", "", text, tuple(choices), tail=tail, max_tokens=most, **rule)
+                for number, (text, tail, choices, most) in enumerate(prompts)
+            ]
+            return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in asker.ask(asked, seed)]
+
+        made = cache.completions(asker.weights, prompts, settings, make, title=f"{evaluation} {asker.name}", at_once=AT_ONCE)
+        said |= dict(zip(places, made, strict=True))
+    return [
+        Reply.model_validate({"model": asker.name, "id": question.id, "condition": question.condition} | said[place])
+        for place, question in enumerate(questions)
+    ]
+
+
+def in_table_order(rows: Sequence[Row]) -> list[Row]:
+    """Rows by evaluation, then by metric and condition, the models in the order they were given."""
+    place = {names: number for number, names in enumerate(dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows))}
+    first = {name: number for number, name in enumerate(dict.fromkeys(row.evaluation for row in rows))}
+    return sorted(rows, key=lambda row: (first[row.evaluation], place[row.evaluation, row.metric, row.condition]))
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -161,31 +249,3 @@ def named_models(models: Sequence[str]) -> dict[str, str]:
             raise BadInput(f"evaluate: two models are called '{name}'; give them names, as in --model first={found[name]} second={source}")
         found[name] = source
     return found
-
-
-def file_of(evaluation: Evaluation, data: Path, count: int) -> Path:
-    """The file of an evaluation: in the folder under its usual name, or the file itself where there is but one evaluation."""
-    if data.is_file():
-        if count > 1:
-            raise BadInput(f"--data {data}: one file for {count} evaluations; give the folder that holds {evaluation.file} and the others")
-        return data
-    file = data / evaluation.file
-    if not file.is_file():
-        raise BadInput(
-            f"--data {data}: {evaluation.name} reads {evaluation.file}, which is not there; give the folder that holds it, or the file"
-        )
-    return file
-
-
-def how_said(question: Question) -> tuple[Any, ...]:
-    """What besides its text decides how a question is answered; only what differs from the rule of appendix D."""
-    other = (question.stop, question.temperature, question.top_p)
-    return (question.max_tokens, *(() if other == ("\n", 0.0, 1.0) else other))
-
-
-def fingerprint(weights: str, questions: Sequence[Question]) -> str:
-    """What a model was asked and which weights (their hash) it had, in twelve letters: other questions or weights are asked anew."""
-    digest = hashlib.sha256(weights.encode())
-    for question in questions:
-        digest.update(json.dumps([question.id, question.condition, question.text, question.choices, *how_said(question)]).encode())
-    return digest.hexdigest()[:12]

@@ -39,7 +39,7 @@ class Question:
         text: what the model reads, as it stands. Where it is too long for the context it loses its beginning.
         tail: more of it, at the end. Where there is a tail, it is the text before it that loses its end.
         choices: continuations of the text whose log-probability is wanted; none: the model goes on by itself.
-        max_tokens: where a continuation is cut off.
+        max_tokens: where a continuation is cut off, at the latest in the middle of the model's context.
         stop: it also ends before this, the first newline in the paper (appendix D); None: only at an end-of-text.
         temperature, top_p: 0 takes the likeliest token; above, the continuation is drawn from the likeliest tokens that hold `top_p`.
         truth: what the measure needs to know.
@@ -113,9 +113,10 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
             logp=tuple(logp for logp, _ in found),
             tokens=tuple(count for _, count in found),
         )
+    half = context_length(subject.model) // 2
     alike: dict[tuple[Any, ...], list[Question]] = {}
     for question in free:
-        alike.setdefault((question.max_tokens, question.stop, question.temperature, question.top_p), []).append(question)
+        alike.setdefault((min(question.max_tokens, half), question.stop, question.temperature, question.top_p), []).append(question)
     for (size, stop, temperature, top_p), asked in alike.items():
         texts = [fitting(subject, question.text, size, question.tail) for question in asked]
         drawn = {"temperature": temperature, "top_p": top_p} if temperature else {}
@@ -134,7 +135,7 @@ def fitting(subject: Subject, text: str, max_tokens: int, tail: str = "") -> str
     tokens = subject.render.plain(text)
     if len(tokens) <= room:
         return text + tail
-    return subject.render.text(tokens[: room - 1]) + tail if tail else subject.render.text(tokens[len(tokens) - room + 1 :])
+    return subject.render.text(tokens[: max(0, room - 1)]) + tail if tail else subject.render.text(tokens[len(tokens) - room + 1 :])
 
 
 def some(items: Sequence[T], told: Told) -> list[T]:
