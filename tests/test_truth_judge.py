@@ -122,6 +122,13 @@ def test_data_of_another_judge_are_refused(record, complaint):
         split("truth", [*records("truth"), record])
 
 
+def test_fewer_questions_are_drawn_whole():
+    kept = truth_judge.about(records("truth"), 5, seed=1)
+    assert len(kept) == 10
+    assert kept == truth_judge.about(records("truth"), 5, seed=1) != truth_judge.about(records("truth"), 5, seed=2)
+    assert truth_judge.about(records("truth"), 400, seed=1) == records("truth")
+
+
 def test_too_few_data_are_refused():
     with pytest.raises(BadInput, match="are too few"):
         split("truth", records("truth", questions=3))

@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,6 +52,7 @@ class JudgeConfig(StageConfig):
     epochs: int = Field(5, ge=1, description="passes over the training questions; the one that validates best is kept")
     batch: int = Field(32, ge=1, description="judged answers in one optimizer step")
     lr: float = Field(1e-4, gt=0, description="peak learning rate; cosine to a tenth")
+    questions: int | None = Field(None, ge=2, description="training questions, drawn by the seed; all of them where not given")
     skip_bad: bool = Field(False, description="leave out bad lines and count them, instead of stopping at the first")
     processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
 
@@ -134,6 +136,7 @@ def train(kind: str, config: JudgeConfig) -> Path:
         return config.out
     skipped = Skipped() if config.skip_bad else None
     parts = split(kind, read_all(Demonstration, config.data, skipped))
+    parts["training"] = about(parts["training"], config.questions, config.seed)
     run.begin()
     for name, records in parts.items():
         write_records(config.out / f"{name}.jsonl", records)
@@ -157,11 +160,20 @@ def train(kind: str, config: JudgeConfig) -> Path:
     judge = Judge(kind, Subject.load(kind, config.out / "model", pick_device(config.device)), content_hash(config.out / "model"))
     measured = agreement(judge, parts["heldout"], parts["training"])
     run.say("  ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float)))
-    about = {"kind": kind, "version": VERSION, "sha256": judge.sha256, "heldout": measured}
+    said = {"kind": kind, "version": VERSION, "sha256": judge.sha256, "heldout": measured}
     left_out = {"bad lines": len(skipped.reasons) if skipped else 0}
     return run.finish(
-        lambda folder: write_text(folder / "judge.json", json.dumps(about, indent=2) + "\n"), heldout=measured, left_out=left_out
+        lambda folder: write_text(folder / "judge.json", json.dumps(said, indent=2) + "\n"), heldout=measured, left_out=left_out
     )
+
+
+def about(records: Sequence[Demonstration], questions: int | None, seed: int) -> list[Demonstration]:
+    """The records about as many questions as are wanted, drawn by the seed; all of them where that is not said."""
+    asked = list(dict.fromkeys(question_of(record.text) for record in records))
+    if questions is None or questions >= len(asked):
+        return list(records)
+    kept = set(Random(f"judge {seed}").sample(asked, questions))
+    return [record for record in records if question_of(record.text) in kept]
 
 
 def split(kind: str, records: Sequence[Demonstration]) -> dict[str, list[Demonstration]]:
