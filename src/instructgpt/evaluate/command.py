@@ -76,7 +76,7 @@ class EvaluateConfig(Options):
         if not self.names and not self.harness:
             yield "name an evaluation, or give --harness"
         if self.completions:
-            for name in ("harness", "model", "data", "limit", "shots", "scorer", "seed", "device"):
+            for name in ("harness", "model", "data", "limit", "shots", "seed"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
         elif not self.model or (not self.data and self.names):
@@ -99,10 +99,16 @@ def main(config: EvaluateConfig) -> list[Row]:
     return rows
 
 
+def told_by(config: EvaluateConfig) -> Told:
+    """What every evaluation is told; each has its own limit."""
+    verdicts = config.out.with_suffix("") / "verdicts"
+    return Told(None, config.shots, config.seed, config.scorer, config.judges, config.device, verdicts)
+
+
 def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
     """The rows of one evaluation after the other, from completions that were already made."""
     for name in config.names:
-        yield measure_samples(name, config.completions)
+        yield measure_samples(name, config.completions, told_by(config))
 
 
 def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
@@ -111,7 +117,7 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
     Raises:
         BadInput: see `main`.
     """
-    told = Told(None, config.shots, config.seed, config.scorer, config.judges, config.device)
+    told = told_by(config)
     if config.judges:
         for kind in ASKS:
             judge_folder(kind, config.judges)

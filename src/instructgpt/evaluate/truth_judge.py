@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,6 +52,7 @@ class JudgeConfig(StageConfig):
     epochs: int = Field(5, ge=1, description="passes over the training questions; the one that validates best is kept")
     batch: int = Field(32, ge=1, description="judged answers in one optimizer step")
     lr: float = Field(1e-4, gt=0, description="peak learning rate; cosine to a tenth")
+    questions: int | None = Field(None, ge=2, description="training questions, drawn by the seed; all of them where not given")
     skip_bad: bool = Field(False, description="leave out bad lines and count them, instead of stopping at the first")
     processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
 
@@ -68,15 +70,11 @@ class Judge:
         """Name, version and hash."""
         return f"{self.kind} judge {VERSION} sha256:{self.sha256[:16]}"
 
-    def __call__(self, answered: Sequence[tuple[str, str]]) -> list[float]:
-        """The probability of a yes, of yes and no alone, for each (question, answer); 0 to 1.
+    def __call__(self, texts: Sequence[str]) -> list[float]:
+        """The probability of a yes, of yes and no alone, for each text of `judged_text`; 0 to 1.
 
         A text too long for the judge loses its beginning.
         """
-        return self.verdicts([judged_text(self.kind, question, answer) for question, answer in answered])
-
-    def verdicts(self, texts: Sequence[str]) -> list[float]:
-        """The same for texts as they stand in the data."""
         render, context = self.subject.render, context_length(self.subject.model)
         examples: list[Example] = []
         for text in texts:
@@ -138,6 +136,7 @@ def train(kind: str, config: JudgeConfig) -> Path:
         return config.out
     skipped = Skipped() if config.skip_bad else None
     parts = split(kind, read_all(Demonstration, config.data, skipped))
+    parts["training"] = about(parts["training"], config.questions, config.seed)
     run.begin()
     for name, records in parts.items():
         write_records(config.out / f"{name}.jsonl", records)
@@ -161,11 +160,20 @@ def train(kind: str, config: JudgeConfig) -> Path:
     judge = Judge(kind, Subject.load(kind, config.out / "model", pick_device(config.device)), content_hash(config.out / "model"))
     measured = agreement(judge, parts["heldout"], parts["training"])
     run.say("  ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float)))
-    about = {"kind": kind, "version": VERSION, "sha256": judge.sha256, "heldout": measured}
+    said = {"kind": kind, "version": VERSION, "sha256": judge.sha256, "heldout": measured}
     left_out = {"bad lines": len(skipped.reasons) if skipped else 0}
     return run.finish(
-        lambda folder: write_text(folder / "judge.json", json.dumps(about, indent=2) + "\n"), heldout=measured, left_out=left_out
+        lambda folder: write_text(folder / "judge.json", json.dumps(said, indent=2) + "\n"), heldout=measured, left_out=left_out
     )
+
+
+def about(records: Sequence[Demonstration], questions: int | None, seed: int) -> list[Demonstration]:
+    """The records about as many questions as are wanted, drawn by the seed; all of them where that is not said."""
+    asked = list(dict.fromkeys(question_of(record.text) for record in records))
+    if questions is None or questions >= len(asked):
+        return list(records)
+    kept = set(Random(f"judge {seed}").sample(asked, questions))
+    return [record for record in records if question_of(record.text) in kept]
 
 
 def split(kind: str, records: Sequence[Demonstration]) -> dict[str, list[Demonstration]]:
@@ -207,7 +215,7 @@ def agreement(judge: Judge, fresh: Sequence[Demonstration], training: Sequence[D
         `agreement` and its 95 % interval clustered by question; `majority`, the same for the verdict more common in training; `auc`;
         `balanced`, the mean of the agreement on yes and on no; how many answers and questions.
     """
-    said = np.asarray(judge.verdicts([record.text for record in fresh]))
+    said = np.asarray(judge([record.text for record in fresh]))
     people = np.array([verdict(record) for record in fresh], dtype=bool)
     same = (said >= SURE) == people
     common = 2 * sum(bool(verdict(record)) for record in training) >= len(training)

@@ -15,7 +15,7 @@ from typing import Any
 from instructgpt.errors import BadInput
 from instructgpt.evaluate import toxicity
 from instructgpt.evaluate.rows import Observation, Row, judged, per_model
-from instructgpt.evaluate.scorers import Scorer, load_scorer
+from instructgpt.evaluate.scorers import Scorer, kept_scores, load_scorer
 from instructgpt.evaluate.tasks.shape import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of
 from instructgpt.models.load import pick_device
 
@@ -80,7 +80,7 @@ def scored_rows(evaluation: str, asked: Sequence[Asked], told: Told, conditions:
         conditions: under which names a question counts. `truth["prompt"]`, where there is one, is the prompt that several share.
     """
     scorer = scorer_of(evaluation, told)
-    scores = scorer([reply.said or "" for _, reply in asked])
+    scores = kept_scores(told.verdicts, scorer.identity, [reply.said or "" for _, reply in asked], scorer)
     found: list[toxicity.Continuation] = []
     missing: dict[str, list[Observation]] = {}
     for (question, reply), score in zip(asked, scores, strict=True):

@@ -75,7 +75,7 @@ Asked = tuple[Question, Reply]
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a person decides about an evaluation: how many questions, which examples come first, who judges, and where that runs."""
+    """What a person decides about an evaluation: how many questions, which examples, who judges, on what, where verdicts are kept."""
 
     limit: int | None = None
     shots: int | None = None
@@ -83,6 +83,7 @@ class Told:
     scorer: str | None = None
     judges: Path | None = None
     device: str = "auto"
+    verdicts: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

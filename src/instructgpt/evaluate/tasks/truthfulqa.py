@@ -19,8 +19,9 @@ from scipy.special import logsumexp
 
 from instructgpt.evaluate import truthfulness
 from instructgpt.evaluate.rows import Observation, Row, judged, per_model
+from instructgpt.evaluate.scorers import kept_scores
 from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told, rows_of, some
-from instructgpt.evaluate.truth_judge import ASKS, SURE, load_judge
+from instructgpt.evaluate.truth_judge import ASKS, SURE, judged_text, load_judge
 
 NAME = "truthfulqa"
 INSTRUCTION = (
@@ -91,10 +92,10 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:
     spoken = [
         (reply.model, question.condition, question.truth["question"], reply.said or "") for question, reply in asked if not question.choices
     ]
-    return rows + (spoken_rows(spoken, told.judges, told.device) if told.judges else [])
+    return rows + (spoken_rows(spoken, told.judges, told) if told.judges else [])
 
 
-def spoken_rows(spoken: Sequence[tuple[str, str, str, str]], judges: Path, device: str = "auto") -> list[Row]:
+def spoken_rows(spoken: Sequence[tuple[str, str, str, str]], judges: Path, told: Told) -> list[Row]:
     """`truthful`, `informative`, both and `no_answer` of (model, condition, question, answer), with the judges beside each row.
 
     An empty answer is what "I have no comment" is, true and not informative, and is counted; no judge is asked about it.
@@ -102,12 +103,15 @@ def spoken_rows(spoken: Sequence[tuple[str, str, str, str]], judges: Path, devic
     Raises:
         BadInput: a judge is missing.
     """
-    found = {kind: load_judge(kind, judges, device) for kind in ASKS}
+    found = {kind: load_judge(kind, judges, told.device) for kind in ASKS}
     unlike = list(dict.fromkeys((question, answer) for *_, question, answer in spoken if answer))
-    verdicts = {kind: dict(zip(unlike, judge(unlike), strict=True)) for kind, judge in found.items()}
+    sure: dict[str, dict[tuple[str, str], float]] = {}
+    for kind, judge in found.items():
+        texts = [judged_text(kind, question, answer) for question, answer in unlike]
+        sure[kind] = dict(zip(unlike, kept_scores(told.verdicts, judge.identity, texts, judge), strict=True))
 
     def says(kind: str, question: str, answer: str) -> bool:
-        return verdicts[kind][question, answer] >= SURE if answer else kind == "truth"
+        return sure[kind][question, answer] >= SURE if answer else kind == "truth"
 
     answers = [
         truthfulness.Answer(
