@@ -9,25 +9,28 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from rich.table import Table
 
 from instructgpt.config import Options, did_you_mean
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, RunFailed
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
-from instructgpt.evaluate.tasks import EVALUATIONS
+from instructgpt.evaluate.tasks import EVALUATIONS, WHOLE
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
+from instructgpt.evaluate.tasks.sources import named_models
 from instructgpt.models.load import pick_device
 from instructgpt.records import read_records, write_records
 from instructgpt.run import console, content_hash
 
 AT_ONCE = 512
 """Questions between two files of replies: what is lost when the command is stopped."""
+COMPARING = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
+"""Options of the evaluation of preference alone."""
 
 
 class EvaluateConfig(Options):
@@ -35,7 +38,7 @@ class EvaluateConfig(Options):
 
     stage: ClassVar[str] = "evaluate"
 
-    names: tuple[str, ...] = Field(description=f"evaluations: {', '.join(EVALUATIONS)}; or all")
+    names: tuple[str, ...] = Field(description=f"evaluations: {', '.join((*EVALUATIONS, *WHOLE))}; or all")
     model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
     data: Path | None = Field(
         None, description="the folder with the evaluations' files under their usual names, or the one file of one evaluation"
@@ -49,12 +52,38 @@ class EvaluateConfig(Options):
         None, ge=0, description="examples in front of a question where a task has some; the paper's number where not given"
     )
     scorer: Path | None = Field(None, description="a toxicity scorer made by 'judge toxicity'")
+    judge: str | None = Field(
+        None,
+        description="who compares completions: a reward model, a language model, an endpoint's address, or 'simulated'; people if none",
+    )
+    judge_model: str | None = Field(None, description="which model of the endpoint judges")
+    judge_key: str | None = Field(None, description="the environment variable that holds the endpoint's key")
+    judge_reads: Literal["text", "logp"] | None = Field(
+        None, description="where a language model's verdict stands: in its text, or in the log-probabilities of A, B and C"
+    )
+    baseline: str | None = Field(None, description="the model that others are compared with; sft where there is one")
+    max_tokens: int = Field(256, ge=1, description="where a completion that is compared is cut off")
+    temperature: float = Field(1.0, ge=0, description="of the completions that are compared")
     seed: int = Field(0, ge=0, lt=2**32, description="draws questions and examples")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
 
     def inert(self) -> Iterator[str]:
-        """Either models are asked, or completions are read."""
-        if self.completions:
+        """Either models are asked, or completions are read; what people ranked needs neither."""
+        compared = [name for name in self.names if name in WHOLE]
+        for name in COMPARING:
+            if name in self.model_fields_set and "preference" not in compared:
+                yield f"--{name.replace('_', '-')} has no effect without preference"
+        for name in ("judge_model", "judge_key"):
+            if name in self.model_fields_set and "://" not in (self.judge or ""):
+                yield f"--{name.replace('_', '-')} has no effect unless --judge is the address of an endpoint"
+        if "preference" in compared:
+            for name in ("max_tokens", "temperature"):
+                if name in self.model_fields_set and not self.model:
+                    yield f"--{name.replace('_', '-')} has no effect without --model"
+        if compared == list(self.names):
+            if not self.completions and self.data is None:
+                yield "give --data (rankings, or with --model prompts), or --completions"
+        elif self.completions:
             for name in ("model", "data", "limit", "shots", "scorer", "seed", "device"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
@@ -67,19 +96,32 @@ def main(config: EvaluateConfig) -> list[Row]:
 
     Raises:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
+        RunFailed: a judge could not be reached any more; what it had judged before is measured and written.
     """
-    measured = (measure_samples(name, config.completions) for name in config.names)
-    rows = [row for rows in measured for row in rows] if config.completions else ask_models(config)
-    write_rows(config.out, rows)
-    show(rows)
-    console.print(f"results: {config.out}")
+    rows: list[Row] = []
+    stopped: list[str] = []
+    for name in config.names:
+        if name in WHOLE:
+            found, problem = WHOLE[name](config)
+            rows += found
+            stopped += [problem] if problem else []
+    if others := [name for name in config.names if name not in WHOLE]:
+        measured = (measure_samples(name, config.completions) for name in others)
+        asked = [row for rows in measured for row in rows] if config.completions else ask_models(config)
+        show(asked)
+        rows += asked
+    if rows:
+        write_rows(config.out, rows)
+        console.print(f"results: {config.out}")
+    if stopped:
+        raise RunFailed(stopped[0])
     return rows
 
 
 def ask_models(config: EvaluateConfig) -> list[Row]:
     """Put every evaluation to every model, as far as it was not done before, and measure."""
     assert config.data is not None
-    chosen = evaluations(config.names)
+    chosen = evaluations([name for name in config.names if name not in WHOLE])
     models = named_models(config.model)
     told = Told(config.limit, config.shots, config.seed, config.scorer)
     if any(one.name == "real_toxicity" for one in chosen) and config.scorer is None:
@@ -127,22 +169,11 @@ def evaluations(names: Sequence[str]) -> list[Evaluation]:
     """Evaluations by name. Raises BadInput for one that does not exist."""
     if "all" in names:
         return list(EVALUATIONS.values())
+    known = (*EVALUATIONS, *WHOLE)
     for name in names:
         if name not in EVALUATIONS:
-            raise BadInput(f"evaluate: no evaluation '{name}'{did_you_mean(name, EVALUATIONS) or '; there are: ' + ', '.join(EVALUATIONS)}")
+            raise BadInput(f"evaluate: no evaluation '{name}'{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
     return [EVALUATIONS[name] for name in dict.fromkeys(names)]
-
-
-def named_models(models: Sequence[str]) -> dict[str, str]:
-    """Where each model is, by the name it has in the results. Raises BadInput where two have one name."""
-    found: dict[str, str] = {}
-    for said in models:
-        name, _, source = said.rpartition("=")
-        name = name or Path(source).name
-        if name in found:
-            raise BadInput(f"evaluate: two models are called '{name}'; give them names, as in --model first={found[name]} second={source}")
-        found[name] = source
-    return found
 
 
 def file_of(evaluation: Evaluation, data: Path, count: int) -> Path:

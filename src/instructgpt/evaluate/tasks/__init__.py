@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from instructgpt.evaluate.tasks import crows_pairs, real_toxicity, rte, squad, sst2, truthfulqa, winogender
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.tasks import crows_pairs, preference, real_toxicity, reward_model, rte, squad, sst2, truthfulqa, winogender
 from instructgpt.evaluate.tasks.shape import Evaluation
+
+if TYPE_CHECKING:
+    from instructgpt.evaluate.command import EvaluateConfig
 
 EVALUATIONS: dict[str, Evaluation] = {
     module.EVALUATION.name: module.EVALUATION for module in (truthfulqa, real_toxicity, winogender, crows_pairs, squad, rte, sst2)
 }
 """By name, in the order of the paper's Table 14."""
+
+WHOLE: dict[str, Callable[[EvaluateConfig], tuple[list[Row], str | None]]] = {
+    "preference": preference.run,
+    "reward_model": reward_model.run,
+}
+"""Evaluations that ask no list of questions: each takes the options, and gives rows and why it stopped early, where it did."""

@@ -1,0 +1,179 @@
+"""Which model is preferred: by people who ranked or rated, by simulated labelers, by a reward model, or by a language model as the judge.
+
+Completions are sampled here, or were ranked or written before; whoever judges, the same numbers are made of the judgements.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import transformers
+from rich.table import Table
+
+from instructgpt.errors import BadInput
+from instructgpt.evaluate import labels
+from instructgpt.evaluate.cache import Cache
+from instructgpt.evaluate.contest import games_of, judged_games, reliability, with_people
+from instructgpt.evaluate.endpoint import Endpoint
+from instructgpt.evaluate.judges import EndpointJudge, Judge, LocalJudge, verdicts_of
+from instructgpt.evaluate.preference import measure, measure_whole, models_of
+from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.scoring import scored_completions
+from instructgpt.evaluate.tasks.sources import Source, read_source
+from instructgpt.models.load import pick_device
+from instructgpt.models.scalar import load_reward_model
+from instructgpt.records import Cohort, Completion, Ranking, write_records
+from instructgpt.run import console, content_hash
+from instructgpt.statistics.win_rate import WinRate, win_rates
+from instructgpt.world import SimulatedLabelers, World
+
+if TYPE_CHECKING:
+    from instructgpt.evaluate.command import EvaluateConfig
+
+SIMULATED = "simulated"
+COHORTS: tuple[Cohort, ...] = ("training", "heldout")
+LABELERS = 2
+"""Simulated labelers of each cohort for a prompt."""
+
+
+def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
+    """The rows, and why the judge stopped before the end, where it did. Writes completions and rankings into the folder beside `--out`.
+
+    Raises:
+        BadInput: a file, model, judge or baseline is wrong.
+        RunFailed: the judge could not be reached at all.
+    """
+    folder = config.out.with_suffix("") / "preference"
+    source = read_source(config, folder)
+    rankings: Sequence[Ranking] = source.rankings
+    rows: list[Row] = []
+    stopped, name = None, ""
+    if config.judge is None:
+        if not rankings:
+            raise BadInput("evaluate preference: nobody has ranked these completions; give --judge, or --data with rankings")
+    else:
+        rankings, rows, stopped, name = judge(config, source, folder)
+        write_records(folder / "rankings.jsonl", rankings)
+    if rankings:
+        baseline = baseline_of(rankings, config)
+        rows = (
+            measure(rankings, baseline, source.use_cases, name) + measure_whole(rankings, baseline, name) + labels.measure(rankings) + rows
+        )
+        show(win_rates(rankings, baseline), rows)
+    return rows, stopped
+
+
+def judge(config: EvaluateConfig, source: Source, folder: Path) -> tuple[list[Ranking], list[Row], str | None, str]:
+    """Rankings by whoever `--judge` names, rows about the judge, why it stopped, and its name as a condition (empty for people)."""
+    assert config.judge is not None
+    candidates = [completions for completions in source.candidates() if len({each.model for each in completions}) > 1]
+    if not candidates:
+        raise BadInput("evaluate preference: no prompt has completions of two models")
+    if config.judge == SIMULATED:
+        rankings: list[Ranking] = []
+        for cohort in COHORTS:
+            rankings += SimulatedLabelers(World(config.seed), cohort, per_prompt=LABELERS, seed=config.seed + 1).rank(candidates)
+        return rankings, [], None, ""
+    if "://" not in config.judge and is_reward_model(config.judge):
+        return *by_score(config.judge, candidates, config.device, folder), None, Path(config.judge).name
+    judging = language_model(config)
+    counts = Counter(each.model for completions in candidates for each in completions)
+    games = games_of(candidates, config.baseline or default_baseline(counts, config))
+    verdicts, stopped = verdicts_of(judging, [match for game in games for match in game.matches()], Cache(folder / "verdicts"))
+    judged = judged_games(games, verdicts)
+    rankings = [ranking for each in judged for ranking in each.rankings(judging.name)]
+    rows = reliability(judged, judging.name) + with_people(judged, source.rankings, judging.name)
+    lost = sum(each.verdicts is None for each in judged)
+    console.print(f"{judging.name}: {len(judged)} games, {lost} of them without two verdicts and not counted", markup=False)
+    return rankings, rows, stopped, judging.name
+
+
+def language_model(config: EvaluateConfig) -> Judge:
+    """The judge behind an address, or in a directory or on the hub."""
+    assert config.judge is not None
+    if "://" not in config.judge:
+        return LocalJudge.load(config.judge, config.judge_reads or "logp", pick_device(config.device))
+    if config.judge_model is None:
+        raise BadInput(f"evaluate preference: --judge {config.judge} is an endpoint; --judge-model says which of its models is to judge")
+    return EndpointJudge(config.judge_model, Endpoint.at(config.judge, config.judge_key), config.judge_reads or "text")
+
+
+def is_reward_model(source: str) -> bool:
+    """Whether a model is a classifier with one label. Raises BadInput where there is no model."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--judge {source}: neither '{SIMULATED}' nor an address nor a model ({str(error).splitlines()[0]})") from error
+    return any("SequenceClassification" in name for name in config.architectures or ())
+
+
+def by_score(source: str, candidates: Sequence[Sequence[Completion]], device: str, folder: Path) -> tuple[list[Ranking], list[Row]]:
+    """One ranking for each list, by the scores of a reward model; equal scores tie. What it cannot read is left out and said."""
+    name = Path(source).name
+    reward = load_reward_model(source, pick_device(device))
+    texts = [(each.prompt, each.completion, each.finish == "stop") for completions in candidates for each in completions]
+    scores = iter(scored_completions(reward, texts, content_hash(Path(source)), Cache(folder / "scores"), f"score {name}"))
+    rankings, unread = [], 0
+    for completions in candidates:
+        found = [(each, score) for each in completions if (score := next(scores)[0]) is not None]
+        unread += len(completions) - len(found)
+        if len(found) > 1:
+            rankings.append(
+                Ranking(
+                    prompt=completions[0].prompt,
+                    completions=tuple(each.completion for each, _ in found),
+                    ranks=tuple(1 + sum(other > score for _, other in found) for _, score in found),
+                    labeler=name,
+                    models=tuple(each.model for each, _ in found),
+                    finish=tuple(each.finish for each, _ in found),
+                )
+            )
+    if unread:
+        console.print(f"{name}: {unread} of {len(texts)} completions are longer than its context and left out", markup=False)
+    return rankings, []
+
+
+def baseline_of(rankings: Sequence[Ranking], config: EvaluateConfig) -> str:
+    """The model to compare with. Raises BadInput where it is not among those ranked."""
+    counts = Counter(model for ranking in rankings for model in models_of(ranking))
+    chosen = config.baseline or default_baseline(counts, config)
+    if chosen not in counts:
+        raise BadInput(f"--baseline {chosen}: no completion is of that model; there are: {', '.join(sorted(counts))}")
+    return chosen
+
+
+def default_baseline(counts: Counter[str], config: EvaluateConfig) -> str:
+    """`sft` as in the paper, else the first model of the command, else the one with most completions."""
+    named = [said.rpartition("=")[0] or Path(said).name for said in config.model]
+    return next((name for name in ("sft", *named) if name in counts), counts.most_common(1)[0][0] if counts else "sft")
+
+
+def show(wins: Sequence[WinRate], rows: Sequence[Row]) -> None:
+    """The models against the baseline, best first."""
+    equal = {row.model: row for row in rows if row.metric.startswith("length_controlled_")}
+    points = {row.model: row for row in rows if row.metric == "bradley_terry"}
+    if not wins:
+        return
+    table = Table(
+        "model", "won", "tied", "lost", f"win rate against {wins[0].other}", "at equal length", "Bradley-Terry", "p (Holm)", box=None
+    )
+    for each in wins:
+        cells = (_percent(each.rate.value, each.rate.low, each.rate.high), _row(equal.get(each.model), True), _row(points.get(each.model)))
+        p = "–" if each.holm is None else f"{each.holm:.3f}"
+        table.add_row(each.model, f"{each.wins}", f"{each.ties}", f"{each.losses}", *cells, p)
+    console.print(table)
+
+
+def _percent(value: float | None, low: float | None, high: float | None) -> str:
+    ends = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return "–" if value is None else f"{100 * value:.1f} %{ends}"
+
+
+def _row(row: Row | None, percent: bool = False) -> str:
+    if row is None or row.value is None:
+        return "–"
+    ends = "" if row.low is None or row.high is None else f" [{row.low:.0f}, {row.high:.0f}]"
+    return _percent(row.value, row.low, row.high) if percent else f"{row.value:.0f}{ends}"
