@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import transformers
-from rich.table import Table
+from rich.table import Column, Table
 
 from instructgpt.errors import BadInput
 from instructgpt.evaluate import labels
@@ -152,28 +152,21 @@ def default_baseline(counts: Counter[str], config: EvaluateConfig) -> str:
 
 
 def show(wins: Sequence[WinRate], rows: Sequence[Row]) -> None:
-    """The models against the baseline, best first."""
-    equal = {row.model: row for row in rows if row.metric.startswith("length_controlled_")}
-    points = {row.model: row for row in rows if row.metric == "bradley_terry"}
+    """The models against the baseline, best first; intervals of the other numbers stand in the file."""
+    equal = {row.model: row.value for row in rows if row.metric.startswith("length_controlled_")}
+    points = {row.model: row.value for row in rows if row.metric == "bradley_terry"}
     if not wins:
         return
-    table = Table(
-        "model", "won", "tied", "lost", f"win rate against {wins[0].other}", "at equal length", "Bradley-Terry", "p (Holm)", box=None
-    )
+    heads = ("won", "tied", "lost", f"against {wins[0].other}", "same length", "strength", "p (Holm)")
+    table = Table("", *(Column(head, justify="right", no_wrap=True) for head in heads), box=None, pad_edge=False)
     for each in wins:
-        cells = (_percent(each.rate.value, each.rate.low, each.rate.high), _row(equal.get(each.model), True), _row(points.get(each.model)))
-        p = "–" if each.holm is None else f"{each.holm:.3f}"
-        table.add_row(each.model, f"{each.wins}", f"{each.ties}", f"{each.losses}", *cells, p)
+        rate, strength = each.rate, points.get(each.model)
+        ends = "" if rate.low is None or rate.high is None else f" [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+        p = "–" if each.holm is None else "< 0.001" if each.holm < 0.001 else f"{each.holm:.3f}"
+        cells = (_percent(rate.value) + ends, _percent(equal.get(each.model)), "–" if strength is None else f"{strength:.0f}", p)
+        table.add_row(each.model, f"{each.wins}", f"{each.ties}", f"{each.losses}", *cells)
     console.print(table)
 
 
-def _percent(value: float | None, low: float | None, high: float | None) -> str:
-    ends = "" if low is None or high is None else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return "–" if value is None else f"{100 * value:.1f} %{ends}"
-
-
-def _row(row: Row | None, percent: bool = False) -> str:
-    if row is None or row.value is None:
-        return "–"
-    ends = "" if row.low is None or row.high is None else f" [{row.low:.0f}, {row.high:.0f}]"
-    return _percent(row.value, row.low, row.high) if percent else f"{row.value:.0f}{ends}"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
