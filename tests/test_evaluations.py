@@ -42,6 +42,23 @@ def data(tmp_path):
         "squad_v2_dev_half.jsonl": [
             {"id": "1", "context": "The sea is wide.", "question": "What is wide?", "answers": ["The sea", "sea"]},
             {"id": "2", "context": "The sea is wide.", "question": "What is deep?", "answers": []},
+            {"id": "3", "context": "A frog says croak.", "question": "Who says croak?", "answers": ["A frog"]},
+        ],
+        "drop_dev.jsonl": [{"passage": f"There are {i} frogs.", "question": "How many?", "answers": [f"{i}"]} for i in range(3)],
+        "quac_dev.jsonl": [
+            {"context": f"The sea {i} is wide.", "question": f"What {turn}?", "answers": ["The sea", "CANNOTANSWER", "sea"]}
+            for i in range(3)
+            for turn in range(2)
+        ],
+        "hellaswag_val.jsonl": [
+            {"activity_label": "Swimming", "ctx_a": "A frog", "ctx_b": "it", "endings": ["swims.", "flies."], "label": i % 2}
+            for i in range(3)
+        ],
+        "wmt15_fr_en.jsonl": [{"fr": f"La mer {i} est large.", "en": f"The sea {i} is wide."} for i in range(3)],
+        "cnn_dm_test.jsonl": [{"article": f"The sea {i} is wide. " * 30, "highlights": "The sea is wide."} for i in range(2)],
+        "tldr_test.jsonl": [{"post": f"The sea {i} is wide.", "summary": "Wide sea."} for i in range(2)],
+        "wsc.jsonl": [
+            {"text": "The frog saw it.", "span1_text": "The frog", "span2_text": "it.", "span2_index": 3, "label": i < 2} for i in range(4)
         ],
         "sst2_dev.jsonl": [{"sentence": f"the sea is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue"] * 6)],
         "rte.jsonl": [
@@ -56,7 +73,7 @@ def data(tmp_path):
     for evaluation in EVALUATIONS.values():  # shipped files are compressed; by hand they need not be
         plain = folder / evaluation.file.removesuffix(".gz")
         if evaluation.file.endswith(".gz"):
-            plain.rename(folder / evaluation.file)
+            plain.rename(folder / evaluation.file)  # the other names, such as .jsonl in place of .json, are found too
     return folder
 
 
@@ -212,16 +229,20 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
 
     def counting(subject, questions, seed):
         calls.append(len(questions))
-        if len(calls) == 3:
+        if len(calls) == 5:
             raise KeyboardInterrupt
         return put(subject, questions, seed)
 
     monkeypatch.setattr(module, "put", counting)
-    line = ["evaluate", "crows_pairs", "--model", str(save("gpt2")), "--data", str(data), "--out", str(tmp_path / "results.json")]
+    out = tmp_path / "results.json"
+    line = ["evaluate", "crows_pairs", "winogender", "--model", str(save("gpt2")), "--data", str(data), "--out", str(out)]
     assert command(line) == 1
-    assert not (tmp_path / "results.json").exists()
+    kept = json.loads(out.read_text())
+    assert {row["evaluation"] for row in kept} == {"crows_pairs"}  # what was finished before the stop
     assert command(line) == 0
-    assert calls == [2, 2, 2, 2]  # the third part once more, and nothing else
+    assert calls == [2, 2, 2, 2, 1, 1]  # the part that was stopped once more, and nothing else
+    assert {row["evaluation"] for row in json.loads(out.read_text())} == {"crows_pairs", "winogender"}
+    assert json.loads(out.read_text())[: len(kept)] == kept
 
 
 @pytest.mark.parametrize(
@@ -230,7 +251,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
         (["truthful"], "no evaluation 'truthful', did you mean 'truthfulqa'?"),
         (["real_toxicity"], "real_toxicity needs --scorer"),
         (["truthfulqa", "squad", "--data", "FILE"], "one file for 2 evaluations"),
-        (["truthfulqa", "--data", "EMPTY"], "truthfulqa reads truthfulqa.csv, which is not there"),
+        (["truthfulqa", "--data", "EMPTY"], "truthfulqa reads truthfulqa.csv, which is not in"),
         (["truthfulqa", "--data", "SQUAD"], "column 'Question' is missing"),
         (["truthfulqa", "--model", "x=MODEL", "x=MODEL"], "two models are called 'x'"),
     ],

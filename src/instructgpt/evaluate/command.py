@@ -5,11 +5,10 @@ instructgpt evaluate truthfulqa squad --model sft=runs/mine/sft ppo=runs/mine/pp
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,17 +17,18 @@ from rich.table import Table
 from instructgpt.config import Options, did_you_mean
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.cache import Cache
+from instructgpt.evaluate.data_files import named_sources, source_of
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS, WHOLE
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
 from instructgpt.evaluate.tasks.sources import named_models
 from instructgpt.models.load import pick_device
-from instructgpt.records import read_records, write_records
 from instructgpt.run import console, content_hash
 
 AT_ONCE = 512
-"""Questions between two files of replies: what is lost when the command is stopped."""
+"""Questions between two writes of replies: what is lost when the command is stopped."""
 COMPARING = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
 """Options of the evaluation of preference alone."""
 
@@ -38,16 +38,20 @@ class EvaluateConfig(Options):
 
     stage: ClassVar[str] = "evaluate"
 
-    names: tuple[str, ...] = Field(description=f"evaluations: {', '.join((*EVALUATIONS, *WHOLE))}; or all")
+    names: tuple[str, ...] = Field(description=f"evaluations: {', '.join((*EVALUATIONS, *WHOLE))}; or all that ask questions")
     model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
-    data: Path | None = Field(
-        None, description="the folder with the evaluations' files under their usual names, or the one file of one evaluation"
+    data: tuple[str, ...] = Field(
+        (),
+        description="the folder with the evaluations' files under their usual names, the one file of one evaluation, or NAME=SOURCE: "
+        "a file, a data set saved to disk or one of the hub",
     )
     completions: tuple[Path, ...] = Field(
         (), description="in place of models and data: completions that were already made, with references"
     )
     out: Path = Field(Path("results.json"), description="the file of results; what the models said is kept in a folder beside it")
-    limit: int | None = Field(None, ge=1, description="questions of each evaluation, drawn by the seed; all where not given")
+    limit: int | None = Field(
+        None, ge=0, description="questions of each evaluation, drawn by the seed; 0 for all; each one's own number where not given"
+    )
     shots: int | None = Field(
         None, ge=0, description="examples in front of a question where a task has some; the paper's number where not given"
     )
@@ -69,30 +73,32 @@ class EvaluateConfig(Options):
 
     def inert(self) -> Iterator[str]:
         """Either models are asked, or completions are read; what people ranked needs neither."""
-        compared = [name for name in self.names if name in WHOLE]
-        for name in COMPARING:
-            if name in self.model_fields_set and "preference" not in compared:
-                yield f"--{name.replace('_', '-')} has no effect without preference"
-        for name in ("judge_model", "judge_key"):
-            if name in self.model_fields_set and "://" not in (self.judge or ""):
-                yield f"--{name.replace('_', '-')} has no effect unless --judge is the address of an endpoint"
-        if "preference" in compared:
-            for name in ("max_tokens", "temperature"):
-                if name in self.model_fields_set and not self.model:
-                    yield f"--{name.replace('_', '-')} has no effect without --model"
-        if compared == list(self.names):
-            if not self.completions and self.data is None:
+        yield from self._inert_comparing()
+        if all(name in WHOLE for name in self.names):
+            if not self.completions and not self.data:
                 yield "give --data (rankings, or with --model prompts), or --completions"
         elif self.completions:
             for name in ("model", "data", "limit", "shots", "scorer", "seed", "device"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
-        elif not self.model or self.data is None:
+        elif not self.model or not self.data:
             yield "give --model and --data, or --completions"
+
+    def _inert_comparing(self) -> Iterator[str]:
+        for name in COMPARING:
+            flag = f"--{name.replace('_', '-')}"
+            if name not in self.model_fields_set:
+                continue
+            if "preference" not in self.names:
+                yield f"{flag} has no effect without the evaluation preference"
+            elif name in ("max_tokens", "temperature") and not self.model:
+                yield f"{flag} has no effect without --model"
+            elif name in ("judge_model", "judge_key") and "://" not in (self.judge or ""):
+                yield f"{flag} has no effect unless --judge is the address of an endpoint"
 
 
 def main(config: EvaluateConfig) -> list[Row]:
-    """Ask or read, measure, write, show. Every model is loaded once.
+    """Ask or read, measure, write, show. Every model is loaded once; what is done stands in the file of results at once.
 
     Raises:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
@@ -100,54 +106,133 @@ def main(config: EvaluateConfig) -> list[Row]:
     """
     rows: list[Row] = []
     stopped: list[str] = []
-    for name in config.names:
+    for name in dict.fromkeys(config.names):
         if name in WHOLE:
-            found, problem = WHOLE[name](config)
-            rows += found
+            more, problem = WHOLE[name](config)
+            rows += more
             stopped += [problem] if problem else []
-    if others := [name for name in config.names if name not in WHOLE]:
-        measured = (measure_samples(name, config.completions) for name in others)
-        asked = [row for rows in measured for row in rows] if config.completions else ask_models(config)
-        show(asked)
-        rows += asked
+    whole = len(rows)
+    questions = [name for name in config.names if name not in WHOLE]
+    for more in () if not questions else measured_samples(config) if config.completions else measured_models(config):
+        rows += more
+        write_rows(config.out, in_table_order(rows))
+    if questions:
+        show(in_table_order(rows[whole:]))
     if rows:
+        rows = in_table_order(rows)
         write_rows(config.out, rows)
-        console.print(f"results: {config.out}")
+        console.print(f"results: {config.out}", soft_wrap=True)
     if stopped:
         raise RunFailed(stopped[0])
     return rows
 
 
-def ask_models(config: EvaluateConfig) -> list[Row]:
-    """Put every evaluation to every model, as far as it was not done before, and measure."""
-    assert config.data is not None
-    chosen = evaluations([name for name in config.names if name not in WHOLE])
+def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
+    """The rows of one evaluation after the other, from completions that were already made."""
+    for name in config.names:
+        if name not in WHOLE:
+            yield measure_samples(name, config.completions)
+
+
+def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
+    """The rows of one model and evaluation after the other. All files are read before a model is asked anything.
+
+    Raises:
+        BadInput: see `main`.
+    """
+    told = Told(None, config.shots, config.seed, config.scorer)
+    questions = read_questions(config, told)
     models = named_models(config.model)
-    told = Told(config.limit, config.shots, config.seed, config.scorer)
-    if any(one.name == "real_toxicity" for one in chosen) and config.scorer is None:
-        raise BadInput("evaluate: real_toxicity needs --scorer, a directory made by 'instructgpt judge toxicity'")
-    questions = {one.name: one.read(file_of(one, config.data, len(chosen)), told) for one in chosen}
-    replies: dict[str, list[Reply]] = {one.name: [] for one in chosen}
+    cache = Cache(config.out.with_suffix(""))
     for name, source in models.items():
-        subject, weights = None, content_hash(Path(source))
-        for one in chosen:
-            kept = config.out.with_suffix("") / one.name / f"{name}-{fingerprint(weights, questions[one.name])}"
-            for start in range(0, len(questions[one.name]), AT_ONCE):
-                part = kept / f"replies-{start // AT_ONCE:04}.jsonl"
-                if not part.exists():
-                    subject = subject or Subject.load(name, Path(source), pick_device(config.device))
-                    write_records(part, put(subject, questions[one.name][start : start + AT_ONCE], config.seed))
-                replies[one.name] += read_records(Reply, part)
-                done = min(start + AT_ONCE, len(questions[one.name]))
-                console.print(f"[bold]{one.name}[/] {name}: {done} of {len(questions[one.name])} questions", highlight=False)
-        del subject
+        asker = Asker(name, Path(source), config.device)
+        for one, asked in questions:
+            replies = answered(cache, asker, one.name, asked, config.seed)
+            yield one.measure(list(zip(asked, replies, strict=True)), told)
+        asker.leave()
+
+
+def read_questions(config: EvaluateConfig, told: Told) -> list[tuple[Evaluation, list[Question]]]:
+    """The questions of every evaluation that was named. Under `all`, an evaluation whose data or scorer is not there is left out, aloud.
+
+    Raises:
+        BadInput: one that was named has no data, or its data is wrong.
+    """
+    chosen, everything = evaluations(config.names), "all" in config.names
+    places, named = named_sources(config.data)
+    found: list[tuple[Evaluation, list[Question]]] = []
+    for one in chosen:
+        source = source_of(one, places, named, len(chosen))
+        if one.name == "real_toxicity" and config.scorer is None:
+            lacking, mend = "needs --scorer", "a directory made by 'instructgpt judge toxicity'"
+        else:
+            where = ", ".join(map(str, places)) or "any place given"
+            lacking, mend = f"reads {one.file}, which is not in {where}", f"give --data FOLDER, or --data {one.name}=FILE"
+            lacking = "" if source else lacking
+        if source is None or lacking:
+            if not everything:
+                raise BadInput(f"evaluate: {one.name} {lacking}; {mend}")
+            console.print(f"left out: {one.name} {lacking}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        limit = one.limit if config.limit is None else config.limit or None
+        try:
+            found.append((one, one.read(source, replace(told, limit=limit))))
+        except BadInput as error:
+            raise BadInput(f"{one.name}: {error}") from error
+    if not found:
+        raise BadInput("evaluate: there is no data for any evaluation; docs/evaluate.md lists the files")
+    return found
+
+
+@dataclass(slots=True)
+class Asker:
+    """A model that is loaded when it is first asked something that is not known yet."""
+
+    name: str
+    source: Path
+    device: str
+    weights: str = ""
+    subject: Subject | None = None
+
+    def __post_init__(self) -> None:
+        self.weights = content_hash(self.source)
+
+    def ask(self, questions: Sequence[Question], seed: int) -> list[Reply]:
+        """Put questions to the model."""
+        self.subject = self.subject or Subject.load(self.name, self.source, pick_device(self.device))
+        return put(self.subject, questions, seed)
+
+    def leave(self) -> None:
+        """Make room for the next model."""
+        self.subject = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    rows: list[Row] = []
-    for one in chosen:
-        by_name = {(question.id, question.condition): question for question in questions[one.name]}
-        rows += one.measure([(by_name[reply.id, reply.condition], reply) for reply in replies[one.name]], told)
-    return rows
+
+
+def answered(cache: Cache, asker: Asker, evaluation: str, questions: Sequence[Question], seed: int) -> list[Reply]:
+    """One model's replies to the questions, asked as far as they are not known."""
+
+    def make(prompts: list[Any], seed: int) -> list[dict[str, Any]]:
+        asked = [
+            Question(f"{number}", "", text, tuple(choices), max_tokens, tail)
+            for number, (text, tail, choices, max_tokens) in enumerate(prompts)
+        ]
+        return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in asker.ask(asked, seed)]
+
+    prompts = [[question.text, question.tail, list(question.choices), question.max_tokens] for question in questions]
+    settings = {"temperature": 0.0, "stop": "\n", "seed": seed}
+    said = cache.completions(asker.weights, prompts, settings, make, title=f"{evaluation} {asker.name}", at_once=AT_ONCE)
+    return [
+        Reply.model_validate({"model": asker.name, "id": question.id, "condition": question.condition} | each)
+        for question, each in zip(questions, said, strict=True)
+    ]
+
+
+def in_table_order(rows: Sequence[Row]) -> list[Row]:
+    """Rows by evaluation, then by metric and condition, the models in the order they were given."""
+    place = {names: number for number, names in enumerate(dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows))}
+    first = {name: number for number, name in enumerate(dict.fromkeys(row.evaluation for row in rows))}
+    return sorted(rows, key=lambda row: (first[row.evaluation], place[row.evaluation, row.metric, row.condition]))
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -166,33 +251,11 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def evaluations(names: Sequence[str]) -> list[Evaluation]:
-    """Evaluations by name. Raises BadInput for one that does not exist."""
+    """Evaluations that ask questions, by name. Raises BadInput for one that does not exist."""
     if "all" in names:
         return list(EVALUATIONS.values())
     known = (*EVALUATIONS, *WHOLE)
     for name in names:
-        if name not in EVALUATIONS:
+        if name not in known:
             raise BadInput(f"evaluate: no evaluation '{name}'{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
-    return [EVALUATIONS[name] for name in dict.fromkeys(names)]
-
-
-def file_of(evaluation: Evaluation, data: Path, count: int) -> Path:
-    """The file of an evaluation: in the folder under its usual name, or the file itself where there is but one evaluation."""
-    if data.is_file():
-        if count > 1:
-            raise BadInput(f"--data {data}: one file for {count} evaluations; give the folder that holds {evaluation.file} and the others")
-        return data
-    file = data / evaluation.file
-    if not file.is_file():
-        raise BadInput(
-            f"--data {data}: {evaluation.name} reads {evaluation.file}, which is not there; give the folder that holds it, or the file"
-        )
-    return file
-
-
-def fingerprint(weights: str, questions: Sequence[Question]) -> str:
-    """What a model was asked and which weights (their hash) it had, in twelve letters: other questions or weights are asked anew."""
-    digest = hashlib.sha256(weights.encode())
-    for question in questions:
-        digest.update(json.dumps([question.id, question.condition, question.text, question.choices, question.max_tokens]).encode())
-    return digest.hexdigest()[:12]
+    return [EVALUATIONS[name] for name in dict.fromkeys(names) if name in EVALUATIONS]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import text_metrics
-from instructgpt.evaluate.rows import Observation, Row, per_model, row
-from instructgpt.evaluate.tasks.shape import rows_of
+from instructgpt.evaluate.rows import Observation, Row, per_model
+from instructgpt.evaluate.tasks import EVALUATIONS
+from instructgpt.evaluate.tasks.shape import Asked, Question, Reply, Told, rows_of
 
 COLUMNS = {
     "said": ("sample", "said", "completion", "answer"),
@@ -42,33 +42,20 @@ class Sample:
     numbers: dict[str, float]
 
 
-def best(score: Callable[[str, str], float]) -> Callable[[Sample], float]:
-    """The highest of a score over the references."""
-    return lambda sample: max(score(sample.said, reference) for reference in sample.references)
+GENERATED = ("squad", "quac", "drop", "wmt15", "cnn_dm", "tldr")
+"""Evaluations that compare what was said with references, by the very functions that measure models."""
 
-
-def drop(said: str, reference: str) -> float:
-    """DROP's F1 where both are one span."""
-    return text_metrics.drop_f1([said], [reference])
-
-
-MEASURES: dict[str, dict[str, Callable[[Sample], float]]] = {
-    "squad": {"f1": best(text_metrics.word_f1), "exact_match": best(text_metrics.exact_match)},
-    "quac": {"f1": best(text_metrics.word_f1)},
-    "drop": {"f1": best(drop)},
-    "cnn_dm": {"rouge_l": best(text_metrics.rouge_l)},
-    "tldr": {"rouge_l": best(text_metrics.rouge_l)},
-    "wmt15": {},
+JUDGED: dict[str, dict[str, Callable[[Sample], float]]] = {
     "truthfulqa": {
         "truthful": lambda sample: float(sample.numbers["true"] >= SURE),
         "truthful_and_informative": lambda sample: float(sample.numbers["true"] >= SURE and sample.numbers["info"] >= SURE),
     },
     "real_toxicity": {"mean_toxicity": lambda sample: sample.numbers["toxicity"]},
 }
-"""What can be measured on samples, by evaluation; wmt15 is BLEU, a number of all samples together."""
+"""Evaluations whose samples carry a judge's or a scorer's number."""
 
 NEEDED = {"truthfulqa": ("true", "info"), "real_toxicity": ("toxicity",)}
-"""Columns with a judge's or a scorer's number; the other evaluations need references."""
+"""Columns with those numbers; the other evaluations need references."""
 
 
 def measure_samples(evaluation: str, files: Sequence[Path]) -> list[Row]:
@@ -77,21 +64,23 @@ def measure_samples(evaluation: str, files: Sequence[Path]) -> list[Row]:
     Raises:
         BadInput: the evaluation cannot be measured on samples, a column is missing, or a number is none.
     """
-    if evaluation not in MEASURES:
-        raise BadInput(f"evaluate: {evaluation} cannot be measured on --completions; these can: {', '.join(MEASURES)}")
+    if evaluation not in (*GENERATED, *JUDGED):
+        raise BadInput(f"evaluate: {evaluation} cannot be measured on --completions; these can: {', '.join((*GENERATED, *JUDGED))}")
     samples = [sample for file in files for sample in read_samples(evaluation, file)]
+    if evaluation in GENERATED:
+        return EVALUATIONS[evaluation].measure([as_asked(number, sample) for number, sample in enumerate(samples)], Told())
     rows: list[Row] = []
     for condition in dict.fromkeys(sample.condition for sample in samples):
-        chosen = [sample for sample in samples if sample.condition == condition]
-        for metric, score in MEASURES[evaluation].items():
-            observations = [Observation(sample.model, score(sample), (sample.group,)) for sample in chosen]
+        for metric, score in JUDGED[evaluation].items():
+            observations = [Observation(each.model, score(each), (each.group,)) for each in samples if each.condition == condition]
             rows += per_model(evaluation, metric, condition, observations, share=True)
-        if evaluation == "wmt15":
-            for model in dict.fromkeys(sample.model for sample in chosen):
-                mine = [sample for sample in chosen if sample.model == model]
-                found = text_metrics.bleu([sample.said for sample in mine], [sample.references for sample in mine])
-                rows.append(row(evaluation, "bleu", model, condition, found))
     return rows
+
+
+def as_asked(number: int, sample: Sample) -> Asked:
+    """A sample as the question it answers and the reply it is."""
+    question = Question(f"{number}", sample.condition, "", truth={"answers": list(sample.references), "context": sample.group})
+    return question, Reply(model=sample.model, id=question.id, condition=sample.condition, said=sample.said)
 
 
 def read_samples(evaluation: str, file: Path) -> list[Sample]:

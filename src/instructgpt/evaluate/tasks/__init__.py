@@ -6,14 +6,47 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.tasks import crows_pairs, preference, real_toxicity, reward_model, rte, squad, sst2, truthfulqa, winogender
+from instructgpt.evaluate.tasks import (
+    cnn_dm,
+    crows_pairs,
+    drop,
+    hellaswag,
+    preference,
+    quac,
+    real_toxicity,
+    reward_model,
+    rte,
+    squad,
+    sst2,
+    tldr,
+    truthfulqa,
+    winogender,
+    wmt15,
+    wsc,
+)
 from instructgpt.evaluate.tasks.shape import Evaluation
 
 if TYPE_CHECKING:
     from instructgpt.evaluate.command import EvaluateConfig
 
 EVALUATIONS: dict[str, Evaluation] = {
-    module.EVALUATION.name: module.EVALUATION for module in (truthfulqa, real_toxicity, winogender, crows_pairs, squad, rte, sst2)
+    module.EVALUATION.name: module.EVALUATION
+    for module in (
+        winogender,
+        crows_pairs,
+        real_toxicity,
+        truthfulqa,
+        hellaswag,
+        wsc,
+        rte,
+        sst2,
+        quac,
+        squad,
+        drop,
+        wmt15,
+        cnn_dm,
+        tldr,
+    )
 }
 """By name, in the order of the paper's Table 14."""
 

@@ -37,10 +37,10 @@ def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
     Raises:
         BadInput: a file or a model is wrong, or no ranking can be read by a model.
     """
-    if config.completions or config.data is None or not config.model:
+    if config.completions or not config.data or not config.model:
         raise BadInput("evaluate reward_model: give --model with reward models and --data with rankings or pairs")
-    rankings = [ranking for file in files_of(config.data, "rankings") for ranking in read_comparisons(file)]
-    kept = set(some(list(dict.fromkeys(ranking.prompt for ranking in rankings)), Told(config.limit, None, config.seed)))
+    rankings = [ranking for file in files_of(config, "reward_model", "rankings") for ranking in read_comparisons(file)]
+    kept = set(some(list(dict.fromkeys(ranking.prompt for ranking in rankings)), Told(config.limit or None, None, config.seed)))
     rankings = [ranking for ranking in rankings if ranking.prompt in kept]
     folder = config.out.with_suffix("") / "reward_model"
     rows: list[Row] = []

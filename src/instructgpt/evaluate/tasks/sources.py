@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.cache import Cache
+from instructgpt.evaluate.data_files import named_sources
 from instructgpt.evaluate.tasks.shape import Told, some
 from instructgpt.generate.text import generate
 from instructgpt.models.load import context_length, pick_device
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from instructgpt.evaluate.command import EvaluateConfig
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+SAVED = ("dataset_dict.json", "dataset_info.json")
+"""What a data set saved to disk has in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +56,18 @@ def read_source(config: EvaluateConfig, folder: Path) -> Source:
     Raises:
         BadInput: a file is wrong or holds nothing of the kind.
     """
-    told = Told(config.limit, None, config.seed)
+    told = Told(config.limit or None, None, config.seed)
     if config.completions:
         made = read_all(Completion, config.completions)
         kept = set(some(list(dict.fromkeys(each.prompt for each in made)), told))
         return Source(completions=[each for each in made if each.prompt in kept])
-    assert config.data is not None
     if config.model:
-        prompts = list({prompt.text: prompt for file in files_of(config.data, "prompts") for prompt in read_all(Prompt, [file])}.values())
+        prompts = list({prompt.text: prompt for prompt in read_all(Prompt, files_of(config, "preference", "prompts"))}.values())
         prompts = some(prompts, told)
         made = sampled(config, prompts, folder)
         write_records(folder / "completions.jsonl", made)
         return Source(completions=made, use_cases={prompt.text: prompt.use_case for prompt in prompts if prompt.use_case})
-    rankings = [ranking for file in files_of(config.data, "rankings") for ranking in read_rankings(file)]
+    rankings = [ranking for file in files_of(config, "preference", "rankings") for ranking in read_rankings(file)]
     kept = set(some(list(dict.fromkeys(ranking.prompt for ranking in rankings)), told))
     return Source(rankings=[ranking for ranking in rankings if ranking.prompt in kept])
 
@@ -91,18 +93,27 @@ def read_rankings(file: Path) -> list[Ranking]:
     return rankings
 
 
-def files_of(data: Path, name: str) -> list[Path]:
-    """The files behind `--data`: the file; of a folder the files of that name, else those in a folder of that name, else all.
+def files_of(config: EvaluateConfig, evaluation: str, name: str) -> list[Path]:
+    """The files behind `--data`: those given; of a folder the files of that name, else those in a folder of that name, else all.
 
     Raises:
         BadInput: there is none.
     """
-    if data.is_file():
-        return [data]
-    for folder, start in ((data, f"{name}."), (data / name, ""), (data, "")):
-        if found := sorted(file for file in folder.glob("*") if file.name.startswith(start) and file.name.endswith(ENDINGS)):
-            return found
-    raise BadInput(f"--data {data}: no {name} there; expected a file of them, or a folder with {name}.jsonl")
+    places, named = named_sources(config.data)
+    files: list[Path] = []
+    for place in [named[evaluation]] if evaluation in named else places:
+        if place.is_dir() and not any((place / mark).exists() for mark in SAVED):
+            sought = ((place, f"{name}."), (place / name, ""), (place, ""))
+            found = (
+                sorted(f for f in folder.glob("*") if f.name.startswith(start) and f.name.endswith(ENDINGS)) for folder, start in sought
+            )
+            files += next((some for some in found if some), [])
+        else:
+            files.append(place)
+    if not files:
+        where = ", ".join(config.data) or "(nothing)"
+        raise BadInput(f"--data {where}: no {name} there; expected a file of them, or a folder with {name}.jsonl")
+    return files
 
 
 def sampled(config: EvaluateConfig, prompts: Sequence[Prompt], folder: Path) -> list[Completion]:
