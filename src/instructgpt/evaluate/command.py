@@ -21,9 +21,10 @@ from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.data_files import named_sources, source_of
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
-from instructgpt.evaluate.tasks import EVALUATIONS, WHOLE
+from instructgpt.evaluate.tasks import EVALUATIONS
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
 from instructgpt.evaluate.tasks.sources import named_models
+from instructgpt.evaluate.tasks.whole import WHOLE
 from instructgpt.models.load import pick_device
 from instructgpt.run import console, content_hash
 

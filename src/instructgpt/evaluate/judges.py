@@ -86,6 +86,11 @@ class Judge(Protocol):
     def name(self) -> str: ...
     @property
     def key(self) -> str: ...
+    @property
+    def identity(self) -> str:
+        """What stands beside results: the name, and as much as can be known of which one it was."""
+        ...
+
     def settings(self) -> dict[str, Any]: ...
     def judge(self, matches: Sequence[Match]) -> list[Verdict | None]:
         """A verdict for each match; None where there was no answer. Raises RunFailed where none will come any more: see `Partly`."""
@@ -142,6 +147,11 @@ class LocalJudge:
         name = Path(source).name
         return cls(name, content_hash(Path(source)), Subject.load(name, Path(source), device), reads)
 
+    @property
+    def identity(self) -> str:
+        """Name, hash of the weights, how the verdict is read."""
+        return f"{self.name} sha256:{self.key[:12]}, verdict from {self.reads}"
+
     def settings(self) -> dict[str, Any]:
         """What the verdict depends on besides the weights and the match."""
         return {
@@ -197,6 +207,11 @@ class EndpointJudge:
     def key(self) -> str:
         """Weights cannot be seen from outside: the address and the name stand for them."""
         return f"{self.endpoint.name} {self.model}"
+
+    @property
+    def identity(self) -> str:
+        """Model, address, how the verdict is read."""
+        return f"{self.model} at {self.endpoint.name}, verdict from {self.reads}"
 
     def settings(self) -> dict[str, Any]:
         """What the verdict depends on besides the model and the match."""

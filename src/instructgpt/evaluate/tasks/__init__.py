@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from instructgpt.evaluate.rows import Row
 from instructgpt.evaluate.tasks import (
     cnn_dm,
     crows_pairs,
     drop,
     hellaswag,
-    preference,
     quac,
     real_toxicity,
-    reward_model,
     rte,
     squad,
     sst2,
@@ -25,9 +19,6 @@ from instructgpt.evaluate.tasks import (
     wsc,
 )
 from instructgpt.evaluate.tasks.shape import Evaluation
-
-if TYPE_CHECKING:
-    from instructgpt.evaluate.command import EvaluateConfig
 
 EVALUATIONS: dict[str, Evaluation] = {
     module.EVALUATION.name: module.EVALUATION
@@ -49,9 +40,3 @@ EVALUATIONS: dict[str, Evaluation] = {
     )
 }
 """By name, in the order of the paper's Table 14."""
-
-WHOLE: dict[str, Callable[[EvaluateConfig], tuple[list[Row], str | None]]] = {
-    "preference": preference.run,
-    "reward_model": reward_model.run,
-}
-"""Evaluations that ask no list of questions: each takes the options, and gives rows and why it stopped early, where it did."""

@@ -20,7 +20,7 @@ from instructgpt.evaluate.contest import games_of, judged_games, reliability, wi
 from instructgpt.evaluate.endpoint import Endpoint
 from instructgpt.evaluate.judges import EndpointJudge, Judge, LocalJudge, verdicts_of
 from instructgpt.evaluate.preference import measure, measure_whole, models_of
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.rows import Row, judged
 from instructgpt.evaluate.scoring import scored_completions
 from instructgpt.evaluate.tasks.sources import Source, read_source
 from instructgpt.models.load import pick_device
@@ -50,12 +50,12 @@ def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
     source = read_source(config, folder)
     rankings: Sequence[Ranking] = source.rankings
     rows: list[Row] = []
-    stopped, name = None, ""
+    stopped, name, identity = None, "", ""
     if config.judge is None:
         if not rankings:
             raise BadInput("evaluate preference: nobody has ranked these completions; give --judge, or --data with rankings")
     else:
-        rankings, rows, stopped, name = judge(config, source, folder)
+        rankings, rows, stopped, name, identity = judge(config, source, folder)
         write_records(folder / "rankings.jsonl", rankings)
     if rankings:
         baseline = baseline_of(rankings, config)
@@ -63,11 +63,11 @@ def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
             measure(rankings, baseline, source.use_cases, name) + measure_whole(rankings, baseline, name) + labels.measure(rankings) + rows
         )
         show(win_rates(rankings, baseline), rows)
-    return rows, stopped
+    return judged(rows, identity), stopped
 
 
-def judge(config: EvaluateConfig, source: Source, folder: Path) -> tuple[list[Ranking], list[Row], str | None, str]:
-    """Rankings by whoever `--judge` names, rows about the judge, why it stopped, and its name as a condition (empty for people)."""
+def judge(config: EvaluateConfig, source: Source, folder: Path) -> tuple[list[Ranking], list[Row], str | None, str, str]:
+    """By whoever `--judge` names: rankings, rows about it, why it stopped, its name as a condition (none for people), its identity."""
     assert config.judge is not None
     candidates = [completions for completions in source.candidates() if len({each.model for each in completions}) > 1]
     if not candidates:
@@ -76,19 +76,21 @@ def judge(config: EvaluateConfig, source: Source, folder: Path) -> tuple[list[Ra
         rankings: list[Ranking] = []
         for cohort in COHORTS:
             rankings += SimulatedLabelers(World(config.seed), cohort, per_prompt=LABELERS, seed=config.seed + 1).rank(candidates)
-        return rankings, [], None, ""
+        return rankings, [], None, "", f"{SIMULATED} labelers of seed {config.seed}"
     if "://" not in config.judge and is_reward_model(config.judge):
-        return *by_score(config.judge, candidates, config.device, folder), None, Path(config.judge).name
+        key = content_hash(Path(config.judge))
+        name = Path(config.judge).name
+        return by_score(config.judge, key, candidates, config.device, folder), [], None, name, f"{name} sha256:{key[:12]}"
     judging = language_model(config)
     counts = Counter(each.model for completions in candidates for each in completions)
     games = games_of(candidates, config.baseline or default_baseline(counts, config))
     verdicts, stopped = verdicts_of(judging, [match for game in games for match in game.matches()], Cache(folder / "verdicts"))
-    judged = judged_games(games, verdicts)
-    rankings = [ranking for each in judged for ranking in each.rankings(judging.name)]
-    rows = reliability(judged, judging.name) + with_people(judged, source.rankings, judging.name)
-    lost = sum(each.verdicts is None for each in judged)
-    console.print(f"{judging.name}: {len(judged)} games, {lost} of them without two verdicts and not counted", markup=False)
-    return rankings, rows, stopped, judging.name
+    played = judged_games(games, verdicts)
+    rankings = [ranking for each in played for ranking in each.rankings(judging.name)]
+    rows = reliability(played, judging.name) + with_people(played, source.rankings, judging.name)
+    lost = sum(each.verdicts is None for each in played)
+    console.print(f"{judging.name}: {len(played)} games, {lost} of them without two verdicts and not counted", markup=False)
+    return rankings, rows, stopped, judging.name, judging.identity
 
 
 def language_model(config: EvaluateConfig) -> Judge:
@@ -110,12 +112,12 @@ def is_reward_model(source: str) -> bool:
     return any("SequenceClassification" in name for name in config.architectures or ())
 
 
-def by_score(source: str, candidates: Sequence[Sequence[Completion]], device: str, folder: Path) -> tuple[list[Ranking], list[Row]]:
+def by_score(source: str, key: str, candidates: Sequence[Sequence[Completion]], device: str, folder: Path) -> list[Ranking]:
     """One ranking for each list, by the scores of a reward model; equal scores tie. What it cannot read is left out and said."""
     name = Path(source).name
     reward = load_reward_model(source, pick_device(device))
     texts = [(each.prompt, each.completion, each.finish == "stop") for completions in candidates for each in completions]
-    scores = iter(scored_completions(reward, texts, content_hash(Path(source)), Cache(folder / "scores"), f"score {name}"))
+    scores = iter(scored_completions(reward, texts, key, Cache(folder / "scores"), f"score {name}"))
     rankings, unread = [], 0
     for completions in candidates:
         found = [(each, score) for each in completions if (score := next(scores)[0]) is not None]
@@ -133,7 +135,7 @@ def by_score(source: str, candidates: Sequence[Sequence[Completion]], device: st
             )
     if unread:
         console.print(f"{name}: {unread} of {len(texts)} completions are longer than its context and left out", markup=False)
-    return rankings, []
+    return rankings
 
 
 def baseline_of(rankings: Sequence[Ranking], config: EvaluateConfig) -> str:
