@@ -159,8 +159,9 @@ def show(wins: Sequence[WinRate], rows: Sequence[Row]) -> None:
     points = {row.model: row.value for row in rows if row.metric == "bradley_terry"}
     if not wins:
         return
-    heads = ("won", "tied", "lost", f"against {wins[0].other}", "same length", "strength", "p (Holm)")
-    table = Table("", *(Column(head, justify="right", no_wrap=True) for head in heads), box=None, pad_edge=False)
+    heads = ("won", "tied", "lost", "win rate", "same length", "strength", "p (Holm)")
+    names = Column(f"against {wins[0].other}", no_wrap=True, overflow="ellipsis", min_width=20)
+    table = Table(names, *(Column(head, justify="right", no_wrap=True) for head in heads), box=None, pad_edge=False)
     for each in wins:
         rate, strength = each.rate, points.get(each.model)
         ends = "" if rate.low is None or rate.high is None else f" [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
