@@ -135,7 +135,8 @@ class Decoder:
 
     def _prefill(self, model: Any, parts: Sequence[tuple[tuple[int, ...], list[int]]]) -> None:
         """Compute prompts without their last tokens, and keep their keys and values in the slots of each."""
-        batch = collate([Example(list(prompt[:-1]), []) for prompt, _ in parts])
+        # As completions of one token: two prompts that differ in their last token alone keep a span each.
+        batch = collate([Example([prompt[0]], list(prompt[1:-1])) for prompt, _ in parts])
         starts = [span.start for span in batch.spans]
         lengths = [span.end - span.start for span in batch.spans]
         owned = [(start, length, slot) for start, length, (_, slots) in zip(starts, lengths, parts, strict=True) for slot in slots]
