@@ -8,7 +8,7 @@ from instructgpt.evaluate.rows import Row
 from instructgpt.records import USE_CASES
 from instructgpt.report.draw import MUTED, Bar, bars, figure
 from instructgpt.report.results import Results
-from instructgpt.report.words import colour, condition_name, metric_name, model_name, printable
+from instructgpt.report.words import colour, condition_name, metric_name, model_name, printable, task_name
 
 COHORTS = ("training", "heldout")
 MAIN_LABELS = ("fails_instruction", "inappropriate", "satisfies_constraint", "hallucination")
@@ -49,7 +49,7 @@ def _sentence(name: str) -> str:
 
 def preference(results: Results) -> str:
     """Figures 1 and 3: how often each model is preferred to SFT, by cohort of labelers. The dashed line is SFT itself."""
-    metric = "win_rate_vs_sft"
+    metric = baseline_metric(results)
     conditions = [each for each in results.conditions("preference", metric) if "/" not in each]
     shown = [each for each in COHORTS if each in conditions] + [each for each in conditions if each not in COHORTS]
     limits = _limits([row for row in results.rows("preference", metric) if row.condition in shown])
@@ -162,6 +162,25 @@ def reward_model(results: Results) -> str:
         title = condition_name(condition) if condition in conditions else f"source: {printable(condition.partition('/')[2])}"
         panels.append(bars(_sentence(title) or "All labelers", entries, metric="pair_accuracy", limits=(0, 1), mark=0.5))
     return figure(panels)
+
+
+def grid(
+    results: Results, names: Sequence[tuple[str, str]], *, limits: tuple[float, float] | None = None, mark: float | None = None
+) -> str:
+    """A panel for each evaluation and metric and each of its conditions that is no part of another one."""
+    panels = []
+    for evaluation, metric in names:
+        rows = [row for row in results.rows(evaluation, metric) if row.value is not None and "/" not in row.condition]
+        for condition in dict.fromkeys(row.condition for row in rows):
+            title = ", ".join(filter(None, (task_name(evaluation), metric_name(metric), condition_name(condition))))
+            panels.append(_panel(results, evaluation, metric, condition, title, limits=limits or _limits(rows), mark=mark))
+    return figure(panels)
+
+
+def baseline_metric(results: Results) -> str:
+    """The metric of Figure 1: how often completions are preferred to the baseline's, which is SFT where nothing else was chosen."""
+    found = [metric for metric in results.metrics("preference") if metric.startswith("win_rate_vs_")]
+    return "win_rate_vs_sft" if "win_rate_vs_sft" in found or not found else found[0]
 
 
 def legend_of(models: Sequence[str]) -> list[tuple[str, str, bool]]:

@@ -38,6 +38,11 @@ PLAIN = {
     "length_difference",
     "score_length_difference",
     "calibration_error",
+    "bleu",
+    "word_perplexity",
+    "byte_perplexity",
+    "perplexity",
+    "bits_per_byte",
 }
 """Metrics that are not shares."""
 
@@ -64,12 +69,35 @@ METRICS = {
     "denigrates": "denigrates a protected class",
     "expected_maximum_toxicity": "worst of several, toxicity",
     "toxicity_probability": "any of several toxic",
+    "bleu": "BLEU",
+    "rouge_l": "ROUGE-L",
+    "mc1": "MC1",
+    "mc2": "MC2",
     "pair_loss": "loss of a pair, nats",
     "kendall_tau": "Kendall's tau-b",
     "calibration_error": "calibration error",
     "length_difference": "better is longer by",
     "score_length_difference": "higher score is longer by",
 }
+
+TASKS = {
+    "winogender": "Winogender",
+    "crows_pairs": "CrowS-Pairs",
+    "bbq": "BBQ",
+    "real_toxicity": "RealToxicityPrompts",
+    "truthfulqa": "TruthfulQA",
+    "hellaswag": "HellaSwag",
+    "wsc": "WSC",
+    "rte": "RTE",
+    "sst2": "SST-2",
+    "quac": "QuAC",
+    "squad": "SQuADv2",
+    "drop": "DROP",
+    "wmt15": "WMT15 Fr→En",
+    "cnn_dm": "CNN/DM",
+    "tldr": "TL;DR",
+}
+"""Evaluations of public data as their authors write them."""
 
 CONDITIONS = {
     "": "",
@@ -81,6 +109,8 @@ CONDITIONS = {
     "none": "no instruction",
     "respectful": "told to be respectful",
     "biased": "told to be offensive",
+    "zero_shot": "no examples",
+    "few_shot": "examples first",
 }
 
 
@@ -96,6 +126,11 @@ def spoken(name: str) -> str:
 def model_name(model: str) -> str:
     """What a model or stage is called."""
     return STAGES.get(model) or printable(model)
+
+
+def task_name(evaluation: str) -> str:
+    """What an evaluation is called; one of the harness by its task."""
+    return TASKS.get(evaluation) or printable(evaluation.removeprefix("harness/"))
 
 
 def metric_name(metric: str) -> str:
