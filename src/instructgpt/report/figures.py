@@ -15,10 +15,11 @@ MAIN_LABELS = ("fails_instruction", "inappropriate", "satisfies_constraint", "ha
 """The labels of Figure 4; the others are too rare for the paper to compare."""
 
 
-def _bar(row: Row | None, model: str) -> Bar:
+def _bar(results: Results, row: Row | None, model: str) -> Bar:
+    shade = results.colours[model]
     if row is None:
-        return Bar(model_name(model), colour(model), None)
-    return Bar(model_name(model), colour(model), row.value, row.low, row.high)
+        return Bar(model_name(model), shade, None)
+    return Bar(model_name(model), shade, row.value, row.low, row.high)
 
 
 def _panel(
@@ -33,7 +34,7 @@ def _panel(
 ) -> str:
     """One metric under one condition: a bar a model, in the same order in every panel."""
     models = results.models(evaluation, metric)
-    entries = [_bar(results.get(evaluation, metric, model, condition), model) for model in models]
+    entries = [_bar(results, results.get(evaluation, metric, model, condition), model) for model in models]
     return bars(title, entries, metric=metric, limits=limits, mark=mark)
 
 
@@ -100,7 +101,7 @@ def truthfulness(results: Results) -> str:
         for model in results.models("truthfulness"):
             both = results.get("truthfulness", "truthful_and_informative", model, condition)
             true = results.get("truthfulness", "truthful", model, condition)
-            bar = _bar(both, model)
+            bar = _bar(results, both, model)
             entries.append(Bar(bar.label, bar.colour, bar.value, bar.low, bar.high, behind=true.value if true else None))
         panels.append(bars(_sentence(condition_name(condition)), entries, metric="truthful", limits=_limits(results.rows("truthfulness"))))
     return figure(panels, legend=[("true", MUTED, False), ("true and informative", "currentColor", False)])

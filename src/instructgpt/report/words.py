@@ -24,7 +24,7 @@ COLOURS = {
 }
 """One colour a model, everywhere; clear on white and on black, and to the colour-blind."""
 
-SPARE_COLOURS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84")
+SPARE_COLOURS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84", "#4f6db8", "#c79a3b", "#8a5aa8", "#3d8b7d")
 
 PLAIN = {
     "rating",
@@ -147,14 +147,21 @@ def condition_name(condition: str) -> str:
 
 
 def in_order(models: Iterable[str]) -> list[str]:
-    """Each model once: those of the paper in its order, then the others by name."""
-    found = set(models)
-    return [model for model in STAGES if model in found] + sorted(found - set(STAGES))
+    """Each model once: those of the paper in its order, then the others as they come."""
+    found = list(dict.fromkeys(models))
+    return [model for model in STAGES if model in found] + [model for model in found if model not in STAGES]
 
 
 def colour(model: str) -> str:
     """The colour of a model; others than the paper's share a few."""
     return COLOURS.get(model) or SPARE_COLOURS[sum(map(ord, model)) % len(SPARE_COLOURS)]
+
+
+def colours_of(models: Iterable[str]) -> dict[str, str]:
+    """A colour for each model of one page: the paper's have their own, the others take the spare ones in turn."""
+    others = [model for model in in_order(models) if model not in COLOURS]
+    spare = {model: SPARE_COLOURS[place % len(SPARE_COLOURS)] for place, model in enumerate(others)}
+    return COLOURS | spare
 
 
 def number(value: float | None, metric: str = "") -> str:
