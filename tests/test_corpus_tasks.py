@@ -322,7 +322,7 @@ def test_completions_of_every_task_by_hand(tmp_path):
         "cnn_dm": ([("the sea is wide", "the sea"), ("a frog", "a frog")], {"rouge_l": (2 / 3 + 1) / 2}),
     }
     for name, (samples, expected) in files.items():
-        rows = [shared | {"index": i, "context": f"c{i}", "ref_text": ref, "sample": said} for i, (ref, said) in enumerate(samples)]
+        rows = [shared | {"index": i, "context": f"c{i}", "ref_text": right, "sample": said} for i, (right, said) in enumerate(samples)]
         file = save(tmp_path / f"{name}.jsonl", rows)
         assert command(["evaluate", name, "--completions", str(file), "--out", str(tmp_path / "r.json")]) == 0
         found = {row["metric"]: row["value"] for row in json.loads((tmp_path / "r.json").read_text())}
