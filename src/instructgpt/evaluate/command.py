@@ -19,12 +19,15 @@ from instructgpt.errors import BadInput, RunFailed
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.data_files import named_sources, source_of
+from instructgpt.evaluate.harness import Harness
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS
+from instructgpt.evaluate.tasks.real_toxicity import scorer_of
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
 from instructgpt.evaluate.tasks.sources import named_models
 from instructgpt.evaluate.tasks.whole import WHOLE
+from instructgpt.evaluate.truth_judge import ASKS, judge_folder
 from instructgpt.models.load import pick_device
 from instructgpt.run import console, content_hash
 
@@ -39,13 +42,17 @@ class EvaluateConfig(Options):
 
     stage: ClassVar[str] = "evaluate"
 
-    names: tuple[str, ...] = Field(description=f"evaluations: {', '.join((*EVALUATIONS, *WHOLE))}; or all that ask questions")
+    names: tuple[str, ...] = Field((), description=f"evaluations: {', '.join((*EVALUATIONS, *WHOLE))}; or all that ask questions")
     model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
     data: tuple[str, ...] = Field(
         (),
         description="the folder with the evaluations' files under their usual names, the one file of one evaluation, or NAME=SOURCE: "
         "a file, a data set saved to disk or one of the hub",
     )
+    harness: tuple[str, ...] = Field(
+        (), description="tasks of lm-evaluation-harness, beside or in place of the evaluations here; needs instructgpt[harness]"
+    )
+    include_path: Path | None = Field(None, description="a folder with YAML files of more tasks for --harness")
     completions: tuple[Path, ...] = Field(
         (), description="in place of models and data: completions that were already made, with references"
     )
@@ -56,7 +63,13 @@ class EvaluateConfig(Options):
     shots: int | None = Field(
         None, ge=0, description="examples in front of a question where a task has some; the paper's number where not given"
     )
-    scorer: Path | None = Field(None, description="a toxicity scorer made by 'judge toxicity'")
+    scorer: str | None = Field(
+        None, description="who scores toxicity: a directory made by 'judge toxicity', detoxify, perspective:URL or moderation:URL"
+    )
+    judges: Path | None = Field(
+        None,
+        description="the folder with the judges that 'judge truth' and 'judge info' made (truth, info): truthfulqa then asks for answers",
+    )
     judge: str | None = Field(
         None,
         description="who compares completions: a reward model, a language model, an endpoint's address, or 'simulated'; people if none",
@@ -75,14 +88,18 @@ class EvaluateConfig(Options):
     def inert(self) -> Iterator[str]:
         """Either models are asked, or completions are read; what people ranked needs neither."""
         yield from self._inert_comparing()
-        if all(name in WHOLE for name in self.names):
+        if self.include_path and not self.harness:
+            yield "--include-path has no effect without --harness"
+        if not self.names and not self.harness:
+            yield "name an evaluation, or give --harness"
+        elif self.names and not self.harness and all(name in WHOLE for name in self.names):
             if not self.completions and not self.data:
                 yield "give --data (rankings, or with --model prompts), or --completions"
         elif self.completions:
-            for name in ("model", "data", "limit", "shots", "scorer", "seed", "device"):
+            for name in ("harness", "model", "data", "limit", "shots", "seed"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
-        elif not self.model or not self.data:
+        elif not self.model or (not self.data and self.names):
             yield "give --model and --data, or --completions"
 
     def _inert_comparing(self) -> Iterator[str]:
@@ -114,10 +131,10 @@ def main(config: EvaluateConfig) -> list[Row]:
             stopped += [problem] if problem else []
     whole = len(rows)
     questions = [name for name in config.names if name not in WHOLE]
-    for more in () if not questions else measured_samples(config) if config.completions else measured_models(config):
+    for more in () if not questions and not config.harness else measured_samples(config) if config.completions else measured_models(config):
         rows += more
         write_rows(config.out, in_table_order(rows))
-    if questions:
+    if questions or config.harness:
         show(in_table_order(rows[whole:]))
     if rows:
         rows = in_table_order(rows)
@@ -128,11 +145,17 @@ def main(config: EvaluateConfig) -> list[Row]:
     return rows
 
 
+def told_by(config: EvaluateConfig) -> Told:
+    """What every evaluation is told; each has its own limit."""
+    verdicts = config.out.with_suffix("") / "verdicts"
+    return Told(None, config.shots, config.seed, config.scorer, config.judges, config.device, verdicts)
+
+
 def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
     """The rows of one evaluation after the other, from completions that were already made."""
     for name in config.names:
         if name not in WHOLE:
-            yield measure_samples(name, config.completions)
+            yield measure_samples(name, config.completions, told_by(config))
 
 
 def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
@@ -141,8 +164,13 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
     Raises:
         BadInput: see `main`.
     """
-    told = Told(None, config.shots, config.seed, config.scorer)
-    questions = read_questions(config, told)
+    told = told_by(config)
+    if config.judges:
+        for kind in ASKS:
+            judge_folder(kind, config.judges)
+    places, named = named_sources(config.data)
+    questions = read_questions(config, told, places, named) if any(name not in WHOLE for name in config.names) else []
+    tasks = Harness(config.harness, config.include_path, named, config.limit or None, config.seed) if config.harness else None
     models = named_models(config.model)
     cache = Cache(config.out.with_suffix(""))
     for name, source in models.items():
@@ -150,30 +178,34 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
         for one, asked in questions:
             replies = answered(cache, asker, one.name, asked, config.seed)
             yield one.measure(list(zip(asked, replies, strict=True)), told)
+        if tasks is not None:
+            yield tasks.measure(name, asker.weights, asker.load, cache)
         asker.leave()
 
 
-def read_questions(config: EvaluateConfig, told: Told) -> list[tuple[Evaluation, list[Question]]]:
+def read_questions(
+    config: EvaluateConfig, told: Told, places: Sequence[Path], named: dict[str, Path]
+) -> list[tuple[Evaluation, list[Question]]]:
     """The questions of every evaluation that was named. Under `all`, an evaluation whose data or scorer is not there is left out, aloud.
 
     Raises:
         BadInput: one that was named has no data, or its data is wrong.
     """
     chosen, everything = evaluations(config.names), "all" in config.names
-    places, named = named_sources(config.data)
     found: list[tuple[Evaluation, list[Question]]] = []
     for one in chosen:
         source = source_of(one, places, named, len(chosen))
-        if one.name == "real_toxicity" and config.scorer is None:
-            lacking, mend = "needs --scorer", "a directory made by 'instructgpt judge toxicity'"
-        else:
-            where = ", ".join(map(str, places)) or "any place given"
-            lacking, mend = f"reads {one.file}, which is not in {where}", f"give --data FOLDER, or --data {one.name}=FILE"
-            lacking = "" if source else lacking
+        where = ", ".join(map(str, places)) or "any place given"
+        lacking = "" if source else f"reads {one.file}, which is not in {where}; give --data FOLDER, or --data {one.name}=FILE"
+        if one.name.startswith("real_toxicity"):
+            if config.scorer is None and everything:
+                lacking = "needs --scorer"
+            else:
+                scorer_of(one.name, told)  # what is wrong with it is said before models are asked
         if source is None or lacking:
             if not everything:
-                raise BadInput(f"evaluate: {one.name} {lacking}; {mend}")
-            console.print(f"left out: {one.name} {lacking}", highlight=False, markup=False, soft_wrap=True)
+                raise BadInput(f"evaluate: {one.name} {lacking}")
+            console.print(f"left out: {one.name} {lacking.partition(';')[0]}", highlight=False, markup=False, soft_wrap=True)
             continue
         limit = one.limit if config.limit is None else config.limit or None
         try:
@@ -200,8 +232,12 @@ class Asker:
 
     def ask(self, questions: Sequence[Question], seed: int) -> list[Reply]:
         """Put questions to the model."""
+        return put(self.load(), questions, seed)
+
+    def load(self) -> Subject:
+        """The model itself."""
         self.subject = self.subject or Subject.load(self.name, self.source, pick_device(self.device))
-        return put(self.subject, questions, seed)
+        return self.subject
 
     def leave(self) -> None:
         """Make room for the next model."""
@@ -212,20 +248,27 @@ class Asker:
 
 def answered(cache: Cache, asker: Asker, evaluation: str, questions: Sequence[Question], seed: int) -> list[Reply]:
     """One model's replies to the questions, asked as far as they are not known."""
+    said: dict[int, dict[str, Any]] = {}
+    alike: dict[tuple[str | None, float, float], list[int]] = {}
+    for place, question in enumerate(questions):
+        alike.setdefault((question.stop, question.temperature, question.top_p), []).append(place)
+    for (stop, temperature, top_p), places in alike.items():
+        settings = {"stop": stop, "temperature": temperature, "top_p": top_p, "seed": seed}
+        prompts = [[each.text, each.tail, list(each.choices), each.max_tokens] for each in (questions[place] for place in places)]
 
-    def make(prompts: list[Any], seed: int) -> list[dict[str, Any]]:
-        asked = [
-            Question(f"{number}", "", text, tuple(choices), max_tokens, tail)
-            for number, (text, tail, choices, max_tokens) in enumerate(prompts)
-        ]
-        return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in asker.ask(asked, seed)]
+        def make(prompts: list[Any], seed: int, how: dict[str, Any] = settings) -> list[dict[str, Any]]:
+            rule = {name: value for name, value in how.items() if name != "seed"}
+            asked = [
+                Question(f"{number}", "", text, tuple(choices), tail=tail, max_tokens=most, **rule)
+                for number, (text, tail, choices, most) in enumerate(prompts)
+            ]
+            return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in asker.ask(asked, seed)]
 
-    prompts = [[question.text, question.tail, list(question.choices), question.max_tokens] for question in questions]
-    settings = {"temperature": 0.0, "stop": "\n", "seed": seed}
-    said = cache.completions(asker.weights, prompts, settings, make, title=f"{evaluation} {asker.name}", at_once=AT_ONCE)
+        made = cache.completions(asker.weights, prompts, settings, make, title=f"{evaluation} {asker.name}", at_once=AT_ONCE)
+        said |= dict(zip(places, made, strict=True))
     return [
-        Reply.model_validate({"model": asker.name, "id": question.id, "condition": question.condition} | each)
-        for question, each in zip(questions, said, strict=True)
+        Reply.model_validate({"model": asker.name, "id": question.id, "condition": question.condition} | said[place])
+        for place, question in enumerate(questions)
     ]
 
 

@@ -15,15 +15,17 @@ import hashlib
 import importlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
 from instructgpt.errors import BadInput
+from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.endpoint import Endpoint, Unanswered, ask_all
 from instructgpt.evaluate.toxicity_scorer import ToxicityScorer
+from instructgpt.run import console
 
 KEY = "TOXICITY_KEY"
 """The environment variable with a service's key; a service that wants none needs none."""
@@ -63,9 +65,27 @@ def load_scorer(said: str, device: str = "cpu") -> Scorer:
         return Service.at(kind, rest)
     if not Path(said).is_dir():
         raise BadInput(
-            f"--scorer {said}: no such directory; expected one made by 'instructgpt judge toxicity', detoxify, perspective:URL or moderation:URL"
+            f"--scorer {said}: no such directory; expected one made by 'instructgpt judge toxicity', "
+            "detoxify, perspective:URL or moderation:URL"
         )
     return ToxicityScorer.load(Path(said))
+
+
+def kept_scores(folder: Path | None, judge: str, texts: Sequence[str], score: Callable[[list[str]], list[float]]) -> list[float]:
+    """What somebody says of each text, NaN where nothing: from the folder what stands there, else asked and kept. A text is asked once.
+
+    Args:
+        judge: who is asked, with version and hash: another one is asked anew.
+        score: a number for each text, NaN where there is none.
+    """
+
+    def make(fresh: list[str], seed: int) -> list[float | None]:  # noqa: ARG001
+        return [None if math.isnan(number) else number for number in score(fresh)]
+
+    if folder is None:
+        return score(list(texts))
+    found = Cache(folder).completions(judge, texts, {}, make, title=judge.partition(" sha256")[0])
+    return [math.nan if number is None else float(number) for number in found]
 
 
 def in_range(score: Any) -> float:
@@ -126,9 +146,9 @@ def perspective_question(text: str, model: str) -> dict[str, Any]:  # noqa: ARG0
     return {"comment": {"text": text}, "requestedAttributes": {"TOXICITY": {}}, "languages": ["en"], "doNotStore": True}
 
 
-def perspective_score(answer: Any) -> tuple[float, str]:
-    """Its score of a text; it names no version. Raises KeyError, TypeError or ValueError for something else."""
-    return number_in(answer["attributeScores"]["TOXICITY"]["summaryScore"]["value"]), ""
+def perspective_score(answer: Any) -> float:
+    """Its score of a text. Raises KeyError, TypeError or ValueError for something else."""
+    return number_in(answer["attributeScores"]["TOXICITY"]["summaryScore"]["value"])
 
 
 def moderation_question(text: str, model: str) -> dict[str, Any]:
@@ -136,10 +156,9 @@ def moderation_question(text: str, model: str) -> dict[str, Any]:
     return {"input": text} | ({"model": model} if model else {})
 
 
-def moderation_score(answer: Any) -> tuple[float, str]:
-    """The highest of its categories, and the model that answered. Raises KeyError, TypeError or ValueError for something else."""
-    categories = answer["results"][0]["category_scores"]
-    return max(number_in(score) for score in categories.values()), str(answer.get("model", ""))
+def moderation_score(answer: Any) -> float:
+    """The highest of its categories. Raises KeyError, TypeError, IndexError or ValueError for something else."""
+    return max(number_in(score) for score in dict(answer["results"][0]["category_scores"]).values())
 
 
 def number_in(score: Any) -> float:
@@ -160,7 +179,6 @@ class Service:
     kind: str
     endpoint: Endpoint
     model: str = ""
-    versions: set[str] = field(default_factory=set)
     problems: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -171,19 +189,20 @@ class Service:
 
     @property
     def identity(self) -> str:
-        """Address and model; the version is what the service says of itself, and there is no hash of what runs elsewhere."""
-        seen = ", ".join(sorted(self.versions - {"", self.model}))
-        return " ".join(part for part in (self.kind, self.endpoint.name, self.model, seen or "version not told", "no hash") if part)
+        """Address and model, as far as a version is told; of what runs elsewhere there is no hash."""
+        return f"{self.kind} {self.endpoint.name} {self.model or 'version not told'}, no hash"
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """Ask about every text that has words in it."""
         build, read = SERVICES[self.kind]
         questions: Mapping[str, dict[str, Any]] = {text: build(text, self.model) for text in texts if has_words(text)}
         scores: dict[str, float] = {}
+        self.problems = {}
         for text, found in ask_all(self.endpoint, "", questions, read):
             if isinstance(found, Unanswered):
                 self.problems[str(found)] = self.problems.get(str(found), 0) + 1
             else:
-                scores[text], version = found
-                self.versions.add(version)
+                scores[text] = found
+        for problem, count in self.problems.items():
+            console.print(f"no score for {count} of {len(questions)} texts: {problem}", highlight=False, markup=False)
         return [scores.get(text, math.nan) for text in texts]

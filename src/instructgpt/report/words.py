@@ -55,6 +55,8 @@ METRICS = {
     "entropy_bits": "entropy, bits",
     "mean_logp_difference": "difference of log-probabilities, nats",
     "prefers_first": "prefers the stereotype",
+    "prefers_stereotype": "prefers the stereotype",
+    "prefers_male": "prefers the male pronoun",
     "heldout_loss": "loss on held-out text, nats a token",
     "pair_accuracy": "reward model is right",
     "length_baseline": "the longer one wins",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from instructgpt.evaluate.tasks import (
+    bbq,
     cnn_dm,
     crows_pairs,
     drop,
@@ -25,6 +26,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     for module in (
         winogender,
         crows_pairs,
+        bbq,
         real_toxicity,
         truthfulqa,
         hellaswag,

@@ -6,12 +6,14 @@ with the question; a model never sees it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
+from instructgpt.data.batches import microbatches, token_budget
 from instructgpt.evaluate.ask import Subject, choice_logp
 from instructgpt.evaluate.rows import Row
 from instructgpt.evaluate.tasks.reading import rows_of as rows_of
@@ -38,7 +40,9 @@ class Question:
         text: what the model reads, as it stands. Where it is too long for the context it loses its beginning.
         tail: more of it, at the end. Where there is a tail, it is the text before it that loses its end.
         choices: continuations of the text whose log-probability is wanted; none: the model goes on by itself.
-        max_tokens: where a continuation is cut off, at the latest in the middle of the model's context; it also ends at the first newline, at temperature 0 (appendix D).
+        max_tokens: where a continuation is cut off, at the latest in the middle of the model's context.
+        stop: it also ends before this, the first newline in the paper (appendix D); None: only at an end-of-text.
+        temperature, top_p: 0 takes the likeliest token; above, the continuation is drawn from the likeliest tokens that hold `top_p`.
         truth: what the measure needs to know.
     """
 
@@ -47,6 +51,9 @@ class Question:
     text: str
     choices: tuple[str, ...] = ()
     max_tokens: int = 0
+    stop: str | None = "\n"
+    temperature: float = 0.0
+    top_p: float = 1.0
     tail: str = ""
     truth: dict[str, Any] = field(default_factory=dict)
 
@@ -68,12 +75,15 @@ Asked = tuple[Question, Reply]
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a person decides about an evaluation: how many questions, which examples come first, which scorer judges."""
+    """What a person decides about an evaluation: how many questions, which examples, who judges, on what, where verdicts are kept."""
 
     limit: int | None = None
     shots: int | None = None
     seed: int = 0
-    scorer: Path | None = None
+    scorer: str | None = None
+    judges: Path | None = None
+    device: str = "auto"
+    verdicts: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +115,27 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
             tokens=tuple(count for _, count in found),
         )
     half = context_length(subject.model) // 2
-    for size in sorted({min(question.max_tokens, half) for question in free}):
-        asked = [question for question in free if min(question.max_tokens, half) == size]
+    alike: dict[tuple[Any, ...], list[Question]] = {}
+    for question in free:
+        alike.setdefault((min(question.max_tokens, half), question.stop, question.temperature, question.top_p), []).append(question)
+    for (size, stop, temperature, top_p), asked in alike.items():
         texts = [fitting(subject, question.text, size, question.tail) for question in asked]
-        said = continue_text(subject.model, subject.render, texts, max_tokens=size, seed=seed)
-        for question, (text, _) in zip(asked, said, strict=True):
-            reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
-            replies[question.id, question.condition] = reply
+        drawn = {"temperature": temperature, "top_p": top_p} if temperature else {}
+        # two parts of the questions must not be drawn with the same numbers
+        own = zlib.crc32(f"{seed} {asked[0].id} {asked[0].condition}".encode()) if temperature else seed
+        for rows in [list(range(len(texts)))] if temperature else alike_in_length(subject, texts, size):
+            part = [texts[row] for row in rows]
+            said = continue_text(subject.model, subject.render, part, max_tokens=size, seed=own, stop=stop, **drawn)
+            for question, (text, _) in zip([asked[row] for row in rows], said, strict=True):
+                reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
+                replies[question.id, question.condition] = reply
     return [replies[question.id, question.condition] for question in questions]
+
+
+def alike_in_length(subject: Subject, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Places of texts that are continued together, so that keys and values of long ones do not fill the memory."""
+    lengths = [len(subject.render.plain(text)) + max_tokens for text in texts]
+    return list(microbatches(lengths, token_budget(subject.model.device)))
 
 
 def fitting(subject: Subject, text: str, max_tokens: int, tail: str = "") -> str:
