@@ -56,7 +56,7 @@ def test_people_s_rankings_by_hand(write, tmp_path, capsys):
     assert {row.judge for row in rows} == {""}
     said = capsys.readouterr().out
     assert "against sft" in said
-    assert "62.5 %" in said
+    assert "62.5 [" in said
 
 
 def test_ratings_alone_are_ranks(write, tmp_path):
