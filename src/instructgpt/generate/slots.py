@@ -73,9 +73,9 @@ class Slots(transformers.Cache):  # type: ignore[misc]
         """Columns before those that come next, which transformers asks for where it makes masks or positions itself."""
         return max(0, self.read - 1)
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002, all layers are alike
+    def get_mask_sizes(self, length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002, all layers are alike
         """Columns that are read, and the first of them."""
-        return self.read or query_length, 0
+        return self.read or length, 0
 
 
 def visible(config: Any, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
