@@ -160,24 +160,28 @@ def lengths_and_votes(rng, prompts, labelers, per_prompt):
     return prompt, who, longer, np.where(rng.random(len(who)) < 0.1, 0.5, rng.random(len(who)) < 1 / (1 + np.exp(-lean)))
 
 
-def compared(prompt, who, longer, won):
-    """The same as rankings whose completions are their lengths."""
+def at_equal_length(prompt, who, longer, won):
+    """The length-controlled rate, straight from the votes."""
+    first = np.zeros(len(won), dtype=np.int64)
+    return win_rate._at_equal_length(win_rate.Comparisons(prompt, who, first, first + 1, won, longer, ("new", "sft")))
+
+
+def test_the_short_way_to_a_length_controlled_rate_gives_what_rankings_give():
     ranks = {0.5: (1, 1), 1.0: (1, 2), 0.0: (2, 1)}
-    return [Ranked(p, int(w), (float(d), 0.0), ranks[v], ("new", "sft")) for p, w, d, v in zip(prompt, who, longer, won, strict=True)]
+    seen = lengths_and_votes(np.random.default_rng(0), 40, 8, 2)
+    rankings = [Ranked(p, int(w), (float(d), 0.0), ranks[v], ("new", "sft")) for p, w, d, v in zip(*seen, strict=True)]
+    assert at_equal_length(*seen) == win_rate.length_controlled(rankings, "sft", lambda each: each.completions)["new"]
 
 
 @pytest.mark.parametrize(("prompts", "labelers", "per_prompt"), [(150, 20, 2), (100, 15, 3)])
 def test_length_controlled_intervals_hold_the_truth(prompts, labelers, per_prompt):
-    def rate(seen):
-        return win_rate.length_controlled(compared(*seen), "sft", lambda each: each.completions)["new"]
-
-    truth = rate(lengths_and_votes(np.random.default_rng(7), 60_000, 5_000, 1)).value
-    plain = lengths_and_votes(np.random.default_rng(7), 60_000, 5_000, 1)[3].mean()
-    assert plain - truth > 0.03  # the first is longer more often than not, and length pays
+    many = lengths_and_votes(np.random.default_rng(7), 20_000, 1_000, 1)
+    truth = at_equal_length(*many).value
+    assert many[3].mean() - truth > 0.03  # the first is longer more often than not, and length pays
     rng = np.random.default_rng(8)
     held = 0
     for _ in range(REPETITIONS):
-        found = rate(lengths_and_votes(rng, prompts, labelers, per_prompt))
+        found = at_equal_length(*lengths_and_votes(rng, prompts, labelers, per_prompt))
         held += found.low <= truth <= found.high
     assert held / REPETITIONS == pytest.approx(0.95, abs=0.02 + CHANCE)
 

@@ -13,7 +13,7 @@ from endpoint_support import serving
 
 from instructgpt.cli import run as command
 from instructgpt.evaluate.contest import Game, games_of, judged_games, reliability, with_people
-from instructgpt.evaluate.judges import LETTERS, LocalJudge, Match, Verdict, question, read_logp, read_text
+from instructgpt.evaluate.judges import LETTERS, EndpointJudge, LocalJudge, Match, Verdict, question, read_logp, read_text
 from instructgpt.evaluate.preference import measure, measure_whole
 from instructgpt.evaluate.rows import read_rows
 from instructgpt.models.load import load_policy
@@ -307,3 +307,22 @@ def test_what_is_wrong_with_a_judge_is_one_line(completions, tmp_path, capsys, m
     assert "\n" not in error
     assert said in error
     assert not Path(tmp_path / "r.json").exists()
+
+
+def test_a_judge_that_is_interrupted_goes_on_where_it_was(completions, tmp_path, monkeypatch):
+    monkeypatch.setattr("instructgpt.evaluate.judges.AT_ONCE", 8)
+    judge, calls = EndpointJudge.judge, []
+
+    def interrupted(self, matches):
+        calls.append(len(matches))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return judge(self, matches)
+
+    monkeypatch.setattr(EndpointJudge, "judge", interrupted)
+    with serving(longer_wins) as service:
+        assert ask(service, completions, tmp_path / "r.json") not in (0, 2)
+        assert len(service.asked) == 24
+        assert ask(service, completions, tmp_path / "r.json") == 0
+        assert len(service.asked) == 48
+    assert value(read_rows(tmp_path / "r.json"), "win_rate_vs_sft", "new", "judge-1") == 1

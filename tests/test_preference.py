@@ -13,6 +13,8 @@ from instructgpt.evaluate.rows import read_rows
 from instructgpt.evaluate.tasks import sources
 from instructgpt.models.scalar import load_reward_model
 from instructgpt.records import Ranking
+from instructgpt.report import preference_sections as sections
+from instructgpt.report.results import Results
 from instructgpt.world import World
 
 
@@ -54,7 +56,7 @@ def test_people_s_rankings_by_hand(write, tmp_path, capsys):
     assert {row.judge for row in rows} == {""}
     said = capsys.readouterr().out
     assert "against sft" in said
-    assert "62.5 %" in said
+    assert "62.5 [" in said
 
 
 def test_ratings_alone_are_ranks(write, tmp_path):
@@ -189,3 +191,21 @@ def test_a_limit_draws_whole_prompts(write, tmp_path):
     rows = evaluated(tmp_path, "--data", write("r.jsonl", RANKINGS), "--limit", "1")
     counts = [row.n for row in rows if (row.metric, row.model) == ("win_rate_vs_sft", "ppo") and row.condition in ("training", "heldout")]
     assert sum(counts) == 2
+
+
+def test_the_report_shows_rates_at_equal_length_for_any_models(write, tmp_path):
+    rng = random.Random(1)
+    rows = [
+        ranking(f"p{i}", (1, 2, 3) if rng.random() < 0.6 else (3, 2, 1), texts=("x" * rng.randint(5, 40), "y" * rng.randint(5, 40), f"{i}"),
+                models=("mine", "theirs", "small"))
+        for i in range(60)
+    ]  # fmt: skip
+    measured = evaluated(tmp_path, "--data", write("r.jsonl", rows), "--baseline", "theirs")
+    section = sections.at_equal_length(Results.of(measured), [])
+    assert section.figure.count("<svg") == 1
+    best = found(measured, "length_controlled_win_rate_vs_theirs", "mine")
+    other = found(measured, "length_controlled_win_rate_vs_theirs", "small")
+    assert ("mine" if best.value > other.value else "small") in section.headline
+    assert "as they are" in section.figure
+    assert len(section.tables) == 2
+    assert sections.at_equal_length(Results.of([]), []) is None

@@ -17,7 +17,10 @@ from instructgpt.evaluate.reward_bench import SECTIONS, ScoredPair
 from instructgpt.evaluate.reward_model import ScoredRanking, measure
 from instructgpt.evaluate.rows import read_rows
 from instructgpt.evaluate.tasks.reward_model import read_comparisons
+from instructgpt.evaluate.tasks.reward_model import reliability as reliability_rows
 from instructgpt.models.scalar import load_reward_model
+from instructgpt.report import preference_sections as sections
+from instructgpt.report.results import Results
 
 
 def value(rows, metric, condition=""):
@@ -237,3 +240,22 @@ def test_a_reward_model_is_asked_for(save, write, tmp_path, capsys):
     assert "give --model" in capsys.readouterr().err
     assert command(["evaluate", "reward_model", "--model", str(save("gpt2")), "--data", str(data), "--out", str(tmp_path / "r.json")]) == 2
     assert "not a reward model" in capsys.readouterr().err
+
+
+def test_the_report_shows_reliability_buckets_and_reward_bench():
+    gaps, prompts = some_gaps(300)
+    rankings = [
+        scored((1, 2), (float(gap), 0.0), texts=("a" * (1 + i % 3), "bb"), prompt=prompt, id=i)
+        for i, (gap, prompt) in enumerate(zip(gaps, prompts, strict=True))
+    ]
+    rows = measure(rankings, "mine") + reliability_rows(rankings, "mine") + reward_bench.measure([bench_pair("hep-go", 0, True)], "mine")
+    section = sections.reliability(Results.of(rows), [])
+    assert section.figure.count("<svg") == 1
+    assert "temperature" in section.headline
+    assert [table.title for table in section.tables] == [
+        "By how much longer one completion is, and by how many labelers agree",
+        "RewardBench",
+    ]
+    assert sections.reliability(Results.of([]), []) is None
+    shown = {line[0] for table in section.tables for line in table.rows}
+    assert "reward model is right, alike, length" in shown

@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from instructgpt.evaluate.rows import Row
 from instructgpt.report import figures
 from instructgpt.report.findings import Finding
+from instructgpt.report.preference_sections import BUCKETS, at_equal_length, reliability
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, table_of
 from instructgpt.report.words import condition_name, measured, metric_name, model_name, number, spoken
 
 BEST = ("ppo_ptx", "ppo", "sft")
 """The model a headline speaks of: the first of these that was measured."""
+
+SHOWN_APART = ("bin/", *BUCKETS)
+"""Conditions of the reward model that have a section of their own."""
 
 
 def best(results: Results, evaluation: str, metric: str, condition: str = "") -> Row | None:
@@ -213,11 +217,12 @@ def reward_model(results: Results, findings: Sequence[Finding]) -> Section | Non
         figure=figures.reward_model(results),
         caption="On rankings the reward model has not seen; 95 % intervals over prompts. The dashed line is chance.",
         findings=_of(findings, "reward-model"),
-        tables=(table_of("The numbers", results.rows("reward_model")),),
+        tables=(table_of("The numbers", [row for row in results.rows("reward_model") if not row.condition.startswith(SHOWN_APART)]),),
     )
 
 
 BUILDERS: tuple[tuple[str, Callable[[Results, Sequence[Finding]], Section | None]], ...] = (
     ("preference", preference), ("preference", ratings), ("preference", use_cases), ("labels", labels), ("truthfulness", truthfulness),
-    ("toxicity", toxicity), ("bias", bias), ("tax", tax), ("reward_model", reward_model),
+    ("toxicity", toxicity), ("bias", bias), ("tax", tax), ("reward_model", reward_model), ("preference", at_equal_length),
+    ("reward_model", reliability),
 )  # fmt: skip

@@ -43,6 +43,11 @@ PLAIN = {
     "byte_perplexity",
     "perplexity",
     "bits_per_byte",
+    "kendall_tau_by_length",
+    "temperature",
+    "brier",
+    "bradley_terry",
+    "confidence",
 }
 """Metrics that are not shares."""
 
@@ -76,6 +81,10 @@ METRICS = {
     "pair_loss": "loss of a pair, nats",
     "kendall_tau": "Kendall's tau-b",
     "calibration_error": "calibration error",
+    "length_controlled_win_rate_vs_sft": "preferred to SFT, at equal length",
+    "top_1": "its first is the labeler's first",
+    "best_of_n": "its first beats the others",
+    "brier": "Brier score",
     "length_difference": "better is longer by",
     "score_length_difference": "higher score is longer by",
 }

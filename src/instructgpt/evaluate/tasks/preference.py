@@ -159,9 +159,9 @@ def show(wins: Sequence[WinRate], rows: Sequence[Row]) -> None:
     points = {row.model: row.value for row in rows if row.metric == "bradley_terry"}
     if not wins:
         return
-    heads = ("won", "tied", "lost", "win rate", "same length", "strength", "p (Holm)")
-    names = Column(f"against {wins[0].other}", no_wrap=True, overflow="ellipsis", min_width=20)
-    table = Table(names, *(Column(head, justify="right", no_wrap=True) for head in heads), box=None, pad_edge=False)
+    heads = ("won", "tied", "lost", "win rate, %", "same length", "strength", "p (Holm)")
+    names = Column(f"against {wins[0].other}", no_wrap=True, overflow="ellipsis", min_width=18, max_width=40)
+    table = Table(names, *(Column(head, justify="right", no_wrap=True) for head in heads), box=None, pad_edge=False, collapse_padding=True)
     for each in wins:
         rate, strength = each.rate, points.get(each.model)
         ends = "" if rate.low is None or rate.high is None else f" [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
@@ -172,4 +172,4 @@ def show(wins: Sequence[WinRate], rows: Sequence[Row]) -> None:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f}"
