@@ -54,7 +54,15 @@ class Sample:
 
 @torch.inference_mode()
 def sample(
-    model: Any, prompts: Sequence[list[int]], *, eos: int, max_tokens: int, seed: int, temperature: float = 1.0, top_p: float = 1.0
+    model: Any,
+    prompts: Sequence[list[int]],
+    *,
+    eos: int,
+    max_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    rows: int | None = None,
 ) -> list[Sample]:
     """Sample one completion a prompt.
 
@@ -66,6 +74,7 @@ def sample(
         seed: with the row's index it fixes the completion.
         temperature: 0 takes the likeliest token.
         top_p: below 1, sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        rows: how many are sampled at once at most; where it is not given, as many as there is memory for. It changes no completion.
 
     Raises:
         BadInput: a prompt leaves no room for `max_tokens` in the model's context.
@@ -86,7 +95,7 @@ def sample(
     if kept is None:
         return list(_recompute(model, prompts, uniforms, choice))
     width = max(map(len, prompts)) + max_tokens - 1
-    slots = min(len(prompts), rows_that_fit(model, kept.bytes * width))
+    slots = min(len(prompts), rows or len(prompts), rows_that_fit(model, kept.bytes * width))
     decoder = Decoder(model, slots, width, max_tokens, choice, kept.layers)
     return _run(model, decoder, prompts, uniforms)
 
