@@ -191,6 +191,14 @@ def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monke
     assert sum(seen) == expected
 
 
+def test_prompts_that_differ_in_their_last_token_alone(models):
+    model, begun = models["llama"], [33, 90, 12, 4, 8]
+    prompts = [[*begun, 7], [*begun, 9], begun, [*begun, 7]]
+    uniforms = torch.rand(len(prompts), TOKENS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    got = sample(model, prompts, eos=-1, max_tokens=TOKENS, seed=1)
+    assert [one.tokens for one in got] == [naive(model, prompt, row, -1, 1.0) for prompt, row in zip(prompts, uniforms, strict=True)]
+
+
 def other_families():
     """Families with windows or with caches of another kind, windows shorter than the prompts."""
     usual = {"vocab_size": 200, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
