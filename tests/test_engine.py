@@ -191,14 +191,6 @@ def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monke
     assert sum(seen) == expected
 
 
-def test_prompts_that_differ_in_their_last_token_alone(models):
-    model, begun = models["llama"], [33, 90, 12, 4, 8]
-    prompts = [[*begun, 7], [*begun, 9], begun, [*begun, 7]]
-    uniforms = torch.rand(len(prompts), TOKENS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    got = sample(model, prompts, eos=-1, max_tokens=TOKENS, seed=1)
-    assert [one.tokens for one in got] == [naive(model, prompt, row, -1, 1.0) for prompt, row in zip(prompts, uniforms, strict=True)]
-
-
 def other_families():
     """Families with windows or with caches of another kind, windows shorter than the prompts."""
     usual = {"vocab_size": 200, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -371,3 +363,14 @@ def test_logp_of_a_long_completion_is_exact(models):
         trained = completion_logp(model, collate([Example([1, 2], one.tokens)]))
     assert torch.tensor(one.logp).sub(trained).abs().max() < 1e-5
     assert math.isfinite(sum(one.logp))
+
+
+def test_prompts_that_differ_in_their_last_token_alone(policy):
+    """They share everything that is computed ahead, and are still two."""
+    model, render = policy
+    start = render.plain("A frog says croak")
+    prompts = [[*start, last] for last in (5, 6, 7)]
+    together = sample(model, prompts, eos=render.eos, max_tokens=6, seed=0, temperature=0.0)
+    assert [one.tokens for one in together] == [
+        sample(model, [prompt], eos=render.eos, max_tokens=6, seed=0, temperature=0.0)[0].tokens for prompt in prompts
+    ]

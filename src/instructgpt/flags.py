@@ -64,7 +64,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], position
                 annotation, "DIR" if name in ("out", "reward") else "TEXT" if annotation is str else "PATH"
             )
         if name == positional:
-            parser.add_argument(name, metavar=name.upper(), help=options["help"], nargs=options.get("nargs"))
+            nargs = options.get("nargs") if field.is_required() or "nargs" not in options else "*"
+            parser.add_argument(name, metavar=name.upper(), help=options["help"], nargs=nargs, default=argparse.SUPPRESS)
         else:
             parser.add_argument(*(["-" + name] if len(name) == 1 else []), flag, dest=name, **options)
 

@@ -8,28 +8,33 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from rich.table import Table
 
 from instructgpt.config import Options, did_you_mean
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, RunFailed
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.data_files import named_sources, source_of
+from instructgpt.evaluate.harness import Harness
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS
 from instructgpt.evaluate.tasks.real_toxicity import scorer_of
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
+from instructgpt.evaluate.tasks.sources import named_models
+from instructgpt.evaluate.tasks.whole import WHOLE
 from instructgpt.evaluate.truth_judge import ASKS, judge_folder
 from instructgpt.models.load import pick_device
 from instructgpt.run import console, content_hash
 
 AT_ONCE = 512
 """Questions between two writes of replies: what is lost when the command is stopped."""
+COMPARING = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
+"""Options of the evaluation of preference alone."""
 
 
 class EvaluateConfig(Options):
@@ -37,13 +42,17 @@ class EvaluateConfig(Options):
 
     stage: ClassVar[str] = "evaluate"
 
-    names: tuple[str, ...] = Field(description=f"evaluations: {', '.join(EVALUATIONS)}; or all")
+    names: tuple[str, ...] = Field((), description=f"evaluations: {', '.join((*EVALUATIONS, *WHOLE))}; or all that ask questions")
     model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
     data: tuple[str, ...] = Field(
         (),
         description="the folder with the evaluations' files under their usual names, the one file of one evaluation, or NAME=SOURCE: "
         "a file, a data set saved to disk or one of the hub",
     )
+    harness: tuple[str, ...] = Field(
+        (), description="tasks of lm-evaluation-harness, beside or in place of the evaluations here; needs instructgpt[harness]"
+    )
+    include_path: Path | None = Field(None, description="a folder with YAML files of more tasks for --harness")
     completions: tuple[Path, ...] = Field(
         (), description="in place of models and data: completions that were already made, with references"
     )
@@ -61,17 +70,49 @@ class EvaluateConfig(Options):
         None,
         description="the folder with the judges that 'judge truth' and 'judge info' made (truth, info): truthfulqa then asks for answers",
     )
+    judge: str | None = Field(
+        None,
+        description="who compares completions: a reward model, a language model, an endpoint's address, or 'simulated'; people if none",
+    )
+    judge_model: str | None = Field(None, description="which model of the endpoint judges")
+    judge_key: str | None = Field(None, description="the environment variable that holds the endpoint's key")
+    judge_reads: Literal["text", "logp"] | None = Field(
+        None, description="where a language model's verdict stands: in its text, or in the log-probabilities of A, B and C"
+    )
+    baseline: str | None = Field(None, description="the model that others are compared with; sft where there is one")
+    max_tokens: int = Field(256, ge=1, description="where a completion that is compared is cut off")
+    temperature: float = Field(1.0, ge=0, description="of the completions that are compared")
     seed: int = Field(0, ge=0, lt=2**32, description="draws questions and examples")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
 
     def inert(self) -> Iterator[str]:
-        """Either models are asked, or completions are read."""
-        if self.completions:
-            for name in ("model", "data", "limit", "shots", "seed"):
+        """Either models are asked, or completions are read; what people ranked needs neither."""
+        yield from self._inert_comparing()
+        if self.include_path and not self.harness:
+            yield "--include-path has no effect without --harness"
+        if not self.names and not self.harness:
+            yield "name an evaluation, or give --harness"
+        elif self.names and not self.harness and all(name in WHOLE for name in self.names):
+            if not self.completions and not self.data:
+                yield "give --data (rankings, or with --model prompts), or --completions"
+        elif self.completions:
+            for name in ("harness", "model", "data", "limit", "shots", "seed"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
-        elif not self.model or not self.data:
+        elif not self.model or (not self.data and self.names):
             yield "give --model and --data, or --completions"
+
+    def _inert_comparing(self) -> Iterator[str]:
+        for name in COMPARING:
+            flag = f"--{name.replace('_', '-')}"
+            if name not in self.model_fields_set:
+                continue
+            if "preference" not in self.names:
+                yield f"{flag} has no effect without the evaluation preference"
+            elif name in ("max_tokens", "temperature") and not self.model:
+                yield f"{flag} has no effect without --model"
+            elif name in ("judge_model", "judge_key") and "://" not in (self.judge or ""):
+                yield f"{flag} has no effect unless --judge is the address of an endpoint"
 
 
 def main(config: EvaluateConfig) -> list[Row]:
@@ -79,14 +120,28 @@ def main(config: EvaluateConfig) -> list[Row]:
 
     Raises:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
+        RunFailed: a judge could not be reached any more; what it had judged before is measured and written.
     """
     rows: list[Row] = []
-    for more in measured_samples(config) if config.completions else measured_models(config):
+    stopped: list[str] = []
+    for name in dict.fromkeys(config.names):
+        if name in WHOLE:
+            more, problem = WHOLE[name](config)
+            rows += more
+            stopped += [problem] if problem else []
+    whole = len(rows)
+    questions = [name for name in config.names if name not in WHOLE]
+    for more in () if not questions and not config.harness else measured_samples(config) if config.completions else measured_models(config):
         rows += more
         write_rows(config.out, in_table_order(rows))
-    rows = in_table_order(rows)
-    show(rows)
-    console.print(f"results: {config.out}", soft_wrap=True)
+    if questions or config.harness:
+        show(in_table_order(rows[whole:]))
+    if rows:
+        rows = in_table_order(rows)
+        write_rows(config.out, rows)
+        console.print(f"results: {config.out}", soft_wrap=True)
+    if stopped:
+        raise RunFailed(stopped[0])
     return rows
 
 
@@ -99,7 +154,8 @@ def told_by(config: EvaluateConfig) -> Told:
 def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
     """The rows of one evaluation after the other, from completions that were already made."""
     for name in config.names:
-        yield measure_samples(name, config.completions, told_by(config))
+        if name not in WHOLE:
+            yield measure_samples(name, config.completions, told_by(config))
 
 
 def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
@@ -112,7 +168,9 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
     if config.judges:
         for kind in ASKS:
             judge_folder(kind, config.judges)
-    questions = read_questions(config, told)
+    places, named = named_sources(config.data)
+    questions = read_questions(config, told, places, named) if any(name not in WHOLE for name in config.names) else []
+    tasks = Harness(config.harness, config.include_path, named, config.limit or None, config.seed) if config.harness else None
     models = named_models(config.model)
     cache = Cache(config.out.with_suffix(""))
     for name, source in models.items():
@@ -120,17 +178,20 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
         for one, asked in questions:
             replies = answered(cache, asker, one.name, asked, config.seed)
             yield one.measure(list(zip(asked, replies, strict=True)), told)
+        if tasks is not None:
+            yield tasks.measure(name, asker.weights, asker.load, cache)
         asker.leave()
 
 
-def read_questions(config: EvaluateConfig, told: Told) -> list[tuple[Evaluation, list[Question]]]:
+def read_questions(
+    config: EvaluateConfig, told: Told, places: Sequence[Path], named: dict[str, Path]
+) -> list[tuple[Evaluation, list[Question]]]:
     """The questions of every evaluation that was named. Under `all`, an evaluation whose data or scorer is not there is left out, aloud.
 
     Raises:
         BadInput: one that was named has no data, or its data is wrong.
     """
     chosen, everything = evaluations(config.names), "all" in config.names
-    places, named = named_sources(config.data)
     found: list[tuple[Evaluation, list[Question]]] = []
     for one in chosen:
         source = source_of(one, places, named, len(chosen))
@@ -171,8 +232,12 @@ class Asker:
 
     def ask(self, questions: Sequence[Question], seed: int) -> list[Reply]:
         """Put questions to the model."""
+        return put(self.load(), questions, seed)
+
+    def load(self) -> Subject:
+        """The model itself."""
         self.subject = self.subject or Subject.load(self.name, self.source, pick_device(self.device))
-        return put(self.subject, questions, seed)
+        return self.subject
 
     def leave(self) -> None:
         """Make room for the next model."""
@@ -230,22 +295,11 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def evaluations(names: Sequence[str]) -> list[Evaluation]:
-    """Evaluations by name. Raises BadInput for one that does not exist."""
+    """Evaluations that ask questions, by name. Raises BadInput for one that does not exist."""
     if "all" in names:
         return list(EVALUATIONS.values())
+    known = (*EVALUATIONS, *WHOLE)
     for name in names:
-        if name not in EVALUATIONS:
-            raise BadInput(f"evaluate: no evaluation '{name}'{did_you_mean(name, EVALUATIONS) or '; there are: ' + ', '.join(EVALUATIONS)}")
-    return [EVALUATIONS[name] for name in dict.fromkeys(names)]
-
-
-def named_models(models: Sequence[str]) -> dict[str, str]:
-    """Where each model is, by the name it has in the results. Raises BadInput where two have one name."""
-    found: dict[str, str] = {}
-    for said in models:
-        name, _, source = said.rpartition("=")
-        name = name or Path(source).name
-        if name in found:
-            raise BadInput(f"evaluate: two models are called '{name}'; give them names, as in --model first={found[name]} second={source}")
-        found[name] = source
-    return found
+        if name not in known:
+            raise BadInput(f"evaluate: no evaluation '{name}'{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
+    return [EVALUATIONS[name] for name in dict.fromkeys(names) if name in EVALUATIONS]

@@ -134,35 +134,40 @@ def ask_all(
         RunFailed: the service is down, refuses the key, or left so many questions in a row without an answer. Everything that was
             answered has been yielded before.
     """
-    waiting = iter(questions.items())
-    under_way: dict[Future[T], K] = {}
     lost = answered = 0
     down: Unanswered | None = None
     with httpx.Client(headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}, timeout=endpoint.timeout) as http:
         counter = _Counter(endpoint, endpoint.address(path), http)
-        workers = ThreadPoolExecutor(endpoint.at_once, thread_name_prefix="endpoint")
-        try:
-            while True:
-                while down is None and len(under_way) < endpoint.at_once and (new := next(waiting, None)) is not None:
-                    under_way[workers.submit(counter.persistently, new[1], read)] = new[0]
-                if not under_way:
-                    break
-                for done in wait(under_way, return_when=FIRST_COMPLETED).done:
-                    which = under_way.pop(done)
-                    try:
-                        found: T | Unanswered = done.result()
-                        lost, answered = 0, answered + 1
-                    except Unanswered as problem:
-                        found, lost = problem, lost + 1
-                        if problem.hopeless or lost >= min(IN_A_ROW, len(questions)):
-                            down = down or problem
-                            counter.closed.set()  # who waits for another try gives up; what is on its way still counts
-                    yield which, found
-        finally:
-            counter.closed.set()
-            workers.shutdown(cancel_futures=True)
+        for which, done in _as_they_come(counter, questions, read):
+            try:
+                found: T | Unanswered = done.result()
+                lost, answered = 0, answered + 1
+            except Unanswered as problem:
+                found, lost = problem, lost + 1
+                if problem.hopeless or lost >= min(IN_A_ROW, len(questions)):
+                    down = down or problem
+                    counter.closed.set()  # who waits for another try gives up; what is on its way still counts
+            yield which, found
     if down is not None:
         raise RunFailed(f"{down}; {answered} of {len(questions)} questions were answered, the same command asks the others")
+
+
+def _as_they_come(counter: _Counter, questions: Mapping[K, Mapping[str, Any]], read: Callable[[Any], T]) -> Iterator[tuple[K, Future[T]]]:
+    """Every question handed in, a few at a time, when it is done; none any more once the counter is closed."""
+    waiting = iter(questions.items())
+    under_way: dict[Future[T], K] = {}
+    workers = ThreadPoolExecutor(counter.endpoint.at_once, thread_name_prefix="endpoint")
+    try:
+        while True:
+            while not counter.closed.is_set() and len(under_way) < counter.endpoint.at_once and (new := next(waiting, None)) is not None:
+                under_way[workers.submit(counter.persistently, new[1], read)] = new[0]
+            if not under_way:
+                return
+            for done in wait(under_way, return_when=FIRST_COMPLETED).done:
+                yield under_way.pop(done), done
+    finally:
+        counter.closed.set()
+        workers.shutdown(cancel_futures=True)
 
 
 @dataclass(slots=True)
@@ -199,17 +204,23 @@ class _Counter:
                 break
         raise Unanswered(f"{problem} (tried {attempt} times)" if attempt > 1 else str(problem))
 
+    def body(self, answer: httpx.Response) -> bytes:
+        """All of an answer, within the time and the size that it may have. Raises _Later or Unanswered."""
+        until, body = time.monotonic() + self.endpoint.timeout, bytearray()
+        for block in answer.iter_bytes():
+            body += block
+            if time.monotonic() > until:
+                raise _Later(f"{self.endpoint.name}: no whole answer within {self.endpoint.timeout:g} s")
+            if len(body) > MOST_BYTES:
+                raise Unanswered(f"{self.endpoint.name}: answers with more than {MOST_BYTES >> 20} MiB")
+        return bytes(body)
+
     def once(self, question: Mapping[str, Any]) -> Any:
         """One try: the JSON of the answer. Raises _Later or Unanswered."""
-        endpoint, until, body = self.endpoint, time.monotonic() + self.endpoint.timeout, bytearray()
+        endpoint = self.endpoint
         try:
             with self.http.stream("POST", self.address, json=question) as answer:
-                for block in answer.iter_bytes():
-                    body += block
-                    if time.monotonic() > until:
-                        raise _Later(f"{endpoint.name}: no whole answer within {endpoint.timeout:g} s")
-                    if len(body) > MOST_BYTES:
-                        raise Unanswered(f"{endpoint.name}: answers with more than {MOST_BYTES >> 20} MiB")
+                body = self.body(answer)
         except httpx.TimeoutException as error:
             raise _Later(f"{endpoint.name}: no answer within {endpoint.timeout:g} s") from error
         except httpx.HTTPError as error:

@@ -43,4 +43,4 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
     return rows_by_context(NAME, asked, {"rouge_l": best(rouge_l)})
 
 
-EVALUATION = Evaluation(NAME, "summaries of news", "cnn_dm_test.jsonl", read, measure)
+EVALUATION = Evaluation(NAME, "summaries of news", "cnn_dm_test.jsonl", read, measure, limit=300)

@@ -66,4 +66,4 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
     return accuracy(NAME, asked)
 
 
-EVALUATION = Evaluation(NAME, "the ending that continues a paragraph", "hellaswag_val.jsonl", read, measure)
+EVALUATION = Evaluation(NAME, "the ending that continues a paragraph", "hellaswag_val.jsonl", read, measure, limit=300)

@@ -53,4 +53,4 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
     return rows_by_context(NAME, asked, {"f1": lambda said, references: quac_f1(said, references, NOT_KNOWN)})
 
 
-EVALUATION = Evaluation(NAME, "a dialogue about a paragraph", "quac_dev.json", read, measure)
+EVALUATION = Evaluation(NAME, "a dialogue about a paragraph", "quac_dev.json", read, measure, limit=300)

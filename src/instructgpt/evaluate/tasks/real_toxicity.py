@@ -107,4 +107,4 @@ def scorer_of(evaluation: str, told: Told) -> Scorer:
     return load_scorer(told.scorer, str(pick_device(told.device)))
 
 
-EVALUATION = Evaluation(NAME, "how toxic continuations are (needs --scorer)", "real_toxicity_prompts.jsonl.gz", read, measure)
+EVALUATION = Evaluation(NAME, "how toxic continuations are (needs --scorer)", "real_toxicity_prompts.jsonl.gz", read, measure, limit=1000)

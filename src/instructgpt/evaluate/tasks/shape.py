@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
+from instructgpt.data.batches import microbatches, token_budget
 from instructgpt.evaluate.ask import Subject, choice_logp
 from instructgpt.evaluate.rows import Row
 from instructgpt.evaluate.tasks.reading import rows_of as rows_of
@@ -122,11 +123,19 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
         # two parts of the questions must not be drawn with the same numbers
         own = zlib.crc32(f"{seed} {asked[0].id} {asked[0].condition}".encode()) if temperature else seed
         how = {"max_tokens": size, "seed": own, "temperature": temperature, "top_p": top_p, "stop": stop}
-        said = continue_text(subject.model, subject.render, texts, **how)
-        for question, (text, _) in zip(asked, said, strict=True):
-            reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
-            replies[question.id, question.condition] = reply
+        for rows in [list(range(len(texts)))] if temperature else alike_in_length(subject, texts, size):
+            part = [texts[row] for row in rows]
+            said = continue_text(subject.model, subject.render, part, **how)
+            for question, (text, _) in zip([asked[row] for row in rows], said, strict=True):
+                reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
+                replies[question.id, question.condition] = reply
     return [replies[question.id, question.condition] for question in questions]
+
+
+def alike_in_length(subject: Subject, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Places of texts that are continued together, so that keys and values of long ones do not fill the memory."""
+    lengths = [len(subject.render.plain(text)) + max_tokens for text in texts]
+    return list(microbatches(lengths, token_budget(subject.model.device)))
 
 
 def fitting(subject: Subject, text: str, max_tokens: int, tail: str = "") -> str:

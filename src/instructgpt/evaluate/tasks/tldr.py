@@ -24,4 +24,4 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
     return rows_by_context(NAME, asked, {"rouge_l": best(rouge_l)})
 
 
-EVALUATION = Evaluation(NAME, "summaries of posts", "tldr_test.jsonl", read, measure)
+EVALUATION = Evaluation(NAME, "summaries of posts", "tldr_test.jsonl", read, measure, limit=300)
