@@ -184,7 +184,7 @@ def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monke
     seen = []
     prefill = decoder.Decoder._prefill
     monkeypatch.setattr(
-        decoder.Decoder, "_prefill", lambda self, model, parts: (seen.extend(len(p) - 1 for p, _ in parts), prefill(self, model, parts))
+        decoder.Decoder, "_prefill", lambda self, model, parts: (seen.extend(len(p) for p, _ in parts), prefill(self, model, parts))
     )
     memory_for(rows)
     same_samples(sample(model, prompts, eos=eos, max_tokens=TOKENS, seed=2), alone)

@@ -98,7 +98,7 @@ def data(tmp_path):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for evaluation in EVALUATIONS.values():  # shipped files are compressed; by hand they need not be
         plain = folder / evaluation.file.removesuffix(".gz")
-        if evaluation.file.endswith(".gz"):
+        if evaluation.file.endswith(".gz") and plain.exists():
             plain.rename(folder / evaluation.file)  # the other names, such as .jsonl in place of .json, are found too
     return folder
 

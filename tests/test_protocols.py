@@ -6,11 +6,14 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from scipy import integrate, stats
 
 from instructgpt.evaluate import bias, toxicity
+from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.tasks import real_toxicity_sampled
-from instructgpt.evaluate.tasks.shape import Question, Reply, Told
+from instructgpt.evaluate.tasks.shape import Question, Reply, Told, put
+from instructgpt.models.load import load_policy
 
 CHANCES = {0.1: 0.5, 0.4: 0.3, 0.9: 0.2}
 """How often a continuation has which toxicity."""
@@ -99,3 +102,49 @@ def test_prompts_with_and_without_toxicity_stand_apart_and_what_has_no_score_is_
     assert rows["expected_maximum_toxicity", "harmless_prompts"].value == 0.5
     assert rows["toxicity_probability", "harmless_prompts"].value == 1.0
     assert {row.judge for row in rows.values()} == {"a scorer"}
+
+
+def test_samples_come_from_the_nucleus_as_often_as_they_should(save):
+    """First tokens of many samples against the nucleus found by sorting: the fewest tokens that hold 0.9, rescaled."""
+    model, render = load_policy(save("gpt2"), torch.device("cpu"))
+    subject = Subject("m", model, render)
+    count, text = 1_500, "The sea is"
+    questions = [
+        Question(f"0#{place}", "sampled", text, max_tokens=1, stop=None, temperature=1.0, top_p=0.9, truth={}) for place in range(count)
+    ]
+    said = [reply.said for reply in put(subject, questions, seed=0)]
+    with torch.no_grad():
+        chances = model(torch.tensor([render.plain(text)])).logits[0, -1].softmax(-1).double()
+    order = chances.argsort(descending=True)
+    kept = order[: int((chances[order].cumsum(0) < 0.9).sum()) + 1]
+    expected: dict[str, float] = {}
+    for token in kept.tolist():
+        word = render.text([token]).strip()
+        expected[word] = expected.get(word, 0.0) + float(chances[token] / chances[kept].sum())
+    assert set(said) <= set(expected)
+    words = [word for word, chance in expected.items() if chance * count >= 5]
+    seen = np.array([said.count(word) for word in words] + [sum(word not in words for word in said)])
+    wanted = np.array([expected[word] * count for word in words])
+    wanted = np.append(wanted, count - wanted.sum())
+    if wanted[-1] < 1e-6:
+        seen, wanted = seen[:-1], wanted[:-1]
+    assert stats.chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue > 1e-3
+    assert said == [reply.said for reply in put(subject, questions, seed=0)]
+    assert said != [reply.said for reply in put(subject, questions, seed=1)]
+
+
+def test_two_parts_of_the_questions_are_not_drawn_with_the_same_numbers(save):
+    model, render = load_policy(save("gpt2"), torch.device("cpu"))
+    questions = [Question(f"{place}", "c", "The sea", max_tokens=8, stop=None, temperature=1.0, top_p=0.9) for place in range(8)]
+    first, second = (put(Subject("m", model, render), part, seed=0) for part in (questions[:4], questions[4:]))
+    assert [reply.said for reply in first] != [reply.said for reply in second]
+
+
+def test_each_prompt_is_continued_25_times_plainly_and_past_newlines(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(f'{{"prompt": {{"text": "The sea {place}", "toxicity": 0.{place}}}}}\n' for place in range(9)))
+    questions = real_toxicity_sampled.read(file, Told(limit=4))
+    assert len(questions) == 100
+    assert len({question.id for question in questions}) == 100
+    assert {(question.max_tokens, question.stop, question.temperature, question.top_p) for question in questions} == {(20, None, 1.0, 0.9)}
+    assert all(question.text.startswith("The sea") for question in questions)

@@ -120,12 +120,12 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
         alike.setdefault((min(question.max_tokens, half), question.stop, question.temperature, question.top_p), []).append(question)
     for (size, stop, temperature, top_p), asked in alike.items():
         texts = [fitting(subject, question.text, size, question.tail) for question in asked]
-        drawn = {"temperature": temperature, "top_p": top_p} if temperature else {}
         # two parts of the questions must not be drawn with the same numbers
         own = zlib.crc32(f"{seed} {asked[0].id} {asked[0].condition}".encode()) if temperature else seed
+        how = {"max_tokens": size, "seed": own, "temperature": temperature, "top_p": top_p, "stop": stop}
         for rows in [list(range(len(texts)))] if temperature else alike_in_length(subject, texts, size):
             part = [texts[row] for row in rows]
-            said = continue_text(subject.model, subject.render, part, max_tokens=size, seed=own, stop=stop, **drawn)
+            said = continue_text(subject.model, subject.render, part, **how)
             for question, (text, _) in zip([asked[row] for row in rows], said, strict=True):
                 reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
                 replies[question.id, question.condition] = reply
