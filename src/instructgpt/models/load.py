@@ -16,6 +16,8 @@ from instructgpt import functional
 from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
+from instructgpt.models.adapters import save_weights
+from instructgpt.models.adapters import trunk as trunk
 from instructgpt.models.attention import hidden_states, use_packed_attention
 
 transformers.utils.logging.set_verbosity_error()
@@ -125,12 +127,6 @@ def check_head(model: Any, source: str) -> None:
         raise BadInput(f"{source}: this family changes its logits after the output layer, which is not supported yet")
 
 
-def trunk(model: Any) -> Any:
-    """What stands under a model's head, tokens in and hidden states out, also where adapters are wrapped around the model."""
-    wrapped = getattr(model, "get_base_model", None)
-    return (wrapped() if wrapped else model).base_model
-
-
 def next_logits(model: Any, states: Tensor) -> Tensor:
     """Logits of the next token, only where they are needed. (N, D) -> (N, V)."""
     logits: Tensor = model.get_output_embeddings()(states)
@@ -185,5 +181,5 @@ def save_policy(model: Any, render: Renderer, folder: Path) -> None:
     model.config.update(dropouts(model.config))
     model.generation_config.eos_token_id = render.eos
     model.generation_config.pad_token_id = render.tokenizer.pad_token_id if render.tokenizer.pad_token_id is not None else render.eos
-    model.save_pretrained(folder, safe_serialization=True)
+    save_weights(model, folder)
     render.tokenizer.save_pretrained(folder)

@@ -22,7 +22,9 @@ from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import generate, read_by
+from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, pretraining_window, save_policy
+from instructgpt.models.memory import need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
@@ -77,20 +79,24 @@ def train(config: SFTConfig) -> None:
     if run.finished:
         return
     device = pick_device(config.device)
+    if warning := slow_here(device, config.memory):
+        run.say(warning)
     model, render = load_policy(config.base, device, config.dropout)
     if config.dropout and "dropout" in config.model_fields_set and not any(dropouts(model.config, config.dropout).values()):
         raise BadInput(f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout")
     training, validation, prompts = load_data(config, render, context_length(model), run)
     text = pretraining_text(config, render, pretraining_window(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
-    optimizer = adam(model)
+    need_less(model, config.memory)
+    model = with_adapters(model, config.lora, config.seed)
+    trained, optimizer = held(model), adam(model, memory=config.memory)
 
     steps_an_epoch = -(-len(training) // config.batch)
     steps = steps_an_epoch * config.epochs
     best: dict[str, Any] = {"quality": float("-inf"), "epoch": 0, "weights": {}}
     state = run.restore()
     if state:
-        load_state(state, {"model": model}, {"adam": optimizer})
+        load_state(state, {"model": trained}, {"adam": optimizer})
         best = state["best"]
     for step in range(state["step"] if state else 0, steps):
         epoch, place = divmod(step, steps_an_epoch)
@@ -108,13 +114,18 @@ def train(config: SFTConfig) -> None:
             metrics |= validate(model, validation, prompts, reward, render, config)
             quality = metrics.get("validation/score", -metrics["loss/validation"])
             if quality > best["quality"] or config.keep == "last":
-                best = {"quality": quality, "epoch": epoch + 1, "weights": copy.deepcopy(model.state_dict())}
+                best = {"quality": quality, "epoch": epoch + 1, "weights": copy.deepcopy(trained.state_dict())}
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
-        run.checkpoint(step + 1, lambda best=best: state_of({"model": model}, {"adam": optimizer}, best=best))  # type: ignore[misc]
-    model.load_state_dict(best["weights"])
+        run.checkpoint(step + 1, lambda best=best: state_of({"model": trained}, {"adam": optimizer}, best=best))  # type: ignore[misc]
+    trained.load_state_dict(best["weights"])
     judged = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
     run.say(f"keeps epoch {best['epoch']} of {config.epochs}, {judged}")
-    facts = {"tokens": config.epochs * sum(map(len, training)), "parameters": parameters(model), "epoch": best["epoch"]}
+    facts = {
+        "tokens": config.epochs * sum(map(len, training)),
+        "parameters": parameters(model),
+        "trained": parameters(trained),
+        "epoch": best["epoch"],
+    }
     run.finish(lambda folder: save_policy(model, render, folder), **facts)
 
 
