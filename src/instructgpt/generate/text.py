@@ -63,8 +63,7 @@ def continue_text(
     Returns each continuation and whether it reached the stop or an end-of-text.
     """
     rendered = [render.plain(text) for text in texts]
-    nucleus = {"top_p": top_p} if top_p < 1 else {}
-    samples = sample(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, **nucleus)
+    samples = sample(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p)
     continued = []
     for one in samples:
         text = render.text(one.tokens)
