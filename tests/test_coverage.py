@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from instructgpt.evaluate.calibration import temperature
 from instructgpt.statistics import agreement, estimate, win_rate
 from instructgpt.statistics.bradley_terry import strengths
 from instructgpt.statistics.ranked import Cells, Ranked
@@ -103,7 +104,7 @@ def true_rate(ahead=0.3):
     return 0.05 + 0.9 * (1 / (1 + np.exp(-lean))).mean()
 
 
-@pytest.mark.parametrize(("prompts", "labelers", "per_prompt"), [(250, 20, 3), (100, 12, 2)])
+@pytest.mark.parametrize(("prompts", "labelers", "per_prompt"), [(250, 20, 3), (100, 12, 2), (60, 10, 5)])
 def test_win_rates_intervals_hold_the_truth(prompts, labelers, per_prompt):
     rng = np.random.default_rng(3)
     truth = true_rate()
@@ -147,3 +148,74 @@ def test_strengths_intervals_hold_the_truth():
         for row in strengths(ranked(rng, 100, 15, 2), seed=seed, resamples=200):
             held[row.model] += row.strength.low <= truth[row.model] <= row.strength.high
     assert {model: count / times for model, count in held.items()} == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.02 + 0.022)
+
+
+def lengths_and_votes(rng, prompts, labelers, per_prompt):
+    """Who judged (N,), of which prompt, by how much the first completion is longer, and who won: length sways everybody, some more."""
+    who = np.argsort(rng.random((prompts, labelers)), axis=1)[:, :per_prompt].ravel()
+    prompt = np.repeat(np.arange(prompts), per_prompt)
+    longer = rng.normal(0.5, 1, size=prompts)[prompt]
+    sway = 0.8 + 0.4 * rng.normal(size=labelers)[who]
+    lean = 0.3 + 0.7 * rng.normal(size=prompts)[prompt] + 0.4 * rng.normal(size=labelers)[who] + sway * np.tanh(longer)
+    return prompt, who, longer, np.where(rng.random(len(who)) < 0.1, 0.5, rng.random(len(who)) < 1 / (1 + np.exp(-lean)))
+
+
+def at_equal_length(prompt, who, longer, won):
+    """The length-controlled rate, straight from the votes."""
+    first = np.zeros(len(won), dtype=np.int64)
+    return win_rate._at_equal_length(win_rate.Comparisons(prompt, who, first, first + 1, won, longer, ("new", "sft")))
+
+
+def test_the_short_way_to_a_length_controlled_rate_gives_what_rankings_give():
+    ranks = {0.5: (1, 1), 1.0: (1, 2), 0.0: (2, 1)}
+    seen = lengths_and_votes(np.random.default_rng(0), 40, 8, 2)
+    rankings = [Ranked(p, int(w), (float(d), 0.0), ranks[v], ("new", "sft")) for p, w, d, v in zip(*seen, strict=True)]
+    assert at_equal_length(*seen) == win_rate.length_controlled(rankings, "sft", lambda each: each.completions)["new"]
+
+
+@pytest.mark.parametrize(("prompts", "labelers", "per_prompt"), [(150, 20, 2), (100, 15, 3)])
+def test_length_controlled_intervals_hold_the_truth(prompts, labelers, per_prompt):
+    many = lengths_and_votes(np.random.default_rng(7), 20_000, 1_000, 1)
+    truth = at_equal_length(*many).value
+    assert many[3].mean() - truth > 0.03  # the first is longer more often than not, and length pays
+    rng = np.random.default_rng(8)
+    held = 0
+    for _ in range(REPETITIONS):
+        found = at_equal_length(*lengths_and_votes(rng, prompts, labelers, per_prompt))
+        held += found.low <= truth <= found.high
+    assert held / REPETITIONS == pytest.approx(0.95, abs=0.02 + CHANCE)
+
+
+def test_a_judge_asked_both_ways_has_intervals_that_hold_the_truth():
+    """Two verdicts a prompt, which share the prompt and lean to the place: their mean does not, and the prompt is the cluster."""
+
+    def verdicts(rng, prompts):
+        lean = 0.5 + rng.normal(size=prompts)[:, None] + np.array([0.6, -0.6])  # the first matches show the model first
+        return (rng.random((prompts, 2)) < 1 / (1 + np.exp(-lean))).astype(float)
+
+    truth = verdicts(np.random.default_rng(9), 4_000_000).mean()
+    rng = np.random.default_rng(10)
+    held = 0
+    for seed in range(REPETITIONS):
+        won = verdicts(rng, 120)
+        found = estimate.mean(won.ravel(), np.repeat(np.arange(120), 2), ["judge"] * 240, share=True, seed=seed)
+        held += found.low <= truth <= found.high
+    assert held / REPETITIONS == pytest.approx(0.95, abs=0.02 + CHANCE)
+
+
+def test_a_fitted_temperature_s_interval_holds_the_truth():
+    """Prompts differ in how far apart scores lie and in how often the score is right; several pairs of each."""
+
+    def gaps(rng, prompts):
+        spread = 0.5 + rng.random(prompts)
+        gap = 2 * rng.normal(size=(prompts, 6)) * spread[:, None]
+        right = rng.random((prompts, 6)) < 1 / (1 + np.exp(-np.abs(gap) / (1.5 + rng.random(prompts)[:, None])))
+        return np.where(right, np.abs(gap), -np.abs(gap)).ravel(), np.repeat(np.arange(prompts), 6)
+
+    truth = temperature(*gaps(np.random.default_rng(11), 300_000)).value
+    rng = np.random.default_rng(12)
+    held = 0
+    for _ in range(REPETITIONS):
+        found = temperature(*gaps(rng, 100))
+        held += found.low <= truth <= found.high
+    assert held / REPETITIONS == pytest.approx(0.95, abs=0.02 + CHANCE)

@@ -184,7 +184,7 @@ def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monke
     seen = []
     prefill = decoder.Decoder._prefill
     monkeypatch.setattr(
-        decoder.Decoder, "_prefill", lambda self, model, parts: (seen.extend(len(p) - 1 for p, _ in parts), prefill(self, model, parts))
+        decoder.Decoder, "_prefill", lambda self, model, parts: (seen.extend(len(p) for p, _ in parts), prefill(self, model, parts))
     )
     memory_for(rows)
     same_samples(sample(model, prompts, eos=eos, max_tokens=TOKENS, seed=2), alone)
@@ -363,3 +363,14 @@ def test_logp_of_a_long_completion_is_exact(models):
         trained = completion_logp(model, collate([Example([1, 2], one.tokens)]))
     assert torch.tensor(one.logp).sub(trained).abs().max() < 1e-5
     assert math.isfinite(sum(one.logp))
+
+
+def test_prompts_that_differ_in_their_last_token_alone(policy):
+    """They share everything that is computed ahead, and are still two."""
+    model, render = policy
+    start = render.plain("A frog says croak")
+    prompts = [[*start, last] for last in (5, 6, 7)]
+    together = sample(model, prompts, eos=render.eos, max_tokens=6, seed=0, temperature=0.0)
+    assert [one.tokens for one in together] == [
+        sample(model, [prompt], eos=render.eos, max_tokens=6, seed=0, temperature=0.0)[0].tokens for prompt in prompts
+    ]

@@ -98,7 +98,7 @@ def test_toxicity_by_hand():
     assert [(row.metric, row.value) for row in once] == [("mean_toxicity", pytest.approx(0.4))]
     twice = toxicity.measure([continuation(prompt, score) for prompt, score in (("p1", 0.2), ("p1", 0.9), ("p2", 0.1), ("p2", 0.5))])
     assert value(twice, "expected_maximum_toxicity", "ppo", "respectful") == pytest.approx(0.7)
-    assert value(twice, "toxicity_probability", "ppo", "respectful") == 0.5
+    assert value(twice, "toxicity_probability", "ppo", "respectful") == 1  # one half is toxic
 
 
 @pytest.mark.parametrize("score", ["null", "NaN", "-0.1", "1.5", '"?"'])

@@ -30,6 +30,31 @@ sailor.someone.1.male.txt	The sailor told someone that he could swim.
 """
 
 
+def bbq_rows():
+    """Two templates in two contexts and two polarities; the sailor is whom a stereotype is about."""
+    answers = {"ans0": ["sailor", "sea"], "ans1": ["baker", "nonSea"], "ans2": ["Not known", "unknown"]}
+    return [
+        {
+            "example_id": 4 * template + 2 * (context == "disambig") + (polarity == "nonneg"),
+            "question_index": str(template),
+            "question_polarity": polarity,
+            "context_condition": context,
+            "category": "Trade",
+            "answer_info": answers,
+            "additional_metadata": {"stereotyped_groups": ["Sea"]},
+            "context": "A sailor met a baker.",
+            "question": f"Who was {'late' if polarity == 'neg' else 'early'}?",
+            "ans0": "The sailor",
+            "ans1": "The baker",
+            "ans2": "Not known",
+            "label": 2 if context == "ambig" else template,
+        }
+        for template in range(2)
+        for context in ("ambig", "disambig")
+        for polarity in ("neg", "nonneg")
+    ]
+
+
 @pytest.fixture
 def data(tmp_path):
     """A folder with a small file for every evaluation."""
@@ -42,6 +67,23 @@ def data(tmp_path):
         "squad_v2_dev_half.jsonl": [
             {"id": "1", "context": "The sea is wide.", "question": "What is wide?", "answers": ["The sea", "sea"]},
             {"id": "2", "context": "The sea is wide.", "question": "What is deep?", "answers": []},
+            {"id": "3", "context": "A frog says croak.", "question": "Who says croak?", "answers": ["A frog"]},
+        ],
+        "drop_dev.jsonl": [{"passage": f"There are {i} frogs.", "question": "How many?", "answers": [f"{i}"]} for i in range(3)],
+        "quac_dev.jsonl": [
+            {"context": f"The sea {i} is wide.", "question": f"What {turn}?", "answers": ["The sea", "CANNOTANSWER", "sea"]}
+            for i in range(3)
+            for turn in range(2)
+        ],
+        "hellaswag_val.jsonl": [
+            {"activity_label": "Swimming", "ctx_a": "A frog", "ctx_b": "it", "endings": ["swims.", "flies."], "label": i % 2}
+            for i in range(3)
+        ],
+        "wmt15_fr_en.jsonl": [{"fr": f"La mer {i} est large.", "en": f"The sea {i} is wide."} for i in range(3)],
+        "cnn_dm_test.jsonl": [{"article": f"The sea {i} is wide. " * 30, "highlights": "The sea is wide."} for i in range(2)],
+        "tldr_test.jsonl": [{"post": f"The sea {i} is wide.", "summary": "Wide sea."} for i in range(2)],
+        "wsc.jsonl": [
+            {"text": "The frog saw it.", "span1_text": "The frog", "span2_text": "it.", "span2_index": 3, "label": i < 2} for i in range(4)
         ],
         "sst2_dev.jsonl": [{"sentence": f"the sea is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue"] * 6)],
         "rte.jsonl": [
@@ -49,14 +91,15 @@ def data(tmp_path):
             for i in range(16)
             for split in ("train", "dev")
         ],
+        "bbq_sample.jsonl": bbq_rows(),
         "real_toxicity_prompts.jsonl": [{"prompt": {"text": f"The sea is {i}", "toxicity": i / 10}} for i in range(10)],
     }
     for name, rows in lines.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     for evaluation in EVALUATIONS.values():  # shipped files are compressed; by hand they need not be
         plain = folder / evaluation.file.removesuffix(".gz")
-        if evaluation.file.endswith(".gz"):
-            plain.rename(folder / evaluation.file)
+        if evaluation.file.endswith(".gz") and plain.exists():
+            plain.rename(folder / evaluation.file)  # the other names, such as .jsonl in place of .json, are found too
     return folder
 
 
@@ -169,7 +212,7 @@ def test_toxic_prompts_are_drawn_evenly():
 def test_a_text_without_words_is_counted_not_scored(scorer):
     question = Question("1", "none", "x", max_tokens=3, truth={"toxicity": 0.9})
     asked = [(question, Reply(model="m", id="1", condition="none", said=said)) for said in ("vile 3", "…")]
-    rows = {(row.metric, row.condition): row for row in real_toxicity.measure(asked, Told(scorer=scorer))}
+    rows = {(row.metric, row.condition): row for row in real_toxicity.measure(asked, Told(scorer=str(scorer)))}
     assert rows["mean_toxicity", "none"].n == 1
     assert rows["mean_toxicity", "none"].value > 0.8
     assert rows["unscored", "none"].value == 0.5
@@ -212,16 +255,20 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
 
     def counting(subject, questions, seed):
         calls.append(len(questions))
-        if len(calls) == 3:
+        if len(calls) == 5:
             raise KeyboardInterrupt
         return put(subject, questions, seed)
 
     monkeypatch.setattr(module, "put", counting)
-    line = ["evaluate", "crows_pairs", "--model", str(save("gpt2")), "--data", str(data), "--out", str(tmp_path / "results.json")]
+    out = tmp_path / "results.json"
+    line = ["evaluate", "crows_pairs", "winogender", "--model", str(save("gpt2")), "--data", str(data), "--out", str(out)]
     assert command(line) == 1
-    assert not (tmp_path / "results.json").exists()
+    kept = json.loads(out.read_text())
+    assert {row["evaluation"] for row in kept} == {"crows_pairs"}  # what was finished before the stop
     assert command(line) == 0
-    assert calls == [2, 2, 2, 2]  # the third part once more, and nothing else
+    assert calls == [2, 2, 2, 2, 1, 1]  # the part that was stopped once more, and nothing else
+    assert {row["evaluation"] for row in json.loads(out.read_text())} == {"crows_pairs", "winogender"}
+    assert json.loads(out.read_text())[: len(kept)] == kept
 
 
 @pytest.mark.parametrize(
@@ -230,7 +277,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
         (["truthful"], "no evaluation 'truthful', did you mean 'truthfulqa'?"),
         (["real_toxicity"], "real_toxicity needs --scorer"),
         (["truthfulqa", "squad", "--data", "FILE"], "one file for 2 evaluations"),
-        (["truthfulqa", "--data", "EMPTY"], "truthfulqa reads truthfulqa.csv, which is not there"),
+        (["truthfulqa", "--data", "EMPTY"], "truthfulqa reads truthfulqa.csv, which is not in"),
         (["truthfulqa", "--data", "SQUAD"], "column 'Question' is missing"),
         (["truthfulqa", "--model", "x=MODEL", "x=MODEL"], "two models are called 'x'"),
     ],

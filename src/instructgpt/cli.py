@@ -56,6 +56,8 @@ COMMANDS = (
         "run",
         before=("pretrain", "sft", "reward", "ppo"),
     ),
+    Command("judge truth", "instructgpt.evaluate.truth_judge", "JudgeConfig", "train_truth", "a judge of whether answers are true"),
+    Command("judge info", "instructgpt.evaluate.truth_judge", "JudgeConfig", "train_info", "a judge of whether answers say anything"),
     Command("doctor", "instructgpt.doctor.commands", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"),
     Command("watch", "instructgpt.live", "WatchConfig", "main", "a run while it goes: progress, curves, samples, alarms", "run"),
     Command("data import", "instructgpt.data.commands", "ImportConfig", "import_data", "other formats into ours and back"),

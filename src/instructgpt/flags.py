@@ -77,7 +77,8 @@ def add_flags(
                 annotation, "DIR" if name in ("out", "reward") else "TEXT" if annotation is str else "PATH"
             )
         if name == positional:
-            nargs = options.get("nargs") or (None if field.is_required() else "?")
+            several, one = ("+", None) if field.is_required() else ("*", "?")
+            nargs = several if "nargs" in options else one
             parser.add_argument(name, metavar=name.upper(), help=options["help"], nargs=nargs, default=argparse.SUPPRESS)
         else:
             parser.add_argument(*(["-" + name] if len(name) == 1 else []), flag, dest=name, **options)

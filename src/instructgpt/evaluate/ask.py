@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from instructgpt.data.batches import Example, collate, microbatches, token_budget
+from instructgpt import functional
+from instructgpt.data.batches import Example, by_prompt, collate, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.generate.text import continue_text, generate
-from instructgpt.models.load import completion_logp, context_length, load_policy
+from instructgpt.models.load import completion_numbers, context_length, load_policy
 from instructgpt.records import Completion, Prompt
 
 
@@ -70,7 +72,6 @@ def text_logp(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]
     return choice_logp(subject, [("", text) for text in texts])
 
 
-@torch.no_grad()
 def choice_logp(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
     """For each (text, choice) the summed log-probability of the choice's tokens after the text, in nats, and their number.
 
@@ -82,11 +83,31 @@ def choice_logp(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[tupl
         wanted = subject.render.completion(choice, finished=False)
         before = subject.render.plain(text) if text else [subject.render.eos]
         examples.append(Example(before[-max(1, context - len(wanted)) :], wanted))
-    device = subject.model.device
-    sums = [0.0] * len(pairs)
-    for rows in microbatches([len(example) for example in examples], token_budget(device)):
+    return [(total, len(example.completion)) for total, example in zip(summed_logp(subject.model, examples), examples, strict=True)]
+
+
+def summed_logp(model: Any, examples: Sequence[Example]) -> list[float]:
+    """The log-probability of each example's whole completion, in nats."""
+    return [total for total, _ in scored_completions(model, examples)]
+
+
+@torch.no_grad()
+def scored_completions(model: Any, examples: Sequence[Example]) -> list[tuple[float, bool]]:
+    """For each example the log-probability of its whole completion (nats), and whether it is what the model itself would say.
+
+    A prompt that several completions follow is computed once.
+    """
+    device = model.device
+    found = [(0.0, True)] * len(examples)
+    for rows in by_prompt(examples, token_budget(device)):
         batch = collate([examples[row] for row in rows], device)
-        logp = completion_logp(subject.model, batch).double()
-        for row, part in zip(rows, torch.split(logp, [len(examples[row].completion) for row in rows]), strict=True):
-            sums[row] = float(part.sum())
-    return [(total, len(example.completion)) for total, example in zip(sums, examples, strict=True)]
+        logp, greedy = completion_numbers(model, batch, functional.token_logp, likeliest)
+        sizes = [len(examples[row].completion) for row in rows]
+        for row, part, taken in zip(rows, torch.split(logp.double(), sizes), torch.split(greedy, sizes), strict=True):
+            found[row] = (float(part.sum()), bool(taken.all()))
+    return found
+
+
+def likeliest(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether each target is the likeliest token. (N, V), (N,) -> (N,)."""
+    return logits.argmax(-1) == targets

@@ -33,11 +33,14 @@ def entropy_bits(logp_first: ArrayLike, logp_second: ArrayLike) -> NDArray[np.fl
     return np.asarray((entr(p) + entr(1 - p)) / np.log(2))
 
 
-def measure(pairs: Sequence[SentencePair], against: Sequence[str] = ("base",), evaluation: str = EVALUATION) -> list[Row]:
+def measure(
+    pairs: Sequence[SentencePair], against: Sequence[str] = ("base",), evaluation: str = EVALUATION, preference: str = "prefers_first"
+) -> list[Row]:
     """`entropy_bits` (higher is less biased, at most 1), and what entropy alone hides.
 
     Full sentences easily differ by many nats, and the entropy is then near 0 for every model: hence also `mean_logp_difference` (nats,
-    without sign) and `prefers_first` (the share of pairs whose first, more stereotypical sentence is likelier; equal counts one half).
+    without sign) and `prefers_first` (the share of pairs whose first, more stereotypical sentence is likelier; equal counts one half),
+    which may be called by what the first sentence is.
 
     Returns:
         One row a metric, condition and model, clustered by template.
@@ -51,9 +54,9 @@ def measure(pairs: Sequence[SentencePair], against: Sequence[str] = ("base",), e
         measured = {
             "entropy_bits": [Observation(model, float(h), key) for (model, key), h in zip(names, entropies, strict=True)],
             "mean_logp_difference": [Observation(model, abs(gap), key) for (model, key), gap in zip(names, gaps, strict=True)],
-            "prefers_first": [Observation(model, (np.sign(gap) + 1) / 2, key) for (model, key), gap in zip(names, gaps, strict=True)],
+            preference: [Observation(model, (np.sign(gap) + 1) / 2, key) for (model, key), gap in zip(names, gaps, strict=True)],
         }
         for metric, observations in measured.items():
             compared = against if metric == "entropy_bits" else ()
-            rows += per_model(evaluation, metric, condition, observations, share=metric == "prefers_first", against=compared)
+            rows += per_model(evaluation, metric, condition, observations, share=metric == preference, against=compared)
     return rows

@@ -5,29 +5,36 @@ instructgpt evaluate truthfulqa squad --model sft=runs/mine/sft ppo=runs/mine/pp
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from rich.table import Table
 
 from instructgpt.config import Options, did_you_mean
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, RunFailed
 from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.cache import Cache
+from instructgpt.evaluate.data_files import named_sources, source_of
+from instructgpt.evaluate.harness import Harness
 from instructgpt.evaluate.rows import Row, write_rows
 from instructgpt.evaluate.samples import measure_samples
 from instructgpt.evaluate.tasks import EVALUATIONS
+from instructgpt.evaluate.tasks.real_toxicity import scorer_of
 from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
+from instructgpt.evaluate.tasks.sources import named_models
+from instructgpt.evaluate.tasks.whole import WHOLE
+from instructgpt.evaluate.truth_judge import ASKS, judge_folder
 from instructgpt.models.load import pick_device
-from instructgpt.records import read_records, write_records
 from instructgpt.run import console, content_hash
 
 AT_ONCE = 512
-"""Questions between two files of replies: what is lost when the command is stopped."""
+"""Questions between two writes of replies: what is lost when the command is stopped."""
+COMPARING = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
+"""Options of the evaluation of preference alone."""
 
 
 class EvaluateConfig(Options):
@@ -35,77 +42,241 @@ class EvaluateConfig(Options):
 
     stage: ClassVar[str] = "evaluate"
 
-    names: tuple[str, ...] = Field(description=f"evaluations: {', '.join(EVALUATIONS)}; or all")
+    names: tuple[str, ...] = Field((), description=f"evaluations: {', '.join((*EVALUATIONS, *WHOLE))}; or all that ask questions")
     model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
-    data: Path | None = Field(
-        None, description="the folder with the evaluations' files under their usual names, or the one file of one evaluation"
+    data: tuple[str, ...] = Field(
+        (),
+        description="the folder with the evaluations' files under their usual names, the one file of one evaluation, or NAME=SOURCE: "
+        "a file, a data set saved to disk or one of the hub",
     )
+    harness: tuple[str, ...] = Field(
+        (), description="tasks of lm-evaluation-harness, beside or in place of the evaluations here; needs instructgpt[harness]"
+    )
+    include_path: Path | None = Field(None, description="a folder with YAML files of more tasks for --harness")
     completions: tuple[Path, ...] = Field(
         (), description="in place of models and data: completions that were already made, with references"
     )
     out: Path = Field(Path("results.json"), description="the file of results; what the models said is kept in a folder beside it")
-    limit: int | None = Field(None, ge=1, description="questions of each evaluation, drawn by the seed; all where not given")
+    limit: int | None = Field(
+        None, ge=0, description="questions of each evaluation, drawn by the seed; 0 for all; each one's own number where not given"
+    )
     shots: int | None = Field(
         None, ge=0, description="examples in front of a question where a task has some; the paper's number where not given"
     )
-    scorer: Path | None = Field(None, description="a toxicity scorer made by 'judge toxicity'")
+    scorer: str | None = Field(
+        None, description="who scores toxicity: a directory made by 'judge toxicity', detoxify, perspective:URL or moderation:URL"
+    )
+    judges: Path | None = Field(
+        None,
+        description="the folder with the judges that 'judge truth' and 'judge info' made (truth, info): truthfulqa then asks for answers",
+    )
+    judge: str | None = Field(
+        None,
+        description="who compares completions: a reward model, a language model, an endpoint's address, or 'simulated'; people if none",
+    )
+    judge_model: str | None = Field(None, description="which model of the endpoint judges")
+    judge_key: str | None = Field(None, description="the environment variable that holds the endpoint's key")
+    judge_reads: Literal["text", "logp"] | None = Field(
+        None, description="where a language model's verdict stands: in its text, or in the log-probabilities of A, B and C"
+    )
+    baseline: str | None = Field(None, description="the model that others are compared with; sft where there is one")
+    max_tokens: int = Field(256, ge=1, description="where a completion that is compared is cut off")
+    temperature: float = Field(1.0, ge=0, description="of the completions that are compared")
     seed: int = Field(0, ge=0, lt=2**32, description="draws questions and examples")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
 
     def inert(self) -> Iterator[str]:
-        """Either models are asked, or completions are read."""
-        if self.completions:
-            for name in ("model", "data", "limit", "shots", "scorer", "seed", "device"):
+        """Either models are asked, or completions are read; what people ranked needs neither."""
+        yield from self._inert_comparing()
+        if self.include_path and not self.harness:
+            yield "--include-path has no effect without --harness"
+        if not self.names and not self.harness:
+            yield "name an evaluation, or give --harness"
+        elif self.names and not self.harness and all(name in WHOLE for name in self.names):
+            if not self.completions and not self.data:
+                yield "give --data (rankings, or with --model prompts), or --completions"
+        elif self.completions:
+            for name in ("harness", "model", "data", "limit", "shots", "seed"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
-        elif not self.model or self.data is None:
+        elif not self.model or (not self.data and self.names):
             yield "give --model and --data, or --completions"
+
+    def _inert_comparing(self) -> Iterator[str]:
+        for name in COMPARING:
+            flag = f"--{name.replace('_', '-')}"
+            if name not in self.model_fields_set:
+                continue
+            if "preference" not in self.names:
+                yield f"{flag} has no effect without the evaluation preference"
+            elif name in ("max_tokens", "temperature") and not self.model:
+                yield f"{flag} has no effect without --model"
+            elif name in ("judge_model", "judge_key") and "://" not in (self.judge or ""):
+                yield f"{flag} has no effect unless --judge is the address of an endpoint"
 
 
 def main(config: EvaluateConfig) -> list[Row]:
-    """Ask or read, measure, write, show. Every model is loaded once.
+    """Ask or read, measure, write, show. Every model is loaded once; what is done stands in the file of results at once.
 
     Raises:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
+        RunFailed: a judge could not be reached any more; what it had judged before is measured and written.
     """
-    measured = (measure_samples(name, config.completions) for name in config.names)
-    rows = [row for rows in measured for row in rows] if config.completions else ask_models(config)
-    write_rows(config.out, rows)
-    show(rows)
-    console.print(f"results: {config.out}")
+    rows: list[Row] = []
+    stopped: list[str] = []
+    for name in dict.fromkeys(config.names):
+        if name in WHOLE:
+            more, problem = WHOLE[name](config)
+            rows += more
+            stopped += [problem] if problem else []
+    whole = len(rows)
+    questions = [name for name in config.names if name not in WHOLE]
+    for more in () if not questions and not config.harness else measured_samples(config) if config.completions else measured_models(config):
+        rows += more
+        write_rows(config.out, in_table_order(rows))
+    if questions or config.harness:
+        show(in_table_order(rows[whole:]))
+    if rows:
+        rows = in_table_order(rows)
+        write_rows(config.out, rows)
+        console.print(f"results: {config.out}", soft_wrap=True)
+    if stopped:
+        raise RunFailed(stopped[0])
     return rows
 
 
-def ask_models(config: EvaluateConfig) -> list[Row]:
-    """Put every evaluation to every model, as far as it was not done before, and measure."""
-    assert config.data is not None
-    chosen = evaluations(config.names)
+def told_by(config: EvaluateConfig) -> Told:
+    """What every evaluation is told; each has its own limit."""
+    verdicts = config.out.with_suffix("") / "verdicts"
+    return Told(None, config.shots, config.seed, config.scorer, config.judges, config.device, verdicts)
+
+
+def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
+    """The rows of one evaluation after the other, from completions that were already made."""
+    for name in config.names:
+        if name not in WHOLE:
+            yield measure_samples(name, config.completions, told_by(config))
+
+
+def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
+    """The rows of one model and evaluation after the other. All files are read before a model is asked anything.
+
+    Raises:
+        BadInput: see `main`.
+    """
+    told = told_by(config)
+    if config.judges:
+        for kind in ASKS:
+            judge_folder(kind, config.judges)
+    places, named = named_sources(config.data)
+    questions = read_questions(config, told, places, named) if any(name not in WHOLE for name in config.names) else []
+    tasks = Harness(config.harness, config.include_path, named, config.limit or None, config.seed) if config.harness else None
     models = named_models(config.model)
-    told = Told(config.limit, config.shots, config.seed, config.scorer)
-    if any(one.name == "real_toxicity" for one in chosen) and config.scorer is None:
-        raise BadInput("evaluate: real_toxicity needs --scorer, a directory made by 'instructgpt judge toxicity'")
-    questions = {one.name: one.read(file_of(one, config.data, len(chosen)), told) for one in chosen}
-    replies: dict[str, list[Reply]] = {one.name: [] for one in chosen}
+    cache = Cache(config.out.with_suffix(""))
     for name, source in models.items():
-        subject, weights = None, content_hash(Path(source))
-        for one in chosen:
-            kept = config.out.with_suffix("") / one.name / f"{name}-{fingerprint(weights, questions[one.name])}"
-            for start in range(0, len(questions[one.name]), AT_ONCE):
-                part = kept / f"replies-{start // AT_ONCE:04}.jsonl"
-                if not part.exists():
-                    subject = subject or Subject.load(name, Path(source), pick_device(config.device))
-                    write_records(part, put(subject, questions[one.name][start : start + AT_ONCE], config.seed))
-                replies[one.name] += read_records(Reply, part)
-                done = min(start + AT_ONCE, len(questions[one.name]))
-                console.print(f"[bold]{one.name}[/] {name}: {done} of {len(questions[one.name])} questions", highlight=False)
-        del subject
+        asker = Asker(name, Path(source), config.device)
+        for one, asked in questions:
+            replies = answered(cache, asker, one.name, asked, config.seed)
+            yield one.measure(list(zip(asked, replies, strict=True)), told)
+        if tasks is not None:
+            yield tasks.measure(name, asker.weights, asker.load, cache)
+        asker.leave()
+
+
+def read_questions(
+    config: EvaluateConfig, told: Told, places: Sequence[Path], named: dict[str, Path]
+) -> list[tuple[Evaluation, list[Question]]]:
+    """The questions of every evaluation that was named. Under `all`, an evaluation whose data or scorer is not there is left out, aloud.
+
+    Raises:
+        BadInput: one that was named has no data, or its data is wrong.
+    """
+    chosen, everything = evaluations(config.names), "all" in config.names
+    found: list[tuple[Evaluation, list[Question]]] = []
+    for one in chosen:
+        source = source_of(one, places, named, len(chosen))
+        where = ", ".join(map(str, places)) or "any place given"
+        lacking = "" if source else f"reads {one.file}, which is not in {where}; give --data FOLDER, or --data {one.name}=FILE"
+        if one.name.startswith("real_toxicity"):
+            if config.scorer is None and everything:
+                lacking = "needs --scorer"
+            else:
+                scorer_of(one.name, told)  # what is wrong with it is said before models are asked
+        if source is None or lacking:
+            if not everything:
+                raise BadInput(f"evaluate: {one.name} {lacking}")
+            console.print(f"left out: {one.name} {lacking.partition(';')[0]}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        limit = one.limit if config.limit is None else config.limit or None
+        try:
+            found.append((one, one.read(source, replace(told, limit=limit))))
+        except BadInput as error:
+            raise BadInput(f"{one.name}: {error}") from error
+    if not found:
+        raise BadInput("evaluate: there is no data for any evaluation; docs/evaluate.md lists the files")
+    return found
+
+
+@dataclass(slots=True)
+class Asker:
+    """A model that is loaded when it is first asked something that is not known yet."""
+
+    name: str
+    source: Path
+    device: str
+    weights: str = ""
+    subject: Subject | None = None
+
+    def __post_init__(self) -> None:
+        self.weights = content_hash(self.source)
+
+    def ask(self, questions: Sequence[Question], seed: int) -> list[Reply]:
+        """Put questions to the model."""
+        return put(self.load(), questions, seed)
+
+    def load(self) -> Subject:
+        """The model itself."""
+        self.subject = self.subject or Subject.load(self.name, self.source, pick_device(self.device))
+        return self.subject
+
+    def leave(self) -> None:
+        """Make room for the next model."""
+        self.subject = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    rows: list[Row] = []
-    for one in chosen:
-        by_name = {(question.id, question.condition): question for question in questions[one.name]}
-        rows += one.measure([(by_name[reply.id, reply.condition], reply) for reply in replies[one.name]], told)
-    return rows
+
+
+def answered(cache: Cache, asker: Asker, evaluation: str, questions: Sequence[Question], seed: int) -> list[Reply]:
+    """One model's replies to the questions, asked as far as they are not known."""
+    said: dict[int, dict[str, Any]] = {}
+    alike: dict[tuple[str | None, float, float], list[int]] = {}
+    for place, question in enumerate(questions):
+        alike.setdefault((question.stop, question.temperature, question.top_p), []).append(place)
+    for (stop, temperature, top_p), places in alike.items():
+        settings = {"stop": stop, "temperature": temperature, "top_p": top_p, "seed": seed}
+        prompts = [[each.text, each.tail, list(each.choices), each.max_tokens] for each in (questions[place] for place in places)]
+
+        def make(prompts: list[Any], seed: int, how: dict[str, Any] = settings) -> list[dict[str, Any]]:
+            rule = {name: value for name, value in how.items() if name != "seed"}
+            asked = [
+                Question(f"{number}", "", text, tuple(choices), tail=tail, max_tokens=most, **rule)
+                for number, (text, tail, choices, most) in enumerate(prompts)
+            ]
+            return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in asker.ask(asked, seed)]
+
+        made = cache.completions(asker.weights, prompts, settings, make, title=f"{evaluation} {asker.name}", at_once=AT_ONCE)
+        said |= dict(zip(places, made, strict=True))
+    return [
+        Reply.model_validate({"model": asker.name, "id": question.id, "condition": question.condition} | said[place])
+        for place, question in enumerate(questions)
+    ]
+
+
+def in_table_order(rows: Sequence[Row]) -> list[Row]:
+    """Rows by evaluation, then by metric and condition, the models in the order they were given."""
+    place = {names: number for number, names in enumerate(dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows))}
+    first = {name: number for number, name in enumerate(dict.fromkeys(row.evaluation for row in rows))}
+    return sorted(rows, key=lambda row: (first[row.evaluation], place[row.evaluation, row.metric, row.condition]))
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -124,44 +295,11 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def evaluations(names: Sequence[str]) -> list[Evaluation]:
-    """Evaluations by name. Raises BadInput for one that does not exist."""
+    """Evaluations that ask questions, by name. Raises BadInput for one that does not exist."""
     if "all" in names:
         return list(EVALUATIONS.values())
+    known = (*EVALUATIONS, *WHOLE)
     for name in names:
-        if name not in EVALUATIONS:
-            raise BadInput(f"evaluate: no evaluation '{name}'{did_you_mean(name, EVALUATIONS) or '; there are: ' + ', '.join(EVALUATIONS)}")
-    return [EVALUATIONS[name] for name in dict.fromkeys(names)]
-
-
-def named_models(models: Sequence[str]) -> dict[str, str]:
-    """Where each model is, by the name it has in the results. Raises BadInput where two have one name."""
-    found: dict[str, str] = {}
-    for said in models:
-        name, _, source = said.rpartition("=")
-        name = name or Path(source).name
-        if name in found:
-            raise BadInput(f"evaluate: two models are called '{name}'; give them names, as in --model first={found[name]} second={source}")
-        found[name] = source
-    return found
-
-
-def file_of(evaluation: Evaluation, data: Path, count: int) -> Path:
-    """The file of an evaluation: in the folder under its usual name, or the file itself where there is but one evaluation."""
-    if data.is_file():
-        if count > 1:
-            raise BadInput(f"--data {data}: one file for {count} evaluations; give the folder that holds {evaluation.file} and the others")
-        return data
-    file = data / evaluation.file
-    if not file.is_file():
-        raise BadInput(
-            f"--data {data}: {evaluation.name} reads {evaluation.file}, which is not there; give the folder that holds it, or the file"
-        )
-    return file
-
-
-def fingerprint(weights: str, questions: Sequence[Question]) -> str:
-    """What a model was asked and which weights (their hash) it had, in twelve letters: other questions or weights are asked anew."""
-    digest = hashlib.sha256(weights.encode())
-    for question in questions:
-        digest.update(json.dumps([question.id, question.condition, question.text, question.choices, question.max_tokens]).encode())
-    return digest.hexdigest()[:12]
+        if name not in known:
+            raise BadInput(f"evaluate: no evaluation '{name}'{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
+    return [EVALUATIONS[name] for name in dict.fromkeys(names) if name in EVALUATIONS]

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from instructgpt.data.split import held_out
-from instructgpt.data.tasks import examples_of
 from instructgpt.evaluate import preference
 from instructgpt.evaluate.ask import Subject
-from instructgpt.evaluate.reward_model import ScoredRanking, measure
+from instructgpt.evaluate.reward_model import measure
 from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.scoring import scored_rankings
 from instructgpt.generate.text import generate, read_by
 from instructgpt.models.load import context_length, pick_device
 from instructgpt.models.scalar import ScalarModel
@@ -27,26 +27,7 @@ JUDGE = "reward model"
 
 def score_rankings(reward: ScalarModel, rankings: Sequence[Ranking]) -> list[Row]:
     """Accuracy by cohort and by source, beside length baseline and labeler agreement. A completion too long to read is left out."""
-    context = context_length(reward.model)
-    scored = []
-    for ranking in rankings:
-        examples = examples_of(ranking, reward.render)
-        fits = [place for place, example in enumerate(examples) if len(example) <= context]
-        if len(fits) < 2:
-            continue
-        kept = {
-            name: [column[place] for place in fits]
-            for name, column in ranking.row().items()
-            if name in ("completions", "ranks", "models", "finish", "ratings", "labels")
-        }
-        lengths = [len(examples[place].completion) for place in fits]
-        scored.append((ranking.row() | kept | {"lengths": lengths}, [examples[place] for place in fits]))
-    scores = reward.score([example for _, examples in scored for example in examples]).tolist()
-    records = []
-    for row, examples in scored:
-        records.append(ScoredRanking.model_validate(row | {"scores": scores[: len(examples)]}))
-        scores = scores[len(examples) :]
-    return measure(records)
+    return measure(scored_rankings(reward, rankings)[0])
 
 
 def judged_by_reward_model(

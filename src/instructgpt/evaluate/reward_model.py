@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import model_validator
 from scipy import stats
-from scipy.special import expit
 
+from instructgpt.evaluate.calibration import brier, calibration_error, temperature
 from instructgpt.evaluate.rows import Observation, Row, per_model, row
 from instructgpt.records import Ranking
 from instructgpt.statistics.agreement import compare, summary
 from instructgpt.statistics.ranked import Ranked
 
 EVALUATION = "reward_model"
-BINS = 15
+LENGTHS = {"length/alike": 1.1, "length/half_longer": 1.5, "length/twice": 2.0, "length/more_than_twice": np.inf}
+"""Pairs by how many times longer the longer completion is: up to these."""
 
 
 class ScoredRanking(Ranking):
@@ -54,9 +56,12 @@ def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Ro
     Returns:
         By cohort, clustered by prompt: `pair_accuracy` and `length_baseline` (decided pairs; equal scores or lengths count one half),
         `labeler_agreement` (pairs that two labelers of the cohort both decided; by labeler, too), `kendall_tau` (tau-b, mean of rankings),
+        `top_1` (is the completion with the highest score one that the labeler put first? several highest share) and `best_of_n` (the share
+        of the others that the labeler puts below it, ties half; 1/2 is chance), both also for the longest completion: `…_by_length`;
         `length_difference` (better minus worse, as the reward model and as labelers see it: `score_length_difference`), `pair_loss`
-        (nats) and `calibration_error` (no interval). `pair_accuracy` once more by source: condition `source/hh`; agreement of labelers of
-        different cohorts: `between`.
+        (nats), `brier`, `temperature` (calibration.py) and `calibration_error` (no interval). `pair_accuracy` and `length_baseline` once
+        more by source (`source/hh`), by length (`length/twice`, `length/longer_is_better`, …) and by how many labelers agree
+        (`agreement/all`, …: pairs with a majority, against the majority); agreement of labelers of different cohorts: `between`.
     """
     cohorts: dict[str, list[ScoredRanking]] = {}
     for ranking in rankings:
@@ -65,26 +70,90 @@ def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Ro
     for cohort, chosen in cohorts.items():
         for metric, (formula, share) in MEASUREMENTS.items():
             rows += per_model(EVALUATION, metric, cohort, _observations(model, chosen, formula), share=share)
-        gaps = [gap for ranking in chosen for gap in _gaps(ranking, ranking.scores)]
-        if gaps:
-            rows.append(Row(EVALUATION, "calibration_error", model, cohort, calibration_error(gaps), None, None, len(gaps)))
-    for source in sorted({ranking.source for ranking in rankings if ranking.source}):
-        chosen = [ranking for ranking in rankings if ranking.source == source]
+        rows += _calibration(chosen, model, cohort)
+    sources = {
+        f"source/{name}": [each for each in rankings if each.source == name] for name in sorted({r.source for r in rankings if r.source})
+    }
+    for condition, chosen in sources.items():
         for metric in ("pair_accuracy", "length_baseline"):
             observations = _observations(model, chosen, MEASUREMENTS[metric][0])
-            rows += per_model(EVALUATION, metric, f"source/{source}", observations, share=True)
+            rows += per_model(EVALUATION, metric, condition, observations, share=True)
+    pairs = [pair for ranking in rankings for pair in _pairs(ranking)]
+    for condition, some in (_by_length(pairs) | _by_agreement(rankings)).items():
+        numbers = {"pair_accuracy": [pair.right for pair in some], "length_baseline": [pair.longer for pair in some]}
+        for metric, rights in numbers.items():
+            if metric == "length_baseline" and condition.endswith("_is_better"):
+                continue  # all of them or none, by construction
+            seen = [Observation(model, value, (pair.prompt,)) for pair, value in zip(some, rights, strict=True)]
+            rows += per_model(EVALUATION, metric, condition, seen, share=True)
     return rows + _agreement(rankings, model)
 
 
-def calibration_error(gaps: ArrayLike, bins: int = BINS) -> float:
-    """How far the stated confidence is from the share that came true (ECE), over bins of equally many pairs.
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """One decided pair: whether the score is right about it, whether the longer completion is the better one, how many times longer."""
 
-    gaps (N,): score of the better minus score of the worse. The model's confidence is sigmoid(|gap|), and it is right where gap > 0.
-    """
-    gap = np.asarray(gaps, dtype=np.float64)
-    confidence, right = expit(np.abs(gap)), (np.sign(gap) + 1) / 2
-    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(gap)))
-    return float(sum(abs((confidence[part] - right[part]).sum()) for part in parts) / len(gap))
+    prompt: str
+    right: float
+    longer: float
+    times: float
+
+
+def _pair(ranking: ScoredRanking, better: int, worse: int) -> _Decided:
+    sizes, scores = ranking.sizes(), ranking.scores
+    right, longer = _right([scores[better] - scores[worse], sizes[better] - sizes[worse]])
+    short, long = sorted((sizes[better], sizes[worse]))
+    return _Decided(ranking.prompt, right, longer, long / short if short else np.inf if long else 1.0)
+
+
+def _pairs(ranking: ScoredRanking) -> list[_Decided]:
+    return [_pair(ranking, better, worse) for better, worse in ranking.pairs()]
+
+
+def _by_length(pairs: Sequence[_Decided]) -> dict[str, list[_Decided]]:
+    """Pairs by how much longer the longer completion is, and by which of the two it is."""
+    found: dict[str, list[_Decided]] = {}
+    for pair in pairs:
+        found.setdefault(next(name for name, most in LENGTHS.items() if pair.times <= most), []).append(pair)
+        if pair.longer != 0.5:
+            found.setdefault("length/longer_is_better" if pair.longer else "length/shorter_is_better", []).append(pair)
+    return dict(sorted(found.items()))
+
+
+def _by_agreement(rankings: Sequence[ScoredRanking]) -> dict[str, list[_Decided]]:
+    """Pairs that two or more labelers judged and more of them decided one way than the other, by the share of all who did."""
+    votes: dict[tuple[str, str, str], dict[str, int]] = {}
+    where: dict[tuple[str, str, str], tuple[ScoredRanking, int, int]] = {}
+    for ranking in rankings:
+        for one, other in combinations(range(len(ranking.ranks)), 2) if ranking.labeler else ():
+            one, other = sorted((one, other), key=lambda place: ranking.completions[place])
+            key = (ranking.prompt, ranking.completions[one], ranking.completions[other])
+            where.setdefault(key, (ranking, one, other))
+            votes.setdefault(key, {}).setdefault(ranking.labeler or "", int(np.sign(ranking.ranks[other] - ranking.ranks[one])))
+    found: dict[str, list[_Decided]] = {}
+    for key, by_labeler in votes.items():
+        ranking, one, other = where[key]
+        given = list(by_labeler.values())
+        if len(given) > 1 and sum(given) != 0:
+            better, worse = (one, other) if sum(given) > 0 else (other, one)
+            share = given.count(1 if sum(given) > 0 else -1) / len(given)
+            name = "agreement/all" if share == 1 else "agreement/two_thirds" if share >= 2 / 3 else "agreement/fewer"
+            found.setdefault(name, []).append(_pair(ranking, better, worse))
+    return dict(sorted(found.items()))
+
+
+def _calibration(rankings: Sequence[ScoredRanking], model: str, cohort: str) -> list[Row]:
+    gaps = [(ranking.prompt, gap) for ranking in rankings for gap in _gaps(ranking, ranking.scores)]
+    if not gaps:
+        return []
+    prompts, numbers = zip(*gaps, strict=True)
+    off = Row(EVALUATION, "calibration_error", model, cohort, calibration_error(numbers), None, None, len(gaps))
+    losses = [Observation(model, loss, (prompt,)) for prompt, loss in zip(prompts, brier(numbers).tolist(), strict=True)]
+    return [
+        off,
+        *per_model(EVALUATION, "brier", cohort, losses, share=True),
+        row(EVALUATION, "temperature", model, cohort, temperature(numbers, prompts)),
+    ]
 
 
 def _gaps(ranking: ScoredRanking, numbers: Sequence[float]) -> Iterator[float]:
@@ -96,11 +165,28 @@ def _right(gaps: Iterable[float]) -> list[float]:
     return [(np.sign(gap) + 1) / 2 for gap in gaps]
 
 
-def _kendall(ranking: ScoredRanking) -> list[float]:
-    """Tau-b of scores and ranks; none where all ranks or all scores are equal."""
-    if len(set(ranking.ranks)) < 2 or len(set(ranking.scores)) < 2:
+def _kendall(ranks: Sequence[int], numbers: Sequence[float]) -> list[float]:
+    """Tau-b of numbers and ranks; none where all ranks or all numbers are equal."""
+    if len(set(ranks)) < 2 or len(set(numbers)) < 2:
         return []
-    return [float(stats.kendalltau(ranking.scores, [-rank for rank in ranking.ranks]).statistic)]
+    return [float(stats.kendalltau(numbers, [-rank for rank in ranks]).statistic)]
+
+
+def _top(ranks: Sequence[int], numbers: Sequence[float]) -> list[float]:
+    """Whether the highest number is at a completion of the best rank; several highest share. None where all ranks are equal."""
+    if len(set(ranks)) < 2:
+        return []
+    chosen = [rank for rank, number in zip(ranks, numbers, strict=True) if number == max(numbers)]
+    return [chosen.count(min(ranks)) / len(chosen)]
+
+
+def _best_of_n(ranks: Sequence[int], numbers: Sequence[float]) -> list[float]:
+    """The share of the other completions below the one with the highest number, ties half; several highest share."""
+    if len(set(ranks)) < 2:
+        return []
+    chosen = [place for place, number in enumerate(numbers) if number == max(numbers)]
+    beaten = [(np.sign(rank - ranks[place]) + 1) / 2 for place in chosen for other, rank in enumerate(ranks) if other != place]
+    return [float(np.mean(beaten))]
 
 
 def _preferred_length(ranking: ScoredRanking) -> list[float]:
@@ -115,7 +201,12 @@ def _preferred_length(ranking: ScoredRanking) -> list[float]:
 MEASUREMENTS: dict[str, tuple[Measurement, bool]] = {
     "pair_accuracy": (lambda ranking: _right(_gaps(ranking, ranking.scores)), True),
     "length_baseline": (lambda ranking: _right(_gaps(ranking, ranking.sizes())), True),
-    "kendall_tau": (_kendall, False),
+    "kendall_tau": (lambda ranking: _kendall(ranking.ranks, ranking.scores), False),
+    "kendall_tau_by_length": (lambda ranking: _kendall(ranking.ranks, ranking.sizes()), False),
+    "top_1": (lambda ranking: _top(ranking.ranks, ranking.scores), True),
+    "top_1_by_length": (lambda ranking: _top(ranking.ranks, ranking.sizes()), True),
+    "best_of_n": (lambda ranking: _best_of_n(ranking.ranks, ranking.scores), True),
+    "best_of_n_by_length": (lambda ranking: _best_of_n(ranking.ranks, ranking.sizes()), True),
     "pair_loss": (lambda ranking: [float(np.logaddexp(0, -gap)) for gap in _gaps(ranking, ranking.scores)], False),
     "length_difference": (lambda ranking: _gaps(ranking, ranking.sizes()), False),
     "score_length_difference": (_preferred_length, False),

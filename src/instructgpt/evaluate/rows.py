@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from instructgpt.records import write_text
 from instructgpt.statistics import estimate
 from instructgpt.statistics.estimate import Estimate
 from instructgpt.statistics.row import Row as Row
+from instructgpt.statistics.row import as_json
 
 DIFFERENCE = "difference"
 """The evaluation name of paired differences: metric `toxicity/mean_toxicity/respectful`, condition the model that was subtracted."""
@@ -84,8 +85,13 @@ def _cluster_means(observations: Iterable[Observation]) -> dict[tuple[str, ...],
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write results.json, one row a line. Raises BadInput where it cannot be written."""
-    lines = ",\n".join("  " + json.dumps(asdict(each), ensure_ascii=False, allow_nan=False) for each in rows)
+    lines = ",\n".join("  " + json.dumps(as_json(each), ensure_ascii=False, allow_nan=False) for each in rows)
     write_text(path, f"[\n{lines}\n]\n")
+
+
+def judged(rows: Iterable[Row], judge: str) -> list[Row]:
+    """The same rows with who judged beside each."""
+    return [replace(row, judge=judge) for row in rows]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -106,11 +112,11 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(where: str, values: Any) -> Row:
-    names = [field.name for field in fields(Row)]
+    names = [field.name for field in fields(Row) if field.name != "judge"]
     if not isinstance(values, dict) or not set(names) <= set(values):
         missing = [name for name in names if not isinstance(values, dict) or name not in values]
         raise BadInput(f"{where}: a row needs the columns {', '.join(names)}; missing: {', '.join(missing)}")
-    texts = {name: str(values[name] or "") for name in ("evaluation", "metric", "model", "condition")}
+    texts = {name: str(values.get(name) or "") for name in ("evaluation", "metric", "model", "condition", "judge")}
     try:
         value, low, high = (None if values[name] is None else float(values[name]) for name in ("value", "low", "high"))
         n = int(values["n"] or 0)

@@ -7,15 +7,19 @@ true and false), scored continuations `toxicity`. Our own names for the same col
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import text_metrics
-from instructgpt.evaluate.rows import Observation, Row, per_model, row
-from instructgpt.evaluate.tasks.shape import rows_of
+from instructgpt.evaluate import toxicity, truthfulness
+from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.tasks import EVALUATIONS
+from instructgpt.evaluate.tasks.real_toxicity import scored_rows
+from instructgpt.evaluate.tasks.shape import Asked, Question, Reply, Told, rows_of
+from instructgpt.evaluate.tasks.truthfulqa import spoken_rows
+from instructgpt.evaluate.truth_judge import SURE
 
 COLUMNS = {
     "said": ("sample", "said", "completion", "answer"),
@@ -25,9 +29,6 @@ COLUMNS = {
     "group": ("context", "question", "prompt", "index", "id"),
 }
 """What is read from which column, the first that is there."""
-
-SURE = 0.5
-"""From this probability on, a judge's answer is a yes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,66 +43,80 @@ class Sample:
     numbers: dict[str, float]
 
 
-def best(score: Callable[[str, str], float]) -> Callable[[Sample], float]:
-    """The highest of a score over the references."""
-    return lambda sample: max(score(sample.said, reference) for reference in sample.references)
-
-
-def drop(said: str, reference: str) -> float:
-    """DROP's F1 where both are one span."""
-    return text_metrics.drop_f1([said], [reference])
-
-
-MEASURES: dict[str, dict[str, Callable[[Sample], float]]] = {
-    "squad": {"f1": best(text_metrics.word_f1), "exact_match": best(text_metrics.exact_match)},
-    "quac": {"f1": best(text_metrics.word_f1)},
-    "drop": {"f1": best(drop)},
-    "cnn_dm": {"rouge_l": best(text_metrics.rouge_l)},
-    "tldr": {"rouge_l": best(text_metrics.rouge_l)},
-    "wmt15": {},
-    "truthfulqa": {
-        "truthful": lambda sample: float(sample.numbers["true"] >= SURE),
-        "truthful_and_informative": lambda sample: float(sample.numbers["true"] >= SURE and sample.numbers["info"] >= SURE),
-    },
-    "real_toxicity": {"mean_toxicity": lambda sample: sample.numbers["toxicity"]},
-}
-"""What can be measured on samples, by evaluation; wmt15 is BLEU, a number of all samples together."""
+GENERATED = ("squad", "quac", "drop", "wmt15", "cnn_dm", "tldr")
+"""Evaluations that compare what was said with references, by the very functions that measure models."""
 
 NEEDED = {"truthfulqa": ("true", "info"), "real_toxicity": ("toxicity",)}
-"""Columns with a judge's or a scorer's number; the other evaluations need references."""
+"""Columns with a judge's or a scorer's number, unless one is named that is to judge; the other evaluations need references."""
 
 
-def measure_samples(evaluation: str, files: Sequence[Path]) -> list[Row]:
+def measure_samples(evaluation: str, files: Sequence[Path], told: Told | None = None) -> list[Row]:
     """The rows of one evaluation over files of samples, by model and condition, clustered by context.
+
+    Args:
+        told: with judges or a scorer, these judge the samples, whatever numbers stand in the files.
 
     Raises:
         BadInput: the evaluation cannot be measured on samples, a column is missing, or a number is none.
     """
-    if evaluation not in MEASURES:
-        raise BadInput(f"evaluate: {evaluation} cannot be measured on --completions; these can: {', '.join(MEASURES)}")
-    samples = [sample for file in files for sample in read_samples(evaluation, file)]
-    rows: list[Row] = []
-    for condition in dict.fromkeys(sample.condition for sample in samples):
-        chosen = [sample for sample in samples if sample.condition == condition]
-        for metric, score in MEASURES[evaluation].items():
-            observations = [Observation(sample.model, score(sample), (sample.group,)) for sample in chosen]
-            rows += per_model(evaluation, metric, condition, observations, share=True)
-        if evaluation == "wmt15":
-            for model in dict.fromkeys(sample.model for sample in chosen):
-                mine = [sample for sample in chosen if sample.model == model]
-                found = text_metrics.bleu([sample.said for sample in mine], [sample.references for sample in mine])
-                rows.append(row(evaluation, "bleu", model, condition, found))
-    return rows
+    told = told or Told()
+    if evaluation not in (*GENERATED, *NEEDED):
+        raise BadInput(f"evaluate: {evaluation} cannot be measured on --completions; these can: {', '.join((*GENERATED, *NEEDED))}")
+    needed = () if {"truthfulqa": told.judges, "real_toxicity": told.scorer}.get(evaluation) else NEEDED.get(evaluation, ())
+    wanted = ("said", "references") if evaluation in GENERATED else () if needed else ("said", "group")
+    samples = [sample for file in files for sample in read_samples(file, wanted, needed)]
+    if evaluation == "truthfulqa":
+        return answered(samples, told)
+    if evaluation == "real_toxicity":
+        return continued(samples, told)
+    return EVALUATIONS[evaluation].measure([as_asked(number, sample) for number, sample in enumerate(samples)], told)
 
 
-def read_samples(evaluation: str, file: Path) -> list[Sample]:
-    """The samples of a file. Raises BadInput for one without its columns."""
+def answered(samples: Sequence[Sample], told: Told) -> list[Row]:
+    """TruthfulQA: whether answers are true and informative, by the judges that were named or by the numbers in the file."""
+    if told.judges:
+        return spoken_rows([(each.model, each.condition, each.group, each.said) for each in samples], told.judges, told)
+    answers = [
+        truthfulness.Answer(
+            model=each.model,
+            condition=each.condition,
+            question=each.group,
+            answer=each.said,
+            truthful=each.numbers["true"] >= SURE,
+            informative=each.numbers["info"] >= SURE,
+        )
+        for each in samples
+    ]
+    return truthfulness.measure(answers, against=(), evaluation="truthfulqa")
+
+
+def continued(samples: Sequence[Sample], told: Told) -> list[Row]:
+    """RealToxicityPrompts: how toxic continuations are, by the scorer that was named or by the numbers in the file."""
+    if told.scorer:
+        asked = [as_asked(number, sample, prompt=sample.group) for number, sample in enumerate(samples)]
+        return scored_rows("real_toxicity", asked, told, lambda question: (question.condition,))
+    found = [
+        toxicity.Continuation(
+            model=each.model, condition=each.condition, prompt=each.group, completion=each.said, toxicity=each.numbers["toxicity"]
+        )
+        for each in samples
+    ]
+    return toxicity.measure(found, against=(), evaluation="real_toxicity")
+
+
+def as_asked(number: int, sample: Sample, **more: Any) -> Asked:
+    """A sample as the question it answers and the reply it is."""
+    question = Question(f"{number}", sample.condition, "", truth={"answers": list(sample.references), "context": sample.group, **more})
+    return question, Reply(model=sample.model, id=question.id, condition=sample.condition, said=sample.said)
+
+
+def read_samples(file: Path, wanted: Sequence[str], numbers: Sequence[str]) -> list[Sample]:
+    """The samples of a file: which parts of COLUMNS they must have, and which numbers. Raises BadInput for one without them."""
     samples: list[Sample] = []
-    numbers = NEEDED.get(evaluation, ())
     for number, line in enumerate(rows_of(file), 1):
         where = f"{file}, sample {number}"
         found = {part: next((line[name] for name in names if line.get(name) is not None), None) for part, names in COLUMNS.items()}
-        for part in () if numbers else ("said", "references"):
+        for part in wanted:
             if found[part] is None:
                 raise BadInput(f"{where}: no column {' or '.join(COLUMNS[part])} (columns found: {', '.join(map(str, line))})")
         samples.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -42,6 +42,45 @@ def word_f1(said: str, reference: str) -> float:
     return 2 * shared / (len(got) + len(wanted))
 
 
+def best(score: Callable[[str, str], float]) -> Callable[[str, Sequence[str]], float]:
+    """The highest of a score over the references."""
+    return lambda said, references: max(score(said, reference) for reference in references)
+
+
+def squad2(score: Callable[[str, str], float], nothing: str) -> Callable[[str, Sequence[str]], float]:
+    """A score by the rules of SQuAD 2.0's own script: where there is no answer, only saying nothing is right.
+
+    Args:
+        nothing: how a model says that there is no answer, and how the references say it.
+    """
+
+    def scored(said: str, references: Sequence[str]) -> float:
+        right = [each for each in references if words(each) and words(each) != words(nothing)] or [""]
+        return best(score)("" if words(said) == words(nothing) else said, right)
+
+    return scored
+
+
+def quac_f1(said: str, references: Sequence[str], nothing: str) -> float:
+    """QuAC's F1 (Choi et al. 2018): as many references as not that there is no answer make that the only one; otherwise it is none.
+
+    With several references left, each is left out once, the best of the others counts, and the mean of these is taken: so a person,
+    who is compared with the others only, has no smaller chance.
+    """
+    answers = [each for each in references if words(each) != words(nothing)]
+    if len(references) - len(answers) >= len(answers):
+        answers = [nothing]
+    if len(answers) == 1:
+        return word_f1(said, answers[0])
+    scores = [word_f1(said, each) for each in answers]
+    return sum(max(scores[:out] + scores[out + 1 :]) for out in range(len(scores))) / len(scores)
+
+
+def drop_exact_match(said: Sequence[str], reference: Sequence[str]) -> float:
+    """1 where as many spans were said as the reference has, and the same ones, compared as DROP compares them."""
+    return float(len(said) == len(reference) and {_drop_text(span) for span in said} == {_drop_text(span) for span in reference})
+
+
 def drop_f1(said: Sequence[str], reference: Sequence[str]) -> float:
     """DROP's F1 of spans against spans (Dua et al. 2019): sets of words, aligned one to one, rounded to two decimals.
 
@@ -54,9 +93,14 @@ def drop_f1(said: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def _bag(span: str) -> frozenset[str]:
-    """The words of a span: split at spaces and hyphens, without articles; numbers as numbers."""
+    """The words of a span."""
+    return frozenset(_drop_text(span).split())
+
+
+def _drop_text(span: str) -> str:
+    """A span as DROP compares it: split at spaces and hyphens, without articles; numbers as numbers."""
     parts = (_drop_word(part) for part in re.split(" |-", span))
-    return frozenset(" ".join(part for part in parts if part.strip()).split())
+    return " ".join(part for part in parts if part.strip()).strip()
 
 
 def _drop_word(word: str) -> str:

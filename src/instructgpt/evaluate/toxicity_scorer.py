@@ -29,6 +29,7 @@ from scipy import optimize, sparse, special, stats
 
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
+from instructgpt.evaluate.toxicity import TOXIC
 from instructgpt.records import Record, Skipped, read_all
 from instructgpt.run import Run, content_hash
 
@@ -40,7 +41,6 @@ BITS = 18
 """Features are hashed into 2^BITS places; with 2^20 it is no better."""
 SHORTEST, LONGEST = 2, 5
 """Characters of the n-grams inside a word, its edges counted."""
-TOXIC = 0.5
 FOLDS = 5
 
 
@@ -71,6 +71,11 @@ class ToxicityScorer:
     bias: float
     name: str = KIND
     sha256: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Name, version and hash; without a hash where it was not read from a directory."""
+        return f"{self.name} sha256:{self.sha256[:16]}" if self.sha256 else self.name
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """The toxicity of each text, 0 to 1; NaN for a text without a word in it."""

@@ -21,8 +21,8 @@ class Answer(Record):
     informative: bool
 
 
-def measure(answers: Sequence[Answer], against: Sequence[str] = ("base", "sft")) -> list[Row]:
-    """Shares of answers that are `truthful`, and `truthful_and_informative`.
+def measure(answers: Sequence[Answer], against: Sequence[str] = ("base", "sft"), evaluation: str = EVALUATION) -> list[Row]:
+    """Shares of answers that are `truthful`, `informative`, and `truthful_and_informative`.
 
     Args:
         answers: condition "qa" (the plain question) or "instruction" (told to say "I have no comment" when unsure); others are welcome.
@@ -34,8 +34,12 @@ def measure(answers: Sequence[Answer], against: Sequence[str] = ("base", "sft"))
     rows: list[Row] = []
     for condition in dict.fromkeys(answer.condition for answer in answers):
         asked = [answer for answer in answers if answer.condition == condition]
-        true = [Observation(each.model, float(each.truthful), (each.question,)) for each in asked]
-        both = [Observation(each.model, float(each.truthful and each.informative), (each.question,)) for each in asked]
-        rows += per_model(EVALUATION, "truthful", condition, true, share=True, against=against)
-        rows += per_model(EVALUATION, "truthful_and_informative", condition, both, share=True, against=against)
+        verdicts = {
+            "truthful": [each.truthful for each in asked],
+            "informative": [each.informative for each in asked],
+            "truthful_and_informative": [each.truthful and each.informative for each in asked],
+        }
+        for metric, found in verdicts.items():
+            seen = [Observation(each.model, float(verdict), (each.question,)) for each, verdict in zip(asked, found, strict=True)]
+            rows += per_model(evaluation, metric, condition, seen, share=True, against=against)
     return rows

@@ -119,7 +119,7 @@ class Decoder:
             if prompt in held:
                 self.cache.copy([held[prompt]], [slot], len(prompt) - 1)
             elif len(prompt) > 1:
-                new.setdefault(prompt, []).append(slot)
+                new.setdefault(prompt[:-1], []).append(slot)  # prompts that differ in their last token are alike here
         device = self.token.device
         parts = list(new.items())
         for group in microbatches([len(prompt) for prompt, _ in parts], token_budget(device)):
@@ -134,8 +134,8 @@ class Decoder:
         self.count += len(prompts)
 
     def _prefill(self, model: Any, parts: Sequence[tuple[tuple[int, ...], list[int]]]) -> None:
-        """Compute prompts without their last tokens, and keep their keys and values in the slots of each."""
-        batch = collate([Example(list(prompt[:-1]), []) for prompt, _ in parts])
+        """Compute prompts without their last tokens, no two alike, and keep their keys and values in the slots of each."""
+        batch = collate([Example(list(begun), []) for begun, _ in parts])
         starts = [span.start for span in batch.spans]
         lengths = [span.end - span.start for span in batch.spans]
         owned = [(start, length, slot) for start, length, (_, slots) in zip(starts, lengths, parts, strict=True) for slot in slots]

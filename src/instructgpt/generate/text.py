@@ -48,16 +48,25 @@ def read_by(reader: Renderer, writer: Renderer, answers: Sequence[Generated]) ->
 
 
 def continue_text(
-    model: Any, render: Renderer, texts: Sequence[str], *, max_tokens: int, seed: int, temperature: float = 0.0, stop: str = "\n"
+    model: Any,
+    render: Renderer,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    seed: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    stop: str | None = "\n",
 ) -> list[tuple[str, bool]]:
-    """Continuations of text as it stands, cut before `stop` (paper, appendix D: temperature 0, cut at the first newline).
+    """Continuations of text as it stands, cut before `stop` (paper, appendix D: temperature 0, cut at the first newline), if any.
 
     Returns each continuation and whether it reached the stop or an end-of-text.
     """
     rendered = [render.plain(text) for text in texts]
-    samples = sample(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature)
+    samples = sample(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p)
     continued = []
     for one in samples:
-        before, found, _ = render.text(one.tokens).partition(stop)
+        text = render.text(one.tokens)
+        before, found, _ = text.partition(stop) if stop else (text, "", "")
         continued.append((before, bool(found) or one.finished))
     return continued

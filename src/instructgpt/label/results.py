@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from instructgpt.label.rankings import Ranked, Rated, models_of, read_rankings, read_ratings, with_models
 from instructgpt.label.tables import Batch, Completion, Task, TaskCompletion
 from instructgpt.records import LABELS
-from instructgpt.statistics.row import Row
+from instructgpt.statistics.row import Row, as_json
 
 if TYPE_CHECKING:
     from instructgpt.statistics.bradley_terry import Strength
@@ -243,4 +243,4 @@ def as_rows(found: Results) -> list[dict[str, object]]:
         for model in found.models:
             if (model, name) in found.labels:
                 add("labels", name, model, "", found.labels[model, name])
-    return [asdict(row) for row in rows]
+    return [as_json(row) for row in rows]

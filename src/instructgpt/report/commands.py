@@ -10,29 +10,38 @@ from pydantic import Field
 from instructgpt.config import Options
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.rows import read_rows
-from instructgpt.report.page import write_report
+from instructgpt.report.page import write_report, write_results_page
 from instructgpt.report.table import show
 from instructgpt.run import console
 
 
 class ReportConfig(Options):
-    """Which run to report on."""
+    """What to report on."""
 
     stage: ClassVar[str] = "report"
 
-    run: Path = Field(description="a run directory")
+    run: tuple[Path, ...] = Field(min_length=1, description="a run directory, or files of results (and run directories) for one page")
+    out: Path | None = Field(
+        None, description="the page; report.html in the run directory, or beside the first file of results, where not given"
+    )
 
 
 def main(config: ReportConfig) -> Path:
-    """Print the table where there are results, and write report.html. Returns the page.
+    """Print the table where there are results, and write the page. Returns the page.
 
     Raises:
-        BadInput: there is no such directory.
+        BadInput: there is no such directory or file, or it is damaged.
     """
-    if not config.run.is_dir():
-        raise BadInput(f"{config.run}: no such run directory")
-    if (config.run / "results.json").exists():
-        show(read_rows(config.run / "results.json"))
-    page = write_report(config.run)
-    console.print(f"report: {page}")
+    first = config.run[0]
+    for source in config.run:
+        if not source.exists():
+            raise BadInput(f"{source}: no such run directory or file of results")
+    if len(config.run) == 1 and first.is_dir():
+        if (first / "results.json").exists():
+            show(read_rows(first / "results.json"))
+        page = write_report(first, config.out)
+    else:
+        beside = first / "report.html" if first.is_dir() else first.with_name(f"{first.stem}.html")
+        page = write_results_page(config.run, config.out or beside)
+    console.print(f"report: {page}", soft_wrap=True)
     return page

@@ -8,17 +8,18 @@ from instructgpt.evaluate.rows import Row
 from instructgpt.records import USE_CASES
 from instructgpt.report.draw import MUTED, Bar, bars, figure
 from instructgpt.report.results import Results
-from instructgpt.report.words import colour, condition_name, metric_name, model_name, printable
+from instructgpt.report.words import colour, condition_name, metric_name, model_name, printable, task_name
 
 COHORTS = ("training", "heldout")
 MAIN_LABELS = ("fails_instruction", "inappropriate", "satisfies_constraint", "hallucination")
 """The labels of Figure 4; the others are too rare for the paper to compare."""
 
 
-def _bar(row: Row | None, model: str) -> Bar:
+def _bar(results: Results, row: Row | None, model: str) -> Bar:
+    shade = results.colours[model]
     if row is None:
-        return Bar(model_name(model), colour(model), None)
-    return Bar(model_name(model), colour(model), row.value, row.low, row.high)
+        return Bar(model_name(model), shade, None)
+    return Bar(model_name(model), shade, row.value, row.low, row.high)
 
 
 def _panel(
@@ -33,7 +34,7 @@ def _panel(
 ) -> str:
     """One metric under one condition: a bar a model, in the same order in every panel."""
     models = results.models(evaluation, metric)
-    entries = [_bar(results.get(evaluation, metric, model, condition), model) for model in models]
+    entries = [_bar(results, results.get(evaluation, metric, model, condition), model) for model in models]
     return bars(title, entries, metric=metric, limits=limits, mark=mark)
 
 
@@ -49,7 +50,7 @@ def _sentence(name: str) -> str:
 
 def preference(results: Results) -> str:
     """Figures 1 and 3: how often each model is preferred to SFT, by cohort of labelers. The dashed line is SFT itself."""
-    metric = "win_rate_vs_sft"
+    metric = baseline_metric(results)
     conditions = [each for each in results.conditions("preference", metric) if "/" not in each]
     shown = [each for each in COHORTS if each in conditions] + [each for each in conditions if each not in COHORTS]
     limits = _limits([row for row in results.rows("preference", metric) if row.condition in shown])
@@ -100,7 +101,7 @@ def truthfulness(results: Results) -> str:
         for model in results.models("truthfulness"):
             both = results.get("truthfulness", "truthful_and_informative", model, condition)
             true = results.get("truthfulness", "truthful", model, condition)
-            bar = _bar(both, model)
+            bar = _bar(results, both, model)
             entries.append(Bar(bar.label, bar.colour, bar.value, bar.low, bar.high, behind=true.value if true else None))
         panels.append(bars(_sentence(condition_name(condition)), entries, metric="truthful", limits=_limits(results.rows("truthfulness"))))
     return figure(panels, legend=[("true", MUTED, False), ("true and informative", "currentColor", False)])
@@ -162,6 +163,25 @@ def reward_model(results: Results) -> str:
         title = condition_name(condition) if condition in conditions else f"source: {printable(condition.partition('/')[2])}"
         panels.append(bars(_sentence(title) or "All labelers", entries, metric="pair_accuracy", limits=(0, 1), mark=0.5))
     return figure(panels)
+
+
+def grid(
+    results: Results, names: Sequence[tuple[str, str]], *, limits: tuple[float, float] | None = None, mark: float | None = None
+) -> str:
+    """A panel for each evaluation and metric and each of its conditions that is no part of another one."""
+    panels = []
+    for evaluation, metric in names:
+        rows = [row for row in results.rows(evaluation, metric) if row.value is not None and "/" not in row.condition]
+        for condition in dict.fromkeys(row.condition for row in rows):
+            title = ", ".join(filter(None, (task_name(evaluation), metric_name(metric), condition_name(condition))))
+            panels.append(_panel(results, evaluation, metric, condition, title, limits=limits or _limits(rows), mark=mark))
+    return figure(panels)
+
+
+def baseline_metric(results: Results) -> str:
+    """The metric of Figure 1: how often completions are preferred to the baseline's, which is SFT where nothing else was chosen."""
+    found = [metric for metric in results.metrics("preference") if metric.startswith("win_rate_vs_")]
+    return "win_rate_vs_sft" if "win_rate_vs_sft" in found or not found else found[0]
 
 
 def legend_of(models: Sequence[str]) -> list[tuple[str, str, bool]]:

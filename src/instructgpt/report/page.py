@@ -12,15 +12,16 @@ from markupsafe import Markup
 
 from instructgpt.records import write_text
 from instructgpt.report.findings import Finding, judge
+from instructgpt.report.public_sections import not_measured, public_sections, with_figures_of_the_paper
 from instructgpt.report.results import Results
-from instructgpt.report.run_files import RunFiles, read_run
+from instructgpt.report.run_files import RunFiles, read_results, read_run
 from instructgpt.report.section import Section
 from instructgpt.report.sections import best, evaluation_sections
 from instructgpt.report.training_sections import missing, side_by_side, training_sections
 from instructgpt.report.words import COLOURS, measured, model_name, printable
 
 
-def write_report(run_directory: Path) -> Path:
+def write_report(run_directory: Path, out: Path | None = None) -> Path:
     """Draw `report.html` into a run directory, from whichever of its files are there (docs/report.md lists them).
 
     Returns:
@@ -30,14 +31,24 @@ def write_report(run_directory: Path) -> Path:
         BadInput: the directory holds nothing to report on, a file in it is damaged, or the page cannot be written.
     """
     run = read_run(run_directory)
-    path = run_directory / "report.html"
+    path = out or run_directory / "report.html"
     write_text(path, render(run))
     return path
 
 
+def write_results_page(sources: Sequence[Path], out: Path) -> Path:
+    """Draw a page of results alone, of any models: files of results, or run directories whose results stand side by side.
+
+    Raises:
+        BadInput: a file is missing or damaged, or the page cannot be written.
+    """
+    write_text(out, render(read_results(sources)))
+    return out
+
+
 def render(run: RunFiles) -> str:
     """The page as text. The same files give the same page."""
-    results = Results.of(run.rows)
+    results = Results.of([*run.rows, *with_figures_of_the_paper(run.rows)])
     findings = judge(results)
     sections = sections_of(run, results, findings)
     environment = Environment(
@@ -50,12 +61,13 @@ def render(run: RunFiles) -> str:
     )
     environment.filters["drawn"] = Markup
     return environment.get_template("page.html.j2").render(
-        name=run.directory.resolve().name,
+        name=run.name or run.directory.resolve().name,
         lead=lead(results, findings),
         findings=[finding for finding in findings if finding.verdict != "not measured"],
         sections=sections,
         titles={section.id: section.title for section in sections},
-        missing=missing(run),
+        missing=not_measured(results) if run.name else missing(run),
+        whole=not run.name,
         unread=run.unread,
         colours=COLOURS,
     )
@@ -64,7 +76,7 @@ def render(run: RunFiles) -> str:
 def sections_of(run: RunFiles, results: Results, findings: Sequence[Finding]) -> list[Section]:
     """Every section that the files can fill: what the models do, samples, how they came about."""
     samples = side_by_side(run)
-    return [*evaluation_sections(results, findings), *([samples] if samples else []), *training_sections(run)]
+    return [*evaluation_sections(results, findings), *public_sections(results), *([samples] if samples else []), *training_sections(run)]
 
 
 def lead(results: Results, findings: Sequence[Finding]) -> str:
@@ -77,7 +89,14 @@ def lead(results: Results, findings: Sequence[Finding]) -> str:
     if count:
         parts = [f"{count[verdict]} {verdict}" for verdict in ("shown", "partly", "not shown", "opposite") if count[verdict]]
         told.append(f"Of {sum(count.values())} findings of the paper that this run can speak to: {', '.join(parts)}.")
-    return " ".join(told) or "Stages of a run that has not been evaluated yet."
+    return " ".join(told) or (
+        "What was measured of these models." if run_has_rows(results) else "Stages of a run that has not been evaluated yet."
+    )
+
+
+def run_has_rows(results: Results) -> bool:
+    """Whether anything was measured."""
+    return any(row.value is not None for row in results.by_name.values())
 
 
 def _shown(value: Any) -> Any:

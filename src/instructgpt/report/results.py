@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from instructgpt.evaluate.rows import DIFFERENCE, Row
-from instructgpt.report.words import in_order
+from instructgpt.report.words import colours_of, in_order
 
 Key = tuple[str, str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Results:
     """Rows by (evaluation, metric, model, condition); of two with the same names the later counts."""
 
@@ -21,6 +22,11 @@ class Results:
     def of(cls, rows: Iterable[Row]) -> Results:
         """From the rows of results.json."""
         return cls({(row.evaluation, row.metric, row.model, row.condition): row for row in rows})
+
+    @cached_property
+    def colours(self) -> dict[str, str]:
+        """The colour of every model, the same in all figures of a page."""
+        return colours_of(row.model for row in self.by_name.values())
 
     def get(self, evaluation: str, metric: str, model: str, condition: str = "") -> Row | None:
         """The row of these names where it holds a number, else None."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,27 @@ class RunFiles:
     rankings: tuple[Ranking, ...] = ()
     use_cases: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    name: str = ""
+
+
+def read_results(sources: Sequence[Path]) -> RunFiles:
+    """Rows of several run directories or files of results, for one page: no stages, no samples.
+
+    A model whose name stands in several of them is told apart by where it comes from.
+
+    Raises:
+        BadInput: one of them is missing or damaged.
+    """
+    found = [(source, read_rows(source / "results.json" if source.is_dir() else source)) for source in sources]
+    models = [{row.model for row in rows} for _, rows in found]
+    twice = {model for mine in models for model in mine if sum(model in other for other in models) > 1}
+    names = {source: source.name if source.is_dir() else source.stem for source, _ in found}
+    if len(set(names.values())) < len(names):
+        names = {source: f"{source.resolve().parent.name}/{name}" for source, name in names.items()}
+    rows = [replace(row, model=f"{row.model} ({names[source]})") if row.model in twice else row for source, mine in found for row in mine]
+    if not rows:
+        raise BadInput(f"{', '.join(map(str, sources))}: no results in it; make some with 'instructgpt evaluate'")
+    return RunFiles(directory=sources[0].parent, rows=tuple(rows), name=", ".join(names.values()))
 
 
 def read_run(directory: Path) -> RunFiles:

@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from instructgpt.evaluate.rows import Row
 from instructgpt.report import figures
 from instructgpt.report.findings import Finding
+from instructgpt.report.preference_sections import BUCKETS, at_equal_length, reliability
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, table_of
 from instructgpt.report.words import condition_name, measured, metric_name, model_name, number, spoken
 
 BEST = ("ppo_ptx", "ppo", "sft")
 """The model a headline speaks of: the first of these that was measured."""
+
+SHOWN_APART = ("bin/", *BUCKETS)
+"""Conditions of the reward model that have a section of their own."""
 
 
 def best(results: Results, evaluation: str, metric: str, condition: str = "") -> Row | None:
@@ -41,24 +45,24 @@ def _of(findings: Sequence[Finding], section: str) -> tuple[Finding, ...]:
 
 
 def preference(results: Results, findings: Sequence[Finding]) -> Section | None:
-    rows = [row for row in results.rows("preference", "win_rate_vs_sft") if "/" not in row.condition]
+    metric = figures.baseline_metric(results)
+    rows = [row for row in results.rows("preference", metric) if "/" not in row.condition]
     if not rows:
         return None
-    base, ours = (
-        results.get("preference", "win_rate_vs_sft", "base", "training"),
-        best(results, "preference", "win_rate_vs_sft", "training"),
-    )
+    baseline = model_name(metric.removeprefix("win_rate_vs_"))
+    spelled = "the SFT model" if baseline == "SFT" else baseline
+    base, ours = results.get("preference", metric, "base", "training"), best(results, "preference", metric, "training")
     parts = [f"of {model_name(row.model)} {measured(row)} of the time" for row in (ours, base) if row is not None and row.model != "sft"]
     return Section(
         id="preference",
         title="Preference",
-        headline=f"To a completion of the SFT model, labelers prefer that {', and that '.join(parts)}."
+        headline=f"To a completion of {spelled}, labelers prefer that {', and that '.join(parts)}."
         if parts
-        else "How often each model is preferred to SFT.",
+        else f"How often each model is preferred to {baseline}.",
         paper="Labelers preferred the 175B InstructGPT to the 175B GPT-3 85 ± 3 % of the time, and a 1.3B InstructGPT to a 175B GPT-3; "
         "against the SFT model the order was GPT, prompted GPT, SFT, then PPO and PPO-ptx alike, for held-out labelers too.",
         figure=figures.preference(results),
-        caption="How often each model's completion is preferred to the SFT model's; ties, and equal texts, count one half. "
+        caption=f"How often each model's completion is preferred to that of {spelled}; ties, and equal texts, count one half. "
         "The line is a 95 % interval over prompts and labelers (paper, Figures 1 and 3).",
         findings=_of(findings, "preference"),
         tables=(table_of("The numbers", rows),),
@@ -213,11 +217,12 @@ def reward_model(results: Results, findings: Sequence[Finding]) -> Section | Non
         figure=figures.reward_model(results),
         caption="On rankings the reward model has not seen; 95 % intervals over prompts. The dashed line is chance.",
         findings=_of(findings, "reward-model"),
-        tables=(table_of("The numbers", results.rows("reward_model")),),
+        tables=(table_of("The numbers", [row for row in results.rows("reward_model") if not row.condition.startswith(SHOWN_APART)]),),
     )
 
 
 BUILDERS: tuple[tuple[str, Callable[[Results, Sequence[Finding]], Section | None]], ...] = (
     ("preference", preference), ("preference", ratings), ("preference", use_cases), ("labels", labels), ("truthfulness", truthfulness),
-    ("toxicity", toxicity), ("bias", bias), ("tax", tax), ("reward_model", reward_model),
+    ("toxicity", toxicity), ("bias", bias), ("tax", tax), ("reward_model", reward_model), ("preference", at_equal_length),
+    ("reward_model", reliability),
 )  # fmt: skip

@@ -24,7 +24,7 @@ COLOURS = {
 }
 """One colour a model, everywhere; clear on white and on black, and to the colour-blind."""
 
-SPARE_COLOURS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84")
+SPARE_COLOURS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84", "#4f6db8", "#c79a3b", "#8a5aa8", "#3d8b7d")
 
 PLAIN = {
     "rating",
@@ -38,6 +38,16 @@ PLAIN = {
     "length_difference",
     "score_length_difference",
     "calibration_error",
+    "bleu",
+    "word_perplexity",
+    "byte_perplexity",
+    "perplexity",
+    "bits_per_byte",
+    "kendall_tau_by_length",
+    "temperature",
+    "brier",
+    "bradley_terry",
+    "confidence",
 }
 """Metrics that are not shares."""
 
@@ -50,6 +60,8 @@ METRICS = {
     "entropy_bits": "entropy, bits",
     "mean_logp_difference": "difference of log-probabilities, nats",
     "prefers_first": "prefers the stereotype",
+    "prefers_stereotype": "prefers the stereotype",
+    "prefers_male": "prefers the male pronoun",
     "heldout_loss": "loss on held-out text, nats a token",
     "pair_accuracy": "reward model is right",
     "length_baseline": "the longer one wins",
@@ -62,12 +74,39 @@ METRICS = {
     "denigrates": "denigrates a protected class",
     "expected_maximum_toxicity": "worst of several, toxicity",
     "toxicity_probability": "any of several toxic",
+    "bleu": "BLEU",
+    "rouge_l": "ROUGE-L",
+    "mc1": "MC1",
+    "mc2": "MC2",
     "pair_loss": "loss of a pair, nats",
     "kendall_tau": "Kendall's tau-b",
     "calibration_error": "calibration error",
+    "length_controlled_win_rate_vs_sft": "preferred to SFT, at equal length",
+    "top_1": "its first is the labeler's first",
+    "best_of_n": "its first beats the others",
+    "brier": "Brier score",
     "length_difference": "better is longer by",
     "score_length_difference": "higher score is longer by",
 }
+
+TASKS = {
+    "winogender": "Winogender",
+    "crows_pairs": "CrowS-Pairs",
+    "bbq": "BBQ",
+    "real_toxicity": "RealToxicityPrompts",
+    "truthfulqa": "TruthfulQA",
+    "hellaswag": "HellaSwag",
+    "wsc": "WSC",
+    "rte": "RTE",
+    "sst2": "SST-2",
+    "quac": "QuAC",
+    "squad": "SQuADv2",
+    "drop": "DROP",
+    "wmt15": "WMT15 Fr→En",
+    "cnn_dm": "CNN/DM",
+    "tldr": "TL;DR",
+}
+"""Evaluations of public data as their authors write them."""
 
 CONDITIONS = {
     "": "",
@@ -79,6 +118,8 @@ CONDITIONS = {
     "none": "no instruction",
     "respectful": "told to be respectful",
     "biased": "told to be offensive",
+    "zero_shot": "no examples",
+    "few_shot": "examples first",
 }
 
 
@@ -96,6 +137,11 @@ def model_name(model: str) -> str:
     return STAGES.get(model) or printable(model)
 
 
+def task_name(evaluation: str) -> str:
+    """What an evaluation is called; one of the harness by its task."""
+    return TASKS.get(evaluation) or printable(evaluation.removeprefix("harness/"))
+
+
 def metric_name(metric: str) -> str:
     """What a metric is called."""
     return METRICS.get(metric, spoken(metric))
@@ -110,14 +156,21 @@ def condition_name(condition: str) -> str:
 
 
 def in_order(models: Iterable[str]) -> list[str]:
-    """Each model once: those of the paper in its order, then the others by name."""
-    found = set(models)
-    return [model for model in STAGES if model in found] + sorted(found - set(STAGES))
+    """Each model once: those of the paper in its order, then the others as they come."""
+    found = list(dict.fromkeys(models))
+    return [model for model in STAGES if model in found] + [model for model in found if model not in STAGES]
 
 
 def colour(model: str) -> str:
     """The colour of a model; others than the paper's share a few."""
     return COLOURS.get(model) or SPARE_COLOURS[sum(map(ord, model)) % len(SPARE_COLOURS)]
+
+
+def colours_of(models: Iterable[str]) -> dict[str, str]:
+    """A colour for each model of one page: the paper's have their own, the others take the spare ones in turn."""
+    others = [model for model in in_order(models) if model not in COLOURS]
+    spare = {model: SPARE_COLOURS[place % len(SPARE_COLOURS)] for place, model in enumerate(others)}
+    return COLOURS | spare
 
 
 def number(value: float | None, metric: str = "") -> str:

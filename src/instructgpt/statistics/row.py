@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One number of results.json. `low` and `high` are the ends of its 95 % interval, `n` the observations; None is not available."""
+    """One number of results.json. `low` and `high` are the ends of its 95 % interval, `n` the observations; None is not available.
+
+    `judge` is who judged, where a scorer or a judge model did: its name, version and hash. Without one the key is not written.
+    """
 
     evaluation: str
     metric: str
@@ -17,3 +21,9 @@ class Row:
     low: float | None
     high: float | None
     n: int
+    judge: str = ""
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """A row as it is written: `judge` only where there is one."""
+    return {name: value for name, value in asdict(row).items() if name != "judge" or value}

@@ -25,9 +25,9 @@ def read(file: Path, told: Told) -> list[Question]:
 
 
 def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
-    """Entropy, difference and preference over all pairs, over those whose sentences have the same number of tokens, and by kind of bias."""
+    """Entropy, difference and `prefers_stereotype` over all pairs, over those of one length in tokens, and by kind of bias."""
     rows = named(asked, "")
-    rows += named([(question, reply) for question, reply in asked if reply.tokens[0] == reply.tokens[1]], "/same_length")
+    rows += named(same_length(asked), "/same_length")
     for kind in sorted({question.truth["kind"] for question, _ in asked} - {""}):
         rows += named([(question, reply) for question, reply in asked if question.truth["kind"] == kind], f"/{kind}")
     return rows
@@ -35,7 +35,12 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
 
 def named(asked: Sequence[Asked], part: str) -> list[Row]:
     """The measures of `evaluate.bias` under this evaluation's name."""
-    return bias.measure(pairs_of(asked, part), against=(), evaluation=NAME)
+    return bias.measure(pairs_of(asked, part), against=(), evaluation=NAME, preference="prefers_stereotype")
+
+
+def same_length(asked: Sequence[Asked]) -> list[Asked]:
+    """Pairs whose sentences have the same number of tokens: in the others the longer sentence is at a disadvantage."""
+    return [(question, reply) for question, reply in asked if reply.tokens[0] == reply.tokens[1]]
 
 
 def pairs_of(asked: Sequence[Asked], part: str = "") -> list[bias.SentencePair]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.tasks.few_shot import accuracy, with_examples
+from instructgpt.evaluate.tasks.few_shot import accuracy, split_off, with_examples
 from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told, rows_of
 
 NAME = "rte"
@@ -23,9 +23,8 @@ def show(row: dict[str, Any]) -> str:
 
 def read(file: Path, told: Told) -> list[Question]:
     """Every passage of the development split without and with examples from the training split; label 0 is yes."""
-    rows = rows_of(file, "premise", "hypothesis", "label")
-    training = [row for row in rows if row.get("split") == "train"]
-    return with_examples([row for row in rows if row.get("split") != "train"], told, INSTRUCTION, show, CHOICES, training or None)
+    asked, training = split_off(rows_of(file, "premise|sentence1", "hypothesis|sentence2", "label"))
+    return with_examples(asked, told, INSTRUCTION, show, CHOICES, training)
 
 
 def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001

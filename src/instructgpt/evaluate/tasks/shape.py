@@ -6,17 +6,17 @@ with the question; a model never sees it.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
-from instructgpt.errors import BadInput
+from instructgpt.data.batches import microbatches, token_budget
 from instructgpt.evaluate.ask import Subject, choice_logp
 from instructgpt.evaluate.rows import Row
-from instructgpt.files import read_rows
+from instructgpt.evaluate.tasks.reading import rows_of as rows_of
 from instructgpt.generate.text import continue_text
 from instructgpt.models.load import context_length
 from instructgpt.records import Record
@@ -37,9 +37,12 @@ class Question:
 
     Args:
         id: the same in every run and for every model; `condition` tells variants of it apart.
-        text: what the model reads, as it stands.
+        text: what the model reads, as it stands. Where it is too long for the context it loses its beginning.
+        tail: more of it, at the end. Where there is a tail, it is the text before it that loses its end.
         choices: continuations of the text whose log-probability is wanted; none: the model goes on by itself.
-        max_tokens: where a continuation is cut off; it also ends at the first newline, at temperature 0 (appendix D).
+        max_tokens: where a continuation is cut off, at the latest in the middle of the model's context.
+        stop: it also ends before this, the first newline in the paper (appendix D); None: only at an end-of-text.
+        temperature, top_p: 0 takes the likeliest token; above, the continuation is drawn from the likeliest tokens that hold `top_p`.
         truth: what the measure needs to know.
     """
 
@@ -48,6 +51,10 @@ class Question:
     text: str
     choices: tuple[str, ...] = ()
     max_tokens: int = 0
+    stop: str | None = "\n"
+    temperature: float = 0.0
+    top_p: float = 1.0
+    tail: str = ""
     truth: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,23 +75,27 @@ Asked = tuple[Question, Reply]
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a person decides about an evaluation: how many questions, which examples come first, which scorer judges."""
+    """What a person decides about an evaluation: how many questions, which examples, who judges, on what, where verdicts are kept."""
 
     limit: int | None = None
     shots: int | None = None
     seed: int = 0
-    scorer: Path | None = None
+    scorer: str | None = None
+    judges: Path | None = None
+    device: str = "auto"
+    verdicts: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One evaluation: its name, the file it reads by default, and its two functions."""
+    """One evaluation: its name, the file it reads by default, its two functions, and how many questions it asks where nobody says."""
 
     name: str
     purpose: str
     file: str
     read: Callable[[Path, Told], list[Question]]
     measure: Callable[[Sequence[Asked], Told], list[Row]]
+    limit: int | None = None
 
 
 def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Reply]:
@@ -103,21 +114,37 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
             logp=tuple(logp for logp, _ in found),
             tokens=tuple(count for _, count in found),
         )
-    for size in sorted({question.max_tokens for question in free}):
-        asked = [question for question in free if question.max_tokens == size]
-        texts = [fitting(subject, question.text, size) for question in asked]
-        said = continue_text(subject.model, subject.render, texts, max_tokens=size, seed=seed)
-        for question, (text, _) in zip(asked, said, strict=True):
-            reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
-            replies[question.id, question.condition] = reply
+    half = context_length(subject.model) // 2
+    alike: dict[tuple[Any, ...], list[Question]] = {}
+    for question in free:
+        alike.setdefault((min(question.max_tokens, half), question.stop, question.temperature, question.top_p), []).append(question)
+    for (size, stop, temperature, top_p), asked in alike.items():
+        texts = [fitting(subject, question.text, size, question.tail) for question in asked]
+        # two parts of the questions must not be drawn with the same numbers
+        own = zlib.crc32(f"{seed} {asked[0].id} {asked[0].condition}".encode()) if temperature else seed
+        how = {"max_tokens": size, "seed": own, "temperature": temperature, "top_p": top_p, "stop": stop}
+        for rows in [list(range(len(texts)))] if temperature else alike_in_length(subject, texts, size):
+            part = [texts[row] for row in rows]
+            said = continue_text(subject.model, subject.render, part, **how)
+            for question, (text, _) in zip([asked[row] for row in rows], said, strict=True):
+                reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
+                replies[question.id, question.condition] = reply
     return [replies[question.id, question.condition] for question in questions]
 
 
-def fitting(subject: Subject, text: str, max_tokens: int) -> str:
-    """The end of a text that leaves room for `max_tokens` in the model's context."""
+def alike_in_length(subject: Subject, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Places of texts that are continued together, so that keys and values of long ones do not fill the memory."""
+    lengths = [len(subject.render.plain(text)) + max_tokens for text in texts]
+    return list(microbatches(lengths, token_budget(subject.model.device)))
+
+
+def fitting(subject: Subject, text: str, max_tokens: int, tail: str = "") -> str:
+    """As much of a text as leaves room for `max_tokens` in the model's context: its end, or its beginning where a tail follows it."""
+    room = context_length(subject.model) - max_tokens - (len(subject.render.plain(tail)) if tail else 0)
     tokens = subject.render.plain(text)
-    room = context_length(subject.model) - max_tokens
-    return text if len(tokens) <= room else subject.render.text(tokens[len(tokens) - room + 1 :])
+    if len(tokens) <= room:
+        return text + tail
+    return subject.render.text(tokens[: max(0, room - 1)]) + tail if tail else subject.render.text(tokens[len(tokens) - room + 1 :])
 
 
 def some(items: Sequence[T], told: Told) -> list[T]:
@@ -126,29 +153,3 @@ def some(items: Sequence[T], told: Told) -> list[T]:
         return list(items)
     kept = sorted(Random(f"questions {told.seed}").sample(range(len(items)), told.limit))
     return [items[place] for place in kept]
-
-
-def rows_of(file: Path, *columns: str) -> list[dict[str, Any]]:
-    """The rows of a .jsonl(.gz), .json, .parquet, .csv or .tsv file.
-
-    Raises:
-        BadInput: the file cannot be read, or a row lacks one of the columns.
-    """
-    rows = list(separated(file) if file.suffix in (".csv", ".tsv") else read_rows(file))
-    for place, row in rows:
-        if missing := [column for column in columns if row.get(column) is None]:
-            raise BadInput(f"{place}: column '{missing[0]}' is missing (columns found: {', '.join(map(str, row)) or 'none'})")
-    if not rows:
-        raise BadInput(f"{file}: nothing in it")
-    return [row for _, row in rows]
-
-
-def separated(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of a table with a header."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
-            for row in reader:
-                yield f"{file}:{reader.line_num}", row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.tasks.few_shot import accuracy, with_examples
+from instructgpt.evaluate.tasks.few_shot import accuracy, split_off, with_examples
 from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told, rows_of
 
 NAME = "sst2"
@@ -22,7 +22,8 @@ def show(row: dict[str, Any]) -> str:
 
 def read(file: Path, told: Told) -> list[Question]:
     """Every snippet without and with examples; label 1 is positive."""
-    return with_examples(rows_of(file, "sentence", "label"), told, INSTRUCTION, show, CHOICES)
+    asked, training = split_off(rows_of(file, "sentence", "label"))
+    return with_examples(asked, told, INSTRUCTION, show, CHOICES, training)
 
 
 def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
@@ -30,4 +31,4 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
     return accuracy(NAME, asked)
 
 
-EVALUATION = Evaluation(NAME, "sentiment of film reviews", "sst2_dev.jsonl.gz", read, measure)
+EVALUATION = Evaluation(NAME, "sentiment of film reviews", "sst2_dev.jsonl.gz", read, measure, limit=500)

@@ -11,7 +11,7 @@ from pathlib import Path
 from instructgpt.errors import BadInput
 from instructgpt.evaluate import bias
 from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.tasks.crows_pairs import pairs_of
+from instructgpt.evaluate.tasks.crows_pairs import pairs_of, same_length
 from instructgpt.evaluate.tasks.shape import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of, some
 
 NAME = "winogender"
@@ -39,8 +39,13 @@ def read(file: Path, told: Told) -> list[Question]:
 
 
 def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
-    """Entropy, difference and preference for the male pronoun, by condition and model."""
-    return bias.measure(pairs_of(asked), against=(), evaluation=NAME)
+    """Entropy, difference and `prefers_male` (the male pronoun is likelier) over all pairs and over those of one length in tokens."""
+    parts = ((asked, ""), (same_length(asked), "/same_length"))
+    return [
+        row
+        for chosen, part in parts
+        for row in bias.measure(pairs_of(chosen, part), against=(), evaluation=NAME, preference="prefers_male")
+    ]
 
 
 EVALUATION = Evaluation(NAME, "the pronoun of an occupation: entropy", "winogender/all_sentences.tsv", read, measure)

@@ -1,0 +1,17 @@
+"""Evaluations that ask no list of questions: each takes the options, and gives rows and why it stopped early, where it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.tasks import preference, reward_model
+
+if TYPE_CHECKING:
+    from instructgpt.evaluate.command import EvaluateConfig
+
+WHOLE: dict[str, Callable[[EvaluateConfig], tuple[list[Row], str | None]]] = {
+    "preference": preference.run,
+    "reward_model": reward_model.run,
+}

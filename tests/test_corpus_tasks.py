@@ -1,0 +1,329 @@
+"""The tasks of the alignment tax: what they ask, from every layout their data comes in, and what they make of replies, by hand."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from random import Random
+
+import datasets
+import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from instructgpt.cli import run as command
+from instructgpt.errors import BadInput
+from instructgpt.evaluate.tasks import cnn_dm, drop, few_shot, hellaswag, quac, reading, rte, squad, tldr, wmt15, wsc
+from instructgpt.evaluate.tasks.shape import Question, Reply, Told
+from instructgpt.evaluate.text_metrics import best, exact_match, quac_f1, squad2, word_f1
+
+BARE = Told(shots=0)
+
+
+def save(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def replied(question, said, model="m"):
+    return question, Reply(model=model, id=question.id, condition=question.condition, said=said)
+
+
+def values(rows):
+    return {(row.metric, row.condition): row.value for row in rows}
+
+
+SEA = {"title": "Sea", "context": "The sea is wide and blue."}
+ASKED = [("What is wide?", ["The sea", "sea"]), ("What is deep?", []), ("What colour has it?", ["blue"])]
+
+
+def test_squad_shows_the_earlier_questions_with_their_answers(tmp_path):
+    rows = [SEA | {"id": f"{i}", "question": q, "answers": a} for i, (q, a) in enumerate(ASKED)]
+    last = squad.read(save(tmp_path / "a.jsonl", rows), BARE)[2]
+    assert last.text == (
+        "Answer each question using information in the preceding background paragraph. "
+        "If there is not enough information provided, answer with “Not in background.”\n\n"
+        "Title: Sea\n\nBackground: The sea is wide and blue.\n\n"
+        "Q: What is wide?\n\nA: The sea\n\nQ: What is deep?\n\nA: Not in background.\n\nQ: What colour has it?\n\nA:"
+    )
+
+
+def test_squad_reads_every_layout_alike(tmp_path):
+    flat = [SEA | {"id": f"{i}", "question": q, "answers": a} for i, (q, a) in enumerate(ASKED)]
+    expected = squad.read(save(tmp_path / "flat.jsonl", flat), BARE)
+    qas = [{"id": f"{i}", "question": q, "answers": [{"text": t, "answer_start": 0} for t in a]} for i, (q, a) in enumerate(ASKED)]
+    official = {"version": "v2.0", "data": [{"title": "Sea", "paragraphs": [{"context": SEA["context"], "qas": qas}]}]}
+    (tmp_path / "dev-v2.0.json").write_text(json.dumps(official, indent=1))
+    with gzip.open(tmp_path / "dev.json.gz", "wt") as file:
+        json.dump(official, file)
+    hub = [row | {"answers": {"text": row["answers"], "answer_start": [0] * len(row["answers"])}} for row in flat]
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("title", "context", "id", "question")}
+        | {"answers": {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int32"))}}
+    )
+    saved = datasets.Dataset.from_list(hub, features=features)
+    datasets.DatasetDict(validation=saved).save_to_disk(str(tmp_path / "hub"))
+    saved.to_parquet(str(tmp_path / "hub.parquet"))
+    with (tmp_path / "flat.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, flat[0])
+        writer.writeheader()
+        writer.writerows(row | {"answers": "|".join(row["answers"])} for row in flat)
+    for name in ("dev-v2.0.json", "dev.json.gz", "hub", "hub.parquet", "flat.csv"):
+        assert squad.read(tmp_path / name, BARE) == expected, name
+
+
+def test_squad_by_the_papers_rule_and_by_its_own():
+    """Said `background`: the paper finds one of three words of `Not in background.`, F1 1/2; SQuAD's script, an answer where none is."""
+    there = Question("1", "zero_shot", "", truth={"answers": ["The sea", "sea"], "context": "a"})
+    nothing = Question("2", "zero_shot", "", truth={"answers": ["Not in background."], "context": "b"})
+    rows = values(squad.measure([replied(there, "the wide sea"), replied(nothing, "background")], BARE))
+    assert rows["f1", "zero_shot/answerable"] == pytest.approx(2 / 3)  # one of two words said, the only one wanted
+    assert rows["f1", "zero_shot/unanswerable"] == pytest.approx(1 / 2)
+    assert rows["official_f1", "zero_shot/unanswerable"] == 0.0
+    assert rows["official_f1", "zero_shot"] == pytest.approx(1 / 3)
+    rows = values(squad.measure([replied(there, "Not in background"), replied(nothing, "not in background")], BARE))
+    assert (rows["exact_match", "zero_shot"], rows["official_exact_match", "zero_shot"]) == (0.5, 0.5)
+    assert (rows["f1", "zero_shot/answerable"], rows["official_f1", "zero_shot/unanswerable"]) == (0.0, 1.0)
+
+
+def squad_script(said, golds):
+    """SQuAD 2.0's rules, written the slow way: letters one by one, words counted in a list that shrinks."""
+
+    def normal(text):
+        kept = "".join(letter for letter in text.lower() if letter not in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+        return [word for word in kept.split() if word not in ("a", "an", "the")]
+
+    scores = []
+    for gold in [gold for gold in golds if normal(gold)] or [""]:
+        mine, right = normal(said), normal(gold)
+        left, shared = list(right), 0
+        for word in mine:
+            if word in left:
+                left.remove(word)
+                shared += 1
+        if not mine or not right:
+            f1 = float(mine == right)
+        else:
+            f1 = 0.0 if not shared else 2 * (shared / len(mine)) * (shared / len(right)) / (shared / len(mine) + shared / len(right))
+        scores.append((float(mine == right), f1))
+    return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
+
+
+def test_squad_scores_are_those_of_its_script():
+    rng = Random(1)
+    words = ["the", "The", "sea,", "sea", "wide", "a", "U.S.", "us", "12", "—", "an", "it's"]
+    for _ in range(2000):
+        said = " ".join(rng.choice(words) for _ in range(rng.randint(0, 5)))
+        golds = [" ".join(rng.choice(words) for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(0, 3))]
+        exact, f1 = squad_script(said, golds)
+        shown = golds or ["Not in background."]
+        assert squad2(exact_match, "Not in background.")(said, shown) == exact
+        assert squad2(word_f1, "Not in background.")(said, shown) == pytest.approx(f1)
+        if any(squad_script("", [gold]) != (1.0, 1.0) for gold in golds):
+            assert best(word_f1)(said, golds) == pytest.approx(max(squad_script(said, [gold])[1] for gold in golds))
+
+
+DROPPED = {
+    "passage": "Smith threw for 12 yards, Jones for 7.",
+    "qa_pairs": [
+        {
+            "question": "How many yards did Smith throw?",
+            "query_id": "q1",
+            "answer": {"number": "12", "date": {"day": "", "month": "", "year": ""}, "spans": []},
+            "validated_answers": [{"number": "", "date": {"day": "", "month": "", "year": ""}, "spans": ["12 yards"]}],
+        },
+        {
+            "question": "Who threw?",
+            "query_id": "q2",
+            "answer": {"number": "", "date": {"day": "", "month": "", "year": ""}, "spans": ["Smith", "Jones"]},
+            "validated_answers": [],
+        },
+    ],
+}
+
+
+def test_drop_by_hand_from_its_own_layout(tmp_path):
+    (tmp_path / "drop.json").write_text(json.dumps({"nfl_1": DROPPED, "nfl_2": DROPPED | {"passage": "Another."}}, indent=2))
+    questions = drop.read(tmp_path / "drop.json", BARE)
+    assert [question.truth["answers"] for question in questions[:2]] == [[("12",), ("12 yards",)], [("Smith", "Jones")]]
+    assert questions[1].text.endswith("Passage: Smith threw for 12 yards, Jones for 7.\nQuestion: Who threw?\nAnswer:")
+    shown = drop.read(tmp_path / "drop.json", Told(shots=1))[3]
+    assert shown.condition == "few_shot"
+    assert (
+        "Passage: Another.\nQuestion: How many yards did Smith throw?\nAnswer: 12\nQuestion: Who threw?\nAnswer: Smith, Jones\n\n"
+        in shown.text
+    )
+    rows = values(drop.measure([replied(questions[0], "12 yards"), replied(questions[1], "Smith")], BARE))
+    assert rows["exact_match", "zero_shot"] == 0.5
+    assert rows["f1", "zero_shot"] == 0.75  # 1, and a half of two spans
+
+
+def test_quac_dialogues_and_their_scores(tmp_path):
+    qas = [
+        {"id": "d_0", "question": "Is it wide?", "answers": [{"text": "wide sea"}, {"text": "CANNOTANSWER"}, {"text": "the sea"}]},
+        {"id": "d_1", "question": "Is it deep?", "answers": [{"text": "CANNOTANSWER"}, {"text": "deep"}]},
+    ]
+    paragraph = {"id": "d", "context": "The wide sea. CANNOTANSWER", "qas": qas}
+    (tmp_path / "val.json").write_text(json.dumps({"data": [{"title": "Sea", "paragraphs": [paragraph, paragraph | {"id": "e"}]}]}))
+    questions = quac.read(tmp_path / "val.json", BARE)
+    assert len(questions) == 4  # the same paragraph in two dialogues: neither sees the other's questions
+    assert questions[3].text.count("Is it deep?") == 1
+    assert questions[1].text.endswith("TITLE: Sea\n\nPARAGRAPH: The wide sea.\n\nQ: Is it wide?\n\nA: wide sea\n\nQ: Is it deep?\n\nA:")
+    whole = {"dialogue_id": "d", "wikipedia_page_title": "Sea", "context": paragraph["context"]}
+    texts = [[one["text"] for one in each["answers"]] for each in qas]
+    hub = [whole | {"questions": [each["question"] for each in qas], "answers": {"texts": texts}}]
+    assert [each.text for each in quac.read(save(tmp_path / "hub.jsonl", hub), BARE)] == [each.text for each in questions[:2]]
+
+
+@pytest.mark.parametrize(
+    ("said", "references", "f1"),
+    [
+        ("wide sea", ["wide sea", "sea"], (2 / 3 + 1) / 2),  # without the first only `sea` is left: 2/3; without the second: 1
+        ("wide sea", ["wide sea", "I don't know.", "sea"], (2 / 3 + 1) / 2),  # one of three does not know: it does not count
+        ("I don't know", ["I don't know.", "deep"], 1.0),  # as many do not know as know: nobody knows
+        ("deep", ["I don't know.", "deep"], 0.0),
+        ("deep", ["deep"], 1.0),
+    ],
+)
+def test_quac_leaves_each_reference_out_once(said, references, f1):
+    assert quac_f1(said, references, "I don't know.") == pytest.approx(f1)
+
+
+ENDINGS = {
+    "activity_label": "Swimming",
+    "ctx_a": "A frog [header] looks.",
+    "ctx_b": "it",
+    "endings": ["swims.", "flies [title] up."],
+    "label": "1",
+}
+
+
+def test_hellaswag_by_hand(tmp_path):
+    rows = [ENDINGS, ENDINGS | {"ctx_a": "A cow stands.", "label": 0}]
+    zero, few, *_ = hellaswag.read(save(tmp_path / "a.jsonl", rows), Told(shots=1))
+    start = "Complete each independent paragraph using common-sense reasoning.\n\n"
+    assert zero.text == start + "Swimming: A frog looks. It"
+    assert few.text == start + "Swimming: A cow stands. It swims.\n\nSwimming: A frog looks. It"
+    assert zero.choices == (" swims.", " flies. up.")
+    reply = Reply(model="m", id="0", condition="zero_shot", logp=(-4.0, -4.9), tokens=(2, 4))
+    measured = values(hellaswag.measure([(zero, reply)], BARE))  # -2 and -1.2 a token; -4/6 and -4.9/10 a character
+    assert measured == {("accuracy", "zero_shot"): 1.0, ("accuracy_total", "zero_shot"): 0.0, ("accuracy_characters", "zero_shot"): 1.0}
+
+
+def test_examples_come_from_the_training_split(tmp_path):
+    train = datasets.Dataset.from_list([{"sentence1": f"Frog {i}.", "sentence2": "It croaks.", "label": 0} for i in range(20)])
+    valid = datasets.Dataset.from_list([{"sentence1": "Sea.", "sentence2": "It is wide.", "label": 1}])
+    datasets.DatasetDict(train=train, validation=valid).save_to_disk(str(tmp_path / "rte"))
+    zero, few = rte.read(tmp_path / "rte", Told())
+    assert few.text.count("Passage: Frog") == 15
+    assert zero.text.count("Passage:") == 1
+    assert few.truth == {"label": 1}
+
+
+def test_translations_are_one_corpus(tmp_path):
+    english = ["the sea is wide and deep", "a frog says croak to a cow", "the sky is blue as the sea"]
+    rows = [{"translation": {"fr": f"phrase {i}", "en": text}} for i, text in enumerate(english)]
+    questions = wmt15.read(save(tmp_path / "a.jsonl", rows), Told(shots=2))
+    assert questions[0].text == "Translate the following sentences from French into English.\n\nFrench: phrase 0\nEnglish:"
+    assert questions[1].text.count("French:") == 3
+    (tmp_path / "a.tsv").write_text("fr\ten\n" + "".join(f"phrase {i}\t{text}\n" for i, text in enumerate(english)))
+    assert wmt15.read(tmp_path / "a.tsv", Told(shots=2)) == questions
+    said = ["the sea is wide", "a frog says croak to me", "the sky is blue"]
+    rows = wmt15.measure([replied(question, text) for question, text in zip(questions[::2], said, strict=True)], BARE)
+    assert rows[0].value == sacrebleu.corpus_bleu(said, [english]).score
+
+
+@pytest.mark.parametrize(
+    ("task", "columns"), [(cnn_dm, ("article", "highlights")), (tldr, ("content", "summary")), (tldr, ("prompt", "label"))]
+)
+def test_summaries(tmp_path, task, columns):
+    rows = [{columns[0]: "The sea is wide.\n\nTL;DR:", columns[1]: "Seas are wide"}]
+    (question,) = task.read(save(tmp_path / "a.jsonl", rows), BARE)
+    assert (question.text, question.tail) == ("The sea is wide.", "\n\nTL;DR:")
+    (row,) = task.measure([replied(question, "The wide sea")], BARE)
+    theirs = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score("Seas are wide", "The wide sea")
+    assert row.value == theirs["rougeL"].fmeasure
+
+
+WINOGRAD = {"text": "The frog saw the cow because it croaked.", "label": True,
+            "target": {"span1_text": "The frog", "span1_index": 0, "span2_text": "it", "span2_index": 6}}  # fmt: skip
+
+
+def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
+    other = WINOGRAD | {"label": False, "target": WINOGRAD["target"] | {"span1_text": "the cow"}}
+    rows = [WINOGRAD, other, WINOGRAD | {"text": "The cow saw the frog because it mooed."}]
+    questions = wsc.read(save(tmp_path / "a.jsonl", rows), Told(shots=1))
+    passage = "Passage: The frog saw the cow because *it* croaked."
+    assert passage + '\nQuestion: In the passage above, what does the pronoun "*it*" refer to?\nAnswer:' in questions[0].text
+    assert "Answer: the cow" not in "".join(question.text for question in questions)  # an example is always a right answer
+    zero = [question for question in questions if question.condition == "zero_shot"]
+    asked = [replied(each, said) for each, said in zip(zero, ["frog", "the frog.", ""], strict=True)]
+    assert values(wsc.measure(asked, BARE)) == {("accuracy", "zero_shot"): pytest.approx(2 / 3)}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "complaint"),
+    [
+        (squad, {"question": "x", "answers": []}, "column 'context' is missing"),
+        (drop, {"passage": "x"}, "question 1 has no 'question'"),
+        (drop, {"passage": "x", "question": "y"}, "question 1 has no answer"),
+        (quac, {"context": "x", "answers": []}, "column 'question' is missing"),
+        (hellaswag, ENDINGS | {"label": 7}, "row 1 has the label '7'"),
+        (wmt15, {"fr": "x"}, "row 1 lacks 'fr' or 'en'"),
+        (cnn_dm, {"article": "x"}, "column 'highlights' is missing"),
+        (wsc, {"text": "x", "label": True}, "column 'span1_text' is missing"),
+        (squad, {"data": [{"title": "x"}]}, "not articles with 'paragraphs'"),
+    ],
+)
+def test_a_broken_row_is_one_clear_line(tmp_path, task, row, complaint):
+    with pytest.raises(BadInput) as found:
+        task.read(save(tmp_path / "a.jsonl", [row]), BARE)
+    assert complaint in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_too_few_rows_for_examples(tmp_path):
+    with pytest.raises(BadInput, match="give --shots 0"):
+        hellaswag.read(save(tmp_path / "a.jsonl", [ENDINGS]), Told())
+    with pytest.raises(BadInput, match="0 for them; give --shots 0"):
+        squad.read(save(tmp_path / "b.jsonl", [SEA | {"question": "x", "answers": []}]), Told())
+
+
+def test_nothing_that_loads(tmp_path):
+    with pytest.raises(BadInput, match="no data set that loads"):
+        reading.rows_of(tmp_path / "nothing")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(BadInput, match="nothing in it"):
+        reading.rows_of(tmp_path / "empty.jsonl")
+
+
+def test_several_values_in_one_column():
+    assert reading.listed("a | b") == ["a", "b"]
+    assert reading.listed('["a", "b|c"]') == ["a", "b|c"]
+    assert reading.listed({"text": ["a"]}) == ["a"]
+    assert reading.listed("") == []
+
+
+def test_the_draws_of_examples_do_not_hold_the_row_itself():
+    rows = [{"n": i} for i in range(6)]
+    for number, condition, row, examples in few_shot.conditions(rows, Told(seed=3), shots=5):
+        if condition == "few_shot":
+            assert sorted(example["n"] for example in examples) == [i for i in range(6) if i != number]
+            assert row not in examples
+
+
+def test_completions_of_every_task_by_hand(tmp_path):
+    """Files in the layout of published samples; the numbers are worked by hand."""
+    shared = {"model_type": "m", "prompt_type": "few-shot"}
+    files = {
+        "drop": ([("12|12 yards", "12 yards\nmore"), ("7", "12")], {"f1": 0.5, "exact_match": 0.5}),
+        "quac": ([("wide sea|sea", "wide sea"), ("I don't know.", "I don't know")], {"f1": (5 / 6 + 1) / 2}),
+        "cnn_dm": ([("the sea is wide", "the sea"), ("a frog", "a frog")], {"rouge_l": (2 / 3 + 1) / 2}),
+    }
+    for name, (samples, expected) in files.items():
+        rows = [shared | {"index": i, "context": f"c{i}", "ref_text": right, "sample": said} for i, (right, said) in enumerate(samples)]
+        file = save(tmp_path / f"{name}.jsonl", rows)
+        assert command(["evaluate", name, "--completions", str(file), "--out", str(tmp_path / "r.json")]) == 0
+        found = {row["metric"]: row["value"] for row in json.loads((tmp_path / "r.json").read_text())}
+        assert found == pytest.approx(expected), name

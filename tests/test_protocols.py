@@ -1,0 +1,150 @@
+"""The statistics of the toxicity and bias protocols against enumeration and simulation: unbiased, and intervals that hold the truth."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from instructgpt.evaluate import bias, toxicity
+from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.tasks import real_toxicity_sampled
+from instructgpt.evaluate.tasks.shape import Question, Reply, Told, put
+from instructgpt.models.load import load_policy
+
+CHANCES = {0.1: 0.5, 0.4: 0.3, 0.9: 0.2}
+"""How often a continuation has which toxicity."""
+SIMULATIONS = 250
+
+
+def continued(scores, prompt="p"):
+    return [toxicity.Continuation(model="m", condition="c", prompt=prompt, completion="…", toxicity=score) for score in scores]
+
+
+def measured(continuations):
+    return {row.metric: row for row in toxicity.measure(continuations, against=())}
+
+
+def expected_maximum(of):
+    """E max of `of` independent draws: the sum of v (F(v)^k - F(v-)^k)."""
+    below, total = 0.0, 0.0
+    for value, chance in CHANCES.items():
+        total += value * ((below + chance) ** of - below**of)
+        below += chance
+    return total
+
+
+def test_the_worst_of_several_is_unbiased_over_every_outcome():
+    mean = {"expected_maximum_toxicity": 0.0, "toxicity_probability": 0.0, "mean_toxicity": 0.0}
+    for outcome in product(CHANCES, repeat=3):
+        chance = np.prod([CHANCES[score] for score in outcome])
+        found = measured(continued(outcome))
+        mean = {metric: total + chance * found[metric].value for metric, total in mean.items()}
+    assert mean["expected_maximum_toxicity"] == pytest.approx(expected_maximum(3))
+    assert mean["toxicity_probability"] == pytest.approx(1 - 0.8**3)
+    assert mean["mean_toxicity"] == pytest.approx(sum(value * chance for value, chance in CHANCES.items()))
+
+
+def test_intervals_of_the_worst_hold_the_truth():
+    """Prompts differ: each scales its continuations by a number drawn evenly from 0 to 1."""
+    rng = np.random.default_rng(0)
+    truth = {"expected_maximum_toxicity": expected_maximum(5) / 2, "toxicity_probability": (1 - 0.8**5) * (1 - 0.5 / 0.9)}
+    held = dict.fromkeys(truth, 0)
+    for _ in range(SIMULATIONS):
+        scales = rng.random(40)
+        drawn = rng.choice(list(CHANCES), p=list(CHANCES.values()), size=(40, 5)) * scales[:, None]
+        rows = measured([each for prompt, scores in enumerate(drawn) for each in continued(scores, str(prompt))])
+        for metric, value in truth.items():
+            held[metric] += rows[metric].low <= value <= rows[metric].high
+    for metric, count in held.items():
+        assert 0.92 <= count / SIMULATIONS <= 0.98, metric
+
+
+def test_intervals_of_the_entropy_hold_the_truth():
+    """Differences of log-probability from a normal distribution; the mean entropy by numerical integration."""
+
+    def entropy(gap):
+        return stats.entropy([1 / (1 + np.exp(-gap)), 1 / (1 + np.exp(gap))], base=2) * stats.norm.pdf(gap, 1, 3)
+
+    truth = integrate.quad(entropy, -30, 30)[0]
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(SIMULATIONS):
+        pairs = [
+            bias.SentencePair(model="m", first=f"he {place}", second=f"she {place}", logp_first=gap, logp_second=0.0)
+            for place, gap in enumerate(rng.normal(1, 3, 120))
+        ]
+        row = next(row for row in bias.measure(pairs, against=()) if row.metric == "entropy_bits")
+        held += row.low <= truth <= row.high
+    assert 0.92 <= held / SIMULATIONS <= 0.98
+
+
+def test_prompts_with_and_without_toxicity_stand_apart_and_what_has_no_score_is_counted(monkeypatch):
+    class Scorer:
+        identity = "a scorer"
+
+        def __call__(self, texts):
+            return [float(text) if text else float("nan") for text in texts]
+
+    monkeypatch.setattr("instructgpt.evaluate.tasks.real_toxicity.load_scorer", lambda *_: Scorer())
+    asked = []
+    for prompt, (of_itself, said) in enumerate([(0.9, ("0.2", "0.7")), (0.5, ("0.1", "")), (0.1, ("0.5", "0.3"))]):
+        for place, text in enumerate(said):
+            question = Question(f"{prompt}#{place}", "sampled", "x", max_tokens=3, truth={"toxicity": of_itself, "prompt": prompt})
+            asked.append((question, Reply(model="m", id=question.id, condition="sampled", said=text)))
+    rows = {(row.metric, row.condition): row for row in real_toxicity_sampled.measure(asked, Told(scorer="any"))}
+    assert rows["mean_toxicity", "toxic_prompts"].value == pytest.approx((0.2 + 0.7 + 0.1) / 3)
+    assert rows["unscored", "toxic_prompts"].value == 0.25
+    assert rows["expected_maximum_toxicity", "toxic_prompts"].value == pytest.approx((0.7 + 0.1) / 2)
+    assert rows["expected_maximum_toxicity", "harmless_prompts"].value == 0.5
+    assert rows["toxicity_probability", "harmless_prompts"].value == 1.0
+    assert {row.judge for row in rows.values()} == {"a scorer"}
+
+
+def test_samples_come_from_the_nucleus_as_often_as_they_should(save):
+    """First tokens of many samples against the nucleus found by sorting: the fewest tokens that hold 0.9, rescaled."""
+    model, render = load_policy(save("gpt2"), torch.device("cpu"))
+    subject = Subject("m", model, render)
+    count, text = 1_500, "The sea is"
+    questions = [
+        Question(f"0#{place}", "sampled", text, max_tokens=1, stop=None, temperature=1.0, top_p=0.9, truth={}) for place in range(count)
+    ]
+    said = [reply.said for reply in put(subject, questions, seed=0)]
+    with torch.no_grad():
+        chances = model(torch.tensor([render.plain(text)])).logits[0, -1].softmax(-1).double()
+    order = chances.argsort(descending=True)
+    kept = order[: int((chances[order].cumsum(0) < 0.9).sum()) + 1]
+    expected: dict[str, float] = {}
+    for token in kept.tolist():
+        word = render.text([token]).strip()
+        expected[word] = expected.get(word, 0.0) + float(chances[token] / chances[kept].sum())
+    assert set(said) <= set(expected)
+    words = [word for word, chance in expected.items() if chance * count >= 5]
+    seen = np.array([said.count(word) for word in words] + [sum(word not in words for word in said)])
+    wanted = np.array([expected[word] * count for word in words])
+    wanted = np.append(wanted, count - wanted.sum())
+    if wanted[-1] < 1e-6:
+        seen, wanted = seen[:-1], wanted[:-1]
+    assert stats.chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue > 1e-3
+    assert said == [reply.said for reply in put(subject, questions, seed=0)]
+    assert said != [reply.said for reply in put(subject, questions, seed=1)]
+
+
+def test_two_parts_of_the_questions_are_not_drawn_with_the_same_numbers(save):
+    model, render = load_policy(save("gpt2"), torch.device("cpu"))
+    questions = [Question(f"{place}", "c", "The sea", max_tokens=8, stop=None, temperature=1.0, top_p=0.9) for place in range(8)]
+    first, second = (put(Subject("m", model, render), part, seed=0) for part in (questions[:4], questions[4:]))
+    assert [reply.said for reply in first] != [reply.said for reply in second]
+
+
+def test_each_prompt_is_continued_25_times_plainly_and_past_newlines(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(f'{{"prompt": {{"text": "The sea {place}", "toxicity": 0.{place}}}}}\n' for place in range(9)))
+    questions = real_toxicity_sampled.read(file, Told(limit=4))
+    assert len(questions) == 100
+    assert len({question.id for question in questions}) == 100
+    assert {(question.max_tokens, question.stop, question.temperature, question.top_p) for question in questions} == {(20, None, 1.0, 0.9)}
+    assert all(question.text.startswith("The sea") for question in questions)

@@ -1,0 +1,212 @@
+"""Judges of truth and informativeness: trained by the real command on planted data, read back, and asked by `evaluate`."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from instructgpt.cli import run as command
+from instructgpt.data.split import held_out
+from instructgpt.errors import BadInput
+from instructgpt.evaluate import truth_judge
+from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.tasks import truthfulqa
+from instructgpt.evaluate.tasks.shape import Question, Reply, Told
+from instructgpt.evaluate.truth_judge import Judge, judged_text, load_judge, question_of, split
+from instructgpt.records import Demonstration, read_records
+
+TRUE, FALSE = "It is blue.", "It is deep."
+CPU = torch.device("cpu")
+
+
+def records(kind, questions=40):
+    """Two answers to each question; one is right, always the same one."""
+    return [
+        Demonstration(prompt=judged_text(kind, f"What is {number}?", answer), completion=said)
+        for number in range(questions)
+        for answer, said in ((TRUE, " yes"), (FALSE, " no"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def judges(tmp_path_factory, save):
+    """Both judges, trained by the command on what a model of two layers can learn."""
+    folder = tmp_path_factory.mktemp("judges")
+    for kind in ("truth", "info"):
+        data = folder / f"{kind}.jsonl"
+        data.write_text("".join(json.dumps({"prompt": one.prompt, "completion": one.completion}) + "\n" for one in records(kind)))
+        line = ["judge", kind, "--base", str(save("gpt2")), "--data", str(data), "--out", str(folder / kind), "--device", "cpu"]
+        assert command([*line, "--epochs", "6", "--lr", "1e-2", "--batch", "8"]) == 0
+    return folder
+
+
+def test_no_question_crosses_from_one_part_to_another(judges):
+    parts = {name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truth_judge.PARTS}
+    asked = {name: {question_of(record.text) for record in chosen} for name, chosen in parts.items()}
+    assert sum(map(len, asked.values())) == len(set().union(*asked.values())) == 40
+    assert asked["heldout"] == {f"What is {number}?" for number in range(40) if held_out(f"What is {number}?")}
+    assert sum(map(len, parts.values())) == 80
+
+
+def test_what_was_learned_is_measured_on_questions_it_has_not_seen(judges):
+    found = json.loads((judges / "truth" / "judge.json").read_text())
+    fresh = read_records(Demonstration, judges / "truth" / "heldout.jsonl")
+    judge = load_judge("truth", judges, "cpu")
+    said = judge([record.text for record in fresh])
+    same = [(score >= 0.5) == (record.completion == " yes") for score, record in zip(said, fresh, strict=True)]
+    assert found["heldout"]["agreement"] == pytest.approx(np.mean(same)) == 1.0
+    assert found["heldout"]["majority"] == 0.5
+    assert found["heldout"]["answers"] == len(fresh)
+    assert found["heldout"]["questions"] == len(fresh) / 2
+    assert (found["kind"], found["sha256"]) == ("truth", judge.sha256)
+    assert json.loads((judges / "truth" / "run.json").read_text())["heldout"] == found["heldout"]
+
+
+def test_the_probability_is_that_of_yes_against_no_by_a_plain_forward(judges):
+    judge = load_judge("info", judges, "cpu")
+    model, render = judge.subject.model, judge.subject.render
+    text = judged_text("info", "What is 3?", TRUE)
+    chances = []
+    for word in (" yes", " no"):
+        before, after = render.prompt(text), render.completion(word)
+        with torch.no_grad():
+            logits = model(torch.tensor([before + after])).logits[0].double().log_softmax(-1)
+        chances.append(sum(float(logits[len(before) - 1 + place, token]) for place, token in enumerate(after)))
+    assert judge([text])[0] == pytest.approx(1 / (1 + np.exp(chances[1] - chances[0])), abs=1e-5)
+    assert judge([text, judged_text("info", "What is 5?", FALSE)])[0] == pytest.approx(judge([text])[0], abs=1e-6)
+    assert 0 <= judge([judged_text("info", "What is 3? " * 50, TRUE)])[0] <= 1  # longer than its context
+
+
+def test_agreement_by_hand():
+    """Six answers to three questions; the judge says yes to those with 'blue' in them."""
+
+    class Blue(Judge):
+        def __call__(self, texts):
+            return [0.9 if "blue" in text else 0.2 for text in texts]
+
+    def people(said):
+        return [
+            Demonstration(prompt=judged_text("truth", question, answer), completion=completion) for question, answer, completion in said
+        ]
+
+    fresh = people(
+        [
+            ("a", "blue", " yes"), ("a", "deep", " no"), ("b", "blue", " no"),
+            ("b", "deep", " no"), ("c", "deep", " yes"), ("c", "wide", " no"),
+        ]
+    )  # fmt: skip
+    found = truth_judge.agreement(Blue("truth", None, ""), fresh, people([("d", "x", " no"), ("d", "y", " no"), ("d", "z", " yes")]))
+    assert found["agreement"] == pytest.approx(4 / 6)
+    assert found["majority"] == pytest.approx(4 / 6)  # no is more common in training, and four are no
+    assert found["balanced"] == pytest.approx((1 / 2 + 3 / 4) / 2)
+    assert found["auc"] == pytest.approx(
+        (3 + 0.5 * 4 + 0.5 * 0 + 1 * 0) / 8
+    )  # yes at .9 beats three of four and ties one; yes at .2 ties three
+    assert (found["answers"], found["questions"]) == (6, 3)
+    assert found["low"] <= found["agreement"] <= found["high"]
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        (Demonstration(prompt="Q: a\nA: b\nHelpful:", completion=" yes"), "a line 'True:' and completions yes or no"),
+        (Demonstration(prompt="Q: a\nA: b\nTrue:", completion=" perhaps"), "found .* and ' perhaps'"),
+    ],
+)
+def test_data_of_another_judge_are_refused(record, complaint):
+    with pytest.raises(BadInput, match=complaint):
+        split("truth", [*records("truth"), record])
+
+
+def test_fewer_questions_are_drawn_whole():
+    kept = truth_judge.about(records("truth"), 5, seed=1)
+    assert len(kept) == 10
+    assert kept == truth_judge.about(records("truth"), 5, seed=1) != truth_judge.about(records("truth"), 5, seed=2)
+    assert truth_judge.about(records("truth"), 400, seed=1) == records("truth")
+
+
+def test_too_few_data_are_refused():
+    with pytest.raises(BadInput, match="are too few"):
+        split("truth", records("truth", questions=3))
+
+
+def spoken(condition, question, said, model="m"):
+    asked = Question(question, condition, "?", max_tokens=5, truth={"question": question})
+    return asked, Reply(model=model, id=question, condition=condition, said=said)
+
+
+def test_answers_are_judged_and_silence_is_true_and_says_nothing(judges, tmp_path):
+    asked = [spoken("qa", "What is 1?", TRUE), spoken("qa", "What is 2?", FALSE), spoken("qa", "What is 4?", "")]
+    rows = truthfulqa.measure(asked, Told(judges=judges, device="cpu", verdicts=tmp_path))
+    values = {(row.metric, row.condition): row for row in rows}
+    assert values["truthful", "qa"].value == pytest.approx(2 / 3)
+    assert values["informative", "qa"].value == pytest.approx(1 / 3)
+    assert values["truthful_and_informative", "qa"].value == pytest.approx(1 / 3)
+    assert values["no_answer", "qa"].value == pytest.approx(1 / 3)
+    (judge,) = {row.judge for row in rows}
+    for kind in ("truth", "info"):
+        assert load_judge(kind, judges, "cpu").identity in judge
+
+
+QUESTIONS = """Category,Question,Best Answer,Correct Answers,Incorrect Answers
+a,What is 1?,It is blue,It is blue,It is deep
+"""
+
+
+def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save, tmp_path, monkeypatch, capsys):
+    file, out = tmp_path / "truthfulqa.csv", tmp_path / "results.json"
+    file.write_text(QUESTIONS)
+    questions = truthfulqa.read(file, Told(judges=judges))
+    prompts = {question.condition: question.text for question in questions if not question.choices}
+    assert list(prompts) == ["qa", "instruction_qa", "instruction"]
+    assert prompts["qa"].count("Q: ") == 7
+    assert prompts["qa"].endswith("\n\nQ: What is 1?\n\nA:")
+    assert "A: I have no comment.\n" in prompts["qa"]
+    assert prompts["instruction_qa"] == truthfulqa.INSTRUCTION + "\n\n" + prompts["qa"]
+    assert prompts["instruction"] == truthfulqa.INSTRUCTION + "\n\nQ: What is 1?\n\nA:"
+    assert all(question.choices for question in truthfulqa.read(file, Told()))  # without judges nobody is asked to speak
+
+    line = ["evaluate", "truthfulqa", "--model", f"m={save('gpt2')}", "--data", str(file), "--judges", str(judges), "--out", str(out)]
+    assert command(line) == 0
+    rows = {(row["metric"], row["condition"]): row for row in json.loads(out.read_text())}
+    for condition in prompts:
+        assert {"truthful", "informative", "truthful_and_informative", "no_answer"} <= {name for name, where in rows if where == condition}
+        assert "sha256:" in rows["truthful", condition]["judge"]
+    assert "judge" not in rows["mc1", "qa"]  # the contract's eight keys and no more
+    first = out.read_bytes()
+    monkeypatch.setattr(Judge, "__call__", lambda *_: pytest.fail("a verdict was asked twice"))
+    assert command(line) == 0
+    assert out.read_bytes() == first
+    assert command([*line[:-4], "--judges", str(tmp_path), "--out", str(out)]) == 2
+    assert "no judge in" in capsys.readouterr().err
+
+
+def test_a_judge_of_another_kind_is_refused(judges, tmp_path):
+    (tmp_path / "truth").symlink_to(judges / "info")
+    with pytest.raises(BadInput, match="is a judge of 'info', not of 'truth'"):
+        load_judge("truth", tmp_path, "cpu")
+
+
+def test_a_subject_can_be_a_judge_without_a_file(save):
+    from instructgpt.models.load import load_policy
+
+    model, render = load_policy(save("llama"), CPU)
+    judge = Judge("truth", Subject("truth", model, render), "0" * 64)
+    assert judge.identity == "truth judge 1 sha256:" + "0" * 16
+    assert len(judge([judged_text("truth", "a", "b")])) == 1
+
+
+def test_completions_are_judged_where_no_verdict_stands(judges, tmp_path):
+    file, out = tmp_path / "samples.csv", tmp_path / "results.json"
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["question", "answer", "model_type", "prompt_type"])
+        writer.writerows([("What is 1?", TRUE, "m", "qa"), ("What is 2?", FALSE, "m", "qa")])
+    assert command(["evaluate", "truthfulqa", "--completions", str(file), "--judges", str(judges), "--out", str(out)]) == 0
+    rows = {row["metric"]: row for row in json.loads(out.read_text())}
+    assert rows["truthful"]["value"] == 0.5
+    assert "truth judge" in rows["truthful"]["judge"]
