@@ -47,8 +47,10 @@ console = Console(highlight=False)
 class Run:
     """The directory of one stage while it is being made."""
 
-    def __init__(self, config: StageConfig, parents: Mapping[str, Path | str], watched: bool) -> None:
-        self.watched = watched
+    def __init__(self, config: StageConfig, parents: Mapping[str, Path | str]) -> None:
+        from instructgpt.ranks import all_ranks  # loads torch
+
+        self.watched = all_ranks().own == 0  # the other ranks write nothing but their part of checkpoints
         self.config, self.directory, self.stage = config, config.out, config.stage
         self.parents = {name: {"path": str(path), "sha256": content_hash(Path(path))} for name, path in parents.items()}
         self.facts: dict[str, Any] = {}
@@ -58,17 +60,16 @@ class Run:
         self._spent = 0.0
 
     @classmethod
-    def start(cls, config: StageConfig, parents: Mapping[str, Path | str] | None = None, *, watched: bool = True) -> Run:
+    def start(cls, config: StageConfig, parents: Mapping[str, Path | str] | None = None) -> Run:
         """Open the directory of a stage, new or half done.
 
         Args:
             config: the stage's; parents: what it is made from, by name.
-            watched: False for the helping processes of a stage, which write nothing.
 
         Raises:
             BadInput: the directory holds something else than this run, or cannot be made.
         """
-        run = cls(config, parents or {}, watched)
+        run = cls(config, parents or {})
         for name, path in (parents or {}).items():
             if config.out.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
                 raise BadInput(f"--out {config.out}: holds {name} ({path}), which this run is made from; choose another --out")
@@ -164,7 +165,7 @@ class Run:
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled completions to samples.jsonl."""
-        for row in rows:
+        for row in rows if self.watched else ():
             append_line(self.directory / "samples.jsonl", row)
 
     # --- going on ------------------------------------------------------------------------------------------------

@@ -33,11 +33,14 @@ from instructgpt.models.load import (
     save_policy,
 )
 from instructgpt.models.scalar import load_reward_model, new_reward_model, new_value_model
+from instructgpt.models.sharding import shard, whole
+from instructgpt.ranks import Ranks, collect, in_step, ranks_of, share
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.parallel import launch
 from instructgpt.train.rollout import PARITY, Models, Rollout, check_parity, roll_out, values_of
-from instructgpt.train.watch import Alarms, panel, sample_rows, show_samples
+from instructgpt.train.watch import LARGEST, Alarms, panel, sample_rows, show_samples
 
 ADAM_EPS = 1e-5
 """PyTorch's Adam takes larger early steps than the paper's; a larger epsilon mends it (Huang et al. 2023, detail 20)."""
@@ -72,6 +75,7 @@ class PPOConfig(StageConfig):
     ptx_reduction: Literal["token", "sequence"] = Field("token", description="mean loss a token, or summed over a row, mean over rows")
     ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text for each episode")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
+    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
 
     def inert(self) -> Iterator[str]:
         """Options of ptx do nothing without pretraining text, and text does nothing with a coefficient of 0."""
@@ -107,14 +111,21 @@ class PPOConfig(StageConfig):
 
 
 def main(config: PPOConfig) -> Path:
-    """Train the policy. Returns the directory."""
+    """Train the policy, in as many processes as were asked for. Returns the directory."""
+    launch(train, config, config.processes)
+    return config.out
+
+
+def train(config: PPOConfig) -> None:
+    """One rank's part of the stage, start to end."""
     parents: dict[str, Path | str] = {"policy": config.policy, "reward": config.reward}
     parents |= {f"prompts {path.name}": path for path in config.prompts}
     run = Run.start(config, parents | {f"pretraining {path.name}": path for path in config.pretraining})
     if run.finished:
-        return config.out
+        return
     models = load_models(config, run)
     prompts, text = load_data(config, models, run)
+    shard(models.policy, models.reference, models.average, models.value.model, models.reward.model)
     optimizers = {"policy": adam(models.policy, eps=ADAM_EPS), "value": adam(models.value.model, eps=ADAM_EPS)}
     trained = {"policy": models.policy, "value": models.value.model, "average": models.average}
     alarms = Alarms()
@@ -151,7 +162,8 @@ def main(config: PPOConfig) -> Path:
         alarms.check(metrics)
         run.checkpoint(update + 1, lambda: state_of(trained, optimizers, alarms=alarms.state()))
     facts = {"episodes": config.updates * config.batch, "parameters": parameters(models.policy)}
-    return run.finish(lambda folder: save_policy(models.average, models.render, folder), **facts)
+    averaged = whole(models.average)
+    run.finish(lambda folder: save_policy(averaged, models.render, folder), **facts)
 
 
 def load_models(config: PPOConfig, run: Run) -> Models:
@@ -222,11 +234,12 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
 
     Losses are means over the minibatch's real tokens, however it is split into microbatches. Returns what was seen.
     """
-    device = models.policy.device
+    device, ranks = models.policy.device, ranks_of(models.policy)
     total = int(rollout.mask[rows].sum())
     sums: dict[str, float] = {}
-    for group in microbatches([len(rollout.examples[row]) for row in rows], token_budget(device)):
-        picked = rows[group]
+    mine = rows[share([len(rollout.examples[row]) for row in rows], ranks)]
+    for group in in_step(microbatches([len(rollout.examples[row]) for row in mine], token_budget(device)), ranks):
+        picked = mine[group]
         real = rollout.mask[picked]
         batch = collate([rollout.examples[row] for row in picked], device)
         old_logp, old_values = rollout.logp[picked][real].to(device), rollout.values[picked][real].to(device)
@@ -250,8 +263,14 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
             }
             for name, numbers in seen.items():
                 sums[name] = sums.get(name, 0.0) + float(numbers.sum()) / total
-            sums["policy/max_log_ratio"] = max(sums.get("policy/max_log_ratio", 0.0), float(log_ratio.abs().max()))
-    return sums
+            sums[LARGEST] = max(sums.get(LARGEST, 0.0), *log_ratio.abs().tolist(), 0.0)
+    return over_ranks(sums, ranks)
+
+
+def over_ranks(sums: dict[str, float], ranks: Ranks) -> dict[str, float]:
+    """What all ranks have seen of a minibatch: sums of their shares, and the largest ratio."""
+    shares = collect([ranks.own], [sums], ranks.total, ranks)
+    return {name: (max if name == LARGEST else sum)(seen[name] for seen in shares) for name in sums}
 
 
 @torch.no_grad()
@@ -270,9 +289,9 @@ def check_step(steps: list[dict[str, float]]) -> None:
     for name in ("loss/policy_avg", "loss/value_avg"):
         if not abs(latest[name]) < float("inf"):
             raise RunFailed(f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite")
-    if len(steps) == 1 and latest["policy/max_log_ratio"] > PARITY:
+    if len(steps) == 1 and latest[LARGEST] > PARITY:
         raise RunFailed(
-            f"before any step the ratio is off 1 by exp({latest['policy/max_log_ratio']:.2g}), more than rounding: old log-probabilities "
+            f"before any step the ratio is off 1 by exp({latest[LARGEST]:.2g}), more than rounding: old log-probabilities "
             "are not this policy's; likely causes are dropout left on or weights changed between sampling and training"
         )
 

@@ -24,9 +24,10 @@ from instructgpt.errors import BadInput
 from instructgpt.generate.text import generate, read_by
 from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, pretraining_window, save_policy
 from instructgpt.models.scalar import ScalarModel, load_reward_model
+from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, language_loss, load_state, process, state_of
+from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
 from instructgpt.train.parallel import launch
 
 VALIDATION_PROMPTS = 128
@@ -71,9 +72,9 @@ def main(config: SFTConfig) -> Path:
 
 
 def train(config: SFTConfig) -> None:
-    """One process's part of the stage, start to end."""
+    """One rank's part of the stage, start to end."""
     parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.pretraining)}
-    run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}), watched=process() == 0)
+    run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}))
     if run.finished:
         return
     device = pick_device(config.device)
@@ -83,6 +84,7 @@ def train(config: SFTConfig) -> None:
     training, validation, prompts = load_data(config, render, context_length(model), run)
     text = pretraining_text(config, render, pretraining_window(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
+    shard(model, *([reward.model] if reward else []))
     optimizer = adam(model)
 
     steps_an_epoch = -(-len(training) // config.batch)
@@ -115,7 +117,8 @@ def train(config: SFTConfig) -> None:
     judged = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
     run.say(f"keeps epoch {best['epoch']} of {config.epochs}, {judged}")
     facts = {"tokens": config.epochs * sum(map(len, training)), "parameters": parameters(model), "epoch": best["epoch"]}
-    run.finish(lambda folder: save_policy(model, render, folder), **facts)
+    chosen = whole(model)
+    run.finish(lambda folder: save_policy(chosen, render, folder), **facts)
 
 
 def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:
