@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from instructgpt.ranks import INSIDE, all_ranks, ranks_of
 
 GATHERED_TOGETHER = 25_000_000
-"""Parameters from which on layers are gathered by themselves. Smaller layers are gathered several at once: each gathering makes all wait."""
+"""Parameters from which on layers are gathered by themselves. Smaller ones are gathered several at once: each gathering makes all wait."""
 
 _empty: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """For each sharded model another of the same kind without weights."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from instructgpt.checkpoints import placed
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import RunFailed
 from instructgpt.models.load import completion_logp
@@ -82,15 +83,19 @@ def language_loss(model: Any, examples: Sequence[Example], *, weight: float = 1.
 
 def state_of(models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], **more: Any) -> dict[str, Any]:
     """What a checkpoint holds. Random numbers are functions of seed and step, so no generator is stored."""
+    held = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     return {
-        "models": {k: m.state_dict() for k, m in models.items()},
-        "optimizers": {k: o.state_dict() for k, o in optimizers.items()},
+        "models": {name: model.state_dict() for name, model in models.items()},
+        "optimizers": {name: {str(number): numbers for number, numbers in one["state"].items()} for name, one in held.items()},
+        "groups": {name: one["param_groups"] for name, one in held.items()},
     } | more
 
 
 def load_state(state: dict[str, Any], models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Put a checkpoint back."""
+    """Put a checkpoint back, divided as the models are now."""
     for name, model in models.items():
-        model.load_state_dict(state["models"][name])
+        model.load_state_dict(placed(state["models"][name], model.state_dict()))
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        held = {int(number): placed(numbers, parameters[int(number)]) for number, numbers in state["optimizers"][name].items()}
+        optimizer.load_state_dict({"state": held, "param_groups": state["groups"][name]})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -16,35 +17,29 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store, TCPStore
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.ranks import wait_for_all
-
-LAST_WORDS = 5.0
-"""Seconds in which the other processes may still say that they are the cause of the first error."""
+from instructgpt.stopping import heard
+from instructgpt.train.signs import LAST_WORDS, Place, Signs
 
 START = timedelta(minutes=10)
 """How long ranks wait for one another to appear."""
 PATIENCE = 600.0
+"""Seconds after which a rank that does not answer is taken for dead."""
+PARTING = 60.0
+"""Seconds that processes have to keep what they have when somebody asks for the end."""
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
 
 C = TypeVar("C", bound=StageConfig)
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
-
-
-class Place(NamedTuple):
-    """Where a rank stands: its number, how many there are, and its number on its own machine."""
-
-    rank: int
-    ranks: int
-    local: int
 
 
 def side_by_side(processes: int, jobs: Sequence[Job]) -> None:
@@ -64,10 +59,15 @@ def side_by_side(processes: int, jobs: Sequence[Job]) -> None:
             wait(running, return_when=FIRST_EXCEPTION)
             if (error := cause(running)) is not None:
                 raise error
-        except BaseException:
+        except KeyboardInterrupt:
             for child in multiprocessing.active_children():
-                child.kill()
+                child.terminate()
+            wait(running, timeout=PARTING)
             raise
+        finally:
+            if sys.exc_info()[0] is not None:
+                for child in multiprocessing.active_children():
+                    child.kill()
 
 
 def cause(running: Sequence[Future[Any]]) -> BaseException | None:
@@ -93,17 +93,19 @@ def launch(main: Callable[[C], Any], config: C, count: int) -> None:
 
     Raises what the stage raises, and:
         BadInput: both ways of dividing were asked for, or there are fewer GPUs than ranks.
+        KeyboardInterrupt: somebody asked it to end, and it has kept what it had.
     """
     if UNDER_TORCHRUN in os.environ:
         if count > 1:
             raise BadInput(f"--processes {count}: torchrun has started the ranks already; leave --processes out")
         store, rank, ranks = next(rendezvous("env://", timeout=START))
-        take_part(Place(rank, ranks, int(os.environ["LOCAL_RANK"])), store, main, config)
+        take_part(Place(rank, ranks, int(os.environ["LOCAL_RANK"]), PATIENCE), store, main, config)
     elif count == 1:
-        main(config)
+        with heard():
+            main(config)
     else:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=START)
-        side_by_side(count, [(_rank, (Place(rank, count, rank), store.port, main, config)) for rank in range(count)])
+        side_by_side(count, [(_rank, (Place(rank, count, rank, PATIENCE), store.port, main, config)) for rank in range(count)])
 
 
 def _rank(place: Place, port: int, main: Callable[[C], Any], config: C) -> None:
@@ -115,19 +117,28 @@ def take_part(place: Place, store: Store, main: Callable[[C], Any], config: C) -
     """Be one rank of a stage, from meeting the others to parting from them.
 
     A rank that fails keeps its connections: it is ended by who started it, after its error is known.
+
+    Raises:
+        SystemExit: this rank ends because of another, whose error is the one that is shown.
     """
     backend = "gloo"
     if device_kind(config.device) == "cuda":
         if place.local >= torch.cuda.device_count():
-            raise BadInput(
-                f"rank {place.rank} has no GPU, this machine has {torch.cuda.device_count()}; start fewer ranks, or --device cpu"
-            )
+            raise BadInput(f"rank {place.rank} has no GPU, there are {torch.cuda.device_count()} here; start fewer ranks, or --device cpu")
         torch.cuda.set_device(place.local)
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.ranks, timeout=timedelta(seconds=PATIENCE))
-    main(config)
-    wait_for_all()
-    dist.destroy_process_group()
+    signs = Signs(store, place)
+    with heard():
+        try:
+            dist.init_process_group(
+                backend, store=store, rank=place.rank, world_size=place.ranks, timeout=timedelta(seconds=place.patience)
+            )
+            main(config)
+            wait_for_all()
+        except Exception as error:
+            raise signs.explained(error) from error
+        signs.stop()
+        dist.destroy_process_group()
 
 
 def device_kind(name: str) -> str:

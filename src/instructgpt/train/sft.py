@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from instructgpt import functional
+from instructgpt.checkpoints import placed
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, shuffled
 from instructgpt.data.corpus import Corpus, documents, read_corpus
@@ -93,7 +94,7 @@ def train(config: SFTConfig) -> None:
     state = run.restore()
     if state:
         load_state(state, {"model": model}, {"adam": optimizer})
-        best = state["best"]
+        best = state["best"] | {"weights": placed(state["best"]["weights"], model.state_dict())}
     for step in range(state["step"] if state else 0, steps):
         epoch, place = divmod(step, steps_an_epoch)
         rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
