@@ -36,7 +36,7 @@ KEPT = 2
 """Checkpoints that are kept: should the last be damaged, the one before it serves."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-PLACE_ONLY = {"out", "device", "resume", "processes"}
+PLACE_ONLY = {"out", "device", "resume", "processes", "patience"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
 console = Console(highlight=False)
