@@ -63,7 +63,7 @@ def stop_at(monkeypatch, steps):
 
 def outcome(folder, rows_of):
     """What a run leaves behind, without its clock."""
-    timed = {"README.md", "run.json", "metrics.jsonl", "samples.jsonl"}
+    timed = {"README.md", "run.json", "metrics.jsonl", "samples.jsonl", "log.jsonl"}
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in timed}
     for name in ("metrics.jsonl", "samples.jsonl"):
         if (folder / name).exists():

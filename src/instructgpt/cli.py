@@ -46,6 +46,7 @@ COMMANDS = (
     Command("evaluate", "instructgpt.evaluate.command", "EvaluateConfig", "main", "the paper's evaluations of any models", "names"),
     Command("judge toxicity", "instructgpt.evaluate.toxicity_scorer", "ToxicityConfig", "main", "a toxicity scorer from scored texts"),
     Command("doctor", "instructgpt.doctor.commands", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"),
+    Command("watch", "instructgpt.live", "WatchConfig", "main", "a run while it goes: progress, curves, samples, alarms", "run"),
     Command("data import", "instructgpt.data.commands", "ImportConfig", "import_data", "other formats into ours and back"),
     Command("data clean", "instructgpt.data.commands", "CleanConfig", "clean", "drop duplicates, cap users, filter personal data"),
     Command("data split", "instructgpt.data.commands", "SplitConfig", "split", "train, validation and test by user"),

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instructgpt.errors import BadInput
+from instructgpt.trackers import Name
 
 
 class Options(BaseModel):
@@ -34,6 +35,7 @@ class StageConfig(Options):
     out: Path = Field(description="the directory this stage makes")
     seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
+    track: tuple[Name, ...] = Field((), description="show the metrics in tensorboard, trackio or wandb too")
     resume: bool = Field(True, description="go on where the directory stands; --no-resume starts it afresh")
 
 

@@ -55,7 +55,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], position
         if annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(annotation) is tuple:
-            options |= {"nargs": "+", "metavar": "FILE"}
+            words = get_args(get_args(annotation)[0])  # of a literal
+            options |= {"nargs": "+", "metavar": "|".join(words) if words else "FILE"}
         elif get_origin(annotation) is Literal:
             options["metavar"] = "|".join(map(str, get_args(annotation)))
         else:

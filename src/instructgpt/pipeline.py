@@ -135,7 +135,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
         )  # fmt: skip
     stages: dict[str, Any] = {"exam": make_config(Exam, config.stages.get("exam", {}), where="section exam")}
     for name, (kind, section, known) in told.items():
-        place = {"out": config.out / name, "seed": config.seed, "device": config.device, "resume": config.resume}
+        place = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")} | {"out": config.out / name}
         stages[name] = make_config(kind, place, known, config.stages.get(section, {}), where=f"section {section}")
     return stages
 

@@ -2,6 +2,7 @@
 
     run.json         stage, configuration, seed, versions, parents with hashes, seconds, tokens; "finished" comes last
     metrics.jsonl    one line a logged step
+    log.jsonl        one line for everything that was said, with its time
     samples.jsonl    completions sampled on the way
     checkpoints/     everything needed to go on; gone when the stage has finished
 
@@ -17,18 +18,21 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from instructgpt.card import model_card
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.files import must_be_free, write_text, writing
 from instructgpt.stopping import current
+from instructgpt.trackers import Tracker, check_installed, open_tracker
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
@@ -36,7 +40,7 @@ KEPT = 2
 """Checkpoints that are kept: should the last be damaged, the one before it serves."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-PLACE_ONLY = {"out", "device", "resume", "processes", "patience"}
+PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
 console = Console(highlight=False)
@@ -56,6 +60,9 @@ class Run:
         self._last_print = 0.0
         self.just_shown = self._last_step = False
         self._spent = 0.0
+        self._begun = False
+        self._said: list[dict[str, Any]] = []  # before there is a directory
+        self._trackers: dict[str, Tracker] = {}
 
     @classmethod
     def start(cls, config: StageConfig, parents: Mapping[str, Path | str] | None = None) -> Run:
@@ -68,6 +75,7 @@ class Run:
             BadInput: the directory holds something else than this run, or cannot be made.
         """
         run = cls(config, parents or {})
+        check_installed(config.track)
         for name, path in (parents or {}).items():
             if config.out.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
                 raise BadInput(f"--out {config.out}: holds {name} ({path}), which this run is made from; choose another --out")
@@ -93,6 +101,7 @@ class Run:
             self.directory.mkdir(parents=True, exist_ok=True)
         if not (self.directory / "run.json").exists():
             self._write(finished=False)
+        self._begun = True
 
     @property
     def finished(self) -> bool:
@@ -143,10 +152,17 @@ class Run:
 
     # --- while it runs -------------------------------------------------------------------------------------------
 
-    def say(self, text: str) -> None:
-        """One line for the person who watches."""
-        if self.watched:
-            console.print(f"[bold]{escape(self.directory.name)}[/] {text}", markup=True, soft_wrap=True)
+    def say(self, text: str, **numbers: float) -> None:
+        """One line for the person who watches, and for log.jsonl, there with numbers a program may want."""
+        if not self.watched:
+            return
+        console.print(f"[bold]{escape(self.directory.name)}[/] {text}", markup=True, soft_wrap=True)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._said.append({"time": now, "said": Text.from_markup(text).plain} | numbers)
+        if self._begun:
+            for row in self._said:
+                append_line(self.directory / "log.jsonl", row)
+            self._said.clear()
 
     def log(self, step: int, steps: int, metrics: Mapping[str, float], show: Iterable[str] = ()) -> None:
         """Append one line to metrics.jsonl, and show some of it from time to time."""
@@ -155,12 +171,22 @@ class Run:
             return
         row = {"step": step, "seconds": round(self._spent + time.monotonic() - self.started, 2)} | dict(metrics)
         append_line(self.directory / "metrics.jsonl", row)
+        for name in list(self._trackers):
+            self._tell(name, lambda tracker: tracker.log(step, metrics))
         self.just_shown = time.monotonic() - self._last_print > PRINT_SECONDS or step >= steps
         if self.just_shown:
             self._last_print = time.monotonic()
             shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics)
             left = (time.monotonic() - self.started) / max(1, step) * (steps - step)
-            self.say(f"{step}/{steps}  {shown}  [dim]{left:.0f} s left[/]")
+            self.say(f"{step}/{steps}  {shown}  [dim]{left:.0f} s left[/]", step=step, steps=steps, left=round(left))
+
+    def _tell(self, name: str, what: Callable[[Tracker], None]) -> None:
+        """Tell a tracker something. One that fails is a loss of comfort, not of the run: it is left out from here on."""
+        try:
+            what(self._trackers[name])
+        except Exception as error:  # whatever a service says of networks and accounts
+            del self._trackers[name]
+            self.say(f"[yellow]{name} has failed and hears no more: {escape(' '.join(str(error).split())[:200])}[/]")
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled completions to samples.jsonl."""
@@ -224,6 +250,8 @@ class Run:
         if state:
             self._spent = state["spent"]
             self.say(f"goes on after step {state['step']}")
+        for tracker in self.config.track if self.watched else ():
+            self._trackers[tracker] = open_tracker(tracker, self.directory, self._settings(), state["step"] if state else 0)
         current().heeded = True
         return state
 
@@ -258,6 +286,8 @@ class Run:
             finally:
                 shutil.rmtree(half, ignore_errors=True)
         self._write(finished=True)
+        for name in list(self._trackers):
+            self._tell(name, lambda tracker: tracker.close())
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
         self.say(f"[green]done[/] in {self._spent + time.monotonic() - self.started:.0f} s: {self.directory}")
         return self.directory
