@@ -18,7 +18,7 @@ from typing import Any
 
 from instructgpt import __version__
 from instructgpt.config import StageConfig, did_you_mean, make_config, options_for, preset_text, presets_for
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
 from instructgpt.flags import Parser, add_flags
 
 
@@ -106,7 +106,7 @@ def one_line(error: Exception) -> str:
         return said
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror[0].lower()}{error.strerror[1:]}; mend that and give the same command again"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+    if is_out_of_memory(error):
         return "out of memory; a smaller model, shorter texts or fewer --processes need less"
     return f"failed unexpectedly, {type(error).__name__}: {said} (--debug shows where)"
 

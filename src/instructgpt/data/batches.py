@@ -18,6 +18,8 @@ from torch import Tensor
 
 MICROBATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
 """Tokens computed at once, by kind of device, counted as rows that are padded and share nothing. Only memory and speed depend on it."""
+FEWEST_TOKENS = 256
+"""Where memory is not even enough for these, fewer would not help: what is left is the model itself."""
 SHARED_FROM = 4
 """Tokens from which on a prompt is computed once for its completions; for shorter ones it saves nothing (see docs/performance.md)."""
 
@@ -145,6 +147,15 @@ def by_prompt(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:
 def token_budget(device: torch.device) -> int:
     """How many tokens are computed at once on this kind of device."""
     return MICROBATCH_TOKENS.get(device.type, MICROBATCH_TOKENS["cpu"])
+
+
+def take_less() -> bool:
+    """From now on compute half as many tokens at once, because memory ran out. Returns False where it was hardly any already."""
+    if min(MICROBATCH_TOKENS.values()) < 2 * FEWEST_TOKENS:
+        return False
+    for kind in MICROBATCH_TOKENS:
+        MICROBATCH_TOKENS[kind] //= 2
+    return True
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:

@@ -6,6 +6,7 @@ behind who writes into a directory. What goes wrong in one of them is raised her
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -21,12 +22,15 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from rich.markup import escape
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from instructgpt.config import StageConfig
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.data.batches import MICROBATCH_TOKENS, take_less
+from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
 from instructgpt.ranks import wait_for_all
+from instructgpt.run import console
 from instructgpt.stopping import heard
 from instructgpt.train.signs import LAST_WORDS, Place, Signs
 
@@ -109,14 +113,39 @@ def launch(main: Callable[[C], Any], config: C, count: int, patience: float = PA
         if "patience" in config.model_fields_set:
             raise BadInput(f"{config.stage}: --patience has no effect on one process, which waits for no other")
         with heard():
-            main(config)
+            with_less_at_once(lambda: main(config), config)
     else:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=START)
-        side_by_side(count, [(_rank, (Place(rank, count, rank, patience), store.port, main, config)) for rank in range(count)])
+        with_less_at_once(lambda: _start_ranks(main, config, count, patience), config)
 
 
-def _rank(place: Place, port: int, main: Callable[[C], Any], config: C) -> None:
+def with_less_at_once(work: Callable[[], object], config: StageConfig) -> None:
+    """Do a stage's work; when memory runs out, again from its last checkpoint with half as many tokens at once, which changes no result.
+
+    Raises what the work raises, at last also that memory ran out.
+    """
+    while True:
+        try:
+            work()
+            return
+        except Exception as error:
+            if not is_out_of_memory(error) or not config.resume or not take_less():
+                raise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        at_once = MICROBATCH_TOKENS[device_kind(config.device)]
+        console.print(f"[bold]{escape(config.out.name)}[/] [yellow]out of memory: goes on with {at_once} tokens at once[/]", soft_wrap=True)
+
+
+def _start_ranks(main: Callable[[C], Any], config: C, count: int, patience: float) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=START)
+    places = [Place(rank, count, rank, patience) for rank in range(count)]
+    side_by_side(count, [(_rank, (place, store.port, dict(MICROBATCH_TOKENS), main, config)) for place in places])
+
+
+def _rank(place: Place, port: int, at_once: dict[str, int], main: Callable[[C], Any], config: C) -> None:
     """One process's part of a stage on this machine. The store of addresses is held by the process that started it."""
+    MICROBATCH_TOKENS.update(at_once)
     take_part(place, TCPStore("127.0.0.1", port, is_master=False, timeout=START), main, config)
 
 
