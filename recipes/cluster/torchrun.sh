@@ -12,6 +12,7 @@ set -euo pipefail
 : "${FIRST:?the address of host 0, as the others reach it}"
 RANKS=${RANKS:-gpu}      # ranks on this host: one for each GPU, or a number (for CPUs, one for each core)
 PORT=${PORT:-29500}      # free on host 0, and open to the others
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-280} # seconds from SIGTERM on, to finish a step and keep it
 # More than one network? Name the one between the hosts: export NCCL_SOCKET_IFNAME=eth1 GLOO_SOCKET_IFNAME=eth1
 
 exec "${PYTHON:-python}" -m torch.distributed.run --nnodes "$HOSTS" --node-rank "$HOST" --nproc-per-node "$RANKS" \
