@@ -7,14 +7,17 @@ import math
 
 import pytest
 import torch
+import transformers
 from conftest import CONTEXT, CPU, FAMILIES
 from scipy import stats
 
 from instructgpt.data.batches import Example, collate
 from instructgpt.errors import BadInput
-from instructgpt.generate import engine
+from instructgpt.generate import decoder, engine, slots
+from instructgpt.generate.decoder import choose
 from instructgpt.generate.engine import sample
 from instructgpt.generate.text import continue_text, generate, read_by
+from instructgpt.models.attention import use_packed_attention
 from instructgpt.models.load import completion_logp, load_policy
 from instructgpt.records import Prompt
 
@@ -89,19 +92,150 @@ def test_logp_carries_the_temperature(models):
     assert one.logp[0] == pytest.approx(float((logits / 0.5).log_softmax(0)[one.tokens[0]]), abs=1e-5)
 
 
+def same_samples(got, expected):
+    assert [(one.tokens, one.finished) for one in got] == [(one.tokens, one.finished) for one in expected]
+    for one, other in zip(got, expected, strict=True):
+        assert one.logp == pytest.approx(other.logp, abs=1e-5)
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """Leave memory for so many rows."""
+    return lambda rows: monkeypatch.setattr(engine, "rows_that_fit", lambda *_: rows)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_neither_wave_size_nor_compaction_changes_a_completion(models, family, monkeypatch):
+def test_neither_memory_nor_refilling_changes_a_completion(models, family, memory_for, monkeypatch):
+    """Few slots, so that rows enter where others left, one by one or several together, and looks at long intervals."""
     prompts = PROMPTS * 4
     eos = an_early_end(models[family], prompts)
     plain = sample(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
     assert len({len(one.tokens) for one in plain}) > 2
-    for rows, share in ((3, 1.1), (1, 0.75), (256, 1.1), (256, 0.0)):
-        monkeypatch.setattr(engine, "WAVE_ROWS", rows)
-        monkeypatch.setattr(engine, "COMPACT_BELOW", share)
-        again = sample(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
-        assert [one.tokens for one in again] == [one.tokens for one in plain]
-        for one, other in zip(plain, again, strict=True):
-            assert one.logp == pytest.approx(other.logp, abs=1e-5)
+    for rows, share, every in ((3, 0.0, 1), (1, 1 / 8, 1), (7, 0.5, 3), (20, 0.0, TOKENS + 5)):
+        memory_for(rows)
+        monkeypatch.setattr(engine, "REFILL_AT", share)
+        monkeypatch.setitem(decoder.CHECK_EVERY, "cpu", every)
+        same_samples(sample(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_of_round_sizes_change_nothing(models, family, memory_for, monkeypatch):
+    """What a CUDA graph would replay: the same step for round numbers of rows and columns, idle slots among them."""
+    prompts, sizes = PROMPTS * 3, []
+    eos = an_early_end(models[family], prompts)
+    plain = sample(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
+    step = decoder.Decoder.step
+    monkeypatch.setattr(
+        decoder.Decoder, "step", lambda self, model, rows, width: (sizes.append((rows, width)), step(self, model, rows, width))
+    )
+    monkeypatch.setattr(decoder, "STATIC", ("cpu",))
+    monkeypatch.setattr(decoder, "ROWS_ALIKE", (2, 4))
+    monkeypatch.setattr(decoder, "COLUMNS_ALIKE", 8)
+    memory_for(10)
+    same_samples(sample(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
+    widest = max(map(len, prompts)) + TOKENS - 1
+    assert {rows for rows, _ in sizes} <= {2, 4, 8, 10}
+    assert {width for _, width in sizes} <= {8, 16, widest}
+    assert len(set(sizes)) < len(sizes) / 2
+
+
+def test_round_sizes_by_hand():
+    cache = slots.Slots(100, 300)
+    assert [decoder.alike(rows, 5, cache)[0] for rows in (1, 2, 3, 5, 9, 17, 32, 33, 64, 65, 97)] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        32,
+        64,
+        64,
+        96,
+        100,
+    ]
+    assert [decoder.alike(1, width, cache)[1] for width in (1, 128, 129, 257)] == [128, 128, 256, 300]
+
+
+@torch.inference_mode()
+def test_a_step_leaves_rows_that_have_ended_as_they_are(models):
+    """So that a graph can be tried out before it is captured, and rows may end between two looks."""
+    decode = decoder.Decoder(models["llama"], 4, 20, TOKENS, decoder.Choice(eos=-1))
+    decode.admit(models["llama"], PROMPTS[:4], torch.rand(4, TOKENS, dtype=torch.float64), [])
+    decode.advance(models["llama"])
+    decode.alive[1:3] = False
+    decode.advance(models["llama"])  # writes the column that they were to write
+    state = ("token", "position", "taken", "alive", "uniforms")
+    before = [getattr(decode, name).clone() for name in state] + [x.clone() for layer in decode.cache.stored for x in layer]
+    decode.advance(models["llama"])
+    after = [getattr(decode, name) for name in state] + [x for layer in decode.cache.stored for x in layer]
+    for x, y in zip(before, after, strict=True):
+        torch.testing.assert_close(y[1:3], x[1:3], atol=1e-6, rtol=1e-6)
+    assert decode.taken.tolist() == [3, 1, 1, 3]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(12, 7 + 3), (4, 7 + 3), (2, 7 + 3)])
+def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monkeypatch, rows, expected):
+    """All but the last token of each prompt, whatever is sampled from it, also where its rows enter at different times."""
+    model = models["llama"]
+    prompts = [PROMPTS[2], PROMPTS[3]] * 4 + [PROMPTS[1]] * 4
+    eos = an_early_end(model, prompts)
+    alone = [sample(model, prompts[: row + 1], eos=eos, max_tokens=TOKENS, seed=2)[row] for row in range(len(prompts))]
+    seen = []
+    prefill = decoder.Decoder._prefill
+    monkeypatch.setattr(
+        decoder.Decoder, "_prefill", lambda self, model, parts: (seen.extend(len(p) - 1 for p, _ in parts), prefill(self, model, parts))
+    )
+    memory_for(rows)
+    same_samples(sample(model, prompts, eos=eos, max_tokens=TOKENS, seed=2), alone)
+    assert sum(seen) == expected
+
+
+def other_families():
+    """Families with windows or with caches of another kind, windows shorter than the prompts."""
+    usual = {"vocab_size": 200, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    usual |= {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.3, "max_position_embeddings": CONTEXT}
+    kinds = ["sliding_attention", "full_attention"]
+    mixed = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "layer_types": kinds, "head_dim": 8}
+    bloom = {"vocab_size": 200, "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    mamba = {"vocab_size": 200, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "initializer_range": 0.3, "pad_token_id": None}
+    return {
+        "mistral": (transformers.MistralConfig(num_key_value_heads=1, sliding_window=4, **usual), True),
+        "qwen3": (transformers.Qwen3Config(num_key_value_heads=1, head_dim=8, **usual), True),
+        "qwen3 with windows": (transformers.Qwen3Config(num_key_value_heads=1, **mixed, **usual), True),
+        "bloom": (transformers.BloomConfig(**bloom), False),
+        "mamba": (transformers.MambaConfig(**mamba), False),
+    }
+
+
+@pytest.mark.parametrize("name", other_families())
+def test_other_families_equal_the_naive_loop(name, memory_for):
+    config, in_slots = other_families()[name]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    use_packed_attention(model)
+    prompts = [[token for token in prompt if token < 200] for prompt in PROMPTS]
+    memory_for(2)
+    eos = an_early_end(model, prompts)
+    for temperature in (0.0, 1.0):
+        got = sample(model, prompts, eos=eos, max_tokens=TOKENS, seed=1, temperature=temperature)
+        assert [one.tokens for one in got] == [
+            naive(model, p, u, eos, temperature) for p, u in zip(prompts, uniform_numbers(1), strict=True)
+        ]
+    assert (engine._KEPT[model] is not None) == in_slots
+    with torch.no_grad():
+        trained = completion_logp(model, collate([Example(prompt, one.tokens) for prompt, one in zip(prompts, got, strict=True)]))
+    torch.testing.assert_close(torch.tensor([number for one in got for number in one.logp]), trained, atol=1e-5, rtol=0)
+
+
+def test_rows_and_what_they_keep(models, monkeypatch):
+    kept = engine.what_is_kept(models["llama"])  # 2 layers, keys and values, 1 head of 8 numbers, 4 bytes each
+    assert kept == engine.Kept(layers=2, bytes=2 * 2 * 1 * 8 * 4)
+    monkeypatch.setattr(engine, "CPU_BYTES", 10_000)
+    assert engine.rows_that_fit(models["llama"], 3_000) == 3
+    assert engine.rows_that_fit(models["llama"], 30_000) == 1, "one row is always computed"
+    monkeypatch.setattr(engine, "LOGITS_HELD", 2 * models["llama"].config.vocab_size)
+    assert engine.rows_that_fit(models["llama"], 100) == 2
 
 
 def test_a_completion_depends_on_its_prompt_index_and_seed_alone(models):
@@ -132,10 +266,55 @@ def test_sampled_frequencies_are_the_softmax_of_the_logits(models, family):
 def test_choose_by_hand():
     logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(6, 4)
     uniforms = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
-    assert engine.choose(logits, uniforms, 1.0).tolist() == [0, 0, 2, 2, 3, 3], "a token without probability is never taken"
-    assert engine.choose(logits[:1, [1, 0, 2, 3]], uniforms[:1], 1.0).tolist() == [1], "not even where the number is 0"
+    assert choose(logits, uniforms, 1.0).tolist() == [0, 0, 2, 2, 3, 3], "a token without probability is never taken"
+    assert choose(logits[:1, [1, 0, 2, 3]], uniforms[:1], 1.0).tolist() == [1], "not even where the number is 0"
     # temperature 1/2 squares: 1/6, 0, 4/6, 1/6
-    assert engine.choose(logits, uniforms, 0.5).tolist() == [0, 2, 2, 2, 2, 3]
+    assert choose(logits, uniforms, 0.5).tolist() == [0, 2, 2, 2, 2, 3]
+
+
+def test_choose_is_the_inverse_distribution_function():
+    """Over several blocks of the vocabulary, the last not full, with stretches that have no probability."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 3 * decoder.BLOCK + 7, generator=generator) * 3
+    logits[:, decoder.BLOCK - 5 : 2 * decoder.BLOCK + 3] = float("-inf")
+    logits[:100, : decoder.BLOCK] = float("-inf")
+    logits[200:300, 2 * decoder.BLOCK :] = float("-inf")
+    uniforms = torch.rand(500, generator=generator, dtype=torch.float64)
+    uniforms[::7], uniforms[1::7] = 0.0, 1 - 2**-53
+    cumulative = logits.softmax(-1).double().cumsum(-1)
+    expected = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(-1)
+    chosen = choose(logits, uniforms, 1.0)
+    assert (logits.gather(1, chosen[:, None]) > float("-inf")).all()
+    inside = (uniforms > 0) & (uniforms < 1 - 2**-53)
+    assert chosen[inside].tolist() == expected[inside].tolist()
+
+
+def test_the_nucleus_by_hand():
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    keeps = lambda top_p, temperature=1.0: decoder.nucleus(logits, temperature, top_p).isfinite()[0].tolist()  # noqa: E731
+    assert keeps(0.3) == [False, True, False, False]
+    assert keeps(0.69) == [False, True, False, True], "the least set that reaches the share"
+    assert keeps(0.71) == [False, True, True, True]
+    assert keeps(0.6, 0.5) == [False, True, False, True], "of the tempered distribution: 16/30 and 9/30 are the first"
+    tokens, logp = decoder.draw(logits, torch.tensor([0.99], dtype=torch.float64), decoder.Choice(-1, 1.0, 0.69))
+    assert (tokens.item(), logp.item()) == (3, pytest.approx(math.log(3 / 7)))
+
+
+@torch.no_grad()
+def test_top_p_samples_from_the_nucleus_alone(models):
+    model = models["llama"]
+    probabilities = model(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1].double().softmax(0)
+    inside, total = [], 0.0
+    for token in probabilities.argsort(descending=True).tolist():
+        if total < 0.5:
+            inside.append(token)
+            total += probabilities[token].item()
+    got = sample(model, [PROMPTS[0]] * 600, eos=-1, max_tokens=1, seed=11, top_p=0.5)
+    assert {one.tokens[0] for one in got} <= set(inside)
+    for one in got[:20]:
+        assert one.logp[0] == pytest.approx(math.log(probabilities[one.tokens[0]].item() / total), abs=1e-5)
+    everything = sample(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
+    assert sample(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1, top_p=1.0) == everything
 
 
 def test_ends_at_end_of_text_and_only_there(models):

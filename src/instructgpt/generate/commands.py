@@ -31,6 +31,7 @@ class SampleConfig(Options):
     n: int = Field(1, ge=1, description="completions of each prompt")
     max_tokens: int = Field(256, ge=1, description="where a completion is cut off")
     temperature: float = Field(1.0, ge=0, description="1 samples from the model's own distribution, 0 takes the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="below 1, sample from the likeliest tokens that together have this probability")
     seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     device: str = Field("auto", description=DEVICE)
     skip_bad: bool = Field(False, description="leave out bad lines and prompts that are too long, and count them")
@@ -41,6 +42,8 @@ class SampleConfig(Options):
             yield f"--n {self.n} has no effect at --temperature 0, all completions of a prompt would be the same"
         if self.temperature == 0 and "seed" in self.model_fields_set:
             yield "--seed has no effect at --temperature 0"
+        if self.temperature == 0 and self.top_p < 1:
+            yield f"--top-p {self.top_p} has no effect at --temperature 0, the likeliest token is always in it"
 
 
 class ScoreConfig(Options):
@@ -92,9 +95,8 @@ def sample_completions(config: SampleConfig) -> Path:
         if fits(tokens <= room, f"{config.prompts}: {reason}", skipped, config.skip_bad):
             kept.append(prompt)
     some_must_be_left(config.prompts, kept, skipped)
-    answers = generate(
-        model, render, kept, max_tokens=config.max_tokens, seed=config.seed, temperature=config.temperature, per_prompt=config.n
-    )
+    how = {"max_tokens": config.max_tokens, "seed": config.seed}
+    answers = generate(model, render, kept, temperature=config.temperature, top_p=config.top_p, per_prompt=config.n, **how)
     count = write_records(config.out, (completion_of(answer, config) for answer in answers))
     console.print(f"{count} completions of {len(kept)} prompts: {config.out}; left out: {len(skipped.reasons)}", markup=False)
     return config.out
@@ -109,7 +111,8 @@ def completion_of(answer: Generated, config: SampleConfig) -> Completion:
             "completion": answer.text,
             "model": config.model,
             "finish": "stop" if answer.finished else "length",
-            "sampling": {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed},
+            "sampling": {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
+            | ({"top_p": config.top_p} if config.top_p < 1 else {}),
         }
     )
 

@@ -11,7 +11,15 @@ from instructgpt.ranks import collect, ranks_of, share
 
 
 def sample_divided(
-    model: Any, prompts: Sequence[list[int]], *, eos: int, max_tokens: int, seed: int, temperature: float = 1.0
+    model: Any,
+    prompts: Sequence[list[int]],
+    *,
+    eos: int,
+    max_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    rows: int | None = None,
 ) -> list[Sample]:
     """What `engine.sample` says of these prompts, whatever the number of ranks: a completion is a function of prompt, seed and index.
 
@@ -21,5 +29,7 @@ def sample_divided(
     mine = share([len(prompt) + max_tokens for prompt in prompts], ranks)
     with gathered(model) as policy:
         own = [prompts[row] for row in mine]
-        samples = sample(policy, own, eos=eos, max_tokens=max_tokens, seed=seed, temperature=temperature, rows=mine)
+        samples = sample(
+            policy, own, eos=eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p, rows=rows, index=mine
+        )
     return collect(mine, samples, len(prompts), ranks)

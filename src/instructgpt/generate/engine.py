@@ -1,28 +1,46 @@
-"""Sampling completions: batched, with a key-value cache; rows that have ended leave the batch.
+"""Sampling completions: rows share a batch, keep their keys and values, leave it when they have ended, and others take their place.
 
-Sampling is exact (temperature alone, no top-k, no top-p: the distribution that PPO differentiates is the one that was
-sampled from) and a row's completion is a function of its prompt, the seed, its index and `max_tokens`: each row has its own
-stream of uniform numbers, so neither batch size nor the order in which other rows end changes it.
+Sampling is exact (temperature alone, no top-k, and no top-p unless asked for: the distribution that PPO differentiates is
+the one that was sampled from) and a row's completion is a function of its prompt, the seed, its index and `max_tokens`:
+each row has its own stream of uniform numbers, so neither the rows beside it nor the memory there is change it.
+
+A family whose keys and values cannot be kept in slots (it says something else than its own forward then) is computed
+anew for every token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-import transformers
 from torch import Tensor
 
-from instructgpt import functional
+from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput
-from instructgpt.models.load import context_length, next_logits
+from instructgpt.generate.decoder import CHECK_EVERY, REFILL_AT, Choice, Decoder, draw
+from instructgpt.models.attention import hidden_states
+from instructgpt.models.load import LOGITS_HELD, completion_logp, context_length, next_logits
 
-WAVE_ROWS = 256
-"""Rows decoded together."""
-COMPACT_BELOW = 0.75
-"""Finished rows leave the cache when fewer than this share of its rows are still alive."""
+CPU_BYTES = 2**30
+"""Memory for keys and values on a CPU."""
+CUDA_SHARE = 0.5
+"""Share of a GPU's free memory for keys and values."""
+PROBE = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
+PROBE_TOKENS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a model keeps of a token while rows are sampled."""
+
+    layers: int
+    bytes: int
+
+
+_KEPT: WeakKeyDictionary[Any, Kept | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +52,6 @@ class Sample:
     finished: bool
 
 
-@dataclass(slots=True)
-class _Wave:
-    """Rows that are decoded together. Prompts are padded on the left, so that all rows write in the same column."""
-
-    rows: Tensor  # (B,) which prompt each row answers
-    mask: Tensor  # (B, L) real positions so far
-    cache: Any
-    logits: Tensor  # (B, V) of the next token
-
-
 @torch.inference_mode()
 def sample(
     model: Any,
@@ -53,7 +61,9 @@ def sample(
     max_tokens: int,
     seed: int,
     temperature: float = 1.0,
-    rows: Sequence[int] | None = None,
+    top_p: float = 1.0,
+    rows: int | None = None,
+    index: Sequence[int] | None = None,
 ) -> list[Sample]:
     """Sample one completion a prompt.
 
@@ -64,7 +74,9 @@ def sample(
         max_tokens: where a completion is cut off.
         seed: with the row's index it fixes the completion.
         temperature: 0 takes the likeliest token.
-        rows: the index of each prompt, where these are only some of more prompts; 0, 1, 2 … without it.
+        top_p: below 1, sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        rows: how many are sampled at once at most; where it is not given, as many as there is memory for. It changes no completion.
+        index: the index of each prompt, where these are only some of more prompts; 0, 1, 2 … without it.
 
     Raises:
         BadInput: a prompt leaves no room for `max_tokens` in the model's context.
@@ -75,83 +87,81 @@ def sample(
             raise BadInput(
                 f"prompt {index + 1} has {len(prompt)} tokens, but the context leaves room for 1 to {room} before {max_tokens} new ones"
             )
-    numbers = list(range(len(prompts)) if rows is None else rows)
-    uniforms = torch.rand(max(numbers, default=-1) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    uniforms = uniforms[numbers]
+    if not prompts:
+        return []
+    numbers = list(range(len(prompts)) if index is None else index)
+    uniforms = torch.rand(max(numbers) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[numbers]
+    choice = Choice(eos, temperature, top_p)
+    if model not in _KEPT:
+        _KEPT[model] = what_is_kept(model)
+    kept = _KEPT[model]
+    if kept is None:
+        return list(_recompute(model, prompts, uniforms, choice))
+    width = max(map(len, prompts)) + max_tokens - 1
+    slots = min(len(prompts), rows or len(prompts), rows_that_fit(model, kept.bytes * width))
+    decoder = Decoder(model, slots, width, max_tokens, choice, kept.layers)
+    return _run(model, decoder, prompts, uniforms)
+
+
+def rows_that_fit(model: Any, bytes_a_row: int) -> int:
+    """How many rows are sampled at once: as many as there is memory for, for their keys and values and for their logits."""
+    budget = CPU_BYTES
+    if model.device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
+        budget = int(CUDA_SHARE * (torch.cuda.mem_get_info(model.device)[0] + reserved))
+    return max(1, min(budget // bytes_a_row, LOGITS_HELD // len(model.get_output_embeddings().weight)))
+
+
+def what_is_kept(model: Any) -> Kept | None:
+    """What a model keeps of a token, tried out; None where slots make a model say something else than it says alone."""
+    decoder = Decoder(model, 2, max(map(len, PROBE)) + PROBE_TOKENS - 1, PROBE_TOKENS, Choice(eos=-1, temperature=0.0))
+    try:
+        samples = _run(model, decoder, PROBE, torch.zeros(len(PROBE), PROBE_TOKENS, dtype=torch.float64))
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return None  # the family's forward does not take what the others take
+    batch = collate([Example(list(prompt), one.tokens) for prompt, one in zip(PROBE, samples, strict=True)], model.device)
+    sampled = torch.tensor([number for one in samples for number in one.logp])
+    near = 1e-4 if decoder.cache.stored[0][0].dtype == torch.float32 else 0.1
+    same = torch.allclose(sampled, completion_logp(model, batch).float().cpu(), atol=near, rtol=near)
+    return Kept(len(decoder.cache.stored), decoder.cache.bytes_a_token()) if same else None
+
+
+def _run(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: Tensor) -> list[Sample]:
+    """Decode all rows: alike prompts enter together, short ones first."""
+    waiting = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]), reverse=True)  # the last enters first
+    owners: list[int] = []  # the row of each slot in use
     samples: list[Sample | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    for start in range(0, len(order), WAVE_ROWS):
-        wave = order[start : start + WAVE_ROWS]
-        for row, result in zip(wave, _decode(model, [prompts[row] for row in wave], uniforms[wave], eos, temperature), strict=True):
-            samples[row] = result
-    return [result for result in samples if result is not None]
+    refill_at = max(1, int(REFILL_AT * decoder.cache.slots))
+    check_every = CHECK_EVERY.get(model.device.type, 1)
+    while waiting or owners:
+        if waiting and decoder.free >= min(refill_at, len(waiting)):
+            rows = [waiting.pop() for _ in range(min(decoder.free, len(waiting)))]
+            decoder.admit(model, [prompts[row] for row in rows], uniforms[rows], [prompts[row] for row in owners])
+            owners += rows
+        for _ in range(check_every):
+            decoder.advance(model)
+        ended = decoder.ended()
+        if ended:
+            results, came = decoder.leave(ended)
+            for slot, (tokens, logp) in zip(ended, results, strict=True):
+                samples[owners[slot]] = Sample(tokens, logp, finished=tokens[-1] == decoder.choice.eos)
+            owners = [owners[slot] for slot in came]
+    return [one for one in samples if one is not None]
 
 
-def _decode(model: Any, prompts: list[list[int]], uniforms: Tensor, eos: int, temperature: float) -> list[Sample]:
-    """Decode one wave to its end."""
-    device = model.device
-    uniforms = uniforms.to(device)
-    count, max_tokens = uniforms.shape
-    tokens = torch.full((count, max_tokens), -1, device=device)
-    logp = torch.full((count, max_tokens), float("nan"), device=device)
-    wave = _prefill(model, prompts, device)
-    alive = torch.ones(count, dtype=torch.bool, device=device)  # of the wave's rows
-    for t in range(max_tokens):
-        chosen = choose(wave.logits, uniforms[wave.rows, t], temperature)  # (B,)
-        now = wave.rows[alive]
-        tokens[now, t] = chosen[alive]
-        logp[now, t] = functional.token_logp(wave.logits[alive], chosen[alive], temperature or 1.0)
-        alive = alive & (chosen != eos)
-        if t + 1 == max_tokens or not alive.any():
-            break
-        if alive.float().mean() < COMPACT_BELOW:
-            wave, chosen = _compact(wave, alive), chosen[alive]
-            alive = alive[alive]
-        _advance(model, wave, chosen)
-    return [_result(tokens[row], logp[row], eos) for row in range(count)]
-
-
-def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
-    """The token of each row: the inverse of the distribution function at the row's uniform number. (B, V), (B,) -> (B,)."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    cumulative = (logits.float() / temperature).softmax(-1).double().cumsum(-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
-
-
-def _prefill(model: Any, prompts: list[list[int]], device: torch.device) -> _Wave:
-    width = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    wave = _Wave(torch.arange(len(prompts), device=device), mask.to(device), transformers.DynamicCache(config=model.config), torch.empty(0))
-    _forward(model, wave, tokens.to(device), (wave.mask.cumsum(-1) - 1).clamp_min(0))
-    return wave
-
-
-def _advance(model: Any, wave: _Wave, chosen: Tensor) -> None:
-    """One more column."""
-    wave.mask = torch.nn.functional.pad(wave.mask, (0, 1), value=1)
-    _forward(model, wave, chosen[:, None], wave.mask.sum(-1, keepdim=True) - 1)
-
-
-def _forward(model: Any, wave: _Wave, tokens: Tensor, positions: Tensor) -> None:
-    states = model.base_model(
-        input_ids=tokens, attention_mask=wave.mask, position_ids=positions, past_key_values=wave.cache, use_cache=True
-    ).last_hidden_state
-    wave.logits = next_logits(model, states[:, -1])
-
-
-def _compact(wave: _Wave, alive: Tensor) -> _Wave:
-    keep = alive.nonzero()[:, 0]
-    wave.cache.batch_select_indices(keep)
-    return _Wave(wave.rows[keep], wave.mask[keep], wave.cache, wave.logits[keep])
-
-
-def _result(tokens: Tensor, logp: Tensor, eos: int) -> Sample:
-    length = int((tokens >= 0).sum())
-    taken = tokens[:length].tolist()
-    return Sample(taken, logp[:length].tolist(), finished=taken[-1] == eos)
+def _recompute(model: Any, prompts: Sequence[list[int]], uniforms: Tensor, choice: Choice) -> Iterator[Sample]:
+    """The same without keeping anything between tokens, for families whose caches are of another kind."""
+    rows = [(list[int](), list[float]()) for _ in prompts]
+    alive = list(range(len(prompts)))
+    for t in range(uniforms.shape[1]):
+        for group in microbatches([len(prompts[row]) + t for row in alive], token_budget(model.device)):
+            members = [alive[place] for place in group]
+            batch = collate([Example(prompts[row] + rows[row][0], []) for row in members], model.device)
+            logits = next_logits(model, hidden_states(model, batch)[batch.last])
+            chosen, logp = draw(logits, uniforms[members, t].to(model.device), choice)
+            for row, token, number in zip(members, chosen.tolist(), logp.tolist(), strict=True):
+                rows[row][0].append(token)
+                rows[row][1].append(number)
+        alive = [row for row in alive if rows[row][0][-1] != choice.eos]
+    for tokens, numbers in rows:
+        yield Sample(tokens, numbers, finished=tokens[-1] == choice.eos)

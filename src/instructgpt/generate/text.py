@@ -24,11 +24,19 @@ class Generated:
 
 
 def generate(
-    model: Any, render: Renderer, prompts: Sequence[Asked], *, max_tokens: int, seed: int, temperature: float = 1.0, per_prompt: int = 1
+    model: Any,
+    render: Renderer,
+    prompts: Sequence[Asked],
+    *,
+    max_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    per_prompt: int = 1,
 ) -> list[Generated]:
     """Completions of rendered prompts, `per_prompt` in a row for each. Raises BadInput where a prompt does not fit."""
     rendered = [render.prompt(prompt) for prompt in prompts for _ in range(per_prompt)]
-    samples = sample_divided(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature)
+    samples = sample_divided(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p)
     asked = [prompt for prompt in prompts for _ in range(per_prompt)]
     return [Generated(a, render.text(s.tokens), s.tokens, s.finished) for a, s in zip(asked, samples, strict=True)]
 

@@ -13,6 +13,7 @@ from instructgpt.data.batches import Batch, Example, collate, microbatches, toke
 from instructgpt.data.render import Renderer
 from instructgpt.errors import RunFailed
 from instructgpt.generate.divided import sample_divided
+from instructgpt.generate.engine import Sample
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
@@ -21,6 +22,8 @@ from instructgpt.records import Prompt
 
 PARITY = 1e-3
 """Largest difference, in nats, that rounding may make between a log-probability when sampled and when trained on."""
+PROBED, PROBE_TOKENS = 3, 16
+"""Prompts that the parity probe samples again and how often each; how many tokens at most."""
 
 
 @dataclass(slots=True)
@@ -69,12 +72,9 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     samples = sample_divided(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
     answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
     examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
-    lengths = torch.tensor([len(one.tokens) for one in samples])
-    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    mask, logp = side_by_side(samples)
     finished = torch.tensor([one.finished for one in samples])
     scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
-    logp = torch.full(mask.shape, float("nan"))
-    logp[mask] = torch.tensor([number for one in samples for number in one.logp])
     return Rollout(
         prompts=list(prompts),
         examples=examples,
@@ -85,6 +85,15 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
         values=of_completions(models.value.model, examples, mask, lambda batch: values_of(models.value, batch)),
         scores=scores,
     )
+
+
+def side_by_side(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Which tokens were sampled, and their logp when they were. -> (B, R) and (B, R), NaN after the end."""
+    lengths = torch.tensor([len(one.tokens) for one in samples])
+    mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    logp = torch.full(mask.shape, float("nan"))
+    logp[mask] = torch.tensor([number for one in samples for number in one.logp])
+    return mask, logp
 
 
 def values_of(value: ScalarModel, batch: Batch) -> Tensor:
@@ -109,11 +118,23 @@ def of_completions(model: Any, examples: Sequence[Example], mask: Tensor, measur
 def check_parity(models: Models, rollout: Rollout) -> float:
     """Sampling and training must agree on log-probabilities, or the ratio of PPO is wrong. Returns the largest difference.
 
+    A few prompts are sampled once more, each several times and two rows at once, so that rows take the places of others
+    and share prompts, whatever the rollout needed.
+
     Raises:
         RunFailed: they do not.
     """
-    trained = of_completions(models.policy, rollout.examples, rollout.mask, lambda batch: completion_logp(models.policy, batch))
-    difference = float((trained - rollout.logp)[rollout.mask].abs().max())
+    prompts = [example.prompt for example in rollout.examples[:PROBED] for _ in range(PROBED)]
+    tokens = min(PROBE_TOKENS, rollout.mask.shape[1])
+    again = sample_divided(models.policy, prompts, eos=models.render.eos, max_tokens=tokens, seed=0, rows=2)
+    examples = [Example(prompt, one.tokens) for prompt, one in zip(prompts, again, strict=True)]
+
+    def farthest(examples: Sequence[Example], mask: Tensor, logp: Tensor) -> float:
+        trained = of_completions(models.policy, examples, mask, lambda batch: completion_logp(models.policy, batch))
+        return float((trained - logp)[mask].abs().max())
+
+    apart = [farthest(rollout.examples, rollout.mask, rollout.logp), farthest(examples, *side_by_side(again))]
+    difference = max(apart, key=lambda number: (number != number, number))  # what is not a number is farthest
     if not difference <= PARITY:
         raise RunFailed(
             f"sampling and training disagree on log-probabilities by {difference:.2g} nats (rounding allows {PARITY}): "

@@ -1,0 +1,97 @@
+"""Where rows that are being sampled keep their keys and values: memory that is taken once and written in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+
+class AllWritten(Exception):
+    """The keys and values of prompts stand in the slots of every layer: nothing that a model computes after them is of use."""
+
+
+class Slots(transformers.Cache):  # type: ignore[misc]
+    """S slots of W columns in every layer. A row owns a slot; its token at position p stands in column p.
+
+    The models write to it as to any cache of transformers. What they pass is either the tokens of prompts, which go to
+    the slots and columns told by `write_prompts` and are handed back as they are, for attention among themselves; or one
+    token for each of the first slots (`write_tokens`), which are handed back with what stands before them.
+
+    Args:
+        slots: S.
+        width: W.
+        layers: how many layers write, where that is known; `AllWritten` is then raised when the last has written prompts.
+    """
+
+    def __init__(self, slots: int, width: int, layers: int | None = None) -> None:
+        super().__init__(layers=[])
+        self.last = None if layers is None else layers - 1
+        self.slots, self.width = slots, width
+        self.stored: list[tuple[Tensor, Tensor]] = []  # keys (S, H, W, D) and values of each layer
+        self.read = 0  # columns that the next tokens see; 0 while prompts are written
+        self.places: Tensor | None = None
+        self.rows = self.columns = torch.empty(0, dtype=torch.long)
+
+    def write_prompts(self, places: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """What comes next are prompts: of their tokens, laid end to end, those at `places` go to slots `rows`, `columns`. All (N,)."""
+        self.places, self.rows, self.columns, self.read = places, rows, columns, 0
+
+    def write_tokens(self, rows: Tensor, columns: Tensor, read: int) -> None:
+        """What comes next is one token a slot, for the first slots, which see the first `read` columns. rows, columns (n,)."""
+        self.places, self.rows, self.columns, self.read = None, rows, columns, read
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keep new keys and values (b, H, t, D). -> those that the new tokens may see."""
+        new = (key_states, value_states)
+        if layer_idx == len(self.stored):  # zeros, for a column that nobody may see must not be NaN
+            self.stored.append(tuple(x.new_zeros(self.slots, x.shape[1], self.width, x.shape[3]) for x in new))  # type: ignore[arg-type]
+        for kept, x in zip(self.stored[layer_idx], new, strict=True):
+            tokens = x.transpose(1, 2).flatten(0, 1)  # (b t, H, D)
+            kept[self.rows, :, self.columns] = tokens if self.places is None else tokens[self.places]
+        if self.places is not None:
+            if layer_idx == self.last:
+                raise AllWritten
+            return new
+        keys, values = (kept[: key_states.shape[0], :, : self.read] for kept in self.stored[layer_idx])
+        return keys, values
+
+    def copy(self, sources: list[int], targets: list[int], width: int) -> None:
+        """Copy the first `width` columns of slots to others. No slot is a source and a target."""
+        for layer in self.stored:
+            for kept in layer:
+                for source, target in zip(sources, targets, strict=True):
+                    kept[target, :, :width] = kept[source, :, :width]
+
+    def bytes_a_token(self) -> int:
+        """What one column of one slot takes in all layers."""
+        return sum(x.element_size() * x.shape[1] * x.shape[3] for layer in self.stored for x in layer)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002, all layers are alike
+        """Columns before those that come next, which transformers asks for where it makes masks or positions itself."""
+        return max(0, self.read - 1)
+
+    def get_mask_sizes(self, length: int, layer_idx: int) -> tuple[int, int]:  # noqa: ARG002, all layers are alike
+        """Columns that are read, and the first of them."""
+        return self.read or length, 0
+
+
+def visible(config: Any, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """Masks for one token a slot: it sees the columns up to its own position, or, in a layer with a window, the last of them.
+
+    positions (n,) -> (n, 1, 1, width), 0 where it sees and minus infinity elsewhere; by kind of layer where a model has several.
+    """
+    columns = torch.arange(width, device=positions.device)[None, :]
+    hidden = columns > positions[:, None]
+
+    def mask(hidden: Tensor) -> Tensor:
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None, None, :]
+
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else ["full_attention"]))
+    if not window or "sliding_attention" not in kinds:
+        return mask(hidden)
+    near = mask(hidden | (columns <= positions[:, None] - window))
+    return near if len(kinds) == 1 else {"full_attention": mask(hidden), "sliding_attention": near}
