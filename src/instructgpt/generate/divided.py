@@ -30,6 +30,6 @@ def sample_divided(
     with gathered(model) as policy:
         own = [prompts[row] for row in mine]
         samples = sample(
-            policy, own, eos=eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p, rows=rows, index=mine
+            policy, own, eos=eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p, rows=rows, indices=mine
         )
     return collect(mine, samples, len(prompts), ranks)
