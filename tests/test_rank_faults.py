@@ -97,6 +97,19 @@ def test_ranks_that_are_asked_to_end_keep_what_they_have(number, group, kit, tmp
     wait_for(lambda: started.nobody_left, patience=10)
 
 
+def test_a_command_that_cannot_be_divided_and_one_that_is_wrong(kit, tmp_path, capsys, monkeypatch):
+    """As each of two ranks would, told apart by torchrun's environment."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    told = here(capsys)("report", tmp_path).complaint(2)
+    assert told == "report: torchrun starts pretrain, sft, reward, ppo; start this command by itself"
+    wrong = kit.pretrain(tmp_path / "out", "--lr", -1)
+    assert "--lr -1" in here(capsys)(*wrong).complaint(2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    silent = here(capsys)(*wrong)
+    assert (silent.code, silent.err) == (2, "")
+
+
 def test_dividing_twice_is_refused(kit, tmp_path):
     ended = torchrun(kit.pretrain(tmp_path / "out"), "--processes", 2, folder=tmp_path, ranks=1).end()
     assert said(ended.err) == ["instructgpt: --processes 2: torchrun has started the ranks already; leave --processes out"]

@@ -61,6 +61,10 @@ COMMANDS = (
 )
 
 
+DIVIDED = ("pretrain", "sft", "reward", "ppo")
+"""Commands that several ranks can do together."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: run, and turn every failure into one line and an exit code. Being asked to end is like Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -79,8 +83,11 @@ def run(argv: Sequence[str]) -> int:
     """Run one command line. Returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stopped = "stopped; nothing was written"
+    command = None
     try:
         command, config = parse([word for word in argv if word != "--debug"])
+        if "TORCHELASTIC_RUN_ID" in os.environ and command.name not in DIVIDED:
+            raise BadInput(f"{command.name}: torchrun starts {', '.join(DIVIDED)}; start this command by itself")
         if isinstance(config, StageConfig):
             stopped = "stopped; the same command goes on from the last checkpoint"
         getattr(importlib.import_module(command.module), command.function)(config)
@@ -94,6 +101,8 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
+        if command is None and os.environ.get("LOCAL_RANK", "0") != "0":
+            return 2  # all ranks read the same command line: one of them says what is wrong with it
         print(f"instructgpt: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
     return 0

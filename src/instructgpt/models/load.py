@@ -17,7 +17,7 @@ from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
 from instructgpt.models.attention import hidden_states, use_packed_attention
-from instructgpt.ranks import enter
+from instructgpt.ranks import all_ranks, enter
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -32,19 +32,17 @@ RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_
 
 
 def pick_device(name: str) -> torch.device:
-    """The device a stage runs on.
+    """The device a model is loaded to: the one a stage runs on; with several ranks the CPU, from where each takes its part (see `shard`).
 
     Raises:
         BadInput: the device is not there.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {name}: not a device that works here ({str(error).splitlines()[0]})") from error
-    return device
+    return device if all_ranks().total == 1 else torch.device("cpu")
 
 
 def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:

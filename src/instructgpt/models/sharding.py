@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from instructgpt.ranks import INSIDE, all_ranks, ranks_of
@@ -25,14 +26,17 @@ _empty: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 
 def shard(*models: Any) -> None:
-    """Divide models among all ranks, in place: layer by layer, then the rest. Optimizers are made afterwards."""
+    """Divide models among all ranks, in place: layer by layer, then the rest. Optimizers are made afterwards.
+
+    Each rank's part goes to its device, so that no GPU ever holds a whole model that was loaded to the CPU.
+    """
     if all_ranks().total == 1:
         return
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     for model in models:
-        mesh = init_device_mesh(model.device.type, (all_ranks().total,))
+        mesh = init_device_mesh("cuda" if "nccl" in dist.get_backend_config() else "cpu", (all_ranks().total,))
         _empty[model] = without_weights(model)
         for layers in layer_groups(model):
             fully_shard(layers, mesh=mesh, reshard_after_forward=True)
@@ -94,7 +98,7 @@ def gathered(model: Any) -> Iterator[Any]:
     whole = _empty[model]
     fill(whole, model, lambda full: full)
     try:
-        yield whole
+        yield whole.to(model.device)
     finally:
         fill(whole, None, lambda full: full.to("meta"))
 
