@@ -170,8 +170,8 @@ class Kit:
         return words("ppo", models, "--prompts", self.prompts, "--out", out, options(PPO_SIZE), more)
 
 
-def make_kit(folder: Path) -> Kit:
-    """Write the files, and make the models with the command itself."""
+def make_kit(folder: Path, *more: object) -> Kit:
+    """Write the files, and make the models with the command itself. `more` is said when the base is made."""
     colours = ("red", "blue", "green", "white", "black", "brown")
     asked = [f"colour of {thing} {number}" for thing in ("sky", "sea", "sand") for number in range(10)]
     kit = Kit(
@@ -183,6 +183,6 @@ def make_kit(folder: Path) -> Kit:
         base=folder / "base",
         reward=folder / "reward",
     )  # fmt: skip
-    for command in (kit.pretrain(kit.base), kit.train_reward(kit.reward)):
+    for command in (kit.pretrain(kit.base, *more), kit.train_reward(kit.reward)):
         assert cli.run(command) == 0
     return kit

@@ -63,7 +63,10 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
-    """Examples as one batch. A prompt that comes several times is in it once, if that saves anything."""
+    """Examples as one batch. A prompt that comes several times is in it once, if that saves anything.
+
+    A batch of no examples is one token that nobody reads: a rank that has nothing to compute enters the model with it.
+    """
     times = Counter(tuple(example.prompt) for example in examples if len(example.prompt) >= SHARED_FROM and not example.restarts)
     prompts: dict[tuple[int, ...], Span] = {}
     tokens: list[int] = []
@@ -92,11 +95,13 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
             line = list(range(start + len(prompt) - 1, start + len(text)))
         last.append(line[-1])
         predicts += line[:-1]
+    if not examples:
+        add([0])
     return Batch(
         tokens=torch.tensor(tokens, device=device),
         positions=torch.cat([torch.arange(span.end - span.start) + span.origin for span in spans]).to(device),
         spans=tuple(spans),
-        last=torch.tensor(last, device=device),
+        last=torch.tensor(last, dtype=torch.long, device=device),
         predicts=torch.tensor(predicts, dtype=torch.long, device=device),
         targets=torch.tensor([token for example in examples for token in example.completion], dtype=torch.long, device=device),
     )

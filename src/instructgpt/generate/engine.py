@@ -45,7 +45,16 @@ class _Wave:
 
 
 @torch.inference_mode()
-def sample(model: Any, prompts: Sequence[list[int]], *, eos: int, max_tokens: int, seed: int, temperature: float = 1.0) -> list[Sample]:
+def sample(
+    model: Any,
+    prompts: Sequence[list[int]],
+    *,
+    eos: int,
+    max_tokens: int,
+    seed: int,
+    temperature: float = 1.0,
+    rows: Sequence[int] | None = None,
+) -> list[Sample]:
     """Sample one completion a prompt.
 
     Args:
@@ -55,6 +64,7 @@ def sample(model: Any, prompts: Sequence[list[int]], *, eos: int, max_tokens: in
         max_tokens: where a completion is cut off.
         seed: with the row's index it fixes the completion.
         temperature: 0 takes the likeliest token.
+        rows: the index of each prompt, where these are only some of more prompts; 0, 1, 2 … without it.
 
     Raises:
         BadInput: a prompt leaves no room for `max_tokens` in the model's context.
@@ -65,12 +75,14 @@ def sample(model: Any, prompts: Sequence[list[int]], *, eos: int, max_tokens: in
             raise BadInput(
                 f"prompt {index + 1} has {len(prompt)} tokens, but the context leaves room for 1 to {room} before {max_tokens} new ones"
             )
-    uniforms = torch.rand(len(prompts), max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    numbers = list(range(len(prompts)) if rows is None else rows)
+    uniforms = torch.rand(max(numbers, default=-1) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    uniforms = uniforms[numbers]
     samples: list[Sample | None] = [None] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for start in range(0, len(order), WAVE_ROWS):
-        rows = order[start : start + WAVE_ROWS]
-        for row, result in zip(rows, _decode(model, [prompts[row] for row in rows], uniforms[rows], eos, temperature), strict=True):
+        wave = order[start : start + WAVE_ROWS]
+        for row, result in zip(wave, _decode(model, [prompts[row] for row in wave], uniforms[wave], eos, temperature), strict=True):
             samples[row] = result
     return [result for result in samples if result is not None]
 

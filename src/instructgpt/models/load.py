@@ -19,6 +19,7 @@ from instructgpt.errors import BadInput
 from instructgpt.models.adapters import save_weights
 from instructgpt.models.adapters import trunk as trunk
 from instructgpt.models.attention import hidden_states, use_packed_attention
+from instructgpt.ranks import enter
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -143,13 +144,16 @@ def completion_numbers(model: Any, batch: Batch, *measures: Callable[[Tensor, Te
         logits = next_logits(model, states)
         return [measure(logits, targets) for measure in measures]
 
-    states = hidden_states(model, batch)[batch.predicts]
-    at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
-    if len(states) <= at_once:
-        return of(states, batch.targets)
-    shares = zip(torch.split(states, at_once), torch.split(batch.targets, at_once), strict=True)
-    parts = [checkpoint(of, *share, use_reentrant=False, preserve_rng_state=False) for share in shares]
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
+    def numbers() -> list[Tensor]:
+        states = hidden_states(model, batch)[batch.predicts]
+        at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
+        if len(states) <= at_once:
+            return of(states, batch.targets)
+        shares = zip(torch.split(states, at_once), torch.split(batch.targets, at_once), strict=True)
+        parts = [checkpoint(of, *share, use_reentrant=False, preserve_rng_state=False) for share in shares]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    return enter(model, numbers)
 
 
 def completion_logp(model: Any, batch: Batch) -> Tensor:

@@ -19,9 +19,10 @@ from instructgpt.data.render import Renderer
 from instructgpt.models.attention import use_packed_attention
 from instructgpt.models.load import WINDOW, load_renderer, parameters, pick_device, save_policy
 from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, language_loss, load_state, process, state_of
+from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
 from instructgpt.train.parallel import launch
 
 VALIDATION_SHARE = 0.01
@@ -75,9 +76,9 @@ def main(config: PretrainConfig) -> Path:
 
 
 def train(config: PretrainConfig) -> None:
-    """One process's part of the stage, start to end."""
+    """One rank's part of the stage, start to end."""
     parents = {f"corpus {path.name}": path for path in config.corpus} | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
-    run = Run.start(config, parents, watched=process() == 0)
+    run = Run.start(config, parents)
     if run.finished:
         return
     device = pick_device(config.device)
@@ -92,6 +93,7 @@ def train(config: PretrainConfig) -> None:
     model = new_model(config, render).to(device)
     use_packed_attention(model)
     need_less(model, config.memory)
+    shard(model)
     optimizer = adam(model, weight_decay=config.weight_decay, memory=config.memory)
 
     state = run.restore()
@@ -107,8 +109,9 @@ def train(config: PretrainConfig) -> None:
             metrics["loss/validation"] = validation_loss(model, validation)
         run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
         run.checkpoint(step + 1, lambda: state_of({"model": model}, {"adam": optimizer}))
-    trained = config.steps * config.batch * config.window
-    run.finish(lambda folder: save_policy(model.eval(), render, folder), tokens=trained, parameters=parameters(model))
+    facts = {"tokens": config.steps * config.batch * config.window, "parameters": parameters(model)}
+    trained = whole(model)
+    run.finish(lambda folder: save_policy(trained.eval(), render, folder), **facts)
 
 
 def tokenizer_of(config: PretrainConfig, texts: list[str]) -> Renderer:

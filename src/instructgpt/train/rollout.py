@@ -12,11 +12,11 @@ from torch import Tensor
 from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.errors import RunFailed
-from instructgpt.generate.engine import sample
+from instructgpt.generate.divided import sample_divided
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
-from instructgpt.models.memory import cast_once
 from instructgpt.models.scalar import ScalarModel
+from instructgpt.ranks import collect, in_step, ranks_of, share
 from instructgpt.records import Prompt
 
 PARITY = 1e-3
@@ -66,10 +66,9 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     The reward model reads the very tokens the policy sampled, or, where it has another tokenizer, their text rendered
     again; a completion that was cut off keeps its last token and is scored there, less `eos_penalty`.
     """
-    render, device = models.render, models.policy.device
+    render = models.render
     rendered = [render.prompt(prompt) for prompt in prompts]
-    with cast_once(models.policy):
-        samples = sample(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
+    samples = sample_divided(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
     answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
     examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
     lengths = torch.tensor([len(one.tokens) for one in samples])
@@ -84,8 +83,8 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
         finished=finished,
         mask=mask,
         logp=logp,
-        ref_logp=of_completions(examples, mask, lambda batch: completion_logp(models.reference, batch), device),
-        values=of_completions(examples, mask, lambda batch: values_of(models.value, batch), device),
+        ref_logp=of_completions(models.reference, examples, mask, lambda batch: completion_logp(models.reference, batch)),
+        values=of_completions(models.value.model, examples, mask, lambda batch: values_of(models.value, batch)),
         scores=scores,
     )
 
@@ -96,14 +95,17 @@ def values_of(value: ScalarModel, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def of_completions(examples: Sequence[Example], mask: Tensor, measure: Callable[[Batch], Tensor], device: torch.device) -> Tensor:
-    """One number for every completion token, computed in microbatches. -> (B, R), NaN after the end."""
-    numbers = torch.full(mask.shape, float("nan"))
-    for rows in microbatches([len(example) for example in examples], token_budget(device)):
+def of_completions(model: Any, examples: Sequence[Example], mask: Tensor, measure: Callable[[Batch], Tensor]) -> Tensor:
+    """One number for every completion token, which `measure` has of the model, in microbatches. -> (B, R), NaN after the end."""
+    lengths, ranks = [len(example) for example in examples], ranks_of(model)
+    mine = share(lengths, ranks)
+    numbers = torch.full((len(mine), mask.shape[1]), float("nan"))
+    for group in in_step(microbatches([lengths[row] for row in mine], token_budget(model.device)), ranks):
+        rows = [mine[place] for place in group]
         part = torch.full((len(rows), mask.shape[1]), float("nan"))
-        part[mask[rows]] = measure(collate([examples[row] for row in rows], device)).cpu()
-        numbers[rows] = part
-    return numbers
+        part[mask[rows]] = measure(collate([examples[row] for row in rows], model.device)).cpu()
+        numbers[group] = part
+    return torch.stack(collect(mine, list(numbers), len(examples), ranks))
 
 
 def check_parity(models: Models, rollout: Rollout, bf16: bool = False) -> float:
@@ -112,8 +114,7 @@ def check_parity(models: Models, rollout: Rollout, bf16: bool = False) -> float:
     Raises:
         RunFailed: they do not.
     """
-    device = models.policy.device
-    trained = of_completions(rollout.examples, rollout.mask, lambda batch: completion_logp(models.policy, batch), device)
+    trained = of_completions(models.policy, rollout.examples, rollout.mask, lambda batch: completion_logp(models.policy, batch))
     differences = (trained - rollout.logp)[rollout.mask]
     largest = float(differences.abs().max())
     found, allowed = (float(differences.square().mean().sqrt()), PARITY_BF16) if bf16 else (largest, PARITY)

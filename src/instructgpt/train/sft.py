@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from instructgpt import functional
+from instructgpt.checkpoints import placed
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, shuffled
 from instructgpt.data.corpus import Corpus, documents, read_corpus
@@ -26,9 +27,10 @@ from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, pretraining_window, save_policy
 from instructgpt.models.memory import need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model
+from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, language_loss, load_state, process, state_of
+from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
 from instructgpt.train.parallel import launch
 
 VALIDATION_PROMPTS = 128
@@ -73,9 +75,9 @@ def main(config: SFTConfig) -> Path:
 
 
 def train(config: SFTConfig) -> None:
-    """One process's part of the stage, start to end."""
+    """One rank's part of the stage, start to end."""
     parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.pretraining)}
-    run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}), watched=process() == 0)
+    run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}))
     if run.finished:
         return
     device = pick_device(config.device)
@@ -89,6 +91,7 @@ def train(config: SFTConfig) -> None:
     reward = load_reward_model(config.reward, device) if config.reward else None
     need_less(model, config.memory)
     model = with_adapters(model, config.lora, config.seed)
+    shard(model, *([reward.model] if reward else []))
     trained, optimizer = held(model), adam(model, memory=config.memory)
 
     steps_an_epoch = -(-len(training) // config.batch)
@@ -97,7 +100,7 @@ def train(config: SFTConfig) -> None:
     state = run.restore()
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
-        best = state["best"]
+        best = state["best"] | {"weights": placed(state["best"]["weights"], trained.state_dict())}
     for step in range(state["step"] if state else 0, steps):
         epoch, place = divmod(step, steps_an_epoch)
         rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
@@ -120,13 +123,11 @@ def train(config: SFTConfig) -> None:
     trained.load_state_dict(best["weights"])
     judged = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
     run.say(f"keeps epoch {best['epoch']} of {config.epochs}, {judged}")
-    facts = {
-        "tokens": config.epochs * sum(map(len, training)),
-        "parameters": parameters(model),
-        "trained": parameters(trained),
-        "epoch": best["epoch"],
-    }
-    run.finish(lambda folder: save_policy(model, render, folder), **facts)
+    sizes = {"parameters": parameters(model), "trained": parameters(trained)}
+    chosen = whole(model)
+    run.finish(
+        lambda folder: save_policy(chosen, render, folder), tokens=config.epochs * sum(map(len, training)), epoch=best["epoch"], **sizes
+    )
 
 
 def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:
