@@ -40,7 +40,7 @@ KEPT = 2
 """Checkpoints that are kept: should the last be damaged, the one before it serves."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-PLACE_ONLY = {"out", "device", "resume", "processes", "track"}
+PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
 console = Console(highlight=False)

@@ -33,7 +33,7 @@ from instructgpt.train.signs import LAST_WORDS, Place, Signs
 START = timedelta(minutes=10)
 """How long ranks wait for one another to appear."""
 PATIENCE = 600.0
-"""Seconds after which a rank that does not answer is taken for dead."""
+"""Seconds after which a rank that does not answer is taken for dead, unless said otherwise."""
 PARTING = 60.0
 """Seconds that processes have to keep what they have when somebody asks for the end."""
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -88,8 +88,13 @@ def cause(running: Sequence[Future[Any]]) -> BaseException | None:
     return None
 
 
-def launch(main: Callable[[C], Any], config: C, count: int) -> None:
+def launch(main: Callable[[C], Any], config: C, count: int, patience: float = PATIENCE) -> None:
     """Run a stage: in this process, in `count` processes of this machine, or as one of the ranks that torchrun has started.
+
+    Args:
+        main: one rank's part of the stage; config: the stage's.
+        count: processes on this machine.
+        patience: seconds after which a rank that does not answer is taken for dead.
 
     Raises what the stage raises, and:
         BadInput: both ways of dividing were asked for, or there are fewer GPUs than ranks.
@@ -99,13 +104,15 @@ def launch(main: Callable[[C], Any], config: C, count: int) -> None:
         if count > 1:
             raise BadInput(f"--processes {count}: torchrun has started the ranks already; leave --processes out")
         store, rank, ranks = next(rendezvous("env://", timeout=START))
-        take_part(Place(rank, ranks, int(os.environ["LOCAL_RANK"]), PATIENCE), store, main, config)
+        take_part(Place(rank, ranks, int(os.environ["LOCAL_RANK"]), patience), store, main, config)
     elif count == 1:
+        if "patience" in config.model_fields_set:
+            raise BadInput(f"{config.stage}: --patience has no effect on one process, which waits for no other")
         with heard():
             main(config)
     else:
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=START)
-        side_by_side(count, [(_rank, (Place(rank, count, rank, PATIENCE), store.port, main, config)) for rank in range(count)])
+        side_by_side(count, [(_rank, (Place(rank, count, rank, patience), store.port, main, config)) for rank in range(count)])
 
 
 def _rank(place: Place, port: int, main: Callable[[C], Any], config: C) -> None:
@@ -135,6 +142,8 @@ def take_part(place: Place, store: Store, main: Callable[[C], Any], config: C) -
             )
             main(config)
             wait_for_all()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt if place.rank == 0 else SystemExit(1) from None  # said once
         except Exception as error:
             raise signs.explained(error) from error
         signs.stop()

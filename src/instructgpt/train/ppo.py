@@ -41,7 +41,7 @@ from instructgpt.ranks import Ranks, collect, in_step, ranks_of, share
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
-from instructgpt.train.parallel import launch
+from instructgpt.train.parallel import PATIENCE, launch
 from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
 from instructgpt.train.watch import LARGEST, Alarms, panel, sample_rows, show_samples
 
@@ -78,7 +78,8 @@ class PPOConfig(StageConfig):
     ptx_reduction: Literal["token", "sequence"] = Field("token", description="mean loss a token, or summed over a row, mean over rows")
     ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text for each episode")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
+    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
     def inert(self) -> Iterator[str]:
         """Options of ptx do nothing without pretraining text, and text does nothing with a coefficient of 0."""
@@ -120,7 +121,7 @@ class PPOConfig(StageConfig):
 
 def main(config: PPOConfig) -> Path:
     """Train the policy, in as many processes as were asked for. Returns the directory."""
-    launch(train, config, config.processes)
+    launch(train, config, config.processes, config.patience)
     return config.out
 
 

@@ -23,7 +23,7 @@ from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
 from instructgpt.run import Run
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
-from instructgpt.train.parallel import launch
+from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_SHARE = 0.01
 VALIDATION_WINDOWS = 64
@@ -52,7 +52,8 @@ class PretrainConfig(StageConfig):
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the learning rate rises")
     weight_decay: float = Field(0.1, ge=0, description="on matrices")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
+    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
     def inert(self) -> Any:
         """The vocabulary size of a given tokenizer cannot be chosen; sizes must fit each other."""
@@ -71,7 +72,7 @@ class PretrainConfig(StageConfig):
 
 def main(config: PretrainConfig) -> Path:
     """Train, in as many processes as were asked for. Returns the directory."""
-    launch(train, config, config.processes)
+    launch(train, config, config.processes, config.patience)
     return config.out
 
 

@@ -33,7 +33,7 @@ from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
 from instructgpt.train.loop import adam, descend, load_state, state_of
-from instructgpt.train.parallel import launch
+from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATE_TIMES = 5
 """How often the reward model is validated in a run; the last time is the one that counts."""
@@ -55,7 +55,8 @@ class RewardConfig(StageConfig):
     lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
     folds: int = Field(0, ge=0, description="also cross-validate over this many groups of labelers (appendix E.2: 5)")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
+    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
     def inert(self) -> Iterator[str]:
         """One group of labelers cannot be held out from itself."""
@@ -65,7 +66,7 @@ class RewardConfig(StageConfig):
 
 def main(config: RewardConfig) -> Path:
     """Train, in as many processes as were asked for. Returns the directory."""
-    launch(train, config, config.processes)
+    launch(train, config, config.processes, config.patience)
     return config.out
 
 

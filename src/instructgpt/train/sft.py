@@ -31,7 +31,7 @@ from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
-from instructgpt.train.parallel import launch
+from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_PROMPTS = 128
 """Validation prompts that are answered and scored after each epoch when a reward model chooses the checkpoint."""
@@ -57,7 +57,8 @@ class SFTConfig(StageConfig):
     dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
     max_tokens: int = Field(128, ge=1, description="longest completion sampled for the reward model's choice")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
+    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
     def inert(self) -> Iterator[str]:
         """Options about pretraining text or sampling do nothing without what they are about."""
@@ -70,7 +71,7 @@ class SFTConfig(StageConfig):
 
 def main(config: SFTConfig) -> Path:
     """Fine-tune, in as many processes as were asked for. Returns the directory."""
-    launch(train, config, config.processes)
+    launch(train, config, config.processes, config.patience)
     return config.out
 
 
