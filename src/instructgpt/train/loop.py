@@ -13,7 +13,7 @@ from instructgpt.checkpoints import placed
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import completion_logp
-from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
+from instructgpt.ranks import add_up, all_ranks, in_step, ranks_of, share, where_not_finite
 
 ADAM_BETAS = (0.9, 0.95)
 """Everywhere in the paper (appendix C)."""
@@ -38,8 +38,10 @@ def eight_bit_adam() -> Any:
     """AdamW that keeps its two averages in 8 bits, in blocks with a scale each (Dettmers et al. 2021); small tensors in 32.
 
     Raises:
-        BadInput: the library for it is not installed.
+        BadInput: the library for it is not installed, or there are several ranks, whose divided weights it does not know.
     """
+    if all_ranks().total > 1:
+        raise BadInput("--memory adam8bit: not with several ranks, which divide what Adam keeps among them already; leave the word out")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
