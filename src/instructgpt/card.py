@@ -22,6 +22,9 @@ OFFSET_NOTE = """Scores are shifted so that demonstrations average 0. Stock clas
 `{offset:.6g}` is kept in `config.json` (`score_offset`) and in the metadata of the weights: what stock transformers returns is
 higher than this package's score by exactly that constant. Differences between completions of one prompt are the same."""
 
+ADAPTER_NOTE = """The weights have the trained adapter merged in. `adapter/` holds it by itself in peft's format, rank {lora}, to be put on
+the model it was trained on: `peft.PeftModel.from_pretrained(base, folder + "/adapter")`."""
+
 
 def model_card(record: Mapping[str, Any]) -> str:
     """The card as Markdown with the hub's front matter.
@@ -35,13 +38,18 @@ def model_card(record: Mapping[str, Any]) -> str:
     offset = (record.get("validation") or {}).get("offset")
     settings = {name: value for name, value in record["config"].items() if name not in ("out", "resume", "device")}
     parents = [f"| {name} | `{parent['path']}` | `{parent['sha256'][:16]}` |" for name, parent in record["parents"].items()]
-    facts = {name: value for name, value in record.items() if name in ("seed", "seconds", "tokens", "episodes", "parameters", "left_out")}
+    facts = {
+        name: value
+        for name, value in record.items()
+        if name in ("seed", "seconds", "tokens", "episodes", "parameters", "trained", "left_out")
+    }
     return "\n".join(
         [
             "---", "library_name: transformers", f"pipeline_tag: {task}", f"tags: [instructgpt, {stage}]", "---", "",
             f"# {stage}", "", f"This is {WHAT.get(stage, 'a model')}. A prompt is rendered with the tokenizer's chat template.", "",
             "```python", LOADING[kind], "```", "",
             *([OFFSET_NOTE.format(offset=offset), ""] if offset is not None else []),
+            *([ADAPTER_NOTE.format(**settings), ""] if settings.get("lora") else []),
             "## Made from", "", "| what | where | sha256 |", "|---|---|---|", *parents, "",
             "## How", "", "```json", json.dumps(settings, indent=2, default=str), "```", "",
             "## Facts", "", "```json", json.dumps(facts | {"versions": record["versions"]}, indent=2, default=str), "```", "",

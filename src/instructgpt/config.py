@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +23,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
     stage: ClassVar[str]
+    lacks: ClassVar[frozenset[str]] = frozenset()
+    """Options of all stages that this one has no use for, and so does not know."""
 
     def inert(self) -> Iterator[str]:
         """One line for each option that was set but would do nothing. Commands override it."""
@@ -37,6 +39,10 @@ class StageConfig(Options):
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
     track: tuple[Name, ...] = Field((), description="show the metrics in tensorboard, trackio or wandb too")
     resume: bool = Field(True, description="go on where the directory stands; --no-resume starts it afresh")
+    lora: int = Field(0, ge=0, description="rank of low-rank adapters, trained instead of the weights; 0 trains all weights")
+    memory: tuple[Literal["bf16", "checkpointing", "adam8bit"], ...] = Field(
+        (), description="what is done to need less memory: bf16, checkpointing, adam8bit, or several"
+    )
 
 
 C = TypeVar("C", bound=Options)
@@ -147,8 +153,8 @@ def make_config(kind: type[C], *layers: Mapping[str, Any], preset: Mapping[str, 
     said, where = layered(layers), where or kind.stage
     values = layered((preset or {}, said))
     for name in values:
-        if name not in kind.model_fields:
-            raise BadInput(f"{where}: unknown option '{name}'{did_you_mean(name, kind.model_fields)}")
+        if name not in kind.model_fields or name in kind.lacks:
+            raise BadInput(f"{where}: unknown option '{name}'{did_you_mean(name, kind.model_fields.keys() - kind.lacks)}")
     try:
         config = kind.model_validate(values)
     except ValidationError as error:

@@ -48,8 +48,8 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], position
     """One flag for each option of a config, in its order; `positional` names an option that needs no flag."""
     for name, field in config.model_fields.items():
         annotation = without_none(field.annotation)
-        if get_origin(annotation) is dict:
-            continue  # whole sections: only files can say them
+        if get_origin(annotation) is dict or name in getattr(config, "lacks", ()):
+            continue  # whole sections, which only files can say; what this command does not know
         options: dict[str, Any] = {"help": help_of(field), "default": argparse.SUPPRESS}
         flag = "--" + name.replace("_", "-")
         if annotation is bool:

@@ -54,6 +54,7 @@ class RunConfig(StageConfig):
     """The whole paper. Sizes of the small world, or files; what the stages are told stands in the file's other sections."""
 
     stage: ClassVar[str] = "run"
+    lacks: ClassVar[frozenset[str]] = frozenset({"lora", "memory"})
 
     out: Path = Field(Path("runs/demo"), description="the directory that holds every stage's directory")
     data: Path = Field(Path(), description="folder in which the files named in a configuration file are found")

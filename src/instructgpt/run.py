@@ -39,7 +39,7 @@ CHECKPOINT_SECONDS = 60.0
 KEPT = 2
 """Checkpoints that are kept: should the last be damaged, the one before it serves."""
 PRINT_SECONDS = 10.0
-CARRIED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+CARRIED = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
@@ -281,8 +281,7 @@ class Run:
                 save(half)
                 if (half / "config.json").exists():
                     (half / "README.md").write_text(model_card(self._record(finished=True)), encoding="utf-8")
-                for file in half.iterdir():
-                    file.replace(self.directory / file.name)
+                move_in(half, self.directory)
             finally:
                 shutil.rmtree(half, ignore_errors=True)
         self._write(finished=True)
@@ -291,6 +290,15 @@ class Run:
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
         self.say(f"[green]done[/] in {self._spent + time.monotonic() - self.started:.0f} s: {self.directory}")
         return self.directory
+
+
+def move_in(half: Path, directory: Path) -> None:
+    """Move what was written into its place, over what a run left there that was killed between this and being finished."""
+    for file in half.iterdir():
+        place = directory / file.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        file.replace(place)
 
 
 def _installed(name: str) -> bool:

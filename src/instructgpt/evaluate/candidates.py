@@ -26,6 +26,7 @@ class CandidatesConfig(StageConfig):
     """What is sampled for labelers in the small world."""
 
     stage: ClassVar[str] = "candidates"
+    lacks: ClassVar[frozenset[str]] = frozenset({"lora", "memory"})
 
     policy: str = Field(description="the policy most completions come from")
     base: str = Field(description="the base model, prompted, that the others come from")

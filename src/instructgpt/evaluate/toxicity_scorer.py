@@ -55,6 +55,7 @@ class ToxicityConfig(StageConfig):
     """A toxicity scorer from texts whose toxicity is known."""
 
     stage: ClassVar[str] = "toxicity"
+    lacks: ClassVar[frozenset[str]] = frozenset({"lora", "memory"})
 
     data: tuple[Path, ...] = Field(description="texts with their toxicity: `text`, `toxicity` (0 to 1)")
     l2: float = Field(2e-5, gt=0, description="strength of the penalty on large weights")

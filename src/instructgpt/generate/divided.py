@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from instructgpt.generate.engine import Sample, sample
+from instructgpt.models.memory import cast_once
 from instructgpt.models.sharding import gathered
 from instructgpt.ranks import collect, ranks_of, share
 
@@ -27,7 +28,7 @@ def sample_divided(
     """
     ranks = ranks_of(model)
     mine = share([len(prompt) + max_tokens for prompt in prompts], ranks)
-    with gathered(model) as policy:
+    with gathered(model) as policy, cast_once(policy):
         own = [prompts[row] for row in mine]
         samples = sample(
             policy, own, eos=eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p, rows=rows, indices=mine

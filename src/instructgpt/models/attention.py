@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from instructgpt.data.batches import Batch, Example, Span, collate
+from instructgpt.models.adapters import trunk
 
 PACKED = "instructgpt_packed"
 """What our function is called in transformers' table of attention functions."""
@@ -52,10 +53,10 @@ def hidden_states(model: Any, batch: Batch) -> Tensor:
     """Last hidden states of all tokens of a batch. -> (N, D). For policies, value models and reward models alike."""
     if model.config._attn_implementation != PACKED:
         rows, places = padded_rows(batch)
-        padded: Tensor = model.base_model(input_ids=batch.tokens[rows], use_cache=False).last_hidden_state
+        padded: Tensor = trunk(model)(input_ids=batch.tokens[rows], use_cache=False).last_hidden_state
         return padded.flatten(0, 1)[places]
     nothing = batch.tokens.new_empty((1, 1, 0, 0))  # a mask of four dimensions is taken as it is, so that none is made
-    states: Tensor = model.base_model(
+    states: Tensor = trunk(model)(
         input_ids=batch.tokens[None],
         position_ids=batch.positions[None],
         attention_mask=nothing,

@@ -16,6 +16,8 @@ from instructgpt import functional
 from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
+from instructgpt.models.adapters import save_weights
+from instructgpt.models.adapters import trunk as trunk
 from instructgpt.models.attention import hidden_states, use_packed_attention
 from instructgpt.ranks import all_ranks, enter
 
@@ -187,5 +189,5 @@ def save_policy(model: Any, render: Renderer, folder: Path) -> None:
     model.config.update(dropouts(model.config))
     model.generation_config.eos_token_id = render.eos
     model.generation_config.pad_token_id = render.tokenizer.pad_token_id if render.tokenizer.pad_token_id is not None else render.eos
-    model.save_pretrained(folder, safe_serialization=True)
+    save_weights(model, folder)
     render.tokenizer.save_pretrained(folder)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from instructgpt.data.batches import Batch, Example, by_prompt, collate, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
+from instructgpt.models.adapters import WithoutAdapters, save_weights, with_adapters
 from instructgpt.models.attention import hidden_states, use_packed_attention
 from instructgpt.models.load import context_length, from_pretrained, load_renderer
 from instructgpt.ranks import collect, enter, in_step, ranks_of, share
@@ -144,6 +145,12 @@ def new_value_model(reward: ScalarModel) -> ScalarModel:
     return ScalarModel(copy.deepcopy(reward.model), reward.render, reward.offset)
 
 
+def adapted_value_model(reward: ScalarModel, rank: int, seed: int) -> tuple[ScalarModel, ScalarModel]:
+    """A value model that is an adapter and a head over the reward model's weights; and the reward model, which lies under it."""
+    value = ScalarModel(with_adapters(reward.model, rank, seed), reward.render, reward.offset)
+    return value, ScalarModel(WithoutAdapters(value.model), reward.render, reward.offset)
+
+
 def recorded_offset(folder: Path) -> float | None:
     """The offset in the metadata of the weights, or None."""
     for file in sorted(folder.glob("*.safetensors")):
@@ -156,9 +163,9 @@ def recorded_offset(folder: Path) -> float | None:
 def save_reward_model(reward: ScalarModel, folder: Path) -> None:
     """Write a directory that `AutoModelForSequenceClassification` loads, with the offset in config and weights."""
     setattr(reward.model.config, OFFSET, reward.offset)
-    reward.model.save_pretrained(folder, safe_serialization=True)
+    save_weights(reward.model, folder)
     reward.render.tokenizer.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):
+    for file in folder.rglob("*.safetensors"):
         add_metadata(file, {OFFSET: repr(reward.offset)})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,21 +11,42 @@ from torch.distributed.tensor import DTensor
 
 from instructgpt.checkpoints import placed
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
-from instructgpt.errors import RunFailed
+from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import completion_logp
-from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
+from instructgpt.ranks import add_up, all_ranks, in_step, ranks_of, share, where_not_finite
 
 ADAM_BETAS = (0.9, 0.95)
 """Everywhere in the paper (appendix C)."""
 GRADIENT_NORM = 1.0
 
 
-def adam(model: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-8) -> torch.optim.AdamW:
-    """AdamW with the paper's betas. Weight decay acts on matrices only."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+def adam(model: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-8, memory: Collection[str] = ()) -> torch.optim.Optimizer:
+    """AdamW with the paper's betas on what is trained in a model. Weight decay acts on matrices only.
+
+    Raises:
+        BadInput: `adam8bit` is among what is done to need less memory, and the library for it is not installed.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    others = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, eps=eps)
+    kind = eight_bit_adam() if "adam8bit" in memory else torch.optim.AdamW
+    return kind(groups, lr=0.0, betas=ADAM_BETAS, eps=eps)
+
+
+def eight_bit_adam() -> Any:
+    """AdamW that keeps its two averages in 8 bits, in blocks with a scale each (Dettmers et al. 2021); small tensors in 32.
+
+    Raises:
+        BadInput: the library for it is not installed, or there are several ranks, whose divided weights it does not know.
+    """
+    if all_ranks().total > 1:
+        raise BadInput("--memory adam8bit: not with several ranks, which divide what Adam keeps among them already; leave the word out")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise BadInput("--memory adam8bit: needs bitsandbytes, which is not installed; pip install 'bitsandbytes>=0.50'") from error
+    return AdamW8bit
 
 
 def descend(optimizer: torch.optim.Optimizer, lr: float) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from math import sqrt
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,7 @@ from instructgpt.config import StageConfig
 from instructgpt.data.batches import collate, microbatches, shuffled, token_budget
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
+from instructgpt.models.adapters import WithoutAdapters, has_adapters, held, with_adapters
 from instructgpt.models.load import (
     completion_numbers,
     context_length,
@@ -32,14 +34,15 @@ from instructgpt.models.load import (
     pretraining_window,
     save_policy,
 )
-from instructgpt.models.scalar import load_reward_model, new_reward_model, new_value_model
+from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.ranks import Ranks, collect, in_step, ranks_of, share
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
-from instructgpt.train.rollout import PARITY, Models, Rollout, check_parity, roll_out, values_of
+from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
 from instructgpt.train.watch import LARGEST, Alarms, panel, sample_rows, show_samples
 
 ADAM_EPS = 1e-5
@@ -106,6 +109,11 @@ class PPOConfig(StageConfig):
         return self.epochs * self.batch // self.minibatch
 
     @property
+    def bf16(self) -> bool:
+        """Whether log-probabilities carry the rounding of bf16."""
+        return "bf16" in self.memory
+
+    @property
     def ptx_rows(self) -> int:
         """Rows of pretraining text in one optimizer step."""
         return max(1, round(self.ptx_ratio * self.minibatch))
@@ -126,9 +134,10 @@ def train(config: PPOConfig) -> None:
         return
     models = load_models(config, run)
     prompts, text = load_data(config, models, run)
-    shard(models.policy, models.reference, models.average, models.value.model, models.reward.model)
-    optimizers = {"policy": adam(models.policy, eps=ADAM_EPS), "value": adam(models.value.model, eps=ADAM_EPS)}
-    trained = {"policy": models.policy, "value": models.value.model, "average": models.average}
+    divide(models)
+    networks = {"policy": models.policy, "value": models.value.model}
+    optimizers = {name: adam(model, eps=ADAM_EPS, memory=config.memory) for name, model in networks.items()}
+    trained = {name: held(model) for name, model in networks.items()} | {"average": models.average}
     alarms = Alarms()
     state = run.restore()
     if state:
@@ -139,7 +148,7 @@ def train(config: PPOConfig) -> None:
         seed = config.seed * 1_000_003 + update
         asked = [prompts[row] for row in prompt_rows(config, len(prompts), update)]
         rollout = roll_out(models, asked, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed)  # 1. sample and score
-        parity = {"val/parity": check_parity(models, rollout)} if update % PARITY_EVERY == 0 else {}
+        parity = {"val/parity": check_parity(models, rollout, config.bf16)} if update % PARITY_EVERY == 0 else {}
         rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
         advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)  # 2. assign credit
         advantages[rollout.mask] = functional.standardised(advantages[rollout.mask])
@@ -148,12 +157,12 @@ def train(config: PPOConfig) -> None:
         for rows in minibatches(config, seed):  # 3. improve
             optimizer_step = update * config.steps_an_update + len(steps)
             steps.append(improve(models, rollout, advantages, returns, rows, config.clip))
-            check_step(steps)
+            check_step(steps, config.bf16)
             if text is not None:
                 steps[-1]["loss/ptx_avg"] = pretraining_step(models, text, optimizer_step, config)
             steps[-1]["gradient_norm/policy"] = descend(optimizers["policy"], config.lr * factor)
             steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
-            average(models.average, models.policy, config.ema)
+            average(models.average, trained["policy"], config.ema)
         metrics = panel(rollout, returns, steps, config.kl_coef) | parity
         metrics |= {"lr": config.lr * factor, "episode": float((update + 1) * config.batch)}
         run.log(update + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"))
@@ -162,26 +171,58 @@ def train(config: PPOConfig) -> None:
         show_samples(run, rows_shown)
         alarms.check(metrics)
         run.checkpoint(update + 1, lambda: state_of(trained, optimizers, alarms=alarms.state()))
-    facts = {"episodes": config.updates * config.batch, "parameters": parameters(models.policy)}
-    averaged = whole(models.average)
-    run.finish(lambda folder: save_policy(averaged, models.render, folder), **facts)
+    sizes = {"parameters": parameters(models.policy), "trained": parameters(models.average)}
+    averaged = with_average(models)
+    run.finish(lambda folder: save_policy(averaged, models.render, folder), episodes=config.updates * config.batch, **sizes)
 
 
 def load_models(config: PPOConfig, run: Run) -> Models:
-    """The four models. Dropout is off in all of them, so that sampling and training see the same policy."""
+    """The four models. Dropout is off in all of them, so that sampling and training see the same policy.
+
+    With adapters they are two: the reference is the policy without its adapters, the reward model the value model without.
+    """
     device = pick_device(config.device)
+    if warning := slow_here(device, config.memory):
+        run.say(warning)
     policy, render = load_policy(config.policy, device)
     reward = load_reward_model(config.reward, device)
-    if reward.render.same_tokens(render):
-        value = new_value_model(reward)
-        run.say("the value model starts from the reward model")
-    else:
-        value = new_reward_model(config.policy, device, config.seed)
-        torch.nn.init.zeros_(value.model.score.weight)
-        run.say("the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0")
-    reference = copy.deepcopy(policy).requires_grad_(False)
+    for model in (policy, reward.model):
+        need_less(model, config.memory)
     reward.model.requires_grad_(False)
-    return Models(policy, reference, value, reward, copy.deepcopy(policy).requires_grad_(False), render)
+    value, reward = value_and_reward(config, reward, run, shared=reward.render.same_tokens(render))
+    if config.lora:
+        policy = with_adapters(policy, config.lora, config.seed)
+        reference: Any = WithoutAdapters(policy)
+    else:
+        reference = copy.deepcopy(policy).requires_grad_(False)
+    return Models(policy, reference, value, reward, copy.deepcopy(held(policy)).requires_grad_(False), render)
+
+
+def value_and_reward(config: PPOConfig, reward: ScalarModel, run: Run, *, shared: bool) -> tuple[ScalarModel, ScalarModel]:
+    """The value model, which starts from the reward model where policy and reward model share their tokens; and the reward model."""
+    if shared:
+        run.say("the value model starts from the reward model")
+        if config.lora:
+            return adapted_value_model(reward, config.lora, config.seed)
+        value = new_value_model(reward)
+        value.model.requires_grad_(True)
+        return value, reward
+    value = new_reward_model(config.policy, reward.model.device, config.seed)
+    torch.nn.init.zeros_(value.model.score.weight)
+    need_less(value.model, config.memory)
+    value.model = with_adapters(value.model, config.lora, config.seed)
+    run.say("the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0")
+    return value, reward
+
+
+def divide(models: Models) -> None:
+    """Divide all weights among the ranks, once each. An average of adapters is made of them as they are divided."""
+    everything = (models.policy, models.reference, models.value.model, models.reward.model)
+    shard(*(model for model in everything if isinstance(model, torch.nn.Module)))
+    if has_adapters(models.policy):
+        models.average = copy.deepcopy(held(models.policy)).requires_grad_(False)
+    else:
+        shard(models.average)
 
 
 def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt], Corpus | None]:
@@ -280,7 +321,7 @@ def spread(logits: Tensor, _: Tensor) -> Tensor:
     return functional.entropy(logits)
 
 
-def check_step(steps: list[dict[str, float]]) -> None:
+def check_step(steps: list[dict[str, float]], bf16: bool = False) -> None:
     """Stop before the optimizer moves when the numbers of a minibatch cannot be right.
 
     Raises:
@@ -290,9 +331,10 @@ def check_step(steps: list[dict[str, float]]) -> None:
     for name in ("loss/policy_avg", "loss/value_avg"):
         if not abs(latest[name]) < float("inf"):
             raise RunFailed(f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite")
-    if len(steps) == 1 and latest[LARGEST] > PARITY:
+    off, allowed = (sqrt(2 * latest["policy/approxkl_avg"]), PARITY_BF16) if bf16 else (latest[LARGEST], PARITY)
+    if len(steps) == 1 and off > allowed:
         raise RunFailed(
-            f"before any step the ratio is off 1 by exp({latest[LARGEST]:.2g}), more than rounding: old log-probabilities "
+            f"before any step the ratio is off 1 by exp({off:.2g}), more than rounding: old log-probabilities "
             "are not this policy's; likely causes are dropout left on or weights changed between sampling and training"
         )
 
@@ -310,3 +352,9 @@ def average(slow: Any, fast: Any, decay: float) -> None:
     """New slow weights: decay slow + (1 - decay) fast, parameter by parameter (appendix C.4)."""
     for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
         old.lerp_(new, 1 - decay)
+
+
+def with_average(models: Models) -> Any:
+    """The policy with its averaged weights, which it has from then on, whole on rank 0. All ranks call it."""
+    held(models.policy).load_state_dict(models.average.state_dict())
+    return whole(models.policy)

@@ -18,6 +18,7 @@ from instructgpt.data.corpus import Corpus, documents, read_corpus, spread, trai
 from instructgpt.data.render import Renderer
 from instructgpt.models.attention import use_packed_attention
 from instructgpt.models.load import WINDOW, load_renderer, parameters, pick_device, save_policy
+from instructgpt.models.memory import need_less, slow_here
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
 from instructgpt.run import Run
@@ -35,6 +36,7 @@ class PretrainConfig(StageConfig):
     """A language model on text. Sizes are the model's, numbers of tokens the whole run's."""
 
     stage: ClassVar[str] = "pretrain"
+    lacks: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     corpus: tuple[Path, ...] = Field(description="text: JSON lines with 'text', or plain .txt (optionally .gz)")
     tokenizer: Path | None = Field(None, description="take this tokenizer instead of training one on the corpus")
@@ -81,6 +83,8 @@ def train(config: PretrainConfig) -> None:
     if run.finished:
         return
     device = pick_device(config.device)
+    if warning := slow_here(device, config.memory):
+        run.say(warning)
     skipped = Skipped()
     texts, held_out = spread(list(documents(config.corpus, skipped if config.skip_bad else None)), VALIDATION_SHARE)
     run.facts["left_out"] = {"bad lines": len(skipped.reasons)}
@@ -89,8 +93,9 @@ def train(config: PretrainConfig) -> None:
     validation = read_corpus(held_out, render, config.window, config.seed, VALIDATION_WINDOWS, "the held-out hundredth of the corpus")
     model = new_model(config, render).to(device)
     use_packed_attention(model)
+    need_less(model, config.memory)
     shard(model)
-    optimizer = adam(model, weight_decay=config.weight_decay)
+    optimizer = adam(model, weight_decay=config.weight_decay, memory=config.memory)
 
     state = run.restore()
     if state:

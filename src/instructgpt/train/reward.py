@@ -24,7 +24,9 @@ from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.data.tasks import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.errors import BadInput, RunFailed
+from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, parameters, pick_device
+from instructgpt.models.memory import compute_in_float32, need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
@@ -75,30 +77,42 @@ def train(config: RewardConfig) -> None:
     if run.finished:
         return
     device = pick_device(config.device)
-    reward = new_reward_model(config.base, device, config.seed)
+    if warning := slow_here(device, config.memory):
+        run.say(warning)
+    reward = begun(config, device, config.seed)
     training, validation, shift_to_zero = load_data(config, reward, run)
     shard(reward.model)
     state = run.restore()
     fit(reward, training, validation, config, run, state)
+    compute_in_float32(reward.model)  # the offset is that of the model as it will be loaded
     reward.offset = float(reward.score(shift_to_zero).mean())
     final = accuracies(reward, validation) | {"offset": reward.offset}
     run.say("  ".join(f"{name} {value:.3f}" for name, value in final.items() if "accuracy" in name or "baseline" in name))
-    facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), "parameters": parameters(reward.model), "validation": final}
+    sizes = {"parameters": parameters(reward.model), "trained": parameters(held(reward.model))}
+    facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), **sizes, "validation": final}
     if config.folds:
         facts["cross_validation"] = cross_validate(training, config, device, run)
     trained = replace(reward, model=whole(reward.model))
     run.finish(lambda folder: save(trained, shift_to_zero, folder, facts), **facts)
 
 
+def begun(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
+    """The reward model before its first step, as the options want it: with adapters, and with less memory."""
+    reward = new_reward_model(config.base, device, seed)
+    need_less(reward.model, config.memory)
+    reward.model = with_adapters(reward.model, config.lora, seed)
+    return reward
+
+
 def fit(
     reward: ScalarModel, training: Sequence[Task], validation: Sequence[Task], config: RewardConfig, run: Run | None, state: Any
 ) -> None:
     """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
-    optimizer = adam(reward.model)
+    trained, optimizer = held(reward.model), adam(reward.model, memory=config.memory)
     steps_an_epoch = -(-len(training) // config.batch)
     steps = steps_an_epoch * config.epochs
     if state:
-        load_state(state, {"model": reward.model}, {"adam": optimizer})
+        load_state(state, {"model": trained}, {"adam": optimizer})
     for step in range(state["step"] if state else 0, steps):
         epoch, place = divmod(step, steps_an_epoch)
         rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
@@ -111,7 +125,7 @@ def fit(
         if (step + 1) % max(1, steps // VALIDATE_TIMES) == 0 or step + 1 == steps:
             metrics |= accuracies(reward, validation)
         run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"))
-        run.checkpoint(step + 1, lambda: state_of({"model": reward.model}, {"adam": optimizer}))
+        run.checkpoint(step + 1, lambda: state_of({"model": trained}, {"adam": optimizer}))
 
 
 def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, float]:
@@ -215,7 +229,7 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
         raise BadInput(f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(fresh)} prompts kept for it")
     results: list[dict[str, float]] = []
     for fold, outside in enumerate(groups):
-        reward = new_reward_model(config.base, device, config.seed + fold)
+        reward = begun(config, device, config.seed + fold)
         shard(reward.model)
         fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {

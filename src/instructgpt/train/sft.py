@@ -23,7 +23,9 @@ from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import generate, read_by
+from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, pretraining_window, save_policy
+from instructgpt.models.memory import need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
@@ -80,22 +82,26 @@ def train(config: SFTConfig) -> None:
     if run.finished:
         return
     device = pick_device(config.device)
+    if warning := slow_here(device, config.memory):
+        run.say(warning)
     model, render = load_policy(config.base, device, config.dropout)
     if config.dropout and "dropout" in config.model_fields_set and not any(dropouts(model.config, config.dropout).values()):
         raise BadInput(f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout")
     training, validation, prompts = load_data(config, render, context_length(model), run)
     text = pretraining_text(config, render, pretraining_window(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
+    need_less(model, config.memory)
+    model = with_adapters(model, config.lora, config.seed)
     shard(model, *([reward.model] if reward else []))
-    optimizer = adam(model)
+    trained, optimizer = held(model), adam(model, memory=config.memory)
 
     steps_an_epoch = -(-len(training) // config.batch)
     steps = steps_an_epoch * config.epochs
     best: dict[str, Any] = {"quality": float("-inf"), "epoch": 0, "weights": {}}
     state = run.restore()
     if state:
-        load_state(state, {"model": model}, {"adam": optimizer})
-        best = state["best"] | {"weights": placed(state["best"]["weights"], model.state_dict())}
+        load_state(state, {"model": trained}, {"adam": optimizer})
+        best = state["best"] | {"weights": placed(state["best"]["weights"], trained.state_dict())}
     for step in range(state["step"] if state else 0, steps):
         epoch, place = divmod(step, steps_an_epoch)
         rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
@@ -112,15 +118,17 @@ def train(config: SFTConfig) -> None:
             metrics |= validate(model, validation, prompts, reward, render, config)
             quality = metrics.get("validation/score", -metrics["loss/validation"])
             if quality > best["quality"] or config.keep == "last":
-                best = {"quality": quality, "epoch": epoch + 1, "weights": copy.deepcopy(model.state_dict())}
+                best = {"quality": quality, "epoch": epoch + 1, "weights": copy.deepcopy(trained.state_dict())}
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
-        run.checkpoint(step + 1, lambda best=best: state_of({"model": model}, {"adam": optimizer}, best=best))  # type: ignore[misc]
-    model.load_state_dict(best["weights"])
+        run.checkpoint(step + 1, lambda best=best: state_of({"model": trained}, {"adam": optimizer}, best=best))  # type: ignore[misc]
+    trained.load_state_dict(best["weights"])
     judged = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
     run.say(f"keeps epoch {best['epoch']} of {config.epochs}, {judged}")
-    facts = {"tokens": config.epochs * sum(map(len, training)), "parameters": parameters(model), "epoch": best["epoch"]}
+    sizes = {"parameters": parameters(model), "trained": parameters(trained)}
     chosen = whole(model)
-    run.finish(lambda folder: save_policy(chosen, render, folder), **facts)
+    run.finish(
+        lambda folder: save_policy(chosen, render, folder), tokens=config.epochs * sum(map(len, training)), epoch=best["epoch"], **sizes
+    )
 
 
 def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:
