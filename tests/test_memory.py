@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from conftest import CORPUS, CPU, DEMONSTRATIONS, FAMILIES, FRESH_RANKINGS, PROMPTS, RANKINGS, assert_same_tensors, weights_of
+from test_resume import stop_at
 
 from instructgpt.config import make_config
 from instructgpt.data.batches import Example, collate
@@ -297,3 +298,18 @@ def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of
 def test_words_that_do_not_exist_are_refused(tmp_path):
     with pytest.raises(BadInput, match="--memory bf15: Input should be 'bf16', 'checkpointing' or 'adam8bit'"):
         make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "memory": ("bf15",)})
+
+
+def test_a_stopped_run_with_adam_in_8_bits_ends_as_one_that_was_not(write, save, tmp_path, monkeypatch):
+    """To the bit; the embedding is large enough to have its averages in 8 bits."""
+    pytest.importorskip("bitsandbytes")
+    data, fresh = (write("d.jsonl", DEMONSTRATIONS),), (write("v.jsonl", DEMONSTRATIONS[:2]),)
+    options = {"base": str(save("gpt2")), "data": data, "validation": fresh, "epochs": 3, "batch": 4, "lr": 1e-2, "memory": ("adam8bit",)}
+    whole, stopped = (make_config(SFTConfig, {**options, "out": tmp_path / name}) for name in ("whole", "stopped"))
+    sft.main(whole)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            sft.main(stopped)
+    sft.main(stopped)
+    assert_same_tensors(weights_of(whole.out), weights_of(stopped.out), 0)

@@ -126,12 +126,6 @@ def check_head(model: Any, source: str) -> None:
         raise BadInput(f"{source}: this family changes its logits after the output layer, which is not supported yet")
 
 
-def trunk(model: Any) -> Any:
-    """What stands under a model's head, tokens in and hidden states out, also where adapters are wrapped around the model."""
-    wrapped = getattr(model, "get_base_model", None)
-    return (wrapped() if wrapped else model).base_model
-
-
 def next_logits(model: Any, states: Tensor) -> Tensor:
     """Logits of the next token, only where they are needed. (N, D) -> (N, V)."""
     logits: Tensor = model.get_output_embeddings()(states)
