@@ -62,7 +62,7 @@ def held_by_ppo(folder: Path, rank: int, words: tuple[str, ...]) -> dict[str, in
     """Bytes held after one step of policy and value model: weights, gradients, optimizers."""
     files = {"policy": str(folder / "policy"), "reward": folder / "reward", "prompts": ("prompts.jsonl",)}
     config = make_config(ppo.PPOConfig, {**files, "out": folder / "out", "lora": rank, "memory": words})
-    models = ppo.load_models(config, Run(config, {}, watched=False))
+    models = ppo.load_models(config, Run(config, {}))
     networks: list[Any] = [models.policy, models.value.model]
     optimizers = [adam(network, memory=words) for network in networks]
     batch = collate([Example([1, 2, 3], [4, 5, 6])])

@@ -19,6 +19,7 @@ from instructgpt.data.corpus import train_tokenizer
 from instructgpt.data.render import Renderer
 from instructgpt.models.load import load_policy
 from instructgpt.models.scalar import load_reward_model, new_reward_model, save_reward_model
+from instructgpt.ranks import Ranks
 from instructgpt.train import loop, ppo
 from instructgpt.train.ppo import PPOConfig
 
@@ -172,16 +173,16 @@ def gradients():
 
 @pytest.fixture
 def in_two_processes(monkeypatch):
-    """Calls something as each of two processes would, one after the other; sums stay apart. -> both results."""
+    """Calls something as each of two ranks would, one after the other; sums stay apart. -> both results."""
 
     def call(module, work):
         results = []
         for number in range(2):
             with monkeypatch.context() as patch:
                 for place in {module, loop}:
-                    patch.setattr(place, "process", lambda number=number: number)
-                    patch.setattr(place, "processes", lambda: 2)
-                    patch.setattr(place, "add_over_processes", lambda *_: None)
+                    patch.setattr(place, "ranks_of", lambda _, number=number: Ranks(number, 2))
+                    patch.setattr(place, "in_step", lambda groups, _: groups)
+                    patch.setattr(place, "add_up", lambda numbers, _: numbers)
                 results.append(work())
         return results
 

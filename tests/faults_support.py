@@ -18,7 +18,7 @@ from instructgpt import cli
 SRC = Path(__file__).parent.parent / "src"
 EAGER = "import instructgpt.run as run; run.CHECKPOINT_SECONDS = 0.0; from instructgpt.cli import main; main()"
 """The command, but with a checkpoint after every step."""
-PATIENCE = 60.0
+PATIENCE = 120.0
 BASE_SIZE = {"vocabulary": 270, "width": 8, "heads": 1, "layers": 1, "context": 48, "window": 16, "batch": 4, "tokens": 768}
 PPO_SIZE = {"episodes": 16, "batch": 4, "minibatch": 4, "max-tokens": 6, "lr": 1e-4}
 
@@ -170,8 +170,8 @@ class Kit:
         return words("ppo", models, "--prompts", self.prompts, "--out", out, options(PPO_SIZE), more)
 
 
-def make_kit(folder: Path) -> Kit:
-    """Write the files, and make the models with the command itself."""
+def make_kit(folder: Path, *more: object) -> Kit:
+    """Write the files, and make the models with the command itself. `more` is said when the base is made."""
     colours = ("red", "blue", "green", "white", "black", "brown")
     asked = [f"colour of {thing} {number}" for thing in ("sky", "sea", "sand") for number in range(10)]
     kit = Kit(
@@ -183,6 +183,6 @@ def make_kit(folder: Path) -> Kit:
         base=folder / "base",
         reward=folder / "reward",
     )  # fmt: skip
-    for command in (kit.pretrain(kit.base), kit.train_reward(kit.reward)):
+    for command in (kit.pretrain(kit.base, *more), kit.train_reward(kit.reward)):
         assert cli.run(command) == 0
     return kit

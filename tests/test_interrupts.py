@@ -17,6 +17,7 @@ import torch
 from faults_support import EAGER, Kit, Started, here, logged, make_kit, snapshot, wait_for, write
 from safetensors.torch import load_file
 
+from instructgpt import checkpoints
 from instructgpt import run as run_module
 from instructgpt.run import Run
 from instructgpt.train import pretrain
@@ -71,7 +72,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(stage, steps, kit, command,
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     ended = Started(make(stopped)).when(logged(stopped, 3)).send(signal.SIGINT).end()
     assert ended.complaint(1) == "stopped; the same command goes on from the last checkpoint"
-    assert list((stopped / "checkpoints").glob("step-*.pt"))
+    assert list((stopped / "checkpoints").glob("step-*"))
     assert not (stopped / "model.safetensors").exists()
     assert not list(stopped.rglob("*.part"))
     went_on = command(*make(stopped))
@@ -168,7 +169,7 @@ def interrupted(function, calls: int):
     return call
 
 
-@pytest.mark.parametrize("place", ["checkpoints/half.part", ".run.json.{pid}.part", "metrics.jsonl"])
+@pytest.mark.parametrize("place", ["checkpoints/half.part/rank-0.safetensors", ".run.json.{pid}.part", "metrics.jsonl"])
 @pytest.mark.usefixtures("eager")
 def test_a_full_disk_stops_a_stage_and_the_same_command_goes_on(place, kit, command, monkeypatch, tmp_path):
     out = tmp_path / "out"
@@ -184,12 +185,13 @@ def test_a_full_disk_stops_a_stage_and_the_same_command_goes_on(place, kit, comm
 
         monkeypatch.setattr(Run, "restore", restore_and_fill)
     else:
+        monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # the half one that is there stays
         fill(out / place.format(pid=os.getpid()))
     told = command(*kit.pretrain(out)).complaint(1)
     assert "no space left on the disk; make room and give the same command again" in told
     assert str(out) in told
     monkeypatch.undo()
-    if (out / place).is_symlink():
+    if (out / place).is_symlink() and place == "metrics.jsonl":
         (out / place).unlink()
     assert command(*kit.pretrain(out)).code == 0
     assert same_weights(out, kit.base)
@@ -252,14 +254,19 @@ def test_a_disk_that_is_full_wherever_it_happens(kit, command, small_disk):
 
 
 @pytest.mark.parametrize("size", [0, 100, -200])
-def test_a_damaged_checkpoint_begins_again(size, kit, command, monkeypatch, tmp_path):
+@pytest.mark.parametrize("both", [False, True])
+def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(size, both, kit, command, monkeypatch, tmp_path):
     out = tmp_path / "out"
     stop_after(kit, out, 4, monkeypatch, command)
-    (checkpoint,) = (out / "checkpoints").glob("*.pt")
-    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
+    first, last = sorted((out / "checkpoints").glob("step-*"))
+    for folder in (first, last) if both else (last,):
+        weights = folder / "rank-0.safetensors"
+        weights.write_bytes(weights.read_bytes()[:size])
     done = command(*kit.pretrain(out))
     assert (done.code, done.err) == (0, "")
-    assert "is damaged: begins again from the start" in " ".join(done.out.split())
+    said = " ".join(done.out.split())
+    assert "step-00000004 is damaged: takes the one before it (rank-0.safetensors is not as it was written)" in said
+    assert ("begins again from the start" if both else "goes on after step 3") in said
     assert same_weights(out, kit.base)
     assert steps_logged(out) == steps_logged(kit.base)
 

@@ -21,7 +21,8 @@ from instructgpt.models.attention import hidden_states
 from instructgpt.models.load import completion_logp, load_policy
 from instructgpt.models.memory import cast_once, need_less, slow_here
 from instructgpt.models.scalar import load_reward_model, new_reward_model, save_reward_model
-from instructgpt.train import ppo, pretrain, reward, rollout, sft
+from instructgpt.ranks import Ranks
+from instructgpt.train import loop, ppo, pretrain, reward, rollout, sft
 from instructgpt.train.loop import adam, descend, language_loss
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig
@@ -235,6 +236,12 @@ def test_a_family_without_such_layers_is_refused(save, monkeypatch):
 def test_adam_in_8_bits_asks_for_its_library(monkeypatch, save):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(BadInput, match="needs bitsandbytes, which is not installed; pip install"):
+        adam(load_policy(save(), CPU)[0], memory=("adam8bit",))
+
+
+def test_adam_in_8_bits_is_for_one_rank(monkeypatch, save):
+    monkeypatch.setattr(loop, "all_ranks", lambda: Ranks(0, 2))
+    with pytest.raises(BadInput, match="adam8bit: not with several ranks"):
         adam(load_policy(save(), CPU)[0], memory=("adam8bit",))
 
 

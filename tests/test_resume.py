@@ -8,10 +8,10 @@ import os
 import signal
 
 import pytest
-import torch
 from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
 
 from instructgpt import run as run_module
+from instructgpt import stopping
 from instructgpt.config import make_config
 from instructgpt.errors import BadInput
 from instructgpt.run import Run
@@ -86,8 +86,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
             stop_at(patch, steps)
             with pytest.raises(KeyboardInterrupt):
                 main(config)
-        (checkpoint,) = (config.out / "checkpoints").iterdir()
-        assert checkpoint.name == f"step-{steps - 1:08d}.pt"
+        kept = sorted(folder.name for folder in (config.out / "checkpoints").iterdir())
+        assert kept == [f"step-{step:08d}" for step in (steps - 2, steps - 1) if step], "the last, and the one before it"
         assert not list(config.out.glob("*.safetensors"))
         assert len(rows_of(config.out / "metrics.jsonl")) == steps, "one row more than the checkpoint knows"
     stopped = outcome(main(config), rows_of)
@@ -140,7 +140,8 @@ def test_a_checkpoint_that_was_cut_short_is_not_taken(stage, monkeypatch):
         stop_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             main(config)
-    (config.out / "checkpoints" / "half.part").write_bytes(b"cut short")
+    (config.out / "checkpoints" / "half.part").mkdir()
+    (config.out / "checkpoints" / "half.part" / "rank-0.safetensors").write_bytes(b"cut short")
     assert Run.start(config).restore()["step"] == 2
 
 
@@ -160,24 +161,47 @@ def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, writ
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_being_asked_to_end_waits_for_a_checkpoint(tmp_path, monkeypatch, number):
-    """Asked inside torch's writer: the checkpoint is whole, then the run ends, and the next signal is heard as before."""
-    save_it = torch.save
+def test_being_asked_to_end_finishes_the_step_and_keeps_it(stage, monkeypatch, number):
+    """Asked while the third step is computed, long before a checkpoint is due: it is kept, and the next signal is heard as before."""
+    main, config = stage("pretrain", "stopped")
+    descend, steps = pretrain.descend, []
 
-    def save(*arguments):
-        os.kill(os.getpid(), number)
-        save_it(*arguments)
+    def asked(*arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), number)
+        return descend(*arguments)
 
-    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(pretrain, "descend", asked)
     before = signal.signal(number, signal.default_int_handler)
     try:
-        file = tmp_path / "checkpoints" / "step-00000001.pt"
         with pytest.raises(KeyboardInterrupt):
-            run_module.write_checkpoint(file, {"step": 1})
-        assert run_module.read_checkpoint(file) == {"step": 1}
+            main(config)
+        assert [folder.name for folder in (config.out / "checkpoints").iterdir()] == ["step-00000003"]
         assert signal.getsignal(number) is signal.default_int_handler
         signal.signal(number, signal.SIG_IGN)  # as under nohup
-        run_module.write_checkpoint(file, {"step": 2})
-        assert run_module.read_checkpoint(file) == {"step": 2}
+        steps.clear()
+        main(config)
+        assert len(steps) == 6
     finally:
         signal.signal(number, before)
+
+
+def test_being_asked_twice_ends_at_once(stage, monkeypatch):
+    main, config = stage("pretrain", "stopped")
+    descend = pretrain.descend
+    monkeypatch.setattr(stopping, "SAME", 0.0)
+
+    def asked(*arguments):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        return descend(*arguments)
+
+    monkeypatch.setattr(pretrain, "descend", asked)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not (config.out / "checkpoints").exists()

@@ -18,7 +18,7 @@ from typing import Any
 
 from instructgpt import __version__
 from instructgpt.config import Options, StageConfig, did_you_mean, make_config, options_for, preset_text, presets_for
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
 from instructgpt.flags import Parser, add_flags
 
 
@@ -74,6 +74,10 @@ COMMANDS = (
 )
 
 
+DIVIDED = ("pretrain", "sft", "reward", "ppo")
+"""Commands that several ranks can do together."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: run, and turn every failure into one line and an exit code. Being asked to end is like Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -92,8 +96,11 @@ def run(argv: Sequence[str]) -> int:
     """Run one command line. Returns the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stopped = "stopped; nothing was written"
+    command = None
     try:
         command, config = parse([word for word in argv if word != "--debug"])
+        if "TORCHELASTIC_RUN_ID" in os.environ and command.name not in DIVIDED:
+            raise BadInput(f"{command.name}: torchrun starts {', '.join(DIVIDED)}; start this command by itself")
         if isinstance(config, StageConfig):
             stopped = "stopped; the same command goes on from the last checkpoint"
         getattr(importlib.import_module(command.module), command.function)(config)
@@ -107,6 +114,8 @@ def run(argv: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()
+        if command is None and os.environ.get("LOCAL_RANK", "0") != "0":
+            return 2  # all ranks read the same command line: one of them says what is wrong with it
         print(f"instructgpt: {one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
     return 0
@@ -119,7 +128,7 @@ def one_line(error: Exception) -> str:
         return said
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'a file'}: {error.strerror[0].lower()}{error.strerror[1:]}; mend that and give the same command again"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+    if is_out_of_memory(error):
         return "out of memory; a smaller model, shorter texts or fewer --processes need less"
     return f"failed unexpectedly, {type(error).__name__}: {said} (--debug shows where)"
 

@@ -7,3 +7,8 @@ class BadInput(Exception):
 
 class RunFailed(Exception):
     """A run went wrong and was stopped; the message names the likely cause. The command exits with code 1."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, whichever library says so."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

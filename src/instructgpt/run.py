@@ -12,17 +12,12 @@ Nothing is written before the stage has read all its input: a command that was w
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import pickle
 import platform
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -37,13 +32,16 @@ from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.files import must_be_free, write_text, writing
 from instructgpt.phases import PHASES
+from instructgpt.stopping import current
 from instructgpt.trackers import Tracker, check_installed, open_tracker
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
+KEPT = 2
+"""Checkpoints that are kept: should the last be damaged, the one before it serves."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-PLACE_ONLY = {"out", "device", "resume", "processes", "track"}
+PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
 console = Console(highlight=False)
@@ -52,31 +50,32 @@ console = Console(highlight=False)
 class Run:
     """The directory of one stage while it is being made."""
 
-    def __init__(self, config: StageConfig, parents: Mapping[str, Path | str], watched: bool) -> None:
-        self.watched = watched
+    def __init__(self, config: StageConfig, parents: Mapping[str, Path | str]) -> None:
+        from instructgpt.ranks import all_ranks  # loads torch
+
+        self.watched = all_ranks().own == 0  # the other ranks write nothing but their part of checkpoints
         self.config, self.directory, self.stage = config, config.out, config.stage
         self.parents = {name: {"path": str(path), "sha256": content_hash(Path(path))} for name, path in parents.items()}
         self.facts: dict[str, Any] = {}
         self.started = self._last_checkpoint = time.monotonic()
         self._last_print = 0.0
-        self.just_shown = False
+        self.just_shown = self._last_step = False
         self._spent = 0.0
         self._begun = False
         self._said: list[dict[str, Any]] = []  # before there is a directory
         self._trackers: dict[str, Tracker] = {}
 
     @classmethod
-    def start(cls, config: StageConfig, parents: Mapping[str, Path | str] | None = None, *, watched: bool = True) -> Run:
+    def start(cls, config: StageConfig, parents: Mapping[str, Path | str] | None = None) -> Run:
         """Open the directory of a stage, new or half done.
 
         Args:
             config: the stage's; parents: what it is made from, by name.
-            watched: False for the helping processes of a stage, which write nothing.
 
         Raises:
             BadInput: the directory holds something else than this run, or cannot be made.
         """
-        run = cls(config, parents or {}, watched)
+        run = cls(config, parents or {})
         check_installed(config.track)
         for name, path in (parents or {}).items():
             if config.out.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
@@ -173,6 +172,7 @@ class Run:
 
     def log(self, step: int, steps: int, metrics: Mapping[str, float], show: Iterable[str] = ()) -> None:
         """Append one line to metrics.jsonl, and show some of it from time to time."""
+        self._last_step = step >= steps
         if not self.watched:
             return
         row = {"step": step, "seconds": round(self._spent + time.monotonic() - self.started, 2)} | dict(metrics)
@@ -197,38 +197,83 @@ class Run:
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled completions to samples.jsonl."""
-        for row in rows:
+        for row in rows if self.watched else ():
             append_line(self.directory / "samples.jsonl", row)
 
     # --- going on ------------------------------------------------------------------------------------------------
 
     def checkpoint(self, step: int, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
-        """Write everything needed to go on from after `step`, when it is time. The one before is removed only afterwards."""
-        if not self.watched or (not now and time.monotonic() - self._last_checkpoint < CHECKPOINT_SECONDS):
-            return
-        folder = self.directory / "checkpoints"
-        whole = folder / f"step-{step:08d}.pt"
-        write_checkpoint(whole, {"step": step, "spent": self._spent + time.monotonic() - self.started} | state())
-        for old in folder.glob("step-*.pt"):
-            if old != whole:
-                old.unlink()
-        self._last_checkpoint = time.monotonic()
+        """Write everything needed to go on from after `step`, when it is time or somebody asked to end. All ranks call it.
+
+        Raises:
+            KeyboardInterrupt: the checkpoint is written, and the run shall end.
+        """
+        from instructgpt.checkpoints import write_checkpoint
+        from instructgpt.ranks import any_says
+
+        wish = current()
+        time_has_come = self.watched and (now or time.monotonic() - self._last_checkpoint >= CHECKPOINT_SECONDS)
+        due, asked = any_says(time_has_come, wish.since is not None)
+        if due or asked:
+            spent = self._spent + time.monotonic() - self.started
+            write_checkpoint(self._checkpoints / f"step-{step:08d}", {"step": step, "spent": spent} | state())
+            self._last_checkpoint = time.monotonic()
+            if self.watched:
+                self._keep_few(step)
+        if asked:
+            raise KeyboardInterrupt
+        wish.heeded = not self._last_step
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def _keep_few(self, step: int) -> None:
+        """Remove all checkpoints but the last ones: those before them, and damaged ones of later steps."""
+        written = sorted(self._checkpoints.glob("step-*"))
+        last = [folder for folder in written if folder.name <= f"step-{step:08d}"][-KEPT:]
+        for folder in written:
+            if folder not in last:
+                shutil.rmtree(folder)
 
     def restore(self) -> dict[str, Any] | None:
-        """Begin, and return the state of the last whole checkpoint, or None; what was logged after it is taken back."""
+        """Begin, and return the state of the last whole checkpoint, or None; what was logged after it is taken back. All ranks call it.
+
+        Raises:
+            BadInput: the ranks do not see the same directory.
+        """
+        from instructgpt.checkpoints import read_checkpoint
+        from instructgpt.ranks import any_says, told_by_first, wait_for_all
+
+        wait_for_all()  # everyone has looked at the directory before it is changed
         self.begin()
-        files = sorted((self.directory / "checkpoints").glob("step-*.pt")) if self.config.resume else []
-        state = read_checkpoint(files[-1]) if files else None
-        if files and state is None:
-            self.say(f"[yellow]{escape(str(files[-1]))} is damaged: begins again from the start[/]")
-        for name in ("metrics.jsonl", "samples.jsonl") if self.watched else ():
-            keep_until(self.directory / name, state["step"] if state else 0)
+        name = told_by_first(self._last_whole() if self.watched and self.config.resume else None)
+        folder = self._checkpoints / name if name else self.directory
+        if any_says(not folder.is_dir())[0]:
+            raise BadInput(f"--out {self.directory}: not all ranks see {folder}; it has to be on a disk that all hosts share")
+        state = read_checkpoint(folder) if name else None
+        for file in ("metrics.jsonl", "samples.jsonl") if self.watched else ():
+            keep_until(self.directory / file, state["step"] if state else 0)
         if state:
             self._spent = state["spent"]
             self.say(f"goes on after step {state['step']}")
         for tracker in self.config.track if self.watched else ():
             self._trackers[tracker] = open_tracker(tracker, self.directory, self._settings(), state["step"] if state else 0)
+        current().heeded = True
         return state
+
+    def _last_whole(self) -> str | None:
+        """The name of the last checkpoint that is as it was written; says which are not."""
+        from instructgpt.checkpoints import damage
+
+        folders = sorted(self._checkpoints.glob("step-*"), reverse=True)
+        for number, folder in enumerate(folders, 1):
+            problem = damage(folder)
+            if problem is None:
+                return folder.name
+            then = "takes the one before it" if number < len(folders) else "begins again from the start"
+            self.say(f"[yellow]{escape(str(folder))} is damaged: {then}[/] ({problem})")
+        return None
 
     def finish(self, save: Callable[[Path], None], **facts: Any) -> Path:
         """Write the result beside its place, move it in, remove the checkpoints, and mark the directory finished."""
@@ -298,51 +343,6 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file}: damaged ({type(error).__name__}: {error}); delete {folder} and give the same command again") from error
     return record
-
-
-def write_checkpoint(file: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that it is either whole or not there. Raises RunFailed or BadInput as `writing` does."""
-    import torch
-
-    half = file.with_name("half.part")
-    with writing(file), undisturbed():
-        file.parent.mkdir(exist_ok=True)
-        try:
-            with half.open("wb") as stream:
-                torch.save(dict(state), stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            half.replace(file)
-        finally:
-            half.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Being asked to end waits until this is done: torch's writer would turn an interruption into a failure of its own."""
-    asked: list[int] = []
-    main = threading.current_thread() is threading.main_thread()
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if main and signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda got, _: asked.append(got)) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if asked:
-        raise KeyboardInterrupt
-
-
-def read_checkpoint(file: Path) -> dict[str, Any] | None:
-    """What a checkpoint holds, or None where it is damaged."""
-    import torch
-
-    with file.open("rb") as stream:
-        try:
-            state: dict[str, Any] = torch.load(stream, weights_only=True)
-        except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError):  # by where it was cut off
-            return None
-    return state
 
 
 def append_line(file: Path, row: Mapping[str, Any]) -> None:

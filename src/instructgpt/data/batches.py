@@ -18,6 +18,8 @@ from torch import Tensor
 
 MICROBATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 """Tokens computed at once, by kind of device, counted as rows that are padded and share nothing. Only memory and speed depend on it."""
+FEWEST_TOKENS = 256
+"""Where memory is not even enough for these, fewer would not help: what is left is the model itself."""
 SHARED_FROM = 4
 """Tokens from which on a prompt is computed once for its completions; for shorter ones it saves nothing (see docs/performance.md)."""
 
@@ -64,7 +66,10 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
-    """Examples as one batch. A prompt that comes several times is in it once, if that saves anything."""
+    """Examples as one batch. A prompt that comes several times is in it once, if that saves anything.
+
+    A batch of no examples is one token that nobody reads: a rank that has nothing to compute enters the model with it.
+    """
     times = Counter(tuple(example.prompt) for example in examples if len(example.prompt) >= SHARED_FROM and not example.restarts)
     prompts: dict[tuple[int, ...], Span] = {}
     tokens: list[int] = []
@@ -93,11 +98,13 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
             line = list(range(start + len(prompt) - 1, start + len(text)))
         last.append(line[-1])
         predicts += line[:-1]
+    if not examples:
+        add([0])
     return Batch(
         tokens=torch.tensor(tokens, device=device),
         positions=torch.cat([torch.arange(span.end - span.start) + span.origin for span in spans]).to(device),
         spans=tuple(spans),
-        last=torch.tensor(last, device=device),
+        last=torch.tensor(last, dtype=torch.long, device=device),
         predicts=torch.tensor(predicts, dtype=torch.long, device=device),
         targets=torch.tensor([token for example in examples for token in example.completion], dtype=torch.long, device=device),
     )
@@ -141,6 +148,15 @@ def by_prompt(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:
 def token_budget(device: torch.device) -> int:
     """How many tokens are computed at once on this kind of device."""
     return MICROBATCH_TOKENS.get(device.type, MICROBATCH_TOKENS["cpu"])
+
+
+def take_less() -> bool:
+    """From now on compute half as many tokens at once, because memory ran out. Returns False where it was hardly any already."""
+    if min(MICROBATCH_TOKENS.values()) < 2 * FEWEST_TOKENS:
+        return False
+    for kind in MICROBATCH_TOKENS:
+        MICROBATCH_TOKENS[kind] //= 2
+    return True
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:

@@ -102,7 +102,8 @@ def flat_orders(tasks: Sequence[Task], device: torch.device | str = "cpu") -> tu
             rank += order.ranks
             number += 1
         first += len(task.examples)
-    return torch.tensor(completion, device=device), torch.tensor(ranking, device=device), torch.tensor(rank, device=device)
+    flat = torch.tensor([completion, ranking, rank], dtype=torch.long, device=device)
+    return flat[0], flat[1], flat[2]
 
 
 def token_groups(tasks: Sequence[Task], budget: int) -> Iterator[list[Task]]:

@@ -63,6 +63,7 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     rows: int | None = None,
+    indices: Sequence[int] | None = None,
 ) -> list[Sample]:
     """Sample one completion a prompt.
 
@@ -75,6 +76,7 @@ def sample(
         temperature: 0 takes the likeliest token.
         top_p: below 1, sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
         rows: how many are sampled at once at most; where it is not given, as many as there is memory for. It changes no completion.
+        indices: the index of each prompt, where these are only some of more prompts; 0, 1, 2 … without it.
 
     Raises:
         BadInput: a prompt leaves no room for `max_tokens` in the model's context.
@@ -87,7 +89,8 @@ def sample(
             )
     if not prompts:
         return []
-    uniforms = torch.rand(len(prompts), max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    numbers = list(range(len(prompts)) if indices is None else indices)
+    uniforms = torch.rand(max(numbers) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[numbers]
     choice = Choice(eos, temperature, top_p)
     if model not in _KEPT:
         _KEPT[model] = what_is_kept(model)

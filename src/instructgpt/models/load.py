@@ -19,6 +19,7 @@ from instructgpt.errors import BadInput
 from instructgpt.models.adapters import save_weights
 from instructgpt.models.adapters import trunk as trunk
 from instructgpt.models.attention import hidden_states, use_packed_attention
+from instructgpt.ranks import all_ranks, enter
 
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
@@ -33,19 +34,17 @@ RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_
 
 
 def pick_device(name: str) -> torch.device:
-    """The device a stage runs on.
+    """The device a model is loaded to: the one a stage runs on; with several ranks the CPU, from where each takes its part (see `shard`).
 
     Raises:
         BadInput: the device is not there.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {name}: not a device that works here ({str(error).splitlines()[0]})") from error
-    return device
+    return device if all_ranks().total == 1 else torch.device("cpu")
 
 
 def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
@@ -143,13 +142,16 @@ def completion_numbers(model: Any, batch: Batch, *measures: Callable[[Tensor, Te
         logits = next_logits(model, states)
         return [measure(logits, targets) for measure in measures]
 
-    states = hidden_states(model, batch)[batch.predicts]
-    at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
-    if len(states) <= at_once:
-        return of(states, batch.targets)
-    shares = zip(torch.split(states, at_once), torch.split(batch.targets, at_once), strict=True)
-    parts = [checkpoint(of, *share, use_reentrant=False, preserve_rng_state=False) for share in shares]
-    return [torch.cat(part) for part in zip(*parts, strict=True)]
+    def numbers() -> list[Tensor]:
+        states = hidden_states(model, batch)[batch.predicts]
+        at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
+        if len(states) <= at_once:
+            return of(states, batch.targets)
+        shares = zip(torch.split(states, at_once), torch.split(batch.targets, at_once), strict=True)
+        parts = [checkpoint(of, *share, use_reentrant=False, preserve_rng_state=False) for share in shares]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    return enter(model, numbers)
 
 
 def completion_logp(model: Any, batch: Batch) -> Tensor:

@@ -26,6 +26,7 @@ from instructgpt.errors import BadInput
 from instructgpt.models.adapters import WithoutAdapters, save_weights, with_adapters
 from instructgpt.models.attention import hidden_states, use_packed_attention
 from instructgpt.models.load import context_length, from_pretrained, load_renderer
+from instructgpt.ranks import collect, enter, in_step, ranks_of, share
 
 OFFSET = "score_offset"
 PAD = "<|pad|>"
@@ -41,9 +42,12 @@ class ScalarModel:
 
     def per_token(self, batch: Batch) -> Tensor:
         """One number a token of a batch, in float32. -> (N,). For a value model: the value after each token."""
-        head: nn.Linear = self.model.score
-        raw: Tensor = head(hidden_states(self.model, batch))[:, 0]
-        return raw.float() - self.offset
+
+        def raw() -> Tensor:
+            numbers: Tensor = self.model.score(hidden_states(self.model, batch))
+            return numbers
+
+        return enter(self.model, raw)[:, 0].float() - self.offset
 
     def last(self, batch: Batch) -> Tensor:
         """The score of each example: the number at its last token, found by position. -> (B,)."""
@@ -60,10 +64,13 @@ class ScalarModel:
         longest = max(map(len, examples), default=0)
         if longest > context:
             raise BadInput(f"a prompt with its completion has {longest} tokens, but the reward model's context is {context}; shorten them")
-        scores = torch.empty(len(examples))
-        for rows in by_prompt(examples, token_budget(device)):
-            scores[rows] = self.last(collate([examples[row] for row in rows], device)).cpu()
-        return scores
+        ranks = ranks_of(self.model)
+        mine = share([len(example) for example in examples], ranks)
+        own = [examples[row] for row in mine]
+        scores = torch.empty(len(own))
+        for rows in in_step(by_prompt(own, token_budget(device)), ranks):
+            scores[rows] = self.last(collate([own[row] for row in rows], device)).cpu()
+        return torch.tensor(collect(mine, scores.tolist(), len(examples), ranks))
 
 
 def head_of(model: Any, source: str) -> nn.Linear:

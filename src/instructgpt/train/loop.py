@@ -1,4 +1,4 @@
-"""What the stages' loops share: optimizer, one step, losses over microbatches, and sums over several processes."""
+"""What the stages' loops share: optimizer, one step, losses over microbatches, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.tensor import DTensor
 
+from instructgpt.checkpoints import placed
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import completion_logp
 from instructgpt.phases import PHASES
+from instructgpt.ranks import add_up, all_ranks, in_step, ranks_of, share, where_not_finite
 
 ADAM_BETAS = (0.9, 0.95)
 """Everywhere in the paper (appendix C)."""
@@ -39,8 +41,10 @@ def eight_bit_adam() -> Any:
     """AdamW that keeps its two averages in 8 bits, in blocks with a scale each (Dettmers et al. 2021); small tensors in 32.
 
     Raises:
-        BadInput: the library for it is not installed.
+        BadInput: the library for it is not installed, or there are several ranks, whose divided weights it does not know.
     """
+    if all_ranks().total > 1:
+        raise BadInput("--memory adam8bit: not with several ranks, which divide what Adam keeps among them already; leave the word out")
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -55,12 +59,9 @@ def descend(optimizer: torch.optim.Optimizer, lr: float) -> float:
         RunFailed: a gradient is not finite; the weights are left as they were.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
-    if processes() > 1:
-        for parameter in parameters:  # a process whose share of the batch was empty has none
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        add_over_processes([parameter.grad for parameter in parameters if parameter.grad is not None])
     with PHASES("optimizer"):
-        norm = float(nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM))
+        total = nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if not norm < float("inf"):
             raise RunFailed(f"the gradient is {norm}: the learning rate ({lr:.2g}) is likely too high, or the data holds a degenerate row")
         for group in optimizer.param_groups:
@@ -74,7 +75,7 @@ def language_loss(model: Any, examples: Sequence[Example], *, weight: float = 1.
     """Mean cross-entropy of the completion tokens of a whole batch, in nats, however it is split into microbatches.
 
     Args:
-        model: a policy; examples: this step's batch (every process is given all of it and takes its share).
+        model: a policy; examples: this step's batch (every rank is given all of it and takes its share).
         weight: factor on the loss whose gradient is accumulated.
         backward: False only measures.
         seed: of the dropout, where the model is in training mode.
@@ -85,61 +86,43 @@ def language_loss(model: Any, examples: Sequence[Example], *, weight: float = 1.
         RunFailed: the loss is not finite.
     """
     total = sum(len(example.completion) for example in examples)
-    mine = examples[process() :: processes()]
-    device = model.device
-    torch.manual_seed(seed * processes() + process())
-    loss = torch.zeros((), device=device)
+    device, ranks = model.device, ranks_of(model)
+    mine = [examples[row] for row in share([len(example) for example in examples], ranks)]
+    torch.manual_seed(seed * ranks.total + ranks.own)
+    own = torch.zeros((), device=device)
     with torch.set_grad_enabled(backward):
-        for rows in microbatches([len(example) for example in mine], token_budget(device)):
+        for rows in in_step(microbatches([len(example) for example in mine], token_budget(device)), ranks):
             batch = collate([mine[row] for row in rows], device)
             with PHASES("forward" if backward else "validation", len(batch.tokens)):
                 part = -completion_logp(model, batch).sum() / total
             if backward:
                 with PHASES("backward", len(batch.tokens)):
                     (weight * part).backward()  # type: ignore[no-untyped-call]
-            loss += part.detach()
-    add_over_processes([loss])
+            own += part.detach()
+    loss = add_up(own.clone(), ranks)
     if not loss.isfinite():
-        raise RunFailed(f"the loss is {loss.item()}: the learning rate is likely too high, or the weights it started from are damaged")
+        where = where_not_finite(own, ranks)
+        raise RunFailed(
+            f"the loss is {loss.item()}{where}: the learning rate is likely too high, or the weights it started from are damaged"
+        )
     return float(loss)
 
 
 def state_of(models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], **more: Any) -> dict[str, Any]:
     """What a checkpoint holds. Random numbers are functions of seed and step, so no generator is stored."""
+    held = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     return {
-        "models": {k: m.state_dict() for k, m in models.items()},
-        "optimizers": {k: o.state_dict() for k, o in optimizers.items()},
+        "models": {name: model.state_dict() for name, model in models.items()},
+        "optimizers": {name: {str(number): numbers for number, numbers in one["state"].items()} for name, one in held.items()},
+        "groups": {name: one["param_groups"] for name, one in held.items()},
     } | more
 
 
 def load_state(state: dict[str, Any], models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Put a checkpoint back."""
+    """Put a checkpoint back, divided as the models are now."""
     for name, model in models.items():
-        model.load_state_dict(state["models"][name])
+        model.load_state_dict(placed(state["models"][name], model.state_dict()))
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(state["optimizers"][name])
-
-
-# --- several processes on one machine ------------------------------------------------------------------------------
-# A batch is divided among them and gradients are added, so their number changes no result but rounding. On CPUs two
-# processes of one thread each are faster than one process of two threads at the sizes that fit a CPU.
-
-
-def process() -> int:
-    """Number of this process."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def processes() -> int:
-    """How many processes work on this stage."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def add_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Add tensors of all processes, in place."""
-    if processes() == 1:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        held = {int(number): placed(numbers, parameters[int(number)]) for number, numbers in state["optimizers"][name].items()}
+        optimizer.load_state_dict({"state": held, "param_groups": state["groups"][name]})

@@ -24,7 +24,7 @@ from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, collate, microbatches, shuffled, token_budget
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.adapters import WithoutAdapters, held, with_adapters
+from instructgpt.models.adapters import WithoutAdapters, has_adapters, held, with_adapters
 from instructgpt.models.load import (
     completion_numbers,
     context_length,
@@ -37,13 +37,16 @@ from instructgpt.models.load import (
 from instructgpt.models.memory import need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
 from instructgpt.models.shape import shape_from
+from instructgpt.models.sharding import shard, whole
 from instructgpt.phases import PHASES
+from instructgpt.ranks import Ranks, collect, in_step, ranks_of, share
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.train.cost import pretraining_flops, update_flops
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.parallel import PATIENCE, launch
 from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
-from instructgpt.train.watch import Alarms, panel, sample_rows, show_samples
+from instructgpt.train.watch import LARGEST, Alarms, panel, sample_rows, show_samples
 
 ADAM_EPS = 1e-5
 """PyTorch's Adam takes larger early steps than the paper's; a larger epsilon mends it (Huang et al. 2023, detail 20)."""
@@ -78,6 +81,8 @@ class PPOConfig(StageConfig):
     ptx_reduction: Literal["token", "sequence"] = Field("token", description="mean loss a token, or summed over a row, mean over rows")
     ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text for each episode")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
+    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
+    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
     def inert(self) -> Iterator[str]:
         """Options of ptx do nothing without pretraining text, and text does nothing with a coefficient of 0."""
@@ -118,14 +123,21 @@ class PPOConfig(StageConfig):
 
 
 def main(config: PPOConfig) -> Path:
-    """Train the policy. Returns the directory."""
+    """Train the policy, in as many processes as were asked for. Returns the directory."""
+    launch(train, config, config.processes, config.patience)
+    return config.out
+
+
+def train(config: PPOConfig) -> None:
+    """One rank's part of the stage, start to end."""
     parents: dict[str, Path | str] = {"policy": config.policy, "reward": config.reward}
     parents |= {f"prompts {path.name}": path for path in config.prompts}
     run = Run.start(config, parents | {f"pretraining {path.name}": path for path in config.pretraining})
     if run.finished:
-        return config.out
+        return
     models = load_models(config, run)
     prompts, text = load_data(config, models, run)
+    divide(models)
     networks = {"policy": models.policy, "value": models.value.model}
     optimizers = {name: adam(model, eps=ADAM_EPS, memory=config.memory) for name, model in networks.items()}
     trained = {name: held(model) for name, model in networks.items()} | {"average": models.average}
@@ -149,7 +161,8 @@ def main(config: PPOConfig) -> Path:
         seconds = {name: sums["seconds"] for name, sums in PHASES.summary().items()}
         run.say(f"pretraining text took {seconds.get('pretraining text', 0) / max(1e-9, sum(seconds.values())):.0%} of the time")
     sizes = {"parameters": parameters(models.policy), "trained": parameters(models.average)}
-    return run.finish(lambda folder: save_average(models, folder), episodes=config.updates * config.batch, **sizes)
+    averaged = with_average(models)
+    run.finish(lambda folder: save_policy(averaged, models.render, folder), episodes=config.updates * config.batch, **sizes)
 
 
 def update(
@@ -225,6 +238,16 @@ def value_and_reward(config: PPOConfig, reward: ScalarModel, run: Run, *, shared
     return value, reward
 
 
+def divide(models: Models) -> None:
+    """Divide all weights among the ranks, once each. An average of adapters is made of them as they are divided."""
+    everything = (models.policy, models.reference, models.value.model, models.reward.model)
+    shard(*(model for model in everything if isinstance(model, torch.nn.Module)))
+    if has_adapters(models.policy):
+        models.average = copy.deepcopy(held(models.policy)).requires_grad_(False)
+    else:
+        shard(models.average)
+
+
 def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt], Corpus | None]:
     """Prompts that leave room for a completion, and pretraining text; says what was left out.
 
@@ -253,8 +276,8 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     shapes = [shape_from(model) for model in (models.policy, models.value.model, models.reward.model)]
     longest = [Example(models.render.prompt(prompt), [0] * config.max_tokens) for prompt in fitting[: config.batch]]
     others = sum(update_flops(shapes[0], shapes[1], shapes[2], longest, config.epochs).values()) * config.batch / len(longest)
-    share = 1 / (1 + others / pretraining_flops(shapes[0], rows, window))
-    run.say(f"pretraining text: {config.ptx_ratio:g} rows of {window} tokens an episode, at least {share:.0%} of all FLOPs")
+    of_text = 1 / (1 + others / pretraining_flops(shapes[0], rows, window))
+    run.say(f"pretraining text: {config.ptx_ratio:g} rows of {window} tokens an episode, at least {of_text:.0%} of all FLOPs")
     return fitting, read_corpus(documents(config.pretraining), models.render, window, config.seed, config.updates * rows)
 
 
@@ -281,11 +304,12 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
 
     Losses are means over the minibatch's real tokens, however it is split into microbatches. Returns what was seen.
     """
-    device = models.policy.device
+    device, ranks = models.policy.device, ranks_of(models.policy)
     total = int(rollout.mask[rows].sum())
     sums: dict[str, float] = {}
-    for group in microbatches([len(rollout.examples[row]) for row in rows], token_budget(device)):
-        picked = rows[group]
+    mine = rows[share([len(rollout.examples[row]) for row in rows], ranks)]
+    for group in in_step(microbatches([len(rollout.examples[row]) for row in mine], token_budget(device)), ranks):
+        picked = mine[group]
         real = rollout.mask[picked]
         batch = collate([rollout.examples[row] for row in picked], device)
         old_logp, old_values = rollout.logp[picked][real].to(device), rollout.values[picked][real].to(device)
@@ -311,8 +335,14 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
             }
             for name, numbers in seen.items():
                 sums[name] = sums.get(name, 0.0) + float(numbers.sum()) / total
-            sums["policy/max_log_ratio"] = max(sums.get("policy/max_log_ratio", 0.0), float(log_ratio.abs().max()))
-    return sums
+            sums[LARGEST] = max(sums.get(LARGEST, 0.0), *log_ratio.abs().tolist(), 0.0)
+    return over_ranks(sums, ranks)
+
+
+def over_ranks(sums: dict[str, float], ranks: Ranks) -> dict[str, float]:
+    """What all ranks have seen of a minibatch: sums of their shares, and the largest ratio."""
+    shares = collect([ranks.own], [sums], ranks.total, ranks)
+    return {name: (max if name == LARGEST else sum)(seen[name] for seen in shares) for name in sums}
 
 
 @torch.no_grad()
@@ -331,7 +361,7 @@ def check_step(steps: list[dict[str, float]], bf16: bool = False) -> None:
     for name in ("loss/policy_avg", "loss/value_avg"):
         if not abs(latest[name]) < float("inf"):
             raise RunFailed(f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite")
-    off, allowed = (sqrt(2 * latest["policy/approxkl_avg"]), PARITY_BF16) if bf16 else (latest["policy/max_log_ratio"], PARITY)
+    off, allowed = (sqrt(2 * latest["policy/approxkl_avg"]), PARITY_BF16) if bf16 else (latest[LARGEST], PARITY)
     if len(steps) == 1 and off > allowed:
         raise RunFailed(
             f"before any step the ratio is off 1 by exp({off:.2g}), more than rounding: old log-probabilities "
@@ -355,7 +385,7 @@ def average(slow: Any, fast: Any, decay: float) -> None:
         old.lerp_(new, 1 - decay)
 
 
-def save_average(models: Models, folder: Path) -> None:
-    """Write the policy with its averaged weights, which it has from then on."""
+def with_average(models: Models) -> Any:
+    """The policy with its averaged weights, which it has from then on, whole on rank 0. All ranks call it."""
     held(models.policy).load_state_dict(models.average.state_dict())
-    save_policy(models.policy, models.render, folder)
+    return whole(models.policy)

@@ -19,10 +19,11 @@ from instructgpt.data.render import Renderer
 from instructgpt.models.attention import use_packed_attention
 from instructgpt.models.load import WINDOW, load_renderer, parameters, pick_device, save_policy
 from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, language_loss, load_state, process, state_of
-from instructgpt.train.parallel import launch
+from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_SHARE = 0.01
 VALIDATION_WINDOWS = 64
@@ -51,7 +52,8 @@ class PretrainConfig(StageConfig):
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the learning rate rises")
     weight_decay: float = Field(0.1, ge=0, description="on matrices")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
+    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
     def inert(self) -> Any:
         """The vocabulary size of a given tokenizer cannot be chosen; sizes must fit each other."""
@@ -70,14 +72,14 @@ class PretrainConfig(StageConfig):
 
 def main(config: PretrainConfig) -> Path:
     """Train, in as many processes as were asked for. Returns the directory."""
-    launch(train, config, config.processes)
+    launch(train, config, config.processes, config.patience)
     return config.out
 
 
 def train(config: PretrainConfig) -> None:
-    """One process's part of the stage, start to end."""
+    """One rank's part of the stage, start to end."""
     parents = {f"corpus {path.name}": path for path in config.corpus} | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
-    run = Run.start(config, parents, watched=process() == 0)
+    run = Run.start(config, parents)
     if run.finished:
         return
     device = pick_device(config.device)
@@ -92,6 +94,7 @@ def train(config: PretrainConfig) -> None:
     model = new_model(config, render).to(device)
     use_packed_attention(model)
     need_less(model, config.memory)
+    shard(model)
     optimizer = adam(model, weight_decay=config.weight_decay, memory=config.memory)
 
     state = run.restore()
@@ -107,8 +110,9 @@ def train(config: PretrainConfig) -> None:
             metrics["loss/validation"] = validation_loss(model, validation)
         run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
         run.checkpoint(step + 1, lambda: state_of({"model": model}, {"adam": optimizer}))
-    trained = config.steps * config.batch * config.window
-    run.finish(lambda folder: save_policy(model.eval(), render, folder), tokens=trained, parameters=parameters(model))
+    facts = {"tokens": config.steps * config.batch * config.window, "parameters": parameters(model)}
+    trained = whole(model)
+    run.finish(lambda folder: save_policy(trained.eval(), render, folder), **facts)
 
 
 def tokenizer_of(config: PretrainConfig, texts: list[str]) -> Renderer:

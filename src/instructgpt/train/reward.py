@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,11 +28,13 @@ from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, parameters, pick_device
 from instructgpt.models.memory import compute_in_float32, need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
+from instructgpt.models.sharding import shard, whole
 from instructgpt.phases import PHASES
+from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, add_over_processes, descend, load_state, process, processes, state_of
-from instructgpt.train.parallel import launch
+from instructgpt.train.loop import adam, descend, load_state, state_of
+from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATE_TIMES = 5
 """How often the reward model is validated in a run; the last time is the one that counts."""
@@ -53,7 +56,8 @@ class RewardConfig(StageConfig):
     lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
     folds: int = Field(0, ge=0, description="also cross-validate over this many groups of labelers (appendix E.2: 5)")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
+    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
     def inert(self) -> Iterator[str]:
         """One group of labelers cannot be held out from itself."""
@@ -63,14 +67,14 @@ class RewardConfig(StageConfig):
 
 def main(config: RewardConfig) -> Path:
     """Train, in as many processes as were asked for. Returns the directory."""
-    launch(train, config, config.processes)
+    launch(train, config, config.processes, config.patience)
     return config.out
 
 
 def train(config: RewardConfig) -> None:
-    """One process's part of the stage, start to end."""
+    """One rank's part of the stage, start to end."""
     parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.demonstrations)}
-    run = Run.start(config, parents, watched=process() == 0)
+    run = Run.start(config, parents)
     if run.finished:
         return
     device = pick_device(config.device)
@@ -78,6 +82,7 @@ def train(config: RewardConfig) -> None:
         run.say(warning)
     reward = begun(config, device, config.seed)
     training, validation, shift_to_zero = load_data(config, reward, run)
+    shard(reward.model)
     state = run.restore()
     fit(reward, training, validation, config, run, state)
     compute_in_float32(reward.model)  # the offset is that of the model as it will be loaded
@@ -88,7 +93,8 @@ def train(config: RewardConfig) -> None:
     facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), **sizes, "validation": final}
     if config.folds:
         facts["cross_validation"] = cross_validate(training, config, device, run)
-    run.finish(lambda folder: save(reward, shift_to_zero, folder, facts), **facts)
+    trained = replace(reward, model=whole(reward.model))
+    run.finish(lambda folder: save(trained, shift_to_zero, folder, facts), **facts)
 
 
 def begun(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
@@ -129,24 +135,25 @@ def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, flo
     Raises:
         RunFailed: the loss is not finite.
     """
-    device = reward.model.device
-    totals = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
-    for group in token_groups(tasks[process() :: processes()], token_budget(device)):
+    device, ranks = reward.model.device, ranks_of(reward.model)
+    own = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
+    mine = [tasks[number] for number in share([tokens_in([task]) for task in tasks], ranks)]
+    for group in in_step(token_groups(mine, token_budget(device)), ranks):
         batch = collate([example for task in group for example in task.examples], device)
         with PHASES("forward", len(batch.tokens)):
             scores = reward.last(batch)
         completion, ranking, rank = flat_orders(group, device)
-        share = torch.tensor([1 / len(task.orders) for task in group for _ in task.orders], device=device)  # every prompt weighs the same
-        loss = (functional.ranking_losses(scores[completion], ranking, rank) * share).sum() / len(tasks)
+        weight = torch.tensor([1 / len(task.orders) for task in group for _ in task.orders], device=device)  # every prompt weighs the same
+        loss = (functional.ranking_losses(scores[completion], ranking, rank) * weight).sum() / len(tasks)
         with PHASES("backward", len(batch.tokens)):
             loss.backward()  # type: ignore[no-untyped-call]
         right = functional.pairs_right(scores.detach()[completion], ranking, rank)
-        totals += torch.stack([loss.detach(), right.sum(), torch.ones_like(right).sum()])
-    add_over_processes([totals])
-    mean_loss, right_pairs, pairs = totals.tolist()
+        own += torch.stack([loss.detach(), right.sum(), torch.ones_like(right).sum()])
+    mean_loss, right_pairs, pairs = add_up(own.clone(), ranks).tolist()
     if not mean_loss < float("inf"):
+        where = where_not_finite(own, ranks)
         raise RunFailed(
-            f"the ranking loss is {mean_loss}: the learning rate is likely too high, or the weights it started from are damaged"
+            f"the ranking loss is {mean_loss}{where}: the learning rate is likely too high, or the weights it started from are damaged"
         )
     return mean_loss, right_pairs / pairs
 
@@ -229,6 +236,7 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
     results: list[dict[str, float]] = []
     for fold, outside in enumerate(groups):
         reward = begun(config, device, config.seed + fold)
+        shard(reward.model)
         fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {
             "held_out": accuracies(reward, some(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023

@@ -12,12 +12,13 @@ from torch import Tensor
 from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.errors import RunFailed
-from instructgpt.generate.engine import Sample, sample
+from instructgpt.generate.divided import sample_divided
+from instructgpt.generate.engine import Sample
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
-from instructgpt.models.memory import cast_once
 from instructgpt.models.scalar import ScalarModel
 from instructgpt.phases import PHASES
+from instructgpt.ranks import collect, in_step, ranks_of, share
 from instructgpt.records import Prompt
 
 PARITY = 1e-3
@@ -69,10 +70,10 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     The reward model reads the very tokens the policy sampled, or, where it has another tokenizer, their text rendered
     again; a completion that was cut off keeps its last token and is scored there, less `eos_penalty`.
     """
-    render, device = models.render, models.policy.device
+    render = models.render
     rendered = [render.prompt(prompt) for prompt in prompts]
-    with PHASES("sampling"), cast_once(models.policy):
-        samples = sample(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
+    with PHASES("sampling"):
+        samples = sample_divided(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
     answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
     examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
     mask, logp = side_by_side(samples)
@@ -82,9 +83,9 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     with PHASES("score", total):
         scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
     with PHASES("reference", total):
-        ref_logp = of_completions(examples, mask, lambda batch: completion_logp(models.reference, batch), device)
+        ref_logp = of_completions(models.reference, examples, mask, lambda batch: completion_logp(models.reference, batch))
     with PHASES("values", total):
-        values = of_completions(examples, mask, lambda batch: values_of(models.value, batch), device)
+        values = of_completions(models.value.model, examples, mask, lambda batch: values_of(models.value, batch))
     return Rollout(
         prompts=list(prompts),
         examples=examples,
@@ -112,14 +113,17 @@ def values_of(value: ScalarModel, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def of_completions(examples: Sequence[Example], mask: Tensor, measure: Callable[[Batch], Tensor], device: torch.device) -> Tensor:
-    """One number for every completion token, computed in microbatches. -> (B, R), NaN after the end."""
-    numbers = torch.full(mask.shape, float("nan"))
-    for rows in microbatches([len(example) for example in examples], token_budget(device)):
+def of_completions(model: Any, examples: Sequence[Example], mask: Tensor, measure: Callable[[Batch], Tensor]) -> Tensor:
+    """One number for every completion token, which `measure` has of the model, in microbatches. -> (B, R), NaN after the end."""
+    lengths, ranks = [len(example) for example in examples], ranks_of(model)
+    mine = share(lengths, ranks)
+    numbers = torch.full((len(mine), mask.shape[1]), float("nan"))
+    for group in in_step(microbatches([lengths[row] for row in mine], token_budget(model.device)), ranks):
+        rows = [mine[place] for place in group]
         part = torch.full((len(rows), mask.shape[1]), float("nan"))
-        part[mask[rows]] = measure(collate([examples[row] for row in rows], device)).cpu()
-        numbers[rows] = part
-    return numbers
+        part[mask[rows]] = measure(collate([examples[row] for row in rows], model.device)).cpu()
+        numbers[group] = part
+    return torch.stack(collect(mine, list(numbers), len(examples), ranks))
 
 
 def check_parity(models: Models, rollout: Rollout, bf16: bool = False) -> float:
@@ -133,12 +137,11 @@ def check_parity(models: Models, rollout: Rollout, bf16: bool = False) -> float:
     """
     prompts = [example.prompt for example in rollout.examples[:PROBED] for _ in range(PROBED)]
     tokens = min(PROBE_TOKENS, rollout.mask.shape[1])
-    with cast_once(models.policy):
-        again = sample(models.policy, prompts, eos=models.render.eos, max_tokens=tokens, seed=0, rows=2)
+    again = sample_divided(models.policy, prompts, eos=models.render.eos, max_tokens=tokens, seed=0, rows=2)
     examples = [Example(prompt, one.tokens) for prompt, one in zip(prompts, again, strict=True)]
 
     def differences(examples: Sequence[Example], mask: Tensor, logp: Tensor) -> Tensor:
-        trained = of_completions(examples, mask, lambda batch: completion_logp(models.policy, batch), models.policy.device)
+        trained = of_completions(models.policy, examples, mask, lambda batch: completion_logp(models.policy, batch))
         return (trained - logp)[mask].abs()
 
     with PHASES("parity", sum(map(len, [*rollout.examples, *examples]))):

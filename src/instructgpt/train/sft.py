@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from instructgpt import functional
+from instructgpt.checkpoints import placed
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, shuffled
 from instructgpt.data.corpus import Corpus, documents, read_corpus
@@ -26,10 +27,11 @@ from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, pretraining_window, save_policy
 from instructgpt.models.memory import need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model
+from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, language_loss, load_state, process, state_of
-from instructgpt.train.parallel import launch
+from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_PROMPTS = 128
 """Validation prompts that are answered and scored after each epoch when a reward model chooses the checkpoint."""
@@ -55,7 +57,8 @@ class SFTConfig(StageConfig):
     dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
     max_tokens: int = Field(128, ge=1, description="longest completion sampled for the reward model's choice")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
+    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
+    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
     def inert(self) -> Iterator[str]:
         """Options about pretraining text or sampling do nothing without what they are about."""
@@ -68,14 +71,14 @@ class SFTConfig(StageConfig):
 
 def main(config: SFTConfig) -> Path:
     """Fine-tune, in as many processes as were asked for. Returns the directory."""
-    launch(train, config, config.processes)
+    launch(train, config, config.processes, config.patience)
     return config.out
 
 
 def train(config: SFTConfig) -> None:
-    """One process's part of the stage, start to end."""
+    """One rank's part of the stage, start to end."""
     parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.pretraining)}
-    run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}), watched=process() == 0)
+    run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}))
     if run.finished:
         return
     device = pick_device(config.device)
@@ -89,6 +92,7 @@ def train(config: SFTConfig) -> None:
     reward = load_reward_model(config.reward, device) if config.reward else None
     need_less(model, config.memory)
     model = with_adapters(model, config.lora, config.seed)
+    shard(model, *([reward.model] if reward else []))
     trained, optimizer = held(model), adam(model, memory=config.memory)
 
     steps_an_epoch = -(-len(training) // config.batch)
@@ -97,7 +101,7 @@ def train(config: SFTConfig) -> None:
     state = run.restore()
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
-        best = state["best"]
+        best = state["best"] | {"weights": placed(state["best"]["weights"], trained.state_dict())}
     for step in range(state["step"] if state else 0, steps):
         epoch, place = divmod(step, steps_an_epoch)
         rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
@@ -120,13 +124,11 @@ def train(config: SFTConfig) -> None:
     trained.load_state_dict(best["weights"])
     judged = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
     run.say(f"keeps epoch {best['epoch']} of {config.epochs}, {judged}")
-    facts = {
-        "tokens": config.epochs * sum(map(len, training)),
-        "parameters": parameters(model),
-        "trained": parameters(trained),
-        "epoch": best["epoch"],
-    }
-    run.finish(lambda folder: save_policy(model, render, folder), **facts)
+    sizes = {"parameters": parameters(model), "trained": parameters(trained)}
+    chosen = whole(model)
+    run.finish(
+        lambda folder: save_policy(chosen, render, folder), tokens=config.epochs * sum(map(len, training)), epoch=best["epoch"], **sizes
+    )
 
 
 def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:

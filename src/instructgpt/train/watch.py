@@ -16,6 +16,8 @@ from instructgpt.run import Run
 from instructgpt.train.rollout import Rollout
 
 SHOWN = 3
+LARGEST = "policy/max_log_ratio"
+"""The one number of a minibatch that is a maximum; all others are means."""
 
 
 def panel(rollout: Rollout, returns: Tensor, steps: Sequence[dict[str, float]], kl_coef: float) -> dict[str, float]:
@@ -38,7 +40,7 @@ def panel(rollout: Rollout, returns: Tensor, steps: Sequence[dict[str, float]], 
     measured = {name: float(number) for name, number in metrics.items()}
     for name in sorted({name for step in steps for name in step}):
         numbers = [step[name] for step in steps]
-        measured[name] = max(numbers) if name == "policy/max_log_ratio" else sum(numbers) / len(numbers)
+        measured[name] = max(numbers) if name == LARGEST else sum(numbers) / len(numbers)
     return measured
 
 

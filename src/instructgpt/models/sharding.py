@@ -1,0 +1,125 @@
+"""Models that are divided among ranks: each holds a part of every weight, and gathers the others while it computes.
+
+Sharding is torch's own (FSDP2, `fully_shard` over a device mesh). A model is sharded once, after it has been loaded, and
+made whole for what needs all of it: sampling, and saving. With one rank nothing is done at all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from instructgpt.ranks import INSIDE, all_ranks, ranks_of
+
+GATHERED_TOGETHER = 25_000_000
+"""Parameters from which on layers are gathered by themselves. Smaller ones are gathered several at once: each gathering makes all wait."""
+
+_empty: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+"""For each sharded model another of the same kind without weights."""
+
+
+def shard(*models: Any) -> None:
+    """Divide models among all ranks, in place: layer by layer, then the rest. Optimizers are made afterwards.
+
+    Each rank's part goes to its device, so that no GPU ever holds a whole model that was loaded to the CPU.
+    """
+    if all_ranks().total == 1:
+        return
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+    for model in models:
+        mesh = init_device_mesh("cuda" if "nccl" in dist.get_backend_config() else "cpu", (all_ranks().total,))
+        _empty[model] = without_weights(model)
+        for layers in layer_groups(model):
+            fully_shard(layers, mesh=mesh, reshard_after_forward=True)
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        for part in model.modules():
+            if isinstance(part, FSDPModule):  # every loss is a share of the whole batch's: gradients are added, not averaged
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+        object.__setattr__(model, INSIDE, _inside)
+        register_fsdp_forward_method(model, INSIDE)
+        object.__setattr__(model, INSIDE, _leaving(getattr(model, INSIDE), model))
+
+
+def _inside(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _leaving(method: Callable[..., Any], model: Any) -> Callable[..., Any]:
+    """The same method, but weights that no backward pass will need are given up at once."""
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        result = method(function, *arguments)
+        if not torch.is_grad_enabled():
+            model.reshard()
+        return result
+
+    return call
+
+
+def layer_groups(model: Any) -> list[list[nn.Module]]:
+    """Neighbouring layers that are gathered together; none where the whole model is no larger than one group."""
+    names = set(model._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if sum(parameter.numel() for parameter in model.parameters()) < GATHERED_TOGETHER:
+        return []
+    groups: list[list[nn.Module]] = []
+    size = GATHERED_TOGETHER
+    for layer in layers:
+        if size >= GATHERED_TOGETHER:
+            groups.append([])
+            size = 0
+        groups[-1].append(layer)
+        size += sum(parameter.numel() for parameter in layer.parameters())
+    return groups
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy that has everything but numbers in its parameters; shared parameters stay shared."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def gathered(model: Any) -> Iterator[Any]:
+    """The model with all of its weights on every rank, for what is computed by each alone; they are given up afterwards."""
+    if ranks_of(model).total == 1:
+        yield model
+        return
+    whole = _empty[model]
+    fill(whole, model, lambda full: full)
+    try:
+        yield whole.to(model.device)
+    finally:
+        fill(whole, None, lambda full: full.to("meta"))
+
+
+def whole(model: Any) -> Any:
+    """The model as it is saved: on rank 0 with all of its weights, on the CPU where it was sharded. All ranks call it."""
+    if ranks_of(model).total == 1:
+        return model
+    first = all_ranks().own == 0
+    fill(_empty[model], model, lambda full: full.cpu() if first else full.to("meta"))
+    return _empty[model].cpu() if first else _empty[model]
+
+
+@torch.no_grad()
+def fill(empty: nn.Module, sharded: nn.Module | None, keep: Callable[[Tensor], Tensor]) -> None:
+    """Put the weights of a sharded model into another of its kind, one by one; without one, change those that are there."""
+    source: Any = dict((sharded or empty).named_parameters(remove_duplicate=False))
+    kept: dict[int, nn.Parameter] = {}
+    for name, old in list(empty.named_parameters(remove_duplicate=False)):
+        if id(old) not in kept:
+            number = source[name].full_tensor() if sharded is not None else source[name].detach()
+            kept[id(old)] = nn.Parameter(keep(number), requires_grad=False)
+        module, _, last = name.rpartition(".")
+        empty.get_submodule(module)._parameters[last] = kept[id(old)]
