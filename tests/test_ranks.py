@@ -56,8 +56,9 @@ def work(kit, root: Path, count: int, _: StageConfig) -> None:
     log = Run.log
     plans = [(f"whole-{count}", None), ("changing", STOPS.get(count))]
     if count == 2:
-        plans += [("stopped-2", 2), ("stopped-2", None)]
+        plans += [("stopped-2", 2), ("stopped-2", None), ("copies-2", None)]
     for folder, stop in plans:
+        sharding.HELD_WHOLE = 1_000_000 if folder == "copies-2" else 0
         for name, config in stage_configs(kit, root / folder).items():
             Run.log = lambda *given, stop=stop, **options: stopping(log, stop, *given, **options)
             try:
@@ -104,6 +105,11 @@ def assert_close(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("count", COUNTS[1:])
 def test_ranks_compute_what_one_does(count, stage, root):
     assert_close(root / f"whole-{count}" / stage, root / "whole-1" / stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ranks_that_hold_small_models_whole_do_too(stage, root):
+    assert_close(root / "copies-2" / stage, root / "whole-1" / stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -19,6 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
+from instructgpt.models.adapters import trunk
 from instructgpt.models.load import from_pretrained
 
 FLOAT = 4
@@ -99,7 +100,11 @@ def shape_from(model: Any) -> Shape:
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    matrices = (part.weight for part in trunk(getattr(model, "adapted", model)).modules() if isinstance(part, nn.Linear | Conv1D) and part is not head)
+    matrices = (
+        part.weight
+        for part in trunk(getattr(model, "adapted", model)).modules()
+        if isinstance(part, nn.Linear | Conv1D) and part is not head
+    )
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         matrices=sum(weight.numel() for weight in matrices),

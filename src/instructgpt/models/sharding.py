@@ -1,13 +1,14 @@
 """Models that are divided among ranks: each holds a part of every weight, and gathers the others while it computes.
 
 Sharding is torch's own (FSDP2, `fully_shard` over a device mesh). A model is sharded once, after it has been loaded, and
-made whole for what needs all of it: sampling, and saving. With one rank nothing is done at all.
+made whole for what needs all of it: sampling, and saving. With one rank nothing is done at all. Small models are not worth
+the gathering: every rank holds them whole, and gradients are added before a step.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,18 +16,24 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from instructgpt.ranks import INSIDE, all_ranks, ranks_of
+from instructgpt.models.load import parameters
+from instructgpt.ranks import INSIDE, all_ranks
 
+HELD_WHOLE = 25_000_000
+"""Models of fewer parameters are held whole by every rank (`docs/performance.md`, several processes)."""
 GATHERED_TOGETHER = 25_000_000
 """Parameters from which on layers are gathered by themselves. Smaller ones are gathered several at once: each gathering makes all wait."""
 
 _empty: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """For each sharded model another of the same kind without weights."""
+_copies = WeakTensorKeyDictionary()
+"""Parameters of models that every rank holds whole."""
 
 
 def shard(*models: Any) -> None:
-    """Divide models among all ranks, in place: layer by layer, then the rest. Optimizers are made afterwards.
+    """Divide models among all ranks, in place: layer by layer, then the rest. Optimizers are made afterwards. Small ones stay whole.
 
     Each rank's part goes to its device, so that no GPU ever holds a whole model that was loaded to the CPU.
     """
@@ -36,6 +43,10 @@ def shard(*models: Any) -> None:
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     for model in models:
+        if parameters(model) < HELD_WHOLE:
+            object.__setattr__(model, INSIDE, _inside)
+            _copies.update(dict.fromkeys(model.parameters()))
+            continue
         mesh = init_device_mesh("cuda" if "nccl" in dist.get_backend_config() else "cpu", (all_ranks().total,))
         _empty[model] = without_weights(model)
         for layers in layer_groups(model):
@@ -48,6 +59,20 @@ def shard(*models: Any) -> None:
         object.__setattr__(model, INSIDE, _inside)
         register_fsdp_forward_method(model, INSIDE)
         object.__setattr__(model, INSIDE, _leaving(getattr(model, INSIDE), model))
+
+
+def add_gradients(trained: Sequence[Tensor]) -> None:
+    """Add the gradients of parameters that every rank has copies of. Those of sharded ones were added in the backward pass."""
+    copies = [parameter for parameter in trained if parameter in _copies]
+    if not copies or all_ranks().total == 1:
+        return
+    for parameter in copies:  # a rank whose share was empty has none
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    gradients = [parameter.grad for parameter in copies if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def _inside(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -70,7 +95,7 @@ def layer_groups(model: Any) -> list[list[nn.Module]]:
     """Neighbouring layers that are gathered together; none where the whole model is no larger than one group."""
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
-    if sum(parameter.numel() for parameter in model.parameters()) < GATHERED_TOGETHER:
+    if parameters(model) < GATHERED_TOGETHER:
         return []
     groups: list[list[nn.Module]] = []
     size = GATHERED_TOGETHER
@@ -92,8 +117,9 @@ def without_weights(model: nn.Module) -> nn.Module:
 @contextmanager
 def gathered(model: Any) -> Iterator[Any]:
     """The model with all of its weights on every rank, for what is computed by each alone; they are given up afterwards."""
-    if ranks_of(model).total == 1:
-        yield model
+    if model not in _empty:
+        with by_itself(model):
+            yield model
         return
     whole = _empty[model]
     fill(whole, model, lambda full: full)
@@ -103,10 +129,23 @@ def gathered(model: Any) -> Iterator[Any]:
         fill(whole, None, lambda full: full.to("meta"))
 
 
+@contextmanager
+def by_itself(model: Any) -> Iterator[None]:
+    """Each rank computes alone with a model that it holds whole."""
+    inside = vars(model).pop(INSIDE, None)
+    try:
+        yield
+    finally:
+        if inside is not None:
+            object.__setattr__(model, INSIDE, inside)
+
+
 def whole(model: Any) -> Any:
     """The model as it is saved: on rank 0 with all of its weights, on the CPU where it was sharded. All ranks call it."""
-    if ranks_of(model).total == 1:
-        return model
+    if model not in _empty:
+        same = copy.copy(model)  # of the very same weights
+        vars(same).pop(INSIDE, None)
+        return same
     first = all_ranks().own == 0
     fill(_empty[model], model, lambda full: full.cpu() if first else full.to("meta"))
     return _empty[model].cpu() if first else _empty[model]

@@ -13,6 +13,7 @@ from instructgpt.checkpoints import placed
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import completion_logp
+from instructgpt.models.sharding import add_gradients
 from instructgpt.phases import PHASES
 from instructgpt.ranks import add_up, all_ranks, in_step, ranks_of, share, where_not_finite
 
@@ -60,6 +61,7 @@ def descend(optimizer: torch.optim.Optimizer, lr: float) -> float:
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
     with PHASES("optimizer"):
+        add_gradients(parameters)
         total = nn.utils.clip_grad_norm_(parameters, GRADIENT_NORM)
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if not norm < float("inf"):
