@@ -86,6 +86,14 @@ def test_the_command_ends_when_the_run_has_finished(tmp_path, capsys):
     assert "done" in capsys.readouterr().out
 
 
+def test_stages_made_one_by_one_are_watched_until_all_have_finished(tmp_path):
+    folder = example_run.make(tmp_path / "run")
+    (folder / "run.json").unlink(missing_ok=True)
+    assert live.finished(folder)
+    unfinished(folder / "ppo")
+    assert not live.finished(folder)
+
+
 def test_a_directory_without_a_run_is_one_line(tmp_path, capsys):
     assert run(["watch", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"instructgpt: {tmp_path}: no stage in it")

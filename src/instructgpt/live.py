@@ -64,8 +64,10 @@ def main(config: WatchConfig) -> None:
 
 
 def finished(folder: Path) -> bool:
-    """Whether there is nothing left to wait for."""
-    return bool((read_run(folder) or {}).get("finished"))
+    """Whether there is nothing left to wait for: the run has finished, or every stage in a directory that is not a run's."""
+    whole = read_run(folder)
+    parts = [whole] if whole is not None else [read_run(stage) or {} for stage in stages(folder)]
+    return all(part.get("finished") for part in parts)
 
 
 def view(folder: Path) -> Group:
