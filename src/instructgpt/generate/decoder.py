@@ -43,15 +43,12 @@ class Choice:
     top_p: float = 1.0
 
 
-def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+def choose(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The token of each row: the inverse of the distribution function at the row's uniform number. (B, V), (B,) -> (B,).
 
     The sums are taken in float64, of blocks of the vocabulary first and then within the block that is met.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits.float() / temperature).softmax(-1)
-    blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).view(len(logits), -1, BLOCK)
+    blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).view(len(probabilities), -1, BLOCK)
     sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
     total, nothing = sums[:, -1:], torch.zeros_like(sums[:, :1])
     target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, nothing))  # below the total, also where it was rounded
@@ -72,8 +69,13 @@ def draw(logits: Tensor, uniforms: Tensor, choice: Choice) -> tuple[Tensor, Tens
     """The token of each row, and its logp under the distribution it was drawn from. (B, V), (B,) -> (B,), (B,)."""
     if choice.top_p < 1:
         logits = nucleus(logits, choice.temperature, choice.top_p)
-    chosen = choose(logits, uniforms, choice.temperature)
-    return chosen, functional.token_logp(logits, chosen, choice.temperature or 1.0)
+    if choice.temperature == 0:
+        chosen = logits.argmax(-1)
+        return chosen, functional.token_logp(logits, chosen)
+    scaled = logits.float() if choice.temperature == 1 else logits.float() / choice.temperature
+    probabilities = scaled.softmax(-1)
+    chosen = choose(probabilities, uniforms)
+    return chosen, probabilities.gather(1, chosen[:, None])[:, 0].log()
 
 
 class Decoder:
@@ -152,7 +154,8 @@ class Decoder:
         else:
             grid, where = padded_rows(batch)
             tokens, places, given = batch.tokens[grid], where[places], {}
-        self.cache.write_prompts(places.to(device), rows.to(device), columns.to(device))
+        all_in_order = packed and torch.equal(places, torch.arange(len(batch.tokens)))
+        self.cache.write_prompts(None if all_in_order else places.to(device), rows.to(device), columns.to(device))
         with suppress(AllWritten):
             trunk(model)(input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **given)
 
