@@ -54,10 +54,11 @@ def make_prompts(count: int, vocabulary: int, length: int = PROMPT) -> list[list
 def end_after(model: Any, prompts: list[list[int]], mean: float, most: int, temperature: float) -> None:
     """Scale the end-of-text's embedding, which is its output row too, until our completions have about this mean length."""
     row = model.get_input_embeddings().weight.data
+    several = prompts * (4 if temperature else 1)  # lengths that are drawn scatter
     base, low, high = row[EOS].clone(), 1.0, 5.0
-    for _ in range(6):
+    for _ in range(8):
         row[EOS] = base * (low + high) / 2
-        lengths = [len(one.tokens) for one in sample(model, prompts, eos=EOS, max_tokens=most, seed=5, temperature=temperature)]
+        lengths = [len(one.tokens) for one in sample(model, several, eos=EOS, max_tokens=most, seed=5, temperature=temperature)]
         low, high = (low, (low + high) / 2) if statistics.mean(lengths) < mean else ((low + high) / 2, high)
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 from instructgpt.data.batches import Example, collate
 from instructgpt.errors import BadInput
 from instructgpt.generate import decoder, engine, slots
-from instructgpt.generate.decoder import choose
+from instructgpt.generate.decoder import Choice, choose, draw
 from instructgpt.generate.engine import sample
 from instructgpt.generate.text import continue_text, generate, read_by
 from instructgpt.models.attention import use_packed_attention
@@ -222,7 +222,7 @@ def test_other_families_equal_the_naive_loop(name, memory_for):
         assert [one.tokens for one in got] == [
             naive(model, p, u, eos, temperature) for p, u in zip(prompts, uniform_numbers(1), strict=True)
         ]
-    assert (engine._KEPT[model] is not None) == in_slots
+    assert (engine.kept_by(model) is not None) == in_slots
     with torch.no_grad():
         trained = completion_logp(model, collate([Example(prompt, one.tokens) for prompt, one in zip(prompts, got, strict=True)]))
     torch.testing.assert_close(torch.tensor([number for one in got for number in one.logp]), trained, atol=1e-5, rtol=0)
@@ -266,10 +266,10 @@ def test_sampled_frequencies_are_the_softmax_of_the_logits(models, family):
 def test_choose_by_hand():
     logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(6, 4)
     uniforms = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
-    assert choose(logits, uniforms, 1.0).tolist() == [0, 0, 2, 2, 3, 3], "a token without probability is never taken"
-    assert choose(logits[:1, [1, 0, 2, 3]], uniforms[:1], 1.0).tolist() == [1], "not even where the number is 0"
+    assert choose(logits.softmax(-1), uniforms).tolist() == [0, 0, 2, 2, 3, 3], "a token without probability is never taken"
+    assert choose(logits[:1, [1, 0, 2, 3]].softmax(-1), uniforms[:1]).tolist() == [1], "not even where the number is 0"
     # temperature 1/2 squares: 1/6, 0, 4/6, 1/6
-    assert choose(logits, uniforms, 0.5).tolist() == [0, 2, 2, 2, 2, 3]
+    assert draw(logits, uniforms, Choice(-1, 0.5))[0].tolist() == [0, 2, 2, 2, 2, 3]
 
 
 def test_choose_is_the_inverse_distribution_function():
@@ -283,7 +283,7 @@ def test_choose_is_the_inverse_distribution_function():
     uniforms[::7], uniforms[1::7] = 0.0, 1 - 2**-53
     cumulative = logits.softmax(-1).double().cumsum(-1)
     expected = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(-1)
-    chosen = choose(logits, uniforms, 1.0)
+    chosen = choose(logits.softmax(-1), uniforms)
     assert (logits.gather(1, chosen[:, None]) > float("-inf")).all()
     inside = (uniforms > 0) & (uniforms < 1 - 2**-53)
     assert chosen[inside].tolist() == expected[inside].tolist()

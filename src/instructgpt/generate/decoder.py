@@ -30,8 +30,8 @@ STATIC = ("cuda",)
 ROWS_ALIKE, COLUMNS_ALIKE = (1, 2, 4, 8, 16, 32), 128
 """These numbers of rows, and multiples of the last; multiples of so many columns."""
 
-BLOCK = 128
-"""Tokens whose probabilities are added first when one is chosen."""
+BLOCK, SMALL = 128, 1024
+"""Tokens whose probabilities are added first when one is chosen; a vocabulary of at most so many is not divided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +43,31 @@ class Choice:
     top_p: float = 1.0
 
 
-def choose(logits: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
+def choose(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """The token of each row: the inverse of the distribution function at the row's uniform number. (B, V), (B,) -> (B,).
 
-    The sums are taken in float64, of blocks of the vocabulary first and then within the block that is met.
+    Sums run in float64: over the vocabulary where it is small, else over its blocks, and then within the block that is met.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
-    probabilities = (logits.float() / temperature).softmax(-1)
-    blocks = F.pad(probabilities, (0, -probabilities.shape[1] % BLOCK)).view(len(logits), -1, BLOCK)
-    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    total, nothing = sums[:, -1:], torch.zeros_like(sums[:, :1])
-    target = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, nothing))  # below the total, also where it was rounded
-    block = torch.searchsorted(sums, target, right=True)  # (B, 1): the first whose sum is above the target, so it is not empty
-    within = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(-1)
-    target = torch.minimum(target - torch.cat([nothing, sums], -1).gather(1, block), torch.nextafter(within[:, -1:], nothing))
-    return (block * BLOCK + torch.searchsorted(within, target, right=True))[:, 0]
+    if probabilities.shape[1] <= SMALL:
+        sums = probabilities.cumsum(-1, dtype=torch.float64)
+        return first_above(sums, uniforms[:, None] * sums[:, -1:])[0][:, 0]
+    rest = -probabilities.shape[1] % BLOCK
+    blocks = (F.pad(probabilities, (0, rest)) if rest else probabilities).view(len(probabilities), -1, BLOCK)
+    sums = blocks.sum(-1).double().cumsum(-1)  # a block's own sum in float32, as its probabilities are
+    block, target = first_above(sums, uniforms[:, None] * sums[:, -1:])
+    within = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK))[:, 0].cumsum(-1, dtype=torch.float64)
+    place, _ = first_above(within, target - F.pad(sums, (1, 0)).gather(1, block))
+    return (block * BLOCK + place)[:, 0]
+
+
+def first_above(sums: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of rising sums that is above the target, so that what it added is not nothing; and the target, kept below the last.
+
+    sums (B, n), target (B, 1) -> (B, 1), (B, 1).
+    """
+    last = sums[:, -1:]
+    target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
+    return torch.searchsorted(sums, target, right=True), target
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -72,8 +81,13 @@ def draw(logits: Tensor, uniforms: Tensor, choice: Choice) -> tuple[Tensor, Tens
     """The token of each row, and its logp under the distribution it was drawn from. (B, V), (B,) -> (B,), (B,)."""
     if choice.top_p < 1:
         logits = nucleus(logits, choice.temperature, choice.top_p)
-    chosen = choose(logits, uniforms, choice.temperature)
-    return chosen, functional.token_logp(logits, chosen, choice.temperature or 1.0)
+    if choice.temperature == 0:
+        chosen = logits.argmax(-1)
+        return chosen, functional.token_logp(logits, chosen)
+    scaled = logits.float() if choice.temperature == 1 else logits.float() / choice.temperature
+    probabilities = scaled.softmax(-1)
+    chosen = choose(probabilities, uniforms)
+    return chosen, probabilities.gather(1, chosen[:, None])[:, 0].log()
 
 
 class Decoder:
@@ -152,7 +166,8 @@ class Decoder:
         else:
             grid, where = padded_rows(batch)
             tokens, places, given = batch.tokens[grid], where[places], {}
-        self.cache.write_prompts(places.to(device), rows.to(device), columns.to(device))
+        all_in_order = packed and torch.equal(places, torch.arange(len(batch.tokens)))
+        self.cache.write_prompts(None if all_in_order else places.to(device), rows.to(device), columns.to(device))
         with suppress(AllWritten):
             trunk(model)(input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **given)
 

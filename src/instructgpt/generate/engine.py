@@ -11,6 +11,7 @@ anew for every token.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,12 +23,15 @@ from instructgpt.data.batches import Example, collate, microbatches, token_budge
 from instructgpt.errors import BadInput
 from instructgpt.generate.decoder import CHECK_EVERY, REFILL_AT, Choice, Decoder, draw
 from instructgpt.models.attention import hidden_states
-from instructgpt.models.load import LOGITS_HELD, completion_logp, context_length, next_logits
+from instructgpt.models.load import LOGITS_HELD, completion_logp, context_length, next_logits, trunk
+from instructgpt.models.memory import by_columns
 
 CPU_BYTES = 2**30
 """Memory for keys and values on a CPU."""
 CUDA_SHARE = 0.5
 """Share of a GPU's free memory for keys and values."""
+COPYING_PAYS = 8
+"""With so many tokens a row it pays to copy a model's matrices so that they are read faster."""
 PROBE = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
 PROBE_TOKENS = 3
 
@@ -40,7 +44,8 @@ class Kept:
     bytes: int
 
 
-_KEPT: WeakKeyDictionary[Any, Kept | None] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[Any, tuple[int, Kept | None]] = WeakKeyDictionary()
+"""What was found out about a model, and what it was then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +97,24 @@ def sample(
     numbers = list(range(len(prompts)) if indices is None else indices)
     uniforms = torch.rand(max(numbers) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[numbers]
     choice = Choice(eos, temperature, top_p)
-    if model not in _KEPT:
-        _KEPT[model] = what_is_kept(model)
-    kept = _KEPT[model]
-    if kept is None:
-        return list(_recompute(model, prompts, uniforms, choice))
-    width = max(map(len, prompts)) + max_tokens - 1
-    slots = min(len(prompts), rows or len(prompts), rows_that_fit(model, kept.bytes * width))
-    decoder = Decoder(model, slots, width, max_tokens, choice, kept.layers)
-    return _run(model, decoder, prompts, uniforms)
+    kept = kept_by(model)
+    with by_columns(model) if max_tokens >= COPYING_PAYS else nullcontext():
+        if kept is None:
+            return list(_recompute(model, prompts, uniforms, choice))
+        width = max(map(len, prompts)) + max_tokens - 1
+        slots = min(len(prompts), rows or len(prompts), rows_that_fit(model, kept.bytes * width))
+        decoder = Decoder(model, slots, width, max_tokens, choice, kept.layers)
+        return _run(model, decoder, prompts, uniforms)
+
+
+def kept_by(model: Any) -> Kept | None:
+    """`what_is_kept`, tried out once, and again where a model was made into another: adapters came, it was cast or moved."""
+    computes = getattr(trunk(model), "computes_in_bf16", False)
+    made_of = tuple(type(module) for module in model.modules())
+    now = hash((made_of, model.config._attn_implementation, computes, model.dtype, model.device))
+    if model not in _KEPT or _KEPT[model][0] != now:
+        _KEPT[model] = (now, what_is_kept(model))
+    return _KEPT[model][1]
 
 
 def rows_that_fit(model: Any, bytes_a_row: int) -> int:

@@ -34,29 +34,42 @@ class Slots(transformers.Cache):  # type: ignore[misc]
         self.read = 0  # columns that the next tokens see; 0 while prompts are written
         self.places: Tensor | None = None
         self.rows = self.columns = torch.empty(0, dtype=torch.long)
+        self.lines: dict[int, Tensor] = {}  # where what comes next stands among all lines of D numbers, by number of heads
 
-    def write_prompts(self, places: Tensor, rows: Tensor, columns: Tensor) -> None:
-        """What comes next are prompts: of their tokens, laid end to end, those at `places` go to slots `rows`, `columns`. All (N,)."""
-        self.places, self.rows, self.columns, self.read = places, rows, columns, 0
+    def write_prompts(self, places: Tensor | None, rows: Tensor, columns: Tensor) -> None:
+        """What comes next are prompts: of their tokens, laid end to end, those at `places` go to slots `rows`, `columns`. All (N,).
+
+        Without places every token goes somewhere, in this order.
+        """
+        self.places, self.rows, self.columns, self.read, self.lines = places, rows, columns, 0, {}
 
     def write_tokens(self, rows: Tensor, columns: Tensor, read: int) -> None:
         """What comes next is one token a slot, for the first slots, which see the first `read` columns. rows, columns (n,)."""
-        self.places, self.rows, self.columns, self.read = None, rows, columns, read
+        self.places, self.rows, self.columns, self.read, self.lines = None, rows, columns, read, {}
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep new keys and values (b, H, t, D). -> those that the new tokens may see."""
         new = (key_states, value_states)
         if layer_idx == len(self.stored):  # zeros, for a column that nobody may see must not be NaN
             self.stored.append(tuple(x.new_zeros(self.slots, x.shape[1], self.width, x.shape[3]) for x in new))  # type: ignore[arg-type]
+        lines = self._lines(key_states.shape[1])
         for kept, x in zip(self.stored[layer_idx], new, strict=True):
             tokens = x.transpose(1, 2).flatten(0, 1)  # (b t, H, D)
-            kept[self.rows, :, self.columns] = tokens if self.places is None else tokens[self.places]
-        if self.places is not None:
+            tokens = tokens if self.places is None else tokens[self.places]
+            kept.view(-1, kept.shape[3]).index_copy_(0, lines, tokens.flatten(0, 1))
+        if not self.read:
             if layer_idx == self.last:
                 raise AllWritten
             return new
         keys, values = (kept[: key_states.shape[0], :, : self.read] for kept in self.stored[layer_idx])
         return keys, values
+
+    def _lines(self, heads: int) -> Tensor:
+        """Where the new tokens' keys stand, head after head, in memory that is seen as lines of D numbers. -> (N heads,)."""
+        if heads not in self.lines:
+            head = torch.arange(heads, device=self.rows.device)
+            self.lines[heads] = ((self.rows[:, None] * heads + head) * self.width + self.columns[:, None]).flatten()
+        return self.lines[heads]
 
     def copy(self, sources: list[int], targets: list[int], width: int) -> None:
         """Copy the first `width` columns of slots to others. No slot is a source and a target."""
