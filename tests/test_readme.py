@@ -61,7 +61,7 @@ def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
             continue  # these run elsewhere: test_interrupts, test_simulate, test_site_serve, test_site_making
         assert cli.run([*argv, *SMALL.get(argv[0], [])]) == 0, argv
         ran.append(argv[0])
-    assert set(ran) == {"sft", "sample", "reward", "ppo", "score", "report", "doctor", "run"}
+    assert set(ran) == {"sft", "sample", "reward", "ppo", "score", "report", "watch", "doctor", "run"}
     assert (tmp_path / "runs" / "mine" / "report.html").exists()
     rows = json.loads((tmp_path / "runs" / "real-small" / "results.json").read_text())
     assert {row["model"] for row in rows if row["evaluation"] == "preference"} == {"base", "sft", "ppo_ptx"}
