@@ -136,9 +136,9 @@ def ours(folder: Path) -> Work:
     from instructgpt.models.load import completion_logp, load_policy
     from instructgpt.models.scalar import load_reward_model, new_value_model
     from instructgpt.models.shape import shape_from
-    from instructgpt.phases import PHASES
     from instructgpt.plan.machine import measure
     from instructgpt.records import Prompt
+    from instructgpt.run.phases import PHASES
     from instructgpt.train.cost import update_flops
     from instructgpt.train.loop import adam
     from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update

@@ -14,8 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from instructgpt import checkpoints
-from instructgpt.checkpoints import Stored, damage, placed, read_checkpoint, rows_of, write_checkpoint
+from instructgpt.run import checkpoints
+from instructgpt.run.checkpoints import Stored, damage, placed, read_checkpoint, rows_of, write_checkpoint
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ import torch
 from faults_support import EAGER, Kit, Started, here, logged, make_kit, snapshot, wait_for, write
 from safetensors.torch import load_file
 
-from instructgpt import checkpoints
 from instructgpt import run as run_module
-from instructgpt.run import Run
+from instructgpt.run import Run, checkpoints
 from instructgpt.train import pretrain
 
 MANY = ("--tokens", 64 * 120)

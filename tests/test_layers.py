@@ -30,7 +30,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-OPEN = {"config", "run", "ranks", "checkpoints", "stopping", "card", "errors", "files", "phases", "trackers", "__init__"}
+OPEN = {"config", "run", "ranks", "errors", "files", "__init__"}
 """Importable by all; among themselves they may use records."""
 MAY_IMPORT = {layer: OPEN | {"world", "label"} | set(LAYERS[: LAYERS.index(layer) + 1]) for layer in LAYERS}
 MAY_IMPORT |= {layer: MAY_IMPORT[layer] - {"world", "label"} for layer in LAYERS[: LAYERS.index("evaluate")]}  # they work on anyone's files

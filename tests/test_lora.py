@@ -17,7 +17,6 @@ from test_resume import outcome, stop_at
 from torch.func import functional_call
 
 from instructgpt import functional
-from instructgpt.checkpoints import Stored, read_checkpoint
 from instructgpt.config import make_config
 from instructgpt.data.batches import Example, collate
 from instructgpt.errors import BadInput
@@ -25,6 +24,7 @@ from instructgpt.models.adapters import WithoutAdapters, held, merged_weights, t
 from instructgpt.models.load import completion_logp, load_policy
 from instructgpt.models.scalar import adapted_value_model, load_reward_model, new_value_model
 from instructgpt.run import Run
+from instructgpt.run.checkpoints import Stored, read_checkpoint
 from instructgpt.train import ppo, reward, sft
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig

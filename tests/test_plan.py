@@ -16,13 +16,13 @@ from instructgpt.data.batches import Example, collate
 from instructgpt.models.load import load_policy
 from instructgpt.models.scalar import load_reward_model
 from instructgpt.models.shape import Shape, Text, configuration, shape_from, shape_of
-from instructgpt.phases import PHASES, Phases
 from instructgpt.plan import dry, tables
 from instructgpt.plan.dry import held, logp
 from instructgpt.plan.lengths import ended
 from instructgpt.plan.machine import Machine, measure
 from instructgpt.plan.stages import Told, plan
 from instructgpt.plan.work import optimizer, sampling
+from instructgpt.run.phases import PHASES, Phases
 from instructgpt.train.cost import update_flops
 from instructgpt.train.ppo import PPOConfig
 

@@ -11,10 +11,9 @@ import pytest
 from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
 
 from instructgpt import run as run_module
-from instructgpt import stopping
 from instructgpt.config import make_config
 from instructgpt.errors import BadInput
-from instructgpt.run import Run
+from instructgpt.run import Run, stopping
 from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from instructgpt import trackers
 from instructgpt.config import StageConfig, make_config
 from instructgpt.errors import BadInput
-from instructgpt.run import Run, read_rows
+from instructgpt.run import Run, read_rows, trackers
 
 
 class Stage(StageConfig):

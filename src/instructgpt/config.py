@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instructgpt.errors import BadInput
-from instructgpt.trackers import Name
+
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
 
 class Options(BaseModel):
@@ -37,7 +38,7 @@ class StageConfig(Options):
     out: Path = Field(description="the directory this stage makes")
     seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
-    track: tuple[Name, ...] = Field((), description="show the metrics in tensorboard, trackio or wandb too")
+    track: tuple[TrackerName, ...] = Field((), description="show the metrics in tensorboard, trackio or wandb too")
     resume: bool = Field(True, description="go on where the directory stands; --no-resume starts it afresh")
     lora: int = Field(0, ge=0, description="rank of low-rank adapters, trained instead of the weights; 0 trains all weights")
     memory: tuple[Literal["bf16", "checkpointing", "adam8bit"], ...] = Field(

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from instructgpt.checkpoints import placed
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.load import completion_logp
 from instructgpt.models.sharding import add_gradients
-from instructgpt.phases import PHASES
 from instructgpt.ranks import add_up, all_ranks, in_step, ranks_of, share, where_not_finite
+from instructgpt.run.checkpoints import placed
+from instructgpt.run.phases import PHASES
 
 ADAM_BETAS = (0.9, 0.95)
 """Everywhere in the paper (appendix C)."""

@@ -31,7 +31,7 @@ from instructgpt.data.batches import MICROBATCH_TOKENS, take_less
 from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
 from instructgpt.ranks import wait_for_all
 from instructgpt.run import console
-from instructgpt.stopping import heard
+from instructgpt.run.stopping import heard
 from instructgpt.train.signs import LAST_WORDS, Place, Signs
 
 START = timedelta(minutes=10)

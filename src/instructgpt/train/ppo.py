@@ -38,10 +38,10 @@ from instructgpt.models.memory import need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
 from instructgpt.models.shape import shape_from
 from instructgpt.models.sharding import shard, whole
-from instructgpt.phases import PHASES
 from instructgpt.ranks import Ranks, collect, in_step, ranks_of, share
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
+from instructgpt.run.phases import PHASES
 from instructgpt.train.cost import pretraining_flops, update_flops
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch

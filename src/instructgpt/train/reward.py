@@ -29,10 +29,10 @@ from instructgpt.models.load import context_length, parameters, pick_device
 from instructgpt.models.memory import compute_in_float32, need_less, slow_here
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import shard, whole
-from instructgpt.phases import PHASES
 from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
+from instructgpt.run.phases import PHASES
 from instructgpt.train.loop import adam, descend, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 

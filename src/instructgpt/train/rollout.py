@@ -17,9 +17,9 @@ from instructgpt.generate.engine import Sample
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
-from instructgpt.phases import PHASES
 from instructgpt.ranks import collect, in_step, ranks_of, share
 from instructgpt.records import Prompt
+from instructgpt.run.phases import PHASES
 
 PARITY = 1e-3
 """Largest difference, in nats, that rounding may make between a log-probability when sampled and when trained on."""

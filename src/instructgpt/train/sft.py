@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from instructgpt import functional
-from instructgpt.checkpoints import placed
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, shuffled
 from instructgpt.data.corpus import Corpus, documents, read_corpus
@@ -30,6 +29,7 @@ from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
+from instructgpt.run.checkpoints import placed
 from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 

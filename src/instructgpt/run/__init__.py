@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from instructgpt.card import model_card
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.files import must_be_free, write_text, writing
-from instructgpt.phases import PHASES
-from instructgpt.stopping import current
-from instructgpt.trackers import Tracker, check_installed, open_tracker
+from instructgpt.run.card import model_card
+from instructgpt.run.phases import PHASES
+from instructgpt.run.stopping import current
+from instructgpt.run.trackers import Tracker, check_installed, open_tracker
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
@@ -208,8 +208,8 @@ class Run:
         Raises:
             KeyboardInterrupt: the checkpoint is written, and the run shall end.
         """
-        from instructgpt.checkpoints import write_checkpoint
         from instructgpt.ranks import any_says
+        from instructgpt.run.checkpoints import write_checkpoint
 
         wish = current()
         time_has_come = self.watched and (now or time.monotonic() - self._last_checkpoint >= CHECKPOINT_SECONDS)
@@ -242,8 +242,8 @@ class Run:
         Raises:
             BadInput: the ranks do not see the same directory.
         """
-        from instructgpt.checkpoints import read_checkpoint
         from instructgpt.ranks import any_says, told_by_first, wait_for_all
+        from instructgpt.run.checkpoints import read_checkpoint
 
         wait_for_all()  # everyone has looked at the directory before it is changed
         self.begin()
@@ -264,7 +264,7 @@ class Run:
 
     def _last_whole(self) -> str | None:
         """The name of the last checkpoint that is as it was written; says which are not."""
-        from instructgpt.checkpoints import damage
+        from instructgpt.run.checkpoints import damage
 
         folders = sorted(self._checkpoints.glob("step-*"), reverse=True)
         for number, folder in enumerate(folders, 1):

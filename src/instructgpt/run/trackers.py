@@ -11,11 +11,10 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from instructgpt.config import TrackerName
 from instructgpt.errors import BadInput
-
-Name = Literal["tensorboard", "trackio", "wandb"]
 
 
 class Tracker(Protocol):
@@ -103,17 +102,21 @@ class WandB:
         self._run.finish()
 
 
-KINDS: Mapping[Name, Callable[[Path, Mapping[str, Any], int], Tracker]] = {"tensorboard": TensorBoard, "trackio": Trackio, "wandb": WandB}
+KINDS: Mapping[TrackerName, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": WandB,
+}
 
 
-def check_installed(names: Sequence[Name]) -> None:
+def check_installed(names: Sequence[TrackerName]) -> None:
     """Before any work: raises BadInput for a tracker whose library is not there."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise BadInput(f"--track {name}: the library is not installed; pip install {name}")
 
 
-def open_tracker(name: Name, directory: Path, settings: Mapping[str, Any], step: int) -> Tracker:
+def open_tracker(name: TrackerName, directory: Path, settings: Mapping[str, Any], step: int) -> Tracker:
     """Start a tracker for a run that has `step` steps behind it.
 
     Args:
