@@ -75,4 +75,5 @@ def has_float32_matrix(module: nn.Module) -> bool:
 
 def product(layer: Any) -> Callable[..., Any]:
     """The product of a linear layer with its matrix, column by column."""
-    return partial(F.linear, weight=layer.weight.detach().t().contiguous().t(), bias=layer.bias)
+    columns = layer.weight.detach().t().contiguous()
+    return partial(torch.matmul, other=columns) if layer.bias is None else partial(F.linear, weight=columns.t(), bias=layer.bias)
