@@ -17,6 +17,7 @@ from instructgpt.generate import decoder, engine, slots
 from instructgpt.generate.decoder import Choice, choose, draw
 from instructgpt.generate.engine import sample
 from instructgpt.generate.text import continue_text, generate, read_by
+from instructgpt.models.adapters import WithoutAdapters, with_adapters
 from instructgpt.models.attention import use_packed_attention
 from instructgpt.models.load import completion_logp, load_policy
 from instructgpt.records import Prompt
@@ -374,3 +375,23 @@ def test_prompts_that_differ_in_their_last_token_alone(policy):
     assert [one.tokens for one in together] == [
         sample(model, [prompt], eos=render.eos, max_tokens=6, seed=0, temperature=0.0)[0].tokens for prompt in prompts
     ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampling_with_adapters_equals_a_naive_loop(save, family):
+    """Adapters that came after the model was first sampled from; it is tried out anew, and its reference says what it said before."""
+    model, uniforms = load_policy(save(family), CPU)[0], uniform_numbers(1)
+    plain = sample(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
+    before = engine._KEPT[model][0]
+    adapted = with_adapters(model, 2, 0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    adapted.eval()
+    for one in (adapted, model):  # peft's, and the very model that it changed
+        got = sample(one, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
+        assert [x.tokens for x in got] == [naive(adapted, p, u, -1, 1.0) for p, u in zip(PROMPTS, uniforms, strict=True)]
+    assert [x.tokens for x in got] != [x.tokens for x in plain]
+    assert engine._KEPT[model][0] != before
+    same_samples(sample(WithoutAdapters(adapted), PROMPTS, eos=-1, max_tokens=TOKENS, seed=1), plain)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
-from instructgpt.generate.slots import AllWritten, Slots, visible
+from instructgpt.generate.slots import AllWritten, Sight, Slots, visible
 from instructgpt.models.attention import PACKED, layout_of, padded_rows
 from instructgpt.models.load import next_logits, trunk
 
@@ -96,6 +96,7 @@ class Decoder:
     def __init__(self, model: Any, slots: int, width: int, max_tokens: int, choice: Choice, layers: int | None = None) -> None:
         device = model.device
         self.cache = Slots(slots, width, layers)
+        self.sight = Sight.of(model.config)
         self.choice = choice
         self.max_tokens = max_tokens
         self.count = 0
@@ -189,7 +190,7 @@ class Decoder:
         states = trunk(model)(
             input_ids=self.token[:rows, None],
             position_ids=position[:, None],
-            attention_mask=visible(model.config, position, width, model.dtype),
+            attention_mask=visible(self.sight, position, width, model.dtype),
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state

@@ -22,16 +22,16 @@ from torch import Tensor
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput
 from instructgpt.generate.decoder import CHECK_EVERY, REFILL_AT, Choice, Decoder, draw
+from instructgpt.generate.lean import lean
 from instructgpt.models.attention import hidden_states
 from instructgpt.models.load import LOGITS_HELD, completion_logp, context_length, next_logits, trunk
-from instructgpt.models.memory import by_columns
 
 CPU_BYTES = 2**30
 """Memory for keys and values on a CPU."""
 CUDA_SHARE = 0.5
 """Share of a GPU's free memory for keys and values."""
-COPYING_PAYS = 8
-"""With so many tokens a row it pays to copy a model's matrices so that they are read faster."""
+LEAN_PAYS = 8
+"""With so many tokens a row it pays to lay a model out for sampling."""
 PROBE = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
 PROBE_TOKENS = 3
 
@@ -98,7 +98,7 @@ def sample(
     uniforms = torch.rand(max(numbers) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[numbers]
     choice = Choice(eos, temperature, top_p)
     kept = kept_by(model)
-    with by_columns(model) if max_tokens >= COPYING_PAYS else nullcontext():
+    with lean(model) if max_tokens >= LEAN_PAYS else nullcontext():
         if kept is None:
             return list(_recompute(model, prompts, uniforms, choice))
         width = max(map(len, prompts)) + max_tokens - 1

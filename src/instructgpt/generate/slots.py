@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,20 +50,22 @@ class Slots(transformers.Cache):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep new keys and values (b, H, t, D). -> those that the new tokens may see."""
-        new = (key_states, value_states)
         if layer_idx == len(self.stored):  # zeros, for a column that nobody may see must not be NaN
+            new = (key_states, value_states)
             self.stored.append(tuple(x.new_zeros(self.slots, x.shape[1], self.width, x.shape[3]) for x in new))  # type: ignore[arg-type]
-        lines = self._lines(key_states.shape[1])
-        for kept, x in zip(self.stored[layer_idx], new, strict=True):
+        keys, values = self.stored[layer_idx]
+        lines, count, read = self._lines(key_states.shape[1]), key_states.shape[0], self.read
+        if read:
+            keys.view(-1, keys.shape[3]).index_copy_(0, lines, key_states.reshape(-1, keys.shape[3]))
+            values.view(-1, values.shape[3]).index_copy_(0, lines, value_states.reshape(-1, values.shape[3]))
+            return keys[:count, :, :read], values[:count, :, :read]
+        for kept, x in ((keys, key_states), (values, value_states)):
             tokens = x.transpose(1, 2).flatten(0, 1)  # (b t, H, D)
             tokens = tokens if self.places is None else tokens[self.places]
             kept.view(-1, kept.shape[3]).index_copy_(0, lines, tokens.flatten(0, 1))
-        if not self.read:
-            if layer_idx == self.last:
-                raise AllWritten
-            return new
-        keys, values = (kept[: key_states.shape[0], :, : self.read] for kept in self.stored[layer_idx])
-        return keys, values
+        if layer_idx == self.last:
+            raise AllWritten
+        return key_states, value_states
 
     def _lines(self, heads: int) -> Tensor:
         """Where the new tokens' keys stand, head after head, in memory that is seen as lines of D numbers. -> (N heads,)."""
@@ -91,20 +94,31 @@ class Slots(transformers.Cache):  # type: ignore[misc]
         return self.read or length, 0
 
 
-def visible(config: Any, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How far back the layers of a model see."""
+
+    window: int | None  # how many columns, in layers that do not see all
+    both: bool  # whether there are layers of both kinds
+
+    @classmethod
+    def of(cls, config: Any) -> Sight:
+        """What a configuration says."""
+        window = getattr(config, "sliding_window", None)
+        kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else ["full_attention"]))
+        return cls(window if "sliding_attention" in kinds else None, len(kinds) > 1)
+
+
+def visible(sight: Sight, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     """Masks for one token a slot: it sees the columns up to its own position, or, in a layer with a window, the last of them.
 
     positions (n,) -> (n, 1, 1, width), 0 where it sees and minus infinity elsewhere; by kind of layer where a model has several.
     """
-    columns = torch.arange(width, device=positions.device)[None, :]
-    hidden = columns > positions[:, None]
-
-    def mask(hidden: Tensor) -> Tensor:
-        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, float("-inf"))[:, None, None, :]
-
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or (["sliding_attention"] if window else ["full_attention"]))
-    if not window or "sliding_attention" not in kinds:
-        return mask(hidden)
-    near = mask(hidden | (columns <= positions[:, None] - window))
-    return near if len(kinds) == 1 else {"full_attention": mask(hidden), "sliding_attention": near}
+    columns = torch.arange(width, device=positions.device)
+    positions = positions[:, None, None, None]
+    hidden = columns > positions
+    seen = torch.zeros((), dtype=dtype, device=positions.device)
+    if not sight.window:
+        return seen.masked_fill(hidden, float("-inf"))
+    near = seen.masked_fill(hidden | (columns <= positions - sight.window), float("-inf"))
+    return {"full_attention": seen.masked_fill(hidden, float("-inf")), "sliding_attention": near} if sight.both else near

@@ -17,8 +17,6 @@ from instructgpt.errors import BadInput
 from instructgpt.models.adapters import trunk
 
 CONTEXTS = "_bf16_contexts"
-COPIED_BYTES = 2**30
-"""A model whose matrices take more is not copied to sample faster."""
 _cast: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
 """Where a trunk's matrices lie in bf16 while it samples."""
 
@@ -75,26 +73,6 @@ def cast_once(model: Any) -> Iterator[None]:
     finally:
         for parameter, master in zip(parameters, masters, strict=True):
             parameter.data = master
-
-
-@contextmanager
-def by_columns(model: Any) -> Iterator[None]:
-    """While tokens are sampled on a CPU: float32 matrices stand column by column, as small products read them fastest. Exact.
-
-    Nothing may learn meanwhile. What two modules share (an output layer, the embeddings) stays as it was for the others.
-    """
-    found = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    layers = [layer for layer in found if type(layer.weight) is nn.Parameter and layer.weight.dtype == torch.float32]
-    if model.device.type != "cpu" or sum(4 * layer.weight.numel() for layer in layers) > COPIED_BYTES:
-        layers = []
-    weights = [layer.weight for layer in layers]
-    try:
-        for layer, weight in zip(layers, weights, strict=True):
-            layer.weight = nn.Parameter(weight.detach().t().contiguous().t(), requires_grad=False)
-        yield
-    finally:
-        for layer, weight in zip(layers, weights, strict=True):
-            layer.weight = weight
 
 
 def _enter(module: nn.Module, _: Any) -> None:
