@@ -38,8 +38,8 @@ def test_a_runaway_from_the_reference(small_ppo, scripted, write):
 def test_weights_that_changed_between_sampling_and_training(small_ppo, monkeypatch):
     check = ppo.check_parity
 
-    def disturbed(models, rollout):
-        parity = check(models, rollout)
+    def disturbed(models, rollout, bf16):
+        parity = check(models, rollout, bf16)
         with torch.no_grad():
             models.policy.get_output_embeddings().weight.mul_(1.05)
         return parity
