@@ -115,7 +115,8 @@ class Run:
     def _tidy(self) -> None:
         """Remove what a killed process had half written here; what it was is written again."""
         for half in self.directory.rglob(".*.part"):
-            half.unlink(missing_ok=True)
+            if half.is_file():
+                half.unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
