@@ -30,3 +30,10 @@ def test_our_side_of_ppo_says_its_share_of_the_ideal():
     assert {"sampling", "score", "reference", "values", "policy update", "value update"} <= {
         line.split("|")[2].strip() for line in said.splitlines() if line.startswith("| toy")
     }
+
+
+def test_a_stage_that_is_killed_ends_as_one_that_is_not():
+    said = bench("kills.py", "--only", "sft", "--kills", "1")
+    row = next(line for line in said.splitlines() if line.startswith("| `sft`")).split("|")
+    assert int(row[3]) >= 1  # kills
+    assert [word.strip() for word in row[-4:-1]] == ["the same"] * 3

@@ -133,6 +133,22 @@ def test_a_run_stopped_while_it_saves_goes_on(stage, monkeypatch, rows_of):
     assert outcome(main(config), rows_of) == whole
 
 
+def test_what_a_killed_process_left_is_removed(stage, monkeypatch):
+    main, config = stage("pretrain", "killed")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    (config.out / ".run.json.1.part").write_text("{")
+    main(config)
+    whole = {file.name for file in config.out.iterdir()}
+    assert not [name for name in whole if name.endswith(".part")]
+    (config.out / "checkpoints" / "step-00000009").mkdir(parents=True)  # killed when it was finished, but not yet tidy
+    (config.out / ".metrics.jsonl.1.part").write_text("{")
+    main(config)
+    assert {file.name for file in config.out.iterdir()} == whole
+
+
 def test_a_checkpoint_that_was_cut_short_is_not_taken(stage, monkeypatch):
     main, config = stage("reward", "stopped")
     with monkeypatch.context() as patch:

@@ -85,6 +85,9 @@ class Run:
             must_be_free(config.out)
         else:
             run._must_match(there)
+            if run.finished and run.watched:  # killed after it was
+                run._tidy()
+                shutil.rmtree(run._checkpoints, ignore_errors=True)
         return run
 
     def begin(self) -> None:
@@ -101,12 +104,19 @@ class Run:
             if not self.config.resume and self.directory.exists():
                 shutil.rmtree(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
+        self._tidy()
         there = read_run(self.directory)
         if there is None:
             self._write(finished=False)
         else:
             PHASES.clear(there.get("phases"))
         self._begun = True
+
+    def _tidy(self) -> None:
+        """Remove what a killed process had half written here; what it was is written again."""
+        for half in self.directory.rglob(".*.part"):
+            if half.is_file():
+                half.unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
