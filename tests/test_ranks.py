@@ -80,8 +80,12 @@ def stopping(log, stop, run, step, *rest, **options) -> None:
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     kit = make_kit(folder, "--layers", 2)
-    for count in (2, 1, 4):
-        launch(partial(work, kit, folder, count), stage_configs(kit, folder)["sft"], count)
+    with pytest.MonkeyPatch.context() as patch:  # one rank works in this process, and what it sets is put back
+        patch.setitem(batches.MICROBATCH_TOKENS, "cpu", 60)
+        for module, name in ((sharding, "GATHERED_TOGETHER"), (sharding, "HELD_WHOLE"), (run_module, "CHECKPOINT_SECONDS")):
+            patch.setattr(module, name, 0)
+        for count in (2, 1, 4):
+            launch(partial(work, kit, folder, count), stage_configs(kit, folder)["sft"], count)
     return folder
 
 
