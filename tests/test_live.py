@@ -13,6 +13,7 @@ from rich.console import Console
 
 from instructgpt import live
 from instructgpt.cli import run
+from instructgpt.run import content_hash
 
 
 def shown(folder, width=120):
@@ -92,6 +93,17 @@ def test_stages_made_one_by_one_are_watched_until_all_have_finished(tmp_path):
     assert live.finished(folder)
     unfinished(folder / "ppo")
     assert not live.finished(folder)
+
+
+def test_what_a_stage_was_made_from_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    file, read = tmp_path / "corpus.txt", []
+    file.write_text("one")
+    monkeypatch.setattr(live, "content_hash", lambda path: read.append(path) or content_hash(path))
+    assert live.hashed_once(file) == live.hashed_once(file) == content_hash(file)
+    assert len(read) == 1
+    file.write_text("another")
+    assert live.hashed_once(file) == content_hash(file)
+    assert len(read) == 2
 
 
 def test_a_directory_without_a_run_is_one_line(tmp_path, capsys):

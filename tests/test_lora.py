@@ -13,7 +13,7 @@ import torch
 import transformers
 from conftest import CORPUS, CPU, DEMONSTRATIONS, FAMILIES, FRESH_RANKINGS, RANKINGS, assert_same_tensors, weights_of
 from test_ppo import asked
-from test_resume import outcome, stop_at
+from test_resume import outcome, stopped_at
 from torch.func import functional_call
 
 from instructgpt import functional
@@ -292,10 +292,7 @@ def test_a_saved_reward_model_keeps_its_head(stage, save, family, monkeypatch):
     trained, save_it = [], reward.save
     monkeypatch.setattr(reward, "save", lambda model, *rest: trained.append(model) or save_it(model, *rest))
     main, config = stage("reward", "reward", family)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            main(config)
+    stopped_at(3, main, config, monkeypatch)
     folder = main(config)
     (model,) = trained
     scores = model.score(EXAMPLES)
@@ -329,10 +326,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
     main, config = stage(name, "whole")
     whole = outcome_with_adapter(main(config), rows_of)
     main, config = stage(name, "stopped")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 4)
-        with pytest.raises(KeyboardInterrupt):
-            main(config)
+    stopped_at(4, main, config, monkeypatch)
     state = read_checkpoint(max((config.out / "checkpoints").iterdir()))
     names = {name for model in state["models"].values() for name in model}
     assert names
@@ -349,10 +343,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
 
 def test_another_rank_does_not_go_on(stage, monkeypatch):
     main, config = stage("sft", "stopped")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            main(config)
+    stopped_at(2, main, config, monkeypatch)
     with pytest.raises(BadInput, match="was begun with --lora 3, now it is 4"):
         main(config.model_copy(update={"lora": 4}))
 

@@ -60,6 +60,14 @@ def stop_at(monkeypatch, steps):
     monkeypatch.setattr(Run, "log", logged)
 
 
+def stopped_at(steps, main, config, monkeypatch):
+    """Run a stage, and stop it at that step."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, steps)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+
+
 def outcome(folder, rows_of):
     """What a run leaves behind, without its clock."""
     timed = {"README.md", "run.json", "metrics.jsonl", "samples.jsonl", "log.jsonl"}
@@ -81,10 +89,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
     whole = outcome(main(config), rows_of)
     main, config = stage(name, "stopped")
     for steps in (2, 4):  # twice: in the middle of an epoch, and later again
-        with monkeypatch.context() as patch:
-            stop_at(patch, steps)
-            with pytest.raises(KeyboardInterrupt):
-                main(config)
+        stopped_at(steps, main, config, monkeypatch)
         kept = sorted(folder.name for folder in (config.out / "checkpoints").iterdir())
         assert kept == [f"step-{step:08d}" for step in (steps - 2, steps - 1) if step], "the last, and the one before it"
         assert not list(config.out.glob("*.safetensors"))
@@ -100,19 +105,13 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(stage, name, mon
     main, config = stage(name, "whole")
     whole = outcome(main(config), rows_of)
     main, config = stage(name, "stopped")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 1)
-        with pytest.raises(KeyboardInterrupt):
-            main(config)
+    stopped_at(1, main, config, monkeypatch)
     assert outcome(main(config), rows_of) == whole
 
 
 def test_the_alarms_remember_how_a_stopped_run_began(stage, monkeypatch, rows_of):
     main, config = stage("ppo", "stopped")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            main(config)
+    stopped_at(3, main, config, monkeypatch)
     began, check = [], ppo.Alarms.check
     monkeypatch.setattr(ppo.Alarms, "check", lambda alarms, metrics: began.append(alarms.first_entropy) or check(alarms, metrics))
     main(config)
@@ -135,10 +134,7 @@ def test_a_run_stopped_while_it_saves_goes_on(stage, monkeypatch, rows_of):
 
 def test_what_a_killed_process_left_is_removed(stage, monkeypatch):
     main, config = stage("pretrain", "killed")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            main(config)
+    stopped_at(3, main, config, monkeypatch)
     (config.out / ".run.json.1.part").write_text("{")
     main(config)
     whole = {file.name for file in config.out.iterdir()}
@@ -151,10 +147,7 @@ def test_what_a_killed_process_left_is_removed(stage, monkeypatch):
 
 def test_a_checkpoint_that_was_cut_short_is_not_taken(stage, monkeypatch):
     main, config = stage("reward", "stopped")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            main(config)
+    stopped_at(3, main, config, monkeypatch)
     (config.out / "checkpoints" / "half.part").mkdir()
     (config.out / "checkpoints" / "half.part" / "rank-0.safetensors").write_bytes(b"cut short")
     assert Run.start(config).restore()["step"] == 2
@@ -162,10 +155,7 @@ def test_a_checkpoint_that_was_cut_short_is_not_taken(stage, monkeypatch):
 
 def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, write):
     main, config = stage("sft", "stopped")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 2)
-        with pytest.raises(KeyboardInterrupt):
-            main(config)
+    stopped_at(2, main, config, monkeypatch)
     with pytest.raises(BadInput, match=r"was begun with --lr 0\.05, now it is 0\.01"):
         main(config.model_copy(update={"lr": 0.01}))
     with pytest.raises(BadInput, match="holds a run of stage 'sft', not of 'reward'"):

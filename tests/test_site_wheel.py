@@ -53,7 +53,7 @@ def test_the_wheel_has_every_file_of_the_site(installed):
     there = files(installed)
     assert there == files(ROOT / "src")
     for some in (
-        "templates/work/rank.html",
+        str(Path("templates", "work", "rank.html")),
         "static/board.js",
         "migrations/versions/0001_sqlite.sql",
         "catalogue/ko.yaml",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from rich.text import Text
 
 from instructgpt.config import Options
 from instructgpt.doctor.commands import examine, stages
-from instructgpt.run import console, read_rows, read_run
+from instructgpt.run import console, content_hash, read_rows, read_run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 24
@@ -74,16 +75,28 @@ def view(folder: Path) -> Group:
     """Everything there is to see of a run at this moment."""
     table = Table("stage", "", "step", "time", "left", box=None, pad_edge=False)
     parts: list[RenderableType] = [table]
-    for one in sorted(stages(folder), key=lambda one: (one / "run.json").stat().st_ctime):
+    found = stages(folder)
+    for one in sorted(found, key=lambda one: (one / "run.json").stat().st_ctime):
         info, said, rows = read_run(one) or {}, read_rows(one / "log.jsonl"), read_rows(one / "metrics.jsonl")
         table.add_row(*standing(one, info, said, rows))
         if not info.get("finished") or one == folder:
             parts += [Text(), curves(one.name, info, rows), *last_samples(one)]
     wrong = Text()
-    for one in stages(folder):
-        for finding in examine(one):
+    for one in found:
+        for finding in examine(one, hashed_once):
             wrong.append(f"{finding.weight} {finding.where}: {finding.what}\n", "red" if finding.weight == "bad" else "yellow")
     return Group(*parts, Text(), wrong)
+
+
+def hashed_once(path: Path) -> str:
+    """`run.content_hash`, computed anew only where a file has another size or time: models and corpora are not read at every look."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return _hashed(path, tuple((file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]))
+
+
+@lru_cache(maxsize=256)
+def _hashed(path: Path, _: tuple[tuple[str, int, int], ...]) -> str:
+    return content_hash(path)
 
 
 def standing(folder: Path, info: Mapping[str, Any], said: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[str]:

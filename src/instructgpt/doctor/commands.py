@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from instructgpt.doctor import models, policy
 from instructgpt.doctor.findings import Course, Finding, Patient
 from instructgpt.errors import BadInput
 from instructgpt.report.run_files import finite
-from instructgpt.run import console, read_rows, read_run
+from instructgpt.run import console, content_hash, read_rows, read_run
 
 
 class DoctorConfig(Options):
@@ -58,8 +58,8 @@ def stages(folder: Path) -> list[Path]:
     return found
 
 
-def examine(folder: Path) -> Iterator[Finding]:
-    """Everything one stage's files say."""
+def examine(folder: Path, hash_of: Callable[[Path], str] = content_hash) -> Iterator[Finding]:
+    """Everything one stage's files say. `hash_of` reads what it was made from, as `run.content_hash` does."""
     info = read_run(folder)
     assert info is not None
     rows = tuple(finite(row) for row in read_rows(folder / "metrics.jsonl"))
@@ -74,7 +74,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         yield from models.examine_reward(patient, folder)
     elif kind == "sft":
         yield from models.examine_sft(patient)
-    yield from models.lineage(patient)
+    yield from models.lineage(patient, hash_of)
 
 
 def truth_of(folder: Path) -> list[Mapping[str, Any]]:

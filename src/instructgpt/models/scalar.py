@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from instructgpt.data.batches import Batch, Example, by_prompt, collate, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
+from instructgpt.files import safetensors_head
 from instructgpt.models.adapters import WithoutAdapters, save_weights, with_adapters
 from instructgpt.models.attention import hidden_states, use_packed_attention
 from instructgpt.models.load import context_length, from_pretrained, load_renderer
@@ -178,6 +179,4 @@ def add_metadata(file: Path, words: dict[str, str]) -> None:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     header["__metadata__"] = header.get("__metadata__", {}) | words
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
+    file.write_bytes(safetensors_head(header) + content[start:])

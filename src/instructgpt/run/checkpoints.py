@@ -25,7 +25,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from instructgpt.files import writing
+from instructgpt.files import safetensors_head, writing
 from instructgpt.ranks import all_ranks, collect, wait_for_all
 
 MANIFEST, STATE, HALF = "manifest", "state.json", "half.part"
@@ -146,15 +146,13 @@ def local(tensor: Any) -> Tensor:
 
 
 def safetensors_of(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
-    """A safetensors file, piece by piece: eight bytes of length, JSON, then the numbers."""
+    """A safetensors file, piece by piece: its head, then the numbers."""
     header: dict[str, Any] = {}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield safetensors_head(header)
     for tensor in tensors.values():
         yield tensor.reshape(-1).view(torch.uint8).numpy().data
 

@@ -44,12 +44,16 @@ class Phases:
             yield
         finally:
             self._open = False
-            self.tokens[name] = self.tokens.get(name, 0) + tokens
+            self.count(name, tokens)
             if events:
                 events[1].record()
                 self._waiting.append((name, *events))
             else:
                 self._add(name, self.clock() - start)
+
+    def count(self, name: str, tokens: int) -> None:
+        """Count tokens of a phase; for one whose tokens are known only after it."""
+        self.tokens[name] = self.tokens.get(name, 0) + tokens
 
     def _add(self, name: str, seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds

@@ -79,7 +79,7 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     mask, logp = side_by_side(samples)
     finished = torch.tensor([one.finished for one in samples])
     total = sum(map(len, examples))
-    PHASES.tokens["sampling"] = PHASES.tokens.get("sampling", 0) + total
+    PHASES.count("sampling", total)
     with PHASES("score", total):
         scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
     with PHASES("reference", total):
