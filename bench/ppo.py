@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sides import Answer, Side, Work, environment, median, ratio, serve
+from sides import Answer, Side, Work, asked, environment, median, ratio
 
 EPISODES, MINIBATCH, NEW, PAD, EOS = 64, 16, 64, 0, 2
 MEAN = 24
@@ -285,12 +285,7 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES), nargs="*", default=("5.8M", "0.9M"))
     parser.add_argument("--phases", action="store_true", help="also our seconds phase by phase")
     parser.add_argument("--alone", action="store_true", help="only our own side")
-    parser.add_argument("--serve", choices=("ours", "theirs"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve({"ours": ours, "theirs": peers}[options.serve], options.folder)
-        return
+    options = asked(parser, {"ours": ours, "theirs": peers})
     columns = ("size", "score, ours / TRL's", "KL", "tokens a completion", "our episodes/s of CPU time", "TRL's", "ratio", "on the clock")
     if not options.alone:
         print(f"| {' | '.join(columns)} |", flush=True)

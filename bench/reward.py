@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sides import Side, Work, environment, median, ratio, serve
+from sides import Side, Work, asked, environment, median, ratio
 
 VOCABULARY, CONTEXT = 4096, 1024
 RANKINGS = {2: 4, 4: 2, 6: 2, 8: 1, 9: 1, 12: 1, 16: 1}
@@ -145,12 +145,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument("--model", choices=("llama", "gpt2"), nargs="*", default=("llama", "gpt2"))
     parser.add_argument("--growth", action="store_true", help="only what a ranking costs us for each K")
-    parser.add_argument("--serve", choices=("ours", "theirs"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve(work({"ours": ours, "theirs": peers}[options.serve]), options.folder)
-        return
+    options = asked(parser, {"ours": work(ours), "theirs": work(peers)})
     for family in options.model:
         with tempfile.TemporaryDirectory() as folder:
             make_model(family, Path(folder))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo import SIZES, make_models
-from sides import Answer, Side, Work, environment, median, ratio, serve
+from sides import Answer, Side, Work, asked, environment, median, ratio
 
 DEMONSTRATIONS, BATCH, LONGEST = 64, 16, 256
 MODES = ("padded", "grouped", "packed")
@@ -129,12 +129,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument("--size", choices=tuple(SIZES), nargs="*", default=("5.8M", "0.9M"))
     parser.add_argument("--mode", choices=MODES, nargs="*", default=MODES)
-    parser.add_argument("--serve", choices=("ours", "theirs"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve({"ours": ours, "theirs": peers}[options.serve], options.folder)
-        return
+    options = asked(parser, {"ours": ours, "theirs": peers})
     print("| size | TRL's mode | our loss | TRL's | our tokens/s of CPU time | TRL's | ratio | on the clock |")
     for size in options.size:
         with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ of its own work. On a machine that does other things too, the second is what cou
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,17 @@ def serve(make: Callable[[Path], Work], folder: Path) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         said = work(json.loads(line))
         print(json.dumps([said, time.perf_counter() - wall, time.process_time() - cpu]), file=out, flush=True)
+
+
+def asked(parser: argparse.ArgumentParser, sides: Mapping[str, Callable[[Path], Work]]) -> argparse.Namespace:
+    """The options of a bench. A process that `Side` has started is that side, until it is no longer needed, and ends here."""
+    parser.add_argument("--serve", choices=tuple(sides), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve(sides[options.serve], options.folder)
+        sys.exit()
+    return options
 
 
 class Side:
