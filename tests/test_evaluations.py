@@ -248,9 +248,7 @@ def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_p
 
 
 def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, monkeypatch):
-    from instructgpt.evaluate import command as module
-
-    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr("instructgpt.evaluate.command.AT_ONCE", 2)
     calls = []
 
     def counting(subject, questions, seed):
@@ -259,7 +257,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
             raise KeyboardInterrupt
         return put(subject, questions, seed)
 
-    monkeypatch.setattr(module, "put", counting)
+    monkeypatch.setattr("instructgpt.evaluate.tasks.shape.put", counting)
     out = tmp_path / "results.json"
     line = ["evaluate", "crows_pairs", "winogender", "--model", str(save("gpt2")), "--data", str(data), "--out", str(out)]
     assert command(line) == 1
@@ -269,6 +267,21 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
     assert calls == [2, 2, 2, 2, 1, 1]  # the part that was stopped once more, and nothing else
     assert {row["evaluation"] for row in json.loads(out.read_text())} == {"crows_pairs", "winogender"}
     assert json.loads(out.read_text())[: len(kept)] == kept
+
+
+def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypatch):
+    monkeypatch.setattr("instructgpt.evaluate.command.DIVIDED", 2)  # several blocks for each of two helping processes
+    found = []
+    for processes in ("1", "2"):
+        out = tmp_path / processes / "results.json"
+        line = ["evaluate", "crows_pairs", "real_toxicity_sampled", "--model", f"a={save('gpt2')}", "--data", str(data)]
+        line += ["--scorer", str(scorer), "--processes", processes, "--out", str(out)]
+        assert command(line) == 0
+        found.append(json.loads(out.read_text()))
+    one, two = found
+    assert [row | {"value": 0, "low": 0, "high": 0} for row in one] == [row | {"value": 0, "low": 0, "high": 0} for row in two]
+    for name in ("value", "low", "high"):
+        assert [row[name] for row in one] == pytest.approx([row[name] for row in two], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,12 @@ from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.calibration import reliability_curve
 from instructgpt.evaluate.reward_model import EVALUATION, ScoredRanking, measure
 from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.scoring import scored_rankings
+from instructgpt.evaluate.scoring import kept_scores, scored_rankings
 from instructgpt.evaluate.tasks.shape import Told, some
 from instructgpt.evaluate.tasks.sources import files_of, named_models
 from instructgpt.models.load import pick_device
-from instructgpt.models.scalar import load_reward_model
 from instructgpt.records import Ranking, as_record, read_rows, write_records
-from instructgpt.run import console, content_hash
+from instructgpt.run import console
 
 if TYPE_CHECKING:
     from instructgpt.evaluate.command import EvaluateConfig
@@ -31,7 +31,7 @@ PROMPT_COLUMNS = ("question", "input", "instruction")
 """Other names under which pairs have their prompt."""
 
 
-def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
+def run(config: EvaluateConfig, over: Callable[..., Any] = map) -> tuple[list[Row], str | None]:
     """The rows of every reward model. Writes each one's scored pairs, in RewardBench's columns, into the folder beside `--out`.
 
     Raises:
@@ -42,11 +42,11 @@ def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
     rankings = [ranking for file in files_of(config, "reward_model", "rankings") for ranking in read_comparisons(file)]
     kept = set(some(list(dict.fromkeys(ranking.prompt for ranking in rankings)), Told(config.limit or None, None, config.seed)))
     rankings = [ranking for ranking in rankings if ranking.prompt in kept]
-    folder = config.out.with_suffix("") / "reward_model"
+    folder, device = config.out.with_suffix("") / "reward_model", str(pick_device(config.device))
     rows: list[Row] = []
     for name, source in named_models(config.model).items():
-        reward = load_reward_model(source, pick_device(config.device))
-        scored, unread = scored_rankings(reward, rankings, content_hash(Path(source)), Cache(folder / "scores"), f"reward_model {name}")
+        score = partial(kept_scores, source, device, Cache(folder / "scores"), f"reward_model {name}", over)
+        scored, unread = scored_rankings(rankings, score)
         if unread:
             console.print(f"{name}: {unread} completions are longer than its context and left out of their rankings", markup=False)
         if not any(ranking.pairs() for ranking in scored):
