@@ -127,6 +127,5 @@ def test_progress_is_told(tmp_path, monkeypatch, capsys):
 def test_what_a_helping_process_raises_is_raised_when_its_turn_comes():
     found = []
     with pytest.raises(ValueError, match="invalid literal"), dividing(2) as over:
-        for each in over(int, ["1", "2", "x", "3"]):
-            found.append(each)
+        found += over(int, ["1", "2", "x", "3"])
     assert found == [1, 2]
