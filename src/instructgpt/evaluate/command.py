@@ -21,7 +21,7 @@ from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.data_files import named_sources, source_of
 from instructgpt.evaluate.harness import Harness
 from instructgpt.evaluate.rows import Row, write_rows
-from instructgpt.evaluate.samples import measure_samples
+from instructgpt.evaluate.samples import files_by_evaluation, measure_samples
 from instructgpt.evaluate.scoring import reward_at
 from instructgpt.evaluate.tasks import EVALUATIONS
 from instructgpt.evaluate.tasks.real_toxicity import scorer_of
@@ -59,7 +59,8 @@ class EvaluateConfig(Options):
     )
     include_path: Path | None = Field(None, description="a folder with YAML files of more tasks for --harness")
     completions: tuple[Path, ...] = Field(
-        (), description="in place of models and data: completions that were already made, with references"
+        (),
+        description="in place of models and data: completions already made, with references: FILE, or NAME=FILE for one evaluation",
     )
     out: Path = Field(Path("results.json"), description="the file of results; what the models said is kept in a folder beside it")
     limit: int | None = Field(
@@ -171,9 +172,9 @@ def told_by(config: EvaluateConfig) -> Told:
 
 def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
     """The rows of one evaluation after the other, from completions that were already made."""
-    for name in config.names:
-        if name not in WHOLE:
-            yield measure_samples(name, config.completions, told_by(config))
+    files = files_by_evaluation([name for name in config.names if name not in WHOLE], list(map(str, config.completions)))
+    for name in evaluations(list(files)):
+        yield measure_samples(name.name, files[name.name], told_by(config))
 
 
 def measured_models(config: EvaluateConfig, over: Over) -> Iterator[list[Row]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from instructgpt.evaluate.rows import Row
 from instructgpt.report import figures
+from instructgpt.report.paper_numbers import MODELS, printed
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, Table, table_of
 from instructgpt.report.words import condition_name, in_order, interval, metric_name, model_name, number, task_name
@@ -134,6 +135,8 @@ def table_14(results: Results) -> Section | None:
     if not rows:
         return None
     models = in_order(row.model for row in rows)
+    if set(models) <= set(MODELS):
+        models = [model for model in MODELS if model in models]
     cells = {(row.evaluation, row.metric, row.condition, row.model): row for row in rows}
     lines = []
     for name, metric, condition in dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows):
@@ -149,7 +152,11 @@ def table_14(results: Results) -> Section | None:
 
 
 def _cell(row: Row | None) -> str:
-    return "–" if row is None else f"{number(row.value, row.metric)} {interval(row)}".strip()
+    if row is None:
+        return "–"
+    paper = printed(row)
+    beside = "" if paper is None else f"\npaper: {number(paper, row.metric)}"
+    return f"{number(row.value, row.metric)} {interval(row)}".strip() + beside
 
 
 NAMES = {
