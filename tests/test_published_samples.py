@@ -131,7 +131,7 @@ def test_several_sizes_are_curves_over_size(files):
     """Every panel has the three sizes along its axis, and the legend one entry a family."""
     assert command(["report", str(files / "results.json"), "--out", str(files / "sizes.html")]) == 0
     text = (files / "sizes.html").read_text(encoding="utf-8")
-    for section, panels in (("tax-public", 6), ("toxicity", 3), ("truthfulness", 3)):
+    for section, panels in (("tax-public", 7), ("toxicity", 3), ("truthfulness", 3)):
         drawn = text[text.index(f'id="{section}"') :].split("</section>")[0]
         assert [drawn.count(f">{size}</text>") for size in ("1.3B", "6B", "175B", "parameters")] == [panels] * 4
         legend = drawn[: drawn.index("</ul>")]
