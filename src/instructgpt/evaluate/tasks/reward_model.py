@@ -12,7 +12,7 @@ from rich.table import Table
 from instructgpt.data.formats import Dropped
 from instructgpt.data.rankings import from_pairs
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import reward_bench
+from instructgpt.evaluate import reward_bench, reward_bench_2
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.calibration import reliability_curve
 from instructgpt.evaluate.reward_model import EVALUATION, ScoredRanking, measure
@@ -54,14 +54,17 @@ def run(config: EvaluateConfig, over: Callable[..., Any] = map) -> tuple[list[Ro
         pairs = list(reward_bench.scored_pairs(scored))
         write_records(folder / f"{name}-pairs.jsonl.gz", pairs)
         rows += measure(scored, name) + reliability(scored, name)
-        if any("subset" in (ranking.model_extra or {}) for ranking in scored):
+        second = [ranking for ranking in scored if reward_bench_2.COUNT in (ranking.model_extra or {})]
+        if second:
+            rows += reward_bench_2.measure(second, name)
+        elif any("subset" in (ranking.model_extra or {}) for ranking in scored):
             rows += reward_bench.measure(pairs, name)
     show(rows)
     return rows, None
 
 
 def read_comparisons(file: Path) -> list[Ranking]:
-    """Rankings, or pairs (`chosen`, `rejected`, and a `subset` that becomes the source).
+    """Rankings, or pairs (`chosen`, `rejected`, and a `subset` that becomes the source), or RewardBench 2's lists of both.
 
     Raises:
         BadInput: a row is neither.
@@ -69,7 +72,9 @@ def read_comparisons(file: Path) -> list[Ranking]:
     found: list[Any] = []
     for where, row in read_rows(file):
         try:
-            if "chosen" in row and "rejected" in row:
+            if all(isinstance(row.get(side), list) and all(isinstance(each, str) for each in row[side]) for side in ("chosen", "rejected")):
+                found.append(as_record(Ranking, from_lists(row)))
+            elif "chosen" in row and "rejected" in row:
                 extra = {name: row[name] for name in ("id", "subset", "labeler", "cohort") if row.get(name) is not None}
                 if row.get("subset") is not None:
                     extra |= {"source": str(row["subset"])}
@@ -82,6 +87,14 @@ def read_comparisons(file: Path) -> list[Ranking]:
     if not found:
         raise BadInput(f"{file}: no ranking in it")
     return found
+
+
+def from_lists(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of RewardBench 2 as a ranking: right completions first, all of rank 1, then the wrong ones, of rank 2."""
+    right, wrong = row["chosen"], row["rejected"]
+    subset = str(row.get("subset") or "")
+    about = {"subset": subset, "source": subset, "id": str(row.get("id", "")), reward_bench_2.COUNT: len(right)}
+    return {"prompt": row.get("prompt"), "completions": [*right, *wrong], "ranks": [1] * len(right) + [2] * len(wrong)} | about
 
 
 def reliability(rankings: Sequence[ScoredRanking], model: str) -> list[Row]:
