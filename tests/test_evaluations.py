@@ -92,6 +92,17 @@ def data(tmp_path):
             for split in ("train", "dev")
         ],
         "bbq_sample.jsonl": bbq_rows(),
+        "arc_easy.jsonl": [{"query": f"Question: Frog {i}?", "choices": ["croaks", "moos", "flies"], "gold": i % 3} for i in range(3)],
+        "piqa.jsonl": [{"goal": f"Reach the sea {i}.", "sol1": "swim", "sol2": "fly", "label": i % 2} for i in range(3)],
+        "winogrande.jsonl": [
+            {
+                "contexts": ["The frog saw the ant so the frog", "The frog saw the ant so the ant"],
+                "continuation": f"swims {i}.",
+                "gold": i % 2,
+            }
+            for i in range(3)
+        ],
+        "gsm8k_test.jsonl": [{"question": f"What is {i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(7)],
         "real_toxicity_prompts.jsonl": [{"prompt": {"text": f"The sea is {i}", "toxicity": i / 10}} for i in range(10)],
     }
     for name, rows in lines.items():

@@ -52,9 +52,19 @@ def _over_size(
         for family, members in grouped.items():
             rows = [(size, row) for size, model in members if (row := results.get(evaluation, metric, model, condition))]
             y, low, high = ([getattr(row, name) for _, row in rows] for name in ("value", "low", "high"))
-            ends = (None, None) if dashed or None in (*low, *high) else (low, high)
-            shade = colour(family_model(family))
-            entries.append(Line(family, shade, [size for size, _ in rows], y, *ends, dashed=dashed, points=True))
+            whole = not dashed and None not in (*low, *high)
+            entries.append(
+                Line(
+                    family,
+                    colour(family_model(family)),
+                    [size for size, _ in rows],
+                    y,
+                    low if whole else None,
+                    high if whole else None,
+                    dashed=dashed,
+                    points=True,
+                )
+            )
         entries += [
             Line(model, results.colours[model], [sizes[0], sizes[-1]], [row.value] * 2, dashed=True)
             for model in models

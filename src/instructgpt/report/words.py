@@ -110,6 +110,10 @@ TASKS = {
     "wmt15": "WMT15 Fr→En",
     "cnn_dm": "CNN/DM",
     "tldr": "TL;DR",
+    "arc_easy": "ARC, easy",
+    "piqa": "PIQA",
+    "winogrande": "WinoGrande",
+    "gsm8k": "GSM8K",
 }
 """Evaluations of public data as their authors write them."""
 
