@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -293,6 +294,21 @@ def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypat
     assert [row | {"value": 0, "low": 0, "high": 0} for row in one] == [row | {"value": 0, "low": 0, "high": 0} for row in two]
     for name in ("value", "low", "high"):
         assert [row[name] for row in one] == pytest.approx([row[name] for row in two], abs=1e-4)
+
+
+def test_the_evaluation_of_the_page_is_whole(save, tmp_path, monkeypatch):
+    """docs/evaluate.md, "Adding one", followed to the letter: the file as it stands there, and its name among the others."""
+    page = (Path(__file__).parent.parent / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    (text,) = [block.partition("```")[0] for block in page.split("## Adding one")[1].split("```python\n")[1:]]
+    riddles: dict = {}
+    exec(text, riddles)
+    monkeypatch.setitem(EVALUATIONS, "riddles", riddles["EVALUATION"])
+    rows = [{"riddle": f"What croaks {i}?", "answers": "a frog|frog"} for i in range(7)]
+    (tmp_path / "riddles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["evaluate", "riddles", "--model", str(save("gpt2")), "--data", str(tmp_path), "--out", str(tmp_path / "r.json")]
+    assert command(line) == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {(row["metric"], row["condition"], row["n"]) for row in found} == {("f1", "zero_shot", 7), ("f1", "few_shot", 7)}
 
 
 @pytest.mark.parametrize(
