@@ -31,6 +31,8 @@ SHAPE = ("--vocabulary", 4096, "--width", 256, "--layers", 6, "--heads", 8, "--c
 TEXTS = {"squad_v2_dev_half.jsonl.gz": "context", "rte.jsonl.gz": "premise", "sst2_dev.jsonl.gz": "sentence"}
 PAIRS = "pandalm.jsonl.gz"
 """The rankings by people of completions with models' names."""
+RANKED = 1000
+"""Prompts whose rankings a reward model is measured on: the evaluation has no limit of its own."""
 
 
 def arguments() -> argparse.Namespace:
@@ -101,7 +103,8 @@ def commands(told: argparse.Namespace, have: dict[str, Path]) -> Iterator[tuple[
         files = sorted(told.rankings.glob("*.jsonl.gz"))
         people = told.rankings / PAIRS
         models = [f"base={have['model']}", f"judge={have['judges'] / 'truth' / 'model'}"]
-        yield "reward_model", ["reward_model", "--model", f"reward={have['reward']}", "--data", *files]
+        scored = ["reward_model", "--model", f"reward={have['reward']}", "--data", *files]
+        yield f"reward_model, {RANKED:,} prompts", [*scored, *(() if told.limit is not None else ("--limit", RANKED))]
         yield "preference, people", ["preference", "--data", people]
         yield "preference, a reward model", ["preference", "--model", *models, "--data", people, "--judge", have["reward"]]
 
