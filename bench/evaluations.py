@@ -116,7 +116,8 @@ def asked(folder: Path) -> int:
 
 def measured(name: str, line: list[object], told: argparse.Namespace) -> tuple[float, float, int]:
     """Seconds on the clock, seconds of work, replies: of an evaluation that is made now or was made before."""
-    folder = told.out / "done" / name.replace(", ", "-").replace(" ", "-")
+    which = f"{'all' if told.limit is None else told.limit}-{told.processes}"
+    folder = told.out / "done" / which / name.replace(", ", "-").replace(" ", "-")
     if not (folder / "took.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         limit = [] if told.limit is None else ["--limit", told.limit]
