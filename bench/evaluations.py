@@ -151,7 +151,7 @@ def main() -> None:
         sys.exit(f"{told.data}: no file of an evaluation in it")
     clock, work, replies = (sum(column) for column in zip(*rows, strict=True))
     limits = "the documented limits" if told.limit is None else f"at most {told.limit} questions of each"
-    print(f"\n{told.processes} processes, {limits}\n\n| evaluation | replies | clock, s | work, s |\n|---|---:|---:|---:|")
+    print(f"\n{told.processes} processes, {limits}\n\n| evaluation | replies and verdicts | clock, s | work, s |\n|---|---:|---:|---:|")
     print("\n".join([*lines, f"| together | {replies:,} | {clock:.0f} | {work:.0f} |"]) + f"\n\n{clock / 60:.1f} minutes")
 
 
