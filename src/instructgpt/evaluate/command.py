@@ -105,11 +105,13 @@ class EvaluateConfig(Options):
             if not self.completions and not self.data:
                 yield "give --data (rankings, or with --model prompts), or --completions"
         elif self.completions:
-            for name in ("harness", "model", "data", "limit", "shots", "seed"):
+            for name in ("harness", "model", "data", "limit", "shots", "seed", "processes"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
         elif not self.model or (not self.data and self.names):
             yield "give --model and --data, or --completions"
+        elif not self.names and "processes" in self.model_fields_set:
+            yield "--processes has no effect on --harness alone"
 
     def _inert_comparing(self) -> Iterator[str]:
         for name in COMPARING:
