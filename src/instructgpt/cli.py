@@ -18,7 +18,7 @@ from typing import Any
 
 from instructgpt import __version__
 from instructgpt.config import Options, StageConfig, did_you_mean, make_config, options_for, preset_text, presets_for
-from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
+from instructgpt.errors import BadInput, RunFailed, in_one_line, is_out_of_memory
 from instructgpt.flags import Parser, add_flags
 
 
@@ -123,7 +123,7 @@ def run(argv: Sequence[str]) -> int:
 
 def one_line(error: Exception) -> str:
     """What went wrong, in one line."""
-    said = " ".join(str(error).split())
+    said = in_one_line(error)
     if isinstance(error, BadInput | RunFailed):
         return said
     if isinstance(error, OSError) and error.strerror:

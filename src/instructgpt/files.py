@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.errors import BadInput, RunFailed, in_one_line
 
 
 class Skipped:
@@ -148,7 +148,8 @@ def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
             loaded = datasets.load_dataset(str(path), split="train")
     except Exception as error:  # the library raises a dozen unrelated kinds
         raise BadInput(
-            f"{path}: neither a JSON-lines, text or Parquet file nor a data set that loads ({type(error).__name__}: {error})".split("\n")[0]
+            f"{path}: neither a JSON-lines, text or Parquet file nor a data set that loads "
+            f"({type(error).__name__}: {in_one_line(error, 300)})"
         ) from error
     for row in loaded:
         yield {key: value for key, value in row.items() if value is not None}

@@ -36,7 +36,7 @@ from instructgpt.data.prompts import (
 from instructgpt.data.statistics import Measure, characters, sheets, words
 from instructgpt.data.tally import Placed, Report, report_path
 from instructgpt.data.use_cases import guess_use_case
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import Skipped, bad_line, read_rows, write_text
 from instructgpt.records import Asked, Demonstration, Document, Prompt, Ranking, Record, as_record, read_records, write_records
 
@@ -341,5 +341,5 @@ def token_measure(directory: Path) -> Measure:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"--tokenizer {directory}: no tokenizer that loads ({error})".split("\n")[0]) from error
+        raise BadInput(f"--tokenizer {directory}: no tokenizer that loads ({in_one_line(error, 300)})") from error
     return lambda texts: [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]
