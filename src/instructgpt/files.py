@@ -23,15 +23,16 @@ from instructgpt.errors import BadInput, RunFailed, in_one_line
 
 
 class Skipped:
-    """Lines left out under --skip-bad, so that the count can be shown at the end."""
+    """Whether bad lines are left out (--skip-bad), and which were, so that the count can be shown at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: bool = True) -> None:
+        self.allowed = allowed
         self.reasons: list[str] = []
 
 
 def bad_line(where: str, error: ValueError, skipped: Skipped | None) -> None:
-    """Note a bad line where such lines are skipped; raise BadInput where they are not."""
-    if skipped is None:
+    """Note a bad line where such lines may be skipped; raise BadInput where they may not."""
+    if skipped is None or not skipped.allowed:
         raise BadInput(f"{where}: {error} (--skip-bad goes on without such lines)") from error
     skipped.reasons.append(f"{where}: {error}")
 
@@ -42,7 +43,7 @@ def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tupl
     Args:
         path: .jsonl, or .json with one object a line or one list of objects (both optionally .gz), .txt (one document),
             .parquet, or the name or directory of a Hugging Face data set.
-        skipped: where given, bad lines are noted there and left out; otherwise the first one is an error.
+        skipped: where it allows it, bad lines are noted there and left out; otherwise the first one is an error.
 
     Raises:
         BadInput: the file cannot be read, or a line is not a JSON object.

@@ -166,7 +166,7 @@ def check_files(config: RunConfig, stages: dict[str, Any]) -> None:
         "prompts": (Prompt, "ppo_ptx"),
     }
     for name, (kind, stage) in kinds.items():
-        read_all(kind, files[name], Skipped() if getattr(stages[stage], "skip_bad", False) else None)
+        read_all(kind, files[name], Skipped(getattr(stages[stage], "skip_bad", False)))
 
 
 def build_small_world(config: RunConfig, stages: dict[str, Any]) -> list[Row]:

@@ -133,13 +133,11 @@ class StatsConfig(DataConfig):
 def import_data(config: ImportConfig) -> None:
     """Read data sets in any known format and write our records (or pairs, or NeMo's rankings). Raises BadInput."""
     _check_out(config.out)
-    report, skipped = Report("import"), Skipped()
+    report, skipped = Report("import"), Skipped(config.skip_bad)
     few_shot = {} if config.shots is None else {"shots": config.shots, "subsets": config.subsets, "seed": config.seed}
     imported: list[Placed[Record]] = []
     for path in config.data:
-        imported += import_file(
-            path, config.format, report, skipped if config.skip_bad else None, keep_empty=config.keep_empty, few_shot=few_shot
-        )
+        imported += import_file(path, config.format, report, skipped, keep_empty=config.keep_empty, few_shot=few_shot)
     if config.source is not None:
         imported = [
             (place, record if getattr(record, "source", None) else _with(record, source=config.source)) for place, record in imported
@@ -173,7 +171,7 @@ def _write(report: Report, out: Path, records: Sequence[Record]) -> None:
 # ---------------------------------------------------------------- clean
 
 
-def read_ours(paths: Sequence[Path], report: Report, skipped: Skipped | None) -> list[Placed[Record]]:
+def read_ours(paths: Sequence[Path], report: Report, skipped: Skipped) -> list[Placed[Record]]:
     """Prompts, demonstrations or rankings with all their columns; rows whose prompt is empty are dropped and counted.
 
     Raises:
@@ -216,8 +214,8 @@ def clean(config: CleanConfig) -> None:
     """Drop what should not be trained on, and say what and why (paper, section 3.2 and appendix A.2). Raises BadInput."""
     _check_out(config.out)
     detectors = chosen_detectors(config.detectors)
-    report, skipped = Report("clean"), Skipped()
-    items = read_ours(config.data, report, skipped if config.skip_bad else None)
+    report, skipped = Report("clean"), Skipped(config.skip_bad)
+    items = read_ours(config.data, report, skipped)
     kinds = {type(record) for _, record in items}
     if len(kinds) > 1:
         raise BadInput(f"the files hold {' and '.join(sorted(KINDS[kind] for kind in kinds))}: clean them one by one")
@@ -269,8 +267,8 @@ def split(config: SplitConfig) -> None:
     names = [path.name.removesuffix(".gz").removesuffix(".jsonl") for path in config.data]
     if len(set(names)) < len(names):
         raise BadInput("two of the files have the same name, so their splits would overwrite each other; rename one")
-    report, skipped = Report("split"), Skipped()
-    files = [read_ours([path], report, skipped if config.skip_bad else None) for path in config.data]
+    report, skipped = Report("split"), Skipped(config.skip_bad)
+    files = [read_ours([path], report, skipped) for path in config.data]
     records = [record for items in files for _, record in items]
     groups = [group_of(record, config.group) for record in records]
     homes = assign(groups, [_whole(record) for record in records], config.validation, config.test, config.salt)
@@ -307,10 +305,10 @@ def stats(config: StatsConfig) -> None:
     measures: dict[str, Measure] = {"characters": characters, "words": words}
     if config.tokenizer is not None:
         measures["tokens"] = token_measure(config.tokenizer)
-    report, skipped = Report("stats"), Skipped()
+    report, skipped = Report("stats"), Skipped(config.skip_bad)
     by_kind: dict[str, list[Record]] = {}
     for path in config.data:
-        for record in _any_records(path, report, skipped if config.skip_bad else None):
+        for record in _any_records(path, report, skipped):
             by_kind.setdefault(type(record).__name__.lower(), []).append(record)
     console = Console()
     tables = {kind: sheets(records, measures) for kind, records in by_kind.items()}
@@ -324,9 +322,9 @@ def stats(config: StatsConfig) -> None:
         write_text(config.out, json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
 
 
-def _any_records(path: Path, report: Report, skipped: Skipped | None) -> list[Record]:
+def _any_records(path: Path, report: Report, skipped: Skipped) -> list[Record]:
     """The records of a file in any format, or the documents of a corpus."""
-    _, first = next(read_rows(path, Skipped() if skipped else None), ("", {}))  # bad lines are counted by the reading that follows
+    _, first = next(read_rows(path, Skipped(skipped.allowed)), ("", {}))  # bad lines are counted by the reading that follows
     if "text" in first and not first.keys() & {"prompt", "messages", "instruction", "conversations"}:
         documents = read_records(Document, path, skipped)
         report.read += len(documents)

@@ -254,8 +254,8 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     Raises:
         BadInput: no prompt fits.
     """
-    skipped = Skipped()
-    prompts = read_all(Prompt, config.prompts, skipped if config.skip_bad else None)
+    skipped = Skipped(config.skip_bad)
+    prompts = read_all(Prompt, config.prompts, skipped)
     context = min(context_length(models.policy), context_length(models.value.model))
     room, room_to_score = context - config.max_tokens, context_length(models.reward.model) - config.max_tokens
     fitting = [

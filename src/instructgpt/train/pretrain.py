@@ -85,8 +85,8 @@ def train(config: PretrainConfig) -> None:
     device = pick_device(config.device)
     if warning := slow_here(device, config.memory):
         run.say(warning)
-    skipped = Skipped()
-    texts, held_out = spread(list(documents(config.corpus, skipped if config.skip_bad else None)), VALIDATION_SHARE)
+    skipped = Skipped(config.skip_bad)
+    texts, held_out = spread(list(documents(config.corpus, skipped)), VALIDATION_SHARE)
     run.facts["left_out"] = {"bad lines": len(skipped.reasons)}
     render = tokenizer_of(config, texts)
     corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)

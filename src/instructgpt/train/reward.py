@@ -184,10 +184,9 @@ def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
 
 def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list[Task], list[Task], list[Example]]:
     """Training tasks, validation tasks, and the examples that will score 0 on average; says what was left out."""
-    skipped = Skipped()
-    noted = skipped if config.skip_bad else None
-    rankings = read_all(Ranking, config.data, noted)
-    fresh = read_all(Ranking, config.validation, noted) if config.validation else [r for r in rankings if held_out(r.prompt)]
+    skipped = Skipped(config.skip_bad)
+    rankings = read_all(Ranking, config.data, skipped)
+    fresh = read_all(Ranking, config.validation, skipped) if config.validation else [r for r in rankings if held_out(r.prompt)]
     fresh_prompts = {ranking.prompt for ranking in fresh}
     others = [ranking for ranking in rankings if ranking.prompt not in fresh_prompts]
     known = [ranking for ranking in others if ranking.cohort != "heldout"]
@@ -204,7 +203,7 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
     }
     run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
     if config.demonstrations:
-        records = read_all(Demonstration, config.demonstrations, noted)
+        records = read_all(Demonstration, config.demonstrations, skipped)
         return training, validation, demonstration_examples(records, reward.render, context)[0]
     return training, validation, [example for task in training for example in best_ranked(task)]
 

@@ -133,10 +133,10 @@ def train(config: SFTConfig) -> None:
 
 def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:
     """Training examples, validation examples, and the prompts of the latter for sampling; says what was left out."""
-    skipped = Skipped()
-    records = read_all(Demonstration, config.data, skipped if config.skip_bad else None)
+    skipped = Skipped(config.skip_bad)
+    records = read_all(Demonstration, config.data, skipped)
     if config.validation:
-        fresh = read_all(Demonstration, config.validation, skipped if config.skip_bad else None)
+        fresh = read_all(Demonstration, config.validation, skipped)
     else:
         fresh = [record for record in records if held_out(record.text)]
         records = [record for record in records if not held_out(record.text)]
