@@ -94,13 +94,6 @@ def test_advantages_of_an_episode_by_hand(models, monkeypatch):
             assert advantages[row, t].item() == pytest.approx(to_come - rollout.values[row, t].item(), abs=1e-5)
 
 
-def test_every_prompt_is_asked_equally_often(small_ppo):
-    config = small_ppo(episodes=48)
-    rows = [row for update in range(6) for row in ppo.prompt_rows(config, 5, update)]
-    assert len(rows) == 48
-    assert all(sorted(rows[i : i + 5]) == [0, 1, 2, 3, 4] for i in range(0, 45, 5))
-
-
 def test_minibatches_hold_every_episode_once_an_epoch(small_ppo):
     groups = [rows.tolist() for rows in ppo.minibatches(small_ppo(epochs=2), 5)]
     assert [len(group) for group in groups] == [4] * 4

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, collate, microbatches, shuffled, token_budget
+from instructgpt.data.batches import Example, collate, microbatches, rows_of_stream, shuffled, token_budget
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.adapters import WithoutAdapters, has_adapters, held, with_adapters
@@ -30,11 +30,10 @@ from instructgpt.models.load import (
     context_length,
     load_policy,
     parameters,
-    pick_device,
     pretraining_window,
     save_policy,
 )
-from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.memory import need_less
 from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
 from instructgpt.models.shape import shape_from
 from instructgpt.models.sharding import shard, whole
@@ -43,7 +42,7 @@ from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.run.phases import PHASES
 from instructgpt.train.cost import pretraining_flops, update_flops
-from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
 from instructgpt.train.watch import LARGEST, Alarms, panel, sample_rows, show_samples
@@ -148,7 +147,7 @@ def train(config: PPOConfig) -> None:
         alarms = Alarms(**state["alarms"])
 
     for number in range(state["step"] if state else 0, config.updates):
-        asked = [prompts[row] for row in prompt_rows(config, len(prompts), number)]
+        asked = [prompts[row] for row in rows_of_stream(number * config.batch, config.batch, len(prompts), config.seed)]
         rollout, metrics = update(models, optimizers, text, asked, number, config)
         metrics["episode"] = float((number + 1) * config.batch)
         run.log(number + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"))
@@ -204,9 +203,7 @@ def load_models(config: PPOConfig, run: Run) -> Models:
 
     With adapters they are two: the reference is the policy without its adapters, the reward model the value model without.
     """
-    device = pick_device(config.device)
-    if warning := slow_here(device, config.memory):
-        run.say(warning)
+    device = device_of(run)
     policy, render = load_policy(config.policy, device)
     reward = load_reward_model(config.reward, device)
     for model in (policy, reward.model):
@@ -279,16 +276,6 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     of_text = 1 / (1 + others / pretraining_flops(shapes[0], rows, window))
     run.say(f"pretraining text: {config.ptx_ratio:g} rows of {window} tokens an episode, at least {of_text:.0%} of all FLOPs")
     return fitting, read_corpus(documents(config.pretraining), models.render, window, config.seed, config.updates * rows)
-
-
-def prompt_rows(config: PPOConfig, count: int, update: int) -> list[int]:
-    """Which prompts an update asks: an endless stream, shuffled anew each time round."""
-    rows: list[int] = []
-    first = update * config.batch
-    while len(rows) < config.batch:
-        epoch, place = divmod(first + len(rows), count)
-        rows += shuffled(count, config.seed, epoch)[place : place + config.batch - len(rows)]
-    return rows
 
 
 def minibatches(config: PPOConfig, seed: int) -> Iterator[Tensor]:

@@ -19,21 +19,21 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, collate, shuffled, token_budget
+from instructgpt.data.batches import Example, collate, rows_of_step, steps_an_epoch, token_budget
 from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.data.tasks import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.adapters import held, with_adapters
-from instructgpt.models.load import context_length, parameters, pick_device
-from instructgpt.models.memory import compute_in_float32, need_less, slow_here
+from instructgpt.models.load import context_length, parameters
+from instructgpt.models.memory import compute_in_float32, need_less
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
 from instructgpt.run.phases import PHASES
-from instructgpt.train.loop import adam, descend, load_state, state_of
+from instructgpt.train.loop import adam, descend, device_of, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATE_TIMES = 5
@@ -77,9 +77,7 @@ def train(config: RewardConfig) -> None:
     run = Run.start(config, parents)
     if run.finished:
         return
-    device = pick_device(config.device)
-    if warning := slow_here(device, config.memory):
-        run.say(warning)
+    device = device_of(run)
     reward = begun(config, device, config.seed)
     training, validation, shift_to_zero = load_data(config, reward, run)
     shard(reward.model)
@@ -110,13 +108,11 @@ def fit(
 ) -> None:
     """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
     trained, optimizer = held(reward.model), adam(reward.model, memory=config.memory)
-    steps_an_epoch = -(-len(training) // config.batch)
-    steps = steps_an_epoch * config.epochs
+    steps = steps_an_epoch(len(training), config.batch) * config.epochs
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
     for step in range(state["step"] if state else 0, steps):
-        epoch, place = divmod(step, steps_an_epoch)
-        rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
+        rows = rows_of_step(step, len(training), config.batch, config.seed)
         loss, right = ranking_step(reward, [training[row] for row in rows])
         lr = config.lr * functional.cosine_decay(step, steps)
         norm = descend(optimizer, lr)
@@ -185,6 +181,7 @@ def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
 def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list[Task], list[Task], list[Example]]:
     """Training tasks, validation tasks, and the examples that will score 0 on average; says what was left out."""
     skipped = Skipped(config.skip_bad)
+    demonstrations = read_all(Demonstration, config.demonstrations, skipped)
     rankings = read_all(Ranking, config.data, skipped)
     fresh = read_all(Ranking, config.validation, skipped) if config.validation else [r for r in rankings if held_out(r.prompt)]
     fresh_prompts = {ranking.prompt for ranking in fresh}
@@ -202,9 +199,8 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
         "bad lines": len(skipped.reasons),
     }
     run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
-    if config.demonstrations:
-        records = read_all(Demonstration, config.demonstrations, skipped)
-        return training, validation, demonstration_examples(records, reward.render, context)[0]
+    if demonstrations:
+        return training, validation, demonstration_examples(demonstrations, reward.render, context)[0]
     return training, validation, [example for task in training for example in best_ranked(task)]
 
 
