@@ -25,6 +25,7 @@ LAYERS = [
     "report",
     "doctor",
     "live",
+    "pipeline_config",
     "pipeline",
     "flags",
     "cli",
