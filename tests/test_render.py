@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from instructgpt.data.batches import Example
 from instructgpt.data.corpus import documents, read_corpus, spread, train_tokenizer
+from instructgpt.data.rankings import flat_orders, labeler_groups, tasks_of, token_groups
 from instructgpt.data.render import Renderer, demonstration_examples
-from instructgpt.data.tasks import flat_orders, labeler_groups, tasks_of, token_groups
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import load_policy, load_renderer

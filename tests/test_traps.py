@@ -38,8 +38,8 @@ from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS
 
 from instructgpt import functional
 from instructgpt.data.batches import Example
+from instructgpt.data.rankings import Order, Task
 from instructgpt.data.render import Renderer
-from instructgpt.data.tasks import Order, Task
 from instructgpt.errors import BadInput
 from instructgpt.models.load import load_policy
 from instructgpt.models.scalar import OFFSET, ScalarModel, load_reward_model, new_reward_model, new_value_model, save_reward_model

@@ -19,21 +19,12 @@ from pydantic import Field
 from rich.console import Console
 
 from instructgpt.config import Options
-from instructgpt.data.conversions import KINDS, Target
-from instructgpt.data.importers import Format, convert, import_file
+from instructgpt.data.importing.conversions import KINDS, Target
+from instructgpt.data.importing.importers import Format, convert, import_file
 from instructgpt.data.personal import DETECTORS, chosen_detectors, personal_reason
-from instructgpt.data.prompts import (
-    SPLITS,
-    TRAINING,
-    Split,
-    assign,
-    cap_reasons,
-    check_users,
-    group_of,
-    prefix_reasons,
-    prompt_text,
-)
-from instructgpt.data.statistics import Measure, characters, sheets, words
+from instructgpt.data.prompts import cap_reasons, group_of, prefix_reasons, prompt_text
+from instructgpt.data.split import SPLITS, TRAINING, Split, assign, check_users
+from instructgpt.data.tables import Measure, characters, sheets, words
 from instructgpt.data.tally import Placed, Report, report_path
 from instructgpt.data.use_cases import guess_use_case
 from instructgpt.errors import BadInput, in_one_line

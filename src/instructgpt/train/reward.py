@@ -20,9 +20,9 @@ from pydantic import Field
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, collate, rows_of_step, steps_an_epoch, token_budget
+from instructgpt.data.rankings import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
-from instructgpt.data.tasks import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.adapters import held, with_adapters
 from instructgpt.models.load import context_length, parameters
