@@ -24,7 +24,7 @@ LAYERS = [
     "evaluate",
     "report",
     "doctor",
-    "live",
+    "watch",
     "pipeline_config",
     "pipeline",
     "flags",

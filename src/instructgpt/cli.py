@@ -59,7 +59,7 @@ COMMANDS = (
     Command("judge truth", "instructgpt.evaluate.truth_judge", "JudgeConfig", "train_truth", "a judge of whether answers are true"),
     Command("judge info", "instructgpt.evaluate.truth_judge", "JudgeConfig", "train_info", "a judge of whether answers say anything"),
     Command("doctor", "instructgpt.doctor.commands", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"),
-    Command("watch", "instructgpt.live", "WatchConfig", "main", "a run while it goes: progress, curves, samples, alarms", "run"),
+    Command("watch", "instructgpt.watch", "WatchConfig", "main", "a run while it goes: progress, curves, samples, alarms", "run"),
     Command("data import", "instructgpt.data.commands", "ImportConfig", "import_data", "other formats into ours and back"),
     Command("data clean", "instructgpt.data.commands", "CleanConfig", "clean", "drop duplicates, cap users, filter personal data"),
     Command("data split", "instructgpt.data.commands", "SplitConfig", "split", "train, validation and test by user"),

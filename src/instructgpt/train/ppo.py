@@ -44,8 +44,8 @@ from instructgpt.run.phases import PHASES
 from instructgpt.train.cost import pretraining_flops, update_flops
 from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
+from instructgpt.train.ppo_metrics import LARGEST, Alarms, sample_rows, show_samples, update_metrics
 from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
-from instructgpt.train.watch import LARGEST, Alarms, panel, sample_rows, show_samples
 
 ADAM_EPS = 1e-5
 """PyTorch's Adam takes larger early steps than the paper's; a larger epsilon mends it (Huang et al. 2023, detail 20)."""
@@ -195,7 +195,7 @@ def update(
         steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
         with PHASES("optimizer"):
             average(models.average, held(models.policy), config.ema)
-    return rollout, panel(rollout, returns, steps, config.kl_coef) | parity | {"lr": config.lr * factor}
+    return rollout, update_metrics(rollout, returns, steps, config.kl_coef) | parity | {"lr": config.lr * factor}
 
 
 def load_models(config: PPOConfig, run: Run) -> Models:
