@@ -228,13 +228,13 @@ def test_ptx_sees_its_ratio_of_examples(small_ppo, write, render, monkeypatch):
 
 
 def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
-    seen, average = [], ppo.average
+    seen, average = [], ppo.move_average
 
     def watched(slow, fast, decay):
         seen.append((copy.deepcopy(slow.state_dict()) if not seen else None, copy.deepcopy(fast.state_dict())))
         average(slow, fast, decay)
 
-    monkeypatch.setattr(ppo, "average", watched)
+    monkeypatch.setattr(ppo, "move_average", watched)
     saved = weights_of(ppo.main(small_ppo(ema=0.75)))
     slow = seen[0][0]
     for _, fast in seen:
@@ -245,8 +245,8 @@ def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
 
 
 def test_without_average_the_last_weights_are_saved(small_ppo, monkeypatch):
-    last, average = {}, ppo.average
-    monkeypatch.setattr(ppo, "average", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict())))
+    last, average = {}, ppo.move_average
+    monkeypatch.setattr(ppo, "move_average", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict())))
     assert_same_tensors(weights_of(ppo.main(small_ppo(ema=0.0))), last, 0)
 
 

@@ -150,7 +150,7 @@ def token_budget(device: torch.device) -> int:
     return MICROBATCH_TOKENS.get(device.type, MICROBATCH_TOKENS["cpu"])
 
 
-def take_less() -> bool:
+def halve_token_budget() -> bool:
     """From now on compute half as many tokens at once, because memory ran out. Returns False where it was hardly any already."""
     if min(MICROBATCH_TOKENS.values()) < 2 * FEWEST_TOKENS:
         return False

@@ -121,7 +121,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
 
 
-def spread(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+def hold_out_documents(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """Documents for training and, evenly spread among them, a share held out for validation; a few long ones are cut first."""
     every = max(2, round(1 / share))
     if len(texts) < every:

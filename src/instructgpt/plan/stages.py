@@ -205,7 +205,7 @@ def shared(examples: Sequence[Example]) -> list[Text]:
 
 def policy_numbers(model: Any, batch: Batch) -> Any:
     """What PPO measures of its policy: log-probabilities that are trained on, entropies that are seen."""
-    return completion_numbers(model, batch, functional.token_logp, ppo.spread)[0]
+    return completion_numbers(model, batch, functional.token_logp, ppo.entropy_seen)[0]
 
 
 def episodes(config: PPOConfig, policy: Any, told: Told) -> tuple[list[Example], list[str]]:

@@ -27,7 +27,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import MICROBATCH_TOKENS, take_less
+from instructgpt.data.batches import MICROBATCH_TOKENS, halve_token_budget
 from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
 from instructgpt.ranks import wait_for_all
 from instructgpt.run import console
@@ -128,7 +128,7 @@ def with_less_at_once(work: Callable[[], object], config: StageConfig) -> None:
             work()
             return
         except Exception as error:
-            if not is_out_of_memory(error) or not config.resume or not take_less():
+            if not is_out_of_memory(error) or not config.resume or not halve_token_budget():
                 raise
         gc.collect()
         if torch.cuda.is_available():

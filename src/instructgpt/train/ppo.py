@@ -24,7 +24,7 @@ from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, collate, microbatches, rows_of_stream, shuffled, token_budget
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.adapters import WithoutAdapters, has_adapters, held, with_adapters
+from instructgpt.models.adapters import WithoutAdapters, has_adapters, trained_part, with_adapters
 from instructgpt.models.load import (
     completion_numbers,
     context_length,
@@ -139,7 +139,7 @@ def train(config: PPOConfig) -> None:
     divide(models)
     networks = {"policy": models.policy, "value": models.value.model}
     optimizers = {name: adam(model, eps=ADAM_EPS, memory=config.memory) for name, model in networks.items()}
-    trained = {name: held(model) for name, model in networks.items()} | {"average": models.average}
+    trained = {name: trained_part(model) for name, model in networks.items()} | {"average": models.average}
     alarms = Alarms()
     state = run.restore()
     if state:
@@ -194,7 +194,7 @@ def update(
         steps[-1]["gradient_norm/policy"] = descend(optimizers["policy"], config.lr * factor)
         steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
         with PHASES("optimizer"):
-            average(models.average, held(models.policy), config.ema)
+            move_average(models.average, trained_part(models.policy), config.ema)
     return rollout, update_metrics(rollout, returns, steps, config.kl_coef) | parity | {"lr": config.lr * factor}
 
 
@@ -215,7 +215,7 @@ def load_models(config: PPOConfig, run: Run) -> Models:
         reference: Any = WithoutAdapters(policy)
     else:
         reference = copy.deepcopy(policy).requires_grad_(False)
-    return Models(policy, reference, value, reward, copy.deepcopy(held(policy)).requires_grad_(False), render)
+    return Models(policy, reference, value, reward, copy.deepcopy(trained_part(policy)).requires_grad_(False), render)
 
 
 def value_and_reward(config: PPOConfig, reward: ScalarModel, run: Run, *, shared: bool) -> tuple[ScalarModel, ScalarModel]:
@@ -240,7 +240,7 @@ def divide(models: Models) -> None:
     everything = (models.policy, models.reference, models.value.model, models.reward.model)
     shard(*(model for model in everything if isinstance(model, torch.nn.Module)))
     if has_adapters(models.policy):
-        models.average = copy.deepcopy(held(models.policy)).requires_grad_(False)
+        models.average = copy.deepcopy(trained_part(models.policy)).requires_grad_(False)
     else:
         shard(models.average)
 
@@ -301,7 +301,7 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
         batch = collate([rollout.examples[row] for row in picked], device)
         old_logp, old_values = rollout.logp[picked][real].to(device), rollout.values[picked][real].to(device)
         with PHASES("policy update", len(batch.tokens)):
-            logp, entropies = completion_numbers(models.policy, batch, functional.token_logp, spread)
+            logp, entropies = completion_numbers(models.policy, batch, functional.token_logp, entropy_seen)
             policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[picked][real].to(device), clip)
             (policy_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
         with PHASES("value update", len(batch.tokens)):
@@ -333,7 +333,7 @@ def over_ranks(sums: dict[str, float], ranks: Ranks) -> dict[str, float]:
 
 
 @torch.no_grad()
-def spread(logits: Tensor, _: Tensor) -> Tensor:
+def entropy_seen(logits: Tensor, _: Tensor) -> Tensor:
     """Entropy of each next-token distribution, to be seen and not trained on. (M, V) -> (M,)."""
     return functional.entropy(logits)
 
@@ -366,7 +366,7 @@ def pretraining_step(models: Models, text: Corpus, step: int, config: PPOConfig)
 
 
 @torch.no_grad()
-def average(slow: Any, fast: Any, decay: float) -> None:
+def move_average(slow: Any, fast: Any, decay: float) -> None:
     """New slow weights: decay slow + (1 - decay) fast, parameter by parameter (appendix C.4)."""
     for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
         old.lerp_(new, 1 - decay)
@@ -374,5 +374,5 @@ def average(slow: Any, fast: Any, decay: float) -> None:
 
 def with_average(models: Models) -> Any:
     """The policy with its averaged weights, which it has from then on, whole on rank 0. All ranks call it."""
-    held(models.policy).load_state_dict(models.average.state_dict())
+    trained_part(models.policy).load_state_dict(models.average.state_dict())
     return whole(models.policy)

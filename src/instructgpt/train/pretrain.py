@@ -14,7 +14,7 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.corpus import Corpus, documents, read_corpus, spread, train_tokenizer
+from instructgpt.data.corpus import Corpus, documents, hold_out_documents, read_corpus, train_tokenizer
 from instructgpt.data.render import Renderer
 from instructgpt.models.attention import use_packed_attention
 from instructgpt.models.load import WINDOW, load_renderer, parameters, save_policy
@@ -84,7 +84,7 @@ def train(config: PretrainConfig) -> None:
         return
     device = device_of(run)
     skipped = Skipped(config.skip_bad)
-    texts, held_out = spread(list(documents(config.corpus, skipped)), VALIDATION_SHARE)
+    texts, held_out = hold_out_documents(list(documents(config.corpus, skipped)), VALIDATION_SHARE)
     run.facts["left_out"] = {"bad lines": len(skipped.reasons)}
     render = tokenizer_of(config, texts)
     corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)

@@ -24,7 +24,7 @@ from instructgpt.data.rankings import Order, Task, flat_orders, labeler_groups, 
 from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.adapters import held, with_adapters
+from instructgpt.models.adapters import trained_part, with_adapters
 from instructgpt.models.load import context_length, parameters
 from instructgpt.models.memory import compute_in_float32, need_less
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
@@ -78,7 +78,7 @@ def train(config: RewardConfig) -> None:
     if run.finished:
         return
     device = device_of(run)
-    reward = begun(config, device, config.seed)
+    reward = new_model(config, device, config.seed)
     training, validation, shift_to_zero = load_data(config, reward, run)
     shard(reward.model)
     state = run.restore()
@@ -87,7 +87,7 @@ def train(config: RewardConfig) -> None:
     reward.offset = float(reward.score(shift_to_zero).mean())
     final = accuracies(reward, validation) | {"offset": reward.offset}
     run.say("  ".join(f"{name} {value:.3f}" for name, value in final.items() if "accuracy" in name or "baseline" in name))
-    sizes = {"parameters": parameters(reward.model), "trained": parameters(held(reward.model))}
+    sizes = {"parameters": parameters(reward.model), "trained": parameters(trained_part(reward.model))}
     facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), **sizes, "validation": final}
     if config.folds:
         facts["cross_validation"] = cross_validate(training, config, device, run)
@@ -95,7 +95,7 @@ def train(config: RewardConfig) -> None:
     run.finish(lambda folder: save(trained, shift_to_zero, folder, facts), **facts)
 
 
-def begun(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
+def new_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
     """The reward model before its first step, as the options want it: with adapters, and with less memory."""
     reward = new_reward_model(config.base, device, seed)
     need_less(reward.model, config.memory)
@@ -107,7 +107,7 @@ def fit(
     reward: ScalarModel, training: Sequence[Task], validation: Sequence[Task], config: RewardConfig, run: Run | None, state: Any
 ) -> None:
     """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
-    trained, optimizer = held(reward.model), adam(reward.model, memory=config.memory)
+    trained, optimizer = trained_part(reward.model), adam(reward.model, memory=config.memory)
     steps = steps_an_epoch(len(training), config.batch) * config.epochs
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
@@ -226,23 +226,23 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
         )
     known, fresh = [task for i, task in enumerate(tasks) if i % 10], [task for i, task in enumerate(tasks) if i % 10 == 0]
     groups = labeler_groups(tasks, config.folds)
-    if not all(some(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
+    if not all(ranked_by(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
         raise BadInput(f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(fresh)} prompts kept for it")
     results: list[dict[str, float]] = []
     for fold, outside in enumerate(groups):
-        reward = begun(config, device, config.seed + fold)
+        reward = new_model(config, device, config.seed + fold)
         shard(reward.model)
-        fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
+        fit(reward, ranked_by(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {
-            "held_out": accuracies(reward, some(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
-            "in_group": accuracies(reward, some(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
+            "held_out": accuracies(reward, ranked_by(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
+            "in_group": accuracies(reward, ranked_by(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
         }
         run.say(f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}")
         results.append(result)
     return results
 
 
-def some(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
+def ranked_by(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
     """The tasks that some labelers ranked, with their orders alone."""
     return [kept for task in tasks if (kept := task.only(wanted))]
 

@@ -22,7 +22,7 @@ from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import generate, read_by
-from instructgpt.models.adapters import held, with_adapters
+from instructgpt.models.adapters import trained_part, with_adapters
 from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pretraining_window, save_policy
 from instructgpt.models.memory import need_less
 from instructgpt.models.scalar import ScalarModel, load_reward_model
@@ -91,7 +91,7 @@ def train(config: SFTConfig) -> None:
     need_less(model, config.memory)
     model = with_adapters(model, config.lora, config.seed)
     shard(model, *([reward.model] if reward else []))
-    trained, optimizer = held(model), adam(model, memory=config.memory)
+    trained, optimizer = trained_part(model), adam(model, memory=config.memory)
 
     an_epoch = steps_an_epoch(len(training), config.batch)
     steps = an_epoch * config.epochs
