@@ -81,6 +81,11 @@ def tokenizer_with(tokenizer, kind):
     return changed
 
 
+def pytest_generate_tests(metafunc):
+    if "database_url" in metafunc.fixturenames:
+        metafunc.parametrize("database_url", getattr(metafunc.module, "DATABASES", ("sqlite", "postgresql")), indirect=True)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level BPE tokenizer without padding, beginning-of-text or template."""

@@ -22,14 +22,9 @@ from instructgpt.label.tables import Completion, Gold, Journal, Login, Person, P
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Prompt as PromptRecord
 
+DATABASES = ("sqlite",)
+
 GOOD = "correct horse battery"
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path)
-    yield made
-    made.database.close()
 
 
 @pytest.fixture
