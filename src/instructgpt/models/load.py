@@ -143,7 +143,7 @@ def completion_numbers(model: Any, batch: Batch, *measures: Callable[[Tensor, Te
         return [measure(logits, targets) for measure in measures]
 
     def numbers() -> list[Tensor]:
-        states = hidden_states(model, batch)[batch.predicts]
+        states = hidden_states(model, batch, "predicts")
         at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
         if len(states) <= at_once:
             return of(states, batch.targets)

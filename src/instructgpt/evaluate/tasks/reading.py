@@ -92,6 +92,8 @@ def separated(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
             for row in reader:
+                if None in row.values():
+                    raise BadInput(f"{file}:{reader.line_num}: fewer cells than the header has columns; is the file cut off?")
                 yield f"{file}:{reader.line_num}", row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
