@@ -11,6 +11,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
+from faults_support import command, kit  # noqa: F401
 from site_support import database_url, postgres_server, postgres_url, site  # noqa: F401
 from work_support import desk  # noqa: F401
 
