@@ -205,14 +205,14 @@ def simple(cost: dict[str, float]) -> list[str]:
     return [name for name in cost if name not in ("ours", "ideal")]
 
 
-def grow(stage: str, rounds: int, figures: Path) -> Iterator[str]:
+def grow(stage: str, rounds: int, most: int | None, figures: Path) -> Iterator[str]:
     """The table of a stage, line by line; its figure comes last."""
     make, unit, growing = STAGES[stage]
     known: dict[Case, dict[str, float]] = {}  # one case stands under everything that grows
     panels, legend = [], [("ours", COLOURS["ppo"], False), ("ideal", MUTED, True)]
     for axis, cases, number in growing:
-        points = []
-        for case in cases:
+        drawn = []
+        for case in cases[:most]:
             if case not in known:
                 known[case] = turns(make(case), rounds)
             if len(known) == 1 and not panels:
@@ -220,11 +220,11 @@ def grow(stage: str, rounds: int, figures: Path) -> Iterator[str]:
                 head = ["what grows", "to", "ours, ms", "ideal", "reached", *(f"{name} | beside ours" for name in simple(known[case]))]
                 top = f"| {' | '.join(head)} |"
                 yield top + "\n" + "|---" * (top.count("|") - 1) + "|"
-            points.append((number(case), known[case]))
-            yield row(axis, *points[-1])
-        x = [grown for grown, _ in points]
-        drawn = [Line(name, shade, x, [cost[name] for _, cost in points], dashed=dashed, points=True) for name, shade, dashed in legend]
-        panels.append(lines(axis[:1].upper() + axis[1:], drawn, "", logarithmic=True))
+            drawn.append((number(case), known[case]))
+            yield row(axis, *drawn[-1])
+        x = [grown for grown, _ in drawn]
+        curves = [Line(name, shade, x, [cost[name] for _, cost in drawn], dashed=dashed, points=True) for name, shade, dashed in legend]
+        panels.append(lines(axis[:1].upper() + axis[1:], curves, "", logarithmic=True))
     figures.mkdir(parents=True, exist_ok=True)
     (figures / f"growth-{stage}.svg").write_text(file(f"CPU milliseconds {unit}", panels, legend), encoding="utf-8")
 
@@ -234,13 +234,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="turns that count")
     parser.add_argument("--only", choices=tuple(STAGES), nargs="*", default=tuple(STAGES))
+    parser.add_argument("--points", type=int, help="only so many of what grows, from the smallest")
     parser.add_argument("--figures", type=Path, default=Path(__file__).parent.parent / "docs" / "figures", help="folder of the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     for stage in options.only:
         print(f"\n{stage}, CPU milliseconds {STAGES[stage][1]}", flush=True)
-        for line in grow(stage, options.rounds, options.figures):
+        for line in grow(stage, options.rounds, options.points, options.figures):
             print(line, flush=True)
 
 
