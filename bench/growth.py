@@ -1,7 +1,7 @@
 """How cost grows: K from 2 to 16, completions, model and vocabulary, for reward training, sampling and PPO, ours beside the ideal.
 
     python bench/growth.py                         # all of it, tables and docs/figures/*.svg: some minutes of one core
-    python bench/growth.py --only sampling --rounds 1 --figures /tmp/figures
+    python bench/growth.py --only sampling --rounds 1 --figures figures
 
 One size grows, the others stay: K = 4, completions of 24 tokens to prompts of 96, a Llama of 128 and four layers with random
 weights, 1,024 tokens known. The ideal is the FLOPs that must be done, each token once, at the rate of a large matrix product

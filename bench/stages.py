@@ -1,7 +1,7 @@
 """Stages of the demo in two checkouts, taking turns: what each phase costs here and there.
 
-    git worktree add /tmp/before d9b25fc && python bench/stages.py /tmp/before
-    python bench/stages.py /tmp/before . --rounds 5 --only reward ppo
+    git worktree add ../before d9b25fc && python bench/stages.py ../before
+    python bench/stages.py ../before . --rounds 5 --only reward ppo
 
 Every stage of the preset `demo` is made with a fixed small part of its work by one process of each checkout, from the same
 files, which the second checkout has made. A first turn warms up and shows that both compute the same: the loss of the first
@@ -29,16 +29,16 @@ from typing import Any
 from sides import ROOT, Answer, Side, Work, asked
 
 LESS: dict[str, dict[str, int]] = {
-    "run": {"words": 150_000, "ranking_prompts": 200, "ppo_prompts": 1024, "processes": 1},
+    "run": {"words": 150_000, "ranking_prompts": 200, "ppo_prompts": 512, "processes": 1},
     "pretrain": {"tokens": 62_000},
     "start": {"epochs": 2},
     "sft": {"epochs": 2},
-    "ppo": {"episodes": 1024},
-    "ppo_ptx": {"episodes": 1024},
+    "ppo": {"episodes": 512},
+    "ppo_ptx": {"episodes": 512},
     "exam": {"prompts": 100, "truth_samples": 1, "toxicity_prompts": 75, "exercises": 75, "documents": 75},
 }
 """What is changed of the demo, so that a turn takes a minute."""
-TIMES = {"pretrain": 50, "start": 5, "candidates": 25, "reward": 25, "sft": 5, "ppo": 12, "ppo_ptx": 12, "exam": 16, "exam, prompted": 4}
+TIMES = {"pretrain": 50, "start": 5, "candidates": 25, "reward": 25, "sft": 5, "ppo": 24, "ppo_ptx": 24, "exam": 16, "exam, prompted": 4}
 """How many times a turn's work the demo does. The exam is put to four models, and in part to the prompted base."""
 PARTS: dict[str, dict[str, Sequence[str]]] = {
     "train.pretrain": {"forward and backward": ["language_loss"], "optimizer": ["descend"], "validation": ["validation_loss"]},
@@ -55,8 +55,9 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
     "evaluate.small_world": {"answers": ["answers"], "continuations": ["continuations"], "likelihood of text": ["text_logp"]},
 }
 """The functions that do each phase, by module; a checkout has all names or one of them."""
-ONCE = ("all else", "parity")
-"""Phases whose work does not grow with the stage's: loading, reading and saving, the check before the first update."""
+ONCE = {"all else", "parity"}
+"""Phases whose work does not grow with the stage's: loading, reading and saving, the check before the first update. Reward training
+scores once, too, what its offset is made of."""
 AGREE = {"loss/train": 1e-3, "completion/length": 1.0}
 
 
@@ -180,7 +181,7 @@ def rows(name: str, before: Sequence[Answer], now: Sequence[Answer]) -> Iterator
     for phase in sorted(phases, key=lambda phase: phase == "all else"):
         seconds = middle(before, phase), middle(now, phase)
         yield phase, *seconds
-        times = 1 if phase in ONCE else TIMES[name]
+        times = 1 if phase in ONCE or (name, phase) == ("reward", "score") else TIMES[name]
         whole = [sum_ + times * part for sum_, part in zip(whole, seconds, strict=True)]
     yield f"**the demo's {name}**", *whole
 
