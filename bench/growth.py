@@ -31,7 +31,7 @@ from gpu import build, updates
 from ppo import PAD, number_words, tokenizer_holder
 
 from instructgpt.data.batches import Example
-from instructgpt.data.tasks import Order, Task
+from instructgpt.data.rankings import Order, Task
 from instructgpt.generate.engine import sample
 from instructgpt.models.load import parameters
 from instructgpt.models.scalar import ScalarModel
@@ -224,7 +224,7 @@ def grow(stage: str, rounds: int, most: int | None, figures: Path) -> Iterator[s
             yield row(axis, *drawn[-1])
         x = [grown for grown, _ in drawn]
         curves = [Line(name, shade, x, [cost[name] for _, cost in drawn], dashed=dashed, points=True) for name, shade, dashed in legend]
-        panels.append(lines(axis[:1].upper() + axis[1:], curves, "", logarithmic=True))
+        panels.append(lines(axis[:1].upper() + axis[1:], curves, "", sizes=x, powers=True))
     figures.mkdir(parents=True, exist_ok=True)
     (figures / f"growth-{stage}.svg").write_text(file(f"CPU milliseconds {unit}", panels, legend), encoding="utf-8")
 

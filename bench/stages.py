@@ -50,7 +50,7 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
         "parity": ["check_parity"],
         "policy and value update": ["improve"],
         "pretraining text": ["pretraining_step"],
-        "optimizer": ["descend", "average"],
+        "optimizer": ["descend", "average", "move_average"],
     },
     "evaluate.small_world": {"answers": ["answers"], "continuations": ["continuations"], "likelihood of text": ["text_logp"]},
 }
@@ -101,7 +101,7 @@ def checkout(folder: Path) -> Work:
     watch.put_on(ScalarModel, "score", "score")
     told = json.loads((folder / "demo.json").read_text())
     config = pipeline.RunConfig(out=folder / "made", stages=told["stages"], **told["run"])
-    stages = pipeline.plan(config)
+    stages = named(pipeline, "plan", "stage_configs")(config)
     works = stage_works(pipeline, config, stages)
 
     def work(name: str) -> Any:
@@ -121,6 +121,11 @@ def checkout(folder: Path) -> Work:
     return work
 
 
+def named(module: Any, *names: str) -> Any:
+    """A function of a checkout by one of the names it has had."""
+    return next(getattr(module, name) for name in names if hasattr(module, name))
+
+
 def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str, Callable[[Path], Any]]:
     """What makes each stage into a directory."""
     from instructgpt.evaluate.candidates import gather_candidates
@@ -135,7 +140,7 @@ def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str,
     sampled = stages["world"].model_copy(update={"prompts": prompts, "part": 0, "parts": 1})
     works["candidates"] = lambda out: gather_candidates(sampled.model_copy(update={"out": out}), config.seed)
     for name, model, folder in (("exam", "sft", "start"), ("exam, prompted", "prompted", "base")):
-        works[name] = lambda out, model=model, folder=folder: pipeline.question_one(
+        works[name] = lambda out, model=model, folder=folder: named(pipeline, "question_one", "examine")(
             model, config.out / folder, out, config.seed, stages["exam"], config.device
         )
     return works

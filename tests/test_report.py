@@ -270,7 +270,7 @@ def test_thinning_keeps_the_mean():
 
 
 def test_a_power_is_a_straight_line_on_logarithmic_axes():
-    drawn = lines("t", [Line("square", "#3f88c5", (2, 4, 16), (4, 16, 256), points=True)], "x", logarithmic=True)
+    drawn = lines("t", [Line("square", "#3f88c5", (2, 4, 16), (4, 16, 256), points=True)], "x", sizes=(2, 4, 16), powers=True)
     path = re.search(r'<path d="([^"]+)"[^>]*stroke: var\(--sft', drawn)[1]
     (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, at)) for at in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)]
     assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=0.02)  # 16 is three doublings from 2

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from instructgpt.report.words import COLOURS, PLAIN, number, palette
 
@@ -161,32 +161,45 @@ def _top(entries: Sequence[Bar], mark: float | None) -> float:
     return max([*ends, mark or 0]) or 1.0
 
 
-def lines(title: str, entries: Sequence[Line], xlabel: str, *, floor: float | None = None, logarithmic: bool = False) -> str:
+def lines(
+    title: str, entries: Sequence[Line], xlabel: str, *, floor: float | None = None, sizes: Sequence[float] = (), powers: bool = False
+) -> str:
     """Curves over a common axis; `floor` is where the vertical axis must begin.
 
-    With logarithmic axes a power is a straight line, and the numbers below are those that were measured.
+    With `sizes` the axis is logarithmic, with a mark at each of them, and intervals are strokes at the points. With `powers`, too,
+    the vertical one is as well, so that a power is a straight line.
     """
     ax, canvas = _axes(title, left=44, height=190, bottom=36)
     for entry in entries:
         style = {"dashes": (3, 2)} if entry.dashed else {}
         ax.plot(entry.x, entry.y, color=entry.colour, linewidth=1.6, marker="o" if entry.points else None, markersize=3, **style)
-        if entry.low is not None and entry.high is not None:
+        if entry.low is not None and entry.high is not None and sizes:
+            ax.vlines(entry.x, entry.low, entry.high, color=entry.colour, linewidth=1.2, alpha=0.8)
+        elif entry.low is not None and entry.high is not None:
             ax.fill_between(entry.x, entry.low, entry.high, color=entry.colour, alpha=0.18, linewidth=0)
     ax.set_xlabel(xlabel, fontsize=FONT - 1, labelpad=2)
-    if logarithmic:
-        ax.set(xscale="log", yscale="log")
-        ax.xaxis.set_major_locator(FixedLocator(sorted({x for entry in entries for x in entry.x})))
+    if sizes:
+        ax.set_xscale("log")
+        ax.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
+        ax.set_xticks(list(sizes), [_size(size) for size in sizes], minor=False)
+        ax.xaxis.set_minor_locator(NullLocator())
+    for axis in (ax.yaxis,) if sizes else (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    if powers:
+        ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.minorticks_off()
-    else:
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}" if logarithmic else _tick(value)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
     ax.grid(axis="y", color=LINE, linewidth=0.6)
     if floor is not None:
         ax.set_ylim(bottom=floor)
     return _svg(canvas, title)
+
+
+def _size(value: float) -> str:
+    """A number on a logarithmic axis: parameters in millions and billions."""
+    return f"{value / 1e9:g}B" if value >= 1e9 else f"{value / 1e6:g}M" if value >= 1e6 else f"{value:,.6g}"
 
 
 def _tick(value: float) -> str:
