@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from instructgpt.config import StageConfig, did_you_mean, make_config
+from instructgpt.config import WITHOUT_TRAINING, StageConfig, did_you_mean, make_config
 from instructgpt.data.split import held_out
 from instructgpt.evaluate import small_world
 from instructgpt.evaluate.candidates import CandidatesConfig, gather_candidates
@@ -54,7 +54,7 @@ class RunConfig(StageConfig):
     """The whole paper. Sizes of the small world, or files; what the stages are told stands in the file's other sections."""
 
     stage: ClassVar[str] = "run"
-    lacks: ClassVar[frozenset[str]] = frozenset({"lora", "memory"})
+    lacks: ClassVar[frozenset[str]] = WITHOUT_TRAINING
 
     out: Path = Field(Path("runs/demo"), description="the directory that holds every stage's directory")
     data: Path = Field(Path(), description="folder in which the files named in a configuration file are found")

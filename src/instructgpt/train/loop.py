@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -108,6 +109,40 @@ def language_loss(model: Any, examples: Sequence[Example], *, weight: float = 1.
             f"the loss is {loss.item()}{where}: the learning rate is likely too high, or the weights it started from are damaged"
         )
     return float(loss)
+
+
+class Best:
+    """The weights that a stage saves: those that validated best so far, or the last ones. Without `best` it keeps nothing."""
+
+    def __init__(self, model: nn.Module, keep: Literal["best", "last"], state: Mapping[str, Any] | None = None) -> None:
+        """Begin, or go on from what a checkpoint holds.
+
+        Args:
+            model: what is trained; keep: which of its weights are wanted.
+            state: what `state` said.
+        """
+        self.model, self.keep = model, keep
+        self.quality, self.place = float("-inf"), 0
+        self.weights: dict[str, Any] = {}
+        if state:
+            self.quality, self.place = state["quality"], state["place"]
+            self.weights = placed(state["weights"], model.state_dict())
+
+    def judge(self, quality: float, place: int) -> None:
+        """Remember the weights as they are at this step or epoch, if they validate better than all before. NaN is never better."""
+        if self.keep == "last":
+            self.place = place
+        elif quality > self.quality:
+            self.quality, self.place, self.weights = quality, place, copy.deepcopy(self.model.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"quality": self.quality, "place": self.place, "weights": self.weights}
+
+    def put_back(self) -> None:
+        """Give the model the best weights."""
+        if self.weights:
+            self.model.load_state_dict(self.weights)
 
 
 def state_of(models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], **more: Any) -> dict[str, Any]:
