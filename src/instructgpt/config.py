@@ -48,8 +48,8 @@ class StageConfig(Options):
         2, ge=1, description="how many checkpoints are kept while the stage runs; of a damaged one the one before it serves"
     )
     lora: int = Field(0, ge=0, description="rank of low-rank adapters, trained instead of the weights; 0 trains all weights")
-    memory: tuple[Literal["bf16", "checkpointing", "adam8bit"], ...] = Field(
-        (), description="what is done to need less memory: bf16, checkpointing, adam8bit, or several"
+    memory: tuple[Literal["bf16", "checkpointing", "adam8bit", "offload"], ...] = Field(
+        (), description="what is done to need less memory: bf16, checkpointing, adam8bit, offload, or several"
     )
 
 

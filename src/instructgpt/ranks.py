@@ -37,7 +37,12 @@ def all_ranks() -> Ranks:
 
 def ranks_of(model: Any) -> Ranks:
     """Those who hold the parts of a model; this process alone, where it is not sharded."""
-    return all_ranks() if hasattr(model, INSIDE) else ALONE
+    return all_ranks() if is_divided(model) else ALONE
+
+
+def is_divided(model: Any) -> bool:
+    """Whether a model has to be entered as a whole, by all who hold it."""
+    return hasattr(model, INSIDE)
 
 
 def enter(model: Any, function: Callable[..., T], *arguments: Any) -> T:

@@ -22,7 +22,7 @@ _cast: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
 
 
 def need_less(model: Any, words: Collection[str]) -> None:
-    """Do to a model what the words say: `bf16`, `checkpointing` (other words are the optimizer's). Its copies are like it.
+    """Do to a model what the words say: `bf16`, `checkpointing` (other words are the optimizer's, and `shard`'s). Its copies are like it.
 
     Raises:
         BadInput: transformers has no layers for this family that can be computed again.
@@ -114,6 +114,12 @@ def recomputed(kind: type[nn.Module]) -> type[nn.Module]:
         return checkpoint(kind.forward, self, *inputs, use_reentrant=False, **more)
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that can be had: what is free, and what torch has taken and does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def slow_here(device: torch.device, words: Collection[str]) -> str | None:

@@ -27,12 +27,14 @@ def adam(model: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-8, memo
     """AdamW with the paper's betas on what is trained in a model. Weight decay acts on matrices only.
 
     Raises:
-        BadInput: `adam8bit` is among what is done to need less memory, and the library for it is not installed.
+        BadInput: `adam8bit` is among what is done to need less memory, and does not go with the rest, or is not installed.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     others = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if {"adam8bit", "offload"} <= set(memory):
+        raise BadInput("--memory adam8bit: not with offload, whose Adam computes on the CPU; leave one of the words out")
     if "adam8bit" in memory:
         small: torch.optim.Optimizer = eight_bit_adam()(groups, lr=0.0, betas=ADAM_BETAS, eps=eps)
         return small

@@ -83,7 +83,7 @@ def train(config: PretrainConfig) -> None:
     run = Run.start(config, parents)
     if run.finished:
         return
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.memory)
     if warning := slow_here(device, config.memory):
         run.say(warning)
     skipped = Skipped()
@@ -95,7 +95,7 @@ def train(config: PretrainConfig) -> None:
     model = new_model(config, render).to(device)
     use_packed_attention(model)
     need_less(model, config.memory)
-    shard(model)
+    shard(model, memory=config.memory)
     optimizer = adam(model, weight_decay=config.weight_decay, memory=config.memory)
 
     state = run.restore()

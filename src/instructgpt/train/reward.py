@@ -80,12 +80,12 @@ def train(config: RewardConfig) -> None:
     run = Run.start(config, parents)
     if run.finished:
         return
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.memory)
     if warning := slow_here(device, config.memory):
         run.say(warning)
     reward = begun(config, device, config.seed)
     training, validation, shift_to_zero = load_data(config, reward, run)
-    shard(reward.model)
+    shard(reward.model, memory=config.memory)
     state = run.restore()
     fit(reward, training, validation, config, run, state)
     compute_in_float32(reward.model)  # the offset is that of the model as it will be loaded
@@ -246,7 +246,7 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
     results: list[dict[str, float]] = []
     for fold, outside in enumerate(groups):
         reward = begun(config, device, config.seed + fold)
-        shard(reward.model)
+        shard(reward.model, memory=config.memory)
         fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {
             "held_out": accuracies(reward, some(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023

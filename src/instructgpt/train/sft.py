@@ -79,7 +79,7 @@ def train(config: SFTConfig) -> None:
     run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}))
     if run.finished:
         return
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.memory)
     if warning := slow_here(device, config.memory):
         run.say(warning)
     model, render = load_policy(config.base, device, config.dropout)
@@ -90,7 +90,7 @@ def train(config: SFTConfig) -> None:
     reward = load_reward_model(config.reward, device) if config.reward else None
     need_less(model, config.memory)
     model = with_adapters(model, config.lora, config.seed)
-    shard(model, *([reward.model] if reward else []))
+    shard(model, *([reward.model] if reward else []), memory=config.memory)
     trained, optimizer = held(model), adam(model, memory=config.memory)
 
     steps_an_epoch = -(-len(training) // config.batch)
