@@ -131,7 +131,7 @@ def train_both(kit, root: Path, name: str, memory: tuple[str, ...], stop: int | 
 
     sizes = ("--epochs", 2, "--batch", 7, "--lr", 3e-3, "--reward", kit.reward, "--max-tokens", 5)
     commands = {
-        sft.train: kit.sft(root / name / "sft", sizes),
+        sft.train: kit.sft(root / name / "sft", *sizes),
         ppo.train: kit.ppo(root / name / "ppo", "--lr", 1e-3, "--value-lr", 1e-2, "--ema", 0.5, "--minibatch", 2),
     }
     for train, command in commands.items():
