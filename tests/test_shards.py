@@ -116,8 +116,14 @@ def test_both_ranks_have_all_completions_and_they_differ(sampled):
 # --- weights that wait on the CPU ----------------------------------------------------------------------------------
 
 
-def train_both(kit, root: Path, name: str, memory: tuple[str, ...], stop: int | None, _: StageConfig) -> None:
-    """What each rank does: SFT and PPO, several microbatches a step; stopped, or to the end."""
+def train_all(kit, root: Path, plans: list[tuple[str, int | None]], _: StageConfig) -> None:
+    """What each rank does: SFT and PPO for each plan, several microbatches a step; stopped after a step, or to the end."""
+    for name, stop in plans:
+        train_both(kit, root, name, stop)
+
+
+def train_both(kit, root: Path, name: str, stop: int | None) -> None:
+    memory = () if name == "without" else ("offload",)
     batches.MICROBATCH_TOKENS["cpu"] = 60
     sharding.HELD_WHOLE = sharding.GATHERED_TOGETHER = 0
     sharding.GATHERED_SHARE = 0.0 if name == "offload" else 0.5
@@ -155,11 +161,8 @@ def trained(tmp_path_factory):
         for module, name in ((sharding, "GATHERED_TOGETHER"), (sharding, "HELD_WHOLE"), (run_module, "CHECKPOINT_SECONDS")):
             patch.setattr(module, name, 0)
         patch.setattr(sharding, "GATHERED_SHARE", 0.5)
-        launch(partial(train_both, kit, root, "without", (), None), config, 2)
-        launch(partial(train_both, kit, root, "offload", ("offload",), 2), config, 2)
-        launch(partial(train_both, kit, root, "offload", ("offload",), None), config, 2)
-        for stop in (2, None):
-            _start_ranks(partial(train_both, kit, root, "alone", ("offload",), stop), config, 1, PATIENCE)
+        launch(partial(train_all, kit, root, [("without", None), ("offload", 2), ("offload", None)]), config, 2)
+        _start_ranks(partial(train_all, kit, root, [("alone", 2), ("alone", None)]), config, 1, PATIENCE)
     return root
 
 
