@@ -37,7 +37,7 @@ from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.train.parallel import launch
 from instructgpt.world import SimulatedLabelers, World
 
-WORDS, PROMPTS, PPO_PROMPTS = 120_000, 240, 1_000
+WORDS, PROMPTS, PPO_PROMPTS = 60_000, 240, 1_000
 STAGES = {"pretrain": pretrain.train, "sft": sft.train, "reward": reward.train, "ppo": ppo.train}
 UPDATES = 3
 
@@ -136,11 +136,13 @@ def main() -> None:
         config = make_config(RunConfig, options_for(RunConfig, preset_text("demo"), "demo"), {"out": Path(folder)})
         make_files(config)
         stages = plan(config)
-        steps_of(["pretrain"], stages, Path(folder), stages["base"])
+        if names != ["pretrain"]:
+            steps_of(["pretrain"], stages, Path(folder), stages["base"])
         made = Path(folder) / "pretrain"
         for name, places in (("start", ("base",)), ("reward", ("base",)), ("ppo", ("policy",))):
             stages[name] = stages[name].model_copy(update=dict.fromkeys(places, str(made)))
-        steps_of(["reward"], stages, Path(folder), stages["base"])
+        if "ppo" in names:
+            steps_of(["reward"], stages, Path(folder), stages["base"])
         stages["ppo"] = stages["ppo"].model_copy(update={"reward": Path(folder) / "reward"})
         turns: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for _ in range(options.rounds):

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from instructgpt.errors import BadInput
 from instructgpt.models.adapters import trunk
+from instructgpt.ranks import on_gpus
 
 CONTEXTS = "_bf16_contexts"
 _cast: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
@@ -43,7 +44,7 @@ def compute_in_bf16(model: Any) -> None:
     inner.computes_in_bf16 = True
     inner.register_forward_pre_hook(_enter)
     inner.register_forward_hook(_leave, always_call=True)
-    if inner.device.type == "cuda":
+    if inner.device.type == "cuda" or on_gpus():
         torch.set_float32_matmul_precision("high")
 
 
@@ -124,6 +125,6 @@ def free_bytes(device: torch.device) -> int:
 
 def slow_here(device: torch.device, words: Collection[str]) -> str | None:
     """A line for whoever asked for bf16 on a processor that has no instructions for it."""
-    if "bf16" not in words or device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if "bf16" not in words or device.type != "cpu" or on_gpus() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return "this CPU has no bf16 products: --memory bf16 computes up to 60 times slower here than without the word"

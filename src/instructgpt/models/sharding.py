@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from instructgpt.models.load import parameters
 from instructgpt.models.memory import free_bytes
-from instructgpt.ranks import INSIDE, all_ranks, any_says
+from instructgpt.ranks import INSIDE, all_ranks, any_says, on_gpus
 
 HELD_WHOLE = 25_000_000
 """Models of fewer parameters are held whole by every rank (`docs/performance.md`, several processes)."""
@@ -52,9 +52,8 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
-    cuda = "nccl" in dist.get_backend_config()
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    policy = CPUOffloadPolicy(pin_memory=cuda) if offload else OffloadPolicy()
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpus() else torch.device("cpu")
+    policy = CPUOffloadPolicy(pin_memory=on_gpus()) if offload else OffloadPolicy()
     for model in models:
         if parameters(model) < HELD_WHOLE and not offload:
             model.to(device)
