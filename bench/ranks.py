@@ -29,7 +29,7 @@ import torch
 
 from instructgpt import run as run_module
 from instructgpt.config import StageConfig, make_config, options_for, preset_text
-from instructgpt.pipeline import RunConfig, plan, world_files
+from instructgpt.pipeline_config import RunConfig, stage_configs, world_files
 from instructgpt.ranks import all_ranks
 from instructgpt.records import Ranking, write_records
 from instructgpt.run import Run
@@ -59,7 +59,10 @@ def make_files(config: RunConfig) -> None:
 
 def short(stages: dict[str, Any], folder: Path) -> dict[str, StageConfig]:
     """The demo's stages, with its sizes and few steps."""
-    base, few = stages["base"], {"out": folder / "pretrain", "processes": 1, "tokens": 30 * stages["base"].batch * stages["base"].window}
+    base, few = (
+        stages["pretrain"],
+        {"out": folder / "pretrain", "processes": 1, "tokens": 30 * stages["pretrain"].batch * stages["pretrain"].window},
+    )
     update = stages["ppo"].batch
     return {
         "pretrain": base.model_copy(update=few),
@@ -96,7 +99,7 @@ def measured(names: list[str], stages: dict[str, Any], count: int) -> dict[str, 
     """Seconds a step on the clock, of the rank that works most, and by phase; of each stage, made by so many ranks."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        launch(partial(steps_of, names, stages, folder), stages["base"], count)
+        launch(partial(steps_of, names, stages, folder), stages["pretrain"], count)
         ranks = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(count)]
         found = {}
         for name in names:
@@ -135,14 +138,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = make_config(RunConfig, options_for(RunConfig, preset_text("demo"), "demo"), {"out": Path(folder)})
         make_files(config)
-        stages = plan(config)
+        stages = stage_configs(config)
         if names != ["pretrain"]:
-            steps_of(["pretrain"], stages, Path(folder), stages["base"])
+            steps_of(["pretrain"], stages, Path(folder), stages["pretrain"])
         made = Path(folder) / "pretrain"
         for name, places in (("start", ("base",)), ("reward", ("base",)), ("ppo", ("policy",))):
             stages[name] = stages[name].model_copy(update=dict.fromkeys(places, str(made)))
         if "ppo" in names:
-            steps_of(["reward"], stages, Path(folder), stages["base"])
+            steps_of(["reward"], stages, Path(folder), stages["pretrain"])
         stages["ppo"] = stages["ppo"].model_copy(update={"reward": Path(folder) / "reward"})
         turns: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for _ in range(options.rounds):

@@ -166,7 +166,7 @@ def _run(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: T
 
 
 def _next_logits(model: Any, batch: Batch) -> Tensor:
-    return next_logits(model, hidden_states(model, batch)[batch.last])
+    return next_logits(model, hidden_states(model, batch, "last"))
 
 
 def _recompute(model: Any, prompts: Sequence[list[int]], uniforms: Tensor, choice: Choice) -> Iterator[Sample]:

@@ -13,9 +13,9 @@ import torch
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Batch, Example, token_budget
+from instructgpt.data.rankings import Task, tasks_of, token_groups
 from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
-from instructgpt.data.tasks import Task, tasks_of, token_groups
 from instructgpt.errors import BadInput
 from instructgpt.generate.engine import CPU_BYTES
 from instructgpt.models.load import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
@@ -208,7 +208,7 @@ def shared(examples: Sequence[Example]) -> list[Text]:
 
 def policy_numbers(model: Any, batch: Batch) -> Any:
     """What PPO measures of its policy: log-probabilities that are trained on, entropies that are seen."""
-    return completion_numbers(model, batch, functional.token_logp, ppo.spread)[0]
+    return completion_numbers(model, batch, functional.token_logp, ppo.entropy_seen)[0]
 
 
 def episodes(config: PPOConfig, policy: Any, told: Told) -> tuple[list[Example], list[str]]:
