@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from rich.table import Column, Table
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.evaluate import labels
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.contest import games_of, judged_games, reliability, with_people
@@ -110,7 +110,7 @@ def is_reward_model(source: str) -> bool:
     try:
         config = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise BadInput(f"--judge {source}: neither '{SIMULATED}' nor an address nor a model ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"--judge {source}: neither '{SIMULATED}' nor an address nor a model ({in_one_line(error, 300)})") from error
     return any("SequenceClassification" in name for name in config.architectures or ())
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from instructgpt.data.formats import Dropped
-from instructgpt.data.rankings import from_pairs
+from instructgpt.data.importing.rankings import from_pairs
+from instructgpt.data.importing.row import Dropped
 from instructgpt.errors import BadInput
 from instructgpt.evaluate import reward_bench, reward_bench_2
 from instructgpt.evaluate.cache import Cache
