@@ -34,6 +34,14 @@ def test_our_side_of_ppo_says_its_share_of_the_ideal():
     }
 
 
+def test_two_ranks_beside_one_process():
+    said = bench("ranks.py", "pretrain", "--rounds", "1")
+    one, two, ratio, of_work = next(line for line in said.splitlines() if line.startswith("| `pretrain` |")).split("|")[2:6]
+    assert abs(float(ratio) - float(one) / float(two)) < 0.05  # milliseconds are rounded
+    assert float(of_work) > 0
+    assert "| `pretrain`: forward |" in said
+
+
 def test_a_stage_that_is_killed_ends_as_one_that_is_not():
     said = bench("kills.py", "--only", "sft", "--kills", "1")
     row = next(line for line in said.splitlines() if line.startswith("| `sft`")).split("|")
