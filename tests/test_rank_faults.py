@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from faults_support import Kit, Started, here, logged, make_kit, wait_for
+from faults_support import Started, here, logged, wait_for
 
 from instructgpt.run import read_rows
 
@@ -49,11 +49,6 @@ SAYS = {
     "SIGKILL": rf"rank 1 died or hangs, .*; {GO_ON}",
     "SIGSTOP": rf"rank 1 died or hangs, after 8 s without an answer or a lost connection; {GO_ON}",
 }
-
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory) -> Kit:
-    return make_kit(tmp_path_factory.mktemp("kit"))
 
 
 def torchrun(*arguments: object, folder: Path, fault: str = "", ranks: int = 2) -> Started:
