@@ -294,7 +294,9 @@ def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
     assert mine["grades"][0]["score"] == 6
     assert mine["prompts"][0]["text"] == "by ada"
     assert client.post("/account/erase", data={"password": "wrong"}).status_code == 422
-    assert client.post("/account/erase", data={"password": GOOD}).status_code == 303
+    gone = client.post("/account/erase", data={"password": GOOD})
+    assert gone.status_code == 303
+    assert "has been erased" in client.get(gone.headers["location"]).text
     assert client.get("/account").status_code == 401
     assert client.post("/sign-in", data={"name": "Ada Lovelace", "password": GOOD}).status_code == 401
     with site.database.read() as db:
