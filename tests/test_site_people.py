@@ -41,14 +41,9 @@ from instructgpt.label.tables import (
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Prompt as PromptRecord
 
+DATABASES = ("sqlite",)
+
 GOOD = "correct horse battery"
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path)
-    yield made
-    made.database.close()
 
 
 @pytest.fixture

@@ -127,6 +127,6 @@ def _held(config: Any, examples: Sequence[Example], measure: Measure, scalar: bo
 
 def _without_numbers(batch: Batch, layout: Layout, empty: Callable[[Tensor], Tensor]) -> Batch:
     """The same batch of tensors without numbers; where its tokens stand is known already."""
-    blocks = tuple(Block(empty(b.own), empty(b.keys), None if b.sees is None else empty(b.sees)) for b in layout.blocks)
+    blocks = tuple(Block(empty(b.asks), empty(b.keys), None if b.sees is None else empty(b.sees)) for b in layout.blocks)
     tensors: dict[str, Any] = {name: empty(getattr(batch, name)) for name in ("tokens", "positions", "last", "predicts", "targets")}
     return replace(batch, **tensors, known={LAYOUT: Layout(blocks, empty(layout.places))})

@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from instructgpt.config import StageConfig
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import must_be_free, write_text, writing
 from instructgpt.run.card import model_card
 from instructgpt.run.phases import PHASES
@@ -37,11 +37,9 @@ from instructgpt.run.trackers import Tracker, check_installed, open_tracker
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
-KEPT = 2
-"""Checkpoints that are kept: should the last be damaged, the one before it serves."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track"}
+PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track", "checkpoints"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
 console = Console(highlight=False)
@@ -203,7 +201,7 @@ class Run:
             what(self._trackers[name])
         except Exception as error:  # whatever a service says of networks and accounts
             del self._trackers[name]
-            self.say(f"[yellow]{name} has failed and hears no more: {escape(' '.join(str(error).split())[:200])}[/]")
+            self.say(f"[yellow]{name} has failed and hears no more: {escape(in_one_line(error, 200))}[/]")
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled completions to samples.jsonl."""
@@ -241,7 +239,7 @@ class Run:
     def _keep_few(self, step: int) -> None:
         """Remove all checkpoints but the last ones: those before them, and damaged ones of later steps."""
         written = sorted(self._checkpoints.glob("step-*"))
-        last = [folder for folder in written if folder.name <= f"step-{step:08d}"][-KEPT:]
+        last = [folder for folder in written if folder.name <= f"step-{step:08d}"][-self.config.checkpoints :]
         for folder in written:
             if folder not in last:
                 shutil.rmtree(folder)
