@@ -28,7 +28,7 @@ from instructgpt.models.adapters import trunk, with_adapters
 from instructgpt.models.load import completion_logp, load_policy
 from instructgpt.models.memory import need_less
 from instructgpt.ranks import all_ranks
-from instructgpt.run import Run, read_rows
+from instructgpt.run import Run, read_logged
 from instructgpt.train import ppo, sft
 from instructgpt.train.loop import adam
 from instructgpt.train.parallel import PATIENCE, _start_ranks, launch
@@ -171,7 +171,7 @@ def trained(tmp_path_factory):
 def test_weights_that_wait_on_the_cpu_learn_the_same(name, stage, trained):
     one, other = (trained / folder / stage for folder in (name, "without"))
     assert_same_tensors(weights_of(one), weights_of(other), tolerance=1e-5)
-    rows, others = read_rows(one / "metrics.jsonl"), read_rows(other / "metrics.jsonl")
+    rows, others = read_logged(one / "metrics.jsonl"), read_logged(other / "metrics.jsonl")
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for row, same in zip(rows, others, strict=True):
         row["seconds"] = same["seconds"]
