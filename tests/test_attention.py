@@ -13,7 +13,7 @@ from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 
 from instructgpt.data import batches
 from instructgpt.data.batches import Example, collate
-from instructgpt.data.tasks import Order, Task
+from instructgpt.data.rankings import Order, Task
 from instructgpt.models import attention
 from instructgpt.models.attention import PACKED, hidden_states, use_packed_attention
 from instructgpt.models.load import load_policy, save_policy

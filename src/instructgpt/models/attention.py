@@ -162,7 +162,7 @@ def reads_few(kind: type[nn.Module]) -> type[nn.Module]:
         more = {name: picked(given) for name, given in more.items()} | {"layout": keys.reading.layout}
         result = kind.forward(self, picked(states), *map(picked, inputs), **more)
         keys.in_last, keys.kept = False, None
-        return F.embedding(keys.reading.among, result[0])[None]
+        return F.embedding(keys.reading.among[None], result[0])  # no view of something: FSDP hangs its gathering on what comes out
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 

@@ -13,9 +13,9 @@ import torch
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Batch, Example, token_budget
+from instructgpt.data.rankings import Task, tasks_of, token_groups
 from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
-from instructgpt.data.tasks import Task, tasks_of, token_groups
 from instructgpt.errors import BadInput
 from instructgpt.generate.engine import CPU_BYTES
 from instructgpt.models.load import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
@@ -33,6 +33,7 @@ from instructgpt.train.sft import SFTConfig, pretraining_rows
 HOLES = 2.0
 """Bytes of the C library's heap that nothing fits into, beside the bytes of the trained weights: moments and gradients come to lie where
 activations were, so that these need new room. Measured on Linux (docs/performance.md)."""
+BEST = "the weights that validated best"
 STATED_RECORDS = 256
 STATED_K = 4
 
@@ -155,7 +156,7 @@ def plan_sft(config: SFTConfig, told: Told) -> Plan:
         phases.append(joined("pretraining text", both))
         activations = max(activations, more.peak)
     phases.append(optimizer(network.shape.parameters))
-    moment = trained(network, activations, told, more={"the best epoch's weights": network.shape.bytes if config.epochs > 1 else 0})
+    moment = trained(network, activations, told, more={BEST: network.shape.bytes if config.keep == "best" and config.epochs > 1 else 0})
     step = f"an optimizer step of {batch} demonstrations"
     return Plan(stage="sft", step=step, steps=-(-count // config.batch) * config.epochs, phases=phases, moments={"updating": moment})
 
@@ -166,7 +167,8 @@ def plan_pretrain(config: PretrainConfig, told: Told) -> Plan:
     phases, holds = training(network, stated(config.batch, 1, [config.window]), 1.0, told, ("forward", "backward"))
     phases.append(optimizer(network.shape.parameters))
     step = f"an optimizer step of {config.batch} windows"
-    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments={"updating": trained(network, holds.peak, told)})
+    moment = trained(network, holds.peak, told, more={BEST: network.shape.bytes if config.keep == "best" else 0})
+    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments={"updating": moment})
 
 
 def plan_reward(config: RewardConfig, told: Told) -> Plan:
@@ -194,7 +196,8 @@ def plan_reward(config: RewardConfig, told: Told) -> Plan:
     phases = [*(phase.times(1 / told.ranks) for phase in phases), optimizer(network.shape.parameters)]
     step = f"an optimizer step of {batch} prompts"
     steps = -(-count // config.batch) * config.epochs
-    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments={"updating": trained(network, holds.peak, told)})
+    moment = trained(network, holds.peak, told, more={BEST: network.shape.bytes if config.keep == "best" else 0})
+    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments={"updating": moment})
 
 
 def shared(examples: Sequence[Example]) -> list[Text]:
@@ -205,7 +208,7 @@ def shared(examples: Sequence[Example]) -> list[Text]:
 
 def policy_numbers(model: Any, batch: Batch) -> Any:
     """What PPO measures of its policy: log-probabilities that are trained on, entropies that are seen."""
-    return completion_numbers(model, batch, functional.token_logp, ppo.spread)[0]
+    return completion_numbers(model, batch, functional.token_logp, ppo.entropy_seen)[0]
 
 
 def episodes(config: PPOConfig, policy: Any, told: Told) -> tuple[list[Example], list[str]]:
