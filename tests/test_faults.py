@@ -84,7 +84,7 @@ def test_files_that_are_no_files(kit, command, tmp_path, out):
     write(tmp_path / "empty.jsonl", [])
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "d.txt", ["text"])
-    assert "neither a JSON-lines" in command(*kit.sft(out, "--data", tmp_path / "folder" / "d.csv")).complaint(2)
+    assert "no such file" in command(*kit.sft(out, "--data", tmp_path / "folder" / "d.csv")).complaint(2)
     for name, said in {"gone.jsonl": "o such file", "latin.jsonl": "not UTF-8 text", "empty.jsonl": "no demonstration in it"}.items():
         told = command(*kit.sft(out, "--data", tmp_path / name)).complaint(2)
         assert said in told
