@@ -47,7 +47,10 @@ def copied(folder, tmp_path):
     [
         ('{"prompt": "x", "completion": ', ":2: not valid JSON"),
         ("[1, 2]", ":2: expected a JSON object, found list"),
-        ({"question": "x", "answer": "y"}, ":2: column 'completion' is missing (columns found: question, answer)"),
+        (
+            {"question": "x", "answer": "y"},
+            ":2: column 'completion' is missing (columns found: question, answer); 'data import' reads other formats",
+        ),
         ({"prompt": "x", "completion": 3}, ":2: column 'completion': Input should be a valid string"),
         ({"prompt": "  ", "completion": "y"}, ":2: 'prompt' is empty"),
         ({"completion": "y"}, ":2: expected either 'prompt' (text) or 'messages'"),
@@ -200,7 +203,7 @@ def test_directories_that_are_no_model(kit, command, monkeypatch, tmp_path, out)
     for model, said in {
         tmp_path / "gone": "no such directory",
         tmp_path / "empty": "no tokenizer in this model directory; save one there",
-        kit.corpus: "no such directory",
+        kit.corpus: "is a file, expected the directory of a model",
         "nosuchmodel": "there is no such directory, and no model of that name can be loaded from the hub",
         bare: "no tokenizer in this model directory",
         halved: "cannot be loaded",
