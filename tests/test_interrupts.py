@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults_support import EAGER, Kit, Started, here, logged, make_kit, snapshot, wait_for, write
+from faults_support import EAGER, Kit, Started, logged, snapshot, wait_for, write
 from safetensors.torch import load_file
 
 from instructgpt import run as run_module
@@ -33,16 +33,6 @@ exam: {prompts: 10, toxicity_prompts: 3, exercises: 3, documents: 3, max_tokens:
 """
 
 
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory) -> Kit:
-    return make_kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture
-def command(capsys):
-    return here(capsys)
-
-
 @pytest.fixture
 def eager(monkeypatch):
     """A checkpoint after every step."""
@@ -59,7 +49,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def steps_logged(folder: Path) -> list[int]:
-    return [row["step"] for row in run_module.read_rows(folder / "metrics.jsonl")]
+    return [row["step"] for row in run_module.read_logged(folder / "metrics.jsonl")]
 
 
 # --- stopped ---------------------------------------------------------------------------------------------------------

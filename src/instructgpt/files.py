@@ -21,19 +21,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.errors import BadInput, RunFailed, in_one_line
 
 
 class Skipped:
-    """Lines left out under --skip-bad, so that the count can be shown at the end."""
+    """Whether bad lines are left out (--skip-bad), and which were, so that the count can be shown at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: bool = True) -> None:
+        self.allowed = allowed
         self.reasons: list[str] = []
 
 
 def bad_line(where: str, error: ValueError, skipped: Skipped | None) -> None:
-    """Note a bad line where such lines are skipped; raise BadInput where they are not."""
-    if skipped is None:
+    """Note a bad line where such lines may be skipped; raise BadInput where they may not."""
+    if skipped is None or not skipped.allowed:
         raise BadInput(f"{where}: {error} (--skip-bad goes on without such lines)") from error
     skipped.reasons.append(f"{where}: {error}")
 
@@ -44,7 +45,7 @@ def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tupl
     Args:
         path: .jsonl; .csv or .tsv with a header; .txt (one document); .parquet; the name or directory of a Hugging Face data set.
             Any other file holds one object a line, or one list of objects. All but Parquet may be gzipped.
-        skipped: where given, bad lines are noted there and left out; otherwise the first one is an error.
+        skipped: where it allows it, bad lines are noted there and left out; otherwise the first one is an error.
 
     Raises:
         BadInput: the file cannot be read, or a line is not a JSON object.
@@ -149,6 +150,8 @@ def _table_rows(path: Path, skipped: Skipped | None) -> Iterator[tuple[str, dict
             row.pop("", None)  # the numbers that data frames write in front
             if None in row:
                 bad_line(place, ValueError(f"more cells than the header's {len(reader.fieldnames or ())}; put texts into quotes"), skipped)
+            elif None in row.values():
+                bad_line(place, ValueError("fewer cells than the header has columns; is the file cut off?"), skipped)
             else:
                 yield place, row
     except csv.Error as error:
@@ -171,9 +174,8 @@ def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
             loaded = datasets.load_dataset(str(path), split="train")
     except Exception as error:  # the library raises a dozen unrelated kinds
         raise BadInput(
-            f"{path}: neither a JSON-lines, CSV, text or Parquet file nor a data set that loads ({type(error).__name__}: {error})".split(
-                "\n"
-            )[0]
+            f"{path}: neither a JSON-lines, CSV, text or Parquet file nor a data set that loads "
+            f"({type(error).__name__}: {in_one_line(error, 300)})"
         ) from error
     for row in loaded:
         yield {key: value for key, value in row.items() if value is not None}

@@ -27,7 +27,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from scipy import optimize, sparse, special, stats
 
-from instructgpt.config import StageConfig
+from instructgpt.config import WITHOUT_TRAINING, StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.toxicity import TOXIC
 from instructgpt.records import Record, Skipped, read_all
@@ -56,7 +56,7 @@ class ToxicityConfig(StageConfig):
     """A toxicity scorer from texts whose toxicity is known."""
 
     stage: ClassVar[str] = "toxicity"
-    lacks: ClassVar[frozenset[str]] = frozenset({"lora", "memory"})
+    lacks: ClassVar[frozenset[str]] = WITHOUT_TRAINING
 
     data: tuple[Path, ...] = Field(description="texts with their toxicity: `text`, `toxicity` (0 to 1)")
     l2: float = Field(2e-5, gt=0, description="strength of the penalty on large weights")
@@ -195,7 +195,7 @@ def main(config: ToxicityConfig) -> Path:
     if run.finished:
         run.say(f"already finished: {config.out}")
         return config.out
-    skipped = Skipped() if config.skip_bad else None
+    skipped = Skipped(config.skip_bad)
     rows = read_all(ToxicText, config.data, skipped)
     texts, toxicity = [row.text for row in rows], np.array([row.toxicity for row in rows])
     folds = np.array([fold_of(text) for text in texts])

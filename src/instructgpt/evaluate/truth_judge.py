@@ -135,7 +135,7 @@ def train(kind: str, config: JudgeConfig) -> Path:
     run = Run.start(config, {"base": config.base} | by_name(data=config.data))
     if run.finished:
         return config.out
-    skipped = Skipped() if config.skip_bad else None
+    skipped = Skipped(config.skip_bad)
     parts = split(kind, read_all(Demonstration, config.data, skipped))
     parts["training"] = about(parts["training"], config.questions, config.seed)
     run.begin()
@@ -147,15 +147,12 @@ def train(kind: str, config: JudgeConfig) -> Path:
             base=config.base,
             data=(config.out / "training.jsonl",),
             validation=(config.out / "validation.jsonl",),
-            out=config.out / "model",
             epochs=config.epochs,
             batch=config.batch,
             lr=config.lr,
             dropout=0.0,
-            seed=config.seed,
-            device=config.device,
-            resume=config.resume,
             processes=config.processes,
+            **{name: getattr(config, name) for name in StageConfig.model_fields} | {"out": config.out / "model"},
         )
     )
     judge = Judge(kind, Subject.load(kind, config.out / "model", pick_device(config.device)), content_hash(config.out / "model"))

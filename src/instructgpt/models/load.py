@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from instructgpt import functional
 from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.data.render import Renderer
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.models.adapters import save_weights
 from instructgpt.models.adapters import trunk as trunk
 from instructgpt.models.attention import hidden_states, use_packed_attention
@@ -33,8 +33,10 @@ RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_
 """What the families call the dropout on the residual stream (GPT-2; GPT-NeoX and Falcon; others)."""
 
 
-def pick_device(name: str) -> torch.device:
-    """The device a model is loaded to: the one a stage runs on; with several ranks the CPU, from where each takes its part (see `shard`).
+def pick_device(name: str, memory: Collection[str] = ()) -> torch.device:
+    """The device a model is loaded to: the one a stage runs on; the CPU where `shard` takes it from there.
+
+    That is so with several ranks, and where the weights stay on the CPU (`offload` in `memory`).
 
     Raises:
         BadInput: the device is not there.
@@ -43,8 +45,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {name}: not a device that works here ({str(error).splitlines()[0]})") from error
-    return device if all_ranks().total == 1 else torch.device("cpu")
+        raise BadInput(f"--device {name}: not a device that works here ({in_one_line(error, 300)})") from error
+    return device if all_ranks().total == 1 and "offload" not in memory else torch.device("cpu")
 
 
 def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
@@ -69,7 +71,7 @@ def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
         if "ignore_mismatched_sizes" in str(error):
             raise BadInput(f"{source}: weights in the files have other shapes than config.json says; they are of two models") from error
         what = "cannot be loaded" if local else "there is no such directory, and no model of that name can be loaded from the hub"
-        raise BadInput(f"{source}: {what} ({' '.join(str(error).split())[:300]})") from error
+        raise BadInput(f"{source}: {what} ({in_one_line(error, 300)})") from error
 
 
 def load_renderer(source: Path | str) -> Renderer:
@@ -162,7 +164,7 @@ def completion_numbers(model: Any, batch: Batch, *measures: Callable[[Tensor, Te
         return [measure(logits, targets) for measure in measures]
 
     def numbers() -> list[Tensor]:
-        states = hidden_states(model, batch)[batch.predicts]
+        states = hidden_states(model, batch, "predicts")
         at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
         if len(states) <= at_once:
             return of(states, batch.targets)

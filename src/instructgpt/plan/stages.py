@@ -13,14 +13,14 @@ import torch
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Batch, Example, token_budget
+from instructgpt.data.rankings import Task, tasks_of, token_groups
 from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
-from instructgpt.data.tasks import Task, tasks_of, token_groups
 from instructgpt.errors import BadInput
 from instructgpt.generate.engine import CPU_BYTES
 from instructgpt.models.load import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
 from instructgpt.models.shape import FLOAT, Shape, Text, configuration
-from instructgpt.plan.dry import Held, logp, values
+from instructgpt.plan.dry import Held, logp, scores, values
 from instructgpt.plan.lengths import ended, read_sample, renderer, spread, stated
 from instructgpt.plan.work import Network, Phase, Plan, grouped, joined, optimizer, passes, predicted_in, sampling, texts_of
 from instructgpt.records import Demonstration, Prompt, Ranking
@@ -33,6 +33,7 @@ from instructgpt.train.sft import SFTConfig, pretraining_rows
 HOLES = 2.0
 """Bytes of the C library's heap that nothing fits into, beside the bytes of the trained weights: moments and gradients come to lie where
 activations were, so that these need new room. Measured on Linux (docs/performance.md)."""
+BEST = "the weights that validated best"
 STATED_RECORDS = 256
 STATED_K = 4
 
@@ -155,7 +156,7 @@ def plan_sft(config: SFTConfig, told: Told) -> Plan:
         phases.append(joined("pretraining text", both))
         activations = max(activations, more.peak)
     phases.append(optimizer(network.shape.parameters))
-    moment = trained(network, activations, told, more={"the best epoch's weights": network.shape.bytes if config.epochs > 1 else 0})
+    moment = trained(network, activations, told, more={BEST: network.shape.bytes if config.keep == "best" and config.epochs > 1 else 0})
     step = f"an optimizer step of {batch} demonstrations"
     return Plan(stage="sft", step=step, steps=-(-count // config.batch) * config.epochs, phases=phases, moments={"updating": moment})
 
@@ -166,13 +167,14 @@ def plan_pretrain(config: PretrainConfig, told: Told) -> Plan:
     phases, holds = training(network, stated(config.batch, 1, [config.window]), 1.0, told, ("forward", "backward"))
     phases.append(optimizer(network.shape.parameters))
     step = f"an optimizer step of {config.batch} windows"
-    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments={"updating": trained(network, holds.peak, told)})
+    moment = trained(network, holds.peak, told, more={BEST: network.shape.bytes if config.keep == "best" else 0})
+    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments={"updating": moment})
 
 
 def plan_reward(config: RewardConfig, told: Told) -> Plan:
     """The reward model: a step is a batch of prompts, each computed once for all its completions."""
     model = configuration(config.base)
-    network = Network(model, values, scalar=True)
+    network = Network(model, scores, scalar=True)
     if told.stated:
         tasks = [Task(told.examples()[row : row + 1] * STATED_K, (), "") for row in range(config.batch)]
         count = told.records or STATED_RECORDS
@@ -194,18 +196,19 @@ def plan_reward(config: RewardConfig, told: Told) -> Plan:
     phases = [*(phase.times(1 / told.ranks) for phase in phases), optimizer(network.shape.parameters)]
     step = f"an optimizer step of {batch} prompts"
     steps = -(-count // config.batch) * config.epochs
-    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments={"updating": trained(network, holds.peak, told)})
+    moment = trained(network, holds.peak, told, more={BEST: network.shape.bytes if config.keep == "best" else 0})
+    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments={"updating": moment})
 
 
 def shared(examples: Sequence[Example]) -> list[Text]:
     """Examples as texts, with every prompt once."""
     prompts = {tuple(example.prompt) for example in examples}
-    return [*(Text(len(prompt)) for prompt in prompts), *(Text(len(e.completion), len(e.prompt)) for e in examples)]
+    return [*(Text(len(prompt), read=0) for prompt in prompts), *(Text(len(e.completion), len(e.prompt), read=1) for e in examples)]
 
 
 def policy_numbers(model: Any, batch: Batch) -> Any:
     """What PPO measures of its policy: log-probabilities that are trained on, entropies that are seen."""
-    return completion_numbers(model, batch, functional.token_logp, ppo.spread)[0]
+    return completion_numbers(model, batch, functional.token_logp, ppo.entropy_seen)[0]
 
 
 def episodes(config: PPOConfig, policy: Any, told: Told) -> tuple[list[Example], list[str]]:
@@ -239,7 +242,7 @@ def plan_ppo(config: PPOConfig, told: Told) -> Plan:
     model, judge = configuration(config.policy), configuration(config.reward)
     policy = Network(model, policy_numbers)
     value = Network(judge if same_tokens(config.policy, config.reward) else configuration(config.policy), values, scalar=True)
-    reward = Network(judge, values, scalar=True)
+    reward = Network(judge, scores, scalar=True)
     batch, notes = episodes(config, model, told)
     mine = batch[:: told.ranks]
     prompts, completions = [len(e.prompt) for e in mine], [len(e.completion) for e in mine]
@@ -249,7 +252,8 @@ def plan_ppo(config: PPOConfig, told: Told) -> Plan:
     phases = sampling(policy.shape, prompts, completions, slots)
     groups = len(grouped(mine, told.budget))
     for name, network, logits in (("score", reward, 0), ("reference", policy, predicted), ("values", value, 0)):
-        phases += passes(network.shape, texts, logits, groups=groups, kept=0, names=(name, ""))[:1]
+        read = [text._replace(read=1) for text in texts] if network is reward else texts
+        phases += passes(network.shape, read, logits, groups=groups, kept=0, names=(name, ""))[:1]
     minibatch, steps = batch[: config.minibatch], config.steps_an_update
     holds: dict[str, Held] = {}
     for name, network in (("policy update", policy), ("value update", value)):

@@ -27,22 +27,20 @@ from rich.markup import escape
 from rich.text import Text
 
 from instructgpt.config import StageConfig
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import must_be_free, write_text, writing
 from instructgpt.run.alone import claim, give_up
 from instructgpt.run.card import model_card
 from instructgpt.run.parents import content_hash as content_hash
 from instructgpt.run.phases import PHASES
-from instructgpt.run.stopping import current
+from instructgpt.run.stopping import current_request
 from instructgpt.run.trackers import Tracker, check_installed, open_tracker
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
-KEPT = 2
-"""Checkpoints that are kept: should the last be damaged, the one before it serves."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track"}
+PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track", "checkpoints"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
 console = Console(highlight=False)
@@ -208,7 +206,7 @@ class Run:
             what(self._trackers[name])
         except Exception as error:  # whatever a service says of networks and accounts
             del self._trackers[name]
-            self.say(f"[yellow]{name} has failed and hears no more: {escape(' '.join(str(error).split())[:200])}[/]")
+            self.say(f"[yellow]{name} has failed and hears no more: {escape(in_one_line(error, 200))}[/]")
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled completions to samples.jsonl."""
@@ -226,9 +224,9 @@ class Run:
         from instructgpt.ranks import any_says
         from instructgpt.run.checkpoints import write_checkpoint
 
-        wish = current()
+        request = current_request()
         time_has_come = self.watched and (now or time.monotonic() - self._last_checkpoint >= CHECKPOINT_SECONDS)
-        due, asked = any_says(time_has_come, wish.since is not None)
+        due, asked = any_says(time_has_come, request.since is not None)
         if due or asked:
             spent = self._spent + time.monotonic() - self.started
             write_checkpoint(self._checkpoints / f"step-{step:08d}", {"step": step, "spent": spent} | state())
@@ -237,7 +235,7 @@ class Run:
                 self._keep_few(step)
         if asked:
             raise KeyboardInterrupt
-        wish.heeded = not self._last_step
+        request.deferred = not self._last_step
 
     @property
     def _checkpoints(self) -> Path:
@@ -246,7 +244,7 @@ class Run:
     def _keep_few(self, step: int) -> None:
         """Remove all checkpoints but the last ones: those before them, and damaged ones of later steps."""
         written = sorted(self._checkpoints.glob("step-*"))
-        last = [folder for folder in written if folder.name <= f"step-{step:08d}"][-KEPT:]
+        last = [folder for folder in written if folder.name <= f"step-{step:08d}"][-self.config.checkpoints :]
         for folder in written:
             if folder not in last:
                 shutil.rmtree(folder)
@@ -274,7 +272,7 @@ class Run:
             self.say(f"goes on after step {state['step']}")
         for tracker in self.config.track if self.watched else ():
             self._trackers[tracker] = open_tracker(tracker, self.directory, self._settings(), state["step"] if state else 0)
-        current().heeded = True
+        current_request().deferred = True
         return state
 
     def _last_whole(self) -> str | None:
@@ -367,7 +365,7 @@ def append_line(file: Path, row: Mapping[str, Any]) -> None:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_logged(file: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file the run itself wrote; a last line cut short by a kill is left out."""
     rows: list[dict[str, Any]] = []
     if file.exists():
@@ -384,5 +382,5 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def keep_until(file: Path, step: int) -> None:
     """Keep only the lines up to a step."""
     if file.exists():
-        kept = [row for row in read_rows(file) if row["step"] <= step]
+        kept = [row for row in read_logged(file) if row["step"] <= step]
         write_text(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in kept))

@@ -6,7 +6,7 @@ instructgpt pretrain --corpus corpus.jsonl --out runs/base
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import transformers
@@ -14,16 +14,16 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.corpus import Corpus, documents, read_corpus, spread, train_tokenizer
+from instructgpt.data.corpus import Corpus, documents, hold_out_documents, read_corpus, train_tokenizer
 from instructgpt.data.render import Renderer
 from instructgpt.models.attention import use_packed_attention
-from instructgpt.models.load import WINDOW, load_renderer, parameters, pick_device, save_policy
-from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.load import WINDOW, load_renderer, parameters, save_policy
+from instructgpt.models.memory import need_less
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
 from instructgpt.run import Run
 from instructgpt.run.parents import by_name
-from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.loop import Best, adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_SHARE = 0.01
@@ -52,6 +52,7 @@ class PretrainConfig(StageConfig):
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the learning rate rises")
     weight_decay: float = Field(0.1, ge=0, description="on matrices")
+    keep: Literal["best", "last"] = Field("last", description="the step that is saved: the last, or the one that validates best")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
     patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
@@ -82,11 +83,9 @@ def train(config: PretrainConfig) -> None:
     run = Run.start(config, by_name(corpus=config.corpus) | ({"tokenizer": config.tokenizer} if config.tokenizer else {}))
     if run.finished:
         return
-    device = pick_device(config.device)
-    if warning := slow_here(device, config.memory):
-        run.say(warning)
-    skipped = Skipped()
-    texts, held_out = spread(list(documents(config.corpus, skipped if config.skip_bad else None)), VALIDATION_SHARE)
+    device = device_of(run)
+    skipped = Skipped(config.skip_bad)
+    texts, held_out = hold_out_documents(list(documents(config.corpus, skipped)), VALIDATION_SHARE)
     run.facts["left_out"] = {"bad lines": len(skipped.reasons)}
     render = tokenizer_of(config, texts)
     corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)
@@ -94,12 +93,13 @@ def train(config: PretrainConfig) -> None:
     model = new_model(config, render).to(device)
     use_packed_attention(model)
     need_less(model, config.memory)
-    shard(model)
+    shard(model, memory=config.memory)
     optimizer = adam(model, weight_decay=config.weight_decay, memory=config.memory)
 
     state = run.restore()
     if state:
         load_state(state, {"model": model}, {"adam": optimizer})
+    best = Best(model, config.keep, state and state["best"])
     model.train()
     for step in range(state["step"] if state else 0, config.steps):
         loss = language_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
@@ -108,9 +108,13 @@ def train(config: PretrainConfig) -> None:
         metrics = {"loss/train": loss, "lr": lr, "gradient_norm": norm, "tokens": (step + 1) * config.batch * config.window}
         if (step + 1) % VALIDATE_EVERY == 0 or step + 1 == config.steps:
             metrics["loss/validation"] = validation_loss(model, validation)
+            best.judge(-metrics["loss/validation"], step + 1)
         run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
-        run.checkpoint(step + 1, lambda: state_of({"model": model}, {"adam": optimizer}))
-    facts = {"tokens": config.steps * config.batch * config.window, "parameters": parameters(model)}
+        run.checkpoint(step + 1, lambda: state_of({"model": model}, {"adam": optimizer}, best=best.state()))
+    best.put_back()
+    if config.keep == "best":
+        run.say(f"keeps step {best.place} of {config.steps}, chosen by validation loss")
+    facts = {"tokens": config.steps * config.batch * config.window, "parameters": parameters(model), "step": best.place}
     trained = whole(model)
     run.finish(lambda folder: save_policy(trained.eval(), render, folder), **facts)
 

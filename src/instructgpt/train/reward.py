@@ -12,21 +12,21 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, collate, shuffled, token_budget
+from instructgpt.data.batches import Example, collate, rows_of_step, steps_an_epoch, token_budget
+from instructgpt.data.rankings import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
-from instructgpt.data.tasks import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.adapters import held, with_adapters
-from instructgpt.models.load import context_length, parameters, pick_device
-from instructgpt.models.memory import compute_in_float32, need_less, slow_here
+from instructgpt.models.adapters import trained_part, with_adapters
+from instructgpt.models.load import context_length, parameters
+from instructgpt.models.memory import compute_in_float32, need_less
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
@@ -34,11 +34,13 @@ from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write
 from instructgpt.run import Run
 from instructgpt.run.parents import by_name
 from instructgpt.run.phases import PHASES
-from instructgpt.train.loop import adam, descend, load_state, state_of
+from instructgpt.train.loop import Best, adam, descend, device_of, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATE_TIMES = 5
-"""How often the reward model is validated in a run; the last time is the one that counts."""
+"""How often the reward model is validated in a run; the last time is the one that counts, unless the best is kept."""
+CHOSEN_BY = ("validation/accuracy", "validation/accuracy_heldout")
+"""What `--keep best` goes by; the second where no ranking of a training labeler validates."""
 
 
 class RewardConfig(StageConfig):
@@ -55,6 +57,7 @@ class RewardConfig(StageConfig):
     epochs: int = Field(1, ge=1, description="passes over the rankings; more than one overfits (section 3.5)")
     batch: int = Field(64, ge=1, description="prompts in one optimizer step")
     lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
+    keep: Literal["best", "last"] = Field("last", description="the step that is saved: the last, or the one that validates best")
     folds: int = Field(0, ge=0, description="also cross-validate over this many groups of labelers (appendix E.2: 5)")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
@@ -78,19 +81,17 @@ def train(config: RewardConfig) -> None:
     run = Run.start(config, {"base": config.base} | files)
     if run.finished:
         return
-    device = pick_device(config.device)
-    if warning := slow_here(device, config.memory):
-        run.say(warning)
-    reward = begun(config, device, config.seed)
+    device = device_of(run)
+    reward = new_model(config, device, config.seed)
     training, validation, shift_to_zero = load_data(config, reward, run)
-    shard(reward.model)
+    shard(reward.model, memory=config.memory)
     state = run.restore()
     fit(reward, training, validation, config, run, state)
     compute_in_float32(reward.model)  # the offset is that of the model as it will be loaded
     reward.offset = float(reward.score(shift_to_zero).mean())
     final = accuracies(reward, validation) | {"offset": reward.offset}
     run.say("  ".join(f"{name} {value:.3f}" for name, value in final.items() if "accuracy" in name or "baseline" in name))
-    sizes = {"parameters": parameters(reward.model), "trained": parameters(held(reward.model))}
+    sizes = {"parameters": parameters(reward.model), "trained": parameters(trained_part(reward.model))}
     facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), **sizes, "validation": final}
     if config.folds:
         facts["cross_validation"] = cross_validate(training, config, device, run)
@@ -98,7 +99,7 @@ def train(config: RewardConfig) -> None:
     run.finish(lambda folder: save(trained, shift_to_zero, folder, facts), **facts)
 
 
-def begun(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
+def new_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
     """The reward model before its first step, as the options want it: with adapters, and with less memory."""
     reward = new_reward_model(config.base, device, seed)
     need_less(reward.model, config.memory)
@@ -110,14 +111,13 @@ def fit(
     reward: ScalarModel, training: Sequence[Task], validation: Sequence[Task], config: RewardConfig, run: Run | None, state: Any
 ) -> None:
     """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
-    trained, optimizer = held(reward.model), adam(reward.model, memory=config.memory)
-    steps_an_epoch = -(-len(training) // config.batch)
-    steps = steps_an_epoch * config.epochs
+    trained, optimizer = trained_part(reward.model), adam(reward.model, memory=config.memory)
+    steps = steps_an_epoch(len(training), config.batch) * config.epochs
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
+    best = Best(trained, config.keep, state and state["best"])
     for step in range(state["step"] if state else 0, steps):
-        epoch, place = divmod(step, steps_an_epoch)
-        rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
+        rows = rows_of_step(step, len(training), config.batch, config.seed)
         loss, right = ranking_step(reward, [training[row] for row in rows])
         lr = config.lr * functional.cosine_decay(step, steps)
         norm = descend(optimizer, lr)
@@ -126,8 +126,14 @@ def fit(
         metrics = {"loss/train": loss, "accuracy/train": right, "lr": lr, "gradient_norm": norm}
         if (step + 1) % max(1, steps // VALIDATE_TIMES) == 0 or step + 1 == steps:
             metrics |= accuracies(reward, validation)
+            best.judge(next(metrics[name] for name in CHOSEN_BY if name in metrics), step + 1)
         run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"))
-        run.checkpoint(step + 1, lambda: state_of({"model": trained}, {"adam": optimizer}))
+        run.checkpoint(step + 1, lambda: state_of({"model": trained}, {"adam": optimizer}, best=best.state()))
+    best.put_back()
+    if run is not None:
+        run.facts["step"] = best.place
+        if config.keep == "best":
+            run.say(f"keeps step {best.place} of {steps}, chosen by accuracy on validation rankings")
 
 
 def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, float]:
@@ -185,10 +191,10 @@ def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
 
 def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list[Task], list[Task], list[Example]]:
     """Training tasks, validation tasks, and the examples that will score 0 on average; says what was left out."""
-    skipped = Skipped()
-    noted = skipped if config.skip_bad else None
-    rankings = read_all(Ranking, config.data, noted)
-    fresh = read_all(Ranking, config.validation, noted) if config.validation else [r for r in rankings if held_out(r.prompt)]
+    skipped = Skipped(config.skip_bad)
+    demonstrations = read_all(Demonstration, config.demonstrations, skipped)
+    rankings = read_all(Ranking, config.data, skipped)
+    fresh = read_all(Ranking, config.validation, skipped) if config.validation else [r for r in rankings if held_out(r.prompt)]
     fresh_prompts = {ranking.prompt for ranking in fresh}
     others = [ranking for ranking in rankings if ranking.prompt not in fresh_prompts]
     known = [ranking for ranking in others if ranking.cohort != "heldout"]
@@ -204,9 +210,8 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
         "bad lines": len(skipped.reasons),
     }
     run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
-    if config.demonstrations:
-        records = read_all(Demonstration, config.demonstrations, noted)
-        return training, validation, demonstration_examples(records, reward.render, context)[0]
+    if demonstrations:
+        return training, validation, demonstration_examples(demonstrations, reward.render, context)[0]
     return training, validation, [example for task in training for example in best_ranked(task)]
 
 
@@ -232,23 +237,23 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
         )
     known, fresh = [task for i, task in enumerate(tasks) if i % 10], [task for i, task in enumerate(tasks) if i % 10 == 0]
     groups = labeler_groups(tasks, config.folds)
-    if not all(some(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
+    if not all(ranked_by(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
         raise BadInput(f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(fresh)} prompts kept for it")
     results: list[dict[str, float]] = []
     for fold, outside in enumerate(groups):
-        reward = begun(config, device, config.seed + fold)
-        shard(reward.model)
-        fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
+        reward = new_model(config, device, config.seed + fold)
+        shard(reward.model, memory=config.memory)
+        fit(reward, ranked_by(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {
-            "held_out": accuracies(reward, some(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
-            "in_group": accuracies(reward, some(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
+            "held_out": accuracies(reward, ranked_by(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
+            "in_group": accuracies(reward, ranked_by(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
         }
         run.say(f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}")
         results.append(result)
     return results
 
 
-def some(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
+def ranked_by(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
     """The tasks that some labelers ranked, with their orders alone."""
     return [kept for task in tasks if (kept := task.only(wanted))]
 

@@ -40,9 +40,9 @@ def front(visitor: Anybody) -> Response:
 
 
 @router.get("/sign-in")
-def ask_to_sign_in(request: Request, visitor: Anybody, next: str = "/") -> Response:
-    """The form."""
-    return page(request, visitor, "sign_in.html", onward=local(next), wrong=None, name="")
+def ask_to_sign_in(request: Request, visitor: Anybody, next: str = "/", erased: bool = False) -> Response:
+    """The form, and a last word to whoever erased their account."""
+    return page(request, visitor, "sign_in.html", onward=local(next), wrong=None, name="", erased=erased)
 
 
 @router.post("/sign-in")
