@@ -33,6 +33,11 @@ class Text(NamedTuple):
 
     tokens: int
     before: int = 0
+    read: int | None = None  # how many of them, the last ones, have states that are read; all where it is not said
+
+    def pairs(self, asking: int) -> float:
+        """Pairs of tokens that see each other, where only the last ones ask."""
+        return asking * (self.before + self.tokens - asking) + asking * (asking + 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +54,15 @@ class Shape:
 
     def forward(self, texts: Iterable[Text], predicted: float = 0) -> float:
         """FLOPs of a forward pass. Each matrix 2 a weight and token; attention 4 H h a pair of tokens and layer, and only pairs that see
-        each other count, n p + n (n + 1) / 2 of them; logits 2 D V a predicted token.
+        each other count, n p + n (n + 1) / 2 of them; logits 2 D V a predicted token. Tokens that are not read go no further in the
+        last layer than to their keys and values.
         """
-        texts = list(texts)
-        tokens = sum(text.tokens for text in texts)
-        pairs = sum(text.tokens * text.before + text.tokens * (text.tokens + 1) / 2 for text in texts)
-        return 2 * self.matrices * tokens + 4 * self.attention * self.layers * pairs + self.logits(predicted)
+        texts = [text if text.read is not None else text._replace(read=text.tokens) for text in texts]
+        beyond_keys = (self.matrices - self.width * self.cached) / self.layers
+        tokens, read = sum(text.tokens for text in texts), sum(text.read or 0 for text in texts)
+        pairs = sum(text.pairs(text.tokens) for text in texts), sum(text.pairs(text.read or 0) for text in texts)
+        matrices = self.matrices * tokens - beyond_keys * (tokens - read)
+        return 2 * matrices + 4 * self.attention * ((self.layers - 1) * pairs[0] + pairs[1]) + self.logits(predicted)
 
     def logits(self, predicted: float) -> float:
         """FLOPs of the output layer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from instructgpt.data.batches import Batch, Example, collate
-from instructgpt.models.attention import LAYOUT, PACKED, Block, Layout, layout_of
+from instructgpt.models.attention import PACKED, layout_of, read_few, reading_of
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
 from instructgpt.models.shape import FLOAT, build, fake, without_numbers
@@ -94,8 +94,13 @@ def logp(model: Any, batch: Batch) -> Tensor:
 
 
 def values(model: Any, batch: Batch) -> Tensor:
-    """What reward and value models measure."""
-    return ScalarModel(model, NO_RENDERER).per_token(batch)
+    """What a value model measures."""
+    return ScalarModel(model, NO_RENDERER).per_token(batch, "predicts")
+
+
+def scores(model: Any, batch: Batch) -> Tensor:
+    """What a reward model measures."""
+    return ScalarModel(model, NO_RENDERER).last(batch)
 
 
 def _cut(config: Any, layers: int) -> Any:
@@ -108,11 +113,14 @@ def _cut(config: Any, layers: int) -> Any:
 
 def _held(config: Any, examples: Sequence[Example], measure: Measure, scalar: bool, learns: bool, again: bool) -> Held:
     batch = collate(examples)
-    layout = layout_of(batch)
+    layout_of(batch)
+    for read in ("last", "predicts"):
+        reading_of(batch, read)
     with without_numbers() as mode:
         model = build(config, scalar=scalar).train(learns)
         model.set_attn_implementation(PACKED)
-        batch = _without_numbers(batch, layout, lambda tensor: fake(tensor, mode))
+        read_few(model)
+        batch = _without_numbers(batch, lambda tensor: fake(tensor, mode))
         if again:
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter)
@@ -125,8 +133,12 @@ def _held(config: Any, examples: Sequence[Example], measure: Measure, scalar: bo
     return Held(counter.peak + gradients, kept)
 
 
-def _without_numbers(batch: Batch, layout: Layout, empty: Callable[[Tensor], Tensor]) -> Batch:
-    """The same batch of tensors without numbers; where its tokens stand is known already."""
-    blocks = tuple(Block(empty(b.asks), empty(b.keys), None if b.sees is None else empty(b.sees)) for b in layout.blocks)
-    tensors: dict[str, Any] = {name: empty(getattr(batch, name)) for name in ("tokens", "positions", "last", "predicts", "targets")}
-    return replace(batch, **tensors, known={LAYOUT: Layout(blocks, empty(layout.places))})
+def _without_numbers(given: Any, empty: Callable[[Tensor], Tensor]) -> Any:
+    """The same of tensors without numbers: a batch, and where its tokens stand, which is known already."""
+    if isinstance(given, Tensor):
+        return empty(given)
+    if isinstance(given, dict):
+        return {name: _without_numbers(one, empty) for name, one in given.items()}
+    if is_dataclass(given):
+        return replace(given, **{one.name: _without_numbers(getattr(given, one.name), empty) for one in fields(given)})  # type: ignore[type-var]
+    return tuple(_without_numbers(one, empty) for one in given) if type(given) is tuple else given

@@ -20,7 +20,7 @@ from instructgpt.errors import BadInput
 from instructgpt.generate.engine import CPU_BYTES
 from instructgpt.models.load import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
 from instructgpt.models.shape import FLOAT, Shape, Text, configuration
-from instructgpt.plan.dry import Held, logp, values
+from instructgpt.plan.dry import Held, logp, scores, values
 from instructgpt.plan.lengths import ended, read_sample, renderer, spread, stated
 from instructgpt.plan.work import Network, Phase, Plan, grouped, joined, optimizer, passes, predicted_in, sampling, texts_of
 from instructgpt.records import Demonstration, Prompt, Ranking
@@ -174,7 +174,7 @@ def plan_pretrain(config: PretrainConfig, told: Told) -> Plan:
 def plan_reward(config: RewardConfig, told: Told) -> Plan:
     """The reward model: a step is a batch of prompts, each computed once for all its completions."""
     model = configuration(config.base)
-    network = Network(model, values, scalar=True)
+    network = Network(model, scores, scalar=True)
     if told.stated:
         tasks = [Task(told.examples()[row : row + 1] * STATED_K, (), "") for row in range(config.batch)]
         count = told.records or STATED_RECORDS
@@ -203,7 +203,7 @@ def plan_reward(config: RewardConfig, told: Told) -> Plan:
 def shared(examples: Sequence[Example]) -> list[Text]:
     """Examples as texts, with every prompt once."""
     prompts = {tuple(example.prompt) for example in examples}
-    return [*(Text(len(prompt)) for prompt in prompts), *(Text(len(e.completion), len(e.prompt)) for e in examples)]
+    return [*(Text(len(prompt), read=0) for prompt in prompts), *(Text(len(e.completion), len(e.prompt), read=1) for e in examples)]
 
 
 def policy_numbers(model: Any, batch: Batch) -> Any:
@@ -242,7 +242,7 @@ def plan_ppo(config: PPOConfig, told: Told) -> Plan:
     model, judge = configuration(config.policy), configuration(config.reward)
     policy = Network(model, policy_numbers)
     value = Network(judge if same_tokens(config.policy, config.reward) else configuration(config.policy), values, scalar=True)
-    reward = Network(judge, values, scalar=True)
+    reward = Network(judge, scores, scalar=True)
     batch, notes = episodes(config, model, told)
     mine = batch[:: told.ranks]
     prompts, completions = [len(e.prompt) for e in mine], [len(e.completion) for e in mine]
@@ -252,7 +252,8 @@ def plan_ppo(config: PPOConfig, told: Told) -> Plan:
     phases = sampling(policy.shape, prompts, completions, slots)
     groups = len(grouped(mine, told.budget))
     for name, network, logits in (("score", reward, 0), ("reference", policy, predicted), ("values", value, 0)):
-        phases += passes(network.shape, texts, logits, groups=groups, kept=0, names=(name, ""))[:1]
+        read = [text._replace(read=1) for text in texts] if network is reward else texts
+        phases += passes(network.shape, read, logits, groups=groups, kept=0, names=(name, ""))[:1]
     minibatch, steps = batch[: config.minibatch], config.steps_an_update
     holds: dict[str, Held] = {}
     for name, network in (("policy update", policy), ("value update", value)):

@@ -88,8 +88,8 @@ def grouped(examples: Sequence[Example], budget: int) -> list[list[Example]]:
 
 
 def texts_of(examples: Iterable[Example]) -> list[Text]:
-    """Examples as texts that share nothing."""
-    return [Text(len(example)) for example in examples]
+    """Examples as texts that share nothing, read where they predict their completions."""
+    return [Text(len(example), read=len(example.completion)) for example in examples]
 
 
 def predicted_in(examples: Iterable[Example]) -> int:
@@ -130,7 +130,7 @@ def sampling(shape: Shape, prompts: Sequence[int], completions: Sequence[int], r
     its keys and values.
     """
     prefill = Phase(
-        "prefill", sum(prompts), shape.forward([Text(p) for p in prompts], len(prompts)), shape.bytes * -(-len(prompts) // rows)
+        "prefill", sum(prompts), shape.forward([Text(p, read=1) for p in prompts], len(prompts)), shape.bytes * -(-len(prompts) // rows)
     )
     tokens = flops = moved = 0.0
     weights = FLOAT * (shape.matrices + shape.width * shape.vocabulary)
