@@ -70,6 +70,8 @@ def add_flags(
         elif get_origin(annotation) is tuple:
             words = get_args(get_args(annotation)[0])  # of a literal
             options |= {"nargs": "+", "metavar": "|".join(words) if words else "FILE"}
+            if name != positional:
+                options["action"] = "extend"  # said again, it is more of the same: no file is lost
         elif get_origin(annotation) is Literal:
             options["metavar"] = "|".join(map(str, get_args(annotation)))
         else:
