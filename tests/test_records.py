@@ -158,6 +158,9 @@ def test_a_row_of_a_table_with_too_many_cells_is_named(tmp_path: Path) -> None:
     skipped = Skipped()
     assert [row.prompt for row in read_records(Demonstration, tmp_path / "d.csv", skipped)] == ["a", "d"]
     assert len(skipped.reasons) == 1
+    (tmp_path / "cut.csv").write_text("prompt,completion\na,b\nc")
+    with pytest.raises(BadInput, match=r"cut.csv:3: fewer cells than the header has columns; is the file cut off"):
+        read_records(Demonstration, tmp_path / "cut.csv")
     (tmp_path / "open.csv").write_text('prompt,completion\na,"b\n')
     with pytest.raises(BadInput, match=r"open.csv:[12]: not a table \(unexpected end of data\)"):
         read_records(Demonstration, tmp_path / "open.csv")

@@ -155,7 +155,7 @@ def _table_rows(path: Path, skipped: Skipped | None) -> Iterator[tuple[str, dict
             else:
                 yield place, row
     except csv.Error as error:
-        raise BadInput(f"{path}:{reader.line_num}: not a table ({error}); save it as CSV in UTF-8") from error
+        raise BadInput(f"{path}:{reader.line_num}: not a table ({error}); is the file cut off?") from error
 
 
 def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
