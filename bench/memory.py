@@ -112,7 +112,8 @@ def planned(line: list[str], length: float | None = None) -> float:
     import torch
 
     from instructgpt import cli
-    from instructgpt.plan.stages import Told, plan
+    from instructgpt.plan.stages import plan
+    from instructgpt.plan.told import Told
 
     _, config = cli.parse(["plan", *line])
     return plan(config.planned, Told(torch.device("cpu"), completion_tokens=None if length is None else round(length))).memory

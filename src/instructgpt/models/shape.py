@@ -7,7 +7,7 @@ The model is built by transformers itself, as tensors that have shapes and no nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
-from instructgpt.models.adapters import trunk
+from instructgpt.models.adapters import trunk, with_adapters
 from instructgpt.models.load import from_pretrained
+from instructgpt.models.memory import need_less
 
 FLOAT = 4
 """Bytes of a number: weights, gradients, Adam's moments, activations and the cache are float32."""
 BACKWARD = 2
-"""A backward pass multiplies twice as much as the forward pass: once for the inputs' gradients, once for the weights'."""
+"""A backward pass multiplies twice as much as the forward pass: once for the inputs' gradients, once for the weights', if they learn."""
 
 
 class Text(NamedTuple):
@@ -46,6 +47,9 @@ class Shape:
     cached: int  # numbers the key-value cache holds for a token, all layers
     width: int
     vocabulary: int
+    still: int = 0  # parameters that training leaves as they are
+    still_matrices: int = 0  # those among `matrices`
+    still_logits: bool = False  # the output layer is one of them
 
     def forward(self, texts: Iterable[Text], predicted: float = 0) -> float:
         """FLOPs of a forward pass. Each matrix 2 a weight and token; attention 4 H h a pair of tokens and layer, and only pairs that see
@@ -56,6 +60,12 @@ class Shape:
         pairs = sum(text.tokens * text.before + text.tokens * (text.tokens + 1) / 2 for text in texts)
         return 2 * self.matrices * tokens + 4 * self.attention * self.layers * pairs + self.logits(predicted)
 
+    def backward(self, texts: Iterable[Text], predicted: float = 0) -> float:
+        """FLOPs of a backward pass. A matrix that stays as it is has no gradient of its own, only passes its inputs' on."""
+        texts = list(texts)
+        unlearned = 2 * self.still_matrices * sum(text.tokens for text in texts) + self.still_logits * self.logits(predicted)
+        return BACKWARD * self.forward(texts, predicted) - unlearned
+
     def logits(self, predicted: float) -> float:
         """FLOPs of the output layer."""
         return 2 * self.width * self.vocabulary * predicted
@@ -64,6 +74,11 @@ class Shape:
     def bytes(self) -> int:
         """Bytes of the weights."""
         return FLOAT * self.parameters
+
+    @property
+    def trained(self) -> int:
+        """Parameters that training changes."""
+        return self.parameters - self.still
 
 
 @contextmanager
@@ -79,18 +94,25 @@ def configuration(source: Path | str) -> Any:
     return from_pretrained(transformers.AutoConfig, source)
 
 
-def build(config: Any, *, scalar: bool = False) -> Any:
-    """A model without numbers; call it inside `without_numbers`. `scalar`: a reward or value model."""
+def build(config: Any, *, scalar: bool = False, lora: int = 0, memory: Collection[str] = ()) -> Any:
+    """A model without numbers, as a stage makes it; call it inside `without_numbers`.
+
+    Args:
+        config: the model's; scalar: a reward or value model.
+        lora: rank of its adapters; memory: what is done to need less memory.
+    """
     kind = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
     if scalar:
         config.num_labels = 1
-    return kind.from_config(config, attn_implementation="sdpa").eval()
+    model = kind.from_config(config, attn_implementation="sdpa").eval()
+    need_less(model, memory)
+    return with_adapters(model, lora, 0)
 
 
-def shape_of(config: Any, *, scalar: bool = False) -> Shape:
+def shape_of(config: Any, *, scalar: bool = False, lora: int = 0) -> Shape:
     """The shape of the model that a configuration describes."""
     with without_numbers():
-        return shape_from(build(config, scalar=scalar))
+        return shape_from(build(config, scalar=scalar, lora=lora))
 
 
 def shape_from(model: Any) -> Shape:
@@ -100,11 +122,12 @@ def shape_from(model: Any) -> Shape:
     heads = config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    matrices = (
+    matrices = [
         part.weight
         for part in trunk(getattr(model, "adapted", model)).modules()
         if isinstance(part, nn.Linear | Conv1D) and part is not head
-    )
+    ]
+    still = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         matrices=sum(weight.numel() for weight in matrices),
@@ -113,6 +136,9 @@ def shape_from(model: Any) -> Shape:
         cached=2 * config.num_hidden_layers * key_heads * head_width,
         width=config.hidden_size,
         vocabulary=0 if head is None else head.weight.shape[0],
+        still=sum(parameter.numel() for parameter in still),
+        still_matrices=sum(weight.numel() for weight in matrices if not weight.requires_grad),
+        still_logits=head is not None and not head.weight.requires_grad,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.models.attention import LAYOUT, PACKED, Block, Layout, layout_of
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
-from instructgpt.models.shape import FLOAT, build, fake, without_numbers
+from instructgpt.models.shape import FLOAT, Shape, build, fake, shape_from, without_numbers
+from instructgpt.models.sharding import layer_groups
 
 Measure = Callable[[Any, Batch], Tensor]
 
@@ -70,22 +72,79 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def held(
-    config: Any, examples: Sequence[Example], measure: Measure, *, scalar: bool = False, learns: bool = True, again: bool = False
-) -> Held:
-    """Bytes a model holds beside its weights while it computes a microbatch.
+@dataclass(frozen=True)
+class Network:
+    """A model that is planned with: what it is made of, and what is measured of a batch."""
 
-    Args:
-        config: the model's; examples: of the microbatch, of which only lengths and equal prompts count.
-        measure: what is computed of them. scalar: the model is a reward or value model.
-        learns: forward and backward, the gradients it makes included; otherwise forward alone.
-        again: gradients of an earlier microbatch are there and are included, and these are added to them.
-    """
-    depth = config.num_hidden_layers
-    if depth <= LAYERS[1]:
-        return _held(config, examples, measure, scalar, learns, again)
-    few, more = (_held(_cut(config, layers), examples, measure, scalar, learns, again) for layers in LAYERS)
-    return few.continued(more, (depth - LAYERS[0]) / (LAYERS[1] - LAYERS[0]))
+    config: Any
+    measure: Measure
+    scalar: bool = False  # a reward or value model
+    lora: int = 0
+    memory: tuple[str, ...] = ()
+
+    def build(self) -> Any:
+        """It, without numbers; called inside `without_numbers`."""
+        return build(self.config, scalar=self.scalar, lora=self.lora, memory=self.memory)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Its shape."""
+        with without_numbers():
+            return shape_from(self.build())
+
+    @cached_property
+    def groups(self) -> list[int]:
+        """Parameters that ranks gather at once, where they hold parts of it: those outside the layers first, then group by group."""
+        with without_numbers():
+            model = self.build()
+            layers = [sum(p.numel() for layer in group for p in layer.parameters()) for group in layer_groups(model)]
+        return [self.shape.parameters - sum(layers), *layers]
+
+    @cached_property
+    def learned(self) -> list[int]:
+        """Numbers in each tensor that is trained."""
+        with without_numbers():
+            return [parameter.numel() for parameter in self.build().parameters() if parameter.requires_grad]
+
+    def holds(self, group: Sequence[Example], *, learns: bool = True, again: bool = False, divided: bool = False) -> Held:
+        """Bytes it holds beside its weights while it computes a microbatch.
+
+        Args:
+            group: the microbatch, of which only lengths and equal prompts count.
+            learns: forward and backward, the gradients it makes included; otherwise forward alone.
+            again: gradients of an earlier microbatch are there and are included, and these are added to them.
+            divided: gradients go to other ranks as soon as they are made, and are not included.
+        """
+        depth = self.config.num_hidden_layers
+        if depth <= LAYERS[1]:
+            return self._holds(group, learns, again, divided)
+        few, more = (replace(self, config=_cut(self.config, layers))._holds(group, learns, again, divided) for layers in LAYERS)
+        return few.continued(more, (depth - LAYERS[0]) / (LAYERS[1] - LAYERS[0]))
+
+    def _holds(self, group: Sequence[Example], learns: bool, again: bool, divided: bool) -> Held:
+        batch = collate(group)
+        layout = layout_of(batch)
+        with without_numbers() as mode:
+            model = self.build().train(learns)
+            model.set_attn_implementation(PACKED)
+            batch = _without_numbers(batch, layout, lambda tensor: fake(tensor, mode))
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            for parameter in trained:
+                if divided:
+                    parameter.register_post_accumulate_grad_hook(_give_up)
+                elif again:
+                    parameter.grad = torch.empty_like(parameter)
+            with Counter([*model.parameters(), *model.buffers()]) as counter, torch.set_grad_enabled(learns):
+                total = self.measure(model, batch).sum()
+                kept = counter.now
+                if learns:
+                    total.backward()  # type: ignore[no-untyped-call]
+        gradients = FLOAT * sum(parameter.numel() for parameter in trained) if again and not divided else 0
+        return Held(counter.peak + gradients, kept)
+
+
+def _give_up(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def logp(model: Any, batch: Batch) -> Tensor:
@@ -104,25 +163,6 @@ def _cut(config: Any, layers: int) -> Any:
     if getattr(shorter, "layer_types", None):
         shorter.layer_types = shorter.layer_types[:layers]
     return shorter
-
-
-def _held(config: Any, examples: Sequence[Example], measure: Measure, scalar: bool, learns: bool, again: bool) -> Held:
-    batch = collate(examples)
-    layout = layout_of(batch)
-    with without_numbers() as mode:
-        model = build(config, scalar=scalar).train(learns)
-        model.set_attn_implementation(PACKED)
-        batch = _without_numbers(batch, layout, lambda tensor: fake(tensor, mode))
-        if again:
-            for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
-        with Counter([*model.parameters(), *model.buffers()]) as counter, torch.set_grad_enabled(learns):
-            total = measure(model, batch).sum()
-            kept = counter.now
-            if learns:
-                total.backward()  # type: ignore[no-untyped-call]
-    gradients = sum(FLOAT * parameter.numel() for parameter in model.parameters()) if again else 0
-    return Held(counter.peak + gradients, kept)
 
 
 def _without_numbers(batch: Batch, layout: Layout, empty: Callable[[Tensor], Tensor]) -> Batch:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt.data.batches import Example
-from instructgpt.models.shape import BACKWARD, Shape, Text
+from instructgpt.models.shape import Shape, Text
 
 
 def update_flops(policy: Shape, value: Shape, reward: Shape, episodes: Sequence[Example], epochs: int = 1) -> dict[str, float]:
     """FLOPs of an update on some episodes, phase by phase. Nothing is computed twice, and nothing that is not real.
 
     A token is computed once while sampling (all but the last, which nobody reads), once by each model that scores it, and three
-    times, forward and backward, by each model that learns. Logits are those of completion tokens.
+    times, forward and backward, by each model that learns (twice by one whose adapters alone learn). Logits are those of
+    completion tokens.
     """
     texts = [Text(len(episode)) for episode in episodes]
     known = [Text(len(episode) - 1) for episode in episodes]
@@ -23,11 +24,12 @@ def update_flops(policy: Shape, value: Shape, reward: Shape, episodes: Sequence[
         "score": reward.forward(texts),
         "reference": forward,
         "values": valued,
-        "policy update": epochs * (1 + BACKWARD) * forward,
-        "value update": epochs * (1 + BACKWARD) * valued,
+        "policy update": epochs * (forward + policy.backward(texts, predicted)),
+        "value update": epochs * (valued + value.backward(texts)),
     }
 
 
 def pretraining_flops(policy: Shape, rows: float, window: int) -> float:
     """FLOPs of learning from rows of pretraining text, each taken as one document."""
-    return (1 + BACKWARD) * rows * policy.forward([Text(window)], window)
+    text = [Text(window)]
+    return rows * (policy.forward(text, window) + policy.backward(text, window))
