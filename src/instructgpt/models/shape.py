@@ -1,12 +1,13 @@
 """The size of a model, read from its configuration alone, and the arithmetic of one pass over some texts.
 
-The model is built by transformers itself, as tensors that have shapes and no numbers, so every family is counted as it is.
+The model is built by transformers itself, of tensors that have shapes and no numbers, so every family is counted as it is.
 
     n tokens of a text     p tokens it continues     L layers     H heads of width h     D width     V vocabulary
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def configuration(source: Path | str) -> Any:
 
 
 def build(config: Any, *, scalar: bool = False, lora: int = 0, memory: Collection[str] = ()) -> Any:
-    """A model without numbers, as a stage makes it; call it inside `without_numbers`.
+    """A model as a stage makes it, on the device `meta`, where tensors have shapes and no numbers.
 
     Args:
         config: the model's; scalar: a reward or value model.
@@ -104,15 +105,22 @@ def build(config: Any, *, scalar: bool = False, lora: int = 0, memory: Collectio
     kind = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
     if scalar:
         config.num_labels = 1
-    model = kind.from_config(config, attn_implementation="sdpa").eval()
-    need_less(model, memory)
-    return with_adapters(model, lora, 0)
+    with torch.device("meta"):
+        model = kind.from_config(config, attn_implementation="sdpa").eval()
+        need_less(model, memory)
+        return with_adapters(model, lora, 0)
+
+
+def to_compute_with(model: Any) -> Any:
+    """A model from `build` as one that computes; called inside `without_numbers`. Parameters that are shared stay shared."""
+    memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
+    memo |= {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
 def shape_of(config: Any, *, scalar: bool = False, lora: int = 0) -> Shape:
     """The shape of the model that a configuration describes."""
-    with without_numbers():
-        return shape_from(build(config, scalar=scalar, lora=lora))
+    return shape_from(build(config, scalar=scalar, lora=lora))
 
 
 def shape_from(model: Any) -> Shape:

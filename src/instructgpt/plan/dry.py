@@ -21,7 +21,7 @@ from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.models.attention import LAYOUT, PACKED, Block, Layout, layout_of
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
-from instructgpt.models.shape import FLOAT, Shape, build, fake, shape_from, without_numbers
+from instructgpt.models.shape import FLOAT, Shape, build, fake, shape_from, to_compute_with, without_numbers
 from instructgpt.models.sharding import layer_groups
 
 Measure = Callable[[Any, Batch], Tensor]
@@ -83,28 +83,24 @@ class Network:
     memory: tuple[str, ...] = ()
 
     def build(self) -> Any:
-        """It, without numbers; called inside `without_numbers`."""
+        """It, without numbers."""
         return build(self.config, scalar=self.scalar, lora=self.lora, memory=self.memory)
 
     @cached_property
     def shape(self) -> Shape:
         """Its shape."""
-        with without_numbers():
-            return shape_from(self.build())
+        return shape_from(self.build())
 
     @cached_property
     def groups(self) -> list[int]:
         """Parameters that ranks gather at once, where they hold parts of it: those outside the layers first, then group by group."""
-        with without_numbers():
-            model = self.build()
-            layers = [sum(p.numel() for layer in group for p in layer.parameters()) for group in layer_groups(model)]
+        layers = [sum(p.numel() for layer in group for p in layer.parameters()) for group in layer_groups(self.build())]
         return [self.shape.parameters - sum(layers), *layers]
 
     @cached_property
     def learned(self) -> list[int]:
         """Numbers in each tensor that is trained."""
-        with without_numbers():
-            return [parameter.numel() for parameter in self.build().parameters() if parameter.requires_grad]
+        return [parameter.numel() for parameter in self.build().parameters() if parameter.requires_grad]
 
     def holds(self, group: Sequence[Example], *, learns: bool = True, again: bool = False, divided: bool = False) -> Held:
         """Bytes it holds beside its weights while it computes a microbatch.
@@ -125,7 +121,7 @@ class Network:
         batch = collate(group)
         layout = layout_of(batch)
         with without_numbers() as mode:
-            model = self.build().train(learns)
+            model = to_compute_with(self.build()).train(learns)
             model.set_attn_implementation(PACKED)
             batch = _without_numbers(batch, layout, lambda tensor: fake(tensor, mode))
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
