@@ -14,7 +14,8 @@ from instructgpt.plan.work import HALF
 
 HOLES = 2.0
 """Bytes of the C library's heap that nothing fits into, beside the bytes of the trained weights: moments and gradients come to lie where
-activations were, so that these need new room. Measured on Linux (docs/performance.md)."""
+activations were, so that these need new room. Gradients of adapters are so small that each spoils the place of a whole activation. Measured
+on Linux (docs/performance.md)."""
 EIGHT_BIT_FROM, BLOCK = 4096, 256
 """Numbers from which on a tensor's averages are kept in 8 bits, and how many of them share a scale (bitsandbytes)."""
 
@@ -60,9 +61,11 @@ def peak(network: Network, groups: Sequence[Sequence[Example]], told: Told, *, a
     return network.holds(largest, again=again or len(groups) > 1, divided=told.divides(network.shape.parameters))
 
 
-def holes(size: float, activations: float, told: Told) -> float:
-    """What of the heap stays unused on a CPU, beside `size` bytes of weights that are trained; CUDA's blocks are cut to size."""
-    return max(0.0, min(HOLES * size, activations)) if told.device.type == "cpu" else 0.0
+def holes(gradients: float, activations: float, adapters: bool, told: Told) -> float:
+    """What of the heap stays unused on a CPU, beside the gradients of all weights or of adapters; CUDA's blocks are cut to size."""
+    if told.device.type != "cpu":
+        return 0.0
+    return activations if adapters else min(HOLES * gradients, activations)
 
 
 def training_moments(network: Network, held: Held, told: Told, *, more: dict[str, float] | None = None) -> Moments:
@@ -70,12 +73,18 @@ def training_moments(network: Network, held: Held, told: Told, *, more: dict[str
     own = mine(network, told)
     always = {"weights": own.weights, "gradients": own.gradients, "Adam's moments": own.moments} | (more or {})
     beside = held.peak if own.gathered else max(0.0, held.peak - own.gradients)
-    return {"updating": always | computing(beside, own.gradients, own.gathered, told)} | among_ranks([network], [network], always, told)
+    return {"updating": always | computing(beside, own.gradients, own.gathered, network.lora > 0, told)} | among_ranks(
+        [network], [network], always, told
+    )
 
 
-def computing(beside: float, gradients: float, gathered: float, told: Told) -> dict[str, float]:
+def computing(beside: float, gradients: float, gathered: float, adapters: bool, told: Told) -> dict[str, float]:
     """What is held only while a model computes and learns. `beside`: besides weights and gradients; `gradients`: of all models."""
-    return {"activations and logits": beside, "parts of other ranks": gathered, "holes between them": holes(gradients, beside, told)}
+    return {
+        "activations and logits": beside,
+        "parts of other ranks": gathered,
+        "holes between them": holes(gradients, beside, adapters, told),
+    }
 
 
 def among_ranks(trained: Sequence[Network], loaded: Sequence[Network], always: dict[str, float], told: Told) -> Moments:
@@ -137,5 +146,5 @@ def ppo_moments(
     loaded = [policy, value, *([reward] if reward else []), *([] if policy.lora else [policy, policy])]
     return {
         "sampling": always | sampling,
-        "updating": learning | computing(beside, gradients, max(one.gathered, other.gathered), told),
+        "updating": learning | computing(beside, gradients, max(one.gathered, other.gathered), policy.lora > 0, told),
     } | among_ranks([policy, value], loaded, learning, told)
