@@ -6,7 +6,9 @@ instructgpt plan runs/ppo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +16,7 @@ import torch
 from pydantic import Field
 
 from instructgpt.config import Options, StageConfig
+from instructgpt.data.batches import FEWEST_TOKENS
 from instructgpt.errors import BadInput
 from instructgpt.models.load import pick_device
 from instructgpt.plan import tables
@@ -42,6 +45,9 @@ class PlanConfig(Options):
     link: float | None = Field(None, gt=0, description="GB/s that a rank sends to another of its host; without it sending takes no time")
     network: float | None = Field(None, gt=0, description="GB/s that a host sends to another; without it as much as --link")
     host: int = Field(8, ge=1, description="ranks on one host")
+    capacity: float | None = Field(
+        None, gt=0, description="GB of memory a rank has; fewer tokens at once are planned where it is too little"
+    )
     planned: StageConfig | None = Field(None, description="what the stage was told")
 
     def inert(self) -> Iterator[str]:
@@ -52,6 +58,8 @@ class PlanConfig(Options):
             yield "--network has no effect without --link"
         if self.run is not None and len(self.ranks) > 1:
             yield "--ranks: a run had one number of them"
+        if self.run is not None and self.capacity is not None:
+            yield "--capacity has no effect on a run that has been"
 
 
 def main(config: PlanConfig) -> list[Plan]:
@@ -72,12 +80,28 @@ def main(config: PlanConfig) -> list[Plan]:
         made = [plan(stage, told_by(config.run, record, told[0]))]
         shown = tables.reached_lines(reached(record, made[0], machines[0]), machines[0])
     else:
-        made = [plan(stage, one) for one in told]
+        made = [fitting(stage, one, math.inf if config.capacity is None else 1e9 * config.capacity) for one in told]
         both = list(zip(made, machines, strict=True))
         shown = tables.lines(*both[0], device.type) if len(both) == 1 else tables.scaling_lines(both, device.type)
     for line in shown:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     return made
+
+
+def fitting(stage: StageConfig, told: Told, capacity: float) -> Plan:
+    """The plan with as many tokens at once as memory has room for, halved as the stages do it; with all where even few do not fit.
+
+    Raises:
+        BadInput: see `plan`.
+    """
+    whole = made = plan(stage, told)
+    while made.memory > capacity:
+        if made.always > capacity or told.budget < 2 * FEWEST_TOKENS:
+            return replace(whole, notes=[*whole.notes, f"does not fit into {tables.scaled(capacity, 'B')}"])
+        told = replace(told, at_once=told.budget // 2)
+        made = plan(stage, told)
+    notes = [f"{told.budget:,} tokens at once, so that it fits"] if told.at_once else []
+    return replace(made, at_once=told.budget, notes=made.notes + notes)
 
 
 def machine_of(config: PlanConfig, stage: StageConfig) -> tuple[torch.device, Machine]:

@@ -26,8 +26,8 @@ from instructgpt.models.sharding import layer_groups
 
 Measure = Callable[[Any, Batch], Tensor]
 
-LAYERS = (4, 8)
-"""Deeper models are counted at these two depths and continued in a straight line: every layer holds the same."""
+DEEP, LAYERS = 8, (2, 4)
+"""Models of more layers are counted at two depths and continued in a straight line: every layer holds the same."""
 
 
 NO_RENDERER: Any = None
@@ -112,7 +112,7 @@ class Network:
             divided: gradients go to other ranks as soon as they are made, and are not included.
         """
         depth = self.config.num_hidden_layers
-        if depth <= LAYERS[1]:
+        if depth <= DEEP:
             return self._holds(group, learns, again, divided)
         few, more = (replace(self, config=_cut(self.config, layers))._holds(group, learns, again, divided) for layers in LAYERS)
         return few.continued(more, (depth - LAYERS[0]) / (LAYERS[1] - LAYERS[0]))

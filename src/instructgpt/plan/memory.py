@@ -10,7 +10,7 @@ from instructgpt.generate.lean import COPIED_BYTES
 from instructgpt.models.shape import FLOAT
 from instructgpt.plan.dry import Held, Network
 from instructgpt.plan.told import Told
-from instructgpt.plan.work import HALF
+from instructgpt.plan.work import ACTIVATIONS, HALF, HOLES_BETWEEN
 
 HOLES = 2.0
 """Bytes of the C library's heap that nothing fits into, beside the bytes of the trained weights: moments and gradients come to lie where
@@ -81,9 +81,9 @@ def training_moments(network: Network, held: Held, told: Told, *, more: dict[str
 def computing(beside: float, gradients: float, gathered: float, adapters: bool, told: Told) -> dict[str, float]:
     """What is held only while a model computes and learns. `beside`: besides weights and gradients; `gradients`: of all models."""
     return {
-        "activations and logits": beside,
+        ACTIVATIONS: beside,
         "parts of other ranks": gathered,
-        "holes between them": holes(gradients, beside, adapters, told),
+        HOLES_BETWEEN: holes(gradients, beside, adapters, told),
     }
 
 

@@ -72,12 +72,13 @@ def scaling_lines(plans: Sequence[tuple[Plan, Machine]], device: str) -> Iterato
     yield f"{first.stage}: {first.steps} times {first.step}"
     yield f"a rank does {scaled(its.matmul, 'FLOP/s')} and moves {scaled(its.bandwidth, 'B/s')}"
     yield ""
-    rows = [("ranks", "memory a rank", "sent a step", "a step", "the run", "faster by", "of ideal")]
+    rows = [("ranks", "memory a rank", "at once", "sent a step", "a step", "the run", "faster by", "of ideal")]
     for plan, machine in plans:
         seconds = plan.expected(machine, device)
         faster = first.expected(its, device) / seconds
         share = faster * first.ranks / plan.ranks
-        sizes = (scaled(plan.memory, "B"), scaled(plan.sent, "B"), duration(seconds), duration(plan.steps * seconds))
+        at_once = f"{plan.at_once:,}" if plan.at_once else "no room"
+        sizes = (scaled(plan.memory, "B"), at_once, scaled(plan.sent, "B"), duration(seconds), duration(plan.steps * seconds))
         rows.append((str(plan.ranks), *sizes, f"{faster:.3g}", f"{share:.0%}"))
     yield from aligned(rows)
     for note in first.notes:

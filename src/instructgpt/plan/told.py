@@ -24,6 +24,7 @@ class Told:
     completion_tokens: int | None = None
     records: int | None = None
     ranks: int = 1
+    at_once: int | None = None
 
     @property
     def stated(self) -> bool:
@@ -33,7 +34,7 @@ class Told:
     @property
     def budget(self) -> int:
         """Tokens of a microbatch."""
-        return token_budget(self.device)
+        return self.at_once or token_budget(self.device)
 
     def examples(self) -> list[Example]:
         """Examples of the stated lengths."""

@@ -16,6 +16,8 @@ HALF = 2
 """Bytes of a number in bf16."""
 CLIP = 3 * FLOAT
 """Gradients read for their norm, read and written to scale them."""
+ACTIVATIONS, HOLES_BETWEEN = "activations and logits", "holes between them"
+"""Parts of the memory that grow with the tokens computed at once."""
 AVERAGE = 3 * FLOAT
 """Bytes the moving average moves a parameter: both weights read, one written."""
 REACHED = {
@@ -66,6 +68,7 @@ class Plan:
     moments: dict[str, dict[str, float]]  # moment -> part -> bytes
     notes: list[str] = field(default_factory=list)
     ranks: int = 1
+    at_once: int = 0  # tokens in a microbatch
 
     def least(self, machine: Machine) -> float:
         """Seconds of a step below which no program can do it."""
@@ -89,6 +92,11 @@ class Plan:
     def memory(self) -> float:
         """Bytes needed at that moment, beside the interpreter and its libraries."""
         return sum(self.moments[self.worst].values())
+
+    @property
+    def always(self) -> float:
+        """Bytes needed however few tokens are computed at once."""
+        return max(sum(size for part, size in parts.items() if part not in (ACTIVATIONS, HOLES_BETWEEN)) for parts in self.moments.values())
 
 
 def grouped(examples: Sequence[Example], budget: int) -> list[list[Example]]:
