@@ -65,7 +65,7 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
     import transformers
 
     from instructgpt.data.batches import Example
-    from instructgpt.data.tasks import Order, Task
+    from instructgpt.data.rankings import Order, Task
     from instructgpt.models.attention import use_packed_attention
     from instructgpt.models.scalar import ScalarModel
     from instructgpt.train.reward import ranking_step

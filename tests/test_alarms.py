@@ -12,7 +12,7 @@ from conftest import CPU, SHORT_PROMPTS
 from instructgpt.errors import RunFailed
 from instructgpt.models.load import load_policy
 from instructgpt.train import ppo
-from instructgpt.train.watch import Alarms
+from instructgpt.train.ppo_metrics import Alarms
 
 LONG_RUN = {"episodes": 64 * 40, "batch": 64, "minibatch": 32, "epochs": 4, "eos_penalty": 0, "kl_coef": 0, "lr": 3e-2}
 

@@ -13,7 +13,7 @@ from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 
 from instructgpt.data import batches
 from instructgpt.data.batches import Example, collate
-from instructgpt.data.tasks import Order, Task
+from instructgpt.data.rankings import Order, Task
 from instructgpt.models import attention
 from instructgpt.models.attention import PACKED, hidden_states, use_packed_attention
 from instructgpt.models.load import load_policy, save_policy
@@ -74,9 +74,12 @@ def stock_states(model, examples):
     ]
 
 
+@pytest.mark.parametrize("few", [0, 1], ids=["all", "few"])
 @pytest.mark.parametrize("examples", GROUPS.values(), ids=GROUPS.keys())
 @pytest.mark.parametrize("family", MORE_FAMILIES)
-def test_states_and_gradients_equal_those_of_separate_sequences(family, examples, gradients):
+def test_states_and_gradients_equal_those_of_separate_sequences(family, examples, few, gradients, monkeypatch):
+    """Whether the last layer is computed for all tokens or, whatever their share, for those alone that are read."""
+    monkeypatch.setattr(attention, "FEW", few)
     stock = model_of(family)
     ours = copy.deepcopy(stock)
     use_packed_attention(ours)
@@ -87,17 +90,31 @@ def test_states_and_gradients_equal_those_of_separate_sequences(family, examples
         [of_example[len(example.prompt) - 1 : len(example) - 1] for of_example, example in zip(states, examples, strict=True)]
     )
     batch = collate(examples)
-    got = hidden_states(ours, batch)
-    torch.testing.assert_close(got[batch.last], last, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(got[batch.predicts], before, atol=1e-5, rtol=1e-5)
+    got = [hidden_states(ours, batch, read) for read in ("last", "predicts")]
+    assert [attention.reading_of(batch, read) is not None for read in ("last", "predicts")] == [few, few]
+    for states_read, expected_states in zip(got, (last, before), strict=True):
+        torch.testing.assert_close(states_read, expected_states, atol=1e-5, rtol=1e-5)
 
     weight = torch.linspace(-1, 1, last.shape[-1])
     ((last @ weight).sin().sum() + (before @ weight).cos().sum()).backward()
-    ((got[batch.last] @ weight).sin().sum() + (got[batch.predicts] @ weight).cos().sum()).backward()
+    ((got[0] @ weight).sin().sum() + (got[1] @ weight).cos().sum()).backward()
     expected = gradients(stock.base_model)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     scaled = [{name: gradient / max(1, largest) for name, gradient in found.items()} for found in (gradients(ours.base_model), expected)]
     assert_same_tensors(*scaled, 1e-5)
+
+
+@pytest.mark.parametrize("family", MORE_FAMILIES)
+def test_after_its_keys_the_last_layer_computes_what_is_read_and_no_more(family):
+    model, rows = model_of(family), []
+    use_packed_attention(model)
+    for name, module in model.named_modules():
+        if name.endswith(".mlp"):
+            module.register_forward_hook(lambda _, given, __: rows.append(given[0].shape[-2]))
+    batch = collate(answered(20, 3, 4))
+    hidden_states(model, batch, "last")
+    hidden_states(model, batch, "predicts")  # of both completions' first tokens by the prompt's last one
+    assert rows == [27, 2, 27, 6]
 
 
 def test_a_shared_prompt_is_in_the_batch_once():

@@ -51,6 +51,21 @@ def test_orders_are_permutations_that_follow_from_seed_and_epoch():
     assert len({tuple(order) for order in orders}) == 3
 
 
+def test_an_epoch_takes_every_element_once_in_batches():
+    assert batches.steps_an_epoch(7, 3) == 3
+    epochs = [[batches.rows_of_step(step, 7, 3, seed=1) for step in range(first, first + 3)] for first in (0, 3)]
+    assert [list(map(len, epoch)) for epoch in epochs] == [[3, 3, 1]] * 2
+    assert all(sorted(row for rows in epoch for row in rows) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_a_stream_takes_every_element_equally_often():
+    rows = [row for first in range(0, 48, 8) for row in batches.rows_of_stream(first, 8, 5, seed=0)]
+    assert len(rows) == 48
+    assert all(sorted(rows[i : i + 5]) == [0, 1, 2, 3, 4] for i in range(0, 45, 5))
+    assert rows[:5] != rows[5:10]
+
+
 @pytest.mark.parametrize("seed", [20_260_101, 2**32 - 1])
 def test_a_date_may_be_a_seed(seed):
     """Stages derive seeds from seeds; however large, they stay within what a generator takes."""

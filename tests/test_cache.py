@@ -11,6 +11,7 @@ import pytest
 
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.cache import Cache
+from instructgpt.train.parallel import dividing
 
 GREEDY = {"temperature": 0.0, "max_tokens": 5, "seed": 1}
 SAMPLED = GREEDY | {"temperature": 1.0}
@@ -121,3 +122,10 @@ def test_progress_is_told(tmp_path, monkeypatch, capsys):
     out = "".join(capsys.readouterr())
     assert "squad: 2 of 5" in out
     assert "squad: 5 of 5" in out
+
+
+def test_what_a_helping_process_raises_is_raised_when_its_turn_comes():
+    found = []
+    with pytest.raises(ValueError, match="invalid literal"), dividing(2) as over:
+        found += over(int, ["1", "2", "x", "3"])
+    assert found == [1, 2]

@@ -1,10 +1,12 @@
-"""The documents say what the code does: links lead somewhere, every option is explained, every command is one that parses."""
+"""The documents say what the code does: links lead somewhere, quotes stand in the code, options are explained, commands parse."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 FENCE = re.compile(r"^ *(```+|~~~+) *(\w*)[^\n]*\n(.*?)^ *\1 *$", re.M | re.S)
+CODE = re.compile(r"`((?:\w+/)+\w+\.py|test_\w+\.py|[a-z]+\.py)(?:`((?:, `[\w.]+`)*)(?:: `([^`\n]+)`)?|: ([^`\n]+)`)")
+"""Where a page speaks of code: `file.py`, `name`, `name`: `quoted`, or `file.py: name, name`."""
 LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)|^ *\[[^\]^]+\]:\s*(\S+)", re.M)
 
 
@@ -42,6 +46,36 @@ def dead_links(page: Path) -> Iterator[str]:
         goal = (page.parent / name).resolve() if name else page
         if not goal.exists() or (anchor and goal.suffix == ".md" and anchor not in anchors(goal.read_text(encoding="utf-8"))):
             yield target
+
+
+@cache
+def names_in(file: Path) -> set[str]:
+    """Every function, class, method, constant and field that a file defines."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names
+
+
+def without_blanks(text: str) -> str:
+    return re.sub(r"\s+", "", text).replace("\\|", "|")
+
+
+def misquoted(text: str) -> Iterator[str]:
+    """What a page says is in the code, and is not: a file with its folder, a name in it, a piece of it."""
+    for path, listed, quote, told in CODE.findall(FENCE.sub("", text)):
+        places = [place for place in (ROOT / "src" / "instructgpt" / path, ROOT / "tests" / path, ROOT / path) if place.is_file()]
+        if not places:
+            if "/" in path or path.startswith("test_"):
+                yield path
+            continue
+        names = re.findall(r"[\w.]+", listed) + re.findall(r"[\w.]+", told)
+        if quote and without_blanks(quote) not in without_blanks(places[0].read_text(encoding="utf-8")):
+            names.append(quote)
+        yield from (f"{path}: {name}" for name in names if name.rpartition(".")[2] not in names_in(places[0]))
 
 
 def words_in_code(text: str) -> set[str]:
@@ -79,6 +113,18 @@ def commands_in(line: str) -> Iterator[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     assert not list(dead_links(page))
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_is_quoted_stands_in_the_code(page):
+    assert not list(misquoted(page.read_text(encoding="utf-8")))
+
+
+def test_a_wrong_quote_is_found():
+    page = (
+        "`train/sft.py`, `train`, `tran`: `x = 1`; `train/sft.py: main, mani`; `train/sf.py`; `data/render.py`: `Renderer.prompt`; `a.py`"
+    )
+    assert list(misquoted(page)) == ["train/sft.py: tran", "train/sft.py: x = 1", "train/sft.py: mani", "train/sf.py"]
 
 
 def test_every_option_is_explained_on_the_page_of_its_command():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +93,17 @@ def data(tmp_path):
             for split in ("train", "dev")
         ],
         "bbq_sample.jsonl": bbq_rows(),
+        "arc_easy.jsonl": [{"query": f"Question: Frog {i}?", "choices": ["croaks", "moos", "flies"], "gold": i % 3} for i in range(3)],
+        "piqa.jsonl": [{"goal": f"Reach the sea {i}.", "sol1": "swim", "sol2": "fly", "label": i % 2} for i in range(3)],
+        "winogrande.jsonl": [
+            {
+                "contexts": ["The frog saw the ant so the frog", "The frog saw the ant so the ant"],
+                "continuation": f"swims {i}.",
+                "gold": i % 2,
+            }
+            for i in range(3)
+        ],
+        "gsm8k_test.jsonl": [{"question": f"What is {i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(7)],
         "real_toxicity_prompts.jsonl": [{"prompt": {"text": f"The sea is {i}", "toxicity": i / 10}} for i in range(10)],
     }
     for name, rows in lines.items():
@@ -248,9 +260,7 @@ def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_p
 
 
 def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, monkeypatch):
-    from instructgpt.evaluate import command as module
-
-    monkeypatch.setattr(module, "AT_ONCE", 2)
+    monkeypatch.setattr("instructgpt.evaluate.command.AT_ONCE", 2)
     calls = []
 
     def counting(subject, questions, seed):
@@ -259,7 +269,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
             raise KeyboardInterrupt
         return put(subject, questions, seed)
 
-    monkeypatch.setattr(module, "put", counting)
+    monkeypatch.setattr("instructgpt.evaluate.tasks.shape.put", counting)
     out = tmp_path / "results.json"
     line = ["evaluate", "crows_pairs", "winogender", "--model", str(save("gpt2")), "--data", str(data), "--out", str(out)]
     assert command(line) == 1
@@ -269,6 +279,36 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
     assert calls == [2, 2, 2, 2, 1, 1]  # the part that was stopped once more, and nothing else
     assert {row["evaluation"] for row in json.loads(out.read_text())} == {"crows_pairs", "winogender"}
     assert json.loads(out.read_text())[: len(kept)] == kept
+
+
+def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypatch):
+    monkeypatch.setattr("instructgpt.evaluate.command.DIVIDED", 2)  # several blocks for each of two helping processes
+    found = []
+    for processes in ("1", "2"):
+        out = tmp_path / processes / "results.json"
+        line = ["evaluate", "crows_pairs", "real_toxicity_sampled", "--model", f"a={save('gpt2')}", "--data", str(data)]
+        line += ["--scorer", str(scorer), "--processes", processes, "--out", str(out)]
+        assert command(line) == 0
+        found.append(json.loads(out.read_text()))
+    one, two = found
+    assert [row | {"value": 0, "low": 0, "high": 0} for row in one] == [row | {"value": 0, "low": 0, "high": 0} for row in two]
+    for name in ("value", "low", "high"):
+        assert [row[name] for row in one] == pytest.approx([row[name] for row in two], abs=1e-4)
+
+
+def test_the_evaluation_of_the_page_is_whole(save, tmp_path, monkeypatch):
+    """docs/evaluate.md, "Adding one", followed to the letter: the file as it stands there, and its name among the others."""
+    page = (Path(__file__).parent.parent / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    (text,) = [block.partition("```")[0] for block in page.split("## Adding one")[1].split("```python\n")[1:]]
+    riddles: dict = {}
+    exec(text, riddles)
+    monkeypatch.setitem(EVALUATIONS, "riddles", riddles["EVALUATION"])
+    rows = [{"riddle": f"What croaks {i}?", "answers": "a frog|frog"} for i in range(7)]
+    (tmp_path / "riddles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["evaluate", "riddles", "--model", str(save("gpt2")), "--data", str(tmp_path), "--out", str(tmp_path / "r.json")]
+    assert command(line) == 0
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {(row["metric"], row["condition"], row["n"]) for row in found} == {("f1", "zero_shot", 7), ("f1", "few_shot", 7)}
 
 
 @pytest.mark.parametrize(

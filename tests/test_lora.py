@@ -20,7 +20,7 @@ from instructgpt import functional
 from instructgpt.config import make_config
 from instructgpt.data.batches import Example, collate
 from instructgpt.errors import BadInput
-from instructgpt.models.adapters import WithoutAdapters, held, merged_weights, trunk, with_adapters
+from instructgpt.models.adapters import WithoutAdapters, merged_weights, trained_part, trunk, with_adapters
 from instructgpt.models.load import completion_logp, load_policy
 from instructgpt.models.scalar import adapted_value_model, load_reward_model, new_value_model
 from instructgpt.run import Run
@@ -40,7 +40,7 @@ def moved(model, seed=1):
     """The model, its adapters and heads no longer where they began."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in held(model).parameters():
+        for parameter in trained_part(model).parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
 
@@ -202,13 +202,13 @@ def test_four_models_hold_little_more_than_two(small_ppo):
     whole, adapted = (ppo.load_models(c, Run(c, {})) for c in (config, config.model_copy(update={"lora": 2})))
     policy, value = (sum(p.numel() for p in model.parameters()) for model in (whole.policy, whole.value.model))
     assert held_by(whole) == 3 * policy + 2 * value
-    of_policy, of_value = (sum(p.numel() for p in held(model).parameters()) for model in (adapted.policy, adapted.value.model))
+    of_policy, of_value = (sum(p.numel() for p in trained_part(model).parameters()) for model in (adapted.policy, adapted.value.model))
     assert held_by(adapted) == policy + value + 2 * of_policy + of_value
     assert 2 * of_policy + of_value < 0.25 * (policy + value)
 
 
 def test_the_average_is_of_the_factors(small_ppo, save, monkeypatch):
-    seen, average = [], ppo.average
+    seen, average = [], ppo.move_average
 
     def noted(slow, fast, decay):
         if not seen:
@@ -216,7 +216,7 @@ def test_the_average_is_of_the_factors(small_ppo, save, monkeypatch):
         average(slow, fast, decay)
         seen.append({name: tensor.clone() for name, tensor in fast.state_dict().items()})
 
-    monkeypatch.setattr(ppo, "average", noted)
+    monkeypatch.setattr(ppo, "move_average", noted)
     saved = weights_of(ppo.main(small_ppo(lora=3, ema=0.75)))
     slow = seen[0]
     for fast in seen[1:]:

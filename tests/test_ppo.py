@@ -94,13 +94,6 @@ def test_advantages_of_an_episode_by_hand(models, monkeypatch):
             assert advantages[row, t].item() == pytest.approx(to_come - rollout.values[row, t].item(), abs=1e-5)
 
 
-def test_every_prompt_is_asked_equally_often(small_ppo):
-    config = small_ppo(episodes=48)
-    rows = [row for update in range(6) for row in ppo.prompt_rows(config, 5, update)]
-    assert len(rows) == 48
-    assert all(sorted(rows[i : i + 5]) == [0, 1, 2, 3, 4] for i in range(0, 45, 5))
-
-
 def test_minibatches_hold_every_episode_once_an_epoch(small_ppo):
     groups = [rows.tolist() for rows in ppo.minibatches(small_ppo(epochs=2), 5)]
     assert [len(group) for group in groups] == [4] * 4
@@ -235,13 +228,13 @@ def test_ptx_sees_its_ratio_of_examples(small_ppo, write, render, monkeypatch):
 
 
 def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
-    seen, average = [], ppo.average
+    seen, average = [], ppo.move_average
 
     def watched(slow, fast, decay):
         seen.append((copy.deepcopy(slow.state_dict()) if not seen else None, copy.deepcopy(fast.state_dict())))
         average(slow, fast, decay)
 
-    monkeypatch.setattr(ppo, "average", watched)
+    monkeypatch.setattr(ppo, "move_average", watched)
     saved = weights_of(ppo.main(small_ppo(ema=0.75)))
     slow = seen[0][0]
     for _, fast in seen:
@@ -252,8 +245,8 @@ def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
 
 
 def test_without_average_the_last_weights_are_saved(small_ppo, monkeypatch):
-    last, average = {}, ppo.average
-    monkeypatch.setattr(ppo, "average", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict())))
+    last, average = {}, ppo.move_average
+    monkeypatch.setattr(ppo, "move_average", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict())))
     assert_same_tensors(weights_of(ppo.main(small_ppo(ema=0.0))), last, 0)
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instructgpt.data.batches import Example
-from instructgpt.data.corpus import documents, read_corpus, spread, train_tokenizer
+from instructgpt.data.corpus import documents, hold_out_documents, read_corpus, train_tokenizer
+from instructgpt.data.rankings import flat_orders, labeler_groups, tasks_of, token_groups
 from instructgpt.data.render import Renderer, demonstration_examples
-from instructgpt.data.tasks import flat_orders, labeler_groups, tasks_of, token_groups
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import load_policy, load_renderer
@@ -271,9 +271,9 @@ def test_a_book_is_read_in_pieces_as_one_document(render):
 def test_one_text_file_is_enough_to_hold_some_out(tmp_path):
     (tmp_path / "book.txt").write_text("".join(f"Line {n} of the book.\n" for n in range(500)))
     texts = list(documents([tmp_path / "book.txt"]))
-    training, held_out = spread(texts, 0.01)
+    training, held_out = hold_out_documents(texts, 0.01)
     assert all(piece in texts[0] for piece in training + held_out)
     assert sum(map(len, training + held_out)) == len(texts[0])
     assert 0.005 < sum(map(len, held_out)) / len(texts[0]) < 0.04
-    assert spread([str(n) for n in range(200)], 0.01)[1] == ["0", "100"]
-    assert spread([], 0.01) == ([], [])
+    assert hold_out_documents([str(n) for n in range(200)], 0.01)[1] == ["0", "100"]
+    assert hold_out_documents([], 0.01) == ([], [])

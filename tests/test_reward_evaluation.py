@@ -11,7 +11,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate import reward_bench
+from instructgpt.evaluate import reward_bench, reward_bench_2
 from instructgpt.evaluate.calibration import brier, calibration_error, reliability_curve, temperature
 from instructgpt.evaluate.reward_bench import SECTIONS, ScoredPair
 from instructgpt.evaluate.reward_model import ScoredRanking, measure
@@ -259,3 +259,73 @@ def test_the_report_shows_reliability_buckets_and_reward_bench():
     assert sections.reliability(Results.of([]), []) is None
     shown = {line[0] for table in section.tables for line in table.rows}
     assert "reward model is right, alike, length" in shown
+
+
+def second_benchmark(seed, questions=9):
+    """Rankings of RewardBench 2 with scores of few values, so that some are equal: four completions, one right; and Ties."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number in range(questions):
+        for subset, kinds in (("Math", ("m",)), ("Focus", ("f",)), ("Ties", ("ref", "tied") if number % 4 else ("tied",))):
+            for kind in kinds:
+                right = int(rng.integers(2, 6)) if kind == "tied" else 1
+                scores = (rng.integers(0, 5, size=right + 3) + np.r_[np.full(right, rng.integers(0, 5)), np.zeros(3)]).tolist()
+                ranks = [1] * right + [2] * 3
+                more = {"subset": subset, "num_correct": right, "id": f"{kind}:{number}"}
+                made.append(scored(ranks, scores, tuple("abcdefghijk"[: len(ranks)]), prompt=f"{subset} {number}", **more))
+    return made
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_reward_bench_2_by_its_definition(seed):
+    """Its paper's definition, worked through score by score: best of four with shared credit; 0.3, 0.3, 0.2, 0.2 and 0.01 for Ties."""
+    rankings = second_benchmark(seed)
+    found = reward_bench_2.measure(rankings, "m")
+    credits = {"Math": [], "Focus": []}
+    margins = {"ref": {}, "tied": {}}
+    for each in rankings:
+        subset, right, scores = each.model_extra["subset"], each.model_extra["num_correct"], list(each.scores)
+        if subset != "Ties":
+            credits[subset].append((scores[0] == max(scores)) / scores.count(max(scores)))
+        else:
+            kind, number = each.model_extra["id"].split(":")
+            margins[kind][number] = (min(scores[:right]) - max(scores[right:]), max(scores[:right]) - min(scores[:right]))
+    both = [(margins["tied"][n][0], margins["ref"][n][0], margins["tied"][n][1]) for n in margins["ref"]]
+    tanh = [0.0 if min(t, r) == d == 0 else np.tanh((min(t, r) / d if d else np.copysign(np.inf, min(t, r))) - 1) for t, r, d in both]
+    ties = (
+        0.3 * np.mean([gap > 0 for gap, _ in margins["tied"].values()])
+        + 0.3 * np.mean([gap > 0 for gap, _ in margins["ref"].values()])
+        + 0.2 * np.mean([t > d for t, _, d in both])
+        + 0.2 * np.mean([min(t, r) > d for t, r, d in both])
+        + 0.01 * np.mean(tanh)
+    )
+    means = {"Math": np.mean(credits["Math"]), "Focus": np.mean(credits["Focus"]), "Ties": ties}
+    for subset, score in means.items():
+        assert value(found, "score", f"subset/{subset}") == pytest.approx(score)
+    assert value(found, "score") == pytest.approx(np.mean(list(means.values())))
+    (total,) = [row for row in found if row.condition == ""]
+    assert total.low < total.value < total.high
+
+
+def test_reward_bench_2_from_a_file(save_reward, write, tmp_path):
+    rows = [
+        {"id": f"{i}", "prompt": f"What does frog {i} say?", "chosen": ["croak"], "rejected": ["moo", "baa", "blue"], "subset": subset}
+        for i, subset in enumerate(["Math", "Safety"] * 2)
+    ]
+    rows += [
+        {
+            "id": f"{kind}:{i}",
+            "prompt": f"Name a frog of {i}.",
+            "chosen": ["croak", "the frog"][:right],
+            "rejected": ["moo"],
+            "subset": "Ties",
+        }
+        for i in range(3)
+        for kind, right in (("ref", 1), ("tied", 2))
+    ]
+    line = ["evaluate", "reward_model", "--model", f"rm={save_reward()}", "--data", str(write("second.jsonl", rows))]
+    assert command([*line, "--out", str(tmp_path / "r.json")]) == 0
+    found = read_rows(tmp_path / "r.json")
+    there = {row.condition for row in found if row.evaluation == "reward_bench_2"}
+    assert there == {"", "subset/Math", "subset/Safety", "subset/Ties"}
+    assert not [row for row in found if row.evaluation == "reward_bench"]

@@ -12,7 +12,7 @@ from conftest import CPU, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS, assert_same_
 
 from instructgpt.config import make_config
 from instructgpt.data import batches
-from instructgpt.data.tasks import Task, tasks_of
+from instructgpt.data.rankings import Task, tasks_of
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.scalar import load_reward_model, new_reward_model
 from instructgpt.records import Ranking

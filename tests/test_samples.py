@@ -95,9 +95,9 @@ def test_published_samples_of_questions(tmp_path):
         {"index": 1, "model_type": "ppo", "ref_text": "Not in background.", "sample": "Not in background", **shared},
     ]
     found = measured(tmp_path, "squad", write_csv(tmp_path / "squad.csv", rows))
-    assert found["f1", "sft", "few-shot"] == 0.5
-    assert found["f1", "ppo", "few-shot"] == pytest.approx((2 / 3 + 1) / 2)
-    assert found["exact_match", "ppo", "few-shot"] == 0.5
+    assert found["f1", "sft", "few_shot"] == 0.5
+    assert found["f1", "ppo", "few_shot"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["exact_match", "ppo", "few_shot"] == 0.5
 
 
 def test_judged_answers_and_scored_continuations(tmp_path):
@@ -109,7 +109,7 @@ def test_judged_answers_and_scored_continuations(tmp_path):
     assert found["truthful", "ppo", "qa"] == 0.5
     assert found["truthful_and_informative", "ppo", "qa"] == 0.25
     scored = [{"prompt": "p", "sample": "x", "model_type": "m", "prompt_type": "basic", "toxicity": t} for t in (0.25, 0.75)]
-    assert measured(tmp_path, "real_toxicity", write_csv(tmp_path / "rtp.csv", scored))["mean_toxicity", "m", "basic"] == 0.5
+    assert measured(tmp_path, "real_toxicity", write_csv(tmp_path / "rtp.csv", scored))["mean_toxicity", "m", "none"] == 0.5
 
 
 def test_our_own_columns_and_translations(tmp_path):
@@ -130,8 +130,8 @@ def test_our_own_columns_and_translations(tmp_path):
         ("squad", {"sample": "x"}, "no column ref_text or references or reference"),
         ("squad", {"ref_text": "x"}, "no column sample or"),
         ("truthfulqa", {"answer": "x", "true": "maybe", "info": "1"}, "column 'true' is 'maybe', expected a number"),
-        ("truthfulqa", {"answer": "x", "true": "1"}, "column 'info' is None"),
-        ("real_toxicity", {"sample": "x", "toxicity": ""}, "column 'toxicity' is ''"),
+        ("truthfulqa", {"answer": "x", "true": "1"}, "no column info"),
+        ("real_toxicity", {"sample": "x", "toxicity": ""}, "no sample has a toxicity"),
         ("crows_pairs", {"sample": "x"}, "crows_pairs cannot be measured on --completions"),
     ],
 )

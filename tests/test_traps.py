@@ -38,16 +38,16 @@ from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS
 
 from instructgpt import functional
 from instructgpt.data.batches import Example
+from instructgpt.data.rankings import Order, Task
 from instructgpt.data.render import Renderer
-from instructgpt.data.tasks import Order, Task
 from instructgpt.errors import BadInput
 from instructgpt.models.load import load_policy
 from instructgpt.models.scalar import OFFSET, ScalarModel, load_reward_model, new_reward_model, new_value_model, save_reward_model
 from instructgpt.records import Prompt, Ranking
 from instructgpt.train import ppo
+from instructgpt.train.ppo_metrics import update_metrics
 from instructgpt.train.reward import ranking_step
 from instructgpt.train.rollout import Models, roll_out
-from instructgpt.train.watch import panel
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_logged_kl_is_signed(rollout):
     """Where tokens are, on the whole, likelier under the reference, the estimate is below 0 and stays there."""
     reversed_roles = dataclasses.replace(rollout, logp=rollout.ref_logp, ref_logp=rollout.logp)
     returns = rollout.values.nan_to_num()
-    forward, backward = panel(rollout, returns, [], 0.1), panel(reversed_roles, returns, [], 0.1)
+    forward, backward = update_metrics(rollout, returns, [], 0.1), update_metrics(reversed_roles, returns, [], 0.1)
     assert forward["objective/kl"] == pytest.approx(-backward["objective/kl"])
     assert min(forward["objective/kl"], backward["objective/kl"]) < 0
     assert forward["objective/kl_k3"] >= 0
@@ -93,7 +93,7 @@ def test_statistics_do_not_change_when_padding_grows(rollout):
     for each in (rollout, wide):
         rewards = functional.shaped_rewards(each.scores, each.logp, each.ref_logp, each.mask, 0.1)
         advantages, returns = functional.gae(rewards, each.values, each.mask, 0.95)
-        measured.append(panel(each, returns, [], 0.1) | {"advantages": advantages[each.mask].tolist()})
+        measured.append(update_metrics(each, returns, [], 0.1) | {"advantages": advantages[each.mask].tolist()})
     assert measured[1].pop("advantages") == measured[0].pop("advantages")
     assert measured[1] == pytest.approx(measured[0])
     assert measured[0]["objective/entropy"] > 0

@@ -18,7 +18,7 @@ from typing import Any
 
 from instructgpt import __version__
 from instructgpt.config import Options, StageConfig, did_you_mean, make_config, options_for, preset_text, presets_for
-from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
+from instructgpt.errors import BadInput, RunFailed, in_one_line, is_out_of_memory
 from instructgpt.flags import Parser, add_flags
 
 
@@ -59,7 +59,7 @@ COMMANDS = (
     Command("judge truth", "instructgpt.evaluate.truth_judge", "JudgeConfig", "train_truth", "a judge of whether answers are true"),
     Command("judge info", "instructgpt.evaluate.truth_judge", "JudgeConfig", "train_info", "a judge of whether answers say anything"),
     Command("doctor", "instructgpt.doctor.commands", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"),
-    Command("watch", "instructgpt.live", "WatchConfig", "main", "a run while it goes: progress, curves, samples, alarms", "run"),
+    Command("watch", "instructgpt.watch", "WatchConfig", "main", "a run while it goes: progress, curves, samples, alarms", "run"),
     Command("data import", "instructgpt.data.commands", "ImportConfig", "import_data", "other formats into ours and back"),
     Command("data clean", "instructgpt.data.commands", "CleanConfig", "clean", "drop duplicates, cap users, filter personal data"),
     Command("data split", "instructgpt.data.commands", "SplitConfig", "split", "train, validation and test by user"),
@@ -123,7 +123,7 @@ def run(argv: Sequence[str]) -> int:
 
 def one_line(error: Exception) -> str:
     """What went wrong, in one line."""
-    said = " ".join(str(error).split())
+    said = in_one_line(error)
     if isinstance(error, BadInput | RunFailed):
         return said
     if isinstance(error, OSError) and error.strerror:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
@@ -77,7 +77,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise BadInput(f"{where}: not valid YAML ({' '.join(str(error).split())})") from error
+        raise BadInput(f"{where}: not valid YAML ({in_one_line(error)})") from error
     return mapping_of(values, where)
 
 

@@ -9,6 +9,11 @@ class RunFailed(Exception):
     """A run went wrong and was stopped; the message names the likely cause. The command exits with code 1."""
 
 
+def in_one_line(error: object, most: int | None = None) -> str:
+    """What an error says, on one line; at most so many characters of it."""
+    return " ".join(str(error).split())[:most]
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, whichever library says so."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

@@ -19,19 +19,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.errors import BadInput, RunFailed, in_one_line
 
 
 class Skipped:
-    """Lines left out under --skip-bad, so that the count can be shown at the end."""
+    """Whether bad lines are left out (--skip-bad), and which were, so that the count can be shown at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: bool = True) -> None:
+        self.allowed = allowed
         self.reasons: list[str] = []
 
 
 def bad_line(where: str, error: ValueError, skipped: Skipped | None) -> None:
-    """Note a bad line where such lines are skipped; raise BadInput where they are not."""
-    if skipped is None:
+    """Note a bad line where such lines may be skipped; raise BadInput where they may not."""
+    if skipped is None or not skipped.allowed:
         raise BadInput(f"{where}: {error} (--skip-bad goes on without such lines)") from error
     skipped.reasons.append(f"{where}: {error}")
 
@@ -42,7 +43,7 @@ def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tupl
     Args:
         path: .jsonl, or .json with one object a line or one list of objects (both optionally .gz), .txt (one document),
             .parquet, or the name or directory of a Hugging Face data set.
-        skipped: where given, bad lines are noted there and left out; otherwise the first one is an error.
+        skipped: where it allows it, bad lines are noted there and left out; otherwise the first one is an error.
 
     Raises:
         BadInput: the file cannot be read, or a line is not a JSON object.
@@ -148,7 +149,8 @@ def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
             loaded = datasets.load_dataset(str(path), split="train")
     except Exception as error:  # the library raises a dozen unrelated kinds
         raise BadInput(
-            f"{path}: neither a JSON-lines, text or Parquet file nor a data set that loads ({type(error).__name__}: {error})".split("\n")[0]
+            f"{path}: neither a JSON-lines, text or Parquet file nor a data set that loads "
+            f"({type(error).__name__}: {in_one_line(error, 300)})"
         ) from error
     for row in loaded:
         yield {key: value for key, value in row.items() if value is not None}

@@ -5,6 +5,7 @@ Dimension key, for every shape comment in this package:
     B sequences in a batch     K completions of one prompt    N real tokens, or completions, picked out of a batch
     P prompt tokens            R completion tokens            T = P + R
     V vocabulary               D model width                  G prompts (groups of completions)
+    M tokens to be predicted, or decided pairs
 
 Losses come back element by element, (N,) or (G,): the caller says over what they are averaged, so that splitting a
 batch into microbatches cannot change a result. Padding is NaN where nothing was sampled: real elements are picked out
@@ -38,7 +39,7 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
-# --- KL divergence from samples ----------------------------------------------------------------------------------
+# --- KL divergence from samples (Schulman 2020, "Approximating KL divergence") ------------------------------------
 
 
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
@@ -55,20 +56,29 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 # --- reward model (section 3.5) ----------------------------------------------------------------------------------
 
 
+def decided_pairs(prompt: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """Every pair of completions of one prompt of which one is ranked better; ties give none.
+
+    prompt (N,) which prompt each completion answers, rank (N,) 1 is best, equal is a tie -> the places of the better and
+    of the worse completion of each pair, (M,) and (M,).
+    """
+    better, worse = ((prompt[:, None] == prompt[None, :]) & (rank[:, None] < rank[None, :])).nonzero(as_tuple=True)
+    return better, worse
+
+
 def ranking_losses(scores: Tensor, prompt: Tensor, rank: Tensor) -> Tensor:
     """All decided pairs of one prompt count as one element (equation 1).
 
-    scores (N,), prompt (N,) which prompt each completion answers, rank (N,) 1 is best, equal is a tie -> (G,), one
-    loss for each prompt that has a decided pair, in the order of their numbers:
+    scores (N,), prompt and rank as in `decided_pairs` -> (G,), one loss for each prompt that has a decided pair, in the
+    order of their numbers:
 
-        loss_g = mean over pairs (w better than l) of g of  -log sigmoid(s_w - s_l)
+        loss_g = mean over the decided pairs of g of  -log sigmoid(score of the better - score of the worse)
 
     Ties give no pair; the divisor is the number of pairs that remain.
     """
-    better = (prompt[:, None] == prompt[None, :]) & (rank[:, None] < rank[None, :])  # (N, N)
-    winner, loser = better.nonzero(as_tuple=True)  # (M,) pairs
-    losses = -F.logsigmoid(scores[winner] - scores[loser])  # (M,)
-    groups, group, pairs = torch.unique(prompt[winner], return_inverse=True, return_counts=True)  # (G,), (M,), (G,)
+    better, worse = decided_pairs(prompt, rank)
+    losses = -F.logsigmoid(scores[better] - scores[worse])  # (M,)
+    groups, group, pairs = torch.unique(prompt[better], return_inverse=True, return_counts=True)  # (G,), (M,), (G,)
     sums: Tensor = losses.new_zeros(len(groups)).index_add(0, group, losses)
     per_prompt: Tensor = sums / pairs
     return per_prompt
@@ -79,9 +89,8 @@ def pairs_right(scores: Tensor, prompt: Tensor, rank: Tensor) -> Tensor:
 
     Shapes as in `ranking_losses`. -> (M,) of 0, 1/2, 1.
     """
-    better = (prompt[:, None] == prompt[None, :]) & (rank[:, None] < rank[None, :])
-    winner, loser = better.nonzero(as_tuple=True)
-    return ((scores[winner] - scores[loser]).sign() + 1) / 2
+    better, worse = decided_pairs(prompt, rank)
+    return ((scores[better] - scores[worse]).sign() + 1) / 2
 
 
 # --- PPO (section 3.5, equation 2, appendix C.4) -----------------------------------------------------------------
@@ -136,7 +145,7 @@ def clipped_policy_losses(logp: Tensor, old_logp: Tensor, advantages: Tensor, cl
 
 
 def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Squared error of the value, the worse of the plain and the clipped estimate. All (N,) -> (N,).
+    """Squared error of the value, the worse of the plain and the clipped estimate (OpenAI's PPO code). All (N,) -> (N,).
 
     loss = 1/2 max((V - return)^2, (clamp(V, V_old - clip, V_old + clip) - return)^2)
     """

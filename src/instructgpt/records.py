@@ -216,7 +216,7 @@ def read_records(kind: type[R], path: Path | str, skipped: Skipped | None = None
     Args:
         kind: the record class of the file (design: files people exchange).
         path: what `read_rows` reads; plain text can only be documents.
-        skipped: where given, bad lines are noted there and left out; otherwise the first one is an error.
+        skipped: where it allows it, bad lines are noted there and left out; otherwise the first one is an error.
 
     Raises:
         BadInput: the file cannot be read, a line is wrong (`file:line: what is wrong, what was expected`), or nothing is left.

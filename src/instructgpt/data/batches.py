@@ -150,7 +150,7 @@ def token_budget(device: torch.device) -> int:
     return MICROBATCH_TOKENS.get(device.type, MICROBATCH_TOKENS["cpu"])
 
 
-def take_less() -> bool:
+def halve_token_budget() -> bool:
     """From now on compute half as many tokens at once, because memory ran out. Returns False where it was hardly any already."""
     if min(MICROBATCH_TOKENS.values()) < 2 * FEWEST_TOKENS:
         return False
@@ -164,3 +164,23 @@ def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order: list[int] = torch.randperm(count, generator=generator).tolist()
     return order
+
+
+def steps_an_epoch(count: int, batch: int) -> int:
+    """Optimizer steps in one pass over `count` elements; the last may be of fewer than `batch`."""
+    return -(-count // batch)
+
+
+def rows_of_step(step: int, count: int, batch: int, seed: int) -> list[int]:
+    """Which of `count` elements an optimizer step learns from: every epoch is shuffled anew and cut into batches."""
+    epoch, place = divmod(step, steps_an_epoch(count, batch))
+    return shuffled(count, seed, epoch)[place * batch : (place + 1) * batch]
+
+
+def rows_of_stream(first: int, wanted: int, count: int, seed: int) -> list[int]:
+    """Elements number `first` to `first + wanted` of an endless stream over `count` elements, shuffled anew each time round."""
+    rows: list[int] = []
+    while len(rows) < wanted:
+        epoch, place = divmod(first + len(rows), count)
+        rows += shuffled(count, seed, epoch)[place : place + wanted - len(rows)]
+    return rows

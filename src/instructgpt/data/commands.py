@@ -19,24 +19,15 @@ from pydantic import Field
 from rich.console import Console
 
 from instructgpt.config import Options
-from instructgpt.data.conversions import KINDS, Target
-from instructgpt.data.importers import Format, convert, import_file
+from instructgpt.data.importing.conversions import KINDS, Target
+from instructgpt.data.importing.importers import Format, convert, import_file
 from instructgpt.data.personal import DETECTORS, chosen_detectors, personal_reason
-from instructgpt.data.prompts import (
-    SPLITS,
-    TRAINING,
-    Split,
-    assign,
-    cap_reasons,
-    check_users,
-    group_of,
-    prefix_reasons,
-    prompt_text,
-)
-from instructgpt.data.statistics import Measure, characters, sheets, words
+from instructgpt.data.prompts import cap_reasons, group_of, prefix_reasons, prompt_text
+from instructgpt.data.split import SPLITS, TRAINING, Split, assign, check_users
+from instructgpt.data.tables import Measure, characters, sheets, words
 from instructgpt.data.tally import Placed, Report, report_path
 from instructgpt.data.use_cases import guess_use_case
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import Skipped, bad_line, read_rows, write_text
 from instructgpt.records import Asked, Demonstration, Document, Prompt, Ranking, Record, as_record, read_records, write_records
 
@@ -133,13 +124,11 @@ class StatsConfig(DataConfig):
 def import_data(config: ImportConfig) -> None:
     """Read data sets in any known format and write our records (or pairs, or NeMo's rankings). Raises BadInput."""
     _check_out(config.out)
-    report, skipped = Report("import"), Skipped()
+    report, skipped = Report("import"), Skipped(config.skip_bad)
     few_shot = {} if config.shots is None else {"shots": config.shots, "subsets": config.subsets, "seed": config.seed}
     imported: list[Placed[Record]] = []
     for path in config.data:
-        imported += import_file(
-            path, config.format, report, skipped if config.skip_bad else None, keep_empty=config.keep_empty, few_shot=few_shot
-        )
+        imported += import_file(path, config.format, report, skipped, keep_empty=config.keep_empty, few_shot=few_shot)
     if config.source is not None:
         imported = [
             (place, record if getattr(record, "source", None) else _with(record, source=config.source)) for place, record in imported
@@ -173,7 +162,7 @@ def _write(report: Report, out: Path, records: Sequence[Record]) -> None:
 # ---------------------------------------------------------------- clean
 
 
-def read_ours(paths: Sequence[Path], report: Report, skipped: Skipped | None) -> list[Placed[Record]]:
+def read_ours(paths: Sequence[Path], report: Report, skipped: Skipped) -> list[Placed[Record]]:
     """Prompts, demonstrations or rankings with all their columns; rows whose prompt is empty are dropped and counted.
 
     Raises:
@@ -216,8 +205,8 @@ def clean(config: CleanConfig) -> None:
     """Drop what should not be trained on, and say what and why (paper, section 3.2 and appendix A.2). Raises BadInput."""
     _check_out(config.out)
     detectors = chosen_detectors(config.detectors)
-    report, skipped = Report("clean"), Skipped()
-    items = read_ours(config.data, report, skipped if config.skip_bad else None)
+    report, skipped = Report("clean"), Skipped(config.skip_bad)
+    items = read_ours(config.data, report, skipped)
     kinds = {type(record) for _, record in items}
     if len(kinds) > 1:
         raise BadInput(f"the files hold {' and '.join(sorted(KINDS[kind] for kind in kinds))}: clean them one by one")
@@ -269,8 +258,8 @@ def split(config: SplitConfig) -> None:
     names = [path.name.removesuffix(".gz").removesuffix(".jsonl") for path in config.data]
     if len(set(names)) < len(names):
         raise BadInput("two of the files have the same name, so their splits would overwrite each other; rename one")
-    report, skipped = Report("split"), Skipped()
-    files = [read_ours([path], report, skipped if config.skip_bad else None) for path in config.data]
+    report, skipped = Report("split"), Skipped(config.skip_bad)
+    files = [read_ours([path], report, skipped) for path in config.data]
     records = [record for items in files for _, record in items]
     groups = [group_of(record, config.group) for record in records]
     homes = assign(groups, [_whole(record) for record in records], config.validation, config.test, config.salt)
@@ -307,10 +296,10 @@ def stats(config: StatsConfig) -> None:
     measures: dict[str, Measure] = {"characters": characters, "words": words}
     if config.tokenizer is not None:
         measures["tokens"] = token_measure(config.tokenizer)
-    report, skipped = Report("stats"), Skipped()
+    report, skipped = Report("stats"), Skipped(config.skip_bad)
     by_kind: dict[str, list[Record]] = {}
     for path in config.data:
-        for record in _any_records(path, report, skipped if config.skip_bad else None):
+        for record in _any_records(path, report, skipped):
             by_kind.setdefault(type(record).__name__.lower(), []).append(record)
     console = Console()
     tables = {kind: sheets(records, measures) for kind, records in by_kind.items()}
@@ -324,9 +313,9 @@ def stats(config: StatsConfig) -> None:
         write_text(config.out, json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
 
 
-def _any_records(path: Path, report: Report, skipped: Skipped | None) -> list[Record]:
+def _any_records(path: Path, report: Report, skipped: Skipped) -> list[Record]:
     """The records of a file in any format, or the documents of a corpus."""
-    _, first = next(read_rows(path, Skipped() if skipped else None), ("", {}))  # bad lines are counted by the reading that follows
+    _, first = next(read_rows(path, Skipped(skipped.allowed)), ("", {}))  # bad lines are counted by the reading that follows
     if "text" in first and not first.keys() & {"prompt", "messages", "instruction", "conversations"}:
         documents = read_records(Document, path, skipped)
         report.read += len(documents)
@@ -341,5 +330,5 @@ def token_measure(directory: Path) -> Measure:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"--tokenizer {directory}: no tokenizer that loads ({error})".split("\n")[0]) from error
+        raise BadInput(f"--tokenizer {directory}: no tokenizer that loads ({in_one_line(error, 300)})") from error
     return lambda texts: [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False).input_ids]

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from instructgpt.data.batches import Example, shuffled
+from instructgpt.data.batches import Example, rows_of_stream
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
 from instructgpt.records import Document, Skipped, read_records
@@ -34,13 +34,7 @@ class Corpus:
 
     def windows(self, first: int, count: int) -> Tensor:
         """Windows number `first` to `first + count` of an endless, reshuffled stream. -> (count, T + 1) int64."""
-        picked = []
-        while count > 0:
-            epoch, place = divmod(first, len(self))
-            rows = shuffled(len(self), self.seed, epoch)[place : place + count]
-            picked.append(self.tokens[rows])
-            first, count = first + len(rows), count - len(rows)
-        return torch.cat(picked).long()
+        return self.tokens[rows_of_stream(first, count, len(self), self.seed)].long()
 
     def examples(self, first: int, count: int) -> list[Example]:
         """The same windows as examples. Every token but a window's first is predicted once, from its own document alone.
@@ -127,7 +121,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
 
 
-def spread(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+def hold_out_documents(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """Documents for training and, evenly spread among them, a share held out for validation; a few long ones are cut first."""
     every = max(2, round(1 / share))
     if len(texts) < every:

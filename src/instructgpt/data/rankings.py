@@ -1,155 +1,127 @@
-"""Formats of preferences and rankings, one function each (see `formats` for what they take, return and raise)."""
+"""Rankings as tokens: the K completions of a prompt once, with every labeler's order of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from instructgpt.data.formats import ANSWER, Dropped, Row, dense_ranks, list_of, make_ranking, number_of, object_of, text_of, turns_of
-from instructgpt.records import Message, Record
+import torch
+from torch import Tensor
 
-PART_EARLY = "the two dialogues part before the last answer"
-
-
-def from_rankings(row: Row, extra: Row) -> list[Record]:
-    """Ours: `prompt`, `completions`, `ranks`, and whatever labelers added to each completion."""
-    columns = {name: row[name] for name in ("models", "ratings", "labels") if row.get(name) is not None}
-    return make_ranking(text_of(row, "prompt"), list_of(row, "completions"), list_of(row, "ranks"), extra | columns)
+from instructgpt.data.batches import Example, microbatches
+from instructgpt.data.render import Renderer
+from instructgpt.records import Ranking
 
 
-def from_hh(row: Row, extra: Row) -> list[Record]:
-    """Anthropic's transcripts in `chosen` and `rejected`: the prompt goes up to and with the last "Assistant:"."""
-    prompts, answers = zip(*(_last_answer(text_of(row, column)) for column in ("chosen", "rejected")), strict=True)
-    if prompts[0] != prompts[1]:
-        raise Dropped(PART_EARLY)
-    return make_ranking(prompts[0], answers, (1, 2), extra)
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One labeler's ranks of a task's completions; 1 is best, equal ranks tie."""
+
+    ranks: tuple[int, ...]
+    labeler: str | None
+    cohort: str
 
 
-def _last_answer(transcript: str) -> tuple[str, str]:
-    """The prompt and the last answer of a transcript."""
-    prompt, mark, answer = transcript.rpartition(ANSWER)
-    if not mark:
-        raise Dropped("no assistant turn")
-    if "\n\nHuman:" in answer:
-        raise Dropped("the dialogue does not end with the assistant")
-    return (prompt + mark).strip(), answer.strip()
+@dataclass(frozen=True, slots=True)
+class Task:
+    """K completions of a prompt, and the orders that labelers gave them. One batch element of the reward model.
 
-
-def from_pairs(row: Row, extra: Row) -> list[Record]:
-    """TRL's `chosen` and `rejected`, text or turns, with the `prompt` or with one that both share as their beginning.
-
-    A shared beginning of plain texts is taken back to its last white space, so that no word is cut in two; words with which both
-    answers begin cannot be told from the prompt.
+    Rankings of the same completions by several labelers are one task, so that each completion is computed once.
     """
-    sides = (row.get("chosen"), row.get("rejected"))
-    if isinstance(sides[0], list):
-        contexts, answers = zip(*(_last_turn(row, column) for column in ("chosen", "rejected")), strict=True)
-        if contexts[0] != contexts[1]:
-            raise Dropped(PART_EARLY)
-        return make_ranking(_whole_prompt(row.get("prompt"), contexts[0]), answers, (1, 2), extra)
-    chosen, rejected = text_of(row, "chosen"), text_of(row, "rejected")
-    if isinstance(row.get("prompt"), list):
-        return make_ranking(turns_of(row["prompt"], "prompt"), (chosen, rejected), (1, 2), extra)
-    if row.get("prompt") is not None:
-        return make_ranking(text_of(row, "prompt"), (chosen, rejected), (1, 2), extra)
-    if chosen == rejected:
-        raise Dropped("chosen and rejected are the same text, so no prompt can be told from them")
-    shared = "".join(a for a, _ in takewhile(lambda both: both[0] == both[1], zip(chosen, rejected, strict=False)))
-    start = max((at + 1 for at, character in enumerate(shared) if character.isspace()), default=0)
-    if start == 0:
-        raise Dropped("chosen and rejected share no prompt")
-    return make_ranking(shared[:start].rstrip(), (chosen[start:], rejected[start:]), (1, 2), extra)
+
+    examples: list[Example]
+    orders: tuple[Order, ...]
+    source: str
+
+    def only(self, wanted: Callable[[Order], bool]) -> Task | None:
+        """The same task with some of its orders, or None where none is left."""
+        orders = tuple(order for order in self.orders if wanted(order))
+        return replace(self, orders=orders) if orders else None
 
 
-def _last_turn(row: Row, column: str) -> tuple[tuple[Message, ...], str]:
-    """What comes before the last turn, and that turn, which must be the assistant's."""
-    turns = turns_of(row.get(column), column)
-    if not turns or turns[-1].role != "assistant":
-        raise Dropped("the dialogue does not end with the assistant")
-    return turns[:-1], turns[-1].content
+def tokens_in(tasks: Sequence[Task]) -> int:
+    """Tokens of all completions with their prompts."""
+    return sum(len(example) for task in tasks for example in task.examples)
 
 
-def _whole_prompt(prompt: object, context: tuple[Message, ...]) -> str | tuple[Message, ...]:
-    """An explicit prompt, and the turns before the answer, which some data sets repeat in `chosen` and some do not."""
-    if isinstance(prompt, str):
-        return context or prompt
-    turns = turns_of(prompt, "prompt") if prompt is not None else ()
-    return context if context[: len(turns)] == turns else turns + context
+def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tuple[list[Task], dict[str, int]]:
+    """Rankings as tasks, and how many were left out because all their completions tie.
+
+    A completion that does not fit the context is left out of its ranking and counted; the others stay.
+    """
+    left_out = {"rankings without a decided pair": 0, "completions longer than the context": 0}
+    grouped: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
+    for ranking in rankings:
+        grouped.setdefault((ranking.prompt, tuple(sorted(ranking.completions))), []).append(ranking)
+    tasks: list[Task] = []
+    for group in grouped.values():
+        completions = group[0].completions
+        examples = examples_of(group[0], render)
+        fits = [place for place, example in enumerate(examples) if len(example) <= context]
+        left_out["completions longer than the context"] += len(examples) - len(fits)
+        orders = []
+        for ranking in group:
+            places = _places(completions, ranking.completions)
+            ranks = tuple(ranking.ranks[places[place]] for place in fits)
+            if len(set(ranks)) > 1:
+                orders.append(Order(ranks, ranking.labeler, ranking.cohort or "training"))
+        left_out["rankings without a decided pair"] += len(group) - len(orders)
+        if orders:
+            tasks.append(Task([examples[place] for place in fits], tuple(orders), group[0].source or ""))
+    return tasks, left_out
 
 
-def from_nemo(row: Row, extra: Row) -> list[Record]:
-    """NeMo RL's `context` (turns) and `completions` (`rank`, the lowest best, and the turns of `completion`)."""
-    entries = [object_of(entry, "completions") for entry in list_of(row, "completions")]
-    answers = [turns_of(entry.get("completion"), "completion") for entry in entries]
-    if not all(len(answer) == 1 and answer[0].role == "assistant" for answer in answers):
-        raise Dropped("a completion is not one assistant turn")
-    ranks = dense_ranks([number_of(entry, "rank") for entry in entries], best="low")
-    return make_ranking(turns_of(row.get("context"), "context"), [answer[0].content for answer in answers], ranks, extra)
+def examples_of(ranking: Ranking, render: Renderer) -> list[Example]:
+    """The completions of a ranking with their prompt, as tokens. One that was cut off ends without end-of-text, as the policy's do."""
+    prompt = render.prompt(ranking.prompt)
+    finish = ranking.finish or ("stop",) * len(ranking.completions)
+    return [Example(prompt, render.completion(text, finished=how == "stop")) for text, how in zip(ranking.completions, finish, strict=True)]
 
 
-def from_ultrafeedback(row: Row, extra: Row) -> list[Record]:
-    """UltraFeedback's `instruction` and `completions`, ordered by the mean of their fine-grained scores, else by the overall score."""
-    entries = [object_of(entry, "completions") for entry in list_of(row, "completions")]
-    fine = all(entry.get("fine-grained_score") is not None for entry in entries)
-    scores = [number_of(entry, "fine-grained_score" if fine else "overall_score") for entry in entries]
-    models = [str(entry.get("model", "unknown")) for entry in entries]
-    completions = [text_of(entry, "response") for entry in entries]
-    return make_ranking(text_of(row, "instruction"), completions, dense_ranks(scores), extra | {"models": models})
+def _places(completions: Sequence[str], shuffled: Sequence[str]) -> list[int]:
+    """Where each completion stands in another ranking's order of the same texts (repeated texts in turn)."""
+    free: dict[str, list[int]] = {}
+    for place, text in enumerate(shuffled):
+        free.setdefault(text, []).append(place)
+    return [free[text].pop(0) for text in completions]
 
 
-def from_oasst(row: Row, extra: Row) -> list[Record]:
-    """An Open Assistant message tree: a ranking for each user turn with two or more ranked replies (rank 0 is best)."""
-    found = list(_ranked_replies(object_of(row.get("prompt"), "prompt"), (), extra))
-    if not found:
-        raise Dropped("no turn with two ranked replies")
-    return found
+def flat_orders(tasks: Sequence[Task], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Every order of every task, one element for each completion it ranks.
+
+    -> completion (M,) which of the tasks' completions, in their order; ranking (M,) which order; rank (M,).
+    """
+    completion: list[int] = []
+    ranking: list[int] = []
+    rank: list[int] = []
+    first = number = 0
+    for task in tasks:
+        for order in task.orders:
+            completion += range(first, first + len(order.ranks))
+            ranking += [number] * len(order.ranks)
+            rank += order.ranks
+            number += 1
+        first += len(task.examples)
+    flat = torch.tensor([completion, ranking, rank], dtype=torch.long, device=device)
+    return flat[0], flat[1], flat[2]
 
 
-def _ranked_replies(node: Row, before: tuple[Message, ...], extra: Row) -> Iterator[Record]:
-    """The rankings in a tree below one message; `before` are the turns that lead to it."""
-    turns = (*before, *turns_of([{"role": node.get("role"), "content": node.get("text")}], "prompt"))
-    replies = [object_of(reply, "replies") for reply in node.get("replies") or ()]
-    ranked = [reply for reply in replies if reply.get("rank") is not None and not reply.get("deleted")]
-    if turns[-1].role == "user" and len(ranked) >= 2:
-        ranks = dense_ranks([number_of(reply, "rank") for reply in ranked], best="low")
-        yield from make_ranking(turns, [text_of(reply, "text") for reply in ranked], ranks, extra)
-    for reply in replies:
-        yield from _ranked_replies(reply, turns, extra)
+def token_groups(tasks: Sequence[Task], budget: int) -> Iterator[list[Task]]:
+    """Whole tasks computed together: alike in length, at most `budget` tokens if all were padded (always at least one task)."""
+    widths = [max(map(len, task.examples)) for task in tasks]
+    for group in microbatches(widths, budget, [len(task.examples) for task in tasks]):
+        yield [tasks[number] for number in group]
 
 
-def from_helpsteer3(row: Row, extra: Row) -> list[Record]:
-    """HelpSteer3's `context`, `response1`, `response2`, `overall_preference` (below 0 the first is better, 0 is a tie)."""
-    preference = number_of(row, "overall_preference")
-    completions = (text_of(row, "response1"), text_of(row, "response2"))
-    return make_ranking(turns_of(row.get("context"), "context"), completions, dense_ranks([-preference, preference]), extra)
-
-
-def from_shp(row: Row, extra: Row) -> list[Record]:
-    """Stanford Human Preferences' `history`, `human_ref_A`, `human_ref_B`, `labels` (1: A is better)."""
-    ranks = (1, 2) if number_of(row, "labels") == 1 else (2, 1)
-    return make_ranking(text_of(row, "history"), (text_of(row, "human_ref_A"), text_of(row, "human_ref_B")), ranks, extra)
-
-
-def from_webgpt(row: Row, extra: Row) -> list[Record]:
-    """WebGPT comparisons' `question`, `answer_0`, `answer_1`, `score_0`, `score_1` (equal scores tie)."""
-    question = row.get("question")
-    prompt = text_of(question, "full_text") if isinstance(question, dict) else text_of(row, "question")
-    ranks = dense_ranks([number_of(row, "score_0"), number_of(row, "score_1")])
-    return make_ranking(prompt, (text_of(row, "answer_0"), text_of(row, "answer_1")), ranks, extra)
-
-
-def from_tldr(row: Row, extra: Row) -> list[Record]:
-    """OpenAI's summary comparisons: `info` (the post), two `summaries`, and `choice`, the position of the better one."""
-    info = object_of(row.get("info"), "info")
-    summaries = [object_of(summary, "summaries") for summary in list_of(row, "summaries")]
-    choice = int(number_of(row, "choice"))
-    if info.get("article") is not None:
-        prompt = f"TITLE: {info.get('title') or ''}\n\nARTICLE: {text_of(info, 'article')}\n\nTL;DR:"
-    else:
-        title = info.get("title") or ""
-        prompt = f"SUBREDDIT: r/{info.get('subreddit') or ''}\n\nTITLE: {title}\n\nPOST: {text_of(info, 'post')}\n\nTL;DR:"
-    policies: Sequence[str] = [str(summary.get("policy", "unknown")) for summary in summaries]
-    ranks = [1 if position == choice else 2 for position in range(len(summaries))]
-    labeler = {"labeler": row["worker"]} if row.get("worker") is not None else {}
-    texts = [text_of(summary, "text").strip() for summary in summaries]
-    return make_ranking(prompt, texts, ranks, extra | labeler | {"models": policies})
+def labeler_groups(tasks: Sequence[Task], count: int) -> list[set[str | None]]:
+    """Labelers in `count` groups of about equally many rankings: the busiest first, each to the group with least."""
+    loads: dict[str | None, int] = {}
+    for order in (order for task in tasks for order in task.orders):
+        loads[order.labeler] = loads.get(order.labeler, 0) + 1
+    groups: list[set[str | None]] = [set() for _ in range(count)]
+    totals = [0] * count
+    for labeler in sorted(loads, key=lambda name: (-loads[name], str(name))):
+        least = totals.index(min(totals))
+        groups[least].add(labeler)
+        totals[least] += loads[labeler]
+    return groups

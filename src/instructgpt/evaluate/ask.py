@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ class Subject:
         """A subject from a model directory."""
         model, render = load_policy(folder, device)
         return cls(name, model, render, prime)
+
+
+@lru_cache(maxsize=1)
+def subject_at(folder: str, device: str) -> Subject:
+    """The model in a directory, kept until another one is asked: each process loads it when it first needs it."""
+    return Subject.load(Path(folder).name, Path(folder), torch.device(device))
 
 
 def answers(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Cache:
         *,
         title: str = "",
         at_once: int = AT_ONCE,
+        over: Callable[..., Iterable[Any]] = map,
     ) -> list[Any]:
         """What a model said to each prompt: from the folder where it stands there, else made and kept, `at_once` at a time.
 
@@ -60,6 +61,7 @@ class Cache:
             settings: whatever else decides what is said: temperature, longest length, seed, template, version of the scorer.
             make: (prompts, seed) -> one result a prompt, None where there is none. Called for what is missing only.
             title: what the progress bar says; without it there is none.
+            over: calls `make` for each block and gives the results in order: `map`, or what `dividing` gives.
         """
         file = self.folder / f"{digest(model_key, dict(settings))[:16]}.jsonl"
         known = self._read(file)
@@ -75,10 +77,10 @@ class Cache:
             todo = [places[start : start + at_once] for start in range(0, len(places), at_once)]
         if todo:
             with following(title, len(keys), len(keys) - sum(map(len, todo))) as advance:
-                for places in todo:
-                    seed = settings.get("seed", 0)
-                    seed = int(digest(seed, keys[places[0]])[:8], 16) if sampled else seed
-                    made = list(make([prompts[place] for place in places], seed))
+                seed = settings.get("seed", 0)
+                seeds = [int(digest(seed, keys[places[0]])[:8], 16) if sampled else seed for places in todo]
+                blocks_made = over(make, ([prompts[place] for place in places] for places in todo), seeds)
+                for places, made in zip(todo, blocks_made, strict=True):
                     fresh = dict(zip((keys[place] for place in places), made, strict=True))
                     found |= fresh
                     known |= self._keep(file, model_key, settings, fresh)

@@ -5,34 +5,39 @@ instructgpt evaluate truthfulqa squad --model sft=runs/mine/sft ppo=runs/mine/pp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from pydantic import Field
 from rich.table import Table
 
 from instructgpt.config import Options, did_you_mean
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.ask import subject_at
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.data_files import named_sources, source_of
 from instructgpt.evaluate.harness import Harness
 from instructgpt.evaluate.rows import Row, write_rows
-from instructgpt.evaluate.samples import measure_samples
+from instructgpt.evaluate.samples import files_by_evaluation, measure_samples
+from instructgpt.evaluate.scoring import reward_at
 from instructgpt.evaluate.tasks import EVALUATIONS
 from instructgpt.evaluate.tasks.real_toxicity import scorer_of
-from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, put
+from instructgpt.evaluate.tasks.shape import Evaluation, Question, Reply, Told, said_by
 from instructgpt.evaluate.tasks.sources import named_models
 from instructgpt.evaluate.tasks.whole import WHOLE
 from instructgpt.evaluate.truth_judge import ASKS, judge_folder
 from instructgpt.models.load import pick_device
 from instructgpt.run import console, content_hash
+from instructgpt.train.parallel import device_kind, dividing
 
 AT_ONCE = 512
 """Questions between two writes of replies: what is lost when the command is stopped."""
+DIVIDED = 32
+"""The same where processes divide them, so that none has to wait long for the last block of another."""
+Over = Callable[..., Iterable[Any]]
 COMPARING = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
 """Options of the evaluation of preference alone."""
 
@@ -54,7 +59,8 @@ class EvaluateConfig(Options):
     )
     include_path: Path | None = Field(None, description="a folder with YAML files of more tasks for --harness")
     completions: tuple[Path, ...] = Field(
-        (), description="in place of models and data: completions that were already made, with references"
+        (),
+        description="in place of models and data: completions already made, with references: FILE, or NAME=FILE for one evaluation",
     )
     out: Path = Field(Path("results.json"), description="the file of results; what the models said is kept in a folder beside it")
     limit: int | None = Field(
@@ -84,6 +90,7 @@ class EvaluateConfig(Options):
     temperature: float = Field(1.0, ge=0, description="of the completions that are compared")
     seed: int = Field(0, ge=0, lt=2**32, description="draws questions and examples")
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
+    processes: int = Field(1, ge=1, description="processes that divide what models are asked (CPU)")
 
     def inert(self) -> Iterator[str]:
         """Either models are asked, or completions are read; what people ranked needs neither."""
@@ -122,19 +129,31 @@ def main(config: EvaluateConfig) -> list[Row]:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
         RunFailed: a judge could not be reached any more; what it had judged before is measured and written.
     """
+    if config.processes > 1 and device_kind(config.device) != "cpu":
+        raise BadInput("evaluate: --processes divides the work among the cores of the CPU; leave it out with a GPU, or give --device cpu")
+    try:
+        with dividing(config.processes) as over:
+            return measured(config, over)
+    finally:
+        leave_models()
+
+
+def measured(config: EvaluateConfig, over: Over) -> list[Row]:
+    """See `main`. `over` calls a function for each of many, as `map` does."""
     rows: list[Row] = []
     stopped: list[str] = []
     for name in dict.fromkeys(config.names):
         if name in WHOLE:
-            more, problem = WHOLE[name](config)
+            more, problem = WHOLE[name](config, over)
             rows += more
             stopped += [problem] if problem else []
     whole = len(rows)
     questions = [name for name in config.names if name not in WHOLE]
-    for more in () if not questions and not config.harness else measured_samples(config) if config.completions else measured_models(config):
+    asking = bool(questions or config.harness)
+    for more in () if not asking else measured_samples(config) if config.completions else measured_models(config, over):
         rows += more
         write_rows(config.out, in_table_order(rows))
-    if questions or config.harness:
+    if asking:
         show(in_table_order(rows[whole:]))
     if rows:
         rows = in_table_order(rows)
@@ -153,12 +172,12 @@ def told_by(config: EvaluateConfig) -> Told:
 
 def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
     """The rows of one evaluation after the other, from completions that were already made."""
-    for name in config.names:
-        if name not in WHOLE:
-            yield measure_samples(name, config.completions, told_by(config))
+    files = files_by_evaluation([name for name in config.names if name not in WHOLE], list(map(str, config.completions)))
+    for name in evaluations(list(files)):
+        yield measure_samples(name.name, files[name.name], told_by(config))
 
 
-def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
+def measured_models(config: EvaluateConfig, over: Over) -> Iterator[list[Row]]:
     """The rows of one model and evaluation after the other. All files are read before a model is asked anything.
 
     Raises:
@@ -173,14 +192,15 @@ def measured_models(config: EvaluateConfig) -> Iterator[list[Row]]:
     tasks = Harness(config.harness, config.include_path, named, config.limit or None, config.seed) if config.harness else None
     models = named_models(config.model)
     cache = Cache(config.out.with_suffix(""))
+    device = str(pick_device(config.device))
     for name, source in models.items():
-        asker = Asker(name, Path(source), config.device)
+        model = Examined(name, source, content_hash(Path(source)), device)
         for one, asked in questions:
-            replies = answered(cache, asker, one.name, asked, config.seed)
+            replies = answered(cache, model, one.name, asked, config.seed, over, AT_ONCE if config.processes == 1 else DIVIDED)
             yield one.measure(list(zip(asked, replies, strict=True)), told)
         if tasks is not None:
-            yield tasks.measure(name, asker.weights, asker.load, cache)
-        asker.leave()
+            yield tasks.measure(name, model.weights, partial(subject_at, source, device), cache)
+        leave_models()
 
 
 def read_questions(
@@ -217,57 +237,48 @@ def read_questions(
     return found
 
 
-@dataclass(slots=True)
-class Asker:
-    """A model that is loaded when it is first asked something that is not known yet."""
+def leave_models() -> None:
+    """Make room: what this process has loaded is not needed any more."""
+    subject_at.cache_clear()
+    reward_at.cache_clear()
+
+
+class Examined(NamedTuple):
+    """A model by its name, where it is, the hash of its weights, and the device it is to be loaded to."""
 
     name: str
-    source: Path
+    source: str
+    weights: str
     device: str
-    weights: str = ""
-    subject: Subject | None = None
-
-    def __post_init__(self) -> None:
-        self.weights = content_hash(self.source)
-
-    def ask(self, questions: Sequence[Question], seed: int) -> list[Reply]:
-        """Put questions to the model."""
-        return put(self.load(), questions, seed)
-
-    def load(self) -> Subject:
-        """The model itself."""
-        self.subject = self.subject or Subject.load(self.name, self.source, pick_device(self.device))
-        return self.subject
-
-    def leave(self) -> None:
-        """Make room for the next model."""
-        self.subject = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
-def answered(cache: Cache, asker: Asker, evaluation: str, questions: Sequence[Question], seed: int) -> list[Reply]:
-    """One model's replies to the questions, asked as far as they are not known."""
+def answered(
+    cache: Cache, model: Examined, evaluation: str, questions: Sequence[Question], seed: int, over: Over = map, at_once: int = AT_ONCE
+) -> list[Reply]:
+    """One model's replies to the questions, asked as far as they are not known, the work divided by `over`.
+
+    Args:
+        at_once: questions of temperature 0 between two writes; what is drawn at another one depends on its block, which is `AT_ONCE`.
+    """
     said: dict[int, dict[str, Any]] = {}
     alike: dict[tuple[str | None, float, float], list[int]] = {}
     for place, question in enumerate(questions):
         alike.setdefault((question.stop, question.temperature, question.top_p), []).append(place)
     for (stop, temperature, top_p), places in alike.items():
-        settings = {"stop": stop, "temperature": temperature, "top_p": top_p, "seed": seed}
+        how = {"stop": stop, "temperature": temperature, "top_p": top_p}
         prompts = [[each.text, each.tail, list(each.choices), each.max_tokens] for each in (questions[place] for place in places)]
-
-        def make(prompts: list[Any], seed: int, how: dict[str, Any] = settings) -> list[dict[str, Any]]:
-            rule = {name: value for name, value in how.items() if name != "seed"}
-            asked = [
-                Question(f"{number}", "", text, tuple(choices), tail=tail, max_tokens=most, **rule)
-                for number, (text, tail, choices, most) in enumerate(prompts)
-            ]
-            return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in asker.ask(asked, seed)]
-
-        made = cache.completions(asker.weights, prompts, settings, make, title=f"{evaluation} {asker.name}", at_once=AT_ONCE)
+        made = cache.completions(
+            model.weights,
+            prompts,
+            how | {"seed": seed},
+            partial(said_by, model.source, model.device, how),
+            title=f"{evaluation} {model.name}",
+            at_once=AT_ONCE if temperature else at_once,
+            over=over,
+        )
         said |= dict(zip(places, made, strict=True))
     return [
-        Reply.model_validate({"model": asker.name, "id": question.id, "condition": question.condition} | said[place])
+        Reply.model_validate({"model": model.name, "id": question.id, "condition": question.condition} | said[place])
         for place, question in enumerate(questions)
     ]
 

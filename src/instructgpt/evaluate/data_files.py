@@ -10,8 +10,8 @@ from instructgpt.evaluate.tasks.reading import SUFFIXES
 from instructgpt.evaluate.tasks.shape import Evaluation
 
 
-def named_sources(data: Sequence[str]) -> tuple[list[Path], dict[str, Path]]:
-    """What was given as `--data`: folders and files, and the sources of single evaluations, given as NAME=SOURCE.
+def named_sources(data: Sequence[str], option: str = "data") -> tuple[list[Path], dict[str, Path]]:
+    """What was given as `--data` (or another option): folders and files, and the sources of single evaluations, given as NAME=SOURCE.
 
     Raises:
         BadInput: a folder or file is not there, or an evaluation has two sources.
@@ -22,10 +22,10 @@ def named_sources(data: Sequence[str]) -> tuple[list[Path], dict[str, Path]]:
         name, equals, source = said.partition("=")
         if not equals or "/" in name:
             if not Path(said).exists():
-                raise BadInput(f"--data {said}: no such file or folder")
+                raise BadInput(f"--{option} {said}: no such file or folder")
             places.append(Path(said))
         elif name in named:
-            raise BadInput(f"--data {said}: {name} has a source already: {named[name]}")
+            raise BadInput(f"--{option} {said}: {name} has a source already: {named[name]}")
         else:
             named[name] = Path(source)
     return places, named

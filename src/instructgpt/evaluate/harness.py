@@ -16,7 +16,7 @@ import torch
 
 from instructgpt import functional
 from instructgpt.data.batches import Example
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.evaluate.ask import Subject, likeliest, scored_completions
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.rows import Row
@@ -80,9 +80,8 @@ class Harness:
             try:
                 self._tasks = list(manager.load(specs)["tasks"].values())
             except Exception as error:  # whatever a task's own code or the data library raises
-                told = str(error).strip().split("\n")[0]
                 raise BadInput(
-                    f"evaluate: a task of {', '.join(names)} does not load ({type(error).__name__}: {told}); "
+                    f"evaluate: a task of {', '.join(names)} does not load ({type(error).__name__}: {in_one_line(error, 300)}); "
                     "for local data give --data TASK=FILE, or --include-path with a YAML file of its own"
                 ) from error
 

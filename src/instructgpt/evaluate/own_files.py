@@ -8,6 +8,7 @@ people would agree.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from instructgpt.data.split import held_out
@@ -15,7 +16,7 @@ from instructgpt.evaluate import preference
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.reward_model import measure
 from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.scoring import scored_rankings
+from instructgpt.evaluate.scoring import score_texts, scored_rankings
 from instructgpt.generate.text import generate, read_by
 from instructgpt.models.load import context_length, pick_device
 from instructgpt.models.scalar import ScalarModel
@@ -27,7 +28,7 @@ JUDGE = "reward model"
 
 def score_rankings(reward: ScalarModel, rankings: Sequence[Ranking]) -> list[Row]:
     """Accuracy by cohort and by source, beside length baseline and labeler agreement. A completion too long to read is left out."""
-    return measure(scored_rankings(reward, rankings)[0])
+    return measure(scored_rankings(rankings, partial(score_texts, reward))[0])
 
 
 def judged_by_reward_model(

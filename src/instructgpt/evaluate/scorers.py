@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.endpoint import Endpoint, Unanswered, ask_all
 from instructgpt.evaluate.toxicity_scorer import ToxicityScorer
@@ -122,7 +122,7 @@ class Detoxify:
         try:
             model = package.Detoxify(variant, device=device)
         except Exception as error:  # whatever the libraries below raise: no network, no file, another format
-            raise BadInput(f"--scorer detoxify:{variant}: cannot be loaded ({' '.join(str(error).split())[:200]})") from error
+            raise BadInput(f"--scorer detoxify:{variant}: cannot be loaded ({in_one_line(error, 200)})") from error
         digest = hashlib.sha256()
         for name, tensor in sorted(model.model.state_dict().items()):
             digest.update(name.encode())

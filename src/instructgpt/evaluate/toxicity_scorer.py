@@ -194,7 +194,7 @@ def main(config: ToxicityConfig) -> Path:
     if run.finished:
         run.say(f"already finished: {config.out}")
         return config.out
-    skipped = Skipped() if config.skip_bad else None
+    skipped = Skipped(config.skip_bad)
     rows = read_all(ToxicText, config.data, skipped)
     texts, toxicity = [row.text for row in rows], np.array([row.toxicity for row in rows])
     folds = np.array([fold_of(text) for text in texts])

@@ -134,7 +134,7 @@ def train(kind: str, config: JudgeConfig) -> Path:
     run = Run.start(config, {"base": config.base} | {f"data {path.name}": path for path in config.data})
     if run.finished:
         return config.out
-    skipped = Skipped() if config.skip_bad else None
+    skipped = Skipped(config.skip_bad)
     parts = split(kind, read_all(Demonstration, config.data, skipped))
     parts["training"] = about(parts["training"], config.questions, config.seed)
     run.begin()

@@ -84,16 +84,18 @@ def sample_completions(config: SampleConfig) -> Path:
         BadInput: a prompt leaves no room for a completion (and bad lines are not to be skipped), or none is left.
     """
     must_be_a_file(config.out)
-    skipped = Skipped()
-    prompts = read_records(Prompt, config.prompts, skipped if config.skip_bad else None)
+    skipped = Skipped(config.skip_bad)
+    prompts = read_records(Prompt, config.prompts, skipped)
     model, render = load_policy(config.model, pick_device(config.device))
     room = max(0, context_length(model) - config.max_tokens)
     kept = []
     for prompt in prompts:
         tokens = len(render.prompt(prompt))
-        reason = f"prompt '{beginning(prompt)}' has {tokens} tokens, the context leaves {room} before --max-tokens {config.max_tokens}"
-        if fits(tokens <= room, f"{config.prompts}: {reason}", skipped, config.skip_bad):
+        if tokens <= room:
             kept.append(prompt)
+        else:
+            reason = f"prompt '{beginning(prompt)}' has {tokens} tokens, the context leaves {room} before --max-tokens {config.max_tokens}"
+            leave_out(f"{config.prompts}: {reason}", skipped)
     some_must_be_left(config.prompts, kept, skipped)
     how = {"max_tokens": config.max_tokens, "seed": config.seed}
     answers = generate(model, render, kept, temperature=config.temperature, top_p=config.top_p, per_prompt=config.n, **how)
@@ -124,17 +126,19 @@ def score_completions(config: ScoreConfig) -> Path:
         BadInput: a record does not fit the reward model's context (and bad lines are not to be skipped), or none is left.
     """
     must_be_a_file(config.out)
-    skipped = Skipped()
-    records = read_records(Answer, config.data, skipped if config.skip_bad else None)
+    skipped = Skipped(config.skip_bad)
+    records = read_records(Answer, config.data, skipped)
     reward = load_reward_model(config.reward, pick_device(config.device))
     context = context_length(reward.model)
     kept, examples = [], []
     for record in records:
         example = reward.render.example(record.asked, record.completion, finished=record.finish == "stop")
-        reason = f"the completion of '{beginning(record.asked)}' makes {len(example)} tokens, the reward model's context is {context}"
-        if fits(len(example) <= context, f"{config.data}: {reason}", skipped, config.skip_bad):
+        if len(example) <= context:
             kept.append(record)
             examples.append(example)
+        else:
+            reason = f"the completion of '{beginning(record.asked)}' makes {len(example)} tokens, the reward model's context is {context}"
+            leave_out(f"{config.data}: {reason}", skipped)
     some_must_be_left(config.data, kept, skipped)
     scores = reward.score(examples).tolist()
     write_records(config.out, (record.model_copy(update={"score": score}) for record, score in zip(kept, scores, strict=True)))
@@ -148,17 +152,11 @@ def beginning(asked: Asked) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def fits(fit: bool, reason: str, skipped: Skipped, skip: bool) -> bool:
-    """Whether a record can be kept; one that cannot is noted where that is wished.
-
-    Raises:
-        BadInput: it cannot be kept, and nothing was said of leaving it out.
-    """
-    if not fit and not skip:
+def leave_out(reason: str, skipped: Skipped) -> None:
+    """Note a record that is too long where such records may be skipped; raise BadInput where they may not."""
+    if not skipped.allowed:
         raise BadInput(f"{reason}; shorten it, or leave such records out with --skip-bad")
-    if not fit:
-        skipped.reasons.append(reason)
-    return fit
+    skipped.reasons.append(reason)
 
 
 def some_must_be_left(file: Path, kept: list[Prompt] | list[Answer], skipped: Skipped) -> None:

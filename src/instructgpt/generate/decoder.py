@@ -17,8 +17,8 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
-from instructgpt.generate.slots import AllWritten, Sight, Slots, visible
-from instructgpt.models.attention import PACKED, layout_of, padded_rows
+from instructgpt.generate.slots import Sight, Slots, visible
+from instructgpt.models.attention import PACKED, Enough, layout_of, padded_rows
 from instructgpt.models.load import next_logits, trunk
 
 CHECK_EVERY = {"cpu": 1, "cuda": 4}
@@ -169,7 +169,7 @@ class Decoder:
             tokens, places, given = batch.tokens[grid], where[places], {}
         all_in_order = packed and torch.equal(places, torch.arange(len(batch.tokens)))
         self.cache.write_prompts(None if all_in_order else places.to(device), rows.to(device), columns.to(device))
-        with suppress(AllWritten):
+        with suppress(Enough):
             trunk(model)(input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **given)
 
     def advance(self, model: Any) -> None:

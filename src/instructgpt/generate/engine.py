@@ -171,7 +171,7 @@ def _recompute(model: Any, prompts: Sequence[list[int]], uniforms: Tensor, choic
         for group in microbatches([len(prompts[row]) + t for row in alive], token_budget(model.device)):
             members = [alive[place] for place in group]
             batch = collate([Example(prompts[row] + rows[row][0], []) for row in members], model.device)
-            logits = next_logits(model, hidden_states(model, batch)[batch.last])
+            logits = next_logits(model, hidden_states(model, batch, "last"))
             chosen, logp = draw(logits, uniforms[members, t].to(model.device), choice)
             for row, token, number in zip(members, chosen.tolist(), logp.tolist(), strict=True):
                 rows[row][0].append(token)

@@ -9,9 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-
-class AllWritten(Exception):
-    """The keys and values of prompts stand in the slots of every layer: nothing that a model computes after them is of use."""
+from instructgpt.models.attention import Enough
 
 
 class Slots(transformers.Cache):  # type: ignore[misc]
@@ -24,7 +22,7 @@ class Slots(transformers.Cache):  # type: ignore[misc]
     Args:
         slots: S.
         width: W.
-        layers: how many layers write, where that is known; `AllWritten` is then raised when the last has written prompts.
+        layers: how many layers write, where that is known; `Enough` is then raised when the last has written prompts.
     """
 
     def __init__(self, slots: int, width: int, layers: int | None = None) -> None:
@@ -64,7 +62,7 @@ class Slots(transformers.Cache):  # type: ignore[misc]
             tokens = tokens if self.places is None else tokens[self.places]
             kept.view(-1, kept.shape[3]).index_copy_(0, lines, tokens.flatten(0, 1))
         if layer_idx == self.last:
-            raise AllWritten
+            raise Enough
         return key_states, value_states
 
     def _lines(self, heads: int) -> Tensor:

@@ -145,7 +145,7 @@ def import_data(config: LabelImportConfig) -> None:
             about = read_archive(site.database, config.archive)
             print(f"{sum(facts['rows'] for facts in about['tables'].values()):,} rows from {config.archive}")
             return
-        skipped = Skipped() if config.skip_bad else None
+        skipped = Skipped(config.skip_bad)
         reading = Reading(
             prompt_field=config.prompt_field, questions=tuple(filter(None, config.questions.split(","))), rating_max=config.rating_max
         )  # fmt: skip
@@ -154,7 +154,7 @@ def import_data(config: LabelImportConfig) -> None:
         found = [placed for path in config.data for placed in read_file(path, config.format, reading, skipped)]
         come = _take(site, config, found)
         come.left_out += reading.left_out
-        if skipped is not None and skipped.reasons:
+        if skipped.reasons:
             come.left_out["bad lines"] += len(skipped.reasons)
             print("\n".join(f"  {reason}" for reason in skipped.reasons))
     print(come.in_words())

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sqlalchemy import bindparam, exists, func, select
 from sqlalchemy.orm import Session
 
+from instructgpt.errors import in_one_line
 from instructgpt.label import consent, journal
 from instructgpt.label.problem import Problem
 from instructgpt.label.tables import Instructions, Journal, Person, Reading
@@ -162,7 +163,7 @@ def parse_quiz(written: str) -> Quiz:
     try:
         return Quiz.model_validate(yaml.safe_load(written) or {})
     except yaml.YAMLError as error:
-        raise Problem(422, "bad_quiz", wrong=" ".join(str(error).split())) from error
+        raise Problem(422, "bad_quiz", wrong=in_one_line(error)) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))

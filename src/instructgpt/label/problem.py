@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from instructgpt.errors import in_one_line
+
 OF_THE_COMMAND = " (--skip-bad goes on without such lines)"
 
 
 def in_words(error: Exception) -> str:
     """What was wrong with what came in, on one line and without the option that only the command line has."""
-    return " ".join(str(error).replace(OF_THE_COMMAND, "").split())
+    return in_one_line(str(error).replace(OF_THE_COMMAND, ""))
 
 
 class Problem(Exception):

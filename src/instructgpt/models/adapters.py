@@ -108,7 +108,7 @@ def with_adapters(model: Any, rank: int, seed: int) -> Any:
         return peft.get_peft_model(model, config)
 
 
-def held(model: Any) -> nn.Module:
+def trained_part(model: Any) -> nn.Module:
     """What training changes in a model, as a module of the very same parameters: all of it, or its adapters and head.
 
     This is what checkpoints hold, what is averaged, and what the optimizer moves.

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from instructgpt import functional
 from instructgpt.data.batches import Batch, Example, collate
 from instructgpt.data.render import Renderer
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.models.adapters import save_weights
 from instructgpt.models.adapters import trunk as trunk
 from instructgpt.models.attention import hidden_states, use_packed_attention
@@ -43,7 +43,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {name}: not a device that works here ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"--device {name}: not a device that works here ({in_one_line(error, 300)})") from error
     return device if all_ranks().total == 1 else torch.device("cpu")
 
 
@@ -65,7 +65,7 @@ def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated kinds
         what = "cannot be loaded" if local else "there is no such directory, and no model of that name can be loaded from the hub"
-        raise BadInput(f"{source}: {what} ({' '.join(str(error).split())[:300]})") from error
+        raise BadInput(f"{source}: {what} ({in_one_line(error, 300)})") from error
 
 
 def load_renderer(source: Path | str) -> Renderer:
@@ -143,7 +143,7 @@ def completion_numbers(model: Any, batch: Batch, *measures: Callable[[Tensor, Te
         return [measure(logits, targets) for measure in measures]
 
     def numbers() -> list[Tensor]:
-        states = hidden_states(model, batch)[batch.predicts]
+        states = hidden_states(model, batch, "predicts")
         at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
         if len(states) <= at_once:
             return of(states, batch.targets)

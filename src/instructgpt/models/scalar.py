@@ -25,7 +25,7 @@ from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
 from instructgpt.files import safetensors_head
 from instructgpt.models.adapters import WithoutAdapters, save_weights, with_adapters
-from instructgpt.models.attention import hidden_states, use_packed_attention
+from instructgpt.models.attention import Read, hidden_states, use_packed_attention
 from instructgpt.models.load import context_length, from_pretrained, load_renderer
 from instructgpt.ranks import collect, enter, in_step, ranks_of, share
 
@@ -41,18 +41,18 @@ class ScalarModel:
     render: Renderer
     offset: float = 0.0
 
-    def per_token(self, batch: Batch) -> Tensor:
-        """One number a token of a batch, in float32. -> (N,). For a value model: the value after each token."""
+    def per_token(self, batch: Batch, read: Read | None = None) -> Tensor:
+        """One number for each token of a batch that is read, or for all, in float32. -> (m,). For a value model: the value after it."""
 
         def raw() -> Tensor:
-            numbers: Tensor = self.model.score(hidden_states(self.model, batch))
+            numbers: Tensor = self.model.score(hidden_states(self.model, batch, read))
             return numbers
 
         return enter(self.model, raw)[:, 0].float() - self.offset
 
     def last(self, batch: Batch) -> Tensor:
         """The score of each example: the number at its last token, found by position. -> (B,)."""
-        return self.per_token(batch)[batch.last]
+        return self.per_token(batch, "last")
 
     @torch.no_grad()
     def score(self, examples: Sequence[Example]) -> Tensor:

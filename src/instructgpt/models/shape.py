@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from instructgpt.models.adapters import trunk, with_adapters
+from instructgpt.models.attention import read_few
 from instructgpt.models.load import from_pretrained
 from instructgpt.models.memory import need_less
 
@@ -107,6 +108,7 @@ def build(config: Any, *, scalar: bool = False, lora: int = 0, memory: Collectio
         config.num_labels = 1
     with torch.device("meta"):
         model = kind.from_config(config, attn_implementation="sdpa").eval()
+        read_few(model)
         need_less(model, memory)
         return with_adapters(model, lora, 0)
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from instructgpt.data.batches import Batch, Example, collate
-from instructgpt.models.attention import LAYOUT, PACKED, Block, Layout, layout_of
+from instructgpt.models.attention import LAYOUT, PACKED, READING, Block, Layout, Read, Reading, layout_of, reading_of
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
 from instructgpt.models.shape import FLOAT, Shape, build, fake, shape_from, to_compute_with, without_numbers
 from instructgpt.models.sharding import layer_groups
+from instructgpt.train.rollout import values_of
 
 Measure = Callable[[Any, Batch], Tensor]
 
@@ -119,11 +120,13 @@ class Network:
 
     def _holds(self, group: Sequence[Example], learns: bool, again: bool, divided: bool) -> Held:
         batch = collate(group)
-        layout = layout_of(batch)
+        for read in get_args(Read):  # worked out of the numbers, before these are gone
+            reading_of(batch, read)
+        layout_of(batch)
         with without_numbers() as mode:
             model = to_compute_with(self.build()).train(learns)
             model.set_attn_implementation(PACKED)
-            batch = _without_numbers(batch, layout, lambda tensor: fake(tensor, mode))
+            batch = _without_numbers(batch, lambda tensor: fake(tensor, mode))
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             for parameter in trained:
                 if divided:
@@ -148,9 +151,14 @@ def logp(model: Any, batch: Batch) -> Tensor:
     return completion_logp(model, batch)
 
 
+def scores(model: Any, batch: Batch) -> Tensor:
+    """What reward models measure."""
+    return ScalarModel(model, NO_RENDERER).last(batch)
+
+
 def values(model: Any, batch: Batch) -> Tensor:
-    """What reward and value models measure."""
-    return ScalarModel(model, NO_RENDERER).per_token(batch)
+    """What value models measure."""
+    return values_of(ScalarModel(model, NO_RENDERER), batch)
 
 
 def _cut(config: Any, layers: int) -> Any:
@@ -161,8 +169,16 @@ def _cut(config: Any, layers: int) -> Any:
     return shorter
 
 
-def _without_numbers(batch: Batch, layout: Layout, empty: Callable[[Tensor], Tensor]) -> Batch:
-    """The same batch of tensors without numbers; where its tokens stand is known already."""
-    blocks = tuple(Block(empty(b.own), empty(b.keys), None if b.sees is None else empty(b.sees)) for b in layout.blocks)
+def _without_numbers(batch: Batch, empty: Callable[[Tensor], Tensor]) -> Batch:
+    """The same batch of tensors without numbers; where its tokens stand, and which are read, is known already."""
+
+    def of(layout: Layout) -> Layout:
+        blocks = (Block(empty(b.asks), empty(b.keys), None if b.sees is None else empty(b.sees)) for b in layout.blocks)
+        return Layout(tuple(blocks), empty(layout.places))
+
     tensors: dict[str, Any] = {name: empty(getattr(batch, name)) for name in ("tokens", "positions", "last", "predicts", "targets")}
-    return replace(batch, **tensors, known={LAYOUT: Layout(blocks, empty(layout.places))})
+    known: dict[str, Any] = {LAYOUT: of(layout_of(batch))}
+    for read in get_args(Read):
+        reading = reading_of(batch, read)
+        known[READING + read] = reading and Reading(empty(reading.tokens), empty(reading.among), of(reading.layout))
+    return replace(batch, **tensors, known=known)

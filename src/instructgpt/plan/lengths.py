@@ -26,7 +26,7 @@ def spread(records: Sequence[R], count: int = SAMPLE) -> list[R]:
 
 def read_sample(kind: Any, files: Sequence[Path], skip_bad: bool) -> list[Any]:
     """All records of some files. Raises BadInput as the stage itself would."""
-    return list(read_all(kind, files, Skipped() if skip_bad else None))
+    return list(read_all(kind, files, Skipped(skip_bad)))
 
 
 def renderer(source: Path | str) -> Renderer:

@@ -10,14 +10,14 @@ from typing import Any
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Batch, Example, microbatches
+from instructgpt.data.rankings import Task, tasks_of, token_groups, tokens_in
 from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
-from instructgpt.data.tasks import Task, tasks_of, token_groups, tokens_in
 from instructgpt.errors import BadInput
 from instructgpt.generate.engine import CPU_BYTES
 from instructgpt.models.load import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
 from instructgpt.models.shape import FLOAT, Text, configuration
-from instructgpt.plan.dry import Held, Measure, Network, logp, values
+from instructgpt.plan.dry import Held, Measure, Network, logp, scores, values
 from instructgpt.plan.lengths import ended, read_sample, renderer, spread, stated
 from instructgpt.plan.memory import adam_bytes, peak, ppo_moments, training_moments
 from instructgpt.plan.told import STATED_RECORDS, Told
@@ -161,7 +161,7 @@ def plan_pretrain(config: PretrainConfig, told: Told) -> Plan:
 def plan_reward(config: RewardConfig, told: Told) -> Plan:
     """The reward model: a step is a batch of prompts, each computed once for all its completions."""
     model = configuration(config.base)
-    network = network_of(config, model, values, scalar=True)
+    network = network_of(config, model, scores, scalar=True)
     if told.stated:
         tasks = [Task([one] * STATED_K, (), "") for one in told.examples()]
         count = told.records or STATED_RECORDS
@@ -196,7 +196,7 @@ def shared(examples: Sequence[Example]) -> list[Text]:
 
 def policy_numbers(model: Any, batch: Batch) -> Any:
     """What PPO measures of its policy: log-probabilities that are trained on, entropies that are seen."""
-    return completion_numbers(model, batch, functional.token_logp, ppo.spread)[0]
+    return completion_numbers(model, batch, functional.token_logp, ppo.entropy_seen)[0]
 
 
 def episodes(config: PPOConfig, policy: Any, told: Told) -> tuple[list[Example], list[str]]:
@@ -231,7 +231,7 @@ def plan_ppo(config: PPOConfig, told: Told) -> Plan:
     alike = same_tokens(config.policy, config.reward)
     policy = network_of(config, model, policy_numbers)
     value = network_of(config, judge if alike else configuration(config.policy), values, scalar=True)
-    reward = Network(judge, values, scalar=True, memory=config.memory)
+    reward = Network(judge, scores, scalar=True, memory=config.memory)
     reference = Network(model, policy_numbers, memory=config.memory)
     batch, notes = episodes(config, model, told)
     phases, slots, width = rollout(config, policy, [(reward, "score"), (reference, "reference"), (value, "values")], batch, told)

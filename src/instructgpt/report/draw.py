@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from instructgpt.report.words import COLOURS, PLAIN, number
 
@@ -134,16 +134,26 @@ def _top(entries: Sequence[Bar], mark: float | None) -> float:
     return max([*ends, mark or 0]) or 1.0
 
 
-def lines(title: str, entries: Sequence[Line], xlabel: str, *, floor: float | None = None) -> str:
-    """Curves over a common axis; `floor` is where the vertical axis must begin."""
+def lines(title: str, entries: Sequence[Line], xlabel: str, *, floor: float | None = None, sizes: Sequence[float] = ()) -> str:
+    """Curves over a common axis; `floor` is where the vertical axis must begin.
+
+    With `sizes` the axis is logarithmic, with a mark at each of them, and intervals are strokes at the points.
+    """
     ax, canvas = _axes(title, left=44, height=190, bottom=36)
     for entry in entries:
         style = {"dashes": (3, 2)} if entry.dashed else {}
         ax.plot(entry.x, entry.y, color=entry.colour, linewidth=1.6, marker="o" if entry.points else None, markersize=3, **style)
-        if entry.low is not None and entry.high is not None:
+        if entry.low is not None and entry.high is not None and sizes:
+            ax.vlines(entry.x, entry.low, entry.high, color=entry.colour, linewidth=1.2, alpha=0.8)
+        elif entry.low is not None and entry.high is not None:
             ax.fill_between(entry.x, entry.low, entry.high, color=entry.colour, alpha=0.18, linewidth=0)
     ax.set_xlabel(xlabel, fontsize=FONT - 1, labelpad=2)
-    for axis in (ax.xaxis, ax.yaxis):
+    if sizes:
+        ax.set_xscale("log")
+        ax.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
+        ax.set_xticks(list(sizes), [f"{size / 1e9:g}B" if size >= 1e9 else f"{size / 1e6:g}M" for size in sizes], minor=False)
+        ax.xaxis.set_minor_locator(NullLocator())
+    for axis in (ax.yaxis,) if sizes else (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
     ax.grid(axis="y", color=LINE, linewidth=0.6)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from instructgpt.evaluate.rows import Row
 from instructgpt.records import USE_CASES
-from instructgpt.report.draw import MUTED, Bar, bars, figure
+from instructgpt.report.draw import MUTED, Bar, Line, bars, figure, lines
 from instructgpt.report.results import Results
-from instructgpt.report.words import colour, condition_name, metric_name, model_name, printable, task_name
+from instructgpt.report.words import colour, condition_name, families, family_model, metric_name, model_name, printable, sized, task_name
 
 COHORTS = ("training", "heldout")
 MAIN_LABELS = ("fails_instruction", "inappropriate", "satisfies_constraint", "hallucination")
@@ -34,8 +34,52 @@ def _panel(
 ) -> str:
     """One metric under one condition: a bar a model, in the same order in every panel."""
     models = results.models(evaluation, metric)
+    if families(models):
+        return _over_size(results, evaluation, {metric: False}, condition, title, mark=mark)
     entries = [_bar(results, results.get(evaluation, metric, model, condition), model) for model in models]
     return bars(title, entries, metric=metric, limits=limits, mark=mark)
+
+
+def _over_size(
+    results: Results, evaluation: str, metrics: Mapping[str, bool], condition: str, title: str, *, mark: float | None = None
+) -> str:
+    """Metrics (dashed or not) under one condition over the models' sizes: a curve a family, a dotted line for a model without a size."""
+    models = results.models(evaluation, next(iter(metrics)))
+    grouped = families(models)
+    sizes = sorted({size for family in grouped.values() for size, _ in family})
+    entries = []
+    for metric, dashed in metrics.items():
+        for family, members in grouped.items():
+            rows = [(size, row) for size, model in members if (row := results.get(evaluation, metric, model, condition))]
+            y, low, high = ([getattr(row, name) for _, row in rows] for name in ("value", "low", "high"))
+            whole = not dashed and None not in (*low, *high)
+            entries.append(
+                Line(
+                    family,
+                    colour(family_model(family)),
+                    [size for size, _ in rows],
+                    y,
+                    low if whole else None,
+                    high if whole else None,
+                    dashed=dashed,
+                    points=True,
+                )
+            )
+        entries += [
+            Line(model, results.colours[model], [sizes[0], sizes[-1]], [row.value] * 2, dashed=True)
+            for model in models
+            if sized(model) is None and (row := results.get(evaluation, metric, model, condition)) and row.value is not None
+        ]
+    if mark is not None:
+        entries.append(Line("", MUTED, [sizes[0], sizes[-1]], [mark, mark], dashed=True))
+    return lines(title, entries, "parameters", sizes=sizes)
+
+
+def _legend(results: Results, evaluation: str) -> list[tuple[str, str, bool]]:
+    """Whose curve is whose, where models of several sizes are drawn; otherwise bars have their names beside them."""
+    models = results.models(evaluation)
+    found = [(model_name(family), colour(family_model(family)), False) for family in families(models)]
+    return found + [(model_name(model), results.colours[model], True) for model in models if found and sized(model) is None]
 
 
 def _limits(rows: Sequence[Row], start: float = 0.0) -> tuple[float, float]:
@@ -58,7 +102,7 @@ def preference(results: Results) -> str:
         _panel(results, "preference", metric, each, _sentence(condition_name(each)) or "All labelers", limits=limits, mark=0.5)
         for each in shown
     ]
-    return figure(panels)
+    return figure(panels, _legend(results, "preference"))
 
 
 def ratings(results: Results) -> str:
@@ -68,7 +112,7 @@ def ratings(results: Results) -> str:
         _panel(results, "preference", "rating", each, _sentence(condition_name(each)) or "All labelers", limits=(1, 7))
         for each in conditions
     ]
-    return figure(panels)
+    return figure(panels, _legend(results, "preference"))
 
 
 def use_cases(results: Results) -> str:
@@ -80,7 +124,7 @@ def use_cases(results: Results) -> str:
         _panel(results, "preference", "rating", each, _sentence(condition_name(f"/{each.partition('/')[2]}")), limits=(1, 7))
         for each in found
     ]
-    return figure(panels)
+    return figure(panels, _legend(results, "preference"))
 
 
 def labels(results: Results) -> str:
@@ -90,12 +134,19 @@ def labels(results: Results) -> str:
         _panel(results, "labels", label, "", _sentence(metric_name(label)), limits=_limits(results.rows("labels", label)))
         for label in shown
     ]
-    return figure(panels)
+    return figure(panels, _legend(results, "labels"))
 
 
 def truthfulness(results: Results) -> str:
     """Figure 6: true in gray, true and informative in colour."""
     panels = []
+    if by_size := _legend(results, "truthfulness"):
+        metrics = {"truthful_and_informative": False, "truthful": True}
+        panels = [
+            _over_size(results, "truthfulness", metrics, condition, _sentence(condition_name(condition)))
+            for condition in results.conditions("truthfulness", "truthful")
+        ]
+        return figure(panels, [*by_size, ("true, informative or not", MUTED, True)])
     for condition in results.conditions("truthfulness", "truthful"):
         entries = []
         for model in results.models("truthfulness"):
@@ -115,7 +166,8 @@ def toxicity(results: Results) -> str:
         [
             _panel(results, "toxicity", metric, each, _sentence(condition_name(each)), limits=limits)
             for each in results.conditions("toxicity", metric)
-        ]
+        ],
+        _legend(results, "toxicity"),
     )
 
 
@@ -175,7 +227,7 @@ def grid(
         for condition in dict.fromkeys(row.condition for row in rows):
             title = ", ".join(filter(None, (task_name(evaluation), metric_name(metric), condition_name(condition))))
             panels.append(_panel(results, evaluation, metric, condition, title, limits=limits or _limits(rows), mark=mark))
-    return figure(panels)
+    return figure(panels, next((found for name, _ in names if (found := _legend(results, name))), ()))
 
 
 def baseline_metric(results: Results) -> str:

@@ -77,6 +77,7 @@ def reliability(results: Results, findings: Sequence[Finding]) -> Section | None
             for title, some in (
                 ("By how much longer one completion is, and by how many labelers agree", buckets),
                 ("RewardBench", results.rows("reward_bench")),
+                ("RewardBench 2", results.rows("reward_bench_2")),
             )
             if some
         ),

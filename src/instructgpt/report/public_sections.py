@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from instructgpt.evaluate.rows import Row
 from instructgpt.report import figures
+from instructgpt.report.paper_numbers import MODELS, printed
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, Table, table_of
 from instructgpt.report.words import condition_name, in_order, interval, metric_name, model_name, number, task_name
@@ -23,6 +24,9 @@ TASKS = {
     "tldr": "rouge_l",
 }
 """The tasks of the alignment tax (Figures 28 and 29), each with the paper's metric, in the order of Table 14."""
+
+OTHERS = ("arc_easy", "piqa", "winogrande", "gsm8k")
+"""Tasks that the paper does not have, all with `accuracy`."""
 
 PAIRS = ("winogender", "crows_pairs", "bbq")
 
@@ -53,7 +57,7 @@ def with_figures_of_the_paper(rows: Sequence[Row]) -> list[Row]:
 
 def public_sections(results: Results) -> list[Section]:
     """A section for each part that has rows."""
-    built = (public_bias(results), public_tax(results), multiple_choice(results), harness(results), table_14(results))
+    built = (public_bias(results), public_tax(results), other_tasks(results), multiple_choice(results), harness(results), table_14(results))
     return [section for section in built if section is not None]
 
 
@@ -89,6 +93,21 @@ def public_tax(results: Results) -> Section | None:
         figure=figures.grid(results, list(TASKS.items())),
         caption="Accuracy, F1, ROUGE-L or BLEU, higher is better; 95 % intervals over passages or questions (paper, Figures 28 and 29).",
         tables=shown,
+    )
+
+
+def other_tasks(results: Results) -> Section | None:
+    """Tasks that are asked today and that the paper does not have."""
+    rows = [row for name in OTHERS for row in results.rows(name) if row.value is not None]
+    if not rows:
+        return None
+    return Section(
+        id="tasks-others",
+        title="Other tasks",
+        headline="School questions, everyday goals, pronouns, mathematics: tasks that the paper does not have.",
+        figure=figures.grid(results, [(name, "accuracy") for name in OTHERS], limits=(0, 1)),
+        caption="Accuracy, higher is better; 95 % intervals over questions.",
+        tables=tuple(table_of(task_name(name), found) for name in OTHERS if (found := [row for row in rows if row.evaluation == name])),
     )
 
 
@@ -134,6 +153,8 @@ def table_14(results: Results) -> Section | None:
     if not rows:
         return None
     models = in_order(row.model for row in rows)
+    if set(models) <= set(MODELS):
+        models = [model for model in MODELS if model in models]
     cells = {(row.evaluation, row.metric, row.condition, row.model): row for row in rows}
     lines = []
     for name, metric, condition in dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows):
@@ -149,7 +170,11 @@ def table_14(results: Results) -> Section | None:
 
 
 def _cell(row: Row | None) -> str:
-    return "–" if row is None else f"{number(row.value, row.metric)} {interval(row)}".strip()
+    if row is None:
+        return "–"
+    paper = printed(row)
+    beside = "" if paper is None else f"\npaper: {number(paper, row.metric)}"
+    return f"{number(row.value, row.metric)} {interval(row)}".strip() + beside
 
 
 NAMES = {

@@ -24,6 +24,11 @@ COLOURS = {
 }
 """One colour a model, everywhere; clear on white and on black, and to the colour-blind."""
 
+SIZED = re.compile(r"(.+?)[-_ ]?(?:(\d+(?:\.\d+)?)([mMbB])|([xX][lL]))")
+"""A name that ends with a number of parameters."""
+PAPER_XL = 1.3e9
+"""The parameters of the paper's smallest model, which its samples call XL."""
+
 SPARE_COLOURS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84", "#4f6db8", "#c79a3b", "#8a5aa8", "#3d8b7d")
 
 PLAIN = {
@@ -105,6 +110,10 @@ TASKS = {
     "wmt15": "WMT15 Fr→En",
     "cnn_dm": "CNN/DM",
     "tldr": "TL;DR",
+    "arc_easy": "ARC, easy",
+    "piqa": "PIQA",
+    "winogrande": "WinoGrande",
+    "gsm8k": "GSM8K",
 }
 """Evaluations of public data as their authors write them."""
 
@@ -171,6 +180,29 @@ def colours_of(models: Iterable[str]) -> dict[str, str]:
     others = [model for model in in_order(models) if model not in COLOURS]
     spare = {model: SPARE_COLOURS[place % len(SPARE_COLOURS)] for place, model in enumerate(others)}
     return COLOURS | spare
+
+
+def sized(model: str) -> tuple[str, float] | None:
+    """A model's family and its number of parameters, where its name ends with that: `sft-125m`, `ppo_1.3B`, the paper's `gpt-xl`."""
+    if found := SIZED.fullmatch(model):
+        family, count, unit, largest = found.groups()
+        return family, PAPER_XL if largest else float(count) * (1e6 if unit in "mM" else 1e9)
+    return None
+
+
+def families(models: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
+    """(parameters, model) of every family, the smallest first; none where no family has two sizes."""
+    found: dict[str, dict[float, str]] = {}
+    for model in models:
+        if named := sized(model):
+            found.setdefault(named[0], {})[named[1]] = model
+    return {family: sorted(sizes.items()) for family, sizes in found.items()} if any(len(sizes) > 1 for sizes in found.values()) else {}
+
+
+def family_model(family: str) -> str:
+    """The model of the paper that a family of sizes is, where it is one: it has its name and colour."""
+    plain = family.replace("-", "_")
+    return {"gpt": "base", "ppo_noptx": "ppo", "gpt_prompted": "prompted"}.get(plain, plain if plain in MODELS else family)
 
 
 def number(value: float | None, metric: str = "") -> str:

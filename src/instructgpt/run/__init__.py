@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from instructgpt.config import StageConfig
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import must_be_free, write_text, writing
 from instructgpt.run.card import model_card
 from instructgpt.run.phases import PHASES
@@ -205,7 +205,7 @@ class Run:
             what(self._trackers[name])
         except Exception as error:  # whatever a service says of networks and accounts
             del self._trackers[name]
-            self.say(f"[yellow]{name} has failed and hears no more: {escape(' '.join(str(error).split())[:200])}[/]")
+            self.say(f"[yellow]{name} has failed and hears no more: {escape(in_one_line(error, 200))}[/]")
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append sampled completions to samples.jsonl."""

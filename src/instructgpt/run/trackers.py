@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from instructgpt.config import TrackerName
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 
 
 class Tracker(Protocol):
@@ -128,4 +128,4 @@ def open_tracker(name: TrackerName, directory: Path, settings: Mapping[str, Any]
     try:
         return KINDS[name](directory, settings, step)
     except Exception as error:  # whatever a service says of accounts and networks
-        raise BadInput(f"--track {name}: does not start ({' '.join(str(error).split())[:200]}); mend that or leave it out") from error
+        raise BadInput(f"--track {name}: does not start ({in_one_line(error, 200)}); mend that or leave it out") from error

@@ -11,15 +11,25 @@ from torch.distributed.tensor import DTensor
 
 from instructgpt.data.batches import Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.load import completion_logp
+from instructgpt.models.load import completion_logp, pick_device
+from instructgpt.models.memory import slow_here
 from instructgpt.models.sharding import add_gradients
 from instructgpt.ranks import add_up, all_ranks, in_step, ranks_of, share, where_not_finite
+from instructgpt.run import Run
 from instructgpt.run.checkpoints import placed
 from instructgpt.run.phases import PHASES
 
 ADAM_BETAS = (0.9, 0.95)
 """Everywhere in the paper (appendix C)."""
 GRADIENT_NORM = 1.0
+
+
+def device_of(run: Run) -> torch.device:
+    """The device a stage's models are loaded to; says so where what was asked for is slow on it. Raises BadInput where it is not there."""
+    device = pick_device(run.config.device)
+    if warning := slow_here(device, run.config.memory):
+        run.say(warning)
+    return device
 
 
 def adam(model: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-8, memory: Collection[str] = ()) -> torch.optim.Optimizer:

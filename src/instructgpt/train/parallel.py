@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import MICROBATCH_TOKENS, take_less
+from instructgpt.data.batches import MICROBATCH_TOKENS, halve_token_budget
 from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
 from instructgpt.ranks import wait_for_all
 from instructgpt.run import console
@@ -72,6 +72,38 @@ def side_by_side(processes: int, jobs: Sequence[Job]) -> None:
             if sys.exc_info()[0] is not None:
                 for child in multiprocessing.active_children():
                     child.kill()
+
+
+@contextmanager
+def dividing(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` whose calls are made in so many helping processes, its results in order; the built-in one where that is one.
+
+    What is called must be a function of a module, or a `partial` of one, and what it is given and gives must be picklable.
+
+    Raises:
+        RunFailed: a process died. What a call raised is raised again when its turn comes, and the other calls are ended.
+    """
+    if processes == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _help) as pool:
+
+        def over(function: Callable[..., Any], *columns: Iterable[Any]) -> Iterator[Any]:
+            with _interrupts_ignored():
+                running = [pool.submit(function, *each) for each in zip(*columns, strict=True)]
+            for one in running:
+                wait([one])
+                if one.exception() is not None and (error := cause(running)) is not None:
+                    raise error
+                yield one.result()
+
+        try:
+            yield over
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
 
 
 def cause(running: Sequence[Future[Any]]) -> BaseException | None:
@@ -128,7 +160,7 @@ def with_less_at_once(work: Callable[[], object], config: StageConfig) -> None:
             work()
             return
         except Exception as error:
-            if not is_out_of_memory(error) or not config.resume or not take_less():
+            if not is_out_of_memory(error) or not config.resume or not halve_token_budget():
                 raise
         gc.collect()
         if torch.cuda.is_available():

@@ -21,20 +21,19 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, collate, microbatches, shuffled, token_budget
+from instructgpt.data.batches import Example, collate, microbatches, rows_of_stream, shuffled, token_budget
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.adapters import WithoutAdapters, has_adapters, held, with_adapters
+from instructgpt.models.adapters import WithoutAdapters, has_adapters, trained_part, with_adapters
 from instructgpt.models.load import (
     completion_numbers,
     context_length,
     load_policy,
     parameters,
-    pick_device,
     pretraining_window,
     save_policy,
 )
-from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.memory import need_less
 from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
 from instructgpt.models.shape import shape_from
 from instructgpt.models.sharding import shard, whole
@@ -43,10 +42,10 @@ from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.run.phases import PHASES
 from instructgpt.train.cost import pretraining_flops, update_flops
-from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
+from instructgpt.train.ppo_metrics import LARGEST, Alarms, sample_rows, show_samples, update_metrics
 from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
-from instructgpt.train.watch import LARGEST, Alarms, panel, sample_rows, show_samples
 
 ADAM_EPS = 1e-5
 """PyTorch's Adam takes larger early steps than the paper's; a larger epsilon mends it (Huang et al. 2023, detail 20)."""
@@ -140,7 +139,7 @@ def train(config: PPOConfig) -> None:
     divide(models)
     networks = {"policy": models.policy, "value": models.value.model}
     optimizers = {name: adam(model, eps=ADAM_EPS, memory=config.memory) for name, model in networks.items()}
-    trained = {name: held(model) for name, model in networks.items()} | {"average": models.average}
+    trained = {name: trained_part(model) for name, model in networks.items()} | {"average": models.average}
     alarms = Alarms()
     state = run.restore()
     if state:
@@ -148,7 +147,7 @@ def train(config: PPOConfig) -> None:
         alarms = Alarms(**state["alarms"])
 
     for number in range(state["step"] if state else 0, config.updates):
-        asked = [prompts[row] for row in prompt_rows(config, len(prompts), number)]
+        asked = [prompts[row] for row in rows_of_stream(number * config.batch, config.batch, len(prompts), config.seed)]
         rollout, metrics = update(models, optimizers, text, asked, number, config)
         metrics["episode"] = float((number + 1) * config.batch)
         run.log(number + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"))
@@ -195,8 +194,8 @@ def update(
         steps[-1]["gradient_norm/policy"] = descend(optimizers["policy"], config.lr * factor)
         steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
         with PHASES("optimizer"):
-            average(models.average, held(models.policy), config.ema)
-    return rollout, panel(rollout, returns, steps, config.kl_coef) | parity | {"lr": config.lr * factor}
+            move_average(models.average, trained_part(models.policy), config.ema)
+    return rollout, update_metrics(rollout, returns, steps, config.kl_coef) | parity | {"lr": config.lr * factor}
 
 
 def load_models(config: PPOConfig, run: Run) -> Models:
@@ -204,9 +203,7 @@ def load_models(config: PPOConfig, run: Run) -> Models:
 
     With adapters they are two: the reference is the policy without its adapters, the reward model the value model without.
     """
-    device = pick_device(config.device)
-    if warning := slow_here(device, config.memory):
-        run.say(warning)
+    device = device_of(run)
     policy, render = load_policy(config.policy, device)
     reward = load_reward_model(config.reward, device)
     for model in (policy, reward.model):
@@ -218,7 +215,7 @@ def load_models(config: PPOConfig, run: Run) -> Models:
         reference: Any = WithoutAdapters(policy)
     else:
         reference = copy.deepcopy(policy).requires_grad_(False)
-    return Models(policy, reference, value, reward, copy.deepcopy(held(policy)).requires_grad_(False), render)
+    return Models(policy, reference, value, reward, copy.deepcopy(trained_part(policy)).requires_grad_(False), render)
 
 
 def value_and_reward(config: PPOConfig, reward: ScalarModel, run: Run, *, shared: bool) -> tuple[ScalarModel, ScalarModel]:
@@ -243,7 +240,7 @@ def divide(models: Models) -> None:
     everything = (models.policy, models.reference, models.value.model, models.reward.model)
     shard(*(model for model in everything if isinstance(model, torch.nn.Module)))
     if has_adapters(models.policy):
-        models.average = copy.deepcopy(held(models.policy)).requires_grad_(False)
+        models.average = copy.deepcopy(trained_part(models.policy)).requires_grad_(False)
     else:
         shard(models.average)
 
@@ -254,8 +251,8 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     Raises:
         BadInput: no prompt fits.
     """
-    skipped = Skipped()
-    prompts = read_all(Prompt, config.prompts, skipped if config.skip_bad else None)
+    skipped = Skipped(config.skip_bad)
+    prompts = read_all(Prompt, config.prompts, skipped)
     context = min(context_length(models.policy), context_length(models.value.model))
     room, room_to_score = context - config.max_tokens, context_length(models.reward.model) - config.max_tokens
     fitting = [
@@ -281,16 +278,6 @@ def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt]
     return fitting, read_corpus(documents(config.pretraining), models.render, window, config.seed, config.updates * rows)
 
 
-def prompt_rows(config: PPOConfig, count: int, update: int) -> list[int]:
-    """Which prompts an update asks: an endless stream, shuffled anew each time round."""
-    rows: list[int] = []
-    first = update * config.batch
-    while len(rows) < config.batch:
-        epoch, place = divmod(first + len(rows), count)
-        rows += shuffled(count, config.seed, epoch)[place : place + config.batch - len(rows)]
-    return rows
-
-
 def minibatches(config: PPOConfig, seed: int) -> Iterator[Tensor]:
     """Rows of the rollout for each optimizer step, shuffled anew in each epoch. Each is (minibatch,)."""
     for epoch in range(config.epochs):
@@ -314,7 +301,7 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
         batch = collate([rollout.examples[row] for row in picked], device)
         old_logp, old_values = rollout.logp[picked][real].to(device), rollout.values[picked][real].to(device)
         with PHASES("policy update", len(batch.tokens)):
-            logp, entropies = completion_numbers(models.policy, batch, functional.token_logp, spread)
+            logp, entropies = completion_numbers(models.policy, batch, functional.token_logp, entropy_seen)
             policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[picked][real].to(device), clip)
             (policy_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
         with PHASES("value update", len(batch.tokens)):
@@ -346,7 +333,7 @@ def over_ranks(sums: dict[str, float], ranks: Ranks) -> dict[str, float]:
 
 
 @torch.no_grad()
-def spread(logits: Tensor, _: Tensor) -> Tensor:
+def entropy_seen(logits: Tensor, _: Tensor) -> Tensor:
     """Entropy of each next-token distribution, to be seen and not trained on. (M, V) -> (M,)."""
     return functional.entropy(logits)
 
@@ -379,7 +366,7 @@ def pretraining_step(models: Models, text: Corpus, step: int, config: PPOConfig)
 
 
 @torch.no_grad()
-def average(slow: Any, fast: Any, decay: float) -> None:
+def move_average(slow: Any, fast: Any, decay: float) -> None:
     """New slow weights: decay slow + (1 - decay) fast, parameter by parameter (appendix C.4)."""
     for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
         old.lerp_(new, 1 - decay)
@@ -387,5 +374,5 @@ def average(slow: Any, fast: Any, decay: float) -> None:
 
 def with_average(models: Models) -> Any:
     """The policy with its averaged weights, which it has from then on, whole on rank 0. All ranks call it."""
-    held(models.policy).load_state_dict(models.average.state_dict())
+    trained_part(models.policy).load_state_dict(models.average.state_dict())
     return whole(models.policy)

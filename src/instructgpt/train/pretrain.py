@@ -14,15 +14,15 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.corpus import Corpus, documents, read_corpus, spread, train_tokenizer
+from instructgpt.data.corpus import Corpus, documents, hold_out_documents, read_corpus, train_tokenizer
 from instructgpt.data.render import Renderer
 from instructgpt.models.attention import use_packed_attention
-from instructgpt.models.load import WINDOW, load_renderer, parameters, pick_device, save_policy
-from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.load import WINDOW, load_renderer, parameters, save_policy
+from instructgpt.models.memory import need_less
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_SHARE = 0.01
@@ -82,11 +82,9 @@ def train(config: PretrainConfig) -> None:
     run = Run.start(config, parents)
     if run.finished:
         return
-    device = pick_device(config.device)
-    if warning := slow_here(device, config.memory):
-        run.say(warning)
-    skipped = Skipped()
-    texts, held_out = spread(list(documents(config.corpus, skipped if config.skip_bad else None)), VALIDATION_SHARE)
+    device = device_of(run)
+    skipped = Skipped(config.skip_bad)
+    texts, held_out = hold_out_documents(list(documents(config.corpus, skipped)), VALIDATION_SHARE)
     run.facts["left_out"] = {"bad lines": len(skipped.reasons)}
     render = tokenizer_of(config, texts)
     corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)

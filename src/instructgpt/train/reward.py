@@ -19,21 +19,21 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, collate, shuffled, token_budget
+from instructgpt.data.batches import Example, collate, rows_of_step, steps_an_epoch, token_budget
+from instructgpt.data.rankings import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
-from instructgpt.data.tasks import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.adapters import held, with_adapters
-from instructgpt.models.load import context_length, parameters, pick_device
-from instructgpt.models.memory import compute_in_float32, need_less, slow_here
+from instructgpt.models.adapters import trained_part, with_adapters
+from instructgpt.models.load import context_length, parameters
+from instructgpt.models.memory import compute_in_float32, need_less
 from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
 from instructgpt.run.phases import PHASES
-from instructgpt.train.loop import adam, descend, load_state, state_of
+from instructgpt.train.loop import adam, descend, device_of, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATE_TIMES = 5
@@ -77,10 +77,8 @@ def train(config: RewardConfig) -> None:
     run = Run.start(config, parents)
     if run.finished:
         return
-    device = pick_device(config.device)
-    if warning := slow_here(device, config.memory):
-        run.say(warning)
-    reward = begun(config, device, config.seed)
+    device = device_of(run)
+    reward = new_model(config, device, config.seed)
     training, validation, shift_to_zero = load_data(config, reward, run)
     shard(reward.model)
     state = run.restore()
@@ -89,7 +87,7 @@ def train(config: RewardConfig) -> None:
     reward.offset = float(reward.score(shift_to_zero).mean())
     final = accuracies(reward, validation) | {"offset": reward.offset}
     run.say("  ".join(f"{name} {value:.3f}" for name, value in final.items() if "accuracy" in name or "baseline" in name))
-    sizes = {"parameters": parameters(reward.model), "trained": parameters(held(reward.model))}
+    sizes = {"parameters": parameters(reward.model), "trained": parameters(trained_part(reward.model))}
     facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), **sizes, "validation": final}
     if config.folds:
         facts["cross_validation"] = cross_validate(training, config, device, run)
@@ -97,7 +95,7 @@ def train(config: RewardConfig) -> None:
     run.finish(lambda folder: save(trained, shift_to_zero, folder, facts), **facts)
 
 
-def begun(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
+def new_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
     """The reward model before its first step, as the options want it: with adapters, and with less memory."""
     reward = new_reward_model(config.base, device, seed)
     need_less(reward.model, config.memory)
@@ -109,14 +107,12 @@ def fit(
     reward: ScalarModel, training: Sequence[Task], validation: Sequence[Task], config: RewardConfig, run: Run | None, state: Any
 ) -> None:
     """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
-    trained, optimizer = held(reward.model), adam(reward.model, memory=config.memory)
-    steps_an_epoch = -(-len(training) // config.batch)
-    steps = steps_an_epoch * config.epochs
+    trained, optimizer = trained_part(reward.model), adam(reward.model, memory=config.memory)
+    steps = steps_an_epoch(len(training), config.batch) * config.epochs
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
     for step in range(state["step"] if state else 0, steps):
-        epoch, place = divmod(step, steps_an_epoch)
-        rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
+        rows = rows_of_step(step, len(training), config.batch, config.seed)
         loss, right = ranking_step(reward, [training[row] for row in rows])
         lr = config.lr * functional.cosine_decay(step, steps)
         norm = descend(optimizer, lr)
@@ -184,10 +180,10 @@ def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
 
 def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list[Task], list[Task], list[Example]]:
     """Training tasks, validation tasks, and the examples that will score 0 on average; says what was left out."""
-    skipped = Skipped()
-    noted = skipped if config.skip_bad else None
-    rankings = read_all(Ranking, config.data, noted)
-    fresh = read_all(Ranking, config.validation, noted) if config.validation else [r for r in rankings if held_out(r.prompt)]
+    skipped = Skipped(config.skip_bad)
+    demonstrations = read_all(Demonstration, config.demonstrations, skipped)
+    rankings = read_all(Ranking, config.data, skipped)
+    fresh = read_all(Ranking, config.validation, skipped) if config.validation else [r for r in rankings if held_out(r.prompt)]
     fresh_prompts = {ranking.prompt for ranking in fresh}
     others = [ranking for ranking in rankings if ranking.prompt not in fresh_prompts]
     known = [ranking for ranking in others if ranking.cohort != "heldout"]
@@ -203,9 +199,8 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
         "bad lines": len(skipped.reasons),
     }
     run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
-    if config.demonstrations:
-        records = read_all(Demonstration, config.demonstrations, noted)
-        return training, validation, demonstration_examples(records, reward.render, context)[0]
+    if demonstrations:
+        return training, validation, demonstration_examples(demonstrations, reward.render, context)[0]
     return training, validation, [example for task in training for example in best_ranked(task)]
 
 
@@ -231,23 +226,23 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
         )
     known, fresh = [task for i, task in enumerate(tasks) if i % 10], [task for i, task in enumerate(tasks) if i % 10 == 0]
     groups = labeler_groups(tasks, config.folds)
-    if not all(some(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
+    if not all(ranked_by(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
         raise BadInput(f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(fresh)} prompts kept for it")
     results: list[dict[str, float]] = []
     for fold, outside in enumerate(groups):
-        reward = begun(config, device, config.seed + fold)
+        reward = new_model(config, device, config.seed + fold)
         shard(reward.model)
-        fit(reward, some(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
+        fit(reward, ranked_by(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {
-            "held_out": accuracies(reward, some(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
-            "in_group": accuracies(reward, some(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
+            "held_out": accuracies(reward, ranked_by(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
+            "in_group": accuracies(reward, ranked_by(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
         }
         run.say(f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}")
         results.append(result)
     return results
 
 
-def some(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
+def ranked_by(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
     """The tasks that some labelers ranked, with their orders alone."""
     return [kept for task in tasks if (kept := task.only(wanted))]
 

@@ -109,7 +109,7 @@ def side_by_side(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
 
 def values_of(value: ScalarModel, batch: Batch) -> Tensor:
     """Value estimate before every completion token of a batch. -> (N,)."""
-    return value.per_token(batch)[batch.predicts]
+    return value.per_token(batch, "predicts")
 
 
 @torch.no_grad()

@@ -16,21 +16,21 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, shuffled
+from instructgpt.data.batches import Example, rows_of_step, steps_an_epoch
 from instructgpt.data.corpus import Corpus, documents, read_corpus
 from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import generate, read_by
-from instructgpt.models.adapters import held, with_adapters
-from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pick_device, pretraining_window, save_policy
-from instructgpt.models.memory import need_less, slow_here
+from instructgpt.models.adapters import trained_part, with_adapters
+from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pretraining_window, save_policy
+from instructgpt.models.memory import need_less
 from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.run.checkpoints import placed
-from instructgpt.train.loop import adam, descend, language_loss, load_state, state_of
+from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_PROMPTS = 128
@@ -81,9 +81,7 @@ def train(config: SFTConfig) -> None:
     run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}))
     if run.finished:
         return
-    device = pick_device(config.device)
-    if warning := slow_here(device, config.memory):
-        run.say(warning)
+    device = device_of(run)
     model, render = load_policy(config.base, device, config.dropout)
     if config.dropout and "dropout" in config.model_fields_set and not any(dropouts(model.config, config.dropout).values()):
         raise BadInput(f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout")
@@ -93,32 +91,31 @@ def train(config: SFTConfig) -> None:
     need_less(model, config.memory)
     model = with_adapters(model, config.lora, config.seed)
     shard(model, *([reward.model] if reward else []))
-    trained, optimizer = held(model), adam(model, memory=config.memory)
+    trained, optimizer = trained_part(model), adam(model, memory=config.memory)
 
-    steps_an_epoch = -(-len(training) // config.batch)
-    steps = steps_an_epoch * config.epochs
+    an_epoch = steps_an_epoch(len(training), config.batch)
+    steps = an_epoch * config.epochs
     best: dict[str, Any] = {"quality": float("-inf"), "epoch": 0, "weights": {}}
     state = run.restore()
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
         best = state["best"] | {"weights": placed(state["best"]["weights"], trained.state_dict())}
     for step in range(state["step"] if state else 0, steps):
-        epoch, place = divmod(step, steps_an_epoch)
-        rows = shuffled(len(training), config.seed, epoch)[place * config.batch : (place + 1) * config.batch]
+        rows = rows_of_step(step, len(training), config.batch, config.seed)
         model.train()
         loss = language_loss(model, [training[row] for row in rows], weight=1 - config.mix if text else 1.0, seed=step)
-        metrics = {"loss/train": loss, "epoch": (step + 1) / steps_an_epoch}
+        metrics = {"loss/train": loss, "epoch": (step + 1) / an_epoch}
         if text is not None:
             count = pretraining_rows(config)
             metrics["loss/pretraining"] = language_loss(model, text.examples(step * count, count), weight=config.mix, seed=step + 1)
         metrics["lr"] = config.lr * functional.cosine_decay(step, steps)
         metrics["gradient_norm"] = descend(optimizer, metrics["lr"])
         model.eval()
-        if place + 1 == steps_an_epoch:
+        if (step + 1) % an_epoch == 0:
             metrics |= validate(model, validation, prompts, reward, render, config)
             quality = metrics.get("validation/score", -metrics["loss/validation"])
             if quality > best["quality"] or config.keep == "last":
-                best = {"quality": quality, "epoch": epoch + 1, "weights": copy.deepcopy(trained.state_dict())}
+                best = {"quality": quality, "epoch": (step + 1) // an_epoch, "weights": copy.deepcopy(trained.state_dict())}
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
         run.checkpoint(step + 1, lambda best=best: state_of({"model": trained}, {"adam": optimizer}, best=best))  # type: ignore[misc]
     trained.load_state_dict(best["weights"])
@@ -133,10 +130,10 @@ def train(config: SFTConfig) -> None:
 
 def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:
     """Training examples, validation examples, and the prompts of the latter for sampling; says what was left out."""
-    skipped = Skipped()
-    records = read_all(Demonstration, config.data, skipped if config.skip_bad else None)
+    skipped = Skipped(config.skip_bad)
+    records = read_all(Demonstration, config.data, skipped)
     if config.validation:
-        fresh = read_all(Demonstration, config.validation, skipped if config.skip_bad else None)
+        fresh = read_all(Demonstration, config.validation, skipped)
     else:
         fresh = [record for record in records if held_out(record.text)]
         records = [record for record in records if not held_out(record.text)]
@@ -162,7 +159,7 @@ def pretraining_text(config: SFTConfig, render: Renderer, window: int, demonstra
     """As many windows of pretraining text as the run needs, or None."""
     if not config.pretraining:
         return None
-    steps = -(-demonstrations // config.batch) * config.epochs
+    steps = steps_an_epoch(demonstrations, config.batch) * config.epochs
     return read_corpus(documents(config.pretraining), render, window, config.seed, steps * pretraining_rows(config))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from instructgpt.evaluate.tasks import (
+    arc_easy,
     bbq,
     cnn_dm,
     crows_pairs,
     drop,
+    gsm8k,
     hellaswag,
+    piqa,
     quac,
     real_toxicity,
     real_toxicity_sampled,
@@ -17,6 +20,7 @@ from instructgpt.evaluate.tasks import (
     tldr,
     truthfulqa,
     winogender,
+    winogrande,
     wmt15,
     wsc,
 )
@@ -41,6 +45,10 @@ EVALUATIONS: dict[str, Evaluation] = {
         wmt15,
         cnn_dm,
         tldr,
+        arc_easy,
+        piqa,
+        winogrande,
+        gsm8k,
     )
 }
-"""By name, in the order of the paper's Table 14."""
+"""By name, in the order of the paper's Table 14; then those it does not have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -65,6 +66,44 @@ def with_examples(
             truth={"label": int(row["label"])},
         )
         for number, condition, row, examples in conditions(rows, told, pool)
+    ]
+
+
+def with_own_choices(
+    file: Path, rows: Sequence[dict[str, Any]], told: Told, asked: Callable[[dict[str, Any]], tuple[str, Sequence[str], Any]]
+) -> list[Question]:
+    """Questions that each have answers of their own, as lm-evaluation-harness puts them; after examples only where `--shots` asks for some.
+
+    Args:
+        asked: a row -> the question, its answers, the right one's place.
+
+    Raises:
+        BadInput: a row does not tell which answer is right.
+    """
+    for number, row in enumerate(rows, 1):
+        try:
+            _, answers, right = asked(row)
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{file}: row {number} has no {error} (columns found: {', '.join(map(str, row))})") from error
+        if not str(right).isdigit() or int(right) >= len(answers):
+            raise BadInput(f"{file}: row {number} says that answer {right!r} is right; expected the place of one of {len(answers)}, from 0")
+
+    def choices(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(f" {str(answer).strip()}" for answer in asked(row)[1])
+
+    def answered(row: dict[str, Any]) -> str:
+        return f"{asked(row)[0]}\nAnswer:{choices(row)[int(asked(row)[2])]}"
+
+    questions, training = split_off(rows)
+    return [
+        Question(
+            f"{number}",
+            condition,
+            f"{in_front(examples, answered)}{asked(row)[0]}\nAnswer:",
+            choices(row),
+            truth={"label": int(asked(row)[2])},
+        )
+        for number, condition, row, examples in conditions(questions, told, training, shots=0)
     ]
 
 

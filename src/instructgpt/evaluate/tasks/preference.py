@@ -6,14 +6,14 @@ Completions are sampled here, or were ranked or written before; whoever judges, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from rich.table import Column, Table
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.evaluate import labels
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.contest import games_of, judged_games, reliability, with_people
@@ -21,10 +21,9 @@ from instructgpt.evaluate.endpoint import Endpoint
 from instructgpt.evaluate.judges import EndpointJudge, Judge, LocalJudge, verdicts_of
 from instructgpt.evaluate.preference import measure, measure_whole, models_of
 from instructgpt.evaluate.rows import Row, judged
-from instructgpt.evaluate.scoring import scored_completions
+from instructgpt.evaluate.scoring import Scored, kept_scores
 from instructgpt.evaluate.tasks.sources import Source, read_source
 from instructgpt.models.load import pick_device
-from instructgpt.models.scalar import load_reward_model
 from instructgpt.records import Cohort, Completion, Ranking, write_records
 from instructgpt.run import console, content_hash
 from instructgpt.statistics.win_rate import WinRate, win_rates
@@ -39,7 +38,7 @@ LABELERS = 2
 """Simulated labelers of each cohort for a prompt."""
 
 
-def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
+def run(config: EvaluateConfig, over: Callable[..., Any] = map) -> tuple[list[Row], str | None]:
     """The rows, and why the judge stopped before the end, where it did. Writes completions and rankings into the folder beside `--out`.
 
     Raises:
@@ -47,7 +46,7 @@ def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
         RunFailed: the judge could not be reached at all.
     """
     folder = config.out.with_suffix("") / "preference"
-    source = read_source(config, folder)
+    source = read_source(config, folder, over)
     rankings: Sequence[Ranking] = source.rankings
     rows: list[Row] = []
     stopped, name, identity = None, "", ""
@@ -55,7 +54,7 @@ def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
         if not rankings:
             raise BadInput("evaluate preference: nobody has ranked these completions; give --judge, or --data with rankings")
     else:
-        rankings, rows, stopped, name, identity = judge(config, source, folder)
+        rankings, rows, stopped, name, identity = judge(config, source, folder, over)
         write_records(folder / "rankings.jsonl", rankings)
     if rankings:
         baseline = baseline_of(rankings, config)
@@ -66,7 +65,9 @@ def run(config: EvaluateConfig) -> tuple[list[Row], str | None]:
     return judged(rows, identity), stopped
 
 
-def judge(config: EvaluateConfig, source: Source, folder: Path) -> tuple[list[Ranking], list[Row], str | None, str, str]:
+def judge(
+    config: EvaluateConfig, source: Source, folder: Path, over: Callable[..., Any] = map
+) -> tuple[list[Ranking], list[Row], str | None, str, str]:
     """By whoever `--judge` names: rankings, rows about it, why it stopped, its name as a condition (none for people), its identity."""
     assert config.judge is not None
     candidates = [completions for completions in source.candidates() if len({each.model for each in completions}) > 1]
@@ -78,9 +79,10 @@ def judge(config: EvaluateConfig, source: Source, folder: Path) -> tuple[list[Ra
             rankings += SimulatedLabelers(World(config.seed), cohort, per_prompt=LABELERS, seed=config.seed + 1).rank(candidates)
         return rankings, [], None, "", f"{SIMULATED} labelers of seed {config.seed}"
     if "://" not in config.judge and is_reward_model(config.judge):
-        key = content_hash(Path(config.judge))
-        name = Path(config.judge).name
-        return by_score(config.judge, key, candidates, config.device, folder), [], None, name, f"{name} sha256:{key[:12]}"
+        name, device = Path(config.judge).name, str(pick_device(config.device))
+        texts = [(each.prompt, each.completion, each.finish == "stop") for completions in candidates for each in completions]
+        scores = kept_scores(config.judge, device, Cache(folder / "scores"), f"score {name}", over, texts)
+        return by_score(name, candidates, scores), [], None, name, f"{name} sha256:{content_hash(Path(config.judge))[:12]}"
     judging = language_model(config)
     counts = Counter(each.model for completions in candidates for each in completions)
     games = games_of(candidates, config.baseline or default_baseline(counts, config))
@@ -108,19 +110,15 @@ def is_reward_model(source: str) -> bool:
     try:
         config = transformers.AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise BadInput(f"--judge {source}: neither '{SIMULATED}' nor an address nor a model ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"--judge {source}: neither '{SIMULATED}' nor an address nor a model ({in_one_line(error, 300)})") from error
     return any("SequenceClassification" in name for name in config.architectures or ())
 
 
-def by_score(source: str, key: str, candidates: Sequence[Sequence[Completion]], device: str, folder: Path) -> list[Ranking]:
-    """One ranking for each list, by the scores of a reward model; equal scores tie. What it cannot read is left out and said."""
-    name = Path(source).name
-    reward = load_reward_model(source, pick_device(device))
-    texts = [(each.prompt, each.completion, each.finish == "stop") for completions in candidates for each in completions]
-    scores = iter(scored_completions(reward, texts, key, Cache(folder / "scores"), f"score {name}"))
-    rankings, unread = [], 0
+def by_score(name: str, candidates: Sequence[Sequence[Completion]], scores: Sequence[Scored]) -> list[Ranking]:
+    """One ranking for each list, by the scores of the reward model `name`; equal scores tie. What it cannot read is left out and said."""
+    rankings, unread, every = [], 0, iter(scores)
     for completions in candidates:
-        found = [(each, score) for each in completions if (score := next(scores)[0]) is not None]
+        found = [(each, score) for each in completions if (score := next(every)[0]) is not None]
         unread += len(completions) - len(found)
         if len(found) > 1:
             rankings.append(
@@ -134,7 +132,7 @@ def by_score(source: str, key: str, candidates: Sequence[Sequence[Completion]], 
                 )
             )
     if unread:
-        console.print(f"{name}: {unread} of {len(texts)} completions are longer than its context and left out", markup=False)
+        console.print(f"{name}: {unread} of {len(scores)} completions are longer than its context and left out", markup=False)
     return rankings
 
 

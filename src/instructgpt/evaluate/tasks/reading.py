@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import read_rows
 
 SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".csv", ".tsv", ".parquet", ".txt")
@@ -92,6 +92,8 @@ def separated(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
             for row in reader:
+                if None in row.values():
+                    raise BadInput(f"{file}:{reader.line_num}: fewer cells than the header has columns; is the file cut off?")
                 yield f"{file}:{reader.line_num}", row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
@@ -109,7 +111,7 @@ def data_set(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         else:
             loaded = datasets.load_dataset(name, configuration or None)
     except Exception as error:  # the library raises a dozen unrelated kinds
-        raise BadInput(f"{source}: no data set that loads ({type(error).__name__}: {error})".split("\n")[0]) from error
+        raise BadInput(f"{source}: no data set that loads ({type(error).__name__}: {in_one_line(error, 300)})") from error
     if not isinstance(loaded, dict):
         loaded = {"": loaded}
     asked = next((split for split in ("validation", "test") if split in loaded), next(iter(loaded)))

@@ -7,14 +7,14 @@ with the question; a model never sees it.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
 from instructgpt.data.batches import microbatches, token_budget
-from instructgpt.evaluate.ask import Subject, choice_logp
+from instructgpt.evaluate.ask import Subject, choice_logp, subject_at
 from instructgpt.evaluate.rows import Row
 from instructgpt.evaluate.tasks.reading import rows_of as rows_of
 from instructgpt.generate.text import continue_text
@@ -130,6 +130,19 @@ def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Repl
                 reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
                 replies[question.id, question.condition] = reply
     return [replies[question.id, question.condition] for question in questions]
+
+
+def said_by(source: str, device: str, how: Mapping[str, Any], prompts: Sequence[Sequence[Any]], seed: int) -> list[dict[str, Any]]:
+    """What the model of a directory says to questions, as it is kept: `said`, `logp`, `tokens`.
+
+    Args:
+        how: `stop`, `temperature` and `top_p` of all of them. prompts: each as text, tail, choices and longest continuation.
+    """
+    asked = [
+        Question(f"{number}", "", text, tuple(choices), tail=tail, max_tokens=most, **how)
+        for number, (text, tail, choices, most) in enumerate(prompts)
+    ]
+    return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in put(subject_at(source, device), asked, seed)]
 
 
 def alike_in_length(subject: Subject, texts: Sequence[str], max_tokens: int) -> list[list[int]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.ask import subject_at
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.data_files import named_sources
 from instructgpt.evaluate.tasks.shape import Told, some
@@ -50,7 +51,7 @@ class Source:
         return list(lists.values())
 
 
-def read_source(config: EvaluateConfig, folder: Path) -> Source:
+def read_source(config: EvaluateConfig, folder: Path, over: Callable[..., Any] = map) -> Source:
     """What the command names: `--completions`, or `--model` with prompts, or rankings. What is sampled is kept in `folder`.
 
     Raises:
@@ -64,7 +65,7 @@ def read_source(config: EvaluateConfig, folder: Path) -> Source:
     if config.model:
         prompts = list({prompt.text: prompt for prompt in read_all(Prompt, files_of(config, "preference", "prompts"))}.values())
         prompts = some(prompts, told)
-        made = sampled(config, prompts, folder)
+        made = sampled(config, prompts, folder, over)
         write_records(folder / "completions.jsonl", made)
         return Source(completions=made, use_cases={prompt.text: prompt.use_case for prompt in prompts if prompt.use_case})
     rankings = [ranking for file in files_of(config, "preference", "rankings") for ranking in read_rankings(file)]
@@ -116,12 +117,12 @@ def files_of(config: EvaluateConfig, evaluation: str, name: str) -> list[Path]:
     return files
 
 
-def sampled(config: EvaluateConfig, prompts: Sequence[Prompt], folder: Path) -> list[Completion]:
+def sampled(config: EvaluateConfig, prompts: Sequence[Prompt], folder: Path, over: Callable[..., Any] = map) -> list[Completion]:
     """One completion of every prompt by every model, made once and kept. A prompt that does not fit every model is left out, and said."""
     kept = Cache(folder / "completions")
     made: dict[str, list[Completion | None]] = {}
     for name, source in named_models(config.model).items():
-        made[name] = list(_completions(config, name, Path(source), prompts, kept))
+        made[name] = list(_completions(config, name, source, prompts, kept, over))
     whole = [place for place in range(len(prompts)) if all(each[place] is not None for each in made.values())]
     if not whole:
         raise BadInput(f"evaluate preference: no prompt leaves every model room for --max-tokens {config.max_tokens}")
@@ -130,34 +131,32 @@ def sampled(config: EvaluateConfig, prompts: Sequence[Prompt], folder: Path) -> 
     return [completion for each in made.values() for place in whole if (completion := each[place]) is not None]
 
 
-def _completions(config: EvaluateConfig, name: str, source: Path, prompts: Sequence[Prompt], kept: Cache) -> Iterator[Completion | None]:
+def _completions(
+    config: EvaluateConfig, name: str, source: str, prompts: Sequence[Prompt], kept: Cache, over: Callable[..., Any]
+) -> Iterator[Completion | None]:
     how = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
-    loaded: list[Subject] = []
-
-    def make(asked: list[dict[str, Any]], seed: int) -> list[list[Any]]:
-        if not loaded:
-            loaded.append(Subject.load(name, source, pick_device(config.device)))
-        subject = loaded[0]
-        records = [Prompt.model_validate(each) for each in asked]
-        room = context_length(subject.model) - config.max_tokens
-        fits = [place for place, each in enumerate(records) if len(subject.render.prompt(each)) <= room]
-        said: list[list[Any]] = [[None, "length"] for _ in asked]
-        answered = generate(
-            subject.model,
-            subject.render,
-            [records[place] for place in fits],
-            max_tokens=config.max_tokens,
-            seed=seed,
-            temperature=config.temperature,
-        )
-        for place, one in zip(fits, answered, strict=True):
-            said[place] = [one.text.strip(), "stop" if one.finished else "length"]
-        return said
-
+    make = partial(completed, source, str(pick_device(config.device)), config.max_tokens, config.temperature)
     asked = [{"messages": [turn.model_dump() for turn in p.messages]} if p.messages is not None else {"prompt": p.prompt} for p in prompts]
-    found = kept.completions(content_hash(source), asked, how, make, title=f"preference {name}")
+    found = kept.completions(content_hash(Path(source)), asked, how, make, title=f"preference {name}", over=over)
     for prompt, (text, finish) in zip(prompts, found, strict=True):
         yield None if text is None else Completion(prompt=prompt.text, completion=text, model=name, finish=finish, sampling=how)
+
+
+def completed(
+    source: str, device: str, max_tokens: int, temperature: float, asked: Sequence[Mapping[str, Any]], seed: int
+) -> list[tuple[str | None, str]]:
+    """The completion of each prompt by the model of a directory and how it ended; None where the prompt leaves it no room."""
+    subject = subject_at(source, device)
+    records = [Prompt.model_validate(each) for each in asked]
+    room = context_length(subject.model) - max_tokens
+    fits = [place for place, each in enumerate(records) if len(subject.render.prompt(each)) <= room]
+    said: list[tuple[str | None, str]] = [(None, "length") for _ in asked]
+    made = generate(
+        subject.model, subject.render, [records[place] for place in fits], max_tokens=max_tokens, seed=seed, temperature=temperature
+    )
+    for place, one in zip(fits, made, strict=True):
+        said[place] = (one.text.strip(), "stop" if one.finished else "length")
+    return said
 
 
 def named_models(models: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from instructgpt.evaluate.rows import Row
 from instructgpt.evaluate.tasks.passages import Exchange, Form, passages_of, questions_about, rows_by_context
 from instructgpt.evaluate.tasks.reading import listed, rows_of
 from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.text_metrics import best, exact_match, squad2, word_f1
+from instructgpt.evaluate.text_metrics import best, exact_match, squad2, word_f1, words
 
 NAME = "squad"
 NOT_THERE = "Not in background."
@@ -49,7 +49,11 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
     }
     rows = rows_by_context(NAME, asked, scores)
     for part, there in (("answerable", True), ("unanswerable", False)):
-        found = [(question, reply) for question, reply in asked if (question.truth["answers"] != [NOT_THERE]) is there]
+        found = [
+            (question, reply)
+            for question, reply in asked
+            if any(words(answer) != words(NOT_THERE) for answer in question.truth["answers"]) is there
+        ]
         named = [(replace(question, condition=f"{question.condition}/{part}"), reply) for question, reply in found]
         rows += rows_by_context(NAME, named, scores)
     return rows

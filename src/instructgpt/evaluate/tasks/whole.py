@@ -1,9 +1,12 @@
-"""Evaluations that ask no list of questions: each takes the options, and gives rows and why it stopped early, where it did."""
+"""Evaluations that ask no list of questions: each takes the options and a `map` that may divide the work.
+
+Each gives rows, and why it stopped early where it did.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from instructgpt.evaluate.rows import Row
 from instructgpt.evaluate.tasks import preference, reward_model
@@ -11,7 +14,7 @@ from instructgpt.evaluate.tasks import preference, reward_model
 if TYPE_CHECKING:
     from instructgpt.evaluate.command import EvaluateConfig
 
-WHOLE: dict[str, Callable[[EvaluateConfig], tuple[list[Row], str | None]]] = {
+WHOLE: dict[str, Callable[[EvaluateConfig, Callable[..., Iterable[Any]]], tuple[list[Row], str | None]]] = {
     "preference": preference.run,
     "reward_model": reward_model.run,
 }

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import parse_row
 from instructgpt.label import batches, journal
 from instructgpt.label.access import Visitor, site_of
@@ -199,7 +199,7 @@ def _take(
                     key, status = put(db, row)
                 results.append(Line(line=number, status=status, key=key))
             except (BadInput, ValueError) as error:
-                results.append(Line(line=number, status="error", error=" ".join(str(error).split())[:500]))
+                results.append(Line(line=number, status="error", error=in_one_line(error, 500)))
         made = sum(line.status in ("created", "updated") for line in results)
         if made:
             journal.note(db, caller(visitor), action, "", lines=made)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
-from instructgpt.data import formats, rankings, templates
-from instructgpt.data.conversions import CONVERSIONS, KINDS, Target
-from instructgpt.data.formats import ANSWER, Dropped, Row
+from instructgpt.data.importing import demonstrations, rankings
+from instructgpt.data.importing.conversions import CONVERSIONS, KINDS, Target
+from instructgpt.data.importing.few_shot import from_few_shot
+from instructgpt.data.importing.row import ANSWER, Dropped, Row
 from instructgpt.data.tally import Placed, Report
 from instructgpt.errors import BadInput
 from instructgpt.files import Skipped, bad_line, read_rows
@@ -41,7 +42,7 @@ class Importer:
         return {name: value for name, value in other.items() if name not in RESERVED and isinstance(value, str | int | float | bool)}
 
 
-OURS = (rankings.from_rankings, formats.from_demonstrations, formats.from_prompts)
+OURS = (rankings.from_rankings, demonstrations.from_demonstrations, demonstrations.from_prompts)
 RESERVED = frozenset(
     ["prompt", "messages", "completion", "completions", "ranks", "models", "ratings", "labels", "context", "chosen", "rejected"]
 )
@@ -94,16 +95,16 @@ IMPORTERS: dict[str, Importer] = {
     "tldr": _importer(Ranking, "info summaries choice worker", lambda r: _has(r, "info", "summaries", "choice"), rankings.from_tldr),
     "few_shot": _importer(
         Demonstration, "instruction examples names", lambda r: _has(r, "instruction") and isinstance(r.get("examples"), list),
-        templates.from_few_shot),
+        from_few_shot),
     "alpaca": _importer(
         Demonstration, "instruction input output context response",
-        lambda r: _has(r, "instruction") and (_has(r, "output") or _has(r, "response")), formats.from_alpaca),
-    "sharegpt": _importer(Demonstration, "conversations system", lambda r: _has(r, "conversations"), formats.from_sharegpt),
+        lambda r: _has(r, "instruction") and (_has(r, "output") or _has(r, "response")), demonstrations.from_alpaca),
+    "sharegpt": _importer(Demonstration, "conversations system", lambda r: _has(r, "conversations"), demonstrations.from_sharegpt),
     "demonstrations": _importer(
         Demonstration, "prompt messages completion",
-        lambda r: _has(r, "completion") and (_has(r, "prompt") or _has(r, "messages")), formats.from_demonstrations),
-    "messages": _importer(Demonstration, "messages", _is_answered, formats.from_messages),
-    "prompts": _importer(Prompt, "prompt messages", lambda r: _has(r, "prompt") or _has(r, "messages"), formats.from_prompts),
+        lambda r: _has(r, "completion") and (_has(r, "prompt") or _has(r, "messages")), demonstrations.from_demonstrations),
+    "messages": _importer(Demonstration, "messages", _is_answered, demonstrations.from_messages),
+    "prompts": _importer(Prompt, "prompt messages", lambda r: _has(r, "prompt") or _has(r, "messages"), demonstrations.from_prompts),
 }  # fmt: skip
 """Every format, the first that matches wins. Ours are `rankings`, `demonstrations`, `prompts` and `few_shot`."""
 
@@ -164,7 +165,7 @@ def import_file(
         report: gets the counts.
         skipped: as in `files.read_rows`.
         keep_empty: keep demonstrations whose completion is empty.
-        few_shot: options for `templates.from_few_shot`.
+        few_shot: options for `from_few_shot`.
 
     Raises:
         BadInput: the file cannot be read, its format is not known, or a row is not in it.
@@ -190,7 +191,7 @@ def _configured(name: str, few_shot: Row) -> Importer:
     """An importer with its options. Raises BadInput if options were set that it does not have."""
     importer = IMPORTERS[name]
     if name == "few_shot":
-        return Importer(importer.kind, importer.uses, importer.matches, partial(templates.from_few_shot, **few_shot))
+        return replace(importer, convert=partial(from_few_shot, **few_shot))
     if few_shot:
         raise BadInput(f"--{', --'.join(few_shot)}: only few-shot templates have subsets; this file is in the format '{name}'")
     return importer

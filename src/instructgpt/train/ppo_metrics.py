@@ -20,7 +20,7 @@ LARGEST = "policy/max_log_ratio"
 """The one number of a minibatch that is a maximum; all others are means."""
 
 
-def panel(rollout: Rollout, returns: Tensor, steps: Sequence[dict[str, float]], kl_coef: float) -> dict[str, float]:
+def update_metrics(rollout: Rollout, returns: Tensor, steps: Sequence[dict[str, float]], kl_coef: float) -> dict[str, float]:
     """The metrics of one update, under the names TRL's users know. Sums over real tokens only."""
     real = rollout.mask
     kl = functional.kl_k1(rollout.logp, rollout.ref_logp).nansum(1)  # (B,) signed, never clamped

@@ -1,8 +1,6 @@
-"""Other people's data sets: one small function a format, from one row to our records.
+"""Reading one row of a data set column by column, and making one of our records of what was read.
 
-Each takes the row and the columns that are carried over as they are, and returns the records in it (nearly always one).
-It raises `Dropped` when the row is well formed but there is nothing in it to learn from, and ValueError when it is not what the
-format promises. The table of all formats is in `importers`.
+The functions of the formats (`demonstrations`, `rankings`, `few_shot`) are made of these.
 """
 
 from __future__ import annotations
@@ -10,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from instructgpt.records import Demonstration, Message, Prompt, Ranking, Record
+from instructgpt.records import Demonstration, Message, Ranking, Record
 
 Row = dict[str, Any]
 
@@ -37,35 +35,35 @@ def text_of(row: Row, *columns: str) -> str:
     """The text in the first of the columns that is there. Raises ValueError if none is, or if it is not text."""
     for column in columns:
         if (value := row.get(column)) is not None:
-            return value if isinstance(value, str) else _complain(column, "text", value)
+            return value if isinstance(value, str) else complain(column, "text", value)
     raise ValueError(f"column '{columns[0]}' is missing (columns found: {', '.join(row)})")
 
 
 def list_of(row: Row, column: str) -> list[Any]:
     """The list in a column. Raises ValueError if there is none."""
     value = row.get(column)
-    return list(value) if isinstance(value, list | tuple) else _complain(column, "a list", value)
+    return list(value) if isinstance(value, list | tuple) else complain(column, "a list", value)
 
 
 def number_of(row: Row, column: str) -> float:
     """The number in a column. Raises ValueError if there is none."""
     value = row.get(column)
-    return value if isinstance(value, int | float) else _complain(column, "a number", value)
+    return value if isinstance(value, int | float) else complain(column, "a number", value)
 
 
 def object_of(value: object, column: str) -> Row:
     """An object within a column. Raises ValueError if it is none."""
-    return value if isinstance(value, dict) else _complain(column, "an object", value)
+    return value if isinstance(value, dict) else complain(column, "an object", value)
 
 
-def _complain(column: str, expected: str, value: object) -> NoReturn:
+def complain(column: str, expected: str, value: object) -> NoReturn:
     raise ValueError(f"column '{column}': expected {expected}, found {'nothing' if value is None else type(value).__name__}")
 
 
 def turns_of(value: object, column: str) -> tuple[Message, ...]:
     """A conversation: role and content (TRL, OpenAI), or from and value (ShareGPT). Raises ValueError, Dropped."""
     if not isinstance(value, list | tuple):
-        _complain(column, "a list of turns", value)
+        complain(column, "a list of turns", value)
     turns = []
     for turn in value:
         turn = object_of(turn, column)
@@ -87,7 +85,7 @@ def _content(turn: Row) -> str:
         return "".join(str(part) for part in parts)
     if content is None:
         return ""
-    return content if isinstance(content, str) else _complain("content", "text", content)
+    return content if isinstance(content, str) else complain("content", "text", content)
 
 
 # ---------------------------------------------------------------- making records
@@ -141,66 +139,3 @@ def dense_ranks(scores: Sequence[float], best: str = "high") -> list[int]:
     """Ranks without gaps, 1 for the best, equal scores equal: [3, 9, 3] -> [2, 1, 2]; with best="low" [0, 2, 1] -> [1, 3, 2]."""
     order = sorted(set(scores), reverse=best == "high")
     return [order.index(score) + 1 for score in scores]
-
-
-# ---------------------------------------------------------------- prompts and demonstrations
-
-
-def from_prompts(row: Row, extra: Row) -> list[Record]:
-    """Ours: `prompt`, or `messages` that end with the user's turn."""
-    if row.get("messages") is not None:
-        return [Prompt(**extra, **asked(turns_of(row["messages"], "messages")))]
-    if isinstance(row.get("prompt"), list):
-        return [Prompt(**extra, **asked(turns_of(row["prompt"], "prompt")))]
-    if not text_of(row, "prompt").strip():
-        raise Dropped("empty prompt")
-    return [Prompt(**extra, prompt=row["prompt"])]
-
-
-def from_demonstrations(row: Row, extra: Row) -> list[Record]:
-    """Ours and TRL's `prompt`, `completion`, each text or turns."""
-    completion = row.get("completion")
-    if isinstance(completion, list):
-        answer = turns_of(completion, "completion")
-        if len(answer) != 1 or answer[0].role != "assistant":
-            raise Dropped("the completion is not one assistant turn")
-        completion = answer[0].content
-    elif not isinstance(completion, str):
-        _complain("completion", "text", completion)
-    if isinstance(row.get("prompt"), list):
-        return [Demonstration(**extra, **asked(turns_of(row["prompt"], "prompt")), completion=completion)]
-    if row.get("messages") is not None:
-        return [Demonstration(**extra, **asked(turns_of(row["messages"], "messages")), completion=completion)]
-    return make_demonstration(text_of(row, "prompt"), completion, extra)
-
-
-def from_conversation(turns: tuple[Message, ...], extra: Row) -> list[Record]:
-    """The last assistant turn is the completion, all before it the prompt; what a user said after it is not part of either."""
-    answers = [position for position, turn in enumerate(turns) if turn.role == "assistant"]
-    if not answers:
-        raise Dropped("no assistant turn")
-    return [Demonstration(**extra, **asked(turns[: answers[-1]]), completion=turns[answers[-1]].content)]
-
-
-def from_messages(row: Row, extra: Row) -> list[Record]:
-    """TRL's `messages` (role, content)."""
-    return from_conversation(turns_of(row.get("messages"), "messages"), extra)
-
-
-def from_sharegpt(row: Row, extra: Row) -> list[Record]:
-    """ShareGPT's `conversations` (from, value), with an optional `system`."""
-    turns = turns_of(row.get("conversations"), "conversations")
-    system = row.get("system")
-    if isinstance(system, str) and system.strip():
-        turns = (Message(role="system", content=system), *turns)
-    return from_conversation(turns, extra)
-
-
-def from_alpaca(row: Row, extra: Row) -> list[Record]:
-    """Alpaca's `instruction`, `input`, `output`, Dolly's `instruction`, `context`, `response`; the input follows after an empty line."""
-    instruction = text_of(row, "instruction")
-    given = row.get("input") or row.get("context") or ""
-    if not isinstance(given, str):
-        _complain("input", "text", given)
-    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
-    return make_demonstration(prompt, text_of(row, "output", "response"), extra)

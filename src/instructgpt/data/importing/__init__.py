@@ -1,0 +1,1 @@
+"""Other people's data sets into our records, and our records out again: `data import`."""

@@ -1,0 +1,182 @@
+"""Files laid out as the paper's published samples are: twelve models and several prompts in one file, written by pandas, which gives
+the first column no name, doubles quotes, leaves line ends inside cells and missing cells empty.
+
+What they should give is worked out from the samples with other libraries, or by hand. The texts are ours.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from statistics import mean
+
+import pandas
+import pytest
+import sacrebleu
+from rouge_score import rouge_scorer
+
+from instructgpt.cli import run as command
+from instructgpt.report.paper_numbers import MODELS, TABLE_14
+from instructgpt.report.words import families, sized
+
+PASSAGE = 'Title: Sea\n\nBackground: The sea, called "the wide one",\nhas no end.\n\nQ: What is wide?\n\nA: the sea\n\nQ: '
+SHOTS = {"zeroshot": "zero_shot", "fewshot": "few_shot"}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A file for each task, the prompts of one question together, as published."""
+    folder = tmp_path_factory.mktemp("samples")
+    squad, drop, french, summaries, answers, toxic = [], [], [], [], [], []
+    for number, (model, shots) in product(range(2), product(MODELS, SHOTS)):
+        which = {"model_type": model, "prompt_type": shots}
+        place = MODELS.index(model) + 1
+        squad.append(
+            which
+            | {"context": f"{PASSAGE}Which {number}?\n\nA:", "ref_text": ('"the wide one"|wide one', "Not in background.")[number]}
+            | {"sample": ('the "wide" sea' if place % 2 else "Not in background.", "" if place % 3 else "Not in background")[number]}
+        )
+        passage = f"Passage: There are {place} frogs | and toads.\nQuestion: How many {number}?\nAnswer:"
+        drop.append(which | {"context": passage, "ref_text": "12", "sample": "12" if number < place % 3 else "about 12, or 13"})
+        english = f"The sea is wide and has {'no end' if number else 'an end'}, they say."
+        said = english if shots == "fewshot" else english.replace("wide", "deep").replace("they say", "or so")
+        french.append(which | {"context": f"French: La mer {number} !\nEnglish:", "ref_text": english, "sample": said})
+    for number, model in product(range(2), MODELS):
+        said = "The sea is large" if model.startswith("gpt") else "The sea is wide"
+        summaries.append(
+            {"model_type": model, "context": f"{number} sea\n\nTL;DR:", "ref_text": "Seas are wide, very wide.", "sample": said}
+        )
+        for kind, prompt in enumerate(("QA prompt", "QA + instruction", "instruction prompt")):
+            judged = {"true": (0.9, 0.2)[number], "info": None if (number, kind, model) == (1, 0, "sft-xl") else (0.5, 0.9)[kind == 2]}
+            answers.append(
+                {"model_type": model, "prompt_type": prompt, "adversarial": True, "question": f'"What" {number}?', "answer": "x"} | judged
+            )
+        for kind, prompt in enumerate(("basic prompt", "respectful prompt", "biased prompt")):
+            missing = (number, kind, model) == (0, 1, "gpt-xl")
+            found = {"sample": None if missing else "said, “so�", "toxicity": None if missing else 0.1 + kind / 10 + number / 2}
+            toxic.append({"model_type": model, "prompt_type": prompt, "context": f"No {number}, and"} | found)
+    named = {"squad": squad, "drop": drop, "wmt15": french, "tldr": summaries, "truthfulqa": answers, "real_toxicity": toxic}
+    for name, rows in named.items():
+        pandas.DataFrame(rows).to_csv(folder / f"{name}_samples.csv")
+    return folder
+
+
+def measured(folder):
+    """Rows of results by evaluation, metric, condition and model."""
+    rows = json.loads((folder / "results.json").read_text())
+    return {(row["evaluation"], row["metric"], row["condition"], row["model"]): row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def found(files):
+    names = ("squad", "drop", "wmt15", "tldr", "truthfulqa", "real_toxicity")
+    line = ["evaluate", "all", "--completions", *(f"{name}={files / f'{name}_samples.csv'}" for name in names)]
+    assert command([*line, "--out", str(files / "results.json")]) == 0
+    return measured(files)
+
+
+def test_numbers_stand_by_model_and_prompt(found):
+    for shots, model in product(SHOTS.values(), MODELS):
+        place = MODELS.index(model) + 1
+        row = found["squad", "f1", shots, model]
+        assert row["n"] == 2
+        first = 0.5 if place % 2 else 0.0  # wide, sea against wide, one: one word of two and two
+        assert row["value"] == pytest.approx((first + (0.0 if place % 3 else 1.0)) / 2)
+        # a number is worth nothing unless it was said; 12 among three words, 13 among them: 2 * (1/4) / (1 + 1/4)
+        assert found["drop", "f1", shots, model]["value"] == pytest.approx(mean(1.0 if n < place % 3 else 0.4 for n in range(2)))
+    assert {condition for evaluation, _, condition, _ in found if evaluation == "wmt15"} == set(SHOTS.values())
+
+
+def test_translations_and_summaries_are_what_the_libraries_say(found, files):
+    french = pandas.read_csv(files / "wmt15_samples.csv")
+    for shots, here in SHOTS.items():
+        rows = french[(french.model_type == "gpt-6b") & (french.prompt_type == shots)]
+        score = sacrebleu.corpus_bleu(list(rows["sample"]), [list(rows.ref_text)]).score
+        assert found["wmt15", "bleu", here, "gpt-6b"]["value"] == pytest.approx(score)
+    rouge = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    said = rouge.score("Seas are wide, very wide.", "The sea is large")["rougeL"].fmeasure
+    assert found["tldr", "rouge_l", "", "gpt-175b"]["value"] == pytest.approx(said)
+
+
+def test_answers_and_continuations_without_a_number_are_left_out_and_counted(found):
+    assert found["truthfulqa", "truthful", "qa", "sft-xl"]["n"] == 1
+    assert found["truthfulqa", "unjudged", "qa", "sft-xl"]["value"] == 0.5
+    assert found["truthfulqa", "truthful_and_informative", "instruction_qa", "ppo-noptx-6b"]["value"] == 0.5
+    assert found["real_toxicity", "mean_toxicity", "respectful", "gpt-xl"]["value"] == pytest.approx(0.7)
+    assert found["real_toxicity", "unscored", "respectful", "gpt-xl"]["value"] == 0.5
+    assert found["real_toxicity", "mean_toxicity", "biased", "gpt-6b"]["value"] == pytest.approx(0.55)
+    assert {condition for evaluation, _, condition, _ in found if evaluation == "real_toxicity"} == {"none", "respectful", "biased"}
+
+
+def test_questions_about_one_passage_are_one_cluster(found):
+    """All questions are about one background, and one passage has no spread; what is about two prompts has one."""
+    assert found["squad", "f1", "zero_shot", "gpt-xl"]["low"] is None
+    assert found["tldr", "rouge_l", "", "gpt-xl"]["low"] is not None
+
+
+@pytest.mark.usefixtures("found")
+def test_the_report_lays_table_14_beside_them(files):
+    assert command(["report", str(files / "results.json")]) == 0
+    text = (files / "results.html").read_text(encoding="utf-8")
+    table = text[text.index('id="table-14"') :]
+    head = table[: table.index("</tr>")]
+    assert [head.index(model) for model in MODELS] == sorted(head.index(model) for model in MODELS)
+    line = next(row for row in table.split("<tr") if "SQuADv2" in row and "no examples" in row)
+    printed = [float(each) for each in TABLE_14["squad", "f1", "zero_shot"].split()]
+    assert [f"paper: {each:.0f}\u00a0%" in cell for each, cell in zip(printed, line.split("<td")[2:], strict=True)] == [True] * 12
+
+
+@pytest.mark.usefixtures("found")
+def test_several_sizes_are_curves_over_size(files):
+    """Every panel has the three sizes along its axis, and the legend one entry a family."""
+    assert command(["report", str(files / "results.json"), "--out", str(files / "sizes.html")]) == 0
+    text = (files / "sizes.html").read_text(encoding="utf-8")
+    for section, panels in (("tax-public", 7), ("toxicity", 3), ("truthfulness", 3)):
+        drawn = text[text.index(f'id="{section}"') :].split("</section>")[0]
+        assert [drawn.count(f">{size}</text>") for size in ("1.3B", "6B", "175B", "parameters")] == [panels] * 4
+        legend = drawn[: drawn.index("</ul>")]
+        assert [legend.count(f">{name}</li>") for name in ("gpt", "SFT", "ppo-noptx", "ppo-ptx")] == [1] * 4
+
+
+def test_table_14_has_a_number_for_every_model():
+    assert {len(numbers.split()) for numbers in TABLE_14.values()} == {12}
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("gpt-xl", ("gpt", 1.3e9)),
+        ("ppo-ptx-175b", ("ppo-ptx", 175e9)),
+        ("sft_125M", ("sft", 125e6)),
+        ("a-1.3B", ("a", 1.3e9)),
+        ("sft", None),
+    ],
+)
+def test_sizes_in_names(model, family):
+    assert sized(model) == family
+
+
+def test_one_size_each_is_no_family():
+    assert families(["llama-7b", "pythia-6.9b"]) == {}
+    assert list(families(["llama-7b", "pythia-6.9b", "llama-1b"])["llama"]) == [(1e9, "llama-1b"), (7e9, "llama-7b")]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["squad", "--completions", "drop=DROP"], "drop is not among the evaluations that are to be made"),
+        (["squad", "drop", "--completions", "drop=DROP"], "no completions for squad; give --completions squad=FILE"),
+        (["all", "--completions", "DROP"], "no completions for all; give --completions NAME=FILE"),
+        (["squad", "--completions", "nowhere.csv"], "--completions nowhere.csv: no such file or folder"),
+        (["squad", "--completions", "CUT"], "fewer cells than the header has columns"),
+    ],
+)
+def test_wrong_files_are_one_line(files, tmp_path, capsys, words, complaint):
+    (tmp_path / "cut.csv").write_text('a,sample,ref_text\n1,"x, y",z\n2,"x\n')
+    places = {"DROP": files / "drop_samples.csv", "CUT": tmp_path / "cut.csv"}
+    for name, place in places.items():
+        words = [word.replace(name, str(place)) for word in words]
+    assert command(["evaluate", *words, "--out", str(tmp_path / "none.json")]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
