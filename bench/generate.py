@@ -1,7 +1,6 @@
 """Sampling, ours beside transformers' `generate` and `generate_batch`: same weights, same prompts, one thread, taking turns.
 
     python bench/generate.py                 # 64 and 256 prompts, two sizes
-    python bench/generate.py --growth        # what our tokens a second do as completions, model and vocabulary grow
 
 The models are random Llamas whose end-of-text token was made likelier until completions have a mean of 24 tokens of at
 most 64; what ends a completion is therefore the model, on every side. First all take the likeliest tokens, which must
@@ -26,7 +25,6 @@ import transformers
 
 from instructgpt.generate.engine import sample
 from instructgpt.models.attention import use_packed_attention
-from instructgpt.models.load import parameters
 
 Side = Callable[[list[list[int]], float], list[list[int]]]
 """Prompts and a temperature to completions."""
@@ -152,40 +150,6 @@ def compare(size: str, count: int, rounds: int, paged: bool) -> Iterator[str]:
         yield f"| {size} | {count} | {name} | {rate:,.0f} | {length:.1f} | {ratio:.2f} |"
 
 
-def matmul_rate() -> float:
-    """Multiplications and additions a second of a large float32 product."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    times = []
-    for _ in range(8):
-        started = time.process_time()
-        for _ in range(4):
-            a @ b
-        times.append(time.process_time() - started)
-    return 4 * 2 * 1024**3 / min(times)
-
-
-def growth(rounds: int) -> Iterator[str]:
-    """Our tokens a second, and the share of the ideal: the matrix products of prompts and completions at the rate of a large one."""
-    width, layers, heads, _, vocabulary = SIZES["5.8 M"]
-    shapes = [(f"completions of {most}", (128, 4, 4, 344, 1024), most) for most in (16, 64, 256)]
-    shapes += [(f"width {w}, {n} layers", (w, n, w // 32, w * 43 // 16, 1024), 64) for w, n in ((64, 2), (128, 4), (256, 6), (384, 8))]
-    shapes += [(f"vocabulary {v:,}", (width, layers, heads, 688, v), 64) for v in (1024, vocabulary, 16_384, 50_257)]
-    for name, shape, most in shapes:
-        model = llama(*shape)
-        use_packed_attention(model)
-        prompts = make_prompts(64, shape[-1])
-        times = []
-        for _ in range(rounds + 1):
-            started = time.process_time()
-            sample(model, prompts, eos=-1, max_tokens=most, seed=0)
-            times.append(time.process_time() - started)
-        seconds = statistics.median(times[1:])
-        head = shape[0] * shape[-1]
-        body = parameters(model) - head
-        ideal = 2 * 64 * (PROMPT * body + most * (body + head)) / matmul_rate()
-        yield f"| {name} | {parameters(model) / 1e6:.1f} | {64 * most / seconds:,.0f} | {100 * ideal / seconds:.0f} % |"
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -193,15 +157,9 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, nargs="*", default=list(SIZES))
     parser.add_argument("--prompts", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--no-paged", action="store_true", help="without generate_batch, which waits a lot on a CPU")
-    parser.add_argument("--growth", action="store_true", help="only how our rate grows")
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
-    if options.growth:
-        print("| 64 prompts of 64 tokens | million parameters | tokens a second | of the ideal |", flush=True)
-        for row in growth(options.rounds):
-            print(row, flush=True)
-        return
     print("| size | prompts | by | tokens a second | mean length | ours is faster by |", flush=True)
     for size in options.size:
         for count in options.prompts:

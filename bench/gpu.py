@@ -31,7 +31,7 @@ from instructgpt.plan.work import predicted_in, sampling, texts_of
 from instructgpt.records import Prompt
 from instructgpt.train.loop import adam, descend
 from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update
-from instructgpt.train.rollout import Models
+from instructgpt.train.rollout import Models, Rollout
 
 SAMPLES, PUBLISHED_HOURS = 264_292, 11.7
 LARGE = {
@@ -40,13 +40,13 @@ LARGE = {
 }
 
 
-def build(name: str, device: torch.device, *, scalar: bool = False) -> Any:
+def build(shape: str | dict[str, int], device: torch.device, *, scalar: bool = False) -> Any:
     """A random model: GPT-2's shape, or a Llama's of some size."""
     torch.manual_seed(0)
-    if name == "gpt2":
+    if shape == "gpt2":
         config: Any = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     else:
-        shape = (SIZES | LARGE)[name]
+        shape = (SIZES | LARGE)[shape] if isinstance(shape, str) else shape
         same = {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": True, "max_position_embeddings": 2048}
         config = transformers.LlamaConfig(**shape, **same, pad_token_id=PAD, eos_token_id=EOS)
     config.num_labels = 1
@@ -100,20 +100,29 @@ def one_model(name: str, device: torch.device, machine: Machine, rows: int, leng
     return lines
 
 
+def updates(
+    policy: Any, reward: ScalarModel, value: ScalarModel, prompts: list[list[int]], length: int, minibatch: int
+) -> Callable[[], Rollout]:
+    """PPO with these models, whose words are numbers: each call is an update on an episode of every prompt."""
+    models = Models(policy, copy.deepcopy(policy), value, reward, copy.deepcopy(policy), reward.render)
+    for frozen in (models.reference, reward.model, models.average):
+        frozen.requires_grad_(False)
+    optimizers = {"policy": adam(policy, eps=ADAM_EPS), "value": adam(value.model, eps=ADAM_EPS)}
+    count = len(prompts)
+    told: dict[str, Any] = {"out": Path("out"), "policy": "policy", "reward": Path("reward"), "prompts": (Path("prompts"),)}
+    config = PPOConfig(**told, batch=count, minibatch=minibatch, max_tokens=length, episodes=1000 * count)
+    asked = [Prompt(prompt=" ".join(map(str, prompt))) for prompt in prompts]
+    numbers = iter(range(1, 1000))
+    return lambda: update(models, optimizers, None, asked, next(numbers), config)[0]
+
+
 def iteration(policy_name: str, critic_name: str, device: torch.device, rows: int, length: int) -> str:
     """One PPO iteration in the protocol, and what it comes to for all its samples."""
     policy = build(policy_name, device)
     render = tokenizer_holder(number_words(policy.config.vocab_size))
     reward, value = (ScalarModel(build(critic_name, device, scalar=True), render) for _ in range(2))
-    models = Models(policy, copy.deepcopy(policy), value, reward, copy.deepcopy(policy), render)
-    for frozen in (models.reference, reward.model, models.average):
-        frozen.requires_grad_(False)
-    optimizers = {"policy": adam(policy, eps=ADAM_EPS), "value": adam(value.model, eps=ADAM_EPS)}
-    told: dict[str, Any] = {"out": Path("out"), "policy": policy_name, "reward": Path("reward"), "prompts": (Path("prompts"),)}
-    config = PPOConfig(**told, batch=rows, minibatch=rows, max_tokens=length, episodes=1000 * rows)
-    prompts = [Prompt(prompt=" ".join([str(3 + row % 50)] * length)) for row in range(rows)]
-    numbers = iter(range(1, 10))
-    seconds = taken(lambda: update(models, optimizers, None, prompts, next(numbers), config), device)
+    prompts = [[3 + row % 50] * length for row in range(rows)]
+    seconds = taken(updates(policy, reward, value, prompts, length, rows), device)
     hours = seconds / rows * SAMPLES / 3600
     return f"{rows} episodes of {length} + {length}: {seconds:.2f} s; {SAMPLES:,} samples: {hours:.2f} h, published: {PUBLISHED_HOURS} h"
 

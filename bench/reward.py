@@ -7,7 +7,6 @@ Two processes hold the same random model. For each K they are first asked for th
 then they take turns at one pass over the same rankings, forward and backward. RewardTrainer trains on pairs, so a ranking
 of K completions is K (K - 1) / 2 of its rows. It runs at its best: gradient checkpointing off, and nothing but
 collating, its loss and the backward pass is timed, as on our side.
-Last comes what a ranking costs us for K from 2 to 16.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -25,7 +23,7 @@ from typing import Any
 from sides import Side, Work, asked, environment, median, ratio
 
 VOCABULARY, CONTEXT = 4096, 1024
-RANKINGS = {2: 4, 4: 2, 6: 2, 8: 1, 9: 1, 12: 1, 16: 1}
+RANKINGS = {4: 2, 9: 1}
 """Rankings in a pass, for each K."""
 
 
@@ -48,12 +46,11 @@ def make_model(family: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def make_rankings(k: int, count: int, even: bool) -> list[tuple[list[int], list[list[int]]]]:
-    """Prompts of 200 to 400 tokens with K completions of 50 to 70, best first; `even`: of 300 and 60."""
+def make_rankings(k: int) -> list[tuple[list[int], list[list[int]]]]:
+    """Prompts of 200 to 400 tokens with K completions of 50 to 70, best first."""
     draw = random.Random(k)
-    lengths = ((300, 300), (60, 60)) if even else ((200, 400), (50, 70))
     tokens = lambda low, high: [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(low, high))]  # noqa: E731
-    return [(tokens(*lengths[0]), [tokens(*lengths[1]) for _ in range(k)]) for _ in range(count)]
+    return [(tokens(200, 400), [tokens(50, 70) for _ in range(k)]) for _ in range(RANKINGS[k])]
 
 
 # --- the two sides: each takes a model and rankings and gives one pass, forward and backward, -> mean ranking loss ----
@@ -118,21 +115,21 @@ def peers(folder: Path) -> Callable[[list[Any]], float]:
 
 
 def work(side: Callable[[Path], Callable[[list[Any]], float]]) -> Callable[[Path], Work]:
-    """A side that is asked for one pass: K, and whether lengths are even. -> the loss."""
+    """A side that is asked for one pass at some K. -> the loss."""
 
     def make(folder: Path) -> Work:
         one_pass = side(folder)
-        return lambda asked: one_pass(make_rankings(asked[0], RANKINGS[asked[0]], asked[1]))
+        return lambda k: one_pass(make_rankings(k))
 
     return make
 
 
 def compare(us: Side, them: Side, k: int, rounds: int) -> str:
     """A row of the table: the same loss, then rounds of turns. The first round warms up and does not count."""
-    loss, their_loss = us.ask([k, False]).said, them.ask([k, False]).said
+    loss, their_loss = us.ask(k).said, them.ask(k).said
     if abs(loss - their_loss) > 1e-4:
         sys.exit(f"K = {k}: our loss is {loss}, theirs {their_loss}")
-    turns = [(us.ask([k, False]), them.ask([k, False])) for _ in range(rounds)]
+    turns = [(us.ask(k), them.ask(k)) for _ in range(rounds)]
     mine, theirs = zip(*turns, strict=True)
     our_rate, their_rate = RANKINGS[k] / median(mine), RANKINGS[k] / median(theirs)
     ratios = f"{ratio(mine, theirs):.1f} | {ratio(mine, theirs, 'wall'):.1f}"
@@ -144,24 +141,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument("--model", choices=("llama", "gpt2"), nargs="*", default=("llama", "gpt2"))
-    parser.add_argument("--growth", action="store_true", help="only what a ranking costs us for each K")
     options = asked(parser, {"ours": work(ours), "theirs": work(peers)})
     for family in options.model:
         with tempfile.TemporaryDirectory() as folder:
             make_model(family, Path(folder))
             us = Side(sys.executable, __file__, "ours", Path(folder))
-            if not options.growth:
-                them = Side(environment(".bench-trl", "trl==1.16.0"), __file__, "theirs", Path(folder))
-                print(f"\n{family}: | K | our loss | TRL's loss | our rankings/s of CPU time | TRL's | ratio | on the clock |", flush=True)
-                for k in (4, 9):
-                    print(compare(us, them, k, options.rounds), flush=True)
-                them.end()
-            print(f"\n{family}: | K | seconds a ranking, ours | beside K = 2 |", flush=True)
-            turns = [{k: us.ask([k, True]).cpu / count for k, count in RANKINGS.items()} for _ in range(options.rounds + 1)]
-            cost = {k: statistics.median(turn[k] for turn in turns[1:]) for k in RANKINGS}
-            for k, seconds in cost.items():
-                print(f"| {k} | {seconds:.3f} | {seconds / cost[2]:.2f} |", flush=True)
-            us.end()
+            them = Side(environment(".bench-trl", "trl==1.16.0"), __file__, "theirs", Path(folder))
+            print(f"\n{family}: | K | our loss | TRL's loss | our rankings/s of CPU time | TRL's | ratio | on the clock |", flush=True)
+            for k in RANKINGS:
+                print(compare(us, them, k, options.rounds), flush=True)
+            for side in (us, them):
+                side.end()
 
 
 if __name__ == "__main__":

@@ -75,9 +75,9 @@ def asked(parser: argparse.ArgumentParser, sides: Mapping[str, Callable[[Path], 
 class Side:
     """A process that holds one side: the script that made it, called again with `--serve NAME --folder FOLDER`."""
 
-    def __init__(self, python: Path | str, script: str, name: str, folder: Path) -> None:
-        """Start it and wait until its models are loaded."""
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
+    def __init__(self, python: Path | str, script: str, name: str, folder: Path, source: Path = ROOT) -> None:
+        """Start it and wait until its models are loaded. Our package is that of the checkout `source`."""
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(source.resolve() / "src")}
         command = [str(python), script, "--serve", name, "--folder", str(folder)]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(

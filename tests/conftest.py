@@ -11,6 +11,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
+from faults_support import command, kit  # noqa: F401
 from site_support import database_url, postgres_server, postgres_url, site  # noqa: F401
 from work_support import desk  # noqa: F401
 
@@ -79,6 +80,11 @@ def tokenizer_with(tokenizer, kind):
         changed.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
         changed.chat_template = CHAT_TEMPLATE
     return changed
+
+
+def pytest_generate_tests(metafunc):
+    if "database_url" in metafunc.fixturenames:
+        metafunc.parametrize("database_url", getattr(metafunc.module, "DATABASES", ("sqlite", "postgresql")), indirect=True)
 
 
 @pytest.fixture(scope="session")

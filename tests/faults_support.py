@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from instructgpt import cli
 
 SRC = Path(__file__).parent.parent / "src"
@@ -186,3 +188,15 @@ def make_kit(folder: Path, *more: object) -> Kit:
     for command in (kit.pretrain(kit.base, *more), kit.train_reward(kit.reward)):
         assert cli.run(command) == 0
     return kit
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """Input files and finished stages, made once for the tests of a file."""
+    return make_kit(tmp_path_factory.mktemp("kit"))
+
+
+@pytest.fixture
+def command(capsys: Any) -> Callable[..., Outcome]:
+    """The command in this process."""
+    return here(capsys)

@@ -111,15 +111,15 @@ def postgres_url(postgres_server):
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def database_url(request, tmp_path):
-    """The address of an empty database: each test that takes this runs on both."""
+    """The address of an empty database: each test that takes this runs on those its file names in DATABASES, without it on both."""
     return request.getfixturevalue("postgres_url") if request.param == "postgresql" else sqlite_url(tmp_path / "site.db")
 
 
 @pytest.fixture
 def site(database_url, tmp_path):
-    """An empty site, on both databases."""
+    """An empty site, on the databases of `database_url`."""
     made = make_site(tmp_path, database_url)
     yield made
     made.database.close()

@@ -15,6 +15,8 @@ from instructgpt.statistics.bradley_terry import strengths
 from instructgpt.statistics.ranked import Cells, Ranked
 
 REPETITIONS = 600
+ASKED = (0.93, 0.97)
+"""Where the observed share must lie: too wide is wrong too. Every draw is seeded, so that no test fails by chance."""
 CHANCE = 0.009
 
 
@@ -84,9 +86,8 @@ def test_agreement_s_intervals_hold_the_truth(prompts, labelers, per_prompt, tas
         error = estimate.residuals(cells.alike, cells.alike + cells.opposite)
         alone = estimate.interval(found.decided.value, estimate.clustered(error, cells.prompt, 0 * cells.prompt), 1, share=True)
         by_prompt += alone.low <= truth["decided"] <= alone.high
-    assert {name: count / REPETITIONS for name, count in held.items()} == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.02 + CHANCE), (
-        by_prompt / REPETITIONS
-    )
+    shares = {name: count / REPETITIONS for name, count in held.items()}
+    assert all(ASKED[0] <= share <= ASKED[1] for share in shares.values()), (shares, by_prompt / REPETITIONS)
     assert by_prompt / REPETITIONS < 0.9  # clustered by prompt alone it would promise too much
 
 
@@ -114,7 +115,7 @@ def test_win_rates_intervals_hold_the_truth(prompts, labelers, per_prompt):
         found = estimate.mean(won, prompt, who, share=True, seed=seed)
         held += found.low <= truth <= found.high
         naive += abs(won.mean() - truth) <= 1.96 * won.std() / np.sqrt(len(won))
-    assert held / REPETITIONS == pytest.approx(0.95, abs=0.02 + CHANCE)
+    assert ASKED[0] <= held / REPETITIONS <= ASKED[1]
     assert naive / REPETITIONS < 0.9
 
 
@@ -143,11 +144,11 @@ def test_strengths_intervals_hold_the_truth():
 
     truth = {row.model: row.strength.value for row in strengths(ranked(np.random.default_rng(5), 10_000, 3_000, 2), resamples=2)}
     rng = np.random.default_rng(6)
-    held, times = dict.fromkeys(truth, 0), 100
+    held, times = dict.fromkeys(truth, 0), 300
     for seed in range(times):
         for row in strengths(ranked(rng, 100, 15, 2), seed=seed, resamples=200):
             held[row.model] += row.strength.low <= truth[row.model] <= row.strength.high
-    assert {model: count / times for model, count in held.items()} == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.02 + 0.022)
+    assert {model: count / times for model, count in held.items()} == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.02 + 0.0126)
 
 
 def lengths_and_votes(rng, prompts, labelers, per_prompt):
@@ -183,7 +184,7 @@ def test_length_controlled_intervals_hold_the_truth(prompts, labelers, per_promp
     for _ in range(REPETITIONS):
         found = at_equal_length(*lengths_and_votes(rng, prompts, labelers, per_prompt))
         held += found.low <= truth <= found.high
-    assert held / REPETITIONS == pytest.approx(0.95, abs=0.02 + CHANCE)
+    assert ASKED[0] <= held / REPETITIONS <= ASKED[1]
 
 
 def test_a_judge_asked_both_ways_has_intervals_that_hold_the_truth():
@@ -200,7 +201,7 @@ def test_a_judge_asked_both_ways_has_intervals_that_hold_the_truth():
         won = verdicts(rng, 120)
         found = estimate.mean(won.ravel(), np.repeat(np.arange(120), 2), ["judge"] * 240, share=True, seed=seed)
         held += found.low <= truth <= found.high
-    assert held / REPETITIONS == pytest.approx(0.95, abs=0.02 + CHANCE)
+    assert ASKED[0] <= held / REPETITIONS <= ASKED[1]
 
 
 def test_a_fitted_temperature_s_interval_holds_the_truth():
@@ -218,4 +219,4 @@ def test_a_fitted_temperature_s_interval_holds_the_truth():
     for _ in range(REPETITIONS):
         found = temperature(*gaps(rng, 100))
         held += found.low <= truth <= found.high
-    assert held / REPETITIONS == pytest.approx(0.95, abs=0.02 + CHANCE)
+    assert ASKED[0] <= held / REPETITIONS <= ASKED[1]

@@ -11,23 +11,13 @@ import shutil
 import huggingface_hub.constants
 import pytest
 import safetensors.torch
-from faults_support import Kit, edit_json, here, make_kit, snapshot, write
+from faults_support import edit_json, snapshot, write
 
 from instructgpt import cli
 
 GOOD = {"prompt": "colour of sky 1", "completion": "blue"}
 RANKING = {"prompt": "colour of sky 1", "completions": ["blue", "red"], "ranks": [1, 2]}
 LONG = "sky " * 60
-
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory) -> Kit:
-    return make_kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture
-def command(capsys):
-    return here(capsys)
 
 
 @pytest.fixture

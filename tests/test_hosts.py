@@ -18,18 +18,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from faults_support import EAGER, SRC, Kit, Started, logged, make_kit, wait_for
+from faults_support import EAGER, SRC, Started, logged, wait_for
 
 from instructgpt.run import read_rows
 
 RECIPES = SRC.parent / "recipes" / "cluster"
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 SHELL = ("bash", "-c")
-
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory) -> Kit:
-    return make_kit(tmp_path_factory.mktemp("kit"))
 
 
 def ip(*words: str) -> None:

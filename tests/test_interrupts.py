@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults_support import EAGER, Kit, Started, here, logged, make_kit, snapshot, wait_for, write
+from faults_support import EAGER, Kit, Started, logged, snapshot, wait_for, write
 from safetensors.torch import load_file
 
 from instructgpt import run as run_module
@@ -31,16 +31,6 @@ ppo_ptx: {<<: *ppo, ptx_ratio: 0.25}
 candidates: {max_tokens: 8}
 exam: {prompts: 10, toxicity_prompts: 3, exercises: 3, documents: 3, max_tokens: 8}
 """
-
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory) -> Kit:
-    return make_kit(tmp_path_factory.mktemp("kit"))
-
-
-@pytest.fixture
-def command(capsys):
-    return here(capsys)
 
 
 @pytest.fixture

@@ -6,17 +6,11 @@ import json
 import shlex
 
 import pytest
-from faults_support import here
 from test_docs import ROOT, commands
 
 from instructgpt.label.opening import open_site
 from instructgpt.label.tables import Batch, Submission, Task
 from instructgpt.models.scalar import load_reward_model
-
-
-@pytest.fixture
-def command(capsys):
-    return here(capsys)
 
 
 @pytest.fixture

@@ -296,7 +296,7 @@ def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of
 
 
 def test_words_that_do_not_exist_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="--memory bf15: Input should be 'bf16', 'checkpointing' or 'adam8bit'"):
+    with pytest.raises(BadInput, match="--memory bf15: Input should be 'bf16', 'checkpointing', 'adam8bit' or 'offload'"):
         make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "memory": ("bf15",)})
 
 

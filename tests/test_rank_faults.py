@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from faults_support import Kit, Started, here, logged, make_kit, wait_for
+from faults_support import Started, here, logged, wait_for
 
 from instructgpt.run import read_rows
 
@@ -49,11 +49,6 @@ SAYS = {
     "SIGKILL": rf"rank 1 died or hangs, .*; {GO_ON}",
     "SIGSTOP": rf"rank 1 died or hangs, after 8 s without an answer or a lost connection; {GO_ON}",
 }
-
-
-@pytest.fixture(scope="module")
-def kit(tmp_path_factory) -> Kit:
-    return make_kit(tmp_path_factory.mktemp("kit"))
 
 
 def torchrun(*arguments: object, folder: Path, fault: str = "", ranks: int = 2) -> Started:
@@ -144,6 +139,55 @@ def test_when_memory_runs_out_fewer_tokens_are_computed_at_once(kit, tmp_path, c
     ended = Started(kit.pretrain(out, *size), program=("-c", NARROW)).end()
     assert ended.code == 0, ended
     assert "out of memory: goes on with" in " ".join(ended.out.split())
+    assert here(capsys)(*kit.pretrain(alone, *size)).code == 0
+    rows, others = (read_rows(folder / "metrics.jsonl") for folder in (out, alone))
+    assert [row["loss/train"] for row in rows] == pytest.approx([row["loss/train"] for row in others], abs=1e-5)
+
+
+TIGHT = """
+import json, os, resource, sys
+from pathlib import Path
+from instructgpt import cli
+from instructgpt.data import batches
+from instructgpt.run import Run
+from instructgpt.train import pretrain
+batches.MICROBATCH_TOKENS["cpu"] = 1 << 16
+restore, descend = Run.restore, pretrain.descend
+
+def narrowed(run):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), -1))
+    return restore(run)
+
+def noted(*given):
+    with open(f"{sys.argv[0]}.{os.environ['RANK']}", "a") as file:
+        print(os.getpid(), batches.MICROBATCH_TOKENS["cpu"], file=file)
+    return descend(*given)
+
+if os.environ["RANK"] == "1":
+    Run.restore = narrowed
+pretrain.descend = noted
+cli.main()
+"""
+"""The command as torchrun starts it, but whenever training begins rank 1 may have only 100 MB more than it has."""
+
+
+@pytest.mark.slow
+def test_when_memory_runs_out_in_one_rank_all_begin_anew_with_less(kit, tmp_path, capsys):
+    out, alone, script = tmp_path / "out", tmp_path / "alone", tmp_path / "tight.py"
+    script.write_text(TIGHT)
+    size = ("--batch", 8192, "--tokens", 16 * 8192 * 3)
+    start = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script)
+    ended = Started(kit.pretrain(out, *size), program=start).end()
+    assert ended.code == 0, ended
+    assert "out of memory: goes on with" in " ".join(ended.out.split())
+    steps = [[tuple(map(int, line.split())) for line in Path(f"{script}.{rank}").read_text().splitlines()] for rank in range(2)]
+    for rank in steps:
+        assert len(rank) == 3
+        assert len(set(rank)) == 1, "one process, one budget"
+    budgets = {rank[0][1] for rank in steps}
+    assert len(budgets) == 1
+    assert budgets < {1 << power for power in range(8, 16)}
     assert here(capsys)(*kit.pretrain(alone, *size)).code == 0
     rows, others = (read_rows(folder / "metrics.jsonl") for folder in (out, alone))
     assert [row["loss/train"] for row in rows] == pytest.approx([row["loss/train"] for row in others], abs=1e-5)

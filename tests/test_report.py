@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rich.console import Console
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.rows import Row, read_rows, write_rows
 from instructgpt.report import curves, lineage, samples, table
-from instructgpt.report.draw import Bar, bars
+from instructgpt.report.draw import Bar, Line, bars, file, lines
 from instructgpt.report.findings import judge
 from instructgpt.report.page import write_report
 from instructgpt.report.results import Results
@@ -266,6 +267,27 @@ def test_thinning_keeps_the_mean():
     assert np.mean(thin_y) == pytest.approx(np.mean(y))
     assert thin_x[0] == pytest.approx(4.5)
     assert curves.thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
+
+
+def test_a_power_is_a_straight_line_on_logarithmic_axes():
+    drawn = lines("t", [Line("square", "#3f88c5", (2, 4, 16), (4, 16, 256), points=True)], "x", sizes=(2, 4, 16), powers=True)
+    path = re.search(r'<path d="([^"]+)"[^>]*stroke: var\(--sft', drawn)[1]
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, at)) for at in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)]
+    assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=0.02)  # 16 is three doublings from 2
+    assert (y2 - y0) / (y1 - y0) == pytest.approx(3, abs=0.02)
+    assert re.findall(r">([\d,]+)<", drawn)[:3] == ["2", "4", "16"]
+
+
+def test_a_figure_of_its_own_brings_every_colour_it_uses():
+    panels = [bars(title, [Bar("a & b", "#8b919c", 0.5)]) for title in ("one", "two", "three")]
+    drawn = file("what it is", panels, [("a & b", "#8b919c", True)])
+    tree = ElementTree.fromstring(drawn)
+    places = [(float(one.get("x")), float(one.get("y"))) for one in tree if one.tag.endswith("svg")]
+    assert places[0][1] == places[1][1] < places[2][1]
+    assert places[0][0] == places[2][0] < places[1][0]
+    for scheme in drawn.split("prefers-color-scheme: dark")[0], drawn:
+        named = set(re.findall(r"(--\w+):", scheme))
+        assert set(re.findall(r"var\((--\w+)", drawn)) <= named
 
 
 def test_bars_are_as_long_as_their_numbers():

@@ -17,14 +17,9 @@ from instructgpt.label.problem import Problem
 from instructgpt.label.security import passwords
 from instructgpt.label.tables import Consent, Invite, Login, Person, now
 
+DATABASES = ("sqlite",)
+
 GOOD = "correct horse battery"
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path)
-    yield made
-    made.database.close()
 
 
 def made_person(site, name="ada", role="labeler", password=GOOD, **more):

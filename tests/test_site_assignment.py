@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from site_support import add_person
-from sqlalchemy import select
+from site_support import add_person, client_of
+from sqlalchemy import select, update
 from work_support import (
     PLAIN,
     completions_of,
@@ -194,6 +194,25 @@ def test_sensitive_prompts_only_for_those_who_want_them(site):
     hand_in(site, mine)
     assert take(site, shy) is None
     assert take(site, ada) is not None
+
+
+def test_whoever_opts_out_has_no_sensitive_task_left(site):
+    """Neither the one in their hands, nor one that ran out there, nor the repeat of one they did."""
+    make(site, rank_batch, tasks=2, policy=Policy(cohort_share=0, gold_share=0, repeat_share=1, repeat_gap=1))
+    with site.database.write() as db:
+        db.execute(update(Prompt).values(sensitive=True))
+    ada = add_person(site)
+    hand_in(site, take(site, ada), key="first")
+    in_hand = take(site, ada, at=3_000)
+    assert client_of(site, ada).post("/account/preferences", data={"language": "en", "theme": "auto"}).status_code == 303
+    assert state(site, in_hand) == "skipped"
+    assert take(site, ada, at=4_000) is None, "the repeat is due"
+    with site.database.write() as db:
+        db.get_one(Assignment, in_hand.id).state = "expired"
+    assert take(site, ada, at=5_000) is None, "what ran out in their own hands"
+    with site.database.write() as db:
+        db.execute(update(Prompt).values(sensitive=False))
+    assert take(site, ada, at=6_000) is not None
 
 
 @pytest.mark.parametrize("how", ["column", "same text", "merged"])

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 from owner_support import fill, people
-from site_support import add_person, client_of, make_site
+from site_support import add_person, client_of
 
 from instructgpt.label import calibration
 from instructgpt.label.tables import Room, Submission
 
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path / "site")
-    yield made
-    made.database.close()
+DATABASES = ("sqlite",)
 
 
 def test_a_room_from_blind_votes_to_agreement_after_the_talk(site):

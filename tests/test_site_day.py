@@ -9,7 +9,7 @@ import re
 
 import pytest
 from owner_support import fill, people
-from site_support import add_person, client_of, make_site
+from site_support import add_person, client_of
 from sqlalchemy import select, update
 from work_support import PLAIN, hand_in, prompt_batch, rank_batch, take
 
@@ -21,15 +21,10 @@ from instructgpt.label.submissions import submit
 from instructgpt.label.tables import Assignment, Batch, Completion, Person, Prompt, PromptReview, Submission, Task
 from instructgpt.label.text import browser
 
+DATABASES = ("sqlite",)
+
 HOSTILE = "<script>alert(1)</script>\u202egnp.exe\u202c zero\u200bwidth \x01 {{ 7 * 7 }} </textarea>"
 LONG = "x" * 200_000
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path / "site")
-    yield made
-    made.database.close()
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 
-import pytest
 from owner_support import fill, people
-from site_support import add_person, client_of, make_site
+from site_support import add_person, client_of
 from sqlalchemy import event, select
 
 from instructgpt.label import adjudication, calibration, threads
@@ -17,14 +16,9 @@ from instructgpt.label.batches import close_batch
 from instructgpt.label.chores import Chores, check_counters
 from instructgpt.label.tables import Batch, Journal, Task
 
+DATABASES = ("sqlite",)
+
 RANKS = ([1, 2, 3], [3, 2, 1], [2, 1, 3])
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path / "site")
-    yield made
-    made.database.close()
 
 
 def grow(site, crowd, name, tasks, purpose="training", closed=False):

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import pytest
 from owner_support import fill, people
-from site_support import add_person, client_of, make_site
+from site_support import add_person, client_of
 from sqlalchemy import event
 from test_docs import commands_in
 from work_support import prompt_batch
@@ -25,14 +25,9 @@ from instructgpt.label.opening import open_site
 from instructgpt.label.tables import Assignment, Batch, Journal, Message, Prompt, Submission, Task, now
 from instructgpt.records import Completion, write_records
 
+DATABASES = ("sqlite",)
+
 DAY = forecast.DAY
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path / "site")
-    yield made
-    made.database.close()
 
 
 @pytest.fixture

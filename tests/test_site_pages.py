@@ -12,12 +12,15 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import owner_support
 import pytest
 from browser_support import add_batch, add_ranking, browser, not_here, server, sign_in, watched  # noqa: F401
+from owner_support import people
 from site_support import add_person
 from sqlalchemy import select, update
 
-from instructgpt.label.tables import Assignment, Prompt, RankingItem, Skip
+from instructgpt.label.batches import close_batch
+from instructgpt.label.tables import Assignment, Batch, Prompt, RankingItem, Skip
 
 AXE = "axe-core@4.10.3"
 SECRETS = ("secret-model", "hidden-batch", '"gold"', "is_repeat", "sampling")
@@ -158,6 +161,23 @@ def test_a_labelers_day_on_every_page(language, scheme, browser, server, watched
     assert not told
 
 
+def ranked(server) -> None:  # noqa: F811
+    """Rankings on which two labelers disagree, and an evaluation that is closed."""
+    crowd = people(server.site, "ben", "cy")
+    for name, purpose in (("round", "training"), ("blind", "evaluation")):
+        filled = owner_support.fill(server.site, tasks=4, name=name, purpose=purpose, use_cases=("chat", "open_qa"))
+        for task in range(4):
+            for person, ranks in zip(crowd, ([1, 2, 3], [3, 1, 2]), strict=True):
+                filled.rank(task, person, ranks, ratings=[5, 4, 3], labels=[{"opinion": task % 2 == 0}, {}, {}])
+        filled.save()
+    with server.site.database.write() as db:
+        close_batch(db, db.get(Batch, filled.batch))
+
+
+UNSEEN = """Array.from(document.querySelectorAll("main :is(select, textarea, input:not([type=hidden], .unseen))"),
+    field => field).filter(field => !field.closest("details") && !field.checkVisibility()).map(field => field.name)"""
+CUT = """Array.from(document.querySelectorAll("svg.chart"),
+    chart => Math.ceil(chart.getBoundingClientRect().right)).filter(right => right > document.documentElement.clientWidth)"""
 LINKS = "Array.from(document.querySelectorAll('main a[href], nav a[href]'), a => a.href)"
 
 
@@ -165,6 +185,8 @@ LINKS = "Array.from(document.querySelectorAll('main a[href], nav a[href]'), a =>
 def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # noqa: F811
     """A crawl in light for the whole of axe, then in dark for contrast; on a phone nothing is wider than the page."""
     fill(server)
+    if role == "owner":
+        ranked(server)
     context = browser.new_context(color_scheme="light", reduced_motion="reduce", viewport={"width": 1280, "height": 900})
     watched.watch(context, server.url)
     sign_in(context, server, add_person(server.site, "olga", role=role))
@@ -179,17 +201,22 @@ def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # 
             continue
         seen[shape] = page.goto(address).status
         wrong += faults(page, axe)
+        if not address.endswith("/batches/new"):  # there the kind of work decides which fields are in sight
+            wrong += [f"{address}: the field {name} is out of sight" for name in page.evaluate(UNSEEN)]
         page.emulate_media(color_scheme="dark")
         wrong += faults(page, axe, "color-contrast")
         page.emulate_media(color_scheme="light")
         page.set_viewport_size({"width": 390, "height": 844})
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         wrong += [f"{address}: {wide} pixels wider than a phone"] if wide > 0 else []
+        wrong += [f"{address}: a chart is cut off on a phone"] if page.evaluate(CUT) else []
         page.set_viewport_size({"width": 1280, "height": 900})
         waiting += page.evaluate(LINKS)
     assert not {shape: status for shape, status in seen.items() if status != 200}
     assert not wrong
     assert len(seen) >= 4
+    if role == "owner":
+        assert {"/results/", "/quality/labelers/", "/adjudication/"} <= {shape.removeprefix(server.url) for shape in seen}
 
 
 def test_identical_texts_are_shown_once(browser, server, watched):  # noqa: F811

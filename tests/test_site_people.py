@@ -18,18 +18,32 @@ from instructgpt.label.batches import Policy
 from instructgpt.label.forms import DemonstrateForm, RankForm, Rated, ReviewForm
 from instructgpt.label.problem import Problem
 from instructgpt.label.security import rates
-from instructgpt.label.tables import Completion, Gold, Journal, Login, Person, Prompt, RateBucket, Submission, SurveyReply, Task, now
+from instructgpt.label.tables import (
+    Assignment,
+    Completion,
+    Draft,
+    Gold,
+    Grade,
+    Journal,
+    Login,
+    Message,
+    Person,
+    Prompt,
+    RateBucket,
+    Remark,
+    Room,
+    Submission,
+    SurveyReply,
+    Task,
+    Vote,
+    now,
+)  # fmt: skip
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Prompt as PromptRecord
 
+DATABASES = ("sqlite",)
+
 GOOD = "correct horse battery"
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path)
-    yield made
-    made.database.close()
 
 
 @pytest.fixture
@@ -267,11 +281,18 @@ def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
     person = with_password(site, "Ada Lovelace", status="screening", email="ada@example.org")
     screening_batch(site, "demonstration", 1)
     hand_in(site, person, "demonstration", lambda *_: DemonstrateForm(text="kept text"), 1)
+    says_who_they_are(site, person)
     client = client_of(site, person)
     held = client.get("/account/data")
     assert held.headers["content-disposition"].startswith("attachment")
     mine = json.loads(held.text)
     assert (mine["account"]["name"], mine["submissions"][0]["text"]) == ("Ada Lovelace", "kept text")
+    assert mine["drafts"][0]["payload"] == {"text": "I, Lovelace, draft"}
+    assert mine["messages"][0]["body"] == "I, Lovelace, ask"
+    assert mine["rooms"]["said"][0]["body"] == "I, Lovelace, say"
+    assert mine["rooms"]["votes"][0]["ranks"] == {"a": 1}
+    assert mine["grades"][0]["score"] == 6
+    assert mine["prompts"][0]["text"] == "by ada"
     assert client.post("/account/erase", data={"password": "wrong"}).status_code == 422
     assert client.post("/account/erase", data={"password": GOOD}).status_code == 303
     assert client.get("/account").status_code == 401
@@ -288,6 +309,24 @@ def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
     assert "Lovelace" not in everything
     assert "ada@example.org" not in everything
     assert "kept text" in everything
+
+
+def says_who_they_are(site, person):
+    """A draft, a message, a vote and a remark in a calibration room, a prompt, and a researcher's grade of what was handed in."""
+    with site.database.write() as db:
+        held, researcher = db.scalars(select(Assignment)).one(), accounts.create_person(db, "rita", "researcher", password=GOOD)
+        submission = db.scalars(select(Submission)).one()
+        room = Room(task_id=held.task_id, title="room", created_by=researcher.id)
+        db.add(room)
+        db.flush()
+        db.add_all([
+            Draft(assignment_id=held.id, rev=1, payload={"text": "I, Lovelace, draft"}),
+            Message(task_id=held.task_id, about_id=person.id, author_id=person.id, body="I, Lovelace, ask"),
+            Remark(room_id=room.id, author_id=person.id, body="I, Lovelace, say"),
+            Vote(room_id=room.id, person_id=person.id, round=0, ranks={"a": 1}),
+            Prompt(text="by ada", text_hash="x", author_id=person.id),
+            Grade(submission_id=submission.id, grader_id=researcher.id, score=6),
+        ])  # fmt: skip
 
 
 def test_withdrawing_takes_back_prompts_and_labels_if_asked(site):

@@ -9,19 +9,14 @@ from random import Random
 
 import pytest
 from owner_support import fill, people
-from site_support import add_person, client_of, make_site
+from site_support import add_person, client_of
 from sqlalchemy import event
 
 from instructgpt.label import quality
 from instructgpt.label.batches import Policy
 from instructgpt.label.tables import Gold
 
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path / "site")
-    yield made
-    made.database.close()
+DATABASES = ("sqlite",)
 
 
 def measured(site, batch=None):

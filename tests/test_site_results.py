@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 from owner_support import fill, people
-from site_support import add_person, client_of, make_site
+from site_support import add_person, client_of
 from work_support import PLAIN
 
 from instructgpt.label import adjudication, results
@@ -15,14 +15,9 @@ from instructgpt.label.batches import EVERYBODY, close_batch
 from instructgpt.label.tables import Adjudication, Batch, Completion, Gold, Journal, Message, RankingItem, Task, TaskCompletion
 from instructgpt.statistics import win_rate
 
+DATABASES = ("sqlite",)
+
 SECRET = ("zephyrine-7b", "org/quasar-13b", "ocelot_v2")
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path / "site")
-    yield made
-    made.database.close()
 
 
 def close(site, batch):

@@ -25,15 +25,10 @@ from instructgpt.label.security.headers import POLICY
 from instructgpt.label.security.tokens import find_key, make_key
 from instructgpt.label.tables import ApiKey, Journal, Person, RateBucket, Reading, now
 
+DATABASES = ("sqlite",)
+
 GOOD = "correct horse battery"
 HOSTILE = "<script>alert(1)</script>\u202e\u0000 {0.__class__} {{7*7}} ' \" </textarea>"
-
-
-@pytest.fixture
-def site(tmp_path):
-    made = make_site(tmp_path)
-    yield made
-    made.database.close()
 
 
 @pytest.fixture(scope="module")

@@ -109,7 +109,10 @@ def test_length_control_takes_length_away():
     same = win_rate.length_controlled([r for r, _ in rankings], "sft", lambda _: (1, 1))["ppo"]
     assert same.value == pytest.approx(plain.value)
     always = [Ranked(i, 0, (f"a{i}", f"b{i}"), (1, 2), ("ppo", "sft")) for i in range(20)]
-    assert win_rate.length_controlled(always, "sft", lambda _: (2, 1))["ppo"].value is None
+    assert win_rate.length_controlled(always, "sft", lambda _: (1, 1))["ppo"].value is None, "every comparison goes one way"
+    longer = [lengths_of[id(r)] for r, _ in rankings if lengths_of[id(r)][0] > lengths_of[id(r)][1]]
+    ahead = [r for r, lengths in rankings if lengths in longer]
+    assert win_rate.length_controlled(ahead, "sft", lambda r: lengths_of[id(r)])["ppo"].value is None, "equal length was never seen"
 
 
 def tournament(seed=0, models=5, prompts=120, ties=0.2):

@@ -32,6 +32,10 @@ class Options(BaseModel):
         yield from ()
 
 
+WITHOUT_TRAINING = frozenset({"lora", "memory", "checkpoints"})
+"""Options of all stages that one has no use for which trains no model."""
+
+
 class StageConfig(Options):
     """What every stage can be told. The stages' own configs sit beside their code, defaults are the paper's."""
 
@@ -40,9 +44,12 @@ class StageConfig(Options):
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
     track: tuple[TrackerName, ...] = Field((), description="show the metrics in tensorboard, trackio or wandb too")
     resume: bool = Field(True, description="go on where the directory stands; --no-resume starts it afresh")
+    checkpoints: int = Field(
+        2, ge=1, description="how many checkpoints are kept while the stage runs; of a damaged one the one before it serves"
+    )
     lora: int = Field(0, ge=0, description="rank of low-rank adapters, trained instead of the weights; 0 trains all weights")
-    memory: tuple[Literal["bf16", "checkpointing", "adam8bit"], ...] = Field(
-        (), description="what is done to need less memory: bf16, checkpointing, adam8bit, or several"
+    memory: tuple[Literal["bf16", "checkpointing", "adam8bit", "offload"], ...] = Field(
+        (), description="what is done to need less memory: bf16, checkpointing, adam8bit, offload, or several"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from instructgpt.config import StageConfig, did_you_mean, make_config
+from instructgpt.config import WITHOUT_TRAINING, StageConfig, did_you_mean, make_config
 from instructgpt.evaluate.candidates import CandidatesConfig
 from instructgpt.evaluate.small_world import Exam
 from instructgpt.records import Demonstration, Document, Prompt, Ranking, Record, Skipped, read_all
@@ -24,7 +24,7 @@ class RunConfig(StageConfig):
     """
 
     stage: ClassVar[str] = "run"
-    lacks: ClassVar[frozenset[str]] = frozenset({"lora", "memory"})
+    lacks: ClassVar[frozenset[str]] = WITHOUT_TRAINING
 
     out: Path = Field(Path("runs/demo"), description="the directory that holds every stage's directory")
     data: Path = Field(Path(), description="folder in which the files named in a configuration file are found")

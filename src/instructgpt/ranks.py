@@ -35,9 +35,19 @@ def all_ranks() -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else ALONE
 
 
+def on_gpus() -> bool:
+    """Whether those who work on this stage compute on GPUs, wherever their models have been loaded to."""
+    return dist.is_available() and dist.is_initialized() and "nccl" in dist.get_backend_config()
+
+
 def ranks_of(model: Any) -> Ranks:
     """Those who hold the parts of a model; this process alone, where it is not sharded."""
-    return all_ranks() if hasattr(model, INSIDE) else ALONE
+    return all_ranks() if is_divided(model) else ALONE
+
+
+def is_divided(model: Any) -> bool:
+    """Whether a model has to be entered as a whole, by all who hold it."""
+    return hasattr(model, INSIDE)
 
 
 def enter(model: Any, function: Callable[..., T], *arguments: Any) -> T:

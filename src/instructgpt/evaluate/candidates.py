@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from instructgpt.config import StageConfig
+from instructgpt.config import WITHOUT_TRAINING, StageConfig
 from instructgpt.evaluate.ask import Subject, answers
 from instructgpt.models.load import pick_device
 from instructgpt.records import Completion, Prompt, read_records, write_records
@@ -26,7 +26,7 @@ class CandidatesConfig(StageConfig):
     """What is sampled for labelers in the small world."""
 
     stage: ClassVar[str] = "candidates"
-    lacks: ClassVar[frozenset[str]] = frozenset({"lora", "memory"})
+    lacks: ClassVar[frozenset[str]] = WITHOUT_TRAINING
 
     policy: str = Field(description="the policy most completions come from")
     base: str = Field(description="the base model, prompted, that the others come from")

@@ -27,7 +27,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from scipy import optimize, sparse, special, stats
 
-from instructgpt.config import StageConfig
+from instructgpt.config import WITHOUT_TRAINING, StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.toxicity import TOXIC
 from instructgpt.records import Record, Skipped, read_all
@@ -55,7 +55,7 @@ class ToxicityConfig(StageConfig):
     """A toxicity scorer from texts whose toxicity is known."""
 
     stage: ClassVar[str] = "toxicity"
-    lacks: ClassVar[frozenset[str]] = frozenset({"lora", "memory"})
+    lacks: ClassVar[frozenset[str]] = WITHOUT_TRAINING
 
     data: tuple[Path, ...] = Field(description="texts with their toxicity: `text`, `toxicity` (0 to 1)")
     l2: float = Field(2e-5, gt=0, description="strength of the penalty on large weights")

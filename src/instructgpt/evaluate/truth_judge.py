@@ -146,15 +146,12 @@ def train(kind: str, config: JudgeConfig) -> Path:
             base=config.base,
             data=(config.out / "training.jsonl",),
             validation=(config.out / "validation.jsonl",),
-            out=config.out / "model",
             epochs=config.epochs,
             batch=config.batch,
             lr=config.lr,
             dropout=0.0,
-            seed=config.seed,
-            device=config.device,
-            resume=config.resume,
             processes=config.processes,
+            **{name: getattr(config, name) for name in StageConfig.model_fields} | {"out": config.out / "model"},
         )
     )
     judge = Judge(kind, Subject.load(kind, config.out / "model", pick_device(config.device)), content_hash(config.out / "model"))

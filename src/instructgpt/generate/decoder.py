@@ -20,6 +20,7 @@ from instructgpt.data.batches import Example, collate, microbatches, token_budge
 from instructgpt.generate.slots import Sight, Slots, visible
 from instructgpt.models.attention import PACKED, Enough, layout_of, padded_rows
 from instructgpt.models.load import next_logits, trunk
+from instructgpt.ranks import enter, is_divided
 
 CHECK_EVERY = {"cpu": 1, "cuda": 4}
 """Tokens between two looks at which rows have ended, by kind of device: on a GPU a look waits for everything before it."""
@@ -103,7 +104,7 @@ class Decoder:
         self.reach = [0] * slots  # columns that a slot's row has written or is about to, at most
         self.captured: dict[tuple[int, int], Callable[[], None]] = {}
         self.pool: Any = None  # memory that the graphs share
-        self.static = device.type in STATIC
+        self.static = device.type in STATIC and not is_divided(model)  # what ranks say to each other cannot be captured
         self.index = torch.arange(slots, device=device)
         self.token = torch.zeros(slots, dtype=torch.long, device=device)  # what a slot is fed next,
         self.position = torch.zeros_like(self.token)  # and the position of that token
@@ -170,7 +171,7 @@ class Decoder:
         all_in_order = packed and torch.equal(places, torch.arange(len(batch.tokens)))
         self.cache.write_prompts(None if all_in_order else places.to(device), rows.to(device), columns.to(device))
         with suppress(Enough):
-            trunk(model)(input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **given)
+            enter(model, lambda: trunk(model)(input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **given))
 
     def advance(self, model: Any) -> None:
         """One more token for every row in a slot."""
@@ -179,7 +180,7 @@ class Decoder:
             rows, width = alike(rows, width, self.cache)
             self.replay(model, rows, width)
         else:
-            self.step(model, rows, width)
+            enter(model, self.step, model, rows, width)
         for slot in range(self.count):
             self.reach[slot] = min(self.reach[slot] + 1, self.cache.width)
 

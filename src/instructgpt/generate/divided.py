@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from instructgpt.generate.engine import Sample, sample
+import torch
+
+from instructgpt.data.batches import collate
+from instructgpt.generate.engine import Sample, kept_by, sample
+from instructgpt.models.attention import hidden_states
 from instructgpt.models.memory import cast_once
-from instructgpt.models.sharding import gathered
+from instructgpt.models.sharding import fits_gathered, gathered, in_lockstep
 from instructgpt.ranks import collect, ranks_of, share
 
 
@@ -24,13 +28,24 @@ def sample_divided(
 ) -> list[Sample]:
     """What `engine.sample` says of these prompts, whatever the number of ranks: a completion is a function of prompt, seed and index.
 
-    Arguments, result and errors are those of `engine.sample`. The weights of a sharded model are gathered for it.
+    Arguments, result and errors are those of `engine.sample`. The weights of a sharded model are gathered for it where they fit;
+    where they do not, every token gathers them once more, layer by layer.
     """
     ranks = ranks_of(model)
     mine = share([len(prompt) + max_tokens for prompt in prompts], ranks)
-    with gathered(model) as policy, cast_once(policy):
-        own = [prompts[row] for row in mine]
-        samples = sample(
-            policy, own, eos=eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p, rows=rows, indices=mine
+
+    def own(policy: Any) -> list[Sample]:
+        some = [prompts[row] for row in mine]
+        return sample(
+            policy, some, eos=eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p, rows=rows, indices=mine
         )
+
+    if fits_gathered(model):
+        with gathered(model) as policy, cast_once(policy):
+            samples = own(policy)
+    else:
+        nothing = collate([], model.device)
+        with torch.no_grad(), in_lockstep(model, lambda: hidden_states(model, nothing)):
+            kept_by(model)  # tried out by all at once, those without prompts too
+            samples = own(model)
     return collect(mine, samples, len(prompts), ranks)

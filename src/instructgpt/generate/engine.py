@@ -19,12 +19,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from instructgpt.data.batches import Example, collate, microbatches, token_budget
+from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput
 from instructgpt.generate.decoder import CHECK_EVERY, REFILL_AT, Choice, Decoder, draw
 from instructgpt.generate.lean import lean
 from instructgpt.models.attention import hidden_states
 from instructgpt.models.load import LOGITS_HELD, completion_logp, context_length, next_logits, trunk
+from instructgpt.models.memory import free_bytes
+from instructgpt.ranks import enter, is_divided
 
 CPU_BYTES = 2**30
 """Memory for keys and values on a CPU."""
@@ -57,7 +59,6 @@ class Sample:
     finished: bool
 
 
-@torch.inference_mode()
 def sample(
     model: Any,
     prompts: Sequence[list[int]],
@@ -73,7 +74,7 @@ def sample(
     """Sample one completion a prompt.
 
     Args:
-        model: a causal language model in evaluation mode.
+        model: a causal language model in evaluation mode. Who holds a part of a divided one calls this while all are `in_lockstep`.
         prompts: rendered prompts; repeat one to get several completions of it.
         eos: the token that ends a completion.
         max_tokens: where a completion is cut off.
@@ -97,13 +98,15 @@ def sample(
     numbers = list(range(len(prompts)) if indices is None else indices)
     uniforms = torch.rand(max(numbers) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[numbers]
     choice = Choice(eos, temperature, top_p)
-    kept = kept_by(model)
-    with lean(model) if max_tokens >= LEAN_PAYS else nullcontext():
+    divided = is_divided(model)
+    # weights of a divided model are gathered into tensors that will learn, which tensors of inference mode may not
+    with torch.no_grad() if divided else torch.inference_mode(), lean(model) if not divided and max_tokens >= LEAN_PAYS else nullcontext():
+        kept = kept_by(model)
         if kept is None:
             return list(_recompute(model, prompts, uniforms, choice))
         width = max(map(len, prompts)) + max_tokens - 1
         slots = min(len(prompts), rows or len(prompts), rows_that_fit(model, kept.bytes * width))
-        decoder = Decoder(model, slots, width, max_tokens, choice, kept.layers)
+        decoder = Decoder(model, slots, width, max_tokens, choice, None if divided else kept.layers)
         return _run(model, decoder, prompts, uniforms)
 
 
@@ -121,8 +124,7 @@ def rows_that_fit(model: Any, bytes_a_row: int) -> int:
     """How many rows are sampled at once: as many as there is memory for, for their keys and values and for their logits."""
     budget = CPU_BYTES
     if model.device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-        budget = int(CUDA_SHARE * (torch.cuda.mem_get_info(model.device)[0] + reserved))
+        budget = int(CUDA_SHARE * free_bytes(model.device))
     return max(1, min(budget // bytes_a_row, LOGITS_HELD // len(model.get_output_embeddings().weight)))
 
 
@@ -163,6 +165,10 @@ def _run(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: T
     return [one for one in samples if one is not None]
 
 
+def _next_logits(model: Any, batch: Batch) -> Tensor:
+    return next_logits(model, hidden_states(model, batch, "last"))
+
+
 def _recompute(model: Any, prompts: Sequence[list[int]], uniforms: Tensor, choice: Choice) -> Iterator[Sample]:
     """The same without keeping anything between tokens, for families whose caches are of another kind."""
     rows = [(list[int](), list[float]()) for _ in prompts]
@@ -171,7 +177,7 @@ def _recompute(model: Any, prompts: Sequence[list[int]], uniforms: Tensor, choic
         for group in microbatches([len(prompts[row]) + t for row in alive], token_budget(model.device)):
             members = [alive[place] for place in group]
             batch = collate([Example(prompts[row] + rows[row][0], []) for row in members], model.device)
-            logits = next_logits(model, hidden_states(model, batch, "last"))
+            logits = enter(model, _next_logits, model, batch)
             chosen, logp = draw(logits, uniforms[members, t].to(model.device), choice)
             for row, token, number in zip(members, chosen.tolist(), logp.tolist(), strict=True):
                 rows[row][0].append(token)

@@ -19,7 +19,7 @@ from instructgpt.label import instructions
 from instructgpt.label.problem import Problem
 from instructgpt.label.queue import batches_for, next_task
 from instructgpt.label.site import Settings
-from instructgpt.label.tables import Assignment, Batch, Person, Skip, Submission, Task, TaskCompletion
+from instructgpt.label.tables import Assignment, Batch, Person, Prompt, Skip, Submission, Task, TaskCompletion
 from instructgpt.label.tables.base import is_id, new_id
 from instructgpt.label.tables.tasks import Kind
 from instructgpt.label.tables.work import SKIP_REASONS
@@ -232,6 +232,24 @@ def skip(db: Session, settings: Settings, assignment: Assignment, reason: str, n
     db.add(skipped)
     db.flush()
     return skipped
+
+
+def put_back_sensitive(db: Session, settings: Settings, person: Person, at: int) -> int:
+    """Skip the sensitive tasks in the hands of somebody who wants no such content any more. Returns how many there were.
+
+    Drafts are kept, as with every skip; the screening test and what a researcher returned stay.
+    """
+    held = (
+        select(Assignment)
+        .join(Task, Task.id == Assignment.task_id)
+        .join(Batch, Batch.id == Task.batch_id)
+        .join(Prompt, Prompt.id == Task.prompt_id)
+        .where(Assignment.person_id == person.id, Assignment.state == "open", Prompt.sensitive, Batch.screening.is_(None))
+    )
+    mine = db.scalars(held).all()
+    for assignment in mine:
+        skip(db, settings, assignment, "sensitive", "", at)
+    return len(mine)
 
 
 def undo_skip(db: Session, settings: Settings, assignment: Assignment, at: int) -> Assignment:

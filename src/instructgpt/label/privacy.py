@@ -21,6 +21,7 @@ from instructgpt.label.tables import (
     Consent,
     Decision,
     Draft,
+    Grade,
     Instructions,
     Invite,
     Login,
@@ -28,9 +29,11 @@ from instructgpt.label.tables import (
     Person,
     Prompt,
     Reading,
+    Remark,
     Skip,
     Submission,
     SurveyDone,
+    Vote,
 )
 
 WITHDRAWN = "withdrawn by the labeler"
@@ -39,6 +42,7 @@ WITHDRAWN = "withdrawn by the labeler"
 def about(db: Session, person: Person) -> dict[str, Any]:
     """Everything the site knows about somebody, as JSON. Replies to surveys are not linked to anybody and so not among it."""
     mine = select(Assignment.id).where(Assignment.person_id == person.id)
+    handed_in = select(Submission.id).where(Submission.assignment_id.in_(mine))
     submissions = db.scalars(select(Submission).where(Submission.assignment_id.in_(mine)).order_by(Submission.id)).all()
     readings = db.execute(
         select(Instructions.purpose, Instructions.version, Reading.attempts, Reading.at)
@@ -72,8 +76,15 @@ def about(db: Session, person: Person) -> dict[str, Any]:
             | form_of(db, each).model_dump(mode="json")
             for each in submissions
         ],
+        "drafts": _rows(db, Draft, Draft.assignment_id.in_(mine), "assignment_id", "rev", "payload", "updated_at"),
+        "grades": _rows(db, Grade, Grade.submission_id.in_(handed_in), "submission_id", "score", "at"),
+        "prompts": _rows(db, Prompt, Prompt.author_id == person.id, "text", "created_at", "withdrawn_at"),
         "skips": _rows(db, Skip, Skip.assignment_id.in_(mine), "reason", "note", "at", "undone_at"),
         "messages": _rows(db, Message, Message.author_id == person.id, "body", "reported", "at"),
+        "rooms": {
+            "votes": _rows(db, Vote, Vote.person_id == person.id, "room_id", "round", "ranks", "at"),
+            "said": _rows(db, Remark, Remark.author_id == person.id, "room_id", "body", "at"),
+        },
     }
 
 
@@ -108,7 +119,8 @@ def erase(db: Session, person: Person, *, labels: bool, at: int, by: str) -> Non
     db.execute(update(Consent).where(Consent.person_id == person.id, Consent.withdrawn_at.is_(None)).values(withdrawn_at=at))
     accounts.end_logins(db, person)
     db.execute(update(Login).where(Login.person_id == person.id).values(agent=""))
-    db.execute(update(Message).where(Message.author_id == person.id).values(body=""))
+    for said in (Message, Remark):
+        db.execute(update(said).where(said.author_id == person.id).values(body=""))
     db.execute(delete(Draft).where(Draft.assignment_id.in_(select(Assignment.id).where(Assignment.person_id == person.id))))
     db.execute(delete(SurveyDone).where(SurveyDone.person_id == person.id))
     person.name, person.email, person.password_hash = f"erased-{secrets.token_hex(5)}", None, None
@@ -147,4 +159,7 @@ def _take_back(db: Session, person: Person, labels: bool, at: int) -> None:
 
 def _rows(db: Session, table: Any, which: Any, *columns: str) -> list[dict[str, Any]]:
     """Some columns of some rows."""
-    return [{column: getattr(row, column) for column in columns} for row in db.scalars(select(table).where(which).order_by(table.id))]
+    return [
+        {column: getattr(row, column) for column in columns}
+        for row in db.scalars(select(table).where(which).order_by(*table.__table__.primary_key))
+    ]

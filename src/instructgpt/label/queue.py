@@ -67,14 +67,17 @@ def _room() -> ColumnElement[bool]:
     return and_(Task.state == "open", Task.n_open + Task.n_done < Task.overlap)
 
 
+def harmless(sees_sensitive: bool) -> list[ColumnElement[bool]]:
+    """Conditions on a task that keep sensitive content from whoever does not want to see it, also where they had the task before."""
+    return [] if sees_sensitive else [~exists().where(Prompt.id == Task.prompt_id, Prompt.sensitive)]
+
+
 def allowed(person: Value, sees_sensitive: bool) -> list[ColumnElement[bool]]:
     """Conditions on a task that a person (their id) has not had: content they do not want to see, their own prompt, their demonstration.
 
     A set holds somebody's demonstration also when a model gave exactly the same text.
     """
-    conditions: list[ColumnElement[bool]] = []
-    if not sees_sensitive:
-        conditions.append(~exists().where(Prompt.id == Task.prompt_id, Prompt.sensitive))
+    conditions = harmless(sees_sensitive)
     shown = aliased(Completion)
     written = select(Demonstration.text_hash).where(Demonstration.person_id == person, Demonstration.prompt_id == Task.prompt_id)
     own = (
@@ -133,7 +136,8 @@ def _locked(db: Session, chosen: Select[Task], bound: Mapping[str, str]) -> Task
 
 def _expired(db: Session, person: Person, batch: Batch) -> Found | None:
     """A task whose lease ran out in this person's own hands and whose place nobody took."""
-    task = _locked(db, RAN_OUT, {"person": person.id, "batch": batch.id})
+    chosen = RAN_OUT if person.sees_sensitive else RAN_OUT.where(*harmless(False))
+    task = _locked(db, chosen, {"person": person.id, "batch": batch.id})
     return None if task is None else (task, _mine(db, person, task, 0))
 
 
@@ -154,7 +158,7 @@ def _repeat(db: Session, person: Person, batch: Batch, gap: int) -> Found | None
     chosen = (
         select(Task)
         .join(first, and_(first.task_id == Task.id, first.person_id == person.id, first.round == 0, first.state == "submitted"))
-        .where(Task.batch_id == batch.id, Task.repeat, Task.state.in_(("open", "done")))
+        .where(Task.batch_id == batch.id, Task.repeat, Task.state.in_(("open", "done")), *harmless(person.sees_sensitive))
         .where(~exists().where(again.task_id == Task.id, again.person_id == person.id, again.round == 1, again.state != "expired"))
         .where(first.opened_at < before)
         .order_by(first.id)

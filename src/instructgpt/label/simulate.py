@@ -301,7 +301,10 @@ def main(config: SimulateConfig) -> None:
     if config.out is not None:
         write_records(config.out, [handed for diary in diaries for handed in diary.handed])
     claims = [claim for diary in diaries for claim in diary.claims]
+    found["skipped"] = sum(diary.counts["skipped"] for diary in diaries)
     print(f"{config.labelers} labelers, {time.monotonic() - start:.1f} s: " + ", ".join(f"{count} {what}" for what, count in found.items()))
+    if found["skipped"] and not found["handed in"]:
+        print("they know the prompts of the small world of --seed only, and skipped all others")
     print("claims, milliseconds at p50, p95, p99: " + ", ".join(f"{1000 * value:.0f}" for value in quantiles(claims)))
     if found["lost"] or found["changed"] or found["duplicate"] or found["over-assigned"]:
         raise RunFailed("the site lost, changed, doubled or gave out too much; see the counts above")

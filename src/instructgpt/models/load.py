@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_
 """What the families call the dropout on the residual stream (GPT-2; GPT-NeoX and Falcon; others)."""
 
 
-def pick_device(name: str) -> torch.device:
-    """The device a model is loaded to: the one a stage runs on; with several ranks the CPU, from where each takes its part (see `shard`).
+def pick_device(name: str, memory: Collection[str] = ()) -> torch.device:
+    """The device a model is loaded to: the one a stage runs on; the CPU where `shard` takes it from there.
+
+    That is so with several ranks, and where the weights stay on the CPU (`offload` in `memory`).
 
     Raises:
         BadInput: the device is not there.
@@ -44,7 +46,7 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise BadInput(f"--device {name}: not a device that works here ({in_one_line(error, 300)})") from error
-    return device if all_ranks().total == 1 else torch.device("cpu")
+    return device if all_ranks().total == 1 and "offload" not in memory else torch.device("cpu")
 
 
 def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from instructgpt.errors import BadInput
 from instructgpt.models.adapters import trunk
+from instructgpt.ranks import on_gpus
 
 CONTEXTS = "_bf16_contexts"
 _cast: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
@@ -22,7 +23,7 @@ _cast: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
 
 
 def need_less(model: Any, words: Collection[str]) -> None:
-    """Do to a model what the words say: `bf16`, `checkpointing` (other words are the optimizer's). Its copies are like it.
+    """Do to a model what the words say: `bf16`, `checkpointing` (other words are the optimizer's, and `shard`'s). Its copies are like it.
 
     Raises:
         BadInput: transformers has no layers for this family that can be computed again.
@@ -43,7 +44,7 @@ def compute_in_bf16(model: Any) -> None:
     inner.computes_in_bf16 = True
     inner.register_forward_pre_hook(_enter)
     inner.register_forward_hook(_leave, always_call=True)
-    if inner.device.type == "cuda":
+    if inner.device.type == "cuda" or on_gpus():
         torch.set_float32_matmul_precision("high")
 
 
@@ -116,8 +117,14 @@ def recomputed(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that can be had: what is free, and what torch has taken and does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
 def slow_here(device: torch.device, words: Collection[str]) -> str | None:
     """A line for whoever asked for bf16 on a processor that has no instructions for it."""
-    if "bf16" not in words or device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if "bf16" not in words or device.type != "cpu" or on_gpus() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return "this CPU has no bf16 products: --memory bf16 computes up to 60 times slower here than without the word"

@@ -1,14 +1,16 @@
 """Models that are divided among ranks: each holds a part of every weight, and gathers the others while it computes.
 
 Sharding is torch's own (FSDP2, `fully_shard` over a device mesh). A model is sharded once, after it has been loaded, and
-made whole for what needs all of it: sampling, and saving. With one rank nothing is done at all. Small models are not worth
-the gathering: every rank holds them whole, and gradients are added before a step.
+made whole for what needs all of it: saving, and sampling, where there is room. With one rank nothing is done at all, unless
+the weights are to stay on the CPU and come to the GPU layer by layer, which is a shard of one. Small models are not worth the
+gathering: every rank holds them whole, and gradients are added before a step.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,12 +21,15 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from instructgpt.models.load import parameters
-from instructgpt.ranks import INSIDE, all_ranks
+from instructgpt.models.memory import free_bytes
+from instructgpt.ranks import INSIDE, all_ranks, any_says, on_gpus
 
 HELD_WHOLE = 25_000_000
 """Models of fewer parameters are held whole by every rank (`docs/performance.md`, several processes)."""
 GATHERED_TOGETHER = 25_000_000
 """Parameters from which on layers are gathered by themselves. Smaller ones are gathered several at once: each gathering makes all wait."""
+GATHERED_SHARE = 0.5
+"""Share of the memory there is that the gathered weights of a model may take; where they need more it samples with shards."""
 
 _empty: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 """For each sharded model another of the same kind without weights."""
@@ -32,26 +37,35 @@ _copies = WeakTensorKeyDictionary()
 """Parameters of models that every rank holds whole."""
 
 
-def shard(*models: Any) -> None:
+def shard(*models: Any, memory: Collection[str] = ()) -> None:
     """Divide models among all ranks, in place: layer by layer, then the rest. Optimizers are made afterwards. Small ones stay whole.
 
     Each rank's part goes to its device, so that no GPU ever holds a whole model that was loaded to the CPU.
+
+    Args:
+        models: any that are to compute from now on.
+        memory: with `offload` in it parts stay on the CPU, gradients and what the optimizer keeps too, and go to the device to compute.
     """
-    if all_ranks().total == 1:
+    offload = "offload" in memory
+    if all_ranks().total == 1 and not offload:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpus() else torch.device("cpu")
+    policy = CPUOffloadPolicy(pin_memory=on_gpus()) if offload else OffloadPolicy()
     for model in models:
-        if parameters(model) < HELD_WHOLE:
+        if parameters(model) < HELD_WHOLE and not offload:
+            model.to(device)
             object.__setattr__(model, INSIDE, _inside)
             _copies.update(dict.fromkeys(model.parameters()))
             continue
-        mesh = init_device_mesh("cuda" if "nccl" in dist.get_backend_config() else "cpu", (all_ranks().total,))
+        mesh = init_device_mesh(device.type, (all_ranks().total,))
         _empty[model] = without_weights(model)
         for layers in layer_groups(model):
-            fully_shard(layers, mesh=mesh, reshard_after_forward=True)
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+            fully_shard(layers, mesh=mesh, reshard_after_forward=True, offload_policy=policy)
+        fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=policy)
+        _computes_on(model, device)
         for part in model.modules():
             if isinstance(part, FSDPModule):  # every loss is a share of the whole batch's: gradients are added, not averaged
                 part.set_gradient_divide_factor(1.0)
@@ -75,18 +89,30 @@ def add_gradients(trained: Sequence[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def _computes_on(model: Any, device: torch.device) -> None:
+    """Let a model say that it is where it computes, which is where its inputs have to be, wherever its weights wait."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for module in (inner, inner.base_model) if hasattr(inner, "base_model") else ():
+        if module.device != device:
+            kind = type(module)
+            module.__class__ = type(kind.__name__, (kind,), {"device": device, "__module__": kind.__module__})
+
+
 def _inside(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
 def _leaving(method: Callable[..., Any], model: Any) -> Callable[..., Any]:
-    """The same method, but weights that no backward pass will need are given up at once."""
+    """The same method, but weights that no backward pass will need are given up at once, also those of a layer that has failed."""
+    parts = [module for module in model.modules() if hasattr(module, "reshard")]
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        result = method(function, *arguments)
-        if not torch.is_grad_enabled():
-            model.reshard()
-        return result
+        try:
+            return method(function, *arguments)
+        finally:
+            if not torch.is_grad_enabled():
+                for part in parts:
+                    part.reshard()
 
     return call
 
@@ -121,12 +147,53 @@ def gathered(model: Any) -> Iterator[Any]:
         with by_itself(model):
             yield model
         return
-    whole = _empty[model]
-    fill(whole, model, lambda full: full)
+    whole, device = _empty[model], model.device
+    fill(whole, model, lambda full: full.to(device))
     try:
-        yield whole.to(model.device)
+        yield whole.to(device)
     finally:
         fill(whole, None, lambda full: full.to("meta"))
+
+
+def fits_gathered(model: Any) -> bool:
+    """Whether all ranks have room for all weights of a model at once; the same answer on each. All ranks call it.
+
+    On a GPU what is free counts; on a CPU all that the machine has, so that the answer is always the same there.
+    """
+    if model not in _empty:
+        return True
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if model.device.type == "cuda":
+        room = float(free_bytes(model.device))
+    else:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", all_ranks().total))
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / here
+    return not any_says(size > GATHERED_SHARE * room)[0]
+
+
+@contextmanager
+def in_lockstep(model: Any, idle: Callable[[], object]) -> Iterator[None]:
+    """While ranks enter a sharded model, each as often as it has to: whoever is done goes on entering until all are. All ranks call it.
+
+    Every entrance gathers the same weights in the same order, so that one rank may decode a token while another reads prompts.
+
+    Args:
+        model: that is sharded.
+        idle: computes something with it that nobody reads.
+    """
+    inside = vars(model)[INSIDE]
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        any_says(True)
+        return inside(function, *arguments)
+
+    object.__setattr__(model, INSIDE, call)
+    try:
+        yield
+        while any_says(False)[0]:
+            inside(idle)
+    finally:
+        object.__setattr__(model, INSIDE, inside)
 
 
 @contextmanager

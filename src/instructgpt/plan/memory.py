@@ -39,10 +39,12 @@ def mine(network: Network, told: Told) -> Mine:
     """
     shape = network.shape
     weights, gradients, moments = float(shape.bytes), float(FLOAT * shape.trained), adam_bytes(network)
-    if not told.divides(shape.parameters):
+    if not told.divides(network):
         return Mine(weights, gradients, moments, 0.0)
     outside, *layers = network.groups
     gathered = FLOAT * (outside + 2 * max(layers, default=0)) * (1 + shape.trained / shape.parameters)
+    if "offload" in network.memory:  # all of it waits in the memory of the host
+        return Mine(0.0, 0.0, 0.0, gathered)
     return Mine(weights / told.ranks, gradients / told.ranks, moments / told.ranks, gathered)
 
 
@@ -58,7 +60,7 @@ def peak(network: Network, groups: Sequence[Sequence[Example]], told: Told, *, a
     unless ranks divide them. `again`: gradients are there before.
     """
     largest = max(groups, key=lambda examples: sum(map(len, examples)))
-    return network.holds(largest, again=again or len(groups) > 1, divided=told.divides(network.shape.parameters))
+    return network.holds(largest, again=again or len(groups) > 1, divided=told.divides(network))
 
 
 def holes(gradients: float, activations: float, adapters: bool, told: Told) -> float:
@@ -68,10 +70,11 @@ def holes(gradients: float, activations: float, adapters: bool, told: Told) -> f
     return activations if adapters else min(HOLES * gradients, activations)
 
 
-def training_moments(network: Network, held: Held, told: Told, *, more: dict[str, float] | None = None) -> Moments:
-    """What is in memory while one model is trained. `more`: what is there besides."""
+def training_moments(network: Network, held: Held, told: Told, *, best: bool = False) -> Moments:
+    """What is in memory while one model is trained. `best`: the weights that have validated best are kept."""
     own = mine(network, told)
-    always = {"weights": own.weights, "gradients": own.gradients, "Adam's moments": own.moments} | (more or {})
+    always = {"weights": own.weights, "gradients": own.gradients, "Adam's moments": own.moments}
+    always |= {"the weights that validated best": own.gradients * best}
     beside = held.peak if own.gathered else max(0.0, held.peak - own.gradients)
     return {"updating": always | computing(beside, own.gradients, own.gathered, network.lora > 0, told)} | among_ranks(
         [network], [network], always, told
@@ -91,9 +94,9 @@ def among_ranks(trained: Sequence[Network], loaded: Sequence[Network], always: d
     """Moments that only ranks have. Where each holds all of a model, its gradients are put in one row to be added up; models that are to
     be divided are loaded whole, to the CPU.
     """
-    whole = [FLOAT * network.shape.trained for network in trained if not told.divides(network.shape.parameters)]
+    whole = [FLOAT * network.shape.trained for network in trained if not told.divides(network)]
     found: Moments = {"adding up gradients": always | {"gradients in a row": float(max(whole))}} if told.ranks > 1 and whole else {}
-    if told.device.type == "cpu" and any(told.divides(network.shape.parameters) for network in loaded):
+    if told.device.type == "cpu" and any(told.divides(network) for network in loaded):
         found["loading"] = {"whole models": float(sum(network.shape.bytes for network in loaded))}
     return found
 
@@ -129,7 +132,7 @@ def ppo_moments(
     }
     columns = 0 if half else FLOAT * (shape.matrices + shape.width * shape.vocabulary)
     sampling = {
-        "weights gathered from other ranks": float(shape.bytes) if told.divides(shape.parameters) else 0.0,
+        "weights gathered from other ranks": float(shape.bytes) if told.divides(policy) else 0.0,
         "matrices by columns": float(columns) if told.device.type == "cpu" and columns <= COPIED_BYTES else 0.0,
         "key-value cache": float((HALF if half else FLOAT) * shape.cached * slots * width),  # taken once, for all of them
         "logits": 4.0 * FLOAT * slots * shape.vocabulary,  # and what choosing a token makes of them

@@ -103,14 +103,14 @@ def training(
     examples = [example for batch in own for example in batch]
     kept = held.kept * sum(map(len, examples)) / most
     count = sum(map(len, groups))
-    ranks = told.ranks if told.divides(network.shape.parameters) else 1
+    ranks = told.ranks if told.divides(network) else 1
     phases = passes(network, texts_of(examples), predicted_in(examples), groups=count, kept=kept, ranks=ranks, names=names)
     return phases, held
 
 
 def stepping(networks: Sequence[Network], told: Told, averaged: float = 0.0) -> list[Phase]:
     """What ends an optimizer step: gradients added up where every rank holds a whole model, then the optimizer. `averaged`: numbers."""
-    whole = [network for network in networks if not told.divides(network.shape.parameters)]
+    whole = [network for network in networks if not told.divides(network)]
     shares = [(network, 1 if network in whole else 1 / told.ranks) for network in networks]
     trained = sum(share * network.shape.trained for network, share in shares)
     phase = optimizer(trained, shares[0][1] * averaged, sum(share * adam_bytes(network) for network, share in shares))
@@ -141,8 +141,7 @@ def plan_sft(config: SFTConfig, told: Told) -> Plan:
         both, other = training(network, [rows], told, again=True)
         phases.append(joined("pretraining text", both))
         held = max(held, other, key=lambda one: one.peak)
-    best = FLOAT * network.shape.trained / (told.ranks if told.divides(network.shape.parameters) else 1)
-    moments = training_moments(network, held, told, more={"the best epoch's weights": best if config.epochs > 1 else 0.0})
+    moments = training_moments(network, held, told, best=config.keep == "best" and config.epochs > 1)
     step = f"an optimizer step of {batch} demonstrations"
     steps = -(-count // config.batch) * config.epochs
     return Plan(stage="sft", step=step, steps=steps, phases=phases + stepping([network], told), moments=moments, ranks=told.ranks)
@@ -153,7 +152,7 @@ def plan_pretrain(config: PretrainConfig, told: Told) -> Plan:
     network = network_of(config, shape_for(config, config.vocabulary), logp)
     phases, held = training(network, [stated(config.batch, 1, [config.window])], told)
     step = f"an optimizer step of {config.batch} windows"
-    moments = training_moments(network, held, told)
+    moments = training_moments(network, held, told, best=config.keep == "best")
     phases += stepping([network], told)
     return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments=moments, ranks=told.ranks)
 
@@ -180,11 +179,11 @@ def plan_reward(config: RewardConfig, told: Told) -> Plan:
     texts = [text for task in own for text in shared(task.examples)]
     most = max(sum(text.tokens for text in shared(group)) for group in groups)
     kept = held.kept * sum(text.tokens for text in texts) / most
-    ranks = told.ranks if told.divides(network.shape.parameters) else 1
+    ranks = told.ranks if told.divides(network) else 1
     phases = [*passes(network, texts, 0, groups=len(groups), kept=kept, ranks=ranks), *stepping([network], told)]
     step = f"an optimizer step of {batch} prompts"
     steps = -(-count // config.batch) * config.epochs
-    moments = training_moments(network, held, told)
+    moments = training_moments(network, held, told, best=config.keep == "best")
     return Plan(stage="reward", step=step, steps=steps, phases=phases, moments=moments, ranks=told.ranks)
 
 
@@ -267,13 +266,13 @@ def rollout(
     width = max(prompts) + config.max_tokens - 1
     slots = slots_of(number * policy.shape.cached * width, policy.shape.vocabulary, len(own), told)
     phases = sampling(policy.shape, prompts, completions, slots, number)
-    if told.divides(policy.shape.parameters):
+    if told.divides(policy):
         phases = [Phase(GATHERING, 0, 0, 0, sent=ring(policy.shape.bytes, told.ranks), calls=len(policy.groups)), *phases]
     own = [batch[row] for row in told.fullest([len(example) for example in batch])]
     texts, groups = texts_of(own), len(grouped(own, told.budget))
     for network, name in scored_by:
         logits = 0 if network.scalar else predicted_in(own)
-        ranks = told.ranks if told.divides(network.shape.parameters) else 1
+        ranks = told.ranks if told.divides(network) else 1
         phases += passes(network, texts, logits, groups=groups, ranks=ranks, names=(name, ""))[:1]
     return phases, slots, width
 

@@ -9,6 +9,7 @@ import torch
 
 from instructgpt.data.batches import Example, token_budget
 from instructgpt.models.sharding import HELD_WHOLE
+from instructgpt.plan.dry import Network
 from instructgpt.plan.lengths import stated
 from instructgpt.ranks import Ranks, share
 
@@ -42,9 +43,9 @@ class Told:
         assert self.completion_tokens is not None
         return stated(STATED_RECORDS, self.prompt_tokens, [self.completion_tokens])
 
-    def divides(self, parameters: int) -> bool:
-        """Whether ranks hold parts of a model of so many parameters, and not all of it each."""
-        return self.ranks > 1 and parameters >= HELD_WHOLE
+    def divides(self, network: Network) -> bool:
+        """Whether ranks hold parts of a model, and not all of it each. One that waits on the CPU is a part, be it of one."""
+        return "offload" in network.memory or (self.ranks > 1 and network.shape.parameters >= HELD_WHOLE)
 
     def fullest(self, lengths: Sequence[int]) -> list[int]:
         """Rows of the rank that gets most tokens: the others wait for it."""

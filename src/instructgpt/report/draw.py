@@ -18,12 +18,13 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from instructgpt.report.words import COLOURS, PLAIN, number
+from instructgpt.report.words import COLOURS, PLAIN, number, palette
 
 WIDTH = 300  # of a panel, points
 FONT = 10
+GAP, HEAD = 16, 34  # of a file: between its panels, and above them
 LONGEST = 24  # letters of a label
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 FOLLOWING = {INK: "currentColor", MUTED: "var(--muted, #767676)", LINE: "var(--line, #8884)"}
@@ -85,6 +86,32 @@ def figure(panels: Sequence[str], legend: Sequence[tuple[str, str, bool]] = ()) 
     ) + f'<div class="{"panels pairs" if len(panels) in (2, 4) else "panels"}">{"".join(panels)}</div>'
 
 
+def file(title: str, panels: Sequence[str], legend: Sequence[tuple[str, str, bool]], columns: int = 2) -> str:
+    """Panels in rows under a title and one legend, as an SVG file that stands alone: it brings its own colours, light and dark."""
+    sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', panel)[0])) for panel in panels]
+    wide, high = (max(size[i] for size in sizes) for i in (0, 1))
+    keys, x = f'<text x="{GAP}" y="21.5" font-size="{FONT}" fill="var(--muted)">{html.escape(title)}</text>', GAP + 20 + 5.6 * len(title)
+    for label, colour, dashed in legend:
+        dashes = ' stroke-dasharray="4 3"' if dashed else ""
+        colour = FOLLOWING.get(colour, colour)
+        keys += f'<path d="M{x:g} 18h18" style="stroke:{colour}" stroke-width="2"{dashes}/>'
+        keys += f'<text x="{x + 24:g}" y="21.5" font-size="{FONT}" fill="currentColor">{html.escape(label)}</text>'
+        x += 44 + 5.6 * len(label)
+    placed = ""
+    for i, (panel, (width, height)) in enumerate(zip(panels, sizes, strict=True)):
+        row, column = divmod(i, columns)
+        at = f'x="{GAP + column * (wide + GAP):g}" y="{HEAD + row * (high + GAP):g}" width="{width:g}" height="{height:g}"'
+        placed += panel.replace("<svg", f"<svg {at}", 1)
+    rows = -(-len(panels) // columns)
+    width, height = columns * (wide + GAP) + GAP, HEAD + rows * (high + GAP)
+    style = f"{palette()} :root {{ color: var(--ink); font-family: ui-sans-serif, system-ui, sans-serif; }}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="{html.escape(title)}">'
+        f'<style>{style}</style><rect width="100%" height="100%" rx="6" fill="var(--page)"/>{keys}{placed}</svg>\n'
+    )
+
+
 def bars(
     title: str, entries: Sequence[Bar], *, metric: str = "", limits: tuple[float, float] | None = None, mark: float | None = None
 ) -> str:
@@ -134,10 +161,13 @@ def _top(entries: Sequence[Bar], mark: float | None) -> float:
     return max([*ends, mark or 0]) or 1.0
 
 
-def lines(title: str, entries: Sequence[Line], xlabel: str, *, floor: float | None = None, sizes: Sequence[float] = ()) -> str:
+def lines(
+    title: str, entries: Sequence[Line], xlabel: str, *, floor: float | None = None, sizes: Sequence[float] = (), powers: bool = False
+) -> str:
     """Curves over a common axis; `floor` is where the vertical axis must begin.
 
-    With `sizes` the axis is logarithmic, with a mark at each of them, and intervals are strokes at the points.
+    With `sizes` the axis is logarithmic, with a mark at each of them, and intervals are strokes at the points. With `powers`, too,
+    the vertical one is as well, so that a power is a straight line.
     """
     ax, canvas = _axes(title, left=44, height=190, bottom=36)
     for entry in entries:
@@ -151,15 +181,25 @@ def lines(title: str, entries: Sequence[Line], xlabel: str, *, floor: float | No
     if sizes:
         ax.set_xscale("log")
         ax.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
-        ax.set_xticks(list(sizes), [f"{size / 1e9:g}B" if size >= 1e9 else f"{size / 1e6:g}M" for size in sizes], minor=False)
+        ax.set_xticks(list(sizes), [_size(size) for size in sizes], minor=False)
         ax.xaxis.set_minor_locator(NullLocator())
     for axis in (ax.yaxis,) if sizes else (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    if powers:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _size(value)))
     ax.grid(axis="y", color=LINE, linewidth=0.6)
     if floor is not None:
         ax.set_ylim(bottom=floor)
     return _svg(canvas, title)
+
+
+def _size(value: float) -> str:
+    """A number on a logarithmic axis: parameters in millions and billions."""
+    return f"{value / 1e9:g}B" if value >= 1e9 else f"{value / 1e6:g}M" if value >= 1e6 else f"{value:,.6g}"
 
 
 def _tick(value: float) -> str:

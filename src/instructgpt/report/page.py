@@ -18,7 +18,7 @@ from instructgpt.report.run_files import RunFiles, read_results, read_run
 from instructgpt.report.section import Section
 from instructgpt.report.sections import best, evaluation_sections
 from instructgpt.report.training_sections import missing, side_by_side, training_sections
-from instructgpt.report.words import COLOURS, measured, model_name, printable
+from instructgpt.report.words import measured, model_name, palette, printable
 
 
 def write_report(run_directory: Path, out: Path | None = None) -> Path:
@@ -69,7 +69,7 @@ def render(run: RunFiles) -> str:
         missing=not_measured(results) if run.name else missing(run),
         whole=not run.name,
         unread=run.unread,
-        colours=COLOURS,
+        palette=palette(),
     )
 
 

@@ -24,6 +24,37 @@ COLOURS = {
 }
 """One colour a model, everywhere; clear on white and on black, and to the colour-blind."""
 
+LIGHT = {
+    "page": "#fdfdfb",
+    "ink": "#1f2328",
+    "muted": "#6a7079",
+    "line": "#d9dce0",
+    "soft": "#f3f4f1",
+    "link": "#2a6496",
+    "good": "#2a9d6f",
+    "some": "#b58a2c",
+    "none": "#8b919c",
+    "bad": "#c2452d",
+}
+DARK = {
+    "page": "#16181b",
+    "ink": "#e2e4e6",
+    "muted": "#9aa1aa",
+    "line": "#363b41",
+    "soft": "#1e2125",
+    "link": "#7db5e0",
+    "none": "#80868f",
+    "bad": "#e0705a",
+    "good": "#43b98a",
+    "some": "#d0a848",
+    "sft": "#5aa0da",
+    "ppo": "#e97f4c",
+    "ppo_ptx": "#3fb488",
+    "start": "#978ce0",
+    "reward": "#cf6ea3",
+}
+"""What surrounds the models' colours, by day and by night; some of theirs are lighter by night."""
+
 SIZED = re.compile(r"(.+?)[-_ ]?(?:(\d+(?:\.\d+)?)([mMbB])|([xX][lL]))")
 """A name that ends with a number of parameters."""
 PAPER_XL = 1.3e9
@@ -180,6 +211,12 @@ def colours_of(models: Iterable[str]) -> dict[str, str]:
     others = [model for model in in_order(models) if model not in COLOURS]
     spare = {model: SPARE_COLOURS[place % len(SPARE_COLOURS)] for place, model in enumerate(others)}
     return COLOURS | spare
+
+
+def palette() -> str:
+    """Style in which every colour has its name, by day and by night."""
+    day, night = (" ".join(f"--{name}: {colour};" for name, colour in some.items()) for some in (LIGHT | COLOURS, DARK))
+    return f":root {{ {day} }} @media (prefers-color-scheme: dark) {{ :root {{ {night} }} }}"
 
 
 def sized(model: str) -> tuple[str, float] | None:

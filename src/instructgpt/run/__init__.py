@@ -37,11 +37,9 @@ from instructgpt.run.trackers import Tracker, check_installed, open_tracker
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written when this long has passed since the last one. When it is written never changes a result."""
-KEPT = 2
-"""Checkpoints that are kept: should the last be damaged, the one before it serves."""
 PRINT_SECONDS = 10.0
 CARRIED = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
-PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track"}
+PLACE_ONLY = {"out", "device", "resume", "processes", "patience", "track", "checkpoints"}
 """Options that say where and how fast a run happens, not what it is: they may change when it goes on."""
 
 console = Console(highlight=False)
@@ -243,7 +241,7 @@ class Run:
     def _keep_few(self, step: int) -> None:
         """Remove all checkpoints but the last ones: those before them, and damaged ones of later steps."""
         written = sorted(self._checkpoints.glob("step-*"))
-        last = [folder for folder in written if folder.name <= f"step-{step:08d}"][-KEPT:]
+        last = [folder for folder in written if folder.name <= f"step-{step:08d}"][-self.config.checkpoints :]
         for folder in written:
             if folder not in last:
                 shutil.rmtree(folder)

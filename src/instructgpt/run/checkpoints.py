@@ -70,9 +70,8 @@ class Stored:
         ranks = all_ranks()
         start, end = rows_of(self.shape[0], ranks.own, ranks.total)
         own = self.rows(start, end) if self.sharded else self.whole()[start:end]
-        divided: Tensor = type(other).from_local(
-            own.to(other.device), other.device_mesh, other.placements, shape=other.shape, stride=other.stride()
-        )
+        divided: Tensor = torch.empty_like(other, dtype=own.dtype, requires_grad=False)  # on its device, not always that of its mesh
+        divided.to_local().copy_(own)  # type: ignore[attr-defined]
         return divided
 
 

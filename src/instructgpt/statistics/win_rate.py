@@ -162,7 +162,8 @@ def length_controlled(rankings: Sequence[R], baseline: str, lengths: Callable[[R
     of a.
 
     Returns:
-        For each model the estimate; all None where wins and losses are so divided that a has no finite value.
+        For each model the estimate; all None where wins and losses are so divided that a has no finite value, and where one model's
+        completions are always the longer: equal length then lies outside of what was seen.
 
     Raises:
         BadInput: as `comparisons`.
@@ -210,6 +211,8 @@ def _row(pairs: Comparisons, model: str, other: str, group: str) -> WinRate:
 
 def _at_equal_length(pairs: Comparisons) -> Estimate:
     """The length-controlled win rate of the first model over the second."""
+    if not pairs.longer.min() <= 0 <= pairs.longer.max():
+        return NOTHING
     scale = float(pairs.longer.std())
     columns = [np.ones(len(pairs.won))] + ([np.tanh(pairs.longer / scale)] if scale > 0 else [])
     x = np.stack(columns, axis=1)

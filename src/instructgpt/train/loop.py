@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ GRADIENT_NORM = 1.0
 
 def device_of(run: Run) -> torch.device:
     """The device a stage's models are loaded to; says so where what was asked for is slow on it. Raises BadInput where it is not there."""
-    device = pick_device(run.config.device)
+    device = pick_device(run.config.device, run.config.memory)
     if warning := slow_here(device, run.config.memory):
         run.say(warning)
     return device
@@ -36,12 +37,14 @@ def adam(model: nn.Module, *, weight_decay: float = 0.0, eps: float = 1e-8, memo
     """AdamW with the paper's betas on what is trained in a model. Weight decay acts on matrices only.
 
     Raises:
-        BadInput: `adam8bit` is among what is done to need less memory, and the library for it is not installed.
+        BadInput: `adam8bit` is among what is done to need less memory, and does not go with the rest, or is not installed.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     others = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if {"adam8bit", "offload"} <= set(memory):
+        raise BadInput("--memory adam8bit: not with offload, whose Adam computes on the CPU; leave one of the words out")
     if "adam8bit" in memory:
         small: torch.optim.Optimizer = eight_bit_adam()(groups, lr=0.0, betas=ADAM_BETAS, eps=eps)
         return small
@@ -118,6 +121,40 @@ def language_loss(model: Any, examples: Sequence[Example], *, weight: float = 1.
             f"the loss is {loss.item()}{where}: the learning rate is likely too high, or the weights it started from are damaged"
         )
     return float(loss)
+
+
+class Best:
+    """The weights that a stage saves: those that validated best so far, or the last ones. Without `best` it keeps nothing."""
+
+    def __init__(self, model: nn.Module, keep: Literal["best", "last"], state: Mapping[str, Any] | None = None) -> None:
+        """Begin, or go on from what a checkpoint holds.
+
+        Args:
+            model: what is trained; keep: which of its weights are wanted.
+            state: what `state` said.
+        """
+        self.model, self.keep = model, keep
+        self.quality, self.place = float("-inf"), 0
+        self.weights: dict[str, Any] = {}
+        if state:
+            self.quality, self.place = state["quality"], state["place"]
+            self.weights = placed(state["weights"], model.state_dict())
+
+    def judge(self, quality: float, place: int) -> None:
+        """Remember the weights as they are at this step or epoch, if they validate better than all before. NaN is never better."""
+        if self.keep == "last":
+            self.place = place
+        elif quality > self.quality:
+            self.quality, self.place, self.weights = quality, place, copy.deepcopy(self.model.state_dict())
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        return {"quality": self.quality, "place": self.place, "weights": self.weights}
+
+    def put_back(self) -> None:
+        """Give the model the best weights."""
+        if self.weights:
+            self.model.load_state_dict(self.weights)
 
 
 def state_of(models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], **more: Any) -> dict[str, Any]:

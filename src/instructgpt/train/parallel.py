@@ -7,6 +7,7 @@ behind who writes into a directory. What goes wrong in one of them is raised her
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import signal
@@ -18,12 +19,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
 from multiprocessing.connection import wait as wait_for_any
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from rich.markup import escape
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from instructgpt.config import StageConfig
@@ -40,7 +41,9 @@ PATIENCE = 600.0
 """Seconds after which a rank that does not answer is taken for dead, unless said otherwise."""
 PARTING = 60.0
 """Seconds that processes have to keep what they have when somebody asks for the end."""
-UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
+UNDER_TORCHRUN, STORE_STAYS = "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"
+AT_ONCE = "INSTRUCTGPT_TOKENS_AT_ONCE"
+"""Where a rank of torchrun that has begun anew for want of memory finds how many tokens it computes at once."""
 
 C = TypeVar("C", bound=StageConfig)
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -133,19 +136,28 @@ def launch(main: Callable[[C], Any], config: C, count: int, patience: float = PA
         patience: seconds after which a rank that does not answer is taken for dead.
 
     Raises what the stage raises, and:
-        BadInput: both ways of dividing were asked for, or there are fewer GPUs than ranks.
+        BadInput: both ways of dividing were asked for, there are fewer GPUs than ranks, or an option would have no effect.
         KeyboardInterrupt: somebody asked it to end, and it has kept what it had.
     """
+    offload = "offload" in config.memory
+    if offload and device_kind(config.device) == "cpu":
+        raise BadInput(f"{config.stage}: --memory offload has no effect on a CPU, where everything is in its memory; leave the word out")
     if UNDER_TORCHRUN in os.environ:
         if count > 1:
             raise BadInput(f"--processes {count}: torchrun has started the ranks already; leave --processes out")
         store, rank, ranks = next(rendezvous("env://", timeout=START))
-        take_part(Place(rank, ranks, int(os.environ["LOCAL_RANK"]), patience), store, main, config)
+        if less := os.environ.get(AT_ONCE):
+            store = PrefixStore(less, store)  # what was said there before is about other processes
+            MICROBATCH_TOKENS.update(json.loads(less))
+            if rank == 0:
+                say_less(config)
+        place = Place(rank, ranks, int(os.environ["LOCAL_RANK"]), patience)
+        take_part(place, store, main, config, anew=config.resume and os.environ.get(STORE_STAYS) == "True")
     elif count == 1:
         if "patience" in config.model_fields_set:
             raise BadInput(f"{config.stage}: --patience has no effect on one process, which waits for no other")
         with heard():
-            with_less_at_once(lambda: main(config), config)
+            with_less_at_once(lambda: _start_ranks(main, config, 1, patience) if offload else main(config), config)
     else:
         with_less_at_once(lambda: _start_ranks(main, config, count, patience), config)
 
@@ -165,13 +177,34 @@ def with_less_at_once(work: Callable[[], object], config: StageConfig) -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        at_once = MICROBATCH_TOKENS[device_kind(config.device)]
-        console.print(f"[bold]{escape(config.out.name)}[/] [yellow]out of memory: goes on with {at_once} tokens at once[/]", soft_wrap=True)
+        say_less(config)
+
+
+def say_less(config: StageConfig) -> None:
+    """A line about how it goes on after memory ran out."""
+    at_once = MICROBATCH_TOKENS[device_kind(config.device)]
+    console.print(f"[bold]{escape(config.out.name)}[/] [yellow]out of memory: goes on with {at_once} tokens at once[/]", soft_wrap=True)
+
+
+def begin_anew(less: str) -> NoReturn:
+    """Be this program from its beginning, in the process that torchrun watches, with fewer tokens at once.
+
+    All that the process held is given back, whatever state its connections and its GPU are in.
+
+    Args:
+        less: `MICROBATCH_TOKENS` from now on, as JSON; the same on all ranks.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, AT_ONCE: less})
 
 
 def _start_ranks(main: Callable[[C], Any], config: C, count: int, patience: float) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=START)
     places = [Place(rank, count, rank, patience) for rank in range(count)]
+    if count == 1:
+        places = [Place(0, 1, torch.device(config.device).index or 0 if ":" in config.device else 0, patience)]
     side_by_side(count, [(_rank, (place, store.port, dict(MICROBATCH_TOKENS), main, config)) for place in places])
 
 
@@ -181,10 +214,15 @@ def _rank(place: Place, port: int, at_once: dict[str, int], main: Callable[[C], 
     take_part(place, TCPStore("127.0.0.1", port, is_master=False, timeout=START), main, config)
 
 
-def take_part(place: Place, store: Store, main: Callable[[C], Any], config: C) -> None:
+def take_part(place: Place, store: Store, main: Callable[[C], Any], config: C, *, anew: bool = False) -> None:
     """Be one rank of a stage, from meeting the others to parting from them.
 
-    A rank that fails keeps its connections: it is ended by who started it, after its error is known.
+    A rank that fails keeps its connections: it is ended by who started it, after its error is known. One that is alone has none.
+
+    Args:
+        place: of this rank; store: in which ranks find each other.
+        main: one rank's part of the stage; config: the stage's.
+        anew: when memory runs out in one rank, all of them begin anew with fewer tokens at once.
 
     Raises:
         SystemExit: this rank ends because of another, whose error is the one that is shown.
@@ -195,7 +233,7 @@ def take_part(place: Place, store: Store, main: Callable[[C], Any], config: C) -
             raise BadInput(f"rank {place.rank} has no GPU, there are {torch.cuda.device_count()} here; start fewer ranks, or --device cpu")
         torch.cuda.set_device(place.local)
         backend = "cpu:gloo,cuda:nccl"
-    signs = Signs(store, place)
+    signs = Signs(store, place, begin_anew if anew else None)
     with heard():
         try:
             dist.init_process_group(
@@ -206,9 +244,14 @@ def take_part(place: Place, store: Store, main: Callable[[C], Any], config: C) -
         except KeyboardInterrupt:
             raise KeyboardInterrupt if place.rank == 0 else SystemExit(1) from None  # said once
         except Exception as error:
+            if anew and is_out_of_memory(error) and halve_token_budget():
+                signs.begin_anew(json.dumps(MICROBATCH_TOKENS))
             raise signs.explained(error) from error
-        signs.stop()
-        dist.destroy_process_group()
+        finally:
+            if place.ranks == 1 or sys.exc_info()[0] is None:
+                signs.stop()
+                if dist.is_initialized():
+                    dist.destroy_process_group()
 
 
 def device_kind(name: str) -> str:

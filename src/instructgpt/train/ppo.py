@@ -136,7 +136,7 @@ def train(config: PPOConfig) -> None:
         return
     models = load_models(config, run)
     prompts, text = load_data(config, models, run)
-    divide(models)
+    divide(models, config)
     networks = {"policy": models.policy, "value": models.value.model}
     optimizers = {name: adam(model, eps=ADAM_EPS, memory=config.memory) for name, model in networks.items()}
     trained = {name: trained_part(model) for name, model in networks.items()} | {"average": models.average}
@@ -235,14 +235,14 @@ def value_and_reward(config: PPOConfig, reward: ScalarModel, run: Run, *, shared
     return value, reward
 
 
-def divide(models: Models) -> None:
+def divide(models: Models, config: PPOConfig) -> None:
     """Divide all weights among the ranks, once each. An average of adapters is made of them as they are divided."""
     everything = (models.policy, models.reference, models.value.model, models.reward.model)
-    shard(*(model for model in everything if isinstance(model, torch.nn.Module)))
+    shard(*(model for model in everything if isinstance(model, torch.nn.Module)), memory=config.memory)
     if has_adapters(models.policy):
         models.average = copy.deepcopy(trained_part(models.policy)).requires_grad_(False)
     else:
-        shard(models.average)
+        shard(models.average, memory=config.memory)
 
 
 def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt], Corpus | None]:

@@ -6,7 +6,7 @@ instructgpt pretrain --corpus corpus.jsonl --out runs/base
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import transformers
@@ -22,7 +22,7 @@ from instructgpt.models.memory import need_less
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
 from instructgpt.run import Run
-from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
+from instructgpt.train.loop import Best, adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_SHARE = 0.01
@@ -51,6 +51,7 @@ class PretrainConfig(StageConfig):
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the learning rate rises")
     weight_decay: float = Field(0.1, ge=0, description="on matrices")
+    keep: Literal["best", "last"] = Field("last", description="the step that is saved: the last, or the one that validates best")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
     patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
@@ -92,12 +93,13 @@ def train(config: PretrainConfig) -> None:
     model = new_model(config, render).to(device)
     use_packed_attention(model)
     need_less(model, config.memory)
-    shard(model)
+    shard(model, memory=config.memory)
     optimizer = adam(model, weight_decay=config.weight_decay, memory=config.memory)
 
     state = run.restore()
     if state:
         load_state(state, {"model": model}, {"adam": optimizer})
+    best = Best(model, config.keep, state and state["best"])
     model.train()
     for step in range(state["step"] if state else 0, config.steps):
         loss = language_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
@@ -106,9 +108,13 @@ def train(config: PretrainConfig) -> None:
         metrics = {"loss/train": loss, "lr": lr, "gradient_norm": norm, "tokens": (step + 1) * config.batch * config.window}
         if (step + 1) % VALIDATE_EVERY == 0 or step + 1 == config.steps:
             metrics["loss/validation"] = validation_loss(model, validation)
+            best.judge(-metrics["loss/validation"], step + 1)
         run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
-        run.checkpoint(step + 1, lambda: state_of({"model": model}, {"adam": optimizer}))
-    facts = {"tokens": config.steps * config.batch * config.window, "parameters": parameters(model)}
+        run.checkpoint(step + 1, lambda: state_of({"model": model}, {"adam": optimizer}, best=best.state()))
+    best.put_back()
+    if config.keep == "best":
+        run.say(f"keeps step {best.place} of {config.steps}, chosen by validation loss")
+    facts = {"tokens": config.steps * config.batch * config.window, "parameters": parameters(model), "step": best.place}
     trained = whole(model)
     run.finish(lambda folder: save_policy(trained.eval(), render, folder), **facts)
 

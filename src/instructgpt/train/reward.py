@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -33,11 +33,13 @@ from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
 from instructgpt.run.phases import PHASES
-from instructgpt.train.loop import adam, descend, device_of, load_state, state_of
+from instructgpt.train.loop import Best, adam, descend, device_of, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATE_TIMES = 5
-"""How often the reward model is validated in a run; the last time is the one that counts."""
+"""How often the reward model is validated in a run; the last time is the one that counts, unless the best is kept."""
+CHOSEN_BY = ("validation/accuracy", "validation/accuracy_heldout")
+"""What `--keep best` goes by; the second where no ranking of a training labeler validates."""
 
 
 class RewardConfig(StageConfig):
@@ -54,6 +56,7 @@ class RewardConfig(StageConfig):
     epochs: int = Field(1, ge=1, description="passes over the rankings; more than one overfits (section 3.5)")
     batch: int = Field(64, ge=1, description="prompts in one optimizer step")
     lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
+    keep: Literal["best", "last"] = Field("last", description="the step that is saved: the last, or the one that validates best")
     folds: int = Field(0, ge=0, description="also cross-validate over this many groups of labelers (appendix E.2: 5)")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
@@ -80,7 +83,7 @@ def train(config: RewardConfig) -> None:
     device = device_of(run)
     reward = new_model(config, device, config.seed)
     training, validation, shift_to_zero = load_data(config, reward, run)
-    shard(reward.model)
+    shard(reward.model, memory=config.memory)
     state = run.restore()
     fit(reward, training, validation, config, run, state)
     compute_in_float32(reward.model)  # the offset is that of the model as it will be loaded
@@ -111,6 +114,7 @@ def fit(
     steps = steps_an_epoch(len(training), config.batch) * config.epochs
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
+    best = Best(trained, config.keep, state and state["best"])
     for step in range(state["step"] if state else 0, steps):
         rows = rows_of_step(step, len(training), config.batch, config.seed)
         loss, right = ranking_step(reward, [training[row] for row in rows])
@@ -121,8 +125,14 @@ def fit(
         metrics = {"loss/train": loss, "accuracy/train": right, "lr": lr, "gradient_norm": norm}
         if (step + 1) % max(1, steps // VALIDATE_TIMES) == 0 or step + 1 == steps:
             metrics |= accuracies(reward, validation)
+            best.judge(next(metrics[name] for name in CHOSEN_BY if name in metrics), step + 1)
         run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"))
-        run.checkpoint(step + 1, lambda: state_of({"model": trained}, {"adam": optimizer}))
+        run.checkpoint(step + 1, lambda: state_of({"model": trained}, {"adam": optimizer}, best=best.state()))
+    best.put_back()
+    if run is not None:
+        run.facts["step"] = best.place
+        if config.keep == "best":
+            run.say(f"keeps step {best.place} of {steps}, chosen by accuracy on validation rankings")
 
 
 def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, float]:
@@ -231,7 +241,7 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
     results: list[dict[str, float]] = []
     for fold, outside in enumerate(groups):
         reward = new_model(config, device, config.seed + fold)
-        shard(reward.model)
+        shard(reward.model, memory=config.memory)
         fit(reward, ranked_by(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
         result = {
             "held_out": accuracies(reward, ranked_by(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023

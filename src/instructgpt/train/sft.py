@@ -7,7 +7,6 @@ With --pretraining and --mix it makes the starting point of PPO instead (appendi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,8 +28,7 @@ from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
-from instructgpt.run.checkpoints import placed
-from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
+from instructgpt.train.loop import Best, adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
 VALIDATION_PROMPTS = 128
@@ -90,16 +88,15 @@ def train(config: SFTConfig) -> None:
     reward = load_reward_model(config.reward, device) if config.reward else None
     need_less(model, config.memory)
     model = with_adapters(model, config.lora, config.seed)
-    shard(model, *([reward.model] if reward else []))
+    shard(model, *([reward.model] if reward else []), memory=config.memory)
     trained, optimizer = trained_part(model), adam(model, memory=config.memory)
 
     an_epoch = steps_an_epoch(len(training), config.batch)
     steps = an_epoch * config.epochs
-    best: dict[str, Any] = {"quality": float("-inf"), "epoch": 0, "weights": {}}
     state = run.restore()
     if state:
         load_state(state, {"model": trained}, {"adam": optimizer})
-        best = state["best"] | {"weights": placed(state["best"]["weights"], trained.state_dict())}
+    best = Best(trained, config.keep, state and state["best"])
     for step in range(state["step"] if state else 0, steps):
         rows = rows_of_step(step, len(training), config.batch, config.seed)
         model.train()
@@ -113,18 +110,16 @@ def train(config: SFTConfig) -> None:
         model.eval()
         if (step + 1) % an_epoch == 0:
             metrics |= validate(model, validation, prompts, reward, render, config)
-            quality = metrics.get("validation/score", -metrics["loss/validation"])
-            if quality > best["quality"] or config.keep == "last":
-                best = {"quality": quality, "epoch": (step + 1) // an_epoch, "weights": copy.deepcopy(trained.state_dict())}
+            best.judge(metrics.get("validation/score", -metrics["loss/validation"]), (step + 1) // an_epoch)
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
-        run.checkpoint(step + 1, lambda best=best: state_of({"model": trained}, {"adam": optimizer}, best=best))  # type: ignore[misc]
-    trained.load_state_dict(best["weights"])
+        run.checkpoint(step + 1, lambda: state_of({"model": trained}, {"adam": optimizer}, best=best.state()))
+    best.put_back()
     judged = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
-    run.say(f"keeps epoch {best['epoch']} of {config.epochs}, {judged}")
+    run.say(f"keeps epoch {best.place} of {config.epochs}, {judged}")
     sizes = {"parameters": parameters(model), "trained": parameters(trained)}
     chosen = whole(model)
     run.finish(
-        lambda folder: save_policy(chosen, render, folder), tokens=config.epochs * sum(map(len, training)), epoch=best["epoch"], **sizes
+        lambda folder: save_policy(chosen, render, folder), tokens=config.epochs * sum(map(len, training)), epoch=best.place, **sizes
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ LAST_WORDS = 5.0
 PULSE = 1.0
 """Seconds between two signs of life."""
 GO_ON = "the same command goes on from the last checkpoint"
-CAUSE = "instructgpt/cause"
+CAUSE, LESS = "instructgpt/cause", "instructgpt/less"
 TOUCH = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "broken pipe")
 """Words of errors that a rank has because of another."""
 
@@ -38,10 +39,15 @@ class Place(NamedTuple):
 
 
 class Signs:
-    """One rank's signs of life, and how it reads those of the others."""
+    """One rank's signs of life, and how it reads those of the others.
 
-    def __init__(self, store: Store, place: Place) -> None:
-        self.store, self.place = store, place
+    Args:
+        store: that all ranks read; place: of this rank.
+        anew: how this rank begins anew, where all of them do that when one runs out of memory; it does not return.
+    """
+
+    def __init__(self, store: Store, place: Place, anew: Callable[[str], None] | None = None) -> None:
+        self.store, self.place, self.anew = store, place, anew
         self._end = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -49,8 +55,15 @@ class Signs:
         while not self._end.wait(PULSE):
             try:
                 self.store.add(f"instructgpt/pulse/{self.place.rank}", 1)
+                if self.anew and self.store.check([LESS]):
+                    self.anew(self.store.get(LESS).decode())
             except RuntimeError:  # the store has ended, and this rank will hear why
                 return
+
+    def begin_anew(self, less: str) -> None:
+        """Say that memory has run out, so that all ranks begin anew, and do so. What the first of several says counts."""
+        if self.anew:
+            self.anew(self.store.compare_set(LESS, "", less).decode())
 
     def stop(self) -> None:
         """No more signs."""

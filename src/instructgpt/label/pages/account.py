@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label import accounts, journal, privacy
 from instructgpt.label.access import Visitor, allow, site_of
+from instructgpt.label.assignment import put_back_sensitive
 from instructgpt.label.pages.render import THEMES, language, page, redirect
 from instructgpt.label.pages.sign_in import whence, with_cookie
 from instructgpt.label.problem import Problem
@@ -39,10 +40,13 @@ def save_preferences(
     """Language, colours, email, and whether sensitive tasks are shown at all. Hiding them has no price."""
     if language not in languages() or theme not in THEMES:
         raise Problem(422, "bad_field", field="language, theme", wrong="none of the choices")
-    with site_of(request).database.write() as db:
+    site = site_of(request)
+    with site.database.write() as db:
         person = db.get_one(Person, visitor.me.id)
         person.language, person.theme, person.sees_sensitive = language, theme, sees_sensitive
         person.email = email.strip() or None
+        if not sees_sensitive:
+            put_back_sensitive(db, site.settings, person, now())
         journal.note(db, person.id, "person.preferences", person.id, sees_sensitive=sees_sensitive)
     return redirect("/account")
 

@@ -127,7 +127,8 @@ def columns(values: Sequence[float], names: Sequence[str], title: str, marks: Se
             shown = number(value, digits)
             parts.append(f'<text x="{middle}" y="{floor - tall - 5}" text-anchor="middle">{shown}</text>')
         if index % sparse == 0:
-            parts.append(f'<text x="{middle}" y="{height - 10}" text-anchor="middle">{escape(name)}</text>')
+            second = ' class="second"' if len(values) > 8 and index // sparse % 2 else ""
+            parts.append(f'<text x="{middle}" y="{height - 10}" text-anchor="middle"{second}>{escape(name)}</text>')
     parts.append(f'<line x1="0" x2="{WIDTH}" y1="{floor}" y2="{floor}" class="axis"/>')
     return svg(parts, height, title)
 
