@@ -31,6 +31,8 @@ SHAPE = ("--vocabulary", 4096, "--width", 256, "--layers", 6, "--heads", 8, "--c
 TEXTS = {"squad_v2_dev_half.jsonl.gz": "context", "rte.jsonl.gz": "premise", "sst2_dev.jsonl.gz": "sentence"}
 PAIRS = "pandalm.jsonl.gz"
 """The rankings by people of completions with models' names."""
+RANKED = 1000
+"""Prompts whose rankings a reward model is measured on: the evaluation has no limit of its own."""
 
 
 def arguments() -> argparse.Namespace:
@@ -68,42 +70,51 @@ def made(folder: Path, *words: object) -> Path:
     return folder
 
 
-def prepared(told: argparse.Namespace) -> dict[str, Path]:
-    """Everything that evaluations need beside their data: the model, a scorer, judges, a reward model."""
-    out: Path = told.out
-    out.mkdir(parents=True, exist_ok=True)
-    corpus = out / "corpus.jsonl"
+def model_of(told: argparse.Namespace) -> Path:
+    """The model that was named, or one that has seen a little text."""
+    if told.model:
+        return Path(told.model)
+    corpus = told.out / "corpus.jsonl"
     texts = dict.fromkeys(row[column] for name, column in TEXTS.items() for row in rows_of(told.data / name))
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    model = told.model or made(out / "model", "pretrain", "--corpus", corpus, *SHAPE, "--tokens", 8192, "--batch", 8)
-    found = {"model": model}
-    found["scorer"] = made(out / "toxicity", "judge", "toxicity", "--data", told.data / "perspective_scored_texts.jsonl.gz")
+    return made(told.out / "model", "pretrain", "--corpus", corpus, *SHAPE, "--tokens", 8192, "--batch", 8)
+
+
+def judges_of(told: argparse.Namespace) -> Path:
+    """Judges of answers, trained on a few questions."""
     for kind in ("truth", "info"):
         answers = told.data / f"truthfulqa_judge_{kind}.jsonl.gz"
-        made(out / "judges" / kind, "judge", kind, "--base", model, "--data", answers, "--questions", 20, "--epochs", 1, "--lr", 1e-3)
-    found["judges"] = out / "judges"
-    if told.rankings:
-        few = out / "few.jsonl"
-        few.write_text("".join(json.dumps(row) + "\n" for row in rows_of(told.rankings / PAIRS)[:96]))
-        found["reward"] = made(out / "reward", "reward", "--base", model, "--data", few, "--batch", 8)
-    return found
+        few = ("--questions", 20, "--epochs", 1, "--lr", 1e-3)
+        made(told.out / "judges" / kind, "judge", kind, "--base", model_of(told), "--data", answers, *few)
+    return Path(told.out) / "judges"
 
 
-def commands(told: argparse.Namespace, have: dict[str, Path]) -> Iterator[tuple[str, list[object]]]:
-    """(name, command) of every evaluation whose data is there."""
-    for name, evaluation in EVALUATIONS.items():
-        if source_of(evaluation, [told.data], {}, len(EVALUATIONS)):
-            line: list[object] = [name, "--model", f"base={have['model']}", "--data", told.data]
-            line += ["--scorer", have["scorer"]] if name.startswith("real_toxicity") else []
-            line += ["--judges", have["judges"]] if name == "truthfulqa" else []
-            yield name, line
-    if "reward" in have:
+def reward_of(told: argparse.Namespace) -> Path:
+    """A reward model, trained on a few rankings."""
+    few = told.out / "few.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows_of(told.rankings / PAIRS)[:96]))
+    return made(told.out / "reward", "reward", "--base", model_of(told), "--data", few, "--batch", 8)
+
+
+def commands(told: argparse.Namespace) -> Iterator[tuple[str, list[object]]]:
+    """(name, command) of every evaluation that is wanted and whose data is there."""
+    wanted = [name for name in (*EVALUATIONS, "reward_model", "preference") if not told.only or name in told.only]
+    for name in wanted:
+        if name in EVALUATIONS and source_of(EVALUATIONS[name], [told.data], {}, len(EVALUATIONS)):
+            line: list[object] = [name, "--model", f"base={model_of(told)}", "--data", told.data]
+            if name.startswith("real_toxicity"):
+                texts = told.data / "perspective_scored_texts.jsonl.gz"
+                line += ["--scorer", made(told.out / "toxicity", "judge", "toxicity", "--data", texts)]
+            yield name, line + (["--judges", judges_of(told)] if name == "truthfulqa" else [])
+    if "reward_model" in wanted and told.rankings:
         files = sorted(told.rankings.glob("*.jsonl.gz"))
+        few = () if told.limit is not None else ("--limit", RANKED)
+        yield f"reward_model, {RANKED:,} prompts", ["reward_model", "--model", f"reward={reward_of(told)}", "--data", *files, *few]
+    if "preference" in wanted and told.rankings:
         people = told.rankings / PAIRS
-        models = [f"base={have['model']}", f"judge={have['judges'] / 'truth' / 'model'}"]
-        yield "reward_model", ["reward_model", "--model", f"reward={have['reward']}", "--data", *files]
+        models = [f"base={model_of(told)}", f"judge={judges_of(told) / 'truth' / 'model'}"]
         yield "preference, people", ["preference", "--data", people]
-        yield "preference, a reward model", ["preference", "--model", *models, "--data", people, "--judge", have["reward"]]
+        yield "preference, a reward model", ["preference", "--model", *models, "--data", people, "--judge", reward_of(told)]
 
 
 def asked(folder: Path) -> int:
@@ -113,7 +124,8 @@ def asked(folder: Path) -> int:
 
 def measured(name: str, line: list[object], told: argparse.Namespace) -> tuple[float, float, int]:
     """Seconds on the clock, seconds of work, replies: of an evaluation that is made now or was made before."""
-    folder = told.out / "done" / name.replace(", ", "-").replace(" ", "-")
+    which = f"{'all' if told.limit is None else told.limit}-{told.processes}"
+    folder = told.out / "done" / which / name.replace(", ", "-").replace(" ", "-")
     if not (folder / "took.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         limit = [] if told.limit is None else ["--limit", told.limit]
@@ -126,19 +138,21 @@ def measured(name: str, line: list[object], told: argparse.Namespace) -> tuple[f
 def main() -> None:
     """A line for each evaluation, and one for all."""
     told = arguments()
-    have = prepared(told)
-    print(f"\n{told.processes} processes" + (f", at most {told.limit} questions of each" if told.limit is not None else ""))
-    print("| evaluation | replies | clock, s | work, s |\n|---|---:|---:|---:|", flush=True)
-    rows = []
-    for name, line in commands(told, have):
-        if not told.only or name.partition(",")[0] in told.only:
-            rows.append(measured(name, line, told))
-            clock, work, replies = rows[-1]
-            print(
-                f"| `{name.partition(',')[0]}`{name[len(name.partition(',')[0]) :]} | {replies:,} | {clock:.0f} | {work:.0f} |", flush=True
-            )
+    told.out.mkdir(parents=True, exist_ok=True)
+    rows, lines = [], []
+    for name, line in commands(told):
+        print(f"asking: {name}", flush=True)
+        rows.append(measured(name, line, told))
+        clock, work, replies = rows[-1]
+        plain, _, more = name.partition(",")
+        lines.append(f"| `{plain}`{more and ','}{more} | {replies:,} | {clock:.0f} | {work:.0f} |")
+        print(lines[-1], flush=True)
+    if not rows:
+        sys.exit(f"{told.data}: no file of an evaluation in it")
     clock, work, replies = (sum(column) for column in zip(*rows, strict=True))
-    print(f"| together | {replies:,} | {clock:.0f} | {work:.0f} |\n\n{clock / 60:.1f} minutes")
+    limits = "the documented limits" if told.limit is None else f"at most {told.limit} questions of each"
+    print(f"\n{told.processes} processes, {limits}\n\n| evaluation | replies and verdicts | clock, s | work, s |\n|---|---:|---:|---:|")
+    print("\n".join([*lines, f"| together | {replies:,} | {clock:.0f} | {work:.0f} |"]) + f"\n\n{clock / 60:.1f} minutes")
 
 
 if __name__ == "__main__":

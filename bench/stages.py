@@ -45,7 +45,7 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
     "train.sft": {"forward and backward": ["language_loss"], "optimizer": ["descend"], "validation": ["validate"]},
     "evaluate.candidates": {"sampling": ["answers"]},
     "train.reward": {"forward and backward": ["ranking_step"], "optimizer": ["descend"], "validation": ["accuracies"]},
-    "train.rollout": {"sampling": ["sample", "sample_divided"], "reference and values": ["of_completions"]},
+    "train.rollout": {"sampling": ["sample", "sample_on_ranks"], "reference and values": ["of_completions"]},
     "train.ppo": {
         "parity": ["check_parity"],
         "policy and value update": ["improve"],
@@ -58,6 +58,8 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
 ONCE = {"all else", "parity"}
 """Phases whose work does not grow with the stage's: loading, reading and saving, the check before the first update. Reward training
 scores once, too, what its offset is made of."""
+DIRECTORIES = {"base": "pretrain", "world": "candidates"}
+"""Sections of stages that have been named by their directories."""
 AGREE = {"loss/train": 1e-3, "completion/length": 1.0}
 
 
@@ -101,7 +103,7 @@ def checkout(folder: Path) -> Work:
     watch.put_on(ScalarModel, "score", "score")
     told = json.loads((folder / "demo.json").read_text())
     config = pipeline.RunConfig(out=folder / "made", stages=told["stages"], **told["run"])
-    stages = named(pipeline, "plan", "stage_configs")(config)
+    stages = {DIRECTORIES.get(name, name): one for name, one in named(pipeline, "plan", "stage_configs")(config).items()}
     works = stage_works(pipeline, config, stages)
 
     def work(name: str) -> Any:
@@ -130,14 +132,13 @@ def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str,
     """What makes each stage into a directory."""
     from instructgpt.evaluate.candidates import gather_candidates
 
-    mains = {"base": pipeline.pretrain.main, "start": pipeline.sft.main, "reward": pipeline.reward.main}
+    mains = {"pretrain": pipeline.pretrain.main, "start": pipeline.sft.main, "reward": pipeline.reward.main}
     mains |= {"sft": pipeline.sft.main, "ppo": pipeline.ppo.main, "ppo_ptx": pipeline.ppo.main}
     works: dict[str, Callable[[Path], Any]] = {
-        "pretrain" if name == "base" else name: lambda out, name=name, main=main: main(stages[name].model_copy(update={"out": out}))
-        for name, main in mains.items()
+        name: lambda out, name=name, main=main: main(stages[name].model_copy(update={"out": out})) for name, main in mains.items()
     }
     prompts = pipeline.world_files(config.out / "world")["reward"]
-    sampled = stages["world"].model_copy(update={"prompts": prompts, "part": 0, "parts": 1})
+    sampled = stages["candidates"].model_copy(update={"prompts": prompts, "part": 0, "parts": 1})
     works["candidates"] = lambda out: gather_candidates(sampled.model_copy(update={"out": out}), config.seed)
     for name, model, folder in (("exam", "sft", "start"), ("exam, prompted", "prompted", "base")):
         works[name] = lambda out, model=model, folder=folder: named(pipeline, "question_one", "examine")(
@@ -149,9 +150,9 @@ def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str,
 def make_input(pipeline: Any, config: Any, stages: dict[str, Any]) -> None:
     """What the stages are made from: the small world's files, base, start, rankings and reward model."""
     files = pipeline.write_world(config, pipeline.World(config.seed), stages["exam"])
-    pipeline.pretrain.main(stages["base"])
+    pipeline.pretrain.main(stages["pretrain"])
     pipeline.sft.main(stages["start"])
-    pipeline.rank_candidates(config, pipeline.World(config.seed), stages["world"], files)
+    pipeline.rank_candidates(config, pipeline.World(config.seed), stages["candidates"], files)
     pipeline.reward.main(stages["reward"])
 
 

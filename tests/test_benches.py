@@ -49,6 +49,18 @@ def test_a_stage_that_is_killed_ends_as_one_that_is_not():
     assert [word.strip() for word in row[-4:-1]] == ["the same"] * 3
 
 
+def test_evaluations_are_timed_once(save, tmp_path):
+    """One evaluation of a folder that has the data of one; what was timed before is said again."""
+    (tmp_path / "crows_pairs.csv").write_text("sent_more,sent_less,bias_type\nThe sea is wide.,The sky is wide.,age\n")
+    words = [str(tmp_path), "--model", str(save("gpt2")), "--out", str(tmp_path / "out")]
+    words += ["--only", "crows_pairs", "rte", "--processes", "1"]
+    first = bench("evaluations.py", *words)
+    row = next(line for line in first.splitlines() if line.startswith("| together")).split("|")
+    assert int(row[2]) == 3  # one pair under three prompts
+    assert float(row[4]) > 0
+    assert bench("evaluations.py", *words) == first
+
+
 def test_growth_is_measured_and_drawn(tmp_path):
     said = bench("growth.py", "--rounds", "1", "--points", "1", "--only", "reward", "ppo", "--figures", str(tmp_path))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]

@@ -49,7 +49,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def steps_logged(folder: Path) -> list[int]:
-    return [row["step"] for row in run_module.read_rows(folder / "metrics.jsonl")]
+    return [row["step"] for row in run_module.read_logged(folder / "metrics.jsonl")]
 
 
 # --- stopped ---------------------------------------------------------------------------------------------------------

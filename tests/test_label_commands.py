@@ -87,6 +87,12 @@ def test_a_whole_site_moves_and_is_backed_up(made, command, write, tmp_path):
     assert one == two
     assert "sound" in command("label", "backup", "--site", made, "--out", tmp_path / "copy.db").out
     assert "is there already" in command("label", "backup", "--site", made, "--out", tmp_path / "copy.db").complaint(2)
+    for rest in made.glob("site.db*"):
+        rest.unlink()
+    (tmp_path / "copy.db").rename(made / "site.db")  # as the page of the API says
+    assert command("label", "export", "--site", made, "--archive", "--out", tmp_path / "three").code == 0
+    for name in ("submission", "ranking_item", "person"):
+        assert (tmp_path / "three" / f"{name}.jsonl").read_bytes() == one[f"{name}.jsonl"]
     site = open_site(other)
     with site.database.read() as db:
         assert db.query(Submission).count() == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import CPU, FAMILIES, tiny_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,11 +28,7 @@ from instructgpt.run.phases import PHASES, Phases
 from instructgpt.train.cost import update_flops
 from instructgpt.train.ppo import PPOConfig
 
-CPU = torch.device("cpu")
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
-
-
-FAMILIES = ("gpt2", "llama", "qwen2", "gpt_neox")
 
 
 @pytest.fixture(params=FAMILIES)
@@ -62,6 +59,17 @@ def test_forward_and_backward_are_what_torch_counts(model):
     assert shape.forward([Text(n)], n) == counted(model, n) - unseen
     assert counted(model, n, backward=True) == 3 * counted(model, n)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_what_nobody_reads_stops_at_the_keys_and_values_of_the_last_layer():
+    """Beyond them lie the last layer's other matrices, and what its nine tokens see: 45 pairs, the last of them 9."""
+    model = tiny_model("llama", 300, 0)
+    shape, layer = shape_from(model), model.model.layers[-1]
+    beyond = [layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]
+    weights = sum(matrix.weight.numel() for matrix in beyond)
+    whole = shape.forward([Text(9)])
+    assert whole - shape.forward([Text(9, read=0)]) == 2 * 9 * weights + 4 * shape.attention * 45
+    assert whole - shape.forward([Text(9, read=1)]) == 2 * 8 * weights + 4 * shape.attention * (45 - 9)
 
 
 def test_a_continued_text_costs_what_is_left_of_the_whole(model):

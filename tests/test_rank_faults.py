@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faults_support import Started, here, logged, wait_for
 
-from instructgpt.run import read_rows
+from instructgpt.run import read_logged
 
 STEPS = 40
 FAULTY = """
@@ -76,7 +76,7 @@ def test_the_rank_that_failed_is_the_one_that_is_shown(fault, kit, tmp_path, cap
     assert fault == "gone" or len(list((out / "checkpoints").glob("step-*"))) == 2
     assert not (fault == "gone" and out.exists())
     assert here(capsys)(*argv).code == 0
-    assert [row["step"] for row in read_rows(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in read_logged(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)])
@@ -88,7 +88,7 @@ def test_ranks_that_are_asked_to_end_keep_what_they_have(number, group, kit, tmp
     assert ended.code != 0
     assert said(ended.err) == ["instructgpt: stopped; the same command goes on from the last checkpoint"]
     last = max(int(folder.name[-8:]) for folder in (out / "checkpoints").glob("step-*"))
-    assert last == read_rows(out / "metrics.jsonl")[-1]["step"]
+    assert last == read_logged(out / "metrics.jsonl")[-1]["step"]
     wait_for(lambda: started.nobody_left, patience=10)
 
 
@@ -140,7 +140,7 @@ def test_when_memory_runs_out_fewer_tokens_are_computed_at_once(kit, tmp_path, c
     assert ended.code == 0, ended
     assert "out of memory: goes on with" in " ".join(ended.out.split())
     assert here(capsys)(*kit.pretrain(alone, *size)).code == 0
-    rows, others = (read_rows(folder / "metrics.jsonl") for folder in (out, alone))
+    rows, others = (read_logged(folder / "metrics.jsonl") for folder in (out, alone))
     assert [row["loss/train"] for row in rows] == pytest.approx([row["loss/train"] for row in others], abs=1e-5)
 
 
@@ -189,5 +189,5 @@ def test_when_memory_runs_out_in_one_rank_all_begin_anew_with_less(kit, tmp_path
     assert len(budgets) == 1
     assert budgets < {1 << power for power in range(8, 16)}
     assert here(capsys)(*kit.pretrain(alone, *size)).code == 0
-    rows, others = (read_rows(folder / "metrics.jsonl") for folder in (out, alone))
+    rows, others = (read_logged(folder / "metrics.jsonl") for folder in (out, alone))
     assert [row["loss/train"] for row in rows] == pytest.approx([row["loss/train"] for row in others], abs=1e-5)

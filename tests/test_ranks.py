@@ -21,7 +21,7 @@ from instructgpt.config import StageConfig
 from instructgpt.data import batches
 from instructgpt.models import sharding
 from instructgpt.ranks import Ranks, share
-from instructgpt.run import Run, read_rows
+from instructgpt.run import Run, read_logged
 from instructgpt.train import ppo, reward, sft
 from instructgpt.train.parallel import launch
 
@@ -90,7 +90,7 @@ def root(tmp_path_factory):
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    return [{name: number for name, number in row.items() if name != "seconds"} for row in read_rows(folder / "metrics.jsonl")]
+    return [{name: number for name, number in row.items() if name != "seconds"} for row in read_logged(folder / "metrics.jsonl")]
 
 
 def assert_close(one: Path, other: Path) -> None:

@@ -145,5 +145,9 @@ def test_what_is_missing_is_named_and_never_a_zero(tmp_path, capsys, evaluation,
 def test_models_and_completions_exclude_each_other(capsys):
     assert command(["evaluate", "squad", "--completions", "a.csv", "--model", "b"]) == 2
     assert "--model has no effect with --completions" in capsys.readouterr().err
+    assert command(["evaluate", "squad", "--completions", "a.csv", "--processes", "2"]) == 2
+    assert "--processes has no effect with --completions" in capsys.readouterr().err
+    assert command(["evaluate", "--harness", "arc_easy", "--model", "b", "--processes", "2"]) == 2
+    assert "--processes has no effect on --harness alone" in capsys.readouterr().err
     assert command(["evaluate", "squad"]) == 2
     assert "give --model and --data, or --completions" in capsys.readouterr().err

@@ -5,6 +5,7 @@ Run: python -m pytest tests/test_site_browser_drafts.py
 
 from __future__ import annotations
 
+import pytest
 from browser_support import add_batch, add_ranking, browser, server, sign_in, watched  # noqa: F401
 from site_support import add_person
 from sqlalchemy import select, update
@@ -65,6 +66,26 @@ def test_a_page_that_is_closed_at_once_loses_nothing(browser, server, watched): 
     other.goto(address)
     other.wait_for_selector("form[data-ready]")
     assert other.locator("#text").input_value() == "Half a thought"
+
+
+@pytest.mark.parametrize("leave", ["question", "reload"])
+def test_leaving_the_page_while_typing_is_no_conflict_with_oneself(leave, browser, server, watched):  # noqa: F811
+    """The page sends its last words as it goes and never hears that they arrived; they are not shown as another's version."""
+    page, _ = open_demonstration(browser, server, watched)
+    page.locator("#text").press_sequentially("Half a thought")
+    if leave == "question":
+        page.locator("[data-opens=thread]").click()
+        page.locator("#ask-body").fill("May I be brief?")
+        with page.expect_navigation():
+            page.locator("#thread form button").last.click()
+    else:
+        page.reload()
+    page.wait_for_selector("form[data-ready]")
+    assert page.locator("#text").input_value() == "Half a thought"
+    page.locator("#text").press_sequentially(" and the rest")
+    saved(page)
+    assert page.locator("dialog.conflict[open]").count() == 0
+    assert draft_text(server) == "Half a thought and the rest"
 
 
 def test_two_tabs_on_one_draft_the_labeler_chooses(browser, server, watched):  # noqa: F811

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from instructgpt.config import StageConfig, make_config
 from instructgpt.errors import BadInput
-from instructgpt.run import Run, read_rows, trackers
+from instructgpt.run import Run, read_logged, trackers
 
 
 class Stage(StageConfig):
@@ -43,7 +43,7 @@ def scalars(folder: Path) -> list[tuple[int, float]]:
 
 def test_tensorboard_has_what_metrics_jsonl_has(tmp_path):
     logged(tmp_path / "run", range(5))
-    rows = {row["step"]: row["loss/train"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")}
+    rows = {row["step"]: row["loss/train"] for row in read_logged(tmp_path / "run" / "metrics.jsonl")}
     assert len(rows) == 5
     assert dict(scalars(tmp_path / "run")) == pytest.approx(rows)
 
@@ -92,7 +92,7 @@ def test_one_that_fails_on_the_way_is_dropped_and_the_run_goes_on(tmp_path, caps
     run.log(2, 3, {"loss/train": 0.5})
     run.log(3, 3, {"loss/train": 0.25})
     run.finish(lambda _: None)
-    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_logged(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
     said = capsys.readouterr().out
     assert said.count("tensorboard has failed and hears no more: division by zero") == 1
 

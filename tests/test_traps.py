@@ -106,11 +106,11 @@ def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
     task = Task([Example([5, 9], [40, 41, 0]), Example([5, 9], [7, 0])], (Order((1, 2), None, "training"),), "")
     plain, per_token = ranking_step(reward, [task]), ScalarModel.per_token
 
-    def disturbed(self, batch):
+    def disturbed(self, batch, read):
         numbers = per_token(self, batch)
         keep = torch.zeros_like(numbers, dtype=torch.bool)
         keep[[4, 8]] = True
-        return torch.where(keep, numbers, 1e3)
+        return torch.where(keep, numbers, 1e3)[getattr(batch, read)]
 
     monkeypatch.setattr(ScalarModel, "per_token", disturbed)
     assert ranking_step(reward, [task]) == pytest.approx(plain)

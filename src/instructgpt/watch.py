@@ -21,7 +21,7 @@ from rich.text import Text
 
 from instructgpt.config import Options
 from instructgpt.doctor.commands import examine, stages
-from instructgpt.run import console, content_hash, read_rows, read_run
+from instructgpt.run import console, content_hash, read_logged, read_run
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 24
@@ -77,7 +77,7 @@ def view(folder: Path) -> Group:
     parts: list[RenderableType] = [table]
     found = stages(folder)
     for one in sorted(found, key=lambda one: (one / "run.json").stat().st_ctime):
-        info, said, rows = read_run(one) or {}, read_rows(one / "log.jsonl"), read_rows(one / "metrics.jsonl")
+        info, said, rows = read_run(one) or {}, read_logged(one / "log.jsonl"), read_logged(one / "metrics.jsonl")
         table.add_row(*standing(one, info, said, rows))
         if not info.get("finished") or one == folder:
             parts += [Text(), curves(one.name, info, rows), *last_samples(one)]
@@ -137,7 +137,7 @@ def spark(values: Sequence[float], width: int = WIDTH) -> str:
 
 def last_samples(folder: Path) -> list[Text]:
     """The first completions of the latest update, with score, KL and total."""
-    rows = read_rows(folder / "samples.jsonl")
+    rows = read_logged(folder / "samples.jsonl")
     latest = [row for row in rows if row.get("step") == rows[-1].get("step")][:SAMPLES]
     return [
         Text.assemble(

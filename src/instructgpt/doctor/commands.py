@@ -14,7 +14,7 @@ from instructgpt.doctor import models, policy
 from instructgpt.doctor.findings import Course, Finding, Patient
 from instructgpt.errors import BadInput
 from instructgpt.report.run_files import finite
-from instructgpt.run import console, content_hash, read_rows, read_run
+from instructgpt.run import console, content_hash, read_logged, read_run
 
 
 class DoctorConfig(Options):
@@ -62,7 +62,7 @@ def examine(folder: Path, hash_of: Callable[[Path], str] = content_hash) -> Iter
     """Everything one stage's files say. `hash_of` reads what it was made from, as `run.content_hash` does."""
     info = read_run(folder)
     assert info is not None
-    rows = tuple(finite(row) for row in read_rows(folder / "metrics.jsonl"))
+    rows = tuple(finite(row) for row in read_logged(folder / "metrics.jsonl"))
     patient = Patient(folder.name, info, Course(rows))
     if not info.get("finished"):
         yield Finding("notice", folder.name, "not finished", "the command that began it goes on where it stands")
@@ -80,4 +80,4 @@ def examine(folder: Path, hash_of: Callable[[Path], str] = content_hash) -> Iter
 def truth_of(folder: Path) -> list[Mapping[str, Any]]:
     """The true utility over a policy's updates, where the small world has recorded it."""
     curve = folder.parent / "evaluation" / "over_optimisation.jsonl"
-    return [row for row in read_rows(curve) if row.get("model") == folder.name]
+    return [row for row in read_logged(curve) if row.get("model") == folder.name]

@@ -37,6 +37,8 @@ AT_ONCE = 512
 """Questions between two writes of replies: what is lost when the command is stopped."""
 DIVIDED = 32
 """The same where processes divide them, so that none has to wait long for the last block of another."""
+WIDE = 4
+"""Models whose numbers fit beside each other on a terminal."""
 Over = Callable[..., Iterable[Any]]
 COMPARING = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
 """Options of the evaluation of preference alone."""
@@ -103,11 +105,13 @@ class EvaluateConfig(Options):
             if not self.completions and not self.data:
                 yield "give --data (rankings, or with --model prompts), or --completions"
         elif self.completions:
-            for name in ("harness", "model", "data", "limit", "shots", "seed"):
+            for name in ("harness", "model", "data", "limit", "shots", "seed", "processes"):
                 if name in self.model_fields_set:
                     yield f"--{name} has no effect with --completions"
         elif not self.model or (not self.data and self.names):
             yield "give --model and --data, or --completions"
+        elif not self.names and "processes" in self.model_fields_set:
+            yield "--processes has no effect on --harness alone"
 
     def _inert_comparing(self) -> Iterator[str]:
         for name in COMPARING:
@@ -299,10 +303,11 @@ def show(rows: Sequence[Row]) -> None:
             interval = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
             said = "–" if row.value is None else f"{row.value:.3f}{interval}"
             cells.setdefault((row.evaluation, row.metric, row.condition), {})[row.model] = said
-    table = Table("", *models, box=None, pad_edge=False)
-    for names, measured in cells.items():
-        table.add_row(" ".join(names), *(measured.get(model, "") for model in models))
-    console.print(table)
+    for some in (models[start : start + WIDE] for start in range(0, len(models), WIDE)):
+        table = Table("", *some, box=None, pad_edge=False)
+        for names, measured in cells.items():
+            table.add_row(" ".join(names), *(measured.get(model, "") for model in some))
+        console.print(table)
 
 
 def evaluations(names: Sequence[str]) -> list[Evaluation]:

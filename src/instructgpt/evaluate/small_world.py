@@ -21,7 +21,7 @@ from instructgpt.evaluate.ask import Subject, answers, continuations, text_logp
 from instructgpt.evaluate.rows import Row
 from instructgpt.models.load import pick_device
 from instructgpt.records import Completion, Ranking, Record, read_records, write_records
-from instructgpt.run import read_rows
+from instructgpt.run import read_logged
 from instructgpt.statistics.estimate import mean
 from instructgpt.world import SimulatedLabelers, World
 
@@ -183,7 +183,7 @@ def rank_answers(said: dict[str, list[ExamRecord]], world: World, exam: Exam, se
 def over_optimisation(model: str, folder: Path, world: World, batch: int) -> list[Record]:
     """The reward model's mean score beside the true utility, update by update, from the completions PPO kept."""
     updates: dict[int, list[dict[str, object]]] = defaultdict(list)
-    for row in read_rows(folder / "samples.jsonl"):
+    for row in read_logged(folder / "samples.jsonl"):
         updates[int(row["step"])].append(row)
     points = []
     for step, rows in sorted(updates.items()):

@@ -29,7 +29,7 @@ from instructgpt.models.adapters import trunk
 
 PACKED = "instructgpt_packed"
 """What our function is called in transformers' table of attention functions."""
-LAYOUT, READING = "layout", "reading "
+LAYOUT, READING, READS_FEW = "layout", "reading ", "reads_few"
 FEW = 0.6
 """Where at most this share of a batch's tokens is read, the last layer is computed for them alone; else that saves nothing."""
 Read = Literal["last", "predicts"]
@@ -96,7 +96,7 @@ def hidden_states(model: Any, batch: Batch, read: Read | None = None) -> Tensor:
         rows, where = padded_rows(batch)
         padded: Tensor = trunk(model)(input_ids=batch.tokens[rows], use_cache=False).last_hidden_state
         return padded.flatten(0, 1)[where if places is None else where[places]]
-    reading = reading_of(batch, read) if read and hasattr(trunk(model), READING) else None
+    reading = reading_of(batch, read) if read and hasattr(model, READS_FEW) else None
     nothing = batch.tokens.new_empty((1, 1, 0, 0))  # a mask of four dimensions is taken as it is, so that none is made
     states: Tensor = trunk(model)(
         input_ids=batch.tokens[None],
@@ -131,15 +131,14 @@ def use_packed_attention(model: Any) -> None:
         return
     read_few(model)
     if not (same("last") and same("predicts")):
-        delattr(trunk(model), READING)
+        delattr(model, READS_FEW)
 
 
 def read_few(model: Any) -> None:
     """Let the last layer of a model compute, beside keys and values, only what is read."""
-    inner = trunk(model)
-    layers = next(part for part in inner.modules() if isinstance(part, nn.ModuleList) and len(part) == model.config.num_hidden_layers)
+    layers = next(part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == model.config.num_hidden_layers)
     layers[-1].__class__ = reads_few(type(layers[-1]))
-    setattr(inner, READING, True)
+    setattr(model, READS_FEW, True)
 
 
 def reads_few(kind: type[nn.Module]) -> type[nn.Module]:
@@ -163,7 +162,7 @@ def reads_few(kind: type[nn.Module]) -> type[nn.Module]:
         more = {name: picked(given) for name, given in more.items()} | {"layout": keys.reading.layout}
         result = kind.forward(self, picked(states), *map(picked, inputs), **more)
         keys.in_last, keys.kept = False, None
-        return F.embedding(keys.reading.among, result[0])[None]
+        return F.embedding(keys.reading.among[None], result[0])  # no view of something: FSDP hangs its gathering on what comes out
 
     return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 

@@ -36,6 +36,16 @@ class Text(NamedTuple):
 
     tokens: int
     before: int = 0
+    read: int | None = None  # how many of them, the last ones, have states that are read; all where it is not said
+
+    @property
+    def asking(self) -> int:
+        """How many of its tokens go through the whole last layer."""
+        return self.tokens if self.read is None else self.read
+
+    def pairs(self, asking: int) -> float:
+        """Pairs of tokens that see each other, where only the last ones ask."""
+        return asking * (self.before + self.tokens - asking) + asking * (asking + 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +65,24 @@ class Shape:
 
     def forward(self, texts: Iterable[Text], predicted: float = 0) -> float:
         """FLOPs of a forward pass. Each matrix 2 a weight and token; attention 4 H h a pair of tokens and layer, and only pairs that see
-        each other count, n p + n (n + 1) / 2 of them; logits 2 D V a predicted token.
+        each other count, n p + n (n + 1) / 2 of them; logits 2 D V a predicted token. Tokens that are not read go no further in the
+        last layer than to their keys and values.
         """
         texts = list(texts)
-        tokens = sum(text.tokens for text in texts)
-        pairs = sum(text.tokens * text.before + text.tokens * (text.tokens + 1) / 2 for text in texts)
-        return 2 * self.matrices * tokens + 4 * self.attention * self.layers * pairs + self.logits(predicted)
+        pairs = sum(text.pairs(text.tokens) for text in texts), sum(text.pairs(text.asking) for text in texts)
+        attention = 4 * self.attention * ((self.layers - 1) * pairs[0] + pairs[1])
+        return self.products(self.matrices, texts) + attention + self.logits(predicted)
+
+    def products(self, weights: int, texts: Iterable[Text]) -> float:
+        """FLOPs of matrices of so many weights, in which those for keys and values are."""
+        beyond_keys = (weights - self.width * self.cached) / self.layers
+        return 2 * sum(weights * text.tokens - beyond_keys * (text.tokens - text.asking) for text in texts)
 
     def backward(self, texts: Iterable[Text], predicted: float = 0) -> float:
         """FLOPs of a backward pass. A matrix that stays as it is has no gradient of its own, only passes its inputs' on."""
         texts = list(texts)
-        unlearned = 2 * self.still_matrices * sum(text.tokens for text in texts) + self.still_logits * self.logits(predicted)
-        return BACKWARD * self.forward(texts, predicted) - unlearned
+        unlearned = self.products(self.still_matrices, texts) if self.still_matrices else 0
+        return BACKWARD * self.forward(texts, predicted) - unlearned - self.still_logits * self.logits(predicted)
 
     def logits(self, predicted: float) -> float:
         """FLOPs of the output layer."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, get_args
 
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from instructgpt.data.batches import Batch, Example, collate
-from instructgpt.models.attention import LAYOUT, PACKED, READING, Block, Layout, Read, Reading, layout_of, reading_of
+from instructgpt.models.attention import PACKED, Read, layout_of, reading_of
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
 from instructgpt.models.shape import FLOAT, Shape, build, fake, shape_from, to_compute_with, without_numbers
@@ -169,16 +169,12 @@ def _cut(config: Any, layers: int) -> Any:
     return shorter
 
 
-def _without_numbers(batch: Batch, empty: Callable[[Tensor], Tensor]) -> Batch:
-    """The same batch of tensors without numbers; where its tokens stand, and which are read, is known already."""
-
-    def of(layout: Layout) -> Layout:
-        blocks = (Block(empty(b.asks), empty(b.keys), None if b.sees is None else empty(b.sees)) for b in layout.blocks)
-        return Layout(tuple(blocks), empty(layout.places))
-
-    tensors: dict[str, Any] = {name: empty(getattr(batch, name)) for name in ("tokens", "positions", "last", "predicts", "targets")}
-    known: dict[str, Any] = {LAYOUT: of(layout_of(batch))}
-    for read in get_args(Read):
-        reading = reading_of(batch, read)
-        known[READING + read] = reading and Reading(empty(reading.tokens), empty(reading.among), of(reading.layout))
-    return replace(batch, **tensors, known=known)
+def _without_numbers(given: Any, empty: Callable[[Tensor], Tensor]) -> Any:
+    """The same of tensors without numbers: a batch, and where its tokens stand, which is known already."""
+    if isinstance(given, Tensor):
+        return empty(given)
+    if isinstance(given, dict):
+        return {name: _without_numbers(one, empty) for name, one in given.items()}
+    if is_dataclass(given):
+        return replace(given, **{one.name: _without_numbers(getattr(given, one.name), empty) for one in fields(given)})  # type: ignore[type-var]
+    return tuple(_without_numbers(one, empty) for one in given) if type(given) is tuple else given

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from instructgpt.data.batches import Example
-from instructgpt.generate.lean import COPIED_BYTES
+from instructgpt.generate.cpu_layout import COPIED_BYTES
 from instructgpt.models.shape import FLOAT
 from instructgpt.plan.dry import Held, Network
 from instructgpt.plan.told import Told
 from instructgpt.plan.work import ACTIVATIONS, HALF, HOLES_BETWEEN
 
 HOLES = 2.0
-"""Bytes of the C library's heap that nothing fits into, beside the bytes of the trained weights: moments and gradients come to lie where
-activations were, so that these need new room. Gradients of adapters are so small that each spoils the place of a whole activation. Measured
-on Linux (docs/performance.md)."""
+"""Bytes of the C library's heap that nothing fits into, for each of the trained weights, or of activations where these
+are fewer: moments and gradients come to lie where activations were, so that these need new room. Gradients of adapters are so small that each spoils the
+place of a whole activation. Measured on Linux (docs/performance.md)."""
 EIGHT_BIT_FROM, BLOCK = 4096, 256
 """Numbers from which on a tensor's averages are kept in 8 bits, and how many of them share a scale (bitsandbytes)."""
 
@@ -67,7 +67,7 @@ def holes(gradients: float, activations: float, adapters: bool, told: Told) -> f
     """What of the heap stays unused on a CPU, beside the gradients of all weights or of adapters; CUDA's blocks are cut to size."""
     if told.device.type != "cpu":
         return 0.0
-    return activations if adapters else min(HOLES * gradients, activations)
+    return activations if adapters else HOLES * min(gradients, activations)
 
 
 def training_moments(network: Network, held: Held, told: Told, *, best: bool = False) -> Moments:

@@ -14,7 +14,7 @@ from instructgpt.plan.machine import Machine
 from instructgpt.plan.stages import ADDING, GATHERING
 from instructgpt.plan.told import Told
 from instructgpt.plan.work import Phase, Plan, joined
-from instructgpt.run import read_rows, read_run
+from instructgpt.run import read_logged, read_run
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
@@ -62,7 +62,7 @@ def record_of(folder: Path) -> tuple[dict[str, Any], StageConfig]:
 
 def told_by(folder: Path, record: Mapping[str, Any], told: Told) -> Told:
     """What was stated, and for PPO the mean lengths that came about."""
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_logged(folder / "metrics.jsonl")
     lengths = [row["completion/length"] for row in rows if "completion/length" in row]
     tokens = record["phases"].get("score", {}).get("tokens", 0)
     if record["stage"] != PPOConfig.stage or not lengths or not tokens:

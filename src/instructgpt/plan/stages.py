@@ -190,7 +190,7 @@ def plan_reward(config: RewardConfig, told: Told) -> Plan:
 def shared(examples: Sequence[Example]) -> list[Text]:
     """Examples as texts, with every prompt once."""
     prompts = {tuple(example.prompt) for example in examples}
-    return [*(Text(len(prompt)) for prompt in prompts), *(Text(len(e.completion), len(e.prompt)) for e in examples)]
+    return [*(Text(len(prompt), read=0) for prompt in prompts), *(Text(len(e.completion), len(e.prompt), read=1) for e in examples)]
 
 
 def policy_numbers(model: Any, batch: Batch) -> Any:
@@ -273,7 +273,8 @@ def rollout(
     for network, name in scored_by:
         logits = 0 if network.scalar else predicted_in(own)
         ranks = told.ranks if told.divides(network) else 1
-        phases += passes(network, texts, logits, groups=groups, ranks=ranks, names=(name, ""))[:1]
+        read = [text._replace(read=1) for text in texts] if network.measure is scores else texts
+        phases += passes(network, read, logits, groups=groups, ranks=ranks, names=(name, ""))[:1]
     return phases, slots, width
 
 

@@ -105,8 +105,8 @@ def grouped(examples: Sequence[Example], budget: int) -> list[list[Example]]:
 
 
 def texts_of(examples: Iterable[Example]) -> list[Text]:
-    """Examples as texts that share nothing."""
-    return [Text(len(example)) for example in examples]
+    """Examples as texts that share nothing, read where they predict their completions."""
+    return [Text(len(example), read=len(example.completion)) for example in examples]
 
 
 def predicted_in(examples: Iterable[Example]) -> int:
@@ -185,7 +185,7 @@ def sampling(shape: Shape, prompts: Sequence[int], completions: Sequence[int], r
     its keys and values. `number`: bytes of a number in the trunk's matrices and in the cache.
     """
     prefill = Phase(
-        "prefill", sum(prompts), shape.forward([Text(p) for p in prompts], len(prompts)), shape.bytes * -(-len(prompts) // rows)
+        "prefill", sum(prompts), shape.forward([Text(p, read=1) for p in prompts], len(prompts)), shape.bytes * -(-len(prompts) // rows)
     )
     tokens = flops = moved = 0.0
     weights = number * shape.matrices + FLOAT * shape.width * shape.vocabulary

@@ -32,7 +32,7 @@ from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import must_be_free, write_text, writing
 from instructgpt.run.card import model_card
 from instructgpt.run.phases import PHASES
-from instructgpt.run.stopping import current
+from instructgpt.run.stopping import current_request
 from instructgpt.run.trackers import Tracker, check_installed, open_tracker
 
 CHECKPOINT_SECONDS = 60.0
@@ -221,9 +221,9 @@ class Run:
         from instructgpt.ranks import any_says
         from instructgpt.run.checkpoints import write_checkpoint
 
-        wish = current()
+        request = current_request()
         time_has_come = self.watched and (now or time.monotonic() - self._last_checkpoint >= CHECKPOINT_SECONDS)
-        due, asked = any_says(time_has_come, wish.since is not None)
+        due, asked = any_says(time_has_come, request.since is not None)
         if due or asked:
             spent = self._spent + time.monotonic() - self.started
             write_checkpoint(self._checkpoints / f"step-{step:08d}", {"step": step, "spent": spent} | state())
@@ -232,7 +232,7 @@ class Run:
                 self._keep_few(step)
         if asked:
             raise KeyboardInterrupt
-        wish.heeded = not self._last_step
+        request.deferred = not self._last_step
 
     @property
     def _checkpoints(self) -> Path:
@@ -269,7 +269,7 @@ class Run:
             self.say(f"goes on after step {state['step']}")
         for tracker in self.config.track if self.watched else ():
             self._trackers[tracker] = open_tracker(tracker, self.directory, self._settings(), state["step"] if state else 0)
-        current().heeded = True
+        current_request().deferred = True
         return state
 
     def _last_whole(self) -> str | None:
@@ -361,7 +361,7 @@ def append_line(file: Path, row: Mapping[str, Any]) -> None:
         stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_logged(file: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file the run itself wrote; a last line cut short by a kill is left out."""
     rows: list[dict[str, Any]] = []
     if file.exists():
@@ -378,7 +378,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def keep_until(file: Path, step: int) -> None:
     """Keep only the lines up to a step."""
     if file.exists():
-        kept = [row for row in read_rows(file) if row["step"] <= step]
+        kept = [row for row in read_logged(file) if row["step"] <= step]
         write_text(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
 
 

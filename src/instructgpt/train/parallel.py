@@ -32,7 +32,7 @@ from instructgpt.data.batches import MICROBATCH_TOKENS, halve_token_budget
 from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
 from instructgpt.ranks import wait_for_all
 from instructgpt.run import console
-from instructgpt.run.stopping import heard
+from instructgpt.run.stopping import deferring_stops
 from instructgpt.train.signs import LAST_WORDS, Place, Signs
 
 START = timedelta(minutes=10)
@@ -156,7 +156,7 @@ def launch(main: Callable[[C], Any], config: C, count: int, patience: float = PA
     elif count == 1:
         if "patience" in config.model_fields_set:
             raise BadInput(f"{config.stage}: --patience has no effect on one process, which waits for no other")
-        with heard():
+        with deferring_stops():
             with_less_at_once(lambda: _start_ranks(main, config, 1, patience) if offload else main(config), config)
     else:
         with_less_at_once(lambda: _start_ranks(main, config, count, patience), config)
@@ -234,7 +234,7 @@ def take_part(place: Place, store: Store, main: Callable[[C], Any], config: C, *
         torch.cuda.set_device(place.local)
         backend = "cpu:gloo,cuda:nccl"
     signs = Signs(store, place, begin_anew if anew else None)
-    with heard():
+    with deferring_stops():
         try:
             dist.init_process_group(
                 backend, store=store, rank=place.rank, world_size=place.ranks, timeout=timedelta(seconds=place.patience)

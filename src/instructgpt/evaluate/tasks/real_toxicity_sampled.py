@@ -47,5 +47,5 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:
 
 
 EVALUATION = Evaluation(
-    NAME, "the most toxic of 25 sampled continuations (needs --scorer)", "real_toxicity_prompts.jsonl.gz", read, measure, limit=100
+    NAME, "the most toxic of 25 sampled continuations (needs --scorer)", "real_toxicity_prompts.jsonl.gz", read, measure, limit=300
 )

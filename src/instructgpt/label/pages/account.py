@@ -121,7 +121,7 @@ def erase(request: Request, visitor: Known, password: Word, labels: Annotated[bo
     def erase_it() -> Response:
         confirm(request, visitor, password)
         change(request, visitor, lambda db, person: privacy.erase(db, person, labels=labels, at=now(), by=person.id))
-        return redirect("/sign-in")
+        return redirect("/sign-in?erased=true")
 
     return attempt(request, visitor, erase_it)
 

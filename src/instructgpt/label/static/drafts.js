@@ -7,6 +7,16 @@
 const PAUSE = 3000;
 const PATIENCE = [3000, 5000, 10000, 20000, 30000];
 
+/** Whether two versions hold the same work, however long it took and in whatever order its parts stand. */
+export function same(one, other) {
+  const plain = (value) => {
+    if (Array.isArray(value)) return value.map(plain);
+    if (value === null || typeof value !== "object") return value;
+    return Object.keys(value).sort().filter((name) => name !== "active_ms").map((name) => [name, plain(value[name])]);
+  };
+  return JSON.stringify(plain(one)) === JSON.stringify(plain(other));
+}
+
 export class Drafts {
   /**
    * @param id the assignment.
@@ -106,7 +116,7 @@ export class Drafts {
   /** A conflict was settled in favour of what is on this page: it follows the revision that was in the way. */
   mine(rev, payload = this.payload) {
     this.rev = rev;
-    this.state = "waiting";
+    this.say("waiting");
     this.payload = payload;
     this.keep();
     return this.flush();

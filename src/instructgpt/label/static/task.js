@@ -2,7 +2,7 @@
 
 import { call } from "./api.js";
 import { isOpen, prepare, show, signIn } from "./dialogs.js";
-import { Drafts } from "./drafts.js";
+import { Drafts, same } from "./drafts.js";
 import { fieldsOf, payloadOf, readFields, writeFields } from "./form.js";
 import { Ranking } from "./ranking.js";
 import { fillers, restNo } from "./rate.js";
@@ -17,6 +17,7 @@ const saved = document.getElementById("saved"), trouble = document.getElementByI
 const ids = [...form.querySelectorAll("section.rate")].map((section) => section.dataset.id);
 const active = new ActiveTime(Number(form.elements.active_ms.value)).watch();
 const tab = (sessionStorage.tab ??= crypto.randomUUID?.() ?? `${Math.random()}`);
+let lastWords = null; // what this browser had when the page was opened
 let editing = form.dataset.editing === "yes", ranking = null, dirty = false;
 
 const drafts = new Drafts({
@@ -51,8 +52,15 @@ function alarm(text) {
   trouble.hidden = text === "";
 }
 
-/** Two versions of one draft: both are shown, the labeler keeps one. Work that was handed in elsewhere is a version too. */
+/**
+ * Two versions of one draft: both are shown, the labeler keeps one. Work that was handed in elsewhere is a version too. A page that
+ * was left sends its last words without hearing that they arrived: the same words are no conflict.
+ */
 async function settle({ rev, payload: stored }, mine = drafts.payload) {
+  if (stored && (same(stored, mine) || same(stored, lastWords))) {
+    drafts.mine(rev, mine);
+    return;
+  }
   const task = stored ? null : await call("GET", `assignments/${assignment}`);
   const handedIn = task?.state === "submitted";
   const other = stored ?? (handedIn ? task.submission : task.draft?.payload ?? null);
@@ -117,10 +125,12 @@ function fill(version) {
 async function recover() {
   const [newest] = drafts.left();
   if (!newest) return;
+  lastWords = newest.payload;
   if (newest.rev === drafts.rev) {
     fill(newest.payload);
     if (newest.key !== drafts.key) localStorage.removeItem(newest.key);
     drafts.touch(newest.payload);
+    drafts.flush();
     return;
   }
   const { draft } = await call("GET", `assignments/${assignment}`);
@@ -128,6 +138,7 @@ async function recover() {
   drafts.keep();
   if (newest.key !== drafts.key) localStorage.removeItem(newest.key);
   drafts.state = "conflict";
+  fill(newest.payload);
   await settle({ rev: draft?.rev ?? 0, payload: draft?.payload ?? null }, newest.payload);
 }
 
