@@ -13,9 +13,9 @@ from instructgpt.plan.told import Told
 from instructgpt.plan.work import ACTIVATIONS, HALF, HOLES_BETWEEN
 
 HOLES = 2.0
-"""Bytes of the C library's heap that nothing fits into, for each of the trained weights, or of activations where these
-are fewer: moments and gradients come to lie where activations were, so that these need new room. Gradients of adapters are so small that each spoils the
-place of a whole activation. Measured on Linux (docs/performance.md)."""
+"""Bytes of the C library's heap that nothing fits into, for each byte of the trained weights, or of activations where these are fewer:
+moments and gradients come to lie where activations were, so that these need new room. Gradients of adapters are so small that each spoils
+the place of a whole activation. Measured on Linux (docs/performance.md)."""
 EIGHT_BIT_FROM, BLOCK = 4096, 256
 """Numbers from which on a tensor's averages are kept in 8 bits, and how many of them share a scale (bitsandbytes)."""
 
