@@ -52,7 +52,8 @@ class Run:
     def __init__(self, config: StageConfig, parents: Mapping[str, Path | str]) -> None:
         from instructgpt.ranks import all_ranks  # loads torch
 
-        self.watched = all_ranks().own == 0  # the other ranks write nothing but their part of checkpoints
+        own, self.ranks = all_ranks()
+        self.watched = own == 0  # the other ranks write nothing but their part of checkpoints
         self.config, self.directory, self.stage = config, config.out, config.stage
         self.parents = {name: {"path": str(path), "sha256": content_hash(Path(path))} for name, path in parents.items()}
         self.facts: dict[str, Any] = {}
@@ -161,7 +162,8 @@ class Run:
             }
             | {name: metadata.version(name) for name in CARRIED if _installed(name)},
             "seconds": round(self._spent + time.monotonic() - self.started, 1),
-            "phases": PHASES.summary(),
+            "ranks": self.ranks,
+            "phases": PHASES.summary(),  # of the first rank
             **self.facts,
         }
 

@@ -37,7 +37,7 @@ from instructgpt.models.memory import need_less
 from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
 from instructgpt.models.shape import shape_from
 from instructgpt.models.sharding import shard, whole
-from instructgpt.ranks import Ranks, collect, in_step, ranks_of, share
+from instructgpt.ranks import Ranks, collect, in_step, own_part, ranks_of, share
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
 from instructgpt.run.parents import by_name
@@ -361,7 +361,7 @@ def pretraining_step(models: Models, text: Corpus, step: int, config: PPOConfig)
     rows = text.examples(step * config.ptx_rows, config.ptx_rows)
     tokens_a_row = text.tokens.shape[1] - 1
     weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_a_row)
-    with PHASES("pretraining text", len(rows) * tokens_a_row):
+    with PHASES("pretraining text", own_part(len(rows) * tokens_a_row, ranks_of(models.policy))):
         return language_loss(models.policy, rows, weight=weight)
 
 

@@ -17,7 +17,7 @@ from instructgpt.generate.on_ranks import sample_on_ranks
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
-from instructgpt.ranks import collect, in_step, ranks_of, share
+from instructgpt.ranks import collect, in_step, own_part, ranks_of, share
 from instructgpt.records import Prompt
 from instructgpt.run.phases import PHASES
 
@@ -78,7 +78,7 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
     mask, logp = side_by_side(samples)
     finished = torch.tensor([one.finished for one in samples])
-    total = sum(map(len, examples))
+    total = own_part(sum(map(len, examples)), ranks_of(models.policy))
     PHASES.count("sampling", total)
     with PHASES("score", total):
         scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
