@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
+from faults_support import edit_json
 
 from instructgpt import functional
 from instructgpt.data import batches
@@ -41,12 +42,6 @@ EXAMPLES = [
 
 def copied(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
-
-
-def edit_json(file, change):
-    values = json.loads(file.read_text(encoding="utf-8"))
-    change(values)
-    file.write_text(json.dumps(values), encoding="utf-8")
 
 
 def edit_weights(folder, change):
