@@ -126,10 +126,34 @@ def test_a_model_directory_without_tokenizer_is_refused(save, tmp_path):
         new_reward_model(folder, CPU, 0)
 
 
-def test_a_policy_with_weights_missing_is_refused(save, tmp_path):
+def test_a_model_with_weights_missing_is_refused(save, tmp_path):
+    """By every stage: what is in no file would be random numbers."""
     folder = copied(save("gpt_neox"), tmp_path)
     edit_weights(folder, lambda tensors, _: tensors.pop("gpt_neox.layers.1.mlp.dense_h_to_4h.weight"))
-    with pytest.raises(BadInput, match="weights are missing from the files"):
+    for load in (lambda: load_policy(folder, CPU), lambda: new_reward_model(folder, CPU, 0)):
+        with pytest.raises(BadInput, match=r"weights are missing from the files: .*dense_h_to_4h.weight"):
+            load()
+
+
+def test_files_that_are_not_of_this_model_are_refused(save, save_reward, tmp_path):
+    folder = copied(save("llama"), tmp_path)
+    with pytest.raises(BadInput, match="is a file, expected the directory of a model"):
+        load_policy(folder / "config.json", CPU)
+    edit_weights(folder, lambda tensors, _: tensors["model.norm.weight"].fill_(float("nan")))
+    with pytest.raises(BadInput, match=r"logits are not finite; its weights are damaged"):
+        load_policy(folder, CPU)
+    edit_json(folder / "config.json", lambda config: config.update(intermediate_size=3))
+    with pytest.raises(BadInput, match=r"other shapes than config\.json says"):
+        load_policy(folder, CPU)
+    reward = shutil.copytree(save_reward("llama"), tmp_path / "tied")
+    edit_json(reward / "config.json", lambda config: config.update(tie_word_embeddings=True, architectures=["LlamaForCausalLM"]))
+    with pytest.raises(BadInput, match=r"is a reward model, expected a language model"):
+        load_policy(reward, CPU)
+    folder = shutil.copytree(save(), tmp_path / "another end")
+    words = load_renderer(folder).tokenizer
+    words.add_special_tokens({"eos_token": "<|another end|>"})
+    words.save_pretrained(folder)
+    with pytest.raises(BadInput, match="the tokenizer's end-of-text is no token of the model"):
         load_policy(folder, CPU)
 
 

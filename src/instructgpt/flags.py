@@ -71,6 +71,8 @@ def add_flags(
             kind = get_args(annotation)[0]
             words = get_args(kind)  # of a literal
             options |= {"nargs": "+", "metavar": "|".join(words) if words else "N" if kind is int else "FILE"}
+            if name != positional:
+                options["action"] = "extend"  # said again, it is more of the same: no file is lost
         elif get_origin(annotation) is Literal:
             options["metavar"] = "|".join(map(str, get_args(annotation)))
         else:
