@@ -287,6 +287,6 @@ def test_a_finished_run_is_not_made_again_and_another_is_refused(small_sft, writ
         sft.main(small_sft(epochs=2))
     changed = small_sft(epochs=1)
     write("fresh.jsonl", DEMONSTRATIONS[:3])
-    with pytest.raises(BadInput, match=r"was made from another 'data fresh.jsonl'"):
+    with pytest.raises(BadInput, match=r"was made from another 'validation fresh.jsonl'"):
         sft.main(changed)
     assert run_json(sft.main(small_sft(epochs=2, resume=False)))["config"]["epochs"] == 2
