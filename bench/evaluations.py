@@ -109,7 +109,8 @@ def commands(told: argparse.Namespace) -> Iterator[tuple[str, list[object]]]:
     if "reward_model" in wanted and told.rankings:
         files = sorted(told.rankings.glob("*.jsonl.gz"))
         few = () if told.limit is not None else ("--limit", RANKED)
-        yield f"reward_model, {RANKED:,} prompts", ["reward_model", "--model", f"reward={reward_of(told)}", "--data", *files, *few]
+        name = "reward_model" if told.limit is not None else f"reward_model, {RANKED:,} prompts"
+        yield name, ["reward_model", "--model", f"reward={reward_of(told)}", "--data", *files, *few]
     if "preference" in wanted and told.rankings:
         people = told.rankings / PAIRS
         models = [f"base={model_of(told)}", f"judge={judges_of(told) / 'truth' / 'model'}"]

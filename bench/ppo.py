@@ -29,6 +29,7 @@ SIZES: dict[str, dict[str, int]] = {
     "5.8M": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 688, "vocab_size": 4096},
     "0.9M": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 344, "vocab_size": 1024},
     "21M": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 1376, "vocab_size": 4096},
+    "40M": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1376, "vocab_size": 4096},
     "toy": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 128},
 }
 AGREE = 1e-3

@@ -45,7 +45,7 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
     "train.sft": {"forward and backward": ["language_loss"], "optimizer": ["descend"], "validation": ["validate"]},
     "evaluate.candidates": {"sampling": ["answers"]},
     "train.reward": {"forward and backward": ["ranking_step"], "optimizer": ["descend"], "validation": ["accuracies"]},
-    "train.rollout": {"sampling": ["sample", "sample_divided"], "reference and values": ["of_completions"]},
+    "train.rollout": {"sampling": ["sample", "sample_on_ranks"], "reference and values": ["of_completions"]},
     "train.ppo": {
         "parity": ["check_parity"],
         "policy and value update": ["improve"],

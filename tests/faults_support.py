@@ -51,6 +51,13 @@ def words(*arguments: object) -> list[str]:
     return flat
 
 
+def the_last_of_each(argv: list[str]) -> list[str]:
+    """A command line in which a flag stands once, with what was said last."""
+    starts = [place for place, word in enumerate(argv) if not place or word.startswith("--")]
+    said = [argv[start:end] for start, end in zip(starts, [*starts[1:], len(argv)], strict=True)]
+    return [word for group in {group[0]: group for group in said}.values() for word in group]
+
+
 def options(values: dict[str, object]) -> list[str]:
     """Options as flags."""
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
@@ -156,20 +163,20 @@ class Kit:
 
     def pretrain(self, out: Path, *more: object) -> list[str]:
         """A pretraining command of a dozen steps."""
-        return words("pretrain", "--corpus", self.corpus, "--out", out, options(BASE_SIZE), more)
+        return the_last_of_each(words("pretrain", "--corpus", self.corpus, "--out", out, options(BASE_SIZE), more))
 
     def sft(self, out: Path, *more: object) -> list[str]:
         """A fine-tuning command of one epoch."""
-        return words("sft", "--base", self.base, "--data", self.demonstrations, "--epochs", 1, "--out", out, more)
+        return the_last_of_each(words("sft", "--base", self.base, "--data", self.demonstrations, "--epochs", 1, "--out", out, more))
 
     def train_reward(self, out: Path, *more: object) -> list[str]:
         """A reward-model command of a few steps."""
-        return words("reward", "--base", self.base, "--data", self.rankings, "--batch", 8, "--out", out, more)
+        return the_last_of_each(words("reward", "--base", self.base, "--data", self.rankings, "--batch", 8, "--out", out, more))
 
     def ppo(self, out: Path, *more: object) -> list[str]:
         """A PPO command of four updates."""
         models = ("--policy", self.base, "--reward", self.reward)
-        return words("ppo", models, "--prompts", self.prompts, "--out", out, options(PPO_SIZE), more)
+        return the_last_of_each(words("ppo", models, "--prompts", self.prompts, "--out", out, options(PPO_SIZE), more))
 
 
 def make_kit(folder: Path, *more: object) -> Kit:

@@ -104,3 +104,10 @@ def test_a_stage_at_the_demos_amount_of_work(monkeypatch):
         ("all else", 20, 10),
         ("**the demo's reward**", 25 * 2 + 20, 25 * 1 + 10),
     ]
+
+
+def test_scaling_is_calculated_for_some_of_the_stages():
+    said = bench("scaling.py", "SFT 1.3B", "--ranks", "1", "64")
+    one, many = ([cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith(("| 1 |", "| 64 |")))
+    assert one[-2:] == ["1.0", "100%"]
+    assert 1 < float(many[-2]) < 32  # a batch of 32 cannot keep more busy

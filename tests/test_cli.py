@@ -133,7 +133,8 @@ def test_a_command_that_is_wrong(argv, said, command):
         ([*PPO, "--ptx-reduction", "token"], "--ptx-reduction has no effect without --pretraining"),
         ([*PPO, "--pretraining", "c.txt", "--ptx-coef", "0"], "--pretraining has no effect with --ptx-coef 0"),
         ([*PPO, "--batch", "10", "--minibatch", "4"], "--batch 10 is not a multiple of --minibatch 4"),
-        ([*PPO, "--episodes", "100"], "--episodes 100 is less than one --batch 512"),
+        ([*PPO, "--episodes", "100"], "--episodes 100 is not a multiple of --batch 512: 512 is"),
+        ([*PPO, "--episodes", "1200"], "--episodes 1200 is not a multiple of --batch 512: 1024 is"),
         ([*SFT, "--mix", "0.2"], "--mix has no effect without --pretraining"),
         ([*SFT, "--mix", "0", "--pretraining", "./c.jsonl"], "--pretraining has no effect with --mix 0"),
         ([*SFT, "--max-tokens", "16"], "--max-tokens has no effect without --reward"),
@@ -168,6 +169,11 @@ def test_flags_win_over_a_file_and_a_file_over_a_preset(tmp_path):
     assert (both.width, both.layers) == (40, 2)
     flags = config_of(*PRETRAIN, "--width", "48", "--preset", "smoke", "--config", str(file))
     assert (flags.width, flags.layers) == (48, 2)
+
+
+def test_files_that_are_named_in_two_places_are_all_read():
+    argv = ["ppo", "--policy", "p", "--reward", "r", "--out", "o", "--prompts", "a.jsonl", "--prompts", "b.jsonl", "c.jsonl"]
+    assert cli.parse(argv)[1].prompts == (Path("a.jsonl"), Path("b.jsonl"), Path("c.jsonl"))
 
 
 def test_a_file_may_be_the_options_of_one_stage(tmp_path):

@@ -72,7 +72,7 @@ def misquoted(text: str) -> Iterator[str]:
             if "/" in path or path.startswith("test_"):
                 yield path
             continue
-        names = re.findall(r"[\w.]+", listed) + re.findall(r"[\w.]+", told)
+        names = [name for name in re.findall(r"[\w.]+", f"{listed} {told}") if not name.endswith(".py")]  # `a/b.py`, `c.py` are two files
         if quote and without_blanks(quote) not in without_blanks(places[0].read_text(encoding="utf-8")):
             names.append(quote)
         yield from (f"{path}: {name}" for name in names if name.rpartition(".")[2] not in names_in(places[0]))

@@ -37,7 +37,10 @@ def copied(folder, tmp_path):
     [
         ('{"prompt": "x", "completion": ', ":2: not valid JSON"),
         ("[1, 2]", ":2: expected a JSON object, found list"),
-        ({"question": "x", "answer": "y"}, ":2: column 'completion' is missing (columns found: question, answer)"),
+        (
+            {"question": "x", "answer": "y"},
+            ":2: column 'completion' is missing (columns found: question, answer); 'data import' reads other formats",
+        ),
         ({"prompt": "x", "completion": 3}, ":2: column 'completion': Input should be a valid string"),
         ({"prompt": "  ", "completion": "y"}, ":2: 'prompt' is empty"),
         ({"completion": "y"}, ":2: expected either 'prompt' (text) or 'messages'"),
@@ -74,7 +77,7 @@ def test_files_that_are_no_files(kit, command, tmp_path, out):
     write(tmp_path / "empty.jsonl", [])
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "d.txt", ["text"])
-    assert "neither a JSON-lines" in command(*kit.sft(out, "--data", tmp_path / "folder" / "d.csv")).complaint(2)
+    assert "no such file" in command(*kit.sft(out, "--data", tmp_path / "folder" / "d.csv")).complaint(2)
     for name, said in {"gone.jsonl": "o such file", "latin.jsonl": "not UTF-8 text", "empty.jsonl": "no demonstration in it"}.items():
         told = command(*kit.sft(out, "--data", tmp_path / name)).complaint(2)
         assert said in told
@@ -190,7 +193,7 @@ def test_directories_that_are_no_model(kit, command, monkeypatch, tmp_path, out)
     for model, said in {
         tmp_path / "gone": "no such directory",
         tmp_path / "empty": "no tokenizer in this model directory; save one there",
-        kit.corpus: "no such directory",
+        kit.corpus: "is a file, expected the directory of a model",
         "nosuchmodel": "there is no such directory, and no model of that name can be loaded from the hub",
         bare: "no tokenizer in this model directory",
         halved: "cannot be loaded",

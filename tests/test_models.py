@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 import transformers
 from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
+from faults_support import edit_json
 
 from instructgpt import functional
 from instructgpt.data import batches
@@ -41,12 +42,6 @@ EXAMPLES = [
 
 def copied(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
-
-
-def edit_json(file, change):
-    values = json.loads(file.read_text(encoding="utf-8"))
-    change(values)
-    file.write_text(json.dumps(values), encoding="utf-8")
 
 
 def edit_weights(folder, change):
@@ -126,10 +121,34 @@ def test_a_model_directory_without_tokenizer_is_refused(save, tmp_path):
         new_reward_model(folder, CPU, 0)
 
 
-def test_a_policy_with_weights_missing_is_refused(save, tmp_path):
+def test_a_model_with_weights_missing_is_refused(save, tmp_path):
+    """By every stage: what is in no file would be random numbers."""
     folder = copied(save("gpt_neox"), tmp_path)
     edit_weights(folder, lambda tensors, _: tensors.pop("gpt_neox.layers.1.mlp.dense_h_to_4h.weight"))
-    with pytest.raises(BadInput, match="weights are missing from the files"):
+    for load in (lambda: load_policy(folder, CPU), lambda: new_reward_model(folder, CPU, 0)):
+        with pytest.raises(BadInput, match=r"weights are missing from the files: .*dense_h_to_4h.weight"):
+            load()
+
+
+def test_files_that_are_not_of_this_model_are_refused(save, save_reward, tmp_path):
+    folder = copied(save("llama"), tmp_path)
+    with pytest.raises(BadInput, match="is a file, expected the directory of a model"):
+        load_policy(folder / "config.json", CPU)
+    edit_weights(folder, lambda tensors, _: tensors["model.norm.weight"].fill_(float("nan")))
+    with pytest.raises(BadInput, match=r"logits are not finite; its weights are damaged"):
+        load_policy(folder, CPU)
+    edit_json(folder / "config.json", lambda config: config.update(intermediate_size=3))
+    with pytest.raises(BadInput, match=r"other shapes than config\.json says"):
+        load_policy(folder, CPU)
+    reward = shutil.copytree(save_reward("llama"), tmp_path / "tied")
+    edit_json(reward / "config.json", lambda config: config.update(tie_word_embeddings=True, architectures=["LlamaForCausalLM"]))
+    with pytest.raises(BadInput, match=r"is a reward model, expected a language model"):
+        load_policy(reward, CPU)
+    folder = shutil.copytree(save(), tmp_path / "another end")
+    words = load_renderer(folder).tokenizer
+    words.add_special_tokens({"eos_token": "<|another end|>"})
+    words.save_pretrained(folder)
+    with pytest.raises(BadInput, match="the tokenizer's end-of-text is no token of the model"):
         load_policy(folder, CPU)
 
 

@@ -17,11 +17,12 @@ from instructgpt.data.batches import Example, collate
 from instructgpt.models.load import load_policy
 from instructgpt.models.scalar import load_reward_model
 from instructgpt.models.shape import Shape, Text, configuration, shape_from, shape_of
-from instructgpt.plan import dry, tables
-from instructgpt.plan.dry import held, logp
+from instructgpt.plan import tables
+from instructgpt.plan.dry import Network, logp
 from instructgpt.plan.lengths import ended
 from instructgpt.plan.machine import Machine, measure
-from instructgpt.plan.stages import Told, plan
+from instructgpt.plan.stages import plan
+from instructgpt.plan.told import Told
 from instructgpt.plan.work import optimizer, sampling
 from instructgpt.run.phases import PHASES, Phases
 from instructgpt.train.cost import update_flops
@@ -136,19 +137,21 @@ def test_what_is_held_is_what_autograd_keeps(model):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         total = logp(model, batch).sum()
     saved = sum(size for place, size in seen.items() if place not in weights)
-    kept = held(model.config, examples, logp)
+    network = Network(model.config, logp)
+    kept = network.holds(examples)
     assert total.requires_grad
     assert 0.95 * saved <= kept.kept <= 1.6 * saved + 20_000  # the batch itself is saved too; some results are alive beside
     assert kept.peak >= kept.kept
-    assert held(model.config, examples, logp, learns=False).kept < kept.kept
+    assert network.holds(examples, learns=False).kept < kept.kept
 
 
 def test_deep_models_are_continued_in_a_straight_line():
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50}
     config = transformers.LlamaConfig(num_hidden_layers=11, **sizes)
     examples = [Example([1] * 20, [2] * 30)]
-    whole = dry._held(config, examples, logp, False, True, False)
-    assert held(config, examples, logp).peak == pytest.approx(whole.peak, rel=0.02)
+    network = Network(config, logp)
+    whole = network._holds(examples, True, False, False)
+    assert network.holds(examples).peak == pytest.approx(whole.peak, rel=0.02)
 
 
 def test_the_plan_of_ppo_has_the_flops_that_must_be_done(ppo_options, tmp_path):

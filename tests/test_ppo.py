@@ -364,7 +364,7 @@ def test_a_reward_model_that_is_none_is_refused(small_ppo, save):
         ({"ptx_ratio": 1.0}, "--ptx-ratio has no effect"),
         ({"pretraining": ("c.jsonl",), "ptx_coef": 0}, "--pretraining has no effect with --ptx-coef 0"),
         ({"minibatch": 3}, "--batch 8 is not a multiple of --minibatch 3"),
-        ({"episodes": 4}, "--episodes 4 is less than one --batch 8"),
+        ({"episodes": 4}, "--episodes 4 is not a multiple of --batch 8: 8 is"),
         ({"kl_coeff": 0.1}, "unknown option 'kl_coeff', did you mean 'kl_coef'"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from instructgpt.cli import run as command
 from instructgpt.evaluate.preference import measure_whole
 from instructgpt.evaluate.rows import read_rows
+from instructgpt.evaluate.scoring import ranks_by_score
 from instructgpt.evaluate.tasks import sources
 from instructgpt.models.scalar import load_reward_model
 from instructgpt.records import Ranking
@@ -196,7 +197,7 @@ def test_a_limit_draws_whole_prompts(write, tmp_path):
 def test_the_report_shows_rates_at_equal_length_for_any_models(write, tmp_path):
     rng = random.Random(1)
     rows = [
-        ranking(f"p{i}", (1, 2, 3) if rng.random() < 0.6 else (3, 2, 1), texts=("x" * rng.randint(5, 40), "y" * rng.randint(5, 40), f"{i}"),
+        ranking(f"p{i}", (1, 2, 3) if rng.random() < 0.6 else (3, 2, 1), texts=tuple(letter * rng.randint(5, 40) for letter in "xyz"),
                 models=("mine", "theirs", "small"))
         for i in range(60)
     ]  # fmt: skip
@@ -209,3 +210,8 @@ def test_the_report_shows_rates_at_equal_length_for_any_models(write, tmp_path):
     assert "as they are" in section.figure
     assert len(section.tables) == 2
     assert sections.at_equal_length(Results.of([]), []) is None
+
+
+def test_ranks_by_score_by_hand():
+    assert ranks_by_score([3.0, 9.0, 3.0, 1.0]) == (2, 1, 2, 4)
+    assert ranks_by_score([]) == ()

@@ -1,6 +1,8 @@
 """What files hold and how they fail: `pytest tests/test_records.py`."""
 
+import csv
 import gzip
+import io
 import json
 import resource
 from pathlib import Path
@@ -136,6 +138,43 @@ def test_a_list_in_a_json_file(tmp_path: Path) -> None:
     assert [(where.removeprefix(str(path)), row["prompt"]) for where, row in read_rows(path)] == [(": item 1", "a"), (": item 2", "b")]
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     assert len(read_records(Prompt, path)) == 2
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("d.csv", ","), ("d.csv", ";"), ("d.tsv", "\t"), ("d.csv.gz", ",")])
+def test_tables_of_texts(name: str, delimiter: str, tmp_path: Path) -> None:
+    """Commas, semicolons, quotes and line ends inside texts, a byte order mark, Windows line ends, a data frame's numbers; long texts."""
+    rows = [('Say; "hi", then\ngo', "hi; 안녕", "17"), ("b", "가" * 200_000, "")]
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter).writerows([("", "prompt", "completion", "labeler"), *((n, *row) for n, row in enumerate(rows))])
+    content = b"\xef\xbb\xbf" + text.getvalue().encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read_records(Demonstration, tmp_path / name) == [Demonstration(prompt=p, completion=c, labeler=who) for p, c, who in rows]
+
+
+def test_a_row_of_a_table_with_too_many_cells_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("prompt,completion\na,b\nno quotes, here,c\nd,e\n")
+    with pytest.raises(BadInput, match=r"d.csv:3: more cells than the header's 2; put texts into quotes"):
+        read_records(Demonstration, tmp_path / "d.csv")
+    skipped = Skipped()
+    assert [row.prompt for row in read_records(Demonstration, tmp_path / "d.csv", skipped)] == ["a", "d"]
+    assert len(skipped.reasons) == 1
+    (tmp_path / "cut.csv").write_text("prompt,completion\na,b\nc")
+    with pytest.raises(BadInput, match=r"cut.csv:3: fewer cells than the header has columns; is the file cut off"):
+        read_records(Demonstration, tmp_path / "cut.csv")
+    (tmp_path / "open.csv").write_text('prompt,completion\na,"b\n')
+    with pytest.raises(BadInput, match=r"open.csv:[12]: not a table \(unexpected end of data\)"):
+        read_records(Demonstration, tmp_path / "open.csv")
+
+
+@pytest.mark.parametrize("name", ["demonstrations", "d.ndjson", "d.jsonlines", "d.txt.bak"])
+def test_a_file_of_another_name_is_json_and_nobody_asks_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked for a data set"))
+    for text in ('{"prompt": "a"}\n{"prompt": "b"}\n', '[{"prompt": "a"},\n {"prompt": "b"}]'):
+        (tmp_path / name).write_text(text)
+        assert [prompt.prompt for prompt in read_records(Prompt, tmp_path / name)] == ["a", "b"]
+    (tmp_path / name).write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(BadInput, match=f"{name}:1: not UTF-8 text"):
+        read_records(Prompt, tmp_path / name)
 
 
 def test_plain_text_is_one_document_with_its_paragraphs(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, writ
     with pytest.raises(BadInput, match="holds a run of stage 'sft', not of 'reward'"):
         reward.main(stage("reward", "stopped")[1])
     write("corpus.jsonl", CORPUS[:20])
-    with pytest.raises(BadInput, match=r"was made from another 'data corpus\.jsonl'"):
+    with pytest.raises(BadInput, match=r"was made from another 'pretraining corpus\.jsonl'"):
         main(config)
 
 

@@ -21,7 +21,7 @@ from instructgpt.data import batches
 from instructgpt.data.batches import Example, collate
 from instructgpt.errors import BadInput
 from instructgpt.generate import engine
-from instructgpt.generate.divided import sample_divided
+from instructgpt.generate.on_ranks import sample_on_ranks
 from instructgpt.generate.slots import Slots
 from instructgpt.models import sharding
 from instructgpt.models.adapters import trunk, with_adapters
@@ -59,12 +59,12 @@ def sample_both_ways(folders: dict[str, Path], out: Path, _: StageConfig) -> Non
         sharding.shard(model, memory=("offload",) if name == "offload" else ())
         if name == "computed anew":
             Slots.update = fails_in_the_second_layer
-        likeliest = sample_divided(model, PROMPTS, eos=-1, max_tokens=9, temperature=0.0, seed=0)
+        likeliest = sample_on_ranks(model, PROMPTS, eos=-1, max_tokens=9, temperature=0.0, seed=0)
         for way, (count, options) in WAYS.items():
             for share in (0.5, 0.0):
                 sharding.GATHERED_SHARE = share
                 assert sharding.fits_gathered(model) == bool(share)
-                samples = sample_divided(model, PROMPTS[:count], eos=likeliest[3].tokens[2], max_tokens=9, **options)
+                samples = sample_on_ranks(model, PROMPTS[:count], eos=likeliest[3].tokens[2], max_tokens=9, **options)
                 said[f"{name}, {way}, {share}"] = [[one.tokens, one.logp, one.finished] for one in samples]
         assert (name == "computed anew") == (engine._KEPT[model][1] is None)
         batch = collate([Example([5, 9], [2, 8])])

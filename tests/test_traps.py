@@ -16,7 +16,8 @@
 | ptx as a convex mix; ptx in a step of its own | test_ppo: test_ptx_adds_gamma_times_the_gradient_of_the_language_model |
 | ptx and episodes zipped, the shorter ends the epoch | test_ppo: test_ptx_sees_its_ratio_of_examples; here: a corpus shorter than the run |
 | resume silently ignored | test_resume: test_a_run_that_was_stopped_ends_as_one_that_was_not |
-| README flags that do not parse | test_docs |
+| LoRA head not saved | test_lora: test_a_saved_reward_model_keeps_its_head |
+| README flags that do not parse | test_docs: test_commands_parse, test_readme: test_every_command_of_the_readme_runs |
 | entropy of the wrong sign | test_functional: test_the_gradient_of_entropy_raises_it, test_entropy_lies_between_zero_and_uniform |
 | off by one where padding is end-of-text | test_models: test_end_of_text_is_learned_when_padding_…; here: the reward model |
 | loss divided by the wrong batch | test_stages, test_reward_stage, test_ppo: test_gradients_do_not_depend_on_microbatches… |
@@ -24,12 +25,12 @@
 | temperature left out where logp is computed | test_engine: test_logp_carries_the_temperature |
 | two beginnings of text | test_render: test_exactly_one_beginning_of_text |
 | tokens of prompt + completion differ between stages | test_render: test_every_stage_sees_the_same_tokens |
-
-LoRA is not supported, so its head cannot be forgotten.
 """
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 from statistics import mode
 
 import pytest
@@ -48,6 +49,17 @@ from instructgpt.train import ppo
 from instructgpt.train.ppo_metrics import update_metrics
 from instructgpt.train.reward import ranking_step
 from instructgpt.train.rollout import Models, roll_out
+
+
+def test_the_tests_named_above_are_there():
+    """A name may be cut, at one end, by three dots."""
+    files = list(Path(__file__).parent.glob("test_*.py"))
+    known = {path.stem for path in files}
+    known |= {name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert __doc__ is not None
+    named = re.findall(r"(?:test_\w+…?|…_\w+)", __doc__)
+    assert len(named) > 40
+    assert not [name for name in named if name not in known and not ("…" in name and any(name.strip("…") in one for one in known))]
 
 
 @pytest.fixture

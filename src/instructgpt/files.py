@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
 import errno
 import gzip
+import io
 import json
 import os
 import re
@@ -41,8 +43,8 @@ def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tupl
     """(place, JSON object) of everything in a file, before it is any kind of record.
 
     Args:
-        path: .jsonl, or .json with one object a line or one list of objects (both optionally .gz), .txt (one document),
-            .parquet, or the name or directory of a Hugging Face data set.
+        path: .jsonl; .csv or .tsv with a header; .txt (one document); .parquet; the name or directory of a Hugging Face data set.
+            Any other file holds one object a line, or one list of objects. All but Parquet may be gzipped.
         skipped: where it allows it, bad lines are noted there and left out; otherwise the first one is an error.
 
     Raises:
@@ -52,9 +54,14 @@ def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tupl
     name = path.name.removesuffix(".gz")
     if name.endswith(".txt"):
         yield str(path), {"text": _read_text(path).strip("\n")}
-    elif name.endswith(".json") and next(read_lines(path), (0, ""))[1].lstrip().startswith("["):
+    elif name.endswith((".csv", ".tsv")):
+        yield from _table_rows(path, skipped)
+    elif path.suffix == ".parquet" or not (path.is_file() or name.endswith((".jsonl", ".json"))):
+        for number, row in enumerate(_dataset_rows(path), 1):
+            yield f"{path}: row {number}", json.loads(json.dumps(row, default=str), parse_constant=_constant)
+    elif not name.endswith(".jsonl") and next(read_lines(path), (0, ""))[1].lstrip().startswith("["):
         yield from _list_items(path, skipped)
-    elif name.endswith((".jsonl", ".json")):
+    else:
         for number, line in read_lines(path):
             try:
                 row = parse_row(line)
@@ -62,9 +69,6 @@ def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tupl
                 bad_line(f"{path}:{number}", error, skipped)
             else:
                 yield f"{path}:{number}", row
-    else:
-        for number, row in enumerate(_dataset_rows(path), 1):
-            yield f"{path}: row {number}", json.loads(json.dumps(row, default=str), parse_constant=_constant)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -133,6 +137,27 @@ def _list_items(path: Path, skipped: Skipped | None) -> Iterator[tuple[str, dict
             bad_line(f"{path}: item {number}", ValueError(f"expected a JSON object, found {type(item).__name__}"), skipped)
 
 
+def _table_rows(path: Path, skipped: Skipped | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table with a header; every cell is text. Of commas and semicolons those divide a .csv of which the header has more."""
+    text = _read_text(path)
+    header = text.partition("\n")[0]
+    delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else max(",;", key=header.count)
+    csv.field_size_limit(2**31 - 1)  # a text may be longer than the library's 128 KiB
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            place = f"{path}:{reader.line_num}"
+            row.pop("", None)  # the numbers that data frames write in front
+            if None in row:
+                bad_line(place, ValueError(f"more cells than the header's {len(reader.fieldnames or ())}; put texts into quotes"), skipped)
+            elif None in row.values():
+                bad_line(place, ValueError("fewer cells than the header has columns; is the file cut off?"), skipped)
+            else:
+                yield place, row
+    except csv.Error as error:
+        raise BadInput(f"{path}:{reader.line_num}: not a table ({error}); is the file cut off?") from error
+
+
 def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file, or of a Hugging Face data set on disk or on the hub."""
     import datasets
@@ -149,7 +174,7 @@ def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
             loaded = datasets.load_dataset(str(path), split="train")
     except Exception as error:  # the library raises a dozen unrelated kinds
         raise BadInput(
-            f"{path}: neither a JSON-lines, text or Parquet file nor a data set that loads "
+            f"{path}: neither a JSON-lines, CSV, text or Parquet file nor a data set that loads "
             f"({type(error).__name__}: {in_one_line(error, 300)})"
         ) from error
     for row in loaded:
@@ -158,6 +183,8 @@ def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _open(path: Path) -> gzip.GzipFile | Any:
     """A file's bytes, unpacked where its first two bytes say gzip, whatever its name."""
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder, expected a file")
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     with path.open("rb") as file:

@@ -68,8 +68,11 @@ def add_flags(
         if annotation is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(annotation) is tuple:
-            words = get_args(get_args(annotation)[0])  # of a literal
-            options |= {"nargs": "+", "metavar": "|".join(words) if words else "FILE"}
+            kind = get_args(annotation)[0]
+            words = get_args(kind)  # of a literal
+            options |= {"nargs": "+", "metavar": "|".join(words) if words else "N" if kind is int else "FILE"}
+            if name != positional:
+                options["action"] = "extend"  # said again, it is more of the same: no file is lost
         elif get_origin(annotation) is Literal:
             options["metavar"] = "|".join(map(str, get_args(annotation)))
         else:

@@ -70,6 +70,11 @@ def share(lengths: Sequence[int], ranks: Ranks) -> list[int]:
     return sorted(mine)
 
 
+def own_part(tokens: int, ranks: Ranks) -> int:
+    """About how many tokens of a batch fall to each rank: rows are shared out so that all have the same."""
+    return -(-tokens // ranks.total)
+
+
 def in_step(groups: Iterable[list[T]], ranks: Ranks) -> Iterator[list[T]]:
     """The groups of rows of this rank, and as many empty ones after them as make every rank have the same number.
 

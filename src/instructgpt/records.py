@@ -189,7 +189,7 @@ def explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         found = ", ".join(map(str, first["input"])) if isinstance(first["input"], dict) else "none"
-        return f"column '{column}' is missing (columns found: {found})"
+        return f"column '{column}' is missing (columns found: {found}); 'data import' reads other formats"
     return f"column '{column}': {message}" if column else message
 
 

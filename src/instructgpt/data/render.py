@@ -27,9 +27,8 @@ class Renderer:
     def __init__(self, tokenizer: Any) -> None:
         """Take the tokenizer's own chat template, or give it the plain one, which is saved with every model made from it."""
         if tokenizer.eos_token_id is None:
-            raise BadInput(
-                f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token, so no model can learn to stop; set eos_token"
-            )
+            told = "has no end-of-text token, so no model can learn to stop; set eos_token in its tokenizer_config.json"
+            raise BadInput(f"{tokenizer.name_or_path}: the tokenizer {told}")
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
         start = tokenizer("a", add_special_tokens=True)["input_ids"][0]

@@ -76,12 +76,12 @@ def collapse(patient: Patient) -> Iterator[Finding]:
 
 
 def truncation(patient: Patient) -> Iterator[Finding]:
-    """Completions that do not end get the penalty instead of a score."""
+    """Completions that do not end have no end to be judged, and all of them lose the same penalty."""
     share = patient.course.last("completion/truncated")
     if share is not None and share > CUT_OFF:
         yield (patient.bad if share > 0.5 else patient.notice)(
             f"{100 * share:.0f} % of completions are cut off at --max-tokens",
-            "they are scored by the penalty alone: raise --max-tokens, or train the start until it ends its completions (EOS in SFT)",
+            "they are scored unfinished, less the penalty: raise --max-tokens, or train the start until it ends what it says (EOS in SFT)",
         )
 
 

@@ -16,7 +16,7 @@ from instructgpt.evaluate import preference
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.reward_model import measure
 from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.scoring import score_texts, scored_rankings
+from instructgpt.evaluate.scoring import ranks_by_score, score_texts, scored_rankings
 from instructgpt.generate.text import generate, read_by
 from instructgpt.models.load import context_length, pick_device
 from instructgpt.models.scalar import ScalarModel
@@ -49,12 +49,11 @@ def judged_by_reward_model(
         scores[name] = reward.score(read_by(reward.render, subject.render, made)).tolist()
     rankings = []
     for i, prompt in enumerate(asked):
-        mine = [scores[name][i] for name in models]
         rankings.append(
             Ranking(
                 prompt=prompt.text,
                 completions=tuple(answers[name][i] for name in models),
-                ranks=tuple(1 + sum(other > score for other in mine) for score in mine),
+                ranks=ranks_by_score([scores[name][i] for name in models]),
                 labeler=JUDGE,
                 models=tuple(models),
                 finish=tuple("stop" if finished[name][i] else "length" for name in models),

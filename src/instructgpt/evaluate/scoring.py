@@ -24,6 +24,11 @@ BY_COMPLETION = ("completions", "ranks", "models", "finish", "ratings", "labels"
 """Columns of a ranking that have an entry for each completion."""
 
 
+def ranks_by_score(scores: Sequence[float]) -> tuple[int, ...]:
+    """Ranks of completions by score: 1 for the highest; equal scores tie, the next rank counts them: [3, 9, 3, 1] -> (2, 1, 2, 4)."""
+    return tuple(1 + sum(other > score for other in scores) for score in scores)
+
+
 def score_texts(reward: ScalarModel, texts: Sequence[Sequence[Any]]) -> list[Scored]:
     """The score of each completion and its length in tokens; no score where it is longer, with its prompt, than the model's context."""
     context = context_length(reward.model)

@@ -31,7 +31,8 @@ from instructgpt.config import WITHOUT_TRAINING, StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.toxicity import TOXIC
 from instructgpt.records import Record, Skipped, read_all
-from instructgpt.run import Run, content_hash
+from instructgpt.run import Run
+from instructgpt.run.parents import by_name, content_hash
 
 Floats = NDArray[np.float64]
 
@@ -190,7 +191,7 @@ def main(config: ToxicityConfig) -> Path:
     Raises:
         BadInput: a line is wrong, or there are too few toxic or harmless texts to tell them apart.
     """
-    run = Run.start(config, {f"data {file.name}": file for file in config.data})
+    run = Run.start(config, by_name(data=config.data))
     if run.finished:
         run.say(f"already finished: {config.out}")
         return config.out

@@ -29,7 +29,8 @@ from instructgpt.evaluate.ask import Subject, summed_logp
 from instructgpt.evaluate.toxicity_scorer import area_under_curve
 from instructgpt.models.load import context_length, pick_device
 from instructgpt.records import Demonstration, Skipped, read_all, write_records, write_text
-from instructgpt.run import Run, content_hash
+from instructgpt.run import Run
+from instructgpt.run.parents import by_name, content_hash
 from instructgpt.statistics import estimate
 from instructgpt.train import sft
 
@@ -131,7 +132,7 @@ def train(kind: str, config: JudgeConfig) -> Path:
     Raises:
         BadInput: the data are not of this kind, or too few.
     """
-    run = Run.start(config, {"base": config.base} | {f"data {path.name}": path for path in config.data})
+    run = Run.start(config, {"base": config.base} | by_name(data=config.data))
     if run.finished:
         return config.out
     skipped = Skipped(config.skip_bad)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
 from instructgpt.errors import BadInput
+from instructgpt.generate.cpu_layout import cpu_layout
 from instructgpt.generate.decoder import CHECK_EVERY, REFILL_AT, Choice, Decoder, draw
-from instructgpt.generate.lean import lean
 from instructgpt.models.attention import hidden_states
 from instructgpt.models.load import LOGITS_HELD, completion_logp, context_length, next_logits, trunk
 from instructgpt.models.memory import free_bytes
@@ -32,7 +32,7 @@ CPU_BYTES = 2**30
 """Memory for keys and values on a CPU."""
 CUDA_SHARE = 0.5
 """Share of a GPU's free memory for keys and values."""
-LEAN_PAYS = 8
+CPU_LAYOUT_PAYS = 8
 """With so many tokens a row it pays to lay a model out for sampling."""
 PROBE = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
 PROBE_TOKENS = 3
@@ -100,7 +100,10 @@ def sample(
     choice = Choice(eos, temperature, top_p)
     divided = is_divided(model)
     # weights of a divided model are gathered into tensors that will learn, which tensors of inference mode may not
-    with torch.no_grad() if divided else torch.inference_mode(), lean(model) if not divided and max_tokens >= LEAN_PAYS else nullcontext():
+    with (
+        torch.no_grad() if divided else torch.inference_mode(),
+        cpu_layout(model) if not divided and max_tokens >= CPU_LAYOUT_PAYS else nullcontext(),
+    ):
         kept = kept_by(model)
         if kept is None:
             return list(_recompute(model, prompts, uniforms, choice))

@@ -8,8 +8,8 @@ from typing import Any
 
 from instructgpt.data.batches import Example
 from instructgpt.data.render import Renderer
-from instructgpt.generate.divided import sample_divided
 from instructgpt.generate.engine import sample
+from instructgpt.generate.on_ranks import sample_on_ranks
 from instructgpt.records import Asked
 
 
@@ -36,7 +36,7 @@ def generate(
 ) -> list[Generated]:
     """Completions of rendered prompts, `per_prompt` in a row for each. Raises BadInput where a prompt does not fit."""
     rendered = [render.prompt(prompt) for prompt in prompts for _ in range(per_prompt)]
-    samples = sample_divided(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p)
+    samples = sample_on_ranks(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p)
     asked = [prompt for prompt in prompts for _ in range(per_prompt)]
     return [Generated(a, render.text(s.tokens), s.tokens, s.finished) for a, s in zip(asked, samples, strict=True)]
 

@@ -57,6 +57,8 @@ def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
     """
     path = Path(source)
     local = path.is_dir()
+    if path.is_file():
+        raise BadInput(f"{source}: is a file, expected the directory of a model")
     if not local and (path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
         raise BadInput(f"{source}: no such directory")
     if local and not (path / "config.json").exists() and kind is not transformers.AutoTokenizer:
@@ -66,6 +68,8 @@ def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated kinds
+        if "ignore_mismatched_sizes" in str(error):
+            raise BadInput(f"{source}: weights in the files have other shapes than config.json says; they are of two models") from error
         what = "cannot be loaded" if local else "there is no such directory, and no model of that name can be loaded from the hub"
         raise BadInput(f"{source}: {what} ({in_one_line(error, 300)})") from error
 
@@ -100,12 +104,25 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
     model, info = from_pretrained(
         transformers.AutoModelForCausalLM, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **dropout
     )
-    if info["missing_keys"]:
-        raise BadInput(f"{source}: weights are missing from the files: {', '.join(sorted(info['missing_keys'])[:3])}")
+    must_be_whole(source, info)
+    if "score.weight" in info["unexpected_keys"]:
+        raise BadInput(f"{source}: is a reward model, expected a language model, as the one it was made from")
+    if render.eos >= model.get_input_embeddings().num_embeddings:
+        raise BadInput(f"{source}: the tokenizer's end-of-text is no token of the model; save the tokenizer the model was trained with")
     model.to(device).eval()
     use_packed_attention(model)
     check_head(model, str(source))
     return model, render
+
+
+def must_be_whole(source: Path | str, info: dict[str, Any], drawn: frozenset[str] = frozenset()) -> None:
+    """Refuse a model some of whose weights were in no file, and so are random numbers. `drawn`: those that are meant to be.
+
+    Raises:
+        BadInput: weights are missing.
+    """
+    if missing := sorted(set(info["missing_keys"]) - drawn):
+        raise BadInput(f"{source}: weights are missing from the files: {', '.join(missing[:3])}")
 
 
 def dropouts(config: Any, residual: float = 0.0) -> dict[str, float]:
@@ -119,11 +136,13 @@ def check_head(model: Any, source: str) -> None:
     """Logits made from the picked hidden states must be the model's own; a family that reworks them afterwards is refused.
 
     Raises:
-        BadInput: they differ.
+        BadInput: they differ, or are no numbers.
     """
     batch = collate([Example([0], [1, 2])], model.device)
     own = model(input_ids=batch.tokens[None], use_cache=False).logits[0]
     ours = next_logits(model, hidden_states(model, batch))
+    if not own.isfinite().all():
+        raise BadInput(f"{source}: the model's logits are not finite; its weights are damaged")
     if own.shape != ours.shape or not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
         raise BadInput(f"{source}: this family changes its logits after the output layer, which is not supported yet")
 

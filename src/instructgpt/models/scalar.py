@@ -26,7 +26,7 @@ from instructgpt.errors import BadInput
 from instructgpt.files import safetensors_head
 from instructgpt.models.adapters import WithoutAdapters, save_weights, with_adapters
 from instructgpt.models.attention import Read, hidden_states, use_packed_attention
-from instructgpt.models.load import context_length, from_pretrained, load_renderer
+from instructgpt.models.load import context_length, from_pretrained, load_renderer, must_be_whole
 from instructgpt.ranks import collect, enter, in_step, ranks_of, share
 
 OFFSET = "score_offset"
@@ -96,7 +96,11 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
         BadInput: the base cannot be loaded or has no stock classifier.
     """
     render = load_renderer(base)
-    model = from_pretrained(transformers.AutoModelForSequenceClassification, base, dtype=torch.float32, use_safetensors=True, num_labels=1)
+    model, info = from_pretrained(
+        transformers.AutoModelForSequenceClassification,
+        base, dtype=torch.float32, use_safetensors=True, num_labels=1, output_loading_info=True,
+    )  # fmt: skip
+    must_be_whole(base, info, frozenset({"score.weight", "score.bias"}))
     head = head_of(model, str(base))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -9,7 +9,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -17,15 +18,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from instructgpt.data.batches import Batch, Example, collate
-from instructgpt.models.attention import PACKED, layout_of, read_few, reading_of
+from instructgpt.models.attention import PACKED, Read, layout_of, reading_of
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
-from instructgpt.models.shape import FLOAT, build, fake, without_numbers
+from instructgpt.models.shape import FLOAT, Shape, build, fake, shape_from, to_compute_with, without_numbers
+from instructgpt.models.sharding import layer_groups
+from instructgpt.train.rollout import values_of
 
 Measure = Callable[[Any, Batch], Tensor]
 
-LAYERS = (4, 8)
-"""Deeper models are counted at these two depths and continued in a straight line: every layer holds the same."""
+DEEP, LAYERS = 8, (2, 4)
+"""Models of more layers are counted at two depths and continued in a straight line: every layer holds the same."""
 
 
 NO_RENDERER: Any = None
@@ -70,22 +73,77 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-def held(
-    config: Any, examples: Sequence[Example], measure: Measure, *, scalar: bool = False, learns: bool = True, again: bool = False
-) -> Held:
-    """Bytes a model holds beside its weights while it computes a microbatch.
+@dataclass(frozen=True)
+class Network:
+    """A model that is planned with: what it is made of, and what is measured of a batch."""
 
-    Args:
-        config: the model's; examples: of the microbatch, of which only lengths and equal prompts count.
-        measure: what is computed of them. scalar: the model is a reward or value model.
-        learns: forward and backward, the gradients it makes included; otherwise forward alone.
-        again: gradients of an earlier microbatch are there and are included, and these are added to them.
-    """
-    depth = config.num_hidden_layers
-    if depth <= LAYERS[1]:
-        return _held(config, examples, measure, scalar, learns, again)
-    few, more = (_held(_cut(config, layers), examples, measure, scalar, learns, again) for layers in LAYERS)
-    return few.continued(more, (depth - LAYERS[0]) / (LAYERS[1] - LAYERS[0]))
+    config: Any
+    measure: Measure
+    scalar: bool = False  # a reward or value model
+    lora: int = 0
+    memory: tuple[str, ...] = ()
+
+    def build(self) -> Any:
+        """It, without numbers."""
+        return build(self.config, scalar=self.scalar, lora=self.lora, memory=self.memory)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Its shape."""
+        return shape_from(self.build())
+
+    @cached_property
+    def groups(self) -> list[int]:
+        """Parameters that ranks gather at once, where they hold parts of it: those outside the layers first, then group by group."""
+        layers = [sum(p.numel() for layer in group for p in layer.parameters()) for group in layer_groups(self.build())]
+        return [self.shape.parameters - sum(layers), *layers]
+
+    @cached_property
+    def learned(self) -> list[int]:
+        """Numbers in each tensor that is trained."""
+        return [parameter.numel() for parameter in self.build().parameters() if parameter.requires_grad]
+
+    def holds(self, group: Sequence[Example], *, learns: bool = True, again: bool = False, divided: bool = False) -> Held:
+        """Bytes it holds beside its weights while it computes a microbatch.
+
+        Args:
+            group: the microbatch, of which only lengths and equal prompts count.
+            learns: forward and backward, the gradients it makes included; otherwise forward alone.
+            again: gradients of an earlier microbatch are there and are included, and these are added to them.
+            divided: gradients go to other ranks as soon as they are made, and are not included.
+        """
+        depth = self.config.num_hidden_layers
+        if depth <= DEEP:
+            return self._holds(group, learns, again, divided)
+        few, more = (replace(self, config=_cut(self.config, layers))._holds(group, learns, again, divided) for layers in LAYERS)
+        return few.continued(more, (depth - LAYERS[0]) / (LAYERS[1] - LAYERS[0]))
+
+    def _holds(self, group: Sequence[Example], learns: bool, again: bool, divided: bool) -> Held:
+        batch = collate(group)
+        for read in get_args(Read):  # worked out of the numbers, before these are gone
+            reading_of(batch, read)
+        layout_of(batch)
+        with without_numbers() as mode:
+            model = to_compute_with(self.build()).train(learns)
+            model.set_attn_implementation(PACKED)
+            batch = _without_numbers(batch, lambda tensor: fake(tensor, mode))
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            for parameter in trained:
+                if divided:
+                    parameter.register_post_accumulate_grad_hook(_give_up)
+                elif again:
+                    parameter.grad = torch.empty_like(parameter)
+            with Counter([*model.parameters(), *model.buffers()]) as counter, torch.set_grad_enabled(learns):
+                total = self.measure(model, batch).sum()
+                kept = counter.now
+                if learns:
+                    total.backward()  # type: ignore[no-untyped-call]
+        gradients = FLOAT * sum(parameter.numel() for parameter in trained) if again and not divided else 0
+        return Held(counter.peak + gradients, kept)
+
+
+def _give_up(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def logp(model: Any, batch: Batch) -> Tensor:
@@ -93,14 +151,14 @@ def logp(model: Any, batch: Batch) -> Tensor:
     return completion_logp(model, batch)
 
 
-def values(model: Any, batch: Batch) -> Tensor:
-    """What a value model measures."""
-    return ScalarModel(model, NO_RENDERER).per_token(batch, "predicts")
-
-
 def scores(model: Any, batch: Batch) -> Tensor:
-    """What a reward model measures."""
+    """What reward models measure."""
     return ScalarModel(model, NO_RENDERER).last(batch)
+
+
+def values(model: Any, batch: Batch) -> Tensor:
+    """What value models measure."""
+    return values_of(ScalarModel(model, NO_RENDERER), batch)
 
 
 def _cut(config: Any, layers: int) -> Any:
@@ -109,28 +167,6 @@ def _cut(config: Any, layers: int) -> Any:
     if getattr(shorter, "layer_types", None):
         shorter.layer_types = shorter.layer_types[:layers]
     return shorter
-
-
-def _held(config: Any, examples: Sequence[Example], measure: Measure, scalar: bool, learns: bool, again: bool) -> Held:
-    batch = collate(examples)
-    layout_of(batch)
-    for read in ("last", "predicts"):
-        reading_of(batch, read)
-    with without_numbers() as mode:
-        model = build(config, scalar=scalar).train(learns)
-        model.set_attn_implementation(PACKED)
-        read_few(model)
-        batch = _without_numbers(batch, lambda tensor: fake(tensor, mode))
-        if again:
-            for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
-        with Counter([*model.parameters(), *model.buffers()]) as counter, torch.set_grad_enabled(learns):
-            total = measure(model, batch).sum()
-            kept = counter.now
-            if learns:
-                total.backward()  # type: ignore[no-untyped-call]
-    gradients = sum(FLOAT * parameter.numel() for parameter in model.parameters()) if again else 0
-    return Held(counter.peak + gradients, kept)
 
 
 def _without_numbers(given: Any, empty: Callable[[Tensor], Tensor]) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +15,8 @@ MATRIX = {"cpu": 768, "cuda": 8192}
 COPIED = {"cpu": 2**26, "cuda": 2**31}
 """Bytes that are copied, by kind of device: more than its caches hold."""
 TRIES = 7
+HOP = 3e-6
+"""Seconds from one GPU to the next in a ring before the first byte is there; assumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +25,16 @@ class Machine:
 
     matmul: float  # FLOP/s of a matrix product, a multiplication and an addition counted as two
     bandwidth: float  # bytes/s read and written by a copy
+    link: float = math.inf  # bytes/s that a rank sends to the next one
+    wait: float = 0.0  # seconds until all ranks have heard of each other
 
     def seconds(self, flops: float, moved: float) -> float:
         """Least time for some work: multiplying and moving go side by side, so the slower of the two."""
         return max(flops / self.matmul, moved / self.bandwidth)
+
+    def sending(self, sent: float, calls: float) -> float:
+        """Least time to send bytes to other ranks, in so many calls that each wait for all."""
+        return sent / self.link + calls * self.wait
 
 
 def measure(device: torch.device, dtype: torch.dtype = torch.float32) -> Machine:
@@ -50,3 +59,13 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         taken.append(clock() - start)
     return max(statistics.median(taken[1:]), 1e-9)
+
+
+def linked(machine: Machine, ranks: int, host: int, link: float, network: float) -> Machine:
+    """The same machine as one of some ranks, that stand in a ring.
+
+    Args:
+        ranks: how many; host: how many of them are on one host.
+        link: bytes/s that a rank sends to another of its host; network: bytes/s that a host sends to another.
+    """
+    return replace(machine, link=link if ranks <= host else min(link, network), wait=HOP * (ranks - 1))

@@ -11,7 +11,8 @@ from typing import Any
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput
 from instructgpt.plan.machine import Machine
-from instructgpt.plan.stages import Told
+from instructgpt.plan.stages import ADDING, GATHERING
+from instructgpt.plan.told import Told
 from instructgpt.plan.work import Phase, Plan, joined
 from instructgpt.run import read_logged, read_run
 from instructgpt.train.ppo import PPOConfig
@@ -21,7 +22,8 @@ from instructgpt.train.sft import SFTConfig
 
 STAGES: dict[str, type[StageConfig]] = {kind.stage: kind for kind in (PretrainConfig, SFTConfig, RewardConfig, PPOConfig)}
 SAMPLED = "sampling"
-"""Prefill and decode are one phase while they run."""
+TIMED_AS = {"prefill": SAMPLED, "decode": SAMPLED, GATHERING: SAMPLED, ADDING: "optimizer"}
+"""Phases of a plan that are part of another one while they run."""
 UNPLANNED = "validation", "parity"
 """Phases of a run that no plan has; their time is shown."""
 
@@ -66,7 +68,7 @@ def told_by(folder: Path, record: Mapping[str, Any], told: Told) -> Told:
     if record["stage"] != PPOConfig.stage or not lengths or not tokens:
         return told
     completion = statistics.mean(lengths)
-    prompt = tokens / rows[-1]["episode"] - completion
+    prompt = record.get("ranks", 1) * tokens / rows[-1]["episode"] - completion
     return replace(
         told,
         completion_tokens=told.completion_tokens or max(1, round(completion)),
@@ -90,11 +92,11 @@ def reached(record: Mapping[str, Any], plan: Plan, machine: Machine) -> list[Rea
 
 
 def as_timed(phases: list[Phase]) -> list[Phase]:
-    """The phases of a plan as a run times them: prefill and decode together, pretraining text apart."""
-    names = [phase.name for phase in phases]
-    if "prefill" not in names:
-        return phases
-    first, second = phases[names.index("prefill")], phases[names.index("decode")]
-    tokens = next(phase.tokens for phase in phases if phase.name == "score")
-    both = replace(joined(SAMPLED, [first, second]), tokens=tokens)
-    return [both, *(phase for phase in phases if phase.name not in ("prefill", "decode"))]
+    """The phases of a plan as a run times them: all that samples is one, and gradients are added up in the optimizer's step."""
+    timed: dict[str, list[Phase]] = {}
+    for phase in phases:
+        timed.setdefault(TIMED_AS.get(phase.name, phase.name), []).append(phase)
+    found = {name: joined(name, parts) for name, parts in timed.items()}
+    if SAMPLED in found:
+        found[SAMPLED] = replace(found[SAMPLED], tokens=found["score"].tokens)
+    return list(found.values())

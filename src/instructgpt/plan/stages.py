@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Batch, Example, token_budget
-from instructgpt.data.rankings import Task, tasks_of, token_groups
+from instructgpt.data.batches import Batch, Example, microbatches
+from instructgpt.data.rankings import Task, tasks_of, token_groups, tokens_in
 from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput
 from instructgpt.generate.engine import CPU_BYTES
 from instructgpt.models.load import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
-from instructgpt.models.shape import FLOAT, Shape, Text, configuration
-from instructgpt.plan.dry import Held, logp, scores, values
+from instructgpt.models.shape import FLOAT, Text, configuration
+from instructgpt.plan.dry import Held, Measure, Network, logp, scores, values
 from instructgpt.plan.lengths import ended, read_sample, renderer, spread, stated
-from instructgpt.plan.work import Network, Phase, Plan, grouped, joined, optimizer, passes, predicted_in, sampling, texts_of
+from instructgpt.plan.memory import adam_bytes, peak, ppo_moments, training_moments
+from instructgpt.plan.told import STATED_RECORDS, Told
+from instructgpt.plan.work import (
+    HALF,
+    Phase,
+    Plan,
+    grouped,
+    joined,
+    optimizer,
+    passes,
+    predicted_in,
+    ring,
+    sampling,
+    texts_of,
+)
 from instructgpt.records import Demonstration, Prompt, Ranking
 from instructgpt.train import ppo
 from instructgpt.train.ppo import PPOConfig
@@ -30,39 +41,9 @@ from instructgpt.train.pretrain import PretrainConfig, shape_for
 from instructgpt.train.reward import RewardConfig
 from instructgpt.train.sft import SFTConfig, pretraining_rows
 
-HOLES = 2.0
-"""Bytes of the C library's heap that nothing fits into, beside the bytes of the trained weights: moments and gradients come to lie where
-activations were, so that these need new room. Measured on Linux (docs/performance.md)."""
-BEST = "the weights that validated best"
-STATED_RECORDS = 256
 STATED_K = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a plan is told beside the stage's options."""
-
-    device: torch.device
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    records: int | None = None
-    ranks: int = 1
-
-    @property
-    def stated(self) -> bool:
-        """Whether lengths were stated, so that no data is read."""
-        return self.prompt_tokens is not None and self.completion_tokens is not None
-
-    @property
-    def budget(self) -> int:
-        """Tokens of a microbatch."""
-        return token_budget(self.device)
-
-    def examples(self) -> list[Example]:
-        """Examples of the stated lengths."""
-        assert self.prompt_tokens is not None
-        assert self.completion_tokens is not None
-        return stated(STATED_RECORDS, self.prompt_tokens, [self.completion_tokens])
+GATHERING, ADDING = "weights gathered", "gradients added up"
+"""Phases that only ranks have: for sampling, where each holds parts of the policy; before an optimizer step, where each holds all."""
 
 
 def plan(config: StageConfig, told: Told) -> Plan:
@@ -98,46 +79,52 @@ def repeated(examples: Sequence[Example], count: int) -> list[Example]:
     return [Example([number, *examples[number % size].prompt[1:]], examples[number % size].completion) for number in range(count)]
 
 
+def network_of(config: StageConfig, model: Any, measure: Measure, *, scalar: bool = False) -> Network:
+    """A model as a stage with these options makes it."""
+    return Network(model, measure, scalar, config.lora, config.memory)
+
+
 def training(
-    network: Network, examples: Sequence[Example], scale: float, told: Told, names: tuple[str, str], *, again: bool = False
+    network: Network,
+    batches: Sequence[Sequence[Example]],
+    told: Told,
+    names: tuple[str, str] = ("forward", "backward"),
+    *,
+    again: bool = False,
 ) -> tuple[list[Phase], Held]:
-    """Forward and backward over a batch of which this is a sample, and what its largest microbatch holds.
+    """Forward and backward of one rank over some optimizer steps' batches, and what the largest microbatch holds.
 
-    `again`: gradients of something else are there when it begins.
+    `again`: gradients of something else are there when a step begins.
     """
-    groups = grouped(examples[:: told.ranks], told.budget)
-    holds = network.holds(groups, again=again)
-    most = max(sum(map(len, group)) for group in groups)
-    factor = scale / told.ranks
-    tokens = factor * sum(map(len, examples))
-    texts, shape = texts_of(examples), network.shape
-    phases = passes(
-        shape, texts, predicted_in(examples), groups=len(groups) / factor, kept=holds.kept * tokens / most / factor, names=names
-    )
-    return [phase.times(factor) for phase in phases], holds
+    own = [[batch[row] for row in told.fullest([len(example) for example in batch])] for batch in batches]
+    groups = [grouped(batch, told.budget) for batch in own]
+    held = peak(network, max(groups, key=lambda some: max(sum(map(len, group)) for group in some)), told, again=again)
+    most = max(sum(map(len, group)) for some in groups for group in some)
+    examples = [example for batch in own for example in batch]
+    kept = held.kept * sum(map(len, examples)) / most
+    count = sum(map(len, groups))
+    ranks = told.ranks if told.divides(network) else 1
+    phases = passes(network, texts_of(examples), predicted_in(examples), groups=count, kept=kept, ranks=ranks, names=names)
+    return phases, held
 
 
-def trained(network: Network, activations: float, told: Told, *, more: dict[str, float] | None = None) -> dict[str, float]:
-    """What is in memory while one model is trained. `activations`: what is held beside the weights, gradients included."""
-    size = network.shape.bytes
-    parts = {"weights": float(size), "gradients": float(size), "Adam's moments": 2.0 * size}
-    return (
-        parts
-        | {"activations and logits": max(0.0, activations - size), "holes between them": holes(size, activations - size, told)}
-        | (more or {})
-    )
-
-
-def holes(size: float, activations: float, told: Told) -> float:
-    """What of the heap stays unused on a CPU, beside `size` bytes of weights that are trained; CUDA's blocks are cut to size."""
-    return max(0.0, min(HOLES * size, activations)) if told.device.type == "cpu" else 0.0
+def stepping(networks: Sequence[Network], told: Told, averaged: float = 0.0) -> list[Phase]:
+    """What ends an optimizer step: gradients added up where every rank holds a whole model, then the optimizer. `averaged`: numbers."""
+    whole = [network for network in networks if not told.divides(network)]
+    shares = [(network, 1 if network in whole else 1 / told.ranks) for network in networks]
+    trained = sum(share * network.shape.trained for network, share in shares)
+    phase = optimizer(trained, shares[0][1] * averaged, sum(share * adam_bytes(network) for network, share in shares))
+    if told.ranks == 1 or not whole:
+        return [phase]
+    sent = 2 * ring(FLOAT * sum(network.shape.trained for network in whole), told.ranks)
+    return [Phase(ADDING, 0, 0, 0, sent=sent, calls=len(whole)), phase]
 
 
 def plan_sft(config: SFTConfig, told: Told) -> Plan:
     """Supervised fine-tuning: a step is a batch of demonstrations, and its share of pretraining text."""
     model = configuration(config.base)
     model.update(dropouts(model, config.dropout))
-    network = Network(model, logp)
+    network = network_of(config, model, logp)
     if told.stated:
         examples, count = told.examples(), told.records or STATED_RECORDS
     else:
@@ -148,35 +135,34 @@ def plan_sft(config: SFTConfig, told: Told) -> Plan:
         examples, _ = demonstration_examples(spread(records), renderer(config.base), context_of(model))
         count = len(records)
     batch = min(config.batch, count)
-    phases, holds = training(network, repeated(examples, batch), 1.0, told, ("forward", "backward"))
-    activations = holds.peak
+    phases, held = training(network, [repeated(examples, batch)], told)
     if config.pretraining:
         rows = stated(pretraining_rows(config), 1, [window_of(model)])
-        both, more = training(network, rows, 1.0, told, ("forward", "backward"), again=True)
+        both, other = training(network, [rows], told, again=True)
         phases.append(joined("pretraining text", both))
-        activations = max(activations, more.peak)
-    phases.append(optimizer(network.shape.parameters))
-    moment = trained(network, activations, told, more={BEST: network.shape.bytes if config.keep == "best" and config.epochs > 1 else 0})
+        held = max(held, other, key=lambda one: one.peak)
+    moments = training_moments(network, held, told, best=config.keep == "best" and config.epochs > 1)
     step = f"an optimizer step of {batch} demonstrations"
-    return Plan(stage="sft", step=step, steps=-(-count // config.batch) * config.epochs, phases=phases, moments={"updating": moment})
+    steps = -(-count // config.batch) * config.epochs
+    return Plan(stage="sft", step=step, steps=steps, phases=phases + stepping([network], told), moments=moments, ranks=told.ranks)
 
 
 def plan_pretrain(config: PretrainConfig, told: Told) -> Plan:
     """A base model from scratch: a step is a batch of windows, each taken as one document."""
-    network = Network(shape_for(config, config.vocabulary), logp)
-    phases, holds = training(network, stated(config.batch, 1, [config.window]), 1.0, told, ("forward", "backward"))
-    phases.append(optimizer(network.shape.parameters))
+    network = network_of(config, shape_for(config, config.vocabulary), logp)
+    phases, held = training(network, [stated(config.batch, 1, [config.window])], told)
     step = f"an optimizer step of {config.batch} windows"
-    moment = trained(network, holds.peak, told, more={BEST: network.shape.bytes if config.keep == "best" else 0})
-    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments={"updating": moment})
+    moments = training_moments(network, held, told, best=config.keep == "best")
+    phases += stepping([network], told)
+    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments=moments, ranks=told.ranks)
 
 
 def plan_reward(config: RewardConfig, told: Told) -> Plan:
     """The reward model: a step is a batch of prompts, each computed once for all its completions."""
     model = configuration(config.base)
-    network = Network(model, scores, scalar=True)
+    network = network_of(config, model, scores, scalar=True)
     if told.stated:
-        tasks = [Task(told.examples()[row : row + 1] * STATED_K, (), "") for row in range(config.batch)]
+        tasks = [Task([one] * STATED_K, (), "") for one in told.examples()]
         count = told.records or STATED_RECORDS
     else:
         rankings = read_sample(Ranking, config.data, config.skip_bad)
@@ -187,17 +173,18 @@ def plan_reward(config: RewardConfig, told: Told) -> Plan:
         count = round(len({ranking.prompt for ranking in known}))
     batch = min(config.batch, count)
     tasks = [tasks[number % len(tasks)] for number in range(batch)]
-    mine = [[example for task in group for example in task.examples] for group in token_groups(tasks[:: told.ranks], told.budget)]
-    holds = network.holds(mine)
-    texts = [text for task in tasks for text in shared(task.examples)]
-    tokens = sum(text.tokens for text in texts)
-    most = max(sum(text.tokens for text in shared(group)) for group in mine)
-    phases = passes(network.shape, texts, 0, groups=len(mine) * told.ranks, kept=holds.kept * tokens / most)
-    phases = [*(phase.times(1 / told.ranks) for phase in phases), optimizer(network.shape.parameters)]
+    own = [tasks[row] for row in told.fullest([tokens_in([task]) for task in tasks])]
+    groups = [[example for task in group for example in task.examples] for group in token_groups(own, told.budget)]
+    held = peak(network, groups, told)
+    texts = [text for task in own for text in shared(task.examples)]
+    most = max(sum(text.tokens for text in shared(group)) for group in groups)
+    kept = held.kept * sum(text.tokens for text in texts) / most
+    ranks = told.ranks if told.divides(network) else 1
+    phases = [*passes(network, texts, 0, groups=len(groups), kept=kept, ranks=ranks), *stepping([network], told)]
     step = f"an optimizer step of {batch} prompts"
     steps = -(-count // config.batch) * config.epochs
-    moment = trained(network, holds.peak, told, more={BEST: network.shape.bytes if config.keep == "best" else 0})
-    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments={"updating": moment})
+    moments = training_moments(network, held, told, best=config.keep == "best")
+    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments=moments, ranks=told.ranks)
 
 
 def shared(examples: Sequence[Example]) -> list[Text]:
@@ -240,65 +227,58 @@ def same_tokens(policy: str, reward: Path) -> bool:
 def plan_ppo(config: PPOConfig, told: Told) -> Plan:
     """PPO: a step is an update, a batch of episodes sampled, scored and learned from."""
     model, judge = configuration(config.policy), configuration(config.reward)
-    policy = Network(model, policy_numbers)
-    value = Network(judge if same_tokens(config.policy, config.reward) else configuration(config.policy), values, scalar=True)
-    reward = Network(judge, scores, scalar=True)
+    alike = same_tokens(config.policy, config.reward)
+    policy = network_of(config, model, policy_numbers)
+    value = network_of(config, judge if alike else configuration(config.policy), values, scalar=True)
+    reward = Network(judge, scores, scalar=True, memory=config.memory)
+    reference = Network(model, policy_numbers, memory=config.memory)
     batch, notes = episodes(config, model, told)
-    mine = batch[:: told.ranks]
-    prompts, completions = [len(e.prompt) for e in mine], [len(e.completion) for e in mine]
-    texts, predicted = texts_of(mine), predicted_in(mine)
-    width = max(prompts) + config.max_tokens - 1
-    slots = slots_of(policy.shape, len(mine), width, told)
-    phases = sampling(policy.shape, prompts, completions, slots)
-    groups = len(grouped(mine, told.budget))
-    for name, network, logits in (("score", reward, 0), ("reference", policy, predicted), ("values", value, 0)):
-        read = [text._replace(read=1) for text in texts] if network is reward else texts
-        phases += passes(network.shape, read, logits, groups=groups, kept=0, names=(name, ""))[:1]
-    minibatch, steps = batch[: config.minibatch], config.steps_an_update
-    holds: dict[str, Held] = {}
-    for name, network in (("policy update", policy), ("value update", value)):
-        both, holds[name] = training(network, batch, config.epochs, told, (name, ""))
-        holds[name] = network.holds(grouped(minibatch[:: told.ranks], told.budget))
-        phases.append(joined(name, both))
-    text = 0.0
+    phases, slots, width = rollout(config, policy, [(reward, "score"), (reference, "reference"), (value, "values")], batch, told)
+    steps = [batch[start : start + config.minibatch] for start in range(0, len(batch), config.minibatch)]
+    both, first = training(policy, steps, told, ("policy update", ""))
+    phases.append(joined("policy update", both).times(config.epochs))
+    both, second = training(value, steps, told, ("value update", ""))
+    phases.append(joined("value update", both).times(config.epochs))
+    text = None
     if config.pretraining:
-        rows = stated(min(config.ptx_rows, 2 * told.budget // window_of(model) + 1), 1, [window_of(model)])
-        both, held = training(Network(model, logp), rows, steps * config.ptx_rows / len(rows), told, ("pretraining text", ""), again=True)
-        phases.append(joined("pretraining text", both))
-        text = held.peak
+        window = window_of(model)
+        both, text = training(network_of(config, model, logp), [stated(config.ptx_rows, 1, [window])], told, again=True)
+        phases.append(joined("pretraining text", both).times(config.steps_an_update))
         share = phases[-1].flops / sum(phase.flops for phase in phases)
-        notes.append(f"pretraining text is {share:.0%} of all FLOPs ({config.ptx_ratio:g} rows of {window_of(model)} tokens an episode)")
-    parameters = policy.shape.parameters + value.shape.parameters
-    phases.append(optimizer(parameters, policy.shape.parameters if config.ema else 0).times(steps))
-    moments = ppo_memory(policy, value, reward, holds, text, slots, width, len(grouped(minibatch[:: told.ranks], told.budget)), told)
+        notes.append(f"pretraining text is {share:.0%} of all FLOPs ({config.ptx_ratio:g} rows of {window} tokens an episode)")
+    averaged = policy.shape.trained if config.ema else 0
+    phases += [phase.times(config.steps_an_update) for phase in stepping([policy, value], told, averaged)]
+    own = [len(steps[0][row]) for row in told.fullest([len(example) for example in steps[0]])]
+    several = text is not None or len(list(microbatches(own, told.budget))) > 1
+    held = (first, second, text)
+    moments = ppo_moments(policy, value, None if alike and config.lora else reward, held, several, slots, width, told)
     step = f"an update on {config.batch} episodes"
-    return Plan(stage="ppo", step=step, steps=config.updates, phases=phases, moments=moments, notes=notes)
+    return Plan(stage="ppo", step=step, steps=config.updates, phases=phases, moments=moments, notes=notes, ranks=told.ranks)
 
 
-def slots_of(policy: Shape, rows: int, width: int, told: Told) -> int:
-    """How many of the rows are sampled at once: on a CPU as many as the engine has memory for, on CUDA all."""
-    fit = min(CPU_BYTES // (FLOAT * policy.cached * width), LOGITS_HELD // policy.vocabulary)
+def rollout(
+    config: PPOConfig, policy: Network, scored_by: Sequence[tuple[Network, str]], batch: Sequence[Example], told: Told
+) -> tuple[list[Phase], int, int]:
+    """One rank's part of sampling a batch and of scoring it; how many rows it samples at once, and how many tokens each has room for."""
+    own = [batch[row] for row in told.fullest([len(example.prompt) + config.max_tokens for example in batch])]
+    prompts, completions = [len(e.prompt) for e in own], [len(e.completion) for e in own]
+    number = HALF if "bf16" in config.memory else FLOAT
+    width = max(prompts) + config.max_tokens - 1
+    slots = slots_of(number * policy.shape.cached * width, policy.shape.vocabulary, len(own), told)
+    phases = sampling(policy.shape, prompts, completions, slots, number)
+    if told.divides(policy):
+        phases = [Phase(GATHERING, 0, 0, 0, sent=ring(policy.shape.bytes, told.ranks), calls=len(policy.groups)), *phases]
+    own = [batch[row] for row in told.fullest([len(example) for example in batch])]
+    texts, groups = texts_of(own), len(grouped(own, told.budget))
+    for network, name in scored_by:
+        logits = 0 if network.scalar else predicted_in(own)
+        ranks = told.ranks if told.divides(network) else 1
+        read = [text._replace(read=1) for text in texts] if network.measure is scores else texts
+        phases += passes(network, read, logits, groups=groups, ranks=ranks, names=(name, ""))[:1]
+    return phases, slots, width
+
+
+def slots_of(row: int, vocabulary: int, rows: int, told: Told) -> int:
+    """How many of the rows are sampled at once: on a CPU as many as the engine has memory for, on CUDA all. `row`: bytes of one's cache."""
+    fit = min(CPU_BYTES // row, LOGITS_HELD // vocabulary)
     return max(1, min(rows, fit)) if told.device.type == "cpu" else rows
-
-
-def ppo_memory(
-    policy: Network, value: Network, reward: Network, holds: dict[str, Held], text: float, slots: int, width: int, groups: int, told: Told
-) -> dict[str, dict[str, float]]:
-    """What is in memory while PPO samples and while it updates, part by part."""
-    one, other = policy.shape.bytes, value.shape.bytes
-    always = {
-        "weights: policy, reference, average": 3.0 * one,
-        "weights: reward and value model": float(reward.shape.bytes + other),
-        "Adam's moments": 2.0 * (one + other),
-    }
-    cache = FLOAT * policy.shape.cached * slots * width  # taken once, for all of them
-    numbers = 4 * FLOAT * slots * policy.shape.vocabulary  # logits, and what choosing a token makes of them
-    first, second = holds["policy update"].peak, holds["value update"].peak
-    several = groups > 1 or text > 0  # then both models' gradients are there from the second microbatch on
-    fullest = max(first + other, second + one, text + other) if several else max(first, one + second)
-    beside = max(0.0, fullest - one - other)
-    return {
-        "sampling": always | {"key-value cache": float(cache), "logits": float(numbers)},
-        "updating": always
-        | {"gradients": float(one + other), "activations and logits": beside, "holes between them": holes(one + other, beside, told)},
-    }

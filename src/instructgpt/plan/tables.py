@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from instructgpt.plan.machine import Machine
 from instructgpt.plan.reached import Reached
-from instructgpt.plan.work import REACHED, Phase, Plan
+from instructgpt.plan.work import Plan
 
 UNITS = ("", "k", "M", "G", "T", "P", "E")
 
@@ -38,20 +38,16 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join([first, *others]).rstrip()
 
 
-def expected(phase: Phase, machine: Machine, device: str) -> float:
-    """Seconds a phase is expected to take: its roofline over the share that is usually reached."""
-    return phase.roofline(machine) / REACHED.get(device, REACHED["cpu"])[phase.kind]
-
-
 def lines(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
     """A whole plan."""
-    yield f"{plan.stage}: {plan.steps} times {plan.step}"
+    yield f"{plan.stage}: {plan.steps} times {plan.step}" + (
+        f", on {plan.ranks} ranks; this is what one of them does" if plan.ranks > 1 else ""
+    )
     yield f"this machine does {scaled(machine.matmul, 'FLOP/s')} and moves {scaled(machine.bandwidth, 'B/s')}"
     yield ""
-    yield from phase_lines(plan.phases, machine, device)
-    likely = plan.steps * sum(expected(phase, machine, device) for phase in plan.phases)
-    least = plan.steps * sum(phase.roofline(machine) for phase in plan.phases)
+    yield from phase_lines(plan, machine, device)
     yield ""
+    likely, least = (plan.steps * seconds for seconds in (plan.expected(machine, device), plan.least(machine)))
     yield f"the run: {duration(likely)} expected, {duration(least)} at least"
     yield ""
     yield from memory_lines(plan)
@@ -59,16 +55,34 @@ def lines(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
         yield f"- {note}"
 
 
-def phase_lines(phases: Iterable[Phase], machine: Machine, device: str) -> Iterator[str]:
+def phase_lines(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
     """The table of a step's phases."""
-    rows = [("phase", "tokens", "FLOPs", "bytes", "at least", "expected")]
-    sums = [0.0, 0.0]
-    for phase in phases:
-        least, likely = phase.roofline(machine), expected(phase, machine, device)
-        rows.append((phase.name, scaled(phase.tokens), scaled(phase.flops), scaled(phase.moved, "B"), duration(least), duration(likely)))
-        sums = [sums[0] + least, sums[1] + likely]
-    rows.append(("a step", "", "", "", duration(sums[0]), duration(sums[1])))
+    rows = [["phase", "tokens", "FLOPs", "bytes", "sent", "at least", "expected"]]
+    for phase in plan.phases:
+        sizes = [scaled(phase.tokens), scaled(phase.flops), scaled(phase.moved, "B"), scaled(phase.sent, "B")]
+        rows.append([phase.name, *sizes, duration(phase.roofline(machine)), duration(phase.expected(machine, device))])
+    sums = [scaled(plan.sent, "B"), duration(plan.least(machine)), duration(plan.expected(machine, device))]
+    rows.append(["a step", "", "", "", *sums])
+    yield from aligned(rows if plan.ranks > 1 else [row[:4] + row[5:] for row in rows])
+
+
+def scaling_lines(plans: Sequence[tuple[Plan, Machine]], device: str) -> Iterator[str]:
+    """The same stage on several numbers of ranks: a line each. What is reached is compared with the fewest of them."""
+    first, its = plans[0]
+    yield f"{first.stage}: {first.steps} times {first.step}"
+    yield f"a rank does {scaled(its.matmul, 'FLOP/s')} and moves {scaled(its.bandwidth, 'B/s')}"
+    yield ""
+    rows = [("ranks", "memory a rank", "at once", "sent a step", "a step", "the run", "faster by", "of ideal")]
+    for plan, machine in plans:
+        seconds = plan.expected(machine, device)
+        faster = first.expected(its, device) / seconds
+        share = faster * first.ranks / plan.ranks
+        at_once = f"{plan.at_once:,}" if plan.at_once else "no room"
+        sizes = (scaled(plan.memory, "B"), at_once, scaled(plan.sent, "B"), duration(seconds), duration(plan.steps * seconds))
+        rows.append((str(plan.ranks), *sizes, f"{faster:.3g}", f"{share:.0%}"))
     yield from aligned(rows)
+    for note in first.notes:
+        yield f"- {note}"
 
 
 def reached_lines(phases: Sequence[Reached], machine: Machine) -> Iterator[str]:

@@ -12,7 +12,6 @@ Nothing is written before the stage has read all its input: a command that was w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -30,7 +29,9 @@ from rich.text import Text
 from instructgpt.config import StageConfig
 from instructgpt.errors import BadInput, in_one_line
 from instructgpt.files import must_be_free, write_text, writing
+from instructgpt.run.alone import claim, give_up
 from instructgpt.run.card import model_card
+from instructgpt.run.parents import content_hash as content_hash
 from instructgpt.run.phases import PHASES
 from instructgpt.run.stopping import current_request
 from instructgpt.run.trackers import Tracker, check_installed, open_tracker
@@ -51,7 +52,8 @@ class Run:
     def __init__(self, config: StageConfig, parents: Mapping[str, Path | str]) -> None:
         from instructgpt.ranks import all_ranks  # loads torch
 
-        self.watched = all_ranks().own == 0  # the other ranks write nothing but their part of checkpoints
+        own, self.ranks = all_ranks()
+        self.watched = own == 0  # the other ranks write nothing but their part of checkpoints
         self.config, self.directory, self.stage = config, config.out, config.stage
         self.parents = {name: {"path": str(path), "sha256": content_hash(Path(path))} for name, path in parents.items()}
         self.facts: dict[str, Any] = {}
@@ -71,7 +73,7 @@ class Run:
             config: the stage's; parents: what it is made from, by name.
 
         Raises:
-            BadInput: the directory holds something else than this run, or cannot be made.
+            BadInput: the directory holds something else than this run, cannot be made, or another command is at work there.
         """
         run = cls(config, parents or {})
         check_installed(config.track)
@@ -81,27 +83,31 @@ class Run:
         there = read_run(config.out)
         if there is None:
             must_be_free(config.out)
-        else:
-            run._must_match(there)
-            if run.finished and run.watched:  # killed after it was
-                run._tidy()
-                shutil.rmtree(run._checkpoints, ignore_errors=True)
+            return run
+        run._must_match(there)
+        if run.watched and run.finished:  # killed after it was
+            run._tidy()
+            shutil.rmtree(run._checkpoints, ignore_errors=True)
+        elif run.watched:
+            claim(config.out)
         return run
 
     def begin(self) -> None:
         """Make the directory. Called once all input is known to be good; everything that is written comes after it.
 
         Raises:
-            BadInput: it cannot be made.
+            BadInput: it cannot be made, or another command is at work there.
             RunFailed: the disk is full.
         """
         PHASES.clear()
         if not self.watched:
             return
         with writing(self.directory):
-            if not self.config.resume and self.directory.exists():
-                shutil.rmtree(self.directory)
             self.directory.mkdir(parents=True, exist_ok=True)
+        claim(self.directory)
+        with writing(self.directory):
+            for entry in () if self.config.resume else self.directory.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         self._tidy()
         there = read_run(self.directory)
         if there is None:
@@ -156,7 +162,8 @@ class Run:
             }
             | {name: metadata.version(name) for name in CARRIED if _installed(name)},
             "seconds": round(self._spent + time.monotonic() - self.started, 1),
-            "phases": PHASES.summary(),
+            "ranks": self.ranks,
+            "phases": PHASES.summary(),  # of the first rank
             **self.facts,
         }
 
@@ -303,6 +310,7 @@ class Run:
         for name in list(self._trackers):
             self._tell(name, lambda tracker: tracker.close())
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+        give_up(self.directory)
         self.say(f"[green]done[/] in {self._spent + time.monotonic() - self.started:.0f} s: {self.directory}")
         return self.directory
 
@@ -378,21 +386,3 @@ def keep_until(file: Path, step: int) -> None:
     if file.exists():
         kept = [row for row in read_logged(file) if row["step"] <= step]
         write_text(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
-
-
-def content_hash(path: Path) -> str:
-    """sha256 of a file, or of what a model directory is made of; of the name itself for something on the hub."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json") and file.name != "run.json")
-    elif path.is_file():
-        files = [path]
-    else:
-        digest.update(str(path).encode())
-        files = []
-    for file in files:
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

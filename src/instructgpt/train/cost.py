@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instructgpt.data.batches import Example
-from instructgpt.models.shape import BACKWARD, Shape, Text
+from instructgpt.models.shape import Shape, Text
 
 
 def update_flops(policy: Shape, value: Shape, reward: Shape, episodes: Sequence[Example], epochs: int = 1) -> dict[str, float]:
     """FLOPs of an update on some episodes, phase by phase. Nothing is computed twice, and nothing that is not real.
 
     A token is computed once while sampling (all but the last, which nobody reads), once by each model that scores it, and three
-    times, forward and backward, by each model that learns. Logits are those of completion tokens, and the last layer makes more than
-    keys and values only where its states are read: for completion tokens, and for a score's last one.
+    times, forward and backward, by each model that learns (twice by one whose adapters alone learn). Logits are those of completion
+    tokens, and the last layer makes more than keys and values only where its states are read: for completion tokens, and for a
+    score's last one.
     """
     texts = [Text(len(episode), read=len(episode.completion)) for episode in episodes]
     known = [text._replace(tokens=text.tokens - 1) for text in texts]
@@ -24,11 +25,12 @@ def update_flops(policy: Shape, value: Shape, reward: Shape, episodes: Sequence[
         "score": reward.forward([Text(len(episode), read=1) for episode in episodes]),
         "reference": forward,
         "values": valued,
-        "policy update": epochs * (1 + BACKWARD) * forward,
-        "value update": epochs * (1 + BACKWARD) * valued,
+        "policy update": epochs * (forward + policy.backward(texts, predicted)),
+        "value update": epochs * (valued + value.backward(texts)),
     }
 
 
 def pretraining_flops(policy: Shape, rows: float, window: int) -> float:
     """FLOPs of learning from rows of pretraining text, each taken as one document."""
-    return (1 + BACKWARD) * rows * policy.forward([Text(window)], window)
+    text = [Text(window)]
+    return rows * (policy.forward(text, window) + policy.backward(text, window))

@@ -32,6 +32,7 @@ from instructgpt.data.batches import MICROBATCH_TOKENS, halve_token_budget
 from instructgpt.errors import BadInput, RunFailed, is_out_of_memory
 from instructgpt.ranks import wait_for_all
 from instructgpt.run import console
+from instructgpt.run.alone import give_up
 from instructgpt.run.stopping import deferring_stops
 from instructgpt.train.signs import LAST_WORDS, Place, Signs
 
@@ -156,8 +157,11 @@ def launch(main: Callable[[C], Any], config: C, count: int, patience: float = PA
     elif count == 1:
         if "patience" in config.model_fields_set:
             raise BadInput(f"{config.stage}: --patience has no effect on one process, which waits for no other")
-        with deferring_stops():
-            with_less_at_once(lambda: _start_ranks(main, config, 1, patience) if offload else main(config), config)
+        try:
+            with deferring_stops():
+                with_less_at_once(lambda: _start_ranks(main, config, 1, patience) if offload else main(config), config)
+        finally:
+            give_up(config.out)
     else:
         with_less_at_once(lambda: _start_ranks(main, config, count, patience), config)
 

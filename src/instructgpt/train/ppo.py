@@ -37,9 +37,10 @@ from instructgpt.models.memory import need_less
 from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
 from instructgpt.models.shape import shape_from
 from instructgpt.models.sharding import shard, whole
-from instructgpt.ranks import Ranks, collect, in_step, ranks_of, share
+from instructgpt.ranks import Ranks, collect, in_step, own_part, ranks_of, share
 from instructgpt.records import Prompt, Skipped, read_all
 from instructgpt.run import Run
+from instructgpt.run.parents import by_name
 from instructgpt.run.phases import PHASES
 from instructgpt.train.cost import pretraining_flops, update_flops
 from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
@@ -92,8 +93,8 @@ class PPOConfig(StageConfig):
             yield "--pretraining has no effect with --ptx-coef 0"
         if self.batch % self.minibatch:
             yield f"--batch {self.batch} is not a multiple of --minibatch {self.minibatch}"
-        if self.episodes < self.batch:
-            yield f"--episodes {self.episodes} is less than one --batch {self.batch}"
+        if self.episodes % self.batch:
+            yield f"--episodes {self.episodes} is not a multiple of --batch {self.batch}: {self.updates * self.batch or self.batch} is"
 
     @property
     def updates(self) -> int:
@@ -130,8 +131,7 @@ def main(config: PPOConfig) -> Path:
 def train(config: PPOConfig) -> None:
     """One rank's part of the stage, start to end."""
     parents: dict[str, Path | str] = {"policy": config.policy, "reward": config.reward}
-    parents |= {f"prompts {path.name}": path for path in config.prompts}
-    run = Run.start(config, parents | {f"pretraining {path.name}": path for path in config.pretraining})
+    run = Run.start(config, parents | by_name(prompts=config.prompts, pretraining=config.pretraining))
     if run.finished:
         return
     models = load_models(config, run)
@@ -361,7 +361,7 @@ def pretraining_step(models: Models, text: Corpus, step: int, config: PPOConfig)
     rows = text.examples(step * config.ptx_rows, config.ptx_rows)
     tokens_a_row = text.tokens.shape[1] - 1
     weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_a_row)
-    with PHASES("pretraining text", len(rows) * tokens_a_row):
+    with PHASES("pretraining text", own_part(len(rows) * tokens_a_row, ranks_of(models.policy))):
         return language_loss(models.policy, rows, weight=weight)
 
 

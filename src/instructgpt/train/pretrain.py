@@ -22,6 +22,7 @@ from instructgpt.models.memory import need_less
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
 from instructgpt.run import Run
+from instructgpt.run.parents import by_name
 from instructgpt.train.loop import Best, adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
@@ -79,8 +80,7 @@ def main(config: PretrainConfig) -> Path:
 
 def train(config: PretrainConfig) -> None:
     """One rank's part of the stage, start to end."""
-    parents = {f"corpus {path.name}": path for path in config.corpus} | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
-    run = Run.start(config, parents)
+    run = Run.start(config, by_name(corpus=config.corpus) | ({"tokenizer": config.tokenizer} if config.tokenizer else {}))
     if run.finished:
         return
     device = device_of(run)

@@ -32,6 +32,7 @@ from instructgpt.models.sharding import shard, whole
 from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
 from instructgpt.run import Run
+from instructgpt.run.parents import by_name
 from instructgpt.run.phases import PHASES
 from instructgpt.train.loop import Best, adam, descend, device_of, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
@@ -76,8 +77,8 @@ def main(config: RewardConfig) -> Path:
 
 def train(config: RewardConfig) -> None:
     """One rank's part of the stage, start to end."""
-    parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.demonstrations)}
-    run = Run.start(config, parents)
+    files = by_name(data=config.data, validation=config.validation, demonstrations=config.demonstrations)
+    run = Run.start(config, {"base": config.base} | files)
     if run.finished:
         return
     device = device_of(run)

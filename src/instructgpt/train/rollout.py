@@ -12,12 +12,12 @@ from torch import Tensor
 from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
 from instructgpt.data.render import Renderer
 from instructgpt.errors import RunFailed
-from instructgpt.generate.divided import sample_divided
 from instructgpt.generate.engine import Sample
+from instructgpt.generate.on_ranks import sample_on_ranks
 from instructgpt.generate.text import Generated, read_by
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
-from instructgpt.ranks import collect, in_step, ranks_of, share
+from instructgpt.ranks import collect, in_step, own_part, ranks_of, share
 from instructgpt.records import Prompt
 from instructgpt.run.phases import PHASES
 
@@ -73,12 +73,12 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     render = models.render
     rendered = [render.prompt(prompt) for prompt in prompts]
     with PHASES("sampling"):
-        samples = sample_divided(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
+        samples = sample_on_ranks(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
     answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
     examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
     mask, logp = side_by_side(samples)
     finished = torch.tensor([one.finished for one in samples])
-    total = sum(map(len, examples))
+    total = own_part(sum(map(len, examples)), ranks_of(models.policy))
     PHASES.count("sampling", total)
     with PHASES("score", total):
         scores = models.reward.score(read_by(models.reward.render, render, answers)) - eos_penalty * ~finished
@@ -137,7 +137,7 @@ def check_parity(models: Models, rollout: Rollout, bf16: bool = False) -> float:
     """
     prompts = [example.prompt for example in rollout.examples[:PROBED] for _ in range(PROBED)]
     tokens = min(PROBE_TOKENS, rollout.mask.shape[1])
-    again = sample_divided(models.policy, prompts, eos=models.render.eos, max_tokens=tokens, seed=0, rows=2)
+    again = sample_on_ranks(models.policy, prompts, eos=models.render.eos, max_tokens=tokens, seed=0, rows=2)
     examples = [Example(prompt, one.tokens) for prompt, one in zip(prompts, again, strict=True)]
 
     def differences(examples: Sequence[Example], mask: Tensor, logp: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from instructgpt.models.scalar import ScalarModel, load_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
 from instructgpt.run import Run
+from instructgpt.run.parents import by_name
 from instructgpt.train.loop import Best, adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.parallel import PATIENCE, launch
 
@@ -75,8 +76,8 @@ def main(config: SFTConfig) -> Path:
 
 def train(config: SFTConfig) -> None:
     """One rank's part of the stage, start to end."""
-    parents = {"base": config.base} | {f"data {path.name}": path for path in (*config.data, *config.validation, *config.pretraining)}
-    run = Run.start(config, parents | ({"reward": config.reward} if config.reward else {}))
+    files = by_name(data=config.data, validation=config.validation, pretraining=config.pretraining)
+    run = Run.start(config, {"base": config.base} | files | ({"reward": config.reward} if config.reward else {}))
     if run.finished:
         return
     device = device_of(run)

@@ -87,4 +87,4 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
     return rows
 
 
-EVALUATION = Evaluation(NAME, "grade-school mathematics in words", "gsm8k_test.jsonl", read, measure, limit=300)
+EVALUATION = Evaluation(NAME, "grade-school mathematics in words", "gsm8k_test.jsonl", read, measure, limit=100)

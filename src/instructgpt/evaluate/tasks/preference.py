@@ -21,7 +21,7 @@ from instructgpt.evaluate.endpoint import Endpoint
 from instructgpt.evaluate.judges import EndpointJudge, Judge, LocalJudge, verdicts_of
 from instructgpt.evaluate.preference import measure, measure_whole, models_of
 from instructgpt.evaluate.rows import Row, judged
-from instructgpt.evaluate.scoring import Scored, kept_scores
+from instructgpt.evaluate.scoring import Scored, kept_scores, ranks_by_score
 from instructgpt.evaluate.tasks.sources import Source, read_source
 from instructgpt.models.load import pick_device
 from instructgpt.records import Cohort, Completion, Ranking, write_records
@@ -125,7 +125,7 @@ def by_score(name: str, candidates: Sequence[Sequence[Completion]], scores: Sequ
                 Ranking(
                     prompt=completions[0].prompt,
                     completions=tuple(each.completion for each, _ in found),
-                    ranks=tuple(1 + sum(other > score for _, other in found) for _, score in found),
+                    ranks=ranks_by_score([score for _, score in found]),
                     labeler=name,
                     models=tuple(each.model for each, _ in found),
                     finish=tuple(each.finish for each, _ in found),

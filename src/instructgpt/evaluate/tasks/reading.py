@@ -5,7 +5,6 @@ Where a data set has splits, validation (or else test) is asked, and the trainin
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 from collections.abc import Iterable, Iterator
@@ -47,8 +46,6 @@ def rows_of(file: Path, *columns: str) -> list[dict[str, Any]]:
 def numbered_rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """(place, row) of whatever kind of file it is."""
     name = file.name.lower()
-    if name.endswith((".csv", ".tsv")):
-        return separated(file)
     if name.endswith((".json", ".json.gz")) and (whole := one_object(file)) is not None:
         return [(str(file), whole)]
     return read_rows(file) if name.endswith(SUFFIXES) else data_set(file)
@@ -84,19 +81,6 @@ def unfolded(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         raise BadInput(
             f"'data' is there, but not articles with 'paragraphs' of 'context' and 'qas' ({type(error).__name__}: {error})"
         ) from error
-
-
-def separated(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of a table with a header."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, delimiter="\t" if file.suffix == ".tsv" else ",")
-            for row in reader:
-                if None in row.values():
-                    raise BadInput(f"{file}:{reader.line_num}: fewer cells than the header has columns; is the file cut off?")
-                yield f"{file}:{reader.line_num}", row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def data_set(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:

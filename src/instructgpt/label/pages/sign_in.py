@@ -54,7 +54,7 @@ def sign_in(
         token = accounts.sign_in(site_of(request), name, password, **whence(request))[0]
     except Problem as problem:
         wrong = language(request, visitor)(f"problem.{problem.code}", **problem.values)
-        return page(request, visitor, "sign_in.html", status=problem.status, onward=local(next), wrong=wrong, name=name)
+        return page(request, visitor, "sign_in.html", status=problem.status, onward=local(next), wrong=wrong, name=name, erased=False)
     return with_cookie(redirect(local(next)), site_of(request), token)
 
 

@@ -1,13 +1,13 @@
 """A model that is laid out for sampling says what it said, and is left as it was.
 
-pytest tests/test_lean.py
+pytest tests/test_cpu_layout.py
 """
 
 import pytest
 import torch
 from conftest import CPU, FAMILIES
 
-from instructgpt.generate.lean import Direct, lean
+from instructgpt.generate.cpu_layout import Direct, cpu_layout
 from instructgpt.models.load import load_policy
 
 TOKENS = [[3, 3, 3, 8, 100, 21, 77, 50]]
@@ -25,7 +25,7 @@ def test_a_lean_model_says_the_same_and_is_itself_again_afterwards(models, famil
     before = {name: (id(parameter), parameter.stride()) for name, parameter in model.named_parameters()}
     held = [dict(module.__dict__) for module in model.modules()]
     expected = model(input_ids=tokens).logits
-    with lean(model):
+    with cpu_layout(model):
         torch.testing.assert_close(model(input_ids=tokens).logits, expected, atol=1e-5, rtol=0)
         assert len(model.state_dict()) >= len(before)
         assert isinstance(model.get_output_embeddings(), Direct)
@@ -37,7 +37,7 @@ def test_a_lean_model_says_the_same_and_is_itself_again_afterwards(models, famil
 def test_hooks_are_heard_and_lists_stay_lists_in_a_lean_model(models):
     model, heard = models["llama"], []
     hook = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: heard.append(1))
-    with lean(model):
+    with cpu_layout(model):
         assert len(model.model.layers[:1]) == 1
         model(input_ids=torch.tensor([[1, 2]]))
     hook.remove()

@@ -1,4 +1,4 @@
-"""A model while it samples on a CPU: its own functions, with less around them.
+"""A model laid out for sampling on a CPU: its modules are called directly, its matrices stand column by column.
 
 With few rows, a step is hundreds of small operations, and much of its time goes into finding and calling them.
 """
@@ -35,7 +35,7 @@ class Direct:
 
 
 @contextmanager
-def lean(model: Any) -> Iterator[None]:
+def cpu_layout(model: Any) -> Iterator[None]:
     """Until this is left, modules find the modules they call at once, and matrices stand column by column. Nothing may learn.
 
     Products of few rows read a matrix by columns faster. A module that has hooks, or is called in a way of its own, is called as ever.

@@ -15,7 +15,7 @@ from instructgpt.models.sharding import fits_gathered, gathered, in_lockstep
 from instructgpt.ranks import collect, ranks_of, share
 
 
-def sample_divided(
+def sample_on_ranks(
     model: Any,
     prompts: Sequence[list[int]],
     *,
