@@ -120,7 +120,7 @@ def main() -> None:
                 curves.setdefault(stage, {})[ranks] = faster
                 print(line, flush=True)
     if not asked.stages:
-        draw(curves, ROOT / "docs" / "scaling.svg")
+        draw(curves, ROOT / "docs" / "figures" / "scaling.svg")
 
 
 if __name__ == "__main__":
