@@ -22,6 +22,7 @@ from instructgpt.data import batches
 from instructgpt.models import sharding
 from instructgpt.ranks import Ranks, share
 from instructgpt.run import Run, read_logged
+from instructgpt.run.alone import give_up
 from instructgpt.train import ppo, reward, sft
 from instructgpt.train.parallel import launch
 
@@ -65,6 +66,7 @@ def work(kit, root: Path, count: int, _: StageConfig) -> None:
                 STAGES[name](config)
             except KeyboardInterrupt:
                 assert stop is not None
+                give_up(config.out)  # as the end of a process would: with one rank it is this one, which lives on
             finally:
                 Run.log = log
 
