@@ -132,6 +132,15 @@ def test_ranking_losses_equal_a_double_loop_for_any_ranks(data):
     near(losses, tensor(ranking_losses_slowly(scores, prompt, rank)), 1e-5)
 
 
+def test_pairs_of_many_prompts_are_few():
+    # comparing each with each would be 160 billion comparisons
+    better, worse = f.decided_pairs(torch.arange(400_000) // 4, torch.tensor([1, 2, 2, 1]).repeat(100_000))
+    assert len(better) == 4 * 100_000
+    assert sorted(zip(better[:4].tolist(), worse[:4].tolist(), strict=True)) == [(0, 1), (0, 2), (3, 1), (3, 2)]
+    nothing = torch.empty(0, dtype=torch.long)
+    assert [len(places) for places in f.decided_pairs(nothing, nothing)] == [0, 0]
+
+
 def test_pairs_right_by_hand():
     # prompt 0: 3 > 1 right, 3 > 3 equal, 1 < 3 wrong; prompt 1 ties, no pair
     right = f.pairs_right(tensor([3.0, 1.0, 3.0, 5.0, 6.0]), tensor([0, 0, 0, 1, 1]), tensor([1, 2, 3, 1, 1]))

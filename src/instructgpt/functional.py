@@ -60,10 +60,16 @@ def decided_pairs(prompt: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     """Every pair of completions of one prompt of which one is ranked better; ties give none.
 
     prompt (N,) which prompt each completion answers, rank (N,) 1 is best, equal is a tie -> the places of the better and
-    of the worse completion of each pair, (M,) and (M,).
+    of the worse completion of each pair, (M,) and (M,). Completions are compared prompt by prompt, N of them never with N.
     """
-    better, worse = ((prompt[:, None] == prompt[None, :]) & (rank[:, None] < rank[None, :])).nonzero(as_tuple=True)
-    return better, worse
+    order = prompt.argsort(stable=True)
+    counts = torch.unique_consecutive(prompt[order], return_counts=True)[1]  # (G,)
+    column = torch.arange(int(counts.max()) if len(counts) else 0, device=prompt.device)
+    real = column < counts[:, None]  # (G, K)
+    place = order[(counts.cumsum(0)[:, None] - counts[:, None] + column).where(real, 0)]
+    ranked, both = rank[place], real[:, :, None] & real[:, None, :]
+    group, better, worse = (both & (ranked[:, :, None] < ranked[:, None, :])).nonzero(as_tuple=True)
+    return place[group, better], place[group, worse]
 
 
 def ranking_losses(scores: Tensor, prompt: Tensor, rank: Tensor) -> Tensor:
