@@ -151,6 +151,9 @@ def test_too_long_a_text_loses_its_beginning(subject):
     text = "The sea is wide, the sea is deep. " * 20 + "What does a frog say?"
     assert fitting(subject, text, 8).endswith("What does a frog say?")
     assert len(subject.render.plain(fitting(subject, text, 8))) <= 64 - 8
+    for tail in ("", " What is it?"):  # characters of several tokens, cut in their middle at one room or the other
+        cut = [fitting(subject, "고양이 🐈 " * 40, most, tail) for most in range(8, 20)]
+        assert all(text.endswith(tail) and len(subject.render.plain(text)) <= 64 - most for most, text in enumerate(cut, 8))
     short = choice_logp(subject, [(text[-200:], " croak")])[0]
     assert choice_logp(subject, [(text, " croak")])[0][0] == pytest.approx(short[0], abs=1e-3)
 

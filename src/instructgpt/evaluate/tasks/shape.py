@@ -153,11 +153,16 @@ def alike_in_length(subject: Subject, texts: Sequence[str], max_tokens: int) -> 
 
 def fitting(subject: Subject, text: str, max_tokens: int, tail: str = "") -> str:
     """As much of a text as leaves room for `max_tokens` in the model's context: its end, or its beginning where a tail follows it."""
-    room = context_length(subject.model) - max_tokens - (len(subject.render.plain(tail)) if tail else 0)
-    tokens = subject.render.plain(text)
-    if len(tokens) <= room:
+    plain, room = subject.render.plain, context_length(subject.model) - max_tokens
+    tokens = plain(text)
+    left = room - (len(plain(tail)) if tail else 0)
+    if len(tokens) <= left:
         return text + tail
-    return subject.render.text(tokens[: max(0, room - 1)]) + tail if tail else subject.render.text(tokens[len(tokens) - room + 1 :])
+    for kept in range(left - 1, 0, -1):  # what is cut within a character or a word may read as more tokens than it was
+        cut = subject.render.text(tokens[:kept]) + tail if tail else subject.render.text(tokens[-kept:])
+        if len(plain(cut)) <= room:
+            return cut
+    return tail
 
 
 def some(items: Sequence[T], told: Told) -> list[T]:
