@@ -7,10 +7,9 @@ import json
 
 import pytest
 from conftest import CORPUS, RANKINGS, assert_same_tensors, weights_of
+from stop_support import stop_at
 
-from instructgpt import run as run_module
 from instructgpt.config import make_config
-from instructgpt.run import Run
 from instructgpt.train import pretrain, reward
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
@@ -57,19 +56,6 @@ def stage(write, save, tmp_path, monkeypatch):
     return made
 
 
-def stopping_at(monkeypatch, steps):
-    """A kill after that step was logged, before its checkpoint; every step before it has one."""
-    log = Run.log
-
-    def logged(self, step, *rest, **options):
-        log(self, step, *rest, **options)
-        if step == steps:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(Run, "log", logged)
-
-
 def kept_step(folder):
     return json.loads((folder / "run.json").read_text())["step"]
 
@@ -94,7 +80,7 @@ def test_a_killed_run_remembers_its_best(stage, name, stop, monkeypatch):
     whole = weights_of(main(config))
     main, config, seen = stage(name, "killed", keep="best")
     with monkeypatch.context() as patch:
-        stopping_at(patch, stop)
+        stop_at(patch, stop)
         with pytest.raises(KeyboardInterrupt):
             main(config)
     for step in [step for step in seen if step >= stop]:  # is validated again
@@ -117,7 +103,7 @@ def test_reward_models_are_chosen_by_held_out_labelers_where_no_others_validate(
 def test_as_many_checkpoints_are_kept_as_were_asked_for(stage, count, monkeypatch):
     main, config, _ = stage("pretrain", "few", checkpoints=count)
     with monkeypatch.context() as patch:
-        stopping_at(patch, 7)
+        stop_at(patch, 7)
         with pytest.raises(KeyboardInterrupt):
             main(config)
     kept = sorted(folder.name for folder in (config.out / "checkpoints").iterdir())

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
+from stop_support import stop_at
 
 from instructgpt import run as run_module
 from instructgpt.config import make_config
@@ -45,19 +46,6 @@ def stage(write, save, save_reward, tmp_path):
         return ppo.main, make_config(PPOConfig, {**files, **sizes, "pretraining": corpus, "ptx_ratio": 0.5, "out": tmp_path / folder})
 
     return made
-
-
-def stop_at(monkeypatch, steps):
-    """Ctrl-C just after step number `steps` was logged, before its checkpoint; every earlier step has one."""
-    log = Run.log
-
-    def logged(self, step, *rest, **options):
-        log(self, step, *rest, **options)
-        if step == steps:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(Run, "log", logged)
 
 
 def stopped_at(steps, main, config, monkeypatch):
