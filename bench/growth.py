@@ -31,7 +31,7 @@ from gpu import build, updates
 from ppo import PAD, number_words, tokenizer_holder
 
 from instructgpt.data.batches import Example
-from instructgpt.data.rankings import Order, Task
+from instructgpt.data.rankings import Order, RankedPrompt
 from instructgpt.generate.engine import sample
 from instructgpt.models.load import parameters
 from instructgpt.models.scalar import ScalarModel
@@ -99,10 +99,10 @@ def reward(case: Case) -> dict[str, Work]:
     stock.set_attn_implementation("sdpa")
     rankings = case.texts(RANKINGS)
     order = Order(tuple(range(1, case.k + 1)), None, "training")
-    tasks = [Task([Example(prompt, one) for one in completions], (order,), "") for prompt, completions in rankings]
+    tasks = [RankedPrompt([Example(prompt, one) for one in completions], (order,), "") for prompt, completions in rankings]
     flops = (1 + BACKWARD) * shape_from(model.model).forward(case.shared())
 
-    def ours(tasks: list[Task] = tasks) -> float:
+    def ours(tasks: list[RankedPrompt] = tasks) -> float:
         loss, _ = ranking_step(model, tasks)
         model.model.zero_grad(set_to_none=True)
         return loss

@@ -62,7 +62,7 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
     import transformers
 
     from instructgpt.data.batches import Example
-    from instructgpt.data.rankings import Order, Task
+    from instructgpt.data.rankings import Order, RankedPrompt
     from instructgpt.models.attention import use_packed_attention
     from instructgpt.models.scalar import ScalarModel
     from instructgpt.train.reward import ranking_step
@@ -73,7 +73,7 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
 
     def one_pass(rankings: list[Any]) -> float:
         tasks = [
-            Task([Example(prompt, c) for c in completions], (Order(tuple(range(len(completions))), None, "training"),), "")
+            RankedPrompt([Example(prompt, c) for c in completions], (Order(tuple(range(len(completions))), None, "training"),), "")
             for prompt, completions in rankings
         ]
         loss, _ = ranking_step(reward, tasks)

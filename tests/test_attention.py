@@ -13,7 +13,7 @@ from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 
 from instructgpt.data import batches
 from instructgpt.data.batches import Example, collate
-from instructgpt.data.rankings import Order, Task
+from instructgpt.data.rankings import Order, RankedPrompt
 from instructgpt.models import attention
 from instructgpt.models.attention import PACKED, hidden_states, use_packed_attention
 from instructgpt.models.load import load_policy, save_policy
@@ -184,7 +184,7 @@ def tasks_with_long_prompts():
     """Tasks of 4, 9 and 2 completions, with ties; the second was ranked by two labelers."""
     ann, bob = (9, 8, 7, 6, 5, 4, 3, 2, 1), (1, 1, 2, 2, 3, 3, 1, 1, 2)
     rows = [(answered(20, 3, 9, 1, 5), [(1, 2, 3, 3)]), (answered(33, *range(1, 10)), [ann, bob]), (answered(2, 30, 8), [(1, 2)])]
-    return [Task(examples, tuple(Order(ranks, None, "training") for ranks in orders), "") for examples, orders in rows]
+    return [RankedPrompt(examples, tuple(Order(ranks, None, "training") for ranks in orders), "") for examples, orders in rows]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -113,6 +113,7 @@ def test_a_terminal_that_lacks_letters_is_no_traceback():
         (["pretrain", "--corpus", "c.txt"], "pretrain: --out is required"),
         ([*PPO, "--lr"], "--lr: expected one argument"),
         ([*PPO, "--lr", "fast"], "ppo: --lr fast: Input should be a valid number"),
+        ([*PPO, "--lr", "inf"], "ppo: --lr inf: Input should be a finite number"),
         ([*PPO, "--episodes", "1.5"], "ppo: --episodes 1.5: Input should be a valid integer"),
         ([*PPO, "--clip", "-0.2"], "ppo: --clip -0.2: Input should be greater than 0"),
         ([*PPO, "--ptx-reduction", "batch"], "ppo: --ptx-reduction batch: Input should be 'token' or 'sequence'"),

@@ -241,6 +241,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
         ({"completions": ["a"], "ranks": [1]}, "at least two completions"),
         ({"ranks": [1, 2, 3]}, "2 completions but 3 ranks"),
         ({"ranks": [0, 1]}, "ranks start at 1"),
+        ({"ranks": [True, 2]}, "expected a whole number, found true"),
         ({"models": ["m"]}, "2 completions but 1 models"),
         ({"ratings": [1, 8]}, "ratings go from 1 to 7"),
         ({"ranks": None}, "column 'ranks'"),

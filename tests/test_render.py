@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from instructgpt.data.batches import Example
 from instructgpt.data.corpus import documents, hold_out_documents, read_corpus, train_tokenizer
-from instructgpt.data.rankings import flat_orders, labeler_groups, tasks_of, token_groups
+from instructgpt.data.rankings import flat_orders, labeler_groups, ranked_prompts, token_groups
 from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.errors import BadInput
 from instructgpt.generate.text import Generated, read_by
@@ -139,8 +139,8 @@ def test_every_stage_sees_the_same_tokens(save, save_reward, kind):
     reward = load_reward_model(save_reward("llama", kind), CPU)
     prompt, text = "Name a col", "our of the sky."  # would be cut otherwise if tokenised as one text
     ((sft,), _) = demonstration_examples([Demonstration(prompt=prompt, completion=text)], render, 64)
-    ((task,), _) = tasks_of([Ranking(prompt=prompt, completions=(text, "croak"), ranks=(1, 2))], reward.render, 64)
-    assert task.examples[0] == sft == Example(render.prompt(prompt), render.completion(text))
+    ((ranked,), _) = ranked_prompts([Ranking(prompt=prompt, completions=(text, "croak"), ranks=(1, 2))], reward.render, 64)
+    assert ranked.examples[0] == sft == Example(render.prompt(prompt), render.completion(text))
     rollout = roll_out(
         Models(policy, policy, reward, reward, policy, render), [Prompt(prompt=prompt)] * 3, max_tokens=5, eos_penalty=0, seed=0
     )
@@ -168,19 +168,19 @@ def test_demonstrations_that_do_not_fit_are_counted(render):
         demonstration_examples([short], render, 3)
 
 
-# --- rankings as tasks -----------------------------------------------------------------------------------------------
+# --- rankings by prompt -----------------------------------------------------------------------------------------------
 
 
-def test_rankings_of_the_same_completions_are_one_task(render):
+def test_rankings_of_the_same_completions_are_one_ranked_prompt(render):
     rankings = [
         Ranking(prompt="p", completions=("x", "y", "z"), ranks=(1, 2, 3), labeler="ann"),
         Ranking(prompt="p", completions=("z", "x", "y"), ranks=(1, 1, 2), labeler="bob", cohort="heldout"),
         Ranking(prompt="p", completions=("x", "y"), ranks=(2, 1), labeler="ann"),
         Ranking(prompt="q", completions=("x", "y", "z"), ranks=(5, 5, 5), labeler="ann"),
     ]
-    tasks, left_out = tasks_of(rankings, render, 64)
-    assert [len(task.examples) for task in tasks] == [3, 2]
-    assert [(order.ranks, order.labeler, order.cohort) for order in tasks[0].orders] == [
+    prompts, left_out = ranked_prompts(rankings, render, 64)
+    assert [len(prompt.examples) for prompt in prompts] == [3, 2]
+    assert [(order.ranks, order.labeler, order.cohort) for order in prompts[0].orders] == [
         ((1, 2, 3), "ann", "training"),
         ((1, 2, 1), "bob", "heldout"),  # of x, y, z: bob's second, third and first
     ]
@@ -193,19 +193,19 @@ def test_a_completion_that_stands_twice_keeps_both_ranks(render):
         Ranking(prompt="p", completions=("x", "y", "y"), ranks=(2, 1, 3)),
         Ranking(prompt="p", completions=("y", "x", "y"), ranks=(1, 2, 3)),
     ]
-    tasks, _ = tasks_of(rankings, render, 64)
-    assert [[order.ranks for order in task.orders] for task in tasks] == [[(1, 2)], [(2, 1, 3), (2, 1, 3)]]
+    prompts, _ = ranked_prompts(rankings, render, 64)
+    assert [[order.ranks for order in prompt.orders] for prompt in prompts] == [[(1, 2)], [(2, 1, 3), (2, 1, 3)]]
 
 
 def test_a_completion_that_was_cut_off_has_no_end_in_a_ranking_either(render):
     ranking = Ranking(prompt="p", completions=("x", "y"), ranks=(1, 2), finish=("length", "stop"))
-    ((task,), _) = tasks_of([ranking], render, 64)
-    assert [example.completion[-1] == render.eos for example in task.examples] == [False, True]
+    ((prompt,), _) = ranked_prompts([ranking], render, 64)
+    assert [example.completion[-1] == render.eos for example in prompt.examples] == [False, True]
 
 
 def test_a_completion_that_does_not_fit_leaves_its_ranking(render):
-    tasks, left_out = tasks_of([Ranking(prompt="p", completions=("x", "y" * 70, "z"), ranks=(2, 1, 3))], render, 10)
-    assert (len(tasks[0].examples), tasks[0].orders[0].ranks) == (2, (2, 3))
+    prompts, left_out = ranked_prompts([Ranking(prompt="p", completions=("x", "y" * 70, "z"), ranks=(2, 1, 3))], render, 10)
+    assert (len(prompts[0].examples), prompts[0].orders[0].ranks) == (2, (2, 3))
     assert left_out["completions longer than the context"] == 1
 
 
@@ -215,17 +215,17 @@ def test_orders_laid_flat_by_hand(render):
         Ranking(prompt="q", completions=("x", "y", "z"), ranks=(3, 1, 2)),
         Ranking(prompt="p", completions=("y", "x"), ranks=(1, 2)),
     ]
-    completion, ranking, rank = flat_orders(tasks_of(rankings, render, 64)[0])
+    completion, ranking, rank = flat_orders(ranked_prompts(rankings, render, 64)[0])
     assert completion.tolist() == [0, 1, 0, 1, 2, 3, 4]
     assert ranking.tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert rank.tolist() == [1, 2, 2, 1, 3, 1, 2]
 
 
 def test_token_groups_hold_every_task_once_within_the_budget(render):
-    tasks, _ = tasks_of([Ranking(prompt="p" * n, completions=("x", "yy"), ranks=(1, 2)) for n in (1, 9, 3, 9, 20)], render, 64)
+    prompts, _ = ranked_prompts([Ranking(prompt="p" * n, completions=("x", "yy"), ranks=(1, 2)) for n in (1, 9, 3, 9, 20)], render, 64)
     for budget in (1, 20, 60, 10_000):
-        groups = list(token_groups(tasks, budget))
-        assert sorted(id(task) for group in groups for task in group) == sorted(map(id, tasks))
+        groups = list(token_groups(prompts, budget))
+        assert sorted(id(prompt) for group in groups for prompt in group) == sorted(map(id, prompts))
         sizes = [sum(len(t.examples) for t in group) * max(len(e) for t in group for e in t.examples) for group in groups]
         assert all(len(group) == 1 or size <= budget for group, size in zip(groups, sizes, strict=True))
 
@@ -236,7 +236,7 @@ def test_labelers_in_groups_of_equal_work(render):
         for labeler, count in (("ann", 5), ("bob", 3), ("cid", 2), ("dee", 1), ("eve", 1))
         for n in range(count)
     ]
-    assert labeler_groups(tasks_of(rankings, render, 64)[0], 2) == [{"ann", "dee"}, {"bob", "cid", "eve"}]
+    assert labeler_groups(ranked_prompts(rankings, render, 64)[0], 2) == [{"ann", "dee"}, {"bob", "cid", "eve"}]
 
 
 # --- pretraining text ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from conftest import CPU, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS, assert_same_
 
 from instructgpt.config import make_config
 from instructgpt.data import batches
-from instructgpt.data.rankings import Task, tasks_of
+from instructgpt.data.rankings import RankedPrompt, ranked_prompts
 from instructgpt.errors import BadInput, RunFailed
 from instructgpt.models.scalar import load_reward_model, new_reward_model
 from instructgpt.records import Ranking
@@ -31,7 +31,7 @@ def small(write, save, tmp_path):
 
 
 @pytest.fixture
-def tasks(render):
+def prompts(render):
     """Tasks of 3, 2 and 4 completions, with one, three and one orders, ties among them."""
     rows = [
         ("p", ("croak", "a", "the sea is wide"), (2, 1, 2), None),
@@ -40,61 +40,61 @@ def tasks(render):
         ("a longer prompt", ("x", "yy yy yy"), (1, 2), "cid"),
         ("q", ("one", "two", "three", "four"), (3, 1, 1, 2), "ann"),
     ]
-    return tasks_of([Ranking(prompt=p, completions=c, ranks=r, labeler=who) for p, c, r, who in rows], render, 64)[0]
+    return ranked_prompts([Ranking(prompt=p, completions=c, ranks=r, labeler=who) for p, c, r, who in rows], render, 64)[0]
 
 
-def slow_ranking_loss(reward, tasks):
-    """Equation 1, scores one at a time: mean over tasks of the mean over orders of the mean over decided pairs. -> loss, share right."""
+def slow_ranking_loss(reward, prompts):
+    """Equation 1, scores one at a time: mean over prompts of the mean over orders of the mean over decided pairs. -> loss, share right."""
     losses, right = [], []
-    for task in tasks:
-        scores = [reward.score([example]).item() for example in task.examples]
-        of_task = []
-        for order in task.orders:
+    for prompt in prompts:
+        scores = [reward.score([example]).item() for example in prompt.examples]
+        of_prompt = []
+        for order in prompt.orders:
             apart = [scores[i] - scores[j] for i, a in enumerate(order.ranks) for j, b in enumerate(order.ranks) if a < b]
-            of_task.append(sum(math.log(1 + math.exp(-difference)) for difference in apart) / len(apart))
+            of_prompt.append(sum(math.log(1 + math.exp(-difference)) for difference in apart) / len(apart))
             right += [difference > 0 for difference in apart]
-        losses.append(sum(of_task) / len(of_task))
+        losses.append(sum(of_prompt) / len(of_prompt))
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-def test_the_loss_equals_its_slow_definition(reward, tasks):
-    assert [len(task.orders) for task in tasks] == [1, 3, 1]
-    assert ranking_step(reward, tasks) == pytest.approx(slow_ranking_loss(reward, tasks), abs=1e-5)
+def test_the_loss_equals_its_slow_definition(reward, prompts):
+    assert [len(prompt.orders) for prompt in prompts] == [1, 3, 1]
+    assert ranking_step(reward, prompts) == pytest.approx(slow_ranking_loss(reward, prompts), abs=1e-5)
 
 
-def test_the_offset_changes_no_loss(reward, tasks):
-    before = ranking_step(reward, tasks)
+def test_the_offset_changes_no_loss(reward, prompts):
+    before = ranking_step(reward, prompts)
     reward.offset += 3.0
-    assert ranking_step(reward, tasks) == pytest.approx(before, abs=1e-6)
+    assert ranking_step(reward, prompts) == pytest.approx(before, abs=1e-6)
 
 
-def test_gradients_do_not_depend_on_microbatches_or_processes(reward, tasks, gradients, monkeypatch, in_two_processes):
-    loss, right = ranking_step(reward, tasks)
+def test_gradients_do_not_depend_on_microbatches_or_processes(reward, prompts, gradients, monkeypatch, in_two_processes):
+    loss, right = ranking_step(reward, prompts)
     whole = gradients(reward.model)
     assert set(whole) == {name for name, _ in reward.model.named_parameters()}
     for budget in (1, 40, 80):
         monkeypatch.setitem(batches.MICROBATCH_TOKENS, "cpu", budget)
-        assert ranking_step(reward, tasks) == pytest.approx((loss, right), abs=1e-6)
+        assert ranking_step(reward, prompts) == pytest.approx((loss, right), abs=1e-6)
         assert_same_tensors(gradients(reward.model), whole)
-    parts = in_two_processes(stage, lambda: ranking_step(reward, tasks)[0])
+    parts = in_two_processes(stage, lambda: ranking_step(reward, prompts)[0])
     assert sum(parts) == pytest.approx(loss, abs=1e-6)
     assert_same_tensors(gradients(reward.model), whole)
 
 
-def test_labelers_of_the_same_completions_count_as_the_mean_of_tasks_of_their_own(reward, tasks, gradients):
-    """They are one task so that its completions are computed once, and it weighs no more than a task with one labeler."""
-    together = ranking_step(reward, tasks[1:2])
+def test_labelers_of_the_same_completions_count_as_the_mean_of_prompts_of_their_own(reward, prompts, gradients):
+    """They are one prompt so that its completions are computed once, and it weighs no more than a prompt with one labeler."""
+    together = ranking_step(reward, prompts[1:2])
     whole = gradients(reward.model)
-    apart = [Task(tasks[1].examples, (order,), tasks[1].source) for order in tasks[1].orders]
+    apart = [RankedPrompt(prompts[1].examples, (order,), prompts[1].source) for order in prompts[1].orders]
     assert ranking_step(reward, apart) == pytest.approx(together, abs=1e-6)
     assert_same_tensors(gradients(reward.model), whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(reward, tasks):
+def test_a_loss_that_is_not_finite_stops_the_run(reward, prompts):
     with torch.no_grad():
         reward.model.score.weight.fill_(float("nan"))
     with pytest.raises(RunFailed, match="the ranking loss is nan"):
-        ranking_step(reward, tasks)
+        ranking_step(reward, prompts)
 
 
 def test_accuracies_by_hand(reward, render, monkeypatch):
@@ -104,9 +104,9 @@ def test_accuracies_by_hand(reward, render, monkeypatch):
         ("q", ("dd", "a", "ee"), (2, 1, 1), "training", "book"),  # dd 0 under a 1 and ee 2: both right; a is shorter, ee as long: 0, 1/2
     ]
     rankings = [Ranking(prompt=p, completions=c, ranks=r, cohort=cohort, source=source) for p, c, r, cohort, source in rows]
-    tasks, _ = tasks_of(rankings, render, 64)
+    prompts, _ = ranked_prompts(rankings, render, 64)
     monkeypatch.setattr(type(reward), "score", lambda *_: torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0, 2.0]))
-    got = accuracies(reward, tasks)
+    got = accuracies(reward, prompts)
     expected = {"": (2 / 5, 0.5 / 5), "_heldout": (1, 1), "/web": (3 / 6, 3 / 6), "/book": (1, 0.25)}
     for suffix, (accuracy, by_length) in expected.items():
         assert got[f"validation/accuracy{suffix}"] == pytest.approx(accuracy)
@@ -157,8 +157,8 @@ def test_a_tenth_of_the_prompts_is_held_out(small, save):
     training, validation, _ = stage.load_data(config, new_reward_model(save(), CPU, 0), stage.Run.start(config))
     assert len(training) + len(validation) == 60
     assert 2 <= len(validation) <= 12
-    assert {order.cohort for task in training for order in task.orders} == {"training"}
-    assert {order.cohort for task in validation for order in task.orders} == {"training", "heldout"}
+    assert {order.cohort for prompt in training for order in prompt.orders} == {"training"}
+    assert {order.cohort for prompt in validation for order in prompt.orders} == {"training", "heldout"}
 
 
 def test_cross_validation_leaves_one_group_of_labelers_out(small, monkeypatch):
@@ -167,7 +167,7 @@ def test_cross_validation_leaves_one_group_of_labelers_out(small, monkeypatch):
     trained, fit = [], stage.fit
 
     def watched(reward, training, *rest):
-        trained.append({order.labeler for task in training for order in task.orders})
+        trained.append({order.labeler for prompt in training for order in prompt.orders})
         fit(reward, training, *rest)
 
     monkeypatch.setattr(stage, "fit", watched)

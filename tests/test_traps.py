@@ -39,7 +39,7 @@ from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS
 
 from instructgpt import functional
 from instructgpt.data.batches import Example
-from instructgpt.data.rankings import Order, Task
+from instructgpt.data.rankings import Order, RankedPrompt
 from instructgpt.data.render import Renderer
 from instructgpt.errors import BadInput
 from instructgpt.models.load import load_policy
@@ -115,7 +115,7 @@ def test_statistics_do_not_change_when_padding_grows(rollout):
 
 def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
     """The loss is a function of one number a completion: the others may be anything."""
-    task = Task([Example([5, 9], [40, 41, 0]), Example([5, 9], [7, 0])], (Order((1, 2), None, "training"),), "")
+    task = RankedPrompt([Example([5, 9], [40, 41, 0]), Example([5, 9], [7, 0])], (Order((1, 2), None, "training"),), "")
     plain, per_token = ranking_step(reward, [task]), ScalarModel.per_token
 
     def disturbed(self, batch, read):
@@ -165,7 +165,8 @@ def test_padding_that_is_end_of_text_changes_no_reward(save_reward):
     for kind in ("plain", "pad_is_eos"):
         reward = load_reward_model(save_reward("llama", kind), CPU)
         examples = [reward.render.example(row["prompt"], text) for row in PROMPTS for text in ("", "croak")]
-        task = Task([reward.render.example("p", text) for text in ranking.completions], (Order(ranking.ranks, None, "training"),), "")
-        measured.append([*reward.score(examples).tolist(), *ranking_step(reward, [task])])
+        orders = (Order(ranking.ranks, None, "training"),)
+        prompt = RankedPrompt([reward.render.example("p", text) for text in ranking.completions], orders, "")
+        measured.append([*reward.score(examples).tolist(), *ranking_step(reward, [prompt])])
         assert Renderer(reward.render.tokenizer).eos == reward.render.eos != reward.render.tokenizer.pad_token_id
     assert measured[0] == pytest.approx(measured[1], abs=1e-6)

@@ -22,7 +22,7 @@ TrackerName = Literal["tensorboard", "trackio", "wandb"]
 class Options(BaseModel):
     """What a command can be told. Frozen; what does not exist is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, allow_inf_nan=False)
     stage: ClassVar[str]
     lacks: ClassVar[frozenset[str]] = frozenset()
     """Options of all stages that this one has no use for, and so does not know."""

@@ -42,8 +42,17 @@ def _as_name(value: object) -> object:
     return str(int(value)) if whole and isinstance(value, int | float) else value
 
 
+def _no_truth_value(value: object) -> object:
+    """True is no 1, though Python takes it for one."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a whole number, found {str(value).lower()}")
+    return value
+
+
 Name = Annotated[str, BeforeValidator(_as_name)]
 """Who or what: an id, a user, a labeler."""
+Number = Annotated[int, BeforeValidator(_no_truth_value)]
+"""A rank or a rating."""
 
 
 class Record(BaseModel):
@@ -123,13 +132,13 @@ class Ranking(Record):
 
     prompt: str
     completions: tuple[str, ...]
-    ranks: tuple[int, ...]
+    ranks: tuple[Number, ...]
     labeler: Name | None = None
     cohort: Cohort | None = None
     source: str | None = None
     models: tuple[str, ...] | None = None
     finish: tuple[Literal["stop", "length"], ...] | None = None
-    ratings: tuple[int, ...] | None = None
+    ratings: tuple[Number, ...] | None = None
     labels: tuple[dict[str, bool | None], ...] | None = None
 
     @model_validator(mode="after")

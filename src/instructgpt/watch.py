@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from instructgpt.config import Options
 from instructgpt.doctor.commands import examine, stages
-from instructgpt.run import console, content_hash, read_logged, read_run
+from instructgpt.run import console, content_hash, read_logged, read_record
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 24
@@ -54,20 +55,20 @@ def main(config: WatchConfig) -> None:
     Raises:
         BadInput: there is no stage in the directory, or a run.json is damaged.
     """
-    if config.once:
-        console.print(view(config.run))
-        return
-    with Live(view(config.run), console=console, auto_refresh=False, screen=console.is_terminal) as screen:
-        while not finished(config.run):
-            time.sleep(config.every)
-            screen.update(view(config.run), refresh=True)
+    if not config.once:
+        terminal = console.is_terminal
+        with Live(view(config.run), console=console, auto_refresh=False, screen=True) if terminal else nullcontext() as screen:
+            while not finished(config.run):
+                time.sleep(config.every)
+                if screen:
+                    screen.update(view(config.run), refresh=True)
     console.print(view(config.run))
 
 
 def finished(folder: Path) -> bool:
     """Whether there is nothing left to wait for: the run has finished, or every stage in a directory that is not a run's."""
-    whole = read_run(folder)
-    parts = [whole] if whole is not None else [read_run(stage) or {} for stage in stages(folder)]
+    whole = read_record(folder)
+    parts = [whole] if whole is not None else [read_record(stage) or {} for stage in stages(folder)]
     return all(part.get("finished") for part in parts)
 
 
@@ -77,7 +78,7 @@ def view(folder: Path) -> Group:
     parts: list[RenderableType] = [table]
     found = stages(folder)
     for one in sorted(found, key=lambda one: (one / "run.json").stat().st_ctime):
-        info, said, rows = read_run(one) or {}, read_logged(one / "log.jsonl"), read_logged(one / "metrics.jsonl")
+        info, said, rows = read_record(one) or {}, read_logged(one / "log.jsonl"), read_logged(one / "metrics.jsonl")
         table.add_row(*standing(one, info, said, rows))
         if not info.get("finished") or one == folder:
             parts += [Text(), curves(one.name, info, rows), *last_samples(one)]

@@ -15,7 +15,7 @@ from instructgpt.records import Ranking
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One labeler's ranks of a task's completions; 1 is best, equal ranks tie."""
+    """One labeler's ranks of a prompt's completions; 1 is best, equal ranks tie."""
 
     ranks: tuple[int, ...]
     labeler: str | None
@@ -23,29 +23,29 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class RankedPrompt:
     """K completions of a prompt, and the orders that labelers gave them. One batch element of the reward model.
 
-    Rankings of the same completions by several labelers are one task, so that each completion is computed once.
+    Rankings of the same completions by several labelers are together one of these, so that each completion is computed once.
     """
 
     examples: list[Example]
     orders: tuple[Order, ...]
     source: str
 
-    def only(self, wanted: Callable[[Order], bool]) -> Task | None:
-        """The same task with some of its orders, or None where none is left."""
+    def only(self, wanted: Callable[[Order], bool]) -> RankedPrompt | None:
+        """The same prompt with some of its orders, or None where none is left."""
         orders = tuple(order for order in self.orders if wanted(order))
         return replace(self, orders=orders) if orders else None
 
 
-def tokens_in(tasks: Sequence[Task]) -> int:
+def tokens_in(prompts: Sequence[RankedPrompt]) -> int:
     """Tokens of all completions with their prompts."""
-    return sum(len(example) for task in tasks for example in task.examples)
+    return sum(len(example) for prompt in prompts for example in prompt.examples)
 
 
-def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tuple[list[Task], dict[str, int]]:
-    """Rankings as tasks, and how many were left out because all their completions tie.
+def ranked_prompts(rankings: Sequence[Ranking], render: Renderer, context: int) -> tuple[list[RankedPrompt], dict[str, int]]:
+    """Rankings by prompt, and how many were left out because all their completions tie.
 
     A completion that does not fit the context is left out of its ranking and counted; the others stay.
     """
@@ -53,7 +53,7 @@ def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tup
     grouped: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
     for ranking in rankings:
         grouped.setdefault((ranking.prompt, tuple(sorted(ranking.completions))), []).append(ranking)
-    tasks: list[Task] = []
+    prompts: list[RankedPrompt] = []
     for group in grouped.values():
         completions = group[0].completions
         examples = examples_of(group[0], render)
@@ -67,8 +67,8 @@ def tasks_of(rankings: Sequence[Ranking], render: Renderer, context: int) -> tup
                 orders.append(Order(ranks, ranking.labeler, ranking.cohort or "training"))
         left_out["rankings without a decided pair"] += len(group) - len(orders)
         if orders:
-            tasks.append(Task([examples[place] for place in fits], tuple(orders), group[0].source or ""))
-    return tasks, left_out
+            prompts.append(RankedPrompt([examples[place] for place in fits], tuple(orders), group[0].source or ""))
+    return prompts, left_out
 
 
 def examples_of(ranking: Ranking, render: Renderer) -> list[Example]:
@@ -86,37 +86,37 @@ def _places(completions: Sequence[str], shuffled: Sequence[str]) -> list[int]:
     return [free[text].pop(0) for text in completions]
 
 
-def flat_orders(tasks: Sequence[Task], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Every order of every task, one element for each completion it ranks.
+def flat_orders(prompts: Sequence[RankedPrompt], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Every order of every prompt, one element for each completion it ranks.
 
-    -> completion (M,) which of the tasks' completions, in their order; ranking (M,) which order; rank (M,).
+    -> completion (M,) which of the prompts' completions, in their order; ranking (M,) which order; rank (M,).
     """
     completion: list[int] = []
     ranking: list[int] = []
     rank: list[int] = []
     first = number = 0
-    for task in tasks:
-        for order in task.orders:
+    for prompt in prompts:
+        for order in prompt.orders:
             completion += range(first, first + len(order.ranks))
             ranking += [number] * len(order.ranks)
             rank += order.ranks
             number += 1
-        first += len(task.examples)
+        first += len(prompt.examples)
     flat = torch.tensor([completion, ranking, rank], dtype=torch.long, device=device)
     return flat[0], flat[1], flat[2]
 
 
-def token_groups(tasks: Sequence[Task], budget: int) -> Iterator[list[Task]]:
-    """Whole tasks computed together: alike in length, at most `budget` tokens if all were padded (always at least one task)."""
-    widths = [max(map(len, task.examples)) for task in tasks]
-    for group in microbatches(widths, budget, [len(task.examples) for task in tasks]):
-        yield [tasks[number] for number in group]
+def token_groups(prompts: Sequence[RankedPrompt], budget: int) -> Iterator[list[RankedPrompt]]:
+    """Whole prompts computed together: alike in length, at most `budget` tokens if all were padded (always at least one prompt)."""
+    widths = [max(map(len, prompt.examples)) for prompt in prompts]
+    for group in microbatches(widths, budget, [len(prompt.examples) for prompt in prompts]):
+        yield [prompts[number] for number in group]
 
 
-def labeler_groups(tasks: Sequence[Task], count: int) -> list[set[str | None]]:
+def labeler_groups(prompts: Sequence[RankedPrompt], count: int) -> list[set[str | None]]:
     """Labelers in `count` groups of about equally many rankings: the busiest first, each to the group with least."""
     loads: dict[str | None, int] = {}
-    for order in (order for task in tasks for order in task.orders):
+    for order in (order for prompt in prompts for order in prompt.orders):
         loads[order.labeler] = loads.get(order.labeler, 0) + 1
     groups: list[set[str | None]] = [set() for _ in range(count)]
     totals = [0] * count

@@ -14,7 +14,7 @@ from instructgpt.doctor import models, policy
 from instructgpt.doctor.findings import Course, Finding, Patient
 from instructgpt.errors import BadInput
 from instructgpt.report.run_files import finite
-from instructgpt.run import console, content_hash, read_logged, read_run
+from instructgpt.run import console, content_hash, read_logged, read_record
 
 
 class DoctorConfig(Options):
@@ -49,7 +49,7 @@ def stages(folder: Path) -> list[Path]:
     """The stage directories in a run directory, or the one that was named. Raises BadInput where there is none."""
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such directory; give a run directory, or that of one stage")
-    info = read_run(folder)
+    info = read_record(folder)
     if info is not None and info.get("stage") != "run":
         return [folder]
     found = sorted(file.parent for file in folder.glob("*/run.json"))
@@ -60,7 +60,7 @@ def stages(folder: Path) -> list[Path]:
 
 def examine(folder: Path, hash_of: Callable[[Path], str] = content_hash) -> Iterator[Finding]:
     """Everything one stage's files say. `hash_of` reads what it was made from, as `run.content_hash` does."""
-    info = read_run(folder)
+    info = read_record(folder)
     assert info is not None
     rows = tuple(finite(row) for row in read_logged(folder / "metrics.jsonl"))
     patient = Patient(folder.name, info, Course(rows))

@@ -14,7 +14,7 @@ from instructgpt.plan.machine import Machine
 from instructgpt.plan.stages import ADDING, GATHERING
 from instructgpt.plan.told import Told
 from instructgpt.plan.work import Phase, Plan, joined
-from instructgpt.run import read_logged, read_run
+from instructgpt.run import read_logged, read_record
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
@@ -49,7 +49,7 @@ def record_of(folder: Path) -> tuple[dict[str, Any], StageConfig]:
     Raises:
         BadInput: it is no directory of a stage that has phases.
     """
-    record = read_run(folder)
+    record = read_record(folder)
     if record is None:
         raise BadInput(f"{folder}: no run.json in it; give the directory of a stage that has begun")
     kind = STAGES.get(record.get("stage", ""))

@@ -10,7 +10,7 @@ from typing import Any
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Batch, Example, microbatches
-from instructgpt.data.rankings import Task, tasks_of, token_groups, tokens_in
+from instructgpt.data.rankings import RankedPrompt, ranked_prompts, token_groups, tokens_in
 from instructgpt.data.render import Renderer, demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput
@@ -162,21 +162,21 @@ def plan_reward(config: RewardConfig, told: Told) -> Plan:
     model = configuration(config.base)
     network = network_of(config, model, scores, scalar=True)
     if told.stated:
-        tasks = [Task([one] * STATED_K, (), "") for one in told.examples()]
+        prompts = [RankedPrompt([one] * STATED_K, (), "") for one in told.examples()]
         count = told.records or STATED_RECORDS
     else:
         rankings = read_sample(Ranking, config.data, config.skip_bad)
         known = [r for r in rankings if r.cohort != "heldout" and (config.validation or not held_out(r.prompt))]
-        tasks, _ = tasks_of(spread(known), renderer(config.base), context_of(model))
-        if not tasks:
+        prompts, _ = ranked_prompts(spread(known), renderer(config.base), context_of(model))
+        if not prompts:
             raise BadInput("no prompt with a decided pair to train on; give more rankings, or --validation")
         count = round(len({ranking.prompt for ranking in known}))
     batch = min(config.batch, count)
-    tasks = [tasks[number % len(tasks)] for number in range(batch)]
-    own = [tasks[row] for row in told.fullest([tokens_in([task]) for task in tasks])]
-    groups = [[example for task in group for example in task.examples] for group in token_groups(own, told.budget)]
+    prompts = [prompts[number % len(prompts)] for number in range(batch)]
+    own = [prompts[row] for row in told.fullest([tokens_in([prompt]) for prompt in prompts])]
+    groups = [[example for prompt in group for example in prompt.examples] for group in token_groups(own, told.budget)]
     held = peak(network, groups, told)
-    texts = [text for task in own for text in shared(task.examples)]
+    texts = [text for prompt in own for text in shared(prompt.examples)]
     most = max(sum(text.tokens for text in shared(group)) for group in groups)
     kept = held.kept * sum(text.tokens for text in texts) / most
     ranks = told.ranks if told.divides(network) else 1

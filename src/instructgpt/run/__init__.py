@@ -80,7 +80,7 @@ class Run:
         for name, path in (parents or {}).items():
             if config.out.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
                 raise BadInput(f"--out {config.out}: holds {name} ({path}), which this run is made from; choose another --out")
-        there = read_run(config.out)
+        there = read_record(config.out)
         if there is None:
             must_be_free(config.out)
             return run
@@ -109,7 +109,7 @@ class Run:
             for entry in () if self.config.resume else self.directory.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         self._tidy()
-        there = read_run(self.directory)
+        there = read_record(self.directory)
         if there is None:
             self._write(finished=False)
         else:
@@ -125,7 +125,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the directory is already whole; then the stage has nothing to do."""
-        return self.config.resume and bool((read_run(self.directory) or {}).get("finished"))
+        return self.config.resume and bool((read_record(self.directory) or {}).get("finished"))
 
     def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = json.loads(self.config.model_dump_json())
@@ -343,7 +343,7 @@ def by_flag(settings: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Path) -> dict[str, Any] | None:
     """The run.json of a directory, or None.
 
     Raises:

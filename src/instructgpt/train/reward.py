@@ -20,7 +20,7 @@ from pydantic import Field
 from instructgpt import functional
 from instructgpt.config import StageConfig
 from instructgpt.data.batches import Example, collate, rows_of_step, steps_an_epoch, token_budget
-from instructgpt.data.rankings import Order, Task, flat_orders, labeler_groups, tasks_of, token_groups, tokens_in
+from instructgpt.data.rankings import Order, RankedPrompt, flat_orders, labeler_groups, ranked_prompts, token_groups, tokens_in
 from instructgpt.data.render import demonstration_examples
 from instructgpt.data.split import held_out
 from instructgpt.errors import BadInput, RunFailed
@@ -108,7 +108,12 @@ def new_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarMo
 
 
 def fit(
-    reward: ScalarModel, training: Sequence[Task], validation: Sequence[Task], config: RewardConfig, run: Run | None, state: Any
+    reward: ScalarModel,
+    training: Sequence[RankedPrompt],
+    validation: Sequence[RankedPrompt],
+    config: RewardConfig,
+    run: Run | None,
+    state: Any,
 ) -> None:
     """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
     trained, optimizer = trained_part(reward.model), adam(reward.model, memory=config.memory)
@@ -136,7 +141,7 @@ def fit(
             run.say(f"keeps step {best.place} of {steps}, chosen by accuracy on validation rankings")
 
 
-def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, float]:
+def ranking_step(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> tuple[float, float]:
     """Accumulate the gradient of the mean ranking loss over a batch of prompts. Returns loss and share of pairs right.
 
     Raises:
@@ -144,14 +149,15 @@ def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, flo
     """
     device, ranks = reward.model.device, ranks_of(reward.model)
     own = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
-    mine = [tasks[number] for number in share([tokens_in([task]) for task in tasks], ranks)]
+    mine = [prompts[number] for number in share([tokens_in([prompt]) for prompt in prompts], ranks)]
     for group in in_step(token_groups(mine, token_budget(device)), ranks):
-        batch = collate([example for task in group for example in task.examples], device)
+        batch = collate([example for prompt in group for example in prompt.examples], device)
         with PHASES("forward", len(batch.tokens)):
             scores = reward.last(batch)
         completion, ranking, rank = flat_orders(group, device)
-        weight = torch.tensor([1 / len(task.orders) for task in group for _ in task.orders], device=device)  # every prompt weighs the same
-        loss = (functional.ranking_losses(scores[completion], ranking, rank) * weight).sum() / len(tasks)
+        # every prompt weighs the same, however many labelers ranked it
+        weight = torch.tensor([1 / len(prompt.orders) for prompt in group for _ in prompt.orders], device=device)
+        loss = (functional.ranking_losses(scores[completion], ranking, rank) * weight).sum() / len(prompts)
         with PHASES("backward", len(batch.tokens)):
             loss.backward()  # type: ignore[no-untyped-call]
         right = functional.pairs_right(scores.detach()[completion], ranking, rank)
@@ -166,15 +172,15 @@ def ranking_step(reward: ScalarModel, tasks: Sequence[Task]) -> tuple[float, flo
 
 
 @torch.no_grad()
-def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
+def accuracies(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> dict[str, float]:
     """Pair accuracy by cohort and by source, beside what "the longer completion wins" reaches on the same pairs."""
-    examples = [example for task in tasks for example in task.examples]
+    examples = [example for prompt in prompts for example in prompt.examples]
     with PHASES("validation", sum(map(len, examples))):
         scores = reward.score(examples)
-    lengths = torch.tensor([float(len(example.completion)) for task in tasks for example in task.examples])
-    completion, ranking, rank = flat_orders(tasks)
-    cohort = [order.cohort for task in tasks for order in task.orders]
-    source = [task.source for task in tasks for _ in task.orders]
+    lengths = torch.tensor([float(len(example.completion)) for prompt in prompts for example in prompt.examples])
+    completion, ranking, rank = flat_orders(prompts)
+    cohort = [order.cohort for prompt in prompts for order in prompt.orders]
+    source = [prompt.source for prompt in prompts for _ in prompt.orders]
     groups = {"": [one == "training" for one in cohort], "_heldout": [one == "heldout" for one in cohort]}
     if len(set(source)) > 1:
         groups |= {f"/{name}": [one == name for one in source] for name in sorted(set(source))}
@@ -189,8 +195,8 @@ def accuracies(reward: ScalarModel, tasks: Sequence[Task]) -> dict[str, float]:
     return measured
 
 
-def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list[Task], list[Task], list[Example]]:
-    """Training tasks, validation tasks, and the examples that will score 0 on average; says what was left out."""
+def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list[RankedPrompt], list[RankedPrompt], list[Example]]:
+    """Training prompts, validation prompts, and the examples that will score 0 on average; says what was left out."""
     skipped = Skipped(config.skip_bad)
     demonstrations = read_all(Demonstration, config.demonstrations, skipped)
     rankings = read_all(Ranking, config.data, skipped)
@@ -199,8 +205,8 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
     others = [ranking for ranking in rankings if ranking.prompt not in fresh_prompts]
     known = [ranking for ranking in others if ranking.cohort != "heldout"]
     context = context_length(reward.model)
-    training, left_out = tasks_of(known, reward.render, context)
-    validation, left_out_too = tasks_of(fresh, reward.render, context)
+    training, left_out = ranked_prompts(known, reward.render, context)
+    validation, left_out_too = ranked_prompts(fresh, reward.render, context)
     if not training or not validation:
         raise BadInput(
             f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on; give more, or --validation"
@@ -212,16 +218,16 @@ def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list
     run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
     if demonstrations:
         return training, validation, demonstration_examples(demonstrations, reward.render, context)[0]
-    return training, validation, [example for task in training for example in best_ranked(task)]
+    return training, validation, [example for prompt in training for example in best_ranked(prompt)]
 
 
-def best_ranked(task: Task) -> list[Example]:
-    """The completions that the first labeler of a task put in front, one or several."""
-    ranks = task.orders[0].ranks
-    return [example for example, rank in zip(task.examples, ranks, strict=True) if rank == min(ranks)]
+def best_ranked(prompt: RankedPrompt) -> list[Example]:
+    """The completions that the first labeler of a prompt put in front, one or several."""
+    ranks = prompt.orders[0].ranks
+    return [example for example, rank in zip(prompt.examples, ranks, strict=True) if rank == min(ranks)]
 
 
-def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.device, run: Run) -> list[dict[str, float]]:
+def cross_validate(prompts: Sequence[RankedPrompt], config: RewardConfig, device: torch.device, run: Run) -> list[dict[str, float]]:
     """Accuracy on labelers the model never saw, fold by fold (appendix E.2: 69.6 % held out, 72.4 % in the group).
 
     Labelers are put into groups of about equal data; each fold trains on all groups but one. Both accuracies are measured
@@ -230,13 +236,13 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
     Raises:
         BadInput: there are fewer labelers than folds, or a group of labelers ranked none of those prompts.
     """
-    labelers = {order.labeler for task in tasks for order in task.orders}
+    labelers = {order.labeler for prompt in prompts for order in prompt.orders}
     if len(labelers) < config.folds:
         raise BadInput(
             f"--folds {config.folds}: the rankings name only {len(labelers)} labelers; cross-validation needs at least one a group"
         )
-    known, fresh = [task for i, task in enumerate(tasks) if i % 10], [task for i, task in enumerate(tasks) if i % 10 == 0]
-    groups = labeler_groups(tasks, config.folds)
+    known, fresh = [prompt for i, prompt in enumerate(prompts) if i % 10], [prompt for i, prompt in enumerate(prompts) if i % 10 == 0]
+    groups = labeler_groups(prompts, config.folds)
     if not all(ranked_by(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
         raise BadInput(f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(fresh)} prompts kept for it")
     results: list[dict[str, float]] = []
@@ -253,9 +259,9 @@ def cross_validate(tasks: Sequence[Task], config: RewardConfig, device: torch.de
     return results
 
 
-def ranked_by(tasks: Sequence[Task], wanted: Callable[[Order], bool]) -> list[Task]:
-    """The tasks that some labelers ranked, with their orders alone."""
-    return [kept for task in tasks if (kept := task.only(wanted))]
+def ranked_by(prompts: Sequence[RankedPrompt], wanted: Callable[[Order], bool]) -> list[RankedPrompt]:
+    """The prompts that some labelers ranked, with their orders alone."""
+    return [kept for prompt in prompts if (kept := prompt.only(wanted))]
 
 
 def save(reward: ScalarModel, shifted: Sequence[Example], folder: Path, facts: dict[str, Any]) -> None:
