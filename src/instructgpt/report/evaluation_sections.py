@@ -98,7 +98,7 @@ def use_cases(results: Results, findings: Sequence[Finding]) -> Section | None:
     headline = "Ratings by use case."
     if len(gains) > 1:
         (least, worst, name), (most, best_case, _) = min(gains), max(gains)
-        headline = f"Over SFT, {name} gains most in {best_case} ({most:+.1f} points of rating) and least in {worst} ({least:+.1f})."
+        headline = f"Over SFT, {name} gains most in {best_case} ({most:+z.1f} points of rating) and least in {worst} ({least:+z.1f})."
     return Section(
         id="use-cases",
         title="Use cases",
