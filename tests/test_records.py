@@ -151,6 +151,14 @@ def test_tables_of_texts(name: str, delimiter: str, tmp_path: Path) -> None:
     assert read_records(Demonstration, tmp_path / name) == [Demonstration(prompt=p, completion=c, labeler=who) for p, c, who in rows]
 
 
+def test_empty_cells_of_a_table_say_nothing_of_whose_a_text_is(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("prompt,completion,labeler,source\na,,kim,\nb,c,,web\n")
+    (tmp_path / "r.jsonl").write_text('{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "cohort": "", "labeler": ""}')
+    told = [(row.completion, row.labeler, row.source) for row in read_records(Demonstration, tmp_path / "d.csv")]
+    assert told == [("", "kim", None), ("c", None, "web")]
+    assert [(row.cohort, row.labeler) for row in read_records(Ranking, tmp_path / "r.jsonl")] == [(None, None)]
+
+
 def test_a_row_of_a_table_with_too_many_cells_is_named(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("prompt,completion\na,b\nno quotes, here,c\nd,e\n")
     with pytest.raises(BadInput, match=r"d.csv:3: more cells than the header's 2; put texts into quotes"):

@@ -55,10 +55,20 @@ Number = Annotated[int, BeforeValidator(_no_truth_value)]
 """A rank or a rating."""
 
 
+BACKGROUND = ("id", "user", "labeler", "cohort", "source", "use_case", "split")
+"""Columns about where a record comes from. Empty they say nothing, as the empty cells of a table."""
+
+
 class Record(BaseModel):
     """One line of a file. Frozen; columns it does not know are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty_cells(cls, row: Any) -> Any:
+        empty = [name for name in BACKGROUND if row.get(name) == ""] if isinstance(row, dict) else []
+        return {name: value for name, value in row.items() if name not in empty} if empty else row
 
     def row(self) -> dict[str, Any]:
         """The record as a JSON object, without the columns that were never filled."""
