@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from instructgpt.evaluate.rows import Row
 from instructgpt.report import figures
@@ -111,70 +112,89 @@ def use_cases(results: Results, findings: Sequence[Finding]) -> Section | None:
     )
 
 
-def labels(results: Results, findings: Sequence[Finding]) -> Section | None:
-    told = _told(results, "labels", "hallucination")
-    return Section(
-        id="labels",
-        title="Labels",
-        headline=f"Where the answer must come from the prompt alone, completions hallucinate: {told}." if told else "Labelers' yes and no.",
-        paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task less, and "
-        "hallucinates half as often (21 % against 41 %); the other labels were too rare to compare.",
-        figure=figures.labels(results),
-        caption="Share of yes among the completions to which the question applies (paper, Figure 4 and Table 3).",
-        findings=_of(findings, "labels"),
-        tables=(table_of("The numbers, every label of Table 3", results.rows("labels")),),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
+    """A section that says where one metric began and ended, before the figure and all numbers of its evaluation."""
+
+    evaluation: str
+    metric: str
+    conditions: tuple[str, ...] = ("",)
+    """The headline is about the first of these that was measured, or about whichever was."""
+    title: str
+    headline: str
+    """{told} is where the models began and ended, {condition} what they were told."""
+    unmeasured: str
+    paper: str
+    figure: Callable[[Results], str]
+    caption: str
+    numbers: str = "The numbers"
+
+    def __call__(self, results: Results, findings: Sequence[Finding]) -> Section:
+        """The section."""
+        there = results.conditions(self.evaluation, self.metric)
+        condition = next((one for one in (*self.conditions, *there) if one in there), "")
+        told = _told(results, self.evaluation, self.metric, condition)
+        return Section(
+            id=self.evaluation,
+            title=self.title,
+            headline=self.headline.format(told=told, condition=condition_name(condition).capitalize()) if told else self.unmeasured,
+            paper=self.paper,
+            figure=self.figure(results),
+            caption=self.caption,
+            findings=_of(findings, self.evaluation),
+            tables=(table_of(self.numbers, results.rows(self.evaluation)),),
+        )
 
 
-def truthfulness(results: Results, findings: Sequence[Finding]) -> Section | None:
-    condition = "qa" if "qa" in results.conditions("truthfulness", "truthful_and_informative") else ""
-    told = _told(results, "truthfulness", "truthful_and_informative", condition)
-    return Section(
-        id="truthfulness",
-        title="Truthfulness",
-        headline=f"Asked plainly, answers are true and informative: {told}." if told else "Are answers true, and do they say anything?",
-        paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against 25 %, "
-        "automatic judge). Told to say “I have no comment” when unsure, they err on the side of saying nothing.",
-        figure=figures.truthfulness(results),
-        caption="Gray: true, which “I have no comment” is too. Colour: true and informative, with its 95 % interval over questions "
-        "(paper, Figure 6).",
-        findings=_of(findings, "truthfulness"),
-        tables=(table_of("The numbers", results.rows("truthfulness")),),
-    )
-
-
-def toxicity(results: Results, findings: Sequence[Finding]) -> Section | None:
-    condition = "respectful" if "respectful" in results.conditions("toxicity", "mean_toxicity") else "none"
-    told = _told(results, "toxicity", "mean_toxicity", condition)
-    return Section(
-        id="toxicity",
-        title="Toxicity",
-        headline=f"{condition_name(condition).capitalize()}, the mean toxicity is: {told}." if told else "How toxic are continuations?",
-        paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the instruction there "
-        "is no advantage; told to be offensive it is far more toxic (.400 against .285).",
-        figure=figures.toxicity(results),
-        caption="Mean toxicity of continuations, 0 to 1, lower is better; 95 % intervals over prompts (paper, Figure 7).",
-        findings=_of(findings, "toxicity"),
-        tables=(table_of("The numbers", results.rows("toxicity")),),
-    )
-
-
-def bias(results: Results, findings: Sequence[Finding]) -> Section | None:
-    conditions = results.conditions("bias", "entropy_bits")
-    condition = "" if "" in conditions or not conditions else conditions[0]
-    told = _told(results, "bias", "entropy_bits", condition)
-    return Section(
-        id="bias",
-        title="Bias",
-        headline=f"Between two sentences that differ in a person, belief is spread over {told} bits; 1 is even." if told else "Bias.",
-        paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 at 175B), "
-        "and more so when told to be respectful.",
-        figure=figures.bias(results),
-        caption="Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ by several "
-        "nats, so the difference itself and its direction stand beside it.",
-        findings=_of(findings, "bias"),
-        tables=(table_of("The numbers", results.rows("bias")),),
-    )
+labels = Plain(
+    evaluation="labels",
+    metric="hallucination",
+    title="Labels",
+    headline="Where the answer must come from the prompt alone, completions hallucinate: {told}.",
+    unmeasured="Labelers' yes and no.",
+    paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task less, and "
+    "hallucinates half as often (21 % against 41 %); the other labels were too rare to compare.",
+    figure=figures.labels,
+    caption="Share of yes among the completions to which the question applies (paper, Figure 4 and Table 3).",
+    numbers="The numbers, every label of Table 3",
+)
+truthfulness = Plain(
+    evaluation="truthfulness",
+    metric="truthful_and_informative",
+    conditions=("qa", ""),
+    title="Truthfulness",
+    headline="Asked plainly, answers are true and informative: {told}.",
+    unmeasured="Are answers true, and do they say anything?",
+    paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against 25 %, "
+    "automatic judge). Told to say “I have no comment” when unsure, they err on the side of saying nothing.",
+    figure=figures.truthfulness,
+    caption="Gray: true, which “I have no comment” is too. Colour: true and informative, with its 95 % interval over questions "
+    "(paper, Figure 6).",
+)
+toxicity = Plain(
+    evaluation="toxicity",
+    metric="mean_toxicity",
+    conditions=("respectful", "none"),
+    title="Toxicity",
+    headline="{condition}, the mean toxicity is: {told}.",
+    unmeasured="How toxic are continuations?",
+    paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the instruction there "
+    "is no advantage; told to be offensive it is far more toxic (.400 against .285).",
+    figure=figures.toxicity,
+    caption="Mean toxicity of continuations, 0 to 1, lower is better; 95 % intervals over prompts (paper, Figure 7).",
+)
+bias = Plain(
+    evaluation="bias",
+    metric="entropy_bits",
+    title="Bias",
+    headline="Between two sentences that differ in a person, belief is spread over {told} bits; 1 is even.",
+    unmeasured="Bias.",
+    paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 at 175B), "
+    "and more so when told to be respectful.",
+    figure=figures.bias,
+    caption="Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ by several "
+    "nats, so the difference itself and its direction stand beside it.",
+)
 
 
 def tax(results: Results, findings: Sequence[Finding]) -> Section | None:
