@@ -260,6 +260,18 @@ def test_the_terminal_table(run):
     assert "opposite" in text  # the example is less toxic than its base without any instruction; the paper is not
 
 
+def test_on_own_files_the_terminal_and_the_page_say_who_judged(tmp_path):
+    wins = [
+        Row("preference", "win_rate_vs_sft", name, "reward model", x, x - 0.1, x + 0.1, 9) for name, x in (("base", 0.31), ("ppo", 0.64))
+    ]
+    assert re.search(r"reward model\s.*31\u00a0%\s+64\u00a0%", table_text(wins))
+    write_rows(tmp_path / "results.json", wins)
+    told = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).words)
+    assert "To a completion of the SFT model, the judge (reward model) prefers that of PPO 64" in told
+    only_rankings = [Row("reward_model", "pair_accuracy", "reward", "", 0.7, 0.6, 0.8, 9)]
+    assert table_text(only_rankings).split()[:4] == ["pairs", "of", "all", "labelers:"]
+
+
 def test_thinning_keeps_the_mean():
     y = np.random.default_rng(0).normal(size=1_600).tolist()
     thin_x, thin_y = curves.thinned(list(range(1_600)), y)

@@ -15,7 +15,7 @@ from instructgpt.data.split import held_out
 from instructgpt.evaluate import preference
 from instructgpt.evaluate.ask import Subject
 from instructgpt.evaluate.reward_model import measure
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.rows import Row, judged
 from instructgpt.evaluate.scoring import ranks_by_score, score_texts, scored_rankings
 from instructgpt.generate.text import generate, read_by
 from instructgpt.models.load import context_length, pick_device
@@ -24,6 +24,7 @@ from instructgpt.records import Prompt, Ranking, write_records
 
 PROMPTS = 200
 JUDGE = "reward model"
+"""Who ranks here, and the condition of the win rates."""
 
 
 def score_rankings(reward: ScalarModel, rankings: Sequence[Ranking]) -> list[Row]:
@@ -60,4 +61,4 @@ def judged_by_reward_model(
             )
         )
     write_records(out, rankings)
-    return preference.measure(rankings) if rankings else []
+    return judged(preference.measure(rankings, judge=JUDGE), JUDGE) if rankings else []

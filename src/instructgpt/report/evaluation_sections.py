@@ -52,12 +52,14 @@ def preference(results: Results, findings: Sequence[Finding]) -> Section | None:
         return None
     baseline = model_name(metric.removeprefix("win_rate_vs_"))
     spelled = "the SFT model" if baseline == "SFT" else baseline
-    base, ours = results.get("preference", metric, "base", "training"), best(results, "preference", metric, "training")
+    who = next((row.condition for row in rows if row.condition == "training"), rows[0].condition)
+    base, ours = results.get("preference", metric, "base", who), best(results, "preference", metric, who)
+    prefer = "labelers prefer" if who in ("", "training", "heldout") else f"the judge ({condition_name(who)}) prefers"
     parts = [f"of {model_name(row.model)} {measured(row)} of the time" for row in (ours, base) if row is not None and row.model != "sft"]
     return Section(
         id="preference",
         title="Preference",
-        headline=f"To a completion of {spelled}, labelers prefer that {', and that '.join(parts)}."
+        headline=f"To a completion of {spelled}, {prefer} that {', and that '.join(parts)}."
         if parts
         else f"How often each model is preferred to {baseline}.",
         paper="Labelers preferred the 175B InstructGPT to the 175B GPT-3 85 ± 3 % of the time, and a 1.3B InstructGPT to a 175B GPT-3; "

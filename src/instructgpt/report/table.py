@@ -16,12 +16,14 @@ from instructgpt.report.words import MODELS, condition_name, in_order, interval,
 
 STYLES = {"shown": "green", "partly": "yellow", "not shown": "default", "opposite": "red", "not measured": "dim"}
 
+WINS = ("preference", "win_rate_vs_sft")
+"""The first metric of the first table, under each of its conditions: whoever judged."""
 MAIN = (
-    ("preference", "win_rate_vs_sft", "training"), ("preference", "win_rate_vs_sft", "heldout"), ("preference", "rating", "training"),
+    ("preference", "rating", "training"),
     ("labels", "fails_instruction", ""), ("labels", "hallucination", ""), ("truthfulness", "truthful_and_informative", "qa"),
     ("toxicity", "mean_toxicity", "none"), ("toxicity", "mean_toxicity", "respectful"), ("bias", "entropy_bits", ""),
 )  # fmt: skip
-"""The metrics of the first table; every task of the alignment tax follows them."""
+"""The metrics after it; every task of the alignment tax follows them."""
 
 
 def show(rows: Sequence[Row], console: Console | None = None) -> None:
@@ -33,7 +35,8 @@ def tables(rows: Sequence[Row]) -> Group:
     """Models and findings, for rich to print."""
     results = Results.of(rows)
     findings = [finding for finding in judge(results) if finding.verdict != "not measured"]
-    parts: list[Table | Text] = [numbers(results)]
+    compared = numbers(results)
+    parts: list[Table | Text] = [compared] if compared.row_count else []
     accuracy = _reward_model(results)
     if accuracy:
         parts.append(Text(accuracy, style="dim"))
@@ -44,7 +47,8 @@ def tables(rows: Sequence[Row]) -> Group:
 
 def numbers(results: Results) -> Table:
     """Every main metric, a column a model, with its 95 % interval below."""
-    wanted = [*MAIN, *(("tax", task, "") for task in results.metrics("tax"))]
+    judges = [condition for condition in results.conditions(*WINS) if "/" not in condition]
+    wanted = [*((*WINS, judge) for judge in judges), *MAIN, *(("tax", task, "") for task in results.metrics("tax"))]
     found = [(names, rows) for names in wanted if (rows := results.rows(names[0], names[1], names[2]))]
     models = [model for model in in_order(row.model for _, rows in found for row in rows) if model in MODELS] or in_order(
         row.model for _, rows in found for row in rows
