@@ -123,7 +123,7 @@ def of_completions(model: Any, examples: Sequence[Example], mask: Tensor, measur
         part = torch.full((len(rows), mask.shape[1]), float("nan"))
         part[mask[rows]] = measure(collate([examples[row] for row in rows], model.device)).cpu()
         numbers[group] = part
-    return torch.stack(collect(mine, list(numbers), len(examples), ranks))
+    return torch.tensor(collect(mine, numbers.tolist(), len(examples), ranks))  # as numbers: a row of a tensor brings all of it along
 
 
 def check_parity(models: Models, rollout: Rollout, bf16: bool = False) -> float:
