@@ -342,9 +342,9 @@ def test_generated_text_and_tokens_belong_together(policy):
     model, render = policy
     answers = generate(model, render, [Prompt(prompt="Name a frog."), Prompt(prompt="서울")], max_tokens=6, seed=0, per_prompt=2)
     assert [answer.prompt.text for answer in answers] == ["Name a frog."] * 2 + ["서울"] * 2
-    assert all(answer.text == render.text(answer.tokens) for answer in answers)
-    same = read_by(render, render, answers)
-    assert [example.completion for example in same] == [answer.tokens for answer in answers]
+    assert all(answer.text == render.text(answer.example.completion) for answer in answers)
+    assert [answer.example.prompt for answer in answers] == [render.prompt(answer.prompt) for answer in answers]
+    assert read_by(render, render, answers) == [answer.example for answer in answers]
 
 
 def test_continuations_are_cut_before_the_stop(policy):

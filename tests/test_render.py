@@ -150,9 +150,10 @@ def test_every_stage_sees_the_same_tokens(save, save_reward, kind):
 
 def test_a_foreign_reward_model_reads_the_text(save, save_reward):
     render, foreign = load_renderer(save()), load_reward_model(save_reward("llama", "foreign"), CPU).render
+    asked = Prompt(messages=TALK)
     answers = [
-        Generated(Prompt(prompt="Name a frog."), "croak", render.completion("croak"), finished=True),
-        Generated(Prompt(messages=TALK), "croak", render.completion("croak", finished=False), finished=False),
+        Generated(Prompt(prompt="Name a frog."), "croak", render.example("Name a frog.", "croak"), finished=True),
+        Generated(asked, "croak", render.example(asked, "croak", finished=False), finished=False),
     ]
     ended, cut = read_by(foreign, render, answers)
     assert said(foreign, ended.prompt + ended.completion) == "<|endoftext|>Name a frog.\ncroak<|endoftext|>"

@@ -8,18 +8,18 @@ from typing import Any
 
 from instructgpt.data.batches import Example
 from instructgpt.data.render import Renderer
-from instructgpt.generate.engine import sample
+from instructgpt.generate.engine import Sample, sample
 from instructgpt.generate.on_ranks import sample_on_ranks
 from instructgpt.records import Asked
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One completion: its prompt, its text, its tokens, and whether the model ended it by itself."""
+    """One completion: its prompt, its text, both as the model's tokens, and whether the model ended it by itself."""
 
     prompt: Asked
     text: str
-    tokens: list[int]
+    example: Example
     finished: bool
 
 
@@ -38,13 +38,21 @@ def generate(
     rendered = [render.prompt(prompt) for prompt in prompts for _ in range(per_prompt)]
     samples = sample_on_ranks(model, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p)
     asked = [prompt for prompt in prompts for _ in range(per_prompt)]
-    return [Generated(a, render.text(s.tokens), s.tokens, s.finished) for a, s in zip(asked, samples, strict=True)]
+    return as_generated(render, asked, rendered, samples)
+
+
+def as_generated(render: Renderer, asked: Sequence[Asked], rendered: Sequence[list[int]], samples: Sequence[Sample]) -> list[Generated]:
+    """Samples as completions of what was asked."""
+    return [
+        Generated(prompt, render.text(one.tokens), Example(tokens, one.tokens), one.finished)
+        for prompt, tokens, one in zip(asked, rendered, samples, strict=True)
+    ]
 
 
 def read_by(reader: Renderer, writer: Renderer, answers: Sequence[Generated]) -> list[Example]:
     """Completions as another model reads them: the very tokens where both share a tokenizer, else rendered again from text."""
     if reader.same_tokens(writer):
-        return [Example(writer.prompt(answer.prompt), answer.tokens) for answer in answers]
+        return [answer.example for answer in answers]
     return [reader.example(answer.prompt, answer.text, finished=answer.finished) for answer in answers]
 
 

@@ -14,7 +14,7 @@ from instructgpt.data.render import Renderer
 from instructgpt.errors import RunFailed
 from instructgpt.generate.engine import Sample
 from instructgpt.generate.on_ranks import sample_on_ranks
-from instructgpt.generate.text import Generated, read_by
+from instructgpt.generate.text import as_generated, read_by
 from instructgpt.models.load import completion_logp
 from instructgpt.models.scalar import ScalarModel
 from instructgpt.ranks import collect, in_step, own_part, ranks_of, share
@@ -74,10 +74,10 @@ def roll_out(models: Models, prompts: Sequence[Prompt], *, max_tokens: int, eos_
     rendered = [render.prompt(prompt) for prompt in prompts]
     with PHASES("sampling"):
         samples = sample_on_ranks(models.policy, rendered, eos=render.eos, max_tokens=max_tokens, seed=seed)
-    answers = [Generated(p, render.text(s.tokens), s.tokens, s.finished) for p, s in zip(prompts, samples, strict=True)]
-    examples = [Example(prompt, one.tokens) for prompt, one in zip(rendered, samples, strict=True)]
+    answers = as_generated(render, prompts, rendered, samples)
+    examples = [answer.example for answer in answers]
     mask, logp = side_by_side(samples)
-    finished = torch.tensor([one.finished for one in samples])
+    finished = torch.tensor([answer.finished for answer in answers])
     total = own_part(sum(map(len, examples)), ranks_of(models.policy))
     PHASES.count("sampling", total)
     with PHASES("score", total):
