@@ -16,6 +16,7 @@ from rich.console import Console
 
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.rows import Row, read_rows, write_rows
+from instructgpt.records import Ranking, write_records
 from instructgpt.report import curves, lineage, samples, table
 from instructgpt.report.draw import Bar, Line, bars, file, lines
 from instructgpt.report.findings import judge
@@ -268,6 +269,18 @@ def test_on_own_files_the_terminal_and_the_page_say_who_judged(tmp_path):
     write_rows(tmp_path / "results.json", wins)
     told = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).words)
     assert "To a completion of the SFT model, the judge (reward model) prefers that of PPO 64" in told
+    ranked = [
+        Ranking(prompt=p, completions=("so", "no"), ranks=ranks, models=("sft", "ppo")) for p, ranks in (("a", (2, 1)), ("b", (1, 2)))
+    ]
+    write_records(tmp_path / "evaluation" / "preference" / "rankings.jsonl", ranked)
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "2 test prompts, in the order of the file" in " ".join(page.words)
+    assert [word for word in page.words if "rank " in word] == [
+        "SFT, rank 2 of 2",
+        "PPO, rank 1 of 2",
+        "SFT, rank 1 of 2",
+        "PPO, rank 2 of 2",
+    ]
     only_rankings = [Row("reward_model", "pair_accuracy", "reward", "", 0.7, 0.6, 0.8, 9)]
     assert table_text(only_rankings).split()[:4] == ["pairs", "of", "all", "labelers:"]
 

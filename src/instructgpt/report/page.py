@@ -88,7 +88,8 @@ def lead(results: Results, findings: Sequence[Finding]) -> str:
         told.append(f"Labelers prefer {model_name(row.model)} to SFT {measured(row)} of the time.")
     if count:
         parts = [f"{count[verdict]} {verdict}" for verdict in ("shown", "partly", "not shown", "opposite") if count[verdict]]
-        told.append(f"Of {sum(count.values())} findings of the paper that this run can speak to: {', '.join(parts)}.")
+        several = f"Of {sum(count.values())} findings of the paper that this run can speak to: {', '.join(parts)}."
+        told.append(several if sum(count.values()) > 1 else f"This run can speak to one finding of the paper: {next(iter(count))}.")
     return " ".join(told) or (
         "What was measured of these models." if run_has_rows(results) else "Stages of a run that has not been evaluated yet."
     )

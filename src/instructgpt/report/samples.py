@@ -16,7 +16,7 @@ LONGEST = 1_200  # characters shown of one text
 
 
 def side_by_side(rankings: Sequence[Ranking], use_cases: Mapping[str, str], count: int = 12) -> tuple[Shown, ...]:
-    """A few prompts, spread over the use cases, with each model's completion and its mean rating; rankings without models are left out."""
+    """A few prompts, spread over the use cases, with each model's completion and a note; rankings without models are left out."""
     by_prompt: dict[str, list[Ranking]] = {}
     for ranking in rankings:
         if ranking.models is not None:
@@ -32,21 +32,24 @@ def side_by_side(rankings: Sequence[Ranking], use_cases: Mapping[str, str], coun
 
 
 def _samples(rankings: Sequence[Ranking]) -> tuple[Sample, ...]:
-    """Each model's completion with its mean rating, in the paper's order of models."""
+    """Each model's completion with its mean rating, or its mean rank where nobody gave ratings, in the paper's order of models."""
     texts: dict[str, str] = {}
     ratings: dict[str, list[int]] = {}
+    ranks: dict[str, list[int]] = {}
     for ranking in rankings:
         for place, model in enumerate(ranking.models or ()):
             texts.setdefault(model, ranking.completions[place])
-            if ranking.ratings is not None and ranking.completions[place] == texts[model]:
-                ratings.setdefault(model, []).append(ranking.ratings[place])
-    return tuple(Sample(model_name(model), colour(model), cut(texts[model]), _note(ratings.get(model, []))) for model in in_order(texts))
+            if ranking.completions[place] == texts[model]:
+                ranks.setdefault(model, []).append(ranking.ranks[place])
+                if ranking.ratings is not None:
+                    ratings.setdefault(model, []).append(ranking.ratings[place])
 
+    def note(model: str) -> str:
+        given = ratings.get(model) or ranks[model]
+        mean = f"{fmean(given):.1f} of 7" if model in ratings else f"rank {fmean(given):.2g} of {len(rankings[0].ranks)}"
+        return mean + (f", {len(given)} labelers" if len(given) > 1 else "")
 
-def _note(ratings: Sequence[int]) -> tuple[str, ...]:
-    if not ratings:
-        return ()
-    return (f"{fmean(ratings):.1f} of 7" + (f", {len(ratings)} labelers" if len(ratings) > 1 else ""),)
+    return tuple(Sample(model_name(model), colour(model), cut(texts[model]), (note(model),)) for model in in_order(texts))
 
 
 def over_time(samples: Sequence[Mapping[str, Any]], stage: str, count: int = 6) -> tuple[Shown, ...]:

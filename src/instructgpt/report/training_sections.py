@@ -105,11 +105,15 @@ def side_by_side(run: RunFiles) -> Section | None:
     shown = samples.side_by_side(run.rankings, run.use_cases)
     if not shown:
         return None
+    spread = "spread over the use cases, " if any(each.kind for each in shown) else ""
+    rated = any(ranking.ratings is not None for ranking in run.rankings)
     return Section(
         id="samples",
         title="Samples side by side",
-        headline=f"{len(shown)} test prompts, spread over the use cases, in the order of the file: none was picked for its answers.",
-        caption="With the mean rating of its labelers, 1 to 7.",
+        headline=f"{len(shown)} test prompts, {spread}in the order of the file: none was picked for its answers.",
+        caption="With the mean rating of its labelers, 1 to 7."
+        if rated
+        else "With its rank among the completions of its prompt; 1 is the best.",
         shown=shown,
     )
 
