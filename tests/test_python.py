@@ -51,8 +51,9 @@ def test_scores_are_the_stock_classs_less_the_offset(ran):
     folder, names = ran
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(folder / names["judge"]).eval()
     asked = names["render"].prompt("Name a colour.")
+    assert all(answer.example.prompt == asked for answer in names["answers"])
     with torch.no_grad():
-        rows = [torch.tensor([asked + answer.tokens]) for answer in names["answers"]]
+        rows = [torch.tensor([asked + answer.example.completion]) for answer in names["answers"]]
         numbers = [stock.score(stock.model(row).last_hidden_state)[0, -1, 0].item() for row in rows]
     assert names["scores"].tolist() == pytest.approx([number - stock.config.score_offset for number in numbers], abs=1e-5)
 

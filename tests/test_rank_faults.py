@@ -182,10 +182,11 @@ def test_when_memory_runs_out_in_one_rank_all_begin_anew_with_less(kit, tmp_path
     assert ended.code == 0, ended
     assert "out of memory: goes on with" in " ".join(ended.out.split())
     steps = [[tuple(map(int, line.split())) for line in Path(f"{script}.{rank}").read_text().splitlines()] for rank in range(2)]
-    for rank in steps:
-        assert len(rank) == 3
-        assert len(set(rank)) == 1, "one process, one budget"
-    budgets = {rank[0][1] for rank in steps}
+    for rank in steps:  # memory may have lasted for a step or two before
+        assert len(set(rank[-3:])) == 1, "one process, one budget"
+        assert len(rank) < 6
+        assert all(budget > rank[-1][1] for _, budget in rank[:-3])
+    budgets = {rank[-1][1] for rank in steps}
     assert len(budgets) == 1
     assert budgets < {1 << power for power in range(8, 16)}
     assert here(capsys)(*kit.pretrain(alone, *size)).code == 0

@@ -231,7 +231,7 @@ def test_a_reward_model_chooses_the_epoch(small_sft, save_reward, rows_of):
     assert run_json(folder)["epoch"] == best + 1
     model, render = load_policy(folder, CPU)
     answers = generate(model, render, [Prompt(prompt=row["prompt"]) for row in DEMONSTRATIONS[:2]], max_tokens=4, seed=0)
-    examples = [Example(render.prompt(answer.prompt), answer.tokens) for answer in answers]
+    examples = [Example(render.prompt(answer.prompt), answer.example.completion) for answer in answers]
     assert load_reward_model(save_reward(), CPU).score(examples).mean().item() == pytest.approx(scores[best], abs=1e-4)
 
 

@@ -42,14 +42,14 @@ def main(config: RunConfig) -> Path:
     stages = stage_configs(config)
     run = Run.start(config)
     if run.finished:
-        console.print(f"already finished: {config.out / 'report.html'}")
+        console.print(f"already finished: {config.out / 'report.html'}", soft_wrap=True)
     else:
         check_files(config, stages)
         run.begin()
         rows = build_from_files(config, stages) if config.corpus else build_small_world(config, stages)
         run.finish(lambda folder: write_rows(folder / "results.json", rows))
     show(read_rows(config.out / "results.json"))
-    console.print(f"report: {write_report(config.out)}")
+    console.print(f"report: {write_report(config.out)}", soft_wrap=True)
     return config.out
 
 

@@ -100,7 +100,9 @@ def sample_completions(config: SampleConfig) -> Path:
     how = {"max_tokens": config.max_tokens, "seed": config.seed}
     answers = generate(model, render, kept, temperature=config.temperature, top_p=config.top_p, per_prompt=config.n, **how)
     count = write_records(config.out, (completion_of(answer, config) for answer in answers))
-    console.print(f"{count} completions of {len(kept)} prompts: {config.out}; left out: {len(skipped.reasons)}", markup=False)
+    console.print(
+        f"{count} completions of {len(kept)} prompts: {config.out}; left out: {len(skipped.reasons)}", markup=False, soft_wrap=True
+    )
     return config.out
 
 
@@ -142,7 +144,7 @@ def score_completions(config: ScoreConfig) -> Path:
     some_must_be_left(config.data, kept, skipped)
     scores = reward.score(examples).tolist()
     write_records(config.out, (record.model_copy(update={"score": score}) for record, score in zip(kept, scores, strict=True)))
-    console.print(f"{len(scores)} scores: {config.out}; left out: {len(skipped.reasons)}", markup=False)
+    console.print(f"{len(scores)} scores: {config.out}; left out: {len(skipped.reasons)}", markup=False, soft_wrap=True)
     return config.out
 
 
