@@ -99,11 +99,11 @@ def reward(case: Case) -> dict[str, Work]:
     stock.set_attn_implementation("sdpa")
     rankings = case.texts(RANKINGS)
     order = Order(tuple(range(1, case.k + 1)), None, "training")
-    tasks = [RankedPrompt([Example(prompt, one) for one in completions], (order,), "") for prompt, completions in rankings]
+    ranked = [RankedPrompt([Example(prompt, one) for one in completions], (order,), "") for prompt, completions in rankings]
     flops = (1 + BACKWARD) * shape_from(model.model).forward(case.shared())
 
-    def ours(tasks: list[RankedPrompt] = tasks) -> float:
-        loss, _ = ranking_step(model, tasks)
+    def ours(ranked: list[RankedPrompt] = ranked) -> float:
+        loss, _ = ranking_step(model, ranked)
         model.model.zero_grad(set_to_none=True)
         return loss
 
@@ -112,8 +112,8 @@ def reward(case: Case) -> dict[str, Work]:
         stock.zero_grad(set_to_none=True)
         return loss
 
-    if abs(ours(tasks[:1]) - pairs()) > 1e-4:
-        sys.exit(f"{case}: our loss is {ours(tasks[:1])}, that of pairs {pairs()}")
+    if abs(ours(ranked[:1]) - pairs()) > 1e-4:
+        sys.exit(f"{case}: our loss is {ours(ranked[:1])}, that of pairs {pairs()}")
 
     def whole() -> float:
         ours()

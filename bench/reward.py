@@ -72,11 +72,11 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
     reward = ScalarModel(model, None)  # type: ignore[arg-type]
 
     def one_pass(rankings: list[Any]) -> float:
-        tasks = [
+        ranked = [
             RankedPrompt([Example(prompt, c) for c in completions], (Order(tuple(range(len(completions))), None, "training"),), "")
             for prompt, completions in rankings
         ]
-        loss, _ = ranking_step(reward, tasks)
+        loss, _ = ranking_step(reward, ranked)
         model.zero_grad(set_to_none=True)
         return loss
 

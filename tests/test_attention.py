@@ -180,7 +180,7 @@ def test_saved_models_do_not_tell_how_they_were_computed(save, tmp_path):
 # --- the reward model ----------------------------------------------------------------------------------------------
 
 
-def tasks_with_long_prompts():
+def with_long_prompts():
     """Tasks of 4, 9 and 2 completions, with ties; the second was ranked by two labelers."""
     ann, bob = (9, 8, 7, 6, 5, 4, 3, 2, 1), (1, 1, 2, 2, 3, 3, 1, 1, 2)
     rows = [(answered(20, 3, 9, 1, 5), [(1, 2, 3, 3)]), (answered(33, *range(1, 10)), [ann, bob]), (answered(2, 30, 8), [(1, 2)])]
@@ -190,14 +190,14 @@ def tasks_with_long_prompts():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_k_wise_loss_and_gradients_equal_those_of_separate_sequences(save_reward, family, gradients, monkeypatch, in_two_processes):
     reward = load_reward_model(save_reward(family), CPU)
-    tasks = tasks_with_long_prompts()
-    loss, right = ranking_step(reward, tasks)
+    ranked = with_long_prompts()
+    loss, right = ranking_step(reward, ranked)
     found = gradients(reward.model)
-    parts = in_two_processes(stage, lambda: ranking_step(reward, tasks)[0])
+    parts = in_two_processes(stage, lambda: ranking_step(reward, ranked)[0])
     assert sum(parts) == pytest.approx(loss, abs=1e-6)
     assert_same_tensors(gradients(reward.model), found)
 
     monkeypatch.setattr(batches, "SHARED_FROM", 1000)
     reward.model.set_attn_implementation("eager")
-    assert ranking_step(reward, tasks) == pytest.approx((loss, right), abs=1e-5)
+    assert ranking_step(reward, ranked) == pytest.approx((loss, right), abs=1e-5)
     assert_same_tensors(gradients(reward.model), found, 1e-5)

@@ -21,6 +21,7 @@ from instructgpt.plan import tables
 from instructgpt.plan.dry import Network, logp
 from instructgpt.plan.lengths import ended
 from instructgpt.plan.machine import Machine, measure
+from instructgpt.plan.memory import holes
 from instructgpt.plan.stages import plan
 from instructgpt.plan.told import Told
 from instructgpt.plan.work import optimizer, sampling
@@ -253,3 +254,24 @@ def test_planned_memory_is_what_a_process_needs():
 
     planned, measured = compare(CASES["sft"])
     assert planned == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("preloaded", "expected"),
+    [
+        (None, True),
+        ("", True),
+        ("/usr/lib/libSegFault.so", True),
+        ("libtcmalloc_minimal.so.4", False),
+        ("/opt/a.so:/usr/lib/libjemalloc.so.2", False),
+    ],
+)
+def test_holes_of_the_heap_count_where_there_are_some(preloaded, expected, monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    if preloaded is not None:
+        monkeypatch.setenv("LD_PRELOAD", preloaded)
+    told = Told(CPU)
+    assert told.holes == expected
+    assert holes(10.0, 70.0, adapters=False, told=told) == (2 * 10.0 if expected else 0)
+    assert holes(10.0, 70.0, adapters=True, told=told) == (70.0 if expected else 0)
+    assert holes(10.0, 70.0, adapters=False, told=Told(torch.device("cuda"))) == 0

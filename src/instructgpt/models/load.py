@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 from torch import Tensor, nn
@@ -29,6 +31,8 @@ for library in ("transformers", "huggingface_hub"):
 WINDOW = "pretraining_window"
 LOGITS_HELD = 2**25
 """Logits held at once: 128 MiB in float32, and as much again for their gradient."""
+HUB_SECONDS = 10.0
+"""The hub has so long to answer before a model is looked for among those that were downloaded before."""
 RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
 """What the families call the dropout on the residual stream (GPT-2; GPT-NeoX and Falcon; others)."""
 
@@ -49,8 +53,20 @@ def pick_device(name: str, memory: Collection[str] = ()) -> torch.device:
     return device if all_ranks().total == 1 and "offload" not in memory else torch.device("cpu")
 
 
+@functools.cache
+def hub_answers() -> bool:
+    """Whether the hub can be reached. Asked once: without a network, transformers would ask again and again, for most of a minute."""
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception:  # their kinds are those of whatever client is underneath
+        return False
+    return True
+
+
 def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
     """`kind.from_pretrained` with our rules: safetensors only, no code from outside, no silent download for a directory.
+
+    Where the hub does not answer, a name means what was downloaded before.
 
     Raises:
         BadInput: there is no such model, or its files do not fit together.
@@ -63,14 +79,16 @@ def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
         raise BadInput(f"{source}: no such directory")
     if local and not (path / "config.json").exists() and kind is not transformers.AutoTokenizer:
         raise BadInput(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")
+    known = local or not hub_answers()
     try:
-        return kind.from_pretrained(str(source), local_files_only=local, trust_remote_code=False, **options)
+        return kind.from_pretrained(str(source), local_files_only=known, trust_remote_code=False, **options)
     except MemoryError:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated kinds
         if "ignore_mismatched_sizes" in str(error):
             raise BadInput(f"{source}: weights in the files have other shapes than config.json says; they are of two models") from error
         what = "cannot be loaded" if local else "there is no such directory, and no model of that name can be loaded from the hub"
+        what += ", which does not answer" if known and not local else ""
         raise BadInput(f"{source}: {what} ({in_one_line(error, 300)})") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ COPIED = {"cpu": 2**26, "cuda": 2**31}
 TRIES = 7
 HOP = 3e-6
 """Seconds from one GPU to the next in a ring before the first byte is there; assumed."""
+ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
+"""Libraries that take the place of the C library's allocator (LD_PRELOAD). Their heaps have hardly any holes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +72,8 @@ def linked(machine: Machine, ranks: int, host: int, link: float, network: float)
         link: bytes/s that a rank sends to another of its host; network: bytes/s that a host sends to another.
     """
     return replace(machine, link=link if ranks <= host else min(link, network), wait=HOP * (ranks - 1))
+
+
+def heap_has_holes() -> bool:
+    """Whether memory comes from the C library's own heap, in this process and in those it starts."""
+    return not any(name in os.environ.get("LD_PRELOAD", "") for name in ALLOCATORS)

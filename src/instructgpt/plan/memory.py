@@ -64,8 +64,8 @@ def peak(network: Network, groups: Sequence[Sequence[Example]], told: Told, *, a
 
 
 def holes(gradients: float, activations: float, adapters: bool, told: Told) -> float:
-    """What of the heap stays unused on a CPU, beside the gradients of all weights or of adapters; CUDA's blocks are cut to size."""
-    if told.device.type != "cpu":
+    """What of the C library's heap stays unused, beside the gradients of all weights or of adapters; CUDA's blocks are cut to size."""
+    if told.device.type != "cpu" or not told.holes:
         return 0.0
     return activations if adapters else HOLES * min(gradients, activations)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,6 +11,7 @@ from instructgpt.data.batches import Example, token_budget
 from instructgpt.models.sharding import HELD_WHOLE
 from instructgpt.plan.dry import Network
 from instructgpt.plan.lengths import stated
+from instructgpt.plan.machine import heap_has_holes
 from instructgpt.ranks import Ranks, share
 
 STATED_RECORDS = 256
@@ -26,6 +27,7 @@ class Told:
     records: int | None = None
     ranks: int = 1
     at_once: int | None = None
+    holes: bool = field(default_factory=heap_has_holes)
 
     @property
     def stated(self) -> bool:
