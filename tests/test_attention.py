@@ -181,7 +181,7 @@ def test_saved_models_do_not_tell_how_they_were_computed(save, tmp_path):
 
 
 def with_long_prompts():
-    """Tasks of 4, 9 and 2 completions, with ties; the second was ranked by two labelers."""
+    """Ranked prompts with 4, 9 and 2 completions, with ties; the second was ranked by two labelers."""
     ann, bob = (9, 8, 7, 6, 5, 4, 3, 2, 1), (1, 1, 2, 2, 3, 3, 1, 1, 2)
     rows = [(answered(20, 3, 9, 1, 5), [(1, 2, 3, 3)]), (answered(33, *range(1, 10)), [ann, bob]), (answered(2, 30, 8), [(1, 2)])]
     return [RankedPrompt(examples, tuple(Order(ranks, None, "training") for ranks in orders), "") for examples, orders in rows]

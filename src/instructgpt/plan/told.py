@@ -19,7 +19,7 @@ STATED_RECORDS = 256
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """For which device and how many ranks is planned, and lengths where they were stated."""
+    """For which device and how many ranks is planned, lengths where they were stated, and whether a CPU's heap has holes."""
 
     device: torch.device
     prompt_tokens: int | None = None

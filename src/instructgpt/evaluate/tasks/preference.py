@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from rich.table import Column, Table
 
-from instructgpt.errors import BadInput, in_one_line
+from instructgpt.errors import BadInput
 from instructgpt.evaluate import labels
 from instructgpt.evaluate.cache import Cache
 from instructgpt.evaluate.contest import games_of, judged_games, reliability, with_people
@@ -23,7 +23,7 @@ from instructgpt.evaluate.preference import measure, measure_whole, models_of
 from instructgpt.evaluate.rows import Row, judged
 from instructgpt.evaluate.scoring import Scored, kept_scores, ranks_by_score
 from instructgpt.evaluate.tasks.sources import Source, read_source
-from instructgpt.models.load import pick_device
+from instructgpt.models.load import from_pretrained, pick_device
 from instructgpt.records import Cohort, Completion, Ranking, write_records
 from instructgpt.run import console, content_hash
 from instructgpt.statistics.win_rate import WinRate, win_rates
@@ -108,9 +108,9 @@ def language_model(config: EvaluateConfig) -> Judge:
 def is_reward_model(source: str) -> bool:
     """Whether a model is a classifier with one label. Raises BadInput where there is no model."""
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--judge {source}: neither '{SIMULATED}' nor an address nor a model ({in_one_line(error, 300)})") from error
+        config = from_pretrained(transformers.AutoConfig, source)
+    except BadInput as error:
+        raise BadInput(f"--judge {source}: neither '{SIMULATED}' nor an address nor a model ({error})") from error
     return any("SequenceClassification" in name for name in config.architectures or ())
 
 
