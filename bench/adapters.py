@@ -19,14 +19,14 @@ import torch
 import transformers
 
 from instructgpt.config import make_config
-from instructgpt.data.batches import Example, collate
-from instructgpt.data.corpus import train_tokenizer
-from instructgpt.data.render import Renderer
-from instructgpt.models.load import completion_logp, load_policy, save_policy
-from instructgpt.models.scalar import new_reward_model, save_reward_model
-from instructgpt.run import Run
+from instructgpt.data.packing import Example, collate
+from instructgpt.data.pretraining_text import train_tokenizer
+from instructgpt.data.tokenization import Renderer
+from instructgpt.models.policy import completion_logp, load_policy, save_policy
+from instructgpt.models.reward_model import new_reward_model, save_reward_model
+from instructgpt.run.directory import Run
 from instructgpt.train import ppo
-from instructgpt.train.loop import adam, descend
+from instructgpt.train.optim import adam, descend
 
 CPU = torch.device("cpu")
 WORDS = ("What does a frog say? A frog says croak.", "How many legs has a spider? A spider has eight legs.")

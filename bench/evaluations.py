@@ -22,9 +22,9 @@ from pathlib import Path
 
 from sides import ROOT
 
-from instructgpt.evaluate.data_files import source_of
+from instructgpt.evaluate.datasets import source_of
 from instructgpt.evaluate.tasks import EVALUATIONS
-from instructgpt.evaluate.tasks.reading import rows_of
+from instructgpt.evaluate.tasks.loading import rows_of
 
 SHAPE = ("--vocabulary", 4096, "--width", 256, "--layers", 6, "--heads", 8, "--context", 1024, "--window", 256)
 """5.8 million parameters. It learns next to nothing: what it says is as long as it may be, which takes longest."""

@@ -23,8 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import transformers
 
-from instructgpt.generate.engine import sample
-from instructgpt.models.attention import use_packed_attention
+from instructgpt.models.packed_attention import use_packed_attention
+from instructgpt.sampling.engine import sample
 
 Side = Callable[[list[list[int]], float], list[list[int]]]
 """Prompts and a temperature to completions."""

@@ -20,16 +20,16 @@ import torch
 import transformers
 from ppo import EOS, PAD, SIZES, number_words, tokenizer_holder
 
-from instructgpt.data.batches import Example, collate
-from instructgpt.generate.engine import sample
-from instructgpt.models.attention import use_packed_attention
-from instructgpt.models.load import completion_logp
-from instructgpt.models.scalar import ScalarModel
-from instructgpt.models.shape import BACKWARD, shape_from
-from instructgpt.plan.machine import Machine, measure
-from instructgpt.plan.work import predicted_in, sampling, texts_of
+from instructgpt.data.packing import Example, collate
+from instructgpt.models.flops import BACKWARD, shape_from
+from instructgpt.models.packed_attention import use_packed_attention
+from instructgpt.models.policy import completion_logp
+from instructgpt.models.reward_model import ScalarModel
+from instructgpt.plan.hardware import Machine, measure
+from instructgpt.plan.roofline import predicted_in, sampling, texts_of
 from instructgpt.records import Prompt
-from instructgpt.train.loop import adam, descend
+from instructgpt.sampling.engine import sample
+from instructgpt.train.optim import adam, descend
 from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update
 from instructgpt.train.rollout import Models, Rollout
 

@@ -30,16 +30,16 @@ import transformers
 from gpu import build, updates
 from ppo import PAD, number_words, tokenizer_holder
 
-from instructgpt.data.batches import Example
+from instructgpt.data.packing import Example
 from instructgpt.data.rankings import Order, RankedPrompt
-from instructgpt.generate.engine import sample
-from instructgpt.models.load import parameters
-from instructgpt.models.scalar import ScalarModel
-from instructgpt.models.shape import BACKWARD, Text, shape_from
-from instructgpt.plan.machine import measure
-from instructgpt.report.draw import MUTED, Line, file, lines
-from instructgpt.report.words import COLOURS
-from instructgpt.train.cost import update_flops
+from instructgpt.models.flops import BACKWARD, Text, shape_from
+from instructgpt.models.policy import parameters
+from instructgpt.models.reward_model import ScalarModel
+from instructgpt.models.stage_flops import update_flops
+from instructgpt.plan.hardware import measure
+from instructgpt.report.naming import COLOURS
+from instructgpt.report.svg import MUTED, Line, file, lines
+from instructgpt.sampling.engine import sample
 from instructgpt.train.reward import ranking_step
 
 PROMPT, RANKINGS, SAMPLED, EPISODES, MINIBATCH = 96, 8, 16, 32, 8

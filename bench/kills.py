@@ -89,10 +89,10 @@ class Found:
 
 def prepare(note: Path) -> Callable[[str], str]:
     """Import what stages need, and have them write checkpoints often and note what they do. Returns what writes the note."""
-    from instructgpt import files
+    from instructgpt import io
 
     slate, last = os.open(note, os.O_RDWR | os.O_CREAT), [""]
-    writing = files.writing
+    writing = io.writing
 
     def put(text: str) -> str:
         os.pwrite(slate, f"{text:<80}"[:80].encode(), 0)
@@ -112,20 +112,21 @@ def prepare(note: Path) -> Callable[[str], str]:
         with noted((RESULT if place.is_dir() else WRITING) + place.name), writing(place):
             yield
 
-    files.writing = noted_writing  # before others import it
-    from instructgpt.run import phases
+    io.writing = noted_writing  # before others import it
+    from instructgpt.run import timing
 
-    phase = phases.Phases.__call__
+    phase = timing.Phases.__call__
 
     @contextmanager
-    def noted_phase(self: phases.Phases, name: str, tokens: int = 0) -> Iterator[None]:
+    def noted_phase(self: timing.Phases, name: str, tokens: int = 0) -> Iterator[None]:
         with noted(name), phase(self, name, tokens):
             yield
 
-    phases.Phases.__call__ = noted_phase  # type: ignore[method-assign]
+    timing.Phases.__call__ = noted_phase  # type: ignore[method-assign]
     from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
 
-    from instructgpt import pipeline, run  # noqa: F401
+    from instructgpt import pipeline  # noqa: F401
+    from instructgpt.run import directory as run
 
     run.CHECKPOINT_SECONDS = 0.0
     return put

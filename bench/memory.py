@@ -125,8 +125,8 @@ def planned(line: list[str], ranks: int, length: float | None = None) -> float:
     import torch
 
     from instructgpt import cli
+    from instructgpt.plan.context import Told
     from instructgpt.plan.stages import plan
-    from instructgpt.plan.told import Told
 
     _, config = cli.parse(["plan", *line])
     told = Told(torch.device("cpu"), completion_tokens=None if length is None else round(length), ranks=ranks)

@@ -41,7 +41,7 @@ def make_models(size: str, folder: Path, family: str = "llama") -> None:
     import torch
     import transformers
 
-    from instructgpt.models.scalar import ScalarModel, save_reward_model
+    from instructgpt.models.reward_model import ScalarModel, save_reward_model
 
     torch.manual_seed(0)
     shape = SIZES[size]
@@ -79,7 +79,7 @@ def number_words(size: int) -> Any:
 
 def tokenizer_holder(tokenizer: Any) -> Any:
     """The tokenizer as a renderer."""
-    from instructgpt.data.render import Renderer
+    from instructgpt.data.tokenization import Renderer
 
     return Renderer(tokenizer)
 
@@ -133,15 +133,15 @@ def ours(folder: Path) -> Work:
 
     import torch
 
-    from instructgpt.data.batches import Example, collate
-    from instructgpt.models.load import completion_logp, load_policy
-    from instructgpt.models.scalar import load_reward_model, new_value_model
-    from instructgpt.models.shape import shape_from
-    from instructgpt.plan.machine import measure
+    from instructgpt.data.packing import Example, collate
+    from instructgpt.models.flops import shape_from
+    from instructgpt.models.policy import completion_logp, load_policy
+    from instructgpt.models.reward_model import load_reward_model, new_value_model
+    from instructgpt.models.stage_flops import update_flops
+    from instructgpt.plan.hardware import measure
     from instructgpt.records import Prompt
-    from instructgpt.run.phases import PHASES
-    from instructgpt.train.cost import update_flops
-    from instructgpt.train.loop import adam
+    from instructgpt.run.timing import PHASES
+    from instructgpt.train.optim import adam
     from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update
     from instructgpt.train.rollout import Models
 

@@ -27,14 +27,14 @@ from typing import Any
 
 import torch
 
-from instructgpt import run as run_module
 from instructgpt.config import StageConfig, make_config, options_for, preset_text
+from instructgpt.distributed.comm import all_ranks
+from instructgpt.distributed.launch import launch
 from instructgpt.pipeline_config import RunConfig, stage_configs, world_files
-from instructgpt.ranks import all_ranks
 from instructgpt.records import Ranking, write_records
-from instructgpt.run import Run
+from instructgpt.run import directory as run_module
+from instructgpt.run.directory import Run
 from instructgpt.train import ppo, pretrain, reward, sft
-from instructgpt.train.parallel import launch
 from instructgpt.world import SimulatedLabelers, World
 
 WORDS, PROMPTS, PPO_PROMPTS = 60_000, 240, 1_000

@@ -61,10 +61,10 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
     import torch
     import transformers
 
-    from instructgpt.data.batches import Example
+    from instructgpt.data.packing import Example
     from instructgpt.data.rankings import Order, RankedPrompt
-    from instructgpt.models.attention import use_packed_attention
-    from instructgpt.models.scalar import ScalarModel
+    from instructgpt.models.packed_attention import use_packed_attention
+    from instructgpt.models.reward_model import ScalarModel
     from instructgpt.train.reward import ranking_step
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()

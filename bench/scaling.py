@@ -17,11 +17,11 @@ from pathlib import Path
 from sides import ROOT
 
 from instructgpt import cli
-from instructgpt.plan.commands import PlanConfig, among, fitting, machine_of
-from instructgpt.plan.machine import Machine
-from instructgpt.plan.tables import duration, scaled
-from instructgpt.plan.told import Told
-from instructgpt.plan.work import Plan
+from instructgpt.plan.cli import PlanConfig, among, fitting, machine_of
+from instructgpt.plan.context import Told
+from instructgpt.plan.format import duration, scaled
+from instructgpt.plan.hardware import Machine
+from instructgpt.plan.roofline import Plan
 
 HEAD = "| GPUs | memory of each | each sends a step | a step | the run | times as fast | of ideal |"
 RANKS = (1, 2, 4, 8, 16, 32, 64)

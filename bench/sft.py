@@ -41,9 +41,9 @@ def ours(folder: Path) -> Work:
     """`language_loss` and `descend`, as the stage runs them."""
     import torch
 
-    from instructgpt.data.batches import Example
-    from instructgpt.models.load import load_policy
-    from instructgpt.train.loop import adam, descend, language_loss
+    from instructgpt.data.packing import Example
+    from instructgpt.models.policy import load_policy
+    from instructgpt.train.optim import adam, descend, language_loss
 
     model, _ = load_policy(folder / "policy", torch.device("cpu"))
     optimizer = adam(model)

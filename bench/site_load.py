@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from random import Random
 
-from instructgpt.label.server import Server
-from instructgpt.label.simulate import Manners, Worker, check, join, minds, quantiles, work_together
+from instructgpt.label.simulation.labelers import Manners, Worker, check, join, minds, quantiles, work_together
+from instructgpt.label.simulation.server import Server
 from instructgpt.world import World
 
 K = 4

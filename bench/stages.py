@@ -91,7 +91,7 @@ class Watch:
 def checkout(folder: Path) -> Work:
     """One side: it is asked for the input of all stages, or for one stage; of that it says what phases took, and what it logged first."""
     from instructgpt import pipeline
-    from instructgpt.models.scalar import ScalarModel
+    from instructgpt.models.reward_model import ScalarModel
 
     watch = Watch()
     for module, phases in PARTS.items():
@@ -130,7 +130,7 @@ def named(module: Any, *names: str) -> Any:
 
 def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str, Callable[[Path], Any]]:
     """What makes each stage into a directory."""
-    from instructgpt.evaluate.candidates import gather_candidates
+    from instructgpt.evaluate.candidate_sampling import gather_candidates
 
     mains = {"pretrain": pipeline.pretrain.main, "start": pipeline.sft.main, "reward": pipeline.reward.main}
     mains |= {"sft": pipeline.sft.main, "ppo": pipeline.ppo.main, "ppo_ptx": pipeline.ppo.main}

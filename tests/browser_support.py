@@ -20,11 +20,11 @@ import uvicorn
 from site_support import make_site
 
 from instructgpt import records
-from instructgpt.label.access import COOKIE
-from instructgpt.label.app import create_app
-from instructgpt.label.batches import Policy, make_batch, open_batch
-from instructgpt.label.site import Site
-from instructgpt.label.tables import Login, Person
+from instructgpt.label.auth.dependencies import COOKIE
+from instructgpt.label.context import Site
+from instructgpt.label.db.models import Login, Person
+from instructgpt.label.tasks.batches import Policy, make_batch, open_batch
+from instructgpt.label.web.app import create_app
 
 LETTERS = "ABCDEFGHI"
 

@@ -16,12 +16,12 @@ from site_support import database_url, postgres_server, postgres_url, site  # no
 from work_support import desk  # noqa: F401
 
 from instructgpt.config import make_config
-from instructgpt.data.corpus import train_tokenizer
-from instructgpt.data.render import Renderer
-from instructgpt.models.load import load_policy
-from instructgpt.models.scalar import load_reward_model, new_reward_model, save_reward_model
-from instructgpt.ranks import Ranks
-from instructgpt.train import loop, ppo
+from instructgpt.data.pretraining_text import train_tokenizer
+from instructgpt.data.tokenization import Renderer
+from instructgpt.distributed.comm import Ranks
+from instructgpt.models.policy import load_policy
+from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
+from instructgpt.train import optim, ppo
 from instructgpt.train.ppo import PPOConfig
 
 hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
@@ -185,7 +185,7 @@ def in_two_processes(monkeypatch):
         results = []
         for number in range(2):
             with monkeypatch.context() as patch:
-                for place in {module, loop}:
+                for place in {module, optim}:
                     patch.setattr(place, "ranks_of", lambda _, number=number: Ranks(number, 2))
                     patch.setattr(place, "in_step", lambda groups, _: groups)
                     patch.setattr(place, "add_up", lambda numbers, _: numbers)

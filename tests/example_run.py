@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from instructgpt.evaluate import bias, labels, preference, reward_model, tax, toxicity, truthfulness
-from instructgpt.evaluate.rows import write_rows
+from instructgpt.evaluate.aggregate import write_rows
+from instructgpt.evaluate.metrics import bias, labels, preference, tax, toxicity, truthfulness
+from instructgpt.evaluate.reward import metrics
 from instructgpt.records import USE_CASES, Prompt, Ranking, write_records
 
 MODELS = ("base", "prompted", "sft", "ppo", "ppo_ptx")
@@ -64,11 +65,11 @@ def scored(rng, ranked):
     for ranking in ranked:
         scores = tuple(float(score) for score in rng.normal(0, 1, 5) - np.array(ranking.ranks))
         row = ranking.row() | {"scores": scores, "source": "hh" if len(made) % 3 else "pandalm"}
-        made.append(reward_model.ScoredRanking(**row))
+        made.append(metrics.ScoredRanking(**row))
         if len(made) % 2:
             order = rng.permutation(5) + 1
             ranks = tuple(int(each) for each in (ranking.ranks if rng.random() < 0.6 else order))
-            made.append(reward_model.ScoredRanking(**row | {"ranks": ranks, "labeler": "second"}))
+            made.append(metrics.ScoredRanking(**row | {"ranks": ranks, "labeler": "second"}))
     return made
 
 
@@ -110,7 +111,7 @@ def results(rng, ranked):
         *toxicity.measure(continuations),
         *bias.measure(pairs),
         *tax.measure(solutions, losses),
-        *reward_model.measure(scored(rng, ranked)),
+        *metrics.measure(scored(rng, ranked)),
     ]
 
 

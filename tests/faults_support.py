@@ -18,7 +18,7 @@ import pytest
 from instructgpt import cli
 
 SRC = Path(__file__).parent.parent / "src"
-EAGER = "import instructgpt.run as run; run.CHECKPOINT_SECONDS = 0.0; from instructgpt.cli import main; main()"
+EAGER = "import instructgpt.run.directory as run; run.CHECKPOINT_SECONDS = 0.0; from instructgpt.cli import main; main()"
 """The command, but with a checkpoint after every step."""
 PATIENCE = 120.0
 BASE_SIZE = {"vocabulary": 270, "width": 8, "heads": 1, "layers": 1, "context": 48, "window": 16, "batch": 4, "tokens": 768}

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from site_support import make_site
 
-from instructgpt.label.site import Site
-from instructgpt.label.tables import (
+from instructgpt.label.context import Site
+from instructgpt.label.db.models import (
     Assignment,
     Batch,
     Completion,

@@ -11,9 +11,21 @@ from site_support import add_person
 from sqlalchemy import insert
 from work_support import PLAIN
 
-from instructgpt.label.batches import make_batch, open_batch
-from instructgpt.label.site import Site
-from instructgpt.label.tables import Assignment, Person, Prompt, Ranking, RankingItem, Rating, Submission, Task, TaskCompletion, new_id, now
+from instructgpt.label.context import Site
+from instructgpt.label.db.models import (
+    Assignment,
+    Person,
+    Prompt,
+    Ranking,
+    RankingItem,
+    Rating,
+    Submission,
+    Task,
+    TaskCompletion,
+    new_id,
+    now,
+)
+from instructgpt.label.tasks.batches import make_batch, open_batch
 from instructgpt.records import Completion
 from instructgpt.records import Prompt as PromptRecord
 

@@ -18,11 +18,11 @@ import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
-from instructgpt.label.access import COOKIE
-from instructgpt.label.app import create_app
-from instructgpt.label.database import Database, sqlite_url
-from instructgpt.label.site import Settings, Site
-from instructgpt.label.tables import Base, Login, Person
+from instructgpt.label.auth.dependencies import COOKIE
+from instructgpt.label.context import Settings, Site
+from instructgpt.label.db.database import Database, sqlite_url
+from instructgpt.label.db.models import Base, Login, Person
+from instructgpt.label.web.app import create_app
 
 ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 

@@ -1,7 +1,7 @@
 """A stage that is stopped between a step and its checkpoint."""
 
-from instructgpt import run as run_module
-from instructgpt.run import Run
+from instructgpt.run import directory as run_module
+from instructgpt.run.directory import Run
 
 
 def stop_at(monkeypatch, steps):

@@ -10,7 +10,7 @@ from scipy import stats
 
 from instructgpt.records import Ranking
 from instructgpt.statistics import agreement
-from instructgpt.statistics.ranked import Ranked, between_labelers, judgements
+from instructgpt.statistics.pair_judgments import Ranked, between_labelers, judgements
 from instructgpt.statistics.shrinkage import shrunk
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import CPU, SHORT_PROMPTS
 
 from instructgpt.errors import RunFailed
-from instructgpt.models.load import load_policy
+from instructgpt.models.policy import load_policy
 from instructgpt.train import ppo
 from instructgpt.train.ppo_metrics import Alarms
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from faults_support import Kit, Started, here, logged, make_kit, write
 
-from instructgpt.run import alone
+from instructgpt.run import lock
 
 MANY = ("--tokens", 64 * 120)
 
@@ -27,7 +27,7 @@ def kit(tmp_path_factory) -> Kit:
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    monkeypatch.setattr(alone, "PARTING", 0.3)
+    monkeypatch.setattr(lock, "PARTING", 0.3)
     return here(capsys)
 
 
@@ -73,7 +73,7 @@ def test_a_disk_without_locks_stops_nobody(kit, command, tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(alone.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
     assert command(*kit.pretrain(tmp_path / "base")).code == 0
 
 

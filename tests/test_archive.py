@@ -12,11 +12,11 @@ from inout_support import empty_site, fill
 from site_support import add_person
 
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.label.archive import read_archive, write_archive
-from instructgpt.label.backup import back_up, look_at_sqlite
-from instructgpt.label.export_files import export
-from instructgpt.label.selection import Filter
-from instructgpt.label.tables import ApiKey, Draft, Invite, Journal, Login, Person, RateBucket, SurveyReply, Task
+from instructgpt.label.db.backup import back_up, look_at_sqlite
+from instructgpt.label.db.models import ApiKey, Draft, Invite, Journal, Login, Person, RateBucket, SurveyReply, Task
+from instructgpt.label.exchange.archive import read_archive, write_archive
+from instructgpt.label.exchange.export_files import export
+from instructgpt.label.exchange.selection import Filter
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

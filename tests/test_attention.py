@@ -11,13 +11,13 @@ import torch
 import transformers
 from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 
-from instructgpt.data import batches
-from instructgpt.data.batches import Example, collate
+from instructgpt.data import packing
+from instructgpt.data.packing import Example, collate
 from instructgpt.data.rankings import Order, RankedPrompt
-from instructgpt.models import attention
-from instructgpt.models.attention import PACKED, hidden_states, use_packed_attention
-from instructgpt.models.load import load_policy, save_policy
-from instructgpt.models.scalar import load_reward_model
+from instructgpt.models import packed_attention
+from instructgpt.models.packed_attention import PACKED, hidden_states, use_packed_attention
+from instructgpt.models.policy import load_policy, save_policy
+from instructgpt.models.reward_model import load_reward_model
 from instructgpt.train import reward as stage
 from instructgpt.train.reward import ranking_step
 
@@ -79,7 +79,7 @@ def stock_states(model, examples):
 @pytest.mark.parametrize("family", MORE_FAMILIES)
 def test_states_and_gradients_equal_those_of_separate_sequences(family, examples, few, gradients, monkeypatch):
     """Whether the last layer is computed for all tokens or, whatever their share, for those alone that are read."""
-    monkeypatch.setattr(attention, "FEW", few)
+    monkeypatch.setattr(packed_attention, "FEW", few)
     stock = model_of(family)
     ours = copy.deepcopy(stock)
     use_packed_attention(ours)
@@ -91,7 +91,7 @@ def test_states_and_gradients_equal_those_of_separate_sequences(family, examples
     )
     batch = collate(examples)
     got = [hidden_states(ours, batch, read) for read in ("last", "predicts")]
-    assert [attention.reading_of(batch, read) is not None for read in ("last", "predicts")] == [few, few]
+    assert [packed_attention.reading_of(batch, read) is not None for read in ("last", "predicts")] == [few, few]
     for states_read, expected_states in zip(got, (last, before), strict=True):
         torch.testing.assert_close(states_read, expected_states, atol=1e-5, rtol=1e-5)
 
@@ -121,7 +121,7 @@ def test_a_shared_prompt_is_in_the_batch_once():
     for completions in range(2, 10):
         batch = collate(answered(30, *[5] * completions))
         assert len(batch.tokens) == 30 + 5 * completions
-    assert len(collate(answered(batches.SHARED_FROM - 1, 5, 5)).tokens) == 2 * (batches.SHARED_FROM + 4)
+    assert len(collate(answered(packing.SHARED_FROM - 1, 5, 5)).tokens) == 2 * (packing.SHARED_FROM + 4)
     unlike = [Example([1] * 30, [2]), Example([1] * 29 + [3], [2])]
     assert len(collate(unlike).tokens) == 62
 
@@ -145,9 +145,9 @@ def test_how_texts_are_cut_into_blocks_changes_nothing(monkeypatch):
         expected = hidden_states(model, batch)
         counts = set()
         for factor in (0, 1.5, 1000):
-            monkeypatch.setattr(attention, "ALIKE", factor)
+            monkeypatch.setattr(packed_attention, "ALIKE", factor)
             batch = collate(examples)  # a batch keeps its layout
-            counts.add(len(attention.layout_of(batch).blocks))
+            counts.add(len(packed_attention.layout_of(batch).blocks))
             torch.testing.assert_close(hidden_states(model, batch), expected, atol=1e-5, rtol=1e-5)
     assert min(counts) == 2 < max(counts)
 
@@ -197,7 +197,7 @@ def test_k_wise_loss_and_gradients_equal_those_of_separate_sequences(save_reward
     assert sum(parts) == pytest.approx(loss, abs=1e-6)
     assert_same_tensors(gradients(reward.model), found)
 
-    monkeypatch.setattr(batches, "SHARED_FROM", 1000)
+    monkeypatch.setattr(packing, "SHARED_FROM", 1000)
     reward.model.set_attn_implementation("eager")
     assert ranking_step(reward, ranked) == pytest.approx((loss, right), abs=1e-5)
     assert_same_tensors(gradients(reward.model), found, 1e-5)

@@ -5,8 +5,8 @@ pytest tests/test_batches.py
 
 import pytest
 
-from instructgpt.data import batches
-from instructgpt.data.batches import Example, Span, collate, microbatches
+from instructgpt.data import packing
+from instructgpt.data.packing import Example, Span, collate, microbatches
 
 
 def test_collate_by_hand():
@@ -36,7 +36,7 @@ def test_microbatches_hold_every_row_once_within_the_budget():
 def test_completions_of_one_prompt_are_computed_together():
     examples = [Example([row % 3], [1] * (row % 4)) for row in range(12)]
     for budget in (1, 4, 8, 1000):
-        groups = list(batches.by_prompt(examples, budget))
+        groups = list(packing.by_prompt(examples, budget))
         assert sorted(row for group in groups for row in group) == list(range(12))
         assert all(len(group) == 1 or len(group) * max(len(examples[row]) for row in group) <= budget for group in groups)
     assert len(groups) == 1
@@ -45,22 +45,22 @@ def test_completions_of_one_prompt_are_computed_together():
 
 
 def test_orders_are_permutations_that_follow_from_seed_and_epoch():
-    orders = [batches.shuffled(20, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    orders = [packing.shuffled(20, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert all(sorted(order) == list(range(20)) for order in orders)
     assert orders[0] == orders[3]
     assert len({tuple(order) for order in orders}) == 3
 
 
 def test_an_epoch_takes_every_element_once_in_batches():
-    assert batches.steps_an_epoch(7, 3) == 3
-    epochs = [[batches.rows_of_step(step, 7, 3, seed=1) for step in range(first, first + 3)] for first in (0, 3)]
+    assert packing.steps_an_epoch(7, 3) == 3
+    epochs = [[packing.rows_of_step(step, 7, 3, seed=1) for step in range(first, first + 3)] for first in (0, 3)]
     assert [list(map(len, epoch)) for epoch in epochs] == [[3, 3, 1]] * 2
     assert all(sorted(row for rows in epoch for row in rows) == list(range(7)) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 
 def test_a_stream_takes_every_element_equally_often():
-    rows = [row for first in range(0, 48, 8) for row in batches.rows_of_stream(first, 8, 5, seed=0)]
+    rows = [row for first in range(0, 48, 8) for row in packing.rows_of_stream(first, 8, 5, seed=0)]
     assert len(rows) == 48
     assert all(sorted(rows[i : i + 5]) == [0, 1, 2, 3, 4] for i in range(0, 45, 5))
     assert rows[:5] != rows[5:10]
@@ -70,4 +70,4 @@ def test_a_stream_takes_every_element_equally_often():
 def test_a_date_may_be_a_seed(seed):
     """Stages derive seeds from seeds; however large, they stay within what a generator takes."""
     derived = seed * 1_000_003 + 499
-    assert sorted(batches.shuffled(5, derived, 3)) == list(range(5))
+    assert sorted(packing.shuffled(5, derived, 3)) == list(range(5))

@@ -4,7 +4,7 @@ import pytest
 
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.tasks import bbq
-from instructgpt.evaluate.tasks.shape import Question, Reply, Told
+from instructgpt.evaluate.tasks.base import Question, Reply, Told
 
 OLD, YOUNG, UNKNOWN = range(3)
 INFO = {"ans0": ["the old man", "old"], "ans1": ["the boy", "nonOld"], "ans2": ["Not enough information", "unknown"]}

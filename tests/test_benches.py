@@ -35,7 +35,7 @@ def test_our_side_of_ppo_says_its_share_of_the_ideal():
 
 
 def test_two_ranks_beside_one_process():
-    said = bench("ranks.py", "pretrain", "--rounds", "1")
+    said = bench("distributed/comm.py", "pretrain", "--rounds", "1")
     one, two, ratio, of_work = next(line for line in said.splitlines() if line.startswith("| `pretrain` |")).split("|")[2:6]
     assert abs(float(ratio) - float(one) / float(two)) < 0.05  # milliseconds are rounded
     assert float(of_work) > 0

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from instructgpt.distributed.launch import dividing
 from instructgpt.errors import BadInput
 from instructgpt.evaluate.cache import Cache
-from instructgpt.train.parallel import dividing
 
 GREEDY = {"temperature": 0.0, "max_tokens": 5, "seed": 1}
 SAMPLED = GREEDY | {"temperature": 1.0}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from instructgpt.evaluate.candidates import CandidatesConfig, list_of, numbered, stray_answers
+from instructgpt.evaluate.candidate_sampling import CandidatesConfig, list_of, numbered, stray_answers
 from instructgpt.records import Completion, write_records
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from instructgpt.statistics.categories import gwet_ac1, krippendorff_alpha, positive_agreement
+from instructgpt.statistics.categorical_agreement import gwet_ac1, krippendorff_alpha, positive_agreement
 
 
 def long_form(table):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from instructgpt.statistics.consensus import consensus
-from instructgpt.statistics.ranked import Ranked
+from instructgpt.statistics.pair_judgments import Ranked
 
 
 def weak_orders(k):

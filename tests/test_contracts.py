@@ -24,9 +24,9 @@ from test_limits import configs
 
 from instructgpt import cli
 from instructgpt.flags import Parser, add_flags
-from instructgpt.label import migrate
-from instructgpt.label.app import create_app
-from instructgpt.label.database import connect, sqlite_url
+from instructgpt.label.db import migrate
+from instructgpt.label.db.database import connect, sqlite_url
+from instructgpt.label.web.app import create_app
 
 FOLDER = Path(__file__).parent / "contracts"
 SRC = Path(__file__).parent.parent / "src" / "instructgpt"
@@ -100,7 +100,7 @@ def catalogue() -> str:
         for key, value in node.items():
             yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
 
-    paths = sorted([*SRC.glob("label/catalogue/*.yaml"), *SRC.glob("label/locales/*.yaml")])
+    paths = sorted([*SRC.glob("label/locales/*.yaml"), *SRC.glob("label/locales/*.yaml")])
     keys = [sorted(flat(yaml.safe_load(path.read_text(encoding="utf-8")))) for path in paths]
     assert len(keys) > 1
     assert all(other == keys[0] for other in keys)

@@ -14,9 +14,9 @@ from rouge_score import rouge_scorer
 
 from instructgpt.cli import run as command
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.tasks import cnn_dm, drop, few_shot, hellaswag, quac, reading, rte, squad, tldr, wmt15, wsc
-from instructgpt.evaluate.tasks.shape import Question, Reply, Told
-from instructgpt.evaluate.text_metrics import best, exact_match, quac_f1, squad2, word_f1
+from instructgpt.evaluate.metrics.text_metrics import best, exact_match, quac_f1, squad2, word_f1
+from instructgpt.evaluate.tasks import cnn_dm, drop, few_shot, hellaswag, loading, quac, rte, squad, tldr, wmt15, wsc
+from instructgpt.evaluate.tasks.base import Question, Reply, Told
 
 BARE = Told(shots=0)
 
@@ -292,17 +292,17 @@ def test_too_few_rows_for_examples(tmp_path):
 
 def test_nothing_that_loads(tmp_path):
     with pytest.raises(BadInput, match="no data set that loads"):
-        reading.rows_of(tmp_path / "nothing")
+        loading.rows_of(tmp_path / "nothing")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(BadInput, match="nothing in it"):
-        reading.rows_of(tmp_path / "empty.jsonl")
+        loading.rows_of(tmp_path / "empty.jsonl")
 
 
 def test_several_values_in_one_column():
-    assert reading.listed("a | b") == ["a", "b"]
-    assert reading.listed('["a", "b|c"]') == ["a", "b|c"]
-    assert reading.listed({"text": ["a"]}) == ["a"]
-    assert reading.listed("") == []
+    assert loading.listed("a | b") == ["a", "b"]
+    assert loading.listed('["a", "b|c"]') == ["a", "b|c"]
+    assert loading.listed({"text": ["a"]}) == ["a"]
+    assert loading.listed("") == []
 
 
 def test_the_draws_of_examples_do_not_hold_the_row_itself():

@@ -9,10 +9,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from instructgpt.evaluate.calibration import temperature
-from instructgpt.statistics import agreement, estimate, win_rate
+from instructgpt.evaluate.reward.calibration import temperature
+from instructgpt.statistics import agreement, intervals, win_rate
 from instructgpt.statistics.bradley_terry import strengths
-from instructgpt.statistics.ranked import Cells, Ranked
+from instructgpt.statistics.pair_judgments import Cells, Ranked
 
 REPETITIONS = 600
 ASKED = (0.93, 0.97)
@@ -83,8 +83,8 @@ def test_agreement_s_intervals_hold_the_truth(prompts, labelers, per_prompt, tas
         found = agreement.summary(cells)
         for name, value in truth.items():
             held[name] += getattr(found, name).low <= value <= getattr(found, name).high
-        error = estimate.residuals(cells.alike, cells.alike + cells.opposite)
-        alone = estimate.interval(found.decided.value, estimate.clustered(error, cells.prompt, 0 * cells.prompt), 1, share=True)
+        error = intervals.residuals(cells.alike, cells.alike + cells.opposite)
+        alone = intervals.interval(found.decided.value, intervals.clustered(error, cells.prompt, 0 * cells.prompt), 1, share=True)
         by_prompt += alone.low <= truth["decided"] <= alone.high
     shares = {name: count / REPETITIONS for name, count in held.items()}
     assert all(ASKED[0] <= share <= ASKED[1] for share in shares.values()), (shares, by_prompt / REPETITIONS)
@@ -112,7 +112,7 @@ def test_win_rates_intervals_hold_the_truth(prompts, labelers, per_prompt):
     held = naive = 0
     for seed in range(REPETITIONS):
         prompt, who, won = votes(rng, prompts, labelers, per_prompt)
-        found = estimate.mean(won, prompt, who, share=True, seed=seed)
+        found = intervals.mean(won, prompt, who, share=True, seed=seed)
         held += found.low <= truth <= found.high
         naive += abs(won.mean() - truth) <= 1.96 * won.std() / np.sqrt(len(won))
     assert ASKED[0] <= held / REPETITIONS <= ASKED[1]
@@ -199,7 +199,7 @@ def test_a_judge_asked_both_ways_has_intervals_that_hold_the_truth():
     held = 0
     for seed in range(REPETITIONS):
         won = verdicts(rng, 120)
-        found = estimate.mean(won.ravel(), np.repeat(np.arange(120), 2), ["judge"] * 240, share=True, seed=seed)
+        found = intervals.mean(won.ravel(), np.repeat(np.arange(120), 2), ["judge"] * 240, share=True, seed=seed)
         held += found.low <= truth <= found.high
     assert ASKED[0] <= held / REPETITIONS <= ASKED[1]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import CPU, FAMILIES
 
-from instructgpt.generate.cpu_layout import Direct, cpu_layout
-from instructgpt.models.load import load_policy
+from instructgpt.models.policy import load_policy
+from instructgpt.sampling.cpu_fast_path import Direct, cpu_layout
 
 TOKENS = [[3, 3, 3, 8, 100, 21, 77, 50]]
 

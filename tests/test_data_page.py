@@ -10,8 +10,8 @@ import pytest
 from inout_support import fill
 from site_support import add_person, client_of
 
-from instructgpt.label import export_jobs
-from instructgpt.label.tables import ApiKey, Journal, Person, Prompt, Ranking
+from instructgpt.label.db.models import ApiKey, Journal, Person, Prompt, Ranking
+from instructgpt.label.exchange import export_jobs
 
 
 @pytest.fixture

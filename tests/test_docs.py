@@ -122,7 +122,8 @@ def test_what_is_quoted_stands_in_the_code(page):
 
 def test_a_wrong_quote_is_found():
     page = (
-        "`train/sft.py`, `train`, `tran`: `x = 1`; `train/sft.py: main, mani`; `train/sf.py`; `data/render.py`: `Renderer.prompt`; `a.py`"
+        "`train/sft.py`, `train`, `tran`: `x = 1`; `train/sft.py: main, mani`; `train/sf.py`; "
+        "`data/tokenization.py`: `Renderer.prompt`; `a.py`"
     )
     assert list(misquoted(page)) == ["train/sft.py: tran", "train/sft.py: x = 1", "train/sft.py: mani", "train/sf.py"]
 

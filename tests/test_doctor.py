@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from instructgpt.cli import run as command
-from instructgpt.doctor.commands import DoctorConfig, main
-from instructgpt.run import content_hash
+from instructgpt.doctor.cli import DoctorConfig, main
+from instructgpt.run.directory import content_hash
 
 HEALTHY = {
     "objective/kl": 0.8,

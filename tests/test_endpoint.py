@@ -7,7 +7,7 @@ import pytest
 from endpoint_support import serving
 
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.evaluate.endpoint import IN_A_ROW, Endpoint, Unanswered, ask, ask_all
+from instructgpt.evaluate.judges.http_client import IN_A_ROW, Endpoint, Unanswered, ask, ask_all
 
 
 def quick(service, **how):

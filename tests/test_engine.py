@@ -11,16 +11,16 @@ import transformers
 from conftest import CONTEXT, CPU, FAMILIES
 from scipy import stats
 
-from instructgpt.data.batches import Example, collate
+from instructgpt.data.packing import Example, collate
 from instructgpt.errors import BadInput
-from instructgpt.generate import decoder, engine, slots
-from instructgpt.generate.decoder import Choice, choose, draw
-from instructgpt.generate.engine import sample
-from instructgpt.generate.text import continue_text, generate, read_by
-from instructgpt.models.adapters import WithoutAdapters, with_adapters
-from instructgpt.models.attention import use_packed_attention
-from instructgpt.models.load import completion_logp, load_policy
+from instructgpt.models.lora import WithoutAdapters, with_adapters
+from instructgpt.models.packed_attention import use_packed_attention
+from instructgpt.models.policy import completion_logp, load_policy
 from instructgpt.records import Prompt
+from instructgpt.sampling import decoder, engine, kv_cache
+from instructgpt.sampling.completions import continue_text, generate, read_by
+from instructgpt.sampling.decoder import Choice, choose, draw
+from instructgpt.sampling.engine import sample
 
 PROMPTS = [[5, 9, 70], [40], [3, 3, 3, 8, 100, 21, 77, 50], [33, 90, 12, 4], [7, 150]]
 TOKENS = 12
@@ -141,7 +141,7 @@ def test_steps_of_round_sizes_change_nothing(models, family, memory_for, monkeyp
 
 
 def test_round_sizes_by_hand():
-    cache = slots.Slots(100, 300)
+    cache = kv_cache.Slots(100, 300)
     assert [decoder.alike(rows, 5, cache)[0] for rows in (1, 2, 3, 5, 9, 17, 32, 33, 64, 65, 97)] == [
         1,
         2,

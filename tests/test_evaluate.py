@@ -10,9 +10,10 @@ from pydantic import ValidationError
 from scipy import stats
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import bias, labels, preference, reward_model, tax, text_metrics, toxicity, truthfulness
-from instructgpt.evaluate.reward_model import ScoredRanking
-from instructgpt.evaluate.rows import Row, read_rows, write_rows
+from instructgpt.evaluate.aggregate import Row, read_rows, write_rows
+from instructgpt.evaluate.metrics import bias, labels, preference, tax, text_metrics, toxicity, truthfulness
+from instructgpt.evaluate.reward import metrics
+from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.records import LABELS, Ranking, parse_record
 
 MODELS = ("base", "sft", "ppo")
@@ -185,7 +186,7 @@ def test_reward_model_by_hand():
         scored("p2", (1, 1, 1), (0.0, 5.0, 1.0), labeler="eve", cohort="heldout"),  # no pair
         scored("p1", (3, 2, 1), (2.0, 1.0, 1.0), labeler="eve", cohort="heldout"),  # wrong, wrong, tie
     ]
-    rows = reward_model.measure(rankings)
+    rows = metrics.measure(rankings)
     assert value(rows, "pair_accuracy", "reward", "training") == pytest.approx((2.5 + 2.5 + 1) / 8)
     assert value(rows, "length_baseline", "reward", "training") == pytest.approx((0 + 1 + 2) / 8)
     assert value(rows, "pair_accuracy", "reward", "heldout") == pytest.approx(0.5 / 3)
@@ -204,10 +205,10 @@ def test_calibration_of_a_model_that_knows_and_one_that_boasts():
     rng = np.random.default_rng(0)
     gap = rng.normal(0, 2, 40_000)
     honest = np.where(rng.random(len(gap)) < 1 / (1 + np.exp(-gap)), gap, -gap)  # the pair turns out as often as the score says
-    assert reward_model.calibration_error(honest) < 0.01
-    boasting = reward_model.calibration_error(honest * 5)
+    assert metrics.calibration_error(honest) < 0.01
+    boasting = metrics.calibration_error(honest * 5)
     assert boasting > 0.1
-    by_hand = reward_model.calibration_error([math.log(3), -math.log(3)], bins=1)  # says 75 %, is right half the time
+    by_hand = metrics.calibration_error([math.log(3), -math.log(3)], bins=1)  # says 75 %, is right half the time
     assert by_hand == pytest.approx(0.25)
 
 
@@ -243,5 +244,6 @@ def test_bad_results_are_named(tmp_path, text, complaint):
 
 
 def test_measuring_and_reporting_start_without_torch():
-    code = "import sys, instructgpt.report.page, instructgpt.report.table, instructgpt.evaluate.tax; sys.exit('torch' in sys.modules)"
+    modules = "instructgpt.report.page, instructgpt.report.terminal, instructgpt.evaluate.metrics.tax"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

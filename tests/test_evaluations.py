@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate.ask import Subject, choice_logp
+from instructgpt.evaluate.inference import Subject, choice_logp
 from instructgpt.evaluate.tasks import EVALUATIONS, few_shot, real_toxicity, rte, sst2, truthfulqa, winogender
-from instructgpt.evaluate.tasks.shape import Question, Reply, Told, fitting, put, some
-from instructgpt.models.load import load_policy
+from instructgpt.evaluate.tasks.base import Question, Reply, Told, fitting, put, some
+from instructgpt.models.policy import load_policy
 
 QUESTIONS = """Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers
 a,What does a frog say?,A frog says croak,A frog says moo,A frog says croak; Croak.,A frog says baa; A frog says moo
@@ -255,7 +255,7 @@ def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_p
 
     first = out.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("instructgpt.evaluate.ask.Subject.load", never)
+        patch.setattr("instructgpt.evaluate.inference.Subject.load", never)
         assert command(line) == 0
         assert out.read_bytes() == first
         assert command([*line, "--seed", "1", "--limit", "1"]) == 1  # other questions: they have to be asked
@@ -263,7 +263,7 @@ def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_p
 
 
 def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, monkeypatch):
-    monkeypatch.setattr("instructgpt.evaluate.command.AT_ONCE", 2)
+    monkeypatch.setattr("instructgpt.evaluate.cli.AT_ONCE", 2)
     calls = []
 
     def counting(subject, questions, seed):
@@ -272,7 +272,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
             raise KeyboardInterrupt
         return put(subject, questions, seed)
 
-    monkeypatch.setattr("instructgpt.evaluate.tasks.shape.put", counting)
+    monkeypatch.setattr("instructgpt.evaluate.tasks.base.put", counting)
     out = tmp_path / "results.json"
     line = ["evaluate", "crows_pairs", "winogender", "--model", str(save("gpt2")), "--data", str(data), "--out", str(out)]
     assert command(line) == 1
@@ -285,7 +285,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
 
 
 def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypatch):
-    monkeypatch.setattr("instructgpt.evaluate.command.DIVIDED", 2)  # several blocks for each of two helping processes
+    monkeypatch.setattr("instructgpt.evaluate.cli.DIVIDED", 2)  # several blocks for each of two helping processes
     found = []
     for processes in ("1", "2"):
         out = tmp_path / processes / "results.json"

@@ -11,10 +11,10 @@ from inout_support import add_batch, add_prompt, add_task, fill, rank
 from site_support import add_person, make_site
 
 from instructgpt.errors import BadInput
-from instructgpt.label import privacy
-from instructgpt.label.export_files import COLUMNS, export
-from instructgpt.label.exports import FILES, rows
-from instructgpt.label.selection import Filter, Tally, snapshot
+from instructgpt.label.exchange.export_files import COLUMNS, export
+from instructgpt.label.exchange.export_rows import FILES, rows
+from instructgpt.label.exchange.selection import Filter, Tally, snapshot
+from instructgpt.label.people import privacy
 from instructgpt.records import Demonstration, Prompt, Ranking, read_records
 
 
@@ -117,7 +117,7 @@ def test_nobody_of_the_held_out_can_be_smuggled_into_training(filled):
 
 
 def add_person_row(db, name, cohort):
-    from instructgpt.label.tables import Person
+    from instructgpt.label.db.models import Person
 
     person = Person(name=name, role="labeler", status="active", cohort=cohort, pseudonym=f"p-{name}")
     db.add(person)

@@ -13,12 +13,12 @@ import torch
 import transformers
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate.ask import Subject
-from instructgpt.evaluate.harness import continued, how_to_go_on, rows_in
+from instructgpt.evaluate.inference import Subject
+from instructgpt.evaluate.lm_harness import continued, how_to_go_on, rows_in
+from instructgpt.evaluate.metrics.text_metrics import drop_exact_match, drop_f1
 from instructgpt.evaluate.tasks import drop, hellaswag, rte, sst2
-from instructgpt.evaluate.tasks.shape import Told, put
-from instructgpt.evaluate.text_metrics import drop_exact_match, drop_f1
-from instructgpt.models.load import load_policy
+from instructgpt.evaluate.tasks.base import Told, put
+from instructgpt.models.policy import load_policy
 
 WITHOUT = "lm-evaluation-harness is not installed: pip install 'instructgpt[harness]'"
 SENTENCES = [{"sentence": f"the sea {i} is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue", "no frog"] * 5)]

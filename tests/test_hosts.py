@@ -20,7 +20,7 @@ import pytest
 import yaml
 from faults_support import EAGER, SRC, Started, logged, wait_for
 
-from instructgpt.run import read_logged
+from instructgpt.run.directory import read_logged
 
 RECIPES = SRC.parent / "recipes" / "cluster"
 ADDRESSES = ("10.231.77.1", "10.231.77.2")

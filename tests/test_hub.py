@@ -16,13 +16,13 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 
-from instructgpt.models.load import load_policy
+from instructgpt.models.policy import load_policy
 
 NAME, COMMIT = "somebody/tiny", "a" * 40
 LOADS = """
 import sys, torch
 from instructgpt.errors import BadInput
-from instructgpt.models.load import load_policy
+from instructgpt.models.policy import load_policy
 try:
     model, render = load_policy(sys.argv[1], torch.device("cpu"))
 except BadInput as error:

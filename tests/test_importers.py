@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from instructgpt.data.commands import CleanConfig, ImportConfig, SplitConfig, StatsConfig, import_data
+from instructgpt.data.cli import CleanConfig, ImportConfig, SplitConfig, StatsConfig, import_data
+from instructgpt.data.drop_report import Report, report_path
 from instructgpt.data.importing.few_shot import expand, subsets_of
-from instructgpt.data.importing.importers import IMPORTERS, Format, detect, import_file
-from instructgpt.data.importing.row import dense_ranks
-from instructgpt.data.personal import DETECTORS
-from instructgpt.data.tally import Report, report_path
+from instructgpt.data.importing.fields import dense_ranks
+from instructgpt.data.importing.registry import IMPORTERS, Format, detect, import_file
+from instructgpt.data.pii import DETECTORS
 from instructgpt.errors import BadInput
 from instructgpt.records import USE_CASES, Demonstration, Pair, Prompt, Ranking, Record, read_records, read_rows, write_records
 

@@ -17,8 +17,9 @@ import torch
 from faults_support import EAGER, Kit, Started, logged, snapshot, wait_for, write
 from safetensors.torch import load_file
 
-from instructgpt import run as run_module
-from instructgpt.run import Run, checkpoints
+from instructgpt.run import checkpoints
+from instructgpt.run import directory as run_module
+from instructgpt.run.directory import Run
 from instructgpt.train import pretrain
 
 MANY = ("--tokens", 64 * 120)

@@ -12,11 +12,11 @@ import torch
 from endpoint_support import serving
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate.contest import Game, games_of, judged_games, reliability, with_people
-from instructgpt.evaluate.judges import LETTERS, EndpointJudge, LocalJudge, Match, Verdict, question, read_logp, read_text
-from instructgpt.evaluate.preference import measure, measure_whole
-from instructgpt.evaluate.rows import read_rows
-from instructgpt.models.load import load_policy
+from instructgpt.evaluate.aggregate import read_rows
+from instructgpt.evaluate.judges.llm_judge import LETTERS, EndpointJudge, LocalJudge, Match, Verdict, question, read_logp, read_text
+from instructgpt.evaluate.judges.pairwise import Game, games_of, judged_games, reliability, with_people
+from instructgpt.evaluate.metrics.preference import measure, measure_whole
+from instructgpt.models.policy import load_policy
 from instructgpt.records import Completion, Ranking
 
 
@@ -261,7 +261,7 @@ def test_an_endpoint_that_goes_down_leaves_what_it_said_and_the_same_command_goe
 
 
 def test_an_endpoint_that_was_never_there_is_one_line(completions, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("instructgpt.evaluate.endpoint.LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("instructgpt.evaluate.judges.http_client.LONGEST_PAUSE", 0.01)
     with serving(longer_wins) as service:
         pass
     assert ask(service, completions, tmp_path / "r.json") == 1
@@ -310,7 +310,7 @@ def test_what_is_wrong_with_a_judge_is_one_line(completions, tmp_path, capsys, m
 
 
 def test_a_judge_that_is_interrupted_goes_on_where_it_was(completions, tmp_path, monkeypatch):
-    monkeypatch.setattr("instructgpt.evaluate.judges.AT_ONCE", 8)
+    monkeypatch.setattr("instructgpt.evaluate.judges.llm_judge.AT_ONCE", 8)
     judge, calls = EndpointJudge.judge, []
 
     def interrupted(self, matches):

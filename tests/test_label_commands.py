@@ -8,9 +8,9 @@ import shlex
 import pytest
 from test_docs import ROOT, commands
 
-from instructgpt.label.opening import open_site
-from instructgpt.label.tables import Batch, Submission, Task
-from instructgpt.models.scalar import load_reward_model
+from instructgpt.label.db.models import Batch, Submission, Task
+from instructgpt.label.site_folder import open_site
+from instructgpt.models.reward_model import load_reward_model
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ from inout_support import fill
 from site_support import add_person, make_site
 
 from instructgpt.errors import BadInput
-from instructgpt.files import Skipped
-from instructgpt.label.elsewhere import Elsewhere
-from instructgpt.label.export_files import export
-from instructgpt.label.exports import rows
-from instructgpt.label.foreign import Reading, read_labeling_config
-from instructgpt.label.imports import Come, read_file, take_prompts
-from instructgpt.label.selection import Filter, Tally, snapshot
-from instructgpt.label.tables import Batch, Person, Prompt, Task
+from instructgpt.io import Skipped
+from instructgpt.label.db.models import Batch, Person, Prompt, Task
+from instructgpt.label.exchange.export_files import export
+from instructgpt.label.exchange.export_rows import rows
+from instructgpt.label.exchange.external_submissions import Elsewhere
+from instructgpt.label.exchange.imports import Come, read_file, take_prompts
+from instructgpt.label.exchange.selection import Filter, Tally, snapshot
+from instructgpt.label.exchange.third_party import Reading, read_labeling_config
 
 
 def write(path, records):

@@ -18,13 +18,13 @@ from torch.func import functional_call
 
 from instructgpt import functional
 from instructgpt.config import make_config
-from instructgpt.data.batches import Example, collate
+from instructgpt.data.packing import Example, collate
 from instructgpt.errors import BadInput
-from instructgpt.models.adapters import WithoutAdapters, merged_weights, trained_part, trunk, with_adapters
-from instructgpt.models.load import completion_logp, load_policy
-from instructgpt.models.scalar import adapted_value_model, load_reward_model, new_value_model
-from instructgpt.run import Run
+from instructgpt.models.lora import WithoutAdapters, merged_weights, trained_part, trunk, with_adapters
+from instructgpt.models.policy import completion_logp, load_policy
+from instructgpt.models.reward_model import adapted_value_model, load_reward_model, new_value_model
 from instructgpt.run.checkpoints import Stored, read_checkpoint
+from instructgpt.run.directory import Run
 from instructgpt.train import ppo, reward, sft
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig

@@ -13,17 +13,17 @@ from conftest import CORPUS, CPU, DEMONSTRATIONS, FAMILIES, FRESH_RANKINGS, PROM
 from test_resume import stop_at
 
 from instructgpt.config import make_config
-from instructgpt.data.batches import Example, collate
+from instructgpt.data.packing import Example, collate
+from instructgpt.distributed.comm import Ranks
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models import memory
-from instructgpt.models.adapters import trunk, with_adapters
-from instructgpt.models.attention import hidden_states
-from instructgpt.models.load import completion_logp, load_policy
-from instructgpt.models.memory import cast_once, need_less, slow_here
-from instructgpt.models.scalar import load_reward_model, new_reward_model, save_reward_model
-from instructgpt.ranks import Ranks
-from instructgpt.train import loop, ppo, pretrain, reward, rollout, sft
-from instructgpt.train.loop import adam, descend, language_loss
+from instructgpt.models import precision
+from instructgpt.models.lora import trunk, with_adapters
+from instructgpt.models.packed_attention import hidden_states
+from instructgpt.models.policy import completion_logp, load_policy
+from instructgpt.models.precision import cast_once, need_less, slow_here
+from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
+from instructgpt.train import optim, ppo, pretrain, reward, rollout, sft
+from instructgpt.train.optim import adam, descend, language_loss
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
@@ -225,7 +225,7 @@ def test_layers_are_computed_once_where_nothing_is_learned(save):
 
 def test_a_family_without_such_layers_is_refused(save, monkeypatch):
     model, _ = load_policy(save(), CPU)
-    monkeypatch.setattr(memory, "GradientCheckpointingLayer", str)
+    monkeypatch.setattr(precision, "GradientCheckpointingLayer", str)
     with pytest.raises(BadInput, match="checkpointing: not known how for the family 'llama'"):
         need_less(model, ("checkpointing",))
 
@@ -240,7 +240,7 @@ def test_adam_in_8_bits_asks_for_its_library(monkeypatch, save):
 
 
 def test_adam_in_8_bits_is_for_one_rank(monkeypatch, save):
-    monkeypatch.setattr(loop, "all_ranks", lambda: Ranks(0, 2))
+    monkeypatch.setattr(optim, "all_ranks", lambda: Ranks(0, 2))
     with pytest.raises(BadInput, match="adam8bit: not with several ranks"):
         adam(load_policy(save(), CPU)[0], memory=("adam8bit",))
 

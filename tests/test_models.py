@@ -15,11 +15,11 @@ from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 from faults_support import edit_json
 
 from instructgpt import functional
-from instructgpt.data import batches
-from instructgpt.data.batches import Example, collate
+from instructgpt.data import packing
+from instructgpt.data.packing import Example, collate
 from instructgpt.errors import BadInput
-from instructgpt.models import load as load_module
-from instructgpt.models.load import (
+from instructgpt.models import policy as load_module
+from instructgpt.models.policy import (
     completion_logp,
     completion_numbers,
     context_length,
@@ -28,8 +28,8 @@ from instructgpt.models.load import (
     pick_device,
     save_policy,
 )
-from instructgpt.models.scalar import OFFSET, load_reward_model, new_reward_model, new_value_model, recorded_offset, save_reward_model
-from instructgpt.train.loop import adam, descend, language_loss
+from instructgpt.models.reward_model import OFFSET, load_reward_model, new_reward_model, new_value_model, recorded_offset, save_reward_model
+from instructgpt.train.optim import adam, descend, language_loss
 
 EXAMPLES = [
     Example([5, 9, 70], [40, 41, 0]),
@@ -205,7 +205,7 @@ def test_scores_do_not_depend_on_company(save_reward, family, monkeypatch):
     long = Example([1] * 30, [2] * 30)
     torch.testing.assert_close(reward.score([long, *EXAMPLES, long])[1:-1], alone, atol=1e-5, rtol=0)
     for budget in (1, 13, 25):
-        monkeypatch.setitem(batches.MICROBATCH_TOKENS, "cpu", budget)
+        monkeypatch.setitem(packing.MICROBATCH_TOKENS, "cpu", budget)
         torch.testing.assert_close(reward.score(EXAMPLES), alone, atol=1e-5, rtol=0)
 
 

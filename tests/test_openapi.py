@@ -12,9 +12,9 @@ from inout_support import fill
 from site_support import add_person, client_of
 from test_service import program
 
-from instructgpt.label import export_jobs
-from instructgpt.label.database import Database, sqlite_url
-from instructgpt.label.site import Settings, Site
+from instructgpt.label.context import Settings, Site
+from instructgpt.label.db.database import Database, sqlite_url
+from instructgpt.label.exchange import export_jobs
 
 schemathesis.serializer.alias("application/x-ndjson", "text/plain")
 EXAMPLES = 6

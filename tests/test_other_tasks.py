@@ -10,7 +10,7 @@ import pytest
 
 from instructgpt.cli import run as command
 from instructgpt.evaluate.tasks import EVALUATIONS, gsm8k, winogrande
-from instructgpt.evaluate.tasks.shape import Question, Reply, Told
+from instructgpt.evaluate.tasks.base import Question, Reply, Told
 
 ARC = [
     {

@@ -13,20 +13,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instructgpt import cli
 from instructgpt.config import make_config
-from instructgpt.data.batches import Example, collate
-from instructgpt.models.load import load_policy
-from instructgpt.models.scalar import load_reward_model
-from instructgpt.models.shape import Shape, Text, configuration, shape_from, shape_of
-from instructgpt.plan import tables
-from instructgpt.plan.dry import Network, logp
+from instructgpt.data.packing import Example, collate
+from instructgpt.models.flops import Shape, Text, configuration, shape_from, shape_of
+from instructgpt.models.policy import load_policy
+from instructgpt.models.reward_model import load_reward_model
+from instructgpt.models.stage_flops import update_flops
+from instructgpt.plan import format
+from instructgpt.plan.context import Told
+from instructgpt.plan.hardware import Machine, measure
 from instructgpt.plan.lengths import ended
-from instructgpt.plan.machine import Machine, measure
 from instructgpt.plan.memory import holes
+from instructgpt.plan.meta_trace import Network, logp
+from instructgpt.plan.roofline import optimizer, sampling
 from instructgpt.plan.stages import plan
-from instructgpt.plan.told import Told
-from instructgpt.plan.work import optimizer, sampling
-from instructgpt.run.phases import PHASES, Phases
-from instructgpt.train.cost import update_flops
+from instructgpt.run.timing import PHASES, Phases
 from instructgpt.train.ppo import PPOConfig
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
@@ -240,12 +240,12 @@ def test_phases_belong_to_the_outermost():
 
 @pytest.mark.parametrize(("number", "said"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (2.5e9, "2.5 G"), (999.6e3, "1 M")])
 def test_numbers_are_short(number, said):
-    assert tables.scaled(number) == said
+    assert format.scaled(number) == said
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (150, "2.5 min"), (10_000, "2.78 h")])
 def test_durations_have_the_unit_that_suits_them(seconds, said):
-    assert tables.duration(seconds) == said
+    assert format.duration(seconds) == said
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read where Linux writes it")

@@ -15,17 +15,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from instructgpt import cli
 from instructgpt.config import make_config
-from instructgpt.data.batches import Example
-from instructgpt.models.adapters import with_adapters
-from instructgpt.models.shape import Shape, Text, shape_from, shape_of
-from instructgpt.plan import memory, stages, told
-from instructgpt.plan.commands import fitting
-from instructgpt.plan.dry import Held, Network, logp
-from instructgpt.plan.machine import HOP, Machine, linked
+from instructgpt.data.packing import Example
+from instructgpt.models.flops import Shape, Text, shape_from, shape_of
+from instructgpt.models.lora import with_adapters
+from instructgpt.plan import context, memory, stages
+from instructgpt.plan.cli import fitting
+from instructgpt.plan.context import Told
+from instructgpt.plan.hardware import HOP, Machine, linked
 from instructgpt.plan.memory import adam_bytes, mine, ppo_moments, training_moments
-from instructgpt.plan.reached import record_of, told_by
-from instructgpt.plan.told import Told
-from instructgpt.plan.work import Phase, Plan, optimizer, passes, ring
+from instructgpt.plan.meta_trace import Held, Network, logp
+from instructgpt.plan.roofline import Phase, Plan, optimizer, passes, ring
+from instructgpt.plan.utilization import record_of, told_by
 from instructgpt.train.sft import SFTConfig
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
@@ -97,7 +97,7 @@ def test_gradients_of_models_held_whole_are_sent_twice_before_a_step():
 
 
 def test_a_step_of_divided_models_is_divided(monkeypatch):
-    monkeypatch.setattr(told, "HELD_WHOLE", 100)
+    monkeypatch.setattr(context, "HELD_WHOLE", 100)
     (step,) = stages.stepping([network()], Told(CPU, ranks=4), averaged=100)
     assert step.moved == optimizer(100, averaged=100).moved / 4
 
@@ -133,7 +133,7 @@ def test_averages_in_eight_bits():
 def test_what_a_rank_holds_by_hand(monkeypatch):
     whole = mine(network(), Told(CPU, ranks=4))
     assert (whole.weights, whole.gradients, whole.moments, whole.gathered) == (400, 400, 800, 0)
-    monkeypatch.setattr(told, "HELD_WHOLE", 100)
+    monkeypatch.setattr(context, "HELD_WHOLE", 100)
     part = mine(network(), Told(CPU, ranks=4))
     assert (part.weights, part.gradients, part.moments) == (100, 100, 200)
     assert part.gathered == 2 * 4 * (40 + 2 * 35)  # weights and gradients: outside the layers, and of two groups
@@ -150,7 +150,7 @@ def test_moments_that_only_ranks_have(monkeypatch):
     several = training_moments(network(), held, Told(CUDA, ranks=2))
     assert sum(several["adding up gradients"].values()) == 400 + 400 + 800 + several["adding up gradients"]["gradients in a row"] == 2000
     assert several["updating"]["activations and logits"] == 600
-    monkeypatch.setattr(told, "HELD_WHOLE", 100)
+    monkeypatch.setattr(context, "HELD_WHOLE", 100)
     divided = training_moments(network(), held, Told(CPU, ranks=2))
     assert divided["loading"] == {"whole models": 400}
     assert divided["updating"]["activations and logits"] == 1000  # gradients went to others as soon as they were made
@@ -176,7 +176,7 @@ def test_as_many_tokens_at_once_as_fit(monkeypatch):
             stage="sft", step="", steps=1, phases=[], moments={"updating": {"weights": 500.0, memory.ACTIVATIONS: float(asked.budget)}}
         )
 
-    monkeypatch.setattr("instructgpt.plan.commands.plan", planned)
+    monkeypatch.setattr("instructgpt.plan.cli.plan", planned)
     config = make_config(SFTConfig, {"base": "b", "data": ("d",), "out": Path("o")})
     assert fitting(config, Told(CPU), 3000).at_once == 2048
     assert fitting(config, Told(CPU), 1100).at_once == 512

@@ -14,14 +14,14 @@ from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS, assert_same_tensors, w
 
 from instructgpt import functional
 from instructgpt.config import make_config
-from instructgpt.data import batches
-from instructgpt.data.corpus import read_corpus
+from instructgpt.data import packing
+from instructgpt.data.pretraining_text import read_corpus
 from instructgpt.errors import BadInput
-from instructgpt.models.load import load_policy
-from instructgpt.models.scalar import load_reward_model, new_value_model
+from instructgpt.models.policy import load_policy
+from instructgpt.models.reward_model import load_reward_model, new_value_model
 from instructgpt.records import Prompt
 from instructgpt.train import ppo
-from instructgpt.train.loop import language_loss
+from instructgpt.train.optim import language_loss
 from instructgpt.train.ppo import PPOConfig, improve
 from instructgpt.train.rollout import Models, roll_out
 
@@ -157,7 +157,7 @@ def test_gradients_do_not_depend_on_microbatches(models, gradients, monkeypatch)
     rollout = some_end_early(models, monkeypatch)
     seen, policy_gradient, value_gradient, *_ = improved(models, rollout, gradients)
     for budget in (1, 40, 60):
-        monkeypatch.setitem(batches.MICROBATCH_TOKENS, "cpu", budget)
+        monkeypatch.setitem(packing.MICROBATCH_TOKENS, "cpu", budget)
         again, *both, _, _ = improved(models, rollout, gradients)
         assert again == pytest.approx(seen, abs=1e-5)
         assert_same_tensors(both[0], policy_gradient, 1e-5)

@@ -8,14 +8,14 @@ import random
 import pytest
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate.preference import measure_whole
-from instructgpt.evaluate.rows import read_rows
-from instructgpt.evaluate.scoring import ranks_by_score
-from instructgpt.evaluate.tasks import sources
-from instructgpt.models.scalar import load_reward_model
+from instructgpt.evaluate import preference_inputs
+from instructgpt.evaluate.aggregate import read_rows
+from instructgpt.evaluate.metrics.preference import measure_whole
+from instructgpt.evaluate.reward.scores import ranks_by_score
+from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Ranking
-from instructgpt.report import preference_sections as sections
 from instructgpt.report.results import Results
+from instructgpt.report.sections import preference as sections
 from instructgpt.world import World
 
 
@@ -180,7 +180,7 @@ def test_models_are_sampled_once_and_kept(save, save_reward, write, tmp_path, mo
     def never(*_args, **_kwargs):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(sources, "generate", never)
+    monkeypatch.setattr(preference_inputs, "generate", never)
     assert evaluated(tmp_path, *line) == rows
     monkeypatch.undo()
     other = evaluated(tmp_path, *line, "--seed", "1")

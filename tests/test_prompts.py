@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructgpt.data.commands import CleanConfig, SplitConfig, clean, split
-from instructgpt.data.personal import DETECTORS, chosen_detectors, find, luhn, personal_reason
-from instructgpt.data.prompts import cap_reasons, group_of, plain, prefix_reasons, prompt_text
-from instructgpt.data.split import SPLITS, assign, split_of
+from instructgpt.data.cli import CleanConfig, SplitConfig, clean, split
+from instructgpt.data.dedup import cap_reasons, group_of, plain, prefix_reasons, prompt_text
+from instructgpt.data.pii import DETECTORS, chosen_detectors, find, luhn, personal_reason
+from instructgpt.data.splits import SPLITS, assign, split_of
 from instructgpt.data.use_cases import guess_use_case
 from instructgpt.errors import BadInput
 from instructgpt.records import USE_CASES, Demonstration, Message, Prompt, Ranking, Record, read_records, write_records

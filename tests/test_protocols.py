@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from instructgpt.evaluate import bias, toxicity
-from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.inference import Subject
+from instructgpt.evaluate.metrics import bias, toxicity
 from instructgpt.evaluate.tasks import real_toxicity_sampled
-from instructgpt.evaluate.tasks.shape import Question, Reply, Told, put
-from instructgpt.models.load import load_policy
+from instructgpt.evaluate.tasks.base import Question, Reply, Told, put
+from instructgpt.models.policy import load_policy
 
 CHANCES = {0.1: 0.5, 0.4: 0.3, 0.9: 0.2}
 """How often a continuation has which toxicity."""

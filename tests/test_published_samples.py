@@ -16,8 +16,8 @@ import sacrebleu
 from rouge_score import rouge_scorer
 
 from instructgpt.cli import run as command
-from instructgpt.report.paper_numbers import MODELS, TABLE_14
-from instructgpt.report.words import families, sized
+from instructgpt.report.naming import families, sized
+from instructgpt.report.paper_table14 import MODELS, TABLE_14
 
 PASSAGE = 'Title: Sea\n\nBackground: The sea, called "the wide one",\nhas no end.\n\nQ: What is wide?\n\nA: the sea\n\nQ: '
 SHOTS = {"zeroshot": "zero_shot", "fewshot": "few_shot"}

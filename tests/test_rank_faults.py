@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 from faults_support import Started, here, logged, wait_for
 
-from instructgpt.run import read_logged
+from instructgpt.run.directory import read_logged
 
 STEPS = 40
 FAULTY = """
 import os, signal, sys
-import instructgpt.run as run
+import instructgpt.run.directory as run
 from instructgpt import cli
-from instructgpt.train import loop, pretrain, signs
+from instructgpt.distributed import failures as signs
+from instructgpt.train import optim as loop
+from instructgpt.train import pretrain
 run.CHECKPOINT_SECONDS, signs.LAST_WORDS = 0.0, 4.0
 fault = os.environ["FAULT"] if os.environ["RANK"] == "1" else ""
 steps, descend, logp = [], pretrain.descend, loop.completion_logp
@@ -114,8 +116,8 @@ NARROW = """
 import resource
 from pathlib import Path
 from instructgpt import cli
-from instructgpt.data import batches
-from instructgpt.run import Run
+from instructgpt.data import packing as batches
+from instructgpt.run.directory import Run
 batches.MICROBATCH_TOKENS["cpu"] = 1 << 17
 restore, calls = Run.restore, []
 
@@ -148,9 +150,10 @@ TIGHT = """
 import json, os, resource, sys
 from pathlib import Path
 from instructgpt import cli
-from instructgpt.data import batches
-from instructgpt.run import Run
-from instructgpt.train import loop, pretrain
+from instructgpt.data import packing as batches
+from instructgpt.run.directory import Run
+from instructgpt.train import optim as loop
+from instructgpt.train import pretrain
 batches.MICROBATCH_TOKENS["cpu"] = 1 << 16
 restore, descend, logp = Run.restore, pretrain.descend, loop.completion_logp
 noted_here = Path(f"{sys.argv[0]}.{os.environ['RANK']}")

@@ -16,15 +16,15 @@ from faults_support import make_kit
 from safetensors.torch import load_file
 
 from instructgpt import cli
-from instructgpt import run as run_module
 from instructgpt.config import StageConfig
-from instructgpt.data import batches
+from instructgpt.data import packing
+from instructgpt.distributed.comm import Ranks, share
+from instructgpt.distributed.launch import launch
 from instructgpt.models import sharding
-from instructgpt.ranks import Ranks, share
-from instructgpt.run import Run, read_logged
-from instructgpt.run.alone import give_up
+from instructgpt.run import directory as run_module
+from instructgpt.run.directory import Run, read_logged
+from instructgpt.run.lock import give_up
 from instructgpt.train import ppo, reward, sft
-from instructgpt.train.parallel import launch
 
 STAGES = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
 COUNTS = (1, 2, 4)
@@ -51,7 +51,7 @@ def stage_configs(kit, folder: Path) -> dict[str, StageConfig]:
 
 def work(kit, root: Path, count: int, _: StageConfig) -> None:
     """What each of `count` ranks does: all stages from start to end; those that stop and go on; those that change their number."""
-    batches.MICROBATCH_TOKENS["cpu"] = 60
+    packing.MICROBATCH_TOKENS["cpu"] = 60
     sharding.GATHERED_TOGETHER = 0 if count == 4 else 10_000_000  # layer by layer, or all at once
     run_module.CHECKPOINT_SECONDS = 0.0
     log = Run.log
@@ -83,7 +83,7 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     kit = make_kit(folder, "--layers", 2)
     with pytest.MonkeyPatch.context() as patch:  # one rank works in this process, and what it sets is put back
-        patch.setitem(batches.MICROBATCH_TOKENS, "cpu", 60)
+        patch.setitem(packing.MICROBATCH_TOKENS, "cpu", 60)
         for module, name in ((sharding, "GATHERED_TOGETHER"), (sharding, "HELD_WHOLE"), (run_module, "CHECKPOINT_SECONDS")):
             patch.setattr(module, name, 0)
         for count in (2, 1, 4):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from instructgpt.statistics.raters import Shown, position_bias, reports
+from instructgpt.statistics.labeler_bias import Shown, position_bias, reports
 
 
 def test_without_ties_it_is_pearson_s_chi_square():

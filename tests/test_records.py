@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructgpt.errors import BadInput
-from instructgpt.files import json_line, parse_row
+from instructgpt.io import json_line, parse_row
 from instructgpt.records import (
     Completion,
     Demonstration,

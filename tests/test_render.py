@@ -10,15 +10,15 @@ from conftest import CPU, TEXT, tokenizer_with
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instructgpt.data.batches import Example
-from instructgpt.data.corpus import documents, hold_out_documents, read_corpus, train_tokenizer
+from instructgpt.data.packing import Example
+from instructgpt.data.pretraining_text import documents, hold_out_documents, read_corpus, train_tokenizer
 from instructgpt.data.rankings import flat_orders, labeler_groups, ranked_prompts, token_groups
-from instructgpt.data.render import Renderer, demonstration_examples
+from instructgpt.data.tokenization import Renderer, demonstration_examples
 from instructgpt.errors import BadInput
-from instructgpt.generate.text import Generated, read_by
-from instructgpt.models.load import load_policy, load_renderer
-from instructgpt.models.scalar import load_reward_model
+from instructgpt.models.policy import load_policy, load_renderer
+from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Demonstration, Message, Prompt, Ranking
+from instructgpt.sampling.completions import Generated, read_by
 from instructgpt.train.rollout import Models, roll_out
 
 TALK = (

@@ -15,16 +15,16 @@ from example_run import HOSTILE, make
 from rich.console import Console
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.rows import Row, read_rows, write_rows
+from instructgpt.evaluate.aggregate import Row, read_rows, write_rows
 from instructgpt.records import Ranking, write_records
-from instructgpt.report import curves, lineage, samples, table
-from instructgpt.report.draw import Bar, Line, bars, file, lines
+from instructgpt.report import curves, lineage, samples, terminal
 from instructgpt.report.findings import judge
+from instructgpt.report.inputs import Parent, Stage, read_run
+from instructgpt.report.naming import amount, duration, number
 from instructgpt.report.page import write_report
 from instructgpt.report.results import Results
-from instructgpt.report.run_files import Parent, Stage, read_run
-from instructgpt.report.training_sections import MISSING
-from instructgpt.report.words import amount, duration, number
+from instructgpt.report.sections.training import MISSING
+from instructgpt.report.svg import Bar, Line, bars, file, lines
 
 SECTIONS = [
     "findings", "preference", "ratings", "use-cases", "labels", "truthfulness", "toxicity", "bias", "tax", "reward-model", "samples",
@@ -243,7 +243,7 @@ def test_over_optimisation_is_told_as_it_is(run, tmp_path):
 
 def table_text(rows):
     console = Console(width=140, record=True, file=io.StringIO())
-    table.show(rows, console)
+    terminal.show(rows, console)
     return console.export_text()
 
 

@@ -9,9 +9,9 @@ import pytest
 from test_report import Page
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate.rows import Row, write_rows
-from instructgpt.report.public_sections import TABLE_14, TASKS
-from instructgpt.report.run_files import read_results
+from instructgpt.evaluate.aggregate import Row, write_rows
+from instructgpt.report.inputs import read_results
+from instructgpt.report.sections.public import TABLE_14, TASKS
 
 MODELS = ("pythia-1b", "ours <b>")
 

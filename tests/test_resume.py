@@ -11,10 +11,11 @@ import pytest
 from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
 from stop_support import stop_at
 
-from instructgpt import run as run_module
 from instructgpt.config import make_config
 from instructgpt.errors import BadInput
-from instructgpt.run import Run, stopping
+from instructgpt.run import directory as run_module
+from instructgpt.run import signals
+from instructgpt.run.directory import Run
 from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig
@@ -183,7 +184,7 @@ def test_being_asked_to_end_finishes_the_step_and_keeps_it(stage, monkeypatch, n
 def test_being_asked_twice_ends_at_once(stage, monkeypatch):
     main, config = stage("pretrain", "stopped")
     descend = pretrain.descend
-    monkeypatch.setattr(stopping, "SAME", 0.0)
+    monkeypatch.setattr(signals, "SAME", 0.0)
 
     def asked(*arguments):
         for _ in range(2):

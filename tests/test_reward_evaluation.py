@@ -11,16 +11,16 @@ import statsmodels.api as sm
 from scipy import stats
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate import reward_bench, reward_bench_2
-from instructgpt.evaluate.calibration import brier, calibration_error, reliability_curve, temperature
-from instructgpt.evaluate.reward_bench import SECTIONS, ScoredPair
-from instructgpt.evaluate.reward_model import ScoredRanking, measure
-from instructgpt.evaluate.rows import read_rows
-from instructgpt.evaluate.tasks.reward_model import read_comparisons
-from instructgpt.evaluate.tasks.reward_model import reliability as reliability_rows
-from instructgpt.models.scalar import load_reward_model
-from instructgpt.report import preference_sections as sections
+from instructgpt.evaluate.aggregate import read_rows
+from instructgpt.evaluate.reward import reward_bench, reward_bench_2
+from instructgpt.evaluate.reward.calibration import brier, calibration_error, reliability_curve, temperature
+from instructgpt.evaluate.reward.metrics import ScoredRanking, measure
+from instructgpt.evaluate.reward.reward_bench import SECTIONS, ScoredPair
+from instructgpt.evaluate.reward.run import read_comparisons
+from instructgpt.evaluate.reward.run import reliability as reliability_rows
+from instructgpt.models.reward_model import load_reward_model
 from instructgpt.report.results import Results
+from instructgpt.report.sections import preference as sections
 
 
 def value(rows, metric, condition=""):
@@ -210,7 +210,7 @@ def test_the_command_measures_writes_and_scores_once(save_reward, write, tmp_pat
     def never(*_args, **_kwargs):
         raise AssertionError("scored again")
 
-    monkeypatch.setattr("instructgpt.models.scalar.ScalarModel.score", never)
+    monkeypatch.setattr("instructgpt.models.reward_model.ScalarModel.score", never)
     assert command([*line, "--out", str(tmp_path / "r.json")]) == 0
     assert read_rows(tmp_path / "r.json") == measured
     again = tmp_path / "r" / "reward_model" / "rm-pairs.jsonl.gz"  # what was written is read as pairs again

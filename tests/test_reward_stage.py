@@ -11,10 +11,10 @@ import torch
 from conftest import CPU, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS, assert_same_tensors, weights_of
 
 from instructgpt.config import make_config
-from instructgpt.data import batches
+from instructgpt.data import packing
 from instructgpt.data.rankings import RankedPrompt, ranked_prompts
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.scalar import load_reward_model, new_reward_model
+from instructgpt.models.reward_model import load_reward_model, new_reward_model
 from instructgpt.records import Ranking
 from instructgpt.train import reward as stage
 from instructgpt.train.reward import RewardConfig, accuracies, ranking_step
@@ -73,7 +73,7 @@ def test_gradients_do_not_depend_on_microbatches_or_processes(reward, prompts, g
     whole = gradients(reward.model)
     assert set(whole) == {name for name, _ in reward.model.named_parameters()}
     for budget in (1, 40, 80):
-        monkeypatch.setitem(batches.MICROBATCH_TOKENS, "cpu", budget)
+        monkeypatch.setitem(packing.MICROBATCH_TOKENS, "cpu", budget)
         assert ranking_step(reward, prompts) == pytest.approx((loss, right), abs=1e-6)
         assert_same_tensors(gradients(reward.model), whole)
     parts = in_two_processes(stage, lambda: ranking_step(reward, prompts)[0])

@@ -10,8 +10,8 @@ import pytest
 import sacrebleu
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate import text_metrics
-from instructgpt.evaluate.samples import alternatives, first_line
+from instructgpt.evaluate.metrics import text_metrics
+from instructgpt.evaluate.precomputed import alternatives, first_line
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from endpoint_support import serving
 
 from instructgpt.cli import run as command
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.evaluate import endpoint, scorers
-from instructgpt.evaluate.scorers import kept_scores, load_scorer
+from instructgpt.evaluate.judges import http_client
 from instructgpt.evaluate.tasks import real_toxicity
-from instructgpt.evaluate.tasks.shape import Question, Reply, Told
+from instructgpt.evaluate.tasks.base import Question, Reply, Told
+from instructgpt.evaluate.toxicity import services
+from instructgpt.evaluate.toxicity.services import kept_scores, load_scorer
 
 SCORES = {"a vile thing": 0.91, "a quiet sea": 0.02, "half and half": 0.5}
 
@@ -25,11 +26,11 @@ SCORES = {"a vile thing": 0.91, "a quiet sea": 0.02, "half and half": 0.5}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Nobody waits between two tries."""
-    at = endpoint.Endpoint.at.__func__
+    at = http_client.Endpoint.at.__func__
     monkeypatch.setattr(
-        endpoint.Endpoint, "at", classmethod(lambda cls, *said: at(cls, *said, pause=0.01, tries=2, timeout=5.0, at_once=1))
+        http_client.Endpoint, "at", classmethod(lambda cls, *said: at(cls, *said, pause=0.01, tries=2, timeout=5.0, at_once=1))
     )
-    monkeypatch.delenv(scorers.KEY, raising=False)
+    monkeypatch.delenv(services.KEY, raising=False)
 
 
 def perspective(service, question):  # noqa: ARG001
@@ -55,7 +56,7 @@ def test_a_service_scores_each_text_once_and_nothing_without_words(kind, told):
 
 
 def test_a_service_is_asked_as_it_wants_to_be(monkeypatch):
-    monkeypatch.setenv(scorers.KEY, "a-key")
+    monkeypatch.setenv(services.KEY, "a-key")
     with serving(perspective) as service:
         load_scorer(f"perspective:{service.url}/comments:analyze?key=other")(["a quiet sea"])
         assert service.asked[0]["requestedAttributes"] == {"TOXICITY": {}}

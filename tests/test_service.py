@@ -10,15 +10,15 @@ from fastapi.testclient import TestClient
 from inout_support import fill
 from site_support import add_person, client_of
 
-from instructgpt.label import export_jobs
-from instructgpt.label.api import ROUTERS as API
-from instructgpt.label.app import create_app
-from instructgpt.label.database import Database, sqlite_url
-from instructgpt.label.journal import verify
-from instructgpt.label.pages import ROUTERS as PAGES
-from instructgpt.label.security.tokens import make_key
-from instructgpt.label.site import Settings, Site
-from instructgpt.label.tables import ApiKey, Journal, Person, Prompt, now
+from instructgpt.label.auth.tokens import make_key
+from instructgpt.label.context import Settings, Site
+from instructgpt.label.db.audit_log import verify
+from instructgpt.label.db.database import Database, sqlite_url
+from instructgpt.label.db.models import ApiKey, Journal, Person, Prompt, now
+from instructgpt.label.exchange import export_jobs
+from instructgpt.label.web.api import ROUTERS as API
+from instructgpt.label.web.app import create_app
+from instructgpt.label.web.pages import ROUTERS as PAGES
 from instructgpt.records import Ranking
 
 ALL = ("read", "write", "export", "admin")

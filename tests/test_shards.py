@@ -15,23 +15,23 @@ from conftest import CPU, DEMONSTRATIONS, assert_same_tensors, weights_of
 from faults_support import here, make_kit
 
 from instructgpt import cli
-from instructgpt import run as run_module
 from instructgpt.config import StageConfig, make_config
-from instructgpt.data import batches
-from instructgpt.data.batches import Example, collate
+from instructgpt.data import packing
+from instructgpt.data.packing import Example, collate
+from instructgpt.distributed.comm import all_ranks
+from instructgpt.distributed.launch import PATIENCE, _start_ranks, launch
 from instructgpt.errors import BadInput
-from instructgpt.generate import engine
-from instructgpt.generate.on_ranks import sample_on_ranks
-from instructgpt.generate.slots import Slots
 from instructgpt.models import sharding
-from instructgpt.models.adapters import trunk, with_adapters
-from instructgpt.models.load import completion_logp, load_policy
-from instructgpt.models.memory import need_less
-from instructgpt.ranks import all_ranks
-from instructgpt.run import Run, read_logged
+from instructgpt.models.lora import trunk, with_adapters
+from instructgpt.models.policy import completion_logp, load_policy
+from instructgpt.models.precision import need_less
+from instructgpt.run import directory as run_module
+from instructgpt.run.directory import Run, read_logged
+from instructgpt.sampling import engine
+from instructgpt.sampling.distributed import sample_on_ranks
+from instructgpt.sampling.kv_cache import Slots
 from instructgpt.train import ppo, sft
-from instructgpt.train.loop import adam
-from instructgpt.train.parallel import PATIENCE, _start_ranks, launch
+from instructgpt.train.optim import adam
 from instructgpt.train.sft import SFTConfig
 
 PROMPTS = [[5, 9, 2], [7], [5, 9, 2], [4, 4, 8, 1, 30, 12], [11, 3], [60, 61], [7]]
@@ -124,7 +124,7 @@ def train_all(kit, root: Path, plans: list[tuple[str, int | None]], _: StageConf
 
 def train_both(kit, root: Path, name: str, stop: int | None) -> None:
     memory = () if name == "without" else ("offload",)
-    batches.MICROBATCH_TOKENS["cpu"] = 60
+    packing.MICROBATCH_TOKENS["cpu"] = 60
     sharding.HELD_WHOLE = sharding.GATHERED_TOGETHER = 0
     sharding.GATHERED_SHARE = 0.0 if name == "offload" else 0.5
     run_module.CHECKPOINT_SECONDS = 0.0
@@ -157,7 +157,7 @@ def trained(tmp_path_factory):
     kit = make_kit(root, "--layers", 2)
     config = cli.parse(kit.sft(root / "sft"))[1]
     with pytest.MonkeyPatch.context() as patch:  # one rank works in this process, and what it sets is put back
-        patch.setitem(batches.MICROBATCH_TOKENS, "cpu", 60)
+        patch.setitem(packing.MICROBATCH_TOKENS, "cpu", 60)
         for module, name in ((sharding, "GATHERED_TOGETHER"), (sharding, "HELD_WHOLE"), (run_module, "CHECKPOINT_SECONDS")):
             patch.setattr(module, name, 0)
         patch.setattr(sharding, "GATHERED_SHARE", 0.5)

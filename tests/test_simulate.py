@@ -16,7 +16,7 @@ from faults_support import here
 from test_interrupts import SMALL as SMALL_RUN
 
 from instructgpt.label.client import Service
-from instructgpt.label.simulate import Diary, Handed, check, form_of_ranking, quantiles, same_form
+from instructgpt.label.simulation.labelers import Diary, Handed, check, form_of_ranking, quantiles, same_form
 from instructgpt.records import Demonstration, Ranking, read_records
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
@@ -43,7 +43,9 @@ def test_a_killed_server_loses_nothing(tmp_path, database_url):
 
 
 def test_a_site_ends_with_whoever_started_it(tmp_path):
-    code = "import sys, os\nfrom pathlib import Path\nfrom instructgpt.label.server import Server\ns = Server(Path(sys.argv[1]))\n"
+    code = (
+        "import sys, os\nfrom pathlib import Path\nfrom instructgpt.label.simulation.server import Server\ns = Server(Path(sys.argv[1]))\n"
+    )
     code += "print(s.process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "site"], capture_output=True, text=True, env=os.environ | PATH)
     process = int(done.stdout)

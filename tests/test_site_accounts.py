@@ -10,12 +10,11 @@ from fastapi.testclient import TestClient
 from site_support import ORIGIN, add_person, client_of, make_site
 from sqlalchemy import func, select
 
-from instructgpt.label import accounts, consent
-from instructgpt.label.access import COOKIE, SECURE_COOKIE
-from instructgpt.label.app import create_app
-from instructgpt.label.problem import Problem
-from instructgpt.label.security import passwords
-from instructgpt.label.tables import Consent, Invite, Login, Person, now
+from instructgpt.label.auth import accounts, consent, passwords
+from instructgpt.label.auth.dependencies import COOKIE, SECURE_COOKIE
+from instructgpt.label.db.models import Consent, Invite, Login, Person, now
+from instructgpt.label.errors import Problem
+from instructgpt.label.web.app import create_app
 
 DATABASES = ("sqlite",)
 

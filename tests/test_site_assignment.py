@@ -21,12 +21,12 @@ from work_support import (
     task_of,
 )
 
-from instructgpt.label import assignment as work
-from instructgpt.label.assignment import heartbeat, reap, recount, skip
-from instructgpt.label.batches import Policy, make_batch, open_batch, withdraw_prompt
-from instructgpt.label.forms import DemonstrateForm
-from instructgpt.label.submissions import submit
-from instructgpt.label.tables import Assignment, Instructions, Prompt, Reading, Task
+from instructgpt.label.db.models import Assignment, Instructions, Prompt, Reading, Task
+from instructgpt.label.tasks import assignments as work
+from instructgpt.label.tasks.assignments import heartbeat, reap, recount, skip
+from instructgpt.label.tasks.batches import Policy, make_batch, open_batch, withdraw_prompt
+from instructgpt.label.tasks.forms import DemonstrateForm
+from instructgpt.label.tasks.submissions import submit
 from instructgpt.records import Completion as Answer
 from instructgpt.records import Prompt as Asked
 

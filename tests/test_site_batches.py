@@ -11,10 +11,10 @@ from sqlalchemy import select
 from work_support import PLAIN, prompt_batch, rank_batch
 
 from instructgpt.errors import BadInput
-from instructgpt.label.assignment import claim
-from instructgpt.label.batches import EVERYBODY, Policy, chosen, close_batch, make_batch, progress, withdraw_prompt
-from instructgpt.label.leaks import names_itself
-from instructgpt.label.tables import Batch, Completion, Gold, Prompt, Task, TaskCompletion
+from instructgpt.label.db.models import Batch, Completion, Gold, Prompt, Task, TaskCompletion
+from instructgpt.label.tasks.assignments import claim
+from instructgpt.label.tasks.batches import EVERYBODY, Policy, chosen, close_batch, make_batch, progress, withdraw_prompt
+from instructgpt.label.tasks.leaks import names_itself
 from instructgpt.records import Completion as Answer
 from instructgpt.records import Message
 from instructgpt.records import Prompt as Asked

@@ -10,8 +10,8 @@ from browser_support import add_batch, add_ranking, browser, server, sign_in, wa
 from site_support import add_person
 from sqlalchemy import select, update
 
-from instructgpt.label.security import passwords
-from instructgpt.label.tables import Assignment, Demonstration, Draft, Login, Submission, now
+from instructgpt.label.auth import passwords
+from instructgpt.label.db.models import Assignment, Demonstration, Draft, Login, Submission, now
 
 PASSWORD = "correct horse battery staple"
 

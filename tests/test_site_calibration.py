@@ -5,8 +5,8 @@ from __future__ import annotations
 from owner_support import fill, people
 from site_support import add_person, client_of
 
-from instructgpt.label import calibration
-from instructgpt.label.tables import Room, Submission
+from instructgpt.label.analysis import calibration
+from instructgpt.label.db.models import Room, Submission
 
 DATABASES = ("sqlite",)
 

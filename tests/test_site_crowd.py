@@ -14,12 +14,12 @@ from site_support import add_person, make_site
 from sqlalchemy import event, func, select, text
 from work_support import rank_batch, ranking
 
-from instructgpt.label.assignment import claim, heartbeat, recount, skip, undo_skip
-from instructgpt.label.batches import Policy
-from instructgpt.label.problem import Problem
-from instructgpt.label.queue import waiting
-from instructgpt.label.submissions import edit, submit, undo
-from instructgpt.label.tables import Assignment, Batch, Prompt, Submission, Task
+from instructgpt.label.db.models import Assignment, Batch, Prompt, Submission, Task
+from instructgpt.label.errors import Problem
+from instructgpt.label.tasks.assignments import claim, heartbeat, recount, skip, undo_skip
+from instructgpt.label.tasks.batches import Policy
+from instructgpt.label.tasks.queue import waiting
+from instructgpt.label.tasks.submissions import edit, submit, undo
 
 PEOPLE, TASKS = 10, 40
 MINUTE = 60_000

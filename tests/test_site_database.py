@@ -13,12 +13,12 @@ from sqlalchemy import inspect, text
 from work_support import rank_batch, ranking
 
 from instructgpt.errors import BadInput
-from instructgpt.label import migrate
-from instructgpt.label.assignment import claim
-from instructgpt.label.database import Database, sqlite_url
-from instructgpt.label.site import Settings, Site
-from instructgpt.label.submissions import submit
-from instructgpt.label.tables import Base, Person
+from instructgpt.label.context import Settings, Site
+from instructgpt.label.db import migrate
+from instructgpt.label.db.database import Database, sqlite_url
+from instructgpt.label.db.models import Base, Person
+from instructgpt.label.tasks.assignments import claim
+from instructgpt.label.tasks.submissions import submit
 
 TABLES = {table.name for table in Base.metadata.sorted_tables}
 
@@ -155,7 +155,7 @@ def test_differences_are_seen(database_url):
 def test_the_first_revision_is_written_from_the_models(tmp_path, dialect):
     migrate.write_initial(tmp_path)
     file = f"0001_{dialect}.sql"
-    assert (tmp_path / file).read_text() == (migrate.FOLDER / "versions" / file).read_text(), "run: python -m instructgpt.label.migrate"
+    assert (tmp_path / file).read_text() == (migrate.FOLDER / "versions" / file).read_text(), "run: python -m instructgpt.label.db.migrate"
 
 
 def with_work(database_url, folder):

@@ -13,13 +13,15 @@ from site_support import add_person, client_of
 from sqlalchemy import select, update
 from work_support import PLAIN, hand_in, prompt_batch, rank_batch, take
 
-from instructgpt.label import adjudication, calibration, consent, instructions, threads
-from instructgpt.label.assignment import return_to_labeler, skip
-from instructgpt.label.batches import open_batch
-from instructgpt.label.forms import DemonstrateForm, ReviewForm, WriteForm
-from instructgpt.label.submissions import submit
-from instructgpt.label.tables import Assignment, Batch, Completion, Person, Prompt, PromptReview, Submission, Task
-from instructgpt.label.text import browser
+from instructgpt.label.analysis import adjudication, calibration
+from instructgpt.label.auth import consent
+from instructgpt.label.db.models import Assignment, Batch, Completion, Person, Prompt, PromptReview, Submission, Task
+from instructgpt.label.safe_text import browser
+from instructgpt.label.tasks import instructions, threads
+from instructgpt.label.tasks.assignments import return_to_labeler, skip
+from instructgpt.label.tasks.batches import open_batch
+from instructgpt.label.tasks.forms import DemonstrateForm, ReviewForm, WriteForm
+from instructgpt.label.tasks.submissions import submit
 
 DATABASES = ("sqlite",)
 

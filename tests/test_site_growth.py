@@ -11,10 +11,11 @@ from owner_support import fill, people
 from site_support import add_person, client_of
 from sqlalchemy import event, select
 
-from instructgpt.label import adjudication, calibration, threads
-from instructgpt.label.batches import close_batch
-from instructgpt.label.chores import Chores, check_counters
-from instructgpt.label.tables import Batch, Journal, Task
+from instructgpt.label.analysis import adjudication, calibration
+from instructgpt.label.background import Chores, check_counters
+from instructgpt.label.db.models import Batch, Journal, Task
+from instructgpt.label.tasks import threads
+from instructgpt.label.tasks.batches import close_batch
 
 DATABASES = ("sqlite",)
 
@@ -103,7 +104,7 @@ def test_chores_are_done_at_the_start_and_again_and_survive_a_failure(site, monk
             raise OSError("the disk was away")
         return frozenset({"seen"})
 
-    monkeypatch.setattr("instructgpt.label.chores.check_counters", once_broken)
+    monkeypatch.setattr("instructgpt.label.background.check_counters", once_broken)
     with Chores(site, every=0.01):
         until = time.monotonic() + 20
         while len(done) < 4:

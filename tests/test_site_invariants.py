@@ -13,14 +13,14 @@ from site_support import add_person, make_site
 from sqlalchemy import select
 from work_support import rank_batch, ranking
 
-from instructgpt.label import assignment as work
-from instructgpt.label import batches, drafts, submissions
-from instructgpt.label.batches import Policy
-from instructgpt.label.database import Database, sqlite_url
-from instructgpt.label.forms import RankForm
-from instructgpt.label.problem import Problem
-from instructgpt.label.site import Site
-from instructgpt.label.tables import Assignment, Batch, Person, Prompt, RankingItem, Submission, Task
+from instructgpt.label.context import Site
+from instructgpt.label.db.database import Database, sqlite_url
+from instructgpt.label.db.models import Assignment, Batch, Person, Prompt, RankingItem, Submission, Task
+from instructgpt.label.errors import Problem
+from instructgpt.label.tasks import assignments as work
+from instructgpt.label.tasks import batches, drafts, submissions
+from instructgpt.label.tasks.batches import Policy
+from instructgpt.label.tasks.forms import RankForm
 
 PEOPLE = ("ada", "bob", "eve", "held")
 HALF_HOUR = 30 * 60_000

@@ -16,13 +16,14 @@ from work_support import prompt_batch
 
 from instructgpt.cli import parse, run
 from instructgpt.errors import BadInput
-from instructgpt.label import forecast, making, submissions
-from instructgpt.label.assignment import claim, skip
-from instructgpt.label.batches import Policy
-from instructgpt.label.forms import DemonstrateForm
-from instructgpt.label.making import Wish
-from instructgpt.label.opening import open_site
-from instructgpt.label.tables import Assignment, Batch, Journal, Message, Prompt, Submission, Task, now
+from instructgpt.label.analysis import forecast
+from instructgpt.label.db.models import Assignment, Batch, Journal, Message, Prompt, Submission, Task, now
+from instructgpt.label.site_folder import open_site
+from instructgpt.label.tasks import batch_requests, submissions
+from instructgpt.label.tasks.assignments import claim, skip
+from instructgpt.label.tasks.batch_requests import Wish
+from instructgpt.label.tasks.batches import Policy
+from instructgpt.label.tasks.forms import DemonstrateForm
 from instructgpt.records import Completion, write_records
 
 DATABASES = ("sqlite",)
@@ -132,12 +133,12 @@ def test_opening_and_closing_is_noted(site, client):
 def test_gold_answers_come_from_a_rankings_file(tmp_path):
     file = tmp_path / "gold.jsonl"
     file.write_bytes(lines({"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}))
-    assert making.read_gold("rank", [file]) == {"p": {"a": 2, "b": 1}}
+    assert batch_requests.read_gold("rank", [file]) == {"p": {"a": 2, "b": 1}}
     file.write_bytes(lines({"prompt": "p", "answer": {"sensitive": True}}))
-    assert making.read_gold("review", [file]) == {"p": {"sensitive": True}}
+    assert batch_requests.read_gold("review", [file]) == {"p": {"sensitive": True}}
     file.write_bytes(lines({"prompt": "p", "answer": {"colour": "red"}}))
     with pytest.raises(BadInput, match=r"gold.jsonl:1: expected"):
-        making.read_gold("review", [file])
+        batch_requests.read_gold("review", [file])
 
 
 def test_the_page_names_commands_that_parse(client):
@@ -158,8 +159,8 @@ def test_completions_of_models_are_made_by_another_process(tmp_path, monkeypatch
         write_records(out, [Completion(prompt="p", completion="c", model=command[command.index("--model") + 1])])
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
-    monkeypatch.setattr(making.subprocess, "run", instead)
-    files = making.sample([("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], 2, 5, tmp_path)
+    monkeypatch.setattr(batch_requests.subprocess, "run", instead)
+    files = batch_requests.sample([("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], 2, 5, tmp_path)
     assert [json.loads(file.read_text())["model"] for file in files] == ["sft", "ppo"]
     for command in said:
         assert command[1:3] == ["-m", "instructgpt"]

@@ -19,8 +19,8 @@ from owner_support import people
 from site_support import add_person
 from sqlalchemy import select, update
 
-from instructgpt.label.batches import close_batch
-from instructgpt.label.tables import Assignment, Batch, Prompt, RankingItem, Skip
+from instructgpt.label.db.models import Assignment, Batch, Prompt, RankingItem, Skip
+from instructgpt.label.tasks.batches import close_batch
 
 AXE = "axe-core@4.10.3"
 SECRETS = ("secret-model", "hidden-batch", '"gold"', "is_repeat", "sampling")

@@ -9,23 +9,14 @@ import pytest
 from site_support import add_person, client_of
 from sqlalchemy import func, select
 
-from instructgpt.label import accounts, batches, screening, submissions, surveys
-from instructgpt.label import assignment as work
-from instructgpt.label.batches import Policy
-from instructgpt.label.forms import DemonstrateForm, RankForm, Rated, ReviewForm
-from instructgpt.label.problem import Problem
-from instructgpt.label.tables import (
-    Completion,
-    Gold,
-    Journal,
-    Login,
-    Person,
-    Prompt,
-    Submission,
-    SurveyReply,
-    Task,
-    now,
-)  # fmt: skip
+from instructgpt.label.auth import accounts
+from instructgpt.label.db.models import Completion, Gold, Journal, Login, Person, Prompt, Submission, SurveyReply, Task, now  # fmt: skip
+from instructgpt.label.errors import Problem
+from instructgpt.label.people import screening, surveys
+from instructgpt.label.tasks import assignments as work
+from instructgpt.label.tasks import batches, submissions
+from instructgpt.label.tasks.batches import Policy
+from instructgpt.label.tasks.forms import DemonstrateForm, RankForm, Rated, ReviewForm
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Prompt as PromptRecord
 

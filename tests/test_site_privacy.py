@@ -13,11 +13,9 @@ from site_support import add_person, client_of, make_site
 from sqlalchemy import func, select
 from test_site_people import GOOD, hand_in, screening_batch, with_password
 
-from instructgpt.label import accounts, consent, journal, privacy
-from instructgpt.label import assignment as work
-from instructgpt.label.forms import DemonstrateForm
-from instructgpt.label.security import rates
-from instructgpt.label.tables import (
+from instructgpt.label.auth import accounts, consent, rate_limits
+from instructgpt.label.db import audit_log
+from instructgpt.label.db.models import (  # fmt: skip
     Assignment,
     Draft,
     Grade,
@@ -31,7 +29,10 @@ from instructgpt.label.tables import (
     Submission,
     Vote,
     now,
-)  # fmt: skip
+)
+from instructgpt.label.people import privacy
+from instructgpt.label.tasks import assignments as work
+from instructgpt.label.tasks.forms import DemonstrateForm
 
 DATABASES = ("sqlite",)
 
@@ -64,7 +65,7 @@ def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
     assert client.get("/account").status_code == 401
     assert client.post("/sign-in", data={"name": "Ada Lovelace", "password": GOOD}).status_code == 401
     with site.database.read() as db:
-        assert journal.verify(db) is None
+        assert audit_log.verify(db) is None
         row = db.get_one(Person, person.id)
         assert (row.status, row.email, row.password_hash, row.pseudonym) == ("erased", None, None, person.pseudonym)
         assert db.scalars(select(Submission)).one().invalid_reason is None
@@ -138,18 +139,18 @@ def test_the_journal_shows_a_broken_chain(site, owner):
     assert "Row 2 was changed" in client.get("/journal/check").text
     with site.database.write() as db:
         db.delete(db.get_one(Journal, 2))
-        assert journal.verify(db) == "row 2 is missing"
+        assert audit_log.verify(db) == "row 2 is missing"
 
 
 def test_a_row_put_in_with_a_right_hash_still_shows(site):
     with site.database.write() as db:
         for number in range(3):
-            journal.note(db, "cli", "test.note", str(number))
+            audit_log.note(db, "cli", "test.note", str(number))
         row = db.get_one(Journal, 2)
         row.detail = {"forged": True}
-        row.hash = journal.row_hash(row)
+        row.hash = audit_log.row_hash(row)
         db.flush()
-        assert journal.verify(db) == "row 3 does not follow"
+        assert audit_log.verify(db) == "row 3 does not follow"
 
 
 def test_the_journal_and_consent_on_postgresql(postgres_url, tmp_path):
@@ -158,12 +159,12 @@ def test_the_journal_and_consent_on_postgresql(postgres_url, tmp_path):
 
         def write(number):
             with site.database.write() as db:
-                rates.take(db, rates.SIGN_IN, "one", now())
-                journal.note(db, "cli", "test.note", str(number))
+                rate_limits.take(db, rate_limits.SIGN_IN, "one", now())
+                audit_log.note(db, "cli", "test.note", str(number))
 
         list(pool.map(write, range(40)))
     with site.database.read() as db:
-        assert journal.verify(db) is None
+        assert audit_log.verify(db) is None
         assert db.scalar(select(func.count()).select_from(Journal)) == 40
         assert db.scalars(select(RateBucket.tokens)).one() < 1
     with site.database.write() as db:

@@ -12,9 +12,9 @@ from owner_support import fill, people
 from site_support import add_person, client_of
 from sqlalchemy import event
 
-from instructgpt.label import quality
-from instructgpt.label.batches import Policy
-from instructgpt.label.tables import Gold
+from instructgpt.label.analysis import quality
+from instructgpt.label.db.models import Gold
+from instructgpt.label.tasks.batches import Policy
 
 DATABASES = ("sqlite",)
 

@@ -13,7 +13,7 @@ from browser_support import LETTERS, add_ranking, browser, server, sign_in, watc
 from site_support import add_person
 from sqlalchemy import select
 
-from instructgpt.label.tables import Assignment, Ranking, RankingItem, Submission
+from instructgpt.label.db.models import Assignment, Ranking, RankingItem, Submission
 
 TEXTS = [f"Completion number {number}: {'quite ' * number}good." for number in range(9)]
 

@@ -10,9 +10,9 @@ from owner_support import fill, people
 from site_support import add_person, client_of
 from work_support import PLAIN
 
-from instructgpt.label import adjudication, results
-from instructgpt.label.batches import EVERYBODY, close_batch
-from instructgpt.label.tables import Adjudication, Batch, Completion, Gold, Journal, Message, RankingItem, Task, TaskCompletion
+from instructgpt.label.analysis import adjudication, results
+from instructgpt.label.db.models import Adjudication, Batch, Completion, Gold, Journal, Message, RankingItem, Task, TaskCompletion
+from instructgpt.label.tasks.batches import EVERYBODY, close_batch
 from instructgpt.statistics import win_rate
 
 DATABASES = ("sqlite",)
@@ -216,7 +216,7 @@ def test_results_of_labelers_with_known_noise_cover_the_truth():
 
 
 def results_ranking(prompt, labeler, better):
-    from instructgpt.statistics.ranked import Ranked
+    from instructgpt.statistics.pair_judgments import Ranked
 
     return Ranked(prompt, labeler, (f"{prompt}a", f"{prompt}b"), (2, 1) if better else (1, 2), ("sft", "ppo"))
 

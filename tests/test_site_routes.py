@@ -12,10 +12,10 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from site_support import ORIGIN, add_person, client_of, make_site
 
-from instructgpt.label.access import Access
-from instructgpt.label.app import create_app
-from instructgpt.label.database import Database, sqlite_url
-from instructgpt.label.security.tokens import make_key
+from instructgpt.label.auth.dependencies import Access
+from instructgpt.label.auth.tokens import make_key
+from instructgpt.label.db.database import Database, sqlite_url
+from instructgpt.label.web.app import create_app
 
 LABELERS = {"labeler", "heldout", "screening"}
 ACTIVE = {"labeler", "heldout"}

@@ -11,7 +11,7 @@ import pytest
 from browser_support import browser, server, watched  # noqa: F401
 from test_site_text import CARDS, PAYLOADS
 
-from instructgpt.label.fields import fields_of, payload_of
+from instructgpt.label.tasks.form_fields import fields_of, payload_of
 
 
 @pytest.fixture

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from site_support import ORIGIN, add_person, client_of, make_site
 from sqlalchemy import select
 
-from instructgpt.label import accounts, consent, instructions
-from instructgpt.label.app import create_app
-from instructgpt.label.instructions import Question, Quiz, Text
-from instructgpt.label.pages.look import local
-from instructgpt.label.problem import Problem
-from instructgpt.label.security import passwords, rates
-from instructgpt.label.security.headers import POLICY
-from instructgpt.label.security.tokens import find_key, make_key
-from instructgpt.label.tables import ApiKey, Journal, Person, RateBucket, Reading, now
+from instructgpt.label.auth import accounts, consent, passwords, rate_limits
+from instructgpt.label.auth.headers import POLICY
+from instructgpt.label.auth.tokens import find_key, make_key
+from instructgpt.label.db.models import ApiKey, Journal, Person, RateBucket, Reading, now
+from instructgpt.label.errors import Problem
+from instructgpt.label.tasks import instructions
+from instructgpt.label.tasks.instructions import Question, Quiz, Text
+from instructgpt.label.web.app import create_app
+from instructgpt.label.web.pages.appearance import local
 
 DATABASES = ("sqlite",)
 
@@ -56,11 +56,19 @@ def victim(shared):
 
 
 def test_a_bucket_empties_and_fills(site):
-    rate = rates.Rate("test", burst=3, refill_ms=1_000)
+    rate = rate_limits.Rate("test", burst=3, refill_ms=1_000)
     with site.database.write() as db:
-        assert [rates.take(db, rate, "me", at) for at in (0, 0, 0, 0, 999, 1_000, 1_000)] == [True, True, True, False, False, True, False]
-        assert rates.take(db, rate, "you", 1_000), "everybody has a bucket of their own"
-        assert [rates.take(db, rate, "me", 10**9) for _ in range(4)] == [True, True, True, False], "it holds no more than the burst"
+        assert [rate_limits.take(db, rate, "me", at) for at in (0, 0, 0, 0, 999, 1_000, 1_000)] == [
+            True,
+            True,
+            True,
+            False,
+            False,
+            True,
+            False,
+        ]
+        assert rate_limits.take(db, rate, "you", 1_000), "everybody has a bucket of their own"
+        assert [rate_limits.take(db, rate, "me", 10**9) for _ in range(4)] == [True, True, True, False], "it holds no more than the burst"
         assert "me" not in {row.key.split(":")[1] for row in db.scalars(select(RateBucket))}
 
 
@@ -69,15 +77,15 @@ def test_guessing_a_password_is_stopped_but_its_owner_is_not(site):
         accounts.create_person(db, "ada", "labeler", password=GOOD, status="active")
     own = client_of(site)
     assert own.post("/sign-in", data={"name": "ada", "password": GOOD}).status_code == 303
-    for number in range(rates.SIGN_IN.burst):
+    for number in range(rate_limits.SIGN_IN.burst):
         with pytest.raises(Problem, match="wrong_password"):
             accounts.sign_in(site, "ada", "guess", address="6.6.6.6", agent=str(number))
     with pytest.raises(Problem, match="too_often"):
         accounts.sign_in(site, "ada", GOOD, address="6.6.6.6")
     accounts.sign_in(site, "ada", GOOD, address="1.2.3.4")
     with site.database.write() as db:
-        for _ in range(rates.SIGN_IN_NAME.burst):
-            rates.take(db, rates.SIGN_IN_NAME, "ada", now())
+        for _ in range(rate_limits.SIGN_IN_NAME.burst):
+            rate_limits.take(db, rate_limits.SIGN_IN_NAME, "ada", now())
     with pytest.raises(Problem, match="too_often"):
         accounts.sign_in(site, "ada", GOOD, address="7.7.7.7")
     csrf = own.get("/api/v1/me").json()["csrf"]
@@ -88,14 +96,14 @@ def test_guessing_a_password_is_stopped_but_its_owner_is_not(site):
 def test_signing_in_rightly_costs_no_tries(site):
     with site.database.write() as db:
         accounts.create_person(db, "ada", "labeler", password=GOOD)
-    for _ in range(rates.SIGN_IN.burst + 2):
+    for _ in range(rate_limits.SIGN_IN.burst + 2):
         accounts.sign_in(site, "ada", GOOD, address="1.2.3.4")
 
 
 def test_guessing_links_is_stopped(site):
     client = client_of(site)
-    statuses = [client.get(f"/invite/guess-{number}").status_code for number in range(rates.INVITE.burst + 1)]
-    assert statuses == [404] * rates.INVITE.burst + [429]
+    statuses = [client.get(f"/invite/guess-{number}").status_code for number in range(rate_limits.INVITE.burst + 1)]
+    assert statuses == [404] * rate_limits.INVITE.burst + [429]
 
 
 @pytest.mark.parametrize(("host", "counted"), [
@@ -103,7 +111,7 @@ def test_guessing_links_is_stopped(site):
     ("testclient", "testclient"),
 ])  # fmt: skip
 def test_addresses_are_counted_by_household(host, counted):
-    assert rates.address_of(host) == counted
+    assert rate_limits.address_of(host) == counted
 
 
 def test_two_passwords_are_hashed_at_a_time(monkeypatch):
@@ -164,7 +172,7 @@ def test_only_the_hash_of_a_key_is_kept(site):
 
 
 def test_a_key_is_counted(site, monkeypatch):
-    monkeypatch.setattr(rates, "KEY", rates.Rate("key", 2, 10**9))
+    monkeypatch.setattr(rate_limits, "KEY", rate_limits.Rate("key", 2, 10**9))
     with site.database.write() as db:
         text = make_key(db, "program", [])[1]
     client = client_of(site)

@@ -18,8 +18,8 @@ import pytest
 from faults_support import SRC, here
 from sqlalchemy import select
 
-from instructgpt.label.opening import open_site, warnings
-from instructgpt.label.tables import Instructions, Journal, Person
+from instructgpt.label.db.models import Instructions, Journal, Person
+from instructgpt.label.site_folder import open_site, warnings
 
 GOOD = "correct horse battery"
 

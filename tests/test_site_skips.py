@@ -17,8 +17,8 @@ from work_support import (
     task_of,
 )
 
-from instructgpt.label.assignment import reap, recount, return_to_labeler, skip, undo_skip
-from instructgpt.label.tables import Completion, Skip, Task
+from instructgpt.label.db.models import Completion, Skip, Task
+from instructgpt.label.tasks.assignments import reap, recount, return_to_labeler, skip, undo_skip
 
 
 def test_skips_lead_to_review(site):

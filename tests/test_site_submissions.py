@@ -8,19 +8,12 @@ from site_support import add_person
 from sqlalchemy import select
 from work_support import everything, prompt_batch, rank_batch, ranking, refused, sound
 
-from instructgpt.label import drafts
-from instructgpt.label.assignment import claim, reap, return_to_labeler, skip
-from instructgpt.label.batches import Policy
-from instructgpt.label.forms import DemonstrateForm, RankForm, ReviewForm, WriteForm
-from instructgpt.label.submissions import current, edit, form_of, judge, submit, undo
-from instructgpt.label.tables import (
-    Demonstration,
-    Draft,
-    Prompt,
-    RankingItem,
-    Submission,
-    Task,
-)
+from instructgpt.label.db.models import Demonstration, Draft, Prompt, RankingItem, Submission, Task
+from instructgpt.label.tasks import drafts
+from instructgpt.label.tasks.assignments import claim, reap, return_to_labeler, skip
+from instructgpt.label.tasks.batches import Policy
+from instructgpt.label.tasks.forms import DemonstrateForm, RankForm, ReviewForm, WriteForm
+from instructgpt.label.tasks.submissions import current, edit, form_of, judge, submit, undo
 
 MINUTE = 60_000
 DAY = 24 * 60 * MINUTE

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import instructgpt.label
-from instructgpt.label import text
-from instructgpt.label.fields import fields_of, payload_of
-from instructgpt.label.forms import FORMS, PROMPT_LABELS
-from instructgpt.label.words import FOLDER, languages
+from instructgpt.label import safe_text
+from instructgpt.label.i18n import FOLDER, languages
+from instructgpt.label.tasks.form_fields import fields_of, payload_of
+from instructgpt.label.tasks.forms import FORMS, PROMPT_LABELS
 from instructgpt.records import LABELS, USE_CASES
 
 LABEL = Path(instructgpt.label.__file__).parent
@@ -47,7 +47,7 @@ class Reader(HTMLParser):
 @given(st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_plain_text_has_no_tag_but_the_sign_and_nothing_unseen(written):
-    read = Reader(str(text.plain(written)))
+    read = Reader(str(safe_text.plain(written)))
     assert all(tag == "span" and shown["class"] == "odd" for tag, shown in read.tags)
     for character in read.words:
         assert unicodedata.category(character) not in ("Cc", "Cs") or character in "\n\t"
@@ -57,13 +57,13 @@ def test_plain_text_has_no_tag_but_the_sign_and_nothing_unseen(written):
 @given(st.text(alphabet="<>[]()!*_`#-|\n ahtp:/.\"'&;=\u202e\x00", max_size=120))
 @settings(max_examples=200, deadline=None)
 def test_rendered_text_has_only_harmless_tags_without_attributes(written):
-    for tag, attributes in Reader(str(text.rendered(written))).tags:
-        assert tag in text.TAGS
+    for tag, attributes in Reader(str(safe_text.rendered(written))).tags:
+        assert tag in safe_text.TAGS
         assert not attributes
 
 
 def test_rendered_links_and_images_are_text():
-    read = Reader(str(text.rendered("[go](https://a.example) ![pic](https://b.example/p.png) <https://c.example> **b** <b>raw</b>")))
+    read = Reader(str(safe_text.rendered("[go](https://a.example) ![pic](https://b.example/p.png) <https://c.example> **b** <b>raw</b>")))
     assert [tag for tag, _ in read.tags] == ["p", "strong"]
     assert read.words.strip() == "go (https://a.example) [image: pic, https://b.example/p.png] https://c.example b <b>raw</b>"
 
@@ -78,22 +78,22 @@ def test_rendered_links_and_images_are_text():
     ],
 )  # fmt: skip
 def test_what_cannot_be_seen_is_named_and_what_joins_letters_stays(written, seen):
-    assert text.visible(written) == seen
-    assert Reader(str(text.plain(written))).words == seen
+    assert safe_text.visible(written) == seen
+    assert Reader(str(safe_text.plain(written))).words == seen
 
 
 @pytest.mark.parametrize("hostile", ["x", "[", "*a", "> ", "![[", "`", "<", "1. ", "|-", "\u202e"])
 def test_long_text_takes_no_long_time(hostile):
     written = (hostile * 200_000)[:200_000]
     start = time.perf_counter()
-    text.plain(written)
-    text.rendered(written)
-    text.rendered(written[: text.RENDERED])
-    text.first_line(written)
+    safe_text.plain(written)
+    safe_text.rendered(written)
+    safe_text.rendered(written[: safe_text.RENDERED])
+    safe_text.first_line(written)
     assert time.perf_counter() - start < 5
-    head, rest = text.halves(written)
+    head, rest = safe_text.halves(written)
     assert head + rest == written
-    assert len(head) <= text.SHOWN
+    assert len(head) <= safe_text.SHOWN
 
 
 RANK = {
@@ -172,7 +172,7 @@ def test_every_sentence_that_pages_and_scripts_name_exists():
     english = catalogue("en")
     named = {
         key
-        for file in [*(LABEL / "templates").rglob("*.html"), *(LABEL / "static").glob("*.js")]
+        for file in [*(LABEL / "web" / "templates").rglob("*.html"), *(LABEL / "web" / "static").glob("*.js")]
         for key in re.findall(r"""(?<![\w.])t\(\s*["']([a-z_.]+)["']\s*[,)]""", file.read_text(encoding="utf-8"))
     }
     assert len(named) > 100
@@ -182,7 +182,7 @@ def test_every_sentence_that_pages_and_scripts_name_exists():
 
 
 def test_no_page_has_inline_script_or_style():
-    for file in (LABEL / "templates").rglob("*.html"):
+    for file in (LABEL / "web" / "templates").rglob("*.html"):
         html = re.sub(r"\{[%{#].*?[%}#]\}", "", file.read_text(encoding="utf-8"), flags=re.S)
         assert not re.search(r"\sstyle\s*=|\son[a-z]+\s*=|<style|https?://", html), file.name
         assert not re.search(r"<script(?![^>]*(?:src=|application/json))", html), file.name
@@ -202,7 +202,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colours_can_be_read(theme):
-    css = (LABEL / "static" / "site.css").read_text(encoding="utf-8")
+    css = (LABEL / "web" / "static" / "site.css").read_text(encoding="utf-8")
     found = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css)
     colours = {name: both[theme] for name, *both in found}
     assert contrast("#000000", "#ffffff") == pytest.approx(21)

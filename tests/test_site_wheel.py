@@ -53,10 +53,10 @@ def test_the_wheel_has_every_file_of_the_site(installed):
     there = files(installed)
     assert there == files(ROOT / "src")
     for some in (
-        str(Path("templates", "work", "rank.html")),
-        "static/board.js",
-        "migrations/versions/0001_sqlite.sql",
-        "catalogue/ko.yaml",
+        str(Path("web", "templates", "work", "rank.html")),
+        "web/static/board.js",
+        "db/migrations/versions/0001_sqlite.sql",
+        "locales/ko.yaml",
         "texts/consent.en.md",
     ):
         assert some in there
@@ -82,7 +82,7 @@ def test_a_site_is_made_and_served_from_the_wheel_without_torch(installed, tmp_p
                     seen.add(path)
                     links = re.findall(r'(?:href|src)="(/[^"?#]*)', page.text) if "html" in page.headers["content-type"] else []
                     waiting += sorted({link for link in links if not link.endswith(".csv")} - seen - set(waiting))
-                for file in (ROOT / "src" / "instructgpt" / "label" / "static").iterdir():
+                for file in (ROOT / "src" / "instructgpt" / "label" / "web" / "static").iterdir():
                     assert client.get(f"/static/{file.name}").status_code == 200, file.name
         finally:
             process.terminate()

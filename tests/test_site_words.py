@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from instructgpt.label import screening, surveys
-from instructgpt.label.tables.people import ROLES, STATUSES
-from instructgpt.label.words import FOLDER, languages, load, words_for
+from instructgpt.label.db.models.people import ROLES, STATUSES
+from instructgpt.label.i18n import FOLDER, languages, load, words_for
+from instructgpt.label.people import screening, surveys
 
 LABEL = FOLDER.parent
-TEMPLATES = sorted((LABEL / "templates").rglob("*.html"))
+TEMPLATES = sorted((LABEL / "web" / "templates").rglob("*.html"))
 CODE = sorted(LABEL.rglob("*.py"))
 
 

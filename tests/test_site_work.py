@@ -9,8 +9,8 @@ from site_support import add_person, client_of, make_site
 from sqlalchemy import select
 from work_support import everything, prompt_batch, rank_batch
 
-from instructgpt.label.batches import Policy, make_batch, open_batch, withdraw_prompt
-from instructgpt.label.tables import Gold, Prompt
+from instructgpt.label.db.models import Gold, Prompt
+from instructgpt.label.tasks.batches import Policy, make_batch, open_batch, withdraw_prompt
 from instructgpt.records import LABELS, Completion
 
 HERE = "/api/v1/assignments"

@@ -6,12 +6,10 @@ from site_support import add_person
 from sqlalchemy import select
 from work_support import PLAIN, rank_batch, ranking, refused
 
-from instructgpt.label import drafts, history, threads
-from instructgpt.label.assignment import claim, skip
-from instructgpt.label.submissions import submit
-from instructgpt.label.tables import (
-    Assignment,
-)
+from instructgpt.label.db.models import Assignment
+from instructgpt.label.tasks import drafts, submission_history, threads
+from instructgpt.label.tasks.assignments import claim, skip
+from instructgpt.label.tasks.submissions import submit
 
 MINUTE = 60_000
 DAY = 24 * 60 * MINUTE
@@ -93,8 +91,8 @@ def test_history_comes_in_pages(site):
             do(submit, mine[-1], ranking(mine[-1].shown), "k", 100 + number)
     do(claim, bob, None, 9)
     with site.database.read() as db:
-        first = history.page(db, site.settings, ada, size=3)
-        second = history.page(db, site.settings, ada, first.before, size=3)
+        first = submission_history.page(db, site.settings, ada, size=3)
+        second = submission_history.page(db, site.settings, ada, first.before, size=3)
     assert [entry.assignment for entry in (*first.entries, *second.entries)] == [each.id for each in mine[::-1]]
     assert [entry.state for entry in (*first.entries, *second.entries)] == ["open", "submitted", "submitted", "skipped", "submitted"]
     assert second.before is None

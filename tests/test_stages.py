@@ -11,16 +11,16 @@ import transformers
 from conftest import CORPUS, CPU, DEMONSTRATIONS, TEXT, assert_same_tensors, weights_of
 
 from instructgpt.config import make_config
-from instructgpt.data import batches
-from instructgpt.data.batches import Example
-from instructgpt.data.corpus import read_corpus
+from instructgpt.data import packing
+from instructgpt.data.packing import Example
+from instructgpt.data.pretraining_text import read_corpus
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.generate.text import generate
-from instructgpt.models.load import load_policy
-from instructgpt.models.scalar import load_reward_model
+from instructgpt.models.policy import load_policy
+from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Prompt
-from instructgpt.train import loop, pretrain, sft
-from instructgpt.train.loop import adam, descend, language_loss
+from instructgpt.sampling.completions import generate
+from instructgpt.train import optim, pretrain, sft
+from instructgpt.train.optim import adam, descend, language_loss
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.sft import SFTConfig
 
@@ -74,10 +74,10 @@ def test_gradients_do_not_depend_on_microbatches_or_processes(policy, gradients,
     loss = language_loss(model, EXAMPLES, weight=0.7)
     whole = gradients(model)
     for budget in (1, 6, 12):
-        monkeypatch.setitem(batches.MICROBATCH_TOKENS, "cpu", budget)
+        monkeypatch.setitem(packing.MICROBATCH_TOKENS, "cpu", budget)
         assert language_loss(model, EXAMPLES, weight=0.7) == pytest.approx(loss, abs=1e-6)
         assert_same_tensors(gradients(model), whole)
-    parts = in_two_processes(loop, lambda: language_loss(model, EXAMPLES, weight=0.7))
+    parts = in_two_processes(optim, lambda: language_loss(model, EXAMPLES, weight=0.7))
     assert sum(parts) == pytest.approx(loss, abs=1e-6)
     assert_same_tensors(gradients(model), whole)
     language_loss(model, EXAMPLES)
@@ -88,7 +88,7 @@ def test_a_process_may_have_nothing_to_do(policy, gradients, in_two_processes):
     model, _ = policy
     loss = language_loss(model, EXAMPLES[:1])
     gradients(model)
-    assert in_two_processes(loop, lambda: language_loss(model, EXAMPLES[:1])) == [pytest.approx(loss), 0.0]
+    assert in_two_processes(optim, lambda: language_loss(model, EXAMPLES[:1])) == [pytest.approx(loss), 0.0]
 
 
 def test_the_gradient_is_clipped_at_one(policy):
@@ -213,7 +213,7 @@ def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monke
     )
     sft.main(config)
     model, render = load_policy(save(), CPU)
-    order = batches.shuffled(8, 0, 0)[:6]
+    order = packing.shuffled(8, 0, 0)[:6]
     demonstrations = [render.example(DEMONSTRATIONS[row]["prompt"], DEMONSTRATIONS[row]["completion"]) for row in order]
     assert sft.pretraining_rows(config) == 2  # 6 and 2: a quarter
     text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 2 * 2)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instructgpt.data.commands import StatsConfig, stats
-from instructgpt.data.tables import describe, longer_wins
+from instructgpt.data.cli import StatsConfig, stats
+from instructgpt.data.stats import describe, longer_wins
 from instructgpt.errors import BadInput
 from instructgpt.records import Demonstration, Prompt, Ranking, write_records
 from instructgpt.statistics.agreement import agreement

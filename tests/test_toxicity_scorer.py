@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from instructgpt.cli import run as command
-from instructgpt.evaluate import toxicity_scorer as scorer
-from instructgpt.evaluate.toxicity_scorer import ToxicityScorer
+from instructgpt.evaluate.toxicity import classifier as scorer
+from instructgpt.evaluate.toxicity.classifier import ToxicityScorer
 
 CALM = ["the", "river", "runs", "past", "a", "quiet", "village", "and", "people", "read", "books", "under", "old", "trees", "in", "evening"]
 RUDE = ("bloody", "rotten", "vile")

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from instructgpt.config import StageConfig, make_config
 from instructgpt.errors import BadInput
-from instructgpt.run import Run, read_logged, trackers
+from instructgpt.run import trackers
+from instructgpt.run.directory import Run, read_logged
 
 
 class Stage(StageConfig):
@@ -101,7 +102,7 @@ PROGRAM = """if True:
     import sys
     from pathlib import Path
     from instructgpt.config import StageConfig, make_config
-    from instructgpt.run import Run
+    from instructgpt.run.directory import Run
 
     class Stage(StageConfig):
         stage = "pretrain"

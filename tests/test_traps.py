@@ -38,12 +38,12 @@ import torch
 from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS
 
 from instructgpt import functional
-from instructgpt.data.batches import Example
+from instructgpt.data.packing import Example
 from instructgpt.data.rankings import Order, RankedPrompt
-from instructgpt.data.render import Renderer
+from instructgpt.data.tokenization import Renderer
 from instructgpt.errors import BadInput
-from instructgpt.models.load import load_policy
-from instructgpt.models.scalar import OFFSET, ScalarModel, load_reward_model, new_reward_model, new_value_model, save_reward_model
+from instructgpt.models.policy import load_policy
+from instructgpt.models.reward_model import OFFSET, ScalarModel, load_reward_model, new_reward_model, new_value_model, save_reward_model
 from instructgpt.records import Prompt, Ranking
 from instructgpt.train import ppo
 from instructgpt.train.ppo_metrics import update_metrics

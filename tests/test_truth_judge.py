@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from instructgpt.cli import run as command
-from instructgpt.data.split import held_out
+from instructgpt.data.splits import held_out
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import truth_judge
-from instructgpt.evaluate.ask import Subject
+from instructgpt.evaluate.inference import Subject
+from instructgpt.evaluate.judges import truthfulqa_judge
+from instructgpt.evaluate.judges.truthfulqa_judge import Judge, judged_text, load_judge, question_of, split
 from instructgpt.evaluate.tasks import truthfulqa
-from instructgpt.evaluate.tasks.shape import Question, Reply, Told
-from instructgpt.evaluate.truth_judge import Judge, judged_text, load_judge, question_of, split
+from instructgpt.evaluate.tasks.base import Question, Reply, Told
 from instructgpt.records import Demonstration, read_records
 
 TRUE, FALSE = "It is blue.", "It is deep."
@@ -45,7 +45,7 @@ def judges(tmp_path_factory, save):
 
 
 def test_no_question_crosses_from_one_part_to_another(judges):
-    parts = {name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truth_judge.PARTS}
+    parts = {name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truthfulqa_judge.PARTS}
     asked = {name: {question_of(record.text) for record in chosen} for name, chosen in parts.items()}
     assert sum(map(len, asked.values())) == len(set().union(*asked.values())) == 40
     assert asked["heldout"] == {f"What is {number}?" for number in range(40) if held_out(f"What is {number}?")}
@@ -99,7 +99,7 @@ def test_agreement_by_hand():
             ("b", "deep", " no"), ("c", "deep", " yes"), ("c", "wide", " no"),
         ]
     )  # fmt: skip
-    found = truth_judge.agreement(Blue("truth", None, ""), fresh, people([("d", "x", " no"), ("d", "y", " no"), ("d", "z", " yes")]))
+    found = truthfulqa_judge.agreement(Blue("truth", None, ""), fresh, people([("d", "x", " no"), ("d", "y", " no"), ("d", "z", " yes")]))
     assert found["agreement"] == pytest.approx(4 / 6)
     assert found["majority"] == pytest.approx(4 / 6)  # no is more common in training, and four are no
     assert found["balanced"] == pytest.approx((1 / 2 + 3 / 4) / 2)
@@ -123,10 +123,10 @@ def test_data_of_another_judge_are_refused(record, complaint):
 
 
 def test_fewer_questions_are_drawn_whole():
-    kept = truth_judge.about(records("truth"), 5, seed=1)
+    kept = truthfulqa_judge.about(records("truth"), 5, seed=1)
     assert len(kept) == 10
-    assert kept == truth_judge.about(records("truth"), 5, seed=1) != truth_judge.about(records("truth"), 5, seed=2)
-    assert truth_judge.about(records("truth"), 400, seed=1) == records("truth")
+    assert kept == truthfulqa_judge.about(records("truth"), 5, seed=1) != truthfulqa_judge.about(records("truth"), 5, seed=2)
+    assert truthfulqa_judge.about(records("truth"), 400, seed=1) == records("truth")
 
 
 def test_too_few_data_are_refused():
@@ -192,7 +192,7 @@ def test_a_judge_of_another_kind_is_refused(judges, tmp_path):
 
 
 def test_a_subject_can_be_a_judge_without_a_file(save):
-    from instructgpt.models.load import load_policy
+    from instructgpt.models.policy import load_policy
 
     model, render = load_policy(save("llama"), CPU)
     judge = Judge("truth", Subject("truth", model, render), "0" * 64)

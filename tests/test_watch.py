@@ -13,7 +13,7 @@ from rich.console import Console
 
 from instructgpt import watch
 from instructgpt.cli import run
-from instructgpt.run import content_hash
+from instructgpt.run.directory import content_hash
 
 
 def shown(folder, width=120):

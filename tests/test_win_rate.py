@@ -9,7 +9,7 @@ from scipy import stats
 from instructgpt.errors import BadInput
 from instructgpt.records import Ranking
 from instructgpt.statistics import bradley_terry, win_rate
-from instructgpt.statistics.ranked import Ranked
+from instructgpt.statistics.pair_judgments import Ranked
 
 
 def ranking(prompt, labeler, *ranks, models=("sft", "ppo", "base"), completions=None):

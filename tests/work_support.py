@@ -6,12 +6,12 @@ import pytest
 from site_support import add_person
 from sqlalchemy import select
 
-from instructgpt.label.assignment import claim, recount
-from instructgpt.label.batches import Policy, make_batch, open_batch
-from instructgpt.label.forms import DemonstrateForm, RankForm, ReviewForm, WriteForm
-from instructgpt.label.problem import Problem
-from instructgpt.label.submissions import submit
-from instructgpt.label.tables import Assignment, Base, Task, TaskCompletion
+from instructgpt.label.db.models import Assignment, Base, Task, TaskCompletion
+from instructgpt.label.errors import Problem
+from instructgpt.label.tasks.assignments import claim, recount
+from instructgpt.label.tasks.batches import Policy, make_batch, open_batch
+from instructgpt.label.tasks.forms import DemonstrateForm, RankForm, ReviewForm, WriteForm
+from instructgpt.label.tasks.submissions import submit
 from instructgpt.records import Completion, Prompt
 
 PLAIN = Policy(overlap=1, cohort_share=0, gold_share=0, repeat_share=0)

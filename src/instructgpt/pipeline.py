@@ -13,22 +13,22 @@ from typing import Any, Literal
 
 import torch
 
-from instructgpt.data.split import held_out
-from instructgpt.evaluate import small_world
-from instructgpt.evaluate.candidates import CandidatesConfig, gather_candidates
+from instructgpt.data.splits import held_out
+from instructgpt.distributed.launch import Job, side_by_side
+from instructgpt.evaluate import world_exam
+from instructgpt.evaluate.aggregate import Row, read_rows, write_rows
+from instructgpt.evaluate.candidate_sampling import CandidatesConfig, gather_candidates
 from instructgpt.evaluate.own_files import judged_by_reward_model, score_rankings
-from instructgpt.evaluate.rows import Row, read_rows, write_rows
-from instructgpt.evaluate.small_world import Exam
-from instructgpt.label.through import SiteLabelers
-from instructgpt.models.load import pick_device
-from instructgpt.models.scalar import load_reward_model
+from instructgpt.evaluate.world_exam import Exam
+from instructgpt.label.simulation.site_labelers import SiteLabelers
+from instructgpt.models.policy import pick_device
+from instructgpt.models.reward_model import load_reward_model
 from instructgpt.pipeline_config import RunConfig, check_files, input_files, stage_configs, world_files
 from instructgpt.records import Cohort, Completion, Labelers, Prompt, Ranking, Skipped, read_all, read_records, write_records
 from instructgpt.report.page import write_report
-from instructgpt.report.table import show
-from instructgpt.run import Run, console
+from instructgpt.report.terminal import show
+from instructgpt.run.directory import Run, console
 from instructgpt.train import ppo, pretrain, reward, sft
-from instructgpt.train.parallel import Job, side_by_side
 from instructgpt.world import SimulatedLabelers, World
 
 MODELS = ("base", "prompted", "sft", "ppo", "ppo_ptx")
@@ -149,11 +149,11 @@ def evaluate_small_world(config: RunConfig, world: World, stages: dict[str, Any]
         folder = config.out / ("base" if model == "prompted" else model)
         jobs.append((examine, (model, folder, answered / f"{model}.jsonl", config.seed, exam, config.device)))
     side_by_side(config.processes, jobs)
-    rows = small_world.judge_all(answered, MODELS, world, exam, config.seed)
+    rows = world_exam.judge_all(answered, MODELS, world, exam, config.seed)
     judge = load_reward_model(stages["reward"].out, pick_device(config.device))
     rows += score_rankings(judge, read_records(Ranking, files["heldout_rankings"]))
     points = [
-        point for name in ("ppo", "ppo_ptx") for point in small_world.over_optimisation(name, config.out / name, world, stages[name].batch)
+        point for name in ("ppo", "ppo_ptx") for point in world_exam.over_optimisation(name, config.out / name, world, stages[name].batch)
     ]
     write_records(answered / "over_optimisation.jsonl", points)
     return rows
@@ -161,5 +161,5 @@ def evaluate_small_world(config: RunConfig, world: World, stages: dict[str, Any]
 
 def examine(model: str, folder: Path, out: Path, seed: int, exam: Exam, device: str) -> None:
     """Put the exam to one model, in a process of its own."""
-    small_world.question(model, folder, out, World(seed), exam, seed, device, primed=model == "prompted")
+    world_exam.question(model, folder, out, World(seed), exam, seed, device, primed=model == "prompted")
     console.print(f"[bold]evaluation[/] {model} has answered")

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from instructgpt.config import WITHOUT_TRAINING, StageConfig, did_you_mean, make_config
-from instructgpt.evaluate.candidates import CandidatesConfig
-from instructgpt.evaluate.small_world import Exam
+from instructgpt.evaluate.candidate_sampling import CandidatesConfig
+from instructgpt.evaluate.world_exam import Exam
 from instructgpt.records import Demonstration, Document, Prompt, Ranking, Record, Skipped, read_all
 from instructgpt.train import ppo, pretrain, reward, sft
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from instructgpt.errors import BadInput
-from instructgpt.files import Skipped, bad_line, json_line, parse_row, read_lines, read_rows, write_text
+from instructgpt.io import Skipped, bad_line, json_line, parse_row, read_lines, read_rows, write_text
 
 __all__ = [
     "LABELS", "USE_CASES", "Asked", "Cohort", "Completion", "Demonstration", "Document", "Labelers", "Message", "Name", "Pair", "Prompt",

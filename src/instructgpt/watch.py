@@ -21,8 +21,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from instructgpt.config import Options
-from instructgpt.doctor.commands import examine, stages
-from instructgpt.run import console, content_hash, read_logged, read_record
+from instructgpt.doctor.cli import examine, stages
+from instructgpt.run.directory import console, content_hash, read_logged, read_record
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 24

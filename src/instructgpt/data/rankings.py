@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from instructgpt.data.batches import Example, microbatches
-from instructgpt.data.render import Renderer
+from instructgpt.data.packing import Example, microbatches
+from instructgpt.data.tokenization import Renderer
 from instructgpt.records import Ranking
 
 

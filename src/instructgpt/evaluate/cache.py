@@ -17,8 +17,8 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from instructgpt.files import writing
-from instructgpt.run import console
+from instructgpt.io import writing
+from instructgpt.run.directory import console
 
 AT_ONCE = 256
 """Prompts between two writes: what is lost when the process is killed."""

@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from instructgpt.data.split import held_out
-from instructgpt.evaluate import preference
-from instructgpt.evaluate.ask import Subject
-from instructgpt.evaluate.reward_model import measure
-from instructgpt.evaluate.rows import Row, judged
-from instructgpt.evaluate.scoring import ranks_by_score, score_texts, scored_rankings
-from instructgpt.generate.text import generate, read_by
-from instructgpt.models.load import context_length, pick_device
-from instructgpt.models.scalar import ScalarModel
+from instructgpt.data.splits import held_out
+from instructgpt.evaluate.aggregate import Row, judged
+from instructgpt.evaluate.inference import Subject
+from instructgpt.evaluate.metrics import preference
+from instructgpt.evaluate.reward.metrics import measure
+from instructgpt.evaluate.reward.scores import ranks_by_score, score_texts, scored_rankings
+from instructgpt.models.policy import context_length, pick_device
+from instructgpt.models.reward_model import ScalarModel
 from instructgpt.records import Prompt, Ranking, write_records
+from instructgpt.sampling.completions import generate, read_by
 
 PROMPTS = 200
 JUDGE = "reward model"

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from instructgpt.models.load import parameters
-from instructgpt.models.memory import free_bytes
-from instructgpt.ranks import INSIDE, all_ranks, any_says, on_gpus
+from instructgpt.distributed.comm import INSIDE, all_ranks, any_says, on_gpus
+from instructgpt.models.policy import parameters
+from instructgpt.models.precision import free_bytes
 
 HELD_WHOLE = 25_000_000
 """Models of fewer parameters are held whole by every rank (`docs/performance.md`, several processes)."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from instructgpt.data.batches import Example
-from instructgpt.data.render import Renderer
+from instructgpt.data.packing import Example
+from instructgpt.data.tokenization import Renderer
 from instructgpt.errors import BadInput
-from instructgpt.models.load import load_renderer
+from instructgpt.models.policy import load_renderer
 from instructgpt.records import Skipped, read_all
 
 SAMPLE = 256

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instructgpt.data.batches import Example
-from instructgpt.generate.cpu_layout import COPIED_BYTES
-from instructgpt.models.shape import FLOAT
-from instructgpt.plan.dry import Held, Network
-from instructgpt.plan.told import Told
-from instructgpt.plan.work import ACTIVATIONS, HALF, HOLES_BETWEEN
+from instructgpt.data.packing import Example
+from instructgpt.models.flops import FLOAT
+from instructgpt.plan.context import Told
+from instructgpt.plan.meta_trace import Held, Network
+from instructgpt.plan.roofline import ACTIVATIONS, HALF, HOLES_BETWEEN
+from instructgpt.sampling.cpu_fast_path import COPIED_BYTES
 
 HOLES = 2.0
 """Bytes of the C library's heap that nothing fits into, for each byte of the trained weights, or of activations where these are fewer:

@@ -9,32 +9,20 @@ from typing import Any
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Batch, Example, microbatches
+from instructgpt.data.packing import Batch, Example, microbatches
 from instructgpt.data.rankings import RankedPrompt, ranked_prompts, token_groups, tokens_in
-from instructgpt.data.render import Renderer, demonstration_examples
-from instructgpt.data.split import held_out
+from instructgpt.data.splits import held_out
+from instructgpt.data.tokenization import Renderer, demonstration_examples
 from instructgpt.errors import BadInput
-from instructgpt.generate.engine import CPU_BYTES
-from instructgpt.models.load import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
-from instructgpt.models.shape import FLOAT, Text, configuration
-from instructgpt.plan.dry import Held, Measure, Network, logp, scores, values
+from instructgpt.models.flops import FLOAT, Text, configuration
+from instructgpt.models.policy import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
+from instructgpt.plan.context import STATED_RECORDS, Told
 from instructgpt.plan.lengths import ended, read_sample, renderer, spread, stated
 from instructgpt.plan.memory import adam_bytes, peak, ppo_moments, training_moments
-from instructgpt.plan.told import STATED_RECORDS, Told
-from instructgpt.plan.work import (
-    HALF,
-    Phase,
-    Plan,
-    grouped,
-    joined,
-    optimizer,
-    passes,
-    predicted_in,
-    ring,
-    sampling,
-    texts_of,
-)
+from instructgpt.plan.meta_trace import Held, Measure, Network, logp, scores, values
+from instructgpt.plan.roofline import HALF, Phase, Plan, grouped, joined, optimizer, passes, predicted_in, ring, sampling, texts_of
 from instructgpt.records import Demonstration, Prompt, Ranking
+from instructgpt.sampling.engine import CPU_BYTES
 from instructgpt.train import ppo
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig, shape_for

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from instructgpt.report.draw import Line, figure, lines
-from instructgpt.report.figures import legend_of
-from instructgpt.report.run_files import Stage
-from instructgpt.report.words import colour, in_order, model_name
+from instructgpt.report.charts import legend_of
+from instructgpt.report.inputs import Stage
+from instructgpt.report.naming import colour, in_order, model_name
+from instructgpt.report.svg import Line, figure, lines
 
 POINTS = 160  # a curve is never drawn finer than this
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.report.naming import measured, metric_name, model_name
 from instructgpt.report.results import Results
-from instructgpt.report.words import measured, metric_name, model_name
 
 Verdict = Literal["shown", "partly", "not shown", "opposite", "not measured"]
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from instructgpt.report.draw import FOLLOWING
-from instructgpt.report.run_files import Parent, Stage
+from instructgpt.report.inputs import Parent, Stage
+from instructgpt.report.naming import amount, colour, duration, model_name
 from instructgpt.report.section import Table
-from instructgpt.report.words import amount, colour, duration, model_name
+from instructgpt.report.svg import FOLLOWING
 
 BOX = (170, 74)
 SLOT = (190, 112)

@@ -11,14 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from instructgpt.records import write_text
-from instructgpt.report.evaluation_sections import best, evaluation_sections
 from instructgpt.report.findings import Finding, judge
-from instructgpt.report.public_sections import not_measured, public_sections, with_figures_of_the_paper
+from instructgpt.report.inputs import RunFiles, read_results, read_run
+from instructgpt.report.naming import measured, model_name, palette, printable
 from instructgpt.report.results import Results
-from instructgpt.report.run_files import RunFiles, read_results, read_run
 from instructgpt.report.section import Section
-from instructgpt.report.training_sections import missing, side_by_side, training_sections
-from instructgpt.report.words import measured, model_name, palette, printable
+from instructgpt.report.sections.evaluation import best, evaluation_sections
+from instructgpt.report.sections.public import not_measured, public_sections, with_figures_of_the_paper
+from instructgpt.report.sections.training import missing, side_by_side, training_sections
 
 
 def write_report(run_directory: Path, out: Path | None = None) -> Path:

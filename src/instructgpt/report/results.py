@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from instructgpt.evaluate.rows import DIFFERENCE, Row
-from instructgpt.report.words import colours_of, in_order
+from instructgpt.evaluate.aggregate import DIFFERENCE, Row
+from instructgpt.report.naming import colours_of, in_order
 
 Key = tuple[str, str, str, str]
 

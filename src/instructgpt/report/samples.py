@@ -7,10 +7,10 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
-from instructgpt.evaluate.preference import use_case
+from instructgpt.evaluate.metrics.preference import use_case
 from instructgpt.records import USE_CASES, Ranking
+from instructgpt.report.naming import colour, in_order, model_name, spoken
 from instructgpt.report.section import Sample, Shown
-from instructgpt.report.words import colour, in_order, model_name, spoken
 
 LONGEST = 1_200  # characters shown of one text
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.aggregate import Row
 from instructgpt.report.findings import Finding
-from instructgpt.report.words import condition_name, in_order, interval, metric_name, model_name, number
+from instructgpt.report.naming import condition_name, in_order, interval, metric_name, model_name, number
 
 
 @dataclass(frozen=True, slots=True)

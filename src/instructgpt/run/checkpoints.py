@@ -25,8 +25,8 @@ import safetensors
 import torch
 from torch import Tensor
 
-from instructgpt.files import safetensors_head, writing
-from instructgpt.ranks import all_ranks, collect, wait_for_all
+from instructgpt.distributed.comm import all_ranks, collect, wait_for_all
+from instructgpt.io import safetensors_head, writing
 
 MANIFEST, STATE, HALF = "manifest", "state.json", "half.part"
 LEAF = "tensor"

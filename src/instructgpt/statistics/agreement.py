@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from instructgpt.statistics.categories import krippendorff_alpha
-from instructgpt.statistics.estimate import (
+from instructgpt.statistics.categorical_agreement import krippendorff_alpha
+from instructgpt.statistics.intervals import (  # fmt: skip
     NOTHING,
     Bools,
     Estimate,
@@ -31,8 +31,8 @@ from instructgpt.statistics.estimate import (
     interval,
     residuals,
     sum_of_squares,
-)  # fmt: skip
-from instructgpt.statistics.ranked import Cells, Ranked, Ranks, between_labelers, distinct, judgements, with_oneself
+)
+from instructgpt.statistics.pair_judgments import Cells, Ranked, Ranks, between_labelers, distinct, judgements, with_oneself
 from instructgpt.statistics.shrinkage import shrunk
 
 FEW = 30

@@ -15,8 +15,8 @@ import numpy as np
 from scipy import sparse
 from scipy.special import expit
 
-from instructgpt.statistics.estimate import NOTHING, Bools, Estimate, Floats, Ints, clustered, draws, percentiles
-from instructgpt.statistics.ranked import Ranks, distinct
+from instructgpt.statistics.intervals import NOTHING, Bools, Estimate, Floats, Ints, clustered, draws, percentiles
+from instructgpt.statistics.pair_judgments import Ranks, distinct
 from instructgpt.statistics.win_rate import Comparisons, comparisons
 
 POINTS = 400 / math.log(10)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instructgpt.statistics.estimate import Ints
-from instructgpt.statistics.ranked import Ranks
+from instructgpt.statistics.intervals import Ints
+from instructgpt.statistics.pair_judgments import Ranks
 
 MOST = 9
 """Completions at most: the exact search looks at every subset of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from instructgpt.statistics.estimate import TAIL, Estimate, Floats
+from instructgpt.statistics.intervals import TAIL, Estimate, Floats
 
 SPREADS, MIDDLES = 16, 7
 """How finely the two unknowns of the prior are searched."""

@@ -15,8 +15,8 @@ import numpy as np
 from scipy import special
 
 from instructgpt.errors import BadInput
-from instructgpt.statistics.estimate import NOTHING, Bools, Estimate, Floats, Ints, clustered, holm, interval, mean, p_value, residuals
-from instructgpt.statistics.ranked import Ranks, distinct
+from instructgpt.statistics.intervals import NOTHING, Bools, Estimate, Floats, Ints, clustered, holm, interval, mean, p_value, residuals
+from instructgpt.statistics.pair_judgments import Ranks, distinct
 
 R = TypeVar("R", bound=Ranks)
 STEPS = 50

@@ -21,30 +21,23 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, collate, microbatches, rows_of_stream, shuffled, token_budget
-from instructgpt.data.corpus import Corpus, documents, read_corpus
+from instructgpt.data.packing import Example, collate, microbatches, rows_of_stream, shuffled, token_budget
+from instructgpt.data.pretraining_text import Corpus, documents, read_corpus
+from instructgpt.distributed.comm import Ranks, collect, in_step, own_part, ranks_of, share
+from instructgpt.distributed.launch import PATIENCE, launch
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.adapters import WithoutAdapters, has_adapters, trained_part, with_adapters
-from instructgpt.models.load import (
-    completion_numbers,
-    context_length,
-    load_policy,
-    parameters,
-    pretraining_window,
-    save_policy,
-)
-from instructgpt.models.memory import need_less
-from instructgpt.models.scalar import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
-from instructgpt.models.shape import shape_from
+from instructgpt.models.flops import shape_from
+from instructgpt.models.lora import WithoutAdapters, has_adapters, trained_part, with_adapters
+from instructgpt.models.policy import completion_numbers, context_length, load_policy, parameters, pretraining_window, save_policy
+from instructgpt.models.precision import need_less
+from instructgpt.models.reward_model import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
 from instructgpt.models.sharding import shard, whole
-from instructgpt.ranks import Ranks, collect, in_step, own_part, ranks_of, share
+from instructgpt.models.stage_flops import pretraining_flops, update_flops
 from instructgpt.records import Prompt, Skipped, read_all
-from instructgpt.run import Run
-from instructgpt.run.parents import by_name
-from instructgpt.run.phases import PHASES
-from instructgpt.train.cost import pretraining_flops, update_flops
-from instructgpt.train.loop import adam, descend, device_of, language_loss, load_state, state_of
-from instructgpt.train.parallel import PATIENCE, launch
+from instructgpt.run.directory import Run
+from instructgpt.run.lineage import by_name
+from instructgpt.run.timing import PHASES
+from instructgpt.train.optim import adam, descend, device_of, language_loss, load_state, state_of
 from instructgpt.train.ppo_metrics import LARGEST, Alarms, sample_rows, show_samples, update_metrics
 from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
 

@@ -10,9 +10,9 @@ from rich.markup import escape
 from torch import Tensor
 
 from instructgpt import functional
-from instructgpt.data.render import Renderer
+from instructgpt.data.tokenization import Renderer
 from instructgpt.errors import RunFailed
-from instructgpt.run import Run
+from instructgpt.run.directory import Run
 from instructgpt.train.rollout import Rollout
 
 SHOWN = 3

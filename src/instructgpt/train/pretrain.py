@@ -14,17 +14,17 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.corpus import Corpus, documents, hold_out_documents, read_corpus, train_tokenizer
-from instructgpt.data.render import Renderer
-from instructgpt.models.attention import use_packed_attention
-from instructgpt.models.load import WINDOW, load_renderer, parameters, save_policy
-from instructgpt.models.memory import need_less
+from instructgpt.data.pretraining_text import Corpus, documents, hold_out_documents, read_corpus, train_tokenizer
+from instructgpt.data.tokenization import Renderer
+from instructgpt.distributed.launch import PATIENCE, launch
+from instructgpt.models.packed_attention import use_packed_attention
+from instructgpt.models.policy import WINDOW, load_renderer, parameters, save_policy
+from instructgpt.models.precision import need_less
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Skipped
-from instructgpt.run import Run
-from instructgpt.run.parents import by_name
-from instructgpt.train.loop import Best, adam, descend, device_of, language_loss, load_state, state_of
-from instructgpt.train.parallel import PATIENCE, launch
+from instructgpt.run.directory import Run
+from instructgpt.run.lineage import by_name
+from instructgpt.train.optim import Best, adam, descend, device_of, language_loss, load_state, state_of
 
 VALIDATION_SHARE = 0.01
 VALIDATION_WINDOWS = 64

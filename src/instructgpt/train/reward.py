@@ -19,23 +19,23 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, collate, rows_of_step, steps_an_epoch, token_budget
+from instructgpt.data.packing import Example, collate, rows_of_step, steps_an_epoch, token_budget
 from instructgpt.data.rankings import Order, RankedPrompt, flat_orders, labeler_groups, ranked_prompts, token_groups, tokens_in
-from instructgpt.data.render import demonstration_examples
-from instructgpt.data.split import held_out
+from instructgpt.data.splits import held_out
+from instructgpt.data.tokenization import demonstration_examples
+from instructgpt.distributed.comm import add_up, in_step, ranks_of, share, where_not_finite
+from instructgpt.distributed.launch import PATIENCE, launch
 from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.adapters import trained_part, with_adapters
-from instructgpt.models.load import context_length, parameters
-from instructgpt.models.memory import compute_in_float32, need_less
-from instructgpt.models.scalar import ScalarModel, load_reward_model, new_reward_model, save_reward_model
+from instructgpt.models.lora import trained_part, with_adapters
+from instructgpt.models.policy import context_length, parameters
+from instructgpt.models.precision import compute_in_float32, need_less
+from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import shard, whole
-from instructgpt.ranks import add_up, in_step, ranks_of, share, where_not_finite
 from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
-from instructgpt.run import Run
-from instructgpt.run.parents import by_name
-from instructgpt.run.phases import PHASES
-from instructgpt.train.loop import Best, adam, descend, device_of, load_state, state_of
-from instructgpt.train.parallel import PATIENCE, launch
+from instructgpt.run.directory import Run
+from instructgpt.run.lineage import by_name
+from instructgpt.run.timing import PHASES
+from instructgpt.train.optim import Best, adam, descend, device_of, load_state, state_of
 
 VALIDATE_TIMES = 5
 """How often the reward model is validated in a run; the last time is the one that counts, unless the best is kept."""

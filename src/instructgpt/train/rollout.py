@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instructgpt.data.batches import Batch, Example, collate, microbatches, token_budget
-from instructgpt.data.render import Renderer
+from instructgpt.data.packing import Batch, Example, collate, microbatches, token_budget
+from instructgpt.data.tokenization import Renderer
+from instructgpt.distributed.comm import collect, in_step, own_part, ranks_of, share
 from instructgpt.errors import RunFailed
-from instructgpt.generate.engine import Sample
-from instructgpt.generate.on_ranks import sample_on_ranks
-from instructgpt.generate.text import as_generated, read_by
-from instructgpt.models.load import completion_logp
-from instructgpt.models.scalar import ScalarModel
-from instructgpt.ranks import collect, in_step, own_part, ranks_of, share
+from instructgpt.models.policy import completion_logp
+from instructgpt.models.reward_model import ScalarModel
 from instructgpt.records import Prompt
-from instructgpt.run.phases import PHASES
+from instructgpt.run.timing import PHASES
+from instructgpt.sampling.completions import as_generated, read_by
+from instructgpt.sampling.distributed import sample_on_ranks
+from instructgpt.sampling.engine import Sample
 
 PARITY = 1e-3
 """Largest difference, in nats, that rounding may make between a log-probability when sampled and when trained on."""

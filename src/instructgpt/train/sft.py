@@ -15,22 +15,22 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.batches import Example, rows_of_step, steps_an_epoch
-from instructgpt.data.corpus import Corpus, documents, read_corpus
-from instructgpt.data.render import Renderer, demonstration_examples
-from instructgpt.data.split import held_out
+from instructgpt.data.packing import Example, rows_of_step, steps_an_epoch
+from instructgpt.data.pretraining_text import Corpus, documents, read_corpus
+from instructgpt.data.splits import held_out
+from instructgpt.data.tokenization import Renderer, demonstration_examples
+from instructgpt.distributed.launch import PATIENCE, launch
 from instructgpt.errors import BadInput
-from instructgpt.generate.text import generate, read_by
-from instructgpt.models.adapters import trained_part, with_adapters
-from instructgpt.models.load import context_length, dropouts, load_policy, parameters, pretraining_window, save_policy
-from instructgpt.models.memory import need_less
-from instructgpt.models.scalar import ScalarModel, load_reward_model
+from instructgpt.models.lora import trained_part, with_adapters
+from instructgpt.models.policy import context_length, dropouts, load_policy, parameters, pretraining_window, save_policy
+from instructgpt.models.precision import need_less
+from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.models.sharding import shard, whole
 from instructgpt.records import Demonstration, Prompt, Skipped, read_all
-from instructgpt.run import Run
-from instructgpt.run.parents import by_name
-from instructgpt.train.loop import Best, adam, descend, device_of, language_loss, load_state, state_of
-from instructgpt.train.parallel import PATIENCE, launch
+from instructgpt.run.directory import Run
+from instructgpt.run.lineage import by_name
+from instructgpt.sampling.completions import generate, read_by
+from instructgpt.train.optim import Best, adam, descend, device_of, language_loss, load_state, state_of
 
 VALIDATION_PROMPTS = 128
 """Validation prompts that are answered and scored after each epoch when a reward model chooses the checkpoint."""

@@ -11,7 +11,7 @@ from random import Random
 
 from instructgpt.errors import BadInput
 from instructgpt.records import LABELS, Cohort, Completion, Demonstration, Prompt, Ranking
-from instructgpt.world.judge import MAX_UTILITY, WEIGHTS, Judgement
+from instructgpt.world.utility import MAX_UTILITY, WEIGHTS, Judgement
 from instructgpt.world.world import World
 
 MEAN_TASTES: Mapping[Cohort, Mapping[str, float]] = {

@@ -12,10 +12,10 @@ from instructgpt.errors import BadInput
 from instructgpt.records import USE_CASES, Document, Prompt
 from instructgpt.world import corpus
 from instructgpt.world.facts import Fact, Group, Knowledge, make_facts
-from instructgpt.world.judge import Judgement, judge, toxicity
 from instructgpt.world.lexicon import make_lexicon
 from instructgpt.world.tasks import Task
 from instructgpt.world.use_cases import CHATTER, make_tasks
+from instructgpt.world.utility import Judgement, judge, toxicity
 
 USE_CASE_SHARES = dict(zip(USE_CASES, (0.28, 0.20, 0.11, 0.10, 0.08, 0.06, 0.05, 0.04, 0.04, 0.04), strict=True))
 """Roughly Table 1, with a floor under the small use cases and more facts, so that truthfulness can be learnt."""

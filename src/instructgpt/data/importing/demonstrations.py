@@ -7,7 +7,7 @@ format promises. The table of all formats is in `importers`.
 
 from __future__ import annotations
 
-from instructgpt.data.importing.row import Dropped, Row, asked, complain, make_demonstration, text_of, turns_of
+from instructgpt.data.importing.fields import Dropped, Row, asked, complain, make_demonstration, text_of, turns_of
 from instructgpt.records import Demonstration, Message, Prompt, Record
 
 

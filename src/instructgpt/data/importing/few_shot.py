@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from math import comb
 
-from instructgpt.data.importing.row import Dropped, Row, list_of, object_of, text_of
+from instructgpt.data.importing.fields import Dropped, Row, list_of, object_of, text_of
 from instructgpt.records import Demonstration, Record
 
 Example = tuple[str, str]

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
-from instructgpt.data.importing.row import ANSWER, Dropped, Row, dense_ranks, list_of, make_ranking, number_of, object_of, text_of, turns_of
+from instructgpt.data.importing.fields import (
+    ANSWER,
+    Dropped,
+    Row,
+    dense_ranks,
+    list_of,
+    make_ranking,
+    number_of,
+    object_of,
+    text_of,
+    turns_of,
+)
 from instructgpt.records import Message, Record
 
 PART_EARLY = "the two dialogues part before the last answer"

@@ -24,7 +24,7 @@ from instructgpt.evaluate.tasks import (
     wmt15,
     wsc,
 )
-from instructgpt.evaluate.tasks.shape import Evaluation
+from instructgpt.evaluate.tasks.base import Evaluation
 
 EVALUATIONS: dict[str, Evaluation] = {
     module.EVALUATION.name: module.EVALUATION

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.rows import Observation, Row, per_model, row
+from instructgpt.evaluate.aggregate import Observation, Row, per_model, row
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told, rows_of, some
 from instructgpt.evaluate.tasks.few_shot import picked
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told, rows_of, some
-from instructgpt.statistics.estimate import NOTHING
+from instructgpt.statistics.intervals import NOTHING
 
 NAME = "bbq"
 ANSWERS = ("ans0", "ans1", "ans2")

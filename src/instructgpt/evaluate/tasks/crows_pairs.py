@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate import bias
-from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.tasks.shape import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of, some
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.metrics import bias
+from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of, some
 
 NAME = "crows_pairs"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.tasks.passages import Exchange, Form, passages_of, questions_about, rows_by_context
-from instructgpt.evaluate.tasks.reading import listed, rows_of
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.text_metrics import drop_exact_match, drop_f1
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.metrics.text_metrics import drop_exact_match, drop_f1
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
+from instructgpt.evaluate.tasks.loading import listed, rows_of
+from instructgpt.evaluate.tasks.reading_comprehension import Exchange, Form, passages_of, questions_about, rows_by_context
 
 NAME = "drop"
 FORM = Form(

@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.rows import Observation, Row, per_model
-from instructgpt.evaluate.tasks.shape import Asked, Question, Told, some
+from instructgpt.evaluate.aggregate import Observation, Row, per_model
+from instructgpt.evaluate.tasks.base import Asked, Question, Told, some
 
 SHOTS = 15
 """Examples of the few-shot condition where appendix D does not say another number."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
 from instructgpt.evaluate.tasks.few_shot import accuracy, conditions, in_front, split_off
-from instructgpt.evaluate.tasks.reading import listed, rows_of
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
+from instructgpt.evaluate.tasks.loading import listed, rows_of
 
 NAME = "hellaswag"
 INSTRUCTION = "Complete each independent paragraph using common-sense reasoning."

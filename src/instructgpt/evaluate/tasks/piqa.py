@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
 from instructgpt.evaluate.tasks.few_shot import accuracy, with_own_choices
-from instructgpt.evaluate.tasks.reading import rows_of
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
+from instructgpt.evaluate.tasks.loading import rows_of
 
 NAME = "piqa"
 

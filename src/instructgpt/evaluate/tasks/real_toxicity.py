@@ -13,11 +13,11 @@ from random import Random
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import toxicity
-from instructgpt.evaluate.rows import Observation, Row, judged, per_model
-from instructgpt.evaluate.scorers import Scorer, kept_scores, load_scorer
-from instructgpt.evaluate.tasks.shape import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of
-from instructgpt.models.load import pick_device
+from instructgpt.evaluate.aggregate import Observation, Row, judged, per_model
+from instructgpt.evaluate.metrics import toxicity
+from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of
+from instructgpt.evaluate.toxicity.services import Scorer, kept_scores, load_scorer
+from instructgpt.models.policy import pick_device
 
 NAME = "real_toxicity"
 MAX_TOKENS = 20

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
 from instructgpt.evaluate.tasks.real_toxicity import MAX_TOKENS, evenly, kind_of, prompts_in, scored_rows
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
 
 NAME = "real_toxicity_sampled"
 SAMPLES = 25

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.tasks.passages import Exchange, Form, passages_of, questions_about, rows_by_context
-from instructgpt.evaluate.tasks.reading import listed, rows_of
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.text_metrics import best, exact_match, squad2, word_f1, words
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.metrics.text_metrics import best, exact_match, squad2, word_f1, words
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
+from instructgpt.evaluate.tasks.loading import listed, rows_of
+from instructgpt.evaluate.tasks.reading_comprehension import Exchange, Form, passages_of, questions_about, rows_by_context
 
 NAME = "squad"
 NOT_THERE = "Not in background."

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told, rows_of
 from instructgpt.evaluate.tasks.few_shot import accuracy, split_off, with_examples
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told, rows_of
 
 NAME = "sst2"
 INSTRUCTION = "For each snippet of text, label the sentiment of the text as positive or negative."

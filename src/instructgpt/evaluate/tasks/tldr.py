@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.metrics.text_metrics import best, rouge_l
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
 from instructgpt.evaluate.tasks.cnn_dm import summaries
-from instructgpt.evaluate.tasks.passages import rows_by_context
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.text_metrics import best, rouge_l
+from instructgpt.evaluate.tasks.reading_comprehension import rows_by_context
 
 NAME = "tldr"
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from scipy.special import logsumexp
 
-from instructgpt.evaluate import truthfulness
-from instructgpt.evaluate.rows import Observation, Row, judged, per_model
-from instructgpt.evaluate.scorers import kept_scores
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told, rows_of, some
-from instructgpt.evaluate.truth_judge import ASKS, SURE, judged_text, load_judge
+from instructgpt.evaluate.aggregate import Observation, Row, judged, per_model
+from instructgpt.evaluate.judges.truthfulqa_judge import ASKS, SURE, judged_text, load_judge
+from instructgpt.evaluate.metrics import truthfulness
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told, rows_of, some
+from instructgpt.evaluate.toxicity.services import kept_scores
 
 NAME = "truthfulqa"
 INSTRUCTION = (

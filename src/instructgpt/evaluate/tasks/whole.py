@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from instructgpt.evaluate.rows import Row
-from instructgpt.evaluate.tasks import preference, reward_model
+from instructgpt.evaluate import preference_run
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.reward import run
 
 if TYPE_CHECKING:
-    from instructgpt.evaluate.command import EvaluateConfig
+    from instructgpt.evaluate.cli import EvaluateConfig
 
 WHOLE: dict[str, Callable[[EvaluateConfig, Callable[..., Iterable[Any]]], tuple[list[Row], str | None]]] = {
-    "preference": preference.run,
-    "reward_model": reward_model.run,
+    "preference": preference_run.run,
+    "reward_model": run.run,
 }

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate import bias
-from instructgpt.evaluate.rows import Row
+from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.metrics import bias
+from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of, some
 from instructgpt.evaluate.tasks.crows_pairs import pairs_of, same_length
-from instructgpt.evaluate.tasks.shape import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of, some
 
 NAME = "winogender"
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.rows import Row, row
+from instructgpt.evaluate.aggregate import Row, row
+from instructgpt.evaluate.metrics.text_metrics import bleu
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
 from instructgpt.evaluate.tasks.few_shot import conditions, in_front, split_off
-from instructgpt.evaluate.tasks.reading import rows_of
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.text_metrics import bleu
+from instructgpt.evaluate.tasks.loading import rows_of
 
 NAME = "wmt15"
 INSTRUCTION = "Translate the following sentences from French into English."

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import BadInput
-from instructgpt.evaluate.rows import Observation, Row, per_model
+from instructgpt.evaluate.aggregate import Observation, Row, per_model
+from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
 from instructgpt.evaluate.tasks.few_shot import conditions, in_front, split_off
-from instructgpt.evaluate.tasks.reading import rows_of
-from instructgpt.evaluate.tasks.shape import Asked, Evaluation, Question, Told
+from instructgpt.evaluate.tasks.loading import rows_of
 
 NAME = "wsc"
 INSTRUCTION = (

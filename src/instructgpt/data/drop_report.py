@@ -1,0 +1,98 @@
+"""What a step did to the records: how many it read and wrote, what it dropped and why, what it changed or noticed.
+
+Nothing that a person wrote is dropped silently: every step of `data import | clean | split` fills a `Report`, prints it, and writes
+it as JSON beside its output.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from instructgpt.io import Skipped, write_text
+
+T = TypeVar("T")
+Placed = tuple[str, T]
+"""A record, or whatever was read, with the place it comes from (`file:line`)."""
+
+EXAMPLES = 3
+
+
+@dataclass
+class Cases:
+    """How often something happened, and where the first times: places only, since the text may be what must not be shown."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(place)
+
+
+@dataclass
+class Report:
+    """The account of one step."""
+
+    step: str
+    formats: dict[str, str] = field(default_factory=dict)  # what format each file was read as
+    read: int = 0
+    written: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, Cases] = field(default_factory=dict)
+    noticed: dict[str, Cases] = field(default_factory=dict)
+
+    def drop(self, reason: str, place: str) -> None:
+        """Count something that is left out."""
+        self.dropped.setdefault(reason, Cases()).add(place)
+
+    def notice(self, what: str, place: str) -> None:
+        """Count something that is kept, but that the owner of the data should know of."""
+        self.noticed.setdefault(what, Cases()).add(place)
+
+    def sift(self, items: Sequence[Placed[T]], reasons: Iterable[str | None]) -> list[Placed[T]]:
+        """The items without a reason to drop them; the others are counted. One reason, or None, for each item."""
+        kept = []
+        for item, reason in zip(items, reasons, strict=True):
+            if reason is None:
+                kept.append(item)
+            else:
+                self.drop(reason, item[0])
+        return kept
+
+    def skip(self, skipped: Skipped) -> None:
+        """Count the lines that could not be read and were left out under --skip-bad."""
+        for reason in skipped.reasons:
+            self.drop("bad line (--skip-bad)", reason)
+
+    def save(self, path: Path) -> None:
+        """Write the account as JSON. Raises BadInput where that is not possible."""
+        write_text(path, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n")
+
+    def show(self, console: Console) -> None:
+        """Print the account."""
+        for path, name in self.formats.items():
+            console.print(f"{escape(path)}: read as {name}", highlight=False, soft_wrap=True)
+        console.print(f"[bold]data {self.step}[/bold]: {self.read} read", highlight=False)
+        for path, count in self.written.items():
+            console.print(f"{count} written to {escape(path)}", highlight=False, soft_wrap=True)
+        for title, group in (("dropped", self.dropped), ("noticed", self.noticed)):
+            if group:
+                table = Table("count", title, "for example", box=None, pad_edge=False)
+                for what, cases in sorted(group.items(), key=lambda item: -item[1].count):
+                    table.add_row(str(cases.count), escape(what), escape(cases.examples[0]))
+                console.print(table)
+
+
+def report_path(out: Path) -> Path:
+    """Where the account of an output lies: `prompts.jsonl.gz` has `prompts.report.json` beside it."""
+    name = out.name.removesuffix(".gz")
+    return out.with_name(f"{Path(name).stem}.report.json")

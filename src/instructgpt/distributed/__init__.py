@@ -1,0 +1,1 @@
+"""Processes that compute together: communication, launch, failure attribution."""

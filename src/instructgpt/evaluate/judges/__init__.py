@@ -1,0 +1,1 @@
+"""Language models and trained classifiers that judge completions."""

@@ -1,0 +1,1 @@
+"""The paper's measurements: from judged completions to rows with intervals."""

@@ -1,0 +1,62 @@
+"""How evenly a model spreads its belief over two sentences that differ in a person (paper, section 4.2; Winogender, CrowS-Pairs)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+from scipy.special import entr, expit
+
+from instructgpt.evaluate.aggregate import Observation, Row, per_model
+from instructgpt.records import Record
+
+EVALUATION = "bias"
+
+
+class SentencePair(Record):
+    """Two sentences that differ in a person, each with the sum of its tokens' logps (nats). `group` is the template they come from."""
+
+    model: str
+    condition: str = ""
+    first: str
+    second: str
+    logp_first: float = Field(allow_inf_nan=False)
+    logp_second: float = Field(allow_inf_nan=False)
+    group: str | None = None
+
+
+def entropy_bits(logp_first: ArrayLike, logp_second: ArrayLike) -> NDArray[np.float64]:
+    """H = -sum p log2 p with p proportional to the two probabilities: 1 bit is even, 0 is certain. (N,), (N,) -> (N,); appendix D."""
+    p = expit(np.asarray(logp_first, float) - np.asarray(logp_second, float))
+    return np.asarray((entr(p) + entr(1 - p)) / np.log(2))
+
+
+def measure(
+    pairs: Sequence[SentencePair], against: Sequence[str] = ("base",), evaluation: str = EVALUATION, preference: str = "prefers_first"
+) -> list[Row]:
+    """`entropy_bits` (higher is less biased, at most 1), and what entropy alone hides.
+
+    Full sentences easily differ by many nats, and the entropy is then near 0 for every model: hence also `mean_logp_difference` (nats,
+    without sign) and `prefers_first` (the share of pairs whose first, more stereotypical sentence is likelier; equal counts one half),
+    which may be called by what the first sentence is.
+
+    Returns:
+        One row a metric, condition and model, clustered by template.
+    """
+    rows: list[Row] = []
+    for condition in dict.fromkeys(pair.condition for pair in pairs):
+        chosen = [pair for pair in pairs if pair.condition == condition]
+        gaps = [pair.logp_first - pair.logp_second for pair in chosen]
+        entropies = entropy_bits([pair.logp_first for pair in chosen], [pair.logp_second for pair in chosen])
+        names = [(pair.model, (pair.group or f"{pair.first}\n{pair.second}",)) for pair in chosen]
+        measured = {
+            "entropy_bits": [Observation(model, float(h), key) for (model, key), h in zip(names, entropies, strict=True)],
+            "mean_logp_difference": [Observation(model, abs(gap), key) for (model, key), gap in zip(names, gaps, strict=True)],
+            preference: [Observation(model, (np.sign(gap) + 1) / 2, key) for (model, key), gap in zip(names, gaps, strict=True)],
+        }
+        for metric, observations in measured.items():
+            compared = against if metric == "entropy_bits" else ()
+            rows += per_model(evaluation, metric, condition, observations, share=metric == preference, against=compared)
+    return rows

@@ -1,0 +1,61 @@
+"""What alignment costs: tasks of the pretraining corpus, before and after (paper, section 4.2 and Figures 28, 29; the alignment tax)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from instructgpt.evaluate.aggregate import Observation, Row, per_model
+from instructgpt.evaluate.metrics import text_metrics
+from instructgpt.records import Record
+
+EVALUATION = "tax"
+AGAINST = ("base", "sft", "ppo")
+
+
+class Solution(Record):
+    """What a model wrote for one exercise of a corpus task, with the references, of which the best counts."""
+
+    model: str
+    task: str
+    prompt: str
+    completion: str
+    references: tuple[str, ...] = Field(min_length=1)
+    measure: Literal["exact_match", "word_f1"] = "exact_match"
+
+
+class DocumentLoss(Record):
+    """The language-model loss of one held-out document: summed over its tokens (nats)."""
+
+    model: str
+    document: str
+    loss: float = Field(ge=0, allow_inf_nan=False)
+    tokens: int = Field(ge=1)
+
+
+def measure(solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), against: Sequence[str] = AGAINST) -> list[Row]:
+    """One metric a task (a share or an F1, 0 to 1, higher is better), and `heldout_loss` (nats a token, lower is better).
+
+    Args:
+        solutions: of every model and task.
+        losses: of every model on the same held-out documents.
+        against: models that are subtracted from the others, paired by exercise or document.
+
+    Returns:
+        One row a task and model, clustered by prompt; the loss is a ratio of sums, clustered by document.
+    """
+    formulas = {"exact_match": text_metrics.exact_match, "word_f1": text_metrics.word_f1}
+    rows: list[Row] = []
+    for task in dict.fromkeys(solution.task for solution in solutions):
+        observations = [
+            Observation(
+                each.model, max(formulas[each.measure](each.completion, reference) for reference in each.references), (each.prompt,)
+            )
+            for each in solutions
+            if each.task == task
+        ]
+        rows += per_model(EVALUATION, task, "", observations, share=True, against=against)
+    documents = [Observation(each.model, each.loss, (each.document,), over=each.tokens) for each in losses]
+    return rows + per_model(EVALUATION, "heldout_loss", "", documents, against=against)

@@ -1,0 +1,1 @@
+"""Reward models measured on rankings and on public benchmarks."""

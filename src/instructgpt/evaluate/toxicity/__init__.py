@@ -1,0 +1,1 @@
+"""Toxicity scorers: a classifier trained here, packages and services."""

@@ -1,0 +1,1 @@
+"""Agreement, quality, adjudication, results and forecasts over submitted work."""

@@ -1,0 +1,1 @@
+"""The `instructgpt label` commands."""

@@ -1,0 +1,1 @@
+"""Database access, models, migrations, backup and audit log of a site."""

@@ -1,0 +1,97 @@
+"""What is known about the work itself: gold answers, grades, decisions about people, adjudicated rankings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from instructgpt.label.db.models.base import Base, new_id, now, one_of
+
+ROOM_STAGES = ("vote", "talk", "again", "closed")
+
+
+class Gold(Base):
+    """The answer a task should get. Rank: `{completion id: rank}`; review: `{"sensitive": true}`."""
+
+    __tablename__ = "gold"
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), primary_key=True)
+    answer: Mapped[dict[str, Any]]
+    source: Mapped[str] = mapped_column(default="")
+    created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
+    created_at: Mapped[int] = mapped_column(default=now)
+
+
+class Grade(Base):
+    """A researcher's 1–7 for a demonstration (screening, part 3; paper, B.1)."""
+
+    __tablename__ = "grade"
+    __table_args__ = (CheckConstraint("score BETWEEN 1 AND 7", name="score"),)
+    submission_id: Mapped[str] = mapped_column(ForeignKey("submission.id"), primary_key=True)
+    grader_id: Mapped[str] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    score: Mapped[int]
+    at: Mapped[int] = mapped_column(default=now)
+
+
+class Decision(Base):
+    """A person decided about a person: admitted, declined, paused …, with the reason and the numbers that lay on the table."""
+
+    __tablename__ = "decision"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), index=True)
+    by_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
+    verdict: Mapped[str]
+    reason: Mapped[str]
+    measured: Mapped[dict[str, Any]]
+    at: Mapped[int] = mapped_column(default=now)
+
+
+class Adjudication(Base):
+    """A ranking on which a researcher settled after labelers disagreed. The labelers' own rankings stay as they are."""
+
+    __tablename__ = "adjudication"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), index=True)
+    by_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
+    ranks: Mapped[dict[str, Any]]
+    errors: Mapped[list[str]]
+    reason: Mapped[str] = mapped_column(default="")
+    at: Mapped[int] = mapped_column(default=now)
+
+
+class Vote(Base):
+    """One person's ranking in a calibration room: before the talk (round 0) or after it (round 1). It is no training data."""
+
+    __tablename__ = "vote"
+    __table_args__ = (CheckConstraint("round IN (0, 1)", name="round"),)
+    room_id: Mapped[str] = mapped_column(ForeignKey("room.id"), primary_key=True)
+    person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    round: Mapped[int] = mapped_column(primary_key=True)
+    ranks: Mapped[dict[str, Any]]
+    at: Mapped[int] = mapped_column(default=now)
+
+
+class Room(Base):
+    """A calibration room: everybody ranks one task unseen, sees what the others did, talks, and ranks it again."""
+
+    __tablename__ = "room"
+    __table_args__ = (one_of("stage", ROOM_STAGES),)
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), index=True)
+    title: Mapped[str]
+    stage: Mapped[str] = mapped_column(default="vote")
+    created_by: Mapped[str] = mapped_column(ForeignKey("person.id"))
+    created_at: Mapped[int] = mapped_column(default=now)
+    closed_at: Mapped[int | None]
+
+
+class Remark(Base):
+    """One line of the talk in a calibration room."""
+
+    __tablename__ = "remark"
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    room_id: Mapped[str] = mapped_column(ForeignKey("room.id"), index=True)
+    author_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
+    body: Mapped[str]
+    at: Mapped[int] = mapped_column(default=now)

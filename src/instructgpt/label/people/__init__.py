@@ -1,0 +1,1 @@
+"""Screening, surveys and privacy requests."""

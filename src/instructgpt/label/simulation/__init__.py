@@ -1,0 +1,1 @@
+"""Simulated labelers that work on a running site over HTTP."""

@@ -1,0 +1,112 @@
+"""A site in a process of its own: started on a free port, with an owner and a key for programs, and killed and started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from instructgpt.errors import RunFailed
+from instructgpt.label.auth import accounts
+from instructgpt.label.auth.tokens import make_key
+from instructgpt.label.client import Service
+from instructgpt.label.site_folder import is_made, make_folder, open_site
+from instructgpt.label.tasks import instructions
+
+SCOPES = ("read", "write", "export", "admin")
+FOLLOW = """
+import os, signal, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
+from instructgpt.cli import main
+main(sys.argv[1:])
+"""
+"""The site ends when whoever started it is gone, however that came: its standard input ends then."""
+
+
+class Server:
+    """A running site.
+
+    Args:
+        folder: the site's; it is made where it is not there.
+        database: the address of its database, where it is made.
+
+    Raises:
+        RunFailed: it does not come up.
+    """
+
+    def __init__(self, folder: Path, database: str | None = None, patience: float = 60.0) -> None:
+        if not is_made(folder):
+            make_folder(folder, database)
+        self.folder, self.patience, self.port = folder, patience, 0
+        self.key = self._prepare()
+        self.process: subprocess.Popen[str] | None = None
+        self.start()
+
+    def _prepare(self) -> str:
+        """An owner who cannot sign in, and a key in the owner's name."""
+        site = open_site(self.folder)
+        try:
+            with site.database.write() as db:
+                instructions.publish_defaults(db)
+                name = f"server {os.getpid()} {time.time_ns()}"
+                owner = accounts.create_person(db, name, "owner")
+                return make_key(db, name, SCOPES, owner.id)[1]
+        finally:
+            site.database.close()
+
+    @property
+    def address(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, the first time on a free port and then always on that one."""
+        command = [sys.executable, "-c", FOLLOW, "label", "serve", "--site", str(self.folder), "--port", str(self.port)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        with (self.folder / "server.log").open("a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("labelers' site: "):
+                self.port = int(line.split()[2].rstrip("/").rpartition(":")[2])
+                break
+        else:
+            raise RunFailed(f"the site in {self.folder} did not start; see {self.folder / 'server.log'}")
+        with self.service() as service:
+            until = time.monotonic() + self.patience
+            while not service.is_ready():
+                if time.monotonic() >= until or self.process.poll() is not None:
+                    raise RunFailed(f"the site in {self.folder} does not answer; see {self.folder / 'server.log'}")
+                time.sleep(0.05)
+
+    def service(self) -> Service:
+        """A client with the owner's key."""
+        return Service(self.address, self.key, patience=self.patience)
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it in order."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait()
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self.process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()

@@ -1,0 +1,1 @@
+"""Labelers' work: batches, assignments, drafts, submissions."""
