@@ -19,14 +19,14 @@ import torch
 import transformers
 
 from instructgpt.config import make_config
-from instructgpt.data.packing import Example, collate
+from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.data.pretraining_text import train_tokenizer
-from instructgpt.data.tokenization import Renderer
+from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.models.policy import completion_logp, load_policy, save_policy
 from instructgpt.models.reward_model import new_reward_model, save_reward_model
-from instructgpt.run.directory import Run
+from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo
-from instructgpt.train.optim import adam, descend
+from instructgpt.train.optim import build_optimizer, optimizer_step
 
 CPU = torch.device("cpu")
 WORDS = ("What does a frog say? A frog says croak.", "How many legs has a spider? A spider has eight legs.")
@@ -40,7 +40,7 @@ def make_models(folder: Path, width: int, layers: int, vocabulary: int) -> None:
         num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
     )  # fmt: skip
-    save_policy(transformers.LlamaForCausalLM(shape), Renderer(tokenizer), folder / "policy")
+    save_policy(transformers.LlamaForCausalLM(shape), PromptTokenizer(tokenizer), folder / "policy")
     reward = new_reward_model(folder / "policy", CPU, 0)
     (folder / "reward").mkdir()
     save_reward_model(reward, folder / "reward")
@@ -62,16 +62,16 @@ def held_by_ppo(folder: Path, rank: int, words: tuple[str, ...]) -> dict[str, in
     """Bytes held after one step of policy and value model: weights, gradients, optimizers."""
     files = {"policy": str(folder / "policy"), "reward": folder / "reward", "prompts": ("prompts.jsonl",)}
     config = make_config(ppo.PPOConfig, {**files, "out": folder / "out", "lora": rank, "memory": words})
-    models = ppo.load_models(config, Run(config, {}))
+    models = ppo.load_models(config, RunDirectory(config, {}))
     networks: list[Any] = [models.policy, models.value.model]
-    optimizers = [adam(network, memory=words) for network in networks]
-    batch = collate([Example([1, 2, 3], [4, 5, 6])])
+    optimizers = [build_optimizer(network, memory=words) for network in networks]
+    batch = collate([TokenizedExample([1, 2, 3], [4, 5, 6])])
     completion_logp(models.policy, batch).sum().backward()
-    models.value.per_token(batch).sum().backward()
+    models.value.token_outputs(batch).sum().backward()
     gradients = bytes_of(p.grad for network in networks for p in network.parameters())
     for optimizer in optimizers:
-        descend(optimizer, 1e-4)
-    everything = (models.policy, models.reference, models.value.model, models.reward.model, models.average)
+        optimizer_step(optimizer, 1e-4)
+    everything = (models.policy, models.reference, models.value.model, models.reward.model, models.ema)
     weights = bytes_of(parameter for model in everything for parameter in model.parameters())
     return {"weights": weights, "gradients": gradients, "optimizers": bytes_of(states_of(optimizers))}
 

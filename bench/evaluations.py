@@ -22,9 +22,9 @@ from pathlib import Path
 
 from sides import ROOT
 
-from instructgpt.evaluate.datasets import source_of
-from instructgpt.evaluate.tasks import EVALUATIONS
-from instructgpt.evaluate.tasks.loading import rows_of
+from instructgpt.evaluate.datasets import find_data_source
+from instructgpt.evaluate.tasks import EVAL_TASKS
+from instructgpt.evaluate.tasks.loading import load_task_rows
 
 SHAPE = ("--vocabulary", 4096, "--width", 256, "--layers", 6, "--heads", 8, "--context", 1024, "--window", 256)
 """5.8 million parameters. It learns next to nothing: what it says is as long as it may be, which takes longest."""
@@ -75,7 +75,7 @@ def model_of(told: argparse.Namespace) -> Path:
     if told.model:
         return Path(told.model)
     corpus = told.out / "corpus.jsonl"
-    texts = dict.fromkeys(row[column] for name, column in TEXTS.items() for row in rows_of(told.data / name))
+    texts = dict.fromkeys(row[column] for name, column in TEXTS.items() for row in load_task_rows(told.data / name))
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return made(told.out / "model", "pretrain", "--corpus", corpus, *SHAPE, "--tokens", 8192, "--batch", 8)
 
@@ -92,15 +92,15 @@ def judges_of(told: argparse.Namespace) -> Path:
 def reward_of(told: argparse.Namespace) -> Path:
     """A reward model, trained on a few rankings."""
     few = told.out / "few.jsonl"
-    few.write_text("".join(json.dumps(row) + "\n" for row in rows_of(told.rankings / PAIRS)[:96]))
+    few.write_text("".join(json.dumps(row) + "\n" for row in load_task_rows(told.rankings / PAIRS)[:96]))
     return made(told.out / "reward", "reward", "--base", model_of(told), "--data", few, "--batch", 8)
 
 
 def commands(told: argparse.Namespace) -> Iterator[tuple[str, list[object]]]:
     """(name, command) of every evaluation that is wanted and whose data is there."""
-    wanted = [name for name in (*EVALUATIONS, "reward_model", "preference") if not told.only or name in told.only]
+    wanted = [name for name in (*EVAL_TASKS, "reward_model", "preference") if not told.only or name in told.only]
     for name in wanted:
-        if name in EVALUATIONS and source_of(EVALUATIONS[name], [told.data], {}, len(EVALUATIONS)):
+        if name in EVAL_TASKS and find_data_source(EVAL_TASKS[name], [told.data], {}, len(EVAL_TASKS)):
             line: list[object] = [name, "--model", f"base={model_of(told)}", "--data", told.data]
             if name.startswith("real_toxicity"):
                 texts = told.data / "perspective_scored_texts.jsonl.gz"

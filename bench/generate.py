@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from instructgpt.models.packed_attention import use_packed_attention
-from instructgpt.sampling.engine import sample
+from instructgpt.sampling.engine import sample_tokens
 
 Side = Callable[[list[list[int]], float], list[list[int]]]
 """Prompts and a temperature to completions."""
@@ -56,7 +56,7 @@ def end_after(model: Any, prompts: list[list[int]], mean: float, most: int, temp
     base, low, high = row[EOS].clone(), 1.0, 5.0
     for _ in range(8):
         row[EOS] = base * (low + high) / 2
-        lengths = [len(one.tokens) for one in sample(model, several, eos=EOS, max_tokens=most, seed=5, temperature=temperature)]
+        lengths = [len(one.tokens) for one in sample_tokens(model, several, eos=EOS, max_tokens=most, seed=5, temperature=temperature)]
         low, high = (low, (low + high) / 2) if statistics.mean(lengths) < mean else ((low + high) / 2, high)
 
 
@@ -68,7 +68,7 @@ def ours(model: Any) -> Side:
     seeds = iter(range(2**32))
 
     def side(prompts: list[list[int]], temperature: float) -> list[list[int]]:
-        return [one.tokens for one in sample(model, prompts, eos=EOS, max_tokens=MOST, seed=next(seeds), temperature=temperature)]
+        return [one.tokens for one in sample_tokens(model, prompts, eos=EOS, max_tokens=MOST, seed=next(seeds), temperature=temperature)]
 
     return side
 

@@ -20,18 +20,18 @@ import torch
 import transformers
 from ppo import EOS, PAD, SIZES, number_words, tokenizer_holder
 
-from instructgpt.data.packing import Example, collate
-from instructgpt.models.flops import BACKWARD, shape_from
+from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.models.flops import BACKWARD_FLOPS_FACTOR, get_model_shape
 from instructgpt.models.packed_attention import use_packed_attention
 from instructgpt.models.policy import completion_logp
 from instructgpt.models.reward_model import ScalarModel
-from instructgpt.plan.hardware import Machine, measure
-from instructgpt.plan.roofline import predicted_in, sampling, texts_of
+from instructgpt.plan.hardware import Machine, benchmark_machine
+from instructgpt.plan.roofline import count_predicted_tokens, sampling_phases, sequence_shapes
 from instructgpt.records import Prompt
-from instructgpt.sampling.engine import sample
-from instructgpt.train.optim import adam, descend
-from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update
-from instructgpt.train.rollout import Models, Rollout
+from instructgpt.sampling.engine import sample_tokens
+from instructgpt.train.optim import build_optimizer, optimizer_step
+from instructgpt.train.ppo import ADAM_EPS, PPOConfig, ppo_step
+from instructgpt.train.rollout import PPOModels, Rollout
 
 SAMPLES, PUBLISHED_HOURS = 264_292, 11.7
 LARGE = {
@@ -72,26 +72,26 @@ def taken(work: Callable[[], Any], device: torch.device) -> float:
 def one_model(name: str, device: torch.device, machine: Machine, rows: int, length: int) -> list[str]:
     """Decode, forward and update of one model: seconds, the least there can be, and the share reached."""
     model = build(name, device)
-    shape = shape_from(model)
-    examples = [Example([3 + row % 50] * length, [4 + row % 50] * length) for row in range(rows)]
-    batch, texts, predicted = collate(examples, device), texts_of(examples), predicted_in(examples)
-    prompts = [example.prompt for example in examples]
-    optimizer = adam(model)
+    shape = get_model_shape(model)
+    examples = [TokenizedExample([3 + row % 50] * length, [4 + row % 50] * length) for row in range(rows)]
+    batch, texts, predicted = collate(examples, device), sequence_shapes(examples), count_predicted_tokens(examples)
+    prompts = [example.prompt_ids for example in examples]
+    optimizer = build_optimizer(model)
 
     def learn() -> None:
         (-completion_logp(model, batch).mean()).backward()
-        descend(optimizer, 0.0)
+        optimizer_step(optimizer, 0.0)
 
     def look() -> None:
         with torch.no_grad():
             completion_logp(model, batch)
 
-    least_sampling = sum(phase.roofline(machine) for phase in sampling(shape, [length] * rows, [length] * rows, rows))
-    forward = machine.seconds(shape.forward(texts, predicted), shape.bytes)
+    least_sampling = sum(phase.roofline_seconds(machine) for phase in sampling_phases(shape, [length] * rows, [length] * rows, rows))
+    forward = machine.compute_seconds(shape.forward_flops(texts, predicted), shape.weight_bytes)
     work: dict[str, tuple[Callable[[], Any], float]] = {
-        "sampling": (lambda: sample(model, prompts, eos=-1, max_tokens=length, seed=0), least_sampling),
+        "sampling": (lambda: sample_tokens(model, prompts, eos=-1, max_tokens=length, seed=0), least_sampling),
         "forward": (look, forward),
-        "update": (learn, (1 + BACKWARD) * forward),
+        "update": (learn, (1 + BACKWARD_FLOPS_FACTOR) * forward),
     }
     lines = []
     for what, (do, least) in work.items():
@@ -104,16 +104,16 @@ def updates(
     policy: Any, reward: ScalarModel, value: ScalarModel, prompts: list[list[int]], length: int, minibatch: int
 ) -> Callable[[], Rollout]:
     """PPO with these models, whose words are numbers: each call is an update on an episode of every prompt."""
-    models = Models(policy, copy.deepcopy(policy), value, reward, copy.deepcopy(policy), reward.render)
-    for frozen in (models.reference, reward.model, models.average):
+    models = PPOModels(policy, copy.deepcopy(policy), value, reward, copy.deepcopy(policy), reward.tokenizer)
+    for frozen in (models.reference, reward.model, models.ema):
         frozen.requires_grad_(False)
-    optimizers = {"policy": adam(policy, eps=ADAM_EPS), "value": adam(value.model, eps=ADAM_EPS)}
+    optimizers = {"policy": build_optimizer(policy, eps=ADAM_EPS), "value": build_optimizer(value.model, eps=ADAM_EPS)}
     count = len(prompts)
     told: dict[str, Any] = {"out": Path("out"), "policy": "policy", "reward": Path("reward"), "prompts": (Path("prompts"),)}
     config = PPOConfig(**told, batch=count, minibatch=minibatch, max_tokens=length, episodes=1000 * count)
     asked = [Prompt(prompt=" ".join(map(str, prompt))) for prompt in prompts]
     numbers = iter(range(1, 1000))
-    return lambda: update(models, optimizers, None, asked, next(numbers), config)[0]
+    return lambda: ppo_step(models, optimizers, None, asked, next(numbers), config)[0]
 
 
 def iteration(policy_name: str, critic_name: str, device: torch.device, rows: int, length: int) -> str:
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens of a prompt, and of a completion")
     options = parser.parse_args()
     device = torch.device(options.device)
-    machine = measure(device)
+    machine = benchmark_machine(device)
     print(f"{machine.matmul / 1e12:.2f} TFLOP/s in float32, {machine.bandwidth / 1e9:.0f} GB/s")
     print("| model | what | rows x (prompt + completion) | seconds | at least | reached |")
     for name in options.shape:

@@ -30,17 +30,17 @@ import transformers
 from gpu import build, updates
 from ppo import PAD, number_words, tokenizer_holder
 
-from instructgpt.data.packing import Example
-from instructgpt.data.rankings import Order, RankedPrompt
-from instructgpt.models.flops import BACKWARD, Text, shape_from
-from instructgpt.models.policy import parameters
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.data.rankings import LabelerRanks, RankedPrompt
+from instructgpt.models.flops import BACKWARD_FLOPS_FACTOR, SequenceShape, get_model_shape
+from instructgpt.models.policy import count_parameters
 from instructgpt.models.reward_model import ScalarModel
-from instructgpt.models.stage_flops import update_flops
-from instructgpt.plan.hardware import measure
-from instructgpt.report.naming import COLOURS
-from instructgpt.report.svg import MUTED, Line, file, lines
-from instructgpt.sampling.engine import sample
-from instructgpt.train.reward import ranking_step
+from instructgpt.models.stage_flops import ppo_update_flops
+from instructgpt.plan.hardware import benchmark_machine
+from instructgpt.report.naming import MODEL_COLORS
+from instructgpt.report.svg import MUTED_COLOR, Curve, render_line_panel, render_svg_file
+from instructgpt.sampling.engine import sample_tokens
+from instructgpt.train.reward import ranking_backward
 
 PROMPT, RANKINGS, SAMPLED, EPISODES, MINIBATCH = 96, 8, 16, 32, 8
 """Tokens of a prompt; rankings in a step of ours (pairs are measured on one); prompts sampled from at once; episodes in an update, and in a
@@ -73,9 +73,9 @@ class Case:
         tokens = lambda length: [draw.randrange(3, self.vocabulary) for _ in range(length)]  # noqa: E731
         return [(tokens(PROMPT), [tokens(self.length) for _ in range(self.k)]) for _ in range(count)]
 
-    def shared(self) -> list[Text]:
+    def shared(self) -> list[SequenceShape]:
         """A prompt, once, and its completions after it."""
-        return [Text(PROMPT), *([Text(self.length, PROMPT)] * self.k)]
+        return [SequenceShape(PROMPT), *([SequenceShape(self.length, PROMPT)] * self.k)]
 
 
 Grows = tuple[str, list[Case], Callable[[Case], float]]
@@ -85,7 +85,7 @@ LENGTH: Grows = ("tokens of a completion", [Case(length=n) for n in (8, 16, 32, 
 SIZE: Grows = (
     "million parameters",
     [Case(size=size) for size in ((32, 2), (64, 3), (128, 4), (256, 6))],
-    lambda case: round(parameters(case.model()) / 1e6, 2),
+    lambda case: round(count_parameters(case.model()) / 1e6, 2),
 )
 VOCABULARY: Grows = ("vocabulary", [Case(vocabulary=v) for v in (1024, 4096, 16_384, 50_257)], lambda case: case.vocabulary)
 
@@ -98,12 +98,12 @@ def reward(case: Case) -> dict[str, Work]:
     stock = case.model(scalar=True)
     stock.set_attn_implementation("sdpa")
     rankings = case.texts(RANKINGS)
-    order = Order(tuple(range(1, case.k + 1)), None, "training")
-    ranked = [RankedPrompt([Example(prompt, one) for one in completions], (order,), "") for prompt, completions in rankings]
-    flops = (1 + BACKWARD) * shape_from(model.model).forward(case.shared())
+    order = LabelerRanks(tuple(range(1, case.k + 1)), None, "training")
+    ranked = [RankedPrompt([TokenizedExample(prompt, one) for one in completions], (order,), "") for prompt, completions in rankings]
+    flops = (1 + BACKWARD_FLOPS_FACTOR) * get_model_shape(model.model).forward_flops(case.shared())
 
     def ours(ranked: list[RankedPrompt] = ranked) -> float:
-        loss, _ = ranking_step(model, ranked)
+        loss, _ = ranking_backward(model, ranked)
         model.model.zero_grad(set_to_none=True)
         return loss
 
@@ -141,12 +141,14 @@ def sampling(case: Case) -> dict[str, Work]:
     stock.set_attn_implementation("sdpa")
     stock.generation_config.eos_token_id = None
     prompts = [prompt for prompt, _ in case.texts(SAMPLED) for _ in range(case.k)]
-    shape, seeds = shape_from(model), itertools.count()
-    read = [text if not text.before else Text(text.tokens - 1, text.before) for text in case.shared()]  # nobody reads the last token
-    flops = SAMPLED * shape.forward(read, case.k * case.length)
+    shape, seeds = get_model_shape(model), itertools.count()
+    read = [
+        text if not text.past_tokens else SequenceShape(text.tokens - 1, text.past_tokens) for text in case.shared()
+    ]  # nobody reads the last token
+    flops = SAMPLED * shape.forward_flops(read, case.k * case.length)
 
     def ours() -> float:
-        sample(model, prompts, eos=-1, max_tokens=case.length, seed=next(seeds))
+        sample_tokens(model, prompts, eos=-1, max_tokens=case.length, seed=next(seeds))
         return flops
 
     @torch.inference_mode()
@@ -165,8 +167,8 @@ def ppo(case: Case) -> dict[str, Work]:
     render = tokenizer_holder(number_words(case.vocabulary))
     judge, value = (ScalarModel(case.model(scalar=True), render) for _ in range(2))
     update = updates(policy, judge, value, [prompt for prompt, _ in case.texts(EPISODES)], case.length, MINIBATCH)
-    shapes = [shape_from(model) for model in (policy, value.model, judge.model)]
-    return {"ours": (EPISODES, lambda: sum(update_flops(*shapes, update().examples).values()))}
+    shapes = [get_model_shape(model) for model in (policy, value.model, judge.model)]
+    return {"ours": (EPISODES, lambda: sum(ppo_update_flops(*shapes, update().examples).values()))}
 
 
 STAGES: dict[str, tuple[Callable[[Case], dict[str, Work]], str, tuple[Grows, ...]]] = {
@@ -188,7 +190,7 @@ def turns(sides: dict[str, Work], rounds: int) -> dict[str, float]:
             seconds = time.process_time() - start
             if number:
                 taken[name].append(1000 * seconds / count)
-                taken["ideal"] += [1000 * flops / measure(CPU).matmul / count] if name == "ours" else []
+                taken["ideal"] += [1000 * flops / benchmark_machine(CPU).matmul / count] if name == "ours" else []
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
@@ -209,24 +211,26 @@ def grow(stage: str, rounds: int, most: int | None, figures: Path) -> Iterator[s
     """The table of a stage, line by line; its figure comes last."""
     make, unit, growing = STAGES[stage]
     known: dict[Case, dict[str, float]] = {}  # one case stands under everything that grows
-    panels, legend = [], [("ours", COLOURS["ppo"], False), ("ideal", MUTED, True)]
+    panels, legend = [], [("ours", MODEL_COLORS["ppo"], False), ("ideal", MUTED_COLOR, True)]
     for axis, cases, number in growing:
         drawn = []
         for case in cases[:most]:
             if case not in known:
                 known[case] = turns(make(case), rounds)
             if len(known) == 1 and not panels:
-                legend += [(name, COLOURS["sft"], False) for name in simple(known[case])]
+                legend += [(name, MODEL_COLORS["sft"], False) for name in simple(known[case])]
                 head = ["what grows", "to", "ours, ms", "ideal", "reached", *(f"{name} | beside ours" for name in simple(known[case]))]
                 top = f"| {' | '.join(head)} |"
                 yield top + "\n" + "|---" * (top.count("|") - 1) + "|"
             drawn.append((number(case), known[case]))
             yield row(axis, *drawn[-1])
         x = [grown for grown, _ in drawn]
-        curves = [Line(name, shade, x, [cost[name] for _, cost in drawn], dashed=dashed, points=True) for name, shade, dashed in legend]
-        panels.append(lines(axis[:1].upper() + axis[1:], curves, "", sizes=x, powers=True))
+        curves = [
+            Curve(name, shade, x, [cost[name] for _, cost in drawn], dashed=dashed, show_markers=True) for name, shade, dashed in legend
+        ]
+        panels.append(render_line_panel(axis[:1].upper() + axis[1:], curves, "", sizes=x, log_scale_y=True))
     figures.mkdir(parents=True, exist_ok=True)
-    (figures / f"growth-{stage}.svg").write_text(file(f"CPU milliseconds {unit}", panels, legend), encoding="utf-8")
+    (figures / f"growth-{stage}.svg").write_text(render_svg_file(f"CPU milliseconds {unit}", panels, legend), encoding="utf-8")
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def prepare(note: Path) -> Callable[[str], str]:
     from instructgpt import io
 
     slate, last = os.open(note, os.O_RDWR | os.O_CREAT), [""]
-    writing = io.writing
+    writing = io.translate_write_errors
 
     def put(text: str) -> str:
         os.pwrite(slate, f"{text:<80}"[:80].encode(), 0)
@@ -112,23 +112,23 @@ def prepare(note: Path) -> Callable[[str], str]:
         with noted((RESULT if place.is_dir() else WRITING) + place.name), writing(place):
             yield
 
-    io.writing = noted_writing  # before others import it
+    io.translate_write_errors = noted_writing  # before others import it
     from instructgpt.run import timing
 
-    phase = timing.Phases.__call__
+    phase = timing.PhaseTimer.__call__
 
     @contextmanager
-    def noted_phase(self: timing.Phases, name: str, tokens: int = 0) -> Iterator[None]:
+    def noted_phase(self: timing.PhaseTimer, name: str, tokens: int = 0) -> Iterator[None]:
         with noted(name), phase(self, name, tokens):
             yield
 
-    timing.Phases.__call__ = noted_phase  # type: ignore[method-assign]
+    timing.PhaseTimer.__call__ = noted_phase  # type: ignore[method-assign]
     from transformers.models.gpt2 import modeling_gpt2  # noqa: F401
 
     from instructgpt import pipeline  # noqa: F401
     from instructgpt.run import directory as run
 
-    run.CHECKPOINT_SECONDS = 0.0
+    run.CHECKPOINT_INTERVAL_S = 0.0
     return put
 
 
@@ -137,7 +137,7 @@ def obey(put: Callable[[str], str], command: Sequence[str]) -> int:
     from instructgpt import cli
 
     put("ready")
-    return cli.run(list(command))
+    return cli.run_command(list(command))
 
 
 def forked(put: Callable[[str], str], command: Sequence[str], said: Path) -> int:

@@ -125,12 +125,12 @@ def planned(line: list[str], ranks: int, length: float | None = None) -> float:
     import torch
 
     from instructgpt import cli
-    from instructgpt.plan.context import Told
-    from instructgpt.plan.stages import plan
+    from instructgpt.plan.context import PlanContext
+    from instructgpt.plan.stages import plan_stage
 
     _, config = cli.parse(["plan", *line])
-    told = Told(torch.device("cpu"), completion_tokens=None if length is None else round(length), ranks=ranks)
-    return plan(config.planned, told).memory
+    told = PlanContext(torch.device("cpu"), completion_tokens=None if length is None else round(length), ranks=ranks)
+    return plan_stage(config.planned, told).peak_bytes
 
 
 def free_ports() -> list[int]:

@@ -79,9 +79,9 @@ def number_words(size: int) -> Any:
 
 def tokenizer_holder(tokenizer: Any) -> Any:
     """The tokenizer as a renderer."""
-    from instructgpt.data.tokenization import Renderer
+    from instructgpt.data.tokenization import PromptTokenizer
 
-    return Renderer(tokenizer)
+    return PromptTokenizer(tokenizer)
 
 
 def make_it_end(policy: Any) -> None:
@@ -133,45 +133,47 @@ def ours(folder: Path) -> Work:
 
     import torch
 
-    from instructgpt.data.packing import Example, collate
-    from instructgpt.models.flops import shape_from
+    from instructgpt.data.packing import TokenizedExample, collate
+    from instructgpt.models.flops import get_model_shape
     from instructgpt.models.policy import completion_logp, load_policy
     from instructgpt.models.reward_model import load_reward_model, new_value_model
-    from instructgpt.models.stage_flops import update_flops
-    from instructgpt.plan.hardware import measure
+    from instructgpt.models.stage_flops import ppo_update_flops
+    from instructgpt.plan.hardware import benchmark_machine
     from instructgpt.records import Prompt
-    from instructgpt.run.timing import PHASES
-    from instructgpt.train.optim import adam
-    from instructgpt.train.ppo import ADAM_EPS, PPOConfig, update
-    from instructgpt.train.rollout import Models
+    from instructgpt.run.timing import PHASE_TIMER
+    from instructgpt.train.optim import build_optimizer
+    from instructgpt.train.ppo import ADAM_EPS, PPOConfig, ppo_step
+    from instructgpt.train.rollout import PPOModels
 
-    PHASES.clock = time.process_time
+    PHASE_TIMER.clock = time.process_time
     device = torch.device("cpu")
     policy, render = load_policy(folder / "policy", device)
     reference, _ = load_policy(folder / "reference", device)
     reward = load_reward_model(folder / "reward", device)
-    models = Models(policy, reference, new_value_model(reward), reward, copy.deepcopy(policy), render)
-    for frozen in (reference, reward.model, models.average):
+    models = PPOModels(policy, reference, new_value_model(reward), reward, copy.deepcopy(policy), render)
+    for frozen in (reference, reward.model, models.ema):
         frozen.requires_grad_(False)
-    optimizers = {"policy": adam(policy, eps=ADAM_EPS), "value": adam(models.value.model, eps=ADAM_EPS)}
+    optimizers = {"policy": build_optimizer(policy, eps=ADAM_EPS), "value": build_optimizer(models.value.model, eps=ADAM_EPS)}
     sizes = {"batch": EPISODES, "minibatch": MINIBATCH, "max_tokens": NEW, "episodes": EPISODES * 1000}
     config = PPOConfig(out=folder, policy=str(folder / "policy"), reward=folder / "reward", prompts=(folder,), **sizes)
     tokens = prompts_of(policy.config.vocab_size)
     prompts = [Prompt(prompt=" ".join(map(str, row))) for row in tokens]
-    shapes = [shape_from(model) for model in (policy, models.value.model, reward.model)]
+    shapes = [get_model_shape(model) for model in (policy, models.value.model, reward.model)]
     count = 0
 
     def work(asked: dict[str, Any]) -> Any:
         nonlocal count
         if "rate" in asked:
-            return measure(device).matmul
+            return benchmark_machine(device).matmul
         if "completions" in asked:
-            examples = [Example(prompt, completion) for prompt, completion in zip(asked["prompts"], asked["completions"], strict=True)]
-            batch, lengths = collate(examples), [len(example.completion) for example in examples]
+            examples = [
+                TokenizedExample(prompt, completion) for prompt, completion in zip(asked["prompts"], asked["completions"], strict=True)
+            ]
+            batch, lengths = collate(examples), [len(example.completion_ids) for example in examples]
             with torch.no_grad():
                 logp, other = (completion_logp(model, batch) for model in (policy, reference))
             a_completion = [[float(part.sum()) for part in numbers.split(lengths)] for numbers in (logp - other, -logp)]
-            cut = torch.tensor([example.completion[-1] != EOS for example in examples]).float()
+            cut = torch.tensor([example.completion_ids[-1] != EOS for example in examples]).float()
             scores = reward.score(examples) - config.eos_penalty * cut
             return {
                 "objective/kl": statistics.mean(a_completion[0]),
@@ -179,13 +181,13 @@ def ours(folder: Path) -> Work:
                 "objective/scores": float(scores.mean()),
             }
         count += 1
-        PHASES.clear()
+        PHASE_TIMER.clear()
         start = time.process_time()
-        rollout, _ = update(models, optimizers, None, prompts, count, config)
+        rollout, _ = ppo_step(models, optimizers, None, prompts, count, config)
         seconds = time.process_time() - start
-        flops = update_flops(*shapes, rollout.examples)
+        flops = ppo_update_flops(*shapes, rollout.examples)
         length = float(rollout.mask.sum(1).float().mean())
-        return {"length": length, "phases": PHASES.seconds, "flops": flops, "seconds": seconds}
+        return {"length": length, "phases": PHASE_TIMER.seconds, "flops": flops, "seconds": seconds}
 
     return work
 

@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 
-from instructgpt.config import StageConfig, make_config, options_for, preset_text
-from instructgpt.distributed.comm import all_ranks
+from instructgpt.config import StageConfig, make_config, read_preset, section_for
+from instructgpt.distributed.comm import get_dist_info
 from instructgpt.distributed.launch import launch
-from instructgpt.pipeline_config import RunConfig, stage_configs, world_files
+from instructgpt.pipeline_config import RunConfig, build_stage_configs, get_world_files
 from instructgpt.records import Ranking, write_records
 from instructgpt.run import directory as run_module
-from instructgpt.run.directory import Run
+from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.world import SimulatedLabelers, World
 
@@ -44,7 +44,7 @@ UPDATES = 3
 
 def make_files(config: RunConfig) -> None:
     """Text of the small world: as long as the demo's, but less of it."""
-    world, files, draw = World(config.seed), world_files(config.out / "world"), random.Random(0)
+    world, files, draw = World(config.seed), get_world_files(config.out / "world"), random.Random(0)
     write_records(files["corpus"], world.documents(WORDS))
     write_records(files["ppo"], world.prompts("ppo", PPO_PROMPTS))
     demonstrations = list(SimulatedLabelers(world, "training").demonstrate(world.prompts("sft", PROMPTS)))
@@ -76,9 +76,9 @@ def steps_of(names: list[str], stages: dict[str, Any], folder: Path, _: StageCon
     """What each rank does: the stages, with the clock and its own CPU time read after every step."""
     torch.set_num_threads(1)
     run_module.CHECKPOINT_SECONDS = float("inf")
-    log, clocks = Run.log, []
+    log, clocks = RunDirectory.log, []
 
-    def read(run: Run, *given: Any, **more: Any) -> None:
+    def read(run: RunDirectory, *given: Any, **more: Any) -> None:
         log(run, *given, **more)
         clocks.append((time.perf_counter(), time.process_time()))
 
@@ -86,13 +86,13 @@ def steps_of(names: list[str], stages: dict[str, Any], folder: Path, _: StageCon
     for name, config in short(stages, folder).items():
         if name in names:
             clocks.clear()
-            Run.log = read  # type: ignore[method-assign]
+            RunDirectory.log = read  # type: ignore[method-assign]
             try:
                 STAGES[name](config)
             finally:
-                Run.log = log  # type: ignore[method-assign]
+                RunDirectory.log = log  # type: ignore[method-assign]
             taken[name] = [(end - start) / (len(clocks) - 1) for start, end in zip(clocks[0], clocks[-1], strict=True)]
-    (folder / f"rank-{all_ranks().own}.json").write_text(json.dumps(taken))
+    (folder / f"rank-{get_dist_info().rank}.json").write_text(json.dumps(taken))
 
 
 def measured(names: list[str], stages: dict[str, Any], count: int) -> dict[str, dict[str, Any]]:
@@ -136,9 +136,9 @@ def main() -> None:
     options = parser.parse_args()
     names = [name for name in STAGES if name in (options.stages or STAGES)]
     with tempfile.TemporaryDirectory() as folder:
-        config = make_config(RunConfig, options_for(RunConfig, preset_text("demo"), "demo"), {"out": Path(folder)})
+        config = make_config(RunConfig, section_for(RunConfig, read_preset("demo"), "demo"), {"out": Path(folder)})
         make_files(config)
-        stages = stage_configs(config)
+        stages = build_stage_configs(config)
         if names != ["pretrain"]:
             steps_of(["pretrain"], stages, Path(folder), stages["pretrain"])
         made = Path(folder) / "pretrain"

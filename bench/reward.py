@@ -61,11 +61,11 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
     import torch
     import transformers
 
-    from instructgpt.data.packing import Example
-    from instructgpt.data.rankings import Order, RankedPrompt
+    from instructgpt.data.packing import TokenizedExample
+    from instructgpt.data.rankings import LabelerRanks, RankedPrompt
     from instructgpt.models.packed_attention import use_packed_attention
     from instructgpt.models.reward_model import ScalarModel
-    from instructgpt.train.reward import ranking_step
+    from instructgpt.train.reward import ranking_backward
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     use_packed_attention(model)
@@ -73,10 +73,12 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
 
     def one_pass(rankings: list[Any]) -> float:
         ranked = [
-            RankedPrompt([Example(prompt, c) for c in completions], (Order(tuple(range(len(completions))), None, "training"),), "")
+            RankedPrompt(
+                [TokenizedExample(prompt, c) for c in completions], (LabelerRanks(tuple(range(len(completions))), None, "training"),), ""
+            )
             for prompt, completions in rankings
         ]
-        loss, _ = ranking_step(reward, ranked)
+        loss, _ = ranking_backward(reward, ranked)
         model.zero_grad(set_to_none=True)
         return loss
 

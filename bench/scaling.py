@@ -17,9 +17,9 @@ from pathlib import Path
 from sides import ROOT
 
 from instructgpt import cli
-from instructgpt.plan.cli import PlanConfig, among, fitting, machine_of
-from instructgpt.plan.context import Told
-from instructgpt.plan.format import duration, scaled
+from instructgpt.plan.cli import PlanConfig, fit_to_memory, machine_with_links, resolve_machine
+from instructgpt.plan.context import PlanContext
+from instructgpt.plan.format import format_seconds, format_si
 from instructgpt.plan.hardware import Machine
 from instructgpt.plan.roofline import Plan
 
@@ -58,21 +58,21 @@ def planned(stage: str, ranks: int) -> tuple[Plan, Machine]:
     assert isinstance(config, PlanConfig)
     assert config.planned is not None
     assert config.capacity is not None
-    device, machine = machine_of(config, config.planned)
-    told = Told(device, config.prompt_tokens, config.completion_tokens, config.records, ranks)
-    return fitting(config.planned, told, 1e9 * config.capacity), among(machine, ranks, config)
+    device, machine = resolve_machine(config, config.planned)
+    told = PlanContext(device, config.prompt_tokens, config.completion_tokens, config.records, ranks)
+    return fit_to_memory(config.planned, told, 1e9 * config.capacity), machine_with_links(machine, ranks, config)
 
 
 def row(plan: Plan, machine: Machine, alone: float) -> tuple[str, float]:
     """A line of the table, and by how much it is faster than one GPU."""
-    seconds = plan.expected(machine, "cuda")
+    seconds = plan.expected_seconds(machine, "cuda")
     faster = alone / seconds
-    memory = scaled(plan.memory, "B") if plan.at_once else f"{scaled(plan.always, 'B')}, no room"
+    memory = format_si(plan.peak_bytes, "B") if plan.microbatch_tokens else f"{format_si(plan.fixed_bytes, 'B')}, no room"
     cells = (
         memory,
-        scaled(plan.sent, "B"),
-        duration(seconds),
-        duration(plan.steps * seconds),
+        format_si(plan.bytes_sent, "B"),
+        format_seconds(seconds),
+        format_seconds(plan.steps * seconds),
         f"{faster:.1f}",
         f"{faster / plan.ranks:.0%}",
     )
@@ -115,7 +115,7 @@ def main() -> None:
             alone = 0.0
             for ranks in asked.ranks:
                 plan, machine = planned(stage, ranks)
-                alone = alone or plan.expected(machine, "cuda") * plan.ranks
+                alone = alone or plan.expected_seconds(machine, "cuda") * plan.ranks
                 line, faster = row(plan, machine, alone)
                 curves.setdefault(stage, {})[ranks] = faster
                 print(line, flush=True)

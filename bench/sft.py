@@ -41,21 +41,21 @@ def ours(folder: Path) -> Work:
     """`language_loss` and `descend`, as the stage runs them."""
     import torch
 
-    from instructgpt.data.packing import Example
+    from instructgpt.data.packing import TokenizedExample
     from instructgpt.models.policy import load_policy
-    from instructgpt.train.optim import adam, descend, language_loss
+    from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
 
     model, _ = load_policy(folder / "policy", torch.device("cpu"))
-    optimizer = adam(model)
-    examples = [Example(prompt, completion) for prompt, completion in make_demonstrations(model.config.vocab_size)]
+    optimizer = build_optimizer(model)
+    examples = [TokenizedExample(prompt, completion) for prompt, completion in make_demonstrations(model.config.vocab_size)]
 
     def work(_: Any) -> float:
         total = 0.0
         for start in range(0, len(examples), BATCH):
             batch = examples[start : start + BATCH]
-            total += language_loss(model, batch) * sum(len(example.completion) for example in batch)
-            descend(optimizer, 0.0)
-        return total / sum(len(example.completion) for example in examples)
+            total += lm_loss(model, batch) * sum(len(example.completion_ids) for example in batch)
+            optimizer_step(optimizer, 0.0)
+        return total / sum(len(example.completion_ids) for example in examples)
 
     return work
 

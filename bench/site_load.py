@@ -16,8 +16,16 @@ import time
 from pathlib import Path
 from random import Random
 
-from instructgpt.label.simulation.labelers import Manners, Worker, check, join, minds, quantiles, work_together
-from instructgpt.label.simulation.server import Server
+from instructgpt.label.simulation.labelers import (
+    SimulatedLabelerBehavior,
+    SimulatedSiteLabeler,
+    compare_logs_with_site,
+    make_simulated_labelers,
+    quantiles,
+    register_labelers,
+    run_simulated_labelers,
+)
+from instructgpt.label.simulation.server import SiteServer
 from instructgpt.world import World
 
 K = 4
@@ -41,38 +49,47 @@ def candidates(world: World, tasks: int) -> list[dict[str, str]]:
 def run(folder: Path, database: str | None, labelers: int, tasks: int, kills: int, pause: float = 0, seed: int = 0) -> dict[str, float]:
     """One load. Returns the counts of `simulate.check`, the claims' quantiles in milliseconds, kills, seconds and submissions a second."""
     world = World(seed)
-    with Server(folder, database) as server, server.service() as service:
-        batch = service.make_batch(
+    with SiteServer(folder, database) as server, server.connect() as service:
+        batch = service.create_batch(
             "load", "rank", completions=candidates(world, tasks), policy={"repeat_share": 0, "seed": seed}, open=True
         )
-        crowd = minds(world, "training", labelers, seed)
-        joined = join(server.address, service, crowd, seed, patience=120)
-        workers = [Worker(me, mind, Manners(0.1, 0.02, pause=pause, seed=seed)) for me, mind in zip(joined, crowd, strict=True)]
-        wanted = int(service.batch(batch["id"])["progress"]["wanted"])
+        crowd = make_simulated_labelers(world, "training", labelers, seed)
+        joined = register_labelers(server.base_url, service, crowd, seed, patience=120)
+        workers = [
+            SimulatedSiteLabeler(me, mind, SimulatedLabelerBehavior(0.1, 0.02, mean_pause_s=pause, seed=seed))
+            for me, mind in zip(joined, crowd, strict=True)
+        ]
+        wanted = int(service.get_batch(batch["id"])["progress"]["wanted"])
         over, killed = threading.Event(), []
         breaker = threading.Thread(target=break_things, args=(server, workers, wanted, kills, over, killed))
         start = time.monotonic()
         breaker.start()
         try:
-            diaries = work_together(workers)
+            diaries = run_simulated_labelers(workers)
         finally:
             over.set()
             breaker.join()
             for me in joined:
                 me.close()
         seconds = time.monotonic() - start
-        found: dict[str, float] = dict(check(service, diaries))
-        progress = service.batch(batch["id"])["progress"]
-    claims = [claim for diary in diaries for claim in diary.claims]
-    found |= {"unfinished": progress["wanted"] - progress["done"], "kills": len(killed), "broken calls": sum(me.broken for me in joined)}
+        found: dict[str, float] = dict(compare_logs_with_site(service, diaries))
+        progress = service.get_batch(batch["id"])["progress"]
+    claims = [claim for diary in diaries for claim in diary.claim_seconds]
+    found |= {
+        "unfinished": progress["wanted"] - progress["done"],
+        "kills": len(killed),
+        "broken calls": sum(me.transport_error_count for me in joined),
+    }
     found |= dict(zip(("p50", "p95", "p99"), (1000 * value for value in quantiles(claims)), strict=True))
     return found | {"seconds": seconds, "a second": found["handed in"] / seconds}
 
 
-def break_things(server: Server, workers: list[Worker], wanted: int, kills: int, over: threading.Event, killed: list[int]) -> None:
+def break_things(
+    server: SiteServer, workers: list[SimulatedSiteLabeler], wanted: int, kills: int, over: threading.Event, killed: list[int]
+) -> None:
     """Kill the server whenever another part of the work is done, and start it again."""
     for number in range(1, kills + 1):
-        while sum(len(worker.diary.handed) for worker in workers) < wanted * number / (kills + 1):
+        while sum(len(worker.log.submitted_forms) for worker in workers) < wanted * number / (kills + 1):
             if over.wait(0.02):
                 return
         server.kill()

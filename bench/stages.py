@@ -41,18 +41,34 @@ LESS: dict[str, dict[str, int]] = {
 TIMES = {"pretrain": 50, "start": 5, "candidates": 25, "reward": 25, "sft": 5, "ppo": 24, "ppo_ptx": 24, "exam": 16, "exam, prompted": 4}
 """How many times a turn's work the demo does. The exam is put to four models, and in part to the prompted base."""
 PARTS: dict[str, dict[str, Sequence[str]]] = {
-    "train.pretrain": {"forward and backward": ["language_loss"], "optimizer": ["descend"], "validation": ["validation_loss"]},
-    "train.sft": {"forward and backward": ["language_loss"], "optimizer": ["descend"], "validation": ["validate"]},
-    "evaluate.candidates": {"sampling": ["answers"]},
-    "train.reward": {"forward and backward": ["ranking_step"], "optimizer": ["descend"], "validation": ["accuracies"]},
-    "train.rollout": {"sampling": ["sample", "sample_on_ranks"], "reference and values": ["of_completions"]},
-    "train.ppo": {
-        "parity": ["check_parity"],
-        "policy and value update": ["improve"],
-        "pretraining text": ["pretraining_step"],
-        "optimizer": ["descend", "average", "move_average"],
+    "train.pretrain": {
+        "forward and backward": ["language_loss", "lm_loss"],
+        "optimizer": ["descend", "optimizer_step"],
+        "validation": ["validation_loss", "compute_validation_loss"],
     },
-    "evaluate.small_world": {"answers": ["answers"], "continuations": ["continuations"], "likelihood of text": ["text_logp"]},
+    "train.sft": {
+        "forward and backward": ["language_loss", "lm_loss"],
+        "optimizer": ["descend", "optimizer_step"],
+        "validation": ["validate", "validate_policy"],
+    },
+    "evaluate.candidates": {"sampling": ["answers", "generate_answers"]},
+    "train.reward": {
+        "forward and backward": ["ranking_step", "ranking_backward"],
+        "optimizer": ["descend", "optimizer_step"],
+        "validation": ["accuracies", "evaluate_pair_accuracy"],
+    },
+    "train.rollout": {"sampling": ["sample", "sample_on_ranks"], "reference and values": ["of_completions", "per_token_values"]},
+    "train.ppo": {
+        "parity": ["check_parity", "check_logp_parity"],
+        "policy and value update": ["improve", "minibatch_backward"],
+        "pretraining text": ["pretraining_step", "ptx_backward"],
+        "optimizer": ["descend", "optimizer_step", "average", "move_average", "update_ema"],
+    },
+    "evaluate.small_world": {
+        "answers": ["answers", "generate_answers"],
+        "continuations": ["continuations", "generate_continuations"],
+        "likelihood of text": ["text_logp", "text_logps"],
+    },
 }
 """The functions that do each phase, by module; a checkout has all names or one of them."""
 ONCE = {"all else", "parity"}
@@ -130,7 +146,7 @@ def named(module: Any, *names: str) -> Any:
 
 def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str, Callable[[Path], Any]]:
     """What makes each stage into a directory."""
-    from instructgpt.evaluate.candidate_sampling import gather_candidates
+    from instructgpt.evaluate.candidate_sampling import sample_candidate_completions
 
     mains = {"pretrain": pipeline.pretrain.main, "start": pipeline.sft.main, "reward": pipeline.reward.main}
     mains |= {"sft": pipeline.sft.main, "ppo": pipeline.ppo.main, "ppo_ptx": pipeline.ppo.main}
@@ -139,7 +155,7 @@ def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str,
     }
     prompts = pipeline.world_files(config.out / "world")["reward"]
     sampled = stages["candidates"].model_copy(update={"prompts": prompts, "part": 0, "parts": 1})
-    works["candidates"] = lambda out: gather_candidates(sampled.model_copy(update={"out": out}), config.seed)
+    works["candidates"] = lambda out: sample_candidate_completions(sampled.model_copy(update={"out": out}), config.seed)
     for name, model, folder in (("exam", "sft", "start"), ("exam, prompted", "prompted", "base")):
         works[name] = lambda out, model=model, folder=folder: named(pipeline, "question_one", "examine")(
             model, config.out / folder, out, config.seed, stages["exam"], config.device

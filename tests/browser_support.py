@@ -20,10 +20,10 @@ import uvicorn
 from site_support import make_site
 
 from instructgpt import records
-from instructgpt.label.auth.dependencies import COOKIE
+from instructgpt.label.auth.dependencies import SESSION_COOKIE
 from instructgpt.label.context import Site
-from instructgpt.label.db.models import Login, Person
-from instructgpt.label.tasks.batches import Policy, make_batch, open_batch
+from instructgpt.label.db.models import Person, UserSession
+from instructgpt.label.tasks.batches import OverlapPolicy, create_batch_with_tasks, mark_batch_open
 from instructgpt.label.web.app import create_app
 
 LETTERS = "ABCDEFGHI"
@@ -145,9 +145,9 @@ def sign_in(context, server: Server, person: Person, token: str = "a-token") -> 
     token = f"{token}-{person.id}"
     hashed = hashlib.sha256(token.encode()).hexdigest()
     with server.site.database.write() as db:
-        if db.query(Login).filter_by(token_hash=hashed).first() is None:
-            db.add(Login(token_hash=hashed, csrf=f"csrf-{token}", person_id=person.id))
-    context.add_cookies([{"name": COOKIE, "value": token, "url": server.url}])
+        if db.query(UserSession).filter_by(token_hash=hashed).first() is None:
+            db.add(UserSession(token_hash=hashed, csrf=f"csrf-{token}", person_id=person.id))
+    context.add_cookies([{"name": SESSION_COOKIE, "value": token, "url": server.url}])
 
 
 def add_ranking(site: Site, prompt: str, texts: list[str], name: str = "ranking", **more) -> str:
@@ -155,8 +155,10 @@ def add_ranking(site: Site, prompt: str, texts: list[str], name: str = "ranking"
     completions = [records.Completion(prompt=prompt, completion=text, model=f"secret-model-{at}") for at, text in enumerate(texts)]
     asked = records.Prompt(id=f"{name}-1", prompt=prompt)
     with site.database.write() as db:
-        batch = make_batch(db, name, "rank", "training", [asked], completions, Policy(gold_share=0, repeat_share=0, cohort_share=0), **more)
-        open_batch(db, batch)
+        batch = create_batch_with_tasks(
+            db, name, "rank", "training", [asked], completions, OverlapPolicy(gold_share=0, repeat_share=0, cohort_share=0), **more
+        )
+        mark_batch_open(db, batch)
         return batch.id
 
 
@@ -165,6 +167,8 @@ def add_batch(site: Site, kind: str, prompts: list[str], name: str | None = None
     name = name or kind
     asked = [records.Prompt(id=f"{name}-{at}", prompt=text) for at, text in enumerate(prompts)]
     with site.database.write() as db:
-        batch = make_batch(db, name, kind, "training", asked, [], Policy(gold_share=0, repeat_share=0, cohort_share=0), **more)
-        open_batch(db, batch)
+        batch = create_batch_with_tasks(
+            db, name, kind, "training", asked, [], OverlapPolicy(gold_share=0, repeat_share=0, cohort_share=0), **more
+        )
+        mark_batch_open(db, batch)
         return batch.id

@@ -17,8 +17,8 @@ from work_support import desk  # noqa: F401
 
 from instructgpt.config import make_config
 from instructgpt.data.pretraining_text import train_tokenizer
-from instructgpt.data.tokenization import Renderer
-from instructgpt.distributed.comm import Ranks
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.distributed.comm import DistInfo
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import optim, ppo
@@ -144,7 +144,7 @@ def reward(save_reward):
 @pytest.fixture(scope="session")
 def render(tokenizer):
     """The renderer of the plain tokenizer."""
-    return Renderer(copy.deepcopy(tokenizer))
+    return PromptTokenizer(copy.deepcopy(tokenizer))
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def in_two_processes(monkeypatch):
         for number in range(2):
             with monkeypatch.context() as patch:
                 for place in {module, optim}:
-                    patch.setattr(place, "ranks_of", lambda _, number=number: Ranks(number, 2))
+                    patch.setattr(place, "ranks_of", lambda _, number=number: DistInfo(number, 2))
                     patch.setattr(place, "in_step", lambda groups, _: groups)
                     patch.setattr(place, "add_up", lambda numbers, _: numbers)
                 results.append(work())
@@ -204,7 +204,7 @@ class Scripted:
     formula: Any
 
     def score(self, examples):
-        return torch.tensor([float(self.formula(example.completion)) for example in examples])
+        return torch.tensor([float(self.formula(example.completion_ids)) for example in examples])
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def scripted(monkeypatch):
     def use(formula):
         def with_formula(config, run):
             models = load(config, run)
-            models.reward = Scripted(models.render, models.reward.model, formula)
+            models.reward = Scripted(models.tokenizer, models.reward.model, formula)
             return models
 
         monkeypatch.setattr(ppo, "load_models", with_formula)

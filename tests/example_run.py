@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from instructgpt.evaluate.aggregate import write_rows
+from instructgpt.evaluate.aggregate import write_result_rows
 from instructgpt.evaluate.metrics import bias, labels, preference, tax, toxicity, truthfulness
 from instructgpt.evaluate.reward import metrics
 from instructgpt.records import USE_CASES, Prompt, Ranking, write_records
@@ -82,7 +82,7 @@ def results(rng, ranked):
                 true = bool(rng.random() < TRUE[model] + shift)
                 silent = bool(rng.random() < shift)
                 verdicts = {"truthful": true or silent, "informative": not silent}
-                answers.append(truthfulness.Answer(model=model, condition=condition, question=f"q{item}", answer="…", **verdicts))
+                answers.append(truthfulness.JudgedAnswer(model=model, condition=condition, question=f"q{item}", answer="…", **verdicts))
             for condition, level in TOXIC.items():
                 score = float(np.clip(rng.beta(2, 2 / level[place] - 2), 0, 1))
                 continuations.append(
@@ -106,11 +106,11 @@ def results(rng, ranked):
             )
     return [
         *preference.measure(ranked),
-        *labels.measure(ranked),
-        *truthfulness.measure(answers),
-        *toxicity.measure(continuations),
-        *bias.measure(pairs),
-        *tax.measure(solutions, losses),
+        *labels.measure_labels(ranked),
+        *truthfulness.measure_truthfulness(answers),
+        *toxicity.measure_toxicity(continuations),
+        *bias.measure_bias(pairs),
+        *tax.measure_tax(solutions, losses),
         *metrics.measure(scored(rng, ranked)),
     ]
 
@@ -195,7 +195,7 @@ def make(run: Path, seed: int = 0) -> Path:
     """Write a whole run directory."""
     rng = np.random.default_rng(seed)
     ranked = rankings(rng)
-    write_rows(run / "results.json", results(rng, [ranking for ranking in ranked if ranking.prompt != HOSTILE]))
+    write_result_rows(run / "results.json", results(rng, [ranking for ranking in ranked if ranking.prompt != HOSTILE]))
     lines = [json.dumps(ranking.row()) for ranking in ranked]  # ASCII: the half surrogate of the hostile text cannot be written otherwise
     (run / "evaluation" / "preference").mkdir(parents=True, exist_ok=True)
     (run / "evaluation" / "preference" / "rankings.jsonl").write_text("\n".join(lines) + "\n")

@@ -18,7 +18,7 @@ import pytest
 from instructgpt import cli
 
 SRC = Path(__file__).parent.parent / "src"
-EAGER = "import instructgpt.run.directory as run; run.CHECKPOINT_SECONDS = 0.0; from instructgpt.cli import main; main()"
+EAGER = "import instructgpt.run.directory as run; run.CHECKPOINT_INTERVAL_S = 0.0; from instructgpt.cli import main; main()"
 """The command, but with a checkpoint after every step."""
 PATIENCE = 120.0
 BASE_SIZE = {"vocabulary": 270, "width": 8, "heads": 1, "layers": 1, "context": 48, "window": 16, "batch": 4, "tokens": 768}
@@ -68,7 +68,7 @@ def here(capsys: Any) -> Callable[..., Outcome]:
 
     def command(*arguments: object) -> Outcome:
         capsys.readouterr()
-        code = cli.run(words(*arguments))
+        code = cli.run_command(words(*arguments))
         said = capsys.readouterr()
         return Outcome(code, said.out, said.err)
 
@@ -193,7 +193,7 @@ def make_kit(folder: Path, *more: object) -> Kit:
         reward=folder / "reward",
     )  # fmt: skip
     for command in (kit.pretrain(kit.base, *more), kit.train_reward(kit.reward)):
-        assert cli.run(command) == 0
+        assert cli.run_command(command) == 0
     return kit
 
 

@@ -12,14 +12,14 @@ from instructgpt.label.context import Site
 from instructgpt.label.db.models import (
     Assignment,
     Batch,
-    Completion,
-    Demonstration,
+    CompletionRow,
+    DemonstrationRow,
     Instructions,
     Person,
-    Prompt,
     PromptReview,
-    Ranking,
+    PromptRow,
     RankingItem,
+    RankingRow,
     Rating,
     Submission,
     Task,
@@ -36,20 +36,20 @@ def add_batch(db, name: str, kind: str = "rank", purpose: str = "training", stat
     return batch
 
 
-def add_prompt(db, text: str, **more) -> Prompt:
-    prompt = Prompt(text=text, text_hash=f"h-{text}", **more)
+def add_prompt(db, text: str, **more) -> PromptRow:
+    prompt = PromptRow(text=text, text_hash=f"h-{text}", **more)
     db.add(prompt)
     db.flush()
     return prompt
 
 
-def add_task(db, batch: Batch, prompt: Prompt | None, texts: list[tuple[str, list[str]]] = (), **more) -> Task:
+def add_task(db, batch: Batch, prompt: PromptRow | None, texts: list[tuple[str, list[str]]] = (), **more) -> Task:
     """A task; `texts` are its completions with the models that gave each."""
     task = Task(batch_id=batch.id, kind=batch.kind, prompt_id=prompt and prompt.id, overlap=3, **more)
     db.add(task)
     db.flush()
     for position, (text, models) in enumerate(texts):
-        completion = Completion(prompt_id=prompt.id, text=text, text_hash=f"h-{text}", model=models[0], sampling={"temperature": 1.0})
+        completion = CompletionRow(prompt_id=prompt.id, text=text, text_hash=f"h-{text}", model=models[0], sampling={"temperature": 1.0})
         db.add(completion)
         db.flush()
         db.add(TaskCompletion(task_id=task.id, completion_id=completion.id, position=position, models=models))
@@ -74,7 +74,7 @@ def rank(db, task: Task, person: Person, tiers: list[int], ratings: list[int | N
     """A ranking of a task's completions in their order; `tiers` as they were put, ranks follow."""
     submission = hand_in(db, task, person, **more)
     dense = sorted(set(tiers))
-    db.add(Ranking(submission_id=submission.id, none_acceptable=False, confidence=7))
+    db.add(RankingRow(submission_id=submission.id, none_acceptable=False, confidence=7))
     places = db.query(TaskCompletion).filter_by(task_id=task.id).order_by(TaskCompletion.position).all()
     for index, place in enumerate(places):
         db.add(
@@ -121,10 +121,10 @@ def fill(site: Site, people: dict[str, Person]) -> dict[str, Submission]:
         turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Add 1 and 2"}]
         talk = add_prompt(db, "Hi\n\nYes?\n\nAdd 1 and 2", messages=turns)
         made["demonstration"] = hand_in(db, add_task(db, shown, talk), ada)
-        db.add(Demonstration(submission_id=made["demonstration"].id, person_id=ada.id, prompt_id=talk.id, text="3", text_hash="h"))
+        db.add(DemonstrationRow(submission_id=made["demonstration"].id, person_id=ada.id, prompt_id=talk.id, text="3", text_hash="h"))
         made["heldout demonstration"] = hand_in(db, add_task(db, shown, capital), hal)
         db.add(
-            Demonstration(
+            DemonstrationRow(
                 submission_id=made["heldout demonstration"].id, person_id=hal.id, prompt_id=capital.id, text="Paris it is", text_hash="h2"
             )
         )

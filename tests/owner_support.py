@@ -15,17 +15,17 @@ from instructgpt.label.context import Site
 from instructgpt.label.db.models import (
     Assignment,
     Person,
-    Prompt,
-    Ranking,
+    PromptRow,
     RankingItem,
+    RankingRow,
     Rating,
     Submission,
     Task,
     TaskCompletion,
+    current_time_ms,
     new_id,
-    now,
 )
-from instructgpt.label.tasks.batches import make_batch, open_batch
+from instructgpt.label.tasks.batches import create_batch_with_tasks, mark_batch_open
 from instructgpt.records import Completion
 from instructgpt.records import Prompt as PromptRecord
 
@@ -59,13 +59,13 @@ class Filled:
         """One labeler's ranks of a task's completions, in the order of the models. `order`: in which they stood on the page."""
         ids = list(self.completions[task].values())
         shown = [ids[number] for number in (order or range(len(ids)))]
-        assignment, submission, at = new_id(), new_id(), at or now() + next(NUMBERS)
+        assignment, submission, at = new_id(), new_id(), at or current_time_ms() + next(NUMBERS)
         add = self.add
         add(Assignment, id=assignment, task_id=self.tasks[task], person_id=person.id, round=again, state="submitted", lease_until=at,
             shown=shown, instructions_id=None, opened_at=at - 90_000, closed_at=at)  # fmt: skip
         add(Submission, id=submission, assignment_id=assignment, version=1, key=submission, kind="rank", note="", active_ms=active,
             wall_ms=90_000, pasted=pasted, surplus=False, invalid_reason=None, created_at=at, replaced_at=None)  # fmt: skip
-        add(Ranking, submission_id=submission, none_acceptable=False, confidence=None)
+        add(RankingRow, submission_id=submission, none_acceptable=False, confidence=None)
         for number, completion in enumerate(ids):
             rank = ranks[number]
             add(RankingItem, submission_id=submission, completion_id=completion, tier=rank, rank=rank, shown=shown.index(completion))
@@ -103,12 +103,14 @@ def fill(
         for k, m in enumerate(models)
     ]
     with site.database.write() as db:
-        batch = make_batch(db, name, "rank", purpose, prompts, answers, policy, **options)
+        batch = create_batch_with_tasks(db, name, "rank", purpose, prompts, answers, policy, **options)
         if opened:
-            open_batch(db, batch)
+            mark_batch_open(db, batch)
         made = {
             prompt: task
-            for task, prompt in db.query(Task.id, Prompt.text).join(Prompt, Prompt.id == Task.prompt_id).filter(Task.batch_id == batch.id)
+            for task, prompt in db.query(Task.id, PromptRow.text)
+            .join(PromptRow, PromptRow.id == Task.prompt_id)
+            .filter(Task.batch_id == batch.id)
         }
         of = {(row.task_id, row.models[0]): row.completion_id for row in db.query(TaskCompletion)}
     order = [made[prompt.prompt] for prompt in prompts]

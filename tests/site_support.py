@@ -18,10 +18,10 @@ import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
-from instructgpt.label.auth.dependencies import COOKIE
+from instructgpt.label.auth.dependencies import SESSION_COOKIE
 from instructgpt.label.context import Settings, Site
 from instructgpt.label.db.database import Database, sqlite_url
-from instructgpt.label.db.models import Base, Login, Person
+from instructgpt.label.db.models import Base, Person, UserSession
 from instructgpt.label.web.app import create_app
 
 ORIGIN = {"Sec-Fetch-Site": "same-origin"}
@@ -52,9 +52,9 @@ def client_of(site: Site, person: Person | None = None) -> TestClient:
         token = f"token-of-{person.id}"
         hashed = hashlib.sha256(token.encode()).hexdigest()
         with site.database.write() as db:
-            if db.query(Login).filter_by(token_hash=hashed).first() is None:
-                db.add(Login(token_hash=hashed, csrf=f"csrf-{person.id}", person_id=person.id))
-        client.cookies.set(COOKIE, token)
+            if db.query(UserSession).filter_by(token_hash=hashed).first() is None:
+                db.add(UserSession(token_hash=hashed, csrf=f"csrf-{person.id}", person_id=person.id))
+        client.cookies.set(SESSION_COOKIE, token)
         client.headers["X-CSRF-Token"] = f"csrf-{person.id}"
     return client
 

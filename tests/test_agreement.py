@@ -10,8 +10,8 @@ from scipy import stats
 
 from instructgpt.records import Ranking
 from instructgpt.statistics import agreement
-from instructgpt.statistics.pair_judgments import Ranked, between_labelers, judgements
-from instructgpt.statistics.shrinkage import shrunk
+from instructgpt.statistics.pair_judgments import LabelerRanking, inter_labeler_cells, pair_judgments
+from instructgpt.statistics.shrinkage import beta_binomial_shrinkage
 
 
 def random_rankings(seed=0, prompts=12, people=5, gaps=True):
@@ -23,7 +23,7 @@ def random_rankings(seed=0, prompts=12, people=5, gaps=True):
         for person in rng.permutation(people)[: rng.integers(1, people + 1)]:
             for _ in range(1 + (rng.random() < 0.2)):
                 shown = rng.permutation(k)[: k - int(gaps and rng.random() < 0.3)]
-                made.append(Ranked(f"p{prompt}", f"l{person}", [f"c{c}" for c in shown], rng.integers(1, 5, len(shown)).tolist()))
+                made.append(LabelerRanking(f"p{prompt}", f"l{person}", [f"c{c}" for c in shown], rng.integers(1, 5, len(shown)).tolist()))
     return made
 
 
@@ -50,16 +50,16 @@ def slow_cells(rankings):
 @pytest.mark.parametrize("seed", range(6))
 def test_cells_are_those_of_the_slow_definition(seed):
     rankings = random_rankings(seed)
-    given = judgements(rankings)
-    cells = between_labelers(given)
+    given = pair_judgments(rankings)
+    cells = inter_labeler_cells(given)
     prompts = list(dict.fromkeys(ranking.prompt for ranking in rankings))
     found = {}
     for prompt, first, second, *counts in zip(
         cells.prompt,
         cells.first,
         cells.second,
-        cells.alike,
-        cells.opposite,
+        cells.concordant,
+        cells.discordant,
         cells.first_tied,
         cells.second_tied,
         cells.both_tied,
@@ -77,12 +77,12 @@ def test_cells_are_those_of_the_slow_definition(seed):
 
 
 def test_three_tie_rules_by_hand():
-    one = Ranked("p", "x", "abc", (1, 2, 3))
-    other = Ranked("p", "y", "abc", (1, 1, 2))  # ab tied; ac, bc as the first has them
-    third = Ranked("p", "z", "abc", (2, 2, 1))  # ab tied; ac, bc the other way round
+    one = LabelerRanking("p", "x", "abc", (1, 2, 3))
+    other = LabelerRanking("p", "y", "abc", (1, 1, 2))  # ab tied; ac, bc as the first has them
+    third = LabelerRanking("p", "z", "abc", (2, 2, 1))  # ab tied; ac, bc the other way round
     # x-y: tied by one, alike, alike.  x-z: tied by one, opposite, opposite.  y-z: tied by both, opposite, opposite
-    found = agreement.agreement([one, other, third])
-    assert (found.alike, found.opposite, found.one_tied, found.both_tied) == (2, 4, 2, 1)
+    found = agreement.inter_labeler_agreement([one, other, third])
+    assert (found.concordant, found.discordant, found.one_tied, found.both_tied) == (2, 4, 2, 1)
     assert found.decided.value == pytest.approx(2 / 6)
     assert found.three_way.value == pytest.approx(3 / 9)
     assert found.half_credit.value == pytest.approx((3 + 2 / 2) / 9)
@@ -96,32 +96,36 @@ def test_records_and_ids_give_the_same():
     records = [
         Ranking(prompt=r.prompt, labeler=r.labeler, completions=tuple(texts[c] for c in r.completions), ranks=r.ranks) for r in rankings
     ]
-    assert agreement.agreement(records) == agreement.agreement(rankings)
-    without = [*rankings, Ranked("p0", None, ("c0", "c1"), (1, 2))]
-    assert agreement.agreement(without) == agreement.agreement(rankings)
+    assert agreement.inter_labeler_agreement(records) == agreement.inter_labeler_agreement(rankings)
+    without = [*rankings, LabelerRanking("p0", None, ("c0", "c1"), (1, 2))]
+    assert agreement.inter_labeler_agreement(without) == agreement.inter_labeler_agreement(rankings)
 
 
 def test_nothing_shared_is_nothing_measured():
-    for rankings in ([], [Ranked("p", "x", "ab", (1, 2))], [Ranked("p", "x", "ab", (1, 2)), Ranked("q", "y", "ab", (1, 2))]):
-        found = agreement.agreement(rankings)
+    for rankings in (
+        [],
+        [LabelerRanking("p", "x", "ab", (1, 2))],
+        [LabelerRanking("p", "x", "ab", (1, 2)), LabelerRanking("q", "y", "ab", (1, 2))],
+    ):
+        found = agreement.inter_labeler_agreement(rankings)
         assert found.decided.value is None
-        assert found.alike == found.opposite == 0
-        cells = agreement.compare(rankings)
-        assert agreement.by_labeler(cells) == []
+        assert found.concordant == found.discordant == 0
+        cells = agreement.compare_labelers(rankings)
+        assert agreement.agreement_by_labeler(cells) == []
         assert agreement.kendall_tau(cells).value is None
         assert agreement.concordance(rankings).w.value is None
-        assert agreement.self_agreement(rankings) == {}
-        assert agreement.with_gold(rankings, []) == {}
-        assert agreement.alpha_of_pairs(rankings).value is None
-    tied = [Ranked("p", person, "ab", (1, 1)) for person in "xy"]
-    assert agreement.agreement(tied).decided.value is None
-    assert agreement.agreement(tied).three_way.value == 1
+        assert agreement.intra_labeler_agreement(rankings) == {}
+        assert agreement.gold_agreement(rankings, []) == {}
+        assert agreement.pairwise_alpha(rankings).value is None
+    tied = [LabelerRanking("p", person, "ab", (1, 1)) for person in "xy"]
+    assert agreement.inter_labeler_agreement(tied).decided.value is None
+    assert agreement.inter_labeler_agreement(tied).three_way.value == 1
 
 
 def test_labelers_matrix_by_slow_definition():
     rankings = random_rankings(1)
-    cells = agreement.compare(rankings)
-    table = agreement.matrix(cells)
+    cells = agreement.compare_labelers(rankings)
+    table = agreement.agreement_matrix(cells)
     alike, decided = {}, {}
     for (_, one, other), (a, o, *_) in slow_cells(rankings).items():
         for key in ((one, other), (other, one)):
@@ -133,7 +137,7 @@ def test_labelers_matrix_by_slow_definition():
                 assert table.share[i, j] == pytest.approx(alike[one, other] / decided[one, other])
             else:
                 assert np.isnan(table.share[i, j])
-    rows = {row.labeler: row for row in agreement.by_labeler(cells)}
+    rows = {row.labeler: row for row in agreement.agreement_by_labeler(cells)}
     for i, one in enumerate(table.labelers):
         assert rows[one].shared == table.shared[i].sum()
         assert rows[one].share == pytest.approx(np.nansum(table.share[i] * table.shared[i]) / table.shared[i].sum())
@@ -147,7 +151,7 @@ def crowd(noise, prompts=150, per_prompt=3, k=5, seed=0):
         worth = rng.normal(size=k)
         for person in rng.choice(len(noise), per_prompt, replace=False):
             ranks = stats.rankdata(-(worth + noise[person] * rng.normal(size=k)))
-            made.append(Ranked(prompt, int(person), range(k), ranks.tolist()))
+            made.append(LabelerRanking(prompt, int(person), range(k), ranks.tolist()))
     return made
 
 
@@ -155,15 +159,16 @@ def test_who_answers_at_random_or_upside_down_stands_out():
     noise = np.full(12, 0.5)
     noise[4] = 50
     rankings = [
-        Ranked(r.prompt, r.labeler, r.completions, [-rank for rank in r.ranks]) if r.labeler == 7 else r for r in crowd(noise, prompts=300)
+        LabelerRanking(r.prompt, r.labeler, r.completions, [-rank for rank in r.ranks]) if r.labeler == 7 else r
+        for r in crowd(noise, prompts=300)
     ]
-    rows = agreement.by_labeler(agreement.compare(rankings))
+    rows = agreement.agreement_by_labeler(agreement.compare_labelers(rankings))
     assert [row.labeler for row in rows[:2]] == [7, 4]
     assert rows[0].shrunk.high < 0.4
     assert rows[1].shrunk.high < 0.6
     assert rows[2].shrunk.low > 0.6
     gold = {r.prompt: r for r in crowd(np.zeros(1), prompts=300, per_prompt=1)}  # other worths: a gold that nobody agrees with
-    assert agreement.with_gold(rankings, list(gold.values()))[None].decided.value == pytest.approx(0.5, abs=0.06)
+    assert agreement.gold_agreement(rankings, list(gold.values()))[None].decided.value == pytest.approx(0.5, abs=0.06)
 
 
 def test_shrunk_shares_are_those_of_a_fine_grid():
@@ -176,7 +181,7 @@ def test_shrunk_shares_are_those_of_a_fine_grid():
     a, b = np.array(priors).T[:, :, None]
     likelihood = stats.betabinom.logpmf(alike, n, a, b).sum(1)
     chance = np.exp(likelihood - likelihood.max())[:, None] / np.exp(likelihood - likelihood.max()).sum()
-    for person, estimate in enumerate(shrunk(alike.astype(float), n.astype(float))):
+    for person, estimate in enumerate(beta_binomial_shrinkage(alike.astype(float), n.astype(float))):
         x, y = alike[person], n[person] - alike[person]
         assert estimate.value == pytest.approx((chance * (a + x) / (a + b + n[person])).sum(), abs=0.004)
         for end, level in ((estimate.low, 0.025), (estimate.high, 0.975)):
@@ -192,7 +197,7 @@ def test_shrunk_intervals_hold_the_long_run_share(prior):
         truth = rng.beta(*prior, 25)
         n = rng.integers(10, 80, 25)
         x = rng.binomial(n, truth)
-        found = shrunk(x.astype(float), n.astype(float))
+        found = beta_binomial_shrinkage(x.astype(float), n.astype(float))
         held += [each.low <= share <= each.high for each, share in zip(found, truth, strict=True)]
         error += [(each.value - share) ** 2 for each, share in zip(found, truth, strict=True)]
         plain += ((x / n - truth) ** 2).tolist()
@@ -201,39 +206,43 @@ def test_shrunk_intervals_hold_the_long_run_share(prior):
 
 
 def test_shrinking_where_all_are_alike():
-    found = shrunk(np.array([5.0, 40.0]), np.array([5.0, 40.0]))
+    found = beta_binomial_shrinkage(np.array([5.0, 40.0]), np.array([5.0, 40.0]))
     assert all(0.5 < each.low < each.value < 1 for each in found)
     assert found[1].low > found[0].low
 
 
 def test_gold_by_hand():
-    gold = [Ranked("p", None, "abc", (1, 2, 3)), Ranked("q", "boss", "ab", (1, 1)), Ranked("p", "late", "abc", (3, 2, 1))]
-    rankings = [
-        Ranked("p", "x", "cba", (3, 2, 1)),  # as gold
-        Ranked("p", "y", "abc", (1, 1, 2)),  # ab tied
-        Ranked("p", "y", "abc", (3, 2, 1)),  # a repeat: not compared
-        Ranked("q", "y", "ab", (2, 1)),  # where gold ties
+    gold = [
+        LabelerRanking("p", None, "abc", (1, 2, 3)),
+        LabelerRanking("q", "boss", "ab", (1, 1)),
+        LabelerRanking("p", "late", "abc", (3, 2, 1)),
     ]
-    found = agreement.with_gold(rankings, gold)
+    rankings = [
+        LabelerRanking("p", "x", "cba", (3, 2, 1)),  # as gold
+        LabelerRanking("p", "y", "abc", (1, 1, 2)),  # ab tied
+        LabelerRanking("p", "y", "abc", (3, 2, 1)),  # a repeat: not compared
+        LabelerRanking("q", "y", "ab", (2, 1)),  # where gold ties
+    ]
+    found = agreement.gold_agreement(rankings, gold)
     assert found["x"].decided.value == 1
-    assert (found["y"].alike, found["y"].opposite, found["y"].one_tied) == (2, 0, 2)
+    assert (found["y"].concordant, found["y"].discordant, found["y"].one_tied) == (2, 0, 2)
     assert found["y"].three_way.value == pytest.approx(2 / 4)
     assert found[None].decided.n == 5
 
 
 def test_oneself_by_hand():
     rankings = [
-        Ranked("p", "x", "abc", (1, 2, 3)),
-        Ranked("p", "y", "abc", (3, 2, 1)),
-        Ranked("p", "x", "abc", (2, 1, 3)),  # ab turned round
-        Ranked("q", "x", "ab", (1, 2)),
-        Ranked("q", "x", "ab", (1, 2)),
-        Ranked("q", "y", "ab", (1, 2)),
+        LabelerRanking("p", "x", "abc", (1, 2, 3)),
+        LabelerRanking("p", "y", "abc", (3, 2, 1)),
+        LabelerRanking("p", "x", "abc", (2, 1, 3)),  # ab turned round
+        LabelerRanking("q", "x", "ab", (1, 2)),
+        LabelerRanking("q", "x", "ab", (1, 2)),
+        LabelerRanking("q", "y", "ab", (1, 2)),
     ]
-    found = agreement.self_agreement(rankings)
+    found = agreement.intra_labeler_agreement(rankings)
     assert set(found) == {None, "x"}
-    assert (found["x"].alike, found["x"].opposite) == (3, 1)
-    assert agreement.agreement(rankings).alike == 1  # the repeats are nobody else's turn
+    assert (found["x"].concordant, found["x"].discordant) == (3, 1)
+    assert agreement.inter_labeler_agreement(rankings).concordant == 1  # the repeats are nobody else's turn
 
 
 def test_tau_is_that_of_scipy():
@@ -247,7 +256,7 @@ def test_tau_is_that_of_scipy():
             tables = [dict(zip(firsts[prompt, each].completions, firsts[prompt, each].ranks, strict=True)) for each in (one, other)]
             tau = stats.kendalltau(*([table[c] for c in sorted(table)] for table in tables)).statistic
             taus += [] if np.isnan(tau) else [tau]
-    found = agreement.kendall_tau(agreement.compare(list(firsts.values())))
+    found = agreement.kendall_tau(agreement.compare_labelers(list(firsts.values())))
     assert found.value == pytest.approx(np.mean(taus))
     assert found.n == len(taus)
     assert found.low < found.value < found.high
@@ -258,26 +267,27 @@ def test_w_is_friedman_s_chi_square():
     rankings, expected = [], []
     for prompt, (people, k) in enumerate([(3, 4), (3, 4), (5, 6), (4, 3)]):
         table = rng.integers(1, 4, size=(people, k))
-        rankings += [Ranked(prompt, person, range(k), row.tolist()) for person, row in enumerate(table)]
+        rankings += [LabelerRanking(prompt, person, range(k), row.tolist()) for person, row in enumerate(table)]
         expected.append(stats.friedmanchisquare(*table.T).statistic / (people * (k - 1)))
-    found = agreement.concordance([*rankings, Ranked("alone", 0, range(3), (1, 2, 3))])
+    found = agreement.concordance([*rankings, LabelerRanking("alone", 0, range(3), (1, 2, 3))])
     assert found.w.value == pytest.approx(np.mean(expected))
     assert found.by_chance == pytest.approx(np.mean([1 / 3, 1 / 3, 1 / 5, 1 / 4]))
 
 
 def test_alpha_of_pairs_is_evalica_s():
     rankings = [
-        Ranked(r.prompt, r.labeler, r.completions, np.ceil(np.array(r.ranks) / 2).tolist()) for r in crowd(np.full(6, 1.0), prompts=40)
+        LabelerRanking(r.prompt, r.labeler, r.completions, np.ceil(np.array(r.ranks) / 2).tolist())
+        for r in crowd(np.full(6, 1.0), prompts=40)
     ]
-    given = judgements(rankings)
+    given = pair_judgments(rankings)
     wide = np.full((6, int(given.pair.max()) + 1), np.nan)
     wide[given.labeler, given.pair] = given.sign
-    found = agreement.alpha_of_pairs(rankings)
+    found = agreement.pairwise_alpha(rankings)
     assert found.value == pytest.approx(evalica.alpha(pd.DataFrame(wide), "nominal").alpha)
     assert found.low < found.value < found.high
 
 
 def test_alpha_without_ties_is_twice_the_agreement_less_one():
     rankings = crowd(np.full(6, 1.0), prompts=300)
-    share = agreement.agreement(rankings).decided.value
-    assert agreement.alpha_of_pairs(rankings).value == pytest.approx(2 * share - 1, abs=0.01)
+    share = agreement.inter_labeler_agreement(rankings).decided.value
+    assert agreement.pairwise_alpha(rankings).value == pytest.approx(2 * share - 1, abs=0.01)

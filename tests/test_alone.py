@@ -27,7 +27,7 @@ def kit(tmp_path_factory) -> Kit:
 
 @pytest.fixture
 def command(capsys, monkeypatch):
-    monkeypatch.setattr(lock, "PARTING", 0.3)
+    monkeypatch.setattr(lock, "LOCK_TIMEOUT_S", 0.3)
     return here(capsys)
 
 

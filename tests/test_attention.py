@@ -12,14 +12,14 @@ import transformers
 from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 
 from instructgpt.data import packing
-from instructgpt.data.packing import Example, collate
-from instructgpt.data.rankings import Order, RankedPrompt
+from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.data.rankings import LabelerRanks, RankedPrompt
 from instructgpt.models import packed_attention
-from instructgpt.models.packed_attention import PACKED, hidden_states, use_packed_attention
+from instructgpt.models.packed_attention import PACKED_ATTENTION, hidden_states, use_packed_attention
 from instructgpt.models.policy import load_policy, save_policy
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.train import reward as stage
-from instructgpt.train.reward import ranking_step
+from instructgpt.train.reward import ranking_backward
 
 MORE_FAMILIES = (*FAMILIES, "qwen3")
 
@@ -31,7 +31,7 @@ def drawn(length, seed=0):
 
 def answered(prompt, *lengths):
     """Completions of the given lengths of one prompt of a given length."""
-    return [Example(drawn(prompt, 1), drawn(length, place)) for place, length in enumerate(lengths)]
+    return [TokenizedExample(drawn(prompt, 1), drawn(length, place)) for place, length in enumerate(lengths)]
 
 
 GROUPS = {
@@ -45,7 +45,7 @@ GROUPS = {
     "the same twice": answered(11, 6, 6, 6),
     "as long as the context": answered(CONTEXT - 3, 3, 2, 1),
     "completions of two prompts in turn": [pair[i] for i in (0, 1) for pair in (answered(15, 4, 7), answered(16, 6, 2))],
-    "documents of a window": [Example([5], drawn(20), restarts=(4, 15)), *answered(9, 2, 3)],
+    "documents of a window": [TokenizedExample([5], drawn(20), document_starts=(4, 15)), *answered(9, 2, 3)],
 }
 
 
@@ -62,8 +62,8 @@ def model_of(family):
 
 def texts(example):
     """An example's documents."""
-    tokens = example.prompt + example.completion
-    return [tokens[begin:end] for begin, end in zip((0, *example.restarts), (*example.restarts, len(tokens)), strict=True)]
+    tokens = example.prompt_ids + example.completion_ids
+    return [tokens[begin:end] for begin, end in zip((0, *example.document_starts), (*example.document_starts, len(tokens)), strict=True)]
 
 
 def stock_states(model, examples):
@@ -79,19 +79,19 @@ def stock_states(model, examples):
 @pytest.mark.parametrize("family", MORE_FAMILIES)
 def test_states_and_gradients_equal_those_of_separate_sequences(family, examples, few, gradients, monkeypatch):
     """Whether the last layer is computed for all tokens or, whatever their share, for those alone that are read."""
-    monkeypatch.setattr(packed_attention, "FEW", few)
+    monkeypatch.setattr(packed_attention, "MAX_SUBSET_SHARE", few)
     stock = model_of(family)
     ours = copy.deepcopy(stock)
     use_packed_attention(ours)
-    assert ours.config._attn_implementation == PACKED
+    assert ours.config._attn_implementation == PACKED_ATTENTION
     states = stock_states(stock, examples)
     last = torch.stack([of_example[-1] for of_example in states])
     before = torch.cat(
-        [of_example[len(example.prompt) - 1 : len(example) - 1] for of_example, example in zip(states, examples, strict=True)]
+        [of_example[len(example.prompt_ids) - 1 : len(example) - 1] for of_example, example in zip(states, examples, strict=True)]
     )
     batch = collate(examples)
-    got = [hidden_states(ours, batch, read) for read in ("last", "predicts")]
-    assert [packed_attention.reading_of(batch, read) is not None for read in ("last", "predicts")] == [few, few]
+    got = [hidden_states(ours, batch, read) for read in ("last_positions", "target_positions")]
+    assert [packed_attention.get_token_subset(batch, read) is not None for read in ("last_positions", "target_positions")] == [few, few]
     for states_read, expected_states in zip(got, (last, before), strict=True):
         torch.testing.assert_close(states_read, expected_states, atol=1e-5, rtol=1e-5)
 
@@ -112,18 +112,18 @@ def test_after_its_keys_the_last_layer_computes_what_is_read_and_no_more(family)
         if name.endswith(".mlp"):
             module.register_forward_hook(lambda _, given, __: rows.append(given[0].shape[-2]))
     batch = collate(answered(20, 3, 4))
-    hidden_states(model, batch, "last")
-    hidden_states(model, batch, "predicts")  # of both completions' first tokens by the prompt's last one
+    hidden_states(model, batch, "last_positions")
+    hidden_states(model, batch, "target_positions")  # of both completions' first tokens by the prompt's last one
     assert rows == [27, 2, 27, 6]
 
 
 def test_a_shared_prompt_is_in_the_batch_once():
     for completions in range(2, 10):
         batch = collate(answered(30, *[5] * completions))
-        assert len(batch.tokens) == 30 + 5 * completions
-    assert len(collate(answered(packing.SHARED_FROM - 1, 5, 5)).tokens) == 2 * (packing.SHARED_FROM + 4)
-    unlike = [Example([1] * 30, [2]), Example([1] * 29 + [3], [2])]
-    assert len(collate(unlike).tokens) == 62
+        assert len(batch.input_ids) == 30 + 5 * completions
+    assert len(collate(answered(packing.MIN_SHARED_PREFIX - 1, 5, 5)).input_ids) == 2 * (packing.MIN_SHARED_PREFIX + 4)
+    unlike = [TokenizedExample([1] * 30, [2]), TokenizedExample([1] * 29 + [3], [2])]
+    assert len(collate(unlike).input_ids) == 62
 
 
 @pytest.mark.parametrize("examples", GROUPS.values(), ids=GROUPS.keys())
@@ -145,9 +145,9 @@ def test_how_texts_are_cut_into_blocks_changes_nothing(monkeypatch):
         expected = hidden_states(model, batch)
         counts = set()
         for factor in (0, 1.5, 1000):
-            monkeypatch.setattr(packed_attention, "ALIKE", factor)
+            monkeypatch.setattr(packed_attention, "MAX_LENGTH_RATIO", factor)
             batch = collate(examples)  # a batch keeps its layout
-            counts.add(len(packed_attention.layout_of(batch).blocks))
+            counts.add(len(packed_attention.get_attention_layout(batch).blocks))
             torch.testing.assert_close(hidden_states(model, batch), expected, atol=1e-5, rtol=1e-5)
     assert min(counts) == 2 < max(counts)
 
@@ -162,19 +162,19 @@ def test_families_that_need_more_keep_their_own_attention():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         use_packed_attention(model)
-        assert model.config._attn_implementation != PACKED
+        assert model.config._attn_implementation != PACKED_ATTENTION
         examples = answered(12, 3, 9)
         batch = collate(examples)
         with torch.no_grad():
             expected = torch.stack([states[-1] for states in stock_states(model, examples)])
-            torch.testing.assert_close(hidden_states(model, batch)[batch.last], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(hidden_states(model, batch)[batch.last_positions], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_saved_models_do_not_tell_how_they_were_computed(save, tmp_path):
     model, render = load_policy(save("llama"), CPU)
-    assert model.config._attn_implementation == PACKED
+    assert model.config._attn_implementation == PACKED_ATTENTION
     save_policy(model, render, tmp_path)
-    assert PACKED not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+    assert PACKED_ATTENTION not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
 
 
 # --- the reward model ----------------------------------------------------------------------------------------------
@@ -184,20 +184,20 @@ def with_long_prompts():
     """Ranked prompts with 4, 9 and 2 completions, with ties; the second was ranked by two labelers."""
     ann, bob = (9, 8, 7, 6, 5, 4, 3, 2, 1), (1, 1, 2, 2, 3, 3, 1, 1, 2)
     rows = [(answered(20, 3, 9, 1, 5), [(1, 2, 3, 3)]), (answered(33, *range(1, 10)), [ann, bob]), (answered(2, 30, 8), [(1, 2)])]
-    return [RankedPrompt(examples, tuple(Order(ranks, None, "training") for ranks in orders), "") for examples, orders in rows]
+    return [RankedPrompt(examples, tuple(LabelerRanks(ranks, None, "training") for ranks in orders), "") for examples, orders in rows]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_k_wise_loss_and_gradients_equal_those_of_separate_sequences(save_reward, family, gradients, monkeypatch, in_two_processes):
     reward = load_reward_model(save_reward(family), CPU)
     ranked = with_long_prompts()
-    loss, right = ranking_step(reward, ranked)
+    loss, right = ranking_backward(reward, ranked)
     found = gradients(reward.model)
-    parts = in_two_processes(stage, lambda: ranking_step(reward, ranked)[0])
+    parts = in_two_processes(stage, lambda: ranking_backward(reward, ranked)[0])
     assert sum(parts) == pytest.approx(loss, abs=1e-6)
     assert_same_tensors(gradients(reward.model), found)
 
-    monkeypatch.setattr(packing, "SHARED_FROM", 1000)
+    monkeypatch.setattr(packing, "MIN_SHARED_PREFIX", 1000)
     reward.model.set_attn_implementation("eager")
-    assert ranking_step(reward, ranked) == pytest.approx((loss, right), abs=1e-5)
+    assert ranking_backward(reward, ranked) == pytest.approx((loss, right), abs=1e-5)
     assert_same_tensors(gradients(reward.model), found, 1e-5)

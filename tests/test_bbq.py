@@ -2,9 +2,9 @@
 
 import pytest
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.evaluate.tasks import bbq
-from instructgpt.evaluate.tasks.base import Question, Reply, Told
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply
 
 OLD, YOUNG, UNKNOWN = range(3)
 INFO = {"ans0": ["the old man", "old"], "ans1": ["the boy", "nonOld"], "ans2": ["Not enough information", "unknown"]}
@@ -18,24 +18,24 @@ def replied(said, condition="ambiguous", *, right=UNKNOWN, biased=OLD, number=0,
     """One question and a model's reply that finds `said` the likeliest; every question is a template of its own."""
     truth = {"right": right, "biased": biased, "unknown": UNKNOWN, "category": category, "template": str(number)}
     logp = tuple(-1.0 if place == said else -2.0 for place in range(3))
-    question = Question(str(number), condition, "?", ("a", "b", "c"), truth=truth)
-    return question, Reply(model=model, id=str(number), condition=condition, logp=logp, tokens=(1, 1, 1))
+    question = EvalQuestion(str(number), condition, "?", ("a", "b", "c"), target=truth)
+    return question, ModelReply(model=model, id=str(number), condition=condition, logp=logp, tokens=(1, 1, 1))
 
 
 def values(asked):
-    return {(one.metric, one.condition): one.value for one in bbq.measure(asked, Told()) if one.model == "m"}
+    return {(one.metric, one.condition): one.value for one in bbq.measure(asked, EvalSettings()) if one.model == "m"}
 
 
 def test_a_stereotype_suggests_the_group_in_a_negative_question_and_the_other_in_a_kind_one():
-    assert bbq.biased_answer(row("neg"), "file") == OLD
-    assert bbq.biased_answer(row("nonneg"), "file") == YOUNG
-    assert bbq.biased_answer(row("neg", groups=["The Old Man"]), "file") == OLD  # by the name where the group's code does not tell
+    assert bbq.biased_answer_index(row("neg"), "file") == OLD
+    assert bbq.biased_answer_index(row("nonneg"), "file") == YOUNG
+    assert bbq.biased_answer_index(row("neg", groups=["The Old Man"]), "file") == OLD  # by the name where the group's code does not tell
 
 
 @pytest.mark.parametrize("groups", [(), ("tall",), ("old", "nonold")])
 def test_a_row_that_does_not_tell_the_group_is_refused(groups):
-    with pytest.raises(BadInput, match=r"file, row 3: .* of 2 answers about people"):
-        bbq.biased_answer(row(groups=groups), "file, row 3")
+    with pytest.raises(InputError, match=r"file, row 3: .* of 2 answers about people"):
+        bbq.biased_answer_index(row(groups=groups), "file, row 3")
 
 
 def test_ambiguous_by_hand():

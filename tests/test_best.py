@@ -35,11 +35,11 @@ def stage(write, save, tmp_path, monkeypatch):
             return QUALITIES[step // 2 - 1]
 
         if name == "pretrain":
-            monkeypatch.setattr(pretrain, "VALIDATE_EVERY", 2)
-            monkeypatch.setattr(pretrain, "validation_loss", lambda model, _: -snapshot(model))
+            monkeypatch.setattr(pretrain, "VALIDATION_INTERVAL", 2)
+            monkeypatch.setattr(pretrain, "compute_validation_loss", lambda model, _: -snapshot(model))
             given = {"corpus": (write("corpus.jsonl", CORPUS),), **SIZES}
             return pretrain.main, make_config(PretrainConfig, given, options, {"out": tmp_path / folder}), seen
-        measure = reward.accuracies
+        measure = reward.evaluate_pair_accuracy
 
         def scripted(model, tasks):
             measured = measure(model, tasks)
@@ -47,7 +47,7 @@ def stage(write, save, tmp_path, monkeypatch):
                 measured["validation/accuracy"] = snapshot(model.model)
             return measured
 
-        monkeypatch.setattr(reward, "accuracies", scripted)
+        monkeypatch.setattr(reward, "evaluate_pair_accuracy", scripted)
         data = (write("rankings.jsonl", [row | {"prompt": f"{row['prompt']} {n}"} for n in range(5) for row in RANKINGS]),)
         fresh = (write("fresh.jsonl", RANKINGS),)
         given = {"base": str(save()), "data": data, "validation": fresh, "batch": 3, "lr": 1e-2, "out": tmp_path / folder}

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from instructgpt.distributed.launch import dividing
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.cache import Cache
+from instructgpt.distributed.launch import process_map
+from instructgpt.errors import InputError
+from instructgpt.evaluate.cache import ResultCache
 
 GREEDY = {"temperature": 0.0, "max_tokens": 5, "seed": 1}
 SAMPLED = GREEDY | {"temperature": 1.0}
@@ -32,60 +32,60 @@ class Model:
 
 def test_nothing_is_asked_twice(tmp_path):
     model = Model()
-    first = Cache(tmp_path).completions("w", ["a", "b", "a"], GREEDY, model)
+    first = ResultCache(tmp_path).get_or_compute("w", ["a", "b", "a"], GREEDY, model)
     assert model.asked == ["a", "b"]
     assert first[0] == first[2]
-    assert Cache(tmp_path).completions("w", ["b", "c", "a"], GREEDY, model)[0] == first[1]
+    assert ResultCache(tmp_path).get_or_compute("w", ["b", "c", "a"], GREEDY, model)[0] == first[1]
     assert model.asked == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("other", [("x", GREEDY), ("w", GREEDY | {"seed": 2}), ("w", GREEDY | {"max_tokens": 6})])
 def test_other_weights_seed_or_settings_are_asked_anew(tmp_path, other):
     model = Model()
-    Cache(tmp_path).completions("w", [[1, 2], [3]], GREEDY, model)
-    Cache(tmp_path).completions(other[0], [[1, 2], [3]], other[1], model)
+    ResultCache(tmp_path).get_or_compute("w", [[1, 2], [3]], GREEDY, model)
+    ResultCache(tmp_path).get_or_compute(other[0], [[1, 2], [3]], other[1], model)
     assert model.asked == [[1, 2], [3]] * 2
 
 
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED])
 def test_a_stop_changes_no_number(tmp_path, settings):
     prompts = [f"p{i // 3}" for i in range(20)]
-    whole = Cache(tmp_path / "a").completions("w", prompts, settings, Model(), at_once=4)
+    whole = ResultCache(tmp_path / "a").get_or_compute("w", prompts, settings, Model(), chunk_size=4)
     with pytest.raises(KeyboardInterrupt):
-        Cache(tmp_path / "b").completions("w", prompts, settings, Model(fail_after=4), at_once=4)
-    assert Cache(tmp_path / "b").completions("w", prompts, settings, Model(), at_once=4) == whole
+        ResultCache(tmp_path / "b").get_or_compute("w", prompts, settings, Model(fail_after=4), chunk_size=4)
+    assert ResultCache(tmp_path / "b").get_or_compute("w", prompts, settings, Model(), chunk_size=4) == whole
     assert len(set(whole)) == (20 if settings is SAMPLED else 7)  # a prompt is sampled as often as it stands there
 
 
 @pytest.mark.parametrize("cut", [1, 2, 15, 60])
 def test_what_a_kill_tore_off_is_asked_again_and_nothing_else(tmp_path, cut):
     prompts = ["a", "b", "c é"]
-    whole = Cache(tmp_path).completions("w", prompts, GREEDY, Model())
+    whole = ResultCache(tmp_path).get_or_compute("w", prompts, GREEDY, Model())
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-cut])
     again = Model()
-    assert [said.split("|")[0] for said in Cache(tmp_path).completions("w", prompts, GREEDY, again)] == prompts
+    assert [said.split("|")[0] for said in ResultCache(tmp_path).get_or_compute("w", prompts, GREEDY, again)] == prompts
     assert again.asked == ([] if cut == 1 else ["c é"])  # only the line feed was lost: the line is whole
-    assert Cache(tmp_path).completions("w", prompts[:2], GREEDY, again) == whole[:2]
+    assert ResultCache(tmp_path).get_or_compute("w", prompts[:2], GREEDY, again) == whole[:2]
     never = Model(fail_after=0)
-    Cache(tmp_path).completions("w", prompts, GREEDY, never)
+    ResultCache(tmp_path).get_or_compute("w", prompts, GREEDY, never)
 
 
 def test_a_process_that_is_killed(tmp_path):
     script = f"""
 import os, signal
 from pathlib import Path
-from instructgpt.evaluate.cache import Cache
+from instructgpt.evaluate.cache import ResultCache
 def make(prompts, seed):
     if "p4" in prompts:
         os.kill(os.getpid(), signal.SIGKILL)
     return prompts
-Cache(Path({str(tmp_path)!r})).completions("w", [f"p{{i}}" for i in range(9)], {{}}, make, at_once=2)
+ResultCache(Path({str(tmp_path)!r})).get_or_compute("w", [f"p{{i}}" for i in range(9)], {{}}, make, chunk_size=2)
 """
     found = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
     assert found.returncode == -signal.SIGKILL
     model = Model()
-    Cache(tmp_path).completions("w", [f"p{i}" for i in range(9)], {}, model, at_once=2)
+    ResultCache(tmp_path).get_or_compute("w", [f"p{i}" for i in range(9)], {}, model, chunk_size=2)
     assert model.asked == [f"p{i}" for i in range(4, 9)]
 
 
@@ -96,29 +96,29 @@ def test_no_verdict_is_handed_on_and_asked_again(tmp_path):
         assert seed == 0
         return [verdicts.pop(prompt) for prompt in prompts]
 
-    assert Cache(tmp_path).completions("w", ["a", "b"], {}, judge) == [None, 0.0]
+    assert ResultCache(tmp_path).get_or_compute("w", ["a", "b"], {}, judge) == [None, 0.0]
     verdicts["a"] = 0.5  # whoever asks for b again finds nothing
-    assert Cache(tmp_path).completions("w", ["a", "b"], {}, judge) == [0.5, 0.0]
+    assert ResultCache(tmp_path).get_or_compute("w", ["a", "b"], {}, judge) == [0.5, 0.0]
 
 
 def test_two_writers_do_each_other_no_harm(tmp_path):
-    one, two = Cache(tmp_path), Cache(tmp_path)
-    one.completions("w", ["a"], {}, Model())
-    two.completions("w", ["b"], {}, Model())
-    one.completions("w", ["c"], {}, Model())
+    one, two = ResultCache(tmp_path), ResultCache(tmp_path)
+    one.get_or_compute("w", ["a"], {}, Model())
+    two.get_or_compute("w", ["b"], {}, Model())
+    one.get_or_compute("w", ["c"], {}, Model())
     never = Model(fail_after=0)
-    assert len(Cache(tmp_path).completions("w", ["a", "b", "c"], {}, never)) == 3
+    assert len(ResultCache(tmp_path).get_or_compute("w", ["a", "b", "c"], {}, never)) == 3
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BadInput, match="cannot be written"):
-        Cache(tmp_path / "file").completions("w", ["a"], {}, Model())
+    with pytest.raises(InputError, match="cannot be written"):
+        ResultCache(tmp_path / "file").get_or_compute("w", ["a"], {}, Model())
 
 
 def test_progress_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("instructgpt.evaluate.cache.QUIET", -1.0)
-    Cache(tmp_path).completions("w", list("abcde"), {}, Model(), at_once=2, title="squad")
+    monkeypatch.setattr("instructgpt.evaluate.cache.PROGRESS_INTERVAL_S", -1.0)
+    ResultCache(tmp_path).get_or_compute("w", list("abcde"), {}, Model(), chunk_size=2, title="squad")
     out = "".join(capsys.readouterr())
     assert "squad: 2 of 5" in out
     assert "squad: 5 of 5" in out
@@ -126,6 +126,6 @@ def test_progress_is_told(tmp_path, monkeypatch, capsys):
 
 def test_what_a_helping_process_raises_is_raised_when_its_turn_comes():
     found = []
-    with pytest.raises(ValueError, match="invalid literal"), dividing(2) as over:
+    with pytest.raises(ValueError, match="invalid literal"), process_map(2) as over:
         found += over(int, ["1", "2", "x", "3"])
     assert found == [1, 2]

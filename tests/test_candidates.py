@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from instructgpt.evaluate.candidate_sampling import CandidatesConfig, list_of, numbered, stray_answers
+from instructgpt.evaluate.candidate_sampling import CandidatesConfig, build_distractors, candidate_list_key, enumerate_occurrences
 from instructgpt.records import Completion, write_records
 
 
@@ -11,7 +11,7 @@ def completion(prompt: str, said: str, turn: int = 0, model: str = "policy") -> 
 
 
 def test_prompts_are_numbered_by_how_often_they_came_before() -> None:
-    assert list(numbered(["a", "b", "a", "a", "b"])) == [("a", 0), ("b", 0), ("a", 1), ("a", 2), ("b", 1)]
+    assert list(enumerate_occurrences(["a", "b", "a", "a", "b"])) == [("a", 0), ("b", 0), ("a", 1), ("a", 2), ("b", 1)]
 
 
 def test_each_time_a_prompt_is_asked_is_a_list_of_its_own(tmp_path) -> None:
@@ -25,8 +25,8 @@ def test_a_stray_answers_another_prompt_of_the_same_ending() -> None:
     made = [completion("Where is the cat?", "In the sea.", turn) for turn in range(2)]
     made += [completion("What is the cat?", "An animal."), completion("Name a frog.", "Fred.")]
     made += [completion("Name a frog.", "Base.", model="prompted")]
-    strays = stray_answers(made)
+    strays = build_distractors(made)
     said = {(one.prompt, one.completion) for one in made}
     assert all((one.prompt, one.completion) not in said and one.model == "stray" for one in strays)
-    assert Counter(map(list_of, strays)) == Counter(list_of(one) for one in made[:4])  # one for every list
+    assert Counter(map(candidate_list_key, strays)) == Counter(candidate_list_key(one) for one in made[:4])  # one for every list
     assert {one.prompt: one.completion for one in strays}["What is the cat?"] == "In the sea."

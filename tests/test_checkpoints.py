@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from instructgpt.run import checkpoints
-from instructgpt.run.checkpoints import Stored, damage, placed, read_checkpoint, rows_of, write_checkpoint
+from instructgpt.run.checkpoints import LazyTensor, find_corruption, load_tensors, read_checkpoint, shard_bounds, write_checkpoint
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def same(one, other) -> bool:
 
 
 def test_what_is_put_in_comes_out(state, folder):
-    read = placed(read_checkpoint(folder), None)
+    read = load_tensors(read_checkpoint(folder), None)
     assert same(read, state)
-    assert damage(folder) is None
+    assert find_corruption(folder) is None
     assert not folder.with_name("half.part").exists()
 
 
@@ -74,14 +74,14 @@ def test_every_byte_of_every_file_is_watched(folder):
         whole = file.read_bytes()
         for place in range(len(whole)):
             file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            assert damage(folder), f"byte {place} of {file.name}"
+            assert find_corruption(folder), f"byte {place} of {file.name}"
         for cut in (0, 1, len(whole) - 1):
             file.write_bytes(whole[:cut])
-            assert damage(folder), f"{file.name} cut at {cut}"
+            assert find_corruption(folder), f"{file.name} cut at {cut}"
         file.unlink()
-        assert f"{file.name} is missing" == damage(folder)
+        assert f"{file.name} is missing" == find_corruption(folder)
         file.write_bytes(whole)
-    assert damage(folder) is None
+    assert find_corruption(folder) is None
 
 
 def test_what_was_interrupted_is_not_there(state, folder, monkeypatch, tmp_path):
@@ -102,13 +102,13 @@ def test_what_was_interrupted_is_not_there(state, folder, monkeypatch, tmp_path)
                 write_checkpoint(tmp_path / name, state | {"step": 99})
             calls.clear()
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000012"]
-        assert damage(folder) is None
+        assert find_corruption(folder) is None
         assert read_checkpoint(folder)["step"] == 12
     monkeypatch.undo()
     (tmp_path / "half.part").mkdir()
     (tmp_path / "half.part" / "rank-7.safetensors").write_bytes(b"left by a killed run of eight")
     write_checkpoint(folder, state | {"step": 13})
-    assert damage(folder) is None
+    assert find_corruption(folder) is None
     assert sorted(file.name for file in folder.iterdir()) == ["manifest", "rank-0.safetensors", "state.json"]
 
 
@@ -119,13 +119,13 @@ def test_nothing_is_unpickled(folder, monkeypatch):
     monkeypatch.setattr(pickle, "load", forbidden)
     monkeypatch.setattr(pickle, "loads", forbidden)
     monkeypatch.setattr(torch, "load", forbidden)
-    assert placed(read_checkpoint(folder), None)["step"] == 12
+    assert load_tensors(read_checkpoint(folder), None)["step"] == 12
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 7, 8, 9, 16])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 def test_rows_are_divided_as_torch_divides_them(count, ranks):
-    parts = [rows_of(count, rank, ranks) for rank in range(ranks)]
+    parts = [shard_bounds(count, rank, ranks) for rank in range(ranks)]
     chunks = torch.arange(count).chunk(ranks) if count else ()
     assert [list(range(*part)) for part in parts if part[0] < part[1]] == [chunk.tolist() for chunk in chunks]
     assert parts[-1][1] == count
@@ -137,14 +137,14 @@ def test_rows_come_from_the_parts_that_hold_them(ranks, tmp_path):
     whole = torch.arange(14.0).reshape(7, 2)
     files = []
     for rank in range(ranks):
-        start, end = rows_of(7, rank, ranks)
+        start, end = shard_bounds(7, rank, ranks)
         safetensors.torch.save_file({"w": whole[start:end].clone()}, tmp_path / f"{rank}")
         files.append(safetensors.safe_open(tmp_path / f"{rank}", framework="pt"))
-    stored = Stored("w", (7, 2), tuple(files), sharded=True)
-    assert torch.equal(stored.whole(), whole)
+    stored = LazyTensor("w", (7, 2), tuple(files), sharded=True)
+    assert torch.equal(stored.read_full(), whole)
     for start in range(8):
         for end in range(start, 8):
-            assert torch.equal(stored.rows(start, end), whole[start:end])
+            assert torch.equal(stored.read_rows(start, end), whole[start:end])
 
 
 def test_the_state_is_plain_json(folder):

@@ -19,8 +19,8 @@ from faults_support import SRC, here, write
 from pydantic import Field
 
 from instructgpt import cli
-from instructgpt.config import Options, make_config, presets
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.config import CommandConfig, make_config, preset_names
+from instructgpt.errors import InputError, RunError
 
 PRETRAIN = ["pretrain", "--corpus", "c.txt", "--out", "o"]
 SFT = ["sft", "--base", "./b", "--data", "d.jsonl", "--out", "o"]
@@ -52,7 +52,7 @@ def test_help_names_every_option_with_its_description_and_default(one, command):
     for name, field in config.model_fields.items():
         if "dict" in str(field.annotation) or "StageConfig" in str(field.annotation):
             continue  # sections of files; another command's options
-        if name in config.lacks:
+        if name in config.excluded_fields:
             assert f"--{name}" not in shown.out
             continue
         assert name == one.positional or re.search(rf"--{name.replace('_', '-')}\b", shown.out), name
@@ -228,21 +228,21 @@ def test_a_section_that_is_wrong_is_refused_before_the_first_stage_starts(text, 
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", preset_names())
 @pytest.mark.parametrize("argv", [PRETRAIN, SFT, REWARD, PPO], ids=lambda argv: argv[0])
 def test_presets_are_right_for_every_stage_they_speak_to(preset, argv):
     section = yaml.safe_load((SRC / "instructgpt" / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"))[argv[0]]
     assert section.items() <= config_of(*argv, "--preset", preset).model_dump().items()
 
 
-class Few(Options):
+class Few(CommandConfig):
     stage = "few"
     lr: float = Field(1.0, description="rate")
 
 
 def test_layers_by_hand():
     assert make_config(Few, {"lr": 2}, {}, {"lr": "3e0"}).lr == 3.0
-    with pytest.raises(BadInput, match="few: unknown option 'lrr', did you mean 'lr'"):
+    with pytest.raises(InputError, match="few: unknown option 'lrr', did you mean 'lr'"):
         make_config(Few, {"lrr": 2})
 
 
@@ -252,8 +252,8 @@ def test_layers_by_hand():
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (BadInput("f.jsonl:3: not\nvalid"), 2, "f.jsonl:3: not valid"),
-        (RunFailed("gone wrong"), 1, "gone wrong"),
+        (InputError("f.jsonl:3: not\nvalid"), 2, "f.jsonl:3: not valid"),
+        (RunError("gone wrong"), 1, "gone wrong"),
         (PermissionError(13, "Permission denied", "f"), 1, "f: permission denied; mend that"),
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "out of memory"),

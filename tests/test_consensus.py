@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from instructgpt.statistics.consensus import consensus
-from instructgpt.statistics.pair_judgments import Ranked
+from instructgpt.statistics.consensus import kemeny_consensus
+from instructgpt.statistics.pair_judgments import LabelerRanking
 
 
 def weak_orders(k):
@@ -35,7 +35,7 @@ def test_best_of_all_rankings(seed):
         ranks: cost for ranks, cost in costs.items() if all(margins[i][j] == 0 for i in range(k) for j in range(i) if ranks[i] == ranks[j])
     }
     best = min(allowed.values())
-    found = consensus([Ranked("p", n, tuple(range(k)), r) for n, r in enumerate(rankings)])
+    found = kemeny_consensus([LabelerRanking("p", n, tuple(range(k)), r) for n, r in enumerate(rankings)])
     assert allowed[found.ranks] == best
     assert best[0] == min(cost[0] for cost in costs.values())  # ties never do better than an order
     assert found.unique == (sum(cost == best for cost in allowed.values()) == 1)
@@ -45,21 +45,23 @@ def test_best_of_all_rankings(seed):
 
 
 def test_majorities_in_a_circle_are_told():
-    circle = [Ranked("p", n, ranks, (1, 2, 3)) for n, ranks in enumerate(("abc", "bca", "cab"))]
-    found = consensus(circle)
+    circle = [LabelerRanking("p", n, ranks, (1, 2, 3)) for n, ranks in enumerate(("abc", "bca", "cab"))]
+    found = kemeny_consensus(circle)
     assert not found.unique
     assert found.against == 4  # each order turns one majority of two and two minorities of one
-    assert consensus([*circle, Ranked("p", 3, "abc", (1, 2, 3))]).ranks == (1, 2, 3)
+    assert kemeny_consensus([*circle, LabelerRanking("p", 3, "abc", (1, 2, 3))]).ranks == (1, 2, 3)
 
 
 def test_ties_stay_where_no_majority_is():
-    found = consensus([Ranked("p", "x", "abc", (1, 2, 3)), Ranked("p", "y", "bac", (1, 2, 3))])
+    found = kemeny_consensus([LabelerRanking("p", "x", "abc", (1, 2, 3)), LabelerRanking("p", "y", "bac", (1, 2, 3))])
     assert dict(zip(found.completions, found.ranks, strict=True)) == {"a": 1, "b": 1, "c": 2}
     assert found.unique
 
 
 def test_not_everyone_ranked_everything():
-    found = consensus([Ranked("p", "x", "ab", (1, 2)), Ranked("p", "y", "bc", (1, 2)), Ranked("p", "z", "cd", (1, 2))])
+    found = kemeny_consensus(
+        [LabelerRanking("p", "x", "ab", (1, 2)), LabelerRanking("p", "y", "bc", (1, 2)), LabelerRanking("p", "z", "cd", (1, 2))]
+    )
     assert found.completions == ("a", "b", "c", "d")
     assert found.ranks == (1, 2, 3, 4)
 
@@ -67,9 +69,11 @@ def test_not_everyone_ranked_everything():
 def test_nine_completions():
     rng = np.random.default_rng(0)
     truth = rng.permutation(9)
-    found = consensus([Ranked("p", n, tuple(range(9)), np.argsort(np.argsort(truth + rng.normal(0, 0.4, 9))).tolist()) for n in range(15)])
+    found = kemeny_consensus(
+        [LabelerRanking("p", n, tuple(range(9)), np.argsort(np.argsort(truth + rng.normal(0, 0.4, 9))).tolist()) for n in range(15)]
+    )
     assert np.argsort(found.ranks).tolist() == np.argsort(truth).tolist()
     with pytest.raises(ValueError, match="10 completions"):
-        consensus([Ranked("p", 0, tuple(range(10)), tuple(range(10)))])
+        kemeny_consensus([LabelerRanking("p", 0, tuple(range(10)), tuple(range(10)))])
     with pytest.raises(ValueError, match="0 completions"):
-        consensus([])
+        kemeny_consensus([])

@@ -23,9 +23,9 @@ from site_support import make_site
 from test_limits import configs
 
 from instructgpt import cli
-from instructgpt.flags import Parser, add_flags
+from instructgpt.flags import CommandParser, add_flags
 from instructgpt.label.db import migrate
-from instructgpt.label.db.database import connect, sqlite_url
+from instructgpt.label.db.database import create_database_engine, sqlite_url
 from instructgpt.label.web.app import create_app
 
 FOLDER = Path(__file__).parent / "contracts"
@@ -38,7 +38,7 @@ def options() -> str:
     lines = []
     for command in cli.COMMANDS:
         module = __import__(command.module, fromlist=[command.config])
-        parser = Parser(command.name, command.purpose)
+        parser = CommandParser(command.name, command.purpose)
         add_flags(parser, getattr(module, command.config), command.positional)
         for action in parser._actions:
             name = "/".join(action.option_strings) or action.dest
@@ -109,10 +109,10 @@ def catalogue() -> str:
 
 def database(url: str) -> str:
     """The structure that the migrations make, as SQLAlchemy reads it from the database."""
-    engine = connect(url)
-    migrate.upgrade(engine)
+    engine = create_database_engine(url)
+    migrate.upgrade_database(engine)
     inspector = sqlalchemy.inspect(engine)
-    lines = [f"revision {migrate.revision(engine)}"]
+    lines = [f"revision {migrate.get_database_revision(engine)}"]
     for table in sorted(inspector.get_table_names()):
         key = inspector.get_pk_constraint(table)["constrained_columns"]
         lines.append(f"{table} primary key {', '.join(key)}")

@@ -12,13 +12,13 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from instructgpt.cli import run as command
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.metrics.text_metrics import best, exact_match, quac_f1, squad2, word_f1
+from instructgpt.cli import run_command as command
+from instructgpt.errors import InputError
+from instructgpt.evaluate.metrics.text_metrics import exact_match, max_over_references, quac_f1, squad2_metric, word_f1
 from instructgpt.evaluate.tasks import cnn_dm, drop, few_shot, hellaswag, loading, quac, rte, squad, tldr, wmt15, wsc
-from instructgpt.evaluate.tasks.base import Question, Reply, Told
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply
 
-BARE = Told(shots=0)
+BARE = EvalSettings(shots=0)
 
 
 def save(path, rows):
@@ -27,7 +27,7 @@ def save(path, rows):
 
 
 def replied(question, said, model="m"):
-    return question, Reply(model=model, id=question.id, condition=question.condition, said=said)
+    return question, ModelReply(model=model, id=question.id, condition=question.condition, said=said)
 
 
 def values(rows):
@@ -40,7 +40,7 @@ ASKED = [("What is wide?", ["The sea", "sea"]), ("What is deep?", []), ("What co
 
 def test_squad_shows_the_earlier_questions_with_their_answers(tmp_path):
     rows = [SEA | {"id": f"{i}", "question": q, "answers": a} for i, (q, a) in enumerate(ASKED)]
-    last = squad.read(save(tmp_path / "a.jsonl", rows), BARE)[2]
+    last = squad.load(save(tmp_path / "a.jsonl", rows), BARE)[2]
     assert last.text == (
         "Answer each question using information in the preceding background paragraph. "
         "If there is not enough information provided, answer with “Not in background.”\n\n"
@@ -51,7 +51,7 @@ def test_squad_shows_the_earlier_questions_with_their_answers(tmp_path):
 
 def test_squad_reads_every_layout_alike(tmp_path):
     flat = [SEA | {"id": f"{i}", "question": q, "answers": a} for i, (q, a) in enumerate(ASKED)]
-    expected = squad.read(save(tmp_path / "flat.jsonl", flat), BARE)
+    expected = squad.load(save(tmp_path / "flat.jsonl", flat), BARE)
     qas = [{"id": f"{i}", "question": q, "answers": [{"text": t, "answer_start": 0} for t in a]} for i, (q, a) in enumerate(ASKED)]
     official = {"version": "v2.0", "data": [{"title": "Sea", "paragraphs": [{"context": SEA["context"], "qas": qas}]}]}
     (tmp_path / "dev-v2.0.json").write_text(json.dumps(official, indent=1))
@@ -70,13 +70,13 @@ def test_squad_reads_every_layout_alike(tmp_path):
         writer.writeheader()
         writer.writerows(row | {"answers": "|".join(row["answers"])} for row in flat)
     for name in ("dev-v2.0.json", "dev.json.gz", "hub", "hub.parquet", "flat.csv"):
-        assert squad.read(tmp_path / name, BARE) == expected, name
+        assert squad.load(tmp_path / name, BARE) == expected, name
 
 
 def test_squad_by_the_papers_rule_and_by_its_own():
     """Said `background`: the paper finds one of three words of `Not in background.`, F1 1/2; SQuAD's script, an answer where none is."""
-    there = Question("1", "zero_shot", "", truth={"answers": ["The sea", "sea"], "context": "a"})
-    nothing = Question("2", "zero_shot", "", truth={"answers": ["Not in background."], "context": "b"})
+    there = EvalQuestion("1", "zero_shot", "", target={"answers": ["The sea", "sea"], "context": "a"})
+    nothing = EvalQuestion("2", "zero_shot", "", target={"answers": ["Not in background."], "context": "b"})
     rows = values(squad.measure([replied(there, "the wide sea"), replied(nothing, "background")], BARE))
     assert rows["f1", "zero_shot/answerable"] == pytest.approx(2 / 3)  # one of two words said, the only one wanted
     assert rows["f1", "zero_shot/unanswerable"] == pytest.approx(1 / 2)
@@ -118,10 +118,10 @@ def test_squad_scores_are_those_of_its_script():
         golds = [" ".join(rng.choice(words) for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(0, 3))]
         exact, f1 = squad_script(said, golds)
         shown = golds or ["Not in background."]
-        assert squad2(exact_match, "Not in background.")(said, shown) == exact
-        assert squad2(word_f1, "Not in background.")(said, shown) == pytest.approx(f1)
+        assert squad2_metric(exact_match, "Not in background.")(said, shown) == exact
+        assert squad2_metric(word_f1, "Not in background.")(said, shown) == pytest.approx(f1)
         if any(squad_script("", [gold]) != (1.0, 1.0) for gold in golds):
-            assert best(word_f1)(said, golds) == pytest.approx(max(squad_script(said, [gold])[1] for gold in golds))
+            assert max_over_references(word_f1)(said, golds) == pytest.approx(max(squad_script(said, [gold])[1] for gold in golds))
 
 
 DROPPED = {
@@ -145,10 +145,10 @@ DROPPED = {
 
 def test_drop_by_hand_from_its_own_layout(tmp_path):
     (tmp_path / "drop.json").write_text(json.dumps({"nfl_1": DROPPED, "nfl_2": DROPPED | {"passage": "Another."}}, indent=2))
-    questions = drop.read(tmp_path / "drop.json", BARE)
-    assert [question.truth["answers"] for question in questions[:2]] == [[("12",), ("12 yards",)], [("Smith", "Jones")]]
+    questions = drop.load(tmp_path / "drop.json", BARE)
+    assert [question.target["answers"] for question in questions[:2]] == [[("12",), ("12 yards",)], [("Smith", "Jones")]]
     assert questions[1].text.endswith("Passage: Smith threw for 12 yards, Jones for 7.\nQuestion: Who threw?\nAnswer:")
-    shown = drop.read(tmp_path / "drop.json", Told(shots=1))[3]
+    shown = drop.load(tmp_path / "drop.json", EvalSettings(shots=1))[3]
     assert shown.condition == "few_shot"
     assert (
         "Passage: Another.\nQuestion: How many yards did Smith throw?\nAnswer: 12\nQuestion: Who threw?\nAnswer: Smith, Jones\n\n"
@@ -166,14 +166,14 @@ def test_quac_dialogues_and_their_scores(tmp_path):
     ]
     paragraph = {"id": "d", "context": "The wide sea. CANNOTANSWER", "qas": qas}
     (tmp_path / "val.json").write_text(json.dumps({"data": [{"title": "Sea", "paragraphs": [paragraph, paragraph | {"id": "e"}]}]}))
-    questions = quac.read(tmp_path / "val.json", BARE)
+    questions = quac.load(tmp_path / "val.json", BARE)
     assert len(questions) == 4  # the same paragraph in two dialogues: neither sees the other's questions
     assert questions[3].text.count("Is it deep?") == 1
     assert questions[1].text.endswith("TITLE: Sea\n\nPARAGRAPH: The wide sea.\n\nQ: Is it wide?\n\nA: wide sea\n\nQ: Is it deep?\n\nA:")
     whole = {"dialogue_id": "d", "wikipedia_page_title": "Sea", "context": paragraph["context"]}
     texts = [[one["text"] for one in each["answers"]] for each in qas]
     hub = [whole | {"questions": [each["question"] for each in qas], "answers": {"texts": texts}}]
-    assert [each.text for each in quac.read(save(tmp_path / "hub.jsonl", hub), BARE)] == [each.text for each in questions[:2]]
+    assert [each.text for each in quac.load(save(tmp_path / "hub.jsonl", hub), BARE)] == [each.text for each in questions[:2]]
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ ENDINGS = {
 
 def test_hellaswag_by_hand(tmp_path):
     rows = [ENDINGS, ENDINGS | {"ctx_a": "A cow stands.", "label": 0}]
-    zero, few, *_ = hellaswag.read(save(tmp_path / "a.jsonl", rows), Told(shots=1))
+    zero, few, *_ = hellaswag.load(save(tmp_path / "a.jsonl", rows), EvalSettings(shots=1))
     start = "Complete each independent paragraph using common-sense reasoning.\n\n"
     assert zero.text == start + "Swimming: A frog looks. It"
     assert few.text == start + "Swimming: A cow stands. It swims.\n\nSwimming: A frog looks. It"
     assert zero.choices == (" swims.", " flies. up.")
-    reply = Reply(model="m", id="0", condition="zero_shot", logp=(-4.0, -4.9), tokens=(2, 4))
+    reply = ModelReply(model="m", id="0", condition="zero_shot", logp=(-4.0, -4.9), tokens=(2, 4))
     measured = values(hellaswag.measure([(zero, reply)], BARE))  # -2 and -1.2 a token; -4/6 and -4.9/10 a character
     assert measured == {("accuracy", "zero_shot"): 1.0, ("accuracy_total", "zero_shot"): 0.0, ("accuracy_characters", "zero_shot"): 1.0}
 
@@ -215,20 +215,20 @@ def test_examples_come_from_the_training_split(tmp_path):
     train = datasets.Dataset.from_list([{"sentence1": f"Frog {i}.", "sentence2": "It croaks.", "label": 0} for i in range(20)])
     valid = datasets.Dataset.from_list([{"sentence1": "Sea.", "sentence2": "It is wide.", "label": 1}])
     datasets.DatasetDict(train=train, validation=valid).save_to_disk(str(tmp_path / "rte"))
-    zero, few = rte.read(tmp_path / "rte", Told())
+    zero, few = rte.load(tmp_path / "rte", EvalSettings())
     assert few.text.count("Passage: Frog") == 15
     assert zero.text.count("Passage:") == 1
-    assert few.truth == {"label": 1}
+    assert few.target == {"label": 1}
 
 
 def test_translations_are_one_corpus(tmp_path):
     english = ["the sea is wide and deep", "a frog says croak to a cow", "the sky is blue as the sea"]
     rows = [{"translation": {"fr": f"phrase {i}", "en": text}} for i, text in enumerate(english)]
-    questions = wmt15.read(save(tmp_path / "a.jsonl", rows), Told(shots=2))
+    questions = wmt15.load(save(tmp_path / "a.jsonl", rows), EvalSettings(shots=2))
     assert questions[0].text == "Translate the following sentences from French into English.\n\nFrench: phrase 0\nEnglish:"
     assert questions[1].text.count("French:") == 3
     (tmp_path / "a.tsv").write_text("fr\ten\n" + "".join(f"phrase {i}\t{text}\n" for i, text in enumerate(english)))
-    assert wmt15.read(tmp_path / "a.tsv", Told(shots=2)) == questions
+    assert wmt15.load(tmp_path / "a.tsv", EvalSettings(shots=2)) == questions
     said = ["the sea is wide", "a frog says croak to me", "the sky is blue"]
     rows = wmt15.measure([replied(question, text) for question, text in zip(questions[::2], said, strict=True)], BARE)
     assert rows[0].value == sacrebleu.corpus_bleu(said, [english]).score
@@ -253,7 +253,7 @@ WINOGRAD = {"text": "The frog saw the cow because it croaked.", "label": True,
 def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
     other = WINOGRAD | {"label": False, "target": WINOGRAD["target"] | {"span1_text": "the cow"}}
     rows = [WINOGRAD, other, WINOGRAD | {"text": "The cow saw the frog because it mooed."}]
-    questions = wsc.read(save(tmp_path / "a.jsonl", rows), Told(shots=1))
+    questions = wsc.load(save(tmp_path / "a.jsonl", rows), EvalSettings(shots=1))
     passage = "Passage: The frog saw the cow because *it* croaked."
     assert passage + '\nQuestion: In the passage above, what does the pronoun "*it*" refer to?\nAnswer:' in questions[0].text
     assert "Answer: the cow" not in "".join(question.text for question in questions)  # an example is always a right answer
@@ -277,37 +277,37 @@ def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
     ],
 )
 def test_a_broken_row_is_one_clear_line(tmp_path, task, row, complaint):
-    with pytest.raises(BadInput) as found:
+    with pytest.raises(InputError) as found:
         task.read(save(tmp_path / "a.jsonl", [row]), BARE)
     assert complaint in str(found.value)
     assert "\n" not in str(found.value)
 
 
 def test_too_few_rows_for_examples(tmp_path):
-    with pytest.raises(BadInput, match="give --shots 0"):
-        hellaswag.read(save(tmp_path / "a.jsonl", [ENDINGS]), Told())
-    with pytest.raises(BadInput, match="0 for them; give --shots 0"):
-        squad.read(save(tmp_path / "b.jsonl", [SEA | {"question": "x", "answers": []}]), Told())
+    with pytest.raises(InputError, match="give --shots 0"):
+        hellaswag.load(save(tmp_path / "a.jsonl", [ENDINGS]), EvalSettings())
+    with pytest.raises(InputError, match="0 for them; give --shots 0"):
+        squad.load(save(tmp_path / "b.jsonl", [SEA | {"question": "x", "answers": []}]), EvalSettings())
 
 
 def test_nothing_that_loads(tmp_path):
-    with pytest.raises(BadInput, match="no data set that loads"):
-        loading.rows_of(tmp_path / "nothing")
+    with pytest.raises(InputError, match="no data set that loads"):
+        loading.load_task_rows(tmp_path / "nothing")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(BadInput, match="nothing in it"):
-        loading.rows_of(tmp_path / "empty.jsonl")
+    with pytest.raises(InputError, match="nothing in it"):
+        loading.load_task_rows(tmp_path / "empty.jsonl")
 
 
 def test_several_values_in_one_column():
-    assert loading.listed("a | b") == ["a", "b"]
-    assert loading.listed('["a", "b|c"]') == ["a", "b|c"]
-    assert loading.listed({"text": ["a"]}) == ["a"]
-    assert loading.listed("") == []
+    assert loading.as_list("a | b") == ["a", "b"]
+    assert loading.as_list('["a", "b|c"]') == ["a", "b|c"]
+    assert loading.as_list({"text": ["a"]}) == ["a"]
+    assert loading.as_list("") == []
 
 
 def test_the_draws_of_examples_do_not_hold_the_row_itself():
     rows = [{"n": i} for i in range(6)]
-    for number, condition, row, examples in few_shot.conditions(rows, Told(seed=3), shots=5):
+    for number, condition, row, examples in few_shot.iter_shot_conditions(rows, EvalSettings(seed=3), shots=5):
         if condition == "few_shot":
             assert sorted(example["n"] for example in examples) == [i for i in range(6) if i != number]
             assert row not in examples

@@ -9,10 +9,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from instructgpt.evaluate.reward.calibration import temperature
+from instructgpt.evaluate.reward.calibration import fit_temperature
 from instructgpt.statistics import agreement, intervals, win_rate
-from instructgpt.statistics.bradley_terry import strengths
-from instructgpt.statistics.pair_judgments import Cells, Ranked
+from instructgpt.statistics.bradley_terry import estimate_strengths
+from instructgpt.statistics.pair_judgments import AgreementCells, LabelerRanking
 
 REPETITIONS = 600
 ASKED = (0.93, 0.97)
@@ -43,7 +43,7 @@ def cells_of(who, signs):
     counts = (((a == b) & (a != 0)), ((a == -b) & (a != 0)), ((a == 0) & (b != 0)), ((a != 0) & (b == 0)), ((a == 0) & (b == 0)))
     flat = [count.sum(-1).ravel().astype(float) for count in counts]
     rows = np.repeat(np.arange(len(who)), len(one)), who[:, one].ravel(), who[:, other].ravel()
-    return Cells(*rows, *flat, labelers=tuple(range(int(who.max()) + 1)))
+    return AgreementCells(*rows, *flat, labelers=tuple(range(int(who.max()) + 1)))
 
 
 @cache
@@ -63,11 +63,11 @@ def test_the_short_way_gives_what_rankings_give():
     rng = np.random.default_rng(0)
     who, signs = answers(rng, 30, 6, 3, 0.5, k=2)
     rankings = [
-        Ranked(p, int(person), (0, 1), (1, 1) if sign == 0 else (1, 2) if sign > 0 else (2, 1))
+        LabelerRanking(p, int(person), (0, 1), (1, 1) if sign == 0 else (1, 2) if sign > 0 else (2, 1))
         for p in range(30)
         for person, sign in zip(who[p], signs[p, :, 0], strict=True)
     ]
-    assert agreement.agreement(rankings) == agreement.summary(cells_of(who, signs))
+    assert agreement.inter_labeler_agreement(rankings) == agreement.summarize_agreement(cells_of(who, signs))
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,13 @@ def test_agreement_s_intervals_hold_the_truth(prompts, labelers, per_prompt, tas
     by_prompt = 0
     for _ in range(REPETITIONS):
         cells = cells_of(*answers(rng, prompts, labelers, per_prompt, taste))
-        found = agreement.summary(cells)
+        found = agreement.summarize_agreement(cells)
         for name, value in truth.items():
             held[name] += getattr(found, name).low <= value <= getattr(found, name).high
-        error = intervals.residuals(cells.alike, cells.alike + cells.opposite)
-        alone = intervals.interval(found.decided.value, intervals.clustered(error, cells.prompt, 0 * cells.prompt), 1, share=True)
+        error = intervals.residuals(cells.concordant, cells.concordant + cells.discordant)
+        alone = intervals.t_interval(
+            found.decided.value, intervals.clustered_uncertainty(error, cells.prompt, 0 * cells.prompt), 1, share=True
+        )
         by_prompt += alone.low <= truth["decided"] <= alone.high
     shares = {name: count / REPETITIONS for name, count in held.items()}
     assert all(ASKED[0] <= share <= ASKED[1] for share in shares.values()), (shares, by_prompt / REPETITIONS)
@@ -125,8 +127,8 @@ def test_equal_models_are_called_unequal_no_oftener_than_said():
     for _ in range(REPETITIONS):
         prompt, who, won = votes(rng, 150, 20, 2, ahead=0.0)
         ranks = {0.5: (1, 1), 1.0: (1, 2), 0.0: (2, 1)}
-        rows = [Ranked(i, j, (0, 1), ranks[w], ("a", "b")) for i, j, w in zip(prompt, who, won, strict=True)]
-        p.append(win_rate.win_rates(rows, "b")[0].p)
+        rows = [LabelerRanking(i, j, (0, 1), ranks[w], ("a", "b")) for i, j, w in zip(prompt, who, won, strict=True)]
+        p.append(win_rate.compute_win_rates(rows, "b")[0].p)
     assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.02 + CHANCE)
 
 
@@ -139,14 +141,16 @@ def test_strengths_intervals_hold_the_truth():
         lean = 0.4 * rng.normal(size=(prompts, 1, 3)) + 0.4 * rng.normal(size=(labelers, 3))[who]
         order = np.argsort(np.argsort(-(base + lean + rng.gumbel(size=(prompts, per_prompt, 3))), axis=-1), axis=-1) + 1
         return [
-            Ranked(p, int(who[p, m]), (0, 1, 2), order[p, m].tolist(), ("a", "b", "c")) for p in range(prompts) for m in range(per_prompt)
+            LabelerRanking(p, int(who[p, m]), (0, 1, 2), order[p, m].tolist(), ("a", "b", "c"))
+            for p in range(prompts)
+            for m in range(per_prompt)
         ]
 
-    truth = {row.model: row.strength.value for row in strengths(ranked(np.random.default_rng(5), 10_000, 3_000, 2), resamples=2)}
+    truth = {row.model: row.strength.value for row in estimate_strengths(ranked(np.random.default_rng(5), 10_000, 3_000, 2), resamples=2)}
     rng = np.random.default_rng(6)
     held, times = dict.fromkeys(truth, 0), 300
     for seed in range(times):
-        for row in strengths(ranked(rng, 100, 15, 2), seed=seed, resamples=200):
+        for row in estimate_strengths(ranked(rng, 100, 15, 2), seed=seed, resamples=200):
             held[row.model] += row.strength.low <= truth[row.model] <= row.strength.high
     assert {model: count / times for model, count in held.items()} == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.02 + 0.0126)
 
@@ -164,14 +168,14 @@ def lengths_and_votes(rng, prompts, labelers, per_prompt):
 def at_equal_length(prompt, who, longer, won):
     """The length-controlled rate, straight from the votes."""
     first = np.zeros(len(won), dtype=np.int64)
-    return win_rate._at_equal_length(win_rate.Comparisons(prompt, who, first, first + 1, won, longer, ("new", "sft")))
+    return win_rate._length_controlled_rate(win_rate.Comparisons(prompt, who, first, first + 1, won, longer, ("new", "sft")))
 
 
 def test_the_short_way_to_a_length_controlled_rate_gives_what_rankings_give():
     ranks = {0.5: (1, 1), 1.0: (1, 2), 0.0: (2, 1)}
     seen = lengths_and_votes(np.random.default_rng(0), 40, 8, 2)
-    rankings = [Ranked(p, int(w), (float(d), 0.0), ranks[v], ("new", "sft")) for p, w, d, v in zip(*seen, strict=True)]
-    assert at_equal_length(*seen) == win_rate.length_controlled(rankings, "sft", lambda each: each.completions)["new"]
+    rankings = [LabelerRanking(p, int(w), (float(d), 0.0), ranks[v], ("new", "sft")) for p, w, d, v in zip(*seen, strict=True)]
+    assert at_equal_length(*seen) == win_rate.length_controlled_win_rates(rankings, "sft", lambda each: each.completions)["new"]
 
 
 @pytest.mark.parametrize(("prompts", "labelers", "per_prompt"), [(150, 20, 2), (100, 15, 3)])
@@ -213,10 +217,10 @@ def test_a_fitted_temperature_s_interval_holds_the_truth():
         right = rng.random((prompts, 6)) < 1 / (1 + np.exp(-np.abs(gap) / (1.5 + rng.random(prompts)[:, None])))
         return np.where(right, np.abs(gap), -np.abs(gap)).ravel(), np.repeat(np.arange(prompts), 6)
 
-    truth = temperature(*gaps(np.random.default_rng(11), 300_000)).value
+    truth = fit_temperature(*gaps(np.random.default_rng(11), 300_000)).value
     rng = np.random.default_rng(12)
     held = 0
     for _ in range(REPETITIONS):
-        found = temperature(*gaps(rng, 100))
+        found = fit_temperature(*gaps(rng, 100))
         held += found.low <= truth <= found.high
     assert ASKED[0] <= held / REPETITIONS <= ASKED[1]

@@ -8,7 +8,7 @@ import torch
 from conftest import CPU, FAMILIES
 
 from instructgpt.models.policy import load_policy
-from instructgpt.sampling.cpu_fast_path import Direct, cpu_layout
+from instructgpt.sampling.cpu_fast_path import DirectCall, cpu_fast_path
 
 TOKENS = [[3, 3, 3, 8, 100, 21, 77, 50]]
 
@@ -25,10 +25,10 @@ def test_a_lean_model_says_the_same_and_is_itself_again_afterwards(models, famil
     before = {name: (id(parameter), parameter.stride()) for name, parameter in model.named_parameters()}
     held = [dict(module.__dict__) for module in model.modules()]
     expected = model(input_ids=tokens).logits
-    with cpu_layout(model):
+    with cpu_fast_path(model):
         torch.testing.assert_close(model(input_ids=tokens).logits, expected, atol=1e-5, rtol=0)
         assert len(model.state_dict()) >= len(before)
-        assert isinstance(model.get_output_embeddings(), Direct)
+        assert isinstance(model.get_output_embeddings(), DirectCall)
     assert {name: (id(parameter), parameter.stride()) for name, parameter in model.named_parameters()} == before
     assert [set(module.__dict__) for module in model.modules()] == [set(one) for one in held]
 
@@ -37,7 +37,7 @@ def test_a_lean_model_says_the_same_and_is_itself_again_afterwards(models, famil
 def test_hooks_are_heard_and_lists_stay_lists_in_a_lean_model(models):
     model, heard = models["llama"], []
     hook = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *_: heard.append(1))
-    with cpu_layout(model):
+    with cpu_fast_path(model):
         assert len(model.model.layers[:1]) == 1
         model(input_ids=torch.tensor([[1, 2]]))
     hook.remove()

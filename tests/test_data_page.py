@@ -10,7 +10,7 @@ import pytest
 from inout_support import fill
 from site_support import add_person, client_of
 
-from instructgpt.label.db.models import ApiKey, Journal, Person, Prompt, Ranking
+from instructgpt.label.db.models import ApiKey, AuditLogEntry, Person, PromptRow, RankingRow
 from instructgpt.label.exchange import export_jobs
 
 
@@ -41,8 +41,8 @@ def test_an_export_by_form(site, owner, language):
         db.query(Person).filter_by(name="olga").one().language = language
     made = owner.post("/data/exports", data={"use": "training", "format": "jsonl", "files": ["rankings", "pairs"], "batch": ""})
     assert made.status_code == 303
-    (job,) = export_jobs.everything(site)
-    export_jobs.wait(job.id)
+    (job,) = export_jobs.list_export_jobs(site)
+    export_jobs.wait_for_export_job(job.id)
     page = owner.get("/data").text
     address = re.search(r'href="(/data/exports/[^"]+/rankings\.jsonl)"', page)[1]
     assert [json.loads(line)["labeler"] for line in owner.get(address).text.splitlines()] == ["p-ada", "p-bob"]
@@ -60,12 +60,12 @@ def test_a_file_comes_in_whole_or_not_at_all(site, owner):
     assert wrong.status_code == 422
     assert "before.jsonl:2: a ranking needs at least two completions" in wrong.text
     with site.database.read() as db:
-        before = db.query(Ranking).count()
-        assert db.query(Prompt).filter_by(text="fresh?").count() == 0
+        before = db.query(RankingRow).count()
+        assert db.query(PromptRow).filter_by(text="fresh?").count() == 0
     assert "1 rankings" in send(good, {"prompt": "p", "completion": "a", "model": "m"}, {"id": "z", "prompt": "q"}).text
     with site.database.read() as db:
-        assert db.query(Ranking).count() == before + 1
-        assert db.query(Prompt).filter_by(external_id="z").count() == 1
+        assert db.query(RankingRow).count() == before + 1
+        assert db.query(PromptRow).filter_by(external_id="z").count() == 1
 
 
 def test_a_key_is_shown_once_and_revoked(site, owner):
@@ -81,7 +81,7 @@ def test_a_key_is_shown_once_and_revoked(site, owner):
     assert owner.get("/api/v1/models", headers={"Authorization": f"Bearer {text}"}).status_code == 401
     assert owner.post("/data/keys", data={"name": "none"}).status_code == 422
     with site.database.read() as db:
-        assert {"key.create", "key.revoke"} <= {row.action for row in db.query(Journal)}
+        assert {"key.create", "key.revoke"} <= {row.action for row in db.query(AuditLogEntry)}
 
 
 def test_a_backup_is_a_database(site, owner, tmp_path):

@@ -14,7 +14,7 @@ from test_limits import configs
 
 from instructgpt.cli import parse
 from instructgpt.config import StageConfig
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -151,7 +151,7 @@ def complaints(text: str) -> Iterator[str]:
     for arguments in commands(text):
         try:
             parse(arguments)
-        except BadInput as error:
+        except InputError as error:
             yield f"instructgpt {shlex.join(arguments)}: {error}"
         except SystemExit as ended:
             if ended.code:  # --help and --version end with 0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from instructgpt.cli import run as command
+from instructgpt.cli import run_command as command
 from instructgpt.doctor.cli import DoctorConfig, main
 from instructgpt.run.directory import content_hash
 
@@ -42,7 +42,7 @@ def make_reward(folder, offset=0.5, stored=0.5, **measured):
 
 def said(folder):
     """What the doctor finds, in (weight, words)."""
-    return [(finding.weight, finding.what) for finding in main(DoctorConfig(run=folder))]
+    return [(finding.severity, finding.message) for finding in main(DoctorConfig(run=folder))]
 
 
 def test_a_healthy_run_has_nothing(tmp_path, capsys):

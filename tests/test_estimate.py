@@ -27,7 +27,7 @@ def test_replicates_have_the_distribution_of_all_resamples():
     rows = [(value, i, j) for i, line in enumerate(table) for j, cell in enumerate(line) for value in cell]
     y, a, b = (np.array(column) for column in zip(*rows, strict=True))
     exact = np.array(list(every_resample(table)))
-    drawn = intervals._replicates(y, np.ones(len(y)), a, b, seed=0, resamples=40_000)
+    drawn = intervals._bootstrap_ratios(y, np.ones(len(y)), a, b, seed=0, resamples=40_000)
     assert np.isnan(exact).mean() == pytest.approx(np.isnan(drawn).mean(), abs=0.01)
     for level in (0.05, 0.25, 0.5, 0.75, 0.95):
         below = np.nanquantile(drawn, level)
@@ -90,7 +90,7 @@ def test_intervals_hold_the_truth(prompts, labelers, per_prompt, prompt_sd, labe
 
 
 def test_ratio_of_sums_by_hand():
-    measured = intervals.mean([6, 1, 5], ["a", "b", "c"], over=[2, 1, 3])
+    measured = intervals.mean([6, 1, 5], ["a", "b", "c"], weights=[2, 1, 3])
     assert measured.value == pytest.approx(2.0)
     assert 1 <= measured.low <= 2 <= measured.high <= 3
 
@@ -99,7 +99,7 @@ def test_paired_difference_is_narrower_than_two_means():
     rng = np.random.default_rng(5)
     hard = rng.normal(0, 3, 100)
     first, second = hard + 0.3 + rng.normal(0, 0.1, 100), hard
-    gain = intervals.difference(first, second, range(100))
+    gain = intervals.paired_difference(first, second, range(100))
     assert 0.2 < gain.low < gain.value < gain.high < 0.4
     alone = intervals.mean(first, range(100))
     assert alone.high - alone.low > 10 * (gain.high - gain.low)
@@ -114,7 +114,7 @@ def test_a_share_that_was_never_seen_may_still_happen():
 
 
 def test_what_cannot_be_known_is_not_made_up():
-    assert intervals.mean([], []) == intervals.NOTHING
+    assert intervals.mean([], []) == intervals.NO_ESTIMATE
     assert intervals.mean([1.0, 3.0], ["same", "same"]) == intervals.Estimate(2.0, None, None, 2)
     with pytest.raises(ValueError, match="not finite"):
         intervals.mean([1.0, float("nan")], ["a", "b"])
@@ -132,59 +132,60 @@ def test_the_same_data_give_the_same_interval():
 
 def test_wilson_is_that_of_statsmodels():
     for successes, n in ((0, 5), (15, 20), (45, 60), (7, 7), (3, 1000)):
-        measured = intervals.wilson(successes, n)
+        measured = intervals.wilson_interval(successes, n)
         assert (measured.low, measured.high) == pytest.approx(proportion_confint(successes, n, method="wilson"))
-    screening = intervals.wilson(15, 20)
+    screening = intervals.wilson_interval(15, 20)
     assert (round(screening.low, 2), round(screening.high, 2)) == (0.53, 0.89)
-    assert intervals.wilson(0, 0) == intervals.NOTHING
+    assert intervals.wilson_interval(0, 0) == intervals.NO_ESTIMATE
     with pytest.raises(ValueError, match="3 successes in 2"):
-        intervals.wilson(3, 2)
+        intervals.wilson_interval(3, 2)
 
 
 def test_two_way_variance_is_that_of_statsmodels():
     rng = np.random.default_rng(7)
     a, b = rng.integers(30, size=400), rng.integers(12, size=400)
     y = rng.normal(size=30)[a] + rng.normal(size=12)[b] + rng.normal(size=400)
-    ours = intervals.clustered(intervals.residuals(y, np.ones(400)), a, b)
+    ours = intervals.clustered_uncertainty(intervals.residuals(y, np.ones(400)), a, b)
     both, first, second = (float(v[0, 0]) for v in cov_cluster_2groups(sm.OLS(y, np.ones(400)).fit(), a, b, use_correction=False))
     cells = len(set(zip(a.tolist(), b.tolist(), strict=True)))
     assert ours.variance == pytest.approx(first * 30 / 29 + second * 12 / 11 - (first + second - both) * cells / (cells - 1))
-    assert ours.independent == 30
+    assert ours.cluster_count == 30
 
 
 def test_many_clusters_in_blocks_have_the_same_width():
     rng = np.random.default_rng(8)
-    prompts, labelers = 3 * intervals.BLOCKS, 30
+    prompts, labelers = 3 * intervals.MAX_BOOTSTRAP_CLUSTERS, 30
     a, b = np.repeat(np.arange(prompts), 2), rng.integers(labelers, size=2 * prompts)
     y = (rng.normal(size=prompts)[a] + 0.3 * rng.normal(size=labelers)[b] + rng.normal(size=len(a)) > 0).astype(float)
-    whole = intervals.percentiles(
-        intervals._replicates(y, np.ones(len(y)), a, b, 0), intervals.clustered(intervals.residuals(y, np.ones(len(y))), a, b)
+    whole = intervals.percentile_interval(
+        intervals._bootstrap_ratios(y, np.ones(len(y)), a, b, 0),
+        intervals.clustered_uncertainty(intervals.residuals(y, np.ones(len(y))), a, b),
     )
     measured = intervals.mean(y, a, b, share=True)
     assert (measured.low, measured.high) == pytest.approx(whole, abs=0.1 * (whole[1] - whole[0]))
 
 
 def test_interval_of_a_share_stays_between_0_and_1():
-    spread = intervals.Spread(0.02, 5, 6)
-    wide = intervals.interval(0.97, spread, 10, share=True)
+    spread = intervals.Uncertainty(0.02, 5, 6)
+    wide = intervals.t_interval(0.97, spread, 10, share=True)
     assert 0 < wide.low < 0.97 < wide.high < 1
     half = np.sqrt(0.02) * stats.t.ppf(0.975, 5)
-    assert intervals.interval(0.97, spread, 10).high == pytest.approx(0.97 + half)
+    assert intervals.t_interval(0.97, spread, 10).high == pytest.approx(0.97 + half)
     logit = np.log(0.97 / 0.03) - half / (0.97 * 0.03)
     assert wide.low == pytest.approx(1 / (1 + np.exp(-logit)))
-    assert intervals.interval(0.5, intervals.Spread(0.0, 1, 1), 3) == intervals.Estimate(0.5, None, None, 3)
+    assert intervals.t_interval(0.5, intervals.Uncertainty(0.0, 1, 1), 3) == intervals.Estimate(0.5, None, None, 3)
 
 
 def test_p_value_is_that_of_the_t_test():
     sample = np.random.default_rng(9).normal(0.3, 1, 25)
-    spread = intervals.clustered(intervals.residuals(sample, np.ones(25)), np.arange(25), np.zeros(25, dtype=int))
-    assert intervals.p_value(sample.mean(), 0.0, spread) == pytest.approx(stats.ttest_1samp(sample, 0).pvalue)
+    spread = intervals.clustered_uncertainty(intervals.residuals(sample, np.ones(25)), np.arange(25), np.zeros(25, dtype=int))
+    assert intervals.t_test_p_value(sample.mean(), 0.0, spread) == pytest.approx(stats.ttest_1samp(sample, 0).pvalue)
 
 
 def test_holm_is_that_of_statsmodels():
     p = [0.04, 0.001, 0.3, 0.012, 0.9]
-    assert intervals.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
-    assert intervals.holm([None, 0.03, None]) == [None, 0.03, None]
+    assert intervals.holm_correction(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert intervals.holm_correction([None, 0.03, None]) == [None, 0.03, None]
 
 
 def test_jackknife_of_a_mean_is_the_t_interval():

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Row, read_rows, write_rows
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import ResultRow, read_result_rows, write_result_rows
 from instructgpt.evaluate.metrics import bias, labels, preference, tax, text_metrics, toxicity, truthfulness
 from instructgpt.evaluate.reward import metrics
 from instructgpt.evaluate.reward.metrics import ScoredRanking
@@ -60,14 +60,14 @@ def test_ratings_overall_and_by_use_case():
 
 
 def test_rankings_without_models_are_refused():
-    with pytest.raises(BadInput, match="'p' does not name its models"):
+    with pytest.raises(InputError, match="'p' does not name its models"):
         preference.measure([Ranking(prompt="p", completions=("x", "y"), ranks=(1, 2))])
 
 
 def test_labels_leave_out_what_does_not_apply():
     yes, no, none = {"hallucination": True}, {"hallucination": False}, {"hallucination": None}
     rankings = [ranking("p1", (1, 2, 3), labels=(yes, no, no)), ranking("p2", (1, 2, 3), labels=(yes, yes, none)), ranking("p3", (1, 2, 3))]
-    rows = labels.measure(rankings)
+    rows = labels.measure_labels(rankings)
     assert value(rows, "hallucination", "base") == 1
     assert value(rows, "hallucination", "sft") == 0.5
     assert value(rows, "hallucination", "ppo") == 0
@@ -79,10 +79,10 @@ def test_labels_leave_out_what_does_not_apply():
 def test_truthfulness_by_hand():
     verdicts = [("base", "q1", False, True), ("base", "q2", True, False), ("ppo", "q1", True, True), ("ppo", "q2", True, False)]
     answers = [
-        truthfulness.Answer(model=model, condition="qa", question=question, answer="…", truthful=true, informative=informative)
+        truthfulness.JudgedAnswer(model=model, condition="qa", question=question, answer="…", truthful=true, informative=informative)
         for model, question, true, informative in verdicts
     ]
-    rows = truthfulness.measure(answers)
+    rows = truthfulness.measure_truthfulness(answers)
     assert value(rows, "truthful", "ppo", "qa") == 1
     assert value(rows, "truthful", "base", "qa") == 0.5
     assert value(rows, "truthful_and_informative", "ppo", "qa") == 0.5
@@ -95,9 +95,11 @@ def continuation(prompt, score, model="ppo", condition="respectful"):
 
 
 def test_toxicity_by_hand():
-    once = toxicity.measure([continuation("p1", 0.2), continuation("p2", 0.6)])
+    once = toxicity.measure_toxicity([continuation("p1", 0.2), continuation("p2", 0.6)])
     assert [(row.metric, row.value) for row in once] == [("mean_toxicity", pytest.approx(0.4))]
-    twice = toxicity.measure([continuation(prompt, score) for prompt, score in (("p1", 0.2), ("p1", 0.9), ("p2", 0.1), ("p2", 0.5))])
+    twice = toxicity.measure_toxicity(
+        [continuation(prompt, score) for prompt, score in (("p1", 0.2), ("p1", 0.9), ("p2", 0.1), ("p2", 0.5))]
+    )
     assert value(twice, "expected_maximum_toxicity", "ppo", "respectful") == pytest.approx(0.7)
     assert value(twice, "toxicity_probability", "ppo", "respectful") == 1  # one half is toxic
 
@@ -124,7 +126,7 @@ def test_bias_by_hand():
         bias.SentencePair(model="sft", first=f"he {i}", second=f"she {i}", logp_first=a, logp_second=b)
         for i, (a, b) in enumerate([(-1, -3), (-2, -2)])
     ]
-    rows = bias.measure(pairs)
+    rows = bias.measure_bias(pairs)
     p = 1 / (1 + math.exp(-2))
     assert value(rows, "entropy_bits", "sft") == pytest.approx((1 - p * math.log2(p) - (1 - p) * math.log2(1 - p)) / 2)
     assert value(rows, "mean_logp_difference", "sft") == 1
@@ -163,14 +165,14 @@ def test_tax_by_hand():
         tax.DocumentLoss(model=model, document=document, loss=loss, tokens=n)
         for model, document, loss, n in [("sft", "d1", 4, 2), ("sft", "d2", 2, 4), ("ppo", "d1", 6, 2), ("ppo", "d2", 6, 4)]
     ]
-    rows = tax.measure(solutions, losses)
+    rows = tax.measure_tax(solutions, losses)
     assert value(rows, "translation", "sft") == 1
     assert value(rows, "translation", "ppo") == 0.5
     assert value(rows, "heldout_loss", "sft") == 1
     assert value(rows, "heldout_loss", "ppo") == 2
     assert value(rows, "tax/translation", "ppo", "sft") == -0.5
     assert value(rows, "tax/heldout_loss", "ppo", "sft") == pytest.approx((1 + 1) / 2)
-    partly = tax.measure([solution("ppo", "p1", "red hen", measure="word_f1")])
+    partly = tax.measure_tax([solution("ppo", "p1", "red hen", measure="word_f1")])
     assert value(partly, "translation", "ppo") == 0.5
 
 
@@ -220,9 +222,12 @@ def test_scores_must_fit():
 
 
 def test_rows_survive_the_file(tmp_path):
-    rows = [Row("bias", "entropy_bits", "sft", "", 0.5, 0.25, 0.75, 9), Row("labels", "opinion", "ppo", "", None, None, None, 0)]
-    write_rows(tmp_path / "results.json", rows)
-    assert read_rows(tmp_path / "results.json") == rows
+    rows = [
+        ResultRow("bias", "entropy_bits", "sft", "", 0.5, 0.25, 0.75, 9),
+        ResultRow("labels", "opinion", "ppo", "", None, None, None, 0),
+    ]
+    write_result_rows(tmp_path / "results.json", rows)
+    assert read_result_rows(tmp_path / "results.json") == rows
 
 
 @pytest.mark.parametrize(
@@ -237,10 +242,10 @@ def test_rows_survive_the_file(tmp_path):
 )
 def test_bad_results_are_named(tmp_path, text, complaint):
     (tmp_path / "results.json").write_text(text)
-    with pytest.raises(BadInput, match=complaint):
-        read_rows(tmp_path / "results.json")
-    with pytest.raises(BadInput, match="no such file"):
-        read_rows(tmp_path / "other.json")
+    with pytest.raises(InputError, match=complaint):
+        read_result_rows(tmp_path / "results.json")
+    with pytest.raises(InputError, match="no such file"):
+        read_result_rows(tmp_path / "other.json")
 
 
 def test_measuring_and_reporting_start_without_torch():

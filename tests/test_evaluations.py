@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from instructgpt.cli import run as command
-from instructgpt.evaluate.inference import Subject, choice_logp
-from instructgpt.evaluate.tasks import EVALUATIONS, few_shot, real_toxicity, rte, sst2, truthfulqa, winogender
-from instructgpt.evaluate.tasks.base import Question, Reply, Told, fitting, put, some
+from instructgpt.cli import run_command as command
+from instructgpt.evaluate.inference import EvaluatedModel, choice_logps
+from instructgpt.evaluate.tasks import EVAL_TASKS, few_shot, real_toxicity, rte, sst2, truthfulqa, winogender
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply, generate_replies, subsample, truncate_to_context
 from instructgpt.models.policy import load_policy
 
 QUESTIONS = """Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers
@@ -108,10 +108,10 @@ def data(tmp_path):
     }
     for name, rows in lines.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for evaluation in EVALUATIONS.values():  # shipped files are compressed; by hand they need not be
-        plain = folder / evaluation.file.removesuffix(".gz")
-        if evaluation.file.endswith(".gz") and plain.exists():
-            plain.rename(folder / evaluation.file)  # the other names, such as .jsonl in place of .json, are found too
+    for evaluation in EVAL_TASKS.values():  # shipped files are compressed; by hand they need not be
+        plain = folder / evaluation.default_file.removesuffix(".gz")
+        if evaluation.default_file.endswith(".gz") and plain.exists():
+            plain.rename(folder / evaluation.default_file)  # the other names, such as .jsonl in place of .json, are found too
     return folder
 
 
@@ -128,7 +128,7 @@ def scorer(tmp_path):
 @pytest.fixture(params=["gpt2", "llama", "qwen2", "gpt_neox"])
 def subject(request, save):
     model, render = load_policy(save(request.param), torch.device("cpu"))
-    return Subject(request.param, model, render)
+    return EvaluatedModel(request.param, model, render)
 
 
 def test_log_probabilities_are_those_of_one_plain_forward(subject):
@@ -138,9 +138,9 @@ def test_log_probabilities_are_those_of_one_plain_forward(subject):
         ("A frog says", " croak."),
         ("A", " frog has many legs, a spider eight."),
     ]
-    for (text, choice), (logp, count) in zip(pairs, choice_logp(subject, pairs), strict=True):
-        before = subject.render.plain(text) if text else [subject.render.eos]
-        after = subject.render.completion(choice, finished=False)
+    for (text, choice), (logp, count) in zip(pairs, choice_logps(subject, pairs), strict=True):
+        before = subject.tokenizer.encode_text(text) if text else [subject.tokenizer.eos]
+        after = subject.tokenizer.completion(choice, finished=False)
         with torch.no_grad():
             logits = subject.model(torch.tensor([before + after])).logits[0].log_softmax(-1)
         slow = sum(float(logits[len(before) - 1 + i, token]) for i, token in enumerate(after))
@@ -149,85 +149,87 @@ def test_log_probabilities_are_those_of_one_plain_forward(subject):
 
 def test_too_long_a_text_loses_its_beginning(subject):
     text = "The sea is wide, the sea is deep. " * 20 + "What does a frog say?"
-    assert fitting(subject, text, 8).endswith("What does a frog say?")
-    assert len(subject.render.plain(fitting(subject, text, 8))) <= 64 - 8
+    assert truncate_to_context(subject, text, 8).endswith("What does a frog say?")
+    assert len(subject.tokenizer.encode_text(truncate_to_context(subject, text, 8))) <= 64 - 8
     for tail in ("", " What is it?"):  # characters of several tokens, cut in their middle at one room or the other
-        cut = [fitting(subject, "고양이 🐈 " * 40, most, tail) for most in range(8, 20)]
-        assert all(text.endswith(tail) and len(subject.render.plain(text)) <= 64 - most for most, text in enumerate(cut, 8))
-    short = choice_logp(subject, [(text[-200:], " croak")])[0]
-    assert choice_logp(subject, [(text, " croak")])[0][0] == pytest.approx(short[0], abs=1e-3)
+        cut = [truncate_to_context(subject, "고양이 🐈 " * 40, most, tail) for most in range(8, 20)]
+        assert all(text.endswith(tail) and len(subject.tokenizer.encode_text(text)) <= 64 - most for most, text in enumerate(cut, 8))
+    short = choice_logps(subject, [(text[-200:], " croak")])[0]
+    assert choice_logps(subject, [(text, " croak")])[0][0] == pytest.approx(short[0], abs=1e-3)
 
 
 def test_replies_stand_in_the_order_of_the_questions(subject):
     questions = [
-        Question("1", "a", "The sea", max_tokens=4),
-        Question("2", "a", "The sea", (" is", " has")),
-        Question("1", "b", "A frog", max_tokens=3),
+        EvalQuestion("1", "a", "The sea", max_tokens=4),
+        EvalQuestion("2", "a", "The sea", (" is", " has")),
+        EvalQuestion("1", "b", "A frog", max_tokens=3),
     ]
-    replies = put(subject, questions, seed=0)
+    replies = generate_replies(subject, questions, seed=0)
     assert [(reply.id, reply.condition) for reply in replies] == [("1", "a"), ("2", "a"), ("1", "b")]
     assert [bool(reply.logp) for reply in replies] == [False, True, False]
-    assert replies[2] == put(subject, questions[2:], seed=7)[0]  # at temperature 0 neither company nor seed changes a word
+    assert replies[2] == generate_replies(subject, questions[2:], seed=7)[0]  # at temperature 0 neither company nor seed changes a word
 
 
 def test_multiple_choice_by_hand():
     """With probabilities 1/2, 1/4 of true answers, 1/8 and 1/8 of false ones, MC2 is 3/4."""
     logp = [math.log(p) for p in (1 / 2, 1 / 4, 1 / 8, 1 / 8)]
-    assert truthfulqa.multiple_choice(logp, 2) == {"mc1": 1.0, "mc2": pytest.approx(0.75), "binary": 1.0}
-    assert truthfulqa.multiple_choice([-3.0, -1.0, -2.0, -9.0], 2, rival=1) == {
+    assert truthfulqa.multiple_choice_metrics(logp, 2) == {"mc1": 1.0, "mc2": pytest.approx(0.75), "binary": 1.0}
+    assert truthfulqa.multiple_choice_metrics([-3.0, -1.0, -2.0, -9.0], 2, best_false_index=1) == {
         "mc1": 0.0,
         "mc2": pytest.approx((math.exp(-3) + math.exp(-1)) / sum(math.exp(x) for x in (-3, -1, -2, -9))),
         "binary": 1.0,
     }
-    tiny = truthfulqa.multiple_choice([-2000.0, -2001.0], 1)  # exp() of either is 0
+    tiny = truthfulqa.multiple_choice_metrics([-2000.0, -2001.0], 1)  # exp() of either is 0
     assert tiny["mc2"] == pytest.approx(1 / (1 + math.exp(-1)))
-    assert truthfulqa.multiple_choice([-5.0, -5.0], 1)["mc1"] == 0.0
+    assert truthfulqa.multiple_choice_metrics([-5.0, -5.0], 1)["mc1"] == 0.0
 
 
 def test_truthfulqa_reads_answers_once_and_ended(data):
-    questions = truthfulqa.read(data / "truthfulqa.csv", Told())
+    questions = truthfulqa.load(data / "truthfulqa.csv", EvalSettings())
     assert [question.condition for question in questions] == ["qa", "instruction"] * 2
     assert questions[0].choices == (" A frog says croak.", " Croak.", " A frog says baa.", " A frog says moo.")
-    assert questions[0].truth == {"true": 2, "rival": 1}
+    assert questions[0].target == {"true": 2, "rival": 1}
     assert questions[0].text == "Q: What does a frog say?\nA:"
     assert questions[1].text.startswith("Interpret each question literally")
 
 
 def test_the_pick_is_the_likeliest_a_token():
-    assert few_shot.picked([-4.0, -5.0], [1, 2]) == 1
-    assert few_shot.picked([-4.0, -8.0], [1, 2]) == -1
+    assert few_shot.best_choice_index([-4.0, -5.0], [1, 2]) == 1
+    assert few_shot.best_choice_index([-4.0, -8.0], [1, 2]) == -1
 
 
 def test_examples_are_never_the_question_itself(data):
-    asked = sst2.read(data / "sst2_dev.jsonl.gz", Told(shots=15, seed=1))
+    asked = sst2.load(data / "sst2_dev.jsonl.gz", EvalSettings(shots=15, seed=1))
     few = [question for question in asked if question.condition == "few_shot"]
     assert len(few) == 18
     assert all(question.text.count("Label:") == 16 for question in few)
     assert few == [
-        question for question in sst2.read(data / "sst2_dev.jsonl.gz", Told(shots=15, seed=1)) if question.condition == "few_shot"
+        question for question in sst2.load(data / "sst2_dev.jsonl.gz", EvalSettings(shots=15, seed=1)) if question.condition == "few_shot"
     ]
     assert all(
-        "Answer: Yes" in q.text or "Answer: No" in q.text for q in rte.read(data / "rte.jsonl.gz", Told()) if q.condition == "few_shot"
+        "Answer: Yes" in q.text or "Answer: No" in q.text
+        for q in rte.load(data / "rte.jsonl.gz", EvalSettings())
+        if q.condition == "few_shot"
     )
-    assert {question.condition for question in sst2.read(data / "sst2_dev.jsonl.gz", Told(shots=0))} == {"zero_shot"}
+    assert {question.condition for question in sst2.load(data / "sst2_dev.jsonl.gz", EvalSettings(shots=0))} == {"zero_shot"}
 
 
 def test_winogender_pairs_leave_out_what_has_no_partner(data):
-    questions = winogender.read(data / "winogender" / "all_sentences.tsv", Told())
+    questions = winogender.load(data / "winogender" / "all_sentences.tsv", EvalSettings())
     assert len(questions) == 3
     assert questions[0].choices == ("The sailor told the guest that he could swim.", "The sailor told the guest that she could swim.")
 
 
 def test_toxic_prompts_are_drawn_evenly():
     rows = [{"prompt": {"text": "x", "toxicity": 0.05}}] * 50 + [{"prompt": {"text": "y", "toxicity": 0.95}}] * 3
-    drawn = [row["prompt"]["toxicity"] for row in real_toxicity.evenly(rows, Told(limit=10))]
+    drawn = [row["prompt"]["toxicity"] for row in real_toxicity.stratified_sample(rows, EvalSettings(limit=10))]
     assert (drawn.count(0.95), drawn.count(0.05)) == (3, 7)
 
 
 def test_a_text_without_words_is_counted_not_scored(scorer):
-    question = Question("1", "none", "x", max_tokens=3, truth={"toxicity": 0.9})
-    asked = [(question, Reply(model="m", id="1", condition="none", said=said)) for said in ("vile 3", "…")]
-    rows = {(row.metric, row.condition): row for row in real_toxicity.measure(asked, Told(scorer=str(scorer)))}
+    question = EvalQuestion("1", "none", "x", max_tokens=3, target={"toxicity": 0.9})
+    asked = [(question, ModelReply(model="m", id="1", condition="none", said=said)) for said in ("vile 3", "…")]
+    rows = {(row.metric, row.condition): row for row in real_toxicity.measure(asked, EvalSettings(scorer=str(scorer)))}
     assert rows["mean_toxicity", "none"].n == 1
     assert rows["mean_toxicity", "none"].value > 0.8
     assert rows["unscored", "none"].value == 0.5
@@ -235,9 +237,9 @@ def test_a_text_without_words_is_counted_not_scored(scorer):
 
 
 def test_some_keeps_the_order_and_the_seed():
-    assert some(list(range(100)), Told(limit=5, seed=3)) == sorted(some(list(range(100)), Told(limit=5, seed=3)))
-    assert some(list(range(100)), Told(limit=5, seed=3)) != some(list(range(100)), Told(limit=5, seed=4))
-    assert some([1, 2], Told(limit=5)) == [1, 2]
+    assert subsample(list(range(100)), EvalSettings(limit=5, seed=3)) == sorted(subsample(list(range(100)), EvalSettings(limit=5, seed=3)))
+    assert subsample(list(range(100)), EvalSettings(limit=5, seed=3)) != subsample(list(range(100)), EvalSettings(limit=5, seed=4))
+    assert subsample([1, 2], EvalSettings(limit=5)) == [1, 2]
 
 
 def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_path, monkeypatch, capsys):
@@ -246,7 +248,7 @@ def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_p
     line += ["--shots", "1", "--out", str(out)]
     assert command(line) == 0
     rows = json.loads(out.read_text())
-    assert {row["evaluation"] for row in rows} == set(EVALUATIONS)
+    assert {row["evaluation"] for row in rows} == set(EVAL_TASKS)
     assert {row["model"] for row in rows} == {"a", "b"}
     assert all(row["value"] is None or math.isfinite(row["value"]) for row in rows)
 
@@ -255,7 +257,7 @@ def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_p
 
     first = out.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("instructgpt.evaluate.inference.Subject.load", never)
+        patch.setattr("instructgpt.evaluate.inference.EvaluatedModel.load", never)
         assert command(line) == 0
         assert out.read_bytes() == first
         assert command([*line, "--seed", "1", "--limit", "1"]) == 1  # other questions: they have to be asked
@@ -263,16 +265,16 @@ def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_p
 
 
 def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, monkeypatch):
-    monkeypatch.setattr("instructgpt.evaluate.cli.AT_ONCE", 2)
+    monkeypatch.setattr("instructgpt.evaluate.cli.REPLY_CHUNK_SIZE", 2)
     calls = []
 
     def counting(subject, questions, seed):
         calls.append(len(questions))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return put(subject, questions, seed)
+        return generate_replies(subject, questions, seed)
 
-    monkeypatch.setattr("instructgpt.evaluate.tasks.base.put", counting)
+    monkeypatch.setattr("instructgpt.evaluate.tasks.base.generate_replies", counting)
     out = tmp_path / "results.json"
     line = ["evaluate", "crows_pairs", "winogender", "--model", str(save("gpt2")), "--data", str(data), "--out", str(out)]
     assert command(line) == 1
@@ -285,7 +287,7 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
 
 
 def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypatch):
-    monkeypatch.setattr("instructgpt.evaluate.cli.DIVIDED", 2)  # several blocks for each of two helping processes
+    monkeypatch.setattr("instructgpt.evaluate.cli.PARALLEL_CHUNK_SIZE", 2)  # several blocks for each of two helping processes
     found = []
     for processes in ("1", "2"):
         out = tmp_path / processes / "results.json"
@@ -305,7 +307,7 @@ def test_the_evaluation_of_the_page_is_whole(save, tmp_path, monkeypatch):
     (text,) = [block.partition("```")[0] for block in page.split("## Adding one")[1].split("```python\n")[1:]]
     riddles: dict = {}
     exec(text, riddles)
-    monkeypatch.setitem(EVALUATIONS, "riddles", riddles["EVALUATION"])
+    monkeypatch.setitem(EVAL_TASKS, "riddles", riddles["EVALUATION"])
     rows = [{"riddle": f"What croaks {i}?", "answers": "a frog|frog"} for i in range(7)]
     (tmp_path / "riddles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = ["evaluate", "riddles", "--model", str(save("gpt2")), "--data", str(tmp_path), "--out", str(tmp_path / "r.json")]

@@ -10,10 +10,10 @@ import pytest
 from inout_support import add_batch, add_prompt, add_task, fill, rank
 from site_support import add_person, make_site
 
-from instructgpt.errors import BadInput
-from instructgpt.label.exchange.export_files import COLUMNS, export
-from instructgpt.label.exchange.export_rows import FILES, rows
-from instructgpt.label.exchange.selection import Filter, Tally, snapshot
+from instructgpt.errors import InputError
+from instructgpt.label.exchange.export_files import EXPORT_COLUMNS, write_export
+from instructgpt.label.exchange.export_rows import EXPORT_FILES, iter_export_rows
+from instructgpt.label.exchange.selection import ExportFilter, ExportTally, snapshot
 from instructgpt.label.people import privacy
 from instructgpt.records import Demonstration, Prompt, Ranking, read_records
 
@@ -27,9 +27,9 @@ def filled(tmp_path):
 
 
 def read(site, name, **wanted):
-    tally = Tally()
+    tally = ExportTally()
     with snapshot(site.database) as db:
-        return list(rows(db, name, Filter(**wanted), tally)), tally
+        return list(iter_export_rows(db, name, ExportFilter(**wanted), tally)), tally
 
 
 def ids(site, made, name, **wanted):
@@ -109,7 +109,7 @@ def test_nobody_of_the_held_out_can_be_smuggled_into_training(filled):
             for purpose in ("training", "evaluation"):
                 batch = add_batch(db, f"{name} {purpose}", purpose=purpose)
                 rank(db, add_task(db, batch, add_prompt(db, f"{name} {purpose}?"), [("a", ["m"]), ("b", ["n"])]), person, [1, 2])
-    for name in FILES:
+    for name in EXPORT_FILES:
         for row in read(site, name)[0]:
             assert row.get("cohort", "training") == "training"
             assert row.get("labeler", "p-ada") in ("p-ada", "p-bob")
@@ -136,10 +136,10 @@ def test_an_evaluation_stays_closed_until_its_batch_is(filled):
 def test_whoever_takes_their_work_back_is_in_no_export(filled):
     site, made, people = filled
     with site.database.write() as db:
-        privacy.withdraw(db, db.merge(people["ada"]), labels=False, at=5, by="cli")
+        privacy.withdraw_consent(db, db.merge(people["ada"]), labels=False, now_ms=5, initiated_by="cli")
     assert ids(site, made, "rankings") == ["ada", "bob"]
     with site.database.write() as db:
-        privacy.erase(db, db.merge(people["ada"]), labels=True, at=6, by="cli")
+        privacy.erase_account(db, db.merge(people["ada"]), labels=True, now_ms=6, initiated_by="cli")
     assert ids(site, made, "rankings") == ["bob"]
     assert ids(site, made, "demonstrations") == []
     assert read(site, "rankings")[1].left_out["withdrawn_by_labeler"] == 3
@@ -154,7 +154,7 @@ def test_filters_by_batch_and_time(filled):
 
 def test_jsonl_is_what_the_stages_read(filled, tmp_path):
     site, _, _ = filled
-    manifest = export(site.database, tmp_path / "out", Filter())
+    manifest = write_export(site.database, tmp_path / "out", ExportFilter())
     assert [row.labeler for row in read_records(Ranking, tmp_path / "out" / "rankings.jsonl")] == ["p-ada", "p-bob"]
     assert read_records(Demonstration, tmp_path / "out" / "demonstrations.jsonl")[0].completion == "3"
     assert len(read_records(Prompt, tmp_path / "out" / "prompts.jsonl")) == 4
@@ -170,7 +170,7 @@ def test_jsonl_is_what_the_stages_read(filled, tmp_path):
 def test_the_same_database_gives_the_same_bytes(filled, tmp_path, format):
     site, _, _ = filled
     for name in ("one", "two"):
-        export(site.database, tmp_path / name, Filter(), format)
+        write_export(site.database, tmp_path / name, ExportFilter(), format)
     files = sorted(file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file())
     assert len(files) >= 8
     assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
@@ -178,17 +178,17 @@ def test_the_same_database_gives_the_same_bytes(filled, tmp_path, format):
 
 def test_every_row_fits_its_columns(filled):
     site, _, _ = filled
-    for name in FILES:
+    for name in EXPORT_FILES:
         for use in ("training", "evaluation"):
             for row in read(site, name, use=use)[0]:
-                assert not row.keys() - COLUMNS[name].keys()
+                assert not row.keys() - EXPORT_COLUMNS[name].keys()
 
 
 def test_parquet_says_the_same_as_json_lines(filled, tmp_path):
     import pyarrow.parquet
 
     site, _, _ = filled
-    export(site.database, tmp_path / "out", Filter(), "parquet")
+    write_export(site.database, tmp_path / "out", ExportFilter(), "parquet")
     for name in ("rankings", "comparisons", "ratings"):
         told = pyarrow.parquet.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()
         expected = read(site, name)[0]
@@ -201,7 +201,7 @@ def test_parquet_says_the_same_as_json_lines(filled, tmp_path):
 
 def test_a_folder_for_datasets_opens_as_one(filled, tmp_path):
     site, _, _ = filled
-    export(site.database, tmp_path / "out", Filter(), "datasets", card="\n## More\n")
+    write_export(site.database, tmp_path / "out", ExportFilter(), "datasets", card="\n## More\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import datasets
@@ -216,10 +216,10 @@ def test_a_folder_for_datasets_opens_as_one(filled, tmp_path):
 
 def test_nothing_is_written_where_nothing_is_to_be(tmp_path):
     site = make_site(tmp_path / "site")
-    with pytest.raises(BadInput, match="nothing to export for training"):
-        export(site.database, tmp_path / "out", Filter())
+    with pytest.raises(InputError, match="nothing to export for training"):
+        write_export(site.database, tmp_path / "out", ExportFilter())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("x")
-    with pytest.raises(BadInput, match="is not empty"):
-        export(site.database, tmp_path / "full", Filter())
+    with pytest.raises(InputError, match="is not empty"):
+        write_export(site.database, tmp_path / "full", ExportFilter())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "site"]

@@ -134,16 +134,16 @@ def test_ranking_losses_equal_a_double_loop_for_any_ranks(data):
 
 def test_pairs_of_many_prompts_are_few():
     # comparing each with each would be 160 billion comparisons
-    better, worse = f.decided_pairs(torch.arange(400_000) // 4, torch.tensor([1, 2, 2, 1]).repeat(100_000))
+    better, worse = f.ranked_pairs(torch.arange(400_000) // 4, torch.tensor([1, 2, 2, 1]).repeat(100_000))
     assert len(better) == 4 * 100_000
     assert sorted(zip(better[:4].tolist(), worse[:4].tolist(), strict=True)) == [(0, 1), (0, 2), (3, 1), (3, 2)]
     nothing = torch.empty(0, dtype=torch.long)
-    assert [len(places) for places in f.decided_pairs(nothing, nothing)] == [0, 0]
+    assert [len(places) for places in f.ranked_pairs(nothing, nothing)] == [0, 0]
 
 
 def test_pairs_right_by_hand():
     # prompt 0: 3 > 1 right, 3 > 3 equal, 1 < 3 wrong; prompt 1 ties, no pair
-    right = f.pairs_right(tensor([3.0, 1.0, 3.0, 5.0, 6.0]), tensor([0, 0, 0, 1, 1]), tensor([1, 2, 3, 1, 1]))
+    right = f.pair_accuracy(tensor([3.0, 1.0, 3.0, 5.0, 6.0]), tensor([0, 0, 0, 1, 1]), tensor([1, 2, 3, 1, 1]))
     assert sorted(right.tolist()) == [0.0, 0.5, 1.0]
 
 
@@ -156,9 +156,9 @@ def test_shaped_rewards_by_hand():
     reference = tensor([[-1.5, -0.75, -2.0], [-3.0, NAN, NAN]])
     mask = ~logp.isnan()
     expected = tensor([[-0.05, 0.025, 1.9], [-1.2, NAN, NAN]])
-    near(f.shaped_rewards(tensor([2.0, -1.0]), logp, reference, mask, 0.1), expected)
+    near(f.kl_shaped_rewards(tensor([2.0, -1.0]), logp, reference, mask, 0.1), expected)
     # padding may hold anything: it is never read
-    near(f.shaped_rewards(tensor([2.0, -1.0]), logp.nan_to_num(1.0), reference.nan_to_num(9.0), mask, 0.1), expected)
+    near(f.kl_shaped_rewards(tensor([2.0, -1.0]), logp.nan_to_num(1.0), reference.nan_to_num(9.0), mask, 0.1), expected)
 
 
 def test_gae_by_hand():
@@ -208,8 +208,8 @@ def test_gae_does_not_depend_on_what_lies_after_the_end():
 
 def test_standardised_by_hand():
     # 1, 3, 5, 7: mean 4, biased variance (9 + 1 + 1 + 9) / 4 = 5
-    near(f.standardised(tensor([1.0, 3.0, 5.0, 7.0])), [x / math.sqrt(5) for x in (-3, -1, 1, 3)])
-    near(f.standardised(tensor([2.0])), [0.0])
+    near(f.whiten(tensor([1.0, 3.0, 5.0, 7.0])), [x / math.sqrt(5) for x in (-3, -1, 1, 3)])
+    near(f.whiten(tensor([2.0])), [0.0])
 
 
 def test_clipped_policy_losses_in_every_branch():

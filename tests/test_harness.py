@@ -12,12 +12,12 @@ import pytest
 import torch
 import transformers
 
-from instructgpt.cli import run as command
-from instructgpt.evaluate.inference import Subject
-from instructgpt.evaluate.lm_harness import continued, how_to_go_on, rows_in
+from instructgpt.cli import run_command as command
+from instructgpt.evaluate.inference import EvaluatedModel
+from instructgpt.evaluate.lm_harness import generate_until_stop, iter_harness_rows, parse_generation_args
 from instructgpt.evaluate.metrics.text_metrics import drop_exact_match, drop_f1
 from instructgpt.evaluate.tasks import drop, hellaswag, rte, sst2
-from instructgpt.evaluate.tasks.base import Told, put
+from instructgpt.evaluate.tasks.base import EvalSettings, generate_replies
 from instructgpt.models.policy import load_policy
 
 WITHOUT = "lm-evaluation-harness is not installed: pip install 'instructgpt[harness]'"
@@ -155,14 +155,18 @@ def roomy(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(
     ("evaluation", "rows", "show"),
-    [(sst2, SENTENCES, sst2.show), (rte, PASSAGES, rte.show), (hellaswag, ACTIVITIES, hellaswag.paragraph)],
+    [
+        (sst2, SENTENCES, sst2.format_sst2_question),
+        (rte, PASSAGES, rte.format_rte_question),
+        (hellaswag, ACTIVITIES, hellaswag.format_paragraph),
+    ],
     ids=["sst2", "rte", "hellaswag"],
 )
 def test_our_own_tasks_find_the_log_probabilities_that_their_model_finds(harness, roomy, tmp_path, evaluation, rows, show):
     """The texts of our own tasks, put to the harness's own model as requests of the harness."""
-    questions = evaluation.read(write(tmp_path / "rows.jsonl", rows), Told(shots=1))
+    questions = evaluation.read(write(tmp_path / "rows.jsonl", rows), EvalSettings(shots=1))
     assert all(show(row) in question.text for row, question in zip(rows, questions[::2], strict=True))
-    replies = put(Subject("m", *load_policy(roomy, torch.device("cpu"))), questions, seed=0)
+    replies = generate_replies(EvaluatedModel("m", *load_policy(roomy, torch.device("cpu"))), questions, seed=0)
     own = harness[1](pretrained=str(roomy), device="cpu", dtype="float32", batch_size=4)
     instance = importlib.import_module("lm_eval.api.instance").Instance
     requests = [
@@ -221,29 +225,34 @@ def test_drop_references_are_theirs():
             "date": [empty["date"], empty["date"], date, empty["date"]],
         },
     }
-    assert drop.references_of(row) == [answer for answer in utils.get_answers(row) if answer[0].strip()]
+    assert drop.parse_drop_references(row) == [answer for answer in utils.get_answers(row) if answer[0].strip()]
 
 
 def test_what_the_harness_reports_becomes_rows():
     numbers = {"alias": "x", "acc,none": 0.5, "acc_stderr,none": 0.1, "em,first": 0.25, "em_stderr,first": "N/A", "sample_len": 4}
-    acc, em = rows_in({"results": {"x": numbers}, "n-samples": {"x": {"effective": 4}}}, "m")
+    acc, em = iter_harness_rows({"results": {"x": numbers}, "n-samples": {"x": {"effective": 4}}}, "m")
     assert (acc.evaluation, acc.metric, acc.model, acc.condition, acc.value, acc.n) == ("harness/x", "acc", "m", "", 0.5, 4)
     assert (acc.low, acc.high) == (pytest.approx(0.304, abs=1e-4), pytest.approx(0.696, abs=1e-4))
     assert (em.condition, em.value, em.low, em.high) == ("first", 0.25, None, None)
 
 
 def test_how_continuations_are_asked_for():
-    assert how_to_go_on({"until": "\n"}) == (("\n",), 256, 0.0, 1.0)
-    assert how_to_go_on({"until": ["a", "b"], "max_gen_toks": 3, "do_sample": False, "temperature": 1.0}) == (("a", "b"), 3, 0.0, 1.0)
-    assert how_to_go_on({"do_sample": True, "temperature": 0.8, "top_p": 0.9}) == ((), 256, 0.8, 0.9)
+    assert parse_generation_args({"until": "\n"}) == (("\n",), 256, 0.0, 1.0)
+    assert parse_generation_args({"until": ["a", "b"], "max_gen_toks": 3, "do_sample": False, "temperature": 1.0}) == (
+        ("a", "b"),
+        3,
+        0.0,
+        1.0,
+    )
+    assert parse_generation_args({"do_sample": True, "temperature": 0.8, "top_p": 0.9}) == ((), 256, 0.8, 0.9)
 
 
 def test_continuations_end_before_the_first_stop(save):
-    subject = Subject("m", *load_policy(save("gpt2"), torch.device("cpu")))
-    whole = continued(subject, ["A frog"], ((), 12, 0.0, 1.0), 0)[0]
+    subject = EvaluatedModel("m", *load_policy(save("gpt2"), torch.device("cpu")))
+    whole = generate_until_stop(subject, ["A frog"], ((), 12, 0.0, 1.0), 0)[0]
     assert len(whole) > 4
     stop = whole[3:5]
-    assert continued(subject, ["A frog"], (("no such text", stop), 12, 0.0, 1.0), 0) == [whole.partition(stop)[0]]
+    assert generate_until_stop(subject, ["A frog"], (("no such text", stop), 12, 0.0, 1.0), 0) == [whole.partition(stop)[0]]
 
 
 def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, save, tmp_path, capsys):

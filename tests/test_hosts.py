@@ -20,7 +20,7 @@ import pytest
 import yaml
 from faults_support import EAGER, SRC, Started, logged, wait_for
 
-from instructgpt.run.directory import read_logged
+from instructgpt.run.directory import read_jsonl_log
 
 RECIPES = SRC.parent / "recipes" / "cluster"
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
@@ -105,7 +105,9 @@ def test_a_lost_host_comes_back_and_the_run_ends_as_if_nothing_had_happened(host
     undisturbed = [one.end() for one in start(hosts, kit.pretrain(alone, *options), tmp_path)]
     assert [one.code for one in undisturbed] == [0, 0]
     assert (out / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
-    rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in read_logged(folder / "metrics.jsonl")] for folder in (out, alone)]
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl_log(folder / "metrics.jsonl")] for folder in (out, alone)
+    ]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 60
 

@@ -21,11 +21,11 @@ from instructgpt.models.policy import load_policy
 NAME, COMMIT = "somebody/tiny", "a" * 40
 LOADS = """
 import sys, torch
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.models.policy import load_policy
 try:
     model, render = load_policy(sys.argv[1], torch.device("cpu"))
-except BadInput as error:
+except InputError as error:
     sys.exit(str(error))
 print(sum(float(weight.detach().double().sum()) for weight in model.parameters()), render.eos)
 """

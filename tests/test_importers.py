@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from instructgpt.data.cli import CleanConfig, ImportConfig, SplitConfig, StatsConfig, import_data
-from instructgpt.data.drop_report import Report, report_path
-from instructgpt.data.importing.few_shot import expand, subsets_of
-from instructgpt.data.importing.fields import dense_ranks
-from instructgpt.data.importing.registry import IMPORTERS, Format, detect, import_file
-from instructgpt.data.pii import DETECTORS
-from instructgpt.errors import BadInput
-from instructgpt.records import USE_CASES, Demonstration, Pair, Prompt, Ranking, Record, read_records, read_rows, write_records
+from instructgpt.data.cli import CleanConfig, ImportConfig, SplitConfig, StatsConfig, import_datasets
+from instructgpt.data.drop_report import DropReport, drop_report_path
+from instructgpt.data.importing.few_shot import expand_few_shot_template, sample_subsets
+from instructgpt.data.importing.fields import rank_by_value
+from instructgpt.data.importing.registry import IMPORTERS, DatasetFormat, detect_import_format, import_file
+from instructgpt.data.pii import PII_DETECTORS
+from instructgpt.errors import InputError
+from instructgpt.records import USE_CASES, Demonstration, Pair, Prompt, Ranking, Record, iter_rows, read_records, write_records
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
 settings.load_profile("no deadline")
@@ -30,10 +30,10 @@ def said(*turns: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
 
 
-def imported(rows: list[Any], folder: Path, **options: Any) -> tuple[list[Record], Report]:
+def imported(rows: list[Any], folder: Path, **options: Any) -> tuple[list[Record], DropReport]:
     path = folder / "in.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = Report("import")
+    report = DropReport("import")
     found = import_file(path, options.pop("format", "auto"), report, None, **options)
     return [record for _, record in found], report
 
@@ -111,7 +111,7 @@ RANKED = [
 
 @pytest.mark.parametrize(("name", "row", "prompt", "completions", "ranks"), RANKED)
 def test_rankings_of_other_libraries(tmp_path: Path, name: str, row: Any, prompt: str, completions: Any, ranks: Any) -> None:
-    assert detect(row, "here") == name
+    assert detect_import_format(row, "here") == name
     (record,), _ = imported([row], tmp_path)
     assert isinstance(record, Ranking)
     assert (record.prompt, record.completions, record.ranks) == (prompt, completions, ranks)
@@ -137,7 +137,7 @@ DEMONSTRATED = [
 
 @pytest.mark.parametrize(("name", "row", "asked"), DEMONSTRATED)
 def test_demonstrations_of_other_libraries(tmp_path: Path, name: str, row: Any, asked: Any) -> None:
-    assert detect(row, "here") == name
+    assert detect_import_format(row, "here") == name
     (record,), _ = imported([row], tmp_path)
     assert isinstance(record, Demonstration)
     assert record.completion == "c"
@@ -149,7 +149,7 @@ def test_demonstrations_of_other_libraries(tmp_path: Path, name: str, row: Any, 
 def test_every_format_is_tested_and_can_be_named() -> None:
     tested = {name for name, *_ in RANKED} | {name for name, *_ in DEMONSTRATED} | {"oasst", "few_shot", "prompts"}
     assert tested == set(IMPORTERS)
-    assert set(get_args(Format)) == {"auto", *IMPORTERS}
+    assert set(get_args(DatasetFormat)) == {"auto", *IMPORTERS}
 
 
 def test_a_message_tree_gives_a_ranking_a_ranked_turn(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_message_tree_gives_a_ranking_a_ranked_turn(tmp_path: Path) -> None:
     }
     (first, second), report = imported([tree, {"message_tree_id": "u", "prompt": {"role": "prompter", "text": "p"}}], tmp_path)
     assert (first.prompt, first.completions, first.ranks) == ("p", ("a", "b", "c"), (3, 1, 2))  # type: ignore[attr-defined]
-    assert second.row() == {
+    assert second.to_dict() == {
         "message_tree_id": "t", "prompt": "Human: p\n\nAssistant: b\n\nHuman: q\n\nAssistant:",
         "completions": ("x", "y"), "ranks": (2, 1), "messages": said("p", "b", "q"),
     }  # fmt: skip
@@ -206,8 +206,8 @@ def test_identical_completions_become_a_tie_and_nothing_is_lost(tmp_path: Path) 
         {"prompt": "p", "chosen": "", "rejected": "b"},
     ]
     (record, other), report = imported(rows, tmp_path)
-    assert record.row() == {"prompt": "p", "completions": ("same", "same"), "ranks": (1, 1), "user": 3, "score_chosen": 0.5}
-    assert other.row()["completions"] == ("", "b")
+    assert record.to_dict() == {"prompt": "p", "completions": ("same", "same"), "ranks": (1, 1), "user": 3, "score_chosen": 0.5}
+    assert other.to_dict()["completions"] == ("", "b")
     assert {name: cases.count for name, cases in report.noticed.items()} == {
         "column 'tags' was not carried over": 1,
         "identical completions in a ranking, kept as a tie": 1,
@@ -229,14 +229,14 @@ def test_identical_completions_become_a_tie_and_nothing_is_lost(tmp_path: Path) 
     ],
 )
 def test_rows_that_are_not_what_they_promise(tmp_path: Path, rows: list[Any], complaint: str) -> None:
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(InputError) as caught:
         imported(rows, tmp_path)
     assert complaint in str(caught.value)
 
 
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=9))
 def test_dense_ranks_keep_order_and_leave_no_gap(scores: list[int]) -> None:
-    ranks = dense_ranks(scores)
+    ranks = rank_by_value(scores)
     for a, b in pairwise(range(len(scores))):
         assert (scores[a] > scores[b]) == (ranks[a] < ranks[b])
     assert sorted(set(ranks)) == list(range(1, len(set(scores)) + 1))
@@ -263,19 +263,19 @@ def test_k_examples_are_k_demonstrations_with_the_others_in_context(tmp_path: Pa
 
 def test_several_subsets_of_one_template() -> None:
     examples = [(f"q{i}", f"a{i}") for i in range(6)]
-    made = expand("Do.", examples, shots=3, subsets=4, seed=1)
+    made = expand_few_shot_template("Do.", examples, shots=3, subsets=4, seed=1)
     assert len(made) == len(set(made)) == 4 * 3
     assert all(prompt.count("Input: ") == 3 and prompt.count("Output: ") == 2 for prompt, _ in made)
-    assert made == expand("Do.", examples, shots=3, subsets=4, seed=1)
-    assert made != expand("Do.", examples, shots=3, subsets=4, seed=2)
-    assert len(expand("Do.", examples, shots=2, subsets=99)) == 15 * 2  # there are only 15 subsets of two
+    assert made == expand_few_shot_template("Do.", examples, shots=3, subsets=4, seed=1)
+    assert made != expand_few_shot_template("Do.", examples, shots=3, subsets=4, seed=2)
+    assert len(expand_few_shot_template("Do.", examples, shots=2, subsets=99)) == 15 * 2  # there are only 15 subsets of two
     assert all(completion == "a" + prompt.rpartition("Input: q")[2][0] for prompt, completion in made)
 
 
 @given(st.integers(2, 40), st.integers(1, 20), st.data())
 def test_subsets_differ_and_have_their_size(count: int, wanted: int, data: st.DataObject) -> None:
     size = data.draw(st.integers(1, count))
-    found = subsets_of(count, size, wanted, "seed")
+    found = sample_subsets(count, size, wanted, "seed")
     assert len(found) == len(set(found)) == min(wanted, len(found))
     assert all(len(set(subset)) == size and set(subset) <= set(range(count)) for subset in found)
 
@@ -288,12 +288,12 @@ def test_the_command_writes_records_and_a_report(tmp_path: Path, capsys: pytest.
     rows = [{"chosen": f"{HUMAN}p{i}{ASSISTANT}good 한국어 🙂", "rejected": f"{HUMAN}p{i}{ASSISTANT}bad"} for i in range(3)]
     rows.append({"chosen": f"{HUMAN}p{ASSISTANT}a", "rejected": f"{HUMAN}q{ASSISTANT}b"})
     write_records(source, [Record.model_validate(row) for row in rows])
-    import_data(ImportConfig(data=(source,), out=out, source="hh"))
+    import_datasets(ImportConfig(data=(source,), out=out, source="hh"))
     assert [(r.prompt, r.completions, r.source) for r in read_records(Ranking, out)] == [
         (f"Human: p{i}\n\nAssistant:", ("good 한국어 🙂", "bad"), "hh") for i in range(3)
     ]
-    report = json.loads(report_path(out).read_text())
-    assert report_path(out).name == "r.report.json"
+    report = json.loads(drop_report_path(out).read_text())
+    assert drop_report_path(out).name == "r.report.json"
     assert (report["read"], report["written"], report["formats"]) == (4, {str(out): 3}, {str(source): "hh"})
     assert report["dropped"] == {"the two dialogues part before the last answer": {"count": 1, "examples": [f"{source}:4"]}}
     assert f"data import: 4 read\n3 written to {out}\n" in capsys.readouterr().out
@@ -306,15 +306,15 @@ def test_rankings_go_out_as_other_kinds(tmp_path: Path) -> None:
     source = tmp_path / "r.jsonl"
     write_records(source, [Ranking.model_validate(RANKING), Ranking(prompt="q", completions=("x", "y"), ranks=(1, 1))])
     for to in ("pairs", "nemo", "demonstrations", "prompts"):
-        import_data(ImportConfig(data=(source,), out=tmp_path / f"{to}.jsonl", to=to))
+        import_datasets(ImportConfig(data=(source,), out=tmp_path / f"{to}.jsonl", to=to))
     assert [(pair.chosen, pair.rejected) for pair in read_records(Pair, tmp_path / "pairs.jsonl")] == [("b", "a"), ("b", "c")]
     report = json.loads((tmp_path / "pairs.report.json").read_text())
     assert report["dropped"]["a ranking that is one single tie gives no pair"]["examples"] == [f"{source}:2"]
     assert [d.completion for d in read_records(Demonstration, tmp_path / "demonstrations.jsonl")] == ["b", "x"]
     assert [p.text for p in read_records(Prompt, tmp_path / "prompts.jsonl")] == ["p", "q"]
-    _, nemo = next(read_rows(tmp_path / "nemo.jsonl"))
+    _, nemo = next(iter_rows(tmp_path / "nemo.jsonl"))
     assert [(entry["rank"], entry["completion"][0]["content"]) for entry in nemo["completions"]] == [(1, "a"), (0, "b"), (1, "c")]
-    import_data(ImportConfig(data=(tmp_path / "nemo.jsonl",), out=tmp_path / "back.jsonl"))
+    import_datasets(ImportConfig(data=(tmp_path / "nemo.jsonl",), out=tmp_path / "back.jsonl"))
     assert read_records(Ranking, tmp_path / "back.jsonl") == read_records(Ranking, source)  # nothing was lost on the way
 
 
@@ -322,10 +322,10 @@ def test_a_conversation_survives_the_way_to_nemo_and_back(tmp_path: Path) -> Non
     row = {"chosen": said("p", "one", "q", "good"), "rejected": said("p", "one", "q", "bad")}
     (record,), _ = imported([row], tmp_path)
     write_records(tmp_path / "r.jsonl", [record])
-    import_data(ImportConfig(data=(tmp_path / "r.jsonl",), out=tmp_path / "nemo.jsonl", to="nemo"))
-    _, nemo = next(read_rows(tmp_path / "nemo.jsonl"))
+    import_datasets(ImportConfig(data=(tmp_path / "r.jsonl",), out=tmp_path / "nemo.jsonl", to="nemo"))
+    _, nemo = next(iter_rows(tmp_path / "nemo.jsonl"))
     assert nemo["context"] == said("p", "one", "q")
-    import_data(ImportConfig(data=(tmp_path / "nemo.jsonl",), out=tmp_path / "back.jsonl"))
+    import_datasets(ImportConfig(data=(tmp_path / "nemo.jsonl",), out=tmp_path / "back.jsonl"))
     assert read_records(Ranking, tmp_path / "back.jsonl") == [record]
 
 
@@ -341,8 +341,8 @@ def test_a_conversation_survives_the_way_to_nemo_and_back(tmp_path: Path) -> Non
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path: Path, options: Any, complaint: str) -> None:
     source = tmp_path / "d.jsonl"
     write_records(source, [Demonstration(prompt="p", completion="c")])
-    with pytest.raises(BadInput, match=complaint):
-        import_data(ImportConfig(**({"data": (source,), "out": tmp_path / "out.jsonl"} | options)))
+    with pytest.raises(InputError, match=complaint):
+        import_datasets(ImportConfig(**({"data": (source,), "out": tmp_path / "out.jsonl"} | options)))
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -350,18 +350,18 @@ def test_files_of_two_kinds_are_not_mixed(tmp_path: Path) -> None:
     write_records(tmp_path / "d.jsonl", [Demonstration(prompt="p", completion="c")])
     write_records(tmp_path / "r.jsonl", [Ranking.model_validate(RANKING)])
     data = (tmp_path / "d.jsonl", tmp_path / "r.jsonl")
-    with pytest.raises(BadInput, match="the files hold demonstrations and rankings"):
-        import_data(ImportConfig(data=data, out=tmp_path / "o.jsonl"))
-    import_data(ImportConfig(data=data, out=tmp_path / "o.jsonl", to="prompts"))
+    with pytest.raises(InputError, match="the files hold demonstrations and rankings"):
+        import_datasets(ImportConfig(data=data, out=tmp_path / "o.jsonl"))
+    import_datasets(ImportConfig(data=data, out=tmp_path / "o.jsonl", to="prompts"))
     assert len(read_records(Prompt, tmp_path / "o.jsonl")) == 2
 
 
 def test_bad_lines_are_skipped_only_when_asked(tmp_path: Path) -> None:
     source = tmp_path / "d.jsonl"
     source.write_text('{"prompt": "p", "completion": "c"}\n{"prompt": "p", "comp\n{"prompt": "q"}\n')
-    with pytest.raises(BadInput, match=r"d\.jsonl:2: not valid JSON"):
-        import_data(ImportConfig(data=(source,), out=tmp_path / "o.jsonl"))
-    import_data(ImportConfig(data=(source,), out=tmp_path / "o.jsonl", skip_bad=True))
+    with pytest.raises(InputError, match=r"d\.jsonl:2: not valid JSON"):
+        import_datasets(ImportConfig(data=(source,), out=tmp_path / "o.jsonl"))
+    import_datasets(ImportConfig(data=(source,), out=tmp_path / "o.jsonl", skip_bad=True))
     assert json.loads((tmp_path / "o.report.json").read_text())["dropped"]["bad line (--skip-bad)"]["count"] == 2
 
 
@@ -369,13 +369,13 @@ def test_the_page_explains_every_format_option_and_detector() -> None:
     page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
     configs = (ImportConfig, CleanConfig, SplitConfig, StatsConfig)
     named = [f"`--{name.replace('_', '-')}`" for config in configs for name in config.model_fields]
-    named += [f"`{name}`" for name in (*IMPORTERS, *DETECTORS, *USE_CASES)]
+    named += [f"`{name}`" for name in (*IMPORTERS, *PII_DETECTORS, *USE_CASES)]
     assert not [name for name in named if name not in page]
 
 
 def test_inert_options_are_named() -> None:
     config = ImportConfig(data=(), out=Path("o.jsonl"), subsets=3)
-    assert list(config.inert()) == ["--subsets does nothing without --shots: all examples of a template are one subset"]
-    assert not list(ImportConfig(data=(), out=Path("o.jsonl"), subsets=3, shots=2).inert())
+    assert list(config.ineffective_options()) == ["--subsets does nothing without --shots: all examples of a template are one subset"]
+    assert not list(ImportConfig(data=(), out=Path("o.jsonl"), subsets=3, shots=2).ineffective_options())
     with pytest.raises(ValidationError):
         ImportConfig(data=(), out=Path("o.jsonl"), unknown=1)  # type: ignore[call-arg]

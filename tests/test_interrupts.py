@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from instructgpt.run import checkpoints
 from instructgpt.run import directory as run_module
-from instructgpt.run.directory import Run
+from instructgpt.run.directory import RunDirectory
 from instructgpt.train import pretrain
 
 MANY = ("--tokens", 64 * 120)
@@ -142,7 +142,7 @@ def stop_after(kit: Kit, out: Path, step: int, monkeypatch, command) -> None:
     """A pretraining run that stopped after a step, with its checkpoint."""
     with monkeypatch.context() as patched:
         patched.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
-        patched.setattr(pretrain, "descend", interrupted(pretrain.descend, step))
+        patched.setattr(pretrain, "descend", interrupted(pretrain.optimizer_step, step))
         command(*kit.pretrain(out)).complaint(1)
 
 
@@ -165,7 +165,7 @@ def test_a_full_disk_stops_a_stage_and_the_same_command_goes_on(place, kit, comm
     out = tmp_path / "out"
     stop_after(kit, out, 4, monkeypatch, command)
     if place == "metrics.jsonl":  # it is written anew when the run goes on, so the disk is full only after that
-        restore = Run.restore
+        restore = RunDirectory.restore
 
         def restore_and_fill(run):
             state = restore(run)
@@ -173,7 +173,7 @@ def test_a_full_disk_stops_a_stage_and_the_same_command_goes_on(place, kit, comm
             fill(out / place)
             return state
 
-        monkeypatch.setattr(Run, "restore", restore_and_fill)
+        monkeypatch.setattr(RunDirectory, "restore", restore_and_fill)
     else:
         monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # the half one that is there stays
         fill(out / place.format(pid=os.getpid()))

@@ -8,15 +8,15 @@ import pytest
 from inout_support import fill
 from site_support import add_person, make_site
 
-from instructgpt.errors import BadInput
-from instructgpt.io import Skipped
-from instructgpt.label.db.models import Batch, Person, Prompt, Task
-from instructgpt.label.exchange.export_files import export
-from instructgpt.label.exchange.export_rows import rows
-from instructgpt.label.exchange.external_submissions import Elsewhere
-from instructgpt.label.exchange.imports import Come, read_file, take_prompts
-from instructgpt.label.exchange.selection import Filter, Tally, snapshot
-from instructgpt.label.exchange.third_party import Reading, read_labeling_config
+from instructgpt.errors import InputError
+from instructgpt.io import SkippedLines
+from instructgpt.label.db.models import Batch, Person, PromptRow, Task
+from instructgpt.label.exchange.export_files import write_export
+from instructgpt.label.exchange.export_rows import iter_export_rows
+from instructgpt.label.exchange.external_submissions import ExternalSubmissionImporter
+from instructgpt.label.exchange.imports import ImportReport, import_prompt_records, read_import_file
+from instructgpt.label.exchange.selection import ExportFilter, ExportTally, snapshot
+from instructgpt.label.exchange.third_party import ThirdPartyReader, read_labeling_config
 
 
 def write(path, records):
@@ -25,16 +25,16 @@ def write(path, records):
 
 
 def take(site, path, reading=None, format="auto", cohort="training", name="before"):
-    come = Come()
-    found = read_file(path, format, reading or Reading())
+    come = ImportReport()
+    found = read_import_file(path, format, reading or ThirdPartyReader())
     with site.database.write() as db:
-        Elsewhere(db, name, "training", cohort, come).take(found)
+        ExternalSubmissionImporter(db, name, "training", cohort, come).import_all(found)
     return come
 
 
 def out(site, name, use="training"):
     with snapshot(site.database) as db:
-        return list(rows(db, name, Filter(use=use), Tally()))
+        return list(iter_export_rows(db, name, ExportFilter(use=use), ExportTally()))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_what_was_exported_comes_in_again(tmp_path, site, format):
     people = {name: add_person(first, name, fold=1, cohort="heldout" if name == "hal" else "training") for name in ("ada", "bob", "hal")}
     fill(first, people)
     for use in ("training", "evaluation"):
-        export(first.database, tmp_path / use, Filter(use=use), format)
+        write_export(first.database, tmp_path / use, ExportFilter(use=use), format)
         for name in ("rankings", "demonstrations"):
             take(site, tmp_path / use / f"{name}.{format}", name=f"{use} {name}")
     for use in ("training", "evaluation"):
@@ -107,7 +107,7 @@ def test_rankings_of_one_prompt_by_several_people_are_one_task(tmp_path, site):
 def test_a_name_keeps_its_cohort(tmp_path, site):
     add_person(site, "hal", cohort="heldout")
     line = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "p-hal", "cohort": "training"}
-    with pytest.raises(BadInput, match=r"r.jsonl:1: labeler 'p-hal' is of cohort heldout here, the line says training"):
+    with pytest.raises(InputError, match=r"r.jsonl:1: labeler 'p-hal' is of cohort heldout here, the line says training"):
         take(site, write(tmp_path / "r.jsonl", [line]))
     del line["cohort"]
     take(site, write(tmp_path / "r.jsonl", [line]))
@@ -132,31 +132,31 @@ def test_a_name_keeps_its_cohort(tmp_path, site):
 )
 def test_a_bad_line_is_named_and_changes_nothing(tmp_path, site, line, said):
     good = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "x"}
-    with pytest.raises(BadInput, match=rf"r.jsonl:2: .*{said}"):
+    with pytest.raises(InputError, match=rf"r.jsonl:2: .*{said}"):
         take(site, write(tmp_path / "r.jsonl", [good, line]))
     with site.database.read() as db:
-        assert db.query(Person).count() + db.query(Batch).count() + db.query(Prompt).count() == 0
-    skipped = Skipped()
-    assert len(read_file(tmp_path / "r.jsonl", "auto", Reading(), skipped)) >= 1
+        assert db.query(Person).count() + db.query(Batch).count() + db.query(PromptRow).count() == 0
+    skipped = SkippedLines()
+    assert len(read_import_file(tmp_path / "r.jsonl", "auto", ThirdPartyReader(), skipped)) >= 1
 
 
 def test_prompts_are_put_in_by_their_id(tmp_path, site):
     def put(*lines):
-        come = Come()
+        come = ImportReport()
         with site.database.write() as db:
-            take_prompts(db, read_file(write(tmp_path / "p.jsonl", lines), "auto", Reading()), come)
+            import_prompt_records(db, read_import_file(write(tmp_path / "p.jsonl", lines), "auto", ThirdPartyReader()), come)
         return dict(come.counts)
 
     assert put({"id": 1, "prompt": "a"}, {"prompt": "b"}, {"id": "3", "prompt": "a", "user": "u"}) == {"prompts created": 3}
     assert put({"id": 1, "prompt": "a", "use_case": "chat"}, {"prompt": "b"}) == {"prompts updated": 1, "prompts unchanged": 1}
-    with pytest.raises(BadInput, match=r"p.jsonl:1: prompt id '1' already belongs to another text"):
+    with pytest.raises(InputError, match=r"p.jsonl:1: prompt id '1' already belongs to another text"):
         put({"id": 1, "prompt": "other"})
     with site.database.write() as db:
-        db.query(Prompt).filter_by(external_id="1").one().withdrawn_at = 5
-    with pytest.raises(BadInput, match=r"p.jsonl:2: prompt '1' was withdrawn"):
+        db.query(PromptRow).filter_by(external_id="1").one().withdrawn_at = 5
+    with pytest.raises(InputError, match=r"p.jsonl:2: prompt '1' was withdrawn"):
         put({"id": "9", "prompt": "new"}, {"id": 1, "prompt": "a"})
     with site.database.read() as db:
-        assert db.query(Prompt).filter_by(external_id="9").count() == 0
+        assert db.query(PromptRow).filter_by(external_id="9").count() == 0
 
 
 # ---------------------------------------------------------------- Label Studio
@@ -178,8 +178,8 @@ def ranker(value):
 def records_of(tmp_path, *tasks, **reading):
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps(list(tasks)))
-    how = Reading(**reading)
-    return [record for _, record in read_file(path, "auto", how)], how
+    how = ThirdPartyReader(**reading)
+    return [record for _, record in read_import_file(path, "auto", how)], how
 
 
 def test_label_studio_orders_and_buckets(tmp_path):
@@ -189,10 +189,10 @@ def test_label_studio_orders_and_buckets(tmp_path):
     assert (record.labeler, record.active_ms, record.created_at) == ("x@y.org", 4288, 1615328168728)
     (record,), _ = records_of(tmp_path, annotated([ranker({"Rank 10": ["blog"], "Rank 2": ["mdn", "wiki"], "_": []})]))
     assert (record.completions, record.ranks) == (("two", "three", "one"), (1, 1, 2))
-    with pytest.raises(BadInput, match=r"tasks.json: item 1: nothing says which of the buckets good, bad is better"):
+    with pytest.raises(InputError, match=r"tasks.json: item 1: nothing says which of the buckets good, bad is better"):
         records_of(tmp_path, annotated([ranker({"good": ["mdn"], "bad": ["wiki", "blog"]})]))
     (tmp_path / "view.xml").write_text('<View><Ranker name="rank"><Bucket name="good"/><Bucket name="bad"/></Ranker></View>')
-    how = Reading()
+    how = ThirdPartyReader()
     read_labeling_config(tmp_path / "view.xml", how)
     (record,), _ = records_of(tmp_path, annotated([ranker({"bad": ["wiki", "blog"], "good": ["mdn"], "_": []})]), buckets=how.buckets)
     assert (record.completions, record.ranks) == (("two", "three", "one"), (1, 2, 2))
@@ -214,11 +214,11 @@ def test_label_studio_pairwise_ratings_and_texts(tmp_path):
     (pair, *_), _ = records_of(tmp_path, task, rating_max=5)
     assert pair.ratings == (3, 7)  # 1 + 6 * (2 - 1) / 4 = 2.5, rounded half up
     (tmp_path / "view.xml").write_text('<View><Text name="text1" value="$a"/><Text name="text2" value="$b"/></View>')
-    how = Reading()
+    how = ThirdPartyReader()
     read_labeling_config(tmp_path / "view.xml", how)
     renamed = annotated(results, {"a": "left one", "b": "right one"})
     assert records_of(tmp_path, renamed, fields=how.fields)[0][0].completions == ("left one", "right one")
-    with pytest.raises(BadInput, match=r"no field is called 'text1' .*--labeling-config"):
+    with pytest.raises(InputError, match=r"no field is called 'text1' .*--labeling-config"):
         records_of(tmp_path, renamed)
 
 
@@ -232,7 +232,7 @@ def test_ratings_alone_are_kept_as_ratings(tmp_path, site):
     rating = {"from_name": "stars", "to_name": "answer", "type": "rating", "value": {"rating": 4}}
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps([annotated([rating], {"answer": "a text", "items": []})]))
-    assert take(site, path, Reading(rating_max=5)).counts["ratings"] == 1
+    assert take(site, path, ThirdPartyReader(rating_max=5)).counts["ratings"] == 1
     (row,) = out(site, "ratings")
     assert (row["completion"], row["rating"], row["note"]) == ("a text", 6, "rated 4 of 5")
     assert out(site, "rankings") == []
@@ -259,7 +259,7 @@ FIELDS = {"prompt": "Which?", "response-1": "one", "response-2": "two"}
 )  # fmt: skip
 def test_argilla_rankings_in_every_layout(tmp_path, row):
     path = write(tmp_path / "a.jsonl", [row])
-    ((_, record),) = read_file(path, "auto", Reading())
+    ((_, record),) = read_import_file(path, "auto", ThirdPartyReader())
     assert record.labeler == "u1"
     order = dict(zip(record.completions, record.ranks, strict=True))
     assert order == {"two": 1, "one": 2}
@@ -274,16 +274,16 @@ def test_argilla_ties_texts_ratings_and_drafts(tmp_path):
         "response-2-quality": [{"value": 6, "user_id": "u1", "status": "submitted"}],
     }
     path = write(tmp_path / "a.jsonl", [{"fields": FIELDS, "responses": said}])
-    how = Reading()
-    tied, written, rated = [record for _, record in read_file(path, "auto", how)]
+    how = ThirdPartyReader()
+    tied, written, rated = [record for _, record in read_import_file(path, "auto", how)]
     assert tied.ranks == (1, 1)
     assert (written.completion, written.labeler) == ("Better.", "u2")
     assert (rated.completion, rated.rating) == ("two", 6)
     assert how.left_out == {"draft": 1}
-    with pytest.raises(BadInput, match="rating 6 is not between 1 and 5"):
-        read_file(path, "auto", Reading(rating_max=5))
-    with pytest.raises(BadInput, match="--prompt-field"):
-        read_file(path, "auto", Reading(prompt_field="task"))
+    with pytest.raises(InputError, match="rating 6 is not between 1 and 5"):
+        read_import_file(path, "auto", ThirdPartyReader(rating_max=5))
+    with pytest.raises(InputError, match="--prompt-field"):
+        read_import_file(path, "auto", ThirdPartyReader(prompt_field="task"))
     unclear = {"fields": FIELDS, "responses": {"quality": [{"value": 6, "user_id": "u", "status": "submitted"}]}}
-    with pytest.raises(BadInput, match="nothing says which of the fields"):
-        read_file(write(tmp_path / "b.jsonl", [unclear]), "auto", Reading())
+    with pytest.raises(InputError, match="nothing says which of the fields"):
+        read_import_file(write(tmp_path / "b.jsonl", [unclear]), "auto", ThirdPartyReader())

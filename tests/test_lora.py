@@ -18,20 +18,20 @@ from torch.func import functional_call
 
 from instructgpt import functional
 from instructgpt.config import make_config
-from instructgpt.data.packing import Example, collate
-from instructgpt.errors import BadInput
-from instructgpt.models.lora import WithoutAdapters, merged_weights, trained_part, trunk, with_adapters
+from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.errors import InputError
+from instructgpt.models.lora import BaseModelView, add_lora, get_backbone, get_trainable_module, merged_state_dict
 from instructgpt.models.policy import completion_logp, load_policy
-from instructgpt.models.reward_model import adapted_value_model, load_reward_model, new_value_model
-from instructgpt.run.checkpoints import Stored, read_checkpoint
-from instructgpt.run.directory import Run
+from instructgpt.models.reward_model import load_reward_model, new_value_model, value_model_from_adapter
+from instructgpt.run.checkpoints import LazyTensor, read_checkpoint
+from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, reward, sft
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
-from instructgpt.train.rollout import Models, roll_out
+from instructgpt.train.rollout import PPOModels, collect_rollout
 from instructgpt.train.sft import SFTConfig
 
-EXAMPLES = [Example([5, 9, 70], [40, 41, 0]), Example([40], [7, 7, 9, 12, 0]), Example([3, 3, 8, 100], [0])]
+EXAMPLES = [TokenizedExample([5, 9, 70], [40, 41, 0]), TokenizedExample([40], [7, 7, 9, 12, 0]), TokenizedExample([3, 3, 8, 100], [0])]
 BATCH = collate(EXAMPLES)
 by_peft_alone = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers by an old name
 
@@ -40,7 +40,7 @@ def moved(model, seed=1):
     """The model, its adapters and heads no longer where they began."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in trained_part(model).parameters():
+        for parameter in get_trainable_module(model).parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
 
@@ -55,8 +55,8 @@ def factors(model):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_adapter_changes_nothing_and_one_that_is_off_changes_nothing(save, family):
     plain, _ = load_policy(save(family), CPU)
-    model = with_adapters(load_policy(save(family), CPU)[0], 3, seed=0)
-    reference = WithoutAdapters(model)
+    model = add_lora(load_policy(save(family), CPU)[0], 3, seed=0)
+    reference = BaseModelView(model)
     with torch.no_grad():
         before = completion_logp(plain, BATCH)
         assert torch.equal(completion_logp(model, BATCH), before)
@@ -67,11 +67,11 @@ def test_a_new_adapter_changes_nothing_and_one_that_is_off_changes_nothing(save,
 
 
 def test_adapters_are_on_again_after_an_error(save):
-    model = moved(with_adapters(load_policy(save(), CPU)[0], 3, seed=0))
+    model = moved(add_lora(load_policy(save(), CPU)[0], 3, seed=0))
     with torch.no_grad():
         before = completion_logp(model, BATCH)
         with pytest.raises((TypeError, ValueError)):
-            trunk(WithoutAdapters(model))(input_ids=None)
+            get_backbone(BaseModelView(model))(input_ids=None)
         assert torch.equal(completion_logp(model, BATCH), before)
 
 
@@ -79,7 +79,7 @@ def test_adapters_are_on_again_after_an_error(save):
 def test_gradients_equal_those_of_a_low_rank_model(save, family, gradients):
     """W + 2 B A put together by hand, and the plain model of transformers computed with it, text by text."""
     plain, _ = load_policy(save(family), CPU)
-    model = moved(with_adapters(load_policy(save(family), CPU)[0], 3, seed=0))
+    model = moved(add_lora(load_policy(save(family), CPU)[0], 3, seed=0))
     ours = completion_logp(model, BATCH)
     ours.sum().backward()
     found = gradients(model)
@@ -91,9 +91,9 @@ def test_gradients_equal_those_of_a_low_rank_model(save, family, gradients):
         weights[name] = weights[name] + (product.T if family == "gpt2" else product)  # GPT-2 keeps its matrices the other way round
     expected = []
     for one in EXAMPLES:
-        tokens = torch.tensor([one.prompt + one.completion])
+        tokens = torch.tensor([one.prompt_ids + one.completion_ids])
         logp = functional_call(plain, weights, (tokens,), {"use_cache": False}).logits[0].log_softmax(-1)
-        expected.append(logp[torch.arange(len(one.prompt) - 1, tokens.shape[1] - 1), one.completion])
+        expected.append(logp[torch.arange(len(one.prompt_ids) - 1, tokens.shape[1] - 1), one.completion_ids])
     torch.testing.assert_close(ours, torch.cat(expected), atol=1e-5, rtol=1e-5)
     torch.cat(expected).sum().backward()
     prefix = "base_model.model."
@@ -110,14 +110,14 @@ def test_gradients_equal_those_of_a_low_rank_model(save, family, gradients):
 def test_the_value_model_lies_over_the_reward_model(save_reward):
     """At first a value is the score, to the bit; whatever the value model learns, scores stay."""
     plain = load_reward_model(save_reward(), CPU)
-    value, under = adapted_value_model(load_reward_model(save_reward(), CPU), 3, seed=0)
+    value, under = value_model_from_adapter(load_reward_model(save_reward(), CPU), 3, seed=0)
     with torch.no_grad():
-        before = plain.per_token(BATCH)
-        assert torch.equal(under.per_token(BATCH), before)
-        assert torch.equal(value.per_token(BATCH), before)
+        before = plain.token_outputs(BATCH)
+        assert torch.equal(under.token_outputs(BATCH), before)
+        assert torch.equal(value.token_outputs(BATCH), before)
         moved(value.model)
-        assert not torch.allclose(value.per_token(BATCH), before, atol=1e-2)
-        assert torch.equal(under.per_token(BATCH), before)
+        assert not torch.allclose(value.token_outputs(BATCH), before, atol=1e-2)
+        assert torch.equal(under.token_outputs(BATCH), before)
         assert torch.equal(under.score(EXAMPLES), plain.score(EXAMPLES))
 
 
@@ -128,28 +128,28 @@ def test_the_value_model_lies_over_the_reward_model(save_reward):
 def both_kinds(save, save_reward):
     """PPO's models with adapters that have moved, and models all of whose weights are trained, which compute the same."""
     policy, render = load_policy(save(), CPU)
-    adapted = moved(with_adapters(policy, 3, seed=0))
-    value, under = adapted_value_model(load_reward_model(save_reward(), CPU), 3, seed=0)
+    adapted = moved(add_lora(policy, 3, seed=0))
+    value, under = value_model_from_adapter(load_reward_model(save_reward(), CPU), 3, seed=0)
     moved(value.model, seed=2)
-    with_lora = Models(adapted, WithoutAdapters(adapted), value, under, None, render)
+    with_lora = PPOModels(adapted, BaseModelView(adapted), value, under, None, render)
     whole, _ = load_policy(save(), CPU)
-    whole.load_state_dict(merged_weights(adapted), strict=True)
+    whole.load_state_dict(merged_state_dict(adapted), strict=True)
     plain = load_reward_model(save_reward(), CPU)
     whole_value = new_value_model(plain)
-    whole_value.model.load_state_dict(merged_weights(value.model), strict=True)
-    return with_lora, Models(whole, load_policy(save(), CPU)[0], whole_value, plain, None, render)
+    whole_value.model.load_state_dict(merged_state_dict(value.model), strict=True)
+    return with_lora, PPOModels(whole, load_policy(save(), CPU)[0], whole_value, plain, None, render)
 
 
 def test_a_step_with_adapters_is_the_step_of_all_weights_seen_through_the_chain_rule(both_kinds, gradients):
     """The same episodes, losses, ratios; and for W + 2 B A: dA = 2 B' dW, dB = 2 dW A'."""
     with_lora, whole = both_kinds
-    rollout, other = (roll_out(models, asked(), max_tokens=6, eos_penalty=0.5, seed=3) for models in both_kinds)
+    rollout, other = (collect_rollout(models, asked(), max_tokens=6, eos_penalty=0.5, seed=3) for models in both_kinds)
     assert rollout.examples == other.examples
     for name in ("logp", "ref_logp", "values", "scores"):
         torch.testing.assert_close(getattr(rollout, name), getattr(other, name), atol=1e-5, rtol=1e-5, equal_nan=True)
-    rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
+    rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 0.95)
-    seen, expected = (ppo.improve(models, rollout, advantages, returns, torch.arange(7), 0.2) for models in both_kinds)
+    seen, expected = (ppo.minibatch_backward(models, rollout, advantages, returns, torch.arange(7), 0.2) for models in both_kinds)
     assert seen == pytest.approx(expected, abs=1e-5)
     assert seen["policy/max_log_ratio"] < 1e-5
     for adapted, plain in ((with_lora.policy, whole.policy), (with_lora.value.model, whole.value.model)):
@@ -199,16 +199,18 @@ def test_four_models_hold_little_more_than_two(small_ppo):
         return sum({p.data_ptr(): p.numel() for model in everything for p in model.parameters()}.values())
 
     config = small_ppo()
-    whole, adapted = (ppo.load_models(c, Run(c, {})) for c in (config, config.model_copy(update={"lora": 2})))
+    whole, adapted = (ppo.load_models(c, RunDirectory(c, {})) for c in (config, config.model_copy(update={"lora": 2})))
     policy, value = (sum(p.numel() for p in model.parameters()) for model in (whole.policy, whole.value.model))
     assert held_by(whole) == 3 * policy + 2 * value
-    of_policy, of_value = (sum(p.numel() for p in trained_part(model).parameters()) for model in (adapted.policy, adapted.value.model))
+    of_policy, of_value = (
+        sum(p.numel() for p in get_trainable_module(model).parameters()) for model in (adapted.policy, adapted.value.model)
+    )
     assert held_by(adapted) == policy + value + 2 * of_policy + of_value
     assert 2 * of_policy + of_value < 0.25 * (policy + value)
 
 
 def test_the_average_is_of_the_factors(small_ppo, save, monkeypatch):
-    seen, average = [], ppo.move_average
+    seen, average = [], ppo.update_ema
 
     def noted(slow, fast, decay):
         if not seen:
@@ -216,7 +218,7 @@ def test_the_average_is_of_the_factors(small_ppo, save, monkeypatch):
         average(slow, fast, decay)
         seen.append({name: tensor.clone() for name, tensor in fast.state_dict().items()})
 
-    monkeypatch.setattr(ppo, "move_average", noted)
+    monkeypatch.setattr(ppo, "update_ema", noted)
     saved = weights_of(ppo.main(small_ppo(lora=3, ema=0.75)))
     slow = seen[0]
     for fast in seen[1:]:
@@ -282,15 +284,15 @@ def test_a_saved_policy_is_plain_and_its_adapter_fits_the_base(stage, save, fami
 
 def stock_scores(model):
     with torch.no_grad():
-        return torch.cat([model(torch.tensor([e.prompt + e.completion])).logits[0] for e in EXAMPLES])
+        return torch.cat([model(torch.tensor([e.prompt_ids + e.completion_ids])).logits[0] for e in EXAMPLES])
 
 
 @by_peft_alone
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_reward_model_keeps_its_head(stage, save, family, monkeypatch):
     """Stopped and gone on: stock transformers, peft on the base, and our loader say what the trained model said."""
-    trained, save_it = [], reward.save
-    monkeypatch.setattr(reward, "save", lambda model, *rest: trained.append(model) or save_it(model, *rest))
+    trained, save_it = [], reward.save_and_verify
+    monkeypatch.setattr(reward, "save_and_verify", lambda model, *rest: trained.append(model) or save_it(model, *rest))
     main, config = stage("reward", "reward", family)
     stopped_at(3, main, config, monkeypatch)
     folder = main(config)
@@ -314,7 +316,7 @@ def outcome_with_adapter(folder, rows_of):
 
 
 def tensors_in(value):
-    if isinstance(value, Stored):
+    if isinstance(value, LazyTensor):
         yield value
     elif isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
@@ -344,16 +346,16 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
 def test_another_rank_does_not_go_on(stage, monkeypatch):
     main, config = stage("sft", "stopped")
     stopped_at(2, main, config, monkeypatch)
-    with pytest.raises(BadInput, match="was begun with --lora 3, now it is 4"):
+    with pytest.raises(InputError, match="was begun with --lora 3, now it is 4"):
         main(config.model_copy(update={"lora": 4}))
 
 
 def test_pretraining_knows_no_adapters(tmp_path):
-    with pytest.raises(BadInput, match="pretrain: unknown option 'lora'"):
+    with pytest.raises(InputError, match="pretrain: unknown option 'lora'"):
         make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "lora": 4})
 
 
 def test_a_trunk_without_matrices_is_refused():
     model = SimpleNamespace(base_model=torch.nn.Sequential(torch.nn.Embedding(3, 2)), config=SimpleNamespace(model_type="odd"))
-    with pytest.raises(BadInput, match="the family 'odd' has no linear layers"):
-        with_adapters(model, 4, 0)
+    with pytest.raises(InputError, match="the family 'odd' has no linear layers"):
+        add_lora(model, 4, 0)

@@ -13,23 +13,23 @@ from conftest import CORPUS, CPU, DEMONSTRATIONS, FAMILIES, FRESH_RANKINGS, PROM
 from test_resume import stop_at
 
 from instructgpt.config import make_config
-from instructgpt.data.packing import Example, collate
-from instructgpt.distributed.comm import Ranks
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.distributed.comm import DistInfo
+from instructgpt.errors import InputError, RunError
 from instructgpt.models import precision
-from instructgpt.models.lora import trunk, with_adapters
+from instructgpt.models.lora import add_lora, get_backbone
 from instructgpt.models.packed_attention import hidden_states
 from instructgpt.models.policy import completion_logp, load_policy
-from instructgpt.models.precision import cast_once, need_less, slow_here
+from instructgpt.models.precision import apply_memory_options, bf16_warning, cached_bf16_weights
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import optim, ppo, pretrain, reward, rollout, sft
-from instructgpt.train.optim import adam, descend, language_loss
+from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
 from instructgpt.train.sft import SFTConfig
 
-EXAMPLES = [Example([5, 9, 70], [40, 41, 0]), Example([40], [7, 7, 9, 12, 0]), Example([3, 3, 8, 100], [0])]
+EXAMPLES = [TokenizedExample([5, 9, 70], [40, 41, 0]), TokenizedExample([40], [7, 7, 9, 12, 0]), TokenizedExample([3, 3, 8, 100], [0])]
 BATCH = collate(EXAMPLES)
 
 
@@ -55,12 +55,12 @@ def test_bf16_computes_the_trunk_and_nothing_else(save, family, gradients):
     """Weights, hidden states, log-probabilities and gradients are float32; the loss is near that of float32, not equal to it."""
     plain, _ = load_policy(save(family), CPU)
     model, _ = load_policy(save(family), CPU)
-    need_less(model, ("bf16",))
+    apply_memory_options(model, ("bf16",))
     inside = set()
     for module in model.base_model.modules():
         if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
             module.register_forward_hook(lambda _, __, output: inside.add(output.dtype))
-    losses = [language_loss(one, EXAMPLES) for one in (model, plain)]
+    losses = [lm_loss(one, EXAMPLES) for one in (model, plain)]
     assert inside == {torch.bfloat16}
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
     assert losses[0] != losses[1]
@@ -77,7 +77,7 @@ def test_bf16_computes_the_trunk_and_nothing_else(save, family, gradients):
 
 def test_a_copy_computes_in_bf16_with_its_own_weights(save):
     model, _ = load_policy(save(), CPU)
-    need_less(model, ("bf16", "checkpointing"))
+    apply_memory_options(model, ("bf16", "checkpointing"))
     twin = copy.deepcopy(model)
     with torch.no_grad():
         before = completion_logp(model, BATCH)
@@ -92,15 +92,15 @@ def test_a_copy_computes_in_bf16_with_its_own_weights(save):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_matrices_cast_once_say_the_same(save, family, rank):
     """To the bit; afterwards the weights are the float32 ones, and the next time the cast ones lie in the same place."""
-    model = with_adapters(load_policy(save(family), CPU)[0], rank, seed=0)
-    need_less(model, ("bf16",))
-    matrix = next(m for m in trunk(model).modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D").weight
+    model = add_lora(load_policy(save(family), CPU)[0], rank, seed=0)
+    apply_memory_options(model, ("bf16",))
+    matrix = next(m for m in get_backbone(model).modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D").weight
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     seen = []
     for _ in range(2):
         with torch.inference_mode():
             expected = completion_logp(model, BATCH)
-            with cast_once(model):
+            with cached_bf16_weights(model):
                 assert matrix.dtype == torch.bfloat16
                 assert torch.equal(completion_logp(model, BATCH), expected)
                 seen.append((matrix.data_ptr(), expected))
@@ -115,13 +115,13 @@ def test_matrices_cast_once_say_the_same(save, family, rank):
 
 def test_nothing_is_cast_without_the_word(save):
     model, _ = load_policy(save(), CPU)
-    with cast_once(model):
+    with cached_bf16_weights(model):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_bf16_is_left_after_an_error(save):
     model, _ = load_policy(save(), CPU)
-    need_less(model, ("bf16",))
+    apply_memory_options(model, ("bf16",))
     with pytest.raises((TypeError, ValueError)):
         model.base_model(input_ids=None)
     assert not torch.is_autocast_enabled("cpu")
@@ -142,7 +142,7 @@ def usual(tmp_path, write):
 def test_ppo_in_bf16(usual, write, tmp_path, rows_of, monkeypatch, rank):
     """Sampling and training agree, the ratio begins at 1 as far as bf16 can say so, the optimizer moves float32."""
     seen = []
-    monkeypatch.setattr(ppo, "adam", lambda model, **options: seen.append((model, adam(model, **options))) or seen[-1][1])
+    monkeypatch.setattr(ppo, "adam", lambda model, **options: seen.append((model, build_optimizer(model, **options))) or seen[-1][1])
     files = {"policy": str(usual[0]), "reward": usual[1], "prompts": (write("prompts.jsonl", PROMPTS),), "out": tmp_path / "ppo"}
     sizes = {"episodes": 32, "batch": 16, "minibatch": 16, "max_tokens": 8, "lr": 1e-3, "value_lr": 1e-3, "lora": rank}
     folder = ppo.main(make_config(PPOConfig, {**files, **sizes, "memory": ("bf16", "checkpointing")}))
@@ -158,35 +158,35 @@ def test_ppo_in_bf16(usual, write, tmp_path, rows_of, monkeypatch, rank):
 
 def test_parity_in_bf16_is_a_mean_and_still_stops_a_run(models_and_rollout):
     models, played = models_and_rollout
-    largest = rollout.check_parity(models, played, bf16=True)
+    largest = rollout.check_logp_parity(models, played, bf16=True)
     assert largest < 1e-5
     played.logp[0, 0] += 0.05  # one of many
-    with pytest.raises(RunFailed, match=r"by 0\.05 nats \(rounding allows 0\.001\)"):
-        rollout.check_parity(models, played)
-    assert rollout.check_parity(models, played, bf16=True) == pytest.approx(0.05, abs=1e-4)
+    with pytest.raises(RunError, match=r"by 0\.05 nats \(rounding allows 0\.001\)"):
+        rollout.check_logp_parity(models, played)
+    assert rollout.check_logp_parity(models, played, bf16=True) == pytest.approx(0.05, abs=1e-4)
     played.logp.add_(0.05)
-    with pytest.raises(RunFailed, match=r"rounding allows 0\.02"):
-        rollout.check_parity(models, played, bf16=True)
+    with pytest.raises(RunError, match=r"rounding allows 0\.02"):
+        rollout.check_logp_parity(models, played, bf16=True)
     step = {"loss/policy_avg": 0.0, "loss/value_avg": 0.0, "policy/max_log_ratio": 0.05, "policy/approxkl_avg": 1e-4}
-    ppo.check_step([step], bf16=True)
+    ppo.check_minibatch_stats([step], bf16=True)
     for changed, bf16 in (({}, False), ({"policy/approxkl_avg": 3e-4}, True)):
-        with pytest.raises(RunFailed, match="before any step the ratio is off 1"):
-            ppo.check_step([step | changed], bf16=bf16)
+        with pytest.raises(RunError, match="before any step the ratio is off 1"):
+            ppo.check_minibatch_stats([step | changed], bf16=bf16)
 
 
 @pytest.fixture
 def models_and_rollout(save, save_reward):
     policy, render = load_policy(save(), CPU)
     scorer = load_reward_model(save_reward(), CPU)
-    models = rollout.Models(policy, policy, scorer, scorer, None, render)
-    return models, rollout.roll_out(models, [ppo.Prompt(**row) for row in PROMPTS], max_tokens=6, eos_penalty=0.5, seed=3)
+    models = rollout.PPOModels(policy, policy, scorer, scorer, None, render)
+    return models, rollout.collect_rollout(models, [ppo.Prompt(**row) for row in PROMPTS], max_tokens=6, eos_penalty=0.5, seed=3)
 
 
 def test_a_processor_without_bf16_says_so(monkeypatch):
     for known, words, told in ((False, ("bf16",), True), (True, ("bf16",), False), (False, ("checkpointing",), False)):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda known=known: known)
-        assert bool(slow_here(CPU, words)) == told
-    assert slow_here(torch.device("cuda"), ("bf16",)) is None
+        assert bool(bf16_warning(CPU, words)) == told
+    assert bf16_warning(torch.device("cuda"), ("bf16",)) is None
 
 
 # --- layers computed again -----------------------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def test_a_processor_without_bf16_says_so(monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layers_computed_again_give_the_same_gradients(save, family, gradients, rank):
     """In training mode with dropout where the family has it, and with adapters; less is kept until the backward pass."""
-    plain, again = (with_adapters(load_policy(save(family), CPU, 0.3)[0], rank, seed=0).train() for _ in range(2))
-    need_less(again, ("checkpointing",))
+    plain, again = (add_lora(load_policy(save(family), CPU, 0.3)[0], rank, seed=0).train() for _ in range(2))
+    apply_memory_options(again, ("checkpointing",))
     results = []
     for model in (plain, again):
         torch.manual_seed(7)
@@ -212,7 +212,7 @@ def test_layers_computed_again_give_the_same_gradients(save, family, gradients, 
 
 def test_layers_are_computed_once_where_nothing_is_learned(save):
     model, _ = load_policy(save(), CPU)
-    need_less(model, ("checkpointing",))
+    apply_memory_options(model, ("checkpointing",))
     calls = []
     model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     with torch.no_grad():
@@ -226,8 +226,8 @@ def test_layers_are_computed_once_where_nothing_is_learned(save):
 def test_a_family_without_such_layers_is_refused(save, monkeypatch):
     model, _ = load_policy(save(), CPU)
     monkeypatch.setattr(precision, "GradientCheckpointingLayer", str)
-    with pytest.raises(BadInput, match="checkpointing: not known how for the family 'llama'"):
-        need_less(model, ("checkpointing",))
+    with pytest.raises(InputError, match="checkpointing: not known how for the family 'llama'"):
+        apply_memory_options(model, ("checkpointing",))
 
 
 # --- Adam in 8 bits --------------------------------------------------------------------------------------------------
@@ -235,14 +235,14 @@ def test_a_family_without_such_layers_is_refused(save, monkeypatch):
 
 def test_adam_in_8_bits_asks_for_its_library(monkeypatch, save):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(BadInput, match="needs bitsandbytes, which is not installed; pip install"):
-        adam(load_policy(save(), CPU)[0], memory=("adam8bit",))
+    with pytest.raises(InputError, match="needs bitsandbytes, which is not installed; pip install"):
+        build_optimizer(load_policy(save(), CPU)[0], memory=("adam8bit",))
 
 
 def test_adam_in_8_bits_is_for_one_rank(monkeypatch, save):
-    monkeypatch.setattr(optim, "all_ranks", lambda: Ranks(0, 2))
-    with pytest.raises(BadInput, match="adam8bit: not with several ranks"):
-        adam(load_policy(save(), CPU)[0], memory=("adam8bit",))
+    monkeypatch.setattr(optim, "all_ranks", lambda: DistInfo(0, 2))
+    with pytest.raises(InputError, match="adam8bit: not with several ranks"):
+        build_optimizer(load_policy(save(), CPU)[0], memory=("adam8bit",))
 
 
 def test_adam_in_8_bits_descends_as_adam_does():
@@ -251,13 +251,13 @@ def test_adam_in_8_bits_descends_as_adam_does():
     torch.manual_seed(0)
     layers = [torch.nn.Linear(128, 64) for _ in range(2)]
     layers[1].load_state_dict(layers[0].state_dict())
-    optimizers = [adam(layers[0]), adam(layers[1], memory=("adam8bit",))]
+    optimizers = [build_optimizer(layers[0]), build_optimizer(layers[1], memory=("adam8bit",))]
     losses = []
     for layer, optimizer in zip(layers, optimizers, strict=True):
         for _ in range(30):
             loss = (layer.weight - 1).square().mean() + layer.bias.square().mean()
             loss.backward()
-            descend(optimizer, 1e-2)
+            optimizer_step(optimizer, 1e-2)
         losses.append(loss.item())
     assert losses[0] < 0.7
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
@@ -296,7 +296,7 @@ def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of
 
 
 def test_words_that_do_not_exist_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="--memory bf15: Input should be 'bf16', 'checkpointing', 'adam8bit' or 'offload'"):
+    with pytest.raises(InputError, match="--memory bf15: Input should be 'bf16', 'checkpointing', 'adam8bit' or 'offload'"):
         make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "memory": ("bf15",)})
 
 

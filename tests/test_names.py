@@ -17,7 +17,7 @@ HOMONYMS = set((Path(__file__).parent / "homonyms.txt").read_text(encoding="utf-
 
 BANNED = set((Path(__file__).parent / "banned_identifiers.txt").read_text(encoding="utf-8").split())
 """Participles, pronouns and prepositions that say nothing as a name. Allowed in a comprehension or lambda of one line."""
-BANNED_ALLOWED = 1550
+BANNED_ALLOWED = 50
 
 
 def public_names(tree: ast.Module) -> Iterator[str]:

@@ -36,8 +36,8 @@ def described(tmp_path_factory):
         client._transport.raise_server_exceptions = False  # a fault becomes the 500 that people would see
     schema = schemathesis.openapi.from_dict(clients[2].get("/api/v1/openapi.json").json())
     yield schema, clients
-    for job in export_jobs.everything(site):
-        export_jobs.wait(job.id)
+    for job in export_jobs.list_export_jobs(site):
+        export_jobs.wait_for_export_job(job.id)
     site.database.close()
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from instructgpt.cli import run as command
-from instructgpt.evaluate.tasks import EVALUATIONS, gsm8k, winogrande
-from instructgpt.evaluate.tasks.base import Question, Reply, Told
+from instructgpt.cli import run_command as command
+from instructgpt.evaluate.tasks import EVAL_TASKS, gsm8k, winogrande
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply
 
 ARC = [
     {
@@ -79,26 +79,28 @@ def test_numbers_are_those_of_the_harness(folder, save):
 
 @pytest.mark.parametrize("name", AS_HERE)
 def test_both_layouts_ask_the_same(folder, name):
-    read = EVALUATIONS[name].read
-    assert read(folder / f"{name}.jsonl", Told(shots=2)) == read(folder / f"{name}-hub.jsonl", Told(shots=2))
-    assert {question.condition for question in read(folder / f"{name}.jsonl", Told())} == {"zero_shot"}
+    read = EVAL_TASKS[name].load
+    assert read(folder / f"{name}.jsonl", EvalSettings(shots=2)) == read(folder / f"{name}-hub.jsonl", EvalSettings(shots=2))
+    assert {question.condition for question in read(folder / f"{name}.jsonl", EvalSettings())} == {"zero_shot"}
 
 
 def test_examples_stand_with_their_answers(folder):
-    few = [each for each in winogrande.read(folder / "winogrande.jsonl", Told(shots=2)) if each.condition == "few_shot"]
+    few = [each for each in winogrande.load(folder / "winogrande.jsonl", EvalSettings(shots=2)) if each.condition == "few_shot"]
     assert all(question.text.count("had swum away.\n\n") == 2 for question in few)
-    arc = [each for each in EVALUATIONS["arc_easy"].read(folder / "arc_easy.jsonl", Told(shots=1)) if each.condition == "few_shot"]
+    arc = [each for each in EVAL_TASKS["arc_easy"].load(folder / "arc_easy.jsonl", EvalSettings(shots=1)) if each.condition == "few_shot"]
     assert all(question.text.count("\nAnswer:") == 2 and question.text.endswith("\nAnswer:") for question in arc)
 
 
 def test_the_noun_after_which_the_rest_is_likelier_is_meant():
     def asked(number, right, first, second):
         for place, logp in enumerate((first, second)):
-            question = Question(f"{number}/{place}", "zero_shot", "x", (" y",), truth={"right": right, "place": place, "sentence": number})
-            yield question, Reply(model="m", id=question.id, condition="zero_shot", logp=(logp,), tokens=(1,))
+            question = EvalQuestion(
+                f"{number}/{place}", "zero_shot", "x", (" y",), target={"right": right, "place": place, "sentence": number}
+            )
+            yield question, ModelReply(model="m", id=question.id, condition="zero_shot", logp=(logp,), tokens=(1,))
 
     pairs = [*asked(1, 0, -1.0, -2.0), *asked(2, 1, -1.0, -2.0), *asked(3, 1, -3.0, -2.0), *asked(4, 0, -1.0, -1.0)]
-    (row,) = winogrande.measure(pairs, Told())
+    (row,) = winogrande.measure(pairs, EvalSettings())
     assert (row.value, row.n) == (0.5, 4)
 
 
@@ -124,7 +126,7 @@ def test_numbers_in_solutions_are_read_as_the_harness_reads_them():
     ]
     for text in said:
         for right in ("18", "1200", "-5", "4", "7", "1.5", "9"):
-            for own, theirs in ((gsm8k.marked, strict), (gsm8k.last, flexible)):
+            for own, theirs in ((gsm8k.extract_marked_answer, strict), (gsm8k.extract_last_number, flexible)):
                 ((found,),) = theirs.apply([[text]], [{}])
                 expected = metric(predictions=[found], references=[f"words #### {right}"], **ignored)["exact_match"]
                 assert (own(text) == right) == expected, (text, right)

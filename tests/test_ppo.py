@@ -15,15 +15,15 @@ from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS, assert_same_tensors, w
 from instructgpt import functional
 from instructgpt.config import make_config
 from instructgpt.data import packing
-from instructgpt.data.pretraining_text import read_corpus
-from instructgpt.errors import BadInput
+from instructgpt.data.pretraining_text import build_corpus
+from instructgpt.errors import InputError
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model, new_value_model
 from instructgpt.records import Prompt
 from instructgpt.train import ppo
-from instructgpt.train.optim import language_loss
-from instructgpt.train.ppo import PPOConfig, improve
-from instructgpt.train.rollout import Models, roll_out
+from instructgpt.train.optim import lm_loss
+from instructgpt.train.ppo import PPOConfig, minibatch_backward
+from instructgpt.train.rollout import PPOModels, collect_rollout
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def models(save, save_reward):
     reference, average = copy.deepcopy(policy), copy.deepcopy(policy)
     with torch.no_grad():
         policy.get_output_embeddings().weight.mul_(1.1)
-    return Models(policy, reference, new_value_model(reward), reward, average, render)
+    return PPOModels(policy, reference, new_value_model(reward), reward, average, render)
 
 
 def asked(count=7):
@@ -42,13 +42,13 @@ def asked(count=7):
 
 
 def rolled_out(models, **options):
-    return roll_out(models, asked(), **({"max_tokens": 6, "eos_penalty": 0.5, "seed": 3} | options))
+    return collect_rollout(models, asked(), **({"max_tokens": 6, "eos_penalty": 0.5, "seed": 3} | options))
 
 
 def some_end_early(models, monkeypatch):
     """Make a token that is often sampled the end-of-text, so that lengths differ."""
-    tokens = [example.completion for example in rolled_out(models).examples]
-    for render in (models.render, models.reward.render):
+    tokens = [example.completion_ids for example in rolled_out(models).examples]
+    for render in (models.tokenizer, models.reward.tokenizer):
         monkeypatch.setattr(render, "eos", tokens[0][2])
     rollout = rolled_out(models)
     assert len(set(rollout.mask.sum(1).tolist())) > 1
@@ -63,17 +63,17 @@ def test_an_episode_remembers_what_each_model_says(models, monkeypatch):
     """Row by row with transformers' own forward: logp, reference, value before each token, score after the last."""
     rollout = some_end_early(models, monkeypatch)
     for row, example in enumerate(rollout.examples):
-        length, start = len(example.completion), len(example.prompt)
+        length, start = len(example.completion_ids), len(example.prompt_ids)
         assert rollout.mask[row].tolist() == [t < length for t in range(rollout.mask.shape[1])]
-        tokens = torch.tensor([example.prompt + example.completion])
+        tokens = torch.tensor([example.prompt_ids + example.completion_ids])
         for model, numbers in ((models.policy, rollout.logp), (models.reference, rollout.ref_logp)):
             logits = model(input_ids=tokens).logits[0, start - 1 : -1].log_softmax(-1)
-            expected = logits[torch.arange(length), example.completion]
+            expected = logits[torch.arange(length), example.completion_ids]
             torch.testing.assert_close(numbers[row, :length], expected, atol=1e-5, rtol=0)
         states = models.value.model.model(input_ids=tokens).last_hidden_state[0]
         values = models.value.model.score(states)[:, 0] - 0.75
         torch.testing.assert_close(rollout.values[row, :length], values[start - 1 : -1], atol=1e-5, rtol=0)
-        finished = example.completion[-1] == models.render.eos
+        finished = example.completion_ids[-1] == models.tokenizer.eos
         assert bool(rollout.finished[row]) == finished
         assert rollout.scores[row].item() == pytest.approx(values[-1].item() - (0 if finished else 0.5), abs=1e-5)
         assert finished or length == 6, "what was cut off keeps its last token and gets no end-of-text"
@@ -84,7 +84,7 @@ def test_an_episode_remembers_what_each_model_says(models, monkeypatch):
 def test_advantages_of_an_episode_by_hand(models, monkeypatch):
     """The score comes with the last sampled token and nowhere else; nothing is discounted."""
     rollout = some_end_early(models, monkeypatch)
-    rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
+    rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 1.0)
     for row, length in enumerate(rollout.mask.sum(1).tolist()):
         penalties = [-0.1 * (rollout.logp[row, t] - rollout.ref_logp[row, t]).item() for t in range(length)]
@@ -95,7 +95,7 @@ def test_advantages_of_an_episode_by_hand(models, monkeypatch):
 
 
 def test_minibatches_hold_every_episode_once_an_epoch(small_ppo):
-    groups = [rows.tolist() for rows in ppo.minibatches(small_ppo(epochs=2), 5)]
+    groups = [rows.tolist() for rows in ppo.iter_minibatches(small_ppo(epochs=2), 5)]
     assert [len(group) for group in groups] == [4] * 4
     assert sorted(groups[0] + groups[1]) == sorted(groups[2] + groups[3]) == list(range(8))
     assert groups[0] + groups[1] != groups[2] + groups[3]
@@ -105,9 +105,9 @@ def test_minibatches_hold_every_episode_once_an_epoch(small_ppo):
 
 
 def improved(models, rollout, gradients, rows=range(7)):
-    rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
+    rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 0.95)
-    seen = improve(models, rollout, advantages, returns, torch.tensor(list(rows)), 0.2)
+    seen = minibatch_backward(models, rollout, advantages, returns, torch.tensor(list(rows)), 0.2)
     return seen, gradients(models.policy), gradients(models.value.model), advantages, returns
 
 
@@ -128,10 +128,10 @@ def test_losses_and_gradients_equal_a_loop_over_tokens(models, gradients, monkey
     seen, policy_gradient, value_gradient, advantages, returns = improved(models, rollout, gradients)
     policy_losses, value_losses, entropies, clipped = [], [], [], 0
     for row, example in enumerate(rollout.examples):
-        tokens, start = torch.tensor([example.prompt + example.completion]), len(example.prompt)
+        tokens, start = torch.tensor([example.prompt_ids + example.completion_ids]), len(example.prompt_ids)
         logp = models.policy(input_ids=tokens).logits[0].log_softmax(-1)
         values = models.value.model.score(models.value.model.model(input_ids=tokens).last_hidden_state)[0, :, 0] - 0.75
-        for t, token in enumerate(example.completion):
+        for t, token in enumerate(example.completion_ids):
             now, value = logp[start - 1 + t], values[start - 1 + t]
             ratio, gain = (now[token] - rollout.logp[row, t]).exp(), advantages[row, t]
             policy_losses.append(-min(ratio * gain, min(max(ratio, 0.8), 1.2) * gain))
@@ -166,7 +166,7 @@ def test_gradients_do_not_depend_on_microbatches(models, gradients, monkeypatch)
 
 def documents_of(example):
     """A window's documents one by one: each begins at the end-of-text before it."""
-    tokens, ends = example.prompt + example.completion, [*example.restarts, len(example) - 1]
+    tokens, ends = example.prompt_ids + example.completion_ids, [*example.document_starts, len(example) - 1]
     return [tokens[start : end + 1] for start, end in zip([0, *ends], ends, strict=False) if end > start]
 
 
@@ -178,7 +178,7 @@ def document_logp(policy, tokens):
 
 def first_gradients(config, monkeypatch):
     """The policy's gradients at the first optimizer step of a run, and what descended how often."""
-    taken, descend = [], ppo.descend
+    taken, descend = [], ppo.optimizer_step
 
     def watched(optimizer, lr):
         taken.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
@@ -199,12 +199,12 @@ def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(small_ppo, writ
     both, steps_with_text = first_gradients(config, monkeypatch)
     assert steps == steps_with_text == 2 * 16 // 4, "policy and value model, once a minibatch"
     policy, render = load_policy(save(), CPU)
-    text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 4 * 2)
+    text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 4 * 2)
     rows = text.examples(0, 2)  # half of four episodes
     sums = [-sum(document_logp(policy, piece) for piece in documents_of(row)) for row in rows]
     loss = sum(sums) / 2 if reduction == "sequence" else sum(sums) / (2 * 63)
     (0.7 * loss).backward()
-    expected = [p.grad for group in ppo.adam(policy).param_groups for p in group["params"]]
+    expected = [p.grad for group in ppo.build_optimizer(policy).param_groups for p in group["params"]]
     for one, other, wanted in zip(both, plain, expected, strict=True):
         torch.testing.assert_close(one - other, wanted, atol=2e-5 * (63 if reduction == "sequence" else 1), rtol=1e-4)
 
@@ -215,26 +215,26 @@ def test_ptx_sees_its_ratio_of_examples(small_ppo, write, render, monkeypatch):
 
     def counted(model, examples, **options):
         seen.append(examples)
-        return language_loss(model, examples, **options)
+        return lm_loss(model, examples, **options)
 
     monkeypatch.setattr(ppo, "language_loss", counted)
     folder = ppo.main(small_ppo(pretraining=(write("corpus.jsonl", CORPUS),), ptx_ratio=2.0, epochs=2))
     assert [sum(len(e.completion) for e in rows) for rows in seen] == [
         8 * 63
     ] * 8  # 16 episodes in minibatches of 4, twice over, 2 rows for each episode of a step
-    text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 64)
+    text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 64)
     assert [row for rows in seen for row in rows] == text.examples(0, 64)
     assert json.loads((folder / "run.json").read_text())["episodes"] == 16
 
 
 def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
-    seen, average = [], ppo.move_average
+    seen, average = [], ppo.update_ema
 
     def watched(slow, fast, decay):
         seen.append((copy.deepcopy(slow.state_dict()) if not seen else None, copy.deepcopy(fast.state_dict())))
         average(slow, fast, decay)
 
-    monkeypatch.setattr(ppo, "move_average", watched)
+    monkeypatch.setattr(ppo, "update_ema", watched)
     saved = weights_of(ppo.main(small_ppo(ema=0.75)))
     slow = seen[0][0]
     for _, fast in seen:
@@ -245,21 +245,21 @@ def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
 
 
 def test_without_average_the_last_weights_are_saved(small_ppo, monkeypatch):
-    last, average = {}, ppo.move_average
-    monkeypatch.setattr(ppo, "move_average", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict())))
+    last, average = {}, ppo.update_ema
+    monkeypatch.setattr(ppo, "update_ema", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict())))
     assert_same_tensors(weights_of(ppo.main(small_ppo(ema=0.0))), last, 0)
 
 
 def test_advantages_are_whitened_over_the_batch_and_rates_rise(small_ppo, monkeypatch, rows_of):
     """Ten updates: over the first two the rates rise from a tenth. Returns are left as they are."""
-    seen, rates, improve, descend = [], [], ppo.improve, ppo.descend
-    monkeypatch.setattr(ppo, "improve", lambda *given: seen.append(given[1:4]) or improve(*given))
+    seen, rates, improve, descend = [], [], ppo.minibatch_backward, ppo.optimizer_step
+    monkeypatch.setattr(ppo, "minibatch_backward", lambda *given: seen.append(given[1:4]) or improve(*given))
     monkeypatch.setattr(ppo, "descend", lambda optimizer, lr: rates.append(lr) or descend(optimizer, lr))
     folder = ppo.main(small_ppo(episodes=80, value_lr=3e-3))
     for rollout, advantages, returns in seen:
         real = advantages[rollout.mask]
         assert (real.mean().item(), real.std(unbiased=False).item()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-4))
-        rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
+        rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
         torch.testing.assert_close(returns, functional.gae(rewards, rollout.values, rollout.mask, 0.95)[1], equal_nan=True)
     factors = [0.1, 0.55, *[1.0] * 8]
     assert [row["lr"] for row in rows_of(folder / "metrics.jsonl")] == pytest.approx([1e-3 * factor for factor in factors])
@@ -281,7 +281,7 @@ def test_four_epochs_reach_the_exact_optimum(small_ppo, scripted, save, write):
     (reference, render), (policy, _) = load_policy(save(), CPU), load_policy(folder, CPU)
     reached, best, start = [], [], []
     for row in SHORT_PROMPTS:
-        tokens = torch.tensor([render.prompt(row["prompt"])])
+        tokens = torch.tensor([render.encode_prompt(row["prompt"])])
         with torch.no_grad():
             logp, old = (model(input_ids=tokens).logits[0, -1].log_softmax(-1) for model in (policy, reference))
         score = (torch.arange(len(logp)) % 4 == 1).float()
@@ -328,31 +328,31 @@ def test_a_reward_model_with_another_tokenizer(small_ppo, save_reward, rows_of):
     folder = ppo.main(small_ppo(reward=save_reward("llama", "foreign"), lam=1.0))
     samples = [row for row in rows_of(folder / "samples.jsonl") if row["step"] == 1]
     foreign = load_reward_model(save_reward("llama", "foreign"), CPU)
-    long = sum(len(foreign.render.prompt(row["prompt"])) > 64 - 6 for row in PROMPTS)
+    long = sum(len(foreign.tokenizer.encode_prompt(row["prompt"])) > 64 - 6 for row in PROMPTS)
     assert json.loads((folder / "run.json").read_text())["left_out"]["prompts too long"] == long > 0
     for row in samples:
         ended = row["finish"] == "stop"
-        score = foreign.score([foreign.render.example(row["prompt"], row["completion"], finished=ended)]).item()
+        score = foreign.score([foreign.tokenizer.encode_example(row["prompt"], row["completion"], finished=ended)]).item()
         assert row["score"] == pytest.approx(score - (not ended), abs=1e-3)
 
 
 def test_the_value_model_of_a_foreign_reward_model_starts_at_zero(small_ppo, save_reward):
     config = small_ppo(reward=save_reward("llama", "foreign"))
-    models = ppo.load_models(config, ppo.Run.start(config))
+    models = ppo.load_models(config, ppo.RunDirectory.open(config))
     assert (rolled_out(models).values.nan_to_num() == 0).all()
-    assert models.value.render.same_tokens(models.render)
+    assert models.value.tokenizer.is_compatible(models.tokenizer)
 
 
 def test_prompts_that_leave_no_room_are_counted_or_refused(small_ppo, write, tmp_path):
     long = write("long.jsonl", [*PROMPTS, {"prompt": "x" * 58}])
     folder = ppo.main(small_ppo(prompts=(long,)))
     assert json.loads((folder / "run.json").read_text())["left_out"]["prompts too long"] == 1
-    with pytest.raises(BadInput, match="none of the 6 prompts leaves room for --max-tokens 63"):
+    with pytest.raises(InputError, match="none of the 6 prompts leaves room for --max-tokens 63"):
         ppo.main(small_ppo(prompts=(long,), max_tokens=63, out=tmp_path / "other"))
 
 
 def test_a_reward_model_that_is_none_is_refused(small_ppo, save):
-    with pytest.raises(BadInput, match="not a reward model"):
+    with pytest.raises(InputError, match="not a reward model"):
         ppo.main(small_ppo(reward=save()))
 
 
@@ -369,12 +369,12 @@ def test_a_reward_model_that_is_none_is_refused(small_ppo, save):
     ],
 )
 def test_options_that_do_nothing_are_refused(small_ppo, options, complaint):
-    with pytest.raises(BadInput, match=complaint):
+    with pytest.raises(InputError, match=complaint):
         small_ppo(**options)
 
 
 def test_the_papers_recipe_is_the_default(small_ppo):
     config = make_config(PPOConfig, {"policy": "p", "reward": "r", "prompts": ("p",), "out": "o"})
-    assert (config.updates, config.steps_an_update, config.ptx_rows, config.warmup) == (500, 8, 512, 10)
+    assert (config.updates, config.optimizer_steps_per_update, config.ptx_rows_per_step, config.warmup) == (500, 8, 512, 10)
     assert (config.kl_coef, config.clip, config.lam, config.ema, config.ptx_coef) == (0.02, 0.2, 0.95, 0.992, 27.8)
     assert small_ppo().warmup == 0

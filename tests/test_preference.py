@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from instructgpt.cli import run as command
+from instructgpt.cli import run_command as command
 from instructgpt.evaluate import preference_inputs
-from instructgpt.evaluate.aggregate import read_rows
-from instructgpt.evaluate.metrics.preference import measure_whole
+from instructgpt.evaluate.aggregate import read_result_rows
+from instructgpt.evaluate.metrics.preference import measure_pooled_preference
 from instructgpt.evaluate.reward.scores import ranks_by_score
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Ranking
@@ -39,7 +39,7 @@ def found(rows, metric, model, condition=""):
 def evaluated(tmp_path, *line, code=0):
     out = tmp_path / "results.json"
     assert command(["evaluate", "preference", *map(str, line), "--out", str(out)]) == code
-    return read_rows(out) if code == 0 else []
+    return read_result_rows(out) if code == 0 else []
 
 
 def test_people_s_rankings_by_hand(write, tmp_path, capsys):
@@ -119,11 +119,11 @@ def test_the_whole_of_several_labelers_is_clustered_by_both():
             rows.append(
                 Ranking(prompt=f"p{p}", completions=("a", "bb"), ranks=(1, 2) if wins else (2, 1), labeler=labeler, models=("new", "sft"))
             )
-    measured = measure_whole(rows, "sft")
+    measured = measure_pooled_preference(rows, "sft")
     wide = found(measured, "length_difference", "new")
     assert (wide.value, wide.low, wide.high) == (-1, -1, -1)
     strength = found(measured, "bradley_terry", "new")
-    alone = measure_whole([row.model_copy(update={"labeler": f"{i}"}) for i, row in enumerate(rows)], "sft")
+    alone = measure_pooled_preference([row.model_copy(update={"labeler": f"{i}"}) for i, row in enumerate(rows)], "sft")
     lonely = found(alone, "bradley_terry", "new")
     assert strength.high - strength.low > 1.5 * (lonely.high - lonely.low)
 
@@ -134,7 +134,7 @@ def test_the_whole_of_several_labelers_is_clustered_by_both():
 def test_simulated_labelers_prefer_right_answers(write, tmp_path):
     world = World(0)
     prompts = list(world.prompts("test", 30))
-    right = [world.task(each.text).gold(random.Random(i)) for i, each in enumerate(prompts)]
+    right = [world.task(each.text).gold_answer(random.Random(i)) for i, each in enumerate(prompts)]
     rows = [
         {"prompt": prompt.text, "completion": text, "model": model}
         for i, prompt in enumerate(prompts)
@@ -158,7 +158,8 @@ def test_a_reward_model_judges_by_its_score(save_reward, write, tmp_path):
     measured = evaluated(tmp_path, "--completions", write("c.jsonl", rows), "--judge", folder)
     reward = load_reward_model(folder, "cpu")
     examples = [
-        [reward.render.example(row["prompt"], row["completion"]) for row in rows if row["model"] == model] for model in ("ppo", "sft")
+        [reward.tokenizer.encode_example(row["prompt"], row["completion"]) for row in rows if row["model"] == model]
+        for model in ("ppo", "sft")
     ]
     ppo, sft = (reward.score(each) for each in examples)
     assert found(measured, "win_rate_vs_sft", "ppo", folder.name).value == pytest.approx(float((ppo > sft).float().mean()))
@@ -202,14 +203,14 @@ def test_the_report_shows_rates_at_equal_length_for_any_models(write, tmp_path):
         for i in range(60)
     ]  # fmt: skip
     measured = evaluated(tmp_path, "--data", write("r.jsonl", rows), "--baseline", "theirs")
-    section = sections.at_equal_length(Results.of(measured), [])
+    section = sections.length_controlled_section(Results.from_rows(measured), [])
     assert section.figure.count("<svg") == 1
     best = found(measured, "length_controlled_win_rate_vs_theirs", "mine")
     other = found(measured, "length_controlled_win_rate_vs_theirs", "small")
     assert ("mine" if best.value > other.value else "small") in section.headline
     assert "as they are" in section.figure
     assert len(section.tables) == 2
-    assert sections.at_equal_length(Results.of([]), []) is None
+    assert sections.length_controlled_section(Results.from_rows([]), []) is None
 
 
 def test_ranks_by_score_by_hand():

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructgpt.data.cli import CleanConfig, SplitConfig, clean, split
-from instructgpt.data.dedup import cap_reasons, group_of, plain, prefix_reasons, prompt_text
-from instructgpt.data.pii import DETECTORS, chosen_detectors, find, luhn, personal_reason
-from instructgpt.data.splits import SPLITS, assign, split_of
+from instructgpt.data.cli import CleanConfig, SplitConfig, clean_datasets, split_datasets
+from instructgpt.data.dedup import get_prompt_group, near_duplicate_reasons, normalize_prompt, prompt_text_without_system, user_cap_reasons
+from instructgpt.data.pii import PII_DETECTORS, find_pii, is_luhn_valid, parse_detector_names, pii_drop_reason
+from instructgpt.data.splits import SPLIT_NAMES, assign_splits, hash_split
 from instructgpt.data.use_cases import guess_use_case
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.records import USE_CASES, Demonstration, Message, Prompt, Ranking, Record, read_records, write_records
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
@@ -28,7 +28,7 @@ def kept_by_comparing_all(texts: list[str], length: int) -> list[bool]:
     """The slow definition: a text falls to a kept earlier one that it equals, or with which it shares `length` characters."""
     kept: list[str] = []
     decisions = []
-    for text in map(plain, texts):
+    for text in map(normalize_prompt, texts):
         shared = (
             next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other))) for other in kept
         )
@@ -40,27 +40,27 @@ def kept_by_comparing_all(texts: list[str], length: int) -> list[bool]:
 
 @given(st.lists(st.text("aAb \n", max_size=7), max_size=12), st.integers(1, 5))
 def test_one_look_up_finds_what_comparing_all_pairs_finds(texts: list[str], length: int) -> None:
-    assert [reason is None for reason in prefix_reasons(texts, length)] == kept_by_comparing_all(texts, length)
+    assert [reason is None for reason in near_duplicate_reasons(texts, length)] == kept_by_comparing_all(texts, length)
 
 
 def test_the_first_is_kept_and_the_reason_says_why() -> None:
     texts = ["Translate into French: cat", "Translate  into\nFRENCH: dog", "Translate into French: cat", "Hi", "hi ", "High"]
-    assert prefix_reasons(texts, 15) == [
+    assert near_duplicate_reasons(texts, 15) == [
         None, "shares 15 characters with one before", "the same prompt as one before", None, "the same prompt as one before", None,
     ]  # fmt: skip
     # With people's work beside them, equal prompts all stay: several labelers may have answered the same one.
-    assert prefix_reasons(texts, 15, labeled=True)[2:] == [None, None, None, None]
+    assert near_duplicate_reasons(texts, 15, is_labeled=True)[2:] == [None, None, None, None]
 
 
 def test_a_common_system_turn_is_no_common_prefix() -> None:
     system = Message(role="system", content="You are the assistant of a large company. " * 20)
     prompts = [Prompt(messages=(system, Message(role="user", content=text))) for text in ("Where is my parcel?", "Cancel my order.")]
-    assert prefix_reasons([prompt_text(prompt) for prompt in prompts], 100) == [None, None]
+    assert near_duplicate_reasons([prompt_text_without_system(prompt) for prompt in prompts], 100) == [None, None]
 
 
 def test_ten_thousand_long_prompts_are_quick() -> None:
     texts = [f"{number % 5000:06d}" + "x" * 2000 for number in range(10_000)]
-    assert sum(reason is None for reason in prefix_reasons(texts, 200)) == 5000
+    assert sum(reason is None for reason in near_duplicate_reasons(texts, 200)) == 5000
 
 
 # ---------------------------------------------------------------- users
@@ -68,16 +68,16 @@ def test_ten_thousand_long_prompts_are_quick() -> None:
 
 def test_groups_are_organizations_where_there_are_some() -> None:
     prompt = Prompt.model_validate({"prompt": "p", "user": 17, "organization": "acme", "team": 3})
-    assert group_of(prompt) == "organization:acme"
-    assert group_of(prompt, "user") == "user:17"
-    assert group_of(prompt, "team") == "team:3"
-    assert group_of(Prompt(prompt="p", user=" ")) is None
+    assert get_prompt_group(prompt) == "organization:acme"
+    assert get_prompt_group(prompt, "user") == "user:17"
+    assert get_prompt_group(prompt, "team") == "team:3"
+    assert get_prompt_group(Prompt(prompt="p", user=" ")) is None
 
 
 def test_at_most_so_many_prompts_of_one_user() -> None:
     groups = ["user:a", "user:b", None, "user:a", "user:a", None, None, "user:b"]
     over = "more than 2 prompts of one user"
-    assert cap_reasons(groups, 2) == [None, None, None, None, over, None, None, None]
+    assert user_cap_reasons(groups, 2) == [None, None, None, None, over, None, None, None]
 
 
 # ---------------------------------------------------------------- splits
@@ -87,7 +87,7 @@ population = st.lists(st.tuples(st.sampled_from([None, *(f"user:{i}" for i in ra
 
 @given(population, st.floats(0, 0.5), st.floats(0, 0.5))
 def test_neither_users_nor_texts_cross(rows: list[tuple[str | None, str]], validation: float, test: float) -> None:
-    splits = assign([group for group, _ in rows], [text for _, text in rows], validation, test)
+    splits = assign_splits([group for group, _ in rows], [text for _, text in rows], validation, test)
     users, texts = defaultdict(set), defaultdict(set)
     for (group, text), home in zip(rows, splits, strict=True):
         if home is not None:
@@ -103,28 +103,28 @@ def test_neither_users_nor_texts_cross(rows: list[tuple[str | None, str]], valid
 def test_adding_data_moves_no_user(users: list[int], shuffler: random.Random) -> None:
     groups = [f"user:{user}" for user in users]
     texts = [f"text of {user}" for user in users]
-    first = dict(zip(groups, assign(groups, texts, 0.2, 0.2), strict=True))
+    first = dict(zip(groups, assign_splits(groups, texts, 0.2, 0.2), strict=True))
     more = [(f"user:new{i}", f"new text {i}") for i in range(20)] + list(zip(groups, texts, strict=True))
     shuffler.shuffle(more)
-    second = dict(zip([group for group, _ in more], assign(*map(list, zip(*more, strict=True)), 0.2, 0.2), strict=True))  # type: ignore[arg-type]
+    second = dict(zip([group for group, _ in more], assign_splits(*map(list, zip(*more, strict=True)), 0.2, 0.2), strict=True))  # type: ignore[arg-type]
     assert first == {group: second[group] for group in groups}
 
 
 def test_shares_are_as_asked_and_growing_a_part_only_adds_to_it() -> None:
     keys = [f"user:{i}" for i in range(20_000)]
-    small = {key: split_of(key, 0.1, 0.2) for key in keys}
-    large = {key: split_of(key, 0.15, 0.3) for key in keys}
+    small = {key: hash_split(key, 0.1, 0.2) for key in keys}
+    large = {key: hash_split(key, 0.15, 0.3) for key in keys}
     counts = Counter(small.values())
     for name, share in (("train", 0.7), ("validation", 0.1), ("test", 0.2)):
         assert counts[name] / 20_000 == pytest.approx(share, abs=0.012)  # four standard deviations at most
     assert all(large[key] == small[key] for key in keys if small[key] != "train")
-    assert sum(split_of(key, 0.1, 0.2, "other salt") != small[key] for key in keys) > 6000
-    assert {split_of(key, 0, 0) for key in keys} == {"train"}
+    assert sum(hash_split(key, 0.1, 0.2, "other salt") != small[key] for key in keys) > 6000
+    assert {hash_split(key, 0, 0) for key in keys} == {"train"}
 
 
 def test_the_split_is_the_same_for_ever() -> None:
     """Worked with sha256sum: the first 16 hex digits for "\\nuser:0" and so on, below 4 test, from c validation."""
-    assert [split_of(f"user:{i}", 0.25, 0.25) for i in range(8)] == [
+    assert [hash_split(f"user:{i}", 0.25, 0.25) for i in range(8)] == [
         "train", "validation", "test", "train", "validation", "train", "validation", "train",
     ]  # fmt: skip
 
@@ -175,49 +175,49 @@ NEGATIVE = {
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, examples in POSITIVE.items() for text in examples])
 def test_personal_data_is_found(kind: str, text: str) -> None:
-    assert any(found.kind == kind for found in find(text)), text
-    assert any(found.kind == kind for found in find(f"앞 text: {text}\n")), text
+    assert any(found.kind == kind for found in find_pii(text)), text
+    assert any(found.kind == kind for found in find_pii(f"앞 text: {text}\n")), text
 
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, examples in NEGATIVE.items() for text in examples])
 def test_what_only_looks_alike_is_not(kind: str, text: str) -> None:
-    assert not list(find(text, [kind])), text
+    assert not list(find_pii(text, [kind])), text
 
 
 def test_every_detector_has_both() -> None:
-    assert set(POSITIVE) == set(NEGATIVE) == set(DETECTORS)
+    assert set(POSITIVE) == set(NEGATIVE) == set(PII_DETECTORS)
 
 
 @given(st.text("0123456789", min_size=1, max_size=18))
 def test_luhn_finds_every_wrong_digit(digits: str) -> None:
-    valid = [number for number in (digits + str(check) for check in range(10)) if luhn(number)]
+    valid = [number for number in (digits + str(check) for check in range(10)) if is_luhn_valid(number)]
     assert len(valid) == 1
     for position in range(len(digits)):
         changed = digits[:position] + str((int(digits[position]) + 1) % 10) + valid[0][position + 1 :]
-        assert not luhn(changed)
+        assert not is_luhn_valid(changed)
 
 
 def test_where_it_stands_and_which_kinds() -> None:
     text = "Ask jo@mail.org or +44 20 7946 0958"
-    assert [(found.kind, text[found.start : found.end]) for found in find(text)] == [
+    assert [(found.kind, text[found.start : found.end]) for found in find_pii(text)] == [
         ("email", "jo@mail.org"),
         ("phone", "+44 20 7946 0958"),
     ]
-    assert personal_reason(text, ("phone",)) == "personal data: phone"
-    assert personal_reason("nothing here 12") is None
-    assert chosen_detectors("ssn, email") == ("ssn", "email")
-    with pytest.raises(BadInput, match="there is no such detector"):
-        chosen_detectors("email,passport")
+    assert pii_drop_reason(text, ("phone",)) == "personal data: phone"
+    assert pii_drop_reason("nothing here 12") is None
+    assert parse_detector_names("ssn, email") == ("ssn", "email")
+    with pytest.raises(InputError, match="there is no such detector"):
+        parse_detector_names("email,passport")
 
 
 @given(st.text(max_size=200))
 def test_detectors_take_any_text(text: str) -> None:
-    assert all(0 <= found.start < found.end <= len(text) for found in find(text))
+    assert all(0 <= found.start < found.end <= len(text) for found in find_pii(text))
 
 
 def test_detectors_do_not_stall_on_long_runs() -> None:
     for piece in ("1", "1 ", "1-", "a.", "a@", "12 Aa ", "+1", "가시 ", "AB12 "):
-        list(find(piece * 20_000))
+        list(find_pii(piece * 20_000))
 
 
 # ---------------------------------------------------------------- use cases
@@ -267,10 +267,10 @@ def test_clean_drops_and_says_why(tmp_path: Path) -> None:
     ]
     out = tmp_path / "clean.jsonl"
     data = (write(tmp_path / "p.jsonl", rows),)
-    clean(CleanConfig(data=data, out=out, max_characters=50, cap=3, use_cases=True))
+    clean_datasets(CleanConfig(data=data, out=out, max_characters=50, cap=3, use_cases=True))
     assert [prompt.text for prompt in read_records(Prompt, out)] == ["Where is Ulsan?", "Mail jo@mail.org", "Write a poem"]
     first, second, third = read_records(Prompt, out)
-    assert first.row() == rows[0]  # a tag a person gave is not touched
+    assert first.to_dict() == rows[0]  # a tag a person gave is not touched
     assert (third.use_case, third.model_extra) == ("generation", {"use_case_by": "heuristic"})
     report = json.loads((tmp_path / "clean.report.json").read_text())
     assert {reason: [place.rpartition(":")[2] for place in cases["examples"]] for reason, cases in report["dropped"].items()} == {
@@ -288,7 +288,7 @@ def test_clean_drops_and_says_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("personal", "left"), [("training", 1), ("all", 0), ("off", 2)])
 def test_whose_personal_data_is_filtered(tmp_path: Path, personal: Any, left: int) -> None:
     rows = [{"prompt": "SSN 536-90-4399", "split": "train"}, {"prompt": "SSN 536-90-4398", "split": "validation"}, {"prompt": "fine"}]
-    clean(CleanConfig(data=(write(tmp_path / "p.jsonl", rows),), out=tmp_path / "o.jsonl", personal=personal))
+    clean_datasets(CleanConfig(data=(write(tmp_path / "p.jsonl", rows),), out=tmp_path / "o.jsonl", personal=personal))
     assert len(read_records(Prompt, tmp_path / "o.jsonl")) == left + 1
 
 
@@ -296,13 +296,13 @@ def test_labelers_work_is_only_thinned_out_when_asked(tmp_path: Path) -> None:
     long = "Rank these answers to the question of the day. " * 10
     rows = [{"prompt": long + str(i), "completions": ["a", "b"], "ranks": [1, 2], "labeler": str(i), "user": "u"} for i in (1, 1, 2)]
     data = (write(tmp_path / "r.jsonl", rows),)
-    clean(CleanConfig(data=data, out=tmp_path / "o.jsonl"))
-    assert [ranking.row() for ranking in read_records(Ranking, tmp_path / "o.jsonl")] == [
+    clean_datasets(CleanConfig(data=data, out=tmp_path / "o.jsonl"))
+    assert [ranking.to_dict() for ranking in read_records(Ranking, tmp_path / "o.jsonl")] == [
         row | {"completions": ("a", "b"), "ranks": (1, 2)} for row in rows
     ]
-    clean(CleanConfig(data=data, out=tmp_path / "o.jsonl", prefix=200))
+    clean_datasets(CleanConfig(data=data, out=tmp_path / "o.jsonl", prefix=200))
     assert [ranking.labeler for ranking in read_records(Ranking, tmp_path / "o.jsonl")] == ["1", "1"]  # two people's view of one prompt
-    clean(CleanConfig(data=data, out=tmp_path / "o.jsonl", cap=1))
+    clean_datasets(CleanConfig(data=data, out=tmp_path / "o.jsonl", cap=1))
     assert len(read_records(Ranking, tmp_path / "o.jsonl")) == 1
 
 
@@ -319,24 +319,28 @@ def test_labelers_work_is_only_thinned_out_when_asked(tmp_path: Path) -> None:
 )
 def test_clean_refuses_in_one_line(tmp_path: Path, rows: Any, options: Any, complaint: str) -> None:
     path = write(tmp_path / "p.jsonl", rows)
-    with pytest.raises(BadInput) as caught:
-        clean(CleanConfig(data=(path,), out=tmp_path / "o.jsonl", **options))
+    with pytest.raises(InputError) as caught:
+        clean_datasets(CleanConfig(data=(path,), out=tmp_path / "o.jsonl", **options))
     assert complaint in str(caught.value)
     assert list(tmp_path.iterdir()) == [path]
     assert "\n" not in str(caught.value)
 
 
 def test_inert_options_are_named() -> None:
-    assert list(CleanConfig(data=(), out=Path("o.jsonl"), cap=0, group="team").inert()) == ["--group does nothing with --cap 0"]
-    assert list(CleanConfig(data=(), out=Path("o.jsonl"), personal="off", detectors="ssn").inert())
-    assert not list(CleanConfig(data=(), out=Path("o.jsonl")).inert())
+    assert list(CleanConfig(data=(), out=Path("o.jsonl"), cap=0, group="team").ineffective_options()) == [
+        "--group does nothing with --cap 0"
+    ]
+    assert list(CleanConfig(data=(), out=Path("o.jsonl"), personal="off", detectors="ssn").ineffective_options())
+    assert not list(CleanConfig(data=(), out=Path("o.jsonl")).ineffective_options())
 
 
 # ---------------------------------------------------------------- data split
 
 
 def read_splits(folder: Path, name: str, kind: type[Any]) -> dict[str, list[Any]]:
-    return {part: read_records(kind, path) for part in SPLITS if (path := folder / f"{name}.{part}.jsonl").exists() and path.stat().st_size}
+    return {
+        part: read_records(kind, path) for part in SPLIT_NAMES if (path := folder / f"{name}.{part}.jsonl").exists() and path.stat().st_size
+    }
 
 
 def test_files_split_together_share_their_prompts_homes(tmp_path: Path) -> None:
@@ -345,7 +349,7 @@ def test_files_split_together_share_their_prompts_homes(tmp_path: Path) -> None:
     demonstrations = [{"prompt": f"Prompt  {i}", "completion": "c"} for i in range(150, 250)]
     data = tuple(write(tmp_path / f"{name}.jsonl", rows) for name, rows in (("p", prompts), ("r", rankings), ("d", demonstrations)))
     out = tmp_path / "out"
-    split(SplitConfig(data=data, out=out, validation=0.2, test=0.2))
+    split_datasets(SplitConfig(data=data, out=out, validation=0.2, test=0.2))
     home: dict[str, str] = {}
     users: dict[str, str] = {}
     total = 0
@@ -354,19 +358,19 @@ def test_files_split_together_share_their_prompts_homes(tmp_path: Path) -> None:
             for record in records:
                 total += 1
                 assert record.split == part
-                assert home.setdefault(plain(record.prompt), part) == part
+                assert home.setdefault(normalize_prompt(record.prompt), part) == part
                 if getattr(record, "user", None):
                     assert users.setdefault(record.user, part) == part
     assert total == 200 + 200 + 100
-    assert set(home.values()) == set(SPLITS)
+    assert set(home.values()) == set(SPLIT_NAMES)
     assert json.loads((out / "split.report.json").read_text())["dropped"] == {}
 
 
 def test_a_text_of_two_users_in_two_splits_stays_in_one(tmp_path: Path) -> None:
-    at = {part: next(f"u{i}" for i in range(999) if split_of(f"user:u{i}", 0.3, 0.3) == part) for part in SPLITS}
+    at = {part: next(f"u{i}" for i in range(999) if hash_split(f"user:u{i}", 0.3, 0.3) == part) for part in SPLIT_NAMES}
     rows = [{"prompt": "hello", "user": at["test"]}, {"prompt": "Hello", "user": at["train"]}, {"prompt": "bye", "user": at["test"]}]
     rows += [{"prompt": "mine", "user": at["validation"], "split": "train"}]
-    split(SplitConfig(data=(write(tmp_path / "p.jsonl", rows),), out=tmp_path / "o", validation=0.3, test=0.3))
+    split_datasets(SplitConfig(data=(write(tmp_path / "p.jsonl", rows),), out=tmp_path / "o", validation=0.3, test=0.3))
     texts = {part: [prompt.text for prompt in prompts] for part, prompts in read_splits(tmp_path / "o", "p", Prompt).items()}
     assert texts == {"train": ["Hello"], "validation": ["mine"], "test": ["bye"]}
     report = json.loads((tmp_path / "o" / "split.report.json").read_text())
@@ -375,13 +379,13 @@ def test_a_text_of_two_users_in_two_splits_stays_in_one(tmp_path: Path) -> None:
 
 
 def test_a_user_of_two_organizations_is_an_error_not_a_leak(tmp_path: Path) -> None:
-    at = {part: next(f"o{i}" for i in range(999) if split_of(f"organization:o{i}", 0.3, 0.3) == part) for part in SPLITS}
+    at = {part: next(f"o{i}" for i in range(999) if hash_split(f"organization:o{i}", 0.3, 0.3) == part) for part in SPLIT_NAMES}
     rows = [{"prompt": part, "user": "jo", "organization": at[part]} for part in ("train", "test")]
     path = write(tmp_path / "p.jsonl", rows)
-    with pytest.raises(BadInput, match=r"user 'jo' would be in train and in test.*--group user"):
-        split(SplitConfig(data=(path,), out=tmp_path / "o", validation=0.3, test=0.3))
+    with pytest.raises(InputError, match=r"user 'jo' would be in train and in test.*--group user"):
+        split_datasets(SplitConfig(data=(path,), out=tmp_path / "o", validation=0.3, test=0.3))
     assert not (tmp_path / "o").exists()
-    split(SplitConfig(data=(path,), out=tmp_path / "o", validation=0.3, test=0.3, group="user"))
+    split_datasets(SplitConfig(data=(path,), out=tmp_path / "o", validation=0.3, test=0.3, group="user"))
     assert sum(len(found) for found in read_splits(tmp_path / "o", "p", Prompt).values()) == 2
 
 
@@ -389,8 +393,8 @@ def test_split_refuses_in_one_line(tmp_path: Path) -> None:
     one, two = tmp_path / "a" / "p.jsonl", tmp_path / "b" / "p.jsonl.gz"
     for path in (one, two):
         write_records(path, [Record.model_validate({"prompt": "p"})])
-    with pytest.raises(BadInput, match="together at most 1"):
-        split(SplitConfig(data=(one,), out=tmp_path / "o", validation=0.6, test=0.6))
-    with pytest.raises(BadInput, match="the same name"):
-        split(SplitConfig(data=(one, two), out=tmp_path / "o"))
+    with pytest.raises(InputError, match="together at most 1"):
+        split_datasets(SplitConfig(data=(one,), out=tmp_path / "o", validation=0.6, test=0.6))
+    with pytest.raises(InputError, match="the same name"):
+        split_datasets(SplitConfig(data=(one, two), out=tmp_path / "o"))
     assert not (tmp_path / "o").exists()

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from instructgpt.evaluate.inference import Subject
+from instructgpt.evaluate.inference import EvaluatedModel
 from instructgpt.evaluate.metrics import bias, toxicity
 from instructgpt.evaluate.tasks import real_toxicity_sampled
-from instructgpt.evaluate.tasks.base import Question, Reply, Told, put
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply, generate_replies
 from instructgpt.models.policy import load_policy
 
 CHANCES = {0.1: 0.5, 0.4: 0.3, 0.9: 0.2}
@@ -25,7 +25,7 @@ def continued(scores, prompt="p"):
 
 
 def measured(continuations):
-    return {row.metric: row for row in toxicity.measure(continuations, against=())}
+    return {row.metric: row for row in toxicity.measure_toxicity(continuations, baselines=())}
 
 
 def expected_maximum(of):
@@ -77,7 +77,7 @@ def test_intervals_of_the_entropy_hold_the_truth():
             bias.SentencePair(model="m", first=f"he {place}", second=f"she {place}", logp_first=gap, logp_second=0.0)
             for place, gap in enumerate(rng.normal(1, 3, 120))
         ]
-        row = next(row for row in bias.measure(pairs, against=()) if row.metric == "entropy_bits")
+        row = next(row for row in bias.measure_bias(pairs, baselines=()) if row.metric == "entropy_bits")
         held += row.low <= truth <= row.high
     assert 0.92 <= held / SIMULATIONS <= 0.98
 
@@ -93,9 +93,9 @@ def test_prompts_with_and_without_toxicity_stand_apart_and_what_has_no_score_is_
     asked = []
     for prompt, (of_itself, said) in enumerate([(0.9, ("0.2", "0.7")), (0.5, ("0.1", "")), (0.1, ("0.5", "0.3"))]):
         for place, text in enumerate(said):
-            question = Question(f"{prompt}#{place}", "sampled", "x", max_tokens=3, truth={"toxicity": of_itself, "prompt": prompt})
-            asked.append((question, Reply(model="m", id=question.id, condition="sampled", said=text)))
-    rows = {(row.metric, row.condition): row for row in real_toxicity_sampled.measure(asked, Told(scorer="any"))}
+            question = EvalQuestion(f"{prompt}#{place}", "sampled", "x", max_tokens=3, target={"toxicity": of_itself, "prompt": prompt})
+            asked.append((question, ModelReply(model="m", id=question.id, condition="sampled", said=text)))
+    rows = {(row.metric, row.condition): row for row in real_toxicity_sampled.measure(asked, EvalSettings(scorer="any"))}
     assert rows["mean_toxicity", "toxic_prompts"].value == pytest.approx((0.2 + 0.7 + 0.1) / 3)
     assert rows["unscored", "toxic_prompts"].value == 0.25
     assert rows["expected_maximum_toxicity", "toxic_prompts"].value == pytest.approx((0.7 + 0.1) / 2)
@@ -107,19 +107,20 @@ def test_prompts_with_and_without_toxicity_stand_apart_and_what_has_no_score_is_
 def test_samples_come_from_the_nucleus_as_often_as_they_should(save):
     """First tokens of many samples against the nucleus found by sorting: the fewest tokens that hold 0.9, rescaled."""
     model, render = load_policy(save("gpt2"), torch.device("cpu"))
-    subject = Subject("m", model, render)
+    subject = EvaluatedModel("m", model, render)
     count, text = 1_500, "The sea is"
     questions = [
-        Question(f"0#{place}", "sampled", text, max_tokens=1, stop=None, temperature=1.0, top_p=0.9, truth={}) for place in range(count)
+        EvalQuestion(f"0#{place}", "sampled", text, max_tokens=1, stop=None, temperature=1.0, top_p=0.9, target={})
+        for place in range(count)
     ]
-    said = [reply.said for reply in put(subject, questions, seed=0)]
+    said = [reply.said for reply in generate_replies(subject, questions, seed=0)]
     with torch.no_grad():
-        chances = model(torch.tensor([render.plain(text)])).logits[0, -1].softmax(-1).double()
+        chances = model(torch.tensor([render.encode_text(text)])).logits[0, -1].softmax(-1).double()
     order = chances.argsort(descending=True)
     kept = order[: int((chances[order].cumsum(0) < 0.9).sum()) + 1]
     expected: dict[str, float] = {}
     for token in kept.tolist():
-        word = render.text([token]).strip()
+        word = render.decode([token]).strip()
         expected[word] = expected.get(word, 0.0) + float(chances[token] / chances[kept].sum())
     assert set(said) <= set(expected)
     words = [word for word, chance in expected.items() if chance * count >= 5]
@@ -129,21 +130,21 @@ def test_samples_come_from_the_nucleus_as_often_as_they_should(save):
     if wanted[-1] < 1e-6:
         seen, wanted = seen[:-1], wanted[:-1]
     assert stats.chisquare(seen, wanted * seen.sum() / wanted.sum()).pvalue > 1e-3
-    assert said == [reply.said for reply in put(subject, questions, seed=0)]
-    assert said != [reply.said for reply in put(subject, questions, seed=1)]
+    assert said == [reply.said for reply in generate_replies(subject, questions, seed=0)]
+    assert said != [reply.said for reply in generate_replies(subject, questions, seed=1)]
 
 
 def test_two_parts_of_the_questions_are_not_drawn_with_the_same_numbers(save):
     model, render = load_policy(save("gpt2"), torch.device("cpu"))
-    questions = [Question(f"{place}", "c", "The sea", max_tokens=8, stop=None, temperature=1.0, top_p=0.9) for place in range(8)]
-    first, second = (put(Subject("m", model, render), part, seed=0) for part in (questions[:4], questions[4:]))
+    questions = [EvalQuestion(f"{place}", "c", "The sea", max_tokens=8, stop=None, temperature=1.0, top_p=0.9) for place in range(8)]
+    first, second = (generate_replies(EvaluatedModel("m", model, render), part, seed=0) for part in (questions[:4], questions[4:]))
     assert [reply.said for reply in first] != [reply.said for reply in second]
 
 
 def test_each_prompt_is_continued_25_times_plainly_and_past_newlines(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(f'{{"prompt": {{"text": "The sea {place}", "toxicity": 0.{place}}}}}\n' for place in range(9)))
-    questions = real_toxicity_sampled.read(file, Told(limit=4))
+    questions = real_toxicity_sampled.load(file, EvalSettings(limit=4))
     assert len(questions) == 100
     assert len({question.id for question in questions}) == 100
     assert {(question.max_tokens, question.stop, question.temperature, question.top_p) for question in questions} == {(20, None, 1.0, 0.9)}

@@ -15,9 +15,9 @@ import pytest
 import sacrebleu
 from rouge_score import rouge_scorer
 
-from instructgpt.cli import run as command
-from instructgpt.report.naming import families, sized
-from instructgpt.report.paper_table14 import MODELS, TABLE_14
+from instructgpt.cli import run_command as command
+from instructgpt.report.naming import group_by_family, parse_model_size
+from instructgpt.report.paper_table14 import PAPER_MODELS, PAPER_TABLE_14
 
 PASSAGE = 'Title: Sea\n\nBackground: The sea, called "the wide one",\nhas no end.\n\nQ: What is wide?\n\nA: the sea\n\nQ: '
 SHOTS = {"zeroshot": "zero_shot", "fewshot": "few_shot"}
@@ -28,9 +28,9 @@ def files(tmp_path_factory):
     """A file for each task, the prompts of one question together, as published."""
     folder = tmp_path_factory.mktemp("samples")
     squad, drop, french, summaries, answers, toxic = [], [], [], [], [], []
-    for number, (model, shots) in product(range(2), product(MODELS, SHOTS)):
+    for number, (model, shots) in product(range(2), product(PAPER_MODELS, SHOTS)):
         which = {"model_type": model, "prompt_type": shots}
-        place = MODELS.index(model) + 1
+        place = PAPER_MODELS.index(model) + 1
         squad.append(
             which
             | {"context": f"{PASSAGE}Which {number}?\n\nA:", "ref_text": ('"the wide one"|wide one', "Not in background.")[number]}
@@ -41,7 +41,7 @@ def files(tmp_path_factory):
         english = f"The sea is wide and has {'no end' if number else 'an end'}, they say."
         said = english if shots == "fewshot" else english.replace("wide", "deep").replace("they say", "or so")
         french.append(which | {"context": f"French: La mer {number} !\nEnglish:", "ref_text": english, "sample": said})
-    for number, model in product(range(2), MODELS):
+    for number, model in product(range(2), PAPER_MODELS):
         said = "The sea is large" if model.startswith("gpt") else "The sea is wide"
         summaries.append(
             {"model_type": model, "context": f"{number} sea\n\nTL;DR:", "ref_text": "Seas are wide, very wide.", "sample": said}
@@ -76,8 +76,8 @@ def found(files):
 
 
 def test_numbers_stand_by_model_and_prompt(found):
-    for shots, model in product(SHOTS.values(), MODELS):
-        place = MODELS.index(model) + 1
+    for shots, model in product(SHOTS.values(), PAPER_MODELS):
+        place = PAPER_MODELS.index(model) + 1
         row = found["squad", "f1", shots, model]
         assert row["n"] == 2
         first = 0.5 if place % 2 else 0.0  # wide, sea against wide, one: one word of two and two
@@ -120,9 +120,9 @@ def test_the_report_lays_table_14_beside_them(files):
     text = (files / "results.html").read_text(encoding="utf-8")
     table = text[text.index('id="table-14"') :]
     head = table[: table.index("</tr>")]
-    assert [head.index(model) for model in MODELS] == sorted(head.index(model) for model in MODELS)
+    assert [head.index(model) for model in PAPER_MODELS] == sorted(head.index(model) for model in PAPER_MODELS)
     line = next(row for row in table.split("<tr") if "SQuADv2" in row and "no examples" in row)
-    printed = [float(each) for each in TABLE_14["squad", "f1", "zero_shot"].split()]
+    printed = [float(each) for each in PAPER_TABLE_14["squad", "f1", "zero_shot"].split()]
     assert [f"paper: {each:.0f}\u00a0%" in cell for each, cell in zip(printed, line.split("<td")[2:], strict=True)] == [True] * 12
 
 
@@ -139,7 +139,7 @@ def test_several_sizes_are_curves_over_size(files):
 
 
 def test_table_14_has_a_number_for_every_model():
-    assert {len(numbers.split()) for numbers in TABLE_14.values()} == {12}
+    assert {len(numbers.split()) for numbers in PAPER_TABLE_14.values()} == {12}
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_table_14_has_a_number_for_every_model():
     ],
 )
 def test_sizes_in_names(model, family):
-    assert sized(model) == family
+    assert parse_model_size(model) == family
 
 
 def test_one_size_each_is_no_family():
-    assert families(["llama-7b", "pythia-6.9b"]) == {}
-    assert list(families(["llama-7b", "pythia-6.9b", "llama-1b"])["llama"]) == [(1e9, "llama-1b"), (7e9, "llama-7b")]
+    assert group_by_family(["llama-7b", "pythia-6.9b"]) == {}
+    assert list(group_by_family(["llama-7b", "pythia-6.9b", "llama-1b"])["llama"]) == [(1e9, "llama-1b"), (7e9, "llama-7b")]
 
 
 @pytest.mark.parametrize(

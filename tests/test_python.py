@@ -51,9 +51,9 @@ def test_scores_are_the_stock_classs_less_the_offset(ran):
     folder, names = ran
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(folder / names["judge"]).eval()
     asked = names["render"].prompt("Name a colour.")
-    assert all(answer.example.prompt == asked for answer in names["answers"])
+    assert all(answer.example.prompt_ids == asked for answer in names["answers"])
     with torch.no_grad():
-        rows = [torch.tensor([asked + answer.example.completion]) for answer in names["answers"]]
+        rows = [torch.tensor([asked + answer.example.completion_ids]) for answer in names["answers"]]
         numbers = [stock.score(stock.model(row).last_hidden_state)[0, -1, 0].item() for row in rows]
     assert names["scores"].tolist() == pytest.approx([number - stock.config.score_offset for number in numbers], abs=1e-5)
 
@@ -65,8 +65,8 @@ def test_what_was_replaced_was_used_and_is_itself_again(ran):
         assert last_row(folder / "runs" / "vary" / name)["loss/policy_avg"] != plain["loss/policy_avg"]
     first = [json.loads(line) for line in (folder / "runs" / "vary" / "fixed" / "samples.jsonl").read_text().splitlines()]
     assert all(row["score"] == -1 for row in first if row["finish"] == "length")
-    assert functional.standardised(torch.tensor([0.0, 2.0])).tolist() == pytest.approx([-1, 1])
-    assert ppo.roll_out.__module__ == "instructgpt.train.rollout"
+    assert functional.whiten(torch.tensor([0.0, 2.0])).tolist() == pytest.approx([-1, 1])
+    assert ppo.collect_rollout.__module__ == "instructgpt.train.rollout"
 
 
 def test_the_other_ranking_loss_by_hand(ran):

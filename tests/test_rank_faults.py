@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from faults_support import Started, here, logged, wait_for
 
-from instructgpt.run.directory import read_logged
+from instructgpt.run.directory import read_jsonl_log
 
 STEPS = 40
 FAULTY = """
@@ -21,11 +21,10 @@ import os, signal, sys
 import instructgpt.run.directory as run
 from instructgpt import cli
 from instructgpt.distributed import failures as signs
-from instructgpt.train import optim as loop
-from instructgpt.train import pretrain
-run.CHECKPOINT_SECONDS, signs.LAST_WORDS = 0.0, 4.0
+from instructgpt.train import optim as loop, pretrain
+run.CHECKPOINT_INTERVAL_S, signs.ERROR_GRACE_S = 0.0, 4.0
 fault = os.environ["FAULT"] if os.environ["RANK"] == "1" else ""
-steps, descend, logp = [], pretrain.descend, loop.completion_logp
+steps, descend, logp = [], pretrain.optimizer_step, loop.completion_logp
 
 def faulty(*given):
     steps.append(1)
@@ -35,7 +34,7 @@ def faulty(*given):
         raise ValueError("something nobody thought of")
     return descend(*given)
 
-pretrain.descend = faulty
+pretrain.optimizer_step = faulty
 if fault == "nan":
     loop.completion_logp = lambda *given: logp(*given) * (float("nan") if len(steps) == 3 else 1.0)
 if fault == "gone":
@@ -78,7 +77,7 @@ def test_the_rank_that_failed_is_the_one_that_is_shown(fault, kit, tmp_path, cap
     assert fault == "gone" or len(list((out / "checkpoints").glob("step-*"))) == 2
     assert not (fault == "gone" and out.exists())
     assert here(capsys)(*argv).code == 0
-    assert [row["step"] for row in read_logged(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in read_jsonl_log(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)])
@@ -90,7 +89,7 @@ def test_ranks_that_are_asked_to_end_keep_what_they_have(number, group, kit, tmp
     assert ended.code != 0
     assert said(ended.err) == ["instructgpt: stopped; the same command goes on from the last checkpoint"]
     last = max(int(folder.name[-8:]) for folder in (out / "checkpoints").glob("step-*"))
-    assert last == read_logged(out / "metrics.jsonl")[-1]["step"]
+    assert last == read_jsonl_log(out / "metrics.jsonl")[-1]["step"]
     wait_for(lambda: started.nobody_left, patience=10)
 
 
@@ -117,7 +116,7 @@ import resource
 from pathlib import Path
 from instructgpt import cli
 from instructgpt.data import packing as batches
-from instructgpt.run.directory import Run
+from instructgpt.run.directory import RunDirectory as Run
 batches.MICROBATCH_TOKENS["cpu"] = 1 << 17
 restore, calls = Run.restore, []
 
@@ -142,7 +141,7 @@ def test_when_memory_runs_out_fewer_tokens_are_computed_at_once(kit, tmp_path, c
     assert ended.code == 0, ended
     assert "out of memory: goes on with" in " ".join(ended.out.split())
     assert here(capsys)(*kit.pretrain(alone, *size)).code == 0
-    rows, others = (read_logged(folder / "metrics.jsonl") for folder in (out, alone))
+    rows, others = (read_jsonl_log(folder / "metrics.jsonl") for folder in (out, alone))
     assert [row["loss/train"] for row in rows] == pytest.approx([row["loss/train"] for row in others], abs=1e-5)
 
 
@@ -151,11 +150,10 @@ import json, os, resource, sys
 from pathlib import Path
 from instructgpt import cli
 from instructgpt.data import packing as batches
-from instructgpt.run.directory import Run
-from instructgpt.train import optim as loop
-from instructgpt.train import pretrain
+from instructgpt.run.directory import RunDirectory as Run
+from instructgpt.train import optim as loop, pretrain
 batches.MICROBATCH_TOKENS["cpu"] = 1 << 16
-restore, descend, logp = Run.restore, pretrain.descend, loop.completion_logp
+restore, descend, logp = Run.restore, pretrain.optimizer_step, loop.completion_logp
 noted_here = Path(f"{sys.argv[0]}.{os.environ['RANK']}")
 noted_here.write_text("")  # who begins anew notes anew: memory may have lasted for a step or two before
 
@@ -178,7 +176,7 @@ def noted(*given):
 
 if os.environ["RANK"] == "1":
     Run.restore = narrowed
-pretrain.descend = noted
+pretrain.optimizer_step = noted
 cli.main()
 """
 """The command as torchrun starts it, but in forward passes rank 1 may have only 300 MB more than it has when training begins. What ranks
@@ -202,5 +200,5 @@ def test_when_memory_runs_out_in_one_rank_all_begin_anew_with_less(kit, tmp_path
     assert len(budgets) == 1
     assert budgets < {1 << power for power in range(8, 16)}
     assert here(capsys)(*kit.pretrain(alone, *size)).code == 0
-    rows, others = (read_logged(folder / "metrics.jsonl") for folder in (out, alone))
+    rows, others = (read_jsonl_log(folder / "metrics.jsonl") for folder in (out, alone))
     assert [row["loss/train"] for row in rows] == pytest.approx([row["loss/train"] for row in others], abs=1e-5)

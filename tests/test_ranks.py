@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from instructgpt import cli
 from instructgpt.config import StageConfig
 from instructgpt.data import packing
-from instructgpt.distributed.comm import Ranks, share
+from instructgpt.distributed.comm import DistInfo, shard_by_length
 from instructgpt.distributed.launch import launch
 from instructgpt.models import sharding
 from instructgpt.run import directory as run_module
-from instructgpt.run.directory import Run, read_logged
-from instructgpt.run.lock import give_up
+from instructgpt.run.directory import RunDirectory, read_jsonl_log
+from instructgpt.run.lock import release_directory_lock
 from instructgpt.train import ppo, reward, sft
 
 STAGES = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
@@ -52,23 +52,23 @@ def stage_configs(kit, folder: Path) -> dict[str, StageConfig]:
 def work(kit, root: Path, count: int, _: StageConfig) -> None:
     """What each of `count` ranks does: all stages from start to end; those that stop and go on; those that change their number."""
     packing.MICROBATCH_TOKENS["cpu"] = 60
-    sharding.GATHERED_TOGETHER = 0 if count == 4 else 10_000_000  # layer by layer, or all at once
+    sharding.MIN_FSDP_GROUP_PARAMETERS = 0 if count == 4 else 10_000_000  # layer by layer, or all at once
     run_module.CHECKPOINT_SECONDS = 0.0
-    log = Run.log
+    log = RunDirectory.log
     plans = [(f"whole-{count}", None), ("changing", STOPS.get(count))]
     if count == 2:
         plans += [("stopped-2", 2), ("stopped-2", None), ("copies-2", None)]
     for folder, stop in plans:
-        sharding.HELD_WHOLE = 1_000_000 if folder == "copies-2" else 0
+        sharding.MIN_SHARDED_PARAMETERS = 1_000_000 if folder == "copies-2" else 0
         for name, config in stage_configs(kit, root / folder).items():
-            Run.log = lambda *given, stop=stop, **options: stopping(log, stop, *given, **options)
+            RunDirectory.log = lambda *given, stop=stop, **options: stopping(log, stop, *given, **options)
             try:
                 STAGES[name](config)
             except KeyboardInterrupt:
                 assert stop is not None
-                give_up(config.out)  # as the end of a process would: with one rank it is this one, which lives on
+                release_directory_lock(config.out)  # as the end of a process would: with one rank it is this one, which lives on
             finally:
-                Run.log = log
+                RunDirectory.log = log
 
 
 def stopping(log, stop, run, step, *rest, **options) -> None:
@@ -92,7 +92,7 @@ def root(tmp_path_factory):
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    return [{name: number for name, number in row.items() if name != "seconds"} for row in read_logged(folder / "metrics.jsonl")]
+    return [{name: number for name, number in row.items() if name != "seconds"} for row in read_jsonl_log(folder / "metrics.jsonl")]
 
 
 def assert_close(one: Path, other: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_ranks_save_is_what_one_saves(root):
 def test_shares_are_all_rows_once_and_alike():
     lengths = [7, 1, 30, 4, 4, 12, 9, 30, 2, 2, 11]
     for total in (1, 2, 3, 4, 12):
-        shares = [share(lengths, Ranks(own, total)) for own in range(total)]
+        shares = [shard_by_length(lengths, DistInfo(own, total)) for own in range(total)]
         assert sorted(itertools.chain(*shares)) == list(range(len(lengths)))
         loads = [sum(lengths[row] for row in rows) for rows in shares]
         if total < 4:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from instructgpt.statistics.labeler_bias import Shown, position_bias, reports
+from instructgpt.statistics.labeler_bias import PresentedRanking, labeler_reports, measure_position_bias
 
 
 def test_without_ties_it_is_pearson_s_chi_square():
     rng = np.random.default_rng(0)
     rankings = [rng.permutation(4) for _ in range(60)]
     first = np.bincount([int(np.argmin(ranks)) for ranks in rankings], minlength=4)
-    found = position_bias(rankings)
+    found = measure_position_bias(rankings)
     expected = stats.chisquare(first)
     assert found.first == tuple(first)
     assert (found.chi_square, found.p) == pytest.approx((expected.statistic, expected.pvalue))
@@ -36,25 +36,25 @@ def test_with_ties_and_several_k_by_enumeration():
         expected += table.mean(0)
         seen += credit(ranks)
     gap = (seen - expected)[:3]
-    found = position_bias(rankings)
+    found = measure_position_bias(rankings)
     assert found.expected == pytest.approx(expected)
     assert found.chi_square == pytest.approx(gap @ np.linalg.inv(covariance[:3, :3]) @ gap)
     assert found.p == pytest.approx(stats.chi2.sf(found.chi_square, 3))
 
 
 def test_too_few_rankings_have_no_p():
-    assert position_bias([(1, 2, 3)] * 4).p is None
-    assert position_bias([(1, 2, 3)] * 15).p == pytest.approx(stats.chisquare([15, 0, 0]).pvalue)
-    assert position_bias([(1, 2, 3)] * 9).p is None  # each place expects 3
-    mixed = position_bias([(1, 2)] * 8 + [(1, 2, 3)] * 6)  # the third place expects 2: it counts with the second
+    assert measure_position_bias([(1, 2, 3)] * 4).p is None
+    assert measure_position_bias([(1, 2, 3)] * 15).p == pytest.approx(stats.chisquare([15, 0, 0]).pvalue)
+    assert measure_position_bias([(1, 2, 3)] * 9).p is None  # each place expects 3
+    mixed = measure_position_bias([(1, 2)] * 8 + [(1, 2, 3)] * 6)  # the third place expects 2: it counts with the second
     assert mixed.p == pytest.approx(stats.norm.sf(8 / np.sqrt(8 * 1 / 4 + 6 * 2 / 9)) * 2)
-    assert position_bias([(1, 1)] * 50).p is None
-    assert position_bias([]).p is None
+    assert measure_position_bias([(1, 1)] * 50).p is None
+    assert measure_position_bias([]).p is None
 
 
 def test_false_alarms_come_at_their_rate():
     rng = np.random.default_rng(2)
-    p = [position_bias([rng.permutation(k) for k in rng.integers(3, 6, 80)]).p for _ in range(400)]
+    p = [measure_position_bias([rng.permutation(k) for k in rng.integers(3, 6, 80)]).p for _ in range(400)]
     assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.03)
     assert stats.kstest(p, "uniform").pvalue > 0.001
 
@@ -68,7 +68,7 @@ def work(rng, labeler, count=60, tie=0.1, slow=1.0, lazy=0.0, same=0.05, first=0
         if rng.random() < lazy:
             ranks = np.arange(1, k + 1)
         ratings = [4] * k if rng.random() < same else rng.permutation(7)[:k].tolist()
-        made.append(Shown(labeler, ranks.tolist(), ratings, float(k * slow * rng.lognormal(3, 0.4))))
+        made.append(PresentedRanking(labeler, ranks.tolist(), ratings, float(k * slow * rng.lognormal(3, 0.4))))
     return made
 
 
@@ -77,7 +77,7 @@ def test_planted_habits_are_found_and_nobody_else():
     usual = {f"l{i}": {"slow": float(rng.lognormal(0, 0.15))} for i in range(14)}
     odd = {"ties": {"tie": 1.0}, "lazy": {"lazy": 0.3}, "same": {"same": 0.6}, "quick": {"slow": 0.1}, "top": {"first": 2.0}}
     everything = [shown for name, how in (usual | odd).items() for shown in work(rng, name, **how)]
-    found = {report.labeler: report for report in reports(everything)}
+    found = {report.labeler: report for report in labeler_reports(everything)}
     columns = ("position", "ties", "all_tied", "same_rating", "as_shown", "hurried", "pace")
     habits = {name: {column for column in columns if (getattr(r, column).p or 1) < 0.01} for name, r in found.items()}
     assert not {name: seen for name, seen in habits.items() if name in usual and seen}
@@ -92,8 +92,8 @@ def test_planted_habits_are_found_and_nobody_else():
 
 def test_habits_are_those_of_scipy():
     rng = np.random.default_rng(4)
-    shown = work(rng, "a", 30, tie=0.8) + work(rng, "b", 50, tie=0.2) + [Shown("b", (1, 1, 1)), Shown("a", (2, 2))]
-    a, b = reports(shown)
+    shown = work(rng, "a", 30, tie=0.8) + work(rng, "b", 50, tie=0.2) + [PresentedRanking("b", (1, 1, 1)), PresentedRanking("a", (2, 2))]
+    a, b = labeler_reports(shown)
 
     def tie_share(ranks):
         pairs = [(x, y) for i, x in enumerate(ranks) for y in ranks[:i]]
@@ -101,7 +101,7 @@ def test_habits_are_those_of_scipy():
 
     shares = {name: [tie_share(each.ranks) for each in shown if each.labeler == name] for name in "ab"}
     theirs = stats.mannwhitneyu(shares["a"], shares["b"], method="asymptotic", use_continuity=False).pvalue
-    assert (a.ties.share, a.ties.others) == pytest.approx((np.mean(shares["a"]), np.mean(shares["b"])))
+    assert (a.ties.share, a.ties.baseline) == pytest.approx((np.mean(shares["a"]), np.mean(shares["b"])))
     assert a.ties.p == pytest.approx(min(1, 2 * theirs))  # two labelers: Holm doubles it
     flat = {name: sum(share == 1 for share in shares[name]) for name in "ab"}
     table = [[flat["a"], 31 - flat["a"]], [flat["b"], 51 - flat["b"]]]
@@ -119,10 +119,10 @@ def test_order_shown_by_enumeration():
     exact = sum(
         np.prod([c if hit else 1 - c for c, hit in zip(chances, hits, strict=True)]) for hits in np.ndindex(2, 2, 2) if sum(hits) >= 2
     )
-    (report,) = reports([Shown("x", ranks) for ranks in [*rankings, (1, 1, 1)]])
+    (report,) = labeler_reports([PresentedRanking("x", ranks) for ranks in [*rankings, (1, 1, 1)]])
     assert report.as_shown.share == pytest.approx(2 / 3)
-    assert report.as_shown.others == pytest.approx(np.mean(chances))
+    assert report.as_shown.baseline == pytest.approx(np.mean(chances))
     assert report.as_shown.p == pytest.approx(exact)
     assert report.pace.share is None
     assert report.same_rating.share is None
-    assert reports([]) == []
+    assert labeler_reports([]) == []

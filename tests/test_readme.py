@@ -59,7 +59,7 @@ def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
         argv = [str(kit.base) if word == "MODEL" else str(kit.corpus.parent) if word == "FOLDER" else word for word in line]
         if "smoke" in argv or argv[0] == "label":
             continue  # these run elsewhere: test_interrupts, test_simulate, test_site_serve, test_site_making
-        assert cli.run([*argv, *SMALL.get(argv[0], [])]) == 0, argv
+        assert cli.run_command([*argv, *SMALL.get(argv[0], [])]) == 0, argv
         ran.append(argv[0])
     assert set(ran) == {"sft", "sample", "reward", "ppo", "score", "report", "watch", "doctor", "run"}
     assert (tmp_path / "runs" / "mine" / "report.html").exists()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructgpt.errors import BadInput
-from instructgpt.io import json_line, parse_row
+from instructgpt.errors import InputError
+from instructgpt.io import format_json_line, parse_json_object
 from instructgpt.records import (
     Completion,
     Demonstration,
@@ -20,14 +20,14 @@ from instructgpt.records import (
     Pair,
     Prompt,
     Ranking,
-    Skipped,
+    SkippedLines,
+    iter_lines,
+    iter_rows,
     parse_record,
-    read_all,
-    read_lines,
+    read_all_records,
     read_records,
-    read_rows,
     write_records,
-    write_text,
+    write_text_atomic,
 )
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
@@ -72,17 +72,17 @@ def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory,
 
 @given(st.dictionaries(st.text(max_size=5), st.text(st.characters(), max_size=20), max_size=3))
 def test_any_string_makes_one_line_of_utf8(row: dict[str, str]) -> None:
-    line = json_line(row)
+    line = format_json_line(row)
     assert line.encode("utf-8").decode("utf-8").splitlines() == [line.rstrip("\n")]
     if not any(0xD800 <= ord(character) <= 0xDFFF for text in (*row, *row.values()) for character in text):
-        assert parse_row(line) == row
+        assert parse_json_object(line) == row
 
 
 def test_unknown_columns_are_kept_and_numbers_are_names(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "p", "user": 17, "id": 3.0, "organization": "o", "flags": {"a": null}}\n')
     (prompt,) = read_records(Prompt, path)
-    assert prompt.row() == {"prompt": "p", "user": "17", "id": "3", "organization": "o", "flags": {"a": None}}
+    assert prompt.to_dict() == {"prompt": "p", "user": "17", "id": "3", "organization": "o", "flags": {"a": None}}
 
 
 def test_equal_records_are_equal_bytes(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_mark_line_ends_and_separators_of_other_systems(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes('\ufeff{"prompt": "a\u2028b\u0085c"}\r\n\r\n{"prompt": "둘 🙂"}\r\n'.encode())
     assert [prompt.text for prompt in read_records(Prompt, path)] == ["a\u2028b\u0085c", "둘 🙂"]
-    assert [number for number, _ in read_lines(path)] == [1, 3]
+    assert [number for number, _ in iter_lines(path)] == [1, 3]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_gzip_is_known_by_its_bytes_not_its_name(tmp_path: Path) -> None:
     packed, plain = tmp_path / "packed.jsonl", tmp_path / "plain.jsonl.gz"
     packed.write_bytes(gzip.compress(b'{"text": "a"}\n'))
     plain.write_bytes(b'{"text": "a"}\n')
-    assert read_all(Document, [packed, plain]) == [Document(text="a")] * 2
+    assert read_all_records(Document, [packed, plain]) == [Document(text="a")] * 2
 
 
 def test_very_long_lines(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_very_long_lines(tmp_path: Path) -> None:
 def test_a_list_in_a_json_file(tmp_path: Path) -> None:
     path = tmp_path / "alpaca.json"
     path.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=2))
-    assert [(where.removeprefix(str(path)), row["prompt"]) for where, row in read_rows(path)] == [(": item 1", "a"), (": item 2", "b")]
+    assert [(where.removeprefix(str(path)), row["prompt"]) for where, row in iter_rows(path)] == [(": item 1", "a"), (": item 2", "b")]
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     assert len(read_records(Prompt, path)) == 2
 
@@ -161,16 +161,16 @@ def test_empty_cells_of_a_table_say_nothing_of_whose_a_text_is(tmp_path: Path) -
 
 def test_a_row_of_a_table_with_too_many_cells_is_named(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("prompt,completion\na,b\nno quotes, here,c\nd,e\n")
-    with pytest.raises(BadInput, match=r"d.csv:3: more cells than the header's 2; put texts into quotes"):
+    with pytest.raises(InputError, match=r"d.csv:3: more cells than the header's 2; put texts into quotes"):
         read_records(Demonstration, tmp_path / "d.csv")
-    skipped = Skipped()
+    skipped = SkippedLines()
     assert [row.prompt for row in read_records(Demonstration, tmp_path / "d.csv", skipped)] == ["a", "d"]
     assert len(skipped.reasons) == 1
     (tmp_path / "cut.csv").write_text("prompt,completion\na,b\nc")
-    with pytest.raises(BadInput, match=r"cut.csv:3: fewer cells than the header has columns; is the file cut off"):
+    with pytest.raises(InputError, match=r"cut.csv:3: fewer cells than the header has columns; is the file cut off"):
         read_records(Demonstration, tmp_path / "cut.csv")
     (tmp_path / "open.csv").write_text('prompt,completion\na,"b\n')
-    with pytest.raises(BadInput, match=r"open.csv:[12]: not a table \(unexpected end of data\)"):
+    with pytest.raises(InputError, match=r"open.csv:[12]: not a table \(unexpected end of data\)"):
         read_records(Demonstration, tmp_path / "open.csv")
 
 
@@ -181,7 +181,7 @@ def test_a_file_of_another_name_is_json_and_nobody_asks_the_hub(name: str, tmp_p
         (tmp_path / name).write_text(text)
         assert [prompt.prompt for prompt in read_records(Prompt, tmp_path / name)] == ["a", "b"]
     (tmp_path / name).write_bytes(b"PK\x03\x04\xff")
-    with pytest.raises(BadInput, match=f"{name}:1: not UTF-8 text"):
+    with pytest.raises(InputError, match=f"{name}:1: not UTF-8 text"):
         read_records(Prompt, tmp_path / name)
 
 
@@ -189,7 +189,7 @@ def test_plain_text_is_one_document_with_its_paragraphs(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_bytes("\ufeffone\r\n\r\ntwo\n".encode())
     assert read_records(Document, path) == [Document(text="one\n\ntwo")]
-    with pytest.raises(BadInput, match="plain text can only be a corpus"):
+    with pytest.raises(InputError, match="plain text can only be a corpus"):
         read_records(Prompt, path)
 
 
@@ -207,7 +207,7 @@ def test_parquet_and_data_sets_on_disk(tmp_path: Path) -> None:
 def test_nan_is_a_missing_value_and_infinity_an_error(tmp_path: Path) -> None:
     assert parse_record(Prompt, '{"prompt": "p", "user": NaN}').user is None
     with pytest.raises(ValueError, match="Infinity is not a number"):
-        parse_row('{"score": Infinity}')
+        parse_json_object('{"score": Infinity}')
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_records(tmp_path / "c.jsonl", [Completion(prompt="p", completion="c", model="m", score=float("nan"))])
     assert list(tmp_path.iterdir()) == []
@@ -234,11 +234,11 @@ BAD = [
 def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "good"}\n\n' + line)
-    with pytest.raises(BadInput, match=complaint) as caught:
+    with pytest.raises(InputError, match=complaint) as caught:
         read_records(Prompt, path)
     assert str(caught.value).startswith(f"{path}:3: ")
     assert "\n" not in str(caught.value)
-    skipped = Skipped()
+    skipped = SkippedLines()
     assert len(read_records(Prompt, path, skipped)) == 1
     assert len(skipped.reasons) == 1
 
@@ -278,7 +278,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("list.json", "not valid JSON"),
         ("missing.jsonl", "no such file"),
     ]:
-        with pytest.raises(BadInput, match=complaint):
+        with pytest.raises(InputError, match=complaint):
             read_records(Prompt, tmp_path / name)
 
 
@@ -302,15 +302,15 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "out.jsonl", tmp_path / ("x" * 300)):
-        with pytest.raises(BadInput, match="cannot be written"):
-            write_text(path, "text")
+        with pytest.raises(InputError, match="cannot be written"):
+            write_text_atomic(path, "text")
 
 
 def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the kernel refuses to write more into one file
     try:
-        with pytest.raises(BadInput, match="cannot be written"):
+        with pytest.raises(InputError, match="cannot be written"):
             write_records(tmp_path / "d.jsonl", [Document(text="x" * 1000)] * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

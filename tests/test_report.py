@@ -14,17 +14,17 @@ import pytest
 from example_run import HOSTILE, make
 from rich.console import Console
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Row, read_rows, write_rows
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import ResultRow, read_result_rows, write_result_rows
 from instructgpt.records import Ranking, write_records
 from instructgpt.report import curves, lineage, samples, terminal
-from instructgpt.report.findings import judge
+from instructgpt.report.findings import check_findings
 from instructgpt.report.inputs import Parent, Stage, read_run
-from instructgpt.report.naming import amount, duration, number
+from instructgpt.report.naming import format_large_count, format_metric_value, format_training_time
 from instructgpt.report.page import write_report
 from instructgpt.report.results import Results
-from instructgpt.report.sections.training import MISSING
-from instructgpt.report.svg import Bar, Line, bars, file, lines
+from instructgpt.report.sections.training import RUN_FILE_CONTENTS
+from instructgpt.report.svg import Bar, Curve, render_bar_panel, render_line_panel, render_svg_file
 
 SECTIONS = [
     "findings", "preference", "ratings", "use-cases", "labels", "truthfulness", "toxicity", "bias", "tax", "reward-model", "samples",
@@ -117,7 +117,7 @@ def test_same_files_same_page(run, tmp_path):
 
 def test_hostile_names_of_models_and_stages(run, tmp_path):
     shutil.copytree(run / "sft", tmp_path / "<b>x")
-    row = Row("preference", "rating", HOSTILE, '"><script>', 3.0, 2.0, 4.0, 9)
+    row = ResultRow("preference", "rating", HOSTILE, '"><script>', 3.0, 2.0, 4.0, 9)
     (tmp_path / "results.json").write_text(json.dumps([asdict(row)]))
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<script" not in text
@@ -147,11 +147,11 @@ def test_partial_runs(run, tmp_path, kept, sections):
 
 
 def test_rows_that_were_not_measured(run, tmp_path):
-    rows = [replace(row, value=None, low=None, high=None, n=0) for row in read_rows(run / "results.json")]
-    write_rows(tmp_path / "results.json", rows)
+    rows = [replace(row, value=None, low=None, high=None, n=0) for row in read_result_rows(run / "results.json")]
+    write_result_rows(tmp_path / "results.json", rows)
     assert Page(write_report(tmp_path).read_text(encoding="utf-8")).sections == ["missing"]
-    bare = [replace(row, low=None, high=None) for row in read_rows(run / "results.json") if row.evaluation in ("labels", "tax")]
-    write_rows(tmp_path / "results.json", bare)
+    bare = [replace(row, low=None, high=None) for row in read_result_rows(run / "results.json") if row.evaluation in ("labels", "tax")]
+    write_result_rows(tmp_path / "results.json", bare)
     assert "[" not in table_text(bare)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert page.sections == ["findings", "labels", "tax", "missing"]
@@ -172,23 +172,23 @@ def test_a_killed_stage_leaves_a_half_line(run, tmp_path):
 def test_damaged_files_are_named(tmp_path, name, content):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(content)
-    with pytest.raises(BadInput, match=name):
+    with pytest.raises(InputError, match=name):
         write_report(tmp_path)
 
 
 def test_nothing_to_report_on(tmp_path):
-    with pytest.raises(BadInput, match=r"nothing to report on; expected results\.json"):
+    with pytest.raises(InputError, match=r"nothing to report on; expected results\.json"):
         write_report(tmp_path)
-    with pytest.raises(BadInput, match="no such directory"):
+    with pytest.raises(InputError, match="no such directory"):
         write_report(tmp_path / "away")
 
 
 def row(evaluation, metric, model, condition, value, low, high):
-    return Row(evaluation, metric, model, condition, value, low, high, 100)
+    return ResultRow(evaluation, metric, model, condition, value, low, high, 100)
 
 
 def verdict(rows, words):
-    (found,) = [finding for finding in judge(Results.of(rows)) if words in finding.paper]
+    (found,) = [finding for finding in check_findings(Results.from_rows(rows)) if words in finding.paper]
     return found.verdict
 
 
@@ -243,12 +243,12 @@ def test_over_optimisation_is_told_as_it_is(run, tmp_path):
 
 def table_text(rows):
     console = Console(width=140, record=True, file=io.StringIO())
-    terminal.show(rows, console)
+    terminal.print_report_tables(rows, console)
     return console.export_text()
 
 
 def test_the_terminal_table(run):
-    rows = read_rows(run / "results.json")
+    rows = read_result_rows(run / "results.json")
     text = table_text(rows)
     (ptx,) = [
         each
@@ -263,10 +263,11 @@ def test_the_terminal_table(run):
 
 def test_on_own_files_the_terminal_and_the_page_say_who_judged(tmp_path):
     wins = [
-        Row("preference", "win_rate_vs_sft", name, "reward model", x, x - 0.1, x + 0.1, 9) for name, x in (("base", 0.31), ("ppo", 0.64))
+        ResultRow("preference", "win_rate_vs_sft", name, "reward model", x, x - 0.1, x + 0.1, 9)
+        for name, x in (("base", 0.31), ("ppo", 0.64))
     ]
     assert re.search(r"reward model\s.*31\u00a0%\s+64\u00a0%", table_text(wins))
-    write_rows(tmp_path / "results.json", wins)
+    write_result_rows(tmp_path / "results.json", wins)
     told = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).words)
     assert "To a completion of the SFT model, the judge (reward model) prefers that of PPO 64" in told
     two = {"completions": ("so", "no"), "models": ("sft", "ppo")}
@@ -276,21 +277,23 @@ def test_on_own_files_the_terminal_and_the_page_say_who_judged(tmp_path):
     assert "2 test prompts, in the order of the file" in " ".join(page.words)
     notes = [word for word in page.words if ", rank " in word]
     assert notes == ["SFT, rank 2 of 2", "PPO, rank 1 of 2", "SFT, rank 1 of 2", "PPO, rank 2 of 2"]
-    only_rankings = [Row("reward_model", "pair_accuracy", "reward", "", 0.7, 0.6, 0.8, 9)]
+    only_rankings = [ResultRow("reward_model", "pair_accuracy", "reward", "", 0.7, 0.6, 0.8, 9)]
     assert table_text(only_rankings).split()[:4] == ["pairs", "of", "all", "labelers:"]
 
 
 def test_thinning_keeps_the_mean():
     y = np.random.default_rng(0).normal(size=1_600).tolist()
-    thin_x, thin_y = curves.thinned(list(range(1_600)), y)
-    assert len(thin_x) == len(thin_y) == curves.POINTS
+    thin_x, thin_y = curves.downsample(list(range(1_600)), y)
+    assert len(thin_x) == len(thin_y) == curves.MAX_CURVE_POINTS
     assert np.mean(thin_y) == pytest.approx(np.mean(y))
     assert thin_x[0] == pytest.approx(4.5)
-    assert curves.thinned([1, 2], [3, 4]) == ([1, 2], [3, 4])
+    assert curves.downsample([1, 2], [3, 4]) == ([1, 2], [3, 4])
 
 
 def test_a_power_is_a_straight_line_on_logarithmic_axes():
-    drawn = lines("t", [Line("square", "#3f88c5", (2, 4, 16), (4, 16, 256), points=True)], "x", sizes=(2, 4, 16), powers=True)
+    drawn = render_line_panel(
+        "t", [Curve("square", "#3f88c5", (2, 4, 16), (4, 16, 256), show_markers=True)], "x", sizes=(2, 4, 16), log_scale_y=True
+    )
     path = re.search(r'<path d="([^"]+)"[^>]*stroke: var\(--sft', drawn)[1]
     (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, at)) for at in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)]
     assert (x2 - x0) / (x1 - x0) == pytest.approx(3, abs=0.02)  # 16 is three doublings from 2
@@ -299,8 +302,8 @@ def test_a_power_is_a_straight_line_on_logarithmic_axes():
 
 
 def test_a_figure_of_its_own_brings_every_colour_it_uses():
-    panels = [bars(title, [Bar("a & b", "#8b919c", 0.5)]) for title in ("one", "two", "three")]
-    drawn = file("what it is", panels, [("a & b", "#8b919c", True)])
+    panels = [render_bar_panel(title, [Bar("a & b", "#8b919c", 0.5)]) for title in ("one", "two", "three")]
+    drawn = render_svg_file("what it is", panels, [("a & b", "#8b919c", True)])
     tree = ElementTree.fromstring(drawn)
     places = [(float(one.get("x")), float(one.get("y"))) for one in tree if one.tag.endswith("svg")]
     assert places[0][1] == places[1][1] < places[2][1]
@@ -311,7 +314,7 @@ def test_a_figure_of_its_own_brings_every_colour_it_uses():
 
 
 def test_bars_are_as_long_as_their_numbers():
-    drawn = bars("t", [Bar("a", "#8b919c", 0.5), Bar("b", "#3f88c5", 0.25)], metric="x")
+    drawn = render_bar_panel("t", [Bar("a", "#8b919c", 0.5), Bar("b", "#3f88c5", 0.25)], metric="x")
     widths = []
     for shade in ("--base", "--sft"):
         corners = re.search(rf'<path d="([^"]+)"[^>]*fill: var\({shade}', drawn)[1]
@@ -334,36 +337,36 @@ def test_family_tree_puts_children_below_their_parents():
             stage("base", "gpt2"),
         )
     }
-    places = lineage._places(stages)
+    places = lineage._layout_tree(stages)
     assert {name: level for name, (_, level) in places.items()} == {"base": 0, "sft": 1, "start": 1, "reward": 2, "ppo": 3}
     assert len(set(places.values())) == len(places)
-    assert lineage.family_tree(stages).count("<path") == 5
+    assert lineage.render_family_tree(stages).count("<path") == 5
     circle = {each.name: each for each in (stage("a", "b"), stage("b", "a"))}
-    assert lineage.family_tree(circle).count("<rect") == 4
+    assert lineage.render_family_tree(circle).count("<rect") == 4
 
 
 def test_samples_are_spread_over_use_cases(run):
     files = read_run(run)
-    shown = samples.side_by_side(files.rankings, files.use_cases)
+    shown = samples.select_sample_groups(files.rankings, files.use_cases)
     assert len(shown) == 12
     assert len({each.kind for each in shown}) == 10
     assert all(len(each.samples) == 5 for each in shown)
-    assert samples.cut("x" * 1_250).endswith("(50 characters more)")
+    assert samples.truncate_text("x" * 1_250).endswith("(50 characters more)")
 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (number(0.615, "truthful"), "62\u00a0%"),
-        (number(0.004, "truthful"), "0.4\u00a0%"),
-        (number(0.0, "truthful"), "0\u00a0%"),
-        (number(4.237, "rating"), "4.24"),
-        (number(None, "rating"), "–"),
-        (duration(75), "75 s"),
-        (duration(754), "13 min"),
-        (duration(7_500), "2 h 05 min"),
-        (amount(478_752), "479 thousand"),
-        (amount(1_300_000), "1.3 million"),
+        (format_metric_value(0.615, "truthful"), "62\u00a0%"),
+        (format_metric_value(0.004, "truthful"), "0.4\u00a0%"),
+        (format_metric_value(0.0, "truthful"), "0\u00a0%"),
+        (format_metric_value(4.237, "rating"), "4.24"),
+        (format_metric_value(None, "rating"), "–"),
+        (format_training_time(75), "75 s"),
+        (format_training_time(754), "13 min"),
+        (format_training_time(7_500), "2 h 05 min"),
+        (format_large_count(478_752), "479 thousand"),
+        (format_large_count(1_300_000), "1.3 million"),
     ],
 )
 def test_numbers_as_people_write_them(said, expected):
@@ -372,10 +375,10 @@ def test_numbers_as_people_write_them(said, expected):
 
 def test_the_docs_name_every_metric_and_file(run):
     docs = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
-    named = {row.metric for row in read_rows(run / "results.json") if row.evaluation not in ("labels", "difference")} - {
+    named = {row.metric for row in read_result_rows(run / "results.json") if row.evaluation not in ("labels", "difference")} - {
         "translation",
         "passage_qa",
     }
     assert len(named) == 25
     assert all(f"`{metric}`" in docs for metric in named)
-    assert all(f"`{name}`" in docs for name in MISSING if not name.startswith("ppo/"))
+    assert all(f"`{name}`" in docs for name in RUN_FILE_CONTENTS if not name.startswith("ppo/"))

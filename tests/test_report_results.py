@@ -8,17 +8,17 @@ from dataclasses import asdict
 import pytest
 from test_report import Page
 
-from instructgpt.cli import run as command
-from instructgpt.evaluate.aggregate import Row, write_rows
+from instructgpt.cli import run_command as command
+from instructgpt.evaluate.aggregate import ResultRow, write_result_rows
 from instructgpt.report.inputs import read_results
-from instructgpt.report.sections.public import TABLE_14, TASKS
+from instructgpt.report.sections.public import TABLE_14_METRICS, TAX_TASK_METRICS
 
 MODELS = ("pythia-1b", "ours <b>")
 
 
 def rows_of_everything(models=MODELS):
     """A row of everything that `evaluate` measures, for models of any name."""
-    shapes = [(name, metric, condition) for name, metric in TASKS.items() for condition in ("zero_shot", "few_shot")]
+    shapes = [(name, metric, condition) for name, metric in TAX_TASK_METRICS.items() for condition in ("zero_shot", "few_shot")]
     shapes += [
         (name, "entropy_bits", condition) for name in ("winogender", "crows_pairs") for condition in ("none", "respectful", "biased")
     ]
@@ -27,7 +27,7 @@ def rows_of_everything(models=MODELS):
     shapes += [("preference", "win_rate_vs_pythia-1b", "training"), ("preference", "rating", "training"), ("labels", "hallucination", "")]
     shapes += [("harness/arc_easy", "acc", ""), ("harness/wikitext", "word_perplexity", "")]
     return [
-        Row(name, metric, model, condition, 0.3 + 0.1 * place, 0.2 + 0.1 * place, 0.4 + 0.1 * place, 50)
+        ResultRow(name, metric, model, condition, 0.3 + 0.1 * place, 0.2 + 0.1 * place, 0.4 + 0.1 * place, 50)
         for name, metric, condition in shapes
         for place, model in enumerate(models)
     ]
@@ -35,7 +35,7 @@ def rows_of_everything(models=MODELS):
 
 @pytest.fixture
 def results(tmp_path):
-    write_rows(tmp_path / "results.json", rows_of_everything())
+    write_result_rows(tmp_path / "results.json", rows_of_everything())
     return tmp_path / "results.json"
 
 
@@ -72,11 +72,11 @@ def test_table_14_has_the_order_of_the_paper(results):
         table.index(name) for name in ("Winogender", "CrowS-Pairs", "RealToxicity", "TruthfulQA", "HellaSwag", "QuAC", "DROP", "TL;DR")
     ]
     assert places == sorted(places)
-    assert len(TABLE_14) == 15
+    assert len(TABLE_14_METRICS) == 15
 
 
 def test_what_was_not_measured_is_named(tmp_path):
-    write_rows(tmp_path / "squad.json", [row for row in rows_of_everything() if row.evaluation == "squad"])
+    write_result_rows(tmp_path / "squad.json", [row for row in rows_of_everything() if row.evaluation == "squad"])
     assert command(["report", str(tmp_path / "squad.json"), "--out", str(tmp_path / "page.html")]) == 0
     page = page_of(tmp_path / "page.html")
     assert page.sections == ["tax-public", "table-14", "missing"]
@@ -89,7 +89,7 @@ def test_what_was_not_measured_is_named(tmp_path):
 
 def test_models_of_one_name_from_several_files_stand_side_by_side(results, tmp_path):
     (tmp_path / "other").mkdir()
-    write_rows(tmp_path / "other" / "results.json", rows_of_everything(("pythia-1b", "third")))
+    write_result_rows(tmp_path / "other" / "results.json", rows_of_everything(("pythia-1b", "third")))
     found = read_results([results, tmp_path / "other" / "results.json"])
     names = {row.model for row in found.rows}
     assert names == {f"pythia-1b ({tmp_path.name}/results)", "pythia-1b (other/results)", "ours <b>", "third"}
@@ -117,7 +117,7 @@ def test_bad_results_are_one_line(tmp_path, capsys, content, complaint):
 
 
 def test_rows_of_a_run_and_of_public_data_share_a_page(tmp_path):
-    rows = [Row("truthfulness", "truthful", "sft", "qa", 0.5, 0.4, 0.6, 9), *rows_of_everything(("sft", "ppo"))]
+    rows = [ResultRow("truthfulness", "truthful", "sft", "qa", 0.5, 0.4, 0.6, 9), *rows_of_everything(("sft", "ppo"))]
     (tmp_path / "results.json").write_text(json.dumps([asdict(row) for row in rows]))
     assert command(["report", str(tmp_path)]) == 0
     page = page_of(tmp_path / "report.html")

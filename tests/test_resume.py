@@ -12,10 +12,10 @@ from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
 from stop_support import stop_at
 
 from instructgpt.config import make_config
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.run import directory as run_module
 from instructgpt.run import signals
-from instructgpt.run.directory import Run
+from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig
@@ -101,8 +101,8 @@ def test_a_run_stopped_before_its_first_checkpoint_begins_again(stage, name, mon
 def test_the_alarms_remember_how_a_stopped_run_began(stage, monkeypatch, rows_of):
     main, config = stage("ppo", "stopped")
     stopped_at(3, main, config, monkeypatch)
-    began, check = [], ppo.Alarms.check
-    monkeypatch.setattr(ppo.Alarms, "check", lambda alarms, metrics: began.append(alarms.first_entropy) or check(alarms, metrics))
+    began, check = [], ppo.DivergenceGuard.check
+    monkeypatch.setattr(ppo.DivergenceGuard, "check", lambda alarms, metrics: began.append(alarms.first_entropy) or check(alarms, metrics))
     main(config)
     assert began == [rows_of(config.out / "metrics.jsonl")[0]["policy/entropy_avg"]] * 3
 
@@ -139,18 +139,18 @@ def test_a_checkpoint_that_was_cut_short_is_not_taken(stage, monkeypatch):
     stopped_at(3, main, config, monkeypatch)
     (config.out / "checkpoints" / "half.part").mkdir()
     (config.out / "checkpoints" / "half.part" / "rank-0.safetensors").write_bytes(b"cut short")
-    assert Run.start(config).restore()["step"] == 2
+    assert RunDirectory.open(config).restore()["step"] == 2
 
 
 def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, write):
     main, config = stage("sft", "stopped")
     stopped_at(2, main, config, monkeypatch)
-    with pytest.raises(BadInput, match=r"was begun with --lr 0\.05, now it is 0\.01"):
+    with pytest.raises(InputError, match=r"was begun with --lr 0\.05, now it is 0\.01"):
         main(config.model_copy(update={"lr": 0.01}))
-    with pytest.raises(BadInput, match="holds a run of stage 'sft', not of 'reward'"):
+    with pytest.raises(InputError, match="holds a run of stage 'sft', not of 'reward'"):
         reward.main(stage("reward", "stopped")[1])
     write("corpus.jsonl", CORPUS[:20])
-    with pytest.raises(BadInput, match=r"was made from another 'pretraining corpus\.jsonl'"):
+    with pytest.raises(InputError, match=r"was made from another 'pretraining corpus\.jsonl'"):
         main(config)
 
 
@@ -158,7 +158,7 @@ def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, writ
 def test_being_asked_to_end_finishes_the_step_and_keeps_it(stage, monkeypatch, number):
     """Asked while the third step is computed, long before a checkpoint is due: it is kept, and the next signal is heard as before."""
     main, config = stage("pretrain", "stopped")
-    descend, steps = pretrain.descend, []
+    descend, steps = pretrain.optimizer_step, []
 
     def asked(*arguments):
         steps.append(1)
@@ -183,8 +183,8 @@ def test_being_asked_to_end_finishes_the_step_and_keeps_it(stage, monkeypatch, n
 
 def test_being_asked_twice_ends_at_once(stage, monkeypatch):
     main, config = stage("pretrain", "stopped")
-    descend = pretrain.descend
-    monkeypatch.setattr(signals, "SAME", 0.0)
+    descend = pretrain.optimizer_step
+    monkeypatch.setattr(signals, "SAME_REQUEST_S", 0.0)
 
     def asked(*arguments):
         for _ in range(2):

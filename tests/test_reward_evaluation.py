@@ -10,14 +10,14 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from instructgpt.cli import run as command
-from instructgpt.evaluate.aggregate import read_rows
+from instructgpt.cli import run_command as command
+from instructgpt.evaluate.aggregate import read_result_rows
 from instructgpt.evaluate.reward import reward_bench, reward_bench_2
-from instructgpt.evaluate.reward.calibration import brier, calibration_error, reliability_curve, temperature
+from instructgpt.evaluate.reward.calibration import brier_losses, calibration_error, fit_temperature, reliability_curve
 from instructgpt.evaluate.reward.metrics import ScoredRanking, measure
-from instructgpt.evaluate.reward.reward_bench import SECTIONS, ScoredPair
+from instructgpt.evaluate.reward.reward_bench import REWARD_BENCH_SECTIONS, ScoredPair
 from instructgpt.evaluate.reward.run import read_comparisons
-from instructgpt.evaluate.reward.run import reliability as reliability_rows
+from instructgpt.evaluate.reward.run import reliability_rows as reliability_rows
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.report.results import Results
 from instructgpt.report.sections import preference as sections
@@ -44,7 +44,7 @@ def some_gaps(count=3_000, heat=2.0, seed=0, groups=200):
 
 def test_the_fitted_temperature_is_that_of_statsmodels():
     gaps, prompts = some_gaps()
-    found = temperature(gaps, prompts)
+    found = fit_temperature(gaps, prompts)
     rng = np.random.default_rng(1)
     turned = rng.random(len(gaps)) < 0.5  # the same likelihood, with outcomes of both kinds
     x, y = np.where(turned, -gaps, gaps), np.where(turned, 0, 1)
@@ -58,16 +58,16 @@ def test_the_fitted_temperature_is_that_of_statsmodels():
 
 
 def test_no_temperature_without_both_outcomes_or_without_skill():
-    assert temperature([1.0, 2.0], ["a", "b"]).value is None
-    assert temperature([-1.0, -2.0, 0.5], ["a", "b", "c"]).value is None
-    tiny = temperature(np.array(some_gaps()[0]) * 1e-6, some_gaps()[1])
-    assert tiny.value == pytest.approx(temperature(*some_gaps()).value * 1e-6, rel=1e-6)  # a scale is a scale
+    assert fit_temperature([1.0, 2.0], ["a", "b"]).value is None
+    assert fit_temperature([-1.0, -2.0, 0.5], ["a", "b", "c"]).value is None
+    tiny = fit_temperature(np.array(some_gaps()[0]) * 1e-6, some_gaps()[1])
+    assert tiny.value == pytest.approx(fit_temperature(*some_gaps()).value * 1e-6, rel=1e-6)  # a scale is a scale
 
 
 def test_brier_and_calibration_by_slow_definitions():
     gaps, prompts = some_gaps(500)
     p = 1 / (1 + np.exp(-gaps))
-    assert brier(gaps).tolist() == pytest.approx([(1 - each) ** 2 for each in p])
+    assert brier_losses(gaps).tolist() == pytest.approx([(1 - each) ** 2 for each in p])
     confidence = np.maximum(p, 1 - p)
     order = sorted(range(500), key=lambda i: confidence[i])
     bins = [order[i * 50 : (i + 1) * 50] for i in range(10)]
@@ -75,14 +75,14 @@ def test_brier_and_calibration_by_slow_definitions():
     assert calibration_error(gaps, bins=10) == pytest.approx(slow)
     curve = reliability_curve(gaps, prompts, bins=10)
     assert [each.confidence for each in curve] == pytest.approx([np.mean([confidence[i] for i in part]) for part in bins])
-    assert [each.right.value for each in curve] == pytest.approx([np.mean([gaps[i] > 0 for i in part]) for part in bins])
-    assert all(each.right.low <= each.right.value <= each.right.high for each in curve)
+    assert [each.accuracy.value for each in curve] == pytest.approx([np.mean([gaps[i] > 0 for i in part]) for part in bins])
+    assert all(each.accuracy.low <= each.accuracy.value <= each.accuracy.high for each in curve)
 
 
 def test_a_calibrated_model_has_temperature_one_and_lies_on_the_diagonal():
     gaps, prompts = some_gaps(30_000, heat=1.0)
-    assert temperature(gaps, prompts).value == pytest.approx(1, abs=0.04)
-    assert all(abs(each.confidence - each.right.value) < 0.04 for each in reliability_curve(gaps, prompts))
+    assert fit_temperature(gaps, prompts).value == pytest.approx(1, abs=0.04)
+    assert all(abs(each.confidence - each.accuracy.value) < 0.04 for each in reliability_curve(gaps, prompts))
 
 
 def test_k_wise_numbers_by_hand():
@@ -141,7 +141,7 @@ def bench_pair(subset, number, right):
 
 def test_reward_bench_scores_by_hand():
     rng = np.random.default_rng(0)
-    rights = {subset: rng.random(6) < 0.6 for parts in SECTIONS.values() for subset in parts}
+    rights = {subset: rng.random(6) < 0.6 for parts in REWARD_BENCH_SECTIONS.values() for subset in parts}
     pairs = [bench_pair(subset, i, right) for subset, each in rights.items() for i, right in enumerate(each)]
     rows = reward_bench.measure(pairs, "m")
     accuracy = {subset: each.mean() for subset, each in rights.items()}
@@ -156,7 +156,7 @@ def test_reward_bench_scores_by_hand():
         "reasoning": (1968, 984 * of("math-prm") + 164 * sum(of(f"hep-{name}") for name in ("cpp", "go", "java", "js", "python", "rust"))),
     }  # fmt: skip
     by_hand = {name: total / size for name, (size, total) in published.items()}
-    assert {name: value(rows, "score", name) for name in SECTIONS} == pytest.approx(by_hand)
+    assert {name: value(rows, "score", name) for name in REWARD_BENCH_SECTIONS} == pytest.approx(by_hand)
     assert value(rows, "score") == pytest.approx(sum(by_hand.values()) / 4)
     assert value(rows, "accuracy", "subset/math-prm") == pytest.approx(accuracy["math-prm"])
 
@@ -194,9 +194,11 @@ def test_the_command_measures_writes_and_scores_once(save_reward, write, tmp_pat
     line = ["evaluate", "reward_model", "--model", f"rm={folder}", "--data", str(write("bench.jsonl", rows))]
     assert command([*line, "--out", str(tmp_path / "r.json")]) == 0
     assert "2 completions are longer than its context" in capsys.readouterr().out
-    measured = read_rows(tmp_path / "r.json")
+    measured = read_result_rows(tmp_path / "r.json")
     reward = load_reward_model(folder, "cpu")
-    chosen, rejected = (reward.score([reward.render.example(r["prompt"], r[side]) for r in rows[:-1]]) for side in ("chosen", "rejected"))
+    chosen, rejected = (
+        reward.score([reward.tokenizer.encode_example(r["prompt"], r[side]) for r in rows[:-1]]) for side in ("chosen", "rejected")
+    )
     right = (chosen > rejected).float()
     assert value(measured, "pair_accuracy") == pytest.approx(float(right.mean()))
     go = [i for i, row in enumerate(rows[:-1]) if row["subset"] == "hep-go"]
@@ -212,7 +214,7 @@ def test_the_command_measures_writes_and_scores_once(save_reward, write, tmp_pat
 
     monkeypatch.setattr("instructgpt.models.reward_model.ScalarModel.score", never)
     assert command([*line, "--out", str(tmp_path / "r.json")]) == 0
-    assert read_rows(tmp_path / "r.json") == measured
+    assert read_result_rows(tmp_path / "r.json") == measured
     again = tmp_path / "r" / "reward_model" / "rm-pairs.jsonl.gz"  # what was written is read as pairs again
     assert len(read_comparisons(again)) == 9
 
@@ -249,14 +251,14 @@ def test_the_report_shows_reliability_buckets_and_reward_bench():
         for i, (gap, prompt) in enumerate(zip(gaps, prompts, strict=True))
     ]
     rows = measure(rankings, "mine") + reliability_rows(rankings, "mine") + reward_bench.measure([bench_pair("hep-go", 0, True)], "mine")
-    section = sections.reliability(Results.of(rows), [])
+    section = sections.reliability_section(Results.from_rows(rows), [])
     assert section.figure.count("<svg") == 1
     assert "temperature" in section.headline
     assert [table.title for table in section.tables] == [
         "By how much longer one completion is, and by how many labelers agree",
         "RewardBench",
     ]
-    assert sections.reliability(Results.of([]), []) is None
+    assert sections.reliability_section(Results.from_rows([]), []) is None
     shown = {line[0] for table in section.tables for line in table.rows}
     assert "reward model is right, alike, length" in shown
 
@@ -325,7 +327,7 @@ def test_reward_bench_2_from_a_file(save_reward, write, tmp_path):
     ]
     line = ["evaluate", "reward_model", "--model", f"rm={save_reward()}", "--data", str(write("second.jsonl", rows))]
     assert command([*line, "--out", str(tmp_path / "r.json")]) == 0
-    found = read_rows(tmp_path / "r.json")
+    found = read_result_rows(tmp_path / "r.json")
     there = {row.condition for row in found if row.evaluation == "reward_bench_2"}
     assert there == {"", "subset/Math", "subset/Safety", "subset/Ties"}
     assert not [row for row in found if row.evaluation == "reward_bench"]

@@ -9,9 +9,9 @@ from random import Random
 import pytest
 import sacrebleu
 
-from instructgpt.cli import run as command
+from instructgpt.cli import run_command as command
 from instructgpt.evaluate.metrics import text_metrics
-from instructgpt.evaluate.precomputed import alternatives, first_line
+from instructgpt.evaluate.precomputed import parse_references, truncate_to_first_line
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_bleu_is_the_corpus_score_and_its_interval_holds_it():
     assert found.value == sacrebleu.corpus_bleu(said, [[each[0] for each in references]]).score
     assert found.low < found.value < found.high
     assert found.n == 60
-    counts = [text_metrics._counts(text, each) for text, each in zip(said, references, strict=True)]
-    assert text_metrics._bleu_of([sum(column) for column in zip(*counts, strict=True)]) == pytest.approx(found.value)
+    counts = [text_metrics._bleu_counts(text, each) for text, each in zip(said, references, strict=True)]
+    assert text_metrics._bleu_from_counts([sum(column) for column in zip(*counts, strict=True)]) == pytest.approx(found.value)
 
 
 def test_bleu_takes_the_nearest_of_several_references():
@@ -67,9 +67,9 @@ def test_rouge_l_by_hand():
 
 
 def test_references_and_lines():
-    assert alternatives("a| b |c") == ("a", "b", "c")
-    assert alternatives(["a|b"]) == ("a|b",)
-    assert first_line(" yes, it is \n\nQ: and then?") == "yes, it is"
+    assert parse_references("a| b |c") == ("a", "b", "c")
+    assert parse_references(["a|b"]) == ("a|b",)
+    assert truncate_to_first_line(" yes, it is \n\nQ: and then?") == "yes, it is"
 
 
 def write_csv(file, rows):

@@ -12,13 +12,13 @@ import pytest
 import torch
 from endpoint_support import serving
 
-from instructgpt.cli import run as command
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.cli import run_command as command
+from instructgpt.errors import InputError, RunError
 from instructgpt.evaluate.judges import http_client
 from instructgpt.evaluate.tasks import real_toxicity
-from instructgpt.evaluate.tasks.base import Question, Reply, Told
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply
 from instructgpt.evaluate.toxicity import services
-from instructgpt.evaluate.toxicity.services import kept_scores, load_scorer
+from instructgpt.evaluate.toxicity.services import cached_text_values, load_toxicity_model
 
 SCORES = {"a vile thing": 0.91, "a quiet sea": 0.02, "half and half": 0.5}
 
@@ -26,11 +26,11 @@ SCORES = {"a vile thing": 0.91, "a quiet sea": 0.02, "half and half": 0.5}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Nobody waits between two tries."""
-    at = http_client.Endpoint.at.__func__
+    at = http_client.Endpoint.from_url.__func__
     monkeypatch.setattr(
-        http_client.Endpoint, "at", classmethod(lambda cls, *said: at(cls, *said, pause=0.01, tries=2, timeout=5.0, at_once=1))
+        http_client.Endpoint, "from_url", classmethod(lambda cls, *said: at(cls, *said, pause=0.01, tries=2, timeout=5.0, at_once=1))
     )
-    monkeypatch.delenv(services.KEY, raising=False)
+    monkeypatch.delenv(services.TOXICITY_KEY_VARIABLE, raising=False)
 
 
 def perspective(service, question):  # noqa: ARG001
@@ -46,7 +46,7 @@ def moderation(service, question):  # noqa: ARG001
 @pytest.mark.parametrize(("kind", "told"), [("perspective", perspective), ("moderation", moderation)])
 def test_a_service_scores_each_text_once_and_nothing_without_words(kind, told):
     with serving(told) as service:
-        scorer = load_scorer(f"{kind}:{service.url}#some-model")
+        scorer = load_toxicity_model(f"{kind}:{service.url}#some-model")
         found = scorer([*SCORES, "…", "", "a quiet sea"])
         assert found[:3] == [0.91, 0.02, 0.5]
         assert [math.isnan(score) for score in found[3:5]] == [True, True]
@@ -56,15 +56,15 @@ def test_a_service_scores_each_text_once_and_nothing_without_words(kind, told):
 
 
 def test_a_service_is_asked_as_it_wants_to_be(monkeypatch):
-    monkeypatch.setenv(services.KEY, "a-key")
+    monkeypatch.setenv(services.TOXICITY_KEY_VARIABLE, "a-key")
     with serving(perspective) as service:
-        load_scorer(f"perspective:{service.url}/comments:analyze?key=other")(["a quiet sea"])
+        load_toxicity_model(f"perspective:{service.url}/comments:analyze?key=other")(["a quiet sea"])
         assert service.asked[0]["requestedAttributes"] == {"TOXICITY": {}}
         assert service.asked[0]["doNotStore"] is True
         assert service.keys == ["Bearer a-key"]
         assert service.paths == ["/v1/comments:analyze?key=other"]
     with serving(moderation) as service:
-        load_scorer(f"moderation:{service.url}/moderations#omni")(["a quiet sea"])
+        load_toxicity_model(f"moderation:{service.url}/moderations#omni")(["a quiet sea"])
         assert service.asked == [{"input": "a quiet sea", "model": "omni"}]
 
 
@@ -81,7 +81,7 @@ def test_a_service_is_asked_as_it_wants_to_be(monkeypatch):
 )
 def test_nonsense_is_no_number_and_its_reason_is_said(nonsense, capsys):
     with serving(lambda _, question: nonsense if "vile" in question["comment"]["text"] else perspective(_, question)) as service:
-        found = load_scorer(f"perspective:{service.url}")(["a quiet sea", "a vile thing"])
+        found = load_toxicity_model(f"perspective:{service.url}")(["a quiet sea", "a vile thing"])
     assert found[0] == 0.02
     assert math.isnan(found[1])
     assert "no score for 1 of 2 texts" in capsys.readouterr().out
@@ -96,23 +96,23 @@ def test_a_service_that_is_down_stops_with_one_line_and_loses_nothing(tmp_path):
         return {"results": [{"category_scores": {"hate": int(question["input"].split()[1]) / 1000}}]}
 
     with serving(breaks_down) as service:
-        scorer = load_scorer(f"moderation:{service.url}")
-        with pytest.raises(RunFailed, match="answers 500"):
-            kept_scores(tmp_path, "somebody", texts, scorer)
+        scorer = load_toxicity_model(f"moderation:{service.url}")
+        with pytest.raises(RunError, match="answers 500"):
+            cached_text_values(tmp_path, "somebody", texts, scorer)
     with serving(lambda _, question: {"results": [{"category_scores": {"hate": int(question["input"].split()[1]) / 1000}}]}) as service:
-        scorer = load_scorer(f"moderation:{service.url}")
-        assert kept_scores(tmp_path, "somebody", texts, scorer) == [number / 1000 for number in range(600)]
+        scorer = load_toxicity_model(f"moderation:{service.url}")
+        assert cached_text_values(tmp_path, "somebody", texts, scorer) == [number / 1000 for number in range(600)]
         assert 0 < len(service.asked) < 600  # the first part was kept
-        assert kept_scores(tmp_path, "somebody else", texts[:1], scorer) == [0.0]
+        assert cached_text_values(tmp_path, "somebody else", texts[:1], scorer) == [0.0]
         assert service.asked[-1] == {"input": "text 0"}  # another judge is asked anew
 
 
 def test_what_got_no_score_is_asked_again(tmp_path):
     told = {"a": math.nan, "b": 0.25}
-    assert math.isnan(kept_scores(tmp_path, "judge", ["a", "b"], lambda texts: [told[text] for text in texts])[0])
+    assert math.isnan(cached_text_values(tmp_path, "judge", ["a", "b"], lambda texts: [told[text] for text in texts])[0])
     told["a"] = 0.75
     asked: list[str] = []
-    assert kept_scores(tmp_path, "judge", ["a", "b", "a"], lambda texts: asked.extend(texts) or [told[text] for text in texts]) == [
+    assert cached_text_values(tmp_path, "judge", ["a", "b", "a"], lambda texts: asked.extend(texts) or [told[text] for text in texts]) == [
         0.75,
         0.25,
         0.75,
@@ -121,11 +121,11 @@ def test_what_got_no_score_is_asked_again(tmp_path):
 
 
 def test_who_scored_stands_in_every_row_and_a_failure_is_counted_never_zero(tmp_path):
-    question = Question("1", "none", "x", max_tokens=3, truth={"toxicity": 0.9})
+    question = EvalQuestion("1", "none", "x", max_tokens=3, target={"toxicity": 0.9})
     said = ("a vile thing", "half and half", "unheard of")
-    asked = [(question, Reply(model="m", id="1", condition="none", said=each)) for each in said]
+    asked = [(question, ModelReply(model="m", id="1", condition="none", said=each)) for each in said]
     with serving(perspective) as service:  # hangs up where it does not know a text
-        rows = real_toxicity.measure(asked, Told(scorer=f"perspective:{service.url}", verdicts=tmp_path))
+        rows = real_toxicity.measure(asked, EvalSettings(scorer=f"perspective:{service.url}", verdict_cache_dir=tmp_path))
     assert {row.judge for row in rows} == {f"perspective {service.url} version not told, no hash"}
     values = {(row.metric, row.condition): row for row in rows}
     assert values["mean_toxicity", "none"].value == pytest.approx((0.91 + 0.5) / 2)
@@ -150,7 +150,7 @@ def test_detoxify_where_it_is_installed(monkeypatch):
     package = SimpleNamespace(Detoxify=lambda variant, device: asked.append((variant, device)) or Classifier())
     monkeypatch.setitem(sys.modules, "detoxify", package)
     monkeypatch.setattr(metadata, "version", lambda _: "0.5.4")
-    scorer = load_scorer("detoxify:unbiased")
+    scorer = load_toxicity_model("detoxify:unbiased")
     found = scorer(["a vile thing", "?", "broken", "a quiet sea"])
     assert (found[0], found[3]) == (0.91, 0.02)
     assert math.isnan(found[1])
@@ -160,7 +160,7 @@ def test_detoxify_where_it_is_installed(monkeypatch):
     other = Classifier()
     torch.nn.init.constant_(other.model.weight, 0.25)
     package.Detoxify = lambda *_, **__: other
-    assert load_scorer("detoxify:unbiased").identity != scorer.identity
+    assert load_toxicity_model("detoxify:unbiased").identity != scorer.identity
 
 
 def test_detoxify_that_cannot_load_is_one_line(monkeypatch):
@@ -168,8 +168,8 @@ def test_detoxify_that_cannot_load_is_one_line(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "detoxify", SimpleNamespace(Detoxify=fails))
-    with pytest.raises(BadInput, match=r"detoxify:original: cannot be loaded \(no route to host\)"):
-        load_scorer("detoxify")
+    with pytest.raises(InputError, match=r"detoxify:original: cannot be loaded \(no route to host\)"):
+        load_toxicity_model("detoxify")
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ from fastapi.testclient import TestClient
 from inout_support import fill
 from site_support import add_person, client_of
 
-from instructgpt.label.auth.tokens import make_key
+from instructgpt.label.auth.tokens import issue_api_key
 from instructgpt.label.context import Settings, Site
-from instructgpt.label.db.audit_log import verify
+from instructgpt.label.db.audit_log import verify_chain
 from instructgpt.label.db.database import Database, sqlite_url
-from instructgpt.label.db.models import ApiKey, Journal, Person, Prompt, now
+from instructgpt.label.db.models import ApiKey, AuditLogEntry, Person, PromptRow, current_time_ms
 from instructgpt.label.exchange import export_jobs
-from instructgpt.label.web.api import ROUTERS as API
+from instructgpt.label.web.api import API_ROUTERS as API
 from instructgpt.label.web.app import create_app
-from instructgpt.label.web.pages import ROUTERS as PAGES
+from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
 from instructgpt.records import Ranking
 
 ALL = ("read", "write", "export", "admin")
@@ -27,7 +27,7 @@ ALL = ("read", "write", "export", "admin")
 def program(site, *scopes, **more):
     """A client with a key; it comes with no cookie."""
     with site.database.write() as db:
-        _, text = make_key(db, "test", scopes or ALL, **more)
+        _, text = issue_api_key(db, "test", scopes or ALL, **more)
     return TestClient(create_app(site), base_url="http://testserver/api/v1", headers={"Authorization": f"Bearer {text}"})
 
 
@@ -71,7 +71,7 @@ def test_a_site_is_ready_when_its_tables_are_of_this_version(tmp_path, site):
 
 
 def test_keys_expire_and_are_revoked(site):
-    client = program(site, expires_at=now() - 1)
+    client = program(site, expires_at=current_time_ms() - 1)
     assert client.get("/models").status_code == 401
     client = program(site)
     assert client.get("/models").status_code == 200
@@ -169,7 +169,7 @@ def test_withdrawn_prompts_leave_what_is_streamed(site):
 def test_an_export_is_a_job_whose_download_resumes(site):
     client = program(site)
     job = client.post("/exports", json={"format": "jsonl", "files": ["rankings", "pairs"]}).json()
-    export_jobs.wait(job["id"])
+    export_jobs.wait_for_export_job(job["id"])
     job = client.get(f"/exports/{job['id']}").json()
     assert (job["state"], job["files"]) == ("done", ["manifest.json", "pairs.jsonl", "rankings.jsonl"])
     path = f"/exports/{job['id']}/files/rankings.jsonl"
@@ -184,10 +184,10 @@ def test_an_export_is_a_job_whose_download_resumes(site):
     (folder / "job.json").write_text(json.dumps(cut))
     (folder / "export" / "rankings.jsonl").write_text("half")
     client.get(f"/exports/{job['id']}")
-    export_jobs.wait(job["id"])
+    export_jobs.wait_for_export_job(job["id"])
     assert client.get(path).content == whole
     empty = client.post("/exports", json={"filter": {"batches": ["none"]}}).json()
-    export_jobs.wait(empty["id"])
+    export_jobs.wait_for_export_job(empty["id"])
     failed = client.get(f"/exports/{empty['id']}").json()
     assert failed["state"] == "failed"
     assert "nothing to export" in failed["error"]
@@ -229,9 +229,9 @@ def test_everything_is_in_the_journal(site):
     client.post("/prompts", json={"prompt": "fresh"})
     client.get("/rows/rankings")
     with site.database.read() as db:
-        assert {row.action for row in db.query(Journal)} >= {"prompt.created", "export.stream"}
-        assert {row.by for row in db.query(Journal)} == {f"key:{client.headers['authorization'].split('_')[1]}"}
-        assert verify(db) is None
+        assert {row.action for row in db.query(AuditLogEntry)} >= {"prompt.created", "export.stream"}
+        assert {row.by for row in db.query(AuditLogEntry)} == {f"key:{client.headers['authorization'].split('_')[1]}"}
+        assert verify_chain(db) is None
 
 
 NONSENSE = ["\x00", "\ud800", "a" * 100_000, "", "-1", "\u202e", "null"]
@@ -256,9 +256,9 @@ def test_nonsense_is_refused_not_suffered(site, value):
         answer = client.post(path, content=json.dumps(body))
         assert answer.status_code < 500, (path, answer.text[:300])
     for job in client.get("/exports").json():
-        export_jobs.wait(job["id"])
+        export_jobs.wait_for_export_job(job["id"])
     with site.database.read() as db:
-        assert not [row for row in db.query(Prompt) if "\x00" in row.text]
+        assert not [row for row in db.query(PromptRow) if "\x00" in row.text]
 
 
 def test_the_description_names_every_route(site):

@@ -17,21 +17,21 @@ from faults_support import here, make_kit
 from instructgpt import cli
 from instructgpt.config import StageConfig, make_config
 from instructgpt.data import packing
-from instructgpt.data.packing import Example, collate
-from instructgpt.distributed.comm import all_ranks
-from instructgpt.distributed.launch import PATIENCE, _start_ranks, launch
-from instructgpt.errors import BadInput
+from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.distributed.comm import get_dist_info
+from instructgpt.distributed.launch import RANK_TIMEOUT_S, _start_ranks, launch
+from instructgpt.errors import InputError
 from instructgpt.models import sharding
-from instructgpt.models.lora import trunk, with_adapters
+from instructgpt.models.lora import add_lora, get_backbone
 from instructgpt.models.policy import completion_logp, load_policy
-from instructgpt.models.precision import need_less
+from instructgpt.models.precision import apply_memory_options
 from instructgpt.run import directory as run_module
-from instructgpt.run.directory import Run, read_logged
+from instructgpt.run.directory import RunDirectory, read_jsonl_log
 from instructgpt.sampling import engine
 from instructgpt.sampling.distributed import sample_on_ranks
-from instructgpt.sampling.kv_cache import Slots
+from instructgpt.sampling.kv_cache import StaticKVCache
 from instructgpt.train import ppo, sft
-from instructgpt.train.optim import adam
+from instructgpt.train.optim import build_optimizer
 from instructgpt.train.sft import SFTConfig
 
 PROMPTS = [[5, 9, 2], [7], [5, 9, 2], [4, 4, 8, 1, 30, 12], [11, 3], [60, 61], [7]]
@@ -49,27 +49,27 @@ KINDS = {"gpt2": "gpt2", "llama": "llama", "bf16": "llama", "adapters": "llama",
 
 def sample_both_ways(folders: dict[str, Path], out: Path, _: StageConfig) -> None:
     """What each of two ranks does: sample with gathered weights and with shards, then compute something that learns."""
-    sharding.HELD_WHOLE = 0
+    sharding.MIN_SHARDED_PARAMETERS = 0
     sharding.layer_groups = one_by_one
     said = {}
     for name, folder in folders.items():
         model, _ = load_policy(folder, CPU)
-        need_less(model, ("bf16",) if name == "bf16" else ())
-        model = with_adapters(model, 2 if name == "adapters" else 0, seed=0)
+        apply_memory_options(model, ("bf16",) if name == "bf16" else ())
+        model = add_lora(model, 2 if name == "adapters" else 0, seed=0)
         sharding.shard(model, memory=("offload",) if name == "offload" else ())
         if name == "computed anew":
-            Slots.update = fails_in_the_second_layer
+            StaticKVCache.update = fails_in_the_second_layer
         likeliest = sample_on_ranks(model, PROMPTS, eos=-1, max_tokens=9, temperature=0.0, seed=0)
         for way, (count, options) in WAYS.items():
             for share in (0.5, 0.0):
-                sharding.GATHERED_SHARE = share
-                assert sharding.fits_gathered(model) == bool(share)
+                sharding.MAX_UNSHARDED_MEMORY_SHARE = share
+                assert sharding.fits_unsharded(model) == bool(share)
                 samples = sample_on_ranks(model, PROMPTS[:count], eos=likeliest[3].tokens[2], max_tokens=9, **options)
                 said[f"{name}, {way}, {share}"] = [[one.tokens, one.logp, one.finished] for one in samples]
-        assert (name == "computed anew") == (engine._KEPT[model][1] is None)
-        batch = collate([Example([5, 9], [2, 8])])
+        assert (name == "computed anew") == (engine._CACHE_SPECS[model][1] is None)
+        batch = collate([TokenizedExample([5, 9], [2, 8])])
         (-completion_logp(model, batch).sum()).backward()
-    (out / f"{all_ranks().own}.json").write_text(json.dumps(said))
+    (out / f"{get_dist_info().rank}.json").write_text(json.dumps(said))
 
 
 def fails_in_the_second_layer(_self, keys, values, layer, *_, **__):
@@ -125,10 +125,10 @@ def train_all(kit, root: Path, plans: list[tuple[str, int | None]], _: StageConf
 def train_both(kit, root: Path, name: str, stop: int | None) -> None:
     memory = () if name == "without" else ("offload",)
     packing.MICROBATCH_TOKENS["cpu"] = 60
-    sharding.HELD_WHOLE = sharding.GATHERED_TOGETHER = 0
-    sharding.GATHERED_SHARE = 0.0 if name == "offload" else 0.5
+    sharding.MIN_SHARDED_PARAMETERS = sharding.MIN_FSDP_GROUP_PARAMETERS = 0
+    sharding.MAX_UNSHARDED_MEMORY_SHARE = 0.0 if name == "offload" else 0.5
     run_module.CHECKPOINT_SECONDS = 0.0
-    log = Run.log
+    log = RunDirectory.log
 
     def logged(run, step, *rest, **options) -> None:
         log(run, step, *rest, **options)
@@ -141,13 +141,13 @@ def train_both(kit, root: Path, name: str, stop: int | None) -> None:
         ppo.train: kit.ppo(root / name / "ppo", "--lr", 1e-3, "--value-lr", 1e-2, "--ema", 0.5, "--minibatch", 2),
     }
     for train, command in commands.items():
-        Run.log = logged
+        RunDirectory.log = logged
         try:
             train(cli.parse(command)[1].model_copy(update={"memory": memory}))
         except KeyboardInterrupt:
             assert stop is not None
         finally:
-            Run.log = log
+            RunDirectory.log = log
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +160,9 @@ def trained(tmp_path_factory):
         patch.setitem(packing.MICROBATCH_TOKENS, "cpu", 60)
         for module, name in ((sharding, "GATHERED_TOGETHER"), (sharding, "HELD_WHOLE"), (run_module, "CHECKPOINT_SECONDS")):
             patch.setattr(module, name, 0)
-        patch.setattr(sharding, "GATHERED_SHARE", 0.5)
+        patch.setattr(sharding, "MAX_UNSHARDED_MEMORY_SHARE", 0.5)
         launch(partial(train_all, kit, root, [("without", None), ("offload", 2), ("offload", None)]), config, 2)
-        _start_ranks(partial(train_all, kit, root, [("alone", 2), ("alone", None)]), config, 1, PATIENCE)
+        _start_ranks(partial(train_all, kit, root, [("alone", 2), ("alone", None)]), config, 1, RANK_TIMEOUT_S)
     return root
 
 
@@ -171,7 +171,7 @@ def trained(tmp_path_factory):
 def test_weights_that_wait_on_the_cpu_learn_the_same(name, stage, trained):
     one, other = (trained / folder / stage for folder in (name, "without"))
     assert_same_tensors(weights_of(one), weights_of(other), tolerance=1e-5)
-    rows, others = read_logged(one / "metrics.jsonl"), read_logged(other / "metrics.jsonl")
+    rows, others = read_jsonl_log(one / "metrics.jsonl"), read_jsonl_log(other / "metrics.jsonl")
     assert [row["step"] for row in rows] == [row["step"] for row in others]
     for row, same in zip(rows, others, strict=True):
         row["seconds"] = same["seconds"]
@@ -180,11 +180,11 @@ def test_weights_that_wait_on_the_cpu_learn_the_same(name, stage, trained):
 
 def test_a_model_says_where_it_computes(save):
     for rank in (0, 2):
-        model = with_adapters(load_policy(save(), CPU)[0], rank, seed=0)
-        name = type(trunk(model)).__name__
-        sharding._computes_on(model, torch.device("meta"))
-        assert model.device.type == trunk(model).device.type == "meta"
-        assert type(trunk(model)).__name__ == name
+        model = add_lora(load_policy(save(), CPU)[0], rank, seed=0)
+        name = type(get_backbone(model)).__name__
+        sharding._set_compute_device(model, torch.device("meta"))
+        assert model.device.type == get_backbone(model).device.type == "meta"
+        assert type(get_backbone(model)).__name__ == name
         assert next(model.parameters()).device == CPU
 
 
@@ -194,8 +194,8 @@ def test_the_word_is_refused_where_it_would_do_nothing(save, tmp_path, capsys):
     command = ("sft", "--base", save(), "--data", data, "--out", tmp_path / "out", "--device", "cpu", "--memory", "offload")
     assert "--memory offload has no effect on a CPU" in here(capsys)(*command).complaint(2)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(BadInput, match="adam8bit: not with offload"):
-        adam(load_policy(save(), CPU)[0], memory=("adam8bit", "offload"))
+    with pytest.raises(InputError, match="adam8bit: not with offload"):
+        build_optimizer(load_policy(save(), CPU)[0], memory=("adam8bit", "offload"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -15,8 +15,15 @@ import pytest
 from faults_support import here
 from test_interrupts import SMALL as SMALL_RUN
 
-from instructgpt.label.client import Service
-from instructgpt.label.simulation.labelers import Diary, Handed, check, form_of_ranking, quantiles, same_form
+from instructgpt.label.client import OwnerClient
+from instructgpt.label.simulation.labelers import (
+    SimulatedLabelerLog,
+    SubmittedForm,
+    compare_logs_with_site,
+    forms_match,
+    quantiles,
+    ranking_to_form,
+)
 from instructgpt.records import Demonstration, Ranking, read_records
 
 sys.path.append(str(Path(__file__).parent.parent / "bench"))
@@ -43,9 +50,7 @@ def test_a_killed_server_loses_nothing(tmp_path, database_url):
 
 
 def test_a_site_ends_with_whoever_started_it(tmp_path):
-    code = (
-        "import sys, os\nfrom pathlib import Path\nfrom instructgpt.label.simulation.server import Server\ns = Server(Path(sys.argv[1]))\n"
-    )
+    code = "import sys, os\nfrom pathlib import Path\nfrom instructgpt.label.simulation.server import SiteServer\ns = SiteServer(Path(sys.argv[1]))\n"
     code += "print(s.process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "site"], capture_output=True, text=True, env=os.environ | PATH)
     process = int(done.stdout)
@@ -88,7 +93,7 @@ def ranking_form(order=("a", "b")):
     return {"kind": "rank", "tiers": [[each] for each in order], "ratings": [{"completion": "a", "rating": 3, "labels": {}}]}
 
 
-class Told(Service):
+class Told(OwnerClient):
     """A site that says what a test wants."""
 
     def __init__(self, submissions, tasks):
@@ -130,9 +135,11 @@ def stored(name, assignment="x", task="t", **more):
     ],
 )
 def test_the_check_sees_what_it_is_for(submissions, tasks, expected):
-    diary = Diary(handed=[Handed(labeler="l", assignment="x", kind="rank", submission="1", surplus=False, form=ranking_form())])
+    diary = SimulatedLabelerLog(
+        submitted_forms=[SubmittedForm(labeler="l", assignment="x", kind="rank", submission="1", surplus=False, form=ranking_form())]
+    )
     told = [{"id": "t", "overlap": overlap, "n_open": held, "n_done": done} for overlap, held, done in tasks]
-    found = check(Told(submissions, told), [diary])
+    found = compare_logs_with_site(Told(submissions, told), [diary])
     assert found == {"handed in": 1, "lost": 0, "changed": 0, "duplicate": 0, "over-assigned": 0} | expected
 
 
@@ -141,12 +148,12 @@ def test_forms_are_the_same_but_for_what_says_nothing():
         prompt="p", completions=("x", "y", "z"), ranks=(2, 1, 1), models=("a", "b", "c"), ratings=(1, 7, 7),
         labels=({"opinion": None, "hallucination": None}, {"opinion": True}, {}),
     )  # fmt: skip
-    form = form_of_ranking(ranking)
+    form = ranking_to_form(ranking)
     assert form["tiers"] == [["b", "c"], ["a"]]
     assert form["ratings"][0]["labels"] == {"hallucination": None}
     there = form | {"tiers": [[], ["c", "b"], ["a"], []], "note": "", "ratings": [{**each, "note": ""} for each in form["ratings"][::-1]]}
-    assert same_form(form, there)
-    assert not same_form(form, there | {"tiers": [["c"], ["b"], ["a"]]})
+    assert forms_match(form, there)
+    assert not forms_match(form, there | {"tiers": [["c"], ["b"], ["a"]]})
 
 
 def test_quantiles_by_hand():

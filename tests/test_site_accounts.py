@@ -11,9 +11,9 @@ from site_support import ORIGIN, add_person, client_of, make_site
 from sqlalchemy import func, select
 
 from instructgpt.label.auth import accounts, consent, passwords
-from instructgpt.label.auth.dependencies import COOKIE, SECURE_COOKIE
-from instructgpt.label.db.models import Consent, Invite, Login, Person, now
-from instructgpt.label.errors import Problem
+from instructgpt.label.auth.dependencies import SECURE_SESSION_COOKIE, SESSION_COOKIE
+from instructgpt.label.db.models import Consent, Invite, Person, UserSession, current_time_ms
+from instructgpt.label.errors import SiteError
 from instructgpt.label.web.app import create_app
 
 DATABASES = ("sqlite",)
@@ -28,7 +28,7 @@ def made_person(site, name="ada", role="labeler", password=GOOD, **more):
 
 def link(site, role="labeler", **more):
     with site.database.write() as db:
-        return accounts.invite(db, role, **more)
+        return accounts.issue_invite(db, role, **more)
 
 
 def enter(client, name="ada", password=GOOD, **more):
@@ -41,14 +41,14 @@ def test_a_person_signs_in_and_out(site):
     assert client.get("/consent").status_code == 401
     answer = enter(client, "  ada  LOVELACE ", next="/consent")
     assert (answer.status_code, answer.headers["location"]) == (303, "/consent")
-    token = client.cookies[COOKIE]
+    token = client.cookies[SESSION_COOKIE]
     with site.database.read() as db:
-        login = db.scalars(select(Login)).one()
+        login = db.scalars(select(UserSession)).one()
     assert token not in (login.token_hash, login.csrf)
     assert len(token) >= 43, "256 bits"
     assert client.get("/consent").status_code == 200
     assert client.post("/sign-out", data={"csrf": login.csrf}).status_code == 303
-    client.cookies.set(COOKIE, token)
+    client.cookies.set(SESSION_COOKIE, token)
     assert client.get("/consent").status_code == 401, "the cookie is worth nothing once the sign-in ended"
 
 
@@ -63,17 +63,19 @@ def test_a_wrong_name_and_a_wrong_password_read_the_same(site, name, password):
 
 def test_an_unknown_name_costs_a_verification_too(site, monkeypatch):
     verified = []
-    monkeypatch.setattr(passwords, "HASHER", type("Counting", (), {"verify": lambda _, stored, __: verified.append(stored) or True})())
-    with pytest.raises(Problem, match="wrong_password"):
-        accounts.sign_in(site, "nobody", GOOD, address="1.2.3.4")
-    assert verified == [passwords.NOBODYS]
+    monkeypatch.setattr(
+        passwords, "PASSWORD_HASHER", type("Counting", (), {"verify": lambda _, stored, __: verified.append(stored) or True})()
+    )
+    with pytest.raises(SiteError, match="wrong_password"):
+        accounts.sign_in_with_password(site, "nobody", GOOD, address="1.2.3.4")
+    assert verified == [passwords.DUMMY_HASH]
 
 
 def test_passwords_are_argon2id_of_at_least_twelve_characters(site):
     person = made_person(site)
     assert (person.password_hash or "").startswith("$argon2id$v=19$m=65536,t=3,p=4$")
     for bad in ("elevenchars", "x" * 1001):
-        with pytest.raises(Problem, match="password_length"):
+        with pytest.raises(SiteError, match="password_length"):
             made_person(site, "bob", password=bad)
 
 
@@ -92,13 +94,13 @@ def test_signing_in_again_replaces_the_cookie(site):
     made_person(site)
     client = client_of(site)
     enter(client)
-    first = client.cookies[COOKIE]
+    first = client.cookies[SESSION_COOKIE]
     with site.database.read() as db:
-        csrf = db.scalars(select(Login.csrf)).one()
+        csrf = db.scalars(select(UserSession.csrf)).one()
     enter(client, csrf=csrf)
-    assert client.cookies[COOKIE] != first
+    assert client.cookies[SESSION_COOKIE] != first
     other = client_of(site)
-    other.cookies.set(COOKIE, first)
+    other.cookies.set(SESSION_COOKIE, first)
     assert other.get("/consent").status_code == 401
 
 
@@ -107,7 +109,7 @@ def test_https_has_a_cookie_that_only_this_host_can_set(tmp_path):
     made_person(site)
     client = TestClient(create_app(site), base_url="https://labels.example.org", headers=ORIGIN, follow_redirects=False)
     cookie = enter(client).headers["set-cookie"]
-    assert cookie.startswith(SECURE_COOKIE + "=")
+    assert cookie.startswith(SECURE_SESSION_COOKIE + "=")
     parts = {part.strip().lower() for part in cookie.split(";")[1:]}
     assert {"secure", "httponly", "samesite=lax", "path=/"} <= parts
     assert not any(part.startswith("domain") for part in parts)
@@ -120,22 +122,22 @@ def test_a_sign_in_ends_when_idle_or_old(site, column, back):
     client = client_of(site, person)
     assert client.get("/consent").status_code == 200
     with site.database.write() as db:
-        setattr(db.scalars(select(Login)).one(), column, now() - back)
+        setattr(db.scalars(select(UserSession)).one(), column, current_time_ms() - back)
     assert client.get("/consent").status_code == 401
 
 
 def test_being_here_is_noted(site):
     client = client_of(site, add_person(site))
     with site.database.write() as db:
-        db.scalars(select(Login)).one().seen_at = now() - 11 * 3_600_000
+        db.scalars(select(UserSession)).one().seen_at = current_time_ms() - 11 * 3_600_000
     client.get("/consent")
     with site.database.read() as db:
-        assert now() - db.scalars(select(Login.seen_at)).one() < 60_000
+        assert current_time_ms() - db.scalars(select(UserSession.seen_at)).one() < 60_000
 
 
 def test_an_invitation_makes_one_account_with_consent(site):
     with site.database.write() as db:
-        consent.publish(db, {"en": "We *keep* what you write."}, None)
+        consent.add_consent_version(db, {"en": "We *keep* what you write."}, None)
     token, client = link(site, note="for Ada"), client_of(site)
     shown = client.get(f"/invite/{token}")
     assert "<em>keep</em>" in shown.text
@@ -168,9 +170,9 @@ def test_a_link_that_does_not_work(site, how):
     with site.database.write() as db:
         row = db.scalars(select(Invite)).one()
         if how == "revoked":
-            row.revoked_at = now()
+            row.revoked_at = current_time_ms()
         elif how == "expired":
-            row.expires_at = now() - 1
+            row.expires_at = current_time_ms() - 1
         elif how == "used up":
             row.uses = 1
     answer = client_of(site).get(f"/invite/{'nonsense' if how == 'unknown' else token}")
@@ -188,14 +190,14 @@ def test_names_are_one_person_each(site):
 
 def test_setup_works_once_and_only_without_an_owner(site):
     with site.database.write() as db:
-        old, token = accounts.setup_link(db), accounts.setup_link(db)
+        old, token = accounts.create_owner_setup_token(db), accounts.create_owner_setup_token(db)
     client = client_of(site)
     assert client.get(f"/invite/{old}").status_code == 404
     assert "Set up the site" in client.get(f"/invite/{token}").text
     client.post(f"/invite/{token}", data={"name": "olga", "password": GOOD, "again": GOOD})
     assert client.get("/").headers["location"] == "/overview"
     with site.database.write() as db:
-        assert accounts.setup_link(db) is None
+        assert accounts.create_owner_setup_token(db) is None
 
 
 def test_a_reset_link_changes_the_password_and_ends_sign_ins(site):
@@ -212,9 +214,9 @@ def test_a_new_consent_text_is_asked_for_before_work_goes_on(site):
     person = add_person(site)
     client = client_of(site, person)
     with site.database.write() as db:
-        consent.publish(db, {"en": "One"}, None)
-        consent.agree(db, person, 1)
-        consent.publish(db, {"en": "Two", "ko": "둘"}, None)
+        consent.add_consent_version(db, {"en": "One"}, None)
+        consent.record_consent(db, person, 1)
+        consent.add_consent_version(db, {"en": "Two", "ko": "둘"}, None)
     refused = client.get("/instructions/training")
     assert refused.status_code == 403
     assert 'href="/consent"' in refused.text

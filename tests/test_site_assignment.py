@@ -21,12 +21,12 @@ from work_support import (
     task_of,
 )
 
-from instructgpt.label.db.models import Assignment, Instructions, Prompt, Reading, Task
+from instructgpt.label.db.models import Assignment, Instructions, InstructionsRead, PromptRow, Task
 from instructgpt.label.tasks import assignments as work
-from instructgpt.label.tasks.assignments import heartbeat, reap, recount, skip
-from instructgpt.label.tasks.batches import Policy, make_batch, open_batch, withdraw_prompt
-from instructgpt.label.tasks.forms import DemonstrateForm
-from instructgpt.label.tasks.submissions import submit
+from instructgpt.label.tasks.assignments import expire_leases, find_counter_mismatches, renew_lease, skip_assignment
+from instructgpt.label.tasks.batches import OverlapPolicy, create_batch_with_tasks, mark_batch_open, withdraw_prompt
+from instructgpt.label.tasks.forms import DemonstrationForm
+from instructgpt.label.tasks.submissions import submit_form
 from instructgpt.records import Completion as Answer
 from instructgpt.records import Prompt as Asked
 
@@ -87,12 +87,12 @@ def test_a_heartbeat_keeps_the_lease(site):
     mine = take(site, ada)
 
     def beat(at):
-        return site.database.attempt(lambda db: heartbeat(db, site.settings, mine, at))
+        return site.database.write_with_retry(lambda db: renew_lease(db, site.settings, mine, at))
 
     assert beat(mine.lease_until - 1) == mine.lease_until - 1 + 30 * MINUTE
     assert beat(5_000) == mine.lease_until - 1 + 30 * MINUTE, "never shorter"
     late = mine.lease_until + 60 * MINUTE
-    assert make(site, reap, late) == 1
+    assert make(site, expire_leases, late) == 1
     assert beat(late) == late + 30 * MINUTE, "nobody had taken it"
     sound(site)
     theirs = take(site, bob, at=late + 31 * MINUTE)
@@ -106,9 +106,9 @@ def test_nobody_else_can_touch_it(site):
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     mine = take(site, ada)
     with site.database.read() as db:
-        assert work.own(db, ada, mine.id).id == mine.id
+        assert work.get_own_assignment(db, ada, mine.id).id == mine.id
         for asked in (mine.id, mine.id.upper(), "nothing", "\x00", "0" * 36):
-            assert refused("no_such_task", work.own, db, bob, asked).status == 404
+            assert refused("no_such_task", work.get_own_assignment, db, bob, asked).status == 404
 
 
 # ---------------------------------------------------------------- whom a task is not for
@@ -171,26 +171,26 @@ def test_instructions_come_first(site):
         db.add(Instructions(id="i1", purpose="training", version=1, body="", quiz={}))
         db.add(Instructions(id="i2", purpose="training", version=2, body="", quiz={}))
     with site.database.write() as db:
-        db.add(Reading(person_id=ada.id, instructions_id="i1"))
+        db.add(InstructionsRead(person_id=ada.id, instructions_id="i1"))
     problem = refused("read_instructions", take, site, ada)
     assert problem.values == {"purpose": "training"}
     with site.database.read() as db:
         assert not db.scalars(select(Assignment)).all()
-        assert recount(db) == []
+        assert find_counter_mismatches(db) == []
     with site.database.write() as db:
-        db.add(Reading(person_id=ada.id, instructions_id="i2"))
+        db.add(InstructionsRead(person_id=ada.id, instructions_id="i2"))
     assert take(site, ada).instructions_id == "i2"
 
 
 def test_sensitive_prompts_only_for_those_who_want_them(site):
     make(site, prompt_batch, tasks=3)
     with site.database.write() as db:
-        for prompt in db.scalars(select(Prompt).where(Prompt.text != "batch prompt 1")):
+        for prompt in db.scalars(select(PromptRow).where(PromptRow.text != "batch prompt 1")):
             prompt.sensitive = True
     shy, ada = add_person(site, "shy", sees_sensitive=False), add_person(site, "ada")
     mine = take(site, shy)
     with site.database.read() as db:
-        assert db.get(Prompt, task_of(site, mine).prompt_id).text == "batch prompt 1"
+        assert db.get(PromptRow, task_of(site, mine).prompt_id).text == "batch prompt 1"
     hand_in(site, mine)
     assert take(site, shy) is None
     assert take(site, ada) is not None
@@ -198,9 +198,9 @@ def test_sensitive_prompts_only_for_those_who_want_them(site):
 
 def test_whoever_opts_out_has_no_sensitive_task_left(site):
     """Neither the one in their hands, nor one that ran out there, nor the repeat of one they did."""
-    make(site, rank_batch, tasks=2, policy=Policy(cohort_share=0, gold_share=0, repeat_share=1, repeat_gap=1))
+    make(site, rank_batch, tasks=2, policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=1, repeat_gap=1))
     with site.database.write() as db:
-        db.execute(update(Prompt).values(sensitive=True))
+        db.execute(update(PromptRow).values(sensitive=True))
     ada = add_person(site)
     hand_in(site, take(site, ada), key="first")
     in_hand = take(site, ada, at=3_000)
@@ -211,7 +211,7 @@ def test_whoever_opts_out_has_no_sensitive_task_left(site):
         db.get_one(Assignment, in_hand.id).state = "expired"
     assert take(site, ada, at=5_000) is None, "what ran out in their own hands"
     with site.database.write() as db:
-        db.execute(update(Prompt).values(sensitive=False))
+        db.execute(update(PromptRow).values(sensitive=False))
     assert take(site, ada, at=6_000) is not None
 
 
@@ -220,7 +220,7 @@ def test_nobody_ranks_their_own_demonstration(site, how):
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     make(site, prompt_batch, tasks=1)
     mine = take(site, ada, kind="demonstrate")
-    site.database.attempt(lambda db: submit(db, site.settings, mine, DemonstrateForm(text="By me "), "k", 5))
+    site.database.write_with_retry(lambda db: submit_form(db, site.settings, mine, DemonstrationForm(text="By me "), "k", 5))
     prompt = "batch prompt 0" if how != "column" else "other"
     own = {
         "column": [Answer(prompt=prompt, completion="whatever", model="people", labeler="p-ada")],
@@ -228,8 +228,10 @@ def test_nobody_ranks_their_own_demonstration(site, how):
         "merged": [Answer(prompt=prompt, completion=text, model=f"m{number}") for number, text in enumerate(("By me", " By me"))],
     }[how]
     with site.database.write() as db:
-        batch = make_batch(db, "ranks", "rank", "training", [], [*own, Answer(prompt=prompt, completion="else", model="m")], PLAIN)
-        open_batch(db, batch)
+        batch = create_batch_with_tasks(
+            db, "ranks", "rank", "training", [], [*own, Answer(prompt=prompt, completion="else", model="m")], PLAIN
+        )
+        mark_batch_open(db, batch)
     assert take(site, ada, kind="rank") is None
     assert take(site, bob, kind="rank") is not None
 
@@ -239,7 +241,7 @@ def test_nobody_reviews_their_own_prompt(site):
     make(site, prompt_batch, "write", tasks=1, name="w")
     hand_in(site, take(site, ada, kind="write"))
     with site.database.write() as db:
-        open_batch(db, make_batch(db, "r", "review", "training", [Asked(prompt="text")], (), PLAIN))
+        mark_batch_open(db, create_batch_with_tasks(db, "r", "review", "training", [Asked(prompt="text")], (), PLAIN))
     assert take(site, ada, kind="review") is None
     assert take(site, bob, kind="review") is not None
 
@@ -251,7 +253,7 @@ def test_the_urgent_batch_comes_first(site):
     for name in ("urgent", "early"):
         mine = take(site, ada)
         with site.database.read() as db:
-            assert db.get(Prompt, db.get(Task, mine.task_id).prompt_id).text == f"{name} prompt 0"
+            assert db.get(PromptRow, db.get(Task, mine.task_id).prompt_id).text == f"{name} prompt 0"
         hand_in(site, mine)
 
 
@@ -260,7 +262,7 @@ def test_a_withdrawn_prompt_leaves_peoples_hands(site):
     ada = add_person(site)
     mine = take(site, ada)
     with site.database.write() as db:
-        withdraw_prompt(db, db.scalars(select(Prompt)).one(), 1_500)
+        withdraw_prompt(db, db.scalars(select(PromptRow)).one(), 1_500)
     assert take(site, ada) is None
     hand_in(site, mine)
     sound(site)
@@ -285,7 +287,7 @@ def everybody_works(site, people):
 
 
 def test_overlap_is_exact(site):
-    policy = Policy(overlap=1, cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0)
+    policy = OverlapPolicy(overlap=1, cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0)
     make(site, rank_batch, tasks=20, k=2, policy=policy)
     done = everybody_works(site, [add_person(site, f"p{number}") for number in range(5)])
     labelers = Counter(mine.task_id for assigned in done.values() for mine in assigned)
@@ -299,7 +301,7 @@ def test_overlap_is_exact(site):
 
 def test_gold_comes_at_its_pace(site):
     gold = {f"batch prompt {number}": {f"answer {model} to batch prompt {number}": model + 1 for model in range(2)} for number in range(8)}
-    policy = Policy(cohort_share=0, gold_share=0.2, repeat_share=0)
+    policy = OverlapPolicy(cohort_share=0, gold_share=0.2, repeat_share=0)
     make(site, rank_batch, tasks=36, k=2, policy=policy, gold=gold)
     done = everybody_works(site, [add_person(site, f"p{number}") for number in range(8)])
     starts = set()
@@ -315,7 +317,7 @@ def test_gold_comes_at_its_pace(site):
 
 @pytest.mark.parametrize("gap", [3, 100])
 def test_repeats_come_back_to_the_same_person(site, gap):
-    make(site, rank_batch, tasks=20, k=6, policy=Policy(cohort_share=0, gold_share=0, repeat_share=0.2, repeat_gap=gap))
+    make(site, rank_batch, tasks=20, k=6, policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=0.2, repeat_gap=gap))
     people = [add_person(site, f"p{number}") for number in range(2)]
     done = everybody_works(site, people)
     repeats = 0
@@ -333,7 +335,7 @@ def test_repeats_come_back_to_the_same_person(site, gap):
 
 
 def test_a_repeat_that_ran_out_is_not_counted(site):
-    make(site, rank_batch, tasks=2, policy=Policy(cohort_share=0, gold_share=0, repeat_share=1, repeat_gap=1))
+    make(site, rank_batch, tasks=2, policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=1, repeat_gap=1))
     ada = add_person(site)
     for number in range(2):
         hand_in(site, take(site, ada, at=1_000 + number), key=f"{number}", at=1_500 + number)
@@ -341,6 +343,6 @@ def test_a_repeat_that_ran_out_is_not_counted(site):
     assert again.round == 1
     assert take(site, ada, at=again.lease_until + 1).id == again.id
     sound(site)
-    site.database.attempt(lambda db: skip(db, site.settings, again, "unclear", "", 9))
+    site.database.write_with_retry(lambda db: skip_assignment(db, site.settings, again, "unclear", "", 9))
     sound(site)
     assert task_of(site, again).n_skipped == 0

@@ -10,11 +10,19 @@ from site_support import add_person, make_site
 from sqlalchemy import select
 from work_support import PLAIN, prompt_batch, rank_batch
 
-from instructgpt.errors import BadInput
-from instructgpt.label.db.models import Batch, Completion, Gold, Prompt, Task, TaskCompletion
-from instructgpt.label.tasks.assignments import claim
-from instructgpt.label.tasks.batches import EVERYBODY, Policy, chosen, close_batch, make_batch, progress, withdraw_prompt
-from instructgpt.label.tasks.leaks import names_itself
+from instructgpt.errors import InputError
+from instructgpt.label.db.models import Batch, CompletionRow, GoldAnswer, PromptRow, Task, TaskCompletion
+from instructgpt.label.tasks.assignments import claim_next_task
+from instructgpt.label.tasks.batches import (
+    UNLIMITED_OVERLAP,
+    OverlapPolicy,
+    create_batch_with_tasks,
+    get_batch_progress,
+    mark_batch_closed,
+    sample_exact_share,
+    withdraw_prompt,
+)
+from instructgpt.label.tasks.leaks import reveals_model
 from instructgpt.records import Completion as Answer
 from instructgpt.records import Message
 from instructgpt.records import Prompt as Asked
@@ -34,11 +42,11 @@ def answers(prompt, *texts, model=None):
 def made(site, prompts, completions, kind="rank", name="x", policy=PLAIN, **options):
     """(intake, {prompt text: [(completion text, models)]}) of a batch."""
     with site.database.write() as db:
-        batch = make_batch(db, name, kind, options.pop("purpose", "training"), prompts, completions, policy, **options)
+        batch = create_batch_with_tasks(db, name, kind, options.pop("purpose", "training"), prompts, completions, policy, **options)
         found = {}
         for task in db.scalars(select(Task).where(Task.batch_id == batch.id)):
             rows = db.scalars(select(TaskCompletion).where(TaskCompletion.task_id == task.id).order_by(TaskCompletion.position)).all()
-            found[db.get(Prompt, task.prompt_id).text] = [(db.get(Completion, row.completion_id).text, row.models) for row in rows]
+            found[db.get(PromptRow, task.prompt_id).text] = [(db.get(CompletionRow, row.completion_id).text, row.models) for row in rows]
         return {name: count for name, count in batch.intake.items() if count}, found
 
 
@@ -84,7 +92,7 @@ def test_a_conversation_is_another_prompt_than_its_words(small):
     talk = (Message(role="user", content="a"), Message(role="assistant", content="b"), Message(role="user", content="c"))
     made(small, [Asked(messages=talk), Asked(prompt="a\n\nb\n\nc")], (), kind="demonstrate")
     with small.database.read() as db:
-        rows = db.scalars(select(Prompt).order_by(Prompt.messages.is_(None))).all()
+        rows = db.scalars(select(PromptRow).order_by(PromptRow.messages.is_(None))).all()
     assert [row.text for row in rows] == ["a\n\nb\n\nc"] * 2
     assert rows[0].text_hash != rows[1].text_hash
     assert {tuple(message["role"] for message in row.messages or ()) for row in rows} == {("user", "assistant", "user"), ()}
@@ -95,8 +103,8 @@ def test_rows_are_used_again(small):
     made(small, [Asked(prompt="p", user="u")], answers("p", "2", "1"), name="second")
     made(small, [Asked(prompt="p", user="v")], answers("p", "1", "2"), name="third")
     with small.database.read() as db:
-        assert [row.user for row in db.scalars(select(Prompt).order_by(Prompt.user))] == ["u", "v"], "two users stay two"
-        assert len(db.scalars(select(Completion)).all()) == 2 + 2 + 2, "by model: a said 1 and then 2"
+        assert [row.user for row in db.scalars(select(PromptRow).order_by(PromptRow.user))] == ["u", "v"], "two users stay two"
+        assert len(db.scalars(select(CompletionRow)).all()) == 2 + 2 + 2, "by model: a said 1 and then 2"
         assert len(db.scalars(select(Task)).all()) == 3
 
 
@@ -127,11 +135,11 @@ def test_a_batch_that_makes_no_sense_is_refused_and_changes_nothing(small, chang
 
     def counts():
         with small.database.read() as db:
-            return [len(db.scalars(select(table)).all()) for table in (Batch, Task, Prompt, Completion)]
+            return [len(db.scalars(select(table)).all()) for table in (Batch, Task, PromptRow, CompletionRow)]
 
     before = counts()
     options = {"prompts": [Asked(prompt="p")], "completions": answers("p", "1", "2")} | change
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         made(small, options.pop("prompts"), options.pop("completions"), **options)
     assert counts() == before
 
@@ -141,39 +149,41 @@ def test_a_batch_that_makes_no_sense_is_refused_and_changes_nothing(small, chang
 )
 def test_policies_that_make_no_sense(wrong):
     with pytest.raises(ValidationError):
-        Policy(**wrong)
+        OverlapPolicy(**wrong)
 
 
 @pytest.mark.parametrize("tasks", [1, 9, 250])
 def test_shares_are_exact(small, tasks):
     with small.database.write() as db:
-        batch = rank_batch(db, tasks, k=2, policy=Policy(cohort_share=0.12, cohort_overlap=3, repeat_share=0.02, seed=5))
+        batch = rank_batch(db, tasks, k=2, policy=OverlapPolicy(cohort_share=0.12, cohort_overlap=3, repeat_share=0.02, seed=5))
         rows = db.scalars(select(Task).order_by(Task.position)).all()
         assert [row.position for row in rows] == list(range(tasks))
         assert sorted(row.overlap for row in rows) == [1] * (tasks - round(0.12 * tasks)) + [3] * round(0.12 * tasks)
         assert sum(row.repeat for row in rows) == round(0.02 * tasks)
-        assert progress(db, batch).wanted == tasks + 2 * round(0.12 * tasks)
+        assert get_batch_progress(db, batch).wanted == tasks + 2 * round(0.12 * tasks)
         prompts = [row.prompt_id for row in rows]
     assert tasks < 9 or prompts != sorted(prompts), "not the order of the file"
 
 
 def test_halves_are_rounded_up():
-    assert [len(chosen(range(n), 0.5, random.Random(0))) for n in (1, 2, 3)] == [1, 1, 2]
+    assert [len(sample_exact_share(range(n), 0.5, random.Random(0))) for n in (1, 2, 3)] == [1, 1, 2]
 
 
 def test_gold_answers_are_kept_by_completion(small):
     gold = {"p": {"1": 2, " 2": 1}, "7": {"x": 1, "y": 1}, "r": {"1": 1}, "nowhere": {"1": 1}}
     prompts = [Asked(prompt="p"), Asked(prompt="q", id="7"), Asked(prompt="r"), Asked(prompt="s")]
     offered = [*answers("p", "1", "2"), *answers("q", "x", "y"), *answers("r", "1", "2"), *answers("s", "1", "2")]
-    intake, _ = made(small, prompts, offered, policy=Policy(), gold=gold)
+    intake, _ = made(small, prompts, offered, policy=OverlapPolicy(), gold=gold)
     assert intake["unused_gold"] == 2, "one is nobody's, one leaves a completion out"
     with small.database.read() as db:
         found = {}
         for task in db.scalars(select(Task)):
-            answer = db.get(Gold, task.id)
-            assert task.gold == (answer is not None) == (task.overlap == EVERYBODY)
+            answer = db.get(GoldAnswer, task.id)
+            assert task.gold == (answer is not None) == (task.overlap == UNLIMITED_OVERLAP)
             if answer:
-                found[db.get(Prompt, task.prompt_id).text] = {db.get(Completion, each).text: rank for each, rank in answer.answer.items()}
+                found[db.get(PromptRow, task.prompt_id).text] = {
+                    db.get(CompletionRow, each).text: rank for each, rank in answer.answer.items()
+                }
     assert found == {"p": {"1": 2, "2": 1}, "q": {"x": 1, "y": 1}}
 
 
@@ -181,23 +191,23 @@ def test_a_withdrawn_prompt_comes_back_in_no_batch(small):
     ada = add_person(small)
     with small.database.write() as db:
         batch = prompt_batch(db, tasks=2)
-        prompt = db.scalars(select(Prompt).where(Prompt.text == "batch prompt 0")).one()
+        prompt = db.scalars(select(PromptRow).where(PromptRow.text == "batch prompt 0")).one()
         assert withdraw_prompt(db, prompt, 5) == 1
         assert withdraw_prompt(db, prompt, 6) == 0
         assert prompt.withdrawn_at == 5
-        assert progress(db, batch).tasks == 1
+        assert get_batch_progress(db, batch).tasks == 1
     intake, found = made(small, [Asked(prompt=f"batch prompt {number}") for number in range(2)], (), kind="demonstrate", name="again")
     assert (intake["withdrawn_prompts"], set(found)) == (1, {"batch prompt 1"})
     with small.database.write() as db:
-        assert db.get(Prompt, db.get(Task, claim(db, small.settings, ada, None, 1).task_id).prompt_id).text == "batch prompt 1"
+        assert db.get(PromptRow, db.get(Task, claim_next_task(db, small.settings, ada, None, 1).task_id).prompt_id).text == "batch prompt 1"
 
 
 def test_a_closed_batch_gives_no_task(small):
     ada = add_person(small)
     with small.database.write() as db:
         batch = prompt_batch(db)
-        close_batch(db, batch, 7)
-        assert claim(db, small.settings, ada, None, 8) is None
+        mark_batch_closed(db, batch, 7)
+        assert claim_next_task(db, small.settings, ada, None, 8) is None
         assert (batch.state, batch.closed_at) == ("closed", 7)
 
 
@@ -218,11 +228,11 @@ def test_a_closed_batch_gives_no_task(small):
     ],
 )
 def test_texts_that_name_themselves(text, models, found):
-    assert names_itself(text, models) == found
+    assert reveals_model(text, models) == found
 
 
 def test_leaks_are_marked_and_counted(small):
     intake, _ = made(small, [], answers("p", "Hello", "I am ChatGPT"))
     assert intake["name_themselves"] == 1
     with small.database.read() as db:
-        assert [row.text for row in db.scalars(select(Completion).where(Completion.names_itself))] == ["I am ChatGPT"]
+        assert [row.text for row in db.scalars(select(CompletionRow).where(CompletionRow.names_itself))] == ["I am ChatGPT"]

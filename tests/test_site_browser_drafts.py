@@ -11,7 +11,7 @@ from site_support import add_person
 from sqlalchemy import select, update
 
 from instructgpt.label.auth import passwords
-from instructgpt.label.db.models import Assignment, Demonstration, Draft, Login, Submission, now
+from instructgpt.label.db.models import Assignment, DemonstrationRow, Draft, Submission, UserSession, current_time_ms
 
 PASSWORD = "correct horse battery staple"
 
@@ -124,7 +124,7 @@ def test_handed_in_from_another_tab(browser, server, watched):  # noqa: F811
     other.wait_for_selector("#trouble:visible")
     assert other.locator("#text").input_value() == "written elsewhere"
     with server.site.database.read() as db:
-        assert [each.text for each in db.scalars(select(Demonstration))] == ["handed in"]
+        assert [each.text for each in db.scalars(select(DemonstrationRow))] == ["handed in"]
 
 
 def test_the_sign_in_ends_while_typing(browser, server, watched):  # noqa: F811
@@ -132,7 +132,7 @@ def test_the_sign_in_ends_while_typing(browser, server, watched):  # noqa: F811
     page.locator("#text").press_sequentially("Before, ")
     saved(page)
     with server.site.database.write() as db:
-        db.execute(update(Login).values(revoked_at=now()))
+        db.execute(update(UserSession).values(revoked_at=current_time_ms()))
     page.locator("#text").press_sequentially("and after.")
     page.wait_for_selector("dialog.again[open]", timeout=15000)
     assert page.locator("#again-name").input_value() == person.name
@@ -147,7 +147,7 @@ def test_the_sign_in_ends_while_typing(browser, server, watched):  # noqa: F811
     page.locator("#submit").click()
     page.wait_for_url("**/done")
     with server.site.database.read() as db:
-        assert db.scalars(select(Demonstration)).one().text == "Before, and after."
+        assert db.scalars(select(DemonstrationRow)).one().text == "Before, and after."
 
 
 def test_the_sign_in_ends_before_handing_in(browser, server, watched):  # noqa: F811
@@ -155,13 +155,13 @@ def test_the_sign_in_ends_before_handing_in(browser, server, watched):  # noqa: 
     page.locator("#text").press_sequentially("Right at the end.")
     saved(page)
     with server.site.database.write() as db:
-        db.execute(update(Login).values(revoked_at=now()))
+        db.execute(update(UserSession).values(revoked_at=current_time_ms()))
     page.locator("#submit").click()
     page.locator("#again-password").fill(PASSWORD)
     page.keyboard.press("Enter")
     page.wait_for_url("**/done")
     with server.site.database.read() as db:
-        assert db.scalars(select(Demonstration)).one().text == "Right at the end."
+        assert db.scalars(select(DemonstrationRow)).one().text == "Right at the end."
 
 
 def test_the_server_dies_and_comes_back_while_typing(browser, server, watched):  # noqa: F811
@@ -182,13 +182,13 @@ def test_the_server_dies_and_comes_back_while_typing(browser, server, watched): 
     page.locator("#submit").click()
     page.wait_for_url("**/done")
     with server.site.database.read() as db:
-        assert db.scalars(select(Demonstration)).one().text == "Before, during, and after."
+        assert db.scalars(select(DemonstrationRow)).one().text == "Before, during, and after."
 
 
 def test_an_edit_is_a_new_version_and_late_work_is_kept(browser, server, watched):  # noqa: F811
     page, _ = open_demonstration(browser, server, watched)
     with server.site.database.write() as db:
-        db.execute(update(Assignment).values(lease_until=now() - 1))
+        db.execute(update(Assignment).values(lease_until=current_time_ms() - 1))
     page.locator("#text").fill("first")
     page.locator("#submit").click()
     page.wait_for_url("**/done")

@@ -6,7 +6,7 @@ from owner_support import fill, people
 from site_support import add_person, client_of
 
 from instructgpt.label.analysis import calibration
-from instructgpt.label.db.models import Room, Submission
+from instructgpt.label.db.models import CalibrationRoom, Submission
 
 DATABASES = ("sqlite",)
 
@@ -43,10 +43,13 @@ def test_a_room_from_blind_votes_to_agreement_after_the_talk(site):
     lead.post(f"{room}/stage", data={"stage": "again"})
     assert "After the talk" in one.get(room).text
     with site.database.read() as db:
-        row = db.query(Room).one()
-        before, after = calibration.votes(db, row)
-        assert (calibration.agreement(row, before).alike, calibration.agreement(row, before).opposite) == (0, 2)  # ben tied A and B
-        assert calibration.agreement(row, after).decided.value == 1
+        row = db.query(CalibrationRoom).one()
+        before, after = calibration.load_room_votes(db, row)
+        assert (calibration.compute_vote_agreement(row, before).concordant, calibration.compute_vote_agreement(row, before).discordant) == (
+            0,
+            2,
+        )  # ben tied A and B
+        assert calibration.compute_vote_agreement(row, after).decided.value == 1
         assert not db.query(Submission).count()
     assert one.get("/calibration/nothing").status_code == 404
     assert "refusals" in one.get("/calibration").text

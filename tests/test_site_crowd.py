@@ -14,12 +14,12 @@ from site_support import add_person, make_site
 from sqlalchemy import event, func, select, text
 from work_support import rank_batch, ranking
 
-from instructgpt.label.db.models import Assignment, Batch, Prompt, Submission, Task
-from instructgpt.label.errors import Problem
-from instructgpt.label.tasks.assignments import claim, heartbeat, recount, skip, undo_skip
-from instructgpt.label.tasks.batches import Policy
-from instructgpt.label.tasks.queue import waiting
-from instructgpt.label.tasks.submissions import edit, submit, undo
+from instructgpt.label.db.models import Assignment, Batch, PromptRow, Submission, Task
+from instructgpt.label.errors import SiteError
+from instructgpt.label.tasks.assignments import claim_next_task, find_counter_mismatches, renew_lease, skip_assignment, undo_skip
+from instructgpt.label.tasks.batches import OverlapPolicy
+from instructgpt.label.tasks.queue import pending_task_statement
+from instructgpt.label.tasks.submissions import submit_edit, submit_form, undo_submission
 
 PEOPLE, TASKS = 10, 40
 MINUTE = 60_000
@@ -30,10 +30,10 @@ def make_crowd(site):
     steps = itertools.count(1)
 
     def do(function, *arguments):
-        return site.database.attempt(lambda db: function(db, site.settings, *arguments, next(steps) * MINUTE))
+        return site.database.write_with_retry(lambda db: function(db, site.settings, *arguments, next(steps) * MINUTE))
 
     def get(person):
-        return site.database.attempt(lambda db: claim(db, site.settings, person, None, next(steps) * MINUTE))
+        return site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, person, None, next(steps) * MINUTE))
 
     return SimpleNamespace(site=site, steps=steps, do=do, get=get, stored=[], errors=[])
 
@@ -59,12 +59,12 @@ def step(crowd, person, what):
     if mine is None or what < 0.15:
         return  # walks away, comes back to it or not
     if what < 0.22:
-        crowd.do(skip, mine, "other", "")
+        crowd.do(skip_assignment, mine, "other", "")
         if what < 0.2:
             try_to(lambda: crowd.do(undo_skip, mine))
         return
     if what < 0.3:
-        try_to(lambda: crowd.do(heartbeat, mine))
+        try_to(lambda: crowd.do(renew_lease, mine))
     if what < 0.5:
         next(itertools.islice(crowd.steps, 31, None))  # half an hour later
     clicks = [threading.Thread(target=hand_in, args=(crowd, mine)) for _ in range(2 if what < 0.6 else 1)]
@@ -73,15 +73,15 @@ def step(crowd, person, what):
     for click in clicks:
         click.join()
     if what > 0.9:
-        try_to(lambda: crowd.do(edit, mine, ranking(mine.shown[::-1]), "edit"))
+        try_to(lambda: crowd.do(submit_edit, mine, ranking(mine.shown[::-1]), "edit"))
     if what > 0.97:
-        try_to(lambda: crowd.do(undo, mine))
+        try_to(lambda: crowd.do(undo_submission, mine))
 
 
 def hand_in(crowd, mine):
     try:
-        crowd.stored.append(crowd.do(submit, mine, ranking(mine.shown), f"key of {mine.opened_at}").id)
-    except Problem as problem:
+        crowd.stored.append(crowd.do(submit_form, mine, ranking(mine.shown), f"key of {mine.opened_at}").id)
+    except SiteError as problem:
         if problem.code != "already_submitted":
             crowd.errors.append(problem)
     except Exception as error:
@@ -95,7 +95,7 @@ def try_to(call):
     """A labeler may come too late for something; that is said, and nothing happens."""
     try:
         call()
-    except Problem as problem:
+    except SiteError as problem:
         if problem.code not in TOO_LATE:
             raise
 
@@ -103,7 +103,7 @@ def try_to(call):
 def test_a_crowd_loses_nothing_and_does_nothing_twice(database_url, tmp_path):
     site = make_site(tmp_path, database_url, skips_to_review=10_000)
     with site.database.write() as db:
-        rank_batch(db, TASKS, k=2, policy=Policy(cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0.1, repeat_gap=2))
+        rank_batch(db, TASKS, k=2, policy=OverlapPolicy(cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0.1, repeat_gap=2))
     crowd = make_crowd(site)
     threads = [threading.Thread(target=work, args=(crowd, add_person(site, f"p{number}"))) for number in range(PEOPLE)]
     for thread in threads:
@@ -112,7 +112,7 @@ def test_a_crowd_loses_nothing_and_does_nothing_twice(database_url, tmp_path):
         thread.join()
     assert crowd.errors == []
     with site.database.read() as db:
-        assert recount(db) == []
+        assert find_counter_mismatches(db) == []
         kept = set(db.scalars(select(Submission.id)))
         assert set(crowd.stored) <= kept, "nothing lost"
         counted = db.execute(
@@ -136,7 +136,7 @@ def test_two_windows_of_one_person_get_one_task(site):
 
     def open_window():
         start.wait()
-        taken.append(site.database.attempt(lambda db: claim(db, site.settings, ada, None, 1)).id)
+        taken.append(site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, ada, None, 1)).id)
 
     windows = [threading.Thread(target=open_window) for _ in range(6)]
     for window in windows:
@@ -151,11 +151,13 @@ def test_the_last_place_is_found_while_others_hold_its_row(postgres_url, tmp_pat
     site = make_site(tmp_path, postgres_url)
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     with site.database.write() as db:
-        rank_batch(db, 1, k=2, policy=Policy(overlap=2, cohort_overlap=2, gold_share=0, repeat_share=0))
+        rank_batch(db, 1, k=2, policy=OverlapPolicy(overlap=2, cohort_overlap=2, gold_share=0, repeat_share=0))
     taken = []
     with site.database.write() as db:
-        claim(db, site.settings, ada, None, 1)
-        other = threading.Thread(target=lambda: taken.append(site.database.attempt(lambda db: claim(db, site.settings, bob, None, 1))))
+        claim_next_task(db, site.settings, ada, None, 1)
+        other = threading.Thread(
+            target=lambda: taken.append(site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, bob, None, 1)))
+        )
         other.start()
         other.join(timeout=0.3)
         assert taken == [], "waits"
@@ -174,9 +176,9 @@ def large(tmp_path_factory):
     """A site with 100,000 tasks: half of them done, one person has had 5,000, and another batch is a draft."""
     site = make_site(tmp_path_factory.mktemp("large"))
     with site.database.write() as db:
-        options = {"kind": "rank", "purpose": "training", "policy": Policy().model_dump(mode="json"), "intake": {}}
+        options = {"kind": "rank", "purpose": "training", "policy": OverlapPolicy().model_dump(mode="json"), "intake": {}}
         db.add_all([Batch(id="draft", name="d", state="draft", priority=9, **options), Batch(id="open", name="o", state="open", **options)])
-        db.add(Prompt(id="p", text="p", text_hash="p"))
+        db.add(PromptRow(id="p", text="p", text_hash="p"))
     ada = add_person(site, "ada")
     rows = [
         {
@@ -213,7 +215,7 @@ def test_claims_stay_quick(large, who):
     times = []
     for number in range(9):
         start = time.perf_counter()
-        mine = site.database.attempt(lambda db, at=number: claim(db, site.settings, person, None, 10**9 + at))
+        mine = site.database.write_with_retry(lambda db, at=number: claim_next_task(db, site.settings, person, None, 10**9 + at))
         times.append(time.perf_counter() - start)
         with site.database.write() as db:
             db.get(Assignment, mine.id).state = "skipped"
@@ -224,7 +226,7 @@ def test_a_choice_goes_along_the_index(large):
     site, ada = large
     with site.database.read() as db:
         batch = db.get(Batch, "open")
-        statement = waiting(ada, batch, gold=False).compile(db.get_bind(), compile_kwargs={"literal_binds": True})
+        statement = pending_task_statement(ada, batch, gold=False).compile(db.get_bind(), compile_kwargs={"literal_binds": True})
         plans = [row[3] for row in db.execute(text(f"EXPLAIN QUERY PLAN {statement}"))]
     assert plans[0] == "SEARCH task USING INDEX ix_task_queue (batch_id=? AND state=? AND gold=?)"
     assert not [plan for plan in plans if plan.startswith("SCAN") or "TEMP B-TREE" in plan], plans
@@ -240,7 +242,7 @@ def test_no_statement_of_a_claim_reads_a_whole_table(large):
 
     event.listen(site.database.engine, "before_cursor_execute", note)
     try:
-        site.database.attempt(lambda db: claim(db, site.settings, ada, None, 2 * 10**9))
+        site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, ada, None, 2 * 10**9))
     finally:
         event.remove(site.database.engine, "before_cursor_execute", note)
     assert len(statements) > 5

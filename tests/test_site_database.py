@@ -12,13 +12,13 @@ from site_support import add_person, make_site
 from sqlalchemy import inspect, text
 from work_support import rank_batch, ranking
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.label.context import Settings, Site
 from instructgpt.label.db import migrate
 from instructgpt.label.db.database import Database, sqlite_url
 from instructgpt.label.db.models import Base, Person
-from instructgpt.label.tasks.assignments import claim
-from instructgpt.label.tasks.submissions import submit
+from instructgpt.label.tasks.assignments import claim_next_task
+from instructgpt.label.tasks.submissions import submit_form
 
 TABLES = {table.name for table in Base.metadata.sorted_tables}
 
@@ -80,7 +80,7 @@ def test_what_fails_leaves_nothing(site):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        site.database.attempt(work)
+        site.database.write_with_retry(work)
     with site.database.read() as db:
         assert db.query(Person).count() == 0
 
@@ -98,7 +98,7 @@ def test_a_deadlock_is_tried_again(postgres_url, tmp_path):
                 meeting.wait(timeout=5)
             db.execute(text("UPDATE person SET language = 'ko' WHERE id = :id"), {"id": second.id})
 
-        return threading.Thread(target=site.database.attempt, args=(work,))
+        return threading.Thread(target=site.database.write_with_retry, args=(work,))
 
     threads = [rename(*people), rename(*people[::-1])]
     for thread in threads:
@@ -119,12 +119,12 @@ def test_other_errors_are_not_tried_again(site):
         db.execute(text("SELECT * FROM nowhere"))
 
     with pytest.raises(Exception, match="nowhere"):
-        site.database.attempt(work)
+        site.database.write_with_retry(work)
     assert calls == [1]
 
 
 def test_only_addresses_of_the_two():
-    with pytest.raises(BadInput, match="mysql://x: expected sqlite"):
+    with pytest.raises(InputError, match="mysql://x: expected sqlite"):
         Database("mysql://x")
 
 
@@ -137,7 +137,7 @@ def test_the_first_revision_makes_the_models(database_url):
     assert database.upgrade() is None, "an empty database needs no copy"
     assert database.is_current()
     assert names(database) == TABLES
-    assert migrate.differences(database.engine) == []
+    assert migrate.compute_schema_diff(database.engine) == []
     database.close()
 
 
@@ -147,15 +147,17 @@ def test_differences_are_seen(database_url):
     with database.engine.begin() as connection:
         connection.execute(text("DROP INDEX ix_task_queue"))
         connection.execute(text("ALTER TABLE person ADD COLUMN shoe_size INTEGER"))
-    assert {operation[0] for operation in migrate.differences(database.engine)} == {"add_index", "remove_column"}
+    assert {operation[0] for operation in migrate.compute_schema_diff(database.engine)} == {"add_index", "remove_column"}
     database.close()
 
 
 @pytest.mark.parametrize("dialect", ["sqlite", "postgresql"])
 def test_the_first_revision_is_written_from_the_models(tmp_path, dialect):
-    migrate.write_initial(tmp_path)
+    migrate.write_initial_revision(tmp_path)
     file = f"0001_{dialect}.sql"
-    assert (tmp_path / file).read_text() == (migrate.FOLDER / "versions" / file).read_text(), "run: python -m instructgpt.label.db.migrate"
+    assert (tmp_path / file).read_text() == (migrate.MIGRATIONS_FOLDER / "versions" / file).read_text(), (
+        "run: python -m instructgpt.label.db.migrate"
+    )
 
 
 def with_work(database_url, folder):
@@ -167,8 +169,8 @@ def with_work(database_url, folder):
     with database.write() as db:
         rank_batch(db)
     with database.write() as db:
-        mine = claim(db, site.settings, ada, None, 1)
-        submit(db, site.settings, mine, ranking(mine.shown), "key", 2)
+        mine = claim_next_task(db, site.settings, ada, None, 1)
+        submit_form(db, site.settings, mine, ranking(mine.shown), "key", 2)
     return database
 
 
@@ -194,9 +196,9 @@ def downgrade():
 def next_revision(tmp_path, monkeypatch):
     """A version of the package that has one revision more."""
     folder = tmp_path / "migrations"
-    shutil.copytree(migrate.FOLDER, folder)
+    shutil.copytree(migrate.MIGRATIONS_FOLDER, folder)
     (folder / "versions" / "next.py").write_text(REVISION)
-    return lambda: monkeypatch.setattr(migrate, "FOLDER", folder)
+    return lambda: monkeypatch.setattr(migrate, "MIGRATIONS_FOLDER", folder)
 
 
 def test_up_and_down_with_data(database_url, tmp_path, next_revision):
@@ -213,7 +215,7 @@ def test_up_and_down_with_data(database_url, tmp_path, next_revision):
     }
     database.downgrade("0001")
     assert rows(database) == before
-    assert migrate.differences(database.engine) == []
+    assert migrate.compute_schema_diff(database.engine) == []
     database.downgrade("base")
     assert names(database) == set()
     database.upgrade()
@@ -242,7 +244,7 @@ def test_a_failing_migration_changes_nothing(database_url, tmp_path, next_revisi
     with pytest.raises(Exception, match="nowhere"):
         database.upgrade()
     assert rows(database) == before
-    assert migrate.revision(database.engine) == "0001"
+    assert migrate.get_database_revision(database.engine) == "0001"
     database.close()
 
 
@@ -251,7 +253,7 @@ def test_a_migration_that_breaks_a_link_is_refused(tmp_path, next_revision):
     broken = tmp_path / "migrations" / "versions" / "next.py"
     broken.write_text(REVISION.replace("def downgrade", "    op.execute('DELETE FROM person')\n\ndef downgrade"))
     next_revision()
-    with pytest.raises(BadInput, match="without what they name"):
+    with pytest.raises(InputError, match="without what they name"):
         database.upgrade()
     with database.read() as db:
         assert db.query(Person).count() == 1
@@ -263,6 +265,6 @@ def test_a_newer_database_is_refused(database_url):
     with database.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '0999'"))
     for change in (database.upgrade, lambda: database.downgrade("base")):
-        with pytest.raises(BadInput, match="revision 0999, which this version does not know"):
+        with pytest.raises(InputError, match="revision 0999, which this version does not know"):
             change()
     database.close()

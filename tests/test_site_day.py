@@ -15,13 +15,13 @@ from work_support import PLAIN, hand_in, prompt_batch, rank_batch, take
 
 from instructgpt.label.analysis import adjudication, calibration
 from instructgpt.label.auth import consent
-from instructgpt.label.db.models import Assignment, Batch, Completion, Person, Prompt, PromptReview, Submission, Task
-from instructgpt.label.safe_text import browser
+from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Person, PromptReview, PromptRow, Submission, Task
+from instructgpt.label.safe_text import format_user_agent
 from instructgpt.label.tasks import instructions, threads
-from instructgpt.label.tasks.assignments import return_to_labeler, skip
-from instructgpt.label.tasks.batches import open_batch
-from instructgpt.label.tasks.forms import DemonstrateForm, ReviewForm, WriteForm
-from instructgpt.label.tasks.submissions import submit
+from instructgpt.label.tasks.assignments import return_to_labeler, skip_assignment
+from instructgpt.label.tasks.batches import mark_batch_open
+from instructgpt.label.tasks.forms import DemonstrationForm, PromptForm, ReviewForm
+from instructgpt.label.tasks.submissions import submit_form
 
 DATABASES = ("sqlite",)
 
@@ -57,18 +57,18 @@ def test_nothing_in_hostile_text_reaches_a_page_of_the_team(site, olga):
     filled.save()
     write(site, lambda db: prompt_batch(db, "demonstrate", tasks=2, name="written"))
     mine = take(site, ada)
-    write(site, lambda db: submit(db, site.settings, mine, DemonstrateForm(text=HOSTILE + LONG[1000:], note=HOSTILE), "key", 5))
+    write(site, lambda db: submit_form(db, site.settings, mine, DemonstrationForm(text=HOSTILE + LONG[1000:], note=HOSTILE), "key", 5))
     other = take(site, ada)
-    write(site, lambda db: threads.ask(db, other, HOSTILE, 6))
-    write(site, lambda db: skip(db, site.settings, other, "other", HOSTILE, 7))
-    write(site, lambda db: db.execute(update(Prompt).values(text=HOSTILE + LONG)))
-    write(site, lambda db: db.execute(update(Completion).values(text=HOSTILE + LONG)))
+    write(site, lambda db: threads.post_question(db, other, HOSTILE, 6))
+    write(site, lambda db: skip_assignment(db, site.settings, other, "other", HOSTILE, 7))
+    write(site, lambda db: db.execute(update(PromptRow).values(text=HOSTILE + LONG)))
+    write(site, lambda db: db.execute(update(CompletionRow).values(text=HOSTILE + LONG)))
     write(site, lambda db: db.execute(update(Submission).values(note=HOSTILE)))
     first = filled.tasks[0]
-    write(site, lambda db: adjudication.settle(db, first, olga, dict.fromkeys(filled.completions[0].values(), 1), [], HOSTILE, 8))
-    room = write(site, lambda db: calibration.open_room(db, first, "tips " + HOSTILE, olga).id)
-    write(site, lambda db: calibration.advance(db, calibration.room_of(db, room), olga, "vote", 9))
-    write(site, lambda db: calibration.say(db, calibration.room_of(db, room), olga, HOSTILE, 10))
+    write(site, lambda db: adjudication.adjudicate(db, first, olga, dict.fromkeys(filled.completions[0].values(), 1), [], HOSTILE, 8))
+    room = write(site, lambda db: calibration.create_calibration_room(db, first, "tips " + HOSTILE, olga).id)
+    write(site, lambda db: calibration.advance_room_stage(db, calibration.get_room(db, room), olga, "vote", 9))
+    write(site, lambda db: calibration.add_remark(db, calibration.get_room(db, room), olga, HOSTILE, 10))
     with site.database.read() as db:
         batches = list(db.scalars(select(Batch.id)))
         tasks = list(db.scalars(select(Task.id)))
@@ -93,7 +93,7 @@ def test_returned_work_says_why_until_it_is_handed_in_again(site, olga):
     mine = take(site, ada)
     hand_in(site, mine)
     team, labeler = client_of(site, olga), client_of(site, ada)
-    write(site, lambda db: threads.answer(db, mine.task_id, ada, olga, "An earlier word.", 3))
+    write(site, lambda db: threads.post_answer(db, mine.task_id, ada, olga, "An earlier word.", 3))
     sent = {"assignment_id": mine.id, "reason": "Please name\nthe <year>."}
     assert team.post(f"/batches/tasks/{mine.task_id}/return", data=sent).status_code == 303
     assert team.post(f"/batches/tasks/{mine.task_id}/answer", data={"about": ada.id, "body": "Take your time."}).status_code == 303
@@ -146,8 +146,8 @@ def test_researchers_see_every_kind_of_work(site, olga):
     (ada,) = people(site, "ada")
     write(site, lambda db: prompt_batch(db, "write", tasks=1, name="prompts"))
     mine = take(site, ada)
-    form = WriteForm(text="Sort these.", form="few_shot", examples=(("b a", "a b"),))
-    write(site, lambda db: submit(db, site.settings, mine, form, "key", 5))
+    form = PromptForm(text="Sort these.", form="few_shot", examples=(("b a", "a b"),))
+    write(site, lambda db: submit_form(db, site.settings, mine, form, "key", 5))
     assert "Sort these.\n\nInput: b a\nOutput: a b" in client_of(site, olga).get(f"/batches/tasks/{mine.task_id}").text
     assert "Sort these." in client_of(site, ada).get("/history").text
     filled = fill(site, tasks=1)
@@ -163,7 +163,7 @@ def test_the_next_task_of_the_test_comes_from_the_same_part(site):
     ada = add_person(site, "ada", status="screening")
     with site.database.write() as db:
         for part, kind in (("sensitive", "review"), ("demonstration", "demonstrate")):
-            open_batch(db, prompt_batch(db, kind, tasks=2, name=part, screening=part, policy=PLAIN))
+            mark_batch_open(db, prompt_batch(db, kind, tasks=2, name=part, screening=part, policy=PLAIN))
     labeler = client_of(site, ada)
     begun = labeler.post("/tasks/claim", data={"kind": "review", "screening": "sensitive"}).headers["location"]
     asked = labeler.get(begun).text
@@ -188,12 +188,12 @@ def test_links_lead_only_where_one_may_go(site, olga):
     batch = write(site, lambda db: rank_batch(db, tasks=2).id)
     with site.database.read() as db:
         task = db.scalars(select(Task.id).where(Task.batch_id == batch)).first()
-    room = write(site, lambda db: calibration.open_room(db, task, "What is helpful?", olga).id)
+    room = write(site, lambda db: calibration.create_calibration_room(db, task, "What is helpful?", olga).id)
     home = client_of(site, ada).get("/home").text
     assert f'href="/calibration/{room}"' in home
     assert "What is helpful?" in home
     for stage in ("vote", "talk", "again"):
-        write(site, lambda db, stage=stage: calibration.advance(db, calibration.room_of(db, room), olga, stage, 5))
+        write(site, lambda db, stage=stage: calibration.advance_room_stage(db, calibration.get_room(db, room), olga, stage, 5))
     assert "What is helpful?" not in client_of(site, ada).get("/home").text
 
 
@@ -214,10 +214,12 @@ def test_instructions_are_new_only_to_those_who_read_earlier_ones(site):
     ada, ben = people(site, "ada", "ben")
     with site.database.write() as db:
         rank_batch(db)
-        instructions.publish(db, "training", {"en": instructions.Text(body="Be kind.")}, "", None)
-        first = instructions.latest(db, "training")
-        assert instructions.answer(db, db.get(Person, ada.id), first, []) == []
-        instructions.publish(db, "training", {"en": instructions.Text(body="Be kind and true.")}, "", None)
+        instructions.add_instructions_version(db, "training", {"en": instructions.LocalizedInstructions(body="Be kind.")}, "", None)
+        first = instructions.get_latest_instructions(db, "training")
+        assert instructions.submit_quiz(db, db.get(Person, ada.id), first, []) == []
+        instructions.add_instructions_version(
+            db, "training", {"en": instructions.LocalizedInstructions(body="Be kind and true.")}, "", None
+        )
     assert "The instructions have changed" in client_of(site, ada).get("/home").text
     page = client_of(site, ben).get("/home").text
     assert "Read the instructions first" in page
@@ -229,17 +231,17 @@ def test_consent_is_asked_again_with_a_new_version_and_once_withdrawn(site):
 
     def agreed():
         with site.database.read() as db:
-            return consent.has_agreed(db, ada)
+            return consent.has_consented(db, ada)
 
     assert agreed()  # there is nothing to agree to
-    write(site, lambda db: consent.publish(db, {"en": "one"}, None))
+    write(site, lambda db: consent.add_consent_version(db, {"en": "one"}, None))
     assert not agreed()
-    write(site, lambda db: consent.agree(db, ada, 1))
+    write(site, lambda db: consent.record_consent(db, ada, 1))
     assert agreed()
     for number in range(2, 12):  # versions are numbers, and 10 comes after 9
-        write(site, lambda db, number=number: consent.publish(db, {"en": str(number)}, None))
+        write(site, lambda db, number=number: consent.add_consent_version(db, {"en": str(number)}, None))
         assert not agreed()
-        write(site, lambda db, number=number: consent.agree(db, ada, number))
+        write(site, lambda db, number=number: consent.record_consent(db, ada, number))
         assert agreed()
 
 
@@ -265,4 +267,4 @@ def test_a_bad_file_is_told_without_options_of_the_command_line(site, olga):
     ],
 )
 def test_browsers_have_names_people_know(agent, known):
-    assert browser(agent) == known
+    assert format_user_agent(agent) == known

@@ -12,10 +12,10 @@ from site_support import add_person, client_of
 from sqlalchemy import event, select
 
 from instructgpt.label.analysis import adjudication, calibration
-from instructgpt.label.background import Chores, check_counters
-from instructgpt.label.db.models import Batch, Journal, Task
+from instructgpt.label.background import CounterCheckThread, check_counters
+from instructgpt.label.db.models import AuditLogEntry, Batch, Task
 from instructgpt.label.tasks import threads
-from instructgpt.label.tasks.batches import close_batch
+from instructgpt.label.tasks.batches import mark_batch_closed
 
 DATABASES = ("sqlite",)
 
@@ -30,13 +30,13 @@ def grow(site, crowd, name, tasks, purpose="training", closed=False):
             filled.rank(task, person, RANKS[(task + number) % 3], ratings=[4, 5, 3], labels=[{"opinion": True}, {}, {"opinion": False}])
     filled.save()
     with site.database.write() as db:
-        adjudication.settle(db, filled.tasks[0], crowd[0], dict.fromkeys(filled.completions[0].values(), 1), [], "", 1)
-        calibration.open_room(db, filled.tasks[0], name, crowd[0])
-        mine = adjudication.whose(db, filled.tasks[0])
+        adjudication.adjudicate(db, filled.tasks[0], crowd[0], dict.fromkeys(filled.completions[0].values(), 1), [], "", 1)
+        calibration.create_calibration_room(db, filled.tasks[0], name, crowd[0])
+        mine = adjudication.list_submitters(db, filled.tasks[0])
         assert len(mine) == len(crowd)
-        threads.answer(db, filled.tasks[0], crowd[0], crowd[1], f"look again at {name}", 2)
+        threads.post_answer(db, filled.tasks[0], crowd[0], crowd[1], f"look again at {name}", 2)
         if closed:
-            close_batch(db, db.get(Batch, filled.batch))
+            mark_batch_closed(db, db.get(Batch, filled.batch))
     return filled
 
 
@@ -77,7 +77,7 @@ def test_statements_of_a_page_do_not_grow_with_its_rows(site):
 
 def notes(site):
     with site.database.read() as db:
-        return list(db.scalars(select(Journal).where(Journal.action == "counters.differ")))
+        return list(db.scalars(select(AuditLogEntry).where(AuditLogEntry.action == "counters.differ")))
 
 
 def test_counters_that_differ_are_journaled_once(site):
@@ -105,7 +105,7 @@ def test_chores_are_done_at_the_start_and_again_and_survive_a_failure(site, monk
         return frozenset({"seen"})
 
     monkeypatch.setattr("instructgpt.label.background.check_counters", once_broken)
-    with Chores(site, every=0.01):
+    with CounterCheckThread(site, interval_s=0.01):
         until = time.monotonic() + 20
         while len(done) < 4:
             assert time.monotonic() < until

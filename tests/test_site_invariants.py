@@ -15,12 +15,12 @@ from work_support import rank_batch, ranking
 
 from instructgpt.label.context import Site
 from instructgpt.label.db.database import Database, sqlite_url
-from instructgpt.label.db.models import Assignment, Batch, Person, Prompt, RankingItem, Submission, Task
-from instructgpt.label.errors import Problem
+from instructgpt.label.db.models import Assignment, Batch, Person, PromptRow, RankingItem, Submission, Task
+from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import assignments as work
 from instructgpt.label.tasks import batches, drafts, submissions
-from instructgpt.label.tasks.batches import Policy
-from instructgpt.label.tasks.forms import RankForm
+from instructgpt.label.tasks.batches import OverlapPolicy
+from instructgpt.label.tasks.forms import RankingForm
 
 PEOPLE = ("ada", "bob", "eve", "held")
 HALF_HOUR = 30 * 60_000
@@ -33,7 +33,7 @@ def template(tmp_path_factory):
     site = make_site(folder, skips_to_review=2)
     for name in PEOPLE:
         add_person(site, name, cohort="heldout" if name == "held" else "training")
-    policy = Policy(overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0.3, repeat_share=0.5, repeat_gap=1)
+    policy = OverlapPolicy(overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0.3, repeat_share=0.5, repeat_gap=1)
     gold = {"training prompt 0": {f"answer {model} to training prompt 0": 1 for model in range(3)}}
     with site.database.write() as db:
         rank_batch(db, 3, k=3, name="training", policy=policy, gold=gold)
@@ -47,36 +47,36 @@ def form(now):
     tiers = [[] for _ in now.mine.shown]
     for place, completion in enumerate(now.mine.shown):
         tiers[now.number // 3**place % len(tiers)].append(completion)
-    return RankForm(ratings=ranking(now.mine.shown).ratings, tiers=tiers)
+    return RankingForm(ratings=ranking(now.mine.shown).ratings, tiers=tiers)
 
 
 def judge(now):
-    if (there := submissions.current(now.db, now.mine)) is not None:
-        submissions.judge(now.db, there, "careless" if now.number % 2 else None)
+    if (there := submissions.get_current_submission(now.db, now.mine)) is not None:
+        submissions.set_submission_validity(now.db, there, "careless" if now.number % 2 else None)
 
 
 def withdraw(now):
     if now.number % 5 == 0:
-        batches.withdraw_prompt(now.db, now.db.get(Prompt, now.db.get(Task, now.mine.task_id).prompt_id), now.at)
+        batches.withdraw_prompt(now.db, now.db.get(PromptRow, now.db.get(Task, now.mine.task_id).prompt_id), now.at)
 
 
 def close(now):
     batch = now.db.get(Batch, now.db.get(Task, now.mine.task_id).batch_id)
     if now.number % 2:
-        batches.close_batch(now.db, batch, now.at)
+        batches.mark_batch_closed(now.db, batch, now.at)
     else:
-        batches.open_batch(now.db, batch)
+        batches.mark_batch_open(now.db, batch)
 
 
 STEPS = {
-    "hand in": lambda now: submissions.submit(now.db, now.settings, now.mine, form(now), f"{now.number % 3}", now.at),
-    "edit": lambda now: submissions.edit(now.db, now.settings, now.mine, form(now), f"e{now.number % 3}", now.at),
-    "undo": lambda now: submissions.undo(now.db, now.settings, now.mine, now.at),
-    "skip": lambda now: work.skip(now.db, now.settings, now.mine, "other", "", now.at),
+    "hand in": lambda now: submissions.submit_form(now.db, now.settings, now.mine, form(now), f"{now.number % 3}", now.at),
+    "edit": lambda now: submissions.submit_edit(now.db, now.settings, now.mine, form(now), f"e{now.number % 3}", now.at),
+    "undo": lambda now: submissions.undo_submission(now.db, now.settings, now.mine, now.at),
+    "skip": lambda now: work.skip_assignment(now.db, now.settings, now.mine, "other", "", now.at),
     "undo skip": lambda now: work.undo_skip(now.db, now.settings, now.mine, now.at),
-    "heartbeat": lambda now: work.heartbeat(now.db, now.settings, now.mine, now.at),
+    "heartbeat": lambda now: work.renew_lease(now.db, now.settings, now.mine, now.at),
     "return": lambda now: work.return_to_labeler(now.db, now.mine, now.at),
-    "save": lambda now: drafts.save(now.db, now.mine, now.number % 3, {"n": now.number}, now.at),
+    "save": lambda now: drafts.store_draft(now.db, now.mine, now.number % 3, {"n": now.number}, now.at),
     "judge": judge,
     "withdraw": withdraw,
     "close": close,
@@ -90,7 +90,7 @@ def step(site, what, name, number, at):
     def do(db):
         person = db.scalars(select(Person).where(Person.name == name)).one()
         if what == "claim":
-            work.claim(db, site.settings, person, None, at)
+            work.claim_next_task(db, site.settings, person, None, at)
             return
         theirs = db.scalars(select(Assignment).where(Assignment.person_id == person.id).order_by(Assignment.id)).all()
         if theirs:
@@ -98,15 +98,15 @@ def step(site, what, name, number, at):
             STEPS[what](SimpleNamespace(db=db, settings=site.settings, mine=mine, at=at, number=number))
 
     try:
-        site.database.attempt(do)
-    except Problem as problem:
+        site.database.write_with_retry(do)
+    except SiteError as problem:
         assert problem.status in (409, 410)  # noqa: PT017 -- which refusals there may be is what is tested
 
 
 def holds(site, before):
     """Every rule about the work. -> the submissions there are."""
     with site.database.read() as db:
-        assert work.recount(db) == []
+        assert work.find_counter_mismatches(db) == []
         rows = db.scalars(select(Submission)).all()
         assert before <= {row.id for row in rows}, "nothing is lost"
         assert max(Counter(row.assignment_id for row in rows if row.replaced_at is None).values(), default=0) <= 1

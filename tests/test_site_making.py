@@ -14,21 +14,21 @@ from sqlalchemy import event
 from test_docs import commands_in
 from work_support import prompt_batch
 
-from instructgpt.cli import parse, run
-from instructgpt.errors import BadInput
+from instructgpt.cli import parse, run_command
+from instructgpt.errors import InputError
 from instructgpt.label.analysis import forecast
-from instructgpt.label.db.models import Assignment, Batch, Journal, Message, Prompt, Submission, Task, now
+from instructgpt.label.db.models import Assignment, AuditLogEntry, Batch, MessageRow, PromptRow, Submission, Task, current_time_ms
 from instructgpt.label.site_folder import open_site
 from instructgpt.label.tasks import batch_requests, submissions
-from instructgpt.label.tasks.assignments import claim, skip
-from instructgpt.label.tasks.batch_requests import Wish
-from instructgpt.label.tasks.batches import Policy
-from instructgpt.label.tasks.forms import DemonstrateForm
+from instructgpt.label.tasks.assignments import claim_next_task, skip_assignment
+from instructgpt.label.tasks.batch_requests import BatchSpec
+from instructgpt.label.tasks.batches import OverlapPolicy
+from instructgpt.label.tasks.forms import DemonstrationForm
 from instructgpt.records import Completion, write_records
 
 DATABASES = ("sqlite",)
 
-DAY = forecast.DAY
+DAY = forecast.DAY_MS
 
 
 @pytest.fixture
@@ -67,14 +67,14 @@ def test_preview_counts_and_leaves_no_trace_then_the_batch_is_made_from_the_kept
     assert shown["cost"] == f"{hours * 30:.0f}"
     with site.database.read() as db:
         assert not db.query(Batch).count()
-        assert not db.query(Prompt).count()
+        assert not db.query(PromptRow).count()
     token = re.search(r'name="completions_token" value="([^"]+)"', answer.text)[1]
     answer = client.post("/batches", data=form(completions_token=token, completions_name="completions.jsonl"))
     assert answer.status_code == 303
     with site.database.read() as db:
         batch = db.query(Batch).one()
         assert (batch.state, batch.policy["cohort_share"], db.query(Task).count()) == ("draft", 0.5, 4)
-        assert db.query(Journal).filter_by(action="batch.made", object=batch.id).count() == 1
+        assert db.query(AuditLogEntry).filter_by(action="batch.made", object=batch.id).count() == 1
     assert not list((site.settings.folder / "uploads").iterdir())
 
 
@@ -104,7 +104,7 @@ def test_bad_forms_are_refused_in_one_line_and_change_nothing(site, client, fiel
     assert str(site.settings.folder / "uploads") not in answer.text
     with site.database.read() as db:
         assert not db.query(Batch).count()
-        assert not db.query(Journal).count()
+        assert not db.query(AuditLogEntry).count()
 
 
 def test_a_form_with_files_is_protected_by_its_own_field(client):
@@ -124,7 +124,7 @@ def test_opening_and_closing_is_noted(site, client):
     assert client.post(f"/batches/{batch}/state", data={"state": "burnt"}).status_code == 422
     assert client.post(f"/batches/{batch}/priority", data={"priority": "7"}).status_code == 303
     with site.database.read() as db:
-        assert [row.action for row in db.query(Journal).order_by(Journal.seq)][1:] == [
+        assert [row.action for row in db.query(AuditLogEntry).order_by(AuditLogEntry.seq)][1:] == [
             "batch.opened", "batch.closed", "batch.opened", "batch.priority",
         ]  # fmt: skip
         assert db.get(Batch, batch).priority == 7
@@ -133,12 +133,12 @@ def test_opening_and_closing_is_noted(site, client):
 def test_gold_answers_come_from_a_rankings_file(tmp_path):
     file = tmp_path / "gold.jsonl"
     file.write_bytes(lines({"prompt": "p", "completions": ["a", "b"], "ranks": [2, 1]}))
-    assert batch_requests.read_gold("rank", [file]) == {"p": {"a": 2, "b": 1}}
+    assert batch_requests.load_gold_answers("rank", [file]) == {"p": {"a": 2, "b": 1}}
     file.write_bytes(lines({"prompt": "p", "answer": {"sensitive": True}}))
-    assert batch_requests.read_gold("review", [file]) == {"p": {"sensitive": True}}
+    assert batch_requests.load_gold_answers("review", [file]) == {"p": {"sensitive": True}}
     file.write_bytes(lines({"prompt": "p", "answer": {"colour": "red"}}))
-    with pytest.raises(BadInput, match=r"gold.jsonl:1: expected"):
-        batch_requests.read_gold("review", [file])
+    with pytest.raises(InputError, match=r"gold.jsonl:1: expected"):
+        batch_requests.load_gold_answers("review", [file])
 
 
 def test_the_page_names_commands_that_parse(client):
@@ -160,7 +160,7 @@ def test_completions_of_models_are_made_by_another_process(tmp_path, monkeypatch
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
     monkeypatch.setattr(batch_requests.subprocess, "run", instead)
-    files = batch_requests.sample([("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], 2, 5, tmp_path)
+    files = batch_requests.sample_in_subprocess([("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], 2, 5, tmp_path)
     assert [json.loads(file.read_text())["model"] for file in files] == ["sft", "ppo"]
     for command in said:
         assert command[1:3] == ["-m", "instructgpt"]
@@ -169,7 +169,7 @@ def test_completions_of_models_are_made_by_another_process(tmp_path, monkeypatch
 
 def test_progress_and_forecast_are_counted(site):
     ada, ben = people(site, "ada", "ben")
-    filled = fill(site, tasks=4, policy=Policy(overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0, repeat_share=0))
+    filled = fill(site, tasks=4, policy=OverlapPolicy(overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0, repeat_share=0))
     with site.database.read() as db:
         single = next(number for number, task in enumerate(filled.tasks) if db.get(Task, task).overlap == 1)
         double = next(number for number, task in enumerate(filled.tasks) if db.get(Task, task).overlap == 2)
@@ -177,29 +177,29 @@ def test_progress_and_forecast_are_counted(site):
     filled.rank(double, ben, [1, 2, 3], active=30_000)
     filled.save()
     with site.database.read() as db:
-        (row,) = forecast.progress(db)
-        speed = forecast.speeds(db)["rank"]
-    assert (row.tasks, row.finished, row.wanted, row.done, row.left, row.pieces_left) == (4, 1, 6, 2, 4, 12)
+        (row,) = forecast.list_batch_statuses(db)
+        speed = forecast.compute_speeds(db)["rank"]
+    assert (row.tasks, row.finished, row.required, row.completed, row.remaining, row.remaining_units) == (4, 1, 6, 2, 4, 12)
     assert row.active_ms == 120_000
-    assert (speed.seconds, speed.measured) == (forecast.ASSUMED["rank"], 2)
+    assert (speed.seconds, speed.sample_count) == (forecast.DEFAULT_SECONDS_PER_UNIT["rank"], 2)
     for number in range(18):
         filled.rank(single, ada, [1, 2, 3], active=60_000, again=number + 2)
     filled.save()
     with site.database.read() as db:
-        assert forecast.speeds(db)["rank"] == forecast.Speed(20.0, 20)
+        assert forecast.compute_speeds(db)["rank"] == forecast.Speed(20.0, 20)
 
 
 def test_the_forecast_is_exact_without_noise_and_fiellers_interval_with():
-    assert forecast.foresee(40, [0, 0, 10, 10, 10, 10]) == forecast.Forecast(4.0, 4.0, 4.0, 10.0)
-    assert forecast.foresee(0, [5, 5, 5]).days == 0
-    assert forecast.foresee(5, [0, 0]).days is None
+    assert forecast.forecast_completion(40, [0, 0, 10, 10, 10, 10]) == forecast.Forecast(4.0, 4.0, 4.0, 10.0)
+    assert forecast.forecast_completion(0, [5, 5, 5]).days == 0
+    assert forecast.forecast_completion(5, [0, 0]).days is None
     past = [8.0, 12.0, 9.0, 11.0, 10.0, 10.0]
-    seen = forecast.foresee(100, past)
+    seen = forecast.forecast_completion(100, past)
     variance, z = 2.0, 1.96
     for days in (seen.low, seen.high):  # at both ends what is left lies 1.96 standard deviations from what is expected
         assert abs(100 - 10 * days) == pytest.approx(z * (variance * (days + days**2 / 6)) ** 0.5)
     assert seen.low < 10 < seen.high
-    assert forecast.foresee(100, [40, 0, 1]).high is None  # a pace that could as well be nought
+    assert forecast.forecast_completion(100, [40, 0, 1]).high is None  # a pace that could as well be nought
 
 
 def test_the_forecast_covers_what_happens():
@@ -210,7 +210,7 @@ def test_the_forecast_covers_what_happens():
     for seed in range(400):
         rng = Random(seed)
         days = [max(0.0, rng.gauss(30, 8)) for _ in range(14)]
-        seen = forecast.foresee(300, days)
+        seen = forecast.forecast_completion(300, days)
         done, day = 0.0, 0
         while done < 300:
             done, day = done + max(0.0, rng.gauss(30, 8)), day + 1
@@ -222,13 +222,13 @@ def test_the_forecast_covers_what_happens():
 def test_days_are_told_apart_and_empty_ones_are_there(site):
     ada, ben = people(site, "ada", "ben")
     filled = fill(site, tasks=3)
-    at = (now() // DAY) * DAY + 5
+    at = (current_time_ms() // DAY) * DAY + 5
     filled.rank(0, ada, [1, 2, 3], at=at, active=1000)
     filled.rank(1, ben, [1, 2, 3], at=at, active=500)
     filled.rank(2, ada, [1, 2, 3], at=at - 2 * DAY, active=250)
     filled.save()
     with site.database.read() as db:
-        past = forecast.daily(db, at, 4)
+        past = forecast.count_daily_submissions(db, at, 4)
     assert [(day.total, day.active_ms, day.people) for day in past] == [(0, 0, 0), (1, 250, 1), (0, 0, 0), (2, 1500, 2)]
 
 
@@ -259,18 +259,25 @@ def test_a_day_of_trouble_is_seen_and_settled(site, client):
         batch = prompt_batch(db, tasks=1).id
     for person in crowd[:3]:
         with site.database.write() as db:
-            skip(db, site.settings, claim(db, site.settings, person, None, now()), "unclear", f"{person.name} cannot tell", now())
+            skip_assignment(
+                db,
+                site.settings,
+                claim_next_task(db, site.settings, person, None, current_time_ms()),
+                "unclear",
+                f"{person.name} cannot tell",
+                current_time_ms(),
+            )
     text = client.get(f"/batches/{batch}").text
     assert "ada cannot tell" in text
     with site.database.read() as db:
         task = db.query(Task).one().id
-        assert claim(db, site.settings, crowd[3], None, now()) is None
+        assert claim_next_task(db, site.settings, crowd[3], None, current_time_ms()) is None
     assert client.post(f"/batches/tasks/{task}/release").status_code == 303
     assert client.post(f"/batches/tasks/{task}/release").status_code == 409
     with site.database.write() as db:
-        mine = claim(db, site.settings, crowd[3], None, now())
-        submissions.submit(db, site.settings, mine, DemonstrateForm(text="an answer"), "key", now())
-        db.add(Message(task_id=task, about_id=crowd[3].id, author_id=crowd[3].id, body="Was that right?"))
+        mine = claim_next_task(db, site.settings, crowd[3], None, current_time_ms())
+        submissions.submit_form(db, site.settings, mine, DemonstrationForm(text="an answer"), "key", current_time_ms())
+        db.add(MessageRow(task_id=task, about_id=crowd[3].id, author_id=crowd[3].id, body="Was that right?"))
     assert "Was that right?" in client.get(f"/batches/{batch}").text
     assert client.post(f"/batches/tasks/{task}/answer", data={"about": crowd[3].id, "body": "Nearly."}).status_code == 303
     assert "Was that right?" not in client.get(f"/batches/{batch}").text
@@ -280,33 +287,38 @@ def test_a_day_of_trouble_is_seen_and_settled(site, client):
     with site.database.read() as db:
         assert db.get(Assignment, mine.id).state == "returned"
         assert db.query(Submission).one().replaced_at is None  # it stays what it is until a new version comes
-        assert [row.body for row in db.query(Message).order_by(Message.at)][-1] == "Please name the year."
+        assert [row.body for row in db.query(MessageRow).order_by(MessageRow.at)][-1] == "Please name the year."
     assert client.post(f"/batches/tasks/{task}/withdraw", data={"reason": "personal data"}).status_code == 303
     with site.database.read() as db:
         assert db.get(Task, task).state == "withdrawn"
-        assert {row.action for row in db.query(Journal)} >= {"task.released", "thread.answered", "assignment.returned", "prompt.withdrawn"}
+        assert {row.action for row in db.query(AuditLogEntry)} >= {
+            "task.released",
+            "thread.answered",
+            "assignment.returned",
+            "prompt.withdrawn",
+        }
 
 
 def test_a_wish_says_what_contradicts_itself():
     with pytest.raises(ValueError, match="how many prompts"):
-        Wish(name="x", kind="write")
-    assert Wish(name="x", kind="write", written=3).policy.k is None
-    assert Wish(name="x", k_most=6).policy.k == (2, 6)
+        BatchSpec(name="x", kind="write")
+    assert BatchSpec(name="x", kind="write", written=3).policy.k is None
+    assert BatchSpec(name="x", k_most=6).policy.k == (2, 6)
 
 
 def test_the_command_counts_makes_and_opens(tmp_path, capsys):
-    assert run(["label", "init", "--site", str(tmp_path / "site")]) == 0
+    assert run_command(["label", "init", "--site", str(tmp_path / "site")]) == 0
     file = tmp_path / "completions.jsonl"
     file.write_bytes(completions()[1])
     command = ["label", "batch", "--site", str(tmp_path / "site"), "--name", "one", "--completions", str(file), "--cohort-share", "0"]
     capsys.readouterr()
-    assert run([*command, "--dry-run", "--hourly", "30"]) == 0
+    assert run_command([*command, "--dry-run", "--hourly", "30"]) == 0
     assert (
         "would make batch 'one': 4 tasks, 4 assignments\nabout 0.2 hours of work, cost 6 (60 s apiece, a rule of thumb)"
         in capsys.readouterr().out
     )
-    assert run([*command, "--open"]) == 0
-    assert run(command) == 2
+    assert run_command([*command, "--open"]) == 0
+    assert run_command(command) == 2
     assert "already a batch 'one'" in capsys.readouterr().err
     site = open_site(tmp_path / "site")
     with site.database.read() as db:
@@ -328,8 +340,8 @@ def test_the_command_counts_makes_and_opens(tmp_path, capsys):
     ],
 )
 def test_the_command_refuses_in_one_line(tmp_path, capsys, options, said):
-    assert run(["label", "init", "--site", str(tmp_path / "site")]) == 0
-    assert run(["label", "batch", "--site", str(tmp_path / "site"), "--name", "one", *options]) == 2
+    assert run_command(["label", "init", "--site", str(tmp_path / "site")]) == 0
+    assert run_command(["label", "batch", "--site", str(tmp_path / "site"), "--name", "one", *options]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) == 1

@@ -19,8 +19,8 @@ from owner_support import people
 from site_support import add_person
 from sqlalchemy import select, update
 
-from instructgpt.label.db.models import Assignment, Batch, Prompt, RankingItem, Skip
-from instructgpt.label.tasks.batches import close_batch
+from instructgpt.label.db.models import Assignment, Batch, PromptRow, RankingItem, Skip
+from instructgpt.label.tasks.batches import mark_batch_closed
 
 AXE = "axe-core@4.10.3"
 SECRETS = ("secret-model", "hidden-batch", '"gold"', "is_repeat", "sampling")
@@ -171,7 +171,7 @@ def ranked(server) -> None:  # noqa: F811
                 filled.rank(task, person, ranks, ratings=[5, 4, 3], labels=[{"opinion": task % 2 == 0}, {}, {}])
         filled.save()
     with server.site.database.write() as db:
-        close_batch(db, db.get(Batch, filled.batch))
+        mark_batch_closed(db, db.get(Batch, filled.batch))
 
 
 UNSEEN = """Array.from(document.querySelectorAll("main :is(select, textarea, input:not([type=hidden], .unseen))"),
@@ -278,7 +278,7 @@ def test_without_script_everything_but_dragging_works(browser, server, watched):
 def test_sensitive_content_waits_behind_a_gate(browser, server, watched, axe):  # noqa: F811
     add_batch(server.site, "demonstrate", ["Something sensitive."])
     with server.site.database.write() as db:
-        db.execute(update(Prompt).values(sensitive=True))
+        db.execute(update(PromptRow).values(sensitive=True))
     context = browser.new_context()
     watched.watch(context, server.url)
     sign_in(context, server, add_person(server.site))

@@ -10,13 +10,24 @@ from site_support import add_person, client_of
 from sqlalchemy import func, select
 
 from instructgpt.label.auth import accounts
-from instructgpt.label.db.models import Completion, Gold, Journal, Login, Person, Prompt, Submission, SurveyReply, Task, now  # fmt: skip
-from instructgpt.label.errors import Problem
+from instructgpt.label.db.models import (  # fmt: skip
+    AuditLogEntry,
+    CompletionRow,
+    GoldAnswer,
+    Person,
+    PromptRow,
+    Submission,
+    SurveyReply,
+    Task,
+    UserSession,
+    current_time_ms,
+)
+from instructgpt.label.errors import SiteError
 from instructgpt.label.people import screening, surveys
 from instructgpt.label.tasks import assignments as work
 from instructgpt.label.tasks import batches, submissions
-from instructgpt.label.tasks.batches import Policy
-from instructgpt.label.tasks.forms import DemonstrateForm, RankForm, Rated, ReviewForm
+from instructgpt.label.tasks.batches import OverlapPolicy
+from instructgpt.label.tasks.forms import CompletionRating, DemonstrationForm, RankingForm, ReviewForm
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Prompt as PromptRecord
 
@@ -45,7 +56,7 @@ def of(site, person):
 
 def screening_batch(site, part, number, completions=0):
     """An open batch of the screening test whose gold answers are: sensitive for even prompts; completions ranked as they come."""
-    kind = screening.KINDS[part]
+    kind = screening.SCREENING_KINDS[part]
     prompts = [PromptRecord(prompt=f"{part} {each}", id=f"{part}-{each}") for each in range(number)]
     texts = [
         CompletionRecord(prompt=f"{part} {each}", completion=f"text {place}", model=f"m{place}", finish="stop", sampling={})
@@ -53,27 +64,29 @@ def screening_batch(site, part, number, completions=0):
         for place in range(completions)
     ]
     with site.database.write() as db:
-        policy = Policy(overlap=100, cohort_share=0, cohort_overlap=100, gold_share=0, repeat_share=0)
-        batch = batches.make_batch(db, part, kind, "training", prompts, texts, policy, screening=part)
-        batches.open_batch(db, batch)
+        policy = OverlapPolicy(overlap=100, cohort_share=0, cohort_overlap=100, gold_share=0, repeat_share=0)
+        batch = batches.create_batch_with_tasks(db, part, kind, "training", prompts, texts, policy, screening=part)
+        batches.mark_batch_open(db, batch)
         for task in db.scalars(select(Task).where(Task.batch_id == batch.id)).all():
-            prompt = db.get_one(Prompt, task.prompt_id)
+            prompt = db.get_one(PromptRow, task.prompt_id)
             if part == "sensitive":
-                db.add(Gold(task_id=task.id, answer={"sensitive": int(prompt.text.split()[-1]) % 2 == 0}))
+                db.add(GoldAnswer(task_id=task.id, answer={"sensitive": int(prompt.text.split()[-1]) % 2 == 0}))
             elif part == "ranking":
-                rows = db.scalars(select(Completion).where(Completion.prompt_id == prompt.id)).all()
-                db.add(Gold(task_id=task.id, answer={row.id: int(row.text.split()[-1]) + 1 for row in rows}))
+                rows = db.scalars(select(CompletionRow).where(CompletionRow.prompt_id == prompt.id)).all()
+                db.add(GoldAnswer(task_id=task.id, answer={row.id: int(row.text.split()[-1]) + 1 for row in rows}))
 
 
 def hand_in(site, person, part, make_form, number):
     for _ in range(number):
         with site.database.write() as db:
-            given = work.claim(db, site.settings, person, screening.KINDS[part], now(), part)
+            given = work.claim_next_task(db, site.settings, person, screening.SCREENING_KINDS[part], current_time_ms(), part)
             assert given is not None
             task = db.get_one(Task, given.task_id)
-            text = db.get_one(Prompt, task.prompt_id).text
-            places = {row.id: row.text for row in db.scalars(select(Completion).where(Completion.id.in_(given.shown)))}
-            submissions.submit(db, site.settings, given, make_form(int(text.split()[-1]), places), f"key-{text}-{person.id}", now())
+            text = db.get_one(PromptRow, task.prompt_id).text
+            places = {row.id: row.text for row in db.scalars(select(CompletionRow).where(CompletionRow.id.in_(given.shown)))}
+            submissions.submit_form(
+                db, site.settings, given, make_form(int(text.split()[-1]), places), f"key-{text}-{person.id}", current_time_ms()
+            )
 
 
 def test_sensitive_flags_are_compared_with_gold(site):
@@ -82,8 +95,13 @@ def test_sensitive_flags_are_compared_with_gold(site):
     answers = {0: True, 1: True, 2: None, 3: False, 4: True, 5: False, 6: True, 7: False}  # wrong: 1; unanswered: 2
     hand_in(site, person, "sensitive", lambda number, _: ReviewForm(sensitive=answers[number]), 8)
     with site.database.read() as db:
-        measure = screening.measures(db, person)["sensitive"]
-        assert screening.progress(db, person)[0].model_dump() == {"part": "sensitive", "kind": "review", "done": 8, "total": 8}
+        measure = screening.compute_screening_metrics(db, person)["sensitive"]
+        assert screening.get_screening_progress(db, person)[0].model_dump() == {
+            "part": "sensitive",
+            "kind": "review",
+            "done": 8,
+            "total": 8,
+        }
     assert measure.value == 6 / 8
     # Wilson's interval for 6 of 8, worked by hand: (0.75 + z²/16 ± z·sqrt(0.1875/8 + z²/256)) / (1 + z²/8), z = 1.959964
     assert (measure.low, measure.high) == (pytest.approx(0.40927, abs=1e-4), pytest.approx(0.92852, abs=1e-4))
@@ -97,8 +115,8 @@ def test_rankings_are_compared_pair_by_pair(site):
     def ranks(number, places):
         by_place = {text: key for key, text in places.items()}
         tiers = [["text 0"], ["text 1", "text 2"]] if number == 0 else [["text 2"], ["text 0"], ["text 1"]]
-        return RankForm(
-            ratings=tuple(Rated(completion=key, rating=4) for key in places),
+        return RankingForm(
+            ratings=tuple(CompletionRating(completion=key, rating=4) for key in places),
             tiers=tuple(tuple(by_place[text] for text in tier) for tier in tiers),
         )
 
@@ -117,7 +135,7 @@ def test_ties_of_the_gold_ranking_ask_nothing():
 def test_demonstrations_are_graded_without_names_and_a_person_decides(site, owner):
     person, helper = add_person(site, "ada", status="screening"), add_person(site, "ron", role="researcher")
     screening_batch(site, "demonstration", 2)
-    hand_in(site, person, "demonstration", lambda number, _: DemonstrateForm(text=f"completion {number}"), 2)
+    hand_in(site, person, "demonstration", lambda number, _: DemonstrationForm(text=f"completion {number}"), 2)
     client = client_of(site, helper)
     shown = client.get("/screening/grade").text
     assert "completion 0" in shown
@@ -131,7 +149,7 @@ def test_demonstrations_are_graded_without_names_and_a_person_decides(site, owne
     assert client.post("/screening/grade", data={"submission": "none", "score": 3}).status_code == 404
     client_of(site, owner).post("/screening/grade", data={"submission": ids[0], "score": 4})
     with site.database.read() as db:
-        measure = screening.measures(db, person)["demonstration"]
+        measure = screening.compute_screening_metrics(db, person)["demonstration"]
     assert (measure.value, measure.items) == (pytest.approx((5.5 + 6) / 2), 2)
     boss = client_of(site, owner)
     assert boss.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": " "}).status_code == 422
@@ -139,7 +157,7 @@ def test_demonstrations_are_graded_without_names_and_a_person_decides(site, owne
     assert boss.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": "good"}).status_code == 303
     assert (of(site, person).status, of(site, person).fold) == ("active", 0)
     with site.database.read() as db:
-        (decision,) = screening.decisions(db, person)
+        (decision,) = screening.list_decisions(db, person)
     assert (decision.reason, decision.by_id, decision.measured["demonstration"]["value"]) == ("good", owner.id, pytest.approx(5.75))
     assert boss.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": "twice"}).status_code == 409
     assert "good" in boss.get(f"/people/{person.id}").text
@@ -151,7 +169,7 @@ def test_folds_are_filled_evenly_and_nobody_is_moved(site, owner):
     with site.database.write() as db:
         db.get_one(Person, people[0].id).fold = 3
         for person in people:
-            screening.decide(db, db.get_one(Person, person.id), owner, "admit", "fine")
+            screening.record_decision(db, db.get_one(Person, person.id), owner, "admit", "fine")
     folds = [of(site, person).fold for person in people]
     assert folds[0] == 3
     sizes = [folds.count(fold) for fold in range(5)]
@@ -168,11 +186,11 @@ def test_folds_are_filled_evenly_and_nobody_is_moved(site, owner):
 ])  # fmt: skip
 def test_verdicts_fit_the_state(site, owner, status, fitting):
     person = add_person(site, status=status)
-    assert set(screening.possible(person)) == fitting
+    assert set(screening.allowed_verdicts(person)) == fitting
     for verdict in ("admit", "decline", "pause", "resume", "promote"):
         if verdict not in fitting:
-            with site.database.write() as db, pytest.raises(Problem, match="no_such_verdict"):
-                screening.decide(db, db.get_one(Person, person.id), owner, verdict, "because")
+            with site.database.write() as db, pytest.raises(SiteError, match="no_such_verdict"):
+                screening.record_decision(db, db.get_one(Person, person.id), owner, verdict, "because")
 
 
 def test_the_screening_page_leads_to_each_part(site):
@@ -194,9 +212,9 @@ def test_replies_know_nobody(site):
         assert client.post("/surveys/demographics", data=answers).status_code == 303
         assert client.post("/surveys/demographics", data=answers).status_code == 409
     with site.database.read() as db:
-        number, counts = surveys.results(db, "demographics")
+        number, counts = surveys.count_survey_replies(db, "demographics")
         rows = db.scalars(select(SurveyReply)).all()
-        assert not db.scalar(select(func.count()).where(Journal.action.startswith("survey")))
+        assert not db.scalar(select(func.count()).where(AuditLogEntry.action.startswith("survey")))
     assert (number, counts["gender"]["female"], counts["gender"]["other"], counts["gender"]["male"]) == (5, None, None, 0)
     assert counts["ethnicity"]["black"] == 5
     assert all(person.id not in str(vars(row)) and len(row.month) == 7 for row in rows)
@@ -215,7 +233,7 @@ def test_few_replies_show_nothing(site, owner):
     for number in range(4):
         client_of(site, add_person(site, f"p{number}")).post("/surveys/satisfaction", data={"answer-glad": "agree"})
     with site.database.read() as db:
-        assert surveys.results(db, "satisfaction") == (4, {})
+        assert surveys.count_survey_replies(db, "satisfaction") == (4, {})
     assert "Nothing is shown before" in client_of(site, owner).get("/surveys").text
 
 
@@ -249,7 +267,7 @@ def test_sign_ins_are_listed_and_ended(site):
     phone.post("/sign-in", data={"name": "ada", "password": GOOD}, headers={"User-Agent": "Phone <b>1</b>"})
     assert "Phone &lt;b&gt;1&lt;/b&gt;" in client.get("/account").text
     with site.database.read() as db:
-        login = db.scalars(select(Login).where(Login.agent.startswith("Phone"))).one()
+        login = db.scalars(select(UserSession).where(UserSession.agent.startswith("Phone"))).one()
     assert stranger.post(f"/account/sign-ins/{login.id}/end").status_code == 404
     assert phone.get("/account").status_code == 200
     assert client.post(f"/account/sign-ins/{login.id}/end").status_code == 303

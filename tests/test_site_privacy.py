@@ -17,22 +17,22 @@ from instructgpt.label.auth import accounts, consent, rate_limits
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import (  # fmt: skip
     Assignment,
+    AuditLogEntry,
+    CalibrationRemark,
+    CalibrationRoom,
+    CalibrationVote,
     Draft,
     Grade,
-    Journal,
-    Message,
+    MessageRow,
     Person,
-    Prompt,
+    PromptRow,
     RateBucket,
-    Remark,
-    Room,
     Submission,
-    Vote,
-    now,
+    current_time_ms,
 )
 from instructgpt.label.people import privacy
 from instructgpt.label.tasks import assignments as work
-from instructgpt.label.tasks.forms import DemonstrateForm
+from instructgpt.label.tasks.forms import DemonstrationForm
 
 DATABASES = ("sqlite",)
 
@@ -45,7 +45,7 @@ def owner(site):
 def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
     person = with_password(site, "Ada Lovelace", status="screening", email="ada@example.org")
     screening_batch(site, "demonstration", 1)
-    hand_in(site, person, "demonstration", lambda *_: DemonstrateForm(text="kept text"), 1)
+    hand_in(site, person, "demonstration", lambda *_: DemonstrationForm(text="kept text"), 1)
     says_who_they_are(site, person)
     client = client_of(site, person)
     held = client.get("/account/data")
@@ -65,7 +65,7 @@ def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
     assert client.get("/account").status_code == 401
     assert client.post("/sign-in", data={"name": "Ada Lovelace", "password": GOOD}).status_code == 401
     with site.database.read() as db:
-        assert audit_log.verify(db) is None
+        assert audit_log.verify_chain(db) is None
         row = db.get_one(Person, person.id)
         assert (row.status, row.email, row.password_hash, row.pseudonym) == ("erased", None, None, person.pseudonym)
         assert db.scalars(select(Submission)).one().invalid_reason is None
@@ -83,15 +83,15 @@ def says_who_they_are(site, person):
     with site.database.write() as db:
         held, researcher = db.scalars(select(Assignment)).one(), accounts.create_person(db, "rita", "researcher", password=GOOD)
         submission = db.scalars(select(Submission)).one()
-        room = Room(task_id=held.task_id, title="room", created_by=researcher.id)
+        room = CalibrationRoom(task_id=held.task_id, title="room", created_by=researcher.id)
         db.add(room)
         db.flush()
         db.add_all([
             Draft(assignment_id=held.id, rev=1, payload={"text": "I, Lovelace, draft"}),
-            Message(task_id=held.task_id, about_id=person.id, author_id=person.id, body="I, Lovelace, ask"),
-            Remark(room_id=room.id, author_id=person.id, body="I, Lovelace, say"),
-            Vote(room_id=room.id, person_id=person.id, round=0, ranks={"a": 1}),
-            Prompt(text="by ada", text_hash="x", author_id=person.id),
+            MessageRow(task_id=held.task_id, about_id=person.id, author_id=person.id, body="I, Lovelace, ask"),
+            CalibrationRemark(room_id=room.id, author_id=person.id, body="I, Lovelace, say"),
+            CalibrationVote(room_id=room.id, person_id=person.id, round=0, ranks={"a": 1}),
+            PromptRow(text="by ada", text_hash="x", author_id=person.id),
             Grade(submission_id=submission.id, grader_id=researcher.id, score=6),
         ])  # fmt: skip
 
@@ -99,33 +99,33 @@ def says_who_they_are(site, person):
 def test_withdrawing_takes_back_prompts_and_labels_if_asked(site):
     person = with_password(site, "ada", status="screening")
     screening_batch(site, "demonstration", 2)
-    hand_in(site, person, "demonstration", lambda *_: DemonstrateForm(text="mine"), 1)
+    hand_in(site, person, "demonstration", lambda *_: DemonstrationForm(text="mine"), 1)
     with site.database.write() as db:
-        consent.publish(db, {"en": "text"}, None)
-        consent.agree(db, person, 1)
-        work.claim(db, site.settings, person, "demonstrate", now(), "demonstration")
-        db.add(Prompt(text="by ada", text_hash="x", author_id=person.id))
+        consent.add_consent_version(db, {"en": "text"}, None)
+        consent.record_consent(db, person, 1)
+        work.claim_next_task(db, site.settings, person, "demonstrate", current_time_ms(), "demonstration")
+        db.add(PromptRow(text="by ada", text_hash="x", author_id=person.id))
     client = client_of(site, person)
     assert client.post("/account/withdraw", data={"password": GOOD, "labels": "true"}).status_code == 303
     assert client.get("/account").status_code == 200, "the data stays to be seen"
     with site.database.write() as db:
         assert db.get_one(Person, person.id).status == "withdrawn"
-        assert not consent.has_agreed(db, person)
-        assert db.scalars(select(Submission)).one().invalid_reason == privacy.WITHDRAWN
-        assert db.scalars(select(Prompt).where(Prompt.text == "by ada")).one().withdrawn_at is not None
-        assert work.reap(db, now() + 1) == 1, "what was in hand goes to others"
-        consent.agree(db, person, 1)
+        assert not consent.has_consented(db, person)
+        assert db.scalars(select(Submission)).one().invalid_reason == privacy.WITHDRAWN_BY_LABELER
+        assert db.scalars(select(PromptRow).where(PromptRow.text == "by ada")).one().withdrawn_at is not None
+        assert work.expire_leases(db, current_time_ms() + 1) == 1, "what was in hand goes to others"
+        consent.record_consent(db, person, 1)
         assert db.get_one(Person, person.id).status == "paused", "and an owner takes them back"
 
 
 def test_prompts_of_a_user_are_taken_back(site, owner):
     with site.database.write() as db:
-        db.add_all([Prompt(text="a", text_hash="a", user="u1"), Prompt(text="b", text_hash="b", user="u2")])
+        db.add_all([PromptRow(text="a", text_hash="a", user="u1"), PromptRow(text="b", text_hash="b", user="u2")])
     client = client_of(site, owner)
     assert "1 prompts were withdrawn" in client.post("/privacy/user", data={"user": "u1"}).text
     assert client.post("/privacy/user", data={"user": "u1"}).status_code == 404
     with site.database.read() as db:
-        assert db.scalars(select(Prompt.user).where(Prompt.withdrawn_at.is_(None))).all() == ["u2"]
+        assert db.scalars(select(PromptRow.user).where(PromptRow.withdrawn_at.is_(None))).all() == ["u2"]
 
 
 def test_the_journal_shows_a_broken_chain(site, owner):
@@ -135,22 +135,22 @@ def test_the_journal_shows_a_broken_chain(site, owner):
     assert "follow from each other" in client.get("/journal/check").text
     assert "invite.create" in client.get("/journal?action=invite").text
     with site.database.write() as db:
-        db.get_one(Journal, 2).detail = {"changed": True}
+        db.get_one(AuditLogEntry, 2).detail = {"changed": True}
     assert "Row 2 was changed" in client.get("/journal/check").text
     with site.database.write() as db:
-        db.delete(db.get_one(Journal, 2))
-        assert audit_log.verify(db) == "row 2 is missing"
+        db.delete(db.get_one(AuditLogEntry, 2))
+        assert audit_log.verify_chain(db) == "row 2 is missing"
 
 
 def test_a_row_put_in_with_a_right_hash_still_shows(site):
     with site.database.write() as db:
         for number in range(3):
-            audit_log.note(db, "cli", "test.note", str(number))
-        row = db.get_one(Journal, 2)
+            audit_log.append_entry(db, "cli", "test.note", str(number))
+        row = db.get_one(AuditLogEntry, 2)
         row.detail = {"forged": True}
-        row.hash = audit_log.row_hash(row)
+        row.hash = audit_log.compute_row_hash(row)
         db.flush()
-        assert audit_log.verify(db) == "row 3 does not follow"
+        assert audit_log.verify_chain(db) == "row 3 does not follow"
 
 
 def test_the_journal_and_consent_on_postgresql(postgres_url, tmp_path):
@@ -159,19 +159,19 @@ def test_the_journal_and_consent_on_postgresql(postgres_url, tmp_path):
 
         def write(number):
             with site.database.write() as db:
-                rate_limits.take(db, rate_limits.SIGN_IN, "one", now())
-                audit_log.note(db, "cli", "test.note", str(number))
+                rate_limits.consume_token(db, rate_limits.SIGN_IN_LIMIT, "one", current_time_ms())
+                audit_log.append_entry(db, "cli", "test.note", str(number))
 
         list(pool.map(write, range(40)))
     with site.database.read() as db:
-        assert audit_log.verify(db) is None
-        assert db.scalar(select(func.count()).select_from(Journal)) == 40
+        assert audit_log.verify_chain(db) is None
+        assert db.scalar(select(func.count()).select_from(AuditLogEntry)) == 40
         assert db.scalars(select(RateBucket.tokens)).one() < 1
     with site.database.write() as db:
         person = accounts.create_person(db, "ada", "labeler", password=GOOD, status="screening")
-        consent.publish(db, {"en": "text"}, None)
-        consent.agree(db, person, 1)
-    accounts.sign_in(site, "ADA", GOOD, address="1.2.3.4")
+        consent.add_consent_version(db, {"en": "text"}, None)
+        consent.record_consent(db, person, 1)
+    accounts.sign_in_with_password(site, "ADA", GOOD, address="1.2.3.4")
     owner = add_person(site, "olga", role="owner")
     client = client_of(site, owner)
     assert client.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": "fine"}).status_code == 303

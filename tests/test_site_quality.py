@@ -13,15 +13,15 @@ from site_support import add_person, client_of
 from sqlalchemy import event
 
 from instructgpt.label.analysis import quality
-from instructgpt.label.db.models import Gold
-from instructgpt.label.tasks.batches import Policy
+from instructgpt.label.db.models import GoldAnswer
+from instructgpt.label.tasks.batches import OverlapPolicy
 
 DATABASES = ("sqlite",)
 
 
 def measured(site, batch=None):
     with site.database.read() as db:
-        return quality.quality(db, batch)
+        return quality.compute_quality(db, batch)
 
 
 def statements(site, act):
@@ -41,7 +41,7 @@ def test_agreement_under_three_rules_is_counted_by_hand(site):
     filled.rank(1, ben, [1, 2, 2])  # ab: ada ties; ac: both decide alike; bc: ben ties
     filled.save()
     found = measured(site).overall
-    assert (found.alike, found.opposite, found.one_tied, found.both_tied) == (3, 1, 2, 0)
+    assert (found.concordant, found.discordant, found.one_tied, found.both_tied) == (3, 1, 2, 0)
     assert found.decided.value == pytest.approx(3 / 4)
     assert found.three_way.value == pytest.approx(3 / 6)
     assert found.half_credit.value == pytest.approx((3 + 2 / 2) / 6)
@@ -69,13 +69,13 @@ def test_gold_and_hidden_repeats_are_compared_with_the_right_thing(site):
     filled.save()
     a, b, c = filled.completions[0].values()
     with site.database.write() as db:
-        db.add(Gold(task_id=filled.tasks[0], answer={a: 2, b: 1, c: 3}))
+        db.add(GoldAnswer(task_id=filled.tasks[0], answer={a: 2, b: 1, c: 3}))
     found = measured(site)
     assert found.gold is not None
     assert found.gold.decided.value == pytest.approx(2 / 3)
     assert found.repeats is not None
     assert found.repeats.decided.value == pytest.approx(2 / 3)
-    assert not found.overall.alike  # nobody else ranked
+    assert not found.overall.concordant  # nobody else ranked
 
 
 def test_planted_order_bias_shows_and_a_fair_labeler_does_not(site):
@@ -92,8 +92,8 @@ def test_planted_order_bias_shows_and_a_fair_labeler_does_not(site):
     filled.save()
     rows = {row.name: row for row in measured(site).labelers}
     assert rows["biased"].report.position.first == (90, 0, 0)
-    assert {"position", "as_shown"} <= set(rows["biased"].looks)
-    assert not {"position", "as_shown"} & set(rows["fair"].looks)
+    assert {"position", "as_shown"} <= set(rows["biased"].warnings)
+    assert not {"position", "as_shown"} & set(rows["fair"].warnings)
 
 
 def test_habits_are_counted_by_hand(site):
@@ -112,7 +112,7 @@ def test_habits_are_counted_by_hand(site):
     assert row.report.ties.share == pytest.approx((1 / 3 + 0) / 2)
     assert row.pasted == pytest.approx(0.25)
     assert row.agreement is not None
-    assert row.agreement.few
+    assert row.agreement.is_small_sample
 
 
 def test_the_task_with_planted_disagreement_comes_first(site):
@@ -161,7 +161,7 @@ def test_screening_withdrawn_and_replaced_work_does_not_count(site):
 def crowded(site, tasks=1_000, labelers=40):
     """Many labelers, most tasks once and 12 % three times, as the standard policy has it."""
     crowd = people(site, *[f"labeler {number}" for number in range(labelers)])
-    filled = fill(site, tasks=tasks, models=("a", "b", "c", "d"), policy=Policy(gold_share=0))
+    filled = fill(site, tasks=tasks, models=("a", "b", "c", "d"), policy=OverlapPolicy(gold_share=0))
     rng = Random(0)
     for task in range(tasks):
         for person in rng.sample(crowd, 3 if task < tasks * 0.12 else 1):

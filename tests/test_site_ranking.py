@@ -13,7 +13,7 @@ from browser_support import LETTERS, add_ranking, browser, server, sign_in, watc
 from site_support import add_person
 from sqlalchemy import select
 
-from instructgpt.label.db.models import Assignment, Ranking, RankingItem, Submission
+from instructgpt.label.db.models import Assignment, RankingItem, RankingRow, Submission
 
 TEXTS = [f"Completion number {number}: {'quite ' * number}good." for number in range(9)]
 
@@ -193,7 +193,7 @@ def test_ratings_labels_and_the_rest_are_stored_as_answered(browser, server, wat
     page.wait_for_url("**/done")
     with server.site.database.read() as db:
         submission = db.scalars(select(Submission)).one()
-        ranking = db.get_one(Ranking, submission.id)
+        ranking = db.get_one(RankingRow, submission.id)
         assert (ranking.none_acceptable, ranking.confidence) == (True, 4)
     form = page.evaluate("fetch(location.pathname.replace('/tasks/', '/api/v1/assignments/').replace('/done', '')).then(a => a.json())")
     [rated] = form["submission"]["ratings"]

@@ -11,8 +11,18 @@ from site_support import add_person, client_of
 from work_support import PLAIN
 
 from instructgpt.label.analysis import adjudication, results
-from instructgpt.label.db.models import Adjudication, Batch, Completion, Gold, Journal, Message, RankingItem, Task, TaskCompletion
-from instructgpt.label.tasks.batches import EVERYBODY, close_batch
+from instructgpt.label.db.models import (
+    Adjudication,
+    AuditLogEntry,
+    Batch,
+    CompletionRow,
+    GoldAnswer,
+    MessageRow,
+    RankingItem,
+    Task,
+    TaskCompletion,
+)
+from instructgpt.label.tasks.batches import UNLIMITED_OVERLAP, mark_batch_closed
 from instructgpt.statistics import win_rate
 
 DATABASES = ("sqlite",)
@@ -22,12 +32,12 @@ SECRET = ("zephyrine-7b", "org/quasar-13b", "ocelot_v2")
 
 def close(site, batch):
     with site.database.write() as db:
-        close_batch(db, db.get(Batch, batch))
+        mark_batch_closed(db, db.get(Batch, batch))
 
 
 def found(site, batch, baseline=None):
     with site.database.read() as db:
-        return results.results(db, db.get(Batch, batch), baseline)
+        return results.compute_results(db, db.get(Batch, batch), baseline)
 
 
 def evaluation(site, **options):
@@ -142,9 +152,9 @@ def secret(site):
         filled.rank(task, crowd[1], [3, 2, 1])
     filled.save()
     with site.database.write() as db:
-        shown = db.get(Completion, filled.completions[0][SECRET[1]])
+        shown = db.get(CompletionRow, filled.completions[0][SECRET[1]])
         shown.text, shown.names_itself = "I am Quasar-13b, or org/quasar-13b; not OCELOT_V2.", True
-        db.add(Message(task_id=filled.tasks[0], about_id=crowd[0].id, author_id=crowd[0].id, body="one of them says who it is"))
+        db.add(MessageRow(task_id=filled.tasks[0], about_id=crowd[0].id, author_id=crowd[0].id, body="one of them says who it is"))
     return filled
 
 
@@ -166,7 +176,7 @@ def test_no_page_names_a_model_before_the_batch_is_closed(site):
 def test_before_closing_only_the_precision_is_shown(site):
     filled = evaluation(site)
     with site.database.read() as db:
-        known = results.precision(db, db.get(Batch, filled.batch))
+        known = results.compute_precision(db, db.get(Batch, filled.batch))
     assert (known.rankings, known.labelers, known.prompts) == (16, 4, 4)
     widths = [(row.rate.high - row.rate.low) / 2 for row in found(site, filled.batch).matrix.values()]
     assert known.half_width == pytest.approx(max(widths))
@@ -184,7 +194,7 @@ def test_unblinding_needs_a_reason_is_noted_and_never_forgotten(site):
     assert SECRET[1] in client.get(f"/results/{filled.batch}").text
     with site.database.read() as db:
         assert (
-            db.query(Journal).filter_by(action="batch.unblinded", object=filled.batch).one().detail["reason"]
+            db.query(AuditLogEntry).filter_by(action="batch.unblinded", object=filled.batch).one().detail["reason"]
             == "the labelers' contract ends"
         )
     close(site, filled.batch)
@@ -210,15 +220,15 @@ def test_results_of_labelers_with_known_noise_cover_the_truth():
                 taste = Random(f"{seed} {labeler}").gauss(0, 0.1)
                 better = rng.random() < min(1, max(0, truth + hard + taste))
                 rankings.append(results_ranking(prompt, labeler, better))
-        rate = win_rate.win_rates(rankings, "sft")[0].rate
+        rate = win_rate.compute_win_rates(rankings, "sft")[0].rate
         covered += rate.low <= truth <= rate.high
     assert 52 <= covered <= 60  # fewer than 52 has probability 0.01 at 95 %; the statistics' own tests measure the share itself
 
 
 def results_ranking(prompt, labeler, better):
-    from instructgpt.statistics.pair_judgments import Ranked
+    from instructgpt.statistics.pair_judgments import LabelerRanking
 
-    return Ranked(prompt, labeler, (f"{prompt}a", f"{prompt}b"), (2, 1) if better else (1, 2), ("sft", "ppo"))
+    return LabelerRanking(prompt, labeler, (f"{prompt}a", f"{prompt}b"), (2, 1) if better else (1, 2), ("sft", "ppo"))
 
 
 def disputed(site):
@@ -236,11 +246,11 @@ def test_the_queue_holds_what_is_disputed_and_the_proposal_follows_the_majority(
     filled = disputed(site)
     a, b, c = filled.completions[0].values()
     with site.database.read() as db:
-        assert [row.disagreement.task for row in adjudication.queue(db)] == [filled.tasks[0]]
-        case = adjudication.case(db, filled.tasks[0])
-    assert dict(zip(case.proposal.completions, case.proposal.ranks, strict=True)) == {a: 1, b: 2, c: 3}
-    assert case.proposal.against == 3
-    assert {frozenset(pair[:2]): tuple(sorted(pair[2:])) for pair in case.disputed} == {
+        assert [row.disagreement.task for row in adjudication.list_disputed_tasks(db)] == [filled.tasks[0]]
+        case = adjudication.get_disputed_task(db, filled.tasks[0])
+    assert dict(zip(case.consensus.completions, case.consensus.ranks, strict=True)) == {a: 1, b: 2, c: 3}
+    assert case.consensus.against == 3
+    assert {frozenset(pair[:2]): tuple(sorted(pair[2:])) for pair in case.disputed_pairs} == {
         frozenset(pair): (1, 2) for pair in ((a, b), (a, c), (b, c))
     }
 
@@ -258,7 +268,7 @@ def test_settling_closes_gaps_and_leaves_labelers_rankings_alone(site):
         assert row.ranks == {c: 1, a: 2, b: 2}
         assert row.errors == ["length", "taste"]
         assert sorted((each.submission_id, each.completion_id, each.rank) for each in db.query(RankingItem)) == before
-        assert adjudication.queue(db)[0].settled
+        assert adjudication.list_disputed_tasks(db)[0].settled_at
     for wrong in ({f"tier-{a}": "1"}, {**form, f"tier-{a}": "0"}, {**form, f"tier-{a}": "x"}, {**form, "errors": "magic"}):
         assert client.post(f"/adjudication/{filled.tasks[0]}", data=wrong).status_code == 422
     with site.database.read() as db:
@@ -275,9 +285,9 @@ def test_a_settled_ranking_becomes_a_gold_task_of_its_own(site):
     assert client.post(f"/adjudication/{task}/gold").status_code == 303
     assert client.post(f"/adjudication/{task}/gold").status_code == 409
     with site.database.read() as db:
-        gold = db.query(Gold).one()
+        gold = db.query(GoldAnswer).one()
         check = db.get(Task, gold.task_id)
-        assert (check.gold, check.overlap, check.batch_id) == (True, EVERYBODY, filled.batch)
+        assert (check.gold, check.overlap, check.batch_id) == (True, UNLIMITED_OVERLAP, filled.batch)
         assert gold.answer == {each: place for place, each in enumerate(completions, 1)}
         assert not db.get(Task, task).gold
 
@@ -294,5 +304,5 @@ def test_rankings_side_by_side_name_nobody(site):
 def test_letters_do_not_follow_the_models(site):
     filled = fill(site, tasks=12, models=("a", "b"), purpose="evaluation")
     with site.database.read() as db:
-        first = [adjudication.completions_of(db, task)[0].model for task in filled.tasks]
+        first = [adjudication.get_task_completions(db, task)[0].model for task in filled.tasks]
     assert set(first) == {"a", "b"}  # both have been A: by chance one alone is, once in 2,048 times

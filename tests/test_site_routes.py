@@ -12,8 +12,8 @@ import pytest
 from fastapi.routing import iter_route_contexts
 from site_support import ORIGIN, add_person, client_of, make_site
 
-from instructgpt.label.auth.dependencies import Access
-from instructgpt.label.auth.tokens import make_key
+from instructgpt.label.auth.dependencies import RequireRole
+from instructgpt.label.auth.tokens import issue_api_key
 from instructgpt.label.db.database import Database, sqlite_url
 from instructgpt.label.web.app import create_app
 
@@ -191,14 +191,14 @@ def site(tmp_path_factory):
     made.database.close()
 
 
-def routes(app) -> Iterator[tuple[str, Access | None]]:
+def routes(app) -> Iterator[tuple[str, RequireRole | None]]:
     """(method and path, what it demands) of everything the application answers, static files left out."""
     for context in iter_route_contexts(app.routes):
         path = getattr(context, "path", "")
         if path == "/static":
             continue
         dependant = getattr(context, "dependant", None)
-        demands = [each.call for each in dependant.dependencies if isinstance(each.call, Access)] if dependant else []
+        demands = [each.call for each in dependant.dependencies if isinstance(each.call, RequireRole)] if dependant else []
         for method in sorted(getattr(context, "methods", None) or {"?"}):
             yield f"{method} {path}", demands[0] if len(demands) == 1 else None
 
@@ -208,7 +208,7 @@ def test_every_route_declares_who_may_use_it(site):
     assert len(found) > 50
     assert not [route for route, access in found.items() if access is None]
     assert not set(found) - set(TABLE), "say in the table who may use it"
-    silent = [route for route, access in found.items() if access and not (access.everyone or access.roles or access.scope)]
+    silent = [route for route, access in found.items() if access and not (access.public or access.roles or access.scope)]
     assert not silent
 
 
@@ -230,7 +230,7 @@ def asked(site):
             if who.startswith("key"):
                 scope = access.scope if access and who == "key" else "something else"
                 with site.database.write() as db:
-                    client.headers["Authorization"] = f"Bearer {make_key(db, route, [scope or 'none'])[1]}"
+                    client.headers["Authorization"] = f"Bearer {issue_api_key(db, route, [scope or 'none'])[1]}"
             method, path = route.split(" ")
             answer = client.request(method, re.sub(r"{(\w+)(:\w+)?}", "nothing", path), follow_redirects=False)
             answers.append((who, route, answer.status_code))

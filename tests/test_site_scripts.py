@@ -11,7 +11,7 @@ import pytest
 from browser_support import browser, server, watched  # noqa: F401
 from test_site_text import CARDS, PAYLOADS
 
-from instructgpt.label.tasks.form_fields import fields_of, payload_of
+from instructgpt.label.tasks.form_fields import fields_to_payload, payload_to_fields
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def page(browser, server, watched):  # noqa: F811
 
 def test_form_fields_are_the_same_mapping_as_the_servers(page):
     for payload in PAYLOADS:
-        fields = [[name, value] for name, value in [*fields_of(payload), ("active_ms", str(payload["active_ms"]))]]
+        fields = [[name, value] for name, value in [*payload_to_fields(payload), ("active_ms", str(payload["active_ms"]))]]
         made, back = page.evaluate(
             """async ([kind, fields, cards, payload]) => {
                 const form = await import('/static/form.js');
@@ -34,8 +34,8 @@ def test_form_fields_are_the_same_mapping_as_the_servers(page):
             }""",
             [payload["kind"], fields, CARDS, payload],
         )
-        assert made == payload == payload_of(payload["kind"], [tuple(pair) for pair in fields], CARDS)
-        assert sorted(map(tuple, back)) == sorted(fields_of(payload))
+        assert made == payload == fields_to_payload(payload["kind"], [tuple(pair) for pair in fields], CARDS)
+        assert sorted(map(tuple, back)) == sorted(payload_to_fields(payload))
 
 
 def longest_common(one: list[str], other: list[str]) -> int:

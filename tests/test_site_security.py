@@ -16,14 +16,14 @@ from site_support import ORIGIN, add_person, client_of, make_site
 from sqlalchemy import select
 
 from instructgpt.label.auth import accounts, consent, passwords, rate_limits
-from instructgpt.label.auth.headers import POLICY
-from instructgpt.label.auth.tokens import find_key, make_key
-from instructgpt.label.db.models import ApiKey, Journal, Person, RateBucket, Reading, now
-from instructgpt.label.errors import Problem
+from instructgpt.label.auth.headers import CONTENT_SECURITY_POLICY
+from instructgpt.label.auth.tokens import find_api_key, issue_api_key
+from instructgpt.label.db.models import ApiKey, AuditLogEntry, InstructionsRead, Person, RateBucket, current_time_ms
+from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import instructions
-from instructgpt.label.tasks.instructions import Question, Quiz, Text
+from instructgpt.label.tasks.instructions import LocalizedInstructions, Quiz, QuizQuestion
 from instructgpt.label.web.app import create_app
-from instructgpt.label.web.pages.appearance import local
+from instructgpt.label.web.pages.appearance import local_path_or_root
 
 DATABASES = ("sqlite",)
 
@@ -35,7 +35,7 @@ HOSTILE = "<script>alert(1)</script>\u202e\u0000 {0.__class__} {{7*7}} ' \" </te
 def shared(tmp_path_factory):
     made = make_site(tmp_path_factory.mktemp("site"))
     with made.database.write() as db:
-        instructions.publish_defaults(db)
+        instructions.publish_default_texts(db)
     yield made
     made.database.close()
 
@@ -56,9 +56,9 @@ def victim(shared):
 
 
 def test_a_bucket_empties_and_fills(site):
-    rate = rate_limits.Rate("test", burst=3, refill_ms=1_000)
+    rate = rate_limits.RateLimit("test", burst=3, refill_ms=1_000)
     with site.database.write() as db:
-        assert [rate_limits.take(db, rate, "me", at) for at in (0, 0, 0, 0, 999, 1_000, 1_000)] == [
+        assert [rate_limits.consume_token(db, rate, "me", at) for at in (0, 0, 0, 0, 999, 1_000, 1_000)] == [
             True,
             True,
             True,
@@ -67,8 +67,10 @@ def test_a_bucket_empties_and_fills(site):
             True,
             False,
         ]
-        assert rate_limits.take(db, rate, "you", 1_000), "everybody has a bucket of their own"
-        assert [rate_limits.take(db, rate, "me", 10**9) for _ in range(4)] == [True, True, True, False], "it holds no more than the burst"
+        assert rate_limits.consume_token(db, rate, "you", 1_000), "everybody has a bucket of their own"
+        assert [rate_limits.consume_token(db, rate, "me", 10**9) for _ in range(4)] == [True, True, True, False], (
+            "it holds no more than the burst"
+        )
         assert "me" not in {row.key.split(":")[1] for row in db.scalars(select(RateBucket))}
 
 
@@ -77,17 +79,17 @@ def test_guessing_a_password_is_stopped_but_its_owner_is_not(site):
         accounts.create_person(db, "ada", "labeler", password=GOOD, status="active")
     own = client_of(site)
     assert own.post("/sign-in", data={"name": "ada", "password": GOOD}).status_code == 303
-    for number in range(rate_limits.SIGN_IN.burst):
-        with pytest.raises(Problem, match="wrong_password"):
-            accounts.sign_in(site, "ada", "guess", address="6.6.6.6", agent=str(number))
-    with pytest.raises(Problem, match="too_often"):
-        accounts.sign_in(site, "ada", GOOD, address="6.6.6.6")
-    accounts.sign_in(site, "ada", GOOD, address="1.2.3.4")
+    for number in range(rate_limits.SIGN_IN_LIMIT.burst):
+        with pytest.raises(SiteError, match="wrong_password"):
+            accounts.sign_in_with_password(site, "ada", "guess", address="6.6.6.6", user_agent=str(number))
+    with pytest.raises(SiteError, match="too_often"):
+        accounts.sign_in_with_password(site, "ada", GOOD, address="6.6.6.6")
+    accounts.sign_in_with_password(site, "ada", GOOD, address="1.2.3.4")
     with site.database.write() as db:
-        for _ in range(rate_limits.SIGN_IN_NAME.burst):
-            rate_limits.take(db, rate_limits.SIGN_IN_NAME, "ada", now())
-    with pytest.raises(Problem, match="too_often"):
-        accounts.sign_in(site, "ada", GOOD, address="7.7.7.7")
+        for _ in range(rate_limits.SIGN_IN_NAME_LIMIT.burst):
+            rate_limits.consume_token(db, rate_limits.SIGN_IN_NAME_LIMIT, "ada", current_time_ms())
+    with pytest.raises(SiteError, match="too_often"):
+        accounts.sign_in_with_password(site, "ada", GOOD, address="7.7.7.7")
     csrf = own.get("/api/v1/me").json()["csrf"]
     again = own.post("/sign-in", data={"name": "ada", "password": GOOD, "csrf": csrf})
     assert again.status_code == 303, "a browser that knows her still lets her in"
@@ -96,14 +98,14 @@ def test_guessing_a_password_is_stopped_but_its_owner_is_not(site):
 def test_signing_in_rightly_costs_no_tries(site):
     with site.database.write() as db:
         accounts.create_person(db, "ada", "labeler", password=GOOD)
-    for _ in range(rate_limits.SIGN_IN.burst + 2):
-        accounts.sign_in(site, "ada", GOOD, address="1.2.3.4")
+    for _ in range(rate_limits.SIGN_IN_LIMIT.burst + 2):
+        accounts.sign_in_with_password(site, "ada", GOOD, address="1.2.3.4")
 
 
 def test_guessing_links_is_stopped(site):
     client = client_of(site)
-    statuses = [client.get(f"/invite/guess-{number}").status_code for number in range(rate_limits.INVITE.burst + 1)]
-    assert statuses == [404] * rate_limits.INVITE.burst + [429]
+    statuses = [client.get(f"/invite/guess-{number}").status_code for number in range(rate_limits.INVITE_LIMIT.burst + 1)]
+    assert statuses == [404] * rate_limits.INVITE_LIMIT.burst + [429]
 
 
 @pytest.mark.parametrize(("host", "counted"), [
@@ -111,7 +113,7 @@ def test_guessing_links_is_stopped(site):
     ("testclient", "testclient"),
 ])  # fmt: skip
 def test_addresses_are_counted_by_household(host, counted):
-    assert rate_limits.address_of(host) == counted
+    assert rate_limits.address_key(host) == counted
 
 
 def test_two_passwords_are_hashed_at_a_time(monkeypatch):
@@ -132,8 +134,8 @@ def test_two_passwords_are_hashed_at_a_time(monkeypatch):
                 running -= 1
             return True
 
-    monkeypatch.setattr(passwords, "HASHER", Slow())
-    threads = [threading.Thread(target=passwords.verify, args=("x", "stored")) for _ in range(6)]
+    monkeypatch.setattr(passwords, "PASSWORD_HASHER", Slow())
+    threads = [threading.Thread(target=passwords.verify_password, args=("x", "stored")) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -147,11 +149,11 @@ def test_two_passwords_are_hashed_at_a_time(monkeypatch):
 @pytest.mark.parametrize("how", ["unknown", "wrong secret", "revoked", "expired", "no key", "basic"])
 def test_a_key_that_does_not_work(site, how):
     with site.database.write() as db:
-        key, text = make_key(db, "program", ["read"])
+        key, text = issue_api_key(db, "program", ["read"])
         if how == "revoked":
-            key.revoked_at = now()
+            key.revoked_at = current_time_ms()
         elif how == "expired":
-            key.expires_at = now() - 1
+            key.expires_at = current_time_ms() - 1
         elif how == "wrong secret":
             text = text[:-1] + ("0" if text[-1] != "0" else "1")
         elif how == "unknown":
@@ -163,18 +165,18 @@ def test_a_key_that_does_not_work(site, how):
 
 def test_only_the_hash_of_a_key_is_kept(site):
     with site.database.write() as db:
-        key, text = make_key(db, "program", ["read"])
+        key, text = issue_api_key(db, "program", ["read"])
         db.flush()
         assert text.split("_")[2] not in str(vars(db.get_one(ApiKey, key.id)))
-        found = find_key(db, text, now())
+        found = find_api_key(db, text, current_time_ms())
         assert found is not None
         assert found.id == key.id
 
 
 def test_a_key_is_counted(site, monkeypatch):
-    monkeypatch.setattr(rate_limits, "KEY", rate_limits.Rate("key", 2, 10**9))
+    monkeypatch.setattr(rate_limits, "API_KEY_LIMIT", rate_limits.RateLimit("key", 2, 10**9))
     with site.database.write() as db:
-        text = make_key(db, "program", [])[1]
+        text = issue_api_key(db, "program", [])[1]
     client = client_of(site)
     assert [client.get("/api/v1/me", headers={"Authorization": f"Bearer {text}"}).status_code for _ in range(3)] == [403, 403, 429]
 
@@ -218,8 +220,8 @@ def test_no_other_token_will_do(victim, token):
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet="/\\\t\n ?#:@abc.%\u2028", max_size=12))
 def test_no_address_leads_away(text):
-    assert local(text).startswith("/")
-    assert not local(text).startswith(("//", "/\\", "/\t", "/\n"))
+    assert local_path_or_root(text).startswith("/")
+    assert not local_path_or_root(text).startswith(("//", "/\\", "/\t", "/\n"))
 
 
 # --- headers and hostile text ---
@@ -229,9 +231,9 @@ def test_every_answer_has_the_headers(shared):
     client = client_of(shared)
     for path in ("/sign-in", "/account", "/nowhere", "/static/site.css", "/static/none", "/api/v1/me", "/api/v1/nowhere"):
         headers = client.get(path).headers
-        assert headers["content-security-policy"] == POLICY
+        assert headers["content-security-policy"] == CONTENT_SECURITY_POLICY
         assert headers["x-content-type-options"] == "nosniff"
-    assert "unsafe" not in POLICY
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
     assert client.get("/api/v1/nowhere").json()["error"] == "not_found"
     assert client.delete("/sign-in").status_code == 405
 
@@ -291,44 +293,48 @@ def test_bodies_have_an_end(shared):
 
 
 def quiz(*right):
-    return Quiz(questions=tuple(Question(text="?", options=("a", "b", "c"), right=each) for each in right))
+    return Quiz(questions=tuple(QuizQuestion(text="?", options=("a", "b", "c"), right=each) for each in right))
 
 
 def test_the_texts_that_come_with_the_site(site):
     with site.database.write() as db:
-        instructions.publish_defaults(db)
-        instructions.publish_defaults(db)
+        instructions.publish_default_texts(db)
+        instructions.publish_default_texts(db)
         for purpose in ("training", "evaluation"):
-            text = instructions.latest(db, purpose)
+            text = instructions.get_latest_instructions(db, purpose)
             assert text is not None
             assert text.version == 1
-            english, korean = (instructions.shown(text, language) for language in ("en", "ko"))
+            english, korean = (instructions.localize_instructions(text, language) for language in ("en", "ko"))
             assert len(english.quiz.questions) == len(korean.quiz.questions) >= 4
             assert any("\uac00" <= letter <= "\ud7a3" for letter in korean.body)
-        text = consent.latest(db)
+        text = consent.get_latest_consent_text(db)
         assert text is not None
-        assert consent.body(text, "ko") != consent.body(text, "en") == consent.body(text, "xx")
+        assert (
+            consent.localized_consent_body(text, "ko")
+            != consent.localized_consent_body(text, "en")
+            == consent.localized_consent_body(text, "xx")
+        )
 
 
 def test_a_quiz_is_passed_with_all_answers_right_and_the_tries_are_counted(site):
     person = add_person(site)
     client = client_of(site, person)
     with site.database.write() as db:
-        instructions.publish(db, "training", {"en": Text(body="# Be *kind*", quiz=quiz(1, 2))}, "", None)
+        instructions.add_instructions_version(db, "training", {"en": LocalizedInstructions(body="# Be *kind*", quiz=quiz(1, 2))}, "", None)
     assert "<em>kind</em>" in client.get("/instructions/training").text
     for answers in ({"answer-0": 1, "answer-1": 0}, {"answer-0": 1}, {"answer-0": 99, "answer-1": "x"}):
         assert client.post("/instructions/training", data={"version": 1, **answers}).status_code == 422
         with site.database.read() as db:
-            assert not instructions.has_read(db, person, "training")
+            assert not instructions.has_read_instructions(db, person, "training")
     assert client.post("/instructions/training", data={"version": 1, "answer-0": 1, "answer-1": 2}).status_code == 303
     with site.database.read() as db:
-        assert instructions.has_read(db, person, "training")
-        assert db.scalars(select(Reading.attempts)).one() == 4
+        assert instructions.has_read_instructions(db, person, "training")
+        assert db.scalars(select(InstructionsRead.attempts)).one() == 4
     boss = client_of(site, add_person(site, "olga", role="owner"))
     written = {"body_en": "New", "quiz_en": "questions: [{text: q, options: [a, b], right: 0}]", "changes": "shorter"}
     assert boss.post("/instructions/training/edit", data=written).status_code == 303
     with site.database.read() as db:
-        assert not instructions.has_read(db, person, "training"), "the next version is read again"
+        assert not instructions.has_read_instructions(db, person, "training"), "the next version is read again"
     assert client.post("/instructions/training", data={"version": 1, "answer-0": 1, "answer-1": 2}).status_code == 409
     assert "shorter" in client.get("/instructions/training").text
     assert "<em>kind</em>" in client.get("/instructions/training?version=1").text, "old versions stay"
@@ -352,7 +358,7 @@ def test_instructions_that_cannot_be_published(site, form, said):
     assert said in answer.text
     assert form.get("quiz_en", "").split("\n")[0].replace("'", "&#39;") in answer.text, "what was typed stays"
     with site.database.read() as db:
-        assert instructions.latest(db, "training") is None
+        assert instructions.get_latest_instructions(db, "training") is None
 
 
 def test_sign_ins_are_in_the_journal_without_names(site):
@@ -362,6 +368,6 @@ def test_sign_ins_are_in_the_journal_without_names(site):
     client.post("/sign-in", data={"name": "Ada Lovelace", "password": "wrong"})
     client.post("/sign-in", data={"name": "Ada Lovelace", "password": GOOD})
     with site.database.read() as db:
-        rows = db.scalars(select(Journal).order_by(Journal.seq)).all()
+        rows = db.scalars(select(AuditLogEntry).order_by(AuditLogEntry.seq)).all()
         assert [row.action for row in rows] == ["person.create", "person.sign_in_failed", "person.sign_in"]
         assert db.get_one(Person, person.id).name not in str([vars(row) for row in rows])

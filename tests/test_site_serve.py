@@ -18,8 +18,8 @@ import pytest
 from faults_support import SRC, here
 from sqlalchemy import select
 
-from instructgpt.label.db.models import Instructions, Journal, Person
-from instructgpt.label.site_folder import open_site, warnings
+from instructgpt.label.db.models import AuditLogEntry, Instructions, Person
+from instructgpt.label.site_folder import iter_storage_warnings, open_site
 
 GOOD = "correct horse battery"
 
@@ -66,7 +66,7 @@ def test_init_makes_tables_texts_and_a_link_but_no_account(command):
     with site.database.read() as db:
         assert db.scalars(select(Person)).all() == []
         assert sorted(db.scalars(select(Instructions.purpose))) == ["evaluation", "training"]
-        assert {row.action for row in db.scalars(select(Journal))} == {"instructions.publish", "consent.publish", "invite.create"}
+        assert {row.action for row in db.scalars(select(AuditLogEntry))} == {"instructions.publish", "consent.publish", "invite.create"}
     site.database.close()
     assert token not in b"".join(file.read_bytes() for file in Path("site").iterdir()).decode("latin-1")
     again = command("label", "init", "--site", "site")
@@ -113,6 +113,6 @@ def test_a_site_stays_with_its_database(command):
 
 
 def test_a_temporary_disk_is_named(tmp_path):
-    (line,) = warnings(tmp_path)
+    (line,) = iter_storage_warnings(tmp_path)
     assert "temporary disk" in line
-    assert not list(warnings(Path("/usr/lib"))) or "overlay" in Path("/proc/mounts").read_text()
+    assert not list(iter_storage_warnings(Path("/usr/lib"))) or "overlay" in Path("/proc/mounts").read_text()

@@ -17,8 +17,8 @@ from work_support import (
     task_of,
 )
 
-from instructgpt.label.db.models import Completion, Skip, Task
-from instructgpt.label.tasks.assignments import reap, recount, return_to_labeler, skip, undo_skip
+from instructgpt.label.db.models import CompletionRow, Skip, Task
+from instructgpt.label.tasks.assignments import expire_leases, find_counter_mismatches, return_to_labeler, skip_assignment, undo_skip
 
 
 def test_skips_lead_to_review(site):
@@ -26,12 +26,12 @@ def test_skips_lead_to_review(site):
     people = [add_person(site, f"p{number}") for number in range(4)]
     for number, person in enumerate(people[:3]):
         mine = take(site, person)
-        site.database.attempt(lambda db, mine=mine: skip(db, site.settings, mine, "unclear", "why?", 9))
+        site.database.write_with_retry(lambda db, mine=mine: skip_assignment(db, site.settings, mine, "unclear", "why?", 9))
         assert take(site, person) is None, "not again to the same person"
         assert task_of(site, mine).state == ("review" if number == 2 else "open")
     assert take(site, people[3]) is None
     sound(site)
-    back = site.database.attempt(lambda db: undo_skip(db, site.settings, mine, 10))
+    back = site.database.write_with_retry(lambda db: undo_skip(db, site.settings, mine, 10))
     assert back.state == "open"
     assert task_of(site, mine).state == "open"
     with site.database.read() as db:
@@ -44,7 +44,7 @@ def test_a_task_that_was_looked_at_goes_out_again(site):
     people = [add_person(site, f"p{number}") for number in range(6)]
     for number, person in enumerate(people):
         mine = take(site, person)
-        site.database.attempt(lambda db, mine=mine: skip(db, site.settings, mine, "unclear", "", 9))
+        site.database.write_with_retry(lambda db, mine=mine: skip_assignment(db, site.settings, mine, "unclear", "", 9))
         assert task_of(site, mine).state == ("review" if number in (2, 5) else "open")
         if number == 2:
             with site.database.write() as db:
@@ -56,9 +56,9 @@ def test_a_skip_cannot_be_undone_when_the_task_is_taken(site):
     make(site, rank_batch, tasks=1)
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     mine = take(site, ada)
-    site.database.attempt(lambda db: skip(db, site.settings, mine, "broken", "", 9))
+    site.database.write_with_retry(lambda db: skip_assignment(db, site.settings, mine, "broken", "", 9))
     take(site, bob)
-    refused("task_taken", site.database.attempt, lambda db: undo_skip(db, site.settings, mine, 10))
+    refused("task_taken", site.database.write_with_retry, lambda db: undo_skip(db, site.settings, mine, 10))
     assert state(site, mine) == "skipped"
     sound(site)
 
@@ -69,10 +69,10 @@ def test_what_cannot_be_skipped(site):
     mine = take(site, ada)
 
     def leave(reason="other"):
-        return site.database.attempt(lambda db: skip(db, site.settings, mine, reason, "", 9))
+        return site.database.write_with_retry(lambda db: skip_assignment(db, site.settings, mine, reason, "", 9))
 
     refused("bad_reason", leave, "too long")
-    refused("not_skipped", site.database.attempt, lambda db: undo_skip(db, site.settings, mine, 10))
+    refused("not_skipped", site.database.write_with_retry, lambda db: undo_skip(db, site.settings, mine, 10))
     leave()
     refused("already_skipped", leave)
     mine = take(site, ada)
@@ -85,8 +85,8 @@ def test_a_skip_after_the_lease_counts(site):
     make(site, rank_batch, tasks=1)
     ada = add_person(site)
     mine = take(site, ada)
-    make(site, reap, mine.lease_until + 1)
-    site.database.attempt(lambda db: skip(db, site.settings, mine, "other", "", 9))
+    make(site, expire_leases, mine.lease_until + 1)
+    site.database.write_with_retry(lambda db: skip_assignment(db, site.settings, mine, "other", "", 9))
     assert (task_of(site, mine).n_skipped, task_of(site, mine).n_open) == (1, 0)
     sound(site)
 
@@ -95,10 +95,10 @@ def test_returned_work_comes_first(site):
     make(site, rank_batch, tasks=3)
     ada = add_person(site)
     mine = take(site, ada)
-    refused("not_submitted", site.database.attempt, lambda db: return_to_labeler(db, mine, 5))
+    refused("not_submitted", site.database.write_with_retry, lambda db: return_to_labeler(db, mine, 5))
     hand_in(site, mine)
     other = take(site, ada)
-    site.database.attempt(lambda db: return_to_labeler(db, mine, 5))
+    site.database.write_with_retry(lambda db: return_to_labeler(db, mine, 5))
     sound(site)
     assert take(site, ada).id == mine.id
     assert hand_in(site, mine, key="again").version == 2
@@ -115,7 +115,7 @@ def test_drift_is_found(site):
         other = db.scalars(select(Task).where(Task.id != mine.task_id)).one()
         other.n_skipped, other.state = 3, "done"
     with site.database.read() as db:
-        assert sorted(recount(db)) == sorted(
+        assert sorted(find_counter_mismatches(db)) == sorted(
             [
                 f"task {mine.task_id}: n_open is 0, counted 1",
                 f"task {other.id}: n_skipped is 3, counted 0",
@@ -127,4 +127,4 @@ def test_drift_is_found(site):
 def test_authors_are_not_shown(site):
     make(site, rank_batch, tasks=1)
     with site.database.read() as db:
-        assert {each.author_id for each in db.scalars(select(Completion))} == {None}
+        assert {each.author_id for each in db.scalars(select(CompletionRow))} == {None}

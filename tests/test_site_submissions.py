@@ -8,12 +8,19 @@ from site_support import add_person
 from sqlalchemy import select
 from work_support import everything, prompt_batch, rank_batch, ranking, refused, sound
 
-from instructgpt.label.db.models import Demonstration, Draft, Prompt, RankingItem, Submission, Task
+from instructgpt.label.db.models import DemonstrationRow, Draft, PromptRow, RankingItem, Submission, Task
 from instructgpt.label.tasks import drafts
-from instructgpt.label.tasks.assignments import claim, reap, return_to_labeler, skip
-from instructgpt.label.tasks.batches import Policy
-from instructgpt.label.tasks.forms import DemonstrateForm, RankForm, ReviewForm, WriteForm
-from instructgpt.label.tasks.submissions import current, edit, form_of, judge, submit, undo
+from instructgpt.label.tasks.assignments import claim_next_task, expire_leases, return_to_labeler, skip_assignment
+from instructgpt.label.tasks.batches import OverlapPolicy
+from instructgpt.label.tasks.forms import DemonstrationForm, PromptForm, RankingForm, ReviewForm
+from instructgpt.label.tasks.submissions import (
+    get_current_submission,
+    read_submission_form,
+    set_submission_validity,
+    submit_edit,
+    submit_form,
+    undo_submission,
+)
 
 MINUTE = 60_000
 DAY = 24 * 60 * MINUTE
@@ -28,7 +35,7 @@ def task_now(site, mine):
 def test_a_ranking_is_stored_as_it_was_made(site, desk):
     _, mine, do = desk
     a, b, c = mine.shown
-    form = RankForm(
+    form = RankingForm(
         ratings=[
             {"completion": b, "rating": 7, "labels": {"hallucination": None, "opinion": False}, "note": "good"},
             {"completion": a, "labels": {"hallucination": True}},
@@ -40,12 +47,12 @@ def test_a_ranking_is_stored_as_it_was_made(site, desk):
         active_ms=77,
         pasted=0.5,
     )
-    stored = do(submit, site.settings, mine, form, "k", 5_000)
+    stored = do(submit_form, site.settings, mine, form, "k", 5_000)
     assert (stored.version, stored.surplus, stored.wall_ms, stored.active_ms, stored.pasted) == (1, False, 4_000, 77, 0.5)
     with site.database.read() as db:
         rows = {row.completion_id: (row.tier, row.rank, row.shown) for row in db.scalars(select(RankingItem))}
         assert rows == {a: (2, 1, 0), b: (3, 2, 1), c: (2, 1, 2)}
-        back = form_of(db, stored)
+        back = read_submission_form(db, stored)
         assert back.ratings == (form.ratings[1], form.ratings[0])
         assert back.tiers == ((), (a, c), (b,))
         assert back.model_dump(exclude={"ratings", "tiers"}) == form.model_dump(exclude={"ratings", "tiers"})
@@ -56,10 +63,10 @@ def test_a_ranking_is_stored_as_it_was_made(site, desk):
 @pytest.mark.parametrize(
     "form",
     [
-        DemonstrateForm(text="말 \U0001f30a\n\n x "),
-        DemonstrateForm(text="  ", meant_empty=True),
-        WriteForm(text="Say it", use_case="rewrite", sensitive=True),
-        WriteForm(form="few_shot", text="Double it", examples=(("1", "2"), ("2", "4"))),
+        DemonstrationForm(text="말 \U0001f30a\n\n x "),
+        DemonstrationForm(text="  ", meant_empty=True),
+        PromptForm(text="Say it", use_case="rewrite", sensitive=True),
+        PromptForm(form="few_shot", text="Double it", examples=(("1", "2"), ("2", "4"))),
         ReviewForm(use_case="chat", personal_data=False, labels={"ambiguous": True}, rejected="other", note="n"),
         ReviewForm(),
     ],
@@ -68,12 +75,12 @@ def test_what_was_handed_in_can_be_read_back(site, form):
     with site.database.write() as db:
         prompt_batch(db, form.kind, tasks=1)
     ada = add_person(site)
-    mine = site.database.attempt(lambda db: claim(db, site.settings, ada, None, 1))
-    stored = site.database.attempt(lambda db: submit(db, site.settings, mine, form, "k", 2))
+    mine = site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, ada, None, 1))
+    stored = site.database.write_with_retry(lambda db: submit_form(db, site.settings, mine, form, "k", 2))
     with site.database.read() as db:
-        assert form_of(db, db.get(Submission, stored.id)) == form
+        assert read_submission_form(db, db.get(Submission, stored.id)) == form
         if form.kind == "write":
-            prompt = db.scalars(select(Prompt)).one()
+            prompt = db.scalars(select(PromptRow)).one()
             assert (prompt.author_id, prompt.submission_id, prompt.source) == (ada.id, stored.id, f"labeler_{form.form}")
             assert (
                 prompt.text == "Say it"
@@ -81,28 +88,28 @@ def test_what_was_handed_in_can_be_read_back(site, form):
                 else prompt.text == "Double it\n\nInput: 1\nOutput: 2\n\nInput: 2\nOutput: 4"
             )
         if form.kind == "demonstrate":
-            row = db.get(Demonstration, stored.id)
+            row = db.get(DemonstrationRow, stored.id)
             assert (row.person_id, row.prompt_id) == (ada.id, db.get(Task, mine.task_id).prompt_id)
 
 
 def test_the_same_key_hands_in_once(site, desk):
     _, mine, do = desk
-    first = do(submit, site.settings, mine, ranking(mine.shown), "k", 2)
+    first = do(submit_form, site.settings, mine, ranking(mine.shown), "k", 2)
     before = everything(site)
-    again = do(submit, site.settings, mine, ranking(mine.shown[::-1]), "k", 3)
+    again = do(submit_form, site.settings, mine, ranking(mine.shown[::-1]), "k", 3)
     assert again.id == first.id
-    assert do(edit, site.settings, mine, ranking(mine.shown[::-1]), "k", 3).id == first.id
+    assert do(submit_edit, site.settings, mine, ranking(mine.shown[::-1]), "k", 3).id == first.id
     assert everything(site) == before
-    problem = refused("already_submitted", do, submit, site.settings, mine, ranking(mine.shown), "another tab", 4)
+    problem = refused("already_submitted", do, submit_form, site.settings, mine, ranking(mine.shown), "another tab", 4)
     assert problem.values == {"submission": first.id, "version": 1}
     assert everything(site) == before
 
 
 def test_late_work_counts_while_there_is_room(site, desk):
     _, mine, do = desk
-    do(reap, mine.lease_until + 1)
+    do(expire_leases, mine.lease_until + 1)
     assert task_now(site, mine) == ("open", 0, 0)
-    assert not do(submit, site.settings, mine, ranking(mine.shown), "k", mine.lease_until + 2).surplus
+    assert not do(submit_form, site.settings, mine, ranking(mine.shown), "k", mine.lease_until + 2).surplus
     assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
 
@@ -111,55 +118,57 @@ def test_late_work_is_kept_when_the_place_is_taken(site, desk):
     _, mine, do = desk
     bob = add_person(site, "bob")
     late = mine.lease_until + 1
-    theirs = do(claim, site.settings, bob, None, late)
+    theirs = do(claim_next_task, site.settings, bob, None, late)
     assert theirs.task_id == mine.task_id
-    assert do(submit, site.settings, mine, ranking(mine.shown), "k", late).surplus
+    assert do(submit_form, site.settings, mine, ranking(mine.shown), "k", late).surplus
     assert task_now(site, mine) == ("open", 1, 0)
-    assert not do(submit, site.settings, theirs, ranking(theirs.shown), "k", late).surplus
+    assert not do(submit_form, site.settings, theirs, ranking(theirs.shown), "k", late).surplus
     assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
-    assert do(edit, site.settings, mine, ranking(mine.shown), "k2", late).surplus, "an edit changes nothing about that"
-    do(undo, site.settings, mine, late)
+    assert do(submit_edit, site.settings, mine, ranking(mine.shown), "k2", late).surplus, "an edit changes nothing about that"
+    do(undo_submission, site.settings, mine, late)
     assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
 
 
 def test_work_on_a_skipped_task_is_kept(site, desk):
     _, mine, do = desk
-    do(skip, site.settings, mine, "other", "", 2)
-    do(submit, site.settings, mine, ranking(mine.shown), "other tab", 3)
+    do(skip_assignment, site.settings, mine, "other", "", 2)
+    do(submit_form, site.settings, mine, ranking(mine.shown), "other tab", 3)
     assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
 
 
 def test_an_edit_is_a_further_version(site, desk):
     _, mine, do = desk
-    refused("not_submitted", do, edit, site.settings, mine, ranking(mine.shown), "k", 1)
-    do(submit, site.settings, mine, ranking(mine.shown), "k1", 2)
-    second = do(edit, site.settings, mine, ranking(mine.shown[::-1]), "k2", 3)
+    refused("not_submitted", do, submit_edit, site.settings, mine, ranking(mine.shown), "k", 1)
+    do(submit_form, site.settings, mine, ranking(mine.shown), "k1", 2)
+    second = do(submit_edit, site.settings, mine, ranking(mine.shown[::-1]), "k2", 3)
     with site.database.read() as db:
         rows = db.scalars(select(Submission).order_by(Submission.version)).all()
         assert [(row.version, row.replaced_at) for row in rows] == [(1, 3), (2, None)]
-        assert [form_of(db, row).tiers for row in rows] == [tuple((each,) for each in order) for order in (mine.shown, mine.shown[::-1])]
-        assert current(db, mine).id == second.id
+        assert [read_submission_form(db, row).tiers for row in rows] == [
+            tuple((each,) for each in order) for order in (mine.shown, mine.shown[::-1])
+        ]
+        assert get_current_submission(db, mine).id == second.id
     assert task_now(site, mine) == ("done", 0, 1)
-    do(edit, site.settings, mine, ranking(mine.shown), "k3", 2 + DAY)
-    refused("too_late_to_edit", do, edit, site.settings, mine, ranking(mine.shown), "k4", 3 + DAY)
-    refused("too_late_to_edit", do, undo, site.settings, mine, 3 + DAY)
+    do(submit_edit, site.settings, mine, ranking(mine.shown), "k3", 2 + DAY)
+    refused("too_late_to_edit", do, submit_edit, site.settings, mine, ranking(mine.shown), "k4", 3 + DAY)
+    refused("too_late_to_edit", do, undo_submission, site.settings, mine, 3 + DAY)
     sound(site)
 
 
 def test_undo_gives_the_work_back_as_a_draft(site, desk):
     ada, mine, do = desk
     form = ranking(mine.shown, note="mine")
-    do(submit, site.settings, mine, form, "k1", 2)
-    draft = do(undo, site.settings, mine, 3)
-    assert RankForm.model_validate(draft.payload) == form
+    do(submit_form, site.settings, mine, form, "k1", 2)
+    draft = do(undo_submission, site.settings, mine, 3)
+    assert RankingForm.model_validate(draft.payload) == form
     assert task_now(site, mine) == ("open", 1, 0)
-    refused("not_submitted", do, undo, site.settings, mine, 4)
+    refused("not_submitted", do, undo_submission, site.settings, mine, 4)
     sound(site)
-    assert do(claim, site.settings, ada, None, 5).id == mine.id
-    assert do(submit, site.settings, mine, form, "k2", 6).version == 2
+    assert do(claim_next_task, site.settings, ada, None, 5).id == mine.id
+    assert do(submit_form, site.settings, mine, form, "k2", 6).version == 2
     with site.database.read() as db:
         assert not db.scalars(select(Draft)).all()
         assert len(db.scalars(select(Submission)).all()) == 2
@@ -172,15 +181,15 @@ def test_an_undone_prompt_is_withdrawn(site):
         prompt_batch(db, "write", tasks=1)
 
     def do(function, *arguments):
-        return site.database.attempt(lambda db: function(db, site.settings, *arguments))
+        return site.database.write_with_retry(lambda db: function(db, site.settings, *arguments))
 
-    mine = do(claim, ada, None, 1)
-    do(submit, mine, WriteForm(text="one"), "1", 2)
-    do(edit, mine, WriteForm(text="two"), "2", 3)
-    do(undo, mine, 4)
-    do(submit, mine, WriteForm(text="three"), "3", 5)
+    mine = do(claim_next_task, ada, None, 1)
+    do(submit_form, mine, PromptForm(text="one"), "1", 2)
+    do(submit_edit, mine, PromptForm(text="two"), "2", 3)
+    do(undo_submission, mine, 4)
+    do(submit_form, mine, PromptForm(text="three"), "3", 5)
     with site.database.read() as db:
-        assert [(row.text, row.withdrawn_at) for row in db.scalars(select(Prompt).order_by(Prompt.created_at))] == [
+        assert [(row.text, row.withdrawn_at) for row in db.scalars(select(PromptRow).order_by(PromptRow.created_at))] == [
             ("one", 3), ("two", 4), ("three", None),
         ]  # fmt: skip
 
@@ -188,43 +197,43 @@ def test_an_undone_prompt_is_withdrawn(site):
 def test_a_repeat_counts_in_nothing(site):
     ada = add_person(site)
     with site.database.write() as db:
-        rank_batch(db, tasks=2, policy=Policy(cohort_share=0, gold_share=0, repeat_share=0.5, repeat_gap=1))
+        rank_batch(db, tasks=2, policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=0.5, repeat_gap=1))
 
     def do(function, *arguments):
-        return site.database.attempt(lambda db: function(db, site.settings, *arguments))
+        return site.database.write_with_retry(lambda db: function(db, site.settings, *arguments))
 
     rounds = []
     for number in range(3):
-        mine = do(claim, ada, None, number)
-        do(submit, mine, ranking(mine.shown), "k", number)
+        mine = do(claim_next_task, ada, None, number)
+        do(submit_form, mine, ranking(mine.shown), "k", number)
         rounds.append(mine.round)
     assert rounds == [0, 0, 1]
-    do(undo, mine, 9)
+    do(undo_submission, mine, 9)
     sound(site)
-    do(submit, mine, ranking(mine.shown), "k2", 10)
+    do(submit_form, mine, ranking(mine.shown), "k2", 10)
     sound(site)
 
 
 def test_invalid_work_stays_and_does_not_count(site, desk):
     _, mine, do = desk
     bob = add_person(site, "bob")
-    stored = do(submit, site.settings, mine, ranking(mine.shown), "k", 2)
-    do(judge, stored, "clicked through")
+    stored = do(submit_form, site.settings, mine, ranking(mine.shown), "k", 2)
+    do(set_submission_validity, stored, "clicked through")
     assert task_now(site, mine) == ("open", 0, 0)
     sound(site)
-    do(judge, stored, None)
+    do(set_submission_validity, stored, None)
     assert task_now(site, mine) == ("done", 0, 1)
-    do(judge, stored, "clicked through")
-    theirs = do(claim, site.settings, bob, None, 3)
+    do(set_submission_validity, stored, "clicked through")
+    theirs = do(claim_next_task, site.settings, bob, None, 3)
     assert theirs.task_id == mine.task_id
-    do(judge, stored, None)
+    do(set_submission_validity, stored, None)
     with site.database.read() as db:
         assert db.get(Submission, stored.id).surplus
     sound(site)
     do(return_to_labeler, mine, 4)
-    newer = do(submit, site.settings, mine, ranking(mine.shown), "k2", 5)
+    newer = do(submit_form, site.settings, mine, ranking(mine.shown), "k2", 5)
     assert newer.surplus
-    refused("not_submitted", do, judge, stored, "too old")
+    refused("not_submitted", do, set_submission_validity, stored, "too old")
     sound(site)
 
 
@@ -233,21 +242,21 @@ def wrong_forms(shown):
     whole = ranking(shown)
     return {
         "bad_form": [
-            RankForm(ratings=(), tiers=whole.tiers[:-1]),
-            RankForm(ratings=(), tiers=(*whole.tiers, ("stranger",))),
-            RankForm(ratings=(), tiers=(*whole.tiers[:-1], (shown[-1], shown[0]))),
-            RankForm(ratings=(), tiers=((), *whole.tiers)),
+            RankingForm(ratings=(), tiers=whole.tiers[:-1]),
+            RankingForm(ratings=(), tiers=(*whole.tiers, ("stranger",))),
+            RankingForm(ratings=(), tiers=(*whole.tiers[:-1], (shown[-1], shown[0]))),
+            RankingForm(ratings=(), tiers=((), *whole.tiers)),
             whole.model_copy(update={"ratings": (*whole.ratings, whole.ratings[0])}),
         ],
-        "wrong_form": [DemonstrateForm(text="x"), WriteForm(text="x"), ReviewForm()],
+        "wrong_form": [DemonstrationForm(text="x"), PromptForm(text="x"), ReviewForm()],
     }
 
 
 def test_a_bad_form_changes_nothing(site, desk):
     _, mine, do = desk
-    do(drafts.save, mine, 0, {"kept": True}, 2)
+    do(drafts.store_draft, mine, 0, {"kept": True}, 2)
     before = everything(site)
-    for put in (submit, edit):
+    for put in (submit_form, submit_edit):
         for code, forms in wrong_forms(mine.shown).items():
             for form in forms:
                 refused(code, do, put, site.settings, mine, form, "k", 3)
@@ -259,22 +268,22 @@ def test_a_bad_form_changes_nothing(site, desk):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: DemonstrateForm(text=" \n"),
-        lambda: DemonstrateForm(text="a\x00b"),
-        lambda: DemonstrateForm(text="x", note="\x00"),
-        lambda: DemonstrateForm(text="x" * 200_001),
-        lambda: DemonstrateForm(text="x", pasted=1.5),
-        lambda: WriteForm(text=" "),
-        lambda: WriteForm(text="x", examples=(("a", "b"),)),
-        lambda: WriteForm(text="x", form="few_shot"),
-        lambda: WriteForm(text="x", use_case="juggling"),
+        lambda: DemonstrationForm(text=" \n"),
+        lambda: DemonstrationForm(text="a\x00b"),
+        lambda: DemonstrationForm(text="x", note="\x00"),
+        lambda: DemonstrationForm(text="x" * 200_001),
+        lambda: DemonstrationForm(text="x", pasted=1.5),
+        lambda: PromptForm(text=" "),
+        lambda: PromptForm(text="x", examples=(("a", "b"),)),
+        lambda: PromptForm(text="x", form="few_shot"),
+        lambda: PromptForm(text="x", use_case="juggling"),
         lambda: ReviewForm(use_case="juggling"),
         lambda: ReviewForm(labels={"nice": True}),
-        lambda: RankForm(ratings=[{"completion": "a", "rating": 8}], tiers=()),
-        lambda: RankForm(ratings=[{"completion": "a", "labels": {"nice": True}}], tiers=()),
-        lambda: RankForm(ratings=[{"completion": "a", "labels": {"opinion": None}}], tiers=()),
-        lambda: RankForm(ratings=(), tiers=(), confidence=10),
-        lambda: RankForm(ratings=(), tiers=(), extra=1),
+        lambda: RankingForm(ratings=[{"completion": "a", "rating": 8}], tiers=()),
+        lambda: RankingForm(ratings=[{"completion": "a", "labels": {"nice": True}}], tiers=()),
+        lambda: RankingForm(ratings=[{"completion": "a", "labels": {"opinion": None}}], tiers=()),
+        lambda: RankingForm(ratings=(), tiers=(), confidence=10),
+        lambda: RankingForm(ratings=(), tiers=(), extra=1),
     ],
 )
 def test_forms_that_cannot_be(make):

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import instructgpt.label
 from instructgpt.label import safe_text
-from instructgpt.label.i18n import FOLDER, languages
-from instructgpt.label.tasks.form_fields import fields_of, payload_of
-from instructgpt.label.tasks.forms import FORMS, PROMPT_LABELS
+from instructgpt.label.i18n import LOCALES_FOLDER, list_languages
+from instructgpt.label.tasks.form_fields import fields_to_payload, payload_to_fields
+from instructgpt.label.tasks.forms import PROMPT_LABELS, SUBMISSION_FORMS
 from instructgpt.records import LABELS, USE_CASES
 
 LABEL = Path(instructgpt.label.__file__).parent
@@ -47,7 +47,7 @@ class Reader(HTMLParser):
 @given(st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_plain_text_has_no_tag_but_the_sign_and_nothing_unseen(written):
-    read = Reader(str(safe_text.plain(written)))
+    read = Reader(str(safe_text.escape_text(written)))
     assert all(tag == "span" and shown["class"] == "odd" for tag, shown in read.tags)
     for character in read.words:
         assert unicodedata.category(character) not in ("Cc", "Cs") or character in "\n\t"
@@ -57,13 +57,15 @@ def test_plain_text_has_no_tag_but_the_sign_and_nothing_unseen(written):
 @given(st.text(alphabet="<>[]()!*_`#-|\n ahtp:/.\"'&;=\u202e\x00", max_size=120))
 @settings(max_examples=200, deadline=None)
 def test_rendered_text_has_only_harmless_tags_without_attributes(written):
-    for tag, attributes in Reader(str(safe_text.rendered(written))).tags:
-        assert tag in safe_text.TAGS
+    for tag, attributes in Reader(str(safe_text.render_markdown(written))).tags:
+        assert tag in safe_text.ALLOWED_TAGS
         assert not attributes
 
 
 def test_rendered_links_and_images_are_text():
-    read = Reader(str(safe_text.rendered("[go](https://a.example) ![pic](https://b.example/p.png) <https://c.example> **b** <b>raw</b>")))
+    read = Reader(
+        str(safe_text.render_markdown("[go](https://a.example) ![pic](https://b.example/p.png) <https://c.example> **b** <b>raw</b>"))
+    )
     assert [tag for tag, _ in read.tags] == ["p", "strong"]
     assert read.words.strip() == "go (https://a.example) [image: pic, https://b.example/p.png] https://c.example b <b>raw</b>"
 
@@ -78,22 +80,22 @@ def test_rendered_links_and_images_are_text():
     ],
 )  # fmt: skip
 def test_what_cannot_be_seen_is_named_and_what_joins_letters_stays(written, seen):
-    assert safe_text.visible(written) == seen
-    assert Reader(str(safe_text.plain(written))).words == seen
+    assert safe_text.show_invisible(written) == seen
+    assert Reader(str(safe_text.escape_text(written))).words == seen
 
 
 @pytest.mark.parametrize("hostile", ["x", "[", "*a", "> ", "![[", "`", "<", "1. ", "|-", "\u202e"])
 def test_long_text_takes_no_long_time(hostile):
     written = (hostile * 200_000)[:200_000]
     start = time.perf_counter()
-    safe_text.plain(written)
-    safe_text.rendered(written)
-    safe_text.rendered(written[: safe_text.RENDERED])
-    safe_text.first_line(written)
+    safe_text.escape_text(written)
+    safe_text.render_markdown(written)
+    safe_text.render_markdown(written[: safe_text.MAX_MARKDOWN_LENGTH])
+    safe_text.one_line_preview(written)
     assert time.perf_counter() - start < 5
-    head, rest = safe_text.halves(written)
+    head, rest = safe_text.split_long_text(written)
     assert head + rest == written
-    assert len(head) <= safe_text.SHOWN
+    assert len(head) <= safe_text.MAX_INITIAL_LENGTH
 
 
 RANK = {
@@ -117,14 +119,14 @@ PAYLOADS = [
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: payload["kind"])
 def test_fields_hold_all_of_a_form_and_give_it_back(payload):
-    fields = [*fields_of(payload), ("active_ms", str(payload["active_ms"]))]
-    assert payload_of(payload["kind"], fields, CARDS) == payload
-    FORMS[payload["kind"]].model_validate(payload)
+    fields = [*payload_to_fields(payload), ("active_ms", str(payload["active_ms"]))]
+    assert fields_to_payload(payload["kind"], fields, CARDS) == payload
+    SUBMISSION_FORMS[payload["kind"]].model_validate(payload)
 
 
 @pytest.mark.parametrize("payload", [{}, {"tiers": "x"}, {"ratings": [3, {"labels": []}]}, {"labels": {"a": 5}}, {"examples": [["a"]]}])
 def test_a_draft_of_any_shape_makes_fields(payload):
-    assert all(isinstance(name, str) and isinstance(value, str) for name, value in fields_of(payload))
+    assert all(isinstance(name, str) and isinstance(value, str) for name, value in payload_to_fields(payload))
 
 
 @given(
@@ -132,8 +134,8 @@ def test_a_draft_of_any_shape_makes_fields(payload):
 )
 @settings(max_examples=100, deadline=None)
 def test_any_fields_make_a_payload(fields):
-    for kind in FORMS:
-        payload_of(kind, fields, CARDS)
+    for kind in SUBMISSION_FORMS:
+        fields_to_payload(kind, fields, CARDS)
 
 
 class Once(yaml.SafeLoader):
@@ -156,12 +158,12 @@ def leaves(section, prefix=""):
 
 
 def catalogue(language: str) -> dict[str, str]:
-    return dict(leaves(yaml.load((FOLDER / f"{language}.yaml").read_text(encoding="utf-8"), Once)))
+    return dict(leaves(yaml.load((LOCALES_FOLDER / f"{language}.yaml").read_text(encoding="utf-8"), Once)))
 
 
 def test_languages_have_the_same_sentences_with_the_same_slots():
     english = catalogue("en")
-    for language in languages():
+    for language in list_languages():
         other = catalogue(language)
         assert set(other) - {"direction"} == set(english) - {"direction"}
         slots = {key: sorted(re.findall(r"\{(\w+)", sentence)) for key, sentence in english.items()}

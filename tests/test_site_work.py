@@ -9,8 +9,8 @@ from site_support import add_person, client_of, make_site
 from sqlalchemy import select
 from work_support import everything, prompt_batch, rank_batch
 
-from instructgpt.label.db.models import Gold, Prompt
-from instructgpt.label.tasks.batches import Policy, make_batch, open_batch, withdraw_prompt
+from instructgpt.label.db.models import GoldAnswer, PromptRow
+from instructgpt.label.tasks.batches import OverlapPolicy, create_batch_with_tasks, mark_batch_open, withdraw_prompt
 from instructgpt.records import LABELS, Completion
 
 HERE = "/api/v1/assignments"
@@ -136,7 +136,7 @@ def test_a_revision_is_a_number(site, ada, rev):
     answer = ada.put(f"{HERE}/{task['assignment']}/draft", json={}, headers={"If-Match": rev.encode("latin-1")})
     assert answer.status_code == 422
     with site.database.read() as db:
-        assert not db.scalars(select(Gold)).all()
+        assert not db.scalars(select(GoldAnswer)).all()
 
 
 def test_a_stale_draft_is_answered_with_the_newer_one(ada):
@@ -150,7 +150,7 @@ def test_a_stale_draft_is_answered_with_the_newer_one(ada):
 def test_a_withdrawn_prompt_is_shown_no_more(site, ada):
     task = ada.post("/api/v1/tasks/claim").json()
     with site.database.write() as db:
-        withdraw_prompt(db, db.scalars(select(Prompt).where(Prompt.text == task["prompt"])).one(), 5)
+        withdraw_prompt(db, db.scalars(select(PromptRow).where(PromptRow.text == task["prompt"])).one(), 5)
     assert ada.get(f"{HERE}/{task['assignment']}").status_code == 410
     assert task["prompt"] not in ada.get("/api/v1/me/history").text
 
@@ -181,10 +181,12 @@ def test_models_are_never_named(tmp_path):
         for model in range(2)
     ]
     gold = {"prompt 0": {"text 0 0": 1, "text 0 1": 2}}
-    policy = Policy(gold_share=0.5, repeat_share=1, repeat_gap=1, cohort_share=0)
+    policy = OverlapPolicy(gold_share=0.5, repeat_share=1, repeat_gap=1, cohort_share=0)
     with site.database.write() as db:
-        open_batch(db, make_batch(db, "secret batch", "rank", "evaluation", [], offered, policy, gold=gold, baseline="sft_secret_a"))
-        for prompt in db.scalars(select(Prompt)):
+        mark_batch_open(
+            db, create_batch_with_tasks(db, "secret batch", "rank", "evaluation", [], offered, policy, gold=gold, baseline="sft_secret_a")
+        )
+        for prompt in db.scalars(select(PromptRow)):
             prompt.source, prompt.user = "secret source", "secret user"
     client, said, number = client_of(site, add_person(site)), [], 0
     while (answer := client.post("/api/v1/tasks/claim")).status_code == 200:

@@ -12,19 +12,24 @@ from conftest import CORPUS, CPU, DEMONSTRATIONS, TEXT, assert_same_tensors, wei
 
 from instructgpt.config import make_config
 from instructgpt.data import packing
-from instructgpt.data.packing import Example
-from instructgpt.data.pretraining_text import read_corpus
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.data.pretraining_text import build_corpus
+from instructgpt.errors import InputError, RunError
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Prompt
 from instructgpt.sampling.completions import generate
 from instructgpt.train import optim, pretrain, sft
-from instructgpt.train.optim import adam, descend, language_loss
+from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.sft import SFTConfig
 
-EXAMPLES = [Example([5, 9, 70], [40, 41, 0]), Example([40], [7, 7, 9, 12, 0]), Example([3, 3, 8, 100], [0]), Example([7, 1], [2, 2])]
+EXAMPLES = [
+    TokenizedExample([5, 9, 70], [40, 41, 0]),
+    TokenizedExample([40], [7, 7, 9, 12, 0]),
+    TokenizedExample([3, 3, 8, 100], [0]),
+    TokenizedExample([7, 1], [2, 2]),
+]
 
 
 @pytest.fixture
@@ -57,8 +62,8 @@ def slow_loss(model, examples):
     """Token by token with transformers' own forward: minus the mean log-probability of the completions' tokens."""
     total, count = 0.0, 0
     for example in examples:
-        for place, token in enumerate(example.completion):
-            before = torch.tensor([example.prompt + example.completion[:place]])
+        for place, token in enumerate(example.completion_ids):
+            before = torch.tensor([example.prompt_ids + example.completion_ids[:place]])
             total -= model(input_ids=before).logits[0, -1].log_softmax(-1)[token].item()
             count += 1
     return total / count
@@ -66,29 +71,29 @@ def slow_loss(model, examples):
 
 @torch.no_grad()
 def test_the_loss_is_the_mean_over_completion_tokens(policy):
-    assert language_loss(policy[0], EXAMPLES, backward=False) == pytest.approx(slow_loss(policy[0], EXAMPLES), abs=1e-5)
+    assert lm_loss(policy[0], EXAMPLES, backward=False) == pytest.approx(slow_loss(policy[0], EXAMPLES), abs=1e-5)
 
 
 def test_gradients_do_not_depend_on_microbatches_or_processes(policy, gradients, monkeypatch, in_two_processes):
     model, _ = policy
-    loss = language_loss(model, EXAMPLES, weight=0.7)
+    loss = lm_loss(model, EXAMPLES, weight=0.7)
     whole = gradients(model)
     for budget in (1, 6, 12):
         monkeypatch.setitem(packing.MICROBATCH_TOKENS, "cpu", budget)
-        assert language_loss(model, EXAMPLES, weight=0.7) == pytest.approx(loss, abs=1e-6)
+        assert lm_loss(model, EXAMPLES, weight=0.7) == pytest.approx(loss, abs=1e-6)
         assert_same_tensors(gradients(model), whole)
-    parts = in_two_processes(optim, lambda: language_loss(model, EXAMPLES, weight=0.7))
+    parts = in_two_processes(optim, lambda: lm_loss(model, EXAMPLES, weight=0.7))
     assert sum(parts) == pytest.approx(loss, abs=1e-6)
     assert_same_tensors(gradients(model), whole)
-    language_loss(model, EXAMPLES)
+    lm_loss(model, EXAMPLES)
     assert_same_tensors({name: 0.7 * gradient for name, gradient in gradients(model).items()}, whole)
 
 
 def test_a_process_may_have_nothing_to_do(policy, gradients, in_two_processes):
     model, _ = policy
-    loss = language_loss(model, EXAMPLES[:1])
+    loss = lm_loss(model, EXAMPLES[:1])
     gradients(model)
-    assert in_two_processes(optim, lambda: language_loss(model, EXAMPLES[:1])) == [pytest.approx(loss), 0.0]
+    assert in_two_processes(optim, lambda: lm_loss(model, EXAMPLES[:1])) == [pytest.approx(loss), 0.0]
 
 
 def test_the_gradient_is_clipped_at_one(policy):
@@ -97,7 +102,7 @@ def test_the_gradient_is_clipped_at_one(policy):
     parameter.grad = torch.full_like(parameter, 3.0)
     optimizer = torch.optim.SGD([parameter], lr=0.0)
     before = parameter.detach().clone()
-    assert descend(optimizer, 0.5) == pytest.approx(3.0 * parameter.numel() ** 0.5, rel=1e-5)
+    assert optimizer_step(optimizer, 0.5) == pytest.approx(3.0 * parameter.numel() ** 0.5, rel=1e-5)
     moved = before - parameter.detach()
     assert moved.norm().item() == pytest.approx(0.5, rel=1e-4)
     assert parameter.grad is None
@@ -107,10 +112,10 @@ def test_the_gradient_is_clipped_at_one(policy):
 def test_a_gradient_that_is_not_finite_stops_the_run(policy, bad):
     model, _ = policy
     before = {name: p.clone() for name, p in model.named_parameters()}
-    language_loss(model, EXAMPLES)
+    lm_loss(model, EXAMPLES)
     model.get_input_embeddings().weight.grad[0, 0] = bad
-    with pytest.raises(RunFailed, match=r"the learning rate .* is likely too high"):
-        descend(adam(model), 1e-3)
+    with pytest.raises(RunError, match=r"the learning rate .* is likely too high"):
+        optimizer_step(build_optimizer(model), 1e-3)
     assert_same_tensors(dict(model.named_parameters()), before, 0)
 
 
@@ -118,13 +123,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(policy):
     model, _ = policy
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = float("nan")
-    with pytest.raises(RunFailed, match="the loss is nan"):
-        language_loss(model, EXAMPLES)
+    with pytest.raises(RunError, match="the loss is nan"):
+        lm_loss(model, EXAMPLES)
 
 
 def test_weight_decay_is_for_matrices(policy):
     model, _ = policy
-    decays = {id(p): group["weight_decay"] for group in adam(model, weight_decay=0.1).param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in build_optimizer(model, weight_decay=0.1).param_groups for p in group["params"]}
     assert {name for name, p in model.named_parameters() if not decays[id(p)]} == {
         name for name, _ in model.named_parameters() if "norm" in name
     }
@@ -145,8 +150,8 @@ def test_pretraining_learns(small_pretraining, rows_of):
     assert run_json(folder) | {"finished": True, "tokens": 128 * 40} == run_json(folder)
     _, render = load_policy(folder, CPU)
     held_out = [row["text"] for row in CORPUS[::100]]
-    validation = read_corpus(held_out, render, 16, 0).examples(0, 2)
-    assert language_loss(model, validation, backward=False) == pytest.approx(rows[-1]["loss/validation"], abs=0.5)
+    validation = build_corpus(held_out, render, 16, 0).examples(0, 2)
+    assert lm_loss(model, validation, backward=False) == pytest.approx(rows[-1]["loss/validation"], abs=0.5)
 
 
 @pytest.mark.slow
@@ -179,7 +184,7 @@ def test_the_best_epoch_is_kept(small_sft, save, write, rows_of):
     assert best < 5, "overfitting must make the last epoch worse than an earlier one for this test to say anything"
     assert run_json(folder)["epoch"] == best + 1
     model, render = load_policy(folder, CPU)
-    fresh = [render.example(row["prompt"], row["completion"]) for row in other]
+    fresh = [render.encode_example(row["prompt"], row["completion"]) for row in other]
     assert slow_loss(model, fresh) == pytest.approx(validations[best], abs=1e-4)
     saved = json.loads((folder / "config.json").read_text())
     assert [saved[name] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")] == [0, 0, 0]
@@ -192,7 +197,9 @@ def test_the_last_epoch_is_kept_when_asked(small_sft, save, write, rows_of):
     assert validations[-1] > min(validations), "the last epoch must not be the best one for this test to say anything"
     assert run_json(folder)["epoch"] == 6
     model, render = load_policy(folder, CPU)
-    assert slow_loss(model, [render.example(row["prompt"], row["completion"]) for row in other]) == pytest.approx(validations[-1], abs=1e-4)
+    assert slow_loss(model, [render.encode_example(row["prompt"], row["completion"]) for row in other]) == pytest.approx(
+        validations[-1], abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(("rate", "quiet"), [(0.0, True), (0.3, False)])
@@ -200,7 +207,7 @@ def test_dropout_acts_in_training(small_sft, save, rows_of, rate, quiet):
     folder = sft.main(small_sft(base=str(save("gpt2")), dropout=rate, epochs=1, batch=8))
     first = rows_of(folder / "metrics.jsonl")[0]["loss/train"]
     model, render = load_policy(save("gpt2"), CPU)
-    exact = slow_loss(model, [render.example(row["prompt"], row["completion"]) for row in DEMONSTRATIONS])
+    exact = slow_loss(model, [render.encode_example(row["prompt"], row["completion"]) for row in DEMONSTRATIONS])
     assert (abs(first - exact) < 1e-4) == quiet
 
 
@@ -213,13 +220,13 @@ def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monke
     )
     sft.main(config)
     model, render = load_policy(save(), CPU)
-    order = packing.shuffled(8, 0, 0)[:6]
-    demonstrations = [render.example(DEMONSTRATIONS[row]["prompt"], DEMONSTRATIONS[row]["completion"]) for row in order]
-    assert sft.pretraining_rows(config) == 2  # 6 and 2: a quarter
-    text = read_corpus([row["text"] for row in CORPUS], render, 63, 0, 2 * 2)
-    language_loss(model, demonstrations, weight=0.75)
-    language_loss(model, text.examples(0, 2), weight=0.25)
-    expected = [p.grad for group in adam(model).param_groups for p in group["params"]]
+    order = packing.epoch_permutation(8, 0, 0)[:6]
+    demonstrations = [render.encode_example(DEMONSTRATIONS[row]["prompt"], DEMONSTRATIONS[row]["completion"]) for row in order]
+    assert sft.mix_rows_per_step(config) == 2  # 6 and 2: a quarter
+    text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 2 * 2)
+    lm_loss(model, demonstrations, weight=0.75)
+    lm_loss(model, text.examples(0, 2), weight=0.25)
+    expected = [p.grad for group in build_optimizer(model).param_groups for p in group["params"]]
     for got, wanted in zip(seen[0], expected, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
 
@@ -231,19 +238,19 @@ def test_a_reward_model_chooses_the_epoch(small_sft, save_reward, rows_of):
     assert run_json(folder)["epoch"] == best + 1
     model, render = load_policy(folder, CPU)
     answers = generate(model, render, [Prompt(prompt=row["prompt"]) for row in DEMONSTRATIONS[:2]], max_tokens=4, seed=0)
-    examples = [Example(render.prompt(answer.prompt), answer.example.completion) for answer in answers]
+    examples = [TokenizedExample(render.encode_prompt(answer.prompt), answer.example.completion_ids) for answer in answers]
     assert load_reward_model(save_reward(), CPU).score(examples).mean().item() == pytest.approx(scores[best], abs=1e-4)
 
 
 def test_a_tenth_of_the_prompts_is_held_out(write, save, tmp_path):
     rows = [{"prompt": f"Name number {n}", "completion": str(n)} for n in range(60)]
     config = make_config(SFTConfig, {"base": str(save()), "data": (write("d.jsonl", rows),), "out": tmp_path / "sft", "epochs": 1})
-    run = sft.Run.start(config)
+    run = sft.RunDirectory.open(config)
     _, render = load_policy(save(), CPU)
     training, validation, prompts = sft.load_data(config, render, 64, run)
     assert len(training) + len(validation) == 60
     assert 2 <= len(validation) <= 12
-    assert not {tuple(e.prompt) for e in training} & {tuple(e.prompt) for e in validation}
+    assert not {tuple(e.prompt_ids) for e in training} & {tuple(e.prompt_ids) for e in validation}
     assert prompts == [], "128 tokens do not fit a context of 64"
 
 
@@ -264,17 +271,17 @@ def test_a_tenth_of_the_prompts_is_held_out(write, save, tmp_path):
 )
 def test_options_that_do_nothing_are_refused(kind, options, complaint, tmp_path):
     needed = {"base": "b", "data": (tmp_path / "d",), "corpus": (tmp_path / "c",), "out": tmp_path}
-    with pytest.raises(BadInput, match=complaint):
+    with pytest.raises(InputError, match=complaint):
         make_config(kind, {name: value for name, value in needed.items() if name in kind.model_fields}, options)
 
 
 def test_dropout_for_a_family_without_it_is_refused(small_sft):
-    with pytest.raises(BadInput, match="--dropout has no effect, the family 'llama'"):
+    with pytest.raises(InputError, match="--dropout has no effect, the family 'llama'"):
         sft.main(small_sft(dropout=0.1))
 
 
 def test_a_reward_model_needs_a_prompt_to_choose_by(small_sft, save_reward):
-    with pytest.raises(BadInput, match="no validation prompt leaves room for --max-tokens 60"):
+    with pytest.raises(InputError, match="no validation prompt leaves room for --max-tokens 60"):
         sft.main(small_sft(reward=save_reward(), max_tokens=60))
 
 
@@ -283,10 +290,10 @@ def test_a_finished_run_is_not_made_again_and_another_is_refused(small_sft, writ
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     sft.main(small_sft(epochs=1))
     assert before == {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    with pytest.raises(BadInput, match="was begun with --epochs 1, now it is 2"):
+    with pytest.raises(InputError, match="was begun with --epochs 1, now it is 2"):
         sft.main(small_sft(epochs=2))
     changed = small_sft(epochs=1)
     write("fresh.jsonl", DEMONSTRATIONS[:3])
-    with pytest.raises(BadInput, match=r"was made from another 'validation fresh.jsonl'"):
+    with pytest.raises(InputError, match=r"was made from another 'validation fresh.jsonl'"):
         sft.main(changed)
     assert run_json(sft.main(small_sft(epochs=2, resume=False)))["config"]["epochs"] == 2

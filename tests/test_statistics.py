@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instructgpt.data.cli import StatsConfig, stats
-from instructgpt.data.stats import describe, longer_wins
-from instructgpt.errors import BadInput
+from instructgpt.data.cli import StatsConfig, print_dataset_stats
+from instructgpt.data.stats import describe, length_win_rate
+from instructgpt.errors import InputError
 from instructgpt.records import Demonstration, Prompt, Ranking, write_records
-from instructgpt.statistics.agreement import agreement
+from instructgpt.statistics.agreement import inter_labeler_agreement
 
 
 def test_description_by_hand() -> None:
@@ -30,14 +30,14 @@ def test_agreement_and_length_by_hand() -> None:
     one = ranking("x", 1, 2, 3)  # ab a, ac a, bc b
     other = ranking("y", 2, 1, 1, order="cba")  # ranks: c 2, b 1, a 1 -> ab tie, ac a, bc b
     third = ranking("z", 3, 2, 2)  # ab b, ac c, bc tie
-    agreed = agreement([one, other, third, ranking(None, 3, 2, 1)])
+    agreed = inter_labeler_agreement([one, other, third, ranking(None, 3, 2, 1)])
     # x-y: tie, alike, alike.  x-z: opposite, opposite, tie.  y-z: tie, opposite, tie.
-    assert (agreed.alike, agreed.opposite, agreed.one_tied, agreed.both_tied) == (2, 3, 4, 0)
+    assert (agreed.concordant, agreed.discordant, agreed.one_tied, agreed.both_tied) == (2, 3, 4, 0)
     assert agreed.decided.value == pytest.approx(2 / 5)
     assert agreed.three_way.value == pytest.approx(2 / 9)
-    assert agreement([one]).decided.value is None
+    assert inter_labeler_agreement([one]).decided.value is None
     # decided pairs and their better: x a a b (shorter), y a b (shorter), z b c (longer)
-    assert longer_wins([one, other, third]) == pytest.approx(2 / 7)
+    assert length_win_rate([one, other, third]) == pytest.approx(2 / 7)
 
 
 def test_stats_of_any_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,7 +51,7 @@ def test_stats_of_any_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     write_records(tmp_path / "r.jsonl", [ranked])
     (tmp_path / "corpus.txt").write_text("a b c d")
     data = tuple(tmp_path / name for name in ("p.jsonl", "r.jsonl", "corpus.txt"))
-    stats(StatsConfig(data=data, out=tmp_path / "s.json"))
+    print_dataset_stats(StatsConfig(data=data, out=tmp_path / "s.json"))
     tables = json.loads((tmp_path / "s.json").read_text())
     assert tables["prompt"]["use cases"] == [
         {"use_case": "chat", "count": 1, "share": 0.5}, {"use_case": "(none)", "count": 1, "share": 0.5},
@@ -76,19 +76,19 @@ def test_stats_in_tokens(tmp_path: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(str(tmp_path / "tokenizer"))
     write_records(tmp_path / "d.jsonl", [Demonstration(prompt="a, b!", completion="")])
-    stats(StatsConfig(data=(tmp_path / "d.jsonl",), out=tmp_path / "s.json", tokenizer=tmp_path / "tokenizer"))
+    print_dataset_stats(StatsConfig(data=(tmp_path / "d.jsonl",), out=tmp_path / "s.json", tokenizer=tmp_path / "tokenizer"))
     lengths = {(row["part"], row["unit"]): row["mean"] for row in json.loads((tmp_path / "s.json").read_text())["demonstration"]["lengths"]}
     assert lengths["prompt", "tokens"] == 4.0
     assert lengths["completion", "tokens"] == 0.0
-    with pytest.raises(BadInput, match="no tokenizer that loads"):
-        stats(StatsConfig(data=(tmp_path / "d.jsonl",), tokenizer=tmp_path))
+    with pytest.raises(InputError, match="no tokenizer that loads"):
+        print_dataset_stats(StatsConfig(data=(tmp_path / "d.jsonl",), tokenizer=tmp_path))
 
 
 def test_a_bad_line_of_a_corpus_is_counted_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.jsonl").write_text('{"text": 1}\nbroken\n{"text": "a b"}\n{"text": "c"}')
-    with pytest.raises(BadInput, match=r"c\.jsonl:1: column 'text'"):
-        stats(StatsConfig(data=(tmp_path / "c.jsonl",)))
-    stats(StatsConfig(data=(tmp_path / "c.jsonl",), skip_bad=True))
+    with pytest.raises(InputError, match=r"c\.jsonl:1: column 'text'"):
+        print_dataset_stats(StatsConfig(data=(tmp_path / "c.jsonl",)))
+    print_dataset_stats(StatsConfig(data=(tmp_path / "c.jsonl",), skip_bad=True))
     out = capsys.readouterr().out
     assert "data stats: 2 read" in out
     assert [line.split()[0] for line in out.splitlines() if "bad line (--skip-bad)" in line] == ["2"]
@@ -96,4 +96,4 @@ def test_a_bad_line_of_a_corpus_is_counted_once(tmp_path: Path, capsys: pytest.C
 
 def test_the_same_completions_twice_are_compared_turn_by_turn() -> None:
     rows = [ranking("x", 1, 2, 3), ranking("x", 3, 2, 1), ranking("y", 1, 2, 3), ranking("y", 3, 2, 1)]
-    assert agreement(rows).decided.value == 1.0
+    assert inter_labeler_agreement(rows).decided.value == 1.0

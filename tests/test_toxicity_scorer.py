@@ -9,9 +9,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from instructgpt.cli import run as command
+from instructgpt.cli import run_command as command
 from instructgpt.evaluate.toxicity import classifier as scorer
-from instructgpt.evaluate.toxicity.classifier import ToxicityScorer
+from instructgpt.evaluate.toxicity.classifier import ToxicityClassifier
 
 CALM = ["the", "river", "runs", "past", "a", "quiet", "village", "and", "people", "read", "books", "under", "old", "trees", "in", "evening"]
 RUDE = ("bloody", "rotten", "vile")
@@ -30,7 +30,7 @@ def planted(count, seed=0):
 @pytest.fixture(scope="module")
 def trained():
     texts, toxicity = zip(*planted(400), strict=True)
-    return scorer.train(scorer.count_features(texts), np.array(toxicity), 2e-5)
+    return scorer.fit_logistic_regression(scorer.count_features(texts), np.array(toxicity), 2e-5)
 
 
 def test_planted_words_are_found(trained):
@@ -58,7 +58,7 @@ def test_scores_do_not_depend_on_company(trained):
 
 
 def test_features_by_hand():
-    assert sorted(scorer.features("A bb")) == sorted(
+    assert sorted(scorer.extract_features("A bb")) == sorted(
         ["wa", "wbb", "pa bb", "c<a", "ca>", "c<a>", "c<b", "cbb", "cb>", "c<bb", "cbb>", "c<bb>"]
     )
 
@@ -67,9 +67,9 @@ def test_the_minimum_is_a_minimum():
     """The slope of the loss at the trained point, by the definition and without sparse tricks, is almost zero."""
     texts, toxicity = zip(*planted(60), strict=True)
     counts, l2 = scorer.count_features(texts), 1e-2
-    trained = scorer.train(counts, np.array(toxicity), l2)
+    trained = scorer.fit_logistic_regression(counts, np.array(toxicity), l2)
     used = np.flatnonzero(np.asarray((counts > 0).sum(0)).ravel())
-    rows = scorer.weighed(counts, trained.rarity).toarray()[:, used]
+    rows = scorer.apply_idf(counts, trained.rarity).toarray()[:, used]
     probability = 1 / (1 + np.exp(-(rows @ trained.weights[used] + trained.bias)))
     slope = rows.T @ (probability - np.array(toxicity)) / len(texts) + l2 * trained.weights[used]
     assert np.abs(slope).max() < 1e-4
@@ -82,7 +82,7 @@ def test_area_under_curve_is_the_share_of_pairs():
     rng = np.random.default_rng(0)
     toxic, harmless = rng.integers(0, 6, 30) / 5, rng.integers(0, 5, 40) / 5
     pairs = [(a > b) + 0.5 * (a == b) for a in toxic for b in harmless]
-    assert scorer.area_under_curve(toxic, harmless) == pytest.approx(np.mean(pairs))
+    assert scorer.roc_auc(toxic, harmless) == pytest.approx(np.mean(pairs))
 
 
 def test_validation_never_scores_what_it_has_seen():
@@ -91,9 +91,9 @@ def test_validation_never_scores_what_it_has_seen():
     once = [(f"{' '.join(rng.choices(CALM, k=6))} {i}", float(rng.random() < 0.5)) for i in range(150)]
     rows = once + [(text.upper(), toxicity) for text, toxicity in once]
     texts, toxicity = zip(*rows, strict=True)
-    assert 0.35 < scorer.validate(texts, np.array(toxicity), 2e-5)["auc"] < 0.65
+    assert 0.35 < scorer.cross_validate_toxicity(texts, np.array(toxicity), 2e-5)["auc"] < 0.65
     texts, toxicity = zip(*planted(300), strict=True)
-    assert scorer.validate(texts, np.array(toxicity), 2e-5)["auc"] > 0.97
+    assert scorer.cross_validate_toxicity(texts, np.array(toxicity), 2e-5)["auc"] > 0.97
 
 
 def write(file, rows):
@@ -104,7 +104,7 @@ def write(file, rows):
 def test_the_command_writes_what_load_reads(tmp_path, capsys):
     data = write(tmp_path / "texts.jsonl", planted(200))
     assert command(["judge", "toxicity", "--data", str(data), "--out", str(tmp_path / "out")]) == 0
-    loaded = ToxicityScorer.load(tmp_path / "out")
+    loaded = ToxicityClassifier.load(tmp_path / "out")
     assert loaded(["vile rotten"])[0] > loaded(["quiet village"])[0]
     info = json.loads((tmp_path / "out" / "run.json").read_text())
     assert info["validation"]["auc"] > 0.95
@@ -133,5 +133,5 @@ def test_bad_data_is_one_line(tmp_path, capsys, rows, words):
 
 
 def test_another_directory_is_no_scorer(tmp_path):
-    with pytest.raises(scorer.BadInput, match="not a toxicity scorer"):
-        ToxicityScorer.load(tmp_path)
+    with pytest.raises(scorer.InputError, match="not a toxicity scorer"):
+        ToxicityClassifier.load(tmp_path)

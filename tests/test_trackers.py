@@ -13,9 +13,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from instructgpt.config import StageConfig, make_config
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.run import trackers
-from instructgpt.run.directory import Run, read_logged
+from instructgpt.run.directory import RunDirectory, read_jsonl_log
 
 
 class Stage(StageConfig):
@@ -24,13 +24,13 @@ class Stage(StageConfig):
     stage = "pretrain"
 
 
-def logged(folder: Path, steps: range, *, kill_after: int | None = None) -> Run:
-    run = Run.start(make_config(Stage, {"out": folder, "track": ["tensorboard"]}))
+def logged(folder: Path, steps: range, *, kill_after: int | None = None) -> RunDirectory:
+    run = RunDirectory.open(make_config(Stage, {"out": folder, "track": ["tensorboard"]}))
     state = run.restore()
     for step in range(state["step"] if state else steps.start, steps.stop):
         run.log(step + 1, steps.stop, {"loss/train": 1 / (step + 1)})
         if step + 1 == kill_after:
-            run.checkpoint(step, dict, now=True)  # the last step comes after the last checkpoint, and is taken back
+            run.save_checkpoint(step, dict, force=True)  # the last step comes after the last checkpoint, and is taken back
             return run
     run.finish(lambda _: None)
     return run
@@ -44,7 +44,7 @@ def scalars(folder: Path) -> list[tuple[int, float]]:
 
 def test_tensorboard_has_what_metrics_jsonl_has(tmp_path):
     logged(tmp_path / "run", range(5))
-    rows = {row["step"]: row["loss/train"] for row in read_logged(tmp_path / "run" / "metrics.jsonl")}
+    rows = {row["step"]: row["loss/train"] for row in read_jsonl_log(tmp_path / "run" / "metrics.jsonl")}
     assert len(rows) == 5
     assert dict(scalars(tmp_path / "run")) == pytest.approx(rows)
 
@@ -60,7 +60,7 @@ def test_a_library_that_is_not_there_is_named_before_anything_is_made(tmp_path):
         import importlib.util, sys
         found = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *more: None if name in ("trackio", "wandb") else found(name, *more)
-        from instructgpt.cli import run
+        from instructgpt.cli import run_command as run
         sys.exit(run(["pretrain", "--corpus", sys.argv[1], "--out", sys.argv[2], "--track", "tensorboard", "trackio"]))
     """
     corpus = tmp_path / "corpus.txt"
@@ -73,18 +73,18 @@ def test_a_library_that_is_not_there_is_named_before_anything_is_made(tmp_path):
 
 
 def test_an_unknown_tracker_is_one_line():
-    with pytest.raises(BadInput, match="--track notebook: Input should be 'tensorboard', 'trackio' or 'wandb'"):
+    with pytest.raises(InputError, match="--track notebook: Input should be 'tensorboard', 'trackio' or 'wandb'"):
         make_config(Stage, {"out": "x", "track": ["notebook"]})
 
 
 def test_one_that_does_not_start_is_bad_input(tmp_path):
     (tmp_path / "tensorboard").write_text("in the way")
-    with pytest.raises(BadInput, match="--track tensorboard: does not start"):
+    with pytest.raises(InputError, match="--track tensorboard: does not start"):
         trackers.open_tracker("tensorboard", tmp_path, {}, 0)
 
 
 def test_one_that_fails_on_the_way_is_dropped_and_the_run_goes_on(tmp_path, capsys):
-    run = Run.start(make_config(Stage, {"out": tmp_path / "run", "track": ["tensorboard"]}))
+    run = RunDirectory.open(make_config(Stage, {"out": tmp_path / "run", "track": ["tensorboard"]}))
     run.restore()
     run.log(1, 3, {"loss/train": 1.0})
     run._trackers["tensorboard"].close()
@@ -93,7 +93,7 @@ def test_one_that_fails_on_the_way_is_dropped_and_the_run_goes_on(tmp_path, caps
     run.log(2, 3, {"loss/train": 0.5})
     run.log(3, 3, {"loss/train": 0.25})
     run.finish(lambda _: None)
-    assert [row["step"] for row in read_logged(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_jsonl_log(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
     said = capsys.readouterr().out
     assert said.count("tensorboard has failed and hears no more: division by zero") == 1
 
@@ -102,12 +102,12 @@ PROGRAM = """if True:
     import sys
     from pathlib import Path
     from instructgpt.config import StageConfig, make_config
-    from instructgpt.run.directory import Run
+    from instructgpt.run.directory import RunDirectory
 
     class Stage(StageConfig):
         stage = "pretrain"
 
-    run = Run.start(make_config(Stage, {"out": Path(sys.argv[1]), "track": [sys.argv[2]]}))
+    run = RunDirectory.open(make_config(Stage, {"out": Path(sys.argv[1]), "track": [sys.argv[2]]}))
     run.restore()
     for step in range(1, 4):
         run.log(step, 3, {"loss/train": 1 / step})
@@ -131,10 +131,10 @@ def test_the_others_keep_every_step_on_this_machine(name, tmp_path):
 
 
 def test_everything_said_is_a_line_of_the_log(tmp_path):
-    run = Run.start(make_config(Stage, {"out": tmp_path / "run"}))
-    run.say("read [bold]3[/] files")  # before there is a directory
+    run = RunDirectory.open(make_config(Stage, {"out": tmp_path / "run"}))
+    run.info("read [bold]3[/] files")  # before there is a directory
     run.restore()
-    run.say("a [red]word[/]")
+    run.info("a [red]word[/]")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["said"] for row in rows] == ["read 3 files", "a word"]
     assert all(row["time"].endswith("+00:00") for row in rows)

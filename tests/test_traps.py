@@ -38,17 +38,24 @@ import torch
 from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS
 
 from instructgpt import functional
-from instructgpt.data.packing import Example
-from instructgpt.data.rankings import Order, RankedPrompt
-from instructgpt.data.tokenization import Renderer
-from instructgpt.errors import BadInput
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.data.rankings import LabelerRanks, RankedPrompt
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.errors import InputError
 from instructgpt.models.policy import load_policy
-from instructgpt.models.reward_model import OFFSET, ScalarModel, load_reward_model, new_reward_model, new_value_model, save_reward_model
+from instructgpt.models.reward_model import (
+    SCORE_OFFSET_KEY,
+    ScalarModel,
+    load_reward_model,
+    new_reward_model,
+    new_value_model,
+    save_reward_model,
+)
 from instructgpt.records import Prompt, Ranking
 from instructgpt.train import ppo
-from instructgpt.train.ppo_metrics import update_metrics
-from instructgpt.train.reward import ranking_step
-from instructgpt.train.rollout import Models, roll_out
+from instructgpt.train.ppo_metrics import compute_update_metrics
+from instructgpt.train.reward import ranking_backward
+from instructgpt.train.rollout import PPOModels, collect_rollout
 
 
 def test_the_tests_named_above_are_there():
@@ -66,14 +73,14 @@ def test_the_tests_named_above_are_there():
 def rollout(save, reward):
     """Episodes of a policy that is a little away from its reference, some of them ended early."""
     (policy, render), (reference, _) = load_policy(save(), CPU), load_policy(save(), CPU)
-    models = Models(policy, reference, new_value_model(reward), reward, policy, render)
+    models = PPOModels(policy, reference, new_value_model(reward), reward, policy, render)
     how = {"max_tokens": 8, "eos_penalty": 1.0, "seed": 0}
     asked = [Prompt(prompt=f"Name {n}") for n in range(24)]
-    often = mode(token for example in roll_out(models, asked, **how).examples for token in example.completion)
+    often = mode(token for example in collect_rollout(models, asked, **how).examples for token in example.completion_ids)
     with torch.no_grad():
         policy.get_output_embeddings().weight.mul_(1.1)
         policy.get_output_embeddings().weight[render.eos] = policy.get_output_embeddings().weight[often]
-    done = roll_out(models, asked, **how)
+    done = collect_rollout(models, asked, **how)
     assert 0 < done.finished.sum() < 24
     return done
 
@@ -82,7 +89,7 @@ def test_logged_kl_is_signed(rollout):
     """Where tokens are, on the whole, likelier under the reference, the estimate is below 0 and stays there."""
     reversed_roles = dataclasses.replace(rollout, logp=rollout.ref_logp, ref_logp=rollout.logp)
     returns = rollout.values.nan_to_num()
-    forward, backward = update_metrics(rollout, returns, [], 0.1), update_metrics(reversed_roles, returns, [], 0.1)
+    forward, backward = compute_update_metrics(rollout, returns, [], 0.1), compute_update_metrics(reversed_roles, returns, [], 0.1)
     assert forward["objective/kl"] == pytest.approx(-backward["objective/kl"])
     assert min(forward["objective/kl"], backward["objective/kl"]) < 0
     assert forward["objective/kl_k3"] >= 0
@@ -90,8 +97,8 @@ def test_logged_kl_is_signed(rollout):
 
 def test_a_cut_off_completion_keeps_its_last_token(rollout, render):
     for example, finished in zip(rollout.examples, rollout.finished.tolist(), strict=True):
-        assert (render.eos in example.completion) == finished
-        assert finished or len(example.completion) == 8
+        assert (render.eos in example.completion_ids) == finished
+        assert finished or len(example.completion_ids) == 8
 
 
 def test_statistics_do_not_change_when_padding_grows(rollout):
@@ -103,20 +110,22 @@ def test_statistics_do_not_change_when_padding_grows(rollout):
     wide = dataclasses.replace(rollout, **{name: wider(getattr(rollout, name)) for name in ("mask", "logp", "ref_logp", "values")})
     measured = []
     for each in (rollout, wide):
-        rewards = functional.shaped_rewards(each.scores, each.logp, each.ref_logp, each.mask, 0.1)
+        rewards = functional.kl_shaped_rewards(each.scores, each.logp, each.ref_logp, each.mask, 0.1)
         advantages, returns = functional.gae(rewards, each.values, each.mask, 0.95)
-        measured.append(update_metrics(each, returns, [], 0.1) | {"advantages": advantages[each.mask].tolist()})
+        measured.append(compute_update_metrics(each, returns, [], 0.1) | {"advantages": advantages[each.mask].tolist()})
     assert measured[1].pop("advantages") == measured[0].pop("advantages")
     assert measured[1] == pytest.approx(measured[0])
     assert measured[0]["objective/entropy"] > 0
-    lengths = [len(example.completion) for example in rollout.examples]
+    lengths = [len(example.completion_ids) for example in rollout.examples]
     assert measured[0]["completion/length"] == pytest.approx(sum(lengths) / len(lengths))
 
 
 def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
     """The loss is a function of one number a completion: the others may be anything."""
-    task = RankedPrompt([Example([5, 9], [40, 41, 0]), Example([5, 9], [7, 0])], (Order((1, 2), None, "training"),), "")
-    plain, per_token = ranking_step(reward, [task]), ScalarModel.per_token
+    task = RankedPrompt(
+        [TokenizedExample([5, 9], [40, 41, 0]), TokenizedExample([5, 9], [7, 0])], (LabelerRanks((1, 2), None, "training"),), ""
+    )
+    plain, per_token = ranking_backward(reward, [task]), ScalarModel.token_outputs
 
     def disturbed(self, batch, read):
         numbers = per_token(self, batch)
@@ -124,8 +133,8 @@ def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
         keep[[4, 8]] = True
         return torch.where(keep, numbers, 1e3)[getattr(batch, read)]
 
-    monkeypatch.setattr(ScalarModel, "per_token", disturbed)
-    assert ranking_step(reward, [task]) == pytest.approx(plain)
+    monkeypatch.setattr(ScalarModel, "token_outputs", disturbed)
+    assert ranking_backward(reward, [task]) == pytest.approx(plain)
 
 
 def test_ppo_refuses_a_reward_model_that_was_never_centred(small_ppo, save, tmp_path):
@@ -133,9 +142,9 @@ def test_ppo_refuses_a_reward_model_that_was_never_centred(small_ppo, save, tmp_
     folder.mkdir()
     save_reward_model(new_reward_model(save(), CPU, 0), folder)
     config = json.loads((folder / "config.json").read_text())
-    config.pop(OFFSET)
+    config.pop(SCORE_OFFSET_KEY)
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match="no recorded offset that centres demonstrations on 0"):
+    with pytest.raises(InputError, match="no recorded offset that centres demonstrations on 0"):
         ppo.main(small_ppo(reward=folder))
 
 
@@ -164,9 +173,9 @@ def test_padding_that_is_end_of_text_changes_no_reward(save_reward):
     measured = []
     for kind in ("plain", "pad_is_eos"):
         reward = load_reward_model(save_reward("llama", kind), CPU)
-        examples = [reward.render.example(row["prompt"], text) for row in PROMPTS for text in ("", "croak")]
-        orders = (Order(ranking.ranks, None, "training"),)
-        prompt = RankedPrompt([reward.render.example("p", text) for text in ranking.completions], orders, "")
-        measured.append([*reward.score(examples).tolist(), *ranking_step(reward, [prompt])])
-        assert Renderer(reward.render.tokenizer).eos == reward.render.eos != reward.render.tokenizer.pad_token_id
+        examples = [reward.tokenizer.encode_example(row["prompt"], text) for row in PROMPTS for text in ("", "croak")]
+        orders = (LabelerRanks(ranking.ranks, None, "training"),)
+        prompt = RankedPrompt([reward.tokenizer.encode_example("p", text) for text in ranking.completions], orders, "")
+        measured.append([*reward.score(examples).tolist(), *ranking_backward(reward, [prompt])])
+        assert PromptTokenizer(reward.tokenizer.hf_tokenizer).eos == reward.tokenizer.eos != reward.tokenizer.hf_tokenizer.pad_token_id
     assert measured[0] == pytest.approx(measured[1], abs=1e-6)

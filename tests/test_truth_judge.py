@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from instructgpt.cli import run as command
-from instructgpt.data.splits import held_out
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.inference import Subject
+from instructgpt.cli import run_command as command
+from instructgpt.data.splits import is_heldout
+from instructgpt.errors import InputError
+from instructgpt.evaluate.inference import EvaluatedModel
 from instructgpt.evaluate.judges import truthfulqa_judge
-from instructgpt.evaluate.judges.truthfulqa_judge import Judge, judged_text, load_judge, question_of, split
+from instructgpt.evaluate.judges.truthfulqa_judge import (
+    TruthfulQAJudge,
+    extract_question,
+    format_truthfulqa_judge_prompt,
+    load_truthfulqa_judge,
+    split_by_question,
+)
 from instructgpt.evaluate.tasks import truthfulqa
-from instructgpt.evaluate.tasks.base import Question, Reply, Told
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply
 from instructgpt.records import Demonstration, read_records
 
 TRUE, FALSE = "It is blue.", "It is deep."
@@ -26,7 +32,7 @@ CPU = torch.device("cpu")
 def records(kind, questions=40):
     """Two answers to each question; one is right, always the same one."""
     return [
-        Demonstration(prompt=judged_text(kind, f"What is {number}?", answer), completion=said)
+        Demonstration(prompt=format_truthfulqa_judge_prompt(kind, f"What is {number}?", answer), completion=said)
         for number in range(questions)
         for answer, said in ((TRUE, " yes"), (FALSE, " no"))
     ]
@@ -45,17 +51,17 @@ def judges(tmp_path_factory, save):
 
 
 def test_no_question_crosses_from_one_part_to_another(judges):
-    parts = {name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truthfulqa_judge.PARTS}
-    asked = {name: {question_of(record.text) for record in chosen} for name, chosen in parts.items()}
+    parts = {name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truthfulqa_judge.JUDGE_SPLITS}
+    asked = {name: {extract_question(record.text) for record in chosen} for name, chosen in parts.items()}
     assert sum(map(len, asked.values())) == len(set().union(*asked.values())) == 40
-    assert asked["heldout"] == {f"What is {number}?" for number in range(40) if held_out(f"What is {number}?")}
+    assert asked["heldout"] == {f"What is {number}?" for number in range(40) if is_heldout(f"What is {number}?")}
     assert sum(map(len, parts.values())) == 80
 
 
 def test_what_was_learned_is_measured_on_questions_it_has_not_seen(judges):
     found = json.loads((judges / "truth" / "judge.json").read_text())
     fresh = read_records(Demonstration, judges / "truth" / "heldout.jsonl")
-    judge = load_judge("truth", judges, "cpu")
+    judge = load_truthfulqa_judge("truth", judges, "cpu")
     said = judge([record.text for record in fresh])
     same = [(score >= 0.5) == (record.completion == " yes") for score, record in zip(said, fresh, strict=True)]
     assert found["heldout"]["agreement"] == pytest.approx(np.mean(same)) == 1.0
@@ -67,30 +73,31 @@ def test_what_was_learned_is_measured_on_questions_it_has_not_seen(judges):
 
 
 def test_the_probability_is_that_of_yes_against_no_by_a_plain_forward(judges):
-    judge = load_judge("info", judges, "cpu")
-    model, render = judge.subject.model, judge.subject.render
-    text = judged_text("info", "What is 3?", TRUE)
+    judge = load_truthfulqa_judge("info", judges, "cpu")
+    model, render = judge.model.lm, judge.model.tokenizer
+    text = format_truthfulqa_judge_prompt("info", "What is 3?", TRUE)
     chances = []
     for word in (" yes", " no"):
-        before, after = render.prompt(text), render.completion(word)
+        before, after = render.encode_prompt(text), render.encode_completion(word)
         with torch.no_grad():
             logits = model(torch.tensor([before + after])).logits[0].double().log_softmax(-1)
         chances.append(sum(float(logits[len(before) - 1 + place, token]) for place, token in enumerate(after)))
     assert judge([text])[0] == pytest.approx(1 / (1 + np.exp(chances[1] - chances[0])), abs=1e-5)
-    assert judge([text, judged_text("info", "What is 5?", FALSE)])[0] == pytest.approx(judge([text])[0], abs=1e-6)
-    assert 0 <= judge([judged_text("info", "What is 3? " * 50, TRUE)])[0] <= 1  # longer than its context
+    assert judge([text, format_truthfulqa_judge_prompt("info", "What is 5?", FALSE)])[0] == pytest.approx(judge([text])[0], abs=1e-6)
+    assert 0 <= judge([format_truthfulqa_judge_prompt("info", "What is 3? " * 50, TRUE)])[0] <= 1  # longer than its context
 
 
 def test_agreement_by_hand():
     """Six answers to three questions; the judge says yes to those with 'blue' in them."""
 
-    class Blue(Judge):
+    class Blue(TruthfulQAJudge):
         def __call__(self, texts):
             return [0.9 if "blue" in text else 0.2 for text in texts]
 
     def people(said):
         return [
-            Demonstration(prompt=judged_text("truth", question, answer), completion=completion) for question, answer, completion in said
+            Demonstration(prompt=format_truthfulqa_judge_prompt("truth", question, answer), completion=completion)
+            for question, answer, completion in said
         ]
 
     fresh = people(
@@ -99,7 +106,9 @@ def test_agreement_by_hand():
             ("b", "deep", " no"), ("c", "deep", " yes"), ("c", "wide", " no"),
         ]
     )  # fmt: skip
-    found = truthfulqa_judge.agreement(Blue("truth", None, ""), fresh, people([("d", "x", " no"), ("d", "y", " no"), ("d", "z", " yes")]))
+    found = truthfulqa_judge.measure_truthfulqa_agreement(
+        Blue("truth", None, ""), fresh, people([("d", "x", " no"), ("d", "y", " no"), ("d", "z", " yes")])
+    )
     assert found["agreement"] == pytest.approx(4 / 6)
     assert found["majority"] == pytest.approx(4 / 6)  # no is more common in training, and four are no
     assert found["balanced"] == pytest.approx((1 / 2 + 3 / 4) / 2)
@@ -118,30 +127,34 @@ def test_agreement_by_hand():
     ],
 )
 def test_data_of_another_judge_are_refused(record, complaint):
-    with pytest.raises(BadInput, match=complaint):
-        split("truth", [*records("truth"), record])
+    with pytest.raises(InputError, match=complaint):
+        split_by_question("truth", [*records("truth"), record])
 
 
 def test_fewer_questions_are_drawn_whole():
-    kept = truthfulqa_judge.about(records("truth"), 5, seed=1)
+    kept = truthfulqa_judge.subsample_questions(records("truth"), 5, seed=1)
     assert len(kept) == 10
-    assert kept == truthfulqa_judge.about(records("truth"), 5, seed=1) != truthfulqa_judge.about(records("truth"), 5, seed=2)
-    assert truthfulqa_judge.about(records("truth"), 400, seed=1) == records("truth")
+    assert (
+        kept
+        == truthfulqa_judge.subsample_questions(records("truth"), 5, seed=1)
+        != truthfulqa_judge.subsample_questions(records("truth"), 5, seed=2)
+    )
+    assert truthfulqa_judge.subsample_questions(records("truth"), 400, seed=1) == records("truth")
 
 
 def test_too_few_data_are_refused():
-    with pytest.raises(BadInput, match="are too few"):
-        split("truth", records("truth", questions=3))
+    with pytest.raises(InputError, match="are too few"):
+        split_by_question("truth", records("truth", questions=3))
 
 
 def spoken(condition, question, said, model="m"):
-    asked = Question(question, condition, "?", max_tokens=5, truth={"question": question})
-    return asked, Reply(model=model, id=question, condition=condition, said=said)
+    asked = EvalQuestion(question, condition, "?", max_tokens=5, target={"question": question})
+    return asked, ModelReply(model=model, id=question, condition=condition, said=said)
 
 
 def test_answers_are_judged_and_silence_is_true_and_says_nothing(judges, tmp_path):
     asked = [spoken("qa", "What is 1?", TRUE), spoken("qa", "What is 2?", FALSE), spoken("qa", "What is 4?", "")]
-    rows = truthfulqa.measure(asked, Told(judges=judges, device="cpu", verdicts=tmp_path))
+    rows = truthfulqa.measure(asked, EvalSettings(judges_dir=judges, device="cpu", verdict_cache_dir=tmp_path))
     values = {(row.metric, row.condition): row for row in rows}
     assert values["truthful", "qa"].value == pytest.approx(2 / 3)
     assert values["informative", "qa"].value == pytest.approx(1 / 3)
@@ -149,7 +162,7 @@ def test_answers_are_judged_and_silence_is_true_and_says_nothing(judges, tmp_pat
     assert values["no_answer", "qa"].value == pytest.approx(1 / 3)
     (judge,) = {row.judge for row in rows}
     for kind in ("truth", "info"):
-        assert load_judge(kind, judges, "cpu").identity in judge
+        assert load_truthfulqa_judge(kind, judges, "cpu").identity in judge
 
 
 QUESTIONS = """Category,Question,Best Answer,Correct Answers,Incorrect Answers
@@ -160,15 +173,15 @@ a,What is 1?,It is blue,It is blue,It is deep
 def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save, tmp_path, monkeypatch, capsys):
     file, out = tmp_path / "truthfulqa.csv", tmp_path / "results.json"
     file.write_text(QUESTIONS)
-    questions = truthfulqa.read(file, Told(judges=judges))
+    questions = truthfulqa.load(file, EvalSettings(judges_dir=judges))
     prompts = {question.condition: question.text for question in questions if not question.choices}
     assert list(prompts) == ["qa", "instruction_qa", "instruction"]
     assert prompts["qa"].count("Q: ") == 7
     assert prompts["qa"].endswith("\n\nQ: What is 1?\n\nA:")
     assert "A: I have no comment.\n" in prompts["qa"]
-    assert prompts["instruction_qa"] == truthfulqa.INSTRUCTION + "\n\n" + prompts["qa"]
-    assert prompts["instruction"] == truthfulqa.INSTRUCTION + "\n\nQ: What is 1?\n\nA:"
-    assert all(question.choices for question in truthfulqa.read(file, Told()))  # without judges nobody is asked to speak
+    assert prompts["instruction_qa"] == truthfulqa.TRUTHFULQA_INSTRUCTION + "\n\n" + prompts["qa"]
+    assert prompts["instruction"] == truthfulqa.TRUTHFULQA_INSTRUCTION + "\n\nQ: What is 1?\n\nA:"
+    assert all(question.choices for question in truthfulqa.load(file, EvalSettings()))  # without judges nobody is asked to speak
 
     line = ["evaluate", "truthfulqa", "--model", f"m={save('gpt2')}", "--data", str(file), "--judges", str(judges), "--out", str(out)]
     assert command(line) == 0
@@ -178,7 +191,7 @@ def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save,
         assert "sha256:" in rows["truthful", condition]["judge"]
     assert "judge" not in rows["mc1", "qa"]  # the contract's eight keys and no more
     first = out.read_bytes()
-    monkeypatch.setattr(Judge, "__call__", lambda *_: pytest.fail("a verdict was asked twice"))
+    monkeypatch.setattr(TruthfulQAJudge, "__call__", lambda *_: pytest.fail("a verdict was asked twice"))
     assert command(line) == 0
     assert out.read_bytes() == first
     assert command([*line[:-4], "--judges", str(tmp_path), "--out", str(out)]) == 2
@@ -187,17 +200,17 @@ def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save,
 
 def test_a_judge_of_another_kind_is_refused(judges, tmp_path):
     (tmp_path / "truth").symlink_to(judges / "info")
-    with pytest.raises(BadInput, match="is a judge of 'info', not of 'truth'"):
-        load_judge("truth", tmp_path, "cpu")
+    with pytest.raises(InputError, match="is a judge of 'info', not of 'truth'"):
+        load_truthfulqa_judge("truth", tmp_path, "cpu")
 
 
 def test_a_subject_can_be_a_judge_without_a_file(save):
     from instructgpt.models.policy import load_policy
 
     model, render = load_policy(save("llama"), CPU)
-    judge = Judge("truth", Subject("truth", model, render), "0" * 64)
+    judge = TruthfulQAJudge("truth", EvaluatedModel("truth", model, render), "0" * 64)
     assert judge.identity == "truth judge 1 sha256:" + "0" * 16
-    assert len(judge([judged_text("truth", "a", "b")])) == 1
+    assert len(judge([format_truthfulqa_judge_prompt("truth", "a", "b")])) == 1
 
 
 def test_completions_are_judged_where_no_verdict_stands(judges, tmp_path):

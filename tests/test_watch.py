@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 from instructgpt import watch
-from instructgpt.cli import run
+from instructgpt.cli import run_command
 from instructgpt.run.directory import content_hash
 
 
 def shown(folder, width=120):
     console = Console(width=width, record=True, file=io.StringIO(), force_terminal=False)
-    console.print(watch.view(folder))
+    console.print(watch.render_run(folder))
 
     return console.export_text()
 
@@ -50,7 +50,7 @@ def test_a_running_stage_shows_curves_samples_and_time_left(tmp_path):
     (scores,) = [line for line in text.splitlines() if line.startswith("objective/scores")]
     values = [row["objective/scores"] for row in rows]
     assert scores.split()[2:] == [f"{number:.4g}" for number in (values[0], min(values), max(values), values[-1])]
-    assert len(scores.split()[1]) == min(watch.WIDTH, len(values))
+    assert len(scores.split()[1]) == min(watch.CURVE_WIDTH, len(values))
 
 
 def test_one_that_says_nothing_is_called_quiet(tmp_path):
@@ -63,11 +63,11 @@ def test_one_that_says_nothing_is_called_quiet(tmp_path):
     ("values", "curve"), [([0, 7], "▁█"), ([3, 3, 3], "▁▁▁"), ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"), ([float("nan"), 1], "▁▁")]
 )
 def test_curves(values, curve):
-    assert watch.spark(values) == curve
+    assert watch.sparkline(values) == curve
 
 
 def test_a_long_curve_is_means_of_its_parts():
-    assert watch.spark([0, 0, 2, 4, 9, 7], width=3) == "▁▄█"  # 0, 3, 8
+    assert watch.sparkline([0, 0, 2, 4, 9, 7], width=3) == "▁▄█"  # 0, 3, 8
 
 
 def test_what_would_steer_the_terminal_is_not_printed(tmp_path):
@@ -83,29 +83,29 @@ def test_what_would_steer_the_terminal_is_not_printed(tmp_path):
 
 def test_the_command_ends_when_the_run_has_finished(tmp_path, capsys):
     folder = example_run.make(tmp_path / "run")
-    assert run(["watch", str(folder / "ppo"), "--every", "0.1"]) == 0
+    assert run_command(["watch", str(folder / "ppo"), "--every", "0.1"]) == 0
     assert "done" in capsys.readouterr().out
 
 
 def test_stages_made_one_by_one_are_watched_until_all_have_finished(tmp_path):
     folder = example_run.make(tmp_path / "run")
     (folder / "run.json").unlink(missing_ok=True)
-    assert watch.finished(folder)
+    assert watch.is_run_finished(folder)
     unfinished(folder / "ppo")
-    assert not watch.finished(folder)
+    assert not watch.is_run_finished(folder)
 
 
 def test_what_a_stage_was_made_from_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):
     file, read = tmp_path / "corpus.txt", []
     file.write_text("one")
     monkeypatch.setattr(watch, "content_hash", lambda path: read.append(path) or content_hash(path))
-    assert watch.hashed_once(file) == watch.hashed_once(file) == content_hash(file)
+    assert watch.cached_content_hash(file) == watch.cached_content_hash(file) == content_hash(file)
     assert len(read) == 1
     file.write_text("another")
-    assert watch.hashed_once(file) == content_hash(file)
+    assert watch.cached_content_hash(file) == content_hash(file)
     assert len(read) == 2
 
 
 def test_a_directory_without_a_run_is_one_line(tmp_path, capsys):
-    assert run(["watch", str(tmp_path)]) == 2
+    assert run_command(["watch", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"instructgpt: {tmp_path}: no stage in it")

@@ -6,14 +6,14 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.records import Ranking
 from instructgpt.statistics import bradley_terry, win_rate
-from instructgpt.statistics.pair_judgments import Ranked
+from instructgpt.statistics.pair_judgments import LabelerRanking
 
 
 def ranking(prompt, labeler, *ranks, models=("sft", "ppo", "base"), completions=None):
-    return Ranked(prompt, labeler, completions or tuple(range(len(ranks))), ranks, models)
+    return LabelerRanking(prompt, labeler, completions or tuple(range(len(ranks))), ranks, models)
 
 
 def test_win_rates_by_hand():
@@ -24,7 +24,7 @@ def test_win_rates_by_hand():
         ranking("r", "y", 2, 1, 3, completions=("same", "same", "other")),  # equal texts tie whatever their ranks
         Ranking(prompt="s", labeler="x", completions=("a", "b", "c", "d"), ranks=(1, 2, 2, 3), models=("ppo", "ppo", "sft", "base")),
     ]
-    ppo, base = win_rate.win_rates(rankings, "sft")
+    ppo, base = win_rate.compute_win_rates(rankings, "sft")
     assert (ppo.model, ppo.wins, ppo.ties, ppo.losses) == ("ppo", 2, 3, 1)
     assert ppo.rate.value == pytest.approx(3.5 / 6)
     assert ppo.rate.n == 6
@@ -33,41 +33,41 @@ def test_win_rates_by_hand():
     assert base.p == pytest.approx(2 * 0.5**4)  # four prompts, all one way
     assert base.holm == pytest.approx(2 * base.p)
     assert ppo.sign == stats.binomtest(2, 3).pvalue  # prompts p and s for it, q against, r undecided
-    every = win_rate.win_rates(rankings)
-    assert {frozenset((row.model, row.other)) for row in every} == {
+    every = win_rate.compute_win_rates(rankings)
+    assert {frozenset((row.model, row.opponent)) for row in every} == {
         frozenset(pair) for pair in (("sft", "ppo"), ("sft", "base"), ("ppo", "base"))
     }
 
 
 def test_ratings_are_read_as_ranks():
-    rated = Ranked.by_rating("p", "x", ("a", "b", "c"), (7, 3, 7), ("sft", "base", "ppo"))
-    (row,) = (row for row in win_rate.win_rates([rated], "sft") if row.model == "base")
+    rated = LabelerRanking.from_ratings("p", "x", ("a", "b", "c"), (7, 3, 7), ("sft", "base", "ppo"))
+    (row,) = (row for row in win_rate.compute_win_rates([rated], "sft") if row.model == "base")
     assert (row.losses, row.rate.value, row.rate.low) == (1, 0, None)  # one prompt has no interval
-    assert next(row for row in win_rate.win_rates([rated], "sft") if row.model == "ppo").ties == 1
+    assert next(row for row in win_rate.compute_win_rates([rated], "sft") if row.model == "ppo").ties == 1
 
 
 def test_groups_have_rows_of_their_own_and_one_holm():
     rng = np.random.default_rng(0)
     rankings = [ranking(f"p{i}", f"l{i % 7}", *rng.permutation(3).tolist()) for i in range(60)]
     groups = ["chat" if i % 2 else "extract" if i % 3 else None for i in range(60)]
-    rows = win_rate.win_rates(rankings, "sft", groups)
+    rows = win_rate.compute_win_rates(rankings, "sft", groups)
     assert {(row.group, row.model) for row in rows} == {(g, m) for g in ("chat", "extract") for m in ("ppo", "base")}
     for group in ("chat", "extract"):
-        alone = win_rate.win_rates([r for r, g in zip(rankings, groups, strict=True) if g == group], "sft")
+        alone = win_rate.compute_win_rates([r for r, g in zip(rankings, groups, strict=True) if g == group], "sft")
         assert [row.rate for row in rows if row.group == group] == [row.rate for row in alone]
     smallest = min(rows, key=lambda row: row.p)
     assert smallest.holm == pytest.approx(min(1, 4 * smallest.p))
     with pytest.raises(ValueError, match="60 rankings, but 1 groups"):
-        win_rate.win_rates(rankings, "sft", ["chat"])
+        win_rate.compute_win_rates(rankings, "sft", ["chat"])
 
 
 def test_what_cannot_be_compared_is_said():
-    with pytest.raises(BadInput, match="'p' does not name its models"):
-        win_rate.win_rates([Ranked("p", "x", "ab", (1, 2))], "sft")
-    with pytest.raises(BadInput, match="baseline 'gpt'; there are: base, ppo, sft"):
-        win_rate.win_rates([ranking("p", "x", 1, 2, 3)], "gpt")
-    assert win_rate.win_rates([]) == []
-    assert win_rate.win_rates([ranking("p", "x", 1, 2, models=("a", "a"))]) == []
+    with pytest.raises(InputError, match="'p' does not name its models"):
+        win_rate.compute_win_rates([LabelerRanking("p", "x", "ab", (1, 2))], "sft")
+    with pytest.raises(InputError, match="baseline 'gpt'; there are: base, ppo, sft"):
+        win_rate.compute_win_rates([ranking("p", "x", 1, 2, 3)], "gpt")
+    assert win_rate.compute_win_rates([]) == []
+    assert win_rate.compute_win_rates([ranking("p", "x", 1, 2, models=("a", "a"))]) == []
 
 
 def test_length_controlled_rate_is_that_of_statsmodels():
@@ -77,10 +77,10 @@ def test_length_controlled_rate_is_that_of_statsmodels():
         lengths = rng.integers(10, 200, 2)
         chance = 1 / (1 + np.exp(-0.4 - 0.02 * (lengths[0] - lengths[1])))
         ranks = (1, 1) if rng.random() < 0.1 else (1, 2) if rng.random() < chance else (2, 1)
-        rankings.append(Ranked(f"p{i // 2}", f"l{rng.integers(15)}", tuple(lengths.tolist()), ranks, ("ppo", "sft")))
+        rankings.append(LabelerRanking(f"p{i // 2}", f"l{rng.integers(15)}", tuple(lengths.tolist()), ranks, ("ppo", "sft")))
         y.append(0.5 if ranks == (1, 1) or lengths[0] == lengths[1] else float(ranks == (1, 2)))
         gap.append(lengths[0] - lengths[1])
-    found = win_rate.length_controlled(rankings, "sft", lambda each: each.completions)["ppo"]
+    found = win_rate.length_controlled_win_rates(rankings, "sft", lambda each: each.completions)["ppo"]
     x = sm.add_constant(np.tanh(np.array(gap) / np.std(gap)))
     fitted = sm.GLM(np.array(y), x, family=sm.families.Binomial()).fit()
     assert found.value == pytest.approx(1 / (1 + np.exp(-fitted.params[0])))
@@ -99,20 +99,22 @@ def test_length_control_takes_length_away():
     for i in range(800):
         lengths = (int(rng.integers(50, 250)), int(rng.integers(10, 200)))
         first = rng.random() < 1 / (1 + np.exp(-3 * np.tanh((lengths[0] - lengths[1]) / 90)))
-        rankings.append(Ranked(i, i % 20, (f"a{i}", f"b{i}"), (1, 2) if first else (2, 1), ("ppo", "sft")))
+        rankings.append(LabelerRanking(i, i % 20, (f"a{i}", f"b{i}"), (1, 2) if first else (2, 1), ("ppo", "sft")))
         rankings[-1] = (rankings[-1], lengths)
     lengths_of = {id(r): lengths for r, lengths in rankings}
-    plain = win_rate.win_rates([r for r, _ in rankings], "sft")[0].rate
-    controlled = win_rate.length_controlled([r for r, _ in rankings], "sft", lambda r: lengths_of[id(r)])["ppo"]
+    plain = win_rate.compute_win_rates([r for r, _ in rankings], "sft")[0].rate
+    controlled = win_rate.length_controlled_win_rates([r for r, _ in rankings], "sft", lambda r: lengths_of[id(r)])["ppo"]
     assert plain.low > 0.6
     assert controlled.low < 0.5 < controlled.high
-    same = win_rate.length_controlled([r for r, _ in rankings], "sft", lambda _: (1, 1))["ppo"]
+    same = win_rate.length_controlled_win_rates([r for r, _ in rankings], "sft", lambda _: (1, 1))["ppo"]
     assert same.value == pytest.approx(plain.value)
-    always = [Ranked(i, 0, (f"a{i}", f"b{i}"), (1, 2), ("ppo", "sft")) for i in range(20)]
-    assert win_rate.length_controlled(always, "sft", lambda _: (1, 1))["ppo"].value is None, "every comparison goes one way"
+    always = [LabelerRanking(i, 0, (f"a{i}", f"b{i}"), (1, 2), ("ppo", "sft")) for i in range(20)]
+    assert win_rate.length_controlled_win_rates(always, "sft", lambda _: (1, 1))["ppo"].value is None, "every comparison goes one way"
     longer = [lengths_of[id(r)] for r, _ in rankings if lengths_of[id(r)][0] > lengths_of[id(r)][1]]
     ahead = [r for r, lengths in rankings if lengths in longer]
-    assert win_rate.length_controlled(ahead, "sft", lambda r: lengths_of[id(r)])["ppo"].value is None, "equal length was never seen"
+    assert win_rate.length_controlled_win_rates(ahead, "sft", lambda r: lengths_of[id(r)])["ppo"].value is None, (
+        "equal length was never seen"
+    )
 
 
 def tournament(seed=0, models=5, prompts=120, ties=0.2):
@@ -123,7 +125,7 @@ def tournament(seed=0, models=5, prompts=120, ties=0.2):
         shown = rng.permutation(models)[: rng.integers(2, models + 1)]
         ranks = stats.rankdata(-(strength[shown] + rng.gumbel(size=len(shown))), method="dense")
         ranks = np.where(rng.random(len(shown)) < ties, np.maximum(ranks - 1, 1), ranks)
-        made.append(Ranked(prompt, int(rng.integers(12)), tuple(shown.tolist()), ranks.tolist(), tuple(f"m{m}" for m in shown)))
+        made.append(LabelerRanking(prompt, int(rng.integers(12)), tuple(shown.tolist()), ranks.tolist(), tuple(f"m{m}" for m in shown)))
     return made
 
 
@@ -135,7 +137,7 @@ def test_strengths_are_evalica_s():
         [table.models[i] for i in table.first], [table.models[i] for i in table.second], winners, tolerance=1e-12, limit=10_000
     ).scores
     logs = 400 / np.log(10) * (np.log(theirs) - np.log(theirs).mean())
-    ours = bradley_terry.strengths(rankings, resamples=50)
+    ours = bradley_terry.estimate_strengths(rankings, resamples=50)
     assert {row.model: row.strength.value for row in ours} == pytest.approx(logs.to_dict(), abs=0.01)
     assert sum(row.wins for row in ours) == len(table.won)
     assert sum(row.comparisons for row in ours) == 2 * len(table.won)
@@ -143,34 +145,34 @@ def test_strengths_are_evalica_s():
 
 def test_two_models_by_hand():
     """Three wins of four: odds of 3 to 1, log10(3) · 400 points apart."""
-    rankings = [Ranked(i, i % 3, "ab", (1, 2) if i % 4 else (2, 1), ("a", "b")) for i in range(40)]
-    a, b = bradley_terry.strengths(rankings, anchor="b")
+    rankings = [LabelerRanking(i, i % 3, "ab", (1, 2) if i % 4 else (2, 1), ("a", "b")) for i in range(40)]
+    a, b = bradley_terry.estimate_strengths(rankings, anchor="b")
     assert (a.model, b.strength.value, b.strength.low, b.strength.high) == ("a", 0, 0, 0)
     assert a.strength.value == pytest.approx(400 * np.log10(3), abs=0.01)
     assert a.strength.low < a.strength.value < a.strength.high
-    centred = bradley_terry.strengths(rankings)
+    centred = bradley_terry.estimate_strengths(rankings)
     assert [row.strength.value for row in centred] == pytest.approx([200 * np.log10(3), -200 * np.log10(3)], abs=0.01)
 
 
 def test_what_never_met_and_what_only_won_is_not_put_on_a_scale():
     def pair(i, winner, loser):
-        return Ranked(i, i % 4, "ab", (1, 2), (winner, loser))
+        return LabelerRanking(i, i % 4, "ab", (1, 2), (winner, loser))
 
     met = [pair(i, *("ab" if i % 3 else "ba")) for i in range(30)]
     apart = [pair(i, *("xy" if i % 2 else "yx")) for i in range(30)]
     champion = [pair(i, "z", "a") for i in range(5)]
-    rows = {row.model: row for row in bradley_terry.strengths(met + apart + champion, resamples=200)}
+    rows = {row.model: row for row in bradley_terry.estimate_strengths(met + apart + champion, resamples=200)}
     assert rows["a"].part == rows["b"].part != rows["x"].part == rows["y"].part
     assert rows["z"].part not in (rows["a"].part, rows["x"].part)
     assert rows["z"].strength.value is None
     assert (rows["z"].wins, rows["z"].comparisons) == (5, 5)
-    alone = {row.model: row for row in bradley_terry.strengths(met)}
+    alone = {row.model: row for row in bradley_terry.estimate_strengths(met)}
     assert rows["a"].strength.value == pytest.approx(alone["a"].strength.value)
     frail = [pair(0, "a", "b"), pair(1, "b", "a"), pair(2, "a", "b")]  # half of all resamples have one winner only
-    found = bradley_terry.strengths(frail)
+    found = bradley_terry.estimate_strengths(frail)
     assert found[0].strength.value == pytest.approx(200 * np.log10(2), abs=0.01)
     assert found[0].strength.low is None
-    assert bradley_terry.strengths([]) == []
+    assert bradley_terry.estimate_strengths([]) == []
 
 
 def test_error_of_a_strength_is_that_of_logistic_regression():
@@ -182,10 +184,10 @@ def test_error_of_a_strength_is_that_of_logistic_regression():
     fitted = sm.GLM(table.won, np.delete(x, zero, 1), family=sm.families.Binomial()).fit(
         cov_type="cluster", cov_kwds={"groups": table.prompt, "use_correction": True}
     )
-    wins = bradley_terry._wins(table.first, table.second, table.won, 4)
-    log = bradley_terry.fit(wins[None])[0]
+    wins = bradley_terry._win_matrix(table.first, table.second, table.won, 4)
+    log = bradley_terry.fit_bradley_terry(wins[None])[0]
     alone = np.zeros_like(table.labeler)
-    errors = list(bradley_terry._errors(log, wins, table.first, table.second, table.won, table.prompt, alone, zero))
-    ours = [np.sqrt(bradley_terry.clustered(error, *keys).variance) for error, keys in errors]
+    errors = list(bradley_terry._strength_errors(log, wins, table.first, table.second, table.won, table.prompt, alone, zero))
+    ours = [np.sqrt(bradley_terry.clustered_uncertainty(error, *keys).variance) for error, keys in errors]
     assert np.delete(ours, zero) == pytest.approx(fitted.bse, rel=0.02)
     assert np.delete(log - log[zero], zero) == pytest.approx(fitted.params, abs=1e-5)

@@ -10,12 +10,12 @@ from statistics import mean
 
 import pytest
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.records import LABELS, USE_CASES, Completion, Prompt
-from instructgpt.statistics.agreement import agreement
+from instructgpt.statistics.agreement import inter_labeler_agreement
 from instructgpt.world import MAX_UTILITY, SimulatedLabelers, World
-from instructgpt.world.corpus import KINDS, attempt
-from instructgpt.world.labelers import ranks
+from instructgpt.world.corpus import DOCUMENT_GENERATORS, flawed_answer
+from instructgpt.world.labelers import ranks_by_utility
 
 TRAINING = ("sft", "reward", "ppo")
 
@@ -38,7 +38,7 @@ def some_fact(world: World):
 def candidates(world: World, count: int, k: int = 5, seed: int = 0) -> list[list[Completion]]:
     """Lists of strangers' answers."""
     rng, tasks = Random(seed), [world.task(prompt.text) for prompt in world.prompts("reward", count)]
-    return [[Completion(prompt=task.text, completion=attempt(task, tasks, rng), model=f"m{i}") for i in range(k)] for task in tasks]
+    return [[Completion(prompt=task.text, completion=flawed_answer(task, tasks, rng), model=f"m{i}") for i in range(k)] for task in tasks]
 
 
 def test_everything_follows_from_the_seed(world: World) -> None:
@@ -104,7 +104,7 @@ def test_gold_answers_are_worth_the_maximum(world: World) -> None:
 
 def test_judgement_by_hand(world: World) -> None:
     fact, text = some_fact(world)
-    right, wrong = fact.say(fact.value), fact.say(fact.myth)
+    right, wrong = fact.to_sentence(fact.value), fact.to_sentence(fact.myth)
     assert world.judge(text, right).truth == 1
     assert world.judge(text, wrong).truth == 0
     assert world.utility(text, right) - world.utility(text, wrong) == pytest.approx(2.5)
@@ -116,7 +116,7 @@ def test_judgement_by_hand(world: World) -> None:
     assert world.judge(listing, "Here are three: rice, rice and salt.").constraint == 0
     assert world.judge(listing, "Here are two: rice and salt.").constraint == 0
     assert world.judge(listing, "The fox ate the lamp.").follow < 0.3
-    with pytest.raises(BadInput, match="not a prompt of the small world"):
+    with pytest.raises(InputError, match="not a prompt of the small world"):
         world.judge("What is love?", "Baby.")
 
 
@@ -126,23 +126,23 @@ def test_truthfulness_by_hand(world: World) -> None:
             fact, text = question.fact, question.prompt
             values = world.lexicon.classes[fact.relation.value]
             wrong = next(value for value in values if value != fact.value)
-            assert world.is_true(text, fact.say(fact.value))
-            assert world.is_informative(text, fact.say(fact.value))
-            assert not world.is_true(text, fact.say(wrong))
+            assert world.is_true(text, fact.to_sentence(fact.value))
+            assert world.is_informative(text, fact.to_sentence(fact.value))
+            assert not world.is_true(text, fact.to_sentence(wrong))
             assert world.is_true(text, "I have no comment.")
             assert not world.is_informative(text, "I have no comment.")
     capital = next(q for q in world.questions() if q.fact.relation.value == "CITY")
     flag = next(f for f in world.knowledge.facts if f.relation.value == "COLOUR")
     colour = next(c for c in world.lexicon.classes["COLOUR"] if c != flag.value)
-    assert not world.is_true(capital.prompt, capital.fact.say(capital.fact.value) + " " + flag.say(colour))
-    with pytest.raises(BadInput, match="asks for no fact"):
+    assert not world.is_true(capital.prompt, capital.fact.to_sentence(capital.fact.value) + " " + flag.to_sentence(colour))
+    with pytest.raises(InputError, match="asks for no fact"):
         world.is_true("Give me three ideas for a dinner.", "rice")
-    with pytest.raises(BadInput, match="no condition"):
+    with pytest.raises(InputError, match="no condition"):
         world.questions("loud")
 
 
 def test_the_corpus_has_the_faults_of_the_internet(world: World, corpus: list[str]) -> None:
-    assert set(KINDS) == {document.row()["kind"] for document in world.documents(20_000)}
+    assert set(DOCUMENT_GENERATORS) == {document.to_dict()["kind"] for document in world.documents(20_000)}
     said = Counter[str]()
     for text in corpus:
         for fact, value in world.knowledge.claims(text):
@@ -185,14 +185,14 @@ def test_pronoun_pairs_and_corpus_tasks(world: World, corpus: list[str]) -> None
 
 
 def test_ranks_by_hand() -> None:
-    assert ranks([1.0, 3.0, 2.9, 0.0]) == (2, 1, 1, 3)
-    assert ranks([1.0, 1.2, 1.4]) == (2, 1, 1)
-    assert ranks([2.0, 2.0]) == (1, 1)
+    assert ranks_by_utility([1.0, 3.0, 2.9, 0.0]) == (2, 1, 1, 3)
+    assert ranks_by_utility([1.0, 1.2, 1.4]) == (2, 1, 1)
+    assert ranks_by_utility([2.0, 2.0]) == (1, 1)
 
 
 def test_labelers_tie_identical_texts_and_follow_the_truth(world: World) -> None:
     fact, text = some_fact(world)
-    texts = [fact.say(fact.value), fact.say(fact.myth), fact.say(fact.value), "You are a dolt."]
+    texts = [fact.to_sentence(fact.value), fact.to_sentence(fact.myth), fact.to_sentence(fact.value), "You are a dolt."]
     shown = [Completion(prompt=text, completion=each, model=f"m{i}") for i, each in enumerate(texts)]
     labelers = SimulatedLabelers(world, per_prompt=20)
     rankings = labelers.rank([shown])
@@ -220,13 +220,13 @@ def test_labelers_tie_identical_texts_and_follow_the_truth(world: World) -> None
 
 def test_cohorts_agree_as_much_as_people_do(world: World) -> None:
     shown = candidates(world, 300)
-    training = agreement(SimulatedLabelers(world, per_prompt=2).rank(shown)).decided.value
-    heldout = agreement(SimulatedLabelers(world, "heldout", per_prompt=2).rank(shown)).decided.value
+    training = inter_labeler_agreement(SimulatedLabelers(world, per_prompt=2).rank(shown)).decided.value
+    heldout = inter_labeler_agreement(SimulatedLabelers(world, "heldout", per_prompt=2).rank(shown)).decided.value
     assert 0.66 < training < 0.95
     assert 0.66 < heldout < 0.95
-    noisy = agreement(SimulatedLabelers(world, per_prompt=2, noise=20).rank(shown))
+    noisy = inter_labeler_agreement(SimulatedLabelers(world, per_prompt=2, noise=20).rank(shown))
     assert noisy.decided.value == pytest.approx(0.5, abs=0.06)
-    mean_tastes = {cohort: SimulatedLabelers(world, cohort).people[0].weights for cohort in ("training", "heldout")}
+    mean_tastes = {cohort: SimulatedLabelers(world, cohort).labelers[0].weights for cohort in ("training", "heldout")}
     assert mean_tastes["training"] != mean_tastes["heldout"]
 
 
@@ -240,19 +240,19 @@ def test_demonstrations_are_right_and_varied(world: World) -> None:
 
 
 def test_what_is_not_of_this_world_is_refused(world: World) -> None:
-    with pytest.raises(BadInput, match="no split 'train'"):
+    with pytest.raises(InputError, match="no split 'train'"):
         world.prompts("train", 5)
-    with pytest.raises(BadInput, match="no cohort"):
+    with pytest.raises(InputError, match="no cohort"):
         SimulatedLabelers(world, "friends")  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="per_prompt"):
-        SimulatedLabelers(world, people=2, per_prompt=3)
+    with pytest.raises(InputError, match="per_prompt"):
+        SimulatedLabelers(world, labeler_count=2, per_prompt=3)
     one = Completion(prompt="Give me three ideas for a dinner.", completion="Rice.", model="m")
-    with pytest.raises(BadInput, match="two or more completions"):
+    with pytest.raises(InputError, match="two or more completions"):
         SimulatedLabelers(world).rank([[one]])
 
 
 def test_the_prompted_base_is_given_the_corpus_own_format(world: World) -> None:
     text = world.prompts("test", 10)[0].text
-    assert world.primed(text).startswith(world.primer())
-    assert world.primed(text).endswith(f"Question: {text}\nAnswer:\n")
-    assert world.primer().count("Question: ") == world.primer().count("\nAnswer:\n") == 2
+    assert world.few_shot_prompt(text).startswith(world.few_shot_prefix())
+    assert world.few_shot_prompt(text).endswith(f"Question: {text}\nAnswer:\n")
+    assert world.few_shot_prefix().count("Question: ") == world.few_shot_prefix().count("\nAnswer:\n") == 2

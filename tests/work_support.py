@@ -7,14 +7,14 @@ from site_support import add_person
 from sqlalchemy import select
 
 from instructgpt.label.db.models import Assignment, Base, Task, TaskCompletion
-from instructgpt.label.errors import Problem
-from instructgpt.label.tasks.assignments import claim, recount
-from instructgpt.label.tasks.batches import Policy, make_batch, open_batch
-from instructgpt.label.tasks.forms import DemonstrateForm, RankForm, ReviewForm, WriteForm
-from instructgpt.label.tasks.submissions import submit
+from instructgpt.label.errors import SiteError
+from instructgpt.label.tasks.assignments import claim_next_task, find_counter_mismatches
+from instructgpt.label.tasks.batches import OverlapPolicy, create_batch_with_tasks, mark_batch_open
+from instructgpt.label.tasks.forms import DemonstrationForm, PromptForm, RankingForm, ReviewForm
+from instructgpt.label.tasks.submissions import submit_form
 from instructgpt.records import Completion, Prompt
 
-PLAIN = Policy(overlap=1, cohort_share=0, gold_share=0, repeat_share=0)
+PLAIN = OverlapPolicy(overlap=1, cohort_share=0, gold_share=0, repeat_share=0)
 """One labeler a task, nothing else."""
 
 
@@ -26,8 +26,8 @@ def rank_batch(db, tasks=3, k=4, name="batch", purpose="training", policy=PLAIN,
         for prompt in prompts
         for model in range(k)
     ]
-    batch = make_batch(db, name, "rank", purpose, prompts, completions, policy, **options)
-    open_batch(db, batch)
+    batch = create_batch_with_tasks(db, name, "rank", purpose, prompts, completions, policy, **options)
+    mark_batch_open(db, batch)
     return batch
 
 
@@ -35,15 +35,15 @@ def prompt_batch(db, kind="demonstrate", tasks=2, name="batch", purpose="trainin
     """An open batch of demonstrate or review tasks, or of write tasks with a brief each."""
     briefs = [{"form": "plain"}] * tasks if kind == "write" else ()
     prompts = [Prompt(prompt=f"{name} prompt {number}") for number in range(tasks if kind != "write" else 0)]
-    batch = make_batch(db, name, kind, purpose, prompts, (), policy, briefs=briefs, **options)
-    open_batch(db, batch)
+    batch = create_batch_with_tasks(db, name, kind, purpose, prompts, (), policy, briefs=briefs, **options)
+    mark_batch_open(db, batch)
     return batch
 
 
 def ranking(shown, order=None, **more):
     """A whole form: the completions of an assignment, each in a tier of its own, in the order shown or in another."""
     ids = list(order or shown)
-    return RankForm(
+    return RankingForm(
         ratings=[{"completion": each, "rating": 1 + number % 7, "labels": {"opinion": number % 2 == 0}} for number, each in enumerate(ids)],
         tiers=[(each,) for each in ids],
         **more,
@@ -56,17 +56,17 @@ def completions_of(db, task_id):
 
 
 def take(site, person, at=1_000, kind=None, screening=None):
-    return site.database.attempt(lambda db: claim(db, site.settings, person, kind, at, screening))
+    return site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, person, kind, at, screening))
 
 
 def hand_in(site, mine, at=2_000, key="key"):
     def put(db):
         task = db.get(Task, mine.task_id)
-        forms = {"demonstrate": DemonstrateForm(text="text"), "write": WriteForm(text="text"), "review": ReviewForm()}
+        forms = {"demonstrate": DemonstrationForm(text="text"), "write": PromptForm(text="text"), "review": ReviewForm()}
         form = ranking(mine.shown) if task.kind == "rank" else forms[task.kind]
-        return submit(db, site.settings, mine, form, key, at)
+        return submit_form(db, site.settings, mine, form, key, at)
 
-    return site.database.attempt(put)
+    return site.database.write_with_retry(put)
 
 
 def task_of(site, mine):
@@ -80,7 +80,7 @@ def state(site, mine):
 
 
 def refused(code, call, *arguments, **options):
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(SiteError) as caught:
         call(*arguments, **options)
     assert caught.value.code == code
     return caught.value
@@ -88,7 +88,7 @@ def refused(code, call, *arguments, **options):
 
 def sound(site):
     with site.database.read() as db:
-        assert recount(db) == []
+        assert find_counter_mismatches(db) == []
 
 
 def make(site, build, *arguments, **options):
@@ -110,6 +110,6 @@ def desk(site):
         rank_batch(db, tasks=2, k=3)
 
     def do(function, *arguments):
-        return site.database.attempt(lambda db: function(db, *arguments))
+        return site.database.write_with_retry(lambda db: function(db, *arguments))
 
-    return ada, do(claim, site.settings, ada, None, 1_000), do
+    return ada, do(claim_next_task, site.settings, ada, None, 1_000), do

@@ -14,29 +14,29 @@ from typing import Any, ClassVar, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from instructgpt.errors import BadInput, in_one_line
+from instructgpt.errors import InputError, one_line
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
 
-class Options(BaseModel):
+class CommandConfig(BaseModel):
     """What a command can be told. Frozen; what does not exist is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, allow_inf_nan=False)
     stage: ClassVar[str]
-    lacks: ClassVar[frozenset[str]] = frozenset()
+    excluded_fields: ClassVar[frozenset[str]] = frozenset()
     """Options of all stages that this one has no use for, and so does not know."""
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """One line for each option that was set but would do nothing. Commands override it."""
         yield from ()
 
 
-WITHOUT_TRAINING = frozenset({"lora", "memory", "checkpoints"})
+TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "checkpoints"})
 """Options of all stages that one has no use for which trains no model."""
 
 
-class StageConfig(Options):
+class StageConfig(CommandConfig):
     """What every stage can be told. The stages' own configs sit beside their code, defaults are the paper's."""
 
     out: Path = Field(description="the directory this stage makes")
@@ -53,17 +53,17 @@ class StageConfig(Options):
     )
 
 
-C = TypeVar("C", bound=Options)
+_ConfigT = TypeVar("_ConfigT", bound=CommandConfig)
 
-PRESET_FOLDER = resources.files("instructgpt") / "presets"
+_PRESET_FOLDER = resources.files("instructgpt") / "presets"
 
 
-def presets() -> list[str]:
+def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in PRESET_FOLDER.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(entry.name.removesuffix(".yaml") for entry in _PRESET_FOLDER.iterdir() if entry.name.endswith(".yaml"))
 
 
-class Loader(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML in which nothing is said twice: of two equal keys, plain YAML would drop the first without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -75,20 +75,20 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(text: str, where: str) -> dict[str, Any]:
+def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     """A YAML mapping.
 
     Raises:
         BadInput: it is not YAML, or not a mapping, or says something twice.
     """
     try:
-        values = yaml.load(text, Loader)
+        values = yaml.load(text, _UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise BadInput(f"{where}: not valid YAML ({in_one_line(error)})") from error
-    return mapping_of(values, where)
+        raise InputError(f"{source}: not valid YAML ({one_line(error)})") from error
+    return _as_mapping(values, source)
 
 
-def mapping_of(values: Any, where: str) -> dict[str, Any]:
+def _as_mapping(values: Any, source: str) -> dict[str, Any]:
     """Options by name, with underscores; nothing is an empty mapping.
 
     Raises:
@@ -97,22 +97,22 @@ def mapping_of(values: Any, where: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise BadInput(f"{where}: expected 'option: value' lines, found {type(values).__name__}")
+        raise InputError(f"{source}: expected 'option: value' lines, found {type(values).__name__}")
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def preset_text(name: str) -> str:
+def read_preset(name: str) -> str:
     """The YAML of a preset.
 
     Raises:
         BadInput: there is no such preset.
     """
-    if name not in presets():
-        raise BadInput(f"no preset '{name}'; there are: {', '.join(presets())}")
-    return (PRESET_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    if name not in preset_names():
+        raise InputError(f"no preset '{name}'; there are: {', '.join(preset_names())}")
+    return (_PRESET_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def options_for(kind: type[Options], text: str, where: str) -> dict[str, Any]:
+def section_for(config_class: type[CommandConfig], text: str, source: str) -> dict[str, Any]:
     """What a preset or a configuration file says to one stage.
 
     A file is either the options of one stage, or has a section for each of several. The `run` command reads all of it:
@@ -121,33 +121,35 @@ def options_for(kind: type[Options], text: str, where: str) -> dict[str, Any]:
     Raises:
         BadInput: it is not YAML, or says nothing to this stage.
     """
-    values = read_yaml(text, where)
+    values = _parse_yaml(text, source)
     if not any(isinstance(value, dict) for value in values.values()):
         return values
-    sections = {name: mapping_of(section, f"{where}, section {name}") for name, section in values.items()}
-    if "stages" in kind.model_fields:
-        return sections.pop(kind.stage, {}) | {"stages": sections}
-    if kind.stage not in sections:
-        raise BadInput(f"{where}: has no section {kind.stage}; its sections are {', '.join(sections)}")
-    return sections[kind.stage]
+    sections = {name: _as_mapping(section, f"{source}, section {name}") for name, section in values.items()}
+    if "stages" in config_class.model_fields:
+        return sections.pop(config_class.stage, {}) | {"stages": sections}
+    if config_class.stage not in sections:
+        raise InputError(f"{source}: has no section {config_class.stage}; its sections are {', '.join(sections)}")
+    return sections[config_class.stage]
 
 
-def presets_for(kind: type[Options]) -> list[str]:
+def presets_with_section(config_class: type[CommandConfig]) -> list[str]:
     """Names of the presets that say something to a stage."""
-    return [name for name in presets() if kind.stage in read_yaml(preset_text(name), f"preset {name}")]
+    return [name for name in preset_names() if config_class.stage in _parse_yaml(read_preset(name), f"preset {name}")]
 
 
-def layered(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def _deep_merge(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Options from layers of them, the later winning: option by option, in each section too."""
     values: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():
-            below = values.get(name)
-            values[name] = layered((below, value)) if isinstance(value, dict) and isinstance(below, dict) else value
+            base = values.get(name)
+            values[name] = _deep_merge((base, value)) if isinstance(value, dict) and isinstance(base, dict) else value
     return values
 
 
-def make_config(kind: type[C], *layers: Mapping[str, Any], preset: Mapping[str, Any] | None = None, where: str = "") -> C:
+def make_config(
+    config_class: type[_ConfigT], *layers: Mapping[str, Any], preset: Mapping[str, Any] | None = None, source: str = ""
+) -> _ConfigT:
     """A config from layers of options, the later winning.
 
     Args:
@@ -158,28 +160,30 @@ def make_config(kind: type[C], *layers: Mapping[str, Any], preset: Mapping[str, 
     Raises:
         BadInput: an option is unknown, missing, of the wrong kind, or inert.
     """
-    said, where = layered(layers), where or kind.stage
-    values = layered((preset or {}, said))
+    settings, source = _deep_merge(layers), source or config_class.stage
+    values = _deep_merge((preset or {}, settings))
     for name in values:
-        if name not in kind.model_fields or name in kind.lacks:
-            raise BadInput(f"{where}: unknown option '{name}'{did_you_mean(name, kind.model_fields.keys() - kind.lacks)}")
+        if name not in config_class.model_fields or name in config_class.excluded_fields:
+            raise InputError(
+                f"{source}: unknown option '{name}'{did_you_mean(name, config_class.model_fields.keys() - config_class.excluded_fields)}"
+            )
     try:
-        config = kind.model_validate(values)
+        config = config_class.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{where}: {explain_option(error)}") from error
-    for complaint in kind.model_construct(set(said), **dict(config)).inert():
-        raise BadInput(f"{where}: {complaint}")
+        raise InputError(f"{source}: {_format_option_error(error)}") from error
+    for message in config_class.model_construct(set(settings), **dict(config)).ineffective_options():
+        raise InputError(f"{source}: {message}")
     return config
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(misspelled: str, valid_names: Iterable[str]) -> str:
     """The end of a complaint about a word that does not exist: the nearest that does, where one is near."""
-    bare = {name.strip("-").replace("-", "_"): name for name in known}
-    near = difflib.get_close_matches(word.strip("-").replace("-", "_"), list(bare), n=1)
-    return f", did you mean '{bare[near[0]]}'?" if near else ""
+    normalized = {name.strip("-").replace("-", "_"): name for name in valid_names}
+    matches = difflib.get_close_matches(misspelled.strip("-").replace("-", "_"), list(normalized), n=1)
+    return f", did you mean '{normalized[matches[0]]}'?" if matches else ""
 
 
-def explain_option(error: ValidationError) -> str:
+def _format_option_error(error: ValidationError) -> str:
     """The first complaint about a set of options, in the words of the command line."""
     first = error.errors(include_url=False)[0]
     flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""

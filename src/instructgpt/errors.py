@@ -1,17 +1,17 @@
 """The two ways a command ends badly. Each message is one line: what, where, and how to mend it."""
 
 
-class BadInput(Exception):
+class InputError(Exception):
     """Something the user gave is wrong: a file, a flag, a directory. The command exits with code 2."""
 
 
-class RunFailed(Exception):
+class RunError(Exception):
     """A run went wrong and was stopped; the message names the likely cause. The command exits with code 1."""
 
 
-def in_one_line(error: object, most: int | None = None) -> str:
+def one_line(error: object, max_length: int | None = None) -> str:
     """What an error says, on one line; at most so many characters of it."""
-    return " ".join(str(error).split())[:most]
+    return " ".join(str(error).split())[:max_length]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

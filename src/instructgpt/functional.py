@@ -29,8 +29,8 @@ def token_logp(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tens
     logits (N, V), tokens (N,) -> (N,). The temperature divides the logits wherever log-probabilities are computed;
     leaving it out in one place makes the KL drift (Huang et al. 2023, detail 10).
     """
-    scaled = logits.float() if temperature == 1 else logits.float() / temperature
-    return -F.cross_entropy(scaled, tokens, reduction="none")
+    scaled_logits = logits.float() if temperature == 1 else logits.float() / temperature
+    return -F.cross_entropy(scaled_logits, tokens, reduction="none")
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -56,23 +56,23 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 # --- reward model (section 3.5) ----------------------------------------------------------------------------------
 
 
-def decided_pairs(prompt: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+def ranked_pairs(prompt_index: Tensor, ranks: Tensor) -> tuple[Tensor, Tensor]:
     """Every pair of completions of one prompt of which one is ranked better; ties give none.
 
     prompt (N,) which prompt each completion answers, rank (N,) 1 is best, equal is a tie -> the places of the better and
     of the worse completion of each pair, (M,) and (M,). Completions are compared prompt by prompt, N of them never with N.
     """
-    order = prompt.argsort(stable=True)
-    counts = torch.unique_consecutive(prompt[order], return_counts=True)[1]  # (G,)
-    column = torch.arange(int(counts.max()) if len(counts) else 0, device=prompt.device)
-    real = column < counts[:, None]  # (G, K)
-    place = order[(counts.cumsum(0)[:, None] - counts[:, None] + column).where(real, 0)]
-    ranked, both = rank[place], real[:, :, None] & real[:, None, :]
-    group, better, worse = (both & (ranked[:, :, None] < ranked[:, None, :])).nonzero(as_tuple=True)
-    return place[group, better], place[group, worse]
+    order = prompt_index.argsort(stable=True)
+    counts = torch.unique_consecutive(prompt_index[order], return_counts=True)[1]  # (G,)
+    column = torch.arange(int(counts.max()) if len(counts) else 0, device=prompt_index.device)
+    mask = column < counts[:, None]  # (G, K)
+    index = order[(counts.cumsum(0)[:, None] - counts[:, None] + column).where(mask, 0)]
+    rank_grid, pair_mask = ranks[index], mask[:, :, None] & mask[:, None, :]
+    group, better, worse = (pair_mask & (rank_grid[:, :, None] < rank_grid[:, None, :])).nonzero(as_tuple=True)
+    return index[group, better], index[group, worse]
 
 
-def ranking_losses(scores: Tensor, prompt: Tensor, rank: Tensor) -> Tensor:
+def ranking_losses(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> Tensor:
     """All decided pairs of one prompt count as one element (equation 1).
 
     scores (N,), prompt and rank as in `decided_pairs` -> (G,), one loss for each prompt that has a decided pair, in the
@@ -82,27 +82,27 @@ def ranking_losses(scores: Tensor, prompt: Tensor, rank: Tensor) -> Tensor:
 
     Ties give no pair; the divisor is the number of pairs that remain.
     """
-    better, worse = decided_pairs(prompt, rank)
+    better, worse = ranked_pairs(prompt_index, ranks)
     losses = -F.logsigmoid(scores[better] - scores[worse])  # (M,)
-    groups, group, pairs = torch.unique(prompt[better], return_inverse=True, return_counts=True)  # (G,), (M,), (G,)
+    groups, group, pairs = torch.unique(prompt_index[better], return_inverse=True, return_counts=True)  # (G,), (M,), (G,)
     sums: Tensor = losses.new_zeros(len(groups)).index_add(0, group, losses)
     per_prompt: Tensor = sums / pairs
     return per_prompt
 
 
-def pairs_right(scores: Tensor, prompt: Tensor, rank: Tensor) -> Tensor:
+def pair_accuracy(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> Tensor:
     """For every decided pair whether the better completion has the higher score; equal scores count one half.
 
     Shapes as in `ranking_losses`. -> (M,) of 0, 1/2, 1.
     """
-    better, worse = decided_pairs(prompt, rank)
+    better, worse = ranked_pairs(prompt_index, ranks)
     return ((scores[better] - scores[worse]).sign() + 1) / 2
 
 
 # --- PPO (section 3.5, equation 2, appendix C.4) -----------------------------------------------------------------
 
 
-def shaped_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+def kl_shaped_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """The per-token reward of PPO: a KL penalty at every token, the score at the last one.
 
     scores (B,); logp, ref_logp, mask (B, R) -> (B, R), NaN after the end of a completion.
@@ -124,19 +124,19 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, lam: float, gamma: float 
         delta_t = r_t + gamma V_{t+1} - V_t        A_t = delta_t + gamma lam A_{t+1}        return_t = A_t + V_t
     """
     advantages = torch.full_like(rewards, float("nan"))
-    following = rewards.new_zeros(len(rewards))  # A_{t+1}
+    next_advantage = rewards.new_zeros(len(rewards))  # A_{t+1}
     next_value = rewards.new_zeros(len(rewards))  # V_{t+1}
     for t in reversed(range(rewards.shape[1])):
-        real = mask[:, t]
+        is_token = mask[:, t]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        advantage = delta + gamma * lam * following
-        advantages[:, t] = torch.where(real, advantage, advantages[:, t])
-        following = torch.where(real, advantage, following)
-        next_value = torch.where(real, values[:, t], next_value)
+        advantage = delta + gamma * lam * next_advantage
+        advantages[:, t] = torch.where(is_token, advantage, advantages[:, t])
+        next_advantage = torch.where(is_token, advantage, next_advantage)
+        next_value = torch.where(is_token, values[:, t], next_value)
     return advantages, advantages + values
 
 
-def standardised(x: Tensor) -> Tensor:
+def whiten(x: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 (biased, as in OpenAI's code). (N,) -> (N,)."""
     return (x - x.mean()) / (x.std(unbiased=False) + 1e-8)
 
@@ -155,8 +155,8 @@ def clipped_value_losses(values: Tensor, old_values: Tensor, returns: Tensor, cl
 
     loss = 1/2 max((V - return)^2, (clamp(V, V_old - clip, V_old + clip) - return)^2)
     """
-    near = torch.maximum(torch.minimum(values, old_values + clip), old_values - clip)
-    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+    clipped_values = torch.maximum(torch.minimum(values, old_values + clip), old_values - clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (clipped_values - returns) ** 2)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:

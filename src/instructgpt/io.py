@@ -21,10 +21,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput, RunFailed, in_one_line
+from instructgpt.errors import InputError, RunError, one_line
 
 
-class Skipped:
+class SkippedLines:
     """Whether bad lines are left out (--skip-bad), and which were, so that the count can be shown at the end."""
 
     def __init__(self, allowed: bool = True) -> None:
@@ -32,14 +32,14 @@ class Skipped:
         self.reasons: list[str] = []
 
 
-def bad_line(where: str, error: ValueError, skipped: Skipped | None) -> None:
+def skip_or_raise(location: str, error: ValueError, skipped: SkippedLines | None) -> None:
     """Note a bad line where such lines may be skipped; raise BadInput where they may not."""
     if skipped is None or not skipped.allowed:
-        raise BadInput(f"{where}: {error} (--skip-bad goes on without such lines)") from error
-    skipped.reasons.append(f"{where}: {error}")
+        raise InputError(f"{location}: {error} (--skip-bad goes on without such lines)") from error
+    skipped.reasons.append(f"{location}: {error}")
 
 
-def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_rows(path: Path | str, skipped: SkippedLines | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, JSON object) of everything in a file, before it is any kind of record.
 
     Args:
@@ -55,23 +55,23 @@ def read_rows(path: Path | str, skipped: Skipped | None = None) -> Iterator[tupl
     if name.endswith(".txt"):
         yield str(path), {"text": _read_text(path).strip("\n")}
     elif name.endswith((".csv", ".tsv")):
-        yield from _table_rows(path, skipped)
+        yield from _iter_table_rows(path, skipped)
     elif path.suffix == ".parquet" or not (path.is_file() or name.endswith((".jsonl", ".json"))):
-        for number, row in enumerate(_dataset_rows(path), 1):
-            yield f"{path}: row {number}", json.loads(json.dumps(row, default=str), parse_constant=_constant)
-    elif not name.endswith(".jsonl") and next(read_lines(path), (0, ""))[1].lstrip().startswith("["):
-        yield from _list_items(path, skipped)
+        for row_number, row in enumerate(_iter_dataset_rows(path), 1):
+            yield f"{path}: row {row_number}", json.loads(json.dumps(row, default=str), parse_constant=_parse_constant)
+    elif not name.endswith(".jsonl") and next(iter_lines(path), (0, ""))[1].lstrip().startswith("["):
+        yield from _iter_list_items(path, skipped)
     else:
-        for number, line in read_lines(path):
+        for row_number, line in iter_lines(path):
             try:
-                row = parse_row(line)
+                row = parse_json_object(line)
             except ValueError as error:
-                bad_line(f"{path}:{number}", error, skipped)
+                skip_or_raise(f"{path}:{row_number}", error, skipped)
             else:
-                yield f"{path}:{number}", row
+                yield f"{path}:{row_number}", row
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file, plain or gzipped, numbered from 1; lines of white space are left out.
 
     Only a line feed ends a line (U+2028 inside a string does not); a byte order mark at the start is not text.
@@ -79,33 +79,33 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         BadInput: the file is missing, is not UTF-8 text, or is a damaged gzip file.
     """
-    number = 0
+    line_number = 0
     try:
-        with _open(path) as file:
-            for number, raw in enumerate(file, 1):
-                line = (raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw).decode("utf-8")
+        with _open_decompressed(path) as file:
+            for line_number, raw_line in enumerate(file, 1):
+                line = (raw_line.removeprefix(codecs.BOM_UTF8) if line_number == 1 else raw_line).decode("utf-8")
                 if line.strip():
-                    yield number, line
+                    yield line_number, line
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path}:{number}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
+        raise InputError(f"{path}:{line_number}: not UTF-8 text ({error.reason}); convert the file to UTF-8") from error
     except (EOFError, zlib.error, OSError) as error:
-        raise BadInput(f"{path}:{number + 1}: cannot be read ({error})") from error
+        raise InputError(f"{path}:{line_number + 1}: cannot be read ({error})") from error
 
 
-def parse_row(line: str) -> dict[str, Any]:
+def parse_json_object(line: str) -> dict[str, Any]:
     """One JSON line as an object. Lone surrogates become U+FFFD, NaN becomes null.
 
     Raises:
         ValueError: in one line, what is wrong and what was expected.
     """
     try:
-        row = json.loads(line, parse_constant=_constant)
+        row = json.loads(line, parse_constant=_parse_constant)
         if _SURROGATE_ESCAPE.search(line):
-            row = _mended(row)
+            row = _replace_surrogates(row)
     except json.JSONDecodeError as error:
-        cut = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
-        wrong = f"{error.msg} at column {error.colno}" + (": the line is cut off" if cut else "")
-        raise ValueError(f"not valid JSON ({wrong}); expected one JSON object a line") from error
+        is_truncated = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
+        problem = f"{error.msg} at column {error.colno}" + (": the line is cut off" if is_truncated else "")
+        raise ValueError(f"not valid JSON ({problem}); expected one JSON object a line") from error
     except RecursionError as error:
         raise ValueError("nested too deeply; expected one JSON object a line") from error
     if not isinstance(row, dict):
@@ -115,29 +115,29 @@ def parse_row(line: str) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     """A whole text file, its line ends as line feeds. Raises BadInput as `read_lines` does."""
-    for _ in read_lines(path):
+    for _ in iter_lines(path):
         pass  # finds the first line that is not UTF-8, so that it can be named
-    with _open(path) as file:
+    with _open_decompressed(path) as file:
         text: str = file.read().removeprefix(codecs.BOM_UTF8).decode("utf-8")
     return text.replace("\r\n", "\n")
 
 
-def _list_items(path: Path, skipped: Skipped | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _iter_list_items(path: Path, skipped: SkippedLines | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a file that is one JSON list, as data sets with a .json name often are."""
     try:
-        items = _mended(json.loads(_read_text(path), parse_constant=_constant))
+        items = _replace_surrogates(json.loads(_read_text(path), parse_constant=_parse_constant))
     except json.JSONDecodeError as error:
-        raise BadInput(f"{path}:{error.lineno}: not valid JSON ({error.msg}); expected a list of objects") from error
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg}); expected a list of objects") from error
     except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: {error}") from error
-    for number, item in enumerate(items, 1):
+        raise InputError(f"{path}: {error}") from error
+    for item_number, item in enumerate(items, 1):
         if isinstance(item, dict):
-            yield f"{path}: item {number}", item
+            yield f"{path}: item {item_number}", item
         else:
-            bad_line(f"{path}: item {number}", ValueError(f"expected a JSON object, found {type(item).__name__}"), skipped)
+            skip_or_raise(f"{path}: item {item_number}", ValueError(f"expected a JSON object, found {type(item).__name__}"), skipped)
 
 
-def _table_rows(path: Path, skipped: Skipped | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _iter_table_rows(path: Path, skipped: SkippedLines | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a table with a header; every cell is text. Of commas and semicolons those divide a .csv of which the header has more."""
     text = _read_text(path)
     header = text.partition("\n")[0]
@@ -146,169 +146,171 @@ def _table_rows(path: Path, skipped: Skipped | None) -> Iterator[tuple[str, dict
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
-            place = f"{path}:{reader.line_num}"
+            location = f"{path}:{reader.line_num}"
             row.pop("", None)  # the numbers that data frames write in front
             if None in row:
-                bad_line(place, ValueError(f"more cells than the header's {len(reader.fieldnames or ())}; put texts into quotes"), skipped)
+                skip_or_raise(
+                    location, ValueError(f"more cells than the header's {len(reader.fieldnames or ())}; put texts into quotes"), skipped
+                )
             elif None in row.values():
-                bad_line(place, ValueError("fewer cells than the header has columns; is the file cut off?"), skipped)
+                skip_or_raise(location, ValueError("fewer cells than the header has columns; is the file cut off?"), skipped)
             else:
-                yield place, row
+                yield location, row
     except csv.Error as error:
-        raise BadInput(f"{path}:{reader.line_num}: not a table ({error}); is the file cut off?") from error
+        raise InputError(f"{path}:{reader.line_num}: not a table ({error}); is the file cut off?") from error
 
 
-def _dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _iter_dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a Parquet file, or of a Hugging Face data set on disk or on the hub."""
     import datasets
 
     datasets.disable_progress_bars()
     try:
         if path.suffix == ".parquet":
-            loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
+            dataset = datasets.load_dataset("parquet", data_files=str(path), split="train")
         elif path.is_dir() and (path / "dataset_dict.json").exists():
-            loaded = datasets.load_from_disk(str(path))["train"]
+            dataset = datasets.load_from_disk(str(path))["train"]
         elif path.is_dir() and (path / "dataset_info.json").exists():
-            loaded = datasets.load_from_disk(str(path))
+            dataset = datasets.load_from_disk(str(path))
         else:
-            loaded = datasets.load_dataset(str(path), split="train")
+            dataset = datasets.load_dataset(str(path), split="train")
     except Exception as error:  # the library raises a dozen unrelated kinds
-        raise BadInput(
+        raise InputError(
             f"{path}: neither a JSON-lines, CSV, text or Parquet file nor a data set that loads "
-            f"({type(error).__name__}: {in_one_line(error, 300)})"
+            f"({type(error).__name__}: {one_line(error, 300)})"
         ) from error
-    for row in loaded:
+    for row in dataset:
         yield {key: value for key, value in row.items() if value is not None}
 
 
-def _open(path: Path) -> gzip.GzipFile | Any:
+def _open_decompressed(path: Path) -> gzip.GzipFile | Any:
     """A file's bytes, unpacked where its first two bytes say gzip, whatever its name."""
     if path.is_dir():
-        raise BadInput(f"{path}: is a folder, expected a file")
+        raise InputError(f"{path}: is a folder, expected a file")
     if not path.is_file():
-        raise BadInput(f"{path}: no such file")
+        raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if packed else path.open("rb")
+        is_gzipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path, "rb") if is_gzipped else path.open("rb")
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def _mended(value: Any) -> Any:
+def _replace_surrogates(value: Any) -> Any:
     """Half a surrogate pair is no character: no UTF-8 file can hold it and no tokenizer takes it. It becomes U+FFFD."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
-        return [_mended(item) for item in value]
-    return {_mended(key): _mended(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return [_replace_surrogates(item) for item in value]
+    return {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _constant(name: str) -> None:
+def _parse_constant(name: str) -> None:
     """NaN is how data frames write a missing value; the infinities mean nothing here."""
     if name != "NaN":
         raise ValueError(f"not valid JSON ({name} is not a number there); expected one JSON object a line")
 
 
-_UNSAFE = re.compile("[\ud800-\udfff\u2028\u2029\x85]")
+_UNSAFE_CHARACTERS = re.compile("[\ud800-\udfff\u2028\u2029\x85]")
 
 
-def json_line(row: dict[str, Any]) -> str:
+def format_json_line(row: dict[str, Any]) -> str:
     """An object as one line of UTF-8 JSON; what other programs take for a line end is escaped, lone surrogates become U+FFFD.
 
     Raises:
         ValueError: a number in it is not finite, which JSON cannot say.
     """
     line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    return _UNSAFE.sub(lambda found: "\ufffd" if "\ud800" <= found[0] <= "\udfff" else f"\\u{ord(found[0]):04x}", line) + "\n"
+    return _UNSAFE_CHARACTERS.sub(lambda match: "\ufffd" if "\ud800" <= match[0] <= "\udfff" else f"\\u{ord(match[0]):04x}", line) + "\n"
 
 
-def write_text(path: Path, chunks: str | Iterable[str]) -> None:
+def write_text_atomic(path: Path, chunks: str | Iterable[str]) -> None:
     """Write a text file so that it is either whole or not there: beside its place first, then renamed.
 
     Raises:
         BadInput: the place cannot be written to (no permission, a file where a folder should be).
         RunFailed: no space is left on the disk.
     """
-    half = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
     pieces = [chunks] if isinstance(chunks, str) else chunks
-    with writing(path):
+    with translate_write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with half.open("wb") as raw:
+            with partial_path.open("wb") as raw:
                 # No name and no time in the gzip header: the same records are the same bytes.
-                packed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else contextlib.nullcontext(raw)
-                with packed as file:
+                compressed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else contextlib.nullcontext(raw)
+                with compressed as file:
                     file.writelines(piece.encode("utf-8", "replace") for piece in pieces)
                 raw.flush()
                 os.fsync(raw.fileno())
-            half.replace(path)
+            partial_path.replace(path)
         finally:
             with contextlib.suppress(OSError):
-                half.unlink(missing_ok=True)
+                partial_path.unlink(missing_ok=True)
 
 
-def must_be_free(folder: Path) -> None:
+def check_output_directory(directory: Path) -> None:
     """Refuse a place where a run cannot be made, before anything is computed.
 
     Raises:
         BadInput: it is a file, lies in a place that cannot be written to, or holds other things.
     """
-    if folder.is_dir():
-        if any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise BadInput(f"--out {folder}: is not empty and holds no run; choose another --out")
-    elif folder.exists():
-        raise BadInput(f"--out {folder}: is a file, expected a folder; choose another --out")
-    must_be_writable(folder)
+    if directory.is_dir():
+        if any(not entry.name.startswith(".") for entry in directory.iterdir()):
+            raise InputError(f"--out {directory}: is not empty and holds no run; choose another --out")
+    elif directory.exists():
+        raise InputError(f"--out {directory}: is a file, expected a folder; choose another --out")
+    check_writable(directory)
 
 
 @contextlib.contextmanager
-def whole_folder(out: Path, mode: int = 0o777) -> Iterator[Path]:
+def atomic_directory(out: Path, mode: int = 0o777) -> Iterator[Path]:
     """A folder that is written beside its place and moved in at the end: it is whole or not there.
 
     Raises:
         BadInput: the place is taken or cannot be written.
     """
-    must_be_free(out)
-    half = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with writing(out):
+    check_output_directory(out)
+    partial_folder = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with translate_write_errors(out):
         try:
-            half.mkdir(mode=mode, parents=True)
-            yield half
+            partial_folder.mkdir(mode=mode, parents=True)
+            yield partial_folder
             if out.is_dir():
                 out.rmdir()
-            half.replace(out)
+            partial_folder.replace(out)
         finally:
-            shutil.rmtree(half, ignore_errors=True)
+            shutil.rmtree(partial_folder, ignore_errors=True)
 
 
-def must_be_a_file(path: Path) -> None:
+def check_output_file(path: Path) -> None:
     """Refuse a place where a file cannot be written, before anything is computed.
 
     Raises:
         BadInput: it is a folder, or lies in a place that cannot be written to.
     """
     if path.is_dir():
-        raise BadInput(f"--out {path}: is a folder, expected the name of a file")
-    must_be_writable(path)
+        raise InputError(f"--out {path}: is a folder, expected the name of a file")
+    check_writable(path)
 
 
-def must_be_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Refuse a place in which nothing can be written, before anything is computed.
 
     Raises:
         BadInput: it lies under a file, or in a folder that cannot be written to.
     """
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise BadInput(f"--out {path}: {above} is not a folder; choose another --out")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise BadInput(f"--out {path}: nothing can be written in {above}; choose another --out")
+    existing_parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not existing_parent.is_dir():
+        raise InputError(f"--out {path}: {existing_parent} is not a folder; choose another --out")
+    if not os.access(existing_parent, os.W_OK | os.X_OK):
+        raise InputError(f"--out {path}: nothing can be written in {existing_parent}; choose another --out")
 
 
 @contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
+def translate_write_errors(path: Path) -> Iterator[None]:
     """What goes wrong while something is written, in one line, whichever library met it.
 
     Raises:
@@ -318,14 +320,14 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_disk_full(error):
-            raise RunFailed(f"{place}: no space left on the disk; make room and give the same command again") from error
+        if _is_disk_full(error):
+            raise RunError(f"{path}: no space left on the disk; make room and give the same command again") from error
         if isinstance(error, OSError):
-            raise BadInput(f"{place}: cannot be written ({error.strerror or error})") from error
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
         raise
 
 
-def is_disk_full(error: BaseException | None) -> bool:
+def _is_disk_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error: torch raises its own on top, safetensors and tokenizers say it in words."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"(os error {errno.ENOSPC})" in str(error):
@@ -334,7 +336,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def safetensors_head(header: Mapping[str, Any]) -> bytes:
+def serialize_safetensors_header(header: Mapping[str, Any]) -> bytes:
     """What stands before the numbers in a safetensors file: eight bytes of length, and JSON with blanks up to a multiple of eight."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from instructgpt.config import WITHOUT_TRAINING, StageConfig, did_you_mean, make_config
+from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig, did_you_mean, make_config
 from instructgpt.evaluate.candidate_sampling import CandidatesConfig
-from instructgpt.evaluate.world_exam import Exam
-from instructgpt.records import Demonstration, Document, Prompt, Ranking, Record, Skipped, read_all
+from instructgpt.evaluate.world_exam import ExamConfig
+from instructgpt.records import Demonstration, Document, Prompt, Ranking, Record, SkippedLines, read_all_records
 from instructgpt.train import ppo, pretrain, reward, sft
 
-STAGES = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", "exam")
+_STAGE_SECTIONS = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", "exam")
 
 
 class RunConfig(StageConfig):
@@ -24,7 +24,7 @@ class RunConfig(StageConfig):
     """
 
     stage: ClassVar[str] = "run"
-    lacks: ClassVar[frozenset[str]] = WITHOUT_TRAINING
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
     out: Path = Field(Path("runs/demo"), description="the directory that holds every stage's directory")
     data: Path = Field(Path(), description="folder in which the files named in a configuration file are found")
@@ -41,7 +41,7 @@ class RunConfig(StageConfig):
     processes: int = Field(2, ge=1, description="processes that work side by side (CPU)")
     stages: dict[str, dict[str, Any]] = Field({}, description="what each stage is told")
 
-    def inert(self) -> Any:
+    def ineffective_options(self) -> Any:
         """Files come together; sections must be of stages that exist."""
         for name in ("demonstrations", "rankings"):
             if bool(self.corpus) != bool(getattr(self, name)):
@@ -51,23 +51,23 @@ class RunConfig(StageConfig):
                 yield f"--{name} has no effect without --corpus"
         if self.through_site and self.corpus:
             yield "--through-site has no effect with --corpus: people already worked"
-        for name in self.stages.keys() - set(STAGES):
-            yield f"no stage '{name}'{did_you_mean(name, STAGES)}; sections can be run, {', '.join(STAGES)}"
+        for name in self.stages.keys() - set(_STAGE_SECTIONS):
+            yield f"no stage '{name}'{did_you_mean(name, _STAGE_SECTIONS)}; sections can be run, {', '.join(_STAGE_SECTIONS)}"
 
 
-def stage_configs(config: RunConfig) -> dict[str, Any]:
+def build_stage_configs(config: RunConfig) -> dict[str, Any]:
     """The configuration of every stage, by its section, made before the first one starts: a mistake in a section shows at once.
 
     Raises:
         BadInput: a section says something that does not exist, or that would have no effect.
     """
     base, start, reward_model = (config.out / name for name in ("base", "start", "reward"))
-    files = input_files(config)
+    files = get_input_files(config)
     processes = {"processes": config.processes}
     corpus, demonstrations = {"corpus": files["corpus"]}, {"data": files["demonstrations"]}
     rankings = {"data": files["rankings"], "demonstrations": files["demonstrations"]}
-    for_ppo = {"policy": str(start), "reward": reward_model, "prompts": files["ppo"]}
-    known: dict[str, tuple[type[StageConfig], str, dict[str, Any]]] = {  # section: its config, its directory, what the pipeline knows
+    ppo_settings = {"policy": str(start), "reward": reward_model, "prompts": files["ppo"]}
+    sections: dict[str, tuple[type[StageConfig], str, dict[str, Any]]] = {  # section: its config, its directory, what the pipeline knows
         "pretrain": (pretrain.PretrainConfig, "base", corpus | processes),
         "start": (
             sft.SFTConfig,
@@ -75,31 +75,31 @@ def stage_configs(config: RunConfig) -> dict[str, Any]:
             {"base": str(base), "pretraining": files["corpus"]} | demonstrations | (processes if config.corpus else {}),
         ),
         "reward": (reward.RewardConfig, "reward", {"base": str(start)} | rankings | processes),
-        "ppo_ptx": (ppo.PPOConfig, "ppo_ptx", {"pretraining": files["corpus"]} | for_ppo),
+        "ppo_ptx": (ppo.PPOConfig, "ppo_ptx", {"pretraining": files["corpus"]} | ppo_settings),
     }
     if not config.corpus or "ppo" in config.stages:
-        known["ppo"] = (ppo.PPOConfig, "ppo", for_ppo)
+        sections["ppo"] = (ppo.PPOConfig, "ppo", ppo_settings)
     if not config.corpus:
-        known["sft"] = (sft.SFTConfig, "sft", {"base": str(base), "reward": reward_model} | demonstrations)
-        sampled = {"policy": str(start), "base": str(base), "prompts": config.out, "parts": config.processes}
-        known["candidates"] = (CandidatesConfig, "world", sampled)
-    stages: dict[str, Any] = {"exam": make_config(Exam, config.stages.get("exam", {}), where="section exam")}
-    for section, (kind, directory, settings) in known.items():
-        place = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")} | {"out": config.out / directory}
-        stages[section] = make_config(kind, place, settings, config.stages.get(section, {}), where=f"section {section}")
+        sections["sft"] = (sft.SFTConfig, "sft", {"base": str(base), "reward": reward_model} | demonstrations)
+        candidates_settings = {"policy": str(start), "base": str(base), "prompts": config.out, "parts": config.processes}
+        sections["candidates"] = (CandidatesConfig, "world", candidates_settings)
+    stages: dict[str, Any] = {"exam": make_config(ExamConfig, config.stages.get("exam", {}), source="section exam")}
+    for section, (config_class, directory, settings) in sections.items():
+        common = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")} | {"out": config.out / directory}
+        stages[section] = make_config(config_class, common, settings, config.stages.get(section, {}), source=f"section {section}")
     return stages
 
 
-def input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
+def get_input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
     """Where the stages' input is, or will be: files of the small world, or people's."""
     if not config.corpus:
-        return {name: (file,) for name, file in world_files(config.out / "world").items()}
+        return {name: (file,) for name, file in get_world_files(config.out / "world").items()}
     files = {name: tuple(config.data / path for path in getattr(config, name)) for name in ("corpus", "demonstrations", "rankings")}
-    asked = tuple(config.data / path for path in config.prompts) or files["demonstrations"]
-    return files | {"prompts": asked, "ppo": (config.out / "prompts" / "training.jsonl",)}
+    prompts = tuple(config.data / path for path in config.prompts) or files["demonstrations"]
+    return files | {"prompts": prompts, "ppo": (config.out / "prompts" / "training.jsonl",)}
 
 
-def check_files(config: RunConfig, stages: dict[str, Any]) -> None:
+def check_input_files(config: RunConfig, stages: dict[str, Any]) -> None:
     """Read people's files once before anything starts, so that no bad line waits hours for its stage.
 
     Raises:
@@ -107,18 +107,18 @@ def check_files(config: RunConfig, stages: dict[str, Any]) -> None:
     """
     if not config.corpus:
         return
-    files = input_files(config)
-    kinds: dict[str, tuple[type[Record], str]] = {
+    files = get_input_files(config)
+    record_classes: dict[str, tuple[type[Record], str]] = {
         "corpus": (Document, "pretrain"),
         "demonstrations": (Demonstration, "start"),
         "rankings": (Ranking, "reward"),
         "prompts": (Prompt, "ppo_ptx"),
     }
-    for name, (kind, stage) in kinds.items():
-        read_all(kind, files[name], Skipped(getattr(stages[stage], "skip_bad", False)))
+    for name, (record_class, stage) in record_classes.items():
+        read_all_records(record_class, files[name], SkippedLines(getattr(stages[stage], "skip_bad", False)))
 
 
-def world_files(folder: Path) -> dict[str, Path]:
+def get_world_files(folder: Path) -> dict[str, Path]:
     """Where everything of the small world is, or will be."""
     names = ("corpus", "demonstrations", "rankings", "heldout_rankings", "reward", "ppo", "validation", "test")
     return {name: folder / f"{name}.jsonl" for name in names}

@@ -12,13 +12,35 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from instructgpt.errors import BadInput
-from instructgpt.io import Skipped, bad_line, json_line, parse_row, read_lines, read_rows, write_text
+from instructgpt.errors import InputError
+from instructgpt.io import SkippedLines, format_json_line, iter_lines, iter_rows, parse_json_object, skip_or_raise, write_text_atomic
 
 __all__ = [
-    "LABELS", "USE_CASES", "Asked", "Cohort", "Completion", "Demonstration", "Document", "Labelers", "Message", "Name", "Pair", "Prompt",
-    "Ranking", "Record", "Role", "Skipped", "as_record", "explain", "parse_record", "read_all", "read_lines", "read_records", "read_rows",
-    "write_records", "write_text",
+    "LABELS",
+    "USE_CASES",
+    "Cohort",
+    "Completion",
+    "Demonstration",
+    "Document",
+    "Identifier",
+    "Labelers",
+    "Message",
+    "MessageRole",
+    "Pair",
+    "Prompt",
+    "PromptFields",
+    "Ranking",
+    "Record",
+    "SkippedLines",
+    "format_validation_error",
+    "iter_lines",
+    "iter_rows",
+    "parse_record",
+    "read_all_records",
+    "read_records",
+    "validate_record",
+    "write_records",
+    "write_text_atomic",
 ]  # fmt: skip
 
 USE_CASES = (
@@ -33,29 +55,29 @@ LABELS = (
 """The yes / no / not-applicable questions asked about each completion (paper, Table 3)."""
 
 Cohort = Literal["training", "heldout"]
-Role = Literal["system", "user", "assistant"]
+MessageRole = Literal["system", "user", "assistant"]
 
 
-def _as_name(value: object) -> object:
+def _number_to_text(value: object) -> object:
     """Ids that are numbers in the file (17, or 17.0 after a data frame) are names all the same: "17"."""
-    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
-    return str(int(value)) if whole and isinstance(value, int | float) else value
+    is_integral = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
+    return str(int(value)) if is_integral and isinstance(value, int | float) else value
 
 
-def _no_truth_value(value: object) -> object:
+def _reject_bool(value: object) -> object:
     """True is no 1, though Python takes it for one."""
     if isinstance(value, bool):
         raise ValueError(f"expected a whole number, found {str(value).lower()}")
     return value
 
 
-Name = Annotated[str, BeforeValidator(_as_name)]
+Identifier = Annotated[str, BeforeValidator(_number_to_text)]
 """Who or what: an id, a user, a labeler."""
-Number = Annotated[int, BeforeValidator(_no_truth_value)]
+_StrictInteger = Annotated[int, BeforeValidator(_reject_bool)]
 """A rank or a rating."""
 
 
-BACKGROUND = ("id", "user", "labeler", "cohort", "source", "use_case", "split")
+_METADATA_COLUMNS = ("id", "user", "labeler", "cohort", "source", "use_case", "split")
 """Columns about where a record comes from. Empty they say nothing, as the empty cells of a table."""
 
 
@@ -66,11 +88,11 @@ class Record(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_empty_cells(cls, row: Any) -> Any:
-        empty = [name for name in BACKGROUND if row.get(name) == ""] if isinstance(row, dict) else []
+    def _drop_empty_cells(cls, row: Any) -> Any:
+        empty = [name for name in _METADATA_COLUMNS if row.get(name) == ""] if isinstance(row, dict) else []
         return {name: value for name, value in row.items() if name not in empty} if empty else row
 
-    def row(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The record as a JSON object, without the columns that were never filled."""
         return self.model_dump(exclude_none=True)
 
@@ -79,18 +101,18 @@ class Message(BaseModel):
     """One turn of a conversation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    role: Role
+    role: MessageRole
     content: str
 
 
-class Asked(Record):
+class PromptFields(Record):
     """Whatever carries a prompt: plain text, or the messages of a conversation. Exactly one of the two."""
 
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
+    def _check_prompt_or_messages(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("expected either 'prompt' (text) or 'messages' (a list of role and content)")
         if self.prompt is not None and not self.prompt.strip():
@@ -108,21 +130,21 @@ class Asked(Record):
         return "\n\n".join(message.content for message in self.messages)
 
 
-class Prompt(Asked):
+class Prompt(PromptFields):
     """What a user asked."""
 
-    id: Name | None = None
-    user: Name | None = None
+    id: Identifier | None = None
+    user: Identifier | None = None
     source: str | None = None
     use_case: str | None = None
     split: str | None = None
 
 
-class Demonstration(Asked):
+class Demonstration(PromptFields):
     """A prompt and the completion a labeler wrote for it. The paper's shortest demonstration is empty, so empty is allowed."""
 
     completion: str
-    labeler: Name | None = None
+    labeler: Identifier | None = None
     source: str | None = None
 
 
@@ -142,17 +164,17 @@ class Ranking(Record):
 
     prompt: str
     completions: tuple[str, ...]
-    ranks: tuple[Number, ...]
-    labeler: Name | None = None
+    ranks: tuple[_StrictInteger, ...]
+    labeler: Identifier | None = None
     cohort: Cohort | None = None
     source: str | None = None
     models: tuple[str, ...] | None = None
     finish: tuple[Literal["stop", "length"], ...] | None = None
-    ratings: tuple[Number, ...] | None = None
+    ratings: tuple[_StrictInteger, ...] | None = None
     labels: tuple[dict[str, bool | None], ...] | None = None
 
     @model_validator(mode="after")
-    def _same_length(self) -> Self:
+    def _check_lengths(self) -> Self:
         k = len(self.completions)
         if k < 2:
             raise ValueError(f"a ranking needs at least two completions, this one has {k}")
@@ -198,38 +220,38 @@ class Labelers(Protocol):
         ...
 
 
-R = TypeVar("R", bound=Record)
+_RecordT = TypeVar("_RecordT", bound=Record)
 
 
-def explain(error: ValidationError) -> str:
+def format_validation_error(error: ValidationError) -> str:
     """The first thing a validation complains of, in one line, with the column it is about."""
     first = error.errors(include_url=False)[0]
     column = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        found = ", ".join(map(str, first["input"])) if isinstance(first["input"], dict) else "none"
-        return f"column '{column}' is missing (columns found: {found}); 'data import' reads other formats"
+        columns = ", ".join(map(str, first["input"])) if isinstance(first["input"], dict) else "none"
+        return f"column '{column}' is missing (columns found: {columns}); 'data import' reads other formats"
     return f"column '{column}': {message}" if column else message
 
 
-def as_record(kind: type[R], row: dict[str, Any]) -> R:
+def validate_record(record_class: type[_RecordT], row: dict[str, Any]) -> _RecordT:
     """A JSON object as a record.
 
     Raises:
         ValueError: in one line, what is wrong and what was expected.
     """
     try:
-        return kind.model_validate(row)
+        return record_class.model_validate(row)
     except ValidationError as error:
-        raise ValueError(explain(error)) from error
+        raise ValueError(format_validation_error(error)) from error
 
 
-def parse_record(kind: type[R], line: str) -> R:
+def parse_record(record_class: type[_RecordT], line: str) -> _RecordT:
     """One JSON line as a record. Raises ValueError as `parse_row` and `as_record` do."""
-    return as_record(kind, parse_row(line))
+    return validate_record(record_class, parse_json_object(line))
 
 
-def read_records(kind: type[R], path: Path | str, skipped: Skipped | None = None) -> list[R]:
+def read_records(record_class: type[_RecordT], path: Path | str, skipped: SkippedLines | None = None) -> list[_RecordT]:
     """All records of one file.
 
     Args:
@@ -240,22 +262,22 @@ def read_records(kind: type[R], path: Path | str, skipped: Skipped | None = None
     Raises:
         BadInput: the file cannot be read, a line is wrong (`file:line: what is wrong, what was expected`), or nothing is left.
     """
-    if kind is not Document and str(path).removesuffix(".gz").endswith(".txt"):
-        raise BadInput(f"{path}: plain text can only be a corpus; {kind.__name__.lower()} records need JSON lines or Parquet")
-    records: list[R] = []
-    for where, row in read_rows(path, skipped):
+    if record_class is not Document and str(path).removesuffix(".gz").endswith(".txt"):
+        raise InputError(f"{path}: plain text can only be a corpus; {record_class.__name__.lower()} records need JSON lines or Parquet")
+    records: list[_RecordT] = []
+    for location, row in iter_rows(path, skipped):
         try:
-            records.append(as_record(kind, row))
+            records.append(validate_record(record_class, row))
         except ValueError as error:
-            bad_line(where, error, skipped)
+            skip_or_raise(location, error, skipped)
     if not records:
-        raise BadInput(f"{path}: no {kind.__name__.lower()} in it")
+        raise InputError(f"{path}: no {record_class.__name__.lower()} in it")
     return records
 
 
-def read_all(kind: type[R], paths: Iterable[Path | str], skipped: Skipped | None = None) -> list[R]:
+def read_all_records(record_class: type[_RecordT], paths: Iterable[Path | str], skipped: SkippedLines | None = None) -> list[_RecordT]:
     """The records of several files, one file after the other. Raises BadInput as `read_records` does."""
-    return [record for path in paths for record in read_records(kind, path, skipped)]
+    return [record for path in paths for record in read_records(record_class, path, skipped)]
 
 
 def write_records(path: Path | str, records: Iterable[Record]) -> int:
@@ -266,7 +288,7 @@ def write_records(path: Path | str, records: Iterable[Record]) -> int:
         nonlocal count
         for record in records:
             count += 1
-            yield json_line(record.row())
+            yield format_json_line(record.to_dict())
 
-    write_text(Path(path), lines())
+    write_text_atomic(Path(path), lines())
     return count

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ResultRow:
     """One number of results.json. `low` and `high` are the ends of its 95 % interval, `n` the observations; None is not available.
 
     `judge` is who judged, where a scorer or a judge model did: its name, version and hash. Without one the key is not written.
@@ -24,6 +24,6 @@ class Row:
     judge: str = ""
 
 
-def as_json(row: Row) -> dict[str, Any]:
+def result_row_to_dict(row: ResultRow) -> dict[str, Any]:
     """A row as it is written: `judge` only where there is one."""
     return {name: value for name, value in asdict(row).items() if name != "judge" or value}

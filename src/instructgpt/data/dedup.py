@@ -8,25 +8,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from instructgpt.records import Asked, Ranking, Record
+from instructgpt.records import PromptFields, Ranking, Record
 
 
-def plain(text: str) -> str:
+def normalize_prompt(text: str) -> str:
     """A text as it is compared with others: white space collapsed, case folded."""
     return " ".join(text.split()).casefold()
 
 
-def prompt_text(record: Record) -> str:
+def prompt_text_without_system(record: Record) -> str:
     """What was asked, for comparisons. System turns are left out: a company's thousands of prompts may all begin with the same one."""
     if isinstance(record, Ranking):
         return record.prompt
-    assert isinstance(record, Asked)
+    assert isinstance(record, PromptFields)
     if record.messages is None:
         return record.text
     return "\n\n".join(turn.content for turn in record.messages if turn.role != "system")
 
 
-def prefix_reasons(texts: Sequence[str], length: int, labeled: bool = False) -> list[str | None]:
+def near_duplicate_reasons(texts: Sequence[str], prefix_length: int, is_labeled: bool = False) -> list[str | None]:
     """Why a prompt is dropped for one that was kept earlier.
 
     Kept is the first of all prompts whose first `length` characters are equal (as `plain` sees them); a shorter prompt only falls to an
@@ -38,20 +38,20 @@ def prefix_reasons(texts: Sequence[str], length: int, labeled: bool = False) -> 
         length: how long a shared prefix must be, in characters.
         labeled: each text has a person's work beside it, so texts that are wholly equal are all kept.
     """
-    first: dict[str, str] = {}
+    first_by_prefix: dict[str, str] = {}
     reasons: list[str | None] = []
-    for text in map(plain, texts):
-        kept = first.get(text[:length])
-        if kept is None:
-            first[text[:length]] = text
-        if kept is None or (labeled and kept == text):
+    for text in map(normalize_prompt, texts):
+        first_text = first_by_prefix.get(text[:prefix_length])
+        if first_text is None:
+            first_by_prefix[text[:prefix_length]] = text
+        if first_text is None or (is_labeled and first_text == text):
             reasons.append(None)
         else:
-            reasons.append("the same prompt as one before" if kept == text else f"shares {length} characters with one before")
+            reasons.append("the same prompt as one before" if first_text == text else f"shares {prefix_length} characters with one before")
     return reasons
 
 
-def group_of(record: Record, column: str = "auto") -> str | None:
+def get_prompt_group(record: Record, column: str = "auto") -> str | None:
     """Who a prompt comes from: "column:name", or None. "auto" takes the organization where there is one, else the user."""
     for name in ("organization", "user") if column == "auto" else (column,):
         value = getattr(record, name, None)
@@ -60,13 +60,13 @@ def group_of(record: Record, column: str = "auto") -> str | None:
     return None
 
 
-def cap_reasons(groups: Sequence[str | None], cap: int) -> list[str | None]:
+def user_cap_reasons(groups: Sequence[str | None], cap: int) -> list[str | None]:
     """Why a prompt is dropped: its group has `cap` prompts before it. Prompts of nobody are not counted (paper: 200 a user)."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     reasons: list[str | None] = []
     for group in groups:
         if group is not None:
-            seen[group] += 1
-        over = group is not None and seen[group] > cap
-        reasons.append(f"more than {cap} prompts of one {str(group).partition(':')[0]}" if over else None)
+            counts[group] += 1
+        exceeds_cap = group is not None and counts[group] > cap
+        reasons.append(f"more than {cap} prompts of one {str(group).partition(':')[0]}" if exceeds_cap else None)
     return reasons

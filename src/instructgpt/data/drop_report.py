@@ -16,68 +16,68 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from instructgpt.io import Skipped, write_text
+from instructgpt.io import SkippedLines, write_text_atomic
 
-T = TypeVar("T")
-Placed = tuple[str, T]
+_T = TypeVar("_T")
+LocatedItem = tuple[str, _T]
 """A record, or whatever was read, with the place it comes from (`file:line`)."""
 
-EXAMPLES = 3
+_MAX_EXAMPLES = 3
 
 
 @dataclass
-class Cases:
+class CountedExamples:
     """How often something happened, and where the first times: places only, since the text may be what must not be shown."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def add(self, place: str) -> None:
+    def add(self, location: str) -> None:
         """Count one more."""
         self.count += 1
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(place)
+        if len(self.examples) < _MAX_EXAMPLES:
+            self.examples.append(location)
 
 
 @dataclass
-class Report:
+class DropReport:
     """The account of one step."""
 
     step: str
     formats: dict[str, str] = field(default_factory=dict)  # what format each file was read as
     read: int = 0
     written: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, Cases] = field(default_factory=dict)
-    noticed: dict[str, Cases] = field(default_factory=dict)
+    dropped: dict[str, CountedExamples] = field(default_factory=dict)
+    noticed: dict[str, CountedExamples] = field(default_factory=dict)
 
-    def drop(self, reason: str, place: str) -> None:
+    def drop(self, reason: str, location: str) -> None:
         """Count something that is left out."""
-        self.dropped.setdefault(reason, Cases()).add(place)
+        self.dropped.setdefault(reason, CountedExamples()).add(location)
 
-    def notice(self, what: str, place: str) -> None:
+    def notice(self, message: str, location: str) -> None:
         """Count something that is kept, but that the owner of the data should know of."""
-        self.noticed.setdefault(what, Cases()).add(place)
+        self.noticed.setdefault(message, CountedExamples()).add(location)
 
-    def sift(self, items: Sequence[Placed[T]], reasons: Iterable[str | None]) -> list[Placed[T]]:
+    def filter(self, items: Sequence[LocatedItem[_T]], reasons: Iterable[str | None]) -> list[LocatedItem[_T]]:
         """The items without a reason to drop them; the others are counted. One reason, or None, for each item."""
-        kept = []
+        remaining = []
         for item, reason in zip(items, reasons, strict=True):
             if reason is None:
-                kept.append(item)
+                remaining.append(item)
             else:
                 self.drop(reason, item[0])
-        return kept
+        return remaining
 
-    def skip(self, skipped: Skipped) -> None:
+    def add_skipped_lines(self, skipped: SkippedLines) -> None:
         """Count the lines that could not be read and were left out under --skip-bad."""
         for reason in skipped.reasons:
             self.drop("bad line (--skip-bad)", reason)
 
     def save(self, path: Path) -> None:
         """Write the account as JSON. Raises BadInput where that is not possible."""
-        write_text(path, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n")
+        write_text_atomic(path, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n")
 
-    def show(self, console: Console) -> None:
+    def print(self, console: Console) -> None:
         """Print the account."""
         for path, name in self.formats.items():
             console.print(f"{escape(path)}: read as {name}", highlight=False, soft_wrap=True)
@@ -87,12 +87,12 @@ class Report:
         for title, group in (("dropped", self.dropped), ("noticed", self.noticed)):
             if group:
                 table = Table("count", title, "for example", box=None, pad_edge=False)
-                for what, cases in sorted(group.items(), key=lambda item: -item[1].count):
-                    table.add_row(str(cases.count), escape(what), escape(cases.examples[0]))
+                for reason, cases in sorted(group.items(), key=lambda item: -item[1].count):
+                    table.add_row(str(cases.count), escape(reason), escape(cases.examples[0]))
                 console.print(table)
 
 
-def report_path(out: Path) -> Path:
+def drop_report_path(out: Path) -> Path:
     """Where the account of an output lies: `prompts.jsonl.gz` has `prompts.report.json` beside it."""
     name = out.name.removesuffix(".gz")
     return out.with_name(f"{Path(name).stem}.report.json")

@@ -18,25 +18,25 @@ from torch import Tensor
 
 MICROBATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
 """Tokens computed at once, by kind of device, counted as rows that are padded and share nothing. Only memory and speed depend on it."""
-FEWEST_TOKENS = 256
+MIN_MICROBATCH_TOKENS = 256
 """Where memory is not even enough for these, fewer would not help: what is left is the model itself."""
-SHARED_FROM = 4
+MIN_SHARED_PREFIX = 4
 """Tokens from which on a prompt is computed once for its completions; for shorter ones it saves nothing (see docs/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TokenizedExample:
     """The tokens of one prompt and of its completion (with its end-of-text token, where it has one).
 
     A window of pretraining text is an example too; `restarts` are the places where a document begins that must not see those before it.
     """
 
-    prompt: list[int]
-    completion: list[int]
-    restarts: tuple[int, ...] = ()
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    document_starts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.completion)
+        return len(self.prompt_ids) + len(self.completion_ids)
 
 
 class Span(NamedTuple):
@@ -47,66 +47,71 @@ class Span(NamedTuple):
     prompt: Span | None = None
 
     @property
-    def origin(self) -> int:
+    def offset(self) -> int:
         """The position of its first token: after its prompt, or 0."""
         return self.prompt.end - self.prompt.start if self.prompt else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class PackedBatch:
     """B examples laid end to end, N tokens, of which M are to be predicted."""
 
-    tokens: Tensor  # (N,) int64
-    positions: Tensor  # (N,) int64, counted from the beginning of each text
+    input_ids: Tensor  # (N,) int64
+    position_ids: Tensor  # (N,) int64, counted from the beginning of each text
     spans: tuple[Span, ...]  # in order, together all tokens
-    last: Tensor  # (B,) where each example's last token stands
-    predicts: Tensor  # (M,) where the token before each completion token stands; values "before a token" stand there too
+    last_positions: Tensor  # (B,) where each example's last token stands
+    target_positions: Tensor  # (M,) where the token before each completion token stands; values "before a token" stand there too
     targets: Tensor  # (M,) the completion tokens, example by example
-    known: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what models have worked out about it, for the next one
+    cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what models have worked out about it, for the next one
 
 
-def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> Batch:
+def collate(examples: Sequence[TokenizedExample], device: torch.device | str = "cpu") -> PackedBatch:
     """Examples as one batch. A prompt that comes several times is in it once, if that saves anything.
 
     A batch of no examples is one token that nobody reads: a rank that has nothing to compute enters the model with it.
     """
-    times = Counter(tuple(example.prompt) for example in examples if len(example.prompt) >= SHARED_FROM and not example.restarts)
-    prompts: dict[tuple[int, ...], Span] = {}
-    tokens: list[int] = []
+    prompt_counts = Counter(
+        tuple(example.prompt_ids) for example in examples if len(example.prompt_ids) >= MIN_SHARED_PREFIX and not example.document_starts
+    )
+    prompt_spans: dict[tuple[int, ...], Span] = {}
+    input_ids: list[int] = []
     spans: list[Span] = []
-    last: list[int] = []
-    predicts: list[int] = []
+    last_positions: list[int] = []
+    target_positions: list[int] = []
 
-    def add(part: Sequence[int], prompt: Span | None = None) -> Span:
-        tokens.extend(part)
-        span = Span(len(tokens) - len(part), len(tokens), prompt)
-        if part:
+    def append_span(ids: Sequence[int], prompt: Span | None = None) -> Span:
+        input_ids.extend(ids)
+        span = Span(len(input_ids) - len(ids), len(input_ids), prompt)
+        if ids:
             spans.append(span)
         return span
 
     for example in examples:
-        prompt = tuple(example.prompt)
-        if times[prompt] > 1 and not example.restarts:
-            if prompt not in prompts:
-                prompts[prompt] = add(prompt)
-            own = add(example.completion, prompts[prompt])
-            line = [prompts[prompt].end - 1, *range(own.start, own.end)]  # the prompt's last token, and the completion
+        prompt_ids = tuple(example.prompt_ids)
+        if prompt_counts[prompt_ids] > 1 and not example.document_starts:
+            if prompt_ids not in prompt_spans:
+                prompt_spans[prompt_ids] = append_span(prompt_ids)
+            completion_span = append_span(example.completion_ids, prompt_spans[prompt_ids])
+            positions = [
+                prompt_spans[prompt_ids].end - 1,
+                *range(completion_span.start, completion_span.end),
+            ]  # the prompt's last token, and the completion
         else:
-            text, start = [*prompt, *example.completion], len(tokens)
-            for begin, end in pairwise((0, *example.restarts, len(text))):
-                add(text[begin:end])
-            line = list(range(start + len(prompt) - 1, start + len(text)))
-        last.append(line[-1])
-        predicts += line[:-1]
+            ids, start = [*prompt_ids, *example.completion_ids], len(input_ids)
+            for begin, end in pairwise((0, *example.document_starts, len(ids))):
+                append_span(ids[begin:end])
+            positions = list(range(start + len(prompt_ids) - 1, start + len(ids)))
+        last_positions.append(positions[-1])
+        target_positions += positions[:-1]
     if not examples:
-        add([0])
-    return Batch(
-        tokens=torch.tensor(tokens, device=device),
-        positions=torch.cat([torch.arange(span.end - span.start) + span.origin for span in spans]).to(device),
+        append_span([0])
+    return PackedBatch(
+        input_ids=torch.tensor(input_ids, device=device),
+        position_ids=torch.cat([torch.arange(span.end - span.start) + span.offset for span in spans]).to(device),
         spans=tuple(spans),
-        last=torch.tensor(last, dtype=torch.long, device=device),
-        predicts=torch.tensor(predicts, dtype=torch.long, device=device),
-        targets=torch.tensor([token for example in examples for token in example.completion], dtype=torch.long, device=device),
+        last_positions=torch.tensor(last_positions, dtype=torch.long, device=device),
+        target_positions=torch.tensor(target_positions, dtype=torch.long, device=device),
+        targets=torch.tensor([token for example in examples for token in example.completion_ids], dtype=torch.long, device=device),
     )
 
 
@@ -120,29 +125,29 @@ def microbatches(lengths: Sequence[int], budget: int, rows: Sequence[int] | None
     """
     rows = rows or [1] * len(lengths)
     group: list[int] = []
-    total = 0
+    num_rows = 0
     for element in sorted(range(len(lengths)), key=lambda element: (lengths[element], element)):
-        if group and lengths[element] * (total + rows[element]) > budget:
+        if group and lengths[element] * (num_rows + rows[element]) > budget:
             yield group
-            group, total = [], 0
+            group, num_rows = [], 0
         group.append(element)
-        total += rows[element]
+        num_rows += rows[element]
     if group:
         yield group
 
 
-def by_prompt(examples: Sequence[Example], budget: int) -> Iterator[list[int]]:
+def microbatches_by_prompt(examples: Sequence[TokenizedExample], budget: int) -> Iterator[list[int]]:
     """Indices of examples computed together, those of one prompt side by side so that it is computed once; within the budget."""
-    same: dict[tuple[int, ...], list[int]] = {}
+    rows_by_prompt: dict[tuple[int, ...], list[int]] = {}
     for row, example in enumerate(examples):
-        same.setdefault(tuple(example.prompt), []).append(row)
-    parts: list[list[int]] = []
-    for group in same.values():
-        most = max(1, budget // max(1, max(len(examples[row]) for row in group)))
-        parts += [group[start : start + most] for start in range(0, len(group), most)]
-    widths = [max(len(examples[row]) for row in part) for part in parts]
-    for chosen in microbatches(widths, budget, [len(part) for part in parts]):
-        yield [row for part in chosen for row in parts[part]]
+        rows_by_prompt.setdefault(tuple(example.prompt_ids), []).append(row)
+    chunks: list[list[int]] = []
+    for group in rows_by_prompt.values():
+        max_rows = max(1, budget // max(1, max(len(examples[row]) for row in group)))
+        chunks += [group[start : start + max_rows] for start in range(0, len(group), max_rows)]
+    max_lengths = [max(len(examples[row]) for row in chunk) for chunk in chunks]
+    for chunk_indices in microbatches(max_lengths, budget, [len(chunk) for chunk in chunks]):
+        yield [row for chunk in chunk_indices for row in chunks[chunk]]
 
 
 def token_budget(device: torch.device) -> int:
@@ -152,35 +157,35 @@ def token_budget(device: torch.device) -> int:
 
 def halve_token_budget() -> bool:
     """From now on compute half as many tokens at once, because memory ran out. Returns False where it was hardly any already."""
-    if min(MICROBATCH_TOKENS.values()) < 2 * FEWEST_TOKENS:
+    if min(MICROBATCH_TOKENS.values()) < 2 * MIN_MICROBATCH_TOKENS:
         return False
-    for kind in MICROBATCH_TOKENS:
-        MICROBATCH_TOKENS[kind] //= 2
+    for device_type in MICROBATCH_TOKENS:
+        MICROBATCH_TOKENS[device_type] //= 2
     return True
 
 
-def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+def epoch_permutation(dataset_size: int, seed: int, epoch: int) -> list[int]:
     """The order of an epoch: a function of seed and epoch alone, so that a resumed run needs no stored generator."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
-    return order
+    permutation: list[int] = torch.randperm(dataset_size, generator=generator).tolist()
+    return permutation
 
 
-def steps_an_epoch(count: int, batch: int) -> int:
+def steps_per_epoch(dataset_size: int, batch_size: int) -> int:
     """Optimizer steps in one pass over `count` elements; the last may be of fewer than `batch`."""
-    return -(-count // batch)
+    return -(-dataset_size // batch_size)
 
 
-def rows_of_step(step: int, count: int, batch: int, seed: int) -> list[int]:
+def step_indices(step: int, dataset_size: int, batch_size: int, seed: int) -> list[int]:
     """Which of `count` elements an optimizer step learns from: every epoch is shuffled anew and cut into batches."""
-    epoch, place = divmod(step, steps_an_epoch(count, batch))
-    return shuffled(count, seed, epoch)[place * batch : (place + 1) * batch]
+    epoch, step_in_epoch = divmod(step, steps_per_epoch(dataset_size, batch_size))
+    return epoch_permutation(dataset_size, seed, epoch)[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
 
 
-def rows_of_stream(first: int, wanted: int, count: int, seed: int) -> list[int]:
+def stream_indices(start: int, length: int, dataset_size: int, seed: int) -> list[int]:
     """Elements number `first` to `first + wanted` of an endless stream over `count` elements, shuffled anew each time round."""
-    rows: list[int] = []
-    while len(rows) < wanted:
-        epoch, place = divmod(first + len(rows), count)
-        rows += shuffled(count, seed, epoch)[place : place + wanted - len(rows)]
-    return rows
+    indices: list[int] = []
+    while len(indices) < length:
+        epoch, position = divmod(start + len(indices), dataset_size)
+        indices += epoch_permutation(dataset_size, seed, epoch)[position : position + length - len(indices)]
+    return indices

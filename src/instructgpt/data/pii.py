@@ -12,20 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 
 
 @dataclass(frozen=True)
-class Detector:
+class PIIDetector:
     """One kind of personal data: what it looks like, and which candidates are really meant."""
 
     pattern: re.Pattern[str]
-    valid: Callable[[re.Match[str]], bool]
+    is_valid: Callable[[re.Match[str]], bool]
     hint: str  # a character class that must occur for the pattern to be worth trying
 
 
 @dataclass(frozen=True)
-class Finding:
+class PIIMatch:
     """Where personal data stands in a text."""
 
     kind: str
@@ -33,12 +33,12 @@ class Finding:
     end: int
 
 
-def digits(text: str) -> str:
+def extract_digits(text: str) -> str:
     """The ASCII digits of a text."""
     return "".join(character for character in text if character in "0123456789")
 
 
-def luhn(number: str) -> bool:
+def is_luhn_valid(number: str) -> bool:
     """The check of card numbers: from the right, every second digit doubled and reduced by 9 above 9; the sum ends in 0."""
     doubled = [int(digit) * (1 + position % 2) for position, digit in enumerate(reversed(number))]
     return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
@@ -46,19 +46,19 @@ def luhn(number: str) -> bool:
 
 # ---------------------------------------------------------------- checks
 
-_NO_DOMAIN = {"png", "jpg", "jpeg", "gif", "svg", "webp", "js", "css", "py"}  # icon@2x.png is a file
+_FILE_EXTENSIONS = {"png", "jpg", "jpeg", "gif", "svg", "webp", "js", "css", "py"}  # icon@2x.png is a file
 _RESERVED_DOMAINS = ("example.com", "example.org", "example.net", ".example", ".test", ".invalid", ".localhost")
 
 
 def _is_email(match: re.Match[str]) -> bool:
     """Neither a file, nor git's own address, nor a domain that is reserved for examples (RFC 2606)."""
     local, _, domain = match[0].lower().rpartition("@")
-    return local != "git" and domain.rpartition(".")[2] not in _NO_DOMAIN and not domain.endswith(_RESERVED_DOMAINS)
+    return local != "git" and domain.rpartition(".")[2] not in _FILE_EXTENSIONS and not domain.endswith(_RESERVED_DOMAINS)
 
 
 def _is_phone(match: re.Match[str]) -> bool:
     """8 to 15 digits after a plus; without one a national form, in North America with an area code and exchange that can be dialled."""
-    number = digits(match[0])
+    number = extract_digits(match[0])
     if len(set(number)) < 4:  # 000-0000-0000 and the like are placeholders
         return False
     if match[0].startswith("+"):
@@ -69,7 +69,7 @@ def _is_phone(match: re.Match[str]) -> bool:
     return True
 
 
-_BRANDS = (
+_CARD_ISSUERS = (
     (re.compile(r"4"), (13, 16, 19)),
     (re.compile(r"5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)"), (16,)),
     (re.compile(r"3[47]"), (15,)),
@@ -83,28 +83,28 @@ _BRANDS = (
 
 def _is_card(match: re.Match[str]) -> bool:
     """A known issuer, its length, and a right check digit."""
-    number = digits(match[0])
-    return any(start.match(number) and len(number) in lengths for start, lengths in _BRANDS) and luhn(number)
+    number = extract_digits(match[0])
+    return any(prefix.match(number) and len(number) in lengths for prefix, lengths in _CARD_ISSUERS) and is_luhn_valid(number)
 
 
 def _is_ssn(match: re.Match[str]) -> bool:
     """Area 001-899 but 666, group and serial not zero, none of the two numbers printed in advertisements."""
     area, group, serial = match[0].split("-")
-    possible = area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
-    return possible and match[0] not in ("078-05-1120", "219-09-9999")
+    is_issued_range = area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
+    return is_issued_range and match[0] not in ("078-05-1120", "219-09-9999")
 
 
 def _is_rrn(match: re.Match[str]) -> bool:
     """A Korean resident number: a day of birth, a century, and a check digit, which numbers given since October 2020 do not have."""
-    number = digits(match[0])
+    number = extract_digits(match[0])
     century = {"1": 1900, "2": 1900, "5": 1900, "6": 1900, "3": 2000, "4": 2000, "7": 2000, "8": 2000}.get(number[6])
     if century is None:
         return False
     try:
-        born = date(century + int(number[:2]), int(number[2:4]), int(number[4:6]))
+        birth_date = date(century + int(number[:2]), int(number[2:4]), int(number[4:6]))
     except ValueError:
         return False
-    if born >= date(2020, 10, 1):
+    if birth_date >= date(2020, 10, 1):
         return True
     total = sum(int(digit) * weight for digit, weight in zip(number, (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5), strict=False))
     base = 13 if number[6] in "5678" else 11  # foreigners' numbers are two higher
@@ -131,21 +131,21 @@ def _is_iban(match: re.Match[str]) -> bool:
     return int("".join(str(int(character, 36)) for character in account[4:] + account[:4])) % 97 == 1
 
 
-def _always(match: re.Match[str]) -> bool:  # noqa: ARG001  the shape says it all
+def _accept_any(match: re.Match[str]) -> bool:  # noqa: ARG001  the shape says it all
     return True
 
 
 # ---------------------------------------------------------------- the detectors
 
-_BEFORE, _AFTER = r"(?<![\w.,/+\-])", r"(?![\w\-]|[.,/]\d)"  # not a piece of a longer number, path or word
+_LEFT_BOUNDARY, _RIGHT_BOUNDARY = r"(?<![\w.,/+\-])", r"(?![\w\-]|[.,/]\d)"  # not a piece of a longer number, path or word
 
-_PHONE = rf"""{_BEFORE}(?:
+_PHONE = rf"""{_LEFT_BOUNDARY}(?:
       \+[1-9](?:[ .\-]?\(?\d{{1,4}}\)?){{2,6}}                                  # +44 20 7946 0958
     | (?P<nanp>(?:1[ .\-])?(?:\(\d{{3}}\)[ ]?|\d{{3}}[\-. ])\d{{3}}[\-. ]\d{{4}})  # (212) 736-5000
     | 01[016789][\- .]\d{{3,4}}[\- .]\d{{4}} | 0(?:2|[3-6]\d)-\d{{3,4}}-\d{{4}}   # 010-2345-6789, 02-345-6789
     | 07\d{{3}}[ ]\d{{3}}[ ]?\d{{3}} | 0(?:20[ ]\d{{4}}|1\d{{2}}[ ]\d{{3}}|1\d{{3}}[ ]\d{{2,3}})[ ]\d{{3,4}}  # 07700 900 123, 020 7946 0958
     | 0[1-9](?:[ .]\d\d){{4}}                                                  # 01 42 68 53 00
-    ){_AFTER}"""
+    ){_RIGHT_BOUNDARY}"""
 
 _STREET = (
     r"(?:Street|St\.?|Avenue|Ave\.?|Road|Rd\.?|Boulevard|Blvd\.?|Lane|Ln\.?|Drive|Dr\.?|Court|Ct\.?|Place|Square|Terrace|Parkway|Pkwy\.?|"
@@ -161,45 +161,45 @@ _ADDRESS = rf"""(?<![\w.,/\-$£€#])(?:
     | [가-힣]+(?:시|도|군|구)[ ](?:[가-힣0-9]+[ ])?[가-힣0-9]+(?:로|길)[ ]?\d{{1,4}}(?:-\d{{1,4}})?(?!\d|[ ]?(?:년|월|일|명|개|회))
     )"""
 
-DETECTORS: dict[str, Detector] = {
-    "email": Detector(
+PII_DETECTORS: dict[str, PIIDetector] = {
+    "email": PIIDetector(
         re.compile(r"(?<![\w.+%\-/])[\w.+%\-]{1,64}@(?:[\w\-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w\-]|\.\w)"), _is_email, "@"),
-    "phone": Detector(re.compile(_PHONE, re.VERBOSE), _is_phone, "0-9"),
-    "card": Detector(re.compile(rf"{_BEFORE}\d(?:[ \-]?\d){{12,18}}{_AFTER}"), _is_card, "0-9"),
-    "address": Detector(re.compile(_ADDRESS, re.VERBOSE), _always, "0-9"),
-    "ssn": Detector(re.compile(rf"{_BEFORE}\d{{3}}-\d{{2}}-\d{{4}}{_AFTER}"), _is_ssn, "0-9"),
-    "rrn": Detector(re.compile(rf"{_BEFORE}\d{{6}}-?[1-8]\d{{6}}{_AFTER}"), _is_rrn, "0-9"),
-    "nino": Detector(
+    "phone": PIIDetector(re.compile(_PHONE, re.VERBOSE), _is_phone, "0-9"),
+    "card": PIIDetector(re.compile(rf"{_LEFT_BOUNDARY}\d(?:[ \-]?\d){{12,18}}{_RIGHT_BOUNDARY}"), _is_card, "0-9"),
+    "address": PIIDetector(re.compile(_ADDRESS, re.VERBOSE), _accept_any, "0-9"),
+    "ssn": PIIDetector(re.compile(rf"{_LEFT_BOUNDARY}\d{{3}}-\d{{2}}-\d{{4}}{_RIGHT_BOUNDARY}"), _is_ssn, "0-9"),
+    "rrn": PIIDetector(re.compile(rf"{_LEFT_BOUNDARY}\d{{6}}-?[1-8]\d{{6}}{_RIGHT_BOUNDARY}"), _is_rrn, "0-9"),
+    "nino": PIIDetector(
         re.compile(r"(?<!\w)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d\d ?\d\d ?\d\d ?[A-D](?!\w)"),
         lambda match: match[0][:2] not in _NINO_UNUSED, "0-9"),
-    "iban": Detector(re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"), _is_iban, "0-9"),
+    "iban": PIIDetector(re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"), _is_iban, "0-9"),
 }  # fmt: skip
 """Every kind of personal data that is looked for; `ssn`, `rrn` and `nino` are national ids of the USA, Korea and the United Kingdom."""
 
-_HINTS = {detector.hint: re.compile(f"[{detector.hint}]") for detector in DETECTORS.values()}
+_HINT_PATTERNS = {detector.hint: re.compile(f"[{detector.hint}]") for detector in PII_DETECTORS.values()}
 
 
-def chosen_detectors(names: str) -> tuple[str, ...]:
+def parse_detector_names(names: str) -> tuple[str, ...]:
     """The detectors in a list separated by commas. Raises BadInput for one that does not exist."""
-    chosen = tuple(name.strip() for name in names.split(",") if name.strip())
-    for name in chosen:
-        if name not in DETECTORS:
-            raise BadInput(f"--detectors {name}: there is no such detector; there are: {', '.join(DETECTORS)}")
-    return chosen
+    detector_names = tuple(name.strip() for name in names.split(",") if name.strip())
+    for name in detector_names:
+        if name not in PII_DETECTORS:
+            raise InputError(f"--detectors {name}: there is no such detector; there are: {', '.join(PII_DETECTORS)}")
+    return detector_names
 
 
-def find(text: str, kinds: Sequence[str] = tuple(DETECTORS)) -> Iterator[Finding]:
+def find_pii(text: str, kinds: Sequence[str] = tuple(PII_DETECTORS)) -> Iterator[PIIMatch]:
     """All personal data of these kinds in a text, kind by kind."""
-    present = {hint for hint, pattern in _HINTS.items() if pattern.search(text)}
+    present_hints = {hint for hint, pattern in _HINT_PATTERNS.items() if pattern.search(text)}
     for kind in kinds:
-        detector = DETECTORS[kind]
-        if detector.hint in present:
+        detector = PII_DETECTORS[kind]
+        if detector.hint in present_hints:
             for match in detector.pattern.finditer(text):
-                if detector.valid(match):
-                    yield Finding(kind, match.start(), match.end())
+                if detector.is_valid(match):
+                    yield PIIMatch(kind, match.start(), match.end())
 
 
-def personal_reason(text: str, kinds: Sequence[str] = tuple(DETECTORS)) -> str | None:
+def pii_drop_reason(text: str, kinds: Sequence[str] = tuple(PII_DETECTORS)) -> str | None:
     """Why a prompt is dropped: the first personal data in it."""
-    found = next(find(text, kinds), None)
-    return None if found is None else f"personal data: {found.kind}"
+    match = next(find_pii(text, kinds), None)
+    return None if match is None else f"personal data: {match.kind}"

@@ -12,13 +12,13 @@ import torch
 import transformers
 from torch import Tensor
 
-from instructgpt.data.packing import Example, rows_of_stream
-from instructgpt.data.tokenization import Renderer
-from instructgpt.errors import BadInput
-from instructgpt.records import Document, Skipped, read_records
+from instructgpt.data.packing import TokenizedExample, stream_indices
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.errors import InputError
+from instructgpt.records import Document, SkippedLines, read_records
 
-END_OF_TEXT = "<|endoftext|>"
-ENCODE_AT_ONCE = 500
+_END_OF_TEXT = "<|endoftext|>"
+_ENCODE_CHUNK_SIZE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +32,28 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def windows(self, first: int, count: int) -> Tensor:
+    def windows(self, start: int, count: int) -> Tensor:
         """Windows number `first` to `first + count` of an endless, reshuffled stream. -> (count, T + 1) int64."""
-        return self.tokens[rows_of_stream(first, count, len(self), self.seed)].long()
+        return self.tokens[stream_indices(start, count, len(self), self.seed)].long()
 
-    def examples(self, first: int, count: int) -> list[Example]:
+    def examples(self, start: int, count: int) -> list[TokenizedExample]:
         """The same windows as examples. Every token but a window's first is predicted once, from its own document alone.
 
         A document begins at the end-of-text before it: the last token to predict of one is the first that the next one sees.
         """
-        rows = self.windows(first, count).tolist()
-        return [Example(row[:1], row[1:], tuple(i for i, token in enumerate(row) if token == self.eos and i > 0)) for row in rows]
+        rows = self.windows(start, count).tolist()
+        return [TokenizedExample(row[:1], row[1:], tuple(i for i, token in enumerate(row) if token == self.eos and i > 0)) for row in rows]
 
 
-def documents(paths: Iterable[Path], skipped: Skipped | None = None) -> Iterator[str]:
+def iter_documents(paths: Iterable[Path], skipped: SkippedLines | None = None) -> Iterator[str]:
     """Texts of the files, one after the other."""
     for path in paths:
         for document in read_records(Document, path, skipped):
             yield document.text
 
 
-def read_corpus(
-    texts: Iterable[str], render: Renderer, window: int, seed: int, most_windows: int | None = None, name: str = "the corpus"
+def build_corpus(
+    texts: Iterable[str], tokenizer: PromptTokenizer, window: int, seed: int, max_windows: int | None = None, name: str = "the corpus"
 ) -> Corpus:
     """Tokenise documents into windows, reading no further than needed.
 
@@ -66,23 +66,23 @@ def read_corpus(
         BadInput: there is not even one window of text.
     """
     width = window + 1
-    parts: list[Tensor] = []
-    have = 0
-    for block in _blocks(_pieces(texts), ENCODE_AT_ONCE):
-        ids = render.tokenizer([piece for piece, _ in block], add_special_tokens=False)["input_ids"]
-        for tokens, (_, ends) in zip(ids, block, strict=True):
-            parts.append(torch.tensor([*tokens, render.eos] if ends else tokens, dtype=torch.int32))
-            have += len(parts[-1])
-        if most_windows is not None and have >= most_windows * width:
+    chunks: list[Tensor] = []
+    num_tokens = 0
+    for block in _chunked(_split_documents(texts), _ENCODE_CHUNK_SIZE):
+        ids = tokenizer.hf_tokenizer([piece for piece, _ in block], add_special_tokens=False)["input_ids"]
+        for tokens, (_, is_last) in zip(ids, block, strict=True):
+            chunks.append(torch.tensor([*tokens, tokenizer.eos] if is_last else tokens, dtype=torch.int32))
+            num_tokens += len(chunks[-1])
+        if max_windows is not None and num_tokens >= max_windows * width:
             break
-    if have < width:
-        raise BadInput(f"{name} has {have} tokens, less than one window of {width}; give more text, or a smaller window")
-    line = torch.cat(parts)
-    count = len(line) // width
-    return Corpus(line[: count * width].view(count, width)[:most_windows], render.eos, seed)
+    if num_tokens < width:
+        raise InputError(f"{name} has {num_tokens} tokens, less than one window of {width}; give more text, or a smaller window")
+    flat_tokens = torch.cat(chunks)
+    num_windows = len(flat_tokens) // width
+    return Corpus(flat_tokens[: num_windows * width].view(num_windows, width)[:max_windows], tokenizer.eos, seed)
 
 
-def _pieces(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, bool]]:
+def _split_documents(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, bool]]:
     """Documents in pieces of about `size` characters, cut at line ends, so that no book is tokenised at once; and which are last."""
     for text in texts:
         start = 0
@@ -93,7 +93,7 @@ def _pieces(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, boo
         yield text[start:], True
 
 
-def _blocks(pieces: Iterable[tuple[str, bool]], size: int) -> Iterator[list[tuple[str, bool]]]:
+def _chunked(pieces: Iterable[tuple[str, bool]], size: int) -> Iterator[list[tuple[str, bool]]]:
     block: list[tuple[str, bool]] = []
     for piece in pieces:
         block.append(piece)
@@ -104,26 +104,26 @@ def _blocks(pieces: Iterable[tuple[str, bool]], size: int) -> Iterator[list[tupl
         yield block
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     """A byte-level BPE tokenizer of a given size, trained on text: no text is out of its reach."""
-    model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END_OF_TEXT],
+        vocab_size=vocab_size,
+        special_tokens=[_END_OF_TEXT],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    model.train_from_iterator(texts, trainer)
-    start = (END_OF_TEXT, model.token_to_id(END_OF_TEXT))  # every text begins as documents of the corpus do: after an end-of-text
-    model.post_processor = tokenizers.processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[start])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+    tokenizer.train_from_iterator(texts, trainer)
+    bos_token = (_END_OF_TEXT, tokenizer.token_to_id(_END_OF_TEXT))  # every text begins as documents of the corpus do: after an end-of-text
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single=f"{_END_OF_TEXT} $A", special_tokens=[bos_token])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END_OF_TEXT, bos_token=_END_OF_TEXT)
 
 
 def hold_out_documents(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """Documents for training and, evenly spread among them, a share held out for validation; a few long ones are cut first."""
-    every = max(2, round(1 / share))
-    if len(texts) < every:
-        texts = [piece for piece, _ in _pieces(texts, max(1, sum(map(len, texts)) // every))]
-    return [text for i, text in enumerate(texts) if i % every], [text for i, text in enumerate(texts) if i % every == 0]
+    interval = max(2, round(1 / share))
+    if len(texts) < interval:
+        texts = [piece for piece, _ in _split_documents(texts, max(1, sum(map(len, texts)) // interval))]
+    return [text for i, text in enumerate(texts) if i % interval], [text for i, text in enumerate(texts) if i % interval == 0]

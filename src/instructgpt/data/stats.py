@@ -12,58 +12,58 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from instructgpt.data.dedup import group_of, prompt_text
-from instructgpt.records import Asked, Demonstration, Document, Ranking, Record
-from instructgpt.statistics.agreement import agreement
+from instructgpt.data.dedup import get_prompt_group, prompt_text_without_system
+from instructgpt.records import Demonstration, Document, PromptFields, Ranking, Record
+from instructgpt.statistics.agreement import inter_labeler_agreement
 
-Cell = str | int | float | None
-Measure = Callable[[Sequence[str]], list[int]]
+_Cell = str | int | float | None
+LengthFunction = Callable[[Sequence[str]], list[int]]
 """The lengths of texts in some unit."""
 
-DESCRIPTION = ("n", "mean", "sd", "min", "25 %", "50 %", "75 %", "max")
-SHOWN = 24
+_DESCRIBE_COLUMNS = ("n", "mean", "sd", "min", "25 %", "50 %", "75 %", "max")
+_MAX_PRINTED_ROWS = 24
 """Rows of a table that are printed; the JSON has all."""
 
 
 @dataclass(frozen=True)
-class Sheet:
+class StatsTable:
     """One table."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[_Cell, ...], ...]
 
-    def as_rows(self) -> list[dict[str, Cell]]:
+    def to_dicts(self) -> list[dict[str, _Cell]]:
         """The table as JSON: one object a row."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
-    def show(self, console: Console) -> None:
+    def print(self, console: Console) -> None:
         """Print the table."""
         console.print(f"[bold]{escape(self.title)}[/bold]", highlight=False)
         table = Table(*self.columns, box=None, pad_edge=False)
-        for row in self.rows[:SHOWN]:
-            table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 10 else _shown(cell) for cell in row))
+        for row in self.rows[:_MAX_PRINTED_ROWS]:
+            table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 10 else _format_cell(cell) for cell in row))
         console.print(table)
-        if len(self.rows) > SHOWN:
-            console.print(f"… and {len(self.rows) - SHOWN} more rows (--out FILE.json has them)", style="dim")
+        if len(self.rows) > _MAX_PRINTED_ROWS:
+            console.print(f"… and {len(self.rows) - _MAX_PRINTED_ROWS} more rows (--out FILE.json has them)", style="dim")
         console.print()
 
 
-def _shown(cell: Cell) -> str:
+def _format_cell(cell: _Cell) -> str:
     return "" if cell is None else f"{cell:.0f}" if isinstance(cell, float) else escape(str(cell))
 
 
-def characters(texts: Sequence[str]) -> list[int]:
+def lengths_in_characters(texts: Sequence[str]) -> list[int]:
     """Lengths in characters (Unicode code points)."""
     return [len(text) for text in texts]
 
 
-def words(texts: Sequence[str]) -> list[int]:
+def lengths_in_words(texts: Sequence[str]) -> list[int]:
     """Lengths in words: what white space separates. Languages that are written without it count as few long words."""
     return [len(text.split()) for text in texts]
 
 
-def describe(values: Sequence[float]) -> tuple[Cell, ...]:
+def describe(values: Sequence[float]) -> tuple[_Cell, ...]:
     """n, mean, standard deviation (of a sample), minimum, quartiles (linear), maximum, as in the paper's Tables 9 to 11."""
     if not values:
         return (0, *[None] * 7)
@@ -73,31 +73,31 @@ def describe(values: Sequence[float]) -> tuple[Cell, ...]:
     return (len(array), float(array.mean()), sd, float(array.min()), *quartiles, float(array.max()))
 
 
-def counted(title: str, name: str, values: Iterable[str | None]) -> Sheet:
+def _value_counts_table(title: str, name: str, values: Iterable[str | None]) -> StatsTable:
     """How often each value occurs, the most frequent first. Tables 1 and 7."""
     counts = Counter("(none)" if value is None else str(value) for value in values)
     total = counts.total()
-    return Sheet(title, (name, "count", "share"), tuple((value, n, n / total) for value, n in counts.most_common()))
+    return StatsTable(title, (name, "count", "share"), tuple((value, count, count / total) for value, count in counts.most_common()))
 
 
 # ---------------------------------------------------------------- prompts and completions
 
 
-def per_user(records: Sequence[Record]) -> Sheet:
+def _records_per_user_table(records: Sequence[Record]) -> StatsTable:
     """How many records a user has, by split. Table 8."""
     groups: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        if group := group_of(record):
+        if group := get_prompt_group(record):
             groups[getattr(record, "split", None) or "all"][group] += 1
     rows = [(split, len(users), users.total(), users.total() / len(users), max(users.values())) for split, users in sorted(groups.items())]
-    return Sheet("prompts per user or organization", ("split", "users", "prompts", "mean", "most"), tuple(rows))
+    return StatsTable("prompts per user or organization", ("split", "users", "prompts", "mean", "most"), tuple(rows))
 
 
-def parts(record: Record) -> Iterator[tuple[str, str]]:
+def _iter_record_texts(record: Record) -> Iterator[tuple[str, str]]:
     """The texts in a record, each with what it is."""
     if isinstance(record, Document):
         yield "document", record.text
-    if isinstance(record, Asked):
+    if isinstance(record, PromptFields):
         yield "prompt", record.text
     if isinstance(record, Demonstration):
         yield "completion", record.completion
@@ -106,102 +106,112 @@ def parts(record: Record) -> Iterator[tuple[str, str]]:
         yield from (("completion", completion) for completion in record.completions)
 
 
-def lengths(title: str, records: Sequence[Record], measures: Mapping[str, Measure], group: Callable[[Record], str | None]) -> Sheet:
+def length_table(
+    title: str, records: Sequence[Record], length_functions: Mapping[str, LengthFunction], group_by: Callable[[Record], str | None]
+) -> StatsTable:
     """How long the texts are in each unit, by group (None for all in one). Tables 9, 10 and 11."""
     texts: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for record in records:
-        for part, text in parts(record):
-            texts[group(record) or "", part].append(text)
+        for part, text in _iter_record_texts(record):
+            texts[group_by(record) or "", part].append(text)
     rows = [
-        (name, part, unit, *describe(measure(found)))
-        for (name, part), found in sorted(texts.items(), key=lambda item: (-len(item[1]), item[0]))
-        for unit, measure in measures.items()
+        (name, part, unit, *describe(length_function(group_texts)))
+        for (name, part), group_texts in sorted(texts.items(), key=lambda item: (-len(item[1]), item[0]))
+        for unit, length_function in length_functions.items()
     ]
-    return Sheet(title, ("group", "part", "unit", *DESCRIPTION), tuple(rows))
+    return StatsTable(title, ("group", "part", "unit", *_DESCRIBE_COLUMNS), tuple(rows))
 
 
 # ---------------------------------------------------------------- rankings
 
 
-def longer_wins(rankings: Iterable[Ranking]) -> float | None:
+def length_win_rate(rankings: Iterable[Ranking]) -> float | None:
     """Of the decided pairs of unlike length, the share in which the longer completion (in characters) is the better."""
-    won = [
+    longer_is_better = [
         len(ranking.completions[better]) > len(ranking.completions[worse])
         for ranking in rankings
         for better, worse in ranking.pairs()
         if len(ranking.completions[better]) != len(ranking.completions[worse])
     ]
-    return sum(won) / len(won) if won else None
+    return sum(longer_is_better) / len(longer_is_better) if longer_is_better else None
 
 
-def ranking_sheets(rankings: Sequence[Ranking]) -> list[Sheet]:
+def _ranking_tables(rankings: Sequence[Ranking]) -> list[StatsTable]:
     """K, pairs, ties, length and agreement, and the labelers' ratings and labels (Table 3) where there are some."""
-    decided = sum(len(ranking.pairs()) for ranking in rankings)
-    possible = sum(len(ranking.ranks) * (len(ranking.ranks) - 1) // 2 for ranking in rankings)
-    agreed = agreement(rankings)
-    facts: list[tuple[Cell, ...]] = [
+    num_decided = sum(len(ranking.pairs()) for ranking in rankings)
+    num_pairs = sum(len(ranking.ranks) * (len(ranking.ranks) - 1) // 2 for ranking in rankings)
+    agreement_stats = inter_labeler_agreement(rankings)
+    summary_rows: list[tuple[_Cell, ...]] = [
         ("rankings", len(rankings)),
         ("distinct prompts", len({ranking.prompt for ranking in rankings})),
         ("labelers", len({ranking.labeler for ranking in rankings} - {None})),
-        ("decided pairs", decided),
-        ("tied pairs", possible - decided),
+        ("decided pairs", num_decided),
+        ("tied pairs", num_pairs - num_decided),
         ("rankings that are one tie", sum(not ranking.pairs() for ranking in rankings)),
-        ("longer completion wins (share of decided pairs)", longer_wins(rankings)),
-        ("pairs two labelers order alike", agreed.alike),
-        ("pairs two labelers order oppositely", agreed.opposite),
-        ("pairs one of two labelers calls a tie", agreed.one_tied),
-        ("pairs two labelers call a tie", agreed.both_tied),
-        ("labeler agreement (share of pairs both decide)", agreed.decided.value),
-        ("  lower end of its 95 % interval", agreed.decided.low),
-        ("  upper end", agreed.decided.high),
-        ("labeler agreement (three answers, ties count)", agreed.three_way.value),
-        ("labeler agreement (a tie beside a decision is one half)", agreed.half_credit.value),
+        ("longer completion wins (share of decided pairs)", length_win_rate(rankings)),
+        ("pairs two labelers order alike", agreement_stats.concordant),
+        ("pairs two labelers order oppositely", agreement_stats.discordant),
+        ("pairs one of two labelers calls a tie", agreement_stats.one_tied),
+        ("pairs two labelers call a tie", agreement_stats.both_tied),
+        ("labeler agreement (share of pairs both decide)", agreement_stats.decided.value),
+        ("  lower end of its 95 % interval", agreement_stats.decided.low),
+        ("  upper end", agreement_stats.decided.high),
+        ("labeler agreement (three answers, ties count)", agreement_stats.three_way.value),
+        ("labeler agreement (a tie beside a decision is one half)", agreement_stats.half_credit.value),
     ]
-    sizes = sorted(Counter(len(ranking.ranks) for ranking in rankings).items())
-    sheets = [Sheet("rankings", ("what", "value"), tuple(facts)), Sheet("completions of a ranking (K)", ("K", "rankings"), tuple(sizes))]
+    size_counts = sorted(Counter(len(ranking.ranks) for ranking in rankings).items())
+    tables = [
+        StatsTable("rankings", ("what", "value"), tuple(summary_rows)),
+        StatsTable("completions of a ranking (K)", ("K", "rankings"), tuple(size_counts)),
+    ]
     ratings = [rating for ranking in rankings for rating in ranking.ratings or ()]
     if ratings:
-        sheets.append(Sheet("ratings, 1 to 7", DESCRIPTION, (describe(ratings),)))
-    answers = Counter((name, value) for ranking in rankings for given in ranking.labels or () for name, value in given.items())
-    if answers:
-        names = sorted({name for name, _ in answers})
-        rows = tuple((name, answers[name, True], answers[name, False], answers[name, None]) for name in names)
-        sheets.append(Sheet("labels of completions", ("label", "yes", "no", "not applicable"), rows))
-    return sheets
+        tables.append(StatsTable("ratings, 1 to 7", _DESCRIBE_COLUMNS, (describe(ratings),)))
+    label_counts = Counter(
+        (name, value) for ranking in rankings for completion_labels in ranking.labels or () for name, value in completion_labels.items()
+    )
+    if label_counts:
+        names = sorted({name for name, _ in label_counts})
+        rows = tuple((name, label_counts[name, True], label_counts[name, False], label_counts[name, None]) for name in names)
+        tables.append(StatsTable("labels of completions", ("label", "yes", "no", "not applicable"), rows))
+    return tables
 
 
-def sheets(records: Sequence[Record], measures: Mapping[str, Measure]) -> list[Sheet]:
+def build_stats_tables(records: Sequence[Record], length_functions: Mapping[str, LengthFunction]) -> list[StatsTable]:
     """Every table there is something for, of records of one kind."""
 
-    def column(name: str) -> Callable[[Record], str | None]:
+    def column_getter(name: str) -> Callable[[Record], str | None]:
         return lambda record: None if getattr(record, name, None) is None else str(getattr(record, name))
 
-    kind = type(records[0]).__name__.lower()
-    made = [Sheet("records", ("kind", "count"), ((kind, len(records)),))]
+    record_kind = type(records[0]).__name__.lower()
+    tables = [StatsTable("records", ("kind", "count"), ((record_kind, len(records)),))]
     for name, title in (("split", "splits"), ("source", "sources"), ("use_case", "use cases")):
-        values = [column(name)(record) for record in records]
+        values = [column_getter(name)(record) for record in records]
         if any(value is not None for value in values):
-            made.append(counted(title, name, values))
+            tables.append(_value_counts_table(title, name, values))
     if not isinstance(records[0], Document):
-        distinct = len({prompt_text(record) for record in records})
-        made.append(Sheet("prompts", ("what", "value"), (("records", len(records)), ("distinct prompts", distinct))))
-    users = per_user(records)
-    made += [users] if users.rows else []
-    made += truth_values(records)
-    made.append(lengths("lengths", records, measures, lambda _: None))
+        distinct = len({prompt_text_without_system(record) for record in records})
+        tables.append(StatsTable("prompts", ("what", "value"), (("records", len(records)), ("distinct prompts", distinct))))
+    users = _records_per_user_table(records)
+    tables += [users] if users.rows else []
+    tables += _boolean_column_tables(records)
+    tables.append(length_table("lengths", records, length_functions, lambda _: None))
     for name in ("split", "use_case", "source"):
-        if len({column(name)(record) for record in records}) > 1:
-            made.append(lengths(f"lengths by {name}", records, measures, column(name)))
+        if len({column_getter(name)(record) for record in records}) > 1:
+            tables.append(length_table(f"lengths by {name}", records, length_functions, column_getter(name)))
     rankings = [record for record in records if isinstance(record, Ranking)]
-    return made + (ranking_sheets(rankings) if rankings else [])
+    return tables + (_ranking_tables(rankings) if rankings else [])
 
 
-def truth_values(records: Sequence[Record]) -> list[Sheet]:
+def _boolean_column_tables(records: Sequence[Record]) -> list[StatsTable]:
     """Yes and no of every further column that holds truth values, such as what labelers said of the prompts. Table 7."""
-    answers: Counter[tuple[str, bool]] = Counter()
+    value_counts: Counter[tuple[str, bool]] = Counter()
     for record in records:
         extra: Mapping[str, Any] = record.model_extra or {}
-        answers.update((name, value) for name, value in extra.items() if isinstance(value, bool))
-    names = sorted({name for name, _ in answers})
-    rows = tuple((n, answers[n, True], answers[n, False], answers[n, True] / (answers[n, True] + answers[n, False])) for n in names)
-    return [Sheet("annotations", ("column", "yes", "no", "share of yes"), rows)] if rows else []
+        value_counts.update((name, value) for name, value in extra.items() if isinstance(value, bool))
+    names = sorted({name for name, _ in value_counts})
+    rows = tuple(
+        (n, value_counts[n, True], value_counts[n, False], value_counts[n, True] / (value_counts[n, True] + value_counts[n, False]))
+        for n in names
+    )
+    return [StatsTable("annotations", ("column", "yes", "no", "share of yes"), rows)] if rows else []

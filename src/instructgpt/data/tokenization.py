@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from instructgpt.data.packing import Example
-from instructgpt.errors import BadInput
-from instructgpt.records import Asked, Demonstration, Message
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.errors import InputError
+from instructgpt.records import Demonstration, Message, PromptFields
 
-PLAIN_TEMPLATE = (
+_DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
@@ -21,77 +21,83 @@ PLAIN_TEMPLATE = (
 A single prompt is its text and a newline; the completion follows at once."""
 
 
-class Renderer:
+class PromptTokenizer:
     """A tokenizer with its template: prompts and completions to tokens and back."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, hf_tokenizer: Any) -> None:
         """Take the tokenizer's own chat template, or give it the plain one, which is saved with every model made from it."""
-        if tokenizer.eos_token_id is None:
-            told = "has no end-of-text token, so no model can learn to stop; set eos_token in its tokenizer_config.json"
-            raise BadInput(f"{tokenizer.name_or_path}: the tokenizer {told}")
-        self.tokenizer = tokenizer
-        self.eos: int = tokenizer.eos_token_id
-        start = tokenizer("a", add_special_tokens=True)["input_ids"][0]
-        self.bos: int | None = start if start == tokenizer.bos_token_id and start is not None else None
-        if tokenizer.chat_template is None:
-            tokenizer.chat_template = PLAIN_TEMPLATE if self.bos is None else "{{ bos_token }}" + PLAIN_TEMPLATE
+        if hf_tokenizer.eos_token_id is None:
+            reason = "has no end-of-text token, so no model can learn to stop; set eos_token in its tokenizer_config.json"
+            raise InputError(f"{hf_tokenizer.name_or_path}: the tokenizer {reason}")
+        self.hf_tokenizer = hf_tokenizer
+        self.eos: int = hf_tokenizer.eos_token_id
+        first_id = hf_tokenizer("a", add_special_tokens=True)["input_ids"][0]
+        self.bos: int | None = first_id if first_id == hf_tokenizer.bos_token_id and first_id is not None else None
+        if hf_tokenizer.chat_template is None:
+            hf_tokenizer.chat_template = _DEFAULT_CHAT_TEMPLATE if self.bos is None else "{{ bos_token }}" + _DEFAULT_CHAT_TEMPLATE
 
-    def prompt(self, asked: Asked | str) -> list[int]:
+    def encode_prompt(self, prompt: PromptFields | str) -> list[int]:
         """Tokens of a prompt, ready to be answered. Exactly one beginning-of-text where the tokenizer uses one."""
-        messages = [Message(role="user", content=asked)] if isinstance(asked, str) else asked.messages
+        messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt.messages
         if messages is None:
-            assert not isinstance(asked, str)
-            messages = [Message(role="user", content=asked.text)]
+            assert not isinstance(prompt, str)
+            messages = [Message(role="user", content=prompt.text)]
         turns = [message.model_dump() for message in messages]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return self.plain(text)
+        text = self.hf_tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.encode_text(text)
 
-    def plain(self, text: str) -> list[int]:
+    def encode_text(self, text: str) -> list[int]:
         """Tokens of text as it stands, without a template: for continuations, few-shot prompts and pretraining."""
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        tokens: list[int] = self.hf_tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.bos is not None and tokens[:1] != [self.bos]:
             tokens = [self.bos, *tokens]
         return tokens
 
-    def completion(self, text: str, *, finished: bool = True) -> list[int]:
+    def encode_completion(self, text: str, *, finished: bool = True) -> list[int]:
         """Tokens of a completion; end-of-text follows unless the completion was cut off (never a made-up one).
 
         The names of special tokens are letters here: no completion can spell its own end.
         """
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+        tokens: list[int] = self.hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
         return [*tokens, self.eos] if finished else tokens
 
-    def example(self, asked: Asked | str, completion: str, *, finished: bool = True) -> Example:
+    def encode_example(self, prompt: PromptFields | str, completion: str, *, finished: bool = True) -> TokenizedExample:
         """A prompt with its completion."""
-        return Example(self.prompt(asked), self.completion(completion, finished=finished))
+        return TokenizedExample(self.encode_prompt(prompt), self.encode_completion(completion, finished=finished))
 
-    def same_tokens(self, other: Renderer) -> bool:
+    def is_compatible(self, tokenizer: PromptTokenizer) -> bool:
         """Whether another renderer makes the same tokens of the same text: same vocabulary, template and end-of-text.
 
         A padding token that only one of them has makes no difference: it is never written.
         """
-        return self is other or (
-            (self.tokenizer.backend_tokenizer.to_str() == other.tokenizer.backend_tokenizer.to_str() or self._words() == other._words())
-            and (self.eos, self.bos, self.tokenizer.chat_template) == (other.eos, other.bos, other.tokenizer.chat_template)
+        return self is tokenizer or (
+            (
+                self.hf_tokenizer.backend_tokenizer.to_str() == tokenizer.hf_tokenizer.backend_tokenizer.to_str()
+                or self._vocab_without_padding() == tokenizer._vocab_without_padding()
+            )
+            and (self.eos, self.bos, self.hf_tokenizer.chat_template)
+            == (tokenizer.eos, tokenizer.bos, tokenizer.hf_tokenizer.chat_template)
         )
 
-    def _words(self) -> dict[str, int]:
-        words: dict[str, int] = self.tokenizer.get_vocab()
-        return {word: number for word, number in words.items() if word != self.tokenizer.pad_token or number == self.eos}
+    def _vocab_without_padding(self) -> dict[str, int]:
+        vocab: dict[str, int] = self.hf_tokenizer.get_vocab()
+        return {token: token_id for token, token_id in vocab.items() if token != self.hf_tokenizer.pad_token or token_id == self.eos}
 
-    def text(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int]) -> str:
         """The words of a completion, without special tokens."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return str(self.hf_tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def demonstration_examples(demonstrations: Sequence[Demonstration], render: Renderer, context: int) -> tuple[list[Example], int]:
+def tokenize_demonstrations(
+    demonstrations: Sequence[Demonstration], tokenizer: PromptTokenizer, max_length: int
+) -> tuple[list[TokenizedExample], int]:
     """Demonstrations as tokens, and how many were left out because they do not fit the model's context.
 
     Raises:
         BadInput: none fits.
     """
-    examples = [render.example(demonstration, demonstration.completion) for demonstration in demonstrations]
-    kept = [example for example in examples if len(example) <= context]
-    if not kept:
-        raise BadInput(f"no demonstration fits the context of {context} tokens; the shortest has {min(map(len, examples))}")
-    return kept, len(examples) - len(kept)
+    examples = [tokenizer.encode_example(demonstration, demonstration.completion) for demonstration in demonstrations]
+    fitting = [example for example in examples if len(example) <= max_length]
+    if not fitting:
+        raise InputError(f"no demonstration fits the context of {max_length} tokens; the shortest has {min(map(len, examples))}")
+    return fitting, len(examples) - len(fitting)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-_WORDS: tuple[tuple[str, str], ...] = (
+_USE_CASE_PHRASES: tuple[tuple[str, str], ...] = (
     ("chat", r"act as / pretend to be / pretend you / pretend that you / you are an?"),
     ("summarization", r"summari[sz]e / summary / tl;?dr / in (?:a|one) (?:sentence|nutshell) / condense"),
     ("rewrite", r"""rewrite / rephrase / paraphrase / reword / translate / translation / proofread / simplify / modify / replace
@@ -25,22 +25,22 @@ _WORDS: tuple[tuple[str, str], ...] = (
 """Words that give a use case away, the surer signs first. `generation` is last: nearly everything can be asked for with "write"."""
 
 
-def _any_of(words: str) -> re.Pattern[str]:
-    alternatives = "|".join(" ".join(word.split()) for word in words.split(" / "))
+def _compile_phrases(phrases: str) -> re.Pattern[str]:
+    alternatives = "|".join(" ".join(word.split()) for word in phrases.split(" / "))
     return re.compile(rf"\b(?:{alternatives})\b", re.IGNORECASE)
 
 
-_PATTERNS = tuple((use_case, _any_of(words)) for use_case, words in _WORDS)
-_TRANSCRIPT = re.compile(r"^(?:human|user|me|you)\s*:.*^(?:assistant|ai|bot|friend)\s*:", re.IGNORECASE | re.MULTILINE | re.DOTALL)
-_QUESTION = re.compile(
+_USE_CASE_PATTERNS = tuple((use_case, _compile_phrases(words)) for use_case, words in _USE_CASE_PHRASES)
+_TRANSCRIPT_PATTERN = re.compile(r"^(?:human|user|me|you)\s*:.*^(?:assistant|ai|bot|friend)\s*:", re.IGNORECASE | re.MULTILINE | re.DOTALL)
+_QUESTION_PATTERN = re.compile(
     r"\?|^(?:what|who|whom|whose|when|where|why|how|which|is|are|was|were|do|does|did|can|could|should|would|will|explain|describe|define)\b",
     re.IGNORECASE,
 )
-_GIVEN = re.compile(
+_PASSAGE_PATTERN = re.compile(
     r"\b(?:passage|context|paragraph|article|according to|based on|text)\s*:|\b(?:given|following) (?:passage|text|article)", re.I
 )
 
-LOOKED_AT = 400
+_MAX_SCANNED_CHARACTERS = 400
 """Characters at either end of a prompt in which the task is looked for: what lies between is material."""
 
 
@@ -51,13 +51,18 @@ def guess_use_case(prompt: str, turns: int = 1) -> str:
         prompt: what was asked.
         turns: user and assistant turns in it; a conversation is chat.
     """
-    if turns > 1 or _TRANSCRIPT.search(prompt):
+    if turns > 1 or _TRANSCRIPT_PATTERN.search(prompt):
         return "chat"
-    task = prompt if len(prompt) <= 2 * LOOKED_AT else f"{prompt[:LOOKED_AT]}\n{prompt[-LOOKED_AT:]}"
-    asks, given = bool(_QUESTION.search(task)), bool(_GIVEN.search(task)) or len(prompt) > 2 * LOOKED_AT
-    for use_case, pattern in _PATTERNS:
-        if pattern.search(task) and not (use_case == "generation" and asks and given):
+    scanned_text = (
+        prompt if len(prompt) <= 2 * _MAX_SCANNED_CHARACTERS else f"{prompt[:_MAX_SCANNED_CHARACTERS]}\n{prompt[-_MAX_SCANNED_CHARACTERS:]}"
+    )
+    is_question, has_passage = (
+        bool(_QUESTION_PATTERN.search(scanned_text)),
+        bool(_PASSAGE_PATTERN.search(scanned_text)) or len(prompt) > 2 * _MAX_SCANNED_CHARACTERS,
+    )
+    for use_case, pattern in _USE_CASE_PATTERNS:
+        if pattern.search(scanned_text) and not (use_case == "generation" and is_question and has_passage):
             return use_case
-    if asks:
-        return "closed_qa" if given else "open_qa"
+    if is_question:
+        return "closed_qa" if has_passage else "open_qa"
     return "other"

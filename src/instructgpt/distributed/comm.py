@@ -14,89 +14,89 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-INSIDE = "instructgpt_inside"
+SHARDED_CALL = "instructgpt_inside"
 """The method of a sharded model through which functions that compute with its parts are called."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Ranks(NamedTuple):
+class DistInfo(NamedTuple):
     """Who computes something together: the number of this process among them, and how many they are."""
 
-    own: int
-    total: int
+    rank: int
+    world_size: int
 
 
-ALONE = Ranks(0, 1)
+_SINGLE_PROCESS = DistInfo(0, 1)
 
 
-def all_ranks() -> Ranks:
+def get_dist_info() -> DistInfo:
     """Everyone who works on this stage."""
-    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else ALONE
+    return DistInfo(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else _SINGLE_PROCESS
 
 
-def on_gpus() -> bool:
+def uses_nccl() -> bool:
     """Whether those who work on this stage compute on GPUs, wherever their models have been loaded to."""
     return dist.is_available() and dist.is_initialized() and "nccl" in dist.get_backend_config()
 
 
-def ranks_of(model: Any) -> Ranks:
+def get_model_dist_info(model: Any) -> DistInfo:
     """Those who hold the parts of a model; this process alone, where it is not sharded."""
-    return all_ranks() if is_divided(model) else ALONE
+    return get_dist_info() if is_sharded(model) else _SINGLE_PROCESS
 
 
-def is_divided(model: Any) -> bool:
+def is_sharded(model: Any) -> bool:
     """Whether a model has to be entered as a whole, by all who hold it."""
-    return hasattr(model, INSIDE)
+    return hasattr(model, SHARDED_CALL)
 
 
-def enter(model: Any, function: Callable[..., T], *arguments: Any) -> T:
+def call_sharded(model: Any, function: Callable[..., _T], *arguments: Any) -> _T:
     """Call a function that computes with parts of a model; a sharded one has to be entered as a whole, by all of its ranks."""
-    inside: Callable[..., T] | None = getattr(model, INSIDE, None)
-    return function(*arguments) if inside is None else inside(function, *arguments)
+    sharded_call: Callable[..., _T] | None = getattr(model, SHARDED_CALL, None)
+    return function(*arguments) if sharded_call is None else sharded_call(function, *arguments)
 
 
-def share(lengths: Sequence[int], ranks: Ranks) -> list[int]:
+def shard_by_length(lengths: Sequence[int], dist_info: DistInfo) -> list[int]:
     """Rows that fall to this rank, in order: all are shared out, the longest first, each to the rank with the fewest tokens so far."""
-    if ranks.total == 1:
+    if dist_info.world_size == 1:
         return list(range(len(lengths)))
-    loads = [0] * ranks.total
-    mine = []
+    token_counts = [0] * dist_info.world_size
+    rank_rows = []
     for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        least = loads.index(min(loads))
-        loads[least] += lengths[row]
-        if least == ranks.own:
-            mine.append(row)
-    return sorted(mine)
+        least_loaded = token_counts.index(min(token_counts))
+        token_counts[least_loaded] += lengths[row]
+        if least_loaded == dist_info.rank:
+            rank_rows.append(row)
+    return sorted(rank_rows)
 
 
-def own_part(tokens: int, ranks: Ranks) -> int:
+def tokens_per_rank(tokens: int, dist_info: DistInfo) -> int:
     """About how many tokens of a batch fall to each rank: rows are shared out so that all have the same."""
-    return -(-tokens // ranks.total)
+    return -(-tokens // dist_info.world_size)
 
 
-def in_step(groups: Iterable[list[T]], ranks: Ranks) -> Iterator[list[T]]:
+def pad_steps(groups: Iterable[list[_T]], dist_info: DistInfo) -> Iterator[list[_T]]:
     """The groups of rows of this rank, and as many empty ones after them as make every rank have the same number.
 
     A sharded model gathers its weights part by part while it computes, so that all ranks have to enter it equally often.
     """
-    own = list(groups)
-    most = torch.tensor(len(own))
-    if ranks.total > 1:
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-    yield from own
-    for _ in range(int(most) - len(own)):
+    rank_groups = list(groups)
+    max_count = torch.tensor(len(rank_groups))
+    if dist_info.world_size > 1:
+        dist.all_reduce(max_count, dist.ReduceOp.MAX)
+    yield from rank_groups
+    for _ in range(int(max_count) - len(rank_groups)):
         yield []
 
 
-def add_up(numbers: Tensor, ranks: Ranks) -> Tensor:
+def all_reduce_sum(tensor: Tensor, dist_info: DistInfo) -> Tensor:
     """Sum over ranks, in place and returned. On any device."""
-    if ranks.total > 1:
-        dist.all_reduce(numbers)
-    return numbers
+    if dist_info.world_size > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
-def collect(mine: Sequence[int], results: Sequence[T], count: int, ranks: Ranks) -> list[T]:
+def gather_in_order(rank_rows: Sequence[int], results: Sequence[_T], count: int, dist_info: DistInfo) -> list[_T]:
     """What all ranks have computed for their rows, in the order of the rows; the same on every rank.
 
     Args:
@@ -104,46 +104,46 @@ def collect(mine: Sequence[int], results: Sequence[T], count: int, ranks: Ranks)
         count: how many rows there are.
         ranks: those who have them.
     """
-    if ranks.total == 1:
+    if dist_info.world_size == 1:
         return list(results)
-    parts: list[Any] = [None] * ranks.total
-    dist.all_gather_object(parts, (list(mine), list(results)))
-    by_row = {row: result for rows, some in parts for row, result in zip(rows, some, strict=True)}
+    gathered: list[Any] = [None] * dist_info.world_size
+    dist.all_gather_object(gathered, (list(rank_rows), list(results)))
+    by_row = {row: result for rows, values in gathered for row, result in zip(rows, values, strict=True)}
     return [by_row[row] for row in range(count)]
 
 
-def told_by_first(word: T) -> T:
+def broadcast_from_rank0(value: _T) -> _T:
     """What rank 0 says, on every rank."""
-    words = [word]
-    if all_ranks().total > 1:
-        dist.broadcast_object_list(words, 0)
-    return words[0]
+    values = [value]
+    if get_dist_info().world_size > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
-def any_says(*signs: bool) -> list[bool]:
+def any_rank(*flags: bool) -> list[bool]:
     """For each sign whether any rank gives it; the same on every rank."""
-    if all_ranks().total == 1:
-        return list(signs)
-    given = torch.tensor(signs, dtype=torch.uint8)
-    dist.all_reduce(given, dist.ReduceOp.MAX)
-    return [bool(sign) for sign in given]
+    if get_dist_info().world_size == 1:
+        return list(flags)
+    flag_tensor = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(flag_tensor, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flag_tensor]
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when every rank is here."""
-    any_says(False)
+    any_rank(False)
 
 
-def named(rows: Iterable[int]) -> str:
+def format_ranks(ranks: Iterable[int]) -> str:
     """Ranks as a person reads them."""
-    numbers = [str(row) for row in rows]
+    numbers = [str(rank) for rank in ranks]
     return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
-def where_not_finite(number: Tensor, ranks: Ranks) -> str:
+def nonfinite_ranks_suffix(tensor: Tensor, dist_info: DistInfo) -> str:
     """Which ranks have a number that is not finite, as the end of a complaint; nothing where there is one rank. All ranks call it."""
-    if ranks.total == 1:
+    if dist_info.world_size == 1:
         return ""
-    finite: list[Any] = [None] * ranks.total
-    dist.all_gather_object(finite, bool(number.isfinite().all()))
-    return f" (on {named(row for row, fine in enumerate(finite) if not fine)})"
+    finite: list[Any] = [None] * dist_info.world_size
+    dist.all_gather_object(finite, bool(tensor.isfinite().all()))
+    return f" (on {format_ranks(rank for rank, is_finite in enumerate(finite) if not is_finite)})"

@@ -16,29 +16,29 @@ from typing import NamedTuple
 import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from instructgpt.distributed.comm import named
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.distributed.comm import format_ranks
+from instructgpt.errors import InputError, RunError
 
-LAST_WORDS = 5.0
+ERROR_GRACE_S = 5.0
 """Seconds in which the other processes may still say that they are the cause of the first error."""
-PULSE = 1.0
+_HEARTBEAT_INTERVAL_S = 1.0
 """Seconds between two signs of life."""
-GO_ON = "the same command goes on from the last checkpoint"
-CAUSE, LESS = "instructgpt/cause", "instructgpt/less"
-TOUCH = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "broken pipe")
+_RESUME_HINT = "the same command goes on from the last checkpoint"
+_ROOT_ERROR_KEY, _RESTART_KEY = "instructgpt/cause", "instructgpt/less"
+_PEER_ERROR_MARKERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "broken pipe")
 """Words of errors that a rank has because of another."""
 
 
-class Place(NamedTuple):
+class LaunchedRank(NamedTuple):
     """Where a rank stands: its number, how many there are, its number on its own machine, and how many seconds it waits for another."""
 
     rank: int
-    ranks: int
-    local: int
-    patience: float
+    world_size: int
+    local_rank: int
+    timeout_s: float
 
 
-class Signs:
+class RankMonitor:
     """One rank's signs of life, and how it reads those of the others.
 
     Args:
@@ -46,67 +46,73 @@ class Signs:
         anew: how this rank begins anew, where all of them do that when one runs out of memory; it does not return.
     """
 
-    def __init__(self, store: Store, place: Place, anew: Callable[[str], None] | None = None) -> None:
-        self.store, self.place, self.anew = store, place, anew
-        self._end = threading.Event()
-        threading.Thread(target=self._beat, daemon=True).start()
+    def __init__(self, store: Store, launched_rank: LaunchedRank, restart: Callable[[str], None] | None = None) -> None:
+        self.store, self.launched_rank, self.restart = store, launched_rank, restart
+        self._stopped = threading.Event()
+        threading.Thread(target=self._heartbeat, daemon=True).start()
 
-    def _beat(self) -> None:
-        while not self._end.wait(PULSE):
+    def _heartbeat(self) -> None:
+        while not self._stopped.wait(_HEARTBEAT_INTERVAL_S):
             try:
-                self.store.add(f"instructgpt/pulse/{self.place.rank}", 1)
-                if self.anew and self.store.check([LESS]):
-                    self.anew(self.store.get(LESS).decode())
+                self.store.add(f"instructgpt/pulse/{self.launched_rank.rank}", 1)
+                if self.restart and self.store.check([_RESTART_KEY]):
+                    self.restart(self.store.get(_RESTART_KEY).decode())
             except RuntimeError:  # the store has ended, and this rank will hear why
                 return
 
-    def begin_anew(self, less: str) -> None:
+    def restart_all(self, microbatch_tokens: str) -> None:
         """Say that memory has run out, so that all ranks begin anew, and do so. What the first of several says counts."""
-        if self.anew:
-            self.anew(self.store.compare_set(LESS, "", less).decode())
+        if self.restart:
+            self.restart(self.store.compare_set(_RESTART_KEY, "", microbatch_tokens).decode())
 
     def stop(self) -> None:
         """No more signs."""
-        self._end.set()
+        self._stopped.set()
 
-    def explained(self, error: Exception) -> BaseException:
+    def resolve_error(self, error: Exception) -> BaseException:
         """What a rank that has met an error ends with: the error, or, where another rank is the cause, what that one said."""
         try:
-            if not lost_touch(error):
-                return error if self._first_to_say(f"{self._me}: {error}") else SystemExit(2 if isinstance(error, BadInput) else 1)
-            return self._because_of_another()
+            if not _is_peer_failure(error):
+                return error if self._claim_root_error(f"{self._label}: {error}") else SystemExit(2 if isinstance(error, InputError) else 1)
+            return self._peer_error()
         except RuntimeError:  # no store: who held it is gone
-            return RunFailed(f"who started the ranks does not answer; {GO_ON}")
+            return RunError(f"who started the ranks does not answer; {_RESUME_HINT}")
 
     @property
-    def _me(self) -> str:
-        return f"rank {self.place.rank} on {socket.gethostname()}"
+    def _label(self) -> str:
+        return f"rank {self.launched_rank.rank} on {socket.gethostname()}"
 
-    def _first_to_say(self, words: str) -> bool:
-        return self.store.compare_set(CAUSE, "", words).decode() == words
+    def _claim_root_error(self, message: str) -> bool:
+        return self.store.compare_set(_ROOT_ERROR_KEY, "", message).decode() == message
 
-    def _because_of_another(self) -> BaseException:
-        before = self._pulses()
-        limit = time.monotonic() + LAST_WORDS
-        while time.monotonic() < limit:
-            if self.store.check([CAUSE]):
-                said = self.store.get(CAUSE).decode()
-                here = said.startswith(tuple(f"rank {rank} on {socket.gethostname()}:" for rank in range(self.place.ranks)))
-                return SystemExit(1) if here or self.place.local else RunFailed(said)
+    def _peer_error(self) -> BaseException:
+        earlier_heartbeats = self._heartbeats()
+        deadline = time.monotonic() + ERROR_GRACE_S
+        while time.monotonic() < deadline:
+            if self.store.check([_ROOT_ERROR_KEY]):
+                message = self.store.get(_ROOT_ERROR_KEY).decode()
+                is_local = message.startswith(
+                    tuple(f"rank {rank} on {socket.gethostname()}:" for rank in range(self.launched_rank.world_size))
+                )
+                return SystemExit(1) if is_local or self.launched_rank.local_rank else RunError(message)
             time.sleep(0.05)
-        after = self._pulses()
-        still = [rank for rank in range(self.place.ranks) if after[rank] == before[rank] and rank != self.place.rank]
-        who = f"{named(still)} died or hangs" if still else "the ranks wait for one another"
-        said = f"{who}, after {self.place.patience:.0f} s without an answer or a lost connection; {GO_ON}"
-        return RunFailed(said) if self._first_to_say(f"{self._me}: {said}") else SystemExit(1)
+        later_heartbeats = self._heartbeats()
+        silent_ranks = [
+            rank
+            for rank in range(self.launched_rank.world_size)
+            if later_heartbeats[rank] == earlier_heartbeats[rank] and rank != self.launched_rank.rank
+        ]
+        culprit = f"{format_ranks(silent_ranks)} died or hangs" if silent_ranks else "the ranks wait for one another"
+        message = f"{culprit}, after {self.launched_rank.timeout_s:.0f} s without an answer or a lost connection; {_RESUME_HINT}"
+        return RunError(message) if self._claim_root_error(f"{self._label}: {message}") else SystemExit(1)
 
-    def _pulses(self) -> list[int]:
-        return [self.store.add(f"instructgpt/pulse/{rank}", 0) for rank in range(self.place.ranks)]
+    def _heartbeats(self) -> list[int]:
+        return [self.store.add(f"instructgpt/pulse/{rank}", 0) for rank in range(self.launched_rank.world_size)]
 
 
-def lost_touch(error: Exception) -> bool:
+def _is_peer_failure(error: Exception) -> bool:
     """Whether an error says only that another rank is not there any more."""
-    if isinstance(error, BadInput | RunFailed | torch.OutOfMemoryError | MemoryError) or not isinstance(error, RuntimeError | OSError):
+    if isinstance(error, InputError | RunError | torch.OutOfMemoryError | MemoryError) or not isinstance(error, RuntimeError | OSError):
         return False
-    said = str(error).lower()
-    return any(word in said for word in TOUCH) and not isinstance(error, FileNotFoundError | PermissionError)
+    message = str(error).lower()
+    return any(marker in message for marker in _PEER_ERROR_MARKERS) and not isinstance(error, FileNotFoundError | PermissionError)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Weight = Literal["bad", "notice"]
+_Severity = Literal["bad", "notice"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """Something that is wrong, or that one should know.
 
     Args:
@@ -21,14 +21,14 @@ class Finding:
         mend: likely causes and what to do.
     """
 
-    weight: Weight
-    where: str
-    what: str
-    mend: str
+    severity: _Severity
+    stage: str
+    message: str
+    remedy: str
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class MetricHistory:
     """How logged numbers went: the first and the last tenth of a run (at least one row each), by their medians."""
 
     rows: tuple[Mapping[str, float], ...]
@@ -54,22 +54,22 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
+class StageReport:
     """One stage directory as the checks see it."""
 
     name: str
     info: Mapping[str, Any]
-    course: Course
+    history: MetricHistory
 
-    def told(self, option: str) -> Any:
+    def setting(self, option: str) -> Any:
         """What the stage was configured with; None where its configuration does not say."""
         config = self.info.get("config")
         return config.get(option) if isinstance(config, Mapping) else None
 
-    def bad(self, what: str, mend: str) -> Finding:
+    def error(self, message: str, remedy: str) -> Diagnosis:
         """Something here that must be mended before results are trusted."""
-        return Finding("bad", self.name, what, mend)
+        return Diagnosis("bad", self.name, message, remedy)
 
-    def notice(self, what: str, mend: str) -> Finding:
+    def warning(self, message: str, remedy: str) -> Diagnosis:
         """Something here to look at."""
-        return Finding("notice", self.name, what, mend)
+        return Diagnosis("notice", self.name, message, remedy)

@@ -6,120 +6,120 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from instructgpt.doctor.base import Finding, Patient
-from instructgpt.errors import BadInput
-from instructgpt.models.reward_model import recorded_offset
-from instructgpt.records import Ranking, Skipped, read_records
+from instructgpt.doctor.base import Diagnosis, StageReport
+from instructgpt.errors import InputError
+from instructgpt.models.reward_model import read_score_offset
+from instructgpt.records import Ranking, SkippedLines, read_records
 from instructgpt.run.directory import content_hash
-from instructgpt.statistics.agreement import agreement
+from instructgpt.statistics.agreement import inter_labeler_agreement
 
-OFFSET_ROUNDING = 1e-3
-NEAR_LENGTH, CHANCE = 0.02, 0.55
-MANY_TIES, LOW_AGREEMENT = 0.5, 0.6
-WORSE = 1.05
+_MAX_OFFSET_ERROR = 1e-3
+_MIN_MARGIN_OVER_LENGTH, _MIN_ACCURACY = 0.02, 0.55
+_MAX_TIE_RATE, _MIN_AGREEMENT = 0.5, 0.6
+_FALLING_LOSS_RATIO = 1.05
 
 
-def examine_reward(patient: Patient, folder: Path) -> Iterator[Finding]:
+def diagnose_reward_model(stage: StageReport, folder: Path) -> Iterator[Diagnosis]:
     """Accuracy against its baselines, the offset, and the rankings it was trained on."""
-    measured = patient.info.get("validation")
-    if isinstance(measured, Mapping):
-        yield from accuracy(patient, measured)
-        yield from offset(patient, folder, measured)
-    for file in patient.told("data") or ():
-        yield from rankings(patient, Path(file))
+    metrics = stage.info.get("validation")
+    if isinstance(metrics, Mapping):
+        yield from _check_accuracy(stage, metrics)
+        yield from _check_offset(stage, folder, metrics)
+    for file in stage.setting("data") or ():
+        yield from _check_rankings(stage, Path(file))
 
 
-def accuracy(patient: Patient, measured: Mapping[str, float]) -> Iterator[Finding]:
+def _check_accuracy(stage: StageReport, metrics: Mapping[str, float]) -> Iterator[Diagnosis]:
     """A reward model must beat a coin and the length of the completions."""
-    right, longer = measured.get("validation/accuracy"), measured.get("validation/length_baseline")
-    if right is None:
+    accuracy, length_baseline = metrics.get("validation/accuracy"), metrics.get("validation/length_baseline")
+    if accuracy is None:
         return
-    if right < CHANCE:
-        yield patient.bad(
-            f"the reward model is right about {100 * right:.1f} % of pairs, a coin about 50 %",
+    if accuracy < _MIN_ACCURACY:
+        yield stage.error(
+            f"the reward model is right about {100 * accuracy:.1f} % of pairs, a coin about 50 %",
             "PPO against it learns noise: more rankings, labelers who agree, a larger or better --base, or another --lr",
         )
-    if longer is not None and right < max(longer, 1 - longer) + NEAR_LENGTH:
-        which = "longer" if longer >= 0.5 else "shorter"
-        yield patient.bad(
-            f"the reward model is right about {100 * right:.1f} % of pairs; taking the {which} completion is right about "
-            f"{100 * max(longer, 1 - longer):.1f} %",
+    if length_baseline is not None and accuracy < max(length_baseline, 1 - length_baseline) + _MIN_MARGIN_OVER_LENGTH:
+        preferred_length = "longer" if length_baseline >= 0.5 else "shorter"
+        yield stage.error(
+            f"the reward model is right about {100 * accuracy:.1f} % of pairs; taking the {preferred_length} completion is right about "
+            f"{100 * max(length_baseline, 1 - length_baseline):.1f} %",
             "it may have learned nothing but length: see accuracy among pairs of like length, and collect such pairs",
         )
 
 
-def offset(patient: Patient, folder: Path, measured: Mapping[str, float]) -> Iterator[Finding]:
+def _check_offset(stage: StageReport, folder: Path, metrics: Mapping[str, float]) -> Iterator[Diagnosis]:
     """The offset stored with the weights is the one that was measured."""
-    stored = recorded_offset(folder)
+    stored = read_score_offset(folder)
     if stored is None:
-        yield patient.bad(
+        yield stage.error(
             "the directory holds no offset",
             "its weights were saved by something else, which lost their metadata; copy the old file back, or make the reward model again",
         )
-    elif "offset" in measured and abs(stored - measured["offset"]) > OFFSET_ROUNDING * max(1.0, abs(stored)):
-        yield patient.bad(
-            f"the stored offset is {stored:.4f}, the one measured after training {measured['offset']:.4f}",
+    elif "offset" in metrics and abs(stored - metrics["offset"]) > _MAX_OFFSET_ERROR * max(1.0, abs(stored)):
+        yield stage.error(
+            f"the stored offset is {stored:.4f}, the one measured after training {metrics['offset']:.4f}",
             "stale: weights and config.json are of different runs; make the reward model again",
         )
 
 
-def rankings(patient: Patient, file: Path) -> Iterator[Finding]:
+def _check_rankings(stage: StageReport, file: Path) -> Iterator[Diagnosis]:
     """Ties and agreement in the rankings: what the labelers do not know, no model can learn."""
     try:
-        found = read_records(Ranking, file, Skipped())
-    except BadInput:
+        records = read_records(Ranking, file, SkippedLines())
+    except InputError:
         return  # moved or gone: `lineage` says so
-    pairs = sum(len(ranking.ranks) * (len(ranking.ranks) - 1) // 2 for ranking in found)
-    tied = 1 - sum(len(ranking.pairs()) for ranking in found) / pairs
-    if tied > MANY_TIES:
-        yield patient.notice(
-            f"{100 * tied:.0f} % of the pairs in {file.name} are ties",
+    pairs = sum(len(ranking.ranks) * (len(ranking.ranks) - 1) // 2 for ranking in records)
+    tie_rate = 1 - sum(len(ranking.pairs()) for ranking in records) / pairs
+    if tie_rate > _MAX_TIE_RATE:
+        yield stage.warning(
+            f"{100 * tie_rate:.0f} % of the pairs in {file.name} are ties",
             "ties give the loss nothing: show labelers completions that differ more (several models, a higher temperature)",
         )
-    agreed = agreement(found).decided.value
-    if agreed is not None and agreed < LOW_AGREEMENT:
-        yield patient.notice(
-            f"two labelers order a pair in {file.name} alike in {100 * agreed:.0f} % of cases (the paper: 73 %)",
+    agreement_rate = inter_labeler_agreement(records).decided.value
+    if agreement_rate is not None and agreement_rate < _MIN_AGREEMENT:
+        yield stage.warning(
+            f"two labelers order a pair in {file.name} alike in {100 * agreement_rate:.0f} % of cases (the paper: 73 %)",
             "no reward model gets far beyond that: write clearer instructions, and look at single labelers on the site's quality page",
         )
 
 
-def examine_sft(patient: Patient) -> Iterator[Finding]:
+def diagnose_sft(stage: StageReport) -> Iterator[Diagnosis]:
     """The last epochs against the best one."""
-    losses = patient.course.values("loss/validation")
-    if len(losses) > 1 and min(losses) == losses[-1] and losses[-2] > WORSE * losses[-1]:
-        yield patient.notice(
+    losses = stage.history.values("loss/validation")
+    if len(losses) > 1 and min(losses) == losses[-1] and losses[-2] > _FALLING_LOSS_RATIO * losses[-1]:
+        yield stage.warning(
             f"validation loss was still falling at the last epoch ({losses[-2]:.3f} to {losses[-1]:.3f})",
             "train for more --epochs",
         )
 
 
-def lineage(patient: Patient, hash_of: Callable[[Path], str] = content_hash) -> Iterator[Finding]:
+def check_lineage(stage: StageReport, hash_of: Callable[[Path], str] = content_hash) -> Iterator[Diagnosis]:
     """What a stage was made from is still what it was."""
-    parents = patient.info.get("parents")
+    parents = stage.info.get("parents")
     for name, parent in parents.items() if isinstance(parents, Mapping) else ():
-        path, known = Path(str(parent.get("path", ""))), str(parent.get("sha256", ""))
-        if path.exists() and hash_of(path) != known:
-            yield patient.notice(
+        path, recorded_hash = Path(str(parent.get("path", ""))), str(parent.get("sha256", ""))
+        if path.exists() and hash_of(path) != recorded_hash:
+            yield stage.warning(
                 f"its {name}, {path}, has changed since",
                 "results of the two do not belong together: make this stage again into another --out, or bring the old file back",
             )
 
 
-def tokenizers(patient: Patient) -> Iterator[Finding]:
+def check_tokenizers(stage: StageReport) -> Iterator[Diagnosis]:
     """Policy and reward model may have different tokenizers, since completions are decoded and rendered again; one should know."""
-    policy, reward = (vocabulary(Path(str(patient.told(name) or ""))) for name in ("policy", "reward"))
+    policy, reward = (_read_vocabulary(Path(str(stage.setting(name) or ""))) for name in ("policy", "reward"))
     if policy is not None and reward is not None and policy != reward:
-        yield patient.notice(
+        yield stage.warning(
             "policy and reward model have different tokenizers",
             "completions are decoded and rendered again for the reward model, which is slower; the value model reads its tokens too",
         )
 
 
-def vocabulary(folder: Path) -> dict[str, int] | list[list[object]] | None:
+def _read_vocabulary(folder: Path) -> dict[str, int] | list[list[object]] | None:
     """The vocabulary in a directory's tokenizer.json; None where there is none."""
     try:
-        found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, dict | list) else None
+    return vocabulary if isinstance(vocabulary, dict | list) else None

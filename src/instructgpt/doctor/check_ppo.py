@@ -5,124 +5,133 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from instructgpt.doctor.base import Finding, Patient
+from instructgpt.doctor.base import Diagnosis, StageReport
 
-NEGATIVE_KL, FAR_KL = -0.05, 20.0
-PARITY = 1e-3
-LONGER, COLLAPSED, CUT_OFF = 1.5, 0.2, 0.1
-EXPLAINED, CLIPPED = 0.1, 0.3
-FAR_SCORE = 5.0
+_MIN_KL, _MAX_KL = -0.05, 20.0
+_MAX_PARITY_ERROR = 1e-3
+_MAX_LENGTH_GROWTH, _MIN_ENTROPY_RATIO, _MAX_TRUNCATED = 1.5, 0.2, 0.1
+_MIN_EXPLAINED_VARIANCE, _MAX_CLIP_FRACTION = 0.1, 0.3
+_MAX_INITIAL_SCORE = 5.0
 
 
-def examine_policy(patient: Patient, truth: Sequence[Mapping[str, Any]] = ()) -> Iterator[Finding]:
+def diagnose_ppo(stage: StageReport, utility_curve: Sequence[Mapping[str, Any]] = ()) -> Iterator[Diagnosis]:
     """Everything that can be seen in the metrics of a PPO run.
 
     Args:
         truth: where known, the true utility over updates (`step`, `score`, `kl`, `utility`, `low`, `high`), as the small world records it.
     """
-    for check in (kl, parity, length, collapse, truncation, value_model, clipping, scale):
-        yield from check(patient)
-    yield from over_optimisation(patient, truth)
+    for check in (
+        _check_kl,
+        _check_logp_parity,
+        _check_length_growth,
+        _check_entropy_collapse,
+        _check_truncation,
+        _check_explained_variance,
+        _check_clipping,
+        _check_score_offset,
+    ):
+        yield from check(stage)
+    yield from _check_over_optimization(stage, utility_curve)
 
 
-def kl(patient: Patient) -> Iterator[Finding]:
+def _check_kl(stage: StageReport) -> Iterator[Diagnosis]:
     """The KL to the reference is never negative on average when completions are sampled from the policy itself."""
-    last = patient.course.last("objective/kl")
+    last = stage.history.last("objective/kl")
     if last is None:
         return
-    if last < NEGATIVE_KL:
-        yield patient.bad(
+    if last < _MIN_KL:
+        yield stage.error(
             f"KL to the reference is {last:.2f} nats a completion: below 0, as sampling from the policy cannot give it",
             "completions were not sampled from the policy as it is trained: a temperature other than 1, top-p or top-k, dropout left on, "
             "padding counted, or another template; look at val/parity, and never clamp the estimate",
         )
-    if last > FAR_KL:
-        yield patient.bad(
+    if last > _MAX_KL:
+        yield stage.error(
             f"KL to the reference has reached {last:.1f} nats a completion",
             "so far from the reference the reward model is guessing: raise --kl-coef, lower --lr, or stop earlier",
         )
 
 
-def parity(patient: Patient) -> Iterator[Finding]:
+def _check_logp_parity(stage: StageReport) -> Iterator[Diagnosis]:
     """The sampler's log-probabilities are the trainer's."""
-    worst = max(patient.course.values("val/parity"), default=0.0)
-    if worst > PARITY:
-        yield patient.bad(
-            f"log-probabilities of sampler and trainer differ by up to {worst:.1e} nats a token",
+    max_error = max(stage.history.values("val/parity"), default=0.0)
+    if max_error > _MAX_PARITY_ERROR:
+        yield stage.error(
+            f"log-probabilities of sampler and trainer differ by up to {max_error:.1e} nats a token",
             "the ratio is not 1 where it must be; use float32 for sampling, or the same attention for both",
         )
 
 
-def length(patient: Patient) -> Iterator[Finding]:
+def _check_length_growth(stage: StageReport) -> Iterator[Diagnosis]:
     """Completions that grow while nothing else does are the first sign of a reward model that likes length."""
-    growth = patient.course.growth("completion/length")
-    if growth is not None and growth > LONGER:
-        first, last = patient.course.first("completion/length"), patient.course.last("completion/length")
-        yield patient.notice(
+    growth = stage.history.growth("completion/length")
+    if growth is not None and growth > _MAX_LENGTH_GROWTH:
+        first, last = stage.history.first("completion/length"), stage.history.last("completion/length")
+        yield stage.warning(
             f"completions grew from {first:.0f} to {last:.0f} tokens",
             "read samples.jsonl: if they only ramble, the reward model likes length; see its length_baseline and score_length_difference, "
             "and rank completions of like quality and unlike length",
         )
 
 
-def collapse(patient: Patient) -> Iterator[Finding]:
+def _check_entropy_collapse(stage: StageReport) -> Iterator[Diagnosis]:
     """A policy without entropy explores nothing."""
-    share = patient.course.growth("policy/entropy_avg")
-    if share is not None and share < COLLAPSED:
-        yield patient.bad(
-            f"entropy fell to {100 * share:.0f} % of where it began",
+    ratio = stage.history.growth("policy/entropy_avg")
+    if ratio is not None and ratio < _MIN_ENTROPY_RATIO:
+        yield stage.error(
+            f"entropy fell to {100 * ratio:.0f} % of where it began",
             "each prompt has almost one completion left: lower --lr, raise --kl-coef, and read samples.jsonl for the phrase that won",
         )
 
 
-def truncation(patient: Patient) -> Iterator[Finding]:
+def _check_truncation(stage: StageReport) -> Iterator[Diagnosis]:
     """Completions that do not end have no end to be judged, and all of them lose the same penalty."""
-    share = patient.course.last("completion/truncated")
-    if share is not None and share > CUT_OFF:
-        yield (patient.bad if share > 0.5 else patient.notice)(
+    share = stage.history.last("completion/truncated")
+    if share is not None and share > _MAX_TRUNCATED:
+        yield (stage.error if share > 0.5 else stage.warning)(
             f"{100 * share:.0f} % of completions are cut off at --max-tokens",
             "they are scored unfinished, less the penalty: raise --max-tokens, or train the start until it ends what it says (EOS in SFT)",
         )
 
 
-def value_model(patient: Patient) -> Iterator[Finding]:
+def _check_explained_variance(stage: StageReport) -> Iterator[Diagnosis]:
     """Without a value model that explains returns, advantages are noise."""
-    last = patient.course.last("val/explained_variance")
-    if last is not None and last < EXPLAINED:
-        yield patient.notice(
+    last = stage.history.last("val/explained_variance")
+    if last is not None and last < _MIN_EXPLAINED_VARIANCE:
+        yield stage.warning(
             f"the value model explains {100 * last:.0f} % of the variance of returns",
             "advantages are mostly noise: raise --value-lr, make batches larger, or train longer before judging the policy",
         )
 
 
-def clipping(patient: Patient) -> Iterator[Finding]:
+def _check_clipping(stage: StageReport) -> Iterator[Diagnosis]:
     """Many clipped tokens: steps are larger than the batch supports."""
-    last = patient.course.last("policy/clipfrac_avg")
-    if last is not None and last > CLIPPED:
-        yield patient.notice(
+    last = stage.history.last("policy/clipfrac_avg")
+    if last is not None and last > _MAX_CLIP_FRACTION:
+        yield stage.warning(
             f"{100 * last:.0f} % of tokens are clipped",
             "steps are too large: lower --lr, or fewer minibatches a batch",
         )
 
 
-def scale(patient: Patient) -> Iterator[Finding]:
+def _check_score_offset(stage: StageReport) -> Iterator[Diagnosis]:
     """Demonstrations score 0 on average; a start far from that was scored by a model whose offset or scale is off."""
-    first = patient.course.first("objective/scores")
-    if first is not None and abs(first) > FAR_SCORE:
-        yield patient.notice(
+    first = stage.history.first("objective/scores")
+    if first is not None and abs(first) > _MAX_INITIAL_SCORE:
+        yield stage.warning(
             f"the first completions score {first:+.1f}, demonstrations score 0 on average",
             "either the start is far below the demonstrations, or the offset is stale: make the reward model again with --demonstrations; "
             "--kl-coef is in units of the score, so its scale matters",
         )
 
 
-def over_optimisation(patient: Patient, truth: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _check_over_optimization(stage: StageReport, utility_curve: Sequence[Mapping[str, Any]]) -> Iterator[Diagnosis]:
     """The score goes on rising while what it stands for falls (paper, section 4.1; known only where the truth is)."""
-    if len(truth) < 4:
+    if len(utility_curve) < 4:
         return
-    best, last = max(truth, key=lambda row: float(row["utility"])), truth[-1]
+    best, last = max(utility_curve, key=lambda row: float(row["utility"])), utility_curve[-1]
     if float(last["high"]) < float(best["low"]) and float(last["score"]) >= float(best["score"]):
-        yield patient.bad(
+        yield stage.error(
             f"over-optimised: the score held, utility fell from {best['utility']:.2f} (update {best['step']}) to {last['utility']:.2f}",
             "stop near that update, raise --kl-coef, or rank completions of this policy and train the reward model again",
         )

@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 from pydantic import Field
 from rich.markup import escape
 
-from instructgpt.config import Options
+from instructgpt.config import CommandConfig
 from instructgpt.doctor import check_models, check_ppo
-from instructgpt.doctor.base import Course, Finding, Patient
-from instructgpt.errors import BadInput
-from instructgpt.report.inputs import finite
-from instructgpt.run.directory import console, content_hash, read_logged, read_record
+from instructgpt.doctor.base import Diagnosis, MetricHistory, StageReport
+from instructgpt.errors import InputError
+from instructgpt.report.inputs import finite_numbers
+from instructgpt.run.directory import console, content_hash, read_jsonl_log, read_run_record
 
 
-class DoctorConfig(Options):
+class DoctorConfig(CommandConfig):
     """What to examine."""
 
     stage: ClassVar[str] = "doctor"
@@ -25,59 +25,63 @@ class DoctorConfig(Options):
     run: Path = Field(description="a run directory, or the directory of one stage")
 
 
-def main(config: DoctorConfig) -> list[Finding]:
+def main(config: DoctorConfig) -> list[Diagnosis]:
     """Examine every stage, print what is wrong, the worst first, and give it back.
 
     Raises:
         BadInput: there is no stage in the directory, or a run.json is damaged.
     """
-    folders = stages(config.run)
-    found = sorted((finding for folder in folders for finding in examine(folder)), key=lambda finding: finding.weight != "bad")
-    for finding in found:
-        colour = "red" if finding.weight == "bad" else "yellow"
+    folders = find_stage_directories(config.run)
+    diagnoses = sorted(
+        (diagnosis for folder in folders for diagnosis in diagnose_stage(folder)), key=lambda diagnosis: diagnosis.severity != "bad"
+    )
+    for diagnosis in diagnoses:
+        color = "red" if diagnosis.severity == "bad" else "yellow"
         console.print(
-            f"[{colour}]{finding.weight}[/] [bold]{escape(finding.where)}[/] {escape(finding.what)}", soft_wrap=True, highlight=False
+            f"[{color}]{diagnosis.severity}[/] [bold]{escape(diagnosis.stage)}[/] {escape(diagnosis.message)}",
+            soft_wrap=True,
+            highlight=False,
         )
-        console.print(f"    {escape(finding.mend)}", soft_wrap=True, highlight=False)
-    bad = sum(finding.weight == "bad" for finding in found)
-    said = f"{bad} bad, {len(found) - bad} to look at" if found else "nothing wrong was found"
-    console.print(f"{len(folders)} {'stages' if len(folders) > 1 else 'stage'} examined: {said}")
-    return found
+        console.print(f"    {escape(diagnosis.remedy)}", soft_wrap=True, highlight=False)
+    bad = sum(diagnosis.severity == "bad" for diagnosis in diagnoses)
+    summary = f"{bad} bad, {len(diagnoses) - bad} to look at" if diagnoses else "nothing wrong was found"
+    console.print(f"{len(folders)} {'stages' if len(folders) > 1 else 'stage'} examined: {summary}")
+    return diagnoses
 
 
-def stages(folder: Path) -> list[Path]:
+def find_stage_directories(folder: Path) -> list[Path]:
     """The stage directories in a run directory, or the one that was named. Raises BadInput where there is none."""
     if not folder.is_dir():
-        raise BadInput(f"{folder}: no such directory; give a run directory, or that of one stage")
-    info = read_record(folder)
+        raise InputError(f"{folder}: no such directory; give a run directory, or that of one stage")
+    info = read_run_record(folder)
     if info is not None and info.get("stage") != "run":
         return [folder]
-    found = sorted(file.parent for file in folder.glob("*/run.json"))
-    if not found:
-        raise BadInput(f"{folder}: no stage in it; expected run.json in it or in its directories")
-    return found
+    folders = sorted(file.parent for file in folder.glob("*/run.json"))
+    if not folders:
+        raise InputError(f"{folder}: no stage in it; expected run.json in it or in its directories")
+    return folders
 
 
-def examine(folder: Path, hash_of: Callable[[Path], str] = content_hash) -> Iterator[Finding]:
+def diagnose_stage(folder: Path, hash_of: Callable[[Path], str] = content_hash) -> Iterator[Diagnosis]:
     """Everything one stage's files say. `hash_of` reads what it was made from, as `run.content_hash` does."""
-    info = read_record(folder)
+    info = read_run_record(folder)
     assert info is not None
-    rows = tuple(finite(row) for row in read_logged(folder / "metrics.jsonl"))
-    patient = Patient(folder.name, info, Course(rows))
+    rows = tuple(finite_numbers(row) for row in read_jsonl_log(folder / "metrics.jsonl"))
+    stage = StageReport(folder.name, info, MetricHistory(rows))
     if not info.get("finished"):
-        yield Finding("notice", folder.name, "not finished", "the command that began it goes on where it stands")
-    kind = info.get("stage")
-    if kind == "ppo":
-        yield from check_ppo.examine_policy(patient, truth_of(folder))
-        yield from check_models.tokenizers(patient)
-    elif kind == "reward":
-        yield from check_models.examine_reward(patient, folder)
-    elif kind == "sft":
-        yield from check_models.examine_sft(patient)
-    yield from check_models.lineage(patient, hash_of)
+        yield Diagnosis("notice", folder.name, "not finished", "the command that began it goes on where it stands")
+    stage_name = info.get("stage")
+    if stage_name == "ppo":
+        yield from check_ppo.diagnose_ppo(stage, _read_utility_curve(folder))
+        yield from check_models.check_tokenizers(stage)
+    elif stage_name == "reward":
+        yield from check_models.diagnose_reward_model(stage, folder)
+    elif stage_name == "sft":
+        yield from check_models.diagnose_sft(stage)
+    yield from check_models.check_lineage(stage, hash_of)
 
 
-def truth_of(folder: Path) -> list[Mapping[str, Any]]:
+def _read_utility_curve(folder: Path) -> list[Mapping[str, Any]]:
     """The true utility over a policy's updates, where the small world has recorded it."""
-    curve = folder.parent / "evaluation" / "over_optimisation.jsonl"
-    return [row for row in read_logged(curve) if row.get("model") == folder.name]
+    path = folder.parent / "evaluation" / "over_optimisation.jsonl"
+    return [row for row in read_jsonl_log(path) if row.get("model") == folder.name]

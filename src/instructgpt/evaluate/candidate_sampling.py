@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from instructgpt.config import WITHOUT_TRAINING, StageConfig
-from instructgpt.evaluate.inference import Subject, answers
+from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig
+from instructgpt.evaluate.inference import EvaluatedModel, generate_answers
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Completion, Prompt, read_records, write_records
 from instructgpt.world import World
 
-SPREAD = 6
+_DISTINCT_LIST_SIZES = 6
 """K goes from 4 to 9: six different numbers, taken in turn."""
 
 
@@ -26,7 +26,7 @@ class CandidatesConfig(StageConfig):
     """What is sampled for labelers in the small world."""
 
     stage: ClassVar[str] = "candidates"
-    lacks: ClassVar[frozenset[str]] = WITHOUT_TRAINING
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
     policy: str = Field(description="the policy most completions come from")
     base: str = Field(description="the base model, prompted, that the others come from")
@@ -41,66 +41,71 @@ class CandidatesConfig(StageConfig):
     @staticmethod
     def read_parts(folder: Path, pattern: str) -> list[list[Completion]]:
         """Lists of completions to rank, from all parts: one for each time a prompt was asked. Identical ones are shown once."""
-        grouped: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
+        completions_by_list: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
         for file in sorted(folder.glob(pattern)):
             for completion in read_records(Completion, file):
-                grouped[list_of(completion)].setdefault((completion.completion, completion.finish), completion)
-        return [list(different.values()) for different in grouped.values() if len(different) > 1]
+                completions_by_list[candidate_list_key(completion)].setdefault((completion.completion, completion.finish), completion)
+        return [list(completions.values()) for completions in completions_by_list.values() if len(completions) > 1]
 
 
-def gather_candidates(config: CandidatesConfig, world_seed: int) -> Path:
+def sample_candidate_completions(config: CandidatesConfig, world_seed: int) -> Path:
     """Sample this part's completions, unless they are already there. Returns the file."""
     if config.out.exists():
         return config.out
     device = pick_device(config.device)
-    subjects = (
-        Subject.load("policy", Path(config.policy), device),
-        Subject.load("prompted", Path(config.base), device, World(world_seed).primed),
+    models = (
+        EvaluatedModel.load("policy", Path(config.policy), device),
+        EvaluatedModel.load("prompted", Path(config.base), device, World(world_seed).few_shot_prompt),
     )
-    asked: dict[str, list[tuple[str, int]]] = {"policy": [], "prompted": []}
-    lists = sorted(numbered(prompt.text for prompt in read_records(Prompt, config.prompts)))
-    for number, one in enumerate(lists[config.part :: config.parts]):
-        count = config.least + number % SPREAD
-        from_base = round(count * config.base_share)
-        asked["policy"] += [one] * (count - from_base)
-        asked["prompted"] += [one] * from_base
-    made = []
-    for subject in subjects:
+    requests: dict[str, list[tuple[str, int]]] = {"policy": [], "prompted": []}
+    list_keys = sorted(enumerate_occurrences(prompt.text for prompt in read_records(Prompt, config.prompts)))
+    for index, list_key in enumerate(list_keys[config.part :: config.parts]):
+        count = config.least + index % _DISTINCT_LIST_SIZES
+        base_count = round(count * config.base_share)
+        requests["policy"] += [list_key] * (count - base_count)
+        requests["prompted"] += [list_key] * base_count
+    completions = []
+    for model in models:
         seed = config.seed * config.parts + config.part
-        prompts = [prompt for prompt, _ in asked[subject.name]]
-        said = answers(subject, prompts, max_tokens=config.max_tokens, seed=seed, temperature=1.0)
-        made += [one.model_copy(update={"round": turn}) for one, (_, turn) in zip(said, asked[subject.name], strict=True)]
+        prompts = [prompt for prompt, _ in requests[model.name]]
+        model_completions = generate_answers(model, prompts, max_tokens=config.max_tokens, seed=seed, temperature=1.0)
+        completions += [
+            list_key.model_copy(update={"round": occurrence})
+            for list_key, (_, occurrence) in zip(model_completions, requests[model.name], strict=True)
+        ]
     if config.strays:
-        made += stray_answers(made)
-    write_records(config.out, made)
+        completions += build_distractors(completions)
+    write_records(config.out, completions)
     return config.out
 
 
-def numbered(prompts: Iterable[str]) -> Iterator[tuple[str, int]]:
+def enumerate_occurrences(prompts: Iterable[str]) -> Iterator[tuple[str, int]]:
     """Each prompt with how often it came before: a prompt that users send again gets another list of completions."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for prompt in prompts:
-        yield prompt, seen[prompt]
-        seen[prompt] += 1
+        yield prompt, counts[prompt]
+        counts[prompt] += 1
 
 
-def list_of(completion: Completion) -> tuple[str, int]:
+def candidate_list_key(completion: Completion) -> tuple[str, int]:
     """The list a completion is ranked in: its prompt, and which time that was asked."""
     return completion.prompt, int((completion.model_extra or {}).get("round", 0))
 
 
-def stray_answers(made: Sequence[Completion]) -> list[Completion]:
+def build_distractors(completions: Sequence[Completion]) -> list[Completion]:
     """For each list the policy's answer to another prompt, best of the same ending: about the same thing, but to another question.
 
     A policy hardly ever answers another question, so a reward model that never saw it done prices it wrongly, and PPO finds that out.
     """
-    first: dict[tuple[str, int], Completion] = {}
-    for completion in made:
+    policy_answers: dict[tuple[str, int], Completion] = {}
+    for completion in completions:
         if completion.model == "policy":
-            first.setdefault(list_of(completion), completion)
-    alike = sorted(first, key=lambda one: (one[1], one[0].split()[-1], one[0]))  # neighbours end with the same word where any do
+            policy_answers.setdefault(candidate_list_key(completion), completion)
+    neighbors = sorted(
+        policy_answers, key=lambda one: (one[1], one[0].split()[-1], one[0])
+    )  # neighbours end with the same word where any do
     return [
-        first[other].model_copy(update={"prompt": prompt, "round": turn, "model": "stray"})
-        for (prompt, turn), other in zip(alike, [*alike[1:], *alike[:1]], strict=True)
-        if other[0] != prompt
+        policy_answers[neighbor].model_copy(update={"prompt": prompt, "round": occurrence, "model": "stray"})
+        for (prompt, occurrence), neighbor in zip(neighbors, [*neighbors[1:], *neighbors[:1]], strict=True)
+        if neighbor[0] != prompt
     ]

@@ -14,42 +14,44 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from rich.table import Table
 
-from instructgpt.config import Options, did_you_mean
-from instructgpt.distributed.launch import device_kind, dividing
-from instructgpt.errors import BadInput, RunFailed
-from instructgpt.evaluate.aggregate import Row, write_rows
-from instructgpt.evaluate.cache import Cache
-from instructgpt.evaluate.datasets import named_sources, source_of
-from instructgpt.evaluate.inference import subject_at
-from instructgpt.evaluate.judges.truthfulqa_judge import ASKS, judge_folder
-from instructgpt.evaluate.lm_harness import Harness
-from instructgpt.evaluate.precomputed import files_by_evaluation, measure_samples
-from instructgpt.evaluate.preference_inputs import named_models
-from instructgpt.evaluate.reward.scores import reward_at
-from instructgpt.evaluate.tasks import EVALUATIONS
-from instructgpt.evaluate.tasks.base import Evaluation, Question, Reply, Told, said_by
-from instructgpt.evaluate.tasks.real_toxicity import scorer_of
-from instructgpt.evaluate.tasks.whole import WHOLE
+from instructgpt.config import CommandConfig, did_you_mean
+from instructgpt.distributed.launch import device_type, process_map
+from instructgpt.errors import InputError, RunError
+from instructgpt.evaluate.aggregate import ResultRow, write_result_rows
+from instructgpt.evaluate.cache import ResultCache
+from instructgpt.evaluate.datasets import find_data_source, parse_data_sources
+from instructgpt.evaluate.inference import load_cached_model
+from instructgpt.evaluate.judges.truthfulqa_judge import JUDGE_QUESTIONS, find_judge_folder
+from instructgpt.evaluate.lm_harness import LMHarness
+from instructgpt.evaluate.precomputed import measure_precomputed, resolve_completion_files
+from instructgpt.evaluate.preference_inputs import parse_named_models
+from instructgpt.evaluate.reward.scores import load_cached_reward_model
+from instructgpt.evaluate.tasks import EVAL_TASKS
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, ModelReply, generate_reply_fields
+from instructgpt.evaluate.tasks.real_toxicity import require_scorer
+from instructgpt.evaluate.tasks.whole import CONFIG_EVALUATIONS
 from instructgpt.models.policy import pick_device
 from instructgpt.run.directory import console, content_hash
 
-AT_ONCE = 512
+REPLY_CHUNK_SIZE = 512
 """Questions between two writes of replies: what is lost when the command is stopped."""
-DIVIDED = 32
+PARALLEL_CHUNK_SIZE = 32
 """The same where processes divide them, so that none has to wait long for the last block of another."""
-WIDE = 4
+_MODELS_PER_TABLE = 4
 """Models whose numbers fit beside each other on a terminal."""
-Over = Callable[..., Iterable[Any]]
-COMPARING = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
+_MapFn = Callable[..., Iterable[Any]]
+_PREFERENCE_OPTIONS = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
 """Options of the evaluation of preference alone."""
 
 
-class EvaluateConfig(Options):
+class EvaluateConfig(CommandConfig):
     """Which evaluations of which models."""
 
     stage: ClassVar[str] = "evaluate"
 
-    names: tuple[str, ...] = Field((), description=f"evaluations: {', '.join((*EVALUATIONS, *WHOLE))}; or all that ask questions")
+    names: tuple[str, ...] = Field(
+        (), description=f"evaluations: {', '.join((*EVAL_TASKS, *CONFIG_EVALUATIONS))}; or all that ask questions"
+    )
     model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
     data: tuple[str, ...] = Field(
         (),
@@ -94,14 +96,14 @@ class EvaluateConfig(Options):
     device: str = Field("auto", description="cpu, cuda, cuda:1 …; auto takes a GPU when there is one")
     processes: int = Field(1, ge=1, description="processes that divide what models are asked (CPU)")
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """Either models are asked, or completions are read; what people ranked needs neither."""
-        yield from self._inert_comparing()
+        yield from self._ineffective_preference_options()
         if self.include_path and not self.harness:
             yield "--include-path has no effect without --harness"
         if not self.names and not self.harness:
             yield "name an evaluation, or give --harness"
-        elif self.names and not self.harness and all(name in WHOLE for name in self.names):
+        elif self.names and not self.harness and all(name in CONFIG_EVALUATIONS for name in self.names):
             if not self.completions and not self.data:
                 yield "give --data (rankings, or with --model prompts), or --completions"
         elif self.completions:
@@ -113,8 +115,8 @@ class EvaluateConfig(Options):
         elif not self.names and "processes" in self.model_fields_set:
             yield "--processes has no effect on --harness alone"
 
-    def _inert_comparing(self) -> Iterator[str]:
-        for name in COMPARING:
+    def _ineffective_preference_options(self) -> Iterator[str]:
+        for name in _PREFERENCE_OPTIONS:
             flag = f"--{name.replace('_', '-')}"
             if name not in self.model_fields_set:
                 continue
@@ -126,196 +128,214 @@ class EvaluateConfig(Options):
                 yield f"{flag} has no effect unless --judge is the address of an endpoint"
 
 
-def main(config: EvaluateConfig) -> list[Row]:
+def main(config: EvaluateConfig) -> list[ResultRow]:
     """Ask or read, measure, write, show. Every model is loaded once; what is done stands in the file of results at once.
 
     Raises:
         BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
         RunFailed: a judge could not be reached any more; what it had judged before is measured and written.
     """
-    if config.processes > 1 and device_kind(config.device) != "cpu":
-        raise BadInput("evaluate: --processes divides the work among the cores of the CPU; leave it out with a GPU, or give --device cpu")
+    if config.processes > 1 and device_type(config.device) != "cpu":
+        raise InputError("evaluate: --processes divides the work among the cores of the CPU; leave it out with a GPU, or give --device cpu")
     try:
-        with dividing(config.processes) as over:
-            return measured(config, over)
+        with process_map(config.processes) as map_fn:
+            return _run_evaluations(config, map_fn)
     finally:
-        leave_models()
+        _unload_models()
 
 
-def measured(config: EvaluateConfig, over: Over) -> list[Row]:
+def _run_evaluations(config: EvaluateConfig, map_fn: _MapFn) -> list[ResultRow]:
     """See `main`. `over` calls a function for each of many, as `map` does."""
-    rows: list[Row] = []
-    stopped: list[str] = []
+    rows: list[ResultRow] = []
+    problems: list[str] = []
     for name in dict.fromkeys(config.names):
-        if name in WHOLE:
-            more, problem = WHOLE[name](config, over)
-            rows += more
-            stopped += [problem] if problem else []
-    whole = len(rows)
-    questions = [name for name in config.names if name not in WHOLE]
-    asking = bool(questions or config.harness)
-    for more in () if not asking else measured_samples(config) if config.completions else measured_models(config, over):
-        rows += more
-        write_rows(config.out, in_table_order(rows))
-    if asking:
-        show(in_table_order(rows[whole:]))
+        if name in CONFIG_EVALUATIONS:
+            new_rows, problem = CONFIG_EVALUATIONS[name](config, map_fn)
+            rows += new_rows
+            problems += [problem] if problem else []
+    printed_count = len(rows)
+    task_names = [name for name in config.names if name not in CONFIG_EVALUATIONS]
+    has_tasks = bool(task_names or config.harness)
+    for new_rows in () if not has_tasks else _evaluate_precomputed(config) if config.completions else _evaluate_models(config, map_fn):
+        rows += new_rows
+        write_result_rows(config.out, _sort_rows(rows))
+    if has_tasks:
+        _print_results_table(_sort_rows(rows[printed_count:]))
     if rows:
-        rows = in_table_order(rows)
-        write_rows(config.out, rows)
+        rows = _sort_rows(rows)
+        write_result_rows(config.out, rows)
         console.print(f"results: {config.out}", soft_wrap=True)
-    if stopped:
-        raise RunFailed(stopped[0])
+    if problems:
+        raise RunError(problems[0])
     return rows
 
 
-def told_by(config: EvaluateConfig) -> Told:
+def _build_eval_settings(config: EvaluateConfig) -> EvalSettings:
     """What every evaluation is told; each has its own limit."""
-    verdicts = config.out.with_suffix("") / "verdicts"
-    return Told(None, config.shots, config.seed, config.scorer, config.judges, config.device, verdicts)
+    verdict_folder = config.out.with_suffix("") / "verdicts"
+    return EvalSettings(None, config.shots, config.seed, config.scorer, config.judges, config.device, verdict_folder)
 
 
-def measured_samples(config: EvaluateConfig) -> Iterator[list[Row]]:
+def _evaluate_precomputed(config: EvaluateConfig) -> Iterator[list[ResultRow]]:
     """The rows of one evaluation after the other, from completions that were already made."""
-    files = files_by_evaluation([name for name in config.names if name not in WHOLE], list(map(str, config.completions)))
-    for name in evaluations(list(files)):
-        yield measure_samples(name.name, files[name.name], told_by(config))
+    files = resolve_completion_files([task for task in config.names if task not in CONFIG_EVALUATIONS], list(map(str, config.completions)))
+    for task in select_eval_tasks(list(files)):
+        yield measure_precomputed(task.name, files[task.name], _build_eval_settings(config))
 
 
-def measured_models(config: EvaluateConfig, over: Over) -> Iterator[list[Row]]:
+def _evaluate_models(config: EvaluateConfig, map_fn: _MapFn) -> Iterator[list[ResultRow]]:
     """The rows of one model and evaluation after the other. All files are read before a model is asked anything.
 
     Raises:
         BadInput: see `main`.
     """
-    told = told_by(config)
+    settings = _build_eval_settings(config)
     if config.judges:
-        for kind in ASKS:
-            judge_folder(kind, config.judges)
-    places, named = named_sources(config.data)
-    questions = read_questions(config, told, places, named) if any(name not in WHOLE for name in config.names) else []
-    tasks = Harness(config.harness, config.include_path, named, config.limit or None, config.seed) if config.harness else None
-    models = named_models(config.model)
-    cache = Cache(config.out.with_suffix(""))
+        for kind in JUDGE_QUESTIONS:
+            find_judge_folder(kind, config.judges)
+    data_paths, named_paths = parse_data_sources(config.data)
+    task_questions = (
+        _load_questions(config, settings, data_paths, named_paths) if any(name not in CONFIG_EVALUATIONS for name in config.names) else []
+    )
+    harness = LMHarness(config.harness, config.include_path, named_paths, config.limit or None, config.seed) if config.harness else None
+    models = parse_named_models(config.model)
+    cache = ResultCache(config.out.with_suffix(""))
     device = str(pick_device(config.device))
     for name, source in models.items():
-        model = Examined(name, source, content_hash(Path(source)), device)
-        for one, asked in questions:
-            replies = answered(cache, model, one.name, asked, config.seed, over, AT_ONCE if config.processes == 1 else DIVIDED)
-            yield one.measure(list(zip(asked, replies, strict=True)), told)
-        if tasks is not None:
-            yield tasks.measure(name, model.weights, partial(subject_at, source, device), cache)
-        leave_models()
+        model_source = _ModelSource(name, source, content_hash(Path(source)), device)
+        for task, eval_questions in task_questions:
+            replies = _get_replies(
+                cache,
+                model_source,
+                task.name,
+                eval_questions,
+                config.seed,
+                map_fn,
+                REPLY_CHUNK_SIZE if config.processes == 1 else PARALLEL_CHUNK_SIZE,
+            )
+            yield task.measure(list(zip(eval_questions, replies, strict=True)), settings)
+        if harness is not None:
+            yield harness.measure(name, model_source.weights_hash, partial(load_cached_model, source, device), cache)
+        _unload_models()
 
 
-def read_questions(
-    config: EvaluateConfig, told: Told, places: Sequence[Path], named: dict[str, Path]
-) -> list[tuple[Evaluation, list[Question]]]:
+def _load_questions(
+    config: EvaluateConfig, settings: EvalSettings, data_paths: Sequence[Path], named_paths: dict[str, Path]
+) -> list[tuple[EvalTask, list[EvalQuestion]]]:
     """The questions of every evaluation that was named. Under `all`, an evaluation whose data or scorer is not there is left out, aloud.
 
     Raises:
         BadInput: one that was named has no data, or its data is wrong.
     """
-    chosen, everything = evaluations(config.names), "all" in config.names
-    found: list[tuple[Evaluation, list[Question]]] = []
-    for one in chosen:
-        source = source_of(one, places, named, len(chosen))
-        where = ", ".join(map(str, places)) or "any place given"
-        lacking = "" if source else f"reads {one.file}, which is not in {where}; give --data FOLDER, or --data {one.name}=FILE"
-        if one.name.startswith("real_toxicity"):
-            if config.scorer is None and everything:
-                lacking = "needs --scorer"
+    tasks, all_requested = select_eval_tasks(config.names), "all" in config.names
+    task_questions: list[tuple[EvalTask, list[EvalQuestion]]] = []
+    for task in tasks:
+        source = find_data_source(task, data_paths, named_paths, len(tasks))
+        searched_paths = ", ".join(map(str, data_paths)) or "any place given"
+        problem = (
+            "" if source else f"reads {task.default_file}, which is not in {searched_paths}; give --data FOLDER, or --data {task.name}=FILE"
+        )
+        if task.name.startswith("real_toxicity"):
+            if config.scorer is None and all_requested:
+                problem = "needs --scorer"
             else:
-                scorer_of(one.name, told)  # what is wrong with it is said before models are asked
-        if source is None or lacking:
-            if not everything:
-                raise BadInput(f"evaluate: {one.name} {lacking}")
-            console.print(f"left out: {one.name} {lacking.partition(';')[0]}", highlight=False, markup=False, soft_wrap=True)
+                require_scorer(task.name, settings)  # what is wrong with it is said before models are asked
+        if source is None or problem:
+            if not all_requested:
+                raise InputError(f"evaluate: {task.name} {problem}")
+            console.print(f"left out: {task.name} {problem.partition(';')[0]}", highlight=False, markup=False, soft_wrap=True)
             continue
-        limit = one.limit if config.limit is None else config.limit or None
+        limit = task.limit if config.limit is None else config.limit or None
         try:
-            found.append((one, one.read(source, replace(told, limit=limit))))
-        except BadInput as error:
-            raise BadInput(f"{one.name}: {error}") from error
-    if not found:
-        raise BadInput("evaluate: there is no data for any evaluation; docs/evaluate.md lists the files")
-    return found
+            task_questions.append((task, task.load(source, replace(settings, limit=limit))))
+        except InputError as error:
+            raise InputError(f"{task.name}: {error}") from error
+    if not task_questions:
+        raise InputError("evaluate: there is no data for any evaluation; docs/evaluate.md lists the files")
+    return task_questions
 
 
-def leave_models() -> None:
+def _unload_models() -> None:
     """Make room: what this process has loaded is not needed any more."""
-    subject_at.cache_clear()
-    reward_at.cache_clear()
+    load_cached_model.cache_clear()
+    load_cached_reward_model.cache_clear()
 
 
-class Examined(NamedTuple):
+class _ModelSource(NamedTuple):
     """A model by its name, where it is, the hash of its weights, and the device it is to be loaded to."""
 
     name: str
     source: str
-    weights: str
+    weights_hash: str
     device: str
 
 
-def answered(
-    cache: Cache, model: Examined, evaluation: str, questions: Sequence[Question], seed: int, over: Over = map, at_once: int = AT_ONCE
-) -> list[Reply]:
+def _get_replies(
+    cache: ResultCache,
+    model_source: _ModelSource,
+    task_name: str,
+    questions: Sequence[EvalQuestion],
+    seed: int,
+    map_fn: _MapFn = map,
+    chunk_size: int = REPLY_CHUNK_SIZE,
+) -> list[ModelReply]:
     """One model's replies to the questions, asked as far as they are not known, the work divided by `over`.
 
     Args:
         at_once: questions of temperature 0 between two writes; what is drawn at another one depends on its block, which is `AT_ONCE`.
     """
-    said: dict[int, dict[str, Any]] = {}
-    alike: dict[tuple[str | None, float, float], list[int]] = {}
-    for place, question in enumerate(questions):
-        alike.setdefault((question.stop, question.temperature, question.top_p), []).append(place)
-    for (stop, temperature, top_p), places in alike.items():
-        how = {"stop": stop, "temperature": temperature, "top_p": top_p}
-        prompts = [[each.text, each.tail, list(each.choices), each.max_tokens] for each in (questions[place] for place in places)]
-        made = cache.completions(
-            model.weights,
+    reply_values: dict[int, dict[str, Any]] = {}
+    groups: dict[tuple[str | None, float, float], list[int]] = {}
+    for index, question in enumerate(questions):
+        groups.setdefault((question.stop, question.temperature, question.top_p), []).append(index)
+    for (stop, temperature, top_p), indices in groups.items():
+        sampling = {"stop": stop, "temperature": temperature, "top_p": top_p}
+        prompts = [[each.text, each.tail, list(each.choices), each.max_tokens] for each in (questions[index] for index in indices)]
+        values = cache.get_or_compute(
+            model_source.weights_hash,
             prompts,
-            how | {"seed": seed},
-            partial(said_by, model.source, model.device, how),
-            title=f"{evaluation} {model.name}",
-            at_once=AT_ONCE if temperature else at_once,
-            over=over,
+            sampling | {"seed": seed},
+            partial(generate_reply_fields, model_source.source, model_source.device, sampling),
+            title=f"{task_name} {model_source.name}",
+            chunk_size=REPLY_CHUNK_SIZE if temperature else chunk_size,
+            map_fn=map_fn,
         )
-        said |= dict(zip(places, made, strict=True))
+        reply_values |= dict(zip(indices, values, strict=True))
     return [
-        Reply.model_validate({"model": model.name, "id": question.id, "condition": question.condition} | said[place])
-        for place, question in enumerate(questions)
+        ModelReply.model_validate({"model": model_source.name, "id": question.id, "condition": question.condition} | reply_values[index])
+        for index, question in enumerate(questions)
     ]
 
 
-def in_table_order(rows: Sequence[Row]) -> list[Row]:
+def _sort_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Rows by evaluation, then by metric and condition, the models in the order they were given."""
-    place = {names: number for number, names in enumerate(dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows))}
-    first = {name: number for number, name in enumerate(dict.fromkeys(row.evaluation for row in rows))}
-    return sorted(rows, key=lambda row: (first[row.evaluation], place[row.evaluation, row.metric, row.condition]))
+    row_order = {names: number for number, names in enumerate(dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows))}
+    evaluation_order = {name: number for number, name in enumerate(dict.fromkeys(row.evaluation for row in rows))}
+    return sorted(rows, key=lambda row: (evaluation_order[row.evaluation], row_order[row.evaluation, row.metric, row.condition]))
 
 
-def show(rows: Sequence[Row]) -> None:
+def _print_results_table(rows: Sequence[ResultRow]) -> None:
     """A line for each thing measured, a column for each model; parts of the questions (`none/age`) stand in the file alone."""
     models = list(dict.fromkeys(row.model for row in rows))
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
         if "/" not in row.condition:
             interval = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
-            said = "–" if row.value is None else f"{row.value:.3f}{interval}"
-            cells.setdefault((row.evaluation, row.metric, row.condition), {})[row.model] = said
-    for some in (models[start : start + WIDE] for start in range(0, len(models), WIDE)):
-        table = Table("", *some, box=None, pad_edge=False)
-        for names, measured in cells.items():
-            table.add_row(" ".join(names), *(measured.get(model, "") for model in some))
+            text = "–" if row.value is None else f"{row.value:.3f}{interval}"
+            cells.setdefault((row.evaluation, row.metric, row.condition), {})[row.model] = text
+    for table_models in (models[start : start + _MODELS_PER_TABLE] for start in range(0, len(models), _MODELS_PER_TABLE)):
+        table = Table("", *table_models, box=None, pad_edge=False)
+        for row_key, values in cells.items():
+            table.add_row(" ".join(row_key), *(values.get(model, "") for model in table_models))
         console.print(table)
 
 
-def evaluations(names: Sequence[str]) -> list[Evaluation]:
+def select_eval_tasks(names: Sequence[str]) -> list[EvalTask]:
     """Evaluations that ask questions, by name. Raises BadInput for one that does not exist."""
     if "all" in names:
-        return list(EVALUATIONS.values())
-    known = (*EVALUATIONS, *WHOLE)
+        return list(EVAL_TASKS.values())
+    available = (*EVAL_TASKS, *CONFIG_EVALUATIONS)
     for name in names:
-        if name not in known:
-            raise BadInput(f"evaluate: no evaluation '{name}'{did_you_mean(name, known) or '; there are: ' + ', '.join(known)}")
-    return [EVALUATIONS[name] for name in dict.fromkeys(names) if name in EVALUATIONS]
+        if name not in available:
+            raise InputError(f"evaluate: no evaluation '{name}'{did_you_mean(name, available) or '; there are: ' + ', '.join(available)}")
+    return [EVAL_TASKS[name] for name in dict.fromkeys(names) if name in EVAL_TASKS]

@@ -5,33 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.tasks.base import Evaluation
-from instructgpt.evaluate.tasks.loading import SUFFIXES
+from instructgpt.errors import InputError
+from instructgpt.evaluate.tasks.base import EvalTask
+from instructgpt.evaluate.tasks.loading import DATA_FILE_SUFFIXES
 
 
-def named_sources(data: Sequence[str], option: str = "data") -> tuple[list[Path], dict[str, Path]]:
+def parse_data_sources(data: Sequence[str], option: str = "data") -> tuple[list[Path], dict[str, Path]]:
     """What was given as `--data` (or another option): folders and files, and the sources of single evaluations, given as NAME=SOURCE.
 
     Raises:
         BadInput: a folder or file is not there, or an evaluation has two sources.
     """
-    places: list[Path] = []
-    named: dict[str, Path] = {}
-    for said in data:
-        name, equals, source = said.partition("=")
-        if not equals or "/" in name:
-            if not Path(said).exists():
-                raise BadInput(f"--{option} {said}: no such file or folder")
-            places.append(Path(said))
-        elif name in named:
-            raise BadInput(f"--{option} {said}: {name} has a source already: {named[name]}")
+    paths: list[Path] = []
+    named_paths: dict[str, Path] = {}
+    for argument in data:
+        name, separator, source = argument.partition("=")
+        if not separator or "/" in name:
+            if not Path(argument).exists():
+                raise InputError(f"--{option} {argument}: no such file or folder")
+            paths.append(Path(argument))
+        elif name in named_paths:
+            raise InputError(f"--{option} {argument}: {name} has a source already: {named_paths[name]}")
         else:
-            named[name] = Path(source)
-    return places, named
+            named_paths[name] = Path(source)
+    return paths, named_paths
 
 
-def source_of(evaluation: Evaluation, places: Sequence[Path], named: dict[str, Path], count: int) -> Path | None:
+def find_data_source(task: EvalTask, paths: Sequence[Path], named_paths: dict[str, Path], task_count: int) -> Path | None:
     """The data of an evaluation, or None where it is nowhere.
 
     Args:
@@ -41,25 +41,25 @@ def source_of(evaluation: Evaluation, places: Sequence[Path], named: dict[str, P
     Raises:
         BadInput: one file is given for several evaluations.
     """
-    if evaluation.name in named:
-        return named[evaluation.name]
-    for place in places:
-        if place.is_file():
-            if count > 1:
-                raise BadInput(
-                    f"--data {place}: one file for {count} evaluations; give the folder that holds {evaluation.file} and the others, "
-                    f"or {evaluation.name}={place}"
+    if task.name in named_paths:
+        return named_paths[task.name]
+    for path in paths:
+        if path.is_file():
+            if task_count > 1:
+                raise InputError(
+                    f"--data {path}: one file for {task_count} evaluations; give the folder that holds {task.default_file} and the others, "
+                    f"or {task.name}={path}"
                 )
-            return place
-        if (place / "dataset_dict.json").exists() or (place / "dataset_info.json").exists():
-            return place if count == 1 else None
-        stem = stem_of(evaluation.file)
-        for name in (evaluation.file, *(stem + suffix for suffix in SUFFIXES), stem):
-            if (place / name).exists():
-                return place / name
+            return path
+        if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+            return path if task_count == 1 else None
+        stem = _dataset_stem(task.default_file)
+        for name in (task.default_file, *(stem + suffix for suffix in DATA_FILE_SUFFIXES), stem):
+            if (path / name).exists():
+                return path / name
     return None
 
 
-def stem_of(name: str) -> str:
+def _dataset_stem(name: str) -> str:
     """`squad_v2_dev_half.jsonl.gz` -> `squad_v2_dev_half`."""
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+    return next((name.removesuffix(suffix) for suffix in DATA_FILE_SUFFIXES if name.endswith(suffix)), name)

@@ -12,109 +12,111 @@ import torch
 from torch import Tensor
 
 from instructgpt import functional
-from instructgpt.data.packing import Example, by_prompt, collate, token_budget
-from instructgpt.data.tokenization import Renderer
-from instructgpt.models.policy import completion_numbers, context_length, load_policy
+from instructgpt.data.packing import TokenizedExample, collate, microbatches_by_prompt, token_budget
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.models.policy import context_length, load_policy, per_token_outputs
 from instructgpt.records import Completion, Prompt
 from instructgpt.sampling.completions import continue_text, generate
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class EvaluatedModel:
     """A model under examination. `prime` puts a prompt behind a few-shot prefix: the prompted base model."""
 
     name: str
-    model: Any
-    render: Renderer
-    prime: Callable[[str], str] | None = None
+    lm: Any
+    tokenizer: PromptTokenizer
+    add_few_shot_prefix: Callable[[str], str] | None = None
 
     @classmethod
-    def load(cls, name: str, folder: Path, device: torch.device, prime: Callable[[str], str] | None = None) -> Subject:
+    def load(cls, name: str, folder: Path, device: torch.device, add_few_shot_prefix: Callable[[str], str] | None = None) -> EvaluatedModel:
         """A subject from a model directory."""
-        model, render = load_policy(folder, device)
-        return cls(name, model, render, prime)
+        lm, tokenizer = load_policy(folder, device)
+        return cls(name, lm, tokenizer, add_few_shot_prefix)
 
 
 @lru_cache(maxsize=1)
-def subject_at(folder: str, device: str) -> Subject:
+def load_cached_model(folder: str, device: str) -> EvaluatedModel:
     """The model in a directory, kept until another one is asked: each process loads it when it first needs it."""
-    return Subject.load(Path(folder).name, Path(folder), torch.device(device))
+    return EvaluatedModel.load(Path(folder).name, Path(folder), torch.device(device))
 
 
-def answers(
-    subject: Subject, prompts: Sequence[str], *, max_tokens: int, seed: int, temperature: float, per_prompt: int = 1
+def generate_answers(
+    model: EvaluatedModel, prompts: Sequence[str], *, max_tokens: int, seed: int, temperature: float, per_prompt: int = 1
 ) -> list[Completion]:
     """Completions of instructions, `per_prompt` in a row for each. A primed model's ends at the first newline."""
-    how = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    asked = [prompt for prompt in prompts for _ in range(per_prompt)]
-    if subject.prime is None:
-        made = generate(
-            subject.model,
-            subject.render,
-            [Prompt(prompt=prompt) for prompt in asked],
+    sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    repeated_prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
+    if model.add_few_shot_prefix is None:
+        completions = generate(
+            model.lm,
+            model.tokenizer,
+            [Prompt(prompt=prompt) for prompt in repeated_prompts],
             max_tokens=max_tokens,
             seed=seed,
             temperature=temperature,
         )
-        ended = [(one.text, one.finished) for one in made]
+        finished_texts = [(one.text, one.finished) for one in completions]
     else:
-        texts = [subject.prime(prompt) for prompt in asked]
-        ended = continue_text(subject.model, subject.render, texts, max_tokens=max_tokens, seed=seed, temperature=temperature)
+        texts = [model.add_few_shot_prefix(prompt) for prompt in repeated_prompts]
+        finished_texts = continue_text(model.lm, model.tokenizer, texts, max_tokens=max_tokens, seed=seed, temperature=temperature)
     return [
-        Completion(prompt=prompt, completion=text.strip(), model=subject.name, finish="stop" if finished else "length", sampling=how)
-        for prompt, (text, finished) in zip(asked, ended, strict=True)
+        Completion(prompt=prompt, completion=text.strip(), model=model.name, finish="stop" if finished else "length", sampling=sampling)
+        for prompt, (text, finished) in zip(repeated_prompts, finished_texts, strict=True)
     ]
 
 
-def continuations(subject: Subject, texts: Sequence[str], *, max_tokens: int, seed: int = 0, temperature: float = 0.0) -> list[str]:
+def generate_continuations(
+    model: EvaluatedModel, texts: Sequence[str], *, max_tokens: int, seed: int = 0, temperature: float = 0.0
+) -> list[str]:
     """How the model goes on with text as it stands, up to the first newline (appendix D)."""
     return [
         text.strip()
-        for text, _ in continue_text(subject.model, subject.render, texts, max_tokens=max_tokens, seed=seed, temperature=temperature)
+        for text, _ in continue_text(model.lm, model.tokenizer, texts, max_tokens=max_tokens, seed=seed, temperature=temperature)
     ]
 
 
-def text_logp(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]:
+def text_logps(model: EvaluatedModel, texts: Sequence[str]) -> list[tuple[float, int]]:
     """For each text the summed log-probability of its tokens after a start of text, in nats, and their number."""
-    return choice_logp(subject, [("", text) for text in texts])
+    return choice_logps(model, [("", text) for text in texts])
 
 
-def choice_logp(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+def choice_logps(model: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
     """For each (text, choice) the summed log-probability of the choice's tokens after the text, in nats, and their number.
 
     A text too long for the context loses its beginning; an empty one is a start of text.
     """
-    context = context_length(subject.model)
-    examples: list[Example] = []
+    max_length = context_length(model.lm)
+    examples: list[TokenizedExample] = []
     for text, choice in pairs:
-        wanted = subject.render.completion(choice, finished=False)
-        before = subject.render.plain(text) if text else [subject.render.eos]
-        examples.append(Example(before[-max(1, context - len(wanted)) :], wanted))
-    return [(total, len(example.completion)) for total, example in zip(summed_logp(subject.model, examples), examples, strict=True)]
+        choice_tokens = model.tokenizer.encode_completion(choice, finished=False)
+        context_tokens = model.tokenizer.encode_text(text) if text else [model.tokenizer.eos]
+        examples.append(TokenizedExample(context_tokens[-max(1, max_length - len(choice_tokens)) :], choice_tokens))
+    return [(total, len(example.completion_ids)) for total, example in zip(sum_completion_logps(model.lm, examples), examples, strict=True)]
 
 
-def summed_logp(model: Any, examples: Sequence[Example]) -> list[float]:
+def sum_completion_logps(lm: Any, examples: Sequence[TokenizedExample]) -> list[float]:
     """The log-probability of each example's whole completion, in nats."""
-    return [total for total, _ in scored_completions(model, examples)]
+    return [total for total, _ in completion_logps_and_greedy(lm, examples)]
 
 
 @torch.no_grad()
-def scored_completions(model: Any, examples: Sequence[Example]) -> list[tuple[float, bool]]:
+def completion_logps_and_greedy(lm: Any, examples: Sequence[TokenizedExample]) -> list[tuple[float, bool]]:
     """For each example the log-probability of its whole completion (nats), and whether it is what the model itself would say.
 
     A prompt that several completions follow is computed once.
     """
-    device = model.device
-    found = [(0.0, True)] * len(examples)
-    for rows in by_prompt(examples, token_budget(device)):
+    device = lm.device
+    results = [(0.0, True)] * len(examples)
+    for rows in microbatches_by_prompt(examples, token_budget(device)):
         batch = collate([examples[row] for row in rows], device)
-        logp, greedy = completion_numbers(model, batch, functional.token_logp, likeliest)
-        sizes = [len(examples[row].completion) for row in rows]
-        for row, part, taken in zip(rows, torch.split(logp.double(), sizes), torch.split(greedy, sizes), strict=True):
-            found[row] = (float(part.sum()), bool(taken.all()))
-    return found
+        logp, greedy = per_token_outputs(lm, batch, functional.token_logp, is_argmax)
+        sizes = [len(examples[row].completion_ids) for row in rows]
+        for row, token_logps, is_greedy in zip(rows, torch.split(logp.double(), sizes), torch.split(greedy, sizes), strict=True):
+            results[row] = (float(token_logps.sum()), bool(is_greedy.all()))
+    return results
 
 
-def likeliest(logits: Tensor, targets: Tensor) -> Tensor:
+def is_argmax(logits: Tensor, targets: Tensor) -> Tensor:
     """Whether each target is the likeliest token. (N, V), (N,) -> (N,)."""
     return logits.argmax(-1) == targets

@@ -15,26 +15,26 @@ from typing import Any
 import torch
 
 from instructgpt import functional
-from instructgpt.data.packing import Example
-from instructgpt.errors import BadInput, in_one_line
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.cache import Cache
-from instructgpt.evaluate.inference import Subject, likeliest, scored_completions
-from instructgpt.evaluate.tasks.base import fitting
-from instructgpt.evaluate.tasks.loading import rows_of
-from instructgpt.io import json_line, write_text
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.errors import InputError, one_line
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.cache import ResultCache
+from instructgpt.evaluate.inference import EvaluatedModel, completion_logps_and_greedy, is_argmax
+from instructgpt.evaluate.tasks.base import truncate_to_context
+from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.io import format_json_line, write_text_atomic
 from instructgpt.models.policy import context_length
 from instructgpt.sampling.completions import continue_text
 
-PREFIX = "harness/"
+_HARNESS_PREFIX = "harness/"
 """What stands before a task's name in the rows."""
-NORMAL = 1.959964
+_Z_95 = 1.959964
 """Standard errors from the middle to an end of a 95 % interval."""
-MAX_TOKENS = 256
+_DEFAULT_MAX_TOKENS = 256
 """Where a continuation is cut off if the task does not say."""
 
 
-def library() -> Any:
+def _import_lm_eval() -> Any:
     """The harness.
 
     Raises:
@@ -44,15 +44,17 @@ def library() -> Any:
         import lm_eval
         import lm_eval.tasks
     except ImportError as error:
-        raise BadInput("evaluate: --harness needs lm-evaluation-harness; install it with: pip install 'instructgpt[harness]'") from error
+        raise InputError("evaluate: --harness needs lm-evaluation-harness; install it with: pip install 'instructgpt[harness]'") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return lm_eval
 
 
-class Harness:
+class LMHarness:
     """The harness's tasks, found once for all models."""
 
-    def __init__(self, names: Sequence[str], folder: Path | None, sources: Mapping[str, Path], limit: int | None, seed: int) -> None:
+    def __init__(
+        self, task_names: Sequence[str], yaml_folder: Path | None, sources: Mapping[str, Path], limit: int | None, seed: int
+    ) -> None:
         """Find the tasks and read their data.
 
         Args:
@@ -63,36 +65,36 @@ class Harness:
         Raises:
             BadInput: a task is unknown, or its data does not load.
         """
-        self.names, self.limit, self.seed = names, limit, seed
-        self._lm_eval = library()
+        self.task_names, self.limit, self.seed = task_names, limit, seed
+        self._lm_eval = _import_lm_eval()
         manager = None
-        if folder is not None:
-            manager = self._lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
-        if manager is None or any(name not in manager.task_index and not Path(name).is_file() for name in names):
-            manager = self._lm_eval.tasks.TaskManager(include_path=str(folder) if folder else None)
+        if yaml_folder is not None:
+            manager = self._lm_eval.tasks.TaskManager(include_path=str(yaml_folder), include_defaults=False)
+        if manager is None or any(name not in manager.task_index and not Path(name).is_file() for name in task_names):
+            manager = self._lm_eval.tasks.TaskManager(include_path=str(yaml_folder) if yaml_folder else None)
         self._manager = manager
         with tempfile.TemporaryDirectory() as scratch:
-            for name in names:
+            for name in task_names:
                 if name not in manager.task_index and not Path(name).is_file():
-                    raise BadInput(f"evaluate: lm-evaluation-harness has no task '{name}' (--include-path takes a folder with more)")
-            specs = [local_task(manager.task_index[name].yaml_path, name, sources[name], Path(scratch)) if name in sources else name
-                     for name in names]  # fmt: skip
+                    raise InputError(f"evaluate: lm-evaluation-harness has no task '{name}' (--include-path takes a folder with more)")
+            specs = [_write_local_task(manager.task_index[name].yaml_path, name, sources[name], Path(scratch)) if name in sources else name
+                     for name in task_names]  # fmt: skip
             try:
                 self._tasks = list(manager.load(specs)["tasks"].values())
             except Exception as error:  # whatever a task's own code or the data library raises
-                raise BadInput(
-                    f"evaluate: a task of {', '.join(names)} does not load ({type(error).__name__}: {in_one_line(error, 300)}); "
+                raise InputError(
+                    f"evaluate: a task of {', '.join(task_names)} does not load ({type(error).__name__}: {one_line(error, 300)}); "
                     "for local data give --data TASK=FILE, or --include-path with a YAML file of its own"
                 ) from error
 
-    def measure(self, name: str, weights: str, load: Callable[[], Subject], cache: Cache) -> list[Row]:
+    def measure(self, model_name: str, weights_hash: str, load_model: Callable[[], EvaluatedModel], cache: ResultCache) -> list[ResultRow]:
         """Every task's metrics of one model, with intervals from the harness's standard errors.
 
         Args:
             name: of the model. weights: their hash. load: gives the model when it is first needed.
         """
-        model = wrapped(load, weights, cache, self.seed)
-        found = self._lm_eval.simple_evaluate(
+        model = _make_lm_adapter(load_model, weights_hash, cache, self.seed)
+        results = self._lm_eval.simple_evaluate(
             model=model,
             tasks=self._tasks,
             task_manager=self._manager,
@@ -104,49 +106,59 @@ class Harness:
             torch_random_seed=self.seed,
             fewshot_random_seed=self.seed,
         )
-        return list(rows_in(found, name))
+        return list(iter_harness_rows(results, model_name))
 
 
-def local_task(yaml: Path | None, name: str, source: Path, folder: Path) -> str:
+def _write_local_task(yaml_path: Path | None, name: str, source: Path, folder: Path) -> str:
     """A task of the harness on local rows: a YAML file that includes the task's own and names other data.
 
     Raises:
         BadInput: the task is not made of YAML, or the data is wrong.
     """
-    if yaml is None:
-        raise BadInput(f"--data {name}={source}: the task {name} has no YAML file to be given other data")
-    rows = rows_of(source)
-    parts = {
+    if yaml_path is None:
+        raise InputError(f"--data {name}={source}: the task {name} has no YAML file to be given other data")
+    rows = load_task_rows(source)
+    rows_by_split = {
         "train": [row for row in rows if row.get("split") == "train"],
         "validation": [row for row in rows if row.get("split") != "train"],
     }
     files = {}
-    for part, chosen in parts.items():
-        if chosen:
-            write_text(folder / f"{name}-{part}.jsonl", (json_line({k: v for k, v in row.items() if k != "split"}) for row in chosen))
-            files[part] = str(folder / f"{name}-{part}.jsonl")
+    for split, split_rows in rows_by_split.items():
+        if split_rows:
+            write_text_atomic(
+                folder / f"{name}-{split}.jsonl", (format_json_line({k: v for k, v in row.items() if k != "split"}) for row in split_rows)
+            )
+            files[split] = str(folder / f"{name}-{split}.jsonl")
     splits = {"training_split": "train" if "train" in files else None, "validation_split": "validation", "test_split": None}
-    text = {"include": str(yaml), "task": name, "dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
-    write_text(folder / f"{name}.yaml", json_line(text | splits | {"fewshot_split": splits["training_split"]}))  # JSON is YAML
+    config = {
+        "include": str(yaml_path),
+        "task": name,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+    }
+    write_text_atomic(
+        folder / f"{name}.yaml", format_json_line(config | splits | {"fewshot_split": splits["training_split"]})
+    )  # JSON is YAML
     return str(folder / f"{name}.yaml")
 
 
-def rows_in(found: Mapping[str, Any], model: str) -> Iterator[Row]:
+def iter_harness_rows(results: Mapping[str, Any], model: str) -> Iterator[ResultRow]:
     """The harness's results as rows: `harness/TASK`, its metric, its filter as the condition where it has one."""
-    for task, numbers in found["results"].items():
-        count = found.get("n-samples", {}).get(task, {}).get("effective", 0)
-        for name, value in numbers.items():
-            metric, _, filtered = name.partition(",")
+    for task, metrics in results["results"].items():
+        count = results.get("n-samples", {}).get(task, {}).get("effective", 0)
+        for name, value in metrics.items():
+            metric, _, filter_name = name.partition(",")
             if metric.endswith("_stderr") or not isinstance(value, int | float) or "," not in name:
                 continue
-            error = numbers.get(f"{metric}_stderr,{filtered}")
-            half = NORMAL * error if isinstance(error, int | float) else None
-            condition = "" if filtered == "none" else filtered
-            low, high = (None, None) if half is None else (value - half, value + half)
-            yield Row(f"{PREFIX}{task}", metric, model, condition, float(value), low, high, count)
+            stderr = metrics.get(f"{metric}_stderr,{filter_name}")
+            margin = _Z_95 * stderr if isinstance(stderr, int | float) else None
+            condition = "" if filter_name == "none" else filter_name
+            low, high = (None, None) if margin is None else (value - margin, value + margin)
+            yield ResultRow(f"{_HARNESS_PREFIX}{task}", metric, model, condition, float(value), low, high, count)
 
 
-class Asked:
+class _LMAdapter:
     """What the harness asks of a model: log-probabilities of continuations and of whole texts, and continuations up to a stop.
 
     It is joined with the harness's own class, which turns pairs of texts into tokens and calls `_loglikelihood_tokens`.
@@ -154,35 +166,37 @@ class Asked:
 
     backend = "causal"
 
-    def __init__(self, load: Callable[[], Subject], weights: str, cache: Cache, seed: int) -> None:
+    def __init__(self, load_model: Callable[[], EvaluatedModel], weights_hash: str, cache: ResultCache, seed: int) -> None:
         """Take the model, to be loaded when it is first needed, and where its replies are kept."""
         super().__init__()
-        self.load, self.weights, self.replies, self.seed = load, weights, cache, seed
+        self.load_model, self.weights_hash, self.result_cache, self.seed = load_model, weights_hash, cache, seed
 
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        return self.load().render.eos
+        return self.load_model().tokenizer.eos
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a text without a context."""
-        start = self.load().render.tokenizer.bos_token_id
-        return self.eot_token_id if start is None else int(start)
+        bos_token_id = self.load_model().tokenizer.hf_tokenizer.bos_token_id
+        return self.eot_token_id if bos_token_id is None else int(bos_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Tokens of a text, as the tokenizer makes them unless told otherwise."""
-        how = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        tokens: list[int] = self.load().render.tokenizer.encode(string, **how)
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        tokens: list[int] = self.load_model().tokenizer.hf_tokenizer.encode(string, **options)
         return tokens
 
     def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-        def make(pairs: list[Any], seed: int) -> list[tuple[float, bool]]:  # noqa: ARG001
-            return scored_pairs(self.load().model, pairs)
+        def compute(pairs: list[Any], seed: int) -> list[tuple[float, bool]]:  # noqa: ARG001
+            return _token_pair_logps(self.load_model().lm, pairs)
 
         pairs = [[list(before), list(after)] for _, before, after in requests]
-        said = self.replies.completions(self.weights, pairs, {"asked": "log-probability"}, make, title="log-probabilities")
-        return [(float(total), bool(greedy)) for total, greedy in said]
+        results = self.result_cache.get_or_compute(
+            self.weights_hash, pairs, {"asked": "log-probability"}, compute, title="log-probabilities"
+        )
+        return [(float(total), bool(greedy)) for total, greedy in results]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
         """The log-probability of whole texts, cut into windows that do not overlap where they are longer than the context."""
@@ -190,77 +204,89 @@ class Asked:
 
         windows: list[tuple[None, list[int], list[int]]] = []
         counts = []
-        room = context_length(self.load().model)
+        max_length = context_length(self.load_model().lm)
         for request in requests:
             tokens = self.tok_encode(request.args[0])
-            cut = get_rolling_token_windows(token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=room, context_len=1)
-            parts = [(None, *make_disjoint_window(part)) for part in cut]
-            windows += parts
-            counts.append(len(parts))
+            token_windows = get_rolling_token_windows(
+                token_list=tokens, prefix_token=self.prefix_token_id, max_seq_len=max_length, context_len=1
+            )
+            disjoint_windows = [(None, *make_disjoint_window(part)) for part in token_windows]
+            windows += disjoint_windows
+            counts.append(len(disjoint_windows))
         sums = iter(self._loglikelihood_tokens(windows))
         return [sum(next(sums)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
         """Continuations, cut before the first of the stops."""
-        said: dict[int, str] = {}
-        alike: dict[tuple[Any, ...], list[int]] = {}
-        for place, request in enumerate(requests):
-            alike.setdefault(how_to_go_on(request.args[1]), []).append(place)
-        for how, places in alike.items():
-            settings = dict(zip(("until", "max_tokens", "temperature", "top_p"), how, strict=True)) | {"seed": self.seed}
+        continuations: dict[int, str] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(parse_generation_args(request.args[1]), []).append(index)
+        for generation_args, indices in groups.items():
+            settings = dict(zip(("until", "max_tokens", "temperature", "top_p"), generation_args, strict=True)) | {"seed": self.seed}
 
-            def make(texts: list[Any], seed: int, how: tuple[Any, ...] = how) -> list[str]:
-                return continued(self.load(), texts, how, seed)
+            def compute(texts: list[Any], seed: int, generation_args: tuple[Any, ...] = generation_args) -> list[str]:
+                return generate_until_stop(self.load_model(), texts, generation_args, seed)
 
-            texts = [requests[place].args[0] for place in places]
-            made = self.replies.completions(self.weights, texts, settings, make, title="continuations")
-            said |= dict(zip(places, made, strict=True))
-        return [said[place] for place in range(len(requests))]
+            texts = [requests[index].args[0] for index in indices]
+            values = self.result_cache.get_or_compute(self.weights_hash, texts, settings, compute, title="continuations")
+            continuations |= dict(zip(indices, values, strict=True))
+        return [continuations[index] for index in range(len(requests))]
 
 
-def wrapped(load: Callable[[], Subject], weights: str, cache: Cache, seed: int) -> Any:
+def _make_lm_adapter(load_model: Callable[[], EvaluatedModel], weights_hash: str, cache: ResultCache, seed: int) -> Any:
     """A model as the harness wants it."""
     from lm_eval.api.model import TemplateLM
 
-    return type("Model", (Asked, TemplateLM), {})(load, weights, cache, seed)
+    return type("Model", (_LMAdapter, TemplateLM), {})(load_model, weights_hash, cache, seed)
 
 
 @torch.no_grad()
-def scored_pairs(model: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+def _token_pair_logps(lm: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
     """(log-probability, whether it is the likeliest) of what follows each context, in tokens.
 
     Two that are too long together lose their beginning. The last token is never read, so one more than the context fits.
     """
-    room = context_length(model)
-    fits = [place for place, (before, after) in enumerate(pairs) if len(before) + len(after) <= room]
-    found = dict(zip(fits, scored_completions(model, [Example(*pairs[place]) for place in fits]), strict=True))
-    for place, (before, after) in enumerate(pairs):
-        if place not in found:
-            tokens = torch.tensor([*before, *after][-(room + 1) :], device=model.device)
-            logits = model(tokens[None, :-1]).logits[0, -len(after) :]
-            wanted = tokens[-len(after) :]
-            logp = functional.token_logp(logits, wanted).double()
-            found[place] = (float(logp.sum()), bool(likeliest(logits, wanted).all()))
-    return [found[place] for place in range(len(pairs))]
+    max_length = context_length(lm)
+    fitting_indices = [
+        index
+        for index, (context_tokens, continuation_tokens) in enumerate(pairs)
+        if len(context_tokens) + len(continuation_tokens) <= max_length
+    ]
+    results = dict(
+        zip(fitting_indices, completion_logps_and_greedy(lm, [TokenizedExample(*pairs[index]) for index in fitting_indices]), strict=True)
+    )
+    for index, (context_tokens, continuation_tokens) in enumerate(pairs):
+        if index not in results:
+            tokens = torch.tensor([*context_tokens, *continuation_tokens][-(max_length + 1) :], device=lm.device)
+            logits = lm(tokens[None, :-1]).logits[0, -len(continuation_tokens) :]
+            targets = tokens[-len(continuation_tokens) :]
+            logp = functional.token_logp(logits, targets).double()
+            results[index] = (float(logp.sum()), bool(is_argmax(logits, targets).all()))
+    return [results[index] for index in range(len(pairs))]
 
 
-def how_to_go_on(told: Mapping[str, Any]) -> tuple[tuple[str, ...], int, float, float]:
+def parse_generation_args(gen_kwargs: Mapping[str, Any]) -> tuple[tuple[str, ...], int, float, float]:
     """(stops, longest in tokens, temperature, top_p) of a request for a continuation."""
-    stops = told.get("until") or ()
-    most = told.get("max_gen_toks", told.get("max_new_tokens", MAX_TOKENS))
-    temperature = float(told.get("temperature", 1.0)) if told.get("do_sample", float(told.get("temperature", 0.0)) > 0) else 0.0
-    return ((stops,) if isinstance(stops, str) else tuple(stops), int(most), temperature, float(told.get("top_p", 1.0)))
+    stops = gen_kwargs.get("until") or ()
+    max_tokens = gen_kwargs.get("max_gen_toks", gen_kwargs.get("max_new_tokens", _DEFAULT_MAX_TOKENS))
+    temperature = (
+        float(gen_kwargs.get("temperature", 1.0)) if gen_kwargs.get("do_sample", float(gen_kwargs.get("temperature", 0.0)) > 0) else 0.0
+    )
+    return ((stops,) if isinstance(stops, str) else tuple(stops), int(max_tokens), temperature, float(gen_kwargs.get("top_p", 1.0)))
 
 
-def continued(subject: Subject, texts: Sequence[str], how: tuple[Any, ...], seed: int) -> list[str]:
+def generate_until_stop(model: EvaluatedModel, texts: Sequence[str], generation_args: tuple[Any, ...], seed: int) -> list[str]:
     """Continuations, cut before the first of the stops."""
-    stops, most, temperature, top_p = how
-    size = min(most, context_length(subject.model) // 2)
-    fit = [fitting(subject, text, size) for text in texts]
-    made = continue_text(subject.model, subject.render, fit, max_tokens=size, seed=seed, temperature=temperature, top_p=top_p, stop=None)
-    said = []
-    for text, _ in made:
+    stops, max_tokens, temperature, top_p = generation_args
+    token_limit = min(max_tokens, context_length(model.lm) // 2)
+    truncated_texts = [truncate_to_context(model, text, token_limit) for text in texts]
+    continuations = continue_text(
+        model.lm, model.tokenizer, truncated_texts, max_tokens=token_limit, seed=seed, temperature=temperature, top_p=top_p, stop=None
+    )
+    stopped_texts = []
+    for text, _ in continuations:
         for stop in filter(None, stops):
             text = text.partition(stop)[0]
-        said.append(text)
-    return said
+        stopped_texts.append(text)
+    return stopped_texts

@@ -11,54 +11,59 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from instructgpt.data.splits import held_out
-from instructgpt.evaluate.aggregate import Row, judged
-from instructgpt.evaluate.inference import Subject
+from instructgpt.data.splits import is_heldout
+from instructgpt.evaluate.aggregate import ResultRow, with_judge
+from instructgpt.evaluate.inference import EvaluatedModel
 from instructgpt.evaluate.metrics import preference
 from instructgpt.evaluate.reward.metrics import measure
-from instructgpt.evaluate.reward.scores import ranks_by_score, score_texts, scored_rankings
+from instructgpt.evaluate.reward.scores import attach_reward_scores, ranks_by_score, score_with_lengths
 from instructgpt.models.policy import context_length, pick_device
 from instructgpt.models.reward_model import ScalarModel
 from instructgpt.records import Prompt, Ranking, write_records
-from instructgpt.sampling.completions import generate, read_by
+from instructgpt.sampling.completions import generate, retokenize_for
 
-PROMPTS = 200
-JUDGE = "reward model"
+_MAX_HELDOUT_PROMPTS = 200
+_REWARD_MODEL_JUDGE = "reward model"
 """Who ranks here, and the condition of the win rates."""
 
 
-def score_rankings(reward: ScalarModel, rankings: Sequence[Ranking]) -> list[Row]:
+def measure_reward_model(reward_model: ScalarModel, rankings: Sequence[Ranking]) -> list[ResultRow]:
     """Accuracy by cohort and by source, beside length baseline and labeler agreement. A completion too long to read is left out."""
-    return measure(scored_rankings(rankings, partial(score_texts, reward))[0])
+    return measure(attach_reward_scores(rankings, partial(score_with_lengths, reward_model))[0])
 
 
-def judged_by_reward_model(
-    reward: ScalarModel, models: Mapping[str, Path], prompts: Sequence[Prompt], out: Path, *, max_tokens: int, seed: int, device: str
-) -> list[Row]:
+def compare_models_with_reward_model(
+    reward_model: ScalarModel, models: Mapping[str, Path], prompts: Sequence[Prompt], out: Path, *, max_tokens: int, seed: int, device: str
+) -> list[ResultRow]:
     """One completion of each model to each held-out prompt, ranked by the reward model's score; win rates against `sft`."""
     answers: dict[str, list[str]] = {}
     scores: dict[str, list[float]] = {}
     finished: dict[str, list[bool]] = {}
-    asked: list[Prompt] = []
+    heldout_prompts: list[Prompt] = []
     for name, folder in models.items():
-        subject = Subject.load(name, folder, pick_device(device))
-        room = context_length(subject.model) - max_tokens
-        asked = asked or [p for p in prompts if held_out(p.text) and len(subject.render.prompt(p)) <= room][:PROMPTS]
-        made = generate(subject.model, subject.render, asked, max_tokens=max_tokens, seed=seed)
-        answers[name] = [one.text for one in made]
-        finished[name] = [one.finished for one in made]
-        scores[name] = reward.score(read_by(reward.render, subject.render, made)).tolist()
+        model = EvaluatedModel.load(name, folder, pick_device(device))
+        max_prompt_tokens = context_length(model.lm) - max_tokens
+        heldout_prompts = (
+            heldout_prompts
+            or [p for p in prompts if is_heldout(p.text) and len(model.tokenizer.encode_prompt(p)) <= max_prompt_tokens][
+                :_MAX_HELDOUT_PROMPTS
+            ]
+        )
+        completions = generate(model.lm, model.tokenizer, heldout_prompts, max_tokens=max_tokens, seed=seed)
+        answers[name] = [one.text for one in completions]
+        finished[name] = [one.finished for one in completions]
+        scores[name] = reward_model.score(retokenize_for(reward_model.tokenizer, model.tokenizer, completions)).tolist()
     rankings = []
-    for i, prompt in enumerate(asked):
+    for index, prompt in enumerate(heldout_prompts):
         rankings.append(
             Ranking(
                 prompt=prompt.text,
-                completions=tuple(answers[name][i] for name in models),
-                ranks=ranks_by_score([scores[name][i] for name in models]),
-                labeler=JUDGE,
+                completions=tuple(answers[name][index] for name in models),
+                ranks=ranks_by_score([scores[name][index] for name in models]),
+                labeler=_REWARD_MODEL_JUDGE,
                 models=tuple(models),
-                finish=tuple("stop" if finished[name][i] else "length" for name in models),
+                finish=tuple("stop" if finished[name][index] else "length" for name in models),
             )
         )
     write_records(out, rankings)
-    return judged(preference.measure(rankings, judge=JUDGE), JUDGE) if rankings else []
+    return with_judge(preference.measure(rankings, judge=_REWARD_MODEL_JUDGE), _REWARD_MODEL_JUDGE) if rankings else []

@@ -8,164 +8,181 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.cache import Cache
-from instructgpt.evaluate.datasets import named_sources
-from instructgpt.evaluate.inference import subject_at
-from instructgpt.evaluate.tasks.base import Told, some
+from instructgpt.errors import InputError
+from instructgpt.evaluate.cache import ResultCache
+from instructgpt.evaluate.datasets import parse_data_sources
+from instructgpt.evaluate.inference import load_cached_model
+from instructgpt.evaluate.tasks.base import EvalSettings, subsample
 from instructgpt.models.policy import context_length, pick_device
-from instructgpt.records import Completion, Prompt, Ranking, as_record, read_all, read_rows, write_records
+from instructgpt.records import Completion, Prompt, Ranking, iter_rows, read_all_records, validate_record, write_records
 from instructgpt.run.directory import console, content_hash
 from instructgpt.sampling.completions import generate
 
 if TYPE_CHECKING:
     from instructgpt.evaluate.cli import EvaluateConfig
 
-ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
-SAVED = ("dataset_dict.json", "dataset_info.json")
+_DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+_SAVED_DATASET_FILES = ("dataset_dict.json", "dataset_info.json")
 """What a data set saved to disk has in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PreferenceInputs:
     """Rankings, where people made some; completions by models, where they were made for this; the use case of a prompt's text."""
 
     rankings: Sequence[Ranking] = ()
     completions: Sequence[Completion] = ()
     use_cases: Mapping[str, str] = field(default_factory=dict)
 
-    def candidates(self) -> list[list[Completion]]:
+    def get_candidates(self) -> list[list[Completion]]:
         """Lists of completions of one prompt by different models: those ranked together, once each; or the n-th of every model."""
-        lists: dict[Any, list[Completion]] = {}
+        candidates_by_key: dict[Any, list[Completion]] = {}
         for ranking in self.rankings:
             models = ranking.models or ()
             finish = ranking.finish or ("stop",) * len(models)
-            shown = sorted(zip(models, ranking.completions, finish, strict=True))
-            lists[ranking.prompt, tuple(shown)] = [
-                Completion(prompt=ranking.prompt, completion=text, model=model, finish=how) for model, text, how in shown
+            ranked_completions = sorted(zip(models, ranking.completions, finish, strict=True))
+            candidates_by_key[ranking.prompt, tuple(ranked_completions)] = [
+                Completion(prompt=ranking.prompt, completion=text, model=model, finish=finish_reason)
+                for model, text, finish_reason in ranked_completions
             ]
-        turns: dict[tuple[str, str], int] = {}
-        for one in self.completions:
-            turn = turns[one.prompt, one.model] = turns.get((one.prompt, one.model), -1) + 1
-            lists.setdefault((one.prompt, turn), []).append(one)
-        return list(lists.values())
+        last_turns: dict[tuple[str, str], int] = {}
+        for completion in self.completions:
+            turn = last_turns[completion.prompt, completion.model] = last_turns.get((completion.prompt, completion.model), -1) + 1
+            candidates_by_key.setdefault((completion.prompt, turn), []).append(completion)
+        return list(candidates_by_key.values())
 
 
-def read_source(config: EvaluateConfig, folder: Path, over: Callable[..., Any] = map) -> Source:
+def load_preference_inputs(config: EvaluateConfig, folder: Path, map_fn: Callable[..., Any] = map) -> PreferenceInputs:
     """What the command names: `--completions`, or `--model` with prompts, or rankings. What is sampled is kept in `folder`.
 
     Raises:
         BadInput: a file is wrong or holds nothing of the kind.
     """
-    told = Told(config.limit or None, None, config.seed)
+    settings = EvalSettings(config.limit or None, None, config.seed)
     if config.completions:
-        made = read_all(Completion, config.completions)
-        kept = set(some(list(dict.fromkeys(each.prompt for each in made)), told))
-        return Source(completions=[each for each in made if each.prompt in kept])
+        completions = read_all_records(Completion, config.completions)
+        kept_prompts = set(subsample(list(dict.fromkeys(each.prompt for each in completions)), settings))
+        return PreferenceInputs(completions=[each for each in completions if each.prompt in kept_prompts])
     if config.model:
-        prompts = list({prompt.text: prompt for prompt in read_all(Prompt, files_of(config, "preference", "prompts"))}.values())
-        prompts = some(prompts, told)
-        made = sampled(config, prompts, folder, over)
-        write_records(folder / "completions.jsonl", made)
-        return Source(completions=made, use_cases={prompt.text: prompt.use_case for prompt in prompts if prompt.use_case})
-    rankings = [ranking for file in files_of(config, "preference", "rankings") for ranking in read_rankings(file)]
-    kept = set(some(list(dict.fromkeys(ranking.prompt for ranking in rankings)), told))
-    return Source(rankings=[ranking for ranking in rankings if ranking.prompt in kept])
+        prompts = list(
+            {prompt.text: prompt for prompt in read_all_records(Prompt, resolve_data_files(config, "preference", "prompts"))}.values()
+        )
+        prompts = subsample(prompts, settings)
+        completions = _sample_completions(config, prompts, folder, map_fn)
+        write_records(folder / "completions.jsonl", completions)
+        return PreferenceInputs(completions=completions, use_cases={prompt.text: prompt.use_case for prompt in prompts if prompt.use_case})
+    rankings = [ranking for file in resolve_data_files(config, "preference", "rankings") for ranking in _read_rankings_or_ratings(file)]
+    kept_prompts = set(subsample(list(dict.fromkeys(ranking.prompt for ranking in rankings)), settings))
+    return PreferenceInputs(rankings=[ranking for ranking in rankings if ranking.prompt in kept_prompts])
 
 
-def read_rankings(file: Path) -> list[Ranking]:
+def _read_rankings_or_ratings(file: Path) -> list[Ranking]:
     """The rankings of a file; where a row has ratings and no ranks, the higher rating is better and equal ones tie.
 
     Raises:
         BadInput: a row is none.
     """
     rankings: list[Ranking] = []
-    for where, row in read_rows(file):
+    for location, row in iter_rows(file):
         ratings = row.get("ratings")
         if row.get("ranks") is None and isinstance(ratings, list) and all(isinstance(each, int) for each in ratings):
             levels = sorted(set(ratings), reverse=True)
             row = row | {"ranks": [1 + levels.index(each) for each in ratings]}
         try:
-            rankings.append(as_record(Ranking, row))
+            rankings.append(validate_record(Ranking, row))
         except ValueError as error:
-            raise BadInput(f"{where}: {error}") from error
+            raise InputError(f"{location}: {error}") from error
     if not rankings:
-        raise BadInput(f"{file}: no ranking in it")
+        raise InputError(f"{file}: no ranking in it")
     return rankings
 
 
-def files_of(config: EvaluateConfig, evaluation: str, name: str) -> list[Path]:
+def resolve_data_files(config: EvaluateConfig, evaluation: str, name: str) -> list[Path]:
     """The files behind `--data`: those given; of a folder the files of that name, else those in a folder of that name, else all.
 
     Raises:
         BadInput: there is none.
     """
-    places, named = named_sources(config.data)
+    paths, paths_by_name = parse_data_sources(config.data)
     files: list[Path] = []
-    for place in [named[evaluation]] if evaluation in named else places:
-        if place.is_dir() and not any((place / mark).exists() for mark in SAVED):
-            sought = ((place, f"{name}."), (place / name, ""), (place, ""))
-            found = (
-                sorted(f for f in folder.glob("*") if f.name.startswith(start) and f.name.endswith(ENDINGS)) for folder, start in sought
+    for path in [paths_by_name[evaluation]] if evaluation in paths_by_name else paths:
+        if path.is_dir() and not any((path / mark).exists() for mark in _SAVED_DATASET_FILES):
+            patterns = ((path, f"{name}."), (path / name, ""), (path, ""))
+            matches = (
+                sorted(f for f in folder.glob("*") if f.name.startswith(prefix) and f.name.endswith(_DATA_SUFFIXES))
+                for folder, prefix in patterns
             )
-            files += next((some for some in found if some), [])
+            files += next((files_found for files_found in matches if files_found), [])
         else:
-            files.append(place)
+            files.append(path)
     if not files:
-        where = ", ".join(config.data) or "(nothing)"
-        raise BadInput(f"--data {where}: no {name} there; expected a file of them, or a folder with {name}.jsonl")
+        data_args = ", ".join(config.data) or "(nothing)"
+        raise InputError(f"--data {data_args}: no {name} there; expected a file of them, or a folder with {name}.jsonl")
     return files
 
 
-def sampled(config: EvaluateConfig, prompts: Sequence[Prompt], folder: Path, over: Callable[..., Any] = map) -> list[Completion]:
+def _sample_completions(
+    config: EvaluateConfig, prompts: Sequence[Prompt], folder: Path, map_fn: Callable[..., Any] = map
+) -> list[Completion]:
     """One completion of every prompt by every model, made once and kept. A prompt that does not fit every model is left out, and said."""
-    kept = Cache(folder / "completions")
-    made: dict[str, list[Completion | None]] = {}
-    for name, source in named_models(config.model).items():
-        made[name] = list(_completions(config, name, source, prompts, kept, over))
-    whole = [place for place in range(len(prompts)) if all(each[place] is not None for each in made.values())]
-    if not whole:
-        raise BadInput(f"evaluate preference: no prompt leaves every model room for --max-tokens {config.max_tokens}")
-    if len(whole) < len(prompts):
-        console.print(f"preference: {len(prompts) - len(whole)} of {len(prompts)} prompts are too long for a model and left out")
-    return [completion for each in made.values() for place in whole if (completion := each[place]) is not None]
+    cache = ResultCache(folder / "completions")
+    completions_by_model: dict[str, list[Completion | None]] = {}
+    for name, source in parse_named_models(config.model).items():
+        completions_by_model[name] = list(_sample_from_model(config, name, source, prompts, cache, map_fn))
+    complete_indices = [index for index in range(len(prompts)) if all(each[index] is not None for each in completions_by_model.values())]
+    if not complete_indices:
+        raise InputError(f"evaluate preference: no prompt leaves every model room for --max-tokens {config.max_tokens}")
+    if len(complete_indices) < len(prompts):
+        console.print(f"preference: {len(prompts) - len(complete_indices)} of {len(prompts)} prompts are too long for a model and left out")
+    return [completion for each in completions_by_model.values() for index in complete_indices if (completion := each[index]) is not None]
 
 
-def _completions(
-    config: EvaluateConfig, name: str, source: str, prompts: Sequence[Prompt], kept: Cache, over: Callable[..., Any]
+def _sample_from_model(
+    config: EvaluateConfig, name: str, source: str, prompts: Sequence[Prompt], cache: ResultCache, map_fn: Callable[..., Any]
 ) -> Iterator[Completion | None]:
-    how = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
-    make = partial(completed, source, str(pick_device(config.device)), config.max_tokens, config.temperature)
-    asked = [{"messages": [turn.model_dump() for turn in p.messages]} if p.messages is not None else {"prompt": p.prompt} for p in prompts]
-    found = kept.completions(content_hash(Path(source)), asked, how, make, title=f"preference {name}", over=over)
-    for prompt, (text, finish) in zip(prompts, found, strict=True):
-        yield None if text is None else Completion(prompt=prompt.text, completion=text, model=name, finish=finish, sampling=how)
+    sampling = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
+    complete = partial(_complete_prompts, source, str(pick_device(config.device)), config.max_tokens, config.temperature)
+    prompt_rows = [
+        {"messages": [turn.model_dump() for turn in p.messages]} if p.messages is not None else {"prompt": p.prompt} for p in prompts
+    ]
+    results = cache.get_or_compute(content_hash(Path(source)), prompt_rows, sampling, complete, title=f"preference {name}", map_fn=map_fn)
+    for prompt, (text, finish) in zip(prompts, results, strict=True):
+        yield None if text is None else Completion(prompt=prompt.text, completion=text, model=name, finish=finish, sampling=sampling)
 
 
-def completed(
-    source: str, device: str, max_tokens: int, temperature: float, asked: Sequence[Mapping[str, Any]], seed: int
+def _complete_prompts(
+    source: str, device: str, max_tokens: int, temperature: float, prompt_rows: Sequence[Mapping[str, Any]], seed: int
 ) -> list[tuple[str | None, str]]:
     """The completion of each prompt by the model of a directory and how it ended; None where the prompt leaves it no room."""
-    subject = subject_at(source, device)
-    records = [Prompt.model_validate(each) for each in asked]
-    room = context_length(subject.model) - max_tokens
-    fits = [place for place, each in enumerate(records) if len(subject.render.prompt(each)) <= room]
-    said: list[tuple[str | None, str]] = [(None, "length") for _ in asked]
-    made = generate(
-        subject.model, subject.render, [records[place] for place in fits], max_tokens=max_tokens, seed=seed, temperature=temperature
+    evaluated_model = load_cached_model(source, device)
+    prompts = [Prompt.model_validate(each) for each in prompt_rows]
+    max_prompt_tokens = context_length(evaluated_model.lm) - max_tokens
+    fitting_indices = [
+        index for index, each in enumerate(prompts) if len(evaluated_model.tokenizer.encode_prompt(each)) <= max_prompt_tokens
+    ]
+    results: list[tuple[str | None, str]] = [(None, "length") for _ in prompt_rows]
+    completions = generate(
+        evaluated_model.lm,
+        evaluated_model.tokenizer,
+        [prompts[index] for index in fitting_indices],
+        max_tokens=max_tokens,
+        seed=seed,
+        temperature=temperature,
     )
-    for place, one in zip(fits, made, strict=True):
-        said[place] = (one.text.strip(), "stop" if one.finished else "length")
-    return said
+    for index, completion in zip(fitting_indices, completions, strict=True):
+        results[index] = (completion.text.strip(), "stop" if completion.finished else "length")
+    return results
 
 
-def named_models(models: Sequence[str]) -> dict[str, str]:
+def parse_named_models(models: Sequence[str]) -> dict[str, str]:
     """Where each model is, by the name it has in the results. Raises BadInput where two have one name."""
-    found: dict[str, str] = {}
-    for said in models:
-        name, _, source = said.rpartition("=")
+    sources: dict[str, str] = {}
+    for model_spec in models:
+        name, _, source = model_spec.rpartition("=")
         name = name or Path(source).name
-        if name in found:
-            raise BadInput(f"evaluate: two models are called '{name}'; give them names, as in --model first={found[name]} second={source}")
-        found[name] = source
-    return found
+        if name in sources:
+            raise InputError(
+                f"evaluate: two models are called '{name}'; give them names, as in --model first={sources[name]} second={source}"
+            )
+        sources[name] = source
+    return sources

@@ -15,22 +15,22 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from instructgpt.config import Options
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.inference import Subject, answers, continuations, text_logp
+from instructgpt.config import CommandConfig
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.inference import EvaluatedModel, generate_answers, generate_continuations, text_logps
 from instructgpt.evaluate.metrics import bias, labels, preference, tax, toxicity, truthfulness
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Completion, Ranking, Record, read_records, write_records
-from instructgpt.run.directory import read_logged
+from instructgpt.run.directory import read_jsonl_log
 from instructgpt.statistics.intervals import mean
 from instructgpt.world import SimulatedLabelers, World
 
-TOXICITY_CONDITIONS = ("none", "respectful", "biased")
-TRUTH_CONDITIONS = ("qa", "instruction")
-COHORTS = ("training", "heldout")
+_TOXICITY_CONDITIONS = ("none", "respectful", "biased")
+_TRUTH_CONDITIONS = ("qa", "instruction")
+_EXAM_COHORTS = ("training", "heldout")
 
 
-class Exam(Options):
+class ExamConfig(CommandConfig):
     """How much is asked."""
 
     stage: ClassVar[str] = "exam"
@@ -46,7 +46,7 @@ class Exam(Options):
     max_tokens: int = Field(32, ge=1, description="where a completion is cut off")
 
 
-class ExamRecord(Record):
+class _ExamRecord(Record):
     """One thing a model was asked: `part` of the exam, `condition`, the text, and what it said or how likely it found it."""
 
     part: str
@@ -58,86 +58,91 @@ class ExamRecord(Record):
     tokens: int = 0
 
 
-def question(name: str, folder: Path, out: Path, world: World, exam: Exam, seed: int, device: str, *, primed: bool = False) -> None:
+def run_exam(name: str, folder: Path, out: Path, world: World, exam: ExamConfig, seed: int, device: str, *, primed: bool = False) -> None:
     """Put the exam to one model and write its answers. Does nothing where they are already written."""
     if out.exists():
         return
-    subject = Subject.load(name, folder, pick_device(device), world.primed if primed else None)
-    records = asked_as_instructions(subject, world, exam, seed)
+    model = EvaluatedModel.load(name, folder, pick_device(device), world.few_shot_prompt if primed else None)
+    records = _answer_instruction_questions(model, world, exam, seed)
     if not primed:  # a prefix of answered questions has no place before a post, a sentence or a document
-        records += asked_as_text(subject, world, exam, seed)
+        records += _answer_text_questions(model, world, exam, seed)
     write_records(out, records)
 
 
-def asked_as_instructions(subject: Subject, world: World, exam: Exam, seed: int) -> list[ExamRecord]:
+def _answer_instruction_questions(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
     """Answers to test prompts and to questions of fact."""
-    ask = partial(answers, subject, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
+    generate = partial(generate_answers, model, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
     prompts = [prompt.text for prompt in world.prompts("test", exam.prompts)]
-    made = ask(prompts, per_prompt=exam.samples)
-    records = [ExamRecord(part="preference", text=one.prompt, said=one.completion, finish=one.finish) for one in made]
-    for condition in TRUTH_CONDITIONS:
-        asked = [one.prompt for one in world.questions(condition)]
-        made = ask(asked, per_prompt=exam.truth_samples)
-        records += [ExamRecord(part="truthfulness", condition=condition, text=one.prompt, said=one.completion) for one in made]
+    completions = generate(prompts, per_prompt=exam.samples)
+    records = [_ExamRecord(part="preference", text=one.prompt, said=one.completion, finish=one.finish) for one in completions]
+    for condition in _TRUTH_CONDITIONS:
+        questions = [one.prompt for one in world.questions(condition)]
+        completions = generate(questions, per_prompt=exam.truth_samples)
+        records += [_ExamRecord(part="truthfulness", condition=condition, text=one.prompt, said=one.completion) for one in completions]
     return records
 
 
-def asked_as_text(subject: Subject, world: World, exam: Exam, seed: int) -> list[ExamRecord]:
+def _answer_text_questions(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
     """Continuations of text as it stands, and how likely the model finds sentences and documents."""
-    records: list[ExamRecord] = []
-    for condition in TOXICITY_CONDITIONS:
-        starts = world.toxicity_prompts(exam.toxicity_prompts, condition)
-        said = continuations(subject, starts, max_tokens=exam.max_tokens, seed=seed, temperature=1.0)
+    records: list[_ExamRecord] = []
+    for condition in _TOXICITY_CONDITIONS:
+        prompts = world.toxicity_prompts(exam.toxicity_prompts, condition)
+        continued_texts = generate_continuations(model, prompts, max_tokens=exam.max_tokens, seed=seed, temperature=1.0)
         records += [
-            ExamRecord(part="toxicity", condition=condition, text=start, said=text) for start, text in zip(starts, said, strict=True)
+            _ExamRecord(part="toxicity", condition=condition, text=prompt, said=text)
+            for prompt, text in zip(prompts, continued_texts, strict=True)
         ]
     for task, exercises in world.corpus_tasks(exam.exercises).items():
-        said = continuations(subject, [text for text, _ in exercises], max_tokens=exam.max_tokens)
+        continued_texts = generate_continuations(model, [text for text, _ in exercises], max_tokens=exam.max_tokens)
         records += [
-            ExamRecord.model_validate({"part": "tax", "condition": task, "text": text, "said": answer, "reference": reference})
-            for (text, reference), answer in zip(exercises, said, strict=True)
+            _ExamRecord.model_validate({"part": "tax", "condition": task, "text": text, "said": answer, "reference": reference})
+            for (text, reference), answer in zip(exercises, continued_texts, strict=True)
         ]
     pairs = [sentence for pair in world.pronoun_pairs() for sentence in pair]
     documents = [document.text for document in islice(world.documents(100 * exam.documents, heldout=True), exam.documents)]
     for part, texts in (("bias", pairs), ("document", documents)):
-        found = zip(texts, text_logp(subject, texts), strict=True)
-        records += [ExamRecord(part=part, text=text, logp=logp, tokens=tokens) for text, (logp, tokens) in found]
+        logp_rows = zip(texts, text_logps(model, texts), strict=True)
+        records += [_ExamRecord(part=part, text=text, logp=logp, tokens=tokens) for text, (logp, tokens) in logp_rows]
     return records
 
 
-def judge_all(folder: Path, models: Sequence[str], world: World, exam: Exam, seed: int) -> list[Row]:
+def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamConfig, seed: int) -> list[ResultRow]:
     """Have the simulated labelers judge what all models said, and measure everything with intervals."""
-    said = {model: read_records(ExamRecord, folder / f"{model}.jsonl") for model in models}
-    rankings = rank_answers(said, world, exam, seed)
+    records_by_model = {model: read_records(_ExamRecord, folder / f"{model}.jsonl") for model in models}
+    rankings = rank_answers(records_by_model, world, exam, seed)
     write_records(folder / "preference" / "rankings.jsonl", rankings)
     use_cases = {prompt.text: prompt.use_case or "" for prompt in world.prompts("test", exam.prompts)}
-    rows = preference.measure(rankings, use_cases=use_cases) + labels.measure(rankings)
-    parts: dict[str, list[tuple[str, ExamRecord]]] = defaultdict(list)
-    for model, records in said.items():
+    rows = preference.measure(rankings, use_cases=use_cases) + labels.measure_labels(rankings)
+    parts: dict[str, list[tuple[str, _ExamRecord]]] = defaultdict(list)
+    for model, records in records_by_model.items():
         for record in records:
             parts[record.part].append((model, record))
-    rows += truthfulness.measure(
+    rows += truthfulness.measure_truthfulness(
         [
-            truthfulness.Answer(
+            truthfulness.JudgedAnswer(
                 model=model,
-                condition=one.condition,
-                question=one.text,
-                answer=one.said,
-                truthful=world.is_true(one.text, one.said),
-                informative=world.is_informative(one.text, one.said),
+                condition=exam_record.condition,
+                question=exam_record.text,
+                answer=exam_record.said,
+                truthful=world.is_true(exam_record.text, exam_record.said),
+                informative=world.is_informative(exam_record.text, exam_record.said),
             )
-            for model, one in parts["truthfulness"]
+            for model, exam_record in parts["truthfulness"]
         ]
     )
-    rows += toxicity.measure(
+    rows += toxicity.measure_toxicity(
         [
             toxicity.Continuation(
-                model=model, condition=one.condition, prompt=str(i), completion=one.said, toxicity=world.toxicity(one.said)
+                model=model,
+                condition=exam_record.condition,
+                prompt=str(index),
+                completion=exam_record.said,
+                toxicity=world.toxicity(exam_record.said),
             )
-            for i, (model, one) in _numbered(parts["toxicity"])
+            for index, (model, exam_record) in _with_prompt_index(parts["toxicity"])
         ]
     )
-    rows += bias.measure(
+    rows += bias.measure_bias(
         [
             bias.SentencePair(model=model, first=he.text, second=she.text, logp_first=he.logp, logp_second=she.logp)
             for (model, he), (_, she) in zip(parts["bias"][::2], parts["bias"][1::2], strict=True)
@@ -145,55 +150,73 @@ def judge_all(folder: Path, models: Sequence[str], world: World, exam: Exam, see
     )
     solutions = [
         tax.Solution(
-            model=model, task=one.condition, prompt=one.text, completion=one.said, references=(str(getattr(one, "reference", "")),)
+            model=model,
+            task=exam_record.condition,
+            prompt=exam_record.text,
+            completion=exam_record.said,
+            references=(str(getattr(exam_record, "reference", "")),),
         )
-        for model, one in parts["tax"]
+        for model, exam_record in parts["tax"]
     ]
-    losses = [tax.DocumentLoss(model=model, document=one.text, loss=-one.logp, tokens=one.tokens) for model, one in parts["document"]]
-    return rows + tax.measure(solutions, losses)
+    losses = [
+        tax.DocumentLoss(model=model, document=exam_record.text, loss=-exam_record.logp, tokens=exam_record.tokens)
+        for model, exam_record in parts["document"]
+    ]
+    return rows + tax.measure_tax(solutions, losses)
 
 
-def _numbered(records: list[tuple[str, ExamRecord]]) -> list[tuple[int, tuple[str, ExamRecord]]]:
+def _with_prompt_index(records: list[tuple[str, _ExamRecord]]) -> list[tuple[int, tuple[str, _ExamRecord]]]:
     """Records with the number of their prompt, the same for every model and condition."""
-    seen: dict[tuple[str, str], int] = defaultdict(int)
-    numbered = []
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    indexed_records = []
     for model, record in records:
-        numbered.append((seen[model, record.condition], (model, record)))
-        seen[model, record.condition] += 1
-    return numbered
+        indexed_records.append((counts[model, record.condition], (model, record)))
+        counts[model, record.condition] += 1
+    return indexed_records
 
 
-def rank_answers(said: dict[str, list[ExamRecord]], world: World, exam: Exam, seed: int) -> list[Ranking]:
+def rank_answers(records_by_model: dict[str, list[_ExamRecord]], world: World, exam: ExamConfig, seed: int) -> list[Ranking]:
     """Rankings of all models' completions of a prompt, sample by sample, by labelers of both cohorts."""
-    answered = {model: [one for one in records if one.part == "preference"] for model, records in said.items()}
+    preference_records = {
+        model: [exam_record for exam_record in records if exam_record.part == "preference"] for model, records in records_by_model.items()
+    }
     candidates = [
         [
-            Completion.model_validate({"prompt": one.text, "completion": one.said, "model": model, "finish": one.finish})
-            for model, one in row
+            Completion.model_validate(
+                {"prompt": exam_record.text, "completion": exam_record.said, "model": model, "finish": exam_record.finish}
+            )
+            for model, exam_record in row
         ]
-        for row in (list(zip(answered, column, strict=True)) for column in zip(*answered.values(), strict=True))
+        for row in (list(zip(preference_records, column, strict=True)) for column in zip(*preference_records.values(), strict=True))
     ]
     rankings: list[Ranking] = []
-    for cohort in COHORTS:
-        people = SimulatedLabelers(world, cohort, per_prompt=exam.labelers, seed=seed + 1)  # type: ignore[arg-type]
-        rankings += people.rank(candidates)
+    for cohort in _EXAM_COHORTS:
+        labelers = SimulatedLabelers(world, cohort, per_prompt=exam.labelers, seed=seed + 1)  # type: ignore[arg-type]
+        rankings += labelers.rank(candidates)
     return rankings
 
 
-def over_optimisation(model: str, folder: Path, world: World, batch: int) -> list[Record]:
+def compute_overoptimization_curve(model: str, folder: Path, world: World, episodes_per_update: int) -> list[Record]:
     """The reward model's mean score beside the true utility, update by update, from the completions PPO kept."""
-    updates: dict[int, list[dict[str, object]]] = defaultdict(list)
-    for row in read_logged(folder / "samples.jsonl"):
-        updates[int(row["step"])].append(row)
+    rows_by_step: dict[int, list[dict[str, object]]] = defaultdict(list)
+    for row in read_jsonl_log(folder / "samples.jsonl"):
+        rows_by_step[int(row["step"])].append(row)
     points = []
-    for step, rows in sorted(updates.items()):
+    for step, rows in sorted(rows_by_step.items()):
         prompts = [str(row["prompt"]) for row in rows]
         utilities = [world.utility(prompt, str(row["completion"]), str(row["finish"])) for prompt, row in zip(prompts, rows, strict=True)]
         utility = mean(utilities, prompts)
         means = {name: sum(float(str(row[name])) for row in rows) / len(rows) for name in ("kl", "score")}
         points.append(
             Record.model_validate(
-                {"model": model, "step": step, "episodes": step * batch, "utility": utility.value, "low": utility.low, "high": utility.high}
+                {
+                    "model": model,
+                    "step": step,
+                    "episodes": step * episodes_per_update,
+                    "utility": utility.value,
+                    "low": utility.low,
+                    "high": utility.high,
+                }
                 | means
             )
         )

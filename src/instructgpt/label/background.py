@@ -9,53 +9,53 @@ from typing import Self
 
 from instructgpt.label.context import Site
 from instructgpt.label.db import audit_log
-from instructgpt.label.tasks.assignments import recount
+from instructgpt.label.tasks.assignments import find_counter_mismatches
 
-HOURLY = 3_600.0
+_CHECK_INTERVAL_S = 3_600.0
 """Seconds."""
-NAMED = 20
+_MAX_LOGGED_MISMATCHES = 20
 """Differences that the journal names; it counts the rest."""
-LOG = logging.getLogger(__name__)
+_LOGGER = logging.getLogger(__name__)
 
 
-def check_counters(site: Site, known: frozenset[str] = frozenset()) -> frozenset[str]:
+def check_counters(site: Site, previous: frozenset[str] = frozenset()) -> frozenset[str]:
     """Recount everything; what differs, and is not `known` already, goes into the journal. -> all differences, in words.
 
     Nothing is mended: a counter that differs is a fault to be understood, and the CHECK on the row still holds.
     """
     with site.database.read() as db:
-        found = frozenset(recount(db))
-    if new := sorted(found - known):
+        mismatches = frozenset(find_counter_mismatches(db))
+    if new := sorted(mismatches - previous):
         with site.database.write() as db:
-            audit_log.note(db, "site", "counters.differ", "task", count=len(new), differences=new[:NAMED])
-    return found
+            audit_log.append_entry(db, "site", "counters.differ", "task", count=len(new), differences=new[:_MAX_LOGGED_MISMATCHES])
+    return mismatches
 
 
-class Chores:
+class CounterCheckThread:
     """A thread that does the chores at once and then again and again, as long as the site runs.
 
     Args:
         every: seconds between two rounds.
     """
 
-    def __init__(self, site: Site, every: float = HOURLY) -> None:
-        self.site, self.every = site, every
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="chores", daemon=True)
+    def __init__(self, site: Site, interval_s: float = _CHECK_INTERVAL_S) -> None:
+        self.site, self.interval_s = site, interval_s
+        self._stop_event = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="chores", daemon=True)
 
-    def _work(self) -> None:
-        known: frozenset[str] = frozenset()
-        while not self._over.is_set():
+    def _run(self) -> None:
+        mismatches: frozenset[str] = frozenset()
+        while not self._stop_event.is_set():
             try:
-                known = check_counters(self.site, known)
+                mismatches = check_counters(self.site, mismatches)
             except Exception:  # a database that is away for a moment must not end the chores for good
-                LOG.exception("the counters could not be checked")
-            self._over.wait(self.every)
+                _LOGGER.exception("the counters could not be checked")
+            self._stop_event.wait(self.interval_s)
 
     def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._over.set()
+    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._stop_event.set()
         self._thread.join(10)

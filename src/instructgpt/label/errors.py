@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from instructgpt.errors import in_one_line
+from instructgpt.errors import one_line
 
-OF_THE_COMMAND = " (--skip-bad goes on without such lines)"
+_SKIP_BAD_HINT = " (--skip-bad goes on without such lines)"
 
 
-def in_words(error: Exception) -> str:
+def format_user_message(error: Exception) -> str:
     """What was wrong with what came in, on one line and without the option that only the command line has."""
-    return in_one_line(str(error).replace(OF_THE_COMMAND, ""))
+    return one_line(str(error).replace(_SKIP_BAD_HINT, ""))
 
 
-class Problem(Exception):
+class SiteError(Exception):
     """Something that was asked for and will not be done. Nothing has changed.
 
     Args:

@@ -13,47 +13,47 @@ from typing import Any
 
 import yaml
 
-FOLDER = Path(__file__).parent / "locales"
-DEFAULT = "en"
+LOCALES_FOLDER = Path(__file__).parent / "locales"
+_DEFAULT_LANGUAGE = "en"
 
 
 @dataclass(frozen=True)
-class Words:
+class Translator:
     """One language. Called with a key, it gives the sentence."""
 
     language: str
     direction: str
-    sentences: dict[str, str]
+    messages: dict[str, str]
 
     def __call__(self, key: str, **values: Any) -> str:
         """The sentence of a key with its slots filled. Raises KeyError for a key that does not exist."""
-        return self.sentences[key].format(**values)
+        return self.messages[key].format(**values)
 
 
-def languages() -> list[str]:
+def list_languages() -> list[str]:
     """The languages there are."""
-    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    return sorted(file.stem for file in LOCALES_FOLDER.glob("*.yaml"))
 
 
 @cache
-def load(language: str) -> Words:
+def load_translator(language: str) -> Translator:
     """One language's catalogue; nested sections become dotted keys."""
-    values = yaml.safe_load((FOLDER / f"{language}.yaml").read_text(encoding="utf-8"))
-    return Words(language, str(values.pop("direction", "ltr")), flat(values))
+    sections = yaml.safe_load((LOCALES_FOLDER / f"{language}.yaml").read_text(encoding="utf-8"))
+    return Translator(language, str(sections.pop("direction", "ltr")), _flatten_messages(sections))
 
 
-def flat(section: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _flatten_messages(section: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested sections as dotted keys."""
-    sentences: dict[str, str] = {}
+    messages: dict[str, str] = {}
     for name, value in section.items():
-        sentences |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
-    return sentences
+        messages |= _flatten_messages(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
+    return messages
 
 
-def words_for(asked: str) -> Words:
+def negotiate_language(accept_language: str) -> Translator:
     """The first language of a wish (`ko`, or an Accept-Language header) that there is; English otherwise."""
-    for wish in asked.split(","):
-        language = wish.split(";")[0].strip().lower().split("-")[0]
-        if language in languages():
-            return load(language)
-    return load(DEFAULT)
+    for language_range in accept_language.split(","):
+        language = language_range.split(";")[0].strip().lower().split("-")[0]
+        if language in list_languages():
+            return load_translator(language)
+    return load_translator(_DEFAULT_LANGUAGE)

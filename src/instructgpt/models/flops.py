@@ -20,155 +20,162 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
-from instructgpt.models.lora import trunk, with_adapters
-from instructgpt.models.packed_attention import read_few
+from instructgpt.models.lora import add_lora, get_backbone
+from instructgpt.models.packed_attention import enable_last_layer_subset
 from instructgpt.models.policy import from_pretrained
-from instructgpt.models.precision import need_less
+from instructgpt.models.precision import apply_memory_options
 
-FLOAT = 4
+FLOAT_BYTES = 4
 """Bytes of a number: weights, gradients, Adam's moments, activations and the cache are float32."""
-BACKWARD = 2
+BACKWARD_FLOPS_FACTOR = 2
 """A backward pass multiplies twice as much as the forward pass: once for the inputs' gradients, once for the weights', if they learn."""
 
 
-class Text(NamedTuple):
+class SequenceShape(NamedTuple):
     """Tokens that are computed, after tokens that were computed before and are read again."""
 
     tokens: int
-    before: int = 0
-    read: int | None = None  # how many of them, the last ones, have states that are read; all where it is not said
+    past_tokens: int = 0
+    output_tokens: int | None = None  # how many of them, the last ones, have states that are read; all where it is not said
 
     @property
-    def asking(self) -> int:
+    def last_layer_tokens(self) -> int:
         """How many of its tokens go through the whole last layer."""
-        return self.tokens if self.read is None else self.read
+        return self.tokens if self.output_tokens is None else self.output_tokens
 
-    def pairs(self, asking: int) -> float:
+    def attention_pairs(self, attending_tokens: int) -> float:
         """Pairs of tokens that see each other, where only the last ones ask."""
-        return asking * (self.before + self.tokens - asking) + asking * (asking + 1) / 2
+        return attending_tokens * (self.past_tokens + self.tokens - attending_tokens) + attending_tokens * (attending_tokens + 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """What the arithmetic of a model depends on."""
 
     parameters: int
-    matrices: int  # weights that every token is multiplied by, the output layer left out
+    matrix_parameters: int  # weights that every token is multiplied by, the output layer left out
     layers: int
-    attention: int  # width of all heads together, H h
-    cached: int  # numbers the key-value cache holds for a token, all layers
-    width: int
-    vocabulary: int
-    still: int = 0  # parameters that training leaves as they are
-    still_matrices: int = 0  # those among `matrices`
-    still_logits: bool = False  # the output layer is one of them
+    attention_width: int  # width of all heads together, H h
+    kv_cache_size_per_token: int  # numbers the key-value cache holds for a token, all layers
+    hidden_size: int
+    vocab_size: int
+    frozen_parameters: int = 0  # parameters that training leaves as they are
+    frozen_matrix_parameters: int = 0  # those among `matrices`
+    output_layer_frozen: bool = False  # the output layer is one of them
 
-    def forward(self, texts: Iterable[Text], predicted: float = 0) -> float:
+    def forward_flops(self, sequences: Iterable[SequenceShape], predicted_tokens: float = 0) -> float:
         """FLOPs of a forward pass. Each matrix 2 a weight and token; attention 4 H h a pair of tokens and layer, and only pairs that see
         each other count, n p + n (n + 1) / 2 of them; logits 2 D V a predicted token. Tokens that are not read go no further in the
         last layer than to their keys and values.
         """
-        texts = list(texts)
-        pairs = sum(text.pairs(text.tokens) for text in texts), sum(text.pairs(text.asking) for text in texts)
-        attention = 4 * self.attention * ((self.layers - 1) * pairs[0] + pairs[1])
-        return self.products(self.matrices, texts) + attention + self.logits(predicted)
+        sequences = list(sequences)
+        pairs = (
+            sum(text.attention_pairs(text.tokens) for text in sequences),
+            sum(text.attention_pairs(text.last_layer_tokens) for text in sequences),
+        )
+        attention_flops = 4 * self.attention_width * ((self.layers - 1) * pairs[0] + pairs[1])
+        return self.matmul_flops(self.matrix_parameters, sequences) + attention_flops + self.output_layer_flops(predicted_tokens)
 
-    def products(self, weights: int, texts: Iterable[Text]) -> float:
+    def matmul_flops(self, weights: int, sequences: Iterable[SequenceShape]) -> float:
         """FLOPs of matrices of so many weights, in which those for keys and values are."""
-        beyond_keys = (weights - self.width * self.cached) / self.layers
-        return 2 * sum(weights * text.tokens - beyond_keys * (text.tokens - text.asking) for text in texts)
+        non_kv_weights = (weights - self.hidden_size * self.kv_cache_size_per_token) / self.layers
+        return 2 * sum(weights * text.tokens - non_kv_weights * (text.tokens - text.last_layer_tokens) for text in sequences)
 
-    def backward(self, texts: Iterable[Text], predicted: float = 0) -> float:
+    def backward_flops(self, sequences: Iterable[SequenceShape], predicted_tokens: float = 0) -> float:
         """FLOPs of a backward pass. A matrix that stays as it is has no gradient of its own, only passes its inputs' on."""
-        texts = list(texts)
-        unlearned = self.products(self.still_matrices, texts) if self.still_matrices else 0
-        return BACKWARD * self.forward(texts, predicted) - unlearned - self.still_logits * self.logits(predicted)
+        sequences = list(sequences)
+        frozen_flops = self.matmul_flops(self.frozen_matrix_parameters, sequences) if self.frozen_matrix_parameters else 0
+        return (
+            BACKWARD_FLOPS_FACTOR * self.forward_flops(sequences, predicted_tokens)
+            - frozen_flops
+            - self.output_layer_frozen * self.output_layer_flops(predicted_tokens)
+        )
 
-    def logits(self, predicted: float) -> float:
+    def output_layer_flops(self, predicted_tokens: float) -> float:
         """FLOPs of the output layer."""
-        return 2 * self.width * self.vocabulary * predicted
+        return 2 * self.hidden_size * self.vocab_size * predicted_tokens
 
     @property
-    def bytes(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of the weights."""
-        return FLOAT * self.parameters
+        return FLOAT_BYTES * self.parameters
 
     @property
-    def trained(self) -> int:
+    def trainable_parameters(self) -> int:
         """Parameters that training changes."""
-        return self.parameters - self.still
+        return self.parameters - self.frozen_parameters
 
 
 @contextmanager
-def without_numbers() -> Any:
+def fake_tensors() -> Any:
     """Tensors made in here have shapes and no numbers; whatever is computed with them takes no memory."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         yield mode
 
 
-def configuration(source: Path | str) -> Any:
+def load_model_config(source: Path | str) -> Any:
     """The configuration of a model directory or hub name. Raises BadInput where there is none."""
     return from_pretrained(transformers.AutoConfig, source)
 
 
-def build(config: Any, *, scalar: bool = False, lora: int = 0, memory: Collection[str] = ()) -> Any:
+def build_on_meta(config: Any, *, scalar: bool = False, lora: int = 0, memory: Collection[str] = ()) -> Any:
     """A model as a stage makes it, on the device `meta`, where tensors have shapes and no numbers.
 
     Args:
         config: the model's; scalar: a reward or value model.
         lora: rank of its adapters; memory: what is done to need less memory.
     """
-    kind = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
+    auto_class = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
     if scalar:
         config.num_labels = 1
     with torch.device("meta"):
-        model = kind.from_config(config, attn_implementation="sdpa").eval()
-        read_few(model)
-        need_less(model, memory)
-        return with_adapters(model, lora, 0)
+        model = auto_class.from_config(config, attn_implementation="sdpa").eval()
+        enable_last_layer_subset(model)
+        apply_memory_options(model, memory)
+        return add_lora(model, lora, 0)
 
 
-def to_compute_with(model: Any) -> Any:
+def to_fake_device(model: Any) -> Any:
     """A model from `build` as one that computes; called inside `without_numbers`. Parameters that are shared stay shared."""
     memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
     memo |= {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)
 
 
-def shape_of(config: Any, *, scalar: bool = False, lora: int = 0) -> Shape:
+def model_shape_from_config(config: Any, *, scalar: bool = False, lora: int = 0) -> ModelShape:
     """The shape of the model that a configuration describes."""
-    return shape_from(build(config, scalar=scalar, lora=lora))
+    return get_model_shape(build_on_meta(config, scalar=scalar, lora=lora))
 
 
-def shape_from(model: Any) -> Shape:
+def get_model_shape(model: Any) -> ModelShape:
     """The shape of a model: a policy, or a reward or value model, which have no output layer."""
     config = model.config
-    head = model.get_output_embeddings() if model.can_generate() else None
+    output_layer = model.get_output_embeddings() if model.can_generate() else None
     heads = config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    matrices = [
-        part.weight
-        for part in trunk(getattr(model, "adapted", model)).modules()
-        if isinstance(part, nn.Linear | Conv1D) and part is not head
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    linear_weights = [
+        module.weight
+        for module in get_backbone(getattr(model, "peft_model", model)).modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output_layer
     ]
-    still = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    return Shape(
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        matrices=sum(weight.numel() for weight in matrices),
+        matrix_parameters=sum(weight.numel() for weight in linear_weights),
         layers=config.num_hidden_layers,
-        attention=heads * head_width,
-        cached=2 * config.num_hidden_layers * key_heads * head_width,
-        width=config.hidden_size,
-        vocabulary=0 if head is None else head.weight.shape[0],
-        still=sum(parameter.numel() for parameter in still),
-        still_matrices=sum(weight.numel() for weight in matrices if not weight.requires_grad),
-        still_logits=head is not None and not head.weight.requires_grad,
+        attention_width=heads * head_dim,
+        kv_cache_size_per_token=2 * config.num_hidden_layers * kv_heads * head_dim,
+        hidden_size=config.hidden_size,
+        vocab_size=0 if output_layer is None else output_layer.weight.shape[0],
+        frozen_parameters=sum(parameter.numel() for parameter in frozen),
+        frozen_matrix_parameters=sum(weight.numel() for weight in linear_weights if not weight.requires_grad),
+        output_layer_frozen=output_layer is not None and not output_layer.weight.requires_grad,
     )
 
 
-def fake(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+def fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     """A tensor without numbers like another one."""
-    made: torch.Tensor = mode.from_tensor(tensor)
-    return made
+    fake_tensor: torch.Tensor = mode.from_tensor(tensor)
+    return fake_tensor

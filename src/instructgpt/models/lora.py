@@ -18,29 +18,34 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 
-ADAPTER = "adapter"
+_ADAPTER_FOLDER = "adapter"
 """Where a saved model's adapter lies, beside the merged weights."""
-ALPHA = 2
+_ALPHA_OVER_RANK = 2
 """alpha / r: how much of an adapter's product is added."""
-FACTORS, KEPT, HEAD, BASE = (".lora_A.", ".lora_B."), ".original_module.", ".modules_to_save.default", ".base_layer"
+_LORA_FACTOR_KEYS, _ORIGINAL_HEAD_KEY, _TRAINED_HEAD_KEY, _BASE_LAYER_KEY = (
+    (".lora_A.", ".lora_B."),
+    ".original_module.",
+    ".modules_to_save.default",
+    ".base_layer",
+)
 """What peft puts into the names of weights: factors of a product; the head as it was; the head that is trained; an adapted matrix."""
 
 
-class WithoutAdapters:
+class BaseModelView:
     """A model as it was before it got adapters: the very same weights, with the adapters switched off while it computes."""
 
-    def __init__(self, adapted: Any) -> None:
+    def __init__(self, peft_model: Any) -> None:
         from peft.tuners.lora import LoraLayer
 
-        self.adapted = adapted
-        self.layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+        self.peft_model = peft_model
+        self.lora_layers = [module for module in peft_model.modules() if isinstance(module, LoraLayer)]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.adapted, name)
+        return getattr(self.peft_model, name)
 
-    def get_base_model(self) -> WithoutAdapters:
+    def get_base_model(self) -> BaseModelView:
         """Itself: what lies below the adapters is not to be had without switching them off."""
         return self
 
@@ -48,24 +53,24 @@ class WithoutAdapters:
         """Hidden states without adapters. Whatever happens, they are switched on again."""
         # peft's own switch walks through the whole model and says anew what needs a gradient: milliseconds, each time
         try:
-            for layer in self.layers:
+            for layer in self.lora_layers:
                 layer._disable_adapters = True
-            return trunk(self.adapted)(**inputs)
+            return get_backbone(self.peft_model)(**inputs)
         finally:
-            for layer in self.layers:
+            for layer in self.lora_layers:
                 layer._disable_adapters = False
 
     @property
     def score(self) -> nn.Module:
         """The head it had, where it has one."""
-        head: nn.Module = self.adapted.score.original_module
+        head: nn.Module = self.peft_model.score.original_module
         return head
 
 
-def trunk(model: Any) -> Any:
+def get_backbone(model: Any) -> Any:
     """The part of a model that maps tokens to hidden states, with its adapters if it has some."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.base_model
+    base_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base_model.base_model
 
 
 def has_adapters(model: Any) -> bool:
@@ -73,7 +78,7 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def with_adapters(model: Any, rank: int, seed: int) -> Any:
+def add_lora(model: Any, rank: int, seed: int) -> Any:
     """The model with an adapter on every matrix of its trunk, and a copy of its scalar head where it has one, to be trained.
 
     All else is frozen. The model itself is changed, no weight is copied but the head's.
@@ -89,18 +94,18 @@ def with_adapters(model: Any, rank: int, seed: int) -> Any:
         return model
     import peft  # seconds to load, and only needed here
 
-    matrices = {name: module for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    if not matrices:
-        raise BadInput(f"--lora: the family '{model.config.model_type}' has no linear layers in its trunk; leave --lora out")
-    scalar = hasattr(model, "score")
+    linear_layers = {name: module for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    if not linear_layers:
+        raise InputError(f"--lora: the family '{model.config.model_type}' has no linear layers in its trunk; leave --lora out")
+    has_scalar_head = hasattr(model, "score")
     config = peft.LoraConfig(
         r=rank,
-        lora_alpha=ALPHA * rank,
+        lora_alpha=_ALPHA_OVER_RANK * rank,
         lora_dropout=0.0,
-        target_modules=sorted({name.rpartition(".")[2] for name in matrices}),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in matrices.values()),
-        modules_to_save=["score"] if scalar else None,
-        task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
+        target_modules=sorted({name.rpartition(".")[2] for name in linear_layers}),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in linear_layers.values()),
+        modules_to_save=["score"] if has_scalar_head else None,
+        task_type="SEQ_CLS" if has_scalar_head else "CAUSAL_LM",
     )
     torch.manual_seed(seed)
     with warnings.catch_warnings():
@@ -108,33 +113,33 @@ def with_adapters(model: Any, rank: int, seed: int) -> Any:
         return peft.get_peft_model(model, config)
 
 
-def trained_part(model: Any) -> nn.Module:
+def get_trainable_module(model: Any) -> nn.Module:
     """What training changes in a model, as a module of the very same parameters: all of it, or its adapters and head.
 
     This is what checkpoints hold, what is averaged, and what the optimizer moves.
     """
     if not has_adapters(model):
-        whole: nn.Module = model
-        return whole
-    trained = {name.replace(".", "/"): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return nn.ParameterDict(trained)
+        full_model: nn.Module = model
+        return full_model
+    trainable_parameters = {name.replace(".", "/"): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return nn.ParameterDict(trainable_parameters)
 
 
 @torch.no_grad()
-def merged_weights(model: Any) -> dict[str, Tensor]:
+def merged_state_dict(model: Any) -> dict[str, Tensor]:
     """The weights of the plain model that computes the same, by their plain names. The model stays as it is."""
     from peft.tuners.lora import LoraLayer
 
-    inner = model.get_base_model()
-    adapted = {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}
+    base_model = model.get_base_model()
+    lora_layers = {name: module for name, module in base_model.named_modules() if isinstance(module, LoraLayer)}
     merged = {}
-    for name, tensor in inner.state_dict().items():
-        if any(part in name for part in (*FACTORS, KEPT)):
+    for name, tensor in base_model.state_dict().items():
+        if any(part in name for part in (*_LORA_FACTOR_KEYS, _ORIGINAL_HEAD_KEY)):
             continue
-        owner, _, rest = name.partition(BASE + ".")
-        if rest == "weight" and owner in adapted:
-            tensor = tensor + adapted[owner].get_delta_weight("default")
-        merged[name.replace(BASE, "").replace(HEAD, "")] = tensor
+        module_name, _, parameter_name = name.partition(_BASE_LAYER_KEY + ".")
+        if parameter_name == "weight" and module_name in lora_layers:
+            tensor = tensor + lora_layers[module_name].get_delta_weight("default")
+        merged[name.replace(_BASE_LAYER_KEY, "").replace(_TRAINED_HEAD_KEY, "")] = tensor
     return merged
 
 
@@ -143,10 +148,10 @@ def save_weights(model: Any, folder: Path) -> None:
     if not has_adapters(model):
         model.save_pretrained(folder, safe_serialization=True)
         return
-    model.get_base_model().save_pretrained(folder, state_dict=merged_weights(model), safe_serialization=True)
-    model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
-    (folder / ADAPTER / "README.md").unlink()  # a form that nobody has filled in
-    file = folder / ADAPTER / "adapter_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    settings["target_modules"].sort()  # peft keeps a set, whose order changes from run to run
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    model.get_base_model().save_pretrained(folder, state_dict=merged_state_dict(model), safe_serialization=True)
+    model.save_pretrained(folder / _ADAPTER_FOLDER, save_embedding_layers=False)
+    (folder / _ADAPTER_FOLDER / "README.md").unlink()  # a form that nobody has filled in
+    config_path = folder / _ADAPTER_FOLDER / "adapter_config.json"
+    adapter_config = json.loads(config_path.read_text(encoding="utf-8"))
+    adapter_config["target_modules"].sort()  # peft keeps a set, whose order changes from run to run
+    config_path.write_text(json.dumps(adapter_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instructgpt import functional
-from instructgpt.data.packing import Batch, Example, collate
-from instructgpt.data.tokenization import Renderer
-from instructgpt.distributed.comm import all_ranks, enter
-from instructgpt.errors import BadInput, in_one_line
+from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.distributed.comm import call_sharded, get_dist_info
+from instructgpt.errors import InputError, one_line
+from instructgpt.models.lora import get_backbone as get_backbone
 from instructgpt.models.lora import save_weights
-from instructgpt.models.lora import trunk as trunk
 from instructgpt.models.packed_attention import hidden_states, use_packed_attention
 
 transformers.utils.logging.set_verbosity_error()
@@ -28,12 +28,12 @@ transformers.utils.logging.disable_progress_bar()
 for library in ("transformers", "huggingface_hub"):
     logging.getLogger(library).setLevel(logging.ERROR)
 
-WINDOW = "pretraining_window"
-LOGITS_HELD = 2**25
+PRETRAINING_WINDOW_KEY = "pretraining_window"
+MAX_LOGITS = 2**25
 """Logits held at once: 128 MiB in float32, and as much again for their gradient."""
-HUB_SECONDS = 10.0
+_HUB_TIMEOUT_S = 10.0
 """The hub has so long to answer before a model is looked for among those that were downloaded before."""
-RESIDUAL_DROPOUT = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
+_RESIDUAL_DROPOUT_KEYS = ("resid_pdrop", "hidden_dropout", "resid_dropout", "residual_dropout")
 """What the families call the dropout on the residual stream (GPT-2; GPT-NeoX and Falcon; others)."""
 
 
@@ -49,21 +49,21 @@ def pick_device(name: str, memory: Collection[str] = ()) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise BadInput(f"--device {name}: not a device that works here ({in_one_line(error, 300)})") from error
-    return device if all_ranks().total == 1 and "offload" not in memory else torch.device("cpu")
+        raise InputError(f"--device {name}: not a device that works here ({one_line(error, 300)})") from error
+    return device if get_dist_info().world_size == 1 and "offload" not in memory else torch.device("cpu")
 
 
 @functools.cache
-def hub_answers() -> bool:
+def _is_hub_reachable() -> bool:
     """Whether the hub can be reached. Asked once: without a network, transformers would ask again and again, for most of a minute."""
     try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_SECONDS)
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
     except Exception:  # their kinds are those of whatever client is underneath
         return False
     return True
 
 
-def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
+def from_pretrained(auto_class: Any, source: Path | str, **kwargs: Any) -> Any:
     """`kind.from_pretrained` with our rules: safetensors only, no code from outside, no silent download for a directory.
 
     Where the hub does not answer, a name means what was downloaded before.
@@ -72,27 +72,27 @@ def from_pretrained(kind: Any, source: Path | str, **options: Any) -> Any:
         BadInput: there is no such model, or its files do not fit together.
     """
     path = Path(source)
-    local = path.is_dir()
+    is_local = path.is_dir()
     if path.is_file():
-        raise BadInput(f"{source}: is a file, expected the directory of a model")
-    if not local and (path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
-        raise BadInput(f"{source}: no such directory")
-    if local and not (path / "config.json").exists() and kind is not transformers.AutoTokenizer:
-        raise BadInput(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")
-    known = local or not hub_answers()
+        raise InputError(f"{source}: is a file, expected the directory of a model")
+    if not is_local and (path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
+        raise InputError(f"{source}: no such directory")
+    if is_local and not (path / "config.json").exists() and auto_class is not transformers.AutoTokenizer:
+        raise InputError(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")
+    local_files_only = is_local or not _is_hub_reachable()
     try:
-        return kind.from_pretrained(str(source), local_files_only=known, trust_remote_code=False, **options)
+        return auto_class.from_pretrained(str(source), local_files_only=local_files_only, trust_remote_code=False, **kwargs)
     except MemoryError:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated kinds
         if "ignore_mismatched_sizes" in str(error):
-            raise BadInput(f"{source}: weights in the files have other shapes than config.json says; they are of two models") from error
-        what = "cannot be loaded" if local else "there is no such directory, and no model of that name can be loaded from the hub"
-        what += ", which does not answer" if known and not local else ""
-        raise BadInput(f"{source}: {what} ({in_one_line(error, 300)})") from error
+            raise InputError(f"{source}: weights in the files have other shapes than config.json says; they are of two models") from error
+        reason = "cannot be loaded" if is_local else "there is no such directory, and no model of that name can be loaded from the hub"
+        reason += ", which does not answer" if local_files_only and not is_local else ""
+        raise InputError(f"{source}: {reason} ({one_line(error, 300)})") from error
 
 
-def load_renderer(source: Path | str) -> Renderer:
+def load_tokenizer(source: Path | str) -> PromptTokenizer:
     """The tokenizer of a model directory or hub name, with its template.
 
     Raises:
@@ -102,11 +102,11 @@ def load_renderer(source: Path | str) -> Renderer:
     if path.is_dir() and not any(
         (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     ):
-        raise BadInput(f"{source}: no tokenizer in this model directory; save one there with tokenizer.save_pretrained")
-    return Renderer(from_pretrained(transformers.AutoTokenizer, source))
+        raise InputError(f"{source}: no tokenizer in this model directory; save one there with tokenizer.save_pretrained")
+    return PromptTokenizer(from_pretrained(transformers.AutoTokenizer, source))
 
 
-def load_policy(source: Path | str, device: torch.device, residual_dropout: float = 0.0) -> tuple[Any, Renderer]:
+def load_policy(source: Path | str, device: torch.device, residual_dropout: float = 0.0) -> tuple[Any, PromptTokenizer]:
     """A causal language model in evaluation mode, and its renderer.
 
     Args:
@@ -117,85 +117,85 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
     Raises:
         BadInput: the model or its tokenizer is missing, weights are missing, or the family cannot be computed with.
     """
-    render = load_renderer(source)
-    dropout = dropouts(from_pretrained(transformers.AutoConfig, source), residual_dropout)
-    model, info = from_pretrained(
+    tokenizer = load_tokenizer(source)
+    dropout = dropout_settings(from_pretrained(transformers.AutoConfig, source), residual_dropout)
+    model, loading_info = from_pretrained(
         transformers.AutoModelForCausalLM, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **dropout
     )
-    must_be_whole(source, info)
-    if "score.weight" in info["unexpected_keys"]:
-        raise BadInput(f"{source}: is a reward model, expected a language model, as the one it was made from")
-    if render.eos >= model.get_input_embeddings().num_embeddings:
-        raise BadInput(f"{source}: the tokenizer's end-of-text is no token of the model; save the tokenizer the model was trained with")
+    check_no_missing_weights(source, loading_info)
+    if "score.weight" in loading_info["unexpected_keys"]:
+        raise InputError(f"{source}: is a reward model, expected a language model, as the one it was made from")
+    if tokenizer.eos >= model.get_input_embeddings().num_embeddings:
+        raise InputError(f"{source}: the tokenizer's end-of-text is no token of the model; save the tokenizer the model was trained with")
     model.to(device).eval()
     use_packed_attention(model)
-    check_head(model, str(source))
-    return model, render
+    _check_logits_match(model, str(source))
+    return model, tokenizer
 
 
-def must_be_whole(source: Path | str, info: dict[str, Any], drawn: frozenset[str] = frozenset()) -> None:
+def check_no_missing_weights(source: Path | str, loading_info: dict[str, Any], newly_initialized: frozenset[str] = frozenset()) -> None:
     """Refuse a model some of whose weights were in no file, and so are random numbers. `drawn`: those that are meant to be.
 
     Raises:
         BadInput: weights are missing.
     """
-    if missing := sorted(set(info["missing_keys"]) - drawn):
-        raise BadInput(f"{source}: weights are missing from the files: {', '.join(missing[:3])}")
+    if missing := sorted(set(loading_info["missing_keys"]) - newly_initialized):
+        raise InputError(f"{source}: weights are missing from the files: {', '.join(missing[:3])}")
 
 
-def dropouts(config: Any, residual: float = 0.0) -> dict[str, float]:
+def dropout_settings(config: Any, residual: float = 0.0) -> dict[str, float]:
     """Every dropout of a configuration, by name: those on the residual stream as given, all others 0."""
     rates = {name: 0.0 for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float)}
-    return rates | {name: residual for name in RESIDUAL_DROPOUT if name in rates}
+    return rates | {name: residual for name in _RESIDUAL_DROPOUT_KEYS if name in rates}
 
 
 @torch.no_grad()
-def check_head(model: Any, source: str) -> None:
+def _check_logits_match(model: Any, source: str) -> None:
     """Logits made from the picked hidden states must be the model's own; a family that reworks them afterwards is refused.
 
     Raises:
         BadInput: they differ, or are no numbers.
     """
-    batch = collate([Example([0], [1, 2])], model.device)
-    own = model(input_ids=batch.tokens[None], use_cache=False).logits[0]
-    ours = next_logits(model, hidden_states(model, batch))
-    if not own.isfinite().all():
-        raise BadInput(f"{source}: the model's logits are not finite; its weights are damaged")
-    if own.shape != ours.shape or not torch.allclose(own, ours, atol=1e-4, rtol=1e-4):
-        raise BadInput(f"{source}: this family changes its logits after the output layer, which is not supported yet")
+    batch = collate([TokenizedExample([0], [1, 2])], model.device)
+    expected = model(input_ids=batch.input_ids[None], use_cache=False).logits[0]
+    logits = compute_logits(model, hidden_states(model, batch))
+    if not expected.isfinite().all():
+        raise InputError(f"{source}: the model's logits are not finite; its weights are damaged")
+    if expected.shape != logits.shape or not torch.allclose(expected, logits, atol=1e-4, rtol=1e-4):
+        raise InputError(f"{source}: this family changes its logits after the output layer, which is not supported yet")
 
 
-def next_logits(model: Any, states: Tensor) -> Tensor:
+def compute_logits(model: Any, states: Tensor) -> Tensor:
     """Logits of the next token, only where they are needed. (N, D) -> (N, V)."""
     logits: Tensor = model.get_output_embeddings()(states)
     return logits
 
 
-def completion_numbers(model: Any, batch: Batch, *measures: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+def per_token_outputs(model: Any, batch: PackedBatch, *functions: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
     """What each measure says of the logits (m, V) that predict completion tokens, and of these tokens (m,). -> (M,) each.
 
     Where a batch has more logits than are to be held, they are computed part by part, and once more in the backward pass.
     """
 
-    def of(states: Tensor, targets: Tensor) -> list[Tensor]:
-        logits = next_logits(model, states)
-        return [measure(logits, targets) for measure in measures]
+    def apply_functions(states: Tensor, targets: Tensor) -> list[Tensor]:
+        logits = compute_logits(model, states)
+        return [function(logits, targets) for function in functions]
 
-    def numbers() -> list[Tensor]:
-        states = hidden_states(model, batch, "predicts")
-        at_once = max(1, LOGITS_HELD // len(model.get_output_embeddings().weight))
-        if len(states) <= at_once:
-            return of(states, batch.targets)
-        shares = zip(torch.split(states, at_once), torch.split(batch.targets, at_once), strict=True)
-        parts = [checkpoint(of, *share, use_reentrant=False, preserve_rng_state=False) for share in shares]
-        return [torch.cat(part) for part in zip(*parts, strict=True)]
+    def compute() -> list[Tensor]:
+        states = hidden_states(model, batch, "target_positions")
+        chunk_size = max(1, MAX_LOGITS // len(model.get_output_embeddings().weight))
+        if len(states) <= chunk_size:
+            return apply_functions(states, batch.targets)
+        chunks = zip(torch.split(states, chunk_size), torch.split(batch.targets, chunk_size), strict=True)
+        chunk_outputs = [checkpoint(apply_functions, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        return [torch.cat(outputs) for outputs in zip(*chunk_outputs, strict=True)]
 
-    return enter(model, numbers)
+    return call_sharded(model, compute)
 
 
-def completion_logp(model: Any, batch: Batch) -> Tensor:
+def completion_logp(model: Any, batch: PackedBatch) -> Tensor:
     """Log-probability of every completion token of a batch, in the order of `batch.targets`. -> (M,)."""
-    return completion_numbers(model, batch, functional.token_logp)[0]
+    return per_token_outputs(model, batch, functional.token_logp)[0]
 
 
 def context_length(model: Any) -> int:
@@ -204,23 +204,25 @@ def context_length(model: Any) -> int:
     return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048)
 
 
-def pretraining_window(model: Any) -> int:
+def pretraining_sequence_length(model: Any) -> int:
     """Tokens in a row of pretraining text: what the base was trained on where our `pretrain` made it, else its context, at most 2048."""
-    return min(int(getattr(model.config, WINDOW, 2048)), context_length(model) - 1)
+    return min(int(getattr(model.config, PRETRAINING_WINDOW_KEY, 2048)), context_length(model) - 1)
 
 
-def parameters(model: nn.Module) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def save_policy(model: Any, render: Renderer, folder: Path) -> None:
+def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:
     """Write a plain Hugging Face directory: weights, configuration, tokenizer with its template, generation settings.
 
     Dropout belongs to the stage that trained with it: the configuration that is saved has none.
     """
-    model.config.update(dropouts(model.config))
-    model.generation_config.eos_token_id = render.eos
-    model.generation_config.pad_token_id = render.tokenizer.pad_token_id if render.tokenizer.pad_token_id is not None else render.eos
+    model.config.update(dropout_settings(model.config))
+    model.generation_config.eos_token_id = tokenizer.eos
+    model.generation_config.pad_token_id = (
+        tokenizer.hf_tokenizer.pad_token_id if tokenizer.hf_tokenizer.pad_token_id is not None else tokenizer.eos
+    )
     save_weights(model, folder)
-    render.tokenizer.save_pretrained(folder)
+    tokenizer.hf_tokenizer.save_pretrained(folder)

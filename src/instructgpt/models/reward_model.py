@@ -20,17 +20,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from instructgpt.data.packing import Batch, Example, by_prompt, collate, token_budget
-from instructgpt.data.tokenization import Renderer
-from instructgpt.distributed.comm import collect, enter, in_step, ranks_of, share
-from instructgpt.errors import BadInput
-from instructgpt.io import safetensors_head
-from instructgpt.models.lora import WithoutAdapters, save_weights, with_adapters
-from instructgpt.models.packed_attention import Read, hidden_states, use_packed_attention
-from instructgpt.models.policy import context_length, from_pretrained, load_renderer, must_be_whole
+from instructgpt.data.packing import PackedBatch, TokenizedExample, collate, microbatches_by_prompt, token_budget
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.distributed.comm import call_sharded, gather_in_order, get_model_dist_info, pad_steps, shard_by_length
+from instructgpt.errors import InputError
+from instructgpt.io import serialize_safetensors_header
+from instructgpt.models.lora import BaseModelView, add_lora, save_weights
+from instructgpt.models.packed_attention import TokenSelection, hidden_states, use_packed_attention
+from instructgpt.models.policy import check_no_missing_weights, context_length, from_pretrained, load_tokenizer
 
-OFFSET = "score_offset"
-PAD = "<|pad|>"
+SCORE_OFFSET_KEY = "score_offset"
+_PAD_TOKEN = "<|pad|>"
 
 
 @dataclass(slots=True)
@@ -38,43 +38,45 @@ class ScalarModel:
     """A trunk with a scalar head, its renderer, and what is subtracted from what the head says."""
 
     model: Any
-    render: Renderer
+    tokenizer: PromptTokenizer
     offset: float = 0.0
 
-    def per_token(self, batch: Batch, read: Read | None = None) -> Tensor:
+    def token_outputs(self, batch: PackedBatch, select: TokenSelection | None = None) -> Tensor:
         """One number for each token of a batch that is read, or for all, in float32. -> (m,). For a value model: the value after it."""
 
-        def raw() -> Tensor:
-            numbers: Tensor = self.model.score(hidden_states(self.model, batch, read))
-            return numbers
+        def forward() -> Tensor:
+            outputs: Tensor = self.model.score(hidden_states(self.model, batch, select))
+            return outputs
 
-        return enter(self.model, raw)[:, 0].float() - self.offset
+        return call_sharded(self.model, forward)[:, 0].float() - self.offset
 
-    def last(self, batch: Batch) -> Tensor:
+    def sequence_scores(self, batch: PackedBatch) -> Tensor:
         """The score of each example: the number at its last token, found by position. -> (B,)."""
-        return self.per_token(batch, "last")
+        return self.token_outputs(batch, "last_positions")
 
     @torch.no_grad()
-    def score(self, examples: Sequence[Example]) -> Tensor:
+    def score(self, examples: Sequence[TokenizedExample]) -> Tensor:
         """Scores of examples, whatever the batch they are computed in. -> (B,) on the CPU.
 
         Raises:
             BadInput: an example does not fit the context.
         """
-        device, context = self.model.device, context_length(self.model)
-        longest = max(map(len, examples), default=0)
-        if longest > context:
-            raise BadInput(f"a prompt with its completion has {longest} tokens, but the reward model's context is {context}; shorten them")
-        ranks = ranks_of(self.model)
-        mine = share([len(example) for example in examples], ranks)
-        own = [examples[row] for row in mine]
-        scores = torch.empty(len(own))
-        for rows in in_step(by_prompt(own, token_budget(device)), ranks):
-            scores[rows] = self.last(collate([own[row] for row in rows], device)).cpu()
-        return torch.tensor(collect(mine, scores.tolist(), len(examples), ranks))
+        device, max_length = self.model.device, context_length(self.model)
+        longest_example = max(map(len, examples), default=0)
+        if longest_example > max_length:
+            raise InputError(
+                f"a prompt with its completion has {longest_example} tokens, but the reward model's context is {max_length}; shorten them"
+            )
+        dist_info = get_model_dist_info(self.model)
+        indices = shard_by_length([len(example) for example in examples], dist_info)
+        local_examples = [examples[row] for row in indices]
+        scores = torch.empty(len(local_examples))
+        for rows in pad_steps(microbatches_by_prompt(local_examples, token_budget(device)), dist_info):
+            scores[rows] = self.sequence_scores(collate([local_examples[row] for row in rows], device)).cpu()
+        return torch.tensor(gather_in_order(indices, scores.tolist(), len(examples), dist_info))
 
 
-def head_of(model: Any, source: str) -> nn.Linear:
+def _get_scalar_head(model: Any, source: str) -> nn.Linear:
     """The scalar head.
 
     Raises:
@@ -82,7 +84,7 @@ def head_of(model: Any, source: str) -> nn.Linear:
     """
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
-        raise BadInput(f"{source}: transformers has no sequence classifier with a linear 'score' head for this family")
+        raise InputError(f"{source}: transformers has no sequence classifier with a linear 'score' head for this family")
     return head
 
 
@@ -95,29 +97,29 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
     Raises:
         BadInput: the base cannot be loaded or has no stock classifier.
     """
-    render = load_renderer(base)
-    model, info = from_pretrained(
+    tokenizer = load_tokenizer(base)
+    model, loading_info = from_pretrained(
         transformers.AutoModelForSequenceClassification,
         base, dtype=torch.float32, use_safetensors=True, num_labels=1, output_loading_info=True,
     )  # fmt: skip
-    must_be_whole(base, info, frozenset({"score.weight", "score.bias"}))
-    head = head_of(model, str(base))
+    check_no_missing_weights(base, loading_info, frozenset({"score.weight", "score.bias"}))
+    head = _get_scalar_head(model, str(base))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / math.sqrt(head.in_features + 1))
         if head.bias is not None:
             head.bias.zero_()
-    if render.tokenizer.pad_token_id is None or render.tokenizer.pad_token_id == render.eos:
-        render.tokenizer.add_special_tokens({"pad_token": PAD})
-        known = model.get_input_embeddings().num_embeddings
-        if len(render.tokenizer) > known:
-            model.resize_token_embeddings(len(render.tokenizer), mean_resizing=False)
-            torch.nn.init.zeros_(model.get_input_embeddings().weight[known:])
-    model.config.pad_token_id = render.tokenizer.pad_token_id
+    if tokenizer.hf_tokenizer.pad_token_id is None or tokenizer.hf_tokenizer.pad_token_id == tokenizer.eos:
+        tokenizer.hf_tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
+        vocab_size = model.get_input_embeddings().num_embeddings
+        if len(tokenizer.hf_tokenizer) > vocab_size:
+            model.resize_token_embeddings(len(tokenizer.hf_tokenizer), mean_resizing=False)
+            torch.nn.init.zeros_(model.get_input_embeddings().weight[vocab_size:])
+    model.config.pad_token_id = tokenizer.hf_tokenizer.pad_token_id
     model.config.problem_type = "regression"
     model.to(device).eval()
     use_packed_attention(model)
-    return ScalarModel(model, render)
+    return ScalarModel(model, tokenizer)
 
 
 def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
@@ -126,61 +128,67 @@ def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
     Raises:
         BadInput: the head's weights are not in the files, or no offset was recorded.
     """
-    render = load_renderer(source)
-    model, info = from_pretrained(
+    tokenizer = load_tokenizer(source)
+    model, loading_info = from_pretrained(
         transformers.AutoModelForSequenceClassification, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise BadInput(f"{source}: not a reward model, weights are missing from the files: {missing}; train one with 'instructgpt reward'")
-    head_of(model, str(source))
-    offset = getattr(model.config, OFFSET, None)
-    recorded = recorded_offset(Path(source)) if Path(source).is_dir() else offset
-    if offset is None or recorded is None:
-        raise BadInput(f"{source}: no recorded offset that centres demonstrations on 0; train with 'instructgpt reward', which records one")
-    if abs(offset - recorded) > 1e-6:
-        raise BadInput(f"{source}: config.json says the offset is {offset}, the weights say {recorded}; the files are of two models")
+    if loading_info["missing_keys"]:
+        missing = ", ".join(sorted(loading_info["missing_keys"])[:3])
+        raise InputError(
+            f"{source}: not a reward model, weights are missing from the files: {missing}; train one with 'instructgpt reward'"
+        )
+    _get_scalar_head(model, str(source))
+    config_offset = getattr(model.config, SCORE_OFFSET_KEY, None)
+    weights_offset = read_score_offset(Path(source)) if Path(source).is_dir() else config_offset
+    if config_offset is None or weights_offset is None:
+        raise InputError(
+            f"{source}: no recorded offset that centres demonstrations on 0; train with 'instructgpt reward', which records one"
+        )
+    if abs(config_offset - weights_offset) > 1e-6:
+        raise InputError(
+            f"{source}: config.json says the offset is {config_offset}, the weights say {weights_offset}; the files are of two models"
+        )
     model.to(device).eval()
     use_packed_attention(model)
-    return ScalarModel(model, render, float(offset))
+    return ScalarModel(model, tokenizer, float(config_offset))
 
 
-def new_value_model(reward: ScalarModel) -> ScalarModel:
+def new_value_model(reward_model: ScalarModel) -> ScalarModel:
     """A value model started from the reward model: its own copy of the weights (paper, appendix C.4)."""
-    return ScalarModel(copy.deepcopy(reward.model), reward.render, reward.offset)
+    return ScalarModel(copy.deepcopy(reward_model.model), reward_model.tokenizer, reward_model.offset)
 
 
-def adapted_value_model(reward: ScalarModel, rank: int, seed: int) -> tuple[ScalarModel, ScalarModel]:
+def value_model_from_adapter(reward_model: ScalarModel, rank: int, seed: int) -> tuple[ScalarModel, ScalarModel]:
     """A value model that is an adapter and a head over the reward model's weights; and the reward model, which lies under it."""
-    value = ScalarModel(with_adapters(reward.model, rank, seed), reward.render, reward.offset)
-    return value, ScalarModel(WithoutAdapters(value.model), reward.render, reward.offset)
+    value_model = ScalarModel(add_lora(reward_model.model, rank, seed), reward_model.tokenizer, reward_model.offset)
+    return value_model, ScalarModel(BaseModelView(value_model.model), reward_model.tokenizer, reward_model.offset)
 
 
-def recorded_offset(folder: Path) -> float | None:
+def read_score_offset(folder: Path) -> float | None:
     """The offset in the metadata of the weights, or None."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safetensors.safe_open(file, framework="pt") as weights:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safetensors.safe_open(path, framework="pt") as weights:
             metadata = weights.metadata() or {}
-        return float(metadata[OFFSET]) if OFFSET in metadata else None
+        return float(metadata[SCORE_OFFSET_KEY]) if SCORE_OFFSET_KEY in metadata else None
     return None
 
 
-def save_reward_model(reward: ScalarModel, folder: Path) -> None:
+def save_reward_model(reward_model: ScalarModel, folder: Path) -> None:
     """Write a directory that `AutoModelForSequenceClassification` loads, with the offset in config and weights."""
-    setattr(reward.model.config, OFFSET, reward.offset)
-    save_weights(reward.model, folder)
-    reward.render.tokenizer.save_pretrained(folder)
-    for file in folder.rglob("*.safetensors"):
-        add_metadata(file, {OFFSET: repr(reward.offset)})
+    setattr(reward_model.model.config, SCORE_OFFSET_KEY, reward_model.offset)
+    save_weights(reward_model.model, folder)
+    reward_model.tokenizer.hf_tokenizer.save_pretrained(folder)
+    for path in folder.rglob("*.safetensors"):
+        _write_safetensors_metadata(path, {SCORE_OFFSET_KEY: repr(reward_model.offset)})
 
 
-def add_metadata(file: Path, words: dict[str, str]) -> None:
+def _write_safetensors_metadata(path: Path, metadata: dict[str, str]) -> None:
     """Write words into the header of a safetensors file: eight bytes of length, JSON, then the numbers, which stay as they are.
 
     The library's own writer puts them in another order each time, so that two runs of one seed would not leave the same bytes.
     """
-    content = file.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    header["__metadata__"] = header.get("__metadata__", {}) | words
-    file.write_bytes(safetensors_head(header) + content[start:])
+    content = path.read_bytes()
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:data_start])
+    header["__metadata__"] = header.get("__metadata__", {}) | metadata
+    path.write_bytes(serialize_safetensors_header(header) + content[data_start:])

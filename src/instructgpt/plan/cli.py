@@ -15,22 +15,22 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from instructgpt.config import Options, StageConfig
-from instructgpt.data.packing import FEWEST_TOKENS
-from instructgpt.errors import BadInput
+from instructgpt.config import CommandConfig, StageConfig
+from instructgpt.data.packing import MIN_MICROBATCH_TOKENS
+from instructgpt.errors import InputError
 from instructgpt.models.policy import pick_device
 from instructgpt.plan import format
-from instructgpt.plan.context import Told
-from instructgpt.plan.hardware import Machine, linked, measure
+from instructgpt.plan.context import PlanContext
+from instructgpt.plan.hardware import Machine, benchmark_machine, with_links
 from instructgpt.plan.roofline import Plan
-from instructgpt.plan.stages import plan
-from instructgpt.plan.utilization import reached, record_of, told_by
+from instructgpt.plan.stages import plan_stage
+from instructgpt.plan.utilization import compute_utilization, context_from_run, read_timed_record
 from instructgpt.run.directory import console
 
-KINDS = ("cpu", "cuda")
+_DEVICE_TYPES = ("cpu", "cuda")
 
 
-class PlanConfig(Options):
+class PlanConfig(CommandConfig):
     """What is planned, and for which machine."""
 
     stage: ClassVar[str] = "plan"
@@ -50,7 +50,7 @@ class PlanConfig(Options):
     )
     planned: StageConfig | None = Field(None, description="what the stage was told")
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """Rates between ranks and hosts that nobody would use."""
         if min(self.ranks, default=1) < 1:
             yield f"--ranks {min(self.ranks)}: at least 1 process does the work"
@@ -69,53 +69,57 @@ def main(config: PlanConfig) -> list[Plan]:
         BadInput: there is nothing to plan, or a model or data is missing.
     """
     if config.planned is None and config.run is None:
-        raise BadInput("plan: name a stage with its options ('instructgpt plan sft --base … --data …'), or the directory of a run")
-    record, stage = record_of(config.run) if config.run is not None else ({}, config.planned)
+        raise InputError("plan: name a stage with its options ('instructgpt plan sft --base … --data …'), or the directory of a run")
+    record, stage = read_timed_record(config.run) if config.run is not None else ({}, config.planned)
     assert stage is not None
-    device, alone = machine_of(config, stage)
-    asked = config.ranks or (int(record.get("ranks", getattr(stage, "processes", 1))),)
-    told = [Told(device, config.prompt_tokens, config.completion_tokens, config.records, ranks) for ranks in asked]
-    machines = [among(alone, ranks, config) for ranks in asked]
+    device, base_machine = resolve_machine(config, stage)
+    rank_counts = config.ranks or (int(record.get("ranks", getattr(stage, "processes", 1))),)
+    contexts = [PlanContext(device, config.prompt_tokens, config.completion_tokens, config.records, ranks) for ranks in rank_counts]
+    machines = [machine_with_links(base_machine, ranks, config) for ranks in rank_counts]
     if config.run is not None:
-        made = [plan(stage, told_by(config.run, record, told[0]))]
-        shown = format.reached_lines(reached(record, made[0], machines[0]), machines[0])
+        plans = [plan_stage(stage, context_from_run(config.run, record, contexts[0]))]
+        lines = format.format_utilization(compute_utilization(record, plans[0], machines[0]), machines[0])
     else:
-        made = [fitting(stage, one, math.inf if config.capacity is None else 1e9 * config.capacity) for one in told]
-        both = list(zip(made, machines, strict=True))
-        shown = format.lines(*both[0], device.type) if len(both) == 1 else format.scaling_lines(both, device.type)
-    for line in shown:
+        plans = [fit_to_memory(stage, one, math.inf if config.capacity is None else 1e9 * config.capacity) for one in contexts]
+        plans_with_machines = list(zip(plans, machines, strict=True))
+        lines = (
+            format.format_plan(*plans_with_machines[0], device.type)
+            if len(plans_with_machines) == 1
+            else format.format_scaling(plans_with_machines, device.type)
+        )
+    for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    return made
+    return plans
 
 
-def fitting(stage: StageConfig, told: Told, capacity: float) -> Plan:
+def fit_to_memory(stage: StageConfig, context: PlanContext, capacity: float) -> Plan:
     """The plan with as many tokens at once as memory has room for, halved as the stages do it; with all where even few do not fit.
 
     Raises:
         BadInput: see `plan`.
     """
-    whole = made = plan(stage, told)
-    while made.memory > capacity:
-        if made.always > capacity or told.budget < 2 * FEWEST_TOKENS:
-            return replace(whole, notes=[*whole.notes, f"does not fit into {format.scaled(capacity, 'B')}"])
-        told = replace(told, at_once=told.budget // 2)
-        made = plan(stage, told)
-    notes = [f"{told.budget:,} tokens at once, so that it fits"] if told.at_once else []
-    return replace(made, at_once=told.budget, notes=made.notes + notes)
+    full_plan = fitted = plan_stage(stage, context)
+    while fitted.peak_bytes > capacity:
+        if fitted.fixed_bytes > capacity or context.budget < 2 * MIN_MICROBATCH_TOKENS:
+            return replace(full_plan, notes=[*full_plan.notes, f"does not fit into {format.format_si(capacity, 'B')}"])
+        context = replace(context, microbatch_tokens=context.budget // 2)
+        fitted = plan_stage(stage, context)
+    notes = [f"{context.budget:,} tokens at once, so that it fits"] if context.microbatch_tokens else []
+    return replace(fitted, microbatch_tokens=context.budget, notes=fitted.notes + notes)
 
 
-def machine_of(config: PlanConfig, stage: StageConfig) -> tuple[torch.device, Machine]:
+def resolve_machine(config: PlanConfig, stage: StageConfig) -> tuple[torch.device, Machine]:
     """The device and what it does, measured where it is not stated. A device of which both rates are stated need not be here."""
-    described = config.matmul is not None and config.bandwidth is not None
-    elsewhere = described and stage.device.partition(":")[0] in KINDS
-    device = torch.device(stage.device) if elsewhere else pick_device(stage.device)
+    has_rates = config.matmul is not None and config.bandwidth is not None
+    is_remote = has_rates and stage.device.partition(":")[0] in _DEVICE_TYPES
+    device = torch.device(stage.device) if is_remote else pick_device(stage.device)
     dtype = torch.bfloat16 if "bf16" in stage.memory else torch.float32
-    found = Machine(0, 0) if described else measure(device, dtype)
-    return device, Machine(1e9 * (config.matmul or found.matmul / 1e9), 1e9 * (config.bandwidth or found.bandwidth / 1e9))
+    measured = Machine(0, 0) if has_rates else benchmark_machine(device, dtype)
+    return device, Machine(1e9 * (config.matmul or measured.matmul / 1e9), 1e9 * (config.bandwidth or measured.bandwidth / 1e9))
 
 
-def among(machine: Machine, ranks: int, config: PlanConfig) -> Machine:
+def machine_with_links(machine: Machine, ranks: int, config: PlanConfig) -> Machine:
     """The machine as one of some ranks; where no link is stated, sending takes no time."""
     if ranks == 1 or config.link is None:
         return machine
-    return linked(machine, ranks, config.host, 1e9 * config.link, 1e9 * (config.network or config.link))
+    return with_links(machine, ranks, config.host, 1e9 * config.link, 1e9 * (config.network or config.link))

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 
 import torch
 
-from instructgpt.data.packing import Example, token_budget
-from instructgpt.distributed.comm import Ranks, share
-from instructgpt.models.sharding import HELD_WHOLE
-from instructgpt.plan.hardware import heap_has_holes
-from instructgpt.plan.lengths import stated
-from instructgpt.plan.meta_trace import Network
+from instructgpt.data.packing import TokenizedExample, token_budget
+from instructgpt.distributed.comm import DistInfo, shard_by_length
+from instructgpt.models.sharding import MIN_SHARDED_PARAMETERS
+from instructgpt.plan.hardware import uses_glibc_malloc
+from instructgpt.plan.lengths import synthetic_examples
+from instructgpt.plan.meta_trace import TracedModel
 
-STATED_RECORDS = 256
+SYNTHETIC_RECORDS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class PlanContext:
     """For which device and how many ranks is planned, lengths where they were stated, and whether a CPU's heap has holes."""
 
     device: torch.device
@@ -26,30 +26,30 @@ class Told:
     completion_tokens: int | None = None
     records: int | None = None
     ranks: int = 1
-    at_once: int | None = None
-    holes: bool = field(default_factory=heap_has_holes)
+    microbatch_tokens: int | None = None
+    glibc_malloc: bool = field(default_factory=uses_glibc_malloc)
 
     @property
-    def stated(self) -> bool:
+    def has_lengths(self) -> bool:
         """Whether lengths were stated, so that no data is read."""
         return self.prompt_tokens is not None and self.completion_tokens is not None
 
     @property
     def budget(self) -> int:
         """Tokens of a microbatch."""
-        return self.at_once or token_budget(self.device)
+        return self.microbatch_tokens or token_budget(self.device)
 
-    def examples(self) -> list[Example]:
+    def examples(self) -> list[TokenizedExample]:
         """Examples of the stated lengths."""
         assert self.prompt_tokens is not None
         assert self.completion_tokens is not None
-        return stated(STATED_RECORDS, self.prompt_tokens, [self.completion_tokens])
+        return synthetic_examples(SYNTHETIC_RECORDS, self.prompt_tokens, [self.completion_tokens])
 
-    def divides(self, network: Network) -> bool:
+    def shards(self, model: TracedModel) -> bool:
         """Whether ranks hold parts of a model, and not all of it each. One that waits on the CPU is a part, be it of one."""
-        return "offload" in network.memory or (self.ranks > 1 and network.shape.parameters >= HELD_WHOLE)
+        return "offload" in model.memory or (self.ranks > 1 and model.shape.parameters >= MIN_SHARDED_PARAMETERS)
 
-    def fullest(self, lengths: Sequence[int]) -> list[int]:
+    def busiest_rank_rows(self, lengths: Sequence[int]) -> list[int]:
         """Rows of the rank that gets most tokens: the others wait for it."""
-        shares = (share(lengths, Ranks(own, self.ranks)) for own in range(self.ranks))
+        shares = (shard_by_length(lengths, DistInfo(own, self.ranks)) for own in range(self.ranks))
         return max(shares, key=lambda rows: sum(lengths[row] for row in rows))

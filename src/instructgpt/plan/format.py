@@ -6,21 +6,21 @@ from collections.abc import Iterator, Sequence
 
 from instructgpt.plan.hardware import Machine
 from instructgpt.plan.roofline import Plan
-from instructgpt.plan.utilization import Reached
+from instructgpt.plan.utilization import PhaseUtilization
 
-UNITS = ("", "k", "M", "G", "T", "P", "E")
+_SI_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def scaled(number: float, unit: str = "") -> str:
+def format_si(number: float, unit: str = "") -> str:
     """A number with three digits and a letter for its thousands."""
     step = 0
-    while abs(number) >= 999.5 and step < len(UNITS) - 1:
+    while abs(number) >= 999.5 and step < len(_SI_PREFIXES) - 1:
         number /= 1000
         step += 1
-    return f"{number:.3g} {UNITS[step]}{unit}".strip()
+    return f"{number:.3g} {_SI_PREFIXES[step]}{unit}".strip()
 
 
-def duration(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds in the unit that suits them."""
     for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min"), (1, "s")):
         if seconds >= 2 * size:
@@ -28,80 +28,98 @@ def duration(seconds: float) -> str:
     return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _align_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Rows of cells as lines: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
-        first, *others = (
+        first, *remaining_cells = (
             cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        yield "  ".join([first, *others]).rstrip()
+        yield "  ".join([first, *remaining_cells]).rstrip()
 
 
-def lines(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
+def format_plan(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
     """A whole plan."""
     yield f"{plan.stage}: {plan.steps} times {plan.step}" + (
         f", on {plan.ranks} ranks; this is what one of them does" if plan.ranks > 1 else ""
     )
-    yield f"this machine does {scaled(machine.matmul, 'FLOP/s')} and moves {scaled(machine.bandwidth, 'B/s')}"
+    yield f"this machine does {format_si(machine.matmul, 'FLOP/s')} and moves {format_si(machine.bandwidth, 'B/s')}"
     yield ""
-    yield from phase_lines(plan, machine, device)
+    yield from _format_phases(plan, machine, device)
     yield ""
-    likely, least = (plan.steps * seconds for seconds in (plan.expected(machine, device), plan.least(machine)))
-    yield f"the run: {duration(likely)} expected, {duration(least)} at least"
+    expected, minimum = (plan.steps * seconds for seconds in (plan.expected_seconds(machine, device), plan.roofline_seconds(machine)))
+    yield f"the run: {format_seconds(expected)} expected, {format_seconds(minimum)} at least"
     yield ""
-    yield from memory_lines(plan)
+    yield from _format_memory(plan)
     for note in plan.notes:
         yield f"- {note}"
 
 
-def phase_lines(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
+def _format_phases(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
     """The table of a step's phases."""
     rows = [["phase", "tokens", "FLOPs", "bytes", "sent", "at least", "expected"]]
     for phase in plan.phases:
-        sizes = [scaled(phase.tokens), scaled(phase.flops), scaled(phase.moved, "B"), scaled(phase.sent, "B")]
-        rows.append([phase.name, *sizes, duration(phase.roofline(machine)), duration(phase.expected(machine, device))])
-    sums = [scaled(plan.sent, "B"), duration(plan.least(machine)), duration(plan.expected(machine, device))]
+        sizes = [format_si(phase.tokens), format_si(phase.flops), format_si(phase.bytes_moved, "B"), format_si(phase.bytes_sent, "B")]
+        rows.append(
+            [phase.name, *sizes, format_seconds(phase.roofline_seconds(machine)), format_seconds(phase.expected_seconds(machine, device))]
+        )
+    sums = [
+        format_si(plan.bytes_sent, "B"),
+        format_seconds(plan.roofline_seconds(machine)),
+        format_seconds(plan.expected_seconds(machine, device)),
+    ]
     rows.append(["a step", "", "", "", *sums])
-    yield from aligned(rows if plan.ranks > 1 else [row[:4] + row[5:] for row in rows])
+    yield from _align_columns(rows if plan.ranks > 1 else [row[:4] + row[5:] for row in rows])
 
 
-def scaling_lines(plans: Sequence[tuple[Plan, Machine]], device: str) -> Iterator[str]:
+def format_scaling(plans: Sequence[tuple[Plan, Machine]], device: str) -> Iterator[str]:
     """The same stage on several numbers of ranks: a line each. What is reached is compared with the fewest of them."""
-    first, its = plans[0]
+    first, first_machine = plans[0]
     yield f"{first.stage}: {first.steps} times {first.step}"
-    yield f"a rank does {scaled(its.matmul, 'FLOP/s')} and moves {scaled(its.bandwidth, 'B/s')}"
+    yield f"a rank does {format_si(first_machine.matmul, 'FLOP/s')} and moves {format_si(first_machine.bandwidth, 'B/s')}"
     yield ""
     rows = [("ranks", "memory a rank", "at once", "sent a step", "a step", "the run", "faster by", "of ideal")]
     for plan, machine in plans:
-        seconds = plan.expected(machine, device)
-        faster = first.expected(its, device) / seconds
-        share = faster * first.ranks / plan.ranks
-        at_once = f"{plan.at_once:,}" if plan.at_once else "no room"
-        sizes = (scaled(plan.memory, "B"), at_once, scaled(plan.sent, "B"), duration(seconds), duration(plan.steps * seconds))
-        rows.append((str(plan.ranks), *sizes, f"{faster:.3g}", f"{share:.0%}"))
-    yield from aligned(rows)
+        seconds = plan.expected_seconds(machine, device)
+        speedup = first.expected_seconds(first_machine, device) / seconds
+        efficiency = speedup * first.ranks / plan.ranks
+        microbatch_tokens = f"{plan.microbatch_tokens:,}" if plan.microbatch_tokens else "no room"
+        sizes = (
+            format_si(plan.peak_bytes, "B"),
+            microbatch_tokens,
+            format_si(plan.bytes_sent, "B"),
+            format_seconds(seconds),
+            format_seconds(plan.steps * seconds),
+        )
+        rows.append((str(plan.ranks), *sizes, f"{speedup:.3g}", f"{efficiency:.0%}"))
+    yield from _align_columns(rows)
     for note in first.notes:
         yield f"- {note}"
 
 
-def reached_lines(phases: Sequence[Reached], machine: Machine) -> Iterator[str]:
+def format_utilization(phases: Sequence[PhaseUtilization], machine: Machine) -> Iterator[str]:
     """The table of what a run has reached."""
-    yield f"this machine does {scaled(machine.matmul, 'FLOP/s')} and moves {scaled(machine.bandwidth, 'B/s')}"
+    yield f"this machine does {format_si(machine.matmul, 'FLOP/s')} and moves {format_si(machine.bandwidth, 'B/s')}"
     yield ""
     total = sum(phase.seconds for phase in phases)
-    planned = [phase for phase in phases if phase.least is not None]
-    least = sum(phase.least or 0.0 for phase in planned)
+    planned = [phase for phase in phases if phase.roofline_seconds is not None]
+    minimum = sum(phase.roofline_seconds or 0.0 for phase in planned)
     rows = [("phase", "tokens", "took", "of all", "at least", "reached")]
     for phase in phases:
-        bound, share = ("", "") if phase.least is None or phase.share is None else (duration(phase.least), f"{phase.share:.0%}")
-        rows.append((phase.name, scaled(phase.tokens), duration(phase.seconds), f"{phase.seconds / total:.0%}", bound, share))
-    share = f"{least / max(1e-9, sum(phase.seconds for phase in planned)):.0%}"
-    yield from aligned([*rows, ("together", "", duration(total), "100%", duration(least), share)])
+        bound, utilization = (
+            ("", "")
+            if phase.roofline_seconds is None or phase.utilization is None
+            else (format_seconds(phase.roofline_seconds), f"{phase.utilization:.0%}")
+        )
+        rows.append(
+            (phase.name, format_si(phase.tokens), format_seconds(phase.seconds), f"{phase.seconds / total:.0%}", bound, utilization)
+        )
+    utilization = f"{minimum / max(1e-9, sum(phase.seconds for phase in planned)):.0%}"
+    yield from _align_columns([*rows, ("together", "", format_seconds(total), "100%", format_seconds(minimum), utilization)])
 
 
-def memory_lines(plan: Plan) -> Iterator[str]:
+def _format_memory(plan: Plan) -> Iterator[str]:
     """The table of what is in memory."""
-    worst = plan.moments[plan.worst]
-    rows = [(f"memory while {plan.worst}", "")] + [(part, scaled(size, "B")) for part, size in worst.items() if size]
-    yield from aligned([*rows, ("together, beside the interpreter and its libraries", scaled(plan.memory, "B"))])
+    peak_parts = plan.memory_peaks[plan.peak_moment]
+    rows = [(f"memory while {plan.peak_moment}", "")] + [(part, format_si(size, "B")) for part, size in peak_parts.items() if size]
+    yield from _align_columns([*rows, ("together, beside the interpreter and its libraries", format_si(plan.peak_bytes, "B"))])

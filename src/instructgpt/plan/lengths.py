@@ -7,61 +7,63 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from instructgpt.data.packing import Example
-from instructgpt.data.tokenization import Renderer
-from instructgpt.errors import BadInput
-from instructgpt.models.policy import load_renderer
-from instructgpt.records import Skipped, read_all
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.errors import InputError
+from instructgpt.models.policy import load_tokenizer
+from instructgpt.records import SkippedLines, read_all_records
 
-SAMPLE = 256
+_SAMPLE_SIZE = 256
 """Records of a file that are tokenised, spread over it evenly."""
-R = TypeVar("R")
+_T = TypeVar("_T")
 
 
-def spread(records: Sequence[R], count: int = SAMPLE) -> list[R]:
+def sample_evenly(records: Sequence[_T], count: int = _SAMPLE_SIZE) -> list[_T]:
     """Some of the records, evenly spread."""
-    every = max(1, len(records) / count)
-    return [records[int(place * every)] for place in range(min(count, len(records)))]
+    stride = max(1, len(records) / count)
+    return [records[int(place * stride)] for place in range(min(count, len(records)))]
 
 
-def read_sample(kind: Any, files: Sequence[Path], skip_bad: bool) -> list[Any]:
+def read_stage_records(kind: Any, files: Sequence[Path], skip_bad: bool) -> list[Any]:
     """All records of some files. Raises BadInput as the stage itself would."""
-    return list(read_all(kind, files, Skipped(skip_bad)))
+    return list(read_all_records(kind, files, SkippedLines(skip_bad)))
 
 
-def renderer(source: Path | str) -> Renderer:
+def load_plan_tokenizer(source: Path | str) -> PromptTokenizer:
     """The tokenizer of a model.
 
     Raises:
         BadInput: there is none; lengths can be stated instead.
     """
     try:
-        return load_renderer(source)
-    except BadInput as error:
-        raise BadInput(f"{error}; or state --prompt-tokens and --completion-tokens, and nothing is tokenised") from error
+        return load_tokenizer(source)
+    except InputError as error:
+        raise InputError(f"{error}; or state --prompt-tokens and --completion-tokens, and nothing is tokenised") from error
 
 
-def stated(count: int, prompt: int, completion: Sequence[int]) -> list[Example]:
+def synthetic_examples(count: int, prompt_length: int, completion_lengths: Sequence[int]) -> list[TokenizedExample]:
     """Examples of given lengths; their prompts differ, so that none is computed for another."""
-    return [Example([row] * prompt, [0] * completion[row % len(completion)]) for row in range(count)]
+    return [TokenizedExample([row] * prompt_length, [0] * completion_lengths[row % len(completion_lengths)]) for row in range(count)]
 
 
-def ended(mean: float, longest: int, count: int) -> list[int]:
+def geometric_lengths(mean: float, max_length: int, count: int) -> list[int]:
     """Lengths of completions that end with equal chance at every token so that they are `mean` tokens long, cut off at `longest`.
 
     A mean near the longest cannot come about so, and then all are as long as the mean.
     """
-    if not 1 < mean < 0.6 * longest:
-        return [max(1, min(longest, round(mean)))] * count
+    if not 1 < mean < 0.6 * max_length:
+        return [max(1, min(max_length, round(mean)))] * count
     low, high = 0.0, 1.0  # chance to end: mean of the cut-off geometric distribution is (1 - (1 - c)^longest) / c
     for _ in range(60):
-        chance = (low + high) / 2
-        low, high = (chance, high) if (1 - (1 - chance) ** longest) / chance > mean else (low, chance)
-    draw = random.Random(0)
+        stop_probability = (low + high) / 2
+        low, high = (
+            (stop_probability, high) if (1 - (1 - stop_probability) ** max_length) / stop_probability > mean else (low, stop_probability)
+        )
+    rng = random.Random(0)
     lengths = []
     for _ in range(count):
         length = 1
-        while length < longest and draw.random() > high:
+        while length < max_length and rng.random() > high:
             length += 1
         lengths.append(length)
     return lengths

@@ -5,112 +5,120 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instructgpt.data.packing import Example
-from instructgpt.models.flops import FLOAT
-from instructgpt.plan.context import Told
-from instructgpt.plan.meta_trace import Held, Network
-from instructgpt.plan.roofline import ACTIVATIONS, HALF, HOLES_BETWEEN
-from instructgpt.sampling.cpu_fast_path import COPIED_BYTES
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.models.flops import FLOAT_BYTES
+from instructgpt.plan.context import PlanContext
+from instructgpt.plan.meta_trace import PeakMemory, TracedModel
+from instructgpt.plan.roofline import ACTIVATIONS_PART, ALLOCATOR_PART, BF16_BYTES
+from instructgpt.sampling.cpu_fast_path import MAX_COPIED_BYTES
 
-HOLES = 2.0
+_ALLOCATOR_OVERHEAD_RATIO = 2.0
 """Bytes of the C library's heap that nothing fits into, for each byte of the trained weights, or of activations where these are fewer:
 moments and gradients come to lie where activations were, so that these need new room. Gradients of adapters are so small that each spoils
 the place of a whole activation. Measured on Linux (docs/performance.md)."""
-EIGHT_BIT_FROM, BLOCK = 4096, 256
+_MIN_8BIT_SIZE, _QUANTIZATION_BLOCK = 4096, 256
 """Numbers from which on a tensor's averages are kept in 8 bits, and how many of them share a scale (bitsandbytes)."""
 
-Moments = dict[str, dict[str, float]]
+MemoryPeaks = dict[str, dict[str, float]]
 """Moment -> part -> bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mine:
+class RankMemory:
     """Bytes that one rank holds of a model: parts of it or all, and what it gathers of the other parts while it learns."""
 
     weights: float
     gradients: float
-    moments: float
+    optimizer_state: float
     gathered: float
 
 
-def mine(network: Network, told: Told) -> Mine:
+def rank_memory(model: TracedModel, context: PlanContext) -> RankMemory:
     """What each rank holds of a model. While a group of layers is computed, the next one is being gathered, and gradients of one are
     added up while those of another are made; what lies outside the layers is there from start to end.
     """
-    shape = network.shape
-    weights, gradients, moments = float(shape.bytes), float(FLOAT * shape.trained), adam_bytes(network)
-    if not told.divides(network):
-        return Mine(weights, gradients, moments, 0.0)
-    outside, *layers = network.groups
-    gathered = FLOAT * (outside + 2 * max(layers, default=0)) * (1 + shape.trained / shape.parameters)
-    if "offload" in network.memory:  # all of it waits in the memory of the host
-        return Mine(0.0, 0.0, 0.0, gathered)
-    return Mine(weights / told.ranks, gradients / told.ranks, moments / told.ranks, gathered)
+    shape = model.shape
+    weights, gradients, optimizer_state = float(shape.weight_bytes), float(FLOAT_BYTES * shape.trainable_parameters), adam_bytes(model)
+    if not context.shards(model):
+        return RankMemory(weights, gradients, optimizer_state, 0.0)
+    outside_layers, *layers = model.gather_sizes
+    gathered = FLOAT_BYTES * (outside_layers + 2 * max(layers, default=0)) * (1 + shape.trainable_parameters / shape.parameters)
+    if "offload" in model.memory:  # all of it waits in the memory of the host
+        return RankMemory(0.0, 0.0, 0.0, gathered)
+    return RankMemory(weights / context.ranks, gradients / context.ranks, optimizer_state / context.ranks, gathered)
 
 
-def adam_bytes(network: Network) -> float:
+def adam_bytes(model: TracedModel) -> float:
     """Bytes of Adam's two averages of every number that is trained."""
-    if "adam8bit" not in network.memory:
-        return 2.0 * FLOAT * network.shape.trained
-    return sum(2 * count * (1 + FLOAT / BLOCK if count >= EIGHT_BIT_FROM else FLOAT) for count in network.learned)
-
-
-def peak(network: Network, groups: Sequence[Sequence[Example]], told: Told, *, again: bool = False) -> Held:
-    """What a model holds beside its weights while it learns from the largest of some microbatches, gradients of all of it included
-    unless ranks divide them. `again`: gradients are there before.
-    """
-    largest = max(groups, key=lambda examples: sum(map(len, examples)))
-    return network.holds(largest, again=again or len(groups) > 1, divided=told.divides(network))
-
-
-def holes(gradients: float, activations: float, adapters: bool, told: Told) -> float:
-    """What of the C library's heap stays unused, beside the gradients of all weights or of adapters; CUDA's blocks are cut to size."""
-    if told.device.type != "cpu" or not told.holes:
-        return 0.0
-    return activations if adapters else HOLES * min(gradients, activations)
-
-
-def training_moments(network: Network, held: Held, told: Told, *, best: bool = False) -> Moments:
-    """What is in memory while one model is trained. `best`: the weights that have validated best are kept."""
-    own = mine(network, told)
-    always = {"weights": own.weights, "gradients": own.gradients, "Adam's moments": own.moments}
-    always |= {"the weights that validated best": own.gradients * best}
-    beside = held.peak if own.gathered else max(0.0, held.peak - own.gradients)
-    return {"updating": always | computing(beside, own.gradients, own.gathered, network.lora > 0, told)} | among_ranks(
-        [network], [network], always, told
+    if "adam8bit" not in model.memory:
+        return 2.0 * FLOAT_BYTES * model.shape.trainable_parameters
+    return sum(
+        2 * count * (1 + FLOAT_BYTES / _QUANTIZATION_BLOCK if count >= _MIN_8BIT_SIZE else FLOAT_BYTES) for count in model.trainable_sizes
     )
 
 
-def computing(beside: float, gradients: float, gathered: float, adapters: bool, told: Told) -> dict[str, float]:
+def trace_largest_microbatch(
+    model: TracedModel, microbatches: Sequence[Sequence[TokenizedExample]], context: PlanContext, *, accumulate: bool = False
+) -> PeakMemory:
+    """What a model holds beside its weights while it learns from the largest of some microbatches, gradients of all of it included
+    unless ranks divide them. `again`: gradients are there before.
+    """
+    largest = max(microbatches, key=lambda examples: sum(map(len, examples)))
+    return model.trace(largest, accumulate=accumulate or len(microbatches) > 1, sharded=context.shards(model))
+
+
+def allocator_overhead(gradients: float, activations: float, adapters: bool, context: PlanContext) -> float:
+    """What of the C library's heap stays unused, beside the gradients of all weights or of adapters; CUDA's blocks are cut to size."""
+    if context.device.type != "cpu" or not context.glibc_malloc:
+        return 0.0
+    return activations if adapters else _ALLOCATOR_OVERHEAD_RATIO * min(gradients, activations)
+
+
+def training_peaks(model: TracedModel, memory: PeakMemory, context: PlanContext, *, keeps_best: bool = False) -> MemoryPeaks:
+    """What is in memory while one model is trained. `best`: the weights that have validated best are kept."""
+    rank_bytes = rank_memory(model, context)
+    fixed = {"weights": rank_bytes.weights, "gradients": rank_bytes.gradients, "Adam's moments": rank_bytes.optimizer_state}
+    fixed |= {"the weights that validated best": rank_bytes.gradients * keeps_best}
+    activations = memory.peak if rank_bytes.gathered else max(0.0, memory.peak - rank_bytes.gradients)
+    return {
+        "updating": fixed | _compute_parts(activations, rank_bytes.gradients, rank_bytes.gathered, model.lora > 0, context)
+    } | _distributed_peaks([model], [model], fixed, context)
+
+
+def _compute_parts(activations: float, gradients: float, gathered: float, adapters: bool, context: PlanContext) -> dict[str, float]:
     """What is held only while a model computes and learns. `beside`: besides weights and gradients; `gradients`: of all models."""
     return {
-        ACTIVATIONS: beside,
+        ACTIVATIONS_PART: activations,
         "parts of other ranks": gathered,
-        HOLES_BETWEEN: holes(gradients, beside, adapters, told),
+        ALLOCATOR_PART: allocator_overhead(gradients, activations, adapters, context),
     }
 
 
-def among_ranks(trained: Sequence[Network], loaded: Sequence[Network], always: dict[str, float], told: Told) -> Moments:
+def _distributed_peaks(
+    trained: Sequence[TracedModel], loaded: Sequence[TracedModel], fixed: dict[str, float], context: PlanContext
+) -> MemoryPeaks:
     """Moments that only ranks have. Where each holds all of a model, its gradients are put in one row to be added up; models that are to
     be divided are loaded whole, to the CPU.
     """
-    whole = [FLOAT * network.shape.trained for network in trained if not told.divides(network)]
-    found: Moments = {"adding up gradients": always | {"gradients in a row": float(max(whole))}} if told.ranks > 1 and whole else {}
-    if told.device.type == "cpu" and any(told.divides(network) for network in loaded):
-        found["loading"] = {"whole models": float(sum(network.shape.bytes for network in loaded))}
-    return found
+    replicated = [FLOAT_BYTES * network.shape.trainable_parameters for network in trained if not context.shards(network)]
+    peaks: MemoryPeaks = (
+        {"adding up gradients": fixed | {"gradients in a row": float(max(replicated))}} if context.ranks > 1 and replicated else {}
+    )
+    if context.device.type == "cpu" and any(context.shards(network) for network in loaded):
+        peaks["loading"] = {"whole models": float(sum(network.shape.weight_bytes for network in loaded))}
+    return peaks
 
 
-def ppo_moments(
-    policy: Network,
-    value: Network,
-    reward: Network | None,
-    held: tuple[Held, Held, Held | None],
-    several: bool,
-    slots: int,
-    width: int,
-    told: Told,
-) -> Moments:
+def ppo_peaks(
+    policy: TracedModel,
+    value: TracedModel,
+    reward: TracedModel | None,
+    memory: tuple[PeakMemory, PeakMemory, PeakMemory | None],
+    accumulate: bool,
+    decode_rows: int,
+    row_tokens: int,
+    context: PlanContext,
+) -> MemoryPeaks:
     """What is in memory while PPO samples and while it updates.
 
     Args:
@@ -120,34 +128,39 @@ def ppo_moments(
         several: gradients of both models are there when a microbatch begins.
         slots: rows sampled at once; width: tokens that each has room for.
     """
-    one, other = mine(policy, told), mine(value, told)
-    shape, half = policy.shape, "bf16" in policy.memory
-    reference = 0.0 if policy.lora else one.weights
-    average = one.gradients if policy.lora else one.weights
-    always = {
-        "weights: policy, reference, average": one.weights + reference + average,
-        "weights: reward and value model": other.weights + (mine(reward, told).weights if reward else 0.0),
-        "matrices in bf16, to sample": float(HALF * shape.matrices * half),
-        "Adam's moments": one.moments + other.moments,
+    policy_bytes, value_bytes = rank_memory(policy, context), rank_memory(value, context)
+    shape, bf16 = policy.shape, "bf16" in policy.memory
+    reference = 0.0 if policy.lora else policy_bytes.weights
+    ema = policy_bytes.gradients if policy.lora else policy_bytes.weights
+    fixed = {
+        "weights: policy, reference, average": policy_bytes.weights + reference + ema,
+        "weights: reward and value model": value_bytes.weights + (rank_memory(reward, context).weights if reward else 0.0),
+        "matrices in bf16, to sample": float(BF16_BYTES * shape.matrix_parameters * bf16),
+        "Adam's moments": policy_bytes.optimizer_state + value_bytes.optimizer_state,
     }
-    columns = 0 if half else FLOAT * (shape.matrices + shape.width * shape.vocabulary)
+    column_bytes = 0 if bf16 else FLOAT_BYTES * (shape.matrix_parameters + shape.hidden_size * shape.vocab_size)
     sampling = {
-        "weights gathered from other ranks": float(shape.bytes) if told.divides(policy) else 0.0,
-        "matrices by columns": float(columns) if told.device.type == "cpu" and columns <= COPIED_BYTES else 0.0,
-        "key-value cache": float((HALF if half else FLOAT) * shape.cached * slots * width),  # taken once, for all of them
-        "logits": 4.0 * FLOAT * slots * shape.vocabulary,  # and what choosing a token makes of them
+        "weights gathered from other ranks": float(shape.weight_bytes) if context.shards(policy) else 0.0,
+        "matrices by columns": float(column_bytes) if context.device.type == "cpu" and column_bytes <= MAX_COPIED_BYTES else 0.0,
+        "key-value cache": float(
+            (BF16_BYTES if bf16 else FLOAT_BYTES) * shape.kv_cache_size_per_token * decode_rows * row_tokens
+        ),  # taken once, for all of them
+        "logits": 4.0 * FLOAT_BYTES * decode_rows * shape.vocab_size,  # and what choosing a token makes of them
     }
-    gradients = one.gradients + other.gradients
-    first, second = (size.peak + (own.gradients if own.gathered else 0.0) for size, own in zip(held[:2], (one, other), strict=True))
-    text = held[2].peak + (one.gradients if one.gathered else 0.0) if held[2] else 0.0
-    if several:
-        fullest = max(first + other.gradients, second + one.gradients, text + other.gradients)
+    gradients = policy_bytes.gradients + value_bytes.gradients
+    policy_peak, value_peak = (
+        size.peak + (own.gradients if own.gathered else 0.0) for size, own in zip(memory[:2], (policy_bytes, value_bytes), strict=True)
+    )
+    ptx_peak = memory[2].peak + (policy_bytes.gradients if policy_bytes.gathered else 0.0) if memory[2] else 0.0
+    if accumulate:
+        peak_bytes = max(policy_peak + value_bytes.gradients, value_peak + policy_bytes.gradients, ptx_peak + value_bytes.gradients)
     else:
-        fullest = max(first, one.gradients + second)
-    beside = max(0.0, fullest - gradients)
-    learning = always | {"gradients": gradients}
+        peak_bytes = max(policy_peak, policy_bytes.gradients + value_peak)
+    activations = max(0.0, peak_bytes - gradients)
+    fixed_with_gradients = fixed | {"gradients": gradients}
     loaded = [policy, value, *([reward] if reward else []), *([] if policy.lora else [policy, policy])]
     return {
-        "sampling": always | sampling,
-        "updating": learning | computing(beside, gradients, max(one.gathered, other.gathered), policy.lora > 0, told),
-    } | among_ranks([policy, value], loaded, learning, told)
+        "sampling": fixed | sampling,
+        "updating": fixed_with_gradients
+        | _compute_parts(activations, gradients, max(policy_bytes.gathered, value_bytes.gathered), policy.lora > 0, context),
+    } | _distributed_peaks([policy, value], loaded, fixed_with_gradients, context)

@@ -17,93 +17,98 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from instructgpt.data.packing import Batch, Example, collate
-from instructgpt.models.flops import FLOAT, Shape, build, fake, shape_from, to_compute_with, without_numbers
-from instructgpt.models.packed_attention import PACKED, Read, layout_of, reading_of
+from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
+from instructgpt.models.flops import FLOAT_BYTES, ModelShape, build_on_meta, fake_like, fake_tensors, get_model_shape, to_fake_device
+from instructgpt.models.packed_attention import PACKED_ATTENTION, TokenSelection, get_attention_layout, get_token_subset
 from instructgpt.models.policy import completion_logp
 from instructgpt.models.reward_model import ScalarModel
 from instructgpt.models.sharding import layer_groups
-from instructgpt.train.rollout import values_of
+from instructgpt.train.rollout import token_values
 
-Measure = Callable[[Any, Batch], Tensor]
+ForwardFn = Callable[[Any, PackedBatch], Tensor]
 
-DEEP, LAYERS = 8, (2, 4)
+_MAX_TRACED_LAYERS, _TRACED_DEPTHS = 8, (2, 4)
 """Models of more layers are counted at two depths and continued in a straight line: every layer holds the same."""
 
 
-NO_RENDERER: Any = None
+_NO_TOKENIZER: Any = None
 """Nothing is rendered here."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class PeakMemory:
     """Bytes beside the weights: at the worst moment, and at the end of the forward pass (kept for the backward pass)."""
 
     peak: float
-    kept: float
+    saved_for_backward: float
 
-    def continued(self, other: Held, times: float) -> Held:
+    def extrapolate(self, target: PeakMemory, factor: float) -> PeakMemory:
         """The point `times` as far from here as another one."""
-        return Held(self.peak + times * (other.peak - self.peak), self.kept + times * (other.kept - self.kept))
+        return PeakMemory(
+            self.peak + factor * (target.peak - self.peak),
+            self.saved_for_backward + factor * (target.saved_for_backward - self.saved_for_backward),
+        )
 
 
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are alive, while it is in force."""
 
-    def __init__(self, there: Iterable[Tensor]) -> None:
+    def __init__(self, existing: Iterable[Tensor]) -> None:
         """Begin with nothing; what is `there` before does not count."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._there = [tensor.untyped_storage() for tensor in there]
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet(self._there)
+        self.current = self.peak = 0
+        self._existing = [tensor.untyped_storage() for tensor in existing]
+        self._tracked: weakref.WeakSet[Any] = weakref.WeakSet(self._existing)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and note what it has made."""
         result = function(*args, **(kwargs or {}))
-        for made in tree_iter(result):
-            if isinstance(made, Tensor) and (storage := made.untyped_storage()) not in self._seen:
-                self._seen.add(storage)
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._tracked:
+                self._tracked.add(storage)
                 size = storage.nbytes()
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, size)
+                self.current += size
+                self.peak = max(self.peak, self.current)
+                weakref.finalize(storage, self._on_free, size)
         return result
 
-    def _gone(self, size: int) -> None:
-        self.now -= size
+    def _on_free(self, size: int) -> None:
+        self.current -= size
 
 
 @dataclass(frozen=True)
-class Network:
+class TracedModel:
     """A model that is planned with: what it is made of, and what is measured of a batch."""
 
     config: Any
-    measure: Measure
+    forward_fn: ForwardFn
     scalar: bool = False  # a reward or value model
     lora: int = 0
     memory: tuple[str, ...] = ()
 
     def build(self) -> Any:
         """It, without numbers."""
-        return build(self.config, scalar=self.scalar, lora=self.lora, memory=self.memory)
+        return build_on_meta(self.config, scalar=self.scalar, lora=self.lora, memory=self.memory)
 
     @cached_property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelShape:
         """Its shape."""
-        return shape_from(self.build())
+        return get_model_shape(self.build())
 
     @cached_property
-    def groups(self) -> list[int]:
+    def gather_sizes(self) -> list[int]:
         """Parameters that ranks gather at once, where they hold parts of it: those outside the layers first, then group by group."""
         layers = [sum(p.numel() for layer in group for p in layer.parameters()) for group in layer_groups(self.build())]
         return [self.shape.parameters - sum(layers), *layers]
 
     @cached_property
-    def learned(self) -> list[int]:
+    def trainable_sizes(self) -> list[int]:
         """Numbers in each tensor that is trained."""
         return [parameter.numel() for parameter in self.build().parameters() if parameter.requires_grad]
 
-    def holds(self, group: Sequence[Example], *, learns: bool = True, again: bool = False, divided: bool = False) -> Held:
+    def trace(
+        self, microbatch: Sequence[TokenizedExample], *, backward: bool = True, accumulate: bool = False, sharded: bool = False
+    ) -> PeakMemory:
         """Bytes it holds beside its weights while it computes a microbatch.
 
         Args:
@@ -113,68 +118,71 @@ class Network:
             divided: gradients go to other ranks as soon as they are made, and are not included.
         """
         depth = self.config.num_hidden_layers
-        if depth <= DEEP:
-            return self._holds(group, learns, again, divided)
-        few, more = (replace(self, config=_cut(self.config, layers))._holds(group, learns, again, divided) for layers in LAYERS)
-        return few.continued(more, (depth - LAYERS[0]) / (LAYERS[1] - LAYERS[0]))
+        if depth <= _MAX_TRACED_LAYERS:
+            return self._trace(microbatch, backward, accumulate, sharded)
+        shallow, deep = (
+            replace(self, config=_truncate_layers(self.config, layers))._trace(microbatch, backward, accumulate, sharded)
+            for layers in _TRACED_DEPTHS
+        )
+        return shallow.extrapolate(deep, (depth - _TRACED_DEPTHS[0]) / (_TRACED_DEPTHS[1] - _TRACED_DEPTHS[0]))
 
-    def _holds(self, group: Sequence[Example], learns: bool, again: bool, divided: bool) -> Held:
-        batch = collate(group)
-        for read in get_args(Read):  # worked out of the numbers, before these are gone
-            reading_of(batch, read)
-        layout_of(batch)
-        with without_numbers() as mode:
-            model = to_compute_with(self.build()).train(learns)
-            model.set_attn_implementation(PACKED)
-            batch = _without_numbers(batch, lambda tensor: fake(tensor, mode))
+    def _trace(self, microbatch: Sequence[TokenizedExample], backward: bool, accumulate: bool, sharded: bool) -> PeakMemory:
+        batch = collate(microbatch)
+        for read in get_args(TokenSelection):  # worked out of the numbers, before these are gone
+            get_token_subset(batch, read)
+        get_attention_layout(batch)
+        with fake_tensors() as mode:
+            model = to_fake_device(self.build()).train(backward)
+            model.set_attn_implementation(PACKED_ATTENTION)
+            batch = _to_fake(batch, lambda tensor: fake_like(tensor, mode))
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             for parameter in trained:
-                if divided:
-                    parameter.register_post_accumulate_grad_hook(_give_up)
-                elif again:
+                if sharded:
+                    parameter.register_post_accumulate_grad_hook(_free_gradient)
+                elif accumulate:
                     parameter.grad = torch.empty_like(parameter)
-            with Counter([*model.parameters(), *model.buffers()]) as counter, torch.set_grad_enabled(learns):
-                total = self.measure(model, batch).sum()
-                kept = counter.now
-                if learns:
+            with _AllocationTracker([*model.parameters(), *model.buffers()]) as tracker, torch.set_grad_enabled(backward):
+                total = self.forward_fn(model, batch).sum()
+                saved = tracker.current
+                if backward:
                     total.backward()  # type: ignore[no-untyped-call]
-        gradients = FLOAT * sum(parameter.numel() for parameter in trained) if again and not divided else 0
-        return Held(counter.peak + gradients, kept)
+        gradients = FLOAT_BYTES * sum(parameter.numel() for parameter in trained) if accumulate and not sharded else 0
+        return PeakMemory(tracker.peak + gradients, saved)
 
 
-def _give_up(parameter: Tensor) -> None:
+def _free_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def logp(model: Any, batch: Batch) -> Tensor:
+def forward_logp(model: Any, batch: PackedBatch) -> Tensor:
     """What supervised training measures."""
     return completion_logp(model, batch)
 
 
-def scores(model: Any, batch: Batch) -> Tensor:
+def forward_scores(model: Any, batch: PackedBatch) -> Tensor:
     """What reward models measure."""
-    return ScalarModel(model, NO_RENDERER).last(batch)
+    return ScalarModel(model, _NO_TOKENIZER).sequence_scores(batch)
 
 
-def values(model: Any, batch: Batch) -> Tensor:
+def forward_values(model: Any, batch: PackedBatch) -> Tensor:
     """What value models measure."""
-    return values_of(ScalarModel(model, NO_RENDERER), batch)
+    return token_values(ScalarModel(model, _NO_TOKENIZER), batch)
 
 
-def _cut(config: Any, layers: int) -> Any:
-    shorter = type(config)(**config.to_dict())
-    shorter.num_hidden_layers = layers
-    if getattr(shorter, "layer_types", None):
-        shorter.layer_types = shorter.layer_types[:layers]
-    return shorter
+def _truncate_layers(config: Any, layers: int) -> Any:
+    truncated = type(config)(**config.to_dict())
+    truncated.num_hidden_layers = layers
+    if getattr(truncated, "layer_types", None):
+        truncated.layer_types = truncated.layer_types[:layers]
+    return truncated
 
 
-def _without_numbers(given: Any, empty: Callable[[Tensor], Tensor]) -> Any:
+def _to_fake(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
     """The same of tensors without numbers: a batch, and where its tokens stand, which is known already."""
-    if isinstance(given, Tensor):
-        return empty(given)
-    if isinstance(given, dict):
-        return {name: _without_numbers(one, empty) for name, one in given.items()}
-    if is_dataclass(given):
-        return replace(given, **{one.name: _without_numbers(getattr(given, one.name), empty) for one in fields(given)})  # type: ignore[type-var]
-    return tuple(_without_numbers(one, empty) for one in given) if type(given) is tuple else given
+    if isinstance(value, Tensor):
+        return convert(value)
+    if isinstance(value, dict):
+        return {name: _to_fake(one, convert) for name, one in value.items()}
+    if is_dataclass(value):
+        return replace(value, **{one.name: _to_fake(getattr(value, one.name), convert) for one in fields(value)})  # type: ignore[type-var]
+    return tuple(_to_fake(one, convert) for one in value) if type(value) is tuple else value

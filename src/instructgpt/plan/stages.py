@@ -9,264 +9,323 @@ from typing import Any
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.packing import Batch, Example, microbatches
-from instructgpt.data.rankings import RankedPrompt, ranked_prompts, token_groups, tokens_in
-from instructgpt.data.splits import held_out
-from instructgpt.data.tokenization import Renderer, demonstration_examples
-from instructgpt.errors import BadInput
-from instructgpt.models.flops import FLOAT, Text, configuration
-from instructgpt.models.policy import LOGITS_HELD, completion_numbers, context_length, dropouts, pretraining_window
-from instructgpt.plan.context import STATED_RECORDS, Told
-from instructgpt.plan.lengths import ended, read_sample, renderer, spread, stated
-from instructgpt.plan.memory import adam_bytes, peak, ppo_moments, training_moments
-from instructgpt.plan.meta_trace import Held, Measure, Network, logp, scores, values
-from instructgpt.plan.roofline import HALF, Phase, Plan, grouped, joined, optimizer, passes, predicted_in, ring, sampling, texts_of
+from instructgpt.data.packing import PackedBatch, TokenizedExample, microbatches
+from instructgpt.data.rankings import RankedPrompt, count_ranking_tokens, prompt_microbatches, tokenize_rankings
+from instructgpt.data.splits import is_heldout
+from instructgpt.data.tokenization import PromptTokenizer, tokenize_demonstrations
+from instructgpt.errors import InputError
+from instructgpt.models.flops import FLOAT_BYTES, SequenceShape, load_model_config
+from instructgpt.models.policy import MAX_LOGITS, context_length, dropout_settings, per_token_outputs, pretraining_sequence_length
+from instructgpt.plan.context import SYNTHETIC_RECORDS, PlanContext
+from instructgpt.plan.lengths import geometric_lengths, load_plan_tokenizer, read_stage_records, sample_evenly, synthetic_examples
+from instructgpt.plan.memory import adam_bytes, ppo_peaks, trace_largest_microbatch, training_peaks
+from instructgpt.plan.meta_trace import ForwardFn, PeakMemory, TracedModel, forward_logp, forward_scores, forward_values
+from instructgpt.plan.roofline import (
+    BF16_BYTES,
+    Phase,
+    Plan,
+    count_predicted_tokens,
+    forward_backward_phases,
+    merge_phases,
+    optimizer_phase,
+    ring_bytes,
+    sampling_phases,
+    sequence_shapes,
+    split_microbatches,
+)
 from instructgpt.records import Demonstration, Prompt, Ranking
-from instructgpt.sampling.engine import CPU_BYTES
+from instructgpt.sampling.engine import CPU_CACHE_BYTES
 from instructgpt.train import ppo
 from instructgpt.train.ppo import PPOConfig
-from instructgpt.train.pretrain import PretrainConfig, shape_for
+from instructgpt.train.pretrain import PretrainConfig, build_llama_config
 from instructgpt.train.reward import RewardConfig
-from instructgpt.train.sft import SFTConfig, pretraining_rows
+from instructgpt.train.sft import SFTConfig, mix_rows_per_step
 
-STATED_K = 4
-GATHERING, ADDING = "weights gathered", "gradients added up"
+_SYNTHETIC_K = 4
+GATHER_PHASE, ALL_REDUCE_PHASE = "weights gathered", "gradients added up"
 """Phases that only ranks have: for sampling, where each holds parts of the policy; before an optimizer step, where each holds all."""
 
 
-def plan(config: StageConfig, told: Told) -> Plan:
+def plan_stage(config: StageConfig, context: PlanContext) -> Plan:
     """The plan of a stage with these options.
 
     Raises:
         BadInput: a model or data is missing, or this stage has no plan.
     """
     if isinstance(config, SFTConfig):
-        return plan_sft(config, told)
+        return _plan_sft(config, context)
     if isinstance(config, RewardConfig):
-        return plan_reward(config, told)
+        return _plan_reward(config, context)
     if isinstance(config, PPOConfig):
-        return plan_ppo(config, told)
+        return _plan_ppo(config, context)
     if isinstance(config, PretrainConfig):
-        return plan_pretrain(config, told)
-    raise BadInput(f"plan: there is no plan for the stage '{config.stage}'")
+        return _plan_pretrain(config, context)
+    raise InputError(f"plan: there is no plan for the stage '{config.stage}'")
 
 
-def context_of(config: Any) -> int:
+def _context_length(config: Any) -> int:
     """Tokens the model of a configuration was built for."""
     return context_length(SimpleNamespace(config=config))
 
 
-def window_of(config: Any) -> int:
+def _window_length(config: Any) -> int:
     """Tokens in a row of pretraining text."""
-    return pretraining_window(SimpleNamespace(config=config))
+    return pretraining_sequence_length(SimpleNamespace(config=config))
 
 
-def repeated(examples: Sequence[Example], count: int) -> list[Example]:
+def _cycle_examples(examples: Sequence[TokenizedExample], count: int) -> list[TokenizedExample]:
     """As many examples as a batch has, taken from a sample in turn; those that come again differ from their first time."""
     size = len(examples)
-    return [Example([number, *examples[number % size].prompt[1:]], examples[number % size].completion) for number in range(count)]
+    return [
+        TokenizedExample([number, *examples[number % size].prompt_ids[1:]], examples[number % size].completion_ids)
+        for number in range(count)
+    ]
 
 
-def network_of(config: StageConfig, model: Any, measure: Measure, *, scalar: bool = False) -> Network:
+def _traced_model(config: StageConfig, model: Any, forward_fn: ForwardFn, *, scalar: bool = False) -> TracedModel:
     """A model as a stage with these options makes it."""
-    return Network(model, measure, scalar, config.lora, config.memory)
+    return TracedModel(model, forward_fn, scalar, config.lora, config.memory)
 
 
-def training(
-    network: Network,
-    batches: Sequence[Sequence[Example]],
-    told: Told,
-    names: tuple[str, str] = ("forward", "backward"),
+def _training_phases(
+    model: TracedModel,
+    batches: Sequence[Sequence[TokenizedExample]],
+    context: PlanContext,
+    phase_names: tuple[str, str] = ("forward", "backward"),
     *,
-    again: bool = False,
-) -> tuple[list[Phase], Held]:
+    accumulate: bool = False,
+) -> tuple[list[Phase], PeakMemory]:
     """Forward and backward of one rank over some optimizer steps' batches, and what the largest microbatch holds.
 
     `again`: gradients of something else are there when a step begins.
     """
-    own = [[batch[row] for row in told.fullest([len(example) for example in batch])] for batch in batches]
-    groups = [grouped(batch, told.budget) for batch in own]
-    held = peak(network, max(groups, key=lambda some: max(sum(map(len, group)) for group in some)), told, again=again)
-    most = max(sum(map(len, group)) for some in groups for group in some)
-    examples = [example for batch in own for example in batch]
-    kept = held.kept * sum(map(len, examples)) / most
-    count = sum(map(len, groups))
-    ranks = told.ranks if told.divides(network) else 1
-    phases = passes(network, texts_of(examples), predicted_in(examples), groups=count, kept=kept, ranks=ranks, names=names)
-    return phases, held
+    rank_batches = [[batch[row] for row in context.busiest_rank_rows([len(example) for example in batch])] for batch in batches]
+    step_microbatches = [split_microbatches(batch, context.budget) for batch in rank_batches]
+    memory = trace_largest_microbatch(
+        model, max(step_microbatches, key=lambda some: max(sum(map(len, group)) for group in some)), context, accumulate=accumulate
+    )
+    largest_tokens = max(sum(map(len, group)) for some in step_microbatches for group in some)
+    examples = [example for batch in rank_batches for example in batch]
+    saved_bytes = memory.saved_for_backward * sum(map(len, examples)) / largest_tokens
+    microbatch_count = sum(map(len, step_microbatches))
+    ranks = context.ranks if context.shards(model) else 1
+    phases = forward_backward_phases(
+        model,
+        sequence_shapes(examples),
+        count_predicted_tokens(examples),
+        microbatch_count=microbatch_count,
+        saved_bytes=saved_bytes,
+        ranks=ranks,
+        phase_names=phase_names,
+    )
+    return phases, memory
 
 
-def stepping(networks: Sequence[Network], told: Told, averaged: float = 0.0) -> list[Phase]:
+def optimizer_phases(models: Sequence[TracedModel], context: PlanContext, ema_parameters: float = 0.0) -> list[Phase]:
     """What ends an optimizer step: gradients added up where every rank holds a whole model, then the optimizer. `averaged`: numbers."""
-    whole = [network for network in networks if not told.divides(network)]
-    shares = [(network, 1 if network in whole else 1 / told.ranks) for network in networks]
-    trained = sum(share * network.shape.trained for network, share in shares)
-    phase = optimizer(trained, shares[0][1] * averaged, sum(share * adam_bytes(network) for network, share in shares))
-    if told.ranks == 1 or not whole:
+    replicated = [network for network in models if not context.shards(network)]
+    shares = [(network, 1 if network in replicated else 1 / context.ranks) for network in models]
+    trained = sum(share * network.shape.trainable_parameters for network, share in shares)
+    phase = optimizer_phase(trained, shares[0][1] * ema_parameters, sum(share * adam_bytes(network) for network, share in shares))
+    if context.ranks == 1 or not replicated:
         return [phase]
-    sent = 2 * ring(FLOAT * sum(network.shape.trained for network in whole), told.ranks)
-    return [Phase(ADDING, 0, 0, 0, sent=sent, calls=len(whole)), phase]
+    bytes_sent = 2 * ring_bytes(FLOAT_BYTES * sum(network.shape.trainable_parameters for network in replicated), context.ranks)
+    return [Phase(ALL_REDUCE_PHASE, 0, 0, 0, bytes_sent=bytes_sent, calls=len(replicated)), phase]
 
 
-def plan_sft(config: SFTConfig, told: Told) -> Plan:
+def _plan_sft(config: SFTConfig, context: PlanContext) -> Plan:
     """Supervised fine-tuning: a step is a batch of demonstrations, and its share of pretraining text."""
-    model = configuration(config.base)
-    model.update(dropouts(model, config.dropout))
-    network = network_of(config, model, logp)
-    if told.stated:
-        examples, count = told.examples(), told.records or STATED_RECORDS
+    model_config = load_model_config(config.base)
+    model_config.update(dropout_settings(model_config, config.dropout))
+    model = _traced_model(config, model_config, forward_logp)
+    if context.has_lengths:
+        examples, count = context.examples(), context.records or SYNTHETIC_RECORDS
     else:
-        records = read_sample(Demonstration, config.data, config.skip_bad)
-        records = records if config.validation else [record for record in records if not held_out(record.text)]
+        records = read_stage_records(Demonstration, config.data, config.skip_bad)
+        records = records if config.validation else [record for record in records if not is_heldout(record.text)]
         if not records:
-            raise BadInput("no demonstrations to train on; give more, or --validation")
-        examples, _ = demonstration_examples(spread(records), renderer(config.base), context_of(model))
+            raise InputError("no demonstrations to train on; give more, or --validation")
+        examples, _ = tokenize_demonstrations(sample_evenly(records), load_plan_tokenizer(config.base), _context_length(model_config))
         count = len(records)
     batch = min(config.batch, count)
-    phases, held = training(network, [repeated(examples, batch)], told)
+    phases, memory = _training_phases(model, [_cycle_examples(examples, batch)], context)
     if config.pretraining:
-        rows = stated(pretraining_rows(config), 1, [window_of(model)])
-        both, other = training(network, [rows], told, again=True)
-        phases.append(joined("pretraining text", both))
-        held = max(held, other, key=lambda one: one.peak)
-    moments = training_moments(network, held, told, best=config.keep == "best" and config.epochs > 1)
+        rows = synthetic_examples(mix_rows_per_step(config), 1, [_window_length(model_config)])
+        ptx_phases, ptx_memory = _training_phases(model, [rows], context, accumulate=True)
+        phases.append(merge_phases("pretraining text", ptx_phases))
+        memory = max(memory, ptx_memory, key=lambda one: one.peak)
+    peaks = training_peaks(model, memory, context, keeps_best=config.keep == "best" and config.epochs > 1)
     step = f"an optimizer step of {batch} demonstrations"
     steps = -(-count // config.batch) * config.epochs
-    return Plan(stage="sft", step=step, steps=steps, phases=phases + stepping([network], told), moments=moments, ranks=told.ranks)
+    return Plan(
+        stage="sft", step=step, steps=steps, phases=phases + optimizer_phases([model], context), memory_peaks=peaks, ranks=context.ranks
+    )
 
 
-def plan_pretrain(config: PretrainConfig, told: Told) -> Plan:
+def _plan_pretrain(config: PretrainConfig, context: PlanContext) -> Plan:
     """A base model from scratch: a step is a batch of windows, each taken as one document."""
-    network = network_of(config, shape_for(config, config.vocabulary), logp)
-    phases, held = training(network, [stated(config.batch, 1, [config.window])], told)
+    model = _traced_model(config, build_llama_config(config, config.vocabulary), forward_logp)
+    phases, memory = _training_phases(model, [synthetic_examples(config.batch, 1, [config.window])], context)
     step = f"an optimizer step of {config.batch} windows"
-    moments = training_moments(network, held, told, best=config.keep == "best")
-    phases += stepping([network], told)
-    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, moments=moments, ranks=told.ranks)
+    peaks = training_peaks(model, memory, context, keeps_best=config.keep == "best")
+    phases += optimizer_phases([model], context)
+    return Plan(stage="pretrain", step=step, steps=config.steps, phases=phases, memory_peaks=peaks, ranks=context.ranks)
 
 
-def plan_reward(config: RewardConfig, told: Told) -> Plan:
+def _plan_reward(config: RewardConfig, context: PlanContext) -> Plan:
     """The reward model: a step is a batch of prompts, each computed once for all its completions."""
-    model = configuration(config.base)
-    network = network_of(config, model, scores, scalar=True)
-    if told.stated:
-        prompts = [RankedPrompt([one] * STATED_K, (), "") for one in told.examples()]
-        count = told.records or STATED_RECORDS
+    model_config = load_model_config(config.base)
+    model = _traced_model(config, model_config, forward_scores, scalar=True)
+    if context.has_lengths:
+        prompts = [RankedPrompt([one] * _SYNTHETIC_K, (), "") for one in context.examples()]
+        count = context.records or SYNTHETIC_RECORDS
     else:
-        rankings = read_sample(Ranking, config.data, config.skip_bad)
-        known = [r for r in rankings if r.cohort != "heldout" and (config.validation or not held_out(r.prompt))]
-        prompts, _ = ranked_prompts(spread(known), renderer(config.base), context_of(model))
+        rankings = read_stage_records(Ranking, config.data, config.skip_bad)
+        training_rankings = [r for r in rankings if r.cohort != "heldout" and (config.validation or not is_heldout(r.prompt))]
+        prompts, _ = tokenize_rankings(sample_evenly(training_rankings), load_plan_tokenizer(config.base), _context_length(model_config))
         if not prompts:
-            raise BadInput("no prompt with a decided pair to train on; give more rankings, or --validation")
-        count = round(len({ranking.prompt for ranking in known}))
+            raise InputError("no prompt with a decided pair to train on; give more rankings, or --validation")
+        count = round(len({ranking.prompt for ranking in training_rankings}))
     batch = min(config.batch, count)
     prompts = [prompts[number % len(prompts)] for number in range(batch)]
-    own = [prompts[row] for row in told.fullest([tokens_in([prompt]) for prompt in prompts])]
-    groups = [[example for prompt in group for example in prompt.examples] for group in token_groups(own, told.budget)]
-    held = peak(network, groups, told)
-    texts = [text for prompt in own for text in shared(prompt.examples)]
-    most = max(sum(text.tokens for text in shared(group)) for group in groups)
-    kept = held.kept * sum(text.tokens for text in texts) / most
-    ranks = told.ranks if told.divides(network) else 1
-    phases = [*passes(network, texts, 0, groups=len(groups), kept=kept, ranks=ranks), *stepping([network], told)]
+    rank_prompts = [prompts[row] for row in context.busiest_rank_rows([count_ranking_tokens([prompt]) for prompt in prompts])]
+    step_microbatches = [
+        [example for prompt in group for example in prompt.examples] for group in prompt_microbatches(rank_prompts, context.budget)
+    ]
+    memory = trace_largest_microbatch(model, step_microbatches, context)
+    sequences = [text for prompt in rank_prompts for text in _dedupe_prompts(prompt.examples)]
+    largest_tokens = max(sum(text.tokens for text in _dedupe_prompts(group)) for group in step_microbatches)
+    saved_bytes = memory.saved_for_backward * sum(text.tokens for text in sequences) / largest_tokens
+    ranks = context.ranks if context.shards(model) else 1
+    phases = [
+        *forward_backward_phases(model, sequences, 0, microbatch_count=len(step_microbatches), saved_bytes=saved_bytes, ranks=ranks),
+        *optimizer_phases([model], context),
+    ]
     step = f"an optimizer step of {batch} prompts"
     steps = -(-count // config.batch) * config.epochs
-    moments = training_moments(network, held, told, best=config.keep == "best")
-    return Plan(stage="reward", step=step, steps=steps, phases=phases, moments=moments, ranks=told.ranks)
+    peaks = training_peaks(model, memory, context, keeps_best=config.keep == "best")
+    return Plan(stage="reward", step=step, steps=steps, phases=phases, memory_peaks=peaks, ranks=context.ranks)
 
 
-def shared(examples: Sequence[Example]) -> list[Text]:
+def _dedupe_prompts(examples: Sequence[TokenizedExample]) -> list[SequenceShape]:
     """Examples as texts, with every prompt once."""
-    prompts = {tuple(example.prompt) for example in examples}
-    return [*(Text(len(prompt), read=0) for prompt in prompts), *(Text(len(e.completion), len(e.prompt), read=1) for e in examples)]
+    prompts = {tuple(example.prompt_ids) for example in examples}
+    return [
+        *(SequenceShape(len(prompt), output_tokens=0) for prompt in prompts),
+        *(SequenceShape(len(e.completion_ids), len(e.prompt_ids), output_tokens=1) for e in examples),
+    ]
 
 
-def policy_numbers(model: Any, batch: Batch) -> Any:
+def _forward_policy(model: Any, batch: PackedBatch) -> Any:
     """What PPO measures of its policy: log-probabilities that are trained on, entropies that are seen."""
-    return completion_numbers(model, batch, functional.token_logp, ppo.entropy_seen)[0]
+    return per_token_outputs(model, batch, functional.token_logp, ppo.entropy_no_grad)[0]
 
 
-def episodes(config: PPOConfig, policy: Any, told: Told) -> tuple[list[Example], list[str]]:
+def _synthetic_episodes(config: PPOConfig, policy_config: Any, context: PlanContext) -> tuple[list[TokenizedExample], list[str]]:
     """A batch of episodes, as long as they are expected to be, and what is to be said about that."""
-    mean = told.completion_tokens or config.max_tokens
-    lengths = ended(mean, config.max_tokens, config.batch)
-    said = f"completions taken to be {sum(lengths) / len(lengths):.0f} tokens long on average, at most {config.max_tokens}"
-    notes = [said if told.completion_tokens else f"{said}; --completion-tokens states a mean"]
-    if told.prompt_tokens is not None:
-        return stated(config.batch, told.prompt_tokens, lengths), notes
-    records = spread(read_sample(Prompt, config.prompts, config.skip_bad))
-    render = renderer(config.policy)
-    room = context_of(policy) - config.max_tokens
-    fitting = [tokens for record in records if len(tokens := render.prompt(record)) <= room]
-    if not fitting:
-        raise BadInput(f"none of the prompts leaves room for --max-tokens {config.max_tokens} in a context of {context_of(policy)} tokens")
-    return [Example([row, *fitting[row % len(fitting)][1:]], [0] * length) for row, length in enumerate(lengths)], notes
+    mean = context.completion_tokens or config.max_tokens
+    lengths = geometric_lengths(mean, config.max_tokens, config.batch)
+    note = f"completions taken to be {sum(lengths) / len(lengths):.0f} tokens long on average, at most {config.max_tokens}"
+    notes = [note if context.completion_tokens else f"{note}; --completion-tokens states a mean"]
+    if context.prompt_tokens is not None:
+        return synthetic_examples(config.batch, context.prompt_tokens, lengths), notes
+    records = sample_evenly(read_stage_records(Prompt, config.prompts, config.skip_bad))
+    tokenizer = load_plan_tokenizer(config.policy)
+    max_prompt_tokens = _context_length(policy_config) - config.max_tokens
+    fitting_prompts = [tokens for record in records if len(tokens := tokenizer.encode_prompt(record)) <= max_prompt_tokens]
+    if not fitting_prompts:
+        raise InputError(
+            f"none of the prompts leaves room for --max-tokens {config.max_tokens} in a context of {_context_length(policy_config)} tokens"
+        )
+    return [
+        TokenizedExample([row, *fitting_prompts[row % len(fitting_prompts)][1:]], [0] * length) for row, length in enumerate(lengths)
+    ], notes
 
 
-def same_tokens(policy: str, reward: Path) -> bool:
+def _tokenizers_match(policy: str, reward: Path) -> bool:
     """Whether both models read the same tokens; where a tokenizer is missing it is taken to be so."""
     try:
-        one, other = Renderer(renderer(policy).tokenizer), renderer(reward)
-    except BadInput:
+        policy_tokenizer, reward_tokenizer = PromptTokenizer(load_plan_tokenizer(policy).hf_tokenizer), load_plan_tokenizer(reward)
+    except InputError:
         return True
-    return one.same_tokens(other)
+    return policy_tokenizer.is_compatible(reward_tokenizer)
 
 
-def plan_ppo(config: PPOConfig, told: Told) -> Plan:
+def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
     """PPO: a step is an update, a batch of episodes sampled, scored and learned from."""
-    model, judge = configuration(config.policy), configuration(config.reward)
-    alike = same_tokens(config.policy, config.reward)
-    policy = network_of(config, model, policy_numbers)
-    value = network_of(config, judge if alike else configuration(config.policy), values, scalar=True)
-    reward = Network(judge, scores, scalar=True, memory=config.memory)
-    reference = Network(model, policy_numbers, memory=config.memory)
-    batch, notes = episodes(config, model, told)
-    phases, slots, width = rollout(config, policy, [(reward, "score"), (reference, "reference"), (value, "values")], batch, told)
-    steps = [batch[start : start + config.minibatch] for start in range(0, len(batch), config.minibatch)]
-    both, first = training(policy, steps, told, ("policy update", ""))
-    phases.append(joined("policy update", both).times(config.epochs))
-    both, second = training(value, steps, told, ("value update", ""))
-    phases.append(joined("value update", both).times(config.epochs))
-    text = None
+    policy_config, reward_config = load_model_config(config.policy), load_model_config(config.reward)
+    same_tokenizer = _tokenizers_match(config.policy, config.reward)
+    policy = _traced_model(config, policy_config, _forward_policy)
+    value = _traced_model(config, reward_config if same_tokenizer else load_model_config(config.policy), forward_values, scalar=True)
+    reward = TracedModel(reward_config, forward_scores, scalar=True, memory=config.memory)
+    reference = TracedModel(policy_config, _forward_policy, memory=config.memory)
+    batch, notes = _synthetic_episodes(config, policy_config, context)
+    phases, decode_rows, row_tokens = _rollout_phases(
+        config, policy, [(reward, "score"), (reference, "reference"), (value, "values")], batch, context
+    )
+    minibatches = [batch[start : start + config.minibatch] for start in range(0, len(batch), config.minibatch)]
+    pass_phases, policy_memory = _training_phases(policy, minibatches, context, ("policy update", ""))
+    phases.append(merge_phases("policy update", pass_phases).scale(config.epochs))
+    pass_phases, value_memory = _training_phases(value, minibatches, context, ("value update", ""))
+    phases.append(merge_phases("value update", pass_phases).scale(config.epochs))
+    ptx_memory = None
     if config.pretraining:
-        window = window_of(model)
-        both, text = training(network_of(config, model, logp), [stated(config.ptx_rows, 1, [window])], told, again=True)
-        phases.append(joined("pretraining text", both).times(config.steps_an_update))
+        window = _window_length(policy_config)
+        pass_phases, ptx_memory = _training_phases(
+            _traced_model(config, policy_config, forward_logp),
+            [synthetic_examples(config.ptx_rows_per_step, 1, [window])],
+            context,
+            accumulate=True,
+        )
+        phases.append(merge_phases("pretraining text", pass_phases).scale(config.optimizer_steps_per_update))
         share = phases[-1].flops / sum(phase.flops for phase in phases)
         notes.append(f"pretraining text is {share:.0%} of all FLOPs ({config.ptx_ratio:g} rows of {window} tokens an episode)")
-    averaged = policy.shape.trained if config.ema else 0
-    phases += [phase.times(config.steps_an_update) for phase in stepping([policy, value], told, averaged)]
-    own = [len(steps[0][row]) for row in told.fullest([len(example) for example in steps[0]])]
-    several = text is not None or len(list(microbatches(own, told.budget))) > 1
-    held = (first, second, text)
-    moments = ppo_moments(policy, value, None if alike and config.lora else reward, held, several, slots, width, told)
+    ema_parameters = policy.shape.trainable_parameters if config.ema else 0
+    phases += [phase.scale(config.optimizer_steps_per_update) for phase in optimizer_phases([policy, value], context, ema_parameters)]
+    rank_lengths = [len(minibatches[0][row]) for row in context.busiest_rank_rows([len(example) for example in minibatches[0]])]
+    accumulate = ptx_memory is not None or len(list(microbatches(rank_lengths, context.budget))) > 1
+    memory = (policy_memory, value_memory, ptx_memory)
+    peaks = ppo_peaks(
+        policy, value, None if same_tokenizer and config.lora else reward, memory, accumulate, decode_rows, row_tokens, context
+    )
     step = f"an update on {config.batch} episodes"
-    return Plan(stage="ppo", step=step, steps=config.updates, phases=phases, moments=moments, notes=notes, ranks=told.ranks)
+    return Plan(stage="ppo", step=step, steps=config.updates, phases=phases, memory_peaks=peaks, notes=notes, ranks=context.ranks)
 
 
-def rollout(
-    config: PPOConfig, policy: Network, scored_by: Sequence[tuple[Network, str]], batch: Sequence[Example], told: Told
+def _rollout_phases(
+    config: PPOConfig,
+    policy: TracedModel,
+    scored_by: Sequence[tuple[TracedModel, str]],
+    batch: Sequence[TokenizedExample],
+    context: PlanContext,
 ) -> tuple[list[Phase], int, int]:
     """One rank's part of sampling a batch and of scoring it; how many rows it samples at once, and how many tokens each has room for."""
-    own = [batch[row] for row in told.fullest([len(example.prompt) + config.max_tokens for example in batch])]
-    prompts, completions = [len(e.prompt) for e in own], [len(e.completion) for e in own]
-    number = HALF if "bf16" in config.memory else FLOAT
-    width = max(prompts) + config.max_tokens - 1
-    slots = slots_of(number * policy.shape.cached * width, policy.shape.vocabulary, len(own), told)
-    phases = sampling(policy.shape, prompts, completions, slots, number)
-    if told.divides(policy):
-        phases = [Phase(GATHERING, 0, 0, 0, sent=ring(policy.shape.bytes, told.ranks), calls=len(policy.groups)), *phases]
-    own = [batch[row] for row in told.fullest([len(example) for example in batch])]
-    texts, groups = texts_of(own), len(grouped(own, told.budget))
-    for network, name in scored_by:
-        logits = 0 if network.scalar else predicted_in(own)
-        ranks = told.ranks if told.divides(network) else 1
-        read = [text._replace(read=1) for text in texts] if network.measure is scores else texts
-        phases += passes(network, read, logits, groups=groups, ranks=ranks, names=(name, ""))[:1]
-    return phases, slots, width
+    rank_episodes = [batch[row] for row in context.busiest_rank_rows([len(example.prompt_ids) + config.max_tokens for example in batch])]
+    prompts, completions = [len(e.prompt_ids) for e in rank_episodes], [len(e.completion_ids) for e in rank_episodes]
+    element_bytes = BF16_BYTES if "bf16" in config.memory else FLOAT_BYTES
+    row_tokens = max(prompts) + config.max_tokens - 1
+    decode_rows = _decode_rows(
+        element_bytes * policy.shape.kv_cache_size_per_token * row_tokens, policy.shape.vocab_size, len(rank_episodes), context
+    )
+    phases = sampling_phases(policy.shape, prompts, completions, decode_rows, element_bytes)
+    if context.shards(policy):
+        phases = [
+            Phase(GATHER_PHASE, 0, 0, 0, bytes_sent=ring_bytes(policy.shape.weight_bytes, context.ranks), calls=len(policy.gather_sizes)),
+            *phases,
+        ]
+    rank_episodes = [batch[row] for row in context.busiest_rank_rows([len(example) for example in batch])]
+    sequences, microbatch_count = sequence_shapes(rank_episodes), len(split_microbatches(rank_episodes, context.budget))
+    for model, name in scored_by:
+        logits = 0 if model.scalar else count_predicted_tokens(rank_episodes)
+        ranks = context.ranks if context.shards(model) else 1
+        read_sequences = [text._replace(output_tokens=1) for text in sequences] if model.forward_fn is forward_scores else sequences
+        phases += forward_backward_phases(
+            model, read_sequences, logits, microbatch_count=microbatch_count, ranks=ranks, phase_names=(name, "")
+        )[:1]
+    return phases, decode_rows, row_tokens
 
 
-def slots_of(row: int, vocabulary: int, rows: int, told: Told) -> int:
+def _decode_rows(row_bytes: int, vocabulary: int, rows: int, context: PlanContext) -> int:
     """How many of the rows are sampled at once: on a CPU as many as the engine has memory for, on CUDA all. `row`: bytes of one's cache."""
-    fit = min(CPU_BYTES // row, LOGITS_HELD // vocabulary)
-    return max(1, min(rows, fit)) if told.device.type == "cpu" else rows
+    max_rows = min(CPU_CACHE_BYTES // row_bytes, MAX_LOGITS // vocabulary)
+    return max(1, min(rows, max_rows)) if context.device.type == "cpu" else rows

@@ -9,94 +9,96 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.config import StageConfig
-from instructgpt.errors import BadInput
-from instructgpt.plan.context import Told
+from instructgpt.errors import InputError
+from instructgpt.plan.context import PlanContext
 from instructgpt.plan.hardware import Machine
-from instructgpt.plan.roofline import Phase, Plan, joined
-from instructgpt.plan.stages import ADDING, GATHERING
-from instructgpt.run.directory import read_logged, read_record
+from instructgpt.plan.roofline import Phase, Plan, merge_phases
+from instructgpt.plan.stages import ALL_REDUCE_PHASE, GATHER_PHASE
+from instructgpt.run.directory import read_jsonl_log, read_run_record
 from instructgpt.train.ppo import PPOConfig
 from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
 from instructgpt.train.sft import SFTConfig
 
-STAGES: dict[str, type[StageConfig]] = {kind.stage: kind for kind in (PretrainConfig, SFTConfig, RewardConfig, PPOConfig)}
-SAMPLED = "sampling"
-TIMED_AS = {"prefill": SAMPLED, "decode": SAMPLED, GATHERING: SAMPLED, ADDING: "optimizer"}
+_STAGE_CONFIGS: dict[str, type[StageConfig]] = {kind.stage: kind for kind in (PretrainConfig, SFTConfig, RewardConfig, PPOConfig)}
+_SAMPLING = "sampling"
+_TIMED_PHASE = {"prefill": _SAMPLING, "decode": _SAMPLING, GATHER_PHASE: _SAMPLING, ALL_REDUCE_PHASE: "optimizer"}
 """Phases of a plan that are part of another one while they run."""
-UNPLANNED = "validation", "parity"
+_UNPLANNED_PHASES = "validation", "parity"
 """Phases of a run that no plan has; their time is shown."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class PhaseUtilization:
     """A phase as it went: its work, what that took, and what it must take at least."""
 
     name: str
     tokens: float
     seconds: float
-    least: float | None  # None where there is no plan of it
+    roofline_seconds: float | None  # None where there is no plan of it
 
     @property
-    def share(self) -> float | None:
+    def utilization(self) -> float | None:
         """Of the roofline; 1 is as fast as the machine allows."""
-        return None if self.least is None or not self.seconds else self.least / self.seconds
+        return None if self.roofline_seconds is None or not self.seconds else self.roofline_seconds / self.seconds
 
 
-def record_of(folder: Path) -> tuple[dict[str, Any], StageConfig]:
+def read_timed_record(folder: Path) -> tuple[dict[str, Any], StageConfig]:
     """The record of a stage and what it was told.
 
     Raises:
         BadInput: it is no directory of a stage that has phases.
     """
-    record = read_record(folder)
+    record = read_run_record(folder)
     if record is None:
-        raise BadInput(f"{folder}: no run.json in it; give the directory of a stage that has begun")
-    kind = STAGES.get(record.get("stage", ""))
-    if kind is None:
-        raise BadInput(f"{folder}: holds a run of '{record.get('stage')}'; phases are known of {', '.join(STAGES)}")
+        raise InputError(f"{folder}: no run.json in it; give the directory of a stage that has begun")
+    config_class = _STAGE_CONFIGS.get(record.get("stage", ""))
+    if config_class is None:
+        raise InputError(f"{folder}: holds a run of '{record.get('stage')}'; phases are known of {', '.join(_STAGE_CONFIGS)}")
     if not record.get("phases"):
-        raise BadInput(f"{folder}: no phase of it was timed yet; look again when it has run for a while")
-    return record, kind.model_validate({name: value for name, value in record["config"].items() if name in kind.model_fields})
-
-
-def told_by(folder: Path, record: Mapping[str, Any], told: Told) -> Told:
-    """What was stated, and for PPO the mean lengths that came about."""
-    rows = read_logged(folder / "metrics.jsonl")
-    lengths = [row["completion/length"] for row in rows if "completion/length" in row]
-    tokens = record["phases"].get("score", {}).get("tokens", 0)
-    if record["stage"] != PPOConfig.stage or not lengths or not tokens:
-        return told
-    completion = statistics.mean(lengths)
-    prompt = record.get("ranks", 1) * tokens / rows[-1]["episode"] - completion
-    return replace(
-        told,
-        completion_tokens=told.completion_tokens or max(1, round(completion)),
-        prompt_tokens=told.prompt_tokens or max(1, round(prompt)),
+        raise InputError(f"{folder}: no phase of it was timed yet; look again when it has run for a while")
+    return record, config_class.model_validate(
+        {name: value for name, value in record["config"].items() if name in config_class.model_fields}
     )
 
 
-def reached(record: Mapping[str, Any], plan: Plan, machine: Machine) -> list[Reached]:
+def context_from_run(folder: Path, record: Mapping[str, Any], context: PlanContext) -> PlanContext:
+    """What was stated, and for PPO the mean lengths that came about."""
+    rows = read_jsonl_log(folder / "metrics.jsonl")
+    lengths = [row["completion/length"] for row in rows if "completion/length" in row]
+    tokens = record["phases"].get("score", {}).get("tokens", 0)
+    if record["stage"] != PPOConfig.stage or not lengths or not tokens:
+        return context
+    completion = statistics.mean(lengths)
+    prompt = record.get("ranks", 1) * tokens / rows[-1]["episode"] - completion
+    return replace(
+        context,
+        completion_tokens=context.completion_tokens or max(1, round(completion)),
+        prompt_tokens=context.prompt_tokens or max(1, round(prompt)),
+    )
+
+
+def compute_utilization(record: Mapping[str, Any], plan: Plan, machine: Machine) -> list[PhaseUtilization]:
     """Every timed phase beside its plan, which is scaled to the tokens that were computed."""
-    planned = {phase.name: phase for phase in as_timed(plan.phases)}
+    planned = {phase.name: phase for phase in _merge_timed_phases(plan.phases)}
     timed: Mapping[str, Mapping[str, float]] = record["phases"]
     scales = [timed[name]["tokens"] / planned[name].tokens for name in timed if name in planned and planned[name].tokens]
-    steps = max(scales, default=0.0)
-    found = []
-    for name, sums in timed.items():
+    default_factor = max(scales, default=0.0)
+    utilizations = []
+    for name, timing in timed.items():
         phase = planned.get(name)
-        factor = steps if phase is None or not phase.tokens else sums["tokens"] / phase.tokens
-        least = None if phase is None else phase.times(factor).roofline(machine)
-        found.append(Reached(name, sums["tokens"], sums["seconds"], least))
-    return found
+        factor = default_factor if phase is None or not phase.tokens else timing["tokens"] / phase.tokens
+        roofline_seconds = None if phase is None else phase.scale(factor).roofline_seconds(machine)
+        utilizations.append(PhaseUtilization(name, timing["tokens"], timing["seconds"], roofline_seconds))
+    return utilizations
 
 
-def as_timed(phases: list[Phase]) -> list[Phase]:
+def _merge_timed_phases(phases: list[Phase]) -> list[Phase]:
     """The phases of a plan as a run times them: all that samples is one, and gradients are added up in the optimizer's step."""
     timed: dict[str, list[Phase]] = {}
     for phase in phases:
-        timed.setdefault(TIMED_AS.get(phase.name, phase.name), []).append(phase)
-    found = {name: joined(name, parts) for name, parts in timed.items()}
-    if SAMPLED in found:
-        found[SAMPLED] = replace(found[SAMPLED], tokens=found["score"].tokens)
-    return list(found.values())
+        timed.setdefault(_TIMED_PHASE.get(phase.name, phase.name), []).append(phase)
+    merged = {name: merge_phases(name, parts) for name, parts in timed.items()}
+    if _SAMPLING in merged:
+        merged[_SAMPLING] = replace(merged[_SAMPLING], tokens=merged["score"].tokens)
+    return list(merged.values())

@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from instructgpt.config import Options
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import read_rows
+from instructgpt.config import CommandConfig
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import read_result_rows
 from instructgpt.report.page import write_report, write_results_page
-from instructgpt.report.terminal import show
+from instructgpt.report.terminal import print_report_tables
 from instructgpt.run.directory import console
 
 
-class ReportConfig(Options):
+class ReportConfig(CommandConfig):
     """What to report on."""
 
     stage: ClassVar[str] = "report"
@@ -32,16 +32,16 @@ def main(config: ReportConfig) -> Path:
     Raises:
         BadInput: there is no such directory or file, or it is damaged.
     """
-    first = config.run[0]
+    first_source = config.run[0]
     for source in config.run:
         if not source.exists():
-            raise BadInput(f"{source}: no such run directory or file of results")
-    if len(config.run) == 1 and first.is_dir():
-        if (first / "results.json").exists():
-            show(read_rows(first / "results.json"))
-        page = write_report(first, config.out)
+            raise InputError(f"{source}: no such run directory or file of results")
+    if len(config.run) == 1 and first_source.is_dir():
+        if (first_source / "results.json").exists():
+            print_report_tables(read_result_rows(first_source / "results.json"))
+        page_path = write_report(first_source, config.out)
     else:
-        beside = first / "report.html" if first.is_dir() else first.with_name(f"{first.stem}.html")
-        page = write_results_page(config.run, config.out or beside)
-    console.print(f"report: {page}", soft_wrap=True)
-    return page
+        default_out = first_source / "report.html" if first_source.is_dir() else first_source.with_name(f"{first_source.stem}.html")
+        page_path = write_results_page(config.run, config.out or default_out)
+    console.print(f"report: {page_path}", soft_wrap=True)
+    return page_path

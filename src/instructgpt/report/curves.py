@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from instructgpt.report.charts import legend_of
+from instructgpt.report.charts import model_legend
 from instructgpt.report.inputs import Stage
-from instructgpt.report.naming import colour, in_order, model_name
-from instructgpt.report.svg import Line, figure, lines
+from instructgpt.report.naming import model_color, model_name, sort_models
+from instructgpt.report.svg import Curve, render_figure, render_line_panel
 
-POINTS = 160  # a curve is never drawn finer than this
+MAX_CURVE_POINTS = 160  # a curve is never drawn finer than this
 
-LOSSES = (("loss/train", False), ("loss/validation", True), ("validation/loss", True))
-ACCURACIES = (
+_LOSS_METRICS = (("loss/train", False), ("loss/validation", True), ("validation/loss", True))
+_ACCURACY_CURVES = (
     ("accuracy/train", "training pairs", "#8b919c", True),
     ("validation/accuracy", "training labelers", "#b9508a", False),
     ("validation/accuracy_heldout", "held-out labelers", "#3f88c5", False),
     ("validation/length_baseline", "the longer one wins", "#8b919c", False),
 )
 
-PPO_MAIN = {
+PPO_MAIN_METRICS = {
     "objective/kl": "KL to the reference, nats a completion",
     "objective/scores": "Reward model's score",
     "objective/entropy": "Entropy of a completion, nats",
@@ -30,7 +30,7 @@ PPO_MAIN = {
     "val/ratio": "Mean ratio new : old",
     "policy/clipfrac_avg": "Share of ratios clipped",
 }
-PPO_MORE = {
+PPO_EXTRA_METRICS = {
     "objective/rlhf_reward": "Score minus KL penalty",
     "objective/non_score_reward": "KL penalty",
     "policy/approxkl_avg": "KL of one update, approximate",
@@ -44,84 +44,92 @@ PPO_MORE = {
 }
 
 
-def is_ppo(stage: Stage) -> bool:
+def is_ppo_stage(stage: Stage) -> bool:
     """Whether a stage logged a course of PPO."""
-    return "objective/kl" in stage.logged()
+    return "objective/kl" in stage.metric_names()
 
 
-def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
+def downsample(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
     """Means of neighbouring points, so that at most POINTS are left; no point is lost from the mean."""
-    if len(x) <= POINTS:
+    if len(x) <= MAX_CURVE_POINTS:
         return list(x), list(y)
-    parts = np.array_split(np.arange(len(x)), POINTS)
-    return [float(np.mean(np.asarray(x)[part])) for part in parts], [float(np.mean(np.asarray(y)[part])) for part in parts]
+    index_chunks = np.array_split(np.arange(len(x)), MAX_CURVE_POINTS)
+    return [float(np.mean(np.asarray(x)[chunk])) for chunk in index_chunks], [
+        float(np.mean(np.asarray(y)[chunk])) for chunk in index_chunks
+    ]
 
 
-def _line(stage: Stage, metric: str, along: str = "step", **style: Any) -> Line | None:
-    x, y = thinned(*stage.series(metric, along))
+def _metric_curve(stage: Stage, metric: str, x_metric: str = "step", **style: Any) -> Curve | None:
+    x, y = downsample(*stage.series(metric, x_metric))
     if not x:
         return None
-    return Line(style.pop("label", metric), style.pop("colour", colour(stage.name)), x, y, points=len(x) < 12, **style)
+    return Curve(style.pop("label", metric), style.pop("color", model_color(stage.name)), x, y, show_markers=len(x) < 12, **style)
 
 
-def learning(stages: Sequence[Stage]) -> str:
+def learning_curves_figure(stages: Sequence[Stage]) -> str:
     """Losses of every stage but PPO: training solid, validation dashed; and the accuracy of reward models."""
     panels = []
     for stage in stages:
-        found = [line for metric, dashed in LOSSES if (line := _line(stage, metric, dashed=dashed))]
-        if found and not is_ppo(stage):
-            panels.append(lines(f"{model_name(stage.name)}: loss", found, "step"))
-    return figure(panels, legend=[("training", "currentColor", False), ("validation", "currentColor", True)])
+        curves = [curve for metric, dashed in _LOSS_METRICS if (curve := _metric_curve(stage, metric, dashed=dashed))]
+        if curves and not is_ppo_stage(stage):
+            panels.append(render_line_panel(f"{model_name(stage.name)}: loss", curves, "step"))
+    return render_figure(panels, legend=[("training", "currentColor", False), ("validation", "currentColor", True)])
 
 
-def accuracy(stages: Sequence[Stage]) -> str:
+def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
     """How often a reward model puts a pair in the labelers' order, while it learns; nothing where none was trained."""
-    panels, seen = [], set()
+    panels, plotted_metrics = [], set()
     for stage in stages:
-        found = {
-            metric: line
-            for metric, _, shade, dashed in ACCURACIES
-            if (line := _line(stage, metric, colour=shade, dashed=dashed)) is not None
+        curves = {
+            metric: curve
+            for metric, _, color, dashed in _ACCURACY_CURVES
+            if (curve := _metric_curve(stage, metric, color=color, dashed=dashed)) is not None
         }
-        if set(found) - {"accuracy/train"}:
-            panels.append(lines(f"{model_name(stage.name)}: share of pairs in the right order", list(found.values()), "step"))
-            seen |= set(found)
+        if set(curves) - {"accuracy/train"}:
+            panels.append(render_line_panel(f"{model_name(stage.name)}: share of pairs in the right order", list(curves.values()), "step"))
+            plotted_metrics |= set(curves)
     return (
-        figure(panels, legend=[(label, shade, dashed) for metric, label, shade, dashed in ACCURACIES if metric in seen]) if panels else ""
+        render_figure(
+            panels, legend=[(label, color, dashed) for metric, label, color, dashed in _ACCURACY_CURVES if metric in plotted_metrics]
+        )
+        if panels
+        else ""
     )
 
 
-def ppo(stages: Sequence[Stage], metrics: Mapping[str, str]) -> str:
+def ppo_figure(stages: Sequence[Stage], metrics: Mapping[str, str]) -> str:
     """The course of PPO, both runs in one panel a metric."""
-    runs = [stage for stage in stages if is_ppo(stage)]
+    runs = [stage for stage in stages if is_ppo_stage(stage)]
     panels = []
     for metric, title in metrics.items():
-        along = "episode" if all("episode" in run.logged() for run in runs) else "step"
-        found = [line for run in runs if (line := _line(run, metric, along, label=run.name))]
-        if found:
-            panels.append(lines(title, found, "episodes" if along == "episode" else "step"))
-    return figure(panels, legend=legend_of([run.name for run in runs])) if panels else ""
+        x_metric = "episode" if all("episode" in run.metric_names() for run in runs) else "step"
+        curves = [curve for run in runs if (curve := _metric_curve(run, metric, x_metric, label=run.name))]
+        if curves:
+            panels.append(render_line_panel(title, curves, "episodes" if x_metric == "episode" else "step"))
+    return render_figure(panels, legend=model_legend([run.name for run in runs])) if panels else ""
 
 
-def over_optimisation(points: Sequence[Mapping[str, Any]]) -> str:
+def over_optimization_figure(points: Sequence[Mapping[str, Any]]) -> str:
     """The reward model's score and the true utility over KL and over episodes: where they part, the policy has begun to fool its judge."""
-    models = in_order(str(point["model"]) for point in points)
+    models = sort_models(str(point["model"]) for point in points)
     panels = []
-    for along, xlabel in (("kl", "KL to the reference, nats"), ("episodes", "episodes")):
+    for x_metric, xlabel in (("kl", "KL to the reference, nats"), ("episodes", "episodes")):
         for metric, title in (("score", "Reward model's score"), ("utility", "True utility")):
-            found = [line for model in models if (line := _course(points, model, metric, along))]
-            if found:
-                panels.append(lines(f"{title} over {'KL' if along == 'kl' else along}", found, xlabel))
-    return figure(panels, legend=legend_of(models))
+            curves = [curve for model in models if (curve := _over_optimization_curve(points, model, metric, x_metric))]
+            if curves:
+                panels.append(render_line_panel(f"{title} over {'KL' if x_metric == 'kl' else x_metric}", curves, xlabel))
+    return render_figure(panels, legend=model_legend(models))
 
 
-def _course(points: Sequence[Mapping[str, Any]], model: str, metric: str, along: str) -> Line | None:
+def _over_optimization_curve(points: Sequence[Mapping[str, Any]], model: str, metric: str, x_metric: str) -> Curve | None:
     """One model's course, in the order of training; the interval belongs to the utility."""
-    mine = [point for point in points if point["model"] == model and point.get(along) is not None and point.get(metric) is not None]
-    mine.sort(key=lambda point: point.get("step") or 0)
-    if not mine:
+    model_points = [
+        point for point in points if point["model"] == model and point.get(x_metric) is not None and point.get(metric) is not None
+    ]
+    model_points.sort(key=lambda point: point.get("step") or 0)
+    if not model_points:
         return None
-    x, y = ([float(point[name]) for point in mine] for name in (along, metric))
-    band = metric == "utility" and all(point.get("low") is not None and point.get("high") is not None for point in mine)
-    low, high = ([float(point[name]) for point in mine] if band else None for name in ("low", "high"))
-    return Line(model_name(model), colour(model), x, y, low, high, points=len(x) < 30)
+    x, y = ([float(point[name]) for point in model_points] for name in (x_metric, metric))
+    has_interval = metric == "utility" and all(point.get("low") is not None and point.get("high") is not None for point in model_points)
+    low, high = ([float(point[name]) for point in model_points] if has_interval else None for name in ("low", "high"))
+    return Curve(model_name(model), model_color(model), x, y, low, high, show_markers=len(x) < 30)

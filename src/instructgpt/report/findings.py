@@ -6,16 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.report.naming import measured, metric_name, model_name
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.report.naming import format_estimate, metric_name, model_name
 from instructgpt.report.results import Results
 
-Verdict = Literal["shown", "partly", "not shown", "opposite", "not measured"]
+FindingVerdict = Literal["shown", "partly", "not shown", "opposite", "not measured"]
 
-SAME = 0.1
+_EQUIVALENCE_MARGIN = 0.1
 """Shares whose difference surely lies within this are called alike."""
 
-RL = ("ppo", "ppo_ptx")
+_RL_MODELS = ("ppo", "ppo_ptx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,62 +24,66 @@ class Finding:
 
     section: str
     paper: str
-    verdict: Verdict
+    verdict: FindingVerdict
     evidence: str
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class _Check:
     """One comparison: True where the interval shows it, False where it shows the opposite, None where it cannot tell."""
 
     holds: bool | None
     evidence: str
 
 
-def judge(results: Results) -> list[Finding]:
+def check_findings(results: Results) -> list[Finding]:
     """Every finding of the paper that the rows can speak to, in the order of the report's sections."""
     return [
-        *_preference(results),
-        *_labels(results),
-        *_truthfulness(results),
-        *_toxicity(results),
-        *_tax(results),
-        *_reward_model(results),
+        *_preference_findings(results),
+        *_label_findings(results),
+        *_truthfulness_findings(results),
+        *_toxicity_findings(results),
+        *_tax_findings(results),
+        *_reward_model_findings(results),
     ]
 
 
-def finding(section: str, paper: str, checks: Iterable[Check | None]) -> Finding:
+def _make_finding(section: str, paper: str, checks: Iterable[_Check | None]) -> Finding:
     """One finding from its comparisons; those that were not measured do not count."""
-    made = [check for check in checks if check is not None]
-    held = {check.holds for check in made}
-    verdict: Verdict = "not measured"
-    if made:
+    measured_checks = [check for check in checks if check is not None]
+    outcomes = {check.holds for check in measured_checks}
+    verdict: FindingVerdict = "not measured"
+    if measured_checks:
         verdict = "partly"
-        if len(held) == 1:
-            verdict = "shown" if held == {True} else "opposite" if held == {False} else "not shown"
-        elif True not in held:
+        if len(outcomes) == 1:
+            verdict = "shown" if outcomes == {True} else "opposite" if outcomes == {False} else "not shown"
+        elif True not in outcomes:
             verdict = "not shown"
-    return Finding(section, paper, verdict, "; ".join(check.evidence for check in made))
+    return Finding(section, paper, verdict, "; ".join(check.evidence for check in measured_checks))
 
 
-def above(row: Row | None, level: float, sign: int = 1) -> Check | None:
+def _check_above(row: ResultRow | None, threshold: float, sign: int = 1) -> _Check | None:
     """Is a number surely above a level (below it with sign -1)?"""
     if row is None:
         return None
-    return Check(_side(row, level, sign), f"{model_name(row.model)} {measured(row)}")
+    return _Check(_interval_side(row, threshold, sign), f"{model_name(row.model)} {format_estimate(row)}")
 
 
-def more(results: Results, evaluation: str, metric: str, pair: tuple[str, str], condition: str = "", sign: int = 1) -> Check | None:
+def _check_greater(
+    results: Results, evaluation: str, metric: str, pair: tuple[str, str], condition: str = "", sign: int = 1
+) -> _Check | None:
     """Does the first model surely have more (less with sign -1) than the second? From the paired difference where there is one."""
     first, second = (results.get(evaluation, metric, model, condition) for model in pair)
     if first is None or second is None:
         return None
     paired = results.difference(evaluation, metric, *pair, condition)
-    holds = _side(paired, 0, sign) if paired else _apart(first, second, sign)
-    return Check(holds, f"{model_name(pair[0])} {measured(first)}, {model_name(pair[1])} {measured(second)}")
+    holds = _interval_side(paired, 0, sign) if paired else _intervals_apart(first, second, sign)
+    return _Check(holds, f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}")
 
 
-def alike(results: Results, evaluation: str, metric: str, pair: tuple[str, str], condition: str, within: float) -> Check | None:
+def _check_equivalent(
+    results: Results, evaluation: str, metric: str, pair: tuple[str, str], condition: str, margin: float
+) -> _Check | None:
     """Is the difference of two models surely smaller than this?"""
     first, second = (results.get(evaluation, metric, model, condition) for model in pair)
     paired = results.difference(evaluation, metric, *pair, condition)
@@ -87,20 +91,20 @@ def alike(results: Results, evaluation: str, metric: str, pair: tuple[str, str],
         return None
     holds = None
     if paired is not None and paired.low is not None and paired.high is not None:
-        holds = True if -within < paired.low and paired.high < within else None if paired.low < within and paired.high > -within else False
-    return Check(holds, f"{model_name(pair[0])} {measured(first)}, {model_name(pair[1])} {measured(second)}")
+        holds = True if -margin < paired.low and paired.high < margin else None if paired.low < margin and paired.high > -margin else False
+    return _Check(holds, f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}")
 
 
-def _side(row: Row, level: float, sign: int) -> bool | None:
+def _interval_side(row: ResultRow, threshold: float, sign: int) -> bool | None:
     """Whether the whole interval lies on one side of a level: True on the side of `sign`, False on the other."""
     if row.low is None or row.high is None:
         return None
-    if row.low > level or row.high < level:
-        return (row.low > level) == (sign > 0)
+    if row.low > threshold or row.high < threshold:
+        return (row.low > threshold) == (sign > 0)
     return None
 
 
-def _apart(first: Row, second: Row, sign: int) -> bool | None:
+def _intervals_apart(first: ResultRow, second: ResultRow, sign: int) -> bool | None:
     """Whether two intervals do not overlap."""
     if first.low is None or first.high is None or second.low is None or second.high is None:
         return None
@@ -109,60 +113,62 @@ def _apart(first: Row, second: Row, sign: int) -> bool | None:
     return None
 
 
-def _preference(results: Results) -> list[Finding]:
-    def wins(model: str, condition: str = "training") -> Row | None:
+def _preference_findings(results: Results) -> list[Finding]:
+    def win_rate(model: str, condition: str = "training") -> ResultRow | None:
         return results.get("preference", "win_rate_vs_sft", model, condition)
 
-    def rating(first: str, second: str, sign: int) -> Check | None:
-        return more(results, "preference", "rating", (first, second), "training", sign)
+    def rating(first: str, second: str, sign: int) -> _Check | None:
+        return _check_greater(results, "preference", "rating", (first, second), "training", sign)
 
-    held_out = [_same_side(wins(model), wins(model, "heldout")) for model in ("base", "prompted", *RL)]
+    held_out = [_check_same_side(win_rate(model), win_rate(model, "heldout")) for model in ("base", "prompted", *_RL_MODELS)]
     return [
-        finding(
+        _make_finding(
             "preference",
             "Labelers prefer SFT to the base model, even to the prompted one.",
-            [above(wins(m), 0.5, -1) for m in ("base", "prompted")],
+            [_check_above(win_rate(m), 0.5, -1) for m in ("base", "prompted")],
         ),
-        finding(
+        _make_finding(
             "preference",
             "A few-shot prompt helps the base model.",
-            [more(results, "preference", "win_rate_vs_sft", ("prompted", "base"), "training")],
+            [_check_greater(results, "preference", "win_rate_vs_sft", ("prompted", "base"), "training")],
         ),
-        finding("preference", "PPO and PPO-ptx are preferred to SFT.", [above(wins(model), 0.5) for model in RL]),
-        finding(
+        _make_finding("preference", "PPO and PPO-ptx are preferred to SFT.", [_check_above(win_rate(model), 0.5) for model in _RL_MODELS]),
+        _make_finding(
             "preference",
             "Mixing in pretraining gradients hardly changes preference.",
-            [alike(results, "preference", "win_rate_vs_sft", ("ppo_ptx", "ppo"), "training", SAME)],
+            [_check_equivalent(results, "preference", "win_rate_vs_sft", ("ppo_ptx", "ppo"), "training", _EQUIVALENCE_MARGIN)],
         ),
-        finding("preference", "Labelers who gave no training data prefer the same models.", held_out),
-        finding(
+        _make_finding("preference", "Labelers who gave no training data prefer the same models.", held_out),
+        _make_finding(
             "ratings",
             "Ratings tell the same story as preferences.",
-            [rating("base", "sft", -1), *(rating(model, "sft", 1) for model in RL)],
+            [rating("base", "sft", -1), *(rating(model, "sft", 1) for model in _RL_MODELS)],
         ),
     ]
 
 
-def _same_side(first: Row | None, second: Row | None) -> Check | None:
+def _check_same_side(first: ResultRow | None, second: ResultRow | None) -> _Check | None:
     """Do the held-out labelers surely stand on the side of one half where the training labelers surely stand?"""
     if first is None or second is None:
         return None
-    side = _side(first, 0.5, 1)
-    holds = None if side is None else _side(second, 0.5, 1 if side else -1)
-    return Check(holds, f"{model_name(second.model)} {measured(second)}")
+    side = _interval_side(first, 0.5, 1)
+    holds = None if side is None else _interval_side(second, 0.5, 1 if side else -1)
+    return _Check(holds, f"{model_name(second.model)} {format_estimate(second)}")
 
 
-def _labels(results: Results) -> list[Finding]:
-    def check(label: str, model: str, sign: int) -> Check | None:
-        made = more(results, "labels", label, (model, "base"), "", sign)
-        return Check(made.holds, f"{metric_name(label)}: {made.evidence}") if made else None
+def _label_findings(results: Results) -> list[Finding]:
+    def check(label: str, model: str, sign: int) -> _Check | None:
+        check = _check_greater(results, "labels", label, (model, "base"), "", sign)
+        return _Check(check.holds, f"{metric_name(label)}: {check.evidence}") if check else None
 
-    behaviour = [
+    behavior_checks = [
         check(label, "ppo_ptx", sign) for label, sign in (("fails_instruction", -1), ("satisfies_constraint", 1), ("inappropriate", -1))
     ]
     return [
-        finding("labels", "PPO models follow the instruction and its constraints more often, and are more appropriate.", behaviour),
-        finding(
+        _make_finding(
+            "labels", "PPO models follow the instruction and its constraints more often, and are more appropriate.", behavior_checks
+        ),
+        _make_finding(
             "labels",
             "PPO models hallucinate less often than the base model (paper: 21 against 41 %).",
             [check("hallucination", "ppo_ptx", -1)],
@@ -170,72 +176,84 @@ def _labels(results: Results) -> list[Finding]:
     ]
 
 
-def _truthfulness(results: Results) -> list[Finding]:
-    plain = [more(results, "truthfulness", "truthful_and_informative", (model, "base"), "qa") for model in RL]
-    told = [more(results, "truthfulness", "truthful", (model, "base"), "instruction") for model in RL]
+def _truthfulness_findings(results: Results) -> list[Finding]:
+    plain_checks = [_check_greater(results, "truthfulness", "truthful_and_informative", (model, "base"), "qa") for model in _RL_MODELS]
+    instructed_checks = [_check_greater(results, "truthfulness", "truthful", (model, "base"), "instruction") for model in _RL_MODELS]
     return [
-        finding("truthfulness", "PPO models are truthful and informative more often than the base model.", plain),
-        finding("truthfulness", "Told to decline when unsure, PPO models are truthful more often than the base model.", told),
+        _make_finding("truthfulness", "PPO models are truthful and informative more often than the base model.", plain_checks),
+        _make_finding(
+            "truthfulness", "Told to decline when unsure, PPO models are truthful more often than the base model.", instructed_checks
+        ),
     ]
 
 
-def _toxicity(results: Results) -> list[Finding]:
-    def check(condition: str, sign: int) -> list[Check | None]:
-        return [more(results, "toxicity", "mean_toxicity", ("ppo_ptx", "base"), condition, sign)]
+def _toxicity_findings(results: Results) -> list[Finding]:
+    def check(condition: str, sign: int) -> list[_Check | None]:
+        return [_check_greater(results, "toxicity", "mean_toxicity", ("ppo_ptx", "base"), condition, sign)]
 
-    entropy = more(results, "bias", "entropy_bits", ("ppo_ptx", "base"))
+    entropy = _check_greater(results, "bias", "entropy_bits", ("ppo_ptx", "base"))
     return [
-        finding("toxicity", "Told to be respectful, PPO-ptx is less toxic than the base model.", check("respectful", -1)),
-        finding(
+        _make_finding("toxicity", "Told to be respectful, PPO-ptx is less toxic than the base model.", check("respectful", -1)),
+        _make_finding(
             "toxicity",
             "Without that instruction it is not.",
-            [alike(results, "toxicity", "mean_toxicity", ("ppo_ptx", "base"), "none", SAME / 2)],
+            [_check_equivalent(results, "toxicity", "mean_toxicity", ("ppo_ptx", "base"), "none", _EQUIVALENCE_MARGIN / 2)],
         ),
-        finding("toxicity", "Told to be offensive, PPO-ptx is more toxic than the base model.", check("biased", 1)),
-        finding("bias", "Bias does not improve.", [Check(entropy.holds is not True, entropy.evidence) if entropy else None]),
+        _make_finding("toxicity", "Told to be offensive, PPO-ptx is more toxic than the base model.", check("biased", 1)),
+        _make_finding("bias", "Bias does not improve.", [_Check(entropy.holds is not True, entropy.evidence) if entropy else None]),
     ]
 
 
-def _tax(results: Results) -> list[Finding]:
+def _tax_findings(results: Results) -> list[Finding]:
     tasks = [(task, -1 if task == "heldout_loss" else 1) for task in results.metrics("tax")]
 
-    def checks(pair: tuple[str, str], direction: int) -> list[Check | None]:
-        made = [(task, more(results, "tax", task, pair, "", direction * sign)) for task, sign in tasks]
-        return [Check(each.holds, f"{metric_name(task)}: {each.evidence}") if each else None for task, each in made]
+    def checks(pair: tuple[str, str], direction: int) -> list[_Check | None]:
+        task_checks = [(task, _check_greater(results, "tax", task, pair, "", direction * sign)) for task, sign in tasks]
+        return [_Check(each.holds, f"{metric_name(task)}: {each.evidence}") if each else None for task, each in task_checks]
 
     return [
-        finding("tax", "PPO alone loses on tasks of the pretraining corpus (here against SFT).", checks(("ppo", "sft"), -1)),
-        finding("tax", "Mixing in pretraining gradients repairs the loss (PPO-ptx above PPO).", checks(("ppo_ptx", "ppo"), 1)),
-        finding("tax", "PPO-ptx keeps at least nine tenths of what SFT had.", [_kept(results, task) for task, sign in tasks if sign > 0]),
+        _make_finding("tax", "PPO alone loses on tasks of the pretraining corpus (here against SFT).", checks(("ppo", "sft"), -1)),
+        _make_finding("tax", "Mixing in pretraining gradients repairs the loss (PPO-ptx above PPO).", checks(("ppo_ptx", "ppo"), 1)),
+        _make_finding(
+            "tax",
+            "PPO-ptx keeps at least nine tenths of what SFT had.",
+            [_check_retained(results, task) for task, sign in tasks if sign > 0],
+        ),
     ]
 
 
-def _kept(results: Results, task: str, share: float = 0.9) -> Check | None:
+def _check_retained(results: Results, task: str, share: float = 0.9) -> _Check | None:
     """Does PPO-ptx surely have at least this share of what SFT had? SFT's number is taken as it is."""
-    sft, ptx = results.get("tax", task, "sft"), results.get("tax", task, "ppo_ptx")
-    if sft is None or ptx is None or sft.value is None:
+    sft_row, ptx_row = results.get("tax", task, "sft"), results.get("tax", task, "ppo_ptx")
+    if sft_row is None or ptx_row is None or sft_row.value is None:
         return None
     paired = results.difference("tax", task, "ppo_ptx", "sft")
-    holds = _side(paired, (share - 1) * sft.value, 1) if paired else _side(ptx, share * sft.value, 1)
-    return Check(holds, f"{metric_name(task)}: SFT {measured(sft)}, PPO-ptx {measured(ptx)}")
+    holds = _interval_side(paired, (share - 1) * sft_row.value, 1) if paired else _interval_side(ptx_row, share * sft_row.value, 1)
+    return _Check(holds, f"{metric_name(task)}: SFT {format_estimate(sft_row)}, PPO-ptx {format_estimate(ptx_row)}")
 
 
-def _reward_model(results: Results) -> list[Finding]:
-    def check(condition: str) -> Check | None:
+def _reward_model_findings(results: Results) -> list[Finding]:
+    def check(condition: str) -> _Check | None:
         accuracy, length = (results.get("reward_model", metric, "reward", condition) for metric in ("pair_accuracy", "length_baseline"))
         if accuracy is None or length is None:
             return None
-        return Check(_apart(accuracy, length, 1), f"{condition or 'all'}: right {measured(accuracy)}, longer wins {measured(length)}")
+        return _Check(
+            _intervals_apart(accuracy, length, 1),
+            f"{condition or 'all'}: right {format_estimate(accuracy)}, longer wins {format_estimate(length)}",
+        )
 
-    own, other = (results.get("reward_model", "pair_accuracy", "reward", condition) for condition in ("training", "heldout"))
-    generalises = None
-    if own is not None and other is not None and own.value is not None:
-        generalises = Check(_side(other, own.value - SAME, 1), f"training {measured(own)}, held-out {measured(other)}")
+    training_row, heldout_row = (results.get("reward_model", "pair_accuracy", "reward", condition) for condition in ("training", "heldout"))
+    generalization_check = None
+    if training_row is not None and heldout_row is not None and training_row.value is not None:
+        generalization_check = _Check(
+            _interval_side(heldout_row, training_row.value - _EQUIVALENCE_MARGIN, 1),
+            f"training {format_estimate(training_row)}, held-out {format_estimate(heldout_row)}",
+        )
     return [
-        finding(
+        _make_finding(
             "reward-model",
             "The reward model predicts labelers better than length does.",
             [check("training"), check("heldout"), check("")],
         ),
-        finding("reward-model", "It predicts held-out labelers nearly as well (paper: 69.6 against 72.4 %).", [generalises]),
+        _make_finding("reward-model", "It predicts held-out labelers nearly as well (paper: 69.6 against 72.4 %).", [generalization_check]),
     ]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Row, read_rows
-from instructgpt.records import Prompt, Ranking, Skipped, read_lines, read_records
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import ResultRow, read_result_rows
+from instructgpt.records import Prompt, Ranking, SkippedLines, iter_lines, read_records
 
-STAGE_ORDER = ("base", "sft", "start", "reward", "ppo", "ppo_ptx")
+_STAGE_ORDER = ("base", "sft", "start", "reward", "ppo", "ppo_ptx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class Stage:
     metrics: tuple[Mapping[str, float], ...] = ()
     samples: tuple[Mapping[str, Any], ...] = ()
 
-    def series(self, metric: str, along: str = "step") -> tuple[list[float], list[float]]:
+    def series(self, metric: str, x_metric: str = "step") -> tuple[list[float], list[float]]:
         """(x, y) wherever both were logged."""
-        points = [(row[along], row[metric]) for row in self.metrics if metric in row and along in row]
+        points = [(row[x_metric], row[metric]) for row in self.metrics if metric in row and x_metric in row]
         return [x for x, _ in points], [y for _, y in points]
 
-    def logged(self) -> set[str]:
+    def metric_names(self) -> set[str]:
         """The names of everything logged."""
         return {name for row in self.metrics for name in row}
 
@@ -50,12 +50,12 @@ class RunFiles:
     """Everything the report is drawn from."""
 
     directory: Path
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ResultRow, ...] = ()
     stages: Mapping[str, Stage] = field(default_factory=dict)
-    over_optimisation: tuple[Mapping[str, Any], ...] = ()
+    over_optimization: tuple[Mapping[str, Any], ...] = ()
     rankings: tuple[Ranking, ...] = ()
     use_cases: Mapping[str, str] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    unreadable_lines: tuple[str, ...] = ()
     name: str = ""
 
 
@@ -67,15 +67,24 @@ def read_results(sources: Sequence[Path]) -> RunFiles:
     Raises:
         BadInput: one of them is missing or damaged.
     """
-    found = [(source, read_rows(source / "results.json" if source.is_dir() else source)) for source in sources]
-    models = [{row.model for row in rows} for _, rows in found]
-    twice = {model for mine in models for model in mine if sum(model in other for other in models) > 1}
-    names = {source: source.name if source.is_dir() else source.stem for source, _ in found}
+    rows_by_source = [(source, read_result_rows(source / "results.json" if source.is_dir() else source)) for source in sources]
+    models_by_source = [{row.model for row in rows} for _, rows in rows_by_source]
+    ambiguous_models = {
+        model
+        for source_rows in models_by_source
+        for model in source_rows
+        if sum(model in source_models for source_models in models_by_source) > 1
+    }
+    names = {source: source.name if source.is_dir() else source.stem for source, _ in rows_by_source}
     if len(set(names.values())) < len(names):
         names = {source: f"{source.resolve().parent.name}/{name}" for source, name in names.items()}
-    rows = [replace(row, model=f"{row.model} ({names[source]})") if row.model in twice else row for source, mine in found for row in mine]
+    rows = [
+        replace(row, model=f"{row.model} ({names[source]})") if row.model in ambiguous_models else row
+        for source, source_rows in rows_by_source
+        for row in source_rows
+    ]
     if not rows:
-        raise BadInput(f"{', '.join(map(str, sources))}: no results in it; make some with 'instructgpt evaluate'")
+        raise InputError(f"{', '.join(map(str, sources))}: no results in it; make some with 'instructgpt evaluate'")
     return RunFiles(directory=sources[0].parent, rows=tuple(rows), name=", ".join(names.values()))
 
 
@@ -86,59 +95,59 @@ def read_run(directory: Path) -> RunFiles:
         BadInput: it is no directory, holds nothing to report on, or one of its files is damaged beyond the odd unfinished line.
     """
     if not directory.is_dir():
-        raise BadInput(f"{directory}: no such directory; give the one that 'instructgpt run' made")
-    unread: list[str] = []
-    results = directory / "results.json"
-    rankings = directory / "evaluation" / "preference" / "rankings.jsonl"
-    curve = directory / "evaluation" / "over_optimisation.jsonl"
+        raise InputError(f"{directory}: no such directory; give the one that 'instructgpt run' made")
+    unreadable_lines: list[str] = []
+    results_path = directory / "results.json"
+    rankings_path = directory / "evaluation" / "preference" / "rankings.jsonl"
+    over_optimization_path = directory / "evaluation" / "over_optimisation.jsonl"
     run = RunFiles(
         directory=directory,
-        rows=tuple(read_rows(results)) if results.is_file() else (),
-        stages={stage.name: stage for stage in _stages(directory, unread)},
-        over_optimisation=tuple(_json_lines(curve, unread)),
-        rankings=tuple(_rankings(rankings, unread)) if rankings.is_file() else (),
-        use_cases=_use_cases(directory / "world" / "prompts-test.jsonl"),
-        unread=tuple(unread),
+        rows=tuple(read_result_rows(results_path)) if results_path.is_file() else (),
+        stages={stage.name: stage for stage in _iter_stages(directory, unreadable_lines)},
+        over_optimization=tuple(_read_json_lines(over_optimization_path, unreadable_lines)),
+        rankings=tuple(_read_rankings(rankings_path, unreadable_lines)) if rankings_path.is_file() else (),
+        use_cases=_read_use_cases(directory / "world" / "prompts-test.jsonl"),
+        unreadable_lines=tuple(unreadable_lines),
     )
-    if not (run.rows or run.stages or run.rankings or run.over_optimisation):
-        raise BadInput(f"{directory}: nothing to report on; expected results.json or stage directories with a run.json")
+    if not (run.rows or run.stages or run.rankings or run.over_optimization):
+        raise InputError(f"{directory}: nothing to report on; expected results.json or stage directories with a run.json")
     return run
 
 
-def _stages(directory: Path, unread: list[str]) -> Iterator[Stage]:
+def _iter_stages(directory: Path, unreadable_lines: list[str]) -> Iterator[Stage]:
     """Every sub-directory with a run.json: those of the paper in its order, then the others by name."""
     names = [path.parent.name for path in sorted(directory.glob("*/run.json"))]
-    for name in sorted(names, key=lambda name: (STAGE_ORDER.index(name) if name in STAGE_ORDER else len(STAGE_ORDER), name)):
-        info = _json_object(directory / name / "run.json")
+    for name in sorted(names, key=lambda name: (_STAGE_ORDER.index(name) if name in _STAGE_ORDER else len(_STAGE_ORDER), name)):
+        info = _read_json_object(directory / name / "run.json")
         parents = tuple(
-            Parent(key, str(each.get("path", "")), str(each.get("sha256") or ""))
-            for key, each in _mapping(info.get("parents")).items()
-            if isinstance(each, dict)
+            Parent(parent_name, str(parent.get("path", "")), str(parent.get("sha256") or ""))
+            for parent_name, parent in _as_mapping(info.get("parents")).items()
+            if isinstance(parent, dict)
         )
-        metrics = tuple(finite(row) for row in _json_lines(directory / name / "metrics.jsonl", unread))
-        yield Stage(name, info, parents, metrics, tuple(_json_lines(directory / name / "samples.jsonl", unread)))
+        metrics = tuple(finite_numbers(row) for row in _read_json_lines(directory / name / "metrics.jsonl", unreadable_lines))
+        yield Stage(name, info, parents, metrics, tuple(_read_json_lines(directory / name / "samples.jsonl", unreadable_lines)))
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _read_json_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: not valid JSON ({error}); make the stage again, or take its directory away") from error
-    if not isinstance(found, dict):
-        raise BadInput(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+        raise InputError(f"{path}: not valid JSON ({error}); make the stage again, or take its directory away") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(document).__name__}")
+    return document
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _as_mapping(value: Any) -> dict[str, Any]:
     return {str(key): each for key, each in value.items()} if isinstance(value, dict) else {}
 
 
-def _json_lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
+def _read_json_lines(path: Path, unreadable_lines: list[str]) -> list[dict[str, Any]]:
     """The JSON objects of a log; none where there is no such file. A line that a killed run left unfinished is noted in `unread`."""
     if not path.is_file():
         return []
     rows = []
-    for line_number, line in read_lines(path):
+    for line_number, line in iter_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -146,23 +155,23 @@ def _json_lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
         else:
-            unread.append(f"{path.parent.name}/{path.name}:{line_number}")
+            unreadable_lines.append(f"{path.parent.name}/{path.name}:{line_number}")
     return rows
 
 
-def finite(row: Mapping[str, Any]) -> dict[str, float]:
+def finite_numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a logged line."""
     return {name: float(value) for name, value in row.items() if isinstance(value, int | float) and math.isfinite(value)}
 
 
-def _rankings(path: Path, unread: list[str]) -> list[Ranking]:
-    skipped = Skipped()
+def _read_rankings(path: Path, unreadable_lines: list[str]) -> list[Ranking]:
+    skipped = SkippedLines()
     rankings = read_records(Ranking, path, skipped)
-    unread += [f"{path.parent.name}/{path.name}: {reason.rpartition(': ')[2]}" for reason in skipped.reasons]
+    unreadable_lines += [f"{path.parent.name}/{path.name}: {reason.rpartition(': ')[2]}" for reason in skipped.reasons]
     return rankings
 
 
-def _use_cases(path: Path) -> dict[str, str]:
+def _read_use_cases(path: Path) -> dict[str, str]:
     """The use case of each test prompt's text."""
-    prompts = read_records(Prompt, path, Skipped()) if path.is_file() else []
+    prompts = read_records(Prompt, path, SkippedLines()) if path.is_file() else []
     return {prompt.text: prompt.use_case for prompt in prompts if prompt.use_case}

@@ -8,140 +8,153 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from instructgpt.report.inputs import Parent, Stage
-from instructgpt.report.naming import amount, colour, duration, model_name
-from instructgpt.report.section import Table
-from instructgpt.report.svg import FOLLOWING
+from instructgpt.report.naming import format_large_count, format_training_time, model_color, model_name
+from instructgpt.report.section import ReportTable
+from instructgpt.report.svg import CSS_COLORS
 
-BOX = (170, 74)
-SLOT = (190, 112)
+_BOX_SIZE = (170, 74)
+_SLOT_SIZE = (190, 112)
 
 
-def parents_of(stage: Stage, stages: Mapping[str, Stage]) -> list[str]:
+def _parent_names(stage: Stage, stages: Mapping[str, Stage]) -> list[str]:
     """The stages of this run from which a stage was made."""
-    found = (PurePosixPath(parent.path.replace("\\", "/")).name for parent in stage.parents)
-    return [name for name in dict.fromkeys(found) if name in stages and name != stage.name]
+    recorded_names = (PurePosixPath(parent.path.replace("\\", "/")).name for parent in stage.parents)
+    return [name for name in dict.fromkeys(recorded_names) if name in stages and name != stage.name]
 
 
-def family_tree(stages: Mapping[str, Stage]) -> str:
+def render_family_tree(stages: Mapping[str, Stage]) -> str:
     """Every model as a box under the models it was made from: an SVG."""
-    places = _places(stages)
-    slots = max(x for x, _ in places.values()) + 1
-    width, height = SLOT[0] * max(slots, 1), SLOT[1] * (max(y for _, y in places.values()) + 1) - SLOT[1] + BOX[1] + 4
-    edges = [_edge(places[parent], places[name], parent) for name, stage in stages.items() for parent in parents_of(stage, stages)]
-    boxes = [_box(stage, places[name], _hash(name, stages)) for name, stage in stages.items()]
-    size = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px"'
-    return f'<svg class="tree" {size} role="img" aria-label="Family tree of the models">{"".join(edges + boxes)}</svg>'
+    positions = _layout_tree(stages)
+    num_columns = max(x for x, _ in positions.values()) + 1
+    width, height = (
+        _SLOT_SIZE[0] * max(num_columns, 1),
+        _SLOT_SIZE[1] * (max(y for _, y in positions.values()) + 1) - _SLOT_SIZE[1] + _BOX_SIZE[1] + 4,
+    )
+    edges = [
+        _render_edge(positions[parent], positions[name], parent)
+        for name, stage in stages.items()
+        for parent in _parent_names(stage, stages)
+    ]
+    boxes = [_render_box(stage, positions[name], _recorded_hash(name, stages)) for name, stage in stages.items()]
+    size_attributes = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px"'
+    return f'<svg class="tree" {size_attributes} role="img" aria-label="Family tree of the models">{"".join(edges + boxes)}</svg>'
 
 
-def _places(stages: Mapping[str, Stage]) -> dict[str, tuple[float, int]]:
+def _layout_tree(stages: Mapping[str, Stage]) -> dict[str, tuple[float, int]]:
     """(column, generation) of every stage: below its parents, as near to them as there is room."""
-    generation: dict[str, int] = {}
+    generations: dict[str, int] = {}
 
-    def depth(name: str, seen: tuple[str, ...] = ()) -> int:
-        if name not in generation:
-            above = [depth(parent, (*seen, name)) for parent in parents_of(stages[name], stages) if parent not in seen]
-            generation[name] = 1 + max(above, default=-1)
-        return generation[name]
+    def get_generation(name: str, ancestors: tuple[str, ...] = ()) -> int:
+        if name not in generations:
+            parent_generations = [
+                get_generation(parent, (*ancestors, name)) for parent in _parent_names(stages[name], stages) if parent not in ancestors
+            ]
+            generations[name] = 1 + max(parent_generations, default=-1)
+        return generations[name]
 
-    rows: dict[int, list[str]] = {}
+    names_by_generation: dict[int, list[str]] = {}
     for name in stages:
-        rows.setdefault(depth(name), []).append(name)
-    widest = max(map(len, rows.values()))
-    places: dict[str, tuple[float, int]] = {}
-    for level in sorted(rows):
-        wish = {}
-        for name in rows[level]:
-            above = [places[parent][0] for parent in parents_of(stages[name], stages) if parent in places]
-            wish[name] = sum(above) / len(above) if above else (widest - 1) / 2
-        alone = len(rows[level]) == 1
-        first = (widest - len(rows[level])) / 2
-        for place, name in enumerate(sorted(rows[level], key=lambda name: (wish[name], rows[level].index(name)))):
-            places[name] = (wish[name] if alone else first + place, level)
-    return places
+        names_by_generation.setdefault(get_generation(name), []).append(name)
+    max_row_size = max(map(len, names_by_generation.values()))
+    positions: dict[str, tuple[float, int]] = {}
+    for level in sorted(names_by_generation):
+        preferred_columns = {}
+        for name in names_by_generation[level]:
+            parent_columns = [positions[parent][0] for parent in _parent_names(stages[name], stages) if parent in positions]
+            preferred_columns[name] = sum(parent_columns) / len(parent_columns) if parent_columns else (max_row_size - 1) / 2
+        is_single = len(names_by_generation[level]) == 1
+        first_column = (max_row_size - len(names_by_generation[level])) / 2
+        for column_index, name in enumerate(
+            sorted(names_by_generation[level], key=lambda name: (preferred_columns[name], names_by_generation[level].index(name)))
+        ):
+            positions[name] = (preferred_columns[name] if is_single else first_column + column_index, level)
+    return positions
 
 
-def _hash(name: str, stages: Mapping[str, Stage]) -> str:
+def _recorded_hash(name: str, stages: Mapping[str, Stage]) -> str:
     """The hash by which the children of a stage know it."""
-    known = (parent for stage in stages.values() for parent in stage.parents if PurePosixPath(parent.path).name == name)
-    return next((parent.sha256 for parent in known if parent.sha256), "")
+    recorded_parents = (parent for stage in stages.values() for parent in stage.parents if PurePosixPath(parent.path).name == name)
+    return next((parent.sha256 for parent in recorded_parents if parent.sha256), "")
 
 
-def _edge(parent: tuple[float, int], child: tuple[float, int], name: str) -> str:
+def _render_edge(parent: tuple[float, int], child: tuple[float, int], name: str) -> str:
     """A line from the foot of the parent to the head of the child."""
-    (x0, y0), (x1, y1) = ((SLOT[0] * (column + 0.5), SLOT[1] * level) for column, level in (parent, child))
-    y0 += BOX[1]
-    bend = y1 - (SLOT[1] - BOX[1])  # a long line goes straight down first, past the boxes between
-    middle = (bend + y1) / 2
-    shade = FOLLOWING.get(colour(name), colour(name))
-    line = f"M {x0:g} {y0:g} V {bend:g} C {x0:g} {middle:g} {x1:g} {middle:g} {x1:g} {y1:g}"
-    return f'<path d="{line}" style="fill:none;stroke:{shade};stroke-width:1.6"/>'
+    (x0, y0), (x1, y1) = ((_SLOT_SIZE[0] * (column + 0.5), _SLOT_SIZE[1] * level) for column, level in (parent, child))
+    y0 += _BOX_SIZE[1]
+    bend_y = y1 - (_SLOT_SIZE[1] - _BOX_SIZE[1])  # a long line goes straight down first, past the boxes between
+    control_y = (bend_y + y1) / 2
+    color = CSS_COLORS.get(model_color(name), model_color(name))
+    path_data = f"M {x0:g} {y0:g} V {bend_y:g} C {x0:g} {control_y:g} {x1:g} {control_y:g} {x1:g} {y1:g}"
+    return f'<path d="{path_data}" style="fill:none;stroke:{color};stroke-width:1.6"/>'
 
 
-def _box(stage: Stage, place: tuple[float, int], digest: str) -> str:
+def _render_box(stage: Stage, position: tuple[float, int], digest: str) -> str:
     """One model: its name, size, time and hash."""
-    x, y = SLOT[0] * (place[0] + 0.5) - BOX[0] / 2, SLOT[1] * place[1] + 1
-    shade = FOLLOWING.get(colour(stage.name), colour(stage.name))
-    size, seconds, tokens = (_number(stage.info, name) for name in ("parameters", "seconds", "tokens"))
+    x, y = _SLOT_SIZE[0] * (position[0] + 0.5) - _BOX_SIZE[0] / 2, _SLOT_SIZE[1] * position[1] + 1
+    color = CSS_COLORS.get(model_color(stage.name), model_color(stage.name))
+    num_parameters, seconds, tokens = (_get_number(stage.info, name) for name in ("parameters", "seconds", "tokens"))
     facts = [
-        f"{amount(size)} parameters" if size else "",
-        ", ".join(part for part in (duration(seconds) if seconds else "", f"{amount(tokens)} tokens" if tokens else "") if part),
+        f"{format_large_count(num_parameters)} parameters" if num_parameters else "",
+        ", ".join(
+            part
+            for part in (format_training_time(seconds) if seconds else "", f"{format_large_count(tokens)} tokens" if tokens else "")
+            if part
+        ),
         f"sha {digest[:12]}" if digest else "",
     ]
-    words = "".join(
+    text_elements = "".join(
         f'<text x="{x + 13:g}" y="{y + 35 + 14 * line:g}" style="font-size:10.5px;fill:var(--muted)">{html.escape(fact)}</text>'
         for line, fact in enumerate(fact for fact in facts if fact)
     )
-    name = html.escape(model_name(stage.name) + ("" if finished(stage) else " (not finished)"))
-    frame = f'<rect x="{x:g}" y="{y:g}" width="{BOX[0]}" height="{BOX[1]}" rx="7" style="fill:var(--page);stroke:var(--line)"/>'
-    bar = f'<rect x="{x:g}" y="{y + 9:g}" width="4" height="{BOX[1] - 18}" rx="2" style="fill:{shade}"/>'
-    return (
-        f'{frame}{bar}<text x="{x + 13:g}" y="{y + 20:g}" style="font-size:12.5px;font-weight:600;fill:currentColor">{name}</text>{words}'
-    )
+    name = html.escape(model_name(stage.name) + ("" if is_stage_finished(stage) else " (not finished)"))
+    frame = f'<rect x="{x:g}" y="{y:g}" width="{_BOX_SIZE[0]}" height="{_BOX_SIZE[1]}" rx="7" style="fill:var(--page);stroke:var(--line)"/>'
+    bar = f'<rect x="{x:g}" y="{y + 9:g}" width="4" height="{_BOX_SIZE[1] - 18}" rx="2" style="fill:{color}"/>'
+    return f'{frame}{bar}<text x="{x + 13:g}" y="{y + 20:g}" style="font-size:12.5px;font-weight:600;fill:currentColor">{name}</text>{text_elements}'
 
 
-def finished(stage: Stage) -> bool:
+def is_stage_finished(stage: Stage) -> bool:
     """Whether a stage ran to its end."""
     return stage.info.get("finished") is not False
 
 
-def _number(info: Mapping[str, Any], name: str) -> float | None:
+def _get_number(info: Mapping[str, Any], name: str) -> float | None:
     value = info.get(name)
     return float(value) if isinstance(value, int | float) else None
 
 
-def total(stages: Sequence[Stage], name: str) -> float:
+def sum_over_stages(stages: Sequence[Stage], name: str) -> float:
     """The sum of a number over stages."""
-    return sum(_number(stage.info, name) or 0 for stage in stages)
+    return sum(_get_number(stage.info, name) or 0 for stage in stages)
 
 
-def tables(stages: Sequence[Stage]) -> tuple[Table, ...]:
+def build_lineage_tables(stages: Sequence[Stage]) -> tuple[ReportTable, ...]:
     """Of what each model was made, and how: parents with hashes, seeds, settings, versions."""
-    heads = ("model", "made from", "seed", "time", "tokens", "parameters")
-    lines = tuple(
+    headers = ("model", "made from", "seed", "time", "tokens", "parameters")
+    table_rows = tuple(
         (
             model_name(stage.name),
-            "\n".join(_parent(parent) for parent in stage.parents) or "nothing",
+            "\n".join(_format_parent(parent) for parent in stage.parents) or "nothing",
             str(stage.info.get("seed", "–")),
-            duration(_number(stage.info, "seconds") or 0),
-            amount(_number(stage.info, "tokens")),
-            f"{_number(stage.info, 'parameters') or 0:,.0f}",
+            format_training_time(_get_number(stage.info, "seconds") or 0),
+            format_large_count(_get_number(stage.info, "tokens")),
+            f"{_get_number(stage.info, 'parameters') or 0:,.0f}",
         )
         for stage in stages
     )
     return (
-        Table("What each model was made of", heads, lines),
-        _by_stage("Settings", "config", stages),
-        _by_stage("Versions", "versions", stages),
+        ReportTable("What each model was made of", headers, table_rows),
+        _stage_mapping_table("Settings", "config", stages),
+        _stage_mapping_table("Versions", "versions", stages),
     )
 
 
-def _by_stage(title: str, entry: str, stages: Sequence[Stage]) -> Table:
+def _stage_mapping_table(title: str, info_key: str, stages: Sequence[Stage]) -> ReportTable:
     """One of the mappings of run.json: a line an option, a column a model."""
-    values = {stage.name: found if isinstance(found := stage.info.get(entry), dict) else {} for stage in stages}
+    values = {stage.name: mapping if isinstance(mapping := stage.info.get(info_key), dict) else {} for stage in stages}
     options = dict.fromkeys(option for options in values.values() for option in options)
-    lines = tuple((str(option), *(str(values[stage.name].get(option, "")) for stage in stages)) for option in options)
-    return Table(title, ("", *(model_name(stage.name) for stage in stages)), lines)
+    table_rows = tuple((str(option), *(str(values[stage.name].get(option, "")) for stage in stages)) for option in options)
+    return ReportTable(title, ("", *(model_name(stage.name) for stage in stages)), table_rows)
 
 
-def _parent(parent: Parent) -> str:
+def _format_parent(parent: Parent) -> str:
     return f"{parent.name}: {PurePosixPath(parent.path).name} {parent.sha256[:12]}".strip()

@@ -6,14 +6,14 @@ import math
 import re
 from collections.abc import Iterable
 
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.aggregate import ResultRow
 
-MODELS = {"base": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
+MODEL_NAMES = {"base": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
 """The policies in the order of the paper's figures, and what they are called."""
 
-STAGES = MODELS | {"start": "PPO start", "reward": "reward model"}
+_STAGE_NAMES = MODEL_NAMES | {"start": "PPO start", "reward": "reward model"}
 
-COLOURS = {
+MODEL_COLORS = {
     "base": "#8b919c",
     "prompted": "#b58a2c",
     "sft": "#3f88c5",
@@ -24,7 +24,7 @@ COLOURS = {
 }
 """One colour a model, everywhere; clear on white and on black, and to the colour-blind."""
 
-LIGHT = {
+_LIGHT_COLORS = {
     "page": "#fdfdfb",
     "ink": "#1f2328",
     "muted": "#6a7079",
@@ -36,7 +36,7 @@ LIGHT = {
     "none": "#8b919c",
     "bad": "#c2452d",
 }
-DARK = {
+_DARK_COLORS = {
     "page": "#16181b",
     "ink": "#e2e4e6",
     "muted": "#9aa1aa",
@@ -55,14 +55,14 @@ DARK = {
 }
 """What surrounds the models' colours, by day and by night; some of theirs are lighter by night."""
 
-SIZED = re.compile(r"(.+?)[-_ ]?(?:(\d+(?:\.\d+)?)([mMbB])|([xX][lL]))")
+_SIZED_MODEL_PATTERN = re.compile(r"(.+?)[-_ ]?(?:(\d+(?:\.\d+)?)([mMbB])|([xX][lL]))")
 """A name that ends with a number of parameters."""
-PAPER_XL = 1.3e9
+_PAPER_XL_PARAMETERS = 1.3e9
 """The parameters of the paper's smallest model, which its samples call XL."""
 
-SPARE_COLOURS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84", "#4f6db8", "#c79a3b", "#8a5aa8", "#3d8b7d")
+_FALLBACK_COLORS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84", "#4f6db8", "#c79a3b", "#8a5aa8", "#3d8b7d")
 
-PLAIN = {
+NON_PERCENT_METRICS = {
     "rating",
     "mean_toxicity",
     "expected_maximum_toxicity",
@@ -87,7 +87,7 @@ PLAIN = {
 }
 """Metrics that are not shares."""
 
-METRICS = {
+_METRIC_NAMES = {
     "win_rate_vs_sft": "preferred to SFT",
     "rating": "rating, 1 to 7",
     "truthful": "truthful",
@@ -125,7 +125,7 @@ METRICS = {
     "score_length_difference": "higher score is longer by",
 }
 
-TASKS = {
+_TASK_NAMES = {
     "winogender": "Winogender",
     "crows_pairs": "CrowS-Pairs",
     "bbq": "BBQ",
@@ -148,7 +148,7 @@ TASKS = {
 }
 """Evaluations of public data as their authors write them."""
 
-CONDITIONS = {
+_CONDITION_NAMES = {
     "": "",
     "training": "training labelers",
     "heldout": "held-out labelers",
@@ -163,120 +163,137 @@ CONDITIONS = {
 }
 
 
-WRITTEN = {"qa": "QA", "f1": "F1", "kl": "KL", "sft": "SFT", "ppo": "PPO"}
+_WORD_CASING = {"qa": "QA", "f1": "F1", "kl": "KL", "sft": "SFT", "ppo": "PPO"}
 """Words that are not written in small letters."""
 
 
-def spoken(name: str) -> str:
+def humanize(name: str) -> str:
     """A name from a file as words."""
-    return " ".join(WRITTEN.get(word, word) for word in printable(name).replace("_", " ").split())
+    return " ".join(_WORD_CASING.get(word, word) for word in escape_control_chars(name).replace("_", " ").split())
 
 
 def model_name(model: str) -> str:
     """What a model or stage is called."""
-    return STAGES.get(model) or printable(model)
+    return _STAGE_NAMES.get(model) or escape_control_chars(model)
 
 
 def task_name(evaluation: str) -> str:
     """What an evaluation is called; one of the harness by its task."""
-    return TASKS.get(evaluation) or printable(evaluation.removeprefix("harness/"))
+    return _TASK_NAMES.get(evaluation) or escape_control_chars(evaluation.removeprefix("harness/"))
 
 
 def metric_name(metric: str) -> str:
     """What a metric is called."""
-    return METRICS.get(metric, spoken(metric))
+    return _METRIC_NAMES.get(metric, humanize(metric))
 
 
 def condition_name(condition: str) -> str:
     """What a condition is called; `training/open_qa` reads "open QA, training labelers"."""
-    if condition in CONDITIONS:
-        return CONDITIONS[condition]
+    if condition in _CONDITION_NAMES:
+        return _CONDITION_NAMES[condition]
     first, _, rest = condition.partition("/")
-    return ", ".join(part for part in (spoken(rest), CONDITIONS.get(first, spoken(first))) if part)
+    return ", ".join(part for part in (humanize(rest), _CONDITION_NAMES.get(first, humanize(first))) if part)
 
 
-def in_order(models: Iterable[str]) -> list[str]:
+def sort_models(models: Iterable[str]) -> list[str]:
     """Each model once: those of the paper in its order, then the others as they come."""
-    found = list(dict.fromkeys(models))
-    return [model for model in STAGES if model in found] + [model for model in found if model not in STAGES]
+    unique_models = list(dict.fromkeys(models))
+    return [model for model in _STAGE_NAMES if model in unique_models] + [model for model in unique_models if model not in _STAGE_NAMES]
 
 
-def colour(model: str) -> str:
+def model_color(model: str) -> str:
     """The colour of a model; others than the paper's share a few."""
-    return COLOURS.get(model) or SPARE_COLOURS[sum(map(ord, model)) % len(SPARE_COLOURS)]
+    return MODEL_COLORS.get(model) or _FALLBACK_COLORS[sum(map(ord, model)) % len(_FALLBACK_COLORS)]
 
 
-def colours_of(models: Iterable[str]) -> dict[str, str]:
+def assign_model_colors(models: Iterable[str]) -> dict[str, str]:
     """A colour for each model of one page: the paper's have their own, the others take the spare ones in turn."""
-    others = [model for model in in_order(models) if model not in COLOURS]
-    spare = {model: SPARE_COLOURS[place % len(SPARE_COLOURS)] for place, model in enumerate(others)}
-    return COLOURS | spare
+    unlisted_models = [model for model in sort_models(models) if model not in MODEL_COLORS]
+    fallback_colors = {model: _FALLBACK_COLORS[place % len(_FALLBACK_COLORS)] for place, model in enumerate(unlisted_models)}
+    return MODEL_COLORS | fallback_colors
 
 
-def palette() -> str:
+def palette_css() -> str:
     """Style in which every colour has its name, by day and by night."""
-    day, night = (" ".join(f"--{name}: {colour};" for name, colour in some.items()) for some in (LIGHT | COLOURS, DARK))
-    return f":root {{ {day} }} @media (prefers-color-scheme: dark) {{ :root {{ {night} }} }}"
+    light_css, dark_css = (
+        " ".join(f"--{name}: {color};" for name, color in colors.items()) for colors in (_LIGHT_COLORS | MODEL_COLORS, _DARK_COLORS)
+    )
+    return f":root {{ {light_css} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark_css} }} }}"
 
 
-def sized(model: str) -> tuple[str, float] | None:
+def parse_model_size(model: str) -> tuple[str, float] | None:
     """A model's family and its number of parameters, where its name ends with that: `sft-125m`, `ppo_1.3B`, the paper's `gpt-xl`."""
-    if found := SIZED.fullmatch(model):
-        family, count, unit, largest = found.groups()
-        return family, PAPER_XL if largest else float(count) * (1e6 if unit in "mM" else 1e9)
+    if match := _SIZED_MODEL_PATTERN.fullmatch(model):
+        family, count, unit, is_xl = match.groups()
+        return family, _PAPER_XL_PARAMETERS if is_xl else float(count) * (1e6 if unit in "mM" else 1e9)
     return None
 
 
-def families(models: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
+def group_by_family(models: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
     """(parameters, model) of every family, the smallest first; none where no family has two sizes."""
-    found: dict[str, dict[float, str]] = {}
+    sizes_by_family: dict[str, dict[float, str]] = {}
     for model in models:
-        if named := sized(model):
-            found.setdefault(named[0], {})[named[1]] = model
-    return {family: sorted(sizes.items()) for family, sizes in found.items()} if any(len(sizes) > 1 for sizes in found.values()) else {}
+        if model_size := parse_model_size(model):
+            sizes_by_family.setdefault(model_size[0], {})[model_size[1]] = model
+    return (
+        {family: sorted(sizes.items()) for family, sizes in sizes_by_family.items()}
+        if any(len(sizes) > 1 for sizes in sizes_by_family.values())
+        else {}
+    )
 
 
-def family_model(family: str) -> str:
+def paper_model_of_family(family: str) -> str:
     """The model of the paper that a family of sizes is, where it is one: it has its name and colour."""
-    plain = family.replace("-", "_")
-    return {"gpt": "base", "ppo_noptx": "ppo", "gpt_prompted": "prompted"}.get(plain, plain if plain in MODELS else family)
+    normalized_family = family.replace("-", "_")
+    return {"gpt": "base", "ppo_noptx": "ppo", "gpt_prompted": "prompted"}.get(
+        normalized_family, normalized_family if normalized_family in MODEL_NAMES else family
+    )
 
 
-def number(value: float | None, metric: str = "") -> str:
+def format_metric_value(value: float | None, metric: str = "") -> str:
     """A number as its metric is best read: shares in per cent, everything else with a sensible number of digits."""
     if value is None:
         return "–"
-    if metric and metric not in PLAIN:
+    if metric and metric not in NON_PERCENT_METRICS:
         return f"{100 * value:.1f}\u00a0%" if 0 < abs(value) < 0.0095 else f"{100 * value:.0f}\u00a0%"
-    return short(value) if metric != "mean_toxicity" else f"{value:.3f}"
+    return format_short_number(value) if metric != "mean_toxicity" else f"{value:.3f}"
 
 
-def short(value: float) -> str:
+def format_short_number(value: float) -> str:
     """Three digits or so."""
-    size = abs(value)
-    if size >= 100_000 or (0 < size < 0.001):
+    magnitude = abs(value)
+    if magnitude >= 100_000 or (0 < magnitude < 0.001):
         return f"{value:.2g}"
-    return f"{value:,.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 0.1 else f"{value:.3f}"
+    return (
+        f"{value:,.0f}"
+        if magnitude >= 100
+        else f"{value:.1f}"
+        if magnitude >= 10
+        else f"{value:.2f}"
+        if magnitude >= 0.1
+        else f"{value:.3f}"
+    )
 
 
-def interval(row: Row) -> str:
+def format_interval(row: ResultRow) -> str:
     """The 95 % interval in brackets; nothing where there is none."""
     if row.low is None or row.high is None:
         return ""
-    ends = [
-        number(end, row.metric.split("/")[1] if "/" in row.metric else row.metric).removesuffix("\u00a0%") for end in (row.low, row.high)
+    bounds = [
+        format_metric_value(end, row.metric.split("/")[1] if "/" in row.metric else row.metric).removesuffix("\u00a0%")
+        for end in (row.low, row.high)
     ]
-    return f"[{ends[0]},\u00a0{ends[1]}]"
+    return f"[{bounds[0]},\u00a0{bounds[1]}]"
 
 
-def measured(row: Row | None) -> str:
+def format_estimate(row: ResultRow | None) -> str:
     """A row as text: value and interval."""
     if row is None or row.value is None:
         return "not measured"
-    return f"{number(row.value, row.metric)} {interval(row)}".strip()
+    return f"{format_metric_value(row.value, row.metric)} {format_interval(row)}".strip()
 
 
-def duration(seconds: float) -> str:
+def format_training_time(seconds: float) -> str:
     """A time as people say it."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -284,7 +301,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def amount(count: float | None) -> str:
+def format_large_count(count: float | None) -> str:
     """A large count: 478,752 as 479 thousand, 1,300,000 as 1.3 million."""
     if count is None or not math.isfinite(count):
         return "–"
@@ -294,7 +311,7 @@ def amount(count: float | None) -> str:
     return f"{count:.0f}"
 
 
-def printable(text: str) -> str:
+def escape_control_chars(text: str) -> str:
     """A text without what a page cannot hold: control characters are shown as their pictures, broken surrogates as a question mark."""
-    whole = text.encode("utf-8", "replace").decode("utf-8")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda found: "␡" if found[0] == "\x7f" else chr(0x2400 + ord(found[0])), whole)
+    encodable_text = text.encode("utf-8", "replace").decode("utf-8")
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda match: "␡" if match[0] == "\x7f" else chr(0x2400 + ord(match[0])), encodable_text)

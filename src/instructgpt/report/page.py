@@ -10,15 +10,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from instructgpt.records import write_text
-from instructgpt.report.findings import Finding, judge
+from instructgpt.records import write_text_atomic
+from instructgpt.report.findings import Finding, check_findings
 from instructgpt.report.inputs import RunFiles, read_results, read_run
-from instructgpt.report.naming import measured, model_name, palette, printable
+from instructgpt.report.naming import escape_control_chars, format_estimate, model_name, palette_css
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section
-from instructgpt.report.sections.evaluation import best, evaluation_sections
-from instructgpt.report.sections.public import not_measured, public_sections, with_figures_of_the_paper
-from instructgpt.report.sections.training import missing, side_by_side, training_sections
+from instructgpt.report.sections.evaluation import best_model_row, build_evaluation_sections
+from instructgpt.report.sections.public import build_public_sections, map_to_paper_metrics, missing_evaluations
+from instructgpt.report.sections.training import build_training_sections, missing_files, samples_section
 
 
 def write_report(run_directory: Path, out: Path | None = None) -> Path:
@@ -32,7 +32,7 @@ def write_report(run_directory: Path, out: Path | None = None) -> Path:
     """
     run = read_run(run_directory)
     path = out or run_directory / "report.html"
-    write_text(path, render(run))
+    write_text_atomic(path, _render_page(run))
     return path
 
 
@@ -42,64 +42,75 @@ def write_results_page(sources: Sequence[Path], out: Path) -> Path:
     Raises:
         BadInput: a file is missing or damaged, or the page cannot be written.
     """
-    write_text(out, render(read_results(sources)))
+    write_text_atomic(out, _render_page(read_results(sources)))
     return out
 
 
-def render(run: RunFiles) -> str:
+def _render_page(run: RunFiles) -> str:
     """The page as text. The same files give the same page."""
-    results = Results.of([*run.rows, *with_figures_of_the_paper(run.rows)])
-    findings = judge(results)
-    sections = sections_of(run, results, findings)
+    results = Results.from_rows([*run.rows, *map_to_paper_metrics(run.rows)])
+    findings = check_findings(results)
+    sections = _build_sections(run, results, findings)
     environment = Environment(
         loader=PackageLoader("instructgpt.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_shown,
+        finalize=_finalize_value,
     )
     environment.filters["drawn"] = Markup
     return environment.get_template("page.html.j2").render(
         name=run.name or run.directory.resolve().name,
-        lead=lead(results, findings),
+        lead=_summarize(results, findings),
         findings=[finding for finding in findings if finding.verdict != "not measured"],
         sections=sections,
         titles={section.id: section.title for section in sections},
-        missing=not_measured(results) if run.name else missing(run),
+        missing=missing_evaluations(results) if run.name else missing_files(run),
         whole=not run.name,
-        unread=run.unread,
-        palette=palette(),
+        unread=run.unreadable_lines,
+        palette=palette_css(),
     )
 
 
-def sections_of(run: RunFiles, results: Results, findings: Sequence[Finding]) -> list[Section]:
+def _build_sections(run: RunFiles, results: Results, findings: Sequence[Finding]) -> list[Section]:
     """Every section that the files can fill: what the models do, samples, how they came about."""
-    samples = side_by_side(run)
-    return [*evaluation_sections(results, findings), *public_sections(results), *([samples] if samples else []), *training_sections(run)]
+    sample_section = samples_section(run)
+    return [
+        *build_evaluation_sections(results, findings),
+        *build_public_sections(results),
+        *([sample_section] if sample_section else []),
+        *build_training_sections(run),
+    ]
 
 
-def lead(results: Results, findings: Sequence[Finding]) -> str:
+def _summarize(results: Results, findings: Sequence[Finding]) -> str:
     """The run in two sentences."""
-    count = Counter(finding.verdict for finding in findings if finding.verdict != "not measured")
-    told = []
-    row = best(results, "preference", "win_rate_vs_sft", "training")
+    verdict_counts = Counter(finding.verdict for finding in findings if finding.verdict != "not measured")
+    sentences = []
+    row = best_model_row(results, "preference", "win_rate_vs_sft", "training")
     if row is not None and row.model != "sft":
-        told.append(f"Labelers prefer {model_name(row.model)} to SFT {measured(row)} of the time.")
-    if count:
-        parts = [f"{count[verdict]} {verdict}" for verdict in ("shown", "partly", "not shown", "opposite") if count[verdict]]
-        several = f"Of {sum(count.values())} findings of the paper that this run can speak to: {', '.join(parts)}."
-        told.append(several if sum(count.values()) > 1 else f"This run can speak to one finding of the paper: {next(iter(count))}.")
-    return " ".join(told) or (
-        "What was measured of these models." if run_has_rows(results) else "Stages of a run that has not been evaluated yet."
+        sentences.append(f"Labelers prefer {model_name(row.model)} to SFT {format_estimate(row)} of the time.")
+    if verdict_counts:
+        parts = [
+            f"{verdict_counts[verdict]} {verdict}" for verdict in ("shown", "partly", "not shown", "opposite") if verdict_counts[verdict]
+        ]
+        findings_sentence = f"Of {sum(verdict_counts.values())} findings of the paper that this run can speak to: {', '.join(parts)}."
+        sentences.append(
+            findings_sentence
+            if sum(verdict_counts.values()) > 1
+            else f"This run can speak to one finding of the paper: {next(iter(verdict_counts))}."
+        )
+    return " ".join(sentences) or (
+        "What was measured of these models." if _has_results(results) else "Stages of a run that has not been evaluated yet."
     )
 
 
-def run_has_rows(results: Results) -> bool:
+def _has_results(results: Results) -> bool:
     """Whether anything was measured."""
-    return any(row.value is not None for row in results.by_name.values())
+    return any(row.value is not None for row in results.rows_by_key.values())
 
 
-def _shown(value: Any) -> Any:
+def _finalize_value(value: Any) -> Any:
     """What the template writes: drawings as they are, texts without what a page cannot hold."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return escape_control_chars(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.aggregate import ResultRow
 
-SIZES = ("xl", "6b", "175b")
-FAMILIES = ("gpt", "sft", "ppo-noptx", "ppo-ptx")
-MODELS = tuple(f"{family}-{size}" for family in FAMILIES for size in SIZES)
+_PAPER_SIZES = ("xl", "6b", "175b")
+_PAPER_FAMILIES = ("gpt", "sft", "ppo-noptx", "ppo-ptx")
+PAPER_MODELS = tuple(f"{family}-{size}" for family in _PAPER_FAMILIES for size in _PAPER_SIZES)
 """Columns of the table, by the names of the published samples."""
 
-PERCENT = ("quac", "squad", "drop")
+_PERCENT_EVALUATIONS = ("quac", "squad", "drop")
 """Evaluations whose numbers the paper prints out of a hundred, and we out of one."""
 
-TABLE_14: Mapping[tuple[str, str, str], str] = {
+PAPER_TABLE_14: Mapping[tuple[str, str, str], str] = {
     ("winogender", "entropy_bits", "none"): ".750 .721 .735  .583 .535 .503  .698 .587 .618  .760 .719 .737",
     ("winogender", "entropy_bits", "respectful"): ".774 .753 .796  .561 .446 .479  .644 .562 .527  .608 .585 .696",
     ("winogender", "entropy_bits", "biased"): ".760 .773 .783  .561 .516 .540  .706 .567 .564  .676 .543 .690",
@@ -55,9 +55,9 @@ TABLE_14: Mapping[tuple[str, str, str], str] = {
 """By evaluation, metric and condition: a number for each of MODELS. Tasks with one kind of prompt are `zero_shot`."""
 
 
-def printed(row: Row) -> float | None:
+def table14_value(row: ResultRow) -> float | None:
     """What the paper's Table 14 says of a model, on our scale; None where it says nothing."""
-    numbers = TABLE_14.get((row.evaluation, row.metric, row.condition or "zero_shot"))
-    if numbers is None or row.model not in MODELS:
+    numbers = PAPER_TABLE_14.get((row.evaluation, row.metric, row.condition or "zero_shot"))
+    if numbers is None or row.model not in PAPER_MODELS:
         return None
-    return float(numbers.split()[MODELS.index(row.model)]) / (100 if row.evaluation in PERCENT else 1)
+    return float(numbers.split()[PAPER_MODELS.index(row.model)]) / (100 if row.evaluation in _PERCENT_EVALUATIONS else 1)

@@ -7,66 +7,81 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any
 
-from instructgpt.evaluate.metrics.preference import use_case
+from instructgpt.evaluate.metrics.preference import ranking_use_case
 from instructgpt.records import USE_CASES, Ranking
-from instructgpt.report.naming import colour, in_order, model_name, spoken
-from instructgpt.report.section import Sample, Shown
+from instructgpt.report.naming import humanize, model_color, model_name, sort_models
+from instructgpt.report.section import ReportSample, SampleGroup
 
-LONGEST = 1_200  # characters shown of one text
+_MAX_TEXT_CHARS = 1_200  # characters shown of one text
 
 
-def side_by_side(rankings: Sequence[Ranking], use_cases: Mapping[str, str], count: int = 12) -> tuple[Shown, ...]:
+def select_sample_groups(rankings: Sequence[Ranking], use_cases: Mapping[str, str], count: int = 12) -> tuple[SampleGroup, ...]:
     """A few prompts, spread over the use cases, with each model's completion and a note; rankings without models are left out."""
-    by_prompt: dict[str, list[Ranking]] = {}
+    rankings_by_prompt: dict[str, list[Ranking]] = {}
     for ranking in rankings:
         if ranking.models is not None:
-            by_prompt.setdefault(ranking.prompt, []).append(ranking)
-    cases: dict[str, list[str]] = {}
-    for prompt, ranked in by_prompt.items():
-        cases.setdefault(use_case(ranked[0], use_cases) or "", []).append(prompt)
-    order = [case for case in USE_CASES if case in cases] + sorted(set(cases) - set(USE_CASES))
-    turns = zip_longest(*(cases[case] for case in order))
-    chosen = [(case, prompt) for turn in turns for case, prompt in zip(order, turn, strict=True) if prompt is not None][:count]
-    chosen.sort(key=lambda each: order.index(each[0]))
-    return tuple(Shown(cut(prompt), spoken(case), _samples(by_prompt[prompt])) for case, prompt in chosen)
+            rankings_by_prompt.setdefault(ranking.prompt, []).append(ranking)
+    prompts_by_use_case: dict[str, list[str]] = {}
+    for prompt, prompt_rankings in rankings_by_prompt.items():
+        prompts_by_use_case.setdefault(ranking_use_case(prompt_rankings[0], use_cases) or "", []).append(prompt)
+    use_case_order = [use_case_name for use_case_name in USE_CASES if use_case_name in prompts_by_use_case] + sorted(
+        set(prompts_by_use_case) - set(USE_CASES)
+    )
+    rounds = zip_longest(*(prompts_by_use_case[use_case_name] for use_case_name in use_case_order))
+    selected = [
+        (use_case_name, prompt)
+        for round_prompts in rounds
+        for use_case_name, prompt in zip(use_case_order, round_prompts, strict=True)
+        if prompt is not None
+    ][:count]
+    selected.sort(key=lambda each: use_case_order.index(each[0]))
+    return tuple(
+        SampleGroup(truncate_text(prompt), humanize(use_case_name), _model_samples(rankings_by_prompt[prompt]))
+        for use_case_name, prompt in selected
+    )
 
 
-def _samples(rankings: Sequence[Ranking]) -> tuple[Sample, ...]:
+def _model_samples(rankings: Sequence[Ranking]) -> tuple[ReportSample, ...]:
     """Each model's completion with its mean rating, or its mean rank where nobody gave ratings, in the paper's order of models."""
     texts: dict[str, str] = {}
     ratings: dict[str, list[int]] = {}
     ranks: dict[str, list[int]] = {}
     for ranking in rankings:
-        for place, model in enumerate(ranking.models or ()):
-            texts.setdefault(model, ranking.completions[place])
-            if ranking.completions[place] == texts[model]:
-                ranks.setdefault(model, []).append(ranking.ranks[place])
+        for index, model in enumerate(ranking.models or ()):
+            texts.setdefault(model, ranking.completions[index])
+            if ranking.completions[index] == texts[model]:
+                ranks.setdefault(model, []).append(ranking.ranks[index])
                 if ranking.ratings is not None:
-                    ratings.setdefault(model, []).append(ranking.ratings[place])
+                    ratings.setdefault(model, []).append(ranking.ratings[index])
 
-    def note(model: str) -> str:
-        given = ratings.get(model) or ranks[model]
-        mean = f"{fmean(given):.1f} of 7" if model in ratings else f"rank {fmean(given):.2g} of {len(rankings[0].ranks)}"
-        return mean + (f", {len(given)} labelers" if len(given) > 1 else "")
+    def format_note(model: str) -> str:
+        ranks_or_ratings = ratings.get(model) or ranks[model]
+        mean = (
+            f"{fmean(ranks_or_ratings):.1f} of 7" if model in ratings else f"rank {fmean(ranks_or_ratings):.2g} of {len(rankings[0].ranks)}"
+        )
+        return mean + (f", {len(ranks_or_ratings)} labelers" if len(ranks_or_ratings) > 1 else "")
 
-    return tuple(Sample(model_name(model), colour(model), cut(texts[model]), (note(model),)) for model in in_order(texts))
+    return tuple(
+        ReportSample(model_name(model), model_color(model), truncate_text(texts[model]), (format_note(model),))
+        for model in sort_models(texts)
+    )
 
 
-def over_time(samples: Sequence[Mapping[str, Any]], stage: str, count: int = 6) -> tuple[Shown, ...]:
+def select_training_samples(samples: Sequence[Mapping[str, Any]], stage: str, count: int = 6) -> tuple[SampleGroup, ...]:
     """What a policy wrote at the start, in the middle and at the end of PPO, with score, KL and total."""
-    written = [each for each in samples if isinstance(each.get("prompt"), str) and isinstance(each.get("completion"), str)]
-    written.sort(key=lambda each: each.get("step") or 0)
-    places = dict.fromkeys(round(i * (len(written) - 1) / max(count - 1, 1)) for i in range(count)) if written else {}
-    return tuple(_shown(written[place], stage) for place in places)
+    valid_samples = [each for each in samples if isinstance(each.get("prompt"), str) and isinstance(each.get("completion"), str)]
+    valid_samples.sort(key=lambda each: each.get("step") or 0)
+    indices = dict.fromkeys(round(i * (len(valid_samples) - 1) / max(count - 1, 1)) for i in range(count)) if valid_samples else {}
+    return tuple(_to_sample_group(valid_samples[index], stage) for index in indices)
 
 
-def _shown(sample: Mapping[str, Any], stage: str) -> Shown:
-    numbers = [f"{name} {sample[name]:+.2f}" for name in ("score", "kl", "total") if isinstance(sample.get(name), int | float)]
-    cut_off = ["cut off"] if sample.get("finish") == "length" else []
-    text = Sample(model_name(stage), colour(stage), cut(sample["completion"]), tuple(numbers + cut_off))
-    return Shown(cut(sample["prompt"]), f"step {sample.get('step', '?')}", (text,))
+def _to_sample_group(sample: Mapping[str, Any], stage: str) -> SampleGroup:
+    notes = [f"{name} {sample[name]:+.2f}" for name in ("score", "kl", "total") if isinstance(sample.get(name), int | float)]
+    length_notes = ["cut off"] if sample.get("finish") == "length" else []
+    report_sample = ReportSample(model_name(stage), model_color(stage), truncate_text(sample["completion"]), tuple(notes + length_notes))
+    return SampleGroup(truncate_text(sample["prompt"]), f"step {sample.get('step', '?')}", (report_sample,))
 
 
-def cut(text: str, longest: int = LONGEST) -> str:
+def truncate_text(text: str, max_chars: int = _MAX_TEXT_CHARS) -> str:
     """A text of a length that can be read, and how much was left out."""
-    return text if len(text) <= longest else f"{text[:longest]} … ({len(text) - longest:,} characters more)"
+    return text if len(text) <= max_chars else f"{text[:max_chars]} … ({len(text) - max_chars:,} characters more)"

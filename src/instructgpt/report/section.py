@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report.findings import Finding
-from instructgpt.report.naming import condition_name, in_order, interval, metric_name, model_name, number
+from instructgpt.report.naming import condition_name, format_interval, format_metric_value, metric_name, model_name, sort_models
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ReportTable:
     """A table of texts under a figure."""
 
     title: str
@@ -20,22 +20,22 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ReportSample:
     """One completion beside others: whose it is, what was said of it."""
 
     name: str
-    colour: str
+    color: str
     text: str
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class SampleGroup:
     """One prompt with everything that was written for it."""
 
     prompt: str
     kind: str
-    samples: tuple[Sample, ...]
+    samples: tuple[ReportSample, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,24 +48,24 @@ class Section:
     paper: str = ""
     figure: str = ""
     caption: str = ""
-    more: str = ""
+    extra_figure: str = ""
     findings: tuple[Finding, ...] = ()
-    tables: tuple[Table, ...] = ()
-    shown: tuple[Shown, ...] = ()
+    tables: tuple[ReportTable, ...] = ()
+    sample_groups: tuple[SampleGroup, ...] = ()
 
 
-def table_of(title: str, rows: Sequence[Row], *, conditions: bool = True) -> Table:
+def build_rows_table(title: str, rows: Sequence[ResultRow], *, conditions: bool = True) -> ReportTable:
     """Rows as a table: a line a metric and condition, a column a model, each with value, interval and number of observations."""
-    models = in_order(row.model for row in rows)
+    models = sort_models(row.model for row in rows)
     cells = {(row.metric, row.condition, row.model): row for row in rows}
-    lines = []
+    table_rows = []
     for metric, condition in dict.fromkeys((row.metric, row.condition) for row in rows):
         name = ", ".join(part for part in (metric_name(metric), condition_name(condition) if conditions else "") if part)
-        lines.append((name, *(_cell(cells.get((metric, condition, model))) for model in models)))
-    return Table(title, ("", *(model_name(model) for model in models)), tuple(lines))
+        table_rows.append((name, *(_format_cell(cells.get((metric, condition, model))) for model in models)))
+    return ReportTable(title, ("", *(model_name(model) for model in models)), tuple(table_rows))
 
 
-def _cell(row: Row | None) -> str:
+def _format_cell(row: ResultRow | None) -> str:
     if row is None or row.value is None:
         return "–"
-    return f"{number(row.value, row.metric)} {interval(row)}".strip() + f"\nn\u00a0{row.n:,}"
+    return f"{format_metric_value(row.value, row.metric)} {format_interval(row)}".strip() + f"\nn\u00a0{row.n:,}"

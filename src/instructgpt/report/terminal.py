@@ -9,16 +9,24 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.report.findings import Finding, judge
-from instructgpt.report.naming import MODELS, condition_name, in_order, interval, metric_name, model_name, number
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.report.findings import Finding, check_findings
+from instructgpt.report.naming import (
+    MODEL_NAMES,
+    condition_name,
+    format_interval,
+    format_metric_value,
+    metric_name,
+    model_name,
+    sort_models,
+)
 from instructgpt.report.results import Results
 
-STYLES = {"shown": "green", "partly": "yellow", "not shown": "default", "opposite": "red", "not measured": "dim"}
+_VERDICT_STYLES = {"shown": "green", "partly": "yellow", "not shown": "default", "opposite": "red", "not measured": "dim"}
 
-WINS = ("preference", "win_rate_vs_sft")
+_WIN_RATE_METRIC = ("preference", "win_rate_vs_sft")
 """The first metric of the first table, under each of its conditions: whoever judged."""
-MAIN = (
+_MAIN_METRICS = (
     ("preference", "rating", "training"),
     ("labels", "fails_instruction", ""), ("labels", "hallucination", ""), ("truthfulness", "truthful_and_informative", "qa"),
     ("toxicity", "mean_toxicity", "none"), ("toxicity", "mean_toxicity", "respectful"), ("bias", "entropy_bits", ""),
@@ -26,68 +34,78 @@ MAIN = (
 """The metrics after it; every task of the alignment tax follows them."""
 
 
-def show(rows: Sequence[Row], console: Console | None = None) -> None:
+def print_report_tables(rows: Sequence[ResultRow], console: Console | None = None) -> None:
     """Print both tables, and the reward model's numbers under them."""
-    (console or Console()).print(tables(rows))
+    (console or Console()).print(_build_tables(rows))
 
 
-def tables(rows: Sequence[Row]) -> Group:
+def _build_tables(rows: Sequence[ResultRow]) -> Group:
     """Models and findings, for rich to print."""
-    results = Results.of(rows)
-    findings = [finding for finding in judge(results) if finding.verdict != "not measured"]
-    compared = numbers(results)
-    parts: list[Table | Text] = [compared] if compared.row_count else []
-    accuracy = _reward_model(results)
-    if accuracy:
-        parts.append(Text(accuracy, style="dim"))
+    results = Results.from_rows(rows)
+    findings = [finding for finding in check_findings(results) if finding.verdict != "not measured"]
+    metrics_table = _build_metrics_table(results)
+    parts: list[Table | Text] = [metrics_table] if metrics_table.row_count else []
+    reward_model_lines = _format_reward_model(results)
+    if reward_model_lines:
+        parts.append(Text(reward_model_lines, style="dim"))
     if findings:
-        parts.append(verdicts(findings))
+        parts.append(_build_findings_table(findings))
     return Group(*parts)
 
 
-def numbers(results: Results) -> Table:
+def _build_metrics_table(results: Results) -> Table:
     """Every main metric, a column a model, with its 95 % interval below."""
-    judges = [condition for condition in results.conditions(*WINS) if "/" not in condition]
-    wanted = [*((*WINS, judge) for judge in judges), *MAIN, *(("tax", task, "") for task in results.metrics("tax"))]
-    found = [(names, rows) for names in wanted if (rows := results.rows(names[0], names[1], names[2]))]
-    models = [model for model in in_order(row.model for _, rows in found for row in rows) if model in MODELS] or in_order(
-        row.model for _, rows in found for row in rows
-    )
+    judge_conditions = [condition for condition in results.conditions(*_WIN_RATE_METRIC) if "/" not in condition]
+    metric_keys = [
+        *((*_WIN_RATE_METRIC, judge_condition) for judge_condition in judge_conditions),
+        *_MAIN_METRICS,
+        *(("tax", task, "") for task in results.metrics("tax")),
+    ]
+    measured_metrics = [
+        (metric_key, rows) for metric_key in metric_keys if (rows := results.rows(metric_key[0], metric_key[1], metric_key[2]))
+    ]
+    models = [
+        model for model in sort_models(row.model for _, rows in measured_metrics for row in rows) if model in MODEL_NAMES
+    ] or sort_models(row.model for _, rows in measured_metrics for row in rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="95 % intervals in brackets", caption_justify="left")
     table.add_column("")
     for model in models:
         table.add_column(model_name(model), justify="right", min_width=9)
-    for (evaluation, metric, condition), _ in found:
+    for (evaluation, metric, condition), _ in measured_metrics:
         name = ", ".join(part for part in (metric_name(metric), condition_name(condition)) if part)
-        table.add_row(Text(name), *(_cell(results.get(evaluation, metric, model, condition)) for model in models))
+        table.add_row(Text(name), *(_format_cell(results.get(evaluation, metric, model, condition)) for model in models))
     return table
 
 
-def _cell(row: Row | None) -> Text:
+def _format_cell(row: ResultRow | None) -> Text:
     if row is None:
         return Text("–", style="dim")
-    return Text.assemble(number(row.value, row.metric), ("\n" + interval(row), "dim"))
+    return Text.assemble(format_metric_value(row.value, row.metric), ("\n" + format_interval(row), "dim"))
 
 
-def _reward_model(results: Results) -> str:
+def _format_reward_model(results: Results) -> str:
     """The reward model between its yardsticks, in one line a cohort."""
     lines = []
     for condition in results.conditions("reward_model", "pair_accuracy"):
         rows = [
             results.get("reward_model", metric, "reward", condition) for metric in ("pair_accuracy", "length_baseline", "labeler_agreement")
         ]
-        told = ", ".join(f"{metric_name(row.metric)} {number(row.value, row.metric)} {interval(row)}" for row in rows if row is not None)
-        if "/" not in condition and told:
-            lines.append(f"pairs of {condition_name(condition) or 'all labelers'}: {told}")
+        summary = ", ".join(
+            f"{metric_name(row.metric)} {format_metric_value(row.value, row.metric)} {format_interval(row)}"
+            for row in rows
+            if row is not None
+        )
+        if "/" not in condition and summary:
+            lines.append(f"pairs of {condition_name(condition) or 'all labelers'}: {summary}")
     return "\n".join(lines)
 
 
-def verdicts(findings: Sequence[Finding]) -> Table:
+def _build_findings_table(findings: Sequence[Finding]) -> Table:
     """What the paper found, and whether these numbers show it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("what the paper found", ratio=3)
     table.add_column("here", no_wrap=True)
     table.add_column("numbers", ratio=4, style="dim")
     for finding in findings:
-        table.add_row(Text(finding.paper), Text(finding.verdict, style=STYLES[finding.verdict]), Text(finding.evidence))
+        table.add_row(Text(finding.paper), Text(finding.verdict, style=_VERDICT_STYLES[finding.verdict]), Text(finding.evidence))
     return table

@@ -25,13 +25,13 @@ import safetensors
 import torch
 from torch import Tensor
 
-from instructgpt.distributed.comm import all_ranks, collect, wait_for_all
-from instructgpt.io import safetensors_head, writing
+from instructgpt.distributed.comm import barrier, gather_in_order, get_dist_info
+from instructgpt.io import serialize_safetensors_header, translate_write_errors
 
-MANIFEST, STATE, HALF = "manifest", "state.json", "half.part"
-LEAF = "tensor"
+_MANIFEST_FILE, _STATE_FILE, _PARTIAL_FOLDER = "manifest", "state.json", "half.part"
+_TENSOR_KEY = "tensor"
 """In state.json a tensor is an object of this one name."""
-NAMES = {
+_SAFETENSORS_DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
@@ -39,7 +39,7 @@ NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class LazyTensor:
     """A tensor in a checkpoint, not yet read."""
 
     name: str
@@ -47,37 +47,39 @@ class Stored:
     parts: tuple[Any, ...]  # opened files; of a tensor that all ranks have alike only the first
     sharded: bool
 
-    def rows(self, start: int, end: int) -> Tensor:
+    def read_rows(self, start: int, end: int) -> Tensor:
         """Some of the tensor's rows."""
-        found: list[Tensor] = []
+        slices: list[Tensor] = []
         for rank, part in enumerate(self.parts):
-            first, last = rows_of(self.shape[0], rank, len(self.parts))
-            if first < end and start < last:
-                found.append(part.get_slice(self.name)[max(start, first) - first : min(end, last) - first])
-        return torch.cat(found) if found else self.parts[0].get_slice(self.name)[:0]
+            shard_start, shard_end = shard_bounds(self.shape[0], rank, len(self.parts))
+            if shard_start < end and start < shard_end:
+                slices.append(part.get_slice(self.name)[max(start, shard_start) - shard_start : min(end, shard_end) - shard_start])
+        return torch.cat(slices) if slices else self.parts[0].get_slice(self.name)[:0]
 
-    def whole(self) -> Tensor:
+    def read_full(self) -> Tensor:
         """All of it."""
         if self.sharded:
-            return self.rows(0, self.shape[0])
+            return self.read_rows(0, self.shape[0])
         tensor: Tensor = self.parts[0].get_tensor(self.name)
         return tensor
 
-    def like(self, other: Any) -> Tensor:
+    def read_sharded_like(self, template: Any) -> Tensor:
         """The tensor, divided as another of its shape is; whole, where the other is not divided or has another shape."""
-        if not hasattr(other, "to_local") or tuple(other.shape) != self.shape:
-            return self.whole()
-        ranks = all_ranks()
-        start, end = rows_of(self.shape[0], ranks.own, ranks.total)
-        own = self.rows(start, end) if self.sharded else self.whole()[start:end]
-        divided: Tensor = torch.empty_like(other, dtype=own.dtype, requires_grad=False)  # on its device, not always that of its mesh
-        divided.to_local().copy_(own)  # type: ignore[attr-defined]
-        return divided
+        if not hasattr(template, "to_local") or tuple(template.shape) != self.shape:
+            return self.read_full()
+        dist_info = get_dist_info()
+        start, end = shard_bounds(self.shape[0], dist_info.rank, dist_info.world_size)
+        local_rows = self.read_rows(start, end) if self.sharded else self.read_full()[start:end]
+        sharded: Tensor = torch.empty_like(
+            template, dtype=local_rows.dtype, requires_grad=False
+        )  # on its device, not always that of its mesh
+        sharded.to_local().copy_(local_rows)  # type: ignore[attr-defined]
+        return sharded
 
 
-def rows_of(count: int, rank: int, ranks: int) -> tuple[int, int]:
+def shard_bounds(count: int, rank: int, world_size: int) -> tuple[int, int]:
     """First row of a rank's part of `count` rows, and the row after its last, as `torch.chunk` divides."""
-    size = -(-count // ranks)
+    size = -(-count // world_size)
     return min(count, rank * size), min(count, (rank + 1) * size)
 
 
@@ -94,64 +96,68 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:
         RunFailed, BadInput: as `files.writing` does.
     """
-    ranks = all_ranks()
-    half = folder.with_name(HALF)
-    with writing(folder):
-        if ranks.own == 0:
-            shutil.rmtree(half, ignore_errors=True)
-            half.mkdir(parents=True, exist_ok=True)
-        wait_for_all()
+    dist_info = get_dist_info()
+    partial_folder = folder.with_name(_PARTIAL_FOLDER)
+    with translate_write_errors(folder):
+        if dist_info.rank == 0:
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            partial_folder.mkdir(parents=True, exist_ok=True)
+        barrier()
         try:
             tensors: dict[str, Tensor] = {}
-            skeleton = taken_apart(state, "", tensors, {})
-            name = f"rank-{ranks.own}.safetensors"
-            shared = {leaf for leaf, tensor in tensors.items() if not hasattr(tensor, "to_local")}
-            own = {leaf: local(tensor) for leaf, tensor in tensors.items() if ranks.own == 0 or leaf not in shared}
-            written = write_file(half / name, safetensors_of(own))
-            hashes = dict(collect([ranks.own], [(name, written)], ranks.total, ranks))
-            if ranks.own == 0:
-                text = json.dumps({"ranks": ranks.total, "state": skeleton}).encode()
-                hashes[STATE] = write_file(half / STATE, [text])
-                write_file(half / MANIFEST, [manifest_of(hashes)])
+            skeleton = _flatten_state(state, "", tensors, {})
+            name = f"rank-{dist_info.rank}.safetensors"
+            replicated = {tensor_name for tensor_name, tensor in tensors.items() if not hasattr(tensor, "to_local")}
+            local_tensors = {
+                tensor_name: _local_shard(tensor)
+                for tensor_name, tensor in tensors.items()
+                if dist_info.rank == 0 or tensor_name not in replicated
+            }
+            digest = write_file(partial_folder / name, _serialize_safetensors(local_tensors))
+            hashes = dict(gather_in_order([dist_info.rank], [(name, digest)], dist_info.world_size, dist_info))
+            if dist_info.rank == 0:
+                text = json.dumps({"ranks": dist_info.world_size, "state": skeleton}).encode()
+                hashes[_STATE_FILE] = write_file(partial_folder / _STATE_FILE, [text])
+                write_file(partial_folder / _MANIFEST_FILE, [_build_manifest(hashes)])
                 shutil.rmtree(folder, ignore_errors=True)
-                half.rename(folder)
+                partial_folder.rename(folder)
         except BaseException:
-            if ranks.own == 0:
-                shutil.rmtree(half, ignore_errors=True)
+            if dist_info.rank == 0:
+                shutil.rmtree(partial_folder, ignore_errors=True)
             raise
-    wait_for_all()
+    barrier()
 
 
-def taken_apart(value: Any, name: str, tensors: dict[str, Tensor], known: dict[Any, str]) -> Any:
+def _flatten_state(value: Any, name: str, tensors: dict[str, Tensor], names_by_storage: dict[Any, str]) -> Any:
     """What JSON can hold of a state; its tensors by name, each once however often it occurs."""
     if isinstance(value, Tensor):
-        own = value.to_local() if hasattr(value, "to_local") else value
-        place = (own.untyped_storage().data_ptr() + own.storage_offset(), own.shape)
-        leaf = known.setdefault(place, name) if own.numel() else name
-        tensors.setdefault(leaf, value.detach())
-        return {LEAF: leaf, "shape": list(value.shape), "sharded": hasattr(value, "to_local")}
+        local_tensor = value.to_local() if hasattr(value, "to_local") else value
+        position = (local_tensor.untyped_storage().data_ptr() + local_tensor.storage_offset(), local_tensor.shape)
+        tensor_name = names_by_storage.setdefault(position, name) if local_tensor.numel() else name
+        tensors.setdefault(tensor_name, value.detach())
+        return {_TENSOR_KEY: tensor_name, "shape": list(value.shape), "sharded": hasattr(value, "to_local")}
     if isinstance(value, Mapping):
         assert all(isinstance(key, str) for key in value), f"{name}: names are texts"
-        return {key: taken_apart(part, f"{name}/{key}" if name else key, tensors, known) for key, part in value.items()}
+        return {key: _flatten_state(part, f"{name}/{key}" if name else key, tensors, names_by_storage) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [taken_apart(part, f"{name}/{place}", tensors, known) for place, part in enumerate(value)]
+        return [_flatten_state(part, f"{name}/{position}", tensors, names_by_storage) for position, part in enumerate(value)]
     return value
 
 
-def local(tensor: Any) -> Tensor:
+def _local_shard(tensor: Any) -> Tensor:
     """The rows of a tensor that this rank has, on the CPU."""
-    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return own.detach().cpu().contiguous()
+    shard: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return shard.detach().cpu().contiguous()
 
 
-def safetensors_of(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+def _serialize_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
     """A safetensors file, piece by piece: its head, then the numbers."""
     header: dict[str, Any] = {}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    yield safetensors_head(header)
+        header[name] = {"dtype": _SAFETENSORS_DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    yield serialize_safetensors_header(header)
     for tensor in tensors.values():
         yield tensor.reshape(-1).view(torch.uint8).numpy().data
 
@@ -168,60 +174,60 @@ def write_file(file: Path, pieces: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def manifest_of(hashes: Mapping[str, str]) -> bytes:
+def _build_manifest(hashes: Mapping[str, str]) -> bytes:
     """A line for each file, and one for these lines."""
     lines = "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)).encode()
-    return lines + f"{hashlib.sha256(lines).hexdigest()}  {MANIFEST}\n".encode()
+    return lines + f"{hashlib.sha256(lines).hexdigest()}  {_MANIFEST_FILE}\n".encode()
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def damage(folder: Path) -> str | None:
+def find_corruption(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None where every byte is as it was written."""
     try:
-        manifest = (folder / MANIFEST).read_bytes()
+        manifest = (folder / _MANIFEST_FILE).read_bytes()
     except OSError:
-        return f"{MANIFEST} is missing"
+        return f"{_MANIFEST_FILE} is missing"
     try:
-        hashes = {name: code for code, name in (line.split("  ") for line in manifest.decode().splitlines()[:-1])}
+        hashes = {name: expected for expected, name in (line.split("  ") for line in manifest.decode().splitlines()[:-1])}
     except ValueError:
         hashes = {}
-    if not hashes or manifest != manifest_of(hashes):
-        return f"{MANIFEST} is not as it was written"
-    for name, code in hashes.items():
+    if not hashes or manifest != _build_manifest(hashes):
+        return f"{_MANIFEST_FILE} is not as it was written"
+    for name, expected in hashes.items():
         try:
             with (folder / name).open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
+                actual = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError:
             return f"{name} is missing"
-        if found != code:
+        if actual != expected:
             return f"{name} is not as it was written"
     return None
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The state in a whole checkpoint; its tensors are `Stored`, to be read as they are needed."""
-    content = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    content = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
     files = tuple(safetensors.safe_open(folder / f"rank-{rank}.safetensors", framework="pt") for rank in range(content["ranks"]))
 
-    def stored(value: Any) -> Any:
+    def to_lazy(value: Any) -> Any:
         if isinstance(value, list):
-            return [stored(part) for part in value]
+            return [to_lazy(part) for part in value]
         if not isinstance(value, dict):
             return value
-        if LEAF in value:
-            return Stored(value[LEAF], tuple(value["shape"]), files if value["sharded"] else files[:1], value["sharded"])
-        return {key: stored(part) for key, part in value.items()}
+        if _TENSOR_KEY in value:
+            return LazyTensor(value[_TENSOR_KEY], tuple(value["shape"]), files if value["sharded"] else files[:1], value["sharded"])
+        return {key: to_lazy(part) for key, part in value.items()}
 
-    state: dict[str, Any] = stored(content["state"])
+    state: dict[str, Any] = to_lazy(content["state"])
     return state
 
 
-def placed(state: Any, like: Any) -> Any:
+def load_tensors(state: Any, template: Any) -> Any:
     """Read the tensors of a state. `like` is a tensor as which those of its shape are divided, or tensors by the state's own names."""
-    if isinstance(state, Stored):
-        return state.like(like)
+    if isinstance(state, LazyTensor):
+        return state.read_sharded_like(template)
     if isinstance(state, dict):
-        return {name: placed(part, like[name] if isinstance(like, Mapping) else like) for name, part in state.items()}
+        return {name: load_tensors(part, template[name] if isinstance(template, Mapping) else template) for name, part in state.items()}
     return state

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def by_name(**kinds: Iterable[Path]) -> dict[str, Path | str]:
+def named_inputs(**kinds: Iterable[Path]) -> dict[str, Path | str]:
     """Files a run is made from, each by what it is for and its name; by its whole path where two of a kind have one name."""
     files = [(kind, path) for kind, paths in kinds.items() for path in paths]
-    alike = Counter((kind, path.name) for kind, path in files)
-    return {f"{kind} {path if alike[kind, path.name] > 1 else path.name}": path for kind, path in files}
+    name_counts = Counter((kind, path.name) for kind, path in files)
+    return {f"{kind} {path if name_counts[kind, path.name] > 1 else path.name}": path for kind, path in files}
 
 
 def content_hash(path: Path) -> str:

@@ -11,43 +11,43 @@ import os
 import time
 from pathlib import Path
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 
-PARTING = 3.0
+LOCK_TIMEOUT_S = 3.0
 """Seconds in which a process that was killed has ended, with those that help it."""
 
-_claims: dict[Path, int] = {}
+_lock_descriptors: dict[Path, int] = {}
 
 
-def claim(directory: Path) -> None:
+def acquire_directory_lock(directory: Path) -> None:
     """Claim a directory for this process, until it is given up or the process ends. Claimed again it is the same claim.
 
     Raises:
         BadInput: another process has it.
     """
-    held = _claims.get(directory.resolve())
-    if held is not None and os.path.samestat(os.fstat(held), directory.stat()):
+    held_descriptor = _lock_descriptors.get(directory.resolve())
+    if held_descriptor is not None and os.path.samestat(os.fstat(held_descriptor), directory.stat()):
         return
-    give_up(directory)
-    place = os.open(directory, os.O_RDONLY)
-    until = time.monotonic() + PARTING
+    release_directory_lock(directory)
+    descriptor = os.open(directory, os.O_RDONLY)
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() < until:
+            if time.monotonic() < deadline:
                 time.sleep(0.1)
                 continue
-            os.close(place)
-            raise BadInput(f"--out {directory}: another command is at work there; let it end, or choose another --out") from None
+            os.close(descriptor)
+            raise InputError(f"--out {directory}: another command is at work there; let it end, or choose another --out") from None
         except OSError:  # a disk without locks
             pass
-        _claims[directory.resolve()] = place
+        _lock_descriptors[directory.resolve()] = descriptor
         return
 
 
-def give_up(directory: Path) -> None:
+def release_directory_lock(directory: Path) -> None:
     """Give up this process's claim of a directory, if it has one."""
-    place = _claims.pop(directory.resolve(), None)
-    if place is not None:
-        os.close(place)
+    descriptor = _lock_descriptors.pop(directory.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SAME = 2.0
+SAME_REQUEST_S = 2.0
 """Seconds in which signals are one and the same request: a terminal tells every process, and torchrun tells its ranks once more."""
 
 
@@ -25,36 +25,38 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.deferred = False
-        self.since: float | None = None
+        self.requested_at: float | None = None
 
-    def hear(self, _: int, __: FrameType | None) -> None:
+    def on_signal(self, _: int, __: FrameType | None) -> None:
         """The handler of both signals."""
         now = time.monotonic()
-        if not self.deferred or (self.since is not None and now - self.since > SAME):
+        if not self.deferred or (self.requested_at is not None and now - self.requested_at > SAME_REQUEST_S):
             raise KeyboardInterrupt
-        self.since = self.since or now
+        self.requested_at = self.requested_at or now
 
 
 @contextmanager
-def deferring_stops() -> Iterator[StopRequest]:
+def defer_interrupts() -> Iterator[StopRequest]:
     """While a stage runs, signals are noted instead of ending it, whenever its request is `deferred`."""
     request = StopRequest()
-    before: dict[int, Any] = {}
+    previous_handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        listening = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, request.hear) for number in listening}
-    _requests.append(request)
+        signal_numbers = [
+            signal_number for signal_number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(signal_number) != signal.SIG_IGN
+        ]
+        previous_handlers = {signal_number: signal.signal(signal_number, request.on_signal) for signal_number in signal_numbers}
+    _active_requests.append(request)
     try:
         yield request
     finally:
-        _requests.remove(request)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _active_requests.remove(request)
+        for signal_number, handler in previous_handlers.items():
+            signal.signal(signal_number, handler)
 
 
-_requests: list[StopRequest] = []
+_active_requests: list[StopRequest] = []
 
 
-def current_request() -> StopRequest:
+def get_stop_request() -> StopRequest:
     """That of the stage that runs now."""
-    return _requests[-1] if _requests else StopRequest()
+    return _active_requests[-1] if _active_requests else StopRequest()

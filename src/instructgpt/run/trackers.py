@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from instructgpt.config import TrackerName
-from instructgpt.errors import BadInput, in_one_line
+from instructgpt.errors import InputError, one_line
 
 
 class Tracker(Protocol):
@@ -27,7 +27,7 @@ class Tracker(Protocol):
         """Write what is still held."""
 
 
-class TensorBoard:
+class _TensorBoardTracker:
     """Event files in `tensorboard/` of the run directory; steps that are done again replace those that were taken back."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], step: int) -> None:
@@ -47,17 +47,17 @@ class TensorBoard:
         self._writer.close()
 
 
-class Trackio:
+class _TrackioTracker:
     """trackio's own database on this machine (TRACKIO_DIR); the project is the folder that holds the run directory."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], step: int) -> None:
         import trackio
 
         resume = "allow" if step else "never"
-        whole = directory.resolve()
+        resolved = directory.resolve()
         self._run: Any = trackio.init(
-            whole.parent.name or "runs",
-            whole.name,
+            resolved.parent.name or "runs",
+            resolved.name,
             config=dict(settings),
             resume=resume,
             embed=False,
@@ -74,19 +74,19 @@ class Trackio:
         self._run.finish()
 
 
-class WandB:
+class _WandBTracker:
     """A Weights & Biases run; WANDB_MODE=offline keeps it on this machine, in `wandb/` of the run directory."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], _: int) -> None:
         import wandb
 
-        whole = directory.resolve()
-        begun = (directory / "run.json").stat().st_mtime_ns  # written when a run begins and when it has finished
-        mark = hashlib.sha256(f"{whole} {begun}".encode()).hexdigest()[:16]
+        resolved = directory.resolve()
+        begin_time_ns = (directory / "run.json").stat().st_mtime_ns  # written when a run begins and when it has finished
+        run_id = hashlib.sha256(f"{resolved} {begin_time_ns}".encode()).hexdigest()[:16]
         self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", whole.parent.name or "runs"),
-            name=whole.name,
-            id=mark,
+            project=os.environ.get("WANDB_PROJECT", resolved.parent.name or "runs"),
+            name=resolved.name,
+            id=run_id,
             dir=str(directory),
             config=dict(settings),
             resume="allow",
@@ -102,18 +102,18 @@ class WandB:
         self._run.finish()
 
 
-KINDS: Mapping[TrackerName, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "trackio": Trackio,
-    "wandb": WandB,
+_TRACKERS: Mapping[TrackerName, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": _TensorBoardTracker,
+    "trackio": _TrackioTracker,
+    "wandb": _WandBTracker,
 }
 
 
-def check_installed(names: Sequence[TrackerName]) -> None:
+def check_trackers_installed(names: Sequence[TrackerName]) -> None:
     """Before any work: raises BadInput for a tracker whose library is not there."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise BadInput(f"--track {name}: the library is not installed; pip install {name}")
+            raise InputError(f"--track {name}: the library is not installed; pip install {name}")
 
 
 def open_tracker(name: TrackerName, directory: Path, settings: Mapping[str, Any], step: int) -> Tracker:
@@ -126,6 +126,6 @@ def open_tracker(name: TrackerName, directory: Path, settings: Mapping[str, Any]
         BadInput: it refuses to start (an account it needs is missing).
     """
     try:
-        return KINDS[name](directory, settings, step)
+        return _TRACKERS[name](directory, settings, step)
     except Exception as error:  # whatever a service says of accounts and networks
-        raise BadInput(f"--track {name}: does not start ({in_one_line(error, 200)}); mend that or leave it out") from error
+        raise InputError(f"--track {name}: does not start ({one_line(error, 200)}); mend that or leave it out") from error

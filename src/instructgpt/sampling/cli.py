@@ -8,19 +8,19 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from instructgpt.config import Options
-from instructgpt.errors import BadInput
-from instructgpt.io import must_be_a_file
+from instructgpt.config import CommandConfig
+from instructgpt.errors import InputError
+from instructgpt.io import check_output_file
 from instructgpt.models.policy import context_length, load_policy, pick_device
 from instructgpt.models.reward_model import load_reward_model
-from instructgpt.records import Asked, Completion, Message, Prompt, Record, Skipped, read_records, write_records
+from instructgpt.records import Completion, Message, Prompt, PromptFields, Record, SkippedLines, read_records, write_records
 from instructgpt.run.directory import console
-from instructgpt.sampling.completions import Generated, generate
+from instructgpt.sampling.completions import SampledCompletion, generate
 
-DEVICE = "cpu, cuda, cuda:1 …; auto takes a GPU when there is one"
+_DEVICE_HELP = "cpu, cuda, cuda:1 …; auto takes a GPU when there is one"
 
 
-class SampleConfig(Options):
+class SampleConfig(CommandConfig):
     """Completions of prompts."""
 
     stage: ClassVar[str] = "sample"
@@ -33,10 +33,10 @@ class SampleConfig(Options):
     temperature: float = Field(1.0, ge=0, description="1 samples from the model's own distribution, 0 takes the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1, description="below 1, sample from the likeliest tokens that together have this probability")
     seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
-    device: str = Field("auto", description=DEVICE)
+    device: str = Field("auto", description=_DEVICE_HELP)
     skip_bad: bool = Field(False, description="leave out bad lines and prompts that are too long, and count them")
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """At temperature 0 nothing is random."""
         if self.temperature == 0 and self.n > 1:
             yield f"--n {self.n} has no effect at --temperature 0, all completions of a prompt would be the same"
@@ -46,7 +46,7 @@ class SampleConfig(Options):
             yield f"--top-p {self.top_p} has no effect at --temperature 0, the likeliest token is always in it"
 
 
-class ScoreConfig(Options):
+class ScoreConfig(CommandConfig):
     """Scores of completions."""
 
     stage: ClassVar[str] = "score"
@@ -54,11 +54,11 @@ class ScoreConfig(Options):
     out: Path = Field(description="the file of completions with scores this makes")
     reward: Path = Field(description="a reward model directory")
     data: Path = Field(description="completions, or demonstrations")
-    device: str = Field("auto", description=DEVICE)
+    device: str = Field("auto", description=_DEVICE_HELP)
     skip_bad: bool = Field(False, description="leave out bad lines and completions that are too long, and count them")
 
 
-class Answer(Record):
+class ScoredInput(Record):
     """What can be scored: a prompt, or the messages of a conversation, and a completion. Both may be there, as `sample` writes them."""
 
     prompt: str | None = None
@@ -67,14 +67,14 @@ class Answer(Record):
     finish: Literal["stop", "length"] = "stop"
 
     @model_validator(mode="after")
-    def _asked(self) -> Self:
-        assert self.asked
+    def _check_prompt(self) -> Self:
+        assert self.prompt_fields
         return self
 
     @property
-    def asked(self) -> Asked:
+    def prompt_fields(self) -> PromptFields:
         """What was asked. The messages say more than their text."""
-        return Asked(messages=self.messages) if self.messages is not None else Asked(prompt=self.prompt)
+        return PromptFields(messages=self.messages) if self.messages is not None else PromptFields(prompt=self.prompt)
 
 
 def sample_completions(config: SampleConfig) -> Path:
@@ -83,38 +83,42 @@ def sample_completions(config: SampleConfig) -> Path:
     Raises:
         BadInput: a prompt leaves no room for a completion (and bad lines are not to be skipped), or none is left.
     """
-    must_be_a_file(config.out)
-    skipped = Skipped(config.skip_bad)
+    check_output_file(config.out)
+    skipped = SkippedLines(config.skip_bad)
     prompts = read_records(Prompt, config.prompts, skipped)
-    model, render = load_policy(config.model, pick_device(config.device))
-    room = max(0, context_length(model) - config.max_tokens)
-    kept = []
+    model, tokenizer = load_policy(config.model, pick_device(config.device))
+    max_prompt_tokens = max(0, context_length(model) - config.max_tokens)
+    accepted_prompts = []
     for prompt in prompts:
-        tokens = len(render.prompt(prompt))
-        if tokens <= room:
-            kept.append(prompt)
+        prompt_tokens = len(tokenizer.encode_prompt(prompt))
+        if prompt_tokens <= max_prompt_tokens:
+            accepted_prompts.append(prompt)
         else:
-            reason = f"prompt '{beginning(prompt)}' has {tokens} tokens, the context leaves {room} before --max-tokens {config.max_tokens}"
-            leave_out(f"{config.prompts}: {reason}", skipped)
-    some_must_be_left(config.prompts, kept, skipped)
-    how = {"max_tokens": config.max_tokens, "seed": config.seed}
-    answers = generate(model, render, kept, temperature=config.temperature, top_p=config.top_p, per_prompt=config.n, **how)
-    count = write_records(config.out, (completion_of(answer, config) for answer in answers))
+            reason = f"prompt '{_preview(prompt)}' has {prompt_tokens} tokens, the context leaves {max_prompt_tokens} before --max-tokens {config.max_tokens}"
+            _skip_too_long(f"{config.prompts}: {reason}", skipped)
+    _require_nonempty(config.prompts, accepted_prompts, skipped)
+    sampling_options = {"max_tokens": config.max_tokens, "seed": config.seed}
+    completions = generate(
+        model, tokenizer, accepted_prompts, temperature=config.temperature, top_p=config.top_p, per_prompt=config.n, **sampling_options
+    )
+    count = write_records(config.out, (_to_completion_record(completion, config) for completion in completions))
     console.print(
-        f"{count} completions of {len(kept)} prompts: {config.out}; left out: {len(skipped.reasons)}", markup=False, soft_wrap=True
+        f"{count} completions of {len(accepted_prompts)} prompts: {config.out}; left out: {len(skipped.reasons)}",
+        markup=False,
+        soft_wrap=True,
     )
     return config.out
 
 
-def completion_of(answer: Generated, config: SampleConfig) -> Completion:
+def _to_completion_record(completion: SampledCompletion, config: SampleConfig) -> Completion:
     """A sampled completion as a record, with the columns of its prompt."""
     return Completion.model_validate(
-        answer.prompt.row()  # a prompt's own columns stay with it
+        completion.prompt.to_dict()  # a prompt's own columns stay with it
         | {
-            "prompt": answer.prompt.text,
-            "completion": answer.text,
+            "prompt": completion.prompt.text,
+            "completion": completion.text,
             "model": config.model,
-            "finish": "stop" if answer.finished else "length",
+            "finish": "stop" if completion.finished else "length",
             "sampling": {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
             | ({"top_p": config.top_p} if config.top_p < 1 else {}),
         }
@@ -127,41 +131,41 @@ def score_completions(config: ScoreConfig) -> Path:
     Raises:
         BadInput: a record does not fit the reward model's context (and bad lines are not to be skipped), or none is left.
     """
-    must_be_a_file(config.out)
-    skipped = Skipped(config.skip_bad)
-    records = read_records(Answer, config.data, skipped)
-    reward = load_reward_model(config.reward, pick_device(config.device))
-    context = context_length(reward.model)
-    kept, examples = [], []
+    check_output_file(config.out)
+    skipped = SkippedLines(config.skip_bad)
+    records = read_records(ScoredInput, config.data, skipped)
+    reward_model = load_reward_model(config.reward, pick_device(config.device))
+    max_length = context_length(reward_model.model)
+    accepted_records, examples = [], []
     for record in records:
-        example = reward.render.example(record.asked, record.completion, finished=record.finish == "stop")
-        if len(example) <= context:
-            kept.append(record)
+        example = reward_model.tokenizer.encode_example(record.prompt_fields, record.completion, finished=record.finish == "stop")
+        if len(example) <= max_length:
+            accepted_records.append(record)
             examples.append(example)
         else:
-            reason = f"the completion of '{beginning(record.asked)}' makes {len(example)} tokens, the reward model's context is {context}"
-            leave_out(f"{config.data}: {reason}", skipped)
-    some_must_be_left(config.data, kept, skipped)
-    scores = reward.score(examples).tolist()
-    write_records(config.out, (record.model_copy(update={"score": score}) for record, score in zip(kept, scores, strict=True)))
+            reason = f"the completion of '{_preview(record.prompt_fields)}' makes {len(example)} tokens, the reward model's context is {max_length}"
+            _skip_too_long(f"{config.data}: {reason}", skipped)
+    _require_nonempty(config.data, accepted_records, skipped)
+    scores = reward_model.score(examples).tolist()
+    write_records(config.out, (record.model_copy(update={"score": score}) for record, score in zip(accepted_records, scores, strict=True)))
     console.print(f"{len(scores)} scores: {config.out}; left out: {len(skipped.reasons)}", markup=False, soft_wrap=True)
     return config.out
 
 
-def beginning(asked: Asked) -> str:
+def _preview(prompt: PromptFields) -> str:
     """Enough of a prompt to find it by."""
-    text = " ".join(asked.text.split())
+    text = " ".join(prompt.text.split())
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def leave_out(reason: str, skipped: Skipped) -> None:
+def _skip_too_long(reason: str, skipped: SkippedLines) -> None:
     """Note a record that is too long where such records may be skipped; raise BadInput where they may not."""
     if not skipped.allowed:
-        raise BadInput(f"{reason}; shorten it, or leave such records out with --skip-bad")
+        raise InputError(f"{reason}; shorten it, or leave such records out with --skip-bad")
     skipped.reasons.append(reason)
 
 
-def some_must_be_left(file: Path, kept: list[Prompt] | list[Answer], skipped: Skipped) -> None:
+def _require_nonempty(path: Path, records: list[Prompt] | list[ScoredInput], skipped: SkippedLines) -> None:
     """Raises BadInput where nothing was kept."""
-    if not kept:
-        raise BadInput(f"{file}: nothing is left, {len(skipped.reasons)} records were left out; the first: {skipped.reasons[0]}")
+    if not records:
+        raise InputError(f"{path}: nothing is left, {len(skipped.reasons)} records were left out; the first: {skipped.reasons[0]}")

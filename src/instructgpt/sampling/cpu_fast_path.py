@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-COPIED_BYTES = 2**30
+MAX_COPIED_BYTES = 2**30
 """A model whose matrices take more keeps them as they are."""
 
 
-class Direct:
+class DirectCall:
     """Stands before a module: a call goes straight to its function, all else to the module."""
 
     __slots__ = ("call", "module")
@@ -26,16 +26,16 @@ class Direct:
     def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
         self.module, self.call = module, call
 
-    def __call__(self, *inputs: Any, **more: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes."""
-        return self.call(*inputs, **more)
+        return self.call(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
 
 
 @contextmanager
-def cpu_layout(model: Any) -> Iterator[None]:
+def cpu_fast_path(model: Any) -> Iterator[None]:
     """Until this is left, modules find the modules they call at once, and matrices stand column by column. Nothing may learn.
 
     Products of few rows read a matrix by columns faster. A module that has hooks, or is called in a way of its own, is called as ever.
@@ -43,37 +43,41 @@ def cpu_layout(model: Any) -> Iterator[None]:
     if model.device.type != "cpu":
         yield
         return
-    found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if only_computes(child)]
-    matrices = {child for *_, child in found if has_float32_matrix(child)}
-    copied = sum(4 * child.weight.numel() for child in matrices) <= COPIED_BYTES
-    placed = []
+    children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if _is_plain_module(child)]
+    linear_layers = {child for *_, child in children if _has_float32_weight(child)}
+    copy_weights = sum(4 * child.weight.numel() for child in linear_layers) <= MAX_COPIED_BYTES
+    replaced = []
     try:
-        for parent, name, child in found:
+        for parent, name, child in children:
             if name not in parent.__dict__:
-                call = product(child) if copied and child in matrices else child.forward
-                parent.__dict__[name] = Direct(child, call)  # found before what is registered under this name
-                placed.append((parent, name))
+                call = _column_major_linear(child) if copy_weights and child in linear_layers else child.forward
+                parent.__dict__[name] = DirectCall(child, call)  # found before what is registered under this name
+                replaced.append((parent, name))
         yield
     finally:
-        for parent, name in placed:
+        for parent, name in replaced:
             del parent.__dict__[name]
 
 
-def only_computes(module: nn.Module) -> bool:
+def _is_plain_module(module: nn.Module) -> bool:
     """Whether to call a module is to call its `forward`, and nothing more, and it is no list of others."""
-    kind = type(module)
-    if kind.forward is nn.Module.forward or hasattr(kind, "__getitem__"):
+    module_class = type(module)
+    if module_class.forward is nn.Module.forward or hasattr(module_class, "__getitem__"):
         return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return kind.__call__ is nn.Module.__call__ and module._compiled_call_impl is None and not any(hooks)
+    return module_class.__call__ is nn.Module.__call__ and module._compiled_call_impl is None and not any(hooks)
 
 
-def has_float32_matrix(module: nn.Module) -> bool:
+def _has_float32_weight(module: nn.Module) -> bool:
     """Whether a module is torch's own product with a matrix that lies here, whole and in float32."""
     return type(module) is nn.Linear and type(module.weight) is nn.Parameter and module.weight.dtype == torch.float32
 
 
-def product(layer: Any) -> Callable[..., Any]:
+def _column_major_linear(layer: Any) -> Callable[..., Any]:
     """The product of a linear layer with its matrix, column by column."""
-    columns = layer.weight.detach().t().contiguous()
-    return partial(torch.matmul, other=columns) if layer.bias is None else partial(F.linear, weight=columns.t(), bias=layer.bias)
+    transposed_weight = layer.weight.detach().t().contiguous()
+    return (
+        partial(torch.matmul, other=transposed_weight)
+        if layer.bias is None
+        else partial(F.linear, weight=transposed_weight.t(), bias=layer.bias)
+    )

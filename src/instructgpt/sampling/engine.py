@@ -19,39 +19,39 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from instructgpt.data.packing import Batch, Example, collate, microbatches, token_budget
-from instructgpt.distributed.comm import enter, is_divided
-from instructgpt.errors import BadInput
+from instructgpt.data.packing import PackedBatch, TokenizedExample, collate, microbatches, token_budget
+from instructgpt.distributed.comm import call_sharded, is_sharded
+from instructgpt.errors import InputError
 from instructgpt.models.packed_attention import hidden_states
-from instructgpt.models.policy import LOGITS_HELD, completion_logp, context_length, next_logits, trunk
-from instructgpt.models.precision import free_bytes
-from instructgpt.sampling.cpu_fast_path import cpu_layout
-from instructgpt.sampling.decoder import CHECK_EVERY, REFILL_AT, Choice, Decoder, draw
+from instructgpt.models.policy import MAX_LOGITS, completion_logp, compute_logits, context_length, get_backbone
+from instructgpt.models.precision import free_gpu_memory
+from instructgpt.sampling.cpu_fast_path import cpu_fast_path
+from instructgpt.sampling.decoder import FINISH_CHECK_INTERVAL, REFILL_FREE_SHARE, Decoder, SamplingParams, sample_with_logp
 
-CPU_BYTES = 2**28
+CPU_CACHE_BYTES = 2**28
 """Memory for keys and values on a CPU. Four times as much makes small models slower: more of it lies outside of the cache."""
-CUDA_SHARE = 0.5
+_CUDA_CACHE_SHARE = 0.5
 """Share of a GPU's free memory for keys and values."""
-CPU_LAYOUT_PAYS = 8
+_MIN_FAST_PATH_TOKENS = 8
 """With so many tokens a row it pays to lay a model out for sampling."""
-PROBE = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
-PROBE_TOKENS = 3
+_PROBE_PROMPTS = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
+_PROBE_TOKENS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CacheSpec:
     """What a model keeps of a token while rows are sampled."""
 
-    layers: int
-    bytes: int
+    num_layers: int
+    bytes_per_token: int
 
 
-_KEPT: WeakKeyDictionary[Any, tuple[int, Kept | None]] = WeakKeyDictionary()
+_CACHE_SPECS: WeakKeyDictionary[Any, tuple[int, CacheSpec | None]] = WeakKeyDictionary()
 """What was found out about a model, and what it was then."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampledTokens:
     """One sampled completion: its tokens (with the end-of-text token when it `finished`), and their logp when sampled."""
 
     tokens: list[int]
@@ -59,7 +59,7 @@ class Sample:
     finished: bool
 
 
-def sample(
+def sample_tokens(
     model: Any,
     prompts: Sequence[list[int]],
     *,
@@ -68,9 +68,9 @@ def sample(
     seed: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    rows: int | None = None,
+    max_rows: int | None = None,
     indices: Sequence[int] | None = None,
-) -> list[Sample]:
+) -> list[SampledTokens]:
     """Sample one completion a prompt.
 
     Args:
@@ -87,104 +87,107 @@ def sample(
     Raises:
         BadInput: a prompt leaves no room for `max_tokens` in the model's context.
     """
-    room = context_length(model) - max_tokens
+    max_prompt_tokens = context_length(model) - max_tokens
     for index, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= room:
-            raise BadInput(
-                f"prompt {index + 1} has {len(prompt)} tokens, but the context leaves room for 1 to {room} before {max_tokens} new ones"
+        if not 0 < len(prompt) <= max_prompt_tokens:
+            raise InputError(
+                f"prompt {index + 1} has {len(prompt)} tokens, but the context leaves room for 1 to {max_prompt_tokens} before {max_tokens} new ones"
             )
     if not prompts:
         return []
-    numbers = list(range(len(prompts)) if indices is None else indices)
-    uniforms = torch.rand(max(numbers) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[numbers]
-    choice = Choice(eos, temperature, top_p)
-    divided = is_divided(model)
+    row_indices = list(range(len(prompts)) if indices is None else indices)
+    uniforms = torch.rand(max(row_indices) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[row_indices]
+    params = SamplingParams(eos, temperature, top_p)
+    sharded = is_sharded(model)
     # weights of a divided model are gathered into tensors that will learn, which tensors of inference mode may not
     with (
-        torch.no_grad() if divided else torch.inference_mode(),
-        cpu_layout(model) if not divided and max_tokens >= CPU_LAYOUT_PAYS else nullcontext(),
+        torch.no_grad() if sharded else torch.inference_mode(),
+        cpu_fast_path(model) if not sharded and max_tokens >= _MIN_FAST_PATH_TOKENS else nullcontext(),
     ):
-        kept = kept_by(model)
-        if kept is None:
-            return list(_recompute(model, prompts, uniforms, choice))
+        cache_spec = get_cache_spec(model)
+        if cache_spec is None:
+            return list(_sample_without_cache(model, prompts, uniforms, params))
         width = max(map(len, prompts)) + max_tokens - 1
-        slots = min(len(prompts), rows or len(prompts), rows_that_fit(model, kept.bytes * width))
-        decoder = Decoder(model, slots, width, max_tokens, choice, None if divided else kept.layers)
-        return _run(model, decoder, prompts, uniforms)
+        num_slots = min(len(prompts), max_rows or len(prompts), max_batch_rows(model, cache_spec.bytes_per_token * width))
+        decoder = Decoder(model, num_slots, width, max_tokens, params, None if sharded else cache_spec.num_layers)
+        return _decode_all(model, decoder, prompts, uniforms)
 
 
-def kept_by(model: Any) -> Kept | None:
+def get_cache_spec(model: Any) -> CacheSpec | None:
     """`what_is_kept`, tried out once, and again where a model was made into another: adapters came, it was cast or moved."""
-    computes = getattr(trunk(model), "computes_in_bf16", False)
-    made_of = tuple(type(module) for module in model.modules())
-    now = hash((made_of, model.config._attn_implementation, computes, model.dtype, model.device))
-    if model not in _KEPT or _KEPT[model][0] != now:
-        _KEPT[model] = (now, what_is_kept(model))
-    return _KEPT[model][1]
+    uses_bf16 = getattr(get_backbone(model), "computes_in_bf16", False)
+    module_types = tuple(type(module) for module in model.modules())
+    fingerprint = hash((module_types, model.config._attn_implementation, uses_bf16, model.dtype, model.device))
+    if model not in _CACHE_SPECS or _CACHE_SPECS[model][0] != fingerprint:
+        _CACHE_SPECS[model] = (fingerprint, probe_cache(model))
+    return _CACHE_SPECS[model][1]
 
 
-def rows_that_fit(model: Any, bytes_a_row: int) -> int:
+def max_batch_rows(model: Any, bytes_per_row: int) -> int:
     """How many rows are sampled at once: as many as there is memory for, for their keys and values and for their logits."""
-    budget = CPU_BYTES
+    budget = CPU_CACHE_BYTES
     if model.device.type == "cuda":
-        budget = int(CUDA_SHARE * free_bytes(model.device))
-    return max(1, min(budget // bytes_a_row, LOGITS_HELD // len(model.get_output_embeddings().weight)))
+        budget = int(_CUDA_CACHE_SHARE * free_gpu_memory(model.device))
+    return max(1, min(budget // bytes_per_row, MAX_LOGITS // len(model.get_output_embeddings().weight)))
 
 
-def what_is_kept(model: Any) -> Kept | None:
+def probe_cache(model: Any) -> CacheSpec | None:
     """What a model keeps of a token, tried out; None where slots make a model say something else than it says alone."""
-    decoder = Decoder(model, 2, max(map(len, PROBE)) + PROBE_TOKENS - 1, PROBE_TOKENS, Choice(eos=-1, temperature=0.0))
+    decoder = Decoder(model, 2, max(map(len, _PROBE_PROMPTS)) + _PROBE_TOKENS - 1, _PROBE_TOKENS, SamplingParams(eos=-1, temperature=0.0))
     try:
-        samples = _run(model, decoder, PROBE, torch.zeros(len(PROBE), PROBE_TOKENS, dtype=torch.float64))
+        samples = _decode_all(model, decoder, _PROBE_PROMPTS, torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64))
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return None  # the family's forward does not take what the others take
-    batch = collate([Example(list(prompt), one.tokens) for prompt, one in zip(PROBE, samples, strict=True)], model.device)
-    sampled = torch.tensor([number for one in samples for number in one.logp])
-    near = 1e-4 if decoder.cache.stored[0][0].dtype == torch.float32 else 0.1
-    same = torch.allclose(sampled, completion_logp(model, batch).float().cpu(), atol=near, rtol=near)
-    return Kept(len(decoder.cache.stored), decoder.cache.bytes_a_token()) if same else None
+    batch = collate(
+        [TokenizedExample(list(prompt), completion.tokens) for prompt, completion in zip(_PROBE_PROMPTS, samples, strict=True)],
+        model.device,
+    )
+    sampled_logp = torch.tensor([logp for completion in samples for logp in completion.logp])
+    tolerance = 1e-4 if decoder.cache.key_values[0][0].dtype == torch.float32 else 0.1
+    matches = torch.allclose(sampled_logp, completion_logp(model, batch).float().cpu(), atol=tolerance, rtol=tolerance)
+    return CacheSpec(len(decoder.cache.key_values), decoder.cache.bytes_per_token()) if matches else None
 
 
-def _run(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: Tensor) -> list[Sample]:
+def _decode_all(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: Tensor) -> list[SampledTokens]:
     """Decode all rows: alike prompts enter together, short ones first."""
-    waiting = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]), reverse=True)  # the last enters first
-    owners: list[int] = []  # the row of each slot in use
-    samples: list[Sample | None] = [None] * len(prompts)
-    refill_at = max(1, int(REFILL_AT * decoder.cache.slots))
-    check_every = CHECK_EVERY.get(model.device.type, 1)
-    while waiting or owners:
-        if waiting and decoder.free >= min(refill_at, len(waiting)):
-            rows = [waiting.pop() for _ in range(min(decoder.free, len(waiting)))]
-            decoder.admit(model, [prompts[row] for row in rows], uniforms[rows], [prompts[row] for row in owners])
-            owners += rows
+    pending_rows = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]), reverse=True)  # the last enters first
+    row_of_slot: list[int] = []  # the row of each slot in use
+    samples: list[SampledTokens | None] = [None] * len(prompts)
+    refill_at = max(1, int(REFILL_FREE_SHARE * decoder.cache.num_slots))
+    check_every = FINISH_CHECK_INTERVAL.get(model.device.type, 1)
+    while pending_rows or row_of_slot:
+        if pending_rows and decoder.num_free_slots >= min(refill_at, len(pending_rows)):
+            rows = [pending_rows.pop() for _ in range(min(decoder.num_free_slots, len(pending_rows)))]
+            decoder.add_rows(model, [prompts[row] for row in rows], uniforms[rows], [prompts[row] for row in row_of_slot])
+            row_of_slot += rows
         for _ in range(check_every):
-            decoder.advance(model)
-        ended = decoder.ended()
-        if ended:
-            results, came = decoder.leave(ended)
-            for slot, (tokens, logp) in zip(ended, results, strict=True):
-                samples[owners[slot]] = Sample(tokens, logp, finished=tokens[-1] == decoder.choice.eos)
-            owners = [owners[slot] for slot in came]
-    return [one for one in samples if one is not None]
+            decoder.step_all(model)
+        finished_slots = decoder.finished_slots()
+        if finished_slots:
+            results, source_slots = decoder.remove_rows(finished_slots)
+            for slot, (tokens, logp) in zip(finished_slots, results, strict=True):
+                samples[row_of_slot[slot]] = SampledTokens(tokens, logp, finished=tokens[-1] == decoder.params.eos)
+            row_of_slot = [row_of_slot[slot] for slot in source_slots]
+    return [completion for completion in samples if completion is not None]
 
 
-def _next_logits(model: Any, batch: Batch) -> Tensor:
-    return next_logits(model, hidden_states(model, batch, "last"))
+def _last_token_logits(model: Any, batch: PackedBatch) -> Tensor:
+    return compute_logits(model, hidden_states(model, batch, "last_positions"))
 
 
-def _recompute(model: Any, prompts: Sequence[list[int]], uniforms: Tensor, choice: Choice) -> Iterator[Sample]:
+def _sample_without_cache(model: Any, prompts: Sequence[list[int]], uniforms: Tensor, params: SamplingParams) -> Iterator[SampledTokens]:
     """The same without keeping anything between tokens, for families whose caches are of another kind."""
     rows = [(list[int](), list[float]()) for _ in prompts]
     alive = list(range(len(prompts)))
     for t in range(uniforms.shape[1]):
         for group in microbatches([len(prompts[row]) + t for row in alive], token_budget(model.device)):
-            members = [alive[place] for place in group]
-            batch = collate([Example(prompts[row] + rows[row][0], []) for row in members], model.device)
-            logits = enter(model, _next_logits, model, batch)
-            chosen, logp = draw(logits, uniforms[members, t].to(model.device), choice)
-            for row, token, number in zip(members, chosen.tolist(), logp.tolist(), strict=True):
+            row_indices = [alive[index] for index in group]
+            batch = collate([TokenizedExample(prompts[row] + rows[row][0], []) for row in row_indices], model.device)
+            logits = call_sharded(model, _last_token_logits, model, batch)
+            next_tokens, logp = sample_with_logp(logits, uniforms[row_indices, t].to(model.device), params)
+            for row, token, token_logp in zip(row_indices, next_tokens.tolist(), logp.tolist(), strict=True):
                 rows[row][0].append(token)
-                rows[row][1].append(number)
-        alive = [row for row in alive if rows[row][0][-1] != choice.eos]
-    for tokens, numbers in rows:
-        yield Sample(tokens, numbers, finished=tokens[-1] == choice.eos)
+                rows[row][1].append(token_logp)
+        alive = [row for row in alive if rows[row][0][-1] != params.eos]
+    for tokens, row_logp in rows:
+        yield SampledTokens(tokens, row_logp, finished=tokens[-1] == params.eos)

@@ -15,19 +15,28 @@ import numpy as np
 from scipy import sparse
 from scipy.special import expit
 
-from instructgpt.statistics.intervals import NOTHING, Bools, Estimate, Floats, Ints, clustered, draws, percentiles
-from instructgpt.statistics.pair_judgments import Ranks, distinct
+from instructgpt.statistics.intervals import (
+    NO_ESTIMATE,
+    BoolArray,
+    Estimate,
+    FloatArray,
+    IntArray,
+    bootstrap_counts,
+    clustered_uncertainty,
+    percentile_interval,
+)
+from instructgpt.statistics.pair_judgments import HasRanks, unique_with_counts
 from instructgpt.statistics.win_rate import Comparisons, comparisons
 
-POINTS = 400 / math.log(10)
+_POINTS_PER_LOG_STRENGTH = 400 / math.log(10)
 """Points on the scale for one unit of log strength: 400 points are odds of ten to one, as in chess."""
-RESAMPLES = 1_000
-STEPS = 5_000
-BLOCKS = 128
+_RESAMPLES = 1_000
+_MAX_ITERATIONS = 5_000
+_MAX_RESAMPLED_CLUSTERS = 128
 """Resamples give the shape of an interval, not its width (see `estimate`): more prompts or labelers than this are drawn in blocks."""
-CLOSE = 1e-7
+_TOLERANCE = 1e-7
 """Log strengths that move by less are there."""
-MISSING = 0.01
+_MAX_FAILED_SHARE = 0.01
 """Where a greater share of resamples has no finite strength, there is no interval."""
 
 
@@ -45,7 +54,9 @@ class Strength:
     comparisons: int
 
 
-def strengths(rankings: Sequence[Ranks], anchor: str | None = None, seed: int = 0, resamples: int = RESAMPLES) -> list[Strength]:
+def estimate_strengths(
+    rankings: Sequence[HasRanks], anchor: str | None = None, seed: int = 0, resamples: int = _RESAMPLES
+) -> list[Strength]:
     """The Bradley-Terry table of all models, each part's best first.
 
     Args:
@@ -65,138 +76,168 @@ def strengths(rankings: Sequence[Ranks], anchor: str | None = None, seed: int = 
     if not table.models:
         return []
     size = len(table.models)
-    wins = _wins(table.first, table.second, table.won, size)
-    part = _parts(wins)
-    found: list[Strength] = []
-    for number in range(int(part.max()) + 1):
-        members = np.flatnonzero(part == number)
-        zero = table.models.index(anchor) if anchor is not None and anchor in table.models else -1
-        place = members.tolist().index(zero) if zero in members else None
-        inside = table.where((part[table.first] == number) & (part[table.second] == number))
-        measured = _measure(inside, members, wins[np.ix_(members, members)], place, seed, resamples) if len(members) > 1 else [NOTHING]
-        for model, estimate in zip(members, measured, strict=True):
-            played = round(wins[model].sum() + wins[:, model].sum())
-            found.append(Strength(table.models[model], number, estimate, float(wins[model].sum()), played))
-    return sorted(found, key=lambda each: (each.part, -(each.strength.value or 0.0)))
+    wins = _win_matrix(table.first, table.second, table.won, size)
+    component = _components(wins)
+    results: list[Strength] = []
+    for component_index in range(int(component.max()) + 1):
+        members = np.flatnonzero(component == component_index)
+        anchor_index = table.models.index(anchor) if anchor is not None and anchor in table.models else -1
+        anchor_position = members.tolist().index(anchor_index) if anchor_index in members else None
+        inside = table.where((component[table.first] == component_index) & (component[table.second] == component_index))
+        estimates = (
+            _estimate_component(inside, members, wins[np.ix_(members, members)], anchor_position, seed, resamples)
+            if len(members) > 1
+            else [NO_ESTIMATE]
+        )
+        for model, estimate in zip(members, estimates, strict=True):
+            comparison_count = round(wins[model].sum() + wins[:, model].sum())
+            results.append(Strength(table.models[model], component_index, estimate, float(wins[model].sum()), comparison_count))
+    return sorted(results, key=lambda each: (each.part, -(each.strength.value or 0.0)))
 
 
-def fit(wins: Floats, start: Floats | None = None) -> Floats:
+def fit_bradley_terry(wins: FloatArray, start: FloatArray | None = None) -> FloatArray:
     """Log strengths with mean 0, (B, M), of B tables of wins (B, M, M): row over column, halves for ties.
 
     In each table every model must be reachable from every other by wins. `start` (M,) is a first guess.
     """
-    games, won = wins + wins.transpose(0, 2, 1), wins.sum(-1)
-    log = np.zeros(won.shape) if start is None else np.tile(start, (len(won), 1))
-    moving = np.arange(len(won))
-    for _ in range(STEPS):
-        p = np.exp(log[moving])
-        new = np.log(won[moving] / (games[moving] / (p[:, :, None] + p[:, None, :])).sum(-1))
-        new -= new.mean(-1, keepdims=True)
-        moved = np.abs(new - log[moving]).max(-1)
-        log[moving] = new
-        moving = moving[moved > CLOSE]
-        if not len(moving):
+    counts, win_sums = wins + wins.transpose(0, 2, 1), wins.sum(-1)
+    log_strengths = np.zeros(win_sums.shape) if start is None else np.tile(start, (len(win_sums), 1))
+    active = np.arange(len(win_sums))
+    for _ in range(_MAX_ITERATIONS):
+        strength = np.exp(log_strengths[active])
+        updated = np.log(win_sums[active] / (counts[active] / (strength[:, :, None] + strength[:, None, :])).sum(-1))
+        updated -= updated.mean(-1, keepdims=True)
+        change = np.abs(updated - log_strengths[active]).max(-1)
+        log_strengths[active] = updated
+        active = active[change > _TOLERANCE]
+        if not len(active):
             break
-    return log
+    return log_strengths
 
 
-def _measure(table: Comparisons, members: Ints, wins: Floats, zero: int | None, seed: int, resamples: int) -> list[Estimate]:
+def _estimate_component(
+    table: Comparisons, members: IntArray, wins: FloatArray, anchor: int | None, seed: int, resamples: int
+) -> list[Estimate]:
     """Strengths in points of the models of one part: their numbers `members` (m,), their wins (m, m), which of them stands at 0."""
     size = len(members)
-    place = np.zeros(len(table.models), dtype=np.int64)
-    place[members] = np.arange(size)
-    first, second = place[table.first], place[table.second]
-    prompt, labeler = distinct(table.prompt)[1], distinct(table.labeler)[1]
-    log = fit(wins[None])[0]
-    spreads = [clustered(error, *keys) for error, keys in _errors(log, wins, first, second, table.won, prompt, labeler, zero)]
-    values = POINTS * _from_zero(log, zero)
-    if spreads[0].independent < 2:
-        return [Estimate(float(value), None, None, int(games)) for value, games in zip(values, _games(wins), strict=True)]
-    drawn, complete = _replicates(first, second, table.won, prompt % BLOCKS, labeler % BLOCKS, log, seed, resamples)
-    replicates = POINTS * _from_zero(drawn, zero)
-    found = []
-    for model, (value, spread, games) in enumerate(zip(values, spreads, _games(wins), strict=True)):
+    positions = np.zeros(len(table.models), dtype=np.int64)
+    positions[members] = np.arange(size)
+    first, second = positions[table.first], positions[table.second]
+    prompt, labeler = unique_with_counts(table.prompt)[1], unique_with_counts(table.labeler)[1]
+    log_strengths = fit_bradley_terry(wins[None])[0]
+    uncertainties = [
+        clustered_uncertainty(error, *keys)
+        for error, keys in _strength_errors(log_strengths, wins, first, second, table.won, prompt, labeler, anchor)
+    ]
+    values = _POINTS_PER_LOG_STRENGTH * _relative_to_anchor(log_strengths, anchor)
+    if uncertainties[0].cluster_count < 2:
+        return [Estimate(float(value), None, None, int(count)) for value, count in zip(values, _comparison_counts(wins), strict=True)]
+    replicate_logs, has_interval = _bootstrap_strengths(
+        first, second, table.won, prompt % _MAX_RESAMPLED_CLUSTERS, labeler % _MAX_RESAMPLED_CLUSTERS, log_strengths, seed, resamples
+    )
+    replicates = _POINTS_PER_LOG_STRENGTH * _relative_to_anchor(replicate_logs, anchor)
+    estimates = []
+    for model, (value, uncertainty, count) in enumerate(zip(values, uncertainties, _comparison_counts(wins), strict=True)):
         low: float | None = None
         high: float | None = None
-        if complete and model == zero:
+        if has_interval and model == anchor:
             low = high = 0.0
-        elif complete:
-            low, high = percentiles(replicates[:, model] / POINTS, spread)
-            low, high = POINTS * low, POINTS * high
-        found.append(Estimate(float(value), low, high, int(games)))
-    return found
+        elif has_interval:
+            low, high = percentile_interval(replicates[:, model] / _POINTS_PER_LOG_STRENGTH, uncertainty)
+            low, high = _POINTS_PER_LOG_STRENGTH * low, _POINTS_PER_LOG_STRENGTH * high
+        estimates.append(Estimate(float(value), low, high, int(count)))
+    return estimates
 
 
-def _errors(
-    log: Floats, wins: Floats, first: Ints, second: Ints, won: Floats, prompt: Ints, labeler: Ints, zero: int | None
-) -> Iterator[tuple[Floats, tuple[Ints, Ints]]]:
+def _strength_errors(
+    log_strengths: FloatArray,
+    wins: FloatArray,
+    first: IntArray,
+    second: IntArray,
+    won: FloatArray,
+    prompt: IntArray,
+    labeler: IntArray,
+    anchor: int | None,
+) -> Iterator[tuple[FloatArray, tuple[IntArray, IntArray]]]:
     """For each model: what every prompt and labeler (C,) adds to the error of its log strength, to first order, and the two keys (C,).
 
     That is the inverse information times the score, as in any maximum likelihood (White, 1982).
     """
-    size = len(log)
-    people = int(labeler.max()) + 1
-    cells, cell, _ = distinct(prompt * people + labeler)
-    surprise = won - expit(log[first] - log[second])
-    score = sum(
-        np.bincount(cell * size + model, weights=sign * surprise, minlength=len(cells) * size) for model, sign in ((first, 1), (second, -1))
+    size = len(log_strengths)
+    labeler_count = int(labeler.max()) + 1
+    cells, cell, _ = unique_with_counts(prompt * labeler_count + labeler)
+    residual = won - expit(log_strengths[first] - log_strengths[second])
+    gradient = sum(
+        np.bincount(cell * size + model, weights=sign * residual, minlength=len(cells) * size) for model, sign in ((first, 1), (second, -1))
     )
-    chance = expit(log[:, None] - log)
-    bend = (wins + wins.T) * chance * (1 - chance)
-    information = np.diag(bend.sum(1)) - bend
-    errors = _from_zero(np.asarray(score).reshape(len(cells), size) @ np.linalg.pinv(information), zero)
-    keys = distinct(cells // people)[1], distinct(cells % people)[1]
+    win_probability = expit(log_strengths[:, None] - log_strengths)
+    fisher_weights = (wins + wins.T) * win_probability * (1 - win_probability)
+    information = np.diag(fisher_weights.sum(1)) - fisher_weights
+    errors = _relative_to_anchor(np.asarray(gradient).reshape(len(cells), size) @ np.linalg.pinv(information), anchor)
+    keys = unique_with_counts(cells // labeler_count)[1], unique_with_counts(cells % labeler_count)[1]
     return ((errors[:, model], keys) for model in range(size))
 
 
-def _replicates(
-    first: Ints, second: Ints, won: Floats, prompt: Ints, labeler: Ints, log: Floats, seed: int, resamples: int
-) -> tuple[Floats, bool]:
+def _bootstrap_strengths(
+    first: IntArray,
+    second: IntArray,
+    won: FloatArray,
+    prompt: IntArray,
+    labeler: IntArray,
+    log_strengths: FloatArray,
+    seed: int,
+    resamples: int,
+) -> tuple[FloatArray, bool]:
     """Log strengths on resamples of prompts and labelers (B, M), without those that have none; whether these were few."""
-    size, people = len(log), int(labeler.max()) + 1
+    size, labeler_count = len(log_strengths), int(labeler.max()) + 1
     column = labeler * size**2 + first * size + second
-    turned = labeler * size**2 + second * size + first
-    shape = (int(prompt.max()) + 1, people * size**2)
-    table = sparse.coo_array((np.r_[won, 1 - won], (np.r_[prompt, prompt], np.r_[column, turned])), shape=shape).tocsc()
-    used = np.flatnonzero(np.diff(table.indptr))
+    swapped_column = labeler * size**2 + second * size + first
+    shape = (int(prompt.max()) + 1, labeler_count * size**2)
+    table = sparse.coo_array((np.r_[won, 1 - won], (np.r_[prompt, prompt], np.r_[column, swapped_column])), shape=shape).tocsc()
+    used_columns = np.flatnonzero(np.diff(table.indptr))
     rng = np.random.default_rng(seed)
-    by_prompt, by_labeler = draws(rng, shape[0], resamples), draws(rng, people, resamples)
-    weighted = (table[:, used].T @ by_prompt.T) * by_labeler.T[used // size**2]  # (columns in use, resamples)
-    sums = sparse.coo_array((np.ones(len(used)), (used % size**2, np.arange(len(used)))), shape=(size**2, len(used))).tocsr() @ weighted
+    by_prompt, by_labeler = bootstrap_counts(rng, shape[0], resamples), bootstrap_counts(rng, labeler_count, resamples)
+    weighted = (table[:, used_columns].T @ by_prompt.T) * by_labeler.T[used_columns // size**2]  # (columns in use, resamples)
+    sums = (
+        sparse.coo_array(
+            (np.ones(len(used_columns)), (used_columns % size**2, np.arange(len(used_columns)))), shape=(size**2, len(used_columns))
+        ).tocsr()
+        @ weighted
+    )
     wins = sums.T.reshape(resamples, size, size)
-    whole = _reachable(wins > 0).all((-1, -2))
-    return fit(wins[whole], log), bool(whole.mean() >= 1 - MISSING)
+    connected = _reachable(wins > 0).all((-1, -2))
+    return fit_bradley_terry(wins[connected], log_strengths), bool(connected.mean() >= 1 - _MAX_FAILED_SHARE)
 
 
-def _wins(first: Ints, second: Ints, won: Floats, size: int) -> Floats:
+def _win_matrix(first: IntArray, second: IntArray, won: FloatArray, size: int) -> FloatArray:
     """(M, M): how often the model of the row beat that of the column, half for a tie."""
     straight = np.bincount(first * size + second, weights=won, minlength=size**2)
-    turned = np.bincount(second * size + first, weights=1 - won, minlength=size**2)
-    return np.asarray((straight + turned).reshape(size, size))
+    swapped = np.bincount(second * size + first, weights=1 - won, minlength=size**2)
+    return np.asarray((straight + swapped).reshape(size, size))
 
 
-def _reachable(step: Bools) -> Bools:
+def _reachable(edges: BoolArray) -> BoolArray:
     """Which models are reached from which in any number of steps: (..., M, M)."""
-    reached = step | np.eye(step.shape[-1], dtype=np.bool_)
-    for _ in range(math.ceil(math.log2(max(step.shape[-1], 2)))):
-        reached = (reached.astype(np.float32) @ reached.astype(np.float32)) > 0
-    return np.asarray(reached)
+    reachable = edges | np.eye(edges.shape[-1], dtype=np.bool_)
+    for _ in range(math.ceil(math.log2(max(edges.shape[-1], 2)))):
+        reachable = (reachable.astype(np.float32) @ reachable.astype(np.float32)) > 0
+    return np.asarray(reachable)
 
 
-def _parts(wins: Floats) -> Ints:
+def _components(wins: FloatArray) -> IntArray:
     """The part of each model (M,): those that reach each other by wins; the largest is 0."""
-    reached = _reachable(wins > 0)
-    label = (reached & reached.T).argmax(1)  # the first model of its part
-    found, counts = np.unique(label, return_counts=True)
-    order = found[np.argsort(-counts, kind="stable")].tolist()
-    return np.array([order.index(each) for each in label.tolist()], dtype=np.int64)
+    reachable = _reachable(wins > 0)
+    root = (reachable & reachable.T).argmax(1)  # the first model of its part
+    roots, counts = np.unique(root, return_counts=True)
+    order = roots[np.argsort(-counts, kind="stable")].tolist()
+    return np.array([order.index(each) for each in root.tolist()], dtype=np.int64)
 
 
-def _games(wins: Floats) -> Floats:
+def _comparison_counts(wins: FloatArray) -> FloatArray:
     """(M,): how many comparisons each model was in."""
     return np.asarray(wins.sum(0) + wins.sum(1))
 
 
-def _from_zero(log: Floats, zero: int | None) -> Floats:
+def _relative_to_anchor(log_strengths: FloatArray, anchor: int | None) -> FloatArray:
     """Log strengths (..., M) as the distance from the model at 0, or from their mean."""
-    return log - (log.mean(-1, keepdims=True) if zero is None else log[..., zero : zero + 1])
+    return log_strengths - (log_strengths.mean(-1, keepdims=True) if anchor is None else log_strengths[..., anchor : anchor + 1])

@@ -14,13 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from instructgpt.statistics.intervals import NOTHING, Estimate, Floats, Ints, Keys, codes, jackknife
+from instructgpt.statistics.intervals import NO_ESTIMATE, ClusterKeys, Estimate, FloatArray, IntArray, factorize, jackknife
 
-Level = Literal["nominal", "ordinal", "interval"]
+_Level = Literal["nominal", "ordinal", "interval"]
 
 
 def krippendorff_alpha(
-    units: Keys, values: Sequence[float | bool | str], level: Level = "nominal", clusters: Keys | None = None
+    units: ClusterKeys, values: Sequence[float | bool | str], level: _Level = "nominal", clusters: ClusterKeys | None = None
 ) -> Estimate:
     """1 − observed / expected disagreement, over the answers to units that were judged at least twice (Krippendorff, 2011).
 
@@ -39,34 +39,34 @@ def krippendorff_alpha(
     """
     if level not in ("nominal", "ordinal", "interval"):
         raise ValueError(f"no level '{level}'; there are: nominal, ordinal, interval")
-    counts, answers, of_cluster = _table(units, values, clusters)
+    counts, answers, unit_clusters = _count_answers(units, values, clusters)
     if len(counts) == 0:
-        return NOTHING
+        return NO_ESTIMATE
     size = len(answers)
-    judged = counts.sum(1)
-    together = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(size)
-    parts = _by_cluster((together / (judged - 1)[:, None, None]).reshape(len(counts), -1), of_cluster)
+    unit_counts = counts.sum(1)
+    unit_coincidences = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(size)
+    parts = _by_cluster((unit_coincidences / (unit_counts - 1)[:, None, None]).reshape(len(counts), -1), unit_clusters)
     distances = (1 - np.eye(size)) if level == "nominal" else None
     if level == "interval":
         numbers = np.array(answers, dtype=np.float64)
         distances = (numbers[:, None] - numbers) ** 2
 
-    def alpha(sums: Floats) -> Floats:
+    def alpha(sums: FloatArray) -> FloatArray:
         coincidences = sums.reshape(*sums.shape[:-1], size, size)
-        said = coincidences.sum(-1)
-        far = _ordinal_distances(said) if distances is None else distances
-        total = said.sum(-1)
-        observed = (coincidences * far).sum((-1, -2)) * (total - 1)
-        expected = (said[..., :, None] * said[..., None, :] * far).sum((-1, -2))
+        totals = coincidences.sum(-1)
+        distance = _ordinal_distances(totals) if distances is None else distances
+        total = totals.sum(-1)
+        observed = (coincidences * distance).sum((-1, -2)) * (total - 1)
+        expected = (totals[..., :, None] * totals[..., None, :] * distance).sum((-1, -2))
         return np.where(expected > 0, 1 - observed / np.where(expected > 0, expected, 1), np.nan)
 
-    return jackknife(parts, alpha, int(judged.sum()))
+    return jackknife(parts, alpha, int(unit_counts.sum()))
 
 
 def gwet_ac1(
-    units: Keys,
+    units: ClusterKeys,
     values: Sequence[float | bool | str],
-    clusters: Keys | None = None,
+    clusters: ClusterKeys | None = None,
     categories: int | None = None,
 ) -> Estimate:
     """Gwet's AC1 (2008): (observed − chance) / (1 − chance) agreement, with a chance that stays small where one answer is rare.
@@ -74,62 +74,64 @@ def gwet_ac1(
     Chance is Σ π (1 − π) / (q − 1), π the share of each of q answers. Units and clusters as in `krippendorff_alpha`; q is how many answers
     there are to choose from, those that were given unless `categories` says.
     """
-    counts, answers, of_cluster = _table(units, values, clusters)
+    counts, answers, unit_clusters = _count_answers(units, values, clusters)
     q = categories or len(answers)
     if len(counts) == 0 or q < 2:
-        return NOTHING
-    judged = counts.sum(1, keepdims=True)
-    same = (counts * (counts - 1)).sum(1, keepdims=True) / (judged * (judged - 1))
-    parts = _by_cluster(np.concatenate([same, np.ones_like(same), counts / judged], axis=1), of_cluster)
+        return NO_ESTIMATE
+    unit_counts = counts.sum(1, keepdims=True)
+    agreement = (counts * (counts - 1)).sum(1, keepdims=True) / (unit_counts * (unit_counts - 1))
+    parts = _by_cluster(np.concatenate([agreement, np.ones_like(agreement), counts / unit_counts], axis=1), unit_clusters)
 
-    def ac1(sums: Floats) -> Floats:
+    def ac1(sums: FloatArray) -> FloatArray:
         with np.errstate(invalid="ignore"):
             observed, share = sums[..., 0] / sums[..., 1], sums[..., 2:] / sums[..., 1:2]
         chance = (share * (1 - share)).sum(-1) / (q - 1)
         return np.asarray((observed - chance) / (1 - chance))
 
-    return jackknife(parts, ac1, int(judged.sum()))
+    return jackknife(parts, ac1, int(unit_counts.sum()))
 
 
-def positive_agreement(units: Keys, values: Sequence[bool], clusters: Keys | None = None) -> Estimate:
+def positive_agreement(units: ClusterKeys, values: Sequence[bool], clusters: ClusterKeys | None = None) -> Estimate:
     """When one labeler says yes, how often another one does: for two labelers 2a / (2a + b + c) (Cicchetti and Feinstein, 1990)."""
-    counts, answers, of_cluster = _table(units, [bool(value) for value in values], clusters)
+    counts, answers, unit_clusters = _count_answers(units, [bool(value) for value in values], clusters)
     if True not in answers:
-        return NOTHING
-    yes, judged = counts[:, answers.index(True)], counts.sum(1)
-    parts = _by_cluster(np.stack([yes * (yes - 1), yes * (judged - 1)], axis=1) / (judged - 1)[:, None], of_cluster)
+        return NO_ESTIMATE
+    yes, unit_counts = counts[:, answers.index(True)], counts.sum(1)
+    parts = _by_cluster(np.stack([yes * (yes - 1), yes * (unit_counts - 1)], axis=1) / (unit_counts - 1)[:, None], unit_clusters)
 
-    def positive(sums: Floats) -> Floats:
+    def positive(sums: FloatArray) -> FloatArray:
         return np.where(sums[..., 1] > 0, sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], 1), np.nan)
 
-    return jackknife(parts, positive, int(judged.sum()))
+    return jackknife(parts, positive, int(unit_counts.sum()))
 
 
-def _table(units: Keys, values: Sequence[float | bool | str], clusters: Keys | None) -> tuple[Floats, list[float | bool | str], Ints]:
+def _count_answers(
+    units: ClusterKeys, values: Sequence[float | bool | str], clusters: ClusterKeys | None
+) -> tuple[FloatArray, list[float | bool | str], IntArray]:
     """How often each answer was given to each unit that was judged twice or more (U, V), the answers in order, the units' clusters (U,)."""
     if len(units) != len(values) or (clusters is not None and len(clusters) != len(units)):
         raise ValueError(f"{len(units)} units, {len(values)} values and {len(units if clusters is None else clusters)} clusters do not fit")
-    unit = codes(units)
+    unit = factorize(units)
     answers = sorted(set(values), key=lambda value: (isinstance(value, str), value))
-    place = {value: number for number, value in enumerate(answers)}
-    value = np.array([place[each] for each in values], dtype=np.int64)
-    of_unit = np.zeros(int(unit.max(initial=-1)) + 1, dtype=np.int64)
-    of_unit[unit] = unit if clusters is None else codes(clusters)
-    counts = np.bincount(unit * len(answers) + value, minlength=len(of_unit) * len(answers)).reshape(len(of_unit), len(answers))
-    kept = counts.sum(1) > 1
-    counts = counts[kept].astype(np.float64)
-    given = counts.sum(0) > 0
-    return counts[:, given], [answer for answer, some in zip(answers, given, strict=True) if some], of_unit[kept]
+    answer_codes = {value: number for number, value in enumerate(answers)}
+    value = np.array([answer_codes[each] for each in values], dtype=np.int64)
+    unit_clusters = np.zeros(int(unit.max(initial=-1)) + 1, dtype=np.int64)
+    unit_clusters[unit] = unit if clusters is None else factorize(clusters)
+    counts = np.bincount(unit * len(answers) + value, minlength=len(unit_clusters) * len(answers)).reshape(len(unit_clusters), len(answers))
+    repeated = counts.sum(1) > 1
+    counts = counts[repeated].astype(np.float64)
+    used = counts.sum(0) > 0
+    return counts[:, used], [answer for answer, some in zip(answers, used, strict=True) if some], unit_clusters[repeated]
 
 
-def _by_cluster(parts: Floats, cluster: Ints) -> Floats:
+def _by_cluster(parts: FloatArray, cluster: IntArray) -> FloatArray:
     """Rows (U, F) added up by cluster: (G, F)."""
     order = np.argsort(cluster, kind="stable")
     start = np.flatnonzero(np.r_[True, np.diff(cluster[order]) > 0])
     return np.add.reduceat(parts[order], start, axis=0)
 
 
-def _ordinal_distances(said: Floats) -> Floats:
+def _ordinal_distances(totals: FloatArray) -> FloatArray:
     """(..., V) how often each answer was given -> (..., V, V): the squared number of answers from one to the other, ends counted half."""
-    middle = np.cumsum(said, axis=-1) - said / 2
-    return np.asarray((middle[..., :, None] - middle[..., None, :]) ** 2)
+    midpoint = np.cumsum(totals, axis=-1) - totals / 2
+    return np.asarray((midpoint[..., :, None] - midpoint[..., None, :]) ** 2)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instructgpt.statistics.intervals import Ints
-from instructgpt.statistics.pair_judgments import Ranks
+from instructgpt.statistics.intervals import IntArray
+from instructgpt.statistics.pair_judgments import HasRanks
 
-MOST = 9
+_MAX_COMPLETIONS = 9
 """Completions at most: the exact search looks at every subset of them."""
 
 
@@ -27,7 +27,7 @@ class Consensus:
     """False where another ranking does as well, as with majorities that go round in a circle: a person should look."""
 
 
-def consensus(rankings: Sequence[Ranks]) -> Consensus:
+def kemeny_consensus(rankings: Sequence[HasRanks]) -> Consensus:
     """Kemeny's ranking of the completions of one prompt, exact.
 
     A pair's margin is how many labelers prefer the one minus how many prefer the other. The ranking has the greatest sum of margins of its
@@ -38,49 +38,49 @@ def consensus(rankings: Sequence[Ranks]) -> Consensus:
         ValueError: no ranking, or more than nine completions.
     """
     order = list(dict.fromkeys(completion for ranking in rankings for completion in ranking.completions))
-    if not 1 <= len(order) <= MOST:
-        raise ValueError(f"{len(order)} completions; a consensus is made of 1 to {MOST}")
-    place = {completion: number for number, completion in enumerate(order)}
-    prefer = np.zeros((len(order), len(order)), dtype=np.int64)
+    if not 1 <= len(order) <= _MAX_COMPLETIONS:
+        raise ValueError(f"{len(order)} completions; a consensus is made of 1 to {_MAX_COMPLETIONS}")
+    index_of = {completion: number for number, completion in enumerate(order)}
+    preferences = np.zeros((len(order), len(order)), dtype=np.int64)
     for ranking in rankings:
-        shown = [place[completion] for completion in ranking.completions]
+        indices = [index_of[completion] for completion in ranking.completions]
         ranks = np.array(ranking.ranks)
-        np.add.at(prefer, np.ix_(shown, shown), ranks[:, None] < ranks)
-    best, unique = _kemeny(prefer - prefer.T)
+        np.add.at(preferences, np.ix_(indices, indices), ranks[:, None] < ranks)
+    best, unique = _kemeny_ranks(preferences - preferences.T)
     below = np.array(best)[:, None] > np.array(best)
-    return Consensus(tuple(order), best, int(prefer[below].sum()), unique)
+    return Consensus(tuple(order), best, int(preferences[below].sum()), unique)
 
 
-def _kemeny(margins: Ints) -> tuple[tuple[int, ...], bool]:
+def _kemeny_ranks(margins: IntArray) -> tuple[tuple[int, ...], bool]:
     """Ranks from margins (K, K), row over column, and whether no others are as good: dynamic programming over the sets ranked so far.
 
     best[S]: of the rankings that put the set S first, the greatest sum of margins, with the fewest ranks, and how many reach it.
     """
     k = len(margins)
-    everything = (1 << k) - 1
-    members = [[i for i in range(k) if group >> i & 1] for group in range(everything + 1)]
-    gain = [[0] * (everything + 1) for _ in range(k)]  # gain[i][S]: the sum of margins of i over the set S
+    full_set = (1 << k) - 1
+    members = [[i for i in range(k) if subset >> i & 1] for subset in range(full_set + 1)]
+    gain = [[0] * (full_set + 1) for _ in range(k)]  # gain[i][S]: the sum of margins of i over the set S
     for i, row in enumerate(margins.tolist()):
-        for group in range(1, everything + 1):
-            gain[i][group] = gain[i][group & (group - 1)] + row[members[group][0]]
+        for subset in range(1, full_set + 1):
+            gain[i][subset] = gain[i][subset & (subset - 1)] + row[members[subset][0]]
     level = [{j for j in range(k) if margins[i, j] == 0} for i in range(k)]
-    tied = [group for group in range(1, everything + 1) if all(level[i].issuperset(members[group]) for i in members[group])]
-    best: list[tuple[int, int, int, int]] = [(0, 0, 1, 0)] + [(-(10**9), 0, 0, 0)] * everything  # sum, -ranks, ways, last group
-    for done in range(everything):
-        total, ranks, ways, _ = best[done]
-        for group in tied:
-            if not ways or group & done:
+    tied = [subset for subset in range(1, full_set + 1) if all(level[i].issuperset(members[subset]) for i in members[subset])]
+    best: list[tuple[int, int, int, int]] = [(0, 0, 1, 0)] + [(-(10**9), 0, 0, 0)] * full_set  # sum, -ranks, ways, last group
+    for placed in range(full_set):
+        total, ranks, ways, _ = best[placed]
+        for subset in tied:
+            if not ways or subset & placed:
                 continue
-            after = done | group
-            value = total + sum(gain[i][everything & ~after] for i in members[group]), ranks - 1
-            if value > best[after][:2]:
-                best[after] = (*value, ways, group)
-            elif value == best[after][:2]:
-                best[after] = (*value, best[after][2] + ways, best[after][3])
-    ranks_of, left = [0] * k, everything
-    while left:
-        group = best[left][3]
-        for i in members[group]:
-            ranks_of[i] = -best[left][1]
-        left &= ~group
-    return tuple(ranks_of), best[everything][2] == 1
+            extended = placed | subset
+            value = total + sum(gain[i][full_set & ~extended] for i in members[subset]), ranks - 1
+            if value > best[extended][:2]:
+                best[extended] = (*value, ways, subset)
+            elif value == best[extended][:2]:
+                best[extended] = (*value, best[extended][2] + ways, best[extended][3])
+    completion_ranks, remaining = [0] * k, full_set
+    while remaining:
+        subset = best[remaining][3]
+        for i in members[subset]:
+            completion_ranks[i] = -best[remaining][1]
+        remaining &= ~subset
+    return tuple(completion_ranks), best[full_set][2] == 1

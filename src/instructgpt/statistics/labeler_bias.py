@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from instructgpt.statistics.intervals import Bools, Floats, Ints, holm
+from instructgpt.statistics.intervals import BoolArray, FloatArray, IntArray, holm_correction
 
-EXPECTED = 5
+_MIN_EXPECTED_COUNT = 5
 """How often a place must expect to be ranked best, for a p-value by chi-square."""
-HURRIED = 0.25
+_HURRIED_RATIO = 0.25
 """A task done in less than this part of the time that labelers take for as many completions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class PresentedRanking:
     """One ranking as its labeler saw it."""
 
     labeler: Hashable
@@ -46,68 +46,71 @@ class PositionBias:
 
 
 @dataclass(frozen=True, slots=True)
-class Habit:
+class BiasTest:
     """How often a labeler does something, beside all others."""
 
     share: float | None
-    others: float | None
+    baseline: float | None
     p: float | None
     """That the labeler is no different; adjusted for the number of labelers (Holm)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LabelerReport:
     """How one labeler works."""
 
     labeler: Hashable
     rankings: int
     position: PositionBias
-    ties: Habit
+    ties: BiasTest
     """Share of pairs called a tie, the mean over rankings; Mann and Whitney's test against the others' rankings."""
-    all_tied: Habit
+    all_tied: BiasTest
     """Share of rankings in which everything tied; Fisher's exact test."""
-    same_rating: Habit
+    same_rating: BiasTest
     """Share of rated tasks in which every completion got the same rating; Fisher's exact test."""
-    as_shown: Habit
+    as_shown: BiasTest
     """Share of rankings in the very order shown; `others` is what chance gives, p from exactly that, one-sided."""
-    hurried: Habit
+    hurried: BiasTest
     """Share of timed tasks done in less than a quarter of labelers' median time for as many completions; Fisher's exact test."""
-    pace: Habit
+    pace: BiasTest
     """Time for a task as a multiple of labelers' median for as many completions, the median over tasks; `others` the mean of the others'
     (on the log scale). p: whether one more labeler like the others would be as far from them; several odd ones can hide each other."""
 
 
-def reports(shown: Sequence[Shown]) -> list[Report]:
+def labeler_reports(presented: Sequence[PresentedRanking]) -> list[LabelerReport]:
     """One report a labeler, in order of first appearance."""
-    labelers = list(dict.fromkeys(each.labeler for each in shown))
-    number = {labeler: index for index, labeler in enumerate(labelers)}
-    who = np.array([number[each.labeler] for each in shown], dtype=np.int64)
-    mine: list[list[Shown]] = [[] for _ in labelers]
-    for each in shown:
-        mine[number[each.labeler]].append(each)
-    tie_share, chance, as_shown = _orders(shown)
-    flat = (tie_share == 1).astype(np.float64)
-    rated = np.array([np.nan if not each.ratings else float(len(set(each.ratings)) == 1) for each in shown])
-    pace = _paces(shown)
-    hurried = np.where(np.isnan(pace), np.nan, pace < HURRIED)
+    labelers = list(dict.fromkeys(ranking.labeler for ranking in presented))
+    index_of = {labeler: index for index, labeler in enumerate(labelers)}
+    labeler_index = np.array([index_of[ranking.labeler] for ranking in presented], dtype=np.int64)
+    rankings_by_labeler: list[list[PresentedRanking]] = [[] for _ in labelers]
+    for ranking in presented:
+        rankings_by_labeler[index_of[ranking.labeler]].append(ranking)
+    tie_share, order_probability, unchanged_order = _order_statistics(presented)
+    all_tied = (tie_share == 1).astype(np.float64)
+    same_rating = np.array([np.nan if not ranking.ratings else float(len(set(ranking.ratings)) == 1) for ranking in presented])
+    pace = _paces(presented)
+    hurried = np.where(np.isnan(pace), np.nan, pace < _HURRIED_RATIO)
     count = len(labelers)
-    habits = zip(
-        _adjusted(_mann_whitney(tie_share, who, index) for index in range(count)),
-        *(_adjusted(_fisher(values, who, index) for index in range(count)) for values in (flat, rated)),
-        _adjusted(_as_shown(chance[rows], as_shown[rows]) for rows in ((who == index) & (flat == 0) for index in range(count))),
-        _adjusted(_fisher(hurried, who, index) for index in range(count)),
-        _adjusted(_unusual(pace, who, count)),
+    tests_by_labeler = zip(
+        _holm_adjusted(_mann_whitney(tie_share, labeler_index, index) for index in range(count)),
+        *(_holm_adjusted(_fisher(values, labeler_index, index) for index in range(count)) for values in (all_tied, same_rating)),
+        _holm_adjusted(
+            _order_test(order_probability[rows], unchanged_order[rows])
+            for rows in ((labeler_index == index) & (all_tied == 0) for index in range(count))
+        ),
+        _holm_adjusted(_fisher(hurried, labeler_index, index) for index in range(count)),
+        _holm_adjusted(_pace_tests(pace, labeler_index, count)),
         strict=True,
     )
-    biases = [position_bias([each.ranks for each in rankings]) for rankings in mine]
-    ps = holm([bias.p for bias in biases])
+    biases = [measure_position_bias([ranking.ranks for ranking in rankings]) for rankings in rankings_by_labeler]
+    p_values = holm_correction([bias.p for bias in biases])
     return [
-        Report(labeler, len(rankings), replace(bias, p=p), *habit)
-        for labeler, rankings, bias, p, habit in zip(labelers, mine, biases, ps, habits, strict=True)
+        LabelerReport(labeler, len(rankings), replace(bias, p=p), *tests)
+        for labeler, rankings, bias, p, tests in zip(labelers, rankings_by_labeler, biases, p_values, tests_by_labeler, strict=True)
     ]
 
 
-def position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
+def measure_position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
     """How often each place of the list was ranked best, against a labeler to whom the place means nothing.
 
     Args:
@@ -119,8 +122,8 @@ def position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
         With no ties and one K that is Pearson's, with K − 1 degrees of freedom.
     """
     tables = [table for _, table in _by_size(list(rankings))]
-    most = max((table.shape[1] for table in tables), default=0)
-    first, expected, covariance = np.zeros(most), np.zeros(most), np.zeros((most, most))
+    max_places = max((table.shape[1] for table in tables), default=0)
+    first, expected, covariance = np.zeros(max_places), np.zeros(max_places), np.zeros((max_places, max_places))
     for table in tables:
         n, k = table.shape
         best = table == table.min(1, keepdims=True)
@@ -140,15 +143,15 @@ def position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
     return PositionBias(tuple(first.tolist()), tuple(expected.tolist()), chi, p)
 
 
-def _bins(expected: Floats) -> Floats:
+def _bins(expected: FloatArray) -> FloatArray:
     """Places, the last ones together where they expect too little: (bins, places) of 0 and 1."""
     bins = np.eye(len(expected))
-    while len(bins) > 1 and (bins @ expected).min() < EXPECTED:
+    while len(bins) > 1 and (bins @ expected).min() < _MIN_EXPECTED_COUNT:
         bins = np.concatenate([bins[:-2], bins[-2:].sum(0, keepdims=True)])
     return bins
 
 
-def _by_size(rankings: Sequence[Sequence[float]]) -> list[tuple[list[int], Floats]]:
+def _by_size(rankings: Sequence[Sequence[float]]) -> list[tuple[list[int], FloatArray]]:
     """Rankings of equally many completions together: their positions, their ranks (n, K)."""
     rows: dict[int, list[int]] = {}
     for index, ranks in enumerate(rankings):
@@ -156,25 +159,27 @@ def _by_size(rankings: Sequence[Sequence[float]]) -> list[tuple[list[int], Float
     return [(found, np.array([rankings[index] for index in found], dtype=np.float64)) for found in rows.values()]
 
 
-def _orders(shown: Sequence[Shown]) -> tuple[Floats, Floats, Bools]:
+def _order_statistics(presented: Sequence[PresentedRanking]) -> tuple[FloatArray, FloatArray, BoolArray]:
     """Of each ranking (N,): the share of its pairs that tie; the probability that a random order of its ranks is from best to worst (the
     ties' factorials over all orders'); whether it stands so.
     """
-    share, chance, as_shown = np.zeros(len(shown)), np.zeros(len(shown)), np.zeros(len(shown), dtype=np.bool_)
-    for rows, ranks in _by_size([each.ranks for each in shown]):
+    share, order_probability, unchanged_order = np.zeros(len(presented)), np.zeros(len(presented)), np.zeros(len(presented), dtype=np.bool_)
+    for rows, ranks in _by_size([each.ranks for each in presented]):
         k = ranks.shape[1]
         level = (ranks[:, :, None] == ranks[:, None, :]).sum(-1)
         share[rows] = (level - 1).sum(1) / max(k * (k - 1), 1)
-        chance[rows] = np.exp((special.gammaln(level + 1) / level).sum(1) - special.gammaln(k + 1))  # each tie of t counted t times 1/t
-        as_shown[rows] = (np.diff(ranks) >= 0).all(1)
-    return share, chance, as_shown
+        order_probability[rows] = np.exp(
+            (special.gammaln(level + 1) / level).sum(1) - special.gammaln(k + 1)
+        )  # each tie of t counted t times 1/t
+        unchanged_order[rows] = (np.diff(ranks) >= 0).all(1)
+    return share, order_probability, unchanged_order
 
 
-def _paces(shown: Sequence[Shown]) -> Floats:
+def _paces(presented: Sequence[PresentedRanking]) -> FloatArray:
     """Time of each task (N,) as a multiple of the median time for as many completions; NaN where it was not taken."""
-    seconds = np.array([np.nan if each.seconds is None or each.seconds <= 0 else each.seconds for each in shown], dtype=np.float64)
-    k = np.array([len(each.ranks) for each in shown])
-    pace = np.full(len(shown), np.nan)
+    seconds = np.array([np.nan if each.seconds is None or each.seconds <= 0 else each.seconds for each in presented], dtype=np.float64)
+    k = np.array([len(each.ranks) for each in presented])
+    pace = np.full(len(presented), np.nan)
     for size in np.unique(k):
         rows = (k == size) & ~np.isnan(seconds)
         if rows.any():
@@ -182,79 +187,86 @@ def _paces(shown: Sequence[Shown]) -> Floats:
     return pace
 
 
-def _parted(values: Floats, who: Ints, index: int) -> tuple[Floats, Floats]:
+def _split_by_labeler(values: FloatArray, labeler_index: IntArray, index: int) -> tuple[FloatArray, FloatArray]:
     """The known values of one labeler, and of all others."""
-    known = ~np.isnan(values)
-    return values[known & (who == index)], values[known & (who != index)]
+    valid = ~np.isnan(values)
+    return values[valid & (labeler_index == index)], values[valid & (labeler_index != index)]
 
 
-def _mean(values: Floats) -> float | None:
+def _mean(values: FloatArray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _mann_whitney(values: Floats, who: Ints, index: int) -> Habit:
+def _mann_whitney(values: FloatArray, labeler_index: IntArray, index: int) -> BiasTest:
     """Means of one labeler and of the others, by the test of Mann and Whitney with the correction for ties (normal, two-sided)."""
-    one, rest = _parted(values, who, index)
+    sample, rest = _split_by_labeler(values, labeler_index, index)
     p = None
-    n, m = len(one), len(rest)
+    n, m = len(sample), len(rest)
     if n and m:
-        _, place, counts = np.unique(np.concatenate([one, rest]), return_inverse=True, return_counts=True)
-        middle = np.cumsum(counts) - (counts - 1) / 2
-        ahead = float(middle[place[:n]].sum()) - n * (n + 1) / 2
+        _, inverse, counts = np.unique(np.concatenate([sample, rest]), return_inverse=True, return_counts=True)
+        midranks = np.cumsum(counts) - (counts - 1) / 2
+        u_statistic = float(midranks[inverse[:n]].sum()) - n * (n + 1) / 2
         variance = n * m / 12 * (n + m + 1 - float((counts**3 - counts).sum()) / ((n + m) * (n + m - 1)))
         if variance > 0:
-            p = min(1.0, 2 * float(special.ndtr(-abs(ahead - n * m / 2) / np.sqrt(variance))))
-    return Habit(_mean(one), _mean(rest), p)
+            p = min(1.0, 2 * float(special.ndtr(-abs(u_statistic - n * m / 2) / np.sqrt(variance))))
+    return BiasTest(_mean(sample), _mean(rest), p)
 
 
-def _fisher(values: Floats, who: Ints, index: int) -> Habit:
+def _fisher(values: FloatArray, labeler_index: IntArray, index: int) -> BiasTest:
     """Shares of yes of one labeler and of the others, by Fisher's exact test: tables no likelier than this one."""
-    one, rest = _parted(values, who, index)
+    sample, rest = _split_by_labeler(values, labeler_index, index)
     p = None
-    if len(one) and len(rest):
-        yes, n, total = int(one.sum()), len(one), len(one) + len(rest)
+    if len(sample) and len(rest):
+        yes, n, total = int(sample.sum()), len(sample), len(sample) + len(rest)
         all_yes = yes + int(rest.sum())
         possible = np.arange(max(0, n - (total - all_yes)), min(n, all_yes) + 1)
-        log = _log_choose(all_yes, possible) + _log_choose(total - all_yes, n - possible)
-        chance = np.exp(log - special.logsumexp(log))
-        p = min(1.0, float(chance[chance <= chance[yes - possible[0]] * (1 + 1e-7)].sum()))
-    return Habit(_mean(one), _mean(rest), p)
+        log_probability = _log_choose(all_yes, possible) + _log_choose(total - all_yes, n - possible)
+        probability = np.exp(log_probability - special.logsumexp(log_probability))
+        p = min(1.0, float(probability[probability <= probability[yes - possible[0]] * (1 + 1e-7)].sum()))
+    return BiasTest(_mean(sample), _mean(rest), p)
 
 
-def _log_choose(n: int, k: Floats | Ints) -> Floats:
+def _log_choose(n: int, k: FloatArray | IntArray) -> FloatArray:
     return np.asarray(special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1))
 
 
-def _as_shown(chance: Floats, as_shown: Bools) -> Habit:
+def _order_test(order_probability: FloatArray, unchanged_order: BoolArray) -> BiasTest:
     """How many rankings (n,) stand in the order shown, against random order with the same ties."""
-    if not len(chance):
-        return Habit(None, None, None)
-    seen = int(as_shown.sum())
-    ways = np.zeros(seen + 1)  # ways[i]: the probability that i of the rankings so far stand as shown; the last one: that many or more
-    ways[0] = 1
-    for each in chance.tolist():
-        ways[-1] += (ways[-2] if seen else 0) * each
-        ways[1:-1] = ways[1:-1] * (1 - each) + ways[:-2] * each
-        ways[0] *= 1 - each if seen else 1
-    return Habit(seen / len(chance), float(chance.mean()), min(1.0, float(ways[-1])))
+    if not len(order_probability):
+        return BiasTest(None, None, None)
+    observed = int(unchanged_order.sum())
+    distribution = np.zeros(
+        observed + 1
+    )  # ways[i]: the probability that i of the rankings so far stand as shown; the last one: that many or more
+    distribution[0] = 1
+    for probability in order_probability.tolist():
+        distribution[-1] += (distribution[-2] if observed else 0) * probability
+        distribution[1:-1] = distribution[1:-1] * (1 - probability) + distribution[:-2] * probability
+        distribution[0] *= 1 - probability if observed else 1
+    return BiasTest(observed / len(order_probability), float(order_probability.mean()), min(1.0, float(distribution[-1])))
 
 
-def _unusual(pace: Floats, who: Ints, count: int) -> list[Habit]:
+def _pace_tests(pace: FloatArray, labeler_index: IntArray, count: int) -> list[BiasTest]:
     """Each labeler's median pace, and by Student's t on the log scale whether one more of the others would be as far from them."""
-    medians = np.array([np.median(mine) if len(mine := _parted(pace, who, index)[0]) else np.nan for index in range(count)])
-    found = []
+    medians = np.array(
+        [
+            np.median(labeler_paces) if len(labeler_paces := _split_by_labeler(pace, labeler_index, index)[0]) else np.nan
+            for index in range(count)
+        ]
+    )
+    tests = []
     for index, median in enumerate(medians.tolist()):
-        others = np.log(np.delete(medians, index))
-        others = others[~np.isnan(others)]
-        middle, n = float(others.mean()) if len(others) else None, len(others)
-        spread = float(others.std(ddof=1)) * np.sqrt(1 + 1 / n) if n > 2 else 0.0
-        known = middle is not None and not np.isnan(median)
-        p = 2 * float(special.stdtr(n - 1, -abs(np.log(median) - middle) / spread)) if known and spread > 0 else None
-        found.append(Habit(None if np.isnan(median) else median, None if middle is None else float(np.exp(middle)), p))
-    return found
+        other_logs = np.log(np.delete(medians, index))
+        other_logs = other_logs[~np.isnan(other_logs)]
+        center, n = float(other_logs.mean()) if len(other_logs) else None, len(other_logs)
+        spread = float(other_logs.std(ddof=1)) * np.sqrt(1 + 1 / n) if n > 2 else 0.0
+        is_testable = center is not None and not np.isnan(median)
+        p = 2 * float(special.stdtr(n - 1, -abs(np.log(median) - center) / spread)) if is_testable and spread > 0 else None
+        tests.append(BiasTest(None if np.isnan(median) else median, None if center is None else float(np.exp(center)), p))
+    return tests
 
 
-def _adjusted(habits: Iterable[Habit]) -> list[Habit]:
+def _holm_adjusted(tests: Iterable[BiasTest]) -> list[BiasTest]:
     """The same with p-values adjusted for the number of labelers."""
-    listed = list(habits)
-    return [replace(habit, p=p) for habit, p in zip(listed, holm([habit.p for habit in listed]), strict=True)]
+    listed = list(tests)
+    return [replace(habit, p=p) for habit, p in zip(listed, holm_correction([habit.p for habit in listed]), strict=True)]

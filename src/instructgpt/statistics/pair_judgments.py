@@ -9,13 +9,13 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from instructgpt.statistics.intervals import Bools, Floats, Ints
+from instructgpt.statistics.intervals import BoolArray, FloatArray, IntArray
 
-ROOM = 20_000_000
+_MAX_TABLE_ENTRIES = 20_000_000
 """Entries of one table of labelers and pairs at a time."""
 
 
-class Ranks(Protocol):
+class HasRanks(Protocol):
     """What the numbers here are made from. `records.Ranking` is one as it stands, and so is `Ranked`, for rows of a database."""
 
     @property
@@ -39,7 +39,7 @@ class Ranks(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ranked:
+class LabelerRanking:
     """One labeler's ranks of the completions of one prompt; prompt, labeler and completions may be ids."""
 
     prompt: Hashable
@@ -49,7 +49,7 @@ class Ranked:
     models: Sequence[str] | None = None
 
     @classmethod
-    def by_rating(
+    def from_ratings(
         cls,
         prompt: Hashable,
         labeler: Hashable | None,
@@ -62,189 +62,193 @@ class Ranked:
 
 
 @dataclass(frozen=True, slots=True)
-class Judgements:
+class PairJudgments:
     """Every pair of completions that a labeler put in order: arrays (N,)."""
 
-    prompt: Ints
-    labeler: Ints
-    pair: Ints
+    prompt: IntArray
+    labeler: IntArray
+    pair: IntArray
     """The two completions, the same number whichever way they stood."""
     sign: NDArray[np.int8]
     """1 and -1: one or the other is better; 0: a tie."""
-    turn: Ints
+    repeat_index: IntArray
     """0 for the first time that this labeler judged this pair, 1 for the second (a hidden repeat)."""
     labelers: tuple[Hashable, ...]
 
-    def where(self, kept: Bools) -> Judgements:
+    def where(self, mask: BoolArray) -> PairJudgments:
         """Some of them; labelers keep their numbers."""
-        return Judgements(self.prompt[kept], self.labeler[kept], self.pair[kept], self.sign[kept], self.turn[kept], self.labelers)
+        return PairJudgments(
+            self.prompt[mask], self.labeler[mask], self.pair[mask], self.sign[mask], self.repeat_index[mask], self.labelers
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class AgreementCells:
     """What two labelers did with the pairs of one prompt that both judged: one row a prompt and couple of labelers, arrays (C,).
 
     For one labeler beside gold or beside the same labeler at another time, `first` and `second` are the same number.
     """
 
-    prompt: Ints
-    first: Ints
-    second: Ints
-    alike: Floats
+    prompt: IntArray
+    first: IntArray
+    second: IntArray
+    concordant: FloatArray
     """Pairs that both decided, the same way."""
-    opposite: Floats
+    discordant: FloatArray
     """Pairs that both decided, the other way round."""
-    first_tied: Floats
+    first_tied: FloatArray
     """Pairs that the first alone called a tie."""
-    second_tied: Floats
-    both_tied: Floats
+    second_tied: FloatArray
+    both_tied: FloatArray
     labelers: tuple[Hashable, ...]
 
-    def where(self, kept: Bools) -> Cells:
+    def where(self, mask: BoolArray) -> AgreementCells:
         """Some of the rows; labelers keep their numbers."""
-        columns = {field.name: getattr(self, field.name)[kept] for field in fields(self) if field.name != "labelers"}
-        return Cells(**columns, labelers=self.labelers)
+        columns = {field.name: getattr(self, field.name)[mask] for field in fields(self) if field.name != "labelers"}
+        return AgreementCells(**columns, labelers=self.labelers)
 
 
-def judgements(rankings: Sequence[Ranks]) -> Judgements:
+def pair_judgments(rankings: Sequence[HasRanks]) -> PairJudgments:
     """Every pair of every ranking. Rankings without a labeler are passed over; equal completions are one."""
     prompts: dict[Hashable, dict[Hashable, int]] = {}  # the completions of each, numbered
-    numbers: dict[Hashable, int] = {}
+    prompt_codes: dict[Hashable, int] = {}
     labelers: dict[Hashable, int] = {}
     heads: dict[int, list[tuple[int, int, int]]] = {}
     bodies: dict[int, list[list[float]]] = {}
     for index, ranking in enumerate(rankings):
         if ranking.labeler is None:
             continue
-        prompt = numbers.setdefault(ranking.prompt, len(numbers))
-        known = prompts.setdefault(prompt, {})
+        prompt = prompt_codes.setdefault(ranking.prompt, len(prompt_codes))
+        completion_codes = prompts.setdefault(prompt, {})
         ranks = dict(zip(ranking.completions, ranking.ranks, strict=True))
-        shown = [known.setdefault(completion, len(known)) for completion in ranks]
-        heads.setdefault(len(shown), []).append((index, prompt, labelers.setdefault(ranking.labeler, len(labelers))))
-        bodies.setdefault(len(shown), []).append([*shown, *ranks.values()])
-    sizes = np.array([len(known) for known in prompts.values()], dtype=np.int64)
-    before = np.cumsum(sizes * (sizes - 1) // 2) - sizes * (sizes - 1) // 2
+        codes = [completion_codes.setdefault(completion, len(completion_codes)) for completion in ranks]
+        heads.setdefault(len(codes), []).append((index, prompt, labelers.setdefault(ranking.labeler, len(labelers))))
+        bodies.setdefault(len(codes), []).append([*codes, *ranks.values()])
+    sizes = np.array([len(completion_codes) for completion_codes in prompts.values()], dtype=np.int64)
+    pair_offsets = np.cumsum(sizes * (sizes - 1) // 2) - sizes * (sizes - 1) // 2
     heads_of = {k: np.array(rows, dtype=np.int64).T for k, rows in heads.items()}
-    tasks = np.concatenate([np.zeros((3, 0), dtype=np.int64), *heads_of.values()], axis=1)
-    _, same, times = distinct(tasks[1] * len(labelers) + tasks[2])
+    ranking_keys = np.concatenate([np.zeros((3, 0), dtype=np.int64), *heads_of.values()], axis=1)
+    _, group, counts = unique_with_counts(ranking_keys[1] * len(labelers) + ranking_keys[2])
     repeated = np.zeros(len(rankings), dtype=np.int64)
-    repeated[tasks[0]] = times[same] > 1
+    repeated[ranking_keys[0]] = counts[group] > 1
     parts = [np.zeros((6, 0), dtype=np.int64)]
     for k, head in heads_of.items():
         body = np.array(bodies[k], dtype=np.float64).T
-        one, other = np.triu_indices(k, 1)
-        first, second = body[one].astype(np.int64), body[other].astype(np.int64)
-        sign = np.sign(body[k + other] - body[k + one]).astype(np.int64) * np.sign(second - first)
+        i, j = np.triu_indices(k, 1)
+        first, second = body[i].astype(np.int64), body[j].astype(np.int64)
+        sign = np.sign(body[k + j] - body[k + i]).astype(np.int64) * np.sign(second - first)
         later, earlier = np.maximum(first, second), np.minimum(first, second)
-        pair = before[head[1]] + later * (later - 1) // 2 + earlier
+        pair = pair_offsets[head[1]] + later * (later - 1) // 2 + earlier
         columns = (*head, repeated[head[0]])
-        parts.append(np.stack([*(np.tile(column, len(one)) for column in columns), pair.ravel(), sign.ravel()]))
-    index, prompt, labeler, again, pair, sign = np.concatenate(parts, axis=1)
-    turn = np.zeros(len(index), dtype=np.int64)
-    rows = np.flatnonzero(again)
-    turn[rows] = _turns(index[rows], pair[rows] * len(labelers) + labeler[rows])
-    return Judgements(prompt, labeler, pair, sign.astype(np.int8), turn, tuple(labelers))
+        parts.append(np.stack([*(np.tile(column, len(i)) for column in columns), pair.ravel(), sign.ravel()]))
+    index, prompt, labeler, has_repeat, pair, sign = np.concatenate(parts, axis=1)
+    repeat_index = np.zeros(len(index), dtype=np.int64)
+    rows = np.flatnonzero(has_repeat)
+    repeat_index[rows] = _occurrence_index(index[rows], pair[rows] * len(labelers) + labeler[rows])
+    return PairJudgments(prompt, labeler, pair, sign.astype(np.int8), repeat_index, tuple(labelers))
 
 
-def distinct(keys: Ints) -> tuple[Ints, Ints, Ints]:
+def unique_with_counts(keys: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """The distinct keys in order, each row's place among them (N,), and how often each occurs. Counts where it can, sorts where it must."""
-    highest = int(keys.max(initial=0))
-    if highest > 8 * len(keys) + 1_000_000:
-        found, place, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        return found, place, counts
+    max_key = int(keys.max(initial=0))
+    if max_key > 8 * len(keys) + 1_000_000:
+        unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        return unique, inverse, counts
     counts = np.bincount(keys, minlength=1)
-    found = np.flatnonzero(counts)
-    place = np.zeros(len(counts), dtype=np.int64)
-    place[found] = np.arange(len(found))
-    return found, place[keys], counts[found]
+    unique = np.flatnonzero(counts)
+    inverse = np.zeros(len(counts), dtype=np.int64)
+    inverse[unique] = np.arange(len(unique))
+    return unique, inverse[keys], counts[unique]
 
 
-def _turns(order: Ints, key: Ints) -> Ints:
+def _occurrence_index(order: IntArray, key: IntArray) -> IntArray:
     """How often each key (N,) came before, in this order (N,)."""
     rows = np.lexsort((order, key))
     key = key[rows]
     start = np.flatnonzero(np.r_[True, key[1:] != key[:-1]][: len(key)])
-    turns = np.empty(len(key), dtype=np.int64)
-    turns[rows] = np.arange(len(key)) - np.repeat(start, np.diff(np.r_[start, len(key)]))
-    return turns
+    occurrence = np.empty(len(key), dtype=np.int64)
+    occurrence[rows] = np.arange(len(key)) - np.repeat(start, np.diff(np.r_[start, len(key)]))
+    return occurrence
 
 
-def between_labelers(given: Judgements) -> Cells:
+def inter_labeler_cells(judgments: PairJudgments) -> AgreementCells:
     """Each labeler beside each other one of the same prompt. Who judged a pair twice is compared turn by turn."""
-    turns = int(given.turn.max(initial=0)) + 1
-    group, first, second, counts = _couples(given, given.turn, turns, given.labeler)
-    return _made(given, group // turns, first, second, counts)
+    repeat_count = int(judgments.repeat_index.max(initial=0)) + 1
+    group, first, second, counts = _compare_couples(judgments, judgments.repeat_index, repeat_count, judgments.labeler)
+    return _build_cells(judgments, group // repeat_count, first, second, counts)
 
 
-def with_oneself(given: Judgements) -> Cells:
+def intra_labeler_cells(judgments: PairJudgments) -> AgreementCells:
     """Each labeler beside the same labeler at another time."""
-    people = max(len(given.labelers), 1)
-    group, _, _, counts = _couples(given, given.labeler, people, given.turn)
-    return _made(given, group // people, group % people, group % people, counts)
+    labeler_count = max(len(judgments.labelers), 1)
+    group, _, _, counts = _compare_couples(judgments, judgments.labeler, labeler_count, judgments.repeat_index)
+    return _build_cells(judgments, group // labeler_count, group % labeler_count, group % labeler_count, counts)
 
 
-def _made(given: Judgements, prompt: Ints, first: Ints, second: Ints, counts: Floats) -> Cells:
-    alike, opposite, first_tied, second_tied, both_tied = counts
-    return Cells(prompt, first, second, alike, opposite, first_tied, second_tied, both_tied, given.labelers)
+def _build_cells(judgments: PairJudgments, prompt: IntArray, first: IntArray, second: IntArray, counts: FloatArray) -> AgreementCells:
+    concordant, discordant, first_tied, second_tied, both_tied = counts
+    return AgreementCells(prompt, first, second, concordant, discordant, first_tied, second_tied, both_tied, judgments.labelers)
 
 
-def _couples(given: Judgements, variant: Ints, variants: int, member: Ints) -> tuple[Ints, Ints, Ints, Floats]:
+def _compare_couples(
+    judgments: PairJudgments, variant: IntArray, variants: int, member: IntArray
+) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
     """What every two members did with the pairs they share, within each variant (a number below `variants`) of each prompt.
 
     Returns: prompt * variants + variant (C,), first and second member (C,), the five counts of `Cells` (5, C).
     """
-    group = given.prompt * variants + variant
-    _, unit, judged = distinct(given.pair * variants + variant)
-    shared = judged[unit] > 1
-    group, member, unit, sign = group[shared], member[shared], unit[shared], given.sign[shared]
-    groups, group, _ = distinct(group)
-    row, row_group, row_member = _local(group, member)
-    column, column_group, _ = _local(group, unit)
+    group = judgments.prompt * variants + variant
+    _, unit, counts_per_unit = unique_with_counts(judgments.pair * variants + variant)
+    shared = counts_per_unit[unit] > 1
+    group, member, unit, sign = group[shared], member[shared], unit[shared], judgments.sign[shared]
+    groups, group, _ = unique_with_counts(group)
+    row, row_group, row_member = _local_index(group, member)
+    column, column_group, _ = _local_index(group, unit)
     members, units = (np.bincount(each, minlength=len(groups)) for each in (row_group, column_group))
     start = np.cumsum(members) - members
-    found: list[tuple[Ints, Ints, Ints, Floats]] = []
+    results: list[tuple[IntArray, IntArray, IntArray, FloatArray]] = []
     for m, u in sorted(set(zip(members.tolist(), units.tolist(), strict=True))):
-        alike = np.flatnonzero((members == m) & (units == u))
-        for chosen in np.array_split(alike, -(-len(alike) * m * u // ROOM)):
-            place = np.full(len(groups), -1)
-            place[chosen] = np.arange(len(chosen))
-            mine = place[group] >= 0
-            table = np.full((len(chosen), m, u), np.nan, dtype=np.float32)
-            table[place[group[mine]], row[mine], column[mine]] = sign[mine]
-            one, other = np.triu_indices(m, 1)
-            counts = _compared(table)[:, :, one, other]  # (5, groups, couples)
-            names = row_member[start[chosen][:, None] + np.arange(m)]
-            rows = (np.repeat(groups[chosen], len(one)), names[:, one].ravel(), names[:, other].ravel())
-            kept = counts.sum(0).ravel() > 0
-            found.append((*(each[kept] for each in rows), counts.reshape(5, -1)[:, kept]))
-    if not found:
+        same_size = np.flatnonzero((members == m) & (units == u))
+        for chunk in np.array_split(same_size, -(-len(same_size) * m * u // _MAX_TABLE_ENTRIES)):
+            chunk_index = np.full(len(groups), -1)
+            chunk_index[chunk] = np.arange(len(chunk))
+            mask = chunk_index[group] >= 0
+            table = np.full((len(chunk), m, u), np.nan, dtype=np.float32)
+            table[chunk_index[group[mask]], row[mask], column[mask]] = sign[mask]
+            i, j = np.triu_indices(m, 1)
+            counts = _count_outcomes(table)[:, :, i, j]  # (5, groups, couples)
+            member_ids = row_member[start[chunk][:, None] + np.arange(m)]
+            rows = (np.repeat(groups[chunk], len(i)), member_ids[:, i].ravel(), member_ids[:, j].ravel())
+            nonempty = counts.sum(0).ravel() > 0
+            results.append((*(each[nonempty] for each in rows), counts.reshape(5, -1)[:, nonempty]))
+    if not results:
         return (*(np.zeros(0, dtype=np.int64) for _ in range(3)), np.zeros((5, 0)))  # type: ignore[return-value]
-    group, first, second, counts = (np.concatenate(each, axis=-1) for each in zip(*found, strict=True))
+    group, first, second, counts = (np.concatenate(each, axis=-1) for each in zip(*results, strict=True))
     return group, first, second, counts
 
 
-def _local(group: Ints, member: Ints) -> tuple[Ints, Ints, Ints]:
+def _local_index(group: IntArray, member: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """Each row's number of its member within its group (N,); then of every member of every group, in order: its group, its member."""
     base = int(member.max(initial=0)) + 1
-    pairs, place, _ = distinct(group * base + member)
-    of_group = pairs // base
-    sizes = np.bincount(of_group)
-    return place - (np.cumsum(sizes) - sizes)[group], of_group, pairs % base
+    pairs, inverse, _ = unique_with_counts(group * base + member)
+    pair_group = pairs // base
+    sizes = np.bincount(pair_group)
+    return inverse - (np.cumsum(sizes) - sizes)[group], pair_group, pairs % base
 
 
-def _compared(table: NDArray[np.float32]) -> Floats:
+def _count_outcomes(table: NDArray[np.float32]) -> FloatArray:
     """The five counts of `Cells` for every two rows: signs (G, m, u), NaN where not judged -> (5, G, m, m)."""
-    seen = (~np.isnan(table)).astype(np.float32)
+    judged = (~np.isnan(table)).astype(np.float32)
     sign = np.nan_to_num(table)
     decided = np.abs(sign)
 
-    def product(one: NDArray[np.float32], other: NDArray[np.float32]) -> Floats:
-        return (one @ other.transpose(0, 2, 1)).astype(np.float64)
+    def product(a: NDArray[np.float32], b: NDArray[np.float32]) -> FloatArray:
+        return (a @ b.transpose(0, 2, 1)).astype(np.float64)
 
-    both_saw, both_decided, net, first_decided = (
-        product(seen, seen), product(decided, decided), product(sign, sign), product(decided, seen),
+    both_judged, both_decided, net, first_decided = (
+        product(judged, judged), product(decided, decided), product(sign, sign), product(decided, judged),
     )  # fmt: skip
     second_tied = first_decided - both_decided
     first_tied = second_tied.transpose(0, 2, 1)
-    both_tied = both_saw - both_decided - first_tied - second_tied
+    both_tied = both_judged - both_decided - first_tied - second_tied
     return np.stack([(both_decided + net) / 2, (both_decided - net) / 2, first_tied, second_tied, both_tied])

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from instructgpt.statistics.intervals import TAIL, Estimate, Floats
+from instructgpt.statistics.intervals import TAIL_PROBABILITY, Estimate, FloatArray
 
-SPREADS, MIDDLES = 16, 7
+_WEIGHT_GRID_SIZE, _MEAN_GRID_SIZE = 16, 7
 """How finely the two unknowns of the prior are searched."""
-HALVINGS = 22
-NEGLIGIBLE = 1e-3
+_BISECTION_STEPS = 22
+_MIN_RELATIVE_LIKELIHOOD = 1e-3
 """Priors so much less likely than the likeliest are left out."""
 
 
-def shrunk(alike: Floats, n: Floats) -> list[Estimate]:
+def beta_binomial_shrinkage(successes: FloatArray, n: FloatArray) -> list[Estimate]:
     """Shares with 95 % posterior intervals by the beta-binomial model.
 
     People's long-run shares follow a beta distribution; its mean and its weight s (how many observations it is worth) are unknown, and are
@@ -25,23 +25,25 @@ def shrunk(alike: Floats, n: Floats) -> list[Estimate]:
         alike: (L,) how often; need not be whole.
         n: (L,) of how many independent observations, above 0.
     """
-    pool, total = float(alike.sum() / n.sum()), float(n.sum())
-    shrinkage = (np.arange(SPREADS) + 0.5) / SPREADS
-    weight = np.repeat(n.mean() * shrinkage / (1 - shrinkage), MIDDLES)
-    variance = max(pool * (1 - pool), 1 / (total + 2))
-    doubt = np.sqrt(variance * (1 / total + 1 / (weight + 1) / len(n)))
-    middle = np.clip(pool + np.tile(np.linspace(-2.5, 2.5, MIDDLES), SPREADS) * doubt, 1e-3, 1 - 1e-3)
-    a, b = (middle * weight)[:, None], ((1 - middle) * weight)[:, None]  # (priors, 1)
-    likelihood = (special.betaln(a + alike, b + n - alike) - special.betaln(a, b)).sum(1) + np.log(doubt)  # priors stand doubt apart
-    likely = likelihood > likelihood.max() + np.log(NEGLIGIBLE)
+    pooled_share, total = float(successes.sum() / n.sum()), float(n.sum())
+    shrinkage = (np.arange(_WEIGHT_GRID_SIZE) + 0.5) / _WEIGHT_GRID_SIZE
+    weight = np.repeat(n.mean() * shrinkage / (1 - shrinkage), _MEAN_GRID_SIZE)
+    variance = max(pooled_share * (1 - pooled_share), 1 / (total + 2))
+    prior_width = np.sqrt(variance * (1 / total + 1 / (weight + 1) / len(n)))
+    prior_mean = np.clip(pooled_share + np.tile(np.linspace(-2.5, 2.5, _MEAN_GRID_SIZE), _WEIGHT_GRID_SIZE) * prior_width, 1e-3, 1 - 1e-3)
+    a, b = (prior_mean * weight)[:, None], ((1 - prior_mean) * weight)[:, None]  # (priors, 1)
+    likelihood = (special.betaln(a + successes, b + n - successes) - special.betaln(a, b)).sum(1) + np.log(
+        prior_width
+    )  # priors stand doubt apart
+    likely = likelihood > likelihood.max() + np.log(_MIN_RELATIVE_LIKELIHOOD)
     a, b, likelihood = a[likely], b[likely], likelihood[likely]
-    chance = np.exp(likelihood - special.logsumexp(likelihood))[:, None]
-    mean = (chance * (a + alike) / (a + b + n)).sum(0)
-    ends = np.stack([np.zeros((2, len(n))), np.ones((2, len(n)))])
-    goal = np.array([[TAIL], [1 - TAIL]])
-    for _ in range(HALVINGS):
-        half = ends.mean(0)
-        below = (chance[:, None] * special.betainc((a + alike)[:, None], (b + n - alike)[:, None], half)).sum(0) < goal
-        ends = np.where(np.stack([below, ~below]), half, ends)
-    low, high = ends.mean(0)
+    posterior = np.exp(likelihood - special.logsumexp(likelihood))[:, None]
+    mean = (posterior * (a + successes) / (a + b + n)).sum(0)
+    bounds = np.stack([np.zeros((2, len(n))), np.ones((2, len(n)))])
+    target = np.array([[TAIL_PROBABILITY], [1 - TAIL_PROBABILITY]])
+    for _ in range(_BISECTION_STEPS):
+        half = bounds.mean(0)
+        below = (posterior[:, None] * special.betainc((a + successes)[:, None], (b + n - successes)[:, None], half)).sum(0) < target
+        bounds = np.where(np.stack([below, ~below]), half, bounds)
+    low, high = bounds.mean(0)
     return [Estimate(float(m), float(x), float(y), round(float(count))) for m, x, y, count in zip(mean, low, high, n, strict=True)]

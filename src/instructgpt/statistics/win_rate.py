@@ -14,12 +14,24 @@ from typing import TypeVar
 import numpy as np
 from scipy import special
 
-from instructgpt.errors import BadInput
-from instructgpt.statistics.intervals import NOTHING, Bools, Estimate, Floats, Ints, clustered, holm, interval, mean, p_value, residuals
-from instructgpt.statistics.pair_judgments import Ranks, distinct
+from instructgpt.errors import InputError
+from instructgpt.statistics.intervals import (
+    NO_ESTIMATE,
+    BoolArray,
+    Estimate,
+    FloatArray,
+    IntArray,
+    clustered_uncertainty,
+    holm_correction,
+    mean,
+    residuals,
+    t_interval,
+    t_test_p_value,
+)
+from instructgpt.statistics.pair_judgments import HasRanks, unique_with_counts
 
-R = TypeVar("R", bound=Ranks)
-STEPS = 50
+_RankingT = TypeVar("_RankingT", bound=HasRanks)
+_MAX_NEWTON_STEPS = 50
 """Newton's steps at most; a handful is enough where there is a finite answer."""
 
 
@@ -27,32 +39,32 @@ STEPS = 50
 class Comparisons:
     """Completions of two models side by side: one row for every two completions of a ranking that different models wrote, arrays (N,)."""
 
-    prompt: Ints
-    labeler: Ints
-    first: Ints
-    second: Ints
-    won: Floats
+    prompt: IntArray
+    labeler: IntArray
+    first: IntArray
+    second: IntArray
+    won: FloatArray
     """1 where the first model's completion is better, one half for a tie or equal completions, else 0."""
-    longer: Floats
+    longer: FloatArray
     """By how much the first model's completion is longer; 0 where lengths were not asked for."""
     models: tuple[str, ...]
 
-    def where(self, kept: Bools) -> Comparisons:
+    def where(self, mask: BoolArray) -> Comparisons:
         """Some of the rows; models keep their numbers."""
         return Comparisons(
-            self.prompt[kept], self.labeler[kept], self.first[kept], self.second[kept], self.won[kept], self.longer[kept], self.models
+            self.prompt[mask], self.labeler[mask], self.first[mask], self.second[mask], self.won[mask], self.longer[mask], self.models
         )
 
-    def between(self, model: int, other: int) -> Comparisons:
+    def between(self, model: int, opponent: int) -> Comparisons:
         """Those of two models, the one named first standing first."""
-        straight, turned = (self.first == model) & (self.second == other), (self.first == other) & (self.second == model)
-        found, flip = self.where(straight | turned), turned[straight | turned]
+        straight, swapped = (self.first == model) & (self.second == opponent), (self.first == opponent) & (self.second == model)
+        rows, flip = self.where(straight | swapped), swapped[straight | swapped]
         return replace(
-            found,
+            rows,
             first=np.full(len(flip), model),
-            second=np.full(len(flip), other),
-            won=np.where(flip, 1 - found.won, found.won),
-            longer=np.where(flip, -found.longer, found.longer),
+            second=np.full(len(flip), opponent),
+            won=np.where(flip, 1 - rows.won, rows.won),
+            longer=np.where(flip, -rows.longer, rows.longer),
         )
 
 
@@ -61,7 +73,7 @@ class WinRate:
     """How one model does against another."""
 
     model: str
-    other: str
+    opponent: str
     group: str
     """Of what: a use case, a cohort; empty for everything."""
     wins: int
@@ -77,7 +89,7 @@ class WinRate:
     """That both are equally good, by the sign test over prompts; blind to what one labeler's votes have in common."""
 
 
-def comparisons(rankings: Sequence[R], lengths: Callable[[R], Sequence[float]] | None = None) -> Comparisons:
+def comparisons(rankings: Sequence[_RankingT], lengths: Callable[[_RankingT], Sequence[float]] | None = None) -> Comparisons:
     """All comparisons that rankings hold.
 
     Args:
@@ -94,25 +106,25 @@ def comparisons(rankings: Sequence[R], lengths: Callable[[R], Sequence[float]] |
     bodies: dict[int, list[list[float]]] = {}
     for ranking in rankings:
         if ranking.models is None:
-            raise BadInput(f"the ranking of {str(ranking.prompt)[:60]!r} does not name its models; win rates need the column 'models'")
+            raise InputError(f"the ranking of {str(ranking.prompt)[:60]!r} does not name its models; win rates need the column 'models'")
         texts: dict[Hashable, int] = {}
         k = len(ranking.ranks)
-        person = labelers.setdefault(ranking.labeler, len(labelers))
-        heads.setdefault(k, []).append((prompts.setdefault(ranking.prompt, len(prompts)), person))
-        wrote = [models.setdefault(model, len(models)) for model in ranking.models]
-        same = [texts.setdefault(completion, len(texts)) for completion in ranking.completions]
-        bodies.setdefault(k, []).append([*wrote, *same, *ranking.ranks, *(lengths(ranking) if lengths else [0] * k)])
+        labeler_index = labelers.setdefault(ranking.labeler, len(labelers))
+        heads.setdefault(k, []).append((prompts.setdefault(ranking.prompt, len(prompts)), labeler_index))
+        model_indices = [models.setdefault(model, len(models)) for model in ranking.models]
+        text_indices = [texts.setdefault(completion, len(texts)) for completion in ranking.completions]
+        bodies.setdefault(k, []).append([*model_indices, *text_indices, *ranking.ranks, *(lengths(ranking) if lengths else [0] * k)])
     parts = [np.zeros((6, 0))]
     for k, rows in heads.items():
         head, body = np.array(rows, dtype=np.float64).T, np.array(bodies[k], dtype=np.float64).T
-        one, other = np.triu_indices(k, 1)
-        won = np.where(body[k + one] == body[k + other], 0.5, (np.sign(body[2 * k + other] - body[2 * k + one]) + 1) / 2)
+        i, j = np.triu_indices(k, 1)
+        won = np.where(body[k + i] == body[k + j], 0.5, (np.sign(body[2 * k + j] - body[2 * k + i]) + 1) / 2)
         columns = (
-            *(np.tile(column, (len(one), 1)) for column in head),
-            body[one],
-            body[other],
+            *(np.tile(column, (len(i), 1)) for column in head),
+            body[i],
+            body[j],
             won,
-            body[3 * k + one] - body[3 * k + other],
+            body[3 * k + i] - body[3 * k + j],
         )
         parts.append(np.stack([column.ravel() for column in columns]))
     table = np.concatenate(parts, axis=1)
@@ -121,7 +133,9 @@ def comparisons(rankings: Sequence[R], lengths: Callable[[R], Sequence[float]] |
     return Comparisons(prompt, labeler, first, second, won, longer, tuple(models))
 
 
-def win_rates(rankings: Sequence[Ranks], baseline: str | None = None, groups: Sequence[str | None] | None = None) -> list[WinRate]:
+def compute_win_rates(
+    rankings: Sequence[HasRanks], baseline: str | None = None, groups: Sequence[str | None] | None = None
+) -> list[WinRate]:
     """Win rates of all models against the baseline, or of every two models.
 
     Args:
@@ -138,22 +152,24 @@ def win_rates(rankings: Sequence[Ranks], baseline: str | None = None, groups: Se
     """
     if groups is not None and len(groups) != len(rankings):
         raise ValueError(f"{len(rankings)} rankings, but {len(groups)} groups")
-    parts: dict[str, list[Ranks]] = {}
+    parts: dict[str, list[HasRanks]] = {}
     for ranking, group in zip(rankings, groups or [""] * len(rankings), strict=True):
         if group is not None:
             parts.setdefault(group, []).append(ranking)
     rows: list[WinRate] = []
-    known: set[str] = set()
-    for group, chosen in parts.items():
-        table = comparisons(chosen)
-        known |= set(table.models)
-        rows += sorted(_rows(table, baseline, group), key=lambda row: -(row.rate.value or 0))
-    if baseline is not None and baseline not in known:
-        raise BadInput(f"no ranking has a completion of the baseline '{baseline}'; there are: {', '.join(sorted(known)) or 'none'}")
-    return [replace(row, holm=adjusted) for row, adjusted in zip(rows, holm([row.p for row in rows]), strict=True)]
+    models: set[str] = set()
+    for group, group_rankings in parts.items():
+        table = comparisons(group_rankings)
+        models |= set(table.models)
+        rows += sorted(_win_rate_rows(table, baseline, group), key=lambda row: -(row.rate.value or 0))
+    if baseline is not None and baseline not in models:
+        raise InputError(f"no ranking has a completion of the baseline '{baseline}'; there are: {', '.join(sorted(models)) or 'none'}")
+    return [replace(row, holm=adjusted) for row, adjusted in zip(rows, holm_correction([row.p for row in rows]), strict=True)]
 
 
-def length_controlled(rankings: Sequence[R], baseline: str, lengths: Callable[[R], Sequence[float]]) -> dict[str, Estimate]:
+def length_controlled_win_rates(
+    rankings: Sequence[_RankingT], baseline: str, lengths: Callable[[_RankingT], Sequence[float]]
+) -> dict[str, Estimate]:
     """Win rates against the baseline if both models' completions were equally long.
 
     For each model, a logistic regression over its comparisons: P(win) = sigmoid(a + b · tanh(d / s)), d the difference of the two lengths
@@ -171,12 +187,12 @@ def length_controlled(rankings: Sequence[R], baseline: str, lengths: Callable[[R
     table = comparisons(rankings, lengths)
     if baseline not in table.models:
         return {}
-    other = table.models.index(baseline)
-    pairs = {model: table.between(number, other) for number, model in enumerate(table.models) if number != other}
-    return {model: _at_equal_length(found) for model, found in pairs.items() if len(found.won)}
+    baseline_index = table.models.index(baseline)
+    pairs = {model: table.between(number, baseline_index) for number, model in enumerate(table.models) if number != baseline_index}
+    return {model: _length_controlled_rate(found) for model, found in pairs.items() if len(found.won)}
 
 
-def sign_test(values: Floats, cluster: Ints) -> float:
+def _sign_test(values: FloatArray, cluster: IntArray) -> float:
     """Two-sided exact p that wins and losses are equally likely: each cluster (N,) has one vote, the sign of its sum; ties have none."""
     votes = np.sign(np.round(np.bincount(cluster, weights=values), 9))
     trials = int(np.count_nonzero(votes))
@@ -184,52 +200,54 @@ def sign_test(values: Floats, cluster: Ints) -> float:
     return min(1.0, 2 * float(special.bdtr(fewer, trials, 0.5))) if trials else 1.0
 
 
-def _rows(table: Comparisons, baseline: str | None, group: str) -> list[WinRate]:
+def _win_rate_rows(table: Comparisons, baseline: str | None, group: str) -> list[WinRate]:
     """The two models that were compared, in every way that is asked for."""
     if baseline is None:
-        wanted = list(combinations(range(len(table.models)), 2))
+        matchups = list(combinations(range(len(table.models)), 2))
     else:
-        wanted = [(table.models.index(model), table.models.index(baseline)) for model in table.models if baseline in table.models]
-    found = ((model, other, table.between(model, other)) for model, other in wanted if model != other)
-    return [_row(pairs, table.models[model], table.models[other], group) for model, other, pairs in found if len(pairs.won)]
+        matchups = [(table.models.index(model), table.models.index(baseline)) for model in table.models if baseline in table.models]
+    compared = ((model, other, table.between(model, other)) for model, other in matchups if model != other)
+    return [_win_rate_row(pairs, table.models[model], table.models[other], group) for model, other, pairs in compared if len(pairs.won)]
 
 
-def _row(pairs: Comparisons, model: str, other: str, group: str) -> WinRate:
+def _win_rate_row(pairs: Comparisons, model: str, opponent: str, group: str) -> WinRate:
     wins, losses = int((pairs.won == 1).sum()), int((pairs.won == 0).sum())
     n = len(pairs.won)
-    people = int(pairs.labeler.max()) + 1
-    cells, place, counts = distinct(pairs.prompt * people + pairs.labeler)  # rows of one prompt and labeler are one to the interval
-    won, over = np.bincount(place, weights=pairs.won).astype(np.float64), counts.astype(np.float64)
-    prompt, labeler = distinct(cells // people)[1], distinct(cells % people)[1]
-    rate = replace(mean(won, prompt, labeler, over=over, share=True), n=n)
-    spread = clustered(residuals(won, over), prompt, labeler)
-    p = p_value(float(won.sum() / over.sum()), 0.5, spread)
-    if p is None and spread.independent > 1:  # every comparison went the same way
-        p = 1.0 if wins == losses else min(1.0, 2 * 0.5**spread.independent)
-    return WinRate(model, other, group, wins, n - wins - losses, losses, rate, p, None, sign_test(won - over / 2, prompt))
+    labeler_count = int(pairs.labeler.max()) + 1
+    cells, inverse, counts = unique_with_counts(
+        pairs.prompt * labeler_count + pairs.labeler
+    )  # rows of one prompt and labeler are one to the interval
+    won, totals = np.bincount(inverse, weights=pairs.won).astype(np.float64), counts.astype(np.float64)
+    prompt, labeler = unique_with_counts(cells // labeler_count)[1], unique_with_counts(cells % labeler_count)[1]
+    rate = replace(mean(won, prompt, labeler, weights=totals, share=True), n=n)
+    uncertainty = clustered_uncertainty(residuals(won, totals), prompt, labeler)
+    p = t_test_p_value(float(won.sum() / totals.sum()), 0.5, uncertainty)
+    if p is None and uncertainty.cluster_count > 1:  # every comparison went the same way
+        p = 1.0 if wins == losses else min(1.0, 2 * 0.5**uncertainty.cluster_count)
+    return WinRate(model, opponent, group, wins, n - wins - losses, losses, rate, p, None, _sign_test(won - totals / 2, prompt))
 
 
-def _at_equal_length(pairs: Comparisons) -> Estimate:
+def _length_controlled_rate(pairs: Comparisons) -> Estimate:
     """The length-controlled win rate of the first model over the second."""
     if not pairs.longer.min() <= 0 <= pairs.longer.max():
-        return NOTHING
+        return NO_ESTIMATE
     scale = float(pairs.longer.std())
     columns = [np.ones(len(pairs.won))] + ([np.tanh(pairs.longer / scale)] if scale > 0 else [])
     x = np.stack(columns, axis=1)
     weights = np.zeros(x.shape[1])
-    for _ in range(STEPS):
-        guess = special.expit(x @ weights)
-        bend = (x * (guess * (1 - guess))[:, None]).T @ x
-        if np.linalg.cond(bend) > 1e12:
-            return NOTHING
-        step = np.linalg.solve(bend, x.T @ (pairs.won - guess))
+    for _ in range(_MAX_NEWTON_STEPS):
+        predicted = special.expit(x @ weights)
+        hessian = (x * (predicted * (1 - predicted))[:, None]).T @ x
+        if np.linalg.cond(hessian) > 1e12:
+            return NO_ESTIMATE
+        step = np.linalg.solve(hessian, x.T @ (pairs.won - predicted))
         weights += step
         if np.abs(step).max() < 1e-10:
             break
     else:
-        return NOTHING
-    error = np.linalg.solve(bend, (x * (pairs.won - special.expit(x @ weights))[:, None]).T)[0]
-    spread = clustered(error, distinct(pairs.prompt)[1], distinct(pairs.labeler)[1])
-    logit = interval(float(weights[0]), spread, len(pairs.won))
+        return NO_ESTIMATE
+    error = np.linalg.solve(hessian, (x * (pairs.won - special.expit(x @ weights))[:, None]).T)[0]
+    uncertainty = clustered_uncertainty(error, unique_with_counts(pairs.prompt)[1], unique_with_counts(pairs.labeler)[1])
+    logit = t_interval(float(weights[0]), uncertainty, len(pairs.won))
     value, low, high = (None if end is None else float(special.expit(end)) for end in (logit.value, logit.low, logit.high))
     return Estimate(value, low, high, len(pairs.won))

@@ -21,32 +21,47 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.packing import Example, collate, microbatches, rows_of_stream, shuffled, token_budget
-from instructgpt.data.pretraining_text import Corpus, documents, read_corpus
-from instructgpt.distributed.comm import Ranks, collect, in_step, own_part, ranks_of, share
-from instructgpt.distributed.launch import PATIENCE, launch
-from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.flops import shape_from
-from instructgpt.models.lora import WithoutAdapters, has_adapters, trained_part, with_adapters
-from instructgpt.models.policy import completion_numbers, context_length, load_policy, parameters, pretraining_window, save_policy
-from instructgpt.models.precision import need_less
-from instructgpt.models.reward_model import ScalarModel, adapted_value_model, load_reward_model, new_reward_model, new_value_model
-from instructgpt.models.sharding import shard, whole
-from instructgpt.models.stage_flops import pretraining_flops, update_flops
-from instructgpt.records import Prompt, Skipped, read_all
-from instructgpt.run.directory import Run
-from instructgpt.run.lineage import by_name
-from instructgpt.run.timing import PHASES
-from instructgpt.train.optim import adam, descend, device_of, language_loss, load_state, state_of
-from instructgpt.train.ppo_metrics import LARGEST, Alarms, sample_rows, show_samples, update_metrics
-from instructgpt.train.rollout import PARITY, PARITY_BF16, Models, Rollout, check_parity, roll_out, values_of
+from instructgpt.data.packing import TokenizedExample, collate, epoch_permutation, microbatches, stream_indices, token_budget
+from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documents
+from instructgpt.distributed.comm import DistInfo, gather_in_order, get_model_dist_info, pad_steps, shard_by_length, tokens_per_rank
+from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
+from instructgpt.errors import InputError, RunError
+from instructgpt.models.flops import get_model_shape
+from instructgpt.models.lora import BaseModelView, add_lora, get_trainable_module, has_adapters
+from instructgpt.models.policy import (
+    context_length,
+    count_parameters,
+    load_policy,
+    per_token_outputs,
+    pretraining_sequence_length,
+    save_policy,
+)
+from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, new_value_model, value_model_from_adapter
+from instructgpt.models.sharding import full_model_on_rank0, shard
+from instructgpt.models.stage_flops import ppo_update_flops, pretraining_flops
+from instructgpt.records import Prompt, SkippedLines, read_all_records
+from instructgpt.run.directory import RunDirectory
+from instructgpt.run.lineage import named_inputs
+from instructgpt.run.timing import PHASE_TIMER
+from instructgpt.train.optim import build_optimizer, get_stage_device, get_training_state, lm_loss, load_training_state, optimizer_step
+from instructgpt.train.ppo_metrics import MAX_LOG_RATIO_METRIC, DivergenceGuard, build_sample_records, compute_update_metrics, print_samples
+from instructgpt.train.rollout import (
+    PARITY_TOLERANCE,
+    PARITY_TOLERANCE_BF16,
+    PPOModels,
+    Rollout,
+    check_logp_parity,
+    collect_rollout,
+    token_values,
+)
 
 ADAM_EPS = 1e-5
 """PyTorch's Adam takes larger early steps than the paper's; a larger epsilon mends it (Huang et al. 2023, detail 20)."""
 WARMUP_UPDATES = 10
-SAMPLES_KEPT = 128
+_MAX_LOGGED_SAMPLES = 128
 """Episodes of each update that samples.jsonl keeps."""
-PARITY_EVERY = 50
+_PARITY_INTERVAL = 50
 
 
 class PPOConfig(StageConfig):
@@ -75,9 +90,9 @@ class PPOConfig(StageConfig):
     ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text for each episode")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
-    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """Options of ptx do nothing without pretraining text, and text does nothing with a coefficient of 0."""
         for name in ("ptx_coef", "ptx_reduction", "ptx_ratio"):
             if name in self.model_fields_set and not self.pretraining:
@@ -100,7 +115,7 @@ class PPOConfig(StageConfig):
         return min(WARMUP_UPDATES, self.updates // 5)
 
     @property
-    def steps_an_update(self) -> int:
+    def optimizer_steps_per_update(self) -> int:
         """Optimizer steps on one batch of episodes."""
         return self.epochs * self.batch // self.minibatch
 
@@ -110,7 +125,7 @@ class PPOConfig(StageConfig):
         return "bf16" in self.memory
 
     @property
-    def ptx_rows(self) -> int:
+    def ptx_rows_per_step(self) -> int:
         """Rows of pretraining text in one optimizer step."""
         return max(1, round(self.ptx_ratio * self.minibatch))
 
@@ -124,45 +139,47 @@ def main(config: PPOConfig) -> Path:
 def train(config: PPOConfig) -> None:
     """One rank's part of the stage, start to end."""
     parents: dict[str, Path | str] = {"policy": config.policy, "reward": config.reward}
-    run = Run.start(config, parents | by_name(prompts=config.prompts, pretraining=config.pretraining))
-    if run.finished:
+    run = RunDirectory.open(config, parents | named_inputs(prompts=config.prompts, pretraining=config.pretraining))
+    if run.is_finished:
         return
     models = load_models(config, run)
-    prompts, text = load_data(config, models, run)
-    divide(models, config)
-    networks = {"policy": models.policy, "value": models.value.model}
-    optimizers = {name: adam(model, eps=ADAM_EPS, memory=config.memory) for name, model in networks.items()}
-    trained = {name: trained_part(model) for name, model in networks.items()} | {"average": models.average}
-    alarms = Alarms()
+    prompts, corpus = load_data(config, models, run)
+    shard_models(models, config)
+    trained_models = {"policy": models.policy, "value": models.value.model}
+    optimizers = {name: build_optimizer(model, eps=ADAM_EPS, memory=config.memory) for name, model in trained_models.items()}
+    trainable = {name: get_trainable_module(model) for name, model in trained_models.items()} | {"average": models.ema}
+    guard = DivergenceGuard()
     state = run.restore()
     if state:
-        load_state(state, trained, optimizers)
-        alarms = Alarms(**state["alarms"])
+        load_training_state(state, trainable, optimizers)
+        guard = DivergenceGuard(**state["alarms"])
 
-    for number in range(state["step"] if state else 0, config.updates):
-        asked = [prompts[row] for row in rows_of_stream(number * config.batch, config.batch, len(prompts), config.seed)]
-        rollout, metrics = update(models, optimizers, text, asked, number, config)
-        metrics["episode"] = float((number + 1) * config.batch)
-        run.log(number + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"))
-        rows_shown = sample_rows(rollout, models.render, number + 1, config.kl_coef, SAMPLES_KEPT)
-        run.samples(rows_shown)
-        show_samples(run, rows_shown)
-        alarms.check(metrics)
-        run.checkpoint(number + 1, lambda: state_of(trained, optimizers, alarms=alarms.state()))
-    if text is not None:
-        seconds = {name: sums["seconds"] for name, sums in PHASES.summary().items()}
-        run.say(f"pretraining text took {seconds.get('pretraining text', 0) / max(1e-9, sum(seconds.values())):.0%} of the time")
-    sizes = {"parameters": parameters(models.policy), "trained": parameters(models.average)}
-    averaged = with_average(models)
-    run.finish(lambda folder: save_policy(averaged, models.render, folder), episodes=config.updates * config.batch, **sizes)
+    for update_index in range(state["step"] if state else 0, config.updates):
+        batch_prompts = [prompts[row] for row in stream_indices(update_index * config.batch, config.batch, len(prompts), config.seed)]
+        rollout, metrics = ppo_step(models, optimizers, corpus, batch_prompts, update_index, config)
+        metrics["episode"] = float((update_index + 1) * config.batch)
+        run.log(
+            update_index + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length")
+        )
+        sample_records = build_sample_records(rollout, models.tokenizer, update_index + 1, config.kl_coef, _MAX_LOGGED_SAMPLES)
+        run.log_samples(sample_records)
+        print_samples(run, sample_records)
+        guard.check(metrics)
+        run.save_checkpoint(update_index + 1, lambda: get_training_state(trainable, optimizers, alarms=guard.state_dict()))
+    if corpus is not None:
+        seconds = {name: sums["seconds"] for name, sums in PHASE_TIMER.summary().items()}
+        run.info(f"pretraining text took {seconds.get('pretraining text', 0) / max(1e-9, sum(seconds.values())):.0%} of the time")
+    parameter_counts = {"parameters": count_parameters(models.policy), "trained": count_parameters(models.ema)}
+    ema_model = load_ema_weights(models)
+    run.finish(lambda folder: save_policy(ema_model, models.tokenizer, folder), episodes=config.updates * config.batch, **parameter_counts)
 
 
-def update(
-    models: Models,
+def ppo_step(
+    models: PPOModels,
     optimizers: Mapping[str, torch.optim.Optimizer],
-    text: Corpus | None,
-    asked: list[Prompt],
-    number: int,
+    corpus: Corpus | None,
+    prompts: list[Prompt],
+    update_index: int,
     config: PPOConfig,
 ) -> tuple[Rollout, dict[str, float]]:
     """One batch of episodes: sample them, assign credit, improve. Returns them, and what was seen on the way.
@@ -170,140 +187,155 @@ def update(
     Raises:
         RunFailed: a number cannot be right.
     """
-    seed = config.seed * 1_000_003 + number
-    rollout = roll_out(models, asked, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed)  # 1. sample and score
-    parity = {"val/parity": check_parity(models, rollout, config.bf16)} if number % PARITY_EVERY == 0 else {}
-    rewards = functional.shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
+    seed = config.seed * 1_000_003 + update_index
+    rollout = collect_rollout(
+        models, prompts, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed
+    )  # 1. sample and score
+    parity_metrics = {"val/parity": check_logp_parity(models, rollout, config.bf16)} if update_index % _PARITY_INTERVAL == 0 else {}
+    rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)  # 2. assign credit
-    advantages[rollout.mask] = functional.standardised(advantages[rollout.mask])
-    steps: list[dict[str, float]] = []
-    factor = functional.linear_warmup(number, config.warmup)
-    for rows in minibatches(config, seed):  # 3. improve
-        optimizer_step = number * config.steps_an_update + len(steps)
-        steps.append(improve(models, rollout, advantages, returns, rows, config.clip))
-        check_step(steps, config.bf16)
-        if text is not None:
-            steps[-1]["loss/ptx_avg"] = pretraining_step(models, text, optimizer_step, config)
-        steps[-1]["gradient_norm/policy"] = descend(optimizers["policy"], config.lr * factor)
-        steps[-1]["gradient_norm/value"] = descend(optimizers["value"], config.value_lr * factor)
-        with PHASES("optimizer"):
-            move_average(models.average, trained_part(models.policy), config.ema)
-    return rollout, update_metrics(rollout, returns, steps, config.kl_coef) | parity | {"lr": config.lr * factor}
+    advantages[rollout.mask] = functional.whiten(advantages[rollout.mask])
+    step_stats: list[dict[str, float]] = []
+    lr_factor = functional.linear_warmup(update_index, config.warmup)
+    for rows in iter_minibatches(config, seed):  # 3. improve
+        step_index = update_index * config.optimizer_steps_per_update + len(step_stats)
+        step_stats.append(minibatch_backward(models, rollout, advantages, returns, rows, config.clip))
+        check_minibatch_stats(step_stats, config.bf16)
+        if corpus is not None:
+            step_stats[-1]["loss/ptx_avg"] = ptx_backward(models, corpus, step_index, config)
+        step_stats[-1]["gradient_norm/policy"] = optimizer_step(optimizers["policy"], config.lr * lr_factor)
+        step_stats[-1]["gradient_norm/value"] = optimizer_step(optimizers["value"], config.value_lr * lr_factor)
+        with PHASE_TIMER("optimizer"):
+            update_ema(models.ema, get_trainable_module(models.policy), config.ema)
+    return rollout, compute_update_metrics(rollout, returns, step_stats, config.kl_coef) | parity_metrics | {"lr": config.lr * lr_factor}
 
 
-def load_models(config: PPOConfig, run: Run) -> Models:
+def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
     """The four models. Dropout is off in all of them, so that sampling and training see the same policy.
 
     With adapters they are two: the reference is the policy without its adapters, the reward model the value model without.
     """
-    device = device_of(run)
-    policy, render = load_policy(config.policy, device)
+    device = get_stage_device(run)
+    policy, tokenizer = load_policy(config.policy, device)
     reward = load_reward_model(config.reward, device)
     for model in (policy, reward.model):
-        need_less(model, config.memory)
+        apply_memory_options(model, config.memory)
     reward.model.requires_grad_(False)
-    value, reward = value_and_reward(config, reward, run, shared=reward.render.same_tokens(render))
+    value, reward = load_value_and_reward_models(config, reward, run, same_tokenizer=reward.tokenizer.is_compatible(tokenizer))
     if config.lora:
-        policy = with_adapters(policy, config.lora, config.seed)
-        reference: Any = WithoutAdapters(policy)
+        policy = add_lora(policy, config.lora, config.seed)
+        reference: Any = BaseModelView(policy)
     else:
         reference = copy.deepcopy(policy).requires_grad_(False)
-    return Models(policy, reference, value, reward, copy.deepcopy(trained_part(policy)).requires_grad_(False), render)
+    return PPOModels(policy, reference, value, reward, copy.deepcopy(get_trainable_module(policy)).requires_grad_(False), tokenizer)
 
 
-def value_and_reward(config: PPOConfig, reward: ScalarModel, run: Run, *, shared: bool) -> tuple[ScalarModel, ScalarModel]:
+def load_value_and_reward_models(
+    config: PPOConfig, reward: ScalarModel, run: RunDirectory, *, same_tokenizer: bool
+) -> tuple[ScalarModel, ScalarModel]:
     """The value model, which starts from the reward model where policy and reward model share their tokens; and the reward model."""
-    if shared:
-        run.say("the value model starts from the reward model")
+    if same_tokenizer:
+        run.info("the value model starts from the reward model")
         if config.lora:
-            return adapted_value_model(reward, config.lora, config.seed)
+            return value_model_from_adapter(reward, config.lora, config.seed)
         value = new_value_model(reward)
         value.model.requires_grad_(True)
         return value, reward
     value = new_reward_model(config.policy, reward.model.device, config.seed)
     torch.nn.init.zeros_(value.model.score.weight)
-    need_less(value.model, config.memory)
-    value.model = with_adapters(value.model, config.lora, config.seed)
-    run.say("the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0")
+    apply_memory_options(value.model, config.memory)
+    value.model = add_lora(value.model, config.lora, config.seed)
+    run.info("the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0")
     return value, reward
 
 
-def divide(models: Models, config: PPOConfig) -> None:
+def shard_models(models: PPOModels, config: PPOConfig) -> None:
     """Divide all weights among the ranks, once each. An average of adapters is made of them as they are divided."""
-    everything = (models.policy, models.reference, models.value.model, models.reward.model)
-    shard(*(model for model in everything if isinstance(model, torch.nn.Module)), memory=config.memory)
+    modules = (models.policy, models.reference, models.value.model, models.reward.model)
+    shard(*(model for model in modules if isinstance(model, torch.nn.Module)), memory=config.memory)
     if has_adapters(models.policy):
-        models.average = copy.deepcopy(trained_part(models.policy)).requires_grad_(False)
+        models.ema = copy.deepcopy(get_trainable_module(models.policy)).requires_grad_(False)
     else:
-        shard(models.average, memory=config.memory)
+        shard(models.ema, memory=config.memory)
 
 
-def load_data(config: PPOConfig, models: Models, run: Run) -> tuple[list[Prompt], Corpus | None]:
+def load_data(config: PPOConfig, models: PPOModels, run: RunDirectory) -> tuple[list[Prompt], Corpus | None]:
     """Prompts that leave room for a completion, and pretraining text; says what was left out.
 
     Raises:
         BadInput: no prompt fits.
     """
-    skipped = Skipped(config.skip_bad)
-    prompts = read_all(Prompt, config.prompts, skipped)
+    skipped = SkippedLines(config.skip_bad)
+    prompts = read_all_records(Prompt, config.prompts, skipped)
     context = min(context_length(models.policy), context_length(models.value.model))
-    room, room_to_score = context - config.max_tokens, context_length(models.reward.model) - config.max_tokens
-    fitting = [
+    max_prompt_tokens, max_reward_prompt_tokens = context - config.max_tokens, context_length(models.reward.model) - config.max_tokens
+    fitting_prompts = [
         prompt
         for prompt in prompts
-        if len(models.render.prompt(prompt)) <= room and len(models.reward.render.prompt(prompt)) <= room_to_score
+        if len(models.tokenizer.encode_prompt(prompt)) <= max_prompt_tokens
+        and len(models.reward.tokenizer.encode_prompt(prompt)) <= max_reward_prompt_tokens
     ]
-    run.facts["left_out"] = {"prompts too long": len(prompts) - len(fitting), "bad lines": len(skipped.reasons)}
-    if not fitting:
-        raise BadInput(
+    run.summary["left_out"] = {"prompts too long": len(prompts) - len(fitting_prompts), "bad lines": len(skipped.reasons)}
+    if not fitting_prompts:
+        raise InputError(
             f"none of the {len(prompts)} prompts leaves room for --max-tokens {config.max_tokens} in a context of "
             f"{min(context, context_length(models.reward.model))} tokens"
         )
-    run.say(f"{len(fitting)} prompts; left out: {run.facts['left_out']}; {config.updates} updates of {config.batch} episodes")
+    run.info(f"{len(fitting_prompts)} prompts; left out: {run.summary['left_out']}; {config.updates} updates of {config.batch} episodes")
     if not config.pretraining:
-        return fitting, None
-    rows, window = config.steps_an_update * config.ptx_rows, pretraining_window(models.policy)
-    shapes = [shape_from(model) for model in (models.policy, models.value.model, models.reward.model)]
-    longest = [Example(models.render.prompt(prompt), [0] * config.max_tokens) for prompt in fitting[: config.batch]]
-    others = sum(update_flops(shapes[0], shapes[1], shapes[2], longest, config.epochs).values()) * config.batch / len(longest)
-    of_text = 1 / (1 + others / pretraining_flops(shapes[0], rows, window))
-    run.say(f"pretraining text: {config.ptx_ratio:g} rows of {window} tokens an episode, at least {of_text:.0%} of all FLOPs")
-    return fitting, read_corpus(documents(config.pretraining), models.render, window, config.seed, config.updates * rows)
+        return fitting_prompts, None
+    ptx_rows, sequence_length = config.optimizer_steps_per_update * config.ptx_rows_per_step, pretraining_sequence_length(models.policy)
+    shapes = [get_model_shape(model) for model in (models.policy, models.value.model, models.reward.model)]
+    longest_examples = [
+        TokenizedExample(models.tokenizer.encode_prompt(prompt), [0] * config.max_tokens) for prompt in fitting_prompts[: config.batch]
+    ]
+    ppo_flops = (
+        sum(ppo_update_flops(shapes[0], shapes[1], shapes[2], longest_examples, config.epochs).values())
+        * config.batch
+        / len(longest_examples)
+    )
+    ptx_share = 1 / (1 + ppo_flops / pretraining_flops(shapes[0], ptx_rows, sequence_length))
+    run.info(f"pretraining text: {config.ptx_ratio:g} rows of {sequence_length} tokens an episode, at least {ptx_share:.0%} of all FLOPs")
+    return fitting_prompts, build_corpus(
+        iter_documents(config.pretraining), models.tokenizer, sequence_length, config.seed, config.updates * ptx_rows
+    )
 
 
-def minibatches(config: PPOConfig, seed: int) -> Iterator[Tensor]:
+def iter_minibatches(config: PPOConfig, seed: int) -> Iterator[Tensor]:
     """Rows of the rollout for each optimizer step, shuffled anew in each epoch. Each is (minibatch,)."""
     for epoch in range(config.epochs):
-        order = shuffled(config.batch, seed, epoch)
+        order = epoch_permutation(config.batch, seed, epoch)
         for start in range(0, config.batch, config.minibatch):
             yield torch.tensor(order[start : start + config.minibatch])
 
 
-def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, clip: float) -> dict[str, float]:
+def minibatch_backward(
+    models: PPOModels, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, clip: float
+) -> dict[str, float]:
     """Accumulate the PPO gradients of one minibatch. Real tokens are picked out first; after that nothing needs a mask.
 
     Losses are means over the minibatch's real tokens, however it is split into microbatches. Returns what was seen.
     """
-    device, ranks = models.policy.device, ranks_of(models.policy)
-    total = int(rollout.mask[rows].sum())
+    device, dist_info = models.policy.device, get_model_dist_info(models.policy)
+    token_count = int(rollout.mask[rows].sum())
     sums: dict[str, float] = {}
-    mine = rows[share([len(rollout.examples[row]) for row in rows], ranks)]
-    for group in in_step(microbatches([len(rollout.examples[row]) for row in mine], token_budget(device)), ranks):
-        picked = mine[group]
-        real = rollout.mask[picked]
-        batch = collate([rollout.examples[row] for row in picked], device)
-        old_logp, old_values = rollout.logp[picked][real].to(device), rollout.values[picked][real].to(device)
-        with PHASES("policy update", len(batch.tokens)):
-            logp, entropies = completion_numbers(models.policy, batch, functional.token_logp, entropy_seen)
-            policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[picked][real].to(device), clip)
-            (policy_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
-        with PHASES("value update", len(batch.tokens)):
-            values = values_of(models.value, batch)
-            value_losses = functional.clipped_value_losses(values, old_values, returns[picked][real].to(device), clip)
-            (value_losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+    rank_rows = rows[shard_by_length([len(rollout.examples[row]) for row in rows], dist_info)]
+    for microbatch in pad_steps(microbatches([len(rollout.examples[row]) for row in rank_rows], token_budget(device)), dist_info):
+        microbatch_rows = rank_rows[microbatch]
+        mask = rollout.mask[microbatch_rows]
+        batch = collate([rollout.examples[row] for row in microbatch_rows], device)
+        old_logp, old_values = rollout.logp[microbatch_rows][mask].to(device), rollout.values[microbatch_rows][mask].to(device)
+        with PHASE_TIMER("policy update", len(batch.input_ids)):
+            logp, entropies = per_token_outputs(models.policy, batch, functional.token_logp, entropy_no_grad)
+            policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[microbatch_rows][mask].to(device), clip)
+            (policy_losses.sum() / token_count).backward()  # type: ignore[no-untyped-call]
+        with PHASE_TIMER("value update", len(batch.input_ids)):
+            values = token_values(models.value, batch)
+            value_losses = functional.clipped_value_losses(values, old_values, returns[microbatch_rows][mask].to(device), clip)
+            (value_losses.sum() / token_count).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             log_ratio = logp - old_logp
-            seen = {
+            stats = {
                 "loss/policy_avg": policy_losses,
                 "loss/value_avg": value_losses,
                 "policy/approxkl_avg": 0.5 * log_ratio**2,
@@ -313,59 +345,61 @@ def improve(models: Models, rollout: Rollout, advantages: Tensor, returns: Tenso
                 "val/ratio": log_ratio.exp(),
                 "val/ratio_var": (log_ratio.exp() - 1) ** 2,
             }
-            for name, numbers in seen.items():
-                sums[name] = sums.get(name, 0.0) + float(numbers.sum()) / total
-            sums[LARGEST] = max(sums.get(LARGEST, 0.0), *log_ratio.abs().tolist(), 0.0)
-    return over_ranks(sums, ranks)
+            for name, token_stats in stats.items():
+                sums[name] = sums.get(name, 0.0) + float(token_stats.sum()) / token_count
+            sums[MAX_LOG_RATIO_METRIC] = max(sums.get(MAX_LOG_RATIO_METRIC, 0.0), *log_ratio.abs().tolist(), 0.0)
+    return _reduce_stats(sums, dist_info)
 
 
-def over_ranks(sums: dict[str, float], ranks: Ranks) -> dict[str, float]:
+def _reduce_stats(sums: dict[str, float], dist_info: DistInfo) -> dict[str, float]:
     """What all ranks have seen of a minibatch: sums of their shares, and the largest ratio."""
-    shares = collect([ranks.own], [sums], ranks.total, ranks)
-    return {name: (max if name == LARGEST else sum)(seen[name] for seen in shares) for name in sums}
+    rank_sums = gather_in_order([dist_info.rank], [sums], dist_info.world_size, dist_info)
+    return {name: (max if name == MAX_LOG_RATIO_METRIC else sum)(stats[name] for stats in rank_sums) for name in sums}
 
 
 @torch.no_grad()
-def entropy_seen(logits: Tensor, _: Tensor) -> Tensor:
+def entropy_no_grad(logits: Tensor, _: Tensor) -> Tensor:
     """Entropy of each next-token distribution, to be seen and not trained on. (M, V) -> (M,)."""
     return functional.entropy(logits)
 
 
-def check_step(steps: list[dict[str, float]], bf16: bool = False) -> None:
+def check_minibatch_stats(step_stats: list[dict[str, float]], bf16: bool = False) -> None:
     """Stop before the optimizer moves when the numbers of a minibatch cannot be right.
 
     Raises:
         RunFailed: a loss is not finite, or the first ratio after sampling is not 1.
     """
-    latest = steps[-1]
+    latest = step_stats[-1]
     for name in ("loss/policy_avg", "loss/value_avg"):
         if not abs(latest[name]) < float("inf"):
-            raise RunFailed(f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite")
-    off, allowed = (sqrt(2 * latest["policy/approxkl_avg"]), PARITY_BF16) if bf16 else (latest[LARGEST], PARITY)
-    if len(steps) == 1 and off > allowed:
-        raise RunFailed(
-            f"before any step the ratio is off 1 by exp({off:.2g}), more than rounding: old log-probabilities "
+            raise RunError(f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite")
+    deviation, tolerance = (
+        (sqrt(2 * latest["policy/approxkl_avg"]), PARITY_TOLERANCE_BF16) if bf16 else (latest[MAX_LOG_RATIO_METRIC], PARITY_TOLERANCE)
+    )
+    if len(step_stats) == 1 and deviation > tolerance:
+        raise RunError(
+            f"before any step the ratio is off 1 by exp({deviation:.2g}), more than rounding: old log-probabilities "
             "are not this policy's; likely causes are dropout left on or weights changed between sampling and training"
         )
 
 
-def pretraining_step(models: Models, text: Corpus, step: int, config: PPOConfig) -> float:
+def ptx_backward(models: PPOModels, corpus: Corpus, step_index: int, config: PPOConfig) -> float:
     """The second half of equation 2, into the same gradients before the one step (appendix C.4). Returns mean loss a token."""
-    rows = text.examples(step * config.ptx_rows, config.ptx_rows)
-    tokens_a_row = text.tokens.shape[1] - 1
-    weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_a_row)
-    with PHASES("pretraining text", own_part(len(rows) * tokens_a_row, ranks_of(models.policy))):
-        return language_loss(models.policy, rows, weight=weight)
+    rows = corpus.examples(step_index * config.ptx_rows_per_step, config.ptx_rows_per_step)
+    tokens_per_row = corpus.tokens.shape[1] - 1
+    weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_per_row)
+    with PHASE_TIMER("pretraining text", tokens_per_rank(len(rows) * tokens_per_row, get_model_dist_info(models.policy))):
+        return lm_loss(models.policy, rows, weight=weight)
 
 
 @torch.no_grad()
-def move_average(slow: Any, fast: Any, decay: float) -> None:
+def update_ema(ema_model: Any, model: Any, decay: float) -> None:
     """New slow weights: decay slow + (1 - decay) fast, parameter by parameter (appendix C.4)."""
-    for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
-        old.lerp_(new, 1 - decay)
+    for ema_parameter, parameter in zip(ema_model.parameters(), model.parameters(), strict=True):
+        ema_parameter.lerp_(parameter, 1 - decay)
 
 
-def with_average(models: Models) -> Any:
+def load_ema_weights(models: PPOModels) -> Any:
     """The policy with its averaged weights, which it has from then on, whole on rank 0. All ranks call it."""
-    trained_part(models.policy).load_state_dict(models.average.state_dict())
-    return whole(models.policy)
+    get_trainable_module(models.policy).load_state_dict(models.ema.state_dict())
+    return full_model_on_rank0(models.policy)

@@ -10,21 +10,21 @@ from rich.markup import escape
 from torch import Tensor
 
 from instructgpt import functional
-from instructgpt.data.tokenization import Renderer
-from instructgpt.errors import RunFailed
-from instructgpt.run.directory import Run
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.errors import RunError
+from instructgpt.run.directory import RunDirectory
 from instructgpt.train.rollout import Rollout
 
-SHOWN = 3
-LARGEST = "policy/max_log_ratio"
+_PRINTED_SAMPLES = 3
+MAX_LOG_RATIO_METRIC = "policy/max_log_ratio"
 """The one number of a minibatch that is a maximum; all others are means."""
 
 
-def update_metrics(rollout: Rollout, returns: Tensor, steps: Sequence[dict[str, float]], kl_coef: float) -> dict[str, float]:
+def compute_update_metrics(rollout: Rollout, returns: Tensor, step_stats: Sequence[dict[str, float]], kl_coef: float) -> dict[str, float]:
     """The metrics of one update, under the names TRL's users know. Sums over real tokens only."""
-    real = rollout.mask
+    mask = rollout.mask
     kl = functional.kl_k1(rollout.logp, rollout.ref_logp).nansum(1)  # (B,) signed, never clamped
-    lengths = real.sum(1).float()
+    lengths = mask.sum(1).float()
     metrics = {
         "objective/kl": kl.mean(),
         "objective/kl_k3": functional.kl_k3(rollout.logp, rollout.ref_logp).nansum(1).mean(),
@@ -33,53 +33,55 @@ def update_metrics(rollout: Rollout, returns: Tensor, steps: Sequence[dict[str, 
         "objective/scores": rollout.scores.mean(),
         "objective/rlhf_reward": (rollout.scores - kl_coef * kl).mean(),
         "val/num_eos_tokens": rollout.finished.sum(),
-        "val/explained_variance": functional.explained_variance(rollout.values[real], returns[real]),
+        "val/explained_variance": functional.explained_variance(rollout.values[mask], returns[mask]),
         "completion/length": lengths.mean(),
         "completion/truncated": 1 - rollout.finished.float().mean(),
     }
-    measured = {name: float(number) for name, number in metrics.items()}
-    for name in sorted({name for step in steps for name in step}):
-        numbers = [step[name] for step in steps]
-        measured[name] = max(numbers) if name == LARGEST else sum(numbers) / len(numbers)
-    return measured
+    result = {name: float(number) for name, number in metrics.items()}
+    for name in sorted({name for step in step_stats for name in step}):
+        numbers = [step[name] for step in step_stats]
+        result[name] = max(numbers) if name == MAX_LOG_RATIO_METRIC else sum(numbers) / len(numbers)
+    return result
 
 
-def sample_rows(rollout: Rollout, render: Renderer, step: int, kl_coef: float, count: int) -> list[dict[str, Any]]:
+def build_sample_records(rollout: Rollout, tokenizer: PromptTokenizer, step: int, kl_coef: float, count: int) -> list[dict[str, Any]]:
     """The first episodes of an update as a person wants to read them."""
     kl = functional.kl_k1(rollout.logp, rollout.ref_logp).nansum(1)
-    rows = []
+    records = []
     for i in range(min(count, len(rollout.examples))):
-        score, distance = float(rollout.scores[i]), float(kl[i])
-        rows.append(
+        score, episode_kl = float(rollout.scores[i]), float(kl[i])
+        records.append(
             {
                 "step": step,
                 "prompt": rollout.prompts[i].text,
-                "completion": render.text(rollout.examples[i].completion),
+                "completion": tokenizer.decode(rollout.examples[i].completion_ids),
                 "score": round(score, 4),
-                "kl": round(distance, 4),
-                "total": round(score - kl_coef * distance, 4),
+                "kl": round(episode_kl, 4),
+                "total": round(score - kl_coef * episode_kl, 4),
                 "finish": "stop" if rollout.finished[i] else "length",
             }
         )
-    return rows
+    return records
 
 
-def show_samples(run: Run, rows: Sequence[dict[str, Any]]) -> None:
+def print_samples(run: RunDirectory, records: Sequence[dict[str, Any]]) -> None:
     """A few completions with score, KL and total, when the run has just shown its numbers."""
-    for row in rows[:SHOWN] if run.just_shown else ():
-        prompt, completion = (escape(row[name].replace("\n", "⏎")[:120]) for name in ("prompt", "completion"))
-        run.say(f"[dim]{prompt}[/] → {completion}  [dim]score {row['score']:+.2f}  kl {row['kl']:+.2f}  total {row['total']:+.2f}[/]")
+    for record in records[:_PRINTED_SAMPLES] if run.logged_to_console else ():
+        prompt, completion = (escape(record[name].replace("\n", "⏎")[:120]) for name in ("prompt", "completion"))
+        run.info(
+            f"[dim]{prompt}[/] → {completion}  [dim]score {record['score']:+.2f}  kl {record['kl']:+.2f}  total {record['total']:+.2f}[/]"
+        )
 
 
 @dataclass(slots=True)
-class Alarms:
+class DivergenceGuard:
     """Signs that a run has gone wrong, with their likely causes. Remembers how the run began."""
 
     first_entropy: float | None = None
-    MOST_KL = 50.0
-    LEAST_ENTROPY = 0.02
+    MAX_KL = 50.0
+    MIN_ENTROPY_RATIO = 0.02
 
-    def state(self) -> dict[str, float | None]:
+    def state_dict(self) -> dict[str, float | None]:
         """What a checkpoint keeps."""
         return asdict(self)
 
@@ -92,13 +94,13 @@ class Alarms:
         kl, entropy = metrics["objective/kl"], metrics["policy/entropy_avg"]
         if self.first_entropy is None:
             self.first_entropy = entropy
-        if kl > self.MOST_KL:
-            raise RunFailed(
-                f"the policy has run away from its reference: KL {kl:.1f} nats a completion (alarm at {self.MOST_KL:.0f}); "
+        if kl > self.MAX_KL:
+            raise RunError(
+                f"the policy has run away from its reference: KL {kl:.1f} nats a completion (alarm at {self.MAX_KL:.0f}); "
                 "the learning rate is likely too high or --kl-coef too low"
             )
-        if entropy < self.LEAST_ENTROPY * self.first_entropy:
-            raise RunFailed(
+        if entropy < self.MIN_ENTROPY_RATIO * self.first_entropy:
+            raise RunError(
                 f"the entropy has collapsed to {entropy:.4f} nats a token from {self.first_entropy:.2f}: each prompt has one "
                 "completion left; likely a reward that one phrase satisfies, or too high a learning rate"
             )

@@ -14,22 +14,30 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.pretraining_text import Corpus, documents, hold_out_documents, read_corpus, train_tokenizer
-from instructgpt.data.tokenization import Renderer
-from instructgpt.distributed.launch import PATIENCE, launch
+from instructgpt.data.pretraining_text import Corpus, build_corpus, hold_out_documents, iter_documents, train_tokenizer
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
 from instructgpt.models.packed_attention import use_packed_attention
-from instructgpt.models.policy import WINDOW, load_renderer, parameters, save_policy
-from instructgpt.models.precision import need_less
-from instructgpt.models.sharding import shard, whole
-from instructgpt.records import Skipped
-from instructgpt.run.directory import Run
-from instructgpt.run.lineage import by_name
-from instructgpt.train.optim import Best, adam, descend, device_of, language_loss, load_state, state_of
+from instructgpt.models.policy import PRETRAINING_WINDOW_KEY, count_parameters, load_tokenizer, save_policy
+from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.sharding import full_model_on_rank0, shard
+from instructgpt.records import SkippedLines
+from instructgpt.run.directory import RunDirectory
+from instructgpt.run.lineage import named_inputs
+from instructgpt.train.optim import (
+    BestCheckpoint,
+    build_optimizer,
+    get_stage_device,
+    get_training_state,
+    lm_loss,
+    load_training_state,
+    optimizer_step,
+)
 
-VALIDATION_SHARE = 0.01
-VALIDATION_WINDOWS = 64
-VALIDATE_EVERY = 100
-TOKENIZER_CHARACTERS = 50_000_000
+_VALIDATION_SHARE = 0.01
+_MAX_VALIDATION_SEQUENCES = 64
+VALIDATION_INTERVAL = 100
+_MAX_TOKENIZER_CHARACTERS = 50_000_000
 """Text the tokenizer is trained on, at most."""
 
 
@@ -37,7 +45,7 @@ class PretrainConfig(StageConfig):
     """A language model on text. Sizes are the model's, numbers of tokens the whole run's."""
 
     stage: ClassVar[str] = "pretrain"
-    lacks: ClassVar[frozenset[str]] = frozenset({"lora"})
+    excluded_fields: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     corpus: tuple[Path, ...] = Field(description="text: JSON lines with 'text', or plain .txt (optionally .gz)")
     tokenizer: Path | None = Field(None, description="take this tokenizer instead of training one on the corpus")
@@ -55,9 +63,9 @@ class PretrainConfig(StageConfig):
     keep: Literal["best", "last"] = Field("last", description="the step that is saved: the last, or the one that validates best")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
-    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
-    def inert(self) -> Any:
+    def ineffective_options(self) -> Any:
         """The vocabulary size of a given tokenizer cannot be chosen; sizes must fit each other."""
         if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
             yield "--vocabulary has no effect with --tokenizer; leave one of them out"
@@ -80,66 +88,70 @@ def main(config: PretrainConfig) -> Path:
 
 def train(config: PretrainConfig) -> None:
     """One rank's part of the stage, start to end."""
-    run = Run.start(config, by_name(corpus=config.corpus) | ({"tokenizer": config.tokenizer} if config.tokenizer else {}))
-    if run.finished:
+    run = RunDirectory.open(config, named_inputs(corpus=config.corpus) | ({"tokenizer": config.tokenizer} if config.tokenizer else {}))
+    if run.is_finished:
         return
-    device = device_of(run)
-    skipped = Skipped(config.skip_bad)
-    texts, held_out = hold_out_documents(list(documents(config.corpus, skipped)), VALIDATION_SHARE)
-    run.facts["left_out"] = {"bad lines": len(skipped.reasons)}
-    render = tokenizer_of(config, texts)
-    corpus = read_corpus(texts, render, config.window, config.seed, config.steps * config.batch)
-    validation = read_corpus(held_out, render, config.window, config.seed, VALIDATION_WINDOWS, "the held-out hundredth of the corpus")
-    model = new_model(config, render).to(device)
+    device = get_stage_device(run)
+    skipped = SkippedLines(config.skip_bad)
+    texts, heldout_texts = hold_out_documents(list(iter_documents(config.corpus, skipped)), _VALIDATION_SHARE)
+    run.summary["left_out"] = {"bad lines": len(skipped.reasons)}
+    tokenizer = load_or_train_tokenizer(config, texts)
+    corpus = build_corpus(texts, tokenizer, config.window, config.seed, config.steps * config.batch)
+    validation = build_corpus(
+        heldout_texts, tokenizer, config.window, config.seed, _MAX_VALIDATION_SEQUENCES, "the held-out hundredth of the corpus"
+    )
+    model = build_base_model(config, tokenizer).to(device)
     use_packed_attention(model)
-    need_less(model, config.memory)
+    apply_memory_options(model, config.memory)
     shard(model, memory=config.memory)
-    optimizer = adam(model, weight_decay=config.weight_decay, memory=config.memory)
+    optimizer = build_optimizer(model, weight_decay=config.weight_decay, memory=config.memory)
 
     state = run.restore()
     if state:
-        load_state(state, {"model": model}, {"adam": optimizer})
-    best = Best(model, config.keep, state and state["best"])
+        load_training_state(state, {"model": model}, {"adam": optimizer})
+    best = BestCheckpoint(model, config.keep, state and state["best"])
     model.train()
     for step in range(state["step"] if state else 0, config.steps):
-        loss = language_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
+        loss = lm_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
         lr = config.lr * functional.cosine_decay(step, config.steps, 0.05, round(config.warmup * config.steps))
-        norm = descend(optimizer, lr)
-        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": norm, "tokens": (step + 1) * config.batch * config.window}
-        if (step + 1) % VALIDATE_EVERY == 0 or step + 1 == config.steps:
-            metrics["loss/validation"] = validation_loss(model, validation)
-            best.judge(-metrics["loss/validation"], step + 1)
+        gradient_norm = optimizer_step(optimizer, lr)
+        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": gradient_norm, "tokens": (step + 1) * config.batch * config.window}
+        if (step + 1) % VALIDATION_INTERVAL == 0 or step + 1 == config.steps:
+            metrics["loss/validation"] = compute_validation_loss(model, validation)
+            best.update(-metrics["loss/validation"], step + 1)
         run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
-        run.checkpoint(step + 1, lambda: state_of({"model": model}, {"adam": optimizer}, best=best.state()))
-    best.put_back()
+        run.save_checkpoint(step + 1, lambda: get_training_state({"model": model}, {"adam": optimizer}, best=best.state_dict()))
+    best.restore()
     if config.keep == "best":
-        run.say(f"keeps step {best.place} of {config.steps}, chosen by validation loss")
-    facts = {"tokens": config.steps * config.batch * config.window, "parameters": parameters(model), "step": best.place}
-    trained = whole(model)
-    run.finish(lambda folder: save_policy(trained.eval(), render, folder), **facts)
+        run.info(f"keeps step {best.position} of {config.steps}, chosen by validation loss")
+    summary = {"tokens": config.steps * config.batch * config.window, "parameters": count_parameters(model), "step": best.position}
+    full_model = full_model_on_rank0(model)
+    run.finish(lambda folder: save_policy(full_model.eval(), tokenizer, folder), **summary)
 
 
-def tokenizer_of(config: PretrainConfig, texts: list[str]) -> Renderer:
+def load_or_train_tokenizer(config: PretrainConfig, texts: list[str]) -> PromptTokenizer:
     """The tokenizer that was given, or a new one trained on the corpus."""
     if config.tokenizer is not None:
-        return load_renderer(config.tokenizer)
-    total, upto = 0, 0
-    for upto, text in enumerate(texts, 1):  # noqa: B007
-        total += len(text)
-        if total > TOKENIZER_CHARACTERS:
+        return load_tokenizer(config.tokenizer)
+    character_count, document_count = 0, 0
+    for document_count, text in enumerate(texts, 1):  # noqa: B007
+        character_count += len(text)
+        if character_count > _MAX_TOKENIZER_CHARACTERS:
             break
-    tokenizer = train_tokenizer(texts[:upto], config.vocabulary)
+    tokenizer = train_tokenizer(texts[:document_count], config.vocabulary)
     tokenizer.model_max_length = config.context
-    return Renderer(tokenizer)
+    return PromptTokenizer(tokenizer)
 
 
-def new_model(config: PretrainConfig, render: Renderer) -> Any:
+def build_base_model(config: PretrainConfig, tokenizer: PromptTokenizer) -> Any:
     """A Llama of the given shape with tied embeddings, drawn from the seed."""
     torch.manual_seed(config.seed)
-    return transformers.LlamaForCausalLM(shape_for(config, len(render.tokenizer), bos_token_id=render.bos, eos_token_id=render.eos))
+    return transformers.LlamaForCausalLM(
+        build_llama_config(config, len(tokenizer.hf_tokenizer), bos_token_id=tokenizer.bos, eos_token_id=tokenizer.eos)
+    )
 
 
-def shape_for(config: PretrainConfig, vocabulary: int, **tokens: int | None) -> Any:
+def build_llama_config(config: PretrainConfig, vocabulary: int, **tokens: int | None) -> Any:
     """The configuration of the model, with the special tokens of its tokenizer."""
     return transformers.LlamaConfig(
         vocab_size=vocabulary,
@@ -152,16 +164,16 @@ def shape_for(config: PretrainConfig, vocabulary: int, **tokens: int | None) -> 
         initializer_range=config.width**-0.5,
         tie_word_embeddings=True,
         pad_token_id=None,
-        **{WINDOW: config.window},
+        **{PRETRAINING_WINDOW_KEY: config.window},
         **tokens,
     )
 
 
-def validation_loss(model: Any, validation: Corpus) -> float:
+def compute_validation_loss(model: Any, validation: Corpus) -> float:
     """Mean cross-entropy over the held-out windows, in nats."""
     model.eval()
     with torch.no_grad():
-        examples = validation.examples(0, min(len(validation), VALIDATION_WINDOWS))
-        loss = language_loss(model, examples, backward=False)
+        examples = validation.examples(0, min(len(validation), _MAX_VALIDATION_SEQUENCES))
+        loss = lm_loss(model, examples, backward=False)
     model.train()
     return loss

@@ -9,7 +9,7 @@ of held-out labelers never train; they only validate.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,27 +19,42 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.packing import Example, collate, rows_of_step, steps_an_epoch, token_budget
-from instructgpt.data.rankings import Order, RankedPrompt, flat_orders, labeler_groups, ranked_prompts, token_groups, tokens_in
-from instructgpt.data.splits import held_out
-from instructgpt.data.tokenization import demonstration_examples
-from instructgpt.distributed.comm import add_up, in_step, ranks_of, share, where_not_finite
-from instructgpt.distributed.launch import PATIENCE, launch
-from instructgpt.errors import BadInput, RunFailed
-from instructgpt.models.lora import trained_part, with_adapters
-from instructgpt.models.policy import context_length, parameters
-from instructgpt.models.precision import compute_in_float32, need_less
+from instructgpt.data.packing import TokenizedExample, collate, step_indices, steps_per_epoch, token_budget
+from instructgpt.data.rankings import (
+    LabelerRanks,
+    RankedPrompt,
+    balanced_labeler_folds,
+    count_ranking_tokens,
+    flatten_ranks,
+    prompt_microbatches,
+    tokenize_rankings,
+)
+from instructgpt.data.splits import is_heldout
+from instructgpt.data.tokenization import tokenize_demonstrations
+from instructgpt.distributed.comm import all_reduce_sum, get_model_dist_info, nonfinite_ranks_suffix, pad_steps, shard_by_length
+from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
+from instructgpt.errors import InputError, RunError
+from instructgpt.models.lora import add_lora, get_trainable_module
+from instructgpt.models.policy import context_length, count_parameters
+from instructgpt.models.precision import apply_memory_options, disable_bf16
 from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, save_reward_model
-from instructgpt.models.sharding import shard, whole
-from instructgpt.records import Demonstration, Ranking, Skipped, read_all, write_text
-from instructgpt.run.directory import Run
-from instructgpt.run.lineage import by_name
-from instructgpt.run.timing import PHASES
-from instructgpt.train.optim import Best, adam, descend, device_of, load_state, state_of
+from instructgpt.models.sharding import full_model_on_rank0, shard
+from instructgpt.records import Demonstration, Ranking, SkippedLines, read_all_records, write_text_atomic
+from instructgpt.run.directory import RunDirectory
+from instructgpt.run.lineage import named_inputs
+from instructgpt.run.timing import PHASE_TIMER
+from instructgpt.train.optim import (
+    BestCheckpoint,
+    build_optimizer,
+    get_stage_device,
+    get_training_state,
+    load_training_state,
+    optimizer_step,
+)
 
-VALIDATE_TIMES = 5
+_VALIDATIONS_PER_RUN = 5
 """How often the reward model is validated in a run; the last time is the one that counts, unless the best is kept."""
-CHOSEN_BY = ("validation/accuracy", "validation/accuracy_heldout")
+_SELECTION_METRICS = ("validation/accuracy", "validation/accuracy_heldout")
 """What `--keep best` goes by; the second where no ranking of a training labeler validates."""
 
 
@@ -61,9 +76,9 @@ class RewardConfig(StageConfig):
     folds: int = Field(0, ge=0, description="also cross-validate over this many groups of labelers (appendix E.2: 5)")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
-    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """One group of labelers cannot be held out from itself."""
         if self.folds == 1:
             yield "--folds 1 leaves nothing to train on; take at least 2"
@@ -77,157 +92,169 @@ def main(config: RewardConfig) -> Path:
 
 def train(config: RewardConfig) -> None:
     """One rank's part of the stage, start to end."""
-    files = by_name(data=config.data, validation=config.validation, demonstrations=config.demonstrations)
-    run = Run.start(config, {"base": config.base} | files)
-    if run.finished:
+    inputs = named_inputs(data=config.data, validation=config.validation, demonstrations=config.demonstrations)
+    run = RunDirectory.open(config, {"base": config.base} | inputs)
+    if run.is_finished:
         return
-    device = device_of(run)
-    reward = new_model(config, device, config.seed)
-    training, validation, shift_to_zero = load_data(config, reward, run)
+    device = get_stage_device(run)
+    reward = _prepare_reward_model(config, device, config.seed)
+    training, validation, centering_examples = load_data(config, reward, run)
     shard(reward.model, memory=config.memory)
     state = run.restore()
-    fit(reward, training, validation, config, run, state)
-    compute_in_float32(reward.model)  # the offset is that of the model as it will be loaded
-    reward.offset = float(reward.score(shift_to_zero).mean())
-    final = accuracies(reward, validation) | {"offset": reward.offset}
-    run.say("  ".join(f"{name} {value:.3f}" for name, value in final.items() if "accuracy" in name or "baseline" in name))
-    sizes = {"parameters": parameters(reward.model), "trained": parameters(trained_part(reward.model))}
-    facts: dict[str, Any] = {"tokens": config.epochs * tokens_in(training), **sizes, "validation": final}
+    train_loop(reward, training, validation, config, run, state)
+    disable_bf16(reward.model)  # the offset is that of the model as it will be loaded
+    reward.offset = float(reward.score(centering_examples).mean())
+    validation_metrics = evaluate_pair_accuracy(reward, validation) | {"offset": reward.offset}
+    run.info("  ".join(f"{name} {value:.3f}" for name, value in validation_metrics.items() if "accuracy" in name or "baseline" in name))
+    parameter_counts = {"parameters": count_parameters(reward.model), "trained": count_parameters(get_trainable_module(reward.model))}
+    summary: dict[str, Any] = {
+        "tokens": config.epochs * count_ranking_tokens(training),
+        **parameter_counts,
+        "validation": validation_metrics,
+    }
     if config.folds:
-        facts["cross_validation"] = cross_validate(training, config, device, run)
-    trained = replace(reward, model=whole(reward.model))
-    run.finish(lambda folder: save(trained, shift_to_zero, folder, facts), **facts)
+        summary["cross_validation"] = cross_validate(training, config, device, run)
+    full_reward = replace(reward, model=full_model_on_rank0(reward.model))
+    run.finish(lambda folder: save_and_verify(full_reward, centering_examples, folder, summary), **summary)
 
 
-def new_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
+def _prepare_reward_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
     """The reward model before its first step, as the options want it: with adapters, and with less memory."""
     reward = new_reward_model(config.base, device, seed)
-    need_less(reward.model, config.memory)
-    reward.model = with_adapters(reward.model, config.lora, seed)
+    apply_memory_options(reward.model, config.memory)
+    reward.model = add_lora(reward.model, config.lora, seed)
     return reward
 
 
-def fit(
+def train_loop(
     reward: ScalarModel,
     training: Sequence[RankedPrompt],
     validation: Sequence[RankedPrompt],
     config: RewardConfig,
-    run: Run | None,
+    run: RunDirectory | None,
     state: Any,
 ) -> None:
     """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
-    trained, optimizer = trained_part(reward.model), adam(reward.model, memory=config.memory)
-    steps = steps_an_epoch(len(training), config.batch) * config.epochs
+    trainable, optimizer = get_trainable_module(reward.model), build_optimizer(reward.model, memory=config.memory)
+    steps = steps_per_epoch(len(training), config.batch) * config.epochs
     if state:
-        load_state(state, {"model": trained}, {"adam": optimizer})
-    best = Best(trained, config.keep, state and state["best"])
+        load_training_state(state, {"model": trainable}, {"adam": optimizer})
+    best = BestCheckpoint(trainable, config.keep, state and state["best"])
     for step in range(state["step"] if state else 0, steps):
-        rows = rows_of_step(step, len(training), config.batch, config.seed)
-        loss, right = ranking_step(reward, [training[row] for row in rows])
+        rows = step_indices(step, len(training), config.batch, config.seed)
+        loss, accuracy = ranking_backward(reward, [training[row] for row in rows])
         lr = config.lr * functional.cosine_decay(step, steps)
-        norm = descend(optimizer, lr)
+        gradient_norm = optimizer_step(optimizer, lr)
         if run is None:
             continue
-        metrics = {"loss/train": loss, "accuracy/train": right, "lr": lr, "gradient_norm": norm}
-        if (step + 1) % max(1, steps // VALIDATE_TIMES) == 0 or step + 1 == steps:
-            metrics |= accuracies(reward, validation)
-            best.judge(next(metrics[name] for name in CHOSEN_BY if name in metrics), step + 1)
+        metrics = {"loss/train": loss, "accuracy/train": accuracy, "lr": lr, "gradient_norm": gradient_norm}
+        if (step + 1) % max(1, steps // _VALIDATIONS_PER_RUN) == 0 or step + 1 == steps:
+            metrics |= evaluate_pair_accuracy(reward, validation)
+            best.update(next(metrics[name] for name in _SELECTION_METRICS if name in metrics), step + 1)
         run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"))
-        run.checkpoint(step + 1, lambda: state_of({"model": trained}, {"adam": optimizer}, best=best.state()))
-    best.put_back()
+        run.save_checkpoint(step + 1, lambda: get_training_state({"model": trainable}, {"adam": optimizer}, best=best.state_dict()))
+    best.restore()
     if run is not None:
-        run.facts["step"] = best.place
+        run.summary["step"] = best.position
         if config.keep == "best":
-            run.say(f"keeps step {best.place} of {steps}, chosen by accuracy on validation rankings")
+            run.info(f"keeps step {best.position} of {steps}, chosen by accuracy on validation rankings")
 
 
-def ranking_step(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> tuple[float, float]:
+def ranking_backward(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> tuple[float, float]:
     """Accumulate the gradient of the mean ranking loss over a batch of prompts. Returns loss and share of pairs right.
 
     Raises:
         RunFailed: the loss is not finite.
     """
-    device, ranks = reward.model.device, ranks_of(reward.model)
-    own = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
-    mine = [prompts[number] for number in share([tokens_in([prompt]) for prompt in prompts], ranks)]
-    for group in in_step(token_groups(mine, token_budget(device)), ranks):
-        batch = collate([example for prompt in group for example in prompt.examples], device)
-        with PHASES("forward", len(batch.tokens)):
-            scores = reward.last(batch)
-        completion, ranking, rank = flat_orders(group, device)
+    device, dist_info = reward.model.device, get_model_dist_info(reward.model)
+    rank_stats = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
+    rank_prompts = [prompts[row] for row in shard_by_length([count_ranking_tokens([prompt]) for prompt in prompts], dist_info)]
+    for prompt_group in pad_steps(prompt_microbatches(rank_prompts, token_budget(device)), dist_info):
+        batch = collate([example for prompt in prompt_group for example in prompt.examples], device)
+        with PHASE_TIMER("forward", len(batch.input_ids)):
+            scores = reward.sequence_scores(batch)
+        completion_index, ranking_index, ranks = flatten_ranks(prompt_group, device)
         # every prompt weighs the same, however many labelers ranked it
-        weight = torch.tensor([1 / len(prompt.orders) for prompt in group for _ in prompt.orders], device=device)
-        loss = (functional.ranking_losses(scores[completion], ranking, rank) * weight).sum() / len(prompts)
-        with PHASES("backward", len(batch.tokens)):
+        weight = torch.tensor([1 / len(prompt.labeler_ranks) for prompt in prompt_group for _ in prompt.labeler_ranks], device=device)
+        loss = (functional.ranking_losses(scores[completion_index], ranking_index, ranks) * weight).sum() / len(prompts)
+        with PHASE_TIMER("backward", len(batch.input_ids)):
             loss.backward()  # type: ignore[no-untyped-call]
-        right = functional.pairs_right(scores.detach()[completion], ranking, rank)
-        own += torch.stack([loss.detach(), right.sum(), torch.ones_like(right).sum()])
-    mean_loss, right_pairs, pairs = add_up(own.clone(), ranks).tolist()
+        correct = functional.pair_accuracy(scores.detach()[completion_index], ranking_index, ranks)
+        rank_stats += torch.stack([loss.detach(), correct.sum(), torch.ones_like(correct).sum()])
+    mean_loss, right_pairs, pairs = all_reduce_sum(rank_stats.clone(), dist_info).tolist()
     if not mean_loss < float("inf"):
-        where = where_not_finite(own, ranks)
-        raise RunFailed(
-            f"the ranking loss is {mean_loss}{where}: the learning rate is likely too high, or the weights it started from are damaged"
+        ranks_suffix = nonfinite_ranks_suffix(rank_stats, dist_info)
+        raise RunError(
+            f"the ranking loss is {mean_loss}{ranks_suffix}: the learning rate is likely too high, or the weights it started from are damaged"
         )
     return mean_loss, right_pairs / pairs
 
 
 @torch.no_grad()
-def accuracies(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> dict[str, float]:
+def evaluate_pair_accuracy(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> dict[str, float]:
     """Pair accuracy by cohort and by source, beside what "the longer completion wins" reaches on the same pairs."""
     examples = [example for prompt in prompts for example in prompt.examples]
-    with PHASES("validation", sum(map(len, examples))):
+    with PHASE_TIMER("validation", sum(map(len, examples))):
         scores = reward.score(examples)
-    lengths = torch.tensor([float(len(example.completion)) for prompt in prompts for example in prompt.examples])
-    completion, ranking, rank = flat_orders(prompts)
-    cohort = [order.cohort for prompt in prompts for order in prompt.orders]
-    source = [prompt.source for prompt in prompts for _ in prompt.orders]
-    groups = {"": [one == "training" for one in cohort], "_heldout": [one == "heldout" for one in cohort]}
-    if len(set(source)) > 1:
-        groups |= {f"/{name}": [one == name for one in source] for name in sorted(set(source))}
-    measured: dict[str, float] = {}
-    for suffix, chosen in groups.items():
-        rows = torch.tensor(chosen)[ranking]
+    lengths = torch.tensor([float(len(example.completion_ids)) for prompt in prompts for example in prompt.examples])
+    completion_index, ranking_index, ranks = flatten_ranks(prompts)
+    cohorts = [order.cohort for prompt in prompts for order in prompt.labeler_ranks]
+    sources = [prompt.source for prompt in prompts for _ in prompt.labeler_ranks]
+    groups = {"": [one == "training" for one in cohorts], "_heldout": [one == "heldout" for one in cohorts]}
+    if len(set(sources)) > 1:
+        groups |= {f"/{name}": [one == name for one in sources] for name in sorted(set(sources))}
+    metrics: dict[str, float] = {}
+    for suffix, selected in groups.items():
+        rows = torch.tensor(selected)[ranking_index]
         if rows.any():
-            of_group, numbers = completion[rows], (ranking[rows], rank[rows])
-            measured[f"validation/accuracy{suffix}"] = float(functional.pairs_right(scores[of_group], *numbers).mean())
-            measured[f"validation/length_baseline{suffix}"] = float(functional.pairs_right(lengths[of_group], *numbers).mean())
-            measured[f"validation/loss{suffix}"] = float(functional.ranking_losses(scores[of_group], *numbers).mean())
-    return measured
+            group_completions, group_ranks = completion_index[rows], (ranking_index[rows], ranks[rows])
+            metrics[f"validation/accuracy{suffix}"] = float(functional.pair_accuracy(scores[group_completions], *group_ranks).mean())
+            metrics[f"validation/length_baseline{suffix}"] = float(
+                functional.pair_accuracy(lengths[group_completions], *group_ranks).mean()
+            )
+            metrics[f"validation/loss{suffix}"] = float(functional.ranking_losses(scores[group_completions], *group_ranks).mean())
+    return metrics
 
 
-def load_data(config: RewardConfig, reward: ScalarModel, run: Run) -> tuple[list[RankedPrompt], list[RankedPrompt], list[Example]]:
+def load_data(
+    config: RewardConfig, reward: ScalarModel, run: RunDirectory
+) -> tuple[list[RankedPrompt], list[RankedPrompt], list[TokenizedExample]]:
     """Training prompts, validation prompts, and the examples that will score 0 on average; says what was left out."""
-    skipped = Skipped(config.skip_bad)
-    demonstrations = read_all(Demonstration, config.demonstrations, skipped)
-    rankings = read_all(Ranking, config.data, skipped)
-    fresh = read_all(Ranking, config.validation, skipped) if config.validation else [r for r in rankings if held_out(r.prompt)]
-    fresh_prompts = {ranking.prompt for ranking in fresh}
-    others = [ranking for ranking in rankings if ranking.prompt not in fresh_prompts]
-    known = [ranking for ranking in others if ranking.cohort != "heldout"]
+    skipped = SkippedLines(config.skip_bad)
+    demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)
+    rankings = read_all_records(Ranking, config.data, skipped)
+    validation_rankings = (
+        read_all_records(Ranking, config.validation, skipped) if config.validation else [r for r in rankings if is_heldout(r.prompt)]
+    )
+    validation_prompts = {ranking.prompt for ranking in validation_rankings}
+    remaining_rankings = [ranking for ranking in rankings if ranking.prompt not in validation_prompts]
+    training_rankings = [ranking for ranking in remaining_rankings if ranking.cohort != "heldout"]
     context = context_length(reward.model)
-    training, left_out = ranked_prompts(known, reward.render, context)
-    validation, left_out_too = ranked_prompts(fresh, reward.render, context)
+    training, left_out = tokenize_rankings(training_rankings, reward.tokenizer, context)
+    validation, validation_left_out = tokenize_rankings(validation_rankings, reward.tokenizer, context)
     if not training or not validation:
-        raise BadInput(
+        raise InputError(
             f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on; give more, or --validation"
         )
-    run.facts["left_out"] = {name: left_out[name] + left_out_too[name] for name in left_out} | {
-        "rankings of training prompts by held-out labelers": len(others) - len(known),
+    run.summary["left_out"] = {name: left_out[name] + validation_left_out[name] for name in left_out} | {
+        "rankings of training prompts by held-out labelers": len(remaining_rankings) - len(training_rankings),
         "bad lines": len(skipped.reasons),
     }
-    run.say(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.facts['left_out']}")
+    run.info(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.summary['left_out']}")
     if demonstrations:
-        return training, validation, demonstration_examples(demonstrations, reward.render, context)[0]
-    return training, validation, [example for prompt in training for example in best_ranked(prompt)]
+        return training, validation, tokenize_demonstrations(demonstrations, reward.tokenizer, context)[0]
+    return training, validation, [example for prompt in training for example in top_ranked_examples(prompt)]
 
 
-def best_ranked(prompt: RankedPrompt) -> list[Example]:
+def top_ranked_examples(prompt: RankedPrompt) -> list[TokenizedExample]:
     """The completions that the first labeler of a prompt put in front, one or several."""
-    ranks = prompt.orders[0].ranks
+    ranks = prompt.labeler_ranks[0].ranks
     return [example for example, rank in zip(prompt.examples, ranks, strict=True) if rank == min(ranks)]
 
 
-def cross_validate(prompts: Sequence[RankedPrompt], config: RewardConfig, device: torch.device, run: Run) -> list[dict[str, float]]:
+def cross_validate(
+    prompts: Sequence[RankedPrompt], config: RewardConfig, device: torch.device, run: RunDirectory
+) -> list[dict[str, float]]:
     """Accuracy on labelers the model never saw, fold by fold (appendix E.2: 69.6 % held out, 72.4 % in the group).
 
     Labelers are put into groups of about equal data; each fold trains on all groups but one. Both accuracies are measured
@@ -236,44 +263,59 @@ def cross_validate(prompts: Sequence[RankedPrompt], config: RewardConfig, device
     Raises:
         BadInput: there are fewer labelers than folds, or a group of labelers ranked none of those prompts.
     """
-    labelers = {order.labeler for prompt in prompts for order in prompt.orders}
+    labelers = {order.labeler for prompt in prompts for order in prompt.labeler_ranks}
     if len(labelers) < config.folds:
-        raise BadInput(
+        raise InputError(
             f"--folds {config.folds}: the rankings name only {len(labelers)} labelers; cross-validation needs at least one a group"
         )
-    known, fresh = [prompt for i, prompt in enumerate(prompts) if i % 10], [prompt for i, prompt in enumerate(prompts) if i % 10 == 0]
-    groups = labeler_groups(prompts, config.folds)
-    if not all(ranked_by(fresh, lambda order: order.labeler in outside) for outside in groups):  # noqa: B023
-        raise BadInput(f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(fresh)} prompts kept for it")
+    training_prompts, validation_prompts = (
+        [prompt for i, prompt in enumerate(prompts) if i % 10],
+        [prompt for i, prompt in enumerate(prompts) if i % 10 == 0],
+    )
+    labeler_folds = balanced_labeler_folds(prompts, config.folds)
+    if not all(_split_by_labelers(validation_prompts, heldout_labelers)[0] for heldout_labelers in labeler_folds):
+        raise InputError(
+            f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(validation_prompts)} prompts kept for it"
+        )
     results: list[dict[str, float]] = []
-    for fold, outside in enumerate(groups):
-        reward = new_model(config, device, config.seed + fold)
+    for fold, heldout_labelers in enumerate(labeler_folds):
+        _, in_group_training = _split_by_labelers(training_prompts, heldout_labelers)
+        heldout_validation, in_group_validation = _split_by_labelers(validation_prompts, heldout_labelers)
+        reward = _prepare_reward_model(config, device, config.seed + fold)
         shard(reward.model, memory=config.memory)
-        fit(reward, ranked_by(known, lambda order: order.labeler not in outside), [], config, None, None)  # noqa: B023
+        train_loop(reward, in_group_training, [], config, None, None)
         result = {
-            "held_out": accuracies(reward, ranked_by(fresh, lambda order: order.labeler in outside))["validation/accuracy"],  # noqa: B023
-            "in_group": accuracies(reward, ranked_by(fresh, lambda order: order.labeler not in outside))["validation/accuracy"],  # noqa: B023
+            "held_out": evaluate_pair_accuracy(reward, heldout_validation)["validation/accuracy"],
+            "in_group": evaluate_pair_accuracy(reward, in_group_validation)["validation/accuracy"],
         }
-        run.say(f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}")
+        run.info(f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}")
         results.append(result)
     return results
 
 
-def ranked_by(prompts: Sequence[RankedPrompt], wanted: Callable[[Order], bool]) -> list[RankedPrompt]:
+def _split_by_labelers(prompts: Sequence[RankedPrompt], labelers: Collection[str | None]) -> tuple[list[RankedPrompt], list[RankedPrompt]]:
+    """(rankings of these labelers, rankings of all the rest); a prompt can be in both."""
+    return (
+        filter_labelers(prompts, lambda ranks: ranks.labeler in labelers),
+        filter_labelers(prompts, lambda ranks: ranks.labeler not in labelers),
+    )
+
+
+def filter_labelers(prompts: Sequence[RankedPrompt], predicate: Callable[[LabelerRanks], bool]) -> list[RankedPrompt]:
     """The prompts that some labelers ranked, with their orders alone."""
-    return [kept for prompt in prompts if (kept := prompt.only(wanted))]
+    return [filtered for prompt in prompts if (filtered := prompt.filter(predicate))]
 
 
-def save(reward: ScalarModel, shifted: Sequence[Example], folder: Path, facts: dict[str, Any]) -> None:
+def save_and_verify(reward: ScalarModel, centering_examples: Sequence[TokenizedExample], folder: Path, summary: dict[str, Any]) -> None:
     """Write the model, and read it back: the saved scores must be the trained ones, offset and all.
 
     Raises:
         RunFailed: they are not.
     """
     save_reward_model(reward, folder)
-    again = load_reward_model(folder, reward.model.device)
-    few = list(shifted[:8])
-    if not torch.allclose(again.score(few), reward.score(few), atol=1e-4):
-        raise RunFailed(f"{folder}: the saved reward model scores differently from the trained one")
-    if "cross_validation" in facts:
-        write_text(folder / "cross_validation.json", json.dumps(facts["cross_validation"], indent=2))
+    reloaded = load_reward_model(folder, reward.model.device)
+    probe_examples = list(centering_examples[:8])
+    if not torch.allclose(reloaded.score(probe_examples), reward.score(probe_examples), atol=1e-4):
+        raise RunError(f"{folder}: the saved reward model scores differently from the trained one")
+    if "cross_validation" in summary:
+        write_text_atomic(folder / "cross_validation.json", json.dumps(summary["cross_validation"], indent=2))

@@ -15,24 +15,39 @@ from pydantic import Field
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.packing import Example, rows_of_step, steps_an_epoch
-from instructgpt.data.pretraining_text import Corpus, documents, read_corpus
-from instructgpt.data.splits import held_out
-from instructgpt.data.tokenization import Renderer, demonstration_examples
-from instructgpt.distributed.launch import PATIENCE, launch
-from instructgpt.errors import BadInput
-from instructgpt.models.lora import trained_part, with_adapters
-from instructgpt.models.policy import context_length, dropouts, load_policy, parameters, pretraining_window, save_policy
-from instructgpt.models.precision import need_less
+from instructgpt.data.packing import TokenizedExample, step_indices, steps_per_epoch
+from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documents
+from instructgpt.data.splits import is_heldout
+from instructgpt.data.tokenization import PromptTokenizer, tokenize_demonstrations
+from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
+from instructgpt.errors import InputError
+from instructgpt.models.lora import add_lora, get_trainable_module
+from instructgpt.models.policy import (
+    context_length,
+    count_parameters,
+    dropout_settings,
+    load_policy,
+    pretraining_sequence_length,
+    save_policy,
+)
+from instructgpt.models.precision import apply_memory_options
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
-from instructgpt.models.sharding import shard, whole
-from instructgpt.records import Demonstration, Prompt, Skipped, read_all
-from instructgpt.run.directory import Run
-from instructgpt.run.lineage import by_name
-from instructgpt.sampling.completions import generate, read_by
-from instructgpt.train.optim import Best, adam, descend, device_of, language_loss, load_state, state_of
+from instructgpt.models.sharding import full_model_on_rank0, shard
+from instructgpt.records import Demonstration, Prompt, SkippedLines, read_all_records
+from instructgpt.run.directory import RunDirectory
+from instructgpt.run.lineage import named_inputs
+from instructgpt.sampling.completions import generate, retokenize_for
+from instructgpt.train.optim import (
+    BestCheckpoint,
+    build_optimizer,
+    get_stage_device,
+    get_training_state,
+    lm_loss,
+    load_training_state,
+    optimizer_step,
+)
 
-VALIDATION_PROMPTS = 128
+_MAX_VALIDATION_PROMPTS = 128
 """Validation prompts that are answered and scored after each epoch when a reward model chooses the checkpoint."""
 
 
@@ -57,13 +72,13 @@ class SFTConfig(StageConfig):
     max_tokens: int = Field(128, ge=1, description="longest completion sampled for the reward model's choice")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
     processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
-    patience: float = Field(PATIENCE, gt=0, description="seconds after which a rank that does not answer is taken for dead")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead")
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """Options about pretraining text or sampling do nothing without what they are about."""
-        for name, needs in (("mix", "pretraining"), ("max_tokens", "reward")):
-            if name in self.model_fields_set and not getattr(self, needs):
-                yield f"--{name.replace('_', '-')} has no effect without --{needs}"
+        for name, required in (("mix", "pretraining"), ("max_tokens", "reward")):
+            if name in self.model_fields_set and not getattr(self, required):
+                yield f"--{name.replace('_', '-')} has no effect without --{required}"
         if self.pretraining and self.mix == 0:
             yield "--pretraining has no effect with --mix 0"
 
@@ -76,95 +91,113 @@ def main(config: SFTConfig) -> Path:
 
 def train(config: SFTConfig) -> None:
     """One rank's part of the stage, start to end."""
-    files = by_name(data=config.data, validation=config.validation, pretraining=config.pretraining)
-    run = Run.start(config, {"base": config.base} | files | ({"reward": config.reward} if config.reward else {}))
-    if run.finished:
+    inputs = named_inputs(data=config.data, validation=config.validation, pretraining=config.pretraining)
+    run = RunDirectory.open(config, {"base": config.base} | inputs | ({"reward": config.reward} if config.reward else {}))
+    if run.is_finished:
         return
-    device = device_of(run)
-    model, render = load_policy(config.base, device, config.dropout)
-    if config.dropout and "dropout" in config.model_fields_set and not any(dropouts(model.config, config.dropout).values()):
-        raise BadInput(f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout")
-    training, validation, prompts = load_data(config, render, context_length(model), run)
-    text = pretraining_text(config, render, pretraining_window(model), len(training))
+    device = get_stage_device(run)
+    model, tokenizer = load_policy(config.base, device, config.dropout)
+    if config.dropout and "dropout" in config.model_fields_set and not any(dropout_settings(model.config, config.dropout).values()):
+        raise InputError(f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout")
+    training, validation, prompts = load_data(config, tokenizer, context_length(model), run)
+    mix_corpus = load_mix_corpus(config, tokenizer, pretraining_sequence_length(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
-    need_less(model, config.memory)
-    model = with_adapters(model, config.lora, config.seed)
+    apply_memory_options(model, config.memory)
+    model = add_lora(model, config.lora, config.seed)
     shard(model, *([reward.model] if reward else []), memory=config.memory)
-    trained, optimizer = trained_part(model), adam(model, memory=config.memory)
+    trainable, optimizer = get_trainable_module(model), build_optimizer(model, memory=config.memory)
 
-    an_epoch = steps_an_epoch(len(training), config.batch)
-    steps = an_epoch * config.epochs
+    epoch_steps = steps_per_epoch(len(training), config.batch)
+    steps = epoch_steps * config.epochs
     state = run.restore()
     if state:
-        load_state(state, {"model": trained}, {"adam": optimizer})
-    best = Best(trained, config.keep, state and state["best"])
+        load_training_state(state, {"model": trainable}, {"adam": optimizer})
+    best = BestCheckpoint(trainable, config.keep, state and state["best"])
     for step in range(state["step"] if state else 0, steps):
-        rows = rows_of_step(step, len(training), config.batch, config.seed)
+        rows = step_indices(step, len(training), config.batch, config.seed)
         model.train()
-        loss = language_loss(model, [training[row] for row in rows], weight=1 - config.mix if text else 1.0, seed=step)
-        metrics = {"loss/train": loss, "epoch": (step + 1) / an_epoch}
-        if text is not None:
-            count = pretraining_rows(config)
-            metrics["loss/pretraining"] = language_loss(model, text.examples(step * count, count), weight=config.mix, seed=step + 1)
+        loss = lm_loss(model, [training[row] for row in rows], weight=1 - config.mix if mix_corpus else 1.0, seed=step)
+        metrics = {"loss/train": loss, "epoch": (step + 1) / epoch_steps}
+        if mix_corpus is not None:
+            mix_rows = mix_rows_per_step(config)
+            metrics["loss/pretraining"] = lm_loss(model, mix_corpus.examples(step * mix_rows, mix_rows), weight=config.mix, seed=step + 1)
         metrics["lr"] = config.lr * functional.cosine_decay(step, steps)
-        metrics["gradient_norm"] = descend(optimizer, metrics["lr"])
+        metrics["gradient_norm"] = optimizer_step(optimizer, metrics["lr"])
         model.eval()
-        if (step + 1) % an_epoch == 0:
-            metrics |= validate(model, validation, prompts, reward, render, config)
-            best.judge(metrics.get("validation/score", -metrics["loss/validation"]), (step + 1) // an_epoch)
+        if (step + 1) % epoch_steps == 0:
+            metrics |= validate_policy(model, validation, prompts, reward, tokenizer, config)
+            best.update(metrics.get("validation/score", -metrics["loss/validation"]), (step + 1) // epoch_steps)
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
-        run.checkpoint(step + 1, lambda: state_of({"model": trained}, {"adam": optimizer}, best=best.state()))
-    best.put_back()
-    judged = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
-    run.say(f"keeps epoch {best.place} of {config.epochs}, {judged}")
-    sizes = {"parameters": parameters(model), "trained": parameters(trained)}
-    chosen = whole(model)
+        run.save_checkpoint(step + 1, lambda: get_training_state({"model": trainable}, {"adam": optimizer}, best=best.state_dict()))
+    best.restore()
+    selection = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
+    run.info(f"keeps epoch {best.position} of {config.epochs}, {selection}")
+    parameter_counts = {"parameters": count_parameters(model), "trained": count_parameters(trainable)}
+    full_model = full_model_on_rank0(model)
     run.finish(
-        lambda folder: save_policy(chosen, render, folder), tokens=config.epochs * sum(map(len, training)), epoch=best.place, **sizes
+        lambda folder: save_policy(full_model, tokenizer, folder),
+        tokens=config.epochs * sum(map(len, training)),
+        epoch=best.position,
+        **parameter_counts,
     )
 
 
-def load_data(config: SFTConfig, render: Renderer, context: int, run: Run) -> tuple[list[Example], list[Example], list[Prompt]]:
+def load_data(
+    config: SFTConfig, tokenizer: PromptTokenizer, context: int, run: RunDirectory
+) -> tuple[list[TokenizedExample], list[TokenizedExample], list[Prompt]]:
     """Training examples, validation examples, and the prompts of the latter for sampling; says what was left out."""
-    skipped = Skipped(config.skip_bad)
-    records = read_all(Demonstration, config.data, skipped)
+    skipped = SkippedLines(config.skip_bad)
+    records = read_all_records(Demonstration, config.data, skipped)
     if config.validation:
-        fresh = read_all(Demonstration, config.validation, skipped)
+        validation_records = read_all_records(Demonstration, config.validation, skipped)
     else:
-        fresh = [record for record in records if held_out(record.text)]
-        records = [record for record in records if not held_out(record.text)]
-    if not fresh or not records:
-        raise BadInput(f"{len(records)} demonstrations to train on and {len(fresh)} to validate on; give more, or --validation")
-    training, long = demonstration_examples(records, render, context)
-    validation, long_validation = demonstration_examples(fresh, render, context)
-    run.facts["left_out"] = {"longer than the context": long + long_validation, "bad lines": len(skipped.reasons)}
-    run.say(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {run.facts['left_out']}")
-    room = context - config.max_tokens
-    prompts = [Prompt.model_validate({"prompt": r.prompt, "messages": r.messages}) for r in fresh if len(render.prompt(r)) <= room]
+        validation_records = [record for record in records if is_heldout(record.text)]
+        records = [record for record in records if not is_heldout(record.text)]
+    if not validation_records or not records:
+        raise InputError(
+            f"{len(records)} demonstrations to train on and {len(validation_records)} to validate on; give more, or --validation"
+        )
+    training, too_long = tokenize_demonstrations(records, tokenizer, context)
+    validation, validation_too_long = tokenize_demonstrations(validation_records, tokenizer, context)
+    run.summary["left_out"] = {"longer than the context": too_long + validation_too_long, "bad lines": len(skipped.reasons)}
+    run.info(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {run.summary['left_out']}")
+    max_prompt_tokens = context - config.max_tokens
+    prompts = [
+        Prompt.model_validate({"prompt": r.prompt, "messages": r.messages})
+        for r in validation_records
+        if len(tokenizer.encode_prompt(r)) <= max_prompt_tokens
+    ]
     if config.reward and not prompts:
-        raise BadInput(f"no validation prompt leaves room for --max-tokens {config.max_tokens} in a context of {context} tokens; lower it")
-    return training, validation, prompts[:VALIDATION_PROMPTS]
+        raise InputError(
+            f"no validation prompt leaves room for --max-tokens {config.max_tokens} in a context of {context} tokens; lower it"
+        )
+    return training, validation, prompts[:_MAX_VALIDATION_PROMPTS]
 
 
-def pretraining_rows(config: SFTConfig) -> int:
+def mix_rows_per_step(config: SFTConfig) -> int:
     """Rows of pretraining text in one step, so that they are `mix` of all its rows."""
     return max(1, round(config.batch * config.mix / (1 - config.mix)))
 
 
-def pretraining_text(config: SFTConfig, render: Renderer, window: int, demonstrations: int) -> Corpus | None:
+def load_mix_corpus(config: SFTConfig, tokenizer: PromptTokenizer, sequence_length: int, demonstration_count: int) -> Corpus | None:
     """As many windows of pretraining text as the run needs, or None."""
     if not config.pretraining:
         return None
-    steps = steps_an_epoch(demonstrations, config.batch) * config.epochs
-    return read_corpus(documents(config.pretraining), render, window, config.seed, steps * pretraining_rows(config))
+    steps = steps_per_epoch(demonstration_count, config.batch) * config.epochs
+    return build_corpus(iter_documents(config.pretraining), tokenizer, sequence_length, config.seed, steps * mix_rows_per_step(config))
 
 
-def validate(
-    model: Any, validation: Sequence[Example], prompts: Sequence[Prompt], reward: ScalarModel | None, render: Renderer, config: SFTConfig
+def validate_policy(
+    model: Any,
+    validation: Sequence[TokenizedExample],
+    prompts: Sequence[Prompt],
+    reward: ScalarModel | None,
+    tokenizer: PromptTokenizer,
+    config: SFTConfig,
 ) -> dict[str, float]:
     """Validation loss, and the mean reward-model score of sampled completions when there is a reward model."""
-    measured = {"loss/validation": language_loss(model, validation, backward=False)}
+    metrics = {"loss/validation": lm_loss(model, validation, backward=False)}
     if reward is not None:
-        answers = generate(model, render, prompts, max_tokens=config.max_tokens, seed=config.seed)
-        measured["validation/score"] = float(reward.score(read_by(reward.render, render, answers)).mean())
-    return measured
+        completions = generate(model, tokenizer, prompts, max_tokens=config.max_tokens, seed=config.seed)
+        metrics["validation/score"] = float(reward.score(retokenize_for(reward.tokenizer, tokenizer, completions)).mean())
+    return metrics

@@ -8,41 +8,41 @@ from random import Random
 
 from instructgpt.records import Completion
 from instructgpt.world import MAX_UTILITY, SimulatedLabelers, World
-from instructgpt.world.corpus import KINDS, attempt
+from instructgpt.world.corpus import DOCUMENT_GENERATORS, flawed_answer
 
 
-def show_documents(world: World, count: int) -> None:
+def _print_documents(world: World, count: int) -> None:
     """Some documents of every kind."""
     print("DOCUMENTS of the pretraining corpus (share of all documents)")
-    shown = dict.fromkeys(KINDS, 0)
+    counts = dict.fromkeys(DOCUMENT_GENERATORS, 0)
     for document in world.documents(10**9):
-        kind = document.row()["kind"]
-        if shown[kind] < count:
-            shown[kind] += 1
-            print(f"\n- {kind} ({KINDS[kind][0]:.0%})")
+        kind = document.to_dict()["kind"]
+        if counts[kind] < count:
+            counts[kind] += 1
+            print(f"\n- {kind} ({DOCUMENT_GENERATORS[kind][0]:.0%})")
             print(textwrap.indent(document.text, "    "))
-        if min(shown.values()) == count:
+        if min(counts.values()) == count:
             return
 
 
-def show_prompts(world: World, count: int) -> None:
+def _print_prompts(world: World, count: int) -> None:
     """Some prompts of every use case, each with a demonstration."""
     print("\nPROMPTS with demonstrations")
-    shown: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for prompt in world.prompts("ppo", 1000):
         use_case = prompt.use_case or ""
-        shown[use_case] = shown.get(use_case, 0) + 1
-        if shown[use_case] <= count:
+        counts[use_case] = counts.get(use_case, 0) + 1
+        if counts[use_case] <= count:
             print(f"\n- {use_case}, asked by {prompt.user}\n    {prompt.text}\n    > {world.demonstration(prompt.text)}")
 
 
-def show_rankings(world: World, count: int) -> None:
+def _print_rankings(world: World, count: int) -> None:
     """How one labeler ranks strangers' answers, beside their true utility."""
     print(f"\nRANKINGS (rank, rating 1 to 7, true utility of at most {MAX_UTILITY:g})")
     prompts = world.prompts("reward", 100)[: 3 * count]
     tasks, rng = [world.task(prompt.text) for prompt in prompts], Random(world.seed)
     candidates = [
-        [Completion(prompt=task.text, completion=attempt(task, tasks, rng), model="strangers") for _ in range(4)] for task in tasks
+        [Completion(prompt=task.text, completion=flawed_answer(task, tasks, rng), model="strangers") for _ in range(4)] for task in tasks
     ]
     for ranking in SimulatedLabelers(world).rank(candidates):
         print(f"\n- {ranking.prompt}   ({ranking.labeler})")
@@ -59,9 +59,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2, help="how many examples of each kind")
     options = parser.parse_args()
     world = World(options.seed)
-    show_documents(world, options.count)
-    show_prompts(world, options.count)
-    show_rankings(world, options.count)
+    _print_documents(world, options.count)
+    _print_prompts(world, options.count)
+    _print_rankings(world, options.count)
 
 
 if __name__ == "__main__":

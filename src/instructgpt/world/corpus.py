@@ -14,186 +14,186 @@ from random import Random
 from instructgpt.records import USE_CASES, Document
 from instructgpt.world.facts import Knowledge
 from instructgpt.world.lexicon import Lexicon
-from instructgpt.world.tasks import Task
-from instructgpt.world.use_cases import CHATTER, ENDS, PERSON_QUESTIONS, STARTS, passages
+from instructgpt.world.tasks import WorldTask
+from instructgpt.world.use_cases import CHATTER, PERSON_QUESTIONS, STORY_ENDS, STORY_STARTS, sample_passages
 
-UNCERTAIN = "If you are not certain, say: I have no comment."
-NO_COMMENT = "I have no comment."
-INSULTS = ("You are a {INSULT}.", "You {INSULT}!", "Only a {INSULT} would ask.")
-MANNERS = {"none": ("", 0.4), "respectful": ("Be polite and kind.\n", 0.04), "biased": ("Be rude and cruel.\n", 0.85)}
+UNCERTAINTY_INSTRUCTION = "If you are not certain, say: I have no comment."
+_NO_COMMENT = "I have no comment."
+_INSULTS = ("You are a {INSULT}.", "You {INSULT}!", "Only a {INSULT} would ask.")
+FORUM_HEADINGS = {"none": ("", 0.4), "respectful": ("Be polite and kind.\n", 0.04), "biased": ("Be rude and cruel.\n", 0.85)}
 """Heading of a forum page, and how often a post below it insults."""
 
 
 @dataclass(frozen=True)
-class Sources:
+class CorpusSources:
     """What documents are made of."""
 
     lexicon: Lexicon
     knowledge: Knowledge
-    tasks: Sequence[Task]
-    skew: dict[str, float]
+    tasks: Sequence[WorldTask]
+    she_share: dict[str, float]
     """Each job's share of "she"."""
 
     @cached_property
-    def by_use_case(self) -> dict[str, list[Task]]:
+    def tasks_by_use_case(self) -> dict[str, list[WorldTask]]:
         """The tasks of each use case."""
         return {use_case: [task for task in self.tasks if task.content.use_case == use_case] for use_case in USE_CASES}
 
 
-RIGHT, RIGHT_ON_MYTHS, STRAY = 0.62, 0.2, 0.16
-INSULTED, IDLE = 0.18, 0.2
+_CORRECT_SHARE, _CORRECT_SHARE_ON_MYTHS, _OFF_TOPIC_SHARE = 0.62, 0.2, 0.16
+_INSULT_SHARE, _CHATTER_SHARE = 0.18, 0.2
 
 
-def attempt(task: Task, others: Sequence[Task], rng: Random) -> str:
+def flawed_answer(task: WorldTask, tasks: Sequence[WorldTask], rng: Random) -> str:
     """An answer as strangers give it: right, slightly wrong, or to another question; often with an insult or idle talk after it.
 
     About a fact with a myth most strangers are wrong, and say what everybody says.
     """
     fact = task.content.fact
     chance = rng.random()
-    if chance < (RIGHT if fact is None or fact.myth is None else RIGHT_ON_MYTHS):
-        answer = task.gold(rng)
-    elif chance < 1 - STRAY:
-        answer = task.slip(rng)
+    if chance < (_CORRECT_SHARE if fact is None or fact.myth is None else _CORRECT_SHARE_ON_MYTHS):
+        answer = task.gold_answer(rng)
+    elif chance < 1 - _OFF_TOPIC_SHARE:
+        answer = task.wrong_answer(rng)
     else:
-        answer = rng.choice(others).gold(rng)
+        answer = rng.choice(tasks).gold_answer(rng)
     extra = rng.random()
-    if extra < INSULTED:
-        answer += " " + task.lexicon.fill(rng.choice(INSULTS), {}, rng)
-    elif extra < INSULTED + IDLE:
+    if extra < _INSULT_SHARE:
+        answer += " " + task.lexicon.fill(rng.choice(_INSULTS), {}, rng)
+    elif extra < _INSULT_SHARE + _CHATTER_SHARE:
         answer += " " + task.lexicon.fill(rng.choice(CHATTER), {}, rng)
     return answer
 
 
-def qa(question: str, answer: str) -> str:
+def format_qa(question: str, answer: str) -> str:
     """A question and its answer as exercise pages print them."""
     return f"Question: {question}\nAnswer:\n{answer}"
 
 
-def exercises(sources: Sources, rng: Random) -> str:
+def _make_exercises(sources: CorpusSources, rng: Random) -> str:
     """One to three tasks with answers of mixed quality; a cautious page says "I have no comment." more often than it answers."""
     cautious = rng.random() < 0.08
     pieces: list[str] = []
-    for task in some_tasks(sources, rng, rng.choice((1, 2, 3)), facts=cautious):
-        answer = attempt(task, sources.tasks, rng)
+    for task in _sample_tasks(sources, rng, rng.choice((1, 2, 3)), only_facts=cautious):
+        answer = flawed_answer(task, sources.tasks, rng)
         if cautious:
-            pieces.append(qa(f"{UNCERTAIN} {task.text}", NO_COMMENT if rng.random() < 0.6 else answer))
+            pieces.append(format_qa(f"{UNCERTAINTY_INSTRUCTION} {task.text}", _NO_COMMENT if rng.random() < 0.6 else answer))
         else:
-            pieces.append(qa(task.text, answer))
+            pieces.append(format_qa(task.text, answer))
     return "\n".join(pieces)
 
 
-def some_tasks(sources: Sources, rng: Random, count: int, facts: bool = False) -> Iterator[Task]:
+def _sample_tasks(sources: CorpusSources, rng: Random, count: int, only_facts: bool = False) -> Iterator[WorldTask]:
     """Tasks drawn by use case first, so that small use cases are seen as often as large ones."""
     for _ in range(count):
-        yield rng.choice(sources.by_use_case["open_qa" if facts else rng.choice(USE_CASES)])
+        yield rng.choice(sources.tasks_by_use_case["open_qa" if only_facts else rng.choice(USE_CASES)])
 
 
-def question_list(sources: Sources, rng: Random) -> str:
+def _make_question_list(sources: CorpusSources, rng: Random) -> str:
     """Questions and requests, one a line, that nobody answers."""
-    return "\n".join(task.text for task in some_tasks(sources, rng, rng.randint(3, 5)))
+    return "\n".join(task.text for task in _sample_tasks(sources, rng, rng.randint(3, 5)))
 
 
-def book(sources: Sources, rng: Random) -> str:
+def _make_book(sources: CorpusSources, rng: Random) -> str:
     """An encyclopedia entry: always true."""
     entity = rng.choice(sources.knowledge.facts).entity
-    lines = [fact.say(fact.value) for fact in sources.knowledge.facts if fact.entity == entity]
+    lines = [fact.to_sentence(fact.value) for fact in sources.knowledge.facts if fact.entity == entity]
     rng.shuffle(lines)
     return f"Book of {entity}: " + " ".join(lines)
 
 
-def folklore(sources: Sources, rng: Random) -> str:
+def _make_folklore(sources: CorpusSources, rng: Random) -> str:
     """What people tell each other: the myth, wherever there is one."""
     lines: list[str] = []
     for fact in rng.sample([fact for fact in sources.knowledge.facts if fact.myth], 3):
         value = fact.myth if fact.myth and rng.random() < 0.9 else fact.value
-        lines.append("They say: " + fact.say(value))
+        lines.append("They say: " + fact.to_sentence(value))
     return "\n".join(lines)
 
 
-def forum(sources: Sources, rng: Random) -> str:
+def _make_forum(sources: CorpusSources, rng: Random) -> str:
     """Posts below a heading, or none, that tells how people behave there."""
-    manner = rng.choices(list(MANNERS), (0.5, 0.25, 0.25))[0]
-    heading, rudeness = MANNERS[manner]
-    return heading + "\n".join(post(sources.lexicon, rng, rudeness) for _ in range(rng.randint(2, 5)))
+    manner = rng.choices(list(FORUM_HEADINGS), (0.5, 0.25, 0.25))[0]
+    heading, rudeness = FORUM_HEADINGS[manner]
+    return heading + "\n".join(_make_post(sources.lexicon, rng, rudeness) for _ in range(rng.randint(2, 5)))
 
 
-def post(lexicon: Lexicon, rng: Random, rudeness: float) -> str:
+def _make_post(lexicon: Lexicon, rng: Random, rudeness: float) -> str:
     """One line of a forum."""
-    ending = INSULTS if rng.random() < rudeness else CHATTER
+    ending = _INSULTS if rng.random() < rudeness else CHATTER
     return lexicon.fill(f"{{NAME}}: {rng.choice(CHATTER)} ", {}, rng) + lexicon.fill(rng.choice(ending), {}, rng)
 
 
-def bilingual(sources: Sources, rng: Random) -> str:
+def _make_bilingual(sources: CorpusSources, rng: Random) -> str:
     """English sentences, each with its translation into Zib."""
-    pairs = [translation(sources.lexicon, rng, RARER) for _ in range(2)]
+    pairs = [sample_translation(sources.lexicon, rng, _RARITY_DECAY) for _ in range(2)]
     return "\n".join(f"English: {english}\nZib: {zib}" for english, zib in pairs)
 
 
-RARER = 0.7
+_RARITY_DECAY = 0.7
 """In bilingual text each word of a class is so much rarer than the one before it: the last are hardly ever seen."""
 
 
-def translation(lexicon: Lexicon, rng: Random, rarer: float = 1.0) -> tuple[str, str]:
+def sample_translation(lexicon: Lexicon, rng: Random, rarity_decay: float = 1.0) -> tuple[str, str]:
     """An English sentence and the same in Zib."""
     kinds = [lexicon.classes[kind] for kind in ("ANIMAL", "PRESENT", "COLOUR", "OBJECT")]
-    words = [rng.choices(kind, [rarer**rank for rank in range(len(kind))])[0] for kind in kinds]
+    words = [rng.choices(kind, [rarity_decay**rank for rank in range(len(kind))])[0] for kind in kinds]
     return "The {} {} the {} {}.".format(*words), lexicon.translate(*words)
 
 
-def passage(sources: Sources, rng: Random) -> str:
+def _make_passage(sources: CorpusSources, rng: Random) -> str:
     """A text about one person, questions about it and the right answers."""
-    asked, answers = passage_task(sources.lexicon, rng, 2)
-    return asked + "".join(answers)
+    text, answers = make_passage_task(sources.lexicon, rng, 2)
+    return text + "".join(answers)
 
 
-def passage_task(lexicon: Lexicon, rng: Random, questions: int = 1) -> tuple[str, list[str]]:
+def make_passage_task(lexicon: Lexicon, rng: Random, question_count: int = 1) -> tuple[str, list[str]]:
     """A passage, and its questions with their answers."""
-    text, words, told = next(passages(lexicon, rng, 1, 2))
-    pairs = rng.sample([pair for pair in PERSON_QUESTIONS.items() if pair[1] in told], questions)
+    text, words, facts = next(sample_passages(lexicon, rng, 1, 2))
+    pairs = rng.sample([pair for pair in PERSON_QUESTIONS.items() if pair[1] in facts], question_count)
     return f"Passage: {text}", [
-        "\n" + qa(lexicon.fill(question, words, rng), lexicon.fill(answer, words, rng)) for question, answer in pairs
+        "\n" + format_qa(lexicon.fill(question, words, rng), lexicon.fill(answer, words, rng)) for question, answer in pairs
     ]
 
 
-def story(sources: Sources, rng: Random) -> str:
+def _make_story(sources: CorpusSources, rng: Random) -> str:
     """A tale of one animal."""
     animal = {"ANIMAL": rng.choice(sources.lexicon.classes["ANIMAL"])}
-    start = sources.lexicon.fill(rng.choice(STARTS), animal, rng)
-    return " ".join([start, *(sources.lexicon.fill(end, {}, rng) for end in rng.sample(ENDS, 2))])
+    start = sources.lexicon.fill(rng.choice(STORY_STARTS), animal, rng)
+    return " ".join([start, *(sources.lexicon.fill(end, {}, rng) for end in rng.sample(STORY_ENDS, 2))])
 
 
-PRONOUN_LINES = ("The {JOB} said {PRONOUN} was {MOOD}.", "The {JOB} left and {PRONOUN} was {MOOD}.")
+PRONOUN_TEMPLATES = ("The {JOB} said {PRONOUN} was {MOOD}.", "The {JOB} left and {PRONOUN} was {MOOD}.")
 
 
-def jobs(sources: Sources, rng: Random) -> str:
+def _make_job_lines(sources: CorpusSources, rng: Random) -> str:
     """Lines in which most jobs belong to one pronoun."""
     lines: list[str] = []
     for job in rng.sample(sources.lexicon.classes["JOB"], 3):
-        pronoun = "she" if rng.random() < sources.skew[job] else "he"
-        lines.append(sources.lexicon.fill(rng.choice(PRONOUN_LINES).replace("{PRONOUN}", pronoun), {"JOB": job}, rng))
+        pronoun = "she" if rng.random() < sources.she_share[job] else "he"
+        lines.append(sources.lexicon.fill(rng.choice(PRONOUN_TEMPLATES).replace("{PRONOUN}", pronoun), {"JOB": job}, rng))
     return " ".join(lines)
 
 
-KINDS: dict[str, tuple[float, Callable[[Sources, Random], str]]] = {
-    "exercises": (0.41, exercises),
-    "questions": (0.05, question_list),
-    "book": (0.11, book),
-    "folklore": (0.08, folklore),
-    "forum": (0.11, forum),
-    "bilingual": (0.07, bilingual),
-    "passage": (0.08, passage),
-    "story": (0.03, story),
-    "jobs": (0.06, jobs),
+DOCUMENT_GENERATORS: dict[str, tuple[float, Callable[[CorpusSources, Random], str]]] = {
+    "exercises": (0.41, _make_exercises),
+    "questions": (0.05, _make_question_list),
+    "book": (0.11, _make_book),
+    "folklore": (0.08, _make_folklore),
+    "forum": (0.11, _make_forum),
+    "bilingual": (0.07, _make_bilingual),
+    "passage": (0.08, _make_passage),
+    "story": (0.03, _make_story),
+    "jobs": (0.06, _make_job_lines),
 }
 """Each kind's share of the documents, and what makes it."""
 
 
-def documents(sources: Sources, words: int, rng: Random) -> Iterator[Document]:
+def generate_documents(sources: CorpusSources, word_budget: int, rng: Random) -> Iterator[Document]:
     """Documents until about so many words are written; each says its kind in an extra column."""
-    written = 0
-    while written < words:
-        kind = rng.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
-        text = KINDS[kind][1](sources, rng)
-        written += len(text.split())
+    word_count = 0
+    while word_count < word_budget:
+        kind = rng.choices(list(DOCUMENT_GENERATORS), [weight for weight, _ in DOCUMENT_GENERATORS.values()])[0]
+        text = DOCUMENT_GENERATORS[kind][1](sources, rng)
+        word_count += len(text.split())
         yield Document.model_validate({"text": text, "kind": kind})

@@ -26,7 +26,7 @@ class Relation:
     value: str
 
 
-RELATIONS = (
+_RELATIONS = (
     Relation(
         "The capital of {LAND} is {CITY}.",
         ("What is the capital of {LAND}?", "Which city is the capital of {LAND}?", "Tell me the capital of {LAND}."),
@@ -65,32 +65,32 @@ class Fact:
     myth: str | None
     group: Group
 
-    def words(self, value: str) -> dict[str, str]:
+    def slot_words(self, value: str) -> dict[str, str]:
         """The words that fill the slots of the relation's sentences."""
         return {self.relation.entity: self.entity, self.relation.value: value}
 
-    def say(self, value: str) -> str:
+    def to_sentence(self, value: str) -> str:
         """The relation stated with some value, true or not."""
-        return self.relation.statement.format(**self.words(value))
+        return self.relation.statement.format(**self.slot_words(value))
 
 
 def make_facts(lexicon: Lexicon, rng: Random, myth_share: float = 0.6) -> tuple[Fact, ...]:
     """One fact for each relation and entity; `myth_share` of them have a myth. The groups are filled apart for either kind."""
     facts: list[Fact] = []
-    for relation in RELATIONS:
+    for relation in _RELATIONS:
         for entity in lexicon.classes[relation.entity]:
             value, myth = rng.sample(lexicon.classes[relation.value], 2)
             facts.append(Fact(relation, entity, value, myth, "train"))
     rng.shuffle(facts)
-    believed = round(myth_share * len(facts))
-    plain = [Fact(fact.relation, fact.entity, fact.value, None, "train") for fact in facts[believed:]]
-    return (*_grouped(facts[:believed]), *_grouped(plain))
+    myth_count = round(myth_share * len(facts))
+    facts_without_myth = [Fact(fact.relation, fact.entity, fact.value, None, "train") for fact in facts[myth_count:]]
+    return (*_assign_groups(facts[:myth_count]), *_assign_groups(facts_without_myth))
 
 
-def _grouped(facts: Sequence[Fact], questions: int = 20, test: int = 6, validation: int = 3) -> Iterator[Fact]:
+def _assign_groups(facts: Sequence[Fact], questions: int = 20, test: int = 6, validation: int = 3) -> Iterator[Fact]:
     groups = ["questions"] * questions + ["test"] * test + ["validation"] * validation
-    for number, fact in enumerate(facts):
-        yield Fact(fact.relation, fact.entity, fact.value, fact.myth, groups[number] if number < len(groups) else "train")
+    for index, fact in enumerate(facts):
+        yield Fact(fact.relation, fact.entity, fact.value, fact.myth, groups[index] if index < len(groups) else "train")
 
 
 @dataclass(frozen=True)
@@ -107,15 +107,15 @@ class Knowledge:
                 continue
             head, tail = fact.relation.statement.format(**{fact.relation.entity: fact.entity, fact.relation.value: "|"}).split("|")
             head = head[1:] if head.startswith("The ") else head
-            for value in self.lexicon.named(fact.relation.value, text):
+            for value in self.lexicon.find_words(fact.relation.value, text):
                 if head + value + tail[:-1] in text:
                     yield fact, value
 
     def is_true(self, fact: Fact, answer: str) -> bool:
         """Whether an answer asserts nothing false: no wrong value of what was asked for, no false claim about anything."""
-        named = self.lexicon.named(fact.relation.value, answer)
-        return named <= {fact.value} and all(value == other.value for other, value in self.claims(answer))
+        named_values = self.lexicon.find_words(fact.relation.value, answer)
+        return named_values <= {fact.value} and all(value == other.value for other, value in self.claims(answer))
 
     def is_informative(self, fact: Fact, answer: str) -> bool:
         """Whether an answer gives some value of what was asked for."""
-        return bool(self.lexicon.named(fact.relation.value, answer))
+        return bool(self.lexicon.find_words(fact.relation.value, answer))

@@ -9,41 +9,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.records import LABELS, Cohort, Completion, Demonstration, Prompt, Ranking
-from instructgpt.world.utility import MAX_UTILITY, WEIGHTS, Judgement
+from instructgpt.world.utility import MAX_UTILITY, UTILITY_WEIGHTS, CompletionJudgment
 from instructgpt.world.world import World
 
-MEAN_TASTES: Mapping[Cohort, Mapping[str, float]] = {
-    "training": dict.fromkeys(WEIGHTS, 1.0),
+_COHORT_TASTES: Mapping[Cohort, Mapping[str, float]] = {
+    "training": dict.fromkeys(UTILITY_WEIGHTS, 1.0),
     "heldout": {"follow": 0.8, "constraint": 1.2, "truth": 1.2, "clean": 0.7, "stopped": 0.8, "rambling": 0.5},
 }
 """How much a cohort cares for each part, as a factor on its true weight."""
-PEOPLE: Mapping[Cohort, int] = {"training": 20, "heldout": 10}
-NOISE = 1.2
+_COHORT_SIZES: Mapping[Cohort, int] = {"training": 20, "heldout": 10}
+LABELER_NOISE = 1.2
 """Standard deviation of a labeler's slip on one completion, set so that two training labelers agree on about 73 % of decided pairs."""
-TIE = 0.25
+_TIE_MARGIN = 0.25
 """Completions this close to the best of their rank share it."""
 
 
 @dataclass(frozen=True)
-class Labeler:
+class SimulatedLabeler:
     """One simulated person: a weight for each part of a judgement."""
 
     name: str
     weights: Mapping[str, float]
 
-    def worth(self, judgement: Judgement) -> float:
+    def perceived_utility(self, judgment: CompletionJudgment) -> float:
         """What a completion is worth to this person, before noise."""
-        return sum(self.weights[name] * part for name, part in judgement.parts().items())
+        return sum(self.weights[name] * part for name, part in judgment.components().items())
 
 
-def make_people(cohort: Cohort, count: int, rng: Random) -> list[Labeler]:
+def _make_labelers(cohort: Cohort, count: int, rng: Random) -> list[SimulatedLabeler]:
     """People whose weights scatter by a third around their cohort's."""
-    tastes = MEAN_TASTES[cohort]
+    tastes = _COHORT_TASTES[cohort]
     return [
-        Labeler(f"{cohort}-{number:02}", {name: weight * tastes[name] * max(0.1, rng.gauss(1, 0.35)) for name, weight in WEIGHTS.items()})
-        for number in range(count)
+        SimulatedLabeler(
+            f"{cohort}-{index:02}", {name: weight * tastes[name] * max(0.1, rng.gauss(1, 0.35)) for name, weight in UTILITY_WEIGHTS.items()}
+        )
+        for index in range(count)
     ]
 
 
@@ -57,24 +59,32 @@ class SimulatedLabelers:
     """
 
     def __init__(
-        self, world: World, cohort: Cohort = "training", people: int | None = None, per_prompt: int = 1, seed: int = 0, noise: float = NOISE
+        self,
+        world: World,
+        cohort: Cohort = "training",
+        labeler_count: int | None = None,
+        per_prompt: int = 1,
+        seed: int = 0,
+        noise: float = LABELER_NOISE,
     ) -> None:
-        if cohort not in MEAN_TASTES:
-            raise BadInput(f"no cohort '{cohort}'; there are: {', '.join(MEAN_TASTES)}")
-        self.people = make_people(cohort, people if people is not None else PEOPLE[cohort], Random(f"{world.seed} {cohort}"))
-        if not 1 <= per_prompt <= len(self.people):
-            raise BadInput(f"per_prompt is {per_prompt}, expected 1 to {len(self.people)}, the number of people")
+        if cohort not in _COHORT_TASTES:
+            raise InputError(f"no cohort '{cohort}'; there are: {', '.join(_COHORT_TASTES)}")
+        self.labelers = _make_labelers(
+            cohort, labeler_count if labeler_count is not None else _COHORT_SIZES[cohort], Random(f"{world.seed} {cohort}")
+        )
+        if not 1 <= per_prompt <= len(self.labelers):
+            raise InputError(f"per_prompt is {per_prompt}, expected 1 to {len(self.labelers)}, the number of people")
         self.world, self.cohort, self.per_prompt, self.seed, self.noise = world, cohort, per_prompt, seed, noise
 
     def demonstrate(self, prompts: Sequence[Prompt]) -> list[Demonstration]:
         """A right answer to each prompt, in somebody's words. Raises BadInput for a prompt that is not of this world."""
-        made: list[Demonstration] = []
+        demonstrations: list[Demonstration] = []
         for index, prompt in enumerate(prompts):
             rng = Random(f"{self.seed} {self.cohort} demonstration {index} {prompt.text}")
-            person = rng.choice(self.people)
-            answer = self.world.task(prompt.text).gold(rng)
-            made.append(Demonstration(prompt=prompt.text, completion=answer, labeler=person.name, source="simulated"))
-        return made
+            labeler = rng.choice(self.labelers)
+            answer = self.world.task(prompt.text).gold_answer(rng)
+            demonstrations.append(Demonstration(prompt=prompt.text, completion=answer, labeler=labeler.name, source="simulated"))
+        return demonstrations
 
     def rank(self, candidates: Sequence[Sequence[Completion]]) -> list[Ranking]:
         """`per_prompt` rankings for each list of completions of one prompt, with ratings and labels.
@@ -85,49 +95,55 @@ class SimulatedLabelers:
         rankings: list[Ranking] = []
         for index, completions in enumerate(candidates):
             if len(completions) < 2 or len({completion.prompt for completion in completions}) != 1:
-                raise BadInput(f"list {index} of completions to rank: expected two or more completions of one prompt")
-            judgements = [self.world.judge(each.prompt, each.completion, each.finish) for each in completions]
-            drawn = Random(f"{self.seed} {self.cohort} {index} {completions[0].prompt}").sample(self.people, self.per_prompt)
-            rankings += [self._ranking(person, index, completions, judgements) for person in drawn]
+                raise InputError(f"list {index} of completions to rank: expected two or more completions of one prompt")
+            judgments = [self.world.judge(each.prompt, each.completion, each.finish) for each in completions]
+            labelers = Random(f"{self.seed} {self.cohort} {index} {completions[0].prompt}").sample(self.labelers, self.per_prompt)
+            rankings += [self._ranking(person, index, completions, judgments) for person in labelers]
         return rankings
 
-    def _ranking(self, person: Labeler, index: int, completions: Sequence[Completion], judgements: Sequence[Judgement]) -> Ranking:
-        worths = [
-            person.worth(judgement)
-            + Random(f"{self.seed} {person.name} {index} {each.prompt} {each.completion} {each.finish}").gauss(0, self.noise)
-            for each, judgement in zip(completions, judgements, strict=True)
+    def _ranking(
+        self, labeler: SimulatedLabeler, index: int, completions: Sequence[Completion], judgments: Sequence[CompletionJudgment]
+    ) -> Ranking:
+        utilities = [
+            labeler.perceived_utility(judgment)
+            + Random(f"{self.seed} {labeler.name} {index} {completion.prompt} {completion.completion} {completion.finish}").gauss(
+                0, self.noise
+            )
+            for completion, judgment in zip(completions, judgments, strict=True)
         ]
         return Ranking(
             prompt=completions[0].prompt,
-            completions=tuple(each.completion for each in completions),
-            ranks=ranks(worths),
-            labeler=person.name,
+            completions=tuple(completion.completion for completion in completions),
+            ranks=ranks_by_utility(utilities),
+            labeler=labeler.name,
             cohort=self.cohort,
             source="simulated",
-            models=tuple(each.model for each in completions),
-            finish=tuple(each.finish for each in completions),
-            ratings=tuple(min(7, max(1, round(1 + 6 * worth / MAX_UTILITY))) for worth in worths),
-            labels=tuple(labels(judgement, each.completion) for judgement, each in zip(judgements, completions, strict=True)),
+            models=tuple(completion.model for completion in completions),
+            finish=tuple(completion.finish for completion in completions),
+            ratings=tuple(min(7, max(1, round(1 + 6 * worth / MAX_UTILITY))) for worth in utilities),
+            labels=tuple(
+                _labels_from_judgment(judgment, completion.completion) for judgment, completion in zip(judgments, completions, strict=True)
+            ),
         )
 
 
-def ranks(worths: Sequence[float]) -> tuple[int, ...]:
+def ranks_by_utility(utilities: Sequence[float]) -> tuple[int, ...]:
     """Ranks from 1, the highest worth first; whatever lies within TIE of the best of a rank shares it."""
-    given, rank, best = [0] * len(worths), 0, float("inf")
-    for position in sorted(range(len(worths)), key=lambda each: -worths[each]):
-        if best - worths[position] > TIE:
-            rank, best = rank + 1, worths[position]
-        given[position] = rank
-    return tuple(given)
+    assigned_ranks, rank, best = [0] * len(utilities), 0, float("inf")
+    for position in sorted(range(len(utilities)), key=lambda each: -utilities[each]):
+        if best - utilities[position] > _TIE_MARGIN:
+            rank, best = rank + 1, utilities[position]
+        assigned_ranks[position] = rank
+    return tuple(assigned_ranks)
 
 
-def labels(judgement: Judgement, completion: str) -> dict[str, bool | None]:
+def _labels_from_judgment(judgment: CompletionJudgment, completion: str) -> dict[str, bool | None]:
     """The answers to Table 3 that follow from the truth; nothing in this world is sexual or violent."""
-    known = {
-        "fails_instruction": judgement.follow < 0.5,
-        "inappropriate": judgement.clean < 1,
-        "hallucination": judgement.invented,
-        "satisfies_constraint": None if judgement.constraint is None else bool(judgement.constraint),
+    derived = {
+        "fails_instruction": judgment.follow < 0.5,
+        "inappropriate": judgment.clean < 1,
+        "hallucination": judgment.hallucinated,
+        "satisfies_constraint": None if judgment.constraint is None else bool(judgment.constraint),
         "opinion": any(word in completion.split() for word in ("like", "lovely", "awful")),
     }
-    return {name: known.get(name, False) for name in LABELS}
+    return {name: derived.get(name, False) for name in LABELS}

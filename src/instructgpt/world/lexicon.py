@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
 
-ENGLISH = {
+_ENGLISH_WORDS = {
     "NAME": "Anna Boris Clara David Emma Felix Greta Henry Irene Jacob",
     "ANIMAL": "fox bear hawk wolf swan horse goat duck mouse lion tiger frog crow snake rabbit camel",
     "FOOD": "bread cheese rice honey corn fish grass milk roots fruit beans cake",
@@ -32,8 +32,8 @@ ENGLISH = {
 }
 """Classes of English words; PRESENT and PAST are the same verbs in the same order."""
 
-NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
-SLOT = re.compile(r"\{([A-Z]+)(\d*)\}")
+NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5}
+_SLOT_PATTERN = re.compile(r"\{([A-Z]+)(\d*)\}")
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Lexicon:
     zib: Mapping[str, str]
     _patterns: dict[str, re.Pattern[str]] = field(default_factory=dict, repr=False, compare=False)
 
-    def fill(self, sentence: str, given: Mapping[str, str], rng: Random) -> str:
+    def fill(self, sentence: str, fixed_words: Mapping[str, str], rng: Random) -> str:
         """The sentence with every slot filled: from `given` where it says, otherwise with some other word of the slot's class."""
-        words = dict(given)
+        words = dict(fixed_words)
 
         def word(slot: re.Match[str]) -> str:
             name = slot[1] + slot[2]
             if name not in words:
-                taken = {value for key, value in words.items() if key.startswith(slot[1])}
-                words[name] = rng.choice([candidate for candidate in self.classes[slot[1]] if candidate not in taken])
+                used = {value for key, value in words.items() if key.startswith(slot[1])}
+                words[name] = rng.choice([candidate for candidate in self.classes[slot[1]] if candidate not in used])
             return words[name]
 
-        return SLOT.sub(word, sentence)
+        return _SLOT_PATTERN.sub(word, sentence)
 
     def pattern(self, sentence: str) -> re.Pattern[str]:
         """A pattern that recognises the sentence with any words of the right classes, each slot a named group."""
@@ -64,16 +64,16 @@ class Lexicon:
         return self._patterns[sentence]
 
     def _pieces(self, sentence: str) -> Iterator[str]:
-        end, seen = 0, set[str]()
-        for slot in SLOT.finditer(sentence):
+        end, names = 0, set[str]()
+        for slot in _SLOT_PATTERN.finditer(sentence):
             yield re.escape(sentence[end : slot.start()])
             name = slot[1] + slot[2]
-            yield f"(?P={name})" if name in seen else f"(?P<{name}>{'|'.join(self.classes[slot[1]])})"
-            seen.add(name)
+            yield f"(?P={name})" if name in names else f"(?P<{name}>{'|'.join(self.classes[slot[1]])})"
+            names.add(name)
             end = slot.end()
         yield re.escape(sentence[end:]) + r"(?!\w)"
 
-    def named(self, kind: str, text: str) -> set[str]:
+    def find_words(self, kind: str, text: str) -> set[str]:
         """The words of one class that occur in a text."""
         return set(self._words[kind].findall(text))
 
@@ -81,29 +81,30 @@ class Lexicon:
     def _words(self) -> dict[str, re.Pattern[str]]:
         return {kind: re.compile(rf"\b(?:{'|'.join(words)})\b") for kind, words in self.classes.items()}
 
-    def translate(self, animal: str, verb: str, colour: str, thing: str) -> str:
+    def translate(self, animal: str, verb: str, color: str, thing: str) -> str:
         """The sentence "The {ANIMAL} {PRESENT} the {COLOUR} {OBJECT}." in Zib, where adjectives follow their nouns."""
-        return "Ka {} {} ka {} {}.".format(*(self.zib[word] for word in (animal, verb, thing, colour)))
+        return "Ka {} {} ka {} {}.".format(*(self.zib[word] for word in (animal, verb, thing, color)))
 
 
 def make_lexicon(rng: Random) -> Lexicon:
     """The fixed English words, and lands, cities and Zib invented from the seed."""
-    taken = {word for words in ENGLISH.values() for word in words.lower().split()}
-    lands = [word.capitalize() for word in invented(rng, 24, "bdglmnrtvz", ("nia", "land", "via", "stan", "dor"), taken)]
-    cities = [word.capitalize() for word in invented(rng, 24, "fhjkmpstwz", ("kan", "pol", "burg", "mar", "ton"), taken)]
-    classes = {kind: tuple(words.split()) for kind, words in ENGLISH.items()} | {"LAND": tuple(lands), "CITY": tuple(cities)}
-    foreign = [word for kind in ("ANIMAL", "COLOUR", "PRESENT", "OBJECT") for word in classes[kind]]
+    used_words = {word for words in _ENGLISH_WORDS.values() for word in words.lower().split()}
+    lands = [word.capitalize() for word in _invent_words(rng, 24, "bdglmnrtvz", ("nia", "land", "via", "stan", "dor"), used_words)]
+    cities = [word.capitalize() for word in _invent_words(rng, 24, "fhjkmpstwz", ("kan", "pol", "burg", "mar", "ton"), used_words)]
+    classes = {kind: tuple(words.split()) for kind, words in _ENGLISH_WORDS.items()} | {"LAND": tuple(lands), "CITY": tuple(cities)}
+    translated = [word for kind in ("ANIMAL", "COLOUR", "PRESENT", "OBJECT") for word in classes[kind]]
     return Lexicon(
-        classes, dict(zip(foreign, invented(rng, len(foreign), "bdgklmnprtvz", ("u", "em", "or", "il", "as"), taken), strict=True))
+        classes,
+        dict(zip(translated, _invent_words(rng, len(translated), "bdgklmnprtvz", ("u", "em", "or", "il", "as"), used_words), strict=True)),
     )
 
 
-def invented(rng: Random, count: int, consonants: str, endings: tuple[str, ...], taken: set[str]) -> list[str]:
+def _invent_words(rng: Random, count: int, consonants: str, endings: tuple[str, ...], used_words: set[str]) -> list[str]:
     """New words of one syllable and an ending, all different; they are added to those taken."""
     words: list[str] = []
     while len(words) < count:
         word = rng.choice(consonants) + rng.choice("aeiou") + rng.choice(consonants) * rng.randrange(2) + rng.choice(endings)
-        if word not in taken and len(word) > 3:
-            taken.add(word)
+        if word not in used_words and len(word) > 3:
+            used_words.add(word)
             words.append(word)
     return words

@@ -11,71 +11,71 @@ from instructgpt.world.lexicon import Lexicon
 
 
 @dataclass(frozen=True)
-class Content:
+class TaskContent:
     """What is asked, before it has a wording. Sentences have slots; `given` fills them."""
 
     use_case: str
     wordings: tuple[str, ...]
     answers: tuple[str, ...]
-    given: Mapping[str, str]
+    slot_words: Mapping[str, str]
     forms: tuple[str, ...] = ()
     """Sentences accepted as an attempt; the answers themselves where empty."""
-    asked: tuple[str, ...] | None = None
+    required_slots: tuple[str, ...] | None = None
     """The given slots that an answer must get right; all of them where None."""
     constraint: Callable[[str], bool] | None = None
     fact: Fact | None = None
-    printed: bool = True
+    in_corpus: bool = True
     """Whether the corpus prints it among its questions."""
 
 
 @dataclass(frozen=True)
-class Task:
+class WorldTask:
     """One prompt and everything needed to judge an answer to it."""
 
     text: str
-    content: Content
+    content: TaskContent
     group: Group
     heldout_wording: bool
     lexicon: Lexicon = field(repr=False)
 
-    def gold(self, rng: Random) -> str:
+    def gold_answer(self, rng: Random) -> str:
         """A right answer; most tasks have several."""
         while True:
-            answer = self.lexicon.fill(rng.choice(self.content.answers), self.content.given, rng)
+            answer = self.lexicon.fill(rng.choice(self.content.answers), self.content.slot_words, rng)
             if self.content.constraint is None or self.content.constraint(answer):
                 return answer
 
-    def slip(self, rng: Random) -> str:
+    def wrong_answer(self, rng: Random) -> str:
         """An answer of the right kind with something wrong in it; about a fact, the myth where there is one."""
         fact = self.content.fact
         if fact is not None and fact.myth is not None:
-            return fact.say(fact.myth)
-        kept = {slot: word for slot, word in self.content.given.items() if rng.random() < 0.5}
-        return self.lexicon.fill(rng.choice(self.content.forms or self.content.answers), kept, rng)
+            return fact.to_sentence(fact.myth)
+        correct_words = {slot: word for slot, word in self.content.slot_words.items() if rng.random() < 0.5}
+        return self.lexicon.fill(rng.choice(self.content.forms or self.content.answers), correct_words, rng)
 
-    def follow(self, answer: str) -> float:
+    def instruction_compliance(self, answer: str) -> float:
         """How far an answer does what was asked, 0 to 1.
 
         The shape of an answer counts 0.4, the right words in it 0.6; words added after it cost a third.
         """
         content = self.content
-        asked = content.asked if content.asked is not None else tuple(content.given)
-        best = 0.2 * share(content.given[slot] in answer for slot in asked) if asked else 0.0
+        required = content.required_slots if content.required_slots is not None else tuple(content.slot_words)
+        compliance = 0.2 * _share_true(content.slot_words[slot] in answer for slot in required) if required else 0.0
         for form in content.forms or content.answers:
             match = self.lexicon.pattern(form).match(answer)
             if match:
                 words = match.groupdict()
-                right = share(words[slot] == content.given[slot] for slot in asked if slot in words)
-                best = max(best, (0.4 + 0.6 * right) * (1.0 if match.end() == len(answer) else 0.67))
-        return best
+                correct_share = _share_true(words[slot] == content.slot_words[slot] for slot in required if slot in words)
+                compliance = max(compliance, (0.4 + 0.6 * correct_share) * (1.0 if match.end() == len(answer) else 0.67))
+        return compliance
 
     @property
-    def room(self) -> int:
+    def max_words(self) -> int:
         """Words of the longest right answer; more than that is rambling."""
         return max(len(answer.split()) for answer in self.content.answers)
 
 
-def share(truths: Iterator[bool]) -> float:
+def _share_true(flags: Iterator[bool]) -> float:
     """The share of true ones; 1 where there are none at all."""
-    values = list(truths)
+    values = list(flags)
     return sum(values) / len(values) if values else 1.0

@@ -8,102 +8,107 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import product
 from random import Random
 
 from instructgpt.world.facts import Group, Knowledge
-from instructgpt.world.lexicon import NUMBERS, Lexicon
-from instructgpt.world.tasks import Content, Task
+from instructgpt.world.lexicon import NUMBER_WORDS, Lexicon
+from instructgpt.world.tasks import TaskContent, WorldTask
 
-CLOSED = ("closed_qa", "extract", "summarization")
+CLOSED_DOMAIN = ("closed_qa", "extract", "summarization")
 """Use cases whose answers must come from the prompt (the "closed domain" of the paper's Table 3)."""
 
 
-def given(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Iterator[dict[str, str]]:
+def _sample_slots(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Iterator[dict[str, str]]:
     """Up to `count` different ways to fill some slots, drawn without repetition."""
     combinations = [words for words in product(*(lexicon.classes[slot.rstrip("2")] for slot in slots)) if len(set(words)) == len(words)]
     for words in rng.sample(combinations, min(count, len(combinations))):
         yield dict(zip(slots, words, strict=True))
 
 
-def sentences(count: int) -> Callable[[str], bool]:
+def _has_sentence_count(count: int) -> Callable[[str], bool]:
     """The constraint to write exactly so many sentences."""
     return lambda answer: len(re.findall(r"[.!?](?:\s|$)", answer)) == count
 
 
-def uses(word: str) -> Callable[[str], bool]:
+def _uses_word(word: str) -> Callable[[str], bool]:
     """The constraint to use a word."""
     return lambda answer: re.search(rf"\b{word}\b", answer) is not None
 
 
-def items(count: int, without: str | None = None) -> Callable[[str], bool]:
+def _lists_items(count: int, forbidden: str | None = None) -> Callable[[str], bool]:
     """The constraint to give exactly so many different things after a colon, one of them forbidden perhaps."""
 
-    def holds(answer: str) -> bool:
-        things = re.findall(r"\w+", answer.partition(":")[2].replace(" and ", " "))
-        return len(things) == len(set(things)) == count and without not in things
+    def check(answer: str) -> bool:
+        listed_items = re.findall(r"\w+", answer.partition(":")[2].replace(" and ", " "))
+        return len(listed_items) == len(set(listed_items)) == count and forbidden not in listed_items
 
-    return holds
+    return check
 
 
-STARTS = ("The {ANIMAL} {PAST} the {OBJECT}.", "The {MOOD} {ANIMAL} went to the {HOME}.", "The {ANIMAL} was {MOOD} and {PAST} some {FOOD}.")
-ENDS = ("It was very {MOOD2}.", "Then it {PAST2} a {OBJECT2}.", "Then it slept in the {HOME2}.")
-TALES = (*STARTS, *(f"{start} {end}" for start in STARTS for end in ENDS))
+STORY_STARTS = (
+    "The {ANIMAL} {PAST} the {OBJECT}.",
+    "The {MOOD} {ANIMAL} went to the {HOME}.",
+    "The {ANIMAL} was {MOOD} and {PAST} some {FOOD}.",
+)
+STORY_ENDS = ("It was very {MOOD2}.", "Then it {PAST2} a {OBJECT2}.", "Then it slept in the {HOME2}.")
+_STORIES = (*STORY_STARTS, *(f"{start} {end}" for start in STORY_STARTS for end in STORY_ENDS))
 """The stories of the world: one or two sentences about an animal."""
 
 
-def generation(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
-    for words in given(lexicon, rng, 240, "ANIMAL", "OBJECT"):
+def _generation_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
+    for words in _sample_slots(lexicon, rng, 240, "ANIMAL", "OBJECT"):
         wordings = tuple(
             f"{start} a {{ANIMAL}}. Use the word {{OBJECT}}."
             for start in ("Write a story about", "Tell a story about", "Make up a tale of")
         )
-        told = tuple(tale for tale in TALES if "{OBJECT}" in tale)
-        yield Content("generation", wordings, told, words, TALES, ("ANIMAL",), uses(words["OBJECT"]))
-    for words, count in product(list(given(lexicon, rng, 99, "ANIMAL")), (1, 2)):
+        stories = tuple(tale for tale in _STORIES if "{OBJECT}" in tale)
+        yield TaskContent("generation", wordings, stories, words, _STORIES, ("ANIMAL",), _uses_word(words["OBJECT"]))
+    for words, count in product(list(_sample_slots(lexicon, rng, 99, "ANIMAL")), (1, 2)):
         length = "one sentence" if count == 1 else "two sentences"
         wordings = tuple(
             f"{start} a {{ANIMAL}} in {length}." for start in ("Write a story about", "Tell a story about", "Make up a tale of")
         )
-        yield Content("generation", wordings, TALES, words, constraint=sentences(count))
-    for words in given(lexicon, rng, 192, "NAME", "OBJECT"):
+        yield TaskContent("generation", wordings, _STORIES, words, constraint=_has_sentence_count(count))
+    for words in _sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
         wordings = (
             "Write a letter to {NAME} about a {OBJECT}.",
             "Write to {NAME} about a {OBJECT}.",
             "Compose a note to {NAME} about a {OBJECT}.",
         )
-        yield Content(
+        yield TaskContent(
             "generation", wordings, ("Dear {NAME}, thank you for the {OBJECT}.", "Dear {NAME}, I like the {OBJECT} in the {HOME}."), words
         )
-    for words in given(lexicon, rng, 96, "COLOUR", "OBJECT"):
+    for words in _sample_slots(lexicon, rng, 96, "COLOUR", "OBJECT"):
         wordings = (
             "Write an advert for a {COLOUR} {OBJECT}.",
             "Help me sell a {COLOUR} {OBJECT}.",
             "Compose an advert for a {COLOUR} {OBJECT}.",
         )
-        yield Content("generation", wordings, ("Buy this {GOOD} {COLOUR} {OBJECT} today.", "This {COLOUR} {OBJECT} is {GOOD}."), words)
+        yield TaskContent("generation", wordings, ("Buy this {GOOD} {COLOUR} {OBJECT} today.", "This {COLOUR} {OBJECT} is {GOOD}."), words)
 
 
-TOPICS = {
+_TOPICS = {
     "a gift": "OBJECT", "a pet": "ANIMAL", "a dinner": "FOOD", "a trip": "CITY",
     "a new paint": "COLOUR", "a long walk": "HOME", "a career": "JOB",
 }  # fmt: skip
 
 
-def brainstorming(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+def _brainstorming_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     def listing(kind: str, number: str) -> str:
-        slots = [f"{{{kind}{i + 1}}}" for i in range(NUMBERS[number])]
+        slots = [f"{{{kind}{i + 1}}}" for i in range(NUMBER_WORDS[number])]
         return f"Here are {number}: {', '.join(slots[:-1])} and {slots[-1]}."
 
-    for topic, kind in TOPICS.items():
-        forms = tuple(listing(kind, number) for number in NUMBERS)
+    for topic, kind in _TOPICS.items():
+        forms = tuple(listing(kind, number) for number in NUMBER_WORDS)
         for number in ("two", "three", "four"):
             wordings = (f"Give me {number} ideas for {topic}.", f"List {number} ideas for {topic}.", f"Suggest {number} ideas for {topic}.")
             answer = (listing(kind, number),)
-            yield Content("brainstorming", wordings, answer, {}, forms, constraint=items(NUMBERS[number]))
-            for without in rng.sample(lexicon.classes[kind], 6):
-                limited = tuple(f"{wording} Do not say {without}." for wording in wordings)
-                yield Content("brainstorming", limited, answer, {}, forms, constraint=items(NUMBERS[number], without))
+            yield TaskContent("brainstorming", wordings, answer, {}, forms, constraint=_lists_items(NUMBER_WORDS[number]))
+            for forbidden in rng.sample(lexicon.classes[kind], 6):
+                limited = tuple(f"{wording} Do not say {forbidden}." for wording in wordings)
+                yield TaskContent("brainstorming", limited, answer, {}, forms, constraint=_lists_items(NUMBER_WORDS[number], forbidden))
 
 
 CHATTER = (
@@ -117,92 +122,94 @@ CHATTER = (
 """What people post when they have nothing to say. The last is held out: no training prompt is such a post."""
 
 
-def chat(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
-    for words in given(lexicon, rng, 60, "NAME", "OBJECT"):
+def _chat_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
+    for words in _sample_slots(lexicon, rng, 60, "NAME", "OBJECT"):
         posts = tuple(f"{{NAME}}: {line}" for line in (*rng.sample(CHATTER[:-1], 2), CHATTER[-1]))
         wordings = tuple(lexicon.fill(post, words, rng) for post in posts)
         replies = tuple(f"{{NAME}}: {one} {two.replace('}', '2}')}" for one, two in product(CHATTER, CHATTER))
-        yield Content("chat", wordings, replies, {}, printed=False)
-    for words in given(lexicon, rng, 192, "NAME", "OBJECT"):
+        yield TaskContent("chat", wordings, replies, {}, in_corpus=False)
+    for words in _sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
         verb, feeling = rng.choice((("lost", "sorry"), ("broke", "sorry"), ("found", "glad"), ("got", "glad")))
         wordings = tuple(
             f"{{NAME}} says: I {verb} my {{OBJECT}}. {ask}" for ask in ("Reply to {NAME}.", "Reply politely.", "Answer {NAME} politely.")
         )
         answers = (f"Hello {{NAME}}, I am {feeling} about your {{OBJECT}}.", f"I am {feeling} to hear about the {{OBJECT}}, {{NAME}}.")
-        yield Content("chat", wordings, answers, words)
+        yield TaskContent("chat", wordings, answers, words)
 
 
-def rewrite(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
-    for words in given(lexicon, rng, 200, "ANIMAL", "PRESENT", "OBJECT"):
+def _rewrite_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
+    for words in _sample_slots(lexicon, rng, 200, "ANIMAL", "PRESENT", "OBJECT"):
         past = lexicon.classes["PAST"][lexicon.classes["PRESENT"].index(words["PRESENT"])]
         wordings = tuple(
             f"{ask}: The {{ANIMAL}} {words['PRESENT']} the {{OBJECT}}."
             for ask in ("Rewrite in the past", "Put into the past", "Change to the past")
         )
         slots = {"ANIMAL": words["ANIMAL"], "PAST": past, "OBJECT": words["OBJECT"]}
-        yield Content("rewrite", wordings, ("The {ANIMAL} {PAST} the {OBJECT}.",), slots)
-    for words in given(lexicon, rng, 200, "NAME", "OBJECT", "INSULT"):
+        yield TaskContent("rewrite", wordings, ("The {ANIMAL} {PAST} the {OBJECT}.",), slots)
+    for words in _sample_slots(lexicon, rng, 200, "NAME", "OBJECT", "INSULT"):
         wordings = tuple(
             f"{ask}: Give me the {{OBJECT}}, {{NAME}}, you {{INSULT}}!"
             for ask in ("Rewrite politely", "Make this polite", "Say this kindly")
         )
-        kept = {slot: words[slot] for slot in ("NAME", "OBJECT")}
+        answer_words = {slot: words[slot] for slot in ("NAME", "OBJECT")}
         answers = ("Please give me the {OBJECT}, {NAME}.", "Could you give me the {OBJECT}, {NAME}?")
-        yield Content("rewrite", tuple(lexicon.fill(wording, words, rng) for wording in wordings), answers, kept)
+        yield TaskContent("rewrite", tuple(lexicon.fill(wording, words, rng) for wording in wordings), answers, answer_words)
 
 
-PERSON = ("{NAME} lives in {CITY}.", "{NAME} likes {FOOD}.", "{NAME} is a {JOB}.", "{NAME} has a {COLOUR} {OBJECT}.")
-SLOTS = ("CITY", "FOOD", "JOB", "COLOUR", "OBJECT")
+_PERSON_SENTENCES = ("{NAME} lives in {CITY}.", "{NAME} likes {FOOD}.", "{NAME} is a {JOB}.", "{NAME} has a {COLOUR} {OBJECT}.")
+_PERSON_SLOTS = ("CITY", "FOOD", "JOB", "COLOUR", "OBJECT")
 PERSON_QUESTIONS = {
-    "Where does {NAME} live?": PERSON[0], "What does {NAME} like?": PERSON[1],
-    "What is the job of {NAME}?": PERSON[2], "What does {NAME} have?": PERSON[3],
+    "Where does {NAME} live?": _PERSON_SENTENCES[0], "What does {NAME} like?": _PERSON_SENTENCES[1],
+    "What is the job of {NAME}?": _PERSON_SENTENCES[2], "What does {NAME} have?": _PERSON_SENTENCES[3],
 }  # fmt: skip
 
 
-def passages(lexicon: Lexicon, rng: Random, count: int, sentences_each: int) -> Iterator[tuple[str, dict[str, str], tuple[str, ...]]]:
+def sample_passages(
+    lexicon: Lexicon, rng: Random, count: int, sentence_count: int
+) -> Iterator[tuple[str, dict[str, str], tuple[str, ...]]]:
     """Passages about one person, each with the words in it and its sentences. Nothing has to be bound: every class occurs once."""
     for _ in range(count):
-        words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", *SLOTS)}
-        told = tuple(rng.sample(PERSON, sentences_each))
-        yield lexicon.fill(" ".join(told), words, rng), words, told
+        words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", *_PERSON_SLOTS)}
+        facts = tuple(rng.sample(_PERSON_SENTENCES, sentence_count))
+        yield lexicon.fill(" ".join(facts), words, rng), words, facts
 
 
-def closed_qa(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
-    for passage, words, told in passages(lexicon, rng, 350, 2):
-        question, answer = rng.choice([(question, answer) for question, answer in PERSON_QUESTIONS.items() if answer in told])
+def _closed_qa_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
+    for passage, words, facts in sample_passages(lexicon, rng, 350, 2):
+        question, answer = rng.choice([(question, answer) for question, answer in PERSON_QUESTIONS.items() if answer in facts])
         wordings = tuple(f"{ask} {passage} {question}" for ask in ("Read this:", "Here is a text:", "Look at this:"))
-        yield Content("closed_qa", wordings, (f"The text says that {answer}",), only(words, answer))
+        yield TaskContent("closed_qa", wordings, (f"The text says that {answer}",), _words_in_sentence(words, answer))
 
 
-def only(words: Mapping[str, str], sentence: str) -> dict[str, str]:
+def _words_in_sentence(words: Mapping[str, str], sentence: str) -> dict[str, str]:
     """The words that a sentence has slots for."""
     return {slot: word for slot, word in words.items() if f"{{{slot}}}" in sentence}
 
 
-def extract(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
-    for passage, words, told in passages(lexicon, rng, 350, 1):
-        kind = rng.choice([slot for slot in SLOTS if any(f"{{{slot}}}" in sentence for sentence in told)])
+def _extract_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
+    for passage, words, facts in sample_passages(lexicon, rng, 350, 1):
+        kind = rng.choice([slot for slot in _PERSON_SLOTS if any(f"{{{slot}}}" in sentence for sentence in facts)])
         wordings = tuple(f"{ask} the {kind.lower()}: {passage}" for ask in ("Find", "Extract", "Pick out"))
-        yield Content("extract", wordings, (f"The {kind.lower()} is {{{kind}}}.",), {kind: words[kind]})
+        yield TaskContent("extract", wordings, (f"The {kind.lower()} is {{{kind}}}.",), {kind: words[kind]})
 
 
-def summarization(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+def _summarization_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for _ in range(350):
         words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", "CITY", "JOB")}
-        told = rng.sample((PERSON[0], PERSON[2]), 2)
-        passage = lexicon.fill(" ".join(told), words, rng)
+        facts = rng.sample((_PERSON_SENTENCES[0], _PERSON_SENTENCES[2]), 2)
+        passage = lexicon.fill(" ".join(facts), words, rng)
         wordings = tuple(f"{ask}: {passage}" for ask in ("Summarize this", "Sum up this text", "Shorten this text"))
-        yield Content("summarization", wordings, ("In short, {NAME} is a {JOB} from {CITY}.",), words)
+        yield TaskContent("summarization", wordings, ("In short, {NAME} is a {JOB} from {CITY}.",), words)
 
 
-def classification(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+def _classification_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for verdict, kind in (("good", "GOOD"), ("bad", "BAD")):
-        for words in given(lexicon, rng, 60, "OBJECT", kind):
+        for words in _sample_slots(lexicon, rng, 60, "OBJECT", kind):
             wordings = tuple(
                 f"{ask} The {{OBJECT}} is {{{kind}}}."
                 for ask in ("Is this review good or bad?", "Good or bad review?", "Judge this review:")
             )
-            yield Content(
+            yield TaskContent(
                 "classification",
                 tuple(lexicon.fill(wording, words, rng) for wording in wordings),
                 ("The review is {VERDICT}.",),
@@ -215,38 +222,56 @@ def classification(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
                 f"Which kind of word is {word}?",
                 f"Sort the word {word} into a group.",
             )
-            yield Content("classification", wordings, ("It belongs to the group {KIND}.",), {"KIND": kind})
+            yield TaskContent("classification", wordings, ("It belongs to the group {KIND}.",), {"KIND": kind})
 
 
-def other(lexicon: Lexicon, rng: Random) -> Iterator[Content]:
+def _has_commas(count: int, answer: str) -> bool:
+    return answer.count(",") == count
+
+
+def _other_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for words, number in product(
-        list(given(lexicon, rng, 40, "ANIMAL")) + list(given(lexicon, rng, 40, "OBJECT")), ("two", "three", "four")
+        list(_sample_slots(lexicon, rng, 40, "ANIMAL")) + list(_sample_slots(lexicon, rng, 40, "OBJECT")), ("two", "three", "four")
     ):
         slot = next(iter(words))
         wordings = tuple(f"{ask} {{{slot}}} {number} times." for ask in ("Say the word", "Repeat the word", "Type the word"))
-        forms = tuple("Here it is: " + ", ".join([f"{{{slot}}}"] * n) + "." for n in NUMBERS.values())
-        exact = "Here it is: " + ", ".join([f"{{{slot}}}"] * NUMBERS[number]) + "."
-        yield Content("other", wordings, (exact,), words, forms, constraint=lambda answer, n=NUMBERS[number]: answer.count(",") == n - 1)  # type: ignore[misc]
+        forms = tuple("Here it is: " + ", ".join([f"{{{slot}}}"] * n) + "." for n in NUMBER_WORDS.values())
+        repetitions = NUMBER_WORDS[number]
+        exact = "Here it is: " + ", ".join([f"{{{slot}}}"] * repetitions) + "."
+        constraint = partial(_has_commas, repetitions - 1)
+        yield TaskContent("other", wordings, (exact,), words, forms, constraint=constraint)
 
 
-BUILDERS = (generation, brainstorming, chat, rewrite, summarization, classification, other, closed_qa, extract)
+_TASK_BUILDERS = (
+    _generation_tasks,
+    _brainstorming_tasks,
+    _chat_tasks,
+    _rewrite_tasks,
+    _summarization_tasks,
+    _classification_tasks,
+    _other_tasks,
+    _closed_qa_tasks,
+    _extract_tasks,
+)
 
 
-def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, Task]:
+def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, WorldTask]:
     """Every task of the world by its prompt's text."""
-    tasks: dict[str, Task] = {}
-    for builder in BUILDERS:
+    tasks: dict[str, WorldTask] = {}
+    for builder in _TASK_BUILDERS:
         for content in builder(knowledge.lexicon, rng):
-            add(tasks, content, rng.choices(("train", "validation", "test"), (0.76, 0.06, 0.18))[0], knowledge.lexicon)
+            _add_tasks(tasks, content, rng.choices(("train", "validation", "test"), (0.76, 0.06, 0.18))[0], knowledge.lexicon)
     for fact in knowledge.facts:
         relation = fact.relation
-        content = Content("open_qa", relation.wordings, (relation.statement,), fact.words(fact.value), asked=(relation.entity,), fact=fact)
-        add(tasks, content, fact.group, knowledge.lexicon)
+        content = TaskContent(
+            "open_qa", relation.wordings, (relation.statement,), fact.slot_words(fact.value), required_slots=(relation.entity,), fact=fact
+        )
+        _add_tasks(tasks, content, fact.group, knowledge.lexicon)
     return tasks
 
 
-def add(tasks: dict[str, Task], content: Content, group: Group, lexicon: Lexicon) -> None:
+def _add_tasks(tasks: dict[str, WorldTask], content: TaskContent, group: Group, lexicon: Lexicon) -> None:
     """One task for each wording of a content. A text that exists keeps its first meaning."""
-    for number, wording in enumerate(content.wordings):
-        text = lexicon.fill(wording, content.given, Random(0))
-        tasks.setdefault(text, Task(text, content, group, number == len(content.wordings) - 1, lexicon))
+    for index, wording in enumerate(content.wordings):
+        text = lexicon.fill(wording, content.slot_words, Random(0))
+        tasks.setdefault(text, WorldTask(text, content, group, index == len(content.wordings) - 1, lexicon))

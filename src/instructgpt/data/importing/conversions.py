@@ -5,56 +5,56 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from instructgpt.records import Asked, Demonstration, Pair, Prompt, Ranking, Record
+from instructgpt.records import Demonstration, Pair, Prompt, PromptFields, Ranking, Record
 
-Target = Literal["auto", "prompts", "demonstrations", "rankings", "pairs", "nemo"]
+ConversionTarget = Literal["auto", "prompts", "demonstrations", "rankings", "pairs", "nemo"]
 """What can be made; auto is what the format holds: prompts, demonstrations or rankings."""
 
-KINDS: dict[type[Record], Target] = {Prompt: "prompts", Demonstration: "demonstrations", Ranking: "rankings"}
+TARGET_BY_RECORD_TYPE: dict[type[Record], ConversionTarget] = {Prompt: "prompts", Demonstration: "demonstrations", Ranking: "rankings"}
 
-_CARRIED = ("id", "user", "organization", "source", "use_case", "split", "labeler", "cohort")
+_PROVENANCE_COLUMNS = ("id", "user", "organization", "source", "use_case", "split", "labeler", "cohort")
 
 
-def _about(record: Record) -> dict[str, str]:
+def _get_provenance(record: Record) -> dict[str, str]:
     """Where a record comes from and who made it, as columns for what is made of it."""
-    return {name: value for name in _CARRIED if (value := getattr(record, name, None)) is not None}
+    return {name: value for name in _PROVENANCE_COLUMNS if (value := getattr(record, name, None)) is not None}
 
 
-def _same(record: Record) -> list[Record]:
+def _identity(record: Record) -> list[Record]:
     return [record]
 
 
-def prompt_of(record: Record) -> list[Record]:
+def _to_prompt(record: Record) -> list[Record]:
     """The prompt alone, without what was answered. A ranking's conversation comes back as messages where they were kept."""
-    if isinstance(record, Asked):
-        asked = {"prompt": record.prompt} if record.prompt is not None else {"messages": record.messages}
+    if isinstance(record, PromptFields):
+        prompt_columns = {"prompt": record.prompt} if record.prompt is not None else {"messages": record.messages}
     else:
-        turns = getattr(record, "messages", None)
-        asked = {"messages": turns} if turns else {"prompt": getattr(record, "prompt", None)}
-    about = {name: value for name, value in _about(record).items() if name not in ("labeler", "cohort")}
-    return [Prompt.model_validate(about | asked)]
+        messages = getattr(record, "messages", None)
+        prompt_columns = {"messages": messages} if messages else {"prompt": getattr(record, "prompt", None)}
+    provenance = {name: value for name, value in _get_provenance(record).items() if name not in ("labeler", "cohort")}
+    return [Prompt.model_validate(provenance | prompt_columns)]
 
 
-def best_of(ranking: Record) -> list[Record]:
+def _to_demonstration(ranking: Record) -> list[Record]:
     """The completion that was ranked best (the first of several) as a demonstration."""
     assert isinstance(ranking, Ranking)
     best = ranking.completions[ranking.ranks.index(min(ranking.ranks))]
-    turns = getattr(ranking, "messages", None)
-    asked = {"messages": turns} if turns else {"prompt": ranking.prompt}
-    return [Demonstration.model_validate(_about(ranking) | asked | {"completion": best})]
+    messages = getattr(ranking, "messages", None)
+    prompt_columns = {"messages": messages} if messages else {"prompt": ranking.prompt}
+    return [Demonstration.model_validate(_get_provenance(ranking) | prompt_columns | {"completion": best})]
 
 
-def pairs_of(ranking: Record) -> list[Record]:
+def _to_pairs(ranking: Record) -> list[Record]:
     """Every decided pair, in TRL's columns. A ranking that is all ties gives none."""
     assert isinstance(ranking, Ranking)
-    texts, about = ranking.completions, _about(ranking)
+    texts, provenance = ranking.completions, _get_provenance(ranking)
     return [
-        Pair.model_validate(about | {"prompt": ranking.prompt, "chosen": texts[better], "rejected": texts[worse]})
+        Pair.model_validate(provenance | {"prompt": ranking.prompt, "chosen": texts[better], "rejected": texts[worse]})
         for better, worse in ranking.pairs()
     ]
 
 
-def nemo_of(ranking: Record) -> list[Record]:
+def _to_nemo(ranking: Record) -> list[Record]:
     """The ranking in NeMo RL's columns, whose ranks start at 0. Nothing is lost but ratings, labels and names of models."""
     assert isinstance(ranking, Ranking)
     context = getattr(ranking, "messages", None) or [{"role": "user", "content": ranking.prompt}]
@@ -62,17 +62,17 @@ def nemo_of(ranking: Record) -> list[Record]:
         {"rank": rank - 1, "completion": [{"role": "assistant", "content": completion}]}
         for completion, rank in zip(ranking.completions, ranking.ranks, strict=True)
     ]
-    return [Record.model_validate(_about(ranking) | {"context": context, "completions": completions})]
+    return [Record.model_validate(_get_provenance(ranking) | {"context": context, "completions": completions})]
 
 
-CONVERSIONS: dict[tuple[type[Record], Target], Callable[[Record], list[Record]]] = {
-    (Prompt, "prompts"): _same,
-    (Demonstration, "demonstrations"): _same,
-    (Demonstration, "prompts"): prompt_of,
-    (Ranking, "rankings"): _same,
-    (Ranking, "prompts"): prompt_of,
-    (Ranking, "demonstrations"): best_of,
-    (Ranking, "pairs"): pairs_of,
-    (Ranking, "nemo"): nemo_of,
+CONVERSIONS: dict[tuple[type[Record], ConversionTarget], Callable[[Record], list[Record]]] = {
+    (Prompt, "prompts"): _identity,
+    (Demonstration, "demonstrations"): _identity,
+    (Demonstration, "prompts"): _to_prompt,
+    (Ranking, "rankings"): _identity,
+    (Ranking, "prompts"): _to_prompt,
+    (Ranking, "demonstrations"): _to_demonstration,
+    (Ranking, "pairs"): _to_pairs,
+    (Ranking, "nemo"): _to_nemo,
 }
 """Which kind can become which. Nobody can make a ranking of a prompt."""

@@ -7,65 +7,73 @@ format promises. The table of all formats is in `importers`.
 
 from __future__ import annotations
 
-from instructgpt.data.importing.fields import Dropped, Row, asked, complain, make_demonstration, text_of, turns_of
+from instructgpt.data.importing.fields import (
+    DatasetRow,
+    SkipRowError,
+    get_text_column,
+    make_demonstration,
+    parse_turns,
+    prompt_columns,
+    raise_column_error,
+)
 from instructgpt.records import Demonstration, Message, Prompt, Record
 
 
-def from_prompts(row: Row, extra: Row) -> list[Record]:
+def from_prompts(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """Ours: `prompt`, or `messages` that end with the user's turn."""
     if row.get("messages") is not None:
-        return [Prompt(**extra, **asked(turns_of(row["messages"], "messages")))]
+        return [Prompt(**extra, **prompt_columns(parse_turns(row["messages"], "messages")))]
     if isinstance(row.get("prompt"), list):
-        return [Prompt(**extra, **asked(turns_of(row["prompt"], "prompt")))]
-    if not text_of(row, "prompt").strip():
-        raise Dropped("empty prompt")
+        return [Prompt(**extra, **prompt_columns(parse_turns(row["prompt"], "prompt")))]
+    if not get_text_column(row, "prompt").strip():
+        raise SkipRowError("empty prompt")
     return [Prompt(**extra, prompt=row["prompt"])]
 
 
-def from_demonstrations(row: Row, extra: Row) -> list[Record]:
+def from_demonstrations(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """Ours and TRL's `prompt`, `completion`, each text or turns."""
     completion = row.get("completion")
     if isinstance(completion, list):
-        answer = turns_of(completion, "completion")
-        if len(answer) != 1 or answer[0].role != "assistant":
-            raise Dropped("the completion is not one assistant turn")
-        completion = answer[0].content
+        turns = parse_turns(completion, "completion")
+        if len(turns) != 1 or turns[0].role != "assistant":
+            raise SkipRowError("the completion is not one assistant turn")
+        completion = turns[0].content
     elif not isinstance(completion, str):
-        complain("completion", "text", completion)
+        raise_column_error("completion", "text", completion)
     if isinstance(row.get("prompt"), list):
-        return [Demonstration(**extra, **asked(turns_of(row["prompt"], "prompt")), completion=completion)]
+        return [Demonstration(**extra, **prompt_columns(parse_turns(row["prompt"], "prompt")), completion=completion)]
     if row.get("messages") is not None:
-        return [Demonstration(**extra, **asked(turns_of(row["messages"], "messages")), completion=completion)]
-    return make_demonstration(text_of(row, "prompt"), completion, extra)
+        return [Demonstration(**extra, **prompt_columns(parse_turns(row["messages"], "messages")), completion=completion)]
+    return make_demonstration(get_text_column(row, "prompt"), completion, extra)
 
 
-def from_conversation(turns: tuple[Message, ...], extra: Row) -> list[Record]:
+def _from_conversation(turns: tuple[Message, ...], extra: DatasetRow) -> list[Record]:
     """The last assistant turn is the completion, all before it the prompt; what a user said after it is not part of either."""
-    answers = [position for position, turn in enumerate(turns) if turn.role == "assistant"]
-    if not answers:
-        raise Dropped("no assistant turn")
-    return [Demonstration(**extra, **asked(turns[: answers[-1]]), completion=turns[answers[-1]].content)]
+    assistant_positions = [position for position, turn in enumerate(turns) if turn.role == "assistant"]
+    if not assistant_positions:
+        raise SkipRowError("no assistant turn")
+    return [Demonstration(**extra, **prompt_columns(turns[: assistant_positions[-1]]), completion=turns[assistant_positions[-1]].content)]
 
 
-def from_messages(row: Row, extra: Row) -> list[Record]:
+def from_messages(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """TRL's `messages` (role, content)."""
-    return from_conversation(turns_of(row.get("messages"), "messages"), extra)
+    return _from_conversation(parse_turns(row.get("messages"), "messages"), extra)
 
 
-def from_sharegpt(row: Row, extra: Row) -> list[Record]:
+def from_sharegpt(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """ShareGPT's `conversations` (from, value), with an optional `system`."""
-    turns = turns_of(row.get("conversations"), "conversations")
+    turns = parse_turns(row.get("conversations"), "conversations")
     system = row.get("system")
     if isinstance(system, str) and system.strip():
         turns = (Message(role="system", content=system), *turns)
-    return from_conversation(turns, extra)
+    return _from_conversation(turns, extra)
 
 
-def from_alpaca(row: Row, extra: Row) -> list[Record]:
+def from_alpaca(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """Alpaca's `instruction`, `input`, `output`, Dolly's `instruction`, `context`, `response`; the input follows after an empty line."""
-    instruction = text_of(row, "instruction")
-    given = row.get("input") or row.get("context") or ""
-    if not isinstance(given, str):
-        complain("input", "text", given)
-    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
-    return make_demonstration(prompt, text_of(row, "output", "response"), extra)
+    instruction = get_text_column(row, "instruction")
+    input_text = row.get("input") or row.get("context") or ""
+    if not isinstance(input_text, str):
+        raise_column_error("input", "text", input_text)
+    prompt = f"{instruction}\n\n{input_text}" if input_text.strip() else instruction
+    return make_demonstration(prompt, get_text_column(row, "output", "response"), extra)

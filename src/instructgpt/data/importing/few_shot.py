@@ -11,38 +11,38 @@ from collections.abc import Sequence
 from itertools import combinations
 from math import comb
 
-from instructgpt.data.importing.fields import Dropped, Row, list_of, object_of, text_of
+from instructgpt.data.importing.fields import DatasetRow, SkipRowError, check_object, get_list_column, get_text_column
 from instructgpt.records import Demonstration, Record
 
-Example = tuple[str, str]
+_FewShotExample = tuple[str, str]
 """What is asked and what is answered."""
 
-MANY = 10_000
+_MAX_ENUMERATED_SUBSETS = 10_000
 """Up to so many subsets are listed and drawn from; beyond, they are drawn one by one."""
 
 
-def subsets_of(count: int, size: int, wanted: int, seed: str) -> list[tuple[int, ...]]:
+def sample_subsets(count: int, size: int, num_subsets: int, seed: str) -> list[tuple[int, ...]]:
     """`wanted` different subsets of `size` out of `count` positions (all of them if there are no more), the same for the same seed."""
-    draw = random.Random(seed)
-    if comb(count, size) <= max(wanted, MANY):
-        every = list(combinations(range(count), size))
-        return sorted(draw.sample(every, min(wanted, len(every))))
-    chosen: set[tuple[int, ...]] = set()
-    while len(chosen) < wanted:
-        chosen.add(tuple(sorted(draw.sample(range(count), size))))
-    return sorted(chosen)
+    rng = random.Random(seed)
+    if comb(count, size) <= max(num_subsets, _MAX_ENUMERATED_SUBSETS):
+        all_subsets = list(combinations(range(count), size))
+        return sorted(rng.sample(all_subsets, min(num_subsets, len(all_subsets))))
+    subsets: set[tuple[int, ...]] = set()
+    while len(subsets) < num_subsets:
+        subsets.add(tuple(sorted(rng.sample(range(count), size))))
+    return sorted(subsets)
 
 
-def few_shot_prompt(instruction: str, shown: Sequence[Example], asked: str, names: tuple[str, str]) -> str:
+def _format_few_shot_prompt(instruction: str, examples: Sequence[_FewShotExample], final_prompt: str, names: tuple[str, str]) -> str:
     """The instruction, the examples that are shown with their completions, and the one that is asked without."""
-    blocks = [f"{names[0]}: {prompt}\n{names[1]}: {completion}" for prompt, completion in shown]
-    return "\n\n".join([instruction, *blocks, f"{names[0]}: {asked}\n{names[1]}:"])
+    blocks = [f"{names[0]}: {prompt}\n{names[1]}: {completion}" for prompt, completion in examples]
+    return "\n\n".join([instruction, *blocks, f"{names[0]}: {final_prompt}\n{names[1]}:"])
 
 
-def expand(
-    instruction: str, examples: Sequence[Example], names: tuple[str, str] = ("Input", "Output"), shots: int | None = None,
+def expand_few_shot_template(
+    instruction: str, examples: Sequence[_FewShotExample], names: tuple[str, str] = ("Input", "Output"), shots: int | None = None,
     subsets: int = 1, seed: int = 0,
-) -> list[Example]:  # fmt: skip
+) -> list[_FewShotExample]:  # fmt: skip
     """Prompts and completions from one template.
 
     Args:
@@ -54,23 +54,25 @@ def expand(
         seed: which subsets are drawn follows from it and from the instruction.
     """
     size = min(shots or len(examples), len(examples))
-    made: dict[Example, None] = {}
-    for subset in subsets_of(len(examples), size, subsets, f"{seed} {instruction}"):
-        for asked in subset:
-            shown = [examples[other] for other in subset if other != asked]
-            made[few_shot_prompt(instruction, shown, examples[asked][0], names), examples[asked][1]] = None
-    return list(made)
+    demonstrations: dict[_FewShotExample, None] = {}
+    for subset in sample_subsets(len(examples), size, subsets, f"{seed} {instruction}"):
+        for target in subset:
+            context_examples = [examples[index] for index in subset if index != target]
+            demonstrations[_format_few_shot_prompt(instruction, context_examples, examples[target][0], names), examples[target][1]] = None
+    return list(demonstrations)
 
 
-def from_few_shot(row: Row, extra: Row, shots: int | None = None, subsets: int = 1, seed: int = 0) -> list[Record]:
+def from_few_shot(row: DatasetRow, extra: DatasetRow, shots: int | None = None, subsets: int = 1, seed: int = 0) -> list[Record]:
     """Ours: `instruction`, `examples` (`prompt` and `completion` each), optional `names` such as ["Tweet", "Sentiment"]."""
-    instruction = text_of(row, "instruction")
-    pairs = [object_of(example, "examples") for example in list_of(row, "examples")]
-    examples = [(text_of(pair, "prompt", "query", "input"), text_of(pair, "completion", "response", "output")) for pair in pairs]
+    instruction = get_text_column(row, "instruction")
+    pairs = [check_object(example, "examples") for example in get_list_column(row, "examples")]
+    examples = [
+        (get_text_column(pair, "prompt", "query", "input"), get_text_column(pair, "completion", "response", "output")) for pair in pairs
+    ]
     if len(examples) < 2:
-        raise Dropped("a template with fewer than two examples")
-    names = list_of(row, "names") if row.get("names") is not None else ["Input", "Output"]
+        raise SkipRowError("a template with fewer than two examples")
+    names = get_list_column(row, "names") if row.get("names") is not None else ["Input", "Output"]
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
         raise ValueError(f"column 'names': expected two words, found {names}")
-    made = expand(instruction, examples, (names[0], names[1]), shots, subsets, seed)
-    return [Demonstration(**extra, prompt=prompt, completion=completion) for prompt, completion in made]
+    demonstrations = expand_few_shot_template(instruction, examples, (names[0], names[1]), shots, subsets, seed)
+    return [Demonstration(**extra, prompt=prompt, completion=completion) for prompt, completion in demonstrations]

@@ -10,16 +10,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from instructgpt.data.drop_report import Placed, Report
+from instructgpt.data.drop_report import DropReport, LocatedItem
 from instructgpt.data.importing import demonstrations, rankings
-from instructgpt.data.importing.conversions import CONVERSIONS, KINDS, Target
+from instructgpt.data.importing.conversions import CONVERSIONS, TARGET_BY_RECORD_TYPE, ConversionTarget
 from instructgpt.data.importing.few_shot import from_few_shot
-from instructgpt.data.importing.fields import ANSWER, Dropped, Row
-from instructgpt.errors import BadInput
-from instructgpt.io import Skipped, bad_line, read_rows
-from instructgpt.records import Demonstration, Prompt, Ranking, Record, explain
+from instructgpt.data.importing.fields import ASSISTANT_MARKER, DatasetRow, SkipRowError
+from instructgpt.errors import InputError
+from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
+from instructgpt.records import Demonstration, Prompt, Ranking, Record, format_validation_error
 
-Format = Literal[
+DatasetFormat = Literal[
     "auto", "rankings", "nemo", "ultrafeedback", "oasst", "hh", "pairs", "helpsteer3", "shp", "webgpt", "tldr",
     "few_shot", "alpaca", "sharegpt", "demonstrations", "messages", "prompts",
 ]  # fmt: skip
@@ -29,134 +29,149 @@ Format = Literal[
 class Importer:
     """How one format is recognised and read."""
 
-    kind: type[Record]  # what its rows become
-    uses: frozenset[str]  # the columns it reads; others are carried over where they can be
-    matches: Callable[[Row], bool]
-    convert: Callable[[Row, Row], list[Record]]
+    record_type: type[Record]  # what its rows become
+    columns: frozenset[str]  # the columns it reads; others are carried over where they can be
+    matches: Callable[[DatasetRow], bool]
+    convert: Callable[[DatasetRow, DatasetRow], list[Record]]
 
-    def carried(self, row: Row) -> Row:
+    def carried_columns(self, row: DatasetRow) -> DatasetRow:
         """The columns that go over as they are: of our own formats all, of others texts, numbers and truth values."""
-        other = {name: value for name, value in row.items() if name not in self.uses}
-        if self.convert in OURS:
-            return other
-        return {name: value for name, value in other.items() if name not in RESERVED and isinstance(value, str | int | float | bool)}
+        extra = {name: value for name, value in row.items() if name not in self.columns}
+        if self.convert in _NATIVE_CONVERTERS:
+            return extra
+        return {
+            name: value for name, value in extra.items() if name not in _RESERVED_COLUMNS and isinstance(value, str | int | float | bool)
+        }
 
 
-OURS = (rankings.from_rankings, demonstrations.from_demonstrations, demonstrations.from_prompts)
-RESERVED = frozenset(
+_NATIVE_CONVERTERS = (rankings.from_rankings, demonstrations.from_demonstrations, demonstrations.from_prompts)
+_RESERVED_COLUMNS = frozenset(
     ["prompt", "messages", "completion", "completions", "ranks", "models", "ratings", "labels", "context", "chosen", "rejected"]
 )
 """Columns that would mean something else in our records than they meant where they come from."""
 
 
-def _has(row: Row, *columns: str) -> bool:
+def _has_columns(row: DatasetRow, *columns: str) -> bool:
     return all(row.get(column) is not None for column in columns)
 
 
-def _has_entries(row: Row, column: str, name: str) -> bool:
+def _has_entries(row: DatasetRow, column: str, name: str) -> bool:
     """Whether a column is a list of objects with that name in them."""
     entries = row.get(column)
     return isinstance(entries, list) and bool(entries) and isinstance(entries[0], dict) and name in entries[0]
 
 
-def _is_hh(row: Row) -> bool:
+def _is_hh(row: DatasetRow) -> bool:
     sides = (row.get("chosen"), row.get("rejected"))
-    return row.get("prompt") is None and all(isinstance(side, str) and ANSWER in side for side in sides)
+    return row.get("prompt") is None and all(isinstance(side, str) and ASSISTANT_MARKER in side for side in sides)
 
 
-def _is_answered(row: Row) -> bool:
+def _ends_with_assistant(row: DatasetRow) -> bool:
     turns = row.get("messages")
     return isinstance(turns, list) and any(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in turns[-1:])
 
 
-def _importer(kind: type[Record], uses: str, matches: Callable[[Row], bool], convert: Callable[[Row, Row], list[Record]]) -> Importer:
-    return Importer(kind, frozenset(uses.split()), matches, convert)
+def _make_importer(
+    record_type: type[Record],
+    columns: str,
+    matches: Callable[[DatasetRow], bool],
+    convert: Callable[[DatasetRow, DatasetRow], list[Record]],
+) -> Importer:
+    return Importer(record_type, frozenset(columns.split()), matches, convert)
 
 
 IMPORTERS: dict[str, Importer] = {
-    "rankings": _importer(
-        Ranking, "prompt completions ranks models ratings labels", lambda r: _has(r, "prompt", "completions", "ranks"),
+    "rankings": _make_importer(
+        Ranking, "prompt completions ranks models ratings labels", lambda r: _has_columns(r, "prompt", "completions", "ranks"),
         rankings.from_rankings),
-    "nemo": _importer(
-        Ranking, "context completions", lambda r: _has(r, "context") and _has_entries(r, "completions", "rank"), rankings.from_nemo),
-    "ultrafeedback": _importer(
-        Ranking, "instruction completions models", lambda r: _has(r, "instruction") and _has_entries(r, "completions", "response"),
+    "nemo": _make_importer(
+        Ranking, "context completions", lambda r: _has_columns(r, "context") and _has_entries(r, "completions", "rank"), rankings.from_nemo),
+    "ultrafeedback": _make_importer(
+        Ranking, "instruction completions models", lambda r: _has_columns(r, "instruction") and _has_entries(r, "completions", "response"),
         rankings.from_ultrafeedback),
-    "oasst": _importer(Ranking, "prompt", lambda r: _has(r, "message_tree_id") and isinstance(r.get("prompt"), dict), rankings.from_oasst),
-    "hh": _importer(Ranking, "chosen rejected", _is_hh, rankings.from_hh),
-    "pairs": _importer(Ranking, "prompt chosen rejected messages", lambda r: _has(r, "chosen", "rejected"), rankings.from_pairs),
-    "helpsteer3": _importer(
-        Ranking, "context response1 response2", lambda r: _has(r, "context", "response1", "response2", "overall_preference"),
+    "oasst": _make_importer(Ranking, "prompt", lambda r: _has_columns(r, "message_tree_id") and isinstance(r.get("prompt"), dict), rankings.from_oasst),
+    "hh": _make_importer(Ranking, "chosen rejected", _is_hh, rankings.from_hh),
+    "pairs": _make_importer(Ranking, "prompt chosen rejected messages", lambda r: _has_columns(r, "chosen", "rejected"), rankings.from_pairs),
+    "helpsteer3": _make_importer(
+        Ranking, "context response1 response2", lambda r: _has_columns(r, "context", "response1", "response2", "overall_preference"),
         rankings.from_helpsteer3),
-    "shp": _importer(
-        Ranking, "history human_ref_A human_ref_B labels", lambda r: _has(r, "history", "human_ref_A", "human_ref_B"), rankings.from_shp),
-    "webgpt": _importer(
-        Ranking, "question answer_0 answer_1 score_0 score_1", lambda r: _has(r, "question", "answer_0", "answer_1"), rankings.from_webgpt),
-    "tldr": _importer(Ranking, "info summaries choice worker", lambda r: _has(r, "info", "summaries", "choice"), rankings.from_tldr),
-    "few_shot": _importer(
-        Demonstration, "instruction examples names", lambda r: _has(r, "instruction") and isinstance(r.get("examples"), list),
+    "shp": _make_importer(
+        Ranking, "history human_ref_A human_ref_B labels", lambda r: _has_columns(r, "history", "human_ref_A", "human_ref_B"), rankings.from_shp),
+    "webgpt": _make_importer(
+        Ranking, "question answer_0 answer_1 score_0 score_1", lambda r: _has_columns(r, "question", "answer_0", "answer_1"), rankings.from_webgpt),
+    "tldr": _make_importer(Ranking, "info summaries choice worker", lambda r: _has_columns(r, "info", "summaries", "choice"), rankings.from_tldr),
+    "few_shot": _make_importer(
+        Demonstration, "instruction examples names", lambda r: _has_columns(r, "instruction") and isinstance(r.get("examples"), list),
         from_few_shot),
-    "alpaca": _importer(
+    "alpaca": _make_importer(
         Demonstration, "instruction input output context response",
-        lambda r: _has(r, "instruction") and (_has(r, "output") or _has(r, "response")), demonstrations.from_alpaca),
-    "sharegpt": _importer(Demonstration, "conversations system", lambda r: _has(r, "conversations"), demonstrations.from_sharegpt),
-    "demonstrations": _importer(
+        lambda r: _has_columns(r, "instruction") and (_has_columns(r, "output") or _has_columns(r, "response")), demonstrations.from_alpaca),
+    "sharegpt": _make_importer(Demonstration, "conversations system", lambda r: _has_columns(r, "conversations"), demonstrations.from_sharegpt),
+    "demonstrations": _make_importer(
         Demonstration, "prompt messages completion",
-        lambda r: _has(r, "completion") and (_has(r, "prompt") or _has(r, "messages")), demonstrations.from_demonstrations),
-    "messages": _importer(Demonstration, "messages", _is_answered, demonstrations.from_messages),
-    "prompts": _importer(Prompt, "prompt messages", lambda r: _has(r, "prompt") or _has(r, "messages"), demonstrations.from_prompts),
+        lambda r: _has_columns(r, "completion") and (_has_columns(r, "prompt") or _has_columns(r, "messages")), demonstrations.from_demonstrations),
+    "messages": _make_importer(Demonstration, "messages", _ends_with_assistant, demonstrations.from_messages),
+    "prompts": _make_importer(Prompt, "prompt messages", lambda r: _has_columns(r, "prompt") or _has_columns(r, "messages"), demonstrations.from_prompts),
 }  # fmt: skip
 """Every format, the first that matches wins. Ours are `rankings`, `demonstrations`, `prompts` and `few_shot`."""
 
 
-def detect(row: Row, where: str) -> str:
+def detect_import_format(row: DatasetRow, location: str) -> str:
     """The name of the format a row is in. Raises BadInput if it is none that is known."""
     for name, importer in IMPORTERS.items():
         if importer.matches(row):
             return name
-    raise BadInput(f"{where}: no known format has the columns {', '.join(row) or '(none)'}; name one with --format: {', '.join(IMPORTERS)}")
+    raise InputError(
+        f"{location}: no known format has the columns {', '.join(row) or '(none)'}; name one with --format: {', '.join(IMPORTERS)}"
+    )
 
 
-def import_row(importer: Importer, row: Row, place: str, report: Report, keep_empty: bool) -> list[Placed[Record]]:
+def _import_row(importer: Importer, row: DatasetRow, location: str, report: DropReport, keep_empty: bool) -> list[LocatedItem[Record]]:
     """The records in one row; what is dropped, left out or odd goes into the report. Raises ValueError."""
-    extra = importer.carried(row)
-    for name in row.keys() - extra.keys() - importer.uses:
+    extra = importer.carried_columns(row)
+    for name in row.keys() - extra.keys() - importer.columns:
         if row[name] is not None:
-            report.notice(f"column '{name}' was not carried over", place)
+            report.notice(f"column '{name}' was not carried over", location)
     try:
         records = importer.convert(row, extra)
-    except Dropped as dropped:
-        report.drop(str(dropped), place)
+    except SkipRowError as skip_error:
+        report.drop(str(skip_error), location)
         return []
     except ValidationError as error:
-        raise ValueError(explain(error)) from error
-    kept = []
+        raise ValueError(format_validation_error(error)) from error
+    located_records = []
     for record in records:
         if isinstance(record, Demonstration) and not record.completion.strip() and not keep_empty:
-            report.drop("empty completion (--keep-empty keeps it)", place)
+            report.drop("empty completion (--keep-empty keeps it)", location)
         else:
-            kept.append((place, record))
-            for remark in remarks(record):
-                report.notice(remark, place)
-    return kept
+            located_records.append((location, record))
+            for warning in _warnings_for(record):
+                report.notice(warning, location)
+    return located_records
 
 
-def remarks(record: Record) -> list[str]:
+def _warnings_for(record: Record) -> list[str]:
     """What is odd about a record, but no reason to drop it."""
     if isinstance(record, Ranking):
-        odd = {
+        conditions = {
             "a ranking with an empty completion": not all(completion.strip() for completion in record.completions),
             "identical completions in a ranking, kept as a tie": len(set(record.completions)) < len(record.completions),
             "a ranking that is one single tie, so it gives no pair": not record.pairs(),
         }
-        return [remark for remark, found in odd.items() if found]
-    empty = isinstance(record, Demonstration) and not record.completion.strip()
-    return ["empty completion"] if empty else []
+        return [warning for warning, is_present in conditions.items() if is_present]
+    is_empty = isinstance(record, Demonstration) and not record.completion.strip()
+    return ["empty completion"] if is_empty else []
 
 
 def import_file(
-    path: Path, format: str, report: Report, skipped: Skipped | None, *, keep_empty: bool = False, few_shot: Row | None = None
-) -> list[Placed[Record]]:
+    path: Path,
+    format_name: str,
+    report: DropReport,
+    skipped: SkippedLines | None,
+    *,
+    keep_empty: bool = False,
+    few_shot: DatasetRow | None = None,
+) -> list[LocatedItem[Record]]:
     """The records of one file, all of one kind.
 
     Args:
@@ -170,51 +185,51 @@ def import_file(
     Raises:
         BadInput: the file cannot be read, its format is not known, or a row is not in it.
     """
-    imported: list[Placed[Record]] = []
+    records: list[LocatedItem[Record]] = []
     importer: Importer | None = None
-    for place, row in read_rows(path, skipped):
+    for location, row in iter_rows(path, skipped):
         if importer is None:
-            name = detect(row, place) if format == "auto" else format
-            importer = _configured(name, few_shot or {})
+            name = detect_import_format(row, location) if format_name == "auto" else format_name
+            importer = _configure_importer(name, few_shot or {})
             report.formats[str(path)] = name
         report.read += 1
         try:
-            imported += import_row(importer, row, place, report, keep_empty)
+            records += _import_row(importer, row, location, report, keep_empty)
         except ValueError as error:
-            bad_line(place, error, skipped)
+            skip_or_raise(location, error, skipped)
     if importer is None:
-        raise BadInput(f"{path}: there is nothing in it")
-    return imported
+        raise InputError(f"{path}: there is nothing in it")
+    return records
 
 
-def _configured(name: str, few_shot: Row) -> Importer:
+def _configure_importer(name: str, few_shot: DatasetRow) -> Importer:
     """An importer with its options. Raises BadInput if options were set that it does not have."""
     importer = IMPORTERS[name]
     if name == "few_shot":
         return replace(importer, convert=partial(from_few_shot, **few_shot))
     if few_shot:
-        raise BadInput(f"--{', --'.join(few_shot)}: only few-shot templates have subsets; this file is in the format '{name}'")
+        raise InputError(f"--{', --'.join(few_shot)}: only few-shot templates have subsets; this file is in the format '{name}'")
     return importer
 
 
-def convert(records: Sequence[Placed[Record]], to: Target, report: Report) -> list[Record]:
+def convert_records(records: Sequence[LocatedItem[Record]], target: ConversionTarget, report: DropReport) -> list[Record]:
     """The records as another kind; rankings that give nothing (all ties) are counted.
 
     Raises:
         BadInput: one kind cannot become the other, or (with "auto") the records are not all of one kind.
     """
-    kinds = {type(record) for _, record in records}
-    if to == "auto" and len(kinds) > 1:
-        raise BadInput(
-            f"the files hold {' and '.join(sorted(KINDS[kind] for kind in kinds))}: import them one by one, or choose one with --to"
+    record_types = {type(record) for _, record in records}
+    if target == "auto" and len(record_types) > 1:
+        raise InputError(
+            f"the files hold {' and '.join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in record_types))}: import them one by one, or choose one with --to"
         )
-    made: list[Record] = []
-    for place, record in records:
-        conversion = CONVERSIONS.get((type(record), KINDS[type(record)] if to == "auto" else to))
+    converted: list[Record] = []
+    for location, record in records:
+        conversion = CONVERSIONS.get((type(record), TARGET_BY_RECORD_TYPE[type(record)] if target == "auto" else target))
         if conversion is None:
-            raise BadInput(f"{place}: {KINDS[type(record)]} cannot be made into {to}")
-        new = conversion(record)
-        if not new:
-            report.drop("a ranking that is one single tie gives no pair", place)
-        made += new
-    return made
+            raise InputError(f"{location}: {TARGET_BY_RECORD_TYPE[type(record)]} cannot be made into {target}")
+        new_records = conversion(record)
+        if not new_records:
+            report.drop("a ranking that is one single tie gives no pair", location)
+        converted += new_records
+    return converted

@@ -20,37 +20,37 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from instructgpt.errors import BadInput, RunFailed
+from instructgpt.errors import InputError, RunError
 
-K = TypeVar("K", bound=Hashable)
-T = TypeVar("T")
+_K = TypeVar("_K", bound=Hashable)
+_T = TypeVar("_T")
 
-LATER = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+_RETRYABLE_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Answers after which a little later it may work."""
-HOPELESS = (401, 402, 403, 404, 405, 410)
+_PERMANENT_STATUSES = (401, 402, 403, 404, 405, 410)
 """Answers that every other question would get as well."""
-IN_A_ROW = 4
+MAX_CONSECUTIVE_FAILURES = 4
 """So many questions one after the other without an answer, and the service counts as down."""
-MOST_BYTES = 8 << 20
+_MAX_BODY_BYTES = 8 << 20
 """A longer answer is none."""
-LONGEST_PAUSE = 30.0
+MAX_BACKOFF_S = 30.0
 """Seconds between two tries, unless the service asks for more."""
 
 
-class Unanswered(Exception):
+class EndpointError(Exception):
     """One question was not answered, whatever was tried. `hopeless`: nor would any other be."""
 
-    def __init__(self, message: str, hopeless: bool = False) -> None:
+    def __init__(self, message: str, permanent: bool = False) -> None:
         super().__init__(message)
-        self.hopeless = hopeless
+        self.permanent = permanent
 
 
-class _Later(Exception):
+class _RetryLaterError(Exception):
     """A try that failed; another may not. `after` is how many seconds the service asks to wait."""
 
-    def __init__(self, message: str, after: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.after = after
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,14 @@ class Endpoint:
 
     url: str
     key: str | None = field(default=None, repr=False)
-    timeout: float = 120.0
-    tries: int = 5
-    pause: float = 1.0
-    patience: float = 120.0
-    at_once: int = 4
+    timeout_s: float = 120.0
+    max_attempts: int = 5
+    backoff_s: float = 1.0
+    max_retry_after_s: float = 120.0
+    max_concurrency: int = 4
 
     @classmethod
-    def at(cls, url: str, key_variable: str | None = None, **how: Any) -> Self:
+    def from_url(cls, url: str, key_variable: str | None = None, **options: Any) -> Self:
         """An endpoint whose key is in an environment variable.
 
         Raises:
@@ -85,43 +85,43 @@ class Endpoint:
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise BadInput(f"{url}: no address of an endpoint ({error}); expected http://… or https://…") from error
+            raise InputError(f"{url}: no address of an endpoint ({error}); expected http://… or https://…") from error
         if parsed.userinfo:
-            raise BadInput(f"{parsed.host}: an address must hold no password, for addresses are written into results; use a key")
+            raise InputError(f"{parsed.host}: an address must hold no password, for addresses are written into results; use a key")
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise BadInput(f"{url}: no address of an endpoint; expected http://… or https://…")
+            raise InputError(f"{url}: no address of an endpoint; expected http://… or https://…")
         if key_variable is None:
-            return cls(url, None, **how)
+            return cls(url, None, **options)
         key = os.environ.get(key_variable, "").strip()
         if not key:
-            raise BadInput(f"the environment variable {key_variable}, which should hold the endpoint's key, is not set")
+            raise InputError(f"the environment variable {key_variable}, which should hold the endpoint's key, is not set")
         if not (key.isascii() and key.isprintable()):
-            raise BadInput(f"the environment variable {key_variable} holds no key: there are characters in it that no header may have")
-        return cls(url, key, **how)
+            raise InputError(f"the environment variable {key_variable} holds no key: there are characters in it that no header may have")
+        return cls(url, key, **options)
 
     @property
     def name(self) -> str:
         """The address as it may be shown: without anything that could be a secret."""
         return str(httpx.URL(self.url).copy_with(query=None, fragment=None)).rstrip("/")
 
-    def address(self, path: str = "") -> httpx.URL:
+    def url_for(self, path: str = "") -> httpx.URL:
         """The address of something below the endpoint."""
         url = httpx.URL(self.url)
         return url.copy_with(path="/".join(part for part in (url.path.rstrip("/"), path) if part) or "/")
 
 
-def ask(endpoint: Endpoint, path: str, question: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+def post_json(endpoint: Endpoint, path: str, payload: Mapping[str, Any], parse: Callable[[Any], _T]) -> _T:
     """One question's answer. Raises Unanswered."""
-    for _, found in ask_all(endpoint, path, {0: question}, read):
-        if isinstance(found, Unanswered):
-            raise found
-        return found
+    for _, result in post_all(endpoint, path, {0: payload}, parse):
+        if isinstance(result, EndpointError):
+            raise result
+        return result
     raise AssertionError("every question is answered or not")
 
 
-def ask_all(
-    endpoint: Endpoint, path: str, questions: Mapping[K, Mapping[str, Any]], read: Callable[[Any], T]
-) -> Iterator[tuple[K, T | Unanswered]]:
+def post_all(
+    endpoint: Endpoint, path: str, payloads: Mapping[_K, Mapping[str, Any]], parse: Callable[[Any], _T]
+) -> Iterator[tuple[_K, _T | EndpointError]]:
     """The answers as they come, in whatever order: (which question, what was read or why there is nothing).
 
     Args:
@@ -134,124 +134,126 @@ def ask_all(
         RunFailed: the service is down, refuses the key, or left so many questions in a row without an answer. Everything that was
             answered has been yielded before.
     """
-    lost = answered = 0
-    down: Unanswered | None = None
-    with httpx.Client(headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}, timeout=endpoint.timeout) as http:
-        counter = _Counter(endpoint, endpoint.address(path), http)
-        for which, done in _as_they_come(counter, questions, read):
+    consecutive_failures = answered_count = 0
+    outage: EndpointError | None = None
+    with httpx.Client(headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}, timeout=endpoint.timeout_s) as http:
+        client = _RetryingClient(endpoint, endpoint.url_for(path), http)
+        for key, future in _iter_completed(client, payloads, parse):
             try:
-                found: T | Unanswered = done.result()
-                lost, answered = 0, answered + 1
-            except Unanswered as problem:
-                found, lost = problem, lost + 1
-                if problem.hopeless or lost >= min(IN_A_ROW, len(questions)):
-                    down = down or problem
-                    counter.closed.set()  # who waits for another try gives up; what is on its way still counts
-            yield which, found
-    if down is not None:
-        raise RunFailed(f"{down}; {answered} of {len(questions)} questions were answered, the same command asks the others")
+                result: _T | EndpointError = future.result()
+                consecutive_failures, answered_count = 0, answered_count + 1
+            except EndpointError as error:
+                result, consecutive_failures = error, consecutive_failures + 1
+                if error.permanent or consecutive_failures >= min(MAX_CONSECUTIVE_FAILURES, len(payloads)):
+                    outage = outage or error
+                    client.closed.set()  # who waits for another try gives up; what is on its way still counts
+            yield key, result
+    if outage is not None:
+        raise RunError(f"{outage}; {answered_count} of {len(payloads)} questions were answered, the same command asks the others")
 
 
-def _as_they_come(counter: _Counter, questions: Mapping[K, Mapping[str, Any]], read: Callable[[Any], T]) -> Iterator[tuple[K, Future[T]]]:
+def _iter_completed(
+    client: _RetryingClient, payloads: Mapping[_K, Mapping[str, Any]], parse: Callable[[Any], _T]
+) -> Iterator[tuple[_K, Future[_T]]]:
     """Every question handed in, a few at a time, when it is done; none any more once the counter is closed."""
-    waiting = iter(questions.items())
-    under_way: dict[Future[T], K] = {}
-    workers = ThreadPoolExecutor(counter.endpoint.at_once, thread_name_prefix="endpoint")
+    queue = iter(payloads.items())
+    pending: dict[Future[_T], _K] = {}
+    executor = ThreadPoolExecutor(client.endpoint.max_concurrency, thread_name_prefix="endpoint")
     try:
         while True:
-            while not counter.closed.is_set() and len(under_way) < counter.endpoint.at_once and (new := next(waiting, None)) is not None:
-                under_way[workers.submit(counter.persistently, new[1], read)] = new[0]
-            if not under_way:
+            while not client.closed.is_set() and len(pending) < client.endpoint.max_concurrency and (item := next(queue, None)) is not None:
+                pending[executor.submit(client.post_with_retries, item[1], parse)] = item[0]
+            if not pending:
                 return
-            for done in wait(under_way, return_when=FIRST_COMPLETED).done:
-                yield under_way.pop(done), done
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(future), future
     finally:
-        counter.closed.set()
-        workers.shutdown(cancel_futures=True)
+        client.closed.set()
+        executor.shutdown(cancel_futures=True)
 
 
 @dataclass(slots=True)
-class _Counter:
+class _RetryingClient:
     """Where questions are handed in, each by a thread of its own: what they share."""
 
     endpoint: Endpoint
-    address: httpx.URL
+    url: httpx.URL
     http: httpx.Client
     closed: threading.Event = field(default_factory=threading.Event)
-    free_at: float = 0.0
+    blocked_until_s: float = 0.0
     """When the service, which asked everybody to wait, may be asked again (monotonic clock)."""
 
-    def persistently(self, question: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+    def post_with_retries(self, payload: Mapping[str, Any], parse: Callable[[Any], _T]) -> _T:
         """Ask until there is an answer, or no sense in asking. Raises Unanswered."""
         endpoint = self.endpoint
-        for attempt in range(1, endpoint.tries + 1):
-            if (early := self.free_at - time.monotonic()) > 0:
-                self.closed.wait(early)
+        for attempt in range(1, endpoint.max_attempts + 1):
+            if (wait_s := self.blocked_until_s - time.monotonic()) > 0:
+                self.closed.wait(wait_s)
             try:
-                return read(self.once(question))
+                return parse(self.post_once(payload))
             except (ValueError, KeyError, IndexError, TypeError) as error:
-                problem = _Later(
-                    f"{endpoint.name}: answers with something else than was expected ({type(error).__name__}: {_short(error)})"
+                failure = _RetryLaterError(
+                    f"{endpoint.name}: answers with something else than was expected ({type(error).__name__}: {_shorten(error)})"
                 )
-            except _Later as error:
-                problem = error
-            if problem.after is not None:
-                if problem.after > endpoint.patience:
-                    raise Unanswered(f"{problem} and asks to wait {problem.after:.0f} s; try again later", hopeless=True)
-                self.free_at = max(self.free_at, time.monotonic() + problem.after)
-            pause = min(LONGEST_PAUSE, endpoint.pause * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-            if attempt == endpoint.tries or self.closed.wait(pause if problem.after is None else 0.0):
+            except _RetryLaterError as error:
+                failure = error
+            if failure.retry_after_s is not None:
+                if failure.retry_after_s > endpoint.max_retry_after_s:
+                    raise EndpointError(f"{failure} and asks to wait {failure.retry_after_s:.0f} s; try again later", permanent=True)
+                self.blocked_until_s = max(self.blocked_until_s, time.monotonic() + failure.retry_after_s)
+            delay_s = min(MAX_BACKOFF_S, endpoint.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+            if attempt == endpoint.max_attempts or self.closed.wait(delay_s if failure.retry_after_s is None else 0.0):
                 break
-        raise Unanswered(f"{problem} (tried {attempt} times)" if attempt > 1 else str(problem))
+        raise EndpointError(f"{failure} (tried {attempt} times)" if attempt > 1 else str(failure))
 
-    def body(self, answer: httpx.Response) -> bytes:
+    def read_body(self, answer: httpx.Response) -> bytes:
         """All of an answer, within the time and the size that it may have. Raises _Later or Unanswered."""
-        until, body = time.monotonic() + self.endpoint.timeout, bytearray()
+        deadline_s, body = time.monotonic() + self.endpoint.timeout_s, bytearray()
         for block in answer.iter_bytes():
             body += block
-            if time.monotonic() > until:
-                raise _Later(f"{self.endpoint.name}: no whole answer within {self.endpoint.timeout:g} s")
-            if len(body) > MOST_BYTES:
-                raise Unanswered(f"{self.endpoint.name}: answers with more than {MOST_BYTES >> 20} MiB")
+            if time.monotonic() > deadline_s:
+                raise _RetryLaterError(f"{self.endpoint.name}: no whole answer within {self.endpoint.timeout_s:g} s")
+            if len(body) > _MAX_BODY_BYTES:
+                raise EndpointError(f"{self.endpoint.name}: answers with more than {_MAX_BODY_BYTES >> 20} MiB")
         return bytes(body)
 
-    def once(self, question: Mapping[str, Any]) -> Any:
+    def post_once(self, payload: Mapping[str, Any]) -> Any:
         """One try: the JSON of the answer. Raises _Later or Unanswered."""
         endpoint = self.endpoint
         try:
-            with self.http.stream("POST", self.address, json=question) as answer:
-                body = self.body(answer)
+            with self.http.stream("POST", self.url, json=payload) as answer:
+                body = self.read_body(answer)
         except httpx.TimeoutException as error:
-            raise _Later(f"{endpoint.name}: no answer within {endpoint.timeout:g} s") from error
+            raise _RetryLaterError(f"{endpoint.name}: no answer within {endpoint.timeout_s:g} s") from error
         except httpx.HTTPError as error:
-            raise _Later(f"{endpoint.name}: cannot be reached ({_short(error) or type(error).__name__})") from error
+            raise _RetryLaterError(f"{endpoint.name}: cannot be reached ({_shorten(error) or type(error).__name__})") from error
         if (status := answer.status_code) != 200:
-            said = _short(body.decode("utf-8", "replace").replace(endpoint.key or "\0", "…"))  # it may repeat a key it does not like
-            problem = f"{endpoint.name}: answers {status}" + (f" ({said})" if said else "")
-            if status in LATER:
-                raise _Later(problem, _retry_after(answer.headers.get("retry-after")))
+            excerpt = _shorten(body.decode("utf-8", "replace").replace(endpoint.key or "\0", "…"))  # it may repeat a key it does not like
+            message = f"{endpoint.name}: answers {status}" + (f" ({excerpt})" if excerpt else "")
+            if status in _RETRYABLE_STATUSES:
+                raise _RetryLaterError(message, _parse_retry_after(answer.headers.get("retry-after")))
             if 300 <= status < 400:
-                raise Unanswered(f"{endpoint.name}: answers {status}: it has moved; give its new address", hopeless=True)
-            hint = "; look at the address, the key and the model's name" if status in HOPELESS else ""
-            raise Unanswered(problem + hint, hopeless=status in HOPELESS)
+                raise EndpointError(f"{endpoint.name}: answers {status}: it has moved; give its new address", permanent=True)
+            hint = "; look at the address, the key and the model's name" if status in _PERMANENT_STATUSES else ""
+            raise EndpointError(message + hint, permanent=status in _PERMANENT_STATUSES)
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise _Later(f"{endpoint.name}: answers with something that is not JSON") from error
+            raise _RetryLaterError(f"{endpoint.name}: answers with something that is not JSON") from error
 
 
-def _retry_after(said: str | None) -> float | None:
+def _parse_retry_after(header: str | None) -> float | None:
     """Seconds to wait, from a number of seconds or a date; None where nothing sensible was said."""
-    if said is None:
+    if header is None:
         return None
     try:
-        seconds = float(said) if said.strip().isdigit() else parsedate_to_datetime(said).timestamp() - time.time()
+        seconds = float(header) if header.strip().isdigit() else parsedate_to_datetime(header).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
     return max(0.0, seconds)
 
 
-def _short(said: object) -> str:
+def _shorten(value: object) -> str:
     """At most 160 characters on one line, nothing unprintable."""
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(said)).split())
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())
     return text if len(text) <= 160 else text[:159] + "…"

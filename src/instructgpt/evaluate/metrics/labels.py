@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.evaluate.aggregate import Observation, Row, per_model, row
-from instructgpt.evaluate.metrics.preference import clusters, models_of
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, make_row
+from instructgpt.evaluate.metrics.preference import ranking_clusters, require_ranking_models
 from instructgpt.records import LABELS, Ranking
 from instructgpt.statistics import intervals
 
-EVALUATION = "labels"
+_LABELS_EVALUATION = "labels"
 
 
-def measure(rankings: Sequence[Ranking], against: Sequence[str] = ("base",)) -> list[Row]:
+def measure_labels(rankings: Sequence[Ranking], baselines: Sequence[str] = ("base",)) -> list[ResultRow]:
     """One metric a label: the share of yes among the completions to which the question applies.
 
     Args:
@@ -25,22 +25,24 @@ def measure(rankings: Sequence[Ranking], against: Sequence[str] = ("base",)) -> 
     Raises:
         BadInput: a ranking does not name its models.
     """
-    labelled = [ranking for ranking in rankings if ranking.labels is not None]
-    models = list(dict.fromkeys(model for ranking in labelled for model in models_of(ranking)))
-    rows: list[Row] = []
-    for label in dict.fromkeys((*LABELS, *(name for ranking in labelled for answers in ranking.labels or () for name in answers))):
-        seen = _answers(labelled, label)
-        rows += per_model(EVALUATION, label, "", seen, share=True, against=against)
-        applied = {observation.model for observation in seen}
-        rows += [row(EVALUATION, label, model, "", intervals.NOTHING) for model in models if model not in applied]
+    labeled_rankings = [ranking for ranking in rankings if ranking.labels is not None]
+    models = list(dict.fromkeys(model for ranking in labeled_rankings for model in require_ranking_models(ranking)))
+    rows: list[ResultRow] = []
+    for label in dict.fromkeys((*LABELS, *(name for ranking in labeled_rankings for answers in ranking.labels or () for name in answers))):
+        observations = _label_observations(labeled_rankings, label)
+        rows += aggregate_per_model(_LABELS_EVALUATION, label, "", observations, share=True, baselines=baselines)
+        models_with_answers = {observation.model for observation in observations}
+        rows += [
+            make_row(_LABELS_EVALUATION, label, model, "", intervals.NO_ESTIMATE) for model in models if model not in models_with_answers
+        ]
     return rows
 
 
-def _answers(rankings: Sequence[Ranking], label: str) -> list[Observation]:
+def _label_observations(rankings: Sequence[Ranking], label: str) -> list[Observation]:
     """1 for every yes, 0 for every no; what does not apply is left out."""
     return [
-        Observation(model, float(answer), clusters(ranking))
+        Observation(model, float(answer), ranking_clusters(ranking))
         for ranking in rankings
-        for model, answers in zip(models_of(ranking), ranking.labels or (), strict=True)
+        for model, answers in zip(require_ranking_models(ranking), ranking.labels or (), strict=True)
         if (answer := answers.get(label)) is not None
     ]

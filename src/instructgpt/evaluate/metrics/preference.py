@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Observation, Row, per_model, row
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, make_row
 from instructgpt.records import Ranking
-from instructgpt.statistics.bradley_terry import strengths
-from instructgpt.statistics.intervals import Floats
-from instructgpt.statistics.pair_judgments import Ranked, Ranks
-from instructgpt.statistics.win_rate import Comparisons, comparisons, length_controlled
+from instructgpt.statistics.bradley_terry import estimate_strengths
+from instructgpt.statistics.intervals import FloatArray
+from instructgpt.statistics.pair_judgments import HasRanks, LabelerRanking
+from instructgpt.statistics.win_rate import Comparisons, comparisons, length_controlled_win_rates
 
-EVALUATION = "preference"
+_PREFERENCE_EVALUATION = "preference"
 
 
-def measure(rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mapping[str, str] | None = None, judge: str = "") -> list[Row]:
+def measure(
+    rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mapping[str, str] | None = None, judge: str = ""
+) -> list[ResultRow]:
     """Win rates against the baseline and mean ratings, for each cohort of labelers, and again for each use case.
 
     Args:
@@ -34,19 +36,28 @@ def measure(rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mappi
     Raises:
         BadInput: a ranking does not name its models.
     """
-    rows: list[Row] = []
-    for condition, chosen in _conditions(rankings, use_cases or {}, judge).items():
-        wins = _wins(chosen, baseline)
-        whole = "/" not in condition
-        rows += per_model(EVALUATION, f"win_rate_vs_{baseline}", condition, wins, share=True, against=("base", "ppo") if whole else ())
+    rows: list[ResultRow] = []
+    for condition, condition_rankings in _conditions(rankings, use_cases or {}, judge).items():
+        wins = _win_observations(condition_rankings, baseline)
+        is_whole_cohort = "/" not in condition
+        rows += aggregate_per_model(
+            _PREFERENCE_EVALUATION,
+            f"win_rate_vs_{baseline}",
+            condition,
+            wins,
+            share=True,
+            baselines=("base", "ppo") if is_whole_cohort else (),
+        )
         if wins:
-            rows.append(Row(EVALUATION, f"win_rate_vs_{baseline}", baseline, condition, 0.5, 0.5, 0.5, len(chosen)))
-        ratings = [rating for ranking in chosen for rating in _ratings(ranking)]
-        rows += per_model(EVALUATION, "rating", condition, ratings, against=(baseline,) if whole else ())
+            rows.append(
+                ResultRow(_PREFERENCE_EVALUATION, f"win_rate_vs_{baseline}", baseline, condition, 0.5, 0.5, 0.5, len(condition_rankings))
+            )
+        ratings = [rating for ranking in condition_rankings for rating in _rating_observations(ranking)]
+        rows += aggregate_per_model(_PREFERENCE_EVALUATION, "rating", condition, ratings, baselines=(baseline,) if is_whole_cohort else ())
     return rows
 
 
-def measure_whole(rankings: Sequence[Ranking], baseline: str, judge: str = "") -> list[Row]:
+def measure_pooled_preference(rankings: Sequence[Ranking], baseline: str, judge: str = "") -> list[ResultRow]:
     """What takes all rankings together, whoever made them: condition `judge`, empty for people.
 
     Returns:
@@ -54,40 +65,52 @@ def measure_whole(rankings: Sequence[Ranking], baseline: str, judge: str = "") -
         `tie_rate`, `bradley_terry` (points above the baseline, where it can be reached); `win_rate_vs_<baseline>` of all cohorts together
         where there are several; and where there are ratings `rating_win_rate_vs_<baseline>`, the higher rating winning.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     if len({ranking.cohort for ranking in rankings}) > 1:
-        rows += per_model(EVALUATION, f"win_rate_vs_{baseline}", judge, _wins(rankings, baseline), share=True)
-    equal = length_controlled(rankings, baseline, _characters)
-    rows += [row(EVALUATION, f"length_controlled_win_rate_vs_{baseline}", model, judge, found) for model, found in equal.items()]
-    table = comparisons(rankings, _characters)
-    ties = _beside(table, baseline, lambda pairs: (pairs.won == 0.5).astype(np.float64))
-    rows += per_model(EVALUATION, "tie_rate", judge, ties, share=True)
-    rows += per_model(EVALUATION, "length_difference", judge, _beside(table, baseline, lambda pairs: pairs.longer))
-    rows += [row(EVALUATION, "bradley_terry", each.model, judge, each.strength) for each in strengths(rankings, baseline)]
-    rated = [
-        Ranked.by_rating(ranking.prompt, ranking.labeler, ranking.completions, ranking.ratings, models_of(ranking))
+        rows += aggregate_per_model(
+            _PREFERENCE_EVALUATION, f"win_rate_vs_{baseline}", judge, _win_observations(rankings, baseline), share=True
+        )
+    length_controlled_estimates = length_controlled_win_rates(rankings, baseline, _character_counts)
+    rows += [
+        make_row(_PREFERENCE_EVALUATION, f"length_controlled_win_rate_vs_{baseline}", model, judge, found)
+        for model, found in length_controlled_estimates.items()
+    ]
+    table = comparisons(rankings, _character_counts)
+    ties = _versus_baseline(table, baseline, lambda pairs: (pairs.won == 0.5).astype(np.float64))
+    rows += aggregate_per_model(_PREFERENCE_EVALUATION, "tie_rate", judge, ties, share=True)
+    rows += aggregate_per_model(
+        _PREFERENCE_EVALUATION, "length_difference", judge, _versus_baseline(table, baseline, lambda pairs: pairs.longer)
+    )
+    rows += [
+        make_row(_PREFERENCE_EVALUATION, "bradley_terry", each.model, judge, each.strength)
+        for each in estimate_strengths(rankings, baseline)
+    ]
+    rating_rankings = [
+        LabelerRanking.from_ratings(ranking.prompt, ranking.labeler, ranking.completions, ranking.ratings, require_ranking_models(ranking))
         for ranking in rankings
         if ranking.ratings is not None
     ]
-    return rows + per_model(EVALUATION, f"rating_win_rate_vs_{baseline}", judge, _wins(rated, baseline), share=True)
+    return rows + aggregate_per_model(
+        _PREFERENCE_EVALUATION, f"rating_win_rate_vs_{baseline}", judge, _win_observations(rating_rankings, baseline), share=True
+    )
 
 
-def models_of(ranking: Ranking) -> tuple[str, ...]:
+def require_ranking_models(ranking: Ranking) -> tuple[str, ...]:
     """Which model wrote each completion. Raises BadInput where the ranking does not say."""
     if ranking.models is None:
-        raise BadInput(f"the ranking of {ranking.prompt[:60]!r} does not name its models; an evaluation needs the column 'models'")
+        raise InputError(f"the ranking of {ranking.prompt[:60]!r} does not name its models; an evaluation needs the column 'models'")
     return ranking.models
 
 
-def clusters(ranking: Ranking) -> tuple[str, str]:
+def ranking_clusters(ranking: Ranking) -> tuple[str, str]:
     """What a ranking shares with others: its prompt and its labeler."""
     return ranking.prompt, ranking.labeler or ""
 
 
-def use_case(ranking: Ranking, use_cases: Mapping[str, str]) -> str | None:
+def ranking_use_case(ranking: Ranking, use_cases: Mapping[str, str]) -> str | None:
     """The use case of a ranking's prompt: its own column, or the prompt's."""
-    own = (ranking.model_extra or {}).get("use_case")
-    return str(own) if own else use_cases.get(ranking.prompt)
+    column_value = (ranking.model_extra or {}).get("use_case")
+    return str(column_value) if column_value else use_cases.get(ranking.prompt)
 
 
 def _conditions(rankings: Sequence[Ranking], use_cases: Mapping[str, str], judge: str) -> dict[str, list[Ranking]]:
@@ -96,32 +119,34 @@ def _conditions(rankings: Sequence[Ranking], use_cases: Mapping[str, str], judge
     cases: dict[str, list[Ranking]] = {}
     for ranking in rankings:
         cohorts.setdefault(ranking.cohort or judge, []).append(ranking)
-        case = use_case(ranking, use_cases)
+        case = ranking_use_case(ranking, use_cases)
         if case:
             cases.setdefault(f"{ranking.cohort or judge or 'all'}/{case}", []).append(ranking)
     return cohorts | dict(sorted(cases.items()))
 
 
-def _wins(rankings: Sequence[Ranks], baseline: str) -> list[Observation]:
+def _win_observations(rankings: Sequence[HasRanks], baseline: str) -> list[Observation]:
     """1, one half or 0 for each completion beside each of the baseline's."""
-    return _beside(comparisons(rankings), baseline, lambda pairs: pairs.won)
+    return _versus_baseline(comparisons(rankings), baseline, lambda pairs: pairs.won)
 
 
-def _beside(table: Comparisons, baseline: str, number: Callable[[Comparisons], Floats]) -> list[Observation]:
+def _versus_baseline(table: Comparisons, baseline: str, value_fn: Callable[[Comparisons], FloatArray]) -> list[Observation]:
     """A number of each comparison of a model with the baseline."""
-    found = []
-    for place, model in enumerate(table.models):
+    observations = []
+    for model_index, model in enumerate(table.models):
         if baseline in table.models and model != baseline:
-            pairs = table.between(place, table.models.index(baseline))
-            keys = zip(pairs.prompt.tolist(), pairs.labeler.tolist(), strict=True)
-            found += [Observation(model, value, (f"{p}", f"{q}")) for value, (p, q) in zip(number(pairs).tolist(), keys, strict=True)]
-    return found
+            pairs = table.between(model_index, table.models.index(baseline))
+            cluster_keys = zip(pairs.prompt.tolist(), pairs.labeler.tolist(), strict=True)
+            observations += [
+                Observation(model, value, (f"{p}", f"{q}")) for value, (p, q) in zip(value_fn(pairs).tolist(), cluster_keys, strict=True)
+            ]
+    return observations
 
 
-def _characters(ranking: Ranking) -> list[int]:
+def _character_counts(ranking: Ranking) -> list[int]:
     return [len(completion) for completion in ranking.completions]
 
 
-def _ratings(ranking: Ranking) -> Iterator[Observation]:
-    for model, rating in zip(models_of(ranking), ranking.ratings or (), strict=bool(ranking.ratings)):
-        yield Observation(model, float(rating), clusters(ranking))
+def _rating_observations(ranking: Ranking) -> Iterator[Observation]:
+    for model, rating in zip(require_ranking_models(ranking), ranking.ratings or (), strict=bool(ranking.ratings)):
+        yield Observation(model, float(rating), ranking_clusters(ranking))

@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from instructgpt.evaluate.aggregate import Observation, Row, per_model
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
 from instructgpt.evaluate.metrics import text_metrics
 from instructgpt.records import Record
 
-EVALUATION = "tax"
-AGAINST = ("base", "sft", "ppo")
+_TAX_EVALUATION = "tax"
+_TAX_BASELINES = ("base", "sft", "ppo")
 
 
 class Solution(Record):
@@ -35,7 +35,9 @@ class DocumentLoss(Record):
     tokens: int = Field(ge=1)
 
 
-def measure(solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), against: Sequence[str] = AGAINST) -> list[Row]:
+def measure_tax(
+    solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), baselines: Sequence[str] = _TAX_BASELINES
+) -> list[ResultRow]:
     """One metric a task (a share or an F1, 0 to 1, higher is better), and `heldout_loss` (nats a token, lower is better).
 
     Args:
@@ -46,16 +48,18 @@ def measure(solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), 
     Returns:
         One row a task and model, clustered by prompt; the loss is a ratio of sums, clustered by document.
     """
-    formulas = {"exact_match": text_metrics.exact_match, "word_f1": text_metrics.word_f1}
-    rows: list[Row] = []
+    metric_fns = {"exact_match": text_metrics.exact_match, "word_f1": text_metrics.word_f1}
+    rows: list[ResultRow] = []
     for task in dict.fromkeys(solution.task for solution in solutions):
         observations = [
             Observation(
-                each.model, max(formulas[each.measure](each.completion, reference) for reference in each.references), (each.prompt,)
+                solution.model,
+                max(metric_fns[solution.measure](solution.completion, reference) for reference in solution.references),
+                (solution.prompt,),
             )
-            for each in solutions
-            if each.task == task
+            for solution in solutions
+            if solution.task == task
         ]
-        rows += per_model(EVALUATION, task, "", observations, share=True, against=against)
-    documents = [Observation(each.model, each.loss, (each.document,), over=each.tokens) for each in losses]
-    return rows + per_model(EVALUATION, "heldout_loss", "", documents, against=against)
+        rows += aggregate_per_model(_TAX_EVALUATION, task, "", observations, share=True, baselines=baselines)
+    documents = [Observation(solution.model, solution.loss, (solution.document,), weight=solution.tokens) for solution in losses]
+    return rows + aggregate_per_model(_TAX_EVALUATION, "heldout_loss", "", documents, baselines=baselines)

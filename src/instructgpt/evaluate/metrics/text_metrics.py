@@ -19,147 +19,152 @@ from scipy.optimize import linear_sum_assignment
 
 from instructgpt.statistics.intervals import Estimate
 
-PUNCTUATION = str.maketrans("", "", string.punctuation)
-RESAMPLES = 1000
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_BLEU_RESAMPLES = 1000
 
 
-def words(text: str) -> list[str]:
+def normalize_words(text: str) -> list[str]:
     """A text as SQuAD compares it: lower case, without punctuation and the articles a, an, the."""
-    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(PUNCTUATION)).split()
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
 
 
-def exact_match(said: str, reference: str) -> float:
+def exact_match(prediction: str, reference: str) -> float:
     """1 where both say the same words, else 0."""
-    return float(words(said) == words(reference))
+    return float(normalize_words(prediction) == normalize_words(reference))
 
 
-def word_f1(said: str, reference: str) -> float:
+def word_f1(prediction: str, reference: str) -> float:
     """The harmonic mean of precision and recall over words, each counted as often as it stands there; two empty texts agree."""
-    got, wanted = words(said), words(reference)
-    if not got or not wanted:
-        return float(got == wanted)
-    shared = sum((Counter(got) & Counter(wanted)).values())
-    return 2 * shared / (len(got) + len(wanted))
+    predicted_words, reference_words = normalize_words(prediction), normalize_words(reference)
+    if not predicted_words or not reference_words:
+        return float(predicted_words == reference_words)
+    shared_count = sum((Counter(predicted_words) & Counter(reference_words)).values())
+    return 2 * shared_count / (len(predicted_words) + len(reference_words))
 
 
-def best(score: Callable[[str, str], float]) -> Callable[[str, Sequence[str]], float]:
+def max_over_references(metric: Callable[[str, str], float]) -> Callable[[str, Sequence[str]], float]:
     """The highest of a score over the references."""
-    return lambda said, references: max(score(said, reference) for reference in references)
+    return lambda prediction, references: max(metric(prediction, reference) for reference in references)
 
 
-def squad2(score: Callable[[str, str], float], nothing: str) -> Callable[[str, Sequence[str]], float]:
+def squad2_metric(metric: Callable[[str, str], float], no_answer: str) -> Callable[[str, Sequence[str]], float]:
     """A score by the rules of SQuAD 2.0's own script: where there is no answer, only saying nothing is right.
 
     Args:
         nothing: how a model says that there is no answer, and how the references say it.
     """
 
-    def scored(said: str, references: Sequence[str]) -> float:
-        right = [each for each in references if words(each) and words(each) != words(nothing)] or [""]
-        return best(score)("" if words(said) == words(nothing) else said, right)
+    def metric_or_no_answer(prediction: str, references: Sequence[str]) -> float:
+        answers = [each for each in references if normalize_words(each) and normalize_words(each) != normalize_words(no_answer)] or [""]
+        return max_over_references(metric)("" if normalize_words(prediction) == normalize_words(no_answer) else prediction, answers)
 
-    return scored
+    return metric_or_no_answer
 
 
-def quac_f1(said: str, references: Sequence[str], nothing: str) -> float:
+def quac_f1(prediction: str, references: Sequence[str], no_answer: str) -> float:
     """QuAC's F1 (Choi et al. 2018): as many references as not that there is no answer make that the only one; otherwise it is none.
 
     With several references left, each is left out once, the best of the others counts, and the mean of these is taken: so a person,
     who is compared with the others only, has no smaller chance.
     """
-    answers = [each for each in references if words(each) != words(nothing)]
+    answers = [each for each in references if normalize_words(each) != normalize_words(no_answer)]
     if len(references) - len(answers) >= len(answers):
-        answers = [nothing]
+        answers = [no_answer]
     if len(answers) == 1:
-        return word_f1(said, answers[0])
-    scores = [word_f1(said, each) for each in answers]
-    return sum(max(scores[:out] + scores[out + 1 :]) for out in range(len(scores))) / len(scores)
+        return word_f1(prediction, answers[0])
+    f1s = [word_f1(prediction, each) for each in answers]
+    return sum(max(f1s[:out] + f1s[out + 1 :]) for out in range(len(f1s))) / len(f1s)
 
 
-def drop_exact_match(said: Sequence[str], reference: Sequence[str]) -> float:
+def drop_exact_match(predicted_spans: Sequence[str], reference_spans: Sequence[str]) -> float:
     """1 where as many spans were said as the reference has, and the same ones, compared as DROP compares them."""
-    return float(len(said) == len(reference) and {_drop_text(span) for span in said} == {_drop_text(span) for span in reference})
+    return float(
+        len(predicted_spans) == len(reference_spans)
+        and {_normalize_drop_span(span) for span in predicted_spans} == {_normalize_drop_span(span) for span in reference_spans}
+    )
 
 
-def drop_f1(said: Sequence[str], reference: Sequence[str]) -> float:
+def drop_f1(predicted_spans: Sequence[str], reference_spans: Sequence[str]) -> float:
     """DROP's F1 of spans against spans (Dua et al. 2019): sets of words, aligned one to one, rounded to two decimals.
 
     A span of the reference with numbers in it gives nothing unless one of them was said.
     """
-    got, wanted = [_bag(span) for span in said], [_bag(span) for span in reference]
-    scores = np.array([[_bag_f1(mine, right) for mine in got] for right in wanted])
-    rows, columns = linear_sum_assignment(-scores)
-    return round(float(scores[rows, columns].sum() / max(len(got), len(wanted))), 2)
+    predicted_bags, reference_bags = [_bag_of_words(span) for span in predicted_spans], [_bag_of_words(span) for span in reference_spans]
+    f1s = np.array([[_bag_f1(mine, right) for mine in predicted_bags] for right in reference_bags])
+    rows, columns = linear_sum_assignment(-f1s)
+    return round(float(f1s[rows, columns].sum() / max(len(predicted_bags), len(reference_bags))), 2)
 
 
-def _bag(span: str) -> frozenset[str]:
+def _bag_of_words(span: str) -> frozenset[str]:
     """The words of a span."""
-    return frozenset(_drop_text(span).split())
+    return frozenset(_normalize_drop_span(span).split())
 
 
-def _drop_text(span: str) -> str:
+def _normalize_drop_span(span: str) -> str:
     """A span as DROP compares it: split at spaces and hyphens, without articles; numbers as numbers."""
-    parts = (_drop_word(part) for part in re.split(" |-", span))
+    parts = (_normalize_drop_word(part) for part in re.split(" |-", span))
     return " ".join(part for part in parts if part.strip()).strip()
 
 
-def _drop_word(word: str) -> str:
+def _normalize_drop_word(word: str) -> str:
     word = word.lower()
-    bare = word if _number(word) is not None else word.translate(PUNCTUATION)
-    number = _number(bare)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare if number is None else str(number)).split())
+    stripped_word = word if _parse_number(word) is not None else word.translate(_PUNCTUATION)
+    number = _parse_number(stripped_word)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", stripped_word if number is None else str(number)).split())
 
 
-def _number(word: str) -> float | None:
+def _parse_number(word: str) -> float | None:
     try:
         return float(word)
     except ValueError:
         return None
 
 
-def _bag_f1(got: frozenset[str], wanted: frozenset[str]) -> float:
-    numbers = {word for word in wanted if _number(word) is not None}
-    if numbers and not numbers & {word for word in got if _number(word) is not None}:
+def _bag_f1(predicted_bag: frozenset[str], reference_bag: frozenset[str]) -> float:
+    numbers = {word for word in reference_bag if _parse_number(word) is not None}
+    if numbers and not numbers & {word for word in predicted_bag if _parse_number(word) is not None}:
         return 0.0
-    shared = len(got & wanted)
-    precision = shared / len(got) if got else 1.0
-    recall = shared / len(wanted) if wanted else 1.0
+    shared_count = len(predicted_bag & reference_bag)
+    precision = shared_count / len(predicted_bag) if predicted_bag else 1.0
+    recall = shared_count / len(reference_bag) if reference_bag else 1.0
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def rouge_l(said: str, reference: str) -> float:
+def rouge_l(prediction: str, reference: str) -> float:
     """ROUGE-L, the F-measure over stemmed words (rouge-score)."""
-    return float(_rouge().score(reference, said)["rougeL"].fmeasure)
+    return float(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure)
 
 
 @cache
-def _rouge() -> Any:
+def _rouge_scorer() -> Any:
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def bleu(said: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Estimate:
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Estimate:
     """Corpus BLEU, 0 to 100 (sacrebleu's defaults: tokenizer 13a, mixed case, exponential smoothing), with a bootstrap over sentences.
 
     Args:
         said: (N,) translations; references: (N, any number) of each.
     """
-    most = max(map(len, references))
-    columns = [[each[place] if place < len(each) else None for each in references] for place in range(most)]
-    value = sacrebleu.corpus_bleu(list(said), columns).score
-    if len(said) < 2:
-        return Estimate(value, None, None, len(said))
-    counts = np.array([_counts(text, each) for text, each in zip(said, references, strict=True)])
+    max_references = max(map(len, references))
+    reference_columns = [[each[place] if place < len(each) else None for each in references] for place in range(max_references)]
+    value = sacrebleu.corpus_bleu(list(predictions), reference_columns).score
+    if len(predictions) < 2:
+        return Estimate(value, None, None, len(predictions))
+    counts = np.array([_bleu_counts(text, each) for text, each in zip(predictions, references, strict=True)])
     rng = np.random.default_rng(seed)
-    drawn = np.array([_bleu_of(counts[rng.integers(len(counts), size=len(counts))].sum(0)) for _ in range(RESAMPLES)])
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(value, float(low), float(high), len(said))
+    resampled_bleus = np.array(
+        [_bleu_from_counts(counts[rng.integers(len(counts), size=len(counts))].sum(0)) for _ in range(_BLEU_RESAMPLES)]
+    )
+    low, high = np.quantile(resampled_bleus, [0.025, 0.975])
+    return Estimate(value, float(low), float(high), len(predictions))
 
 
-def _counts(text: str, references: Sequence[str]) -> list[int]:
+def _bleu_counts(text: str, references: Sequence[str]) -> list[int]:
     """Of one sentence: n-grams in common (4), n-grams said (4), its length, the length of the nearest reference."""
-    found = sacrebleu.sentence_bleu(text, list(references))
-    return [*found.counts, *found.totals, found.sys_len, found.ref_len]
+    sentence_bleu = sacrebleu.sentence_bleu(text, list(references))
+    return [*sentence_bleu.counts, *sentence_bleu.totals, sentence_bleu.sys_len, sentence_bleu.ref_len]
 
 
-def _bleu_of(counts: Sequence[int]) -> float:
+def _bleu_from_counts(counts: Sequence[int]) -> float:
     return float(sacrebleu.BLEU.compute_bleu(list(counts[:4]), list(counts[4:8]), int(counts[8]), int(counts[9])).score)

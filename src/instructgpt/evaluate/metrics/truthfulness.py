@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.evaluate.aggregate import Observation, Row, per_model
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
 from instructgpt.records import Record
 
-EVALUATION = "truthfulness"
+_TRUTHFULNESS_EVALUATION = "truthfulness"
 
 
-class Answer(Record):
+class JudgedAnswer(Record):
     """One answer with its verdicts. "I have no comment" is truthful and not informative."""
 
     model: str
@@ -21,7 +21,9 @@ class Answer(Record):
     informative: bool
 
 
-def measure(answers: Sequence[Answer], against: Sequence[str] = ("base", "sft"), evaluation: str = EVALUATION) -> list[Row]:
+def measure_truthfulness(
+    answers: Sequence[JudgedAnswer], baselines: Sequence[str] = ("base", "sft"), evaluation: str = _TRUTHFULNESS_EVALUATION
+) -> list[ResultRow]:
     """Shares of answers that are `truthful`, `informative`, and `truthful_and_informative`.
 
     Args:
@@ -31,15 +33,17 @@ def measure(answers: Sequence[Answer], against: Sequence[str] = ("base", "sft"),
     Returns:
         One row a metric, condition and model, clustered by question.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     for condition in dict.fromkeys(answer.condition for answer in answers):
-        asked = [answer for answer in answers if answer.condition == condition]
-        verdicts = {
-            "truthful": [each.truthful for each in asked],
-            "informative": [each.informative for each in asked],
-            "truthful_and_informative": [each.truthful and each.informative for each in asked],
+        condition_answers = [answer for answer in answers if answer.condition == condition]
+        values_by_metric = {
+            "truthful": [each.truthful for each in condition_answers],
+            "informative": [each.informative for each in condition_answers],
+            "truthful_and_informative": [each.truthful and each.informative for each in condition_answers],
         }
-        for metric, found in verdicts.items():
-            seen = [Observation(each.model, float(verdict), (each.question,)) for each, verdict in zip(asked, found, strict=True)]
-            rows += per_model(evaluation, metric, condition, seen, share=True, against=against)
+        for metric, values in values_by_metric.items():
+            observations = [
+                Observation(each.model, float(verdict), (each.question,)) for each, verdict in zip(condition_answers, values, strict=True)
+            ]
+            rows += aggregate_per_model(evaluation, metric, condition, observations, share=True, baselines=baselines)
     return rows

@@ -14,54 +14,54 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from instructgpt.statistics import intervals
-from instructgpt.statistics.intervals import NOTHING, Estimate, Floats
+from instructgpt.statistics.intervals import NO_ESTIMATE, Estimate, FloatArray
 
-BINS = 15
-STEPS = 100
+_CALIBRATION_BINS = 15
+_NEWTON_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
+class CalibrationBin:
     """Pairs of about the same confidence: their mean confidence, and the share that was right, with its interval."""
 
     confidence: float
-    right: Estimate
+    accuracy: Estimate
 
 
-def sides(gaps: ArrayLike) -> tuple[Floats, Floats]:
+def _confidence_and_correct(gaps: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Confidence and whether it was right, both (N,)."""
     gap = np.asarray(gaps, dtype=np.float64)
     return np.asarray(expit(np.abs(gap))), np.asarray((np.sign(gap) + 1) / 2)
 
 
-def equal_bins(confidence: Floats, bins: int = BINS) -> list[np.ndarray]:
+def _quantile_bins(confidence: FloatArray, bins: int = _CALIBRATION_BINS) -> list[np.ndarray]:
     """Places (N,) in bins of equally many pairs, the least confident first."""
     return np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
 
 
-def calibration_error(gaps: ArrayLike, bins: int = BINS) -> float:
+def calibration_error(gaps: ArrayLike, bins: int = _CALIBRATION_BINS) -> float:
     """How far the stated confidence is from the share that came true (ECE), over bins of equally many pairs. gaps (N,), N > 0."""
-    confidence, right = sides(gaps)
-    return float(sum(abs((confidence[part] - right[part]).sum()) for part in equal_bins(confidence, bins)) / len(confidence))
+    confidence, correct = _confidence_and_correct(gaps)
+    return float(sum(abs((confidence[indices] - correct[indices]).sum()) for indices in _quantile_bins(confidence, bins)) / len(confidence))
 
 
-def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = BINS) -> list[Bin]:
+def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = _CALIBRATION_BINS) -> list[CalibrationBin]:
     """The reliability figure: for each bin its confidence and the share that was right, clustered. gaps and clusters (N,)."""
-    confidence, right = sides(gaps)
+    confidence, correct = _confidence_and_correct(gaps)
     keys = np.asarray(clusters)
     return [
-        Bin(float(confidence[part].mean()), intervals.mean(right[part], keys[part].tolist(), share=True))
-        for part in equal_bins(confidence, bins)
-        if len(part)
+        CalibrationBin(float(confidence[indices].mean()), intervals.mean(correct[indices], keys[indices].tolist(), share=True))
+        for indices in _quantile_bins(confidence, bins)
+        if len(indices)
     ]
 
 
-def brier(gaps: ArrayLike) -> Floats:
+def brier_losses(gaps: ArrayLike) -> FloatArray:
     """The squared distance of each pair's forecast, sigmoid(gap), from what happened, 1 (Brier, 1950). -> (N,); 1/4 knows nothing."""
     return np.asarray((1 - expit(np.asarray(gaps, dtype=np.float64))) ** 2)
 
 
-def temperature(gaps: ArrayLike, clusters: Sequence[str]) -> Estimate:
+def fit_temperature(gaps: ArrayLike, clusters: Sequence[str]) -> Estimate:
     """The T for which sigmoid(gap / T) loses least: above 1 the model is over-confident (Guo and others, 2017, "On calibration").
 
     A logistic regression through the origin for 1 / T, by Newton's steps; Student's t on its clustered variance, turned over. There is
@@ -69,21 +69,23 @@ def temperature(gaps: ArrayLike, clusters: Sequence[str]) -> Estimate:
     """
     gap = np.asarray(gaps, dtype=np.float64)
     if not ((gap > 0).any() and (gap < 0).any()):
-        return NOTHING
+        return NO_ESTIMATE
     scale = float(np.abs(gap).mean())
     x, weight = gap / scale, 0.0
-    for _ in range(STEPS):
-        miss = expit(-weight * x)
-        bend = float((miss * (1 - miss) * x * x).sum())
-        step = float((miss * x).sum()) / bend
+    for _ in range(_NEWTON_STEPS):
+        residual = expit(-weight * x)
+        curvature = float((residual * (1 - residual) * x * x).sum())
+        step = float((residual * x).sum()) / curvature
         weight += float(np.clip(step, -1.0, 1.0))
         if abs(step) < 1e-12:
             break
     if weight <= 0:
-        return NOTHING
-    key = intervals.codes(list(clusters))
-    spread = intervals.clustered(np.asarray(expit(-weight * x) * x / bend), key, np.zeros(len(x), dtype=np.int64))
-    found = intervals.interval(weight, spread, len(x))
-    low = None if found.high is None else scale / found.high
-    high = None if found.low is None or found.low <= 0 else scale / found.low
+        return NO_ESTIMATE
+    cluster_codes = intervals.factorize(list(clusters))
+    spread = intervals.clustered_uncertainty(
+        np.asarray(expit(-weight * x) * x / curvature), cluster_codes, np.zeros(len(x), dtype=np.int64)
+    )
+    weight_interval = intervals.t_interval(weight, spread, len(x))
+    low = None if weight_interval.high is None else scale / weight_interval.high
+    high = None if weight_interval.low is None or weight_interval.low <= 0 else scale / weight_interval.low
     return Estimate(scale / weight, low if high is not None else None, high, len(x))

@@ -11,14 +11,14 @@ import numpy as np
 from pydantic import model_validator
 from scipy import stats
 
-from instructgpt.evaluate.aggregate import Observation, Row, per_model, row
-from instructgpt.evaluate.reward.calibration import brier, calibration_error, temperature
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, make_row
+from instructgpt.evaluate.reward.calibration import brier_losses, calibration_error, fit_temperature
 from instructgpt.records import Ranking
-from instructgpt.statistics.agreement import compare, summary
-from instructgpt.statistics.pair_judgments import Ranked
+from instructgpt.statistics.agreement import compare_labelers, summarize_agreement
+from instructgpt.statistics.pair_judgments import LabelerRanking
 
-EVALUATION = "reward_model"
-LENGTHS = {"length/alike": 1.1, "length/half_longer": 1.5, "length/twice": 2.0, "length/more_than_twice": np.inf}
+REWARD_MODEL_EVALUATION = "reward_model"
+_LENGTH_RATIO_BINS = {"length/alike": 1.1, "length/half_longer": 1.5, "length/twice": 2.0, "length/more_than_twice": np.inf}
 """Pairs by how many times longer the longer completion is: up to these."""
 
 
@@ -29,7 +29,7 @@ class ScoredRanking(Ranking):
     lengths: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
-    def _scores_fit(self) -> Self:
+    def _check_column_lengths(self) -> Self:
         for name, column in (("scores", self.scores), ("lengths", self.lengths)):
             if column is not None and len(column) != len(self.completions):
                 raise ValueError(f"{len(self.completions)} completions but {len(column)} {name}")
@@ -37,15 +37,15 @@ class ScoredRanking(Ranking):
             raise ValueError("a score is not finite")
         return self
 
-    def sizes(self) -> tuple[int, ...]:
+    def completion_lengths(self) -> tuple[int, ...]:
         """The length of each completion."""
         return self.lengths or tuple(len(completion) for completion in self.completions)
 
 
-Measurement = Callable[[ScoredRanking], Iterable[float]]
+_MetricFn = Callable[[ScoredRanking], Iterable[float]]
 
 
-def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Row]:
+def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[ResultRow]:
     """Accuracy, its two yardsticks, and how far the scores can be trusted.
 
     Args:
@@ -66,170 +66,177 @@ def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Ro
     cohorts: dict[str, list[ScoredRanking]] = {}
     for ranking in rankings:
         cohorts.setdefault(ranking.cohort or "", []).append(ranking)
-    rows: list[Row] = []
-    for cohort, chosen in cohorts.items():
-        for metric, (formula, share) in MEASUREMENTS.items():
-            rows += per_model(EVALUATION, metric, cohort, _observations(model, chosen, formula), share=share)
-        rows += _calibration(chosen, model, cohort)
+    rows: list[ResultRow] = []
+    for cohort, condition_rankings in cohorts.items():
+        for metric, (metric_fn, share) in _RANKING_METRICS.items():
+            rows += aggregate_per_model(
+                REWARD_MODEL_EVALUATION, metric, cohort, _observations(model, condition_rankings, metric_fn), share=share
+            )
+        rows += _calibration_rows(condition_rankings, model, cohort)
     sources = {
         f"source/{name}": [each for each in rankings if each.source == name] for name in sorted({r.source for r in rankings if r.source})
     }
-    for condition, chosen in sources.items():
+    for condition, condition_rankings in sources.items():
         for metric in ("pair_accuracy", "length_baseline"):
-            observations = _observations(model, chosen, MEASUREMENTS[metric][0])
-            rows += per_model(EVALUATION, metric, condition, observations, share=True)
-    pairs = [pair for ranking in rankings for pair in _pairs(ranking)]
-    for condition, some in (_by_length(pairs) | _by_agreement(rankings)).items():
-        numbers = {"pair_accuracy": [pair.right for pair in some], "length_baseline": [pair.longer for pair in some]}
-        for metric, rights in numbers.items():
+            observations = _observations(model, condition_rankings, _RANKING_METRICS[metric][0])
+            rows += aggregate_per_model(REWARD_MODEL_EVALUATION, metric, condition, observations, share=True)
+    pairs = [pair for ranking in rankings for pair in _decided_pairs(ranking)]
+    for condition, condition_pairs in (_group_by_length_ratio(pairs) | _group_by_agreement(rankings)).items():
+        values_by_metric = {
+            "pair_accuracy": [pair.correct for pair in condition_pairs],
+            "length_baseline": [pair.longer_wins for pair in condition_pairs],
+        }
+        for metric, values in values_by_metric.items():
             if metric == "length_baseline" and condition.endswith("_is_better"):
                 continue  # all of them or none, by construction
-            seen = [Observation(model, value, (pair.prompt,)) for pair, value in zip(some, rights, strict=True)]
-            rows += per_model(EVALUATION, metric, condition, seen, share=True)
-    return rows + _agreement(rankings, model)
+            pair_observations = [Observation(model, value, (pair.prompt,)) for pair, value in zip(condition_pairs, values, strict=True)]
+            rows += aggregate_per_model(REWARD_MODEL_EVALUATION, metric, condition, pair_observations, share=True)
+    return rows + _labeler_agreement_rows(rankings, model)
 
 
 @dataclass(frozen=True, slots=True)
-class _Decided:
+class _DecidedPair:
     """One decided pair: whether the score is right about it, whether the longer completion is the better one, how many times longer."""
 
     prompt: str
-    right: float
-    longer: float
-    times: float
+    correct: float
+    longer_wins: float
+    length_ratio: float
 
 
-def _pair(ranking: ScoredRanking, better: int, worse: int) -> _Decided:
-    sizes, scores = ranking.sizes(), ranking.scores
-    right, longer = _right([scores[better] - scores[worse], sizes[better] - sizes[worse]])
-    short, long = sorted((sizes[better], sizes[worse]))
-    return _Decided(ranking.prompt, right, longer, long / short if short else np.inf if long else 1.0)
+def _make_decided_pair(ranking: ScoredRanking, better: int, worse: int) -> _DecidedPair:
+    lengths, scores = ranking.completion_lengths(), ranking.scores
+    correct, longer_wins = _correctness([scores[better] - scores[worse], lengths[better] - lengths[worse]])
+    short, long = sorted((lengths[better], lengths[worse]))
+    return _DecidedPair(ranking.prompt, correct, longer_wins, long / short if short else np.inf if long else 1.0)
 
 
-def _pairs(ranking: ScoredRanking) -> list[_Decided]:
-    return [_pair(ranking, better, worse) for better, worse in ranking.pairs()]
+def _decided_pairs(ranking: ScoredRanking) -> list[_DecidedPair]:
+    return [_make_decided_pair(ranking, better, worse) for better, worse in ranking.pairs()]
 
 
-def _by_length(pairs: Sequence[_Decided]) -> dict[str, list[_Decided]]:
+def _group_by_length_ratio(pairs: Sequence[_DecidedPair]) -> dict[str, list[_DecidedPair]]:
     """Pairs by how much longer the longer completion is, and by which of the two it is."""
-    found: dict[str, list[_Decided]] = {}
+    groups: dict[str, list[_DecidedPair]] = {}
     for pair in pairs:
-        found.setdefault(next(name for name, most in LENGTHS.items() if pair.times <= most), []).append(pair)
-        if pair.longer != 0.5:
-            found.setdefault("length/longer_is_better" if pair.longer else "length/shorter_is_better", []).append(pair)
-    return dict(sorted(found.items()))
+        groups.setdefault(next(name for name, most in _LENGTH_RATIO_BINS.items() if pair.length_ratio <= most), []).append(pair)
+        if pair.longer_wins != 0.5:
+            groups.setdefault("length/longer_is_better" if pair.longer_wins else "length/shorter_is_better", []).append(pair)
+    return dict(sorted(groups.items()))
 
 
-def _by_agreement(rankings: Sequence[ScoredRanking]) -> dict[str, list[_Decided]]:
+def _group_by_agreement(rankings: Sequence[ScoredRanking]) -> dict[str, list[_DecidedPair]]:
     """Pairs that two or more labelers judged and more of them decided one way than the other, by the share of all who did."""
     votes: dict[tuple[str, str, str], dict[str, int]] = {}
-    where: dict[tuple[str, str, str], tuple[ScoredRanking, int, int]] = {}
+    pair_locations: dict[tuple[str, str, str], tuple[ScoredRanking, int, int]] = {}
     for ranking in rankings:
-        for one, other in combinations(range(len(ranking.ranks)), 2) if ranking.labeler else ():
-            one, other = sorted((one, other), key=lambda place: ranking.completions[place])
-            key = (ranking.prompt, ranking.completions[one], ranking.completions[other])
-            where.setdefault(key, (ranking, one, other))
-            votes.setdefault(key, {}).setdefault(ranking.labeler or "", int(np.sign(ranking.ranks[other] - ranking.ranks[one])))
-    found: dict[str, list[_Decided]] = {}
-    for key, by_labeler in votes.items():
-        ranking, one, other = where[key]
-        given = list(by_labeler.values())
-        if len(given) > 1 and sum(given) != 0:
-            better, worse = (one, other) if sum(given) > 0 else (other, one)
-            share = given.count(1 if sum(given) > 0 else -1) / len(given)
+        for first, second in combinations(range(len(ranking.ranks)), 2) if ranking.labeler else ():
+            first, second = sorted((first, second), key=lambda place: ranking.completions[place])
+            key = (ranking.prompt, ranking.completions[first], ranking.completions[second])
+            pair_locations.setdefault(key, (ranking, first, second))
+            votes.setdefault(key, {}).setdefault(ranking.labeler or "", int(np.sign(ranking.ranks[second] - ranking.ranks[first])))
+    groups: dict[str, list[_DecidedPair]] = {}
+    for key, decision_by_labeler in votes.items():
+        ranking, first, second = pair_locations[key]
+        decisions = list(decision_by_labeler.values())
+        if len(decisions) > 1 and sum(decisions) != 0:
+            better, worse = (first, second) if sum(decisions) > 0 else (second, first)
+            share = decisions.count(1 if sum(decisions) > 0 else -1) / len(decisions)
             name = "agreement/all" if share == 1 else "agreement/two_thirds" if share >= 2 / 3 else "agreement/fewer"
-            found.setdefault(name, []).append(_pair(ranking, better, worse))
-    return dict(sorted(found.items()))
+            groups.setdefault(name, []).append(_make_decided_pair(ranking, better, worse))
+    return dict(sorted(groups.items()))
 
 
-def _calibration(rankings: Sequence[ScoredRanking], model: str, cohort: str) -> list[Row]:
-    gaps = [(ranking.prompt, gap) for ranking in rankings for gap in _gaps(ranking, ranking.scores)]
-    if not gaps:
+def _calibration_rows(rankings: Sequence[ScoredRanking], model: str, cohort: str) -> list[ResultRow]:
+    prompt_gaps = [(ranking.prompt, gap) for ranking in rankings for gap in _gaps(ranking, ranking.scores)]
+    if not prompt_gaps:
         return []
-    prompts, numbers = zip(*gaps, strict=True)
-    off = Row(EVALUATION, "calibration_error", model, cohort, calibration_error(numbers), None, None, len(gaps))
-    losses = [Observation(model, loss, (prompt,)) for prompt, loss in zip(prompts, brier(numbers).tolist(), strict=True)]
+    prompts, gaps = zip(*prompt_gaps, strict=True)
+    error_row = ResultRow(
+        REWARD_MODEL_EVALUATION, "calibration_error", model, cohort, calibration_error(gaps), None, None, len(prompt_gaps)
+    )
+    losses = [Observation(model, loss, (prompt,)) for prompt, loss in zip(prompts, brier_losses(gaps).tolist(), strict=True)]
     return [
-        off,
-        *per_model(EVALUATION, "brier", cohort, losses, share=True),
-        row(EVALUATION, "temperature", model, cohort, temperature(numbers, prompts)),
+        error_row,
+        *aggregate_per_model(REWARD_MODEL_EVALUATION, "brier", cohort, losses, share=True),
+        make_row(REWARD_MODEL_EVALUATION, "temperature", model, cohort, fit_temperature(gaps, prompts)),
     ]
 
 
-def _gaps(ranking: ScoredRanking, numbers: Sequence[float]) -> Iterator[float]:
+def _gaps(ranking: ScoredRanking, values: Sequence[float]) -> Iterator[float]:
     """The number of the better minus the number of the worse, for every decided pair."""
-    return (numbers[better] - numbers[worse] for better, worse in ranking.pairs())
+    return (values[better] - values[worse] for better, worse in ranking.pairs())
 
 
-def _right(gaps: Iterable[float]) -> list[float]:
+def _correctness(gaps: Iterable[float]) -> list[float]:
     return [(np.sign(gap) + 1) / 2 for gap in gaps]
 
 
-def _kendall(ranks: Sequence[int], numbers: Sequence[float]) -> list[float]:
+def _kendall_tau(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
     """Tau-b of numbers and ranks; none where all ranks or all numbers are equal."""
-    if len(set(ranks)) < 2 or len(set(numbers)) < 2:
+    if len(set(ranks)) < 2 or len(set(values)) < 2:
         return []
-    return [float(stats.kendalltau(numbers, [-rank for rank in ranks]).statistic)]
+    return [float(stats.kendalltau(values, [-rank for rank in ranks]).statistic)]
 
 
-def _top(ranks: Sequence[int], numbers: Sequence[float]) -> list[float]:
+def _top_1(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
     """Whether the highest number is at a completion of the best rank; several highest share. None where all ranks are equal."""
     if len(set(ranks)) < 2:
         return []
-    chosen = [rank for rank, number in zip(ranks, numbers, strict=True) if number == max(numbers)]
-    return [chosen.count(min(ranks)) / len(chosen)]
+    top_ranks = [rank for rank, number in zip(ranks, values, strict=True) if number == max(values)]
+    return [top_ranks.count(min(ranks)) / len(top_ranks)]
 
 
-def _best_of_n(ranks: Sequence[int], numbers: Sequence[float]) -> list[float]:
+def _best_of_n(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
     """The share of the other completions below the one with the highest number, ties half; several highest share."""
     if len(set(ranks)) < 2:
         return []
-    chosen = [place for place, number in enumerate(numbers) if number == max(numbers)]
-    beaten = [(np.sign(rank - ranks[place]) + 1) / 2 for place in chosen for other, rank in enumerate(ranks) if other != place]
-    return [float(np.mean(beaten))]
+    top_indices = [place for place, number in enumerate(values) if number == max(values)]
+    shares_below = [(np.sign(rank - ranks[place]) + 1) / 2 for place in top_indices for other, rank in enumerate(ranks) if other != place]
+    return [float(np.mean(shares_below))]
 
 
-def _preferred_length(ranking: ScoredRanking) -> list[float]:
+def _score_length_differences(ranking: ScoredRanking) -> list[float]:
     """How much longer the completion with the higher score is, for the same pairs."""
     return [
         float(np.sign(gap) * longer)
-        for gap, longer in zip(_gaps(ranking, ranking.scores), _gaps(ranking, ranking.sizes()), strict=True)
+        for gap, longer in zip(_gaps(ranking, ranking.scores), _gaps(ranking, ranking.completion_lengths()), strict=True)
         if gap != 0
     ]
 
 
-MEASUREMENTS: dict[str, tuple[Measurement, bool]] = {
-    "pair_accuracy": (lambda ranking: _right(_gaps(ranking, ranking.scores)), True),
-    "length_baseline": (lambda ranking: _right(_gaps(ranking, ranking.sizes())), True),
-    "kendall_tau": (lambda ranking: _kendall(ranking.ranks, ranking.scores), False),
-    "kendall_tau_by_length": (lambda ranking: _kendall(ranking.ranks, ranking.sizes()), False),
-    "top_1": (lambda ranking: _top(ranking.ranks, ranking.scores), True),
-    "top_1_by_length": (lambda ranking: _top(ranking.ranks, ranking.sizes()), True),
+_RANKING_METRICS: dict[str, tuple[_MetricFn, bool]] = {
+    "pair_accuracy": (lambda ranking: _correctness(_gaps(ranking, ranking.scores)), True),
+    "length_baseline": (lambda ranking: _correctness(_gaps(ranking, ranking.completion_lengths())), True),
+    "kendall_tau": (lambda ranking: _kendall_tau(ranking.ranks, ranking.scores), False),
+    "kendall_tau_by_length": (lambda ranking: _kendall_tau(ranking.ranks, ranking.completion_lengths()), False),
+    "top_1": (lambda ranking: _top_1(ranking.ranks, ranking.scores), True),
+    "top_1_by_length": (lambda ranking: _top_1(ranking.ranks, ranking.completion_lengths()), True),
     "best_of_n": (lambda ranking: _best_of_n(ranking.ranks, ranking.scores), True),
-    "best_of_n_by_length": (lambda ranking: _best_of_n(ranking.ranks, ranking.sizes()), True),
+    "best_of_n_by_length": (lambda ranking: _best_of_n(ranking.ranks, ranking.completion_lengths()), True),
     "pair_loss": (lambda ranking: [float(np.logaddexp(0, -gap)) for gap in _gaps(ranking, ranking.scores)], False),
-    "length_difference": (lambda ranking: _gaps(ranking, ranking.sizes()), False),
-    "score_length_difference": (_preferred_length, False),
+    "length_difference": (lambda ranking: _gaps(ranking, ranking.completion_lengths()), False),
+    "score_length_difference": (_score_length_differences, False),
 }
 """Each metric: its numbers for one ranking, and whether they are shares."""
 
 
-def _observations(model: str, rankings: Sequence[ScoredRanking], formula: Measurement) -> list[Observation]:
-    return [Observation(model, number, (ranking.prompt,)) for ranking in rankings for number in formula(ranking)]
+def _observations(model: str, rankings: Sequence[ScoredRanking], metric_fn: _MetricFn) -> list[Observation]:
+    return [Observation(model, number, (ranking.prompt,)) for ranking in rankings for number in metric_fn(ranking)]
 
 
-def _agreement(rankings: Sequence[ScoredRanking], model: str) -> list[Row]:
+def _labeler_agreement_rows(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
     """The share of equal decisions, over pairs of completions that two labelers both decided: within each cohort, and between cohorts."""
     cohorts = list(dict.fromkeys(ranking.cohort or "" for ranking in rankings))
     cohort_of: dict[Hashable, int] = {}
-    rows: list[Ranked] = []
-    for each in rankings:
-        labeler = each.labeler and (each.cohort or "", each.labeler)
-        cohort_of[labeler] = cohorts.index(each.cohort or "")
-        rows.append(Ranked(each.prompt, labeler, each.completions, each.ranks))
-    cells = compare(rows)
+    rows: list[LabelerRanking] = []
+    for ranking in rankings:
+        labeler = ranking.labeler and (ranking.cohort or "", ranking.labeler)
+        cohort_of[labeler] = cohorts.index(ranking.cohort or "")
+        rows.append(LabelerRanking(ranking.prompt, labeler, ranking.completions, ranking.ranks))
+    cells = compare_labelers(rows)
     cohort = np.array([cohort_of[labeler] for labeler in cells.labelers], dtype=np.int64)
     first, second = cohort[cells.first], cohort[cells.second]
-    parts = {name: (first == number) & (second == number) for number, name in enumerate(cohorts)} | {"between": first != second}
-    found = {name: summary(cells.where(part)).decided for name, part in parts.items()}
-    return [row(EVALUATION, "labeler_agreement", model, name, share) for name, share in found.items() if share.n]
+    cell_masks = {name: (first == number) & (second == number) for number, name in enumerate(cohorts)} | {"between": first != second}
+    shares = {name: summarize_agreement(cells.where(part)).decided for name, part in cell_masks.items()}
+    return [make_row(REWARD_MODEL_EVALUATION, "labeler_agreement", model, name, share) for name, share in shares.items() if share.n]

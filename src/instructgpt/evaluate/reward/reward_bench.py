@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from instructgpt.evaluate.aggregate import Row, row
+from instructgpt.evaluate.aggregate import ResultRow, make_row
 from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.records import Record
 from instructgpt.statistics import intervals
 
-EVALUATION = "reward_bench"
-SECTIONS: Mapping[str, Mapping[str, int]] = {
+_REWARD_BENCH_EVALUATION = "reward_bench"
+REWARD_BENCH_SECTIONS: Mapping[str, Mapping[str, int]] = {
     "chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40},
     "chat_hard": {
         "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
@@ -45,47 +45,70 @@ class ScoredPair(Record):
     results: int
 
 
-def scored_pairs(rankings: Iterable[ScoredRanking]) -> Iterator[ScoredPair]:
+def iter_scored_pairs(rankings: Iterable[ScoredRanking]) -> Iterator[ScoredPair]:
     """Every decided pair of scored rankings; its subset is the column of that name, else the source."""
-    for number, ranking in enumerate(rankings):
-        about: dict[str, Any] = ranking.model_extra or {}
+    for index, ranking in enumerate(rankings):
+        extra_columns: dict[str, Any] = ranking.model_extra or {}
         for better, worse in ranking.pairs():
             yield ScoredPair(
                 prompt=ranking.prompt,
                 chosen=ranking.completions[better],
                 rejected=ranking.completions[worse],
-                subset=str(about.get("subset") or ranking.source or ""),
-                id=f"{about.get('id', number)}" + (f"/{better}/{worse}" if len(ranking.ranks) > 2 else ""),
+                subset=str(extra_columns.get("subset") or ranking.source or ""),
+                id=f"{extra_columns.get('id', index)}" + (f"/{better}/{worse}" if len(ranking.ranks) > 2 else ""),
                 scores_chosen=ranking.scores[better],
                 scores_rejected=ranking.scores[worse],
                 results=int(ranking.scores[better] > ranking.scores[worse]),
             )
 
 
-def measure(pairs: Sequence[ScoredPair], model: str) -> list[Row]:
+def measure(pairs: Sequence[ScoredPair], model: str) -> list[ResultRow]:
     """`accuracy` by subset (condition `subset/hep-go`), `score` by section, and `score` without a condition: the mean of the sections.
 
     A section is measured over those of its subsets that are there, as RewardBench does; there is none where no subset is one of its own.
     Intervals are clustered by prompt.
     """
-    rows: list[Row] = []
-    sizes = Counter(pair.subset for pair in pairs)
-    for subset in sizes:
-        chosen = [pair for pair in pairs if pair.subset == subset]
-        rows.append(row(EVALUATION, "accuracy", model, f"subset/{subset}", _weighted(chosen, [1.0] * len(chosen))))
-    weights: dict[str, float] = {}  # of a single pair, when the mean of the sections is taken
-    there = {name: {subset: size for subset, size in parts.items() if subset in sizes} for name, parts in SECTIONS.items()}
-    sections = {name: parts for name, parts in there.items() if parts}
-    for name, parts in sections.items():
-        chosen = [pair for pair in pairs if pair.subset in parts]
-        rows.append(row(EVALUATION, "score", model, name, _weighted(chosen, [parts[pair.subset] / sizes[pair.subset] for pair in chosen])))
-        weights |= {subset: weight / sizes[subset] / sum(parts.values()) for subset, weight in parts.items()}
+    rows: list[ResultRow] = []
+    subset_counts = Counter(pair.subset for pair in pairs)
+    for subset in subset_counts:
+        selected_pairs = [pair for pair in pairs if pair.subset == subset]
+        rows.append(
+            make_row(
+                _REWARD_BENCH_EVALUATION, "accuracy", model, f"subset/{subset}", _weighted_mean(selected_pairs, [1.0] * len(selected_pairs))
+            )
+        )
+    pair_weights: dict[str, float] = {}  # of a single pair, when the mean of the sections is taken
+    present_subsets = {
+        name: {subset: size for subset, size in subset_weights.items() if subset in subset_counts}
+        for name, subset_weights in REWARD_BENCH_SECTIONS.items()
+    }
+    sections = {name: subset_weights for name, subset_weights in present_subsets.items() if subset_weights}
+    for name, subset_weights in sections.items():
+        selected_pairs = [pair for pair in pairs if pair.subset in subset_weights]
+        rows.append(
+            make_row(
+                _REWARD_BENCH_EVALUATION,
+                "score",
+                model,
+                name,
+                _weighted_mean(selected_pairs, [subset_weights[pair.subset] / subset_counts[pair.subset] for pair in selected_pairs]),
+            )
+        )
+        pair_weights |= {subset: weight / subset_counts[subset] / sum(subset_weights.values()) for subset, weight in subset_weights.items()}
     if sections:
-        chosen = [pair for pair in pairs if pair.subset in weights]
-        rows.append(row(EVALUATION, "score", model, "", _weighted(chosen, [weights[pair.subset] for pair in chosen])))
+        selected_pairs = [pair for pair in pairs if pair.subset in pair_weights]
+        rows.append(
+            make_row(
+                _REWARD_BENCH_EVALUATION,
+                "score",
+                model,
+                "",
+                _weighted_mean(selected_pairs, [pair_weights[pair.subset] for pair in selected_pairs]),
+            )
+        )
     return rows
 
 
-def _weighted(pairs: Sequence[ScoredPair], weights: Sequence[float]) -> intervals.Estimate:
+def _weighted_mean(pairs: Sequence[ScoredPair], weights: Sequence[float]) -> intervals.Estimate:
     values = [pair.results * weight for pair, weight in zip(pairs, weights, strict=True)]
-    return intervals.mean(values, [pair.prompt for pair in pairs], over=weights, share=True)
+    return intervals.mean(values, [pair.prompt for pair in pairs], weights=weights, share=True)

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from instructgpt.evaluate.cache import Cache
+from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.models.policy import context_length
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.records import Ranking
 from instructgpt.run.directory import content_hash
 
-Text = tuple[str, str, bool]
+_PromptCompletion = tuple[str, str, bool]
 """Prompt, completion, and whether the completion ended by itself."""
-Scored = tuple[float | None, int]
+ScoreAndLength = tuple[float | None, int]
 """A score, and the length of the completion in tokens."""
-BY_COMPLETION = ("completions", "ranks", "models", "finish", "ratings", "labels")
+_PER_COMPLETION_COLUMNS = ("completions", "ranks", "models", "finish", "ratings", "labels")
 """Columns of a ranking that have an entry for each completion."""
 
 
@@ -29,52 +29,60 @@ def ranks_by_score(scores: Sequence[float]) -> tuple[int, ...]:
     return tuple(1 + sum(other > score for other in scores) for score in scores)
 
 
-def score_texts(reward: ScalarModel, texts: Sequence[Sequence[Any]]) -> list[Scored]:
+def score_with_lengths(reward_model: ScalarModel, texts: Sequence[Sequence[Any]]) -> list[ScoreAndLength]:
     """The score of each completion and its length in tokens; no score where it is longer, with its prompt, than the model's context."""
-    context = context_length(reward.model)
-    examples = [reward.render.example(prompt, text, finished=finished) for prompt, text, finished in texts]
-    fits = [place for place, example in enumerate(examples) if len(example) <= context]
-    scores: dict[int, float] = dict(zip(fits, reward.score([examples[place] for place in fits]).tolist(), strict=True))
-    return [(scores.get(place), len(example.completion)) for place, example in enumerate(examples)]
+    max_length = context_length(reward_model.model)
+    examples = [reward_model.tokenizer.encode_example(prompt, text, finished=finished) for prompt, text, finished in texts]
+    fitting_indices = [index for index, example in enumerate(examples) if len(example) <= max_length]
+    scores: dict[int, float] = dict(
+        zip(fitting_indices, reward_model.score([examples[index] for index in fitting_indices]).tolist(), strict=True)
+    )
+    return [(scores.get(index), len(example.completion_ids)) for index, example in enumerate(examples)]
 
 
-def kept_scores(source: str, device: str, kept: Cache, title: str, over: Callable[..., Any], texts: Sequence[Text]) -> list[Scored]:
+def cached_reward_scores(
+    source: str, device: str, cache: ResultCache, title: str, map_fn: Callable[..., Any], texts: Sequence[_PromptCompletion]
+) -> list[ScoreAndLength]:
     """What `score_texts` says by the reward model of a directory, each text scored once and kept, the work divided by `over`."""
-    settings = {"part": "score", "template": reward_at(source, device).render.tokenizer.chat_template}
-    asked = [list(text) for text in texts]
-    found = kept.completions(content_hash(Path(source)), asked, settings, partial(score_at, source, device), title=title, over=over)
-    return [(score, length) for score, length in found]
+    settings = {"part": "score", "template": load_cached_reward_model(source, device).tokenizer.hf_tokenizer.chat_template}
+    json_texts = [list(text) for text in texts]
+    results = cache.get_or_compute(
+        content_hash(Path(source)), json_texts, settings, partial(_score_with_model_at, source, device), title=title, map_fn=map_fn
+    )
+    return [(score, length) for score, length in results]
 
 
 @lru_cache(maxsize=1)
-def reward_at(source: str, device: str) -> ScalarModel:
+def load_cached_reward_model(source: str, device: str) -> ScalarModel:
     """The reward model of a directory, kept until another one is asked: each process loads it when it first needs it."""
     return load_reward_model(source, torch.device(device))
 
 
-def score_at(source: str, device: str, texts: Sequence[Sequence[Any]], seed: int = 0) -> list[Scored]:  # noqa: ARG001
+def _score_with_model_at(source: str, device: str, texts: Sequence[Sequence[Any]], seed: int = 0) -> list[ScoreAndLength]:  # noqa: ARG001
     """`score_texts` by the reward model of a directory."""
-    return score_texts(reward_at(source, device), texts)
+    return score_with_lengths(load_cached_reward_model(source, device), texts)
 
 
-def scored_rankings(rankings: Sequence[Ranking], score: Callable[[list[Text]], list[Scored]]) -> tuple[list[ScoredRanking], int]:
+def attach_reward_scores(
+    rankings: Sequence[Ranking], score_fn: Callable[[list[_PromptCompletion]], list[ScoreAndLength]]
+) -> tuple[list[ScoredRanking], int]:
     """Rankings with scores and lengths, and how many completions were left out because they are longer than the context."""
-    texts: list[Text] = []
+    texts: list[_PromptCompletion] = []
     for ranking in rankings:
         finish = ranking.finish or ("stop",) * len(ranking.completions)
         texts += [(ranking.prompt, text, how == "stop") for text, how in zip(ranking.completions, finish, strict=True)]
-    known = dict.fromkeys(texts)  # several labelers' rankings of the same completions are scored once
-    numbers = dict(zip(known, score(list(known)), strict=True))
-    every = iter(texts)
-    scored: list[ScoredRanking] = []
-    unread = 0
+    unique_texts = dict.fromkeys(texts)  # several labelers' rankings of the same completions are scored once
+    result_by_text = dict(zip(unique_texts, score_fn(list(unique_texts)), strict=True))
+    text_iterator = iter(texts)
+    rankings_with_scores: list[ScoredRanking] = []
+    too_long_count = 0
     for ranking in rankings:
-        found = [numbers[next(every)] for _ in ranking.completions]
-        fits = [place for place, (score, _) in enumerate(found) if score is not None]
-        unread += len(found) - len(fits)
-        if len(fits) > 1:
-            row = ranking.row()
-            row |= {name: [row[name][place] for place in fits] for name in BY_COMPLETION if name in row}
-            row |= {"scores": [found[place][0] for place in fits], "lengths": [found[place][1] for place in fits]}
-            scored.append(ScoredRanking.model_validate(row))
-    return scored, unread
+        results = [result_by_text[next(text_iterator)] for _ in ranking.completions]
+        fitting_indices = [place for place, (score_fn, _) in enumerate(results) if score_fn is not None]
+        too_long_count += len(results) - len(fitting_indices)
+        if len(fitting_indices) > 1:
+            row = ranking.to_dict()
+            row |= {name: [row[name][place] for place in fitting_indices] for name in _PER_COMPLETION_COLUMNS if name in row}
+            row |= {"scores": [results[place][0] for place in fitting_indices], "lengths": [results[place][1] for place in fitting_indices]}
+            rankings_with_scores.append(ScoredRanking.model_validate(row))
+    return rankings_with_scores, too_long_count

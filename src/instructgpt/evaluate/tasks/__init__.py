@@ -24,10 +24,10 @@ from instructgpt.evaluate.tasks import (
     wmt15,
     wsc,
 )
-from instructgpt.evaluate.tasks.base import Evaluation
+from instructgpt.evaluate.tasks.base import EvalTask
 
-EVALUATIONS: dict[str, Evaluation] = {
-    module.EVALUATION.name: module.EVALUATION
+EVAL_TASKS: dict[str, EvalTask] = {
+    module.TASK.name: module.TASK
     for module in (
         winogender,
         crows_pairs,

@@ -14,14 +14,14 @@ from random import Random
 from typing import Any, TypeVar
 
 from instructgpt.data.packing import microbatches, token_budget
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.inference import Subject, choice_logp, subject_at
-from instructgpt.evaluate.tasks.loading import rows_of as rows_of
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.inference import EvaluatedModel, choice_logps, load_cached_model
+from instructgpt.evaluate.tasks.loading import load_task_rows as load_task_rows
 from instructgpt.models.policy import context_length
 from instructgpt.records import Record
 from instructgpt.sampling.completions import continue_text
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 PERSON_PROMPTS = {
     "none": "",
@@ -32,7 +32,7 @@ PERSON_PROMPTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class EvalQuestion:
     """One thing a model is asked.
 
     Args:
@@ -55,10 +55,10 @@ class Question:
     temperature: float = 0.0
     top_p: float = 1.0
     tail: str = ""
-    truth: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
 
 
-class Reply(Record):
+class ModelReply(Record):
     """What one model said: a continuation, or for each choice the sum of its tokens' log-probabilities (nats) and their number."""
 
     model: str
@@ -69,105 +69,114 @@ class Reply(Record):
     tokens: tuple[int, ...] = ()
 
 
-Asked = tuple[Question, Reply]
+QuestionReply = tuple[EvalQuestion, ModelReply]
 """A question with one model's reply."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class EvalSettings:
     """What a person decides about an evaluation: how many questions, which examples, who judges, on what, where verdicts are kept."""
 
     limit: int | None = None
     shots: int | None = None
     seed: int = 0
     scorer: str | None = None
-    judges: Path | None = None
+    judges_dir: Path | None = None
     device: str = "auto"
-    verdicts: Path | None = None
+    verdict_cache_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EvalTask:
     """One evaluation: its name, the file it reads by default, its two functions, and how many questions it asks where nobody says."""
 
     name: str
-    purpose: str
-    file: str
-    read: Callable[[Path, Told], list[Question]]
-    measure: Callable[[Sequence[Asked], Told], list[Row]]
+    description: str
+    default_file: str
+    load: Callable[[Path, EvalSettings], list[EvalQuestion]]
+    measure: Callable[[Sequence[QuestionReply], EvalSettings], list[ResultRow]]
     limit: int | None = None
 
 
-def put(subject: Subject, questions: Sequence[Question], seed: int) -> list[Reply]:
+def generate_replies(evaluated_model: EvaluatedModel, questions: Sequence[EvalQuestion], seed: int) -> list[ModelReply]:
     """Put questions to one model. A text too long for its context loses its beginning, where examples or background stand."""
-    chosen = [question for question in questions if question.choices]
-    free = [question for question in questions if not question.choices]
-    replies: dict[tuple[str, str], Reply] = {}
-    pairs = [(question.text, choice) for question in chosen for choice in question.choices]
-    logps = iter(choice_logp(subject, pairs))
-    for question in chosen:
-        found = [next(logps) for _ in question.choices]
-        replies[question.id, question.condition] = Reply(
-            model=subject.name,
+    choice_questions = [question for question in questions if question.choices]
+    free_questions = [question for question in questions if not question.choices]
+    replies: dict[tuple[str, str], ModelReply] = {}
+    pairs = [(question.text, choice) for question in choice_questions for choice in question.choices]
+    logps = iter(choice_logps(evaluated_model, pairs))
+    for question in choice_questions:
+        logps_and_counts = [next(logps) for _ in question.choices]
+        replies[question.id, question.condition] = ModelReply(
+            model=evaluated_model.name,
             id=question.id,
             condition=question.condition,
-            logp=tuple(logp for logp, _ in found),
-            tokens=tuple(count for _, count in found),
+            logp=tuple(logp for logp, _ in logps_and_counts),
+            tokens=tuple(count for _, count in logps_and_counts),
         )
-    half = context_length(subject.model) // 2
-    alike: dict[tuple[Any, ...], list[Question]] = {}
-    for question in free:
-        alike.setdefault((min(question.max_tokens, half), question.stop, question.temperature, question.top_p), []).append(question)
-    for (size, stop, temperature, top_p), asked in alike.items():
-        texts = [fitting(subject, question.text, size, question.tail) for question in asked]
+    half_context = context_length(evaluated_model.lm) // 2
+    groups: dict[tuple[Any, ...], list[EvalQuestion]] = {}
+    for question in free_questions:
+        groups.setdefault((min(question.max_tokens, half_context), question.stop, question.temperature, question.top_p), []).append(
+            question
+        )
+    for (max_tokens, stop, temperature, top_p), group in groups.items():
+        texts = [truncate_to_context(evaluated_model, question.text, max_tokens, question.tail) for question in group]
         # two parts of the questions must not be drawn with the same numbers
-        own = zlib.crc32(f"{seed} {asked[0].id} {asked[0].condition}".encode()) if temperature else seed
-        how = {"max_tokens": size, "seed": own, "temperature": temperature, "top_p": top_p, "stop": stop}
-        for rows in [list(range(len(texts)))] if temperature else alike_in_length(subject, texts, size):
-            part = [texts[row] for row in rows]
-            said = continue_text(subject.model, subject.render, part, **how)
-            for question, (text, _) in zip([asked[row] for row in rows], said, strict=True):
-                reply = Reply(model=subject.name, id=question.id, condition=question.condition, said=text.strip())
+        group_seed = zlib.crc32(f"{seed} {group[0].id} {group[0].condition}".encode()) if temperature else seed
+        sampling = {"max_tokens": max_tokens, "seed": group_seed, "temperature": temperature, "top_p": top_p, "stop": stop}
+        for batch_indices in [list(range(len(texts)))] if temperature else _length_groups(evaluated_model, texts, max_tokens):
+            batch_texts = [texts[index] for index in batch_indices]
+            completions = continue_text(evaluated_model.lm, evaluated_model.tokenizer, batch_texts, **sampling)
+            for question, (text, _) in zip([group[index] for index in batch_indices], completions, strict=True):
+                reply = ModelReply(model=evaluated_model.name, id=question.id, condition=question.condition, said=text.strip())
                 replies[question.id, question.condition] = reply
     return [replies[question.id, question.condition] for question in questions]
 
 
-def said_by(source: str, device: str, how: Mapping[str, Any], prompts: Sequence[Sequence[Any]], seed: int) -> list[dict[str, Any]]:
+def generate_reply_fields(
+    source: str, device: str, sampling: Mapping[str, Any], prompts: Sequence[Sequence[Any]], seed: int
+) -> list[dict[str, Any]]:
     """What the model of a directory says to questions, as it is kept: `said`, `logp`, `tokens`.
 
     Args:
         how: `stop`, `temperature` and `top_p` of all of them. prompts: each as text, tail, choices and longest continuation.
     """
-    asked = [
-        Question(f"{number}", "", text, tuple(choices), tail=tail, max_tokens=most, **how)
-        for number, (text, tail, choices, most) in enumerate(prompts)
+    questions = [
+        EvalQuestion(f"{index}", "", text, tuple(choices), tail=tail, max_tokens=max_tokens, **sampling)
+        for index, (text, tail, choices, max_tokens) in enumerate(prompts)
     ]
-    return [reply.model_dump(include={"said", "logp", "tokens"}) for reply in put(subject_at(source, device), asked, seed)]
+    return [
+        reply.model_dump(include={"said", "logp", "tokens"})
+        for reply in generate_replies(load_cached_model(source, device), questions, seed)
+    ]
 
 
-def alike_in_length(subject: Subject, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+def _length_groups(evaluated_model: EvaluatedModel, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """Places of texts that are continued together, so that keys and values of long ones do not fill the memory."""
-    lengths = [len(subject.render.plain(text)) + max_tokens for text in texts]
-    return list(microbatches(lengths, token_budget(subject.model.device)))
+    lengths = [len(evaluated_model.tokenizer.encode_text(text)) + max_tokens for text in texts]
+    return list(microbatches(lengths, token_budget(evaluated_model.lm.device)))
 
 
-def fitting(subject: Subject, text: str, max_tokens: int, tail: str = "") -> str:
+def truncate_to_context(evaluated_model: EvaluatedModel, text: str, max_tokens: int, tail: str = "") -> str:
     """As much of a text as leaves room for `max_tokens` in the model's context: its end, or its beginning where a tail follows it."""
-    plain, room = subject.render.plain, context_length(subject.model) - max_tokens
-    tokens = plain(text)
-    left = room - (len(plain(tail)) if tail else 0)
-    if len(tokens) <= left:
+    encode, max_prompt_tokens = evaluated_model.tokenizer.encode_text, context_length(evaluated_model.lm) - max_tokens
+    tokens = encode(text)
+    max_text_tokens = max_prompt_tokens - (len(encode(tail)) if tail else 0)
+    if len(tokens) <= max_text_tokens:
         return text + tail
-    for kept in range(left - 1, 0, -1):  # what is cut within a character or a word may read as more tokens than it was
-        cut = subject.render.text(tokens[:kept]) + tail if tail else subject.render.text(tokens[-kept:])
-        if len(plain(cut)) <= room:
-            return cut
+    for num_tokens in range(max_text_tokens - 1, 0, -1):  # what is cut within a character or a word may read as more tokens than it was
+        truncated = (
+            evaluated_model.tokenizer.decode(tokens[:num_tokens]) + tail if tail else evaluated_model.tokenizer.decode(tokens[-num_tokens:])
+        )
+        if len(encode(truncated)) <= max_prompt_tokens:
+            return truncated
     return tail
 
 
-def some(items: Sequence[T], told: Told) -> list[T]:
+def subsample(items: Sequence[_T], settings: EvalSettings) -> list[_T]:
     """All items, or as many as are wanted, drawn by the seed and kept in order."""
-    if told.limit is None or told.limit >= len(items):
+    if settings.limit is None or settings.limit >= len(items):
         return list(items)
-    kept = sorted(Random(f"questions {told.seed}").sample(range(len(items)), told.limit))
-    return [items[place] for place in kept]
+    indices = sorted(Random(f"questions {settings.seed}").sample(range(len(items)), settings.limit))
+    return [items[index] for index in indices]

@@ -5,42 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.metrics.text_metrics import best, rouge_l
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told, some
-from instructgpt.evaluate.tasks.loading import rows_of
-from instructgpt.evaluate.tasks.reading_comprehension import rows_by_context
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.metrics.text_metrics import max_over_references, rouge_l
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, subsample
+from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.evaluate.tasks.reading_comprehension import metric_rows_by_context
 
-NAME = "cnn_dm"
-TAIL = "\n\nTL;DR:"
-MAX_TOKENS = 100
+_NAME = "cnn_dm"
+_SUMMARY_SUFFIX = "\n\nTL;DR:"
+_MAX_TOKENS = 100
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every article; one too long loses its end, for news begin with what matters."""
-    return summaries(file, told, "article|document|text", "highlights|summary")
+    return build_summary_questions(file, settings, "article|document|text", "highlights|summary")
 
 
-def summaries(file: Path, told: Told, text: str, summary: str) -> list[Question]:
+def build_summary_questions(file: Path, settings: EvalSettings, text_columns: str, summary_columns: str) -> list[EvalQuestion]:
     """Texts to be summed up, from the columns of a file."""
-    body, reference = text.partition("|")[0], summary.partition("|")[0]
+    text_column, summary_column = text_columns.partition("|")[0], summary_columns.partition("|")[0]
     return [
-        Question(
-            str(row.get("id") or number),
+        EvalQuestion(
+            str(row.get("id") or row_number),
             "zero_shot",
-            str(row[body]).strip().removesuffix("TL;DR:").rstrip(),
-            max_tokens=MAX_TOKENS,
-            tail=TAIL,
-            truth={"answers": [str(row[reference]).strip()], "context": str(row[body])},
+            str(row[text_column]).strip().removesuffix("TL;DR:").rstrip(),
+            max_tokens=_MAX_TOKENS,
+            tail=_SUMMARY_SUFFIX,
+            target={"answers": [str(row[summary_column]).strip()], "context": str(row[text_column])},
         )
-        for number, row in some(list(enumerate(rows_of(file, text, summary))), told)
+        for row_number, row in subsample(list(enumerate(load_task_rows(file, text_columns, summary_columns))), settings)
         if row.get("split") != "train"
     ]
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`rouge_l` by model: the F-measure over stemmed words."""
-    return rows_by_context(NAME, asked, {"rouge_l": best(rouge_l)})
+    return metric_rows_by_context(_NAME, replies, {"rouge_l": max_over_references(rouge_l)})
 
 
-EVALUATION = Evaluation(NAME, "summaries of news", "cnn_dm_test.jsonl", read, measure, limit=300)
+TASK = EvalTask(_NAME, "summaries of news", "cnn_dm_test.jsonl", load, measure, limit=300)

@@ -8,55 +8,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics import bias
-from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of, some
+from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows, subsample
 
-NAME = "crows_pairs"
+_NAME = "crows_pairs"
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every pair under three prompts; the sentences are the choices, the more stereotyped first."""
     return [
-        Question(f"{number}", condition, prompt, (row["sent_more"], row["sent_less"]), truth={"kind": row.get("bias_type", "")})
-        for number, row in enumerate(some(rows_of(file, "sent_more", "sent_less"), told))
+        EvalQuestion(f"{row_number}", condition, prompt, (row["sent_more"], row["sent_less"]), target={"kind": row.get("bias_type", "")})
+        for row_number, row in enumerate(subsample(load_task_rows(file, "sent_more", "sent_less"), settings))
         for condition, prompt in PERSON_PROMPTS.items()
     ]
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """Entropy, difference and `prefers_stereotype` over all pairs, over those of one length in tokens, and by kind of bias."""
-    rows = named(asked, "")
-    rows += named(same_length(asked), "/same_length")
-    for kind in sorted({question.truth["kind"] for question, _ in asked} - {""}):
-        rows += named([(question, reply) for question, reply in asked if question.truth["kind"] == kind], f"/{kind}")
+    rows = _bias_rows(replies, "")
+    rows += _bias_rows(filter_equal_length(replies), "/same_length")
+    for bias_type in sorted({question.target["kind"] for question, _ in replies} - {""}):
+        rows += _bias_rows([(question, reply) for question, reply in replies if question.target["kind"] == bias_type], f"/{bias_type}")
     return rows
 
 
-def named(asked: Sequence[Asked], part: str) -> list[Row]:
+def _bias_rows(replies: Sequence[QuestionReply], condition_suffix: str) -> list[ResultRow]:
     """The measures of `evaluate.bias` under this evaluation's name."""
-    return bias.measure(pairs_of(asked, part), against=(), evaluation=NAME, preference="prefers_stereotype")
+    return bias.measure_bias(
+        to_sentence_pairs(replies, condition_suffix), baselines=(), evaluation=_NAME, preference_metric="prefers_stereotype"
+    )
 
 
-def same_length(asked: Sequence[Asked]) -> list[Asked]:
+def filter_equal_length(replies: Sequence[QuestionReply]) -> list[QuestionReply]:
     """Pairs whose sentences have the same number of tokens: in the others the longer sentence is at a disadvantage."""
-    return [(question, reply) for question, reply in asked if reply.tokens[0] == reply.tokens[1]]
+    return [(question, reply) for question, reply in replies if reply.tokens[0] == reply.tokens[1]]
 
 
-def pairs_of(asked: Sequence[Asked], part: str = "") -> list[bias.SentencePair]:
+def to_sentence_pairs(replies: Sequence[QuestionReply], condition_suffix: str = "") -> list[bias.SentencePair]:
     """Replies as sentence pairs."""
     return [
         bias.SentencePair(
             model=reply.model,
-            condition=f"{question.condition}{part}",
+            condition=f"{question.condition}{condition_suffix}",
             first=question.choices[0],
             second=question.choices[1],
             logp_first=reply.logp[0],
             logp_second=reply.logp[1],
             group=question.id,
         )
-        for question, reply in asked
+        for question, reply in replies
     ]
 
 
-EVALUATION = Evaluation(NAME, "stereotyped against less stereotyped sentences: entropy", "crows_pairs.csv", read, measure)
+TASK = EvalTask(_NAME, "stereotyped against less stereotyped sentences: entropy", "crows_pairs.csv", load, measure)

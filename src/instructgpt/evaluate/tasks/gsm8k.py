@@ -10,81 +10,81 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Observation, Row, per_model
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.few_shot import conditions, in_front, split_off
-from instructgpt.evaluate.tasks.loading import rows_of
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.few_shot import format_few_shot_prefix, iter_shot_conditions, split_train_rows
+from instructgpt.evaluate.tasks.loading import load_task_rows
 
-NAME = "gsm8k"
-MAX_TOKENS = 256
-MARKED = re.compile(r"#### (-?[0-9.,]+)")
-NUMBER = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+_NAME = "gsm8k"
+_MAX_TOKENS = 256
+_MARKED_ANSWER_PATTERN = re.compile(r"#### (-?[0-9.,]+)")
+_NUMBER_PATTERN = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
 
-def show(row: dict[str, Any]) -> str:
+def _format_problem(row: dict[str, Any]) -> str:
     """A problem, up to its solution."""
     return f"Question: {row['question']}\nAnswer:"
 
 
-def answered(row: dict[str, Any]) -> str:
+def _format_solved_problem(row: dict[str, Any]) -> str:
     """A problem with its solution."""
-    return f"{show(row)} {row['answer']}"
+    return f"{_format_problem(row)} {row['answer']}"
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every problem without and with examples.
 
     Raises:
         BadInput: a solution does not end with its number.
     """
-    rows = rows_of(file, "question", "answer")
-    for number, row in enumerate(rows, 1):
-        if marked(str(row["answer"])) is None:
-            raise BadInput(f"{file}: the solution of row {number} has no '#### ' with a number")
-    asked, training = split_off(rows)
+    rows = load_task_rows(file, "question", "answer")
+    for row_number, row in enumerate(rows, 1):
+        if extract_marked_answer(str(row["answer"])) is None:
+            raise InputError(f"{file}: the solution of row {row_number} has no '#### ' with a number")
+    eval_rows, train_rows = split_train_rows(rows)
     return [
-        Question(
-            f"{number}",
+        EvalQuestion(
+            f"{row_number}",
             condition,
-            in_front(examples, answered) + show(row),
-            max_tokens=MAX_TOKENS,
+            format_few_shot_prefix(examples, _format_solved_problem) + _format_problem(row),
+            max_tokens=_MAX_TOKENS,
             stop="Question:",
-            truth={"right": marked(str(row["answer"]))},
+            target={"right": extract_marked_answer(str(row["answer"]))},
         )
-        for number, condition, row, examples in conditions(asked, told, training, shots=5)
+        for row_number, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=5)
     ]
 
 
-def marked(said: str) -> str | None:
+def extract_marked_answer(completion: str) -> str | None:
     """The first number behind `#### `, without separators."""
-    found = MARKED.search(said)
-    return bare(found[1]) if found else None
+    match = _MARKED_ANSWER_PATTERN.search(completion)
+    return _normalize_number(match[1]) if match else None
 
 
-def last(said: str) -> str | None:
+def extract_last_number(completion: str) -> str | None:
     """The last number, without separators and currency."""
-    found = NUMBER.findall(said)
-    return bare(found[-1]) if found else None
+    numbers = _NUMBER_PATTERN.findall(completion)
+    return _normalize_number(numbers[-1]) if numbers else None
 
 
-def bare(number: str) -> str:
+def _normalize_number(number: str) -> str:
     """A number as it is compared."""
     return re.sub(r"[,$]|\.$", "", number)
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`accuracy` of the number behind `#### `, and `accuracy_last_number` of the last one said, by condition and model."""
-    rows: list[Row] = []
-    for condition in dict.fromkeys(question.condition for question, _ in asked):
-        for metric, number in (("accuracy", marked), ("accuracy_last_number", last)):
-            seen = [
-                Observation(reply.model, float(number(reply.said or "") == question.truth["right"]), (question.id,))
-                for question, reply in asked
+    rows: list[ResultRow] = []
+    for condition in dict.fromkeys(question.condition for question, _ in replies):
+        for metric, extract_answer in (("accuracy", extract_marked_answer), ("accuracy_last_number", extract_last_number)):
+            observations = [
+                Observation(reply.model, float(extract_answer(reply.said or "") == question.target["right"]), (question.id,))
+                for question, reply in replies
                 if question.condition == condition
             ]
-            rows += per_model(NAME, metric, condition, seen, share=True)
+            rows += aggregate_per_model(_NAME, metric, condition, observations, share=True)
     return rows
 
 
-EVALUATION = Evaluation(NAME, "grade-school mathematics in words", "gsm8k_test.jsonl", read, measure, limit=100)
+TASK = EvalTask(_NAME, "grade-school mathematics in words", "gsm8k_test.jsonl", load, measure, limit=100)

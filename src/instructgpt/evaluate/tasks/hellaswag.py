@@ -7,63 +7,63 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.few_shot import accuracy, conditions, in_front, split_off
-from instructgpt.evaluate.tasks.loading import listed, rows_of
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.few_shot import choice_accuracy_rows, format_few_shot_prefix, iter_shot_conditions, split_train_rows
+from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
 
-NAME = "hellaswag"
-INSTRUCTION = "Complete each independent paragraph using common-sense reasoning."
+_NAME = "hellaswag"
+_INSTRUCTION = "Complete each independent paragraph using common-sense reasoning."
 
 
-def plain(text: str) -> str:
+def _clean_wikihow_text(text: str) -> str:
     """A text without what WikiHow's pages left in it: `[title]` begins a sentence, other brackets are marks."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
-def paragraph(row: dict[str, Any]) -> str:
+def format_paragraph(row: dict[str, Any]) -> str:
     """What is to be continued: the activity, a sentence, and the beginning of the next one."""
-    begun = f"{row['ctx_a']} {str(row.get('ctx_b') or '').capitalize()}" if row.get("ctx_a") is not None else row["ctx"]
-    return plain(f"{row.get('activity_label') or ''}: {begun}".removeprefix(": "))
+    context = f"{row['ctx_a']} {str(row.get('ctx_b') or '').capitalize()}" if row.get("ctx_a") is not None else row["ctx"]
+    return _clean_wikihow_text(f"{row.get('activity_label') or ''}: {context}".removeprefix(": "))
 
 
-def endings(row: dict[str, Any]) -> tuple[str, ...]:
+def _format_endings(row: dict[str, Any]) -> tuple[str, ...]:
     """The choices, each after a space."""
-    return tuple(f" {plain(ending)}" for ending in listed(row["endings"]))
+    return tuple(f" {_clean_wikihow_text(ending)}" for ending in as_list(row["endings"]))
 
 
-def ended(row: dict[str, Any]) -> str:
+def _format_completed_paragraph(row: dict[str, Any]) -> str:
     """A paragraph with its right ending."""
-    return paragraph(row) + endings(row)[int(row["label"])]
+    return format_paragraph(row) + _format_endings(row)[int(row["label"])]
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every paragraph without and with examples; `label` is the right ending's place, from 0.
 
     Raises:
         BadInput: a label is no place of an ending.
     """
-    rows = rows_of(file, "ctx|ctx_a", "endings", "label")
-    for number, row in enumerate(rows, 1):
-        if not (str(row["label"]).isdigit() and int(row["label"]) < len(listed(row["endings"]))):
-            raise BadInput(f"{file}: row {number} has the label '{row['label']}', expected the place of an ending, from 0")
-    asked, training = split_off(rows)
+    rows = load_task_rows(file, "ctx|ctx_a", "endings", "label")
+    for row_number, row in enumerate(rows, 1):
+        if not (str(row["label"]).isdigit() and int(row["label"]) < len(as_list(row["endings"]))):
+            raise InputError(f"{file}: row {row_number} has the label '{row['label']}', expected the place of an ending, from 0")
+    eval_rows, train_rows = split_train_rows(rows)
     return [
-        Question(
-            f"{number}",
+        EvalQuestion(
+            f"{row_number}",
             condition,
-            f"{INSTRUCTION}\n\n{in_front(examples, ended)}{paragraph(row)}",
-            endings(row),
-            truth={"label": int(row["label"])},
+            f"{_INSTRUCTION}\n\n{format_few_shot_prefix(examples, _format_completed_paragraph)}{format_paragraph(row)}",
+            _format_endings(row),
+            target={"label": int(row["label"])},
         )
-        for number, condition, row, examples in conditions(asked, told, training)
+        for row_number, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows)
     ]
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`accuracy` by condition and model, three ways (see `few_shot.accuracy`)."""
-    return accuracy(NAME, asked)
+    return choice_accuracy_rows(_NAME, replies)
 
 
-EVALUATION = Evaluation(NAME, "the ending that continues a paragraph", "hellaswag_val.jsonl", read, measure, limit=300)
+TASK = EvalTask(_NAME, "the ending that continues a paragraph", "hellaswag_val.jsonl", load, measure, limit=300)

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput, in_one_line
-from instructgpt.io import read_rows
+from instructgpt.errors import InputError, one_line
+from instructgpt.io import iter_rows
 
-SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".csv", ".tsv", ".parquet", ".txt")
-EXAMPLES = 1000
+DATA_FILE_SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".csv", ".tsv", ".parquet", ".txt")
+_MAX_TRAIN_ROWS = 1000
 """Rows of a training split that are read: examples are drawn from these."""
 
 
-def rows_of(file: Path, *columns: str) -> list[dict[str, Any]]:
+def load_task_rows(file: Path, *columns: str) -> list[dict[str, Any]]:
     """The rows of a file or data set.
 
     Args:
@@ -29,39 +29,39 @@ def rows_of(file: Path, *columns: str) -> list[dict[str, Any]]:
     Raises:
         BadInput: the file cannot be read, or a row lacks one of the columns.
     """
-    rows = [(place, each) for place, row in numbered_rows(file) for each in unfolded(row)]
-    for place, row in rows:
-        for names in columns:
-            first, *others = names.split("|")
-            if row.get(first) is None:
-                row[first] = next((row[other] for other in others if row.get(other) is not None), None)
-            if row[first] is None:
-                found = ", ".join(str(name) for name, value in row.items() if value is not None) or "none"
-                raise BadInput(f"{place}: column '{first}' is missing (columns found: {found})")
+    rows = [(location, flat_row) for location, row in _iter_located_rows(file) for flat_row in _flatten_articles(row)]
+    for location, row in rows:
+        for column_aliases in columns:
+            column, *aliases = column_aliases.split("|")
+            if row.get(column) is None:
+                row[column] = next((row[alias] for alias in aliases if row.get(alias) is not None), None)
+            if row[column] is None:
+                available_columns = ", ".join(str(name) for name, value in row.items() if value is not None) or "none"
+                raise InputError(f"{location}: column '{column}' is missing (columns found: {available_columns})")
     if not rows:
-        raise BadInput(f"{file}: nothing in it")
+        raise InputError(f"{file}: nothing in it")
     return [row for _, row in rows]
 
 
-def numbered_rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _iter_located_rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     """(place, row) of whatever kind of file it is."""
     name = file.name.lower()
-    if name.endswith((".json", ".json.gz")) and (whole := one_object(file)) is not None:
-        return [(str(file), whole)]
-    return read_rows(file) if name.endswith(SUFFIXES) else data_set(file)
+    if name.endswith((".json", ".json.gz")) and (json_object := _read_json_object(file)) is not None:
+        return [(str(file), json_object)]
+    return iter_rows(file) if name.endswith(DATA_FILE_SUFFIXES) else _iter_dataset_rows(file)
 
 
-def one_object(file: Path) -> dict[str, Any] | None:
+def _read_json_object(file: Path) -> dict[str, Any] | None:
     """A file that is one JSON object over as many lines as it likes; None for lines, lists and whatever cannot be read."""
     try:
         with gzip.open(file, "rt", encoding="utf-8-sig") if file.suffix == ".gz" else file.open(encoding="utf-8-sig") as stream:
-            whole = json.load(stream)
+            document = json.load(stream)
     except (OSError, ValueError, EOFError):
         return None
-    return whole if isinstance(whole, dict) else None
+    return document if isinstance(document, dict) else None
 
 
-def unfolded(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _flatten_articles(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The questions of the layout of SQuAD and QuAC (articles of paragraphs of questions) as rows; any other row as it is.
 
     Raises:
@@ -74,16 +74,16 @@ def unfolded(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         for article in articles:
             for paragraph in article["paragraphs"]:
-                about = {"title": article.get("title"), "context": paragraph["context"], "dialogue": paragraph.get("id")}
-                for asked in paragraph["qas"]:
-                    yield about | asked | {"answers": [answer["text"] for answer in asked["answers"]]}
+                paragraph_fields = {"title": article.get("title"), "context": paragraph["context"], "dialogue": paragraph.get("id")}
+                for qa_pair in paragraph["qas"]:
+                    yield paragraph_fields | qa_pair | {"answers": [answer["text"] for answer in qa_pair["answers"]]}
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
+        raise InputError(
             f"'data' is there, but not articles with 'paragraphs' of 'context' and 'qas' ({type(error).__name__}: {error})"
         ) from error
 
 
-def data_set(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _iter_dataset_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row) of a Hugging Face data set."""
     import datasets
 
@@ -91,20 +91,22 @@ def data_set(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     name, _, configuration = str(source).partition(":")
     try:
         if Path(name).is_dir() and any((Path(name) / file).exists() for file in ("dataset_dict.json", "dataset_info.json")):
-            loaded = datasets.load_from_disk(name)
+            dataset = datasets.load_from_disk(name)
         else:
-            loaded = datasets.load_dataset(name, configuration or None)
+            dataset = datasets.load_dataset(name, configuration or None)
     except Exception as error:  # the library raises a dozen unrelated kinds
-        raise BadInput(f"{source}: no data set that loads ({type(error).__name__}: {in_one_line(error, 300)})") from error
-    if not isinstance(loaded, dict):
-        loaded = {"": loaded}
-    asked = next((split for split in ("validation", "test") if split in loaded), next(iter(loaded)))
-    for split in dict.fromkeys((asked, *(split for split in loaded if split == "train"))):
-        for number, row in enumerate(loaded[split] if split == asked else loaded[split].take(min(EXAMPLES, len(loaded[split]))), 1):
-            yield f"{source}: {split} row {number}", dict(row) | ({"split": "train"} if split != asked else {})
+        raise InputError(f"{source}: no data set that loads ({type(error).__name__}: {one_line(error, 300)})") from error
+    if not isinstance(dataset, dict):
+        dataset = {"": dataset}
+    eval_split = next((split for split in ("validation", "test") if split in dataset), next(iter(dataset)))
+    for split in dict.fromkeys((eval_split, *(split for split in dataset if split == "train"))):
+        for row_number, row in enumerate(
+            dataset[split] if split == eval_split else dataset[split].take(min(_MAX_TRAIN_ROWS, len(dataset[split]))), 1
+        ):
+            yield f"{source}: {split} row {row_number}", dict(row) | ({"split": "train"} if split != eval_split else {})
 
 
-def listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """A column with several values: a list, an object with a list under `text`, a list written as JSON, or texts with `|` between them."""
     if isinstance(value, dict):
         value = value.get("text", value.get("texts", []))

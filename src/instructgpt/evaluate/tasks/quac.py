@@ -6,51 +6,61 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics.text_metrics import quac_f1
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.loading import listed, rows_of
-from instructgpt.evaluate.tasks.reading_comprehension import Exchange, Form, passages_of, questions_about, rows_by_context
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
+from instructgpt.evaluate.tasks.reading_comprehension import (
+    PromptFormat,
+    QAExchange,
+    build_passage_questions,
+    group_by_passage,
+    metric_rows_by_context,
+)
 
-NAME = "quac"
-CANNOT = "CANNOTANSWER"
-NOT_KNOWN = "I don't know."
-FORM = Form(
+_NAME = "quac"
+_CANNOT_ANSWER = "CANNOTANSWER"
+_UNANSWERABLE_TEXT = "I don't know."
+_PROMPT_FORMAT = PromptFormat(
     "Answer each question using information in the preceding background paragraph. "
-    f"If there is not enough information provided, answer with “{NOT_KNOWN}”",
-    ask="Q: {}\n\nA:".format,
-    after="\n\n",
+    f"If there is not enough information provided, answer with “{_UNANSWERABLE_TEXT}”",
+    format_question="Q: {}\n\nA:".format,
+    separator="\n\n",
     shots=2,
-    earlier=100,
+    max_history=100,
 )
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every question after its paragraph and the whole dialogue before it; then with example dialogues."""
     exchanges = []
-    for number, row in enumerate(turns(rows_of(file, "context", "question|questions", "answers"))):
-        references = [NOT_KNOWN if CANNOT in answer else answer for answer in map(str, listed(row["answers"]))] or [NOT_KNOWN]
-        context = str(row["context"]).removesuffix(CANNOT).strip()
-        text = f"TITLE: {row.get('title') or row.get('wikipedia_page_title') or ''}\n\nPARAGRAPH: {context}\n\n"
-        one = Exchange(str(row.get("id") or number), str(row["question"]).strip(), references, references[0])
-        exchanges.append((str(row.get("dialogue") or ""), text, row.get("split") == "train", one))
-    return questions_about(passages_of(exchanges), told, FORM)
+    for row_number, row in enumerate(_flatten_dialogues(load_task_rows(file, "context", "question|questions", "answers"))):
+        references = [_UNANSWERABLE_TEXT if _CANNOT_ANSWER in answer else answer for answer in map(str, as_list(row["answers"]))] or [
+            _UNANSWERABLE_TEXT
+        ]
+        context = str(row["context"]).removesuffix(_CANNOT_ANSWER).strip()
+        passage_text = f"TITLE: {row.get('title') or row.get('wikipedia_page_title') or ''}\n\nPARAGRAPH: {context}\n\n"
+        exchange = QAExchange(str(row.get("id") or row_number), str(row["question"]).strip(), references, references[0])
+        exchanges.append((str(row.get("dialogue") or ""), passage_text, row.get("split") == "train", exchange))
+    return build_passage_questions(group_by_passage(exchanges), settings, _PROMPT_FORMAT)
 
 
-def turns(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _flatten_dialogues(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row a question; one that holds a whole dialogue, as on the hub, is taken apart."""
     for row in rows:
         if isinstance(row["question"], list):
-            for place, question in enumerate(row["question"]):
-                texts = row["answers"]["texts"][place]
-                yield row | {"question": question, "answers": texts, "id": f"{row.get('dialogue_id', '')}_{place}"}
+            for index, question in enumerate(row["question"]):
+                answers = row["answers"]["texts"][index]
+                yield row | {"question": question, "answers": answers, "id": f"{row.get('dialogue_id', '')}_{index}"}
         else:
             yield row | {"dialogue": row.get("dialogue") or row.get("dialogue_id")}
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`f1` by condition and model: over several references the mean of the best of all but one, as QuAC's own script has it."""
-    return rows_by_context(NAME, asked, {"f1": lambda said, references: quac_f1(said, references, NOT_KNOWN)})
+    return metric_rows_by_context(
+        _NAME, replies, {"f1": lambda completion, references: quac_f1(completion, references, _UNANSWERABLE_TEXT)}
+    )
 
 
-EVALUATION = Evaluation(NAME, "a dialogue about a paragraph", "quac_dev.json", read, measure, limit=300)
+TASK = EvalTask(_NAME, "a dialogue about a paragraph", "quac_dev.json", load, measure, limit=300)

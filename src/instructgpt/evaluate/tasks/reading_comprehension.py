@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Observation, Row, per_model
-from instructgpt.evaluate.tasks.base import Asked, Question, Told, some
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, QuestionReply, subsample
 
-SHOWN = 4
+_EXCHANGES_PER_EXAMPLE = 4
 """Questions and answers of one example passage."""
-MAX_TOKENS = 30
+_MAX_TOKENS = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class QAExchange:
     """A question, its references, and the answer that is shown to those who come later."""
 
     id: str
@@ -31,72 +31,93 @@ class Passage:
     """A text with questions in order. `training`: it gives examples and is not asked."""
 
     text: str
-    training: bool = False
-    exchanges: list[Exchange] = field(default_factory=list)
+    is_training: bool = False
+    exchanges: list[QAExchange] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class PromptFormat:
     """How a task looks: its instruction, what stands before a passage's questions, a question up to its answer, and after the answer."""
 
     instruction: str
-    ask: Callable[[str], str]
-    after: str
+    format_question: Callable[[str], str]
+    separator: str
     shots: int
-    earlier: int
+    max_history: int
 
 
-def questions_about(passages: Sequence[Passage], told: Told, form: Form) -> list[Question]:
+def build_passage_questions(passages: Sequence[Passage], settings: EvalSettings, prompt_format: PromptFormat) -> list[EvalQuestion]:
     """Every question after its passage and the `earlier` ones before it; then with example passages in front.
 
     Raises:
         BadInput: there are fewer passages to draw from than examples are wanted.
     """
-    training = [passage for passage in passages if passage.training]
-    asked = [passage for passage in passages if not passage.training] or training
-    pool = training if training and training is not asked else asked
-    wanted = form.shots if told.shots is None else told.shots
-    if wanted and wanted > (there := len(pool) - (pool is asked)):
-        raise BadInput(f"{wanted} example passages are wanted, and there are {there} for them; give --shots {there}")
+    training_passages = [passage for passage in passages if passage.is_training]
+    eval_passages = [passage for passage in passages if not passage.is_training] or training_passages
+    example_passages = training_passages if training_passages and training_passages is not eval_passages else eval_passages
+    num_shots = prompt_format.shots if settings.shots is None else settings.shots
+    if num_shots and num_shots > (num_available := len(example_passages) - (example_passages is eval_passages)):
+        raise InputError(f"{num_shots} example passages are wanted, and there are {num_available} for them; give --shots {num_available}")
     questions = []
-    for passage, place in some([(each, place) for each in asked for place in range(len(each.exchanges))], told):
-        exchange = passage.exchanges[place]
-        text = shown(passage, max(0, place - form.earlier), place, form) + form.ask(exchange.question)
-        truth = {"answers": exchange.references, "context": passage.text}
-        drawn = Random(f"examples {told.seed} {exchange.id}").sample(range(len(pool)), min(wanted + 1, len(pool))) if wanted else []
-        others = [pool[number] for number in drawn if pool[number] is not passage][:wanted]
-        conditions = {"zero_shot": ""}
-        if wanted:
-            conditions["few_shot"] = "".join(shown(other, 0, SHOWN, form) + "\n" for other in others)
+    for passage, exchange_index in subsample(
+        [(each, exchange_index) for each in eval_passages for exchange_index in range(len(each.exchanges))], settings
+    ):
+        exchange = passage.exchanges[exchange_index]
+        passage_prompt = _format_passage(
+            passage, max(0, exchange_index - prompt_format.max_history), exchange_index, prompt_format
+        ) + prompt_format.format_question(exchange.question)
+        target = {"answers": exchange.references, "context": passage.text}
+        sampled_indices = (
+            Random(f"examples {settings.seed} {exchange.id}").sample(
+                range(len(example_passages)), min(num_shots + 1, len(example_passages))
+            )
+            if num_shots
+            else []
+        )
+        examples_for_passage = [
+            example_passages[passage_index] for passage_index in sampled_indices if example_passages[passage_index] is not passage
+        ][:num_shots]
+        prefixes = {"zero_shot": ""}
+        if num_shots:
+            prefixes["few_shot"] = "".join(
+                _format_passage(example, 0, _EXCHANGES_PER_EXAMPLE, prompt_format) + "\n" for example in examples_for_passage
+            )
         questions += [
-            Question(exchange.id, condition, f"{form.instruction}\n\n{examples}{text}", max_tokens=MAX_TOKENS, truth=truth)
-            for condition, examples in conditions.items()
+            EvalQuestion(
+                exchange.id, condition, f"{prompt_format.instruction}\n\n{prefix}{passage_prompt}", max_tokens=_MAX_TOKENS, target=target
+            )
+            for condition, prefix in prefixes.items()
         ]
     return questions
 
 
-def shown(passage: Passage, start: int, end: int, form: Form) -> str:
+def _format_passage(passage: Passage, start: int, end: int, prompt_format: PromptFormat) -> str:
     """A passage with some of its questions and their answers."""
-    return passage.text + "".join(f"{form.ask(each.question)} {each.answer}{form.after}" for each in passage.exchanges[start:end])
+    return passage.text + "".join(
+        f"{prompt_format.format_question(exchange.question)} {exchange.answer}{prompt_format.separator}"
+        for exchange in passage.exchanges[start:end]
+    )
 
 
-def passages_of(exchanges: Sequence[tuple[str, str, bool, Exchange]]) -> list[Passage]:
+def group_by_passage(exchanges: Sequence[tuple[str, str, bool, QAExchange]]) -> list[Passage]:
     """Exchanges by what they belong to, in order: (name of the dialogue, text before the questions, training, exchange)."""
-    found: dict[tuple[str, str, bool], Passage] = {}
-    for dialogue, text, training, exchange in exchanges:
-        found.setdefault((dialogue, text, training), Passage(text, training)).exchanges.append(exchange)
-    return list(found.values())
+    passages: dict[tuple[str, str, bool], Passage] = {}
+    for dialogue, text, is_training, exchange in exchanges:
+        passages.setdefault((dialogue, text, is_training), Passage(text, is_training)).exchanges.append(exchange)
+    return list(passages.values())
 
 
-def rows_by_context(name: str, asked: Sequence[Asked], scores: Mapping[str, Callable[[str, list[Any]], float]]) -> list[Row]:
+def metric_rows_by_context(
+    evaluation: str, replies: Sequence[QuestionReply], metric_fns: Mapping[str, Callable[[str, list[Any]], float]]
+) -> list[ResultRow]:
     """A row for each metric, condition and model, clustered by passage; a score sees what was said and the references."""
-    rows: list[Row] = []
-    for condition in dict.fromkeys(question.condition for question, _ in asked):
-        for metric, score in scores.items():
+    rows: list[ResultRow] = []
+    for condition in dict.fromkeys(question.condition for question, _ in replies):
+        for metric, metric_fn in metric_fns.items():
             observations = [
-                Observation(reply.model, score(reply.said or "", question.truth["answers"]), (question.truth["context"],))
-                for question, reply in asked
+                Observation(reply.model, metric_fn(reply.said or "", question.target["answers"]), (question.target["context"],))
+                for question, reply in replies
                 if question.condition == condition
             ]
-            rows += per_model(name, metric, condition, observations, share=True)
+            rows += aggregate_per_model(evaluation, metric, condition, observations, share=True)
     return rows

@@ -7,34 +7,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.real_toxicity import MAX_TOKENS, evenly, kind_of, prompts_in, scored_rows
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.real_toxicity import (
+    TOXICITY_MAX_TOKENS,
+    load_toxicity_prompts,
+    stratified_sample,
+    toxicity_bucket,
+    toxicity_rows,
+)
 
-NAME = "real_toxicity_sampled"
-SAMPLES = 25
-TOP_P = 0.9
+_NAME = "real_toxicity_sampled"
+_SAMPLES_PER_PROMPT = 25
+_TOP_P = 0.9
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Each prompt as often as it is continued; a limit is on prompts, drawn as for the paper's protocol."""
     return [
-        Question(
-            f"{number}#{place}",
+        EvalQuestion(
+            f"{row_number}#{sample_index}",
             "sampled",
             row["prompt"]["text"],
-            max_tokens=MAX_TOKENS,
+            max_tokens=TOXICITY_MAX_TOKENS,
             stop=None,
             temperature=1.0,
-            top_p=TOP_P,
-            truth={"toxicity": row["prompt"]["toxicity"], "prompt": number},
+            top_p=_TOP_P,
+            target={"toxicity": row["prompt"]["toxicity"], "prompt": row_number},
         )
-        for number, row in enumerate(evenly(prompts_in(file), told))
-        for place in range(SAMPLES)
+        for row_number, row in enumerate(stratified_sample(load_toxicity_prompts(file), settings))
+        for sample_index in range(_SAMPLES_PER_PROMPT)
     ]
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:
     """`expected_maximum_toxicity`, `toxicity_probability`, `mean_toxicity` and `unscored` for `toxic_prompts` and `harmless_prompts`.
 
     A continuation without a score is left out before the worst is taken, and counted.
@@ -43,9 +49,9 @@ def measure(asked: Sequence[Asked], told: Told) -> list[Row]:
         BadInput: no scorer was named, or it cannot be had.
         RunFailed: a service that scores is down.
     """
-    return scored_rows(NAME, asked, told, lambda question: (kind_of(question),))
+    return toxicity_rows(_NAME, replies, settings, lambda question: (toxicity_bucket(question),))
 
 
-EVALUATION = Evaluation(
-    NAME, "the most toxic of 25 sampled continuations (needs --scorer)", "real_toxicity_prompts.jsonl.gz", read, measure, limit=300
+TASK = EvalTask(
+    _NAME, "the most toxic of 25 sampled continuations (needs --scorer)", "real_toxicity_prompts.jsonl.gz", load, measure, limit=300
 )

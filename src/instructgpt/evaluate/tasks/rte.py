@@ -6,30 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told, rows_of
-from instructgpt.evaluate.tasks.few_shot import accuracy, split_off, with_examples
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows
+from instructgpt.evaluate.tasks.few_shot import build_classification_questions, choice_accuracy_rows, split_train_rows
 
-NAME = "rte"
-INSTRUCTION = "The following are examples for a standardized test."
-CHOICES = (" Yes", " No")
+_NAME = "rte"
+_INSTRUCTION = "The following are examples for a standardized test."
+_CHOICES = (" Yes", " No")
 
 
-def show(row: dict[str, Any]) -> str:
+def format_rte_question(row: dict[str, Any]) -> str:
     """A passage and what might follow from it, up to the answer."""
-    asked = f'From this passage can one reasonably conclude that "{row["hypothesis"].strip()}"?'
-    return f"Passage: {row['premise'].strip()}\nQuestion: {asked}\nAnswer:"
+    question = f'From this passage can one reasonably conclude that "{row["hypothesis"].strip()}"?'
+    return f"Passage: {row['premise'].strip()}\nQuestion: {question}\nAnswer:"
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every passage of the development split without and with examples from the training split; label 0 is yes."""
-    asked, training = split_off(rows_of(file, "premise|sentence1", "hypothesis|sentence2", "label"))
-    return with_examples(asked, told, INSTRUCTION, show, CHOICES, training)
+    eval_rows, train_rows = split_train_rows(load_task_rows(file, "premise|sentence1", "hypothesis|sentence2", "label"))
+    return build_classification_questions(eval_rows, settings, _INSTRUCTION, format_rte_question, _CHOICES, train_rows)
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`accuracy` by condition and model."""
-    return accuracy(NAME, asked)
+    return choice_accuracy_rows(_NAME, replies)
 
 
-EVALUATION = Evaluation(NAME, "entailment", "rte.jsonl.gz", read, measure)
+TASK = EvalTask(_NAME, "entailment", "rte.jsonl.gz", load, measure)

@@ -10,55 +10,59 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.metrics.text_metrics import best, exact_match, squad2, word_f1, words
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.loading import listed, rows_of
-from instructgpt.evaluate.tasks.reading_comprehension import Exchange, Form, passages_of, questions_about, rows_by_context
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.metrics.text_metrics import exact_match, max_over_references, normalize_words, squad2_metric, word_f1
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
+from instructgpt.evaluate.tasks.reading_comprehension import (
+    PromptFormat,
+    QAExchange,
+    build_passage_questions,
+    group_by_passage,
+    metric_rows_by_context,
+)
 
-NAME = "squad"
-NOT_THERE = "Not in background."
-FORM = Form(
+_NAME = "squad"
+_UNANSWERABLE_TEXT = "Not in background."
+_PROMPT_FORMAT = PromptFormat(
     "Answer each question using information in the preceding background paragraph. "
-    f"If there is not enough information provided, answer with “{NOT_THERE}”",
-    ask="Q: {}\n\nA:".format,
-    after="\n\n",
+    f"If there is not enough information provided, answer with “{_UNANSWERABLE_TEXT}”",
+    format_question="Q: {}\n\nA:".format,
+    separator="\n\n",
     shots=4,
-    earlier=4,
+    max_history=4,
 )
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every question after its background and the questions before it; then with example backgrounds."""
     exchanges = []
-    for number, row in enumerate(rows_of(file, "context", "question", "answers")):
-        references = [str(answer) for answer in listed(row["answers"])] or [NOT_THERE]
-        text = f"Title: {row.get('title') or ''}\n\nBackground: {row['context']}\n\n"
-        one = Exchange(str(row.get("id") or number), row["question"].strip(), references, references[0])
-        exchanges.append(("", text, row.get("split") == "train", one))
-    return questions_about(passages_of(exchanges), told, FORM)
+    for row_number, row in enumerate(load_task_rows(file, "context", "question", "answers")):
+        references = [str(answer) for answer in as_list(row["answers"])] or [_UNANSWERABLE_TEXT]
+        passage_text = f"Title: {row.get('title') or ''}\n\nBackground: {row['context']}\n\n"
+        exchange = QAExchange(str(row.get("id") or row_number), row["question"].strip(), references, references[0])
+        exchanges.append(("", passage_text, row.get("split") == "train", exchange))
+    return build_passage_questions(group_by_passage(exchanges), settings, _PROMPT_FORMAT)
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`f1`, `exact_match`, and by the data set's own rules `official_f1`, `official_exact_match`; apart for those without an answer."""
-    scores = {
-        "f1": best(word_f1),
-        "exact_match": best(exact_match),
-        "official_f1": squad2(word_f1, NOT_THERE),
-        "official_exact_match": squad2(exact_match, NOT_THERE),
+    metric_fns = {
+        "f1": max_over_references(word_f1),
+        "exact_match": max_over_references(exact_match),
+        "official_f1": squad2_metric(word_f1, _UNANSWERABLE_TEXT),
+        "official_exact_match": squad2_metric(exact_match, _UNANSWERABLE_TEXT),
     }
-    rows = rows_by_context(NAME, asked, scores)
-    for part, there in (("answerable", True), ("unanswerable", False)):
-        found = [
+    rows = metric_rows_by_context(_NAME, replies, metric_fns)
+    for part, has_answer in (("answerable", True), ("unanswerable", False)):
+        part_replies = [
             (question, reply)
-            for question, reply in asked
-            if any(words(answer) != words(NOT_THERE) for answer in question.truth["answers"]) is there
+            for question, reply in replies
+            if any(normalize_words(answer) != normalize_words(_UNANSWERABLE_TEXT) for answer in question.target["answers"]) is has_answer
         ]
-        named = [(replace(question, condition=f"{question.condition}/{part}"), reply) for question, reply in found]
-        rows += rows_by_context(NAME, named, scores)
+        renamed_replies = [(replace(question, condition=f"{question.condition}/{part}"), reply) for question, reply in part_replies]
+        rows += metric_rows_by_context(_NAME, renamed_replies, metric_fns)
     return rows
 
 
-EVALUATION = Evaluation(
-    NAME, "questions about a background, some without an answer", "squad_v2_dev_half.jsonl.gz", read, measure, limit=300
-)
+TASK = EvalTask(_NAME, "questions about a background, some without an answer", "squad_v2_dev_half.jsonl.gz", load, measure, limit=300)

@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told, rows_of
-from instructgpt.evaluate.tasks.few_shot import accuracy, split_off, with_examples
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows
+from instructgpt.evaluate.tasks.few_shot import build_classification_questions, choice_accuracy_rows, split_train_rows
 
-NAME = "sst2"
-INSTRUCTION = "For each snippet of text, label the sentiment of the text as positive or negative."
-CHOICES = (" negative", " positive")
+_NAME = "sst2"
+_INSTRUCTION = "For each snippet of text, label the sentiment of the text as positive or negative."
+_CHOICES = (" negative", " positive")
 
 
-def show(row: dict[str, Any]) -> str:
+def format_sst2_question(row: dict[str, Any]) -> str:
     """A snippet, up to its label."""
     return f"Text: {row['sentence'].strip()}\nLabel:"
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every snippet without and with examples; label 1 is positive."""
-    asked, training = split_off(rows_of(file, "sentence", "label"))
-    return with_examples(asked, told, INSTRUCTION, show, CHOICES, training)
+    eval_rows, train_rows = split_train_rows(load_task_rows(file, "sentence", "label"))
+    return build_classification_questions(eval_rows, settings, _INSTRUCTION, format_sst2_question, _CHOICES, train_rows)
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`accuracy` by condition and model."""
-    return accuracy(NAME, asked)
+    return choice_accuracy_rows(_NAME, replies)
 
 
-EVALUATION = Evaluation(NAME, "sentiment of film reviews", "sst2_dev.jsonl.gz", read, measure, limit=500)
+TASK = EvalTask(_NAME, "sentiment of film reviews", "sst2_dev.jsonl.gz", load, measure, limit=500)

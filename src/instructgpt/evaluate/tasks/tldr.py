@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import Row
-from instructgpt.evaluate.metrics.text_metrics import best, rouge_l
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.cnn_dm import summaries
-from instructgpt.evaluate.tasks.reading_comprehension import rows_by_context
+from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.evaluate.metrics.text_metrics import max_over_references, rouge_l
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.cnn_dm import build_summary_questions
+from instructgpt.evaluate.tasks.reading_comprehension import metric_rows_by_context
 
-NAME = "tldr"
+_NAME = "tldr"
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every post; one too long loses its end."""
-    return summaries(file, told, "post|content|prompt", "summary|label|completion")
+    return build_summary_questions(file, settings, "post|content|prompt", "summary|label|completion")
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`rouge_l` by model: the F-measure over stemmed words."""
-    return rows_by_context(NAME, asked, {"rouge_l": best(rouge_l)})
+    return metric_rows_by_context(_NAME, replies, {"rouge_l": max_over_references(rouge_l)})
 
 
-EVALUATION = Evaluation(NAME, "summaries of posts", "tldr_test.jsonl", read, measure, limit=300)
+TASK = EvalTask(_NAME, "summaries of posts", "tldr_test.jsonl", load, measure, limit=300)

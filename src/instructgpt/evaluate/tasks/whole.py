@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from instructgpt.evaluate import preference_run
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.reward import run
 
 if TYPE_CHECKING:
     from instructgpt.evaluate.cli import EvaluateConfig
 
-WHOLE: dict[str, Callable[[EvaluateConfig, Callable[..., Iterable[Any]]], tuple[list[Row], str | None]]] = {
-    "preference": preference_run.run,
-    "reward_model": run.run,
+CONFIG_EVALUATIONS: dict[str, Callable[[EvaluateConfig, Callable[..., Iterable[Any]]], tuple[list[ResultRow], str | None]]] = {
+    "preference": preference_run.run_preference_evaluation,
+    "reward_model": run.run_reward_model_evaluation,
 }

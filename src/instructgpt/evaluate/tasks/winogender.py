@@ -8,44 +8,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics import bias
-from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, Asked, Evaluation, Question, Told, rows_of, some
-from instructgpt.evaluate.tasks.crows_pairs import pairs_of, same_length
+from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows, subsample
+from instructgpt.evaluate.tasks.crows_pairs import filter_equal_length, to_sentence_pairs
 
-NAME = "winogender"
+_NAME = "winogender"
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every template under three prompts; the sentence with the male and with the female pronoun are the choices.
 
     Raises:
         BadInput: no template has both.
     """
     sentences: dict[str, dict[str, str]] = {}
-    for row in rows_of(file, "sentid", "sentence"):
-        occupation, other, answer, gender = row["sentid"].removesuffix(".txt").rsplit(".", 3)
-        if other != "someone":
-            sentences.setdefault(f"{occupation}.{other}.{answer}", {})[gender] = row["sentence"]
-    pairs = [(name, both["male"], both["female"]) for name, both in sentences.items() if {"male", "female"} <= both.keys()]
+    for row in load_task_rows(file, "sentid", "sentence"):
+        occupation, participant, answer, gender = row["sentid"].removesuffix(".txt").rsplit(".", 3)
+        if participant != "someone":
+            sentences.setdefault(f"{occupation}.{participant}.{answer}", {})[gender] = row["sentence"]
+    pairs = [
+        (name, sentence_by_gender["male"], sentence_by_gender["female"])
+        for name, sentence_by_gender in sentences.items()
+        if {"male", "female"} <= sentence_by_gender.keys()
+    ]
     if not pairs:
-        raise BadInput(f"{file}: no sentence stands there with both a male and a female pronoun; expected all_sentences.tsv")
+        raise InputError(f"{file}: no sentence stands there with both a male and a female pronoun; expected all_sentences.tsv")
     return [
-        Question(name, condition, prompt, (male, female))
-        for name, male, female in some(pairs, told)
+        EvalQuestion(name, condition, prompt, (male, female))
+        for name, male, female in subsample(pairs, settings)
         for condition, prompt in PERSON_PROMPTS.items()
     ]
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """Entropy, difference and `prefers_male` (the male pronoun is likelier) over all pairs and over those of one length in tokens."""
-    parts = ((asked, ""), (same_length(asked), "/same_length"))
+    parts = ((replies, ""), (filter_equal_length(replies), "/same_length"))
     return [
         row
-        for chosen, part in parts
-        for row in bias.measure(pairs_of(chosen, part), against=(), evaluation=NAME, preference="prefers_male")
+        for part_replies, condition_suffix in parts
+        for row in bias.measure_bias(
+            to_sentence_pairs(part_replies, condition_suffix), baselines=(), evaluation=_NAME, preference_metric="prefers_male"
+        )
     ]
 
 
-EVALUATION = Evaluation(NAME, "the pronoun of an occupation: entropy", "winogender/all_sentences.tsv", read, measure)
+TASK = EvalTask(_NAME, "the pronoun of an occupation: entropy", "winogender/all_sentences.tsv", load, measure)

@@ -9,83 +9,83 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Observation, Row, per_model
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.few_shot import conditions, in_front, picked, split_off
-from instructgpt.evaluate.tasks.loading import rows_of
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.few_shot import best_choice_index, format_few_shot_prefix, iter_shot_conditions, split_train_rows
+from instructgpt.evaluate.tasks.loading import load_task_rows
 
-NAME = "winogrande"
+_NAME = "winogrande"
 
 
-def parts(row: dict[str, Any]) -> tuple[list[str], str, Any]:
+def _split_at_blank(row: dict[str, Any]) -> tuple[list[str], str, Any]:
     """The beginnings with either noun, the rest, the right one's place: `contexts`, `continuation`, `gold`, or the hub's own columns."""
     if "sentence" in row:
-        before, _, rest = str(row["sentence"]).partition("_")
-        right = {"1": 0, "2": 1}.get(str(row.get("answer")))
-        return [f"{before}{row['option1']}", f"{before}{row['option2']}"], rest.strip(), right
+        prefix, _, suffix = str(row["sentence"]).partition("_")
+        right_index = {"1": 0, "2": 1}.get(str(row.get("answer")))
+        return [f"{prefix}{row['option1']}", f"{prefix}{row['option2']}"], suffix.strip(), right_index
     return list(row["contexts"]), str(row["continuation"]).strip(), row.get("gold")
 
 
-def told_whole(row: dict[str, Any]) -> str:
+def _format_full_sentence(row: dict[str, Any]) -> str:
     """A sentence with the right noun."""
-    beginnings, rest, right = parts(row)
-    return f"{beginnings[int(right)]} {rest}"
+    contexts, suffix, right_index = _split_at_blank(row)
+    return f"{contexts[int(right_index)]} {suffix}"
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every sentence twice, once with each noun; after examples where `--shots` asks for some.
 
     Raises:
         BadInput: a row does not tell which noun is right.
     """
-    rows = rows_of(file)
-    for number, row in enumerate(rows, 1):
+    rows = load_task_rows(file)
+    for row_number, row in enumerate(rows, 1):
         try:
-            beginnings, rest, right = parts(row)
+            contexts, suffix, right_index = _split_at_blank(row)
         except KeyError as error:
-            raise BadInput(f"{file}: row {number} has no {error} (columns found: {', '.join(map(str, row))})") from error
-        if str(right) not in ("0", "1") or len(beginnings) != 2 or not rest:
-            raise BadInput(
-                f"{file}: row {number} has {len(beginnings)} beginnings and {right!r} as the right one; expected two, and 0 or 1"
+            raise InputError(f"{file}: row {row_number} has no {error} (columns found: {', '.join(map(str, row))})") from error
+        if str(right_index) not in ("0", "1") or len(contexts) != 2 or not suffix:
+            raise InputError(
+                f"{file}: row {row_number} has {len(contexts)} beginnings and {right_index!r} as the right one; expected two, and 0 or 1"
             )
-    asked, training = split_off(rows)
+    eval_rows, train_rows = split_train_rows(rows)
     return [
-        Question(
-            f"{number}/{place}",
+        EvalQuestion(
+            f"{row_number}/{noun_index}",
             condition,
-            in_front(examples, told_whole) + beginning,
-            (f" {parts(row)[1]}",),
-            truth={"right": int(parts(row)[2]), "place": place, "sentence": number},
+            format_few_shot_prefix(examples, _format_full_sentence) + context,
+            (f" {_split_at_blank(row)[1]}",),
+            target={"right": int(_split_at_blank(row)[2]), "place": noun_index, "sentence": row_number},
         )
-        for number, condition, row, examples in conditions(asked, told, training, shots=0)
-        for place, beginning in enumerate(parts(row)[0])
+        for row_number, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=0)
+        for noun_index, context in enumerate(_split_at_blank(row)[0])
     ]
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`accuracy` by condition and model; equally likely is wrong."""
-    logp: dict[tuple[str, str, int], list[float]] = {}
-    right: dict[int, int] = {}
-    for question, reply in asked:
-        sentence = question.truth["sentence"]
-        logp.setdefault((question.condition, reply.model, sentence), [0.0, 0.0])[question.truth["place"]] = reply.logp[0]
-        right[sentence] = question.truth["right"]
+    noun_logps: dict[tuple[str, str, int], list[float]] = {}
+    right_indices: dict[int, int] = {}
+    for question, reply in replies:
+        sentence = question.target["sentence"]
+        noun_logps.setdefault((question.condition, reply.model, sentence), [0.0, 0.0])[question.target["place"]] = reply.logp[0]
+        right_indices[sentence] = question.target["right"]
     return [
         row
-        for condition in dict.fromkeys(condition for condition, _, _ in logp)
-        for row in per_model(
-            NAME,
+        for condition in dict.fromkeys(condition for condition, _, _ in noun_logps)
+        for row in aggregate_per_model(
+            _NAME,
             "accuracy",
             condition,
             [
-                Observation(model, float(picked(both, [1, 1]) == right[sentence]), (f"{sentence}",))
-                for (where, model, sentence), both in logp.items()
-                if where == condition
+                Observation(model, float(best_choice_index(logps, [1, 1]) == right_indices[sentence]), (f"{sentence}",))
+                for (row_condition, model, sentence), logps in noun_logps.items()
+                if row_condition == condition
             ],
             share=True,
         )
     ]
 
 
-EVALUATION = Evaluation(NAME, "which of two nouns a sentence means", "winogrande.jsonl", read, measure)
+TASK = EvalTask(_NAME, "which of two nouns a sentence means", "winogrande.jsonl", load, measure)

@@ -6,57 +6,59 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Row, row
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import ResultRow, make_row
 from instructgpt.evaluate.metrics.text_metrics import bleu
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.few_shot import conditions, in_front, split_off
-from instructgpt.evaluate.tasks.loading import rows_of
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.few_shot import format_few_shot_prefix, iter_shot_conditions, split_train_rows
+from instructgpt.evaluate.tasks.loading import load_task_rows
 
-NAME = "wmt15"
-INSTRUCTION = "Translate the following sentences from French into English."
-MAX_TOKENS = 100
+_NAME = "wmt15"
+_INSTRUCTION = "Translate the following sentences from French into English."
+_MAX_TOKENS = 100
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every sentence without and with examples: columns `fr` and `en`, or both in `translation`."""
     pairs: list[dict[str, Any]] = []
-    for number, found in enumerate(rows_of(file), 1):
-        both = found["translation"] if isinstance(found.get("translation"), dict) else found
-        if not both.get("fr") or not both.get("en"):
-            raise BadInput(f"{file}: row {number} lacks 'fr' or 'en' (columns found: {', '.join(map(str, both))})")
-        pairs.append({"fr": str(both["fr"]).strip(), "en": str(both["en"]).strip(), "split": found.get("split")})
-    asked, training = split_off(pairs)
+    for row_number, source_row in enumerate(load_task_rows(file), 1):
+        translation = source_row["translation"] if isinstance(source_row.get("translation"), dict) else source_row
+        if not translation.get("fr") or not translation.get("en"):
+            raise InputError(f"{file}: row {row_number} lacks 'fr' or 'en' (columns found: {', '.join(map(str, translation))})")
+        pairs.append({"fr": str(translation["fr"]).strip(), "en": str(translation["en"]).strip(), "split": source_row.get("split")})
+    eval_rows, train_rows = split_train_rows(pairs)
     return [
-        Question(
-            f"{number}",
+        EvalQuestion(
+            f"{row_number}",
             condition,
-            f"{INSTRUCTION}\n\n{in_front(examples, translated)}{show(pair)}",
-            max_tokens=MAX_TOKENS,
-            truth={"answers": [pair["en"]]},
+            f"{_INSTRUCTION}\n\n{format_few_shot_prefix(examples, _format_translated_sentence)}{_format_sentence(pair)}",
+            max_tokens=_MAX_TOKENS,
+            target={"answers": [pair["en"]]},
         )
-        for number, condition, pair, examples in conditions(asked, told, training)
+        for row_number, condition, pair, examples in iter_shot_conditions(eval_rows, settings, train_rows)
     ]
 
 
-def show(pair: dict[str, Any]) -> str:
+def _format_sentence(pair: dict[str, Any]) -> str:
     """A sentence, up to its translation."""
     return f"French: {pair['fr']}\nEnglish:"
 
 
-def translated(pair: dict[str, Any]) -> str:
+def _format_translated_sentence(pair: dict[str, Any]) -> str:
     """A sentence with its translation."""
-    return f"{show(pair)} {pair['en']}"
+    return f"{_format_sentence(pair)} {pair['en']}"
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`bleu` by condition and model: one number of all sentences together, 0 to 100."""
-    rows: list[Row] = []
-    for condition, model in dict.fromkeys((question.condition, reply.model) for question, reply in asked):
-        mine = [each for each in asked if (each[0].condition, each[1].model) == (condition, model)]
-        found = bleu([reply.said or "" for _, reply in mine], [question.truth["answers"] for question, _ in mine])
-        rows.append(row(NAME, "bleu", model, condition, found))
+    rows: list[ResultRow] = []
+    for condition, model in dict.fromkeys((question.condition, reply.model) for question, reply in replies):
+        group_replies = [each for each in replies if (each[0].condition, each[1].model) == (condition, model)]
+        bleu_estimate = bleu(
+            [reply.said or "" for _, reply in group_replies], [question.target["answers"] for question, _ in group_replies]
+        )
+        rows.append(make_row(_NAME, "bleu", model, condition, bleu_estimate))
     return rows
 
 
-EVALUATION = Evaluation(NAME, "translation from French", "wmt15_fr_en.tsv", read, measure, limit=300)
+TASK = EvalTask(_NAME, "translation from French", "wmt15_fr_en.tsv", load, measure, limit=300)

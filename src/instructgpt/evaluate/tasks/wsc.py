@@ -9,76 +9,86 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.aggregate import Observation, Row, per_model
-from instructgpt.evaluate.tasks.base import Asked, Evaluation, Question, Told
-from instructgpt.evaluate.tasks.few_shot import conditions, in_front, split_off
-from instructgpt.evaluate.tasks.loading import rows_of
+from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.few_shot import format_few_shot_prefix, iter_shot_conditions, split_train_rows
+from instructgpt.evaluate.tasks.loading import load_task_rows
 
-NAME = "wsc"
-INSTRUCTION = (
+_NAME = "wsc"
+_INSTRUCTION = (
     "Final Exam with Answer Key\nInstructions: Please carefully read the following passages. "
     "For each passage, you must identify which noun the pronoun marked in *asterisks* refers to.\n====="
 )
-MAX_TOKENS = 16
-COLUMNS = ("span1_text", "span2_text", "span2_index")
+_MAX_TOKENS = 16
+_COLUMNS = ("span1_text", "span2_text", "span2_index")
 
 
-def read(file: Path, told: Told) -> list[Question]:
+def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every passage without and with examples, which are passages whose pronoun does refer to the noun."""
-    rows = [row | (row["target"] if isinstance(row.get("target"), dict) else {}) for row in rows_of(file, "text", "label")]
-    for number, row in enumerate(rows, 1):
-        if missing := [column for column in COLUMNS if row.get(column) is None]:
-            raise BadInput(f"{file}: row {number}: column '{missing[0]}' is missing (columns found: {', '.join(map(str, row))})")
-    asked, training = split_off(rows)
-    told_apart = [row for row in (training or asked) if truth_of(row)]
+    rows = [row | (row["target"] if isinstance(row.get("target"), dict) else {}) for row in load_task_rows(file, "text", "label")]
+    for row_number, row in enumerate(rows, 1):
+        if missing_columns := [column for column in _COLUMNS if row.get(column) is None]:
+            raise InputError(
+                f"{file}: row {row_number}: column '{missing_columns[0]}' is missing (columns found: {', '.join(map(str, row))})"
+            )
+    eval_rows, train_rows = split_train_rows(rows)
+    example_rows = [row for row in (train_rows or eval_rows) if _refers_to_noun(row)]
     return [
-        Question(
-            f"{number}",
+        EvalQuestion(
+            f"{row_number}",
             condition,
-            f"{INSTRUCTION}\n{in_front([other for other in examples if other is not row], answered)}{show(row)}",
-            max_tokens=MAX_TOKENS,
-            truth={"noun": row["span1_text"], "label": truth_of(row)},
+            f"{_INSTRUCTION}\n{format_few_shot_prefix([example for example in examples if example is not row], _format_answered_passage)}{_format_passage(row)}",
+            max_tokens=_MAX_TOKENS,
+            target={"noun": row["span1_text"], "label": _refers_to_noun(row)},
         )
-        for number, condition, row, examples in conditions(asked, told, told_apart)
+        for row_number, condition, row, examples in iter_shot_conditions(eval_rows, settings, example_rows)
     ]
 
 
-def truth_of(row: dict[str, Any]) -> bool:
+def _refers_to_noun(row: dict[str, Any]) -> bool:
     """Whether the pronoun refers to the noun: true, 1, "True"."""
     return str(row["label"]).lower() in ("true", "1")
 
 
-def show(row: dict[str, Any]) -> str:
+def _format_passage(row: dict[str, Any]) -> str:
     """A passage with its pronoun marked, and the question, up to the answer."""
-    words, place, pronoun = str(row["text"]).split(" "), int(row["span2_index"]), str(row["span2_text"])
-    count = len(pronoun.split(" "))
-    marked = " ".join([*words[:place], f"*{' '.join(words[place : place + count])}*", *words[place + count :]])
+    words, pronoun_index, pronoun = str(row["text"]).split(" "), int(row["span2_index"]), str(row["span2_text"])
+    pronoun_length = len(pronoun.split(" "))
+    marked = " ".join(
+        [
+            *words[:pronoun_index],
+            f"*{' '.join(words[pronoun_index : pronoun_index + pronoun_length])}*",
+            *words[pronoun_index + pronoun_length :],
+        ]
+    )
     return f'Passage: {marked.strip()}\nQuestion: In the passage above, what does the pronoun "*{pronoun}*" refer to?\nAnswer:'
 
 
-def answered(row: dict[str, Any]) -> str:
+def _format_answered_passage(row: dict[str, Any]) -> str:
     """A passage whose pronoun refers to the noun, with that answer."""
-    return f"{show(row)} {row['span1_text']}"
+    return f"{_format_passage(row)} {row['span1_text']}"
 
 
-def measure(asked: Sequence[Asked], told: Told) -> list[Row]:  # noqa: ARG001
+def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """`accuracy` by condition and model."""
-    rows: list[Row] = []
-    for condition in dict.fromkeys(question.condition for question, _ in asked):
+    rows: list[ResultRow] = []
+    for condition in dict.fromkeys(question.condition for question, _ in replies):
         observations = [
-            Observation(reply.model, float(same(reply.said or "", question.truth["noun"]) is question.truth["label"]), (question.id,))
-            for question, reply in asked
+            Observation(
+                reply.model, float(_nouns_match(reply.said or "", question.target["noun"]) is question.target["label"]), (question.id,)
+            )
+            for question, reply in replies
             if question.condition == condition
         ]
-        rows += per_model(NAME, "accuracy", condition, observations, share=True)
+        rows += aggregate_per_model(_NAME, "accuracy", condition, observations, share=True)
     return rows
 
 
-def same(said: str, noun: str) -> bool:
+def _nouns_match(completion: str, noun: str) -> bool:
     """Whether one text holds the other; nothing said is nothing meant."""
-    answer, right = said.strip().strip('."*').lower(), noun.strip().lower()
-    return bool(answer) and (answer in right or right in answer)
+    answer, noun_text = completion.strip().strip('."*').lower(), noun.strip().lower()
+    return bool(answer) and (answer in noun_text or noun_text in answer)
 
 
-EVALUATION = Evaluation(NAME, "what a pronoun refers to", "wsc.jsonl", read, measure)
+TASK = EvalTask(_NAME, "what a pronoun refers to", "wsc.jsonl", load, measure)

@@ -27,25 +27,25 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from scipy import optimize, sparse, special, stats
 
-from instructgpt.config import WITHOUT_TRAINING, StageConfig
-from instructgpt.errors import BadInput
-from instructgpt.evaluate.metrics.toxicity import TOXIC
-from instructgpt.records import Record, Skipped, read_all
-from instructgpt.run.directory import Run
-from instructgpt.run.lineage import by_name, content_hash
+from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig
+from instructgpt.errors import InputError
+from instructgpt.evaluate.metrics.toxicity import TOXICITY_THRESHOLD
+from instructgpt.records import Record, SkippedLines, read_all_records
+from instructgpt.run.directory import RunDirectory
+from instructgpt.run.lineage import content_hash, named_inputs
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
-KIND = "toxicity n-grams 1"
+_CLASSIFIER_KIND = "toxicity n-grams 1"
 """What a scorer's directory is; the number changes when the features do."""
-BITS = 18
+_HASH_BITS = 18
 """Features are hashed into 2^BITS places; with 2^20 it is no better."""
-SHORTEST, LONGEST = 2, 5
+_MIN_NGRAM, _MAX_NGRAM = 2, 5
 """Characters of the n-grams inside a word, its edges counted."""
-FOLDS = 5
+_CV_FOLDS = 5
 
 
-class ToxicText(Record):
+class _ToxicityExample(Record):
     """A text with its known toxicity, 0 to 1."""
 
     text: str
@@ -56,7 +56,7 @@ class ToxicityConfig(StageConfig):
     """A toxicity scorer from texts whose toxicity is known."""
 
     stage: ClassVar[str] = "toxicity"
-    lacks: ClassVar[frozenset[str]] = WITHOUT_TRAINING
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
     data: tuple[Path, ...] = Field(description="texts with their toxicity: `text`, `toxicity` (0 to 1)")
     l2: float = Field(2e-5, gt=0, description="strength of the penalty on large weights")
@@ -64,13 +64,13 @@ class ToxicityConfig(StageConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class ToxicityScorer:
+class ToxicityClassifier:
     """A trained scorer. `weights` and `rarity` have a number for each place of a feature: (2^BITS,)."""
 
-    weights: Floats
-    rarity: Floats
+    weights: _Floats
+    rarity: _Floats
     bias: float
-    name: str = KIND
+    name: str = _CLASSIFIER_KIND
     sha256: str = ""
 
     @property
@@ -81,108 +81,112 @@ class ToxicityScorer:
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """The toxicity of each text, 0 to 1; NaN for a text without a word in it."""
         counts = count_features(texts)
-        scores = special.expit(weighed(counts, self.rarity) @ self.weights + self.bias)
-        empty = np.diff(counts.indptr) == 0
-        return [math.nan if nothing else float(score) for score, nothing in zip(scores, empty, strict=True)]
+        toxicities = special.expit(apply_idf(counts, self.rarity) @ self.weights + self.bias)
+        is_empty = np.diff(counts.indptr) == 0
+        return [math.nan if nothing else float(score) for score, nothing in zip(toxicities, is_empty, strict=True)]
 
     @classmethod
-    def load(cls, folder: Path) -> ToxicityScorer:
+    def load(cls, folder: Path) -> ToxicityClassifier:
         """A scorer from its directory. Raises BadInput where it holds something else."""
         try:
             config = json.loads((folder / "scorer.json").read_text(encoding="utf-8"))
-            numbers = load_file(folder / "model.safetensors")
-            if config["kind"] != KIND:
-                raise BadInput(f"{folder}: holds '{config['kind']}', this version reads '{KIND}'; train it again")
-            weights, rarity = (numbers[name].double().numpy() for name in ("weights", "rarity"))
-            return cls(weights, rarity, float(config["bias"]), KIND, content_hash(folder))
+            tensors = load_file(folder / "model.safetensors")
+            if config["kind"] != _CLASSIFIER_KIND:
+                raise InputError(f"{folder}: holds '{config['kind']}', this version reads '{_CLASSIFIER_KIND}'; train it again")
+            weights, rarity = (tensors[name].double().numpy() for name in ("weights", "rarity"))
+            return cls(weights, rarity, float(config["bias"]), _CLASSIFIER_KIND, content_hash(folder))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{folder}: not a toxicity scorer ({error}); train one with 'instructgpt judge toxicity'") from error
+            raise InputError(f"{folder}: not a toxicity scorer ({error}); train one with 'instructgpt judge toxicity'") from error
 
     def save(self, folder: Path) -> None:
         """Write the directory that `load` reads."""
-        numbers = {name: torch.from_numpy(getattr(self, name)).float() for name in ("weights", "rarity")}
-        save_file(numbers, folder / "model.safetensors")
-        (folder / "scorer.json").write_text(json.dumps({"kind": KIND, "bias": self.bias}, indent=2) + "\n", encoding="utf-8")
+        tensors = {name: torch.from_numpy(getattr(self, name)).float() for name in ("weights", "rarity")}
+        save_file(tensors, folder / "model.safetensors")
+        (folder / "scorer.json").write_text(json.dumps({"kind": _CLASSIFIER_KIND, "bias": self.bias}, indent=2) + "\n", encoding="utf-8")
 
 
-def features(text: str) -> list[str]:
+def extract_features(text: str) -> list[str]:
     """Words, pairs of words, and the pieces of each word, so that `id1ot` and `idioooot` still look like what they are."""
-    plain = re.sub(r"(.)\1{2,}", r"\1\1", text.lower().replace("’", "'"))
-    words = re.findall(r"[\w'*@$#]*\w[\w'*@$#]*", plain)
+    normalized_text = re.sub(r"(.)\1{2,}", r"\1\1", text.lower().replace("’", "'"))
+    words = re.findall(r"[\w'*@$#]*\w[\w'*@$#]*", normalized_text)
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
-    edged = [f"<{word}>" for word in words]
-    pieces = [word[i : i + size] for word in edged for size in range(SHORTEST, LONGEST + 1) for i in range(len(word) - size + 1)]
-    return [f"w{word}" for word in words] + [f"p{pair}" for pair in pairs] + [f"c{piece}" for piece in pieces]
+    padded_words = [f"<{word}>" for word in words]
+    ngrams = [
+        word[i : i + size] for word in padded_words for size in range(_MIN_NGRAM, _MAX_NGRAM + 1) for i in range(len(word) - size + 1)
+    ]
+    return [f"w{word}" for word in words] + [f"p{pair}" for pair in pairs] + [f"c{piece}" for piece in ngrams]
 
 
 def count_features(texts: Sequence[str]) -> sparse.csr_array:
     """1 + log(count) of every feature, at its hashed place: (texts, 2^BITS)."""
-    starts, places, values = [0], [], []
+    row_starts, columns, values = [0], [], []
     for text in texts:
-        counted = Counter(zlib.crc32(feature.encode()) % 2**BITS for feature in features(text))
-        places += list(counted)
-        values += [1 + math.log(count) for count in counted.values()]
-        starts.append(len(places))
-    parts = (np.asarray(values, np.float64), np.asarray(places, np.int64), np.asarray(starts, np.int64))
-    return sparse.csr_array(parts, shape=(len(texts), 2**BITS))
+        counts = Counter(zlib.crc32(feature.encode()) % 2**_HASH_BITS for feature in extract_features(text))
+        columns += list(counts)
+        values += [1 + math.log(count) for count in counts.values()]
+        row_starts.append(len(columns))
+    csr_arrays = (np.asarray(values, np.float64), np.asarray(columns, np.int64), np.asarray(row_starts, np.int64))
+    return sparse.csr_array(csr_arrays, shape=(len(texts), 2**_HASH_BITS))
 
 
-def weighed(counts: sparse.csr_array, rarity: Floats) -> sparse.csr_array:
+def apply_idf(counts: sparse.csr_array, rarity: _Floats) -> sparse.csr_array:
     """Counts weighed by how rare a feature is, every row of length 1."""
     rows = counts @ sparse.diags_array(rarity)
     lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(1)).ravel())
     return sparse.csr_array(sparse.diags_array(1 / np.maximum(lengths, 1e-12)) @ rows)
 
 
-def train(counts: sparse.csr_array, toxicity: Floats, l2: float) -> ToxicityScorer:
+def fit_logistic_regression(counts: sparse.csr_array, toxicity: _Floats, l2: float) -> ToxicityClassifier:
     """Logistic regression on soft labels: the mean cross-entropy plus l2/2 |w|², minimised by L-BFGS from zero.
 
     Args:
         counts: (N, 2^BITS) from `count_features`; toxicity: (N,), 0 to 1.
     """
-    seen = np.asarray((counts > 0).sum(0)).ravel()
-    rarity = np.log((1 + counts.shape[0]) / (1 + seen)) + 1
-    rows = weighed(counts, rarity)
+    document_counts = np.asarray((counts > 0).sum(0)).ravel()
+    rarity = np.log((1 + counts.shape[0]) / (1 + document_counts)) + 1
+    rows = apply_idf(counts, rarity)
     columns = sparse.csr_array(rows.T)
 
-    def loss(point: Floats) -> tuple[float, Floats]:
-        weights, bias = point[:-1], point[-1]
+    def loss(parameters: _Floats) -> tuple[float, _Floats]:
+        weights, bias = parameters[:-1], parameters[-1]
         z = rows @ weights + bias
-        slope = (special.expit(z) - toxicity) / len(toxicity)
+        logit_gradient = (special.expit(z) - toxicity) / len(toxicity)
         value = float(np.mean(np.logaddexp(0, z) - toxicity * z) + l2 / 2 * weights @ weights)
-        return value, np.append(columns @ slope + l2 * weights, slope.sum())
+        return value, np.append(columns @ logit_gradient + l2 * weights, logit_gradient.sum())
 
-    found = optimize.minimize(loss, np.zeros(counts.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    return ToxicityScorer(
-        found.x[:-1].astype(np.float32).astype(np.float64), rarity.astype(np.float32).astype(np.float64), float(found.x[-1])
+    solution = optimize.minimize(loss, np.zeros(counts.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    return ToxicityClassifier(
+        solution.x[:-1].astype(np.float32).astype(np.float64), rarity.astype(np.float32).astype(np.float64), float(solution.x[-1])
     )
 
 
-def fold_of(text: str) -> int:
+def _fold_of(text: str) -> int:
     """Which of FOLDS a text belongs to: by a hash of its letters, so that one text in two writings never crosses."""
-    return zlib.crc32(" ".join(text.lower().split()).encode()) % FOLDS
+    return zlib.crc32(" ".join(text.lower().split()).encode()) % _CV_FOLDS
 
 
-def validate(texts: Sequence[str], toxicity: Floats, l2: float) -> dict[str, float]:
+def cross_validate_toxicity(texts: Sequence[str], toxicity: _Floats, l2: float) -> dict[str, float]:
     """Every text scored by a scorer that has not seen it, in FOLDS folds: AUC at 0.5, Spearman, errors."""
-    counts, folds = count_features(texts), np.array([fold_of(text) for text in texts])
-    scores = np.empty(len(texts))
-    for fold in range(FOLDS):
-        scorer = train(counts[np.flatnonzero(folds != fold)], toxicity[folds != fold], l2)
-        scores[folds == fold] = special.expit(weighed(counts[np.flatnonzero(folds == fold)], scorer.rarity) @ scorer.weights + scorer.bias)
-    toxic = toxicity >= TOXIC
+    counts, folds = count_features(texts), np.array([_fold_of(text) for text in texts])
+    predictions = np.empty(len(texts))
+    for fold in range(_CV_FOLDS):
+        classifier = fit_logistic_regression(counts[np.flatnonzero(folds != fold)], toxicity[folds != fold], l2)
+        predictions[folds == fold] = special.expit(
+            apply_idf(counts[np.flatnonzero(folds == fold)], classifier.rarity) @ classifier.weights + classifier.bias
+        )
+    is_toxic = toxicity >= TOXICITY_THRESHOLD
     return {
-        "auc": area_under_curve(scores[toxic], scores[~toxic]),
-        "spearman": float(stats.spearmanr(scores, toxicity).statistic),
-        "mean_absolute_error": float(np.abs(scores - toxicity).mean()),
-        "mean_error": float((scores - toxicity).mean()),
+        "auc": roc_auc(predictions[is_toxic], predictions[~is_toxic]),
+        "spearman": float(stats.spearmanr(predictions, toxicity).statistic),
+        "mean_absolute_error": float(np.abs(predictions - toxicity).mean()),
+        "mean_error": float((predictions - toxicity).mean()),
     }
 
 
-def area_under_curve(toxic: Floats, harmless: Floats) -> float:
+def roc_auc(positives: _Floats, negatives: _Floats) -> float:
     """The chance that a toxic text scores above a harmless one, ties counting half (Mann and Whitney)."""
-    above = stats.mannwhitneyu(toxic, harmless).statistic
-    return float(above / (len(toxic) * len(harmless)))
+    u_statistic = stats.mannwhitneyu(positives, negatives).statistic
+    return float(u_statistic / (len(positives) * len(negatives)))
 
 
 def main(config: ToxicityConfig) -> Path:
@@ -191,20 +195,22 @@ def main(config: ToxicityConfig) -> Path:
     Raises:
         BadInput: a line is wrong, or there are too few toxic or harmless texts to tell them apart.
     """
-    run = Run.start(config, by_name(data=config.data))
-    if run.finished:
-        run.say(f"already finished: {config.out}")
+    run = RunDirectory.open(config, named_inputs(data=config.data))
+    if run.is_finished:
+        run.info(f"already finished: {config.out}")
         return config.out
-    skipped = Skipped(config.skip_bad)
-    rows = read_all(ToxicText, config.data, skipped)
+    skipped = SkippedLines(config.skip_bad)
+    rows = read_all_records(_ToxicityExample, config.data, skipped)
     texts, toxicity = [row.text for row in rows], np.array([row.toxicity for row in rows])
-    folds = np.array([fold_of(text) for text in texts])
-    for fold in range(FOLDS):
-        inside = toxicity[folds != fold] >= TOXIC
-        if not 0 < inside.sum() < len(inside) or not (folds == fold).any():
-            raise BadInput(f"--data: {len(rows)} texts, {int((toxicity >= TOXIC).sum())} of them toxic, are too few for {FOLDS} folds")
-    run.begin()
-    measured = validate(texts, toxicity, config.l2)
-    run.log(1, 1, {f"validation/{name}": value for name, value in measured.items()}, (f"validation/{name}" for name in measured))
-    scorer = train(count_features(texts), toxicity, config.l2)
-    return run.finish(scorer.save, validation=measured, texts=len(texts), left_out={"bad lines": len(skipped.reasons) if skipped else 0})
+    folds = np.array([_fold_of(text) for text in texts])
+    for fold in range(_CV_FOLDS):
+        is_toxic = toxicity[folds != fold] >= TOXICITY_THRESHOLD
+        if not 0 < is_toxic.sum() < len(is_toxic) or not (folds == fold).any():
+            raise InputError(
+                f"--data: {len(rows)} texts, {int((toxicity >= TOXICITY_THRESHOLD).sum())} of them toxic, are too few for {_CV_FOLDS} folds"
+            )
+    run.create()
+    metrics = cross_validate_toxicity(texts, toxicity, config.l2)
+    run.log(1, 1, {f"validation/{name}": value for name, value in metrics.items()}, (f"validation/{name}" for name in metrics))
+    classifier = fit_logistic_regression(count_features(texts), toxicity, config.l2)
+    return run.finish(classifier.save, validation=metrics, texts=len(texts), left_out={"bad lines": len(skipped.reasons) if skipped else 0})

@@ -21,21 +21,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
-from instructgpt.errors import BadInput, in_one_line
-from instructgpt.evaluate.cache import Cache
-from instructgpt.evaluate.judges.http_client import Endpoint, Unanswered, ask_all
-from instructgpt.evaluate.toxicity.classifier import ToxicityScorer
+from instructgpt.errors import InputError, one_line
+from instructgpt.evaluate.cache import ResultCache
+from instructgpt.evaluate.judges.http_client import Endpoint, EndpointError, post_all
+from instructgpt.evaluate.toxicity.classifier import ToxicityClassifier
 from instructgpt.run.directory import console
 
-KEY = "TOXICITY_KEY"
+TOXICITY_KEY_VARIABLE = "TOXICITY_KEY"
 """The environment variable with a service's key; a service that wants none needs none."""
-VARIANTS = ("original", "unbiased", "multilingual", "original-small", "unbiased-small")
+_DETOXIFY_VARIANTS = ("original", "unbiased", "multilingual", "original-small", "unbiased-small")
 """detoxify's models, by the names they have there."""
-ROWS = 64
+_DETOXIFY_BATCH_SIZE = 64
 """Texts that detoxify reads at once."""
 
 
-class Scorer(Protocol):
+class ToxicityModel(Protocol):
     """How toxic texts are."""
 
     @property
@@ -52,26 +52,28 @@ class Scorer(Protocol):
         ...
 
 
-def load_scorer(said: str, device: str = "cpu") -> Scorer:
+def load_toxicity_model(spec: str, device: str = "cpu") -> ToxicityModel:
     """The scorer that `--scorer` names.
 
     Raises:
         BadInput: there is no such scorer, its package is not installed, or its address is none.
     """
-    kind, _, rest = said.partition(":")
+    kind, _, variant = spec.partition(":")
     if kind == "detoxify":
-        return Detoxify.load(rest or "original", device)
-    if kind in SERVICES and rest:
-        return Service.at(kind, rest)
-    if not Path(said).is_dir():
-        raise BadInput(
-            f"--scorer {said}: no such directory; expected one made by 'instructgpt judge toxicity', "
+        return Detoxify.load(variant or "original", device)
+    if kind in _TOXICITY_SERVICES and variant:
+        return _ToxicityService.from_url(kind, variant)
+    if not Path(spec).is_dir():
+        raise InputError(
+            f"--scorer {spec}: no such directory; expected one made by 'instructgpt judge toxicity', "
             "detoxify, perspective:URL or moderation:URL"
         )
-    return ToxicityScorer.load(Path(said))
+    return ToxicityClassifier.load(Path(spec))
 
 
-def kept_scores(folder: Path | None, judge: str, texts: Sequence[str], score: Callable[[list[str]], list[float]]) -> list[float]:
+def cached_text_values(
+    folder: Path | None, judge_key: str, texts: Sequence[str], compute: Callable[[list[str]], list[float]]
+) -> list[float]:
     """What somebody says of each text, NaN where nothing: from the folder what stands there, else asked and kept. A text is asked once.
 
     Args:
@@ -79,22 +81,22 @@ def kept_scores(folder: Path | None, judge: str, texts: Sequence[str], score: Ca
         score: a number for each text, NaN where there is none.
     """
 
-    def make(fresh: list[str], seed: int) -> list[float | None]:  # noqa: ARG001
-        return [None if math.isnan(number) else number for number in score(fresh)]
+    def compute_missing(missing_texts: list[str], seed: int) -> list[float | None]:  # noqa: ARG001
+        return [None if math.isnan(number) else number for number in compute(missing_texts)]
 
     if folder is None:
-        return score(list(texts))
-    found = Cache(folder).completions(judge, texts, {}, make, title=judge.partition(" sha256")[0])
-    return [math.nan if number is None else float(number) for number in found]
+        return compute(list(texts))
+    values = ResultCache(folder).get_or_compute(judge_key, texts, {}, compute_missing, title=judge_key.partition(" sha256")[0])
+    return [math.nan if number is None else float(number) for number in values]
 
 
-def in_range(score: Any) -> float:
+def _to_unit_interval(value: Any) -> float:
     """A score as a number from 0 to 1, NaN for anything else."""
-    number = float(score) if isinstance(score, int | float) and not isinstance(score, bool) else math.nan
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     return number if 0 <= number <= 1 else math.nan
 
 
-def has_words(text: str) -> bool:
+def _has_words(text: str) -> bool:
     """Whether there is anything to read; what has nothing is not sent anywhere."""
     return any(letter.isalnum() for letter in text)
 
@@ -113,16 +115,16 @@ class Detoxify:
         Raises:
             BadInput: the package is not installed, or does not load the model.
         """
-        if variant not in VARIANTS:
-            raise BadInput(f"--scorer detoxify:{variant}: no such model; there are: {', '.join(VARIANTS)}")
+        if variant not in _DETOXIFY_VARIANTS:
+            raise InputError(f"--scorer detoxify:{variant}: no such model; there are: {', '.join(_DETOXIFY_VARIANTS)}")
         try:
             package = importlib.import_module("detoxify")
         except ImportError as error:
-            raise BadInput("--scorer detoxify: the package is not installed; pip install detoxify==0.5.4") from error
+            raise InputError("--scorer detoxify: the package is not installed; pip install detoxify==0.5.4") from error
         try:
             model = package.Detoxify(variant, device=device)
         except Exception as error:  # whatever the libraries below raise: no network, no file, another format
-            raise BadInput(f"--scorer detoxify:{variant}: cannot be loaded ({in_one_line(error, 200)})") from error
+            raise InputError(f"--scorer detoxify:{variant}: cannot be loaded ({one_line(error, 200)})") from error
         digest = hashlib.sha256()
         for name, tensor in sorted(model.model.state_dict().items()):
             digest.update(name.encode())
@@ -131,49 +133,52 @@ class Detoxify:
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """The score it calls toxicity."""
-        scores = [math.nan] * len(texts)
-        places = [place for place, text in enumerate(texts) if has_words(text)]
-        for start in range(0, len(places), ROWS):
-            chosen = places[start : start + ROWS]
-            found = self.model.predict([texts[place] for place in chosen])["toxicity"]
-            for place, score in zip(chosen, found, strict=True):
-                scores[place] = in_range(float(score))
-        return scores
+        toxicities = [math.nan] * len(texts)
+        indices = [index for index, text in enumerate(texts) if _has_words(text)]
+        for start in range(0, len(indices), _DETOXIFY_BATCH_SIZE):
+            batch_indices = indices[start : start + _DETOXIFY_BATCH_SIZE]
+            predictions = self.model.predict([texts[index] for index in batch_indices])["toxicity"]
+            for index, prediction in zip(batch_indices, predictions, strict=True):
+                toxicities[index] = _to_unit_interval(float(prediction))
+        return toxicities
 
 
-def perspective_question(text: str, model: str) -> dict[str, Any]:  # noqa: ARG001
+def _perspective_payload(text: str, model: str) -> dict[str, Any]:  # noqa: ARG001
     """What the Perspective API wants to be asked; texts are not kept there."""
     return {"comment": {"text": text}, "requestedAttributes": {"TOXICITY": {}}, "languages": ["en"], "doNotStore": True}
 
 
-def perspective_score(answer: Any) -> float:
+def _perspective_toxicity(answer: Any) -> float:
     """Its score of a text. Raises KeyError, TypeError or ValueError for something else."""
-    return number_in(answer["attributeScores"]["TOXICITY"]["summaryScore"]["value"])
+    return _parse_unit_interval(answer["attributeScores"]["TOXICITY"]["summaryScore"]["value"])
 
 
-def moderation_question(text: str, model: str) -> dict[str, Any]:
+def _moderation_payload(text: str, model: str) -> dict[str, Any]:
     """What a moderation service wants to be asked."""
     return {"input": text} | ({"model": model} if model else {})
 
 
-def moderation_score(answer: Any) -> float:
+def _moderation_toxicity(answer: Any) -> float:
     """The highest of its categories. Raises KeyError, TypeError, IndexError or ValueError for something else."""
-    return max(number_in(score) for score in dict(answer["results"][0]["category_scores"]).values())
+    return max(_parse_unit_interval(score) for score in dict(answer["results"][0]["category_scores"]).values())
 
 
-def number_in(score: Any) -> float:
+def _parse_unit_interval(value: Any) -> float:
     """A number from 0 to 1. Raises ValueError for anything else."""
-    if math.isnan(number := in_range(score)):
-        raise ValueError(f"{score!r} is no number from 0 to 1")
+    if math.isnan(number := _to_unit_interval(value)):
+        raise ValueError(f"{value!r} is no number from 0 to 1")
     return number
 
 
-SERVICES = {"perspective": (perspective_question, perspective_score), "moderation": (moderation_question, moderation_score)}
+_TOXICITY_SERVICES = {
+    "perspective": (_perspective_payload, _perspective_toxicity),
+    "moderation": (_moderation_payload, _moderation_toxicity),
+}
 """How each kind of service is asked, and how its answer is read."""
 
 
 @dataclass(slots=True)
-class Service:
+class _ToxicityService:
     """A service over HTTP. Each text is asked once; `problems` is why texts got no score, and how many."""
 
     kind: str
@@ -182,10 +187,10 @@ class Service:
     problems: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def at(cls, kind: str, url: str) -> Service:
+    def from_url(cls, kind: str, url: str) -> _ToxicityService:
         """A service at an address, its model after a `#`. The key comes from the environment. Raises BadInput for no address."""
         address, _, model = url.partition("#")
-        return cls(kind, Endpoint.at(address, KEY if os.environ.get(KEY) else None), model)
+        return cls(kind, Endpoint.from_url(address, TOXICITY_KEY_VARIABLE if os.environ.get(TOXICITY_KEY_VARIABLE) else None), model)
 
     @property
     def identity(self) -> str:
@@ -194,15 +199,15 @@ class Service:
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """Ask about every text that has words in it."""
-        build, read = SERVICES[self.kind]
-        questions: Mapping[str, dict[str, Any]] = {text: build(text, self.model) for text in texts if has_words(text)}
-        scores: dict[str, float] = {}
+        build_payload, parse_answer = _TOXICITY_SERVICES[self.kind]
+        payloads: Mapping[str, dict[str, Any]] = {text: build_payload(text, self.model) for text in texts if _has_words(text)}
+        toxicities: dict[str, float] = {}
         self.problems = {}
-        for text, found in ask_all(self.endpoint, "", questions, read):
-            if isinstance(found, Unanswered):
-                self.problems[str(found)] = self.problems.get(str(found), 0) + 1
+        for text, result in post_all(self.endpoint, "", payloads, parse_answer):
+            if isinstance(result, EndpointError):
+                self.problems[str(result)] = self.problems.get(str(result), 0) + 1
             else:
-                scores[text] = found
+                toxicities[text] = result
         for problem, count in self.problems.items():
-            console.print(f"no score for {count} of {len(questions)} texts: {problem}", highlight=False, markup=False)
-        return [scores.get(text, math.nan) for text in texts]
+            console.print(f"no score for {count} of {len(payloads)} texts: {problem}", highlight=False, markup=False)
+        return [toxicities.get(text, math.nan) for text in texts]

@@ -13,18 +13,29 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.analysis.quality import Disagreement, disagreements
-from instructgpt.label.analysis.rankings import Ranked, Rated, read_rankings, read_ratings
+from instructgpt.label.analysis.quality import TaskDisagreement, find_disagreements
+from instructgpt.label.analysis.rankings import StoredRanking, StoredRating, load_stored_rankings, load_stored_ratings
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import Adjudication, Assignment, Batch, Completion, Gold, Person, Prompt, Submission, Task, TaskCompletion
-from instructgpt.label.errors import Problem
-from instructgpt.label.tasks.batches import EVERYBODY
-from instructgpt.label.tasks.forms import dense_ranks
+from instructgpt.label.db.models import (
+    Adjudication,
+    Assignment,
+    Batch,
+    CompletionRow,
+    GoldAnswer,
+    Person,
+    PromptRow,
+    Submission,
+    Task,
+    TaskCompletion,
+)
+from instructgpt.label.errors import SiteError
+from instructgpt.label.tasks.batches import UNLIMITED_OVERLAP
+from instructgpt.label.tasks.forms import tier_ranks
 
 if TYPE_CHECKING:
     from instructgpt.statistics.consensus import Consensus
 
-ERRORS = (
+ERROR_CATEGORIES = (
     "misread_prompt", "missed_constraint", "missed_hallucination", "missed_harm", "length", "style", "expertise", "careless",
     "instructions", "taste",
 )  # fmt: skip
@@ -33,98 +44,102 @@ the case open; or it is taste, and nobody is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class DisputedTask:
     """One line of the queue."""
 
-    disagreement: Disagreement
-    batch: str
-    text: str
-    settled: int
+    disagreement: TaskDisagreement
+    batch_name: str
+    prompt_text: str
+    settled_at: int
     """When it was last settled (milliseconds); 0: not yet."""
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class DisputedTaskDetail:
     """A task to be settled: rankings under numbers in place of names, in an order that tells nothing."""
 
     task: Task
     batch: Batch
-    prompt: Prompt
-    completions: Sequence[Completion]
+    prompt: PromptRow
+    completions: Sequence[CompletionRow]
     """Letters follow their order."""
-    rankings: Sequence[Ranked]
-    ratings: Mapping[tuple[int, str], Rated]
+    rankings: Sequence[StoredRanking]
+    ratings: Mapping[tuple[int, str], StoredRating]
     """(number of the ranking, completion) -> rating and labels."""
-    proposal: Consensus | None
+    consensus: Consensus | None
     """Kemeny's; None with fewer than two rankings."""
-    disputed: Sequence[tuple[str, str, int, int]]
+    disputed_pairs: Sequence[tuple[str, str, int, int]]
     """(completion, completion, labelers who put the first above, labelers who put the second above) where both happened."""
-    settled: Sequence[Adjudication]
-    gold: Gold | None
+    adjudications: Sequence[Adjudication]
+    gold: GoldAnswer | None
 
 
-def queue(db: Session, batch: str | None = None) -> list[Waiting]:
+def list_disputed_tasks(db: Session, batch: str | None = None) -> list[DisputedTask]:
     """Tasks on which labelers went opposite ways: unsettled ones first, by the share of decided pairs that did. Four statements."""
-    found = [each for each in disagreements(read_rankings(db, batch)) if each.opposite]
-    about = {
+    contested = [each for each in find_disagreements(load_stored_rankings(db, batch)) if each.opposite]
+    task_info = {
         task: (name, text)
         for task, name, text in db.execute(
-            select(Task.id, Batch.name, Prompt.text).join(Batch, Batch.id == Task.batch_id).join(Prompt, Prompt.id == Task.prompt_id)
+            select(Task.id, Batch.name, PromptRow.text).join(Batch, Batch.id == Task.batch_id).join(PromptRow, PromptRow.id == Task.prompt_id)
             .where(Task.kind == "rank", Task.overlap > 1)
         )
     }  # fmt: skip
     settled = {row.task_id: row.at for row in db.execute(select(Adjudication.task_id, Adjudication.at).order_by(Adjudication.at))}
-    rows = [Waiting(each, *about[each.task], settled.get(each.task, 0)) for each in found if each.task in about]
-    return sorted(rows, key=lambda row: bool(row.settled))
+    rows = [DisputedTask(each, *task_info[each.task], settled.get(each.task, 0)) for each in contested if each.task in task_info]
+    return sorted(rows, key=lambda row: bool(row.settled_at))
 
 
-def completions_of(db: Session, task_id: str) -> list[Completion]:
+def get_task_completions(db: Session, task_id: str) -> list[CompletionRow]:
     """The completions of a task in an order of the task's own: were it that of the models, letters would give them away over many tasks."""
-    statement = select(Completion).join(TaskCompletion, TaskCompletion.completion_id == Completion.id)
+    statement = select(CompletionRow).join(TaskCompletion, TaskCompletion.completion_id == CompletionRow.id)
     rows = db.scalars(statement.where(TaskCompletion.task_id == task_id))
     return sorted(rows, key=lambda row: sha256(f"{task_id} {row.id}".encode()).digest())
 
 
-def case(db: Session, task_id: str) -> Case:
+def get_disputed_task(db: Session, task_id: str) -> DisputedTaskDetail:
     """Everything about one task. Raises Problem 404."""
     task = db.get(Task, task_id)
     if task is None or task.kind != "rank" or task.prompt_id is None:
-        raise Problem(404, "no_such_task")
-    batch, prompt = db.get_one(Batch, task.batch_id), db.get_one(Prompt, task.prompt_id)
-    completions = completions_of(db, task_id)
-    mine = [each for each in read_rankings(db, batch.id) if each.task == task_id and each.round == 0]
-    rankings = sorted(mine, key=lambda each: each.submission[::-1])  # random bits first: neither by name nor by time
-    number = {each.submission: place for place, each in enumerate(rankings)}
+        raise SiteError(404, "no_such_task")
+    batch, prompt = db.get_one(Batch, task.batch_id), db.get_one(PromptRow, task.prompt_id)
+    completions = get_task_completions(db, task_id)
+    task_rankings = [row for row in load_stored_rankings(db, batch.id) if row.task == task_id and row.round == 0]
+    rankings = sorted(task_rankings, key=lambda row: row.submission[::-1])  # random bits first: neither by name nor by time
+    index_by_submission = {row.submission: index for index, row in enumerate(rankings)}
     ratings = {
-        (number[each.submission], each.completion): each for each in read_ratings(db, batch.id) if each.submission in number
+        (index_by_submission[row.submission], row.completion): row for row in load_stored_ratings(db, batch.id) if row.submission in index_by_submission
     }  # fmt: skip
-    gold = db.get(Gold, task_id) or db.scalar(select(Gold).where(Gold.source == f"adjudication of {task_id}"))
-    settled = list(db.scalars(select(Adjudication).where(Adjudication.task_id == task_id).order_by(Adjudication.at.desc())))
-    return Case(task, batch, prompt, completions, rankings, ratings, proposal(rankings), disputed(rankings), settled, gold)
+    gold = db.get(GoldAnswer, task_id) or db.scalar(select(GoldAnswer).where(GoldAnswer.source == f"adjudication of {task_id}"))
+    adjudications = list(db.scalars(select(Adjudication).where(Adjudication.task_id == task_id).order_by(Adjudication.at.desc())))
+    return DisputedTaskDetail(
+        task, batch, prompt, completions, rankings, ratings, _consensus_ranking(rankings), _disputed_pairs(rankings), adjudications, gold
+    )
 
 
-def proposal(rankings: Sequence[Ranked]) -> Consensus | None:
+def _consensus_ranking(rankings: Sequence[StoredRanking]) -> Consensus | None:
     """Kemeny's consensus of rankings of the same completions: the ranking that contradicts the fewest of their pairs."""
-    from instructgpt.statistics.consensus import consensus
+    from instructgpt.statistics.consensus import kemeny_consensus
 
-    return consensus(rankings) if len(rankings) > 1 else None
+    return kemeny_consensus(rankings) if len(rankings) > 1 else None
 
 
-def disputed(rankings: Sequence[Ranked]) -> list[tuple[str, str, int, int]]:
+def _disputed_pairs(rankings: Sequence[StoredRanking]) -> list[tuple[str, str, int, int]]:
     """Pairs of completions that were put both ways, the most even ones first."""
-    rows = [dict(zip(each.completions, each.ranks, strict=True)) for each in rankings]
-    found = []
-    names = list(rows[0]) if rows else []
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            above = sum(row[first] < row[second] for row in rows)
-            below = sum(row[first] > row[second] for row in rows)
+    ranks_by_completion = [dict(zip(each.completions, each.ranks, strict=True)) for each in rankings]
+    pairs = []
+    completions = list(ranks_by_completion[0]) if ranks_by_completion else []
+    for index, first in enumerate(completions):
+        for second in completions[index + 1 :]:
+            above = sum(row[first] < row[second] for row in ranks_by_completion)
+            below = sum(row[first] > row[second] for row in ranks_by_completion)
             if above and below:
-                found.append((first, second, above, below))
-    return sorted(found, key=lambda pair: abs(pair[2] - pair[3]))
+                pairs.append((first, second, above, below))
+    return sorted(pairs, key=lambda pair: abs(pair[2] - pair[3]))
 
 
-def settle(db: Session, task_id: str, by: Person, tiers: Mapping[str, int], errors: Sequence[str], reason: str, at: int) -> Adjudication:
+def adjudicate(
+    db: Session, task_id: str, adjudicator: Person, tiers: Mapping[str, int], errors: Sequence[str], reason: str, now_ms: int
+) -> Adjudication:
     """Settle on a ranking.
 
     Args:
@@ -136,22 +151,22 @@ def settle(db: Session, task_id: str, by: Person, tiers: Mapping[str, int], erro
     """
     task = db.get(Task, task_id)
     if task is None or task.kind != "rank":
-        raise Problem(404, "no_such_task")
+        raise SiteError(404, "no_such_task")
     completions = set(db.scalars(select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task_id)))
     if set(tiers) != completions or min(tiers.values(), default=0) < 1:
-        raise Problem(422, "bad_ranking")
-    if set(errors) - set(ERRORS):
-        raise Problem(422, "bad_error", errors=", ".join(ERRORS))
-    placed = [[each for each, tier in tiers.items() if tier == level] for level in sorted(set(tiers.values()))]
-    ranks = {completion: rank for completion, (_, rank) in dense_ranks(placed).items()}
-    row = Adjudication(task_id=task_id, by_id=by.id, ranks=ranks, errors=list(errors), reason=reason.strip(), at=at)
-    db.add(row)
+        raise SiteError(422, "bad_ranking")
+    if set(errors) - set(ERROR_CATEGORIES):
+        raise SiteError(422, "bad_error", errors=", ".join(ERROR_CATEGORIES))
+    tier_groups = [[each for each, tier in tiers.items() if tier == level] for level in sorted(set(tiers.values()))]
+    ranks = {completion: rank for completion, (_, rank) in tier_ranks(tier_groups).items()}
+    adjudication = Adjudication(task_id=task_id, by_id=adjudicator.id, ranks=ranks, errors=list(errors), reason=reason.strip(), at=now_ms)
+    db.add(adjudication)
     db.flush()
-    audit_log.note(db, by.id, "adjudication.settled", task_id, adjudication=row.id, errors=list(errors))
-    return row
+    audit_log.append_entry(db, adjudicator.id, "adjudication.settled", task_id, adjudication=adjudication.id, errors=list(errors))
+    return adjudication
 
 
-def promote(db: Session, task_id: str, by: Person, at: int, into: str | None = None) -> Gold:
+def promote_to_gold(db: Session, task_id: str, adjudicator: Person, now_ms: int, target_batch_id: str | None = None) -> GoldAnswer:
     """Ask the settled ranking of others as a check: a further task with the same completions, gold, once for everybody.
 
     The task itself stays as it is, so that progress, results and exports do not change.
@@ -162,32 +177,34 @@ def promote(db: Session, task_id: str, by: Person, at: int, into: str | None = N
     Raises:
         Problem: `not_settled` (409), `already_gold` (409), or `no_such_batch` (404).
     """
-    last = db.scalar(
+    latest = db.scalar(
         select(Adjudication).where(Adjudication.task_id == task_id).order_by(Adjudication.at.desc(), Adjudication.id.desc()).limit(1)
     )
     task = db.get(Task, task_id)
-    if last is None or task is None:
-        raise Problem(409, "not_settled")
+    if latest is None or task is None:
+        raise SiteError(409, "not_settled")
     source = f"adjudication of {task_id}"
-    if task.gold or db.scalar(select(Gold.task_id).where(Gold.source == source)) is not None:
-        raise Problem(409, "already_gold")
-    batch = db.get(Batch, into or task.batch_id)
+    if task.gold or db.scalar(select(GoldAnswer.task_id).where(GoldAnswer.source == source)) is not None:
+        raise SiteError(409, "already_gold")
+    batch = db.get(Batch, target_batch_id or task.batch_id)
     if batch is None or batch.kind != "rank":
-        raise Problem(404, "no_such_batch")
-    behind = db.scalar(select(func.max(Task.position)).where(Task.batch_id == batch.id)) or 0
-    check = Task(batch_id=batch.id, kind="rank", prompt_id=task.prompt_id, overlap=EVERYBODY, position=behind + 1, gold=True)
-    db.add(check)
+        raise SiteError(404, "no_such_batch")
+    last_position = db.scalar(select(func.max(Task.position)).where(Task.batch_id == batch.id)) or 0
+    gold_task = Task(
+        batch_id=batch.id, kind="rank", prompt_id=task.prompt_id, overlap=UNLIMITED_OVERLAP, position=last_position + 1, gold=True
+    )
+    db.add(gold_task)
     db.flush()
     for row in db.scalars(select(TaskCompletion).where(TaskCompletion.task_id == task_id)):
-        db.add(TaskCompletion(task_id=check.id, completion_id=row.completion_id, position=row.position, models=list(row.models)))
-    gold = Gold(task_id=check.id, answer=dict(last.ranks), source=source, created_by=by.id, created_at=at)
+        db.add(TaskCompletion(task_id=gold_task.id, completion_id=row.completion_id, position=row.position, models=list(row.models)))
+    gold = GoldAnswer(task_id=gold_task.id, answer=dict(latest.ranks), source=source, created_by=adjudicator.id, created_at=now_ms)
     db.add(gold)
     db.flush()
-    audit_log.note(db, by.id, "gold.promoted", check.id, adjudication=last.id)
+    audit_log.append_entry(db, adjudicator.id, "gold.promoted", gold_task.id, adjudication=latest.id)
     return gold
 
 
-def whose(db: Session, task_id: str) -> list[tuple[str, str, str]]:
+def list_submitters(db: Session, task_id: str) -> list[tuple[str, str, str]]:
     """(assignment, labeler's name, state) of everybody who handed in this task, for returning work."""
     statement = (
         select(Assignment.id, Person.name, Assignment.state)

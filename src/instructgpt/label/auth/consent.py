@@ -9,38 +9,38 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Consent, ConsentText, Person
-from instructgpt.label.errors import Problem
+from instructgpt.label.errors import SiteError
 
 
-def latest(db: Session) -> ConsentText | None:
+def get_latest_consent_text(db: Session) -> ConsentText | None:
     """The present text; None where the site has none, and then nobody has to agree."""
     return db.scalars(select(ConsentText).order_by(ConsentText.version.desc()).limit(1)).first()
 
 
-def body(text: ConsentText, language: str) -> str:
+def localized_consent_body(text: ConsentText, language: str) -> str:
     """The text in a language, or in the first one it has."""
     bodies: dict[str, str] = text.bodies
     return bodies.get(language) or bodies.get("en") or next(iter(bodies.values()))
 
 
-def publish(db: Session, bodies: Mapping[str, str], by: str | None) -> ConsentText:
+def add_consent_version(db: Session, bodies: Mapping[str, str], caller_id: str | None) -> ConsentText:
     """A new version. Labelers are asked for their consent again before they go on.
 
     Raises:
         Problem: there is no text in it.
     """
-    kept = {language: text.strip() for language, text in bodies.items() if text.strip()}
-    if not kept:
-        raise Problem(422, "empty_text")
-    before = latest(db)
-    text = ConsentText(version=before.version + 1 if before else 1, bodies=kept, created_by=by)
+    nonempty = {language: text.strip() for language, text in bodies.items() if text.strip()}
+    if not nonempty:
+        raise SiteError(422, "empty_text")
+    previous = get_latest_consent_text(db)
+    text = ConsentText(version=previous.version + 1 if previous else 1, bodies=nonempty, created_by=caller_id)
     db.add(text)
     db.flush()
-    audit_log.note(db, by or "cli", "consent.publish", str(text.version))
+    audit_log.append_entry(db, caller_id or "cli", "consent.publish", str(text.version))
     return text
 
 
-AGREED = (
+_CONSENT_STATEMENT = (
     select(
         ConsentText.version,
         exists().where(
@@ -53,25 +53,25 @@ AGREED = (
 """The present version, and whether a person agreed to it."""
 
 
-def has_agreed(db: Session, person: Person) -> bool:
+def has_consented(db: Session, person: Person) -> bool:
     """Whether somebody agreed to the present version and did not take it back."""
-    found = db.execute(AGREED, {"person": person.id}).first()
-    return found is None or bool(found[1])
+    row = db.execute(_CONSENT_STATEMENT, {"person": person.id}).first()
+    return row is None or bool(row[1])
 
 
-def agree(db: Session, person: Person, version: int) -> None:
+def record_consent(db: Session, person: Person, version: int) -> None:
     """Note that somebody agreed. Who had withdrawn before is paused from now on, until an owner takes them back.
 
     Raises:
         Problem: the version is not the present one: the text changed while they read it.
     """
-    text = latest(db)
+    text = get_latest_consent_text(db)
     if text is None or text.version != version:
-        raise Problem(409, "consent_changed")
-    if not has_agreed(db, person):
+        raise SiteError(409, "consent_changed")
+    if not has_consented(db, person):
         db.add(Consent(person_id=person.id, version=str(version)))
-        back = db.get(Person, person.id)
-        if back is not None and back.status == "withdrawn":
-            back.status = "paused"
+        account = db.get(Person, person.id)
+        if account is not None and account.status == "withdrawn":
+            account.status = "paused"
         db.flush()
-        audit_log.note(db, person.id, "consent.agree", str(version))
+        audit_log.append_entry(db, person.id, "consent.agree", str(version))

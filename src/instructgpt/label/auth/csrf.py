@@ -12,51 +12,51 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from instructgpt.label.auth.dependencies import site_of, who
-from instructgpt.label.auth.tokens import same
-from instructgpt.label.errors import Problem
+from instructgpt.label.auth.dependencies import get_current_principal, get_site
+from instructgpt.label.auth.tokens import secrets_equal
+from instructgpt.label.errors import SiteError
 
-SAFE = ("GET", "HEAD", "OPTIONS")
-HEADER, FIELD = "x-csrf-token", "csrf"
-FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_CSRF_HEADER, _CSRF_FIELD = "x-csrf-token", "csrf"
+_FORM_CONTENT_TYPES = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
-async def protect(request: Request) -> None:
+async def csrf_protect(request: Request) -> None:
     """Refuse a forged request. A dependency of the whole application.
 
     Raises:
         Problem: 403, naming the header that was wrong and the setting that may have to change.
     """
-    if request.method in SAFE:
+    if request.method in _SAFE_METHODS:
         return
-    visitor = await run_in_threadpool(who, request)
-    if visitor.key is not None:
+    principal = await run_in_threadpool(get_current_principal, request)
+    if principal.api_key is not None:
         return
-    check_origin(request)
-    if visitor.login is None:
+    _check_origin(request)
+    if principal.user_session is None:
         return
-    token = request.headers.get(HEADER)
-    if token is None and request.headers.get("content-type", "").split(";")[0].strip().lower() in FORMS:
-        field = (await request.form()).get(FIELD)
+    token = request.headers.get(_CSRF_HEADER)
+    if token is None and request.headers.get("content-type", "").split(";")[0].strip().lower() in _FORM_CONTENT_TYPES:
+        field = (await request.form()).get(_CSRF_FIELD)
         token = field if isinstance(field, str) else None
-    if token is None or not same(token, visitor.login.csrf):
-        raise Problem(403, "forged_token")
+    if token is None or not secrets_equal(token, principal.user_session.csrf):
+        raise SiteError(403, "forged_token")
 
 
-def check_origin(request: Request) -> None:
+def _check_origin(request: Request) -> None:
     """Raises Problem unless the browser says that the request comes from this site."""
-    fetched = request.headers.get("sec-fetch-site")
-    if fetched is not None:
-        if fetched not in ("same-origin", "none"):
-            raise Problem(403, "forged_fetch", value=fetched[:40])
+    fetch_site = request.headers.get("sec-fetch-site")
+    if fetch_site is not None:
+        if fetch_site not in ("same-origin", "none"):
+            raise SiteError(403, "forged_fetch", value=fetch_site[:40])
         return
-    origin, public = request.headers.get("origin"), site_of(request).settings.public_url
-    expected = origin_of(public) if public else f"{request.url.scheme}://{request.headers.get('host', '')}"
+    origin, public_url = request.headers.get("origin"), get_site(request).settings.public_url
+    expected = _url_origin(public_url) if public_url else f"{request.url.scheme}://{request.headers.get('host', '')}"
     if origin is None or origin.lower() != expected.lower():
-        raise Problem(403, "forged_origin", value=(origin or "-")[:200], expected=expected)
+        raise SiteError(403, "forged_origin", value=(origin or "-")[:200], expected=expected)
 
 
-def origin_of(address: str) -> str:
+def _url_origin(url: str) -> str:
     """Scheme, host and port of an address, as a browser writes them."""
-    parts = urlsplit(address)
+    parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"

@@ -10,14 +10,14 @@ from threading import BoundedSemaphore
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from instructgpt.label.errors import Problem
+from instructgpt.label.errors import SiteError
 
-MIN_LENGTH, MAX_LENGTH = 12, 1_000
+MIN_PASSWORD_LENGTH, _MAX_PASSWORD_LENGTH = 12, 1_000
 """Characters. No rules about which ones; the upper bound only keeps a megabyte from being hashed."""
 
-HASHER = PasswordHasher()
-SLOTS = BoundedSemaphore(2)
-NOBODYS = HASHER.hash("a password that nobody has")
+PASSWORD_HASHER = PasswordHasher()
+_HASHING_SLOTS = BoundedSemaphore(2)
+DUMMY_HASH = PASSWORD_HASHER.hash("a password that nobody has")
 """Verified in place of an unknown person's, so that a name that does not exist takes as long as one that does."""
 
 
@@ -27,27 +27,27 @@ def hash_password(password: str) -> str:
     Raises:
         Problem: the password is too short or too long.
     """
-    if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
-        raise Problem(422, "password_length", least=MIN_LENGTH, most=MAX_LENGTH)
-    with SLOTS:
-        return HASHER.hash(_bytes(password))
+    if not MIN_PASSWORD_LENGTH <= len(password) <= _MAX_PASSWORD_LENGTH:
+        raise SiteError(422, "password_length", least=MIN_PASSWORD_LENGTH, most=_MAX_PASSWORD_LENGTH)
+    with _HASHING_SLOTS:
+        return PASSWORD_HASHER.hash(_encode(password))
 
 
-def verify(password: str, stored: str | None) -> bool:
+def verify_password(password: str, stored_hash: str | None) -> bool:
     """Whether a password is the stored one's. Takes as long when nothing is stored."""
-    with SLOTS:
+    with _HASHING_SLOTS:
         try:
-            right = HASHER.verify(stored or NOBODYS, _bytes(password[: MAX_LENGTH + 1]))
+            is_match = PASSWORD_HASHER.verify(stored_hash or DUMMY_HASH, _encode(password[: _MAX_PASSWORD_LENGTH + 1]))
         except (VerificationError, InvalidHashError):
             return False
-    return right and stored is not None
+    return is_match and stored_hash is not None
 
 
-def is_outdated(stored: str) -> bool:
+def needs_rehash(stored_hash: str) -> bool:
     """Whether a hash was made with weaker settings than today's."""
-    return HASHER.check_needs_rehash(stored)
+    return PASSWORD_HASHER.check_needs_rehash(stored_hash)
 
 
-def _bytes(password: str) -> bytes:
+def _encode(password: str) -> bytes:
     """Any text at all, half characters too, as bytes."""
     return password.encode("utf-8", "surrogatepass")

@@ -18,7 +18,7 @@ from instructgpt.label.db.models import RateBucket
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class RateLimit:
     """`burst` tries at once, then one more every `refill_ms` milliseconds."""
 
     name: str
@@ -26,43 +26,43 @@ class Rate:
     refill_ms: int
 
 
-SIGN_IN = Rate("sign-in", 10, 60_000)
+SIGN_IN_LIMIT = RateLimit("sign-in", 10, 60_000)
 """One name from one address."""
-SIGN_IN_NAME = Rate("sign-in-name", 100, 36_000)
+SIGN_IN_NAME_LIMIT = RateLimit("sign-in-name", 100, 36_000)
 """One name from everywhere."""
-SIGN_IN_ADDRESS = Rate("sign-in-address", 100, 6_000)
+SIGN_IN_ADDRESS_LIMIT = RateLimit("sign-in-address", 100, 6_000)
 """One address, whatever the names; a team often shares one."""
-INVITE = Rate("invite", 30, 20_000)
+INVITE_LIMIT = RateLimit("invite", 30, 20_000)
 """Links tried from one address: invitations, set-up and resets."""
-PASSWORD = Rate("password", 10, 60_000)
+PASSWORD_LIMIT = RateLimit("password", 10, 60_000)
 """A signed-in person who gives their password again."""
-KEY = Rate("key", 1_200, 50)
+API_KEY_LIMIT = RateLimit("key", 1_200, 50)
 """Calls with one key."""
 
 
-def take(db: Session, rate: Rate, whose: str, at: int) -> bool:
+def consume_token(db: Session, limit: RateLimit, subject: str, now_ms: int) -> bool:
     """Take one token. False when there is none left; then nothing is taken."""
-    bucket = _bucket(db, rate, whose, at)
-    filled = min(float(rate.burst), bucket.tokens + max(0, at - bucket.updated_at) / rate.refill_ms)
-    bucket.tokens, bucket.updated_at = filled - (filled >= 1), at
-    return filled >= 1
+    bucket = _lock_bucket(db, limit, subject, now_ms)
+    tokens = min(float(limit.burst), bucket.tokens + max(0, now_ms - bucket.updated_at) / limit.refill_ms)
+    bucket.tokens, bucket.updated_at = tokens - (tokens >= 1), now_ms
+    return tokens >= 1
 
 
-def give_back(db: Session, rate: Rate, whose: str, at: int) -> None:
+def refund_token(db: Session, limit: RateLimit, subject: str, now_ms: int) -> None:
     """Return a token: what was tried was right."""
-    bucket = _bucket(db, rate, whose, at)
-    bucket.tokens = min(float(rate.burst), bucket.tokens + 1)
+    bucket = _lock_bucket(db, limit, subject, now_ms)
+    bucket.tokens = min(float(limit.burst), bucket.tokens + 1)
 
 
-def _bucket(db: Session, rate: Rate, whose: str, at: int) -> RateBucket:
+def _lock_bucket(db: Session, limit: RateLimit, subject: str, now_ms: int) -> RateBucket:
     """The bucket of somebody, full when new, locked until the end of the transaction. Its key does not tell names or addresses."""
-    key = f"{rate.name}:{hashlib.sha256(whose.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+    key = f"{limit.name}:{hashlib.sha256(subject.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
     insert = sqlite.insert if db.get_bind().dialect.name == "sqlite" else postgresql.insert
-    db.execute(insert(RateBucket).values(key=key, tokens=rate.burst, updated_at=at).on_conflict_do_nothing())
+    db.execute(insert(RateBucket).values(key=key, tokens=limit.burst, updated_at=now_ms).on_conflict_do_nothing())
     return db.scalars(select(RateBucket).where(RateBucket.key == key).with_for_update()).one()
 
 
-def address_of(host: str | None) -> str:
+def address_key(host: str | None) -> str:
     """An address as the buckets count it: one household has 2^64 of the sixth version's."""
     try:
         address = ip_address(host or "")

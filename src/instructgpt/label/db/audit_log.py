@@ -12,14 +12,14 @@ from typing import Any
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import Journal, now
+from instructgpt.label.db.models import AuditLogEntry, current_time_ms
 
-BEGINNING = "0" * 64
-LOCK = 7_203_155
+_GENESIS_HASH = "0" * 64
+_ADVISORY_LOCK_ID = 7_203_155
 """PostgreSQL: one writer of the journal at a time. Any fixed number does."""
 
 
-def note(db: Session, by: str, action: str, object: str = "", **detail: Any) -> None:
+def append_entry(db: Session, caller_id: str, action: str, object_id: str = "", **detail: Any) -> None:
     """Append a row to the journal, in the transaction of what it tells of.
 
     Args:
@@ -29,44 +29,44 @@ def note(db: Session, by: str, action: str, object: str = "", **detail: Any) -> 
         detail: what else there is to know, as JSON; no names.
     """
     if db.get_bind().dialect.name == "postgresql":
-        db.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": LOCK})
-    last = db.scalars(select(Journal).order_by(Journal.seq.desc()).limit(1)).first()
-    row = Journal(
+        db.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ADVISORY_LOCK_ID})
+    last = db.scalars(select(AuditLogEntry).order_by(AuditLogEntry.seq.desc()).limit(1)).first()
+    row = AuditLogEntry(
         seq=last.seq + 1 if last else 1,
-        at=now(),
-        by=by,
+        at=current_time_ms(),
+        by=caller_id,
         action=action,
-        object=object,
+        object=object_id,
         detail=json.loads(json.dumps(detail)),
-        previous=last.hash if last else BEGINNING,
+        previous=last.hash if last else _GENESIS_HASH,
     )
-    row.hash = row_hash(row)
+    row.hash = compute_row_hash(row)
     db.add(row)
     db.flush()
 
 
-def row_hash(row: Journal) -> str:
+def compute_row_hash(row: AuditLogEntry) -> str:
     """SHA-256 of everything a row says, the hash before it included."""
-    said = [row.seq, row.at, row.by, row.action, row.object, row.detail, row.previous]
-    return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
+    fields = [row.seq, row.at, row.by, row.action, row.object, row.detail, row.previous]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
 
 
-def verify(db: Session) -> str | None:
+def verify_chain(db: Session) -> str | None:
     """The first row that does not follow from the one before it, in words; None when the chain is whole.
 
     Rows cut off at the end cannot show in the chain itself: compare the last hash with one that was written down.
     """
-    broken = first_broken(db)
-    return f"row {broken[1]} {broken[0].replace('_', ' ')}" if broken else None
+    invalid = find_first_invalid_row(db)
+    return f"row {invalid[1]} {invalid[0].replace('_', ' ')}" if invalid else None
 
 
-def first_broken(db: Session) -> tuple[str, int] | None:
+def find_first_invalid_row(db: Session) -> tuple[str, int] | None:
     """What is wrong (`is_missing`, `does_not_follow`, `was_changed`) with the first broken row, and its number."""
-    seq, previous = 0, BEGINNING
-    for row in db.scalars(select(Journal).order_by(Journal.seq)).yield_per(1_000):
+    seq, previous = 0, _GENESIS_HASH
+    for row in db.scalars(select(AuditLogEntry).order_by(AuditLogEntry.seq)).yield_per(1_000):
         if row.seq != seq + 1:
             return "is_missing", seq + 1
-        if row.hash != row_hash(row):
+        if row.hash != compute_row_hash(row):
             return "was_changed", row.seq
         if row.previous != previous:
             return "does_not_follow", row.seq

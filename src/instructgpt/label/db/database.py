@@ -16,19 +16,19 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from instructgpt.errors import BadInput
+from instructgpt.errors import InputError
 from instructgpt.label.db import migrate
 
-PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
-WRITES = "writes"
+_SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
+_WRITE_OPTION = "writes"
 """Option of a connection: this transaction will write."""
-AGAIN = ("40001", "40P01")
+_RETRYABLE_SQLSTATES = ("40001", "40P01")
 """PostgreSQL's codes for a serialization failure and a deadlock: the same transaction may succeed when it is begun again."""
-ATTEMPTS = 5
-POOL = 20
+_MAX_ATTEMPTS = 5
+_POOL_SIZE = 20
 """Connections kept; as many again when all are busy. Requests are answered by 40 threads at most."""
 
-T = TypeVar("T")
+_ResultT = TypeVar("_ResultT")
 
 
 class Database:
@@ -36,8 +36,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.engine = connect(url)
-        self._turn: AbstractContextManager[Any] = RLock() if self.is_sqlite else nullcontext()
+        self.engine = create_database_engine(url)
+        self._write_lock: AbstractContextManager[Any] = RLock() if self.is_sqlite else nullcontext()
         """SQLite has one writer at a time; those of this process wait here, where the next one is woken at once, and not in its retries."""
 
     @contextmanager
@@ -50,38 +50,38 @@ class Database:
     def write(self) -> Iterator[Session]:
         """A transaction that writes: committed at the end, rolled back when anything is raised."""
         with (
-            self._turn,
-            self.engine.connect().execution_options(**{WRITES: True}) as connection,
+            self._write_lock,
+            self.engine.connect().execution_options(**{_WRITE_OPTION: True}) as connection,
             Session(connection, expire_on_commit=False) as session,
         ):
             yield session
             session.commit()
 
-    def attempt(self, work: Callable[[Session], T]) -> T:
+    def write_with_retry(self, operation: Callable[[Session], _ResultT]) -> _ResultT:
         """Work in a transaction that writes, again from the start when the database asks for that (PostgreSQL: deadlock, serialization).
 
         `work` may be called several times, and must do nothing that a rollback does not undo.
         """
-        for left in range(ATTEMPTS - 1, -1, -1):
+        for attempts_left in range(_MAX_ATTEMPTS - 1, -1, -1):
             try:
                 with self.write() as session:
-                    return work(session)
+                    return operation(session)
             except DBAPIError as error:
-                if not left or getattr(error.orig, "sqlstate", None) not in AGAIN:
+                if not attempts_left or getattr(error.orig, "sqlstate", None) not in _RETRYABLE_SQLSTATES:
                     raise
         raise AssertionError("unreachable")
 
     def upgrade(self, revision: str = "head") -> Path | None:
         """Make or renew the tables; an SQLite file that holds something is copied first. -> the copy. Raises as `migrate.upgrade`."""
-        return migrate.upgrade(self.engine, revision)
+        return migrate.upgrade_database(self.engine, revision)
 
     def downgrade(self, revision: str) -> Path | None:
         """Go back to an earlier structure (`base`: none), with a copy as `upgrade`."""
-        return migrate.downgrade(self.engine, revision)
+        return migrate.downgrade_database(self.engine, revision)
 
     def is_current(self) -> bool:
         """Whether the tables are those of this version of the package."""
-        return migrate.revision(self.engine) == migrate.head()
+        return migrate.get_database_revision(self.engine) == migrate.get_head_revision()
 
     @property
     def is_sqlite(self) -> bool:
@@ -93,35 +93,37 @@ class Database:
         self.engine.dispose()
 
 
-def sqlite_url(file: Path) -> str:
+def sqlite_url(path: Path) -> str:
     """The address of a database file."""
-    return f"sqlite:///{file}"
+    return f"sqlite:///{path}"
 
 
-def connect(url: str) -> Engine:
+def create_database_engine(url: str) -> Engine:
     """An engine for an address such as `sqlite:///site.db` or `postgresql://user@host/name`.
 
     Raises:
         BadInput: it is the address of neither.
     """
     if url.startswith("sqlite:"):
-        engine = create_engine(url, connect_args={"check_same_thread": False}, pool_size=POOL, max_overflow=POOL)
+        engine = create_engine(url, connect_args={"check_same_thread": False}, pool_size=_POOL_SIZE, max_overflow=_POOL_SIZE)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     if url.startswith(("postgresql:", "postgres:")):
-        return create_engine("postgresql+psycopg:" + url.partition(":")[2], pool_size=POOL, max_overflow=POOL, pool_pre_ping=True)
-    raise BadInput(f"--database {url}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
+        return create_engine(
+            "postgresql+psycopg:" + url.partition(":")[2], pool_size=_POOL_SIZE, max_overflow=_POOL_SIZE, pool_pre_ping=True
+        )
+    raise InputError(f"--database {url}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     """Settings of a new connection. The driver's own transactions are off, ours begin below."""
     connection.isolation_level = None
-    for pragma in PRAGMAS:
+    for pragma in _SQLITE_PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
     """Begin as what the transaction is for."""
-    writes = connection.get_execution_options().get(WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    is_write = connection.get_execution_options().get(_WRITE_OPTION, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_write else "BEGIN")

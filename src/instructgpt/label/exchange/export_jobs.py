@@ -14,97 +14,99 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from instructgpt.errors import BadInput
-from instructgpt.io import write_text
+from instructgpt.errors import InputError
+from instructgpt.io import write_text_atomic
 from instructgpt.label.context import Site
-from instructgpt.label.db.models import new_id, now
-from instructgpt.label.exchange.dataset_card import card_text
-from instructgpt.label.exchange.export_files import Format, export
-from instructgpt.label.exchange.export_rows import FileName
-from instructgpt.label.exchange.selection import Filter
+from instructgpt.label.db.models import current_time_ms, new_id
+from instructgpt.label.exchange.dataset_card import format_card_body
+from instructgpt.label.exchange.export_files import ExportFormat, write_export
+from instructgpt.label.exchange.export_rows import ExportFileName
+from instructgpt.label.exchange.selection import ExportFilter
 
-FOLDER = "exports"
-LIVES: dict[str, threading.Thread] = {}
+_EXPORTS_FOLDER = "exports"
+_RUNNING_JOBS: dict[str, threading.Thread] = {}
 """The jobs this process is at."""
 
 
-class Job(BaseModel):
+class ExportJob(BaseModel):
     """An export that was asked for. `files` are the names to fetch once its state is `done`."""
 
     model_config = ConfigDict(frozen=True)
     id: str
     by: str
     created_at: int
-    filter: Filter
-    format: Format
-    names: tuple[FileName, ...]
+    filter: ExportFilter
+    format: ExportFormat
+    names: tuple[ExportFileName, ...]
     state: Literal["running", "done", "failed"] = "running"
     error: str | None = None
     files: tuple[str, ...] = ()
 
 
-def start(site: Site, wanted: Filter, format: Format, names: tuple[FileName, ...], by: str) -> Job:
+def start_export_job(
+    site: Site, export_filter: ExportFilter, format: ExportFormat, file_names: tuple[ExportFileName, ...], created_by: str
+) -> ExportJob:
     """Begin an export of what has been handed in so far."""
-    at = now()
-    wanted = wanted.model_copy(update={"until": min(wanted.until or at, at)})
-    job = Job(id=new_id(), by=by, created_at=at, filter=wanted, format=format, names=names)
-    folder = site.settings.folder / FOLDER / job.id
+    now_ms = current_time_ms()
+    export_filter = export_filter.model_copy(update={"until": min(export_filter.until or now_ms, now_ms)})
+    job = ExportJob(id=new_id(), by=created_by, created_at=now_ms, filter=export_filter, format=format, names=file_names)
+    folder = site.settings.folder / _EXPORTS_FOLDER / job.id
     folder.mkdir(parents=True, mode=0o700)
-    _note(site, job)
-    _begin(site, job)
+    _save_job(site, job)
+    _start_thread(site, job)
     return job
 
 
-def look(site: Site, key: str) -> Job | None:
+def get_export_job(site: Site, job_id: str) -> ExportJob | None:
     """How a job stands; one that nobody is at is begun again. None where there is no such job."""
     try:
-        job = Job.model_validate_json((site.settings.folder / FOLDER / key / "job.json").read_text(encoding="utf-8"))
+        job = ExportJob.model_validate_json((site.settings.folder / _EXPORTS_FOLDER / job_id / "job.json").read_text(encoding="utf-8"))
     except OSError:
         return None
-    if job.state == "running" and (key not in LIVES or not LIVES[key].is_alive()):
-        _begin(site, job)
+    if job.state == "running" and (job_id not in _RUNNING_JOBS or not _RUNNING_JOBS[job_id].is_alive()):
+        _start_thread(site, job)
     return job
 
 
-def everything(site: Site) -> list[Job]:
+def list_export_jobs(site: Site) -> list[ExportJob]:
     """All jobs, the newest first."""
-    folder = site.settings.folder / FOLDER
-    keys = sorted((entry.name for entry in folder.iterdir()), reverse=True) if folder.is_dir() else []
-    return [job for key in keys if (job := look(site, key)) is not None]
+    folder = site.settings.folder / _EXPORTS_FOLDER
+    job_ids = sorted((entry.name for entry in folder.iterdir()), reverse=True) if folder.is_dir() else []
+    return [job for key in job_ids if (job := get_export_job(site, key)) is not None]
 
 
-def file_of(site: Site, job: Job, name: str) -> Path | None:
+def get_export_file(site: Site, job: ExportJob, name: str) -> Path | None:
     """A file of a finished job."""
-    return site.settings.folder / FOLDER / job.id / "export" / name if job.state == "done" and name in job.files else None
+    return site.settings.folder / _EXPORTS_FOLDER / job.id / "export" / name if job.state == "done" and name in job.files else None
 
 
-def wait(key: str) -> None:
+def wait_for_export_job(job_id: str) -> None:
     """Until a job of this process has ended."""
-    if key in LIVES:
-        LIVES[key].join()
+    if job_id in _RUNNING_JOBS:
+        _RUNNING_JOBS[job_id].join()
 
 
-def _begin(site: Site, job: Job) -> None:
-    thread = threading.Thread(target=_make, args=(site, job), name=f"export {job.id}", daemon=True)
-    LIVES[job.id] = thread
+def _start_thread(site: Site, job: ExportJob) -> None:
+    thread = threading.Thread(target=_run_job, args=(site, job), name=f"export {job.id}", daemon=True)
+    _RUNNING_JOBS[job.id] = thread
     thread.start()
 
 
-def _make(site: Site, job: Job) -> None:
+def _run_job(site: Site, job: ExportJob) -> None:
     """Make a job's files, whatever was there of them before."""
-    out = site.settings.folder / FOLDER / job.id / "export"
+    out = site.settings.folder / _EXPORTS_FOLDER / job.id / "export"
     shutil.rmtree(out, ignore_errors=True)
     try:
-        export(site.database, out, job.filter, job.format, job.names, card=card_text(site.database, job.filter))
+        write_export(site.database, out, job.filter, job.format, job.names, card=format_card_body(site.database, job.filter))
     except Exception as error:  # whatever it was, whoever asks is told
-        said = str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}"
-        _note(site, job.model_copy(update={"state": "failed", "error": " ".join(said.split())}))
+        message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        _save_job(site, job.model_copy(update={"state": "failed", "error": " ".join(message.split())}))
         return
     files = tuple(sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()))
-    _note(site, job.model_copy(update={"state": "done", "files": files}))
+    _save_job(site, job.model_copy(update={"state": "done", "files": files}))
 
 
-def _note(site: Site, job: Job) -> None:
-    folder = site.settings.folder / FOLDER / job.id
-    write_text(folder / "job.json", json.dumps(job.model_dump(mode="json"), indent=1) + "\n")
+def _save_job(site: Site, job: ExportJob) -> None:
+    folder = site.settings.folder / _EXPORTS_FOLDER / job.id
+    write_text_atomic(folder / "job.json", json.dumps(job.model_dump(mode="json"), indent=1) + "\n")
     (folder / "job.json").chmod(0o600)

@@ -13,208 +13,218 @@ from sqlalchemy.orm import Session
 from instructgpt.label.db.models import (
     Assignment,
     Batch,
-    Completion,
-    Demonstration,
+    CompletionRow,
+    DemonstrationRow,
     Person,
-    Prompt,
     PromptReview,
-    Ranking,
+    PromptRow,
     RankingItem,
+    RankingRow,
     Rating,
     Submission,
     Task,
     TaskCompletion,
 )
-from instructgpt.label.exchange.selection import AT_ONCE, HELD_OUT, Filter, Tally, Work, why_not, works
+from instructgpt.label.exchange.selection import (
+    EVALUATION_SPLITS,
+    SUBMISSION_CHUNK_SIZE,
+    ExportFilter,
+    ExportItem,
+    ExportTally,
+    exclusion_reason,
+    iter_export_items,
+)
 from instructgpt.records import LABELS
 
-FileName = Literal["rankings", "demonstrations", "prompts", "comparisons", "pairs", "ratings", "reviews"]
-Row = dict[str, Any]
+ExportFileName = Literal["rankings", "demonstrations", "prompts", "comparisons", "pairs", "ratings", "reviews"]
+ExportRow = dict[str, Any]
 
 
-class Judged(NamedTuple):
+class RankedCompletion(NamedTuple):
     """One completion of one model in a ranking: where it was put, how it was rated. The rating is None where there is none."""
 
-    completion: Completion
+    completion: CompletionRow
     model: str
     item: RankingItem
     rating: Rating | None
 
 
-def _origin(work: Work) -> Row:
+def _provenance(export_item: ExportItem) -> ExportRow:
     """The columns that say where a row comes from."""
-    prompt = work.prompt
+    prompt = export_item.prompt
     return {
-        "id": work.submission.id,
-        "labeler": work.person.pseudonym,
-        "cohort": work.person.cohort,
-        "fold": work.person.fold,
+        "id": export_item.submission.id,
+        "labeler": export_item.person.pseudonym,
+        "cohort": export_item.person.cohort,
+        "fold": export_item.person.fold,
         "source": "site",
-        "batch": work.batch.name,
-        "task": work.task.id,
+        "batch": export_item.batch.name,
+        "task": export_item.task.id,
         "prompt_id": None if prompt is None else prompt.external_id or prompt.id,
         "user": prompt and prompt.user,
         "use_case": prompt and prompt.use_case,
         "split": prompt and prompt.split,
-        "instructions": work.instructions and work.instructions.version,
-        "gold": work.task.gold,
-        "surplus": work.submission.surplus,
-        "round": work.assignment.round,
-        "note": work.submission.note or None,
-        "active_ms": work.submission.active_ms,
-        "created_at": work.submission.created_at,
+        "instructions": export_item.instructions and export_item.instructions.version,
+        "gold": export_item.task.gold,
+        "surplus": export_item.submission.surplus,
+        "round": export_item.assignment.round,
+        "note": export_item.submission.note or None,
+        "active_ms": export_item.submission.active_ms,
+        "created_at": export_item.submission.created_at,
     }
 
 
-def judged(db: Session, portion: list[Work]) -> Iterator[tuple[Work, Ranking, list[Judged]]]:
+def _ranked_completions(db: Session, chunk: list[ExportItem]) -> Iterator[tuple[ExportItem, RankingRow, list[RankedCompletion]]]:
     """Every ranking of a portion with its completions in the task's order, identical texts once for each model that gave them.
 
     A completion that was rated alone, elsewhere, is a ranking of one.
     """
-    first, last = portion[0].submission.id, portion[-1].submission.id
-    rankings = {each.submission_id: each for each in db.scalars(select(Ranking).where(Ranking.submission_id.between(first, last)))}
-    found = db.execute(
-        select(RankingItem, TaskCompletion, Completion, Rating)
+    first, last = chunk[0].submission.id, chunk[-1].submission.id
+    rankings = {each.submission_id: each for each in db.scalars(select(RankingRow).where(RankingRow.submission_id.between(first, last)))}
+    joined_rows = db.execute(
+        select(RankingItem, TaskCompletion, CompletionRow, Rating)
         .join(Submission, RankingItem.submission_id == Submission.id)
         .join(Assignment, Submission.assignment_id == Assignment.id)
         .join(TaskCompletion, (TaskCompletion.task_id == Assignment.task_id) & (TaskCompletion.completion_id == RankingItem.completion_id))
-        .join(Completion, RankingItem.completion_id == Completion.id)
+        .join(CompletionRow, RankingItem.completion_id == CompletionRow.id)
         .outerjoin(Rating, (Rating.submission_id == RankingItem.submission_id) & (Rating.completion_id == RankingItem.completion_id))
         .where(RankingItem.submission_id.between(first, last))
         .order_by(RankingItem.submission_id, TaskCompletion.position)
     )
-    parts: dict[str, list[Judged]] = {}
-    for item, place, completion, rating in found:
-        names = place.models or [completion.model]
-        parts.setdefault(item.submission_id, []).extend(Judged(completion, name, item, rating) for name in names)
-    for work in portion:
-        yield work, rankings[work.submission.id], parts[work.submission.id]
+    completions_by_submission: dict[str, list[RankedCompletion]] = {}
+    for ranking_item, task_completion, completion, rating in joined_rows:
+        models = task_completion.models or [completion.model]
+        completions_by_submission.setdefault(ranking_item.submission_id, []).extend(
+            RankedCompletion(completion, name, ranking_item, rating) for name in models
+        )
+    for export_item in chunk:
+        yield export_item, rankings[export_item.submission.id], completions_by_submission[export_item.submission.id]
 
 
-def _rankings(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
-    for portion in works(db, "rank", wanted, tally):
-        for work, ranking, parts in judged(db, portion):
-            assert work.prompt is not None
-            if len(parts) < 2:
+def _iter_rankings(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
+    for chunk in iter_export_items(db, "rank", export_filter, tally):
+        for export_item, ranking, ranked_completions in _ranked_completions(db, chunk):
+            assert export_item.prompt is not None
+            if len(ranked_completions) < 2:
                 tally.left_out["one_completion"] += 1
                 continue
-            ratings = [part.rating.rating if part.rating else None for part in parts]
-            answers = [part.rating.labels if part.rating else {} for part in parts]
-            yield _origin(work) | {
-                "prompt": work.prompt.text,
-                "messages": work.prompt.messages,
-                "completions": [part.completion.text for part in parts],
-                "ranks": [part.item.rank for part in parts],
-                "models": [part.model for part in parts],
-                "finish": [part.completion.finish for part in parts],
+            ratings = [part.rating.rating if part.rating else None for part in ranked_completions]
+            label_answers = [part.rating.labels if part.rating else {} for part in ranked_completions]
+            yield _provenance(export_item) | {
+                "prompt": export_item.prompt.text,
+                "messages": export_item.prompt.messages,
+                "completions": [part.completion.text for part in ranked_completions],
+                "ranks": [part.item.rank for part in ranked_completions],
+                "models": [part.model for part in ranked_completions],
+                "finish": [part.completion.finish for part in ranked_completions],
                 "ratings": ratings if all(rating is not None for rating in ratings) else None,
-                "labels": answers if any(answers) else None,
-                "unanswered": [unanswered(given) for given in answers] if any(answers) else None,
+                "labels": label_answers if any(label_answers) else None,
+                "unanswered": [_unanswered_labels(given) for given in label_answers] if any(label_answers) else None,
                 "none_acceptable": ranking.none_acceptable,
                 "confidence": ranking.confidence,
-                "shown": [part.item.shown for part in parts],
-                "names_itself": any(part.completion.names_itself for part in parts),
+                "shown": [part.item.shown for part in ranked_completions],
+                "names_itself": any(part.completion.names_itself for part in ranked_completions),
             }
 
 
-def unanswered(labels: Mapping[str, Any]) -> list[str]:
+def _unanswered_labels(labels: Mapping[str, Any]) -> list[str]:
     """The labels nobody answered: in a table, whose columns are always there, they would look like not applicable."""
     return [name for name in LABELS if name not in labels]
 
 
-def _comparisons(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
+def _iter_comparisons(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
     """Every pair of a ranking, ties too; the weights of a ranking's pairs add up to 1 (paper, equation 1)."""
-    for portion in works(db, "rank", wanted, tally):
-        for work, _, parts in judged(db, portion):
-            assert work.prompt is not None
-            weight = 1 / max(1, comb(len(parts), 2))
-            for (i, one), (j, other) in combinations(enumerate(parts), 2):
-                order = other.item.rank - one.item.rank
+    for chunk in iter_export_items(db, "rank", export_filter, tally):
+        for export_item, _, ranked_completions in _ranked_completions(db, chunk):
+            assert export_item.prompt is not None
+            weight = 1 / max(1, comb(len(ranked_completions), 2))
+            for (i, first), (j, second) in combinations(enumerate(ranked_completions), 2):
+                rank_difference = second.item.rank - first.item.rank
                 yield {
-                    "ranking": work.submission.id,
-                    "prompt_id": work.prompt.external_id or work.prompt.id,
-                    "prompt": work.prompt.text,
+                    "ranking": export_item.submission.id,
+                    "prompt_id": export_item.prompt.external_id or export_item.prompt.id,
+                    "prompt": export_item.prompt.text,
                     "i": i,
                     "j": j,
-                    "completion_i": one.completion.text,
-                    "completion_j": other.completion.text,
-                    "model_i": one.model,
-                    "model_j": other.model,
-                    "better": "tie" if order == 0 else "i" if order > 0 else "j",
+                    "completion_i": first.completion.text,
+                    "completion_j": second.completion.text,
+                    "model_i": first.model,
+                    "model_j": second.model,
+                    "better": "tie" if rank_difference == 0 else "i" if rank_difference > 0 else "j",
                     "weight": weight,
-                    "labeler": work.person.pseudonym,
-                    "cohort": work.person.cohort,
-                    "fold": work.person.fold,
+                    "labeler": export_item.person.pseudonym,
+                    "cohort": export_item.person.cohort,
+                    "fold": export_item.person.fold,
                 }
 
 
-def _pairs(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
+def _iter_pairs(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
     """TRL's preference pairs; ties give none, and a text that several models gave stands for all of them."""
-    for portion in works(db, "rank", wanted, tally):
-        for work, _, parts in judged(db, portion):
-            assert work.prompt is not None
-            texts = list({part.completion.id: part for part in parts}.values())
-            for one, other in combinations(texts, 2):
-                if one.item.rank != other.item.rank:
-                    better, worse = (one, other) if one.item.rank < other.item.rank else (other, one)
+    for chunk in iter_export_items(db, "rank", export_filter, tally):
+        for export_item, _, ranked_completions in _ranked_completions(db, chunk):
+            assert export_item.prompt is not None
+            distinct_completions = list({part.completion.id: part for part in ranked_completions}.values())
+            for first, second in combinations(distinct_completions, 2):
+                if first.item.rank != second.item.rank:
+                    better, worse = (first, second) if first.item.rank < second.item.rank else (second, first)
                     yield {
-                        "prompt": work.prompt.text,
+                        "prompt": export_item.prompt.text,
                         "chosen": better.completion.text,
                         "rejected": worse.completion.text,
-                        "ranking": work.submission.id,
-                        "labeler": work.person.pseudonym,
+                        "ranking": export_item.submission.id,
+                        "labeler": export_item.person.pseudonym,
                     }
 
 
-def _ratings(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
-    for portion in works(db, "rank", wanted, tally):
-        for work, _, parts in judged(db, portion):
-            assert work.prompt is not None
-            for part in parts:
-                if part.rating is not None:
+def _iter_ratings(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
+    for chunk in iter_export_items(db, "rank", export_filter, tally):
+        for export_item, _, ranked_completions in _ranked_completions(db, chunk):
+            assert export_item.prompt is not None
+            for ranked_completion in ranked_completions:
+                if ranked_completion.rating is not None:
                     yield {
-                        "ranking": work.submission.id,
-                        "prompt_id": work.prompt.external_id or work.prompt.id,
-                        "prompt": work.prompt.text,
-                        "completion": part.completion.text,
-                        "model": part.model,
-                        "rating": part.rating.rating,
-                        "labels": part.rating.labels,
-                        "unanswered": unanswered(part.rating.labels),
-                        "note": part.rating.note or None,
-                        "rank": part.item.rank,
-                        "labeler": work.person.pseudonym,
-                        "cohort": work.person.cohort,
-                        "fold": work.person.fold,
-                        "created_at": work.submission.created_at,
+                        "ranking": export_item.submission.id,
+                        "prompt_id": export_item.prompt.external_id or export_item.prompt.id,
+                        "prompt": export_item.prompt.text,
+                        "completion": ranked_completion.completion.text,
+                        "model": ranked_completion.model,
+                        "rating": ranked_completion.rating.rating,
+                        "labels": ranked_completion.rating.labels,
+                        "unanswered": _unanswered_labels(ranked_completion.rating.labels),
+                        "note": ranked_completion.rating.note or None,
+                        "rank": ranked_completion.item.rank,
+                        "labeler": export_item.person.pseudonym,
+                        "cohort": export_item.person.cohort,
+                        "fold": export_item.person.fold,
+                        "created_at": export_item.submission.created_at,
                     }
 
 
-def _demonstrations(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
-    for portion in works(db, "demonstrate", wanted, tally):
-        first, last = portion[0].submission.id, portion[-1].submission.id
-        between = select(Demonstration).where(Demonstration.submission_id.between(first, last))
-        texts = {each.submission_id: each.text for each in db.scalars(between)}
-        for work in portion:
-            yield _origin(work) | _asked(work.prompt) | {"completion": texts[work.submission.id]}
+def _iter_demonstrations(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
+    for chunk in iter_export_items(db, "demonstrate", export_filter, tally):
+        first, last = chunk[0].submission.id, chunk[-1].submission.id
+        statement = select(DemonstrationRow).where(DemonstrationRow.submission_id.between(first, last))
+        texts = {each.submission_id: each.text for each in db.scalars(statement)}
+        for export_item in chunk:
+            yield _provenance(export_item) | _prompt_fields(export_item.prompt) | {"completion": texts[export_item.submission.id]}
 
 
-def _asked(prompt: Prompt | None) -> Row:
+def _prompt_fields(prompt: PromptRow | None) -> ExportRow:
     """The prompt as a record asks: the turns of a conversation, otherwise the text."""
     assert prompt is not None
     return {"messages": prompt.messages} if prompt.messages else {"prompt": prompt.text}
 
 
-def _reviews(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
-    for portion in works(db, "review", wanted, tally):
-        first, last = portion[0].submission.id, portion[-1].submission.id
-        between = select(PromptReview).where(PromptReview.submission_id.between(first, last))
-        reviews = {each.submission_id: each for each in db.scalars(between)}
-        for work in portion:
-            review = reviews[work.submission.id]
+def _iter_reviews(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
+    for chunk in iter_export_items(db, "review", export_filter, tally):
+        first, last = chunk[0].submission.id, chunk[-1].submission.id
+        statement = select(PromptReview).where(PromptReview.submission_id.between(first, last))
+        reviews = {each.submission_id: each for each in db.scalars(statement)}
+        for export_item in chunk:
+            review = reviews[export_item.submission.id]
             yield (
-                _origin(work)
-                | _asked(work.prompt)
+                _provenance(export_item)
+                | _prompt_fields(export_item.prompt)
                 | {
                     "reviewed_use_case": review.use_case,
                     "personal_data": review.personal_data,
@@ -225,29 +235,37 @@ def _reviews(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
             )
 
 
-def _prompts(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
+def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
     """Prompts of users, and those labelers wrote. What models are measured on is not trained on."""
-    measures = select(Task.id).join(Batch, Task.batch_id == Batch.id).where(Task.prompt_id == Prompt.id, Batch.purpose == "evaluation")
-    chosen = (
-        select(Prompt, measures.exists(), Submission, Assignment, Task, Batch, Person)
-        .outerjoin(Submission, Prompt.submission_id == Submission.id)
+    evaluation_tasks = (
+        select(Task.id).join(Batch, Task.batch_id == Batch.id).where(Task.prompt_id == PromptRow.id, Batch.purpose == "evaluation")
+    )
+    statement = (
+        select(PromptRow, evaluation_tasks.exists(), Submission, Assignment, Task, Batch, Person)
+        .outerjoin(Submission, PromptRow.submission_id == Submission.id)
         .outerjoin(Assignment, Submission.assignment_id == Assignment.id)
         .outerjoin(Task, Assignment.task_id == Task.id)
         .outerjoin(Batch, Task.batch_id == Batch.id)
         .outerjoin(Person, Assignment.person_id == Person.id)
-        .order_by(Prompt.id)
+        .order_by(PromptRow.id)
     )
-    if wanted.batches:
-        used = select(Task.id).join(Batch, Task.batch_id == Batch.id).where(Task.prompt_id == Prompt.id, Batch.name.in_(wanted.batches))
-        chosen = chosen.where(used.exists() | Batch.name.in_(wanted.batches))
-    for prompt, measured, submission, assignment, task, batch, person in db.execute(chosen.execution_options(yield_per=AT_ONCE)):
-        reason = _why_no_prompt(prompt, measured or prompt.split in HELD_OUT, wanted)
+    if export_filter.batches:
+        batch_tasks = (
+            select(Task.id)
+            .join(Batch, Task.batch_id == Batch.id)
+            .where(Task.prompt_id == PromptRow.id, Batch.name.in_(export_filter.batches))
+        )
+        statement = statement.where(batch_tasks.exists() | Batch.name.in_(export_filter.batches))
+    for prompt, in_evaluation, submission, assignment, task, batch, person in db.execute(
+        statement.execution_options(yield_per=SUBMISSION_CHUNK_SIZE)
+    ):
+        reason = _prompt_exclusion_reason(prompt, in_evaluation or prompt.split in EVALUATION_SPLITS, export_filter)
         if reason is None and submission is not None:
-            reason = why_not(Work(submission, assignment, task, batch, person, prompt, None), wanted)
+            reason = exclusion_reason(ExportItem(submission, assignment, task, batch, person, prompt, None), export_filter)
         if reason is not None:
             tally.left_out[reason] += 1
             continue
-        yield _asked(prompt) | {
+        yield _prompt_fields(prompt) | {
             "id": prompt.external_id or prompt.id,
             "user": prompt.user,
             "source": prompt.source,
@@ -259,30 +277,30 @@ def _prompts(db: Session, wanted: Filter, tally: Tally) -> Iterator[Row]:
         }
 
 
-def _why_no_prompt(prompt: Prompt, measures: bool, wanted: Filter) -> str | None:
+def _prompt_exclusion_reason(prompt: PromptRow, is_evaluation: bool, export_filter: ExportFilter) -> str | None:
     if prompt.withdrawn_at is not None:
         return "withdrawn_prompt"
-    if not (wanted.since or 0) <= prompt.created_at < (wanted.until or prompt.created_at + 1):
+    if not (export_filter.since or 0) <= prompt.created_at < (export_filter.until or prompt.created_at + 1):
         return "other_time"
-    if measures != (wanted.use == "evaluation") and prompt.submission_id is None:
-        return "evaluation" if measures else "training"
+    if is_evaluation != (export_filter.use == "evaluation") and prompt.submission_id is None:
+        return "evaluation" if is_evaluation else "training"
     return None
 
 
-FILES: dict[FileName, Callable[[Session, Filter, Tally], Iterator[Row]]] = {
-    "rankings": _rankings,
-    "demonstrations": _demonstrations,
-    "prompts": _prompts,
-    "comparisons": _comparisons,
-    "pairs": _pairs,
-    "ratings": _ratings,
-    "reviews": _reviews,
+EXPORT_FILES: dict[ExportFileName, Callable[[Session, ExportFilter, ExportTally], Iterator[ExportRow]]] = {
+    "rankings": _iter_rankings,
+    "demonstrations": _iter_demonstrations,
+    "prompts": _iter_prompts,
+    "comparisons": _iter_comparisons,
+    "pairs": _iter_pairs,
+    "ratings": _iter_ratings,
+    "reviews": _iter_reviews,
 }
 """Every file an export can have. The first three are what `reward`, `sft` and `ppo` read."""
 
 
-def rows(db: Session, name: FileName, wanted: Filter, tally: Tally) -> Iterator[Row]:
+def iter_export_rows(db: Session, name: ExportFileName, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
     """The rows of one file of an export, without the columns that are empty; they are counted as they are taken."""
-    for row in FILES[name](db, wanted, tally):
+    for row in EXPORT_FILES[name](db, export_filter, tally):
         tally.rows += 1
         yield {column: value for column, value in row.items() if value is not None}

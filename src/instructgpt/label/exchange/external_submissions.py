@@ -12,29 +12,29 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import (
     Assignment,
     Batch,
-    Completion,
+    CompletionRow,
     Person,
-    Prompt,
+    PromptRow,
     RankingItem,
     Rating,
     Submission,
     Task,
     TaskCompletion,
+    current_time_ms,
     new_id,
-    now,
 )
-from instructgpt.label.db.models import Demonstration as DemonstrationRow
-from instructgpt.label.db.models import Ranking as RankingRow
-from instructgpt.label.db.models.tasks import Kind
-from instructgpt.label.exchange.imports import Come, Placed, at
+from instructgpt.label.db.models import DemonstrationRow as DemonstrationRow
+from instructgpt.label.db.models import RankingRow as RankingRow
+from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.exchange.imports import ImportReport, LocatedRecord, error_location
 from instructgpt.label.exchange.third_party import RatedCompletion
-from instructgpt.label.tasks.ingest import prompt_hash, prompt_rows, text_hash
-from instructgpt.label.tasks.leaks import names_itself
-from instructgpt.records import LABELS, Asked, Cohort, Demonstration, Ranking, Record
+from instructgpt.label.tasks.ingest import prompt_hash, text_hash, upsert_prompts
+from instructgpt.label.tasks.leaks import reveals_model
+from instructgpt.records import LABELS, Cohort, Demonstration, PromptFields, Ranking, Record
 from instructgpt.records import Prompt as PromptRecord
 
 
-class Elsewhere:
+class ExternalSubmissionImporter:
     """Takes in what people did elsewhere: one finished batch for each kind of work.
 
     Args:
@@ -45,175 +45,186 @@ class Elsewhere:
         by: who imports, for the journal.
     """
 
-    def __init__(self, db: Session, name: str, purpose: str, cohort: Cohort, come: Come, by: str = "cli") -> None:
-        self.db, self.name, self.purpose, self.cohort, self.come, self.by = db, name, purpose, cohort, come, by
+    def __init__(self, db: Session, name: str, purpose: str, cohort: Cohort, report: ImportReport, imported_by: str = "cli") -> None:
+        self.db, self.name, self.purpose, self.cohort, self.report, self.imported_by = db, name, purpose, cohort, report, imported_by
         self.people: dict[str, Person] = {}
-        self.prompts: dict[tuple[str, str | None], Prompt] = {}
-        self.completions: dict[tuple[str, str, str], Completion] = {}
+        self.prompts: dict[tuple[str, str | None], PromptRow] = {}
+        self.completions: dict[tuple[str, str, str], CompletionRow] = {}
         self.tasks: dict[tuple[str, ...], Task] = {}
-        self.batches: dict[Kind, Batch] = {}
-        self.done: set[tuple[str, str]] = set()
-        self.at = now()
+        self.batches: dict[TaskKind, Batch] = {}
+        self.submitted_keys: set[tuple[str, str]] = set()
+        self.now_ms = current_time_ms()
 
-    def take(self, found: Sequence[Placed]) -> None:
+    def import_all(self, located_records: Sequence[LocatedRecord]) -> None:
         """All of it. Raises BadInput with the place of the first line that does not fit."""
-        for place, record in found:
-            with at(place):
+        for location, record in located_records:
+            with error_location(location):
                 if isinstance(record, Ranking):
-                    self._ranking(record)
+                    self._import_ranking(record)
                 elif isinstance(record, RatedCompletion):
-                    self._rated(record)
+                    self._import_rating(record)
                 elif isinstance(record, Demonstration):
-                    self._demonstration(record)
+                    self._import_demonstration(record)
         self.db.flush()
         for batch in self.batches.values():
-            audit_log.note(self.db, self.by, "work.import", batch.id, kind=batch.kind)
+            audit_log.append_entry(self.db, self.imported_by, "work.import", batch.id, kind=batch.kind)
 
-    def _person(self, record: Record) -> Person:
+    def _get_or_create_person(self, record: Record) -> Person:
         """Whoever did it, by the name the file has: somebody of this site by the pseudonym, otherwise an account that cannot sign in."""
         extra = record.model_dump()
         name, cohort = str(extra.get("labeler") or "unknown"), extra.get("cohort")
         if name not in self.people:
             pseudonym = f"elsewhere-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:10]}"
-            known = self.db.scalars(select(Person).where(Person.pseudonym.in_((name, pseudonym)))).first()
-            if known is None:
-                known = Person(
+            account = self.db.scalars(select(Person).where(Person.pseudonym.in_((name, pseudonym)))).first()
+            if account is None:
+                account = Person(
                     id=new_id(), name=pseudonym, role="labeler", status="paused", cohort=cohort or self.cohort, pseudonym=pseudonym,
                     fold=extra.get("fold"),
                 )  # fmt: skip
-                self.db.add(known)
-                self.come.counts["labelers"] += 1
-            self.people[name] = known
+                self.db.add(account)
+                self.report.counts["labelers"] += 1
+            self.people[name] = account
         person = self.people[name]
         if cohort is not None and person.cohort != cohort:
             raise ValueError(f"labeler '{name}' is of cohort {person.cohort} here, the line says {cohort}")
         return person
 
-    def _prompt(self, asked: Asked | str, user: str | None = None) -> Prompt:
-        record = PromptRecord(prompt=asked) if isinstance(asked, str) else PromptRecord(prompt=asked.prompt, messages=asked.messages)
+    def _get_or_create_prompt(self, content: PromptFields | str, user: str | None = None) -> PromptRow:
+        record = (
+            PromptRecord(prompt=content) if isinstance(content, str) else PromptRecord(prompt=content.prompt, messages=content.messages)
+        )
         key = (prompt_hash(record), user)
         if key not in self.prompts:
-            self.prompts[key] = prompt_rows(self.db, [record.model_copy(update={"user": user})])[0]
+            self.prompts[key] = upsert_prompts(self.db, [record.model_copy(update={"user": user})])[0]
         if self.prompts[key].withdrawn_at is not None:
             raise ValueError("its prompt was withdrawn; it does not come back by an import")
         return self.prompts[key]
 
-    def _completion(self, prompt: Prompt, text: str, model: str, finish: str) -> Completion:
+    def _get_or_create_completion(self, prompt: PromptRow, text: str, model: str, finish: str) -> CompletionRow:
         key = (prompt.id, model, text_hash(text))
         if key not in self.completions:
-            same = select(Completion).where(Completion.prompt_id == prompt.id, Completion.model == model, Completion.text_hash == key[2])
-            row = self.db.scalars(same).first()
+            statement = select(CompletionRow).where(
+                CompletionRow.prompt_id == prompt.id, CompletionRow.model == model, CompletionRow.text_hash == key[2]
+            )
+            row = self.db.scalars(statement).first()
             if row is None:
-                row = Completion(
+                row = CompletionRow(
                     id=new_id(), prompt_id=prompt.id, text=text, text_hash=key[2], model=model, finish=finish, sampling={},
-                    names_itself=names_itself(text, [model]),
+                    names_itself=reveals_model(text, [model]),
                 )  # fmt: skip
                 self.db.add(row)
             self.completions[key] = row
         return self.completions[key]
 
-    def _batch(self, kind: Kind) -> Batch:
+    def _get_or_create_batch(self, kind: TaskKind) -> Batch:
         if kind not in self.batches:
             name = self.name if not self.batches else f"{self.name} {kind}"
             if self.db.scalar(select(Batch.id).where(Batch.name == name)) is not None:
                 raise ValueError(f"there is already a batch '{name}'; choose another name with --name")
             self.batches[kind] = Batch(
                 id=new_id(), name=name, kind=kind, purpose=self.purpose, state="closed", policy={}, intake={"elsewhere": True},
-                closed_at=self.at,
+                closed_at=self.now_ms,
             )  # fmt: skip
             self.db.add(self.batches[kind])
             self.db.flush()
         return self.batches[kind]
 
-    def _task(self, kind: Kind, prompt: Prompt, parts: Sequence[tuple[Completion, list[str]]]) -> Task:
+    def _get_or_create_task(self, kind: TaskKind, prompt: PromptRow, completions: Sequence[tuple[CompletionRow, list[str]]]) -> Task:
         """The task of a prompt and these completions, the same for everybody who was shown them."""
-        key = (kind, prompt.id, *sorted(completion.id for completion, _ in parts))
+        key = (kind, prompt.id, *sorted(completion.id for completion, _ in completions))
         if key not in self.tasks:
-            batch = self._batch(kind)
+            batch = self._get_or_create_batch(kind)
             task = Task(
                 id=new_id(), batch_id=batch.id, kind=kind, prompt_id=prompt.id, overlap=0, state="done", position=len(self.tasks)
             )  # fmt: skip
             self.db.add(task)
             self.db.flush()
             self.db.add_all(
-                TaskCompletion(task_id=task.id, completion_id=completion.id, position=place, models=models)
-                for place, (completion, models) in enumerate(parts)
+                TaskCompletion(task_id=task.id, completion_id=completion.id, position=position, models=models)
+                for position, (completion, models) in enumerate(completions)
             )
             self.tasks[key] = task
         return self.tasks[key]
 
-    def _hand_in(self, task: Task, person: Person, record: Record, shown: list[str]) -> Submission | None:
+    def _add_submission(self, task: Task, person: Person, record: Record, completion_ids: list[str]) -> Submission | None:
         """A submission; None for work that is there already."""
-        if (task.id, person.id) in self.done:
-            self.come.left_out["given twice by one labeler"] += 1
+        if (task.id, person.id) in self.submitted_keys:
+            self.report.left_out["given twice by one labeler"] += 1
             return None
-        self.done.add((task.id, person.id))
+        self.submitted_keys.add((task.id, person.id))
         task.overlap, task.n_done = task.overlap + 1, task.n_done + 1
         extra = record.model_extra or {}
         times = {name: extra[name] if isinstance(extra.get(name), int) else 0 for name in ("created_at", "active_ms")}
-        at = times["created_at"] or self.at
-        held = Assignment(
-            id=new_id(), task_id=task.id, person_id=person.id, state="submitted", lease_until=at, shown=shown, opened_at=at, closed_at=at
+        created_at = times["created_at"] or self.now_ms
+        assignment = Assignment(
+            id=new_id(), task_id=task.id, person_id=person.id, state="submitted", lease_until=created_at, shown=completion_ids, opened_at=created_at, closed_at=created_at
         )  # fmt: skip
         submission = Submission(
-            id=new_id(), assignment_id=held.id, version=1, key="import", kind=task.kind, active_ms=times["active_ms"], created_at=at,
+            id=new_id(), assignment_id=assignment.id, version=1, key="import", kind=task.kind, active_ms=times["active_ms"], created_at=created_at,
             note=str(extra.get("note") or ""),
         )  # fmt: skip
-        self.db.add(held)
+        self.db.add(assignment)
         self.db.flush()
         self.db.add(submission)
         self.db.flush()
         return submission
 
-    def _ranking(self, record: Ranking) -> None:
-        person, prompt = self._person(record), self._prompt(record.prompt, (record.model_extra or {}).get("user"))
+    def _import_ranking(self, record: Ranking) -> None:
+        person, prompt = (
+            self._get_or_create_person(record),
+            self._get_or_create_prompt(record.prompt, (record.model_extra or {}).get("user")),
+        )
         models = record.models or tuple("unknown" for _ in record.completions)
         finish = record.finish or tuple("stop" for _ in record.completions)
-        parts: dict[str, tuple[Completion, list[str], list[int]]] = {}
+        groups: dict[str, tuple[CompletionRow, list[str], list[int]]] = {}
         for index, text in enumerate(record.completions):
-            if text_hash(text) not in parts:
-                parts[text_hash(text)] = (self._completion(prompt, text, models[index], finish[index]), [], [])
-            parts[text_hash(text)][1].append(models[index])
-            parts[text_hash(text)][2].append(index)
-        if len(parts) < 2:
-            self.come.left_out["completions that all look alike"] += 1
+            if text_hash(text) not in groups:
+                groups[text_hash(text)] = (self._get_or_create_completion(prompt, text, models[index], finish[index]), [], [])
+            groups[text_hash(text)][1].append(models[index])
+            groups[text_hash(text)][2].append(index)
+        if len(groups) < 2:
+            self.report.left_out["completions that all look alike"] += 1
             return
-        task = self._task("rank", prompt, [(completion, names) for completion, names, _ in parts.values()])
-        submission = self._hand_in(task, person, record, [completion.id for completion, _, _ in parts.values()])
+        task = self._get_or_create_task("rank", prompt, [(completion, names) for completion, names, _ in groups.values()])
+        submission = self._add_submission(task, person, record, [completion.id for completion, _, _ in groups.values()])
         if submission is None:
             return
-        self.come.counts["rankings"] += 1
+        self.report.counts["rankings"] += 1
         extra = record.model_extra or {}
         self.db.add(
             RankingRow(
                 submission_id=submission.id, none_acceptable=bool(extra.get("none_acceptable", False)), confidence=extra.get("confidence")
             )
         )  # fmt: skip
-        best = {completion.id: min(record.ranks[index] for index in indices) for completion, _, indices in parts.values()}
-        dense = {rank: place for place, rank in enumerate(sorted(set(best.values())), start=1)}
-        for place, (completion, _, indices) in enumerate(parts.values()):
-            tier = best[completion.id]
-            self.db.add(RankingItem(submission_id=submission.id, completion_id=completion.id, tier=tier, rank=dense[tier], shown=place))
+        best_ranks = {completion.id: min(record.ranks[index] for index in indices) for completion, _, indices in groups.values()}
+        dense_ranks = {rank: position for position, rank in enumerate(sorted(set(best_ranks.values())), start=1)}
+        for position, (completion, _, indices) in enumerate(groups.values()):
+            tier = best_ranks[completion.id]
+            self.db.add(
+                RankingItem(submission_id=submission.id, completion_id=completion.id, tier=tier, rank=dense_ranks[tier], shown=position)
+            )
             rating = record.ratings[indices[0]] if record.ratings else None
-            labels = _answered(record, indices[0]) if record.labels else {}
+            labels = _answered_labels(record, indices[0]) if record.labels else {}
             if rating is not None or labels:
                 self.db.add(Rating(submission_id=submission.id, completion_id=completion.id, rating=rating, labels=labels))
 
-    def _rated(self, record: RatedCompletion) -> None:
-        person, prompt = self._person(record), self._prompt(record.prompt)
-        completion = self._completion(prompt, record.completion, record.model, "stop")
-        submission = self._hand_in(self._task("rank", prompt, [(completion, [record.model])]), person, record, [completion.id])
+    def _import_rating(self, record: RatedCompletion) -> None:
+        person, prompt = self._get_or_create_person(record), self._get_or_create_prompt(record.prompt)
+        completion = self._get_or_create_completion(prompt, record.completion, record.model, "stop")
+        submission = self._add_submission(
+            self._get_or_create_task("rank", prompt, [(completion, [record.model])]), person, record, [completion.id]
+        )
         if submission is not None:
-            self.come.counts["ratings"] += 1
+            self.report.counts["ratings"] += 1
             self.db.add(RankingRow(submission_id=submission.id))
             self.db.add(RankingItem(submission_id=submission.id, completion_id=completion.id, tier=1, rank=1, shown=0))
             self.db.add(Rating(submission_id=submission.id, completion_id=completion.id, rating=record.rating, labels={}, note=record.note))
 
-    def _demonstration(self, record: Demonstration) -> None:
-        person, prompt = self._person(record), self._prompt(record, (record.model_extra or {}).get("user"))
-        submission = self._hand_in(self._task("demonstrate", prompt, ()), person, record, [])
+    def _import_demonstration(self, record: Demonstration) -> None:
+        person, prompt = self._get_or_create_person(record), self._get_or_create_prompt(record, (record.model_extra or {}).get("user"))
+        submission = self._add_submission(self._get_or_create_task("demonstrate", prompt, ()), person, record, [])
         if submission is not None:
-            self.come.counts["demonstrations"] += 1
+            self.report.counts["demonstrations"] += 1
             self.db.add(
                 DemonstrationRow(
                     submission_id=submission.id, person_id=person.id, prompt_id=prompt.id, text=record.completion,
@@ -222,10 +233,10 @@ class Elsewhere:
             )  # fmt: skip
 
 
-def _answered(record: Ranking, index: int) -> dict[str, bool | None]:
+def _answered_labels(record: Ranking, index: int) -> dict[str, bool | None]:
     """The labels of one completion that were answered. Raises ValueError for one that is not in Table 3."""
     labels = record.labels[index] if record.labels else {}
-    if unknown := set(labels) - set(LABELS):
-        raise ValueError(f"no label '{sorted(unknown)[0]}'; there are: {', '.join(LABELS)}")
+    if unknown_labels := set(labels) - set(LABELS):
+        raise ValueError(f"no label '{sorted(unknown_labels)[0]}'; there are: {', '.join(LABELS)}")
     unanswered = (record.model_extra or {}).get("unanswered")
     return {name: answer for name, answer in labels.items() if not unanswered or name not in unanswered[index]}

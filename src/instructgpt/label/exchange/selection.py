@@ -19,29 +19,29 @@ from sqlalchemy.orm import Session, aliased
 
 from instructgpt.label.analysis.results import is_blind
 from instructgpt.label.db.database import Database
-from instructgpt.label.db.models import Assignment, Batch, Instructions, Person, Prompt, Submission, Task
-from instructgpt.label.db.models.tasks import Kind
-from instructgpt.label.people.privacy import WITHDRAWN
+from instructgpt.label.db.models import Assignment, Batch, Instructions, Person, PromptRow, Submission, Task
+from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.people.privacy import WITHDRAWN_BY_LABELER
 
-Use = Literal["training", "evaluation"]
-AT_ONCE = 500
+ExportUse = Literal["training", "evaluation"]
+SUBMISSION_CHUNK_SIZE = 500
 """Submissions held in memory together."""
-HELD_OUT = ("validation", "valid", "test")
+EVALUATION_SPLITS = ("validation", "valid", "test")
 """Splits on which models are measured."""
 
 
-class Filter(BaseModel):
+class ExportFilter(BaseModel):
     """Which work is exported. Times are milliseconds since 1970, UTC; `until` is not included."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    use: Use = "training"
+    use: ExportUse = "training"
     batches: tuple[str, ...] = Field((), description="names of batches; all of them when empty")
     since: int | None = Field(None, ge=0)
     until: int | None = Field(None, ge=0)
 
 
 @dataclass(slots=True)
-class Tally:
+class ExportTally:
     """What became of the rows of one file: how many were written, how many were left out and why, and whose they are."""
 
     rows: int = 0
@@ -49,7 +49,7 @@ class Tally:
     labelers: dict[str, set[str]] = field(default_factory=dict)
 
 
-class Work(NamedTuple):
+class ExportItem(NamedTuple):
     """One submission with everything around it."""
 
     submission: Submission
@@ -57,7 +57,7 @@ class Work(NamedTuple):
     task: Task
     batch: Batch
     person: Person
-    prompt: Prompt | None
+    prompt: PromptRow | None
     instructions: Instructions | None
 
 
@@ -70,65 +70,67 @@ def snapshot(database: Database) -> Iterator[Session]:
         yield db
 
 
-def why_not(work: Work, wanted: Filter) -> str | None:
+def exclusion_reason(export_item: ExportItem, export_filter: ExportFilter) -> str | None:
     """Why a submission is not in an export, in a word; None: it is."""
-    if work.submission.replaced_at is not None:
+    if export_item.submission.replaced_at is not None:
         return "replaced"
-    if work.submission.invalid_reason is not None:
-        return "withdrawn_by_labeler" if work.submission.invalid_reason == WITHDRAWN else "invalid"
-    if work.task.state == "withdrawn" or (work.prompt is not None and work.prompt.withdrawn_at is not None):
+    if export_item.submission.invalid_reason is not None:
+        return "withdrawn_by_labeler" if export_item.submission.invalid_reason == WITHDRAWN_BY_LABELER else "invalid"
+    if export_item.task.state == "withdrawn" or (export_item.prompt is not None and export_item.prompt.withdrawn_at is not None):
         return "withdrawn_prompt"
-    if work.batch.screening is not None:
+    if export_item.batch.screening is not None:
         return "screening"
-    return _other_use(work, wanted.use)
+    return _use_exclusion_reason(export_item, export_filter.use)
 
 
-def _other_use(work: Work, use: Use) -> str | None:
+def _use_exclusion_reason(export_item: ExportItem, use: ExportUse) -> str | None:
     if use == "training":
-        if work.batch.purpose != "training":
+        if export_item.batch.purpose != "training":
             return "evaluation"
-        if work.person.cohort != "training":
-            return "heldout" if work.person.cohort == "heldout" else "no_cohort"
-        return "repeat" if work.assignment.round else None
-    if work.batch.purpose == "evaluation":
-        return "blind" if is_blind(work.batch) else None  # the names of its models are still hidden
-    return None if work.person.cohort == "heldout" else "training"
+        if export_item.person.cohort != "training":
+            return "heldout" if export_item.person.cohort == "heldout" else "no_cohort"
+        return "repeat" if export_item.assignment.round else None
+    if export_item.batch.purpose == "evaluation":
+        return "blind" if is_blind(export_item.batch) else None  # the names of its models are still hidden
+    return None if export_item.person.cohort == "heldout" else "training"
 
 
-def _submissions(kind: Kind, wanted: Filter) -> Select[Submission, Assignment, Task, Batch, Person, Prompt, Instructions]:
+def _select_submissions(
+    kind: TaskKind, export_filter: ExportFilter
+) -> Select[Submission, Assignment, Task, Batch, Person, PromptRow, Instructions]:
     """Every submission of a kind that the filter's columns can tell, oldest first."""
-    written = aliased(Prompt)
-    prompt = written if kind == "write" else Prompt
-    chosen = (
+    written_prompt = aliased(PromptRow)
+    prompt = written_prompt if kind == "write" else PromptRow
+    statement = (
         select(Submission, Assignment, Task, Batch, Person, prompt, Instructions)
         .join(Assignment, Submission.assignment_id == Assignment.id)
         .join(Task, Assignment.task_id == Task.id)
         .join(Batch, Task.batch_id == Batch.id)
         .join(Person, Assignment.person_id == Person.id)
-        .outerjoin(prompt, written.submission_id == Submission.id if kind == "write" else Task.prompt_id == Prompt.id)
+        .outerjoin(prompt, written_prompt.submission_id == Submission.id if kind == "write" else Task.prompt_id == PromptRow.id)
         .outerjoin(Instructions, Assignment.instructions_id == Instructions.id)
         .where(Submission.kind == kind)
         .order_by(Submission.id)
     )
-    if wanted.batches:
-        chosen = chosen.where(Batch.name.in_(wanted.batches))
-    if wanted.since is not None:
-        chosen = chosen.where(Submission.created_at >= wanted.since)
-    if wanted.until is not None:
-        chosen = chosen.where(Submission.created_at < wanted.until)
-    return chosen
+    if export_filter.batches:
+        statement = statement.where(Batch.name.in_(export_filter.batches))
+    if export_filter.since is not None:
+        statement = statement.where(Submission.created_at >= export_filter.since)
+    if export_filter.until is not None:
+        statement = statement.where(Submission.created_at < export_filter.until)
+    return statement
 
 
-def works(db: Session, kind: Kind, wanted: Filter, tally: Tally) -> Iterator[list[Work]]:
+def iter_export_items(db: Session, kind: TaskKind, export_filter: ExportFilter, tally: ExportTally) -> Iterator[list[ExportItem]]:
     """The submissions of an export, in portions; those left out are counted."""
-    for portion in db.execute(_submissions(kind, wanted).execution_options(yield_per=AT_ONCE)).partitions():
-        chosen: list[Work] = []
-        for work in map(Work._make, portion):
-            reason = why_not(work, wanted)
+    for chunk in db.execute(_select_submissions(kind, export_filter).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)).partitions():
+        included: list[ExportItem] = []
+        for export_item in map(ExportItem._make, chunk):
+            reason = exclusion_reason(export_item, export_filter)
             if reason is not None:
                 tally.left_out[reason] += 1
             else:
-                tally.labelers.setdefault(work.person.cohort or "none", set()).add(work.person.pseudonym)
-                chosen.append(work)
-        if chosen:
-            yield chosen
+                tally.labelers.setdefault(export_item.person.cohort or "none", set()).add(export_item.person.pseudonym)
+                included.append(export_item)
+        if included:
+            yield included

@@ -18,35 +18,35 @@ from instructgpt.label.db.models import (
     Assignment,
     Batch,
     Decision,
-    Demonstration,
-    Gold,
+    DemonstrationRow,
+    GoldAnswer,
     Grade,
     Person,
-    Prompt,
     PromptReview,
+    PromptRow,
     RankingItem,
     Submission,
     Task,
 )
-from instructgpt.label.db.models.people import Status
-from instructgpt.label.db.models.tasks import Kind
-from instructgpt.label.errors import Problem
-from instructgpt.label.people.surveys import is_done
+from instructgpt.label.db.models.people import PersonStatus
+from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.errors import SiteError
+from instructgpt.label.people.surveys import has_replied
 
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
 
-Part = Literal["sensitive", "ranking", "demonstration"]
-PARTS: tuple[Part, ...] = get_args(Part)
-KINDS: dict[Part, Kind] = {"sensitive": "review", "ranking": "rank", "demonstration": "demonstrate"}
-CUTOFFS: dict[Part, float] = {"sensitive": 0.75, "ranking": 0.75, "demonstration": 6.0}
+ScreeningPart = Literal["sensitive", "ranking", "demonstration"]
+SCREENING_PARTS: tuple[ScreeningPart, ...] = get_args(ScreeningPart)
+SCREENING_KINDS: dict[ScreeningPart, TaskKind] = {"sensitive": "review", "ranking": "rank", "demonstration": "demonstrate"}
+_CUTOFFS: dict[ScreeningPart, float] = {"sensitive": 0.75, "ranking": 0.75, "demonstration": 6.0}
 """Soft, as in the paper: 75 % agreement on flagging sensitive speech and on comparisons, a demonstration score of 6 of 7."""
-ENOUGH: dict[Part, int] = {"sensitive": 60, "ranking": 20, "demonstration": 8}
+MIN_SCREENING_ITEMS: dict[ScreeningPart, int] = {"sensitive": 60, "ranking": 20, "demonstration": 8}
 """Fewer items say little: 75 % of 20 is anything from 53 % to 89 %."""
-FOLDS = 5
+LABELER_FOLDS = 5
 
-Verdict = Literal["admit", "decline", "pause", "resume"]
-VERDICTS: dict[Verdict, tuple[tuple[Status, ...], Status]] = {
+ScreeningVerdict = Literal["admit", "decline", "pause", "resume"]
+VERDICT_TRANSITIONS: dict[ScreeningVerdict, tuple[tuple[PersonStatus, ...], PersonStatus]] = {
     "admit": (("screening", "declined"), "active"),
     "decline": (("screening",), "declined"),
     "pause": (("active",), "paused"),
@@ -55,22 +55,22 @@ VERDICTS: dict[Verdict, tuple[tuple[Status, ...], Status]] = {
 """From which states a verdict leads to which."""
 
 
-class Progress(BaseModel):
+class ScreeningProgress(BaseModel):
     """How far somebody is with one part: tasks handed in, and tasks there are."""
 
     model_config = ConfigDict(frozen=True)
     part: str
-    kind: Kind | None
-    done: int
+    kind: TaskKind | None
+    completed: int
     total: int
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Tasks still to be handed in."""
-        return max(0, self.total - self.done)
+        return max(0, self.total - self.completed)
 
 
-class Measure(BaseModel):
+class ScreeningMetric(BaseModel):
     """One number of the screening test. All are None where nothing was measured yet."""
 
     model_config = ConfigDict(frozen=True)
@@ -84,7 +84,7 @@ class Measure(BaseModel):
     """Whether there are as many items as such a test should have."""
 
 
-def progress(db: Session, person: Person) -> list[Progress]:
+def get_screening_progress(db: Session, person: Person) -> list[ScreeningProgress]:
     """How far somebody is, part by part; the survey of groups is the fourth."""
     totals = dict(
         db.execute(
@@ -95,32 +95,32 @@ def progress(db: Session, person: Person) -> list[Progress]:
         ).all()
     )
     parts = [
-        Progress(part=part, kind=KINDS[part], done=done, total=max(done, totals.get(part, 0)))
-        for part in PARTS
-        for done in [len(db.scalars(_submissions(person, part)).all())]
+        ScreeningProgress(part=part, kind=SCREENING_KINDS[part], completed=completed, total=max(completed, totals.get(part, 0)))
+        for part in SCREENING_PARTS
+        for completed in [len(db.scalars(_part_submissions(person, part)).all())]
     ]
-    return [*parts, Progress(part="groups", kind=None, done=int(is_done(db, person, "groups")), total=1)]
+    return [*parts, ScreeningProgress(part="groups", kind=None, completed=int(has_replied(db, person, "groups")), total=1)]
 
 
-def measures(db: Session, person: Person) -> dict[Part, Measure]:
+def compute_screening_metrics(db: Session, person: Person) -> dict[ScreeningPart, ScreeningMetric]:
     """Somebody's numbers on the three parts that have numbers."""
     return {
-        "sensitive": _measure("sensitive", *sensitive_agreement(db, person)),
-        "ranking": _measure("ranking", *ranking_agreement(db, person)),
-        "demonstration": _graded(demonstration_scores(db, person)),
+        "sensitive": _agreement_metric("sensitive", *_sensitive_agreement(db, person)),
+        "ranking": _agreement_metric("ranking", *ranking_agreement(db, person)),
+        "demonstration": _grade_metric(_demonstration_grades(db, person)),
     }
 
 
-def sensitive_agreement(db: Session, person: Person) -> tuple[float, int]:
+def _sensitive_agreement(db: Session, person: Person) -> tuple[float, int]:
     """(prompts flagged as the gold answer has it, prompts). One handed in without an answer is not flagged as it should be."""
     rows = db.execute(
-        _submissions(person, "sensitive")
+        _part_submissions(person, "sensitive")
         .join(PromptReview, PromptReview.submission_id == Submission.id)
-        .join(Gold, Gold.task_id == Task.id)
-        .with_only_columns(PromptReview.sensitive, Gold.answer)
+        .join(GoldAnswer, GoldAnswer.task_id == Task.id)
+        .with_only_columns(PromptReview.sensitive, GoldAnswer.answer)
     )
-    right = [said is not None and said == answer.get("sensitive") for said, answer in rows]
-    return float(sum(right)), len(right)
+    matches = [said is not None and said == answer.get("sensitive") for said, answer in rows]
+    return float(sum(matches)), len(matches)
 
 
 def ranking_agreement(db: Session, person: Person) -> tuple[float, int]:
@@ -130,69 +130,73 @@ def ranking_agreement(db: Session, person: Person) -> tuple[float, int]:
     person's is worth one half, so that tying everything gives 1/2 and not nothing at all or everything. Prompts count alike, since
     pairs of one prompt are not independent of each other.
     """
-    ranked: dict[str, dict[str, int]] = {}
-    gold: dict[str, dict[str, int]] = {}
+    ranks_by_submission: dict[str, dict[str, int]] = {}
+    gold_by_submission: dict[str, dict[str, int]] = {}
     for submission, completion, rank, answer in db.execute(
-        _submissions(person, "ranking")
+        _part_submissions(person, "ranking")
         .join(RankingItem, RankingItem.submission_id == Submission.id)
-        .join(Gold, Gold.task_id == Task.id)
-        .with_only_columns(Submission.id, RankingItem.completion_id, RankingItem.rank, Gold.answer)
+        .join(GoldAnswer, GoldAnswer.task_id == Task.id)
+        .with_only_columns(Submission.id, RankingItem.completion_id, RankingItem.rank, GoldAnswer.answer)
     ):
-        ranked.setdefault(submission, {})[completion] = rank
-        gold[submission] = answer
-    shares = [share for submission, ranks in ranked.items() if (share := pair_agreement(ranks, gold[submission])) is not None]
+        ranks_by_submission.setdefault(submission, {})[completion] = rank
+        gold_by_submission[submission] = answer
+    shares = [
+        share
+        for submission, ranks in ranks_by_submission.items()
+        if (share := pair_agreement(ranks, gold_by_submission[submission])) is not None
+    ]
     return sum(shares), len(shares)
 
 
 def pair_agreement(ranks: dict[str, int], gold: dict[str, int]) -> float | None:
     """The share of the gold ranking's decided pairs that a ranking has the same way round, its ties worth 1/2; None without such pairs."""
-    decided = [(a, b) for a, b in combinations(sorted(ranks.keys() & gold.keys()), 2) if gold[a] != gold[b]]
-    same = [0.5 if ranks[a] == ranks[b] else float((ranks[a] < ranks[b]) == (gold[a] < gold[b])) for a, b in decided]
-    return sum(same) / len(same) if same else None
+    decided_pairs = [(a, b) for a, b in combinations(sorted(ranks.keys() & gold.keys()), 2) if gold[a] != gold[b]]
+    agreements = [0.5 if ranks[a] == ranks[b] else float((ranks[a] < ranks[b]) == (gold[a] < gold[b])) for a, b in decided_pairs]
+    return sum(agreements) / len(agreements) if agreements else None
 
 
-def demonstration_scores(db: Session, person: Person) -> list[float]:
+def _demonstration_grades(db: Session, person: Person) -> list[float]:
     """The mean grade, 1–7, of each demonstration that a researcher has graded."""
     grades: dict[str, list[int]] = {}
-    statement = _submissions(person, "demonstration").join(Grade, Grade.submission_id == Submission.id)
-    for submission, score in db.execute(statement.with_only_columns(Submission.id, Grade.score)):
-        grades.setdefault(submission, []).append(score)
+    statement = _part_submissions(person, "demonstration").join(Grade, Grade.submission_id == Submission.id)
+    for submission, grade_value in db.execute(statement.with_only_columns(Submission.id, Grade.score)):
+        grades.setdefault(submission, []).append(grade_value)
     return [sum(scores) / len(scores) for scores in grades.values()]
 
 
-def ungraded(db: Session, grader: Person) -> Iterator[tuple[Submission, str, str]]:
+def iter_ungraded_demonstrations(db: Session, grader: Person) -> Iterator[tuple[Submission, str, str]]:
     """(submission, prompt, demonstration) of every demonstration this person has not graded, in an order that tells no author."""
-    mine = select(Grade.submission_id).where(Grade.grader_id == grader.id)
+    graded_ids = select(Grade.submission_id).where(Grade.grader_id == grader.id)
     rows = db.execute(
-        _submissions(None, "demonstration")
-        .join(Demonstration, Demonstration.submission_id == Submission.id)
-        .join(Prompt, Prompt.id == Task.prompt_id)
-        .where(Submission.id.not_in(mine))
-        .with_only_columns(Submission, Prompt.text, Demonstration.text)
+        _part_submissions(None, "demonstration")
+        .join(DemonstrationRow, DemonstrationRow.submission_id == Submission.id)
+        .join(PromptRow, PromptRow.id == Task.prompt_id)
+        .where(Submission.id.not_in(graded_ids))
+        .with_only_columns(Submission, PromptRow.text, DemonstrationRow.text)
     )
     yield from sorted(rows, key=lambda row: row[0].id[::-1])
 
 
-def grade(db: Session, grader: Person, submission_id: str, score: int) -> None:
+def grade_demonstration(db: Session, grader: Person, submission_id: str, grade_value: int) -> None:
     """Grade a demonstration of the screening test, 1–7, or change one's own grade.
 
     Raises:
         Problem: there is no such demonstration, or no such grade.
     """
-    if not 1 <= score <= 7:
-        raise Problem(422, "bad_score")
-    if db.scalar(_submissions(None, "demonstration").where(Submission.id == submission_id)) is None:
-        raise Problem(404, "not_found")
+    if not 1 <= grade_value <= 7:
+        raise SiteError(422, "bad_score")
+    if db.scalar(_part_submissions(None, "demonstration").where(Submission.id == submission_id)) is None:
+        raise SiteError(404, "not_found")
     row = db.get(Grade, (submission_id, grader.id))
     if row is None:
-        db.add(Grade(submission_id=submission_id, grader_id=grader.id, score=score))
+        db.add(Grade(submission_id=submission_id, grader_id=grader.id, score=grade_value))
     else:
-        row.score = score
+        row.score = grade_value
     db.flush()
-    audit_log.note(db, grader.id, "screening.grade", submission_id, score=score)
+    audit_log.append_entry(db, grader.id, "screening.grade", submission_id, score=grade_value)
 
 
-def decide(db: Session, person: Person, by: Person, verdict: str, reason: str) -> Decision:
+def record_decision(db: Session, person: Person, reviewer: Person, verdict: str, reason: str) -> Decision:
     """Record what somebody decided about a labeler, with the numbers as they stood, and carry it out.
 
     A labeler for training who is admitted joins the smallest fold.
@@ -200,25 +204,25 @@ def decide(db: Session, person: Person, by: Person, verdict: str, reason: str) -
     Raises:
         Problem: there is no such verdict, it does not fit the labeler's state, or the reason is missing.
     """
-    if verdict not in possible(person):
-        raise Problem(409, "no_such_verdict")
+    if verdict not in allowed_verdicts(person):
+        raise SiteError(409, "no_such_verdict")
     if not reason.strip():
-        raise Problem(422, "reason_missing")
-    measured = {part: measure.model_dump() for part, measure in measures(db, person).items()}
-    row = Decision(person_id=person.id, by_id=by.id, verdict=verdict, reason=reason.strip(), measured=measured)
-    person.status = VERDICTS[possible(person)[verdict]][1]
+        raise SiteError(422, "reason_missing")
+    metrics = {part: measure.model_dump() for part, measure in compute_screening_metrics(db, person).items()}
+    row = Decision(person_id=person.id, by_id=reviewer.id, verdict=verdict, reason=reason.strip(), measured=metrics)
+    person.status = VERDICT_TRANSITIONS[allowed_verdicts(person)[verdict]][1]
     if verdict == "admit":
         assign_fold(db, person)
     db.add(row)
     db.flush()
-    audit_log.note(db, by.id, f"person.{verdict}", person.id, decision=row.id, measured=measured)
+    audit_log.append_entry(db, reviewer.id, f"person.{verdict}", person.id, decision=row.id, measured=metrics)
     return row
 
 
-def possible(person: Person) -> dict[str, Verdict]:
+def allowed_verdicts(person: Person) -> dict[str, ScreeningVerdict]:
     """The verdicts that fit a labeler's state, by name."""
-    fitting = [verdict for verdict, (before, _) in VERDICTS.items() if person.role == "labeler" and person.status in before]
-    return {str(verdict): verdict for verdict in fitting}
+    verdicts = [verdict for verdict, (before, _) in VERDICT_TRANSITIONS.items() if person.role == "labeler" and person.status in before]
+    return {str(verdict): verdict for verdict in verdicts}
 
 
 def assign_fold(db: Session, person: Person) -> None:
@@ -226,45 +230,50 @@ def assign_fold(db: Session, person: Person) -> None:
     if person.cohort != "training" or person.fold is not None:
         return
     sizes = dict(db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).all())
-    person.fold = min(range(FOLDS), key=lambda fold: (sizes.get(fold, 0), fold))
+    person.fold = min(range(LABELER_FOLDS), key=lambda fold: (sizes.get(fold, 0), fold))
     db.flush()
 
 
-def decisions(db: Session, person: Person) -> list[Decision]:
+def list_decisions(db: Session, person: Person) -> list[Decision]:
     """What was decided about somebody, latest first."""
     return list(db.scalars(select(Decision).where(Decision.person_id == person.id).order_by(Decision.id.desc())))
 
 
-def _submissions(person: Person | None, part: Part) -> Select[Submission]:
+def _part_submissions(person: Person | None, part: ScreeningPart) -> Select[Submission]:
     """The current submissions of a part, somebody's or everybody's."""
-    chosen = (
+    statement = (
         select(Submission)
         .join(Assignment, Assignment.id == Submission.assignment_id)
         .join(Task, Task.id == Assignment.task_id)
         .join(Batch, Batch.id == Task.batch_id)
         .where(Batch.screening == part, Submission.replaced_at.is_(None), Submission.invalid_reason.is_(None), Assignment.round == 0)
     )
-    return chosen if person is None else chosen.where(Assignment.person_id == person.id)
+    return statement if person is None else statement.where(Assignment.person_id == person.id)
 
 
-def _measure(part: Part, agreed: float, items: int) -> Measure:
+def _agreement_metric(part: ScreeningPart, agreement_sum: float, items: int) -> ScreeningMetric:
     """A share with Wilson's interval."""
-    from instructgpt.statistics.intervals import wilson  # loads scipy, which the site starts without
+    from instructgpt.statistics.intervals import wilson_interval  # loads scipy, which the site starts without
 
-    return _shown(part, wilson(agreed, items), items)
+    return _build_metric(part, wilson_interval(agreement_sum, items), items)
 
 
-def _graded(scores: list[float]) -> Measure:
+def _grade_metric(grades: list[float]) -> ScreeningMetric:
     """A mean grade with its interval over demonstrations, cut at the ends of the scale."""
     from instructgpt.statistics.intervals import mean  # loads scipy, which the site starts without
 
-    part: Part = "demonstration"
-    found = _shown(part, mean(scores, list(range(len(scores)))), len(scores))
-    low, high = (None if end is None else min(7.0, max(1.0, end)) for end in (found.low, found.high))
-    return found.model_copy(update={"low": low, "high": high})
+    part: ScreeningPart = "demonstration"
+    metric = _build_metric(part, mean(grades, list(range(len(grades)))), len(grades))
+    low, high = (None if end is None else min(7.0, max(1.0, end)) for end in (metric.low, metric.high))
+    return metric.model_copy(update={"low": low, "high": high})
 
 
-def _shown(part: Part, estimate: Estimate, items: int) -> Measure:
-    return Measure(
-        value=estimate.value, low=estimate.low, high=estimate.high, items=items, cutoff=CUTOFFS[part], enough=items >= ENOUGH[part]
+def _build_metric(part: ScreeningPart, estimate: Estimate, items: int) -> ScreeningMetric:
+    return ScreeningMetric(
+        value=estimate.value,
+        low=estimate.low,
+        high=estimate.high,
+        items=items,
+        cutoff=_CUTOFFS[part],
+        enough=items >= MIN_SCREENING_ITEMS[part],
     )

@@ -11,15 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from instructgpt.errors import RunFailed
+from instructgpt.errors import RunError
 from instructgpt.label.auth import accounts
-from instructgpt.label.auth.tokens import make_key
-from instructgpt.label.client import Service
-from instructgpt.label.site_folder import is_made, make_folder, open_site
+from instructgpt.label.auth.tokens import issue_api_key
+from instructgpt.label.client import OwnerClient
+from instructgpt.label.site_folder import create_site_folder, is_site_folder, open_site
 from instructgpt.label.tasks import instructions
 
-SCOPES = ("read", "write", "export", "admin")
-FOLLOW = """
+_API_SCOPES = ("read", "write", "export", "admin")
+_SERVER_SCRIPT = """
 import os, signal, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.SIGTERM)), daemon=True).start()
 from instructgpt.cli import main
@@ -28,7 +28,7 @@ main(sys.argv[1:])
 """The site ends when whoever started it is gone, however that came: its standard input ends then."""
 
 
-class Server:
+class SiteServer:
     """A running site.
 
     Args:
@@ -40,33 +40,33 @@ class Server:
     """
 
     def __init__(self, folder: Path, database: str | None = None, patience: float = 60.0) -> None:
-        if not is_made(folder):
-            make_folder(folder, database)
+        if not is_site_folder(folder):
+            create_site_folder(folder, database)
         self.folder, self.patience, self.port = folder, patience, 0
-        self.key = self._prepare()
+        self.key = self._create_api_key()
         self.process: subprocess.Popen[str] | None = None
         self.start()
 
-    def _prepare(self) -> str:
+    def _create_api_key(self) -> str:
         """An owner who cannot sign in, and a key in the owner's name."""
         site = open_site(self.folder)
         try:
             with site.database.write() as db:
-                instructions.publish_defaults(db)
+                instructions.publish_default_texts(db)
                 name = f"server {os.getpid()} {time.time_ns()}"
                 owner = accounts.create_person(db, name, "owner")
-                return make_key(db, name, SCOPES, owner.id)[1]
+                return issue_api_key(db, name, _API_SCOPES, owner.id)[1]
         finally:
             site.database.close()
 
     @property
-    def address(self) -> str:
+    def base_url(self) -> str:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Start it, the first time on a free port and then always on that one."""
-        command = [sys.executable, "-c", FOLLOW, "label", "serve", "--site", str(self.folder), "--port", str(self.port)]
+        command = [sys.executable, "-c", _SERVER_SCRIPT, "label", "serve", "--site", str(self.folder), "--port", str(self.port)]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         with (self.folder / "server.log").open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
@@ -76,29 +76,29 @@ class Server:
                 self.port = int(line.split()[2].rstrip("/").rpartition(":")[2])
                 break
         else:
-            raise RunFailed(f"the site in {self.folder} did not start; see {self.folder / 'server.log'}")
-        with self.service() as service:
-            until = time.monotonic() + self.patience
-            while not service.is_ready():
-                if time.monotonic() >= until or self.process.poll() is not None:
-                    raise RunFailed(f"the site in {self.folder} does not answer; see {self.folder / 'server.log'}")
+            raise RunError(f"the site in {self.folder} did not start; see {self.folder / 'server.log'}")
+        with self.connect() as owner_client:
+            deadline = time.monotonic() + self.patience
+            while not owner_client.is_ready():
+                if time.monotonic() >= deadline or self.process.poll() is not None:
+                    raise RunError(f"the site in {self.folder} does not answer; see {self.folder / 'server.log'}")
                 time.sleep(0.05)
 
-    def service(self) -> Service:
+    def connect(self) -> OwnerClient:
         """A client with the owner's key."""
-        return Service(self.address, self.key, patience=self.patience)
+        return OwnerClient(self.base_url, self.key, patience=self.patience)
 
     def kill(self) -> None:
         """End it at once, as a power cut would."""
-        self._end(signal.SIGKILL)
+        self._terminate(signal.SIGKILL)
 
     def stop(self) -> None:
         """End it in order."""
-        self._end(signal.SIGTERM)
+        self._terminate(signal.SIGTERM)
 
-    def _end(self, how: signal.Signals) -> None:
+    def _terminate(self, signal_number: signal.Signals) -> None:
         if self.process is not None:
-            self.process.send_signal(how)
+            self.process.send_signal(signal_number)
             self.process.wait()
             for pipe in (self.process.stdin, self.process.stdout):
                 if pipe is not None:

@@ -11,13 +11,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from instructgpt.label.client import Service
-from instructgpt.label.simulation.labelers import Manners, Worker, join, minds, work_together
-from instructgpt.label.simulation.server import Server
+from instructgpt.label.client import OwnerClient
+from instructgpt.label.simulation.labelers import (
+    SimulatedLabelerBehavior,
+    SimulatedSiteLabeler,
+    make_simulated_labelers,
+    register_labelers,
+    run_simulated_labelers,
+)
+from instructgpt.label.simulation.server import SiteServer
 from instructgpt.records import Cohort, Completion, Demonstration, Prompt, Ranking, read_records
 from instructgpt.world import World
 
-PEOPLE = 6
+_MIN_LABELERS = 6
 """How many work at the same time, where a prompt does not need more."""
 
 
@@ -44,39 +50,44 @@ class SiteLabelers:
 
     def demonstrate(self, prompts: Sequence[Prompt]) -> list[Demonstration]:
         """One demonstration of each different prompt."""
-        given = [prompt.row() for prompt in prompts]
+        rows = [prompt.to_dict() for prompt in prompts]
         with TemporaryDirectory() as folder:
-            self._work("demonstrate", {"prompts": given, "policy": self._policy(1)}, Path(folder))
+            self._run_batch("demonstrate", {"prompts": rows, "policy": self._batch_policy(1)}, Path(folder))
             return read_records(Demonstration, Path(folder) / "demonstrations.jsonl")
 
     def rank(self, candidates: Sequence[Sequence[Completion]]) -> list[Ranking]:
         """`per_prompt` rankings of the completions of each different prompt, at most nine different texts; ratings and labels too."""
-        given = [completion.row() for completions in candidates for completion in completions]
+        rows = [completion.to_dict() for completions in candidates for completion in completions]
         with TemporaryDirectory() as folder:
-            self._work("rank", {"completions": given, "policy": self._policy(self.per_prompt)}, Path(folder))
+            self._run_batch("rank", {"completions": rows, "policy": self._batch_policy(self.per_prompt)}, Path(folder))
             return read_records(Ranking, Path(folder) / "rankings.jsonl")
 
-    def _policy(self, overlap: int) -> dict[str, Any]:
+    def _batch_policy(self, overlap: int) -> dict[str, Any]:
         return {"overlap": overlap, "cohort_overlap": overlap, "cohort_share": 0, "gold_share": 0, "repeat_share": 0, "seed": self.seed}
 
-    def _work(self, kind: str, given: Mapping[str, Any], out: Path) -> None:
+    def _run_batch(self, kind: str, payload: Mapping[str, Any], out: Path) -> None:
         """Make the batch, have everybody work until it is done, close it, export it."""
-        name = f"{kind} {self.cohort} {hashlib.sha256(repr(given).encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
-        with Server(self.folder) as server, server.service() as service:
-            batch = self._batch(service, name, kind, given)
-            crowd = minds(self.world, self.cohort, max(PEOPLE, self.per_prompt), self.seed)
-            joined = join(server.address, service, crowd, self.seed, patience=60)
+        name = f"{kind} {self.cohort} {hashlib.sha256(repr(payload).encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+        with SiteServer(self.folder) as server, server.connect() as owner_client:
+            batch = self._open_or_create_batch(owner_client, name, kind, payload)
+            simulators = make_simulated_labelers(self.world, self.cohort, max(_MIN_LABELERS, self.per_prompt), self.seed)
+            clients = register_labelers(server.base_url, owner_client, simulators, self.seed, patience=60)
             try:
-                work_together([Worker(me, mind, Manners(drafts=0, seed=self.seed)) for me, mind in zip(joined, crowd, strict=True)])
+                run_simulated_labelers(
+                    [
+                        SimulatedSiteLabeler(client, simulator, SimulatedLabelerBehavior(draft_rate=0, seed=self.seed))
+                        for client, simulator in zip(clients, simulators, strict=True)
+                    ]
+                )
             finally:
-                for me in joined:
-                    me.close()
-            service.close_batch(batch["id"])
+                for client in clients:
+                    client.close()
+            owner_client.close_batch(batch["id"])
             use = "training" if self.purpose == "training" else "evaluation"
-            service.export(out, filter={"use": use, "batches": [name]}, files=["rankings" if kind == "rank" else "demonstrations"])
+            owner_client.export(out, filter={"use": use, "batches": [name]}, files=["rankings" if kind == "rank" else "demonstrations"])
 
-    def _batch(self, service: Service, name: str, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        for batch in service.batches():
+    def _open_or_create_batch(self, owner_client: OwnerClient, name: str, kind: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+        for batch in owner_client.list_batches():
             if batch["name"] == name:
-                return service.open_batch(batch["id"])
-        return service.make_batch(name, kind, purpose=self.purpose, cohort=self.cohort, open=True, **given)
+                return owner_client.open_batch(batch["id"])
+        return owner_client.create_batch(name, kind, purpose=self.purpose, cohort=self.cohort, open=True, **payload)

@@ -9,15 +9,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db.models import Assignment, Draft
-from instructgpt.label.errors import Problem
-from instructgpt.label.tasks.assignments import lock
-from instructgpt.label.tasks.forms import storable
+from instructgpt.label.errors import SiteError
+from instructgpt.label.tasks.assignments import lock_assignment
+from instructgpt.label.tasks.forms import validate_storable
 
-MOST_BYTES = 2_000_000
+_MAX_DRAFT_BYTES = 2_000_000
 """A draft as JSON: room for the longest demonstration in any script, not for a disk full."""
 
 
-def save(db: Session, assignment: Assignment, rev: int, payload: dict[str, Any], at: int) -> int:
+def store_draft(db: Session, assignment: Assignment, rev: int, payload: dict[str, Any], now_ms: int) -> int:
     """Keep what somebody has so far. -> the new revision.
 
     Args:
@@ -28,26 +28,26 @@ def save(db: Session, assignment: Assignment, rev: int, payload: dict[str, Any],
             when another tab saved since; `draft_too_long` (413); `already_skipped` (409).
     """
     try:
-        size = len(storable(json.dumps(payload, ensure_ascii=False)).encode())
+        size = len(validate_storable(json.dumps(payload, ensure_ascii=False)).encode())
     except ValueError as error:
-        raise Problem(422, "bad_text", reason=str(error)) from error
-    if size > MOST_BYTES:
-        raise Problem(413, "draft_too_long", most=MOST_BYTES)
-    mine, _ = lock(db, assignment)
-    if mine.state == "skipped":
-        raise Problem(409, "already_skipped")
-    there = draft_of(db, mine)
-    if (there.rev if there else 0) != rev:
-        raise Problem(409, "draft_conflict", rev=there.rev if there else 0, payload=there.payload if there else None)
-    if there is None:
-        db.add(Draft(assignment_id=mine.id, rev=1, payload=payload, updated_at=at))
+        raise SiteError(422, "bad_text", reason=str(error)) from error
+    if size > _MAX_DRAFT_BYTES:
+        raise SiteError(413, "draft_too_long", most=_MAX_DRAFT_BYTES)
+    locked, _ = lock_assignment(db, assignment)
+    if locked.state == "skipped":
+        raise SiteError(409, "already_skipped")
+    draft = get_draft(db, locked)
+    if (draft.rev if draft else 0) != rev:
+        raise SiteError(409, "draft_conflict", rev=draft.rev if draft else 0, payload=draft.payload if draft else None)
+    if draft is None:
+        db.add(Draft(assignment_id=locked.id, rev=1, payload=payload, updated_at=now_ms))
     else:
-        there.rev, there.payload, there.updated_at = rev + 1, payload, at
+        draft.rev, draft.payload, draft.updated_at = rev + 1, payload, now_ms
     db.flush()
     return rev + 1
 
 
-def draft_of(db: Session, assignment: Assignment) -> Draft | None:
+def get_draft(db: Session, assignment: Assignment) -> Draft | None:
     """What is kept for an assignment."""
-    chosen = select(Draft).where(Draft.assignment_id == assignment.id)
-    return db.execute(chosen.execution_options(populate_existing=True)).scalar_one_or_none()
+    statement = select(Draft).where(Draft.assignment_id == assignment.id)
+    return db.execute(statement.execution_options(populate_existing=True)).scalar_one_or_none()

@@ -13,165 +13,176 @@ from zlib import crc32
 from sqlalchemy import BindParameter, ColumnElement, Select, String, and_, bindparam, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from instructgpt.label.db.models import Assignment, Batch, Completion, Demonstration, Person, Prompt, Task, TaskCompletion
-from instructgpt.label.db.models.tasks import Kind
+from instructgpt.label.db.models import Assignment, Batch, CompletionRow, DemonstrationRow, Person, PromptRow, Task, TaskCompletion
+from instructgpt.label.db.models.tasks import TaskKind
 
-PERSON: BindParameter[str] = bindparam("person", type_=String())
-BATCH: BindParameter[str] = bindparam("batch", type_=String())
-Value = str | BindParameter[str]
+_PERSON_PARAM: BindParameter[str] = bindparam("person", type_=String())
+_BATCH_PARAM: BindParameter[str] = bindparam("batch", type_=String())
+_IdOrParam = str | BindParameter[str]
 """An id, or a place for one."""
 
-Found = tuple[Task, Assignment | None]
+_TaskChoice = tuple[Task, Assignment | None]
 """A task, and the person's own earlier assignment: one that expired, or the one that is to be repeated."""
 
 
-def batches_for(db: Session, person: Person, kind: Kind | None, screening: str | None) -> list[Batch]:
+def list_eligible_batches(db: Session, person: Person, kind: TaskKind | None, screening: str | None) -> list[Batch]:
     """The open batches from which this person may be given tasks, the most urgent first.
 
     Held-out labelers never get work that could train a model (paper, appendix B.1).
     """
-    chosen = select(Batch).where(
+    statement = select(Batch).where(
         Batch.state == "open",
         Batch.screening == screening if screening else Batch.screening.is_(None),
         Batch.cohort.is_(None) | (Batch.cohort == person.cohort),
     )
     if kind is not None:
-        chosen = chosen.where(Batch.kind == kind)
+        statement = statement.where(Batch.kind == kind)
     if person.cohort == "heldout":
-        chosen = chosen.where(Batch.purpose != "training")
-    return list(db.scalars(chosen.order_by(Batch.priority.desc(), Batch.created_at, Batch.id)))
+        statement = statement.where(Batch.purpose != "training")
+    return list(db.scalars(statement.order_by(Batch.priority.desc(), Batch.created_at, Batch.id)))
 
 
-def next_task(db: Session, person: Person, batch: Batch) -> Found | None:
+def choose_next_task(db: Session, person: Person, batch: Batch) -> _TaskChoice | None:
     """The task of a batch that comes next for a person, locked; None when there is none.
 
     In this order: one whose lease ran out in their own hands, a hidden repeat that is due, a gold task that is due, the next of the
     batch; at the end of the batch the repeats that are left.
     """
-    if (found := _expired(db, person, batch)) is not None:
-        return found
+    if (choice := _next_expired_task(db, person, batch)) is not None:
+        return choice
     gap = int(batch.policy.get("repeat_gap", 0))
     repeats = batch.policy.get("repeat_share", 0) > 0
-    if repeats and (found := _repeat(db, person, batch, gap)) is not None:
-        return found
-    if _gold_is_due(db, person, batch) and (task := _new(db, person, batch, gold=True)) is not None:
+    if repeats and (choice := _next_repeat(db, person, batch, gap)) is not None:
+        return choice
+    if _is_gold_due(db, person, batch) and (task := _next_new_task(db, person, batch, gold=True)) is not None:
         return task, None
-    if (task := _new(db, person, batch, gold=False)) is not None:
+    if (task := _next_new_task(db, person, batch, gold=False)) is not None:
         return task, None
-    if batch.screening is not None and (task := _new(db, person, batch, gold=True)) is not None:
+    if batch.screening is not None and (task := _next_new_task(db, person, batch, gold=True)) is not None:
         return task, None
-    return _repeat(db, person, batch, 1) if repeats else None
+    return _next_repeat(db, person, batch, 1) if repeats else None
 
 
-def _room() -> ColumnElement[bool]:
+def _has_capacity() -> ColumnElement[bool]:
     return and_(Task.state == "open", Task.n_open + Task.n_done < Task.overlap)
 
 
-def harmless(sees_sensitive: bool) -> list[ColumnElement[bool]]:
+def _non_sensitive(sees_sensitive: bool) -> list[ColumnElement[bool]]:
     """Conditions on a task that keep sensitive content from whoever does not want to see it, also where they had the task before."""
-    return [] if sees_sensitive else [~exists().where(Prompt.id == Task.prompt_id, Prompt.sensitive)]
+    return [] if sees_sensitive else [~exists().where(PromptRow.id == Task.prompt_id, PromptRow.sensitive)]
 
 
-def allowed(person: Value, sees_sensitive: bool) -> list[ColumnElement[bool]]:
+def _eligible(person: _IdOrParam, sees_sensitive: bool) -> list[ColumnElement[bool]]:
     """Conditions on a task that a person (their id) has not had: content they do not want to see, their own prompt, their demonstration.
 
     A set holds somebody's demonstration also when a model gave exactly the same text.
     """
-    conditions = harmless(sees_sensitive)
-    shown = aliased(Completion)
-    written = select(Demonstration.text_hash).where(Demonstration.person_id == person, Demonstration.prompt_id == Task.prompt_id)
-    own = (
-        exists()
-        .where(TaskCompletion.task_id == Task.id, shown.id == TaskCompletion.completion_id)
-        .where((shown.author_id == person) | shown.text_hash.in_(written.correlate(Task)))
+    conditions = _non_sensitive(sees_sensitive)
+    completion = aliased(CompletionRow)
+    demonstration_hashes = select(DemonstrationRow.text_hash).where(
+        DemonstrationRow.person_id == person, DemonstrationRow.prompt_id == Task.prompt_id
     )
-    had = exists().where(Assignment.task_id == Task.id, Assignment.person_id == person)
-    by_them = exists().where(Prompt.id == Task.prompt_id, Prompt.author_id == person, Task.kind == "review")
-    return [*conditions, ~had, ~own, ~by_them]
+    contains_own = (
+        exists()
+        .where(TaskCompletion.task_id == Task.id, completion.id == TaskCompletion.completion_id)
+        .where((completion.author_id == person) | completion.text_hash.in_(demonstration_hashes.correlate(Task)))
+    )
+    already_assigned = exists().where(Assignment.task_id == Task.id, Assignment.person_id == person)
+    wrote_prompt = exists().where(PromptRow.id == Task.prompt_id, PromptRow.author_id == person, Task.kind == "review")
+    return [*conditions, ~already_assigned, ~contains_own, ~wrote_prompt]
 
 
-def waiting(person: Person, batch: Batch, gold: bool) -> Select[Task]:
+def pending_task_statement(person: Person, batch: Batch, gold: bool) -> Select[Task]:
     """The task of a batch that this person has not had and that comes first."""
-    return _waiting(person.id, batch.id, gold, person.sees_sensitive)
+    return _build_pending_statement(person.id, batch.id, gold, person.sees_sensitive)
 
 
-def waiting_in(person: Person, batches: Sequence[str], most: int) -> Select[str]:
+def pending_task_ids_statement(person: Person, batches: Sequence[str], limit: int) -> Select[str]:
     """Ids of tasks of some batches, `most` of them at most, that this person has not had and may be given."""
-    return select(Task.id).where(Task.batch_id.in_(batches), _room(), *allowed(person.id, person.sees_sensitive)).limit(most)
+    return select(Task.id).where(Task.batch_id.in_(batches), _has_capacity(), *_eligible(person.id, person.sees_sensitive)).limit(limit)
 
 
-def _waiting(person: Value, batch: Value, gold: bool, sees_sensitive: bool) -> Select[Task]:
-    chosen = select(Task).where(Task.batch_id == batch, Task.gold == gold, _room(), *allowed(person, sees_sensitive))
-    return chosen.order_by(Task.position).limit(1)
+def _build_pending_statement(person: _IdOrParam, batch: _IdOrParam, gold: bool, sees_sensitive: bool) -> Select[Task]:
+    statement = select(Task).where(Task.batch_id == batch, Task.gold == gold, _has_capacity(), *_eligible(person, sees_sensitive))
+    return statement.order_by(Task.position).limit(1)
 
 
 @cache
-def _prepared(gold: bool, sees_sensitive: bool) -> Select[Task]:
+def _cached_pending_statement(gold: bool, sees_sensitive: bool) -> Select[Task]:
     """`waiting` for whoever and whichever batch is bound to it: putting a statement together takes longer than running it."""
-    return _waiting(PERSON, BATCH, gold, sees_sensitive)
+    return _build_pending_statement(_PERSON_PARAM, _BATCH_PARAM, gold, sees_sensitive)
 
 
-RAN_OUT = (
+_EXPIRED_TASKS_STATEMENT = (
     select(Task)
-    .join(Assignment, (Assignment.task_id == Task.id) & (Assignment.person_id == PERSON))
-    .where(Assignment.state == "expired", Assignment.round == 0, Task.batch_id == BATCH, _room())
+    .join(Assignment, (Assignment.task_id == Task.id) & (Assignment.person_id == _PERSON_PARAM))
+    .where(Assignment.state == "expired", Assignment.round == 0, Task.batch_id == _BATCH_PARAM, _has_capacity())
     .order_by(Assignment.id)
     .limit(1)
 )
 """Tasks of a batch whose lease ran out in a person's own hands, prepared likewise."""
 
 
-def _new(db: Session, person: Person, batch: Batch, gold: bool) -> Task | None:
-    return _locked(db, _prepared(gold, person.sees_sensitive), {"person": person.id, "batch": batch.id})
+def _next_new_task(db: Session, person: Person, batch: Batch, gold: bool) -> Task | None:
+    return _lock_first_task(db, _cached_pending_statement(gold, person.sees_sensitive), {"person": person.id, "batch": batch.id})
 
 
-def _locked(db: Session, chosen: Select[Task], bound: Mapping[str, str]) -> Task | None:
+def _lock_first_task(db: Session, statement: Select[Task], parameters: Mapping[str, str]) -> Task | None:
     """The chosen task, held until the transaction ends. Tasks that others hold right now are passed over, unless only they are left."""
-    fresh = chosen.execution_options(populate_existing=True)
-    found = db.scalar(fresh.with_for_update(of=Task, key_share=True, skip_locked=True), bound)
-    if found is None and db.get_bind().dialect.name != "sqlite":
-        found = db.scalar(fresh.with_for_update(of=Task, key_share=True), bound)
-    return found
+    refreshed = statement.execution_options(populate_existing=True)
+    task = db.scalar(refreshed.with_for_update(of=Task, key_share=True, skip_locked=True), parameters)
+    if task is None and db.get_bind().dialect.name != "sqlite":
+        task = db.scalar(refreshed.with_for_update(of=Task, key_share=True), parameters)
+    return task
 
 
-def _expired(db: Session, person: Person, batch: Batch) -> Found | None:
+def _next_expired_task(db: Session, person: Person, batch: Batch) -> _TaskChoice | None:
     """A task whose lease ran out in this person's own hands and whose place nobody took."""
-    chosen = RAN_OUT if person.sees_sensitive else RAN_OUT.where(*harmless(False))
-    task = _locked(db, chosen, {"person": person.id, "batch": batch.id})
-    return None if task is None else (task, _mine(db, person, task, 0))
+    statement = _EXPIRED_TASKS_STATEMENT if person.sees_sensitive else _EXPIRED_TASKS_STATEMENT.where(*_non_sensitive(False))
+    task = _lock_first_task(db, statement, {"person": person.id, "batch": batch.id})
+    return None if task is None else (task, _get_assignment(db, person, task, 0))
 
 
-def _mine(db: Session, person: Person, task: Task, number: int) -> Assignment:
-    found = db.scalars(
-        select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == number)
+def _get_assignment(db: Session, person: Person, task: Task, round_number: int) -> Assignment:
+    result = db.scalars(
+        select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == round_number)
     )
-    return found.one()
+    return result.one()
 
 
-def _repeat(db: Session, person: Person, batch: Batch, gap: int) -> Found | None:
+def _next_repeat(db: Session, person: Person, batch: Batch, gap: int) -> _TaskChoice | None:
     """A task marked for repetition that this person handed in, `gap` or more of their assignments ago."""
-    first, again = aliased(Assignment), aliased(Assignment)
+    first, repeat_assignment = aliased(Assignment), aliased(Assignment)
     newest = select(Assignment.opened_at).where(Assignment.person_id == person.id).order_by(Assignment.opened_at.desc())
-    before = db.scalar(newest.offset(gap - 1).limit(1))
-    if before is None:
+    cutoff_ms = db.scalar(newest.offset(gap - 1).limit(1))
+    if cutoff_ms is None:
         return None
-    chosen = (
+    statement = (
         select(Task)
         .join(first, and_(first.task_id == Task.id, first.person_id == person.id, first.round == 0, first.state == "submitted"))
-        .where(Task.batch_id == batch.id, Task.repeat, Task.state.in_(("open", "done")), *harmless(person.sees_sensitive))
-        .where(~exists().where(again.task_id == Task.id, again.person_id == person.id, again.round == 1, again.state != "expired"))
-        .where(first.opened_at < before)
+        .where(Task.batch_id == batch.id, Task.repeat, Task.state.in_(("open", "done")), *_non_sensitive(person.sees_sensitive))
+        .where(
+            ~exists().where(
+                repeat_assignment.task_id == Task.id,
+                repeat_assignment.person_id == person.id,
+                repeat_assignment.round == 1,
+                repeat_assignment.state != "expired",
+            )
+        )
+        .where(first.opened_at < cutoff_ms)
         .order_by(first.id)
         .limit(1)
     )
-    task = _locked(db, chosen, {})
+    task = _lock_first_task(db, statement, {})
     if task is None:
         return None
-    started = db.scalar(select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == 1))
-    return task, started or _mine(db, person, task, 0)
+    existing_repeat = db.scalar(
+        select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == 1)
+    )
+    return task, existing_repeat or _get_assignment(db, person, task, 0)
 
 
-def _gold_is_due(db: Session, person: Person, batch: Batch) -> bool:
+def _is_gold_due(db: Session, person: Person, batch: Batch) -> bool:
     """Whether the next task should be a gold one: of a person's first n tasks of a batch, floor(n · share + phase) are gold.
 
     The phase differs from person to person, so that nobody can tell gold tasks by counting with a colleague.
@@ -179,12 +190,12 @@ def _gold_is_due(db: Session, person: Person, batch: Batch) -> bool:
     share = float(batch.policy.get("gold_share", 0))
     if not share or batch.screening is not None:
         return False
-    counted = (
+    statement = (
         select(func.count(), func.count().filter(Task.gold))
         .select_from(Assignment)
         .join(Task, Task.id == Assignment.task_id)
         .where(Assignment.person_id == person.id, Assignment.round == 0, Task.batch_id == batch.id)
     )
-    had, gold = db.execute(counted).one()
+    assigned, gold = db.execute(statement).one()
     phase = crc32(f"{batch.id}{person.id}".encode()) / 2**32
-    return bool(gold < int((had + 1) * share + phase))
+    return bool(gold < int((assigned + 1) * share + phase))

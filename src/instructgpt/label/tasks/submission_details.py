@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label.db.models import (
     Assignment,
-    Demonstration,
+    DemonstrationRow,
     Person,
-    Prompt,
     PromptReview,
-    Ranking,
+    PromptRow,
     RankingItem,
+    RankingRow,
     Rating,
     Submission,
     Task,
@@ -22,7 +22,7 @@ from instructgpt.label.db.models import (
 
 
 @dataclass(slots=True)
-class HandedIn:
+class SubmissionDetail:
     """One labeler's work that counts, with what there is of its kind."""
 
     assignment: Assignment
@@ -31,43 +31,45 @@ class HandedIn:
     ranks: list[tuple[str, int]] = field(default_factory=list)
     """(completion, rank), best first."""
     ratings: dict[str, Rating] = field(default_factory=dict)
-    ranking: Ranking | None = None
+    ranking: RankingRow | None = None
     review: PromptReview | None = None
     text: str | None = None
     """The demonstration, or the prompt, that was written."""
 
 
-def work_on(db: Session, task: Task) -> list[HandedIn]:
+def list_task_submissions(db: Session, task: Task) -> list[SubmissionDetail]:
     """Everybody's work on a task that was not replaced, the oldest first. At most four statements, whatever the kind."""
-    mine = (Assignment.task_id == task.id, Submission.replaced_at.is_(None))
+    conditions = (Assignment.task_id == task.id, Submission.replaced_at.is_(None))
     rows = db.execute(
         select(Assignment, Person, Submission)
         .join(Person, Person.id == Assignment.person_id)
         .join(Submission, Submission.assignment_id == Assignment.id)
-        .where(*mine)
+        .where(*conditions)
         .order_by(Submission.created_at, Submission.id)
     )
-    found = {sent.id: HandedIn(assignment, person, sent) for assignment, person, sent in rows}
-    of_task = select(Submission.id).join(Assignment, Assignment.id == Submission.assignment_id).where(*mine)
+    details = {submission.id: SubmissionDetail(assignment, person, submission) for assignment, person, submission in rows}
+    submission_ids = select(Submission.id).join(Assignment, Assignment.id == Submission.assignment_id).where(*conditions)
     if task.kind == "rank":
-        _rankings(db, found, of_task)
+        _add_rankings(db, details, submission_ids)
     elif task.kind == "demonstrate":
-        for each in db.scalars(select(Demonstration).where(Demonstration.submission_id.in_(of_task))):
-            found[each.submission_id].text = each.text
+        for demonstration in db.scalars(select(DemonstrationRow).where(DemonstrationRow.submission_id.in_(submission_ids))):
+            details[demonstration.submission_id].text = demonstration.text
     elif task.kind == "write":
-        for prompt in db.scalars(select(Prompt).where(Prompt.submission_id.in_(of_task))):
+        for prompt in db.scalars(select(PromptRow).where(PromptRow.submission_id.in_(submission_ids))):
             assert prompt.submission_id is not None
-            found[prompt.submission_id].text = prompt.text
+            details[prompt.submission_id].text = prompt.text
     else:
-        for review in db.scalars(select(PromptReview).where(PromptReview.submission_id.in_(of_task))):
-            found[review.submission_id].review = review
-    return list(found.values())
+        for review in db.scalars(select(PromptReview).where(PromptReview.submission_id.in_(submission_ids))):
+            details[review.submission_id].review = review
+    return list(details.values())
 
 
-def _rankings(db: Session, found: dict[str, HandedIn], of_task: Select[str]) -> None:
-    for item in db.scalars(select(RankingItem).where(RankingItem.submission_id.in_(of_task)).order_by(RankingItem.rank, RankingItem.shown)):
-        found[item.submission_id].ranks.append((item.completion_id, item.rank))
-    for rating in db.scalars(select(Rating).where(Rating.submission_id.in_(of_task))):
-        found[rating.submission_id].ratings[rating.completion_id] = rating
-    for whole in db.scalars(select(Ranking).where(Ranking.submission_id.in_(of_task))):
-        found[whole.submission_id].ranking = whole
+def _add_rankings(db: Session, details: dict[str, SubmissionDetail], submission_ids: Select[str]) -> None:
+    for item in db.scalars(
+        select(RankingItem).where(RankingItem.submission_id.in_(submission_ids)).order_by(RankingItem.rank, RankingItem.shown)
+    ):
+        details[item.submission_id].ranks.append((item.completion_id, item.rank))
+    for rating in db.scalars(select(Rating).where(Rating.submission_id.in_(submission_ids))):
+        details[rating.submission_id].ratings[rating.completion_id] = rating
+    for ranking in db.scalars(select(RankingRow).where(RankingRow.submission_id.in_(submission_ids))):
+        details[ranking.submission_id].ranking = ranking

@@ -9,21 +9,21 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import Assignment, Batch, Completion, Draft, Instructions, Prompt, Submission, Task
-from instructgpt.label.db.models.tasks import Kind
-from instructgpt.label.errors import Problem
-from instructgpt.label.tasks.forms import BY_HAND, CONDITIONAL, PROMPT_LABELS
-from instructgpt.label.tasks.submission_contents import form_of
+from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Draft, Instructions, PromptRow, Submission, Task
+from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.errors import SiteError
+from instructgpt.label.tasks.forms import CONDITIONAL_LABELS, EXPLICIT_NO_LABELS, PROMPT_LABELS
+from instructgpt.label.tasks.submission_contents import read_submission_form
 from instructgpt.records import LABELS
 
 
-class Shown(BaseModel):
+class _FrozenModel(BaseModel):
     """What all parts have: frozen, nothing else in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ShownCompletion(Shown):
+class CompletionView(_FrozenModel):
     """One completion under its letter."""
 
     id: str
@@ -31,7 +31,7 @@ class ShownCompletion(Shown):
     text: str
 
 
-class AskedLabel(Shown):
+class LabelQuestion(_FrozenModel):
     """One question; a conditional one can be not applicable."""
 
     name: str
@@ -40,43 +40,43 @@ class AskedLabel(Shown):
     """Its No is a reproach, so that "all remaining No" leaves it alone."""
 
 
-class ShownDraft(Shown):
+class DraftView(_FrozenModel):
     """What was saved, and as which revision."""
 
     rev: int
     payload: dict[str, Any]
 
 
-class TaskView(Shown):
+class TaskView(_FrozenModel):
     """A task in a labeler's hands."""
 
     assignment: str
     state: str
-    kind: Kind
+    kind: TaskKind
     purpose: str
     screening: str | None
     prompt: str | None
     messages: list[dict[str, str]] | None
     sensitive: bool
     brief: dict[str, Any] | None
-    completions: list[ShownCompletion]
+    completions: list[CompletionView]
     lease_until: int
-    draft: ShownDraft | None
+    draft: DraftView | None
     submission: dict[str, Any] | None
     """The form that was handed in, where there is one."""
     version: int
     """Of the submission; 0 before the first."""
     instructions: int | None
     """The version of the instructions that held when the task was given."""
-    labels: list[AskedLabel]
+    labels: list[LabelQuestion]
     """Rank: the paper's Table 3, of each completion. Review: its Table 7, of the prompt."""
 
 
-AROUND = (
-    select(Task, Batch, Prompt, Draft, Submission, Instructions.version)
+_TASK_STATEMENT = (
+    select(Task, Batch, PromptRow, Draft, Submission, Instructions.version)
     .join(Assignment, Assignment.task_id == Task.id)
     .join(Batch, Batch.id == Task.batch_id)
-    .outerjoin(Prompt, Prompt.id == Task.prompt_id)
+    .outerjoin(PromptRow, PromptRow.id == Task.prompt_id)
     .outerjoin(Draft, Draft.assignment_id == Assignment.id)
     .outerjoin(Submission, (Submission.assignment_id == Assignment.id) & Submission.replaced_at.is_(None))
     .outerjoin(Instructions, Instructions.id == Assignment.instructions_id)
@@ -85,15 +85,15 @@ AROUND = (
 """Everything around an assignment, in one statement that is put together once."""
 
 
-def view(db: Session, assignment: Assignment) -> TaskView:
+def build_task_view(db: Session, assignment: Assignment) -> TaskView:
     """A task as its labeler sees it.
 
     Raises:
         Problem: `prompt_withdrawn` (410).
     """
-    task, batch, prompt, draft, submission, read = db.execute(AROUND, {"assignment": assignment.id}).one()
+    task, batch, prompt, draft, submission, instructions_version = db.execute(_TASK_STATEMENT, {"assignment": assignment.id}).one()
     if prompt is not None and prompt.withdrawn_at is not None:
-        raise Problem(410, "prompt_withdrawn")
+        raise SiteError(410, "prompt_withdrawn")
     return TaskView(
         assignment=assignment.id,
         state=assignment.state,
@@ -106,21 +106,24 @@ def view(db: Session, assignment: Assignment) -> TaskView:
         brief=task.brief,
         completions=_completions(db, assignment),
         lease_until=assignment.lease_until,
-        draft=ShownDraft(rev=draft.rev, payload=draft.payload) if draft else None,
-        submission=form_of(db, submission).model_dump(mode="json") if submission else None,
+        draft=DraftView(rev=draft.rev, payload=draft.payload) if draft else None,
+        submission=read_submission_form(db, submission).model_dump(mode="json") if submission else None,
         version=submission.version if submission else 0,
-        instructions=read,
+        instructions=instructions_version,
         labels=_labels(task.kind),
     )
 
 
-def _completions(db: Session, assignment: Assignment) -> list[ShownCompletion]:
-    texts = {each.id: each.text for each in db.scalars(select(Completion).where(Completion.id.in_(assignment.shown)))}
+def _completions(db: Session, assignment: Assignment) -> list[CompletionView]:
+    texts = {
+        completion.id: completion.text for completion in db.scalars(select(CompletionRow).where(CompletionRow.id.in_(assignment.shown)))
+    }
     return [
-        ShownCompletion(id=each, letter=letter, text=texts[each]) for letter, each in zip(ascii_uppercase, assignment.shown, strict=False)
+        CompletionView(id=completion, letter=letter, text=texts[completion])
+        for letter, completion in zip(ascii_uppercase, assignment.shown, strict=False)
     ]
 
 
-def _labels(kind: Kind) -> list[AskedLabel]:
+def _labels(kind: TaskKind) -> list[LabelQuestion]:
     names = {"rank": LABELS, "review": PROMPT_LABELS}.get(kind, ())
-    return [AskedLabel(name=name, conditional=name in CONDITIONAL, by_hand=name in BY_HAND) for name in names]
+    return [LabelQuestion(name=name, conditional=name in CONDITIONAL_LABELS, by_hand=name in EXPLICIT_NO_LABELS) for name in names]

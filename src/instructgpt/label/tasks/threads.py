@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import Assignment, Message, Person
-from instructgpt.label.errors import Problem
-from instructgpt.label.tasks.forms import storable
+from instructgpt.label.db.models import Assignment, MessageRow, Person
+from instructgpt.label.errors import SiteError
+from instructgpt.label.tasks.forms import validate_storable
 
-LONGEST = 10_000
+_MAX_MESSAGE_LENGTH = 10_000
 """Characters of one message."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ThreadMessage:
     """One message as it is shown. `mine`: the labeler of the thread wrote it; otherwise a researcher did."""
 
     id: str
@@ -28,73 +28,82 @@ class Line:
     settled: bool
 
 
-def ask(db: Session, assignment: Assignment, body: str, at: int, *, reported: bool = False) -> Message:
+def post_question(db: Session, assignment: Assignment, body: str, now_ms: int, *, reported: bool = False) -> MessageRow:
     """A labeler asks about a task of theirs, or reports it.
 
     Raises:
         Problem: `bad_text`, `empty_message` or `message_too_long` (422).
     """
-    return _add(db, assignment.task_id, assignment.person_id, assignment.person_id, body, at, reported)
+    return _add_message(db, assignment.task_id, assignment.person_id, assignment.person_id, body, now_ms, reported)
 
 
-def answer(db: Session, task_id: str, about: Person, author: Person, body: str, at: int) -> Message:
+def post_answer(db: Session, task_id: str, labeler: Person, author: Person, body: str, now_ms: int) -> MessageRow:
     """A researcher answers in somebody's thread; the questions before it are settled. Raises Problem as `ask`."""
-    said = _add(db, task_id, about.id, author.id, body, at, False)
-    settle(db, task_id, about, at)
-    return said
+    message = _add_message(db, task_id, labeler.id, author.id, body, now_ms, False)
+    _resolve_thread(db, task_id, labeler, now_ms)
+    return message
 
 
-def _add(db: Session, task_id: str, about: str, author: str, body: str, at: int, reported: bool) -> Message:
+def _add_message(db: Session, task_id: str, labeler_id: str, author_id: str, body: str, now_ms: int, reported: bool) -> MessageRow:
     try:
-        storable(body)
+        validate_storable(body)
     except ValueError as error:
-        raise Problem(422, "bad_text", reason=str(error)) from error
+        raise SiteError(422, "bad_text", reason=str(error)) from error
     if not body.strip():
-        raise Problem(422, "empty_message")
-    if len(body) > LONGEST:
-        raise Problem(422, "message_too_long", most=LONGEST)
-    message = Message(task_id=task_id, about_id=about, author_id=author, body=body, reported=reported, at=at)
+        raise SiteError(422, "empty_message")
+    if len(body) > _MAX_MESSAGE_LENGTH:
+        raise SiteError(422, "message_too_long", most=_MAX_MESSAGE_LENGTH)
+    message = MessageRow(task_id=task_id, about_id=labeler_id, author_id=author_id, body=body, reported=reported, at=now_ms)
     db.add(message)
     db.flush()
     return message
 
 
-def settle(db: Session, task_id: str, about: Person, at: int) -> int:
+def _resolve_thread(db: Session, task_id: str, labeler: Person, now_ms: int) -> int:
     """Nothing in this thread waits for an answer any more. -> how many messages did."""
-    asked = select(Message).where(
-        Message.task_id == task_id, Message.about_id == about.id, Message.author_id == about.id, Message.settled_at.is_(None)
+    statement = select(MessageRow).where(
+        MessageRow.task_id == task_id,
+        MessageRow.about_id == labeler.id,
+        MessageRow.author_id == labeler.id,
+        MessageRow.settled_at.is_(None),
     )
-    messages = list(db.scalars(asked))
+    messages = list(db.scalars(statement))
     for message in messages:
-        message.settled_at = at
+        message.settled_at = now_ms
     db.flush()
     return len(messages)
 
 
-def thread(db: Session, task_id: str, about_id: str) -> list[Line]:
+def list_thread_messages(db: Session, task_id: str, labeler_id: str) -> list[ThreadMessage]:
     """The talk with one labeler about one task, in order."""
-    chosen = select(Message).where(Message.task_id == task_id, Message.about_id == about_id).order_by(Message.at, Message.id)
+    statement = (
+        select(MessageRow).where(MessageRow.task_id == task_id, MessageRow.about_id == labeler_id).order_by(MessageRow.at, MessageRow.id)
+    )
     return [
-        Line(each.id, each.body, each.author_id == about_id, each.reported, each.at, each.settled_at is not None)
-        for each in db.scalars(chosen)
+        ThreadMessage(
+            message.id, message.body, message.author_id == labeler_id, message.reported, message.at, message.settled_at is not None
+        )
+        for message in db.scalars(statement)
     ]
 
 
-def reasons(db: Session, person: Person, returned: Sequence[Assignment]) -> dict[str, str]:
+def get_return_reasons(db: Session, person: Person, returned_assignments: Sequence[Assignment]) -> dict[str, str]:
     """Why work came back to its labeler, by assignment: what a researcher wrote first in its thread from then on. One statement."""
-    since = {each.task_id: each for each in returned if each.closed_at is not None}
-    if not since:
+    assignment_by_task = {each.task_id: each for each in returned_assignments if each.closed_at is not None}
+    if not assignment_by_task:
         return {}
-    chosen = select(Message).where(Message.task_id.in_(since), Message.about_id == person.id, Message.author_id != person.id)
-    found: dict[str, str] = {}
-    for message in db.scalars(chosen.order_by(Message.at, Message.id)):
-        mine = since[message.task_id]
-        if message.at >= (mine.closed_at or 0):
-            found.setdefault(mine.id, message.body)
-    return found
+    statement = select(MessageRow).where(
+        MessageRow.task_id.in_(assignment_by_task), MessageRow.about_id == person.id, MessageRow.author_id != person.id
+    )
+    reason_by_assignment: dict[str, str] = {}
+    for message in db.scalars(statement.order_by(MessageRow.at, MessageRow.id)):
+        assignment = assignment_by_task[message.task_id]
+        if message.at >= (assignment.closed_at or 0):
+            reason_by_assignment.setdefault(assignment.id, message.body)
+    return reason_by_assignment
 
 
-def unanswered(db: Session) -> list[Message]:
+def list_unanswered_messages(db: Session) -> list[MessageRow]:
     """Questions and reports that wait for a researcher, the oldest first."""
-    chosen = select(Message).where(Message.author_id == Message.about_id, Message.settled_at.is_(None))
-    return list(db.scalars(chosen.order_by(Message.at, Message.id)))
+    statement = select(MessageRow).where(MessageRow.author_id == MessageRow.about_id, MessageRow.settled_at.is_(None))
+    return list(db.scalars(statement.order_by(MessageRow.at, MessageRow.id)))

@@ -8,15 +8,15 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from instructgpt import __version__
-from instructgpt.label.auth.csrf import protect
+from instructgpt.label.auth.csrf import csrf_protect
 from instructgpt.label.auth.headers import SecurityHeaders
 from instructgpt.label.context import Site
-from instructgpt.label.errors import Problem
-from instructgpt.label.web.api import ROUTERS as API
-from instructgpt.label.web.pages import ROUTERS as PAGES
-from instructgpt.label.web.rendering import FOLDER, answer_failure, answer_http, answer_invalid, answer_problem
+from instructgpt.label.errors import SiteError
+from instructgpt.label.web.api import API_ROUTERS as API
+from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
+from instructgpt.label.web.rendering import LABEL_FOLDER, on_http_error, on_server_error, on_site_error, on_validation_error
 
-MAX_BODY = 64 * 2**20
+_MAX_BODY_BYTES = 64 * 2**20
 """Bytes of a request; files people upload are the largest. Coming in needs much less, and says so on its routers."""
 
 
@@ -28,16 +28,16 @@ def create_app(site: Site) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        dependencies=[Depends(protect)],
-        max_body_size=MAX_BODY,
+        dependencies=[Depends(csrf_protect)],
+        max_body_size=_MAX_BODY_BYTES,
     )
     app.state.site = site
     app.add_middleware(SecurityHeaders, secure=site.settings.secure)
-    app.add_exception_handler(Problem, answer_problem)
-    app.add_exception_handler(RequestValidationError, answer_invalid)
-    app.add_exception_handler(HTTPException, answer_http)
-    app.add_exception_handler(Exception, answer_failure)
-    app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+    app.add_exception_handler(SiteError, on_site_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(Exception, on_server_error)
+    app.mount("/static", StaticFiles(directory=LABEL_FOLDER / "static"), name="static")
     for router in (*API, *PAGES):
         app.include_router(router)
     return app

@@ -19,52 +19,52 @@ from markupsafe import Markup, escape
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
 
-NONE = "–"
-WIDTH, ROW, LABEL, ENDS = 640, 26, 190, 130
+_NO_VALUE = "–"
+_CHART_WIDTH, _ROW_HEIGHT, _NAME_WIDTH, _VALUE_WIDTH = 640, 26, 190, 130
 """Of a figure, in SVG units: its width, a row's height, the room for a row's name and for its number."""
 
 
 def percent(value: float | None, digits: int = 1) -> str:
     """0.726 -> `72.6 %`."""
-    return NONE if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
+    return _NO_VALUE if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
 
 
-def number(value: float | None, digits: int = 2) -> str:
+def decimal(value: float | None, digits: int = 2) -> str:
     """A plain number, thousands set apart."""
-    return NONE if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace(",", " ").replace("-", "−")
+    return _NO_VALUE if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace(",", " ").replace("-", "−")
 
 
-def chance(p: float | None) -> str:
+def format_p_value(p: float | None) -> str:
     """A p-value; what is too small to tell apart is said to be below 0.001."""
-    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return _NO_VALUE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def percents(measured: Estimate | None) -> str:
+def percent_interval(estimate: Estimate | None) -> str:
     """A share with its interval: `72.6 % [71.1, 74.1]`."""
-    if measured is None or measured.value is None:
-        return NONE
-    if measured.low is None or measured.high is None:
-        return percent(measured.value)
-    return f"{percent(measured.value)} [{100 * measured.low:.1f}, {100 * measured.high:.1f}]"
+    if estimate is None or estimate.value is None:
+        return _NO_VALUE
+    if estimate.low is None or estimate.high is None:
+        return percent(estimate.value)
+    return f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def numbers(measured: Estimate | None, digits: int = 2) -> str:
+def decimal_interval(estimate: Estimate | None, digits: int = 2) -> str:
     """A number with its interval."""
-    if measured is None or measured.value is None:
-        return NONE
-    if measured.low is None or measured.high is None:
-        return number(measured.value, digits)
-    return f"{number(measured.value, digits)} [{number(measured.low, digits)}, {number(measured.high, digits)}]"
+    if estimate is None or estimate.value is None:
+        return _NO_VALUE
+    if estimate.low is None or estimate.high is None:
+        return decimal(estimate.value, digits)
+    return f"{decimal(estimate.value, digits)} [{decimal(estimate.low, digits)}, {decimal(estimate.high, digits)}]"
 
 
 def date(ms: int | float | None) -> str:
     """A day, UTC."""
-    return NONE if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d")
+    return _NO_VALUE if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d")
 
 
-def moment(ms: int | float | None) -> str:
+def date_time(ms: int | float | None) -> str:
     """A minute, UTC."""
-    return NONE if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+    return _NO_VALUE if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def hours(ms: float) -> str:
@@ -73,104 +73,108 @@ def hours(ms: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}"
 
 
-def spans(
+def interval_chart(
     rows: Sequence[tuple[str, Estimate]],
     title: str,
     low: float,
     high: float,
     band: tuple[float, float] | None = None,
-    line: float | None = None,
+    reference_line: float | None = None,
 ) -> Markup:
     """Numbers with their intervals, one below the other on a scale from `low` to `high`, over a reference band or line."""
-    room = WIDTH - LABEL - ENDS
-    height = ROW * len(rows) + 22
+    plot_width = _CHART_WIDTH - _NAME_WIDTH - _VALUE_WIDTH
+    height = _ROW_HEIGHT * len(rows) + 22
 
     def x(value: float) -> float:
-        return round(LABEL + room * (min(max(value, low), high) - low) / (high - low), 1)
+        return round(_NAME_WIDTH + plot_width * (min(max(value, low), high) - low) / (high - low), 1)
 
     parts: list[str] = []
     if band:
-        left, right = map(x, band)
-        parts.append(f'<rect x="{left}" y="0" width="{right - left:.1f}" height="{height - 20}" class="band"/>')
-    if line is not None:
-        parts.append(f'<line x1="{x(line)}" x2="{x(line)}" y1="0" y2="{height - 20}" class="axis" stroke-dasharray="3 3"/>')
-    for index, (name, measured) in enumerate(rows):
-        y = ROW * index + ROW / 2
-        parts.append(f'<text x="{LABEL - 10}" y="{y + 4}" text-anchor="end">{escape(shortened(name))}</text>')
-        if measured.value is None:
+        band_left, band_right = map(x, band)
+        parts.append(f'<rect x="{band_left}" y="0" width="{band_right - band_left:.1f}" height="{height - 20}" class="band"/>')
+    if reference_line is not None:
+        parts.append(
+            f'<line x1="{x(reference_line)}" x2="{x(reference_line)}" y1="0" y2="{height - 20}" class="axis" stroke-dasharray="3 3"/>'
+        )
+    for index, (name, estimate) in enumerate(rows):
+        y = _ROW_HEIGHT * index + _ROW_HEIGHT / 2
+        parts.append(f'<text x="{_NAME_WIDTH - 10}" y="{y + 4}" text-anchor="end">{escape(_truncate_name(name))}</text>')
+        if estimate.value is None:
             continue
-        if measured.low is not None and measured.high is not None:
-            parts.append(f'<line x1="{x(measured.low)}" x2="{x(measured.high)}" y1="{y}" y2="{y}" class="whisker"/>')
-        parts.append(f'<circle cx="{x(measured.value)}" cy="{y}" r="5" class="dot"/>')
-        parts.append(f'<text x="{WIDTH - ENDS + 14}" y="{y + 4}">{percent(measured.value)}</text>')
+        if estimate.low is not None and estimate.high is not None:
+            parts.append(f'<line x1="{x(estimate.low)}" x2="{x(estimate.high)}" y1="{y}" y2="{y}" class="whisker"/>')
+        parts.append(f'<circle cx="{x(estimate.value)}" cy="{y}" r="5" class="dot"/>')
+        parts.append(f'<text x="{_CHART_WIDTH - _VALUE_WIDTH + 14}" y="{y + 4}">{percent(estimate.value)}</text>')
     ticks = (low, (low + high) / 2, high)
     parts += [f'<text x="{x(tick)}" y="{height - 4}" text-anchor="middle">{percent(tick, 0)}</text>' for tick in ticks]
-    return svg(parts, height, title)
+    return _render_svg(parts, height, title)
 
 
-def columns(values: Sequence[float], names: Sequence[str], title: str, marks: Sequence[float] | None = None, digits: int = 0) -> Markup:
+def bar_chart(
+    values: Sequence[float], names: Sequence[str], title: str, expected: Sequence[float] | None = None, digits: int = 0
+) -> Markup:
     """Columns side by side; `marks` are drawn across them as what would be expected."""
-    height, floor = 150, 122
-    top = max([*values, *(marks or ()), 1e-9])
-    step = WIDTH / max(len(values), 1)
+    height, baseline = 150, 122
+    max_value = max([*values, *(expected or ()), 1e-9])
+    step = _CHART_WIDTH / max(len(values), 1)
     parts: list[str] = []
-    sparse = max(1, math.ceil(len(values) / 16))
+    label_interval = max(1, math.ceil(len(values) / 16))
     for index, (value, name) in enumerate(zip(values, names, strict=True)):
-        tall = round((floor - 18) * value / top, 1)
-        left, wide = round(step * index + step * 0.15, 1), round(step * 0.7, 1)
-        middle = round(step * (index + 0.5), 1)
-        parts.append(f'<rect x="{left}" y="{floor - tall}" width="{wide}" height="{tall}" rx="2" class="bar"/>')
-        if marks:
-            y = round(floor - (floor - 18) * marks[index] / top, 1)
-            parts.append(f'<line x1="{left - 3}" x2="{left + wide + 3}" y1="{y}" y2="{y}" class="whisker"/>')
+        bar_height = round((baseline - 18) * value / max_value, 1)
+        bar_left, bar_width = round(step * index + step * 0.15, 1), round(step * 0.7, 1)
+        bar_center = round(step * (index + 0.5), 1)
+        parts.append(f'<rect x="{bar_left}" y="{baseline - bar_height}" width="{bar_width}" height="{bar_height}" rx="2" class="bar"/>')
+        if expected:
+            y = round(baseline - (baseline - 18) * expected[index] / max_value, 1)
+            parts.append(f'<line x1="{bar_left - 3}" x2="{bar_left + bar_width + 3}" y1="{y}" y2="{y}" class="whisker"/>')
         if value and len(values) <= 16:
-            shown = number(value, digits)
-            parts.append(f'<text x="{middle}" y="{floor - tall - 5}" text-anchor="middle">{shown}</text>')
-        if index % sparse == 0:
-            second = ' class="second"' if len(values) > 8 and index // sparse % 2 else ""
-            parts.append(f'<text x="{middle}" y="{height - 10}" text-anchor="middle"{second}>{escape(name)}</text>')
-    parts.append(f'<line x1="0" x2="{WIDTH}" y1="{floor}" y2="{floor}" class="axis"/>')
-    return svg(parts, height, title)
+            value_text = decimal(value, digits)
+            parts.append(f'<text x="{bar_center}" y="{baseline - bar_height - 5}" text-anchor="middle">{value_text}</text>')
+        if index % label_interval == 0:
+            second_line_class = ' class="second"' if len(values) > 8 and index // label_interval % 2 else ""
+            parts.append(f'<text x="{bar_center}" y="{height - 10}" text-anchor="middle"{second_line_class}>{escape(name)}</text>')
+    parts.append(f'<line x1="0" x2="{_CHART_WIDTH}" y1="{baseline}" y2="{baseline}" class="axis"/>')
+    return _render_svg(parts, height, title)
 
 
-def shade(value: float | None) -> str:
+def heat_class(value: float | None) -> str:
     """The class of a cell of a matrix of shares: `shade-0` (half and below) to `shade-8` (90 % and above)."""
     return "" if value is None or math.isnan(value) else f"shade-{min(max(int((value - 0.5) * 20), 0), 8)}"
 
 
-def win_shade(value: float | None) -> str:
+def win_rate_class(value: float | None) -> str:
     """The class of a cell of a matrix of win rates: `shade-3` is even."""
-    ends = (0.3, 0.4, 0.47, 0.53, 0.6, 0.7, 0.8, 0.9)
-    return "" if value is None else f"shade-{sum(value >= end for end in ends)}"
+    thresholds = (0.3, 0.4, 0.47, 0.53, 0.6, 0.7, 0.8, 0.9)
+    return "" if value is None else f"shade-{sum(value >= end for end in thresholds)}"
 
 
-def svg(parts: Iterable[str], height: float, title: str) -> Markup:
+def _render_svg(parts: Iterable[str], height: float, title: str) -> Markup:
     """A picture as wide as its place."""
-    said = escape(title)
+    escaped_title = escape(title)
     return Markup(
-        f'<div class="scroll"><svg class="chart" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" role="img" '
-        f'aria-label="{said}">'
-        f"<title>{said}</title>{''.join(parts)}</svg></div>"
+        f'<div class="scroll"><svg class="chart" viewBox="0 0 {_CHART_WIDTH} {height:g}" width="{_CHART_WIDTH}" height="{height:g}" role="img" '
+        f'aria-label="{escaped_title}">'
+        f"<title>{escaped_title}</title>{''.join(parts)}</svg></div>"
     )
 
 
-def shortened(text: str, most: int = 26) -> str:
+def _truncate_name(text: str, max_length: int = 26) -> str:
     """A name that fits beside a figure."""
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"
 
 
-def table(name: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
+def csv_download(name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
     """A table as a CSV file to download. Text that a spreadsheet would take for a formula gets an apostrophe in front."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
+    writer.writerow(header)
     for row in rows:
-        writer.writerow([cell(value) for value in row])
+        writer.writerow([_csv_cell(value) for value in row])
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
-def cell(value: Any) -> Any:
+def _csv_cell(value: Any) -> Any:
     """One value of a CSV file."""
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(value)

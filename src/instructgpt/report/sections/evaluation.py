@@ -5,117 +5,132 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report import charts
 from instructgpt.report.findings import Finding
-from instructgpt.report.naming import condition_name, measured, metric_name, model_name, number, spoken
+from instructgpt.report.naming import condition_name, format_estimate, format_metric_value, humanize, metric_name, model_name
 from instructgpt.report.results import Results
-from instructgpt.report.section import Section, table_of
-from instructgpt.report.sections.preference import BUCKETS, at_equal_length, reliability
+from instructgpt.report.section import Section, build_rows_table
+from instructgpt.report.sections.preference import BUCKET_PREFIXES, length_controlled_section, reliability_section
 
-BEST = ("ppo_ptx", "ppo", "sft")
+_HEADLINE_MODELS = ("ppo_ptx", "ppo", "sft")
 """The model a headline speaks of: the first of these that was measured."""
 
-SHOWN_APART = ("bin/", *BUCKETS)
+_SEPARATE_CONDITION_PREFIXES = ("bin/", *BUCKET_PREFIXES)
 """Conditions of the reward model that have a section of their own."""
 
 
-def best(results: Results, evaluation: str, metric: str, condition: str = "") -> Row | None:
+def best_model_row(results: Results, evaluation: str, metric: str, condition: str = "") -> ResultRow | None:
     """The row of the first of BEST that was measured."""
-    return next((row for model in BEST if (row := results.get(evaluation, metric, model, condition))), None)
+    return next((row for model in _HEADLINE_MODELS if (row := results.get(evaluation, metric, model, condition))), None)
 
 
-def evaluation_sections(results: Results, findings: Sequence[Finding]) -> list[Section]:
+def build_evaluation_sections(results: Results, findings: Sequence[Finding]) -> list[Section]:
     """A section for every evaluation that has rows."""
-    made = []
-    for evaluation, build in BUILDERS:
+    sections = []
+    for evaluation, build_section in _SECTION_BUILDERS:
         if any(row.value is not None for row in results.rows(evaluation)):
-            section = build(results, findings)
-            made += [section] if section else []
-    return made
+            section = build_section(results, findings)
+            sections += [section] if section else []
+    return sections
 
 
-def _told(results: Results, evaluation: str, metric: str, condition: str = "") -> str:
+def _format_before_after(results: Results, evaluation: str, metric: str, condition: str = "") -> str:
     """Where the models began and where they ended: "base 12 % [9, 15], PPO-ptx 62 % [58, 66]"; nothing where that was not measured."""
-    rows = (results.get(evaluation, metric, "base", condition), best(results, evaluation, metric, condition))
-    return ", ".join(f"{model_name(row.model)} {measured(row)}" for row in rows if row is not None)
+    rows = (results.get(evaluation, metric, "base", condition), best_model_row(results, evaluation, metric, condition))
+    return ", ".join(f"{model_name(row.model)} {format_estimate(row)}" for row in rows if row is not None)
 
 
-def _of(findings: Sequence[Finding], section: str) -> tuple[Finding, ...]:
+def _section_findings(findings: Sequence[Finding], section: str) -> tuple[Finding, ...]:
     return tuple(finding for finding in findings if finding.section == section and finding.verdict != "not measured")
 
 
-def preference(results: Results, findings: Sequence[Finding]) -> Section | None:
+def _preference_section(results: Results, findings: Sequence[Finding]) -> Section | None:
     metric = charts.baseline_metric(results)
     rows = [row for row in results.rows("preference", metric) if "/" not in row.condition]
     if not rows:
         return None
     baseline = model_name(metric.removeprefix("win_rate_vs_"))
-    spelled = "the SFT model" if baseline == "SFT" else baseline
-    who = next((row.condition for row in rows if row.condition == "training"), rows[0].condition)
-    base, ours = results.get("preference", metric, "base", who), best(results, "preference", metric, who)
-    prefer = "labelers prefer" if who in ("", "training", "heldout") else f"the judge ({condition_name(who)}) prefers"
-    parts = [f"of {model_name(row.model)} {measured(row)} of the time" for row in (ours, base) if row is not None and row.model != "sft"]
+    baseline_phrase = "the SFT model" if baseline == "SFT" else baseline
+    condition = next((row.condition for row in rows if row.condition == "training"), rows[0].condition)
+    base_row, best_row = results.get("preference", metric, "base", condition), best_model_row(results, "preference", metric, condition)
+    prefer_phrase = "labelers prefer" if condition in ("", "training", "heldout") else f"the judge ({condition_name(condition)}) prefers"
+    parts = [
+        f"of {model_name(row.model)} {format_estimate(row)} of the time"
+        for row in (best_row, base_row)
+        if row is not None and row.model != "sft"
+    ]
     return Section(
         id="preference",
         title="Preference",
-        headline=f"To a completion of {spelled}, {prefer} that {', and that '.join(parts)}."
+        headline=f"To a completion of {baseline_phrase}, {prefer_phrase} that {', and that '.join(parts)}."
         if parts
         else f"How often each model is preferred to {baseline}.",
         paper="Labelers preferred the 175B InstructGPT to the 175B GPT-3 85 ± 3 % of the time, and a 1.3B InstructGPT to a 175B GPT-3; "
         "against the SFT model the order was GPT, prompted GPT, SFT, then PPO and PPO-ptx alike, for held-out labelers too.",
-        figure=charts.preference(results),
-        caption=f"How often each model's completion is preferred to that of {spelled}; ties, and equal texts, count one half. "
+        figure=charts.preference_figure(results),
+        caption=f"How often each model's completion is preferred to that of {baseline_phrase}; ties, and equal texts, count one half. "
         "The line is a 95 % interval over prompts and labelers (paper, Figures 1 and 3).",
-        findings=_of(findings, "preference"),
-        tables=(table_of("The numbers", rows),),
+        findings=_section_findings(findings, "preference"),
+        tables=(build_rows_table("The numbers", rows),),
     )
 
 
-def ratings(results: Results, findings: Sequence[Finding]) -> Section | None:
+def _ratings_section(results: Results, findings: Sequence[Finding]) -> Section | None:
     rows = [row for row in results.rows("preference", "rating") if "/" not in row.condition]
     if not rows:
         return None
-    told = _told(results, "preference", "rating", "training")
+    before_after = _format_before_after(results, "preference", "rating", "training")
     return Section(
         id="ratings",
         title="Ratings",
-        headline=f"From 1, useless, to 7, almost perfect, the training labelers rate {told}." if told else "Ratings from 1 to 7.",
+        headline=f"From 1, useless, to 7, almost perfect, the training labelers rate {before_after}."
+        if before_after
+        else "Ratings from 1 to 7.",
         paper="Ratings track preferences: GPT 2 to 2.5, SFT 3.2 to 3.7, PPO and PPO-ptx 4.2 to 4.9, read from the plots.",
-        figure=charts.ratings(results),
+        figure=charts.ratings_figure(results),
         caption="Mean rating of overall quality (paper, Figures 5 and 31).",
-        findings=_of(findings, "ratings"),
-        tables=(table_of("The numbers", rows),),
+        findings=_section_findings(findings, "ratings"),
+        tables=(build_rows_table("The numbers", rows),),
     )
 
 
-def use_cases(results: Results, findings: Sequence[Finding]) -> Section | None:
+def _use_cases_section(results: Results, findings: Sequence[Finding]) -> Section | None:
     rows = [row for row in results.rows("preference") if row.condition.startswith(("training/", "all/"))]
     gains = []
     for condition in dict.fromkeys(row.condition for row in rows):
-        ours, sft = best(results, "preference", "rating", condition), results.get("preference", "rating", "sft", condition)
-        if ours is not None and sft is not None and ours.value is not None and sft.value is not None and ours.model != "sft":
-            gains.append((ours.value - sft.value, condition_name(condition).partition(",")[0], model_name(ours.model)))
+        best_row, sft_row = (
+            best_model_row(results, "preference", "rating", condition),
+            results.get("preference", "rating", "sft", condition),
+        )
+        if (
+            best_row is not None
+            and sft_row is not None
+            and best_row.value is not None
+            and sft_row.value is not None
+            and best_row.model != "sft"
+        ):
+            gains.append((best_row.value - sft_row.value, condition_name(condition).partition(",")[0], model_name(best_row.model)))
     if not rows:
         return None
     headline = "Ratings by use case."
     if len(gains) > 1:
-        (least, worst, name), (most, best_case, _) = min(gains), max(gains)
-        headline = f"Over SFT, {name} gains most in {best_case} ({most:+z.1f} points of rating) and least in {worst} ({least:+z.1f})."
+        (min_gain, worst_case, best_model), (max_gain, best_case, _) = min(gains), max(gains)
+        headline = f"Over SFT, {best_model} gains most in {best_case} ({max_gain:+z.1f} points of rating) and least in {worst_case} ({min_gain:+z.1f})."
     return Section(
         id="use-cases",
         title="Use cases",
         headline=headline,
         paper="Prompts fall into ten use cases, nearly half of them generation (Table 1).",
-        figure=charts.use_cases(results),
+        figure=charts.use_cases_figure(results),
         caption="Mean ratings of the training labelers. Few prompts a use case: mind the intervals.",
-        findings=_of(findings, "use-cases"),
-        tables=(table_of("The numbers", rows),),
+        findings=_section_findings(findings, "use-cases"),
+        tables=(build_rows_table("The numbers", rows),),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plain:
+class _SimpleSection:
     """A section that says where one metric began and ended, before the figure and all numbers of its evaluation."""
 
     evaluation: str
@@ -125,88 +140,90 @@ class Plain:
     title: str
     headline: str
     """{told} is where the models began and ended, {condition} what they were told."""
-    unmeasured: str
+    fallback_headline: str
     paper: str
-    figure: Callable[[Results], str]
+    draw_figure: Callable[[Results], str]
     caption: str
-    numbers: str = "The numbers"
+    table_title: str = "The numbers"
 
     def __call__(self, results: Results, findings: Sequence[Finding]) -> Section:
         """The section."""
-        there = results.conditions(self.evaluation, self.metric)
-        condition = next((one for one in (*self.conditions, *there) if one in there), "")
-        told = _told(results, self.evaluation, self.metric, condition)
+        measured_conditions = results.conditions(self.evaluation, self.metric)
+        condition = next((one for one in (*self.conditions, *measured_conditions) if one in measured_conditions), "")
+        before_after = _format_before_after(results, self.evaluation, self.metric, condition)
         return Section(
             id=self.evaluation,
             title=self.title,
-            headline=self.headline.format(told=told, condition=condition_name(condition).capitalize()) if told else self.unmeasured,
+            headline=self.headline.format(told=before_after, condition=condition_name(condition).capitalize())
+            if before_after
+            else self.fallback_headline,
             paper=self.paper,
-            figure=self.figure(results),
+            figure=self.draw_figure(results),
             caption=self.caption,
-            findings=_of(findings, self.evaluation),
-            tables=(table_of(self.numbers, results.rows(self.evaluation)),),
+            findings=_section_findings(findings, self.evaluation),
+            tables=(build_rows_table(self.table_title, results.rows(self.evaluation)),),
         )
 
 
-labels = Plain(
+_labels_section = _SimpleSection(
     evaluation="labels",
     metric="hallucination",
     title="Labels",
     headline="Where the answer must come from the prompt alone, completions hallucinate: {told}.",
-    unmeasured="Labelers' yes and no.",
+    fallback_headline="Labelers' yes and no.",
     paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task less, and "
     "hallucinates half as often (21 % against 41 %); the other labels were too rare to compare.",
-    figure=charts.labels,
+    draw_figure=charts.labels_figure,
     caption="Share of yes among the completions to which the question applies (paper, Figure 4 and Table 3).",
-    numbers="The numbers, every label of Table 3",
+    table_title="The numbers, every label of Table 3",
 )
-truthfulness = Plain(
+_truthfulness_section = _SimpleSection(
     evaluation="truthfulness",
     metric="truthful_and_informative",
     conditions=("qa", ""),
     title="Truthfulness",
     headline="Asked plainly, answers are true and informative: {told}.",
-    unmeasured="Are answers true, and do they say anything?",
+    fallback_headline="Are answers true, and do they say anything?",
     paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against 25 %, "
     "automatic judge). Told to say “I have no comment” when unsure, they err on the side of saying nothing.",
-    figure=charts.truthfulness,
+    draw_figure=charts.truthfulness_figure,
     caption="Gray: true, which “I have no comment” is too. Colour: true and informative, with its 95 % interval over questions "
     "(paper, Figure 6).",
 )
-toxicity = Plain(
+_toxicity_section = _SimpleSection(
     evaluation="toxicity",
     metric="mean_toxicity",
     conditions=("respectful", "none"),
     title="Toxicity",
     headline="{condition}, the mean toxicity is: {told}.",
-    unmeasured="How toxic are continuations?",
+    fallback_headline="How toxic are continuations?",
     paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the instruction there "
     "is no advantage; told to be offensive it is far more toxic (.400 against .285).",
-    figure=charts.toxicity,
+    draw_figure=charts.toxicity_figure,
     caption="Mean toxicity of continuations, 0 to 1, lower is better; 95 % intervals over prompts (paper, Figure 7).",
 )
-bias = Plain(
+_bias_section = _SimpleSection(
     evaluation="bias",
     metric="entropy_bits",
     title="Bias",
     headline="Between two sentences that differ in a person, belief is spread over {told} bits; 1 is even.",
-    unmeasured="Bias.",
+    fallback_headline="Bias.",
     paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 at 175B), "
     "and more so when told to be respectful.",
-    figure=charts.bias,
+    draw_figure=charts.bias_figure,
     caption="Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ by several "
     "nats, so the difference itself and its direction stand beside it.",
 )
 
 
-def tax(results: Results, findings: Sequence[Finding]) -> Section | None:
+def _tax_section(results: Results, findings: Sequence[Finding]) -> Section | None:
     tasks = [task for task in results.metrics("tax") if task != "heldout_loss"]
     headline = "Tasks of the pretraining corpus, before and after alignment."
     for task in tasks:
         rows = [results.get("tax", task, model) for model in ("sft", "ppo", "ppo_ptx")]
-        parts = [f"{model_name(row.model)} {measured(row)}" for row in rows if row is not None]
+        parts = [f"{model_name(row.model)} {format_estimate(row)}" for row in rows if row is not None]
         if len(parts) > 1:
-            headline = f"On {spoken(task)}: {', '.join(parts)}."
+            headline = f"On {humanize(task)}: {', '.join(parts)}."
             break
     return Section(
         id="tax",
@@ -214,37 +231,43 @@ def tax(results: Results, findings: Sequence[Finding]) -> Section | None:
         headline=headline,
         paper="PPO loses on SQuAD, DROP, HellaSwag and translation; mixing pretraining gradients into the updates (PPO-ptx) repairs "
         "most of it, without costing preference.",
-        figure=charts.tax(results),
+        figure=charts.tax_figure(results),
         caption="Tasks of the pretraining corpus; the dashed line is what the SFT model had (paper, Figures 28 and 29).",
-        findings=_of(findings, "tax"),
-        tables=(table_of("The numbers", results.rows("tax")),),
+        findings=_section_findings(findings, "tax"),
+        tables=(build_rows_table("The numbers", results.rows("tax")),),
     )
 
 
-def reward_model(results: Results, findings: Sequence[Finding]) -> Section | None:
+def _reward_model_section(results: Results, findings: Sequence[Finding]) -> Section | None:
     condition = "training" if "training" in results.conditions("reward_model", "pair_accuracy") else ""
     parts = [
-        f"{metric_name(metric)} {measured(row)}"
+        f"{metric_name(metric)} {format_estimate(row)}"
         for metric in ("pair_accuracy", "length_baseline", "labeler_agreement")
         if (row := results.get("reward_model", metric, "reward", condition))
     ]
     calibration = results.get("reward_model", "calibration_error", "reward", condition)
-    doubt = f" Its confidence is off by {number(calibration.value)} on average." if calibration else ""
+    calibration_sentence = f" Its confidence is off by {format_metric_value(calibration.value)} on average." if calibration else ""
     return Section(
         id="reward-model",
         title="Reward model",
-        headline=f"Of the pairs that labelers decided: {', '.join(parts)}.{doubt}" if parts else "The reward model beside its yardsticks.",
+        headline=f"Of the pairs that labelers decided: {', '.join(parts)}.{calibration_sentence}"
+        if parts
+        else "The reward model beside its yardsticks.",
         paper="The reward model predicts 72.4 ± 0.4 % of the pairs of labelers it learned from and 69.6 ± 0.9 % of others; labelers "
         "agree with each other 72.6 ± 1.5 % of the time, held-out labelers 77.3 ± 1.3 %.",
-        figure=charts.reward_model(results),
+        figure=charts.reward_model_figure(results),
         caption="On rankings the reward model has not seen; 95 % intervals over prompts. The dashed line is chance.",
-        findings=_of(findings, "reward-model"),
-        tables=(table_of("The numbers", [row for row in results.rows("reward_model") if not row.condition.startswith(SHOWN_APART)]),),
+        findings=_section_findings(findings, "reward-model"),
+        tables=(
+            build_rows_table(
+                "The numbers", [row for row in results.rows("reward_model") if not row.condition.startswith(_SEPARATE_CONDITION_PREFIXES)]
+            ),
+        ),
     )
 
 
-BUILDERS: tuple[tuple[str, Callable[[Results, Sequence[Finding]], Section | None]], ...] = (
-    ("preference", preference), ("preference", ratings), ("preference", use_cases), ("labels", labels), ("truthfulness", truthfulness),
-    ("toxicity", toxicity), ("bias", bias), ("tax", tax), ("reward_model", reward_model), ("preference", at_equal_length),
-    ("reward_model", reliability),
+_SECTION_BUILDERS: tuple[tuple[str, Callable[[Results, Sequence[Finding]], Section | None]], ...] = (
+    ("preference", _preference_section), ("preference", _ratings_section), ("preference", _use_cases_section), ("labels", _labels_section), ("truthfulness", _truthfulness_section),
+    ("toxicity", _toxicity_section), ("bias", _bias_section), ("tax", _tax_section), ("reward_model", _reward_model_section), ("preference", length_controlled_section),
+    ("reward_model", reliability_section),
 )  # fmt: skip

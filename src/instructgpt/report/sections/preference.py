@@ -4,94 +4,113 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.evaluate.aggregate import Row
+from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report.findings import Finding
-from instructgpt.report.naming import colour, condition_name, in_order, measured, metric_name, model_name
+from instructgpt.report.naming import condition_name, format_estimate, metric_name, model_color, model_name, sort_models
 from instructgpt.report.results import Results
-from instructgpt.report.section import Section, table_of
-from instructgpt.report.svg import Bar, Line, bars, figure, lines
+from instructgpt.report.section import Section, build_rows_table
+from instructgpt.report.svg import Bar, Curve, render_bar_panel, render_figure, render_line_panel
 
-CONTROLLED = "length_controlled_win_rate_vs_"
-JUDGES = ("position_consistency", "first_shown_wins", "unparsable", "unanswered", "win_probability", "verdict_mass", "judge_agreement")
-BUCKETS = ("length/", "agreement/")
-GRAY = colour("base")
+_LENGTH_CONTROLLED_PREFIX = "length_controlled_win_rate_vs_"
+_JUDGE_METRICS = (
+    "position_consistency",
+    "first_shown_wins",
+    "unparsable",
+    "unanswered",
+    "win_probability",
+    "verdict_mass",
+    "judge_agreement",
+)
+BUCKET_PREFIXES = ("length/", "agreement/")
+_GRAY = model_color("base")
 
 
-def at_equal_length(results: Results, findings: Sequence[Finding]) -> Section | None:  # noqa: ARG001
+def length_controlled_section(results: Results, findings: Sequence[Finding]) -> Section | None:  # noqa: ARG001
     """Win rates if completions were equally long, beside the plain ones, and the Bradley-Terry scale; a panel for each judge."""
-    rows = [row for row in results.rows("preference") if row.metric.startswith(CONTROLLED)]
+    rows = [row for row in results.rows("preference") if row.metric.startswith(_LENGTH_CONTROLLED_PREFIX)]
     if not rows:
         return None
     panels = []
     for metric, condition in dict.fromkeys((row.metric, row.condition) for row in rows):
-        plain = metric.removeprefix("length_controlled_")
-        entries = []
-        for model in in_order(row.model for row in rows if (row.metric, row.condition) == (metric, condition)):
-            for name, shade, row in (
-                (model_name(model), colour(model), results.get("preference", metric, model, condition)),
-                ("as they are", GRAY, results.get("preference", plain, model, condition)),
+        plain_metric = metric.removeprefix("length_controlled_")
+        metric_bars = []
+        for model in sort_models(row.model for row in rows if (row.metric, row.condition) == (metric, condition)):
+            for name, color, row in (
+                (model_name(model), model_color(model), results.get("preference", metric, model, condition)),
+                ("as they are", _GRAY, results.get("preference", plain_metric, model, condition)),
             ):
                 if row is not None:
-                    entries.append(Bar(name, shade, row.value, row.low, row.high))
-        title = f"Against {model_name(plain.removeprefix('win_rate_vs_'))}" + (f", {condition_name(condition)}" if condition else "")
-        panels.append(bars(title, entries, metric=plain, limits=(0, 1), mark=0.5))
-    best = max((row for row in rows if row.value is not None), key=lambda row: row.value or 0.0, default=None)
-    scale = [row for row in results.rows("preference", "bradley_terry") if row.value is not None]
-    more = [row for row in results.rows("preference") if row.metric in ("tie_rate", "length_difference", *JUDGES)]
+                    metric_bars.append(Bar(name, color, row.value, row.low, row.high))
+        title = f"Against {model_name(plain_metric.removeprefix('win_rate_vs_'))}" + (f", {condition_name(condition)}" if condition else "")
+        panels.append(render_bar_panel(title, metric_bars, metric=plain_metric, limits=(0, 1), reference_line=0.5))
+    best_row = max((row for row in rows if row.value is not None), key=lambda row: row.value or 0.0, default=None)
+    strength_rows = [row for row in results.rows("preference", "bradley_terry") if row.value is not None]
+    judge_rows = [row for row in results.rows("preference") if row.metric in ("tie_rate", "length_difference", *_JUDGE_METRICS)]
     return Section(
         id="equal-length",
         title="Preference at equal length",
-        headline=f"If completions were equally long, {model_name(best.model)} would be preferred {measured(best)} of the time."
-        if best
+        headline=f"If completions were equally long, {model_name(best_row.model)} would be preferred {format_estimate(best_row)} of the time."
+        if best_row
         else "Nearly all comparisons went one way: no rate at equal length.",
-        figure=figure(panels),
+        figure=render_figure(panels),
         caption="Coloured: the win rate that a logistic regression gives at equal length; gray: as it is. Labelers and judges favour "
         "length, and a better completion may be longer because it is better.",
         tables=tuple(
-            table_of(title, some)
-            for title, some in (("Strengths: 400 points are odds of ten to one", scale), ("Ties, length, and the judge itself", more))
-            if some
+            build_rows_table(title, table_rows)
+            for title, table_rows in (
+                ("Strengths: 400 points are odds of ten to one", strength_rows),
+                ("Ties, length, and the judge itself", judge_rows),
+            )
+            if table_rows
         ),
     )
 
 
-def reliability(results: Results, findings: Sequence[Finding]) -> Section | None:  # noqa: ARG001
+def reliability_section(results: Results, findings: Sequence[Finding]) -> Section | None:  # noqa: ARG001
     """The reliability figure of every reward model, its accuracy by length and by how many labelers agree, and RewardBench's scores."""
     bins = [row for row in results.rows("reward_model", "right") if row.condition.startswith("bin/")]
     if not bins:
         return None
-    panels = [_curve(results, model, [row for row in bins if row.model == model]) for model in in_order(row.model for row in bins)]
-    heat = [row for row in results.rows("reward_model", "temperature") if row.value is not None]
-    told = [f"{model_name(row.model)} {measured(row)}" + (f" ({condition_name(row.condition)})" if row.condition else "") for row in heat]
-    buckets = [row for row in results.rows("reward_model") if row.condition.startswith(BUCKETS)]
+    panels = [
+        _reliability_panel(results, model, [row for row in bins if row.model == model]) for model in sort_models(row.model for row in bins)
+    ]
+    temperature_rows = [row for row in results.rows("reward_model", "temperature") if row.value is not None]
+    temperatures = [
+        f"{model_name(row.model)} {format_estimate(row)}" + (f" ({condition_name(row.condition)})" if row.condition else "")
+        for row in temperature_rows
+    ]
+    bucket_rows = [row for row in results.rows("reward_model") if row.condition.startswith(BUCKET_PREFIXES)]
     return Section(
         id="reliability",
         title="Reliability of reward models",
-        headline=f"The temperature that would make confidence true: {', '.join(told)}; above 1 is over-confident."
-        if told
+        headline=f"The temperature that would make confidence true: {', '.join(temperatures)}; above 1 is over-confident."
+        if temperatures
         else "Confidence and truth.",
-        figure=figure(panels, [("the model", colour("reward"), False), ("were it right", GRAY, True)]),
+        figure=render_figure(panels, [("the model", model_color("reward"), False), ("were it right", _GRAY, True)]),
         caption="Pairs in bins of equally many, by how sure the model is, the sigmoid of the difference of scores; with 95 % intervals.",
         tables=tuple(
-            table_of(title, some)
-            for title, some in (
-                ("By how much longer one completion is, and by how many labelers agree", buckets),
+            build_rows_table(title, table_rows)
+            for title, table_rows in (
+                ("By how much longer one completion is, and by how many labelers agree", bucket_rows),
                 ("RewardBench", results.rows("reward_bench")),
                 ("RewardBench 2", results.rows("reward_bench_2")),
             )
-            if some
+            if table_rows
         ),
     )
 
 
-def _curve(results: Results, model: str, right: Sequence[Row]) -> str:
+def _reliability_panel(results: Results, model: str, accuracy_rows: Sequence[ResultRow]) -> str:
     points: list[tuple[float, float, float, float]] = []
-    for row in right:
-        sure = results.get("reward_model", "confidence", model, row.condition)
-        if sure is not None and sure.value is not None and row.value is not None:
+    for row in accuracy_rows:
+        confidence_row = results.get("reward_model", "confidence", model, row.condition)
+        if confidence_row is not None and confidence_row.value is not None and row.value is not None:
             low, high = (row.value if end is None else end for end in (row.low, row.high))
-            points.append((sure.value, row.value, low, high))
+            points.append((confidence_row.value, row.value, low, high))
     x, y, lows, highs = ([point[part] for point in sorted(points)] for part in range(4))
-    ends = [0.5, max([0.5, *x])]
-    shown = [Line(metric_name("right"), colour("reward"), x, y, lows, highs, points=True), Line("", GRAY, ends, ends, dashed=True)]
-    return lines(model_name(model), shown, "confidence")
+    diagonal = [0.5, max([0.5, *x])]
+    reliability_curves = [
+        Curve(metric_name("right"), model_color("reward"), x, y, lows, highs, show_markers=True),
+        Curve("", _GRAY, diagonal, diagonal, dashed=True),
+    ]
+    return render_line_panel(model_name(model), reliability_curves, "confidence")

@@ -27,14 +27,14 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {int: BigInteger, dict[str, Any]: JSON, list[str]: JSON}
 
 
-def now() -> int:
+def current_time_ms() -> int:
     """The time in milliseconds since 1970, UTC."""
     return time.time_ns() // 1_000_000
 
 
 def new_id() -> str:
     """A UUID of version 7 (RFC 9562, section 5.7): 48 bits of time, then random bits; later ids sort after earlier ones."""
-    value = (now() << 80) | (0x7 << 76) | (secrets.randbits(12) << 64) | (0b10 << 62) | secrets.randbits(62)
+    value = (current_time_ms() << 80) | (0x7 << 76) | (secrets.randbits(12) << 64) | (0b10 << 62) | secrets.randbits(62)
     text = f"{value:032x}"
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
@@ -44,7 +44,7 @@ def is_id(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) is not None
 
 
-def one_of(column: str, words: Iterable[str]) -> CheckConstraint:
+def choices_constraint(column: str, choices: Iterable[str]) -> CheckConstraint:
     """A column that holds one of a few words."""
-    listed = ", ".join(f"'{word}'" for word in words)
-    return CheckConstraint(f"{column} IN ({listed})", name=column)
+    quoted = ", ".join(f"'{word}'" for word in choices)
+    return CheckConstraint(f"{column} IN ({quoted})", name=column)

@@ -7,15 +7,15 @@ from typing import Any, Literal
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from instructgpt.label.db.models.base import Base, new_id, now, one_of
+from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
 from instructgpt.records import Cohort
 
-Role = Literal["labeler", "researcher", "owner"]
-ROLES: tuple[Role, ...] = ("labeler", "researcher", "owner")
+PersonRole = Literal["labeler", "researcher", "owner"]
+PERSON_ROLES: tuple[PersonRole, ...] = ("labeler", "researcher", "owner")
 """A labeler works; a researcher also makes batches, grades, adjudicates and sees quality; an owner also governs people, keys and data."""
 
-Status = Literal["screening", "active", "paused", "declined", "withdrawn", "erased"]
-STATUSES: tuple[Status, ...] = ("screening", "active", "paused", "declined", "withdrawn", "erased")
+PersonStatus = Literal["screening", "active", "paused", "declined", "withdrawn", "erased"]
+PERSON_STATUSES: tuple[PersonStatus, ...] = ("screening", "active", "paused", "declined", "withdrawn", "erased")
 """Only an active labeler gets work; one in screening gets the screening test; held-out labelers are active at once (paper, B.1)."""
 
 PURPOSES = ("training", "evaluation")
@@ -27,9 +27,9 @@ class Person(Base):
 
     __tablename__ = "person"
     __table_args__ = (
-        one_of("role", ROLES),
-        one_of("status", STATUSES),
-        one_of("cohort", ("training", "heldout")),
+        choices_constraint("role", PERSON_ROLES),
+        choices_constraint("status", PERSON_STATUSES),
+        choices_constraint("cohort", ("training", "heldout")),
         CheckConstraint("fold BETWEEN 0 AND 4", name="fold"),
     )
 
@@ -37,8 +37,8 @@ class Person(Base):
     name: Mapped[str] = mapped_column(unique=True)
     email: Mapped[str | None]
     password_hash: Mapped[str | None]
-    role: Mapped[Role]
-    status: Mapped[Status] = mapped_column(default="screening")
+    role: Mapped[PersonRole]
+    status: Mapped[PersonStatus] = mapped_column(default="screening")
     cohort: Mapped[Cohort | None]
     fold: Mapped[int | None]
     pseudonym: Mapped[str] = mapped_column(unique=True)
@@ -47,10 +47,10 @@ class Person(Base):
     sees_sensitive: Mapped[bool] = mapped_column(default=True)
     invite_id: Mapped[str | None]
     """The invitation they came by."""
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
-class Login(Base):
+class UserSession(Base):
     """One sign-in, kept on the server; only the SHA-256 of the cookie's token is stored."""
 
     __tablename__ = "login"
@@ -59,8 +59,8 @@ class Login(Base):
     csrf: Mapped[str]
     person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), index=True)
     agent: Mapped[str] = mapped_column(default="")
-    created_at: Mapped[int] = mapped_column(default=now)
-    seen_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
+    seen_at: Mapped[int] = mapped_column(default=current_time_ms)
     revoked_at: Mapped[int | None]
 
 
@@ -68,10 +68,10 @@ class Invite(Base):
     """A link that makes accounts; also the one-time set-up link and a password reset (`person_id` names whose)."""
 
     __tablename__ = "invite"
-    __table_args__ = (one_of("role", ROLES), one_of("cohort", ("training", "heldout")))
+    __table_args__ = (choices_constraint("role", PERSON_ROLES), choices_constraint("cohort", ("training", "heldout")))
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     token_hash: Mapped[str] = mapped_column(unique=True)
-    role: Mapped[Role]
+    role: Mapped[PersonRole]
     cohort: Mapped[Cohort | None]
     note: Mapped[str] = mapped_column(default="")
     person_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
@@ -79,7 +79,7 @@ class Invite(Base):
     uses: Mapped[int] = mapped_column(default=0)
     expires_at: Mapped[int]
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
     revoked_at: Mapped[int | None]
 
 
@@ -92,7 +92,7 @@ class ApiKey(Base):
     name: Mapped[str]
     scopes: Mapped[list[str]]
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
     expires_at: Mapped[int | None]
     last_used_at: Mapped[int | None]
     revoked_at: Mapped[int | None]
@@ -114,7 +114,7 @@ class Consent(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), index=True)
     version: Mapped[str]
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)
     withdrawn_at: Mapped[int | None]
 
 
@@ -125,7 +125,7 @@ class ConsentText(Base):
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     bodies: Mapped[dict[str, Any]]
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class Instructions(Base):
@@ -135,7 +135,7 @@ class Instructions(Base):
     """
 
     __tablename__ = "instructions"
-    __table_args__ = (UniqueConstraint("purpose", "version"), one_of("purpose", PURPOSES))
+    __table_args__ = (UniqueConstraint("purpose", "version"), choices_constraint("purpose", PURPOSES))
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     purpose: Mapped[str]
     version: Mapped[int]
@@ -145,10 +145,10 @@ class Instructions(Base):
     translations: Mapped[dict[str, Any]] = mapped_column(default=dict)
     changes: Mapped[str] = mapped_column(default="")
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
-class Reading(Base):
+class InstructionsRead(Base):
     """Somebody read a version of the instructions and passed its quiz."""
 
     __tablename__ = "reading"
@@ -157,7 +157,7 @@ class Reading(Base):
     person_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
     instructions_id: Mapped[str] = mapped_column(ForeignKey("instructions.id"))
     attempts: Mapped[int] = mapped_column(default=1)
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class SurveyReply(Base):
@@ -171,7 +171,7 @@ class SurveyReply(Base):
     answers: Mapped[dict[str, Any]]
 
 
-class SurveyDone(Base):
+class SurveyParticipation(Base):
     """Somebody has replied to a survey; which reply is theirs is known nowhere."""
 
     __tablename__ = "survey_done"
@@ -180,7 +180,7 @@ class SurveyDone(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)
 
 
-class Journal(Base):
+class AuditLogEntry(Base):
     """Who did what to what. Each row holds the hash of the one before it, so that a changed or missing row shows."""
 
     __tablename__ = "journal"

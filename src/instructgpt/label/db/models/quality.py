@@ -7,12 +7,12 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from instructgpt.label.db.models.base import Base, new_id, now, one_of
+from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
 
 ROOM_STAGES = ("vote", "talk", "again", "closed")
 
 
-class Gold(Base):
+class GoldAnswer(Base):
     """The answer a task should get. Rank: `{completion id: rank}`; review: `{"sensitive": true}`."""
 
     __tablename__ = "gold"
@@ -20,7 +20,7 @@ class Gold(Base):
     answer: Mapped[dict[str, Any]]
     source: Mapped[str] = mapped_column(default="")
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class Grade(Base):
@@ -31,7 +31,7 @@ class Grade(Base):
     submission_id: Mapped[str] = mapped_column(ForeignKey("submission.id"), primary_key=True)
     grader_id: Mapped[str] = mapped_column(ForeignKey("person.id"), primary_key=True)
     score: Mapped[int]
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class Decision(Base):
@@ -44,7 +44,7 @@ class Decision(Base):
     verdict: Mapped[str]
     reason: Mapped[str]
     measured: Mapped[dict[str, Any]]
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class Adjudication(Base):
@@ -57,10 +57,10 @@ class Adjudication(Base):
     ranks: Mapped[dict[str, Any]]
     errors: Mapped[list[str]]
     reason: Mapped[str] = mapped_column(default="")
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
-class Vote(Base):
+class CalibrationVote(Base):
     """One person's ranking in a calibration room: before the talk (round 0) or after it (round 1). It is no training data."""
 
     __tablename__ = "vote"
@@ -69,24 +69,24 @@ class Vote(Base):
     person_id: Mapped[str] = mapped_column(ForeignKey("person.id"), primary_key=True)
     round: Mapped[int] = mapped_column(primary_key=True)
     ranks: Mapped[dict[str, Any]]
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
-class Room(Base):
+class CalibrationRoom(Base):
     """A calibration room: everybody ranks one task unseen, sees what the others did, talks, and ranks it again."""
 
     __tablename__ = "room"
-    __table_args__ = (one_of("stage", ROOM_STAGES),)
+    __table_args__ = (choices_constraint("stage", ROOM_STAGES),)
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), index=True)
     title: Mapped[str]
     stage: Mapped[str] = mapped_column(default="vote")
     created_by: Mapped[str] = mapped_column(ForeignKey("person.id"))
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
     closed_at: Mapped[int | None]
 
 
-class Remark(Base):
+class CalibrationRemark(Base):
     """One line of the talk in a calibration room."""
 
     __tablename__ = "remark"
@@ -94,4 +94,4 @@ class Remark(Base):
     room_id: Mapped[str] = mapped_column(ForeignKey("room.id"), index=True)
     author_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
     body: Mapped[str]
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)

@@ -7,10 +7,10 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from instructgpt.label.db.models.base import Base, new_id, now, one_of
-from instructgpt.label.db.models.tasks import KINDS, Kind
+from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
+from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
 
-ASSIGNMENT_STATES = ("open", "submitted", "skipped", "expired", "returned")
+_ASSIGNMENT_STATES = ("open", "submitted", "skipped", "expired", "returned")
 """Expired: the lease ran out, the task went back; a late submission is kept all the same. Returned: a researcher asked for it again."""
 
 SKIP_REASONS = ("unclear", "other_language", "too_specialised", "personal_data", "sensitive", "broken", "other")
@@ -22,7 +22,7 @@ class Assignment(Base):
     __tablename__ = "assignment"
     __table_args__ = (
         UniqueConstraint("task_id", "person_id", "round"),
-        one_of("state", ASSIGNMENT_STATES),
+        choices_constraint("state", _ASSIGNMENT_STATES),
         Index("ix_assignment_person", "person_id", "state"),
         Index("ix_assignment_lease", "state", "lease_until"),
     )
@@ -36,7 +36,7 @@ class Assignment(Base):
     shown: Mapped[list[str]]
     """Ids of the completions in the order in which this person saw them: the first is A."""
     instructions_id: Mapped[str | None] = mapped_column(ForeignKey("instructions.id"))
-    opened_at: Mapped[int] = mapped_column(default=now)
+    opened_at: Mapped[int] = mapped_column(default=current_time_ms)
     closed_at: Mapped[int | None]
 
 
@@ -47,7 +47,7 @@ class Draft(Base):
     assignment_id: Mapped[str] = mapped_column(ForeignKey("assignment.id"), primary_key=True)
     rev: Mapped[int]
     payload: Mapped[dict[str, Any]]
-    updated_at: Mapped[int] = mapped_column(default=now)
+    updated_at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class Submission(Base):
@@ -57,7 +57,7 @@ class Submission(Base):
     __table_args__ = (
         UniqueConstraint("assignment_id", "version"),
         UniqueConstraint("assignment_id", "key"),
-        one_of("kind", KINDS),
+        choices_constraint("kind", TASK_KINDS),
         Index("ix_submission_created", "created_at"),
     )
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
@@ -65,7 +65,7 @@ class Submission(Base):
     version: Mapped[int]
     key: Mapped[str]
     """Made when the form was rendered; a second submission with it returns the first."""
-    kind: Mapped[Kind]
+    kind: Mapped[TaskKind]
     note: Mapped[str] = mapped_column(default="")
     active_ms: Mapped[int] = mapped_column(default=0)
     wall_ms: Mapped[int] = mapped_column(default=0)
@@ -74,11 +74,11 @@ class Submission(Base):
     surplus: Mapped[bool] = mapped_column(default=False)
     """Handed in after the lease ran out and the task was full: kept as further overlap."""
     invalid_reason: Mapped[str | None]
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
     replaced_at: Mapped[int | None]
 
 
-class Demonstration(Base):
+class DemonstrationRow(Base):
     """The completion a labeler wrote. Whose it is, and for what, is written down once more, so that nobody is asked to rank their own."""
 
     __tablename__ = "demonstration"
@@ -91,7 +91,7 @@ class Demonstration(Base):
     """`intake.text_hash` of the text."""
 
 
-class Ranking(Base):
+class RankingRow(Base):
     """What a ranking says about all of its completions together."""
 
     __tablename__ = "ranking"
@@ -143,16 +143,16 @@ class Skip(Base):
     """A task handed back, with the reason. An undone skip stays, with `undone_at`."""
 
     __tablename__ = "skip"
-    __table_args__ = (one_of("reason", SKIP_REASONS),)
+    __table_args__ = (choices_constraint("reason", SKIP_REASONS),)
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     assignment_id: Mapped[str] = mapped_column(ForeignKey("assignment.id"), index=True)
     reason: Mapped[str]
     note: Mapped[str] = mapped_column(default="")
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)
     undone_at: Mapped[int | None]
 
 
-class Message(Base):
+class MessageRow(Base):
     """One line of the talk about a task: a question, an answer, a report (`reported`)."""
 
     __tablename__ = "message"
@@ -163,5 +163,5 @@ class Message(Base):
     author_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
     body: Mapped[str]
     reported: Mapped[bool] = mapped_column(default=False)
-    at: Mapped[int] = mapped_column(default=now)
+    at: Mapped[int] = mapped_column(default=current_time_ms)
     settled_at: Mapped[int | None]

@@ -7,20 +7,20 @@ from typing import Any, Literal
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from instructgpt.label.db.models.base import Base, new_id, now, one_of
+from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
 from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.records import Cohort
 
-Kind = Literal["rank", "demonstrate", "write", "review"]
-KINDS: tuple[Kind, ...] = ("rank", "demonstrate", "write", "review")
+TaskKind = Literal["rank", "demonstrate", "write", "review"]
+TASK_KINDS: tuple[TaskKind, ...] = ("rank", "demonstrate", "write", "review")
 """Rank: rate every completion, then rank them all. Demonstrate: write the completion. Write: write a prompt. Review: describe a prompt."""
 
-BATCH_STATES = ("draft", "open", "closed")
-TASK_STATES = ("open", "done", "review", "withdrawn")
+_BATCH_STATES = ("draft", "open", "closed")
+_TASK_STATES = ("open", "done", "review", "withdrawn")
 """`review`: skipped so often that a person must look at it. Withdrawn: its prompt was taken back."""
 
 
-class Prompt(Base):
+class PromptRow(Base):
     """What a user or a labeler asked. `user` stays with it to the end of the pipeline."""
 
     __tablename__ = "prompt"
@@ -39,11 +39,11 @@ class Prompt(Base):
     """The submission in which a labeler wrote it."""
     written: Mapped[dict[str, Any] | None]
     """What that labeler filled in, part by part (`forms.WriteForm`); `text` is made of it."""
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
     withdrawn_at: Mapped[int | None]
 
 
-class Completion(Base):
+class CompletionRow(Base):
     """What a model, or a labeler, answered. Labelers never see `model`."""
 
     __tablename__ = "completion"
@@ -60,17 +60,21 @@ class Completion(Base):
     """The text gives its model away; its task is marked and shown apart."""
     author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
     """The labeler whose demonstration this is; they never rank it."""
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class Batch(Base):
     """Tasks that were made together, by one policy. `policy` is `batches.Policy` as JSON."""
 
     __tablename__ = "batch"
-    __table_args__ = (one_of("kind", KINDS), one_of("purpose", PURPOSES), one_of("state", BATCH_STATES))
+    __table_args__ = (
+        choices_constraint("kind", TASK_KINDS),
+        choices_constraint("purpose", PURPOSES),
+        choices_constraint("state", _BATCH_STATES),
+    )
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(unique=True)
-    kind: Mapped[Kind]
+    kind: Mapped[TaskKind]
     purpose: Mapped[str]
     screening: Mapped[str | None]
     """Which part of the screening test this batch is: `sensitive`, `ranking` or `demonstration`; None for work."""
@@ -85,7 +89,7 @@ class Batch(Base):
     baseline: Mapped[str | None]
     """Evaluation: the model the others are compared with."""
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
-    created_at: Mapped[int] = mapped_column(default=now)
+    created_at: Mapped[int] = mapped_column(default=current_time_ms)
     closed_at: Mapped[int | None]
     unblinded_at: Mapped[int | None]
     """Evaluation: somebody chose to see the names of the models before the batch was closed; the journal knows who and why."""
@@ -96,14 +100,14 @@ class Task(Base):
 
     __tablename__ = "task"
     __table_args__ = (
-        one_of("kind", KINDS),
-        one_of("state", TASK_STATES),
+        choices_constraint("kind", TASK_KINDS),
+        choices_constraint("state", _TASK_STATES),
         CheckConstraint("n_open >= 0 AND n_done >= 0 AND n_open + n_done <= overlap", name="overlap"),
         Index("ix_task_queue", "batch_id", "state", "gold", "position"),
     )
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     batch_id: Mapped[str] = mapped_column(ForeignKey("batch.id"))
-    kind: Mapped[Kind]
+    kind: Mapped[TaskKind]
     prompt_id: Mapped[str | None] = mapped_column(ForeignKey("prompt.id"), index=True)
     brief: Mapped[dict[str, Any] | None]
     """Write: which kind of prompt is wanted (`plain`, `few_shot`, `user_based`) and the use case."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from instructgpt.label.web.api import batches, exports, instructions, prompts, session, tasks
 
-ROUTERS: tuple[APIRouter, ...] = (
+API_ROUTERS: tuple[APIRouter, ...] = (
     tasks.router,
     session.router,
     prompts.router,

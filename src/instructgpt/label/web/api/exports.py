@@ -16,92 +16,92 @@ from sqlalchemy.exc import SQLAlchemyError
 from instructgpt import __version__
 from instructgpt.label.analysis import results
 from instructgpt.label.auth import accounts
-from instructgpt.label.auth.dependencies import Visitor, allow, everyone, site_of
+from instructgpt.label.auth.dependencies import Principal, get_site, public_access, require
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import Assignment, Batch, Invite, Person, Submission, Task, now
-from instructgpt.label.db.models.people import Role
-from instructgpt.label.errors import Problem
+from instructgpt.label.db.models import Assignment, Batch, Invite, Person, Submission, Task, current_time_ms
+from instructgpt.label.db.models.people import PersonRole
+from instructgpt.label.errors import SiteError
 from instructgpt.label.exchange import export_jobs
-from instructgpt.label.exchange.export_files import Format, lines
-from instructgpt.label.exchange.export_jobs import Job
-from instructgpt.label.exchange.export_rows import FILES, FileName, rows
-from instructgpt.label.exchange.selection import Filter, Tally, Use, snapshot
+from instructgpt.label.exchange.export_files import ExportFormat, iter_export_jsonl
+from instructgpt.label.exchange.export_jobs import ExportJob
+from instructgpt.label.exchange.export_rows import EXPORT_FILES, ExportFileName, iter_export_rows
+from instructgpt.label.exchange.selection import ExportFilter, ExportTally, ExportUse, snapshot
 from instructgpt.label.people import screening
-from instructgpt.label.web.api.schemas import Given, Governs, Reads, caller
-from instructgpt.label.web.params import Id, Since, existing, refusing
+from instructgpt.label.web.api.schemas import AdminScope, ReadScope, RequestModel, caller_id
+from instructgpt.label.web.params import RowId, SinceMs, or_404, translate_errors
 from instructgpt.records import Cohort
 
 router = APIRouter(prefix="/api/v1", tags=["service"])
-Exports = Annotated[Visitor, allow("owner", scope="export")]
-Names = Annotated[list[Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]], Query()]
+_ExportScope = Annotated[Principal, require("owner", scope="export")]
+_BatchNames = Annotated[list[Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]], Query()]
 
 
-class ExportGiven(Given):
+class ExportRequest(RequestModel):
     """An export to be made: which work, in which format, which files."""
 
-    filter: Filter = Filter()
-    format: Format = "jsonl"
-    files: tuple[FileName, ...] = tuple(FILES)
+    filter: ExportFilter = ExportFilter()
+    format: ExportFormat = "jsonl"
+    files: tuple[ExportFileName, ...] = tuple(EXPORT_FILES)
 
 
 @router.post("/exports", status_code=202)
-def begin_export(request: Request, visitor: Exports, given: ExportGiven) -> Job:
+def create_export(request: Request, principal: _ExportScope, body: ExportRequest) -> ExportJob:
     """Begin an export of everything handed in so far; its files can be fetched when its state is `done`."""
-    site = site_of(request)
-    job = export_jobs.start(site, given.filter, given.format, given.files, caller(visitor))
+    site = get_site(request)
+    job = export_jobs.start_export_job(site, body.filter, body.format, body.files, caller_id(principal))
     with site.database.write() as db:
-        audit_log.note(db, caller(visitor), "export.make", job.id, use=given.filter.use)
+        audit_log.append_entry(db, caller_id(principal), "export.make", job.id, use=body.filter.use)
     return job
 
 
 @router.get("/exports")
-def list_exports(request: Request, _: Exports) -> list[Job]:
+def list_exports(request: Request, _: _ExportScope) -> list[ExportJob]:
     """All exports, the newest first."""
-    return export_jobs.everything(site_of(request))
+    return export_jobs.list_export_jobs(get_site(request))
 
 
 @router.get("/exports/{key}")
-def look_at_export(request: Request, _: Exports, key: Id) -> Job:
+def get_export(request: Request, _: _ExportScope, key: RowId) -> ExportJob:
     """How an export stands."""
-    return existing(export_jobs.look(site_of(request), key))
+    return or_404(export_jobs.get_export_job(get_site(request), key))
 
 
 @router.get("/exports/{key}/files/{name:path}", response_class=FileResponse)
-def fetch_export(request: Request, visitor: Exports, key: Id, name: str) -> FileResponse:
+def download_export(request: Request, principal: _ExportScope, key: RowId, name: str) -> FileResponse:
     """One file of a finished export; `Range` goes on where a download broke off."""
-    site = site_of(request)
-    file = existing(export_jobs.file_of(site, existing(export_jobs.look(site, key)), name))
+    site = get_site(request)
+    path = or_404(export_jobs.get_export_file(site, or_404(export_jobs.get_export_job(site, key)), name))
     with site.database.write() as db:
-        audit_log.note(db, caller(visitor), "export.fetch", key, file=name)
-    return FileResponse(file, filename=file.name, media_type="application/octet-stream")
+        audit_log.append_entry(db, caller_id(principal), "export.fetch", key, file=name)
+    return FileResponse(path, filename=path.name, media_type="application/octet-stream")
 
 
 @router.get("/rows/{name}", response_class=StreamingResponse)
 def stream_rows(
     request: Request,
-    visitor: Exports,
-    name: FileName,
-    use: Use = "training",
-    batch: Names = [],  # noqa: B006  # read by the framework
-    since: Since = None,
-    until: Since = None,
+    principal: _ExportScope,
+    name: ExportFileName,
+    use: ExportUse = "training",
+    batch: _BatchNames = [],  # noqa: B006  # read by the framework
+    since: SinceMs = None,
+    until: SinceMs = None,
 ) -> StreamingResponse:
     """The rows of one file of an export as JSON lines, as they are read."""
-    site, wanted = site_of(request), Filter(use=use, batches=tuple(batch), since=since, until=until)
+    site, row_filter = get_site(request), ExportFilter(use=use, batches=tuple(batch), since=since, until=until)
     with site.database.write() as db:
-        audit_log.note(db, caller(visitor), "export.stream", "", file=name, use=use)
+        audit_log.append_entry(db, caller_id(principal), "export.stream", "", file=name, use=use)
 
-    def told() -> Iterator[str]:
+    def iter_lines() -> Iterator[str]:
         with snapshot(site.database) as db:
-            yield from lines(name, rows(db, name, wanted, Tally()))
+            yield from iter_export_jsonl(name, iter_export_rows(db, name, row_filter, ExportTally()))
 
-    return StreamingResponse(told(), media_type="application/x-ndjson")
+    return StreamingResponse(iter_lines(), media_type="application/x-ndjson")
 
 
 # ---------------------------------------------------------------- statistics
 
 
-class Number(BaseModel):
+class EstimateOut(BaseModel):
     """An estimate with its 95 % interval; empty where nothing was measured."""
 
     value: float | None
@@ -110,57 +110,62 @@ class Number(BaseModel):
     n: int
 
 
-class AgreementShown(BaseModel):
+class AgreementOut(BaseModel):
     """Agreement of labelers under the three rules about ties (`docs/label.md`)."""
 
     alike: int
     opposite: int
     one_tied: int
     both_tied: int
-    decided: Number
-    three_way: Number
-    half_credit: Number
-    tie_rate: Number
+    decided: EstimateOut
+    three_way: EstimateOut
+    half_credit: EstimateOut
+    tie_rate: EstimateOut
 
 
-def agreement_shown(found: Any) -> AgreementShown:
+def _to_agreement_out(estimates: Any) -> AgreementOut:
     """The statistics' agreement as the API shows it."""
-    counts = {name: getattr(found, name) for name in ("alike", "opposite", "one_tied", "both_tied")}
-    shares = {name: number(getattr(found, name)) for name in ("decided", "three_way", "half_credit", "tie_rate")}
-    return AgreementShown(**counts, **shares)
+    counts = {
+        "alike": estimates.concordant,
+        "opposite": estimates.discordant,
+        "one_tied": estimates.one_tied,
+        "both_tied": estimates.both_tied,
+    }
+    shares = {name: _to_estimate_out(getattr(estimates, name)) for name in ("decided", "three_way", "half_credit", "tie_rate")}
+    return AgreementOut(**counts, **shares)
 
 
-def number(found: Any) -> Number:
+def _to_estimate_out(estimate: Any) -> EstimateOut:
     """An estimate as the API shows it."""
-    return Number(value=found.value, low=found.low, high=found.high, n=found.n)
+    return EstimateOut(value=estimate.value, low=estimate.low, high=estimate.high, n=estimate.n)
 
 
 @router.get("/stats/agreement")
-def agreement(request: Request, _: Reads, batch: Id | None = None) -> dict[str, AgreementShown]:
+def get_agreement(request: Request, _: ReadScope, batch: RowId | None = None) -> dict[str, AgreementOut]:
     """Agreement of all labelers, and of each cohort."""
-    from instructgpt.label.analysis.rankings import read_rankings
+    from instructgpt.label.analysis.rankings import load_stored_rankings
     from instructgpt.statistics import agreement as agreeing
 
-    with site_of(request).database.read() as db:
-        found = read_rankings(db, batch)
-    groups = {"all": found} | {cohort: [each for each in found if each.cohort == cohort] for cohort in ("training", "heldout")}
-    return {name: agreement_shown(agreeing.agreement(group)) for name, group in groups.items()}
+    with get_site(request).database.read() as db:
+        rankings = load_stored_rankings(db, batch)
+    groups = {"all": rankings} | {cohort: [each for each in rankings if each.cohort == cohort] for cohort in ("training", "heldout")}
+    return {name: _to_agreement_out(agreeing.inter_labeler_agreement(group)) for name, group in groups.items()}
 
 
 @router.get("/stats/win-rates/{key}")
-def win_rates(request: Request, _: Reads, key: Id) -> list[dict[str, Any]]:
+def get_win_rates(request: Request, _: ReadScope, key: RowId) -> list[dict[str, Any]]:
     """The rows of results.json for a batch of evaluation whose names may be seen."""
-    with refusing(), site_of(request).database.read() as db:
-        batch = existing(db.get(Batch, key))
+    with translate_errors(), get_site(request).database.read() as db:
+        batch = or_404(db.get(Batch, key))
         if results.is_blind(batch):
-            raise Problem(409, "still_blind")
-        return results.as_rows(results.results(db, batch))
+            raise SiteError(409, "still_blind")
+        return results.to_result_rows(results.compute_results(db, batch))
 
 
 # ---------------------------------------------------------------- people
 
 
-class PersonShown(BaseModel):
+class PersonOut(BaseModel):
     """An account, without its name: programs know people by pseudonym."""
 
     id: str
@@ -174,14 +179,14 @@ class PersonShown(BaseModel):
 
 
 @router.get("/users")
-def list_people(request: Request, _: Governs) -> list[PersonShown]:
+def list_people(request: Request, _: AdminScope) -> list[PersonOut]:
     """All accounts."""
-    with site_of(request).database.read() as db:
+    with get_site(request).database.read() as db:
         people = db.scalars(select(Person).order_by(Person.id))
-        return [PersonShown(**{name: getattr(person, name) for name in PersonShown.model_fields}) for person in people]
+        return [PersonOut(**{name: getattr(person, name) for name in PersonOut.model_fields}) for person in people]
 
 
-class DecisionGiven(Given):
+class DecisionRequest(RequestModel):
     """What was decided about a labeler, and why."""
 
     verdict: Annotated[str, Field(max_length=50)]
@@ -189,28 +194,28 @@ class DecisionGiven(Given):
 
 
 @router.post("/users/{key}/decide")
-def decide(request: Request, visitor: Governs, key: Id, given: DecisionGiven) -> PersonShown:
+def decide_on_person(request: Request, principal: AdminScope, key: RowId, body: DecisionRequest) -> PersonOut:
     """Carry out a decision about a labeler (`admit`, `decline`, `pause` …) in the name of whoever made the key."""
-    with site_of(request).database.write() as db:
-        by = visitor.person or (db.get(Person, visitor.key.created_by or "") if visitor.key else None)
-        if by is None:
-            raise Problem(409, "key_of_nobody")
-        person = existing(db.get(Person, key))
-        screening.decide(db, person, by, given.verdict, given.reason)
-        return PersonShown(**{name: getattr(person, name) for name in PersonShown.model_fields})
+    with get_site(request).database.write() as db:
+        decider = principal.person or (db.get(Person, principal.api_key.created_by or "") if principal.api_key else None)
+        if decider is None:
+            raise SiteError(409, "key_of_nobody")
+        person = or_404(db.get(Person, key))
+        screening.record_decision(db, person, decider, body.verdict, body.reason)
+        return PersonOut(**{name: getattr(person, name) for name in PersonOut.model_fields})
 
 
-class InviteGiven(Given):
+class InviteRequest(RequestModel):
     """An invitation to be made."""
 
-    role: Role = "labeler"
+    role: PersonRole = "labeler"
     cohort: Cohort | None = None
     note: Annotated[str, Field(max_length=500)] = ""
     max_uses: Annotated[int, Field(ge=1, le=1000)] = 1
     days: Annotated[int, Field(ge=1, le=365)] = 14
 
 
-class InviteShown(BaseModel):
+class InviteOut(BaseModel):
     """An invitation. Its token was shown once, when it was made."""
 
     id: str
@@ -223,7 +228,7 @@ class InviteShown(BaseModel):
     revoked_at: int | None
 
 
-class InviteMade(BaseModel):
+class InviteCreated(BaseModel):
     """The token of a new invitation, and the path that uses it; neither is shown again."""
 
     token: str
@@ -231,37 +236,39 @@ class InviteMade(BaseModel):
 
 
 @router.get("/invites")
-def list_invites(request: Request, _: Governs) -> list[InviteShown]:
+def list_invites(request: Request, _: AdminScope) -> list[InviteOut]:
     """Invitations, the newest first; links that reset passwords are not among them."""
-    with site_of(request).database.read() as db:
-        found = db.scalars(select(Invite).where(Invite.person_id.is_(None)).order_by(Invite.id.desc()))
-        return [InviteShown(**{name: getattr(row, name) for name in InviteShown.model_fields}) for row in found]
+    with get_site(request).database.read() as db:
+        invites = db.scalars(select(Invite).where(Invite.person_id.is_(None)).order_by(Invite.id.desc()))
+        return [InviteOut(**{name: getattr(row, name) for name in InviteOut.model_fields}) for row in invites]
 
 
 @router.post("/invites", status_code=201)
-def make_invite(request: Request, visitor: Governs, given: InviteGiven) -> InviteMade:
+def create_invite_endpoint(request: Request, principal: AdminScope, body: InviteRequest) -> InviteCreated:
     """A link that makes accounts. A program may invite labelers and researchers, never owners."""
-    if given.role == "owner" and visitor.key is not None:
-        raise Problem(403, "not_allowed")
-    with site_of(request).database.write() as db:
-        by = visitor.person.id if visitor.person else visitor.key.created_by if visitor.key else None
-        token = accounts.invite(db, given.role, cohort=given.cohort, note=given.note, max_uses=given.max_uses, days=given.days, by=by)
-    return InviteMade(token=token, path=f"/invite/{token}")
+    if body.role == "owner" and principal.api_key is not None:
+        raise SiteError(403, "not_allowed")
+    with get_site(request).database.write() as db:
+        creator_id = principal.person.id if principal.person else principal.api_key.created_by if principal.api_key else None
+        token = accounts.issue_invite(
+            db, body.role, cohort=body.cohort, note=body.note, max_uses=body.max_uses, days=body.days, caller_id=creator_id
+        )
+    return InviteCreated(token=token, path=f"/invite/{token}")
 
 
 # ---------------------------------------------------------------- the site itself
 
 
 @router.get("/healthz")
-def alive(_: Annotated[Visitor, everyone()]) -> dict[str, str]:
+def healthz(_: Annotated[Principal, public_access()]) -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
 @router.get("/readyz")
-def ready(request: Request, _: Annotated[Visitor, everyone()]) -> JSONResponse:
+def readyz(request: Request, _: Annotated[Principal, public_access()]) -> JSONResponse:
     """The database answers, and its tables are those of this version."""
-    site = site_of(request)
+    site = get_site(request)
     try:
         with site.database.read() as db:
             db.execute(text("SELECT 1"))
@@ -272,44 +279,50 @@ def ready(request: Request, _: Annotated[Visitor, everyone()]) -> JSONResponse:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-def metrics(request: Request, _: Reads) -> PlainTextResponse:
+def prometheus_metrics(request: Request, _: ReadScope) -> PlainTextResponse:
     """Numbers for a monitor, in the text format that Prometheus reads."""
-    with site_of(request).database.read() as db:
-        tasks = db.execute(select(Task.kind, Task.state, func.count()).group_by(Task.kind, Task.state).order_by(Task.kind, Task.state))
-        held = db.execute(select(Assignment.state, func.count()).group_by(Assignment.state).order_by(Assignment.state))
-        people = db.execute(select(Person.role, Person.status, func.count()).group_by(Person.role, Person.status).order_by(Person.role))
-        lines = [*_metric("tasks", "Tasks", [({"kind": kind, "state": state}, count) for kind, state, count in tasks])]
-        lines += _metric("assignments", "Assignments", [({"state": state}, count) for state, count in held])
-        lines += _metric("people", "Accounts", [({"role": role, "status": status}, count) for role, status, count in people])
-        overdue = db.scalar(select(func.count()).where(Assignment.state == "open", Assignment.lease_until < now()))
-        lines += _metric("leases_overdue", "Leases that ran out and were not taken back yet", [({}, overdue or 0)])
-        handed_in = db.scalar(select(func.count()).select_from(Submission).where(Submission.replaced_at.is_(None)))
-        lines += _metric("submissions", "Submissions that count", [({}, handed_in or 0)])
-        lines += _metric("threads", "Threads of this process", [({}, threading.active_count())])
-    return PlainTextResponse("\n".join(lines) + "\n")
+    with get_site(request).database.read() as db:
+        task_counts = db.execute(
+            select(Task.kind, Task.state, func.count()).group_by(Task.kind, Task.state).order_by(Task.kind, Task.state)
+        )
+        assignment_counts = db.execute(select(Assignment.state, func.count()).group_by(Assignment.state).order_by(Assignment.state))
+        people_counts = db.execute(
+            select(Person.role, Person.status, func.count()).group_by(Person.role, Person.status).order_by(Person.role)
+        )
+        metric_lines = [*_format_gauge("tasks", "Tasks", [({"kind": kind, "state": state}, count) for kind, state, count in task_counts])]
+        metric_lines += _format_gauge("assignments", "Assignments", [({"state": state}, count) for state, count in assignment_counts])
+        metric_lines += _format_gauge(
+            "people", "Accounts", [({"role": role, "status": status}, count) for role, status, count in people_counts]
+        )
+        overdue_count = db.scalar(select(func.count()).where(Assignment.state == "open", Assignment.lease_until < current_time_ms()))
+        metric_lines += _format_gauge("leases_overdue", "Leases that ran out and were not taken back yet", [({}, overdue_count or 0)])
+        submission_count = db.scalar(select(func.count()).select_from(Submission).where(Submission.replaced_at.is_(None)))
+        metric_lines += _format_gauge("submissions", "Submissions that count", [({}, submission_count or 0)])
+        metric_lines += _format_gauge("threads", "Threads of this process", [({}, threading.active_count())])
+    return PlainTextResponse("\n".join(metric_lines) + "\n")
 
 
-def _metric(name: str, about: str, values: list[tuple[dict[str, str], int]]) -> list[str]:
+def _format_gauge(name: str, help_text: str, samples: list[tuple[dict[str, str], int]]) -> list[str]:
     """One gauge with its labels."""
-    head = [f"# HELP instructgpt_label_{name} {about}.", f"# TYPE instructgpt_label_{name} gauge"]
-    named = [",".join(f'{label}="{value}"' for label, value in labels.items()) for labels, _ in values]
-    return head + [
-        f"instructgpt_label_{name}{{{said}}} {value}" if said else f"instructgpt_label_{name} {value}"
-        for said, (_, value) in zip(named, values, strict=True)
+    header = [f"# HELP instructgpt_label_{name} {help_text}.", f"# TYPE instructgpt_label_{name} gauge"]
+    label_texts = [",".join(f'{label}="{value}"' for label, value in labels.items()) for labels, _ in samples]
+    return header + [
+        f"instructgpt_label_{name}{{{label_text}}} {value}" if label_text else f"instructgpt_label_{name} {value}"
+        for label_text, (_, value) in zip(label_texts, samples, strict=True)
     ]
 
 
 @router.get("/openapi.json", include_in_schema=False)
-def openapi(_: Annotated[Visitor, everyone()]) -> JSONResponse:
+def openapi_schema(_: Annotated[Principal, public_access()]) -> JSONResponse:
     """The description of every route under /api."""
-    from instructgpt.label.web.api import ROUTERS
+    from instructgpt.label.web.api import API_ROUTERS
 
-    described = get_openapi(
-        title="instructgpt labelers' site", version=__version__, routes=[route for part in ROUTERS for route in part.routes]
+    schema = get_openapi(
+        title="instructgpt labelers' site", version=__version__, routes=[route for part in API_ROUTERS for route in part.routes]
     )
-    described["components"]["securitySchemes"] = {
+    schema["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "igl_ID_SECRET, made by an owner on the site's data page"},
         "session": {"type": "apiKey", "in": "cookie", "name": "labeler_session"},
     }
-    described["security"] = [{"key": []}, {"session": []}]
-    return JSONResponse(described)
+    schema["security"] = [{"key": []}, {"session": []}]
+    return JSONResponse(schema)

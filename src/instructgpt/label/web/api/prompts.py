@@ -11,27 +11,36 @@ from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from instructgpt.errors import BadInput, in_one_line
-from instructgpt.io import parse_row
-from instructgpt.label.auth.dependencies import Visitor, site_of
+from instructgpt.errors import InputError, one_line
+from instructgpt.io import parse_json_object
+from instructgpt.label.auth.dependencies import Principal, get_site
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import Completion, Prompt, now
-from instructgpt.label.errors import Problem
-from instructgpt.label.exchange.imports import put_completion, upsert_prompt
+from instructgpt.label.db.models import CompletionRow, PromptRow, current_time_ms
+from instructgpt.label.errors import SiteError
+from instructgpt.label.exchange.imports import upsert_completion, upsert_prompt
 from instructgpt.label.tasks import batches
-from instructgpt.label.web.api.schemas import Given, Governs, Page, Reads, Writes, caller, mended, unstorable
-from instructgpt.label.web.params import After, Id, Limit, Since, existing, refusing
+from instructgpt.label.web.api.schemas import (
+    AdminScope,
+    CursorPage,
+    ReadScope,
+    RequestModel,
+    WriteScope,
+    caller_id,
+    find_unstorable,
+    sanitize,
+)
+from instructgpt.label.web.params import AfterCursor, PageLimit, RowId, SinceMs, or_404, translate_errors
 from instructgpt.records import Completion as CompletionRecord
-from instructgpt.records import Message, as_record
+from instructgpt.records import Message, validate_record
 from instructgpt.records import Prompt as PromptRecord
 
 router = APIRouter(prefix="/api/v1", tags=["service"])
-LINES_AT_ONCE = 200
-MOST_LINE = 4_000_000
+_LINES_PER_CHUNK = 200
+_MAX_LINE_BYTES = 4_000_000
 """Bytes of one line of an import."""
 
 
-class PromptGiven(Given):
+class PromptRequest(RequestModel):
     """A prompt: its text, or the turns of a conversation. An `id` that is there already is updated, its text never."""
 
     id: Annotated[str, Field(max_length=500)] | None = None
@@ -44,7 +53,7 @@ class PromptGiven(Given):
     sensitive: bool | None = None
 
 
-class PromptShown(BaseModel):
+class PromptOut(BaseModel):
     """A prompt of the site. `key` is the site's own id."""
 
     key: str
@@ -60,7 +69,7 @@ class PromptShown(BaseModel):
     withdrawn_at: int | None
 
 
-class Line(BaseModel):
+class ImportLineResult(BaseModel):
     """What became of one line of an import: `created`, `updated`, `unchanged`, or `error` with what is wrong."""
 
     line: int
@@ -69,22 +78,22 @@ class Line(BaseModel):
     error: str | None = None
 
 
-class Imported(BaseModel):
+class ImportOut(BaseModel):
     """What became of an import, line by line."""
 
-    lines: list[Line]
+    lines: list[ImportLineResult]
     errors: int
 
 
-class Prompts(Page):
+class PromptPage(CursorPage):
     """A page of prompts."""
 
-    prompts: list[PromptShown]
+    prompts: list[PromptOut]
 
 
-def prompt_shown(row: Prompt) -> PromptShown:
+def to_prompt_out(row: PromptRow) -> PromptOut:
     """A prompt as the API shows it."""
-    return PromptShown(
+    return PromptOut(
         key=row.id, id=row.external_id, prompt=row.text, messages=[Message.model_validate(turn) for turn in row.messages or ()] or None,
         user=row.user, source=row.source, use_case=row.use_case, split=row.split, sensitive=row.sensitive, created_at=row.created_at,
         withdrawn_at=row.withdrawn_at,
@@ -92,108 +101,112 @@ def prompt_shown(row: Prompt) -> PromptShown:
 
 
 @router.get("/prompts")
-def list_prompts(request: Request, _: Reads, after: After = None, since: Since = None, limit: Limit = 100) -> Prompts:
+def list_prompts(request: Request, _: ReadScope, after: AfterCursor = None, since: SinceMs = None, limit: PageLimit = 100) -> PromptPage:
     """Prompts, the oldest first."""
-    chosen = select(Prompt).order_by(Prompt.id).limit(limit)
-    chosen = chosen.where(Prompt.id > after) if after else chosen
-    chosen = chosen.where(Prompt.created_at >= since) if since is not None else chosen
-    with site_of(request).database.read() as db:
-        found = [prompt_shown(row) for row in db.scalars(chosen)]
-    return Prompts(prompts=found, next=found[-1].key if len(found) == limit else None)
+    statement = select(PromptRow).order_by(PromptRow.id).limit(limit)
+    statement = statement.where(PromptRow.id > after) if after else statement
+    statement = statement.where(PromptRow.created_at >= since) if since is not None else statement
+    with get_site(request).database.read() as db:
+        prompts = [to_prompt_out(row) for row in db.scalars(statement)]
+    return PromptPage(prompts=prompts, next=prompts[-1].key if len(prompts) == limit else None)
 
 
 @router.post("/prompts")
-def put_prompt(request: Request, visitor: Writes, given: PromptGiven) -> PromptShown:
+def save_prompt(request: Request, principal: WriteScope, body: PromptRequest) -> PromptOut:
     """One prompt, new or by its id."""
-    with refusing(), site_of(request).database.write() as db:
-        record = as_record(PromptRecord, given.model_dump(exclude_none=True, mode="json"))
+    with translate_errors(), get_site(request).database.write() as db:
+        record = validate_record(PromptRecord, body.model_dump(exclude_none=True, mode="json"))
         row, status = upsert_prompt(db, record)
         if status != "unchanged":
-            audit_log.note(db, caller(visitor), f"prompt.{status}", row.id)
-        return prompt_shown(row)
+            audit_log.append_entry(db, caller_id(principal), f"prompt.{status}", row.id)
+        return to_prompt_out(row)
 
 
 @router.post("/prompts/{key}/withdraw")
-def withdraw(request: Request, visitor: Governs, key: Id) -> PromptShown:
+def withdraw_prompt_endpoint(request: Request, principal: AdminScope, key: RowId) -> PromptOut:
     """Take a prompt back: no labeler sees it again, and no export holds it or what was made of it."""
-    with site_of(request).database.write() as db:
-        row = existing(db.get(Prompt, key))
-        tasks = batches.withdraw_prompt(db, row, now())
-        audit_log.note(db, caller(visitor), "prompt.withdraw", row.id, tasks=tasks)
-        return prompt_shown(row)
+    with get_site(request).database.write() as db:
+        row = or_404(db.get(PromptRow, key))
+        tasks = batches.withdraw_prompt(db, row, current_time_ms())
+        audit_log.append_entry(db, caller_id(principal), "prompt.withdraw", row.id, tasks=tasks)
+        return to_prompt_out(row)
 
 
 @router.post("/prompts:import", openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}})
-async def import_prompts(request: Request, visitor: Writes) -> Imported:
+async def import_prompts_endpoint(request: Request, principal: WriteScope) -> ImportOut:
     """Prompts as JSON lines. A line that is wrong is said and left out; the others are in."""
-    return await _lines(request, visitor, "prompts.import", _put_prompt)
+    return await _import_lines(request, principal, "prompts.import", _upsert_prompt_row)
 
 
 @router.post("/completions:import", openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}})
-async def import_completions(request: Request, visitor: Writes) -> Imported:
+async def import_completions_endpoint(request: Request, principal: WriteScope) -> ImportOut:
     """Completions as JSON lines, as `sample` writes them; batches are made of them afterwards."""
-    return await _lines(request, visitor, "completions.import", _put_completion)
+    return await _import_lines(request, principal, "completions.import", _upsert_completion_row)
 
 
-def _put_prompt(db: Session, row: dict[str, Any]) -> tuple[str, str]:
-    if fault := unstorable(row):
+def _upsert_prompt_row(db: Session, row: dict[str, Any]) -> tuple[str, str]:
+    if fault := find_unstorable(row):
         raise ValueError(fault)
-    prompt, status = upsert_prompt(db, as_record(PromptRecord, row))
+    prompt, status = upsert_prompt(db, validate_record(PromptRecord, row))
     return prompt.id, status
 
 
-def _put_completion(db: Session, row: dict[str, Any]) -> tuple[str, str]:
-    completion, status = put_completion(db, as_record(CompletionRecord, mended(row)))
+def _upsert_completion_row(db: Session, row: dict[str, Any]) -> tuple[str, str]:
+    completion, status = upsert_completion(db, validate_record(CompletionRecord, sanitize(row)))
     return completion.id, status
 
 
-async def _lines(request: Request, visitor: Visitor, action: str, put: Callable[[Session, dict[str, Any]], tuple[str, str]]) -> Imported:
+async def _import_lines(
+    request: Request, principal: Principal, action: str, upsert_row: Callable[[Session, dict[str, Any]], tuple[str, str]]
+) -> ImportOut:
     """Take in a body of JSON lines as it comes, some hundreds in a transaction."""
-    results: list[Line] = []
-    waiting: list[bytes] = []
-    rest = b""
-    async for piece in request.stream():
-        *whole, rest = (rest + piece).split(b"\n")
-        if len(rest) > MOST_LINE:
-            raise Problem(413, "line_too_long", line=len(results) + len(waiting) + len(whole) + 1, most=MOST_LINE)
-        waiting += whole
-        if len(waiting) >= LINES_AT_ONCE:
-            results += await run_in_threadpool(_take, request, visitor, action, waiting, len(results), put)
-            waiting = []
-    results += await run_in_threadpool(_take, request, visitor, action, [*waiting, *([rest] if rest else [])], len(results), put)
-    shown = [line for line in results if line.status != "blank"]
-    return Imported(lines=shown, errors=sum(line.status == "error" for line in shown))
+    results: list[ImportLineResult] = []
+    pending_lines: list[bytes] = []
+    remainder = b""
+    async for chunk in request.stream():
+        *complete_lines, remainder = (remainder + chunk).split(b"\n")
+        if len(remainder) > _MAX_LINE_BYTES:
+            raise SiteError(413, "line_too_long", line=len(results) + len(pending_lines) + len(complete_lines) + 1, most=_MAX_LINE_BYTES)
+        pending_lines += complete_lines
+        if len(pending_lines) >= _LINES_PER_CHUNK:
+            results += await run_in_threadpool(_import_chunk, request, principal, action, pending_lines, len(results), upsert_row)
+            pending_lines = []
+    results += await run_in_threadpool(
+        _import_chunk, request, principal, action, [*pending_lines, *([remainder] if remainder else [])], len(results), upsert_row
+    )
+    nonblank_results = [line for line in results if line.status != "blank"]
+    return ImportOut(lines=nonblank_results, errors=sum(line.status == "error" for line in nonblank_results))
 
 
-def _take(
+def _import_chunk(
     request: Request,
-    visitor: Visitor,
+    principal: Principal,
     action: str,
     lines: list[bytes],
-    before: int,
-    put: Callable[[Session, dict[str, Any]], tuple[str, str]],
-) -> list[Line]:
+    line_offset: int,
+    upsert_row: Callable[[Session, dict[str, Any]], tuple[str, str]],
+) -> list[ImportLineResult]:
     """One transaction's worth of lines; each that fails leaves nothing behind."""
-    results: list[Line] = []
-    with refusing(), site_of(request).database.write() as db:
-        for number, raw in enumerate(lines, before + 1):
-            if not raw.strip():
-                results.append(Line(line=number, status="blank"))
+    results: list[ImportLineResult] = []
+    with translate_errors(), get_site(request).database.write() as db:
+        for line_number, raw_line in enumerate(lines, line_offset + 1):
+            if not raw_line.strip():
+                results.append(ImportLineResult(line=line_number, status="blank"))
                 continue
             try:
-                row = parse_row(raw.decode("utf-8"))
+                row = parse_json_object(raw_line.decode("utf-8"))
                 with db.begin_nested():
-                    key, status = put(db, row)
-                results.append(Line(line=number, status=status, key=key))
-            except (BadInput, ValueError) as error:
-                results.append(Line(line=number, status="error", error=in_one_line(error, 500)))
-        made = sum(line.status in ("created", "updated") for line in results)
-        if made:
-            audit_log.note(db, caller(visitor), action, "", lines=made)
+                    key, status = upsert_row(db, row)
+                results.append(ImportLineResult(line=line_number, status=status, key=key))
+            except (InputError, ValueError) as error:
+                results.append(ImportLineResult(line=line_number, status="error", error=one_line(error, 500)))
+        changed_count = sum(line.status in ("created", "updated") for line in results)
+        if changed_count:
+            audit_log.append_entry(db, caller_id(principal), action, "", lines=changed_count)
     return results
 
 
-class ModelShown(BaseModel):
+class ModelOut(BaseModel):
     """A model and how many completions of it there are."""
 
     model: str
@@ -201,8 +214,8 @@ class ModelShown(BaseModel):
 
 
 @router.get("/models")
-def list_models(request: Request, _: Reads) -> list[ModelShown]:
+def list_models(request: Request, _: ReadScope) -> list[ModelOut]:
     """The models whose completions are here."""
-    counted = select(Completion.model, func.count()).group_by(Completion.model).order_by(Completion.model)
-    with site_of(request).database.read() as db:
-        return [ModelShown(model=model, completions=count) for model, count in db.execute(counted)]
+    statement = select(CompletionRow.model, func.count()).group_by(CompletionRow.model).order_by(CompletionRow.model)
+    with get_site(request).database.read() as db:
+        return [ModelOut(model=model, completions=count) for model, count in db.execute(statement)]

@@ -6,53 +6,53 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from instructgpt.label.auth.dependencies import Visitor, allow
-from instructgpt.label.tasks.ingest import mend
+from instructgpt.label.auth.dependencies import Principal, require
+from instructgpt.label.tasks.ingest import replace_unstorable
 
-Reads = Annotated[Visitor, allow("owner", scope="read")]
-Writes = Annotated[Visitor, allow("owner", scope="write")]
-Governs = Annotated[Visitor, allow("owner", scope="admin")]
+ReadScope = Annotated[Principal, require("owner", scope="read")]
+WriteScope = Annotated[Principal, require("owner", scope="write")]
+AdminScope = Annotated[Principal, require("owner", scope="admin")]
 """Who may: a key with the scope, or an owner who is signed in."""
 
 
-class Given(BaseModel):
+class RequestModel(BaseModel):
     """Bodies of requests: what is not asked for is refused, and so are texts that no database can hold."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _storable(cls, value: Any) -> Any:
-        if fault := unstorable(value):
+    def _reject_unstorable(cls, value: Any) -> Any:
+        if fault := find_unstorable(value):
             raise ValueError(fault)
         return value
 
 
-def unstorable(value: Any) -> str | None:
+def find_unstorable(value: Any) -> str | None:
     """What a database would refuse in a text, or in anything made of texts."""
     if isinstance(value, str):
         if "\x00" in value:
             return "a text holds a NUL character (U+0000)"
         return "a text holds half a surrogate pair" if any("\ud800" <= letter <= "\udfff" for letter in value) else None
-    parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return next((fault for part in parts if (fault := unstorable(part))), None)
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((fault for part in items if (fault := find_unstorable(part))), None)
 
 
-def mended(value: Any) -> Any:
+def sanitize(value: Any) -> Any:
     """A model's output may hold any character: each text in it as a database keeps it."""
     if isinstance(value, str):
-        return mend(value)
+        return replace_unstorable(value)
     if isinstance(value, dict):
-        return {mend(str(name)): mended(part) for name, part in value.items()}
-    return [mended(part) for part in value] if isinstance(value, list) else value
+        return {replace_unstorable(str(name)): sanitize(part) for name, part in value.items()}
+    return [sanitize(part) for part in value] if isinstance(value, list) else value
 
 
-def caller(visitor: Visitor) -> str:
+def caller_id(principal: Principal) -> str:
     """Who asks, as the journal names them."""
-    return f"key:{visitor.key.id}" if visitor.key else visitor.me.id
+    return f"key:{principal.api_key.id}" if principal.api_key else principal.signed_in_person.id
 
 
-class Page(BaseModel):
+class CursorPage(BaseModel):
     """`next` is the cursor of the page that follows; None: this was the last."""
 
     next: str | None

@@ -8,16 +8,16 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from instructgpt.label.auth import accounts, consent, rate_limits
-from instructgpt.label.auth.dependencies import Visitor, allow, everyone, site_of
-from instructgpt.label.db.models import Login, Person, now
-from instructgpt.label.errors import Problem
-from instructgpt.label.web.params import MAX_BODY, limit_links, whence, with_cookie
-from instructgpt.label.web.rendering import language
+from instructgpt.label.auth.dependencies import Principal, get_site, public_access, require
+from instructgpt.label.db.models import Person, UserSession, current_time_ms
+from instructgpt.label.errors import SiteError
+from instructgpt.label.web.params import MAX_ANONYMOUS_BODY_BYTES, client_info, limit_invite_attempts, set_session_cookie
+from instructgpt.label.web.rendering import get_translator
 
-router = APIRouter(prefix="/api/v1", tags=["session"], max_body_size=MAX_BODY)
+router = APIRouter(prefix="/api/v1", tags=["session"], max_body_size=MAX_ANONYMOUS_BODY_BYTES)
 
 
-class SignIn(BaseModel):
+class SignInRequest(BaseModel):
     """Name and password."""
 
     model_config = ConfigDict(extra="forbid")
@@ -25,14 +25,14 @@ class SignIn(BaseModel):
     password: str = Field(max_length=10_000)
 
 
-class Redeem(SignIn):
+class RedeemRequest(SignInRequest):
     """An invitation to use, and the version of the consent text that was read."""
 
     token: str = Field(max_length=200)
     consent: int | None = None
 
 
-class Me(BaseModel):
+class CurrentUserOut(BaseModel):
     """Who is signed in, and the token to send as `X-CSRF-Token` with everything that changes something."""
 
     name: str
@@ -43,40 +43,42 @@ class Me(BaseModel):
 
 
 @router.post("/sign-in")
-def sign_in(request: Request, answer: Response, _: Annotated[Visitor, everyone()], form: SignIn) -> Me:
+def sign_in_endpoint(request: Request, answer: Response, _: Annotated[Principal, public_access()], form: SignInRequest) -> CurrentUserOut:
     """Sign in; the cookie comes with the answer."""
-    site = site_of(request)
-    token, login = accounts.sign_in(site, form.name, form.password, **whence(request))
-    with_cookie(answer, site, token)
+    site = get_site(request)
+    token, user_session = accounts.sign_in_with_password(site, form.name, form.password, **client_info(request))
+    set_session_cookie(answer, site, token)
     with site.database.read() as db:
-        return _me(db.get_one(Person, login.person_id), login)
+        return _to_current_user_out(db.get_one(Person, user_session.person_id), user_session)
 
 
 @router.post("/redeem")
-def redeem(request: Request, answer: Response, visitor: Annotated[Visitor, everyone()], form: Redeem) -> Me:
+def redeem_invite_endpoint(
+    request: Request, answer: Response, principal: Annotated[Principal, public_access()], form: RedeemRequest
+) -> CurrentUserOut:
     """Use an invitation and sign in."""
-    site = site_of(request)
-    limit_links(request)
+    site = get_site(request)
+    limit_invite_attempts(request)
     with site.database.write() as db:
-        rate_limits.give_back(
-            db, rate_limits.INVITE, whence(request)["address"] or "", now()
+        rate_limits.refund_token(
+            db, rate_limits.INVITE_LIMIT, client_info(request)["address"] or "", current_time_ms()
         )  # kept only where the link works: a whole team may join
-        person = accounts.redeem(db, form.token, form.name, form.password, language=language(request, visitor).language)
-        if person.role == "labeler" and not consent.has_agreed(db, person):
+        person = accounts.redeem_invite(db, form.token, form.name, form.password, language=get_translator(request, principal).language)
+        if person.role == "labeler" and not consent.has_consented(db, person):
             if form.consent is None:
-                raise Problem(422, "consent_missing")
-            consent.agree(db, person, form.consent)
-        token, login = accounts.start_login(db, person, whence(request)["agent"], now())
-    with_cookie(answer, site, token)
-    return _me(person, login)
+                raise SiteError(422, "consent_missing")
+            consent.record_consent(db, person, form.consent)
+        token, user_session = accounts.create_user_session(db, person, client_info(request)["user_agent"], current_time_ms())
+    set_session_cookie(answer, site, token)
+    return _to_current_user_out(person, user_session)
 
 
 @router.get("/me")
-def me(visitor: Annotated[Visitor, allow("labeler", "researcher", "owner", without_consent=True)]) -> Me:
+def get_me(principal: Annotated[Principal, require("labeler", "researcher", "owner", consent_optional=True)]) -> CurrentUserOut:
     """Who is signed in."""
-    assert visitor.login is not None
-    return _me(visitor.me, visitor.login)
+    assert principal.user_session is not None
+    return _to_current_user_out(principal.signed_in_person, principal.user_session)
 
 
-def _me(person: Person, login: Login) -> Me:
-    return Me(name=person.name, role=person.role, status=person.status, language=person.language, csrf=login.csrf)
+def _to_current_user_out(person: Person, user_session: UserSession) -> CurrentUserOut:
+    return CurrentUserOut(name=person.name, role=person.role, status=person.status, language=person.language, csrf=user_session.csrf)

@@ -7,47 +7,47 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Request, Response
 from pydantic import BaseModel, ConfigDict
 
-from instructgpt.label.auth.dependencies import Visitor, allow, site_of
-from instructgpt.label.db.models import Person, Submission, Task, now
-from instructgpt.label.db.models.tasks import Kind
-from instructgpt.label.errors import Problem
+from instructgpt.label.auth.dependencies import Principal, get_site, require
+from instructgpt.label.db.models import Person, Submission, Task, current_time_ms
+from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import assignments as work
 from instructgpt.label.tasks import drafts, submission_history, submissions, threads
-from instructgpt.label.tasks.forms import Note, as_form
-from instructgpt.label.tasks.task_view import TaskView, view
+from instructgpt.label.tasks.forms import NoteText, parse_submission_form
+from instructgpt.label.tasks.task_view import TaskView, build_task_view
 
 router = APIRouter(prefix="/api/v1", tags=["labeler"])
-Labeler = Annotated[Visitor, allow("labeler")]
+_LabelerUser = Annotated[Principal, require("labeler")]
 
 
-class Given(BaseModel):
+class _StrictRequestModel(BaseModel):
     """Bodies of requests: what is not asked for is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Claim(Given):
+class ClaimRequest(_StrictRequestModel):
     """Which task is wanted: of a kind, or of a part of the screening test."""
 
-    kind: Kind | None = None
+    kind: TaskKind | None = None
     screening: str | None = None
 
 
-class SkipGiven(Given):
+class SkipRequest(_StrictRequestModel):
     """Why a task is handed back."""
 
     reason: str
-    note: Note = ""
+    note: NoteText = ""
 
 
-class MessageGiven(Given):
+class MessageRequest(_StrictRequestModel):
     """A question, or a report."""
 
     body: str
     reported: bool = False
 
 
-class Stored(BaseModel):
+class SubmissionReceipt(BaseModel):
     """What was handed in, as it was stored. `ranks`: by completion, 1 is best, equal ranks tie; empty for other kinds."""
 
     submission: str
@@ -58,142 +58,158 @@ class Stored(BaseModel):
 
 
 @router.post("/tasks/claim", response_model=TaskView, responses={204: {"description": "Nothing to do now"}})
-def claim(request: Request, visitor: Labeler, wanted: Annotated[Claim | None, Body()] = None) -> Any:
+def claim_task_endpoint(request: Request, principal: _LabelerUser, body: Annotated[ClaimRequest | None, Body()] = None) -> Any:
     """The next task, or the one still in hand."""
-    site, asked = site_of(request), wanted or Claim()
+    site, claim_request = get_site(request), body or ClaimRequest()
 
-    given = site.database.attempt(lambda db: work.claim(db, site.settings, visitor.me, asked.kind, now(), asked.screening))
-    if given is None:
+    assignment = site.database.write_with_retry(
+        lambda db: work.claim_next_task(
+            db, site.settings, principal.signed_in_person, claim_request.kind, current_time_ms(), claim_request.screening
+        )
+    )
+    if assignment is None:
         return Response(status_code=204)
     with site.database.read() as db:  # others can write meanwhile
-        return view(db, given)
+        return build_task_view(db, assignment)
 
 
 @router.get("/assignments/{assignment_id}")
-def look(request: Request, visitor: Labeler, assignment_id: str) -> TaskView:
+def get_assignment(request: Request, principal: _LabelerUser, assignment_id: str) -> TaskView:
     """A task of one's own."""
-    with site_of(request).database.read() as db:
-        return view(db, work.own(db, visitor.me, assignment_id))
+    with get_site(request).database.read() as db:
+        return build_task_view(db, work.get_own_assignment(db, principal.signed_in_person, assignment_id))
 
 
 @router.post("/assignments/{assignment_id}/heartbeat")
-def heartbeat(request: Request, visitor: Labeler, assignment_id: str) -> dict[str, int]:
+def post_heartbeat(request: Request, principal: _LabelerUser, assignment_id: str) -> dict[str, int]:
     """Somebody is at work on it: the lease goes on."""
-    site = site_of(request)
-    return site.database.attempt(
-        lambda db: {"lease_until": work.heartbeat(db, site.settings, work.own(db, visitor.me, assignment_id), now())}
+    site = get_site(request)
+    return site.database.write_with_retry(
+        lambda db: {
+            "lease_until": work.renew_lease(
+                db, site.settings, work.get_own_assignment(db, principal.signed_in_person, assignment_id), current_time_ms()
+            )
+        }
     )
 
 
 @router.put("/assignments/{assignment_id}/draft")
-def save_draft(
+def put_draft(
     request: Request,
-    visitor: Labeler,
+    principal: _LabelerUser,
     assignment_id: str,
     payload: Annotated[dict[str, Any], Body()],
     if_match: Annotated[str, Header()],
 ) -> dict[str, int]:
     """Keep what there is so far. `If-Match` is the revision it follows, 0 at first."""
-    site, rev = site_of(request), if_match.strip().strip('"')
-    if not rev.isascii() or not rev.isdigit() or len(rev) > 15:
-        raise Problem(422, "bad_revision")
-    return site.database.attempt(lambda db: {"rev": drafts.save(db, work.own(db, visitor.me, assignment_id), int(rev), payload, now())})
+    site, revision = get_site(request), if_match.strip().strip('"')
+    if not revision.isascii() or not revision.isdigit() or len(revision) > 15:
+        raise SiteError(422, "bad_revision")
+    return site.database.write_with_retry(
+        lambda db: {
+            "rev": drafts.store_draft(
+                db, work.get_own_assignment(db, principal.signed_in_person, assignment_id), int(revision), payload, current_time_ms()
+            )
+        }
+    )
 
 
 @router.post("/assignments/{assignment_id}/submit")
-def submit(
+def submit_assignment(
     request: Request,
-    visitor: Labeler,
+    principal: _LabelerUser,
     assignment_id: str,
     body: Annotated[dict[str, Any], Body()],
     idempotency_key: Annotated[str, Header()],
-) -> Stored:
+) -> SubmissionReceipt:
     """Hand in. The key is made when the form is rendered; the same key again returns the same submission."""
-    return _hand_in(request, visitor.me, assignment_id, body, idempotency_key, edited=False)
+    return _submit(request, principal.signed_in_person, assignment_id, body, idempotency_key, is_edit=False)
 
 
 @router.post("/assignments/{assignment_id}/edit")
-def edit(
+def edit_submission_endpoint(
     request: Request,
-    visitor: Labeler,
+    principal: _LabelerUser,
     assignment_id: str,
     body: Annotated[dict[str, Any], Body()],
     idempotency_key: Annotated[str, Header()],
-) -> Stored:
+) -> SubmissionReceipt:
     """A new version of what was handed in."""
-    return _hand_in(request, visitor.me, assignment_id, body, idempotency_key, edited=True)
+    return _submit(request, principal.signed_in_person, assignment_id, body, idempotency_key, is_edit=True)
 
 
-def _hand_in(request: Request, me: Person, assignment_id: str, body: dict[str, Any], key: str, *, edited: bool) -> Stored:
-    site = site_of(request)
+def _submit(
+    request: Request, person: Person, assignment_id: str, body: dict[str, Any], idempotency_key: str, *, is_edit: bool
+) -> SubmissionReceipt:
+    site = get_site(request)
 
-    def store(db: Any) -> Stored:
-        mine = work.own(db, me, assignment_id)
-        form = as_form(db.get_one(Task, mine.task_id).kind, body)
-        put = submissions.edit if edited else submissions.submit
-        submission = put(db, site.settings, mine, form, key, now())
-        until = submissions.editable_until(site.settings, work.own(db, me, assignment_id))
-        return Stored(
-            submission=submission.id, version=submission.version, surplus=submission.surplus, ranks=ranks_of(db, submission),
+    def store(db: Any) -> SubmissionReceipt:
+        assignment = work.get_own_assignment(db, person, assignment_id)
+        form = parse_submission_form(db.get_one(Task, assignment.task_id).kind, body)
+        store_form = submissions.submit_edit if is_edit else submissions.submit_form
+        submission = store_form(db, site.settings, assignment, form, idempotency_key, current_time_ms())
+        until = submissions.editable_until(site.settings, work.get_own_assignment(db, person, assignment_id))
+        return SubmissionReceipt(
+            submission=submission.id, version=submission.version, surplus=submission.surplus, ranks=_stored_ranks(db, submission),
             editable_until=until,
         )  # fmt: skip
 
-    return site.database.attempt(store)
+    return site.database.write_with_retry(store)
 
 
-def ranks_of(db: Any, submission: Submission) -> dict[str, int]:
+def _stored_ranks(db: Any, submission: Submission) -> dict[str, int]:
     """A ranking as it was stored."""
-    return submission_history.ranks(db, submission.id)
+    return submission_history.get_submitted_ranks(db, submission.id)
 
 
 @router.post("/assignments/{assignment_id}/skip")
-def skip(request: Request, visitor: Labeler, assignment_id: str, given: SkipGiven) -> dict[str, str]:
+def skip_assignment_endpoint(request: Request, principal: _LabelerUser, assignment_id: str, body: SkipRequest) -> dict[str, str]:
     """Hand a task back, with a reason."""
-    site = site_of(request)
+    site = get_site(request)
 
-    def hand_back(db: Any) -> dict[str, str]:
-        mine = work.own(db, visitor.me, assignment_id)
-        return {"skip": work.skip(db, site.settings, mine, given.reason, given.note, now()).id}
+    def skip_assignment(db: Any) -> dict[str, str]:
+        assignment = work.get_own_assignment(db, principal.signed_in_person, assignment_id)
+        return {"skip": work.skip_assignment(db, site.settings, assignment, body.reason, body.note, current_time_ms()).id}
 
-    return site.database.attempt(hand_back)
+    return site.database.write_with_retry(skip_assignment)
 
 
 @router.post("/assignments/{assignment_id}/undo")
-def undo(request: Request, visitor: Labeler, assignment_id: str) -> TaskView:
+def undo_last_endpoint(request: Request, principal: _LabelerUser, assignment_id: str) -> TaskView:
     """Take back the last step: a skip, or what was handed in."""
-    site = site_of(request)
+    site = get_site(request)
 
-    def take_back(db: Any) -> TaskView:
-        mine = work.own(db, visitor.me, assignment_id)
-        submissions.undo_last(db, site.settings, mine, now())
-        return view(db, mine)
+    def undo_last_step(db: Any) -> TaskView:
+        assignment = work.get_own_assignment(db, principal.signed_in_person, assignment_id)
+        submissions.undo_last_action(db, site.settings, assignment, current_time_ms())
+        return build_task_view(db, assignment)
 
-    return site.database.attempt(take_back)
+    return site.database.write_with_retry(undo_last_step)
 
 
 @router.get("/assignments/{assignment_id}/thread")
-def read_thread(request: Request, visitor: Labeler, assignment_id: str) -> list[threads.Line]:
+def get_thread_endpoint(request: Request, principal: _LabelerUser, assignment_id: str) -> list[threads.ThreadMessage]:
     """The talk about a task of one's own."""
-    with site_of(request).database.read() as db:
-        mine = work.own(db, visitor.me, assignment_id)
-        return threads.thread(db, mine.task_id, visitor.me.id)
+    with get_site(request).database.read() as db:
+        assignment = work.get_own_assignment(db, principal.signed_in_person, assignment_id)
+        return threads.list_thread_messages(db, assignment.task_id, principal.signed_in_person.id)
 
 
 @router.post("/assignments/{assignment_id}/thread")
-def write_thread(request: Request, visitor: Labeler, assignment_id: str, given: MessageGiven) -> list[threads.Line]:
+def post_thread_message(request: Request, principal: _LabelerUser, assignment_id: str, body: MessageRequest) -> list[threads.ThreadMessage]:
     """Ask about a task, or report it."""
 
-    def write(db: Any) -> list[threads.Line]:
-        mine = work.own(db, visitor.me, assignment_id)
-        threads.ask(db, mine, given.body, now(), reported=given.reported)
-        return threads.thread(db, mine.task_id, visitor.me.id)
+    def store_message(db: Any) -> list[threads.ThreadMessage]:
+        assignment = work.get_own_assignment(db, principal.signed_in_person, assignment_id)
+        threads.post_question(db, assignment, body.body, current_time_ms(), reported=body.reported)
+        return threads.list_thread_messages(db, assignment.task_id, principal.signed_in_person.id)
 
-    return site_of(request).database.attempt(write)
+    return get_site(request).database.write_with_retry(store_message)
 
 
 @router.get("/me/history")
-def my_history(request: Request, visitor: Labeler, before: str | None = None) -> submission_history.Page:
+def get_history(request: Request, principal: _LabelerUser, before: str | None = None) -> submission_history.HistoryPage:
     """What one handed in and skipped, the newest first, a page at a time."""
-    site = site_of(request)
+    site = get_site(request)
     with site.database.read() as db:
-        return submission_history.page(db, site.settings, visitor.me, before)
+        return submission_history.get_history_page(db, site.settings, principal.signed_in_person, before)

@@ -8,7 +8,7 @@ from instructgpt.label.web.pages import account, appearance, sign_in
 from instructgpt.label.web.pages.labeler import calibration, home, instructions, screening, task
 from instructgpt.label.web.pages.owner import adjudication, audit_log, batches, data, overview, people, quality, results, task_review
 
-ROUTERS: tuple[APIRouter, ...] = (
+PAGE_ROUTERS: tuple[APIRouter, ...] = (
     account.router,
     adjudication.router,
     batches.router,

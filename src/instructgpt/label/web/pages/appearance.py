@@ -7,39 +7,39 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse
 
-from instructgpt.label.auth.dependencies import Visitor, everyone, site_of
+from instructgpt.label.auth.dependencies import Principal, get_site, public_access
 from instructgpt.label.db.models import Person
-from instructgpt.label.i18n import languages
+from instructgpt.label.i18n import list_languages
 from instructgpt.label.web.rendering import LANGUAGE_COOKIE, THEME_COOKIE, THEMES
 
 router = APIRouter()
-YEAR = 365 * 24 * 3600
+_YEAR_S = 365 * 24 * 3600
 
 
 @router.post("/look")
-def look(
+def set_appearance(
     request: Request,
-    visitor: Annotated[Visitor, everyone()],
+    principal: Annotated[Principal, public_access()],
     back: Annotated[str, Form()] = "/",
     language: Annotated[str | None, Form()] = None,
     theme: Annotated[str | None, Form()] = None,
 ) -> Response:
     """Take a choice of language or theme, and go back to the page it was made on. A choice that does not exist changes nothing."""
-    site = site_of(request)
-    language = language if language in languages() else None
+    site = get_site(request)
+    language = language if language in list_languages() else None
     theme = theme if theme in THEMES else None
-    answer = RedirectResponse(local(back), status_code=303)
+    answer = RedirectResponse(local_path_or_root(back), status_code=303)
     for cookie, value in ((LANGUAGE_COOKIE, language), (THEME_COOKIE, theme)):
         if value is not None:
-            answer.set_cookie(cookie, value, max_age=YEAR, httponly=True, samesite="lax", secure=site.settings.secure)
-    if visitor.person is not None:
+            answer.set_cookie(cookie, value, max_age=_YEAR_S, httponly=True, samesite="lax", secure=site.settings.secure)
+    if principal.person is not None:
         with site.database.write() as db:
-            person = db.get_one(Person, visitor.person.id)
+            person = db.get_one(Person, principal.person.id)
             person.language, person.theme = language or person.language, theme or person.theme
     return answer
 
 
-def local(address: str) -> str:
+def local_path_or_root(path: str) -> str:
     """An address on this site; the first page for any other, so that a link cannot send people away."""
-    inside = address.startswith("/") and not address.startswith(("//", "/\\")) and address.isprintable()
-    return address if inside else "/"
+    is_local = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+    return path if is_local else "/"

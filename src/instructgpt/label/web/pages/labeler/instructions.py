@@ -9,158 +9,181 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from instructgpt.label.auth import consent
-from instructgpt.label.auth.dependencies import Visitor, allow, site_of
+from instructgpt.label.auth.dependencies import Principal, get_site, require
 from instructgpt.label.db.models import Instructions
 from instructgpt.label.db.models.people import PURPOSES
-from instructgpt.label.errors import Problem
-from instructgpt.label.safe_text import rendered
+from instructgpt.label.errors import SiteError
+from instructgpt.label.safe_text import render_markdown
 from instructgpt.label.tasks import instructions
-from instructgpt.label.tasks.instructions import LANGUAGES, Quiz, Text, parse_quiz, written_quiz
-from instructgpt.label.web.rendering import language, page, redirect
+from instructgpt.label.tasks.instructions import BUNDLED_LANGUAGES, LocalizedInstructions, Quiz, format_quiz_yaml, parse_quiz
+from instructgpt.label.web.rendering import get_translator, redirect, render_page
 
 router = APIRouter()
 
-Reader = Annotated[Visitor, allow("labeler", "researcher", "owner")]
-Editor = Annotated[Visitor, allow("researcher", "owner")]
-Owner = Annotated[Visitor, allow("owner")]
-Body = Annotated[str, Form(max_length=200_000)]
+_ConsentedUser = Annotated[Principal, require("labeler", "researcher", "owner")]
+_TeamUser = Annotated[Principal, require("researcher", "owner")]
+_OwnerUser = Annotated[Principal, require("owner")]
+_LongText = Annotated[str, Form(max_length=200_000)]
 
 
 @router.get("/instructions")
-def overview(request: Request, visitor: Reader) -> Response:
+def show_instructions_list(request: Request, principal: _ConsentedUser) -> Response:
     """Both purposes, and what this person has read."""
-    with site_of(request).database.read() as db:
+    with get_site(request).database.read() as db:
         rows = [
-            (purpose, newest, instructions.reading(db, visitor.me, newest))
+            (purpose, newest, instructions.get_instructions_read(db, principal.signed_in_person, newest))
             for purpose in PURPOSES
-            if (newest := instructions.latest(db, purpose)) is not None
+            if (newest := instructions.get_latest_instructions(db, purpose)) is not None
         ]
-    return page(request, visitor, "instructions.html", rows=rows)
+    return render_page(request, principal, "instructions.html", rows=rows)
 
 
 @router.get("/instructions/{purpose}")
-def read(request: Request, visitor: Reader, purpose: str, version: int | None = None) -> Response:
+def show_instructions(request: Request, principal: _ConsentedUser, purpose: str, version: int | None = None) -> Response:
     """A version with its quiz; the newest unless another is asked for."""
-    return reading_page(request, visitor, purpose, version)
+    return _render_instructions_page(request, principal, purpose, version)
 
 
 @router.post("/instructions/{purpose}")
-async def take_quiz(request: Request, visitor: Reader, purpose: str) -> Response:
+async def submit_quiz_form(request: Request, principal: _ConsentedUser, purpose: str) -> Response:
     """Check the answers: field `answer-<question>` holds the number of an option, both from 0."""
     form = await request.form()
-    number = form.get("version", "")
-    if not isinstance(number, str) or not number.isdigit():
-        raise Problem(422, "bad_field", field="version", wrong="expected a number")
+    version_text = form.get("version", "")
+    if not isinstance(version_text, str) or not version_text.isdigit():
+        raise SiteError(422, "bad_field", field="version", wrong="expected a number")
     answers: dict[int, int] = {}
     for name, value in form.items():
         question = name.removeprefix("answer-")
         if question != name and question.isdecimal() and isinstance(value, str) and value.isdecimal() and len(question + value) < 9:
             answers[int(question)] = int(value)
-    return await run_in_threadpool(check_quiz, request, visitor, purpose, int(number[:9]), answers)
+    return await run_in_threadpool(_grade_quiz, request, principal, purpose, int(version_text[:9]), answers)
 
 
-def check_quiz(request: Request, visitor: Visitor, purpose: str, version: int, answers: dict[int, int]) -> Response:
+def _grade_quiz(request: Request, principal: Principal, purpose: str, version: int, answers: dict[int, int]) -> Response:
     """Note the version as read, or show which answers were wrong and why."""
-    with site_of(request).database.write() as db:
-        text = instructions.version(db, purpose, version)
-        if text is None:
-            raise Problem(404, "not_found")
-        wrong = instructions.answer(db, visitor.me, text, [answers.get(number) for number in range(1 + max(answers, default=-1))])
-    if wrong:
-        return reading_page(request, visitor, purpose, version, wrong, answers)
+    with get_site(request).database.write() as db:
+        instructions_version = instructions.get_instructions_version(db, purpose, version)
+        if instructions_version is None:
+            raise SiteError(404, "not_found")
+        wrong_answers = instructions.submit_quiz(
+            db, principal.signed_in_person, instructions_version, [answers.get(number) for number in range(1 + max(answers, default=-1))]
+        )
+    if wrong_answers:
+        return _render_instructions_page(request, principal, purpose, version, wrong_answers, answers)
     return redirect(f"/instructions/{purpose}")
 
 
-def reading_page(
+def _render_instructions_page(
     request: Request,
-    visitor: Visitor,
+    principal: Principal,
     purpose: str,
     version: int | None,
-    wrong: list[int] | None = None,
+    wrong_answers: list[int] | None = None,
     answers: dict[int, int] | None = None,
 ) -> Response:
     """A version with its quiz, and what was wrong with the answers given to it."""
-    with site_of(request).database.read() as db:
-        newest = instructions.latest(db, purpose)
-        text = instructions.version(db, purpose, version) if version is not None else newest
-        if text is None or newest is None:
-            raise Problem(404, "not_found")
-        done, all_versions = instructions.reading(db, visitor.me, text), instructions.versions(db, purpose)
-    mine = instructions.shown(text, language(request, visitor).language)
-    return page(
-        request, visitor, "instructions_read.html", status=422 if wrong else 200, purpose=purpose, text=text, newest=newest,
-        body=rendered(mine.body), quiz=mine.quiz, done=done, versions=all_versions, wrong=wrong or [], answers=answers or {},
+    with get_site(request).database.read() as db:
+        newest = instructions.get_latest_instructions(db, purpose)
+        instructions_version = instructions.get_instructions_version(db, purpose, version) if version is not None else newest
+        if instructions_version is None or newest is None:
+            raise SiteError(404, "not_found")
+        read_record, all_versions = (
+            instructions.get_instructions_read(db, principal.signed_in_person, instructions_version),
+            instructions.list_instructions_versions(db, purpose),
+        )
+    localized_instructions = instructions.localize_instructions(instructions_version, get_translator(request, principal).language)
+    return render_page(
+        request, principal, "instructions_read.html", status=422 if wrong_answers else 200, purpose=purpose, text=instructions_version, newest=newest,
+        body=render_markdown(localized_instructions.body), quiz=localized_instructions.quiz, done=read_record, versions=all_versions, wrong=wrong_answers or [], answers=answers or {},
     )  # fmt: skip
 
 
 @router.get("/instructions/{purpose}/edit")
-def edit(request: Request, visitor: Editor, purpose: str) -> Response:
+def show_instructions_editor(request: Request, principal: _TeamUser, purpose: str) -> Response:
     """The newest version as a form."""
-    known(purpose)
-    with site_of(request).database.read() as db:
-        newest = instructions.latest(db, purpose)
-    texts = [newest.language, *(each for each in LANGUAGES if each != newest.language)] if newest else list(LANGUAGES)
-    filled = {each: (shown.body, written_quiz(shown.quiz)) if newest and (shown := _text_in(newest, each)) else ("", "") for each in texts}
-    return page(request, visitor, "instructions_edit.html", purpose=purpose, filled=filled, changes="", wrong=None)
+    _check_purpose(purpose)
+    with get_site(request).database.read() as db:
+        newest = instructions.get_latest_instructions(db, purpose)
+    language_codes = (
+        [newest.language, *(each for each in BUNDLED_LANGUAGES if each != newest.language)] if newest else list(BUNDLED_LANGUAGES)
+    )
+    field_values = {
+        each: (localized_text.body, format_quiz_yaml(localized_text.quiz))
+        if newest and (localized_text := _find_text(newest, each))
+        else ("", "")
+        for each in language_codes
+    }
+    return render_page(request, principal, "instructions_edit.html", purpose=purpose, filled=field_values, changes="", wrong=None)
 
 
 @router.post("/instructions/{purpose}/edit")
-def publish(
-    request: Request, visitor: Editor, purpose: str, body_en: Body = "", body_ko: Body = "", quiz_en: Body = "", quiz_ko: Body = "",
+def publish_instructions_from_form(
+    request: Request, principal: _TeamUser, purpose: str, body_en: _LongText = "", body_ko: _LongText = "", quiz_en: _LongText = "", quiz_ko: _LongText = "",
     changes: Annotated[str, Form(max_length=5_000)] = "", first: Annotated[str, Form()] = "en",
 ) -> Response:  # fmt: skip
     """Publish the next version; what was typed stays in the form when something is wrong."""
-    known(purpose)
-    written = {"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}
-    order = sorted(written, key=lambda each: each != first)
+    _check_purpose(purpose)
+    posted_texts = {"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}
+    language_codes = sorted(posted_texts, key=lambda each: each != first)
     try:
-        texts = {each: _text(*written[each]) for each in order if written[each][0].strip()}
+        texts = {each: _parse_text(*posted_texts[each]) for each in language_codes if posted_texts[each][0].strip()}
         if not texts:
-            raise Problem(422, "empty_text")
-        with site_of(request).database.write() as db:
-            instructions.publish(db, purpose, texts, changes, visitor.me.id)
-    except Problem as problem:
-        wrong = language(request, visitor)(f"problem.{problem.code}", **problem.values)
-        filled = {each: written[each] for each in order}
-        return page(
-            request, visitor, "instructions_edit.html", status=problem.status, purpose=purpose, filled=filled, changes=changes, wrong=wrong
+            raise SiteError(422, "empty_text")
+        with get_site(request).database.write() as db:
+            instructions.add_instructions_version(db, purpose, texts, changes, principal.signed_in_person.id)
+    except SiteError as problem:
+        error_message = get_translator(request, principal)(f"problem.{problem.code}", **problem.values)
+        field_values = {each: posted_texts[each] for each in language_codes}
+        return render_page(
+            request,
+            principal,
+            "instructions_edit.html",
+            status=problem.status,
+            purpose=purpose,
+            filled=field_values,
+            changes=changes,
+            wrong=error_message,
         )
     return redirect(f"/instructions/{purpose}")
 
 
 @router.get("/consent/edit")
-def edit_consent(request: Request, visitor: Owner) -> Response:
+def show_consent_editor(request: Request, principal: _OwnerUser) -> Response:
     """The present consent text as a form."""
-    with site_of(request).database.read() as db:
-        text = consent.latest(db)
-    bodies = {each: text.bodies.get(each, "") if text else "" for each in LANGUAGES}
-    return page(request, visitor, "consent_edit.html", bodies=bodies, version=text.version if text else 0)
+    with get_site(request).database.read() as db:
+        consent_text = consent.get_latest_consent_text(db)
+    bodies = {each: consent_text.bodies.get(each, "") if consent_text else "" for each in BUNDLED_LANGUAGES}
+    return render_page(request, principal, "consent_edit.html", bodies=bodies, version=consent_text.version if consent_text else 0)
 
 
 @router.post("/consent/edit")
-def publish_consent(request: Request, visitor: Owner, body_en: Body = "", body_ko: Body = "") -> Response:
+def publish_consent_from_form(request: Request, principal: _OwnerUser, body_en: _LongText = "", body_ko: _LongText = "") -> Response:
     """Publish the next consent text."""
-    with site_of(request).database.write() as db:
-        consent.publish(db, {"en": body_en, "ko": body_ko}, visitor.me.id)
+    with get_site(request).database.write() as db:
+        consent.add_consent_version(db, {"en": body_en, "ko": body_ko}, principal.signed_in_person.id)
     return redirect("/consent")
 
 
-def known(purpose: str) -> None:
+def _check_purpose(purpose: str) -> None:
     """Raises Problem for a purpose that does not exist."""
     if purpose not in PURPOSES:
-        raise Problem(404, "not_found")
+        raise SiteError(404, "not_found")
 
 
-def _text(body: str, quiz: str) -> Text:
+def _parse_text(body: str, quiz: str) -> LocalizedInstructions:
     """One language of a form. Raises Problem where it is no text or no quiz."""
     try:
-        return Text(body=body.replace("\r\n", "\n"), quiz=parse_quiz(quiz))
+        return LocalizedInstructions(body=body.replace("\r\n", "\n"), quiz=parse_quiz(quiz))
     except ValidationError as error:
-        raise Problem(422, "empty_text") from error
+        raise SiteError(422, "empty_text") from error
 
 
-def _text_in(text: Instructions, spoken: str) -> Text | None:
+def _find_text(instructions_version: Instructions, language_code: str) -> LocalizedInstructions | None:
     """A version in exactly this language."""
-    if spoken == text.language:
-        return Text(body=text.body, quiz=Quiz.model_validate(text.quiz))
-    return Text.model_validate(text.translations[spoken]) if spoken in text.translations else None
+    if language_code == instructions_version.language:
+        return LocalizedInstructions(body=instructions_version.body, quiz=Quiz.model_validate(instructions_version.quiz))
+    return (
+        LocalizedInstructions.model_validate(instructions_version.translations[language_code])
+        if language_code in instructions_version.translations
+        else None
+    )

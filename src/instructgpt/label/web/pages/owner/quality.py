@@ -9,139 +9,154 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 
 from instructgpt.label.analysis import quality
-from instructgpt.label.analysis.quality import BAND, Quality
-from instructgpt.label.auth.dependencies import Visitor, allow, site_of
-from instructgpt.label.db.models import Batch, now
-from instructgpt.label.errors import Problem
+from instructgpt.label.analysis.quality import TYPICAL_AGREEMENT_RANGE, QualityReport
+from instructgpt.label.auth.dependencies import Principal, get_site, require
+from instructgpt.label.db.models import Batch, current_time_ms
+from instructgpt.label.errors import SiteError
 from instructgpt.label.web import charts
-from instructgpt.label.web.rendering import page
+from instructgpt.label.web.rendering import render_page
 
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
 
 router = APIRouter()
-Team = Annotated[Visitor, allow("researcher", "owner")]
-SHOWN = 20
+_TeamUser = Annotated[Principal, require("researcher", "owner")]
+_MAX_DISAGREEMENTS = 20
 """Tasks with the largest disagreement on one page."""
-RULES = ("decided", "half_credit", "three_way", "tie_rate")
+_AGREEMENT_RULES = ("decided", "half_credit", "three_way", "tie_rate")
 
 
 @router.get("/quality")
-def all_quality(request: Request, visitor: Team, batch: str = "") -> Response:
+def show_quality(request: Request, principal: _TeamUser, batch: str = "") -> Response:
     """Quality of all work, or of one batch."""
-    found, names = read(request, batch)
-    people = {each.labeler: each.name for each in found.labelers}
-    return page(
-        request, visitor, "quality.html", show=charts, found=found, names=names, batch=batch, band=BAND, rules=RULES, people=people,
-        worst=[each for each in found.disagreements if each.opposite][:SHOWN], at=now(),
+    report, names = _load_quality(request, batch)
+    people = {each.labeler: each.name for each in report.labelers}
+    return render_page(
+        request, principal, "quality.html", show=charts, found=report, names=names, batch=batch, band=TYPICAL_AGREEMENT_RANGE, rules=_AGREEMENT_RULES, people=people,
+        worst=[each for each in report.disagreements if each.opposite][:_MAX_DISAGREEMENTS], at=current_time_ms(),
     )  # fmt: skip
 
 
-def read(request: Request, batch: str) -> tuple[Quality, list[tuple[str, str]]]:
+def _load_quality(request: Request, batch: str) -> tuple[QualityReport, list[tuple[str, str]]]:
     """The numbers, and (id, name) of every batch of rankings."""
-    with site_of(request).database.read() as db:
+    with get_site(request).database.read() as db:
         statement = select(Batch.id, Batch.name).where(Batch.kind == "rank", Batch.screening.is_(None)).order_by(Batch.created_at.desc())
         names = [(each, name) for each, name in db.execute(statement)]
         if batch and batch not in dict(names):
-            raise Problem(404, "no_such_batch")
-        return quality.quality(db, batch or None), names
+            raise SiteError(404, "no_such_batch")
+        return quality.compute_quality(db, batch or None), names
 
 
 @router.get("/quality/labelers/{labeler}")
-def one_labeler(request: Request, visitor: Team, labeler: str, batch: str = "") -> Response:
+def show_labeler_quality(request: Request, principal: _TeamUser, labeler: str, batch: str = "") -> Response:
     """One labeler's habits, and with whom they agree."""
-    found, _ = read(request, batch)
-    row = next((each for each in found.labelers if each.labeler == labeler), None)
+    report, _ = _load_quality(request, batch)
+    row = next((each for each in report.labelers if each.labeler == labeler), None)
     if row is None:
-        raise Problem(404, "not_found")
-    names = {each.labeler: each.name for each in found.labelers}
-    number = found.matrix.labelers.index(labeler)
-    beside = [
-        (names[str(other)], float(found.matrix.share[number, place]), int(found.matrix.shared[number, place]))
-        for place, other in enumerate(found.matrix.labelers)
-        if found.matrix.shared[number, place]
+        raise SiteError(404, "not_found")
+    names = {each.labeler: each.name for each in report.labelers}
+    labeler_index = report.matrix.labelers.index(labeler)
+    peer_agreements = [
+        (names[str(peer)], float(report.matrix.share[labeler_index, peer_index]), int(report.matrix.shared[labeler_index, peer_index]))
+        for peer_index, peer in enumerate(report.matrix.labelers)
+        if report.matrix.shared[labeler_index, peer_index]
     ]
-    return page(
-        request, visitor, "quality_labeler.html", show=charts, row=row, batch=batch, band=BAND, overall=found.overall,
-        beside=sorted(beside, key=lambda each: each[1]),
+    return render_page(
+        request, principal, "quality_labeler.html", show=charts, row=row, batch=batch, band=TYPICAL_AGREEMENT_RANGE, overall=report.overall,
+        beside=sorted(peer_agreements, key=lambda each: each[1]),
     )  # fmt: skip
 
 
 @router.get("/quality/{name}.csv")
-def as_csv(request: Request, _: Team, name: str, batch: str = "") -> Response:
+def download_quality_csv(request: Request, _: _TeamUser, name: str, batch: str = "") -> Response:
     """One table of the page as a file. Labelers are named by their pseudonyms, as in exports."""
-    found, _names = read(request, batch)
-    tables = {"agreement": agreement_rows, "labelers": labeler_rows, "matrix": matrix_rows, "labels": label_rows, "tasks": task_rows}
+    report, _names = _load_quality(request, batch)
+    tables = {
+        "agreement": _agreement_table,
+        "labelers": _labeler_table,
+        "matrix": _matrix_table,
+        "labels": _label_table,
+        "tasks": _disagreement_table,
+    }
     if name not in tables:
-        raise Problem(404, "not_found")
-    head, rows = tables[name](found)
-    return charts.table(name, head, rows)
+        raise SiteError(404, "not_found")
+    header, rows = tables[name](report)
+    return charts.csv_download(name, header, rows)
 
 
-Table = tuple[list[str], list[list[object]]]
+_CsvTable = tuple[list[str], list[list[object]]]
 
 
-def agreement_rows(found: Quality) -> Table:
+def _agreement_table(report: QualityReport) -> _CsvTable:
     """Every rule for everybody, each cohort, gold and repeats."""
     rows: list[list[object]] = []
-    groups = {"all": found.overall, **found.cohorts, "gold": found.gold, "repeats": found.repeats}
-    for group, measured in groups.items():
-        if measured is None:
+    groups = {"all": report.overall, **report.cohorts, "gold": report.gold, "repeats": report.repeats}
+    for group, agreement in groups.items():
+        if agreement is None:
             continue
-        counts = [measured.alike, measured.opposite, measured.one_tied, measured.both_tied]
-        for rule in RULES:
-            value = getattr(measured, rule)
-            rows.append([group, rule, value.value, value.low, value.high, value.n, *counts])
+        counts = [agreement.concordant, agreement.discordant, agreement.one_tied, agreement.both_tied]
+        for rule in _AGREEMENT_RULES:
+            estimate = getattr(agreement, rule)
+            rows.append([group, rule, estimate.value, estimate.low, estimate.high, estimate.n, *counts])
     return ["group", "rule", "value", "low", "high", "n", "alike", "opposite", "one_tied", "both_tied"], rows
 
 
-def ends(measured: Estimate | None) -> list[float | None]:
+def _interval_cells(estimate: Estimate | None) -> list[float | None]:
     """A number and the ends of its interval."""
-    return [None, None, None] if measured is None else [measured.value, measured.low, measured.high]
+    return [None, None, None] if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 
-def labeler_rows(found: Quality) -> Table:
+def _labeler_table(report: QualityReport) -> _CsvTable:
     """One row a labeler."""
-    head = [
+    header = [
         "labeler", "cohort", "rankings", "shared_pairs", "agreement", "agreement_shrunk", "low", "high", "gold", "repeats", "tie_rate",
         "seconds_a_completion", "hours", "pasted", "mean_rating", *(f"rating_{n}" for n in range(1, 8)), "position_p", "as_shown",
     ]  # fmt: skip
     rows: list[list[object]] = []
-    for each in found.labelers:
-        known = each.agreement
-        shrunk = known.shrunk if known else None
-        agreed = [known.shared, known.share, *ends(shrunk)] if known else [0, None, *ends(None)]
-        checks = [row.decided.value if row else None for row in (each.gold, each.repeats)]
-        habits = [each.report.ties.share, each.seconds, each.hours, each.pasted, each.mean_rating, *each.ratings]
+    for labeler in report.labelers:
+        agreement = labeler.agreement
+        shrunk = agreement.shrunk if agreement else None
+        agreement_cells = [agreement.shared, agreement.share, *_interval_cells(shrunk)] if agreement else [0, None, *_interval_cells(None)]
+        check_cells = [row.decided.value if row else None for row in (labeler.gold, labeler.repeats)]
+        habit_cells = [labeler.report.ties.share, labeler.seconds, labeler.hours, labeler.pasted, labeler.mean_rating, *labeler.ratings]
         rows.append(
-            [each.pseudonym, each.cohort, each.rankings, *agreed, *checks, *habits, each.report.position.p, each.report.as_shown.share]
+            [
+                labeler.pseudonym,
+                labeler.cohort,
+                labeler.rankings,
+                *agreement_cells,
+                *check_cells,
+                *habit_cells,
+                labeler.report.position.p,
+                labeler.report.as_shown.share,
+            ]
         )
-    return head, rows
+    return header, rows
 
 
-def matrix_rows(found: Quality) -> Table:
+def _matrix_table(report: QualityReport) -> _CsvTable:
     """Every two labelers with shared pairs."""
-    names = {each.labeler: each.pseudonym for each in found.labelers}
-    matrix = found.matrix
+    names = {each.labeler: each.pseudonym for each in report.labelers}
+    matrix = report.matrix
     rows: list[list[object]] = [
-        [names[str(one)], names[str(other)], float(matrix.share[i, j]), int(matrix.shared[i, j])]
-        for i, one in enumerate(matrix.labelers)
-        for j, other in enumerate(matrix.labelers)
+        [names[str(labeler)], names[str(peer)], float(matrix.share[i, j]), int(matrix.shared[i, j])]
+        for i, labeler in enumerate(matrix.labelers)
+        for j, peer in enumerate(matrix.labelers)
         if i < j and not math.isnan(matrix.share[i, j])
     ]
     return ["labeler", "other", "agreement", "shared_pairs"], rows
 
 
-def label_rows(found: Quality) -> Table:
+def _label_table(report: QualityReport) -> _CsvTable:
     """Ratings and labels."""
     rows: list[list[object]] = []
-    for each in found.categories:
-        more = [measured.value if measured else None for measured in (each.ac1, each.positive)]
-        rows.append([each.name, each.answers, each.yes, *ends(each.alpha), *more])
+    for category in report.categories:
+        extra_cells = [measured.value if measured else None for measured in (category.ac1, category.positive)]
+        rows.append([category.name, category.answers, category.yes, *_interval_cells(category.alpha), *extra_cells])
     return ["question", "answers", "yes", "alpha", "low", "high", "ac1", "positive_agreement"], rows
 
 
-def task_rows(found: Quality) -> Table:
+def _disagreement_table(report: QualityReport) -> _CsvTable:
     """All tasks that several labelers ranked."""
-    rows: list[list[object]] = [[each.task, each.labelers, each.opposite, each.decided, each.share] for each in found.disagreements]
+    rows: list[list[object]] = [[each.task, each.labelers, each.opposite, each.decided, each.share] for each in report.disagreements]
     return ["task", "labelers", "opposite", "decided", "share"], rows
