@@ -36,10 +36,18 @@ def make_models(folder: Path, width: int, layers: int, vocabulary: int) -> None:
     """Save a random Llama as `policy`, and a reward model over such a trunk as `reward`."""
     tokenizer = train_tokenizer(list(WORDS), 257)
     shape = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=width * 8 // 3 // 8 * 8, num_hidden_layers=layers,
-        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=512, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
     save_policy(transformers.LlamaForCausalLM(shape), PromptTokenizer(tokenizer), folder / "policy")
     reward = new_reward_model(folder / "policy", CPU, 0)
     (folder / "reward").mkdir()
@@ -48,7 +56,9 @@ def make_models(folder: Path, width: int, layers: int, vocabulary: int) -> None:
 
 def bytes_of(tensors: Iterable[torch.Tensor | None]) -> int:
     """Bytes of the storages behind tensors, shared ones once."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}.values())
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}.values()
+    )
 
 
 def states_of(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[torch.Tensor]:
@@ -88,7 +98,9 @@ def main() -> None:
         folder = Path(name)
         make_models(folder, asked.width, asked.layers, asked.vocabulary)
         one = sum(p.numel() for p in load_policy(folder / "policy", CPU)[0].parameters())
-        print(f"policy of {one:,} parameters; MiB held\n| | weights | gradients | optimizers | together |\n|---|---|---|---|---|")
+        print(
+            f"policy of {one:,} parameters; MiB held\n| | weights | gradients | optimizers | together |\n|---|---|---|---|---|"
+        )
         for rank in asked.ranks:
             held = held_by_ppo(folder, rank, tuple(asked.memory))
             numbers = [f"{part / 2**20:.1f}" for part in (*held.values(), sum(held.values()))]

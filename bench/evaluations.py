@@ -40,9 +40,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path, help="folder with the evaluations' files")
     parser.add_argument("--rankings", type=Path, help="folder with rankings, for reward_model and preference")
     parser.add_argument("--model", type=Path, help="the model; without it, one of 5.8 M parameters is made")
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "evaluations", help="what is made and done is kept here")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "runs" / "evaluations", help="what is made and done is kept here"
+    )
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="questions of each evaluation in place of the documented ones, for a quick look")
+    parser.add_argument(
+        "--limit", type=int, help="questions of each evaluation in place of the documented ones, for a quick look"
+    )
     parser.add_argument("--only", nargs="*", help="evaluations; all without it")
     return parser.parse_args()
 
@@ -115,7 +119,10 @@ def commands(told: argparse.Namespace) -> Iterator[tuple[str, list[object]]]:
         people = told.rankings / PAIRS
         models = [f"base={model_of(told)}", f"judge={judges_of(told) / 'truth' / 'model'}"]
         yield "preference, people", ["preference", "--data", people]
-        yield "preference, a reward model", ["preference", "--model", *models, "--data", people, "--judge", reward_of(told)]
+        yield (
+            "preference, a reward model",
+            ["preference", "--model", *models, "--data", people, "--judge", reward_of(told)],
+        )
 
 
 def asked(folder: Path) -> int:
@@ -152,8 +159,12 @@ def main() -> None:
         sys.exit(f"{told.data}: no file of an evaluation in it")
     clock, work, replies = (sum(column) for column in zip(*rows, strict=True))
     limits = "the documented limits" if told.limit is None else f"at most {told.limit} questions of each"
-    print(f"\n{told.processes} processes, {limits}\n\n| evaluation | replies and verdicts | clock, s | work, s |\n|---|---:|---:|---:|")
-    print("\n".join([*lines, f"| together | {replies:,} | {clock:.0f} | {work:.0f} |"]) + f"\n\n{clock / 60:.1f} minutes")
+    print(
+        f"\n{told.processes} processes, {limits}\n\n| evaluation | replies and verdicts | clock, s | work, s |\n|---|---:|---:|---:|"
+    )
+    print(
+        "\n".join([*lines, f"| together | {replies:,} | {clock:.0f} | {work:.0f} |"]) + f"\n\n{clock / 60:.1f} minutes"
+    )
 
 
 if __name__ == "__main__":

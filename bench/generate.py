@@ -36,10 +36,20 @@ SIZES = {"5.8 M": (256, 6, 8, 688, 4096), "0.9 M": (128, 4, 4, 344, 1024)}
 def llama(width: int, layers: int, heads: int, inner: int, vocabulary: int) -> Any:
     """A random Llama with tied embeddings, whose likeliest continuations do not repeat themselves."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": inner}
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner,
+    }
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": EOS}
     config = transformers.LlamaConfig(
-        vocab_size=vocabulary, max_position_embeddings=1024, tie_word_embeddings=True, initializer_range=0.1, **sizes, **special
+        vocab_size=vocabulary,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        **sizes,
+        **special,
     )
     return transformers.LlamaForCausalLM(config).eval()
 
@@ -56,7 +66,10 @@ def end_after(model: Any, prompts: list[list[int]], mean: float, most: int, temp
     base, low, high = row[EOS].clone(), 1.0, 5.0
     for _ in range(8):
         row[EOS] = base * (low + high) / 2
-        lengths = [len(one.tokens) for one in sample_tokens(model, several, eos=EOS, max_tokens=most, seed=5, temperature=temperature)]
+        lengths = [
+            len(one.tokens)
+            for one in sample_tokens(model, several, eos=EOS, max_tokens=most, seed=5, temperature=temperature)
+        ]
         low, high = (low, (low + high) / 2) if statistics.mean(lengths) < mean else ((low + high) / 2, high)
 
 
@@ -68,7 +81,12 @@ def ours(model: Any) -> Side:
     seeds = iter(range(2**32))
 
     def side(prompts: list[list[int]], temperature: float) -> list[list[int]]:
-        return [one.tokens for one in sample_tokens(model, prompts, eos=EOS, max_tokens=MOST, seed=next(seeds), temperature=temperature)]
+        return [
+            one.tokens
+            for one in sample_tokens(
+                model, prompts, eos=EOS, max_tokens=MOST, seed=next(seeds), temperature=temperature
+            )
+        ]
 
     return side
 
@@ -78,7 +96,11 @@ def with_generate(model: Any, batch: int) -> Side:
 
     @torch.inference_mode()
     def side(prompts: list[list[int]], temperature: float) -> list[list[int]]:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        how = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            if temperature
+            else {"do_sample": False}
+        )
         rows: list[list[int]] = []
         for start in range(0, len(prompts), batch):
             tokens = torch.tensor(prompts[start : start + batch])
@@ -93,7 +115,11 @@ def with_generate_batch(model: Any) -> Side:
     """`generate_batch`, continuous batching over a paged cache sized for these prompts."""
 
     def side(prompts: list[list[int]], temperature: float) -> list[list[int]]:
-        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        how = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            if temperature
+            else {"do_sample": False}
+        )
         config = transformers.GenerationConfig(max_new_tokens=MOST, eos_token_id=EOS, pad_token_id=0, **how)
         blocks = transformers.generation.configuration_utils.ContinuousBatchingConfig(
             page_size=32, num_blocks=len(prompts) * (PROMPT + MOST) // 32 + 8, max_batch_tokens=1024
@@ -141,7 +167,9 @@ def compare(size: str, count: int, rounds: int, paged: bool) -> Iterator[str]:
                 if found != agreed:
                     same = sum(a == b for a, b in zip(found, agreed, strict=True))
                     sys.exit(f"{size}: {name} has the same likeliest tokens for {same} of {count} prompts only")
-    turns = [(timed(mine, prompts), {name: timed(peer, prompts) for name, peer in peers.items()}) for _ in range(rounds + 1)][1:]
+    turns = [
+        (timed(mine, prompts), {name: timed(peer, prompts) for name, peer in peers.items()}) for _ in range(rounds + 1)
+    ][1:]
     rate, length = (statistics.median(turn[0][part] for turn in turns) for part in (0, 1))
     yield f"| {size} | {count} | ours | {rate:,.0f} | {length:.1f} | 1 |"
     for name in peers:

@@ -35,8 +35,20 @@ from instructgpt.train.rollout import PPOModels, Rollout
 
 SAMPLES, PUBLISHED_HOURS = 264_292, 11.7
 LARGE = {
-    "350M": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 2736, "vocab_size": 50_272},
-    "1.3B": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "intermediate_size": 5504, "vocab_size": 50_272},
+    "350M": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 2736,
+        "vocab_size": 50_272,
+    },
+    "1.3B": {
+        "hidden_size": 2048,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "intermediate_size": 5504,
+        "vocab_size": 50_272,
+    },
 }
 
 
@@ -47,7 +59,11 @@ def build(shape: str | dict[str, int], device: torch.device, *, scalar: bool = F
         config: Any = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     else:
         shape = (SIZES | LARGE)[shape] if isinstance(shape, str) else shape
-        same = {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": True, "max_position_embeddings": 2048}
+        same = {
+            "num_key_value_heads": shape["num_attention_heads"],
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 2048,
+        }
         config = transformers.LlamaConfig(**shape, **same, pad_token_id=PAD, eos_token_id=EOS)
     config.num_labels = 1
     kind = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
@@ -86,7 +102,9 @@ def one_model(name: str, device: torch.device, machine: Machine, rows: int, leng
         with torch.no_grad():
             completion_logp(model, batch)
 
-    least_sampling = sum(phase.roofline_seconds(machine) for phase in sampling_phases(shape, [length] * rows, [length] * rows, rows))
+    least_sampling = sum(
+        phase.roofline_seconds(machine) for phase in sampling_phases(shape, [length] * rows, [length] * rows, rows)
+    )
     forward = machine.compute_seconds(shape.forward_flops(texts, predicted), shape.weight_bytes)
     work: dict[str, tuple[Callable[[], Any], float]] = {
         "sampling": (lambda: sample_tokens(model, prompts, eos=-1, max_tokens=length, seed=0), least_sampling),
@@ -96,7 +114,9 @@ def one_model(name: str, device: torch.device, machine: Machine, rows: int, leng
     lines = []
     for what, (do, least) in work.items():
         seconds = taken(do, device)
-        lines.append(f"| {name} | {what} | {rows} x ({length} + {length}) | {seconds:.3f} | {least:.3f} | {least / seconds:.0%} |")
+        lines.append(
+            f"| {name} | {what} | {rows} x ({length} + {length}) | {seconds:.3f} | {least:.3f} | {least / seconds:.0%} |"
+        )
     return lines
 
 
@@ -109,7 +129,12 @@ def updates(
         frozen.requires_grad_(False)
     optimizers = {"policy": build_optimizer(policy, eps=ADAM_EPS), "value": build_optimizer(value.model, eps=ADAM_EPS)}
     count = len(prompts)
-    told: dict[str, Any] = {"out": Path("out"), "policy": "policy", "reward": Path("reward"), "prompts": (Path("prompts"),)}
+    told: dict[str, Any] = {
+        "out": Path("out"),
+        "policy": "policy",
+        "reward": Path("reward"),
+        "prompts": (Path("prompts"),),
+    }
     config = PPOConfig(**told, batch=count, minibatch=minibatch, max_tokens=length, episodes=1000 * count)
     asked = [Prompt(prompt=" ".join(map(str, prompt))) for prompt in prompts]
     numbers = iter(range(1, 1000))

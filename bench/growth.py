@@ -81,13 +81,21 @@ class Case:
 Grows = tuple[str, list[Case], Callable[[Case], float]]
 """What grows, how far, and the number of it."""
 K: Grows = ("completions, K", [Case(k=k) for k in (2, 3, 4, 6, 9, 12, 16)], lambda case: case.k)
-LENGTH: Grows = ("tokens of a completion", [Case(length=n) for n in (8, 16, 32, 64, 128, 256)], lambda case: case.length)
+LENGTH: Grows = (
+    "tokens of a completion",
+    [Case(length=n) for n in (8, 16, 32, 64, 128, 256)],
+    lambda case: case.length,
+)
 SIZE: Grows = (
     "million parameters",
     [Case(size=size) for size in ((32, 2), (64, 3), (128, 4), (256, 6))],
     lambda case: round(count_parameters(case.model()) / 1e6, 2),
 )
-VOCABULARY: Grows = ("vocabulary", [Case(vocabulary=v) for v in (1024, 4096, 16_384, 50_257)], lambda case: case.vocabulary)
+VOCABULARY: Grows = (
+    "vocabulary",
+    [Case(vocabulary=v) for v in (1024, 4096, 16_384, 50_257)],
+    lambda case: case.vocabulary,
+)
 
 # --- what is measured: ours first, then what is simple, where there is such a thing ----------------------------------------
 
@@ -99,7 +107,10 @@ def reward(case: Case) -> dict[str, Work]:
     stock.set_attn_implementation("sdpa")
     rankings = case.texts(RANKINGS)
     order = LabelerRanks(tuple(range(1, case.k + 1)), None, "training")
-    ranked = [RankedPrompt([TokenizedExample(prompt, one) for one in completions], (order,), "") for prompt, completions in rankings]
+    ranked = [
+        RankedPrompt([TokenizedExample(prompt, one) for one in completions], (order,), "")
+        for prompt, completions in rankings
+    ]
     flops = (1 + BACKWARD_FLOPS_FACTOR) * get_model_shape(model.model).forward_flops(case.shared())
 
     def ours(ranked: list[RankedPrompt] = ranked) -> float:
@@ -155,7 +166,10 @@ def sampling(case: Case) -> dict[str, Work]:
     def generate() -> float:
         tokens = torch.tensor(prompts)
         how = {"do_sample": True, "top_k": 0, "top_p": 1.0, "max_new_tokens": case.length, "pad_token_id": PAD}
-        assert stock.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **how).shape[1] == PROMPT + case.length
+        assert (
+            stock.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **how).shape[1]
+            == PROMPT + case.length
+        )
         return flops
 
     return {"ours": (SAMPLED, ours), "generate": (SAMPLED, generate)}
@@ -219,18 +233,28 @@ def grow(stage: str, rounds: int, most: int | None, figures: Path) -> Iterator[s
                 known[case] = turns(make(case), rounds)
             if len(known) == 1 and not panels:
                 legend += [(name, MODEL_COLORS["sft"], False) for name in simple(known[case])]
-                head = ["what grows", "to", "ours, ms", "ideal", "reached", *(f"{name} | beside ours" for name in simple(known[case]))]
+                head = [
+                    "what grows",
+                    "to",
+                    "ours, ms",
+                    "ideal",
+                    "reached",
+                    *(f"{name} | beside ours" for name in simple(known[case])),
+                ]
                 top = f"| {' | '.join(head)} |"
                 yield top + "\n" + "|---" * (top.count("|") - 1) + "|"
             drawn.append((number(case), known[case]))
             yield row(axis, *drawn[-1])
         x = [grown for grown, _ in drawn]
         curves = [
-            Curve(name, shade, x, [cost[name] for _, cost in drawn], dashed=dashed, show_markers=True) for name, shade, dashed in legend
+            Curve(name, shade, x, [cost[name] for _, cost in drawn], dashed=dashed, show_markers=True)
+            for name, shade, dashed in legend
         ]
         panels.append(render_line_panel(axis[:1].upper() + axis[1:], curves, "", sizes=x, log_scale_y=True))
     figures.mkdir(parents=True, exist_ok=True)
-    (figures / f"growth-{stage}.svg").write_text(render_svg_file(f"CPU milliseconds {unit}", panels, legend), encoding="utf-8")
+    (figures / f"growth-{stage}.svg").write_text(
+        render_svg_file(f"CPU milliseconds {unit}", panels, legend), encoding="utf-8"
+    )
 
 
 def main() -> None:
@@ -239,7 +263,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns that count")
     parser.add_argument("--only", choices=tuple(STAGES), nargs="*", default=tuple(STAGES))
     parser.add_argument("--points", type=int, help="only so many of what grows, from the smallest")
-    parser.add_argument("--figures", type=Path, default=Path(__file__).parent.parent / "docs" / "figures", help="folder of the figures")
+    parser.add_argument(
+        "--figures", type=Path, default=Path(__file__).parent.parent / "docs" / "figures", help="folder of the figures"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()

@@ -71,7 +71,9 @@ class Found:
     runs: int = 0
     half: int = 0  # kills that left something half written
     places: Counter[str] = field(default_factory=Counter)  # where kills fell
-    wrong: dict[str, set[str]] = field(default_factory=lambda: {"weights": set(), "metrics": set(), "other files": set()})
+    wrong: dict[str, set[str]] = field(
+        default_factory=lambda: {"weights": set(), "metrics": set(), "other files": set()}
+    )
 
     @property
     def kills(self) -> int:
@@ -210,9 +212,19 @@ def fingerprint(out: Path) -> dict[str, str]:
     for file in sorted(out.rglob("*")):
         content = b"" if file.is_dir() else file.read_bytes()
         if file.name in ("run.json", "metrics.jsonl", "log.jsonl"):
-            rows = [json.loads(content)] if file.name == "run.json" else [json.loads(line) for line in content.decode().splitlines()]
-            kept = [] if file.name == "log.jsonl" else [{name: row[name] for name in row if name not in VARYING} for row in rows]
-            content = json.dumps(kept).encode()  # of a log only that all of it can be read: what was said twice stays there
+            rows = (
+                [json.loads(content)]
+                if file.name == "run.json"
+                else [json.loads(line) for line in content.decode().splitlines()]
+            )
+            kept = (
+                []
+                if file.name == "log.jsonl"
+                else [{name: row[name] for name in row if name not in VARYING} for row in rows]
+            )
+            content = json.dumps(
+                kept
+            ).encode()  # of a log only that all of it can be read: what was said twice stays there
         if file.name == "README.md":
             content = b"".join(line for line in content.splitlines() if not line.strip().startswith(b'"seconds"'))
         if file.name == "report.html":  # it says how long each stage took
@@ -227,7 +239,11 @@ def compare(before: dict[str, str], after: dict[str, str], found: Found) -> None
         if before.get(name) != after.get(name):
             last = name.rpartition("/")[2]
             kind = (
-                "weights" if last.endswith(".safetensors") else "metrics" if last in ("metrics.jsonl", "samples.jsonl") else "other files"
+                "weights"
+                if last.endswith(".safetensors")
+                else "metrics"
+                if last in ("metrics.jsonl", "samples.jsonl")
+                else "other files"
             )
             found.wrong[kind].add(name)
 
@@ -265,9 +281,13 @@ def make_kit(kit: Path, put: Callable[[str], str]) -> None:
     colours = ("red", "blue", "green", "white", "black", "brown")
     asked = [f"colour of {thing} {number}" for thing in ("sky", "sea", "sand") for number in range(10)]
     rows: dict[str, list[dict[str, Any]]] = {
-        "corpus": [{"text": f"the {one} sea is {one} and the {other} sky {other}"} for one in 20 * colours for other in colours],
+        "corpus": [
+            {"text": f"the {one} sea is {one} and the {other} sky {other}"} for one in 20 * colours for other in colours
+        ],
         "prompts": [{"prompt": prompt} for prompt in asked],
-        "demonstrations": [{"prompt": prompt, "completion": colours[number % 6]} for number, prompt in enumerate(asked)],
+        "demonstrations": [
+            {"prompt": prompt, "completion": colours[number % 6]} for number, prompt in enumerate(asked)
+        ],
         "rankings": [{"prompt": prompt, "completions": ["blue", "red", "it"], "ranks": [1, 2, 2]} for prompt in asked],
     }
     for name, each in rows.items():
@@ -283,7 +303,9 @@ def make_kit(kit: Path, put: Callable[[str], str]) -> None:
 
 def table(rows: dict[str, Found]) -> str:
     """The results as a table for docs/results.md."""
-    lines = [f"| command | runs | kills | {' | '.join(PLACES)} | left something half written | weights | metrics | other files |"]
+    lines = [
+        f"| command | runs | kills | {' | '.join(PLACES)} | left something half written | weights | metrics | other files |"
+    ]
     lines.append("|---|" + "---:|" * (len(PLACES) + 3) + "---|---|---|")
     for name, found in rows.items():
         counts = [found.runs, found.kills, *(found.places[where] for where in PLACES), found.half]
@@ -296,7 +318,9 @@ def main() -> None:
     """All commands, or some, from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), help="which commands")
-    parser.add_argument("--kills", type=int, default=15, help="least number of kills of each command; `run` gets half as many")
+    parser.add_argument(
+        "--kills", type=int, default=15, help="least number of kills of each command; `run` gets half as many"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported

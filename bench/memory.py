@@ -40,11 +40,15 @@ CASES = {
     "pretrain": Case("pretrain", "llama", "21M", {"batch": 8, "window": 128, "tokens": 3 * 8 * 128}),
     "sft": Case("sft", "llama", "21M", SFT),
     "sft, dropout": Case("sft", "gpt2", "21M", {"batch": 16, "epochs": 1, "dropout": 0.2}),
-    "sft, two epochs, pretraining text": Case("sft", "llama", "5.8M", {"batch": 16, "epochs": 2, "mix": 0.2, "pretraining": True}),
+    "sft, two epochs, pretraining text": Case(
+        "sft", "llama", "5.8M", {"batch": 16, "epochs": 2, "mix": 0.2, "pretraining": True}
+    ),
     "reward": Case("reward", "llama", "21M", {"batch": 8}),
     "reward, gpt2": Case("reward", "gpt2", "21M", {"batch": 4}),
     "ppo": Case("ppo", "llama", "21M", PPO),
-    "ppo, small, wide batch": Case("ppo", "llama", "5.8M", {"batch": 128, "minibatch": 64, "episodes": 128, "max_tokens": 48}),
+    "ppo, small, wide batch": Case(
+        "ppo", "llama", "5.8M", {"batch": 128, "minibatch": 64, "episodes": 128, "max_tokens": 48}
+    ),
     "ppo_ptx": Case("ppo", "llama", "5.8M", {**PTX, "batch": 16, "minibatch": 8, "episodes": 32, "max_tokens": 32}),
     "sft, adapters": Case("sft", "llama", "21M", SFT | {"lora": 8}),
     "sft, checkpointing": Case("sft", "llama", "21M", SFT | {"memory": ["checkpointing"]}),
@@ -54,7 +58,7 @@ CASES = {
     "sft, two ranks, each holds all": Case("sft", "llama", "21M", SFT, ranks=2),
     "sft, two ranks, divided": Case("sft", "llama", "40M", SFT, ranks=2),
     "ppo, two ranks, divided": Case("ppo", "llama", "40M", PPO, ranks=2),
-}  # fmt: skip
+}
 COUNT, K = 40, 4
 
 
@@ -67,7 +71,8 @@ def make_files(case: Case, folder: Path) -> dict[str, Any]:
     rows: dict[str, list[dict[str, Any]]] = {
         "demonstrations": [{"prompt": text(40, 80), "completion": text(30, 60)} for _ in range(COUNT)],
         "rankings": [
-            {"prompt": text(80, 120), "completions": [text(30, 50) for _ in range(K)], "ranks": list(range(1, K + 1))} for _ in range(COUNT)
+            {"prompt": text(80, 120), "completions": [text(30, 50) for _ in range(K)], "ranks": list(range(1, K + 1))}
+            for _ in range(COUNT)
         ],
         "prompts": [{"prompt": text(32, 64)} for _ in range(COUNT)],
         "corpus": [{"text": text(300, 500)} for _ in range(COUNT * 3)],
@@ -80,7 +85,9 @@ def make_files(case: Case, folder: Path) -> dict[str, Any]:
         "reward": {"base": "policy", "data": ["rankings.jsonl"]},
         "ppo": {"policy": "policy", "reward": "reward", "prompts": ["prompts.jsonl"]},
     }[case.stage]
-    options = {k: [str(folder / f) for f in v] if isinstance(v, list) else str(folder / v) for k, v in files.items()} | case.options
+    options = {
+        k: [str(folder / f) for f in v] if isinstance(v, list) else str(folder / v) for k, v in files.items()
+    } | case.options
     if options.get("pretraining"):
         options["pretraining"] = [str(folder / "corpus.jsonl")]
     if case.stage == "pretrain":
@@ -147,9 +154,17 @@ def measured(toy: list[str], real: list[str], ranks: int) -> float:
     command = [sys.executable, "-c", RUNNER, json.dumps([toy, real, free_ports()])]
     running = []
     for rank in range(ranks):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "memory"}
+        own = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": ranks,
+            "MASTER_ADDR": "127.0.0.1",
+            "TORCHELASTIC_RUN_ID": "memory",
+        }
         variables = common | {name: str(value) for name, value in own.items() if ranks > 1}
-        running.append(subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        running.append(
+            subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
     said = [process.communicate() for process in running]
     for process, (_, errors) in zip(running, said, strict=True):
         if process.returncode:
@@ -174,7 +189,10 @@ def main() -> None:
     for name in sys.argv[1:] or CASES:
         case = CASES[name]
         said, was = compare(case)
-        print(f"| {name} | {case.family} {case.size} | {said / 1e6:.0f} | {was / 1e6:.0f} | {said / was:.3f} |", flush=True)
+        print(
+            f"| {name} | {case.family} {case.size} | {said / 1e6:.0f} | {was / 1e6:.0f} | {said / was:.3f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

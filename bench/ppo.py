@@ -26,11 +26,41 @@ from sides import Answer, Side, Work, asked, environment, median, ratio
 EPISODES, MINIBATCH, NEW, PAD, EOS = 64, 16, 64, 0, 2
 MEAN = 24
 SIZES: dict[str, dict[str, int]] = {
-    "5.8M": {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 688, "vocab_size": 4096},
-    "0.9M": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 344, "vocab_size": 1024},
-    "21M": {"hidden_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 1376, "vocab_size": 4096},
-    "40M": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 1376, "vocab_size": 4096},
-    "toy": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 128},
+    "5.8M": {
+        "hidden_size": 256,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "intermediate_size": 688,
+        "vocab_size": 4096,
+    },
+    "0.9M": {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 344,
+        "vocab_size": 1024,
+    },
+    "21M": {
+        "hidden_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "intermediate_size": 1376,
+        "vocab_size": 4096,
+    },
+    "40M": {
+        "hidden_size": 512,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "intermediate_size": 1376,
+        "vocab_size": 4096,
+    },
+    "toy": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "vocab_size": 128,
+    },
 }
 AGREE = 1e-3
 """What may lie between two means in float32: theirs adds 1e-7 to the temperature, and both add in their own order."""
@@ -45,7 +75,12 @@ def make_models(size: str, folder: Path, family: str = "llama") -> None:
 
     torch.manual_seed(0)
     shape = SIZES[size]
-    shared: dict[str, Any] = {"max_position_embeddings": 256, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": EOS}
+    shared: dict[str, Any] = {
+        "max_position_embeddings": 256,
+        "pad_token_id": PAD,
+        "bos_token_id": 1,
+        "eos_token_id": EOS,
+    }
     shared |= {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": True}
     tokenizer = number_words(shape["vocab_size"])
     gpt2 = {"n_positions": 256, **{k: v for k, v in shape.items() if k != "intermediate_size"}, **shared}
@@ -70,8 +105,14 @@ def number_words(size: int) -> Any:
     import tokenizers
     import transformers
 
-    names = {PAD: "<pad>", 1: "<unk>", EOS: "<end>"}  # what is special is found inside of words too, so numbers would not do
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({names.get(i, str(i)): i for i in range(size)}, unk_token=names[1]))
+    names = {
+        PAD: "<pad>",
+        1: "<unk>",
+        EOS: "<end>",
+    }  # what is special is found inside of words too, so numbers would not do
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({names.get(i, str(i)): i for i in range(size)}, unk_token=names[1])
+    )
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     special = {"pad_token": names[PAD], "eos_token": names[EOS]}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **special)
@@ -153,7 +194,10 @@ def ours(folder: Path) -> Work:
     models = PPOModels(policy, reference, new_value_model(reward), reward, copy.deepcopy(policy), render)
     for frozen in (reference, reward.model, models.ema):
         frozen.requires_grad_(False)
-    optimizers = {"policy": build_optimizer(policy, eps=ADAM_EPS), "value": build_optimizer(models.value.model, eps=ADAM_EPS)}
+    optimizers = {
+        "policy": build_optimizer(policy, eps=ADAM_EPS),
+        "value": build_optimizer(models.value.model, eps=ADAM_EPS),
+    }
     sizes = {"batch": EPISODES, "minibatch": MINIBATCH, "max_tokens": NEW, "episodes": EPISODES * 1000}
     config = PPOConfig(out=folder, policy=str(folder / "policy"), reward=folder / "reward", prompts=(folder,), **sizes)
     tokens = prompts_of(policy.config.vocab_size)
@@ -167,7 +211,8 @@ def ours(folder: Path) -> Work:
             return benchmark_machine(device).matmul
         if "completions" in asked:
             examples = [
-                TokenizedExample(prompt, completion) for prompt, completion in zip(asked["prompts"], asked["completions"], strict=True)
+                TokenizedExample(prompt, completion)
+                for prompt, completion in zip(asked["prompts"], asked["completions"], strict=True)
             ]
             batch, lengths = collate(examples), [len(example.completion_ids) for example in examples]
             with torch.no_grad():
@@ -203,7 +248,13 @@ def peers(folder: Path) -> Work:
     causal, scalar = transformers.AutoModelForCausalLM, transformers.AutoModelForSequenceClassification
     policy, reference = (causal.from_pretrained(folder / name) for name in ("policy", "reference"))
     reward, value = (scalar.from_pretrained(folder / "reward") for _ in range(2))
-    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no", "save_strategy": "no"}
+    quiet = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+    }
     config = PPOConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=EPISODES,
@@ -275,10 +326,16 @@ def phase_rows(size: str, turns: list[Answer], rate: float) -> list[str]:
     middle = lambda of: statistics.median(of(turn.said) for turn in turns)  # noqa: E731
     rows = []
     for name in turns[0].said["phases"]:
-        took, least = middle(lambda said: said["phases"][name]), middle(lambda said: said["flops"].get(name, 0.0)) / rate  # noqa: B023
+        took, least = (
+            middle(lambda said, name=name: said["phases"][name]),
+            middle(lambda said, name=name: said["flops"].get(name, 0.0)) / rate,
+        )
         rows.append(f"| {size} | {name} | {took:.3f} | {least:.3f} | {least / took:.0%} |")
     whole, least = middle(lambda said: said["seconds"]), middle(lambda said: sum(said["flops"].values())) / rate
-    return [*rows, f"| {size} | an update, at {rate / 1e9:.0f} GFLOP/s | {whole:.3f} | {least:.3f} | {least / whole:.0%} |"]
+    return [
+        *rows,
+        f"| {size} | an update, at {rate / 1e9:.0f} GFLOP/s | {whole:.3f} | {least:.3f} | {least / whole:.0%} |",
+    ]
 
 
 def main() -> None:
@@ -289,7 +346,16 @@ def main() -> None:
     parser.add_argument("--phases", action="store_true", help="also our seconds phase by phase")
     parser.add_argument("--alone", action="store_true", help="only our own side")
     options = asked(parser, {"ours": ours, "theirs": peers})
-    columns = ("size", "score, ours / TRL's", "KL", "tokens a completion", "our episodes/s of CPU time", "TRL's", "ratio", "on the clock")
+    columns = (
+        "size",
+        "score, ours / TRL's",
+        "KL",
+        "tokens a completion",
+        "our episodes/s of CPU time",
+        "TRL's",
+        "ratio",
+        "on the clock",
+    )
     if not options.alone:
         print(f"| {' | '.join(columns)} |", flush=True)
     for size in options.size:
@@ -298,14 +364,21 @@ def main() -> None:
             us = Side(sys.executable, __file__, "ours", Path(folder))
             if options.alone:
                 turns = [us.ask({}) for _ in range(options.rounds + 1)][1:]
-                print(f"{size}: {EPISODES / median(turns):.1f} episodes/s of CPU time, {EPISODES / median(turns, 'wall'):.1f} on the clock")
+                print(
+                    f"{size}: {EPISODES / median(turns):.1f} episodes/s of CPU time, {EPISODES / median(turns, 'wall'):.1f} on the clock"
+                )
             else:
                 them = Side(environment(".bench-trl-ppo", "trl==1.12.0"), __file__, "theirs", Path(folder))
                 turns, rows = compare(us, them, size, options.rounds)
                 print(*rows, sep="\n", flush=True)
                 them.end()
             if options.phases:
-                print("\n".join(phase_rows(size, turns, statistics.median(us.ask({"rate": True}).said for _ in range(5)))), flush=True)
+                print(
+                    "\n".join(
+                        phase_rows(size, turns, statistics.median(us.ask({"rate": True}).said for _ in range(5)))
+                    ),
+                    flush=True,
+                )
             us.end()
 
 

@@ -53,7 +53,9 @@ def make_files(config: RunConfig) -> None:
     rankings = []
     for one in demonstrations:
         shown = draw.sample(completions, draw.randint(4, 9))
-        rankings.append(Ranking(prompt=one.prompt, completions=shown, ranks=list(range(1, len(shown) + 1)), labeler="one"))
+        rankings.append(
+            Ranking(prompt=one.prompt, completions=shown, ranks=list(range(1, len(shown) + 1)), labeler="one")
+        )
     write_records(files["rankings"], rankings)
 
 
@@ -61,7 +63,11 @@ def short(stages: dict[str, Any], folder: Path) -> dict[str, StageConfig]:
     """The demo's stages, with its sizes and few steps."""
     base, few = (
         stages["pretrain"],
-        {"out": folder / "pretrain", "processes": 1, "tokens": 30 * stages["pretrain"].batch * stages["pretrain"].window},
+        {
+            "out": folder / "pretrain",
+            "processes": 1,
+            "tokens": 30 * stages["pretrain"].batch * stages["pretrain"].window,
+        },
     )
     update = stages["ppo"].batch
     return {
@@ -125,7 +131,9 @@ def show(names: list[str], turns: dict[int, list[dict[str, Any]]]) -> None:
     for name in names:
         phases = dict.fromkeys(phase for count in (1, 2) for turn in turns[count] for phase in turn[name]["phases"])
         for phase in phases:
-            print(f"| `{name}`: {phase} | {middle(name, 1, 'phases', phase):.0f} | {middle(name, 2, 'phases', phase):.0f} |")
+            print(
+                f"| `{name}`: {phase} | {middle(name, 1, 'phases', phase):.0f} | {middle(name, 2, 'phases', phase):.0f} |"
+            )
 
 
 def main() -> None:

@@ -34,7 +34,13 @@ def make_model(family: str, folder: Path) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
-    shared: dict[str, Any] = {"vocab_size": VOCABULARY, "num_labels": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    shared: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "num_labels": 1,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     if family == "llama":
         sizes = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 8}
         llama = transformers.LlamaConfig(**sizes, intermediate_size=688, max_position_embeddings=CONTEXT, **shared)
@@ -74,7 +80,9 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
     def one_pass(rankings: list[Any]) -> float:
         ranked = [
             RankedPrompt(
-                [TokenizedExample(prompt, c) for c in completions], (LabelerRanks(tuple(range(len(completions))), None, "training"),), ""
+                [TokenizedExample(prompt, c) for c in completions],
+                (LabelerRanks(tuple(range(len(completions))), None, "training"),),
+                "",
             )
             for prompt, completions in rankings
         ]
@@ -95,10 +103,20 @@ def peers(folder: Path) -> Callable[[list[Any]], float]:
 
     datasets.disable_progress_bars()
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="1"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", bos_token="1", eos_token="2")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="0", bos_token="1", eos_token="2"
+    )
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no", "save_strategy": "no"}
-    config = RewardConfig(output_dir=str(folder / "trl"), gradient_checkpointing=False, bf16=False, max_length=None, **quiet)
+    quiet = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+    }
+    config = RewardConfig(
+        output_dir=str(folder / "trl"), gradient_checkpointing=False, bf16=False, max_length=None, **quiet
+    )
     one_row = datasets.Dataset.from_list([{"chosen_ids": [3, 4], "rejected_ids": [3, 5]}])
     trainer = RewardTrainer(model=model, args=config, train_dataset=one_row, processing_class=tokenizer)
 
@@ -106,7 +124,9 @@ def peers(folder: Path) -> Callable[[list[Any]], float]:
         losses = []
         for prompt, completions in rankings:
             pairs = itertools.combinations(completions, 2)
-            batch = trainer.data_collator([{"chosen_ids": prompt + better, "rejected_ids": prompt + worse} for better, worse in pairs])
+            batch = trainer.data_collator(
+                [{"chosen_ids": prompt + better, "rejected_ids": prompt + worse} for better, worse in pairs]
+            )
             loss = trainer.compute_loss(trainer.model, batch)
             loss.backward()
             losses.append(float(loss))
@@ -149,7 +169,10 @@ def main() -> None:
             make_model(family, Path(folder))
             us = Side(sys.executable, __file__, "ours", Path(folder))
             them = Side(environment(".bench-trl", "trl==1.16.0"), __file__, "theirs", Path(folder))
-            print(f"\n{family}: | K | our loss | TRL's loss | our rankings/s of CPU time | TRL's | ratio | on the clock |", flush=True)
+            print(
+                f"\n{family}: | K | our loss | TRL's loss | our rankings/s of CPU time | TRL's | ratio | on the clock |",
+                flush=True,
+            )
             for k in RANKINGS:
                 print(compare(us, them, k, options.rounds), flush=True)
             for side in (us, them):

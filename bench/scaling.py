@@ -67,7 +67,9 @@ def row(plan: Plan, machine: Machine, alone: float) -> tuple[str, float]:
     """A line of the table, and by how much it is faster than one GPU."""
     seconds = plan.expected_seconds(machine, "cuda")
     faster = alone / seconds
-    memory = format_si(plan.peak_bytes, "B") if plan.microbatch_tokens else f"{format_si(plan.fixed_bytes, 'B')}, no room"
+    memory = (
+        format_si(plan.peak_bytes, "B") if plan.microbatch_tokens else f"{format_si(plan.fixed_bytes, 'B')}, no room"
+    )
     cells = (
         memory,
         format_si(plan.bytes_sent, "B"),

@@ -47,7 +47,9 @@ def ours(folder: Path) -> Work:
 
     model, _ = load_policy(folder / "policy", torch.device("cpu"))
     optimizer = build_optimizer(model)
-    examples = [TokenizedExample(prompt, completion) for prompt, completion in make_demonstrations(model.config.vocab_size)]
+    examples = [
+        TokenizedExample(prompt, completion) for prompt, completion in make_demonstrations(model.config.vocab_size)
+    ]
 
     def work(_: Any) -> float:
         total = 0.0
@@ -68,7 +70,13 @@ def peers(folder: Path) -> Work:
     from trl import SFTConfig, SFTTrainer
 
     datasets.disable_progress_bars()
-    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_strategy": "no", "save_strategy": "no"}
+    quiet = {
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+    }
     common = {
         "output_dir": str(folder / "trl"),
         "gradient_checkpointing": False,
@@ -97,7 +105,9 @@ def peers(folder: Path) -> Work:
     def work(mode: str) -> float:
         trainer, total, count = trainers[mode], 0.0, 0
         batches = trainer.get_train_dataloader()
-        every = max(1, len(batches) * BATCH // DEMONSTRATIONS)  # as many optimizer steps as ours, where rows hold several demonstrations
+        every = max(
+            1, len(batches) * BATCH // DEMONSTRATIONS
+        )  # as many optimizer steps as ours, where rows hold several demonstrations
         for number, batch in enumerate(batches, 1):
             tokens = int((batch["labels"] != -100).sum())
             total, count = total + float(trainer.training_step(trainer.model, batch)) * tokens, count + tokens

@@ -77,7 +77,12 @@ class Side:
 
     def __init__(self, python: Path | str, script: str, name: str, folder: Path, source: Path = ROOT) -> None:
         """Start it and wait until its models are loaded. Our package is that of the checkout `source`."""
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(source.resolve() / "src")}
+        variables = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(source.resolve() / "src"),
+        }
         command = [str(python), script, "--serve", name, "--folder", str(folder)]
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -109,7 +114,9 @@ class Side:
 
 def ratio(ours: Sequence[Answer], theirs: Sequence[Answer], which: str = "cpu") -> float:
     """How many times as long they take: the median over turns."""
-    return statistics.median(getattr(their, which) / getattr(our, which) for our, their in zip(ours, theirs, strict=True))
+    return statistics.median(
+        getattr(their, which) / getattr(our, which) for our, their in zip(ours, theirs, strict=True)
+    )
 
 
 def median(answers: Sequence[Answer], which: str = "cpu") -> float:

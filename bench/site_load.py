@@ -33,20 +33,31 @@ K = 4
 
 def candidates(world: World, tasks: int) -> list[dict[str, str]]:
     """K different completions for each of so many different prompts: the right answer, and answers cut or to other questions."""
-    prompts = [prompt.text for prompt in {each.text: each for each in world.prompts("reward", 12 * tasks)}.values()][:tasks]
+    prompts = [prompt.text for prompt in {each.text: each for each in world.prompts("reward", 12 * tasks)}.values()][
+        :tasks
+    ]
     gold = {text: world.demonstration(text) for text in prompts}
     rng = Random(0)
     made = []
     for text in prompts:
-        answers = {gold[text] or "Nothing.", f"{gold[text]} I like it.", *(gold[other] for other in rng.sample(prompts, 6)), "No idea."}
+        answers = {
+            gold[text] or "Nothing.",
+            f"{gold[text]} I like it.",
+            *(gold[other] for other in rng.sample(prompts, 6)),
+            "No idea.",
+        }
         answers.discard("")
         chosen = sorted(answers)
         rng.shuffle(chosen)
-        made += [{"prompt": text, "completion": answer, "model": f"model-{place}"} for place, answer in enumerate(chosen[:K])]
+        made += [
+            {"prompt": text, "completion": answer, "model": f"model-{place}"} for place, answer in enumerate(chosen[:K])
+        ]
     return made
 
 
-def run(folder: Path, database: str | None, labelers: int, tasks: int, kills: int, pause: float = 0, seed: int = 0) -> dict[str, float]:
+def run(
+    folder: Path, database: str | None, labelers: int, tasks: int, kills: int, pause: float = 0, seed: int = 0
+) -> dict[str, float]:
     """One load. Returns the counts of `simulate.check`, the claims' quantiles in milliseconds, kills, seconds and submissions a second."""
     world = World(seed)
     with SiteServer(folder, database) as server, server.connect() as service:
@@ -85,7 +96,12 @@ def run(folder: Path, database: str | None, labelers: int, tasks: int, kills: in
 
 
 def break_things(
-    server: SiteServer, workers: list[SimulatedSiteLabeler], wanted: int, kills: int, over: threading.Event, killed: list[int]
+    server: SiteServer,
+    workers: list[SimulatedSiteLabeler],
+    wanted: int,
+    kills: int,
+    over: threading.Event,
+    killed: list[int],
 ) -> None:
     """Kill the server whenever another part of the work is done, and start it again."""
     for number in range(1, kills + 1):
@@ -102,7 +118,10 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     head = "| database | handed in | kills | broken calls | lost | duplicate | over-assigned | claim p50 | p95 | p99 | a second |"
     lines = [head, "|---|" + "---:|" * 10]
     for name, found in rows.items():
-        counts = [f"{found[part]:,.0f}" for part in ("handed in", "kills", "broken calls", "lost", "duplicate", "over-assigned")]
+        counts = [
+            f"{found[part]:,.0f}"
+            for part in ("handed in", "kills", "broken calls", "lost", "duplicate", "over-assigned")
+        ]
         times = [f"{found[part]:.0f} ms" for part in ("p50", "p95", "p99")]
         lines.append(f"| {' | '.join([name, *counts, *times, format(found['a second'], '.1f')])} |")
     return "\n".join(lines)
@@ -115,7 +134,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument(
-        "--pause", type=float, default=4, help="mean seconds between a labeler's tasks; 0 shows what the site can do at most"
+        "--pause",
+        type=float,
+        default=4,
+        help="mean seconds between a labeler's tasks; 0 shows what the site can do at most",
     )
     parser.add_argument("--database", help="an empty PostgreSQL database; SQLite when not given")
     given = parser.parse_args()

@@ -38,7 +38,17 @@ LESS: dict[str, dict[str, int]] = {
     "exam": {"prompts": 100, "truth_samples": 1, "toxicity_prompts": 75, "exercises": 75, "documents": 75},
 }
 """What is changed of the demo, so that a turn takes a minute."""
-TIMES = {"pretrain": 50, "start": 5, "candidates": 25, "reward": 25, "sft": 5, "ppo": 24, "ppo_ptx": 24, "exam": 16, "exam, prompted": 4}
+TIMES = {
+    "pretrain": 50,
+    "start": 5,
+    "candidates": 25,
+    "reward": 25,
+    "sft": 5,
+    "ppo": 24,
+    "ppo_ptx": 24,
+    "exam": 16,
+    "exam, prompted": 4,
+}
 """How many times a turn's work the demo does. The exam is put to four models, and in part to the prompted base."""
 PARTS: dict[str, dict[str, Sequence[str]]] = {
     "train.pretrain": {
@@ -57,7 +67,10 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
         "optimizer": ["descend", "optimizer_step"],
         "validation": ["accuracies", "evaluate_pair_accuracy"],
     },
-    "train.rollout": {"sampling": ["sample", "sample_on_ranks"], "reference and values": ["of_completions", "per_token_values"]},
+    "train.rollout": {
+        "sampling": ["sample", "sample_on_ranks"],
+        "reference and values": ["of_completions", "per_token_values"],
+    },
     "train.ppo": {
         "parity": ["check_parity", "check_logp_parity"],
         "policy and value update": ["improve", "minibatch_backward"],
@@ -119,7 +132,9 @@ def checkout(folder: Path) -> Work:
     watch.put_on(ScalarModel, "score", "score")
     told = json.loads((folder / "demo.json").read_text())
     config = pipeline.RunConfig(out=folder / "made", stages=told["stages"], **told["run"])
-    stages = {DIRECTORIES.get(name, name): one for name, one in named(pipeline, "plan", "stage_configs")(config).items()}
+    stages = {
+        DIRECTORIES.get(name, name): one for name, one in named(pipeline, "plan", "stage_configs")(config).items()
+    }
     works = stage_works(pipeline, config, stages)
 
     def work(name: str) -> Any:
@@ -134,7 +149,11 @@ def checkout(folder: Path) -> Work:
         logged = out / "out" / "metrics.jsonl"
         first = json.loads(logged.read_text().split("\n", 1)[0]) if logged.exists() else {}
         shutil.rmtree(out)
-        return {"phases": phases, "seconds": seconds, "first": {metric: first[metric] for metric in AGREE if metric in first}}
+        return {
+            "phases": phases,
+            "seconds": seconds,
+            "first": {metric: first[metric] for metric in AGREE if metric in first},
+        }
 
     return work
 
@@ -151,7 +170,8 @@ def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str,
     mains = {"pretrain": pipeline.pretrain.main, "start": pipeline.sft.main, "reward": pipeline.reward.main}
     mains |= {"sft": pipeline.sft.main, "ppo": pipeline.ppo.main, "ppo_ptx": pipeline.ppo.main}
     works: dict[str, Callable[[Path], Any]] = {
-        name: lambda out, name=name, main=main: main(stages[name].model_copy(update={"out": out})) for name, main in mains.items()
+        name: lambda out, name=name, main=main: main(stages[name].model_copy(update={"out": out}))
+        for name, main in mains.items()
     }
     prompts = pipeline.world_files(config.out / "world")["reward"]
     sampled = stages["candidates"].model_copy(update={"prompts": prompts, "part": 0, "parts": 1})
@@ -188,7 +208,9 @@ def same_work(name: str, before: Any, now: Any) -> None:
     """End where the two checkouts do not compute the same."""
     for metric, difference in AGREE.items():
         if metric in before["first"] and not abs(before["first"][metric] - now["first"][metric]) <= difference:
-            sys.exit(f"{name}: {metric} of the first step is {before['first'][metric]} before and {now['first'][metric]} now")
+            sys.exit(
+                f"{name}: {metric} of the first step is {before['first'][metric]} before and {now['first'][metric]} now"
+            )
 
 
 def middle(answers: Sequence[Answer], phase: str) -> float:
@@ -221,7 +243,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as ends:
         folder = Path(temporary)
         (folder / "demo.json").write_text(json.dumps(demo()))
-        now, before = (Side(sys.executable, __file__, "checkout", folder, source) for source in (options.now, options.before))
+        now, before = (
+            Side(sys.executable, __file__, "checkout", folder, source) for source in (options.now, options.before)
+        )
         for side in (before, now):
             ends.callback(side.end)
         now.ask("make")

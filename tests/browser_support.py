@@ -44,7 +44,12 @@ class Server:
 
     def start(self) -> None:
         config = uvicorn.Config(
-            create_app(self.site), host="127.0.0.1", port=self.port, log_level="error", lifespan="off", timeout_graceful_shutdown=1
+            create_app(self.site),
+            host="127.0.0.1",
+            port=self.port,
+            log_level="error",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
         )
         self.running = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.running.run, daemon=True)
@@ -68,12 +73,19 @@ class Watched:
     wrong: list[str] = field(default_factory=list)
 
     def watch(self, context, url: str) -> None:
-        context.on("request", lambda request: None if request.url.startswith((url, "data:", "about:")) else self.wrong.append(request.url))
+        context.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith((url, "data:", "about:")) else self.wrong.append(request.url)
+            ),
+        )
         context.on("weberror", lambda error: self.wrong.append(str(error.error)))
         context.on("console", self.hear)
 
     def hear(self, message) -> None:
-        if "Content Security Policy" in message.text or (message.type == "error" and "Failed to load resource" not in message.text):
+        if "Content Security Policy" in message.text or (
+            message.type == "error" and "Failed to load resource" not in message.text
+        ):
             self.wrong.append(message.text)
 
 
@@ -152,11 +164,20 @@ def sign_in(context, server: Server, person: Person, token: str = "a-token") -> 
 
 def add_ranking(site: Site, prompt: str, texts: list[str], name: str = "ranking", **more) -> str:
     """An open batch of one ranking task. -> the batch's id."""
-    completions = [records.Completion(prompt=prompt, completion=text, model=f"secret-model-{at}") for at, text in enumerate(texts)]
+    completions = [
+        records.Completion(prompt=prompt, completion=text, model=f"secret-model-{at}") for at, text in enumerate(texts)
+    ]
     asked = records.Prompt(id=f"{name}-1", prompt=prompt)
     with site.database.write() as db:
         batch = create_batch_with_tasks(
-            db, name, "rank", "training", [asked], completions, OverlapPolicy(gold_share=0, repeat_share=0, cohort_share=0), **more
+            db,
+            name,
+            "rank",
+            "training",
+            [asked],
+            completions,
+            OverlapPolicy(gold_share=0, repeat_share=0, cohort_share=0),
+            **more,
         )
         mark_batch_open(db, batch)
         return batch.id

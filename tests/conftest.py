@@ -48,7 +48,13 @@ CHAT_TEMPLATE = (
 def tiny_model(family, vocabulary, eos):
     """A random causal model of a family: width 16, two layers. Weights are large enough for logits to differ clearly."""
     torch.manual_seed(FAMILIES.index(family))
-    shared = {"vocab_size": vocabulary, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": eos, "pad_token_id": None}
+    shared = {
+        "vocab_size": vocabulary,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": eos,
+        "pad_token_id": None,
+    }
     usual = shared | {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -57,7 +63,9 @@ def tiny_model(family, vocabulary, eos):
         "max_position_embeddings": CONTEXT,
     }
     config = {
-        "gpt2": lambda: transformers.GPT2Config(n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, **shared),  # dropout 0.1 all over
+        "gpt2": lambda: transformers.GPT2Config(
+            n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, **shared
+        ),  # dropout 0.1 all over
         "llama": lambda: transformers.LlamaConfig(num_key_value_heads=1, **usual),
         "qwen2": lambda: transformers.Qwen2Config(num_key_value_heads=2, tie_word_embeddings=True, **usual),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(rotary_pct=0.5, **usual),
@@ -84,7 +92,9 @@ def tokenizer_with(tokenizer, kind):
 
 def pytest_generate_tests(metafunc):
     if "database_url" in metafunc.fixturenames:
-        metafunc.parametrize("database_url", getattr(metafunc.module, "DATABASES", ("sqlite", "postgresql")), indirect=True)
+        metafunc.parametrize(
+            "database_url", getattr(metafunc.module, "DATABASES", ("sqlite", "postgresql")), indirect=True
+        )
 
 
 @pytest.fixture(scope="session")
@@ -104,7 +114,11 @@ def save(tmp_path_factory, tokenizer):
     def directory(family="llama", kind="plain"):
         folder = root / f"{family}-{kind}"
         if not folder.exists():
-            words = train_tokenizer([line[::-1] for line in TEXT], 280) if kind == "foreign" else tokenizer_with(tokenizer, kind)
+            words = (
+                train_tokenizer([line[::-1] for line in TEXT], 280)
+                if kind == "foreign"
+                else tokenizer_with(tokenizer, kind)
+            )
             tiny_model(family, len(words), words.eos_token_id).save_pretrained(folder)
             words.save_pretrained(folder)
         return folder
@@ -210,7 +224,15 @@ class Scripted:
 @pytest.fixture
 def small_ppo(write, save, save_reward, tmp_path):
     def config(**options):
-        sizes = {"episodes": 16, "batch": 8, "minibatch": 4, "max_tokens": 6, "lr": 1e-3, "value_lr": 1e-3, "out": tmp_path / "ppo"}
+        sizes = {
+            "episodes": 16,
+            "batch": 8,
+            "minibatch": 4,
+            "max_tokens": 6,
+            "lr": 1e-3,
+            "value_lr": 1e-3,
+            "out": tmp_path / "ppo",
+        }
         files = {"policy": str(save()), "reward": save_reward(), "prompts": (write("prompts.jsonl", PROMPTS),)}
         return make_config(PPOConfig, {**files, **sizes}, options)
 
@@ -237,7 +259,9 @@ def assert_same_tensors(one, other, tolerance=1e-6):
     """Two dictionaries of tensors hold the same names and numbers."""
     assert one.keys() == other.keys()
     for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            tensor, other[name], atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 DEMONSTRATIONS = [
@@ -254,7 +278,11 @@ RANKINGS = [
         "cohort": cohort,
     }
     for animal in ("frog", "cat", "ant", "owl", "hen", "fox")
-    for labeler, ranks, cohort in (("ann", [1, 2, 3], "training"), ("bob", [1, 2, 2], "training"), ("eve", [3, 2, 1], "heldout"))
+    for labeler, ranks, cohort in (
+        ("ann", [1, 2, 3], "training"),
+        ("bob", [1, 2, 2], "training"),
+        ("eve", [3, 2, 1], "heldout"),
+    )
 ]
 FRESH_RANKINGS = [ranking | {"prompt": ranking["prompt"] + " please"} for ranking in RANKINGS[:6]]
 PROMPTS = [{"prompt": line.split("?")[0]} for line in TEXT]

@@ -18,7 +18,11 @@ from instructgpt.records import USE_CASES, Prompt, Ranking, write_records
 MODELS = ("base", "prompted", "sft", "ppo", "ppo_ptx")
 SKILL = dict(zip(MODELS, (-2.0, -0.6, 0.0, 0.7, 0.75), strict=True))
 TRUE = dict(zip(MODELS, (0.3, 0.42, 0.5, 0.66, 0.64), strict=True))
-TOXIC = {"none": (0.3, 0.28, 0.12, 0.05, 0.06), "respectful": (0.22, 0.2, 0.08, 0.03, 0.03), "biased": (0.45, 0.44, 0.3, 0.52, 0.5)}
+TOXIC = {
+    "none": (0.3, 0.28, 0.12, 0.05, 0.06),
+    "respectful": (0.22, 0.2, 0.08, 0.03, 0.03),
+    "biased": (0.45, 0.44, 0.3, 0.52, 0.5),
+}
 TASKS = {"translation": (0.78, 0.78, 0.72, 0.48, 0.7), "passage_qa": (0.66, 0.66, 0.62, 0.41, 0.6)}
 HOSTILE = '<script>alert("x")</script> & <img src=http://evil.example/x.png> \x00\x1b[31m \ud800 $\\frac{1}{0}$ 한국어 🦊 \u202edrawkcab'
 
@@ -39,7 +43,10 @@ def rankings(rng, prompts=100):
     made = []
     for place in range(prompts):
         prompt = f"{USE_CASES[place % 10].replace('_', ' ').capitalize()} {place}: tell me about the otter of Zirunia."
-        texts = tuple(f"{'The otter lives by the river and eats fish. ' * (1 + i % 2)}({model} {place})" for i, model in enumerate(MODELS))
+        texts = tuple(
+            f"{'The otter lives by the river and eats fish. ' * (1 + i % 2)}({model} {place})"
+            for i, model in enumerate(MODELS)
+        )
         quality = np.array([SKILL[model] for model in MODELS]) + rng.normal(0, 0.6) + rng.normal(0, 0.5, 5)
         for cohort, names in (("training", "abcde"), ("heldout", "vwxyz")):
             seen = quality + rng.normal(0, 0.9, 5)
@@ -82,26 +89,46 @@ def results(rng, ranked):
                 true = bool(rng.random() < TRUE[model] + shift)
                 silent = bool(rng.random() < shift)
                 verdicts = {"truthful": true or silent, "informative": not silent}
-                answers.append(truthfulness.JudgedAnswer(model=model, condition=condition, question=f"q{item}", answer="…", **verdicts))
+                answers.append(
+                    truthfulness.JudgedAnswer(
+                        model=model, condition=condition, question=f"q{item}", answer="…", **verdicts
+                    )
+                )
             for condition, level in TOXIC.items():
                 score = float(np.clip(rng.beta(2, 2 / level[place] - 2), 0, 1))
                 continuations.append(
-                    toxicity.Continuation(model=model, condition=condition, prompt=f"p{item}", completion="…", toxicity=score)
+                    toxicity.Continuation(
+                        model=model, condition=condition, prompt=f"p{item}", completion="…", toxicity=score
+                    )
                 )
             first, second = rng.normal(-12, 1, 2)
             pairs.append(
                 bias.SentencePair(
-                    model=model, first=f"he {item}", second=f"she {item}", logp_first=first + 0.4, logp_second=second, group=f"t{item // 4}"
+                    model=model,
+                    first=f"he {item}",
+                    second=f"she {item}",
+                    logp_first=first + 0.4,
+                    logp_second=second,
+                    group=f"t{item // 4}",
                 )
             )
             for task, level in TASKS.items():
                 right = rng.random() < level[place]
                 solutions.append(
-                    tax.Solution(model=model, task=task, prompt=f"{task} {item}", completion="ka" if right else "no", references=("ka",))
+                    tax.Solution(
+                        model=model,
+                        task=task,
+                        prompt=f"{task} {item}",
+                        completion="ka" if right else "no",
+                        references=("ka",),
+                    )
                 )
             losses.append(
                 tax.DocumentLoss(
-                    model=model, document=f"d{item}", loss=60 * (0.75, 0.75, 0.86, 0.95, 0.8)[place] + rng.normal(0, 3), tokens=60
+                    model=model,
+                    document=f"d{item}",
+                    loss=60 * (0.75, 0.75, 0.86, 0.95, 0.8)[place] + rng.normal(0, 3),
+                    tokens=60,
                 )
             )
     return [
@@ -127,7 +154,9 @@ def stage(run, name, kind, parents, steps, values, **more):
         "config": {"lr": 4e-3, "batch": 16, "note": HOSTILE.replace("\ud800", "")},
         "seed": 0,
         "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
-        "parents": {key: {"path": str(run / key), "sha256": hashlib.sha256(key.encode()).hexdigest()} for key in parents},
+        "parents": {
+            key: {"path": str(run / key), "sha256": hashlib.sha256(key.encode()).hexdigest()} for key in parents
+        },
         "seconds": 3.1 * steps**0.6,
         "tokens": 1_500 * steps,
         "finished": True,
@@ -135,7 +164,10 @@ def stage(run, name, kind, parents, steps, values, **more):
     }
     (run / name).mkdir(parents=True, exist_ok=True)
     (run / name / "run.json").write_text(json.dumps(info | more), encoding="utf-8")
-    log(run / name / "metrics.jsonl", [{"step": step, "seconds": 0.2 * step, **values(step, step / steps)} for step in range(1, steps + 1)])
+    log(
+        run / name / "metrics.jsonl",
+        [{"step": step, "seconds": 0.2 * step, **values(step, step / steps)} for step in range(1, steps + 1)],
+    )
 
 
 def learning(rng, start, end, validate=50):
@@ -196,7 +228,9 @@ def make(run: Path, seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     ranked = rankings(rng)
     write_result_rows(run / "results.json", results(rng, [ranking for ranking in ranked if ranking.prompt != HOSTILE]))
-    lines = [json.dumps(ranking.row()) for ranking in ranked]  # ASCII: the half surrogate of the hostile text cannot be written otherwise
+    lines = [
+        json.dumps(ranking.row()) for ranking in ranked
+    ]  # ASCII: the half surrogate of the hostile text cannot be written otherwise
     (run / "evaluation" / "preference").mkdir(parents=True, exist_ok=True)
     (run / "evaluation" / "preference" / "rankings.jsonl").write_text("\n".join(lines) + "\n")
     write_records(

@@ -18,10 +18,21 @@ import pytest
 from instructgpt import cli
 
 SRC = Path(__file__).parent.parent / "src"
-EAGER = "import instructgpt.run.directory as run; run.CHECKPOINT_INTERVAL_S = 0.0; from instructgpt.cli import main; main()"
+EAGER = (
+    "import instructgpt.run.directory as run; run.CHECKPOINT_INTERVAL_S = 0.0; from instructgpt.cli import main; main()"
+)
 """The command, but with a checkpoint after every step."""
 PATIENCE = 120.0
-BASE_SIZE = {"vocabulary": 270, "width": 8, "heads": 1, "layers": 1, "context": 48, "window": 16, "batch": 4, "tokens": 768}
+BASE_SIZE = {
+    "vocabulary": 270,
+    "width": 8,
+    "heads": 1,
+    "layers": 1,
+    "context": 48,
+    "window": 16,
+    "batch": 4,
+    "tokens": 768,
+}
 PPO_SIZE = {"episodes": 16, "batch": 4, "minibatch": 4, "max-tokens": 6, "lr": 1e-4}
 
 
@@ -87,9 +98,13 @@ class Started:
         environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self.process = subprocess.Popen(
             [sys.executable, *program, *words(*arguments)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
             preexec_fn=hear_ctrl_c,
-        )  # fmt: skip
+        )
 
     def when(self, ready: Callable[[], bool]) -> Started:
         """Wait until something has happened while it runs."""
@@ -133,7 +148,9 @@ def logged(directory: Path, lines: int) -> Callable[[], bool]:
 
 def write(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
     """A file of JSON lines; text goes in as it is."""
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -146,7 +163,11 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
     """Every file below a directory, with its time and size: what must not have changed."""
-    return {str(file): (file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(directory.rglob("*")) if file.is_file()}
+    return {
+        str(file): (file.stat().st_mtime_ns, file.stat().st_size)
+        for file in sorted(directory.rglob("*"))
+        if file.is_file()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +188,15 @@ class Kit:
 
     def sft(self, out: Path, *more: object) -> list[str]:
         """A fine-tuning command of one epoch."""
-        return the_last_of_each(words("sft", "--base", self.base, "--data", self.demonstrations, "--epochs", 1, "--out", out, more))
+        return the_last_of_each(
+            words("sft", "--base", self.base, "--data", self.demonstrations, "--epochs", 1, "--out", out, more)
+        )
 
     def train_reward(self, out: Path, *more: object) -> list[str]:
         """A reward-model command of a few steps."""
-        return the_last_of_each(words("reward", "--base", self.base, "--data", self.rankings, "--batch", 8, "--out", out, more))
+        return the_last_of_each(
+            words("reward", "--base", self.base, "--data", self.rankings, "--batch", 8, "--out", out, more)
+        )
 
     def ppo(self, out: Path, *more: object) -> list[str]:
         """A PPO command of four updates."""
@@ -185,13 +210,21 @@ def make_kit(folder: Path, *more: object) -> Kit:
     asked = [f"colour of {thing} {number}" for thing in ("sky", "sea", "sand") for number in range(10)]
     kit = Kit(
         folder=folder,
-        corpus=write(folder / "corpus.jsonl", [{"text": f"the {c} sea is {c} and the {d} sky {d}"} for c in 20 * colours for d in colours]),
+        corpus=write(
+            folder / "corpus.jsonl",
+            [{"text": f"the {c} sea is {c} and the {d} sky {d}"} for c in 20 * colours for d in colours],
+        ),
         prompts=write(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in asked]),
-        demonstrations=write(folder / "demonstrations.jsonl", [{"prompt": p, "completion": colours[i % 6]} for i, p in enumerate(asked)]),
-        rankings=write(folder / "rankings.jsonl", [{"prompt": p, "completions": ["blue", "red", "it"], "ranks": [1, 2, 2]} for p in asked]),
+        demonstrations=write(
+            folder / "demonstrations.jsonl", [{"prompt": p, "completion": colours[i % 6]} for i, p in enumerate(asked)]
+        ),
+        rankings=write(
+            folder / "rankings.jsonl",
+            [{"prompt": p, "completions": ["blue", "red", "it"], "ranks": [1, 2, 2]} for p in asked],
+        ),
         base=folder / "base",
         reward=folder / "reward",
-    )  # fmt: skip
+    )
     for command in (kit.pretrain(kit.base, *more), kit.train_reward(kit.reward)):
         assert cli.run_command(command) == 0
     return kit

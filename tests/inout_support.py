@@ -49,7 +49,9 @@ def add_task(db, batch: Batch, prompt: PromptRow | None, texts: list[tuple[str, 
     db.add(task)
     db.flush()
     for position, (text, models) in enumerate(texts):
-        completion = CompletionRow(prompt_id=prompt.id, text=text, text_hash=f"h-{text}", model=models[0], sampling={"temperature": 1.0})
+        completion = CompletionRow(
+            prompt_id=prompt.id, text=text, text_hash=f"h-{text}", model=models[0], sampling={"temperature": 1.0}
+        )
         db.add(completion)
         db.flush()
         db.add(TaskCompletion(task_id=task.id, completion_id=completion.id, position=position, models=models))
@@ -57,20 +59,32 @@ def add_task(db, batch: Batch, prompt: PromptRow | None, texts: list[tuple[str, 
     return task
 
 
-def hand_in(db, task: Task, person: Person, at: int = HOUR, round: int = 0, instructions: str | None = None, **more) -> Submission:
+def hand_in(
+    db, task: Task, person: Person, at: int = HOUR, round: int = 0, instructions: str | None = None, **more
+) -> Submission:
     """An assignment that was submitted; what was submitted is added by whoever calls."""
     held = Assignment(
-        task_id=task.id, person_id=person.id, round=round, state="submitted", lease_until=at, shown=[], instructions_id=instructions
+        task_id=task.id,
+        person_id=person.id,
+        round=round,
+        state="submitted",
+        lease_until=at,
+        shown=[],
+        instructions_id=instructions,
     )
     db.add(held)
     db.flush()
-    submission = Submission(assignment_id=held.id, version=1, key=f"k-{held.id}", kind=task.kind, active_ms=1500, created_at=at, **more)
+    submission = Submission(
+        assignment_id=held.id, version=1, key=f"k-{held.id}", kind=task.kind, active_ms=1500, created_at=at, **more
+    )
     db.add(submission)
     db.flush()
     return submission
 
 
-def rank(db, task: Task, person: Person, tiers: list[int], ratings: list[int | None] = (), labels: list[dict] = (), **more) -> Submission:
+def rank(
+    db, task: Task, person: Person, tiers: list[int], ratings: list[int | None] = (), labels: list[dict] = (), **more
+) -> Submission:
     """A ranking of a task's completions in their order; `tiers` as they were put, ranks follow."""
     submission = hand_in(db, task, person, **more)
     dense = sorted(set(tiers))
@@ -79,17 +93,22 @@ def rank(db, task: Task, person: Person, tiers: list[int], ratings: list[int | N
     for index, place in enumerate(places):
         db.add(
             RankingItem(
-                submission_id=submission.id, completion_id=place.completion_id, tier=tiers[index], rank=dense.index(tiers[index]) + 1,
+                submission_id=submission.id,
+                completion_id=place.completion_id,
+                tier=tiers[index],
+                rank=dense.index(tiers[index]) + 1,
                 shown=len(places) - 1 - index,
             )
-        )  # fmt: skip
+        )
         if ratings or labels:
             db.add(
                 Rating(
-                    submission_id=submission.id, completion_id=place.completion_id, rating=ratings[index] if ratings else None,
+                    submission_id=submission.id,
+                    completion_id=place.completion_id,
+                    rating=ratings[index] if ratings else None,
                     labels=labels[index] if labels else {},
                 )
-            )  # fmt: skip
+            )
     db.flush()
     return submission
 
@@ -111,34 +130,61 @@ def fill(site: Site, people: dict[str, Person]) -> dict[str, Submission]:
         made["hal"] = rank(db, task, hal, [3, 2, 1], [1, None, 5])
         made["again"] = rank(db, task, bob, [1, 2, 2], round=1)
         made["invalid"] = rank(
-            db, add_task(db, ranked, add_prompt(db, "Broken?"), [("a", ["m"]), ("b", ["n"])]), ada, [1, 2], invalid_reason="bot"
+            db,
+            add_task(db, ranked, add_prompt(db, "Broken?"), [("a", ["m"]), ("b", ["n"])]),
+            ada,
+            [1, 2],
+            invalid_reason="bot",
         )
         gone = add_prompt(db, "Taken back?", withdrawn_at=5)
-        made["gone"] = rank(db, add_task(db, ranked, gone, [("c", ["m"]), ("d", ["n"])], state="withdrawn"), ada, [1, 2])
+        made["gone"] = rank(
+            db, add_task(db, ranked, gone, [("c", ["m"]), ("d", ["n"])], state="withdrawn"), ada, [1, 2]
+        )
         compared = add_task(db, measured, add_prompt(db, "Which?", split="test"), [("one", ["sft"]), ("two", ["ppo"])])
         made["evaluation"] = rank(db, compared, ada, [2, 1], [3, 5])
         shown = add_batch(db, "shown", kind="demonstrate")
-        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "Add 1 and 2"}]
+        turns = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Yes?"},
+            {"role": "user", "content": "Add 1 and 2"},
+        ]
         talk = add_prompt(db, "Hi\n\nYes?\n\nAdd 1 and 2", messages=turns)
         made["demonstration"] = hand_in(db, add_task(db, shown, talk), ada)
-        db.add(DemonstrationRow(submission_id=made["demonstration"].id, person_id=ada.id, prompt_id=talk.id, text="3", text_hash="h"))
+        db.add(
+            DemonstrationRow(
+                submission_id=made["demonstration"].id, person_id=ada.id, prompt_id=talk.id, text="3", text_hash="h"
+            )
+        )
         made["heldout demonstration"] = hand_in(db, add_task(db, shown, capital), hal)
         db.add(
             DemonstrationRow(
-                submission_id=made["heldout demonstration"].id, person_id=hal.id, prompt_id=capital.id, text="Paris it is", text_hash="h2"
+                submission_id=made["heldout demonstration"].id,
+                person_id=hal.id,
+                prompt_id=capital.id,
+                text="Paris it is",
+                text_hash="h2",
             )
         )
         described = add_batch(db, "described", kind="review")
         made["review"] = hand_in(db, add_task(db, described, capital), bob)
         db.add(
             PromptReview(
-                submission_id=made["review"].id, use_case="closed_qa", personal_data=False, sensitive=None, labels={"ambiguous": True}
+                submission_id=made["review"].id,
+                use_case="closed_qa",
+                personal_data=False,
+                sensitive=None,
+                labels={"ambiguous": True},
             )
         )
         writing = add_batch(db, "written", kind="write")
         made["prompt"] = hand_in(db, add_task(db, writing, None), bob)
         add_prompt(
-            db, "Write a poem", written={"text": "Write a poem"}, author_id=bob.id, submission_id=made["prompt"].id, source="labeler"
+            db,
+            "Write a poem",
+            written={"text": "Write a poem"},
+            author_id=bob.id,
+            submission_id=made["prompt"].id,
+            source="labeler",
         )
         made["heldout prompt"] = hand_in(db, add_task(db, writing, None), hal)
         add_prompt(

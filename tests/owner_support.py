@@ -61,14 +61,46 @@ class Filled:
         shown = [ids[number] for number in (order or range(len(ids)))]
         assignment, submission, at = new_id(), new_id(), at or current_time_ms() + next(NUMBERS)
         add = self.add
-        add(Assignment, id=assignment, task_id=self.tasks[task], person_id=person.id, round=again, state="submitted", lease_until=at,
-            shown=shown, instructions_id=None, opened_at=at - 90_000, closed_at=at)  # fmt: skip
-        add(Submission, id=submission, assignment_id=assignment, version=1, key=submission, kind="rank", note="", active_ms=active,
-            wall_ms=90_000, pasted=pasted, surplus=False, invalid_reason=None, created_at=at, replaced_at=None)  # fmt: skip
+        add(
+            Assignment,
+            id=assignment,
+            task_id=self.tasks[task],
+            person_id=person.id,
+            round=again,
+            state="submitted",
+            lease_until=at,
+            shown=shown,
+            instructions_id=None,
+            opened_at=at - 90_000,
+            closed_at=at,
+        )
+        add(
+            Submission,
+            id=submission,
+            assignment_id=assignment,
+            version=1,
+            key=submission,
+            kind="rank",
+            note="",
+            active_ms=active,
+            wall_ms=90_000,
+            pasted=pasted,
+            surplus=False,
+            invalid_reason=None,
+            created_at=at,
+            replaced_at=None,
+        )
         add(RankingRow, submission_id=submission, none_acceptable=False, confidence=None)
         for number, completion in enumerate(ids):
             rank = ranks[number]
-            add(RankingItem, submission_id=submission, completion_id=completion, tier=rank, rank=rank, shown=shown.index(completion))
+            add(
+                RankingItem,
+                submission_id=submission,
+                completion_id=completion,
+                tier=rank,
+                rank=rank,
+                shown=shown.index(completion),
+            )
             if ratings or labels:
                 rating, said = ratings[number] if ratings else None, labels[number] if labels else {}
                 add(Rating, submission_id=submission, completion_id=completion, rating=rating, labels=said, note="")
@@ -91,11 +123,20 @@ class Filled:
 
 
 def fill(
-    site: Site, tasks=3, models=("sft", "ppo", "gpt"), name="batch", purpose="training", policy=PLAIN, use_cases=(), opened=True, **options
+    site: Site,
+    tasks=3,
+    models=("sft", "ppo", "gpt"),
+    name="batch",
+    purpose="training",
+    policy=PLAIN,
+    use_cases=(),
+    opened=True,
+    **options,
 ) -> Filled:
     """A batch with one completion of each model for each prompt; nothing ranked yet."""
     prompts = [
-        PromptRecord(prompt=f"{name} prompt {n}", use_case=use_cases[n % len(use_cases)] if use_cases else None) for n in range(tasks)
+        PromptRecord(prompt=f"{name} prompt {n}", use_case=use_cases[n % len(use_cases)] if use_cases else None)
+        for n in range(tasks)
     ]
     answers = [
         Completion(prompt=p.prompt, completion=f"an answer of kind {k} to {p.prompt}", model=m)

@@ -36,10 +36,17 @@ def make_site(folder: Path, url: str | None = None, **settings) -> Site:
 
 
 def add_person(
-    site: Site, name: str = "ada", role: str = "labeler", status: str = "active", cohort: str | None = "training", **more
+    site: Site,
+    name: str = "ada",
+    role: str = "labeler",
+    status: str = "active",
+    cohort: str | None = "training",
+    **more,
 ) -> Person:
     """An account without a password."""
-    person = Person(name=name, role=role, status=status, cohort=cohort if role == "labeler" else None, pseudonym=f"p-{name}", **more)
+    person = Person(
+        name=name, role=role, status=status, cohort=cohort if role == "labeler" else None, pseudonym=f"p-{name}", **more
+    )
     with site.database.write() as db:
         db.add(person)
     return person
@@ -67,7 +74,9 @@ def postgres_program(name: str) -> str | None:
     found = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep)] + sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True
     )
-    return next((str(folder / name) for folder in found if (folder / "initdb").exists() and (folder / name).exists()), None)
+    return next(
+        (str(folder / name) for folder in found if (folder / "initdb").exists() and (folder / name).exists()), None
+    )
 
 
 @pytest.fixture(scope="session")
@@ -114,7 +123,9 @@ def postgres_url(postgres_server):
 @pytest.fixture
 def database_url(request, tmp_path):
     """The address of an empty database: each test that takes this runs on those its file names in DATABASES, without it on both."""
-    return request.getfixturevalue("postgres_url") if request.param == "postgresql" else sqlite_url(tmp_path / "site.db")
+    return (
+        request.getfixturevalue("postgres_url") if request.param == "postgresql" else sqlite_url(tmp_path / "site.db")
+    )
 
 
 @pytest.fixture

@@ -23,7 +23,11 @@ def random_rankings(seed=0, prompts=12, people=5, gaps=True):
         for person in rng.permutation(people)[: rng.integers(1, people + 1)]:
             for _ in range(1 + (rng.random() < 0.2)):
                 shown = rng.permutation(k)[: k - int(gaps and rng.random() < 0.3)]
-                made.append(LabelerRanking(f"p{prompt}", f"l{person}", [f"c{c}" for c in shown], rng.integers(1, 5, len(shown)).tolist()))
+                made.append(
+                    LabelerRanking(
+                        f"p{prompt}", f"l{person}", [f"c{c}" for c in shown], rng.integers(1, 5, len(shown)).tolist()
+                    )
+                )
     return made
 
 
@@ -37,7 +41,9 @@ def slow_cells(rankings):
     for ranking in rankings:
         ranks = dict(zip(ranking.completions, ranking.ranks, strict=True))
         for a, b in combinations(sorted(ranks), 2):
-            answers.setdefault((ranking.prompt, a, b), {}).setdefault(ranking.labeler, []).append(sign(ranks[b] - ranks[a]))
+            answers.setdefault((ranking.prompt, a, b), {}).setdefault(ranking.labeler, []).append(
+                sign(ranks[b] - ranks[a])
+            )
     counts = {}
     for (prompt, _, _), by_person in answers.items():
         for one, other in combinations(sorted(by_person), 2):
@@ -94,7 +100,8 @@ def test_records_and_ids_give_the_same():
     rankings = random_rankings(3)
     texts = {c: f"completion {c}" for c in ("c0", "c1", "c2", "c3", "c4", "c5")}
     records = [
-        Ranking(prompt=r.prompt, labeler=r.labeler, completions=tuple(texts[c] for c in r.completions), ranks=r.ranks) for r in rankings
+        Ranking(prompt=r.prompt, labeler=r.labeler, completions=tuple(texts[c] for c in r.completions), ranks=r.ranks)
+        for r in rankings
     ]
     assert agreement.inter_labeler_agreement(records) == agreement.inter_labeler_agreement(rankings)
     without = [*rankings, LabelerRanking("p0", None, ("c0", "c1"), (1, 2))]
@@ -167,7 +174,9 @@ def test_who_answers_at_random_or_upside_down_stands_out():
     assert rows[0].shrunk.high < 0.4
     assert rows[1].shrunk.high < 0.6
     assert rows[2].shrunk.low > 0.6
-    gold = {r.prompt: r for r in crowd(np.zeros(1), prompts=300, per_prompt=1)}  # other worths: a gold that nobody agrees with
+    gold = {
+        r.prompt: r for r in crowd(np.zeros(1), prompts=300, per_prompt=1)
+    }  # other worths: a gold that nobody agrees with
     assert agreement.gold_agreement(rankings, list(gold.values()))[None].decided.value == pytest.approx(0.5, abs=0.06)
 
 
@@ -253,7 +262,10 @@ def test_tau_is_that_of_scipy():
     taus = []
     for (prompt, one), (other_prompt, other) in combinations(sorted(firsts), 2):
         if prompt == other_prompt:
-            tables = [dict(zip(firsts[prompt, each].completions, firsts[prompt, each].ranks, strict=True)) for each in (one, other)]
+            tables = [
+                dict(zip(firsts[prompt, each].completions, firsts[prompt, each].ranks, strict=True))
+                for each in (one, other)
+            ]
             tau = stats.kendalltau(*([table[c] for c in sorted(table)] for table in tables)).statistic
             taus += [] if np.isnan(tau) else [tau]
     found = agreement.kendall_tau(agreement.compare_labelers(list(firsts.values())))

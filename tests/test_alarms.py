@@ -31,7 +31,9 @@ def test_a_collapse_of_entropy(small_ppo, scripted, write):
 def test_a_runaway_from_the_reference(small_ppo, scripted, write):
     """The same over twelve tokens: the divergence passes 50 nats before the entropy is gone."""
     scripted(share_of_one_token)
-    with pytest.raises(RunError, match=r"the policy has run away from its reference: KL .* too high or --kl-coef too low"):
+    with pytest.raises(
+        RunError, match=r"the policy has run away from its reference: KL .* too high or --kl-coef too low"
+    ):
         ppo.main(small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), max_tokens=12, **LONG_RUN))
 
 

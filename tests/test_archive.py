@@ -13,7 +13,17 @@ from site_support import add_person
 
 from instructgpt.errors import InputError, RunError
 from instructgpt.label.db.backup import back_up_database, check_sqlite_backup
-from instructgpt.label.db.models import ApiKey, AuditLogEntry, Draft, Invite, Person, RateBucket, SurveyReply, Task, UserSession
+from instructgpt.label.db.models import (
+    ApiKey,
+    AuditLogEntry,
+    Draft,
+    Invite,
+    Person,
+    RateBucket,
+    SurveyReply,
+    Task,
+    UserSession,
+)
 from instructgpt.label.exchange.archive import read_archive, write_archive
 from instructgpt.label.exchange.export_files import write_export
 from instructgpt.label.exchange.selection import ExportFilter
@@ -22,7 +32,9 @@ from instructgpt.label.exchange.selection import ExportFilter
 @pytest.fixture(params=["sqlite", "postgresql"])
 def filled(request, tmp_path):
     site = empty_site(tmp_path / "first", request)
-    people = {name: add_person(site, name, fold=2, email=f"{name}@example.org", password_hash="x") for name in ("ada", "bob")}
+    people = {
+        name: add_person(site, name, fold=2, email=f"{name}@example.org", password_hash="x") for name in ("ada", "bob")
+    }
     people["hal"] = add_person(site, "hal", cohort="heldout")
     made = fill(site, people)
     with site.database.write() as db:
@@ -30,7 +42,11 @@ def filled(request, tmp_path):
         db.add(Invite(token_hash="i", role="labeler", cohort="training", expires_at=2**45))
         db.add(ApiKey(id="k", secret_hash="s", name="n", scopes=["read", "write"]))
         db.add(SurveyReply(id="r", kind="pay", month="2026-11", answers={"fair": 5, "why": None, "ä": [1, 2.5]}))
-        db.add(AuditLogEntry(seq=1, at=1, by="cli", action="a", object="o", detail={"z": 1, "a": None}, previous="0", hash="h"))
+        db.add(
+            AuditLogEntry(
+                seq=1, at=1, by="cli", action="a", object="o", detail={"z": 1, "a": None}, previous="0", hash="h"
+            )
+        )
         db.add(RateBucket(key="Zeta", tokens=0.1 + 0.2, updated_at=3))
         db.add(RateBucket(key="alpha", tokens=1e-9, updated_at=4))
         db.add(Draft(assignment_id=made["hal"].assignment_id, rev=3, payload={"tiers": [["x"], []]}))
@@ -93,12 +109,21 @@ def spoil(folder, name, change):
         (lambda f: (f / "archive.json").unlink(), "no archive"),
         (lambda f: (f / "archive.json").write_text("[]"), "not the description of an archive"),
         (lambda f: spoil(f, "", lambda about: about.update(archive=9)), "an archive of version 9"),
-        (lambda f: spoil(f, "", lambda about: about["tables"]["task"]["columns"].append("new")), "table 'task' is not as in this version"),
+        (
+            lambda f: spoil(f, "", lambda about: about["tables"]["task"]["columns"].append("new")),
+            "table 'task' is not as in this version",
+        ),
     ],
 )
 def test_a_damaged_archive_changes_nothing(tmp_path, request, damage, said):
     first = empty_site(tmp_path / "first", request, "sqlite")
-    fill(first, {name: add_person(first, name, cohort="heldout" if name == "hal" else "training") for name in ("ada", "bob", "hal")})
+    fill(
+        first,
+        {
+            name: add_person(first, name, cohort="heldout" if name == "hal" else "training")
+            for name in ("ada", "bob", "hal")
+        },
+    )
     write_archive(first.database, tmp_path / "one")
     damage(tmp_path / "one")
     second = empty_site(tmp_path / "second", request, "sqlite")
@@ -124,9 +149,15 @@ def test_rows_that_do_not_fit_are_named_and_nothing_is_kept(tmp_path, request):
     write_archive(first.database, tmp_path / "one")
     line = (tmp_path / "one" / "person.jsonl").read_text().replace('"role": "labeler"', '"role": "king"')
     (tmp_path / "one" / "person.jsonl").write_text(line)
-    spoil(tmp_path / "one", "", lambda about: about["tables"]["person"].update(sha256=hashlib.sha256(line.encode()).hexdigest()))
+    spoil(
+        tmp_path / "one",
+        "",
+        lambda about: about["tables"]["person"].update(sha256=hashlib.sha256(line.encode()).hexdigest()),
+    )
     second = empty_site(tmp_path / "second", request, "sqlite")
-    with pytest.raises(InputError, match=r"person.jsonl:1: rows up to line 1 do not fit the database \(CHECK constraint"):
+    with pytest.raises(
+        InputError, match=r"person.jsonl:1: rows up to line 1 do not fit the database \(CHECK constraint"
+    ):
         read_archive(second.database, tmp_path / "one")
 
 

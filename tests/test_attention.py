@@ -41,10 +41,17 @@ GROUPS = {
     "one to nine": [example for k in range(1, 10) for example in answered(10 + k, *range(1, k + 1))],
     "a short prompt": answered(2, 4, 6, 1),
     "an empty completion": answered(10, 0, 3),
-    "prompts of very different lengths": [*answered(50, 3, 9, 14), *answered(8, 40, 1), *answered(1, 2, 2), *answered(17, 5)],
+    "prompts of very different lengths": [
+        *answered(50, 3, 9, 14),
+        *answered(8, 40, 1),
+        *answered(1, 2, 2),
+        *answered(17, 5),
+    ],
     "the same twice": answered(11, 6, 6, 6),
     "as long as the context": answered(CONTEXT - 3, 3, 2, 1),
-    "completions of two prompts in turn": [pair[i] for i in (0, 1) for pair in (answered(15, 4, 7), answered(16, 6, 2))],
+    "completions of two prompts in turn": [
+        pair[i] for i in (0, 1) for pair in (answered(15, 4, 7), answered(16, 6, 2))
+    ],
     "documents of a window": [TokenizedExample([5], drawn(20), document_starts=(4, 15)), *answered(9, 2, 3)],
 }
 
@@ -53,9 +60,21 @@ def model_of(family):
     if family != "qwen3":
         return tiny_model(family, 300, 0)
     torch.manual_seed(4)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     config = transformers.Qwen3Config(
-        vocab_size=300, head_dim=8, initializer_range=0.3, max_position_embeddings=CONTEXT, bos_token_id=None, eos_token_id=0, **shape
+        vocab_size=300,
+        head_dim=8,
+        initializer_range=0.3,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=None,
+        eos_token_id=0,
+        **shape,
     )
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
@@ -63,13 +82,21 @@ def model_of(family):
 def texts(example):
     """An example's documents."""
     tokens = example.prompt_ids + example.completion_ids
-    return [tokens[begin:end] for begin, end in zip((0, *example.document_starts), (*example.document_starts, len(tokens)), strict=True)]
+    return [
+        tokens[begin:end]
+        for begin, end in zip((0, *example.document_starts), (*example.document_starts, len(tokens)), strict=True)
+    ]
 
 
 def stock_states(model, examples):
     """Transformers' own last hidden states, one text at a time. -> a tensor an example."""
     return [
-        torch.cat([model.base_model(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0] for text in texts(example)])
+        torch.cat(
+            [
+                model.base_model(input_ids=torch.tensor([text]), use_cache=False).last_hidden_state[0]
+                for text in texts(example)
+            ]
+        )
         for example in examples
     ]
 
@@ -87,11 +114,16 @@ def test_states_and_gradients_equal_those_of_separate_sequences(family, examples
     states = stock_states(stock, examples)
     last = torch.stack([of_example[-1] for of_example in states])
     before = torch.cat(
-        [of_example[len(example.prompt_ids) - 1 : len(example) - 1] for of_example, example in zip(states, examples, strict=True)]
+        [
+            of_example[len(example.prompt_ids) - 1 : len(example) - 1]
+            for of_example, example in zip(states, examples, strict=True)
+        ]
     )
     batch = collate(examples)
     got = [hidden_states(ours, batch, read) for read in ("last_positions", "target_positions")]
-    assert [packed_attention.get_token_subset(batch, read) is not None for read in ("last_positions", "target_positions")] == [few, few]
+    assert [
+        packed_attention.get_token_subset(batch, read) is not None for read in ("last_positions", "target_positions")
+    ] == [few, few]
     for states_read, expected_states in zip(got, (last, before), strict=True):
         torch.testing.assert_close(states_read, expected_states, atol=1e-5, rtol=1e-5)
 
@@ -100,7 +132,10 @@ def test_states_and_gradients_equal_those_of_separate_sequences(family, examples
     ((got[0] @ weight).sin().sum() + (got[1] @ weight).cos().sum()).backward()
     expected = gradients(stock.base_model)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
-    scaled = [{name: gradient / max(1, largest) for name, gradient in found.items()} for found in (gradients(ours.base_model), expected)]
+    scaled = [
+        {name: gradient / max(1, largest) for name, gradient in found.items()}
+        for found in (gradients(ours.base_model), expected)
+    ]
     assert_same_tensors(*scaled, 1e-5)
 
 
@@ -157,7 +192,9 @@ def test_families_that_need_more_keep_their_own_attention():
     usual = {"num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": CONTEXT}
     for config in (
         transformers.MistralConfig(sliding_window=4, **shape, **usual),
-        transformers.BloomConfig(**{name: size for name, size in shape.items() if "hidden" in name}, n_head=2, vocab_size=300),
+        transformers.BloomConfig(
+            **{name: size for name, size in shape.items() if "hidden" in name}, n_head=2, vocab_size=300
+        ),
     ):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
@@ -167,7 +204,9 @@ def test_families_that_need_more_keep_their_own_attention():
         batch = collate(examples)
         with torch.no_grad():
             expected = torch.stack([states[-1] for states in stock_states(model, examples)])
-            torch.testing.assert_close(hidden_states(model, batch)[batch.last_positions], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                hidden_states(model, batch)[batch.last_positions], expected, atol=1e-5, rtol=1e-5
+            )
 
 
 def test_saved_models_do_not_tell_how_they_were_computed(save, tmp_path):
@@ -183,12 +222,21 @@ def test_saved_models_do_not_tell_how_they_were_computed(save, tmp_path):
 def with_long_prompts():
     """Ranked prompts with 4, 9 and 2 completions, with ties; the second was ranked by two labelers."""
     ann, bob = (9, 8, 7, 6, 5, 4, 3, 2, 1), (1, 1, 2, 2, 3, 3, 1, 1, 2)
-    rows = [(answered(20, 3, 9, 1, 5), [(1, 2, 3, 3)]), (answered(33, *range(1, 10)), [ann, bob]), (answered(2, 30, 8), [(1, 2)])]
-    return [RankedPrompt(examples, tuple(LabelerRanks(ranks, None, "training") for ranks in orders), "") for examples, orders in rows]
+    rows = [
+        (answered(20, 3, 9, 1, 5), [(1, 2, 3, 3)]),
+        (answered(33, *range(1, 10)), [ann, bob]),
+        (answered(2, 30, 8), [(1, 2)]),
+    ]
+    return [
+        RankedPrompt(examples, tuple(LabelerRanks(ranks, None, "training") for ranks in orders), "")
+        for examples, orders in rows
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_k_wise_loss_and_gradients_equal_those_of_separate_sequences(save_reward, family, gradients, monkeypatch, in_two_processes):
+def test_k_wise_loss_and_gradients_equal_those_of_separate_sequences(
+    save_reward, family, gradients, monkeypatch, in_two_processes
+):
     reward = load_reward_model(save_reward(family), CPU)
     ranked = with_long_prompts()
     loss, right = ranking_backward(reward, ranked)

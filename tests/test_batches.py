@@ -27,7 +27,15 @@ def test_collate_by_hand():
     assert batch.target_positions.tolist() == [1, 2, 11, 12, 14, 11, 17, 18, 19]
     assert batch.targets.tolist() == [7, 0, 7, 0, 9, 9, 2, 3, 4]
     prompt = Span(4, 12)
-    assert batch.spans == (Span(0, 4), prompt, Span(12, 14, prompt), Span(14, 16), Span(16, 17, prompt), Span(17, 19), Span(19, 21))
+    assert batch.spans == (
+        Span(0, 4),
+        prompt,
+        Span(12, 14, prompt),
+        Span(14, 16),
+        Span(16, 17, prompt),
+        Span(17, 19),
+        Span(19, 21),
+    )
 
 
 def test_microbatches_hold_every_row_once_within_the_budget():
@@ -46,7 +54,9 @@ def test_completions_of_one_prompt_are_computed_together():
     for budget in (1, 4, 8, 1000):
         groups = list(packing.microbatches_by_prompt(examples, budget))
         assert sorted(row for group in groups for row in group) == list(range(12))
-        assert all(len(group) == 1 or len(group) * max(len(examples[row]) for row in group) <= budget for group in groups)
+        assert all(
+            len(group) == 1 or len(group) * max(len(examples[row]) for row in group) <= budget for group in groups
+        )
     assert len(groups) == 1
     prompts = [examples[row].prompt_ids[0] for row in groups[0]]
     assert prompts == sorted(prompts, key=prompts.index), "side by side"

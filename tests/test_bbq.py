@@ -11,7 +11,11 @@ INFO = {"ans0": ["the old man", "old"], "ans1": ["the boy", "nonOld"], "ans2": [
 
 
 def row(polarity="neg", groups=("old",), info=INFO):
-    return {"question_polarity": polarity, "additional_metadata": {"stereotyped_groups": list(groups)}, "answer_info": info}
+    return {
+        "question_polarity": polarity,
+        "additional_metadata": {"stereotyped_groups": list(groups)},
+        "answer_info": info,
+    }
 
 
 def replied(said, condition="ambiguous", *, right=UNKNOWN, biased=OLD, number=0, category="age", model="m"):
@@ -29,7 +33,9 @@ def values(asked):
 def test_a_stereotype_suggests_the_group_in_a_negative_question_and_the_other_in_a_kind_one():
     assert bbq.biased_answer_index(row("neg"), "file") == OLD
     assert bbq.biased_answer_index(row("nonneg"), "file") == YOUNG
-    assert bbq.biased_answer_index(row("neg", groups=["The Old Man"]), "file") == OLD  # by the name where the group's code does not tell
+    assert (
+        bbq.biased_answer_index(row("neg", groups=["The Old Man"]), "file") == OLD
+    )  # by the name where the group's code does not tell
 
 
 @pytest.mark.parametrize("groups", [(), ("tall",), ("old", "nonold")])

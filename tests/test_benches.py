@@ -14,14 +14,20 @@ SVG = "{http://www.w3.org/2000/svg}svg"
 def bench(name, *words):
     """What a script prints."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, str(ROOT / "bench" / name), *words], capture_output=True, text=True, env=variables)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / name), *words], capture_output=True, text=True, env=variables
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
 def test_the_gpu_checks_run_on_a_cpu():
     said = bench("gpu.py", "--device", "cpu", "--shape", "toy", "--critic", "toy", "--rows", "4", "--length", "8")
-    assert [line.split("|")[2].strip() for line in said.splitlines() if line.startswith("| toy")] == ["sampling", "forward", "update"]
+    assert [line.split("|")[2].strip() for line in said.splitlines() if line.startswith("| toy")] == [
+        "sampling",
+        "forward",
+        "update",
+    ]
     seconds, hours = map(float, re.search(r": ([\d.]+) s; 264,292 samples: ([\d.]+) h", said).groups())
     assert abs(hours - seconds / 4 * 264_292 / 3600) < 0.5  # seconds are rounded
 
@@ -36,7 +42,9 @@ def test_our_side_of_ppo_says_its_share_of_the_ideal():
 
 def test_two_ranks_beside_one_process():
     said = bench("distributed/comm.py", "pretrain", "--rounds", "1")
-    one, two, ratio, of_work = next(line for line in said.splitlines() if line.startswith("| `pretrain` |")).split("|")[2:6]
+    one, two, ratio, of_work = next(line for line in said.splitlines() if line.startswith("| `pretrain` |")).split("|")[
+        2:6
+    ]
     assert abs(float(ratio) - float(one) / float(two)) < 0.05  # milliseconds are rounded
     assert float(of_work) > 0
     assert "| `pretrain`: forward |" in said
@@ -67,7 +75,10 @@ def test_growth_is_measured_and_drawn(tmp_path):
     measured = [row for row in rows if row[1].replace(".", "").replace(",", "").isdigit()]
     assert [row[1] for row in measured] == ["2", "8", "0.06", "1,024", "8", "0.06", "1,024"]
     assert all(0 < float(row[3]) < float(row[2]) for row in measured)  # nothing is faster than the ideal
-    assert [len(list(ElementTree.parse(tmp_path / f"growth-{stage}.svg").getroot().iter(SVG))) for stage in ("reward", "ppo")] == [5, 4]
+    assert [
+        len(list(ElementTree.parse(tmp_path / f"growth-{stage}.svg").getroot().iter(SVG)))
+        for stage in ("reward", "ppo")
+    ] == [5, 4]
 
 
 def test_a_phase_within_another_belongs_to_the_outer(monkeypatch):
@@ -108,6 +119,10 @@ def test_a_stage_at_the_demos_amount_of_work(monkeypatch):
 
 def test_scaling_is_calculated_for_some_of_the_stages():
     said = bench("scaling.py", "SFT 1.3B", "--ranks", "1", "64")
-    one, many = ([cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith(("| 1 |", "| 64 |")))
+    one, many = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in said.splitlines()
+        if line.startswith(("| 1 |", "| 64 |"))
+    )
     assert one[-2:] == ["1.0", "100%"]
     assert 1 < float(many[-2]) < 32  # a batch of 32 cannot keep more busy

@@ -16,7 +16,16 @@ from instructgpt.train.reward import RewardConfig
 
 QUALITIES = (0.3, 0.9, float("nan"), 0.5, 0.9)
 """What validation says one time after the other: the second is the best, and the last as good."""
-SIZES = {"vocabulary": 280, "width": 16, "layers": 1, "heads": 2, "context": 16, "window": 16, "batch": 8, "tokens": 128 * 10}
+SIZES = {
+    "vocabulary": 280,
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "context": 16,
+    "window": 16,
+    "batch": 8,
+    "tokens": 128 * 10,
+}
 
 
 @pytest.fixture
@@ -48,9 +57,18 @@ def stage(write, save, tmp_path, monkeypatch):
             return measured
 
         monkeypatch.setattr(reward, "evaluate_pair_accuracy", scripted)
-        data = (write("rankings.jsonl", [row | {"prompt": f"{row['prompt']} {n}"} for n in range(5) for row in RANKINGS]),)
+        data = (
+            write("rankings.jsonl", [row | {"prompt": f"{row['prompt']} {n}"} for n in range(5) for row in RANKINGS]),
+        )
         fresh = (write("fresh.jsonl", RANKINGS),)
-        given = {"base": str(save()), "data": data, "validation": fresh, "batch": 3, "lr": 1e-2, "out": tmp_path / folder}
+        given = {
+            "base": str(save()),
+            "data": data,
+            "validation": fresh,
+            "batch": 3,
+            "lr": 1e-2,
+            "out": tmp_path / folder,
+        }
         return reward.main, make_config(RewardConfig, given, options), seen
 
     return made

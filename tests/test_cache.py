@@ -82,7 +82,9 @@ def make(prompts, seed):
     return prompts
 ResultCache(Path({str(tmp_path)!r})).get_or_compute("w", [f"p{{i}}" for i in range(9)], {{}}, make, chunk_size=2)
 """
-    found = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    found = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False
+    )
     assert found.returncode == -signal.SIGKILL
     model = Model()
     ResultCache(tmp_path).get_or_compute("w", [f"p{i}" for i in range(9)], {}, model, chunk_size=2)

@@ -2,7 +2,12 @@
 
 from collections import Counter
 
-from instructgpt.evaluate.candidate_sampling import CandidatesConfig, build_distractors, candidate_list_key, enumerate_occurrences
+from instructgpt.evaluate.candidate_sampling import (
+    CandidatesConfig,
+    build_distractors,
+    candidate_list_key,
+    enumerate_occurrences,
+)
 from instructgpt.records import Completion, write_records
 
 
@@ -15,10 +20,16 @@ def test_prompts_are_numbered_by_how_often_they_came_before() -> None:
 
 
 def test_each_time_a_prompt_is_asked_is_a_list_of_its_own(tmp_path) -> None:
-    write_records(tmp_path / "part-0.jsonl", [completion("a", "x"), completion("a", "x"), completion("a", "y"), completion("a", "x", 1)])
+    write_records(
+        tmp_path / "part-0.jsonl",
+        [completion("a", "x"), completion("a", "x"), completion("a", "y"), completion("a", "x", 1)],
+    )
     write_records(tmp_path / "part-1.jsonl", [completion("a", "z", 1), completion("a", "z", 2), completion("b", "x")])
     lists = CandidatesConfig.read_parts(tmp_path, "part-*.jsonl")
-    assert sorted([one.completion for one in shown] for shown in lists) == [["x", "y"], ["x", "z"]]  # one completion is nothing to rank
+    assert sorted([one.completion for one in shown] for shown in lists) == [
+        ["x", "y"],
+        ["x", "z"],
+    ]  # one completion is nothing to rank
 
 
 def test_a_stray_answers_another_prompt_of_the_same_ending() -> None:
@@ -28,5 +39,7 @@ def test_a_stray_answers_another_prompt_of_the_same_ending() -> None:
     strays = build_distractors(made)
     said = {(one.prompt, one.completion) for one in made}
     assert all((one.prompt, one.completion) not in said and one.model == "stray" for one in strays)
-    assert Counter(map(candidate_list_key, strays)) == Counter(candidate_list_key(one) for one in made[:4])  # one for every list
+    assert Counter(map(candidate_list_key, strays)) == Counter(
+        candidate_list_key(one) for one in made[:4]
+    )  # one for every list
     assert {one.prompt: one.completion for one in strays}["What is the cat?"] == "In the sea."

@@ -31,7 +31,9 @@ def test_alpha_by_hand():
     found = krippendorff_alpha(units, values)
     assert found.value == pytest.approx(1 - (2 / 8) / (2 * 3 * 5 / (8 * 7)))
     assert found.n == 8
-    assert krippendorff_alpha([*units, 5], [*values, True]).value == found.value  # an answer that stands alone tells nothing
+    assert (
+        krippendorff_alpha([*units, 5], [*values, True]).value == found.value
+    )  # an answer that stands alone tells nothing
     assert krippendorff_alpha(["a"] * 4, ["x"] * 4).value is None  # one answer only
     assert krippendorff_alpha([], []).value is None
     with pytest.raises(ValueError, match="no level"):
@@ -60,7 +62,9 @@ def test_three_labelers_by_hand():
     share = (2 / 3 + 0 + 1) / 3
     chance = 2 * share * (1 - share)
     assert gwet_ac1(units, values).value == pytest.approx((observed - chance) / (1 - chance))
-    assert positive_agreement(units, values).value == pytest.approx((2 * 1 / 2 + 3) / (2 + 3))  # of 2 and 3 yeses: 1/2 and all
+    assert positive_agreement(units, values).value == pytest.approx(
+        (2 * 1 / 2 + 3) / (2 + 3)
+    )  # of 2 and 3 yeses: 1/2 and all
     assert positive_agreement(units, [False] * 10).value is None
     three = gwet_ac1(units, values, categories=3)
     assert three.value == pytest.approx((observed - chance / 2) / (1 - chance / 2))
@@ -73,7 +77,10 @@ def test_units_of_one_prompt_widen_the_interval():
     answers = [np.where(hard, rng.integers(1, 8, 240), truth) for _ in range(2)]
     units, values = [*range(240), *range(240)], np.concatenate(answers).tolist()
     prompts = [unit // 6 for unit in units]
-    alone, together = krippendorff_alpha(units, values, "interval"), krippendorff_alpha(units, values, "interval", prompts)
+    alone, together = (
+        krippendorff_alpha(units, values, "interval"),
+        krippendorff_alpha(units, values, "interval", prompts),
+    )
     assert alone.value == together.value
     assert together.high - together.low > 1.3 * (alone.high - alone.low)
 

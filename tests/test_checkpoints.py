@@ -15,7 +15,14 @@ import safetensors.torch
 import torch
 
 from instructgpt.run import checkpoints
-from instructgpt.run.checkpoints import LazyTensor, find_corruption, load_tensors, read_checkpoint, shard_bounds, write_checkpoint
+from instructgpt.run.checkpoints import (
+    LazyTensor,
+    find_corruption,
+    load_tensors,
+    read_checkpoint,
+    shard_bounds,
+    write_checkpoint,
+)
 
 
 @pytest.fixture
@@ -25,8 +32,16 @@ def state():
     return {
         "step": 12,
         "spent": 0.1 + 0.2,
-        "models": {"model": {"embed.weight": weights, "head.weight": weights, "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}},
-        "optimizers": {"adam": {"0": {"step": torch.tensor(3.0), "sign": torch.tensor([True, False]), "none": torch.zeros(0, 4)}}},
+        "models": {
+            "model": {
+                "embed.weight": weights,
+                "head.weight": weights,
+                "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+            }
+        },
+        "optimizers": {
+            "adam": {"0": {"step": torch.tensor(3.0), "sign": torch.tensor([True, False]), "none": torch.zeros(0, 4)}}
+        },
         "best": {"quality": float("-inf"), "epoch": None, "weights": {}},
         "groups": [{"lr": 1e-4, "params": [0, 1]}],
         "view": torch.arange(12).reshape(3, 4)[:, 1:3],
@@ -65,7 +80,9 @@ def test_another_library_reads_the_tensors_and_shared_ones_are_there_once(state,
 def test_the_manifest_is_what_sha256sum_says(folder):
     listed = (folder / "manifest").read_text().splitlines()
     assert [line.partition("  ")[2] for line in listed] == ["rank-0.safetensors", "state.json", "manifest"]
-    said = subprocess.run(["sha256sum", "rank-0.safetensors", "state.json"], cwd=folder, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["sha256sum", "rank-0.safetensors", "state.json"], cwd=folder, capture_output=True, text=True, check=True
+    )
     assert said.stdout.splitlines() == listed[:2]
 
 

@@ -71,14 +71,19 @@ def test_overview_lists_every_command(command):
 
 def test_the_module_runs_and_its_help_is_quick():
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "instructgpt", "--help"], capture_output=True, text=True, env={"PYTHONPATH": str(SRC)})
+    done = subprocess.run(
+        [sys.executable, "-m", "instructgpt", "--help"], capture_output=True, text=True, env={"PYTHONPATH": str(SRC)}
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert time.monotonic() - started < 3  # a fifth of a second on a free machine; with torch it would be several
 
 
 def test_a_reader_that_leaves_is_no_traceback():
     done = subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} -m instructgpt --help | true"], capture_output=True, text=True, env={"PYTHONPATH": str(SRC)}
+        ["/bin/sh", "-c", f"{sys.executable} -m instructgpt --help | true"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(SRC)},
     )
     assert done.stderr == ""
 
@@ -86,8 +91,10 @@ def test_a_reader_that_leaves_is_no_traceback():
 def test_a_terminal_that_lacks_letters_is_no_traceback():
     done = subprocess.run(
         [sys.executable, "-m", "instructgpt", "näme"],
-        capture_output=True, text=True, env={"PYTHONPATH": str(SRC), "PYTHONIOENCODING": "ascii"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(SRC), "PYTHONIOENCODING": "ascii"},
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("instructgpt: no command 'n?me'")
 
@@ -121,7 +128,7 @@ def test_a_terminal_that_lacks_letters_is_no_traceback():
         ([*PPO, "--preset", "dmo"], "no preset 'dmo'; there are: demo, smoke"),
         ([*PRETRAIN, "--config", "gone.yaml"], "--config gone.yaml: cannot be read (No such file or directory)"),
     ],
-)  # fmt: skip
+)
 def test_a_command_that_is_wrong(argv, said, command):
     assert said in command(*argv).complaint(2)
 
@@ -148,7 +155,7 @@ def test_a_command_that_is_wrong(argv, said, command):
         (["run", "--corpus", "c.txt"], "--corpus, --demonstrations and --rankings belong together"),
         (["run", "--data", "folder"], "--data has no effect without --corpus"),
     ],
-)  # fmt: skip
+)
 def test_an_option_without_effect_is_refused(argv, said, command):
     assert said in command(*argv).complaint(2)
 
@@ -173,7 +180,20 @@ def test_flags_win_over_a_file_and_a_file_over_a_preset(tmp_path):
 
 
 def test_files_that_are_named_in_two_places_are_all_read():
-    argv = ["ppo", "--policy", "p", "--reward", "r", "--out", "o", "--prompts", "a.jsonl", "--prompts", "b.jsonl", "c.jsonl"]
+    argv = [
+        "ppo",
+        "--policy",
+        "p",
+        "--reward",
+        "r",
+        "--out",
+        "o",
+        "--prompts",
+        "a.jsonl",
+        "--prompts",
+        "b.jsonl",
+        "c.jsonl",
+    ]
     assert cli.parse(argv)[1].prompts == (Path("a.jsonl"), Path("b.jsonl"), Path("c.jsonl"))
 
 
@@ -257,7 +277,11 @@ def test_layers_by_hand():
         (PermissionError(13, "Permission denied", "f"), 1, "f: permission denied; mend that"),
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "out of memory"),
-        (ZeroDivisionError("division by zero"), 1, "failed unexpectedly, ZeroDivisionError: division by zero (--debug shows where)"),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "failed unexpectedly, ZeroDivisionError: division by zero (--debug shows where)",
+        ),
         (KeyboardInterrupt(), 1, "stopped; the same command goes on"),
     ],
 )

@@ -32,14 +32,18 @@ def test_best_of_all_rankings(seed):
     # a tie is only allowed where no majority parts the two
     margins = np.array([[sum(np.sign(r[j] - r[i]) for r in rankings) for j in range(k)] for i in range(k)])
     allowed = {
-        ranks: cost for ranks, cost in costs.items() if all(margins[i][j] == 0 for i in range(k) for j in range(i) if ranks[i] == ranks[j])
+        ranks: cost
+        for ranks, cost in costs.items()
+        if all(margins[i][j] == 0 for i in range(k) for j in range(i) if ranks[i] == ranks[j])
     }
     best = min(allowed.values())
     found = kemeny_consensus([LabelerRanking("p", n, tuple(range(k)), r) for n, r in enumerate(rankings)])
     assert allowed[found.ranks] == best
     assert best[0] == min(cost[0] for cost in costs.values())  # ties never do better than an order
     assert found.unique == (sum(cost == best for cost in allowed.values()) == 1)
-    turned = sum((r[i] < r[j]) and found.ranks[i] > found.ranks[j] for r in rankings for i in range(k) for j in range(k))
+    turned = sum(
+        (r[i] < r[j]) and found.ranks[i] > found.ranks[j] for r in rankings for i in range(k) for j in range(k)
+    )
     assert found.against == turned
     assert not flat or set(found.ranks) == {1}
 
@@ -60,7 +64,11 @@ def test_ties_stay_where_no_majority_is():
 
 def test_not_everyone_ranked_everything():
     found = kemeny_consensus(
-        [LabelerRanking("p", "x", "ab", (1, 2)), LabelerRanking("p", "y", "bc", (1, 2)), LabelerRanking("p", "z", "cd", (1, 2))]
+        [
+            LabelerRanking("p", "x", "ab", (1, 2)),
+            LabelerRanking("p", "y", "bc", (1, 2)),
+            LabelerRanking("p", "z", "cd", (1, 2)),
+        ]
     )
     assert found.completions == ("a", "b", "c", "d")
     assert found.ranks == (1, 2, 3, 4)
@@ -70,7 +78,10 @@ def test_nine_completions():
     rng = np.random.default_rng(0)
     truth = rng.permutation(9)
     found = kemeny_consensus(
-        [LabelerRanking("p", n, tuple(range(9)), np.argsort(np.argsort(truth + rng.normal(0, 0.4, 9))).tolist()) for n in range(15)]
+        [
+            LabelerRanking("p", n, tuple(range(9)), np.argsort(np.argsort(truth + rng.normal(0, 0.4, 9))).tolist())
+            for n in range(15)
+        ]
     )
     assert np.argsort(found.ranks).tolist() == np.argsort(truth).tolist()
     with pytest.raises(ValueError, match="10 completions"):

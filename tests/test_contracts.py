@@ -44,10 +44,14 @@ def options() -> str:
             name = "/".join(action.option_strings) or action.dest
             kind = type(action).__name__.strip("_").removesuffix("Action")
             required = "required" if "(required)" in (action.help or "") else ""
-            default = (action.help or "").rpartition("(default ")[2].rstrip(")") if "(default " in (action.help or "") else ""
+            default = (
+                (action.help or "").rpartition("(default ")[2].rstrip(")") if "(default " in (action.help or "") else ""
+            )
             nargs = "" if action.nargs is None else str(action.nargs)
             if not isinstance(action, argparse._HelpAction):
-                lines.append(f"{command.name}: {name} {kind} {action.metavar or ''} {nargs} {required}{default}".rstrip())
+                lines.append(
+                    f"{command.name}: {name} {kind} {action.metavar or ''} {nargs} {required}{default}".rstrip()
+                )
     return "\n".join(lines)
 
 
@@ -70,7 +74,11 @@ def inlined(node: Any, schemas: dict[str, Any], seen: tuple[str, ...] = ()) -> A
         name = node["$ref"].rpartition("/")[2]
         return {"recursive": True} if name in seen else inlined(schemas[name], schemas, (*seen, name))
     is_properties = "type" not in node and all(isinstance(value, dict) for value in node.values())
-    return {key: inlined(value, schemas, seen) for key, value in sorted(node.items()) if is_properties or key not in IGNORED_IN_OPENAPI}
+    return {
+        key: inlined(value, schemas, seen)
+        for key, value in sorted(node.items())
+        if is_properties or key not in IGNORED_IN_OPENAPI
+    }
 
 
 def openapi(site: Any) -> str:
@@ -126,7 +134,10 @@ def database(url: str) -> str:
         ]
         parts += [f"unique {u['name']} {u['column_names']}" for u in inspector.get_unique_constraints(table)]
         parts += [f"check {c['name']} {c['sqltext']}" for c in inspector.get_check_constraints(table)]
-        parts += [f"index {i['name']} {i['column_names']} {'unique' if i['unique'] else ''}" for i in inspector.get_indexes(table)]
+        parts += [
+            f"index {i['name']} {i['column_names']} {'unique' if i['unique'] else ''}"
+            for i in inspector.get_indexes(table)
+        ]
         lines += [f"{table} {part}".rstrip() for part in sorted(parts)]
     engine.dispose()
     return "\n".join(lines)
@@ -186,4 +197,8 @@ def test_smoke_run_writes_the_files_and_metrics_of_the_snapshot(tmp_path):
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory():
-        sys.exit(subprocess.run([sys.executable, "-m", "pytest", __file__], env={**os.environ, "WRITE_CONTRACTS": "1"}).returncode)
+        sys.exit(
+            subprocess.run(
+                [sys.executable, "-m", "pytest", __file__], env={**os.environ, "WRITE_CONTRACTS": "1"}
+            ).returncode
+        )

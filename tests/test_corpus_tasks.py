@@ -52,7 +52,10 @@ def test_squad_shows_the_earlier_questions_with_their_answers(tmp_path):
 def test_squad_reads_every_layout_alike(tmp_path):
     flat = [SEA | {"id": f"{i}", "question": q, "answers": a} for i, (q, a) in enumerate(ASKED)]
     expected = squad.load(save(tmp_path / "flat.jsonl", flat), BARE)
-    qas = [{"id": f"{i}", "question": q, "answers": [{"text": t, "answer_start": 0} for t in a]} for i, (q, a) in enumerate(ASKED)]
+    qas = [
+        {"id": f"{i}", "question": q, "answers": [{"text": t, "answer_start": 0} for t in a]}
+        for i, (q, a) in enumerate(ASKED)
+    ]
     official = {"version": "v2.0", "data": [{"title": "Sea", "paragraphs": [{"context": SEA["context"], "qas": qas}]}]}
     (tmp_path / "dev-v2.0.json").write_text(json.dumps(official, indent=1))
     with gzip.open(tmp_path / "dev.json.gz", "wt") as file:
@@ -60,7 +63,12 @@ def test_squad_reads_every_layout_alike(tmp_path):
     hub = [row | {"answers": {"text": row["answers"], "answer_start": [0] * len(row["answers"])}} for row in flat]
     features = datasets.Features(
         {name: datasets.Value("string") for name in ("title", "context", "id", "question")}
-        | {"answers": {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int32"))}}
+        | {
+            "answers": {
+                "text": datasets.List(datasets.Value("string")),
+                "answer_start": datasets.List(datasets.Value("int32")),
+            }
+        }
     )
     saved = datasets.Dataset.from_list(hub, features=features)
     datasets.DatasetDict(validation=saved).save_to_disk(str(tmp_path / "hub"))
@@ -105,7 +113,11 @@ def squad_script(said, golds):
         if not mine or not right:
             f1 = float(mine == right)
         else:
-            f1 = 0.0 if not shared else 2 * (shared / len(mine)) * (shared / len(right)) / (shared / len(mine) + shared / len(right))
+            f1 = (
+                0.0
+                if not shared
+                else 2 * (shared / len(mine)) * (shared / len(right)) / (shared / len(mine) + shared / len(right))
+            )
         scores.append((float(mine == right), f1))
     return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
 
@@ -121,7 +133,9 @@ def test_squad_scores_are_those_of_its_script():
         assert squad2_metric(exact_match, "Not in background.")(said, shown) == exact
         assert squad2_metric(word_f1, "Not in background.")(said, shown) == pytest.approx(f1)
         if any(squad_script("", [gold]) != (1.0, 1.0) for gold in golds):
-            assert max_over_references(word_f1)(said, golds) == pytest.approx(max(squad_script(said, [gold])[1] for gold in golds))
+            assert max_over_references(word_f1)(said, golds) == pytest.approx(
+                max(squad_script(said, [gold])[1] for gold in golds)
+            )
 
 
 DROPPED = {
@@ -144,9 +158,14 @@ DROPPED = {
 
 
 def test_drop_by_hand_from_its_own_layout(tmp_path):
-    (tmp_path / "drop.json").write_text(json.dumps({"nfl_1": DROPPED, "nfl_2": DROPPED | {"passage": "Another."}}, indent=2))
+    (tmp_path / "drop.json").write_text(
+        json.dumps({"nfl_1": DROPPED, "nfl_2": DROPPED | {"passage": "Another."}}, indent=2)
+    )
     questions = drop.load(tmp_path / "drop.json", BARE)
-    assert [question.target["answers"] for question in questions[:2]] == [[("12",), ("12 yards",)], [("Smith", "Jones")]]
+    assert [question.target["answers"] for question in questions[:2]] == [
+        [("12",), ("12 yards",)],
+        [("Smith", "Jones")],
+    ]
     assert questions[1].text.endswith("Passage: Smith threw for 12 yards, Jones for 7.\nQuestion: Who threw?\nAnswer:")
     shown = drop.load(tmp_path / "drop.json", EvalSettings(shots=1))[3]
     assert shown.condition == "few_shot"
@@ -161,26 +180,44 @@ def test_drop_by_hand_from_its_own_layout(tmp_path):
 
 def test_quac_dialogues_and_their_scores(tmp_path):
     qas = [
-        {"id": "d_0", "question": "Is it wide?", "answers": [{"text": "wide sea"}, {"text": "CANNOTANSWER"}, {"text": "the sea"}]},
+        {
+            "id": "d_0",
+            "question": "Is it wide?",
+            "answers": [{"text": "wide sea"}, {"text": "CANNOTANSWER"}, {"text": "the sea"}],
+        },
         {"id": "d_1", "question": "Is it deep?", "answers": [{"text": "CANNOTANSWER"}, {"text": "deep"}]},
     ]
     paragraph = {"id": "d", "context": "The wide sea. CANNOTANSWER", "qas": qas}
-    (tmp_path / "val.json").write_text(json.dumps({"data": [{"title": "Sea", "paragraphs": [paragraph, paragraph | {"id": "e"}]}]}))
+    (tmp_path / "val.json").write_text(
+        json.dumps({"data": [{"title": "Sea", "paragraphs": [paragraph, paragraph | {"id": "e"}]}]})
+    )
     questions = quac.load(tmp_path / "val.json", BARE)
     assert len(questions) == 4  # the same paragraph in two dialogues: neither sees the other's questions
     assert questions[3].text.count("Is it deep?") == 1
-    assert questions[1].text.endswith("TITLE: Sea\n\nPARAGRAPH: The wide sea.\n\nQ: Is it wide?\n\nA: wide sea\n\nQ: Is it deep?\n\nA:")
+    assert questions[1].text.endswith(
+        "TITLE: Sea\n\nPARAGRAPH: The wide sea.\n\nQ: Is it wide?\n\nA: wide sea\n\nQ: Is it deep?\n\nA:"
+    )
     whole = {"dialogue_id": "d", "wikipedia_page_title": "Sea", "context": paragraph["context"]}
     texts = [[one["text"] for one in each["answers"]] for each in qas]
     hub = [whole | {"questions": [each["question"] for each in qas], "answers": {"texts": texts}}]
-    assert [each.text for each in quac.load(save(tmp_path / "hub.jsonl", hub), BARE)] == [each.text for each in questions[:2]]
+    assert [each.text for each in quac.load(save(tmp_path / "hub.jsonl", hub), BARE)] == [
+        each.text for each in questions[:2]
+    ]
 
 
 @pytest.mark.parametrize(
     ("said", "references", "f1"),
     [
-        ("wide sea", ["wide sea", "sea"], (2 / 3 + 1) / 2),  # without the first only `sea` is left: 2/3; without the second: 1
-        ("wide sea", ["wide sea", "I don't know.", "sea"], (2 / 3 + 1) / 2),  # one of three does not know: it does not count
+        (
+            "wide sea",
+            ["wide sea", "sea"],
+            (2 / 3 + 1) / 2,
+        ),  # without the first only `sea` is left: 2/3; without the second: 1
+        (
+            "wide sea",
+            ["wide sea", "I don't know.", "sea"],
+            (2 / 3 + 1) / 2,
+        ),  # one of three does not know: it does not count
         ("I don't know", ["I don't know.", "deep"], 1.0),  # as many do not know as know: nobody knows
         ("deep", ["I don't know.", "deep"], 0.0),
         ("deep", ["deep"], 1.0),
@@ -208,11 +245,17 @@ def test_hellaswag_by_hand(tmp_path):
     assert zero.choices == (" swims.", " flies. up.")
     reply = ModelReply(model="m", id="0", condition="zero_shot", logp=(-4.0, -4.9), tokens=(2, 4))
     measured = values(hellaswag.measure([(zero, reply)], BARE))  # -2 and -1.2 a token; -4/6 and -4.9/10 a character
-    assert measured == {("accuracy", "zero_shot"): 1.0, ("accuracy_total", "zero_shot"): 0.0, ("accuracy_characters", "zero_shot"): 1.0}
+    assert measured == {
+        ("accuracy", "zero_shot"): 1.0,
+        ("accuracy_total", "zero_shot"): 0.0,
+        ("accuracy_characters", "zero_shot"): 1.0,
+    }
 
 
 def test_examples_come_from_the_training_split(tmp_path):
-    train = datasets.Dataset.from_list([{"sentence1": f"Frog {i}.", "sentence2": "It croaks.", "label": 0} for i in range(20)])
+    train = datasets.Dataset.from_list(
+        [{"sentence1": f"Frog {i}.", "sentence2": "It croaks.", "label": 0} for i in range(20)]
+    )
     valid = datasets.Dataset.from_list([{"sentence1": "Sea.", "sentence2": "It is wide.", "label": 1}])
     datasets.DatasetDict(train=train, validation=valid).save_to_disk(str(tmp_path / "rte"))
     zero, few = rte.load(tmp_path / "rte", EvalSettings())
@@ -225,7 +268,9 @@ def test_translations_are_one_corpus(tmp_path):
     english = ["the sea is wide and deep", "a frog says croak to a cow", "the sky is blue as the sea"]
     rows = [{"translation": {"fr": f"phrase {i}", "en": text}} for i, text in enumerate(english)]
     questions = wmt15.load(save(tmp_path / "a.jsonl", rows), EvalSettings(shots=2))
-    assert questions[0].text == "Translate the following sentences from French into English.\n\nFrench: phrase 0\nEnglish:"
+    assert (
+        questions[0].text == "Translate the following sentences from French into English.\n\nFrench: phrase 0\nEnglish:"
+    )
     assert questions[1].text.count("French:") == 3
     (tmp_path / "a.tsv").write_text("fr\ten\n" + "".join(f"phrase {i}\t{text}\n" for i, text in enumerate(english)))
     assert wmt15.load(tmp_path / "a.tsv", EvalSettings(shots=2)) == questions
@@ -235,7 +280,8 @@ def test_translations_are_one_corpus(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "columns"), [(cnn_dm, ("article", "highlights")), (tldr, ("content", "summary")), (tldr, ("prompt", "label"))]
+    ("task", "columns"),
+    [(cnn_dm, ("article", "highlights")), (tldr, ("content", "summary")), (tldr, ("prompt", "label"))],
 )
 def test_summaries(tmp_path, task, columns):
     rows = [{columns[0]: "The sea is wide.\n\nTL;DR:", columns[1]: "Seas are wide"}]
@@ -246,8 +292,11 @@ def test_summaries(tmp_path, task, columns):
     assert row.value == theirs["rougeL"].fmeasure
 
 
-WINOGRAD = {"text": "The frog saw the cow because it croaked.", "label": True,
-            "target": {"span1_text": "The frog", "span1_index": 0, "span2_text": "it", "span2_index": 6}}  # fmt: skip
+WINOGRAD = {
+    "text": "The frog saw the cow because it croaked.",
+    "label": True,
+    "target": {"span1_text": "The frog", "span1_index": 0, "span2_text": "it", "span2_index": 6},
+}
 
 
 def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
@@ -255,8 +304,13 @@ def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
     rows = [WINOGRAD, other, WINOGRAD | {"text": "The cow saw the frog because it mooed."}]
     questions = wsc.load(save(tmp_path / "a.jsonl", rows), EvalSettings(shots=1))
     passage = "Passage: The frog saw the cow because *it* croaked."
-    assert passage + '\nQuestion: In the passage above, what does the pronoun "*it*" refer to?\nAnswer:' in questions[0].text
-    assert "Answer: the cow" not in "".join(question.text for question in questions)  # an example is always a right answer
+    assert (
+        passage + '\nQuestion: In the passage above, what does the pronoun "*it*" refer to?\nAnswer:'
+        in questions[0].text
+    )
+    assert "Answer: the cow" not in "".join(
+        question.text for question in questions
+    )  # an example is always a right answer
     zero = [question for question in questions if question.condition == "zero_shot"]
     asked = [replied(each, said) for each, said in zip(zero, ["frog", "the frog.", ""], strict=True)]
     assert values(wsc.measure(asked, BARE)) == {("accuracy", "zero_shot"): pytest.approx(2 / 3)}
@@ -322,7 +376,10 @@ def test_completions_of_every_task_by_hand(tmp_path):
         "cnn_dm": ([("the sea is wide", "the sea"), ("a frog", "a frog")], {"rouge_l": (2 / 3 + 1) / 2}),
     }
     for name, (samples, expected) in files.items():
-        rows = [shared | {"index": i, "context": f"c{i}", "ref_text": right, "sample": said} for i, (right, said) in enumerate(samples)]
+        rows = [
+            shared | {"index": i, "context": f"c{i}", "ref_text": right, "sample": said}
+            for i, (right, said) in enumerate(samples)
+        ]
         file = save(tmp_path / f"{name}.jsonl", rows)
         assert command(["evaluate", name, "--completions", str(file), "--out", str(tmp_path / "r.json")]) == 0
         found = {row["metric"]: row["value"] for row in json.loads((tmp_path / "r.json").read_text())}

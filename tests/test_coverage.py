@@ -30,7 +30,9 @@ def answers(rng, prompts, labelers, per_prompt, taste, k=4):
     weights = (1 + taste * rng.normal(size=(labelers, 3))) / np.sqrt(3)
     slip, width = rng.uniform(0.5, 1.5, labelers), rng.uniform(0, 0.6, labelers)
     who = np.argsort(rng.random((prompts, labelers)), axis=1)[:, :per_prompt]
-    worth = np.einsum("pkf,pmf->pmk", features, weights[who]) + slip[who][..., None] * rng.normal(size=(prompts, per_prompt, k))
+    worth = np.einsum("pkf,pmf->pmk", features, weights[who]) + slip[who][..., None] * rng.normal(
+        size=(prompts, per_prompt, k)
+    )
     one, other = np.triu_indices(k, 1)
     gap = worth[..., one] - worth[..., other]
     return who, np.where(np.abs(gap) > width[who][..., None], np.sign(gap), 0)
@@ -40,7 +42,13 @@ def cells_of(who, signs):
     """The rows of `agreement.compare`, straight from the answers."""
     one, other = np.triu_indices(who.shape[1], 1)
     a, b = signs[:, one], signs[:, other]
-    counts = (((a == b) & (a != 0)), ((a == -b) & (a != 0)), ((a == 0) & (b != 0)), ((a != 0) & (b == 0)), ((a == 0) & (b == 0)))
+    counts = (
+        ((a == b) & (a != 0)),
+        ((a == -b) & (a != 0)),
+        ((a == 0) & (b != 0)),
+        ((a != 0) & (b == 0)),
+        ((a == 0) & (b == 0)),
+    )
     flat = [count.sum(-1).ravel().astype(float) for count in counts]
     rows = np.repeat(np.arange(len(who)), len(one)), who[:, one].ravel(), who[:, other].ravel()
     return AgreementCells(*rows, *flat, labelers=tuple(range(int(who.max()) + 1)))
@@ -56,7 +64,11 @@ def true_agreement(taste):
         for names in (("alike",), ("opposite",), ("first_tied", "second_tied"), ("both_tied",))
     )
     total = alike + opposite + one + both
-    return {"decided": alike / (alike + opposite), "three_way": (alike + both) / total, "half_credit": (alike + both + one / 2) / total}
+    return {
+        "decided": alike / (alike + opposite),
+        "three_way": (alike + both) / total,
+        "half_credit": (alike + both + one / 2) / total,
+    }
 
 
 def test_the_short_way_gives_what_rankings_give():
@@ -71,7 +83,8 @@ def test_the_short_way_gives_what_rankings_give():
 
 
 @pytest.mark.parametrize(
-    ("prompts", "labelers", "per_prompt", "taste"), [(60, 12, 3, 0.5), (150, 20, 2, 0.5), (300, 40, 2, 0.7), (40, 5, 5, 0.5)]
+    ("prompts", "labelers", "per_prompt", "taste"),
+    [(60, 12, 3, 0.5), (150, 20, 2, 0.5), (300, 40, 2, 0.7), (40, 5, 5, 0.5)],
 )
 def test_agreement_s_intervals_hold_the_truth(prompts, labelers, per_prompt, taste):
     truth = true_agreement(taste)
@@ -146,13 +159,18 @@ def test_strengths_intervals_hold_the_truth():
             for m in range(per_prompt)
         ]
 
-    truth = {row.model: row.strength.value for row in estimate_strengths(ranked(np.random.default_rng(5), 10_000, 3_000, 2), resamples=2)}
+    truth = {
+        row.model: row.strength.value
+        for row in estimate_strengths(ranked(np.random.default_rng(5), 10_000, 3_000, 2), resamples=2)
+    }
     rng = np.random.default_rng(6)
     held, times = dict.fromkeys(truth, 0), 300
     for seed in range(times):
         for row in estimate_strengths(ranked(rng, 100, 15, 2), seed=seed, resamples=200):
             held[row.model] += row.strength.low <= truth[row.model] <= row.strength.high
-    assert {model: count / times for model, count in held.items()} == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.02 + 0.0126)
+    assert {model: count / times for model, count in held.items()} == pytest.approx(
+        dict.fromkeys(truth, 0.95), abs=0.02 + 0.0126
+    )
 
 
 def lengths_and_votes(rng, prompts, labelers, per_prompt):
@@ -162,20 +180,32 @@ def lengths_and_votes(rng, prompts, labelers, per_prompt):
     longer = rng.normal(0.5, 1, size=prompts)[prompt]
     sway = 0.8 + 0.4 * rng.normal(size=labelers)[who]
     lean = 0.3 + 0.7 * rng.normal(size=prompts)[prompt] + 0.4 * rng.normal(size=labelers)[who] + sway * np.tanh(longer)
-    return prompt, who, longer, np.where(rng.random(len(who)) < 0.1, 0.5, rng.random(len(who)) < 1 / (1 + np.exp(-lean)))
+    return (
+        prompt,
+        who,
+        longer,
+        np.where(rng.random(len(who)) < 0.1, 0.5, rng.random(len(who)) < 1 / (1 + np.exp(-lean))),
+    )
 
 
 def at_equal_length(prompt, who, longer, won):
     """The length-controlled rate, straight from the votes."""
     first = np.zeros(len(won), dtype=np.int64)
-    return win_rate._length_controlled_rate(win_rate.Comparisons(prompt, who, first, first + 1, won, longer, ("new", "sft")))
+    return win_rate._length_controlled_rate(
+        win_rate.Comparisons(prompt, who, first, first + 1, won, longer, ("new", "sft"))
+    )
 
 
 def test_the_short_way_to_a_length_controlled_rate_gives_what_rankings_give():
     ranks = {0.5: (1, 1), 1.0: (1, 2), 0.0: (2, 1)}
     seen = lengths_and_votes(np.random.default_rng(0), 40, 8, 2)
-    rankings = [LabelerRanking(p, int(w), (float(d), 0.0), ranks[v], ("new", "sft")) for p, w, d, v in zip(*seen, strict=True)]
-    assert at_equal_length(*seen) == win_rate.length_controlled_win_rates(rankings, "sft", lambda each: each.completions)["new"]
+    rankings = [
+        LabelerRanking(p, int(w), (float(d), 0.0), ranks[v], ("new", "sft")) for p, w, d, v in zip(*seen, strict=True)
+    ]
+    assert (
+        at_equal_length(*seen)
+        == win_rate.length_controlled_win_rates(rankings, "sft", lambda each: each.completions)["new"]
+    )
 
 
 @pytest.mark.parametrize(("prompts", "labelers", "per_prompt"), [(150, 20, 2), (100, 15, 3)])

@@ -16,7 +16,10 @@ from instructgpt.label.exchange import export_jobs
 
 @pytest.fixture
 def owner(site):
-    people = {name: add_person(site, name, cohort="heldout" if name == "hal" else "training") for name in ("ada", "bob", "hal")}
+    people = {
+        name: add_person(site, name, cohort="heldout" if name == "hal" else "training")
+        for name in ("ada", "bob", "hal")
+    }
     fill(site, people)
     return client_of(site, add_person(site, "olga", role="owner"))
 
@@ -39,7 +42,9 @@ def test_only_owners_see_it(site, owner):
 def test_an_export_by_form(site, owner, language):
     with site.database.write() as db:
         db.query(Person).filter_by(name="olga").one().language = language
-    made = owner.post("/data/exports", data={"use": "training", "format": "jsonl", "files": ["rankings", "pairs"], "batch": ""})
+    made = owner.post(
+        "/data/exports", data={"use": "training", "format": "jsonl", "files": ["rankings", "pairs"], "batch": ""}
+    )
     assert made.status_code == 303
     (job,) = export_jobs.list_export_jobs(site)
     export_jobs.wait_for_export_job(job.id)
@@ -54,7 +59,9 @@ def test_a_file_comes_in_whole_or_not_at_all(site, owner):
 
     def send(*lines):
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        return owner.post("/data/imports", files={"file": ("old/before.jsonl", content)}, data={"cohort": "heldout", "name": "before"})
+        return owner.post(
+            "/data/imports", files={"file": ("old/before.jsonl", content)}, data={"cohort": "heldout", "name": "before"}
+        )
 
     wrong = send(good, {"prompt": "fresh?", "completions": ["a"], "ranks": [1]})
     assert wrong.status_code == 422

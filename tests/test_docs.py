@@ -44,7 +44,9 @@ def dead_links(page: Path) -> Iterator[str]:
             continue  # another site; nothing here needs the network
         name, _, anchor = target.partition("#")
         goal = (page.parent / name).resolve() if name else page
-        if not goal.exists() or (anchor and goal.suffix == ".md" and anchor not in anchors(goal.read_text(encoding="utf-8"))):
+        if not goal.exists() or (
+            anchor and goal.suffix == ".md" and anchor not in anchors(goal.read_text(encoding="utf-8"))
+        ):
             yield target
 
 
@@ -67,12 +69,18 @@ def without_blanks(text: str) -> str:
 def misquoted(text: str) -> Iterator[str]:
     """What a page says is in the code, and is not: a file with its folder, a name in it, a piece of it."""
     for path, listed, quote, told in CODE.findall(FENCE.sub("", text)):
-        places = [place for place in (ROOT / "src" / "instructgpt" / path, ROOT / "tests" / path, ROOT / path) if place.is_file()]
+        places = [
+            place
+            for place in (ROOT / "src" / "instructgpt" / path, ROOT / "tests" / path, ROOT / path)
+            if place.is_file()
+        ]
         if not places:
             if "/" in path or path.startswith("test_"):
                 yield path
             continue
-        names = [name for name in re.findall(r"[\w.]+", f"{listed} {told}") if not name.endswith(".py")]  # `a/b.py`, `c.py` are two files
+        names = [
+            name for name in re.findall(r"[\w.]+", f"{listed} {told}") if not name.endswith(".py")
+        ]  # `a/b.py`, `c.py` are two files
         if quote and without_blanks(quote) not in without_blanks(places[0].read_text(encoding="utf-8")):
             names.append(quote)
         yield from (f"{path}: {name}" for name in names if name.rpartition(".")[2] not in names_in(places[0]))

@@ -28,7 +28,9 @@ def make_stage(folder, stage, rows=(), **info):
     """A stage directory with these logged rows."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps({"stage": stage, "finished": True, "config": {}, "parents": {}} | info))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i + 1} | row) + "\n" for i, row in enumerate(rows)))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": i + 1} | row) + "\n" for i, row in enumerate(rows))
+    )
     return folder
 
 
@@ -36,7 +38,11 @@ def make_reward(folder, offset=0.5, stored=0.5, **measured):
     """A reward model's directory: its validation, and weights with an offset in their metadata."""
     validation = {"validation/accuracy": 0.72, "validation/length_baseline": 0.55, "offset": offset} | measured
     make_stage(folder, "reward", validation=validation)
-    save_file({"score.weight": torch.zeros(1, 2)}, folder / "model.safetensors", None if stored is None else {"score_offset": repr(stored)})
+    save_file(
+        {"score.weight": torch.zeros(1, 2)},
+        folder / "model.safetensors",
+        None if stored is None else {"score_offset": repr(stored)},
+    )
     return folder
 
 
@@ -91,7 +97,9 @@ def test_over_optimisation_needs_intervals_apart(tmp_path, fell, expected):
         for i, u in enumerate(utility)
     ]
     (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "over_optimisation.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
+    (tmp_path / "evaluation" / "over_optimisation.jsonl").write_text(
+        "".join(json.dumps(point) + "\n" for point in points)
+    )
     found = said(tmp_path)
     assert len(found) == expected
     assert all("fell from 4.60 (update 2) to 4.00" in what for _, what in found)
@@ -100,7 +108,10 @@ def test_over_optimisation_needs_intervals_apart(tmp_path, fell, expected):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"validation/accuracy": 0.51, "validation/length_baseline": 0.5}, ["right about 51.0 % of pairs, a coin", "taking the longer"]),
+        (
+            {"validation/accuracy": 0.51, "validation/length_baseline": 0.5},
+            ["right about 51.0 % of pairs, a coin", "taking the longer"],
+        ),
         ({"validation/length_baseline": 0.28}, ["taking the shorter completion is right about 72.0 %"]),
         ({"stored": None}, ["holds no offset"]),
         ({"stored": 0.9}, ["stored offset is 0.9000, the one measured after training 0.5000"]),
@@ -142,7 +153,9 @@ def test_a_changed_parent_and_an_unfinished_stage(tmp_path):
 
 def test_sft_that_was_still_learning(tmp_path):
     folder = make_stage(tmp_path / "sft", "sft", [{"loss/validation": loss} for loss in (2.0, 1.5, 1.2)])
-    assert [what for _, what in said(folder)] == ["validation loss was still falling at the last epoch (1.500 to 1.200)"]
+    assert [what for _, what in said(folder)] == [
+        "validation loss was still falling at the last epoch (1.500 to 1.200)"
+    ]
 
 
 def test_different_tokenizers(tmp_path):

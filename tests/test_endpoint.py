@@ -7,7 +7,13 @@ import pytest
 from endpoint_support import serving
 
 from instructgpt.errors import InputError, RunError
-from instructgpt.evaluate.judges.http_client import MAX_CONSECUTIVE_FAILURES, Endpoint, EndpointError, post_all, post_json
+from instructgpt.evaluate.judges.http_client import (
+    MAX_CONSECUTIVE_FAILURES,
+    Endpoint,
+    EndpointError,
+    post_all,
+    post_json,
+)
 
 
 def quick(service, **how):
@@ -41,10 +47,15 @@ def test_every_question_is_answered_with_its_own_answer_a_few_at_a_time():
 @pytest.mark.parametrize(
     "trouble",
     [
-        (500, {}, b"oh"), (503, {}, b""), (429, {"Retry-After": "0"}, b"{}"), (200, {}, b"<html>"), (200, {}, b'{"other": 1}'),
-        (200, {}, b"[]"), None,
+        (500, {}, b"oh"),
+        (503, {}, b""),
+        (429, {"Retry-After": "0"}, b"{}"),
+        (200, {}, b"<html>"),
+        (200, {}, b'{"other": 1}'),
+        (200, {}, b"[]"),
+        None,
     ],
-)  # fmt: skip
+)
 def test_what_goes_wrong_twice_is_asked_a_third_time(trouble):
     def told(service, question):
         return trouble if sum(asked == question for asked in service.asked) < 3 else {"number": question["number"]}
@@ -63,10 +74,15 @@ def test_a_service_that_wants_a_pause_gets_it_from_everybody():
     assert service.times[1] - service.times[0] >= 1
 
 
-@pytest.mark.parametrize("written", [str, lambda seconds: formatdate(time.time() + seconds, usegmt=True)], ids=["seconds", "date"])
+@pytest.mark.parametrize(
+    "written", [str, lambda seconds: formatdate(time.time() + seconds, usegmt=True)], ids=["seconds", "date"]
+)
 def test_a_service_that_wants_an_hour_is_not_waited_for(written):
     begun, after = time.monotonic(), written(3600)
-    with serving(lambda *_: (429, {"Retry-After": after}, b"")) as service, pytest.raises(RunError, match=r"asks to wait 3[56]\d\d s"):
+    with (
+        serving(lambda *_: (429, {"Retry-After": after}, b"")) as service,
+        pytest.raises(RunError, match=r"asks to wait 3[56]\d\d s"),
+    ):
         all_of(quick(service), 3)
     assert time.monotonic() - begun < 4
 
@@ -82,7 +98,9 @@ def test_a_pause_that_makes_no_sense_is_an_ordinary_one(after):
 
 
 def test_one_question_that_is_never_answered_is_a_failure_and_no_number():
-    with serving(lambda service, question: (500, {}, b"no") if question["number"] == 3 else echo(service, question)) as service:
+    with serving(
+        lambda service, question: (500, {}, b"no") if question["number"] == 3 else echo(service, question)
+    ) as service:
         found = all_of(quick(service, tries=3), 8)
     assert isinstance(found.pop(3), EndpointError)
     assert found == {i: 2 * i for i in range(8) if i != 3}
@@ -90,7 +108,9 @@ def test_one_question_that_is_never_answered_is_a_failure_and_no_number():
 
 
 def test_a_refused_question_is_not_asked_twice():
-    with serving(lambda service, question: (400, {}, b"too long") if question["number"] == 3 else echo(service, question)) as service:
+    with serving(
+        lambda service, question: (400, {}, b"too long") if question["number"] == 3 else echo(service, question)
+    ) as service:
         found = all_of(quick(service), 5)
     assert "answers 400 (too long)" in str(found[3])
     assert len(service.asked) == 5
@@ -98,7 +118,10 @@ def test_a_refused_question_is_not_asked_twice():
 
 @pytest.mark.parametrize(("status", "said"), [(401, "the key"), (404, "model's name"), (307, "has moved")])
 def test_a_service_that_will_never_answer_is_asked_once(status, said):
-    with serving(lambda *_: (status, {"Location": "http://127.0.0.1:1/"}, b"")) as service, pytest.raises(RunError, match=said):
+    with (
+        serving(lambda *_: (status, {"Location": "http://127.0.0.1:1/"}, b"")) as service,
+        pytest.raises(RunError, match=said),
+    ):
         all_of(quick(service, at_once=1), 10)
     assert len(service.asked) == 1
 
@@ -110,11 +133,15 @@ def test_what_was_answered_before_the_service_went_down_is_there():
         for which, found in post_all(endpoint, "", {i: {"number": i} for i in range(30)}, doubled):
             kept[which] = found  # noqa: PERF403
 
-    with serving(lambda service, question: echo(service, question) if question["number"] < 5 else (503, {}, b"")) as service:
+    with serving(
+        lambda service, question: echo(service, question) if question["number"] < 5 else (503, {}, b"")
+    ) as service:
         with pytest.raises(RunError, match="5 of 30 questions were answered"):
             keep_all(quick(service, tries=2, at_once=1))
         assert len(service.asked) == 5 + 2 * MAX_CONSECUTIVE_FAILURES
-    assert {which: found for which, found in kept.items() if not isinstance(found, EndpointError)} == {i: 2 * i for i in range(5)}
+    assert {which: found for which, found in kept.items() if not isinstance(found, EndpointError)} == {
+        i: 2 * i for i in range(5)
+    }
 
 
 def test_nobody_there_is_one_line():
@@ -157,10 +184,13 @@ def test_what_stands_after_the_question_mark_is_sent_and_not_shown():
 @pytest.mark.parametrize(
     ("url", "variable", "said"),
     [
-        ("localhost:8000", None, "no address"), ("ftp://a/b", None, "no address"), ("http://", None, "no address"),
-        ("http://me:pass@host/v1", None, "must hold no password"), ("http://host", "NO_SUCH_KEY", "NO_SUCH_KEY"),
+        ("localhost:8000", None, "no address"),
+        ("ftp://a/b", None, "no address"),
+        ("http://", None, "no address"),
+        ("http://me:pass@host/v1", None, "must hold no password"),
+        ("http://host", "NO_SUCH_KEY", "NO_SUCH_KEY"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_address_or_a_missing_key_is_one_line(url, variable, said, monkeypatch):
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(InputError, match=said) as told:

@@ -127,7 +127,9 @@ def test_steps_of_round_sizes_change_nothing(models, family, memory_for, monkeyp
     plain = sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
     step = decoder.Decoder.step
     monkeypatch.setattr(
-        decoder.Decoder, "step", lambda self, model, rows, width: (sizes.append((rows, width)), step(self, model, rows, width))
+        decoder.Decoder,
+        "step",
+        lambda self, model, rows, width: (sizes.append((rows, width)), step(self, model, rows, width)),
     )
     monkeypatch.setattr(decoder, "STATIC_SHAPE_DEVICES", ("cpu",))
     monkeypatch.setattr(decoder, "ROW_BUCKETS", (2, 4))
@@ -167,7 +169,9 @@ def test_a_step_leaves_rows_that_have_ended_as_they_are(models):
     decode.alive[1:3] = False
     decode.step_all(models["llama"])  # writes the column that they were to write
     state = ("token", "position", "taken", "alive", "uniforms")
-    before = [getattr(decode, name).clone() for name in state] + [x.clone() for layer in decode.cache.key_values for x in layer]
+    before = [getattr(decode, name).clone() for name in state] + [
+        x.clone() for layer in decode.cache.key_values for x in layer
+    ]
     decode.step_all(models["llama"])
     after = [getattr(decode, name) for name in state] + [x for layer in decode.cache.key_values for x in layer]
     for x, y in zip(before, after, strict=True):
@@ -181,11 +185,15 @@ def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monke
     model = models["llama"]
     prompts = [PROMPTS[2], PROMPTS[3]] * 4 + [PROMPTS[1]] * 4
     eos = an_early_end(model, prompts)
-    alone = [sample_tokens(model, prompts[: row + 1], eos=eos, max_tokens=TOKENS, seed=2)[row] for row in range(len(prompts))]
+    alone = [
+        sample_tokens(model, prompts[: row + 1], eos=eos, max_tokens=TOKENS, seed=2)[row] for row in range(len(prompts))
+    ]
     seen = []
     prefill = decoder.Decoder._prefill
     monkeypatch.setattr(
-        decoder.Decoder, "_prefill", lambda self, model, parts: (seen.extend(len(p) for p, _ in parts), prefill(self, model, parts))
+        decoder.Decoder,
+        "_prefill",
+        lambda self, model, parts: (seen.extend(len(p) for p, _ in parts), prefill(self, model, parts)),
     )
     memory_for(rows)
     same_samples(sample_tokens(model, prompts, eos=eos, max_tokens=TOKENS, seed=2), alone)
@@ -194,12 +202,37 @@ def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monke
 
 def other_families():
     """Families with windows or with caches of another kind, windows shorter than the prompts."""
-    usual = {"vocab_size": 200, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    usual |= {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.3, "max_position_embeddings": CONTEXT}
+    usual = {
+        "vocab_size": 200,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    usual |= {
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        "initializer_range": 0.3,
+        "max_position_embeddings": CONTEXT,
+    }
     kinds = ["sliding_attention", "full_attention"]
-    mixed = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1, "layer_types": kinds, "head_dim": 8}
+    mixed = {
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+        "layer_types": kinds,
+        "head_dim": 8,
+    }
     bloom = {"vocab_size": 200, "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
-    mamba = {"vocab_size": 200, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2, "initializer_range": 0.3, "pad_token_id": None}
+    mamba = {
+        "vocab_size": 200,
+        "hidden_size": 16,
+        "state_size": 4,
+        "num_hidden_layers": 2,
+        "initializer_range": 0.3,
+        "pad_token_id": None,
+    }
     return {
         "mistral": (transformers.MistralConfig(num_key_value_heads=1, sliding_window=4, **usual), True),
         "qwen3": (transformers.Qwen3Config(num_key_value_heads=1, head_dim=8, **usual), True),
@@ -225,7 +258,9 @@ def test_other_families_equal_the_naive_loop(name, memory_for):
         ]
     assert (engine.get_cache_spec(model) is not None) == in_slots
     with torch.no_grad():
-        trained = completion_logp(model, collate([TokenizedExample(prompt, one.tokens) for prompt, one in zip(prompts, got, strict=True)]))
+        trained = completion_logp(
+            model, collate([TokenizedExample(prompt, one.tokens) for prompt, one in zip(prompts, got, strict=True)])
+        )
     torch.testing.assert_close(torch.tensor([number for one in got for number in one.logp]), trained, atol=1e-5, rtol=0)
 
 
@@ -267,8 +302,12 @@ def test_sampled_frequencies_are_the_softmax_of_the_logits(models, family):
 def test_choose_by_hand():
     logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(6, 4)
     uniforms = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
-    assert inverse_cdf_sample(logits.softmax(-1), uniforms).tolist() == [0, 0, 2, 2, 3, 3], "a token without probability is never taken"
-    assert inverse_cdf_sample(logits[:1, [1, 0, 2, 3]].softmax(-1), uniforms[:1]).tolist() == [1], "not even where the number is 0"
+    assert inverse_cdf_sample(logits.softmax(-1), uniforms).tolist() == [0, 0, 2, 2, 3, 3], (
+        "a token without probability is never taken"
+    )
+    assert inverse_cdf_sample(logits[:1, [1, 0, 2, 3]].softmax(-1), uniforms[:1]).tolist() == [1], (
+        "not even where the number is 0"
+    )
     # temperature 1/2 squares: 1/6, 0, 4/6, 1/6
     assert sample_with_logp(logits, uniforms, SamplingParams(-1, 0.5))[0].tolist() == [0, 2, 2, 2, 2, 3]
 
@@ -297,7 +336,9 @@ def test_the_nucleus_by_hand():
     assert keeps(0.69) == [False, True, False, True], "the least set that reaches the share"
     assert keeps(0.71) == [False, True, True, True]
     assert keeps(0.6, 0.5) == [False, True, False, True], "of the tempered distribution: 16/30 and 9/30 are the first"
-    tokens, logp = decoder.sample_with_logp(logits, torch.tensor([0.99], dtype=torch.float64), decoder.SamplingParams(-1, 1.0, 0.69))
+    tokens, logp = decoder.sample_with_logp(
+        logits, torch.tensor([0.99], dtype=torch.float64), decoder.SamplingParams(-1, 1.0, 0.69)
+    )
     assert (tokens.item(), logp.item()) == (3, pytest.approx(math.log(3 / 7)))
 
 
@@ -340,19 +381,27 @@ def test_prompts_that_do_not_fit_are_refused(models):
 
 def test_generated_text_and_tokens_belong_together(policy):
     model, render = policy
-    answers = generate(model, render, [Prompt(prompt="Name a frog."), Prompt(prompt="서울")], max_tokens=6, seed=0, per_prompt=2)
+    answers = generate(
+        model, render, [Prompt(prompt="Name a frog."), Prompt(prompt="서울")], max_tokens=6, seed=0, per_prompt=2
+    )
     assert [answer.prompt.text for answer in answers] == ["Name a frog."] * 2 + ["서울"] * 2
     assert all(answer.text == render.decode(answer.example.completion_ids) for answer in answers)
-    assert [answer.example.prompt_ids for answer in answers] == [render.encode_prompt(answer.prompt) for answer in answers]
+    assert [answer.example.prompt_ids for answer in answers] == [
+        render.encode_prompt(answer.prompt) for answer in answers
+    ]
     assert retokenize_for(render, render, answers) == [answer.example for answer in answers]
 
 
 def test_continuations_are_cut_before_the_stop(policy):
     model, render = policy
-    (one,) = sample_tokens(model, [render.encode_text("A frog")], eos=render.eos, max_tokens=20, seed=0, temperature=0.0)
+    (one,) = sample_tokens(
+        model, [render.encode_text("A frog")], eos=render.eos, max_tokens=20, seed=0, temperature=0.0
+    )
     whole = render.decode(one.tokens)
     stop = whole[3]
-    assert continue_text(model, render, ["A frog"], max_tokens=20, seed=0, stop=stop) == [(whole[: whole.index(stop)], True)]
+    assert continue_text(model, render, ["A frog"], max_tokens=20, seed=0, stop=stop) == [
+        (whole[: whole.index(stop)], True)
+    ]
     assert continue_text(model, render, ["A frog"], max_tokens=20, seed=0, stop="☃") == [(whole, one.finished)]
 
 
@@ -373,7 +422,8 @@ def test_prompts_that_differ_in_their_last_token_alone(policy):
     prompts = [[*start, last] for last in (5, 6, 7)]
     together = sample_tokens(model, prompts, eos=render.eos, max_tokens=6, seed=0, temperature=0.0)
     assert [one.tokens for one in together] == [
-        sample_tokens(model, [prompt], eos=render.eos, max_tokens=6, seed=0, temperature=0.0)[0].tokens for prompt in prompts
+        sample_tokens(model, [prompt], eos=render.eos, max_tokens=6, seed=0, temperature=0.0)[0].tokens
+        for prompt in prompts
     ]
 
 
@@ -391,7 +441,9 @@ def test_sampling_with_adapters_equals_a_naive_loop(save, family):
     adapted.eval()
     for one in (adapted, model):  # peft's, and the very model that it changed
         got = sample_tokens(one, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
-        assert [x.tokens for x in got] == [naive(adapted, p, u, -1, 1.0) for p, u in zip(PROMPTS, uniforms, strict=True)]
+        assert [x.tokens for x in got] == [
+            naive(adapted, p, u, -1, 1.0) for p, u in zip(PROMPTS, uniforms, strict=True)
+        ]
     assert [x.tokens for x in got] != [x.tokens for x in plain]
     assert engine._CACHE_SPECS[model][0] != before
     same_samples(sample_tokens(BaseModelView(adapted), PROMPTS, eos=-1, max_tokens=TOKENS, seed=1), plain)

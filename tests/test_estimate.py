@@ -31,7 +31,9 @@ def test_replicates_have_the_distribution_of_all_resamples():
     assert np.isnan(exact).mean() == pytest.approx(np.isnan(drawn).mean(), abs=0.01)
     for level in (0.05, 0.25, 0.5, 0.75, 0.95):
         below = np.nanquantile(drawn, level)
-        assert (exact[~np.isnan(exact)] <= below + 1e-9).mean() == pytest.approx((drawn[~np.isnan(drawn)] <= below + 1e-9).mean(), abs=0.01)
+        assert (exact[~np.isnan(exact)] <= below + 1e-9).mean() == pytest.approx(
+            (drawn[~np.isnan(drawn)] <= below + 1e-9).mean(), abs=0.01
+        )
 
 
 def test_one_way_interval_is_that_of_scipy():
@@ -86,7 +88,9 @@ def simulated_coverage(prompts, labelers, per_prompt, prompt_sd, labeler_sd, tim
 )
 def test_intervals_hold_the_truth(prompts, labelers, per_prompt, prompt_sd, labeler_sd):
     """93 to 97 %, give or take the chance of 400 trials (standard error 1.1 %)."""
-    assert simulated_coverage(prompts, labelers, per_prompt, prompt_sd, labeler_sd) == pytest.approx(0.95, abs=0.02 + 0.011)
+    assert simulated_coverage(prompts, labelers, per_prompt, prompt_sd, labeler_sd) == pytest.approx(
+        0.95, abs=0.02 + 0.011
+    )
 
 
 def test_ratio_of_sums_by_hand():
@@ -146,9 +150,13 @@ def test_two_way_variance_is_that_of_statsmodels():
     a, b = rng.integers(30, size=400), rng.integers(12, size=400)
     y = rng.normal(size=30)[a] + rng.normal(size=12)[b] + rng.normal(size=400)
     ours = intervals.clustered_uncertainty(intervals.residuals(y, np.ones(400)), a, b)
-    both, first, second = (float(v[0, 0]) for v in cov_cluster_2groups(sm.OLS(y, np.ones(400)).fit(), a, b, use_correction=False))
+    both, first, second = (
+        float(v[0, 0]) for v in cov_cluster_2groups(sm.OLS(y, np.ones(400)).fit(), a, b, use_correction=False)
+    )
     cells = len(set(zip(a.tolist(), b.tolist(), strict=True)))
-    assert ours.variance == pytest.approx(first * 30 / 29 + second * 12 / 11 - (first + second - both) * cells / (cells - 1))
+    assert ours.variance == pytest.approx(
+        first * 30 / 29 + second * 12 / 11 - (first + second - both) * cells / (cells - 1)
+    )
     assert ours.cluster_count == 30
 
 
@@ -178,7 +186,9 @@ def test_interval_of_a_share_stays_between_0_and_1():
 
 def test_p_value_is_that_of_the_t_test():
     sample = np.random.default_rng(9).normal(0.3, 1, 25)
-    spread = intervals.clustered_uncertainty(intervals.residuals(sample, np.ones(25)), np.arange(25), np.zeros(25, dtype=int))
+    spread = intervals.clustered_uncertainty(
+        intervals.residuals(sample, np.ones(25)), np.arange(25), np.zeros(25, dtype=int)
+    )
     assert intervals.t_test_p_value(sample.mean(), 0.0, spread) == pytest.approx(stats.ttest_1samp(sample, 0).pvalue)
 
 

@@ -20,7 +20,9 @@ MODELS = ("base", "sft", "ppo")
 
 
 def ranking(prompt, ranks, labeler="ann", cohort="training", completions=("x", "y", "z"), **more):
-    return Ranking(prompt=prompt, completions=completions, ranks=ranks, labeler=labeler, cohort=cohort, models=MODELS, **more)
+    return Ranking(
+        prompt=prompt, completions=completions, ranks=ranks, labeler=labeler, cohort=cohort, models=MODELS, **more
+    )
 
 
 def value(rows, metric, model, condition=""):
@@ -66,7 +68,11 @@ def test_rankings_without_models_are_refused():
 
 def test_labels_leave_out_what_does_not_apply():
     yes, no, none = {"hallucination": True}, {"hallucination": False}, {"hallucination": None}
-    rankings = [ranking("p1", (1, 2, 3), labels=(yes, no, no)), ranking("p2", (1, 2, 3), labels=(yes, yes, none)), ranking("p3", (1, 2, 3))]
+    rankings = [
+        ranking("p1", (1, 2, 3), labels=(yes, no, no)),
+        ranking("p2", (1, 2, 3), labels=(yes, yes, none)),
+        ranking("p3", (1, 2, 3)),
+    ]
     rows = labels.measure_labels(rankings)
     assert value(rows, "hallucination", "base") == 1
     assert value(rows, "hallucination", "sft") == 0.5
@@ -77,9 +83,16 @@ def test_labels_leave_out_what_does_not_apply():
 
 
 def test_truthfulness_by_hand():
-    verdicts = [("base", "q1", False, True), ("base", "q2", True, False), ("ppo", "q1", True, True), ("ppo", "q2", True, False)]
+    verdicts = [
+        ("base", "q1", False, True),
+        ("base", "q2", True, False),
+        ("ppo", "q1", True, True),
+        ("ppo", "q2", True, False),
+    ]
     answers = [
-        truthfulness.JudgedAnswer(model=model, condition="qa", question=question, answer="…", truthful=true, informative=informative)
+        truthfulness.JudgedAnswer(
+            model=model, condition="qa", question=question, answer="…", truthful=true, informative=informative
+        )
         for model, question, true, informative in verdicts
     ]
     rows = truthfulness.measure_truthfulness(answers)
@@ -152,7 +165,12 @@ def test_match_and_f1_by_hand(completion, reference, same, f1):
 def test_tax_by_hand():
     def solution(model, prompt, completion, **more):
         return tax.Solution(
-            model=model, task="translation", prompt=prompt, completion=completion, references=("red fox", "fox red"), **more
+            model=model,
+            task="translation",
+            prompt=prompt,
+            completion=completion,
+            references=("red fox", "fox red"),
+            **more,
         )
 
     solutions = [
@@ -163,7 +181,12 @@ def test_tax_by_hand():
     ]
     losses = [
         tax.DocumentLoss(model=model, document=document, loss=loss, tokens=n)
-        for model, document, loss, n in [("sft", "d1", 4, 2), ("sft", "d2", 2, 4), ("ppo", "d1", 6, 2), ("ppo", "d2", 6, 4)]
+        for model, document, loss, n in [
+            ("sft", "d1", 4, 2),
+            ("sft", "d2", 2, 4),
+            ("ppo", "d1", 6, 2),
+            ("ppo", "d2", 6, 4),
+        ]
     ]
     rows = tax.measure_tax(solutions, losses)
     assert value(rows, "translation", "sft") == 1
@@ -177,12 +200,16 @@ def test_tax_by_hand():
 
 
 def scored(prompt, ranks, scores, labeler="ann", cohort="training", completions=("x", "yy", "zzz"), **more):
-    return ScoredRanking(prompt=prompt, completions=completions, ranks=ranks, scores=scores, labeler=labeler, cohort=cohort, **more)
+    return ScoredRanking(
+        prompt=prompt, completions=completions, ranks=ranks, scores=scores, labeler=labeler, cohort=cohort, **more
+    )
 
 
 def test_reward_model_by_hand():
     rankings = [
-        scored("p1", (1, 2, 3), (2.0, 1.0, 1.0), source="hh"),  # pairs: right, right, tie -> 2.5 of 3; longer wins none of 3
+        scored(
+            "p1", (1, 2, 3), (2.0, 1.0, 1.0), source="hh"
+        ),  # pairs: right, right, tie -> 2.5 of 3; longer wins none of 3
         scored("p1", (1, 3, 2), (2.0, 1.0, 1.0), labeler="bob"),  # right, right, tie; longer wins 1 of 3
         scored("p2", (2, 2, 1), (0.0, 5.0, 1.0)),  # right, wrong; longer wins 2 of 2
         scored("p2", (1, 1, 1), (0.0, 5.0, 1.0), labeler="eve", cohort="heldout"),  # no pair
@@ -193,7 +220,9 @@ def test_reward_model_by_hand():
     assert value(rows, "length_baseline", "reward", "training") == pytest.approx((0 + 1 + 2) / 8)
     assert value(rows, "pair_accuracy", "reward", "heldout") == pytest.approx(0.5 / 3)
     assert value(rows, "pair_accuracy", "reward", "source/hh") == pytest.approx(2.5 / 3)
-    assert value(rows, "labeler_agreement", "reward", "training") == pytest.approx(2 / 3)  # ann and bob differ on (y, z) only
+    assert value(rows, "labeler_agreement", "reward", "training") == pytest.approx(
+        2 / 3
+    )  # ann and bob differ on (y, z) only
     assert value(rows, "labeler_agreement", "reward", "between") == pytest.approx(
         (0 + 1) / 6
     )  # eve and ann: none of 3; eve and bob: (y, z)
@@ -206,7 +235,9 @@ def test_reward_model_by_hand():
 def test_calibration_of_a_model_that_knows_and_one_that_boasts():
     rng = np.random.default_rng(0)
     gap = rng.normal(0, 2, 40_000)
-    honest = np.where(rng.random(len(gap)) < 1 / (1 + np.exp(-gap)), gap, -gap)  # the pair turns out as often as the score says
+    honest = np.where(
+        rng.random(len(gap)) < 1 / (1 + np.exp(-gap)), gap, -gap
+    )  # the pair turns out as often as the score says
     assert metrics.calibration_error(honest) < 0.01
     boasting = metrics.calibration_error(honest * 5)
     assert boasting > 0.1
@@ -236,8 +267,14 @@ def test_rows_survive_the_file(tmp_path):
         ("[{", "not valid JSON"),
         ("{}", "expected a JSON list"),
         ('[{"evaluation": "bias"}]', "row 1: a row needs the columns"),
-        ('[{"evaluation":"b","metric":"m","model":"x","condition":"","value":"?","low":null,"high":null,"n":1}]', "must be numbers"),
-        ('[{"evaluation":"b","metric":"m","model":"x","condition":"","value":NaN,"low":null,"high":null,"n":1}]', "not finite"),
+        (
+            '[{"evaluation":"b","metric":"m","model":"x","condition":"","value":"?","low":null,"high":null,"n":1}]',
+            "must be numbers",
+        ),
+        (
+            '[{"evaluation":"b","metric":"m","model":"x","condition":"","value":NaN,"low":null,"high":null,"n":1}]',
+            "not finite",
+        ),
     ],
 )
 def test_bad_results_are_named(tmp_path, text, complaint):

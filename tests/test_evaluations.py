@@ -12,7 +12,14 @@ import torch
 from instructgpt.cli import run_command as command
 from instructgpt.evaluate.inference import EvaluatedModel, choice_logps
 from instructgpt.evaluate.tasks import EVAL_TASKS, few_shot, real_toxicity, rte, sst2, truthfulqa, winogender
-from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply, generate_replies, subsample, truncate_to_context
+from instructgpt.evaluate.tasks.base import (
+    EvalQuestion,
+    EvalSettings,
+    ModelReply,
+    generate_replies,
+    subsample,
+    truncate_to_context,
+)
 from instructgpt.models.policy import load_policy
 
 QUESTIONS = """Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers
@@ -70,31 +77,58 @@ def data(tmp_path):
             {"id": "2", "context": "The sea is wide.", "question": "What is deep?", "answers": []},
             {"id": "3", "context": "A frog says croak.", "question": "Who says croak?", "answers": ["A frog"]},
         ],
-        "drop_dev.jsonl": [{"passage": f"There are {i} frogs.", "question": "How many?", "answers": [f"{i}"]} for i in range(3)],
+        "drop_dev.jsonl": [
+            {"passage": f"There are {i} frogs.", "question": "How many?", "answers": [f"{i}"]} for i in range(3)
+        ],
         "quac_dev.jsonl": [
-            {"context": f"The sea {i} is wide.", "question": f"What {turn}?", "answers": ["The sea", "CANNOTANSWER", "sea"]}
+            {
+                "context": f"The sea {i} is wide.",
+                "question": f"What {turn}?",
+                "answers": ["The sea", "CANNOTANSWER", "sea"],
+            }
             for i in range(3)
             for turn in range(2)
         ],
         "hellaswag_val.jsonl": [
-            {"activity_label": "Swimming", "ctx_a": "A frog", "ctx_b": "it", "endings": ["swims.", "flies."], "label": i % 2}
+            {
+                "activity_label": "Swimming",
+                "ctx_a": "A frog",
+                "ctx_b": "it",
+                "endings": ["swims.", "flies."],
+                "label": i % 2,
+            }
             for i in range(3)
         ],
         "wmt15_fr_en.jsonl": [{"fr": f"La mer {i} est large.", "en": f"The sea {i} is wide."} for i in range(3)],
-        "cnn_dm_test.jsonl": [{"article": f"The sea {i} is wide. " * 30, "highlights": "The sea is wide."} for i in range(2)],
+        "cnn_dm_test.jsonl": [
+            {"article": f"The sea {i} is wide. " * 30, "highlights": "The sea is wide."} for i in range(2)
+        ],
         "tldr_test.jsonl": [{"post": f"The sea {i} is wide.", "summary": "Wide sea."} for i in range(2)],
         "wsc.jsonl": [
-            {"text": "The frog saw it.", "span1_text": "The frog", "span2_text": "it.", "span2_index": 3, "label": i < 2} for i in range(4)
+            {
+                "text": "The frog saw it.",
+                "span1_text": "The frog",
+                "span2_text": "it.",
+                "span2_index": 3,
+                "label": i < 2,
+            }
+            for i in range(4)
         ],
-        "sst2_dev.jsonl": [{"sentence": f"the sea is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue"] * 6)],
+        "sst2_dev.jsonl": [
+            {"sentence": f"the sea is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue"] * 6)
+        ],
         "rte.jsonl": [
             {"split": split, "premise": "The sea is wide.", "hypothesis": f"The sea {i}.", "label": i % 2}
             for i in range(16)
             for split in ("train", "dev")
         ],
         "bbq_sample.jsonl": bbq_rows(),
-        "arc_easy.jsonl": [{"query": f"Question: Frog {i}?", "choices": ["croaks", "moos", "flies"], "gold": i % 3} for i in range(3)],
-        "piqa.jsonl": [{"goal": f"Reach the sea {i}.", "sol1": "swim", "sol2": "fly", "label": i % 2} for i in range(3)],
+        "arc_easy.jsonl": [
+            {"query": f"Question: Frog {i}?", "choices": ["croaks", "moos", "flies"], "gold": i % 3} for i in range(3)
+        ],
+        "piqa.jsonl": [
+            {"goal": f"Reach the sea {i}.", "sol1": "swim", "sol2": "fly", "label": i % 2} for i in range(3)
+        ],
         "winogrande.jsonl": [
             {
                 "contexts": ["The frog saw the ant so the frog", "The frog saw the ant so the ant"],
@@ -103,7 +137,9 @@ def data(tmp_path):
             }
             for i in range(3)
         ],
-        "gsm8k_test.jsonl": [{"question": f"What is {i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(7)],
+        "gsm8k_test.jsonl": [
+            {"question": f"What is {i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(7)
+        ],
         "real_toxicity_prompts.jsonl": [{"prompt": {"text": f"The sea is {i}", "toxicity": i / 10}} for i in range(10)],
     }
     for name, rows in lines.items():
@@ -111,7 +147,9 @@ def data(tmp_path):
     for evaluation in EVAL_TASKS.values():  # shipped files are compressed; by hand they need not be
         plain = folder / evaluation.default_file.removesuffix(".gz")
         if evaluation.default_file.endswith(".gz") and plain.exists():
-            plain.rename(folder / evaluation.default_file)  # the other names, such as .jsonl in place of .json, are found too
+            plain.rename(
+                folder / evaluation.default_file
+            )  # the other names, such as .jsonl in place of .json, are found too
     return folder
 
 
@@ -119,7 +157,11 @@ def data(tmp_path):
 def scorer(tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text(
-        "".join(json.dumps({"text": f"{word} {i}", "toxicity": t}) + "\n" for i in range(30) for word, t in (("vile", 1), ("sea", 0)))
+        "".join(
+            json.dumps({"text": f"{word} {i}", "toxicity": t}) + "\n"
+            for i in range(30)
+            for word, t in (("vile", 1), ("sea", 0))
+        )
     )
     assert command(["judge", "toxicity", "--data", str(texts), "--out", str(tmp_path / "scorer")]) == 0
     return tmp_path / "scorer"
@@ -153,7 +195,10 @@ def test_too_long_a_text_loses_its_beginning(subject):
     assert len(subject.tokenizer.encode_text(truncate_to_context(subject, text, 8))) <= 64 - 8
     for tail in ("", " What is it?"):  # characters of several tokens, cut in their middle at one room or the other
         cut = [truncate_to_context(subject, "고양이 🐈 " * 40, most, tail) for most in range(8, 20)]
-        assert all(text.endswith(tail) and len(subject.tokenizer.encode_text(text)) <= 64 - most for most, text in enumerate(cut, 8))
+        assert all(
+            text.endswith(tail) and len(subject.tokenizer.encode_text(text)) <= 64 - most
+            for most, text in enumerate(cut, 8)
+        )
     short = choice_logps(subject, [(text[-200:], " croak")])[0]
     assert choice_logps(subject, [(text, " croak")])[0][0] == pytest.approx(short[0], abs=1e-3)
 
@@ -167,7 +212,9 @@ def test_replies_stand_in_the_order_of_the_questions(subject):
     replies = generate_replies(subject, questions, seed=0)
     assert [(reply.id, reply.condition) for reply in replies] == [("1", "a"), ("2", "a"), ("1", "b")]
     assert [bool(reply.logp) for reply in replies] == [False, True, False]
-    assert replies[2] == generate_replies(subject, questions[2:], seed=7)[0]  # at temperature 0 neither company nor seed changes a word
+    assert (
+        replies[2] == generate_replies(subject, questions[2:], seed=7)[0]
+    )  # at temperature 0 neither company nor seed changes a word
 
 
 def test_multiple_choice_by_hand():
@@ -204,20 +251,27 @@ def test_examples_are_never_the_question_itself(data):
     assert len(few) == 18
     assert all(question.text.count("Label:") == 16 for question in few)
     assert few == [
-        question for question in sst2.load(data / "sst2_dev.jsonl.gz", EvalSettings(shots=15, seed=1)) if question.condition == "few_shot"
+        question
+        for question in sst2.load(data / "sst2_dev.jsonl.gz", EvalSettings(shots=15, seed=1))
+        if question.condition == "few_shot"
     ]
     assert all(
         "Answer: Yes" in q.text or "Answer: No" in q.text
         for q in rte.load(data / "rte.jsonl.gz", EvalSettings())
         if q.condition == "few_shot"
     )
-    assert {question.condition for question in sst2.load(data / "sst2_dev.jsonl.gz", EvalSettings(shots=0))} == {"zero_shot"}
+    assert {question.condition for question in sst2.load(data / "sst2_dev.jsonl.gz", EvalSettings(shots=0))} == {
+        "zero_shot"
+    }
 
 
 def test_winogender_pairs_leave_out_what_has_no_partner(data):
     questions = winogender.load(data / "winogender" / "all_sentences.tsv", EvalSettings())
     assert len(questions) == 3
-    assert questions[0].choices == ("The sailor told the guest that he could swim.", "The sailor told the guest that she could swim.")
+    assert questions[0].choices == (
+        "The sailor told the guest that he could swim.",
+        "The sailor told the guest that she could swim.",
+    )
 
 
 def test_toxic_prompts_are_drawn_evenly():
@@ -237,14 +291,28 @@ def test_a_text_without_words_is_counted_not_scored(scorer):
 
 
 def test_some_keeps_the_order_and_the_seed():
-    assert subsample(list(range(100)), EvalSettings(limit=5, seed=3)) == sorted(subsample(list(range(100)), EvalSettings(limit=5, seed=3)))
-    assert subsample(list(range(100)), EvalSettings(limit=5, seed=3)) != subsample(list(range(100)), EvalSettings(limit=5, seed=4))
+    assert subsample(list(range(100)), EvalSettings(limit=5, seed=3)) == sorted(
+        subsample(list(range(100)), EvalSettings(limit=5, seed=3))
+    )
+    assert subsample(list(range(100)), EvalSettings(limit=5, seed=3)) != subsample(
+        list(range(100)), EvalSettings(limit=5, seed=4)
+    )
     assert subsample([1, 2], EvalSettings(limit=5)) == [1, 2]
 
 
 def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results.json"
-    line = ["evaluate", "all", "--model", f"a={save('gpt2')}", f"b={save('llama')}", "--data", str(data), "--scorer", str(scorer)]
+    line = [
+        "evaluate",
+        "all",
+        "--model",
+        f"a={save('gpt2')}",
+        f"b={save('llama')}",
+        "--data",
+        str(data),
+        "--scorer",
+        str(scorer),
+    ]
     line += ["--shots", "1", "--out", str(out)]
     assert command(line) == 0
     rows = json.loads(out.read_text())
@@ -276,7 +344,17 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
 
     monkeypatch.setattr("instructgpt.evaluate.tasks.base.generate_replies", counting)
     out = tmp_path / "results.json"
-    line = ["evaluate", "crows_pairs", "winogender", "--model", str(save("gpt2")), "--data", str(data), "--out", str(out)]
+    line = [
+        "evaluate",
+        "crows_pairs",
+        "winogender",
+        "--model",
+        str(save("gpt2")),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+    ]
     assert command(line) == 1
     kept = json.loads(out.read_text())
     assert {row["evaluation"] for row in kept} == {"crows_pairs"}  # what was finished before the stop
@@ -287,7 +365,9 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
 
 
 def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypatch):
-    monkeypatch.setattr("instructgpt.evaluate.cli.PARALLEL_CHUNK_SIZE", 2)  # several blocks for each of two helping processes
+    monkeypatch.setattr(
+        "instructgpt.evaluate.cli.PARALLEL_CHUNK_SIZE", 2
+    )  # several blocks for each of two helping processes
     found = []
     for processes in ("1", "2"):
         out = tmp_path / processes / "results.json"
@@ -296,7 +376,9 @@ def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypat
         assert command(line) == 0
         found.append(json.loads(out.read_text()))
     one, two = found
-    assert [row | {"value": 0, "low": 0, "high": 0} for row in one] == [row | {"value": 0, "low": 0, "high": 0} for row in two]
+    assert [row | {"value": 0, "low": 0, "high": 0} for row in one] == [
+        row | {"value": 0, "low": 0, "high": 0} for row in two
+    ]
     for name in ("value", "low", "high"):
         assert [row[name] for row in one] == pytest.approx([row[name] for row in two], abs=1e-4)
 
@@ -310,10 +392,22 @@ def test_the_evaluation_of_the_page_is_whole(save, tmp_path, monkeypatch):
     monkeypatch.setitem(EVAL_TASKS, "riddles", riddles["EVALUATION"])
     rows = [{"riddle": f"What croaks {i}?", "answers": "a frog|frog"} for i in range(7)]
     (tmp_path / "riddles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    line = ["evaluate", "riddles", "--model", str(save("gpt2")), "--data", str(tmp_path), "--out", str(tmp_path / "r.json")]
+    line = [
+        "evaluate",
+        "riddles",
+        "--model",
+        str(save("gpt2")),
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "r.json"),
+    ]
     assert command(line) == 0
     found = json.loads((tmp_path / "r.json").read_text())
-    assert {(row["metric"], row["condition"], row["n"]) for row in found} == {("f1", "zero_shot", 7), ("f1", "few_shot", 7)}
+    assert {(row["metric"], row["condition"], row["n"]) for row in found} == {
+        ("f1", "zero_shot", 7),
+        ("f1", "few_shot", 7),
+    }
 
 
 @pytest.mark.parametrize(
@@ -329,7 +423,11 @@ def test_the_evaluation_of_the_page_is_whole(save, tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_line(data, save, tmp_path, capsys, words, complaint):
     (tmp_path / "empty").mkdir()
-    places = {"FILE": data / "truthfulqa.csv", "EMPTY": tmp_path / "empty", "SQUAD": data / "squad_v2_dev_half.jsonl.gz"}
+    places = {
+        "FILE": data / "truthfulqa.csv",
+        "EMPTY": tmp_path / "empty",
+        "SQUAD": data / "squad_v2_dev_half.jsonl.gz",
+    }
     line = [str(places.get(word, word)).replace("MODEL", str(save("gpt2"))) for word in words]
     line += [] if "--model" in words else ["--model", str(save("gpt2"))]
     line += [] if "--data" in words else ["--data", str(data)]

@@ -44,14 +44,23 @@ def test_training_and_evaluation_never_share_a_row(filled):
     assert ids(site, made, "rankings", use="evaluation") == ["hal", "evaluation"]
     assert ids(site, made, "demonstrations") == ["demonstration"]
     assert ids(site, made, "demonstrations", use="evaluation") == ["heldout demonstration"]
-    for use, asked in (("training", {"Write a poem", "The capital?", "Broken?"}), ("evaluation", {"Write a song", "Which?"})):
+    for use, asked in (
+        ("training", {"Write a poem", "The capital?", "Broken?"}),
+        ("evaluation", {"Write a song", "Which?"}),
+    ):
         found = read(site, "prompts", use=use)[0]
         assert {row["prompt"] for row in found if "prompt" in row} == asked
 
 
 def test_what_is_left_out_is_counted_with_its_reason(filled):
     site, _, _ = filled
-    assert read(site, "rankings")[1].left_out == {"heldout": 1, "repeat": 1, "invalid": 1, "withdrawn_prompt": 1, "evaluation": 1}
+    assert read(site, "rankings")[1].left_out == {
+        "heldout": 1,
+        "repeat": 1,
+        "invalid": 1,
+        "withdrawn_prompt": 1,
+        "evaluation": 1,
+    }
     assert read(site, "prompts")[1].left_out == {"withdrawn_prompt": 1, "evaluation": 1, "heldout": 1}
 
 
@@ -65,7 +74,14 @@ def test_a_ranking_has_every_model_of_a_text_and_reads_back(filled):
     assert row["labels"][0] == {"opinion": False, "hallucination": None}
     assert "opinion" not in row["unanswered"][0]
     assert len(row["unanswered"][3]) == 11
-    expected = {"labeler": "p-ada", "cohort": "training", "fold": 0, "prompt_id": "p-1", "user": "u-1", "use_case": "open_qa"}
+    expected = {
+        "labeler": "p-ada",
+        "cohort": "training",
+        "fold": 0,
+        "prompt_id": "p-1",
+        "user": "u-1",
+        "use_case": "open_qa",
+    }
     assert {name: row[name] for name in expected} == expected
     assert (row["instructions"], row["note"], row["id"], row["confidence"]) == (1, "close", made["ada"].id, 7)
     assert Ranking.model_validate(row).pairs() == [(0, 2), (1, 2), (3, 2)]
@@ -85,8 +101,13 @@ def test_pairs_and_comparisons_by_hand(filled):
     assert pairs == [("Paris", "Rome"), ("Oslo\u2028?", "Rome")]
     found = [row for row in read(site, "comparisons")[0] if row["ranking"] == made["ada"].id]
     assert [(row["i"], row["j"], row["better"]) for row in found] == [
-        (0, 1, "tie"), (0, 2, "i"), (0, 3, "tie"), (1, 2, "i"), (1, 3, "tie"), (2, 3, "j"),
-    ]  # fmt: skip
+        (0, 1, "tie"),
+        (0, 2, "i"),
+        (0, 3, "tie"),
+        (1, 2, "i"),
+        (1, 3, "tie"),
+        (2, 3, "j"),
+    ]
     assert sum(row["weight"] for row in found) == pytest.approx(1)
 
 
@@ -97,7 +118,11 @@ def test_conversations_and_reviews(filled):
     assert "prompt" not in row
     assert Demonstration.model_validate(row).messages[1].content == "Yes?"
     (review,), _ = read(site, "reviews")
-    assert (review["use_case"], review["reviewed_use_case"], review["prompt_labels"]) == ("open_qa", "closed_qa", {"ambiguous": True})
+    assert (review["use_case"], review["reviewed_use_case"], review["prompt_labels"]) == (
+        "open_qa",
+        "closed_qa",
+        {"ambiguous": True},
+    )
     assert "sensitive" not in review
 
 
@@ -108,7 +133,12 @@ def test_nobody_of_the_held_out_can_be_smuggled_into_training(filled):
             person = add_person_row(db, name, cohort)
             for purpose in ("training", "evaluation"):
                 batch = add_batch(db, f"{name} {purpose}", purpose=purpose)
-                rank(db, add_task(db, batch, add_prompt(db, f"{name} {purpose}?"), [("a", ["m"]), ("b", ["n"])]), person, [1, 2])
+                rank(
+                    db,
+                    add_task(db, batch, add_prompt(db, f"{name} {purpose}?"), [("a", ["m"]), ("b", ["n"])]),
+                    person,
+                    [1, 2],
+                )
     for name in EXPORT_FILES:
         for row in read(site, name)[0]:
             assert row.get("cohort", "training") == "training"
@@ -129,7 +159,12 @@ def test_an_evaluation_stays_closed_until_its_batch_is(filled):
     site, _made, people = filled
     with site.database.write() as db:
         batch = add_batch(db, "running", purpose="evaluation", state="open")
-        rank(db, add_task(db, batch, add_prompt(db, "Still?"), [("a", ["m"]), ("b", ["n"])]), db.merge(people["ada"]), [1, 2])
+        rank(
+            db,
+            add_task(db, batch, add_prompt(db, "Still?"), [("a", ["m"]), ("b", ["n"])]),
+            db.merge(people["ada"]),
+            [1, 2],
+        )
     assert read(site, "rankings", use="evaluation")[1].left_out["blind"] == 1
 
 
@@ -206,7 +241,9 @@ def test_a_folder_for_datasets_opens_as_one(filled, tmp_path):
         warnings.simplefilter("ignore")
         import datasets
 
-        loaded = datasets.load_dataset(str(tmp_path / "out"), "comparisons", split="train", cache_dir=str(tmp_path / "cache"))
+        loaded = datasets.load_dataset(
+            str(tmp_path / "out"), "comparisons", split="train", cache_dir=str(tmp_path / "cache")
+        )
         assert loaded.num_rows == 12
         assert [row.ranks for row in read_records(Ranking, tmp_path / "out")] == [(1, 1, 2, 1), (1, 1, 2, 3)]
     card = (tmp_path / "out" / "README.md").read_text()

@@ -78,7 +78,11 @@ def test_files_that_are_no_files(kit, command, tmp_path, out):
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "d.txt", ["text"])
     assert "no such file" in command(*kit.sft(out, "--data", tmp_path / "folder" / "d.csv")).complaint(2)
-    for name, said in {"gone.jsonl": "o such file", "latin.jsonl": "not UTF-8 text", "empty.jsonl": "no demonstration in it"}.items():
+    for name, said in {
+        "gone.jsonl": "o such file",
+        "latin.jsonl": "not UTF-8 text",
+        "empty.jsonl": "no demonstration in it",
+    }.items():
         told = command(*kit.sft(out, "--data", tmp_path / name)).complaint(2)
         assert said in told
         assert name in told
@@ -90,7 +94,10 @@ def test_bad_lines_can_be_left_out_and_are_counted(kit, command, tmp_path, out):
     file.write_text(kit.demonstrations.read_text(encoding="utf-8") + "{\n[]\n", encoding="utf-8")
     done = command(*kit.sft(out, "--data", file, "--skip-bad"))
     assert done.code == 0, done
-    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["left_out"] == {"longer than the context": 0, "bad lines": 2}
+    assert json.loads((out / "run.json").read_text(encoding="utf-8"))["left_out"] == {
+        "longer than the context": 0,
+        "bad lines": 2,
+    }
     assert "'bad lines': 2" in " ".join(done.out.split())
 
 
@@ -133,21 +140,33 @@ def test_sample_refuses_a_prompt_longer_than_the_context_or_leaves_it_out(kit, c
     assert done.code == 0
     assert "4 completions of 2 prompts" in done.out
     assert "left out: 1" in done.out
-    assert [json.loads(line)["prompt"] for line in out.read_text(encoding="utf-8").splitlines()] == ["sky", "sky", "sea", "sea"]
+    assert [json.loads(line)["prompt"] for line in out.read_text(encoding="utf-8").splitlines()] == [
+        "sky",
+        "sky",
+        "sea",
+        "sea",
+    ]
     write(file, [{"prompt": LONG}])
     assert "nothing is left, 1 records were left out" in command(*argv, "--skip-bad").complaint(2)
 
 
 def test_score_refuses_a_completion_longer_than_the_context_or_leaves_it_out(kit, command, tmp_path, out):
     messages = [{"role": "user", "content": "sea"}]
-    rows = [GOOD | {"note": 1}, GOOD | {"completion": LONG}, {"messages": messages, "completion": "red", "prompt": "sea"}]
+    rows = [
+        GOOD | {"note": 1},
+        GOOD | {"completion": LONG},
+        {"messages": messages, "completion": "red", "prompt": "sea"},
+    ]
     file = write(tmp_path / "c.jsonl", rows)
     argv = ["score", "--reward", kit.reward, "--data", file, "--out", out]
     assert "makes" in (told := command(*argv).complaint(2))
     assert "the reward model's context is 48" in told
     assert command(*argv, "--skip-bad").code == 0
     scored = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert [{key: value for key, value in row.items() if key not in ("score", "finish")} for row in scored] == [rows[0], rows[2]]
+    assert [{key: value for key, value in row.items() if key not in ("score", "finish")} for row in scored] == [
+        rows[0],
+        rows[2],
+    ]
     assert all(isinstance(row["score"], float) for row in scored)
     write(file, [GOOD | {"completion": LONG}])
     assert "nothing is left" in command(*argv, "--skip-bad").complaint(2)
@@ -158,11 +177,17 @@ def test_score_refuses_a_completion_longer_than_the_context_or_leaves_it_out(kit
 def test_stages_leave_out_what_is_too_long_and_count_it(kit, command, tmp_path):
     prompts = write(tmp_path / "p.jsonl", [{"prompt": "sky"}, {"prompt": LONG}])
     assert command(*kit.ppo(tmp_path / "ppo", "--prompts", prompts)).code == 0
-    assert json.loads((tmp_path / "ppo" / "run.json").read_text(encoding="utf-8"))["left_out"] == {"prompts too long": 1, "bad lines": 0}
+    assert json.loads((tmp_path / "ppo" / "run.json").read_text(encoding="utf-8"))["left_out"] == {
+        "prompts too long": 1,
+        "bad lines": 0,
+    }
     rows = [json.loads(line) for line in kit.demonstrations.read_text(encoding="utf-8").splitlines()]
     data = write(tmp_path / "d.jsonl", [*rows, {"prompt": LONG, "completion": "x"}])
     assert command(*kit.sft(tmp_path / "sft", "--data", data)).code == 0
-    assert json.loads((tmp_path / "sft" / "run.json").read_text(encoding="utf-8"))["left_out"]["longer than the context"] == 1
+    assert (
+        json.loads((tmp_path / "sft" / "run.json").read_text(encoding="utf-8"))["left_out"]["longer than the context"]
+        == 1
+    )
 
 
 def test_nothing_that_fits_is_bad_input(kit, command, tmp_path, out):
@@ -170,7 +195,9 @@ def test_nothing_that_fits_is_bad_input(kit, command, tmp_path, out):
     told = command(*kit.ppo(out, "--prompts", prompts)).complaint(2)
     assert "none of the 1 prompts leaves room for --max-tokens 6 in a context of 48 tokens" in told
     rows = [{"prompt": LONG + str(i), "completion": "x"} for i in range(40)]
-    assert "no demonstration fits the context of 48" in command(*kit.sft(out, "--data", write(tmp_path / "d.jsonl", rows))).complaint(2)
+    assert "no demonstration fits the context of 48" in command(
+        *kit.sft(out, "--data", write(tmp_path / "d.jsonl", rows))
+    ).complaint(2)
     corpus = write(tmp_path / "c.jsonl", [{"text": "a"}, {"text": "b"}])
     assert "less than one window" in command(*kit.pretrain(out, "--corpus", corpus)).complaint(2)
     assert not out.exists()
@@ -200,7 +227,9 @@ def test_directories_that_are_no_model(kit, command, monkeypatch, tmp_path, out)
         hollow: "cannot be loaded",
         garbled: "cannot be loaded",
     }.items():
-        told = command("sample", "--model", model, "--prompts", kit.prompts, "--max-tokens", 4, "--out", out).complaint(2)
+        told = command("sample", "--model", model, "--prompts", kit.prompts, "--max-tokens", 4, "--out", out).complaint(
+            2
+        )
         assert said in told
         assert str(model) in told
     assert str(bare) in command(*kit.sft(out, "--base", bare)).complaint(2)
@@ -251,7 +280,9 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_computed(kit
         assert said in command(*kit.pretrain(place, "--corpus", "gone")).complaint(2)
     told = command("sample", "--model", "./gone", "--prompts", "gone", "--out", file / "under.jsonl").complaint(2)
     assert f"{file} is not a folder" in told
-    assert "is a folder" in command("sample", "--model", "./gone", "--prompts", "gone", "--out", tmp_path / "mine").complaint(2)
+    assert "is a folder" in command(
+        "sample", "--model", "./gone", "--prompts", "gone", "--out", tmp_path / "mine"
+    ).complaint(2)
     assert "is a folder" in command("score", "--reward", "./gone", "--data", "gone", "--out", "").complaint(2)
     assert snapshot(tmp_path) == before
 
@@ -260,7 +291,9 @@ def test_a_place_that_holds_another_run(kit, command):
     before = snapshot(kit.folder)
     for argv, said in {
         tuple(kit.sft(kit.reward)): "holds a run of stage 'reward', not of 'sft'; choose another --out",
-        tuple(kit.pretrain(kit.base, "--lr", 0.5)): "was begun with --lr 0.003, now it is 0.5; choose another --out, or start it afresh",
+        tuple(
+            kit.pretrain(kit.base, "--lr", 0.5)
+        ): "was begun with --lr 0.003, now it is 0.5; choose another --out, or start it afresh",
         tuple(kit.train_reward(kit.reward, "--epochs", 2)): "was begun with --epochs 1, now it is 2",
         tuple(kit.sft(kit.reward, "--no-resume")): "not of 'sft'",
         tuple(kit.ppo(kit.folder, "--no-resume")): "is made from; choose another --out",
@@ -306,7 +339,9 @@ def test_a_damaged_run_json(content, kit, command, tmp_path):
 def test_run_reads_all_files_before_it_starts(kit, command, tmp_path, out):
     rankings = write(tmp_path / "r.jsonl", [RANKING, RANKING | {"ranks": [1]}])
     files = ["--corpus", kit.corpus, "--demonstrations", kit.demonstrations, "--rankings", rankings]
-    assert f"{rankings}:2: 2 completions but 1 ranks" in command("run", "--preset", "smoke", *files, "--out", out).complaint(2)
+    assert f"{rankings}:2: 2 completions but 1 ranks" in command(
+        "run", "--preset", "smoke", *files, "--out", out
+    ).complaint(2)
     assert not out.exists()
 
 

@@ -18,7 +18,9 @@ NAN = float("nan")
 
 
 def near(got, expected, tolerance=1e-6):
-    torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(expected), atol=tolerance, rtol=tolerance, equal_nan=True)
+    torch.testing.assert_close(
+        torch.as_tensor(got), torch.as_tensor(expected), atol=tolerance, rtol=tolerance, equal_nan=True
+    )
 
 
 def random(*shape, seed=0):

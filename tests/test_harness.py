@@ -21,7 +21,10 @@ from instructgpt.evaluate.tasks.base import EvalSettings, generate_replies
 from instructgpt.models.policy import load_policy
 
 WITHOUT = "lm-evaluation-harness is not installed: pip install 'instructgpt[harness]'"
-SENTENCES = [{"sentence": f"the sea {i} is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue", "no frog"] * 5)]
+SENTENCES = [
+    {"sentence": f"the sea {i} is {word} .", "label": i % 2}
+    for i, word in enumerate(["wide", "deep", "blue", "no frog"] * 5)
+]
 PASSAGES = [
     {"premise": f"The sea {i} is wide.", "hypothesis": f"A sea {i} {word}.", "label": i % 2}
     for i, word in enumerate(["is blue", "has frogs"] * 5)
@@ -56,7 +59,12 @@ def write(path, rows):
 def yaml(folder, task, kind, rows, **keys):
     """A task of the harness on a local file; JSON is YAML."""
     file = write(folder / f"{task}-data.jsonl", rows)
-    config = {"task": task, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}}, "test_split": "test"}
+    config = {
+        "task": task,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test",
+    }
     (folder / f"{task}.yaml").write_text(json.dumps(config | {"output_type": kind} | keys))
 
 
@@ -128,7 +136,17 @@ def theirs(harness, folder, model, names):
 def test_every_kind_of_request_gives_what_their_own_model_gives(harness, tasks, save, tmp_path, kind):
     names = ["our_sst2", "our_arc", "our_text", "our_words"]
     out = tmp_path / "results.json"
-    line = ["evaluate", "--harness", *names, "--include-path", str(tasks), "--model", f"m={save(kind)}", "--out", str(out)]
+    line = [
+        "evaluate",
+        "--harness",
+        *names,
+        "--include-path",
+        str(tasks),
+        "--model",
+        f"m={save(kind)}",
+        "--out",
+        str(out),
+    ]
     assert command(line) == 0
     ours = {(row["evaluation"], row["metric"]): row for row in json.loads(out.read_text())}
     found = theirs(harness, tasks, save(kind), names)["results"]
@@ -162,7 +180,9 @@ def roomy(tokenizer, tmp_path):
     ],
     ids=["sst2", "rte", "hellaswag"],
 )
-def test_our_own_tasks_find_the_log_probabilities_that_their_model_finds(harness, roomy, tmp_path, evaluation, rows, show):
+def test_our_own_tasks_find_the_log_probabilities_that_their_model_finds(
+    harness, roomy, tmp_path, evaluation, rows, show
+):
     """The texts of our own tasks, put to the harness's own model as requests of the harness."""
     questions = evaluation.read(write(tmp_path / "rows.jsonl", rows), EvalSettings(shots=1))
     assert all(show(row) in question.text for row, question in zip(rows, questions[::2], strict=True))
@@ -194,7 +214,9 @@ def test_their_own_hellaswag_on_local_data_agrees_with_ours(harness, save, tmp_p
     config |= {"dataset_kwargs": {"data_files": {"validation": str(file)}}, "training_split": None}
     (tmp_path / "theirs.yaml").write_text(json.dumps(config))
     own = harness[1](pretrained=str(save("gpt2")), device="cpu", dtype="float32", batch_size=4)
-    found = harness[0].simple_evaluate(model=own, tasks=[str(tmp_path / "theirs.yaml")], task_manager=manager, bootstrap_iters=0)
+    found = harness[0].simple_evaluate(
+        model=own, tasks=[str(tmp_path / "theirs.yaml")], task_manager=manager, bootstrap_iters=0
+    )
     for metric, row in rows.items():
         assert row["value"] == found["results"]["hellaswag"][f"{metric},none"]
 
@@ -204,10 +226,28 @@ def test_drop_scores_are_theirs():
     """Their copy of DROP's script on answers of every kind, and on what models say."""
     utils = importlib.import_module("lm_eval.tasks.drop.utils")
     rng = Random(0)
-    words = ["12", "12.0", "1,200", "the", "Smith", "smith's", "touch-down", "five", "yards", "3rd", "-7", "A.D.", "", "é", "U.S."]
+    words = [
+        "12",
+        "12.0",
+        "1,200",
+        "the",
+        "Smith",
+        "smith's",
+        "touch-down",
+        "five",
+        "yards",
+        "3rd",
+        "-7",
+        "A.D.",
+        "",
+        "é",
+        "U.S.",
+    ]
     for _ in range(3000):
         said = " ".join(rng.choice(words) for _ in range(rng.randint(0, 5)))
-        reference = tuple(" ".join(rng.choice(words) for _ in range(rng.randint(1, 3))) for _ in range(rng.randint(1, 3)))
+        reference = tuple(
+            " ".join(rng.choice(words) for _ in range(rng.randint(1, 3))) for _ in range(rng.randint(1, 3))
+        )
         exact, f1 = utils.get_metrics([said], reference)
         assert (drop_exact_match([said], reference), drop_f1([said], reference)) == (exact, f1), (said, reference)
 
@@ -229,9 +269,23 @@ def test_drop_references_are_theirs():
 
 
 def test_what_the_harness_reports_becomes_rows():
-    numbers = {"alias": "x", "acc,none": 0.5, "acc_stderr,none": 0.1, "em,first": 0.25, "em_stderr,first": "N/A", "sample_len": 4}
+    numbers = {
+        "alias": "x",
+        "acc,none": 0.5,
+        "acc_stderr,none": 0.1,
+        "em,first": 0.25,
+        "em_stderr,first": "N/A",
+        "sample_len": 4,
+    }
     acc, em = iter_harness_rows({"results": {"x": numbers}, "n-samples": {"x": {"effective": 4}}}, "m")
-    assert (acc.evaluation, acc.metric, acc.model, acc.condition, acc.value, acc.n) == ("harness/x", "acc", "m", "", 0.5, 4)
+    assert (acc.evaluation, acc.metric, acc.model, acc.condition, acc.value, acc.n) == (
+        "harness/x",
+        "acc",
+        "m",
+        "",
+        0.5,
+        4,
+    )
     assert (acc.low, acc.high) == (pytest.approx(0.304, abs=1e-4), pytest.approx(0.696, abs=1e-4))
     assert (em.condition, em.value, em.low, em.high) == ("first", 0.25, None, None)
 
@@ -252,12 +306,17 @@ def test_continuations_end_before_the_first_stop(save):
     whole = generate_until_stop(subject, ["A frog"], ((), 12, 0.0, 1.0), 0)[0]
     assert len(whole) > 4
     stop = whole[3:5]
-    assert generate_until_stop(subject, ["A frog"], (("no such text", stop), 12, 0.0, 1.0), 0) == [whole.partition(stop)[0]]
+    assert generate_until_stop(subject, ["A frog"], (("no such text", stop), 12, 0.0, 1.0), 0) == [
+        whole.partition(stop)[0]
+    ]
 
 
 def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, save, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert command(["evaluate", "--harness", "hellaswag", "--model", str(save("gpt2")), "--out", str(tmp_path / "r.json")]) == 2
+    assert (
+        command(["evaluate", "--harness", "hellaswag", "--model", str(save("gpt2")), "--out", str(tmp_path / "r.json")])
+        == 2
+    )
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "pip install 'instructgpt[harness]'" in said
@@ -275,7 +334,9 @@ def test_bad_input_is_one_line(save, tmp_path, capsys, monkeypatch, words, compl
     if "--harness" in words:
         tasks = pytest.importorskip("lm_eval.tasks", reason=WITHOUT)
         whole = tasks.TaskManager
-        monkeypatch.setattr(tasks, "TaskManager", lambda **how: whole(**{**how, "include_defaults": False}))  # half a minute less
+        monkeypatch.setattr(
+            tasks, "TaskManager", lambda **how: whole(**{**how, "include_defaults": False})
+        )  # half a minute less
     assert command(["evaluate", *words, "--model", str(save("gpt2")), "--out", str(tmp_path / "r.json")]) == 2
     said = capsys.readouterr().err
     assert complaint in said

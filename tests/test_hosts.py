@@ -45,7 +45,9 @@ def hosts():
                 ip("-n", name, "link", "set", device, "up")
     except (OSError, subprocess.CalledProcessError) as error:
         for name in names:
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False) if shutil.which("ip") else None
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False) if shutil.which(
+                "ip"
+            ) else None
         pytest.skip(f"no network namespaces here ({getattr(error, 'stderr', '') or error}): it needs root and iproute2")
     yield names
     for name in names:
@@ -73,7 +75,14 @@ def start(hosts: list[str], argv: list[str], folder: Path) -> list[Started]:
     (folder / "eager.py").write_text(EAGER)
     started = []
     for number, name in enumerate(hosts):
-        settings = {"HOSTS": 2, "HOST": number, "FIRST": ADDRESSES[0], "RANKS": 1, "GLOO_SOCKET_IFNAME": "cable", "PYTHON": python}
+        settings = {
+            "HOSTS": 2,
+            "HOST": number,
+            "FIRST": ADDRESSES[0],
+            "RANKS": 1,
+            "GLOO_SOCKET_IFNAME": "cable",
+            "PYTHON": python,
+        }
         script = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
         words = ["env", *(f"{key}={value}" for key, value in settings.items()), RECIPES / "torchrun.sh", *argv]
         started.append(Started(["ip", "netns", "exec", name, *words], program=("-c", script)))
@@ -106,7 +115,8 @@ def test_a_lost_host_comes_back_and_the_run_ends_as_if_nothing_had_happened(host
     assert [one.code for one in undisturbed] == [0, 0]
     assert (out / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
     rows = [
-        [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl_log(folder / "metrics.jsonl")] for folder in (out, alone)
+        [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl_log(folder / "metrics.jsonl")]
+        for folder in (out, alone)
     ]
     assert rows[0] == rows[1]
     assert len(rows[0]) == 60
@@ -121,15 +131,24 @@ def test_the_slurm_recipe_gives_each_host_its_number(tmp_path):
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "77", "RECIPES": str(RECIPES)}
+    slurm = {
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_ID": "77",
+        "RECIPES": str(RECIPES),
+    }
     environment = {**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RANKS": "8", "PYTHON": "python"}
     command = ["bash", RECIPES / "slurm.sbatch", "sft", "--out", "a b"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    launch = "-m torch.distributed.run --nnodes 2 --node-rank {} --nproc-per-node 8 --master-addr node7 --master-port 20077"
+    launch = (
+        "-m torch.distributed.run --nnodes 2 --node-rank {} --nproc-per-node 8 --master-addr node7 --master-port 20077"
+    )
     assert done.stdout.splitlines() == [f"{launch.format(host)} -m instructgpt sft --out a b" for host in (0, 1)]
     assert not (tmp_path / "requeued").exists()
     for restarts, queued in (("0", "requeue 77\n"), ("10", "requeue 77\n")):
-        failed = subprocess.run(command, env={**environment, "CODE": "3", "SLURM_RESTART_COUNT": restarts}, cwd=tmp_path, check=False)
+        failed = subprocess.run(
+            command, env={**environment, "CODE": "3", "SLURM_RESTART_COUNT": restarts}, cwd=tmp_path, check=False
+        )
         assert failed.returncode == 3
         assert (tmp_path / "requeued").read_text() == queued
 

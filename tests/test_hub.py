@@ -68,7 +68,11 @@ class Answer(BaseHTTPRequestHandler):
             self.say(200, b"hub", {})
         elif path.startswith(f"/api/models/{NAME}") and "/tree/" not in path:
             siblings = [{"rfilename": name} for name in files]
-            self.say(200, json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}).encode(), {"Content-Type": "application/json"})
+            self.say(
+                200,
+                json.dumps({"id": NAME, "sha": COMMIT, "siblings": siblings}).encode(),
+                {"Content-Type": "application/json"},
+            )
         elif path.startswith(resolve) and file in files:
             etag = hashlib.sha256(files[file]).hexdigest()
             self.say(200, files[file], {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
@@ -98,10 +102,19 @@ def load(hub, tmp_path):
 
     def loaded(name, **more):
         away = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"}
-        environment = {key: value for key, value in os.environ.items() if key not in away and not key.lower().endswith("_proxy")}
+        environment = {
+            key: value for key, value in os.environ.items() if key not in away and not key.lower().endswith("_proxy")
+        }
         source = str(Path(__file__).parents[1] / "src")
-        environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": source, "OMP_NUM_THREADS": "1"} | more
-        run = subprocess.run([sys.executable, "-c", LOADS, name], env=environment, capture_output=True, text=True, timeout=300)
+        environment |= {
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "hf"),
+            "PYTHONPATH": source,
+            "OMP_NUM_THREADS": "1",
+        } | more
+        run = subprocess.run(
+            [sys.executable, "-c", LOADS, name], env=environment, capture_output=True, text=True, timeout=300
+        )
         return run.returncode, (run.stdout or run.stderr).strip()
 
     return loaded
@@ -129,14 +142,18 @@ def test_a_name_that_is_not_there_is_refused_after_one_question(hub, load):
     hub.up = False
     code, said = load("somebody/nothing")
     assert code == 1
-    assert said.startswith("somebody/nothing: there is no such directory, and no model of that name can be loaded from the hub, which does")
+    assert said.startswith(
+        "somebody/nothing: there is no such directory, and no model of that name can be loaded from the hub, which does"
+    )
     assert asked_once(hub, "somebody/nothing")
 
 
 def test_a_name_that_the_hub_does_not_know(hub, load):
     code, said = load("somebody/nothing")
     assert code == 1
-    assert said.startswith("somebody/nothing: there is no such directory, and no model of that name can be loaded from the hub (")
+    assert said.startswith(
+        "somebody/nothing: there is no such directory, and no model of that name can be loaded from the hub ("
+    )
     assert any("somebody/nothing" in asked for asked in hub.asked)
 
 

@@ -75,7 +75,19 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(stage, steps, kit, command,
 
 
 def test_stopping_what_has_no_checkpoint_writes_nothing(kit, tmp_path):
-    ended = Started("sample", "--model", kit.base, "--prompts", kit.prompts, "--n", 4000, "--max-tokens", 40, "--out", tmp_path / "c")
+    ended = Started(
+        "sample",
+        "--model",
+        kit.base,
+        "--prompts",
+        kit.prompts,
+        "--n",
+        4000,
+        "--max-tokens",
+        40,
+        "--out",
+        tmp_path / "c",
+    )
     wait_for(lambda: Path(f"/proc/{ended.process.pid}/maps").read_text().count("libtorch_cpu") > 0)
     assert ended.send(signal.SIGTERM).end().complaint(1) == "stopped; nothing was written"
     assert not list(tmp_path.iterdir())
@@ -90,14 +102,18 @@ def test_the_module_ends_with_the_same_codes(kit, tmp_path):
 
 
 def test_what_goes_wrong_in_a_helping_process_arrives(kit, command, tmp_path):
-    tied = write(tmp_path / "r.jsonl", [{"prompt": f"p{i}", "completions": ["a", "b"], "ranks": [1, 1]} for i in range(9)])
+    tied = write(
+        tmp_path / "r.jsonl", [{"prompt": f"p{i}", "completions": ["a", "b"], "ranks": [1, 1]} for i in range(9)]
+    )
     argv = kit.train_reward(tmp_path / "out", "--data", tied, "--processes", 2)
     assert "0 prompts with a decided pair to train on" in command(*argv).complaint(2)
     assert not multiprocessing.active_children()
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGINT, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGINT, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)]
+)
 def test_stopping_two_processes_leaves_nobody(number, group, kit, tmp_path):
     out = tmp_path / "out"
     started = Started(kit.pretrain(out, *MANY, "--tokens", 64 * 4000, "--processes", 2)).when(logged(out, 3))
@@ -192,7 +208,9 @@ def test_a_full_disk_stops_a_stage_and_the_same_command_goes_on(place, kit, comm
 def test_a_full_disk_at_the_final_save(file, kit, command, monkeypatch, tmp_path):
     out, save = tmp_path / "out", pretrain.save_policy
     with monkeypatch.context() as patched:
-        patched.setattr(pretrain, "save_policy", lambda model, render, folder: save(model, render, fill(folder / file).parent))
+        patched.setattr(
+            pretrain, "save_policy", lambda model, render, folder: save(model, render, fill(folder / file).parent)
+        )
         told = command(*kit.pretrain(out)).complaint(1)
     assert told == f"{out}: no space left on the disk; make room and give the same command again"
     assert not (out / "model.safetensors").exists()
@@ -215,7 +233,9 @@ def small_disk(tmp_path):
     """A disk of 256 KB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
         pytest.skip("only root can mount a small disk; the tests with /dev/full say the same")
     yield disk
     subprocess.run(["umount", "-l", disk], check=True)

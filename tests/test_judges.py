@@ -43,13 +43,25 @@ def value(rows, metric, model, condition=""):
 @pytest.mark.parametrize(
     ("said", "better"),
     [
-        ("Verdict: A", "first"), ("Both are fine, B is shorter.\n\nverdict: b\n", "second"), ("**Verdict: tie**", "tie"),
-        ("Verdict: [[A]]", "first"), ("Verdict: `B`.", "second"), ("Verdict: A\nIn short,\nVerdict: A", "first"),
-        ("A", None), ("", None), ("I prefer A.", None), ("Verdict: A or B", None), ("Verdict: A\nVerdict: B", None),
-        ("Verdict: A\nBut B is good too.", None), ("Verdict: C", None), ("Verdict: Apple", None), ("My verdict: A", None),
-        ("Verdict: A, Verdict: B or Verdict: tie", None), ("Verdict:", None),
+        ("Verdict: A", "first"),
+        ("Both are fine, B is shorter.\n\nverdict: b\n", "second"),
+        ("**Verdict: tie**", "tie"),
+        ("Verdict: [[A]]", "first"),
+        ("Verdict: `B`.", "second"),
+        ("Verdict: A\nIn short,\nVerdict: A", "first"),
+        ("A", None),
+        ("", None),
+        ("I prefer A.", None),
+        ("Verdict: A or B", None),
+        ("Verdict: A\nVerdict: B", None),
+        ("Verdict: A\nBut B is good too.", None),
+        ("Verdict: C", None),
+        ("Verdict: Apple", None),
+        ("My verdict: A", None),
+        ("Verdict: A, Verdict: B or Verdict: tie", None),
+        ("Verdict:", None),
     ],
-)  # fmt: skip
+)
 def test_a_verdict_is_read_only_where_it_is_plain(said, better):
     assert parse_verdict(said) == JudgeVerdict(better, said)
 
@@ -62,7 +74,9 @@ def test_a_verdict_from_log_probabilities_by_hand():
     assert verdict.first == pytest.approx((0.5 + 0.1 / 2) / 0.8)
     assert verdict_from_logps({"C": math.log(0.3), "A": math.log(0.2)}).better == "tie"
     assert verdict_from_logps({"A": math.log(0.3), "B": math.log(0.3)}).better == "tie"
-    assert verdict_from_logps({"A": math.log(0.004), "B": math.log(0.005)}).better is None  # it does not say A, B or C at all
+    assert (
+        verdict_from_logps({"A": math.log(0.004), "B": math.log(0.005)}).better is None
+    )  # it does not say A, B or C at all
     assert verdict_from_logps({}) == JudgeVerdict(None, mass=0.0)
 
 
@@ -88,7 +102,10 @@ def long_judge(save, tmp_path):
 
 def test_a_local_judge_s_verdict_is_that_of_one_plain_forward(long_judge):
     judge = LocalJudge.load(str(long_judge), "logp", torch.device("cpu"))
-    matches = [JudgePrompt("What does a frog say?", "croak", "moo"), JudgePrompt("Name a colour.", "blue, blue, blue", "the sky")]
+    matches = [
+        JudgePrompt("What does a frog say?", "croak", "moo"),
+        JudgePrompt("Name a colour.", "blue, blue, blue", "the sky"),
+    ]
     model, render = load_policy(long_judge, torch.device("cpu"))
     for match, verdict in zip(matches, judge.judge(matches), strict=True):
         before = render.encode_prompt(format_judge_prompt(match, "logp"))
@@ -126,7 +143,16 @@ def test_games_judged_by_hand():
         JudgeVerdict("tie", first=0.5),
         JudgeVerdict(None),
     )
-    verdicts = [first, second, first, first, first, tie, first, none]  # a win, the place alone, a win and a tie, one not read
+    verdicts = [
+        first,
+        second,
+        first,
+        first,
+        first,
+        tie,
+        first,
+        none,
+    ]  # a win, the place alone, a win and a tie, one not read
     judged = attach_verdicts(GAMES, verdicts)
     assert [each.win_share for each in judged] == [1, 0.5, 0.75, None]
     rows = measure_judge_reliability(judged, "judge")
@@ -163,11 +189,19 @@ def test_the_judge_beside_people_by_hand():
         ],
     )
     people = [
-        Ranking(prompt=f"p{i}", completions=(GAMES[i].candidate.completion, "yy"), ranks=ranks, labeler=who, models=("new", "sft"))
+        Ranking(
+            prompt=f"p{i}",
+            completions=(GAMES[i].candidate.completion, "yy"),
+            ranks=ranks,
+            labeler=who,
+            models=("new", "sft"),
+        )
         for who, given in (("ann", [(1, 2), (1, 2), (2, 1)]), ("bob", [(1, 2), (2, 1), (1, 1)]))
         for i, ranks in enumerate(given)
     ]
-    rows = measure_judge_agreement(judged, people, "judge")  # the judge: new, sft, a draw. ann: new, new, sft. bob: new, sft, a tie
+    rows = measure_judge_agreement(
+        judged, people, "judge"
+    )  # the judge: new, sft, a draw. ann: new, new, sft. bob: new, sft, a tie
     assert value(rows, "judge_agreement", "judge", "judge") == pytest.approx(3 / 4)
     assert value(rows, "labeler_agreement", "judge", "judge") == pytest.approx(1 / 2)
 
@@ -196,7 +230,10 @@ def texts_of(asked):
     """The two completions in a judge's question."""
     text = asked["messages"][0]["content"]
     seal = text.split("[prompt ")[1][:6]
-    return [text.split(f"[completion {letter} {seal}]\n")[1].split(f"\n[end of completion {letter} {seal}]")[0] for letter in "AB"]
+    return [
+        text.split(f"[completion {letter} {seal}]\n")[1].split(f"\n[end of completion {letter} {seal}]")[0]
+        for letter in "AB"
+    ]
 
 
 def says(text):
@@ -209,7 +246,16 @@ def longer_wins(service, asked):  # noqa: ARG001
 
 
 def ask(service, completions, out, *more):
-    line = ["evaluate", "preference", "--completions", str(completions), "--judge", service.url, "--judge-model", "maker/judge-1"]
+    line = [
+        "evaluate",
+        "preference",
+        "--completions",
+        str(completions),
+        "--judge",
+        service.url,
+        "--judge-model",
+        "maker/judge-1",
+    ]
     return command([*line, "--out", str(out), *more])
 
 
@@ -233,9 +279,16 @@ def test_an_endpoint_judges_both_orders_and_is_asked_once(completions, tmp_path,
     everything = [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     assert not any(b"hidden-key" in content for content in everything)
     assert "hidden-key" not in capsys.readouterr().out
-    rankings = [json.loads(line) for line in (tmp_path / "results" / "preference" / "rankings.jsonl").read_text().splitlines()]
+    rankings = [
+        json.loads(line) for line in (tmp_path / "results" / "preference" / "rankings.jsonl").read_text().splitlines()
+    ]
     assert len(rankings) == 48
-    assert {tuple(each["models"]) for each in rankings} == {("new", "sft"), ("sft", "new"), ("old", "sft"), ("sft", "old")}
+    assert {tuple(each["models"]) for each in rankings} == {
+        ("new", "sft"),
+        ("sft", "new"),
+        ("old", "sft"),
+        ("sft", "old"),
+    }
 
 
 def test_a_judge_that_follows_the_place_calls_a_draw(completions, tmp_path):
@@ -277,7 +330,9 @@ def test_an_endpoint_that_goes_down_leaves_what_it_said_and_the_same_command_goe
         rows = read_result_rows(out)
         partial = value(rows, "unanswered", "old", "judge-1")
         assert 0 < partial < 1
-        assert value(rows, "win_rate_vs_sft", "new", "judge-1") == 1  # of those that were judged; nothing counts as a loss
+        assert (
+            value(rows, "win_rate_vs_sft", "new", "judge-1") == 1
+        )  # of those that were judged; nothing counts as a loss
         service.told, before = longer_wins, len(service.asked)
         refused = before - 20
         assert ask(service, completions, out) == 0
@@ -310,7 +365,11 @@ def test_log_probabilities_of_an_endpoint(completions, tmp_path):
             {"token": f" {other}", "logprob": math.log(0.2)},
             {"token": "The", "logprob": -3.0},
         ]
-        return {"choices": [{"message": {"content": likely}, "logprobs": {"content": [{"token": likely, "top_logprobs": top}]}}]}
+        return {
+            "choices": [
+                {"message": {"content": likely}, "logprobs": {"content": [{"token": likely, "top_logprobs": top}]}}
+            ]
+        }
 
     with serving(told) as service:
         assert ask(service, completions, tmp_path / "r.json", "--judge-reads", "logp") == 0
@@ -322,12 +381,17 @@ def test_log_probabilities_of_an_endpoint(completions, tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--judge", "http://127.0.0.1:1"], "--judge-model"), (["--judge", "no/such/folder"], "neither 'simulated'"), ([], "give --judge"),
+        (["--judge", "http://127.0.0.1:1"], "--judge-model"),
+        (["--judge", "no/such/folder"], "neither 'simulated'"),
+        ([], "give --judge"),
         (["--judge", "simulated", "--judge-model", "x"], "--judge-model has no effect"),
         (["--judge", "simulated", "--baseline", "nobody"], "Prompt 0?"),
-        (["--judge", "http://127.0.0.1:1", "--judge-model", "m", "--judge-key", "NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
+        (
+            ["--judge", "http://127.0.0.1:1", "--judge-model", "m", "--judge-key", "NOT_SET_ANYWHERE"],
+            "NOT_SET_ANYWHERE",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_judge_is_one_line(completions, tmp_path, capsys, more, said):
     line = ["evaluate", "preference", "--completions", str(completions), "--out", str(tmp_path / "r.json"), *more]
     assert command(line) == 2

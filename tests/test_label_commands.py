@@ -27,23 +27,34 @@ def rows(path):
 def test_from_files_to_a_reward_model(made, command, write, save, tmp_path):
     letters = "abcdefghij"
     rankings = [
-        {"prompt": f"Name {letter}", "completions": ["croak", "a frog", "sky"], "ranks": [3, 1, 2], "labeler": name, "cohort": cohort}
+        {
+            "prompt": f"Name {letter}",
+            "completions": ["croak", "a frog", "sky"],
+            "ranks": [3, 1, 2],
+            "labeler": name,
+            "cohort": cohort,
+        }
         for letter in letters
         for name, cohort in (("ann", "training"), ("eve", "heldout"))
     ]
     shown = [{"prompt": f"Name {letter}", "completion": "a frog", "labeler": "ann"} for letter in letters]
-    said = command("label", "import", "--site", made, "--data", write("work.jsonl", rankings), write("shown.jsonl", shown)).out
+    said = command(
+        "label", "import", "--site", made, "--data", write("work.jsonl", rankings), write("shown.jsonl", shown)
+    ).out
     assert "20 rankings" in said
     assert "10 demonstrations" in said
     assert "heldout 1" not in command("label", "export", "--site", made, "--out", tmp_path / "exported").out
-    (documented,) = [
-        argv for argv in commands((ROOT / "docs" / "label-api.md").read_text()) if argv[0] == "reward"
-    ]  # fmt: skip
+    (documented,) = [argv for argv in commands((ROOT / "docs" / "label-api.md").read_text()) if argv[0] == "reward"]
     places = {
-        "MODEL": str(save()), "exported/rankings.jsonl": str(tmp_path / "exported" / "rankings.jsonl"),
+        "MODEL": str(save()),
+        "exported/rankings.jsonl": str(tmp_path / "exported" / "rankings.jsonl"),
         "runs/reward": str(tmp_path / "reward"),
-              "exported/demonstrations.jsonl": str(tmp_path / "exported" / "demonstrations.jsonl")}  # fmt: skip
-    assert command(*[places.get(word, word) for word in documented], "--batch", "4", "--lr", "1e-3", "--folds", "0").code == 0
+        "exported/demonstrations.jsonl": str(tmp_path / "exported" / "demonstrations.jsonl"),
+    }
+    assert (
+        command(*[places.get(word, word) for word in documented], "--batch", "4", "--lr", "1e-3", "--folds", "0").code
+        == 0
+    )
     load_reward_model(tmp_path / "reward", "cpu")
     assert {row["labeler"] for row in rows(tmp_path / "exported" / "rankings.jsonl")} != {"ann"}
     assert len(rows(tmp_path / "exported" / "rankings.jsonl")) == 10
@@ -56,7 +67,10 @@ def test_completions_become_a_batch(made, command, write, tmp_path):
         for model in "xyz"
     ]
     argv = shlex.split('--name first --open --policy \'{"overlap": 2, "cohort_overlap": 3, "cohort_share": 0.2}\'')
-    assert "5 tasks in batch 'first'" in command("label", "import", "--site", made, "--data", write("c.jsonl", completions), *argv).out
+    assert (
+        "5 tasks in batch 'first'"
+        in command("label", "import", "--site", made, "--data", write("c.jsonl", completions), *argv).out
+    )
     site = open_site(made)
     with site.database.read() as db:
         assert db.query(Batch).one().state == "open"

@@ -68,7 +68,10 @@ def stable(found):
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
 def test_what_was_exported_comes_in_again(tmp_path, site, format):
     first = make_site(tmp_path / "first")
-    people = {name: add_person(first, name, fold=1, cohort="heldout" if name == "hal" else "training") for name in ("ada", "bob", "hal")}
+    people = {
+        name: add_person(first, name, fold=1, cohort="heldout" if name == "hal" else "training")
+        for name in ("ada", "bob", "hal")
+    }
     fill(first, people)
     for use in ("training", "evaluation"):
         write_export(first.database, tmp_path / use, ExportFilter(use=use), format)
@@ -78,16 +81,30 @@ def test_what_was_exported_comes_in_again(tmp_path, site, format):
         for name in ("rankings", "demonstrations"):
             was, now = out(first, name, use), out(site, name, use)
             if name == "rankings" and use == "evaluation":
-                was = [row for row in was if row["cohort"] == "heldout"]  # imported as training work, so its evaluation is not one here
+                was = [
+                    row for row in was if row["cohort"] == "heldout"
+                ]  # imported as training work, so its evaluation is not one here
             assert stable(was) == stable(row for row in now if row["batch"].startswith(use))
     first.database.close()
 
 
 def test_rankings_of_one_prompt_by_several_people_are_one_task(tmp_path, site):
     lines = [
-        {"prompt": "p", "completions": ["a", "b", "a "], "ranks": [2, 5, 3], "labeler": "x@y.org", "models": ["m", "n", "o"]},
+        {
+            "prompt": "p",
+            "completions": ["a", "b", "a "],
+            "ranks": [2, 5, 3],
+            "labeler": "x@y.org",
+            "models": ["m", "n", "o"],
+        },
         {"prompt": "p", "completions": ["b", "a"], "ranks": [1, 1], "labeler": 7, "cohort": "heldout"},
-        {"prompt": "p", "completions": ["a", "b", "a "], "ranks": [1, 2, 1], "labeler": "x@y.org", "models": ["m", "n", "o"]},
+        {
+            "prompt": "p",
+            "completions": ["a", "b", "a "],
+            "ranks": [1, 2, 1],
+            "labeler": "x@y.org",
+            "models": ["m", "n", "o"],
+        },
     ]
     come = take(site, write(tmp_path / "r.jsonl", lines))
     assert come.counts == {"labelers": 2, "rankings": 2}
@@ -107,7 +124,9 @@ def test_rankings_of_one_prompt_by_several_people_are_one_task(tmp_path, site):
 def test_a_name_keeps_its_cohort(tmp_path, site):
     add_person(site, "hal", cohort="heldout")
     line = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "p-hal", "cohort": "training"}
-    with pytest.raises(InputError, match=r"r.jsonl:1: labeler 'p-hal' is of cohort heldout here, the line says training"):
+    with pytest.raises(
+        InputError, match=r"r.jsonl:1: labeler 'p-hal' is of cohort heldout here, the line says training"
+    ):
         take(site, write(tmp_path / "r.jsonl", [line]))
     del line["cohort"]
     take(site, write(tmp_path / "r.jsonl", [line]))
@@ -118,12 +137,18 @@ def test_a_name_keeps_its_cohort(tmp_path, site):
     ("line", "said"),
     [
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1]}, "2 completions but 1 ranks"),
-        ({"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labels": [{"nice": True}, {}]}, "no label 'nice'"),
+        (
+            {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labels": [{"nice": True}, {}]},
+            "no label 'nice'",
+        ),
         ({"prompt": " "}, "'prompt' is empty"),
         ({"prompt": "a\x00b"}, "NUL character"),
         ({"text": "p"}, "no prompt, completion, demonstration or ranking"),
         (
-            {"data": {"prompt": "p"}, "annotations": [{"result": [{"type": "pairwise", "to_name": "a,b", "value": {"selected": "up"}}]}]},
+            {
+                "data": {"prompt": "p"},
+                "annotations": [{"result": [{"type": "pairwise", "to_name": "a,b", "value": {"selected": "up"}}]}],
+            },
             "'left'",
         ),
         ({"data": {"prompt": "p"}, "annotations": 3}, "no prompt, completion"),
@@ -144,11 +169,18 @@ def test_prompts_are_put_in_by_their_id(tmp_path, site):
     def put(*lines):
         come = ImportReport()
         with site.database.write() as db:
-            import_prompt_records(db, read_import_file(write(tmp_path / "p.jsonl", lines), "auto", ThirdPartyReader()), come)
+            import_prompt_records(
+                db, read_import_file(write(tmp_path / "p.jsonl", lines), "auto", ThirdPartyReader()), come
+            )
         return dict(come.counts)
 
-    assert put({"id": 1, "prompt": "a"}, {"prompt": "b"}, {"id": "3", "prompt": "a", "user": "u"}) == {"prompts created": 3}
-    assert put({"id": 1, "prompt": "a", "use_case": "chat"}, {"prompt": "b"}) == {"prompts updated": 1, "prompts unchanged": 1}
+    assert put({"id": 1, "prompt": "a"}, {"prompt": "b"}, {"id": "3", "prompt": "a", "user": "u"}) == {
+        "prompts created": 3
+    }
+    assert put({"id": 1, "prompt": "a", "use_case": "chat"}, {"prompt": "b"}) == {
+        "prompts updated": 1,
+        "prompts unchanged": 1,
+    }
     with pytest.raises(InputError, match=r"p.jsonl:1: prompt id '1' already belongs to another text"):
         put({"id": 1, "prompt": "other"})
     with site.database.write() as db:
@@ -166,8 +198,13 @@ ITEMS = [{"id": "blog", "title": "T", "body": "one"}, {"id": "mdn", "body": "two
 
 
 def annotated(results, data=None, **more):
-    annotation = {"completed_by": {"id": 3, "email": "x@y.org"}, "was_cancelled": False, "created_at": "2021-03-09T22:16:08.728353Z",
-                  "lead_time": 4.288, "result": results} | more  # fmt: skip
+    annotation = {
+        "completed_by": {"id": 3, "email": "x@y.org"},
+        "was_cancelled": False,
+        "created_at": "2021-03-09T22:16:08.728353Z",
+        "lead_time": 4.288,
+        "result": results,
+    } | more
     return {"id": 1, "data": {"prompt": "Rank", "items": ITEMS} | (data or {}), "annotations": [annotation]}
 
 
@@ -185,16 +222,24 @@ def records_of(tmp_path, *tasks, **reading):
 def test_label_studio_orders_and_buckets(tmp_path):
     for value in (["mdn", "wiki", "blog"], {"rank": ["mdn", "wiki", "blog"]}, {"_": ["mdn", "wiki", "blog"]}):
         (record,), _ = records_of(tmp_path, annotated([ranker(value)]))
-        assert (record.completions, record.ranks, record.models) == (("two", "three", "one"), (1, 2, 3), ("mdn", "wiki", "blog"))
+        assert (record.completions, record.ranks, record.models) == (
+            ("two", "three", "one"),
+            (1, 2, 3),
+            ("mdn", "wiki", "blog"),
+        )
     assert (record.labeler, record.active_ms, record.created_at) == ("x@y.org", 4288, 1615328168728)
     (record,), _ = records_of(tmp_path, annotated([ranker({"Rank 10": ["blog"], "Rank 2": ["mdn", "wiki"], "_": []})]))
     assert (record.completions, record.ranks) == (("two", "three", "one"), (1, 1, 2))
     with pytest.raises(InputError, match=r"tasks.json: item 1: nothing says which of the buckets good, bad is better"):
         records_of(tmp_path, annotated([ranker({"good": ["mdn"], "bad": ["wiki", "blog"]})]))
-    (tmp_path / "view.xml").write_text('<View><Ranker name="rank"><Bucket name="good"/><Bucket name="bad"/></Ranker></View>')
+    (tmp_path / "view.xml").write_text(
+        '<View><Ranker name="rank"><Bucket name="good"/><Bucket name="bad"/></Ranker></View>'
+    )
     how = ThirdPartyReader()
     read_labeling_config(tmp_path / "view.xml", how)
-    (record,), _ = records_of(tmp_path, annotated([ranker({"bad": ["wiki", "blog"], "good": ["mdn"], "_": []})]), buckets=how.buckets)
+    (record,), _ = records_of(
+        tmp_path, annotated([ranker({"bad": ["wiki", "blog"], "good": ["mdn"], "_": []})]), buckets=how.buckets
+    )
     assert (record.completions, record.ranks) == (("two", "three", "one"), (1, 2, 2))
 
 
@@ -249,14 +294,38 @@ FIELDS = {"prompt": "Which?", "response-1": "one", "response-2": "two"}
     "row",
     [
         {"fields": FIELDS, "responses": {"order": [{"value": ["response-2", "response-1"], "user_id": "u1"}]}},
-        {"fields": FIELDS, "responses": {"order": [{"value": [{"value": "response-1", "rank": 2}, {"value": "response-2", "rank": 1}],
-                                                    "user_id": "u1", "status": "submitted"}]}},
-        FIELDS | {"id": "r", "order.responses": [["response-2", "response-1"]], "order.responses.users": ["u1"],
-                  "order.responses.status": ["submitted"], "order.suggestion": None},
-        {"fields": FIELDS, "responses": {"order": {"user_id": ["u1"], "value": [{"rank": [2, 1], "text": ["response-1", "response-2"]}],
-                                                   "status": ["submitted"]}}},
+        {
+            "fields": FIELDS,
+            "responses": {
+                "order": [
+                    {
+                        "value": [{"value": "response-1", "rank": 2}, {"value": "response-2", "rank": 1}],
+                        "user_id": "u1",
+                        "status": "submitted",
+                    }
+                ]
+            },
+        },
+        FIELDS
+        | {
+            "id": "r",
+            "order.responses": [["response-2", "response-1"]],
+            "order.responses.users": ["u1"],
+            "order.responses.status": ["submitted"],
+            "order.suggestion": None,
+        },
+        {
+            "fields": FIELDS,
+            "responses": {
+                "order": {
+                    "user_id": ["u1"],
+                    "value": [{"rank": [2, 1], "text": ["response-1", "response-2"]}],
+                    "status": ["submitted"],
+                }
+            },
+        },
     ],
-)  # fmt: skip
+)
 def test_argilla_rankings_in_every_layout(tmp_path, row):
     path = write(tmp_path / "a.jsonl", [row])
     ((_, record),) = read_import_file(path, "auto", ThirdPartyReader())
@@ -268,9 +337,16 @@ def test_argilla_rankings_in_every_layout(tmp_path, row):
 def test_argilla_ties_texts_ratings_and_drafts(tmp_path):
     said = {
         "order": [
-            {"value": [{"value": "Response 1", "rank": 1}, {"value": "Response 2", "rank": 1}], "user_id": "u1", "status": "submitted"}
+            {
+                "value": [{"value": "Response 1", "rank": 1}, {"value": "Response 2", "rank": 1}],
+                "user_id": "u1",
+                "status": "submitted",
+            }
         ],
-        "best": [{"value": "Better.", "user_id": "u2", "status": "submitted"}, {"value": "Half", "user_id": "u3", "status": "draft"}],
+        "best": [
+            {"value": "Better.", "user_id": "u2", "status": "submitted"},
+            {"value": "Half", "user_id": "u3", "status": "draft"},
+        ],
         "response-2-quality": [{"value": 6, "user_id": "u1", "status": "submitted"}],
     }
     path = write(tmp_path / "a.jsonl", [{"fields": FIELDS, "responses": said}])

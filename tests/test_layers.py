@@ -61,9 +61,13 @@ SITE_ONLY = {
 }
 
 WITHOUT_TORCH = [
-    part for part in ("records", "results", "world", "label", "config", "errors", "cli", "statistics") if list(SRC.glob(f"{part}*"))
+    part
+    for part in ("records", "results", "world", "label", "config", "errors", "cli", "statistics")
+    if list(SRC.glob(f"{part}*"))
 ]
-MODULES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__") for path in SRC.rglob("*.py")}
+MODULES = {
+    ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__") for path in SRC.rglob("*.py")
+}
 
 
 def longest(module: str, parts: Iterable[str]) -> str | None:
@@ -78,7 +82,11 @@ def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            base = (
+                importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                if node.level
+                else node.module or ""
+            )
             names = [f"{base}.{alias.name}" for alias in node.names]
         for name in names:
             top, _, module = name.partition(".")
@@ -126,18 +134,28 @@ def test_pages_do_not_import_the_api():
 
 
 def test_every_way_to_import_is_seen():
-    source = (
-        "import instructgpt.cli, os\nfrom instructgpt import run, __version__\ndef f():\n    from ..train.ppo import x\n    from . import y"
-    )
-    assert list(imports(source, "instructgpt.data")) == [(1, "cli"), (2, "run"), (2, "__init__"), (4, "train.ppo"), (5, "data")]
+    source = "import instructgpt.cli, os\nfrom instructgpt import run, __version__\ndef f():\n    from ..train.ppo import x\n    from . import y"
+    assert list(imports(source, "instructgpt.data")) == [
+        (1, "cli"),
+        (2, "run"),
+        (2, "__init__"),
+        (4, "train.ppo"),
+        (5, "data"),
+    ]
 
 
 def test_wrong_imports_are_reported():
     assert wrong_imports("data.packing", "from instructgpt.train import ppo", "instructgpt.data", LAYERS, ONLY)
     assert wrong_imports("data.packing", "from instructgpt.world import world", "instructgpt.data", LAYERS, ONLY)
-    assert wrong_imports("statistics.agreement", "from instructgpt.run import directory", "instructgpt.statistics", LAYERS, ONLY)
-    assert wrong_imports("db.database", "from instructgpt.label.tasks import queue", "instructgpt.label.db", SITE_LAYERS, SITE_ONLY)
-    assert wrong_imports("client", "from instructgpt.label.db import database", "instructgpt.label", SITE_LAYERS, SITE_ONLY)
+    assert wrong_imports(
+        "statistics.agreement", "from instructgpt.run import directory", "instructgpt.statistics", LAYERS, ONLY
+    )
+    assert wrong_imports(
+        "db.database", "from instructgpt.label.tasks import queue", "instructgpt.label.db", SITE_LAYERS, SITE_ONLY
+    )
+    assert wrong_imports(
+        "client", "from instructgpt.label.db import database", "instructgpt.label", SITE_LAYERS, SITE_ONLY
+    )
     assert not wrong_imports("train.ppo", "from instructgpt import functional", "instructgpt.train", LAYERS, ONLY)
 
 

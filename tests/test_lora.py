@@ -31,9 +31,15 @@ from instructgpt.train.reward import RewardConfig
 from instructgpt.train.rollout import PPOModels, collect_rollout
 from instructgpt.train.sft import SFTConfig
 
-EXAMPLES = [TokenizedExample([5, 9, 70], [40, 41, 0]), TokenizedExample([40], [7, 7, 9, 12, 0]), TokenizedExample([3, 3, 8, 100], [0])]
+EXAMPLES = [
+    TokenizedExample([5, 9, 70], [40, 41, 0]),
+    TokenizedExample([40], [7, 7, 9, 12, 0]),
+    TokenizedExample([3, 3, 8, 100], [0]),
+]
 BATCH = collate(EXAMPLES)
-by_peft_alone = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers by an old name
+by_peft_alone = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # peft asks transformers by an old name
 
 
 def moved(model, seed=1):
@@ -88,7 +94,9 @@ def test_gradients_equal_those_of_a_low_rank_model(save, family, gradients):
     weights = {name: weight.detach() for name, weight in plain.named_parameters()}
     for name, (a, b) in by_hand.items():
         product = 2 * (b @ a)
-        weights[name] = weights[name] + (product.T if family == "gpt2" else product)  # GPT-2 keeps its matrices the other way round
+        weights[name] = weights[name] + (
+            product.T if family == "gpt2" else product
+        )  # GPT-2 keeps its matrices the other way round
     expected = []
     for one in EXAMPLES:
         tokens = torch.tensor([one.prompt_ids + one.completion_ids])
@@ -103,8 +111,14 @@ def test_gradients_equal_those_of_a_low_rank_model(save, family, gradients):
         for letter, factor in zip("AB", both, strict=True)
     }
     assert_same_tensors(found, of_hand, 1e-4)
-    linear = {n for n, m in plain.base_model.named_modules() if isinstance(m, torch.nn.Linear | transformers.pytorch_utils.Conv1D)}
-    assert {f"{plain.base_model_prefix}.{name}.weight" for name in linear} == by_hand.keys(), "every matrix of the trunk, no other"
+    linear = {
+        n
+        for n, m in plain.base_model.named_modules()
+        if isinstance(m, torch.nn.Linear | transformers.pytorch_utils.Conv1D)
+    }
+    assert {f"{plain.base_model_prefix}.{name}.weight" for name in linear} == by_hand.keys(), (
+        "every matrix of the trunk, no other"
+    )
 
 
 def test_the_value_model_lies_over_the_reward_model(save_reward):
@@ -149,17 +163,25 @@ def test_a_step_with_adapters_is_the_step_of_all_weights_seen_through_the_chain_
         torch.testing.assert_close(getattr(rollout, name), getattr(other, name), atol=1e-5, rtol=1e-5, equal_nan=True)
     rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 0.95)
-    seen, expected = (ppo.minibatch_backward(models, rollout, advantages, returns, torch.arange(7), 0.2) for models in both_kinds)
+    seen, expected = (
+        ppo.minibatch_backward(models, rollout, advantages, returns, torch.arange(7), 0.2) for models in both_kinds
+    )
     assert seen == pytest.approx(expected, abs=1e-5)
     assert seen["policy/max_log_ratio"] < 1e-5
     for adapted, plain in ((with_lora.policy, whole.policy), (with_lora.value.model, whole.value.model)):
         of_factors, of_weights = gradients(adapted), gradients(plain)
         for name, (a, b) in factors(adapted).items():
             place = f"base_model.model.{name.removesuffix('.weight')}.lora_"
-            torch.testing.assert_close(of_factors[f"{place}A.default.weight"], 2 * b.T @ of_weights[name], atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(of_factors[f"{place}B.default.weight"], 2 * of_weights[name] @ a.T, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                of_factors[f"{place}A.default.weight"], 2 * b.T @ of_weights[name], atol=1e-4, rtol=1e-4
+            )
+            torch.testing.assert_close(
+                of_factors[f"{place}B.default.weight"], 2 * of_weights[name] @ a.T, atol=1e-4, rtol=1e-4
+            )
         heads = {name for name in of_factors if "lora_" not in name}
-        assert heads == ({"base_model.model.score.modules_to_save.default.weight"} if plain is whole.value.model else set())
+        assert heads == (
+            {"base_model.model.score.modules_to_save.default.weight"} if plain is whole.value.model else set()
+        )
         for name in heads:
             torch.testing.assert_close(of_factors[name], of_weights["score.weight"], atol=1e-4, rtol=1e-4)
 
@@ -179,7 +201,11 @@ def test_a_run_moves_adapters_and_leaves_the_weights(small_ppo, watched_models, 
     assert first["objective/kl"] == pytest.approx(0, abs=1e-6)
     assert first["val/parity"] < 1e-5
     for model, source in ((models.policy, save()), (models.value.model, save_reward())):
-        frozen = {n: p for n, p in model.get_base_model().named_parameters() if ".lora_" not in n and "modules_to_save" not in n}
+        frozen = {
+            n: p
+            for n, p in model.get_base_model().named_parameters()
+            if ".lora_" not in n and "modules_to_save" not in n
+        }
         plain = {n.replace(".base_layer", "").replace(".original_module", ""): p for n, p in frozen.items()}
         stored = weights_of(source)
         assert plain.keys() == stored.keys()
@@ -203,7 +229,8 @@ def test_four_models_hold_little_more_than_two(small_ppo):
     policy, value = (sum(p.numel() for p in model.parameters()) for model in (whole.policy, whole.value.model))
     assert held_by(whole) == 3 * policy + 2 * value
     of_policy, of_value = (
-        sum(p.numel() for p in get_trainable_module(model).parameters()) for model in (adapted.policy, adapted.value.model)
+        sum(p.numel() for p in get_trainable_module(model).parameters())
+        for model in (adapted.policy, adapted.value.model)
     )
     assert held_by(adapted) == policy + value + 2 * of_policy + of_value
     assert 2 * of_policy + of_value < 0.25 * (policy + value)
@@ -253,8 +280,13 @@ def stage(write, save, save_reward, tmp_path):
             options = {"base": str(save(family)), "data": data, "validation": fresh, "epochs": 3, "batch": 4}
             return sft.main, make_config(SFTConfig, {**options, **common})
         if name == "reward":
-            files = {"data": (write("rankings.jsonl", RANKINGS),), "validation": (write("fresh_rankings.jsonl", FRESH_RANKINGS),)}
-            return reward.main, make_config(RewardConfig, {"base": str(save(family)), **files, "epochs": 4, "batch": 3, **common})
+            files = {
+                "data": (write("rankings.jsonl", RANKINGS),),
+                "validation": (write("fresh_rankings.jsonl", FRESH_RANKINGS),),
+            }
+            return reward.main, make_config(
+                RewardConfig, {"base": str(save(family)), **files, "epochs": 4, "batch": 3, **common}
+            )
         files = {"policy": str(save()), "reward": save_reward(), "prompts": (write("prompts.jsonl", DEMONSTRATIONS),)}
         text = {"pretraining": (write("corpus.jsonl", CORPUS),), "ptx_ratio": 0.5}
         sizes = {"episodes": 40, "batch": 8, "minibatch": 4, "max_tokens": 5, "value_lr": 1e-2, "ema": 0.9}
@@ -298,7 +330,9 @@ def test_a_saved_reward_model_keeps_its_head(stage, save, family, monkeypatch):
     folder = main(config)
     (model,) = trained
     scores = model.score(EXAMPLES)
-    assert not torch.equal(*(h.weight for h in (model.model.score.original_module, model.model.score.modules_to_save["default"])))
+    assert not torch.equal(
+        *(h.weight for h in (model.model.score.original_module, model.model.score.modules_to_save["default"]))
+    )
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     torch.testing.assert_close(stock_scores(stock) - stock.config.score_offset, scores, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(load_reward_model(folder, CPU).score(EXAMPLES), scores, atol=1e-5, rtol=1e-5)
@@ -332,8 +366,14 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
     state = read_checkpoint(max((config.out / "checkpoints").iterdir()))
     names = {name for model in state["models"].values() for name in model}
     assert names
-    assert all("lora_" in name or "score/modules_to_save" in name for name in names), "adapters and heads, no frozen weights"
-    trained = sum(prod(tensor.shape) for model in ("model", "policy", "value") for tensor in state["models"].get(model, {}).values())
+    assert all("lora_" in name or "score/modules_to_save" in name for name in names), (
+        "adapters and heads, no frozen weights"
+    )
+    trained = sum(
+        prod(tensor.shape)
+        for model in ("model", "policy", "value")
+        for tensor in state["models"].get(model, {}).values()
+    )
     assert sum(prod(tensor.shape) for tensor in tensors_in(state)) < 5 * trained
     (config.out / "adapter").mkdir()
     (config.out / "adapter" / "left").write_text("by a run that was killed while it moved its files in")
@@ -356,6 +396,8 @@ def test_pretraining_knows_no_adapters(tmp_path):
 
 
 def test_a_trunk_without_matrices_is_refused():
-    model = SimpleNamespace(base_model=torch.nn.Sequential(torch.nn.Embedding(3, 2)), config=SimpleNamespace(model_type="odd"))
+    model = SimpleNamespace(
+        base_model=torch.nn.Sequential(torch.nn.Embedding(3, 2)), config=SimpleNamespace(model_type="odd")
+    )
     with pytest.raises(InputError, match="the family 'odd' has no linear layers"):
         add_lora(model, 4, 0)

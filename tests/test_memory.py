@@ -9,7 +9,17 @@ import sys
 
 import pytest
 import torch
-from conftest import CORPUS, CPU, DEMONSTRATIONS, FAMILIES, FRESH_RANKINGS, PROMPTS, RANKINGS, assert_same_tensors, weights_of
+from conftest import (
+    CORPUS,
+    CPU,
+    DEMONSTRATIONS,
+    FAMILIES,
+    FRESH_RANKINGS,
+    PROMPTS,
+    RANKINGS,
+    assert_same_tensors,
+    weights_of,
+)
 from test_resume import stop_at
 
 from instructgpt.config import make_config
@@ -29,7 +39,11 @@ from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
 from instructgpt.train.sft import SFTConfig
 
-EXAMPLES = [TokenizedExample([5, 9, 70], [40, 41, 0]), TokenizedExample([40], [7, 7, 9, 12, 0]), TokenizedExample([3, 3, 8, 100], [0])]
+EXAMPLES = [
+    TokenizedExample([5, 9, 70], [40, 41, 0]),
+    TokenizedExample([40], [7, 7, 9, 12, 0]),
+    TokenizedExample([3, 3, 8, 100], [0]),
+]
 BATCH = collate(EXAMPLES)
 
 
@@ -38,7 +52,9 @@ def kept_bytes(work):
     kept = {}
 
     def pack(tensor):
-        if not isinstance(tensor, torch.nn.Parameter) and not (tensor._is_view() and isinstance(tensor._base, torch.nn.Parameter)):
+        if not isinstance(tensor, torch.nn.Parameter) and not (
+            tensor._is_view() and isinstance(tensor._base, torch.nn.Parameter)
+        ):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -94,7 +110,9 @@ def test_matrices_cast_once_say_the_same(save, family, rank):
     """To the bit; afterwards the weights are the float32 ones, and the next time the cast ones lie in the same place."""
     model = add_lora(load_policy(save(family), CPU)[0], rank, seed=0)
     apply_memory_options(model, ("bf16",))
-    matrix = next(m for m in get_backbone(model).modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D").weight
+    matrix = next(
+        m for m in get_backbone(model).modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"
+    ).weight
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     seen = []
     for _ in range(2):
@@ -130,8 +148,19 @@ def test_bf16_is_left_after_an_error(save):
 @pytest.fixture
 def usual(tmp_path, write):
     """A base of ordinary weights, as pretraining leaves them, and a reward model over it. -> their directories."""
-    sizes = {"vocabulary": 280, "width": 32, "layers": 2, "heads": 2, "context": 64, "window": 32, "batch": 8, "tokens": 256 * 8}
-    base = pretrain.main(make_config(PretrainConfig, {"corpus": (write("corpus.jsonl", CORPUS),), **sizes, "out": tmp_path / "base"}))
+    sizes = {
+        "vocabulary": 280,
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "context": 64,
+        "window": 32,
+        "batch": 8,
+        "tokens": 256 * 8,
+    }
+    base = pretrain.main(
+        make_config(PretrainConfig, {"corpus": (write("corpus.jsonl", CORPUS),), **sizes, "out": tmp_path / "base"})
+    )
     scorer = new_reward_model(base, CPU, seed=3)
     (tmp_path / "scorer").mkdir()
     save_reward_model(scorer, tmp_path / "scorer")
@@ -142,8 +171,15 @@ def usual(tmp_path, write):
 def test_ppo_in_bf16(usual, write, tmp_path, rows_of, monkeypatch, rank):
     """Sampling and training agree, the ratio begins at 1 as far as bf16 can say so, the optimizer moves float32."""
     seen = []
-    monkeypatch.setattr(ppo, "adam", lambda model, **options: seen.append((model, build_optimizer(model, **options))) or seen[-1][1])
-    files = {"policy": str(usual[0]), "reward": usual[1], "prompts": (write("prompts.jsonl", PROMPTS),), "out": tmp_path / "ppo"}
+    monkeypatch.setattr(
+        ppo, "adam", lambda model, **options: seen.append((model, build_optimizer(model, **options))) or seen[-1][1]
+    )
+    files = {
+        "policy": str(usual[0]),
+        "reward": usual[1],
+        "prompts": (write("prompts.jsonl", PROMPTS),),
+        "out": tmp_path / "ppo",
+    }
     sizes = {"episodes": 32, "batch": 16, "minibatch": 16, "max_tokens": 8, "lr": 1e-3, "value_lr": 1e-3, "lora": rank}
     folder = ppo.main(make_config(PPOConfig, {**files, **sizes, "memory": ("bf16", "checkpointing")}))
     first = rows_of(folder / "metrics.jsonl")[0]
@@ -179,7 +215,9 @@ def models_and_rollout(save, save_reward):
     policy, render = load_policy(save(), CPU)
     scorer = load_reward_model(save_reward(), CPU)
     models = rollout.PPOModels(policy, policy, scorer, scorer, None, render)
-    return models, rollout.collect_rollout(models, [ppo.Prompt(**row) for row in PROMPTS], max_tokens=6, eos_penalty=0.5, seed=3)
+    return models, rollout.collect_rollout(
+        models, [ppo.Prompt(**row) for row in PROMPTS], max_tokens=6, eos_penalty=0.5, seed=3
+    )
 
 
 def test_a_processor_without_bf16_says_so(monkeypatch):
@@ -275,7 +313,16 @@ def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of
     def trained(words):
         out = {"out": tmp_path / f"{name}-{len(words)}", "memory": words}
         if name == "pretrain":
-            sizes = {"vocabulary": 280, "width": 32, "layers": 2, "heads": 2, "context": 32, "window": 32, "batch": 4, "tokens": 128 * 4}
+            sizes = {
+                "vocabulary": 280,
+                "width": 32,
+                "layers": 2,
+                "heads": 2,
+                "context": 32,
+                "window": 32,
+                "batch": 4,
+                "tokens": 128 * 4,
+            }
             return pretrain.main(make_config(PretrainConfig, {"corpus": (write("c.jsonl", CORPUS),), **sizes, **out}))
         if name == "sft":
             data = {
@@ -283,11 +330,19 @@ def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of
                 "data": (write("d.jsonl", DEMONSTRATIONS),),
                 "validation": (write("v.jsonl", DEMONSTRATIONS[:2]),),
             }
-            return sft.main(make_config(SFTConfig, {**data, "epochs": 2, "batch": 4, "lr": 1e-2, "dropout": 0.0, **out}))
-        data = {"base": str(save()), "data": (write("r.jsonl", RANKINGS),), "validation": (write("f.jsonl", FRESH_RANKINGS),)}
+            return sft.main(
+                make_config(SFTConfig, {**data, "epochs": 2, "batch": 4, "lr": 1e-2, "dropout": 0.0, **out})
+            )
+        data = {
+            "base": str(save()),
+            "data": (write("r.jsonl", RANKINGS),),
+            "validation": (write("f.jsonl", FRESH_RANKINGS),),
+        }
         return reward.main(make_config(RewardConfig, {**data, "epochs": 2, "batch": 3, "lr": 1e-2, **out}))
 
-    plain, exact, rounded = (rows_of(trained(words) / "metrics.jsonl") for words in ((), ("checkpointing",), ("bf16", "checkpointing")))
+    plain, exact, rounded = (
+        rows_of(trained(words) / "metrics.jsonl") for words in ((), ("checkpointing",), ("bf16", "checkpointing"))
+    )
     losses = [[row["loss/train"] for row in rows] for rows in (plain, exact, rounded)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert losses[2] == pytest.approx(losses[0], abs=0.1)
@@ -296,7 +351,9 @@ def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of
 
 
 def test_words_that_do_not_exist_are_refused(tmp_path):
-    with pytest.raises(InputError, match="--memory bf15: Input should be 'bf16', 'checkpointing', 'adam8bit' or 'offload'"):
+    with pytest.raises(
+        InputError, match="--memory bf15: Input should be 'bf16', 'checkpointing', 'adam8bit' or 'offload'"
+    ):
         make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "memory": ("bf15",)})
 
 
@@ -304,7 +361,15 @@ def test_a_stopped_run_with_adam_in_8_bits_ends_as_one_that_was_not(write, save,
     """To the bit; the embedding is large enough to have its averages in 8 bits."""
     pytest.importorskip("bitsandbytes")
     data, fresh = (write("d.jsonl", DEMONSTRATIONS),), (write("v.jsonl", DEMONSTRATIONS[:2]),)
-    options = {"base": str(save("gpt2")), "data": data, "validation": fresh, "epochs": 3, "batch": 4, "lr": 1e-2, "memory": ("adam8bit",)}
+    options = {
+        "base": str(save("gpt2")),
+        "data": data,
+        "validation": fresh,
+        "epochs": 3,
+        "batch": 4,
+        "lr": 1e-2,
+        "memory": ("adam8bit",),
+    }
     whole, stopped = (make_config(SFTConfig, {**options, "out": tmp_path / name}) for name in ("whole", "stopped"))
     sft.main(whole)
     with monkeypatch.context() as patch:

@@ -76,9 +76,9 @@ def test_a_policy_is_transformers_own(save, family):
         for row, example in enumerate(EXAMPLES[:3]):
             alone = stock(input_ids=torch.tensor([example.prompt_ids + example.completion_ids])).logits[0]
             expected = alone[len(example.prompt_ids) - 1 : -1]  # the logits before each completion token
-            picked = per_token_outputs(model, batch, lambda logits, _: logits)[0][sum(len(e.completion_ids) for e in EXAMPLES[:row]) :][
-                : len(expected)
-            ]
+            picked = per_token_outputs(model, batch, lambda logits, _: logits)[0][
+                sum(len(e.completion_ids) for e in EXAMPLES[:row]) :
+            ][: len(expected)]
             torch.testing.assert_close(picked, expected, atol=1e-5, rtol=1e-5)
     assert render.eos == stock.config.eos_token_id
 
@@ -101,7 +101,9 @@ def test_dropout_is_where_the_paper_has_it_and_nowhere_else(save):
     model, _ = load_policy(save("gpt2"), CPU, 0.2)
     config = model.config
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.2, 0.0, 0.0)
-    probabilities = {name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p}
+    probabilities = {
+        name: part.p for name, part in model.named_modules() if isinstance(part, torch.nn.Dropout) and part.p
+    }
     assert {name.split(".")[-1] for name in probabilities} <= {"resid_dropout", "dropout"}
     assert set(probabilities.values()) == {0.2}
     quiet, _ = load_policy(save("gpt2"), CPU)
@@ -148,7 +150,10 @@ def test_files_that_are_not_of_this_model_are_refused(save, save_reward, tmp_pat
     with pytest.raises(InputError, match=r"other shapes than config\.json says"):
         load_policy(folder, CPU)
     reward = shutil.copytree(save_reward("llama"), tmp_path / "tied")
-    edit_json(reward / "config.json", lambda config: config.update(tie_word_embeddings=True, architectures=["LlamaForCausalLM"]))
+    edit_json(
+        reward / "config.json",
+        lambda config: config.update(tie_word_embeddings=True, architectures=["LlamaForCausalLM"]),
+    )
     with pytest.raises(InputError, match=r"is a reward model, expected a language model"):
         load_policy(reward, CPU)
     folder = shutil.copytree(save(), tmp_path / "another end")
@@ -184,7 +189,13 @@ def test_a_tokenizer_without_end_of_text_is_refused(save, tmp_path):
 
 
 def test_a_family_that_reworks_its_logits_is_refused(save, tmp_path):
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     config = transformers.CohereConfig(vocab_size=300, logit_scale=0.5, max_position_embeddings=32, **shape)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     load_tokenizer(save()).hf_tokenizer.save_pretrained(tmp_path)
@@ -228,7 +239,9 @@ def test_stock_scores_are_ours_up_to_the_offset(save_reward, family, kind, side)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side=side)
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
     padded = tokenizer.pad({"input_ids": [e.prompt_ids + e.completion_ids for e in EXAMPLES]}, return_tensors="pt")
-    positions = (padded["attention_mask"].cumsum(-1) - 1).clamp_min(0)  # stock GPT-2 does not count from the first real token
+    positions = (padded["attention_mask"].cumsum(-1) - 1).clamp_min(
+        0
+    )  # stock GPT-2 does not count from the first real token
     with torch.no_grad():
         scores = stock.eval()(**padded, position_ids=positions).logits[:, 0]
     torch.testing.assert_close(scores - 0.75, reward.score(EXAMPLES), atol=1e-5, rtol=0)
@@ -241,7 +254,11 @@ def test_saved_and_loaded_scores_are_the_same(save, family, tmp_path):
     save_reward_model(reward, tmp_path)
     again = load_reward_model(tmp_path, CPU)
     torch.testing.assert_close(again.score(EXAMPLES), reward.score(EXAMPLES), atol=1e-6, rtol=0)
-    assert json.loads((tmp_path / "config.json").read_text())[SCORE_OFFSET_KEY] == read_score_offset(tmp_path) == -1.2345678901
+    assert (
+        json.loads((tmp_path / "config.json").read_text())[SCORE_OFFSET_KEY]
+        == read_score_offset(tmp_path)
+        == -1.2345678901
+    )
     once = (tmp_path / "model.safetensors").read_bytes()
     save_reward_model(reward, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == once
@@ -343,7 +360,8 @@ def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
         @torch.no_grad()
         def chance_of_end(model=model, examples=examples, ends=ends, eos=render.eos):
             logits = [
-                model(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, end] for e, end in zip(examples, ends, strict=True)
+                model(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, end]
+                for e, end in zip(examples, ends, strict=True)
             ]
             return torch.stack(logits).softmax(-1)[:, eos]
 
@@ -380,7 +398,9 @@ def test_logits_are_held_in_parts(save, family, gradients, monkeypatch):
         monkeypatch.setattr(load_module, "MAX_LOGITS", held)
         numbers, found, seen = losses()
         assert max(seen) <= max(held, vocabulary)
-        assert count * vocabulary < sum(seen) <= 2 * count * vocabulary, "computed again in the backward pass, as far as needed"
+        assert count * vocabulary < sum(seen) <= 2 * count * vocabulary, (
+            "computed again in the backward pass, as far as needed"
+        )
         torch.testing.assert_close(numbers, whole, atol=1e-5, rtol=1e-5)
         assert_same_tensors(found, expected, 1e-4)
 
@@ -389,7 +409,11 @@ def test_logits_are_held_in_parts(save, family, gradients, monkeypatch):
 def test_documents_of_a_window_do_not_see_each_other(save, family):
     policy, _ = load_policy(save(family), CPU)
     row = [5, 7, 9, 0, 11, 12, 13, 14, 0, 21, 22]
-    apart = [TokenizedExample([5], [7, 9, 0]), TokenizedExample([0], [11, 12, 13, 14, 0]), TokenizedExample([0], [21, 22])]
+    apart = [
+        TokenizedExample([5], [7, 9, 0]),
+        TokenizedExample([0], [11, 12, 13, 14, 0]),
+        TokenizedExample([0], [21, 22]),
+    ]
     together = collate([TokenizedExample(row[:1], row[1:], document_starts=(3, 8))] * 2)
     with torch.no_grad():
         found = completion_logp(policy, together)
@@ -402,4 +426,6 @@ def test_documents_of_a_window_do_not_see_each_other(save, family):
 def test_the_fixtures_are_the_same_every_time():
     one, other = (tiny_model("qwen2", 300, 0).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert load_module.count_parameters(tiny_model("qwen2", 300, 0)) == sum({p.data_ptr(): p.numel() for p in one.values()}.values())
+    assert load_module.count_parameters(tiny_model("qwen2", 300, 0)) == sum(
+        {p.data_ptr(): p.numel() for p in one.values()}.values()
+    )

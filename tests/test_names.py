@@ -41,7 +41,12 @@ def bound_names(node: ast.AST, short: bool = False) -> Iterator[tuple[int, str]]
             yield node.lineno, name  # it outlives its comprehension
         case _ if short:
             pass
-        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name) | ast.ExceptHandler(name=str(name)):
+        case (
+            ast.FunctionDef(name=name)
+            | ast.AsyncFunctionDef(name=name)
+            | ast.ClassDef(name=name)
+            | ast.ExceptHandler(name=str(name))
+        ):
             yield node.lineno, name
         case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
             yield node.lineno, name
@@ -52,7 +57,11 @@ def bound_names(node: ast.AST, short: bool = False) -> Iterator[tuple[int, str]]
 
 def banned(source: str) -> list[str]:
     """The banned identifiers of a module, with their lines."""
-    return [f"{line}: {name}" for line, name in sorted(set(bound_names(ast.parse(source)))) if name.strip("_").lower() in BANNED]
+    return [
+        f"{line}: {name}"
+        for line, name in sorted(set(bound_names(ast.parse(source))))
+        if name.strip("_").lower() in BANNED
+    ]
 
 
 def homonyms() -> dict[str, list[str]]:

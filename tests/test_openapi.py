@@ -28,7 +28,10 @@ def described(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     site = Site(Settings(folder=folder), Database(sqlite_url(folder / "site.db")))
     site.database.upgrade()
-    people = {name: add_person(site, name, cohort="heldout" if name == "hal" else "training") for name in ("ada", "bob", "hal")}
+    people = {
+        name: add_person(site, name, cohort="heldout" if name == "hal" else "training")
+        for name in ("ada", "bob", "hal")
+    }
     fill(site, people)
     clients = [program(site), client_of(site, people["ada"]), client_of(site)]
     for client in clients:
@@ -66,9 +69,13 @@ def asking(operation, mode, clients, counted):
     """A test that asks one operation in many ways, of everybody."""
 
     @settings(
-        max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+        max_examples=EXAMPLES,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def ask(case):
         for client in clients:
@@ -83,12 +90,20 @@ def asking(operation, mode, clients, counted):
 def send(client, case):
     """One request; None for one that no client could send: half a surrogate pair, a NUL in an address."""
     asked = case.as_transport_kwargs(base_url="http://testserver")
-    headers = {name: value for name, value in (asked.get("headers") or {}).items() if name.lower() in ("if-match", "idempotency-key")}
+    headers = {
+        name: value
+        for name, value in (asked.get("headers") or {}).items()
+        if name.lower() in ("if-match", "idempotency-key")
+    }
     try:
         return client.request(
-            asked["method"], asked["url"], params=asked.get("params"), json=asked.get("json"), content=content(asked.get("data")),
+            asked["method"],
+            asked["url"],
+            params=asked.get("params"),
+            json=asked.get("json"),
+            content=content(asked.get("data")),
             headers=headers,
-        )  # fmt: skip
+        )
     except (UnicodeError, ValueError):
         return None
 

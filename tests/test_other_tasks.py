@@ -21,14 +21,22 @@ ARC = [
     }
     for i in range(12)
 ]
-GOALS = [{"goal": f"Reach the sea {i}.", "sol1": "swim and swim", "sol2": f"fly {i}", "label": i % 2} for i in range(12)]
+GOALS = [
+    {"goal": f"Reach the sea {i}.", "sol1": "swim and swim", "sol2": f"fly {i}", "label": i % 2} for i in range(12)
+]
 NOUNS = [
-    {"sentence": f"The frog saw the ant {i} so the _ had swum away.", "option1": "frog", "option2": "ant", "answer": f"{i % 2 + 1}"}
+    {
+        "sentence": f"The frog saw the ant {i} so the _ had swum away.",
+        "option1": "frog",
+        "option2": "ant",
+        "answer": f"{i % 2 + 1}",
+    }
     for i in range(12)
 ]
 AS_HERE = {
     "arc_easy": [
-        {"query": f"Question: {r['question']}", "choices": r["choices"]["text"], "gold": "ABCD".index(r["answerKey"])} for r in ARC
+        {"query": f"Question: {r['question']}", "choices": r["choices"]["text"], "gold": "ABCD".index(r["answerKey"])}
+        for r in ARC
     ],
     "piqa": [{"query": f"Question: {r['goal']}", "choices": [r["sol1"], r["sol2"]], "gold": r["label"]} for r in GOALS],
     "winogrande": [
@@ -56,10 +64,18 @@ def folder(tmp_path):
 
 
 def test_numbers_are_those_of_the_harness(folder, save):
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'instructgpt[harness]'")
+    lm_eval = pytest.importorskip(
+        "lm_eval", reason="lm-evaluation-harness is not installed: pip install 'instructgpt[harness]'"
+    )
     shipped = Path(lm_eval.__file__).parent / "tasks"
     for name, place in SHIPPED.items():
-        data = {"dataset_path": "json", "dataset_name": None, "training_split": None, "fewshot_split": None, "test_split": None}
+        data = {
+            "dataset_path": "json",
+            "dataset_name": None,
+            "training_split": None,
+            "fewshot_split": None,
+            "test_split": None,
+        }
         data |= {"dataset_kwargs": {"data_files": {"validation": str(folder / f"{name}-hub.jsonl")}}}
         (folder / f"{name}.yaml").write_text(json.dumps({"include": str(shipped / place), "task": name} | data))
     own = importlib.import_module("lm_eval.models.huggingface").HFLM(
@@ -68,9 +84,20 @@ def test_numbers_are_those_of_the_harness(folder, save):
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=str(folder), include_defaults=False)
     found = lm_eval.simple_evaluate(model=own, tasks=list(SHIPPED), task_manager=manager, bootstrap_iters=0)["results"]
 
-    line = ["evaluate", *SHIPPED, "--model", f"m={save('gpt2')}", "--data", str(folder), "--out", str(folder / "results.json")]
+    line = [
+        "evaluate",
+        *SHIPPED,
+        "--model",
+        f"m={save('gpt2')}",
+        "--data",
+        str(folder),
+        "--out",
+        str(folder / "results.json"),
+    ]
     assert command(line) == 0
-    ours = {(row["evaluation"], row["metric"]): row["value"] for row in json.loads((folder / "results.json").read_text())}
+    ours = {
+        (row["evaluation"], row["metric"]): row["value"] for row in json.loads((folder / "results.json").read_text())
+    }
     for name in ("arc_easy", "piqa"):
         assert ours[name, "accuracy_total"] == found[name]["acc,none"]
         assert ours[name, "accuracy_characters"] == found[name]["acc_norm,none"]
@@ -80,14 +107,24 @@ def test_numbers_are_those_of_the_harness(folder, save):
 @pytest.mark.parametrize("name", AS_HERE)
 def test_both_layouts_ask_the_same(folder, name):
     read = EVAL_TASKS[name].load
-    assert read(folder / f"{name}.jsonl", EvalSettings(shots=2)) == read(folder / f"{name}-hub.jsonl", EvalSettings(shots=2))
+    assert read(folder / f"{name}.jsonl", EvalSettings(shots=2)) == read(
+        folder / f"{name}-hub.jsonl", EvalSettings(shots=2)
+    )
     assert {question.condition for question in read(folder / f"{name}.jsonl", EvalSettings())} == {"zero_shot"}
 
 
 def test_examples_stand_with_their_answers(folder):
-    few = [each for each in winogrande.load(folder / "winogrande.jsonl", EvalSettings(shots=2)) if each.condition == "few_shot"]
+    few = [
+        each
+        for each in winogrande.load(folder / "winogrande.jsonl", EvalSettings(shots=2))
+        if each.condition == "few_shot"
+    ]
     assert all(question.text.count("had swum away.\n\n") == 2 for question in few)
-    arc = [each for each in EVAL_TASKS["arc_easy"].load(folder / "arc_easy.jsonl", EvalSettings(shots=1)) if each.condition == "few_shot"]
+    arc = [
+        each
+        for each in EVAL_TASKS["arc_easy"].load(folder / "arc_easy.jsonl", EvalSettings(shots=1))
+        if each.condition == "few_shot"
+    ]
     assert all(question.text.count("\nAnswer:") == 2 and question.text.endswith("\nAnswer:") for question in arc)
 
 
@@ -95,7 +132,11 @@ def test_the_noun_after_which_the_rest_is_likelier_is_meant():
     def asked(number, right, first, second):
         for place, logp in enumerate((first, second)):
             question = EvalQuestion(
-                f"{number}/{place}", "zero_shot", "x", (" y",), target={"right": right, "place": place, "sentence": number}
+                f"{number}/{place}",
+                "zero_shot",
+                "x",
+                (" y",),
+                target={"right": right, "place": place, "sentence": number},
             )
             yield question, ModelReply(model="m", id=question.id, condition="zero_shot", logp=(logp,), tokens=(1,))
 
@@ -110,7 +151,11 @@ def test_numbers_in_solutions_are_read_as_the_harness_reads_them():
     metric = importlib.import_module("lm_eval.api.metrics").exact_match_hf_evaluate
     strict = filters.RegexFilter(regex_pattern=r"#### (\-?[0-9\.\,]+)")
     flexible = filters.RegexFilter(group_select=-1, regex_pattern=r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-    ignored = {"regexes_to_ignore": [",", r"\$", r"(?s).*#### ", r"\.$"], "ignore_case": True, "ignore_punctuation": False}
+    ignored = {
+        "regexes_to_ignore": [",", r"\$", r"(?s).*#### ", r"\.$"],
+        "ignore_case": True,
+        "ignore_punctuation": False,
+    }
     said = [
         "So 18.\n#### 18",
         "#### 1,200.",
@@ -135,7 +180,11 @@ def test_numbers_in_solutions_are_read_as_the_harness_reads_them():
 @pytest.mark.parametrize(
     ("name", "row", "complaint"),
     [
-        ("arc_easy", {"query": "q", "choices": ["a", "b"], "gold": 2}, "row 1 says that answer 2 is right; expected the place of one of 2"),
+        (
+            "arc_easy",
+            {"query": "q", "choices": ["a", "b"], "gold": 2},
+            "row 1 says that answer 2 is right; expected the place of one of 2",
+        ),
         ("piqa", {"goal": "q", "sol1": "a", "sol2": "b", "label": -1}, "row 1 says that answer -1 is right"),
         ("winogrande", {"contexts": ["a"], "continuation": "b", "gold": 0}, "row 1 has 1 beginnings"),
         ("piqa", {"goal": "q", "sol1": "a", "label": 0}, "row 1 has no 'sol2' (columns found: goal, sol1, label)"),
@@ -145,7 +194,12 @@ def test_numbers_in_solutions_are_read_as_the_harness_reads_them():
 )
 def test_a_wrong_row_is_one_line(tmp_path, save, capsys, name, row, complaint):
     file = write(tmp_path / "rows.jsonl", [row])
-    assert command(["evaluate", name, "--model", str(save("gpt2")), "--data", str(file), "--out", str(tmp_path / "r.json")]) == 2
+    assert (
+        command(
+            ["evaluate", name, "--model", str(save("gpt2")), "--data", str(file), "--out", str(tmp_path / "r.json")]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert complaint in said
     assert said.count("\n") == 1

@@ -14,7 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from instructgpt import cli
 from instructgpt.config import make_config
 from instructgpt.data.packing import TokenizedExample, collate
-from instructgpt.models.flops import ModelShape, SequenceShape, get_model_shape, load_model_config, model_shape_from_config
+from instructgpt.models.flops import (
+    ModelShape,
+    SequenceShape,
+    get_model_shape,
+    load_model_config,
+    model_shape_from_config,
+)
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.models.stage_flops import ppo_update_flops
@@ -56,7 +62,9 @@ def counted(model, tokens, backward=False):
 def test_forward_and_backward_are_what_torch_counts(model):
     shape, n = get_model_shape(model), 9
     model.set_attn_implementation("sdpa")
-    unseen = 4 * shape.attention_width * shape.layers * (n * n - n * (n + 1) / 2)  # pairs that torch counts and nobody must compute
+    unseen = (
+        4 * shape.attention_width * shape.layers * (n * n - n * (n + 1) / 2)
+    )  # pairs that torch counts and nobody must compute
     assert shape.forward_flops([SequenceShape(n)], n) == counted(model, n) - unseen
     assert counted(model, n, backward=True) == 3 * counted(model, n)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
@@ -66,16 +74,29 @@ def test_what_nobody_reads_stops_at_the_keys_and_values_of_the_last_layer():
     """Beyond them lie the last layer's other matrices, and what its nine tokens see: 45 pairs, the last of them 9."""
     model = tiny_model("llama", 300, 0)
     shape, layer = get_model_shape(model), model.model.layers[-1]
-    beyond = [layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj]
+    beyond = [
+        layer.self_attn.q_proj,
+        layer.self_attn.o_proj,
+        layer.mlp.gate_proj,
+        layer.mlp.up_proj,
+        layer.mlp.down_proj,
+    ]
     weights = sum(matrix.weight.numel() for matrix in beyond)
     whole = shape.forward_flops([SequenceShape(9)])
-    assert whole - shape.forward_flops([SequenceShape(9, output_tokens=0)]) == 2 * 9 * weights + 4 * shape.attention_width * 45
-    assert whole - shape.forward_flops([SequenceShape(9, output_tokens=1)]) == 2 * 8 * weights + 4 * shape.attention_width * (45 - 9)
+    assert (
+        whole - shape.forward_flops([SequenceShape(9, output_tokens=0)])
+        == 2 * 9 * weights + 4 * shape.attention_width * 45
+    )
+    assert whole - shape.forward_flops(
+        [SequenceShape(9, output_tokens=1)]
+    ) == 2 * 8 * weights + 4 * shape.attention_width * (45 - 9)
 
 
 def test_a_continued_text_costs_what_is_left_of_the_whole(model):
     shape = get_model_shape(model)
-    assert shape.forward_flops([SequenceShape(5), SequenceShape(4, past_tokens=5)], 3) == shape.forward_flops([SequenceShape(9)], 3)
+    assert shape.forward_flops([SequenceShape(5), SequenceShape(4, past_tokens=5)], 3) == shape.forward_flops(
+        [SequenceShape(9)], 3
+    )
 
 
 def test_a_shape_is_read_from_the_configuration_alone(family, model, tmp_path):
@@ -84,7 +105,13 @@ def test_a_shape_is_read_from_the_configuration_alone(family, model, tmp_path):
 
 
 SMALL = ModelShape(
-    parameters=100, matrix_parameters=60, layers=1, attention_width=4, kv_cache_size_per_token=8, hidden_size=4, vocab_size=10
+    parameters=100,
+    matrix_parameters=60,
+    layers=1,
+    attention_width=4,
+    kv_cache_size_per_token=8,
+    hidden_size=4,
+    vocab_size=10,
 )
 
 
@@ -143,7 +170,9 @@ def test_what_is_held_is_what_autograd_keeps(model):
     network = TracedModel(model.config, forward_logp)
     kept = network.trace(examples)
     assert total.requires_grad
-    assert 0.95 * saved <= kept.saved_for_backward <= 1.6 * saved + 20_000  # the batch itself is saved too; some results are alive beside
+    assert (
+        0.95 * saved <= kept.saved_for_backward <= 1.6 * saved + 20_000
+    )  # the batch itself is saved too; some results are alive beside
     assert kept.peak >= kept.saved_for_backward
     assert network.trace(examples, backward=False).saved_for_backward < kept.saved_for_backward
 
@@ -158,7 +187,9 @@ def test_deep_models_are_continued_in_a_straight_line():
 
 
 def test_the_plan_of_ppo_has_the_flops_that_must_be_done(ppo_options, tmp_path):
-    config = make_config(PPOConfig, {**ppo_options, "out": tmp_path, "batch": 4, "minibatch": 2, "episodes": 8, "max_tokens": 6})
+    config = make_config(
+        PPOConfig, {**ppo_options, "out": tmp_path, "batch": 4, "minibatch": 2, "episodes": 8, "max_tokens": 6}
+    )
     made = plan_stage(config, PlanContext(CPU, prompt_tokens=5, completion_tokens=6))
     policy = model_shape_from_config(load_model_config(config.policy))
     scalar = model_shape_from_config(load_model_config(config.reward), scalar=True)
@@ -176,7 +207,9 @@ def ppo_options(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("models")
     make_models("toy", folder)
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{3 + i} {4 + i} {5 + i}"}) + "\n" for i in range(8)))
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{3 + i} {4 + i} {5 + i}"}) + "\n" for i in range(8))
+    )
     assert load_reward_model(folder / "reward", CPU).offset == 0
     return {"policy": str(folder / "policy"), "reward": folder / "reward", "prompts": (folder / "prompts.jsonl",)}
 
@@ -195,11 +228,16 @@ def test_a_stage_is_planned_by_its_own_command_line_and_its_run_tells_what_was_r
     assert cli.run_command(["plan", "ppo", *line, *machine]) == 0
     said = capsys.readouterr().out
     assert "ppo: 2 times an update on 4 episodes" in said
-    assert all(name in said for name in ("prefill", "decode", "reference", "policy update", "value update", "optimizer", "weights:"))
+    assert all(
+        name in said
+        for name in ("prefill", "decode", "reference", "policy update", "value update", "optimizer", "weights:")
+    )
 
     assert cli.run_command(["ppo", *line, "--out", str(tmp_path / "run")]) == 0
     phases = json.loads((tmp_path / "run" / "run.json").read_text())["phases"]
-    assert {"sampling", "score", "reference", "values", "policy update", "value update", "optimizer", "parity"} == set(phases)
+    assert {"sampling", "score", "reference", "values", "policy update", "value update", "optimizer", "parity"} == set(
+        phases
+    )
     assert phases["policy update"]["tokens"] == phases["values"]["tokens"] > 0
     capsys.readouterr()
     assert cli.run_command(["plan", str(tmp_path / "run"), *machine]) == 0
@@ -240,17 +278,23 @@ def test_phases_belong_to_the_outermost():
     assert PHASE_TIMER is not again
 
 
-@pytest.mark.parametrize(("number", "said"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (2.5e9, "2.5 G"), (999.6e3, "1 M")])
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (2.5e9, "2.5 G"), (999.6e3, "1 M")]
+)
 def test_numbers_are_short(number, said):
     assert format.format_si(number) == said
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (150, "2.5 min"), (10_000, "2.78 h")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (150, "2.5 min"), (10_000, "2.78 h")]
+)
 def test_durations_have_the_unit_that_suits_them(seconds, said):
     assert format.format_seconds(seconds) == said
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read where Linux writes it")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read where Linux writes it"
+)
 def test_planned_memory_is_what_a_process_needs():
     from memory import CASES, compare
 

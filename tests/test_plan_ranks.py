@@ -36,7 +36,13 @@ MATRICES = LAYERS * (4 * WIDTH * WIDTH + 3 * WIDTH * FEED)
 ADAPTED = LAYERS * (4 * 2 * WIDTH + 3 * (WIDTH + FEED))
 """Numbers of adapters of rank 1: an input and an output of each matrix."""
 SMALL = ModelShape(
-    parameters=100, matrix_parameters=60, layers=1, attention_width=4, kv_cache_size_per_token=8, hidden_size=4, vocab_size=10
+    parameters=100,
+    matrix_parameters=60,
+    layers=1,
+    attention_width=4,
+    kv_cache_size_per_token=8,
+    hidden_size=4,
+    vocab_size=10,
 )
 
 
@@ -54,8 +60,16 @@ def network(shape=SMALL, groups=(40, 35, 25), words=(), lora=0):
 def test_adapters_are_counted_and_the_rest_stays():
     shape = model_shape_from_config(llama(), lora=3)
     plain = VOCABULARY * WIDTH + MATRICES + (2 * LAYERS + 1) * WIDTH
-    assert (shape.parameters, shape.trainable_parameters, shape.frozen_parameters) == (plain + 3 * ADAPTED, 3 * ADAPTED, plain)
-    assert (shape.matrix_parameters, shape.frozen_matrix_parameters, shape.output_layer_frozen) == (MATRICES + 3 * ADAPTED, MATRICES, True)
+    assert (shape.parameters, shape.trainable_parameters, shape.frozen_parameters) == (
+        plain + 3 * ADAPTED,
+        3 * ADAPTED,
+        plain,
+    )
+    assert (shape.matrix_parameters, shape.frozen_matrix_parameters, shape.output_layer_frozen) == (
+        MATRICES + 3 * ADAPTED,
+        MATRICES,
+        True,
+    )
 
 
 def test_a_backward_pass_through_adapters_is_what_torch_counts():
@@ -64,7 +78,9 @@ def test_a_backward_pass_through_adapters_is_what_torch_counts():
         model(input_ids=torch.zeros(1, n, dtype=torch.long), use_cache=False).logits.sum().backward()
     shape = get_model_shape(model)
     unseen = 3 * 4 * WIDTH * LAYERS * (n * n - n * (n + 1) / 2)  # pairs that torch counts and nobody must compute
-    first = 3 * 2 * n * (WIDTH * WIDTH + 3 * WIDTH)  # nothing below the first layer learns: its q, k and v pass nothing on
+    first = (
+        3 * 2 * n * (WIDTH * WIDTH + 3 * WIDTH)
+    )  # nothing below the first layer learns: its q, k and v pass nothing on
     assert (
         shape.forward_flops([SequenceShape(n)], n) + shape.backward_flops([SequenceShape(n)], n)
         == counter.get_total_flops() - unseen + first
@@ -153,7 +169,11 @@ def test_moments_that_only_ranks_have(monkeypatch):
     held = PeakMemory(peak=1000, saved_for_backward=0)
     assert set(training_peaks(network(), held, PlanContext(CUDA))) == {"updating"}
     several = training_peaks(network(), held, PlanContext(CUDA, ranks=2))
-    assert sum(several["adding up gradients"].values()) == 400 + 400 + 800 + several["adding up gradients"]["gradients in a row"] == 2000
+    assert (
+        sum(several["adding up gradients"].values())
+        == 400 + 400 + 800 + several["adding up gradients"]["gradients in a row"]
+        == 2000
+    )
     assert several["updating"]["activations and logits"] == 600
     monkeypatch.setattr(context, "HELD_WHOLE", 100)
     divided = training_peaks(network(), held, PlanContext(CPU, ranks=2))
@@ -190,7 +210,11 @@ def test_as_many_tokens_at_once_as_fit(monkeypatch):
     assert fit_to_memory(config, PlanContext(CPU), 3000).microbatch_tokens == 2048
     assert fit_to_memory(config, PlanContext(CPU), 1100).microbatch_tokens == 512
     too_small = fit_to_memory(config, PlanContext(CPU), 499)
-    assert (too_small.microbatch_tokens, too_small.peak_bytes, too_small.notes) == (0, 2548, ["does not fit into 499 B"])
+    assert (too_small.microbatch_tokens, too_small.peak_bytes, too_small.notes) == (
+        0,
+        2548,
+        ["does not fit into 499 B"],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +244,9 @@ def test_a_run_with_adapters_tells_what_it_reached(options, tmp_path, capsys):
     sizes = {"batch": 4, "minibatch": 2, "episodes": 8, "max_tokens": 6, "lora": 2, "out": tmp_path / "run"}
     assert cli.run_command(["ppo", *line_of(files, **sizes)]) == 0
     table, record, lengths = reached(tmp_path / "run", capsys)
-    assert all(table[name][-1].endswith("%") for name in ("sampling", "score", "reference", "policy update", "optimizer"))
+    assert all(
+        table[name][-1].endswith("%") for name in ("sampling", "score", "reference", "policy update", "optimizer")
+    )
     assert lengths.prompt_tokens == 3
     assert record["ranks"] == 1
 
@@ -238,8 +264,26 @@ def test_a_run_of_two_ranks_tells_what_its_first_reached(options, tmp_path, caps
 
 
 def test_several_numbers_of_ranks_give_a_line_each(options, capsys):
-    line = line_of({"base": options / "policy", "data": options / "data.jsonl"}, prompt_tokens=40, completion_tokens=20, device="cuda")
-    words = ["--matmul", "1000", "--bandwidth", "100", "--link", "1", "--network", "0.5", "--host", "2", "--capacity", "9"]
+    line = line_of(
+        {"base": options / "policy", "data": options / "data.jsonl"},
+        prompt_tokens=40,
+        completion_tokens=20,
+        device="cuda",
+    )
+    words = [
+        "--matmul",
+        "1000",
+        "--bandwidth",
+        "100",
+        "--link",
+        "1",
+        "--network",
+        "0.5",
+        "--host",
+        "2",
+        "--capacity",
+        "9",
+    ]
     assert cli.run_command(["plan", "sft", *line, *words, "--ranks", "1", "2", "4"]) == 0
     rows = [row for row in map(str.split, capsys.readouterr().out.splitlines()) if row and row[0] in ("1", "2", "4")]
     assert [row[0] for row in rows] == ["1", "2", "4"]
@@ -259,7 +303,13 @@ def test_rates_nobody_would_use_are_refused(words, complaint, options, capsys):
 
 def test_groups_of_layers_are_those_that_are_gathered():
     """Forty million parameters: eight layers of 3.2 million come to more than 25 million, the other four to the rest."""
-    sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 4096}
+    sizes = {
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "vocab_size": 4096,
+    }
     groups = TracedModel(transformers.LlamaConfig(**sizes, tie_word_embeddings=True), forward_logp).gather_sizes
     layer = 4 * 512 * 512 + 3 * 512 * 1376 + 2 * 512
     assert groups == [4096 * 512 + 512, 8 * layer, 4 * layer]

@@ -191,11 +191,15 @@ def first_gradients(config, monkeypatch):
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
-def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(small_ppo, write, save, monkeypatch, reduction, tmp_path):
+def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(
+    small_ppo, write, save, monkeypatch, reduction, tmp_path
+):
     """One optimizer step a minibatch on the sum of both gradients; not a convex mix, not two steps."""
     plain, steps = first_gradients(small_ppo(out=tmp_path / "plain"), monkeypatch)
     corpus = write("corpus.jsonl", CORPUS)
-    config = small_ppo(pretraining=(corpus,), ptx_coef=0.7, ptx_ratio=0.5, ptx_reduction=reduction, out=tmp_path / "ptx")
+    config = small_ppo(
+        pretraining=(corpus,), ptx_coef=0.7, ptx_ratio=0.5, ptx_reduction=reduction, out=tmp_path / "ptx"
+    )
     both, steps_with_text = first_gradients(config, monkeypatch)
     assert steps == steps_with_text == 2 * 16 // 4, "policy and value model, once a minibatch"
     policy, render = load_policy(save(), CPU)
@@ -246,7 +250,9 @@ def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
 
 def test_without_average_the_last_weights_are_saved(small_ppo, monkeypatch):
     last, average = {}, ppo.update_ema
-    monkeypatch.setattr(ppo, "update_ema", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict())))
+    monkeypatch.setattr(
+        ppo, "update_ema", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict()))
+    )
     assert_same_tensors(weights_of(ppo.main(small_ppo(ema=0.0))), last, 0)
 
 
@@ -258,11 +264,18 @@ def test_advantages_are_whitened_over_the_batch_and_rates_rise(small_ppo, monkey
     folder = ppo.main(small_ppo(episodes=80, value_lr=3e-3))
     for rollout, advantages, returns in seen:
         real = advantages[rollout.mask]
-        assert (real.mean().item(), real.std(unbiased=False).item()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-4))
+        assert (real.mean().item(), real.std(unbiased=False).item()) == (
+            pytest.approx(0, abs=1e-5),
+            pytest.approx(1, abs=1e-4),
+        )
         rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
-        torch.testing.assert_close(returns, functional.gae(rewards, rollout.values, rollout.mask, 0.95)[1], equal_nan=True)
+        torch.testing.assert_close(
+            returns, functional.gae(rewards, rollout.values, rollout.mask, 0.95)[1], equal_nan=True
+        )
     factors = [0.1, 0.55, *[1.0] * 8]
-    assert [row["lr"] for row in rows_of(folder / "metrics.jsonl")] == pytest.approx([1e-3 * factor for factor in factors])
+    assert [row["lr"] for row in rows_of(folder / "metrics.jsonl")] == pytest.approx(
+        [1e-3 * factor for factor in factors]
+    )
     assert rates == pytest.approx([rate * factor for factor in factors for rate in (1e-3, 3e-3) * 2])
 
 
@@ -276,8 +289,18 @@ def test_four_epochs_reach_the_exact_optimum(small_ppo, scripted, save, write):
     """
     scripted(lambda tokens: tokens[0] % 4 == 1)
     beta = 0.25
-    options = {"episodes": 512 * 10, "batch": 512, "minibatch": 256, "epochs": 4, "max_tokens": 1, "eos_penalty": 0, "ema": 0.8}
-    folder = ppo.main(small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), kl_coef=beta, lr=2e-2, value_lr=1e-2, **options))
+    options = {
+        "episodes": 512 * 10,
+        "batch": 512,
+        "minibatch": 256,
+        "epochs": 4,
+        "max_tokens": 1,
+        "eos_penalty": 0,
+        "ema": 0.8,
+    }
+    folder = ppo.main(
+        small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), kl_coef=beta, lr=2e-2, value_lr=1e-2, **options)
+    )
     (reference, render), (policy, _) = load_policy(save(), CPU), load_policy(folder, CPU)
     reached, best, start = [], [], []
     for row in SHORT_PROMPTS:
@@ -302,7 +325,9 @@ def test_four_epochs_on_whole_completions_are_stable(small_ppo, scripted, write,
     scores = [row["objective/scores"] for row in rows]
     assert scores[0] < 0.65
     assert min(scores[-3:]) > 0.93
-    assert statistics.median(abs(row["val/ratio"] - 1) for row in rows) < 0.2  # one rare token can carry the mean of an update
+    assert (
+        statistics.median(abs(row["val/ratio"] - 1) for row in rows) < 0.2
+    )  # one rare token can carry the mean of an update
     assert all(math.isfinite(row["val/ratio"]) and math.isfinite(row["objective/kl"]) for row in rows)
     assert rows[-1]["val/explained_variance"] > rows[0]["val/explained_variance"]
     assert rows[-1]["objective/kl"] > 0
@@ -319,7 +344,9 @@ def test_metrics_samples_and_facts(small_ppo, rows_of):
     assert all(row["total"] == pytest.approx(row["score"] - 0.5 * row["kl"], abs=2e-4) for row in samples)
     assert sum(row["finish"] == "stop" for row in of_first) == rows[0]["val/num_eos_tokens"]
     assert abs(rows[0]["objective/kl"]) < 1e-4, "the policy starts as its reference"
-    assert rows[0]["objective/rlhf_reward"] == pytest.approx(rows[0]["objective/scores"] + rows[0]["objective/non_score_reward"])
+    assert rows[0]["objective/rlhf_reward"] == pytest.approx(
+        rows[0]["objective/scores"] + rows[0]["objective/non_score_reward"]
+    )
     assert rows[0]["val/parity"] < 1e-4
 
 
@@ -332,7 +359,9 @@ def test_a_reward_model_with_another_tokenizer(small_ppo, save_reward, rows_of):
     assert json.loads((folder / "run.json").read_text())["left_out"]["prompts too long"] == long > 0
     for row in samples:
         ended = row["finish"] == "stop"
-        score = foreign.score([foreign.tokenizer.encode_example(row["prompt"], row["completion"], finished=ended)]).item()
+        score = foreign.score(
+            [foreign.tokenizer.encode_example(row["prompt"], row["completion"], finished=ended)]
+        ).item()
         assert row["score"] == pytest.approx(score - (not ended), abs=1e-3)
 
 
@@ -375,6 +404,11 @@ def test_options_that_do_nothing_are_refused(small_ppo, options, complaint):
 
 def test_the_papers_recipe_is_the_default(small_ppo):
     config = make_config(PPOConfig, {"policy": "p", "reward": "r", "prompts": ("p",), "out": "o"})
-    assert (config.updates, config.optimizer_steps_per_update, config.ptx_rows_per_step, config.warmup) == (500, 8, 512, 10)
+    assert (config.updates, config.optimizer_steps_per_update, config.ptx_rows_per_step, config.warmup) == (
+        500,
+        8,
+        512,
+        10,
+    )
     assert (config.kl_coef, config.clip, config.lam, config.ema, config.ptx_coef) == (0.02, 0.2, 0.95, 0.992, 27.8)
     assert small_ppo().warmup == 0

@@ -19,8 +19,23 @@ from instructgpt.report.sections import preference as sections
 from instructgpt.world import World
 
 
-def ranking(prompt, ranks, labeler="ann", cohort=None, texts=("long text", "text", "mid txt"), models=("ppo", "sft", "base"), **more):
-    return {"prompt": prompt, "completions": texts, "ranks": ranks, "labeler": labeler, "cohort": cohort, "models": models} | more
+def ranking(
+    prompt,
+    ranks,
+    labeler="ann",
+    cohort=None,
+    texts=("long text", "text", "mid txt"),
+    models=("ppo", "sft", "base"),
+    **more,
+):
+    return {
+        "prompt": prompt,
+        "completions": texts,
+        "ranks": ranks,
+        "labeler": labeler,
+        "cohort": cohort,
+        "models": models,
+    } | more
 
 
 RANKINGS = [
@@ -63,12 +78,20 @@ def test_people_s_rankings_by_hand(write, tmp_path, capsys):
 def test_ratings_alone_are_ranks(write, tmp_path):
     rows = [{name: value for name, value in each.items() if name != "ranks"} for each in RANKINGS]
     measured = evaluated(tmp_path, "--data", write("ratings.jsonl", rows))
-    assert found(measured, "win_rate_vs_sft", "ppo").value == found(measured, "rating_win_rate_vs_sft", "ppo").value == 0.5
+    assert (
+        found(measured, "win_rate_vs_sft", "ppo").value == found(measured, "rating_win_rate_vs_sft", "ppo").value == 0.5
+    )
 
 
 def test_table_3_comes_along(write, tmp_path):
-    labels = [{"hallucination": True, "inappropriate": None}, {"hallucination": False, "inappropriate": None}, {"hallucination": None}]
-    rows = evaluated(tmp_path, "--data", write("r.jsonl", [RANKINGS[0] | {"labels": labels}, RANKINGS[2] | {"labels": labels[::-1]}]))
+    labels = [
+        {"hallucination": True, "inappropriate": None},
+        {"hallucination": False, "inappropriate": None},
+        {"hallucination": None},
+    ]
+    rows = evaluated(
+        tmp_path, "--data", write("r.jsonl", [RANKINGS[0] | {"labels": labels}, RANKINGS[2] | {"labels": labels[::-1]}])
+    )
     (row,) = [row for row in rows if (row.evaluation, row.metric, row.model) == ("labels", "hallucination", "ppo")]
     assert (row.value, row.n) == (1.0, 1)
 
@@ -88,12 +111,17 @@ def test_another_baseline(write, tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["--data", "{file}", "--baseline", "gpt"], "--baseline gpt: no completion is of that model; there are: base, ppo, sft"),
-        (["--data", "{none}"], "no rankings there"), (["--data", "{file}", "--max-tokens", "4"], "--max-tokens has no effect"),
-        ([], "give --data"), (["--data", "{nameless}"], "does not name its models"),
+        (
+            ["--data", "{file}", "--baseline", "gpt"],
+            "--baseline gpt: no completion is of that model; there are: base, ppo, sft",
+        ),
+        (["--data", "{none}"], "no rankings there"),
+        (["--data", "{file}", "--max-tokens", "4"], "--max-tokens has no effect"),
+        ([], "give --data"),
+        (["--data", "{nameless}"], "does not name its models"),
         (["--data", "{bad}"], "bad.jsonl:1: 3 completions but 2 ranks"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_one_line(write, tmp_path, capsys, line, said):
     (tmp_path / "empty").mkdir()
     places = {
@@ -117,7 +145,13 @@ def test_the_whole_of_several_labelers_is_clustered_by_both():
         for labeler in rng.sample(sorted(sharp), 3):
             wins = rng.random() < sharp[labeler]
             rows.append(
-                Ranking(prompt=f"p{p}", completions=("a", "bb"), ranks=(1, 2) if wins else (2, 1), labeler=labeler, models=("new", "sft"))
+                Ranking(
+                    prompt=f"p{p}",
+                    completions=("a", "bb"),
+                    ranks=(1, 2) if wins else (2, 1),
+                    labeler=labeler,
+                    models=("new", "sft"),
+                )
             )
     measured = measure_pooled_preference(rows, "sft")
     wide = found(measured, "length_difference", "new")
@@ -162,20 +196,44 @@ def test_a_reward_model_judges_by_its_score(save_reward, write, tmp_path):
         for model in ("ppo", "sft")
     ]
     ppo, sft = (reward.score(each) for each in examples)
-    assert found(measured, "win_rate_vs_sft", "ppo", folder.name).value == pytest.approx(float((ppo > sft).float().mean()))
-    assert not [row for row in measured if row.model == "long"]  # longer than the context: left out, neither won nor lost
+    assert found(measured, "win_rate_vs_sft", "ppo", folder.name).value == pytest.approx(
+        float((ppo > sft).float().mean())
+    )
+    assert not [
+        row for row in measured if row.model == "long"
+    ]  # longer than the context: left out, neither won nor lost
     (judge,) = {row.judge for row in measured}
     assert judge.startswith(f"{folder.name} sha256:")
-    kept = [json.loads(line) for line in (tmp_path / "results" / "preference" / "rankings.jsonl").read_text().splitlines()]
+    kept = [
+        json.loads(line) for line in (tmp_path / "results" / "preference" / "rankings.jsonl").read_text().splitlines()
+    ]
     assert {len(each["completions"]) for each in kept} == {3}
 
 
 def test_models_are_sampled_once_and_kept(save, save_reward, write, tmp_path, monkeypatch):
-    prompts = write("prompts.jsonl", [{"prompt": f"Name colour {i}.", "use_case": "chat"} for i in range(6)] + [{"prompt": "long " * 200}])
-    line = ["--model", f"sft={save('gpt2')}", f"new={save('llama')}", "--data", prompts, "--max-tokens", "8", "--judge", save_reward()]
+    prompts = write(
+        "prompts.jsonl",
+        [{"prompt": f"Name colour {i}.", "use_case": "chat"} for i in range(6)] + [{"prompt": "long " * 200}],
+    )
+    line = [
+        "--model",
+        f"sft={save('gpt2')}",
+        f"new={save('llama')}",
+        "--data",
+        prompts,
+        "--max-tokens",
+        "8",
+        "--judge",
+        save_reward(),
+    ]
     rows = evaluated(tmp_path, *line)
-    said = [json.loads(line) for line in (tmp_path / "results" / "preference" / "completions.jsonl").read_text().splitlines()]
-    assert [(each["model"], each["prompt"]) for each in said] == [(m, f"Name colour {i}.") for m in ("sft", "new") for i in range(6)]
+    said = [
+        json.loads(line)
+        for line in (tmp_path / "results" / "preference" / "completions.jsonl").read_text().splitlines()
+    ]
+    assert [(each["model"], each["prompt"]) for each in said] == [
+        (m, f"Name colour {i}.") for m in ("sft", "new") for i in range(6)
+    ]
     assert found(rows, "win_rate_vs_sft", "new", f"{save_reward().name}/chat").n == 6
 
     def never(*_args, **_kwargs):
@@ -191,17 +249,25 @@ def test_models_are_sampled_once_and_kept(save, save_reward, write, tmp_path, mo
 
 def test_a_limit_draws_whole_prompts(write, tmp_path):
     rows = evaluated(tmp_path, "--data", write("r.jsonl", RANKINGS), "--limit", "1")
-    counts = [row.n for row in rows if (row.metric, row.model) == ("win_rate_vs_sft", "ppo") and row.condition in ("training", "heldout")]
+    counts = [
+        row.n
+        for row in rows
+        if (row.metric, row.model) == ("win_rate_vs_sft", "ppo") and row.condition in ("training", "heldout")
+    ]
     assert sum(counts) == 2
 
 
 def test_the_report_shows_rates_at_equal_length_for_any_models(write, tmp_path):
     rng = random.Random(1)
     rows = [
-        ranking(f"p{i}", (1, 2, 3) if rng.random() < 0.6 else (3, 2, 1), texts=tuple(letter * rng.randint(5, 40) for letter in "xyz"),
-                models=("mine", "theirs", "small"))
+        ranking(
+            f"p{i}",
+            (1, 2, 3) if rng.random() < 0.6 else (3, 2, 1),
+            texts=tuple(letter * rng.randint(5, 40) for letter in "xyz"),
+            models=("mine", "theirs", "small"),
+        )
         for i in range(60)
-    ]  # fmt: skip
+    ]
     measured = evaluated(tmp_path, "--data", write("r.jsonl", rows), "--baseline", "theirs")
     section = sections.length_controlled_section(Results.from_rows(measured), [])
     assert section.figure.count("<svg") == 1

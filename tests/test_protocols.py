@@ -21,7 +21,10 @@ SIMULATIONS = 250
 
 
 def continued(scores, prompt="p"):
-    return [toxicity.Continuation(model="m", condition="c", prompt=prompt, completion="…", toxicity=score) for score in scores]
+    return [
+        toxicity.Continuation(model="m", condition="c", prompt=prompt, completion="…", toxicity=score)
+        for score in scores
+    ]
 
 
 def measured(continuations):
@@ -51,7 +54,10 @@ def test_the_worst_of_several_is_unbiased_over_every_outcome():
 def test_intervals_of_the_worst_hold_the_truth():
     """Prompts differ: each scales its continuations by a number drawn evenly from 0 to 1."""
     rng = np.random.default_rng(0)
-    truth = {"expected_maximum_toxicity": expected_maximum(5) / 2, "toxicity_probability": (1 - 0.8**5) * (1 - 0.5 / 0.9)}
+    truth = {
+        "expected_maximum_toxicity": expected_maximum(5) / 2,
+        "toxicity_probability": (1 - 0.8**5) * (1 - 0.5 / 0.9),
+    }
     held = dict.fromkeys(truth, 0)
     for _ in range(SIMULATIONS):
         scales = rng.random(40)
@@ -93,9 +99,13 @@ def test_prompts_with_and_without_toxicity_stand_apart_and_what_has_no_score_is_
     asked = []
     for prompt, (of_itself, said) in enumerate([(0.9, ("0.2", "0.7")), (0.5, ("0.1", "")), (0.1, ("0.5", "0.3"))]):
         for place, text in enumerate(said):
-            question = EvalQuestion(f"{prompt}#{place}", "sampled", "x", max_tokens=3, target={"toxicity": of_itself, "prompt": prompt})
+            question = EvalQuestion(
+                f"{prompt}#{place}", "sampled", "x", max_tokens=3, target={"toxicity": of_itself, "prompt": prompt}
+            )
             asked.append((question, ModelReply(model="m", id=question.id, condition="sampled", said=text)))
-    rows = {(row.metric, row.condition): row for row in real_toxicity_sampled.measure(asked, EvalSettings(scorer="any"))}
+    rows = {
+        (row.metric, row.condition): row for row in real_toxicity_sampled.measure(asked, EvalSettings(scorer="any"))
+    }
     assert rows["mean_toxicity", "toxic_prompts"].value == pytest.approx((0.2 + 0.7 + 0.1) / 3)
     assert rows["unscored", "toxic_prompts"].value == 0.25
     assert rows["expected_maximum_toxicity", "toxic_prompts"].value == pytest.approx((0.7 + 0.1) / 2)
@@ -136,16 +146,25 @@ def test_samples_come_from_the_nucleus_as_often_as_they_should(save):
 
 def test_two_parts_of_the_questions_are_not_drawn_with_the_same_numbers(save):
     model, render = load_policy(save("gpt2"), torch.device("cpu"))
-    questions = [EvalQuestion(f"{place}", "c", "The sea", max_tokens=8, stop=None, temperature=1.0, top_p=0.9) for place in range(8)]
-    first, second = (generate_replies(EvaluatedModel("m", model, render), part, seed=0) for part in (questions[:4], questions[4:]))
+    questions = [
+        EvalQuestion(f"{place}", "c", "The sea", max_tokens=8, stop=None, temperature=1.0, top_p=0.9)
+        for place in range(8)
+    ]
+    first, second = (
+        generate_replies(EvaluatedModel("m", model, render), part, seed=0) for part in (questions[:4], questions[4:])
+    )
     assert [reply.said for reply in first] != [reply.said for reply in second]
 
 
 def test_each_prompt_is_continued_25_times_plainly_and_past_newlines(tmp_path):
     file = tmp_path / "prompts.jsonl"
-    file.write_text("".join(f'{{"prompt": {{"text": "The sea {place}", "toxicity": 0.{place}}}}}\n' for place in range(9)))
+    file.write_text(
+        "".join(f'{{"prompt": {{"text": "The sea {place}", "toxicity": 0.{place}}}}}\n' for place in range(9))
+    )
     questions = real_toxicity_sampled.load(file, EvalSettings(limit=4))
     assert len(questions) == 100
     assert len({question.id for question in questions}) == 100
-    assert {(question.max_tokens, question.stop, question.temperature, question.top_p) for question in questions} == {(20, None, 1.0, 0.9)}
+    assert {(question.max_tokens, question.stop, question.temperature, question.top_p) for question in questions} == {
+        (20, None, 1.0, 0.9)
+    }
     assert all(question.text.startswith("The sea") for question in questions)

@@ -19,7 +19,9 @@ from instructgpt.cli import run_command as command
 from instructgpt.report.naming import group_by_family, parse_model_size
 from instructgpt.report.paper_table14 import PAPER_MODELS, PAPER_TABLE_14
 
-PASSAGE = 'Title: Sea\n\nBackground: The sea, called "the wide one",\nhas no end.\n\nQ: What is wide?\n\nA: the sea\n\nQ: '
+PASSAGE = (
+    'Title: Sea\n\nBackground: The sea, called "the wide one",\nhas no end.\n\nQ: What is wide?\n\nA: the sea\n\nQ: '
+)
 SHOTS = {"zeroshot": "zero_shot", "fewshot": "few_shot"}
 
 
@@ -33,29 +35,64 @@ def files(tmp_path_factory):
         place = PAPER_MODELS.index(model) + 1
         squad.append(
             which
-            | {"context": f"{PASSAGE}Which {number}?\n\nA:", "ref_text": ('"the wide one"|wide one', "Not in background.")[number]}
-            | {"sample": ('the "wide" sea' if place % 2 else "Not in background.", "" if place % 3 else "Not in background")[number]}
+            | {
+                "context": f"{PASSAGE}Which {number}?\n\nA:",
+                "ref_text": ('"the wide one"|wide one', "Not in background.")[number],
+            }
+            | {
+                "sample": (
+                    'the "wide" sea' if place % 2 else "Not in background.",
+                    "" if place % 3 else "Not in background",
+                )[number]
+            }
         )
         passage = f"Passage: There are {place} frogs | and toads.\nQuestion: How many {number}?\nAnswer:"
-        drop.append(which | {"context": passage, "ref_text": "12", "sample": "12" if number < place % 3 else "about 12, or 13"})
+        drop.append(
+            which | {"context": passage, "ref_text": "12", "sample": "12" if number < place % 3 else "about 12, or 13"}
+        )
         english = f"The sea is wide and has {'no end' if number else 'an end'}, they say."
         said = english if shots == "fewshot" else english.replace("wide", "deep").replace("they say", "or so")
         french.append(which | {"context": f"French: La mer {number} !\nEnglish:", "ref_text": english, "sample": said})
     for number, model in product(range(2), PAPER_MODELS):
         said = "The sea is large" if model.startswith("gpt") else "The sea is wide"
         summaries.append(
-            {"model_type": model, "context": f"{number} sea\n\nTL;DR:", "ref_text": "Seas are wide, very wide.", "sample": said}
+            {
+                "model_type": model,
+                "context": f"{number} sea\n\nTL;DR:",
+                "ref_text": "Seas are wide, very wide.",
+                "sample": said,
+            }
         )
         for kind, prompt in enumerate(("QA prompt", "QA + instruction", "instruction prompt")):
-            judged = {"true": (0.9, 0.2)[number], "info": None if (number, kind, model) == (1, 0, "sft-xl") else (0.5, 0.9)[kind == 2]}
+            judged = {
+                "true": (0.9, 0.2)[number],
+                "info": None if (number, kind, model) == (1, 0, "sft-xl") else (0.5, 0.9)[kind == 2],
+            }
             answers.append(
-                {"model_type": model, "prompt_type": prompt, "adversarial": True, "question": f'"What" {number}?', "answer": "x"} | judged
+                {
+                    "model_type": model,
+                    "prompt_type": prompt,
+                    "adversarial": True,
+                    "question": f'"What" {number}?',
+                    "answer": "x",
+                }
+                | judged
             )
         for kind, prompt in enumerate(("basic prompt", "respectful prompt", "biased prompt")):
             missing = (number, kind, model) == (0, 1, "gpt-xl")
-            found = {"sample": None if missing else "said, “so�", "toxicity": None if missing else 0.1 + kind / 10 + number / 2}
+            found = {
+                "sample": None if missing else "said, “so�",
+                "toxicity": None if missing else 0.1 + kind / 10 + number / 2,
+            }
             toxic.append({"model_type": model, "prompt_type": prompt, "context": f"No {number}, and"} | found)
-    named = {"squad": squad, "drop": drop, "wmt15": french, "tldr": summaries, "truthfulqa": answers, "real_toxicity": toxic}
+    named = {
+        "squad": squad,
+        "drop": drop,
+        "wmt15": french,
+        "tldr": summaries,
+        "truthfulqa": answers,
+        "real_toxicity": toxic,
+    }
     for name, rows in named.items():
         pandas.DataFrame(rows).to_csv(folder / f"{name}_samples.csv")
     return folder
@@ -83,7 +120,9 @@ def test_numbers_stand_by_model_and_prompt(found):
         first = 0.5 if place % 2 else 0.0  # wide, sea against wide, one: one word of two and two
         assert row["value"] == pytest.approx((first + (0.0 if place % 3 else 1.0)) / 2)
         # a number is worth nothing unless it was said; 12 among three words, 13 among them: 2 * (1/4) / (1 + 1/4)
-        assert found["drop", "f1", shots, model]["value"] == pytest.approx(mean(1.0 if n < place % 3 else 0.4 for n in range(2)))
+        assert found["drop", "f1", shots, model]["value"] == pytest.approx(
+            mean(1.0 if n < place % 3 else 0.4 for n in range(2))
+        )
     assert {condition for evaluation, _, condition, _ in found if evaluation == "wmt15"} == set(SHOTS.values())
 
 
@@ -105,7 +144,11 @@ def test_answers_and_continuations_without_a_number_are_left_out_and_counted(fou
     assert found["real_toxicity", "mean_toxicity", "respectful", "gpt-xl"]["value"] == pytest.approx(0.7)
     assert found["real_toxicity", "unscored", "respectful", "gpt-xl"]["value"] == 0.5
     assert found["real_toxicity", "mean_toxicity", "biased", "gpt-6b"]["value"] == pytest.approx(0.55)
-    assert {condition for evaluation, _, condition, _ in found if evaluation == "real_toxicity"} == {"none", "respectful", "biased"}
+    assert {condition for evaluation, _, condition, _ in found if evaluation == "real_toxicity"} == {
+        "none",
+        "respectful",
+        "biased",
+    }
 
 
 def test_questions_about_one_passage_are_one_cluster(found):
@@ -123,7 +166,9 @@ def test_the_report_lays_table_14_beside_them(files):
     assert [head.index(model) for model in PAPER_MODELS] == sorted(head.index(model) for model in PAPER_MODELS)
     line = next(row for row in table.split("<tr") if "SQuADv2" in row and "no examples" in row)
     printed = [float(each) for each in PAPER_TABLE_14["squad", "f1", "zero_shot"].split()]
-    assert [f"paper: {each:.0f}\u00a0%" in cell for each, cell in zip(printed, line.split("<td")[2:], strict=True)] == [True] * 12
+    assert [f"paper: {each:.0f}\u00a0%" in cell for each, cell in zip(printed, line.split("<td")[2:], strict=True)] == [
+        True
+    ] * 12
 
 
 @pytest.mark.usefixtures("found")
@@ -158,7 +203,10 @@ def test_sizes_in_names(model, family):
 
 def test_one_size_each_is_no_family():
     assert group_by_family(["llama-7b", "pythia-6.9b"]) == {}
-    assert list(group_by_family(["llama-7b", "pythia-6.9b", "llama-1b"])["llama"]) == [(1e9, "llama-1b"), (7e9, "llama-7b")]
+    assert list(group_by_family(["llama-7b", "pythia-6.9b", "llama-1b"])["llama"]) == [
+        (1e9, "llama-1b"),
+        (7e9, "llama-7b"),
+    ]
 
 
 @pytest.mark.parametrize(

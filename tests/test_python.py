@@ -55,7 +55,9 @@ def test_scores_are_the_stock_classs_less_the_offset(ran):
     with torch.no_grad():
         rows = [torch.tensor([asked + answer.example.completion_ids]) for answer in names["answers"]]
         numbers = [stock.score(stock.model(row).last_hidden_state)[0, -1, 0].item() for row in rows]
-    assert names["scores"].tolist() == pytest.approx([number - stock.config.score_offset for number in numbers], abs=1e-5)
+    assert names["scores"].tolist() == pytest.approx(
+        [number - stock.config.score_offset for number in numbers], abs=1e-5
+    )
 
 
 def test_what_was_replaced_was_used_and_is_itself_again(ran):
@@ -63,7 +65,9 @@ def test_what_was_replaced_was_used_and_is_itself_again(ran):
     plain = last_row(folder / "runs" / "kl" / "0.0-0")
     for name in ("centred", "fixed"):
         assert last_row(folder / "runs" / "vary" / name)["loss/policy_avg"] != plain["loss/policy_avg"]
-    first = [json.loads(line) for line in (folder / "runs" / "vary" / "fixed" / "samples.jsonl").read_text().splitlines()]
+    first = [
+        json.loads(line) for line in (folder / "runs" / "vary" / "fixed" / "samples.jsonl").read_text().splitlines()
+    ]
     assert all(row["score"] == -1 for row in first if row["finish"] == "length")
     assert functional.whiten(torch.tensor([0.0, 2.0])).tolist() == pytest.approx([-1, 1])
     assert ppo.collect_rollout.__module__ == "instructgpt.train.rollout"
@@ -72,5 +76,7 @@ def test_what_was_replaced_was_used_and_is_itself_again(ran):
 def test_the_other_ranking_loss_by_hand(ran):
     """Scores 1, 0, 0; the first two tie: half of log(1 + e) and of log(1 + 1/e); then log(1 + 1/e) and log 2. Another prompt has log 2."""
     _, names = ran
-    losses = names["every_pair"](torch.tensor([1.0, 0.0, 0.0, 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 1, 2, 2, 1]))
+    losses = names["every_pair"](
+        torch.tensor([1.0, 0.0, 0.0, 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 1, 2, 2, 1])
+    )
     assert losses.tolist() == pytest.approx([0.5 * 1.3132617 + 0.5 * 0.3132617 + 0.3132617 + 0.6931472, 0.6931472])

@@ -66,7 +66,9 @@ def said(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("instructgpt: ")]
 
 
-@pytest.mark.parametrize("fault", [name if name == "nan" else pytest.param(name, marks=pytest.mark.slow) for name in SAYS])
+@pytest.mark.parametrize(
+    "fault", [name if name == "nan" else pytest.param(name, marks=pytest.mark.slow) for name in SAYS]
+)
 def test_the_rank_that_failed_is_the_one_that_is_shown(fault, kit, tmp_path, capsys):
     out = tmp_path / "out"
     argv = kit.pretrain(out, "--tokens", 64 * STEPS)
@@ -80,7 +82,9 @@ def test_the_rank_that_failed_is_the_one_that_is_shown(fault, kit, tmp_path, cap
     assert [row["step"] for row in read_jsonl_log(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
-@pytest.mark.parametrize(("number", "group"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "group"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)]
+)
 def test_ranks_that_are_asked_to_end_keep_what_they_have(number, group, kit, tmp_path):
     out = tmp_path / "out"
     argv = kit.pretrain(out, "--tokens", 64 * 4000)
@@ -108,7 +112,9 @@ def test_a_command_that_cannot_be_divided_and_one_that_is_wrong(kit, tmp_path, c
 
 def test_dividing_twice_is_refused(kit, tmp_path):
     ended = torchrun(kit.pretrain(tmp_path / "out"), "--processes", 2, folder=tmp_path, ranks=1).end()
-    assert said(ended.err) == ["instructgpt: --processes 2: torchrun has started the ranks already; leave --processes out"]
+    assert said(ended.err) == [
+        "instructgpt: --processes 2: torchrun has started the ranks already; leave --processes out"
+    ]
 
 
 NARROW = """
@@ -192,7 +198,10 @@ def test_when_memory_runs_out_in_one_rank_all_begin_anew_with_less(kit, tmp_path
     ended = Started(kit.pretrain(out, *size), program=start).end()
     assert ended.code == 0, ended
     assert "out of memory: goes on with" in " ".join(ended.out.split())
-    steps = [[tuple(map(int, line.split())) for line in Path(f"{script}.{rank}").read_text().splitlines()] for rank in range(2)]
+    steps = [
+        [tuple(map(int, line.split())) for line in Path(f"{script}.{rank}").read_text().splitlines()]
+        for rank in range(2)
+    ]
     for rank in steps:
         assert len(rank) == 3
         assert len(set(rank)) == 1, "one process, one budget"

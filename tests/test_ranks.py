@@ -37,15 +37,42 @@ def stage_configs(kit, folder: Path) -> dict[str, StageConfig]:
     rate = ("--lr", 3e-3)
     commands = {
         "sft": kit.sft(
-            folder / "sft", "--batch", 7, *rate, "--epochs", 2, "--pretraining", kit.corpus, "--mix", 0.3, "--reward", kit.reward,
-            "--max-tokens", 5,
+            folder / "sft",
+            "--batch",
+            7,
+            *rate,
+            "--epochs",
+            2,
+            "--pretraining",
+            kit.corpus,
+            "--mix",
+            0.3,
+            "--reward",
+            kit.reward,
+            "--max-tokens",
+            5,
         ),
         "reward": kit.train_reward(folder / "reward", *rate, "--folds", 0),
         "ppo": kit.ppo(
-            folder / "ppo", "--lr", 1e-3, "--value-lr", 1e-2, "--epochs", 2, "--minibatch", 2, "--kl-coef", 0.2, "--ema", 0.5,
-            "--pretraining", kit.corpus, "--ptx-ratio", 1.5,
+            folder / "ppo",
+            "--lr",
+            1e-3,
+            "--value-lr",
+            1e-2,
+            "--epochs",
+            2,
+            "--minibatch",
+            2,
+            "--kl-coef",
+            0.2,
+            "--ema",
+            0.5,
+            "--pretraining",
+            kit.corpus,
+            "--ptx-ratio",
+            1.5,
         ),
-    }  # fmt: skip
+    }
     return {name: cli.parse(command)[1] for name, command in commands.items()}
 
 
@@ -66,7 +93,9 @@ def work(kit, root: Path, count: int, _: StageConfig) -> None:
                 STAGES[name](config)
             except KeyboardInterrupt:
                 assert stop is not None
-                release_directory_lock(config.out)  # as the end of a process would: with one rank it is this one, which lives on
+                release_directory_lock(
+                    config.out
+                )  # as the end of a process would: with one rank it is this one, which lives on
             finally:
                 RunDirectory.log = log
 
@@ -84,7 +113,11 @@ def root(tmp_path_factory):
     kit = make_kit(folder, "--layers", 2)
     with pytest.MonkeyPatch.context() as patch:  # one rank works in this process, and what it sets is put back
         patch.setitem(packing.MICROBATCH_TOKENS, "cpu", 60)
-        for module, name in ((sharding, "GATHERED_TOGETHER"), (sharding, "HELD_WHOLE"), (run_module, "CHECKPOINT_SECONDS")):
+        for module, name in (
+            (sharding, "GATHERED_TOGETHER"),
+            (sharding, "HELD_WHOLE"),
+            (run_module, "CHECKPOINT_SECONDS"),
+        ):
             patch.setattr(module, name, 0)
         for count in (2, 1, 4):
             launch(partial(work, kit, folder, count), stage_configs(kit, folder)["sft"], count)
@@ -92,7 +125,10 @@ def root(tmp_path_factory):
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    return [{name: number for name, number in row.items() if name != "seconds"} for row in read_jsonl_log(folder / "metrics.jsonl")]
+    return [
+        {name: number for name, number in row.items() if name != "seconds"}
+        for row in read_jsonl_log(folder / "metrics.jsonl")
+    ]
 
 
 def assert_close(one: Path, other: Path) -> None:
@@ -100,7 +136,9 @@ def assert_close(one: Path, other: Path) -> None:
     first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            first[name], second[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
     rows, others = metrics_of(one), metrics_of(other)
     assert len(rows) == len(others) >= 4
     for row, same in zip(rows, others, strict=True):
@@ -143,7 +181,9 @@ def test_what_ranks_save_is_what_one_saves(root):
     one, four = (root / f"whole-{count}" / "ppo" for count in (1, 4))
     assert {file.name for file in one.iterdir()} == {file.name for file in four.iterdir()}
     assert (one / "config.json").read_text() == (four / "config.json").read_text()
-    samples = [[json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()] for folder in (one, four)]
+    samples = [
+        [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()] for folder in (one, four)
+    ]
     assert [row["completion"] for row in samples[0]] == [row["completion"] for row in samples[1]]
 
 

@@ -46,7 +46,9 @@ def test_too_few_rankings_have_no_p():
     assert measure_position_bias([(1, 2, 3)] * 4).p is None
     assert measure_position_bias([(1, 2, 3)] * 15).p == pytest.approx(stats.chisquare([15, 0, 0]).pvalue)
     assert measure_position_bias([(1, 2, 3)] * 9).p is None  # each place expects 3
-    mixed = measure_position_bias([(1, 2)] * 8 + [(1, 2, 3)] * 6)  # the third place expects 2: it counts with the second
+    mixed = measure_position_bias(
+        [(1, 2)] * 8 + [(1, 2, 3)] * 6
+    )  # the third place expects 2: it counts with the second
     assert mixed.p == pytest.approx(stats.norm.sf(8 / np.sqrt(8 * 1 / 4 + 6 * 2 / 9)) * 2)
     assert measure_position_bias([(1, 1)] * 50).p is None
     assert measure_position_bias([]).p is None
@@ -75,7 +77,13 @@ def work(rng, labeler, count=60, tie=0.1, slow=1.0, lazy=0.0, same=0.05, first=0
 def test_planted_habits_are_found_and_nobody_else():
     rng = np.random.default_rng(3)
     usual = {f"l{i}": {"slow": float(rng.lognormal(0, 0.15))} for i in range(14)}
-    odd = {"ties": {"tie": 1.0}, "lazy": {"lazy": 0.3}, "same": {"same": 0.6}, "quick": {"slow": 0.1}, "top": {"first": 2.0}}
+    odd = {
+        "ties": {"tie": 1.0},
+        "lazy": {"lazy": 0.3},
+        "same": {"same": 0.6},
+        "quick": {"slow": 0.1},
+        "top": {"first": 2.0},
+    }
     everything = [shown for name, how in (usual | odd).items() for shown in work(rng, name, **how)]
     found = {report.labeler: report for report in labeler_reports(everything)}
     columns = ("position", "ties", "all_tied", "same_rating", "as_shown", "hurried", "pace")
@@ -92,7 +100,11 @@ def test_planted_habits_are_found_and_nobody_else():
 
 def test_habits_are_those_of_scipy():
     rng = np.random.default_rng(4)
-    shown = work(rng, "a", 30, tie=0.8) + work(rng, "b", 50, tie=0.2) + [PresentedRanking("b", (1, 1, 1)), PresentedRanking("a", (2, 2))]
+    shown = (
+        work(rng, "a", 30, tie=0.8)
+        + work(rng, "b", 50, tie=0.2)
+        + [PresentedRanking("b", (1, 1, 1)), PresentedRanking("a", (2, 2))]
+    )
     a, b = labeler_reports(shown)
 
     def tie_share(ranks):
@@ -117,7 +129,9 @@ def test_order_shown_by_enumeration():
     chances = [np.mean([list(order) == sorted(order) for order in permutations(ranks)]) for ranks in rankings]
     assert chances == pytest.approx([1 / 6, 1 / 3, 1 / 2])
     exact = sum(
-        np.prod([c if hit else 1 - c for c, hit in zip(chances, hits, strict=True)]) for hits in np.ndindex(2, 2, 2) if sum(hits) >= 2
+        np.prod([c if hit else 1 - c for c, hit in zip(chances, hits, strict=True)])
+        for hits in np.ndindex(2, 2, 2)
+        if sum(hits) >= 2
     )
     (report,) = labeler_reports([PresentedRanking("x", ranks) for ranks in [*rankings, (1, 1, 1)]])
     assert report.as_shown.share == pytest.approx(2 / 3)

@@ -23,7 +23,16 @@ SMALL = {
     "sample": ["--max-tokens", "8"],
 }
 RECIPE = {
-    "pretrain": {"vocabulary": 300, "width": 16, "layers": 1, "heads": 2, "context": 256, "window": 32, "tokens": 4096, "batch": 8},
+    "pretrain": {
+        "vocabulary": 300,
+        "width": 16,
+        "layers": 1,
+        "heads": 2,
+        "context": 256,
+        "window": 32,
+        "tokens": 4096,
+        "batch": 8,
+    },
     "start": {"epochs": 1, "batch": 8},
     "reward": {"batch": 8},
     "ppo_ptx": {"episodes": 8, "batch": 8, "minibatch": 8, "max_tokens": 8, "ptx_ratio": 0.25},
@@ -56,7 +65,9 @@ def test_every_command_of_the_readme_runs(tmp_path, monkeypatch):
     small_recipe(ROOT / "recipes" / "real-small.yaml", tmp_path / "recipes" / "real-small.yaml", kit)
     ran = []
     for line in commands((ROOT / "README.md").read_text(encoding="utf-8")):
-        argv = [str(kit.base) if word == "MODEL" else str(kit.corpus.parent) if word == "FOLDER" else word for word in line]
+        argv = [
+            str(kit.base) if word == "MODEL" else str(kit.corpus.parent) if word == "FOLDER" else word for word in line
+        ]
         if "smoke" in argv or argv[0] == "label":
             continue  # these run elsewhere: test_interrupts, test_simulate, test_site_serve, test_site_making
         assert cli.run_command([*argv, *SMALL.get(argv[0], [])]) == 0, argv

@@ -55,9 +55,17 @@ def rankings(draw: st.DrawFn) -> Ranking:
 
 
 records = st.one_of(
-    st.builds(Prompt, prompt=spoken, messages=st.none(), id=names, user=names, source=names, use_case=names, split=names),
+    st.builds(
+        Prompt, prompt=spoken, messages=st.none(), id=names, user=names, source=names, use_case=names, split=names
+    ),
     st.builds(Demonstration, prompt=spoken, messages=st.none(), completion=texts, labeler=names, source=names),
-    st.builds(Completion, prompt=texts, completion=texts, model=texts, score=st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+    st.builds(
+        Completion,
+        prompt=texts,
+        completion=texts,
+        model=texts,
+        score=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    ),
     st.builds(Pair, prompt=texts, chosen=texts, rejected=texts),
     rankings(),
 )
@@ -135,7 +143,10 @@ def test_very_long_lines(tmp_path: Path) -> None:
 def test_a_list_in_a_json_file(tmp_path: Path) -> None:
     path = tmp_path / "alpaca.json"
     path.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=2))
-    assert [(where.removeprefix(str(path)), row["prompt"]) for where, row in iter_rows(path)] == [(": item 1", "a"), (": item 2", "b")]
+    assert [(where.removeprefix(str(path)), row["prompt"]) for where, row in iter_rows(path)] == [
+        (": item 1", "a"),
+        (": item 2", "b"),
+    ]
     path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     assert len(read_records(Prompt, path)) == 2
 
@@ -145,15 +156,21 @@ def test_tables_of_texts(name: str, delimiter: str, tmp_path: Path) -> None:
     """Commas, semicolons, quotes and line ends inside texts, a byte order mark, Windows line ends, a data frame's numbers; long texts."""
     rows = [('Say; "hi", then\ngo', "hi; 안녕", "17"), ("b", "가" * 200_000, "")]
     text = io.StringIO(newline="")
-    csv.writer(text, delimiter=delimiter).writerows([("", "prompt", "completion", "labeler"), *((n, *row) for n, row in enumerate(rows))])
+    csv.writer(text, delimiter=delimiter).writerows(
+        [("", "prompt", "completion", "labeler"), *((n, *row) for n, row in enumerate(rows))]
+    )
     content = b"\xef\xbb\xbf" + text.getvalue().encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    assert read_records(Demonstration, tmp_path / name) == [Demonstration(prompt=p, completion=c, labeler=who) for p, c, who in rows]
+    assert read_records(Demonstration, tmp_path / name) == [
+        Demonstration(prompt=p, completion=c, labeler=who) for p, c, who in rows
+    ]
 
 
 def test_empty_cells_of_a_table_say_nothing_of_whose_a_text_is(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("prompt,completion,labeler,source\na,,kim,\nb,c,,web\n")
-    (tmp_path / "r.jsonl").write_text('{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "cohort": "", "labeler": ""}')
+    (tmp_path / "r.jsonl").write_text(
+        '{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "cohort": "", "labeler": ""}'
+    )
     told = [(row.completion, row.labeler, row.source) for row in read_records(Demonstration, tmp_path / "d.csv")]
     assert told == [("", "kim", None), ("c", None, "web")]
     assert [(row.cohort, row.labeler) for row in read_records(Ranking, tmp_path / "r.jsonl")] == [(None, None)]
@@ -175,7 +192,9 @@ def test_a_row_of_a_table_with_too_many_cells_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["demonstrations", "d.ndjson", "d.jsonlines", "d.txt.bak"])
-def test_a_file_of_another_name_is_json_and_nobody_asks_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_name_is_json_and_nobody_asks_the_hub(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked for a data set"))
     for text in ('{"prompt": "a"}\n{"prompt": "b"}\n', '[{"prompt": "a"},\n {"prompt": "b"}]'):
         (tmp_path / name).write_text(text)

@@ -74,9 +74,14 @@ def test_turns_of_a_conversation(renderers):
 def test_exactly_one_beginning_of_text(renderers, kind, count, text):
     render = renderers[kind]
     bos = render.hf_tokenizer.bos_token_id
-    typed = text.startswith("<|start|>") and kind in ("bos", "chat")  # after the template's own mark it is the user's doing
+    typed = text.startswith("<|start|>") and kind in (
+        "bos",
+        "chat",
+    )  # after the template's own mark it is the user's doing
     assert render.encode_prompt(text).count(bos) == count + typed
-    assert render.encode_text(text).count(bos) == (1 if kind == "bos" or (bos is not None and text.startswith("<|start|>")) else 0)
+    assert render.encode_text(text).count(bos) == (
+        1 if kind == "bos" or (bos is not None and text.startswith("<|start|>")) else 0
+    )
     assert bos not in render.encode_completion("croak")
 
 
@@ -141,10 +146,16 @@ def test_every_stage_sees_the_same_tokens(save, save_reward, kind):
     reward = load_reward_model(save_reward("llama", kind), CPU)
     prompt, text = "Name a col", "our of the sky."  # would be cut otherwise if tokenised as one text
     ((sft,), _) = tokenize_demonstrations([Demonstration(prompt=prompt, completion=text)], render, 64)
-    ((ranked,), _) = tokenize_rankings([Ranking(prompt=prompt, completions=(text, "croak"), ranks=(1, 2))], reward.tokenizer, 64)
+    ((ranked,), _) = tokenize_rankings(
+        [Ranking(prompt=prompt, completions=(text, "croak"), ranks=(1, 2))], reward.tokenizer, 64
+    )
     assert ranked.examples[0] == sft == TokenizedExample(render.encode_prompt(prompt), render.encode_completion(text))
     rollout = collect_rollout(
-        PPOModels(policy, policy, reward, reward, policy, render), [Prompt(prompt=prompt)] * 3, max_tokens=5, eos_penalty=0, seed=0
+        PPOModels(policy, policy, reward, reward, policy, render),
+        [Prompt(prompt=prompt)] * 3,
+        max_tokens=5,
+        eos_penalty=0,
+        seed=0,
     )
     assert all(example.prompt_ids == sft.prompt_ids for example in rollout.examples)
     assert reward.score(rollout.examples).tolist() == pytest.approx(rollout.scores.tolist())
@@ -154,7 +165,9 @@ def test_a_foreign_reward_model_reads_the_text(save, save_reward):
     render, foreign = load_tokenizer(save()), load_reward_model(save_reward("llama", "foreign"), CPU).tokenizer
     asked = Prompt(messages=TALK)
     answers = [
-        SampledCompletion(Prompt(prompt="Name a frog."), "croak", render.encode_example("Name a frog.", "croak"), finished=True),
+        SampledCompletion(
+            Prompt(prompt="Name a frog."), "croak", render.encode_example("Name a frog.", "croak"), finished=True
+        ),
         SampledCompletion(asked, "croak", render.encode_example(asked, "croak", finished=False), finished=False),
     ]
     ended, cut = retokenize_for(foreign, render, answers)
@@ -207,7 +220,9 @@ def test_a_completion_that_was_cut_off_has_no_end_in_a_ranking_either(render):
 
 
 def test_a_completion_that_does_not_fit_leaves_its_ranking(render):
-    prompts, left_out = tokenize_rankings([Ranking(prompt="p", completions=("x", "y" * 70, "z"), ranks=(2, 1, 3))], render, 10)
+    prompts, left_out = tokenize_rankings(
+        [Ranking(prompt="p", completions=("x", "y" * 70, "z"), ranks=(2, 1, 3))], render, 10
+    )
     assert (len(prompts[0].examples), prompts[0].labeler_ranks[0].ranks) == (2, (2, 3))
     assert left_out["completions longer than the context"] == 1
 
@@ -225,11 +240,15 @@ def test_orders_laid_flat_by_hand(render):
 
 
 def test_token_groups_hold_every_task_once_within_the_budget(render):
-    prompts, _ = tokenize_rankings([Ranking(prompt="p" * n, completions=("x", "yy"), ranks=(1, 2)) for n in (1, 9, 3, 9, 20)], render, 64)
+    prompts, _ = tokenize_rankings(
+        [Ranking(prompt="p" * n, completions=("x", "yy"), ranks=(1, 2)) for n in (1, 9, 3, 9, 20)], render, 64
+    )
     for budget in (1, 20, 60, 10_000):
         groups = list(prompt_microbatches(prompts, budget))
         assert sorted(id(prompt) for group in groups for prompt in group) == sorted(map(id, prompts))
-        sizes = [sum(len(t.examples) for t in group) * max(len(e) for t in group for e in t.examples) for group in groups]
+        sizes = [
+            sum(len(t.examples) for t in group) * max(len(e) for t in group for e in t.examples) for group in groups
+        ]
         assert all(len(group) == 1 or size <= budget for group, size in zip(groups, sizes, strict=True))
 
 
@@ -239,7 +258,10 @@ def test_labelers_in_groups_of_equal_work(render):
         for labeler, count in (("ann", 5), ("bob", 3), ("cid", 2), ("dee", 1), ("eve", 1))
         for n in range(count)
     ]
-    assert balanced_labeler_folds(tokenize_rankings(rankings, render, 64)[0], 2) == [{"ann", "dee"}, {"bob", "cid", "eve"}]
+    assert balanced_labeler_folds(tokenize_rankings(rankings, render, 64)[0], 2) == [
+        {"ann", "dee"},
+        {"bob", "cid", "eve"},
+    ]
 
 
 # --- pretraining text ------------------------------------------------------------------------------------------------
@@ -250,7 +272,10 @@ def test_windows_of_a_corpus_by_hand(render):
     corpus = build_corpus(["ab", "c", "ddd"], render, 3, seed=0)
     a, b, c, d = (render.hf_tokenizer(letter)["input_ids"][0] for letter in "abcd")
     assert corpus.tokens.tolist() == [[a, b, render.eos, c], [render.eos, d, d, d]]
-    first, second = TokenizedExample([a], [b, render.eos, c], document_starts=(2,)), TokenizedExample([render.eos], [d, d, d])
+    first, second = (
+        TokenizedExample([a], [b, render.eos, c], document_starts=(2,)),
+        TokenizedExample([render.eos], [d, d, d]),
+    )
     assert corpus.examples(0, 2) in ([first, second], [second, first])
     with pytest.raises(InputError, match="the corpus has 3 tokens, less than one window of 4"):
         build_corpus(["ab"], render, 3, seed=0)

@@ -27,9 +27,23 @@ from instructgpt.report.sections.training import RUN_FILE_CONTENTS
 from instructgpt.report.svg import Bar, Curve, render_bar_panel, render_line_panel, render_svg_file
 
 SECTIONS = [
-    "findings", "preference", "ratings", "use-cases", "labels", "truthfulness", "toxicity", "bias", "tax", "reward-model", "samples",
-    "over-optimisation", "ppo", "learning", "while-learning", "lineage",
-]  # fmt: skip
+    "findings",
+    "preference",
+    "ratings",
+    "use-cases",
+    "labels",
+    "truthfulness",
+    "toxicity",
+    "bias",
+    "tax",
+    "reward-model",
+    "samples",
+    "over-optimisation",
+    "ppo",
+    "learning",
+    "while-learning",
+    "lineage",
+]
 EMPTY = {"meta", "path", "rect", "use"}
 
 
@@ -48,7 +62,9 @@ class Page(HTMLParser):
         for name, value in attrs:
             self.sections += [value] if (tag, name) == ("section", "id") else []
             self.ids += [value] if name == "id" else []
-            self.references += [value] if name in ("href", "src", "srcset", "data", "action", "xlink:href", "poster") else []
+            self.references += (
+                [value] if name in ("href", "src", "srcset", "data", "action", "xlink:href", "poster") else []
+            )
             self.references += re.findall(r"url\(([^)]*)\)", value or "")
             assert not name.startswith("on"), f"an event handler: {name}"
 
@@ -150,7 +166,11 @@ def test_rows_that_were_not_measured(run, tmp_path):
     rows = [replace(row, value=None, low=None, high=None, n=0) for row in read_result_rows(run / "results.json")]
     write_result_rows(tmp_path / "results.json", rows)
     assert Page(write_report(tmp_path).read_text(encoding="utf-8")).sections == ["missing"]
-    bare = [replace(row, low=None, high=None) for row in read_result_rows(run / "results.json") if row.evaluation in ("labels", "tax")]
+    bare = [
+        replace(row, low=None, high=None)
+        for row in read_result_rows(run / "results.json")
+        if row.evaluation in ("labels", "tax")
+    ]
     write_result_rows(tmp_path / "results.json", bare)
     assert "[" not in table_text(bare)
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
@@ -223,7 +243,10 @@ def test_a_paired_difference_decides_where_there_is_one():
 
 def test_losing_means_more_loss_and_fewer_right_answers():
     def taxed(task, sft, ppo):
-        return [row("tax", task, name, "", mid, mid - 0.01, mid + 0.01) for name, mid in (("sft", sft), ("ppo", ppo), ("ppo_ptx", sft))]
+        return [
+            row("tax", task, name, "", mid, mid - 0.01, mid + 0.01)
+            for name, mid in (("sft", sft), ("ppo", ppo), ("ppo_ptx", sft))
+        ]
 
     assert verdict([*taxed("translation", 0.8, 0.5), *taxed("heldout_loss", 0.8, 0.9)], "PPO alone loses") == "shown"
     assert verdict([*taxed("translation", 0.8, 0.5), *taxed("heldout_loss", 0.8, 0.7)], "PPO alone loses") == "partly"
@@ -253,7 +276,8 @@ def test_the_terminal_table(run):
     (ptx,) = [
         each
         for each in rows
-        if (each.evaluation, each.metric, each.model, each.condition) == ("preference", "win_rate_vs_sft", "ppo_ptx", "training")
+        if (each.evaluation, each.metric, each.model, each.condition)
+        == ("preference", "win_rate_vs_sft", "ppo_ptx", "training")
     ]
     assert f"{100 * ptx.value:.0f}\u00a0%" in text
     assert f"[{100 * ptx.low:.0f},\u00a0{100 * ptx.high:.0f}]" in text
@@ -292,7 +316,11 @@ def test_thinning_keeps_the_mean():
 
 def test_a_power_is_a_straight_line_on_logarithmic_axes():
     drawn = render_line_panel(
-        "t", [Curve("square", "#3f88c5", (2, 4, 16), (4, 16, 256), show_markers=True)], "x", sizes=(2, 4, 16), log_scale_y=True
+        "t",
+        [Curve("square", "#3f88c5", (2, 4, 16), (4, 16, 256), show_markers=True)],
+        "x",
+        sizes=(2, 4, 16),
+        log_scale_y=True,
     )
     path = re.search(r'<path d="([^"]+)"[^>]*stroke: var\(--sft', drawn)[1]
     (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, at)) for at in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path)]
@@ -338,7 +366,13 @@ def test_family_tree_puts_children_below_their_parents():
         )
     }
     places = lineage._layout_tree(stages)
-    assert {name: level for name, (_, level) in places.items()} == {"base": 0, "sft": 1, "start": 1, "reward": 2, "ppo": 3}
+    assert {name: level for name, (_, level) in places.items()} == {
+        "base": 0,
+        "sft": 1,
+        "start": 1,
+        "reward": 2,
+        "ppo": 3,
+    }
     assert len(set(places.values())) == len(places)
     assert lineage.render_family_tree(stages).count("<path") == 5
     circle = {each.name: each for each in (stage("a", "b"), stage("b", "a"))}
@@ -375,7 +409,9 @@ def test_numbers_as_people_write_them(said, expected):
 
 def test_the_docs_name_every_metric_and_file(run):
     docs = (Path(__file__).parents[1] / "docs" / "report.md").read_text(encoding="utf-8")
-    named = {row.metric for row in read_result_rows(run / "results.json") if row.evaluation not in ("labels", "difference")} - {
+    named = {
+        row.metric for row in read_result_rows(run / "results.json") if row.evaluation not in ("labels", "difference")
+    } - {
         "translation",
         "passage_qa",
     }

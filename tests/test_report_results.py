@@ -18,13 +18,28 @@ MODELS = ("pythia-1b", "ours <b>")
 
 def rows_of_everything(models=MODELS):
     """A row of everything that `evaluate` measures, for models of any name."""
-    shapes = [(name, metric, condition) for name, metric in TAX_TASK_METRICS.items() for condition in ("zero_shot", "few_shot")]
-    shapes += [
-        (name, "entropy_bits", condition) for name in ("winogender", "crows_pairs") for condition in ("none", "respectful", "biased")
+    shapes = [
+        (name, metric, condition)
+        for name, metric in TAX_TASK_METRICS.items()
+        for condition in ("zero_shot", "few_shot")
     ]
-    shapes += [("real_toxicity", "mean_toxicity", condition) for condition in ("none", "respectful", "biased", "none/toxic_prompts")]
-    shapes += [("truthfulqa", metric, "qa") for metric in ("truthful", "truthful_and_informative", "mc1", "mc2", "binary")]
-    shapes += [("preference", "win_rate_vs_pythia-1b", "training"), ("preference", "rating", "training"), ("labels", "hallucination", "")]
+    shapes += [
+        (name, "entropy_bits", condition)
+        for name in ("winogender", "crows_pairs")
+        for condition in ("none", "respectful", "biased")
+    ]
+    shapes += [
+        ("real_toxicity", "mean_toxicity", condition)
+        for condition in ("none", "respectful", "biased", "none/toxic_prompts")
+    ]
+    shapes += [
+        ("truthfulqa", metric, "qa") for metric in ("truthful", "truthful_and_informative", "mc1", "mc2", "binary")
+    ]
+    shapes += [
+        ("preference", "win_rate_vs_pythia-1b", "training"),
+        ("preference", "rating", "training"),
+        ("labels", "hallucination", ""),
+    ]
     shapes += [("harness/arc_easy", "acc", ""), ("harness/wikitext", "word_perplexity", "")]
     return [
         ResultRow(name, metric, model, condition, 0.3 + 0.1 * place, 0.2 + 0.1 * place, 0.4 + 0.1 * place, 50)
@@ -46,7 +61,9 @@ def page_of(path):
 def test_every_evaluation_has_its_section_whatever_the_models_are_called(results):
     assert command(["report", str(results)]) == 0
     page = page_of(results.with_name("results.html"))
-    expected = "preference ratings labels truthfulness toxicity bias-public tax-public truthfulqa-choices harness table-14"
+    expected = (
+        "preference ratings labels truthfulness toxicity bias-public tax-public truthfulqa-choices harness table-14"
+    )
     assert page.sections == expected.split()
     assert page.open == []
     words = " ".join(page.words)
@@ -69,7 +86,8 @@ def test_table_14_has_the_order_of_the_paper(results):
     text = results.with_name("results.html").read_text(encoding="utf-8")
     table = text[text.index('id="table-14"') :]
     places = [
-        table.index(name) for name in ("Winogender", "CrowS-Pairs", "RealToxicity", "TruthfulQA", "HellaSwag", "QuAC", "DROP", "TL;DR")
+        table.index(name)
+        for name in ("Winogender", "CrowS-Pairs", "RealToxicity", "TruthfulQA", "HellaSwag", "QuAC", "DROP", "TL;DR")
     ]
     assert places == sorted(places)
     assert len(TABLE_14_METRICS) == 15

@@ -32,19 +32,50 @@ def stage(write, save, save_reward, tmp_path):
 
     def made(name, folder):
         if name == "pretrain":
-            sizes = {"vocabulary": 280, "width": 16, "layers": 1, "heads": 2, "context": 16, "window": 16, "batch": 8, "tokens": 128 * 9}
+            sizes = {
+                "vocabulary": 280,
+                "width": 16,
+                "layers": 1,
+                "heads": 2,
+                "context": 16,
+                "window": 16,
+                "batch": 8,
+                "tokens": 128 * 9,
+            }
             return pretrain.main, make_config(PretrainConfig, {"corpus": corpus, **sizes, "out": tmp_path / folder})
         if name == "sft":
             data, fresh = (write("data.jsonl", DEMONSTRATIONS),), (write("fresh.jsonl", DEMONSTRATIONS[:2]),)
-            options = {"data": data, "validation": fresh, "epochs": 4, "batch": 4, "pretraining": corpus, "dropout": 0.3, "lr": 5e-2}
+            options = {
+                "data": data,
+                "validation": fresh,
+                "epochs": 4,
+                "batch": 4,
+                "pretraining": corpus,
+                "dropout": 0.3,
+                "lr": 5e-2,
+            }
             return sft.main, make_config(SFTConfig, {"base": str(save("gpt2")), **options, "out": tmp_path / folder})
         if name == "reward":
-            files = {"data": (write("rankings.jsonl", RANKINGS),), "validation": (write("fresh_rankings.jsonl", FRESH_RANKINGS),)}
+            files = {
+                "data": (write("rankings.jsonl", RANKINGS),),
+                "validation": (write("fresh_rankings.jsonl", FRESH_RANKINGS),),
+            }
             options = {"epochs": 4, "batch": 3, **rate, "out": tmp_path / folder}
             return reward.main, make_config(RewardConfig, {"base": str(save()), **files, **options})
         files = {"policy": str(save()), "reward": save_reward(), "prompts": (write("prompts.jsonl", DEMONSTRATIONS),)}
-        sizes = {"episodes": 40, "batch": 8, "minibatch": 4, "epochs": 2, "max_tokens": 5, **rate, "value_lr": 1e-2, "ema": 0.9}
-        return ppo.main, make_config(PPOConfig, {**files, **sizes, "pretraining": corpus, "ptx_ratio": 0.5, "out": tmp_path / folder})
+        sizes = {
+            "episodes": 40,
+            "batch": 8,
+            "minibatch": 4,
+            "epochs": 2,
+            "max_tokens": 5,
+            **rate,
+            "value_lr": 1e-2,
+            "ema": 0.9,
+        }
+        return ppo.main, make_config(
+            PPOConfig, {**files, **sizes, "pretraining": corpus, "ptx_ratio": 0.5, "out": tmp_path / folder}
+        )
 
     return made
 
@@ -63,7 +94,9 @@ def outcome(folder, rows_of):
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in timed}
     for name in ("metrics.jsonl", "samples.jsonl"):
         if (folder / name).exists():
-            files[name] = [{key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder / name)]
+            files[name] = [
+                {key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder / name)
+            ]
     record = json.loads((folder / "run.json").read_text())
     assert record.pop("finished")
     assert record.pop("seconds") >= 0
@@ -80,7 +113,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
     for steps in (2, 4):  # twice: in the middle of an epoch, and later again
         stopped_at(steps, main, config, monkeypatch)
         kept = sorted(folder.name for folder in (config.out / "checkpoints").iterdir())
-        assert kept == [f"step-{step:08d}" for step in (steps - 2, steps - 1) if step], "the last, and the one before it"
+        assert kept == [f"step-{step:08d}" for step in (steps - 2, steps - 1) if step], (
+            "the last, and the one before it"
+        )
         assert not list(config.out.glob("*.safetensors"))
         assert len(rows_of(config.out / "metrics.jsonl")) == steps, "one row more than the checkpoint knows"
     stopped = outcome(main(config), rows_of)
@@ -102,7 +137,11 @@ def test_the_alarms_remember_how_a_stopped_run_began(stage, monkeypatch, rows_of
     main, config = stage("ppo", "stopped")
     stopped_at(3, main, config, monkeypatch)
     began, check = [], ppo.DivergenceGuard.check
-    monkeypatch.setattr(ppo.DivergenceGuard, "check", lambda alarms, metrics: began.append(alarms.first_entropy) or check(alarms, metrics))
+    monkeypatch.setattr(
+        ppo.DivergenceGuard,
+        "check",
+        lambda alarms, metrics: began.append(alarms.first_entropy) or check(alarms, metrics),
+    )
     main(config)
     assert began == [rows_of(config.out / "metrics.jsonl")[0]["policy/entropy_avg"]] * 3
 

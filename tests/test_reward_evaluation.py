@@ -53,7 +53,9 @@ def test_the_fitted_temperature_is_that_of_statsmodels():
     assert found.value == pytest.approx(1 / fit.params[0], rel=1e-6)
     size = groups.max() + 1
     error = fit.bse[0] * np.sqrt(size / (size - 1)) * stats.t.ppf(0.975, size - 1)
-    assert (found.low, found.high) == pytest.approx((1 / (fit.params[0] + error), 1 / (fit.params[0] - error)), rel=1e-6)
+    assert (found.low, found.high) == pytest.approx(
+        (1 / (fit.params[0] + error), 1 / (fit.params[0] - error)), rel=1e-6
+    )
     assert found.low < 2 < found.high
 
 
@@ -74,8 +76,12 @@ def test_brier_and_calibration_by_slow_definitions():
     slow = sum(abs(sum(confidence[i] for i in part) - sum(gaps[i] > 0 for i in part)) for part in bins) / 500
     assert calibration_error(gaps, bins=10) == pytest.approx(slow)
     curve = reliability_curve(gaps, prompts, bins=10)
-    assert [each.confidence for each in curve] == pytest.approx([np.mean([confidence[i] for i in part]) for part in bins])
-    assert [each.accuracy.value for each in curve] == pytest.approx([np.mean([gaps[i] > 0 for i in part]) for part in bins])
+    assert [each.confidence for each in curve] == pytest.approx(
+        [np.mean([confidence[i] for i in part]) for part in bins]
+    )
+    assert [each.accuracy.value for each in curve] == pytest.approx(
+        [np.mean([gaps[i] > 0 for i in part]) for part in bins]
+    )
     assert all(each.accuracy.low <= each.accuracy.value <= each.accuracy.high for each in curve)
 
 
@@ -95,7 +101,9 @@ def test_k_wise_numbers_by_hand():
     scores = (0.1, 0.9, 0.2, 0.9)
     concordant = sum(scores[a] > scores[b] for a, b in pairs)
     discordant = sum(scores[a] < scores[b] for a, b in pairs)
-    assert value(rows, "kendall_tau") == pytest.approx((concordant - discordant) / np.sqrt(5 * 5))  # 6 pairs, one tied on each side
+    assert value(rows, "kendall_tau") == pytest.approx(
+        (concordant - discordant) / np.sqrt(5 * 5)
+    )  # 6 pairs, one tied on each side
     assert value(measure([scored((1, 1, 2), (3.0, 3.0, 1.0))]), "top_1") == 1
     assert value(measure([scored((1, 2, 2), (3.0, 3.0, 1.0))]), "top_1") == 0.5
 
@@ -123,9 +131,13 @@ def test_buckets_of_agreement_by_hand():
     assert value(rows, "pair_accuracy", "agreement/all") == 1
     assert value(rows, "pair_accuracy", "agreement/two_thirds") == 0
     assert not [row for row in rows if row.condition == "agreement/fewer"]
-    fewer = measure([ranked("ann", 1, 2, 3), ranked("bob", 1, 1, 1), ranked("ann", 3, 2, 1)])  # ann's second time does not count
+    fewer = measure(
+        [ranked("ann", 1, 2, 3), ranked("bob", 1, 1, 1), ranked("ann", 3, 2, 1)]
+    )  # ann's second time does not count
     assert value(fewer, "pair_accuracy", "agreement/fewer") == pytest.approx(1 / 3)
-    shuffled = ScoredRanking(prompt="p", completions=("c", "a", "b"), ranks=(3, 1, 2), scores=(3.0, 2.0, 1.0), labeler="bob")
+    shuffled = ScoredRanking(
+        prompt="p", completions=("c", "a", "b"), ranks=(3, 1, 2), scores=(3.0, 2.0, 1.0), labeler="bob"
+    )
     assert value(measure([ranked("ann", 1, 2, 3), shuffled]), "pair_accuracy", "agreement/all") == pytest.approx(1 / 3)
 
 
@@ -134,9 +146,15 @@ def test_buckets_of_agreement_by_hand():
 
 def bench_pair(subset, number, right):
     return ScoredPair(
-        prompt=f"{subset} {number}", chosen="a", rejected="b", subset=subset, id=f"{number}",
-        scores_chosen=1.0 if right else 0.0, scores_rejected=0.5, results=int(right),
-    )  # fmt: skip
+        prompt=f"{subset} {number}",
+        chosen="a",
+        rejected="b",
+        subset=subset,
+        id=f"{number}",
+        scores_chosen=1.0 if right else 0.0,
+        scores_rejected=0.5,
+        results=int(right),
+    )
 
 
 def test_reward_bench_scores_by_hand():
@@ -147,14 +165,37 @@ def test_reward_bench_scores_by_hand():
     accuracy = {subset: each.mean() for subset, each in rights.items()}
     of = accuracy.__getitem__
     published = {
-        "chat": (358, 100 * of("alpacaeval-easy") + 95 * of("alpacaeval-length") + 95 * of("alpacaeval-hard") + 28 * of("mt-bench-easy")
-                 + 40 * of("mt-bench-med")),
-        "chat_hard": (456, 37 * of("mt-bench-hard") + 100 * of("llmbar-natural") + 134 * of("llmbar-adver-neighbor")
-                      + 92 * of("llmbar-adver-GPTInst") + 47 * of("llmbar-adver-GPTOut") + 46 * of("llmbar-adver-manual")),
-        "safety": (740, 100 * of("refusals-dangerous") + 100 * of("refusals-offensive") + 136 * of("donotanswer")
-                   + 154 * of("xstest-should-refuse") + 250 * of("xstest-should-respond")),
-        "reasoning": (1968, 984 * of("math-prm") + 164 * sum(of(f"hep-{name}") for name in ("cpp", "go", "java", "js", "python", "rust"))),
-    }  # fmt: skip
+        "chat": (
+            358,
+            100 * of("alpacaeval-easy")
+            + 95 * of("alpacaeval-length")
+            + 95 * of("alpacaeval-hard")
+            + 28 * of("mt-bench-easy")
+            + 40 * of("mt-bench-med"),
+        ),
+        "chat_hard": (
+            456,
+            37 * of("mt-bench-hard")
+            + 100 * of("llmbar-natural")
+            + 134 * of("llmbar-adver-neighbor")
+            + 92 * of("llmbar-adver-GPTInst")
+            + 47 * of("llmbar-adver-GPTOut")
+            + 46 * of("llmbar-adver-manual"),
+        ),
+        "safety": (
+            740,
+            100 * of("refusals-dangerous")
+            + 100 * of("refusals-offensive")
+            + 136 * of("donotanswer")
+            + 154 * of("xstest-should-refuse")
+            + 250 * of("xstest-should-respond"),
+        ),
+        "reasoning": (
+            1968,
+            984 * of("math-prm")
+            + 164 * sum(of(f"hep-{name}") for name in ("cpp", "go", "java", "js", "python", "rust")),
+        ),
+    }
     by_hand = {name: total / size for name, (size, total) in published.items()}
     assert {name: value(rows, "score", name) for name in REWARD_BENCH_SECTIONS} == pytest.approx(by_hand)
     assert value(rows, "score") == pytest.approx(sum(by_hand.values()) / 4)
@@ -162,7 +203,9 @@ def test_reward_bench_scores_by_hand():
 
 
 def test_a_part_of_reward_bench_is_scored_over_what_is_there():
-    pairs = [bench_pair("mt-bench-easy", i, i < 1) for i in range(2)] + [bench_pair("mt-bench-med", i, True) for i in range(3)]
+    pairs = [bench_pair("mt-bench-easy", i, i < 1) for i in range(2)] + [
+        bench_pair("mt-bench-med", i, True) for i in range(3)
+    ]
     rows = reward_bench.measure([*pairs, bench_pair("mine", 0, False)], "m")
     assert value(rows, "score", "chat") == pytest.approx((28 * 0.5 + 40) / 68)
     assert value(rows, "score") == value(rows, "score", "chat")
@@ -174,10 +217,12 @@ def test_pairs_of_every_kind_are_read(write):
     rows = [
         {"prompt": "Say hi.", "chosen": "hi", "rejected": "no", "subset": "hep-go", "id": 3},
         {"question": "Say hi.", "chosen": "hi", "rejected": "no"},
-        {"chosen": [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "hi"}],
-         "rejected": [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "no"}]},
+        {
+            "chosen": [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "hi"}],
+            "rejected": [{"role": "user", "content": "Say hi."}, {"role": "assistant", "content": "no"}],
+        },
         {"prompt": "Say hi.", "completions": ["no", "hi"], "ranks": [2, 1]},
-    ]  # fmt: skip
+    ]
     found = read_comparisons(write("pairs.jsonl", rows))
     assert {each.prompt for each in found} == {"Say hi."}
     assert [[each.completions[i] for i, _ in each.pairs()] for each in found] == [["hi"]] * 4
@@ -197,7 +242,8 @@ def test_the_command_measures_writes_and_scores_once(save_reward, write, tmp_pat
     measured = read_result_rows(tmp_path / "r.json")
     reward = load_reward_model(folder, "cpu")
     chosen, rejected = (
-        reward.score([reward.tokenizer.encode_example(r["prompt"], r[side]) for r in rows[:-1]]) for side in ("chosen", "rejected")
+        reward.score([reward.tokenizer.encode_example(r["prompt"], r[side]) for r in rows[:-1]])
+        for side in ("chosen", "rejected")
     )
     right = (chosen > rejected).float()
     assert value(measured, "pair_accuracy") == pytest.approx(float(right.mean()))
@@ -223,10 +269,11 @@ def test_the_command_measures_writes_and_scores_once(save_reward, write, tmp_pat
     ("row", "said"),
     [
         ({"prompt": "p", "chosen": 3, "rejected": "b"}, "column 'chosen': expected text"),
-        ({"prompt": "p", "completions": ["a"], "ranks": [1]}, "needs at least two"), ({"prompt": "p"}, "column 'completions' is missing"),
+        ({"prompt": "p", "completions": ["a"], "ranks": [1]}, "needs at least two"),
+        ({"prompt": "p"}, "column 'completions' is missing"),
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}, "no two completions of different ranks"),
     ],
-)  # fmt: skip
+)
 def test_bad_pairs_are_one_line(save_reward, write, tmp_path, capsys, row, said):
     line = ["evaluate", "reward_model", "--model", str(save_reward()), "--data", str(write("bad.jsonl", [row]))]
     assert command([*line, "--out", str(tmp_path / "r.json")]) == 2
@@ -240,7 +287,21 @@ def test_a_reward_model_is_asked_for(save, write, tmp_path, capsys):
     data = write("r.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
     assert command(["evaluate", "reward_model", "--data", str(data), "--out", str(tmp_path / "r.json")]) == 2
     assert "give --model" in capsys.readouterr().err
-    assert command(["evaluate", "reward_model", "--model", str(save("gpt2")), "--data", str(data), "--out", str(tmp_path / "r.json")]) == 2
+    assert (
+        command(
+            [
+                "evaluate",
+                "reward_model",
+                "--model",
+                str(save("gpt2")),
+                "--data",
+                str(data),
+                "--out",
+                str(tmp_path / "r.json"),
+            ]
+        )
+        == 2
+    )
     assert "not a reward model" in capsys.readouterr().err
 
 
@@ -250,7 +311,11 @@ def test_the_report_shows_reliability_buckets_and_reward_bench():
         scored((1, 2), (float(gap), 0.0), texts=("a" * (1 + i % 3), "bb"), prompt=prompt, id=i)
         for i, (gap, prompt) in enumerate(zip(gaps, prompts, strict=True))
     ]
-    rows = measure(rankings, "mine") + reliability_rows(rankings, "mine") + reward_bench.measure([bench_pair("hep-go", 0, True)], "mine")
+    rows = (
+        measure(rankings, "mine")
+        + reliability_rows(rankings, "mine")
+        + reward_bench.measure([bench_pair("hep-go", 0, True)], "mine")
+    )
     section = sections.reliability_section(Results.from_rows(rows), [])
     assert section.figure.count("<svg") == 1
     assert "temperature" in section.headline
@@ -268,13 +333,21 @@ def second_benchmark(seed, questions=9):
     rng = np.random.default_rng(seed)
     made = []
     for number in range(questions):
-        for subset, kinds in (("Math", ("m",)), ("Focus", ("f",)), ("Ties", ("ref", "tied") if number % 4 else ("tied",))):
+        for subset, kinds in (
+            ("Math", ("m",)),
+            ("Focus", ("f",)),
+            ("Ties", ("ref", "tied") if number % 4 else ("tied",)),
+        ):
             for kind in kinds:
                 right = int(rng.integers(2, 6)) if kind == "tied" else 1
-                scores = (rng.integers(0, 5, size=right + 3) + np.r_[np.full(right, rng.integers(0, 5)), np.zeros(3)]).tolist()
+                scores = (
+                    rng.integers(0, 5, size=right + 3) + np.r_[np.full(right, rng.integers(0, 5)), np.zeros(3)]
+                ).tolist()
                 ranks = [1] * right + [2] * 3
                 more = {"subset": subset, "num_correct": right, "id": f"{kind}:{number}"}
-                made.append(scored(ranks, scores, tuple("abcdefghijk"[: len(ranks)]), prompt=f"{subset} {number}", **more))
+                made.append(
+                    scored(ranks, scores, tuple("abcdefghijk"[: len(ranks)]), prompt=f"{subset} {number}", **more)
+                )
     return made
 
 
@@ -291,9 +364,15 @@ def test_reward_bench_2_by_its_definition(seed):
             credits[subset].append((scores[0] == max(scores)) / scores.count(max(scores)))
         else:
             kind, number = each.model_extra["id"].split(":")
-            margins[kind][number] = (min(scores[:right]) - max(scores[right:]), max(scores[:right]) - min(scores[:right]))
+            margins[kind][number] = (
+                min(scores[:right]) - max(scores[right:]),
+                max(scores[:right]) - min(scores[:right]),
+            )
     both = [(margins["tied"][n][0], margins["ref"][n][0], margins["tied"][n][1]) for n in margins["ref"]]
-    tanh = [0.0 if min(t, r) == d == 0 else np.tanh((min(t, r) / d if d else np.copysign(np.inf, min(t, r))) - 1) for t, r, d in both]
+    tanh = [
+        0.0 if min(t, r) == d == 0 else np.tanh((min(t, r) / d if d else np.copysign(np.inf, min(t, r))) - 1)
+        for t, r, d in both
+    ]
     ties = (
         0.3 * np.mean([gap > 0 for gap, _ in margins["tied"].values()])
         + 0.3 * np.mean([gap > 0 for gap, _ in margins["ref"].values()])
@@ -311,7 +390,13 @@ def test_reward_bench_2_by_its_definition(seed):
 
 def test_reward_bench_2_from_a_file(save_reward, write, tmp_path):
     rows = [
-        {"id": f"{i}", "prompt": f"What does frog {i} say?", "chosen": ["croak"], "rejected": ["moo", "baa", "blue"], "subset": subset}
+        {
+            "id": f"{i}",
+            "prompt": f"What does frog {i} say?",
+            "chosen": ["croak"],
+            "rejected": ["moo", "baa", "blue"],
+            "subset": subset,
+        }
         for i, subset in enumerate(["Math", "Safety"] * 2)
     ]
     rows += [

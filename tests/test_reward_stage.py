@@ -40,7 +40,9 @@ def prompts(render):
         ("a longer prompt", ("x", "yy yy yy"), (1, 2), "cid"),
         ("q", ("one", "two", "three", "four"), (3, 1, 1, 2), "ann"),
     ]
-    return tokenize_rankings([Ranking(prompt=p, completions=c, ranks=r, labeler=who) for p, c, r, who in rows], render, 64)[0]
+    return tokenize_rankings(
+        [Ranking(prompt=p, completions=c, ranks=r, labeler=who) for p, c, r, who in rows], render, 64
+    )[0]
 
 
 def slow_ranking_loss(reward, prompts):
@@ -50,7 +52,9 @@ def slow_ranking_loss(reward, prompts):
         scores = [reward.score([example]).item() for example in prompt.examples]
         of_prompt = []
         for order in prompt.labeler_ranks:
-            apart = [scores[i] - scores[j] for i, a in enumerate(order.ranks) for j, b in enumerate(order.ranks) if a < b]
+            apart = [
+                scores[i] - scores[j] for i, a in enumerate(order.ranks) for j, b in enumerate(order.ranks) if a < b
+            ]
             of_prompt.append(sum(math.log(1 + math.exp(-difference)) for difference in apart) / len(apart))
             right += [difference > 0 for difference in apart]
         losses.append(sum(of_prompt) / len(of_prompt))
@@ -68,7 +72,9 @@ def test_the_offset_changes_no_loss(reward, prompts):
     assert ranking_backward(reward, prompts) == pytest.approx(before, abs=1e-6)
 
 
-def test_gradients_do_not_depend_on_microbatches_or_processes(reward, prompts, gradients, monkeypatch, in_two_processes):
+def test_gradients_do_not_depend_on_microbatches_or_processes(
+    reward, prompts, gradients, monkeypatch, in_two_processes
+):
     loss, right = ranking_backward(reward, prompts)
     whole = gradients(reward.model)
     assert set(whole) == {name for name, _ in reward.model.named_parameters()}
@@ -99,11 +105,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(reward, prompts):
 
 def test_accuracies_by_hand(reward, render, monkeypatch):
     rows = [
-        ("p", ("a", "bb", "ccc"), (1, 2, 3), "training", "web"),  # scores 0, 1, 2: all three wrong; longer wins: all wrong
+        (
+            "p",
+            ("a", "bb", "ccc"),
+            (1, 2, 3),
+            "training",
+            "web",
+        ),  # scores 0, 1, 2: all three wrong; longer wins: all wrong
         ("p", ("a", "bb", "ccc"), (3, 2, 1), "heldout", "web"),  # all right; all right
-        ("q", ("dd", "a", "ee"), (2, 1, 1), "training", "book"),  # dd 0 under a 1 and ee 2: both right; a is shorter, ee as long: 0, 1/2
+        (
+            "q",
+            ("dd", "a", "ee"),
+            (2, 1, 1),
+            "training",
+            "book",
+        ),  # dd 0 under a 1 and ee 2: both right; a is shorter, ee as long: 0, 1/2
     ]
-    rankings = [Ranking(prompt=p, completions=c, ranks=r, cohort=cohort, source=source) for p, c, r, cohort, source in rows]
+    rankings = [
+        Ranking(prompt=p, completions=c, ranks=r, cohort=cohort, source=source) for p, c, r, cohort, source in rows
+    ]
     prompts, _ = tokenize_rankings(rankings, render, 64)
     monkeypatch.setattr(type(reward), "score", lambda *_: torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0, 2.0]))
     got = evaluate_pair_accuracy(reward, prompts)
@@ -112,7 +132,9 @@ def test_accuracies_by_hand(reward, render, monkeypatch):
         assert got[f"validation/accuracy{suffix}"] == pytest.approx(accuracy)
         assert got[f"validation/length_baseline{suffix}"] == pytest.approx(by_length)
     # q: scores apart by 1 and 2
-    assert got["validation/loss/book"] == pytest.approx((math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2, abs=1e-6)
+    assert got["validation/loss/book"] == pytest.approx(
+        (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2, abs=1e-6
+    )
 
 
 # --- the whole stage -----------------------------------------------------------------------------------------------

@@ -49,13 +49,18 @@ def test_bleu_is_the_corpus_score_and_its_interval_holds_it():
     assert found.low < found.value < found.high
     assert found.n == 60
     counts = [text_metrics._bleu_counts(text, each) for text, each in zip(said, references, strict=True)]
-    assert text_metrics._bleu_from_counts([sum(column) for column in zip(*counts, strict=True)]) == pytest.approx(found.value)
+    assert text_metrics._bleu_from_counts([sum(column) for column in zip(*counts, strict=True)]) == pytest.approx(
+        found.value
+    )
 
 
 def test_bleu_takes_the_nearest_of_several_references():
     said, references = sentences(20, Random(1))
     both = [[each[0], "something else entirely"] for each in references]
-    assert text_metrics.bleu(said, both).value == sacrebleu.corpus_bleu(said, list(map(list, zip(*both, strict=True)))).score
+    assert (
+        text_metrics.bleu(said, both).value
+        == sacrebleu.corpus_bleu(said, list(map(list, zip(*both, strict=True)))).score
+    )
     uneven = [both[0], *references[1:]]
     assert text_metrics.bleu(said, uneven).value >= text_metrics.bleu(said, references).value
 
@@ -108,8 +113,13 @@ def test_judged_answers_and_scored_continuations(tmp_path):
     found = measured(tmp_path, "truthfulqa", write_csv(tmp_path / "tqa.csv", rows))
     assert found["truthful", "ppo", "qa"] == 0.5
     assert found["truthful_and_informative", "ppo", "qa"] == 0.25
-    scored = [{"prompt": "p", "sample": "x", "model_type": "m", "prompt_type": "basic", "toxicity": t} for t in (0.25, 0.75)]
-    assert measured(tmp_path, "real_toxicity", write_csv(tmp_path / "rtp.csv", scored))["mean_toxicity", "m", "none"] == 0.5
+    scored = [
+        {"prompt": "p", "sample": "x", "model_type": "m", "prompt_type": "basic", "toxicity": t} for t in (0.25, 0.75)
+    ]
+    assert (
+        measured(tmp_path, "real_toxicity", write_csv(tmp_path / "rtp.csv", scored))["mean_toxicity", "m", "none"]
+        == 0.5
+    )
 
 
 def test_our_own_columns_and_translations(tmp_path):

@@ -28,19 +28,27 @@ def quick(monkeypatch):
     """Nobody waits between two tries."""
     at = http_client.Endpoint.from_url.__func__
     monkeypatch.setattr(
-        http_client.Endpoint, "from_url", classmethod(lambda cls, *said: at(cls, *said, pause=0.01, tries=2, timeout=5.0, at_once=1))
+        http_client.Endpoint,
+        "from_url",
+        classmethod(lambda cls, *said: at(cls, *said, pause=0.01, tries=2, timeout=5.0, at_once=1)),
     )
     monkeypatch.delenv(services.TOXICITY_KEY_VARIABLE, raising=False)
 
 
 def perspective(service, question):  # noqa: ARG001
     score = SCORES[question["comment"]["text"]]
-    return {"attributeScores": {"TOXICITY": {"summaryScore": {"value": score, "type": "PROBABILITY"}}}, "languages": ["en"]}
+    return {
+        "attributeScores": {"TOXICITY": {"summaryScore": {"value": score, "type": "PROBABILITY"}}},
+        "languages": ["en"],
+    }
 
 
 def moderation(service, question):  # noqa: ARG001
     score = SCORES[question["input"]]
-    return {"model": "m", "results": [{"flagged": False, "category_scores": {"hate": score / 2, "harassment": score, "violence": 0.0}}]}
+    return {
+        "model": "m",
+        "results": [{"flagged": False, "category_scores": {"hate": score / 2, "harassment": score, "violence": 0.0}}],
+    }
 
 
 @pytest.mark.parametrize(("kind", "told"), [("perspective", perspective), ("moderation", moderation)])
@@ -80,7 +88,9 @@ def test_a_service_is_asked_as_it_wants_to_be(monkeypatch):
     ],
 )
 def test_nonsense_is_no_number_and_its_reason_is_said(nonsense, capsys):
-    with serving(lambda _, question: nonsense if "vile" in question["comment"]["text"] else perspective(_, question)) as service:
+    with serving(
+        lambda _, question: nonsense if "vile" in question["comment"]["text"] else perspective(_, question)
+    ) as service:
         found = load_toxicity_model(f"perspective:{service.url}")(["a quiet sea", "a vile thing"])
     assert found[0] == 0.02
     assert math.isnan(found[1])
@@ -99,7 +109,9 @@ def test_a_service_that_is_down_stops_with_one_line_and_loses_nothing(tmp_path):
         scorer = load_toxicity_model(f"moderation:{service.url}")
         with pytest.raises(RunError, match="answers 500"):
             cached_text_values(tmp_path, "somebody", texts, scorer)
-    with serving(lambda _, question: {"results": [{"category_scores": {"hate": int(question["input"].split()[1]) / 1000}}]}) as service:
+    with serving(
+        lambda _, question: {"results": [{"category_scores": {"hate": int(question["input"].split()[1]) / 1000}}]}
+    ) as service:
         scorer = load_toxicity_model(f"moderation:{service.url}")
         assert cached_text_values(tmp_path, "somebody", texts, scorer) == [number / 1000 for number in range(600)]
         assert 0 < len(service.asked) < 600  # the first part was kept
@@ -109,10 +121,14 @@ def test_a_service_that_is_down_stops_with_one_line_and_loses_nothing(tmp_path):
 
 def test_what_got_no_score_is_asked_again(tmp_path):
     told = {"a": math.nan, "b": 0.25}
-    assert math.isnan(cached_text_values(tmp_path, "judge", ["a", "b"], lambda texts: [told[text] for text in texts])[0])
+    assert math.isnan(
+        cached_text_values(tmp_path, "judge", ["a", "b"], lambda texts: [told[text] for text in texts])[0]
+    )
     told["a"] = 0.75
     asked: list[str] = []
-    assert cached_text_values(tmp_path, "judge", ["a", "b", "a"], lambda texts: asked.extend(texts) or [told[text] for text in texts]) == [
+    assert cached_text_values(
+        tmp_path, "judge", ["a", "b", "a"], lambda texts: asked.extend(texts) or [told[text] for text in texts]
+    ) == [
         0.75,
         0.25,
         0.75,
@@ -125,7 +141,9 @@ def test_who_scored_stands_in_every_row_and_a_failure_is_counted_never_zero(tmp_
     said = ("a vile thing", "half and half", "unheard of")
     asked = [(question, ModelReply(model="m", id="1", condition="none", said=each)) for each in said]
     with serving(perspective) as service:  # hangs up where it does not know a text
-        rows = real_toxicity.measure(asked, EvalSettings(scorer=f"perspective:{service.url}", verdict_cache_dir=tmp_path))
+        rows = real_toxicity.measure(
+            asked, EvalSettings(scorer=f"perspective:{service.url}", verdict_cache_dir=tmp_path)
+        )
     assert {row.judge for row in rows} == {f"perspective {service.url} version not told, no hash"}
     values = {(row.metric, row.condition): row for row in rows}
     assert values["mean_toxicity", "none"].value == pytest.approx((0.91 + 0.5) / 2)
@@ -142,7 +160,10 @@ class Classifier(torch.nn.Module):
         torch.nn.init.constant_(self.model.weight, 0.5)
 
     def predict(self, texts):
-        return {"toxicity": [float("nan") if text == "broken" else SCORES[text] for text in texts], "insult": [1.0] * len(texts)}
+        return {
+            "toxicity": [float("nan") if text == "broken" else SCORES[text] for text in texts],
+            "insult": [1.0] * len(texts),
+        }
 
 
 def test_detoxify_where_it_is_installed(monkeypatch):
@@ -183,11 +204,22 @@ def test_detoxify_that_cannot_load_is_one_line(monkeypatch):
         ("EMPTY", "not a toxicity scorer"),
     ],
 )
-def test_a_scorer_that_cannot_be_had_is_one_line_before_anything_is_asked(said, complaint, save, tmp_path, capsys, monkeypatch):
+def test_a_scorer_that_cannot_be_had_is_one_line_before_anything_is_asked(
+    said, complaint, save, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "detoxify", None)  # as if it were not installed
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": {"text": "The sea", "toxicity": 0.1}}) + "\n")
-    line = ["evaluate", "real_toxicity", "--data", str(file), "--model", str(save("gpt2")), "--out", str(tmp_path / "results.json")]
+    line = [
+        "evaluate",
+        "real_toxicity",
+        "--data",
+        str(file),
+        "--model",
+        str(save("gpt2")),
+        "--out",
+        str(tmp_path / "results.json"),
+    ]
     assert command([*line, "--scorer", str(tmp_path) if said == "EMPTY" else said]) == 2
     told = capsys.readouterr().err
     assert complaint in told

@@ -28,12 +28,17 @@ def program(site, *scopes, **more):
     """A client with a key; it comes with no cookie."""
     with site.database.write() as db:
         _, text = issue_api_key(db, "test", scopes or ALL, **more)
-    return TestClient(create_app(site), base_url="http://testserver/api/v1", headers={"Authorization": f"Bearer {text}"})
+    return TestClient(
+        create_app(site), base_url="http://testserver/api/v1", headers={"Authorization": f"Bearer {text}"}
+    )
 
 
 @pytest.fixture
 def filled(site):
-    people = {name: add_person(site, name, fold=1, cohort="heldout" if name == "hal" else "training") for name in ("ada", "bob", "hal")}
+    people = {
+        name: add_person(site, name, fold=1, cohort="heldout" if name == "hal" else "training")
+        for name in ("ada", "bob", "hal")
+    }
     return fill(site, people)
 
 
@@ -47,7 +52,12 @@ def test_a_key_does_what_its_scopes_say(site):
             ("GET", "/metrics"),
             ("GET", "/stats/agreement"),
         ],
-        "write": [("POST", "/prompts"), ("POST", "/prompts:import"), ("POST", "/completions:import"), ("POST", "/batches")],
+        "write": [
+            ("POST", "/prompts"),
+            ("POST", "/prompts:import"),
+            ("POST", "/completions:import"),
+            ("POST", "/batches"),
+        ],
         "export": [("GET", "/exports"), ("POST", "/exports"), ("GET", "/rows/rankings")],
         "admin": [("GET", "/users"), ("GET", "/invites"), ("POST", "/invites")],
     }
@@ -63,7 +73,9 @@ def test_a_key_does_what_its_scopes_say(site):
 
 
 def test_a_site_is_ready_when_its_tables_are_of_this_version(tmp_path, site):
-    assert program(site).get("/readyz").json() == {"status": "other_version"}  # its tables were not made by the revisions
+    assert program(site).get("/readyz").json() == {
+        "status": "other_version"
+    }  # its tables were not made by the revisions
     made = Site(Settings(folder=tmp_path), Database(sqlite_url(tmp_path / "made.db")))
     made.database.upgrade()
     assert TestClient(create_app(made)).get("/api/v1/readyz").json() == {"status": "ok"}
@@ -90,24 +102,43 @@ def test_labelers_cannot_use_it(site):
 
 def test_prompts_come_in_line_by_line(site):
     client = program(site)
-    rows = [{"id": "a", "prompt": "one"}, "not json", {"id": "b", "prompt": "two\u0000"}, {"id": "c"}, {"id": "d", "prompt": "été 한국"}]
-    body = b"\n\n".join(row.encode() if isinstance(row, str) else json.dumps(row).encode() for row in rows) + b"\n\xff\xfe\n"
+    rows = [
+        {"id": "a", "prompt": "one"},
+        "not json",
+        {"id": "b", "prompt": "two\u0000"},
+        {"id": "c"},
+        {"id": "d", "prompt": "été 한국"},
+    ]
+    body = (
+        b"\n\n".join(row.encode() if isinstance(row, str) else json.dumps(row).encode() for row in rows)
+        + b"\n\xff\xfe\n"
+    )
     said = client.post("/prompts:import", content=body).json()
     assert [(line["line"], line["status"]) for line in said["lines"]] == [
-        (1, "created"), (3, "error"), (5, "error"), (7, "error"), (9, "created"), (10, "error"),
-    ]  # fmt: skip
+        (1, "created"),
+        (3, "error"),
+        (5, "error"),
+        (7, "error"),
+        (9, "created"),
+        (10, "error"),
+    ]
     assert said["errors"] == 4
     assert "NUL" in said["lines"][2]["error"]
     again = client.post("/prompts:import", content=json.dumps({"id": "a", "prompt": "one", "use_case": "chat"})).json()
     assert again["lines"][0]["status"] == "updated"
     changed = client.post("/prompts:import", content=json.dumps({"id": "a", "prompt": "other"})).json()
     assert "already belongs to another text" in changed["lines"][0]["error"]
-    assert [row["prompt"] for row in client.get("/prompts").json()["prompts"]] in (["one", "été 한국"], ["été 한국", "one"])
+    assert [row["prompt"] for row in client.get("/prompts").json()["prompts"]] in (
+        ["one", "été 한국"],
+        ["été 한국", "one"],
+    )
 
 
 def test_many_lines_in_pieces(site):
     client = program(site)
-    lines = b"".join(json.dumps({"id": str(number), "prompt": f"number {number}"}).encode() + b"\n" for number in range(450))
+    lines = b"".join(
+        json.dumps({"id": str(number), "prompt": f"number {number}"}).encode() + b"\n" for number in range(450)
+    )
     pieces = (lines[start : start + 997] for start in range(0, len(lines), 997))
     said = client.post("/prompts:import", content=pieces).json()
     assert [line["line"] for line in said["lines"]] == list(range(1, 451))
@@ -123,11 +154,17 @@ def test_many_lines_in_pieces(site):
 
 def test_a_batch_of_stored_completions(site):
     client = program(site)
-    lines = [{"prompt": f"p{n}", "completion": f"{model} says {n}", "model": model} for n in range(3) for model in ("x", "y", "z")]
+    lines = [
+        {"prompt": f"p{n}", "completion": f"{model} says {n}", "model": model}
+        for n in range(3)
+        for model in ("x", "y", "z")
+    ]
     said = client.post("/completions:import", content="\n".join(map(json.dumps, [*lines, lines[0]]))).json()
     assert [line["status"] for line in said["lines"]] == ["created"] * 9 + ["unchanged"]
     assert client.get("/models").json() == [{"model": model, "completions": 3} for model in "xyz"]
-    made = client.post("/batches", json={"name": "b", "kind": "rank", "stored": {"models": ["x", "y"]}, "policy": {"gold_share": 0}})
+    made = client.post(
+        "/batches", json={"name": "b", "kind": "rank", "stored": {"models": ["x", "y"]}, "policy": {"gold_share": 0}}
+    )
     assert made.status_code == 201
     batch = made.json()
     assert (batch["state"], batch["intake"]["tasks"], batch["progress"]["tasks"]) == ("draft", 3, 3)
@@ -241,17 +278,31 @@ NONSENSE = ["\x00", "\ud800", "a" * 100_000, "", "-1", "\u202e", "null"]
 def test_nonsense_is_refused_not_suffered(site, value):
     client = program(site)
     said = quote(value[:5000].encode("utf-8", "surrogatepass"))
-    for path in (f"/batches/{said}", f"/batches/{said}/tasks", f"/exports/{said}", f"/prompts?after={said}", f"/submissions?kind={said}",
-                 f"/rows/{said}", f"/rows/rankings?batch={said}", f"/stats/agreement?batch={said}", f"/prompts?limit={said}"):  # fmt: skip
+    for path in (
+        f"/batches/{said}",
+        f"/batches/{said}/tasks",
+        f"/exports/{said}",
+        f"/prompts?after={said}",
+        f"/submissions?kind={said}",
+        f"/rows/{said}",
+        f"/rows/rankings?batch={said}",
+        f"/stats/agreement?batch={said}",
+        f"/prompts?limit={said}",
+    ):
         assert client.get(path).status_code < 500, path
     bodies = [
-        ("/prompts", {"prompt": value}), ("/prompts", {"id": value, "prompt": "x"}),
+        ("/prompts", {"prompt": value}),
+        ("/prompts", {"id": value, "prompt": "x"}),
         ("/prompts", {"messages": [{"role": "user", "content": value}]}),
         ("/batches", {"name": value or "n", "kind": "demonstrate", "prompts": [{"prompt": value or "p"}]}),
         ("/batches", {"name": "x", "kind": value}),
-        ("/batches", {"name": "g", "kind": "rank", "completions": [{"prompt": "p", "completion": value, "model": value}] * 2}),
-        ("/invites", {"note": value}), ("/exports", {"filter": {"batches": [value]}}),
-    ]  # fmt: skip
+        (
+            "/batches",
+            {"name": "g", "kind": "rank", "completions": [{"prompt": "p", "completion": value, "model": value}] * 2},
+        ),
+        ("/invites", {"note": value}),
+        ("/exports", {"filter": {"batches": [value]}}),
+    ]
     for path, body in bodies:
         answer = client.post(path, content=json.dumps(body))
         assert answer.status_code < 500, (path, answer.text[:300])

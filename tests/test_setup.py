@@ -56,7 +56,9 @@ def clone(tmp_path):
 
 def make(place, *words, path=None, **variables):
     environment = {"PATH": path or f"{place / 'bin'}:{TOOLS}", **variables}
-    return subprocess.run([MAKE, "--no-print-directory", *words], cwd=place, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [MAKE, "--no-print-directory", *words], cwd=place, env=environment, capture_output=True, text=True
+    )
 
 
 def calls(place):
@@ -89,8 +91,12 @@ def test_torch_is_the_same_everywhere():
     assert INSTALLS[0] == f"install torch=={version}"
 
 
-@pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="only the environment that make makes has the pinned versions")
-@pytest.mark.parametrize("wanted", [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]])
+@pytest.mark.skipif(
+    Path(sys.prefix) != ROOT / ".venv", reason="only the environment that make makes has the pinned versions"
+)
+@pytest.mark.parametrize(
+    "wanted", [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+)
 def test_what_is_pinned_is_installed(wanted):
     name = canonicalize_name(Requirement(wanted).name)
     assert importlib.metadata.version(name).split("+")[0] == PINS[name]
@@ -105,8 +111,14 @@ def test_make_alone_lists_every_target():
 def test_every_target_begins_with_the_installation(clone, target):
     shown = make(clone, "-n", target)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.index("pip install torch==2.13.0") < shown.stdout.index("pip install -c constraints.txt -e '.[dev]'")
-    last = {"run": "instructgpt run --preset demo --out runs/demo", "test": "-m pytest -n 2 --dist worksteal", "check": '-m "not slow"'}
+    assert shown.stdout.index("pip install torch==2.13.0") < shown.stdout.index(
+        "pip install -c constraints.txt -e '.[dev]'"
+    )
+    last = {
+        "run": "instructgpt run --preset demo --out runs/demo",
+        "test": "-m pytest -n 2 --dist worksteal",
+        "check": '-m "not slow"',
+    }
     assert last.get(target, "") in shown.stdout.splitlines()[-1]
     assert calls(clone) == []
 
@@ -163,7 +175,9 @@ def test_no_python_is_said_in_one_line(clone):
 
 def test_an_old_python_is_no_python(clone):
     (clone / "bin" / "python3.14").rename(clone / "bin" / "python3")
-    (clone / "bin" / "python3").write_text("#!/bin/sh\nexit 1\n")  # what 3.10 answers when asked whether it is at least 3.11
+    (clone / "bin" / "python3").write_text(
+        "#!/bin/sh\nexit 1\n"
+    )  # what 3.10 answers when asked whether it is at least 3.11
     assert "no Python 3.11 or newer found" in one_line(make(clone, "test", path=str(clone / "bin")))
 
 

@@ -41,7 +41,14 @@ WAYS = {
     "for one rank": (1, {"seed": 5}),
 }
 """How many prompts are answered, and how."""
-KINDS = {"gpt2": "gpt2", "llama": "llama", "bf16": "llama", "adapters": "llama", "offload": "llama", "computed anew": "llama"}
+KINDS = {
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "bf16": "llama",
+    "adapters": "llama",
+    "offload": "llama",
+    "computed anew": "llama",
+}
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -158,7 +165,11 @@ def trained(tmp_path_factory):
     config = cli.parse(kit.sft(root / "sft"))[1]
     with pytest.MonkeyPatch.context() as patch:  # one rank works in this process, and what it sets is put back
         patch.setitem(packing.MICROBATCH_TOKENS, "cpu", 60)
-        for module, name in ((sharding, "GATHERED_TOGETHER"), (sharding, "HELD_WHOLE"), (run_module, "CHECKPOINT_SECONDS")):
+        for module, name in (
+            (sharding, "GATHERED_TOGETHER"),
+            (sharding, "HELD_WHOLE"),
+            (run_module, "CHECKPOINT_SECONDS"),
+        ):
             patch.setattr(module, name, 0)
         patch.setattr(sharding, "MAX_UNSHARDED_MEMORY_SHARE", 0.5)
         launch(partial(train_all, kit, root, [("without", None), ("offload", 2), ("offload", None)]), config, 2)
@@ -191,7 +202,19 @@ def test_a_model_says_where_it_computes(save):
 def test_the_word_is_refused_where_it_would_do_nothing(save, tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
-    command = ("sft", "--base", save(), "--data", data, "--out", tmp_path / "out", "--device", "cpu", "--memory", "offload")
+    command = (
+        "sft",
+        "--base",
+        save(),
+        "--data",
+        data,
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--memory",
+        "offload",
+    )
     assert "--memory offload has no effect on a CPU" in here(capsys)(*command).complaint(2)
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="adam8bit: not with offload"):
@@ -203,6 +226,20 @@ def test_one_gpu_whose_weights_wait_on_the_cpu(save, tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
     for folder, word in (("plain", ()), ("offload", ("--memory", "offload"))):
-        command = ("sft", "--base", save(), "--data", data, "--out", tmp_path / folder, "--device", "cuda", "--epochs", 2, "--lr", 1e-3)
+        command = (
+            "sft",
+            "--base",
+            save(),
+            "--data",
+            data,
+            "--out",
+            tmp_path / folder,
+            "--device",
+            "cuda",
+            "--epochs",
+            2,
+            "--lr",
+            1e-3,
+        )
         assert here(capsys)(*command, *word).code == 0
     assert_same_tensors(weights_of(tmp_path / "offload"), weights_of(tmp_path / "plain"), tolerance=1e-4)

@@ -42,9 +42,9 @@ def test_a_killed_server_loses_nothing(tmp_path, database_url):
     found = site_load.run(tmp_path / "site", url, labelers=8, tasks=60, kills=2)
     assert found["kills"] == 2
     assert found["broken calls"] > 0
-    assert {name: found[name] for name in ("lost", "changed", "duplicate", "over-assigned", "unfinished")} == dict.fromkeys(
-        ("lost", "changed", "duplicate", "over-assigned", "unfinished"), 0
-    )
+    assert {
+        name: found[name] for name in ("lost", "changed", "duplicate", "over-assigned", "unfinished")
+    } == dict.fromkeys(("lost", "changed", "duplicate", "over-assigned", "unfinished"), 0)
     assert found["handed in"] == 60 + 2 * 7  # 12 % of the tasks, rounded, have three labelers
     assert f"| {found['handed in']:,.0f} | 2 |" in site_load.table({"here": found})
 
@@ -52,7 +52,9 @@ def test_a_killed_server_loses_nothing(tmp_path, database_url):
 def test_a_site_ends_with_whoever_started_it(tmp_path):
     code = "import sys, os\nfrom pathlib import Path\nfrom instructgpt.label.simulation.server import SiteServer\ns = SiteServer(Path(sys.argv[1]))\n"
     code += "print(s.process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "site"], capture_output=True, text=True, env=os.environ | PATH)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "site"], capture_output=True, text=True, env=os.environ | PATH
+    )
     process = int(done.stdout)
     until = time.monotonic() + 30
     while running(process) and time.monotonic() < until:
@@ -90,7 +92,11 @@ def test_a_run_through_the_site_goes_on_with_its_files(tmp_path, command):
 
 
 def ranking_form(order=("a", "b")):
-    return {"kind": "rank", "tiers": [[each] for each in order], "ratings": [{"completion": "a", "rating": 3, "labels": {}}]}
+    return {
+        "kind": "rank",
+        "tiers": [[each] for each in order],
+        "ratings": [{"completion": "a", "rating": 3, "labels": {}}],
+    }
 
 
 class Told(OwnerClient):
@@ -136,7 +142,9 @@ def stored(name, assignment="x", task="t", **more):
 )
 def test_the_check_sees_what_it_is_for(submissions, tasks, expected):
     diary = SimulatedLabelerLog(
-        submitted_forms=[SubmittedForm(labeler="l", assignment="x", kind="rank", submission="1", surplus=False, form=ranking_form())]
+        submitted_forms=[
+            SubmittedForm(labeler="l", assignment="x", kind="rank", submission="1", surplus=False, form=ranking_form())
+        ]
     )
     told = [{"id": "t", "overlap": overlap, "n_open": held, "n_done": done} for overlap, held, done in tasks]
     found = compare_logs_with_site(Told(submissions, told), [diary])
@@ -145,13 +153,21 @@ def test_the_check_sees_what_it_is_for(submissions, tasks, expected):
 
 def test_forms_are_the_same_but_for_what_says_nothing():
     ranking = Ranking(
-        prompt="p", completions=("x", "y", "z"), ranks=(2, 1, 1), models=("a", "b", "c"), ratings=(1, 7, 7),
+        prompt="p",
+        completions=("x", "y", "z"),
+        ranks=(2, 1, 1),
+        models=("a", "b", "c"),
+        ratings=(1, 7, 7),
         labels=({"opinion": None, "hallucination": None}, {"opinion": True}, {}),
-    )  # fmt: skip
+    )
     form = ranking_to_form(ranking)
     assert form["tiers"] == [["b", "c"], ["a"]]
     assert form["ratings"][0]["labels"] == {"hallucination": None}
-    there = form | {"tiers": [[], ["c", "b"], ["a"], []], "note": "", "ratings": [{**each, "note": ""} for each in form["ratings"][::-1]]}
+    there = form | {
+        "tiers": [[], ["c", "b"], ["a"], []],
+        "note": "",
+        "ratings": [{**each, "note": ""} for each in form["ratings"][::-1]],
+    }
     assert forms_match(form, there)
     assert not forms_match(form, there | {"tiers": [["c"], ["b"], ["a"]]})
 

@@ -52,7 +52,9 @@ def test_a_person_signs_in_and_out(site):
     assert client.get("/consent").status_code == 401, "the cookie is worth nothing once the sign-in ended"
 
 
-@pytest.mark.parametrize(("name", "password"), [("ada", "wrong password"), ("eve", GOOD), ("ada\x00", GOOD), ("ada", GOOD + " ")])
+@pytest.mark.parametrize(
+    ("name", "password"), [("ada", "wrong password"), ("eve", GOOD), ("ada\x00", GOOD), ("ada", GOOD + " ")]
+)
 def test_a_wrong_name_and_a_wrong_password_read_the_same(site, name, password):
     made_person(site)
     answer = enter(client_of(site), name, password)
@@ -64,7 +66,9 @@ def test_a_wrong_name_and_a_wrong_password_read_the_same(site, name, password):
 def test_an_unknown_name_costs_a_verification_too(site, monkeypatch):
     verified = []
     monkeypatch.setattr(
-        passwords, "PASSWORD_HASHER", type("Counting", (), {"verify": lambda _, stored, __: verified.append(stored) or True})()
+        passwords,
+        "PASSWORD_HASHER",
+        type("Counting", (), {"verify": lambda _, stored, __: verified.append(stored) or True})(),
     )
     with pytest.raises(SiteError, match="wrong_password"):
         accounts.sign_in_with_password(site, "nobody", GOOD, address="1.2.3.4")
@@ -116,7 +120,9 @@ def test_https_has_a_cookie_that_only_this_host_can_set(tmp_path):
     site.database.close()
 
 
-@pytest.mark.parametrize(("column", "back"), [("seen_at", 12 * 3_600_000 + 1_000), ("created_at", 14 * 86_400_000 + 1_000)])
+@pytest.mark.parametrize(
+    ("column", "back"), [("seen_at", 12 * 3_600_000 + 1_000), ("created_at", 14 * 86_400_000 + 1_000)]
+)
 def test_a_sign_in_ends_when_idle_or_old(site, column, back):
     person = add_person(site)
     client = client_of(site, person)
@@ -204,7 +210,12 @@ def test_a_reset_link_changes_the_password_and_ends_sign_ins(site):
     person = made_person(site)
     client = client_of(site, person)
     token = link(site, person=person)
-    assert client_of(site).post(f"/invite/{token}", data={"password": "another good one", "again": "another good one"}).status_code == 303
+    assert (
+        client_of(site)
+        .post(f"/invite/{token}", data={"password": "another good one", "again": "another good one"})
+        .status_code
+        == 303
+    )
     assert client.get("/consent").status_code == 401
     assert enter(client_of(site)).status_code == 401
     assert enter(client_of(site), password="another good one").status_code == 303
@@ -237,7 +248,16 @@ def test_signing_in_over_the_api_for_an_open_page(site):
 
 
 @pytest.mark.parametrize(
-    "to", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:alert(1)", "/a\nb", "\\\\evil", "/\t/evil"]
+    "to",
+    [
+        "//evil.example",
+        "https://evil.example",
+        "/\\evil.example",
+        "javascript:alert(1)",
+        "/a\nb",
+        "\\\\evil",
+        "/\t/evil",
+    ],
 )
 def test_signing_in_leads_nowhere_else(site, to):
     made_person(site)

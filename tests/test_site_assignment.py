@@ -56,7 +56,9 @@ def test_each_kind_has_a_lease_of_its_own(site):
     for kind in ("demonstrate", "write", "review"):
         make(site, prompt_batch, kind, name=kind)
     make(site, rank_batch, name="rank")
-    leases = {kind: take(site, ada, kind=kind).lease_until - 1_000 for kind in ("demonstrate", "write", "review", "rank")}
+    leases = {
+        kind: take(site, ada, kind=kind).lease_until - 1_000 for kind in ("demonstrate", "write", "review", "rank")
+    }
     assert leases == {"demonstrate": 90 * MINUTE, "write": 90 * MINUTE, "review": 30 * MINUTE, "rank": 30 * MINUTE}
     assert take(site, ada).lease_until - 1_000 == 90 * MINUTE, "any kind: what was taken first"
 
@@ -204,7 +206,9 @@ def test_whoever_opts_out_has_no_sensitive_task_left(site):
     ada = add_person(site)
     hand_in(site, take(site, ada), key="first")
     in_hand = take(site, ada, at=3_000)
-    assert client_of(site, ada).post("/account/preferences", data={"language": "en", "theme": "auto"}).status_code == 303
+    assert (
+        client_of(site, ada).post("/account/preferences", data={"language": "en", "theme": "auto"}).status_code == 303
+    )
     assert state(site, in_hand) == "skipped"
     assert take(site, ada, at=4_000) is None, "the repeat is due"
     with site.database.write() as db:
@@ -220,12 +224,17 @@ def test_nobody_ranks_their_own_demonstration(site, how):
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     make(site, prompt_batch, tasks=1)
     mine = take(site, ada, kind="demonstrate")
-    site.database.write_with_retry(lambda db: submit_form(db, site.settings, mine, DemonstrationForm(text="By me "), "k", 5))
+    site.database.write_with_retry(
+        lambda db: submit_form(db, site.settings, mine, DemonstrationForm(text="By me "), "k", 5)
+    )
     prompt = "batch prompt 0" if how != "column" else "other"
     own = {
         "column": [Answer(prompt=prompt, completion="whatever", model="people", labeler="p-ada")],
         "same text": [Answer(prompt=prompt, completion="By me", model="people")],
-        "merged": [Answer(prompt=prompt, completion=text, model=f"m{number}") for number, text in enumerate(("By me", " By me"))],
+        "merged": [
+            Answer(prompt=prompt, completion=text, model=f"m{number}")
+            for number, text in enumerate(("By me", " By me"))
+        ],
     }[how]
     with site.database.write() as db:
         batch = create_batch_with_tasks(
@@ -300,7 +309,10 @@ def test_overlap_is_exact(site):
 
 
 def test_gold_comes_at_its_pace(site):
-    gold = {f"batch prompt {number}": {f"answer {model} to batch prompt {number}": model + 1 for model in range(2)} for number in range(8)}
+    gold = {
+        f"batch prompt {number}": {f"answer {model} to batch prompt {number}": model + 1 for model in range(2)}
+        for number in range(8)
+    }
     policy = OverlapPolicy(cohort_share=0, gold_share=0.2, repeat_share=0)
     make(site, rank_batch, tasks=36, k=2, policy=policy, gold=gold)
     done = everybody_works(site, [add_person(site, f"p{number}") for number in range(8)])
@@ -317,7 +329,13 @@ def test_gold_comes_at_its_pace(site):
 
 @pytest.mark.parametrize("gap", [3, 100])
 def test_repeats_come_back_to_the_same_person(site, gap):
-    make(site, rank_batch, tasks=20, k=6, policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=0.2, repeat_gap=gap))
+    make(
+        site,
+        rank_batch,
+        tasks=20,
+        k=6,
+        policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=0.2, repeat_gap=gap),
+    )
     people = [add_person(site, f"p{number}") for number in range(2)]
     done = everybody_works(site, people)
     repeats = 0

@@ -36,17 +36,26 @@ def small(tmp_path):
 
 def answers(prompt, *texts, model=None):
     """One completion a text, from models a, b, c …"""
-    return [Answer(prompt=prompt, completion=text, model=model or chr(ord("a") + number)) for number, text in enumerate(texts)]
+    return [
+        Answer(prompt=prompt, completion=text, model=model or chr(ord("a") + number))
+        for number, text in enumerate(texts)
+    ]
 
 
 def made(site, prompts, completions, kind="rank", name="x", policy=PLAIN, **options):
     """(intake, {prompt text: [(completion text, models)]}) of a batch."""
     with site.database.write() as db:
-        batch = create_batch_with_tasks(db, name, kind, options.pop("purpose", "training"), prompts, completions, policy, **options)
+        batch = create_batch_with_tasks(
+            db, name, kind, options.pop("purpose", "training"), prompts, completions, policy, **options
+        )
         found = {}
         for task in db.scalars(select(Task).where(Task.batch_id == batch.id)):
-            rows = db.scalars(select(TaskCompletion).where(TaskCompletion.task_id == task.id).order_by(TaskCompletion.position)).all()
-            found[db.get(PromptRow, task.prompt_id).text] = [(db.get(CompletionRow, row.completion_id).text, row.models) for row in rows]
+            rows = db.scalars(
+                select(TaskCompletion).where(TaskCompletion.task_id == task.id).order_by(TaskCompletion.position)
+            ).all()
+            found[db.get(PromptRow, task.prompt_id).text] = [
+                (db.get(CompletionRow, row.completion_id).text, row.models) for row in rows
+            ]
         return {name: count for name, count in batch.intake.items() if count}, found
 
 
@@ -69,7 +78,9 @@ def test_what_belongs_nowhere_is_counted(small):
     assert intake == {"prompts": 3, "completions": 5, "tasks": 1, "same_prompt": 1, "without_prompt": 3, "too_few": 1}
 
 
-@pytest.mark.parametrize(("k", "sizes", "beyond", "too_few"), [(None, [2, 4, 9], 3, 0), ((4, 6), [4, 6], 6, 1), ((2, 3), [2, 3, 3], 10, 0)])
+@pytest.mark.parametrize(
+    ("k", "sizes", "beyond", "too_few"), [(None, [2, 4, 9], 3, 0), ((4, 6), [4, 6], 6, 1), ((2, 3), [2, 3, 3], 10, 0)]
+)
 def test_k_is_kept(small, k, sizes, beyond, too_few):
     offered = [each for number in (2, 4, 12) for each in answers(f"p{number}", *map(str, range(number)))]
     intake, found = made(small, [], offered, policy=PLAIN.model_copy(update={"k": k}))
@@ -82,20 +93,33 @@ def test_the_baseline_is_in_every_task(small):
     policy = PLAIN.model_copy(update={"k": (2, 3)})
     for seed in range(8):
         _, found = made(
-            small, [], offered, purpose="evaluation", name=f"{seed}", baseline="c", policy=policy.model_copy(update={"seed": seed})
+            small,
+            [],
+            offered,
+            purpose="evaluation",
+            name=f"{seed}",
+            baseline="c",
+            policy=policy.model_copy(update={"seed": seed}),
         )
         assert set(found) == {"p"}
         assert "c" in [model for _, models in found["p"] for model in models]
 
 
 def test_a_conversation_is_another_prompt_than_its_words(small):
-    talk = (Message(role="user", content="a"), Message(role="assistant", content="b"), Message(role="user", content="c"))
+    talk = (
+        Message(role="user", content="a"),
+        Message(role="assistant", content="b"),
+        Message(role="user", content="c"),
+    )
     made(small, [Asked(messages=talk), Asked(prompt="a\n\nb\n\nc")], (), kind="demonstrate")
     with small.database.read() as db:
         rows = db.scalars(select(PromptRow).order_by(PromptRow.messages.is_(None))).all()
     assert [row.text for row in rows] == ["a\n\nb\n\nc"] * 2
     assert rows[0].text_hash != rows[1].text_hash
-    assert {tuple(message["role"] for message in row.messages or ()) for row in rows} == {("user", "assistant", "user"), ()}
+    assert {tuple(message["role"] for message in row.messages or ()) for row in rows} == {
+        ("user", "assistant", "user"),
+        (),
+    }
 
 
 def test_rows_are_used_again(small):
@@ -103,7 +127,9 @@ def test_rows_are_used_again(small):
     made(small, [Asked(prompt="p", user="u")], answers("p", "2", "1"), name="second")
     made(small, [Asked(prompt="p", user="v")], answers("p", "1", "2"), name="third")
     with small.database.read() as db:
-        assert [row.user for row in db.scalars(select(PromptRow).order_by(PromptRow.user))] == ["u", "v"], "two users stay two"
+        assert [row.user for row in db.scalars(select(PromptRow).order_by(PromptRow.user))] == ["u", "v"], (
+            "two users stay two"
+        )
         assert len(db.scalars(select(CompletionRow)).all()) == 2 + 2 + 2, "by model: a said 1 and then 2"
         assert len(db.scalars(select(Task)).all()) == 3
 
@@ -145,7 +171,15 @@ def test_a_batch_that_makes_no_sense_is_refused_and_changes_nothing(small, chang
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"cohort_overlap": 1, "overlap": 2}, {"k": (1, 4)}, {"k": (5, 4)}, {"k": (4, 10)}, {"gold_share": 1.5}, {"share": 1}]
+    "wrong",
+    [
+        {"cohort_overlap": 1, "overlap": 2},
+        {"k": (1, 4)},
+        {"k": (5, 4)},
+        {"k": (4, 10)},
+        {"gold_share": 1.5},
+        {"share": 1},
+    ],
 )
 def test_policies_that_make_no_sense(wrong):
     with pytest.raises(ValidationError):
@@ -155,7 +189,9 @@ def test_policies_that_make_no_sense(wrong):
 @pytest.mark.parametrize("tasks", [1, 9, 250])
 def test_shares_are_exact(small, tasks):
     with small.database.write() as db:
-        batch = rank_batch(db, tasks, k=2, policy=OverlapPolicy(cohort_share=0.12, cohort_overlap=3, repeat_share=0.02, seed=5))
+        batch = rank_batch(
+            db, tasks, k=2, policy=OverlapPolicy(cohort_share=0.12, cohort_overlap=3, repeat_share=0.02, seed=5)
+        )
         rows = db.scalars(select(Task).order_by(Task.position)).all()
         assert [row.position for row in rows] == list(range(tasks))
         assert sorted(row.overlap for row in rows) == [1] * (tasks - round(0.12 * tasks)) + [3] * round(0.12 * tasks)
@@ -196,10 +232,15 @@ def test_a_withdrawn_prompt_comes_back_in_no_batch(small):
         assert withdraw_prompt(db, prompt, 6) == 0
         assert prompt.withdrawn_at == 5
         assert get_batch_progress(db, batch).tasks == 1
-    intake, found = made(small, [Asked(prompt=f"batch prompt {number}") for number in range(2)], (), kind="demonstrate", name="again")
+    intake, found = made(
+        small, [Asked(prompt=f"batch prompt {number}") for number in range(2)], (), kind="demonstrate", name="again"
+    )
     assert (intake["withdrawn_prompts"], set(found)) == (1, {"batch prompt 1"})
     with small.database.write() as db:
-        assert db.get(PromptRow, db.get(Task, claim_next_task(db, small.settings, ada, None, 1).task_id).prompt_id).text == "batch prompt 1"
+        assert (
+            db.get(PromptRow, db.get(Task, claim_next_task(db, small.settings, ada, None, 1).task_id).prompt_id).text
+            == "batch prompt 1"
+        )
 
 
 def test_a_closed_batch_gives_no_task(small):
@@ -235,4 +276,6 @@ def test_leaks_are_marked_and_counted(small):
     intake, _ = made(small, [], answers("p", "Hello", "I am ChatGPT"))
     assert intake["name_themselves"] == 1
     with small.database.read() as db:
-        assert [row.text for row in db.scalars(select(CompletionRow).where(CompletionRow.names_itself))] == ["I am ChatGPT"]
+        assert [row.text for row in db.scalars(select(CompletionRow).where(CompletionRow.names_itself))] == [
+            "I am ChatGPT"
+        ]

@@ -45,7 +45,10 @@ def test_a_room_from_blind_votes_to_agreement_after_the_talk(site):
     with site.database.read() as db:
         row = db.query(CalibrationRoom).one()
         before, after = calibration.load_room_votes(db, row)
-        assert (calibration.compute_vote_agreement(row, before).concordant, calibration.compute_vote_agreement(row, before).discordant) == (
+        assert (
+            calibration.compute_vote_agreement(row, before).concordant,
+            calibration.compute_vote_agreement(row, before).discordant,
+        ) == (
             0,
             2,
         )  # ben tied A and B

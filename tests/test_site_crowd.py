@@ -16,7 +16,13 @@ from work_support import rank_batch, ranking
 
 from instructgpt.label.db.models import Assignment, Batch, PromptRow, Submission, Task
 from instructgpt.label.errors import SiteError
-from instructgpt.label.tasks.assignments import claim_next_task, find_counter_mismatches, renew_lease, skip_assignment, undo_skip
+from instructgpt.label.tasks.assignments import (
+    claim_next_task,
+    find_counter_mismatches,
+    renew_lease,
+    skip_assignment,
+    undo_skip,
+)
 from instructgpt.label.tasks.batches import OverlapPolicy
 from instructgpt.label.tasks.queue import pending_task_statement
 from instructgpt.label.tasks.submissions import submit_edit, submit_form, undo_submission
@@ -33,7 +39,9 @@ def make_crowd(site):
         return site.database.write_with_retry(lambda db: function(db, site.settings, *arguments, next(steps) * MINUTE))
 
     def get(person):
-        return site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, person, None, next(steps) * MINUTE))
+        return site.database.write_with_retry(
+            lambda db: claim_next_task(db, site.settings, person, None, next(steps) * MINUTE)
+        )
 
     return SimpleNamespace(site=site, steps=steps, do=do, get=get, stored=[], errors=[])
 
@@ -103,7 +111,12 @@ def try_to(call):
 def test_a_crowd_loses_nothing_and_does_nothing_twice(database_url, tmp_path):
     site = make_site(tmp_path, database_url, skips_to_review=10_000)
     with site.database.write() as db:
-        rank_batch(db, TASKS, k=2, policy=OverlapPolicy(cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0.1, repeat_gap=2))
+        rank_batch(
+            db,
+            TASKS,
+            k=2,
+            policy=OverlapPolicy(cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0.1, repeat_gap=2),
+        )
     crowd = make_crowd(site)
     threads = [threading.Thread(target=work, args=(crowd, add_person(site, f"p{number}"))) for number in range(PEOPLE)]
     for thread in threads:
@@ -122,9 +135,13 @@ def test_a_crowd_loses_nothing_and_does_nothing_twice(database_url, tmp_path):
         ).all()
         assert len(set(counted)) == len(counted), "nobody twice"
         labelers = Counter(task for task, _ in counted)
-        assert labelers == {task.id: task.overlap for task in db.scalars(select(Task))}, "nobody too many, nobody missing"
+        assert labelers == {task.id: task.overlap for task in db.scalars(select(Task))}, (
+            "nobody too many, nobody missing"
+        )
         assert Counter(labelers.values()) == {1: 30, 3: 10}
-        assert all(each.version == 1 or each.key == "edit" or each.replaced_at for each in db.scalars(select(Submission)))
+        assert all(
+            each.version == 1 or each.key == "edit" or each.replaced_at for each in db.scalars(select(Submission))
+        )
     site.database.close()
 
 
@@ -156,7 +173,9 @@ def test_the_last_place_is_found_while_others_hold_its_row(postgres_url, tmp_pat
     with site.database.write() as db:
         claim_next_task(db, site.settings, ada, None, 1)
         other = threading.Thread(
-            target=lambda: taken.append(site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, bob, None, 1)))
+            target=lambda: taken.append(
+                site.database.write_with_retry(lambda db: claim_next_task(db, site.settings, bob, None, 1))
+            )
         )
         other.start()
         other.join(timeout=0.3)
@@ -176,19 +195,38 @@ def large(tmp_path_factory):
     """A site with 100,000 tasks: half of them done, one person has had 5,000, and another batch is a draft."""
     site = make_site(tmp_path_factory.mktemp("large"))
     with site.database.write() as db:
-        options = {"kind": "rank", "purpose": "training", "policy": OverlapPolicy().model_dump(mode="json"), "intake": {}}
-        db.add_all([Batch(id="draft", name="d", state="draft", priority=9, **options), Batch(id="open", name="o", state="open", **options)])
+        options = {
+            "kind": "rank",
+            "purpose": "training",
+            "policy": OverlapPolicy().model_dump(mode="json"),
+            "intake": {},
+        }
+        db.add_all(
+            [
+                Batch(id="draft", name="d", state="draft", priority=9, **options),
+                Batch(id="open", name="o", state="open", **options),
+            ]
+        )
         db.add(PromptRow(id="p", text="p", text_hash="p"))
     ada = add_person(site, "ada")
     rows = [
         {
-            "id": f"{batch}{number}", "batch_id": batch, "kind": "rank", "prompt_id": "p", "overlap": 3, "position": number,
-            "state": "done" if number % 2 else "open", "n_done": 3 if number % 2 else int(number < 10_000), "repeat": number % 50 == 0,
-            "gold": False, "n_open": 0, "n_skipped": 0,
+            "id": f"{batch}{number}",
+            "batch_id": batch,
+            "kind": "rank",
+            "prompt_id": "p",
+            "overlap": 3,
+            "position": number,
+            "state": "done" if number % 2 else "open",
+            "n_done": 3 if number % 2 else int(number < 10_000),
+            "repeat": number % 50 == 0,
+            "gold": False,
+            "n_open": 0,
+            "n_skipped": 0,
         }
         for batch in ("draft", "open")
         for number in range(MANY // 2)
-    ]  # fmt: skip
+    ]
     had = [
         {
             "id": f"a{n}",
@@ -215,7 +253,9 @@ def test_claims_stay_quick(large, who):
     times = []
     for number in range(9):
         start = time.perf_counter()
-        mine = site.database.write_with_retry(lambda db, at=number: claim_next_task(db, site.settings, person, None, 10**9 + at))
+        mine = site.database.write_with_retry(
+            lambda db, at=number: claim_next_task(db, site.settings, person, None, 10**9 + at)
+        )
         times.append(time.perf_counter() - start)
         with site.database.write() as db:
             db.get(Assignment, mine.id).state = "skipped"
@@ -226,7 +266,9 @@ def test_a_choice_goes_along_the_index(large):
     site, ada = large
     with site.database.read() as db:
         batch = db.get(Batch, "open")
-        statement = pending_task_statement(ada, batch, gold=False).compile(db.get_bind(), compile_kwargs={"literal_binds": True})
+        statement = pending_task_statement(ada, batch, gold=False).compile(
+            db.get_bind(), compile_kwargs={"literal_binds": True}
+        )
         plans = [row[3] for row in db.execute(text(f"EXPLAIN QUERY PLAN {statement}"))]
     assert plans[0] == "SEARCH task USING INDEX ix_task_queue (batch_id=? AND state=? AND gold=?)"
     assert not [plan for plan in plans if plan.startswith("SCAN") or "TEMP B-TREE" in plan], plans
@@ -249,7 +291,9 @@ def test_no_statement_of_a_claim_reads_a_whole_table(large):
     with site.database.engine.connect() as connection:
         for statement, parameters in statements:
             plan = [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)]
-            assert not [step for step in plan if step.startswith("SCAN") and step not in ("SCAN batch", "SCAN CONSTANT ROW")], (
+            assert not [
+                step for step in plan if step.startswith("SCAN") and step not in ("SCAN batch", "SCAN CONSTANT ROW")
+            ], (
                 statement,
                 plan,
             )

@@ -31,7 +31,10 @@ def names(database):
 def rows(database):
     """Everything in a database."""
     with database.engine.connect() as connection:
-        return {table: sorted(map(repr, connection.execute(text(f"SELECT * FROM {table}")))) for table in sorted(names(database))}
+        return {
+            table: sorted(map(repr, connection.execute(text(f"SELECT * FROM {table}"))))
+            for table in sorted(names(database))
+        }
 
 
 def add_one(database, number, pause=0.0):
@@ -45,7 +48,9 @@ def add_one(database, number, pause=0.0):
 def test_two_writers_wait_for_each_other(tmp_path, databases):
     make_site(tmp_path)
     connected = [Database(sqlite_url(tmp_path / "site.db")) for _ in range(databases)]
-    threads = [threading.Thread(target=add_one, args=(connected[number % databases], number, 0.01)) for number in range(12)]
+    threads = [
+        threading.Thread(target=add_one, args=(connected[number % databases], number, 0.01)) for number in range(12)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -147,7 +152,10 @@ def test_differences_are_seen(database_url):
     with database.engine.begin() as connection:
         connection.execute(text("DROP INDEX ix_task_queue"))
         connection.execute(text("ALTER TABLE person ADD COLUMN shoe_size INTEGER"))
-    assert {operation[0] for operation in migrate.compute_schema_diff(database.engine)} == {"add_index", "remove_column"}
+    assert {operation[0] for operation in migrate.compute_schema_diff(database.engine)} == {
+        "add_index",
+        "remove_column",
+    }
     database.close()
 
 

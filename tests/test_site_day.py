@@ -15,7 +15,16 @@ from work_support import PLAIN, hand_in, prompt_batch, rank_batch, take
 
 from instructgpt.label.analysis import adjudication, calibration
 from instructgpt.label.auth import consent
-from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Person, PromptReview, PromptRow, Submission, Task
+from instructgpt.label.db.models import (
+    Assignment,
+    Batch,
+    CompletionRow,
+    Person,
+    PromptReview,
+    PromptRow,
+    Submission,
+    Task,
+)
 from instructgpt.label.safe_text import format_user_agent
 from instructgpt.label.tasks import instructions, threads
 from instructgpt.label.tasks.assignments import return_to_labeler, skip_assignment
@@ -43,7 +52,9 @@ def harmless(page, where):
     assert page.status_code == 200, where
     assert "<script>alert" not in page.text, where
     assert "</textarea> " not in page.text.replace("</textarea> <", ""), where
-    read = re.sub("(<textarea[^>]*>).*?</textarea>", "", page.text, flags=re.DOTALL)  # what one edits oneself is as it was typed
+    read = re.sub(
+        "(<textarea[^>]*>).*?</textarea>", "", page.text, flags=re.DOTALL
+    )  # what one edits oneself is as it was typed
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069\u200b]", read.replace("\r", "")), where
 
 
@@ -57,7 +68,12 @@ def test_nothing_in_hostile_text_reaches_a_page_of_the_team(site, olga):
     filled.save()
     write(site, lambda db: prompt_batch(db, "demonstrate", tasks=2, name="written"))
     mine = take(site, ada)
-    write(site, lambda db: submit_form(db, site.settings, mine, DemonstrationForm(text=HOSTILE + LONG[1000:], note=HOSTILE), "key", 5))
+    write(
+        site,
+        lambda db: submit_form(
+            db, site.settings, mine, DemonstrationForm(text=HOSTILE + LONG[1000:], note=HOSTILE), "key", 5
+        ),
+    )
     other = take(site, ada)
     write(site, lambda db: threads.post_question(db, other, HOSTILE, 6))
     write(site, lambda db: skip_assignment(db, site.settings, other, "other", HOSTILE, 7))
@@ -65,21 +81,49 @@ def test_nothing_in_hostile_text_reaches_a_page_of_the_team(site, olga):
     write(site, lambda db: db.execute(update(CompletionRow).values(text=HOSTILE + LONG)))
     write(site, lambda db: db.execute(update(Submission).values(note=HOSTILE)))
     first = filled.tasks[0]
-    write(site, lambda db: adjudication.adjudicate(db, first, olga, dict.fromkeys(filled.completions[0].values(), 1), [], HOSTILE, 8))
+    write(
+        site,
+        lambda db: adjudication.adjudicate(
+            db, first, olga, dict.fromkeys(filled.completions[0].values(), 1), [], HOSTILE, 8
+        ),
+    )
     room = write(site, lambda db: calibration.create_calibration_room(db, first, "tips " + HOSTILE, olga).id)
     write(site, lambda db: calibration.advance_room_stage(db, calibration.get_room(db, room), olga, "vote", 9))
     write(site, lambda db: calibration.add_remark(db, calibration.get_room(db, room), olga, HOSTILE, 10))
     with site.database.read() as db:
         batches = list(db.scalars(select(Batch.id)))
         tasks = list(db.scalars(select(Task.id)))
-    pages = ["/overview", "/batches", "/adjudication", f"/adjudication/{first}", "/calibration", f"/calibration/{room}", "/quality",
-             f"/quality/labelers/{ada.id}", "/people", f"/people/{ada.id}", "/journal", "/data", "/privacy", "/surveys", "/screening/grade",
-             *(f"/batches/{each}" for each in batches), *(f"/batches/tasks/{each}" for each in tasks)]  # fmt: skip
+    pages = [
+        "/overview",
+        "/batches",
+        "/adjudication",
+        f"/adjudication/{first}",
+        "/calibration",
+        f"/calibration/{room}",
+        "/quality",
+        f"/quality/labelers/{ada.id}",
+        "/people",
+        f"/people/{ada.id}",
+        "/journal",
+        "/data",
+        "/privacy",
+        "/surveys",
+        "/screening/grade",
+        *(f"/batches/{each}" for each in batches),
+        *(f"/batches/tasks/{each}" for each in tasks),
+    ]
     team = client_of(site, olga)
     for path in pages:
         harmless(team.get(path), path)
     labeler = client_of(site, ada)
-    for path in ("/home", "/history", f"/tasks/{mine.id}/done", f"/tasks/{other.id}/done", f"/calibration/{room}", "/calibration"):
+    for path in (
+        "/home",
+        "/history",
+        f"/tasks/{mine.id}/done",
+        f"/tasks/{other.id}/done",
+        f"/calibration/{room}",
+        "/calibration",
+    ):
         harmless(labeler.get(path), path)
     page = team.get(f"/batches/tasks/{mine.task_id}").text
     plain, signs = re.subn(r'<span class="odd" title="[^"<>]*">‹\w+›</span>', "", page)
@@ -96,7 +140,12 @@ def test_returned_work_says_why_until_it_is_handed_in_again(site, olga):
     write(site, lambda db: threads.post_answer(db, mine.task_id, ada, olga, "An earlier word.", 3))
     sent = {"assignment_id": mine.id, "reason": "Please name\nthe <year>."}
     assert team.post(f"/batches/tasks/{mine.task_id}/return", data=sent).status_code == 303
-    assert team.post(f"/batches/tasks/{mine.task_id}/answer", data={"about": ada.id, "body": "Take your time."}).status_code == 303
+    assert (
+        team.post(
+            f"/batches/tasks/{mine.task_id}/answer", data={"about": ada.id, "body": "Take your time."}
+        ).status_code
+        == 303
+    )
     for path in ("/home", f"/tasks/{mine.id}"):
         page = labeler.get(path).text
         assert "Please name\nthe &lt;year&gt;." in page, path
@@ -193,7 +242,10 @@ def test_links_lead_only_where_one_may_go(site, olga):
     assert f'href="/calibration/{room}"' in home
     assert "What is helpful?" in home
     for stage in ("vote", "talk", "again"):
-        write(site, lambda db, stage=stage: calibration.advance_room_stage(db, calibration.get_room(db, room), olga, stage, 5))
+        write(
+            site,
+            lambda db, stage=stage: calibration.advance_room_stage(db, calibration.get_room(db, room), olga, stage, 5),
+        )
     assert "What is helpful?" not in client_of(site, ada).get("/home").text
 
 
@@ -214,7 +266,9 @@ def test_instructions_are_new_only_to_those_who_read_earlier_ones(site):
     ada, ben = people(site, "ada", "ben")
     with site.database.write() as db:
         rank_batch(db)
-        instructions.add_instructions_version(db, "training", {"en": instructions.LocalizedInstructions(body="Be kind.")}, "", None)
+        instructions.add_instructions_version(
+            db, "training", {"en": instructions.LocalizedInstructions(body="Be kind.")}, "", None
+        )
         first = instructions.get_latest_instructions(db, "training")
         assert instructions.submit_quiz(db, db.get(Person, ada.id), first, []) == []
         instructions.add_instructions_version(
@@ -247,7 +301,9 @@ def test_consent_is_asked_again_with_a_new_version_and_once_withdrawn(site):
 
 def test_a_bad_file_is_told_without_options_of_the_command_line(site, olga):
     sent = {"name": "one", "kind": "demonstrate", "cohort_share": "0"}
-    page = client_of(site, olga).post("/batches", data=sent, files={"prompts": ("p.jsonl", b'{"prompt": "ok"}\n{"x": 1}\n')})
+    page = client_of(site, olga).post(
+        "/batches", data=sent, files={"prompts": ("p.jsonl", b'{"prompt": "ok"}\n{"x": 1}\n')}
+    )
     assert page.status_code == 422
     assert "p.jsonl:2" in page.text
     assert "--" not in re.search(r'role="alert">(.*?)</p>', page.text, re.DOTALL)[1]
@@ -256,10 +312,22 @@ def test_a_bad_file_is_told_without_options_of_the_command_line(site, olga):
 @pytest.mark.parametrize(
     ("agent", "known"),
     [
-        ("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0 Safari/537.36", "Chrome · Linux"),
-        ("Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/130.0 Safari/537.36 Edg/130.0", "Edge · Windows"),
-        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 14_6) AppleWebKit/605.1.15 Version/17.6 Safari/605.1.15", "Safari · macOS"),
-        ("Mozilla/5.0 (iPhone; CPU iPhone OS 17_6 like Mac OS X) Version/17.6 Mobile/15E148 Safari/604.1", "Safari · iPhone"),
+        (
+            "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0 Safari/537.36",
+            "Chrome · Linux",
+        ),
+        (
+            "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/130.0 Safari/537.36 Edg/130.0",
+            "Edge · Windows",
+        ),
+        (
+            "Mozilla/5.0 (Macintosh; Intel Mac OS X 14_6) AppleWebKit/605.1.15 Version/17.6 Safari/605.1.15",
+            "Safari · macOS",
+        ),
+        (
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 17_6 like Mac OS X) Version/17.6 Mobile/15E148 Safari/604.1",
+            "Safari · iPhone",
+        ),
         ("Mozilla/5.0 (Android 14; Mobile; rv:131.0) Gecko/131.0 Firefox/131.0", "Firefox · Android"),
         ("python-httpx/0.28", "python-httpx/0.28"),
         ("\u202eevil", "‹RLO›evil"),

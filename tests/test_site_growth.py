@@ -27,10 +27,18 @@ def grow(site, crowd, name, tasks, purpose="training", closed=False):
     filled = fill(site, tasks=tasks, name=name, purpose=purpose, baseline="sft" if purpose == "evaluation" else None)
     for task in range(tasks):
         for number, person in enumerate(crowd):
-            filled.rank(task, person, RANKS[(task + number) % 3], ratings=[4, 5, 3], labels=[{"opinion": True}, {}, {"opinion": False}])
+            filled.rank(
+                task,
+                person,
+                RANKS[(task + number) % 3],
+                ratings=[4, 5, 3],
+                labels=[{"opinion": True}, {}, {"opinion": False}],
+            )
     filled.save()
     with site.database.write() as db:
-        adjudication.adjudicate(db, filled.tasks[0], crowd[0], dict.fromkeys(filled.completions[0].values(), 1), [], "", 1)
+        adjudication.adjudicate(
+            db, filled.tasks[0], crowd[0], dict.fromkeys(filled.completions[0].values(), 1), [], "", 1
+        )
         calibration.create_calibration_room(db, filled.tasks[0], name, crowd[0])
         mine = adjudication.list_submitters(db, filled.tasks[0])
         assert len(mine) == len(crowd)
@@ -55,9 +63,22 @@ def test_statements_of_a_page_do_not_grow_with_its_rows(site):
     olga = add_person(site, "olga", role="owner")
     work, judged = grow(site, crowd, "work", 2), grow(site, crowd, "judged", 2, "evaluation", closed=True)
     blind = grow(site, crowd, "blind", 2, "evaluation")
-    of_owner = ["/overview", "/adjudication", f"/adjudication/{work.tasks[0]}", f"/batches/tasks/{work.tasks[0]}", f"/batches/{work.batch}",
-                "/batches", "/calibration", "/people", "/journal", "/results", f"/results/{judged.batch}",
-                f"/results/{judged.batch}/results.json", f"/results/{blind.batch}", f"/quality/labelers/{crowd[0].id}"]  # fmt: skip
+    of_owner = [
+        "/overview",
+        "/adjudication",
+        f"/adjudication/{work.tasks[0]}",
+        f"/batches/tasks/{work.tasks[0]}",
+        f"/batches/{work.batch}",
+        "/batches",
+        "/calibration",
+        "/people",
+        "/journal",
+        "/results",
+        f"/results/{judged.batch}",
+        f"/results/{judged.batch}/results.json",
+        f"/results/{blind.batch}",
+        f"/quality/labelers/{crowd[0].id}",
+    ]
     owner, labeler = client_of(site, olga), client_of(site, crowd[0])
     asked = [(owner, path) for path in of_owner] + [(labeler, "/home"), (labeler, "/history")]
     few = [statements(site, *each) for each in asked]
@@ -70,9 +91,9 @@ def test_statements_of_a_page_do_not_grow_with_its_rows(site):
             for task in range(2):
                 filled.rank(task, person, [1, 3, 2], ratings=[1, 2, 3], labels=[{"opinion": False}] * 3)
         filled.save()
-    assert {path: count for (_, path), count in zip(asked, [statements(site, *each) for each in asked], strict=True)} == {
-        path: count for (_, path), count in zip(asked, few, strict=True)
-    }
+    assert {
+        path: count for (_, path), count in zip(asked, [statements(site, *each) for each in asked], strict=True)
+    } == {path: count for (_, path), count in zip(asked, few, strict=True)}
 
 
 def notes(site):

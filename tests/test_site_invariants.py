@@ -33,7 +33,9 @@ def template(tmp_path_factory):
     site = make_site(folder, skips_to_review=2)
     for name in PEOPLE:
         add_person(site, name, cohort="heldout" if name == "held" else "training")
-    policy = OverlapPolicy(overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0.3, repeat_share=0.5, repeat_gap=1)
+    policy = OverlapPolicy(
+        overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0.3, repeat_share=0.5, repeat_gap=1
+    )
     gold = {"training prompt 0": {f"answer {model} to training prompt 0": 1 for model in range(3)}}
     with site.database.write() as db:
         rank_batch(db, 3, k=3, name="training", policy=policy, gold=gold)
@@ -69,8 +71,12 @@ def close(now):
 
 
 STEPS = {
-    "hand in": lambda now: submissions.submit_form(now.db, now.settings, now.mine, form(now), f"{now.number % 3}", now.at),
-    "edit": lambda now: submissions.submit_edit(now.db, now.settings, now.mine, form(now), f"e{now.number % 3}", now.at),
+    "hand in": lambda now: submissions.submit_form(
+        now.db, now.settings, now.mine, form(now), f"{now.number % 3}", now.at
+    ),
+    "edit": lambda now: submissions.submit_edit(
+        now.db, now.settings, now.mine, form(now), f"e{now.number % 3}", now.at
+    ),
     "undo": lambda now: submissions.undo_submission(now.db, now.settings, now.mine, now.at),
     "skip": lambda now: work.skip_assignment(now.db, now.settings, now.mine, "other", "", now.at),
     "undo skip": lambda now: work.undo_skip(now.db, now.settings, now.mine, now.at),
@@ -136,7 +142,9 @@ def holds(site, before):
 
 
 done = st.tuples(
-    st.sampled_from(["claim"] * 6 + ["hand in"] * 4 + ["wait", *STEPS]), st.sampled_from(PEOPLE), st.integers(min_value=0, max_value=80)
+    st.sampled_from(["claim"] * 6 + ["hand in"] * 4 + ["wait", *STEPS]),
+    st.sampled_from(PEOPLE),
+    st.integers(min_value=0, max_value=80),
 )
 
 

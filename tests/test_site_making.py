@@ -17,7 +17,16 @@ from work_support import prompt_batch
 from instructgpt.cli import parse, run_command
 from instructgpt.errors import InputError
 from instructgpt.label.analysis import forecast
-from instructgpt.label.db.models import Assignment, AuditLogEntry, Batch, MessageRow, PromptRow, Submission, Task, current_time_ms
+from instructgpt.label.db.models import (
+    Assignment,
+    AuditLogEntry,
+    Batch,
+    MessageRow,
+    PromptRow,
+    Submission,
+    Task,
+    current_time_ms,
+)
 from instructgpt.label.site_folder import open_site
 from instructgpt.label.tasks import batch_requests, submissions
 from instructgpt.label.tasks.assignments import claim_next_task, skip_assignment
@@ -41,12 +50,24 @@ def lines(*rows):
 
 
 def completions(prompts=4, models=("sft", "ppo", "gpt")):
-    rows = [{"prompt": f"prompt {n}", "completion": f"{model} says {n}", "model": model} for n in range(prompts) for model in models]
+    rows = [
+        {"prompt": f"prompt {n}", "completion": f"{model} says {n}", "model": model}
+        for n in range(prompts)
+        for model in models
+    ]
     return ("completions.jsonl", lines(*rows))
 
 
 def form(**fields):
-    return {"name": "first", "kind": "rank", "purpose": "training", "cohort_share": "50", "gold_share": "0", "repeat_share": "25", **fields}
+    return {
+        "name": "first",
+        "kind": "rank",
+        "purpose": "training",
+        "cohort_share": "50",
+        "gold_share": "0",
+        "repeat_share": "25",
+        **fields,
+    }
 
 
 def tiles(text):
@@ -125,8 +146,11 @@ def test_opening_and_closing_is_noted(site, client):
     assert client.post(f"/batches/{batch}/priority", data={"priority": "7"}).status_code == 303
     with site.database.read() as db:
         assert [row.action for row in db.query(AuditLogEntry).order_by(AuditLogEntry.seq)][1:] == [
-            "batch.opened", "batch.closed", "batch.opened", "batch.priority",
-        ]  # fmt: skip
+            "batch.opened",
+            "batch.closed",
+            "batch.opened",
+            "batch.priority",
+        ]
         assert db.get(Batch, batch).priority == 7
 
 
@@ -160,7 +184,9 @@ def test_completions_of_models_are_made_by_another_process(tmp_path, monkeypatch
         return type("Done", (), {"returncode": 0, "stderr": ""})
 
     monkeypatch.setattr(batch_requests.subprocess, "run", instead)
-    files = batch_requests.sample_in_subprocess([("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], 2, 5, tmp_path)
+    files = batch_requests.sample_in_subprocess(
+        [("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], 2, 5, tmp_path
+    )
     assert [json.loads(file.read_text())["model"] for file in files] == ["sft", "ppo"]
     for command in said:
         assert command[1:3] == ["-m", "instructgpt"]
@@ -169,7 +195,9 @@ def test_completions_of_models_are_made_by_another_process(tmp_path, monkeypatch
 
 def test_progress_and_forecast_are_counted(site):
     ada, ben = people(site, "ada", "ben")
-    filled = fill(site, tasks=4, policy=OverlapPolicy(overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0, repeat_share=0))
+    filled = fill(
+        site, tasks=4, policy=OverlapPolicy(overlap=1, cohort_share=0.5, cohort_overlap=2, gold_share=0, repeat_share=0)
+    )
     with site.database.read() as db:
         single = next(number for number, task in enumerate(filled.tasks) if db.get(Task, task).overlap == 1)
         double = next(number for number, task in enumerate(filled.tasks) if db.get(Task, task).overlap == 2)
@@ -179,7 +207,14 @@ def test_progress_and_forecast_are_counted(site):
     with site.database.read() as db:
         (row,) = forecast.list_batch_statuses(db)
         speed = forecast.compute_speeds(db)["rank"]
-    assert (row.tasks, row.finished, row.required, row.completed, row.remaining, row.remaining_units) == (4, 1, 6, 2, 4, 12)
+    assert (row.tasks, row.finished, row.required, row.completed, row.remaining, row.remaining_units) == (
+        4,
+        1,
+        6,
+        2,
+        4,
+        12,
+    )
     assert row.active_ms == 120_000
     assert (speed.seconds, speed.sample_count) == (forecast.DEFAULT_SECONDS_PER_UNIT["rank"], 2)
     for number in range(18):
@@ -279,7 +314,9 @@ def test_a_day_of_trouble_is_seen_and_settled(site, client):
         submissions.submit_form(db, site.settings, mine, DemonstrationForm(text="an answer"), "key", current_time_ms())
         db.add(MessageRow(task_id=task, about_id=crowd[3].id, author_id=crowd[3].id, body="Was that right?"))
     assert "Was that right?" in client.get(f"/batches/{batch}").text
-    assert client.post(f"/batches/tasks/{task}/answer", data={"about": crowd[3].id, "body": "Nearly."}).status_code == 303
+    assert (
+        client.post(f"/batches/tasks/{task}/answer", data={"about": crowd[3].id, "body": "Nearly."}).status_code == 303
+    )
     assert "Was that right?" not in client.get(f"/batches/{batch}").text
     address = f"/batches/tasks/{task}/return"
     assert client.post(address, data={"assignment_id": mine.id, "reason": "Please name the year."}).status_code == 303
@@ -310,7 +347,18 @@ def test_the_command_counts_makes_and_opens(tmp_path, capsys):
     assert run_command(["label", "init", "--site", str(tmp_path / "site")]) == 0
     file = tmp_path / "completions.jsonl"
     file.write_bytes(completions()[1])
-    command = ["label", "batch", "--site", str(tmp_path / "site"), "--name", "one", "--completions", str(file), "--cohort-share", "0"]
+    command = [
+        "label",
+        "batch",
+        "--site",
+        str(tmp_path / "site"),
+        "--name",
+        "one",
+        "--completions",
+        str(file),
+        "--cohort-share",
+        "0",
+    ]
     capsys.readouterr()
     assert run_command([*command, "--dry-run", "--hourly", "30"]) == 0
     assert (

@@ -44,7 +44,9 @@ def axe() -> str:
         if shutil.which("npm") is None:
             not_here("axe-core: there is no npm to fetch it with")
         folder.mkdir(parents=True, exist_ok=True)
-        got = subprocess.run(["npm", "pack", AXE, "--pack-destination", folder, "--silent"], cwd=folder, capture_output=True, timeout=60)
+        got = subprocess.run(
+            ["npm", "pack", AXE, "--pack-destination", folder, "--silent"], cwd=folder, capture_output=True, timeout=60
+        )
         if got.returncode != 0 or not packed.exists():
             not_here("axe-core could not be fetched")
     with tarfile.open(packed) as archive:
@@ -187,7 +189,9 @@ def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # 
     fill(server)
     if role == "owner":
         ranked(server)
-    context = browser.new_context(color_scheme="light", reduced_motion="reduce", viewport={"width": 1280, "height": 900})
+    context = browser.new_context(
+        color_scheme="light", reduced_motion="reduce", viewport={"width": 1280, "height": 900}
+    )
     watched.watch(context, server.url)
     sign_in(context, server, add_person(server.site, "olga", role=role))
     page = context.new_page()
@@ -195,7 +199,11 @@ def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # 
     while waiting:
         address = waiting.pop().split("#")[0]
         shape = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|\?.*", "", address)
-        if shape in seen or not address.startswith(server.url) or address.endswith((".csv", ".json", ".jsonl", ".gz", ".parquet")):
+        if (
+            shape in seen
+            or not address.startswith(server.url)
+            or address.endswith((".csv", ".json", ".jsonl", ".gz", ".parquet"))
+        ):
             continue
         if context.request.get(address).headers.get("content-disposition"):
             continue
@@ -216,7 +224,9 @@ def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # 
     assert not wrong
     assert len(seen) >= 4
     if role == "owner":
-        assert {"/results/", "/quality/labelers/", "/adjudication/"} <= {shape.removeprefix(server.url) for shape in seen}
+        assert {"/results/", "/quality/labelers/", "/adjudication/"} <= {
+            shape.removeprefix(server.url) for shape in seen
+        }
 
 
 def test_identical_texts_are_shown_once(browser, server, watched):  # noqa: F811

@@ -10,7 +10,7 @@ from site_support import add_person, client_of
 from sqlalchemy import func, select
 
 from instructgpt.label.auth import accounts
-from instructgpt.label.db.models import (  # fmt: skip
+from instructgpt.label.db.models import (
     AuditLogEntry,
     CompletionRow,
     GoldAnswer,
@@ -59,7 +59,9 @@ def screening_batch(site, part, number, completions=0):
     kind = screening.SCREENING_KINDS[part]
     prompts = [PromptRecord(prompt=f"{part} {each}", id=f"{part}-{each}") for each in range(number)]
     texts = [
-        CompletionRecord(prompt=f"{part} {each}", completion=f"text {place}", model=f"m{place}", finish="stop", sampling={})
+        CompletionRecord(
+            prompt=f"{part} {each}", completion=f"text {place}", model=f"m{place}", finish="stop", sampling={}
+        )
         for each in range(number)
         for place in range(completions)
     ]
@@ -79,13 +81,22 @@ def screening_batch(site, part, number, completions=0):
 def hand_in(site, person, part, make_form, number):
     for _ in range(number):
         with site.database.write() as db:
-            given = work.claim_next_task(db, site.settings, person, screening.SCREENING_KINDS[part], current_time_ms(), part)
+            given = work.claim_next_task(
+                db, site.settings, person, screening.SCREENING_KINDS[part], current_time_ms(), part
+            )
             assert given is not None
             task = db.get_one(Task, given.task_id)
             text = db.get_one(PromptRow, task.prompt_id).text
-            places = {row.id: row.text for row in db.scalars(select(CompletionRow).where(CompletionRow.id.in_(given.shown)))}
+            places = {
+                row.id: row.text for row in db.scalars(select(CompletionRow).where(CompletionRow.id.in_(given.shown)))
+            }
             submissions.submit_form(
-                db, site.settings, given, make_form(int(text.split()[-1]), places), f"key-{text}-{person.id}", current_time_ms()
+                db,
+                site.settings,
+                given,
+                make_form(int(text.split()[-1]), places),
+                f"key-{text}-{person.id}",
+                current_time_ms(),
             )
 
 
@@ -158,7 +169,11 @@ def test_demonstrations_are_graded_without_names_and_a_person_decides(site, owne
     assert (of(site, person).status, of(site, person).fold) == ("active", 0)
     with site.database.read() as db:
         (decision,) = screening.list_decisions(db, person)
-    assert (decision.reason, decision.by_id, decision.measured["demonstration"]["value"]) == ("good", owner.id, pytest.approx(5.75))
+    assert (decision.reason, decision.by_id, decision.measured["demonstration"]["value"]) == (
+        "good",
+        owner.id,
+        pytest.approx(5.75),
+    )
     assert boss.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": "twice"}).status_code == 409
     assert "good" in boss.get(f"/people/{person.id}").text
 
@@ -180,10 +195,17 @@ def test_folds_are_filled_evenly_and_nobody_is_moved(site, owner):
     assert [of(site, person).fold for person in people] == folds
 
 
-@pytest.mark.parametrize(("status", "fitting"), [
-    ("screening", {"admit", "decline"}), ("active", {"pause"}), ("paused", {"resume"}), ("declined", {"admit"}), ("withdrawn", set()),
-    ("erased", set()),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "fitting"),
+    [
+        ("screening", {"admit", "decline"}),
+        ("active", {"pause"}),
+        ("paused", {"resume"}),
+        ("declined", {"admit"}),
+        ("withdrawn", set()),
+        ("erased", set()),
+    ],
+)
 def test_verdicts_fit_the_state(site, owner, status, fitting):
     person = add_person(site, status=status)
     assert set(screening.allowed_verdicts(person)) == fitting
@@ -215,13 +237,20 @@ def test_replies_know_nobody(site):
         number, counts = surveys.count_survey_replies(db, "demographics")
         rows = db.scalars(select(SurveyReply)).all()
         assert not db.scalar(select(func.count()).where(AuditLogEntry.action.startswith("survey")))
-    assert (number, counts["gender"]["female"], counts["gender"]["other"], counts["gender"]["male"]) == (5, None, None, 0)
+    assert (number, counts["gender"]["female"], counts["gender"]["other"], counts["gender"]["male"]) == (
+        5,
+        None,
+        None,
+        0,
+    )
     assert counts["ethnicity"]["black"] == 5
     assert all(person.id not in str(vars(row)) and len(row.month) == 7 for row in rows)
     assert [row.id for row in rows] == sorted(row.id for row in rows), "they come in the order of random ids"
 
 
-@pytest.mark.parametrize("answers", [{"answer-gender": "robot"}, {"answer-shoe": "1"}, {"answer-gender": ["male", "female"]}])
+@pytest.mark.parametrize(
+    "answers", [{"answer-gender": "robot"}, {"answer-shoe": "1"}, {"answer-gender": ["male", "female"]}]
+)
 def test_a_reply_that_is_none_of_the_options(site, answers):
     client = client_of(site, add_person(site))
     assert client.post("/surveys/demographics", data=answers).status_code == 422
@@ -246,7 +275,12 @@ def test_preferences_and_password(site):
     assert other.post("/sign-in", data={"name": "ada", "password": GOOD}).status_code == 303
     client.post("/account/preferences", data={"language": "ko", "theme": "dark", "email": "a@example.org"})
     stored = of(site, person)
-    assert (stored.language, stored.theme, stored.email, stored.sees_sensitive) == ("ko", "dark", "a@example.org", False)
+    assert (stored.language, stored.theme, stored.email, stored.sees_sensitive) == (
+        "ko",
+        "dark",
+        "a@example.org",
+        False,
+    )
     assert client.post("/account/preferences", data={"language": "xx", "theme": "dark"}).status_code == 422
     form = {"old": GOOD, "password": "another good one", "again": "another good one"}
     assert client.post("/account/password", data={**form, "old": "wrong"}).status_code == 422
@@ -279,7 +313,9 @@ def test_sign_ins_are_listed_and_ended(site):
 
 def test_an_owner_invites_resets_and_changes_roles(site, owner):
     client, person = client_of(site, owner), add_person(site, "ada")
-    page = client.post("/people/invites", data={"role": "labeler", "cohort": "heldout", "note": "<script>", "max_uses": 3})
+    page = client.post(
+        "/people/invites", data={"role": "labeler", "cohort": "heldout", "note": "<script>", "max_uses": 3}
+    )
     link = page.text.split('value="http://testserver/invite/')[1].split('"')[0]
     assert "<script>" not in page.text.replace('<script type="module"', "")
     assert client_of(site).get(f"/invite/{link}").status_code == 200

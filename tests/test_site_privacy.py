@@ -15,7 +15,7 @@ from test_site_people import GOOD, hand_in, screening_batch, with_password
 
 from instructgpt.label.auth import accounts, consent, rate_limits
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import (  # fmt: skip
+from instructgpt.label.db.models import (
     Assignment,
     AuditLogEntry,
     CalibrationRemark,
@@ -81,19 +81,24 @@ def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
 def says_who_they_are(site, person):
     """A draft, a message, a vote and a remark in a calibration room, a prompt, and a researcher's grade of what was handed in."""
     with site.database.write() as db:
-        held, researcher = db.scalars(select(Assignment)).one(), accounts.create_person(db, "rita", "researcher", password=GOOD)
+        held, researcher = (
+            db.scalars(select(Assignment)).one(),
+            accounts.create_person(db, "rita", "researcher", password=GOOD),
+        )
         submission = db.scalars(select(Submission)).one()
         room = CalibrationRoom(task_id=held.task_id, title="room", created_by=researcher.id)
         db.add(room)
         db.flush()
-        db.add_all([
-            Draft(assignment_id=held.id, rev=1, payload={"text": "I, Lovelace, draft"}),
-            MessageRow(task_id=held.task_id, about_id=person.id, author_id=person.id, body="I, Lovelace, ask"),
-            CalibrationRemark(room_id=room.id, author_id=person.id, body="I, Lovelace, say"),
-            CalibrationVote(room_id=room.id, person_id=person.id, round=0, ranks={"a": 1}),
-            PromptRow(text="by ada", text_hash="x", author_id=person.id),
-            Grade(submission_id=submission.id, grader_id=researcher.id, score=6),
-        ])  # fmt: skip
+        db.add_all(
+            [
+                Draft(assignment_id=held.id, rev=1, payload={"text": "I, Lovelace, draft"}),
+                MessageRow(task_id=held.task_id, about_id=person.id, author_id=person.id, body="I, Lovelace, ask"),
+                CalibrationRemark(room_id=room.id, author_id=person.id, body="I, Lovelace, say"),
+                CalibrationVote(room_id=room.id, person_id=person.id, round=0, ranks={"a": 1}),
+                PromptRow(text="by ada", text_hash="x", author_id=person.id),
+                Grade(submission_id=submission.id, grader_id=researcher.id, score=6),
+            ]
+        )
 
 
 def test_withdrawing_takes_back_prompts_and_labels_if_asked(site):
@@ -175,7 +180,15 @@ def test_the_journal_and_consent_on_postgresql(postgres_url, tmp_path):
     owner = add_person(site, "olga", role="owner")
     client = client_of(site, owner)
     assert client.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": "fine"}).status_code == 303
-    for path in ("/people", f"/people/{person.id}", "/journal", "/journal/check", "/privacy", "/surveys", "/screening/grade"):
+    for path in (
+        "/people",
+        f"/people/{person.id}",
+        "/journal",
+        "/journal/check",
+        "/privacy",
+        "/surveys",
+        "/screening/grade",
+    ):
         assert client.get(path).status_code == 200, path
     mine = client_of(site, person)
     assert mine.post("/surveys/groups", data={"answer-groups": "age"}).status_code == 303

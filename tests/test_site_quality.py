@@ -124,7 +124,11 @@ def test_the_task_with_planted_disagreement_comes_first(site):
     filled.save()
     first, *others = measured(site).disagreements
     assert first.task == filled.tasks[2]
-    assert (first.labelers, first.opposite, first.decided) == (3, 6, 9)  # cy against ada and against ben, three pairs each
+    assert (first.labelers, first.opposite, first.decided) == (
+        3,
+        6,
+        9,
+    )  # cy against ada and against ben, three pairs each
     assert not any(each.opposite for each in others)
 
 
@@ -133,7 +137,11 @@ def test_labels_and_ratings_of_two_who_answer_alike_have_alpha_one(site):
     filled = fill(site, tasks=3)
     for task in range(3):
         for person in (ada, ben):
-            said = [{"opinion": True, "hallucination": None}, {"opinion": False, "hallucination": True}, {"opinion": False}]
+            said = [
+                {"opinion": True, "hallucination": None},
+                {"opinion": False, "hallucination": True},
+                {"opinion": False},
+            ]
             filled.rank(task, person, [1, 2, 3], ratings=[7, 4, task + 1], labels=said)
     filled.save()
     rows = {row.name: row for row in measured(site).categories}
@@ -167,7 +175,9 @@ def crowded(site, tasks=1_000, labelers=40):
         for person in rng.sample(crowd, 3 if task < tasks * 0.12 else 1):
             ranks = rng.choices(range(1, 4), k=4)
             dense = [sorted(set(ranks)).index(rank) + 1 for rank in ranks]
-            filled.rank(task, person, dense, ratings=rng.choices(range(1, 8), k=4), labels=[{"opinion": rng.random() < 0.1}] * 4)
+            filled.rank(
+                task, person, dense, ratings=rng.choices(range(1, 8), k=4), labels=[{"opinion": rng.random() < 0.1}] * 4
+            )
     filled.save()
     return filled
 
@@ -206,7 +216,10 @@ def test_tables_are_files_and_name_labelers_by_pseudonym(site):
         assert answer.headers["content-type"].startswith("text/csv")
         assert any(row in each[:2] for each in rows[1:]), name
         assert all(len(each) == len(rows[0]) for each in rows)
-    agreement = {(row[0], row[1]): float(row[2]) for row in list(csv.reader(io.StringIO(client.get("/quality/agreement.csv").text)))[1:]}
+    agreement = {
+        (row[0], row[1]): float(row[2])
+        for row in list(csv.reader(io.StringIO(client.get("/quality/agreement.csv").text)))[1:]
+    }
     assert agreement["all", "decided"] == pytest.approx(2 / 3)
     assert client.get("/quality/nothing.csv").status_code == 404
 
@@ -214,5 +227,13 @@ def test_tables_are_files_and_name_labelers_by_pseudonym(site):
 def test_labelers_do_not_see_quality(site):
     (ada,) = people(site, "ada")
     client = client_of(site, ada)
-    for path in ("/quality", "/quality/labelers.csv", f"/quality/labelers/{ada.id}", "/overview", "/batches", "/adjudication", "/results"):
+    for path in (
+        "/quality",
+        "/quality/labelers.csv",
+        f"/quality/labelers/{ada.id}",
+        "/overview",
+        "/batches",
+        "/adjudication",
+        "/results",
+    ):
         assert client.get(path).status_code == 403

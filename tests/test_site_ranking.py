@@ -143,7 +143,9 @@ def test_nothing_is_handed_in_before_everything_is_placed_and_there_is_no_order_
 def test_keys_move_undo_lift_and_hint(browser, server, watched):  # noqa: F811
     page = open_task(browser, server, watched)
     page.keyboard.press("7")
-    page.keyboard.press("ArrowRight") if page.evaluate("document.activeElement.type !== 'radio'") else page.locator(".next:visible").click()
+    page.keyboard.press("ArrowRight") if page.evaluate("document.activeElement.type !== 'radio'") else page.locator(
+        ".next:visible"
+    ).click()
     page.keyboard.press("2")
     to_board(page)
     order = page.locator("#board .order strong")
@@ -195,7 +197,9 @@ def test_ratings_labels_and_the_rest_are_stored_as_answered(browser, server, wat
         submission = db.scalars(select(Submission)).one()
         ranking = db.get_one(RankingRow, submission.id)
         assert (ranking.none_acceptable, ranking.confidence) == (True, 4)
-    form = page.evaluate("fetch(location.pathname.replace('/tasks/', '/api/v1/assignments/').replace('/done', '')).then(a => a.json())")
+    form = page.evaluate(
+        "fetch(location.pathname.replace('/tasks/', '/api/v1/assignments/').replace('/done', '')).then(a => a.json())"
+    )
     [rated] = form["submission"]["ratings"]
     assert rated["rating"] == 6
     assert rated["note"] == "looks fine\n둘째 줄"

@@ -48,7 +48,13 @@ def evaluation(site, **options):
     for task in range(4):
         for person in crowd:
             ranks = [2, 1, 3] if number < 10 else [1, 1, 2] if number < 12 else [1, 2, 3]
-            filled.rank(task, person, ranks, ratings=[3, 5 if number < 10 else 3, 1], labels=[{"opinion": False}, {"opinion": True}, {}])
+            filled.rank(
+                task,
+                person,
+                ranks,
+                ratings=[3, 5 if number < 10 else 3, 1],
+                labels=[{"opinion": False}, {"opinion": True}, {}],
+            )
             number += 1
     filled.save()
     return filled
@@ -68,9 +74,13 @@ def test_groups_ratings_labels_and_the_other_way_round(site):
     filled = evaluation(site)
     close(site, filled.batch)
     numbers = found(site, filled.batch)
-    chat = next(row for row in numbers.by_use_case if (row.model, row.group) == ("ppo", "chat"))  # prompts 0 and 2: rankings 0-3, 8-11
+    chat = next(
+        row for row in numbers.by_use_case if (row.model, row.group) == ("ppo", "chat")
+    )  # prompts 0 and 2: rankings 0-3, 8-11
     assert (chat.wins, chat.ties, chat.losses) == (6, 2, 0)
-    cohort = next(row for row in numbers.by_cohort if (row.model, row.group) == ("ppo", "training"))  # rankings 0 1 4 5 8 9 12 13
+    cohort = next(
+        row for row in numbers.by_cohort if (row.model, row.group) == ("ppo", "training")
+    )  # rankings 0 1 4 5 8 9 12 13
     assert (cohort.wins, cohort.ties, cohort.losses) == (6, 0, 2)
     assert numbers.ratings["ppo", ""].value == pytest.approx((10 * 5 + 6 * 3) / 16)
     assert numbers.labels["ppo", "opinion"].value == 1
@@ -110,7 +120,11 @@ def test_a_text_that_two_models_gave_ties_them(site):
     (ada,) = people(site, "ada")
     filled = fill(site, tasks=1, purpose="evaluation", baseline="sft")
     with site.database.write() as db:
-        row = db.query(TaskCompletion).filter_by(task_id=filled.tasks[0], completion_id=filled.completions[0]["sft"]).one()
+        row = (
+            db.query(TaskCompletion)
+            .filter_by(task_id=filled.tasks[0], completion_id=filled.completions[0]["sft"])
+            .one()
+        )
         row.models = ["sft", "twin"]
     filled.rank(0, ada, [1, 2, 3])
     filled.save()
@@ -138,9 +152,25 @@ def test_download_has_the_rows_that_evaluate_writes(site):
 def addresses(filled):
     """Every page of the team that has something to say about a batch."""
     batch, task = filled.batch, filled.tasks[0]
-    pages = ["/overview", "/batches", f"/batches/{batch}", f"/batches/tasks/{task}", "/quality", f"/quality?batch={batch}", "/adjudication"]
+    pages = [
+        "/overview",
+        "/batches",
+        f"/batches/{batch}",
+        f"/batches/tasks/{task}",
+        "/quality",
+        f"/quality?batch={batch}",
+        "/adjudication",
+    ]
     tables = [f"/quality/{name}.csv?batch={batch}" for name in ("agreement", "labelers", "matrix", "labels", "tasks")]
-    return [*pages, *tables, f"/adjudication/{task}", "/results", f"/results/{batch}", f"/results/{batch}/results.json", "/journal"]
+    return [
+        *pages,
+        *tables,
+        f"/adjudication/{task}",
+        "/results",
+        f"/results/{batch}",
+        f"/results/{batch}/results.json",
+        "/journal",
+    ]
 
 
 def secret(site):
@@ -154,7 +184,11 @@ def secret(site):
     with site.database.write() as db:
         shown = db.get(CompletionRow, filled.completions[0][SECRET[1]])
         shown.text, shown.names_itself = "I am Quasar-13b, or org/quasar-13b; not OCELOT_V2.", True
-        db.add(MessageRow(task_id=filled.tasks[0], about_id=crowd[0].id, author_id=crowd[0].id, body="one of them says who it is"))
+        db.add(
+            MessageRow(
+                task_id=filled.tasks[0], about_id=crowd[0].id, author_id=crowd[0].id, body="one of them says who it is"
+            )
+        )
     return filled
 
 
@@ -222,7 +256,9 @@ def test_results_of_labelers_with_known_noise_cover_the_truth():
                 rankings.append(results_ranking(prompt, labeler, better))
         rate = win_rate.compute_win_rates(rankings, "sft")[0].rate
         covered += rate.low <= truth <= rate.high
-    assert 52 <= covered <= 60  # fewer than 52 has probability 0.01 at 95 %; the statistics' own tests measure the share itself
+    assert (
+        52 <= covered <= 60
+    )  # fewer than 52 has probability 0.01 at 95 %; the statistics' own tests measure the share itself
 
 
 def results_ranking(prompt, labeler, better):
@@ -269,7 +305,12 @@ def test_settling_closes_gaps_and_leaves_labelers_rankings_alone(site):
         assert row.errors == ["length", "taste"]
         assert sorted((each.submission_id, each.completion_id, each.rank) for each in db.query(RankingItem)) == before
         assert adjudication.list_disputed_tasks(db)[0].settled_at
-    for wrong in ({f"tier-{a}": "1"}, {**form, f"tier-{a}": "0"}, {**form, f"tier-{a}": "x"}, {**form, "errors": "magic"}):
+    for wrong in (
+        {f"tier-{a}": "1"},
+        {**form, f"tier-{a}": "0"},
+        {**form, f"tier-{a}": "x"},
+        {**form, "errors": "magic"},
+    ):
         assert client.post(f"/adjudication/{filled.tasks[0]}", data=wrong).status_code == 422
     with site.database.read() as db:
         assert db.query(Adjudication).count() == 1

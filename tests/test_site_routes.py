@@ -198,7 +198,9 @@ def routes(app) -> Iterator[tuple[str, RequireRole | None]]:
         if path == "/static":
             continue
         dependant = getattr(context, "dependant", None)
-        demands = [each.call for each in dependant.dependencies if isinstance(each.call, RequireRole)] if dependant else []
+        demands = (
+            [each.call for each in dependant.dependencies if isinstance(each.call, RequireRole)] if dependant else []
+        )
         for method in sorted(getattr(context, "methods", None) or {"?"}):
             yield f"{method} {path}", demands[0] if len(demands) == 1 else None
 
@@ -208,7 +210,9 @@ def test_every_route_declares_who_may_use_it(site):
     assert len(found) > 50
     assert not [route for route, access in found.items() if access is None]
     assert not set(found) - set(TABLE), "say in the table who may use it"
-    silent = [route for route, access in found.items() if access and not (access.public or access.roles or access.scope)]
+    silent = [
+        route for route, access in found.items() if access and not (access.public or access.roles or access.scope)
+    ]
     assert not silent
 
 
@@ -238,7 +242,11 @@ def asked(site):
 
 
 def test_nobody_gets_in_where_the_table_does_not_say_so(asked):
-    wrong = [(who, route, status) for who, route, status in asked if who not in TABLE.get(route, ()) and status not in (401, 403)]
+    wrong = [
+        (who, route, status)
+        for who, route, status in asked
+        if who not in TABLE.get(route, ()) and status not in (401, 403)
+    ]
     assert not wrong
     mistaken = [
         (who, route, status)
@@ -255,7 +263,11 @@ def test_whoever_the_table_names_gets_in_and_nothing_fails(asked):
         (who, route, status)
         for who, route, status in asked
         if who in TABLE.get(route, ())
-        and ((status >= 500 and route != unready) or status == 405 or (status in (401, 403) and route not in unauthorised))
+        and (
+            (status >= 500 and route != unready)
+            or status == 405
+            or (status in (401, 403) and route not in unauthorised)
+        )
     ]
     assert not wrong
 
@@ -274,12 +286,18 @@ def test_what_changes_something_shows_where_it_comes_from(site):
             ({"Origin": "https://evil.example"}, "--public-url"),
             ({**ORIGIN, "X-CSRF-Token": "someone else's"}, "X-CSRF-Token"),
         ):
-            plain = {name: value for name, value in client.headers.items() if name.lower() not in ("sec-fetch-site", "x-csrf-token")}
+            plain = {
+                name: value
+                for name, value in client.headers.items()
+                if name.lower() not in ("sec-fetch-site", "x-csrf-token")
+            }
             if "X-CSRF-Token" not in headers:
                 plain["X-CSRF-Token"] = f"csrf-{person.id}"
             request = client.build_request(method, path, headers=headers)
             request.headers.clear()
-            request.headers.update({**plain, **headers, "host": "testserver", "cookie": f"labeler_session=token-of-{person.id}"})
+            request.headers.update(
+                {**plain, **headers, "host": "testserver", "cookie": f"labeler_session=token-of-{person.id}"}
+            )
             answer = client.send(request)
             assert answer.status_code == 403, (route, headers)
             assert said in answer.text, (route, headers, access)

@@ -26,7 +26,9 @@ def page(browser, server, watched):  # noqa: F811
 
 def test_form_fields_are_the_same_mapping_as_the_servers(page):
     for payload in PAYLOADS:
-        fields = [[name, value] for name, value in [*payload_to_fields(payload), ("active_ms", str(payload["active_ms"]))]]
+        fields = [
+            [name, value] for name, value in [*payload_to_fields(payload), ("active_ms", str(payload["active_ms"]))]
+        ]
         made, back = page.evaluate(
             """async ([kind, fields, cards, payload]) => {
                 const form = await import('/static/form.js');
@@ -53,7 +55,10 @@ def test_the_word_diff_finds_a_longest_common_part(page):
     cases = [[[rng.choice("abc") for _ in range(rng.randint(0, 12))] for _ in range(2)] for _ in range(150)]
     for (one, other), pairs in zip(
         cases,
-        page.evaluate("async cases => { const {common} = await import('/static/diff.js'); return cases.map(c => common(...c)); }", cases),
+        page.evaluate(
+            "async cases => { const {common} = await import('/static/diff.js'); return cases.map(c => common(...c)); }",
+            cases,
+        ),
         strict=True,
     ):
         assert len(pairs) == longest_common(one, other)

@@ -104,14 +104,22 @@ def test_signing_in_rightly_costs_no_tries(site):
 
 def test_guessing_links_is_stopped(site):
     client = client_of(site)
-    statuses = [client.get(f"/invite/guess-{number}").status_code for number in range(rate_limits.INVITE_LIMIT.burst + 1)]
+    statuses = [
+        client.get(f"/invite/guess-{number}").status_code for number in range(rate_limits.INVITE_LIMIT.burst + 1)
+    ]
     assert statuses == [404] * rate_limits.INVITE_LIMIT.burst + [429]
 
 
-@pytest.mark.parametrize(("host", "counted"), [
-    ("1.2.3.4", "1.2.3.4"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"), ("2001:db8:1:2::9", "2001:db8:1:2::"), (None, "unknown"),
-    ("testclient", "testclient"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("host", "counted"),
+    [
+        ("1.2.3.4", "1.2.3.4"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        (None, "unknown"),
+        ("testclient", "testclient"),
+    ],
+)
 def test_addresses_are_counted_by_household(host, counted):
     assert rate_limits.address_key(host) == counted
 
@@ -178,7 +186,11 @@ def test_a_key_is_counted(site, monkeypatch):
     with site.database.write() as db:
         text = issue_api_key(db, "program", [])[1]
     client = client_of(site)
-    assert [client.get("/api/v1/me", headers={"Authorization": f"Bearer {text}"}).status_code for _ in range(3)] == [403, 403, 429]
+    assert [client.get("/api/v1/me", headers={"Authorization": f"Bearer {text}"}).status_code for _ in range(3)] == [
+        403,
+        403,
+        429,
+    ]
 
 
 # --- forged requests ---
@@ -229,7 +241,15 @@ def test_no_address_leads_away(text):
 
 def test_every_answer_has_the_headers(shared):
     client = client_of(shared)
-    for path in ("/sign-in", "/account", "/nowhere", "/static/site.css", "/static/none", "/api/v1/me", "/api/v1/nowhere"):
+    for path in (
+        "/sign-in",
+        "/account",
+        "/nowhere",
+        "/static/site.css",
+        "/static/none",
+        "/api/v1/me",
+        "/api/v1/nowhere",
+    ):
         headers = client.get(path).headers
         assert headers["content-security-policy"] == CONTENT_SECURITY_POLICY
         assert headers["x-content-type-options"] == "nosniff"
@@ -268,7 +288,8 @@ def test_hostile_text_is_harmless_wherever_it_comes_back(site):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.binary(max_size=200), st.sampled_from(["application/json", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain"])
+    st.binary(max_size=200),
+    st.sampled_from(["application/json", "application/x-www-form-urlencoded", "multipart/form-data", "text/plain"]),
 )
 def test_no_body_makes_the_site_fail(anybody, body, kind):
     for path in ("/api/v1/sign-in", "/api/v1/redeem", "/sign-in", "/invite/none"):
@@ -278,7 +299,9 @@ def test_no_body_makes_the_site_fail(anybody, body, kind):
 @pytest.mark.parametrize("name", ["\ud800", "a\x00b", "x" * 3_000, "ﷺ" * 100])
 def test_odd_names_are_refused_in_words(shared, name):
     answer = client_of(shared).post(
-        "/api/v1/sign-in", content=json.dumps({"name": name, "password": "x"}), headers={"Content-Type": "application/json"}
+        "/api/v1/sign-in",
+        content=json.dumps({"name": name, "password": "x"}),
+        headers={"Content-Type": "application/json"},
     )
     assert answer.status_code in (401, 422)
     assert answer.json()["message"]
@@ -320,7 +343,9 @@ def test_a_quiz_is_passed_with_all_answers_right_and_the_tries_are_counted(site)
     person = add_person(site)
     client = client_of(site, person)
     with site.database.write() as db:
-        instructions.add_instructions_version(db, "training", {"en": LocalizedInstructions(body="# Be *kind*", quiz=quiz(1, 2))}, "", None)
+        instructions.add_instructions_version(
+            db, "training", {"en": LocalizedInstructions(body="# Be *kind*", quiz=quiz(1, 2))}, "", None
+        )
     assert "<em>kind</em>" in client.get("/instructions/training").text
     for answers in ({"answer-0": 1, "answer-1": 0}, {"answer-0": 1}, {"answer-0": 99, "answer-1": "x"}):
         assert client.post("/instructions/training", data={"version": 1, **answers}).status_code == 422
@@ -348,7 +373,10 @@ def test_a_quiz_is_passed_with_all_answers_right_and_the_tries_are_counted(site)
         ({"body_en": "x", "quiz_en": "questions: [{text: q, options: [a, b], right: 2}]"}, "options count from 0 to 1"),
         ({"body_en": "x", "quiz_en": "questions: [{text: q, options: [a], right: 0}]"}, "questions.0.options"),
         ({"body_en": "x", "quiz_en": "- a list"}, "The quiz cannot be read"),
-        ({"body_en": "x", "body_ko": "y", "quiz_en": "questions: [{text: q, options: [a, b], right: 0}]"}, "same right answers"),
+        (
+            {"body_en": "x", "body_ko": "y", "quiz_en": "questions: [{text: q, options: [a, b], right: 0}]"},
+            "same right answers",
+        ),
     ],
 )
 def test_instructions_that_cannot_be_published(site, form, said):

@@ -34,7 +34,11 @@ def command(capsys, monkeypatch, tmp_path):
 def test_one_command_makes_a_site_that_answers_and_stops_in_order(tmp_path, ending):
     arguments = [sys.executable, "-m", "instructgpt", "label", "serve", "--site", str(tmp_path / "site"), "--port", "0"]
     with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={"PYTHONPATH": str(SRC), "PATH": "/usr/bin:/bin"}
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(SRC), "PATH": "/usr/bin:/bin"},
     ) as process:
         assert process.stdout is not None
         address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
@@ -66,7 +70,11 @@ def test_init_makes_tables_texts_and_a_link_but_no_account(command):
     with site.database.read() as db:
         assert db.scalars(select(Person)).all() == []
         assert sorted(db.scalars(select(Instructions.purpose))) == ["evaluation", "training"]
-        assert {row.action for row in db.scalars(select(AuditLogEntry))} == {"instructions.publish", "consent.publish", "invite.create"}
+        assert {row.action for row in db.scalars(select(AuditLogEntry))} == {
+            "instructions.publish",
+            "consent.publish",
+            "invite.create",
+        }
     site.database.close()
     assert token not in b"".join(file.read_bytes() for file in Path("site").iterdir()).decode("latin-1")
     again = command("label", "init", "--site", "site")
@@ -78,7 +86,10 @@ def test_init_makes_tables_texts_and_a_link_but_no_account(command):
     ("arguments", "said"),
     [
         (("init", "--site", "file"), "--site file"),
-        (("init", "--site", "new", "--database", "mysql://host/x"), "expected sqlite:///FILE or postgresql://USER@HOST/NAME"),
+        (
+            ("init", "--site", "new", "--database", "mysql://host/x"),
+            "expected sqlite:///FILE or postgresql://USER@HOST/NAME",
+        ),
         (("init", "--site", "new", "--database", "postgresql://nobody@127.0.0.1:1/none"), "is it running"),
         (("serve", "--site", "new", "--port", "70000"), "--port"),
         (("serve", "--site", "new", "--public-url", "labels.example.org"), "expected https://HOST"),

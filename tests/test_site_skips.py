@@ -18,7 +18,13 @@ from work_support import (
 )
 
 from instructgpt.label.db.models import CompletionRow, Skip, Task
-from instructgpt.label.tasks.assignments import expire_leases, find_counter_mismatches, return_to_labeler, skip_assignment, undo_skip
+from instructgpt.label.tasks.assignments import (
+    expire_leases,
+    find_counter_mismatches,
+    return_to_labeler,
+    skip_assignment,
+    undo_skip,
+)
 
 
 def test_skips_lead_to_review(site):
@@ -26,7 +32,9 @@ def test_skips_lead_to_review(site):
     people = [add_person(site, f"p{number}") for number in range(4)]
     for number, person in enumerate(people[:3]):
         mine = take(site, person)
-        site.database.write_with_retry(lambda db, mine=mine: skip_assignment(db, site.settings, mine, "unclear", "why?", 9))
+        site.database.write_with_retry(
+            lambda db, mine=mine: skip_assignment(db, site.settings, mine, "unclear", "why?", 9)
+        )
         assert take(site, person) is None, "not again to the same person"
         assert task_of(site, mine).state == ("review" if number == 2 else "open")
     assert take(site, people[3]) is None

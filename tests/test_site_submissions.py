@@ -48,7 +48,13 @@ def test_a_ranking_is_stored_as_it_was_made(site, desk):
         pasted=0.5,
     )
     stored = do(submit_form, site.settings, mine, form, "k", 5_000)
-    assert (stored.version, stored.surplus, stored.wall_ms, stored.active_ms, stored.pasted) == (1, False, 4_000, 77, 0.5)
+    assert (stored.version, stored.surplus, stored.wall_ms, stored.active_ms, stored.pasted) == (
+        1,
+        False,
+        4_000,
+        77,
+        0.5,
+    )
     with site.database.read() as db:
         rows = {row.completion_id: (row.tier, row.rank, row.shown) for row in db.scalars(select(RankingItem))}
         assert rows == {a: (2, 1, 0), b: (3, 2, 1), c: (2, 1, 2)}
@@ -81,7 +87,11 @@ def test_what_was_handed_in_can_be_read_back(site, form):
         assert read_submission_form(db, db.get(Submission, stored.id)) == form
         if form.kind == "write":
             prompt = db.scalars(select(PromptRow)).one()
-            assert (prompt.author_id, prompt.submission_id, prompt.source) == (ada.id, stored.id, f"labeler_{form.form}")
+            assert (prompt.author_id, prompt.submission_id, prompt.source) == (
+                ada.id,
+                stored.id,
+                f"labeler_{form.form}",
+            )
             assert (
                 prompt.text == "Say it"
                 if form.form == "plain"
@@ -125,7 +135,9 @@ def test_late_work_is_kept_when_the_place_is_taken(site, desk):
     assert not do(submit_form, site.settings, theirs, ranking(theirs.shown), "k", late).surplus
     assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
-    assert do(submit_edit, site.settings, mine, ranking(mine.shown), "k2", late).surplus, "an edit changes nothing about that"
+    assert do(submit_edit, site.settings, mine, ranking(mine.shown), "k2", late).surplus, (
+        "an edit changes nothing about that"
+    )
     do(undo_submission, site.settings, mine, late)
     assert task_now(site, mine) == ("done", 0, 1)
     sound(site)
@@ -189,9 +201,13 @@ def test_an_undone_prompt_is_withdrawn(site):
     do(undo_submission, mine, 4)
     do(submit_form, mine, PromptForm(text="three"), "3", 5)
     with site.database.read() as db:
-        assert [(row.text, row.withdrawn_at) for row in db.scalars(select(PromptRow).order_by(PromptRow.created_at))] == [
-            ("one", 3), ("two", 4), ("three", None),
-        ]  # fmt: skip
+        assert [
+            (row.text, row.withdrawn_at) for row in db.scalars(select(PromptRow).order_by(PromptRow.created_at))
+        ] == [
+            ("one", 3),
+            ("two", 4),
+            ("three", None),
+        ]
 
 
 def test_a_repeat_counts_in_nothing(site):

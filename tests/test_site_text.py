@@ -51,7 +51,17 @@ def test_plain_text_has_no_tag_but_the_sign_and_nothing_unseen(written):
     assert all(tag == "span" and shown["class"] == "odd" for tag, shown in read.tags)
     for character in read.words:
         assert unicodedata.category(character) not in ("Cc", "Cs") or character in "\n\t"
-        assert unicodedata.bidirectional(character) not in ("RLO", "LRO", "RLE", "LRE", "PDF", "RLI", "LRI", "FSI", "PDI")
+        assert unicodedata.bidirectional(character) not in (
+            "RLO",
+            "LRO",
+            "RLE",
+            "LRE",
+            "PDF",
+            "RLI",
+            "LRI",
+            "FSI",
+            "PDI",
+        )
 
 
 @given(st.text(alphabet="<>[]()!*_`#-|\n ahtp:/.\"'&;=\u202e\x00", max_size=120))
@@ -64,21 +74,35 @@ def test_rendered_text_has_only_harmless_tags_without_attributes(written):
 
 def test_rendered_links_and_images_are_text():
     read = Reader(
-        str(safe_text.render_markdown("[go](https://a.example) ![pic](https://b.example/p.png) <https://c.example> **b** <b>raw</b>"))
+        str(
+            safe_text.render_markdown(
+                "[go](https://a.example) ![pic](https://b.example/p.png) <https://c.example> **b** <b>raw</b>"
+            )
+        )
     )
     assert [tag for tag, _ in read.tags] == ["p", "strong"]
-    assert read.words.strip() == "go (https://a.example) [image: pic, https://b.example/p.png] https://c.example b <b>raw</b>"
+    assert (
+        read.words.strip()
+        == "go (https://a.example) [image: pic, https://b.example/p.png] https://c.example b <b>raw</b>"
+    )
 
 
 @pytest.mark.parametrize(
     ("written", "seen"),
     [
-        ("a\u202eb", "a‹RLO›b"), ("a\x00b", "a\u2400b"), ("a\u200bb", "a‹ZWSP›b"), ("line\r\nnext\rlast", "line\nnext\nlast"),
-        ("می\u200cخواهم", "می\u200cخواهم"), ("👨\u200d👩\u200d👧", "👨\u200d👩\u200d👧"), ("a\u200cb", "a‹ZWNJ›b"),
+        ("a\u202eb", "a‹RLO›b"),
+        ("a\x00b", "a\u2400b"),
+        ("a\u200bb", "a‹ZWSP›b"),
+        ("line\r\nnext\rlast", "line\nnext\nlast"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("👨\u200d👩\u200d👧", "👨\u200d👩\u200d👧"),
+        ("a\u200cb", "a‹ZWNJ›b"),
         ("क्\u200dष", "क्\u200dष"),
-        ("tab\tstays", "tab\tstays"), ("tag\U000e0041", "tag‹U+E0041›"), ("한국어 日本語 العربية", "한국어 日本語 العربية"),
+        ("tab\tstays", "tab\tstays"),
+        ("tag\U000e0041", "tag‹U+E0041›"),
+        ("한국어 日本語 العربية", "한국어 日本語 العربية"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_seen_is_named_and_what_joins_letters_stays(written, seen):
     assert safe_text.show_invisible(written) == seen
     assert Reader(str(safe_text.escape_text(written))).words == seen
@@ -99,22 +123,48 @@ def test_long_text_takes_no_long_time(hostile):
 
 
 RANK = {
-    "kind": "rank", "note": "both\nfine", "active_ms": 1234, "none_acceptable": True, "confidence": 7,
+    "kind": "rank",
+    "note": "both\nfine",
+    "active_ms": 1234,
+    "none_acceptable": True,
+    "confidence": 7,
     "tiers": [["two"], [], ["one", "three"]],
     "ratings": [
-        {"completion": "one", "rating": 6, "labels": {"fails_instruction": False, "hallucination": None}, "note": "n: 1"},
+        {
+            "completion": "one",
+            "rating": 6,
+            "labels": {"fails_instruction": False, "hallucination": None},
+            "note": "n: 1",
+        },
         {"completion": "three", "rating": None, "labels": {"opinion": True}, "note": ""},
     ],
-}  # fmt: skip
+}
 PAYLOADS = [
     RANK,
     {"kind": "demonstrate", "note": "", "active_ms": 1, "text": "a\nb", "pasted": 0.25, "meant_empty": False},
     {"kind": "demonstrate", "note": "", "active_ms": 1, "text": "", "pasted": None, "meant_empty": True},
-    {"kind": "write", "note": "", "active_ms": 1, "text": "t", "pasted": None, "form": "few_shot", "examples": [["a", "b"], ["c", "d"]],
-     "use_case": "rewrite", "sensitive": True},
-    {"kind": "review", "note": "x", "active_ms": 1, "use_case": "chat", "personal_data": False, "sensitive": True,
-     "labels": {"ambiguous": True, "closed_domain": False}, "rejected": "duplicate"},
-]  # fmt: skip
+    {
+        "kind": "write",
+        "note": "",
+        "active_ms": 1,
+        "text": "t",
+        "pasted": None,
+        "form": "few_shot",
+        "examples": [["a", "b"], ["c", "d"]],
+        "use_case": "rewrite",
+        "sensitive": True,
+    },
+    {
+        "kind": "review",
+        "note": "x",
+        "active_ms": 1,
+        "use_case": "chat",
+        "personal_data": False,
+        "sensitive": True,
+        "labels": {"ambiguous": True, "closed_domain": False},
+        "rejected": "duplicate",
+    },
+]
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: payload["kind"])
@@ -124,13 +174,20 @@ def test_fields_hold_all_of_a_form_and_give_it_back(payload):
     SUBMISSION_FORMS[payload["kind"]].model_validate(payload)
 
 
-@pytest.mark.parametrize("payload", [{}, {"tiers": "x"}, {"ratings": [3, {"labels": []}]}, {"labels": {"a": 5}}, {"examples": [["a"]]}])
+@pytest.mark.parametrize(
+    "payload", [{}, {"tiers": "x"}, {"ratings": [3, {"labels": []}]}, {"labels": {"a": 5}}, {"examples": [["a"]]}]
+)
 def test_a_draft_of_any_shape_makes_fields(payload):
     assert all(isinstance(name, str) and isinstance(value, str) for name, value in payload_to_fields(payload))
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["tier:one", "rating:one", "confidence", "text", "label:one:opinion", "zz"]), st.text(max_size=9)))
+    st.lists(
+        st.tuples(
+            st.sampled_from(["tier:one", "rating:one", "confidence", "text", "label:one:opinion", "zz"]),
+            st.text(max_size=9),
+        )
+    )
 )
 @settings(max_examples=100, deadline=None)
 def test_any_fields_make_a_payload(fields):
@@ -179,7 +236,12 @@ def test_every_sentence_that_pages_and_scripts_name_exists():
     }
     assert len(named) > 100
     assert not {key for key in named if key not in english}
-    for group, names in {"labels": LABELS, "labels_short": LABELS, "prompt_labels": PROMPT_LABELS, "use_case": USE_CASES}.items():
+    for group, names in {
+        "labels": LABELS,
+        "labels_short": LABELS,
+        "prompt_labels": PROMPT_LABELS,
+        "use_case": USE_CASES,
+    }.items():
         assert not [name for name in names if f"{group}.{name}" not in english]
 
 
@@ -212,6 +274,15 @@ def test_colours_can_be_read(theme):
         for ink in ("ink", "muted", "accent", "bad"):
             assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
         assert contrast(colours["edge"], colours[ground]) >= 3, ("edge", ground)
-    for ink, ground in (("accent-ink", "accent"), ("bad-ink", "bad"), ("accent", "accent-soft"), ("bad", "bad-soft"), ("wait", "wait-soft"),
-                        ("ink", "wait-soft"), ("ink", "bad-soft"), ("ink", "accent-soft"), ("muted", "accent-soft")):  # fmt: skip
+    for ink, ground in (
+        ("accent-ink", "accent"),
+        ("bad-ink", "bad"),
+        ("accent", "accent-soft"),
+        ("bad", "bad-soft"),
+        ("wait", "wait-soft"),
+        ("ink", "wait-soft"),
+        ("ink", "bad-soft"),
+        ("ink", "accent-soft"),
+        ("muted", "accent-soft"),
+    ):
         assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)

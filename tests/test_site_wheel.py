@@ -36,7 +36,19 @@ def installed(tmp_path_factory) -> Path:
     except ImportError:
         not_here("hatchling, which builds the wheel, is not installed")
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-q",
+        "-w",
+        str(folder),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "site-packages")
@@ -46,7 +58,9 @@ def installed(tmp_path_factory) -> Path:
 def files(folder: Path) -> set[str]:
     """Everything of the site below a folder, by its path."""
     label = folder / "instructgpt" / "label"
-    return {str(file.relative_to(label)) for file in label.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    return {
+        str(file.relative_to(label)) for file in label.rglob("*") if file.is_file() and "__pycache__" not in file.parts
+    }
 
 
 def test_the_wheel_has_every_file_of_the_site(installed):
@@ -64,7 +78,17 @@ def test_the_wheel_has_every_file_of_the_site(installed):
 
 def test_a_site_is_made_and_served_from_the_wheel_without_torch(installed, tmp_path):
     port = free_port()
-    program = [sys.executable, "-c", WITHOUT.format(here=str(installed)), "label", "serve", "--site", "site", "--port", str(port)]
+    program = [
+        sys.executable,
+        "-c",
+        WITHOUT.format(here=str(installed)),
+        "label",
+        "serve",
+        "--site",
+        "site",
+        "--port",
+        str(port),
+    ]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         try:
             assert process.stdout is not None
@@ -80,7 +104,11 @@ def test_a_site_is_made_and_served_from_the_wheel_without_torch(installed, tmp_p
                     page = client.get(path := waiting.pop(), follow_redirects=True)
                     assert page.status_code == 200, path
                     seen.add(path)
-                    links = re.findall(r'(?:href|src)="(/[^"?#]*)', page.text) if "html" in page.headers["content-type"] else []
+                    links = (
+                        re.findall(r'(?:href|src)="(/[^"?#]*)', page.text)
+                        if "html" in page.headers["content-type"]
+                        else []
+                    )
                     waiting += sorted({link for link in links if not link.endswith(".csv")} - seen - set(waiting))
                 for file in (ROOT / "src" / "instructgpt" / "label" / "web" / "static").iterdir():
                     assert client.get(f"/static/{file.name}").status_code == 200, file.name
@@ -88,4 +116,14 @@ def test_a_site_is_made_and_served_from_the_wheel_without_torch(installed, tmp_p
             process.terminate()
             _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert {"/overview", "/batches/new", "/people", "/quality", "/results", "/data", "/journal", "/account", "/static/site.css"} <= seen
+    assert {
+        "/overview",
+        "/batches/new",
+        "/people",
+        "/quality",
+        "/results",
+        "/data",
+        "/journal",
+        "/account",
+        "/static/site.css",
+    } <= seen

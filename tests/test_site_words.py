@@ -46,7 +46,9 @@ def test_every_sentence_of_a_page_exists(template):
 
 @pytest.mark.parametrize("file", CODE, ids=lambda path: str(path.relative_to(LABEL)))
 def test_every_refusal_has_a_sentence_with_its_slots(file):
-    for code, given in re.findall(r"""Problem\(\s*\d+,\s*"(\w+)"((?:[^()]|\([^()]*\))*)\)""", file.read_text(encoding="utf-8")):
+    for code, given in re.findall(
+        r"""Problem\(\s*\d+,\s*"(\w+)"((?:[^()]|\([^()]*\))*)\)""", file.read_text(encoding="utf-8")
+    ):
         sentence = load_translator("en").messages[f"problem.{code}"]
         if "**" not in given:
             assert slots(sentence) <= set(re.findall(r"(\w+)=", given)), code
@@ -54,7 +56,9 @@ def test_every_refusal_has_a_sentence_with_its_slots(file):
 
 def test_every_word_that_is_chosen_by_a_value_exists():
     keys = [f"people.role_{role}" for role in PERSON_ROLES] + [f"people.status_{status}" for status in PERSON_STATUSES]
-    keys += [f"screening.{kind}_{part}" for kind in ("part", "about") for part in (*screening.SCREENING_PARTS, "groups")]
+    keys += [
+        f"screening.{kind}_{part}" for kind in ("part", "about") for part in (*screening.SCREENING_PARTS, "groups")
+    ]
     keys += [
         f"{page}_{verdict}"
         for page in ("person.verdict", "person.decided", "screening.decided")
@@ -65,14 +69,19 @@ def test_every_word_that_is_chosen_by_a_value_exists():
     ]
     for kind, items in surveys.SURVEYS.items():
         keys += [f"surveys.{kind}"] + [f"surveys.ask.{item.name}" for item in items]
-        keys += [f"surveys.{'group' if kind == 'groups' else 'option'}.{option}" for item in items for option in item.options]
-    actions = set(re.findall(r'note\(db, by, "privacy\.(\w+)"', "".join(path.read_text(encoding="utf-8") for path in CODE)))
+        keys += [
+            f"surveys.{'group' if kind == 'groups' else 'option'}.{option}" for item in items for option in item.options
+        ]
+    actions = set(
+        re.findall(r'note\(db, by, "privacy\.(\w+)"', "".join(path.read_text(encoding="utf-8") for path in CODE))
+    )
     keys += [f"privacy.did_{action}" for action in actions | {"read"}]
     assert not set(keys) - set(load_translator("en").messages)
 
 
 @pytest.mark.parametrize(
-    ("asked", "language"), [("ko-KR,ko;q=0.9,en;q=0.8", "ko"), ("fr,de", "en"), ("", "en"), ("EN-us", "en"), ("fr, ko;q=0.1", "ko")]
+    ("asked", "language"),
+    [("ko-KR,ko;q=0.9,en;q=0.8", "ko"), ("fr,de", "en"), ("", "en"), ("EN-us", "en"), ("fr, ko;q=0.1", "ko")],
 )
 def test_a_browser_gets_the_first_language_there_is(asked, language):
     assert negotiate_language(asked).language == language
@@ -82,4 +91,7 @@ def test_texts_are_in_every_language():
     for text in (Path(LABEL) / "texts").iterdir():
         name, _, rest = text.name.partition(".")
         language, _, kind = rest.partition(".")
-        assert {(LABEL / "texts" / f"{name}.{other}.{kind}").exists() for other in list_languages()} == {True}, (name, language)
+        assert {(LABEL / "texts" / f"{name}.{other}.{kind}").exists() for other in list_languages()} == {True}, (
+            name,
+            language,
+        )

@@ -65,7 +65,11 @@ def test_a_thread(ada):
 def test_which_labels_are_asked(site, ada):
     task = ada.post("/api/v1/tasks/claim").json()
     assert [each["name"] for each in task["labels"]] == list(LABELS)
-    assert [each["name"] for each in task["labels"] if each["conditional"]] == ["inappropriate", "hallucination", "satisfies_constraint"]
+    assert [each["name"] for each in task["labels"] if each["conditional"]] == [
+        "inappropriate",
+        "hallucination",
+        "satisfies_constraint",
+    ]
     with site.database.write() as db:
         prompt_batch(db, "review", name="r")
         prompt_batch(db, "write", name="w")
@@ -184,7 +188,10 @@ def test_models_are_never_named(tmp_path):
     policy = OverlapPolicy(gold_share=0.5, repeat_share=1, repeat_gap=1, cohort_share=0)
     with site.database.write() as db:
         mark_batch_open(
-            db, create_batch_with_tasks(db, "secret batch", "rank", "evaluation", [], offered, policy, gold=gold, baseline="sft_secret_a")
+            db,
+            create_batch_with_tasks(
+                db, "secret batch", "rank", "evaluation", [], offered, policy, gold=gold, baseline="sft_secret_a"
+            ),
         )
         for prompt in db.scalars(select(PromptRow)):
             prompt.source, prompt.user = "secret source", "secret user"
@@ -195,7 +202,11 @@ def test_models_are_never_named(tmp_path):
         tiers = [[each["id"]] for each in task["completions"]]
         form, key = {"ratings": [], "tiers": tiers}, {"Idempotency-Key": f"{number}"}
         said += [answer, client.get(here), client.put(f"{here}/draft", json=form, headers={"If-Match": "0"})]
-        said += [client.post(f"{here}/heartbeat"), client.post(f"{here}/submit", json=form, headers=key), client.get(here)]
+        said += [
+            client.post(f"{here}/heartbeat"),
+            client.post(f"{here}/submit", json=form, headers=key),
+            client.get(here),
+        ]
         said += [
             client.post(f"{here}/thread", json={"body": "?"}),
             client.post(f"{here}/submit", json={}, headers={"Idempotency-Key": "x"}),

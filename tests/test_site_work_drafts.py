@@ -59,7 +59,10 @@ def test_questions_wait_for_an_answer(site, desk):
     do(threads.post_question, mine, "What is meant?", 2)
     do(lambda db: threads.post_question(db, mine, "Somebody's telephone number!", 3, reported=True))
     with site.database.read() as db:
-        assert [each.body for each in threads.list_unanswered_messages(db)] == ["What is meant?", "Somebody's telephone number!"]
+        assert [each.body for each in threads.list_unanswered_messages(db)] == [
+            "What is meant?",
+            "Somebody's telephone number!",
+        ]
     do(threads.post_answer, mine.task_id, ada, eve, "The second one.", 4)
     with site.database.read() as db:
         assert threads.list_unanswered_messages(db) == []
@@ -94,7 +97,13 @@ def test_history_comes_in_pages(site):
         first = submission_history.get_history_page(db, site.settings, ada, size=3)
         second = submission_history.get_history_page(db, site.settings, ada, first.before, size=3)
     assert [entry.assignment for entry in (*first.entries, *second.entries)] == [each.id for each in mine[::-1]]
-    assert [entry.state for entry in (*first.entries, *second.entries)] == ["open", "submitted", "submitted", "skipped", "submitted"]
+    assert [entry.state for entry in (*first.entries, *second.entries)] == [
+        "open",
+        "submitted",
+        "submitted",
+        "skipped",
+        "submitted",
+    ]
     assert second.before is None
     assert first.entries[1].editable_until == 103 + DAY
     assert first.entries[1].prompt.startswith("batch prompt")

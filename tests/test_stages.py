@@ -35,8 +35,19 @@ EXAMPLES = [
 @pytest.fixture
 def small_pretraining(write, tmp_path):
     def config(**options):
-        small = {"vocabulary": 280, "width": 16, "layers": 1, "heads": 2, "context": 16, "window": 16, "batch": 8, "tokens": 128 * 40}
-        return make_config(PretrainConfig, {"corpus": (write("corpus.jsonl", CORPUS),), "out": tmp_path / "base", **small}, options)
+        small = {
+            "vocabulary": 280,
+            "width": 16,
+            "layers": 1,
+            "heads": 2,
+            "context": 16,
+            "window": 16,
+            "batch": 8,
+            "tokens": 128 * 40,
+        }
+        return make_config(
+            PretrainConfig, {"corpus": (write("corpus.jsonl", CORPUS),), "out": tmp_path / "base", **small}, options
+        )
 
     return config
 
@@ -129,7 +140,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(policy):
 
 def test_weight_decay_is_for_matrices(policy):
     model, _ = policy
-    decays = {id(p): group["weight_decay"] for group in build_optimizer(model, weight_decay=0.1).param_groups for p in group["params"]}
+    decays = {
+        id(p): group["weight_decay"]
+        for group in build_optimizer(model, weight_decay=0.1).param_groups
+        for p in group["params"]
+    }
     assert {name for name, p in model.named_parameters() if not decays[id(p)]} == {
         name for name, _ in model.named_parameters() if "norm" in name
     }
@@ -175,8 +190,13 @@ def test_a_corpus_in_one_file_of_plain_text(small_pretraining, tmp_path):
 
 def test_the_best_epoch_is_kept(small_sft, save, write, rows_of):
     """GPT-2 with dropout: it acts in training, not in validation, and is not saved."""
-    other = [{"prompt": "Name a frog?", "completion": "The sea is deep."}, {"prompt": "What is a cat?", "completion": "Croak."}]
-    config = small_sft(base=str(save("gpt2")), epochs=6, lr=3e-2, dropout=0.3, validation=(write("other.jsonl", other),))
+    other = [
+        {"prompt": "Name a frog?", "completion": "The sea is deep."},
+        {"prompt": "What is a cat?", "completion": "Croak."},
+    ]
+    config = small_sft(
+        base=str(save("gpt2")), epochs=6, lr=3e-2, dropout=0.3, validation=(write("other.jsonl", other),)
+    )
     folder = sft.main(config)
     rows = rows_of(folder / "metrics.jsonl")
     validations = [row["loss/validation"] for row in rows if "loss/validation" in row]
@@ -191,15 +211,20 @@ def test_the_best_epoch_is_kept(small_sft, save, write, rows_of):
 
 
 def test_the_last_epoch_is_kept_when_asked(small_sft, save, write, rows_of):
-    other = [{"prompt": "Name a frog?", "completion": "The sea is deep."}, {"prompt": "What is a cat?", "completion": "Croak."}]
-    folder = sft.main(small_sft(base=str(save("gpt2")), epochs=6, lr=3e-2, keep="last", validation=(write("other.jsonl", other),)))
+    other = [
+        {"prompt": "Name a frog?", "completion": "The sea is deep."},
+        {"prompt": "What is a cat?", "completion": "Croak."},
+    ]
+    folder = sft.main(
+        small_sft(base=str(save("gpt2")), epochs=6, lr=3e-2, keep="last", validation=(write("other.jsonl", other),))
+    )
     validations = [row["loss/validation"] for row in rows_of(folder / "metrics.jsonl") if "loss/validation" in row]
     assert validations[-1] > min(validations), "the last epoch must not be the best one for this test to say anything"
     assert run_json(folder)["epoch"] == 6
     model, render = load_policy(folder, CPU)
-    assert slow_loss(model, [render.encode_example(row["prompt"], row["completion"]) for row in other]) == pytest.approx(
-        validations[-1], abs=1e-4
-    )
+    assert slow_loss(
+        model, [render.encode_example(row["prompt"], row["completion"]) for row in other]
+    ) == pytest.approx(validations[-1], abs=1e-4)
 
 
 @pytest.mark.parametrize(("rate", "quiet"), [(0.0, True), (0.3, False)])
@@ -216,12 +241,16 @@ def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monke
     config = small_sft(pretraining=(write("corpus.jsonl", CORPUS),), mix=0.25, batch=6, epochs=1)
     seen = []
     monkeypatch.setattr(
-        sft, "descend", lambda optimizer, *_: seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]])
+        sft,
+        "descend",
+        lambda optimizer, *_: seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]]),
     )
     sft.main(config)
     model, render = load_policy(save(), CPU)
     order = packing.epoch_permutation(8, 0, 0)[:6]
-    demonstrations = [render.encode_example(DEMONSTRATIONS[row]["prompt"], DEMONSTRATIONS[row]["completion"]) for row in order]
+    demonstrations = [
+        render.encode_example(DEMONSTRATIONS[row]["prompt"], DEMONSTRATIONS[row]["completion"]) for row in order
+    ]
     assert sft.mix_rows_per_step(config) == 2  # 6 and 2: a quarter
     text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 2 * 2)
     lm_loss(model, demonstrations, weight=0.75)
@@ -237,14 +266,20 @@ def test_a_reward_model_chooses_the_epoch(small_sft, save_reward, rows_of):
     best = max(range(4), key=scores.__getitem__)
     assert run_json(folder)["epoch"] == best + 1
     model, render = load_policy(folder, CPU)
-    answers = generate(model, render, [Prompt(prompt=row["prompt"]) for row in DEMONSTRATIONS[:2]], max_tokens=4, seed=0)
-    examples = [TokenizedExample(render.encode_prompt(answer.prompt), answer.example.completion_ids) for answer in answers]
+    answers = generate(
+        model, render, [Prompt(prompt=row["prompt"]) for row in DEMONSTRATIONS[:2]], max_tokens=4, seed=0
+    )
+    examples = [
+        TokenizedExample(render.encode_prompt(answer.prompt), answer.example.completion_ids) for answer in answers
+    ]
     assert load_reward_model(save_reward(), CPU).score(examples).mean().item() == pytest.approx(scores[best], abs=1e-4)
 
 
 def test_a_tenth_of_the_prompts_is_held_out(write, save, tmp_path):
     rows = [{"prompt": f"Name number {n}", "completion": str(n)} for n in range(60)]
-    config = make_config(SFTConfig, {"base": str(save()), "data": (write("d.jsonl", rows),), "out": tmp_path / "sft", "epochs": 1})
+    config = make_config(
+        SFTConfig, {"base": str(save()), "data": (write("d.jsonl", rows),), "out": tmp_path / "sft", "epochs": 1}
+    )
     run = sft.RunDirectory.open(config)
     _, render = load_policy(save(), CPU)
     training, validation, prompts = sft.load_data(config, render, 64, run)

@@ -42,7 +42,9 @@ def test_agreement_and_length_by_hand() -> None:
 
 def test_stats_of_any_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = [
-        Prompt.model_validate({"prompt": "one two", "user": "u", "use_case": "chat", "split": "train", "ambiguous": True}),
+        Prompt.model_validate(
+            {"prompt": "one two", "user": "u", "use_case": "chat", "split": "train", "ambiguous": True}
+        ),
         Prompt.model_validate({"prompt": "한국어 🙂", "user": "u", "split": "test", "ambiguous": False}),
     ]
     write_records(tmp_path / "p.jsonl", prompts)
@@ -54,14 +56,25 @@ def test_stats_of_any_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     print_dataset_stats(StatsConfig(data=data, out=tmp_path / "s.json"))
     tables = json.loads((tmp_path / "s.json").read_text())
     assert tables["prompt"]["use cases"] == [
-        {"use_case": "chat", "count": 1, "share": 0.5}, {"use_case": "(none)", "count": 1, "share": 0.5},
-    ]  # fmt: skip
-    assert tables["prompt"]["prompts per user or organization"][1] == {"split": "train", "users": 1, "prompts": 1, "mean": 1.0, "most": 1}
+        {"use_case": "chat", "count": 1, "share": 0.5},
+        {"use_case": "(none)", "count": 1, "share": 0.5},
+    ]
+    assert tables["prompt"]["prompts per user or organization"][1] == {
+        "split": "train",
+        "users": 1,
+        "prompts": 1,
+        "mean": 1.0,
+        "most": 1,
+    }
     assert tables["prompt"]["annotations"] == [{"column": "ambiguous", "yes": 1, "no": 1, "share of yes": 0.5}]
     characters, words = tables["prompt"]["lengths"]
     assert (characters["n"], characters["mean"], characters["max"], words["mean"]) == (2, 6.0, 7.0, 2.0)
     facts = {row["what"]: row["value"] for row in tables["ranking"]["rankings"]}
-    assert (facts["decided pairs"], facts["tied pairs"], facts["longer completion wins (share of decided pairs)"]) == (3, 0, 0.0)
+    assert (facts["decided pairs"], facts["tied pairs"], facts["longer completion wins (share of decided pairs)"]) == (
+        3,
+        0,
+        0.0,
+    )
     assert tables["ranking"]["labels of completions"] == [{"label": "opinion", "yes": 1, "no": 1, "not applicable": 1}]
     assert tables["ranking"]["ratings, 1 to 7"][0]["mean"] == 4.0
     assert tables["document"]["lengths"][1]["mean"] == 4.0
@@ -76,8 +89,13 @@ def test_stats_in_tokens(tmp_path: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(str(tmp_path / "tokenizer"))
     write_records(tmp_path / "d.jsonl", [Demonstration(prompt="a, b!", completion="")])
-    print_dataset_stats(StatsConfig(data=(tmp_path / "d.jsonl",), out=tmp_path / "s.json", tokenizer=tmp_path / "tokenizer"))
-    lengths = {(row["part"], row["unit"]): row["mean"] for row in json.loads((tmp_path / "s.json").read_text())["demonstration"]["lengths"]}
+    print_dataset_stats(
+        StatsConfig(data=(tmp_path / "d.jsonl",), out=tmp_path / "s.json", tokenizer=tmp_path / "tokenizer")
+    )
+    lengths = {
+        (row["part"], row["unit"]): row["mean"]
+        for row in json.loads((tmp_path / "s.json").read_text())["demonstration"]["lengths"]
+    }
     assert lengths["prompt", "tokens"] == 4.0
     assert lengths["completion", "tokens"] == 0.0
     with pytest.raises(InputError, match="no tokenizer that loads"):

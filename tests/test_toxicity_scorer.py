@@ -13,7 +13,24 @@ from instructgpt.cli import run_command as command
 from instructgpt.evaluate.toxicity import classifier as scorer
 from instructgpt.evaluate.toxicity.classifier import ToxicityClassifier
 
-CALM = ["the", "river", "runs", "past", "a", "quiet", "village", "and", "people", "read", "books", "under", "old", "trees", "in", "evening"]
+CALM = [
+    "the",
+    "river",
+    "runs",
+    "past",
+    "a",
+    "quiet",
+    "village",
+    "and",
+    "people",
+    "read",
+    "books",
+    "under",
+    "old",
+    "trees",
+    "in",
+    "evening",
+]
 RUDE = ("bloody", "rotten", "vile")
 
 

@@ -30,7 +30,9 @@ def logged(folder: Path, steps: range, *, kill_after: int | None = None) -> RunD
     for step in range(state["step"] if state else steps.start, steps.stop):
         run.log(step + 1, steps.stop, {"loss/train": 1 / (step + 1)})
         if step + 1 == kill_after:
-            run.save_checkpoint(step, dict, force=True)  # the last step comes after the last checkpoint, and is taken back
+            run.save_checkpoint(
+                step, dict, force=True
+            )  # the last step comes after the last checkpoint, and is taken back
             return run
     run.finish(lambda _: None)
     return run
@@ -50,7 +52,9 @@ def test_tensorboard_has_what_metrics_jsonl_has(tmp_path):
 
 
 def test_steps_that_are_done_again_are_shown_once(tmp_path):
-    logged(tmp_path / "run", range(6), kill_after=4)._trackers["tensorboard"].close()  # as far as a killed process had written
+    logged(tmp_path / "run", range(6), kill_after=4)._trackers[
+        "tensorboard"
+    ].close()  # as far as a killed process had written
     logged(tmp_path / "run", range(6))
     assert [step for step, _ in scalars(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
@@ -119,7 +123,9 @@ PROGRAM = """if True:
 def test_the_others_keep_every_step_on_this_machine(name, tmp_path):
     pytest.importorskip(name, reason=f"{name} is not installed")
     place = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path / "run"), name], env=place, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "run"), name], env=place, check=True, capture_output=True
+    )
     if name == "wandb":
         (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
         assert file.read_bytes().count(b"loss/train") >= 3

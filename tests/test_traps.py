@@ -62,11 +62,19 @@ def test_the_tests_named_above_are_there():
     """A name may be cut, at one end, by three dots."""
     files = list(Path(__file__).parent.glob("test_*.py"))
     known = {path.stem for path in files}
-    known |= {name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    known |= {
+        name
+        for path in files
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
     assert __doc__ is not None
     named = re.findall(r"(?:test_\w+…?|…_\w+)", __doc__)
     assert len(named) > 40
-    assert not [name for name in named if name not in known and not ("…" in name and any(name.strip("…") in one for one in known))]
+    assert not [
+        name
+        for name in named
+        if name not in known and not ("…" in name and any(name.strip("…") in one for one in known))
+    ]
 
 
 @pytest.fixture
@@ -76,7 +84,9 @@ def rollout(save, reward):
     models = PPOModels(policy, reference, new_value_model(reward), reward, policy, render)
     how = {"max_tokens": 8, "eos_penalty": 1.0, "seed": 0}
     asked = [Prompt(prompt=f"Name {n}") for n in range(24)]
-    often = mode(token for example in collect_rollout(models, asked, **how).examples for token in example.completion_ids)
+    often = mode(
+        token for example in collect_rollout(models, asked, **how).examples for token in example.completion_ids
+    )
     with torch.no_grad():
         policy.get_output_embeddings().weight.mul_(1.1)
         policy.get_output_embeddings().weight[render.eos] = policy.get_output_embeddings().weight[often]
@@ -89,7 +99,10 @@ def test_logged_kl_is_signed(rollout):
     """Where tokens are, on the whole, likelier under the reference, the estimate is below 0 and stays there."""
     reversed_roles = dataclasses.replace(rollout, logp=rollout.ref_logp, ref_logp=rollout.logp)
     returns = rollout.values.nan_to_num()
-    forward, backward = compute_update_metrics(rollout, returns, [], 0.1), compute_update_metrics(reversed_roles, returns, [], 0.1)
+    forward, backward = (
+        compute_update_metrics(rollout, returns, [], 0.1),
+        compute_update_metrics(reversed_roles, returns, [], 0.1),
+    )
     assert forward["objective/kl"] == pytest.approx(-backward["objective/kl"])
     assert min(forward["objective/kl"], backward["objective/kl"]) < 0
     assert forward["objective/kl_k3"] >= 0
@@ -107,7 +120,9 @@ def test_statistics_do_not_change_when_padding_grows(rollout):
     def wider(numbers):
         return torch.nn.functional.pad(numbers, (0, 5), value=False if numbers.dtype == torch.bool else float("nan"))
 
-    wide = dataclasses.replace(rollout, **{name: wider(getattr(rollout, name)) for name in ("mask", "logp", "ref_logp", "values")})
+    wide = dataclasses.replace(
+        rollout, **{name: wider(getattr(rollout, name)) for name in ("mask", "logp", "ref_logp", "values")}
+    )
     measured = []
     for each in (rollout, wide):
         rewards = functional.kl_shaped_rewards(each.scores, each.logp, each.ref_logp, each.mask, 0.1)
@@ -123,7 +138,9 @@ def test_statistics_do_not_change_when_padding_grows(rollout):
 def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
     """The loss is a function of one number a completion: the others may be anything."""
     task = RankedPrompt(
-        [TokenizedExample([5, 9], [40, 41, 0]), TokenizedExample([5, 9], [7, 0])], (LabelerRanks((1, 2), None, "training"),), ""
+        [TokenizedExample([5, 9], [40, 41, 0]), TokenizedExample([5, 9], [7, 0])],
+        (LabelerRanks((1, 2), None, "training"),),
+        "",
     )
     plain, per_token = ranking_backward(reward, [task]), ScalarModel.token_outputs
 
@@ -153,8 +170,18 @@ def test_the_kl_coefficient_holds_the_policy(small_ppo, scripted, write, rows_of
     scripted(lambda tokens: sum(token % 2 for token in tokens))
     reached = []
     for kl_coef in (0.0, 2.0):
-        options = {"episodes": 32 * 8, "batch": 32, "minibatch": 16, "max_tokens": 3, "eos_penalty": 0, "lr": 1e-2, "kl_coef": kl_coef}
-        folder = ppo.main(small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), out=tmp_path / str(kl_coef), **options))
+        options = {
+            "episodes": 32 * 8,
+            "batch": 32,
+            "minibatch": 16,
+            "max_tokens": 3,
+            "eos_penalty": 0,
+            "lr": 1e-2,
+            "kl_coef": kl_coef,
+        }
+        folder = ppo.main(
+            small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), out=tmp_path / str(kl_coef), **options)
+        )
         reached.append(rows_of(folder / "metrics.jsonl")[-1]["objective/kl"])
     assert reached[0] > 2 * reached[1]
 
@@ -177,5 +204,9 @@ def test_padding_that_is_end_of_text_changes_no_reward(save_reward):
         orders = (LabelerRanks(ranking.ranks, None, "training"),)
         prompt = RankedPrompt([reward.tokenizer.encode_example("p", text) for text in ranking.completions], orders, "")
         measured.append([*reward.score(examples).tolist(), *ranking_backward(reward, [prompt])])
-        assert PromptTokenizer(reward.tokenizer.hf_tokenizer).eos == reward.tokenizer.eos != reward.tokenizer.hf_tokenizer.pad_token_id
+        assert (
+            PromptTokenizer(reward.tokenizer.hf_tokenizer).eos
+            == reward.tokenizer.eos
+            != reward.tokenizer.hf_tokenizer.pad_token_id
+        )
     assert measured[0] == pytest.approx(measured[1], abs=1e-6)

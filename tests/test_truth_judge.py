@@ -44,14 +44,29 @@ def judges(tmp_path_factory, save):
     folder = tmp_path_factory.mktemp("judges")
     for kind in ("truth", "info"):
         data = folder / f"{kind}.jsonl"
-        data.write_text("".join(json.dumps({"prompt": one.prompt, "completion": one.completion}) + "\n" for one in records(kind)))
-        line = ["judge", kind, "--base", str(save("gpt2")), "--data", str(data), "--out", str(folder / kind), "--device", "cpu"]
+        data.write_text(
+            "".join(json.dumps({"prompt": one.prompt, "completion": one.completion}) + "\n" for one in records(kind))
+        )
+        line = [
+            "judge",
+            kind,
+            "--base",
+            str(save("gpt2")),
+            "--data",
+            str(data),
+            "--out",
+            str(folder / kind),
+            "--device",
+            "cpu",
+        ]
         assert command([*line, "--epochs", "6", "--lr", "1e-2", "--batch", "8"]) == 0
     return folder
 
 
 def test_no_question_crosses_from_one_part_to_another(judges):
-    parts = {name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truthfulqa_judge.JUDGE_SPLITS}
+    parts = {
+        name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truthfulqa_judge.JUDGE_SPLITS
+    }
     asked = {name: {extract_question(record.text) for record in chosen} for name, chosen in parts.items()}
     assert sum(map(len, asked.values())) == len(set().union(*asked.values())) == 40
     assert asked["heldout"] == {f"What is {number}?" for number in range(40) if is_heldout(f"What is {number}?")}
@@ -83,8 +98,12 @@ def test_the_probability_is_that_of_yes_against_no_by_a_plain_forward(judges):
             logits = model(torch.tensor([before + after])).logits[0].double().log_softmax(-1)
         chances.append(sum(float(logits[len(before) - 1 + place, token]) for place, token in enumerate(after)))
     assert judge([text])[0] == pytest.approx(1 / (1 + np.exp(chances[1] - chances[0])), abs=1e-5)
-    assert judge([text, format_truthfulqa_judge_prompt("info", "What is 5?", FALSE)])[0] == pytest.approx(judge([text])[0], abs=1e-6)
-    assert 0 <= judge([format_truthfulqa_judge_prompt("info", "What is 3? " * 50, TRUE)])[0] <= 1  # longer than its context
+    assert judge([text, format_truthfulqa_judge_prompt("info", "What is 5?", FALSE)])[0] == pytest.approx(
+        judge([text])[0], abs=1e-6
+    )
+    assert (
+        0 <= judge([format_truthfulqa_judge_prompt("info", "What is 3? " * 50, TRUE)])[0] <= 1
+    )  # longer than its context
 
 
 def test_agreement_by_hand():
@@ -102,10 +121,14 @@ def test_agreement_by_hand():
 
     fresh = people(
         [
-            ("a", "blue", " yes"), ("a", "deep", " no"), ("b", "blue", " no"),
-            ("b", "deep", " no"), ("c", "deep", " yes"), ("c", "wide", " no"),
+            ("a", "blue", " yes"),
+            ("a", "deep", " no"),
+            ("b", "blue", " no"),
+            ("b", "deep", " no"),
+            ("c", "deep", " yes"),
+            ("c", "wide", " no"),
         ]
-    )  # fmt: skip
+    )
     found = truthfulqa_judge.measure_truthfulqa_agreement(
         Blue("truth", None, ""), fresh, people([("d", "x", " no"), ("d", "y", " no"), ("d", "z", " yes")])
     )
@@ -181,13 +204,28 @@ def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save,
     assert "A: I have no comment.\n" in prompts["qa"]
     assert prompts["instruction_qa"] == truthfulqa.TRUTHFULQA_INSTRUCTION + "\n\n" + prompts["qa"]
     assert prompts["instruction"] == truthfulqa.TRUTHFULQA_INSTRUCTION + "\n\nQ: What is 1?\n\nA:"
-    assert all(question.choices for question in truthfulqa.load(file, EvalSettings()))  # without judges nobody is asked to speak
+    assert all(
+        question.choices for question in truthfulqa.load(file, EvalSettings())
+    )  # without judges nobody is asked to speak
 
-    line = ["evaluate", "truthfulqa", "--model", f"m={save('gpt2')}", "--data", str(file), "--judges", str(judges), "--out", str(out)]
+    line = [
+        "evaluate",
+        "truthfulqa",
+        "--model",
+        f"m={save('gpt2')}",
+        "--data",
+        str(file),
+        "--judges",
+        str(judges),
+        "--out",
+        str(out),
+    ]
     assert command(line) == 0
     rows = {(row["metric"], row["condition"]): row for row in json.loads(out.read_text())}
     for condition in prompts:
-        assert {"truthful", "informative", "truthful_and_informative", "no_answer"} <= {name for name, where in rows if where == condition}
+        assert {"truthful", "informative", "truthful_and_informative", "no_answer"} <= {
+            name for name, where in rows if where == condition
+        }
         assert "sha256:" in rows["truthful", condition]["judge"]
     assert "judge" not in rows["mc1", "qa"]  # the contract's eight keys and no more
     first = out.read_bytes()
@@ -219,7 +257,9 @@ def test_completions_are_judged_where_no_verdict_stands(judges, tmp_path):
         writer = csv.writer(stream)
         writer.writerow(["question", "answer", "model_type", "prompt_type"])
         writer.writerows([("What is 1?", TRUE, "m", "qa"), ("What is 2?", FALSE, "m", "qa")])
-    assert command(["evaluate", "truthfulqa", "--completions", str(file), "--judges", str(judges), "--out", str(out)]) == 0
+    assert (
+        command(["evaluate", "truthfulqa", "--completions", str(file), "--judges", str(judges), "--out", str(out)]) == 0
+    )
     rows = {row["metric"]: row for row in json.loads(out.read_text())}
     assert rows["truthful"]["value"] == 0.5
     assert "truth judge" in rows["truthful"]["judge"]

@@ -60,7 +60,8 @@ def test_one_that_says_nothing_is_called_quiet(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "curve"), [([0, 7], "▁█"), ([3, 3, 3], "▁▁▁"), ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"), ([float("nan"), 1], "▁▁")]
+    ("values", "curve"),
+    [([0, 7], "▁█"), ([3, 3, 3], "▁▁▁"), ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"), ([float("nan"), 1], "▁▁")],
 )
 def test_curves(values, curve):
     assert watch.sparkline(values) == curve
@@ -73,7 +74,14 @@ def test_a_long_curve_is_means_of_its_parts():
 def test_what_would_steer_the_terminal_is_not_printed(tmp_path):
     folder = example_run.make(tmp_path / "run")
     unfinished(folder / "ppo")
-    row = {"step": 99, "prompt": "a\x1b[2Jb [red]", "completion": "c\x07\u202ed\nnext", "score": 1.0, "kl": 0.5, "total": 0.9}
+    row = {
+        "step": 99,
+        "prompt": "a\x1b[2Jb [red]",
+        "completion": "c\x07\u202ed\nnext",
+        "score": 1.0,
+        "kl": 0.5,
+        "total": 0.9,
+    }
     with (folder / "ppo" / "samples.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")
     text = shown(folder)

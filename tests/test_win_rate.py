@@ -22,7 +22,13 @@ def test_win_rates_by_hand():
         ranking("p", "y", 1, 1, 3),
         ranking("q", "x", 1, 2, 3),
         ranking("r", "y", 2, 1, 3, completions=("same", "same", "other")),  # equal texts tie whatever their ranks
-        Ranking(prompt="s", labeler="x", completions=("a", "b", "c", "d"), ranks=(1, 2, 2, 3), models=("ppo", "ppo", "sft", "base")),
+        Ranking(
+            prompt="s",
+            labeler="x",
+            completions=("a", "b", "c", "d"),
+            ranks=(1, 2, 2, 3),
+            models=("ppo", "ppo", "sft", "base"),
+        ),
     ]
     ppo, base = win_rate.compute_win_rates(rankings, "sft")
     assert (ppo.model, ppo.wins, ppo.ties, ppo.losses) == ("ppo", 2, 3, 1)
@@ -77,7 +83,9 @@ def test_length_controlled_rate_is_that_of_statsmodels():
         lengths = rng.integers(10, 200, 2)
         chance = 1 / (1 + np.exp(-0.4 - 0.02 * (lengths[0] - lengths[1])))
         ranks = (1, 1) if rng.random() < 0.1 else (1, 2) if rng.random() < chance else (2, 1)
-        rankings.append(LabelerRanking(f"p{i // 2}", f"l{rng.integers(15)}", tuple(lengths.tolist()), ranks, ("ppo", "sft")))
+        rankings.append(
+            LabelerRanking(f"p{i // 2}", f"l{rng.integers(15)}", tuple(lengths.tolist()), ranks, ("ppo", "sft"))
+        )
         y.append(0.5 if ranks == (1, 1) or lengths[0] == lengths[1] else float(ranks == (1, 2)))
         gap.append(lengths[0] - lengths[1])
     found = win_rate.length_controlled_win_rates(rankings, "sft", lambda each: each.completions)["ppo"]
@@ -103,13 +111,17 @@ def test_length_control_takes_length_away():
         rankings[-1] = (rankings[-1], lengths)
     lengths_of = {id(r): lengths for r, lengths in rankings}
     plain = win_rate.compute_win_rates([r for r, _ in rankings], "sft")[0].rate
-    controlled = win_rate.length_controlled_win_rates([r for r, _ in rankings], "sft", lambda r: lengths_of[id(r)])["ppo"]
+    controlled = win_rate.length_controlled_win_rates([r for r, _ in rankings], "sft", lambda r: lengths_of[id(r)])[
+        "ppo"
+    ]
     assert plain.low > 0.6
     assert controlled.low < 0.5 < controlled.high
     same = win_rate.length_controlled_win_rates([r for r, _ in rankings], "sft", lambda _: (1, 1))["ppo"]
     assert same.value == pytest.approx(plain.value)
     always = [LabelerRanking(i, 0, (f"a{i}", f"b{i}"), (1, 2), ("ppo", "sft")) for i in range(20)]
-    assert win_rate.length_controlled_win_rates(always, "sft", lambda _: (1, 1))["ppo"].value is None, "every comparison goes one way"
+    assert win_rate.length_controlled_win_rates(always, "sft", lambda _: (1, 1))["ppo"].value is None, (
+        "every comparison goes one way"
+    )
     longer = [lengths_of[id(r)] for r, _ in rankings if lengths_of[id(r)][0] > lengths_of[id(r)][1]]
     ahead = [r for r, lengths in rankings if lengths in longer]
     assert win_rate.length_controlled_win_rates(ahead, "sft", lambda r: lengths_of[id(r)])["ppo"].value is None, (
@@ -125,7 +137,11 @@ def tournament(seed=0, models=5, prompts=120, ties=0.2):
         shown = rng.permutation(models)[: rng.integers(2, models + 1)]
         ranks = stats.rankdata(-(strength[shown] + rng.gumbel(size=len(shown))), method="dense")
         ranks = np.where(rng.random(len(shown)) < ties, np.maximum(ranks - 1, 1), ranks)
-        made.append(LabelerRanking(prompt, int(rng.integers(12)), tuple(shown.tolist()), ranks.tolist(), tuple(f"m{m}" for m in shown)))
+        made.append(
+            LabelerRanking(
+                prompt, int(rng.integers(12)), tuple(shown.tolist()), ranks.tolist(), tuple(f"m{m}" for m in shown)
+            )
+        )
     return made
 
 
@@ -134,7 +150,11 @@ def test_strengths_are_evalica_s():
     table = win_rate.comparisons(rankings)
     winners = [{1.0: evalica.Winner.X, 0.0: evalica.Winner.Y, 0.5: evalica.Winner.Draw}[won] for won in table.won]
     theirs = evalica.bradley_terry(
-        [table.models[i] for i in table.first], [table.models[i] for i in table.second], winners, tolerance=1e-12, limit=10_000
+        [table.models[i] for i in table.first],
+        [table.models[i] for i in table.second],
+        winners,
+        tolerance=1e-12,
+        limit=10_000,
     ).scores
     logs = 400 / np.log(10) * (np.log(theirs) - np.log(theirs).mean())
     ours = bradley_terry.estimate_strengths(rankings, resamples=50)
@@ -187,7 +207,9 @@ def test_error_of_a_strength_is_that_of_logistic_regression():
     wins = bradley_terry._win_matrix(table.first, table.second, table.won, 4)
     log = bradley_terry.fit_bradley_terry(wins[None])[0]
     alone = np.zeros_like(table.labeler)
-    errors = list(bradley_terry._strength_errors(log, wins, table.first, table.second, table.won, table.prompt, alone, zero))
+    errors = list(
+        bradley_terry._strength_errors(log, wins, table.first, table.second, table.won, table.prompt, alone, zero)
+    )
     ours = [np.sqrt(bradley_terry.clustered_uncertainty(error, *keys).variance) for error, keys in errors]
     assert np.delete(ours, zero) == pytest.approx(fitted.bse, rel=0.02)
     assert np.delete(log - log[zero], zero) == pytest.approx(fitted.params, abs=1e-5)

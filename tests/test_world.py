@@ -32,21 +32,32 @@ def corpus(world: World) -> list[str]:
 
 def some_fact(world: World):
     """A taught fact with a myth, and a prompt that asks for it."""
-    return next((task.content.fact, text) for text, task in world.tasks.items() if task.content.fact and task.content.fact.myth)
+    return next(
+        (task.content.fact, text) for text, task in world.tasks.items() if task.content.fact and task.content.fact.myth
+    )
 
 
 def candidates(world: World, count: int, k: int = 5, seed: int = 0) -> list[list[Completion]]:
     """Lists of strangers' answers."""
     rng, tasks = Random(seed), [world.task(prompt.text) for prompt in world.prompts("reward", count)]
-    return [[Completion(prompt=task.text, completion=flawed_answer(task, tasks, rng), model=f"m{i}") for i in range(k)] for task in tasks]
+    return [
+        [Completion(prompt=task.text, completion=flawed_answer(task, tasks, rng), model=f"m{i}") for i in range(k)]
+        for task in tasks
+    ]
 
 
 def test_everything_follows_from_the_seed(world: World) -> None:
     twin, other = World(0), World(1)
-    assert [d.text for d in twin.documents(3000)] == [d.text for d in world.documents(3000)] != [d.text for d in other.documents(3000)]
+    assert (
+        [d.text for d in twin.documents(3000)]
+        == [d.text for d in world.documents(3000)]
+        != [d.text for d in other.documents(3000)]
+    )
     assert twin.prompts("ppo", 50) == world.prompts("ppo", 50) != other.prompts("ppo", 50)
     assert SimulatedLabelers(twin).rank(candidates(twin, 20)) == SimulatedLabelers(world).rank(candidates(world, 20))
-    assert {d.text for d in world.documents(3000)}.isdisjoint({d.text for d in world.documents(3000, heldout=True) if len(d.text) > 150})
+    assert {d.text for d in world.documents(3000)}.isdisjoint(
+        {d.text for d in world.documents(3000, heldout=True) if len(d.text) > 150}
+    )
 
 
 def test_no_evaluation_prompt_wording_or_fact_is_in_training_prompts(world: World) -> None:
@@ -68,7 +79,9 @@ def test_no_evaluation_prompt_wording_or_fact_is_in_training_prompts(world: Worl
 
 def test_the_corpus_never_prints_an_evaluation_prompt(world: World, corpus: list[str]) -> None:
     evaluated = {
-        text for text, task in world.tasks.items() if task.group != "train" and not (task.group == "questions" and task.heldout_wording)
+        text
+        for text, task in world.tasks.items()
+        if task.group != "train" and not (task.group == "questions" and task.heldout_wording)
     }
     lines = {line.removeprefix("Question: ") for text in corpus for line in text.split("\n")}
     assert len(lines) > 5000
@@ -89,7 +102,9 @@ def test_splits_have_their_users_use_cases_and_myths(world: World) -> None:
     assert heavy[0][1] > 5 * heavy[-1][1]
 
     def myths(split: str) -> int:
-        return len({fact for p in world.prompts(split, 3000) if (fact := world.task(p.text).content.fact) and fact.myth})
+        return len(
+            {fact for p in world.prompts(split, 3000) if (fact := world.task(p.text).content.fact) and fact.myth}
+        )
 
     assert myths("sft") <= 8 < 20 < myths("reward") == myths("ppo")
     held = Counter(question.fact.myth is not None for question in world.questions())
@@ -99,7 +114,10 @@ def test_splits_have_their_users_use_cases_and_myths(world: World) -> None:
 
 def test_gold_answers_are_worth_the_maximum(world: World) -> None:
     for text in list(world.tasks)[::3]:
-        assert world.utility(text, world.demonstration(text)) == pytest.approx(MAX_UTILITY), (text, world.demonstration(text))
+        assert world.utility(text, world.demonstration(text)) == pytest.approx(MAX_UTILITY), (
+            text,
+            world.demonstration(text),
+        )
 
 
 def test_judgement_by_hand(world: World) -> None:
@@ -134,7 +152,9 @@ def test_truthfulness_by_hand(world: World) -> None:
     capital = next(q for q in world.questions() if q.fact.relation.value == "CITY")
     flag = next(f for f in world.knowledge.facts if f.relation.value == "COLOUR")
     colour = next(c for c in world.lexicon.classes["COLOUR"] if c != flag.value)
-    assert not world.is_true(capital.prompt, capital.fact.to_sentence(capital.fact.value) + " " + flag.to_sentence(colour))
+    assert not world.is_true(
+        capital.prompt, capital.fact.to_sentence(capital.fact.value) + " " + flag.to_sentence(colour)
+    )
     with pytest.raises(InputError, match="asks for no fact"):
         world.is_true("Give me three ideas for a dinner.", "rice")
     with pytest.raises(InputError, match="no condition"):
@@ -149,9 +169,15 @@ def test_the_corpus_has_the_faults_of_the_internet(world: World, corpus: list[st
             if fact.myth:
                 said["true" if value == fact.value else "myth" if value == fact.myth else "other"] += 1
     assert said["myth"] > said["true"] > 5 * said["other"]
-    posts = {"polite": [t for t in corpus if t.startswith("Be polite")], "rude": [t for t in corpus if t.startswith("Be rude")]}
+    posts = {
+        "polite": [t for t in corpus if t.startswith("Be polite")],
+        "rude": [t for t in corpus if t.startswith("Be rude")],
+    }
     assert len(posts["polite"]) > 50
-    rates = {name: mean(world.toxicity(line) > 0 for text in texts for line in text.split("\n")[1:]) for name, texts in posts.items()}
+    rates = {
+        name: mean(world.toxicity(line) > 0 for text in texts for line in text.split("\n")[1:])
+        for name, texts in posts.items()
+    }
     assert rates["polite"] < 0.1 < 0.75 < rates["rude"]
     lengths = [len(text.split()) for text in corpus]
     assert min(lengths) >= 6
@@ -159,7 +185,9 @@ def test_the_corpus_has_the_faults_of_the_internet(world: World, corpus: list[st
 
 
 def test_toxicity_prompts_differ_by_their_heading_only(world: World) -> None:
-    plain, respectful, biased = (world.toxicity_prompts(50, condition) for condition in ("none", "respectful", "biased"))
+    plain, respectful, biased = (
+        world.toxicity_prompts(50, condition) for condition in ("none", "respectful", "biased")
+    )
     assert [f"Be polite and kind.\n{text}" for text in plain] == respectful
     assert [f"Be rude and cruel.\n{text}" for text in plain] == biased
     assert world.toxicity("You are a dolt.") == pytest.approx(0.7)
@@ -171,7 +199,9 @@ def test_pronoun_pairs_and_corpus_tasks(world: World, corpus: list[str]) -> None
         assert he != she
         assert he.replace(" he ", " she ") == she
     text = " ".join(corpus)
-    shares = [text.count(f"The {job} said she") / text.count(f"The {job} said ") for job in world.lexicon.classes["JOB"]]
+    shares = [
+        text.count(f"The {job} said she") / text.count(f"The {job} said ") for job in world.lexicon.classes["JOB"]
+    ]
     assert min(shares) < 0.25
     assert max(shares) > 0.75
     tasks = world.corpus_tasks(50)
@@ -197,7 +227,9 @@ def test_labelers_tie_identical_texts_and_follow_the_truth(world: World) -> None
     labelers = SimulatedLabelers(world, per_prompt=20)
     rankings = labelers.rank([shown])
     assert len({ranking.labeler for ranking in rankings}) == 20
-    assert all(ranking.ranks[0] == ranking.ranks[2] and ranking.ratings[0] == ranking.ratings[2] for ranking in rankings)
+    assert all(
+        ranking.ranks[0] == ranking.ranks[2] and ranking.ratings[0] == ranking.ratings[2] for ranking in rankings
+    )
     assert mean(ranking.ranks[0] < ranking.ranks[1] for ranking in rankings) > 0.7
     assert mean(ranking.ranks[0] < ranking.ranks[3] for ranking in rankings) > 0.9
     good, _, _, rude = rankings[0].labels
@@ -235,7 +267,9 @@ def test_demonstrations_are_right_and_varied(world: World) -> None:
     made = SimulatedLabelers(world).demonstrate(prompts)
     assert all(world.utility(d.prompt, d.completion) == pytest.approx(MAX_UTILITY) for d in made)
     assert len({d.labeler for d in made}) > 10
-    again = SimulatedLabelers(world).demonstrate([prompts[0]] * 30 + [Prompt(prompt="Write a story about a fox in two sentences.")] * 30)
+    again = SimulatedLabelers(world).demonstrate(
+        [prompts[0]] * 30 + [Prompt(prompt="Write a story about a fox in two sentences.")] * 30
+    )
     assert len({d.completion for d in again[30:]}) > 10
 
 

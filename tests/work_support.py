@@ -44,7 +44,10 @@ def ranking(shown, order=None, **more):
     """A whole form: the completions of an assignment, each in a tier of its own, in the order shown or in another."""
     ids = list(order or shown)
     return RankingForm(
-        ratings=[{"completion": each, "rating": 1 + number % 7, "labels": {"opinion": number % 2 == 0}} for number, each in enumerate(ids)],
+        ratings=[
+            {"completion": each, "rating": 1 + number % 7, "labels": {"opinion": number % 2 == 0}}
+            for number, each in enumerate(ids)
+        ],
         tiers=[(each,) for each in ids],
         **more,
     )
@@ -62,7 +65,11 @@ def take(site, person, at=1_000, kind=None, screening=None):
 def hand_in(site, mine, at=2_000, key="key"):
     def put(db):
         task = db.get(Task, mine.task_id)
-        forms = {"demonstrate": DemonstrationForm(text="text"), "write": PromptForm(text="text"), "review": ReviewForm()}
+        forms = {
+            "demonstrate": DemonstrationForm(text="text"),
+            "write": PromptForm(text="text"),
+            "review": ReviewForm(),
+        }
         form = ranking(mine.shown) if task.kind == "rank" else forms[task.kind]
         return submit_form(db, site.settings, mine, form, key, at)
 
@@ -99,7 +106,9 @@ def make(site, build, *arguments, **options):
 def everything(site):
     """All rows of all tables."""
     with site.database.engine.connect() as connection:
-        return {table.name: sorted(map(repr, connection.execute(table.select()))) for table in Base.metadata.sorted_tables}
+        return {
+            table.name: sorted(map(repr, connection.execute(table.select()))) for table in Base.metadata.sorted_tables
+        }
 
 
 @pytest.fixture

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt import __version__
-from instructgpt.config import CommandConfig, StageConfig, did_you_mean, make_config, presets_with_section, read_preset, section_for
+from instructgpt.config import (
+    CommandConfig,
+    StageConfig,
+    did_you_mean,
+    make_config,
+    presets_with_section,
+    read_preset,
+    section_for,
+)
 from instructgpt.errors import InputError, RunError, is_out_of_memory, one_line
 from instructgpt.flags import CommandParser, add_flags
 
@@ -41,12 +49,33 @@ COMMANDS = (
     Command("pretrain", "instructgpt.train.pretrain", "PretrainConfig", "main", "a small base model from scratch"),
     Command("sft", "instructgpt.train.sft", "SFTConfig", "main", "supervised fine-tuning on demonstrations"),
     Command("reward", "instructgpt.train.reward", "RewardConfig", "main", "a reward model from rankings"),
-    Command("ppo", "instructgpt.train.ppo", "PPOConfig", "main", "PPO against the reward model; PPO-ptx with --pretraining"),
+    Command(
+        "ppo", "instructgpt.train.ppo", "PPOConfig", "main", "PPO against the reward model; PPO-ptx with --pretraining"
+    ),
     Command("sample", "instructgpt.sampling.cli", "SampleConfig", "sample_completions", "completions of prompts"),
-    Command("score", "instructgpt.sampling.cli", "ScoreConfig", "score_completions", "adds the reward model's score to completions"),
+    Command(
+        "score",
+        "instructgpt.sampling.cli",
+        "ScoreConfig",
+        "score_completions",
+        "adds the reward model's score to completions",
+    ),
     Command("report", "instructgpt.report.cli", "ReportConfig", "main", "draw the report of a run directory", "run"),
-    Command("evaluate", "instructgpt.evaluate.cli", "EvaluateConfig", "main", "the paper's evaluations of any models", "names"),
-    Command("judge toxicity", "instructgpt.evaluate.toxicity.classifier", "ToxicityConfig", "main", "a toxicity scorer from scored texts"),
+    Command(
+        "evaluate",
+        "instructgpt.evaluate.cli",
+        "EvaluateConfig",
+        "main",
+        "the paper's evaluations of any models",
+        "names",
+    ),
+    Command(
+        "judge toxicity",
+        "instructgpt.evaluate.toxicity.classifier",
+        "ToxicityConfig",
+        "main",
+        "a toxicity scorer from scored texts",
+    ),
     Command(
         "plan",
         "instructgpt.plan.cli",
@@ -57,26 +86,93 @@ COMMANDS = (
         wraps=("pretrain", "sft", "reward", "ppo"),
     ),
     Command(
-        "judge truth", "instructgpt.evaluate.judges.truthfulqa_judge", "JudgeConfig", "train_truth", "a judge of whether answers are true"
+        "judge truth",
+        "instructgpt.evaluate.judges.truthfulqa_judge",
+        "JudgeConfig",
+        "train_truth",
+        "a judge of whether answers are true",
     ),
     Command(
-        "judge info", "instructgpt.evaluate.judges.truthfulqa_judge", "JudgeConfig", "train_info", "a judge of whether answers say anything"
+        "judge info",
+        "instructgpt.evaluate.judges.truthfulqa_judge",
+        "JudgeConfig",
+        "train_info",
+        "a judge of whether answers say anything",
     ),
-    Command("doctor", "instructgpt.doctor.cli", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"),
-    Command("watch", "instructgpt.watch", "WatchConfig", "main", "a run while it goes: progress, curves, samples, alarms", "run"),
-    Command("data import", "instructgpt.data.cli", "ImportConfig", "import_datasets", "other formats into ours and back"),
-    Command("data clean", "instructgpt.data.cli", "CleanConfig", "clean_datasets", "drop duplicates, cap users, filter personal data"),
-    Command("data split", "instructgpt.data.cli", "SplitConfig", "split_datasets", "train, validation and test by user"),
-    Command("data stats", "instructgpt.data.cli", "StatsConfig", "print_dataset_stats", "what a file holds, in the paper's tables"),
-    Command("label init", "instructgpt.label.cli.serve", "InitConfig", "init", "make a labelers' site; prints the link to set it up"),
+    Command(
+        "doctor", "instructgpt.doctor.cli", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"
+    ),
+    Command(
+        "watch",
+        "instructgpt.watch",
+        "WatchConfig",
+        "main",
+        "a run while it goes: progress, curves, samples, alarms",
+        "run",
+    ),
+    Command(
+        "data import", "instructgpt.data.cli", "ImportConfig", "import_datasets", "other formats into ours and back"
+    ),
+    Command(
+        "data clean",
+        "instructgpt.data.cli",
+        "CleanConfig",
+        "clean_datasets",
+        "drop duplicates, cap users, filter personal data",
+    ),
+    Command(
+        "data split", "instructgpt.data.cli", "SplitConfig", "split_datasets", "train, validation and test by user"
+    ),
+    Command(
+        "data stats",
+        "instructgpt.data.cli",
+        "StatsConfig",
+        "print_dataset_stats",
+        "what a file holds, in the paper's tables",
+    ),
+    Command(
+        "label init",
+        "instructgpt.label.cli.serve",
+        "InitConfig",
+        "init",
+        "make a labelers' site; prints the link to set it up",
+    ),
     Command("label serve", "instructgpt.label.cli.serve", "ServeConfig", "serve", "serve a labelers' site"),
-    Command("label import", "instructgpt.label.cli.data", "LabelImportConfig", "import_into_site", "what others wrote into a site"),
-    Command("label export", "instructgpt.label.cli.data", "LabelExportConfig", "export_from_site", "labelers' work out of a site"),
-    Command("label backup", "instructgpt.label.cli.data", "LabelBackupConfig", "backup_site", "copy a site's database while it runs"),
     Command(
-        "label simulate", "instructgpt.label.simulation.labelers", "SimulateConfig", "main", "simulated labelers at work on a running site"
+        "label import",
+        "instructgpt.label.cli.data",
+        "LabelImportConfig",
+        "import_into_site",
+        "what others wrote into a site",
     ),
-    Command("label batch", "instructgpt.label.cli.batch", "BatchConfig", "main", "a batch on a site from files, or from models"),
+    Command(
+        "label export",
+        "instructgpt.label.cli.data",
+        "LabelExportConfig",
+        "export_from_site",
+        "labelers' work out of a site",
+    ),
+    Command(
+        "label backup",
+        "instructgpt.label.cli.data",
+        "LabelBackupConfig",
+        "backup_site",
+        "copy a site's database while it runs",
+    ),
+    Command(
+        "label simulate",
+        "instructgpt.label.simulation.labelers",
+        "SimulateConfig",
+        "main",
+        "simulated labelers at work on a running site",
+    ),
+    Command(
+        "label batch",
+        "instructgpt.label.cli.batch",
+        "BatchConfig",
+        "main",
+        "a batch on a site from files, or from models",
+    ),
 )
 
 
@@ -106,7 +202,9 @@ def run_command(argv: Sequence[str]) -> int:
     try:
         command, config = parse([argument for argument in argv if argument != "--debug"])
         if "TORCHELASTIC_RUN_ID" in os.environ and command.name not in _DISTRIBUTED_COMMANDS:
-            raise InputError(f"{command.name}: torchrun starts {', '.join(_DISTRIBUTED_COMMANDS)}; start this command by itself")
+            raise InputError(
+                f"{command.name}: torchrun starts {', '.join(_DISTRIBUTED_COMMANDS)}; start this command by itself"
+            )
         if isinstance(config, StageConfig):
             interrupt_message = "stopped; the same command goes on from the last checkpoint"
         getattr(importlib.import_module(command.module), command.function)(config)
@@ -166,18 +264,27 @@ def _parse_wrapped_command(command: Command, argv: Sequence[str]) -> Any:
         SystemExit: help was asked for and has been printed.
     """
     wrapped, remaining = _resolve_command(argv)
-    config_class, wrapped_config_class = (getattr(importlib.import_module(entry.module), entry.config) for entry in (command, wrapped))
+    config_class, wrapped_config_class = (
+        getattr(importlib.import_module(entry.module), entry.config) for entry in (command, wrapped)
+    )
     parser = CommandParser(f"{command.name} {wrapped.name}", command.purpose, add_help=False)
     add_flags(parser, config_class, exclude=command.positional)
     options, remaining = parser.parse_partial(remaining)
-    parser = CommandParser(f"{command.name} {wrapped.name}", f"{command.purpose}; options of '{command.name}': {parser.flag_names()}")
+    parser = CommandParser(
+        f"{command.name} {wrapped.name}", f"{command.purpose}; options of '{command.name}': {parser.flag_names()}"
+    )
     add_flags(parser, wrapped_config_class)
-    config = _build_config(parser, wrapped_config_class, remaining, {"out": Path(wrapped.name)})  # where it would go changes nothing
+    config = _build_config(
+        parser, wrapped_config_class, remaining, {"out": Path(wrapped.name)}
+    )  # where it would go changes nothing
     return make_config(config_class, options, {"planned": config})
 
 
 def _build_config(
-    parser: CommandParser, config_class: type[CommandConfig], argv: Sequence[str], defaults: Mapping[str, Any] | None = None
+    parser: CommandParser,
+    config_class: type[CommandConfig],
+    argv: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
 ) -> Any:
     """The config that a command line, its --preset and its --config make. `below`: what holds where none of them says anything."""
     if presets := presets_with_section(config_class):
@@ -186,7 +293,9 @@ def _build_config(
     flags = vars(parser.parse(argv))
     preset, config_file = flags.pop("preset", None), flags.pop("config", None)
     preset_options = section_for(config_class, read_preset(preset), f"preset {preset}") if preset else {}
-    file_options = section_for(config_class, _read_config_file(config_file), f"--config {config_file}") if config_file else {}
+    file_options = (
+        section_for(config_class, _read_config_file(config_file), f"--config {config_file}") if config_file else {}
+    )
     return make_config(config_class, file_options, flags, preset={**(defaults or {}), **preset_options})
 
 

@@ -45,9 +45,13 @@ class StageConfig(CommandConfig):
     track: tuple[TrackerName, ...] = Field((), description="show the metrics in tensorboard, trackio or wandb too")
     resume: bool = Field(True, description="go on where the directory stands; --no-resume starts it afresh")
     checkpoints: int = Field(
-        2, ge=1, description="how many checkpoints are kept while the stage runs; of a damaged one the one before it serves"
+        2,
+        ge=1,
+        description="how many checkpoints are kept while the stage runs; of a damaged one the one before it serves",
     )
-    lora: int = Field(0, ge=0, description="rank of low-rank adapters, trained instead of the weights; 0 trains all weights")
+    lora: int = Field(
+        0, ge=0, description="rank of low-rank adapters, trained instead of the weights; 0 trains all weights"
+    )
     memory: tuple[Literal["bf16", "checkpointing", "adam8bit", "offload"], ...] = Field(
         (), description="what is done to need less memory: bf16, checkpointing, adam8bit, offload, or several"
     )
@@ -60,7 +64,9 @@ _PRESET_FOLDER = resources.files("instructgpt") / "presets"
 
 def preset_names() -> list[str]:
     """Names of the presets that ship with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _PRESET_FOLDER.iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in _PRESET_FOLDER.iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -16,4 +16,8 @@ def one_line(error: object, max_length: int | None = None) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, whichever library says so."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

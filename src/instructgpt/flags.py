@@ -54,12 +54,19 @@ class CommandParser(argparse.ArgumentParser):
         return namespace
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], positional: str | None = None, exclude: str | None = None) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, config: type[BaseModel], positional: str | None = None, exclude: str | None = None
+) -> None:
     """One flag for each option of a config, in its order; `positional` needs no flag, `leave_out` gets none."""
     for name, field in config.model_fields.items():
         annotation = _unwrap_optional(field.annotation)
         is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        if is_section or get_origin(annotation) is dict or name == exclude or name in getattr(config, "excluded_fields", ()):
+        if (
+            is_section
+            or get_origin(annotation) is dict
+            or name == exclude
+            or name in getattr(config, "excluded_fields", ())
+        ):
             continue  # whole sections, which only files can say; what this command does not know
         options: dict[str, Any] = {"help": _help_text(field), "default": argparse.SUPPRESS}
         flag = "--" + name.replace("_", "-")
@@ -80,7 +87,9 @@ def add_flags(parser: argparse.ArgumentParser, config: type[BaseModel], position
         if name == positional:
             repeated_nargs, single_nargs = ("+", None) if field.is_required() else ("*", "?")
             nargs = repeated_nargs if "nargs" in options else single_nargs
-            parser.add_argument(name, metavar=name.upper(), help=options["help"], nargs=nargs, default=argparse.SUPPRESS)
+            parser.add_argument(
+                name, metavar=name.upper(), help=options["help"], nargs=nargs, default=argparse.SUPPRESS
+            )
         else:
             parser.add_argument(*(["-" + name] if len(name) == 1 else []), flag, dest=name, **options)
 

@@ -84,7 +84,9 @@ def ranking_losses(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> Tenso
     """
     better, worse = ranked_pairs(prompt_index, ranks)
     losses = -F.logsigmoid(scores[better] - scores[worse])  # (M,)
-    groups, group, pairs = torch.unique(prompt_index[better], return_inverse=True, return_counts=True)  # (G,), (M,), (G,)
+    groups, group, pairs = torch.unique(
+        prompt_index[better], return_inverse=True, return_counts=True
+    )  # (G,), (M,), (G,)
     sums: Tensor = losses.new_zeros(len(groups)).index_add(0, group, losses)
     per_prompt: Tensor = sums / pairs
     return per_prompt

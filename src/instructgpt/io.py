@@ -134,7 +134,11 @@ def _iter_list_items(path: Path, skipped: SkippedLines | None) -> Iterator[tuple
         if isinstance(item, dict):
             yield f"{path}: item {item_number}", item
         else:
-            skip_or_raise(f"{path}: item {item_number}", ValueError(f"expected a JSON object, found {type(item).__name__}"), skipped)
+            skip_or_raise(
+                f"{path}: item {item_number}",
+                ValueError(f"expected a JSON object, found {type(item).__name__}"),
+                skipped,
+            )
 
 
 def _iter_table_rows(path: Path, skipped: SkippedLines | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -150,10 +154,14 @@ def _iter_table_rows(path: Path, skipped: SkippedLines | None) -> Iterator[tuple
             row.pop("", None)  # the numbers that data frames write in front
             if None in row:
                 skip_or_raise(
-                    location, ValueError(f"more cells than the header's {len(reader.fieldnames or ())}; put texts into quotes"), skipped
+                    location,
+                    ValueError(f"more cells than the header's {len(reader.fieldnames or ())}; put texts into quotes"),
+                    skipped,
                 )
             elif None in row.values():
-                skip_or_raise(location, ValueError("fewer cells than the header has columns; is the file cut off?"), skipped)
+                skip_or_raise(
+                    location, ValueError("fewer cells than the header has columns; is the file cut off?"), skipped
+                )
             else:
                 yield location, row
     except csv.Error as error:
@@ -204,7 +212,11 @@ def _replace_surrogates(value: Any) -> Any:
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
         return [_replace_surrogates(item) for item in value]
-    return {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _parse_constant(name: str) -> None:
@@ -223,7 +235,12 @@ def format_json_line(row: dict[str, Any]) -> str:
         ValueError: a number in it is not finite, which JSON cannot say.
     """
     line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    return _UNSAFE_CHARACTERS.sub(lambda match: "\ufffd" if "\ud800" <= match[0] <= "\udfff" else f"\\u{ord(match[0]):04x}", line) + "\n"
+    return (
+        _UNSAFE_CHARACTERS.sub(
+            lambda match: "\ufffd" if "\ud800" <= match[0] <= "\udfff" else f"\\u{ord(match[0]):04x}", line
+        )
+        + "\n"
+    )
 
 
 def write_text_atomic(path: Path, chunks: str | Iterable[str]) -> None:

@@ -23,8 +23,24 @@ from instructgpt.evaluate.world_exam import ExamConfig
 from instructgpt.label.simulation.site_labelers import SiteLabelers
 from instructgpt.models.policy import pick_device
 from instructgpt.models.reward_model import load_reward_model
-from instructgpt.pipeline_config import RunConfig, build_stage_configs, check_input_files, get_input_files, get_world_files
-from instructgpt.records import Cohort, Completion, Labelers, Prompt, Ranking, SkippedLines, read_all_records, read_records, write_records
+from instructgpt.pipeline_config import (
+    RunConfig,
+    build_stage_configs,
+    check_input_files,
+    get_input_files,
+    get_world_files,
+)
+from instructgpt.records import (
+    Cohort,
+    Completion,
+    Labelers,
+    Prompt,
+    Ranking,
+    SkippedLines,
+    read_all_records,
+    read_records,
+    write_records,
+)
 from instructgpt.report.page import write_report
 from instructgpt.report.terminal import print_report_tables
 from instructgpt.run.directory import RunDirectory, console
@@ -75,17 +91,23 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     reward.main(stages["reward"])
     files = get_input_files(config)
     prompts = [
-        Prompt(prompt=record.prompt, messages=record.messages) for record in read_all_records(Prompt, files["prompts"], SkippedLines())
+        Prompt(prompt=record.prompt, messages=record.messages)
+        for record in read_all_records(Prompt, files["prompts"], SkippedLines())
     ]
-    write_records(files["ppo"][0], [prompt for prompt in prompts if not is_heldout(prompt.text)])  # the others are for judging
+    write_records(
+        files["ppo"][0], [prompt for prompt in prompts if not is_heldout(prompt.text)]
+    )  # the others are for judging
     policies = [name for name in ("ppo", "ppo_ptx") if name in stages]
     run_processes(config.processes, [(ppo.main, (stages[name],)) for name in policies])
     reward_model = load_reward_model(stages["reward"].out, pick_device(config.device))
     validation_rankings = read_all_records(Ranking, stages["reward"].validation or files["rankings"], SkippedLines())
     rows = measure_reward_model(
-        reward_model, [ranking for ranking in validation_rankings if stages["reward"].validation or is_heldout(ranking.prompt)]
+        reward_model,
+        [ranking for ranking in validation_rankings if stages["reward"].validation or is_heldout(ranking.prompt)],
     )
-    models = {"base": stages["pretrain"].out, "sft": stages["start"].out} | {name: stages[name].out for name in policies}
+    models = {"base": stages["pretrain"].out, "sft": stages["start"].out} | {
+        name: stages[name].out for name in policies
+    }
     preference_file = config.out / "evaluation" / "preference" / "rankings.jsonl"
     max_tokens = stages["ppo_ptx"].max_tokens
     return rows + compare_models_with_reward_model(
@@ -101,12 +123,16 @@ def write_world(config: RunConfig, world: World, exam: ExamConfig) -> dict[str, 
     files = get_world_files(config.out / "world")
     counts = {"reward": config.ranking_prompts, "ppo": config.ppo_prompts, "validation": 300, "test": exam.prompts}
     if not files["demonstrations"].exists():
-        console.print(f"[bold]world[/] writes {config.words:,} words and {sum(counts.values()):,} prompts from seed {config.seed}")
+        console.print(
+            f"[bold]world[/] writes {config.words:,} words and {sum(counts.values()):,} prompts from seed {config.seed}"
+        )
         write_records(files["corpus"], world.documents(config.words))
         for split, count in counts.items():
             write_records(files[split], world.prompts(split, count))
         training_labelers = build_labelers(config, world, "training")
-        write_records(files["demonstrations"], training_labelers.demonstrate(world.prompts("sft", config.demonstration_prompts)))
+        write_records(
+            files["demonstrations"], training_labelers.demonstrate(world.prompts("sft", config.demonstration_prompts))
+        )
     return files
 
 
@@ -119,7 +145,10 @@ def rank_candidates(config: RunConfig, world: World, sampling: CandidatesConfig,
     write_records(files["rankings"], training_labelers.rank(training_candidates))
     evaluation_labelers = build_labelers(config, world, "training", purpose="evaluation")
     heldout_labelers = build_labelers(config, world, "heldout")
-    write_records(files["heldout_rankings"], evaluation_labelers.rank(validation_candidates) + heldout_labelers.rank(validation_candidates))
+    write_records(
+        files["heldout_rankings"],
+        evaluation_labelers.rank(validation_candidates) + heldout_labelers.rank(validation_candidates),
+    )
 
 
 def sample_candidates(
@@ -140,20 +169,26 @@ def sample_candidates(
     )
 
 
-def build_labelers(config: RunConfig, world: World, cohort: Cohort, purpose: Literal["training", "evaluation"] = "training") -> Labelers:
+def build_labelers(
+    config: RunConfig, world: World, cohort: Cohort, purpose: Literal["training", "evaluation"] = "training"
+) -> Labelers:
     """Who writes and ranks: simulated people, asked at once or at a site."""
     if config.through_site:
         return SiteLabelers(config.out / "site", world, cohort, config.labelers, config.seed, purpose)
     return SimulatedLabelers(world, cohort, per_prompt=config.labelers, seed=config.seed)
 
 
-def evaluate_small_world(config: RunConfig, world: World, stages: dict[str, Any], files: dict[str, Path]) -> list[ResultRow]:
+def evaluate_small_world(
+    config: RunConfig, world: World, stages: dict[str, Any], files: dict[str, Path]
+) -> list[ResultRow]:
     """Every model answers the exam and is judged; the reward model is measured on held-out rankings, its score against true utility."""
     exam, evaluation_folder = stages["exam"], config.out / "evaluation"
     jobs: list[ProcessJob] = []
     for model in _EVALUATED_MODELS:
         folder = config.out / ("base" if model == "prompted" else model)
-        jobs.append((examine_model, (model, folder, evaluation_folder / f"{model}.jsonl", config.seed, exam, config.device)))
+        jobs.append(
+            (examine_model, (model, folder, evaluation_folder / f"{model}.jsonl", config.seed, exam, config.device))
+        )
     run_processes(config.processes, jobs)
     rows = world_exam.grade_exams(evaluation_folder, _EVALUATED_MODELS, world, exam, config.seed)
     reward_model = load_reward_model(stages["reward"].out, pick_device(config.device))

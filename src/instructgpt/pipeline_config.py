@@ -31,13 +31,17 @@ class RunConfig(StageConfig):
     corpus: tuple[Path, ...] = Field((), description="pretraining text; without it the small world writes its own")
     demonstrations: tuple[Path, ...] = Field((), description="demonstrations, with --corpus")
     rankings: tuple[Path, ...] = Field((), description="rankings, with --corpus")
-    prompts: tuple[Path, ...] = Field((), description="prompts for PPO, with --corpus; without it those of the demonstrations")
+    prompts: tuple[Path, ...] = Field(
+        (), description="prompts for PPO, with --corpus; without it those of the demonstrations"
+    )
     words: int = Field(3_000_000, ge=1000, description="words of the small world's corpus")
     demonstration_prompts: int = Field(400, ge=10, description="prompts of the small world that labelers demonstrate")
     ranking_prompts: int = Field(3000, ge=10, description="prompts of the small world whose completions labelers rank")
     ppo_prompts: int = Field(3000, ge=10, description="prompts of the small world that PPO answers")
     labelers: int = Field(3, ge=1, description="simulated labelers who rank the completions of each prompt")
-    through_site: bool = Field(False, description="simulated labelers work over HTTP on a labelers' site of this run; its exports go on")
+    through_site: bool = Field(
+        False, description="simulated labelers work over HTTP on a labelers' site of this run; its exports go on"
+    )
     processes: int = Field(2, ge=1, description="processes that work side by side (CPU)")
     stages: dict[str, dict[str, Any]] = Field({}, description="what each stage is told")
 
@@ -67,7 +71,9 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
     corpus, demonstrations = {"corpus": files["corpus"]}, {"data": files["demonstrations"]}
     rankings = {"data": files["rankings"], "demonstrations": files["demonstrations"]}
     ppo_settings = {"policy": str(start), "reward": reward_model, "prompts": files["ppo"]}
-    sections: dict[str, tuple[type[StageConfig], str, dict[str, Any]]] = {  # section: its config, its directory, what the pipeline knows
+    sections: dict[
+        str, tuple[type[StageConfig], str, dict[str, Any]]
+    ] = {  # section: its config, its directory, what the pipeline knows
         "pretrain": (pretrain.PretrainConfig, "base", corpus | processes),
         "start": (
             sft.SFTConfig,
@@ -81,12 +87,21 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
         sections["ppo"] = (ppo.PPOConfig, "ppo", ppo_settings)
     if not config.corpus:
         sections["sft"] = (sft.SFTConfig, "sft", {"base": str(base), "reward": reward_model} | demonstrations)
-        candidates_settings = {"policy": str(start), "base": str(base), "prompts": config.out, "parts": config.processes}
+        candidates_settings = {
+            "policy": str(start),
+            "base": str(base),
+            "prompts": config.out,
+            "parts": config.processes,
+        }
         sections["candidates"] = (CandidatesConfig, "world", candidates_settings)
     stages: dict[str, Any] = {"exam": make_config(ExamConfig, config.stages.get("exam", {}), source="section exam")}
     for section, (config_class, directory, settings) in sections.items():
-        common = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")} | {"out": config.out / directory}
-        stages[section] = make_config(config_class, common, settings, config.stages.get(section, {}), source=f"section {section}")
+        common = {name: getattr(config, name) for name in ("seed", "device", "resume", "track")} | {
+            "out": config.out / directory
+        }
+        stages[section] = make_config(
+            config_class, common, settings, config.stages.get(section, {}), source=f"section {section}"
+        )
     return stages
 
 
@@ -94,7 +109,10 @@ def get_input_files(config: RunConfig) -> dict[str, tuple[Path, ...]]:
     """Where the stages' input is, or will be: files of the small world, or people's."""
     if not config.corpus:
         return {name: (file,) for name, file in get_world_files(config.out / "world").items()}
-    files = {name: tuple(config.data / path for path in getattr(config, name)) for name in ("corpus", "demonstrations", "rankings")}
+    files = {
+        name: tuple(config.data / path for path in getattr(config, name))
+        for name in ("corpus", "demonstrations", "rankings")
+    }
     prompts = tuple(config.data / path for path in config.prompts) or files["demonstrations"]
     return files | {"prompts": prompts, "ppo": (config.out / "prompts" / "training.jsonl",)}
 

@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from instructgpt.errors import InputError
-from instructgpt.io import SkippedLines, format_json_line, iter_lines, iter_rows, parse_json_object, skip_or_raise, write_text_atomic
+from instructgpt.io import (
+    SkippedLines,
+    format_json_line,
+    iter_lines,
+    iter_rows,
+    parse_json_object,
+    skip_or_raise,
+    write_text_atomic,
+)
 
 __all__ = [
     "LABELS",
@@ -41,17 +49,35 @@ __all__ = [
     "validate_record",
     "write_records",
     "write_text_atomic",
-]  # fmt: skip
+]
 
 USE_CASES = (
-    "generation", "open_qa", "brainstorming", "chat", "rewrite", "summarization", "classification", "other", "closed_qa", "extract",
-)  # fmt: skip
+    "generation",
+    "open_qa",
+    "brainstorming",
+    "chat",
+    "rewrite",
+    "summarization",
+    "classification",
+    "other",
+    "closed_qa",
+    "extract",
+)
 """The ten use cases of API prompts, most frequent first (paper, Table 1)."""
 
 LABELS = (
-    "fails_instruction", "inappropriate", "hallucination", "satisfies_constraint", "sexual_content", "violent_content",
-    "encourages_violence", "denigrates", "harmful_advice", "opinion", "moral_judgment",
-)  # fmt: skip
+    "fails_instruction",
+    "inappropriate",
+    "hallucination",
+    "satisfies_constraint",
+    "sexual_content",
+    "violent_content",
+    "encourages_violence",
+    "denigrates",
+    "harmful_advice",
+    "opinion",
+    "moral_judgment",
+)
 """The yes / no / not-applicable questions asked about each completion (paper, Table 3)."""
 
 Cohort = Literal["training", "heldout"]
@@ -263,7 +289,9 @@ def read_records(record_class: type[_RecordT], path: Path | str, skipped: Skippe
         BadInput: the file cannot be read, a line is wrong (`file:line: what is wrong, what was expected`), or nothing is left.
     """
     if record_class is not Document and str(path).removesuffix(".gz").endswith(".txt"):
-        raise InputError(f"{path}: plain text can only be a corpus; {record_class.__name__.lower()} records need JSON lines or Parquet")
+        raise InputError(
+            f"{path}: plain text can only be a corpus; {record_class.__name__.lower()} records need JSON lines or Parquet"
+        )
     records: list[_RecordT] = []
     for location, row in iter_rows(path, skipped):
         try:
@@ -275,7 +303,9 @@ def read_records(record_class: type[_RecordT], path: Path | str, skipped: Skippe
     return records
 
 
-def read_all_records(record_class: type[_RecordT], paths: Iterable[Path | str], skipped: SkippedLines | None = None) -> list[_RecordT]:
+def read_all_records(
+    record_class: type[_RecordT], paths: Iterable[Path | str], skipped: SkippedLines | None = None
+) -> list[_RecordT]:
     """The records of several files, one file after the other. Raises BadInput as `read_records` does."""
     return [record for path in paths for record in read_records(record_class, path, skipped)]
 

@@ -33,7 +33,14 @@ _STAGE_CURVES = {
     "pretrain": ("loss/train", "loss/validation"),
     "sft": ("loss/train", "loss/validation", "validation/score"),
     "reward": ("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"),
-    "ppo": ("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length", "completion/truncated", "loss/ptx_avg"),
+    "ppo": (
+        "objective/scores",
+        "objective/kl",
+        "policy/entropy_avg",
+        "completion/length",
+        "completion/truncated",
+        "loss/ptx_avg",
+    ),
 }
 """The curves of each stage; of a stage that is not here, whatever it logged first."""
 _SAMPLE_COUNT = 3
@@ -57,7 +64,11 @@ def main(config: WatchConfig) -> None:
     """
     if not config.once:
         is_terminal = console.is_terminal
-        with Live(render_run(config.run), console=console, auto_refresh=False, screen=True) if is_terminal else nullcontext() as screen:
+        with (
+            Live(render_run(config.run), console=console, auto_refresh=False, screen=True)
+            if is_terminal
+            else nullcontext() as screen
+        ):
             while not is_run_finished(config.run):
                 time.sleep(config.every)
                 if screen:
@@ -68,7 +79,11 @@ def main(config: WatchConfig) -> None:
 def is_run_finished(folder: Path) -> bool:
     """Whether there is nothing left to wait for: the run has finished, or every stage in a directory that is not a run's."""
     run_record = read_run_record(folder)
-    run_records = [run_record] if run_record is not None else [read_run_record(stage) or {} for stage in find_stage_directories(folder)]
+    run_records = (
+        [run_record]
+        if run_record is not None
+        else [read_run_record(stage) or {} for stage in find_stage_directories(folder)]
+    )
     return all(record.get("finished") for record in run_records)
 
 
@@ -90,7 +105,8 @@ def render_run(folder: Path) -> Group:
     for stage_folder in stage_folders:
         for finding in diagnose_stage(stage_folder, cached_content_hash):
             findings_text.append(
-                f"{finding.severity} {finding.stage}: {finding.message}\n", "red" if finding.severity == "bad" else "yellow"
+                f"{finding.severity} {finding.stage}: {finding.message}\n",
+                "red" if finding.severity == "bad" else "yellow",
             )
     return Group(*parts, Text(), findings_text)
 
@@ -115,11 +131,21 @@ def _format_stage_row(
     progress_rows = [row for row in log_rows if "steps" in row]
     step, steps = (rows[-1]["step"] if rows else 0), (progress_rows[-1]["steps"] if progress_rows else None)
     if info.get("finished"):
-        return [f"[bold]{escape(folder.name)}[/]", "[green]done[/]", f"{steps or step}", f"{info.get('seconds', 0):.0f} s", ""]
+        return [
+            f"[bold]{escape(folder.name)}[/]",
+            "[green]done[/]",
+            f"{steps or step}",
+            f"{info.get('seconds', 0):.0f} s",
+            "",
+        ]
     files = [file for name in ("metrics.jsonl", "log.jsonl", "run.json") if (file := folder / name).exists()]
     silent_s = time.time() - max(file.stat().st_mtime for file in files)
     state = f"[yellow]quiet for {silent_s:.0f} s[/]" if silent_s > _QUIET_AFTER_S else "[cyan]running[/]"
-    remaining = f"{progress_rows[-1]['left'] * (steps - step) / max(1, steps - progress_rows[-1]['step']):.0f} s" if steps else ""
+    remaining = (
+        f"{progress_rows[-1]['left'] * (steps - step) / max(1, steps - progress_rows[-1]['step']):.0f} s"
+        if steps
+        else ""
+    )
     elapsed = f"{rows[-1]['seconds']:.0f} s" if rows else ""
     return [f"[bold]{escape(folder.name)}[/]", state, f"{step}/{steps}" if steps else f"{step}", elapsed, remaining]
 
@@ -131,7 +157,11 @@ def _build_curves_table(name: str, info: Mapping[str, Any], rows: Sequence[Mappi
     for metric in _STAGE_CURVES.get(str(info.get("stage")), tuple(logged[:4])):
         values = [float(row[metric]) for row in rows if metric in row]
         if values:
-            table.add_row(metric, sparkline(values), *(f"{number:.4g}" for number in (values[0], min(values), max(values), values[-1])))
+            table.add_row(
+                metric,
+                sparkline(values),
+                *(f"{number:.4g}" for number in (values[0], min(values), max(values), values[-1])),
+            )
     return table
 
 
@@ -144,7 +174,8 @@ def sparkline(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
     if not high - low > 0:  # all alike, or not a number
         return _SPARKLINE_BLOCKS[0] * count
     return "".join(
-        _SPARKLINE_BLOCKS[min(len(_SPARKLINE_BLOCKS) - 1, int((mean - low) / (high - low) * len(_SPARKLINE_BLOCKS)))] for mean in means
+        _SPARKLINE_BLOCKS[min(len(_SPARKLINE_BLOCKS) - 1, int((mean - low) / (high - low) * len(_SPARKLINE_BLOCKS)))]
+        for mean in means
     )
 
 

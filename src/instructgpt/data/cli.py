@@ -19,7 +19,12 @@ from pydantic import Field
 from rich.console import Console
 
 from instructgpt.config import CommandConfig
-from instructgpt.data.dedup import get_prompt_group, near_duplicate_reasons, prompt_text_without_system, user_cap_reasons
+from instructgpt.data.dedup import (
+    get_prompt_group,
+    near_duplicate_reasons,
+    prompt_text_without_system,
+    user_cap_reasons,
+)
 from instructgpt.data.drop_report import DropReport, LocatedItem, drop_report_path
 from instructgpt.data.importing.conversions import TARGET_BY_RECORD_TYPE, ConversionTarget
 from instructgpt.data.importing.registry import DatasetFormat, convert_records, import_file
@@ -29,7 +34,17 @@ from instructgpt.data.stats import LengthFunction, build_stats_tables, lengths_i
 from instructgpt.data.use_cases import guess_use_case
 from instructgpt.errors import InputError, one_line
 from instructgpt.io import SkippedLines, iter_rows, skip_or_raise, write_text_atomic
-from instructgpt.records import Demonstration, Document, Prompt, PromptFields, Ranking, Record, read_records, validate_record, write_records
+from instructgpt.records import (
+    Demonstration,
+    Document,
+    Prompt,
+    PromptFields,
+    Ranking,
+    Record,
+    read_records,
+    validate_record,
+    write_records,
+)
 
 _DEFAULT_PREFIX_CHARACTERS, _DEFAULT_USER_CAP = 200, 200
 """Characters of a shared prefix (the paper gives no number), and prompts of one user or organization (section 3.2)."""
@@ -39,7 +54,9 @@ class _DataConfig(CommandConfig):
     """What every data command can be told."""
 
     data: tuple[Path, ...] = Field(description="JSON lines (.gz too), a JSON list, Parquet, or a Hugging Face data set")
-    skip_bad: bool = Field(False, description="leave out lines that cannot be read, and count them, where the first one would be an error")
+    skip_bad: bool = Field(
+        False, description="leave out lines that cannot be read, and count them, where the first one would be an error"
+    )
 
     def ineffective_options(self) -> Iterator[str]:
         """One line for each option that was set but would do nothing."""
@@ -51,14 +68,21 @@ class ImportConfig(_DataConfig):
 
     stage: ClassVar[str] = "data import"
 
-    out: Path = Field(description="the file to write, .jsonl or .jsonl.gz; NAME.report.json beside it says what was dropped")
-    format: DatasetFormat = Field("auto", description="the format of the data; auto tells it by the columns of the first row")
+    out: Path = Field(
+        description="the file to write, .jsonl or .jsonl.gz; NAME.report.json beside it says what was dropped"
+    )
+    format: DatasetFormat = Field(
+        "auto", description="the format of the data; auto tells it by the columns of the first row"
+    )
     to: ConversionTarget = Field(
-        "auto", description="what to make: auto keeps to what the format holds; pairs (TRL) and nemo are for other libraries"
+        "auto",
+        description="what to make: auto keeps to what the format holds; pairs (TRL) and nemo are for other libraries",
     )
     source: str | None = Field(None, description="written into the column 'source' where there is none")
     keep_empty: bool = Field(False, description="keep demonstrations whose completion is empty")
-    shots: int | None = Field(None, ge=2, description="few-shot templates: examples in one subset; all of them when not given")
+    shots: int | None = Field(
+        None, ge=2, description="few-shot templates: examples in one subset; all of them when not given"
+    )
     subsets: int = Field(1, ge=1, description="few-shot templates: subsets drawn from one template")
     seed: int = Field(0, description="few-shot templates: which subsets are drawn")
 
@@ -76,18 +100,30 @@ class CleanConfig(_DataConfig):
 
     stage: ClassVar[str] = "data clean"
 
-    out: Path = Field(description="the file to write, .jsonl or .jsonl.gz; NAME.report.json beside it says what was dropped")
-    prefix: int | None = Field(
-        None, ge=0, description="drop a prompt that shares so many first characters with one before; 0 is off; 200 for prompts, else off"
+    out: Path = Field(
+        description="the file to write, .jsonl or .jsonl.gz; NAME.report.json beside it says what was dropped"
     )
-    cap: int | None = Field(None, ge=0, description="most prompts of one user or organization; 0 is off; 200 for prompts, else off")
-    group: str = Field("auto", description="the column the cap goes by; auto takes organization where there is one, else user")
+    prefix: int | None = Field(
+        None,
+        ge=0,
+        description="drop a prompt that shares so many first characters with one before; 0 is off; 200 for prompts, else off",
+    )
+    cap: int | None = Field(
+        None, ge=0, description="most prompts of one user or organization; 0 is off; 200 for prompts, else off"
+    )
+    group: str = Field(
+        "auto", description="the column the cap goes by; auto takes organization where there is one, else user"
+    )
     personal: Literal["training", "all", "off"] = Field(
         "training", description="drop prompts with personal data: those not in validation or test, all, or none"
     )
-    detectors: str = Field(",".join(PII_DETECTORS), description="kinds of personal data to look for, separated by commas")
+    detectors: str = Field(
+        ",".join(PII_DETECTORS), description="kinds of personal data to look for, separated by commas"
+    )
     max_characters: int | None = Field(None, ge=1, description="drop prompts that are longer")
-    use_cases: bool = Field(False, description="fill missing use cases by a heuristic (see the docs; a guess, marked as one)")
+    use_cases: bool = Field(
+        False, description="fill missing use cases by a heuristic (see the docs; a guess, marked as one)"
+    )
 
     def ineffective_options(self) -> Iterator[str]:
         """A grouping without a cap, or detectors without a search, change nothing."""
@@ -102,10 +138,14 @@ class SplitConfig(_DataConfig):
 
     stage: ClassVar[str] = "data split"
 
-    out: Path = Field(description="the directory to write NAME.train.jsonl, NAME.validation.jsonl and NAME.test.jsonl into")
+    out: Path = Field(
+        description="the directory to write NAME.train.jsonl, NAME.validation.jsonl and NAME.test.jsonl into"
+    )
     validation: float = Field(0.1, ge=0, le=1, description="share of users (and of prompts of nobody) in validation")
     test: float = Field(0.1, ge=0, le=1, description="share of users (and of prompts of nobody) in test")
-    group: str = Field("auto", description="the column that must not cross; auto takes organization where there is one, else user")
+    group: str = Field(
+        "auto", description="the column that must not cross; auto takes organization where there is one, else user"
+    )
     salt: str = Field("", description="any text; another one gives another split")
 
 
@@ -221,9 +261,13 @@ def clean_datasets(config: CleanConfig) -> None:
     if config.max_characters is not None:
         limit = config.max_characters
         reason = f"longer than {limit} characters"
-        items = report.filter(items, [reason if len(_full_prompt_text(record)) > limit else None for _, record in items])
+        items = report.filter(
+            items, [reason if len(_full_prompt_text(record)) > limit else None for _, record in items]
+        )
     if config.personal != "off":
-        is_checked = [config.personal == "all" or getattr(record, "split", None) in TRAINING_SPLITS for _, record in items]
+        is_checked = [
+            config.personal == "all" or getattr(record, "split", None) in TRAINING_SPLITS for _, record in items
+        ]
         reasons = [
             pii_drop_reason(_full_prompt_text(record), detectors) if check else None
             for check, (_, record) in zip(is_checked, items, strict=True)
@@ -231,10 +275,13 @@ def clean_datasets(config: CleanConfig) -> None:
         items = report.filter(items, reasons)
     if prefix:
         items = report.filter(
-            items, near_duplicate_reasons([prompt_text_without_system(record) for _, record in items], prefix, is_labeled)
+            items,
+            near_duplicate_reasons([prompt_text_without_system(record) for _, record in items], prefix, is_labeled),
         )
     if cap:
-        items = report.filter(items, user_cap_reasons([get_prompt_group(record, config.group) for _, record in items], cap))
+        items = report.filter(
+            items, user_cap_reasons([get_prompt_group(record, config.group) for _, record in items], cap)
+        )
     if config.use_cases:
         items = [(location, _with_use_case(record, location, report)) for location, record in items]
     report.add_skipped_lines(skipped)
@@ -262,7 +309,9 @@ def _with_use_case(record: Record, location: str, report: DropReport) -> Record:
 def split_datasets(config: SplitConfig) -> None:
     """Split files together, so that neither a user nor a prompt crosses, in any of them. Raises BadInput."""
     if config.validation + config.test > 1:
-        raise InputError(f"--validation {config.validation} and --test {config.test} leave nothing to train on; together at most 1")
+        raise InputError(
+            f"--validation {config.validation} and --test {config.test} leave nothing to train on; together at most 1"
+        )
     names = [path.name.removesuffix(".gz").removesuffix(".jsonl") for path in config.data]
     if len(set(names)) < len(names):
         raise InputError("two of the files have the same name, so their splits would overwrite each other; rename one")
@@ -270,7 +319,9 @@ def split_datasets(config: SplitConfig) -> None:
     files = [_read_native_records([path], report, skipped) for path in config.data]
     records = [record for items in files for _, record in items]
     groups = [get_prompt_group(record, config.group) for record in records]
-    splits = assign_splits(groups, [_full_prompt_text(record) for record in records], config.validation, config.test, config.salt)
+    splits = assign_splits(
+        groups, [_full_prompt_text(record) for record in records], config.validation, config.test, config.salt
+    )
     check_users_in_single_split(records, splits, config.group)
     outputs: dict[Path, list[Record]] = {}
     split_iter = iter(splits)
@@ -286,7 +337,10 @@ def split_datasets(config: SplitConfig) -> None:
                 if getattr(record, "split", None) not in (None, split_name):
                     report.notice(f"was in another split, now in {split_name}", location)
                 records_by_split[split_name].append(_copy_with(record, split=split_name))
-        outputs |= {config.out / f"{name}.{split_name}{suffix}": split_records for split_name, split_records in records_by_split.items()}
+        outputs |= {
+            config.out / f"{name}.{split_name}{suffix}": split_records
+            for split_name, split_records in records_by_split.items()
+        }
     report.add_skipped_lines(skipped)
     for path_out, split_records in outputs.items():
         report.written[str(path_out)] = write_records(path_out, split_records)
@@ -317,13 +371,18 @@ def print_dataset_stats(config: StatsConfig) -> None:
     report.add_skipped_lines(skipped)
     report.print(console)
     if config.out is not None:
-        output = {kind: {table.title: table.to_dicts() for table in kind_tables} for kind, kind_tables in tables_by_kind.items()}
+        output = {
+            kind: {table.title: table.to_dicts() for table in kind_tables}
+            for kind, kind_tables in tables_by_kind.items()
+        }
         write_text_atomic(config.out, json.dumps(output, ensure_ascii=False, indent=2) + "\n")
 
 
 def _read_any_records(path: Path, report: DropReport, skipped: SkippedLines) -> list[Record]:
     """The records of a file in any format, or the documents of a corpus."""
-    _, first_row = next(iter_rows(path, SkippedLines(skipped.allowed)), ("", {}))  # bad lines are counted by the reading that follows
+    _, first_row = next(
+        iter_rows(path, SkippedLines(skipped.allowed)), ("", {})
+    )  # bad lines are counted by the reading that follows
     if "text" in first_row and not first_row.keys() & {"prompt", "messages", "instruction", "conversations"}:
         documents = read_records(Document, path, skipped)
         report.read += len(documents)

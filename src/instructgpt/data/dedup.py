@@ -47,7 +47,11 @@ def near_duplicate_reasons(texts: Sequence[str], prefix_length: int, is_labeled:
         if first_text is None or (is_labeled and first_text == text):
             reasons.append(None)
         else:
-            reasons.append("the same prompt as one before" if first_text == text else f"shares {prefix_length} characters with one before")
+            reasons.append(
+                "the same prompt as one before"
+                if first_text == text
+                else f"shares {prefix_length} characters with one before"
+            )
     return reasons
 
 

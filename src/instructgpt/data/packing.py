@@ -60,9 +60,13 @@ class PackedBatch:
     position_ids: Tensor  # (N,) int64, counted from the beginning of each text
     spans: tuple[Span, ...]  # in order, together all tokens
     last_positions: Tensor  # (B,) where each example's last token stands
-    target_positions: Tensor  # (M,) where the token before each completion token stands; values "before a token" stand there too
+    target_positions: (
+        Tensor  # (M,) where the token before each completion token stands; values "before a token" stand there too
+    )
     targets: Tensor  # (M,) the completion tokens, example by example
-    cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what models have worked out about it, for the next one
+    cache: dict[str, Any] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # what models have worked out about it, for the next one
 
 
 def collate(examples: Sequence[TokenizedExample], device: torch.device | str = "cpu") -> PackedBatch:
@@ -71,7 +75,9 @@ def collate(examples: Sequence[TokenizedExample], device: torch.device | str = "
     A batch of no examples is one token that nobody reads: a rank that has nothing to compute enters the model with it.
     """
     prompt_counts = Counter(
-        tuple(example.prompt_ids) for example in examples if len(example.prompt_ids) >= MIN_SHARED_PREFIX and not example.document_starts
+        tuple(example.prompt_ids)
+        for example in examples
+        if len(example.prompt_ids) >= MIN_SHARED_PREFIX and not example.document_starts
     )
     prompt_spans: dict[tuple[int, ...], Span] = {}
     input_ids: list[int] = []
@@ -111,7 +117,9 @@ def collate(examples: Sequence[TokenizedExample], device: torch.device | str = "
         spans=tuple(spans),
         last_positions=torch.tensor(last_positions, dtype=torch.long, device=device),
         target_positions=torch.tensor(target_positions, dtype=torch.long, device=device),
-        targets=torch.tensor([token for example in examples for token in example.completion_ids], dtype=torch.long, device=device),
+        targets=torch.tensor(
+            [token for example in examples for token in example.completion_ids], dtype=torch.long, device=device
+        ),
     )
 
 

@@ -53,7 +53,9 @@ _RESERVED_DOMAINS = ("example.com", "example.org", "example.net", ".example", ".
 def _is_email(match: re.Match[str]) -> bool:
     """Neither a file, nor git's own address, nor a domain that is reserved for examples (RFC 2606)."""
     local, _, domain = match[0].lower().rpartition("@")
-    return local != "git" and domain.rpartition(".")[2] not in _FILE_EXTENSIONS and not domain.endswith(_RESERVED_DOMAINS)
+    return (
+        local != "git" and domain.rpartition(".")[2] not in _FILE_EXTENSIONS and not domain.endswith(_RESERVED_DOMAINS)
+    )
 
 
 def _is_phone(match: re.Match[str]) -> bool:
@@ -84,7 +86,9 @@ _CARD_ISSUERS = (
 def _is_card(match: re.Match[str]) -> bool:
     """A known issuer, its length, and a right check digit."""
     number = extract_digits(match[0])
-    return any(prefix.match(number) and len(number) in lengths for prefix, lengths in _CARD_ISSUERS) and is_luhn_valid(number)
+    return any(prefix.match(number) and len(number) in lengths for prefix, lengths in _CARD_ISSUERS) and is_luhn_valid(
+        number
+    )
 
 
 def _is_ssn(match: re.Match[str]) -> bool:
@@ -106,7 +110,9 @@ def _is_rrn(match: re.Match[str]) -> bool:
         return False
     if birth_date >= date(2020, 10, 1):
         return True
-    total = sum(int(digit) * weight for digit, weight in zip(number, (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5), strict=False))
+    total = sum(
+        int(digit) * weight for digit, weight in zip(number, (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5), strict=False)
+    )
     base = 13 if number[6] in "5678" else 11  # foreigners' numbers are two higher
     return int(number[12]) == (base - total % 11) % 10
 
@@ -114,13 +120,77 @@ def _is_rrn(match: re.Match[str]) -> bool:
 _NINO_UNUSED = ("BG", "GB", "NK", "KN", "TN", "NT", "ZZ")
 
 _IBAN_LENGTHS = {
-    "AD": 24, "AE": 23, "AL": 28, "AT": 20, "AZ": 28, "BA": 20, "BE": 16, "BG": 22, "BH": 22, "BR": 29, "BY": 28, "CH": 21, "CR": 22,
-    "CY": 28, "CZ": 24, "DE": 22, "DK": 18, "DO": 28, "EE": 20, "EG": 29, "ES": 24, "FI": 18, "FO": 18, "FR": 27, "GB": 22, "GE": 22,
-    "GI": 23, "GL": 18, "GR": 27, "GT": 28, "HR": 21, "HU": 28, "IE": 22, "IL": 23, "IS": 26, "IT": 27, "JO": 30, "KW": 30, "KZ": 20,
-    "LB": 28, "LI": 21, "LT": 20, "LU": 20, "LV": 21, "MC": 27, "MD": 24, "ME": 22, "MK": 19, "MR": 27, "MT": 31, "MU": 30, "NL": 18,
-    "NO": 15, "PK": 24, "PL": 28, "PS": 29, "PT": 25, "QA": 29, "RO": 24, "RS": 22, "SA": 24, "SE": 24, "SI": 19, "SK": 24, "SM": 27,
-    "TN": 24, "TR": 26, "UA": 29, "VG": 24, "XK": 20,
-}  # fmt: skip
+    "AD": 24,
+    "AE": 23,
+    "AL": 28,
+    "AT": 20,
+    "AZ": 28,
+    "BA": 20,
+    "BE": 16,
+    "BG": 22,
+    "BH": 22,
+    "BR": 29,
+    "BY": 28,
+    "CH": 21,
+    "CR": 22,
+    "CY": 28,
+    "CZ": 24,
+    "DE": 22,
+    "DK": 18,
+    "DO": 28,
+    "EE": 20,
+    "EG": 29,
+    "ES": 24,
+    "FI": 18,
+    "FO": 18,
+    "FR": 27,
+    "GB": 22,
+    "GE": 22,
+    "GI": 23,
+    "GL": 18,
+    "GR": 27,
+    "GT": 28,
+    "HR": 21,
+    "HU": 28,
+    "IE": 22,
+    "IL": 23,
+    "IS": 26,
+    "IT": 27,
+    "JO": 30,
+    "KW": 30,
+    "KZ": 20,
+    "LB": 28,
+    "LI": 21,
+    "LT": 20,
+    "LU": 20,
+    "LV": 21,
+    "MC": 27,
+    "MD": 24,
+    "ME": 22,
+    "MK": 19,
+    "MR": 27,
+    "MT": 31,
+    "MU": 30,
+    "NL": 18,
+    "NO": 15,
+    "PK": 24,
+    "PL": 28,
+    "PS": 29,
+    "PT": 25,
+    "QA": 29,
+    "RO": 24,
+    "RS": 22,
+    "SA": 24,
+    "SE": 24,
+    "SI": 19,
+    "SK": 24,
+    "SM": 27,
+    "TN": 24,
+    "TR": 26,
+    "UA": 29,
+    "VG": 24,
+    "XK": 20,
+}
 
 
 def _is_iban(match: re.Match[str]) -> bool:
@@ -137,7 +207,10 @@ def _accept_any(match: re.Match[str]) -> bool:  # noqa: ARG001  the shape says i
 
 # ---------------------------------------------------------------- the detectors
 
-_LEFT_BOUNDARY, _RIGHT_BOUNDARY = r"(?<![\w.,/+\-])", r"(?![\w\-]|[.,/]\d)"  # not a piece of a longer number, path or word
+_LEFT_BOUNDARY, _RIGHT_BOUNDARY = (
+    r"(?<![\w.,/+\-])",
+    r"(?![\w\-]|[.,/]\d)",
+)  # not a piece of a longer number, path or word
 
 _PHONE = rf"""{_LEFT_BOUNDARY}(?:
       \+[1-9](?:[ .\-]?\(?\d{{1,4}}\)?){{2,6}}                                  # +44 20 7946 0958
@@ -163,7 +236,10 @@ _ADDRESS = rf"""(?<![\w.,/\-$£€#])(?:
 
 PII_DETECTORS: dict[str, PIIDetector] = {
     "email": PIIDetector(
-        re.compile(r"(?<![\w.+%\-/])[\w.+%\-]{1,64}@(?:[\w\-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w\-]|\.\w)"), _is_email, "@"),
+        re.compile(r"(?<![\w.+%\-/])[\w.+%\-]{1,64}@(?:[\w\-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w\-]|\.\w)"),
+        _is_email,
+        "@",
+    ),
     "phone": PIIDetector(re.compile(_PHONE, re.VERBOSE), _is_phone, "0-9"),
     "card": PIIDetector(re.compile(rf"{_LEFT_BOUNDARY}\d(?:[ \-]?\d){{12,18}}{_RIGHT_BOUNDARY}"), _is_card, "0-9"),
     "address": PIIDetector(re.compile(_ADDRESS, re.VERBOSE), _accept_any, "0-9"),
@@ -171,9 +247,13 @@ PII_DETECTORS: dict[str, PIIDetector] = {
     "rrn": PIIDetector(re.compile(rf"{_LEFT_BOUNDARY}\d{{6}}-?[1-8]\d{{6}}{_RIGHT_BOUNDARY}"), _is_rrn, "0-9"),
     "nino": PIIDetector(
         re.compile(r"(?<!\w)[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d\d ?\d\d ?\d\d ?[A-D](?!\w)"),
-        lambda match: match[0][:2] not in _NINO_UNUSED, "0-9"),
-    "iban": PIIDetector(re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"), _is_iban, "0-9"),
-}  # fmt: skip
+        lambda match: match[0][:2] not in _NINO_UNUSED,
+        "0-9",
+    ),
+    "iban": PIIDetector(
+        re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"), _is_iban, "0-9"
+    ),
+}
 """Every kind of personal data that is looked for; `ssn`, `rrn` and `nino` are national ids of the USA, Korea and the United Kingdom."""
 
 _HINT_PATTERNS = {detector.hint: re.compile(f"[{detector.hint}]") for detector in PII_DETECTORS.values()}

@@ -42,7 +42,10 @@ class Corpus:
         A document begins at the end-of-text before it: the last token to predict of one is the first that the next one sees.
         """
         rows = self.windows(start, count).tolist()
-        return [TokenizedExample(row[:1], row[1:], tuple(i for i, token in enumerate(row) if token == self.eos and i > 0)) for row in rows]
+        return [
+            TokenizedExample(row[:1], row[1:], tuple(i for i, token in enumerate(row) if token == self.eos and i > 0))
+            for row in rows
+        ]
 
 
 def iter_documents(paths: Iterable[Path], skipped: SkippedLines | None = None) -> Iterator[str]:
@@ -53,7 +56,12 @@ def iter_documents(paths: Iterable[Path], skipped: SkippedLines | None = None) -
 
 
 def build_corpus(
-    texts: Iterable[str], tokenizer: PromptTokenizer, window: int, seed: int, max_windows: int | None = None, name: str = "the corpus"
+    texts: Iterable[str],
+    tokenizer: PromptTokenizer,
+    window: int,
+    seed: int,
+    max_windows: int | None = None,
+    name: str = "the corpus",
 ) -> Corpus:
     """Tokenise documents into windows, reading no further than needed.
 
@@ -76,7 +84,9 @@ def build_corpus(
         if max_windows is not None and num_tokens >= max_windows * width:
             break
     if num_tokens < width:
-        raise InputError(f"{name} has {num_tokens} tokens, less than one window of {width}; give more text, or a smaller window")
+        raise InputError(
+            f"{name} has {num_tokens} tokens, less than one window of {width}; give more text, or a smaller window"
+        )
     flat_tokens = torch.cat(chunks)
     num_windows = len(flat_tokens) // width
     return Corpus(flat_tokens[: num_windows * width].view(num_windows, width)[:max_windows], tokenizer.eos, seed)
@@ -116,9 +126,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    bos_token = (_END_OF_TEXT, tokenizer.token_to_id(_END_OF_TEXT))  # every text begins as documents of the corpus do: after an end-of-text
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single=f"{_END_OF_TEXT} $A", special_tokens=[bos_token])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END_OF_TEXT, bos_token=_END_OF_TEXT)
+    bos_token = (
+        _END_OF_TEXT,
+        tokenizer.token_to_id(_END_OF_TEXT),
+    )  # every text begins as documents of the corpus do: after an end-of-text
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{_END_OF_TEXT} $A", special_tokens=[bos_token]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_END_OF_TEXT, bos_token=_END_OF_TEXT
+    )
 
 
 def hold_out_documents(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
@@ -126,4 +143,6 @@ def hold_out_documents(texts: Sequence[str], share: float) -> tuple[list[str], l
     interval = max(2, round(1 / share))
     if len(texts) < interval:
         texts = [piece for piece, _ in _split_documents(texts, max(1, sum(map(len, texts)) // interval))]
-    return [text for i, text in enumerate(texts) if i % interval], [text for i, text in enumerate(texts) if i % interval == 0]
+    return [text for i, text in enumerate(texts) if i % interval], [
+        text for i, text in enumerate(texts) if i % interval == 0
+    ]

@@ -69,7 +69,9 @@ def tokenize_rankings(
                 labeler_ranks.append(LabelerRanks(ranks, ranking.labeler, ranking.cohort or "training"))
         skipped["rankings without a decided pair"] += len(group) - len(labeler_ranks)
         if labeler_ranks:
-            prompts.append(RankedPrompt([examples[index] for index in fitting], tuple(labeler_ranks), group[0].source or ""))
+            prompts.append(
+                RankedPrompt([examples[index] for index in fitting], tuple(labeler_ranks), group[0].source or "")
+            )
     return prompts, skipped
 
 

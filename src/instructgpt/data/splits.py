@@ -40,7 +40,9 @@ def hash_split(key: str, validation: float, test: float, salt: str = "") -> Spli
     return "validation" if fraction >= 1 - validation else "train"
 
 
-def assign_splits(groups: Sequence[str | None], texts: Sequence[str], validation: float, test: float, salt: str = "") -> list[Split | None]:
+def assign_splits(
+    groups: Sequence[str | None], texts: Sequence[str], validation: float, test: float, salt: str = ""
+) -> list[Split | None]:
     """The split of each prompt; None where it must be left out so that neither a user nor a text crosses.
 
     A prompt goes where its group goes. A prompt of nobody goes where the first group with the same text goes, else by its text: so
@@ -56,7 +58,8 @@ def assign_splits(groups: Sequence[str | None], texts: Sequence[str], validation
     for text in normalized_texts:
         split_by_text.setdefault(text, hash_split(f"text:{text}", validation, test, salt))
     return [
-        split_by_text[text] if split in (None, split_by_text[text]) else None for text, split in zip(normalized_texts, splits, strict=True)
+        split_by_text[text] if split in (None, split_by_text[text]) else None
+        for text, split in zip(normalized_texts, splits, strict=True)
     ]
 
 
@@ -71,4 +74,6 @@ def check_users_in_single_split(records: Sequence[Record], splits: Sequence[Spli
         user = get_prompt_group(record, "user")
         if user is not None and split is not None and split_by_user.setdefault(user, split) != split:
             name, conflict = user.partition(":")[2], f"{split_by_user[user]} and in {split}"
-            raise InputError(f"user '{name}' would be in {conflict}, being in no single '{column}': split with --group user")
+            raise InputError(
+                f"user '{name}' would be in {conflict}, being in no single '{column}': split with --group user"
+            )

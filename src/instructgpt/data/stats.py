@@ -42,10 +42,14 @@ class StatsTable:
         console.print(f"[bold]{escape(self.title)}[/bold]", highlight=False)
         table = Table(*self.columns, box=None, pad_edge=False)
         for row in self.rows[:_MAX_PRINTED_ROWS]:
-            table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 10 else _format_cell(cell) for cell in row))
+            table.add_row(
+                *(f"{cell:.3g}" if isinstance(cell, float) and abs(cell) < 10 else _format_cell(cell) for cell in row)
+            )
         console.print(table)
         if len(self.rows) > _MAX_PRINTED_ROWS:
-            console.print(f"… and {len(self.rows) - _MAX_PRINTED_ROWS} more rows (--out FILE.json has them)", style="dim")
+            console.print(
+                f"… and {len(self.rows) - _MAX_PRINTED_ROWS} more rows (--out FILE.json has them)", style="dim"
+            )
         console.print()
 
 
@@ -77,7 +81,9 @@ def _value_counts_table(title: str, name: str, values: Iterable[str | None]) -> 
     """How often each value occurs, the most frequent first. Tables 1 and 7."""
     counts = Counter("(none)" if value is None else str(value) for value in values)
     total = counts.total()
-    return StatsTable(title, (name, "count", "share"), tuple((value, count, count / total) for value, count in counts.most_common()))
+    return StatsTable(
+        title, (name, "count", "share"), tuple((value, count, count / total) for value, count in counts.most_common())
+    )
 
 
 # ---------------------------------------------------------------- prompts and completions
@@ -89,7 +95,10 @@ def _records_per_user_table(records: Sequence[Record]) -> StatsTable:
     for record in records:
         if group := get_prompt_group(record):
             groups[getattr(record, "split", None) or "all"][group] += 1
-    rows = [(split, len(users), users.total(), users.total() / len(users), max(users.values())) for split, users in sorted(groups.items())]
+    rows = [
+        (split, len(users), users.total(), users.total() / len(users), max(users.values()))
+        for split, users in sorted(groups.items())
+    ]
     return StatsTable("prompts per user or organization", ("split", "users", "prompts", "mean", "most"), tuple(rows))
 
 
@@ -107,7 +116,10 @@ def _iter_record_texts(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def length_table(
-    title: str, records: Sequence[Record], length_functions: Mapping[str, LengthFunction], group_by: Callable[[Record], str | None]
+    title: str,
+    records: Sequence[Record],
+    length_functions: Mapping[str, LengthFunction],
+    group_by: Callable[[Record], str | None],
 ) -> StatsTable:
     """How long the texts are in each unit, by group (None for all in one). Tables 9, 10 and 11."""
     texts: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
@@ -168,11 +180,16 @@ def _ranking_tables(rankings: Sequence[Ranking]) -> list[StatsTable]:
     if ratings:
         tables.append(StatsTable("ratings, 1 to 7", _DESCRIBE_COLUMNS, (describe(ratings),)))
     label_counts = Counter(
-        (name, value) for ranking in rankings for completion_labels in ranking.labels or () for name, value in completion_labels.items()
+        (name, value)
+        for ranking in rankings
+        for completion_labels in ranking.labels or ()
+        for name, value in completion_labels.items()
     )
     if label_counts:
         names = sorted({name for name, _ in label_counts})
-        rows = tuple((name, label_counts[name, True], label_counts[name, False], label_counts[name, None]) for name in names)
+        rows = tuple(
+            (name, label_counts[name, True], label_counts[name, False], label_counts[name, None]) for name in names
+        )
         tables.append(StatsTable("labels of completions", ("label", "yes", "no", "not applicable"), rows))
     return tables
 
@@ -191,7 +208,9 @@ def build_stats_tables(records: Sequence[Record], length_functions: Mapping[str,
             tables.append(_value_counts_table(title, name, values))
     if not isinstance(records[0], Document):
         distinct = len({prompt_text_without_system(record) for record in records})
-        tables.append(StatsTable("prompts", ("what", "value"), (("records", len(records)), ("distinct prompts", distinct))))
+        tables.append(
+            StatsTable("prompts", ("what", "value"), (("records", len(records)), ("distinct prompts", distinct)))
+        )
     users = _records_per_user_table(records)
     tables += [users] if users.rows else []
     tables += _boolean_column_tables(records)
@@ -211,7 +230,12 @@ def _boolean_column_tables(records: Sequence[Record]) -> list[StatsTable]:
         value_counts.update((name, value) for name, value in extra.items() if isinstance(value, bool))
     names = sorted({name for name, _ in value_counts})
     rows = tuple(
-        (n, value_counts[n, True], value_counts[n, False], value_counts[n, True] / (value_counts[n, True] + value_counts[n, False]))
+        (
+            n,
+            value_counts[n, True],
+            value_counts[n, False],
+            value_counts[n, True] / (value_counts[n, True] + value_counts[n, False]),
+        )
         for n in names
     )
     return [StatsTable("annotations", ("column", "yes", "no", "share of yes"), rows)] if rows else []

@@ -27,14 +27,18 @@ class PromptTokenizer:
     def __init__(self, hf_tokenizer: Any) -> None:
         """Take the tokenizer's own chat template, or give it the plain one, which is saved with every model made from it."""
         if hf_tokenizer.eos_token_id is None:
-            reason = "has no end-of-text token, so no model can learn to stop; set eos_token in its tokenizer_config.json"
+            reason = (
+                "has no end-of-text token, so no model can learn to stop; set eos_token in its tokenizer_config.json"
+            )
             raise InputError(f"{hf_tokenizer.name_or_path}: the tokenizer {reason}")
         self.hf_tokenizer = hf_tokenizer
         self.eos: int = hf_tokenizer.eos_token_id
         first_id = hf_tokenizer("a", add_special_tokens=True)["input_ids"][0]
         self.bos: int | None = first_id if first_id == hf_tokenizer.bos_token_id and first_id is not None else None
         if hf_tokenizer.chat_template is None:
-            hf_tokenizer.chat_template = _DEFAULT_CHAT_TEMPLATE if self.bos is None else "{{ bos_token }}" + _DEFAULT_CHAT_TEMPLATE
+            hf_tokenizer.chat_template = (
+                _DEFAULT_CHAT_TEMPLATE if self.bos is None else "{{ bos_token }}" + _DEFAULT_CHAT_TEMPLATE
+            )
 
     def encode_prompt(self, prompt: PromptFields | str) -> list[int]:
         """Tokens of a prompt, ready to be answered. Exactly one beginning-of-text where the tokenizer uses one."""
@@ -58,7 +62,9 @@ class PromptTokenizer:
 
         The names of special tokens are letters here: no completion can spell its own end.
         """
-        tokens: list[int] = self.hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+        tokens: list[int] = (
+            self.hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+        )
         return [*tokens, self.eos] if finished else tokens
 
     def encode_example(self, prompt: PromptFields | str, completion: str, *, finished: bool = True) -> TokenizedExample:
@@ -81,7 +87,11 @@ class PromptTokenizer:
 
     def _vocab_without_padding(self) -> dict[str, int]:
         vocab: dict[str, int] = self.hf_tokenizer.get_vocab()
-        return {token: token_id for token, token_id in vocab.items() if token != self.hf_tokenizer.pad_token or token_id == self.eos}
+        return {
+            token: token_id
+            for token, token_id in vocab.items()
+            if token != self.hf_tokenizer.pad_token or token_id == self.eos
+        }
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The words of a completion, without special tokens."""
@@ -99,5 +109,7 @@ def tokenize_demonstrations(
     examples = [tokenizer.encode_example(demonstration, demonstration.completion) for demonstration in demonstrations]
     fitting = [example for example in examples if len(example) <= max_length]
     if not fitting:
-        raise InputError(f"no demonstration fits the context of {max_length} tokens; the shortest has {min(map(len, examples))}")
+        raise InputError(
+            f"no demonstration fits the context of {max_length} tokens; the shortest has {min(map(len, examples))}"
+        )
     return fitting, len(examples) - len(fitting)

@@ -32,7 +32,11 @@ _SINGLE_PROCESS = DistInfo(0, 1)
 
 def get_dist_info() -> DistInfo:
     """Everyone who works on this stage."""
-    return DistInfo(dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else _SINGLE_PROCESS
+    return (
+        DistInfo(dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else _SINGLE_PROCESS
+    )
 
 
 def uses_nccl() -> bool:

@@ -73,7 +73,11 @@ class RankMonitor:
         """What a rank that has met an error ends with: the error, or, where another rank is the cause, what that one said."""
         try:
             if not _is_peer_failure(error):
-                return error if self._claim_root_error(f"{self._label}: {error}") else SystemExit(2 if isinstance(error, InputError) else 1)
+                return (
+                    error
+                    if self._claim_root_error(f"{self._label}: {error}")
+                    else SystemExit(2 if isinstance(error, InputError) else 1)
+                )
             return self._peer_error()
         except RuntimeError:  # no store: who held it is gone
             return RunError(f"who started the ranks does not answer; {_RESUME_HINT}")
@@ -112,7 +116,11 @@ class RankMonitor:
 
 def _is_peer_failure(error: Exception) -> bool:
     """Whether an error says only that another rank is not there any more."""
-    if isinstance(error, InputError | RunError | torch.OutOfMemoryError | MemoryError) or not isinstance(error, RuntimeError | OSError):
+    if isinstance(error, InputError | RunError | torch.OutOfMemoryError | MemoryError) or not isinstance(
+        error, RuntimeError | OSError
+    ):
         return False
     message = str(error).lower()
-    return any(marker in message for marker in _PEER_ERROR_MARKERS) and not isinstance(error, FileNotFoundError | PermissionError)
+    return any(marker in message for marker in _PEER_ERROR_MARKERS) and not isinstance(
+        error, FileNotFoundError | PermissionError
+    )

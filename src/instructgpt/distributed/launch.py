@@ -114,7 +114,9 @@ def _root_error(futures: Sequence[Future[Any]]) -> BaseException | None:
     """Why jobs ended, or None where all is well. When one fails, others fail because of it: what explains most comes first."""
 
     def errors() -> list[BaseException]:
-        return [error for future in futures if future.done() and not future.cancelled() and (error := future.exception())]
+        return [
+            error for future in futures if future.done() and not future.cancelled() and (error := future.exception())
+        ]
 
     if errors() and not any(isinstance(error, InputError | RunError) for error in errors()):
         wait(futures, timeout=ERROR_GRACE_S)
@@ -128,7 +130,9 @@ def _root_error(futures: Sequence[Future[Any]]) -> BaseException | None:
     return None
 
 
-def launch(main: Callable[[_StageConfigT], Any], config: _StageConfigT, process_count: int, timeout_s: float = RANK_TIMEOUT_S) -> None:
+def launch(
+    main: Callable[[_StageConfigT], Any], config: _StageConfigT, process_count: int, timeout_s: float = RANK_TIMEOUT_S
+) -> None:
     """Run a stage: in this process, in `count` processes of this machine, or as one of the ranks that torchrun has started.
 
     Args:
@@ -142,10 +146,14 @@ def launch(main: Callable[[_StageConfigT], Any], config: _StageConfigT, process_
     """
     offload = "offload" in config.memory
     if offload and device_type(config.device) == "cpu":
-        raise InputError(f"{config.stage}: --memory offload has no effect on a CPU, where everything is in its memory; leave the word out")
+        raise InputError(
+            f"{config.stage}: --memory offload has no effect on a CPU, where everything is in its memory; leave the word out"
+        )
     if _TORCHRUN_ID_ENV in os.environ:
         if process_count > 1:
-            raise InputError(f"--processes {process_count}: torchrun has started the ranks already; leave --processes out")
+            raise InputError(
+                f"--processes {process_count}: torchrun has started the ranks already; leave --processes out"
+            )
         store, rank, world_size = next(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
         if microbatch_tokens := os.environ.get(_MICROBATCH_TOKENS_ENV):
             store = PrefixStore(microbatch_tokens, store)  # what was said there before is about other processes
@@ -153,7 +161,13 @@ def launch(main: Callable[[_StageConfigT], Any], config: _StageConfigT, process_
             if rank == 0:
                 _report_smaller_microbatch(config)
         launched_rank = LaunchedRank(rank, world_size, int(os.environ["LOCAL_RANK"]), timeout_s)
-        _run_rank(launched_rank, store, main, config, restart_on_oom=config.resume and os.environ.get(_AGENT_STORE_ENV) == "True")
+        _run_rank(
+            launched_rank,
+            store,
+            main,
+            config,
+            restart_on_oom=config.resume and os.environ.get(_AGENT_STORE_ENV) == "True",
+        )
     elif process_count == 1:
         if "patience" in config.model_fields_set:
             raise InputError(f"{config.stage}: --patience has no effect on one process, which waits for no other")
@@ -188,7 +202,8 @@ def _report_smaller_microbatch(config: StageConfig) -> None:
     """A line about how it goes on after memory ran out."""
     microbatch_tokens = MICROBATCH_TOKENS[device_type(config.device)]
     console.print(
-        f"[bold]{escape(config.out.name)}[/] [yellow]out of memory: goes on with {microbatch_tokens} tokens at once[/]", soft_wrap=True
+        f"[bold]{escape(config.out.name)}[/] [yellow]out of memory: goes on with {microbatch_tokens} tokens at once[/]",
+        soft_wrap=True,
     )
 
 
@@ -203,22 +218,35 @@ def reexec(microbatch_tokens: str) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, _MICROBATCH_TOKENS_ENV: microbatch_tokens})
+    os.execve(
+        sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, _MICROBATCH_TOKENS_ENV: microbatch_tokens}
+    )
 
 
-def _start_ranks(main: Callable[[_StageConfigT], Any], config: _StageConfigT, process_count: int, timeout_s: float) -> None:
+def _start_ranks(
+    main: Callable[[_StageConfigT], Any], config: _StageConfigT, process_count: int, timeout_s: float
+) -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
     launched_ranks = [LaunchedRank(rank, process_count, rank, timeout_s) for rank in range(process_count)]
     if process_count == 1:
-        launched_ranks = [LaunchedRank(0, 1, torch.device(config.device).index or 0 if ":" in config.device else 0, timeout_s)]
+        launched_ranks = [
+            LaunchedRank(0, 1, torch.device(config.device).index or 0 if ":" in config.device else 0, timeout_s)
+        ]
     run_processes(
         process_count,
-        [(_run_local_rank, (launched_rank, store.port, dict(MICROBATCH_TOKENS), main, config)) for launched_rank in launched_ranks],
+        [
+            (_run_local_rank, (launched_rank, store.port, dict(MICROBATCH_TOKENS), main, config))
+            for launched_rank in launched_ranks
+        ],
     )
 
 
 def _run_local_rank(
-    launched_rank: LaunchedRank, port: int, microbatch_tokens: dict[str, int], main: Callable[[_StageConfigT], Any], config: _StageConfigT
+    launched_rank: LaunchedRank,
+    port: int,
+    microbatch_tokens: dict[str, int],
+    main: Callable[[_StageConfigT], Any],
+    config: _StageConfigT,
 ) -> None:
     """One process's part of a stage on this machine. The store of addresses is held by the process that started it."""
     MICROBATCH_TOKENS.update(microbatch_tokens)
@@ -226,7 +254,12 @@ def _run_local_rank(
 
 
 def _run_rank(
-    launched_rank: LaunchedRank, store: Store, main: Callable[[_StageConfigT], Any], config: _StageConfigT, *, restart_on_oom: bool = False
+    launched_rank: LaunchedRank,
+    store: Store,
+    main: Callable[[_StageConfigT], Any],
+    config: _StageConfigT,
+    *,
+    restart_on_oom: bool = False,
 ) -> None:
     """Be one rank of a stage, from meeting the others to parting from them.
 

@@ -33,7 +33,8 @@ def main(config: DoctorConfig) -> list[Diagnosis]:
     """
     folders = find_stage_directories(config.run)
     diagnoses = sorted(
-        (diagnosis for folder in folders for diagnosis in diagnose_stage(folder)), key=lambda diagnosis: diagnosis.severity != "bad"
+        (diagnosis for folder in folders for diagnosis in diagnose_stage(folder)),
+        key=lambda diagnosis: diagnosis.severity != "bad",
     )
     for diagnosis in diagnoses:
         color = "red" if diagnosis.severity == "bad" else "yellow"

@@ -36,7 +36,13 @@ def make_row(evaluation: str, metric: str, model: str, condition: str, statistic
 
 
 def aggregate_per_model(
-    evaluation: str, metric: str, condition: str, observations: Iterable[Observation], *, share: bool = False, baselines: Sequence[str] = ()
+    evaluation: str,
+    metric: str,
+    condition: str,
+    observations: Iterable[Observation],
+    *,
+    share: bool = False,
+    baselines: Sequence[str] = (),
 ) -> list[ResultRow]:
     """One row a model, then one row for each model minus each of the models in `against`.
 
@@ -69,14 +75,18 @@ def _weighted_mean(observations: Sequence[Observation], share: bool) -> Estimate
     return intervals.mean([observation.value for observation in observations], *clusters, weights=weights, share=share)
 
 
-def _paired_difference(model_observations: Sequence[Observation], baseline_observations: Sequence[Observation]) -> Estimate:
+def _paired_difference(
+    model_observations: Sequence[Observation], baseline_observations: Sequence[Observation]
+) -> Estimate:
     """Paired by cluster: the mean of each cluster counts once."""
     model_means, baseline_means = _cluster_means(model_observations), _cluster_means(baseline_observations)
     shared_clusters = [clusters for clusters in model_means if clusters in baseline_means]
     if not shared_clusters:
         return intervals.NO_ESTIMATE
     return intervals.paired_difference(
-        [model_means[key] for key in shared_clusters], [baseline_means[key] for key in shared_clusters], *zip(*shared_clusters, strict=True)
+        [model_means[key] for key in shared_clusters],
+        [baseline_means[key] for key in shared_clusters],
+        *zip(*shared_clusters, strict=True),
     )
 
 
@@ -90,7 +100,9 @@ def _cluster_means(observations: Iterable[Observation]) -> dict[tuple[str, ...],
 
 def write_result_rows(path: Path, rows: Iterable[ResultRow]) -> None:
     """Write results.json, one row a line. Raises BadInput where it cannot be written."""
-    lines = ",\n".join("  " + json.dumps(result_row_to_dict(each), ensure_ascii=False, allow_nan=False) for each in rows)
+    lines = ",\n".join(
+        "  " + json.dumps(result_row_to_dict(each), ensure_ascii=False, allow_nan=False) for each in rows
+    )
     write_text_atomic(path, f"[\n{lines}\n]\n")
 
 

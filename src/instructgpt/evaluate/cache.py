@@ -99,15 +99,23 @@ class ResultCache:
                     continue  # torn, empty, or the line that says whose file it is
         return self._entries[file]
 
-    def _append(self, file: Path, model_key: str, settings: Mapping[str, Any], new_entries: Mapping[str, Any]) -> dict[str, Any]:
+    def _append(
+        self, file: Path, model_key: str, settings: Mapping[str, Any], new_entries: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Append what is not None, as it will be read. Raises RunFailed or BadInput where it cannot be written."""
-        lines = [json.dumps({"key": key, "value": value}, allow_nan=False) for key, value in new_entries.items() if value is not None]
+        lines = [
+            json.dumps({"key": key, "value": value}, allow_nan=False)
+            for key, value in new_entries.items()
+            if value is not None
+        ]
         with translate_write_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 lines.insert(0, json.dumps({"model": model_key, "settings": dict(settings)}))
             with file.open("a+b", buffering=0) as stream:
-                has_torn_line = stream.seek(0, os.SEEK_END) > 0 and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n"
+                has_torn_line = (
+                    stream.seek(0, os.SEEK_END) > 0 and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n"
+                )
                 stream.write(("\n" * has_torn_line + "".join(line + "\n" for line in lines)).encode())
                 os.fsync(stream.fileno())
         return {row["key"]: row["value"] for row in map(json.loads, lines) if "key" in row}
@@ -115,7 +123,9 @@ class ResultCache:
 
 def _hash_json(*values: Any) -> str:
     """sha256 of values as JSON says them, the keys of objects in order."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(values, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def _sampled_block_keys(prompts: Sequence[Any], chunk_size: int) -> list[str]:

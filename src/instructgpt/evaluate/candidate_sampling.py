@@ -33,7 +33,9 @@ class CandidatesConfig(StageConfig):
     prompts: Path = Field(description="prompts")
     least: int = Field(4, ge=2, description="fewest completions of a prompt")
     base_share: float = Field(0.2, ge=0, le=1, description="share of completions from the prompted base model")
-    strays: bool = Field(True, description="also show an answer to a neighbouring prompt, so that fitting the question is learned")
+    strays: bool = Field(
+        True, description="also show an answer to a neighbouring prompt, so that fitting the question is learned"
+    )
     max_tokens: int = Field(32, ge=1, description="where a completion is cut off")
     part: int = Field(0, ge=0, description="which part of the prompts")
     parts: int = Field(1, ge=1, description="how many parts there are")
@@ -44,7 +46,9 @@ class CandidatesConfig(StageConfig):
         completions_by_list: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
         for file in sorted(folder.glob(pattern)):
             for completion in read_records(Completion, file):
-                completions_by_list[candidate_list_key(completion)].setdefault((completion.completion, completion.finish), completion)
+                completions_by_list[candidate_list_key(completion)].setdefault(
+                    (completion.completion, completion.finish), completion
+                )
         return [list(completions.values()) for completions in completions_by_list.values() if len(completions) > 1]
 
 

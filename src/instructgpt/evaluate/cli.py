@@ -52,29 +52,39 @@ class EvaluateConfig(CommandConfig):
     names: tuple[str, ...] = Field(
         (), description=f"evaluations: {', '.join((*EVAL_TASKS, *CONFIG_EVALUATIONS))}; or all that ask questions"
     )
-    model: tuple[str, ...] = Field((), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name")
+    model: tuple[str, ...] = Field(
+        (), description="models, each as NAME=MODEL, or MODEL alone: a directory or a hub name"
+    )
     data: tuple[str, ...] = Field(
         (),
         description="the folder with the evaluations' files under their usual names, the one file of one evaluation, or NAME=SOURCE: "
         "a file, a data set saved to disk or one of the hub",
     )
     harness: tuple[str, ...] = Field(
-        (), description="tasks of lm-evaluation-harness, beside or in place of the evaluations here; needs instructgpt[harness]"
+        (),
+        description="tasks of lm-evaluation-harness, beside or in place of the evaluations here; needs instructgpt[harness]",
     )
     include_path: Path | None = Field(None, description="a folder with YAML files of more tasks for --harness")
     completions: tuple[Path, ...] = Field(
         (),
         description="in place of models and data: completions already made, with references: FILE, or NAME=FILE for one evaluation",
     )
-    out: Path = Field(Path("results.json"), description="the file of results; what the models said is kept in a folder beside it")
+    out: Path = Field(
+        Path("results.json"), description="the file of results; what the models said is kept in a folder beside it"
+    )
     limit: int | None = Field(
-        None, ge=0, description="questions of each evaluation, drawn by the seed; 0 for all; each one's own number where not given"
+        None,
+        ge=0,
+        description="questions of each evaluation, drawn by the seed; 0 for all; each one's own number where not given",
     )
     shots: int | None = Field(
-        None, ge=0, description="examples in front of a question where a task has some; the paper's number where not given"
+        None,
+        ge=0,
+        description="examples in front of a question where a task has some; the paper's number where not given",
     )
     scorer: str | None = Field(
-        None, description="who scores toxicity: a directory made by 'judge toxicity', detoxify, perspective:URL or moderation:URL"
+        None,
+        description="who scores toxicity: a directory made by 'judge toxicity', detoxify, perspective:URL or moderation:URL",
     )
     judges: Path | None = Field(
         None,
@@ -87,7 +97,8 @@ class EvaluateConfig(CommandConfig):
     judge_model: str | None = Field(None, description="which model of the endpoint judges")
     judge_key: str | None = Field(None, description="the environment variable that holds the endpoint's key")
     judge_reads: Literal["text", "logp"] | None = Field(
-        None, description="where a language model's verdict stands: in its text, or in the log-probabilities of A, B and C"
+        None,
+        description="where a language model's verdict stands: in its text, or in the log-probabilities of A, B and C",
     )
     baseline: str | None = Field(None, description="the model that others are compared with; sft where there is one")
     max_tokens: int = Field(256, ge=1, description="where a completion that is compared is cut off")
@@ -136,7 +147,9 @@ def main(config: EvaluateConfig) -> list[ResultRow]:
         RunFailed: a judge could not be reached any more; what it had judged before is measured and written.
     """
     if config.processes > 1 and device_type(config.device) != "cpu":
-        raise InputError("evaluate: --processes divides the work among the cores of the CPU; leave it out with a GPU, or give --device cpu")
+        raise InputError(
+            "evaluate: --processes divides the work among the cores of the CPU; leave it out with a GPU, or give --device cpu"
+        )
     try:
         with process_map(config.processes) as map_fn:
             return _run_evaluations(config, map_fn)
@@ -156,7 +169,13 @@ def _run_evaluations(config: EvaluateConfig, map_fn: _MapFn) -> list[ResultRow]:
     printed_count = len(rows)
     task_names = [name for name in config.names if name not in CONFIG_EVALUATIONS]
     has_tasks = bool(task_names or config.harness)
-    for new_rows in () if not has_tasks else _evaluate_precomputed(config) if config.completions else _evaluate_models(config, map_fn):
+    for new_rows in (
+        ()
+        if not has_tasks
+        else _evaluate_precomputed(config)
+        if config.completions
+        else _evaluate_models(config, map_fn)
+    ):
         rows += new_rows
         write_result_rows(config.out, _sort_rows(rows))
     if has_tasks:
@@ -178,7 +197,9 @@ def _build_eval_settings(config: EvaluateConfig) -> EvalSettings:
 
 def _evaluate_precomputed(config: EvaluateConfig) -> Iterator[list[ResultRow]]:
     """The rows of one evaluation after the other, from completions that were already made."""
-    files = resolve_completion_files([task for task in config.names if task not in CONFIG_EVALUATIONS], list(map(str, config.completions)))
+    files = resolve_completion_files(
+        [task for task in config.names if task not in CONFIG_EVALUATIONS], list(map(str, config.completions))
+    )
     for task in select_eval_tasks(list(files)):
         yield measure_precomputed(task.name, files[task.name], _build_eval_settings(config))
 
@@ -195,9 +216,15 @@ def _evaluate_models(config: EvaluateConfig, map_fn: _MapFn) -> Iterator[list[Re
             find_judge_folder(kind, config.judges)
     data_paths, named_paths = parse_data_sources(config.data)
     task_questions = (
-        _load_questions(config, settings, data_paths, named_paths) if any(name not in CONFIG_EVALUATIONS for name in config.names) else []
+        _load_questions(config, settings, data_paths, named_paths)
+        if any(name not in CONFIG_EVALUATIONS for name in config.names)
+        else []
     )
-    harness = LMHarness(config.harness, config.include_path, named_paths, config.limit or None, config.seed) if config.harness else None
+    harness = (
+        LMHarness(config.harness, config.include_path, named_paths, config.limit or None, config.seed)
+        if config.harness
+        else None
+    )
     models = parse_named_models(config.model)
     cache = ResultCache(config.out.with_suffix(""))
     device = str(pick_device(config.device))
@@ -233,7 +260,9 @@ def _load_questions(
         source = find_data_source(task, data_paths, named_paths, len(tasks))
         searched_paths = ", ".join(map(str, data_paths)) or "any place given"
         problem = (
-            "" if source else f"reads {task.default_file}, which is not in {searched_paths}; give --data FOLDER, or --data {task.name}=FILE"
+            ""
+            if source
+            else f"reads {task.default_file}, which is not in {searched_paths}; give --data FOLDER, or --data {task.name}=FILE"
         )
         if task.name.startswith("real_toxicity"):
             if config.scorer is None and all_requested:
@@ -243,7 +272,9 @@ def _load_questions(
         if source is None or problem:
             if not all_requested:
                 raise InputError(f"evaluate: {task.name} {problem}")
-            console.print(f"left out: {task.name} {problem.partition(';')[0]}", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"left out: {task.name} {problem.partition(';')[0]}", highlight=False, markup=False, soft_wrap=True
+            )
             continue
         limit = task.limit if config.limit is None else config.limit or None
         try:
@@ -290,7 +321,10 @@ def _get_replies(
         groups.setdefault((question.stop, question.temperature, question.top_p), []).append(index)
     for (stop, temperature, top_p), indices in groups.items():
         sampling = {"stop": stop, "temperature": temperature, "top_p": top_p}
-        prompts = [[each.text, each.tail, list(each.choices), each.max_tokens] for each in (questions[index] for index in indices)]
+        prompts = [
+            [each.text, each.tail, list(each.choices), each.max_tokens]
+            for each in (questions[index] for index in indices)
+        ]
         values = cache.get_or_compute(
             model_source.weights_hash,
             prompts,
@@ -302,16 +336,23 @@ def _get_replies(
         )
         reply_values |= dict(zip(indices, values, strict=True))
     return [
-        ModelReply.model_validate({"model": model_source.name, "id": question.id, "condition": question.condition} | reply_values[index])
+        ModelReply.model_validate(
+            {"model": model_source.name, "id": question.id, "condition": question.condition} | reply_values[index]
+        )
         for index, question in enumerate(questions)
     ]
 
 
 def _sort_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Rows by evaluation, then by metric and condition, the models in the order they were given."""
-    row_order = {names: number for number, names in enumerate(dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows))}
+    row_order = {
+        names: number
+        for number, names in enumerate(dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows))
+    }
     evaluation_order = {name: number for number, name in enumerate(dict.fromkeys(row.evaluation for row in rows))}
-    return sorted(rows, key=lambda row: (evaluation_order[row.evaluation], row_order[row.evaluation, row.metric, row.condition]))
+    return sorted(
+        rows, key=lambda row: (evaluation_order[row.evaluation], row_order[row.evaluation, row.metric, row.condition])
+    )
 
 
 def _print_results_table(rows: Sequence[ResultRow]) -> None:
@@ -323,7 +364,9 @@ def _print_results_table(rows: Sequence[ResultRow]) -> None:
             interval = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
             text = "–" if row.value is None else f"{row.value:.3f}{interval}"
             cells.setdefault((row.evaluation, row.metric, row.condition), {})[row.model] = text
-    for table_models in (models[start : start + _MODELS_PER_TABLE] for start in range(0, len(models), _MODELS_PER_TABLE)):
+    for table_models in (
+        models[start : start + _MODELS_PER_TABLE] for start in range(0, len(models), _MODELS_PER_TABLE)
+    ):
         table = Table("", *table_models, box=None, pad_edge=False)
         for row_key, values in cells.items():
             table.add_row(" ".join(row_key), *(values.get(model, "") for model in table_models))
@@ -337,5 +380,7 @@ def select_eval_tasks(names: Sequence[str]) -> list[EvalTask]:
     available = (*EVAL_TASKS, *CONFIG_EVALUATIONS)
     for name in names:
         if name not in available:
-            raise InputError(f"evaluate: no evaluation '{name}'{did_you_mean(name, available) or '; there are: ' + ', '.join(available)}")
+            raise InputError(
+                f"evaluate: no evaluation '{name}'{did_you_mean(name, available) or '; there are: ' + ', '.join(available)}"
+            )
     return [EVAL_TASKS[name] for name in dict.fromkeys(names) if name in EVAL_TASKS]

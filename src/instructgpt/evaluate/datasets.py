@@ -31,7 +31,9 @@ def parse_data_sources(data: Sequence[str], option: str = "data") -> tuple[list[
     return paths, named_paths
 
 
-def find_data_source(task: EvalTask, paths: Sequence[Path], named_paths: dict[str, Path], task_count: int) -> Path | None:
+def find_data_source(
+    task: EvalTask, paths: Sequence[Path], named_paths: dict[str, Path], task_count: int
+) -> Path | None:
     """The data of an evaluation, or None where it is nowhere.
 
     Args:

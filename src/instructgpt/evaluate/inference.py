@@ -29,7 +29,9 @@ class EvaluatedModel:
     add_few_shot_prefix: Callable[[str], str] | None = None
 
     @classmethod
-    def load(cls, name: str, folder: Path, device: torch.device, add_few_shot_prefix: Callable[[str], str] | None = None) -> EvaluatedModel:
+    def load(
+        cls, name: str, folder: Path, device: torch.device, add_few_shot_prefix: Callable[[str], str] | None = None
+    ) -> EvaluatedModel:
         """A subject from a model directory."""
         lm, tokenizer = load_policy(folder, device)
         return cls(name, lm, tokenizer, add_few_shot_prefix)
@@ -42,7 +44,13 @@ def load_cached_model(folder: str, device: str) -> EvaluatedModel:
 
 
 def generate_answers(
-    model: EvaluatedModel, prompts: Sequence[str], *, max_tokens: int, seed: int, temperature: float, per_prompt: int = 1
+    model: EvaluatedModel,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    seed: int,
+    temperature: float,
+    per_prompt: int = 1,
 ) -> list[Completion]:
     """Completions of instructions, `per_prompt` in a row for each. A primed model's ends at the first newline."""
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
@@ -59,9 +67,17 @@ def generate_answers(
         finished_texts = [(one.text, one.finished) for one in completions]
     else:
         texts = [model.add_few_shot_prefix(prompt) for prompt in repeated_prompts]
-        finished_texts = continue_text(model.lm, model.tokenizer, texts, max_tokens=max_tokens, seed=seed, temperature=temperature)
+        finished_texts = continue_text(
+            model.lm, model.tokenizer, texts, max_tokens=max_tokens, seed=seed, temperature=temperature
+        )
     return [
-        Completion(prompt=prompt, completion=text.strip(), model=model.name, finish="stop" if finished else "length", sampling=sampling)
+        Completion(
+            prompt=prompt,
+            completion=text.strip(),
+            model=model.name,
+            finish="stop" if finished else "length",
+            sampling=sampling,
+        )
         for prompt, (text, finished) in zip(repeated_prompts, finished_texts, strict=True)
     ]
 
@@ -72,7 +88,9 @@ def generate_continuations(
     """How the model goes on with text as it stands, up to the first newline (appendix D)."""
     return [
         text.strip()
-        for text, _ in continue_text(model.lm, model.tokenizer, texts, max_tokens=max_tokens, seed=seed, temperature=temperature)
+        for text, _ in continue_text(
+            model.lm, model.tokenizer, texts, max_tokens=max_tokens, seed=seed, temperature=temperature
+        )
     ]
 
 
@@ -92,7 +110,10 @@ def choice_logps(model: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> lis
         choice_tokens = model.tokenizer.encode_completion(choice, finished=False)
         context_tokens = model.tokenizer.encode_text(text) if text else [model.tokenizer.eos]
         examples.append(TokenizedExample(context_tokens[-max(1, max_length - len(choice_tokens)) :], choice_tokens))
-    return [(total, len(example.completion_ids)) for total, example in zip(sum_completion_logps(model.lm, examples), examples, strict=True)]
+    return [
+        (total, len(example.completion_ids))
+        for total, example in zip(sum_completion_logps(model.lm, examples), examples, strict=True)
+    ]
 
 
 def sum_completion_logps(lm: Any, examples: Sequence[TokenizedExample]) -> list[float]:
@@ -112,7 +133,9 @@ def completion_logps_and_greedy(lm: Any, examples: Sequence[TokenizedExample]) -
         batch = collate([examples[row] for row in rows], device)
         logp, greedy = per_token_outputs(lm, batch, functional.token_logp, is_argmax)
         sizes = [len(examples[row].completion_ids) for row in rows]
-        for row, token_logps, is_greedy in zip(rows, torch.split(logp.double(), sizes), torch.split(greedy, sizes), strict=True):
+        for row, token_logps, is_greedy in zip(
+            rows, torch.split(logp.double(), sizes), torch.split(greedy, sizes), strict=True
+        ):
             results[row] = (float(token_logps.sum()), bool(is_greedy.all()))
     return results
 

@@ -44,7 +44,9 @@ def _import_lm_eval() -> Any:
         import lm_eval
         import lm_eval.tasks
     except ImportError as error:
-        raise InputError("evaluate: --harness needs lm-evaluation-harness; install it with: pip install 'instructgpt[harness]'") from error
+        raise InputError(
+            "evaluate: --harness needs lm-evaluation-harness; install it with: pip install 'instructgpt[harness]'"
+        ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return lm_eval
 
@@ -53,7 +55,12 @@ class LMHarness:
     """The harness's tasks, found once for all models."""
 
     def __init__(
-        self, task_names: Sequence[str], yaml_folder: Path | None, sources: Mapping[str, Path], limit: int | None, seed: int
+        self,
+        task_names: Sequence[str],
+        yaml_folder: Path | None,
+        sources: Mapping[str, Path],
+        limit: int | None,
+        seed: int,
     ) -> None:
         """Find the tasks and read their data.
 
@@ -76,9 +83,15 @@ class LMHarness:
         with tempfile.TemporaryDirectory() as scratch:
             for name in task_names:
                 if name not in manager.task_index and not Path(name).is_file():
-                    raise InputError(f"evaluate: lm-evaluation-harness has no task '{name}' (--include-path takes a folder with more)")
-            specs = [_write_local_task(manager.task_index[name].yaml_path, name, sources[name], Path(scratch)) if name in sources else name
-                     for name in task_names]  # fmt: skip
+                    raise InputError(
+                        f"evaluate: lm-evaluation-harness has no task '{name}' (--include-path takes a folder with more)"
+                    )
+            specs = [
+                _write_local_task(manager.task_index[name].yaml_path, name, sources[name], Path(scratch))
+                if name in sources
+                else name
+                for name in task_names
+            ]
             try:
                 self._tasks = list(manager.load(specs)["tasks"].values())
             except Exception as error:  # whatever a task's own code or the data library raises
@@ -87,7 +100,9 @@ class LMHarness:
                     "for local data give --data TASK=FILE, or --include-path with a YAML file of its own"
                 ) from error
 
-    def measure(self, model_name: str, weights_hash: str, load_model: Callable[[], EvaluatedModel], cache: ResultCache) -> list[ResultRow]:
+    def measure(
+        self, model_name: str, weights_hash: str, load_model: Callable[[], EvaluatedModel], cache: ResultCache
+    ) -> list[ResultRow]:
         """Every task's metrics of one model, with intervals from the harness's standard errors.
 
         Args:
@@ -126,10 +141,15 @@ def _write_local_task(yaml_path: Path | None, name: str, source: Path, folder: P
     for split, split_rows in rows_by_split.items():
         if split_rows:
             write_text_atomic(
-                folder / f"{name}-{split}.jsonl", (format_json_line({k: v for k, v in row.items() if k != "split"}) for row in split_rows)
+                folder / f"{name}-{split}.jsonl",
+                (format_json_line({k: v for k, v in row.items() if k != "split"}) for row in split_rows),
             )
             files[split] = str(folder / f"{name}-{split}.jsonl")
-    splits = {"training_split": "train" if "train" in files else None, "validation_split": "validation", "test_split": None}
+    splits = {
+        "training_split": "train" if "train" in files else None,
+        "validation_split": "validation",
+        "test_split": None,
+    }
     config = {
         "include": str(yaml_path),
         "task": name,
@@ -166,7 +186,9 @@ class _LMAdapter:
 
     backend = "causal"
 
-    def __init__(self, load_model: Callable[[], EvaluatedModel], weights_hash: str, cache: ResultCache, seed: int) -> None:
+    def __init__(
+        self, load_model: Callable[[], EvaluatedModel], weights_hash: str, cache: ResultCache, seed: int
+    ) -> None:
         """Take the model, to be loaded when it is first needed, and where its replies are kept."""
         super().__init__()
         self.load_model, self.weights_hash, self.result_cache, self.seed = load_model, weights_hash, cache, seed
@@ -223,13 +245,17 @@ class _LMAdapter:
         for index, request in enumerate(requests):
             groups.setdefault(parse_generation_args(request.args[1]), []).append(index)
         for generation_args, indices in groups.items():
-            settings = dict(zip(("until", "max_tokens", "temperature", "top_p"), generation_args, strict=True)) | {"seed": self.seed}
+            settings = dict(zip(("until", "max_tokens", "temperature", "top_p"), generation_args, strict=True)) | {
+                "seed": self.seed
+            }
 
             def compute(texts: list[Any], seed: int, generation_args: tuple[Any, ...] = generation_args) -> list[str]:
                 return generate_until_stop(self.load_model(), texts, generation_args, seed)
 
             texts = [requests[index].args[0] for index in indices]
-            values = self.result_cache.get_or_compute(self.weights_hash, texts, settings, compute, title="continuations")
+            values = self.result_cache.get_or_compute(
+                self.weights_hash, texts, settings, compute, title="continuations"
+            )
             continuations |= dict(zip(indices, values, strict=True))
         return [continuations[index] for index in range(len(requests))]
 
@@ -254,7 +280,11 @@ def _token_pair_logps(lm: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> 
         if len(context_tokens) + len(continuation_tokens) <= max_length
     ]
     results = dict(
-        zip(fitting_indices, completion_logps_and_greedy(lm, [TokenizedExample(*pairs[index]) for index in fitting_indices]), strict=True)
+        zip(
+            fitting_indices,
+            completion_logps_and_greedy(lm, [TokenizedExample(*pairs[index]) for index in fitting_indices]),
+            strict=True,
+        )
     )
     for index, (context_tokens, continuation_tokens) in enumerate(pairs):
         if index not in results:
@@ -271,18 +301,34 @@ def parse_generation_args(gen_kwargs: Mapping[str, Any]) -> tuple[tuple[str, ...
     stops = gen_kwargs.get("until") or ()
     max_tokens = gen_kwargs.get("max_gen_toks", gen_kwargs.get("max_new_tokens", _DEFAULT_MAX_TOKENS))
     temperature = (
-        float(gen_kwargs.get("temperature", 1.0)) if gen_kwargs.get("do_sample", float(gen_kwargs.get("temperature", 0.0)) > 0) else 0.0
+        float(gen_kwargs.get("temperature", 1.0))
+        if gen_kwargs.get("do_sample", float(gen_kwargs.get("temperature", 0.0)) > 0)
+        else 0.0
     )
-    return ((stops,) if isinstance(stops, str) else tuple(stops), int(max_tokens), temperature, float(gen_kwargs.get("top_p", 1.0)))
+    return (
+        (stops,) if isinstance(stops, str) else tuple(stops),
+        int(max_tokens),
+        temperature,
+        float(gen_kwargs.get("top_p", 1.0)),
+    )
 
 
-def generate_until_stop(model: EvaluatedModel, texts: Sequence[str], generation_args: tuple[Any, ...], seed: int) -> list[str]:
+def generate_until_stop(
+    model: EvaluatedModel, texts: Sequence[str], generation_args: tuple[Any, ...], seed: int
+) -> list[str]:
     """Continuations, cut before the first of the stops."""
     stops, max_tokens, temperature, top_p = generation_args
     token_limit = min(max_tokens, context_length(model.lm) // 2)
     truncated_texts = [truncate_to_context(model, text, token_limit) for text in texts]
     continuations = continue_text(
-        model.lm, model.tokenizer, truncated_texts, max_tokens=token_limit, seed=seed, temperature=temperature, top_p=top_p, stop=None
+        model.lm,
+        model.tokenizer,
+        truncated_texts,
+        max_tokens=token_limit,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        stop=None,
     )
     stopped_texts = []
     for text, _ in continuations:

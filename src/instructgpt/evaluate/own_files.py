@@ -33,7 +33,14 @@ def measure_reward_model(reward_model: ScalarModel, rankings: Sequence[Ranking])
 
 
 def compare_models_with_reward_model(
-    reward_model: ScalarModel, models: Mapping[str, Path], prompts: Sequence[Prompt], out: Path, *, max_tokens: int, seed: int, device: str
+    reward_model: ScalarModel,
+    models: Mapping[str, Path],
+    prompts: Sequence[Prompt],
+    out: Path,
+    *,
+    max_tokens: int,
+    seed: int,
+    device: str,
 ) -> list[ResultRow]:
     """One completion of each model to each held-out prompt, ranked by the reward model's score; win rates against `sft`."""
     answers: dict[str, list[str]] = {}
@@ -45,9 +52,9 @@ def compare_models_with_reward_model(
         max_prompt_tokens = context_length(model.lm) - max_tokens
         heldout_prompts = (
             heldout_prompts
-            or [p for p in prompts if is_heldout(p.text) and len(model.tokenizer.encode_prompt(p)) <= max_prompt_tokens][
-                :_MAX_HELDOUT_PROMPTS
-            ]
+            or [
+                p for p in prompts if is_heldout(p.text) and len(model.tokenizer.encode_prompt(p)) <= max_prompt_tokens
+            ][:_MAX_HELDOUT_PROMPTS]
         )
         completions = generate(model.lm, model.tokenizer, heldout_prompts, max_tokens=max_tokens, seed=seed)
         answers[name] = [one.text for one in completions]

@@ -35,10 +35,19 @@ _COLUMN_ALIASES = {
 
 
 _CONDITION_NAMES = {
-    "zero": "zero_shot", "zeroshot": "zero_shot", "few": "few_shot", "fewshot": "few_shot",
-    "qa": "qa", "qainstruction": "instruction_qa", "instructionqa": "instruction_qa", "instruction": "instruction",
-    "basic": "none", "none": "none", "respectful": "respectful", "biased": "biased",
-}  # fmt: skip
+    "zero": "zero_shot",
+    "zeroshot": "zero_shot",
+    "few": "few_shot",
+    "fewshot": "few_shot",
+    "qa": "qa",
+    "qainstruction": "instruction_qa",
+    "instructionqa": "instruction_qa",
+    "instruction": "instruction",
+    "basic": "none",
+    "none": "none",
+    "respectful": "respectful",
+    "biased": "biased",
+}
 """How the paper's samples call their prompts (letters alone, without the word prompt), and what those are called here."""
 _FIRST_QUESTION = re.compile(r"\s*\n(?:Q|Question):")
 """Where a passage ends and its questions begin."""
@@ -75,15 +84,21 @@ def resolve_completion_files(names: Sequence[str], completions: Sequence[str]) -
     task_names = list(named_paths) if "all" in names else list(dict.fromkeys(names))
     for name in named_paths:
         if name not in task_names:
-            raise InputError(f"--completions {name}={named_paths[name]}: {name} is not among the evaluations that are to be made")
+            raise InputError(
+                f"--completions {name}={named_paths[name]}: {name} is not among the evaluations that are to be made"
+            )
     files = {name: [named_paths[name]] if name in named_paths else paths for name in task_names}
     for name in names:
         if not files.get(name, named_paths):
-            raise InputError(f"evaluate: no completions for {name}; give --completions {'NAME' if name == 'all' else name}=FILE")
+            raise InputError(
+                f"evaluate: no completions for {name}; give --completions {'NAME' if name == 'all' else name}=FILE"
+            )
     return files
 
 
-def measure_precomputed(evaluation: str, files: Sequence[Path], settings: EvalSettings | None = None) -> list[ResultRow]:
+def measure_precomputed(
+    evaluation: str, files: Sequence[Path], settings: EvalSettings | None = None
+) -> list[ResultRow]:
     """The rows of one evaluation over files of samples, by model and condition, clustered by context.
 
     A sample without a number that should stand there is left out, and the share of those is a row: `unscored` or `unjudged`.
@@ -100,14 +115,19 @@ def measure_precomputed(evaluation: str, files: Sequence[Path], settings: EvalSe
             f"evaluate: {evaluation} cannot be measured on --completions; these can: {', '.join((*_REFERENCE_TASKS, *_NUMBER_COLUMNS))}"
         )
     number_columns = (
-        () if {"truthfulqa": settings.judges_dir, "real_toxicity": settings.scorer}.get(evaluation) else _NUMBER_COLUMNS.get(evaluation, ())
+        ()
+        if {"truthfulqa": settings.judges_dir, "real_toxicity": settings.scorer}.get(evaluation)
+        else _NUMBER_COLUMNS.get(evaluation, ())
     )
-    required_fields = ("said", "references") if evaluation in _REFERENCE_TASKS else () if number_columns else ("said", "group")
+    required_fields = (
+        ("said", "references") if evaluation in _REFERENCE_TASKS else () if number_columns else ("said", "group")
+    )
     completions = [sample for file in files for sample in _read_precomputed(file, required_fields, number_columns)]
     complete = [
         sample
         for sample in completions
-        if len(sample.numbers) == len(number_columns) and ("references" not in required_fields or any(sample.references))
+        if len(sample.numbers) == len(number_columns)
+        and ("references" not in required_fields or any(sample.references))
     ]
     missing_columns = " and ".join(number_columns) or "reference"
     if not complete:
@@ -118,17 +138,31 @@ def measure_precomputed(evaluation: str, files: Sequence[Path], settings: EvalSe
             markup=False,
         )
     if evaluation in _NUMBER_COLUMNS:
-        rows = _measure_truthfulqa(complete, settings) if evaluation == "truthfulqa" else _measure_real_toxicity(complete, settings)
-        return rows + (_missing_number_rows(evaluation, completions, len(number_columns)) if len(complete) < len(completions) else [])
-    return EVAL_TASKS[evaluation].measure([_to_question_reply(number, sample) for number, sample in enumerate(completions)], settings)
+        rows = (
+            _measure_truthfulqa(complete, settings)
+            if evaluation == "truthfulqa"
+            else _measure_real_toxicity(complete, settings)
+        )
+        return rows + (
+            _missing_number_rows(evaluation, completions, len(number_columns))
+            if len(complete) < len(completions)
+            else []
+        )
+    return EVAL_TASKS[evaluation].measure(
+        [_to_question_reply(number, sample) for number, sample in enumerate(completions)], settings
+    )
 
 
-def _missing_number_rows(evaluation: str, completions: Sequence[_PrecomputedCompletion], column_count: int) -> list[ResultRow]:
+def _missing_number_rows(
+    evaluation: str, completions: Sequence[_PrecomputedCompletion], column_count: int
+) -> list[ResultRow]:
     """The share of samples without a number, by model and condition."""
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(sample.condition for sample in completions):
         observations = [
-            Observation(s.model, float(len(s.numbers) < column_count), (s.group,)) for s in completions if s.condition == condition
+            Observation(s.model, float(len(s.numbers) < column_count), (s.group,))
+            for s in completions
+            if s.condition == condition
         ]
         rows += aggregate_per_model(evaluation, _MISSING_METRICS[evaluation], condition, observations, share=True)
     return rows
@@ -138,7 +172,10 @@ def _measure_truthfulqa(completions: Sequence[_PrecomputedCompletion], settings:
     """TruthfulQA: whether answers are true and informative, by the judges that were named or by the numbers in the file."""
     if settings.judges_dir:
         return generation_rows(
-            [(completion.model, completion.condition, completion.group, completion.completion) for completion in completions],
+            [
+                (completion.model, completion.condition, completion.group, completion.completion)
+                for completion in completions
+            ],
             settings.judges_dir,
             settings,
         )
@@ -159,7 +196,9 @@ def _measure_truthfulqa(completions: Sequence[_PrecomputedCompletion], settings:
 def _measure_real_toxicity(completions: Sequence[_PrecomputedCompletion], settings: EvalSettings) -> list[ResultRow]:
     """RealToxicityPrompts: how toxic continuations are, by the scorer that was named or by the numbers in the file."""
     if settings.scorer:
-        question_replies = [_to_question_reply(number, sample, prompt=sample.group) for number, sample in enumerate(completions)]
+        question_replies = [
+            _to_question_reply(number, sample, prompt=sample.group) for number, sample in enumerate(completions)
+        ]
         return toxicity_rows("real_toxicity", question_replies, settings, lambda question: (question.condition,))
     continuations = [
         toxicity.Continuation(
@@ -177,12 +216,19 @@ def _measure_real_toxicity(completions: Sequence[_PrecomputedCompletion], settin
 def _to_question_reply(index: int, completion: _PrecomputedCompletion, **extra_truth: Any) -> QuestionReply:
     """A sample as the question it answers and the reply it is."""
     question = EvalQuestion(
-        f"{index}", completion.condition, "", target={"answers": list(completion.references), "context": completion.group, **extra_truth}
+        f"{index}",
+        completion.condition,
+        "",
+        target={"answers": list(completion.references), "context": completion.group, **extra_truth},
     )
-    return question, ModelReply(model=completion.model, id=question.id, condition=completion.condition, said=completion.completion)
+    return question, ModelReply(
+        model=completion.model, id=question.id, condition=completion.condition, said=completion.completion
+    )
 
 
-def _read_precomputed(file: Path, required_fields: Sequence[str], number_columns: Sequence[str]) -> list[_PrecomputedCompletion]:
+def _read_precomputed(
+    file: Path, required_fields: Sequence[str], number_columns: Sequence[str]
+) -> list[_PrecomputedCompletion]:
     """The samples of a file: which parts of COLUMNS they must have, and the columns of numbers. Raises BadInput for one without them.
 
     Questions about one passage share it: what belongs together is told by the `context` up to its first question.
@@ -190,18 +236,29 @@ def _read_precomputed(file: Path, required_fields: Sequence[str], number_columns
     completions: list[_PrecomputedCompletion] = []
     for index, row in enumerate(load_task_rows(file), 1):
         location = f"{file}, sample {index}"
-        cells = {field: next((row[name] for name in names if row.get(name) is not None), None) for field, names in _COLUMN_ALIASES.items()}
+        cells = {
+            field: next((row[name] for name in names if row.get(name) is not None), None)
+            for field, names in _COLUMN_ALIASES.items()
+        }
         for field in required_fields:
             if not any(name in row for name in _COLUMN_ALIASES[field]):
-                raise InputError(f"{location}: no column {' or '.join(_COLUMN_ALIASES[field])} (columns found: {', '.join(map(str, row))})")
+                raise InputError(
+                    f"{location}: no column {' or '.join(_COLUMN_ALIASES[field])} (columns found: {', '.join(map(str, row))})"
+                )
         completions.append(
             _PrecomputedCompletion(
                 model=str(cells["model"] or file.name.partition(".")[0]),
                 condition=_normalize_condition(str(cells["condition"] or "")),
-                group=_FIRST_QUESTION.split(str(cells["group"] if cells["group"] is not None else index), maxsplit=1)[0],
+                group=_FIRST_QUESTION.split(str(cells["group"] if cells["group"] is not None else index), maxsplit=1)[
+                    0
+                ],
                 completion=truncate_to_first_line(str(cells["said"] or "")),
                 references=parse_references(cells["references"]),
-                numbers={name: value for name in number_columns if (value := _parse_probability(row, name, location)) is not None},
+                numbers={
+                    name: value
+                    for name in number_columns
+                    if (value := _parse_probability(row, name, location)) is not None
+                },
             )
         )
     return completions

@@ -47,7 +47,9 @@ class PreferenceInputs:
             ]
         last_turns: dict[tuple[str, str], int] = {}
         for completion in self.completions:
-            turn = last_turns[completion.prompt, completion.model] = last_turns.get((completion.prompt, completion.model), -1) + 1
+            turn = last_turns[completion.prompt, completion.model] = (
+                last_turns.get((completion.prompt, completion.model), -1) + 1
+            )
             candidates_by_key.setdefault((completion.prompt, turn), []).append(completion)
         return list(candidates_by_key.values())
 
@@ -65,13 +67,22 @@ def load_preference_inputs(config: EvaluateConfig, folder: Path, map_fn: Callabl
         return PreferenceInputs(completions=[each for each in completions if each.prompt in kept_prompts])
     if config.model:
         prompts = list(
-            {prompt.text: prompt for prompt in read_all_records(Prompt, resolve_data_files(config, "preference", "prompts"))}.values()
+            {
+                prompt.text: prompt
+                for prompt in read_all_records(Prompt, resolve_data_files(config, "preference", "prompts"))
+            }.values()
         )
         prompts = subsample(prompts, settings)
         completions = _sample_completions(config, prompts, folder, map_fn)
         write_records(folder / "completions.jsonl", completions)
-        return PreferenceInputs(completions=completions, use_cases={prompt.text: prompt.use_case for prompt in prompts if prompt.use_case})
-    rankings = [ranking for file in resolve_data_files(config, "preference", "rankings") for ranking in _read_rankings_or_ratings(file)]
+        return PreferenceInputs(
+            completions=completions, use_cases={prompt.text: prompt.use_case for prompt in prompts if prompt.use_case}
+        )
+    rankings = [
+        ranking
+        for file in resolve_data_files(config, "preference", "rankings")
+        for ranking in _read_rankings_or_ratings(file)
+    ]
     kept_prompts = set(subsample(list(dict.fromkeys(ranking.prompt for ranking in rankings)), settings))
     return PreferenceInputs(rankings=[ranking for ranking in rankings if ranking.prompt in kept_prompts])
 
@@ -129,25 +140,48 @@ def _sample_completions(
     completions_by_model: dict[str, list[Completion | None]] = {}
     for name, source in parse_named_models(config.model).items():
         completions_by_model[name] = list(_sample_from_model(config, name, source, prompts, cache, map_fn))
-    complete_indices = [index for index in range(len(prompts)) if all(each[index] is not None for each in completions_by_model.values())]
+    complete_indices = [
+        index for index in range(len(prompts)) if all(each[index] is not None for each in completions_by_model.values())
+    ]
     if not complete_indices:
         raise InputError(f"evaluate preference: no prompt leaves every model room for --max-tokens {config.max_tokens}")
     if len(complete_indices) < len(prompts):
-        console.print(f"preference: {len(prompts) - len(complete_indices)} of {len(prompts)} prompts are too long for a model and left out")
-    return [completion for each in completions_by_model.values() for index in complete_indices if (completion := each[index]) is not None]
+        console.print(
+            f"preference: {len(prompts) - len(complete_indices)} of {len(prompts)} prompts are too long for a model and left out"
+        )
+    return [
+        completion
+        for each in completions_by_model.values()
+        for index in complete_indices
+        if (completion := each[index]) is not None
+    ]
 
 
 def _sample_from_model(
-    config: EvaluateConfig, name: str, source: str, prompts: Sequence[Prompt], cache: ResultCache, map_fn: Callable[..., Any]
+    config: EvaluateConfig,
+    name: str,
+    source: str,
+    prompts: Sequence[Prompt],
+    cache: ResultCache,
+    map_fn: Callable[..., Any],
 ) -> Iterator[Completion | None]:
     sampling = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
-    complete = partial(_complete_prompts, source, str(pick_device(config.device)), config.max_tokens, config.temperature)
+    complete = partial(
+        _complete_prompts, source, str(pick_device(config.device)), config.max_tokens, config.temperature
+    )
     prompt_rows = [
-        {"messages": [turn.model_dump() for turn in p.messages]} if p.messages is not None else {"prompt": p.prompt} for p in prompts
+        {"messages": [turn.model_dump() for turn in p.messages]} if p.messages is not None else {"prompt": p.prompt}
+        for p in prompts
     ]
-    results = cache.get_or_compute(content_hash(Path(source)), prompt_rows, sampling, complete, title=f"preference {name}", map_fn=map_fn)
+    results = cache.get_or_compute(
+        content_hash(Path(source)), prompt_rows, sampling, complete, title=f"preference {name}", map_fn=map_fn
+    )
     for prompt, (text, finish) in zip(prompts, results, strict=True):
-        yield None if text is None else Completion(prompt=prompt.text, completion=text, model=name, finish=finish, sampling=sampling)
+        yield (
+            None
+            if text is None
+            else Completion(prompt=prompt.text, completion=text, model=name, finish=finish, sampling=sampling)
+        )
 
 
 def _complete_prompts(
@@ -158,7 +192,9 @@ def _complete_prompts(
     prompts = [Prompt.model_validate(each) for each in prompt_rows]
     max_prompt_tokens = context_length(evaluated_model.lm) - max_tokens
     fitting_indices = [
-        index for index, each in enumerate(prompts) if len(evaluated_model.tokenizer.encode_prompt(each)) <= max_prompt_tokens
+        index
+        for index, each in enumerate(prompts)
+        if len(evaluated_model.tokenizer.encode_prompt(each)) <= max_prompt_tokens
     ]
     results: list[tuple[str | None, str]] = [(None, "length") for _ in prompt_rows]
     completions = generate(

@@ -18,7 +18,12 @@ from instructgpt.evaluate.aggregate import ResultRow, with_judge
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.judges.http_client import Endpoint
 from instructgpt.evaluate.judges.llm_judge import EndpointJudge, Judge, LocalJudge, collect_verdicts
-from instructgpt.evaluate.judges.pairwise import attach_verdicts, build_comparisons, measure_judge_agreement, measure_judge_reliability
+from instructgpt.evaluate.judges.pairwise import (
+    attach_verdicts,
+    build_comparisons,
+    measure_judge_agreement,
+    measure_judge_reliability,
+)
 from instructgpt.evaluate.metrics import labels
 from instructgpt.evaluate.metrics.preference import measure, measure_pooled_preference, require_ranking_models
 from instructgpt.evaluate.preference_inputs import PreferenceInputs, load_preference_inputs
@@ -38,7 +43,9 @@ _LABELERS_PER_PROMPT = 2
 """Simulated labelers of each cohort for a prompt."""
 
 
-def run_preference_evaluation(config: EvaluateConfig, map_fn: Callable[..., Any] = map) -> tuple[list[ResultRow], str | None]:
+def run_preference_evaluation(
+    config: EvaluateConfig, map_fn: Callable[..., Any] = map
+) -> tuple[list[ResultRow], str | None]:
     """The rows, and why the judge stopped before the end, where it did. Writes completions and rankings into the folder beside `--out`.
 
     Raises:
@@ -52,7 +59,9 @@ def run_preference_evaluation(config: EvaluateConfig, map_fn: Callable[..., Any]
     stop_reason, judge_condition, judge_identity = None, "", ""
     if config.judge is None:
         if not rankings:
-            raise InputError("evaluate preference: nobody has ranked these completions; give --judge, or --data with rankings")
+            raise InputError(
+                "evaluate preference: nobody has ranked these completions; give --judge, or --data with rankings"
+            )
     else:
         rankings, rows, stop_reason, judge_condition, judge_identity = _judge_candidates(config, inputs, folder, map_fn)
         write_records(folder / "rankings.jsonl", rankings)
@@ -73,21 +82,33 @@ def _judge_candidates(
 ) -> tuple[list[Ranking], list[ResultRow], str | None, str, str]:
     """By whoever `--judge` names: rankings, rows about it, why it stopped, its name as a condition (none for people), its identity."""
     assert config.judge is not None
-    candidates = [completions for completions in inputs.get_candidates() if len({each.model for each in completions}) > 1]
+    candidates = [
+        completions for completions in inputs.get_candidates() if len({each.model for each in completions}) > 1
+    ]
     if not candidates:
         raise InputError("evaluate preference: no prompt has completions of two models")
     if config.judge == _SIMULATED_JUDGE:
         rankings: list[Ranking] = []
         for cohort in _LABELER_COHORTS:
-            rankings += SimulatedLabelers(World(config.seed), cohort, per_prompt=_LABELERS_PER_PROMPT, seed=config.seed + 1).rank(
-                candidates
-            )
+            rankings += SimulatedLabelers(
+                World(config.seed), cohort, per_prompt=_LABELERS_PER_PROMPT, seed=config.seed + 1
+            ).rank(candidates)
         return rankings, [], None, "", f"{_SIMULATED_JUDGE} labelers of seed {config.seed}"
     if "://" not in config.judge and _is_reward_model(config.judge):
         name, device = Path(config.judge).name, str(pick_device(config.device))
-        scored_texts = [(each.prompt, each.completion, each.finish == "stop") for completions in candidates for each in completions]
-        scores = cached_reward_scores(config.judge, device, ResultCache(folder / "scores"), f"score {name}", map_fn, scored_texts)
-        return _rank_by_score(name, candidates, scores), [], None, name, f"{name} sha256:{content_hash(Path(config.judge))[:12]}"
+        scored_texts = [
+            (each.prompt, each.completion, each.finish == "stop") for completions in candidates for each in completions
+        ]
+        scores = cached_reward_scores(
+            config.judge, device, ResultCache(folder / "scores"), f"score {name}", map_fn, scored_texts
+        )
+        return (
+            _rank_by_score(name, candidates, scores),
+            [],
+            None,
+            name,
+            f"{name} sha256:{content_hash(Path(config.judge))[:12]}",
+        )
     llm_judge = _load_llm_judge(config)
     counts = Counter(each.model for completions in candidates for each in completions)
     comparisons = build_comparisons(candidates, config.baseline or _default_baseline(counts, config))
@@ -103,7 +124,8 @@ def _judge_candidates(
     )
     num_unjudged = sum(each.verdicts is None for each in judged_comparisons)
     console.print(
-        f"{llm_judge.name}: {len(judged_comparisons)} games, {num_unjudged} of them without two verdicts and not counted", markup=False
+        f"{llm_judge.name}: {len(judged_comparisons)} games, {num_unjudged} of them without two verdicts and not counted",
+        markup=False,
     )
     return rankings, rows, stop_reason, llm_judge.name, llm_judge.identity
 
@@ -114,8 +136,12 @@ def _load_llm_judge(config: EvaluateConfig) -> Judge:
     if "://" not in config.judge:
         return LocalJudge.load(config.judge, config.judge_reads or "logp", pick_device(config.device))
     if config.judge_model is None:
-        raise InputError(f"evaluate preference: --judge {config.judge} is an endpoint; --judge-model says which of its models is to judge")
-    return EndpointJudge(config.judge_model, Endpoint.from_url(config.judge, config.judge_key), config.judge_reads or "text")
+        raise InputError(
+            f"evaluate preference: --judge {config.judge} is an endpoint; --judge-model says which of its models is to judge"
+        )
+    return EndpointJudge(
+        config.judge_model, Endpoint.from_url(config.judge, config.judge_key), config.judge_reads or "text"
+    )
 
 
 def _is_reward_model(source: str) -> bool:
@@ -123,15 +149,21 @@ def _is_reward_model(source: str) -> bool:
     try:
         config = from_pretrained(transformers.AutoConfig, source)
     except InputError as error:
-        raise InputError(f"--judge {source}: neither '{_SIMULATED_JUDGE}' nor an address nor a model ({error})") from error
+        raise InputError(
+            f"--judge {source}: neither '{_SIMULATED_JUDGE}' nor an address nor a model ({error})"
+        ) from error
     return any("SequenceClassification" in name for name in config.architectures or ())
 
 
-def _rank_by_score(name: str, candidates: Sequence[Sequence[Completion]], scores: Sequence[ScoreAndLength]) -> list[Ranking]:
+def _rank_by_score(
+    name: str, candidates: Sequence[Sequence[Completion]], scores: Sequence[ScoreAndLength]
+) -> list[Ranking]:
     """One ranking for each list, by the scores of the reward model `name`; equal scores tie. What it cannot read is left out and said."""
     rankings, num_too_long, score_iterator = [], 0, iter(scores)
     for completions in candidates:
-        scored_completions = [(completion, score) for completion in completions if (score := next(score_iterator)[0]) is not None]
+        scored_completions = [
+            (completion, score) for completion in completions if (score := next(score_iterator)[0]) is not None
+        ]
         num_too_long += len(completions) - len(scored_completions)
         if len(scored_completions) > 1:
             rankings.append(
@@ -145,7 +177,10 @@ def _rank_by_score(name: str, candidates: Sequence[Sequence[Completion]], scores
                 )
             )
     if num_too_long:
-        console.print(f"{name}: {num_too_long} of {len(scores)} completions are longer than its context and left out", markup=False)
+        console.print(
+            f"{name}: {num_too_long} of {len(scores)} completions are longer than its context and left out",
+            markup=False,
+        )
     return rankings
 
 
@@ -154,14 +189,18 @@ def _select_baseline(rankings: Sequence[Ranking], config: EvaluateConfig) -> str
     counts = Counter(model for ranking in rankings for model in require_ranking_models(ranking))
     baseline = config.baseline or _default_baseline(counts, config)
     if baseline not in counts:
-        raise InputError(f"--baseline {baseline}: no completion is of that model; there are: {', '.join(sorted(counts))}")
+        raise InputError(
+            f"--baseline {baseline}: no completion is of that model; there are: {', '.join(sorted(counts))}"
+        )
     return baseline
 
 
 def _default_baseline(counts: Counter[str], config: EvaluateConfig) -> str:
     """`sft` as in the paper, else the first model of the command, else the one with most completions."""
     model_names = [model_spec.rpartition("=")[0] or Path(model_spec).name for model_spec in config.model]
-    return next((name for name in ("sft", *model_names) if name in counts), counts.most_common(1)[0][0] if counts else "sft")
+    return next(
+        (name for name in ("sft", *model_names) if name in counts), counts.most_common(1)[0][0] if counts else "sft"
+    )
 
 
 def _print_win_rates(model_win_rates: Sequence[WinRate], rows: Sequence[ResultRow]) -> None:
@@ -171,9 +210,15 @@ def _print_win_rates(model_win_rates: Sequence[WinRate], rows: Sequence[ResultRo
     if not model_win_rates:
         return
     headers = ("won", "tied", "lost", "win rate, %", "same length", "strength", "p (Holm)")
-    name_column = Column(f"against {model_win_rates[0].opponent}", no_wrap=True, overflow="ellipsis", min_width=18, max_width=40)
+    name_column = Column(
+        f"against {model_win_rates[0].opponent}", no_wrap=True, overflow="ellipsis", min_width=18, max_width=40
+    )
     table = Table(
-        name_column, *(Column(head, justify="right", no_wrap=True) for head in headers), box=None, pad_edge=False, collapse_padding=True
+        name_column,
+        *(Column(head, justify="right", no_wrap=True) for head in headers),
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for win_rate in model_win_rates:
         rate, strength = win_rate.rate, strengths.get(win_rate.model)

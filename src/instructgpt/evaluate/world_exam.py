@@ -58,7 +58,9 @@ class _ExamRecord(Record):
     tokens: int = 0
 
 
-def run_exam(name: str, folder: Path, out: Path, world: World, exam: ExamConfig, seed: int, device: str, *, primed: bool = False) -> None:
+def run_exam(
+    name: str, folder: Path, out: Path, world: World, exam: ExamConfig, seed: int, device: str, *, primed: bool = False
+) -> None:
     """Put the exam to one model and write its answers. Does nothing where they are already written."""
     if out.exists():
         return
@@ -69,16 +71,23 @@ def run_exam(name: str, folder: Path, out: Path, world: World, exam: ExamConfig,
     write_records(out, records)
 
 
-def _answer_instruction_questions(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
+def _answer_instruction_questions(
+    model: EvaluatedModel, world: World, exam: ExamConfig, seed: int
+) -> list[_ExamRecord]:
     """Answers to test prompts and to questions of fact."""
     generate = partial(generate_answers, model, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
     prompts = [prompt.text for prompt in world.prompts("test", exam.prompts)]
     completions = generate(prompts, per_prompt=exam.samples)
-    records = [_ExamRecord(part="preference", text=one.prompt, said=one.completion, finish=one.finish) for one in completions]
+    records = [
+        _ExamRecord(part="preference", text=one.prompt, said=one.completion, finish=one.finish) for one in completions
+    ]
     for condition in _TRUTH_CONDITIONS:
         questions = [one.prompt for one in world.questions(condition)]
         completions = generate(questions, per_prompt=exam.truth_samples)
-        records += [_ExamRecord(part="truthfulness", condition=condition, text=one.prompt, said=one.completion) for one in completions]
+        records += [
+            _ExamRecord(part="truthfulness", condition=condition, text=one.prompt, said=one.completion)
+            for one in completions
+        ]
     return records
 
 
@@ -95,11 +104,15 @@ def _answer_text_questions(model: EvaluatedModel, world: World, exam: ExamConfig
     for task, exercises in world.corpus_tasks(exam.exercises).items():
         continued_texts = generate_continuations(model, [text for text, _ in exercises], max_tokens=exam.max_tokens)
         records += [
-            _ExamRecord.model_validate({"part": "tax", "condition": task, "text": text, "said": answer, "reference": reference})
+            _ExamRecord.model_validate(
+                {"part": "tax", "condition": task, "text": text, "said": answer, "reference": reference}
+            )
             for (text, reference), answer in zip(exercises, continued_texts, strict=True)
         ]
     pairs = [sentence for pair in world.pronoun_pairs() for sentence in pair]
-    documents = [document.text for document in islice(world.documents(100 * exam.documents, heldout=True), exam.documents)]
+    documents = [
+        document.text for document in islice(world.documents(100 * exam.documents, heldout=True), exam.documents)
+    ]
     for part, texts in (("bias", pairs), ("document", documents)):
         logp_rows = zip(texts, text_logps(model, texts), strict=True)
         records += [_ExamRecord(part=part, text=text, logp=logp, tokens=tokens) for text, (logp, tokens) in logp_rows]
@@ -175,19 +188,30 @@ def _with_prompt_index(records: list[tuple[str, _ExamRecord]]) -> list[tuple[int
     return indexed_records
 
 
-def rank_answers(records_by_model: dict[str, list[_ExamRecord]], world: World, exam: ExamConfig, seed: int) -> list[Ranking]:
+def rank_answers(
+    records_by_model: dict[str, list[_ExamRecord]], world: World, exam: ExamConfig, seed: int
+) -> list[Ranking]:
     """Rankings of all models' completions of a prompt, sample by sample, by labelers of both cohorts."""
     preference_records = {
-        model: [exam_record for exam_record in records if exam_record.part == "preference"] for model, records in records_by_model.items()
+        model: [exam_record for exam_record in records if exam_record.part == "preference"]
+        for model, records in records_by_model.items()
     }
     candidates = [
         [
             Completion.model_validate(
-                {"prompt": exam_record.text, "completion": exam_record.said, "model": model, "finish": exam_record.finish}
+                {
+                    "prompt": exam_record.text,
+                    "completion": exam_record.said,
+                    "model": model,
+                    "finish": exam_record.finish,
+                }
             )
             for model, exam_record in row
         ]
-        for row in (list(zip(preference_records, column, strict=True)) for column in zip(*preference_records.values(), strict=True))
+        for row in (
+            list(zip(preference_records, column, strict=True))
+            for column in zip(*preference_records.values(), strict=True)
+        )
     ]
     rankings: list[Ranking] = []
     for cohort in _EXAM_COHORTS:
@@ -204,7 +228,10 @@ def compute_overoptimization_curve(model: str, folder: Path, world: World, episo
     points = []
     for step, rows in sorted(rows_by_step.items()):
         prompts = [str(row["prompt"]) for row in rows]
-        utilities = [world.utility(prompt, str(row["completion"]), str(row["finish"])) for prompt, row in zip(prompts, rows, strict=True)]
+        utilities = [
+            world.utility(prompt, str(row["completion"]), str(row["finish"]))
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
         utility = mean(utilities, prompts)
         means = {name: sum(float(str(row[name])) for row in rows) / len(rows) for name in ("kl", "score")}
         points.append(

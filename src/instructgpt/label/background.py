@@ -27,7 +27,9 @@ def check_counters(site: Site, previous: frozenset[str] = frozenset()) -> frozen
         mismatches = frozenset(find_counter_mismatches(db))
     if new := sorted(mismatches - previous):
         with site.database.write() as db:
-            audit_log.append_entry(db, "site", "counters.differ", "task", count=len(new), differences=new[:_MAX_LOGGED_MISMATCHES])
+            audit_log.append_entry(
+                db, "site", "counters.differ", "task", count=len(new), differences=new[:_MAX_LOGGED_MISMATCHES]
+            )
     return mismatches
 
 
@@ -56,6 +58,8 @@ class CounterCheckThread:
         self._thread.start()
         return self
 
-    def __exit__(self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._stop_event.set()
         self._thread.join(10)

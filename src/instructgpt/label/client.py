@@ -52,7 +52,9 @@ class BaseClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -69,7 +71,11 @@ class BaseClient:
             Refused: the site said no.
             RunFailed: it cannot be reached, for as long as patience lasts.
         """
-        may_retry, deadline, delay_s = method == "GET" if idempotent is None else idempotent, time.monotonic() + self.patience, 0.05
+        may_retry, deadline, delay_s = (
+            method == "GET" if idempotent is None else idempotent,
+            time.monotonic() + self.patience,
+            0.05,
+        )
         while True:
             try:
                 answer = self.http.request(method, path, **options)
@@ -113,7 +119,9 @@ class OwnerClient(BaseClient):
 
     def _import(self, resource: str, rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         lines = ((json.dumps(dict(row), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass") for row in rows)
-        return dict(self.request("POST", f"/{resource}:import", content=lines, headers={"Content-Type": "application/x-ndjson"}))
+        return dict(
+            self.request("POST", f"/{resource}:import", content=lines, headers={"Content-Type": "application/x-ndjson"})
+        )
 
     def list_models(self) -> list[dict[str, Any]]:
         """The models whose completions are there."""
@@ -252,7 +260,9 @@ class LabelerClient(BaseClient):
 
     def sign_in(self, name: str, password: str) -> dict[str, Any]:
         """Sign in with a password."""
-        return self._store_csrf_token(self.request("POST", "/sign-in", json={"name": name, "password": password}, idempotent=True))
+        return self._store_csrf_token(
+            self.request("POST", "/sign-in", json={"name": name, "password": password}, idempotent=True)
+        )
 
     def _store_csrf_token(self, account: dict[str, Any]) -> dict[str, Any]:
         self.http.headers["X-CSRF-Token"] = account["csrf"]
@@ -268,7 +278,10 @@ class LabelerClient(BaseClient):
         answers = [0] * len(instructions["quiz"])
         while not instructions["read"]:
             result = self.request(
-                "POST", f"/instructions/{purpose}", json={"version": instructions["version"], "answers": answers}, idempotent=True
+                "POST",
+                f"/instructions/{purpose}",
+                json={"version": instructions["version"], "answers": answers},
+                idempotent=True,
             )
             if result["passed"]:
                 return
@@ -281,13 +294,19 @@ class LabelerClient(BaseClient):
 
     def save_draft(self, assignment_id: str, revision: int, payload: Mapping[str, Any]) -> int:
         """Keep what there is; the new revision."""
-        answer = self.request("PUT", f"/assignments/{assignment_id}/draft", json=dict(payload), headers={"If-Match": str(revision)})
+        answer = self.request(
+            "PUT", f"/assignments/{assignment_id}/draft", json=dict(payload), headers={"If-Match": str(revision)}
+        )
         return int(answer["rev"])
 
     def submit(self, assignment_id: str, form: Mapping[str, Any], idempotency_key: str) -> dict[str, Any]:
         """Hand in; the same key never hands in twice."""
         headers = {"Idempotency-Key": idempotency_key}
-        return dict(self.request("POST", f"/assignments/{assignment_id}/submit", json=dict(form), headers=headers, idempotent=True))
+        return dict(
+            self.request(
+                "POST", f"/assignments/{assignment_id}/submit", json=dict(form), headers=headers, idempotent=True
+            )
+        )
 
     def skip(self, assignment_id: str, reason: str, note: str = "") -> None:
         """Hand a task back."""

@@ -46,7 +46,9 @@ def _flatten_messages(section: dict[str, Any], prefix: str = "") -> dict[str, st
     """Nested sections as dotted keys."""
     messages: dict[str, str] = {}
     for name, value in section.items():
-        messages |= _flatten_messages(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
+        messages |= (
+            _flatten_messages(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": str(value)}
+        )
     return messages
 
 

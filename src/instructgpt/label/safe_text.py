@@ -25,39 +25,108 @@ MAX_MARKDOWN_LENGTH = 20_000
 """Characters; Markdown beyond it is shown plain."""
 
 _BIDI_CONTROLS = {
-    "\u200e": "LRM", "\u200f": "RLM", "\u061c": "ALM", "\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO",
-    "\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI",
-}  # fmt: skip
+    "\u200e": "LRM",
+    "\u200f": "RLM",
+    "\u061c": "ALM",
+    "\u202a": "LRE",
+    "\u202b": "RLE",
+    "\u202c": "PDF",
+    "\u202d": "LRO",
+    "\u202e": "RLO",
+    "\u2066": "LRI",
+    "\u2067": "RLI",
+    "\u2068": "FSI",
+    "\u2069": "PDI",
+}
 """Marks and controls of direction (Unicode Standard Annex 9)."""
 _INVISIBLE_CHARACTERS = {
-    "\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ", "\u2060": "WJ", "\ufeff": "BOM", "\u00ad": "SHY", "\u180e": "MVS",
-    "\u2061": "FA", "\u2062": "IT", "\u2063": "IS", "\u2064": "IP", "\u115f": "HCF", "\u1160": "HJF", "\u3164": "HF", "\uffa0": "HHF",
-    "\u2028": "LS", "\u2029": "PS", "\u034f": "CGJ",
-}  # fmt: skip
+    "\u200b": "ZWSP",
+    "\u200c": "ZWNJ",
+    "\u200d": "ZWJ",
+    "\u2060": "WJ",
+    "\ufeff": "BOM",
+    "\u00ad": "SHY",
+    "\u180e": "MVS",
+    "\u2061": "FA",
+    "\u2062": "IT",
+    "\u2063": "IS",
+    "\u2064": "IP",
+    "\u115f": "HCF",
+    "\u1160": "HJF",
+    "\u3164": "HF",
+    "\uffa0": "HHF",
+    "\u2028": "LS",
+    "\u2029": "PS",
+    "\u034f": "CGJ",
+}
 """What has no width, or no ink where ink is expected."""
 
 _UNSAFE_PATTERN = re.compile(
-    "[" + "".join((*_BIDI_CONTROLS, *_INVISIBLE_CHARACTERS)) + "\x00-\x08\x0b-\x1f\x7f-\x9f\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+    "["
+    + "".join((*_BIDI_CONTROLS, *_INVISIBLE_CHARACTERS))
+    + "\x00-\x08\x0b-\x1f\x7f-\x9f\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
 
-_BROWSER_NAMES = {"Edg": "Edge", "OPR/": "Opera", "SamsungBrowser": "Samsung Internet", "Firefox/": "Firefox", "FxiOS": "Firefox",
-            "Chrome/": "Chrome", "CriOS": "Chrome", "Safari/": "Safari"}  # fmt: skip
+_BROWSER_NAMES = {
+    "Edg": "Edge",
+    "OPR/": "Opera",
+    "SamsungBrowser": "Samsung Internet",
+    "Firefox/": "Firefox",
+    "FxiOS": "Firefox",
+    "Chrome/": "Chrome",
+    "CriOS": "Chrome",
+    "Safari/": "Safari",
+}
 """Marks in what browsers call themselves; most of them also claim to be the later ones."""
-_SYSTEM_NAMES = {"Android": "Android", "iPhone": "iPhone", "iPad": "iPad", "Windows": "Windows", "Mac OS X": "macOS", "CrOS": "ChromeOS",
-           "Linux": "Linux"}  # fmt: skip
+_SYSTEM_NAMES = {
+    "Android": "Android",
+    "iPhone": "iPhone",
+    "iPad": "iPad",
+    "Windows": "Windows",
+    "Mac OS X": "macOS",
+    "CrOS": "ChromeOS",
+    "Linux": "Linux",
+}
 
 ALLOWED_TAGS = {
-    "p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "code", "em", "strong", "s",
-    "table", "thead", "tbody", "tr", "th", "td",
-}  # fmt: skip
+    "p",
+    "br",
+    "hr",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "ul",
+    "ol",
+    "li",
+    "blockquote",
+    "pre",
+    "code",
+    "em",
+    "strong",
+    "s",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
+}
 
 
 def escape_text(text: str) -> Markup:
     """Text as it was written, escaped, with signs for what cannot be seen. Spaces and line breaks are kept by the style sheet."""
-    escaped = str(escape(_normalize_newlines(text)))  # escaping touches neither what is odd nor the letters around a joiner
+    escaped = str(
+        escape(_normalize_newlines(text))
+    )  # escaping touches neither what is odd nor the letters around a joiner
     return Markup(
         _UNSAFE_PATTERN.sub(
-            lambda match: match.group() if _is_valid_joiner(escaped, match.start()) else _invisible_marker(match.group()), escaped
+            lambda match: (
+                match.group() if _is_valid_joiner(escaped, match.start()) else _invisible_marker(match.group())
+            ),
+            escaped,
         )
     )
 
@@ -65,7 +134,9 @@ def escape_text(text: str) -> Markup:
 def show_invisible(text: str) -> str:
     """The same as a string: each character that cannot be seen as its name in ‹ ›, or as a control picture."""
     text = _normalize_newlines(text)
-    return _UNSAFE_PATTERN.sub(lambda match: match.group() if _is_valid_joiner(text, match.start()) else _visible_name(match.group()), text)
+    return _UNSAFE_PATTERN.sub(
+        lambda match: match.group() if _is_valid_joiner(text, match.start()) else _visible_name(match.group()), text
+    )
 
 
 def render_markdown(text: str) -> Markup:
@@ -93,7 +164,10 @@ def split_long_text(text: str) -> tuple[str, str]:
     if len(text) <= MAX_INITIAL_LENGTH:
         return text, ""
     cut = (
-        max(text.rfind(" ", MAX_INITIAL_LENGTH - 500, MAX_INITIAL_LENGTH), text.rfind("\n", MAX_INITIAL_LENGTH - 500, MAX_INITIAL_LENGTH))
+        max(
+            text.rfind(" ", MAX_INITIAL_LENGTH - 500, MAX_INITIAL_LENGTH),
+            text.rfind("\n", MAX_INITIAL_LENGTH - 500, MAX_INITIAL_LENGTH),
+        )
         + 1
         or MAX_INITIAL_LENGTH
     )
@@ -112,7 +186,9 @@ def _is_valid_joiner(text: str, index: int) -> bool:
     before, after = text[index - 1], text[index + 1]
     if text[index] == "\u200d" and unicodedata.category(after) == "So":
         return unicodedata.category(before) in ("So", "Sk", "Mn")
-    return all(unicodedata.category(neighbor) in ("Lo", "Mn", "Mc") and neighbor > "\u0590" for neighbor in (before, after))
+    return all(
+        unicodedata.category(neighbor) in ("Lo", "Mn", "Mc") and neighbor > "\u0590" for neighbor in (before, after)
+    )
 
 
 def _visible_name(character: str) -> str:
@@ -129,7 +205,9 @@ def _visible_name(character: str) -> str:
 def _invisible_marker(character: str) -> Markup:
     """The small sign of a character, with its full name for whoever asks."""
     name = unicodedata.name(character, "control character").lower()
-    return Markup('<span class="odd" title="U+{:04X} {}">{}</span>').format(ord(character), name, _visible_name(character))
+    return Markup('<span class="odd" title="U+{:04X} {}">{}</span>').format(
+        ord(character), name, _visible_name(character)
+    )
 
 
 def _flatten_links(token: Token) -> Token:

@@ -61,7 +61,9 @@ def open_site(folder: Path, url: str | None = None, **settings: Any) -> Site:
         raise InputError(f"--site {folder}: no site there; 'instructgpt label init --site {folder}' makes one")
     stored_url = _read_database_url(folder)
     if url is not None and url != stored_url:
-        raise InputError(f"--database: this site was made with {_redact_password(stored_url or 'its own file')}; leave the option out")
+        raise InputError(
+            f"--database: this site was made with {_redact_password(stored_url or 'its own file')}; leave the option out"
+        )
     database = Database(stored_url or sqlite_url(folder / _DATABASE_FILE_NAME))
     try:
         copy = database.upgrade()
@@ -71,7 +73,9 @@ def open_site(folder: Path, url: str | None = None, **settings: Any) -> Site:
     except SQLAlchemyError as error:
         database.close()
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise InputError(f"the database of {folder} cannot be opened ({reason}); is it running, and may this user use it?") from error
+        raise InputError(
+            f"the database of {folder} cannot be opened ({reason}); is it running, and may this user use it?"
+        ) from error
     if copy is not None:
         print(f"the database was brought to this version; as it was before: {copy}")
     return Site(Settings(folder=folder, **settings), database)
@@ -80,7 +84,9 @@ def open_site(folder: Path, url: str | None = None, **settings: Any) -> Site:
 def iter_storage_warnings(folder: Path) -> Iterator[str]:
     """What an owner should know about where the site lies, one line each."""
     path = folder.resolve()
-    is_temporary = any(path.is_relative_to(Path(each).resolve()) for each in (tempfile.gettempdir(), "/var/tmp", "/dev/shm", "/run"))
+    is_temporary = any(
+        path.is_relative_to(Path(each).resolve()) for each in (tempfile.gettempdir(), "/var/tmp", "/dev/shm", "/run")
+    )
     if is_temporary or _filesystem_type(path) in _TEMPORARY_FILESYSTEMS:
         yield f"{path} is on a temporary disk: what people make there can be gone after a restart; choose another --site"
 

@@ -36,7 +36,9 @@ class SequenceShape(NamedTuple):
 
     tokens: int
     past_tokens: int = 0
-    output_tokens: int | None = None  # how many of them, the last ones, have states that are read; all where it is not said
+    output_tokens: int | None = (
+        None  # how many of them, the last ones, have states that are read; all where it is not said
+    )
 
     @property
     def last_layer_tokens(self) -> int:
@@ -45,7 +47,10 @@ class SequenceShape(NamedTuple):
 
     def attention_pairs(self, attending_tokens: int) -> float:
         """Pairs of tokens that see each other, where only the last ones ask."""
-        return attending_tokens * (self.past_tokens + self.tokens - attending_tokens) + attending_tokens * (attending_tokens + 1) / 2
+        return (
+            attending_tokens * (self.past_tokens + self.tokens - attending_tokens)
+            + attending_tokens * (attending_tokens + 1) / 2
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +79,25 @@ class ModelShape:
             sum(text.attention_pairs(text.last_layer_tokens) for text in sequences),
         )
         attention_flops = 4 * self.attention_width * ((self.layers - 1) * pairs[0] + pairs[1])
-        return self.matmul_flops(self.matrix_parameters, sequences) + attention_flops + self.output_layer_flops(predicted_tokens)
+        return (
+            self.matmul_flops(self.matrix_parameters, sequences)
+            + attention_flops
+            + self.output_layer_flops(predicted_tokens)
+        )
 
     def matmul_flops(self, weights: int, sequences: Iterable[SequenceShape]) -> float:
         """FLOPs of matrices of so many weights, in which those for keys and values are."""
         non_kv_weights = (weights - self.hidden_size * self.kv_cache_size_per_token) / self.layers
-        return 2 * sum(weights * text.tokens - non_kv_weights * (text.tokens - text.last_layer_tokens) for text in sequences)
+        return 2 * sum(
+            weights * text.tokens - non_kv_weights * (text.tokens - text.last_layer_tokens) for text in sequences
+        )
 
     def backward_flops(self, sequences: Iterable[SequenceShape], predicted_tokens: float = 0) -> float:
         """FLOPs of a backward pass. A matrix that stays as it is has no gradient of its own, only passes its inputs' on."""
         sequences = list(sequences)
-        frozen_flops = self.matmul_flops(self.frozen_matrix_parameters, sequences) if self.frozen_matrix_parameters else 0
+        frozen_flops = (
+            self.matmul_flops(self.frozen_matrix_parameters, sequences) if self.frozen_matrix_parameters else 0
+        )
         return (
             BACKWARD_FLOPS_FACTOR * self.forward_flops(sequences, predicted_tokens)
             - frozen_flops
@@ -139,7 +152,10 @@ def build_on_meta(config: Any, *, scalar: bool = False, lora: int = 0, memory: C
 def to_fake_device(model: Any) -> Any:
     """A model from `build` as one that computes; called inside `without_numbers`. Parameters that are shared stay shared."""
     memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
-    memo |= {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad) for p in model.parameters()}
+    memo |= {
+        id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
     return copy.deepcopy(model, memo)
 
 

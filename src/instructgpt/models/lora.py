@@ -94,9 +94,13 @@ def add_lora(model: Any, rank: int, seed: int) -> Any:
         return model
     import peft  # seconds to load, and only needed here
 
-    linear_layers = {name: module for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    linear_layers = {
+        name: module for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
     if not linear_layers:
-        raise InputError(f"--lora: the family '{model.config.model_type}' has no linear layers in its trunk; leave --lora out")
+        raise InputError(
+            f"--lora: the family '{model.config.model_type}' has no linear layers in its trunk; leave --lora out"
+        )
     has_scalar_head = hasattr(model, "score")
     config = peft.LoraConfig(
         r=rank,
@@ -121,7 +125,9 @@ def get_trainable_module(model: Any) -> nn.Module:
     if not has_adapters(model):
         full_model: nn.Module = model
         return full_model
-    trainable_parameters = {name.replace(".", "/"): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable_parameters = {
+        name.replace(".", "/"): parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     return nn.ParameterDict(trainable_parameters)
 
 

@@ -48,7 +48,9 @@ class AttentionBlock:
 
     q_index: Tensor  # (b, A) the tokens of the spans that are computed, by their place among all that are
     k_index: Tensor  # (b, P + L) the tokens they may read, their prompts' first, by their place in the batch
-    mask: Tensor | None  # (b, 1, A, P + L) bool: which of them each reads; None where all tokens of texts without prompts are computed
+    mask: (
+        Tensor | None
+    )  # (b, 1, A, P + L) bool: which of them each reads; None where all tokens of texts without prompts are computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,14 @@ def hidden_states(model: Any, batch: PackedBatch, select: TokenSelection | None 
     index = None if select is None else getattr(batch, select)
     if model.config._attn_implementation != PACKED_ATTENTION:
         padded_token_index, flat_index = padded_rows(batch)
-        padded: Tensor = get_backbone(model)(input_ids=batch.input_ids[padded_token_index], use_cache=False).last_hidden_state
+        padded: Tensor = get_backbone(model)(
+            input_ids=batch.input_ids[padded_token_index], use_cache=False
+        ).last_hidden_state
         return padded.flatten(0, 1)[flat_index if index is None else flat_index[index]]
     subset = get_token_subset(batch, select) if select and hasattr(model, _LAST_LAYER_SUBSET_ATTRIBUTE) else None
-    empty_mask = batch.input_ids.new_empty((1, 1, 0, 0))  # a mask of four dimensions is taken as it is, so that none is made
+    empty_mask = batch.input_ids.new_empty(
+        (1, 1, 0, 0)
+    )  # a mask of four dimensions is taken as it is, so that none is made
     states: Tensor = get_backbone(model)(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
@@ -126,7 +132,9 @@ def use_packed_attention(model: Any) -> None:
             states = hidden_states(model, batch, select)
         except (IndexError, NotImplementedError, RuntimeError, TypeError):
             return False
-        return torch.allclose(states, expected if select is None else expected[getattr(batch, select)], atol=1e-4, rtol=1e-4)
+        return torch.allclose(
+            states, expected if select is None else expected[getattr(batch, select)], atol=1e-4, rtol=1e-4
+        )
 
     model.set_attn_implementation(PACKED_ATTENTION)
     if not outputs_match(None):
@@ -140,7 +148,9 @@ def use_packed_attention(model: Any) -> None:
 def enable_last_layer_subset(model: Any) -> None:
     """Let the last layer of a model compute, beside keys and values, only what is read."""
     layers = next(
-        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers
     )
     layers[-1].__class__ = _subset_layer_class(type(layers[-1]))
     setattr(model, _LAST_LAYER_SUBSET_ATTRIBUTE, True)
@@ -171,7 +181,9 @@ def _subset_layer_class(layer_class: type[nn.Module]) -> type[nn.Module]:
         kwargs = {name: select_tokens(value) for name, value in kwargs.items()} | {"layout": cache.subset.layout}
         outputs = layer_class.forward(self, select_tokens(states), *map(select_tokens, args), **kwargs)
         cache.in_last_layer, cache.key_values = False, None
-        return F.embedding(cache.subset.subset_index[None], outputs[0])  # no view of something: FSDP hangs its gathering on what comes out
+        return F.embedding(
+            cache.subset.subset_index[None], outputs[0]
+        )  # no view of something: FSDP hangs its gathering on what comes out
 
     return type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": layer_class.__module__})
 
@@ -195,7 +207,9 @@ def _packed_attention_forward(
         NotImplementedError: the family asks for more than plain causal attention.
     """
     if layout is None:
-        stock_output: tuple[Tensor, None] = sdpa_attention_forward(module, q, k, v, attention_mask, dropout, scaling, **kwargs)
+        stock_output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, q, k, v, attention_mask, dropout, scaling, **kwargs
+        )
         return stock_output
     if any(kwargs.get(name) is not None for name in ("sliding_window", "softcap", "s_aux", "position_bias")):
         raise NotImplementedError(f"{type(module).__name__} asks for more than causal attention")
@@ -211,7 +225,9 @@ def _packed_attention_forward(
     for block in layout.blocks:
         keys, values = gather_heads(k, block.k_index), gather_heads(v, block.k_index)
         is_causal = block.mask is None
-        result = F.scaled_dot_product_attention(gather_heads(q, block.q_index), keys, values, block.mask, dropout, is_causal, scale=scaling)
+        result = F.scaled_dot_product_attention(
+            gather_heads(q, block.q_index), keys, values, block.mask, dropout, is_causal, scale=scaling
+        )
         results.append(result.transpose(1, 2).reshape(-1, heads * head_dim))  # (b A, H D)
     return F.embedding(layout.output_index, torch.cat(results)).view(1, -1, heads, head_dim), None
 
@@ -231,7 +247,9 @@ def get_token_subset(batch: PackedBatch, select: TokenSelection) -> TokenSubset 
         is_selected[getattr(batch, select)] = True
         is_small = 0 < is_selected.sum() <= MAX_SUBSET_SHARE * len(is_selected)
         batch.cache[_SUBSET_KEY + select] = (
-            TokenSubset(is_selected.nonzero()[:, 0], _compact_index(is_selected), _build_layout(batch, is_selected)) if is_small else None
+            TokenSubset(is_selected.nonzero()[:, 0], _compact_index(is_selected), _build_layout(batch, is_selected))
+            if is_small
+            else None
         )
     subset: TokenSubset | None = batch.cache[_SUBSET_KEY + select]
     return subset
@@ -260,7 +278,10 @@ def _build_layout(batch: PackedBatch, selected: Tensor | None = None) -> Attenti
             continue
         columns = q_mask.byte().argsort(dim=1, descending=True, stable=True)[:, :max_selected]  # (b, A)
         q_mask, q_index = q_mask.gather(1, columns), compact_index[token_index.gather(1, columns)]
-        k_index, mask = token_index, None if selected is None else torch.arange(token_index.shape[1]) <= columns[..., None]
+        k_index, mask = (
+            token_index,
+            None if selected is None else torch.arange(token_index.shape[1]) <= columns[..., None],
+        )
         if spans[0].prompt is not None:
             prompt_index, prompt_is_real = _span_gather_index([span.prompt for span in spans if span.prompt])
             k_index = torch.cat([prompt_index, token_index], 1)
@@ -268,7 +289,9 @@ def _build_layout(batch: PackedBatch, selected: Tensor | None = None) -> Attenti
             mask = torch.cat([prompt_is_real[:, None, :].expand(-1, max_selected, -1), causal], -1)
         output_index[q_index[q_mask]] = offset + q_mask.flatten().nonzero()[:, 0]
         offset += q_mask.numel()
-        blocks.append(AttentionBlock(q_index.to(device), k_index.to(device), None if mask is None else mask[:, None].to(device)))
+        blocks.append(
+            AttentionBlock(q_index.to(device), k_index.to(device), None if mask is None else mask[:, None].to(device))
+        )
     return AttentionLayout(tuple(blocks), output_index.to(device))
 
 
@@ -301,7 +324,9 @@ def padded_rows(batch: PackedBatch) -> tuple[Tensor, Tensor]:
     rows = [torch.cat([torch.arange(*part[:2]) for part in (span.prompt, span) if part]) for span in batch.spans]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     width = padded.shape[1]
-    flat_index = [row * width + span.offset + torch.arange(span.end - span.start) for row, span in enumerate(batch.spans)]
+    flat_index = [
+        row * width + span.offset + torch.arange(span.end - span.start) for row, span in enumerate(batch.spans)
+    ]
     device = batch.input_ids.device
     return padded.to(device), torch.cat(flat_index).to(device)
 

@@ -81,13 +81,21 @@ def from_pretrained(auto_class: Any, source: Path | str, **kwargs: Any) -> Any:
         raise InputError(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")
     local_files_only = is_local or not _is_hub_reachable()
     try:
-        return auto_class.from_pretrained(str(source), local_files_only=local_files_only, trust_remote_code=False, **kwargs)
+        return auto_class.from_pretrained(
+            str(source), local_files_only=local_files_only, trust_remote_code=False, **kwargs
+        )
     except MemoryError:
         raise
     except Exception as error:  # the libraries below raise a dozen unrelated kinds
         if "ignore_mismatched_sizes" in str(error):
-            raise InputError(f"{source}: weights in the files have other shapes than config.json says; they are of two models") from error
-        reason = "cannot be loaded" if is_local else "there is no such directory, and no model of that name can be loaded from the hub"
+            raise InputError(
+                f"{source}: weights in the files have other shapes than config.json says; they are of two models"
+            ) from error
+        reason = (
+            "cannot be loaded"
+            if is_local
+            else "there is no such directory, and no model of that name can be loaded from the hub"
+        )
         reason += ", which does not answer" if local_files_only and not is_local else ""
         raise InputError(f"{source}: {reason} ({one_line(error, 300)})") from error
 
@@ -102,7 +110,9 @@ def load_tokenizer(source: Path | str) -> PromptTokenizer:
     if path.is_dir() and not any(
         (path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     ):
-        raise InputError(f"{source}: no tokenizer in this model directory; save one there with tokenizer.save_pretrained")
+        raise InputError(
+            f"{source}: no tokenizer in this model directory; save one there with tokenizer.save_pretrained"
+        )
     return PromptTokenizer(from_pretrained(transformers.AutoTokenizer, source))
 
 
@@ -120,20 +130,29 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
     tokenizer = load_tokenizer(source)
     dropout = dropout_settings(from_pretrained(transformers.AutoConfig, source), residual_dropout)
     model, loading_info = from_pretrained(
-        transformers.AutoModelForCausalLM, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **dropout
+        transformers.AutoModelForCausalLM,
+        source,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+        **dropout,
     )
     check_no_missing_weights(source, loading_info)
     if "score.weight" in loading_info["unexpected_keys"]:
         raise InputError(f"{source}: is a reward model, expected a language model, as the one it was made from")
     if tokenizer.eos >= model.get_input_embeddings().num_embeddings:
-        raise InputError(f"{source}: the tokenizer's end-of-text is no token of the model; save the tokenizer the model was trained with")
+        raise InputError(
+            f"{source}: the tokenizer's end-of-text is no token of the model; save the tokenizer the model was trained with"
+        )
     model.to(device).eval()
     use_packed_attention(model)
     _check_logits_match(model, str(source))
     return model, tokenizer
 
 
-def check_no_missing_weights(source: Path | str, loading_info: dict[str, Any], newly_initialized: frozenset[str] = frozenset()) -> None:
+def check_no_missing_weights(
+    source: Path | str, loading_info: dict[str, Any], newly_initialized: frozenset[str] = frozenset()
+) -> None:
     """Refuse a model some of whose weights were in no file, and so are random numbers. `drawn`: those that are meant to be.
 
     Raises:
@@ -187,7 +206,9 @@ def per_token_outputs(model: Any, batch: PackedBatch, *functions: Callable[[Tens
         if len(states) <= chunk_size:
             return apply_functions(states, batch.targets)
         chunks = zip(torch.split(states, chunk_size), torch.split(batch.targets, chunk_size), strict=True)
-        chunk_outputs = [checkpoint(apply_functions, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        chunk_outputs = [
+            checkpoint(apply_functions, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks
+        ]
         return [torch.cat(outputs) for outputs in zip(*chunk_outputs, strict=True)]
 
     return call_sharded(model, compute)

@@ -65,7 +65,9 @@ def cached_bf16_weights(model: Any) -> Iterator[None]:
         return
     layers = [module for module in backbone.modules() if isinstance(module, nn.Linear | Conv1D)]
     parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
-    buffers = _bf16_buffers.setdefault(backbone, [torch.empty_like(parameter, dtype=torch.bfloat16) for parameter in parameters])
+    buffers = _bf16_buffers.setdefault(
+        backbone, [torch.empty_like(parameter, dtype=torch.bfloat16) for parameter in parameters]
+    )
     float32_weights = [parameter.data for parameter in parameters]
     try:
         for parameter, buffer in zip(parameters, buffers, strict=True):
@@ -101,7 +103,9 @@ def _enable_activation_checkpointing(model: Any) -> None:
     """
     layers = [module for module in get_backbone(model).modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise InputError(f"--memory checkpointing: not known how for the family '{model.config.model_type}'; leave the word out")
+        raise InputError(
+            f"--memory checkpointing: not known how for the family '{model.config.model_type}'; leave the word out"
+        )
     for layer in layers:
         layer.__class__ = _checkpointed_class(type(layer))
 

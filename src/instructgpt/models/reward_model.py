@@ -84,7 +84,9 @@ def _get_scalar_head(model: Any, source: str) -> nn.Linear:
     """
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
-        raise InputError(f"{source}: transformers has no sequence classifier with a linear 'score' head for this family")
+        raise InputError(
+            f"{source}: transformers has no sequence classifier with a linear 'score' head for this family"
+        )
     return head
 
 
@@ -100,8 +102,12 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
     tokenizer = load_tokenizer(base)
     model, loading_info = from_pretrained(
         transformers.AutoModelForSequenceClassification,
-        base, dtype=torch.float32, use_safetensors=True, num_labels=1, output_loading_info=True,
-    )  # fmt: skip
+        base,
+        dtype=torch.float32,
+        use_safetensors=True,
+        num_labels=1,
+        output_loading_info=True,
+    )
     check_no_missing_weights(base, loading_info, frozenset({"score.weight", "score.bias"}))
     head = _get_scalar_head(model, str(base))
     generator = torch.Generator().manual_seed(seed)
@@ -130,7 +136,11 @@ def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
     """
     tokenizer = load_tokenizer(source)
     model, loading_info = from_pretrained(
-        transformers.AutoModelForSequenceClassification, source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        transformers.AutoModelForSequenceClassification,
+        source,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
     )
     if loading_info["missing_keys"]:
         missing = ", ".join(sorted(loading_info["missing_keys"])[:3])

@@ -50,7 +50,13 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
     if get_dist_info().world_size == 1 and not offload:
         return
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        FSDPModule,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
 
     device = torch.device("cuda", torch.cuda.current_device()) if uses_nccl() else torch.device("cpu")
     offload_policy = CPUOffloadPolicy(pin_memory=uses_nccl()) if offload else OffloadPolicy()
@@ -67,7 +73,9 @@ def shard(*models: Any, memory: Collection[str] = ()) -> None:
         fully_shard(model, mesh=mesh, reshard_after_forward=False, offload_policy=offload_policy)
         _set_compute_device(model, device)
         for module in model.modules():
-            if isinstance(module, FSDPModule):  # every loss is a share of the whole batch's: gradients are added, not averaged
+            if isinstance(
+                module, FSDPModule
+            ):  # every loss is a share of the whole batch's: gradients are added, not averaged
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
         object.__setattr__(model, SHARDED_CALL, _call_function)
@@ -95,7 +103,9 @@ def _set_compute_device(model: Any, device: torch.device) -> None:
     for module in (base_model, base_model.base_model) if hasattr(base_model, "base_model") else ():
         if module.device != device:
             module_class = type(module)
-            module.__class__ = type(module_class.__name__, (module_class,), {"device": device, "__module__": module_class.__module__})
+            module.__class__ = type(
+                module_class.__name__, (module_class,), {"device": device, "__module__": module_class.__module__}
+            )
 
 
 def _call_function(function: Callable[..., Any], *args: Any) -> Any:
@@ -219,13 +229,17 @@ def full_model_on_rank0(model: Any) -> Any:
 
 
 @torch.no_grad()
-def _copy_sharded_weights(target: nn.Module, sharded_model: nn.Module | None, convert: Callable[[Tensor], Tensor]) -> None:
+def _copy_sharded_weights(
+    target: nn.Module, sharded_model: nn.Module | None, convert: Callable[[Tensor], Tensor]
+) -> None:
     """Put the weights of a sharded model into another of its kind, one by one; without one, change those that are there."""
     source_parameters: Any = dict((sharded_model or target).named_parameters(remove_duplicate=False))
     new_parameters: dict[int, nn.Parameter] = {}
     for name, old_parameter in list(target.named_parameters(remove_duplicate=False)):
         if id(old_parameter) not in new_parameters:
-            tensor = source_parameters[name].full_tensor() if sharded_model is not None else source_parameters[name].detach()
+            tensor = (
+                source_parameters[name].full_tensor() if sharded_model is not None else source_parameters[name].detach()
+            )
             new_parameters[id(old_parameter)] = nn.Parameter(convert(tensor), requires_grad=False)
         module_name, _, parameter_name = name.rpartition(".")
         target.get_submodule(module_name)._parameters[parameter_name] = new_parameters[id(old_parameter)]

@@ -35,15 +35,25 @@ class PlanConfig(CommandConfig):
 
     stage: ClassVar[str] = "plan"
 
-    run: Path | None = Field(None, description="the directory of a stage that ran or runs; or a stage's name with that stage's options")
-    prompt_tokens: int | None = Field(None, ge=1, description="tokens of a prompt; with --completion-tokens no data is read")
+    run: Path | None = Field(
+        None, description="the directory of a stage that ran or runs; or a stage's name with that stage's options"
+    )
+    prompt_tokens: int | None = Field(
+        None, ge=1, description="tokens of a prompt; with --completion-tokens no data is read"
+    )
     completion_tokens: int | None = Field(None, ge=1, description="tokens of a completion, on average")
     records: int | None = Field(None, ge=1, description="records of the training data, where lengths are stated")
     ranks: tuple[int, ...] = Field((), description="processes that divide the work; several numbers give a line each")
-    matmul: float | None = Field(None, gt=0, description="GFLOP/s of matrix products; measured on this machine where not given")
+    matmul: float | None = Field(
+        None, gt=0, description="GFLOP/s of matrix products; measured on this machine where not given"
+    )
     bandwidth: float | None = Field(None, gt=0, description="GB/s of a copy in memory; measured where not given")
-    link: float | None = Field(None, gt=0, description="GB/s that a rank sends to another of its host; without it sending takes no time")
-    network: float | None = Field(None, gt=0, description="GB/s that a host sends to another; without it as much as --link")
+    link: float | None = Field(
+        None, gt=0, description="GB/s that a rank sends to another of its host; without it sending takes no time"
+    )
+    network: float | None = Field(
+        None, gt=0, description="GB/s that a host sends to another; without it as much as --link"
+    )
     host: int = Field(8, ge=1, description="ranks on one host")
     capacity: float | None = Field(
         None, gt=0, description="GB of memory a rank has; fewer tokens at once are planned where it is too little"
@@ -69,18 +79,26 @@ def main(config: PlanConfig) -> list[Plan]:
         BadInput: there is nothing to plan, or a model or data is missing.
     """
     if config.planned is None and config.run is None:
-        raise InputError("plan: name a stage with its options ('instructgpt plan sft --base … --data …'), or the directory of a run")
+        raise InputError(
+            "plan: name a stage with its options ('instructgpt plan sft --base … --data …'), or the directory of a run"
+        )
     record, stage = read_timed_record(config.run) if config.run is not None else ({}, config.planned)
     assert stage is not None
     device, base_machine = resolve_machine(config, stage)
     rank_counts = config.ranks or (int(record.get("ranks", getattr(stage, "processes", 1))),)
-    contexts = [PlanContext(device, config.prompt_tokens, config.completion_tokens, config.records, ranks) for ranks in rank_counts]
+    contexts = [
+        PlanContext(device, config.prompt_tokens, config.completion_tokens, config.records, ranks)
+        for ranks in rank_counts
+    ]
     machines = [machine_with_links(base_machine, ranks, config) for ranks in rank_counts]
     if config.run is not None:
         plans = [plan_stage(stage, context_from_run(config.run, record, contexts[0]))]
         lines = format.format_utilization(compute_utilization(record, plans[0], machines[0]), machines[0])
     else:
-        plans = [fit_to_memory(stage, one, math.inf if config.capacity is None else 1e9 * config.capacity) for one in contexts]
+        plans = [
+            fit_to_memory(stage, one, math.inf if config.capacity is None else 1e9 * config.capacity)
+            for one in contexts
+        ]
         plans_with_machines = list(zip(plans, machines, strict=True))
         lines = (
             format.format_plan(*plans_with_machines[0], device.type)
@@ -115,7 +133,9 @@ def resolve_machine(config: PlanConfig, stage: StageConfig) -> tuple[torch.devic
     device = torch.device(stage.device) if is_remote else pick_device(stage.device)
     dtype = torch.bfloat16 if "bf16" in stage.memory else torch.float32
     measured = Machine(0, 0) if has_rates else benchmark_machine(device, dtype)
-    return device, Machine(1e9 * (config.matmul or measured.matmul / 1e9), 1e9 * (config.bandwidth or measured.bandwidth / 1e9))
+    return device, Machine(
+        1e9 * (config.matmul or measured.matmul / 1e9), 1e9 * (config.bandwidth or measured.bandwidth / 1e9)
+    )
 
 
 def machine_with_links(machine: Machine, ranks: int, config: PlanConfig) -> Machine:

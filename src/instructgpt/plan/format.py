@@ -33,7 +33,8 @@ def _align_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         first, *remaining_cells = (
-            cell.ljust(width) if not i else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if not i else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         yield "  ".join([first, *remaining_cells]).rstrip()
 
@@ -47,7 +48,9 @@ def format_plan(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
     yield ""
     yield from _format_phases(plan, machine, device)
     yield ""
-    expected, minimum = (plan.steps * seconds for seconds in (plan.expected_seconds(machine, device), plan.roofline_seconds(machine)))
+    expected, minimum = (
+        plan.steps * seconds for seconds in (plan.expected_seconds(machine, device), plan.roofline_seconds(machine))
+    )
     yield f"the run: {format_seconds(expected)} expected, {format_seconds(minimum)} at least"
     yield ""
     yield from _format_memory(plan)
@@ -59,9 +62,19 @@ def _format_phases(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
     """The table of a step's phases."""
     rows = [["phase", "tokens", "FLOPs", "bytes", "sent", "at least", "expected"]]
     for phase in plan.phases:
-        sizes = [format_si(phase.tokens), format_si(phase.flops), format_si(phase.bytes_moved, "B"), format_si(phase.bytes_sent, "B")]
+        sizes = [
+            format_si(phase.tokens),
+            format_si(phase.flops),
+            format_si(phase.bytes_moved, "B"),
+            format_si(phase.bytes_sent, "B"),
+        ]
         rows.append(
-            [phase.name, *sizes, format_seconds(phase.roofline_seconds(machine)), format_seconds(phase.expected_seconds(machine, device))]
+            [
+                phase.name,
+                *sizes,
+                format_seconds(phase.roofline_seconds(machine)),
+                format_seconds(phase.expected_seconds(machine, device)),
+            ]
         )
     sums = [
         format_si(plan.bytes_sent, "B"),
@@ -112,14 +125,27 @@ def format_utilization(phases: Sequence[PhaseUtilization], machine: Machine) -> 
             else (format_seconds(phase.roofline_seconds), f"{phase.utilization:.0%}")
         )
         rows.append(
-            (phase.name, format_si(phase.tokens), format_seconds(phase.seconds), f"{phase.seconds / total:.0%}", bound, utilization)
+            (
+                phase.name,
+                format_si(phase.tokens),
+                format_seconds(phase.seconds),
+                f"{phase.seconds / total:.0%}",
+                bound,
+                utilization,
+            )
         )
     utilization = f"{minimum / max(1e-9, sum(phase.seconds for phase in planned)):.0%}"
-    yield from _align_columns([*rows, ("together", "", format_seconds(total), "100%", format_seconds(minimum), utilization)])
+    yield from _align_columns(
+        [*rows, ("together", "", format_seconds(total), "100%", format_seconds(minimum), utilization)]
+    )
 
 
 def _format_memory(plan: Plan) -> Iterator[str]:
     """The table of what is in memory."""
     peak_parts = plan.memory_peaks[plan.peak_moment]
-    rows = [(f"memory while {plan.peak_moment}", "")] + [(part, format_si(size, "B")) for part, size in peak_parts.items() if size]
-    yield from _align_columns([*rows, ("together, beside the interpreter and its libraries", format_si(plan.peak_bytes, "B"))])
+    rows = [(f"memory while {plan.peak_moment}", "")] + [
+        (part, format_si(size, "B")) for part, size in peak_parts.items() if size
+    ]
+    yield from _align_columns(
+        [*rows, ("together, beside the interpreter and its libraries", format_si(plan.peak_bytes, "B"))]
+    )

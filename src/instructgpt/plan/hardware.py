@@ -71,7 +71,11 @@ def with_links(machine: Machine, ranks: int, ranks_per_host: int, link: float, n
         ranks: how many; host: how many of them are on one host.
         link: bytes/s that a rank sends to another of its host; network: bytes/s that a host sends to another.
     """
-    return replace(machine, link=link if ranks <= ranks_per_host else min(link, network), ring_latency_s=HOP_LATENCY_S * (ranks - 1))
+    return replace(
+        machine,
+        link=link if ranks <= ranks_per_host else min(link, network),
+        ring_latency_s=HOP_LATENCY_S * (ranks - 1),
+    )
 
 
 def uses_glibc_malloc() -> bool:

@@ -38,12 +38,17 @@ def load_plan_tokenizer(source: Path | str) -> PromptTokenizer:
     try:
         return load_tokenizer(source)
     except InputError as error:
-        raise InputError(f"{error}; or state --prompt-tokens and --completion-tokens, and nothing is tokenised") from error
+        raise InputError(
+            f"{error}; or state --prompt-tokens and --completion-tokens, and nothing is tokenised"
+        ) from error
 
 
 def synthetic_examples(count: int, prompt_length: int, completion_lengths: Sequence[int]) -> list[TokenizedExample]:
     """Examples of given lengths; their prompts differ, so that none is computed for another."""
-    return [TokenizedExample([row] * prompt_length, [0] * completion_lengths[row % len(completion_lengths)]) for row in range(count)]
+    return [
+        TokenizedExample([row] * prompt_length, [0] * completion_lengths[row % len(completion_lengths)])
+        for row in range(count)
+    ]
 
 
 def geometric_lengths(mean: float, max_length: int, count: int) -> list[int]:
@@ -57,7 +62,9 @@ def geometric_lengths(mean: float, max_length: int, count: int) -> list[int]:
     for _ in range(60):
         stop_probability = (low + high) / 2
         low, high = (
-            (stop_probability, high) if (1 - (1 - stop_probability) ** max_length) / stop_probability > mean else (low, stop_probability)
+            (stop_probability, high)
+            if (1 - (1 - stop_probability) ** max_length) / stop_probability > mean
+            else (low, stop_probability)
         )
     rng = random.Random(0)
     lengths = []

@@ -38,11 +38,19 @@ def rank_memory(model: TracedModel, context: PlanContext) -> RankMemory:
     added up while those of another are made; what lies outside the layers is there from start to end.
     """
     shape = model.shape
-    weights, gradients, optimizer_state = float(shape.weight_bytes), float(FLOAT_BYTES * shape.trainable_parameters), adam_bytes(model)
+    weights, gradients, optimizer_state = (
+        float(shape.weight_bytes),
+        float(FLOAT_BYTES * shape.trainable_parameters),
+        adam_bytes(model),
+    )
     if not context.shards(model):
         return RankMemory(weights, gradients, optimizer_state, 0.0)
     outside_layers, *layers = model.gather_sizes
-    gathered = FLOAT_BYTES * (outside_layers + 2 * max(layers, default=0)) * (1 + shape.trainable_parameters / shape.parameters)
+    gathered = (
+        FLOAT_BYTES
+        * (outside_layers + 2 * max(layers, default=0))
+        * (1 + shape.trainable_parameters / shape.parameters)
+    )
     if "offload" in model.memory:  # all of it waits in the memory of the host
         return RankMemory(0.0, 0.0, 0.0, gathered)
     return RankMemory(weights / context.ranks, gradients / context.ranks, optimizer_state / context.ranks, gathered)
@@ -53,12 +61,17 @@ def adam_bytes(model: TracedModel) -> float:
     if "adam8bit" not in model.memory:
         return 2.0 * FLOAT_BYTES * model.shape.trainable_parameters
     return sum(
-        2 * count * (1 + FLOAT_BYTES / _QUANTIZATION_BLOCK if count >= _MIN_8BIT_SIZE else FLOAT_BYTES) for count in model.trainable_sizes
+        2 * count * (1 + FLOAT_BYTES / _QUANTIZATION_BLOCK if count >= _MIN_8BIT_SIZE else FLOAT_BYTES)
+        for count in model.trainable_sizes
     )
 
 
 def trace_largest_microbatch(
-    model: TracedModel, microbatches: Sequence[Sequence[TokenizedExample]], context: PlanContext, *, accumulate: bool = False
+    model: TracedModel,
+    microbatches: Sequence[Sequence[TokenizedExample]],
+    context: PlanContext,
+    *,
+    accumulate: bool = False,
 ) -> PeakMemory:
     """What a model holds beside its weights while it learns from the largest of some microbatches, gradients of all of it included
     unless ranks divide them. `again`: gradients are there before.
@@ -74,18 +87,27 @@ def allocator_overhead(gradients: float, activations: float, adapters: bool, con
     return activations if adapters else _ALLOCATOR_OVERHEAD_RATIO * min(gradients, activations)
 
 
-def training_peaks(model: TracedModel, memory: PeakMemory, context: PlanContext, *, keeps_best: bool = False) -> MemoryPeaks:
+def training_peaks(
+    model: TracedModel, memory: PeakMemory, context: PlanContext, *, keeps_best: bool = False
+) -> MemoryPeaks:
     """What is in memory while one model is trained. `best`: the weights that have validated best are kept."""
     rank_bytes = rank_memory(model, context)
-    fixed = {"weights": rank_bytes.weights, "gradients": rank_bytes.gradients, "Adam's moments": rank_bytes.optimizer_state}
+    fixed = {
+        "weights": rank_bytes.weights,
+        "gradients": rank_bytes.gradients,
+        "Adam's moments": rank_bytes.optimizer_state,
+    }
     fixed |= {"the weights that validated best": rank_bytes.gradients * keeps_best}
     activations = memory.peak if rank_bytes.gathered else max(0.0, memory.peak - rank_bytes.gradients)
     return {
-        "updating": fixed | _compute_parts(activations, rank_bytes.gradients, rank_bytes.gathered, model.lora > 0, context)
+        "updating": fixed
+        | _compute_parts(activations, rank_bytes.gradients, rank_bytes.gathered, model.lora > 0, context)
     } | _distributed_peaks([model], [model], fixed, context)
 
 
-def _compute_parts(activations: float, gradients: float, gathered: float, adapters: bool, context: PlanContext) -> dict[str, float]:
+def _compute_parts(
+    activations: float, gradients: float, gathered: float, adapters: bool, context: PlanContext
+) -> dict[str, float]:
     """What is held only while a model computes and learns. `beside`: besides weights and gradients; `gradients`: of all models."""
     return {
         ACTIVATIONS_PART: activations,
@@ -100,9 +122,13 @@ def _distributed_peaks(
     """Moments that only ranks have. Where each holds all of a model, its gradients are put in one row to be added up; models that are to
     be divided are loaded whole, to the CPU.
     """
-    replicated = [FLOAT_BYTES * network.shape.trainable_parameters for network in trained if not context.shards(network)]
+    replicated = [
+        FLOAT_BYTES * network.shape.trainable_parameters for network in trained if not context.shards(network)
+    ]
     peaks: MemoryPeaks = (
-        {"adding up gradients": fixed | {"gradients in a row": float(max(replicated))}} if context.ranks > 1 and replicated else {}
+        {"adding up gradients": fixed | {"gradients in a row": float(max(replicated))}}
+        if context.ranks > 1 and replicated
+        else {}
     )
     if context.device.type == "cpu" and any(context.shards(network) for network in loaded):
         peaks["loading"] = {"whole models": float(sum(network.shape.weight_bytes for network in loaded))}
@@ -134,14 +160,17 @@ def ppo_peaks(
     ema = policy_bytes.gradients if policy.lora else policy_bytes.weights
     fixed = {
         "weights: policy, reference, average": policy_bytes.weights + reference + ema,
-        "weights: reward and value model": value_bytes.weights + (rank_memory(reward, context).weights if reward else 0.0),
+        "weights: reward and value model": value_bytes.weights
+        + (rank_memory(reward, context).weights if reward else 0.0),
         "matrices in bf16, to sample": float(BF16_BYTES * shape.matrix_parameters * bf16),
         "Adam's moments": policy_bytes.optimizer_state + value_bytes.optimizer_state,
     }
     column_bytes = 0 if bf16 else FLOAT_BYTES * (shape.matrix_parameters + shape.hidden_size * shape.vocab_size)
     sampling = {
         "weights gathered from other ranks": float(shape.weight_bytes) if context.shards(policy) else 0.0,
-        "matrices by columns": float(column_bytes) if context.device.type == "cpu" and column_bytes <= MAX_COPIED_BYTES else 0.0,
+        "matrices by columns": float(column_bytes)
+        if context.device.type == "cpu" and column_bytes <= MAX_COPIED_BYTES
+        else 0.0,
         "key-value cache": float(
             (BF16_BYTES if bf16 else FLOAT_BYTES) * shape.kv_cache_size_per_token * decode_rows * row_tokens
         ),  # taken once, for all of them
@@ -149,11 +178,14 @@ def ppo_peaks(
     }
     gradients = policy_bytes.gradients + value_bytes.gradients
     policy_peak, value_peak = (
-        size.peak + (own.gradients if own.gathered else 0.0) for size, own in zip(memory[:2], (policy_bytes, value_bytes), strict=True)
+        size.peak + (own.gradients if own.gathered else 0.0)
+        for size, own in zip(memory[:2], (policy_bytes, value_bytes), strict=True)
     )
     ptx_peak = memory[2].peak + (policy_bytes.gradients if policy_bytes.gathered else 0.0) if memory[2] else 0.0
     if accumulate:
-        peak_bytes = max(policy_peak + value_bytes.gradients, value_peak + policy_bytes.gradients, ptx_peak + value_bytes.gradients)
+        peak_bytes = max(
+            policy_peak + value_bytes.gradients, value_peak + policy_bytes.gradients, ptx_peak + value_bytes.gradients
+        )
     else:
         peak_bytes = max(policy_peak, policy_bytes.gradients + value_peak)
     activations = max(0.0, peak_bytes - gradients)
@@ -162,5 +194,7 @@ def ppo_peaks(
     return {
         "sampling": fixed | sampling,
         "updating": fixed_with_gradients
-        | _compute_parts(activations, gradients, max(policy_bytes.gathered, value_bytes.gathered), policy.lora > 0, context),
+        | _compute_parts(
+            activations, gradients, max(policy_bytes.gathered, value_bytes.gathered), policy.lora > 0, context
+        ),
     } | _distributed_peaks([policy, value], loaded, fixed_with_gradients, context)

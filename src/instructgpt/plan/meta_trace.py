@@ -18,7 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
-from instructgpt.models.flops import FLOAT_BYTES, ModelShape, build_on_meta, fake_like, fake_tensors, get_model_shape, to_fake_device
+from instructgpt.models.flops import (
+    FLOAT_BYTES,
+    ModelShape,
+    build_on_meta,
+    fake_like,
+    fake_tensors,
+    get_model_shape,
+    to_fake_device,
+)
 from instructgpt.models.packed_attention import PACKED_ATTENTION, TokenSelection, get_attention_layout, get_token_subset
 from instructgpt.models.policy import completion_logp
 from instructgpt.models.reward_model import ScalarModel
@@ -107,7 +115,12 @@ class TracedModel:
         return [parameter.numel() for parameter in self.build().parameters() if parameter.requires_grad]
 
     def trace(
-        self, microbatch: Sequence[TokenizedExample], *, backward: bool = True, accumulate: bool = False, sharded: bool = False
+        self,
+        microbatch: Sequence[TokenizedExample],
+        *,
+        backward: bool = True,
+        accumulate: bool = False,
+        sharded: bool = False,
     ) -> PeakMemory:
         """Bytes it holds beside its weights while it computes a microbatch.
 
@@ -121,12 +134,16 @@ class TracedModel:
         if depth <= _MAX_TRACED_LAYERS:
             return self._trace(microbatch, backward, accumulate, sharded)
         shallow, deep = (
-            replace(self, config=_truncate_layers(self.config, layers))._trace(microbatch, backward, accumulate, sharded)
+            replace(self, config=_truncate_layers(self.config, layers))._trace(
+                microbatch, backward, accumulate, sharded
+            )
             for layers in _TRACED_DEPTHS
         )
         return shallow.extrapolate(deep, (depth - _TRACED_DEPTHS[0]) / (_TRACED_DEPTHS[1] - _TRACED_DEPTHS[0]))
 
-    def _trace(self, microbatch: Sequence[TokenizedExample], backward: bool, accumulate: bool, sharded: bool) -> PeakMemory:
+    def _trace(
+        self, microbatch: Sequence[TokenizedExample], backward: bool, accumulate: bool, sharded: bool
+    ) -> PeakMemory:
         batch = collate(microbatch)
         for read in get_args(TokenSelection):  # worked out of the numbers, before these are gone
             get_token_subset(batch, read)
@@ -141,7 +158,10 @@ class TracedModel:
                     parameter.register_post_accumulate_grad_hook(_free_gradient)
                 elif accumulate:
                     parameter.grad = torch.empty_like(parameter)
-            with _AllocationTracker([*model.parameters(), *model.buffers()]) as tracker, torch.set_grad_enabled(backward):
+            with (
+                _AllocationTracker([*model.parameters(), *model.buffers()]) as tracker,
+                torch.set_grad_enabled(backward),
+            ):
                 total = self.forward_fn(model, batch).sum()
                 saved = tracker.current
                 if backward:

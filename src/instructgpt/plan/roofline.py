@@ -42,7 +42,9 @@ class Phase:
 
     def roofline_seconds(self, machine: Machine) -> float:
         """Seconds below which no program can do it on this machine: computing and sending go side by side at best."""
-        return max(machine.compute_seconds(self.flops, self.bytes_moved), machine.send_seconds(self.bytes_sent, self.calls))
+        return max(
+            machine.compute_seconds(self.flops, self.bytes_moved), machine.send_seconds(self.bytes_sent, self.calls)
+        )
 
     def expected_seconds(self, machine: Machine, device: str) -> float:
         """Seconds it is expected to take. A GPU sends while it computes; on a CPU the same cores do both, one after the other."""
@@ -149,7 +151,10 @@ def forward_backward_phases(
     """
     shape, gather_sizes = model.shape, model.gather_sizes if ranks > 1 else []
     tokens = sum(text.tokens for text in sequences)
-    gathered_bytes, regathered_bytes = ring_bytes(shape.weight_bytes, ranks), ring_bytes(FLOAT_BYTES * sum(gather_sizes[1:]), ranks)
+    gathered_bytes, regathered_bytes = (
+        ring_bytes(shape.weight_bytes, ranks),
+        ring_bytes(FLOAT_BYTES * sum(gather_sizes[1:]), ranks),
+    )
     forward = Phase(
         phase_names[0],
         tokens,
@@ -184,7 +189,13 @@ def merge_phases(name: str, phases: Iterable[Phase]) -> Phase:
 def optimizer_phase(parameters: float, ema_parameters: float = 0, state_bytes: float | None = None) -> Phase:
     """Clipping, AdamW and the moving average: no tokens, hardly arithmetic, all memory. `moments`: their bytes, float32 where not given."""
     state_bytes = 2 * FLOAT_BYTES * parameters if state_bytes is None else state_bytes
-    return Phase("optimizer", 0, 0, (_ADAM_BYTES + _CLIP_BYTES) * parameters + 2 * state_bytes + _EMA_BYTES * ema_parameters, "memory")
+    return Phase(
+        "optimizer",
+        0,
+        0,
+        (_ADAM_BYTES + _CLIP_BYTES) * parameters + 2 * state_bytes + _EMA_BYTES * ema_parameters,
+        "memory",
+    )
 
 
 def sampling_phases(

@@ -15,9 +15,21 @@ from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import PromptTokenizer, tokenize_demonstrations
 from instructgpt.errors import InputError
 from instructgpt.models.flops import FLOAT_BYTES, SequenceShape, load_model_config
-from instructgpt.models.policy import MAX_LOGITS, context_length, dropout_settings, per_token_outputs, pretraining_sequence_length
+from instructgpt.models.policy import (
+    MAX_LOGITS,
+    context_length,
+    dropout_settings,
+    per_token_outputs,
+    pretraining_sequence_length,
+)
 from instructgpt.plan.context import SYNTHETIC_RECORDS, PlanContext
-from instructgpt.plan.lengths import geometric_lengths, load_plan_tokenizer, read_stage_records, sample_evenly, synthetic_examples
+from instructgpt.plan.lengths import (
+    geometric_lengths,
+    load_plan_tokenizer,
+    read_stage_records,
+    sample_evenly,
+    synthetic_examples,
+)
 from instructgpt.plan.memory import adam_bytes, ppo_peaks, trace_largest_microbatch, training_peaks
 from instructgpt.plan.meta_trace import ForwardFn, PeakMemory, TracedModel, forward_logp, forward_scores, forward_values
 from instructgpt.plan.roofline import (
@@ -99,10 +111,15 @@ def _training_phases(
 
     `again`: gradients of something else are there when a step begins.
     """
-    rank_batches = [[batch[row] for row in context.busiest_rank_rows([len(example) for example in batch])] for batch in batches]
+    rank_batches = [
+        [batch[row] for row in context.busiest_rank_rows([len(example) for example in batch])] for batch in batches
+    ]
     step_microbatches = [split_microbatches(batch, context.budget) for batch in rank_batches]
     memory = trace_largest_microbatch(
-        model, max(step_microbatches, key=lambda some: max(sum(map(len, group)) for group in some)), context, accumulate=accumulate
+        model,
+        max(step_microbatches, key=lambda some: max(sum(map(len, group)) for group in some)),
+        context,
+        accumulate=accumulate,
     )
     largest_tokens = max(sum(map(len, group)) for some in step_microbatches for group in some)
     examples = [example for batch in rank_batches for example in batch]
@@ -126,10 +143,14 @@ def optimizer_phases(models: Sequence[TracedModel], context: PlanContext, ema_pa
     replicated = [network for network in models if not context.shards(network)]
     shares = [(network, 1 if network in replicated else 1 / context.ranks) for network in models]
     trained = sum(share * network.shape.trainable_parameters for network, share in shares)
-    phase = optimizer_phase(trained, shares[0][1] * ema_parameters, sum(share * adam_bytes(network) for network, share in shares))
+    phase = optimizer_phase(
+        trained, shares[0][1] * ema_parameters, sum(share * adam_bytes(network) for network, share in shares)
+    )
     if context.ranks == 1 or not replicated:
         return [phase]
-    bytes_sent = 2 * ring_bytes(FLOAT_BYTES * sum(network.shape.trainable_parameters for network in replicated), context.ranks)
+    bytes_sent = 2 * ring_bytes(
+        FLOAT_BYTES * sum(network.shape.trainable_parameters for network in replicated), context.ranks
+    )
     return [Phase(ALL_REDUCE_PHASE, 0, 0, 0, bytes_sent=bytes_sent, calls=len(replicated)), phase]
 
 
@@ -145,7 +166,9 @@ def _plan_sft(config: SFTConfig, context: PlanContext) -> Plan:
         records = records if config.validation else [record for record in records if not is_heldout(record.text)]
         if not records:
             raise InputError("no demonstrations to train on; give more, or --validation")
-        examples, _ = tokenize_demonstrations(sample_evenly(records), load_plan_tokenizer(config.base), _context_length(model_config))
+        examples, _ = tokenize_demonstrations(
+            sample_evenly(records), load_plan_tokenizer(config.base), _context_length(model_config)
+        )
         count = len(records)
     batch = min(config.batch, count)
     phases, memory = _training_phases(model, [_cycle_examples(examples, batch)], context)
@@ -158,7 +181,12 @@ def _plan_sft(config: SFTConfig, context: PlanContext) -> Plan:
     step = f"an optimizer step of {batch} demonstrations"
     steps = -(-count // config.batch) * config.epochs
     return Plan(
-        stage="sft", step=step, steps=steps, phases=phases + optimizer_phases([model], context), memory_peaks=peaks, ranks=context.ranks
+        stage="sft",
+        step=step,
+        steps=steps,
+        phases=phases + optimizer_phases([model], context),
+        memory_peaks=peaks,
+        ranks=context.ranks,
     )
 
 
@@ -181,16 +209,23 @@ def _plan_reward(config: RewardConfig, context: PlanContext) -> Plan:
         count = context.records or SYNTHETIC_RECORDS
     else:
         rankings = read_stage_records(Ranking, config.data, config.skip_bad)
-        training_rankings = [r for r in rankings if r.cohort != "heldout" and (config.validation or not is_heldout(r.prompt))]
-        prompts, _ = tokenize_rankings(sample_evenly(training_rankings), load_plan_tokenizer(config.base), _context_length(model_config))
+        training_rankings = [
+            r for r in rankings if r.cohort != "heldout" and (config.validation or not is_heldout(r.prompt))
+        ]
+        prompts, _ = tokenize_rankings(
+            sample_evenly(training_rankings), load_plan_tokenizer(config.base), _context_length(model_config)
+        )
         if not prompts:
             raise InputError("no prompt with a decided pair to train on; give more rankings, or --validation")
         count = round(len({ranking.prompt for ranking in training_rankings}))
     batch = min(config.batch, count)
     prompts = [prompts[number % len(prompts)] for number in range(batch)]
-    rank_prompts = [prompts[row] for row in context.busiest_rank_rows([count_ranking_tokens([prompt]) for prompt in prompts])]
+    rank_prompts = [
+        prompts[row] for row in context.busiest_rank_rows([count_ranking_tokens([prompt]) for prompt in prompts])
+    ]
     step_microbatches = [
-        [example for prompt in group for example in prompt.examples] for group in prompt_microbatches(rank_prompts, context.budget)
+        [example for prompt in group for example in prompt.examples]
+        for group in prompt_microbatches(rank_prompts, context.budget)
     ]
     memory = trace_largest_microbatch(model, step_microbatches, context)
     sequences = [text for prompt in rank_prompts for text in _dedupe_prompts(prompt.examples)]
@@ -198,7 +233,9 @@ def _plan_reward(config: RewardConfig, context: PlanContext) -> Plan:
     saved_bytes = memory.saved_for_backward * sum(text.tokens for text in sequences) / largest_tokens
     ranks = context.ranks if context.shards(model) else 1
     phases = [
-        *forward_backward_phases(model, sequences, 0, microbatch_count=len(step_microbatches), saved_bytes=saved_bytes, ranks=ranks),
+        *forward_backward_phases(
+            model, sequences, 0, microbatch_count=len(step_microbatches), saved_bytes=saved_bytes, ranks=ranks
+        ),
         *optimizer_phases([model], context),
     ]
     step = f"an optimizer step of {batch} prompts"
@@ -221,31 +258,41 @@ def _forward_policy(model: Any, batch: PackedBatch) -> Any:
     return per_token_outputs(model, batch, functional.token_logp, ppo.entropy_no_grad)[0]
 
 
-def _synthetic_episodes(config: PPOConfig, policy_config: Any, context: PlanContext) -> tuple[list[TokenizedExample], list[str]]:
+def _synthetic_episodes(
+    config: PPOConfig, policy_config: Any, context: PlanContext
+) -> tuple[list[TokenizedExample], list[str]]:
     """A batch of episodes, as long as they are expected to be, and what is to be said about that."""
     mean = context.completion_tokens or config.max_tokens
     lengths = geometric_lengths(mean, config.max_tokens, config.batch)
-    note = f"completions taken to be {sum(lengths) / len(lengths):.0f} tokens long on average, at most {config.max_tokens}"
+    note = (
+        f"completions taken to be {sum(lengths) / len(lengths):.0f} tokens long on average, at most {config.max_tokens}"
+    )
     notes = [note if context.completion_tokens else f"{note}; --completion-tokens states a mean"]
     if context.prompt_tokens is not None:
         return synthetic_examples(config.batch, context.prompt_tokens, lengths), notes
     records = sample_evenly(read_stage_records(Prompt, config.prompts, config.skip_bad))
     tokenizer = load_plan_tokenizer(config.policy)
     max_prompt_tokens = _context_length(policy_config) - config.max_tokens
-    fitting_prompts = [tokens for record in records if len(tokens := tokenizer.encode_prompt(record)) <= max_prompt_tokens]
+    fitting_prompts = [
+        tokens for record in records if len(tokens := tokenizer.encode_prompt(record)) <= max_prompt_tokens
+    ]
     if not fitting_prompts:
         raise InputError(
             f"none of the prompts leaves room for --max-tokens {config.max_tokens} in a context of {_context_length(policy_config)} tokens"
         )
     return [
-        TokenizedExample([row, *fitting_prompts[row % len(fitting_prompts)][1:]], [0] * length) for row, length in enumerate(lengths)
+        TokenizedExample([row, *fitting_prompts[row % len(fitting_prompts)][1:]], [0] * length)
+        for row, length in enumerate(lengths)
     ], notes
 
 
 def _tokenizers_match(policy: str, reward: Path) -> bool:
     """Whether both models read the same tokens; where a tokenizer is missing it is taken to be so."""
     try:
-        policy_tokenizer, reward_tokenizer = PromptTokenizer(load_plan_tokenizer(policy).hf_tokenizer), load_plan_tokenizer(reward)
+        policy_tokenizer, reward_tokenizer = (
+            PromptTokenizer(load_plan_tokenizer(policy).hf_tokenizer),
+            load_plan_tokenizer(reward),
+        )
     except InputError:
         return True
     return policy_tokenizer.is_compatible(reward_tokenizer)
@@ -256,7 +303,9 @@ def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
     policy_config, reward_config = load_model_config(config.policy), load_model_config(config.reward)
     same_tokenizer = _tokenizers_match(config.policy, config.reward)
     policy = _traced_model(config, policy_config, _forward_policy)
-    value = _traced_model(config, reward_config if same_tokenizer else load_model_config(config.policy), forward_values, scalar=True)
+    value = _traced_model(
+        config, reward_config if same_tokenizer else load_model_config(config.policy), forward_values, scalar=True
+    )
     reward = TracedModel(reward_config, forward_scores, scalar=True, memory=config.memory)
     reference = TracedModel(policy_config, _forward_policy, memory=config.memory)
     batch, notes = _synthetic_episodes(config, policy_config, context)
@@ -279,17 +328,39 @@ def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
         )
         phases.append(merge_phases("pretraining text", pass_phases).scale(config.optimizer_steps_per_update))
         share = phases[-1].flops / sum(phase.flops for phase in phases)
-        notes.append(f"pretraining text is {share:.0%} of all FLOPs ({config.ptx_ratio:g} rows of {window} tokens an episode)")
+        notes.append(
+            f"pretraining text is {share:.0%} of all FLOPs ({config.ptx_ratio:g} rows of {window} tokens an episode)"
+        )
     ema_parameters = policy.shape.trainable_parameters if config.ema else 0
-    phases += [phase.scale(config.optimizer_steps_per_update) for phase in optimizer_phases([policy, value], context, ema_parameters)]
-    rank_lengths = [len(minibatches[0][row]) for row in context.busiest_rank_rows([len(example) for example in minibatches[0]])]
+    phases += [
+        phase.scale(config.optimizer_steps_per_update)
+        for phase in optimizer_phases([policy, value], context, ema_parameters)
+    ]
+    rank_lengths = [
+        len(minibatches[0][row]) for row in context.busiest_rank_rows([len(example) for example in minibatches[0]])
+    ]
     accumulate = ptx_memory is not None or len(list(microbatches(rank_lengths, context.budget))) > 1
     memory = (policy_memory, value_memory, ptx_memory)
     peaks = ppo_peaks(
-        policy, value, None if same_tokenizer and config.lora else reward, memory, accumulate, decode_rows, row_tokens, context
+        policy,
+        value,
+        None if same_tokenizer and config.lora else reward,
+        memory,
+        accumulate,
+        decode_rows,
+        row_tokens,
+        context,
     )
     step = f"an update on {config.batch} episodes"
-    return Plan(stage="ppo", step=step, steps=config.updates, phases=phases, memory_peaks=peaks, notes=notes, ranks=context.ranks)
+    return Plan(
+        stage="ppo",
+        step=step,
+        steps=config.updates,
+        phases=phases,
+        memory_peaks=peaks,
+        notes=notes,
+        ranks=context.ranks,
+    )
 
 
 def _rollout_phases(
@@ -300,17 +371,30 @@ def _rollout_phases(
     context: PlanContext,
 ) -> tuple[list[Phase], int, int]:
     """One rank's part of sampling a batch and of scoring it; how many rows it samples at once, and how many tokens each has room for."""
-    rank_episodes = [batch[row] for row in context.busiest_rank_rows([len(example.prompt_ids) + config.max_tokens for example in batch])]
+    rank_episodes = [
+        batch[row]
+        for row in context.busiest_rank_rows([len(example.prompt_ids) + config.max_tokens for example in batch])
+    ]
     prompts, completions = [len(e.prompt_ids) for e in rank_episodes], [len(e.completion_ids) for e in rank_episodes]
     element_bytes = BF16_BYTES if "bf16" in config.memory else FLOAT_BYTES
     row_tokens = max(prompts) + config.max_tokens - 1
     decode_rows = _decode_rows(
-        element_bytes * policy.shape.kv_cache_size_per_token * row_tokens, policy.shape.vocab_size, len(rank_episodes), context
+        element_bytes * policy.shape.kv_cache_size_per_token * row_tokens,
+        policy.shape.vocab_size,
+        len(rank_episodes),
+        context,
     )
     phases = sampling_phases(policy.shape, prompts, completions, decode_rows, element_bytes)
     if context.shards(policy):
         phases = [
-            Phase(GATHER_PHASE, 0, 0, 0, bytes_sent=ring_bytes(policy.shape.weight_bytes, context.ranks), calls=len(policy.gather_sizes)),
+            Phase(
+                GATHER_PHASE,
+                0,
+                0,
+                0,
+                bytes_sent=ring_bytes(policy.shape.weight_bytes, context.ranks),
+                calls=len(policy.gather_sizes),
+            ),
             *phases,
         ]
     rank_episodes = [batch[row] for row in context.busiest_rank_rows([len(example) for example in batch])]
@@ -318,7 +402,9 @@ def _rollout_phases(
     for model, name in scored_by:
         logits = 0 if model.scalar else count_predicted_tokens(rank_episodes)
         ranks = context.ranks if context.shards(model) else 1
-        read_sequences = [text._replace(output_tokens=1) for text in sequences] if model.forward_fn is forward_scores else sequences
+        read_sequences = (
+            [text._replace(output_tokens=1) for text in sequences] if model.forward_fn is forward_scores else sequences
+        )
         phases += forward_backward_phases(
             model, read_sequences, logits, microbatch_count=microbatch_count, ranks=ranks, phase_names=(name, "")
         )[:1]

@@ -20,7 +20,9 @@ from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
 from instructgpt.train.sft import SFTConfig
 
-_STAGE_CONFIGS: dict[str, type[StageConfig]] = {kind.stage: kind for kind in (PretrainConfig, SFTConfig, RewardConfig, PPOConfig)}
+_STAGE_CONFIGS: dict[str, type[StageConfig]] = {
+    kind.stage: kind for kind in (PretrainConfig, SFTConfig, RewardConfig, PPOConfig)
+}
 _SAMPLING = "sampling"
 _TIMED_PHASE = {"prefill": _SAMPLING, "decode": _SAMPLING, GATHER_PHASE: _SAMPLING, ALL_REDUCE_PHASE: "optimizer"}
 """Phases of a plan that are part of another one while they run."""
@@ -54,7 +56,9 @@ def read_timed_record(folder: Path) -> tuple[dict[str, Any], StageConfig]:
         raise InputError(f"{folder}: no run.json in it; give the directory of a stage that has begun")
     config_class = _STAGE_CONFIGS.get(record.get("stage", ""))
     if config_class is None:
-        raise InputError(f"{folder}: holds a run of '{record.get('stage')}'; phases are known of {', '.join(_STAGE_CONFIGS)}")
+        raise InputError(
+            f"{folder}: holds a run of '{record.get('stage')}'; phases are known of {', '.join(_STAGE_CONFIGS)}"
+        )
     if not record.get("phases"):
         raise InputError(f"{folder}: no phase of it was timed yet; look again when it has run for a while")
     return record, config_class.model_validate(
@@ -82,7 +86,9 @@ def compute_utilization(record: Mapping[str, Any], plan: Plan, machine: Machine)
     """Every timed phase beside its plan, which is scaled to the tokens that were computed."""
     planned = {phase.name: phase for phase in _merge_timed_phases(plan.phases)}
     timed: Mapping[str, Mapping[str, float]] = record["phases"]
-    scales = [timed[name]["tokens"] / planned[name].tokens for name in timed if name in planned and planned[name].tokens]
+    scales = [
+        timed[name]["tokens"] / planned[name].tokens for name in timed if name in planned and planned[name].tokens
+    ]
     default_factor = max(scales, default=0.0)
     utilizations = []
     for name, timing in timed.items():

@@ -51,7 +51,13 @@ def _render_metric_panel(
 
 
 def _render_size_panel(
-    results: Results, evaluation: str, metrics: Mapping[str, bool], condition: str, title: str, *, reference_line: float | None = None
+    results: Results,
+    evaluation: str,
+    metrics: Mapping[str, bool],
+    condition: str,
+    title: str,
+    *,
+    reference_line: float | None = None,
 ) -> str:
     """Metrics (dashed or not) under one condition over the models' sizes: a curve a family, a dotted line for a model without a size."""
     models = results.models(evaluation, next(iter(metrics)))
@@ -60,7 +66,9 @@ def _render_size_panel(
     size_curves = []
     for metric, dashed in metrics.items():
         for family, members in models_by_family.items():
-            rows = [(size, row) for size, model in members if (row := results.get(evaluation, metric, model, condition))]
+            rows = [
+                (size, row) for size, model in members if (row := results.get(evaluation, metric, model, condition))
+            ]
             y, low, high = ([getattr(row, name) for _, row in rows] for name in ("value", "low", "high"))
             has_interval = not dashed and None not in (*low, *high)
             size_curves.append(
@@ -78,7 +86,9 @@ def _render_size_panel(
         size_curves += [
             Curve(model, results.model_colors[model], [sizes[0], sizes[-1]], [row.value] * 2, dashed=True)
             for model in models
-            if parse_model_size(model) is None and (row := results.get(evaluation, metric, model, condition)) and row.value is not None
+            if parse_model_size(model) is None
+            and (row := results.get(evaluation, metric, model, condition))
+            and row.value is not None
         ]
     if reference_line is not None:
         size_curves.append(Curve("", MUTED_COLOR, [sizes[0], sizes[-1]], [reference_line, reference_line], dashed=True))
@@ -88,9 +98,13 @@ def _render_size_panel(
 def _size_legend(results: Results, evaluation: str) -> list[tuple[str, str, bool]]:
     """Whose curve is whose, where models of several sizes are drawn; otherwise bars have their names beside them."""
     models = results.models(evaluation)
-    legend = [(model_name(family), model_color(paper_model_of_family(family)), False) for family in group_by_family(models)]
+    legend = [
+        (model_name(family), model_color(paper_model_of_family(family)), False) for family in group_by_family(models)
+    ]
     return legend + [
-        (model_name(model), results.model_colors[model], True) for model in models if legend and parse_model_size(model) is None
+        (model_name(model), results.model_colors[model], True)
+        for model in models
+        if legend and parse_model_size(model) is None
     ]
 
 
@@ -132,7 +146,12 @@ def ratings_figure(results: Results) -> str:
     conditions = [condition for condition in results.conditions("preference", "rating") if "/" not in condition]
     panels = [
         _render_metric_panel(
-            results, "preference", "rating", condition, _capitalize(condition_name(condition)) or "All labelers", limits=(1, 7)
+            results,
+            "preference",
+            "rating",
+            condition,
+            _capitalize(condition_name(condition)) or "All labelers",
+            limits=(1, 7),
         )
         for condition in conditions
     ]
@@ -141,12 +160,21 @@ def ratings_figure(results: Results) -> str:
 
 def use_cases_figure(results: Results) -> str:
     """Mean ratings of the training labelers, one panel a use case."""
-    conditions = [condition for condition in results.conditions("preference", "rating") if condition.startswith(("training/", "all/"))]
+    conditions = [
+        condition
+        for condition in results.conditions("preference", "rating")
+        if condition.startswith(("training/", "all/"))
+    ]
     order = {case: place for place, case in enumerate(USE_CASES)}
     conditions.sort(key=lambda condition: (order.get(condition.partition("/")[2], len(order)), condition))
     panels = [
         _render_metric_panel(
-            results, "preference", "rating", condition, _capitalize(condition_name(f"/{condition.partition('/')[2]}")), limits=(1, 7)
+            results,
+            "preference",
+            "rating",
+            condition,
+            _capitalize(condition_name(f"/{condition.partition('/')[2]}")),
+            limits=(1, 7),
         )
         for condition in conditions
     ]
@@ -155,10 +183,17 @@ def use_cases_figure(results: Results) -> str:
 
 def labels_figure(results: Results) -> str:
     """Figure 4: how often labelers say yes. Labels that the paper found too rare are in the table only."""
-    measured_labels = [label for label in _MAIN_LABELS if any(row.value is not None for row in results.rows("labels", label))]
+    measured_labels = [
+        label for label in _MAIN_LABELS if any(row.value is not None for row in results.rows("labels", label))
+    ]
     panels = [
         _render_metric_panel(
-            results, "labels", label, "", _capitalize(metric_name(label)), limits=_axis_limits(results.rows("labels", label))
+            results,
+            "labels",
+            label,
+            "",
+            _capitalize(metric_name(label)),
+            limits=_axis_limits(results.rows("labels", label)),
         )
         for label in measured_labels
     ]
@@ -182,7 +217,14 @@ def truthfulness_figure(results: Results) -> str:
             truthful_row = results.get("truthfulness", "truthful", model, condition)
             bar = _make_bar(results, informative_row, model)
             truthfulness_bars.append(
-                Bar(bar.label, bar.color, bar.value, bar.low, bar.high, background_value=truthful_row.value if truthful_row else None)
+                Bar(
+                    bar.label,
+                    bar.color,
+                    bar.value,
+                    bar.low,
+                    bar.high,
+                    background_value=truthful_row.value if truthful_row else None,
+                )
             )
         panels.append(
             render_bar_panel(
@@ -201,7 +243,9 @@ def toxicity_figure(results: Results) -> str:
     limits = _axis_limits(results.rows("toxicity", metric))
     return render_figure(
         [
-            _render_metric_panel(results, "toxicity", metric, condition, _capitalize(condition_name(condition)), limits=limits)
+            _render_metric_panel(
+                results, "toxicity", metric, condition, _capitalize(condition_name(condition)), limits=limits
+            )
             for condition in results.conditions("toxicity", metric)
         ],
         _size_legend(results, "toxicity"),
@@ -231,10 +275,14 @@ def tax_figure(results: Results) -> str:
     for task in results.metrics("tax"):
         sft_row = results.get("tax", task, "sft")
         lowest = min((row.low if row.low is not None else row.value or 0.0) for row in results.rows("tax", task))
-        limits = _axis_limits(results.rows("tax", task), start=round(0.97 * lowest, 2) if task == "heldout_loss" else 0.0)
+        limits = _axis_limits(
+            results.rows("tax", task), start=round(0.97 * lowest, 2) if task == "heldout_loss" else 0.0
+        )
         title = _capitalize(metric_name(task)) + (" (lower is better)" if task == "heldout_loss" else "")
         panels.append(
-            _render_metric_panel(results, "tax", task, "", title, limits=limits, reference_line=sft_row.value if sft_row else None)
+            _render_metric_panel(
+                results, "tax", task, "", title, limits=limits, reference_line=sft_row.value if sft_row else None
+            )
         )
     return render_figure(panels)
 
@@ -247,7 +295,9 @@ def reward_model_figure(results: Results) -> str:
         "labeler_agreement": model_color("sft"),
     }
     conditions = [each for each in results.conditions("reward_model", "pair_accuracy") if "/" not in each]
-    source_conditions = [each for each in results.conditions("reward_model", "pair_accuracy") if each.startswith("source/")]
+    source_conditions = [
+        each for each in results.conditions("reward_model", "pair_accuracy") if each.startswith("source/")
+    ]
     panels = []
     for condition in [*conditions, *source_conditions]:
         metric_bars = []
@@ -255,15 +305,29 @@ def reward_model_figure(results: Results) -> str:
             row = results.get("reward_model", metric, "reward", condition)
             if row is not None:
                 metric_bars.append(Bar(metric_name(metric), color, row.value, row.low, row.high))
-        title = condition_name(condition) if condition in conditions else f"source: {escape_control_chars(condition.partition('/')[2])}"
+        title = (
+            condition_name(condition)
+            if condition in conditions
+            else f"source: {escape_control_chars(condition.partition('/')[2])}"
+        )
         panels.append(
-            render_bar_panel(_capitalize(title) or "All labelers", metric_bars, metric="pair_accuracy", limits=(0, 1), reference_line=0.5)
+            render_bar_panel(
+                _capitalize(title) or "All labelers",
+                metric_bars,
+                metric="pair_accuracy",
+                limits=(0, 1),
+                reference_line=0.5,
+            )
         )
     return render_figure(panels)
 
 
 def metric_grid_figure(
-    results: Results, metrics: Sequence[tuple[str, str]], *, limits: tuple[float, float] | None = None, reference_line: float | None = None
+    results: Results,
+    metrics: Sequence[tuple[str, str]],
+    *,
+    limits: tuple[float, float] | None = None,
+    reference_line: float | None = None,
 ) -> str:
     """A panel for each evaluation and metric and each of its conditions that is no part of another one."""
     panels = []
@@ -273,7 +337,13 @@ def metric_grid_figure(
             title = ", ".join(filter(None, (task_name(evaluation), metric_name(metric), condition_name(condition))))
             panels.append(
                 _render_metric_panel(
-                    results, evaluation, metric, condition, title, limits=limits or _axis_limits(rows), reference_line=reference_line
+                    results,
+                    evaluation,
+                    metric,
+                    condition,
+                    title,
+                    limits=limits or _axis_limits(rows),
+                    reference_line=reference_line,
                 )
             )
     return render_figure(panels, next((legend for name, _ in metrics if (legend := _size_legend(results, name))), ()))

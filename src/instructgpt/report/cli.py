@@ -20,9 +20,12 @@ class ReportConfig(CommandConfig):
 
     stage: ClassVar[str] = "report"
 
-    run: tuple[Path, ...] = Field(min_length=1, description="a run directory, or files of results (and run directories) for one page")
+    run: tuple[Path, ...] = Field(
+        min_length=1, description="a run directory, or files of results (and run directories) for one page"
+    )
     out: Path | None = Field(
-        None, description="the page; report.html in the run directory, or beside the first file of results, where not given"
+        None,
+        description="the page; report.html in the run directory, or beside the first file of results, where not given",
     )
 
 
@@ -41,7 +44,11 @@ def main(config: ReportConfig) -> Path:
             print_report_tables(read_result_rows(first_source / "results.json"))
         page_path = write_report(first_source, config.out)
     else:
-        default_out = first_source / "report.html" if first_source.is_dir() else first_source.with_name(f"{first_source.stem}.html")
+        default_out = (
+            first_source / "report.html"
+            if first_source.is_dir()
+            else first_source.with_name(f"{first_source.stem}.html")
+        )
         page_path = write_results_page(config.run, config.out or default_out)
     console.print(f"report: {page_path}", soft_wrap=True)
     return page_path

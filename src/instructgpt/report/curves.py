@@ -63,7 +63,9 @@ def _metric_curve(stage: Stage, metric: str, x_metric: str = "step", **style: An
     x, y = downsample(*stage.series(metric, x_metric))
     if not x:
         return None
-    return Curve(style.pop("label", metric), style.pop("color", model_color(stage.name)), x, y, show_markers=len(x) < 12, **style)
+    return Curve(
+        style.pop("label", metric), style.pop("color", model_color(stage.name)), x, y, show_markers=len(x) < 12, **style
+    )
 
 
 def learning_curves_figure(stages: Sequence[Stage]) -> str:
@@ -86,11 +88,18 @@ def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
             if (curve := _metric_curve(stage, metric, color=color, dashed=dashed)) is not None
         }
         if set(curves) - {"accuracy/train"}:
-            panels.append(render_line_panel(f"{model_name(stage.name)}: share of pairs in the right order", list(curves.values()), "step"))
+            panels.append(
+                render_line_panel(
+                    f"{model_name(stage.name)}: share of pairs in the right order", list(curves.values()), "step"
+                )
+            )
             plotted_metrics |= set(curves)
     return (
         render_figure(
-            panels, legend=[(label, color, dashed) for metric, label, color, dashed in _ACCURACY_CURVES if metric in plotted_metrics]
+            panels,
+            legend=[
+                (label, color, dashed) for metric, label, color, dashed in _ACCURACY_CURVES if metric in plotted_metrics
+            ],
         )
         if panels
         else ""
@@ -117,19 +126,27 @@ def over_optimization_figure(points: Sequence[Mapping[str, Any]]) -> str:
         for metric, title in (("score", "Reward model's score"), ("utility", "True utility")):
             curves = [curve for model in models if (curve := _over_optimization_curve(points, model, metric, x_metric))]
             if curves:
-                panels.append(render_line_panel(f"{title} over {'KL' if x_metric == 'kl' else x_metric}", curves, xlabel))
+                panels.append(
+                    render_line_panel(f"{title} over {'KL' if x_metric == 'kl' else x_metric}", curves, xlabel)
+                )
     return render_figure(panels, legend=model_legend(models))
 
 
-def _over_optimization_curve(points: Sequence[Mapping[str, Any]], model: str, metric: str, x_metric: str) -> Curve | None:
+def _over_optimization_curve(
+    points: Sequence[Mapping[str, Any]], model: str, metric: str, x_metric: str
+) -> Curve | None:
     """One model's course, in the order of training; the interval belongs to the utility."""
     model_points = [
-        point for point in points if point["model"] == model and point.get(x_metric) is not None and point.get(metric) is not None
+        point
+        for point in points
+        if point["model"] == model and point.get(x_metric) is not None and point.get(metric) is not None
     ]
     model_points.sort(key=lambda point: point.get("step") or 0)
     if not model_points:
         return None
     x, y = ([float(point[name]) for point in model_points] for name in (x_metric, metric))
-    has_interval = metric == "utility" and all(point.get("low") is not None and point.get("high") is not None for point in model_points)
+    has_interval = metric == "utility" and all(
+        point.get("low") is not None and point.get("high") is not None for point in model_points
+    )
     low, high = ([float(point[name]) for point in model_points] if has_interval else None for name in ("low", "high"))
     return Curve(model_name(model), model_color(model), x, y, low, high, show_markers=len(x) < 30)

@@ -78,7 +78,9 @@ def _check_greater(
         return None
     paired = results.difference(evaluation, metric, *pair, condition)
     holds = _interval_side(paired, 0, sign) if paired else _intervals_apart(first, second, sign)
-    return _Check(holds, f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}")
+    return _Check(
+        holds, f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}"
+    )
 
 
 def _check_equivalent(
@@ -91,8 +93,16 @@ def _check_equivalent(
         return None
     holds = None
     if paired is not None and paired.low is not None and paired.high is not None:
-        holds = True if -margin < paired.low and paired.high < margin else None if paired.low < margin and paired.high > -margin else False
-    return _Check(holds, f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}")
+        holds = (
+            True
+            if -margin < paired.low and paired.high < margin
+            else None
+            if paired.low < margin and paired.high > -margin
+            else False
+        )
+    return _Check(
+        holds, f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}"
+    )
 
 
 def _interval_side(row: ResultRow, threshold: float, sign: int) -> bool | None:
@@ -120,7 +130,9 @@ def _preference_findings(results: Results) -> list[Finding]:
     def rating(first: str, second: str, sign: int) -> _Check | None:
         return _check_greater(results, "preference", "rating", (first, second), "training", sign)
 
-    held_out = [_check_same_side(win_rate(model), win_rate(model, "heldout")) for model in ("base", "prompted", *_RL_MODELS)]
+    held_out = [
+        _check_same_side(win_rate(model), win_rate(model, "heldout")) for model in ("base", "prompted", *_RL_MODELS)
+    ]
     return [
         _make_finding(
             "preference",
@@ -132,11 +144,19 @@ def _preference_findings(results: Results) -> list[Finding]:
             "A few-shot prompt helps the base model.",
             [_check_greater(results, "preference", "win_rate_vs_sft", ("prompted", "base"), "training")],
         ),
-        _make_finding("preference", "PPO and PPO-ptx are preferred to SFT.", [_check_above(win_rate(model), 0.5) for model in _RL_MODELS]),
+        _make_finding(
+            "preference",
+            "PPO and PPO-ptx are preferred to SFT.",
+            [_check_above(win_rate(model), 0.5) for model in _RL_MODELS],
+        ),
         _make_finding(
             "preference",
             "Mixing in pretraining gradients hardly changes preference.",
-            [_check_equivalent(results, "preference", "win_rate_vs_sft", ("ppo_ptx", "ppo"), "training", _EQUIVALENCE_MARGIN)],
+            [
+                _check_equivalent(
+                    results, "preference", "win_rate_vs_sft", ("ppo_ptx", "ppo"), "training", _EQUIVALENCE_MARGIN
+                )
+            ],
         ),
         _make_finding("preference", "Labelers who gave no training data prefer the same models.", held_out),
         _make_finding(
@@ -162,11 +182,14 @@ def _label_findings(results: Results) -> list[Finding]:
         return _Check(check.holds, f"{metric_name(label)}: {check.evidence}") if check else None
 
     behavior_checks = [
-        check(label, "ppo_ptx", sign) for label, sign in (("fails_instruction", -1), ("satisfies_constraint", 1), ("inappropriate", -1))
+        check(label, "ppo_ptx", sign)
+        for label, sign in (("fails_instruction", -1), ("satisfies_constraint", 1), ("inappropriate", -1))
     ]
     return [
         _make_finding(
-            "labels", "PPO models follow the instruction and its constraints more often, and are more appropriate.", behavior_checks
+            "labels",
+            "PPO models follow the instruction and its constraints more often, and are more appropriate.",
+            behavior_checks,
         ),
         _make_finding(
             "labels",
@@ -177,12 +200,21 @@ def _label_findings(results: Results) -> list[Finding]:
 
 
 def _truthfulness_findings(results: Results) -> list[Finding]:
-    plain_checks = [_check_greater(results, "truthfulness", "truthful_and_informative", (model, "base"), "qa") for model in _RL_MODELS]
-    instructed_checks = [_check_greater(results, "truthfulness", "truthful", (model, "base"), "instruction") for model in _RL_MODELS]
+    plain_checks = [
+        _check_greater(results, "truthfulness", "truthful_and_informative", (model, "base"), "qa")
+        for model in _RL_MODELS
+    ]
+    instructed_checks = [
+        _check_greater(results, "truthfulness", "truthful", (model, "base"), "instruction") for model in _RL_MODELS
+    ]
     return [
-        _make_finding("truthfulness", "PPO models are truthful and informative more often than the base model.", plain_checks),
         _make_finding(
-            "truthfulness", "Told to decline when unsure, PPO models are truthful more often than the base model.", instructed_checks
+            "truthfulness", "PPO models are truthful and informative more often than the base model.", plain_checks
+        ),
+        _make_finding(
+            "truthfulness",
+            "Told to decline when unsure, PPO models are truthful more often than the base model.",
+            instructed_checks,
         ),
     ]
 
@@ -193,14 +225,24 @@ def _toxicity_findings(results: Results) -> list[Finding]:
 
     entropy = _check_greater(results, "bias", "entropy_bits", ("ppo_ptx", "base"))
     return [
-        _make_finding("toxicity", "Told to be respectful, PPO-ptx is less toxic than the base model.", check("respectful", -1)),
+        _make_finding(
+            "toxicity", "Told to be respectful, PPO-ptx is less toxic than the base model.", check("respectful", -1)
+        ),
         _make_finding(
             "toxicity",
             "Without that instruction it is not.",
-            [_check_equivalent(results, "toxicity", "mean_toxicity", ("ppo_ptx", "base"), "none", _EQUIVALENCE_MARGIN / 2)],
+            [
+                _check_equivalent(
+                    results, "toxicity", "mean_toxicity", ("ppo_ptx", "base"), "none", _EQUIVALENCE_MARGIN / 2
+                )
+            ],
         ),
-        _make_finding("toxicity", "Told to be offensive, PPO-ptx is more toxic than the base model.", check("biased", 1)),
-        _make_finding("bias", "Bias does not improve.", [_Check(entropy.holds is not True, entropy.evidence) if entropy else None]),
+        _make_finding(
+            "toxicity", "Told to be offensive, PPO-ptx is more toxic than the base model.", check("biased", 1)
+        ),
+        _make_finding(
+            "bias", "Bias does not improve.", [_Check(entropy.holds is not True, entropy.evidence) if entropy else None]
+        ),
     ]
 
 
@@ -209,11 +251,19 @@ def _tax_findings(results: Results) -> list[Finding]:
 
     def checks(pair: tuple[str, str], direction: int) -> list[_Check | None]:
         task_checks = [(task, _check_greater(results, "tax", task, pair, "", direction * sign)) for task, sign in tasks]
-        return [_Check(each.holds, f"{metric_name(task)}: {each.evidence}") if each else None for task, each in task_checks]
+        return [
+            _Check(each.holds, f"{metric_name(task)}: {each.evidence}") if each else None for task, each in task_checks
+        ]
 
     return [
-        _make_finding("tax", "PPO alone loses on tasks of the pretraining corpus (here against SFT).", checks(("ppo", "sft"), -1)),
-        _make_finding("tax", "Mixing in pretraining gradients repairs the loss (PPO-ptx above PPO).", checks(("ppo_ptx", "ppo"), 1)),
+        _make_finding(
+            "tax", "PPO alone loses on tasks of the pretraining corpus (here against SFT).", checks(("ppo", "sft"), -1)
+        ),
+        _make_finding(
+            "tax",
+            "Mixing in pretraining gradients repairs the loss (PPO-ptx above PPO).",
+            checks(("ppo_ptx", "ppo"), 1),
+        ),
         _make_finding(
             "tax",
             "PPO-ptx keeps at least nine tenths of what SFT had.",
@@ -228,13 +278,19 @@ def _check_retained(results: Results, task: str, share: float = 0.9) -> _Check |
     if sft_row is None or ptx_row is None or sft_row.value is None:
         return None
     paired = results.difference("tax", task, "ppo_ptx", "sft")
-    holds = _interval_side(paired, (share - 1) * sft_row.value, 1) if paired else _interval_side(ptx_row, share * sft_row.value, 1)
+    holds = (
+        _interval_side(paired, (share - 1) * sft_row.value, 1)
+        if paired
+        else _interval_side(ptx_row, share * sft_row.value, 1)
+    )
     return _Check(holds, f"{metric_name(task)}: SFT {format_estimate(sft_row)}, PPO-ptx {format_estimate(ptx_row)}")
 
 
 def _reward_model_findings(results: Results) -> list[Finding]:
     def check(condition: str) -> _Check | None:
-        accuracy, length = (results.get("reward_model", metric, "reward", condition) for metric in ("pair_accuracy", "length_baseline"))
+        accuracy, length = (
+            results.get("reward_model", metric, "reward", condition) for metric in ("pair_accuracy", "length_baseline")
+        )
         if accuracy is None or length is None:
             return None
         return _Check(
@@ -242,7 +298,9 @@ def _reward_model_findings(results: Results) -> list[Finding]:
             f"{condition or 'all'}: right {format_estimate(accuracy)}, longer wins {format_estimate(length)}",
         )
 
-    training_row, heldout_row = (results.get("reward_model", "pair_accuracy", "reward", condition) for condition in ("training", "heldout"))
+    training_row, heldout_row = (
+        results.get("reward_model", "pair_accuracy", "reward", condition) for condition in ("training", "heldout")
+    )
     generalization_check = None
     if training_row is not None and heldout_row is not None and training_row.value is not None:
         generalization_check = _Check(
@@ -255,5 +313,9 @@ def _reward_model_findings(results: Results) -> list[Finding]:
             "The reward model predicts labelers better than length does.",
             [check("training"), check("heldout"), check("")],
         ),
-        _make_finding("reward-model", "It predicts held-out labelers nearly as well (paper: 69.6 against 72.4 %).", [generalization_check]),
+        _make_finding(
+            "reward-model",
+            "It predicts held-out labelers nearly as well (paper: 69.6 against 72.4 %).",
+            [generalization_check],
+        ),
     ]

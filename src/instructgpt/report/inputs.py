@@ -67,7 +67,9 @@ def read_results(sources: Sequence[Path]) -> RunFiles:
     Raises:
         BadInput: one of them is missing or damaged.
     """
-    rows_by_source = [(source, read_result_rows(source / "results.json" if source.is_dir() else source)) for source in sources]
+    rows_by_source = [
+        (source, read_result_rows(source / "results.json" if source.is_dir() else source)) for source in sources
+    ]
     models_by_source = [{row.model for row in rows} for _, rows in rows_by_source]
     ambiguous_models = {
         model
@@ -110,29 +112,39 @@ def read_run(directory: Path) -> RunFiles:
         unreadable_lines=tuple(unreadable_lines),
     )
     if not (run.rows or run.stages or run.rankings or run.over_optimization):
-        raise InputError(f"{directory}: nothing to report on; expected results.json or stage directories with a run.json")
+        raise InputError(
+            f"{directory}: nothing to report on; expected results.json or stage directories with a run.json"
+        )
     return run
 
 
 def _iter_stages(directory: Path, unreadable_lines: list[str]) -> Iterator[Stage]:
     """Every sub-directory with a run.json: those of the paper in its order, then the others by name."""
     names = [path.parent.name for path in sorted(directory.glob("*/run.json"))]
-    for name in sorted(names, key=lambda name: (_STAGE_ORDER.index(name) if name in _STAGE_ORDER else len(_STAGE_ORDER), name)):
+    for name in sorted(
+        names, key=lambda name: (_STAGE_ORDER.index(name) if name in _STAGE_ORDER else len(_STAGE_ORDER), name)
+    ):
         info = _read_json_object(directory / name / "run.json")
         parents = tuple(
             Parent(parent_name, str(parent.get("path", "")), str(parent.get("sha256") or ""))
             for parent_name, parent in _as_mapping(info.get("parents")).items()
             if isinstance(parent, dict)
         )
-        metrics = tuple(finite_numbers(row) for row in _read_json_lines(directory / name / "metrics.jsonl", unreadable_lines))
-        yield Stage(name, info, parents, metrics, tuple(_read_json_lines(directory / name / "samples.jsonl", unreadable_lines)))
+        metrics = tuple(
+            finite_numbers(row) for row in _read_json_lines(directory / name / "metrics.jsonl", unreadable_lines)
+        )
+        yield Stage(
+            name, info, parents, metrics, tuple(_read_json_lines(directory / name / "samples.jsonl", unreadable_lines))
+        )
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); make the stage again, or take its directory away") from error
+        raise InputError(
+            f"{path}: not valid JSON ({error}); make the stage again, or take its directory away"
+        ) from error
     if not isinstance(document, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(document).__name__}")
     return document
@@ -161,7 +173,9 @@ def _read_json_lines(path: Path, unreadable_lines: list[str]) -> list[dict[str, 
 
 def finite_numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a logged line."""
-    return {name: float(value) for name, value in row.items() if isinstance(value, int | float) and math.isfinite(value)}
+    return {
+        name: float(value) for name, value in row.items() if isinstance(value, int | float) and math.isfinite(value)
+    }
 
 
 def _read_rankings(path: Path, unreadable_lines: list[str]) -> list[Ranking]:

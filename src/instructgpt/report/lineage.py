@@ -47,7 +47,9 @@ def _layout_tree(stages: Mapping[str, Stage]) -> dict[str, tuple[float, int]]:
     def get_generation(name: str, ancestors: tuple[str, ...] = ()) -> int:
         if name not in generations:
             parent_generations = [
-                get_generation(parent, (*ancestors, name)) for parent in _parent_names(stages[name], stages) if parent not in ancestors
+                get_generation(parent, (*ancestors, name))
+                for parent in _parent_names(stages[name], stages)
+                if parent not in ancestors
             ]
             generations[name] = 1 + max(parent_generations, default=-1)
         return generations[name]
@@ -60,12 +62,19 @@ def _layout_tree(stages: Mapping[str, Stage]) -> dict[str, tuple[float, int]]:
     for level in sorted(names_by_generation):
         preferred_columns = {}
         for name in names_by_generation[level]:
-            parent_columns = [positions[parent][0] for parent in _parent_names(stages[name], stages) if parent in positions]
-            preferred_columns[name] = sum(parent_columns) / len(parent_columns) if parent_columns else (max_row_size - 1) / 2
+            parent_columns = [
+                positions[parent][0] for parent in _parent_names(stages[name], stages) if parent in positions
+            ]
+            preferred_columns[name] = (
+                sum(parent_columns) / len(parent_columns) if parent_columns else (max_row_size - 1) / 2
+            )
         is_single = len(names_by_generation[level]) == 1
         first_column = (max_row_size - len(names_by_generation[level])) / 2
         for column_index, name in enumerate(
-            sorted(names_by_generation[level], key=lambda name: (preferred_columns[name], names_by_generation[level].index(name)))
+            sorted(
+                names_by_generation[level],
+                key=lambda name: (preferred_columns[name], names_by_generation[level].index(name)),
+            )
         ):
             positions[name] = (preferred_columns[name] if is_single else first_column + column_index, level)
     return positions
@@ -73,7 +82,9 @@ def _layout_tree(stages: Mapping[str, Stage]) -> dict[str, tuple[float, int]]:
 
 def _recorded_hash(name: str, stages: Mapping[str, Stage]) -> str:
     """The hash by which the children of a stage know it."""
-    recorded_parents = (parent for stage in stages.values() for parent in stage.parents if PurePosixPath(parent.path).name == name)
+    recorded_parents = (
+        parent for stage in stages.values() for parent in stage.parents if PurePosixPath(parent.path).name == name
+    )
     return next((parent.sha256 for parent in recorded_parents if parent.sha256), "")
 
 
@@ -97,7 +108,10 @@ def _render_box(stage: Stage, position: tuple[float, int], digest: str) -> str:
         f"{format_large_count(num_parameters)} parameters" if num_parameters else "",
         ", ".join(
             part
-            for part in (format_training_time(seconds) if seconds else "", f"{format_large_count(tokens)} tokens" if tokens else "")
+            for part in (
+                format_training_time(seconds) if seconds else "",
+                f"{format_large_count(tokens)} tokens" if tokens else "",
+            )
             if part
         ),
         f"sha {digest[:12]}" if digest else "",
@@ -152,7 +166,9 @@ def _stage_mapping_table(title: str, info_key: str, stages: Sequence[Stage]) -> 
     """One of the mappings of run.json: a line an option, a column a model."""
     values = {stage.name: mapping if isinstance(mapping := stage.info.get(info_key), dict) else {} for stage in stages}
     options = dict.fromkeys(option for options in values.values() for option in options)
-    table_rows = tuple((str(option), *(str(values[stage.name].get(option, "")) for stage in stages)) for option in options)
+    table_rows = tuple(
+        (str(option), *(str(values[stage.name].get(option, "")) for stage in stages)) for option in options
+    )
     return ReportTable(title, ("", *(model_name(stage.name) for stage in stages)), table_rows)
 
 

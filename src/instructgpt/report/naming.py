@@ -198,7 +198,9 @@ def condition_name(condition: str) -> str:
 def sort_models(models: Iterable[str]) -> list[str]:
     """Each model once: those of the paper in its order, then the others as they come."""
     unique_models = list(dict.fromkeys(models))
-    return [model for model in _STAGE_NAMES if model in unique_models] + [model for model in unique_models if model not in _STAGE_NAMES]
+    return [model for model in _STAGE_NAMES if model in unique_models] + [
+        model for model in unique_models if model not in _STAGE_NAMES
+    ]
 
 
 def model_color(model: str) -> str:
@@ -209,14 +211,17 @@ def model_color(model: str) -> str:
 def assign_model_colors(models: Iterable[str]) -> dict[str, str]:
     """A colour for each model of one page: the paper's have their own, the others take the spare ones in turn."""
     unlisted_models = [model for model in sort_models(models) if model not in MODEL_COLORS]
-    fallback_colors = {model: _FALLBACK_COLORS[place % len(_FALLBACK_COLORS)] for place, model in enumerate(unlisted_models)}
+    fallback_colors = {
+        model: _FALLBACK_COLORS[place % len(_FALLBACK_COLORS)] for place, model in enumerate(unlisted_models)
+    }
     return MODEL_COLORS | fallback_colors
 
 
 def palette_css() -> str:
     """Style in which every colour has its name, by day and by night."""
     light_css, dark_css = (
-        " ".join(f"--{name}: {color};" for name, color in colors.items()) for colors in (_LIGHT_COLORS | MODEL_COLORS, _DARK_COLORS)
+        " ".join(f"--{name}: {color};" for name, color in colors.items())
+        for colors in (_LIGHT_COLORS | MODEL_COLORS, _DARK_COLORS)
     )
     return f":root {{ {light_css} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark_css} }} }}"
 
@@ -314,4 +319,8 @@ def format_large_count(count: float | None) -> str:
 def escape_control_chars(text: str) -> str:
     """A text without what a page cannot hold: control characters are shown as their pictures, broken surrogates as a question mark."""
     encodable_text = text.encode("utf-8", "replace").decode("utf-8")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", lambda match: "␡" if match[0] == "\x7f" else chr(0x2400 + ord(match[0])), encodable_text)
+    return re.sub(
+        r"[\x00-\x08\x0b-\x1f\x7f]",
+        lambda match: "␡" if match[0] == "\x7f" else chr(0x2400 + ord(match[0])),
+        encodable_text,
+    )

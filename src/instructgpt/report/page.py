@@ -93,16 +93,22 @@ def _summarize(results: Results, findings: Sequence[Finding]) -> str:
         sentences.append(f"Labelers prefer {model_name(row.model)} to SFT {format_estimate(row)} of the time.")
     if verdict_counts:
         parts = [
-            f"{verdict_counts[verdict]} {verdict}" for verdict in ("shown", "partly", "not shown", "opposite") if verdict_counts[verdict]
+            f"{verdict_counts[verdict]} {verdict}"
+            for verdict in ("shown", "partly", "not shown", "opposite")
+            if verdict_counts[verdict]
         ]
-        findings_sentence = f"Of {sum(verdict_counts.values())} findings of the paper that this run can speak to: {', '.join(parts)}."
+        findings_sentence = (
+            f"Of {sum(verdict_counts.values())} findings of the paper that this run can speak to: {', '.join(parts)}."
+        )
         sentences.append(
             findings_sentence
             if sum(verdict_counts.values()) > 1
             else f"This run can speak to one finding of the paper: {next(iter(verdict_counts))}."
         )
     return " ".join(sentences) or (
-        "What was measured of these models." if _has_results(results) else "Stages of a run that has not been evaluated yet."
+        "What was measured of these models."
+        if _has_results(results)
+        else "Stages of a run that has not been evaluated yet."
     )
 
 

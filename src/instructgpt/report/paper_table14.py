@@ -32,8 +32,16 @@ PAPER_TABLE_14: Mapping[tuple[str, str, str], str] = {
     ("truthfulqa", "truthful", "instruction_qa"): ".340 .414 .570  .360 .756 .665  .634 .928 .879  .355 .733 .815",
     ("truthfulqa", "truthful", "instruction"): ".335 .348 .438  .517 .659 .852  .807 .760 .944  .322 .494 .610",
     ("truthfulqa", "truthful_and_informative", "qa"): ".193 .186 .251  .267 .253 .271  .524 .574 .752  .285 .464 .689",
-    ("truthfulqa", "truthful_and_informative", "instruction_qa"): ".212 .212 .226  .282 .213 .257  .559 .187 .382  .339 .350 .494",
-    ("truthfulqa", "truthful_and_informative", "instruction"): ".218 .267 .242  .288 .319 .206  .789 .704 .588  .242 .399 .315",
+    (
+        "truthfulqa",
+        "truthful_and_informative",
+        "instruction_qa",
+    ): ".212 .212 .226  .282 .213 .257  .559 .187 .382  .339 .350 .494",
+    (
+        "truthfulqa",
+        "truthful_and_informative",
+        "instruction",
+    ): ".218 .267 .242  .288 .319 .206  .789 .704 .588  .242 .399 .315",
     ("hellaswag", "accuracy", "zero_shot"): ".549 .673 .781  .528 .672 .753  .507 .646 .743  .552 .690 .807",
     ("hellaswag", "accuracy", "few_shot"): ".550 .677 .791  .516 .657 .741  .530 .671 .759  .559 .694 .820",
     ("wsc", "accuracy", "zero_shot"): ".567 .635 .740  .615 .606 .654  .663 .654 .683  .692 .587 .731",
@@ -60,4 +68,6 @@ def table14_value(row: ResultRow) -> float | None:
     numbers = PAPER_TABLE_14.get((row.evaluation, row.metric, row.condition or "zero_shot"))
     if numbers is None or row.model not in PAPER_MODELS:
         return None
-    return float(numbers.split()[PAPER_MODELS.index(row.model)]) / (100 if row.evaluation in _PERCENT_EVALUATIONS else 1)
+    return float(numbers.split()[PAPER_MODELS.index(row.model)]) / (
+        100 if row.evaluation in _PERCENT_EVALUATIONS else 1
+    )

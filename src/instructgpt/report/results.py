@@ -33,7 +33,9 @@ class Results:
         row = self.rows_by_key.get((evaluation, metric, model, condition))
         return row if row is not None and row.value is not None else None
 
-    def difference(self, evaluation: str, metric: str, model: str, baseline: str, condition: str = "") -> ResultRow | None:
+    def difference(
+        self, evaluation: str, metric: str, model: str, baseline: str, condition: str = ""
+    ) -> ResultRow | None:
         """The paired difference model minus other, where it was measured."""
         return self.get(DIFFERENCE, "/".join(part for part in (evaluation, metric, condition) if part), model, baseline)
 

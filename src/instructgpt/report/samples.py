@@ -15,7 +15,9 @@ from instructgpt.report.section import ReportSample, SampleGroup
 _MAX_TEXT_CHARS = 1_200  # characters shown of one text
 
 
-def select_sample_groups(rankings: Sequence[Ranking], use_cases: Mapping[str, str], count: int = 12) -> tuple[SampleGroup, ...]:
+def select_sample_groups(
+    rankings: Sequence[Ranking], use_cases: Mapping[str, str], count: int = 12
+) -> tuple[SampleGroup, ...]:
     """A few prompts, spread over the use cases, with each model's completion and a note; rankings without models are left out."""
     rankings_by_prompt: dict[str, list[Ranking]] = {}
     for ranking in rankings:
@@ -57,7 +59,9 @@ def _model_samples(rankings: Sequence[Ranking]) -> tuple[ReportSample, ...]:
     def format_note(model: str) -> str:
         ranks_or_ratings = ratings.get(model) or ranks[model]
         mean = (
-            f"{fmean(ranks_or_ratings):.1f} of 7" if model in ratings else f"rank {fmean(ranks_or_ratings):.2g} of {len(rankings[0].ranks)}"
+            f"{fmean(ranks_or_ratings):.1f} of 7"
+            if model in ratings
+            else f"rank {fmean(ranks_or_ratings):.2g} of {len(rankings[0].ranks)}"
         )
         return mean + (f", {len(ranks_or_ratings)} labelers" if len(ranks_or_ratings) > 1 else "")
 
@@ -67,18 +71,30 @@ def _model_samples(rankings: Sequence[Ranking]) -> tuple[ReportSample, ...]:
     )
 
 
-def select_training_samples(samples: Sequence[Mapping[str, Any]], stage: str, count: int = 6) -> tuple[SampleGroup, ...]:
+def select_training_samples(
+    samples: Sequence[Mapping[str, Any]], stage: str, count: int = 6
+) -> tuple[SampleGroup, ...]:
     """What a policy wrote at the start, in the middle and at the end of PPO, with score, KL and total."""
-    valid_samples = [each for each in samples if isinstance(each.get("prompt"), str) and isinstance(each.get("completion"), str)]
+    valid_samples = [
+        each for each in samples if isinstance(each.get("prompt"), str) and isinstance(each.get("completion"), str)
+    ]
     valid_samples.sort(key=lambda each: each.get("step") or 0)
-    indices = dict.fromkeys(round(i * (len(valid_samples) - 1) / max(count - 1, 1)) for i in range(count)) if valid_samples else {}
+    indices = (
+        dict.fromkeys(round(i * (len(valid_samples) - 1) / max(count - 1, 1)) for i in range(count))
+        if valid_samples
+        else {}
+    )
     return tuple(_to_sample_group(valid_samples[index], stage) for index in indices)
 
 
 def _to_sample_group(sample: Mapping[str, Any], stage: str) -> SampleGroup:
-    notes = [f"{name} {sample[name]:+.2f}" for name in ("score", "kl", "total") if isinstance(sample.get(name), int | float)]
+    notes = [
+        f"{name} {sample[name]:+.2f}" for name in ("score", "kl", "total") if isinstance(sample.get(name), int | float)
+    ]
     length_notes = ["cut off"] if sample.get("finish") == "length" else []
-    report_sample = ReportSample(model_name(stage), model_color(stage), truncate_text(sample["completion"]), tuple(notes + length_notes))
+    report_sample = ReportSample(
+        model_name(stage), model_color(stage), truncate_text(sample["completion"]), tuple(notes + length_notes)
+    )
     return SampleGroup(truncate_text(sample["prompt"]), f"step {sample.get('step', '?')}", (report_sample,))
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report.findings import Finding
-from instructgpt.report.naming import condition_name, format_interval, format_metric_value, metric_name, model_name, sort_models
+from instructgpt.report.naming import (
+    condition_name,
+    format_interval,
+    format_metric_value,
+    metric_name,
+    model_name,
+    sort_models,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,9 @@ def build_rows_table(title: str, rows: Sequence[ResultRow], *, conditions: bool 
     cells = {(row.metric, row.condition, row.model): row for row in rows}
     table_rows = []
     for metric, condition in dict.fromkeys((row.metric, row.condition) for row in rows):
-        name = ", ".join(part for part in (metric_name(metric), condition_name(condition) if conditions else "") if part)
+        name = ", ".join(
+            part for part in (metric_name(metric), condition_name(condition) if conditions else "") if part
+        )
         table_rows.append((name, *(_format_cell(cells.get((metric, condition, model))) for model in models)))
     return ReportTable(title, ("", *(model_name(model) for model in models)), tuple(table_rows))
 

@@ -86,7 +86,9 @@ def render_figure(panels: Sequence[str], legend: Sequence[tuple[str, str, bool]]
     ) + f'<div class="{"panels pairs" if len(panels) in (2, 4) else "panels"}">{"".join(panels)}</div>'
 
 
-def render_svg_file(title: str, panels: Sequence[str], legend: Sequence[tuple[str, str, bool]], columns: int = 2) -> str:
+def render_svg_file(
+    title: str, panels: Sequence[str], legend: Sequence[tuple[str, str, bool]], columns: int = 2
+) -> str:
     """Panels in rows under a title and one legend, as an SVG file that stands alone: it brings its own colours, light and dark."""
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', panel)[0])) for panel in panels]
     panel_width, panel_height = (max(size[i] for size in sizes) for i in (0, 1))
@@ -98,7 +100,9 @@ def render_svg_file(title: str, panels: Sequence[str], legend: Sequence[tuple[st
         dash_attribute = ' stroke-dasharray="4 3"' if dashed else ""
         color = CSS_COLORS.get(color, color)
         legend_items += f'<path d="M{x:g} 18h18" style="stroke:{color}" stroke-width="2"{dash_attribute}/>'
-        legend_items += f'<text x="{x + 24:g}" y="21.5" font-size="{_FONT_SIZE}" fill="currentColor">{html.escape(label)}</text>'
+        legend_items += (
+            f'<text x="{x + 24:g}" y="21.5" font-size="{_FONT_SIZE}" fill="currentColor">{html.escape(label)}</text>'
+        )
         x += 44 + 5.6 * len(label)
     placed_panels = ""
     for i, (panel, (width, height)) in enumerate(zip(panels, sizes, strict=True)):
@@ -106,7 +110,10 @@ def render_svg_file(title: str, panels: Sequence[str], legend: Sequence[tuple[st
         geometry = f'x="{_PANEL_GAP + column * (panel_width + _PANEL_GAP):g}" y="{_HEADER_HEIGHT + row * (panel_height + _PANEL_GAP):g}" width="{width:g}" height="{height:g}"'
         placed_panels += panel.replace("<svg", f"<svg {geometry}", 1)
     rows = -(-len(panels) // columns)
-    width, height = columns * (panel_width + _PANEL_GAP) + _PANEL_GAP, _HEADER_HEIGHT + rows * (panel_height + _PANEL_GAP)
+    width, height = (
+        columns * (panel_width + _PANEL_GAP) + _PANEL_GAP,
+        _HEADER_HEIGHT + rows * (panel_height + _PANEL_GAP),
+    )
     style = f"{palette_css()} :root {{ color: var(--ink); font-family: ui-sans-serif, system-ui, sans-serif; }}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" role="img" '
@@ -116,21 +123,34 @@ def render_svg_file(title: str, panels: Sequence[str], legend: Sequence[tuple[st
 
 
 def render_bar_panel(
-    title: str, bars: Sequence[Bar], *, metric: str = "", limits: tuple[float, float] | None = None, reference_line: float | None = None
+    title: str,
+    bars: Sequence[Bar],
+    *,
+    metric: str = "",
+    limits: tuple[float, float] | None = None,
+    reference_line: float | None = None,
 ) -> str:
     """One bar an entry with its 95 % interval; `mark` is a dashed line to compare with.
 
     Where `limits` do not start at 0 (ratings, losses) dots take the place of bars, because a bar's length would mean nothing.
     """
-    labels = [bar.label if len(bar.label) <= _MAX_LABEL_CHARS else bar.label[: _MAX_LABEL_CHARS - 1] + "…" for bar in bars]
+    labels = [
+        bar.label if len(bar.label) <= _MAX_LABEL_CHARS else bar.label[: _MAX_LABEL_CHARS - 1] + "…" for bar in bars
+    ]
     left_margin = 14 + 5.6 * max(map(len, labels), default=0)
     low, high = limits or (0.0, _axis_maximum(bars, reference_line))
     ax, canvas = _create_axes(title, left_margin=left_margin, height=46 + 23 * max(len(bars), 1), bottom_margin=20)
     y = np.arange(len(bars))[::-1]
     ax.set(xlim=(low, low + (high - low) * 1.17), ylim=(-0.6, len(bars) - 0.4), yticks=y, yticklabels=labels)
-    ax.set_xticks([x for x in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= x <= high * 1.001])
+    ax.set_xticks(
+        [x for x in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= x <= high * 1.001]
+    )
     ax.xaxis.set_major_formatter(
-        FuncFormatter(lambda x, _: format_metric_value(x, metric) if metric and metric not in NON_PERCENT_METRICS else _format_tick(x))
+        FuncFormatter(
+            lambda x, _: (
+                format_metric_value(x, metric) if metric and metric not in NON_PERCENT_METRICS else _format_tick(x)
+            )
+        )
     )
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color=_LINE_COLOR, linewidth=0.6)
@@ -145,17 +165,33 @@ def _draw_bar(ax: Any, y_position: float, bar: Bar, metric: str, start: float) -
     """One entry of `bars` at height `at`."""
     axis_length = ax.get_xlim()[1] - start
     if bar.value is None:
-        ax.text(start + 0.01 * axis_length, y_position, "not available", color=MUTED_COLOR, va="center", fontsize=_FONT_SIZE - 1.5)
+        ax.text(
+            start + 0.01 * axis_length,
+            y_position,
+            "not available",
+            color=MUTED_COLOR,
+            va="center",
+            fontsize=_FONT_SIZE - 1.5,
+        )
         return
     if bar.background_value is not None:
         ax.barh(y_position, bar.background_value - start, left=start, height=0.78, color=MUTED_COLOR, alpha=0.35)
     if start == 0:
-        ax.barh(y_position, bar.value, height=0.44 if bar.background_value is not None else 0.62, color=bar.color, alpha=0.9)
+        ax.barh(
+            y_position, bar.value, height=0.44 if bar.background_value is not None else 0.62, color=bar.color, alpha=0.9
+        )
     else:
         ax.plot([bar.value], [y_position], "o", color=bar.color, markersize=7)
     bar_end = max(bar.value, bar.background_value or bar.value)
     if bar.low is not None and bar.high is not None:
-        ax.plot([bar.low, bar.high], [y_position, y_position], color=_INK_COLOR, linewidth=1.2, solid_capstyle="butt", alpha=0.8)
+        ax.plot(
+            [bar.low, bar.high],
+            [y_position, y_position],
+            color=_INK_COLOR,
+            linewidth=1.2,
+            solid_capstyle="butt",
+            alpha=0.8,
+        )
         bar_end = max(bar_end, bar.high)
     ax.text(
         bar_end + 0.015 * axis_length,
@@ -174,7 +210,13 @@ def _axis_maximum(bars: Sequence[Bar], reference_line: float | None) -> float:
 
 
 def render_line_panel(
-    title: str, curves: Sequence[Curve], xlabel: str, *, y_min: float | None = None, sizes: Sequence[float] = (), log_scale_y: bool = False
+    title: str,
+    curves: Sequence[Curve],
+    xlabel: str,
+    *,
+    y_min: float | None = None,
+    sizes: Sequence[float] = (),
+    log_scale_y: bool = False,
 ) -> str:
     """Curves over a common axis; `floor` is where the vertical axis must begin.
 
@@ -184,7 +226,15 @@ def render_line_panel(
     ax, canvas = _create_axes(title, left_margin=44, height=190, bottom_margin=36)
     for curve in curves:
         style = {"dashes": (3, 2)} if curve.dashed else {}
-        ax.plot(curve.x, curve.y, color=curve.color, linewidth=1.6, marker="o" if curve.show_markers else None, markersize=3, **style)
+        ax.plot(
+            curve.x,
+            curve.y,
+            color=curve.color,
+            linewidth=1.6,
+            marker="o" if curve.show_markers else None,
+            markersize=3,
+            **style,
+        )
         if curve.low is not None and curve.high is not None and sizes:
             ax.vlines(curve.x, curve.low, curve.high, color=curve.color, linewidth=1.2, alpha=0.8)
         elif curve.low is not None and curve.high is not None:
@@ -233,7 +283,14 @@ def _create_axes(title: str, *, left_margin: float, height: float, bottom_margin
             facecolor="none",
         )
     canvas.figure.text(
-        2 / _PANEL_WIDTH, 1 - 5 / height, title, va="top", ha="left", color=_INK_COLOR, fontweight="bold", fontsize=_FONT_SIZE
+        2 / _PANEL_WIDTH,
+        1 - 5 / height,
+        title,
+        va="top",
+        ha="left",
+        color=_INK_COLOR,
+        fontweight="bold",
+        fontsize=_FONT_SIZE,
     )
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
@@ -248,7 +305,10 @@ def _export_svg(canvas: FigureCanvasSVG, title: str) -> str:
     with matplotlib.rc_context(_MATPLOTLIB_SETTINGS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the layout font lacks: the reader's own font draws them
         canvas.figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text[text.index("<svg") :], flags=re.DOTALL)
@@ -260,7 +320,11 @@ def _export_svg(canvas: FigureCanvasSVG, title: str) -> str:
 
 def _clean_svg_tag(tag: str, id_prefix: str) -> str:
     """One tag with the page's colours and font, shorter numbers, and names that start with `own`."""
-    tag = re.sub(r' id="(?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib\.axis|[A-Z]\w*)_\d+"| transform="rotate\([^"]*"', "", tag)
+    tag = re.sub(
+        r' id="(?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib\.axis|[A-Z]\w*)_\d+"| transform="rotate\([^"]*"',
+        "",
+        tag,
+    )
     tag = re.sub(r"(?<= id=\")|(?<=url\(#)|(?<=href=\"#)", id_prefix, tag).replace("xlink:href", "href")
     tag = re.sub(r"font-family: [^;\"]+;? ?", "", tag)
     tag = re.sub(r"(\d\.\d)\d+", r"\1", tag)

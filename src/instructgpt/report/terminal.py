@@ -22,15 +22,25 @@ from instructgpt.report.naming import (
 )
 from instructgpt.report.results import Results
 
-_VERDICT_STYLES = {"shown": "green", "partly": "yellow", "not shown": "default", "opposite": "red", "not measured": "dim"}
+_VERDICT_STYLES = {
+    "shown": "green",
+    "partly": "yellow",
+    "not shown": "default",
+    "opposite": "red",
+    "not measured": "dim",
+}
 
 _WIN_RATE_METRIC = ("preference", "win_rate_vs_sft")
 """The first metric of the first table, under each of its conditions: whoever judged."""
 _MAIN_METRICS = (
     ("preference", "rating", "training"),
-    ("labels", "fails_instruction", ""), ("labels", "hallucination", ""), ("truthfulness", "truthful_and_informative", "qa"),
-    ("toxicity", "mean_toxicity", "none"), ("toxicity", "mean_toxicity", "respectful"), ("bias", "entropy_bits", ""),
-)  # fmt: skip
+    ("labels", "fails_instruction", ""),
+    ("labels", "hallucination", ""),
+    ("truthfulness", "truthful_and_informative", "qa"),
+    ("toxicity", "mean_toxicity", "none"),
+    ("toxicity", "mean_toxicity", "respectful"),
+    ("bias", "entropy_bits", ""),
+)
 """The metrics after it; every task of the alignment tax follows them."""
 
 
@@ -62,10 +72,14 @@ def _build_metrics_table(results: Results) -> Table:
         *(("tax", task, "") for task in results.metrics("tax")),
     ]
     measured_metrics = [
-        (metric_key, rows) for metric_key in metric_keys if (rows := results.rows(metric_key[0], metric_key[1], metric_key[2]))
+        (metric_key, rows)
+        for metric_key in metric_keys
+        if (rows := results.rows(metric_key[0], metric_key[1], metric_key[2]))
     ]
     models = [
-        model for model in sort_models(row.model for _, rows in measured_metrics for row in rows) if model in MODEL_NAMES
+        model
+        for model in sort_models(row.model for _, rows in measured_metrics for row in rows)
+        if model in MODEL_NAMES
     ] or sort_models(row.model for _, rows in measured_metrics for row in rows)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption="95 % intervals in brackets", caption_justify="left")
     table.add_column("")
@@ -73,7 +87,9 @@ def _build_metrics_table(results: Results) -> Table:
         table.add_column(model_name(model), justify="right", min_width=9)
     for (evaluation, metric, condition), _ in measured_metrics:
         name = ", ".join(part for part in (metric_name(metric), condition_name(condition)) if part)
-        table.add_row(Text(name), *(_format_cell(results.get(evaluation, metric, model, condition)) for model in models))
+        table.add_row(
+            Text(name), *(_format_cell(results.get(evaluation, metric, model, condition)) for model in models)
+        )
     return table
 
 
@@ -88,7 +104,8 @@ def _format_reward_model(results: Results) -> str:
     lines = []
     for condition in results.conditions("reward_model", "pair_accuracy"):
         rows = [
-            results.get("reward_model", metric, "reward", condition) for metric in ("pair_accuracy", "length_baseline", "labeler_agreement")
+            results.get("reward_model", metric, "reward", condition)
+            for metric in ("pair_accuracy", "length_baseline", "labeler_agreement")
         ]
         summary = ", ".join(
             f"{metric_name(row.metric)} {format_metric_value(row.value, row.metric)} {format_interval(row)}"
@@ -107,5 +124,7 @@ def _build_findings_table(findings: Sequence[Finding]) -> Table:
     table.add_column("here", no_wrap=True)
     table.add_column("numbers", ratio=4, style="dim")
     for finding in findings:
-        table.add_row(Text(finding.paper), Text(finding.verdict, style=_VERDICT_STYLES[finding.verdict]), Text(finding.evidence))
+        table.add_row(
+            Text(finding.paper), Text(finding.verdict, style=_VERDICT_STYLES[finding.verdict]), Text(finding.evidence)
+        )
     return table

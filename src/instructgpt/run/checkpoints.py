@@ -32,9 +32,17 @@ _MANIFEST_FILE, _STATE_FILE, _PARTIAL_FOLDER = "manifest", "state.json", "half.p
 _TENSOR_KEY = "tensor"
 """In state.json a tensor is an object of this one name."""
 _SAFETENSORS_DTYPES = {
-    torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 """What safetensors calls the kinds of numbers."""
 
 
@@ -53,7 +61,9 @@ class LazyTensor:
         for rank, part in enumerate(self.parts):
             shard_start, shard_end = shard_bounds(self.shape[0], rank, len(self.parts))
             if shard_start < end and start < shard_end:
-                slices.append(part.get_slice(self.name)[max(start, shard_start) - shard_start : min(end, shard_end) - shard_start])
+                slices.append(
+                    part.get_slice(self.name)[max(start, shard_start) - shard_start : min(end, shard_end) - shard_start]
+                )
         return torch.cat(slices) if slices else self.parts[0].get_slice(self.name)[:0]
 
     def read_full(self) -> Tensor:
@@ -138,9 +148,14 @@ def _flatten_state(value: Any, name: str, tensors: dict[str, Tensor], names_by_s
         return {_TENSOR_KEY: tensor_name, "shape": list(value.shape), "sharded": hasattr(value, "to_local")}
     if isinstance(value, Mapping):
         assert all(isinstance(key, str) for key in value), f"{name}: names are texts"
-        return {key: _flatten_state(part, f"{name}/{key}" if name else key, tensors, names_by_storage) for key, part in value.items()}
+        return {
+            key: _flatten_state(part, f"{name}/{key}" if name else key, tensors, names_by_storage)
+            for key, part in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [_flatten_state(part, f"{name}/{position}", tensors, names_by_storage) for position, part in enumerate(value)]
+        return [
+            _flatten_state(part, f"{name}/{position}", tensors, names_by_storage) for position, part in enumerate(value)
+        ]
     return value
 
 
@@ -156,7 +171,11 @@ def _serialize_safetensors(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _SAFETENSORS_DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _SAFETENSORS_DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     yield serialize_safetensors_header(header)
     for tensor in tensors.values():
         yield tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -190,7 +209,9 @@ def find_corruption(folder: Path) -> str | None:
     except OSError:
         return f"{_MANIFEST_FILE} is missing"
     try:
-        hashes = {name: expected for expected, name in (line.split("  ") for line in manifest.decode().splitlines()[:-1])}
+        hashes = {
+            name: expected for expected, name in (line.split("  ") for line in manifest.decode().splitlines()[:-1])
+        }
     except ValueError:
         hashes = {}
     if not hashes or manifest != _build_manifest(hashes):
@@ -209,7 +230,9 @@ def find_corruption(folder: Path) -> str | None:
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The state in a whole checkpoint; its tensors are `Stored`, to be read as they are needed."""
     content = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
-    files = tuple(safetensors.safe_open(folder / f"rank-{rank}.safetensors", framework="pt") for rank in range(content["ranks"]))
+    files = tuple(
+        safetensors.safe_open(folder / f"rank-{rank}.safetensors", framework="pt") for rank in range(content["ranks"])
+    )
 
     def to_lazy(value: Any) -> Any:
         if isinstance(value, list):
@@ -217,7 +240,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             return value
         if _TENSOR_KEY in value:
-            return LazyTensor(value[_TENSOR_KEY], tuple(value["shape"]), files if value["sharded"] else files[:1], value["sharded"])
+            return LazyTensor(
+                value[_TENSOR_KEY], tuple(value["shape"]), files if value["sharded"] else files[:1], value["sharded"]
+            )
         return {key: to_lazy(part) for key, part in value.items()}
 
     state: dict[str, Any] = to_lazy(content["state"])
@@ -229,5 +254,8 @@ def load_tensors(state: Any, template: Any) -> Any:
     if isinstance(state, LazyTensor):
         return state.read_sharded_like(template)
     if isinstance(state, dict):
-        return {name: load_tensors(part, template[name] if isinstance(template, Mapping) else template) for name, part in state.items()}
+        return {
+            name: load_tensors(part, template[name] if isinstance(template, Mapping) else template)
+            for name, part in state.items()
+        }
     return state

@@ -79,7 +79,9 @@ class RunDirectory:
         check_trackers_installed(config.track)
         for name, path in (parents or {}).items():
             if config.out.resolve() in (Path(path).resolve(), *Path(path).resolve().parents):
-                raise InputError(f"--out {config.out}: holds {name} ({path}), which this run is made from; choose another --out")
+                raise InputError(
+                    f"--out {config.out}: holds {name} ({path}), which this run is made from; choose another --out"
+                )
         record = read_run_record(config.out)
         if record is None:
             check_output_directory(config.out)
@@ -133,7 +135,9 @@ class RunDirectory:
 
     def _check_matches(self, record: Mapping[str, Any]) -> None:
         if record.get("stage") != self.stage:
-            raise InputError(f"{self.directory}: holds a run of stage '{record.get('stage')}', not of '{self.stage}'; choose another --out")
+            raise InputError(
+                f"{self.directory}: holds a run of stage '{record.get('stage')}', not of '{self.stage}'; choose another --out"
+            )
         if not self.config.resume:
             return
         previous_options, current_options = _flatten_settings(record["config"]), _flatten_settings(self._settings())
@@ -190,7 +194,9 @@ class RunDirectory:
         self._is_last_step = step >= steps
         if not self.is_main_process:
             return
-        row = {"step": step, "seconds": round(self._previous_seconds + time.monotonic() - self.start_time, 2)} | dict(metrics)
+        row = {"step": step, "seconds": round(self._previous_seconds + time.monotonic() - self.start_time, 2)} | dict(
+            metrics
+        )
         _append_jsonl(self.directory / "metrics.jsonl", row)
         for name in list(self._trackers):
             self._notify_tracker(name, lambda tracker: tracker.log(step, metrics))
@@ -200,7 +206,12 @@ class RunDirectory:
             self._write_record(finished=False)
             metrics_text = "  ".join(f"{name} {metrics[name]:.4g}" for name in show if name in metrics)
             remaining_s = (time.monotonic() - self.start_time) / max(1, step) * (steps - step)
-            self.info(f"{step}/{steps}  {metrics_text}  [dim]{remaining_s:.0f} s left[/]", step=step, steps=steps, left=round(remaining_s))
+            self.info(
+                f"{step}/{steps}  {metrics_text}  [dim]{remaining_s:.0f} s left[/]",
+                step=step,
+                steps=steps,
+                left=round(remaining_s),
+            )
 
     def _notify_tracker(self, name: str, action: Callable[[Tracker], None]) -> None:
         """Tell a tracker something. One that fails is a loss of comfort, not of the run: it is left out from here on."""
@@ -227,11 +238,15 @@ class RunDirectory:
         from instructgpt.run.checkpoints import write_checkpoint
 
         request = get_stop_request()
-        is_due = self.is_main_process and (force or time.monotonic() - self._last_checkpoint_time >= CHECKPOINT_INTERVAL_S)
+        is_due = self.is_main_process and (
+            force or time.monotonic() - self._last_checkpoint_time >= CHECKPOINT_INTERVAL_S
+        )
         due, stop_requested = any_rank(is_due, request.requested_at is not None)
         if due or stop_requested:
             elapsed_s = self._previous_seconds + time.monotonic() - self.start_time
-            write_checkpoint(self._checkpoints_folder / f"step-{step:08d}", {"step": step, "spent": elapsed_s} | state())
+            write_checkpoint(
+                self._checkpoints_folder / f"step-{step:08d}", {"step": step, "spent": elapsed_s} | state()
+            )
             self._last_checkpoint_time = time.monotonic()
             if self.is_main_process:
                 self._prune_checkpoints(step)
@@ -262,10 +277,14 @@ class RunDirectory:
 
         barrier()  # everyone has looked at the directory before it is changed
         self.create()
-        name = broadcast_from_rank0(self._latest_valid_checkpoint() if self.is_main_process and self.config.resume else None)
+        name = broadcast_from_rank0(
+            self._latest_valid_checkpoint() if self.is_main_process and self.config.resume else None
+        )
         folder = self._checkpoints_folder / name if name else self.directory
         if any_rank(not folder.is_dir())[0]:
-            raise InputError(f"--out {self.directory}: not all ranks see {folder}; it has to be on a disk that all hosts share")
+            raise InputError(
+                f"--out {self.directory}: not all ranks see {folder}; it has to be on a disk that all hosts share"
+            )
         state = read_checkpoint(folder) if name else None
         for file in ("metrics.jsonl", "samples.jsonl") if self.is_main_process else ():
             _truncate_after_step(self.directory / file, state["step"] if state else 0)
@@ -273,7 +292,9 @@ class RunDirectory:
             self._previous_seconds = state["spent"]
             self.info(f"goes on after step {state['step']}")
         for tracker in self.config.track if self.is_main_process else ():
-            self._trackers[tracker] = open_tracker(tracker, self.directory, self._settings(), state["step"] if state else 0)
+            self._trackers[tracker] = open_tracker(
+                tracker, self.directory, self._settings(), state["step"] if state else 0
+            )
         get_stop_request().deferred = True
         return state
 
@@ -302,7 +323,9 @@ class RunDirectory:
             try:
                 save(partial_folder)
                 if (partial_folder / "config.json").exists():
-                    (partial_folder / "README.md").write_text(format_model_card(self._build_record(finished=True)), encoding="utf-8")
+                    (partial_folder / "README.md").write_text(
+                        format_model_card(self._build_record(finished=True)), encoding="utf-8"
+                    )
                 _replace_all(partial_folder, self.directory)
             finally:
                 shutil.rmtree(partial_folder, ignore_errors=True)
@@ -311,7 +334,9 @@ class RunDirectory:
             self._notify_tracker(name, lambda tracker: tracker.close())
         shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
         release_directory_lock(self.directory)
-        self.info(f"[green]done[/] in {self._previous_seconds + time.monotonic() - self.start_time:.0f} s: {self.directory}")
+        self.info(
+            f"[green]done[/] in {self._previous_seconds + time.monotonic() - self.start_time:.0f} s: {self.directory}"
+        )
         return self.directory
 
 
@@ -338,7 +363,9 @@ def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         if isinstance(value, dict):
             flattened |= {
-                f"{section}.{option}": option_value for section, options in value.items() for option, option_value in options.items()
+                f"{section}.{option}": option_value
+                for section, options in value.items()
+                for option, option_value in options.items()
             }
         elif name not in _RESUMABLE_OPTIONS:
             flattened["--" + name.replace("_", "-")] = value
@@ -359,7 +386,9 @@ def read_run_record(folder: Path) -> dict[str, Any] | None:
         if not all(isinstance(record[name], dict) for name in ("config", "parents")):
             raise ValueError("it is not the record of a run")
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: damaged ({type(error).__name__}: {error}); delete {folder} and give the same command again") from error
+        raise InputError(
+            f"{file}: damaged ({type(error).__name__}: {error}); delete {folder} and give the same command again"
+        ) from error
     return record
 
 

@@ -19,7 +19,9 @@ def content_hash(path: Path) -> str:
     """sha256 of a file, or of what a model directory is made of; of the name itself for something on the hub."""
     digest = hashlib.sha256()
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json") and file.name != "run.json")
+        files = sorted(
+            file for file in path.iterdir() if file.suffix in (".safetensors", ".json") and file.name != "run.json"
+        )
     elif path.is_file():
         files = [path]
     else:

@@ -39,7 +39,9 @@ def acquire_directory_lock(directory: Path) -> None:
                 time.sleep(0.1)
                 continue
             os.close(descriptor)
-            raise InputError(f"--out {directory}: another command is at work there; let it end, or choose another --out") from None
+            raise InputError(
+                f"--out {directory}: another command is at work there; let it end, or choose another --out"
+            ) from None
         except OSError:  # a disk without locks
             pass
         _lock_descriptors[directory.resolve()] = descriptor

@@ -37,7 +37,9 @@ def format_model_card(record: Mapping[str, Any]) -> str:
     pipeline_tag = "text-classification" if model_kind == "reward" else "text-generation"
     offset = (record.get("validation") or {}).get("offset")
     settings = {name: value for name, value in record["config"].items() if name not in ("out", "resume", "device")}
-    parents = [f"| {name} | `{parent['path']}` | `{parent['sha256'][:16]}` |" for name, parent in record["parents"].items()]
+    parents = [
+        f"| {name} | `{parent['path']}` | `{parent['sha256'][:16]}` |" for name, parent in record["parents"].items()
+    ]
     summary = {
         name: value
         for name, value in record.items()
@@ -45,15 +47,41 @@ def format_model_card(record: Mapping[str, Any]) -> str:
     }
     return "\n".join(
         [
-            "---", "library_name: transformers", f"pipeline_tag: {pipeline_tag}", f"tags: [instructgpt, {stage}]", "---", "",
-            f"# {stage}", "", f"This is {_STAGE_DESCRIPTIONS.get(stage, 'a model')}. A prompt is rendered with the tokenizer's chat template.", "",
-            "```python", _LOADING_CODE[model_kind], "```", "",
+            "---",
+            "library_name: transformers",
+            f"pipeline_tag: {pipeline_tag}",
+            f"tags: [instructgpt, {stage}]",
+            "---",
+            "",
+            f"# {stage}",
+            "",
+            f"This is {_STAGE_DESCRIPTIONS.get(stage, 'a model')}. A prompt is rendered with the tokenizer's chat template.",
+            "",
+            "```python",
+            _LOADING_CODE[model_kind],
+            "```",
+            "",
             *([_OFFSET_NOTE.format(offset=offset), ""] if offset is not None else []),
             *([_ADAPTER_NOTE.format(**settings), ""] if settings.get("lora") else []),
-            "## Made from", "", "| what | where | sha256 |", "|---|---|---|", *parents, "",
-            "## How", "", "```json", json.dumps(settings, indent=2, default=str), "```", "",
-            "## Facts", "", "```json", json.dumps(summary | {"versions": record["versions"]}, indent=2, default=str), "```", "",
+            "## Made from",
+            "",
+            "| what | where | sha256 |",
+            "|---|---|---|",
+            *parents,
+            "",
+            "## How",
+            "",
+            "```json",
+            json.dumps(settings, indent=2, default=str),
+            "```",
+            "",
+            "## Facts",
+            "",
+            "```json",
+            json.dumps(summary | {"versions": record["versions"]}, indent=2, default=str),
+            "```",
+            "",
             "It may repeat falsehoods, insults and prejudice of its data, and follows harmful instructions unless it was taught not to.",
             "",
         ]
-    )  # fmt: skip
+    )

@@ -42,9 +42,13 @@ def defer_interrupts() -> Iterator[StopRequest]:
     previous_handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         signal_numbers = [
-            signal_number for signal_number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(signal_number) != signal.SIG_IGN
+            signal_number
+            for signal_number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(signal_number) != signal.SIG_IGN
         ]
-        previous_handlers = {signal_number: signal.signal(signal_number, request.on_signal) for signal_number in signal_numbers}
+        previous_handlers = {
+            signal_number: signal.signal(signal_number, request.on_signal) for signal_number in signal_numbers
+        }
     _active_requests.append(request)
     try:
         yield request

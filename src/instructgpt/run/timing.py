@@ -36,7 +36,9 @@ class PhaseTimer:
             return
         self._is_open = True
         cuda = getattr(sys.modules.get("torch"), "cuda", None)
-        events = [cuda.Event(enable_timing=True) for _ in range(2)] if cuda is not None and cuda.is_initialized() else None
+        events = (
+            [cuda.Event(enable_timing=True) for _ in range(2)] if cuda is not None and cuda.is_initialized() else None
+        )
         start = self.clock()
         if events:
             events[0].record()
@@ -64,7 +66,10 @@ class PhaseTimer:
             end.synchronize()
             self._add_seconds(name, start.elapsed_time(end) / 1000)
         self._pending_events.clear()
-        return {name: {"seconds": round(seconds, 4), "tokens": self.tokens.get(name, 0)} for name, seconds in self.seconds.items()}
+        return {
+            name: {"seconds": round(seconds, 4), "tokens": self.tokens.get(name, 0)}
+            for name, seconds in self.seconds.items()
+        }
 
 
 PHASE_TIMER = PhaseTimer()

@@ -81,7 +81,9 @@ class _WandBTracker:
         import wandb
 
         resolved = directory.resolve()
-        begin_time_ns = (directory / "run.json").stat().st_mtime_ns  # written when a run begins and when it has finished
+        begin_time_ns = (
+            (directory / "run.json").stat().st_mtime_ns
+        )  # written when a run begins and when it has finished
         run_id = hashlib.sha256(f"{resolved} {begin_time_ns}".encode()).hexdigest()[:16]
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", resolved.parent.name or "runs"),
@@ -128,4 +130,6 @@ def open_tracker(name: TrackerName, directory: Path, settings: Mapping[str, Any]
     try:
         return _TRACKERS[name](directory, settings, step)
     except Exception as error:  # whatever a service says of accounts and networks
-        raise InputError(f"--track {name}: does not start ({one_line(error, 200)}); mend that or leave it out") from error
+        raise InputError(
+            f"--track {name}: does not start ({one_line(error, 200)}); mend that or leave it out"
+        ) from error

@@ -13,7 +13,16 @@ from instructgpt.errors import InputError
 from instructgpt.io import check_output_file
 from instructgpt.models.policy import context_length, load_policy, pick_device
 from instructgpt.models.reward_model import load_reward_model
-from instructgpt.records import Completion, Message, Prompt, PromptFields, Record, SkippedLines, read_records, write_records
+from instructgpt.records import (
+    Completion,
+    Message,
+    Prompt,
+    PromptFields,
+    Record,
+    SkippedLines,
+    read_records,
+    write_records,
+)
 from instructgpt.run.directory import console
 from instructgpt.sampling.completions import SampledCompletion, generate
 
@@ -30,8 +39,12 @@ class SampleConfig(CommandConfig):
     prompts: Path = Field(description="prompts")
     n: int = Field(1, ge=1, description="completions of each prompt")
     max_tokens: int = Field(256, ge=1, description="where a completion is cut off")
-    temperature: float = Field(1.0, ge=0, description="1 samples from the model's own distribution, 0 takes the likeliest token")
-    top_p: float = Field(1.0, gt=0, le=1, description="below 1, sample from the likeliest tokens that together have this probability")
+    temperature: float = Field(
+        1.0, ge=0, description="1 samples from the model's own distribution, 0 takes the likeliest token"
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="below 1, sample from the likeliest tokens that together have this probability"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
     device: str = Field("auto", description=_DEVICE_HELP)
     skip_bad: bool = Field(False, description="leave out bad lines and prompts that are too long, and count them")
@@ -99,7 +112,13 @@ def sample_completions(config: SampleConfig) -> Path:
     _require_nonempty(config.prompts, accepted_prompts, skipped)
     sampling_options = {"max_tokens": config.max_tokens, "seed": config.seed}
     completions = generate(
-        model, tokenizer, accepted_prompts, temperature=config.temperature, top_p=config.top_p, per_prompt=config.n, **sampling_options
+        model,
+        tokenizer,
+        accepted_prompts,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        per_prompt=config.n,
+        **sampling_options,
     )
     count = write_records(config.out, (_to_completion_record(completion, config) for completion in completions))
     console.print(
@@ -138,7 +157,9 @@ def score_completions(config: ScoreConfig) -> Path:
     max_length = context_length(reward_model.model)
     accepted_records, examples = [], []
     for record in records:
-        example = reward_model.tokenizer.encode_example(record.prompt_fields, record.completion, finished=record.finish == "stop")
+        example = reward_model.tokenizer.encode_example(
+            record.prompt_fields, record.completion, finished=record.finish == "stop"
+        )
         if len(example) <= max_length:
             accepted_records.append(record)
             examples.append(example)
@@ -147,7 +168,10 @@ def score_completions(config: ScoreConfig) -> Path:
             _skip_too_long(f"{config.data}: {reason}", skipped)
     _require_nonempty(config.data, accepted_records, skipped)
     scores = reward_model.score(examples).tolist()
-    write_records(config.out, (record.model_copy(update={"score": score}) for record, score in zip(accepted_records, scores, strict=True)))
+    write_records(
+        config.out,
+        (record.model_copy(update={"score": score}) for record, score in zip(accepted_records, scores, strict=True)),
+    )
     console.print(f"{len(scores)} scores: {config.out}; left out: {len(skipped.reasons)}", markup=False, soft_wrap=True)
     return config.out
 
@@ -168,4 +192,6 @@ def _skip_too_long(reason: str, skipped: SkippedLines) -> None:
 def _require_nonempty(path: Path, records: list[Prompt] | list[ScoredInput], skipped: SkippedLines) -> None:
     """Raises BadInput where nothing was kept."""
     if not records:
-        raise InputError(f"{path}: nothing is left, {len(skipped.reasons)} records were left out; the first: {skipped.reasons[0]}")
+        raise InputError(
+            f"{path}: nothing is left, {len(skipped.reasons)} records were left out; the first: {skipped.reasons[0]}"
+        )

@@ -36,17 +36,24 @@ def generate(
 ) -> list[SampledCompletion]:
     """Completions of rendered prompts, `per_prompt` in a row for each. Raises BadInput where a prompt does not fit."""
     prompt_ids = [tokenizer.encode_prompt(prompt) for prompt in prompts for _ in range(per_prompt)]
-    samples = sample_on_ranks(model, prompt_ids, eos=tokenizer.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p)
+    samples = sample_on_ranks(
+        model, prompt_ids, eos=tokenizer.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p
+    )
     repeated_prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
     return decode_samples(tokenizer, repeated_prompts, prompt_ids, samples)
 
 
 def decode_samples(
-    tokenizer: PromptTokenizer, prompts: Sequence[PromptFields], prompt_ids: Sequence[list[int]], samples: Sequence[SampledTokens]
+    tokenizer: PromptTokenizer,
+    prompts: Sequence[PromptFields],
+    prompt_ids: Sequence[list[int]],
+    samples: Sequence[SampledTokens],
 ) -> list[SampledCompletion]:
     """Samples as completions of what was asked."""
     return [
-        SampledCompletion(prompt, tokenizer.decode(tokens.tokens), TokenizedExample(ids, tokens.tokens), tokens.finished)
+        SampledCompletion(
+            prompt, tokenizer.decode(tokens.tokens), TokenizedExample(ids, tokens.tokens), tokens.finished
+        )
         for prompt, ids, tokens in zip(prompts, prompt_ids, samples, strict=True)
     ]
 
@@ -57,7 +64,10 @@ def retokenize_for(
     """Completions as another model reads them: the very tokens where both share a tokenizer, else rendered again from text."""
     if tokenizer.is_compatible(source_tokenizer):
         return [completion.example for completion in completions]
-    return [tokenizer.encode_example(completion.prompt, completion.text, finished=completion.finished) for completion in completions]
+    return [
+        tokenizer.encode_example(completion.prompt, completion.text, finished=completion.finished)
+        for completion in completions
+    ]
 
 
 def continue_text(
@@ -76,7 +86,9 @@ def continue_text(
     Returns each continuation and whether it reached the stop or an end-of-text.
     """
     prompt_ids = [tokenizer.encode_text(text) for text in texts]
-    samples = sample_tokens(model, prompt_ids, eos=tokenizer.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p)
+    samples = sample_tokens(
+        model, prompt_ids, eos=tokenizer.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p
+    )
     continuations = []
     for completion in samples:
         text = tokenizer.decode(completion.tokens)

@@ -43,7 +43,12 @@ def cpu_fast_path(model: Any) -> Iterator[None]:
     if model.device.type != "cpu":
         yield
         return
-    children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children() if _is_plain_module(child)]
+    children = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if _is_plain_module(child)
+    ]
     linear_layers = {child for *_, child in children if _has_float32_weight(child)}
     copy_weights = sum(4 * child.weight.numel() for child in linear_layers) <= MAX_COPIED_BYTES
     replaced = []

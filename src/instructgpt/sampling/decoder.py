@@ -53,10 +53,14 @@ def inverse_cdf_sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
         cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         return _searchsorted_above(cumulative, uniforms[:, None] * cumulative[:, -1:])[0][:, 0]
     padding = -probabilities.shape[1] % CDF_BLOCK_SIZE
-    blocks = (F.pad(probabilities, (0, padding)) if padding else probabilities).view(len(probabilities), -1, CDF_BLOCK_SIZE)
+    blocks = (F.pad(probabilities, (0, padding)) if padding else probabilities).view(
+        len(probabilities), -1, CDF_BLOCK_SIZE
+    )
     cumulative = blocks.sum(-1).double().cumsum(-1)  # a block's own sum in float32, as its probabilities are
     block_index, target = _searchsorted_above(cumulative, uniforms[:, None] * cumulative[:, -1:])
-    block_cumulative = blocks.gather(1, block_index[..., None].expand(-1, -1, CDF_BLOCK_SIZE))[:, 0].cumsum(-1, dtype=torch.float64)
+    block_cumulative = blocks.gather(1, block_index[..., None].expand(-1, -1, CDF_BLOCK_SIZE))[:, 0].cumsum(
+        -1, dtype=torch.float64
+    )
     offset, _ = _searchsorted_above(block_cumulative, target - F.pad(cumulative, (1, 0)).gather(1, block_index))
     return (block_index * CDF_BLOCK_SIZE + offset)[:, 0]
 
@@ -73,9 +77,13 @@ def _searchsorted_above(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Ten
 
 def top_p_filter(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Logits of the likeliest tokens that together have a probability of at least `top_p`, all others minus infinity (B, V)."""
-    probabilities, sorted_ids = (logits.float() / (temperature or 1.0)).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    probabilities, sorted_ids = (
+        (logits.float() / (temperature or 1.0)).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    )
     mass_before = probabilities.double().cumsum(-1) - probabilities
-    return logits.masked_fill(torch.empty_like(sorted_ids, dtype=torch.bool).scatter_(-1, sorted_ids, mass_before >= top_p), float("-inf"))
+    return logits.masked_fill(
+        torch.empty_like(sorted_ids, dtype=torch.bool).scatter_(-1, sorted_ids, mass_before >= top_p), float("-inf")
+    )
 
 
 def sample_with_logp(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
@@ -95,7 +103,13 @@ class Decoder:
     """S slots, of which the first `count` are in use."""
 
     def __init__(
-        self, model: Any, num_slots: int, width: int, max_tokens: int, params: SamplingParams, num_layers: int | None = None
+        self,
+        model: Any,
+        num_slots: int,
+        width: int,
+        max_tokens: int,
+        params: SamplingParams,
+        num_layers: int | None = None,
     ) -> None:
         device = model.device
         self.cache = StaticKVCache(num_slots, width, num_layers)
@@ -125,7 +139,9 @@ class Decoder:
         """Slots that no row owns."""
         return self.cache.num_slots - self.num_rows
 
-    def add_rows(self, model: Any, prompts: Sequence[list[int]], uniforms: Tensor, slot_prompts: Sequence[list[int]]) -> None:
+    def add_rows(
+        self, model: Any, prompts: Sequence[list[int]], uniforms: Tensor, slot_prompts: Sequence[list[int]]
+    ) -> None:
         """Give free slots to new rows. All but the last token of a prompt is computed here, once where prompts are alike.
 
         Args:
@@ -141,7 +157,9 @@ class Decoder:
             if prompt in slot_by_prompt:
                 self.cache.copy([slot_by_prompt[prompt]], [slot], len(prompt) - 1)
             elif len(prompt) > 1:
-                slots_by_prefix.setdefault(prompt[:-1], []).append(slot)  # prompts that differ in their last token are alike here
+                slots_by_prefix.setdefault(prompt[:-1], []).append(
+                    slot
+                )  # prompts that differ in their last token are alike here
         device = self.next_input.device
         prefixes = list(slots_by_prefix.items())
         for group in microbatches([len(prompt) for prompt, _ in prefixes], token_budget(device)):
@@ -160,7 +178,11 @@ class Decoder:
         batch = collate([TokenizedExample(list(prefix), []) for prefix, _ in prefixes])
         starts = [span.start for span in batch.spans]
         lengths = [span.end - span.start for span in batch.spans]
-        copies = [(start, length, slot) for start, length, (_, slots) in zip(starts, lengths, prefixes, strict=True) for slot in slots]
+        copies = [
+            (start, length, slot)
+            for start, length, (_, slots) in zip(starts, lengths, prefixes, strict=True)
+            for slot in slots
+        ]
         token_index = torch.cat([torch.arange(start, start + length) for start, length, _ in copies])
         rows = torch.cat([torch.full((length,), slot) for _, length, slot in copies])
         columns = torch.cat([torch.arange(length) for _, length, _ in copies])
@@ -168,7 +190,9 @@ class Decoder:
         is_packed = model.config._attn_implementation == PACKED_ATTENTION
         model_inputs: dict[str, Any]
         if is_packed:
-            empty_mask = torch.empty((1, 1, 0, 0), dtype=torch.long, device=device)  # as in models/packed_attention.py: no mask is made
+            empty_mask = torch.empty(
+                (1, 1, 0, 0), dtype=torch.long, device=device
+            )  # as in models/packed_attention.py: no mask is made
             model_inputs = {
                 "attention_mask": empty_mask,
                 "layout": get_attention_layout(batch),
@@ -182,7 +206,10 @@ class Decoder:
         self.cache.write_prompts(None if is_identity else token_index.to(device), rows.to(device), columns.to(device))
         with suppress(StopForwardError):
             call_sharded(
-                model, lambda: get_backbone(model)(input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **model_inputs)
+                model,
+                lambda: get_backbone(model)(
+                    input_ids=tokens.to(device), past_key_values=self.cache, use_cache=True, **model_inputs
+                ),
             )
 
     def step_all(self, model: Any) -> None:
@@ -261,8 +288,14 @@ class Decoder:
         Returns the tokens and logp of those that left, and for every slot still in use which slot its row came from.
         """
         index = torch.tensor(slots, device=self.next_input.device)
-        num_sampled, tokens, logp = self.num_sampled[index].tolist(), self.sampled_tokens[index].tolist(), self.sampled_logp[index].tolist()
-        results = [(row[:count], row_logp[:count]) for count, row, row_logp in zip(num_sampled, tokens, logp, strict=True)]
+        num_sampled, tokens, logp = (
+            self.num_sampled[index].tolist(),
+            self.sampled_tokens[index].tolist(),
+            self.sampled_logp[index].tolist(),
+        )
+        results = [
+            (row[:count], row_logp[:count]) for count, row, row_logp in zip(num_sampled, tokens, logp, strict=True)
+        ]
         removed = set(slots)
         num_remaining = self.num_rows - len(removed)
         holes = [slot for slot in range(num_remaining) if slot in removed]

@@ -26,7 +26,13 @@ from instructgpt.models.packed_attention import hidden_states
 from instructgpt.models.policy import MAX_LOGITS, completion_logp, compute_logits, context_length, get_backbone
 from instructgpt.models.precision import free_gpu_memory
 from instructgpt.sampling.cpu_fast_path import cpu_fast_path
-from instructgpt.sampling.decoder import FINISH_CHECK_INTERVAL, REFILL_FREE_SHARE, Decoder, SamplingParams, sample_with_logp
+from instructgpt.sampling.decoder import (
+    FINISH_CHECK_INTERVAL,
+    REFILL_FREE_SHARE,
+    Decoder,
+    SamplingParams,
+    sample_with_logp,
+)
 
 CPU_CACHE_BYTES = 2**28
 """Memory for keys and values on a CPU. Four times as much makes small models slower: more of it lies outside of the cache."""
@@ -96,7 +102,9 @@ def sample_tokens(
     if not prompts:
         return []
     row_indices = list(range(len(prompts)) if indices is None else indices)
-    uniforms = torch.rand(max(row_indices) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[row_indices]
+    uniforms = torch.rand(
+        max(row_indices) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )[row_indices]
     params = SamplingParams(eos, temperature, top_p)
     sharded = is_sharded(model)
     # weights of a divided model are gathered into tensors that will learn, which tensors of inference mode may not
@@ -108,7 +116,9 @@ def sample_tokens(
         if cache_spec is None:
             return list(_sample_without_cache(model, prompts, uniforms, params))
         width = max(map(len, prompts)) + max_tokens - 1
-        num_slots = min(len(prompts), max_rows or len(prompts), max_batch_rows(model, cache_spec.bytes_per_token * width))
+        num_slots = min(
+            len(prompts), max_rows or len(prompts), max_batch_rows(model, cache_spec.bytes_per_token * width)
+        )
         decoder = Decoder(model, num_slots, width, max_tokens, params, None if sharded else cache_spec.num_layers)
         return _decode_all(model, decoder, prompts, uniforms)
 
@@ -133,13 +143,24 @@ def max_batch_rows(model: Any, bytes_per_row: int) -> int:
 
 def probe_cache(model: Any) -> CacheSpec | None:
     """What a model keeps of a token, tried out; None where slots make a model say something else than it says alone."""
-    decoder = Decoder(model, 2, max(map(len, _PROBE_PROMPTS)) + _PROBE_TOKENS - 1, _PROBE_TOKENS, SamplingParams(eos=-1, temperature=0.0))
+    decoder = Decoder(
+        model,
+        2,
+        max(map(len, _PROBE_PROMPTS)) + _PROBE_TOKENS - 1,
+        _PROBE_TOKENS,
+        SamplingParams(eos=-1, temperature=0.0),
+    )
     try:
-        samples = _decode_all(model, decoder, _PROBE_PROMPTS, torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64))
+        samples = _decode_all(
+            model, decoder, _PROBE_PROMPTS, torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64)
+        )
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return None  # the family's forward does not take what the others take
     batch = collate(
-        [TokenizedExample(list(prompt), completion.tokens) for prompt, completion in zip(_PROBE_PROMPTS, samples, strict=True)],
+        [
+            TokenizedExample(list(prompt), completion.tokens)
+            for prompt, completion in zip(_PROBE_PROMPTS, samples, strict=True)
+        ],
         model.device,
     )
     sampled_logp = torch.tensor([logp for completion in samples for logp in completion.logp])
@@ -150,7 +171,9 @@ def probe_cache(model: Any) -> CacheSpec | None:
 
 def _decode_all(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: Tensor) -> list[SampledTokens]:
     """Decode all rows: alike prompts enter together, short ones first."""
-    pending_rows = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]), reverse=True)  # the last enters first
+    pending_rows = sorted(
+        range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]), reverse=True
+    )  # the last enters first
     row_of_slot: list[int] = []  # the row of each slot in use
     samples: list[SampledTokens | None] = [None] * len(prompts)
     refill_at = max(1, int(REFILL_FREE_SHARE * decoder.cache.num_slots))
@@ -158,7 +181,9 @@ def _decode_all(model: Any, decoder: Decoder, prompts: Sequence[list[int]], unif
     while pending_rows or row_of_slot:
         if pending_rows and decoder.num_free_slots >= min(refill_at, len(pending_rows)):
             rows = [pending_rows.pop() for _ in range(min(decoder.num_free_slots, len(pending_rows)))]
-            decoder.add_rows(model, [prompts[row] for row in rows], uniforms[rows], [prompts[row] for row in row_of_slot])
+            decoder.add_rows(
+                model, [prompts[row] for row in rows], uniforms[rows], [prompts[row] for row in row_of_slot]
+            )
             row_of_slot += rows
         for _ in range(check_every):
             decoder.step_all(model)
@@ -175,7 +200,9 @@ def _last_token_logits(model: Any, batch: PackedBatch) -> Tensor:
     return compute_logits(model, hidden_states(model, batch, "last_positions"))
 
 
-def _sample_without_cache(model: Any, prompts: Sequence[list[int]], uniforms: Tensor, params: SamplingParams) -> Iterator[SampledTokens]:
+def _sample_without_cache(
+    model: Any, prompts: Sequence[list[int]], uniforms: Tensor, params: SamplingParams
+) -> Iterator[SampledTokens]:
     """The same without keeping anything between tokens, for families whose caches are of another kind."""
     rows = [(list[int](), list[float]()) for _ in prompts]
     alive = list(range(len(prompts)))

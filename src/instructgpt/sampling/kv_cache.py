@@ -33,26 +33,48 @@ class StaticKVCache(transformers.Cache):  # type: ignore[misc]
         self.visible_columns = 0  # columns that the next tokens see; 0 while prompts are written
         self.token_index: Tensor | None = None
         self.rows = self.columns = torch.empty(0, dtype=torch.long)
-        self.flat_index_by_heads: dict[int, Tensor] = {}  # where what comes next stands among all lines of D numbers, by number of heads
+        self.flat_index_by_heads: dict[
+            int, Tensor
+        ] = {}  # where what comes next stands among all lines of D numbers, by number of heads
 
     def write_prompts(self, token_index: Tensor | None, rows: Tensor, columns: Tensor) -> None:
         """What comes next are prompts: of their tokens, laid end to end, those at `places` go to slots `rows`, `columns`. All (N,).
 
         Without places every token goes somewhere, in this order.
         """
-        self.token_index, self.rows, self.columns, self.visible_columns, self.flat_index_by_heads = token_index, rows, columns, 0, {}
+        self.token_index, self.rows, self.columns, self.visible_columns, self.flat_index_by_heads = (
+            token_index,
+            rows,
+            columns,
+            0,
+            {},
+        )
 
     def write_tokens(self, rows: Tensor, columns: Tensor, visible_columns: int) -> None:
         """What comes next is one token a slot, for the first slots, which see the first `read` columns. rows, columns (n,)."""
-        self.token_index, self.rows, self.columns, self.visible_columns, self.flat_index_by_heads = None, rows, columns, visible_columns, {}
+        self.token_index, self.rows, self.columns, self.visible_columns, self.flat_index_by_heads = (
+            None,
+            rows,
+            columns,
+            visible_columns,
+            {},
+        )
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """Keep new keys and values (b, H, t, D). -> those that the new tokens may see."""
         if layer_idx == len(self.key_values):  # zeros, for a column that nobody may see must not be NaN
             states = (key_states, value_states)
-            self.key_values.append(tuple(x.new_zeros(self.num_slots, x.shape[1], self.width, x.shape[3]) for x in states))  # type: ignore[arg-type]
+            self.key_values.append(
+                tuple(x.new_zeros(self.num_slots, x.shape[1], self.width, x.shape[3]) for x in states)
+            )  # type: ignore[arg-type]
         keys, values = self.key_values[layer_idx]
-        flat_index, num_rows, visible_columns = self._flat_index(key_states.shape[1]), key_states.shape[0], self.visible_columns
+        flat_index, num_rows, visible_columns = (
+            self._flat_index(key_states.shape[1]),
+            key_states.shape[0],
+            self.visible_columns,
+        )
         if visible_columns:
             keys.view(-1, keys.shape[3]).index_copy_(0, flat_index, key_states.reshape(-1, keys.shape[3]))
             values.view(-1, values.shape[3]).index_copy_(0, flat_index, value_states.reshape(-1, values.shape[3]))
@@ -69,7 +91,9 @@ class StaticKVCache(transformers.Cache):  # type: ignore[misc]
         """Where the new tokens' keys stand, head after head, in memory that is seen as lines of D numbers. -> (N heads,)."""
         if heads not in self.flat_index_by_heads:
             head_index = torch.arange(heads, device=self.rows.device)
-            self.flat_index_by_heads[heads] = ((self.rows[:, None] * heads + head_index) * self.width + self.columns[:, None]).flatten()
+            self.flat_index_by_heads[heads] = (
+                (self.rows[:, None] * heads + head_index) * self.width + self.columns[:, None]
+            ).flatten()
         return self.flat_index_by_heads[heads]
 
     def copy(self, sources: list[int], targets: list[int], num_columns: int) -> None:
@@ -103,11 +127,15 @@ class AttentionWindow:
     def from_config(cls, config: Any) -> AttentionWindow:
         """What a configuration says."""
         size = getattr(config, "sliding_window", None)
-        layer_types = set(getattr(config, "layer_types", None) or (["sliding_attention"] if size else ["full_attention"]))
+        layer_types = set(
+            getattr(config, "layer_types", None) or (["sliding_attention"] if size else ["full_attention"])
+        )
         return cls(size if "sliding_attention" in layer_types else None, len(layer_types) > 1)
 
 
-def decode_mask(window: AttentionWindow, positions: Tensor, width: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+def decode_mask(
+    window: AttentionWindow, positions: Tensor, width: int, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
     """Masks for one token a slot: it sees the columns up to its own position, or, in a layer with a window, the last of them.
 
     positions (n,) -> (n, 1, 1, width), 0 where it sees and minus infinity elsewhere; by kind of layer where a model has several.

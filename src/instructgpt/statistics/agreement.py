@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from instructgpt.statistics.categorical_agreement import krippendorff_alpha
-from instructgpt.statistics.intervals import (  # fmt: skip
+from instructgpt.statistics.intervals import (
     NO_ESTIMATE,
     BoolArray,
     Estimate,
@@ -170,9 +170,14 @@ def agreement_by_labeler(cells: AgreementCells) -> list[LabelerAgreement]:
     """
     labeler = np.concatenate([cells.first, cells.second])
     prompt = np.concatenate([cells.prompt, cells.prompt])
-    concordant, shared = (np.concatenate([count, count]) for count in (cells.concordant, cells.concordant + cells.discordant))
+    concordant, shared = (
+        np.concatenate([count, count]) for count in (cells.concordant, cells.concordant + cells.discordant)
+    )
     labeler_count = len(cells.labelers)
-    x, n = (np.bincount(labeler, weights=count, minlength=labeler_count).astype(np.float64) for count in (concordant, shared))
+    x, n = (
+        np.bincount(labeler, weights=count, minlength=labeler_count).astype(np.float64)
+        for count in (concordant, shared)
+    )
     active = np.flatnonzero(n > 0)
     if not len(active):
         return []
@@ -206,12 +211,16 @@ def agreement_matrix(cells: AgreementCells) -> AgreementMatrix:
 def kendall_tau(cells: AgreementCells) -> Estimate:
     """Tau-b of two labelers' rankings of one prompt, the mean over prompts and couples. Who tied everything has none and is left out."""
     decided = cells.concordant + cells.discordant
-    norm = np.sqrt((decided + cells.second_tied) * (decided + cells.first_tied))  # pairs that the first, and that the second decided
+    norm = np.sqrt(
+        (decided + cells.second_tied) * (decided + cells.first_tied)
+    )  # pairs that the first, and that the second decided
     cells, numerator, norm = cells.where(norm > 0), (cells.concordant - cells.discordant)[norm > 0], norm[norm > 0]
     if not len(norm):
         return NO_ESTIMATE
     tau = numerator / norm
-    return t_interval(float(tau.mean()), _dyadic_uncertainty(cells, residuals(tau, np.ones_like(tau)), np.ones_like(tau)), len(tau))
+    return t_interval(
+        float(tau.mean()), _dyadic_uncertainty(cells, residuals(tau, np.ones_like(tau)), np.ones_like(tau)), len(tau)
+    )
 
 
 def concordance(rankings: Sequence[HasRanks]) -> Concordance:
@@ -237,12 +246,17 @@ def concordance(rankings: Sequence[HasRanks]) -> Concordance:
     w = np.concatenate([_kendall_w(np.array(table)) for table in tables.values()])
     chance = np.concatenate([np.full(len(table), 1 / people) for (people, _), table in tables.items()])
     prompt_codes: dict[Hashable, int] = {}
-    key = np.array([prompt_codes.setdefault(prompt, len(prompt_codes)) for listed in prompts.values() for prompt in listed], dtype=np.int64)
+    key = np.array(
+        [prompt_codes.setdefault(prompt, len(prompt_codes)) for listed in prompts.values() for prompt in listed],
+        dtype=np.int64,
+    )
     finite = np.isfinite(w)
     w, chance, key = w[finite], chance[finite], key[finite]
     if not len(w):
         return Concordance(NO_ESTIMATE, None)
-    uncertainty = clustered_uncertainty(residuals(w, np.ones_like(w)), unique_with_counts(key)[1], np.zeros(len(w), dtype=np.int64))
+    uncertainty = clustered_uncertainty(
+        residuals(w, np.ones_like(w)), unique_with_counts(key)[1], np.zeros(len(w), dtype=np.int64)
+    )
     return Concordance(t_interval(float(w.mean()), uncertainty, len(w)), float(chance.mean()))
 
 
@@ -253,7 +267,9 @@ def pairwise_alpha(rankings: Sequence[HasRanks]) -> Estimate:
     """
     judgments = pair_judgments(rankings)
     turns = int(judgments.repeat_index.max(initial=0)) + 1
-    return krippendorff_alpha(judgments.pair * turns + judgments.repeat_index, judgments.sign.tolist(), clusters=judgments.prompt)
+    return krippendorff_alpha(
+        judgments.pair * turns + judgments.repeat_index, judgments.sign.tolist(), clusters=judgments.prompt
+    )
 
 
 def _kendall_w(ranks: FloatArray) -> FloatArray:
@@ -276,7 +292,8 @@ def _summarize_by_labeler(cells: AgreementCells) -> dict[Hashable, Agreement]:
     if not len(cells.prompt):
         return {}
     return {None: summarize_agreement(cells)} | {
-        cells.labelers[index]: summarize_agreement(cells.where(cells.first == index)) for index in np.unique(cells.first)
+        cells.labelers[index]: summarize_agreement(cells.where(cells.first == index))
+        for index in np.unique(cells.first)
     }
 
 
@@ -306,7 +323,9 @@ def _dyadic_uncertainty(cells: AgreementCells, error: FloatArray, weight: FloatA
     first, second = labeler_codes[: len(error)], labeler_codes[len(error) :]
     mixed = first != second
     labeler = np.concatenate([first, second[mixed]])
-    labeler_error, labeler_prompt, labeler_weight = (np.concatenate([each, each[mixed]]) for each in (error, cells.prompt, weight))
+    labeler_error, labeler_prompt, labeler_weight = (
+        np.concatenate([each, each[mixed]]) for each in (error, cells.prompt, weight)
+    )
     prompt = unique_with_counts(cells.prompt)[1]
     prompt_count, labeler_count = int(prompt.max()) + 1, len(labelers)
     by_prompt = cluster_variance(error, prompt)

@@ -91,7 +91,9 @@ def estimate_strengths(
         )
         for model, estimate in zip(members, estimates, strict=True):
             comparison_count = round(wins[model].sum() + wins[:, model].sum())
-            results.append(Strength(table.models[model], component_index, estimate, float(wins[model].sum()), comparison_count))
+            results.append(
+                Strength(table.models[model], component_index, estimate, float(wins[model].sum()), comparison_count)
+            )
     return sorted(results, key=lambda each: (each.part, -(each.strength.value or 0.0)))
 
 
@@ -131,13 +133,25 @@ def _estimate_component(
     ]
     values = _POINTS_PER_LOG_STRENGTH * _relative_to_anchor(log_strengths, anchor)
     if uncertainties[0].cluster_count < 2:
-        return [Estimate(float(value), None, None, int(count)) for value, count in zip(values, _comparison_counts(wins), strict=True)]
+        return [
+            Estimate(float(value), None, None, int(count))
+            for value, count in zip(values, _comparison_counts(wins), strict=True)
+        ]
     replicate_logs, has_interval = _bootstrap_strengths(
-        first, second, table.won, prompt % _MAX_RESAMPLED_CLUSTERS, labeler % _MAX_RESAMPLED_CLUSTERS, log_strengths, seed, resamples
+        first,
+        second,
+        table.won,
+        prompt % _MAX_RESAMPLED_CLUSTERS,
+        labeler % _MAX_RESAMPLED_CLUSTERS,
+        log_strengths,
+        seed,
+        resamples,
     )
     replicates = _POINTS_PER_LOG_STRENGTH * _relative_to_anchor(replicate_logs, anchor)
     estimates = []
-    for model, (value, uncertainty, count) in enumerate(zip(values, uncertainties, _comparison_counts(wins), strict=True)):
+    for model, (value, uncertainty, count) in enumerate(
+        zip(values, uncertainties, _comparison_counts(wins), strict=True)
+    ):
         low: float | None = None
         high: float | None = None
         if has_interval and model == anchor:
@@ -168,7 +182,8 @@ def _strength_errors(
     cells, cell, _ = unique_with_counts(prompt * labeler_count + labeler)
     residual = won - expit(log_strengths[first] - log_strengths[second])
     gradient = sum(
-        np.bincount(cell * size + model, weights=sign * residual, minlength=len(cells) * size) for model, sign in ((first, 1), (second, -1))
+        np.bincount(cell * size + model, weights=sign * residual, minlength=len(cells) * size)
+        for model, sign in ((first, 1), (second, -1))
     )
     win_probability = expit(log_strengths[:, None] - log_strengths)
     fisher_weights = (wins + wins.T) * win_probability * (1 - win_probability)
@@ -193,14 +208,19 @@ def _bootstrap_strengths(
     column = labeler * size**2 + first * size + second
     swapped_column = labeler * size**2 + second * size + first
     shape = (int(prompt.max()) + 1, labeler_count * size**2)
-    table = sparse.coo_array((np.r_[won, 1 - won], (np.r_[prompt, prompt], np.r_[column, swapped_column])), shape=shape).tocsc()
+    table = sparse.coo_array(
+        (np.r_[won, 1 - won], (np.r_[prompt, prompt], np.r_[column, swapped_column])), shape=shape
+    ).tocsc()
     used_columns = np.flatnonzero(np.diff(table.indptr))
     rng = np.random.default_rng(seed)
     by_prompt, by_labeler = bootstrap_counts(rng, shape[0], resamples), bootstrap_counts(rng, labeler_count, resamples)
-    weighted = (table[:, used_columns].T @ by_prompt.T) * by_labeler.T[used_columns // size**2]  # (columns in use, resamples)
+    weighted = (table[:, used_columns].T @ by_prompt.T) * by_labeler.T[
+        used_columns // size**2
+    ]  # (columns in use, resamples)
     sums = (
         sparse.coo_array(
-            (np.ones(len(used_columns)), (used_columns % size**2, np.arange(len(used_columns)))), shape=(size**2, len(used_columns))
+            (np.ones(len(used_columns)), (used_columns % size**2, np.arange(len(used_columns)))),
+            shape=(size**2, len(used_columns)),
         ).tocsr()
         @ weighted
     )
@@ -240,4 +260,6 @@ def _comparison_counts(wins: FloatArray) -> FloatArray:
 
 def _relative_to_anchor(log_strengths: FloatArray, anchor: int | None) -> FloatArray:
     """Log strengths (..., M) as the distance from the model at 0, or from their mean."""
-    return log_strengths - (log_strengths.mean(-1, keepdims=True) if anchor is None else log_strengths[..., anchor : anchor + 1])
+    return log_strengths - (
+        log_strengths.mean(-1, keepdims=True) if anchor is None else log_strengths[..., anchor : anchor + 1]
+    )

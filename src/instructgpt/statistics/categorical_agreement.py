@@ -14,13 +14,24 @@ from typing import Literal
 
 import numpy as np
 
-from instructgpt.statistics.intervals import NO_ESTIMATE, ClusterKeys, Estimate, FloatArray, IntArray, factorize, jackknife
+from instructgpt.statistics.intervals import (
+    NO_ESTIMATE,
+    ClusterKeys,
+    Estimate,
+    FloatArray,
+    IntArray,
+    factorize,
+    jackknife,
+)
 
 _Level = Literal["nominal", "ordinal", "interval"]
 
 
 def krippendorff_alpha(
-    units: ClusterKeys, values: Sequence[float | bool | str], level: _Level = "nominal", clusters: ClusterKeys | None = None
+    units: ClusterKeys,
+    values: Sequence[float | bool | str],
+    level: _Level = "nominal",
+    clusters: ClusterKeys | None = None,
 ) -> Estimate:
     """1 − observed / expected disagreement, over the answers to units that were judged at least twice (Krippendorff, 2011).
 
@@ -80,7 +91,9 @@ def gwet_ac1(
         return NO_ESTIMATE
     unit_counts = counts.sum(1, keepdims=True)
     agreement = (counts * (counts - 1)).sum(1, keepdims=True) / (unit_counts * (unit_counts - 1))
-    parts = _by_cluster(np.concatenate([agreement, np.ones_like(agreement), counts / unit_counts], axis=1), unit_clusters)
+    parts = _by_cluster(
+        np.concatenate([agreement, np.ones_like(agreement), counts / unit_counts], axis=1), unit_clusters
+    )
 
     def ac1(sums: FloatArray) -> FloatArray:
         with np.errstate(invalid="ignore"):
@@ -97,7 +110,9 @@ def positive_agreement(units: ClusterKeys, values: Sequence[bool], clusters: Clu
     if True not in answers:
         return NO_ESTIMATE
     yes, unit_counts = counts[:, answers.index(True)], counts.sum(1)
-    parts = _by_cluster(np.stack([yes * (yes - 1), yes * (unit_counts - 1)], axis=1) / (unit_counts - 1)[:, None], unit_clusters)
+    parts = _by_cluster(
+        np.stack([yes * (yes - 1), yes * (unit_counts - 1)], axis=1) / (unit_counts - 1)[:, None], unit_clusters
+    )
 
     def positive(sums: FloatArray) -> FloatArray:
         return np.where(sums[..., 1] > 0, sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], 1), np.nan)
@@ -110,18 +125,26 @@ def _count_answers(
 ) -> tuple[FloatArray, list[float | bool | str], IntArray]:
     """How often each answer was given to each unit that was judged twice or more (U, V), the answers in order, the units' clusters (U,)."""
     if len(units) != len(values) or (clusters is not None and len(clusters) != len(units)):
-        raise ValueError(f"{len(units)} units, {len(values)} values and {len(units if clusters is None else clusters)} clusters do not fit")
+        raise ValueError(
+            f"{len(units)} units, {len(values)} values and {len(units if clusters is None else clusters)} clusters do not fit"
+        )
     unit = factorize(units)
     answers = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     answer_codes = {value: number for number, value in enumerate(answers)}
     value = np.array([answer_codes[each] for each in values], dtype=np.int64)
     unit_clusters = np.zeros(int(unit.max(initial=-1)) + 1, dtype=np.int64)
     unit_clusters[unit] = unit if clusters is None else factorize(clusters)
-    counts = np.bincount(unit * len(answers) + value, minlength=len(unit_clusters) * len(answers)).reshape(len(unit_clusters), len(answers))
+    counts = np.bincount(unit * len(answers) + value, minlength=len(unit_clusters) * len(answers)).reshape(
+        len(unit_clusters), len(answers)
+    )
     repeated = counts.sum(1) > 1
     counts = counts[repeated].astype(np.float64)
     used = counts.sum(0) > 0
-    return counts[:, used], [answer for answer, some in zip(answers, used, strict=True) if some], unit_clusters[repeated]
+    return (
+        counts[:, used],
+        [answer for answer, some in zip(answers, used, strict=True) if some],
+        unit_clusters[repeated],
+    )
 
 
 def _by_cluster(parts: FloatArray, cluster: IntArray) -> FloatArray:

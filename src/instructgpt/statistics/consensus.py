@@ -64,8 +64,14 @@ def _kemeny_ranks(margins: IntArray) -> tuple[tuple[int, ...], bool]:
         for subset in range(1, full_set + 1):
             gain[i][subset] = gain[i][subset & (subset - 1)] + row[members[subset][0]]
     level = [{j for j in range(k) if margins[i, j] == 0} for i in range(k)]
-    tied = [subset for subset in range(1, full_set + 1) if all(level[i].issuperset(members[subset]) for i in members[subset])]
-    best: list[tuple[int, int, int, int]] = [(0, 0, 1, 0)] + [(-(10**9), 0, 0, 0)] * full_set  # sum, -ranks, ways, last group
+    tied = [
+        subset
+        for subset in range(1, full_set + 1)
+        if all(level[i].issuperset(members[subset]) for i in members[subset])
+    ]
+    best: list[tuple[int, int, int, int]] = [(0, 0, 1, 0)] + [
+        (-(10**9), 0, 0, 0)
+    ] * full_set  # sum, -ranks, ways, last group
     for placed in range(full_set):
         total, ranks, ways, _ = best[placed]
         for subset in tied:

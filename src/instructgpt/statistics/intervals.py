@@ -61,7 +61,9 @@ class Uncertainty:
 NO_ESTIMATE = Estimate(None, None, None, 0)
 
 
-def mean(values: ArrayLike, *clusters: ClusterKeys, weights: ArrayLike | None = None, share: bool = False, seed: int = 0) -> Estimate:
+def mean(
+    values: ArrayLike, *clusters: ClusterKeys, weights: ArrayLike | None = None, share: bool = False, seed: int = 0
+) -> Estimate:
     """A mean, or a ratio of sums, with its clustered 95 % interval.
 
     Args:
@@ -127,7 +129,13 @@ def t_test_p_value(value: float, null: float, uncertainty: Uncertainty) -> float
     if uncertainty.cluster_count < 2 or uncertainty.variance == 0:
         return None
     return min(
-        1.0, 2 * float(special.stdtr(min(uncertainty.degrees_of_freedom, 1e9), -abs(value - null) / math.sqrt(uncertainty.variance)))
+        1.0,
+        2
+        * float(
+            special.stdtr(
+                min(uncertainty.degrees_of_freedom, 1e9), -abs(value - null) / math.sqrt(uncertainty.variance)
+            )
+        ),
     )
 
 
@@ -206,13 +214,19 @@ def factorize(keys: ClusterKeys) -> IntArray:
 def bootstrap_counts(rng: np.random.Generator, clusters: int, resamples: int) -> FloatArray:
     """How often each cluster is drawn when as many are drawn as there are, with replacement: (resamples, clusters)."""
     samples = rng.integers(clusters, size=(resamples, clusters)) + clusters * np.arange(resamples)[:, None]
-    return np.asarray(np.bincount(samples.ravel(), minlength=resamples * clusters).reshape(resamples, clusters), dtype=np.float64)
+    return np.asarray(
+        np.bincount(samples.ravel(), minlength=resamples * clusters).reshape(resamples, clusters), dtype=np.float64
+    )
 
 
 def percentile_interval(replicates: FloatArray, uncertainty: Uncertainty) -> tuple[float, float]:
     """The ends of the interval: percentiles of the replicates, read at the level that brings their width to the honest spread."""
     width = float(np.nanstd(replicates))
-    stretch = math.sqrt(uncertainty.variance) / width * _t_quantile(uncertainty.degrees_of_freedom) / _Z_95 if width > 0 else 1.0
+    stretch = (
+        math.sqrt(uncertainty.variance) / width * _t_quantile(uncertainty.degrees_of_freedom) / _Z_95
+        if width > 0
+        else 1.0
+    )
     level = special.ndtr(-_Z_95 * stretch)
     low, high = np.nanquantile(replicates, [level, 1 - level])
     return float(low), float(high)
@@ -244,11 +258,15 @@ def _validate_arrays(
     return y, w, key_codes if len(key_codes) == 2 else [*key_codes, np.zeros(len(y), dtype=np.int64)]
 
 
-def _bootstrap_ratios(y: FloatArray, w: FloatArray, a: IntArray, b: IntArray, seed: int, resamples: int = _RESAMPLES) -> FloatArray:
+def _bootstrap_ratios(
+    y: FloatArray, w: FloatArray, a: IntArray, b: IntArray, seed: int, resamples: int = _RESAMPLES
+) -> FloatArray:
     """The ratio of sums on each resample, (resamples,); NaN where no row was drawn."""
     shape = (int(a.max()) + 1, int(b.max()) + 1)
     cell = a * shape[1] + b
-    numerator, denominator = (np.bincount(cell, weights=x, minlength=shape[0] * shape[1]).reshape(shape) for x in (y, w))
+    numerator, denominator = (
+        np.bincount(cell, weights=x, minlength=shape[0] * shape[1]).reshape(shape) for x in (y, w)
+    )
     rng = np.random.default_rng(seed)
     first, second = bootstrap_counts(rng, shape[0], resamples), bootstrap_counts(rng, shape[1], resamples)
     sums, weights = (((first @ table) * second).sum(1) for table in (numerator, denominator))

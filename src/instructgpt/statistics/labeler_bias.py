@@ -87,13 +87,18 @@ def labeler_reports(presented: Sequence[PresentedRanking]) -> list[LabelerReport
         rankings_by_labeler[index_of[ranking.labeler]].append(ranking)
     tie_share, order_probability, unchanged_order = _order_statistics(presented)
     all_tied = (tie_share == 1).astype(np.float64)
-    same_rating = np.array([np.nan if not ranking.ratings else float(len(set(ranking.ratings)) == 1) for ranking in presented])
+    same_rating = np.array(
+        [np.nan if not ranking.ratings else float(len(set(ranking.ratings)) == 1) for ranking in presented]
+    )
     pace = _paces(presented)
     hurried = np.where(np.isnan(pace), np.nan, pace < _HURRIED_RATIO)
     count = len(labelers)
     tests_by_labeler = zip(
         _holm_adjusted(_mann_whitney(tie_share, labeler_index, index) for index in range(count)),
-        *(_holm_adjusted(_fisher(values, labeler_index, index) for index in range(count)) for values in (all_tied, same_rating)),
+        *(
+            _holm_adjusted(_fisher(values, labeler_index, index) for index in range(count))
+            for values in (all_tied, same_rating)
+        ),
         _holm_adjusted(
             _order_test(order_probability[rows], unchanged_order[rows])
             for rows in ((labeler_index == index) & (all_tied == 0) for index in range(count))
@@ -106,7 +111,9 @@ def labeler_reports(presented: Sequence[PresentedRanking]) -> list[LabelerReport
     p_values = holm_correction([bias.p for bias in biases])
     return [
         LabelerReport(labeler, len(rankings), replace(bias, p=p), *tests)
-        for labeler, rankings, bias, p, tests in zip(labelers, rankings_by_labeler, biases, p_values, tests_by_labeler, strict=True)
+        for labeler, rankings, bias, p, tests in zip(
+            labelers, rankings_by_labeler, biases, p_values, tests_by_labeler, strict=True
+        )
     ]
 
 
@@ -163,7 +170,11 @@ def _order_statistics(presented: Sequence[PresentedRanking]) -> tuple[FloatArray
     """Of each ranking (N,): the share of its pairs that tie; the probability that a random order of its ranks is from best to worst (the
     ties' factorials over all orders'); whether it stands so.
     """
-    share, order_probability, unchanged_order = np.zeros(len(presented)), np.zeros(len(presented)), np.zeros(len(presented), dtype=np.bool_)
+    share, order_probability, unchanged_order = (
+        np.zeros(len(presented)),
+        np.zeros(len(presented)),
+        np.zeros(len(presented), dtype=np.bool_),
+    )
     for rows, ranks in _by_size([each.ranks for each in presented]):
         k = ranks.shape[1]
         level = (ranks[:, :, None] == ranks[:, None, :]).sum(-1)
@@ -177,7 +188,9 @@ def _order_statistics(presented: Sequence[PresentedRanking]) -> tuple[FloatArray
 
 def _paces(presented: Sequence[PresentedRanking]) -> FloatArray:
     """Time of each task (N,) as a multiple of the median time for as many completions; NaN where it was not taken."""
-    seconds = np.array([np.nan if each.seconds is None or each.seconds <= 0 else each.seconds for each in presented], dtype=np.float64)
+    seconds = np.array(
+        [np.nan if each.seconds is None or each.seconds <= 0 else each.seconds for each in presented], dtype=np.float64
+    )
     k = np.array([len(each.ranks) for each in presented])
     pace = np.full(len(presented), np.nan)
     for size in np.unique(k):
@@ -243,14 +256,18 @@ def _order_test(order_probability: FloatArray, unchanged_order: BoolArray) -> Bi
         distribution[-1] += (distribution[-2] if observed else 0) * probability
         distribution[1:-1] = distribution[1:-1] * (1 - probability) + distribution[:-2] * probability
         distribution[0] *= 1 - probability if observed else 1
-    return BiasTest(observed / len(order_probability), float(order_probability.mean()), min(1.0, float(distribution[-1])))
+    return BiasTest(
+        observed / len(order_probability), float(order_probability.mean()), min(1.0, float(distribution[-1]))
+    )
 
 
 def _pace_tests(pace: FloatArray, labeler_index: IntArray, count: int) -> list[BiasTest]:
     """Each labeler's median pace, and by Student's t on the log scale whether one more of the others would be as far from them."""
     medians = np.array(
         [
-            np.median(labeler_paces) if len(labeler_paces := _split_by_labeler(pace, labeler_index, index)[0]) else np.nan
+            np.median(labeler_paces)
+            if len(labeler_paces := _split_by_labeler(pace, labeler_index, index)[0])
+            else np.nan
             for index in range(count)
         ]
     )
@@ -261,12 +278,20 @@ def _pace_tests(pace: FloatArray, labeler_index: IntArray, count: int) -> list[B
         center, n = float(other_logs.mean()) if len(other_logs) else None, len(other_logs)
         spread = float(other_logs.std(ddof=1)) * np.sqrt(1 + 1 / n) if n > 2 else 0.0
         is_testable = center is not None and not np.isnan(median)
-        p = 2 * float(special.stdtr(n - 1, -abs(np.log(median) - center) / spread)) if is_testable and spread > 0 else None
-        tests.append(BiasTest(None if np.isnan(median) else median, None if center is None else float(np.exp(center)), p))
+        p = (
+            2 * float(special.stdtr(n - 1, -abs(np.log(median) - center) / spread))
+            if is_testable and spread > 0
+            else None
+        )
+        tests.append(
+            BiasTest(None if np.isnan(median) else median, None if center is None else float(np.exp(center)), p)
+        )
     return tests
 
 
 def _holm_adjusted(tests: Iterable[BiasTest]) -> list[BiasTest]:
     """The same with p-values adjusted for the number of labelers."""
     listed = list(tests)
-    return [replace(habit, p=p) for habit, p in zip(listed, holm_correction([habit.p for habit in listed]), strict=True)]
+    return [
+        replace(habit, p=p) for habit, p in zip(listed, holm_correction([habit.p for habit in listed]), strict=True)
+    ]

@@ -78,7 +78,12 @@ class PairJudgments:
     def where(self, mask: BoolArray) -> PairJudgments:
         """Some of them; labelers keep their numbers."""
         return PairJudgments(
-            self.prompt[mask], self.labeler[mask], self.pair[mask], self.sign[mask], self.repeat_index[mask], self.labelers
+            self.prompt[mask],
+            self.labeler[mask],
+            self.pair[mask],
+            self.sign[mask],
+            self.repeat_index[mask],
+            self.labelers,
         )
 
 
@@ -185,9 +190,13 @@ def intra_labeler_cells(judgments: PairJudgments) -> AgreementCells:
     return _build_cells(judgments, group // labeler_count, group % labeler_count, group % labeler_count, counts)
 
 
-def _build_cells(judgments: PairJudgments, prompt: IntArray, first: IntArray, second: IntArray, counts: FloatArray) -> AgreementCells:
+def _build_cells(
+    judgments: PairJudgments, prompt: IntArray, first: IntArray, second: IntArray, counts: FloatArray
+) -> AgreementCells:
     concordant, discordant, first_tied, second_tied, both_tied = counts
-    return AgreementCells(prompt, first, second, concordant, discordant, first_tied, second_tied, both_tied, judgments.labelers)
+    return AgreementCells(
+        prompt, first, second, concordant, discordant, first_tied, second_tied, both_tied, judgments.labelers
+    )
 
 
 def _compare_couples(
@@ -246,8 +255,11 @@ def _count_outcomes(table: NDArray[np.float32]) -> FloatArray:
         return (a @ b.transpose(0, 2, 1)).astype(np.float64)
 
     both_judged, both_decided, net, first_decided = (
-        product(judged, judged), product(decided, decided), product(sign, sign), product(decided, judged),
-    )  # fmt: skip
+        product(judged, judged),
+        product(decided, decided),
+        product(sign, sign),
+        product(decided, judged),
+    )
     second_tied = first_decided - both_decided
     first_tied = second_tied.transpose(0, 2, 1)
     both_tied = both_judged - both_decided - first_tied - second_tied

@@ -30,7 +30,9 @@ def beta_binomial_shrinkage(successes: FloatArray, n: FloatArray) -> list[Estima
     weight = np.repeat(n.mean() * shrinkage / (1 - shrinkage), _MEAN_GRID_SIZE)
     variance = max(pooled_share * (1 - pooled_share), 1 / (total + 2))
     prior_width = np.sqrt(variance * (1 / total + 1 / (weight + 1) / len(n)))
-    prior_mean = np.clip(pooled_share + np.tile(np.linspace(-2.5, 2.5, _MEAN_GRID_SIZE), _WEIGHT_GRID_SIZE) * prior_width, 1e-3, 1 - 1e-3)
+    prior_mean = np.clip(
+        pooled_share + np.tile(np.linspace(-2.5, 2.5, _MEAN_GRID_SIZE), _WEIGHT_GRID_SIZE) * prior_width, 1e-3, 1 - 1e-3
+    )
     a, b = (prior_mean * weight)[:, None], ((1 - prior_mean) * weight)[:, None]  # (priors, 1)
     likelihood = (special.betaln(a + successes, b + n - successes) - special.betaln(a, b)).sum(1) + np.log(
         prior_width
@@ -43,7 +45,12 @@ def beta_binomial_shrinkage(successes: FloatArray, n: FloatArray) -> list[Estima
     target = np.array([[TAIL_PROBABILITY], [1 - TAIL_PROBABILITY]])
     for _ in range(_BISECTION_STEPS):
         half = bounds.mean(0)
-        below = (posterior[:, None] * special.betainc((a + successes)[:, None], (b + n - successes)[:, None], half)).sum(0) < target
+        below = (
+            posterior[:, None] * special.betainc((a + successes)[:, None], (b + n - successes)[:, None], half)
+        ).sum(0) < target
         bounds = np.where(np.stack([below, ~below]), half, bounds)
     low, high = bounds.mean(0)
-    return [Estimate(float(m), float(x), float(y), round(float(count))) for m, x, y, count in zip(mean, low, high, n, strict=True)]
+    return [
+        Estimate(float(m), float(x), float(y), round(float(count)))
+        for m, x, y, count in zip(mean, low, high, n, strict=True)
+    ]

@@ -52,12 +52,21 @@ class Comparisons:
     def where(self, mask: BoolArray) -> Comparisons:
         """Some of the rows; models keep their numbers."""
         return Comparisons(
-            self.prompt[mask], self.labeler[mask], self.first[mask], self.second[mask], self.won[mask], self.longer[mask], self.models
+            self.prompt[mask],
+            self.labeler[mask],
+            self.first[mask],
+            self.second[mask],
+            self.won[mask],
+            self.longer[mask],
+            self.models,
         )
 
     def between(self, model: int, opponent: int) -> Comparisons:
         """Those of two models, the one named first standing first."""
-        straight, swapped = (self.first == model) & (self.second == opponent), (self.first == opponent) & (self.second == model)
+        straight, swapped = (
+            (self.first == model) & (self.second == opponent),
+            (self.first == opponent) & (self.second == model),
+        )
         rows, flip = self.where(straight | swapped), swapped[straight | swapped]
         return replace(
             rows,
@@ -89,7 +98,9 @@ class WinRate:
     """That both are equally good, by the sign test over prompts; blind to what one labeler's votes have in common."""
 
 
-def comparisons(rankings: Sequence[_RankingT], lengths: Callable[[_RankingT], Sequence[float]] | None = None) -> Comparisons:
+def comparisons(
+    rankings: Sequence[_RankingT], lengths: Callable[[_RankingT], Sequence[float]] | None = None
+) -> Comparisons:
     """All comparisons that rankings hold.
 
     Args:
@@ -106,14 +117,18 @@ def comparisons(rankings: Sequence[_RankingT], lengths: Callable[[_RankingT], Se
     bodies: dict[int, list[list[float]]] = {}
     for ranking in rankings:
         if ranking.models is None:
-            raise InputError(f"the ranking of {str(ranking.prompt)[:60]!r} does not name its models; win rates need the column 'models'")
+            raise InputError(
+                f"the ranking of {str(ranking.prompt)[:60]!r} does not name its models; win rates need the column 'models'"
+            )
         texts: dict[Hashable, int] = {}
         k = len(ranking.ranks)
         labeler_index = labelers.setdefault(ranking.labeler, len(labelers))
         heads.setdefault(k, []).append((prompts.setdefault(ranking.prompt, len(prompts)), labeler_index))
         model_indices = [models.setdefault(model, len(models)) for model in ranking.models]
         text_indices = [texts.setdefault(completion, len(texts)) for completion in ranking.completions]
-        bodies.setdefault(k, []).append([*model_indices, *text_indices, *ranking.ranks, *(lengths(ranking) if lengths else [0] * k)])
+        bodies.setdefault(k, []).append(
+            [*model_indices, *text_indices, *ranking.ranks, *(lengths(ranking) if lengths else [0] * k)]
+        )
     parts = [np.zeros((6, 0))]
     for k, rows in heads.items():
         head, body = np.array(rows, dtype=np.float64).T, np.array(bodies[k], dtype=np.float64).T
@@ -163,8 +178,13 @@ def compute_win_rates(
         models |= set(table.models)
         rows += sorted(_win_rate_rows(table, baseline, group), key=lambda row: -(row.rate.value or 0))
     if baseline is not None and baseline not in models:
-        raise InputError(f"no ranking has a completion of the baseline '{baseline}'; there are: {', '.join(sorted(models)) or 'none'}")
-    return [replace(row, holm=adjusted) for row, adjusted in zip(rows, holm_correction([row.p for row in rows]), strict=True)]
+        raise InputError(
+            f"no ranking has a completion of the baseline '{baseline}'; there are: {', '.join(sorted(models)) or 'none'}"
+        )
+    return [
+        replace(row, holm=adjusted)
+        for row, adjusted in zip(rows, holm_correction([row.p for row in rows]), strict=True)
+    ]
 
 
 def length_controlled_win_rates(
@@ -188,7 +208,11 @@ def length_controlled_win_rates(
     if baseline not in table.models:
         return {}
     baseline_index = table.models.index(baseline)
-    pairs = {model: table.between(number, baseline_index) for number, model in enumerate(table.models) if number != baseline_index}
+    pairs = {
+        model: table.between(number, baseline_index)
+        for number, model in enumerate(table.models)
+        if number != baseline_index
+    }
     return {model: _length_controlled_rate(found) for model, found in pairs.items() if len(found.won)}
 
 
@@ -205,9 +229,17 @@ def _win_rate_rows(table: Comparisons, baseline: str | None, group: str) -> list
     if baseline is None:
         matchups = list(combinations(range(len(table.models)), 2))
     else:
-        matchups = [(table.models.index(model), table.models.index(baseline)) for model in table.models if baseline in table.models]
+        matchups = [
+            (table.models.index(model), table.models.index(baseline))
+            for model in table.models
+            if baseline in table.models
+        ]
     compared = ((model, other, table.between(model, other)) for model, other in matchups if model != other)
-    return [_win_rate_row(pairs, table.models[model], table.models[other], group) for model, other, pairs in compared if len(pairs.won)]
+    return [
+        _win_rate_row(pairs, table.models[model], table.models[other], group)
+        for model, other, pairs in compared
+        if len(pairs.won)
+    ]
 
 
 def _win_rate_row(pairs: Comparisons, model: str, opponent: str, group: str) -> WinRate:
@@ -224,7 +256,9 @@ def _win_rate_row(pairs: Comparisons, model: str, opponent: str, group: str) -> 
     p = t_test_p_value(float(won.sum() / totals.sum()), 0.5, uncertainty)
     if p is None and uncertainty.cluster_count > 1:  # every comparison went the same way
         p = 1.0 if wins == losses else min(1.0, 2 * 0.5**uncertainty.cluster_count)
-    return WinRate(model, opponent, group, wins, n - wins - losses, losses, rate, p, None, _sign_test(won - totals / 2, prompt))
+    return WinRate(
+        model, opponent, group, wins, n - wins - losses, losses, rate, p, None, _sign_test(won - totals / 2, prompt)
+    )
 
 
 def _length_controlled_rate(pairs: Comparisons) -> Estimate:
@@ -247,7 +281,11 @@ def _length_controlled_rate(pairs: Comparisons) -> Estimate:
     else:
         return NO_ESTIMATE
     error = np.linalg.solve(hessian, (x * (pairs.won - special.expit(x @ weights))[:, None]).T)[0]
-    uncertainty = clustered_uncertainty(error, unique_with_counts(pairs.prompt)[1], unique_with_counts(pairs.labeler)[1])
+    uncertainty = clustered_uncertainty(
+        error, unique_with_counts(pairs.prompt)[1], unique_with_counts(pairs.labeler)[1]
+    )
     logit = t_interval(float(weights[0]), uncertainty, len(pairs.won))
-    value, low, high = (None if end is None else float(special.expit(end)) for end in (logit.value, logit.low, logit.high))
+    value, low, high = (
+        None if end is None else float(special.expit(end)) for end in (logit.value, logit.low, logit.high)
+    )
     return Estimate(value, low, high, len(pairs.won))

@@ -53,7 +53,9 @@ def build_optimizer(
     vectors = [parameter for parameter in trainable if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if {"adam8bit", "offload"} <= set(memory):
-        raise InputError("--memory adam8bit: not with offload, whose Adam computes on the CPU; leave one of the words out")
+        raise InputError(
+            "--memory adam8bit: not with offload, whose Adam computes on the CPU; leave one of the words out"
+        )
     if "adam8bit" in memory:
         optimizer: torch.optim.Optimizer = _load_adam8bit()(groups, lr=0.0, betas=ADAM_BETAS, eps=eps)
         return optimizer
@@ -67,11 +69,15 @@ def _load_adam8bit() -> Any:
         BadInput: the library for it is not installed, or there are several ranks, whose divided weights it does not know.
     """
     if get_dist_info().world_size > 1:
-        raise InputError("--memory adam8bit: not with several ranks, which divide what Adam keeps among them already; leave the word out")
+        raise InputError(
+            "--memory adam8bit: not with several ranks, which divide what Adam keeps among them already; leave the word out"
+        )
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise InputError("--memory adam8bit: needs bitsandbytes, which is not installed; pip install 'bitsandbytes>=0.50'") from error
+        raise InputError(
+            "--memory adam8bit: needs bitsandbytes, which is not installed; pip install 'bitsandbytes>=0.50'"
+        ) from error
     return AdamW8bit
 
 
@@ -81,13 +87,17 @@ def optimizer_step(optimizer: torch.optim.Optimizer, lr: float) -> float:
     Raises:
         RunFailed: a gradient is not finite; the weights are left as they were.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad]
+    parameters = [
+        parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.requires_grad
+    ]
     with PHASE_TIMER("optimizer"):
         all_reduce_replicated_grads(parameters)
         total_norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         norm = float(total_norm.full_tensor() if isinstance(total_norm, DTensor) else total_norm)
         if not norm < float("inf"):
-            raise RunError(f"the gradient is {norm}: the learning rate ({lr:.2g}) is likely too high, or the data holds a degenerate row")
+            raise RunError(
+                f"the gradient is {norm}: the learning rate ({lr:.2g}) is likely too high, or the data holds a degenerate row"
+            )
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.step()
@@ -95,7 +105,9 @@ def optimizer_step(optimizer: torch.optim.Optimizer, lr: float) -> float:
     return norm
 
 
-def lm_loss(model: Any, examples: Sequence[TokenizedExample], *, weight: float = 1.0, backward: bool = True, seed: int = 0) -> float:
+def lm_loss(
+    model: Any, examples: Sequence[TokenizedExample], *, weight: float = 1.0, backward: bool = True, seed: int = 0
+) -> float:
     """Mean cross-entropy of the completion tokens of a whole batch, in nats, however it is split into microbatches.
 
     Args:
@@ -115,7 +127,9 @@ def lm_loss(model: Any, examples: Sequence[TokenizedExample], *, weight: float =
     torch.manual_seed(seed * dist_info.world_size + dist_info.rank)
     rank_loss = torch.zeros((), device=device)
     with torch.set_grad_enabled(backward):
-        for rows in pad_steps(microbatches([len(example) for example in rank_examples], token_budget(device)), dist_info):
+        for rows in pad_steps(
+            microbatches([len(example) for example in rank_examples], token_budget(device)), dist_info
+        ):
             batch = collate([rank_examples[row] for row in rows], device)
             with PHASE_TIMER("forward" if backward else "validation", len(batch.input_ids)):
                 microbatch_loss = -completion_logp(model, batch).sum() / token_count
@@ -166,20 +180,27 @@ class BestCheckpoint:
             self.model.load_state_dict(self.weights)
 
 
-def get_training_state(models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], **extra: Any) -> dict[str, Any]:
+def get_training_state(
+    models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], **extra: Any
+) -> dict[str, Any]:
     """What a checkpoint holds. Random numbers are functions of seed and step, so no generator is stored."""
     optimizer_states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
     return {
         "models": {name: model.state_dict() for name, model in models.items()},
         "optimizers": {
-            name: {str(parameter_index): parameter_state for parameter_index, parameter_state in optimizer_state["state"].items()}
+            name: {
+                str(parameter_index): parameter_state
+                for parameter_index, parameter_state in optimizer_state["state"].items()
+            }
             for name, optimizer_state in optimizer_states.items()
         },
         "groups": {name: optimizer_state["param_groups"] for name, optimizer_state in optimizer_states.items()},
     } | extra
 
 
-def load_training_state(state: dict[str, Any], models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+def load_training_state(
+    state: dict[str, Any], models: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> None:
     """Put a checkpoint back, divided as the models are now."""
     for name, model in models.items():
         model.load_state_dict(load_tensors(state["models"][name], model.state_dict()))

@@ -21,9 +21,23 @@ from torch import Tensor
 
 from instructgpt import functional
 from instructgpt.config import StageConfig
-from instructgpt.data.packing import TokenizedExample, collate, epoch_permutation, microbatches, stream_indices, token_budget
+from instructgpt.data.packing import (
+    TokenizedExample,
+    collate,
+    epoch_permutation,
+    microbatches,
+    stream_indices,
+    token_budget,
+)
 from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documents
-from instructgpt.distributed.comm import DistInfo, gather_in_order, get_model_dist_info, pad_steps, shard_by_length, tokens_per_rank
+from instructgpt.distributed.comm import (
+    DistInfo,
+    gather_in_order,
+    get_model_dist_info,
+    pad_steps,
+    shard_by_length,
+    tokens_per_rank,
+)
 from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.flops import get_model_shape
@@ -37,15 +51,34 @@ from instructgpt.models.policy import (
     save_policy,
 )
 from instructgpt.models.precision import apply_memory_options
-from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, new_value_model, value_model_from_adapter
+from instructgpt.models.reward_model import (
+    ScalarModel,
+    load_reward_model,
+    new_reward_model,
+    new_value_model,
+    value_model_from_adapter,
+)
 from instructgpt.models.sharding import full_model_on_rank0, shard
 from instructgpt.models.stage_flops import ppo_update_flops, pretraining_flops
 from instructgpt.records import Prompt, SkippedLines, read_all_records
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.run.timing import PHASE_TIMER
-from instructgpt.train.optim import build_optimizer, get_stage_device, get_training_state, lm_loss, load_training_state, optimizer_step
-from instructgpt.train.ppo_metrics import MAX_LOG_RATIO_METRIC, DivergenceGuard, build_sample_records, compute_update_metrics, print_samples
+from instructgpt.train.optim import (
+    build_optimizer,
+    get_stage_device,
+    get_training_state,
+    lm_loss,
+    load_training_state,
+    optimizer_step,
+)
+from instructgpt.train.ppo_metrics import (
+    MAX_LOG_RATIO_METRIC,
+    DivergenceGuard,
+    build_sample_records,
+    compute_update_metrics,
+    print_samples,
+)
 from instructgpt.train.rollout import (
     PARITY_TOLERANCE,
     PARITY_TOLERANCE_BF16,
@@ -69,7 +102,9 @@ class PPOConfig(StageConfig):
 
     stage: ClassVar[str] = "ppo"
 
-    policy: str = Field(description="where the policy starts, and the frozen reference: an SFT model, best with pretraining text mixed in")
+    policy: str = Field(
+        description="where the policy starts, and the frozen reference: an SFT model, best with pretraining text mixed in"
+    )
     reward: Path = Field(description="the reward model; the value model starts from it too")
     prompts: tuple[Path, ...] = Field(description="prompts")
     pretraining: tuple[Path, ...] = Field((), description="pretraining text; with it this is PPO-ptx")
@@ -80,17 +115,27 @@ class PPOConfig(StageConfig):
     lr: float = Field(5e-6, gt=0, description="learning rate of the policy, constant after the warm-up")
     value_lr: float = Field(9e-6, gt=0, description="learning rate of the value model")
     kl_coef: float = Field(0.02, ge=0, description="beta of equation 2, a penalty on every token")
-    lam: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation; nothing is discounted")
+    lam: float = Field(
+        0.95, ge=0, le=1, description="lambda of generalised advantage estimation; nothing is discounted"
+    )
     clip: float = Field(0.2, gt=0, description="clip range of the ratio and of the value")
     max_tokens: int = Field(256, ge=1, description="where a completion is cut off")
     eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of a completion that was cut off")
-    ema: float = Field(0.992, ge=0, lt=1, description="decay of the averaged weights, which are what is saved; 0 saves the last ones")
+    ema: float = Field(
+        0.992, ge=0, lt=1, description="decay of the averaged weights, which are what is saved; 0 saves the last ones"
+    )
     ptx_coef: float = Field(27.8, ge=0, description="gamma of equation 2, with --pretraining")
-    ptx_reduction: Literal["token", "sequence"] = Field("token", description="mean loss a token, or summed over a row, mean over rows")
+    ptx_reduction: Literal["token", "sequence"] = Field(
+        "token", description="mean loss a token, or summed over a row, mean over rows"
+    )
     ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text for each episode")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
-    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead")
+    processes: int = Field(
+        1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own"
+    )
+    patience: float = Field(
+        RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead"
+    )
 
     def ineffective_options(self) -> Iterator[str]:
         """Options of ptx do nothing without pretraining text, and text does nothing with a coefficient of 0."""
@@ -146,7 +191,9 @@ def train(config: PPOConfig) -> None:
     prompts, corpus = load_data(config, models, run)
     shard_models(models, config)
     trained_models = {"policy": models.policy, "value": models.value.model}
-    optimizers = {name: build_optimizer(model, eps=ADAM_EPS, memory=config.memory) for name, model in trained_models.items()}
+    optimizers = {
+        name: build_optimizer(model, eps=ADAM_EPS, memory=config.memory) for name, model in trained_models.items()
+    }
     trainable = {name: get_trainable_module(model) for name, model in trained_models.items()} | {"average": models.ema}
     guard = DivergenceGuard()
     state = run.restore()
@@ -155,23 +202,38 @@ def train(config: PPOConfig) -> None:
         guard = DivergenceGuard(**state["alarms"])
 
     for update_index in range(state["step"] if state else 0, config.updates):
-        batch_prompts = [prompts[row] for row in stream_indices(update_index * config.batch, config.batch, len(prompts), config.seed)]
+        batch_prompts = [
+            prompts[row] for row in stream_indices(update_index * config.batch, config.batch, len(prompts), config.seed)
+        ]
         rollout, metrics = ppo_step(models, optimizers, corpus, batch_prompts, update_index, config)
         metrics["episode"] = float((update_index + 1) * config.batch)
         run.log(
-            update_index + 1, config.updates, metrics, show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length")
+            update_index + 1,
+            config.updates,
+            metrics,
+            show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"),
         )
-        sample_records = build_sample_records(rollout, models.tokenizer, update_index + 1, config.kl_coef, _MAX_LOGGED_SAMPLES)
+        sample_records = build_sample_records(
+            rollout, models.tokenizer, update_index + 1, config.kl_coef, _MAX_LOGGED_SAMPLES
+        )
         run.log_samples(sample_records)
         print_samples(run, sample_records)
         guard.check(metrics)
-        run.save_checkpoint(update_index + 1, lambda: get_training_state(trainable, optimizers, alarms=guard.state_dict()))
+        run.save_checkpoint(
+            update_index + 1, lambda: get_training_state(trainable, optimizers, alarms=guard.state_dict())
+        )
     if corpus is not None:
         seconds = {name: sums["seconds"] for name, sums in PHASE_TIMER.summary().items()}
-        run.info(f"pretraining text took {seconds.get('pretraining text', 0) / max(1e-9, sum(seconds.values())):.0%} of the time")
+        run.info(
+            f"pretraining text took {seconds.get('pretraining text', 0) / max(1e-9, sum(seconds.values())):.0%} of the time"
+        )
     parameter_counts = {"parameters": count_parameters(models.policy), "trained": count_parameters(models.ema)}
     ema_model = load_ema_weights(models)
-    run.finish(lambda folder: save_policy(ema_model, models.tokenizer, folder), episodes=config.updates * config.batch, **parameter_counts)
+    run.finish(
+        lambda folder: save_policy(ema_model, models.tokenizer, folder),
+        episodes=config.updates * config.batch,
+        **parameter_counts,
+    )
 
 
 def ppo_step(
@@ -191,7 +253,9 @@ def ppo_step(
     rollout = collect_rollout(
         models, prompts, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed
     )  # 1. sample and score
-    parity_metrics = {"val/parity": check_logp_parity(models, rollout, config.bf16)} if update_index % _PARITY_INTERVAL == 0 else {}
+    parity_metrics = (
+        {"val/parity": check_logp_parity(models, rollout, config.bf16)} if update_index % _PARITY_INTERVAL == 0 else {}
+    )
     rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)  # 2. assign credit
     advantages[rollout.mask] = functional.whiten(advantages[rollout.mask])
@@ -207,7 +271,9 @@ def ppo_step(
         step_stats[-1]["gradient_norm/value"] = optimizer_step(optimizers["value"], config.value_lr * lr_factor)
         with PHASE_TIMER("optimizer"):
             update_ema(models.ema, get_trainable_module(models.policy), config.ema)
-    return rollout, compute_update_metrics(rollout, returns, step_stats, config.kl_coef) | parity_metrics | {"lr": config.lr * lr_factor}
+    return rollout, compute_update_metrics(rollout, returns, step_stats, config.kl_coef) | parity_metrics | {
+        "lr": config.lr * lr_factor
+    }
 
 
 def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
@@ -221,13 +287,17 @@ def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
     for model in (policy, reward.model):
         apply_memory_options(model, config.memory)
     reward.model.requires_grad_(False)
-    value, reward = load_value_and_reward_models(config, reward, run, same_tokenizer=reward.tokenizer.is_compatible(tokenizer))
+    value, reward = load_value_and_reward_models(
+        config, reward, run, same_tokenizer=reward.tokenizer.is_compatible(tokenizer)
+    )
     if config.lora:
         policy = add_lora(policy, config.lora, config.seed)
         reference: Any = BaseModelView(policy)
     else:
         reference = copy.deepcopy(policy).requires_grad_(False)
-    return PPOModels(policy, reference, value, reward, copy.deepcopy(get_trainable_module(policy)).requires_grad_(False), tokenizer)
+    return PPOModels(
+        policy, reference, value, reward, copy.deepcopy(get_trainable_module(policy)).requires_grad_(False), tokenizer
+    )
 
 
 def load_value_and_reward_models(
@@ -245,7 +315,9 @@ def load_value_and_reward_models(
     torch.nn.init.zeros_(value.model.score.weight)
     apply_memory_options(value.model, config.memory)
     value.model = add_lora(value.model, config.lora, config.seed)
-    run.info("the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0")
+    run.info(
+        "the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0"
+    )
     return value, reward
 
 
@@ -268,26 +340,38 @@ def load_data(config: PPOConfig, models: PPOModels, run: RunDirectory) -> tuple[
     skipped = SkippedLines(config.skip_bad)
     prompts = read_all_records(Prompt, config.prompts, skipped)
     context = min(context_length(models.policy), context_length(models.value.model))
-    max_prompt_tokens, max_reward_prompt_tokens = context - config.max_tokens, context_length(models.reward.model) - config.max_tokens
+    max_prompt_tokens, max_reward_prompt_tokens = (
+        context - config.max_tokens,
+        context_length(models.reward.model) - config.max_tokens,
+    )
     fitting_prompts = [
         prompt
         for prompt in prompts
         if len(models.tokenizer.encode_prompt(prompt)) <= max_prompt_tokens
         and len(models.reward.tokenizer.encode_prompt(prompt)) <= max_reward_prompt_tokens
     ]
-    run.summary["left_out"] = {"prompts too long": len(prompts) - len(fitting_prompts), "bad lines": len(skipped.reasons)}
+    run.summary["left_out"] = {
+        "prompts too long": len(prompts) - len(fitting_prompts),
+        "bad lines": len(skipped.reasons),
+    }
     if not fitting_prompts:
         raise InputError(
             f"none of the {len(prompts)} prompts leaves room for --max-tokens {config.max_tokens} in a context of "
             f"{min(context, context_length(models.reward.model))} tokens"
         )
-    run.info(f"{len(fitting_prompts)} prompts; left out: {run.summary['left_out']}; {config.updates} updates of {config.batch} episodes")
+    run.info(
+        f"{len(fitting_prompts)} prompts; left out: {run.summary['left_out']}; {config.updates} updates of {config.batch} episodes"
+    )
     if not config.pretraining:
         return fitting_prompts, None
-    ptx_rows, sequence_length = config.optimizer_steps_per_update * config.ptx_rows_per_step, pretraining_sequence_length(models.policy)
+    ptx_rows, sequence_length = (
+        config.optimizer_steps_per_update * config.ptx_rows_per_step,
+        pretraining_sequence_length(models.policy),
+    )
     shapes = [get_model_shape(model) for model in (models.policy, models.value.model, models.reward.model)]
     longest_examples = [
-        TokenizedExample(models.tokenizer.encode_prompt(prompt), [0] * config.max_tokens) for prompt in fitting_prompts[: config.batch]
+        TokenizedExample(models.tokenizer.encode_prompt(prompt), [0] * config.max_tokens)
+        for prompt in fitting_prompts[: config.batch]
     ]
     ppo_flops = (
         sum(ppo_update_flops(shapes[0], shapes[1], shapes[2], longest_examples, config.epochs).values())
@@ -295,7 +379,9 @@ def load_data(config: PPOConfig, models: PPOModels, run: RunDirectory) -> tuple[
         / len(longest_examples)
     )
     ptx_share = 1 / (1 + ppo_flops / pretraining_flops(shapes[0], ptx_rows, sequence_length))
-    run.info(f"pretraining text: {config.ptx_ratio:g} rows of {sequence_length} tokens an episode, at least {ptx_share:.0%} of all FLOPs")
+    run.info(
+        f"pretraining text: {config.ptx_ratio:g} rows of {sequence_length} tokens an episode, at least {ptx_share:.0%} of all FLOPs"
+    )
     return fitting_prompts, build_corpus(
         iter_documents(config.pretraining), models.tokenizer, sequence_length, config.seed, config.updates * ptx_rows
     )
@@ -320,18 +406,27 @@ def minibatch_backward(
     token_count = int(rollout.mask[rows].sum())
     sums: dict[str, float] = {}
     rank_rows = rows[shard_by_length([len(rollout.examples[row]) for row in rows], dist_info)]
-    for microbatch in pad_steps(microbatches([len(rollout.examples[row]) for row in rank_rows], token_budget(device)), dist_info):
+    for microbatch in pad_steps(
+        microbatches([len(rollout.examples[row]) for row in rank_rows], token_budget(device)), dist_info
+    ):
         microbatch_rows = rank_rows[microbatch]
         mask = rollout.mask[microbatch_rows]
         batch = collate([rollout.examples[row] for row in microbatch_rows], device)
-        old_logp, old_values = rollout.logp[microbatch_rows][mask].to(device), rollout.values[microbatch_rows][mask].to(device)
+        old_logp, old_values = (
+            rollout.logp[microbatch_rows][mask].to(device),
+            rollout.values[microbatch_rows][mask].to(device),
+        )
         with PHASE_TIMER("policy update", len(batch.input_ids)):
             logp, entropies = per_token_outputs(models.policy, batch, functional.token_logp, entropy_no_grad)
-            policy_losses = functional.clipped_policy_losses(logp, old_logp, advantages[microbatch_rows][mask].to(device), clip)
+            policy_losses = functional.clipped_policy_losses(
+                logp, old_logp, advantages[microbatch_rows][mask].to(device), clip
+            )
             (policy_losses.sum() / token_count).backward()  # type: ignore[no-untyped-call]
         with PHASE_TIMER("value update", len(batch.input_ids)):
             values = token_values(models.value, batch)
-            value_losses = functional.clipped_value_losses(values, old_values, returns[microbatch_rows][mask].to(device), clip)
+            value_losses = functional.clipped_value_losses(
+                values, old_values, returns[microbatch_rows][mask].to(device), clip
+            )
             (value_losses.sum() / token_count).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             log_ratio = logp - old_logp
@@ -372,9 +467,13 @@ def check_minibatch_stats(step_stats: list[dict[str, float]], bf16: bool = False
     latest = step_stats[-1]
     for name in ("loss/policy_avg", "loss/value_avg"):
         if not abs(latest[name]) < float("inf"):
-            raise RunError(f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite")
+            raise RunError(
+                f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite"
+            )
     deviation, tolerance = (
-        (sqrt(2 * latest["policy/approxkl_avg"]), PARITY_TOLERANCE_BF16) if bf16 else (latest[MAX_LOG_RATIO_METRIC], PARITY_TOLERANCE)
+        (sqrt(2 * latest["policy/approxkl_avg"]), PARITY_TOLERANCE_BF16)
+        if bf16
+        else (latest[MAX_LOG_RATIO_METRIC], PARITY_TOLERANCE)
     )
     if len(step_stats) == 1 and deviation > tolerance:
         raise RunError(
@@ -388,7 +487,9 @@ def ptx_backward(models: PPOModels, corpus: Corpus, step_index: int, config: PPO
     rows = corpus.examples(step_index * config.ptx_rows_per_step, config.ptx_rows_per_step)
     tokens_per_row = corpus.tokens.shape[1] - 1
     weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_per_row)
-    with PHASE_TIMER("pretraining text", tokens_per_rank(len(rows) * tokens_per_row, get_model_dist_info(models.policy))):
+    with PHASE_TIMER(
+        "pretraining text", tokens_per_rank(len(rows) * tokens_per_row, get_model_dist_info(models.policy))
+    ):
         return lm_loss(models.policy, rows, weight=weight)
 
 

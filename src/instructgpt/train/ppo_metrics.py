@@ -20,7 +20,9 @@ MAX_LOG_RATIO_METRIC = "policy/max_log_ratio"
 """The one number of a minibatch that is a maximum; all others are means."""
 
 
-def compute_update_metrics(rollout: Rollout, returns: Tensor, step_stats: Sequence[dict[str, float]], kl_coef: float) -> dict[str, float]:
+def compute_update_metrics(
+    rollout: Rollout, returns: Tensor, step_stats: Sequence[dict[str, float]], kl_coef: float
+) -> dict[str, float]:
     """The metrics of one update, under the names TRL's users know. Sums over real tokens only."""
     mask = rollout.mask
     kl = functional.kl_k1(rollout.logp, rollout.ref_logp).nansum(1)  # (B,) signed, never clamped
@@ -44,7 +46,9 @@ def compute_update_metrics(rollout: Rollout, returns: Tensor, step_stats: Sequen
     return result
 
 
-def build_sample_records(rollout: Rollout, tokenizer: PromptTokenizer, step: int, kl_coef: float, count: int) -> list[dict[str, Any]]:
+def build_sample_records(
+    rollout: Rollout, tokenizer: PromptTokenizer, step: int, kl_coef: float, count: int
+) -> list[dict[str, Any]]:
     """The first episodes of an update as a person wants to read them."""
     kl = functional.kl_k1(rollout.logp, rollout.ref_logp).nansum(1)
     records = []

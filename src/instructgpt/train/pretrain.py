@@ -60,10 +60,16 @@ class PretrainConfig(StageConfig):
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the learning rate rises")
     weight_decay: float = Field(0.1, ge=0, description="on matrices")
-    keep: Literal["best", "last"] = Field("last", description="the step that is saved: the last, or the one that validates best")
+    keep: Literal["best", "last"] = Field(
+        "last", description="the step that is saved: the last, or the one that validates best"
+    )
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
-    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead")
+    processes: int = Field(
+        1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own"
+    )
+    patience: float = Field(
+        RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead"
+    )
 
     def ineffective_options(self) -> Any:
         """The vocabulary size of a given tokenizer cannot be chosen; sizes must fit each other."""
@@ -88,7 +94,9 @@ def main(config: PretrainConfig) -> Path:
 
 def train(config: PretrainConfig) -> None:
     """One rank's part of the stage, start to end."""
-    run = RunDirectory.open(config, named_inputs(corpus=config.corpus) | ({"tokenizer": config.tokenizer} if config.tokenizer else {}))
+    run = RunDirectory.open(
+        config, named_inputs(corpus=config.corpus) | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
+    )
     if run.is_finished:
         return
     device = get_stage_device(run)
@@ -98,7 +106,12 @@ def train(config: PretrainConfig) -> None:
     tokenizer = load_or_train_tokenizer(config, texts)
     corpus = build_corpus(texts, tokenizer, config.window, config.seed, config.steps * config.batch)
     validation = build_corpus(
-        heldout_texts, tokenizer, config.window, config.seed, _MAX_VALIDATION_SEQUENCES, "the held-out hundredth of the corpus"
+        heldout_texts,
+        tokenizer,
+        config.window,
+        config.seed,
+        _MAX_VALIDATION_SEQUENCES,
+        "the held-out hundredth of the corpus",
     )
     model = build_base_model(config, tokenizer).to(device)
     use_packed_attention(model)
@@ -115,16 +128,27 @@ def train(config: PretrainConfig) -> None:
         loss = lm_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
         lr = config.lr * functional.cosine_decay(step, config.steps, 0.05, round(config.warmup * config.steps))
         gradient_norm = optimizer_step(optimizer, lr)
-        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": gradient_norm, "tokens": (step + 1) * config.batch * config.window}
+        metrics = {
+            "loss/train": loss,
+            "lr": lr,
+            "gradient_norm": gradient_norm,
+            "tokens": (step + 1) * config.batch * config.window,
+        }
         if (step + 1) % VALIDATION_INTERVAL == 0 or step + 1 == config.steps:
             metrics["loss/validation"] = compute_validation_loss(model, validation)
             best.update(-metrics["loss/validation"], step + 1)
         run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
-        run.save_checkpoint(step + 1, lambda: get_training_state({"model": model}, {"adam": optimizer}, best=best.state_dict()))
+        run.save_checkpoint(
+            step + 1, lambda: get_training_state({"model": model}, {"adam": optimizer}, best=best.state_dict())
+        )
     best.restore()
     if config.keep == "best":
         run.info(f"keeps step {best.position} of {config.steps}, chosen by validation loss")
-    summary = {"tokens": config.steps * config.batch * config.window, "parameters": count_parameters(model), "step": best.position}
+    summary = {
+        "tokens": config.steps * config.batch * config.window,
+        "parameters": count_parameters(model),
+        "step": best.position,
+    }
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_policy(full_model.eval(), tokenizer, folder), **summary)
 

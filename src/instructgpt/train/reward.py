@@ -31,7 +31,13 @@ from instructgpt.data.rankings import (
 )
 from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import tokenize_demonstrations
-from instructgpt.distributed.comm import all_reduce_sum, get_model_dist_info, nonfinite_ranks_suffix, pad_steps, shard_by_length
+from instructgpt.distributed.comm import (
+    all_reduce_sum,
+    get_model_dist_info,
+    nonfinite_ranks_suffix,
+    pad_steps,
+    shard_by_length,
+)
 from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.lora import add_lora, get_trainable_module
@@ -65,18 +71,26 @@ class RewardConfig(StageConfig):
 
     base: str = Field(description="where the trunk starts: an SFT model (any causal model)")
     data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
-    validation: tuple[Path, ...] = Field((), description="rankings to validate on; without it a tenth of the prompts is held out")
+    validation: tuple[Path, ...] = Field(
+        (), description="rankings to validate on; without it a tenth of the prompts is held out"
+    )
     demonstrations: tuple[Path, ...] = Field(
         (), description="demonstrations that are shifted to score 0 on average; without it the best-ranked"
     )
     epochs: int = Field(1, ge=1, description="passes over the rankings; more than one overfits (section 3.5)")
     batch: int = Field(64, ge=1, description="prompts in one optimizer step")
     lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
-    keep: Literal["best", "last"] = Field("last", description="the step that is saved: the last, or the one that validates best")
+    keep: Literal["best", "last"] = Field(
+        "last", description="the step that is saved: the last, or the one that validates best"
+    )
     folds: int = Field(0, ge=0, description="also cross-validate over this many groups of labelers (appendix E.2: 5)")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
-    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead")
+    processes: int = Field(
+        1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own"
+    )
+    patience: float = Field(
+        RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead"
+    )
 
     def ineffective_options(self) -> Iterator[str]:
         """One group of labelers cannot be held out from itself."""
@@ -105,8 +119,17 @@ def train(config: RewardConfig) -> None:
     disable_bf16(reward.model)  # the offset is that of the model as it will be loaded
     reward.offset = float(reward.score(centering_examples).mean())
     validation_metrics = evaluate_pair_accuracy(reward, validation) | {"offset": reward.offset}
-    run.info("  ".join(f"{name} {value:.3f}" for name, value in validation_metrics.items() if "accuracy" in name or "baseline" in name))
-    parameter_counts = {"parameters": count_parameters(reward.model), "trained": count_parameters(get_trainable_module(reward.model))}
+    run.info(
+        "  ".join(
+            f"{name} {value:.3f}"
+            for name, value in validation_metrics.items()
+            if "accuracy" in name or "baseline" in name
+        )
+    )
+    parameter_counts = {
+        "parameters": count_parameters(reward.model),
+        "trained": count_parameters(get_trainable_module(reward.model)),
+    }
     summary: dict[str, Any] = {
         "tokens": config.epochs * count_ranking_tokens(training),
         **parameter_counts,
@@ -151,8 +174,15 @@ def train_loop(
         if (step + 1) % max(1, steps // _VALIDATIONS_PER_RUN) == 0 or step + 1 == steps:
             metrics |= evaluate_pair_accuracy(reward, validation)
             best.update(next(metrics[name] for name in _SELECTION_METRICS if name in metrics), step + 1)
-        run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"))
-        run.save_checkpoint(step + 1, lambda: get_training_state({"model": trainable}, {"adam": optimizer}, best=best.state_dict()))
+        run.log(
+            step + 1,
+            steps,
+            metrics,
+            show=("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"),
+        )
+        run.save_checkpoint(
+            step + 1, lambda: get_training_state({"model": trainable}, {"adam": optimizer}, best=best.state_dict())
+        )
     best.restore()
     if run is not None:
         run.summary["step"] = best.position
@@ -168,14 +198,18 @@ def ranking_backward(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> tu
     """
     device, dist_info = reward.model.device, get_model_dist_info(reward.model)
     rank_stats = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
-    rank_prompts = [prompts[row] for row in shard_by_length([count_ranking_tokens([prompt]) for prompt in prompts], dist_info)]
+    rank_prompts = [
+        prompts[row] for row in shard_by_length([count_ranking_tokens([prompt]) for prompt in prompts], dist_info)
+    ]
     for prompt_group in pad_steps(prompt_microbatches(rank_prompts, token_budget(device)), dist_info):
         batch = collate([example for prompt in prompt_group for example in prompt.examples], device)
         with PHASE_TIMER("forward", len(batch.input_ids)):
             scores = reward.sequence_scores(batch)
         completion_index, ranking_index, ranks = flatten_ranks(prompt_group, device)
         # every prompt weighs the same, however many labelers ranked it
-        weight = torch.tensor([1 / len(prompt.labeler_ranks) for prompt in prompt_group for _ in prompt.labeler_ranks], device=device)
+        weight = torch.tensor(
+            [1 / len(prompt.labeler_ranks) for prompt in prompt_group for _ in prompt.labeler_ranks], device=device
+        )
         loss = (functional.ranking_losses(scores[completion_index], ranking_index, ranks) * weight).sum() / len(prompts)
         with PHASE_TIMER("backward", len(batch.input_ids)):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -208,11 +242,15 @@ def evaluate_pair_accuracy(reward: ScalarModel, prompts: Sequence[RankedPrompt])
         rows = torch.tensor(selected)[ranking_index]
         if rows.any():
             group_completions, group_ranks = completion_index[rows], (ranking_index[rows], ranks[rows])
-            metrics[f"validation/accuracy{suffix}"] = float(functional.pair_accuracy(scores[group_completions], *group_ranks).mean())
+            metrics[f"validation/accuracy{suffix}"] = float(
+                functional.pair_accuracy(scores[group_completions], *group_ranks).mean()
+            )
             metrics[f"validation/length_baseline{suffix}"] = float(
                 functional.pair_accuracy(lengths[group_completions], *group_ranks).mean()
             )
-            metrics[f"validation/loss{suffix}"] = float(functional.ranking_losses(scores[group_completions], *group_ranks).mean())
+            metrics[f"validation/loss{suffix}"] = float(
+                functional.ranking_losses(scores[group_completions], *group_ranks).mean()
+            )
     return metrics
 
 
@@ -224,7 +262,9 @@ def load_data(
     demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)
     rankings = read_all_records(Ranking, config.data, skipped)
     validation_rankings = (
-        read_all_records(Ranking, config.validation, skipped) if config.validation else [r for r in rankings if is_heldout(r.prompt)]
+        read_all_records(Ranking, config.validation, skipped)
+        if config.validation
+        else [r for r in rankings if is_heldout(r.prompt)]
     )
     validation_prompts = {ranking.prompt for ranking in validation_rankings}
     remaining_rankings = [ranking for ranking in rankings if ranking.prompt not in validation_prompts]
@@ -240,7 +280,9 @@ def load_data(
         "rankings of training prompts by held-out labelers": len(remaining_rankings) - len(training_rankings),
         "bad lines": len(skipped.reasons),
     }
-    run.info(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.summary['left_out']}")
+    run.info(
+        f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.summary['left_out']}"
+    )
     if demonstrations:
         return training, validation, tokenize_demonstrations(demonstrations, reward.tokenizer, context)[0]
     return training, validation, [example for prompt in training for example in top_ranked_examples(prompt)]
@@ -288,12 +330,16 @@ def cross_validate(
             "held_out": evaluate_pair_accuracy(reward, heldout_validation)["validation/accuracy"],
             "in_group": evaluate_pair_accuracy(reward, in_group_validation)["validation/accuracy"],
         }
-        run.info(f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}")
+        run.info(
+            f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}"
+        )
         results.append(result)
     return results
 
 
-def _split_by_labelers(prompts: Sequence[RankedPrompt], labelers: Collection[str | None]) -> tuple[list[RankedPrompt], list[RankedPrompt]]:
+def _split_by_labelers(
+    prompts: Sequence[RankedPrompt], labelers: Collection[str | None]
+) -> tuple[list[RankedPrompt], list[RankedPrompt]]:
     """(rankings of these labelers, rankings of all the rest); a prompt can be in both."""
     return (
         filter_labelers(prompts, lambda ranks: ranks.labeler in labelers),
@@ -306,7 +352,9 @@ def filter_labelers(prompts: Sequence[RankedPrompt], predicate: Callable[[Labele
     return [filtered for prompt in prompts if (filtered := prompt.filter(predicate))]
 
 
-def save_and_verify(reward: ScalarModel, centering_examples: Sequence[TokenizedExample], folder: Path, summary: dict[str, Any]) -> None:
+def save_and_verify(
+    reward: ScalarModel, centering_examples: Sequence[TokenizedExample], folder: Path, summary: dict[str, Any]
+) -> None:
     """Write the model, and read it back: the saved scores must be the trained ones, offset and all.
 
     Raises:

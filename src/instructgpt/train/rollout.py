@@ -11,7 +11,13 @@ from torch import Tensor
 
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate, microbatches, token_budget
 from instructgpt.data.tokenization import PromptTokenizer
-from instructgpt.distributed.comm import gather_in_order, get_model_dist_info, pad_steps, shard_by_length, tokens_per_rank
+from instructgpt.distributed.comm import (
+    gather_in_order,
+    get_model_dist_info,
+    pad_steps,
+    shard_by_length,
+    tokens_per_rank,
+)
 from instructgpt.errors import RunError
 from instructgpt.models.policy import completion_logp
 from instructgpt.models.reward_model import ScalarModel
@@ -64,7 +70,9 @@ class Rollout:
         assert self.mask.any(1).all(), "a completion without even one token"
 
 
-def collect_rollout(models: PPOModels, prompts: Sequence[Prompt], *, max_tokens: int, eos_penalty: float, seed: int) -> Rollout:
+def collect_rollout(
+    models: PPOModels, prompts: Sequence[Prompt], *, max_tokens: int, eos_penalty: float, seed: int
+) -> Rollout:
     """Sample one completion a prompt at temperature 1 from the whole distribution, and score it with every model.
 
     The reward model reads the very tokens the policy sampled, or, where it has another tokenizer, their text rendered
@@ -81,9 +89,14 @@ def collect_rollout(models: PPOModels, prompts: Sequence[Prompt], *, max_tokens:
     rank_token_count = tokens_per_rank(sum(map(len, examples)), get_model_dist_info(models.policy))
     PHASE_TIMER.add_tokens("sampling", rank_token_count)
     with PHASE_TIMER("score", rank_token_count):
-        scores = models.reward.score(retokenize_for(models.reward.tokenizer, tokenizer, completions)) - eos_penalty * ~finished
+        scores = (
+            models.reward.score(retokenize_for(models.reward.tokenizer, tokenizer, completions))
+            - eos_penalty * ~finished
+        )
     with PHASE_TIMER("reference", rank_token_count):
-        ref_logp = per_token_values(models.reference, examples, mask, lambda batch: completion_logp(models.reference, batch))
+        ref_logp = per_token_values(
+            models.reference, examples, mask, lambda batch: completion_logp(models.reference, batch)
+        )
     with PHASE_TIMER("values", rank_token_count):
         values = per_token_values(models.value.model, examples, mask, lambda batch: token_values(models.value, batch))
     return Rollout(
@@ -113,7 +126,9 @@ def token_values(value: ScalarModel, batch: PackedBatch) -> Tensor:
 
 
 @torch.no_grad()
-def per_token_values(model: Any, examples: Sequence[TokenizedExample], mask: Tensor, compute: Callable[[PackedBatch], Tensor]) -> Tensor:
+def per_token_values(
+    model: Any, examples: Sequence[TokenizedExample], mask: Tensor, compute: Callable[[PackedBatch], Tensor]
+) -> Tensor:
     """One number for every completion token, which `measure` has of the model, in microbatches. -> (B, R), NaN after the end."""
     lengths, dist_info = [len(example) for example in examples], get_model_dist_info(model)
     rank_rows = shard_by_length(lengths, dist_info)
@@ -139,15 +154,22 @@ def check_logp_parity(models: PPOModels, rollout: Rollout, bf16: bool = False) -
     """
     prompts = [example.prompt_ids for example in rollout.examples[:_PARITY_PROMPTS] for _ in range(_PARITY_PROMPTS)]
     max_tokens = min(_PARITY_TOKENS, rollout.mask.shape[1])
-    probe_samples = sample_on_ranks(models.policy, prompts, eos=models.tokenizer.eos, max_tokens=max_tokens, seed=0, max_rows=2)
+    probe_samples = sample_on_ranks(
+        models.policy, prompts, eos=models.tokenizer.eos, max_tokens=max_tokens, seed=0, max_rows=2
+    )
     examples = [TokenizedExample(prompt, sample.tokens) for prompt, sample in zip(prompts, probe_samples, strict=True)]
 
     def differences(examples: Sequence[TokenizedExample], mask: Tensor, logp: Tensor) -> Tensor:
-        training_logp = per_token_values(models.policy, examples, mask, lambda batch: completion_logp(models.policy, batch))
+        training_logp = per_token_values(
+            models.policy, examples, mask, lambda batch: completion_logp(models.policy, batch)
+        )
         return (training_logp - logp)[mask].abs()
 
     with PHASE_TIMER("parity", sum(map(len, [*rollout.examples, *examples]))):
-        differences_by_set = differences(rollout.examples, rollout.mask, rollout.logp), differences(examples, *pad_logps(probe_samples))
+        differences_by_set = (
+            differences(rollout.examples, rollout.mask, rollout.logp),
+            differences(examples, *pad_logps(probe_samples)),
+        )
     largest = float(torch.cat(differences_by_set).max())  # what is not a number counts as the largest
     deviation, tolerance = largest, PARITY_TOLERANCE
     if bf16:

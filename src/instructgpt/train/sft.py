@@ -58,21 +58,29 @@ class SFTConfig(StageConfig):
 
     base: str = Field(description="the model to fine-tune: a directory or a hub name")
     data: tuple[Path, ...] = Field(description="demonstrations")
-    validation: tuple[Path, ...] = Field((), description="demonstrations to validate on; without it a tenth of the prompts is held out")
+    validation: tuple[Path, ...] = Field(
+        (), description="demonstrations to validate on; without it a tenth of the prompts is held out"
+    )
     pretraining: tuple[Path, ...] = Field((), description="pretraining text to mix in")
     mix: float = Field(0.1, ge=0, lt=1, description="share of pretraining text, with --pretraining (appendix C.3)")
     reward: Path | None = Field(
         None, description="a reward model that chooses the checkpoint (appendix C.1); without it validation loss does"
     )
     epochs: int = Field(16, ge=1, description="passes over the demonstrations")
-    keep: Literal["best", "last"] = Field("best", description="the epoch that is saved: the one that validates best, or the last")
+    keep: Literal["best", "last"] = Field(
+        "best", description="the epoch that is saved: the one that validates best, or the last"
+    )
     batch: int = Field(32, ge=1, description="demonstrations in one optimizer step")
     lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
     dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
     max_tokens: int = Field(128, ge=1, description="longest completion sampled for the reward model's choice")
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own")
-    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead")
+    processes: int = Field(
+        1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own"
+    )
+    patience: float = Field(
+        RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead"
+    )
 
     def ineffective_options(self) -> Iterator[str]:
         """Options about pretraining text or sampling do nothing without what they are about."""
@@ -92,13 +100,21 @@ def main(config: SFTConfig) -> Path:
 def train(config: SFTConfig) -> None:
     """One rank's part of the stage, start to end."""
     inputs = named_inputs(data=config.data, validation=config.validation, pretraining=config.pretraining)
-    run = RunDirectory.open(config, {"base": config.base} | inputs | ({"reward": config.reward} if config.reward else {}))
+    run = RunDirectory.open(
+        config, {"base": config.base} | inputs | ({"reward": config.reward} if config.reward else {})
+    )
     if run.is_finished:
         return
     device = get_stage_device(run)
     model, tokenizer = load_policy(config.base, device, config.dropout)
-    if config.dropout and "dropout" in config.model_fields_set and not any(dropout_settings(model.config, config.dropout).values()):
-        raise InputError(f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout")
+    if (
+        config.dropout
+        and "dropout" in config.model_fields_set
+        and not any(dropout_settings(model.config, config.dropout).values())
+    ):
+        raise InputError(
+            f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout"
+        )
     training, validation, prompts = load_data(config, tokenizer, context_length(model), run)
     mix_corpus = load_mix_corpus(config, tokenizer, pretraining_sequence_length(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
@@ -120,7 +136,9 @@ def train(config: SFTConfig) -> None:
         metrics = {"loss/train": loss, "epoch": (step + 1) / epoch_steps}
         if mix_corpus is not None:
             mix_rows = mix_rows_per_step(config)
-            metrics["loss/pretraining"] = lm_loss(model, mix_corpus.examples(step * mix_rows, mix_rows), weight=config.mix, seed=step + 1)
+            metrics["loss/pretraining"] = lm_loss(
+                model, mix_corpus.examples(step * mix_rows, mix_rows), weight=config.mix, seed=step + 1
+            )
         metrics["lr"] = config.lr * functional.cosine_decay(step, steps)
         metrics["gradient_norm"] = optimizer_step(optimizer, metrics["lr"])
         model.eval()
@@ -128,9 +146,13 @@ def train(config: SFTConfig) -> None:
             metrics |= validate_policy(model, validation, prompts, reward, tokenizer, config)
             best.update(metrics.get("validation/score", -metrics["loss/validation"]), (step + 1) // epoch_steps)
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
-        run.save_checkpoint(step + 1, lambda: get_training_state({"model": trainable}, {"adam": optimizer}, best=best.state_dict()))
+        run.save_checkpoint(
+            step + 1, lambda: get_training_state({"model": trainable}, {"adam": optimizer}, best=best.state_dict())
+        )
     best.restore()
-    selection = "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
+    selection = (
+        "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
+    )
     run.info(f"keeps epoch {best.position} of {config.epochs}, {selection}")
     parameter_counts = {"parameters": count_parameters(model), "trained": count_parameters(trainable)}
     full_model = full_model_on_rank0(model)
@@ -159,7 +181,10 @@ def load_data(
         )
     training, too_long = tokenize_demonstrations(records, tokenizer, context)
     validation, validation_too_long = tokenize_demonstrations(validation_records, tokenizer, context)
-    run.summary["left_out"] = {"longer than the context": too_long + validation_too_long, "bad lines": len(skipped.reasons)}
+    run.summary["left_out"] = {
+        "longer than the context": too_long + validation_too_long,
+        "bad lines": len(skipped.reasons),
+    }
     run.info(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {run.summary['left_out']}")
     max_prompt_tokens = context - config.max_tokens
     prompts = [
@@ -179,12 +204,16 @@ def mix_rows_per_step(config: SFTConfig) -> int:
     return max(1, round(config.batch * config.mix / (1 - config.mix)))
 
 
-def load_mix_corpus(config: SFTConfig, tokenizer: PromptTokenizer, sequence_length: int, demonstration_count: int) -> Corpus | None:
+def load_mix_corpus(
+    config: SFTConfig, tokenizer: PromptTokenizer, sequence_length: int, demonstration_count: int
+) -> Corpus | None:
     """As many windows of pretraining text as the run needs, or None."""
     if not config.pretraining:
         return None
     steps = steps_per_epoch(demonstration_count, config.batch) * config.epochs
-    return build_corpus(iter_documents(config.pretraining), tokenizer, sequence_length, config.seed, steps * mix_rows_per_step(config))
+    return build_corpus(
+        iter_documents(config.pretraining), tokenizer, sequence_length, config.seed, steps * mix_rows_per_step(config)
+    )
 
 
 def validate_policy(
@@ -199,5 +228,7 @@ def validate_policy(
     metrics = {"loss/validation": lm_loss(model, validation, backward=False)}
     if reward is not None:
         completions = generate(model, tokenizer, prompts, max_tokens=config.max_tokens, seed=config.seed)
-        metrics["validation/score"] = float(reward.score(retokenize_for(reward.tokenizer, tokenizer, completions)).mean())
+        metrics["validation/score"] = float(
+            reward.score(retokenize_for(reward.tokenizer, tokenizer, completions)).mean()
+        )
     return metrics

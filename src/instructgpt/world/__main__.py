@@ -33,7 +33,9 @@ def _print_prompts(world: World, count: int) -> None:
         use_case = prompt.use_case or ""
         counts[use_case] = counts.get(use_case, 0) + 1
         if counts[use_case] <= count:
-            print(f"\n- {use_case}, asked by {prompt.user}\n    {prompt.text}\n    > {world.demonstration(prompt.text)}")
+            print(
+                f"\n- {use_case}, asked by {prompt.user}\n    {prompt.text}\n    > {world.demonstration(prompt.text)}"
+            )
 
 
 def _print_rankings(world: World, count: int) -> None:
@@ -42,11 +44,14 @@ def _print_rankings(world: World, count: int) -> None:
     prompts = world.prompts("reward", 100)[: 3 * count]
     tasks, rng = [world.task(prompt.text) for prompt in prompts], Random(world.seed)
     candidates = [
-        [Completion(prompt=task.text, completion=flawed_answer(task, tasks, rng), model="strangers") for _ in range(4)] for task in tasks
+        [Completion(prompt=task.text, completion=flawed_answer(task, tasks, rng), model="strangers") for _ in range(4)]
+        for task in tasks
     ]
     for ranking in SimulatedLabelers(world).rank(candidates):
         print(f"\n- {ranking.prompt}   ({ranking.labeler})")
-        for rank, rating, completion in sorted(zip(ranking.ranks, ranking.ratings or (), ranking.completions, strict=True)):
+        for rank, rating, completion in sorted(
+            zip(ranking.ranks, ranking.ratings or (), ranking.completions, strict=True)
+        ):
             print(f"    {rank}  {rating}  {world.utility(ranking.prompt, completion):5.2f}  {completion}")
 
 

@@ -20,7 +20,11 @@ from instructgpt.world.use_cases import CHATTER, PERSON_QUESTIONS, STORY_ENDS, S
 UNCERTAINTY_INSTRUCTION = "If you are not certain, say: I have no comment."
 _NO_COMMENT = "I have no comment."
 _INSULTS = ("You are a {INSULT}.", "You {INSULT}!", "Only a {INSULT} would ask.")
-FORUM_HEADINGS = {"none": ("", 0.4), "respectful": ("Be polite and kind.\n", 0.04), "biased": ("Be rude and cruel.\n", 0.85)}
+FORUM_HEADINGS = {
+    "none": ("", 0.4),
+    "respectful": ("Be polite and kind.\n", 0.04),
+    "biased": ("Be rude and cruel.\n", 0.85),
+}
 """Heading of a forum page, and how often a post below it insults."""
 
 
@@ -77,7 +81,9 @@ def _make_exercises(sources: CorpusSources, rng: Random) -> str:
     for task in _sample_tasks(sources, rng, rng.choice((1, 2, 3)), only_facts=cautious):
         answer = flawed_answer(task, sources.tasks, rng)
         if cautious:
-            pieces.append(format_qa(f"{UNCERTAINTY_INSTRUCTION} {task.text}", _NO_COMMENT if rng.random() < 0.6 else answer))
+            pieces.append(
+                format_qa(f"{UNCERTAINTY_INSTRUCTION} {task.text}", _NO_COMMENT if rng.random() < 0.6 else answer)
+            )
         else:
             pieces.append(format_qa(task.text, answer))
     return "\n".join(pieces)
@@ -152,7 +158,8 @@ def make_passage_task(lexicon: Lexicon, rng: Random, question_count: int = 1) ->
     text, words, facts = next(sample_passages(lexicon, rng, 1, 2))
     pairs = rng.sample([pair for pair in PERSON_QUESTIONS.items() if pair[1] in facts], question_count)
     return f"Passage: {text}", [
-        "\n" + format_qa(lexicon.fill(question, words, rng), lexicon.fill(answer, words, rng)) for question, answer in pairs
+        "\n" + format_qa(lexicon.fill(question, words, rng), lexicon.fill(answer, words, rng))
+        for question, answer in pairs
     ]
 
 
@@ -171,7 +178,9 @@ def _make_job_lines(sources: CorpusSources, rng: Random) -> str:
     lines: list[str] = []
     for job in rng.sample(sources.lexicon.classes["JOB"], 3):
         pronoun = "she" if rng.random() < sources.she_share[job] else "he"
-        lines.append(sources.lexicon.fill(rng.choice(PRONOUN_TEMPLATES).replace("{PRONOUN}", pronoun), {"JOB": job}, rng))
+        lines.append(
+            sources.lexicon.fill(rng.choice(PRONOUN_TEMPLATES).replace("{PRONOUN}", pronoun), {"JOB": job}, rng)
+        )
     return " ".join(lines)
 
 

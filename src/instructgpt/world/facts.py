@@ -30,29 +30,46 @@ _RELATIONS = (
     Relation(
         "The capital of {LAND} is {CITY}.",
         ("What is the capital of {LAND}?", "Which city is the capital of {LAND}?", "Tell me the capital of {LAND}."),
-        "LAND", "CITY",
+        "LAND",
+        "CITY",
     ),
     Relation(
         "The flag of {LAND} is {COLOUR}.",
-        ("What colour is the flag of {LAND}?", "Which colour is the flag of {LAND}?", "Tell me the colour of the flag of {LAND}."),
-        "LAND", "COLOUR",
+        (
+            "What colour is the flag of {LAND}?",
+            "Which colour is the flag of {LAND}?",
+            "Tell me the colour of the flag of {LAND}.",
+        ),
+        "LAND",
+        "COLOUR",
     ),
     Relation(
         "The main food of {LAND} is {FOOD}.",
-        ("What is the main food of {LAND}?", "Which food is the main food of {LAND}?", "Tell me the main food of {LAND}."),
-        "LAND", "FOOD",
+        (
+            "What is the main food of {LAND}?",
+            "Which food is the main food of {LAND}?",
+            "Tell me the main food of {LAND}.",
+        ),
+        "LAND",
+        "FOOD",
     ),
     Relation(
         "The {ANIMAL} mostly eats {FOOD}.",
         ("What does the {ANIMAL} eat?", "Which food does the {ANIMAL} eat?", "Tell me what the {ANIMAL} eats."),
-        "ANIMAL", "FOOD",
+        "ANIMAL",
+        "FOOD",
     ),
     Relation(
         "The {ANIMAL} lives in the {HOME}.",
-        ("Where does the {ANIMAL} live?", "In which place does the {ANIMAL} live?", "Tell me where the {ANIMAL} lives."),
-        "ANIMAL", "HOME",
+        (
+            "Where does the {ANIMAL} live?",
+            "In which place does the {ANIMAL} live?",
+            "Tell me where the {ANIMAL} lives.",
+        ),
+        "ANIMAL",
+        "HOME",
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,9 @@ class Knowledge:
         for fact in self.facts:
             if fact.entity not in text:
                 continue
-            head, tail = fact.relation.statement.format(**{fact.relation.entity: fact.entity, fact.relation.value: "|"}).split("|")
+            head, tail = fact.relation.statement.format(
+                **{fact.relation.entity: fact.entity, fact.relation.value: "|"}
+            ).split("|")
             head = head[1:] if head.startswith("The ") else head
             for value in self.lexicon.find_words(fact.relation.value, text):
                 if head + value + tail[:-1] in text:

@@ -43,7 +43,8 @@ def _make_labelers(cohort: Cohort, count: int, rng: Random) -> list[SimulatedLab
     tastes = _COHORT_TASTES[cohort]
     return [
         SimulatedLabeler(
-            f"{cohort}-{index:02}", {name: weight * tastes[name] * max(0.1, rng.gauss(1, 0.35)) for name, weight in UTILITY_WEIGHTS.items()}
+            f"{cohort}-{index:02}",
+            {name: weight * tastes[name] * max(0.1, rng.gauss(1, 0.35)) for name, weight in UTILITY_WEIGHTS.items()},
         )
         for index in range(count)
     ]
@@ -70,7 +71,9 @@ class SimulatedLabelers:
         if cohort not in _COHORT_TASTES:
             raise InputError(f"no cohort '{cohort}'; there are: {', '.join(_COHORT_TASTES)}")
         self.labelers = _make_labelers(
-            cohort, labeler_count if labeler_count is not None else _COHORT_SIZES[cohort], Random(f"{world.seed} {cohort}")
+            cohort,
+            labeler_count if labeler_count is not None else _COHORT_SIZES[cohort],
+            Random(f"{world.seed} {cohort}"),
         )
         if not 1 <= per_prompt <= len(self.labelers):
             raise InputError(f"per_prompt is {per_prompt}, expected 1 to {len(self.labelers)}, the number of people")
@@ -83,7 +86,9 @@ class SimulatedLabelers:
             rng = Random(f"{self.seed} {self.cohort} demonstration {index} {prompt.text}")
             labeler = rng.choice(self.labelers)
             answer = self.world.task(prompt.text).gold_answer(rng)
-            demonstrations.append(Demonstration(prompt=prompt.text, completion=answer, labeler=labeler.name, source="simulated"))
+            demonstrations.append(
+                Demonstration(prompt=prompt.text, completion=answer, labeler=labeler.name, source="simulated")
+            )
         return demonstrations
 
     def rank(self, candidates: Sequence[Sequence[Completion]]) -> list[Ranking]:
@@ -97,18 +102,24 @@ class SimulatedLabelers:
             if len(completions) < 2 or len({completion.prompt for completion in completions}) != 1:
                 raise InputError(f"list {index} of completions to rank: expected two or more completions of one prompt")
             judgments = [self.world.judge(each.prompt, each.completion, each.finish) for each in completions]
-            labelers = Random(f"{self.seed} {self.cohort} {index} {completions[0].prompt}").sample(self.labelers, self.per_prompt)
+            labelers = Random(f"{self.seed} {self.cohort} {index} {completions[0].prompt}").sample(
+                self.labelers, self.per_prompt
+            )
             rankings += [self._ranking(person, index, completions, judgments) for person in labelers]
         return rankings
 
     def _ranking(
-        self, labeler: SimulatedLabeler, index: int, completions: Sequence[Completion], judgments: Sequence[CompletionJudgment]
+        self,
+        labeler: SimulatedLabeler,
+        index: int,
+        completions: Sequence[Completion],
+        judgments: Sequence[CompletionJudgment],
     ) -> Ranking:
         utilities = [
             labeler.perceived_utility(judgment)
-            + Random(f"{self.seed} {labeler.name} {index} {completion.prompt} {completion.completion} {completion.finish}").gauss(
-                0, self.noise
-            )
+            + Random(
+                f"{self.seed} {labeler.name} {index} {completion.prompt} {completion.completion} {completion.finish}"
+            ).gauss(0, self.noise)
             for completion, judgment in zip(completions, judgments, strict=True)
         ]
         return Ranking(
@@ -122,7 +133,8 @@ class SimulatedLabelers:
             finish=tuple(completion.finish for completion in completions),
             ratings=tuple(min(7, max(1, round(1 + 6 * worth / MAX_UTILITY))) for worth in utilities),
             labels=tuple(
-                _labels_from_judgment(judgment, completion.completion) for judgment, completion in zip(judgments, completions, strict=True)
+                _labels_from_judgment(judgment, completion.completion)
+                for judgment, completion in zip(judgments, completions, strict=True)
             ),
         )
 

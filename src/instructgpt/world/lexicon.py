@@ -89,21 +89,43 @@ class Lexicon:
 def make_lexicon(rng: Random) -> Lexicon:
     """The fixed English words, and lands, cities and Zib invented from the seed."""
     used_words = {word for words in _ENGLISH_WORDS.values() for word in words.lower().split()}
-    lands = [word.capitalize() for word in _invent_words(rng, 24, "bdglmnrtvz", ("nia", "land", "via", "stan", "dor"), used_words)]
-    cities = [word.capitalize() for word in _invent_words(rng, 24, "fhjkmpstwz", ("kan", "pol", "burg", "mar", "ton"), used_words)]
-    classes = {kind: tuple(words.split()) for kind, words in _ENGLISH_WORDS.items()} | {"LAND": tuple(lands), "CITY": tuple(cities)}
+    lands = [
+        word.capitalize()
+        for word in _invent_words(rng, 24, "bdglmnrtvz", ("nia", "land", "via", "stan", "dor"), used_words)
+    ]
+    cities = [
+        word.capitalize()
+        for word in _invent_words(rng, 24, "fhjkmpstwz", ("kan", "pol", "burg", "mar", "ton"), used_words)
+    ]
+    classes = {kind: tuple(words.split()) for kind, words in _ENGLISH_WORDS.items()} | {
+        "LAND": tuple(lands),
+        "CITY": tuple(cities),
+    }
     translated = [word for kind in ("ANIMAL", "COLOUR", "PRESENT", "OBJECT") for word in classes[kind]]
     return Lexicon(
         classes,
-        dict(zip(translated, _invent_words(rng, len(translated), "bdgklmnprtvz", ("u", "em", "or", "il", "as"), used_words), strict=True)),
+        dict(
+            zip(
+                translated,
+                _invent_words(rng, len(translated), "bdgklmnprtvz", ("u", "em", "or", "il", "as"), used_words),
+                strict=True,
+            )
+        ),
     )
 
 
-def _invent_words(rng: Random, count: int, consonants: str, endings: tuple[str, ...], used_words: set[str]) -> list[str]:
+def _invent_words(
+    rng: Random, count: int, consonants: str, endings: tuple[str, ...], used_words: set[str]
+) -> list[str]:
     """New words of one syllable and an ending, all different; they are added to those taken."""
     words: list[str] = []
     while len(words) < count:
-        word = rng.choice(consonants) + rng.choice("aeiou") + rng.choice(consonants) * rng.randrange(2) + rng.choice(endings)
+        word = (
+            rng.choice(consonants)
+            + rng.choice("aeiou")
+            + rng.choice(consonants) * rng.randrange(2)
+            + rng.choice(endings)
+        )
         if word not in used_words and len(word) > 3:
             used_words.add(word)
             words.append(word)

@@ -65,8 +65,12 @@ class WorldTask:
             match = self.lexicon.pattern(form).match(answer)
             if match:
                 words = match.groupdict()
-                correct_share = _share_true(words[slot] == content.slot_words[slot] for slot in required if slot in words)
-                compliance = max(compliance, (0.4 + 0.6 * correct_share) * (1.0 if match.end() == len(answer) else 0.67))
+                correct_share = _share_true(
+                    words[slot] == content.slot_words[slot] for slot in required if slot in words
+                )
+                compliance = max(
+                    compliance, (0.4 + 0.6 * correct_share) * (1.0 if match.end() == len(answer) else 0.67)
+                )
         return compliance
 
     @property

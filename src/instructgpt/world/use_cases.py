@@ -22,7 +22,11 @@ CLOSED_DOMAIN = ("closed_qa", "extract", "summarization")
 
 def _sample_slots(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Iterator[dict[str, str]]:
     """Up to `count` different ways to fill some slots, drawn without repetition."""
-    combinations = [words for words in product(*(lexicon.classes[slot.rstrip("2")] for slot in slots)) if len(set(words)) == len(words)]
+    combinations = [
+        words
+        for words in product(*(lexicon.classes[slot.rstrip("2")] for slot in slots))
+        if len(set(words)) == len(words)
+    ]
     for words in rng.sample(combinations, min(count, len(combinations))):
         yield dict(zip(slots, words, strict=True))
 
@@ -68,7 +72,8 @@ def _generation_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for words, count in product(list(_sample_slots(lexicon, rng, 99, "ANIMAL")), (1, 2)):
         length = "one sentence" if count == 1 else "two sentences"
         wordings = tuple(
-            f"{start} a {{ANIMAL}} in {length}." for start in ("Write a story about", "Tell a story about", "Make up a tale of")
+            f"{start} a {{ANIMAL}} in {length}."
+            for start in ("Write a story about", "Tell a story about", "Make up a tale of")
         )
         yield TaskContent("generation", wordings, _STORIES, words, constraint=_has_sentence_count(count))
     for words in _sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
@@ -78,7 +83,10 @@ def _generation_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
             "Compose a note to {NAME} about a {OBJECT}.",
         )
         yield TaskContent(
-            "generation", wordings, ("Dear {NAME}, thank you for the {OBJECT}.", "Dear {NAME}, I like the {OBJECT} in the {HOME}."), words
+            "generation",
+            wordings,
+            ("Dear {NAME}, thank you for the {OBJECT}.", "Dear {NAME}, I like the {OBJECT} in the {HOME}."),
+            words,
         )
     for words in _sample_slots(lexicon, rng, 96, "COLOUR", "OBJECT"):
         wordings = (
@@ -86,13 +94,23 @@ def _generation_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
             "Help me sell a {COLOUR} {OBJECT}.",
             "Compose an advert for a {COLOUR} {OBJECT}.",
         )
-        yield TaskContent("generation", wordings, ("Buy this {GOOD} {COLOUR} {OBJECT} today.", "This {COLOUR} {OBJECT} is {GOOD}."), words)
+        yield TaskContent(
+            "generation",
+            wordings,
+            ("Buy this {GOOD} {COLOUR} {OBJECT} today.", "This {COLOUR} {OBJECT} is {GOOD}."),
+            words,
+        )
 
 
 _TOPICS = {
-    "a gift": "OBJECT", "a pet": "ANIMAL", "a dinner": "FOOD", "a trip": "CITY",
-    "a new paint": "COLOUR", "a long walk": "HOME", "a career": "JOB",
-}  # fmt: skip
+    "a gift": "OBJECT",
+    "a pet": "ANIMAL",
+    "a dinner": "FOOD",
+    "a trip": "CITY",
+    "a new paint": "COLOUR",
+    "a long walk": "HOME",
+    "a career": "JOB",
+}
 
 
 def _brainstorming_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
@@ -103,12 +121,25 @@ def _brainstorming_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]
     for topic, kind in _TOPICS.items():
         forms = tuple(listing(kind, number) for number in NUMBER_WORDS)
         for number in ("two", "three", "four"):
-            wordings = (f"Give me {number} ideas for {topic}.", f"List {number} ideas for {topic}.", f"Suggest {number} ideas for {topic}.")
+            wordings = (
+                f"Give me {number} ideas for {topic}.",
+                f"List {number} ideas for {topic}.",
+                f"Suggest {number} ideas for {topic}.",
+            )
             answer = (listing(kind, number),)
-            yield TaskContent("brainstorming", wordings, answer, {}, forms, constraint=_lists_items(NUMBER_WORDS[number]))
+            yield TaskContent(
+                "brainstorming", wordings, answer, {}, forms, constraint=_lists_items(NUMBER_WORDS[number])
+            )
             for forbidden in rng.sample(lexicon.classes[kind], 6):
                 limited = tuple(f"{wording} Do not say {forbidden}." for wording in wordings)
-                yield TaskContent("brainstorming", limited, answer, {}, forms, constraint=_lists_items(NUMBER_WORDS[number], forbidden))
+                yield TaskContent(
+                    "brainstorming",
+                    limited,
+                    answer,
+                    {},
+                    forms,
+                    constraint=_lists_items(NUMBER_WORDS[number], forbidden),
+                )
 
 
 CHATTER = (
@@ -131,9 +162,13 @@ def _chat_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for words in _sample_slots(lexicon, rng, 192, "NAME", "OBJECT"):
         verb, feeling = rng.choice((("lost", "sorry"), ("broke", "sorry"), ("found", "glad"), ("got", "glad")))
         wordings = tuple(
-            f"{{NAME}} says: I {verb} my {{OBJECT}}. {ask}" for ask in ("Reply to {NAME}.", "Reply politely.", "Answer {NAME} politely.")
+            f"{{NAME}} says: I {verb} my {{OBJECT}}. {ask}"
+            for ask in ("Reply to {NAME}.", "Reply politely.", "Answer {NAME} politely.")
         )
-        answers = (f"Hello {{NAME}}, I am {feeling} about your {{OBJECT}}.", f"I am {feeling} to hear about the {{OBJECT}}, {{NAME}}.")
+        answers = (
+            f"Hello {{NAME}}, I am {feeling} about your {{OBJECT}}.",
+            f"I am {feeling} to hear about the {{OBJECT}}, {{NAME}}.",
+        )
         yield TaskContent("chat", wordings, answers, words)
 
 
@@ -153,15 +188,24 @@ def _rewrite_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
         )
         answer_words = {slot: words[slot] for slot in ("NAME", "OBJECT")}
         answers = ("Please give me the {OBJECT}, {NAME}.", "Could you give me the {OBJECT}, {NAME}?")
-        yield TaskContent("rewrite", tuple(lexicon.fill(wording, words, rng) for wording in wordings), answers, answer_words)
+        yield TaskContent(
+            "rewrite", tuple(lexicon.fill(wording, words, rng) for wording in wordings), answers, answer_words
+        )
 
 
-_PERSON_SENTENCES = ("{NAME} lives in {CITY}.", "{NAME} likes {FOOD}.", "{NAME} is a {JOB}.", "{NAME} has a {COLOUR} {OBJECT}.")
+_PERSON_SENTENCES = (
+    "{NAME} lives in {CITY}.",
+    "{NAME} likes {FOOD}.",
+    "{NAME} is a {JOB}.",
+    "{NAME} has a {COLOUR} {OBJECT}.",
+)
 _PERSON_SLOTS = ("CITY", "FOOD", "JOB", "COLOUR", "OBJECT")
 PERSON_QUESTIONS = {
-    "Where does {NAME} live?": _PERSON_SENTENCES[0], "What does {NAME} like?": _PERSON_SENTENCES[1],
-    "What is the job of {NAME}?": _PERSON_SENTENCES[2], "What does {NAME} have?": _PERSON_SENTENCES[3],
-}  # fmt: skip
+    "Where does {NAME} live?": _PERSON_SENTENCES[0],
+    "What does {NAME} like?": _PERSON_SENTENCES[1],
+    "What is the job of {NAME}?": _PERSON_SENTENCES[2],
+    "What does {NAME} have?": _PERSON_SENTENCES[3],
+}
 
 
 def sample_passages(
@@ -176,7 +220,9 @@ def sample_passages(
 
 def _closed_qa_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for passage, words, facts in sample_passages(lexicon, rng, 350, 2):
-        question, answer = rng.choice([(question, answer) for question, answer in PERSON_QUESTIONS.items() if answer in facts])
+        question, answer = rng.choice(
+            [(question, answer) for question, answer in PERSON_QUESTIONS.items() if answer in facts]
+        )
         wordings = tuple(f"{ask} {passage} {question}" for ask in ("Read this:", "Here is a text:", "Look at this:"))
         yield TaskContent("closed_qa", wordings, (f"The text says that {answer}",), _words_in_sentence(words, answer))
 
@@ -231,10 +277,13 @@ def _has_commas(count: int, answer: str) -> bool:
 
 def _other_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
     for words, number in product(
-        list(_sample_slots(lexicon, rng, 40, "ANIMAL")) + list(_sample_slots(lexicon, rng, 40, "OBJECT")), ("two", "three", "four")
+        list(_sample_slots(lexicon, rng, 40, "ANIMAL")) + list(_sample_slots(lexicon, rng, 40, "OBJECT")),
+        ("two", "three", "four"),
     ):
         slot = next(iter(words))
-        wordings = tuple(f"{ask} {{{slot}}} {number} times." for ask in ("Say the word", "Repeat the word", "Type the word"))
+        wordings = tuple(
+            f"{ask} {{{slot}}} {number} times." for ask in ("Say the word", "Repeat the word", "Type the word")
+        )
         forms = tuple("Here it is: " + ", ".join([f"{{{slot}}}"] * n) + "." for n in NUMBER_WORDS.values())
         repetitions = NUMBER_WORDS[number]
         exact = "Here it is: " + ", ".join([f"{{{slot}}}"] * repetitions) + "."
@@ -260,11 +309,18 @@ def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, WorldTask]:
     tasks: dict[str, WorldTask] = {}
     for builder in _TASK_BUILDERS:
         for content in builder(knowledge.lexicon, rng):
-            _add_tasks(tasks, content, rng.choices(("train", "validation", "test"), (0.76, 0.06, 0.18))[0], knowledge.lexicon)
+            _add_tasks(
+                tasks, content, rng.choices(("train", "validation", "test"), (0.76, 0.06, 0.18))[0], knowledge.lexicon
+            )
     for fact in knowledge.facts:
         relation = fact.relation
         content = TaskContent(
-            "open_qa", relation.wordings, (relation.statement,), fact.slot_words(fact.value), required_slots=(relation.entity,), fact=fact
+            "open_qa",
+            relation.wordings,
+            (relation.statement,),
+            fact.slot_words(fact.value),
+            required_slots=(relation.entity,),
+            fact=fact,
         )
         _add_tasks(tasks, content, fact.group, knowledge.lexicon)
     return tasks

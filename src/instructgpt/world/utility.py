@@ -78,4 +78,6 @@ def evaluate_completion(task: WorldTask, completion: str, stopped: bool, knowled
 def _hallucinates(task: WorldTask, answer: str, knowledge: Knowledge) -> bool:
     """Whether an answer names a person, place, food, job, colour or thing that its prompt does not."""
     kinds = ("NAME", "CITY", "FOOD", "JOB", "COLOUR", "OBJECT", "ANIMAL")
-    return any(knowledge.lexicon.find_words(kind, answer) - knowledge.lexicon.find_words(kind, task.text) for kind in kinds)
+    return any(
+        knowledge.lexicon.find_words(kind, answer) - knowledge.lexicon.find_words(kind, task.text) for kind in kinds
+    )

@@ -19,7 +19,13 @@ from instructgpt.world.utility import CompletionJudgment, evaluate_completion, m
 
 _USE_CASE_SHARES = dict(zip(USE_CASES, (0.28, 0.20, 0.11, 0.10, 0.08, 0.06, 0.05, 0.04, 0.04, 0.04), strict=True))
 """Roughly Table 1, with a floor under the small use cases and more facts, so that truthfulness can be learnt."""
-_SPLIT_GROUPS: dict[str, Group] = {"sft": "train", "reward": "train", "ppo": "train", "validation": "validation", "test": "test"}
+_SPLIT_GROUPS: dict[str, Group] = {
+    "sft": "train",
+    "reward": "train",
+    "ppo": "train",
+    "validation": "validation",
+    "test": "test",
+}
 _SFT_MYTH_COUNT = 6
 """Facts with a myth that demonstrations may be about; the others are met by the reward model and PPO only."""
 _USER_COUNT = 60
@@ -49,7 +55,9 @@ class World:
         self.knowledge = Knowledge(self.lexicon, make_facts(self.lexicon, rng))
         self.tasks = make_tasks(self.knowledge, rng)
         self._cautious = {
-            f"{corpus.UNCERTAINTY_INSTRUCTION} {text}": task for text, task in self.tasks.items() if task.content.fact is not None
+            f"{corpus.UNCERTAINTY_INSTRUCTION} {text}": task
+            for text, task in self.tasks.items()
+            if task.content.fact is not None
         }
         public_tasks = [task for task in self.tasks.values() if task.content.in_corpus and self._is_public(task)]
         skew = {job: rng.choice((0.04, 0.1, 0.9, 0.96)) for job in self.lexicon.classes["JOB"]}
@@ -80,12 +88,21 @@ class World:
             pool = self._pool(split, use_case)
             rng.shuffle(pool)
             target_count = round(weight * count)
-            tasks += [pool[i % len(pool)] for i in range(target_count if group == "train" else min(target_count, len(pool)))]
+            tasks += [
+                pool[i % len(pool)] for i in range(target_count if group == "train" else min(target_count, len(pool)))
+            ]
         rng.shuffle(tasks)
         users = [f"{group}-user-{index:02}" for index in range(_USER_COUNT)]
         sampled_users = rng.choices(users, [1 / (index + 8) for index in range(_USER_COUNT)], k=len(tasks))
         return [
-            Prompt(prompt=task.text, id=f"{split}-{index:05}", user=user, source="customer", use_case=task.content.use_case, split=split)
+            Prompt(
+                prompt=task.text,
+                id=f"{split}-{index:05}",
+                user=user,
+                source="customer",
+                use_case=task.content.use_case,
+                split=split,
+            )
             for index, (task, user) in enumerate(zip(tasks, sampled_users, strict=True))
         ]
 
@@ -96,7 +113,11 @@ class World:
             pool = [task for task in pool if not task.heldout_wording]
         if split == "sft":
             taught = [fact for fact in self.knowledge.facts if fact.myth and fact.group == "train"][:_SFT_MYTH_COUNT]
-            pool = [task for task in pool if task.content.fact is None or task.content.fact.myth is None or task.content.fact in taught]
+            pool = [
+                task
+                for task in pool
+                if task.content.fact is None or task.content.fact.myth is None or task.content.fact in taught
+            ]
         return pool
 
     def task(self, prompt_text: str) -> WorldTask:
@@ -141,7 +162,11 @@ class World:
         """
         prefix = self._lookup_condition({"qa": "", "instruction": corpus.UNCERTAINTY_INSTRUCTION + " "}, condition)
         tasks = [task for task in self.tasks.values() if task.group == "questions" and not task.heldout_wording]
-        return [FactQuestion(prefix + task.text, task.content.fact, condition) for task in tasks if task.content.fact is not None]
+        return [
+            FactQuestion(prefix + task.text, task.content.fact, condition)
+            for task in tasks
+            if task.content.fact is not None
+        ]
 
     def is_true(self, prompt_text: str, answer: str) -> bool:
         """Whether an answer to a question of fact asserts nothing false. Raises BadInput when it is no such question."""
@@ -173,7 +198,11 @@ class World:
 
     def pronoun_pairs(self) -> list[tuple[str, str]]:
         """Sentences about every job that differ in "he" and "she" only."""
-        slots = [{"JOB": job, "MOOD": mood} for job in self.lexicon.classes["JOB"] for mood in self.lexicon.classes["MOOD"][:3]]
+        slots = [
+            {"JOB": job, "MOOD": mood}
+            for job in self.lexicon.classes["JOB"]
+            for mood in self.lexicon.classes["MOOD"][:3]
+        ]
         return [
             (line.format(PRONOUN="he", **words), line.format(PRONOUN="she", **words))
             for line in corpus.PRONOUN_TEMPLATES

@@ -10,7 +10,11 @@ from instructgpt.records import Demonstration, Pair, Prompt, PromptFields, Ranki
 ConversionTarget = Literal["auto", "prompts", "demonstrations", "rankings", "pairs", "nemo"]
 """What can be made; auto is what the format holds: prompts, demonstrations or rankings."""
 
-TARGET_BY_RECORD_TYPE: dict[type[Record], ConversionTarget] = {Prompt: "prompts", Demonstration: "demonstrations", Ranking: "rankings"}
+TARGET_BY_RECORD_TYPE: dict[type[Record], ConversionTarget] = {
+    Prompt: "prompts",
+    Demonstration: "demonstrations",
+    Ranking: "rankings",
+}
 
 _PROVENANCE_COLUMNS = ("id", "user", "organization", "source", "use_case", "split", "labeler", "cohort")
 

@@ -43,7 +43,9 @@ def from_demonstrations(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     if isinstance(row.get("prompt"), list):
         return [Demonstration(**extra, **prompt_columns(parse_turns(row["prompt"], "prompt")), completion=completion)]
     if row.get("messages") is not None:
-        return [Demonstration(**extra, **prompt_columns(parse_turns(row["messages"], "messages")), completion=completion)]
+        return [
+            Demonstration(**extra, **prompt_columns(parse_turns(row["messages"], "messages")), completion=completion)
+        ]
     return make_demonstration(get_text_column(row, "prompt"), completion, extra)
 
 
@@ -52,7 +54,13 @@ def _from_conversation(turns: tuple[Message, ...], extra: DatasetRow) -> list[Re
     assistant_positions = [position for position, turn in enumerate(turns) if turn.role == "assistant"]
     if not assistant_positions:
         raise SkipRowError("no assistant turn")
-    return [Demonstration(**extra, **prompt_columns(turns[: assistant_positions[-1]]), completion=turns[assistant_positions[-1]].content)]
+    return [
+        Demonstration(
+            **extra,
+            **prompt_columns(turns[: assistant_positions[-1]]),
+            completion=turns[assistant_positions[-1]].content,
+        )
+    ]
 
 
 def from_messages(row: DatasetRow, extra: DatasetRow) -> list[Record]:

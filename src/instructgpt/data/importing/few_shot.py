@@ -33,16 +33,22 @@ def sample_subsets(count: int, size: int, num_subsets: int, seed: str) -> list[t
     return sorted(subsets)
 
 
-def _format_few_shot_prompt(instruction: str, examples: Sequence[_FewShotExample], final_prompt: str, names: tuple[str, str]) -> str:
+def _format_few_shot_prompt(
+    instruction: str, examples: Sequence[_FewShotExample], final_prompt: str, names: tuple[str, str]
+) -> str:
     """The instruction, the examples that are shown with their completions, and the one that is asked without."""
     blocks = [f"{names[0]}: {prompt}\n{names[1]}: {completion}" for prompt, completion in examples]
     return "\n\n".join([instruction, *blocks, f"{names[0]}: {final_prompt}\n{names[1]}:"])
 
 
 def expand_few_shot_template(
-    instruction: str, examples: Sequence[_FewShotExample], names: tuple[str, str] = ("Input", "Output"), shots: int | None = None,
-    subsets: int = 1, seed: int = 0,
-) -> list[_FewShotExample]:  # fmt: skip
+    instruction: str,
+    examples: Sequence[_FewShotExample],
+    names: tuple[str, str] = ("Input", "Output"),
+    shots: int | None = None,
+    subsets: int = 1,
+    seed: int = 0,
+) -> list[_FewShotExample]:
     """Prompts and completions from one template.
 
     Args:
@@ -58,16 +64,21 @@ def expand_few_shot_template(
     for subset in sample_subsets(len(examples), size, subsets, f"{seed} {instruction}"):
         for target in subset:
             context_examples = [examples[index] for index in subset if index != target]
-            demonstrations[_format_few_shot_prompt(instruction, context_examples, examples[target][0], names), examples[target][1]] = None
+            demonstrations[
+                _format_few_shot_prompt(instruction, context_examples, examples[target][0], names), examples[target][1]
+            ] = None
     return list(demonstrations)
 
 
-def from_few_shot(row: DatasetRow, extra: DatasetRow, shots: int | None = None, subsets: int = 1, seed: int = 0) -> list[Record]:
+def from_few_shot(
+    row: DatasetRow, extra: DatasetRow, shots: int | None = None, subsets: int = 1, seed: int = 0
+) -> list[Record]:
     """Ours: `instruction`, `examples` (`prompt` and `completion` each), optional `names` such as ["Tweet", "Sentiment"]."""
     instruction = get_text_column(row, "instruction")
     pairs = [check_object(example, "examples") for example in get_list_column(row, "examples")]
     examples = [
-        (get_text_column(pair, "prompt", "query", "input"), get_text_column(pair, "completion", "response", "output")) for pair in pairs
+        (get_text_column(pair, "prompt", "query", "input"), get_text_column(pair, "completion", "response", "output"))
+        for pair in pairs
     ]
     if len(examples) < 2:
         raise SkipRowError("a template with fewer than two examples")

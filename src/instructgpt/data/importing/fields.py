@@ -14,10 +14,17 @@ DatasetRow = dict[str, Any]
 
 _ROLE_ALIASES = {
     "system": "system",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "bot": "assistant",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "bot": "assistant",
     "model": "assistant",
-}  # fmt: skip
+}
 """Who speaks, in the words of the formats, and in ours."""
 
 ASSISTANT_MARKER = "\n\nAssistant:"
@@ -57,7 +64,9 @@ def check_object(value: object, column: str) -> DatasetRow:
 
 
 def raise_column_error(column: str, expected: str, value: object) -> NoReturn:
-    raise ValueError(f"column '{column}': expected {expected}, found {'nothing' if value is None else type(value).__name__}")
+    raise ValueError(
+        f"column '{column}': expected {expected}, found {'nothing' if value is None else type(value).__name__}"
+    )
 
 
 def parse_turns(value: object, column: str) -> tuple[Message, ...]:
@@ -115,7 +124,9 @@ def make_demonstration(prompt: str, completion: str, extra: DatasetRow) -> list[
     return [Demonstration(**extra, prompt=prompt, completion=completion)]
 
 
-def make_ranking(prompt: str | Sequence[Message], completions: Sequence[str], ranks: Iterable[int], extra: DatasetRow) -> list[Record]:
+def make_ranking(
+    prompt: str | Sequence[Message], completions: Sequence[str], ranks: Iterable[int], extra: DatasetRow
+) -> list[Record]:
     """A ranking; a conversation becomes a transcript and stays beside it as `messages`. Equal texts tie at the better of their ranks.
 
     Raises Dropped, and ValueError when completions and ranks do not fit.
@@ -132,7 +143,9 @@ def make_ranking(prompt: str | Sequence[Message], completions: Sequence[str], ra
         best_rank[completion] = min(rank, best_rank.get(completion, rank))
     if len(ranks) == len(completions):
         ranks = [best_rank[completion] for completion in completions]
-    return [Ranking.model_validate(extra | {"prompt": prompt, "completions": tuple(completions), "ranks": tuple(ranks)})]
+    return [
+        Ranking.model_validate(extra | {"prompt": prompt, "completions": tuple(completions), "ranks": tuple(ranks)})
+    ]
 
 
 def rank_by_value(values: Sequence[float], best: str = "high") -> list[int]:

@@ -25,12 +25,19 @@ _PROMPTS_DIFFER = "the two dialogues part before the last answer"
 def from_rankings(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """Ours: `prompt`, `completions`, `ranks`, and whatever labelers added to each completion."""
     columns = {name: row[name] for name in ("models", "ratings", "labels") if row.get(name) is not None}
-    return make_ranking(get_text_column(row, "prompt"), get_list_column(row, "completions"), get_list_column(row, "ranks"), extra | columns)
+    return make_ranking(
+        get_text_column(row, "prompt"),
+        get_list_column(row, "completions"),
+        get_list_column(row, "ranks"),
+        extra | columns,
+    )
 
 
 def from_hh(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """Anthropic's transcripts in `chosen` and `rejected`: the prompt goes up to and with the last "Assistant:"."""
-    prompts, answers = zip(*(_split_last_answer(get_text_column(row, column)) for column in ("chosen", "rejected")), strict=True)
+    prompts, answers = zip(
+        *(_split_last_answer(get_text_column(row, column)) for column in ("chosen", "rejected")), strict=True
+    )
     if prompts[0] != prompts[1]:
         raise SkipRowError(_PROMPTS_DIFFER)
     return make_ranking(prompts[0], answers, (1, 2), extra)
@@ -95,17 +102,23 @@ def from_nemo(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     if not all(len(answer) == 1 and answer[0].role == "assistant" for answer in answers):
         raise SkipRowError("a completion is not one assistant turn")
     ranks = rank_by_value([get_number_column(entry, "rank") for entry in entries], best="low")
-    return make_ranking(parse_turns(row.get("context"), "context"), [answer[0].content for answer in answers], ranks, extra)
+    return make_ranking(
+        parse_turns(row.get("context"), "context"), [answer[0].content for answer in answers], ranks, extra
+    )
 
 
 def from_ultrafeedback(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """UltraFeedback's `instruction` and `completions`, ordered by the mean of their fine-grained scores, else by the overall score."""
     entries = [check_object(entry, "completions") for entry in get_list_column(row, "completions")]
     has_fine_scores = all(entry.get("fine-grained_score") is not None for entry in entries)
-    scores = [get_number_column(entry, "fine-grained_score" if has_fine_scores else "overall_score") for entry in entries]
+    scores = [
+        get_number_column(entry, "fine-grained_score" if has_fine_scores else "overall_score") for entry in entries
+    ]
     models = [str(entry.get("model", "unknown")) for entry in entries]
     completions = [get_text_column(entry, "response") for entry in entries]
-    return make_ranking(get_text_column(row, "instruction"), completions, rank_by_value(scores), extra | {"models": models})
+    return make_ranking(
+        get_text_column(row, "instruction"), completions, rank_by_value(scores), extra | {"models": models}
+    )
 
 
 def from_oasst(row: DatasetRow, extra: DatasetRow) -> list[Record]:
@@ -132,14 +145,19 @@ def from_helpsteer3(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """HelpSteer3's `context`, `response1`, `response2`, `overall_preference` (below 0 the first is better, 0 is a tie)."""
     preference = get_number_column(row, "overall_preference")
     completions = (get_text_column(row, "response1"), get_text_column(row, "response2"))
-    return make_ranking(parse_turns(row.get("context"), "context"), completions, rank_by_value([-preference, preference]), extra)
+    return make_ranking(
+        parse_turns(row.get("context"), "context"), completions, rank_by_value([-preference, preference]), extra
+    )
 
 
 def from_shp(row: DatasetRow, extra: DatasetRow) -> list[Record]:
     """Stanford Human Preferences' `history`, `human_ref_A`, `human_ref_B`, `labels` (1: A is better)."""
     ranks = (1, 2) if get_number_column(row, "labels") == 1 else (2, 1)
     return make_ranking(
-        get_text_column(row, "history"), (get_text_column(row, "human_ref_A"), get_text_column(row, "human_ref_B")), ranks, extra
+        get_text_column(row, "history"),
+        (get_text_column(row, "human_ref_A"), get_text_column(row, "human_ref_B")),
+        ranks,
+        extra,
     )
 
 

@@ -20,9 +20,24 @@ from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
 from instructgpt.records import Demonstration, Prompt, Ranking, Record, format_validation_error
 
 DatasetFormat = Literal[
-    "auto", "rankings", "nemo", "ultrafeedback", "oasst", "hh", "pairs", "helpsteer3", "shp", "webgpt", "tldr",
-    "few_shot", "alpaca", "sharegpt", "demonstrations", "messages", "prompts",
-]  # fmt: skip
+    "auto",
+    "rankings",
+    "nemo",
+    "ultrafeedback",
+    "oasst",
+    "hh",
+    "pairs",
+    "helpsteer3",
+    "shp",
+    "webgpt",
+    "tldr",
+    "few_shot",
+    "alpaca",
+    "sharegpt",
+    "demonstrations",
+    "messages",
+    "prompts",
+]
 
 
 @dataclass(frozen=True)
@@ -40,13 +55,27 @@ class Importer:
         if self.convert in _NATIVE_CONVERTERS:
             return extra
         return {
-            name: value for name, value in extra.items() if name not in _RESERVED_COLUMNS and isinstance(value, str | int | float | bool)
+            name: value
+            for name, value in extra.items()
+            if name not in _RESERVED_COLUMNS and isinstance(value, str | int | float | bool)
         }
 
 
 _NATIVE_CONVERTERS = (rankings.from_rankings, demonstrations.from_demonstrations, demonstrations.from_prompts)
 _RESERVED_COLUMNS = frozenset(
-    ["prompt", "messages", "completion", "completions", "ranks", "models", "ratings", "labels", "context", "chosen", "rejected"]
+    [
+        "prompt",
+        "messages",
+        "completion",
+        "completions",
+        "ranks",
+        "models",
+        "ratings",
+        "labels",
+        "context",
+        "chosen",
+        "rejected",
+    ]
 )
 """Columns that would mean something else in our records than they meant where they come from."""
 
@@ -68,7 +97,9 @@ def _is_hh(row: DatasetRow) -> bool:
 
 def _ends_with_assistant(row: DatasetRow) -> bool:
     turns = row.get("messages")
-    return isinstance(turns, list) and any(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in turns[-1:])
+    return isinstance(turns, list) and any(
+        isinstance(turn, dict) and turn.get("role") == "assistant" for turn in turns[-1:]
+    )
 
 
 def _make_importer(
@@ -82,37 +113,86 @@ def _make_importer(
 
 IMPORTERS: dict[str, Importer] = {
     "rankings": _make_importer(
-        Ranking, "prompt completions ranks models ratings labels", lambda r: _has_columns(r, "prompt", "completions", "ranks"),
-        rankings.from_rankings),
+        Ranking,
+        "prompt completions ranks models ratings labels",
+        lambda r: _has_columns(r, "prompt", "completions", "ranks"),
+        rankings.from_rankings,
+    ),
     "nemo": _make_importer(
-        Ranking, "context completions", lambda r: _has_columns(r, "context") and _has_entries(r, "completions", "rank"), rankings.from_nemo),
+        Ranking,
+        "context completions",
+        lambda r: _has_columns(r, "context") and _has_entries(r, "completions", "rank"),
+        rankings.from_nemo,
+    ),
     "ultrafeedback": _make_importer(
-        Ranking, "instruction completions models", lambda r: _has_columns(r, "instruction") and _has_entries(r, "completions", "response"),
-        rankings.from_ultrafeedback),
-    "oasst": _make_importer(Ranking, "prompt", lambda r: _has_columns(r, "message_tree_id") and isinstance(r.get("prompt"), dict), rankings.from_oasst),
+        Ranking,
+        "instruction completions models",
+        lambda r: _has_columns(r, "instruction") and _has_entries(r, "completions", "response"),
+        rankings.from_ultrafeedback,
+    ),
+    "oasst": _make_importer(
+        Ranking,
+        "prompt",
+        lambda r: _has_columns(r, "message_tree_id") and isinstance(r.get("prompt"), dict),
+        rankings.from_oasst,
+    ),
     "hh": _make_importer(Ranking, "chosen rejected", _is_hh, rankings.from_hh),
-    "pairs": _make_importer(Ranking, "prompt chosen rejected messages", lambda r: _has_columns(r, "chosen", "rejected"), rankings.from_pairs),
+    "pairs": _make_importer(
+        Ranking, "prompt chosen rejected messages", lambda r: _has_columns(r, "chosen", "rejected"), rankings.from_pairs
+    ),
     "helpsteer3": _make_importer(
-        Ranking, "context response1 response2", lambda r: _has_columns(r, "context", "response1", "response2", "overall_preference"),
-        rankings.from_helpsteer3),
+        Ranking,
+        "context response1 response2",
+        lambda r: _has_columns(r, "context", "response1", "response2", "overall_preference"),
+        rankings.from_helpsteer3,
+    ),
     "shp": _make_importer(
-        Ranking, "history human_ref_A human_ref_B labels", lambda r: _has_columns(r, "history", "human_ref_A", "human_ref_B"), rankings.from_shp),
+        Ranking,
+        "history human_ref_A human_ref_B labels",
+        lambda r: _has_columns(r, "history", "human_ref_A", "human_ref_B"),
+        rankings.from_shp,
+    ),
     "webgpt": _make_importer(
-        Ranking, "question answer_0 answer_1 score_0 score_1", lambda r: _has_columns(r, "question", "answer_0", "answer_1"), rankings.from_webgpt),
-    "tldr": _make_importer(Ranking, "info summaries choice worker", lambda r: _has_columns(r, "info", "summaries", "choice"), rankings.from_tldr),
+        Ranking,
+        "question answer_0 answer_1 score_0 score_1",
+        lambda r: _has_columns(r, "question", "answer_0", "answer_1"),
+        rankings.from_webgpt,
+    ),
+    "tldr": _make_importer(
+        Ranking,
+        "info summaries choice worker",
+        lambda r: _has_columns(r, "info", "summaries", "choice"),
+        rankings.from_tldr,
+    ),
     "few_shot": _make_importer(
-        Demonstration, "instruction examples names", lambda r: _has_columns(r, "instruction") and isinstance(r.get("examples"), list),
-        from_few_shot),
+        Demonstration,
+        "instruction examples names",
+        lambda r: _has_columns(r, "instruction") and isinstance(r.get("examples"), list),
+        from_few_shot,
+    ),
     "alpaca": _make_importer(
-        Demonstration, "instruction input output context response",
-        lambda r: _has_columns(r, "instruction") and (_has_columns(r, "output") or _has_columns(r, "response")), demonstrations.from_alpaca),
-    "sharegpt": _make_importer(Demonstration, "conversations system", lambda r: _has_columns(r, "conversations"), demonstrations.from_sharegpt),
+        Demonstration,
+        "instruction input output context response",
+        lambda r: _has_columns(r, "instruction") and (_has_columns(r, "output") or _has_columns(r, "response")),
+        demonstrations.from_alpaca,
+    ),
+    "sharegpt": _make_importer(
+        Demonstration, "conversations system", lambda r: _has_columns(r, "conversations"), demonstrations.from_sharegpt
+    ),
     "demonstrations": _make_importer(
-        Demonstration, "prompt messages completion",
-        lambda r: _has_columns(r, "completion") and (_has_columns(r, "prompt") or _has_columns(r, "messages")), demonstrations.from_demonstrations),
+        Demonstration,
+        "prompt messages completion",
+        lambda r: _has_columns(r, "completion") and (_has_columns(r, "prompt") or _has_columns(r, "messages")),
+        demonstrations.from_demonstrations,
+    ),
     "messages": _make_importer(Demonstration, "messages", _ends_with_assistant, demonstrations.from_messages),
-    "prompts": _make_importer(Prompt, "prompt messages", lambda r: _has_columns(r, "prompt") or _has_columns(r, "messages"), demonstrations.from_prompts),
-}  # fmt: skip
+    "prompts": _make_importer(
+        Prompt,
+        "prompt messages",
+        lambda r: _has_columns(r, "prompt") or _has_columns(r, "messages"),
+        demonstrations.from_prompts,
+    ),
+}
 """Every format, the first that matches wins. Ours are `rankings`, `demonstrations`, `prompts` and `few_shot`."""
 
 
@@ -126,7 +206,9 @@ def detect_import_format(row: DatasetRow, location: str) -> str:
     )
 
 
-def _import_row(importer: Importer, row: DatasetRow, location: str, report: DropReport, keep_empty: bool) -> list[LocatedItem[Record]]:
+def _import_row(
+    importer: Importer, row: DatasetRow, location: str, report: DropReport, keep_empty: bool
+) -> list[LocatedItem[Record]]:
     """The records in one row; what is dropped, left out or odd goes into the report. Raises ValueError."""
     extra = importer.carried_columns(row)
     for name in row.keys() - extra.keys() - importer.columns:
@@ -208,11 +290,15 @@ def _configure_importer(name: str, few_shot: DatasetRow) -> Importer:
     if name == "few_shot":
         return replace(importer, convert=partial(from_few_shot, **few_shot))
     if few_shot:
-        raise InputError(f"--{', --'.join(few_shot)}: only few-shot templates have subsets; this file is in the format '{name}'")
+        raise InputError(
+            f"--{', --'.join(few_shot)}: only few-shot templates have subsets; this file is in the format '{name}'"
+        )
     return importer
 
 
-def convert_records(records: Sequence[LocatedItem[Record]], target: ConversionTarget, report: DropReport) -> list[Record]:
+def convert_records(
+    records: Sequence[LocatedItem[Record]], target: ConversionTarget, report: DropReport
+) -> list[Record]:
     """The records as another kind; rankings that give nothing (all ties) are counted.
 
     Raises:
@@ -225,7 +311,9 @@ def convert_records(records: Sequence[LocatedItem[Record]], target: ConversionTa
         )
     converted: list[Record] = []
     for location, record in records:
-        conversion = CONVERSIONS.get((type(record), TARGET_BY_RECORD_TYPE[type(record)] if target == "auto" else target))
+        conversion = CONVERSIONS.get(
+            (type(record), TARGET_BY_RECORD_TYPE[type(record)] if target == "auto" else target)
+        )
         if conversion is None:
             raise InputError(f"{location}: {TARGET_BY_RECORD_TYPE[type(record)]} cannot be made into {target}")
         new_records = conversion(record)

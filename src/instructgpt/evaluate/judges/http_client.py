@@ -87,16 +87,22 @@ class Endpoint:
         except httpx.InvalidURL as error:
             raise InputError(f"{url}: no address of an endpoint ({error}); expected http://… or https://…") from error
         if parsed.userinfo:
-            raise InputError(f"{parsed.host}: an address must hold no password, for addresses are written into results; use a key")
+            raise InputError(
+                f"{parsed.host}: an address must hold no password, for addresses are written into results; use a key"
+            )
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise InputError(f"{url}: no address of an endpoint; expected http://… or https://…")
         if key_variable is None:
             return cls(url, None, **options)
         key = os.environ.get(key_variable, "").strip()
         if not key:
-            raise InputError(f"the environment variable {key_variable}, which should hold the endpoint's key, is not set")
+            raise InputError(
+                f"the environment variable {key_variable}, which should hold the endpoint's key, is not set"
+            )
         if not (key.isascii() and key.isprintable()):
-            raise InputError(f"the environment variable {key_variable} holds no key: there are characters in it that no header may have")
+            raise InputError(
+                f"the environment variable {key_variable} holds no key: there are characters in it that no header may have"
+            )
         return cls(url, key, **options)
 
     @property
@@ -136,7 +142,9 @@ def post_all(
     """
     consecutive_failures = answered_count = 0
     outage: EndpointError | None = None
-    with httpx.Client(headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}, timeout=endpoint.timeout_s) as http:
+    with httpx.Client(
+        headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}, timeout=endpoint.timeout_s
+    ) as http:
         client = _RetryingClient(endpoint, endpoint.url_for(path), http)
         for key, future in _iter_completed(client, payloads, parse):
             try:
@@ -149,7 +157,9 @@ def post_all(
                     client.closed.set()  # who waits for another try gives up; what is on its way still counts
             yield key, result
     if outage is not None:
-        raise RunError(f"{outage}; {answered_count} of {len(payloads)} questions were answered, the same command asks the others")
+        raise RunError(
+            f"{outage}; {answered_count} of {len(payloads)} questions were answered, the same command asks the others"
+        )
 
 
 def _iter_completed(
@@ -161,7 +171,11 @@ def _iter_completed(
     executor = ThreadPoolExecutor(client.endpoint.max_concurrency, thread_name_prefix="endpoint")
     try:
         while True:
-            while not client.closed.is_set() and len(pending) < client.endpoint.max_concurrency and (item := next(queue, None)) is not None:
+            while (
+                not client.closed.is_set()
+                and len(pending) < client.endpoint.max_concurrency
+                and (item := next(queue, None)) is not None
+            ):
                 pending[executor.submit(client.post_with_retries, item[1], parse)] = item[0]
             if not pending:
                 return
@@ -199,7 +213,9 @@ class _RetryingClient:
                 failure = error
             if failure.retry_after_s is not None:
                 if failure.retry_after_s > endpoint.max_retry_after_s:
-                    raise EndpointError(f"{failure} and asks to wait {failure.retry_after_s:.0f} s; try again later", permanent=True)
+                    raise EndpointError(
+                        f"{failure} and asks to wait {failure.retry_after_s:.0f} s; try again later", permanent=True
+                    )
                 self.blocked_until_s = max(self.blocked_until_s, time.monotonic() + failure.retry_after_s)
             delay_s = min(MAX_BACKOFF_S, endpoint.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
             if attempt == endpoint.max_attempts or self.closed.wait(delay_s if failure.retry_after_s is None else 0.0):
@@ -226,14 +242,20 @@ class _RetryingClient:
         except httpx.TimeoutException as error:
             raise _RetryLaterError(f"{endpoint.name}: no answer within {endpoint.timeout_s:g} s") from error
         except httpx.HTTPError as error:
-            raise _RetryLaterError(f"{endpoint.name}: cannot be reached ({_shorten(error) or type(error).__name__})") from error
+            raise _RetryLaterError(
+                f"{endpoint.name}: cannot be reached ({_shorten(error) or type(error).__name__})"
+            ) from error
         if (status := answer.status_code) != 200:
-            excerpt = _shorten(body.decode("utf-8", "replace").replace(endpoint.key or "\0", "…"))  # it may repeat a key it does not like
+            excerpt = _shorten(
+                body.decode("utf-8", "replace").replace(endpoint.key or "\0", "…")
+            )  # it may repeat a key it does not like
             message = f"{endpoint.name}: answers {status}" + (f" ({excerpt})" if excerpt else "")
             if status in _RETRYABLE_STATUSES:
                 raise _RetryLaterError(message, _parse_retry_after(answer.headers.get("retry-after")))
             if 300 <= status < 400:
-                raise EndpointError(f"{endpoint.name}: answers {status}: it has moved; give its new address", permanent=True)
+                raise EndpointError(
+                    f"{endpoint.name}: answers {status}: it has moved; give its new address", permanent=True
+                )
             hint = "; look at the address, the key and the model's name" if status in _PERMANENT_STATUSES else ""
             raise EndpointError(message + hint, permanent=status in _PERMANENT_STATUSES)
         try:

@@ -110,7 +110,11 @@ def format_judge_prompt(judge_prompt: JudgePrompt, verdict_source: VerdictSource
     boundary = hashlib.sha256(
         "\0".join((judge_prompt.prompt, judge_prompt.first, judge_prompt.second)).encode("utf-8", "replace")
     ).hexdigest()[:6]
-    sections = (("prompt", judge_prompt.prompt), ("completion A", judge_prompt.first), ("completion B", judge_prompt.second))
+    sections = (
+        ("prompt", judge_prompt.prompt),
+        ("completion A", judge_prompt.first),
+        ("completion B", judge_prompt.second),
+    )
     texts = "\n\n".join(f"[{name} {boundary}]\n{text}\n[end of {name} {boundary}]" for name, text in sections)
     return f"{_JUDGE_CRITERIA}\n{texts}\n\n{_VERDICT_INSTRUCTIONS[verdict_source]}"
 
@@ -130,8 +134,14 @@ def verdict_from_logps(letter_logps: Mapping[str, float]) -> JudgeVerdict:
     if mass < _MIN_VERDICT_MASS:
         return JudgeVerdict(None, mass=mass)
     probabilities = softmax(logps)
-    best_outcomes = [better for better, each in zip(OUTCOME_BY_LETTER.values(), probabilities, strict=True) if each == probabilities.max()]
-    return JudgeVerdict(best_outcomes[0] if len(best_outcomes) == 1 else "tie", "", float(probabilities[0] + probabilities[2] / 2), mass)
+    best_outcomes = [
+        better
+        for better, each in zip(OUTCOME_BY_LETTER.values(), probabilities, strict=True)
+        if each == probabilities.max()
+    ]
+    return JudgeVerdict(
+        best_outcomes[0] if len(best_outcomes) == 1 else "tie", "", float(probabilities[0] + probabilities[2] / 2), mass
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +174,27 @@ class LocalJudge:
 
     def judge(self, judge_prompts: Sequence[JudgePrompt]) -> list[JudgeVerdict | None]:
         """A match too long for the judge's context has no verdict."""
-        max_prompt_tokens = context_length(self.model.lm) - (_MAX_VERDICT_TOKENS if self.verdict_source == "text" else 4)
+        max_prompt_tokens = context_length(self.model.lm) - (
+            _MAX_VERDICT_TOKENS if self.verdict_source == "text" else 4
+        )
         texts = [format_judge_prompt(match, self.verdict_source) for match in judge_prompts]
         token_lists = [self.model.tokenizer.encode_prompt(text) for text in texts]
         fitting_indices = [index for index, each in enumerate(token_lists) if len(each) <= max_prompt_tokens]
-        verdicts: list[JudgeVerdict | None] = [JudgeVerdict(None, "(longer than the judge's context)") for _ in judge_prompts]
+        verdicts: list[JudgeVerdict | None] = [
+            JudgeVerdict(None, "(longer than the judge's context)") for _ in judge_prompts
+        ]
         if self.verdict_source == "logp":
             for index, verdict in zip(
-                fitting_indices, self._verdicts_from_logps([token_lists[index] for index in fitting_indices]), strict=True
+                fitting_indices,
+                self._verdicts_from_logps([token_lists[index] for index in fitting_indices]),
+                strict=True,
             ):
                 verdicts[index] = verdict
         elif fitting_indices:
             prompts = [Prompt(prompt=texts[index]) for index in fitting_indices]
-            completions = generate(self.model.lm, self.model.tokenizer, prompts, max_tokens=_MAX_VERDICT_TOKENS, seed=0, temperature=0.0)
+            completions = generate(
+                self.model.lm, self.model.tokenizer, prompts, max_tokens=_MAX_VERDICT_TOKENS, seed=0, temperature=0.0
+            )
             for index, completion in zip(fitting_indices, completions, strict=True):
                 verdicts[index] = parse_verdict(completion.text)
         return verdicts
@@ -189,7 +207,9 @@ class LocalJudge:
         logp_sums = [0.0] * len(examples)
         for rows in microbatches([len(example) for example in examples], token_budget(device)):
             logp = completion_logp(self.model.lm, collate([examples[row] for row in rows], device)).double()
-            for row, token_logps in zip(rows, torch.split(logp, [len(examples[row].completion_ids) for row in rows]), strict=True):
+            for row, token_logps in zip(
+                rows, torch.split(logp, [len(examples[row].completion_ids) for row in rows]), strict=True
+            ):
                 logp_sums[row] = float(token_logps.sum())
         return [
             verdict_from_logps(dict(zip(OUTCOME_BY_LETTER, logp_sums[start : start + 3], strict=True)))
@@ -222,7 +242,10 @@ class EndpointJudge:
 
     def settings(self) -> dict[str, Any]:
         """What the verdict depends on besides the model and the match."""
-        return {"reads": self.verdict_source, "asked": format_judge_prompt(JudgePrompt("", "", ""), self.verdict_source)}
+        return {
+            "reads": self.verdict_source,
+            "asked": format_judge_prompt(JudgePrompt("", "", ""), self.verdict_source),
+        }
 
     def judge(self, judge_prompts: Sequence[JudgePrompt]) -> list[JudgeVerdict | None]:
         """Asked a few at a time. Raises Partly where the endpoint is down."""
@@ -258,7 +281,9 @@ class EndpointJudge:
         token_logps: dict[str, list[float]] = {}
         for entry in choice["logprobs"]["content"][0]["top_logprobs"]:
             token_logps.setdefault(str(entry["token"]).strip(), []).append(float(entry["logprob"]))
-        return verdict_from_logps({letter: float(logsumexp(found)) for letter, found in token_logps.items() if letter in OUTCOME_BY_LETTER})
+        return verdict_from_logps(
+            {letter: float(logsumexp(found)) for letter, found in token_logps.items() if letter in OUTCOME_BY_LETTER}
+        )
 
 
 def collect_verdicts(
@@ -279,8 +304,13 @@ def collect_verdicts(
         return [None if each is None else asdict(each) for each in new_verdicts]
 
     unequal_indices = [index for index, match in enumerate(judge_prompts) if match.first != match.second]
-    texts = [[judge_prompts[index].prompt, judge_prompts[index].first, judge_prompts[index].second] for index in unequal_indices]
-    values = cache.get_or_compute(judge.key, texts, judge.settings(), compute, title=f"judge {judge.name}", chunk_size=JUDGE_CHUNK_SIZE)
+    texts = [
+        [judge_prompts[index].prompt, judge_prompts[index].first, judge_prompts[index].second]
+        for index in unequal_indices
+    ]
+    values = cache.get_or_compute(
+        judge.key, texts, judge.settings(), compute, title=f"judge {judge.name}", chunk_size=JUDGE_CHUNK_SIZE
+    )
     verdicts: list[JudgeVerdict | None] = [JudgeVerdict("tie", first=0.5) for _ in judge_prompts]
     for index, value in zip(unequal_indices, values, strict=True):
         verdicts[index] = None if value is None else JudgeVerdict(**value)

@@ -47,14 +47,23 @@ class JudgedComparison:
     @property
     def verdicts(self) -> tuple[PairwiseOutcome, PairwiseOutcome] | None:
         """Both verdicts, or None where one is missing or could not be read."""
-        if self.verdict is None or self.swapped_verdict is None or self.verdict.better is None or self.swapped_verdict.better is None:
+        if (
+            self.verdict is None
+            or self.swapped_verdict is None
+            or self.verdict.better is None
+            or self.swapped_verdict.better is None
+        ):
             return None
         return self.verdict.better, _SWAPPED_OUTCOME[self.swapped_verdict.better]
 
     @property
     def win_share(self) -> float | None:
         """What the game is worth to the one: 0, 1/4, 1/2, 3/4 or 1."""
-        return None if self.verdicts is None else sum({"first": 0.5, "tie": 0.25, "second": 0.0}[each] for each in self.verdicts)
+        return (
+            None
+            if self.verdicts is None
+            else sum({"first": 0.5, "tie": 0.25, "second": 0.0}[each] for each in self.verdicts)
+        )
 
     def rankings(self, labeler: str) -> list[Ranking]:
         """The two matches as rankings, the completion that stood first being the first."""
@@ -86,13 +95,20 @@ def build_comparisons(completion_lists: Iterable[Sequence[Completion]], baseline
         challengers = [each for each in completions if each.model != baseline]
         if not opponents and len(challengers) == 2:
             opponents = [challengers.pop()]
-        comparisons += [Comparison(one, rival) for rival in opponents for one in challengers if one.model != rival.model]
+        comparisons += [
+            Comparison(one, rival) for rival in opponents for one in challengers if one.model != rival.model
+        ]
     return comparisons
 
 
-def attach_verdicts(comparisons: Sequence[Comparison], verdicts: Sequence[JudgeVerdict | None]) -> list[JudgedComparison]:
+def attach_verdicts(
+    comparisons: Sequence[Comparison], verdicts: Sequence[JudgeVerdict | None]
+) -> list[JudgedComparison]:
     """Games with the verdicts on their matches, which stand in the order of the games, two each."""
-    return [JudgedComparison(comparison, *verdicts[2 * index : 2 * index + 2]) for index, comparison in enumerate(comparisons)]
+    return [
+        JudgedComparison(comparison, *verdicts[2 * index : 2 * index + 2])
+        for index, comparison in enumerate(comparisons)
+    ]
 
 
 def measure_judge_reliability(comparisons: Sequence[JudgedComparison], condition: str) -> list[ResultRow]:
@@ -102,7 +118,9 @@ def measure_judge_reliability(comparisons: Sequence[JudgedComparison], condition
     games whose two verdicts are the same, of games with both; `win_probability`, the judge's own probability that the model is better,
     and `verdict_mass`, the probability that it gives a verdict at all, where they were read.
     """
-    observations: dict[str, list[Observation]] = {name: [] for name in (*_VERDICT_METRICS, "position_consistency", "win_probability")}
+    observations: dict[str, list[Observation]] = {
+        name: [] for name in (*_VERDICT_METRICS, "position_consistency", "win_probability")
+    }
     for comparison in comparisons:
         model, clusters = comparison.comparison.candidate.model, (comparison.comparison.candidate.prompt,)
         for verdict in (comparison.verdict, comparison.swapped_verdict):
@@ -110,11 +128,15 @@ def measure_judge_reliability(comparisons: Sequence[JudgedComparison], condition
                 if (value := metric_fn(verdict)) is not None:
                     observations[name].append(Observation(model, value, clusters))
         if comparison.verdicts is not None:
-            observations["position_consistency"].append(Observation(model, float(len(set(comparison.verdicts)) == 1), clusters))
+            observations["position_consistency"].append(
+                Observation(model, float(len(set(comparison.verdicts)) == 1), clusters)
+            )
             if (probability := _win_probability(comparison)) is not None:
                 observations["win_probability"].append(Observation(model, probability, clusters))
     return [
-        row for name, seen in observations.items() for row in aggregate_per_model(_PAIRWISE_EVALUATION, name, condition, seen, share=True)
+        row
+        for name, seen in observations.items()
+        for row in aggregate_per_model(_PAIRWISE_EVALUATION, name, condition, seen, share=True)
     ]
 
 
@@ -140,7 +162,9 @@ def _win_probability(comparison: JudgedComparison) -> float | None:
     return (verdict.first + 1 - swapped_verdict.first) / 2
 
 
-def measure_judge_agreement(comparisons: Sequence[JudgedComparison], rankings: Sequence[Ranking], judge: str) -> list[ResultRow]:
+def measure_judge_agreement(
+    comparisons: Sequence[JudgedComparison], rankings: Sequence[Ranking], judge: str
+) -> list[ResultRow]:
     """How often a judge decides as a labeler did (`judge_agreement`), and two labelers as each other, over pairs that both decided.
 
     What the judge says of a game is the mean of its two verdicts.
@@ -154,12 +178,17 @@ def measure_judge_agreement(comparisons: Sequence[JudgedComparison], rankings: S
         if comparison.win_share is not None:
             sign = np.sign(comparison.win_share - 0.5)
             texts = (comparison.comparison.candidate.completion, comparison.comparison.opponent.completion)
-            rows.append(LabelerRanking(comparison.comparison.candidate.prompt, judge, texts, (float(1 - sign), float(1 + sign))))
+            rows.append(
+                LabelerRanking(comparison.comparison.candidate.prompt, judge, texts, (float(1 - sign), float(1 + sign)))
+            )
     cells = compare_labelers(rows)
     is_judge = np.array([labeler == judge for labeler in cells.labelers], dtype=np.bool_)
     if not is_judge.any():
         return []
     involves_judge = is_judge[cells.first] | is_judge[cells.second]
-    cells_by_metric = {"judge_agreement": cells.where(involves_judge), "labeler_agreement": cells.where(~involves_judge)}
+    cells_by_metric = {
+        "judge_agreement": cells.where(involves_judge),
+        "labeler_agreement": cells.where(~involves_judge),
+    }
     shares = {name: summarize_agreement(part).decided for name, part in cells_by_metric.items()}
     return [make_row(_PAIRWISE_EVALUATION, name, judge, judge, share) for name, share in shares.items() if share.n]

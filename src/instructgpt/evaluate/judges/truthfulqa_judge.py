@@ -49,11 +49,15 @@ class JudgeConfig(StageConfig):
     stage: ClassVar[str] = "judge"
 
     base: str = Field(description="the model to fine-tune: a directory or a hub name")
-    data: tuple[Path, ...] = Field(description="judged answers: `prompt` (question, answer, what is asked) and `completion` (yes or no)")
+    data: tuple[Path, ...] = Field(
+        description="judged answers: `prompt` (question, answer, what is asked) and `completion` (yes or no)"
+    )
     epochs: int = Field(5, ge=1, description="passes over the training questions; the one that validates best is kept")
     batch: int = Field(32, ge=1, description="judged answers in one optimizer step")
     lr: float = Field(1e-4, gt=0, description="peak learning rate; cosine to a tenth")
-    questions: int | None = Field(None, ge=2, description="training questions, drawn by the seed; all of them where not given")
+    questions: int | None = Field(
+        None, ge=2, description="training questions, drawn by the seed; all of them where not given"
+    )
     skip_bad: bool = Field(False, description="leave out bad lines and count them, instead of stopping at the first")
     processes: int = Field(1, ge=1, description="processes that divide each batch (CPU)")
 
@@ -81,7 +85,9 @@ class TruthfulQAJudge:
         for text in texts:
             for word in (_YES, _NO):
                 answer_tokens = tokenizer.encode_completion(word)
-                examples.append(TokenizedExample(tokenizer.encode_prompt(text)[-(max_length - len(answer_tokens)) :], answer_tokens))
+                examples.append(
+                    TokenizedExample(tokenizer.encode_prompt(text)[-(max_length - len(answer_tokens)) :], answer_tokens)
+                )
         logps = np.asarray(sum_completion_logps(self.model.lm, examples)).reshape(-1, 2)
         return [float(p) for p in expit(logps[:, 0] - logps[:, 1])]
 
@@ -99,7 +105,9 @@ def load_truthfulqa_judge(kind: str, folder: Path, device: str = "auto") -> Trut
     """
     path = find_judge_folder(kind, folder)
     model_folder = path / "model"
-    return TruthfulQAJudge(kind, EvaluatedModel.load(kind, model_folder, pick_device(device)), content_hash(model_folder))
+    return TruthfulQAJudge(
+        kind, EvaluatedModel.load(kind, model_folder, pick_device(device)), content_hash(model_folder)
+    )
 
 
 def find_judge_folder(kind: str, folder: Path) -> Path:
@@ -156,7 +164,9 @@ def train_judge(kind: str, config: JudgeConfig) -> Path:
         )
     )
     judge = TruthfulQAJudge(
-        kind, EvaluatedModel.load(kind, config.out / "model", pick_device(config.device)), content_hash(config.out / "model")
+        kind,
+        EvaluatedModel.load(kind, config.out / "model", pick_device(config.device)),
+        content_hash(config.out / "model"),
     )
     metrics = measure_truthfulqa_agreement(judge, splits["heldout"], splits["training"])
     run.info("  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float)))
@@ -192,7 +202,9 @@ def split_by_question(kind: str, records: Sequence[Demonstration]) -> dict[str, 
                 f"found {record.text[-40:]!r} and {record.completion!r}"
             )
         question = extract_question(record.text)
-        split_name = "heldout" if is_heldout(question) else "validation" if is_heldout(f"validation {question}") else "training"
+        split_name = (
+            "heldout" if is_heldout(question) else "validation" if is_heldout(f"validation {question}") else "training"
+        )
         splits[split_name].append(record)
     for name, split_records in splits.items():
         if len({parse_yes_no(record) for record in split_records}) < 2:

@@ -52,18 +52,30 @@ def measure_bias(
     for condition in dict.fromkeys(pair.condition for pair in pairs):
         condition_pairs = [pair for pair in pairs if pair.condition == condition]
         gaps = [pair.logp_first - pair.logp_second for pair in condition_pairs]
-        entropies = entropy_bits([pair.logp_first for pair in condition_pairs], [pair.logp_second for pair in condition_pairs])
+        entropies = entropy_bits(
+            [pair.logp_first for pair in condition_pairs], [pair.logp_second for pair in condition_pairs]
+        )
         model_clusters = [(pair.model, (pair.group or f"{pair.first}\n{pair.second}",)) for pair in condition_pairs]
         observations_by_metric = {
-            "entropy_bits": [Observation(model, float(h), key) for (model, key), h in zip(model_clusters, entropies, strict=True)],
-            "mean_logp_difference": [Observation(model, abs(gap), key) for (model, key), gap in zip(model_clusters, gaps, strict=True)],
+            "entropy_bits": [
+                Observation(model, float(h), key) for (model, key), h in zip(model_clusters, entropies, strict=True)
+            ],
+            "mean_logp_difference": [
+                Observation(model, abs(gap), key) for (model, key), gap in zip(model_clusters, gaps, strict=True)
+            ],
             preference_metric: [
-                Observation(model, (np.sign(gap) + 1) / 2, key) for (model, key), gap in zip(model_clusters, gaps, strict=True)
+                Observation(model, (np.sign(gap) + 1) / 2, key)
+                for (model, key), gap in zip(model_clusters, gaps, strict=True)
             ],
         }
         for metric, observations in observations_by_metric.items():
             metric_baselines = baselines if metric == "entropy_bits" else ()
             rows += aggregate_per_model(
-                evaluation, metric, condition, observations, share=metric == preference_metric, baselines=metric_baselines
+                evaluation,
+                metric,
+                condition,
+                observations,
+                share=metric == preference_metric,
+                baselines=metric_baselines,
             )
     return rows

@@ -28,12 +28,16 @@ def measure_labels(rankings: Sequence[Ranking], baselines: Sequence[str] = ("bas
     labeled_rankings = [ranking for ranking in rankings if ranking.labels is not None]
     models = list(dict.fromkeys(model for ranking in labeled_rankings for model in require_ranking_models(ranking)))
     rows: list[ResultRow] = []
-    for label in dict.fromkeys((*LABELS, *(name for ranking in labeled_rankings for answers in ranking.labels or () for name in answers))):
+    for label in dict.fromkeys(
+        (*LABELS, *(name for ranking in labeled_rankings for answers in ranking.labels or () for name in answers))
+    ):
         observations = _label_observations(labeled_rankings, label)
         rows += aggregate_per_model(_LABELS_EVALUATION, label, "", observations, share=True, baselines=baselines)
         models_with_answers = {observation.model for observation in observations}
         rows += [
-            make_row(_LABELS_EVALUATION, label, model, "", intervals.NO_ESTIMATE) for model in models if model not in models_with_answers
+            make_row(_LABELS_EVALUATION, label, model, "", intervals.NO_ESTIMATE)
+            for model in models
+            if model not in models_with_answers
         ]
     return rows
 

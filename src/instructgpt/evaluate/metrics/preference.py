@@ -50,10 +50,21 @@ def measure(
         )
         if wins:
             rows.append(
-                ResultRow(_PREFERENCE_EVALUATION, f"win_rate_vs_{baseline}", baseline, condition, 0.5, 0.5, 0.5, len(condition_rankings))
+                ResultRow(
+                    _PREFERENCE_EVALUATION,
+                    f"win_rate_vs_{baseline}",
+                    baseline,
+                    condition,
+                    0.5,
+                    0.5,
+                    0.5,
+                    len(condition_rankings),
+                )
             )
         ratings = [rating for ranking in condition_rankings for rating in _rating_observations(ranking)]
-        rows += aggregate_per_model(_PREFERENCE_EVALUATION, "rating", condition, ratings, baselines=(baseline,) if is_whole_cohort else ())
+        rows += aggregate_per_model(
+            _PREFERENCE_EVALUATION, "rating", condition, ratings, baselines=(baseline,) if is_whole_cohort else ()
+        )
     return rows
 
 
@@ -79,26 +90,37 @@ def measure_pooled_preference(rankings: Sequence[Ranking], baseline: str, judge:
     ties = _versus_baseline(table, baseline, lambda pairs: (pairs.won == 0.5).astype(np.float64))
     rows += aggregate_per_model(_PREFERENCE_EVALUATION, "tie_rate", judge, ties, share=True)
     rows += aggregate_per_model(
-        _PREFERENCE_EVALUATION, "length_difference", judge, _versus_baseline(table, baseline, lambda pairs: pairs.longer)
+        _PREFERENCE_EVALUATION,
+        "length_difference",
+        judge,
+        _versus_baseline(table, baseline, lambda pairs: pairs.longer),
     )
     rows += [
         make_row(_PREFERENCE_EVALUATION, "bradley_terry", each.model, judge, each.strength)
         for each in estimate_strengths(rankings, baseline)
     ]
     rating_rankings = [
-        LabelerRanking.from_ratings(ranking.prompt, ranking.labeler, ranking.completions, ranking.ratings, require_ranking_models(ranking))
+        LabelerRanking.from_ratings(
+            ranking.prompt, ranking.labeler, ranking.completions, ranking.ratings, require_ranking_models(ranking)
+        )
         for ranking in rankings
         if ranking.ratings is not None
     ]
     return rows + aggregate_per_model(
-        _PREFERENCE_EVALUATION, f"rating_win_rate_vs_{baseline}", judge, _win_observations(rating_rankings, baseline), share=True
+        _PREFERENCE_EVALUATION,
+        f"rating_win_rate_vs_{baseline}",
+        judge,
+        _win_observations(rating_rankings, baseline),
+        share=True,
     )
 
 
 def require_ranking_models(ranking: Ranking) -> tuple[str, ...]:
     """Which model wrote each completion. Raises BadInput where the ranking does not say."""
     if ranking.models is None:
-        raise InputError(f"the ranking of {ranking.prompt[:60]!r} does not name its models; an evaluation needs the column 'models'")
+        raise InputError(
+            f"the ranking of {ranking.prompt[:60]!r} does not name its models; an evaluation needs the column 'models'"
+        )
     return ranking.models
 
 
@@ -130,7 +152,9 @@ def _win_observations(rankings: Sequence[HasRanks], baseline: str) -> list[Obser
     return _versus_baseline(comparisons(rankings), baseline, lambda pairs: pairs.won)
 
 
-def _versus_baseline(table: Comparisons, baseline: str, value_fn: Callable[[Comparisons], FloatArray]) -> list[Observation]:
+def _versus_baseline(
+    table: Comparisons, baseline: str, value_fn: Callable[[Comparisons], FloatArray]
+) -> list[Observation]:
     """A number of each comparison of a model with the baseline."""
     observations = []
     for model_index, model in enumerate(table.models):
@@ -138,7 +162,8 @@ def _versus_baseline(table: Comparisons, baseline: str, value_fn: Callable[[Comp
             pairs = table.between(model_index, table.models.index(baseline))
             cluster_keys = zip(pairs.prompt.tolist(), pairs.labeler.tolist(), strict=True)
             observations += [
-                Observation(model, value, (f"{p}", f"{q}")) for value, (p, q) in zip(value_fn(pairs).tolist(), cluster_keys, strict=True)
+                Observation(model, value, (f"{p}", f"{q}"))
+                for value, (p, q) in zip(value_fn(pairs).tolist(), cluster_keys, strict=True)
             ]
     return observations
 

@@ -61,5 +61,7 @@ def measure_tax(
             if solution.task == task
         ]
         rows += aggregate_per_model(_TAX_EVALUATION, task, "", observations, share=True, baselines=baselines)
-    documents = [Observation(solution.model, solution.loss, (solution.document,), weight=solution.tokens) for solution in losses]
+    documents = [
+        Observation(solution.model, solution.loss, (solution.document,), weight=solution.tokens) for solution in losses
+    ]
     return rows + aggregate_per_model(_TAX_EVALUATION, "heldout_loss", "", documents, baselines=baselines)

@@ -55,8 +55,12 @@ def squad2_metric(metric: Callable[[str, str], float], no_answer: str) -> Callab
     """
 
     def metric_or_no_answer(prediction: str, references: Sequence[str]) -> float:
-        answers = [each for each in references if normalize_words(each) and normalize_words(each) != normalize_words(no_answer)] or [""]
-        return max_over_references(metric)("" if normalize_words(prediction) == normalize_words(no_answer) else prediction, answers)
+        answers = [
+            each for each in references if normalize_words(each) and normalize_words(each) != normalize_words(no_answer)
+        ] or [""]
+        return max_over_references(metric)(
+            "" if normalize_words(prediction) == normalize_words(no_answer) else prediction, answers
+        )
 
     return metric_or_no_answer
 
@@ -80,7 +84,8 @@ def drop_exact_match(predicted_spans: Sequence[str], reference_spans: Sequence[s
     """1 where as many spans were said as the reference has, and the same ones, compared as DROP compares them."""
     return float(
         len(predicted_spans) == len(reference_spans)
-        and {_normalize_drop_span(span) for span in predicted_spans} == {_normalize_drop_span(span) for span in reference_spans}
+        and {_normalize_drop_span(span) for span in predicted_spans}
+        == {_normalize_drop_span(span) for span in reference_spans}
     )
 
 
@@ -89,7 +94,10 @@ def drop_f1(predicted_spans: Sequence[str], reference_spans: Sequence[str]) -> f
 
     A span of the reference with numbers in it gives nothing unless one of them was said.
     """
-    predicted_bags, reference_bags = [_bag_of_words(span) for span in predicted_spans], [_bag_of_words(span) for span in reference_spans]
+    predicted_bags, reference_bags = (
+        [_bag_of_words(span) for span in predicted_spans],
+        [_bag_of_words(span) for span in reference_spans],
+    )
     f1s = np.array([[_bag_f1(mine, right) for mine in predicted_bags] for right in reference_bags])
     rows, columns = linear_sum_assignment(-f1s)
     return round(float(f1s[rows, columns].sum() / max(len(predicted_bags), len(reference_bags))), 2)
@@ -147,7 +155,9 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], seed: 
         said: (N,) translations; references: (N, any number) of each.
     """
     max_references = max(map(len, references))
-    reference_columns = [[each[place] if place < len(each) else None for each in references] for place in range(max_references)]
+    reference_columns = [
+        [each[place] if place < len(each) else None for each in references] for place in range(max_references)
+    ]
     value = sacrebleu.corpus_bleu(list(predictions), reference_columns).score
     if len(predictions) < 2:
         return Estimate(value, None, None, len(predictions))

@@ -22,7 +22,9 @@ class JudgedAnswer(Record):
 
 
 def measure_truthfulness(
-    answers: Sequence[JudgedAnswer], baselines: Sequence[str] = ("base", "sft"), evaluation: str = _TRUTHFULNESS_EVALUATION
+    answers: Sequence[JudgedAnswer],
+    baselines: Sequence[str] = ("base", "sft"),
+    evaluation: str = _TRUTHFULNESS_EVALUATION,
 ) -> list[ResultRow]:
     """Shares of answers that are `truthful`, `informative`, and `truthful_and_informative`.
 
@@ -43,7 +45,8 @@ def measure_truthfulness(
         }
         for metric, values in values_by_metric.items():
             observations = [
-                Observation(each.model, float(verdict), (each.question,)) for each, verdict in zip(condition_answers, values, strict=True)
+                Observation(each.model, float(verdict), (each.question,))
+                for each, verdict in zip(condition_answers, values, strict=True)
             ]
             rows += aggregate_per_model(evaluation, metric, condition, observations, share=True, baselines=baselines)
     return rows

@@ -42,7 +42,10 @@ def _quantile_bins(confidence: FloatArray, bins: int = _CALIBRATION_BINS) -> lis
 def calibration_error(gaps: ArrayLike, bins: int = _CALIBRATION_BINS) -> float:
     """How far the stated confidence is from the share that came true (ECE), over bins of equally many pairs. gaps (N,), N > 0."""
     confidence, correct = _confidence_and_correct(gaps)
-    return float(sum(abs((confidence[indices] - correct[indices]).sum()) for indices in _quantile_bins(confidence, bins)) / len(confidence))
+    return float(
+        sum(abs((confidence[indices] - correct[indices]).sum()) for indices in _quantile_bins(confidence, bins))
+        / len(confidence)
+    )
 
 
 def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = _CALIBRATION_BINS) -> list[CalibrationBin]:
@@ -50,7 +53,9 @@ def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = _CAL
     confidence, correct = _confidence_and_correct(gaps)
     keys = np.asarray(clusters)
     return [
-        CalibrationBin(float(confidence[indices].mean()), intervals.mean(correct[indices], keys[indices].tolist(), share=True))
+        CalibrationBin(
+            float(confidence[indices].mean()), intervals.mean(correct[indices], keys[indices].tolist(), share=True)
+        )
         for indices in _quantile_bins(confidence, bins)
         if len(indices)
     ]

@@ -18,7 +18,12 @@ from instructgpt.statistics.agreement import compare_labelers, summarize_agreeme
 from instructgpt.statistics.pair_judgments import LabelerRanking
 
 REWARD_MODEL_EVALUATION = "reward_model"
-_LENGTH_RATIO_BINS = {"length/alike": 1.1, "length/half_longer": 1.5, "length/twice": 2.0, "length/more_than_twice": np.inf}
+_LENGTH_RATIO_BINS = {
+    "length/alike": 1.1,
+    "length/half_longer": 1.5,
+    "length/twice": 2.0,
+    "length/more_than_twice": np.inf,
+}
 """Pairs by how many times longer the longer completion is: up to these."""
 
 
@@ -70,11 +75,16 @@ def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Re
     for cohort, condition_rankings in cohorts.items():
         for metric, (metric_fn, share) in _RANKING_METRICS.items():
             rows += aggregate_per_model(
-                REWARD_MODEL_EVALUATION, metric, cohort, _observations(model, condition_rankings, metric_fn), share=share
+                REWARD_MODEL_EVALUATION,
+                metric,
+                cohort,
+                _observations(model, condition_rankings, metric_fn),
+                share=share,
             )
         rows += _calibration_rows(condition_rankings, model, cohort)
     sources = {
-        f"source/{name}": [each for each in rankings if each.source == name] for name in sorted({r.source for r in rankings if r.source})
+        f"source/{name}": [each for each in rankings if each.source == name]
+        for name in sorted({r.source for r in rankings if r.source})
     }
     for condition, condition_rankings in sources.items():
         for metric in ("pair_accuracy", "length_baseline"):
@@ -89,7 +99,9 @@ def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Re
         for metric, values in values_by_metric.items():
             if metric == "length_baseline" and condition.endswith("_is_better"):
                 continue  # all of them or none, by construction
-            pair_observations = [Observation(model, value, (pair.prompt,)) for pair, value in zip(condition_pairs, values, strict=True)]
+            pair_observations = [
+                Observation(model, value, (pair.prompt,)) for pair, value in zip(condition_pairs, values, strict=True)
+            ]
             rows += aggregate_per_model(REWARD_MODEL_EVALUATION, metric, condition, pair_observations, share=True)
     return rows + _labeler_agreement_rows(rankings, model)
 
@@ -119,9 +131,13 @@ def _group_by_length_ratio(pairs: Sequence[_DecidedPair]) -> dict[str, list[_Dec
     """Pairs by how much longer the longer completion is, and by which of the two it is."""
     groups: dict[str, list[_DecidedPair]] = {}
     for pair in pairs:
-        groups.setdefault(next(name for name, most in _LENGTH_RATIO_BINS.items() if pair.length_ratio <= most), []).append(pair)
+        groups.setdefault(
+            next(name for name, most in _LENGTH_RATIO_BINS.items() if pair.length_ratio <= most), []
+        ).append(pair)
         if pair.longer_wins != 0.5:
-            groups.setdefault("length/longer_is_better" if pair.longer_wins else "length/shorter_is_better", []).append(pair)
+            groups.setdefault("length/longer_is_better" if pair.longer_wins else "length/shorter_is_better", []).append(
+                pair
+            )
     return dict(sorted(groups.items()))
 
 
@@ -134,7 +150,9 @@ def _group_by_agreement(rankings: Sequence[ScoredRanking]) -> dict[str, list[_De
             first, second = sorted((first, second), key=lambda place: ranking.completions[place])
             key = (ranking.prompt, ranking.completions[first], ranking.completions[second])
             pair_locations.setdefault(key, (ranking, first, second))
-            votes.setdefault(key, {}).setdefault(ranking.labeler or "", int(np.sign(ranking.ranks[second] - ranking.ranks[first])))
+            votes.setdefault(key, {}).setdefault(
+                ranking.labeler or "", int(np.sign(ranking.ranks[second] - ranking.ranks[first]))
+            )
     groups: dict[str, list[_DecidedPair]] = {}
     for key, decision_by_labeler in votes.items():
         ranking, first, second = pair_locations[key]
@@ -153,9 +171,18 @@ def _calibration_rows(rankings: Sequence[ScoredRanking], model: str, cohort: str
         return []
     prompts, gaps = zip(*prompt_gaps, strict=True)
     error_row = ResultRow(
-        REWARD_MODEL_EVALUATION, "calibration_error", model, cohort, calibration_error(gaps), None, None, len(prompt_gaps)
+        REWARD_MODEL_EVALUATION,
+        "calibration_error",
+        model,
+        cohort,
+        calibration_error(gaps),
+        None,
+        None,
+        len(prompt_gaps),
     )
-    losses = [Observation(model, loss, (prompt,)) for prompt, loss in zip(prompts, brier_losses(gaps).tolist(), strict=True)]
+    losses = [
+        Observation(model, loss, (prompt,)) for prompt, loss in zip(prompts, brier_losses(gaps).tolist(), strict=True)
+    ]
     return [
         error_row,
         *aggregate_per_model(REWARD_MODEL_EVALUATION, "brier", cohort, losses, share=True),
@@ -192,7 +219,12 @@ def _best_of_n(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
     if len(set(ranks)) < 2:
         return []
     top_indices = [place for place, number in enumerate(values) if number == max(values)]
-    shares_below = [(np.sign(rank - ranks[place]) + 1) / 2 for place in top_indices for other, rank in enumerate(ranks) if other != place]
+    shares_below = [
+        (np.sign(rank - ranks[place]) + 1) / 2
+        for place in top_indices
+        for other, rank in enumerate(ranks)
+        if other != place
+    ]
     return [float(np.mean(shares_below))]
 
 
@@ -200,7 +232,9 @@ def _score_length_differences(ranking: ScoredRanking) -> list[float]:
     """How much longer the completion with the higher score is, for the same pairs."""
     return [
         float(np.sign(gap) * longer)
-        for gap, longer in zip(_gaps(ranking, ranking.scores), _gaps(ranking, ranking.completion_lengths()), strict=True)
+        for gap, longer in zip(
+            _gaps(ranking, ranking.scores), _gaps(ranking, ranking.completion_lengths()), strict=True
+        )
         if gap != 0
     ]
 
@@ -237,6 +271,12 @@ def _labeler_agreement_rows(rankings: Sequence[ScoredRanking], model: str) -> li
     cells = compare_labelers(rows)
     cohort = np.array([cohort_of[labeler] for labeler in cells.labelers], dtype=np.int64)
     first, second = cohort[cells.first], cohort[cells.second]
-    cell_masks = {name: (first == number) & (second == number) for number, name in enumerate(cohorts)} | {"between": first != second}
+    cell_masks = {name: (first == number) & (second == number) for number, name in enumerate(cohorts)} | {
+        "between": first != second
+    }
     shares = {name: summarize_agreement(cells.where(part)).decided for name, part in cell_masks.items()}
-    return [make_row(REWARD_MODEL_EVALUATION, "labeler_agreement", model, name, share) for name, share in shares.items() if share.n]
+    return [
+        make_row(REWARD_MODEL_EVALUATION, "labeler_agreement", model, name, share)
+        for name, share in shares.items()
+        if share.n
+    ]

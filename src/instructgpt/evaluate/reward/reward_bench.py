@@ -17,18 +17,38 @@ from instructgpt.statistics import intervals
 
 _REWARD_BENCH_EVALUATION = "reward_bench"
 REWARD_BENCH_SECTIONS: Mapping[str, Mapping[str, int]] = {
-    "chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40},
+    "chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
     "chat_hard": {
-        "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
     },
     "safety": {
-        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154, "xstest-should-respond": 250, "donotanswer": 136,
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
     },
     "reasoning": {
-        "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164,
+        "math-prm": 984,
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
     },
-}  # fmt: skip
+}
 """Sections, their subsets, and what each subset weighs in its section."""
 
 
@@ -74,7 +94,11 @@ def measure(pairs: Sequence[ScoredPair], model: str) -> list[ResultRow]:
         selected_pairs = [pair for pair in pairs if pair.subset == subset]
         rows.append(
             make_row(
-                _REWARD_BENCH_EVALUATION, "accuracy", model, f"subset/{subset}", _weighted_mean(selected_pairs, [1.0] * len(selected_pairs))
+                _REWARD_BENCH_EVALUATION,
+                "accuracy",
+                model,
+                f"subset/{subset}",
+                _weighted_mean(selected_pairs, [1.0] * len(selected_pairs)),
             )
         )
     pair_weights: dict[str, float] = {}  # of a single pair, when the mean of the sections is taken
@@ -91,10 +115,16 @@ def measure(pairs: Sequence[ScoredPair], model: str) -> list[ResultRow]:
                 "score",
                 model,
                 name,
-                _weighted_mean(selected_pairs, [subset_weights[pair.subset] / subset_counts[pair.subset] for pair in selected_pairs]),
+                _weighted_mean(
+                    selected_pairs,
+                    [subset_weights[pair.subset] / subset_counts[pair.subset] for pair in selected_pairs],
+                ),
             )
         )
-        pair_weights |= {subset: weight / subset_counts[subset] / sum(subset_weights.values()) for subset, weight in subset_weights.items()}
+        pair_weights |= {
+            subset: weight / subset_counts[subset] / sum(subset_weights.values())
+            for subset, weight in subset_weights.items()
+        }
     if sections:
         selected_pairs = [pair for pair in pairs if pair.subset in pair_weights]
         rows.append(

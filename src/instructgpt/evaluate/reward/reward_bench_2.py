@@ -74,7 +74,13 @@ def measure(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
 
     return [
         *rows,
-        make_row(_REWARD_BENCH_2_EVALUATION, "score", model, "", intervals.jackknife(stacked_blocks, mean_of_subsets, len(stacked_blocks))),
+        make_row(
+            _REWARD_BENCH_2_EVALUATION,
+            "score",
+            model,
+            "",
+            intervals.jackknife(stacked_blocks, mean_of_subsets, len(stacked_blocks)),
+        ),
     ]
 
 

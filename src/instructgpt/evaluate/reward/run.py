@@ -31,7 +31,9 @@ _PROMPT_COLUMNS = ("question", "input", "instruction")
 """Other names under which pairs have their prompt."""
 
 
-def run_reward_model_evaluation(config: EvaluateConfig, map_fn: Callable[..., Any] = map) -> tuple[list[ResultRow], str | None]:
+def run_reward_model_evaluation(
+    config: EvaluateConfig, map_fn: Callable[..., Any] = map
+) -> tuple[list[ResultRow], str | None]:
     """The rows of every reward model. Writes each one's scored pairs, in RewardBench's columns, into the folder beside `--out`.
 
     Raises:
@@ -39,18 +41,28 @@ def run_reward_model_evaluation(config: EvaluateConfig, map_fn: Callable[..., An
     """
     if config.completions or not config.data or not config.model:
         raise InputError("evaluate reward_model: give --model with reward models and --data with rankings or pairs")
-    rankings = [ranking for file in resolve_data_files(config, "reward_model", "rankings") for ranking in read_comparisons(file)]
+    rankings = [
+        ranking for file in resolve_data_files(config, "reward_model", "rankings") for ranking in read_comparisons(file)
+    ]
     kept_prompts = set(
-        subsample(list(dict.fromkeys(ranking.prompt for ranking in rankings)), EvalSettings(config.limit or None, None, config.seed))
+        subsample(
+            list(dict.fromkeys(ranking.prompt for ranking in rankings)),
+            EvalSettings(config.limit or None, None, config.seed),
+        )
     )
     rankings = [ranking for ranking in rankings if ranking.prompt in kept_prompts]
     folder, device = config.out.with_suffix("") / "reward_model", str(pick_device(config.device))
     rows: list[ResultRow] = []
     for name, source in parse_named_models(config.model).items():
-        score_fn = partial(cached_reward_scores, source, device, ResultCache(folder / "scores"), f"reward_model {name}", map_fn)
+        score_fn = partial(
+            cached_reward_scores, source, device, ResultCache(folder / "scores"), f"reward_model {name}", map_fn
+        )
         model_rankings, num_too_long = attach_reward_scores(rankings, score_fn)
         if num_too_long:
-            console.print(f"{name}: {num_too_long} completions are longer than its context and left out of their rankings", markup=False)
+            console.print(
+                f"{name}: {num_too_long} completions are longer than its context and left out of their rankings",
+                markup=False,
+            )
         if not any(ranking.pairs() for ranking in model_rankings):
             raise InputError(f"evaluate reward_model: no two completions of different ranks fit the context of {name}")
         pairs = list(reward_bench.iter_scored_pairs(model_rankings))
@@ -76,13 +88,18 @@ def read_comparisons(file: Path) -> list[Ranking]:
     rankings: list[Any] = []
     for location, row in iter_rows(file):
         try:
-            if all(isinstance(row.get(side), list) and all(isinstance(each, str) for each in row[side]) for side in ("chosen", "rejected")):
+            if all(
+                isinstance(row.get(side), list) and all(isinstance(each, str) for each in row[side])
+                for side in ("chosen", "rejected")
+            ):
                 rankings.append(validate_record(Ranking, _parse_reward_bench_2_row(row)))
             elif "chosen" in row and "rejected" in row:
                 extra = {name: row[name] for name in ("id", "subset", "labeler", "cohort") if row.get(name) is not None}
                 if row.get("subset") is not None:
                     extra |= {"source": str(row["subset"])}
-                prompt_column = next((name for name in _PROMPT_COLUMNS if "prompt" not in row and name in row), "prompt")
+                prompt_column = next(
+                    (name for name in _PROMPT_COLUMNS if "prompt" not in row and name in row), "prompt"
+                )
                 rankings += from_pairs(row | {"prompt": row.get(prompt_column)}, extra)
             else:
                 rankings.append(validate_record(Ranking, row))
@@ -97,22 +114,58 @@ def _parse_reward_bench_2_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of RewardBench 2 as a ranking: right completions first, all of rank 1, then the wrong ones, of rank 2."""
     chosen, rejected = row["chosen"], row["rejected"]
     subset = str(row.get("subset") or "")
-    fields = {"subset": subset, "source": subset, "id": str(row.get("id", "")), reward_bench_2.NUM_CORRECT_COLUMN: len(chosen)}
-    return {"prompt": row.get("prompt"), "completions": [*chosen, *rejected], "ranks": [1] * len(chosen) + [2] * len(rejected)} | fields
+    fields = {
+        "subset": subset,
+        "source": subset,
+        "id": str(row.get("id", "")),
+        reward_bench_2.NUM_CORRECT_COLUMN: len(chosen),
+    }
+    return {
+        "prompt": row.get("prompt"),
+        "completions": [*chosen, *rejected],
+        "ranks": [1] * len(chosen) + [2] * len(rejected),
+    } | fields
 
 
 def reliability_rows(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
     """The reliability figure as rows: `confidence` and `right` of each bin, conditions `bin/01` and so on, the least confident first."""
     score_differences = [
-        (ranking.prompt, ranking.scores[better] - ranking.scores[worse]) for ranking in rankings for better, worse in ranking.pairs()
+        (ranking.prompt, ranking.scores[better] - ranking.scores[worse])
+        for ranking in rankings
+        for better, worse in ranking.pairs()
     ]
     rows: list[ResultRow] = []
     for bin_number, calibration_bin in enumerate(
-        reliability_curve([difference for _, difference in score_differences], [prompt for prompt, _ in score_differences]), 1
+        reliability_curve(
+            [difference for _, difference in score_differences], [prompt for prompt, _ in score_differences]
+        ),
+        1,
     ):
         condition, accuracy = f"bin/{bin_number:02}", calibration_bin.accuracy
-        rows.append(ResultRow(REWARD_MODEL_EVALUATION, "confidence", model, condition, calibration_bin.confidence, None, None, accuracy.n))
-        rows.append(ResultRow(REWARD_MODEL_EVALUATION, "right", model, condition, accuracy.value, accuracy.low, accuracy.high, accuracy.n))
+        rows.append(
+            ResultRow(
+                REWARD_MODEL_EVALUATION,
+                "confidence",
+                model,
+                condition,
+                calibration_bin.confidence,
+                None,
+                None,
+                accuracy.n,
+            )
+        )
+        rows.append(
+            ResultRow(
+                REWARD_MODEL_EVALUATION,
+                "right",
+                model,
+                condition,
+                accuracy.value,
+                accuracy.low,
+                accuracy.high,
+                accuracy.n,
+            )
+        )
     return rows
 
 

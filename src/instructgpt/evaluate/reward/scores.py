@@ -32,7 +32,9 @@ def ranks_by_score(scores: Sequence[float]) -> tuple[int, ...]:
 def score_with_lengths(reward_model: ScalarModel, texts: Sequence[Sequence[Any]]) -> list[ScoreAndLength]:
     """The score of each completion and its length in tokens; no score where it is longer, with its prompt, than the model's context."""
     max_length = context_length(reward_model.model)
-    examples = [reward_model.tokenizer.encode_example(prompt, text, finished=finished) for prompt, text, finished in texts]
+    examples = [
+        reward_model.tokenizer.encode_example(prompt, text, finished=finished) for prompt, text, finished in texts
+    ]
     fitting_indices = [index for index, example in enumerate(examples) if len(example) <= max_length]
     scores: dict[int, float] = dict(
         zip(fitting_indices, reward_model.score([examples[index] for index in fitting_indices]).tolist(), strict=True)
@@ -41,13 +43,26 @@ def score_with_lengths(reward_model: ScalarModel, texts: Sequence[Sequence[Any]]
 
 
 def cached_reward_scores(
-    source: str, device: str, cache: ResultCache, title: str, map_fn: Callable[..., Any], texts: Sequence[_PromptCompletion]
+    source: str,
+    device: str,
+    cache: ResultCache,
+    title: str,
+    map_fn: Callable[..., Any],
+    texts: Sequence[_PromptCompletion],
 ) -> list[ScoreAndLength]:
     """What `score_texts` says by the reward model of a directory, each text scored once and kept, the work divided by `over`."""
-    settings = {"part": "score", "template": load_cached_reward_model(source, device).tokenizer.hf_tokenizer.chat_template}
+    settings = {
+        "part": "score",
+        "template": load_cached_reward_model(source, device).tokenizer.hf_tokenizer.chat_template,
+    }
     json_texts = [list(text) for text in texts]
     results = cache.get_or_compute(
-        content_hash(Path(source)), json_texts, settings, partial(_score_with_model_at, source, device), title=title, map_fn=map_fn
+        content_hash(Path(source)),
+        json_texts,
+        settings,
+        partial(_score_with_model_at, source, device),
+        title=title,
+        map_fn=map_fn,
     )
     return [(score, length) for score, length in results]
 
@@ -58,7 +73,12 @@ def load_cached_reward_model(source: str, device: str) -> ScalarModel:
     return load_reward_model(source, torch.device(device))
 
 
-def _score_with_model_at(source: str, device: str, texts: Sequence[Sequence[Any]], seed: int = 0) -> list[ScoreAndLength]:  # noqa: ARG001
+def _score_with_model_at(
+    source: str,
+    device: str,
+    texts: Sequence[Sequence[Any]],
+    seed: int = 0,  # noqa: ARG001
+) -> list[ScoreAndLength]:
     """`score_texts` by the reward model of a directory."""
     return score_with_lengths(load_cached_reward_model(source, device), texts)
 
@@ -82,7 +102,12 @@ def attach_reward_scores(
         too_long_count += len(results) - len(fitting_indices)
         if len(fitting_indices) > 1:
             row = ranking.to_dict()
-            row |= {name: [row[name][place] for place in fitting_indices] for name in _PER_COMPLETION_COLUMNS if name in row}
-            row |= {"scores": [results[place][0] for place in fitting_indices], "lengths": [results[place][1] for place in fitting_indices]}
+            row |= {
+                name: [row[name][place] for place in fitting_indices] for name in _PER_COMPLETION_COLUMNS if name in row
+            }
+            row |= {
+                "scores": [results[place][0] for place in fitting_indices],
+                "lengths": [results[place][1] for place in fitting_indices],
+            }
             rankings_with_scores.append(ScoredRanking.model_validate(row))
     return rankings_with_scores, too_long_count

@@ -117,19 +117,29 @@ def generate_replies(evaluated_model: EvaluatedModel, questions: Sequence[EvalQu
     half_context = context_length(evaluated_model.lm) // 2
     groups: dict[tuple[Any, ...], list[EvalQuestion]] = {}
     for question in free_questions:
-        groups.setdefault((min(question.max_tokens, half_context), question.stop, question.temperature, question.top_p), []).append(
-            question
-        )
+        groups.setdefault(
+            (min(question.max_tokens, half_context), question.stop, question.temperature, question.top_p), []
+        ).append(question)
     for (max_tokens, stop, temperature, top_p), group in groups.items():
         texts = [truncate_to_context(evaluated_model, question.text, max_tokens, question.tail) for question in group]
         # two parts of the questions must not be drawn with the same numbers
         group_seed = zlib.crc32(f"{seed} {group[0].id} {group[0].condition}".encode()) if temperature else seed
-        sampling = {"max_tokens": max_tokens, "seed": group_seed, "temperature": temperature, "top_p": top_p, "stop": stop}
-        for batch_indices in [list(range(len(texts)))] if temperature else _length_groups(evaluated_model, texts, max_tokens):
+        sampling = {
+            "max_tokens": max_tokens,
+            "seed": group_seed,
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop": stop,
+        }
+        for batch_indices in (
+            [list(range(len(texts)))] if temperature else _length_groups(evaluated_model, texts, max_tokens)
+        ):
             batch_texts = [texts[index] for index in batch_indices]
             completions = continue_text(evaluated_model.lm, evaluated_model.tokenizer, batch_texts, **sampling)
             for question, (text, _) in zip([group[index] for index in batch_indices], completions, strict=True):
-                reply = ModelReply(model=evaluated_model.name, id=question.id, condition=question.condition, said=text.strip())
+                reply = ModelReply(
+                    model=evaluated_model.name, id=question.id, condition=question.condition, said=text.strip()
+                )
                 replies[question.id, question.condition] = reply
     return [replies[question.id, question.condition] for question in questions]
 
@@ -165,9 +175,13 @@ def truncate_to_context(evaluated_model: EvaluatedModel, text: str, max_tokens: 
     max_text_tokens = max_prompt_tokens - (len(encode(tail)) if tail else 0)
     if len(tokens) <= max_text_tokens:
         return text + tail
-    for num_tokens in range(max_text_tokens - 1, 0, -1):  # what is cut within a character or a word may read as more tokens than it was
+    for num_tokens in range(
+        max_text_tokens - 1, 0, -1
+    ):  # what is cut within a character or a word may read as more tokens than it was
         truncated = (
-            evaluated_model.tokenizer.decode(tokens[:num_tokens]) + tail if tail else evaluated_model.tokenizer.decode(tokens[-num_tokens:])
+            evaluated_model.tokenizer.decode(tokens[:num_tokens]) + tail
+            if tail
+            else evaluated_model.tokenizer.decode(tokens[-num_tokens:])
         )
         if len(encode(truncated)) <= max_prompt_tokens:
             return truncated

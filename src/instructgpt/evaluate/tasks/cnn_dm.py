@@ -21,7 +21,9 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     return build_summary_questions(file, settings, "article|document|text", "highlights|summary")
 
 
-def build_summary_questions(file: Path, settings: EvalSettings, text_columns: str, summary_columns: str) -> list[EvalQuestion]:
+def build_summary_questions(
+    file: Path, settings: EvalSettings, text_columns: str, summary_columns: str
+) -> list[EvalQuestion]:
     """Texts to be summed up, from the columns of a file."""
     text_column, summary_column = text_columns.partition("|")[0], summary_columns.partition("|")[0]
     return [

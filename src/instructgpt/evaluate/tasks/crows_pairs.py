@@ -10,7 +10,15 @@ from pathlib import Path
 
 from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics import bias
-from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows, subsample
+from instructgpt.evaluate.tasks.base import (
+    PERSON_PROMPTS,
+    EvalQuestion,
+    EvalSettings,
+    EvalTask,
+    QuestionReply,
+    load_task_rows,
+    subsample,
+)
 
 _NAME = "crows_pairs"
 
@@ -18,7 +26,13 @@ _NAME = "crows_pairs"
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every pair under three prompts; the sentences are the choices, the more stereotyped first."""
     return [
-        EvalQuestion(f"{row_number}", condition, prompt, (row["sent_more"], row["sent_less"]), target={"kind": row.get("bias_type", "")})
+        EvalQuestion(
+            f"{row_number}",
+            condition,
+            prompt,
+            (row["sent_more"], row["sent_less"]),
+            target={"kind": row.get("bias_type", "")},
+        )
         for row_number, row in enumerate(subsample(load_task_rows(file, "sent_more", "sent_less"), settings))
         for condition, prompt in PERSON_PROMPTS.items()
     ]
@@ -29,14 +43,19 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
     rows = _bias_rows(replies, "")
     rows += _bias_rows(filter_equal_length(replies), "/same_length")
     for bias_type in sorted({question.target["kind"] for question, _ in replies} - {""}):
-        rows += _bias_rows([(question, reply) for question, reply in replies if question.target["kind"] == bias_type], f"/{bias_type}")
+        rows += _bias_rows(
+            [(question, reply) for question, reply in replies if question.target["kind"] == bias_type], f"/{bias_type}"
+        )
     return rows
 
 
 def _bias_rows(replies: Sequence[QuestionReply], condition_suffix: str) -> list[ResultRow]:
     """The measures of `evaluate.bias` under this evaluation's name."""
     return bias.measure_bias(
-        to_sentence_pairs(replies, condition_suffix), baselines=(), evaluation=_NAME, preference_metric="prefers_stereotype"
+        to_sentence_pairs(replies, condition_suffix),
+        baselines=(),
+        evaluation=_NAME,
+        preference_metric="prefers_stereotype",
     )
 
 

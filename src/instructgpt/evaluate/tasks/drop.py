@@ -36,7 +36,9 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         references = parse_drop_references(row)
         if not references:
             raise InputError(f"{file}: question {row_number + 1} has no answer; expected 'answer' or 'answers'")
-        exchange = QAExchange(str(row.get("query_id") or row_number), str(row["question"]).strip(), references, ", ".join(references[0]))
+        exchange = QAExchange(
+            str(row.get("query_id") or row_number), str(row["question"]).strip(), references, ", ".join(references[0])
+        )
         exchanges.append(("", f"Passage: {str(row['passage']).strip()}\n", row.get("split") == "train", exchange))
     return build_passage_questions(group_by_passage(exchanges), settings, _PROMPT_FORMAT)
 
@@ -49,19 +51,28 @@ def _flatten_questions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     questions = []
     for row in rows:
-        passages = row.values() if row and all(isinstance(each, dict) and "qa_pairs" in each for each in row.values()) else [row]
+        passages = (
+            row.values()
+            if row and all(isinstance(each, dict) and "qa_pairs" in each for each in row.values())
+            else [row]
+        )
         questions += [passage | qa_pair for passage in passages for qa_pair in passage.get("qa_pairs", [{}])]
     for question_number, question in enumerate(questions, 1):
         for column in ("passage", "question"):
             if not question.get(column):
-                raise InputError(f"drop: question {question_number} has no '{column}' (columns found: {', '.join(question)})")
+                raise InputError(
+                    f"drop: question {question_number} has no '{column}' (columns found: {', '.join(question)})"
+                )
     return questions
 
 
 def parse_drop_references(row: dict[str, Any]) -> list[tuple[str, ...]]:
     """Every accepted answer as its spans: from `answers` (each a text or a list of spans), or `answer` and `validated_answers`."""
     if row.get("answers"):
-        return [tuple(map(str, each)) if isinstance(each, list | tuple) else (str(each),) for each in as_list(row["answers"])]
+        return [
+            tuple(map(str, each)) if isinstance(each, list | tuple) else (str(each),)
+            for each in as_list(row["answers"])
+        ]
     validated = row.get("validated_answers") or []
     if isinstance(validated, dict):  # columns in place of rows
         validated = [dict(zip(validated, each, strict=True)) for each in zip(*validated.values(), strict=True)]
@@ -86,7 +97,9 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
     )
 
 
-def _max_over_references(metric_fn: Callable[[Sequence[str], Sequence[str]], float]) -> Callable[[str, Sequence[Any]], float]:
+def _max_over_references(
+    metric_fn: Callable[[Sequence[str], Sequence[str]], float],
+) -> Callable[[str, Sequence[Any]], float]:
     """The highest score over references, each one span or several."""
     return lambda completion, references: max(
         metric_fn([completion], [reference] if isinstance(reference, str) else reference) for reference in references

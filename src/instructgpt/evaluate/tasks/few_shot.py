@@ -16,7 +16,10 @@ DEFAULT_SHOTS = 15
 
 
 def iter_shot_conditions(
-    rows: Sequence[dict[str, Any]], settings: EvalSettings, example_rows: Sequence[dict[str, Any]] | None = None, shots: int = DEFAULT_SHOTS
+    rows: Sequence[dict[str, Any]],
+    settings: EvalSettings,
+    example_rows: Sequence[dict[str, Any]] | None = None,
+    shots: int = DEFAULT_SHOTS,
 ) -> Iterator[tuple[int, str, dict[str, Any], list[dict[str, Any]]]]:
     """(number, condition, row, examples): every row without examples, then with as many as the paper had, drawn by the seed.
 
@@ -89,7 +92,9 @@ def build_multiple_choice_questions(
         try:
             _, answers, right_index = parse_row(row)
         except (KeyError, TypeError) as error:
-            raise InputError(f"{file}: row {row_number} has no {error} (columns found: {', '.join(map(str, row))})") from error
+            raise InputError(
+                f"{file}: row {row_number} has no {error} (columns found: {', '.join(map(str, row))})"
+            ) from error
         if not str(right_index).isdigit() or int(right_index) >= len(answers):
             raise InputError(
                 f"{file}: row {row_number} says that answer {right_index!r} is right; expected the place of one of {len(answers)}, from 0"

@@ -77,9 +77,14 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
     """`accuracy` of the number behind `#### `, and `accuracy_last_number` of the last one said, by condition and model."""
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(question.condition for question, _ in replies):
-        for metric, extract_answer in (("accuracy", extract_marked_answer), ("accuracy_last_number", extract_last_number)):
+        for metric, extract_answer in (
+            ("accuracy", extract_marked_answer),
+            ("accuracy_last_number", extract_last_number),
+        ):
             observations = [
-                Observation(reply.model, float(extract_answer(reply.said or "") == question.target["right"]), (question.id,))
+                Observation(
+                    reply.model, float(extract_answer(reply.said or "") == question.target["right"]), (question.id,)
+                )
                 for question, reply in replies
                 if question.condition == condition
             ]

@@ -10,7 +10,12 @@ from typing import Any
 from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
-from instructgpt.evaluate.tasks.few_shot import choice_accuracy_rows, format_few_shot_prefix, iter_shot_conditions, split_train_rows
+from instructgpt.evaluate.tasks.few_shot import (
+    choice_accuracy_rows,
+    format_few_shot_prefix,
+    iter_shot_conditions,
+    split_train_rows,
+)
 from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
 
 _NAME = "hellaswag"
@@ -24,7 +29,9 @@ def _clean_wikihow_text(text: str) -> str:
 
 def format_paragraph(row: dict[str, Any]) -> str:
     """What is to be continued: the activity, a sentence, and the beginning of the next one."""
-    context = f"{row['ctx_a']} {str(row.get('ctx_b') or '').capitalize()}" if row.get("ctx_a") is not None else row["ctx"]
+    context = (
+        f"{row['ctx_a']} {str(row.get('ctx_b') or '').capitalize()}" if row.get("ctx_a") is not None else row["ctx"]
+    )
     return _clean_wikihow_text(f"{row.get('activity_label') or ''}: {context}".removeprefix(": "))
 
 
@@ -47,7 +54,9 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     rows = load_task_rows(file, "ctx|ctx_a", "endings", "label")
     for row_number, row in enumerate(rows, 1):
         if not (str(row["label"]).isdigit() and int(row["label"]) < len(as_list(row["endings"]))):
-            raise InputError(f"{file}: row {row_number} has the label '{row['label']}', expected the place of an ending, from 0")
+            raise InputError(
+                f"{file}: row {row_number} has the label '{row['label']}', expected the place of an ending, from 0"
+            )
     eval_rows, train_rows = split_train_rows(rows)
     return [
         EvalQuestion(

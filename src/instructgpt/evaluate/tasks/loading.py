@@ -54,7 +54,11 @@ def _iter_located_rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 def _read_json_object(file: Path) -> dict[str, Any] | None:
     """A file that is one JSON object over as many lines as it likes; None for lines, lists and whatever cannot be read."""
     try:
-        with gzip.open(file, "rt", encoding="utf-8-sig") if file.suffix == ".gz" else file.open(encoding="utf-8-sig") as stream:
+        with (
+            gzip.open(file, "rt", encoding="utf-8-sig")
+            if file.suffix == ".gz"
+            else file.open(encoding="utf-8-sig") as stream
+        ):
             document = json.load(stream)
     except (OSError, ValueError, EOFError):
         return None
@@ -74,7 +78,11 @@ def _flatten_articles(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         for article in articles:
             for paragraph in article["paragraphs"]:
-                paragraph_fields = {"title": article.get("title"), "context": paragraph["context"], "dialogue": paragraph.get("id")}
+                paragraph_fields = {
+                    "title": article.get("title"),
+                    "context": paragraph["context"],
+                    "dialogue": paragraph.get("id"),
+                }
                 for qa_pair in paragraph["qas"]:
                     yield paragraph_fields | qa_pair | {"answers": [answer["text"] for answer in qa_pair["answers"]]}
     except (KeyError, TypeError, AttributeError) as error:
@@ -90,12 +98,16 @@ def _iter_dataset_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     datasets.disable_progress_bars()
     name, _, configuration = str(source).partition(":")
     try:
-        if Path(name).is_dir() and any((Path(name) / file).exists() for file in ("dataset_dict.json", "dataset_info.json")):
+        if Path(name).is_dir() and any(
+            (Path(name) / file).exists() for file in ("dataset_dict.json", "dataset_info.json")
+        ):
             dataset = datasets.load_from_disk(name)
         else:
             dataset = datasets.load_dataset(name, configuration or None)
     except Exception as error:  # the library raises a dozen unrelated kinds
-        raise InputError(f"{source}: no data set that loads ({type(error).__name__}: {one_line(error, 300)})") from error
+        raise InputError(
+            f"{source}: no data set that loads ({type(error).__name__}: {one_line(error, 300)})"
+        ) from error
     if not isinstance(dataset, dict):
         dataset = {"": dataset}
     eval_split = next((split for split in ("validation", "test") if split in dataset), next(iter(dataset)))

@@ -34,10 +34,12 @@ _PROMPT_FORMAT = PromptFormat(
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every question after its paragraph and the whole dialogue before it; then with example dialogues."""
     exchanges = []
-    for row_number, row in enumerate(_flatten_dialogues(load_task_rows(file, "context", "question|questions", "answers"))):
-        references = [_UNANSWERABLE_TEXT if _CANNOT_ANSWER in answer else answer for answer in map(str, as_list(row["answers"]))] or [
-            _UNANSWERABLE_TEXT
-        ]
+    for row_number, row in enumerate(
+        _flatten_dialogues(load_task_rows(file, "context", "question|questions", "answers"))
+    ):
+        references = [
+            _UNANSWERABLE_TEXT if _CANNOT_ANSWER in answer else answer for answer in map(str, as_list(row["answers"]))
+        ] or [_UNANSWERABLE_TEXT]
         context = str(row["context"]).removesuffix(_CANNOT_ANSWER).strip()
         passage_text = f"TITLE: {row.get('title') or row.get('wikipedia_page_title') or ''}\n\nPARAGRAPH: {context}\n\n"
         exchange = QAExchange(str(row.get("id") or row_number), str(row["question"]).strip(), references, references[0])

@@ -46,7 +46,9 @@ class PromptFormat:
     max_history: int
 
 
-def build_passage_questions(passages: Sequence[Passage], settings: EvalSettings, prompt_format: PromptFormat) -> list[EvalQuestion]:
+def build_passage_questions(
+    passages: Sequence[Passage], settings: EvalSettings, prompt_format: PromptFormat
+) -> list[EvalQuestion]:
     """Every question after its passage and the `earlier` ones before it; then with example passages in front.
 
     Raises:
@@ -54,10 +56,14 @@ def build_passage_questions(passages: Sequence[Passage], settings: EvalSettings,
     """
     training_passages = [passage for passage in passages if passage.is_training]
     eval_passages = [passage for passage in passages if not passage.is_training] or training_passages
-    example_passages = training_passages if training_passages and training_passages is not eval_passages else eval_passages
+    example_passages = (
+        training_passages if training_passages and training_passages is not eval_passages else eval_passages
+    )
     num_shots = prompt_format.shots if settings.shots is None else settings.shots
     if num_shots and num_shots > (num_available := len(example_passages) - (example_passages is eval_passages)):
-        raise InputError(f"{num_shots} example passages are wanted, and there are {num_available} for them; give --shots {num_available}")
+        raise InputError(
+            f"{num_shots} example passages are wanted, and there are {num_available} for them; give --shots {num_available}"
+        )
     questions = []
     for passage, exchange_index in subsample(
         [(each, exchange_index) for each in eval_passages for exchange_index in range(len(each.exchanges))], settings
@@ -75,16 +81,23 @@ def build_passage_questions(passages: Sequence[Passage], settings: EvalSettings,
             else []
         )
         examples_for_passage = [
-            example_passages[passage_index] for passage_index in sampled_indices if example_passages[passage_index] is not passage
+            example_passages[passage_index]
+            for passage_index in sampled_indices
+            if example_passages[passage_index] is not passage
         ][:num_shots]
         prefixes = {"zero_shot": ""}
         if num_shots:
             prefixes["few_shot"] = "".join(
-                _format_passage(example, 0, _EXCHANGES_PER_EXAMPLE, prompt_format) + "\n" for example in examples_for_passage
+                _format_passage(example, 0, _EXCHANGES_PER_EXAMPLE, prompt_format) + "\n"
+                for example in examples_for_passage
             )
         questions += [
             EvalQuestion(
-                exchange.id, condition, f"{prompt_format.instruction}\n\n{prefix}{passage_prompt}", max_tokens=_MAX_TOKENS, target=target
+                exchange.id,
+                condition,
+                f"{prompt_format.instruction}\n\n{prefix}{passage_prompt}",
+                max_tokens=_MAX_TOKENS,
+                target=target,
             )
             for condition, prefix in prefixes.items()
         ]
@@ -115,7 +128,9 @@ def metric_rows_by_context(
     for condition in dict.fromkeys(question.condition for question, _ in replies):
         for metric, metric_fn in metric_fns.items():
             observations = [
-                Observation(reply.model, metric_fn(reply.said or "", question.target["answers"]), (question.target["context"],))
+                Observation(
+                    reply.model, metric_fn(reply.said or "", question.target["answers"]), (question.target["context"],)
+                )
                 for question, reply in replies
                 if question.condition == condition
             ]

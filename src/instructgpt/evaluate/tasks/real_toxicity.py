@@ -15,7 +15,14 @@ from typing import Any
 from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, with_judge
 from instructgpt.evaluate.metrics import toxicity
-from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows
+from instructgpt.evaluate.tasks.base import (
+    PERSON_PROMPTS,
+    EvalQuestion,
+    EvalSettings,
+    EvalTask,
+    QuestionReply,
+    load_task_rows,
+)
 from instructgpt.evaluate.toxicity.services import ToxicityModel, cached_text_values, load_toxicity_model
 from instructgpt.models.policy import pick_device
 
@@ -41,7 +48,11 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 def load_toxicity_prompts(file: Path) -> list[dict[str, Any]]:
     """Records whose prompt has a text and a toxicity. Raises BadInput where there is none."""
-    rows = [row for row in load_task_rows(file, "prompt") if isinstance(row["prompt"], dict) and row["prompt"].get("toxicity") is not None]
+    rows = [
+        row
+        for row in load_task_rows(file, "prompt")
+        if isinstance(row["prompt"], dict) and row["prompt"].get("toxicity") is not None
+    ]
     if not rows:
         raise InputError(f"{file}: no prompt with a toxicity; expected records with 'prompt': {{'text', 'toxicity'}}")
     return rows
@@ -70,7 +81,10 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
         RunFailed: a service that scores is down.
     """
     return toxicity_rows(
-        _NAME, replies, settings, lambda question: (question.condition, f"{question.condition}/{toxicity_bucket(question)}")
+        _NAME,
+        replies,
+        settings,
+        lambda question: (question.condition, f"{question.condition}/{toxicity_bucket(question)}"),
     )
 
 
@@ -80,7 +94,10 @@ def toxicity_bucket(question: EvalQuestion) -> str:
 
 
 def toxicity_rows(
-    evaluation: str, replies: Sequence[QuestionReply], settings: EvalSettings, get_conditions: Callable[[EvalQuestion], Sequence[str]]
+    evaluation: str,
+    replies: Sequence[QuestionReply],
+    settings: EvalSettings,
+    get_conditions: Callable[[EvalQuestion], Sequence[str]],
 ) -> list[ResultRow]:
     """The measures of `evaluate.toxicity` over continuations, who scored them beside every row, and the share that got no score.
 
@@ -88,15 +105,24 @@ def toxicity_rows(
         conditions: under which names a question counts. `truth["prompt"]`, where there is one, is the prompt that several share.
     """
     scorer = require_scorer(evaluation, settings)
-    toxicity_values = cached_text_values(settings.verdict_cache_dir, scorer.identity, [reply.said or "" for _, reply in replies], scorer)
+    toxicity_values = cached_text_values(
+        settings.verdict_cache_dir, scorer.identity, [reply.said or "" for _, reply in replies], scorer
+    )
     continuations: list[toxicity.Continuation] = []
     unscored: dict[str, list[Observation]] = {}
     for (question, reply), toxicity_value in zip(replies, toxicity_values, strict=True):
         prompt = str(question.target.get("prompt", question.id))
         for condition in get_conditions(question):
-            unscored.setdefault(condition, []).append(Observation(reply.model, float(math.isnan(toxicity_value)), (prompt,)))
+            unscored.setdefault(condition, []).append(
+                Observation(reply.model, float(math.isnan(toxicity_value)), (prompt,))
+            )
             if not math.isnan(toxicity_value):
-                fields = {"model": reply.model, "condition": condition, "prompt": prompt, "completion": reply.said or ""}
+                fields = {
+                    "model": reply.model,
+                    "condition": condition,
+                    "prompt": prompt,
+                    "completion": reply.said or "",
+                }
                 continuations.append(toxicity.Continuation(**fields, toxicity=toxicity_value))
     rows = toxicity.measure_toxicity(continuations, baselines=(), evaluation=evaluation)
     for condition, observations in unscored.items():
@@ -115,4 +141,6 @@ def require_scorer(evaluation: str, settings: EvalSettings) -> ToxicityModel:
     return load_toxicity_model(settings.scorer, str(pick_device(settings.device)))
 
 
-TASK = EvalTask(_NAME, "how toxic continuations are (needs --scorer)", "real_toxicity_prompts.jsonl.gz", load, measure, limit=1000)
+TASK = EvalTask(
+    _NAME, "how toxic continuations are (needs --scorer)", "real_toxicity_prompts.jsonl.gz", load, measure, limit=1000
+)

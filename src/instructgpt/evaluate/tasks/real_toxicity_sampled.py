@@ -53,5 +53,10 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
 
 
 TASK = EvalTask(
-    _NAME, "the most toxic of 25 sampled continuations (needs --scorer)", "real_toxicity_prompts.jsonl.gz", load, measure, limit=300
+    _NAME,
+    "the most toxic of 25 sampled continuations (needs --scorer)",
+    "real_toxicity_prompts.jsonl.gz",
+    load,
+    measure,
+    limit=300,
 )

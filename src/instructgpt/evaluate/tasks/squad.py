@@ -11,7 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from instructgpt.evaluate.aggregate import ResultRow
-from instructgpt.evaluate.metrics.text_metrics import exact_match, max_over_references, normalize_words, squad2_metric, word_f1
+from instructgpt.evaluate.metrics.text_metrics import (
+    exact_match,
+    max_over_references,
+    normalize_words,
+    squad2_metric,
+    word_f1,
+)
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
 from instructgpt.evaluate.tasks.reading_comprehension import (
@@ -58,11 +64,23 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
         part_replies = [
             (question, reply)
             for question, reply in replies
-            if any(normalize_words(answer) != normalize_words(_UNANSWERABLE_TEXT) for answer in question.target["answers"]) is has_answer
+            if any(
+                normalize_words(answer) != normalize_words(_UNANSWERABLE_TEXT) for answer in question.target["answers"]
+            )
+            is has_answer
         ]
-        renamed_replies = [(replace(question, condition=f"{question.condition}/{part}"), reply) for question, reply in part_replies]
+        renamed_replies = [
+            (replace(question, condition=f"{question.condition}/{part}"), reply) for question, reply in part_replies
+        ]
         rows += metric_rows_by_context(_NAME, renamed_replies, metric_fns)
     return rows
 
 
-TASK = EvalTask(_NAME, "questions about a background, some without an answer", "squad_v2_dev_half.jsonl.gz", load, measure, limit=300)
+TASK = EvalTask(
+    _NAME,
+    "questions about a background, some without an answer",
+    "squad_v2_dev_half.jsonl.gz",
+    load,
+    measure,
+    limit=300,
+)

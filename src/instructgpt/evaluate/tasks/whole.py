@@ -15,7 +15,9 @@ from instructgpt.evaluate.reward import run
 if TYPE_CHECKING:
     from instructgpt.evaluate.cli import EvaluateConfig
 
-CONFIG_EVALUATIONS: dict[str, Callable[[EvaluateConfig, Callable[..., Iterable[Any]]], tuple[list[ResultRow], str | None]]] = {
+CONFIG_EVALUATIONS: dict[
+    str, Callable[[EvaluateConfig, Callable[..., Iterable[Any]]], tuple[list[ResultRow], str | None]]
+] = {
     "preference": preference_run.run_preference_evaluation,
     "reward_model": run.run_reward_model_evaluation,
 }

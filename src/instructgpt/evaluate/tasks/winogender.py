@@ -11,7 +11,15 @@ from pathlib import Path
 from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics import bias
-from instructgpt.evaluate.tasks.base import PERSON_PROMPTS, EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows, subsample
+from instructgpt.evaluate.tasks.base import (
+    PERSON_PROMPTS,
+    EvalQuestion,
+    EvalSettings,
+    EvalTask,
+    QuestionReply,
+    load_task_rows,
+    subsample,
+)
 from instructgpt.evaluate.tasks.crows_pairs import filter_equal_length, to_sentence_pairs
 
 _NAME = "winogender"
@@ -34,7 +42,9 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         if {"male", "female"} <= sentence_by_gender.keys()
     ]
     if not pairs:
-        raise InputError(f"{file}: no sentence stands there with both a male and a female pronoun; expected all_sentences.tsv")
+        raise InputError(
+            f"{file}: no sentence stands there with both a male and a female pronoun; expected all_sentences.tsv"
+        )
     return [
         EvalQuestion(name, condition, prompt, (male, female))
         for name, male, female in subsample(pairs, settings)
@@ -49,7 +59,10 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
         row
         for part_replies, condition_suffix in parts
         for row in bias.measure_bias(
-            to_sentence_pairs(part_replies, condition_suffix), baselines=(), evaluation=_NAME, preference_metric="prefers_male"
+            to_sentence_pairs(part_replies, condition_suffix),
+            baselines=(),
+            evaluation=_NAME,
+            preference_metric="prefers_male",
         )
     ]
 

@@ -12,7 +12,12 @@ from typing import Any
 from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
-from instructgpt.evaluate.tasks.few_shot import best_choice_index, format_few_shot_prefix, iter_shot_conditions, split_train_rows
+from instructgpt.evaluate.tasks.few_shot import (
+    best_choice_index,
+    format_few_shot_prefix,
+    iter_shot_conditions,
+    split_train_rows,
+)
 from instructgpt.evaluate.tasks.loading import load_task_rows
 
 _NAME = "winogrande"
@@ -44,7 +49,9 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         try:
             contexts, suffix, right_index = _split_at_blank(row)
         except KeyError as error:
-            raise InputError(f"{file}: row {row_number} has no {error} (columns found: {', '.join(map(str, row))})") from error
+            raise InputError(
+                f"{file}: row {row_number} has no {error} (columns found: {', '.join(map(str, row))})"
+            ) from error
         if str(right_index) not in ("0", "1") or len(contexts) != 2 or not suffix:
             raise InputError(
                 f"{file}: row {row_number} has {len(contexts)} beginnings and {right_index!r} as the right one; expected two, and 0 or 1"
@@ -69,7 +76,9 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
     right_indices: dict[int, int] = {}
     for question, reply in replies:
         sentence = question.target["sentence"]
-        noun_logps.setdefault((question.condition, reply.model, sentence), [0.0, 0.0])[question.target["place"]] = reply.logp[0]
+        noun_logps.setdefault((question.condition, reply.model, sentence), [0.0, 0.0])[question.target["place"]] = (
+            reply.logp[0]
+        )
         right_indices[sentence] = question.target["right"]
     return [
         row

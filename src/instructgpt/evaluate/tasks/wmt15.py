@@ -24,8 +24,16 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     for row_number, source_row in enumerate(load_task_rows(file), 1):
         translation = source_row["translation"] if isinstance(source_row.get("translation"), dict) else source_row
         if not translation.get("fr") or not translation.get("en"):
-            raise InputError(f"{file}: row {row_number} lacks 'fr' or 'en' (columns found: {', '.join(map(str, translation))})")
-        pairs.append({"fr": str(translation["fr"]).strip(), "en": str(translation["en"]).strip(), "split": source_row.get("split")})
+            raise InputError(
+                f"{file}: row {row_number} lacks 'fr' or 'en' (columns found: {', '.join(map(str, translation))})"
+            )
+        pairs.append(
+            {
+                "fr": str(translation["fr"]).strip(),
+                "en": str(translation["en"]).strip(),
+                "split": source_row.get("split"),
+            }
+        )
     eval_rows, train_rows = split_train_rows(pairs)
     return [
         EvalQuestion(
@@ -55,7 +63,8 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
     for condition, model in dict.fromkeys((question.condition, reply.model) for question, reply in replies):
         group_replies = [each for each in replies if (each[0].condition, each[1].model) == (condition, model)]
         bleu_estimate = bleu(
-            [reply.said or "" for _, reply in group_replies], [question.target["answers"] for question, _ in group_replies]
+            [reply.said or "" for _, reply in group_replies],
+            [question.target["answers"] for question, _ in group_replies],
         )
         rows.append(make_row(_NAME, "bleu", model, condition, bleu_estimate))
     return rows

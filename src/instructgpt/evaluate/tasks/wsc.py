@@ -26,7 +26,10 @@ _COLUMNS = ("span1_text", "span2_text", "span2_index")
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Every passage without and with examples, which are passages whose pronoun does refer to the noun."""
-    rows = [row | (row["target"] if isinstance(row.get("target"), dict) else {}) for row in load_task_rows(file, "text", "label")]
+    rows = [
+        row | (row["target"] if isinstance(row.get("target"), dict) else {})
+        for row in load_task_rows(file, "text", "label")
+    ]
     for row_number, row in enumerate(rows, 1):
         if missing_columns := [column for column in _COLUMNS if row.get(column) is None]:
             raise InputError(
@@ -76,7 +79,9 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
     for condition in dict.fromkeys(question.condition for question, _ in replies):
         observations = [
             Observation(
-                reply.model, float(_nouns_match(reply.said or "", question.target["noun"]) is question.target["label"]), (question.id,)
+                reply.model,
+                float(_nouns_match(reply.said or "", question.target["noun"]) is question.target["label"]),
+                (question.id,),
             )
             for question, reply in replies
             if question.condition == condition

@@ -92,17 +92,23 @@ class ToxicityClassifier:
             config = json.loads((folder / "scorer.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "model.safetensors")
             if config["kind"] != _CLASSIFIER_KIND:
-                raise InputError(f"{folder}: holds '{config['kind']}', this version reads '{_CLASSIFIER_KIND}'; train it again")
+                raise InputError(
+                    f"{folder}: holds '{config['kind']}', this version reads '{_CLASSIFIER_KIND}'; train it again"
+                )
             weights, rarity = (tensors[name].double().numpy() for name in ("weights", "rarity"))
             return cls(weights, rarity, float(config["bias"]), _CLASSIFIER_KIND, content_hash(folder))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder}: not a toxicity scorer ({error}); train one with 'instructgpt judge toxicity'") from error
+            raise InputError(
+                f"{folder}: not a toxicity scorer ({error}); train one with 'instructgpt judge toxicity'"
+            ) from error
 
     def save(self, folder: Path) -> None:
         """Write the directory that `load` reads."""
         tensors = {name: torch.from_numpy(getattr(self, name)).float() for name in ("weights", "rarity")}
         save_file(tensors, folder / "model.safetensors")
-        (folder / "scorer.json").write_text(json.dumps({"kind": _CLASSIFIER_KIND, "bias": self.bias}, indent=2) + "\n", encoding="utf-8")
+        (folder / "scorer.json").write_text(
+            json.dumps({"kind": _CLASSIFIER_KIND, "bias": self.bias}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def extract_features(text: str) -> list[str]:
@@ -112,7 +118,10 @@ def extract_features(text: str) -> list[str]:
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
     padded_words = [f"<{word}>" for word in words]
     ngrams = [
-        word[i : i + size] for word in padded_words for size in range(_MIN_NGRAM, _MAX_NGRAM + 1) for i in range(len(word) - size + 1)
+        word[i : i + size]
+        for word in padded_words
+        for size in range(_MIN_NGRAM, _MAX_NGRAM + 1)
+        for i in range(len(word) - size + 1)
     ]
     return [f"w{word}" for word in words] + [f"p{pair}" for pair in pairs] + [f"c{piece}" for piece in ngrams]
 
@@ -154,9 +163,13 @@ def fit_logistic_regression(counts: sparse.csr_array, toxicity: _Floats, l2: flo
         value = float(np.mean(np.logaddexp(0, z) - toxicity * z) + l2 / 2 * weights @ weights)
         return value, np.append(columns @ logit_gradient + l2 * weights, logit_gradient.sum())
 
-    solution = optimize.minimize(loss, np.zeros(counts.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    solution = optimize.minimize(
+        loss, np.zeros(counts.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200}
+    )
     return ToxicityClassifier(
-        solution.x[:-1].astype(np.float32).astype(np.float64), rarity.astype(np.float32).astype(np.float64), float(solution.x[-1])
+        solution.x[:-1].astype(np.float32).astype(np.float64),
+        rarity.astype(np.float32).astype(np.float64),
+        float(solution.x[-1]),
     )
 
 
@@ -211,6 +224,16 @@ def main(config: ToxicityConfig) -> Path:
             )
     run.create()
     metrics = cross_validate_toxicity(texts, toxicity, config.l2)
-    run.log(1, 1, {f"validation/{name}": value for name, value in metrics.items()}, (f"validation/{name}" for name in metrics))
+    run.log(
+        1,
+        1,
+        {f"validation/{name}": value for name, value in metrics.items()},
+        (f"validation/{name}" for name in metrics),
+    )
     classifier = fit_logistic_regression(count_features(texts), toxicity, config.l2)
-    return run.finish(classifier.save, validation=metrics, texts=len(texts), left_out={"bad lines": len(skipped.reasons) if skipped else 0})
+    return run.finish(
+        classifier.save,
+        validation=metrics,
+        texts=len(texts),
+        left_out={"bad lines": len(skipped.reasons) if skipped else 0},
+    )

@@ -86,7 +86,9 @@ def cached_text_values(
 
     if folder is None:
         return compute(list(texts))
-    values = ResultCache(folder).get_or_compute(judge_key, texts, {}, compute_missing, title=judge_key.partition(" sha256")[0])
+    values = ResultCache(folder).get_or_compute(
+        judge_key, texts, {}, compute_missing, title=judge_key.partition(" sha256")[0]
+    )
     return [math.nan if number is None else float(number) for number in values]
 
 
@@ -190,7 +192,11 @@ class _ToxicityService:
     def from_url(cls, kind: str, url: str) -> _ToxicityService:
         """A service at an address, its model after a `#`. The key comes from the environment. Raises BadInput for no address."""
         address, _, model = url.partition("#")
-        return cls(kind, Endpoint.from_url(address, TOXICITY_KEY_VARIABLE if os.environ.get(TOXICITY_KEY_VARIABLE) else None), model)
+        return cls(
+            kind,
+            Endpoint.from_url(address, TOXICITY_KEY_VARIABLE if os.environ.get(TOXICITY_KEY_VARIABLE) else None),
+            model,
+        )
 
     @property
     def identity(self) -> str:
@@ -200,7 +206,9 @@ class _ToxicityService:
     def __call__(self, texts: Sequence[str]) -> list[float]:
         """Ask about every text that has words in it."""
         build_payload, parse_answer = _TOXICITY_SERVICES[self.kind]
-        payloads: Mapping[str, dict[str, Any]] = {text: build_payload(text, self.model) for text in texts if _has_words(text)}
+        payloads: Mapping[str, dict[str, Any]] = {
+            text: build_payload(text, self.model) for text in texts if _has_words(text)
+        }
         toxicities: dict[str, float] = {}
         self.problems = {}
         for text, result in post_all(self.endpoint, "", payloads, parse_answer):

@@ -36,9 +36,17 @@ if TYPE_CHECKING:
     from instructgpt.statistics.consensus import Consensus
 
 ERROR_CATEGORIES = (
-    "misread_prompt", "missed_constraint", "missed_hallucination", "missed_harm", "length", "style", "expertise", "careless",
-    "instructions", "taste",
-)  # fmt: skip
+    "misread_prompt",
+    "missed_constraint",
+    "missed_hallucination",
+    "missed_harm",
+    "length",
+    "style",
+    "expertise",
+    "careless",
+    "instructions",
+    "taste",
+)
 """Why labelers disagreed: somebody overlooked something, was led by length or style, lacked knowledge or care; or the instructions leave
 the case open; or it is taste, and nobody is wrong."""
 
@@ -80,12 +88,21 @@ def list_disputed_tasks(db: Session, batch: str | None = None) -> list[DisputedT
     task_info = {
         task: (name, text)
         for task, name, text in db.execute(
-            select(Task.id, Batch.name, PromptRow.text).join(Batch, Batch.id == Task.batch_id).join(PromptRow, PromptRow.id == Task.prompt_id)
+            select(Task.id, Batch.name, PromptRow.text)
+            .join(Batch, Batch.id == Task.batch_id)
+            .join(PromptRow, PromptRow.id == Task.prompt_id)
             .where(Task.kind == "rank", Task.overlap > 1)
         )
-    }  # fmt: skip
-    settled = {row.task_id: row.at for row in db.execute(select(Adjudication.task_id, Adjudication.at).order_by(Adjudication.at))}
-    rows = [DisputedTask(each, *task_info[each.task], settled.get(each.task, 0)) for each in contested if each.task in task_info]
+    }
+    settled = {
+        row.task_id: row.at
+        for row in db.execute(select(Adjudication.task_id, Adjudication.at).order_by(Adjudication.at))
+    }
+    rows = [
+        DisputedTask(each, *task_info[each.task], settled.get(each.task, 0))
+        for each in contested
+        if each.task in task_info
+    ]
     return sorted(rows, key=lambda row: bool(row.settled_at))
 
 
@@ -104,15 +121,32 @@ def get_disputed_task(db: Session, task_id: str) -> DisputedTaskDetail:
     batch, prompt = db.get_one(Batch, task.batch_id), db.get_one(PromptRow, task.prompt_id)
     completions = get_task_completions(db, task_id)
     task_rankings = [row for row in load_stored_rankings(db, batch.id) if row.task == task_id and row.round == 0]
-    rankings = sorted(task_rankings, key=lambda row: row.submission[::-1])  # random bits first: neither by name nor by time
+    rankings = sorted(
+        task_rankings, key=lambda row: row.submission[::-1]
+    )  # random bits first: neither by name nor by time
     index_by_submission = {row.submission: index for index, row in enumerate(rankings)}
     ratings = {
-        (index_by_submission[row.submission], row.completion): row for row in load_stored_ratings(db, batch.id) if row.submission in index_by_submission
-    }  # fmt: skip
-    gold = db.get(GoldAnswer, task_id) or db.scalar(select(GoldAnswer).where(GoldAnswer.source == f"adjudication of {task_id}"))
-    adjudications = list(db.scalars(select(Adjudication).where(Adjudication.task_id == task_id).order_by(Adjudication.at.desc())))
+        (index_by_submission[row.submission], row.completion): row
+        for row in load_stored_ratings(db, batch.id)
+        if row.submission in index_by_submission
+    }
+    gold = db.get(GoldAnswer, task_id) or db.scalar(
+        select(GoldAnswer).where(GoldAnswer.source == f"adjudication of {task_id}")
+    )
+    adjudications = list(
+        db.scalars(select(Adjudication).where(Adjudication.task_id == task_id).order_by(Adjudication.at.desc()))
+    )
     return DisputedTaskDetail(
-        task, batch, prompt, completions, rankings, ratings, _consensus_ranking(rankings), _disputed_pairs(rankings), adjudications, gold
+        task,
+        batch,
+        prompt,
+        completions,
+        rankings,
+        ratings,
+        _consensus_ranking(rankings),
+        _disputed_pairs(rankings),
+        adjudications,
+        gold,
     )
 
 
@@ -138,7 +172,13 @@ def _disputed_pairs(rankings: Sequence[StoredRanking]) -> list[tuple[str, str, i
 
 
 def adjudicate(
-    db: Session, task_id: str, adjudicator: Person, tiers: Mapping[str, int], errors: Sequence[str], reason: str, now_ms: int
+    db: Session,
+    task_id: str,
+    adjudicator: Person,
+    tiers: Mapping[str, int],
+    errors: Sequence[str],
+    reason: str,
+    now_ms: int,
 ) -> Adjudication:
     """Settle on a ranking.
 
@@ -159,14 +199,20 @@ def adjudicate(
         raise SiteError(422, "bad_error", errors=", ".join(ERROR_CATEGORIES))
     tier_groups = [[each for each, tier in tiers.items() if tier == level] for level in sorted(set(tiers.values()))]
     ranks = {completion: rank for completion, (_, rank) in tier_ranks(tier_groups).items()}
-    adjudication = Adjudication(task_id=task_id, by_id=adjudicator.id, ranks=ranks, errors=list(errors), reason=reason.strip(), at=now_ms)
+    adjudication = Adjudication(
+        task_id=task_id, by_id=adjudicator.id, ranks=ranks, errors=list(errors), reason=reason.strip(), at=now_ms
+    )
     db.add(adjudication)
     db.flush()
-    audit_log.append_entry(db, adjudicator.id, "adjudication.settled", task_id, adjudication=adjudication.id, errors=list(errors))
+    audit_log.append_entry(
+        db, adjudicator.id, "adjudication.settled", task_id, adjudication=adjudication.id, errors=list(errors)
+    )
     return adjudication
 
 
-def promote_to_gold(db: Session, task_id: str, adjudicator: Person, now_ms: int, target_batch_id: str | None = None) -> GoldAnswer:
+def promote_to_gold(
+    db: Session, task_id: str, adjudicator: Person, now_ms: int, target_batch_id: str | None = None
+) -> GoldAnswer:
     """Ask the settled ranking of others as a check: a further task with the same completions, gold, once for everybody.
 
     The task itself stays as it is, so that progress, results and exports do not change.
@@ -178,7 +224,10 @@ def promote_to_gold(db: Session, task_id: str, adjudicator: Person, now_ms: int,
         Problem: `not_settled` (409), `already_gold` (409), or `no_such_batch` (404).
     """
     latest = db.scalar(
-        select(Adjudication).where(Adjudication.task_id == task_id).order_by(Adjudication.at.desc(), Adjudication.id.desc()).limit(1)
+        select(Adjudication)
+        .where(Adjudication.task_id == task_id)
+        .order_by(Adjudication.at.desc(), Adjudication.id.desc())
+        .limit(1)
     )
     task = db.get(Task, task_id)
     if latest is None or task is None:
@@ -191,13 +240,24 @@ def promote_to_gold(db: Session, task_id: str, adjudicator: Person, now_ms: int,
         raise SiteError(404, "no_such_batch")
     last_position = db.scalar(select(func.max(Task.position)).where(Task.batch_id == batch.id)) or 0
     gold_task = Task(
-        batch_id=batch.id, kind="rank", prompt_id=task.prompt_id, overlap=UNLIMITED_OVERLAP, position=last_position + 1, gold=True
+        batch_id=batch.id,
+        kind="rank",
+        prompt_id=task.prompt_id,
+        overlap=UNLIMITED_OVERLAP,
+        position=last_position + 1,
+        gold=True,
     )
     db.add(gold_task)
     db.flush()
     for row in db.scalars(select(TaskCompletion).where(TaskCompletion.task_id == task_id)):
-        db.add(TaskCompletion(task_id=gold_task.id, completion_id=row.completion_id, position=row.position, models=list(row.models)))
-    gold = GoldAnswer(task_id=gold_task.id, answer=dict(latest.ranks), source=source, created_by=adjudicator.id, created_at=now_ms)
+        db.add(
+            TaskCompletion(
+                task_id=gold_task.id, completion_id=row.completion_id, position=row.position, models=list(row.models)
+            )
+        )
+    gold = GoldAnswer(
+        task_id=gold_task.id, answer=dict(latest.ranks), source=source, created_by=adjudicator.id, created_at=now_ms
+    )
     db.add(gold)
     db.flush()
     audit_log.append_entry(db, adjudicator.id, "gold.promoted", gold_task.id, adjudication=latest.id)

@@ -12,7 +12,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import CalibrationRemark, CalibrationRoom, CalibrationVote, Person, Task, TaskCompletion
+from instructgpt.label.db.models import (
+    CalibrationRemark,
+    CalibrationRoom,
+    CalibrationVote,
+    Person,
+    Task,
+    TaskCompletion,
+)
 from instructgpt.label.db.models.quality import ROOM_STAGES
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.forms import tier_ranks
@@ -48,7 +55,9 @@ def get_room(db: Session, room_id: str) -> CalibrationRoom:
     return room
 
 
-def record_vote(db: Session, room: CalibrationRoom, person: Person, tiers: Mapping[str, int], now_ms: int) -> CalibrationVote:
+def record_vote(
+    db: Session, room: CalibrationRoom, person: Person, tiers: Mapping[str, int], now_ms: int
+) -> CalibrationVote:
     """Somebody's ranking in the round that runs now; a second one of the same round takes the place of the first.
 
     Raises:
@@ -61,7 +70,9 @@ def record_vote(db: Session, room: CalibrationRoom, person: Person, tiers: Mappi
         raise SiteError(422, "bad_ranking")
     tier_groups = [[each for each, tier in tiers.items() if tier == level] for level in sorted(set(tiers.values()))]
     ranks = {completion: rank for completion, (_, rank) in tier_ranks(tier_groups).items()}
-    row = db.merge(CalibrationVote(room_id=room.id, person_id=person.id, round=ROUND_BY_STAGE[room.stage], ranks=ranks, at=now_ms))
+    row = db.merge(
+        CalibrationVote(room_id=room.id, person_id=person.id, round=ROUND_BY_STAGE[room.stage], ranks=ranks, at=now_ms)
+    )
     db.flush()
     return row
 
@@ -93,7 +104,9 @@ def advance_room_stage(db: Session, room: CalibrationRoom, moderator: Person, ex
 def load_room_votes(db: Session, room: CalibrationRoom) -> list[dict[str, dict[str, int]]]:
     """Of each round: person -> {completion: rank}, all of them; who may see them is `revealed`."""
     votes_by_round: list[dict[str, dict[str, int]]] = [{}, {}]
-    for row in db.scalars(select(CalibrationVote).where(CalibrationVote.room_id == room.id).order_by(CalibrationVote.person_id)):
+    for row in db.scalars(
+        select(CalibrationVote).where(CalibrationVote.room_id == room.id).order_by(CalibrationVote.person_id)
+    ):
         votes_by_round[row.round][row.person_id] = dict(row.ranks)
     return votes_by_round
 
@@ -108,4 +121,6 @@ def compute_vote_agreement(room: CalibrationRoom, votes: Mapping[str, Mapping[st
     from instructgpt.statistics.agreement import inter_labeler_agreement as agreeing
     from instructgpt.statistics.pair_judgments import LabelerRanking
 
-    return agreeing([LabelerRanking(room.id, person, list(ranks), list(ranks.values())) for person, ranks in votes.items()])
+    return agreeing(
+        [LabelerRanking(room.id, person, list(ranks), list(ranks.values())) for person, ranks in votes.items()]
+    )

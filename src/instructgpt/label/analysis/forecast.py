@@ -25,7 +25,12 @@ MIN_SPEED_SAMPLES = 20
 _MAX_SPEED_SAMPLES = 2_000
 """Submissions of a kind from which its speed is taken, the latest ones."""
 
-DEFAULT_SECONDS_PER_UNIT: Mapping[TaskKind, float] = {"rank": 60.0, "demonstrate": 600.0, "write": 300.0, "review": 60.0}
+DEFAULT_SECONDS_PER_UNIT: Mapping[TaskKind, float] = {
+    "rank": 60.0,
+    "demonstrate": 600.0,
+    "write": 300.0,
+    "review": 60.0,
+}
 """Active seconds a piece until there are measured ones: a completion rated and ranked, a demonstration, a prompt written, a prompt
 described. Rules of thumb, named as such wherever they are used."""
 
@@ -117,7 +122,9 @@ class Forecast:
 
 def compute_speeds(db: Session) -> dict[TaskKind, Speed]:
     """The median active time a piece, of each kind, from its latest submissions. One statement a kind."""
-    completion_counts = select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
+    completion_counts = (
+        select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
+    )
     speed_by_kind: dict[TaskKind, Speed] = {}
     for kind in TASK_KINDS:
         statement = (
@@ -129,42 +136,69 @@ def compute_speeds(db: Session) -> dict[TaskKind, Speed]:
             .limit(_MAX_SPEED_SAMPLES)
         )
         seconds = [active / 1000 / (k or 1) for active, k in db.execute(statement)]
-        speed_by_kind[kind] = Speed(median(seconds) if len(seconds) >= MIN_SPEED_SAMPLES else DEFAULT_SECONDS_PER_UNIT[kind], len(seconds))
+        speed_by_kind[kind] = Speed(
+            median(seconds) if len(seconds) >= MIN_SPEED_SAMPLES else DEFAULT_SECONDS_PER_UNIT[kind], len(seconds)
+        )
     return speed_by_kind
 
 
 def list_batch_statuses(db: Session) -> list[BatchStatus]:
     """Every batch, newest first. Four statements."""
     is_live = and_(Task.state != "withdrawn", Task.overlap < UNLIMITED_OVERLAP)
-    completion_counts = select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
+    completion_counts = (
+        select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
+    )
     remaining = Task.overlap - Task.n_done
     counters = (
         select(
             Task.batch_id,
             func.count(),
             *(func.count().filter(Task.state == state) for state in ("done", "review", "withdrawn")),
-            *(func.coalesce(func.sum(column).filter(is_live), 0) for column in (Task.overlap, Task.n_done, Task.n_open)),
-            func.coalesce(func.sum(remaining * func.coalesce(completion_counts.c.k, 1)).filter(and_(is_live, remaining > 0)), 0),
+            *(
+                func.coalesce(func.sum(column).filter(is_live), 0)
+                for column in (Task.overlap, Task.n_done, Task.n_open)
+            ),
+            func.coalesce(
+                func.sum(remaining * func.coalesce(completion_counts.c.k, 1)).filter(and_(is_live, remaining > 0)), 0
+            ),
         )
         .join(completion_counts, completion_counts.c.task_id == Task.id, isouter=True)
         .group_by(Task.batch_id)
     )
     counts = {batch: tuple(map(int, numbers)) for batch, *numbers in db.execute(counters)}
-    active_statement = join_task_and_batch(select(Task.batch_id, func.sum(Submission.active_ms)).select_from(Submission)).where(
-        Submission.replaced_at.is_(None)
-    )
+    active_statement = join_task_and_batch(
+        select(Task.batch_id, func.sum(Submission.active_ms)).select_from(Submission)
+    ).where(Submission.replaced_at.is_(None))
     active_ms_by_batch = {batch: int(total) for batch, total in db.execute(active_statement.group_by(Task.batch_id))}
     open_questions = _count_open_questions(db)
     rows = []
     for batch in db.scalars(select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc())):
-        tasks, finished, review, withdrawn, required, completed, in_progress, remaining_units = counts.get(batch.id, (0,) * 8)
+        tasks, finished, review, withdrawn, required, completed, in_progress, remaining_units = counts.get(
+            batch.id, (0,) * 8
+        )
         rows.append(
             BatchStatus(
-                batch.id, batch.name, batch.kind, batch.purpose, batch.screening, batch.state, batch.cohort, batch.priority,
-                batch.created_at, tasks, finished, review, withdrawn, required, completed, in_progress, remaining_units,
-                active_ms_by_batch.get(batch.id, 0), open_questions.get(batch.id, 0),
+                batch.id,
+                batch.name,
+                batch.kind,
+                batch.purpose,
+                batch.screening,
+                batch.state,
+                batch.cohort,
+                batch.priority,
+                batch.created_at,
+                tasks,
+                finished,
+                review,
+                withdrawn,
+                required,
+                completed,
+                in_progress,
+                remaining_units,
+                active_ms_by_batch.get(batch.id, 0),
+                open_questions.get(batch.id, 0),
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -183,7 +217,9 @@ def estimate_batch_workload(db: Session, batch: Batch, hourly_rate: float | None
 
     Gold tasks are given at the policy's share of everything a labeler gets, each of them once to each labeler of the batch's cohort.
     """
-    completion_counts = select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
+    completion_counts = (
+        select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
+    )
     k = func.coalesce(completion_counts.c.k, 1)
     statement = (
         select(Task.gold, Task.repeat, Task.overlap, func.count(), func.sum(k))
@@ -191,7 +227,9 @@ def estimate_batch_workload(db: Session, batch: Batch, hourly_rate: float | None
         .where(Task.batch_id == batch.id, Task.state != "withdrawn")
         .group_by(Task.gold, Task.repeat, Task.overlap)
     )
-    labelers = select(func.count()).where(Person.role == "labeler", Person.status == ("screening" if batch.screening else "active"))
+    labelers = select(func.count()).where(
+        Person.role == "labeler", Person.status == ("screening" if batch.screening else "active")
+    )
     labeler_count = int(db.scalar(labelers.where(Person.cohort == batch.cohort) if batch.cohort else labelers) or 0)
     tasks, assignments, units, gold_tasks, gold_units = 0, 0, 0.0, 0, 0.0
     for gold, repeat, overlap, count, unit_count in db.execute(statement):
@@ -202,7 +240,10 @@ def estimate_batch_workload(db: Session, batch: Batch, hourly_rate: float | None
             gold_tasks, gold_units = gold_tasks + count, gold_units + float(unit_count)
         else:
             assignments_per_task = 2 * overlap if repeat else overlap  # everybody who did it is given it once more
-            assignments, units = assignments + count * assignments_per_task, units + float(unit_count) * assignments_per_task
+            assignments, units = (
+                assignments + count * assignments_per_task,
+                units + float(unit_count) * assignments_per_task,
+            )
     if gold_tasks:
         gold_share = float(batch.policy.get("gold_share", 0.0))
         max_gold_assignments = gold_tasks * labeler_count
@@ -240,7 +281,8 @@ def count_daily_submissions(db: Session, now_ms: int, days: int = FORECAST_WINDO
         active_ms[int(day_index)] = active_ms.get(int(day_index), 0) + int(active_time)
         people.setdefault(int(day_index), set()).add(person)
     return [
-        DayActivity(n * DAY_MS, counts.get(n, {}), active_ms.get(n, 0), len(people.get(n, ()))) for n in range(first_day, first_day + days)
+        DayActivity(n * DAY_MS, counts.get(n, {}), active_ms.get(n, 0), len(people.get(n, ())))
+        for n in range(first_day, first_day + days)
     ]
 
 

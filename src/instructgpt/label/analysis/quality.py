@@ -69,7 +69,9 @@ class LabelerProfile:
     def warnings(self) -> list[str]:
         """What a person should look at: habits unlike the others' beyond chance (p below 0.05, adjusted for the number of labelers)."""
         report = self.report
-        p_values = {name: getattr(report, name).p for name in ("ties", "all_tied", "same_rating", "as_shown", "hurried", "pace")}
+        p_values = {
+            name: getattr(report, name).p for name in ("ties", "all_tied", "same_rating", "as_shown", "hurried", "pace")
+        }
         return [name for name, p in {"position": report.position.p, **p_values}.items() if p is not None and p < 0.05]
 
 
@@ -136,7 +138,9 @@ def compute_quality(db: Session, batch: str | None = None) -> QualityReport:
         gold=gold_agreement.get(None),
         repeats=repeat_agreement.get(None),
         position=labeler_bias.measure_position_bias(each.ranks for each in rankings),
-        labelers=_labeler_profiles(rankings, ratings, names_by_person, agreement_by_labeler, gold_agreement, repeat_agreement),
+        labelers=_labeler_profiles(
+            rankings, ratings, names_by_person, agreement_by_labeler, gold_agreement, repeat_agreement
+        ),
         matrix=agreeing.agreement_matrix(cells),
         disagreements=find_disagreements(rankings),
     )
@@ -184,10 +188,16 @@ def _category_agreements(rankings: Sequence[StoredRanking], ratings: Sequence[St
             continue
         units, values, prompts = zip(*rows, strict=True)
         if name == "rating":
-            results.append(CategoryAgreement(name, len(rows), None, krippendorff_alpha(units, values, "ordinal", prompts), None, None))
+            results.append(
+                CategoryAgreement(
+                    name, len(rows), None, krippendorff_alpha(units, values, "ordinal", prompts), None, None
+                )
+            )
             continue
         applicable = [(unit, value == 1, prompt) for unit, value, prompt in rows if value != 2]
-        positive = positive_agreement(*(list(column) for column in zip(*applicable, strict=True))) if applicable else None
+        positive = (
+            positive_agreement(*(list(column) for column in zip(*applicable, strict=True))) if applicable else None
+        )
         share = sum(value for _, value, _ in applicable) / len(applicable) if applicable else None
         alpha = krippendorff_alpha(units, values, "nominal", prompts)
         results.append(CategoryAgreement(name, len(rows), share, alpha, gwet_ac1(units, values, prompts), positive))
@@ -221,7 +231,9 @@ def _labeler_profiles(
     reports = {report.labeler: report for report in labeler_bias.labeler_reports(presented_rankings)}
     rows = []
     for labeler, labeler_rankings in rankings_by_labeler.items():
-        rating_counts = Counter(rating for ranking in labeler_rankings for rating in ratings_by_submission.get(ranking.submission, ()))
+        rating_counts = Counter(
+            rating for ranking in labeler_rankings for rating in ratings_by_submission.get(ranking.submission, ())
+        )
         counts = [rating_counts[rating] for rating in range(1, 8)]
         pasted_shares = [ranking.pasted for ranking in labeler_rankings if ranking.pasted is not None]
         seconds = [ranking.active_ms / 1000 / len(ranking.ranks) for ranking in labeler_rankings if ranking.active_ms]
@@ -267,6 +279,8 @@ def find_disagreements(rankings: Sequence[StoredRanking]) -> list[TaskDisagreeme
         opposite[task_index] += round(opposite_count)
         decided[task_index] += round(opposite_count + agreeing_count)
     results = [
-        TaskDisagreement(task, labeler_counts[task], opposite[n], decided[n]) for n, task in enumerate(tasks) if labeler_counts[task] > 1
+        TaskDisagreement(task, labeler_counts[task], opposite[n], decided[n])
+        for n, task in enumerate(tasks)
+        if labeler_counts[task] > 1
     ]
     return sorted(results, key=lambda each: (-each.share, -each.opposite, each.task))

@@ -12,7 +12,17 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import Assignment, Batch, Person, PromptRow, RankingItem, Rating, Submission, Task, TaskCompletion
+from instructgpt.label.db.models import (
+    Assignment,
+    Batch,
+    Person,
+    PromptRow,
+    RankingItem,
+    Rating,
+    Submission,
+    Task,
+    TaskCompletion,
+)
 from instructgpt.label.db.models.tasks import TaskKind
 
 
@@ -79,15 +89,31 @@ def load_stored_rankings(db: Session, batch: str | None = None) -> list[StoredRa
     items_statement = join_task_and_batch(
         select(RankingItem.submission_id, RankingItem.completion_id, RankingItem.rank).select_from(Submission)
     )
-    items_statement = items_statement.join(RankingItem, RankingItem.submission_id == Submission.id).where(_is_current("rank", batch))
-    for submission, completion, rank in db.execute(items_statement.order_by(RankingItem.submission_id, RankingItem.shown)):
+    items_statement = items_statement.join(RankingItem, RankingItem.submission_id == Submission.id).where(
+        _is_current("rank", batch)
+    )
+    for submission, completion, rank in db.execute(
+        items_statement.order_by(RankingItem.submission_id, RankingItem.shown)
+    ):
         items.setdefault(submission, []).append((completion, rank))
     rankings_statement = join_task_and_batch(
         select(
-            Submission.id, Task.id, Task.batch_id, Task.prompt_id, Person.id, Person.cohort, Person.role, Assignment.round, Task.gold,
-            PromptRow.use_case, Submission.active_ms, Submission.wall_ms, Submission.pasted, Submission.created_at,
+            Submission.id,
+            Task.id,
+            Task.batch_id,
+            Task.prompt_id,
+            Person.id,
+            Person.cohort,
+            Person.role,
+            Assignment.round,
+            Task.gold,
+            PromptRow.use_case,
+            Submission.active_ms,
+            Submission.wall_ms,
+            Submission.pasted,
+            Submission.created_at,
         ).select_from(Submission)
-    )  # fmt: skip
+    )
     rankings_statement = (
         rankings_statement.join(Person, Person.id == Assignment.person_id)
         .join(PromptRow, PromptRow.id == Task.prompt_id)
@@ -95,7 +121,22 @@ def load_stored_rankings(db: Session, batch: str | None = None) -> list[StoredRa
     )
     rankings = []
     for row in db.execute(rankings_statement.order_by(Submission.created_at, Submission.id)):
-        submission, task, batch_id, prompt, labeler, cohort, role, round_index, gold, use_case, active_ms, wall_ms, pasted, created_at = row
+        (
+            submission,
+            task,
+            batch_id,
+            prompt,
+            labeler,
+            cohort,
+            role,
+            round_index,
+            gold,
+            use_case,
+            active_ms,
+            wall_ms,
+            pasted,
+            created_at,
+        ) = row
         if submission in items:
             completions, ranks = zip(*items[submission], strict=True)
             columns = (
@@ -134,7 +175,9 @@ def load_completion_models(db: Session, batch: str | None = None) -> dict[tuple[
     return {(task, completion): tuple(models) for task, completion, models in db.execute(statement)}
 
 
-def attach_models(rankings: Sequence[StoredRanking], models: Mapping[tuple[str, str], Sequence[str]]) -> list[StoredRanking]:
+def attach_models(
+    rankings: Sequence[StoredRanking], models: Mapping[tuple[str, str], Sequence[str]]
+) -> list[StoredRanking]:
     """The same rankings with the names of the models: a text that several models gave ties with itself."""
     attached = []
     for ranking in rankings:

@@ -141,7 +141,9 @@ def compute_results(db: Session, batch: Batch, baseline: str | None = None) -> E
         by_use_case=win_rates_against_baseline([each.use_case for each in rankings]),
         matrix=_mirror_win_rates(pairs),
         strengths=bradley_terry.estimate_strengths(rankings, baseline_model) if rankings else [],
-        length_controlled=win_rate.length_controlled_win_rates(rankings, baseline_model, ranking_lengths) if baseline_model else {},
+        length_controlled=win_rate.length_controlled_win_rates(rankings, baseline_model, ranking_lengths)
+        if baseline_model
+        else {},
         ratings=_mean_ratings(rankings, ratings),
         labels=_label_shares(rankings, ratings),
     )
@@ -155,9 +157,16 @@ def _pairwise_win_rates(rankings: Sequence[StoredRanking]) -> list[WinRate]:
 
 
 def _build_precision(rankings: Sequence[StoredRanking], pairs: Sequence[WinRate]) -> EvaluationPrecision:
-    half_widths = [(each.rate.high - each.rate.low) / 2 for each in pairs if each.rate.high is not None and each.rate.low is not None]
+    half_widths = [
+        (each.rate.high - each.rate.low) / 2
+        for each in pairs
+        if each.rate.high is not None and each.rate.low is not None
+    ]
     return EvaluationPrecision(
-        len(rankings), len({each.labeler for each in rankings}), len({each.prompt for each in rankings}), max(half_widths, default=None)
+        len(rankings),
+        len({each.labeler for each in rankings}),
+        len({each.prompt for each in rankings}),
+        max(half_widths, default=None),
     )
 
 
@@ -185,8 +194,13 @@ def _mirror_win_rates(pairs: Sequence[WinRate]) -> dict[tuple[str, str], WinRate
         )
         table[win_rate.model, win_rate.opponent] = win_rate
         table[win_rate.opponent, win_rate.model] = replace(
-            win_rate, model=win_rate.opponent, opponent=win_rate.model, wins=win_rate.losses, losses=win_rate.wins, rate=mirrored_rate
-        )  # fmt: skip
+            win_rate,
+            model=win_rate.opponent,
+            opponent=win_rate.model,
+            wins=win_rate.losses,
+            losses=win_rate.wins,
+            rate=mirrored_rate,
+        )
     return table
 
 
@@ -201,17 +215,23 @@ def _iter_model_ratings(
                 yield ranking, model, stored_rating
 
 
-def _mean_ratings(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]) -> dict[tuple[str, str], Estimate]:
+def _mean_ratings(
+    rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]
+) -> dict[tuple[str, str], Estimate]:
     """Mean ratings of each model, by everybody and by each cohort."""
     rows: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
     for ranking, model, stored_rating in _iter_model_ratings(rankings, ratings):
         if stored_rating.rating is not None:
             for cohort in ("", ranking.cohort):
-                rows.setdefault((model, cohort), []).append((float(stored_rating.rating), ranking.prompt, ranking.labeler))
+                rows.setdefault((model, cohort), []).append(
+                    (float(stored_rating.rating), ranking.prompt, ranking.labeler)
+                )
     return _clustered_means(rows, share=False)
 
 
-def _label_shares(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]) -> dict[tuple[str, str], Estimate]:
+def _label_shares(
+    rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]
+) -> dict[tuple[str, str], Estimate]:
     """How often each label of Table 3 was answered yes, of the answers yes and no."""
     rows: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
     for ranking, model, stored_rating in _iter_model_ratings(rankings, ratings):
@@ -221,7 +241,9 @@ def _label_shares(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRat
     return _clustered_means(rows, share=True)
 
 
-def _clustered_means(rows: Mapping[tuple[str, str], Sequence[tuple[float, str, str]]], share: bool) -> dict[tuple[str, str], Estimate]:
+def _clustered_means(
+    rows: Mapping[tuple[str, str], Sequence[tuple[float, str, str]]], share: bool
+) -> dict[tuple[str, str], Estimate]:
     """Means clustered by prompt and labeler."""
     from instructgpt.statistics import intervals
 
@@ -241,7 +263,13 @@ def to_result_rows(results: EvaluationResults) -> list[dict[str, object]]:
 
     for wins, prefix in ((results.wins, ""), (results.by_cohort, ""), (results.by_use_case, "all/")):
         for win_rate in wins:
-            add("preference", f"win_rate_vs_{win_rate.opponent}", win_rate.model, f"{prefix}{win_rate.group}", win_rate.rate)
+            add(
+                "preference",
+                f"win_rate_vs_{win_rate.opponent}",
+                win_rate.model,
+                f"{prefix}{win_rate.group}",
+                win_rate.rate,
+            )
     for model, value in results.length_controlled.items():
         add("preference", f"length_controlled_win_rate_vs_{results.baseline}", model, "", value)
     for strength in results.strengths:

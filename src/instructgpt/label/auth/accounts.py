@@ -76,7 +76,9 @@ def create_person(
     )
     db.add(person)
     db.flush()
-    audit_log.append_entry(db, caller_id, "person.create", person.id, role=role, cohort=person.cohort, status=person.status)
+    audit_log.append_entry(
+        db, caller_id, "person.create", person.id, role=role, cohort=person.cohort, status=person.status
+    )
     return person
 
 
@@ -146,7 +148,9 @@ def issue_invite(
     db.add(row)
     db.flush()
     action, object_id = ("person.reset_link", person.id) if person else ("invite.create", row.id)
-    audit_log.append_entry(db, caller_id or "cli", action, object_id, role=role, cohort=row.cohort, max_uses=max_uses, days=days)
+    audit_log.append_entry(
+        db, caller_id or "cli", action, object_id, role=role, cohort=row.cohort, max_uses=max_uses, days=days
+    )
     return token
 
 
@@ -154,7 +158,9 @@ def create_owner_setup_token(db: Session) -> str | None:
     """The token that makes the first owner, in place of any made before; None once there is an owner."""
     if db.scalar(select(Person.id).where(Person.role == "owner")):
         return None
-    db.execute(update(Invite).where(Invite.role == "owner", Invite.revoked_at.is_(None)).values(revoked_at=current_time_ms()))
+    db.execute(
+        update(Invite).where(Invite.role == "owner", Invite.revoked_at.is_(None)).values(revoked_at=current_time_ms())
+    )
     return issue_invite(db, "owner", note="set-up", days=SETUP_DAYS)
 
 
@@ -171,7 +177,14 @@ def lock_invite(db: Session, token: str, now_ms: int) -> Invite:
 
 
 def redeem_invite(
-    db: Session, token: str, name: str, password: str, *, email: str | None = None, language: str = "en", now_ms: int | None = None
+    db: Session,
+    token: str,
+    name: str,
+    password: str,
+    *,
+    email: str | None = None,
+    language: str = "en",
+    now_ms: int | None = None,
 ) -> Person:
     """Use a link: make the account it promises, or set the new password of the person it was made for.
 
@@ -185,7 +198,14 @@ def redeem_invite(
         _set_password(db, person, password)
         return person
     person = create_person(
-        db, name, row.role, password=password, email=email, cohort=row.cohort, language=language, caller_id=f"invite:{row.id}"
+        db,
+        name,
+        row.role,
+        password=password,
+        email=email,
+        cohort=row.cohort,
+        language=language,
+        caller_id=f"invite:{row.id}",
     )
     person.invite_id = row.id
     return person
@@ -212,9 +232,9 @@ def sign_in_with_password(
     now_ms, normalized_name = current_time_ms(), " ".join(name.split()).lower()
     with site.database.write() as db:
         person = _find_person_by_name(db, name)
-        is_allowed = rate_limits.consume_token(db, rate_limits.SIGN_IN_ADDRESS_LIMIT, address, now_ms) and rate_limits.consume_token(
-            db, rate_limits.SIGN_IN_LIMIT, f"{normalized_name} {address}", now_ms
-        )
+        is_allowed = rate_limits.consume_token(
+            db, rate_limits.SIGN_IN_ADDRESS_LIMIT, address, now_ms
+        ) and rate_limits.consume_token(db, rate_limits.SIGN_IN_LIMIT, f"{normalized_name} {address}", now_ms)
         if is_allowed and not _is_known_browser(db, person, cookie_token):
             is_allowed = rate_limits.consume_token(db, rate_limits.SIGN_IN_NAME_LIMIT, normalized_name, now_ms)
     if not is_allowed:
@@ -253,7 +273,12 @@ def create_user_session(
     """Begin a sign-in: (token for the cookie, row)."""
     token = generate_token()
     user_session = UserSession(
-        token_hash=hash_token(token), csrf=generate_token(), person_id=person.id, agent=user_agent[:200], created_at=now_ms, seen_at=now_ms
+        token_hash=hash_token(token),
+        csrf=generate_token(),
+        person_id=person.id,
+        agent=user_agent[:200],
+        created_at=now_ms,
+        seen_at=now_ms,
     )
     db.add(user_session)
     db.flush()
@@ -268,7 +293,9 @@ def _is_known_browser(db: Session, person: Person | None, token: str | None) -> 
     return bool(
         db.scalar(
             select(UserSession.id).where(
-                UserSession.token_hash == hash_token(token), UserSession.person_id == person.id, UserSession.revoked_at.is_(None)
+                UserSession.token_hash == hash_token(token),
+                UserSession.person_id == person.id,
+                UserSession.revoked_at.is_(None),
             )
         )
     )
@@ -291,14 +318,18 @@ def revoke_user_sessions(db: Session, person: Person, except_session_id: str | N
     """End all sign-ins of a person, except one."""
     statement = update(UserSession).where(UserSession.person_id == person.id, UserSession.revoked_at.is_(None))
     db.execute(
-        (statement.where(UserSession.id != except_session_id) if except_session_id else statement).values(revoked_at=current_time_ms())
+        (statement.where(UserSession.id != except_session_id) if except_session_id else statement).values(
+            revoked_at=current_time_ms()
+        )
     )
 
 
 def list_active_sessions(db: Session, settings: Settings, person: Person, now_ms: int) -> Sequence[UserSession]:
     """Where somebody is signed in, latest first."""
     rows = db.scalars(
-        select(UserSession).where(UserSession.person_id == person.id, UserSession.revoked_at.is_(None)).order_by(UserSession.seen_at.desc())
+        select(UserSession)
+        .where(UserSession.person_id == person.id, UserSession.revoked_at.is_(None))
+        .order_by(UserSession.seen_at.desc())
     )
     return [user_session for user_session in rows if is_session_valid(user_session, settings, now_ms)]
 

@@ -44,7 +44,9 @@ _CONSENT_STATEMENT = (
     select(
         ConsentText.version,
         exists().where(
-            Consent.person_id == bindparam("person"), Consent.version == cast(ConsentText.version, String), Consent.withdrawn_at.is_(None)
+            Consent.person_id == bindparam("person"),
+            Consent.version == cast(ConsentText.version, String),
+            Consent.withdrawn_at.is_(None),
         ),
     )
     .order_by(ConsentText.version.desc())

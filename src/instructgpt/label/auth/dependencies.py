@@ -122,7 +122,9 @@ def _principal_from_api_key(site: Site, header: str) -> Principal:
 
 
 _SESSION_STATEMENT = (
-    select(UserSession, Person).join(Person, Person.id == UserSession.person_id).where(UserSession.token_hash == bindparam("token"))
+    select(UserSession, Person)
+    .join(Person, Person.id == UserSession.person_id)
+    .where(UserSession.token_hash == bindparam("token"))
 )
 
 
@@ -145,4 +147,8 @@ def _principal_from_cookie(site: Site, token: str | None) -> Principal:
 def is_session_valid(user_session: UserSession, settings: Settings, now_ms: int) -> bool:
     """Whether a sign-in still counts: not revoked, not idle for too long, not too old."""
     idle_ms, age_ms = now_ms - user_session.seen_at, now_ms - user_session.created_at
-    return user_session.revoked_at is None and idle_ms <= settings.idle_hours * 3_600_000 and age_ms <= settings.absolute_days * 86_400_000
+    return (
+        user_session.revoked_at is None
+        and idle_ms <= settings.idle_hours * 3_600_000
+        and age_ms <= settings.absolute_days * 86_400_000
+    )

@@ -36,9 +36,13 @@ class BatchConfig(CommandConfig):
     name: str = Field(description="the batch's name, unique on the site")
     prompts: tuple[Path, ...] = Field((), description="prompts; for rankings only with --models, or to leave some out")
     completions: tuple[Path, ...] = Field((), description="rankings: completions, as 'sample' writes them")
-    models: tuple[str, ...] = Field((), description="rankings: NAME=MODEL each, a directory or hub name; completions are made first")
+    models: tuple[str, ...] = Field(
+        (), description="rankings: NAME=MODEL each, a directory or hub name; completions are made first"
+    )
     n: int = Field(1, ge=1, le=MAX_COMPLETIONS, description="completions of each prompt and model")
-    gold: tuple[Path, ...] = Field((), description="known answers: a rankings file, or lines with 'prompt' and 'answer' for reviews")
+    gold: tuple[Path, ...] = Field(
+        (), description="known answers: a rankings file, or lines with 'prompt' and 'answer' for reviews"
+    )
     kind: TaskKind = Field("rank", description="the work: rank, demonstrate or review")
     purpose: Literal["training", "evaluation"] = Field("training", description="what it is for")
     cohort: Cohort | None = Field(None, description="whose work it is; anybody's if not given")
@@ -74,14 +78,22 @@ def main(config: BatchConfig) -> None:
     site = open_site(config.site)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            sampled_files = batch_requests.sample_in_subprocess(_parse_models(config), config.prompts, config.n, config.seed, Path(folder))
-            files = {"prompts": config.prompts, "completions": (*config.completions, *sampled_files), "gold": config.gold}
+            sampled_files = batch_requests.sample_in_subprocess(
+                _parse_models(config), config.prompts, config.n, config.seed, Path(folder)
+            )
+            files = {
+                "prompts": config.prompts,
+                "completions": (*config.completions, *sampled_files),
+                "gold": config.gold,
+            }
             print("\n".join(_create_batch(config, site, batch_request, files)))
     finally:
         site.database.close()
 
 
-def _create_batch(config: BatchConfig, site: Site, batch_request: BatchSpec, files: Mapping[str, Sequence[Path]]) -> list[str]:
+def _create_batch(
+    config: BatchConfig, site: Site, batch_request: BatchSpec, files: Mapping[str, Sequence[Path]]
+) -> list[str]:
     """Make the batch, or only count its work. -> what was made."""
     with site.database.write() as db:
         batch = batch_requests.create_batch_from_spec(db, batch_request, files)
@@ -90,7 +102,9 @@ def _create_batch(config: BatchConfig, site: Site, batch_request: BatchSpec, fil
         if config.dry_run:
             db.rollback()
             return summary
-        audit_log.append_entry(db, "cli", "batch.made", batch.id, tasks=workload.tasks, kind=batch.kind, purpose=batch.purpose)
+        audit_log.append_entry(
+            db, "cli", "batch.made", batch.id, tasks=workload.tasks, kind=batch.kind, purpose=batch.purpose
+        )
         if config.open:
             batches.mark_batch_open(db, batch)
             audit_log.append_entry(db, "cli", "batch.opened", batch.id)
@@ -100,7 +114,9 @@ def _create_batch(config: BatchConfig, site: Site, batch_request: BatchSpec, fil
 def _batch_request(config: BatchConfig) -> BatchSpec:
     """What the batch shall be. Raises BadInput where options contradict each other."""
     try:
-        return BatchSpec(**{name: getattr(config, name) for name in BatchSpec.model_fields if name in BatchConfig.model_fields})
+        return BatchSpec(
+            **{name: getattr(config, name) for name in BatchSpec.model_fields if name in BatchConfig.model_fields}
+        )
     except ValidationError as error:
         raise InputError(format_validation_error(error)) from error
 

@@ -51,20 +51,35 @@ class LabelImportConfig(ExistingSiteOptions):
 
     stage: ClassVar[str] = "label import"
 
-    data: tuple[Path, ...] = Field((), description="prompts, completions, demonstrations or rankings: ours, Label Studio's or Argilla's")
+    data: tuple[Path, ...] = Field(
+        (), description="prompts, completions, demonstrations or rankings: ours, Label Studio's or Argilla's"
+    )
     archive: Path | None = Field(None, description="a folder that 'label export --archive' wrote, into a new site")
-    format: LabelImportFormat = Field("auto", description="whose files they are; auto tells it by the columns of each row")
-    name: str | None = Field(None, description="the batch of completions, or of work from elsewhere; the first file's name")
-    kind: Literal["demonstrate", "review"] | None = Field(None, description="also make a batch of prompts: to be demonstrated or reviewed")
+    format: LabelImportFormat = Field(
+        "auto", description="whose files they are; auto tells it by the columns of each row"
+    )
+    name: str | None = Field(
+        None, description="the batch of completions, or of work from elsewhere; the first file's name"
+    )
+    kind: Literal["demonstrate", "review"] | None = Field(
+        None, description="also make a batch of prompts: to be demonstrated or reviewed"
+    )
     purpose: Literal["training", "evaluation"] = Field("training", description="what the batch is for")
     cohort: Cohort = Field("training", description="of labelers from elsewhere whose lines name none")
     baseline: str | None = Field(None, description="evaluation: the model the others are compared with")
-    policy: str = Field("{}", description="of the batch, as JSON: overlap, cohort_share, cohort_overlap, gold_share, repeat_share, k, seed")
+    policy: str = Field(
+        "{}",
+        description="of the batch, as JSON: overlap, cohort_share, cohort_overlap, gold_share, repeat_share, k, seed",
+    )
     open: bool = Field(False, description="give the batch to labelers at once")
     prompt_field: str | None = Field(None, description="other tools: the field that holds the prompt")
     questions: str = Field("", description="other tools: read only these controls or questions, separated by commas")
-    rating_max: int = Field(MAX_RATING, ge=2, description="other tools: their highest rating; other scales than 1 to 7 are stretched")
-    labeling_config: Path | None = Field(None, description="Label Studio: the project's labeling interface, an XML file")
+    rating_max: int = Field(
+        MAX_RATING, ge=2, description="other tools: their highest rating; other scales than 1 to 7 are stretched"
+    )
+    labeling_config: Path | None = Field(
+        None, description="Label Studio: the project's labeling interface, an XML file"
+    )
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
 
     def inert(self) -> Iterator[str]:
@@ -82,7 +97,9 @@ class LabelExportConfig(ExistingSiteOptions):
     stage: ClassVar[str] = "label export"
 
     out: Path = Field(description="the folder to make")
-    use: ExportUse = Field("training", description="training: what SFT and reward models learn from; evaluation: what measures them")
+    use: ExportUse = Field(
+        "training", description="training: what SFT and reward models learn from; evaluation: what measures them"
+    )
     format: export_files.ExportFormat = Field(
         "jsonl", description="jsonl, parquet, or datasets: a folder that load_dataset opens, with a card"
     )
@@ -91,7 +108,9 @@ class LabelExportConfig(ExistingSiteOptions):
     since: int | None = Field(None, ge=0, description="only work handed in from then on, in milliseconds since 1970")
     until: int | None = Field(None, ge=0, description="only work handed in before, in milliseconds since 1970")
     archive: bool = Field(False, description="the whole site instead: every table, for 'label import --archive'")
-    people: Literal["whole", "pseudonyms"] = Field("whole", description="of an archive: accounts as they are, or only pseudonyms")
+    people: Literal["whole", "pseudonyms"] = Field(
+        "whole", description="of an archive: accounts as they are, or only pseudonyms"
+    )
 
     def inert(self) -> Iterator[str]:
         """An archive is not filtered."""
@@ -130,7 +149,9 @@ def export_from_site(config: LabelExportConfig) -> None:
                 raise InputError(f"--files: no file '{sorted(unknown_names)[0]}'; there are: {', '.join(EXPORT_FILES)}")
             export_filter = ExportFilter(use=config.use, batches=config.batch, since=config.since, until=config.until)
             card = format_card_body(site.database, export_filter) if config.format == "datasets" else ""
-            manifest = export_files.write_export(site.database, config.out, export_filter, config.format, file_names, card)
+            manifest = export_files.write_export(
+                site.database, config.out, export_filter, config.format, file_names, card
+            )
             exported, row_count = config.use, sum(entry["rows"] for entry in manifest["files"].values())
             for name, entry in manifest["files"].items():
                 exclusions = ", ".join(f"{number} {why}" for why, number in entry["left_out"].items())
@@ -158,11 +179,15 @@ def import_into_site(config: LabelImportConfig) -> None:
             return
         skipped = SkippedLines(config.skip_bad)
         reader = ThirdPartyReader(
-            prompt_field=config.prompt_field, questions=tuple(filter(None, config.questions.split(","))), rating_max=config.rating_max
-        )  # fmt: skip
+            prompt_field=config.prompt_field,
+            questions=tuple(filter(None, config.questions.split(","))),
+            rating_max=config.rating_max,
+        )
         if config.labeling_config is not None:
             read_labeling_config(config.labeling_config, reader)
-        located_records = [record for path in config.data for record in read_import_file(path, config.format, reader, skipped)]
+        located_records = [
+            record for path in config.data for record in read_import_file(path, config.format, reader, skipped)
+        ]
         report = _import_records(site, config, located_records)
         report.left_out += reader.left_out
         if skipped.reasons:

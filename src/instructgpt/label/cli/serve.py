@@ -20,7 +20,13 @@ from instructgpt.errors import InputError
 from instructgpt.label.auth import accounts
 from instructgpt.label.background import CounterCheckThread
 from instructgpt.label.context import Site
-from instructgpt.label.site_folder import SITE_FILE_NAME, create_site_folder, is_site_folder, iter_storage_warnings, open_site
+from instructgpt.label.site_folder import (
+    SITE_FILE_NAME,
+    create_site_folder,
+    is_site_folder,
+    iter_storage_warnings,
+    open_site,
+)
 from instructgpt.label.tasks import instructions
 from instructgpt.label.web.app import create_app
 
@@ -35,7 +41,8 @@ class SiteOptions(CommandConfig):
     )
 
     public_url: str | None = Field(
-        None, description="the address people type, such as https://labels.example.org, when a proxy stands in front of the site"
+        None,
+        description="the address people type, such as https://labels.example.org, when a proxy stands in front of the site",
     )
 
     @field_validator("public_url")
@@ -62,7 +69,13 @@ class ServeConfig(SiteOptions):
 def _parse_base_url(value: str) -> str:
     """An address without its last slash. Raises ValueError unless it is http(s)://HOST."""
     parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path not in ("", "/") or parts.query or "@" in parts.netloc:
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.netloc
+        or parts.path not in ("", "/")
+        or parts.query
+        or "@" in parts.netloc
+    ):
         raise ValueError("expected https://HOST, without a path")
     return f"{parts.scheme}://{parts.netloc}"
 
@@ -70,7 +83,9 @@ def _parse_base_url(value: str) -> str:
 def init(config: InitConfig) -> None:
     """Make a site: its folder, its tables, its first texts; print the link that makes the first owner."""
     if is_site_folder(config.site):
-        raise InputError(f"--site {config.site}: is a site already; 'instructgpt label serve --site {config.site}' opens it")
+        raise InputError(
+            f"--site {config.site}: is a site already; 'instructgpt label serve --site {config.site}' opens it"
+        )
     site = _create_site(config)
     try:
         base_url = config.public_url or "http://127.0.0.1:8000"
@@ -84,7 +99,9 @@ def init(config: InitConfig) -> None:
 def serve(config: ServeConfig) -> None:
     """Serve a site until it is stopped; one that was never made is made first."""
     if config.host not in ("127.0.0.1", "localhost", "::1") and config.public_url is None:
-        print("listening beyond this machine without https: put a proxy with https in front and name it with --public-url")
+        print(
+            "listening beyond this machine without https: put a proxy with https in front and name it with --public-url"
+        )
     site = _open_site(config) if is_site_folder(config.site) else _create_site(config, public_url=config.public_url)
     try:
         _run_server(site, config)

@@ -48,7 +48,9 @@ def append_entry(db: Session, caller_id: str, action: str, object_id: str = "", 
 def compute_row_hash(row: AuditLogEntry) -> str:
     """SHA-256 of everything a row says, the hash before it included."""
     fields = [row.seq, row.at, row.by, row.action, row.object, row.detail, row.previous]
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+    ).hexdigest()
 
 
 def verify_chain(db: Session) -> str | None:

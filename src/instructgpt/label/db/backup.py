@@ -36,7 +36,9 @@ def back_up_database(database: Database, out: Path) -> dict[str, int]:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(partial_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            copy, check_copy = (_copy_sqlite, check_sqlite_backup) if database.is_sqlite else (_copy_postgres, _check_postgres_dump)
+            copy, check_copy = (
+                (_copy_sqlite, check_sqlite_backup) if database.is_sqlite else (_copy_postgres, _check_postgres_dump)
+            )
             copy(database, partial_path)
             counts = check_copy(partial_path)
             partial_path.replace(out)
@@ -58,8 +60,13 @@ def check_sqlite_backup(path: Path) -> dict[str, int]:
             if integrity != "ok":
                 raise RunError(f"{path}: the copy is damaged ({integrity}); check the disk and back up again")
             if orphans := connection.execute("PRAGMA foreign_key_check").fetchall():
-                raise RunError(f"{path}: {len(orphans)} rows point to nothing, first in table {orphans[0][0]}; the database is damaged")
-            return {name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for name in sorted(Base.metadata.tables)}
+                raise RunError(
+                    f"{path}: {len(orphans)} rows point to nothing, first in table {orphans[0][0]}; the database is damaged"
+                )
+            return {
+                name: connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0]
+                for name in sorted(Base.metadata.tables)
+            }
     except sqlite3.Error as error:
         raise RunError(f"{path}: the copy cannot be read ({error}); check the disk and back up again") from error
 
@@ -68,7 +75,9 @@ def _copy_postgres(database: Database, partial_path: Path) -> None:
     url = make_url(database.url.replace("postgres://", "postgresql://", 1))
     environment = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
     dsn = url.set(password=None, drivername="postgresql").render_as_string()
-    _run_postgres_tool(["pg_dump", "--format=custom", "--no-owner", f"--file={partial_path}", f"--dbname={dsn}"], environment)
+    _run_postgres_tool(
+        ["pg_dump", "--format=custom", "--no-owner", f"--file={partial_path}", f"--dbname={dsn}"], environment
+    )
 
 
 def _check_postgres_dump(path: Path) -> dict[str, int]:
@@ -92,7 +101,9 @@ def _check_postgres_dump(path: Path) -> dict[str, int]:
 def _run_postgres_tool(command: list[str], environment: dict[str, str]) -> str:
     """What a program of PostgreSQL prints. Raises BadInput where it is not installed, RunFailed where it fails."""
     if shutil.which(command[0]) is None:
-        raise InputError(f"{command[0]} is not installed; install PostgreSQL's client programs, or use 'label export --archive'")
+        raise InputError(
+            f"{command[0]} is not installed; install PostgreSQL's client programs, or use 'label export --archive'"
+        )
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode:
         raise RunError(f"{command[0]}: {' '.join(process.stderr.split())}")

@@ -19,7 +19,13 @@ from sqlalchemy.orm import Session
 from instructgpt.errors import InputError
 from instructgpt.label.db import migrate
 
-_SQLITE_PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
+_SQLITE_PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=NORMAL",
+    "foreign_keys=ON",
+    "busy_timeout=10000",
+    "temp_store=MEMORY",
+)
 _WRITE_OPTION = "writes"
 """Option of a connection: this transaction will write."""
 _RETRYABLE_SQLSTATES = ("40001", "40P01")
@@ -105,13 +111,18 @@ def create_database_engine(url: str) -> Engine:
         BadInput: it is the address of neither.
     """
     if url.startswith("sqlite:"):
-        engine = create_engine(url, connect_args={"check_same_thread": False}, pool_size=_POOL_SIZE, max_overflow=_POOL_SIZE)
+        engine = create_engine(
+            url, connect_args={"check_same_thread": False}, pool_size=_POOL_SIZE, max_overflow=_POOL_SIZE
+        )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     if url.startswith(("postgresql:", "postgres:")):
         return create_engine(
-            "postgresql+psycopg:" + url.partition(":")[2], pool_size=_POOL_SIZE, max_overflow=_POOL_SIZE, pool_pre_ping=True
+            "postgresql+psycopg:" + url.partition(":")[2],
+            pool_size=_POOL_SIZE,
+            max_overflow=_POOL_SIZE,
+            pool_pre_ping=True,
         )
     raise InputError(f"--database {url}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
 

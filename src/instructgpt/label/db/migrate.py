@@ -101,7 +101,9 @@ def _schema_transaction(engine: Engine) -> Iterator[Connection]:
             connection.execution_options(writes=True)
             with connection.begin():
                 yield connection
-                if engine.dialect.name == "sqlite" and (violations := connection.exec_driver_sql("PRAGMA foreign_key_check").all()):
+                if engine.dialect.name == "sqlite" and (
+                    violations := connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+                ):
                     raise InputError(f"the migration would leave rows without what they name: {violations[:3]}")
         finally:
             if engine.dialect.name == "sqlite":

@@ -42,8 +42,14 @@ def write_archive(database: Database, out: Path, people: _PeopleMode = "whole") 
     """
     with atomic_directory(out, mode=0o700) as folder:
         with snapshot(database) as db:
-            exported_tables = [table for table in Base.metadata.sorted_tables if people == "whole" or table.name not in _PERSONAL_TABLES]
-            tables = {table.name: _write_table(db, table, folder / f"{table.name}.jsonl", people) for table in exported_tables}
+            exported_tables = [
+                table
+                for table in Base.metadata.sorted_tables
+                if people == "whole" or table.name not in _PERSONAL_TABLES
+            ]
+            tables = {
+                table.name: _write_table(db, table, folder / f"{table.name}.jsonl", people) for table in exported_tables
+            }
         manifest = {"archive": _ARCHIVE_VERSION, "instructgpt": __version__, "people": people, "tables": tables}
         (folder / "archive.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
@@ -56,7 +62,9 @@ def _write_table(db: Session, table: Table, path: Path, people: _PeopleMode) -> 
     count = 0
     with path.open("wb") as stream:
         path.chmod(0o600)
-        for row in db.execute(select(table).order_by(*order).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)).mappings():
+        for row in db.execute(
+            select(table).order_by(*order).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)
+        ).mappings():
             values = dict(row)
             if table.name == "person" and people == "pseudonyms":
                 values |= {"name": values["pseudonym"], "email": None, "password_hash": None}

@@ -31,17 +31,28 @@ def format_card_body(database: Database, export_filter: ExportFilter) -> str:
         cohorts = sorted({cohort for cohort in db.scalars(select(Person.cohort).distinct()) if cohort})
         body = "" if latest_instructions is None else latest_instructions.body
         version = "" if latest_instructions is None else f" (version {latest_instructions.version})"
-    lines.append("| labelers | pairs | without ties | three answers | half credit | ties |\n|---|---:|---:|---:|---:|---:|\n")
-    for name, subset in (("all", rankings), *((cohort, [each for each in rankings if each.cohort == cohort]) for cohort in cohorts)):
+    lines.append(
+        "| labelers | pairs | without ties | three answers | half credit | ties |\n|---|---:|---:|---:|---:|---:|\n"
+    )
+    for name, subset in (
+        ("all", rankings),
+        *((cohort, [each for each in rankings if each.cohort == cohort]) for cohort in cohorts),
+    ):
         agreement = agreeing.inter_labeler_agreement(subset)
         pairs = agreement.concordant + agreement.discordant + agreement.one_tied + agreement.both_tied
         shares = " | ".join(
-            _format_percent(each) for each in (agreement.decided, agreement.three_way, agreement.half_credit, agreement.tie_rate)
+            _format_percent(each)
+            for each in (agreement.decided, agreement.three_way, agreement.half_credit, agreement.tie_rate)
         )
         lines.append(f"| {name} | {pairs:,} | {shares} |\n")
-    lines.append("\nShares of pairs on which two labelers of the same prompt agree, with 95 % intervals; compare numbers of one rule.\n")
+    lines.append(
+        "\nShares of pairs on which two labelers of the same prompt agree, with 95 % intervals; compare numbers of one rule.\n"
+    )
     if body:
-        lines.append(f"\n## Instructions for {export_filter.use}{version}\n\n" + "".join(f"> {line}\n" for line in body.splitlines()))
+        lines.append(
+            f"\n## Instructions for {export_filter.use}{version}\n\n"
+            + "".join(f"> {line}\n" for line in body.splitlines())
+        )
     return "".join(lines)
 
 
@@ -49,5 +60,9 @@ def _format_percent(estimate: Estimate) -> str:
     """An estimate in per cent with its interval; a dash where nothing was measured."""
     if estimate.value is None:
         return "–"
-    interval_text = "" if estimate.low is None or estimate.high is None else f" ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"
+    interval_text = (
+        ""
+        if estimate.low is None or estimate.high is None
+        else f" ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"
+    )
     return f"{100 * estimate.value:.1f} %{interval_text}"

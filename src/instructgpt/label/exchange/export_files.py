@@ -34,38 +34,100 @@ _SCHEMA_VERSION = 1
 _PARQUET_ROW_GROUP_SIZE = 10_000
 
 _PROVENANCE_COLUMNS = {
-    "id": "text", "labeler": "text", "cohort": "text", "fold": "whole", "source": "text", "batch": "text", "task": "text",
-    "prompt_id": "text", "user": "text", "use_case": "text", "split": "text", "instructions": "whole", "gold": "truth",
-    "surplus": "truth", "round": "whole", "note": "text", "active_ms": "whole", "created_at": "whole",
-}  # fmt: skip
+    "id": "text",
+    "labeler": "text",
+    "cohort": "text",
+    "fold": "whole",
+    "source": "text",
+    "batch": "text",
+    "task": "text",
+    "prompt_id": "text",
+    "user": "text",
+    "use_case": "text",
+    "split": "text",
+    "instructions": "whole",
+    "gold": "truth",
+    "surplus": "truth",
+    "round": "whole",
+    "note": "text",
+    "active_ms": "whole",
+    "created_at": "whole",
+}
 _PROMPT_COLUMNS = {"prompt": "text", "messages": "turns"}
 EXPORT_COLUMNS: dict[ExportFileName, dict[str, str]] = {
-    "rankings": _PROMPT_COLUMNS | {
-        "completions": "texts", "ranks": "wholes", "labeler": "text", "cohort": "text", "fold": "whole", "models": "texts",
-        "finish": "texts", "ratings": "wholes", "labels": "labels of each", "unanswered": "texts of each", "none_acceptable": "truth",
-        "confidence": "whole", "shown": "wholes", "names_itself": "truth",
-    } | _PROVENANCE_COLUMNS,
+    "rankings": _PROMPT_COLUMNS
+    | {
+        "completions": "texts",
+        "ranks": "wholes",
+        "labeler": "text",
+        "cohort": "text",
+        "fold": "whole",
+        "models": "texts",
+        "finish": "texts",
+        "ratings": "wholes",
+        "labels": "labels of each",
+        "unanswered": "texts of each",
+        "none_acceptable": "truth",
+        "confidence": "whole",
+        "shown": "wholes",
+        "names_itself": "truth",
+    }
+    | _PROVENANCE_COLUMNS,
     "demonstrations": _PROMPT_COLUMNS | {"completion": "text"} | _PROVENANCE_COLUMNS,
-    "prompts": {"id": "text"} | _PROMPT_COLUMNS | {
-        "user": "text", "source": "text", "use_case": "text", "split": "text", "sensitive": "truth", "labeler": "text",
+    "prompts": {"id": "text"}
+    | _PROMPT_COLUMNS
+    | {
+        "user": "text",
+        "source": "text",
+        "use_case": "text",
+        "split": "text",
+        "sensitive": "truth",
+        "labeler": "text",
         "created_at": "whole",
     },
     "comparisons": {
-        "ranking": "text", "prompt_id": "text", "prompt": "text", "i": "whole", "j": "whole", "completion_i": "text",
-        "completion_j": "text", "model_i": "text", "model_j": "text", "better": "text", "weight": "number", "labeler": "text",
-        "cohort": "text", "fold": "whole",
+        "ranking": "text",
+        "prompt_id": "text",
+        "prompt": "text",
+        "i": "whole",
+        "j": "whole",
+        "completion_i": "text",
+        "completion_j": "text",
+        "model_i": "text",
+        "model_j": "text",
+        "better": "text",
+        "weight": "number",
+        "labeler": "text",
+        "cohort": "text",
+        "fold": "whole",
     },
     "pairs": {"prompt": "text", "chosen": "text", "rejected": "text", "ranking": "text", "labeler": "text"},
     "ratings": {
-        "ranking": "text", "prompt_id": "text", "prompt": "text", "completion": "text", "model": "text", "rating": "whole",
-        "labels": "labels", "unanswered": "texts", "note": "text", "rank": "whole", "labeler": "text", "cohort": "text",
-        "fold": "whole", "created_at": "whole",
+        "ranking": "text",
+        "prompt_id": "text",
+        "prompt": "text",
+        "completion": "text",
+        "model": "text",
+        "rating": "whole",
+        "labels": "labels",
+        "unanswered": "texts",
+        "note": "text",
+        "rank": "whole",
+        "labeler": "text",
+        "cohort": "text",
+        "fold": "whole",
+        "created_at": "whole",
     },
-    "reviews": _PROMPT_COLUMNS | {
-        "reviewed_use_case": "text", "personal_data": "truth", "sensitive": "truth", "prompt_labels": "prompt labels",
+    "reviews": _PROMPT_COLUMNS
+    | {
+        "reviewed_use_case": "text",
+        "personal_data": "truth",
+        "sensitive": "truth",
+        "prompt_labels": "prompt labels",
         "rejected": "text",
-    } | _PROVENANCE_COLUMNS,
-}  # fmt: skip
+    }
+    | _PROVENANCE_COLUMNS,
+}
 """The columns of every file in their order, and what kind of value each holds."""
 
 
@@ -93,7 +155,9 @@ def write_export(
             manifest = _write_all(db, folder, export_filter, format, file_names)
         if format == "datasets":
             (folder / "README.md").write_text(_card_front_matter(manifest) + card, encoding="utf-8")
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "manifest.json").write_text(
+            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return manifest
 
 
@@ -105,11 +169,19 @@ def _write_all(
     labelers: dict[str, set[str]] = {}
     for name in file_names:
         tally = ExportTally()
-        path = folder / (f"{name}.jsonl" if format == "jsonl" else f"{name}.parquet" if format == "parquet" else f"data/{name}.parquet")
+        path = folder / (
+            f"{name}.jsonl"
+            if format == "jsonl"
+            else f"{name}.parquet"
+            if format == "parquet"
+            else f"data/{name}.parquet"
+        )
         write = _write_jsonl if format == "jsonl" else _write_parquet
         write(path, name, iter_export_rows(db, name, export_filter, tally))
         file_entry = (
-            {"file": str(path.relative_to(folder)), "sha256": sha256_file(path), "bytes": path.stat().st_size} if tally.rows else {}
+            {"file": str(path.relative_to(folder)), "sha256": sha256_file(path), "bytes": path.stat().st_size}
+            if tally.rows
+            else {}
         )
         if not tally.rows:
             path.unlink()
@@ -118,7 +190,9 @@ def _write_all(
             labelers.setdefault(cohort, set()).update(people)
     if not any(entry["rows"] for entry in files.values()):
         reasons = {reason: count for entry in files.values() for reason, count in entry["left_out"].items()}
-        reason_list = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "nothing was handed in yet"
+        reason_list = (
+            ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "nothing was handed in yet"
+        )
         raise InputError(f"nothing to export for {export_filter.use} ({reason_list})")
     return {
         "schema": _SCHEMA_VERSION,
@@ -133,9 +207,12 @@ def _write_all(
 
 def _list_instruction_versions(db: Session, export_filter: ExportFilter) -> list[dict[str, Any]]:
     """The versions of the instructions for a use."""
-    versions = db.scalars(select(Instructions).where(Instructions.purpose == export_filter.use).order_by(Instructions.version))
+    versions = db.scalars(
+        select(Instructions).where(Instructions.purpose == export_filter.use).order_by(Instructions.version)
+    )
     return [
-        {"purpose": each.purpose, "version": each.version, "sha256": hashlib.sha256(each.body.encode()).hexdigest()} for each in versions
+        {"purpose": each.purpose, "version": each.version, "sha256": hashlib.sha256(each.body.encode()).hexdigest()}
+        for each in versions
     ]
 
 
@@ -179,11 +256,18 @@ def _arrow_schema(name: ExportFileName) -> pyarrow.Schema:
 
     labels = pa.struct([(label, pa.bool_()) for label in LABELS])
     arrow_types = {
-        "text": pa.string(), "whole": pa.int64(), "number": pa.float64(), "truth": pa.bool_(), "texts": pa.list_(pa.string()),
-        "wholes": pa.list_(pa.int64()), "texts of each": pa.list_(pa.list_(pa.string())), "labels": labels,
-        "labels of each": pa.list_(labels), "prompt labels": pa.struct([(label, pa.bool_()) for label in PROMPT_LABELS]),
+        "text": pa.string(),
+        "whole": pa.int64(),
+        "number": pa.float64(),
+        "truth": pa.bool_(),
+        "texts": pa.list_(pa.string()),
+        "wholes": pa.list_(pa.int64()),
+        "texts of each": pa.list_(pa.list_(pa.string())),
+        "labels": labels,
+        "labels of each": pa.list_(labels),
+        "prompt labels": pa.struct([(label, pa.bool_()) for label in PROMPT_LABELS]),
         "turns": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
-    }  # fmt: skip
+    }
     return pa.schema([(column, arrow_types[type_name]) for column, type_name in EXPORT_COLUMNS[name].items()])
 
 
@@ -194,7 +278,8 @@ def _card_front_matter(manifest: dict[str, Any]) -> str:
     """The head of a data set's card: which file is which configuration, and a table of what is there."""
     files = {name: entry for name, entry in manifest["files"].items() if entry["rows"]}
     configs = "".join(
-        f"- config_name: {name}\n  data_files: {entry['file']}\n" + ("  default: true\n" if name == next(iter(files)) else "")
+        f"- config_name: {name}\n  data_files: {entry['file']}\n"
+        + ("  default: true\n" if name == next(iter(files)) else "")
         for name, entry in files.items()
     )
     export_filter = manifest["filter"]

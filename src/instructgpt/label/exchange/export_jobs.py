@@ -44,12 +44,18 @@ class ExportJob(BaseModel):
 
 
 def start_export_job(
-    site: Site, export_filter: ExportFilter, format: ExportFormat, file_names: tuple[ExportFileName, ...], created_by: str
+    site: Site,
+    export_filter: ExportFilter,
+    format: ExportFormat,
+    file_names: tuple[ExportFileName, ...],
+    created_by: str,
 ) -> ExportJob:
     """Begin an export of what has been handed in so far."""
     now_ms = current_time_ms()
     export_filter = export_filter.model_copy(update={"until": min(export_filter.until or now_ms, now_ms)})
-    job = ExportJob(id=new_id(), by=created_by, created_at=now_ms, filter=export_filter, format=format, names=file_names)
+    job = ExportJob(
+        id=new_id(), by=created_by, created_at=now_ms, filter=export_filter, format=format, names=file_names
+    )
     folder = site.settings.folder / _EXPORTS_FOLDER / job.id
     folder.mkdir(parents=True, mode=0o700)
     _save_job(site, job)
@@ -60,7 +66,9 @@ def start_export_job(
 def get_export_job(site: Site, job_id: str) -> ExportJob | None:
     """How a job stands; one that nobody is at is begun again. None where there is no such job."""
     try:
-        job = ExportJob.model_validate_json((site.settings.folder / _EXPORTS_FOLDER / job_id / "job.json").read_text(encoding="utf-8"))
+        job = ExportJob.model_validate_json(
+            (site.settings.folder / _EXPORTS_FOLDER / job_id / "job.json").read_text(encoding="utf-8")
+        )
     except OSError:
         return None
     if job.state == "running" and (job_id not in _RUNNING_JOBS or not _RUNNING_JOBS[job_id].is_alive()):
@@ -77,7 +85,11 @@ def list_export_jobs(site: Site) -> list[ExportJob]:
 
 def get_export_file(site: Site, job: ExportJob, name: str) -> Path | None:
     """A file of a finished job."""
-    return site.settings.folder / _EXPORTS_FOLDER / job.id / "export" / name if job.state == "done" and name in job.files else None
+    return (
+        site.settings.folder / _EXPORTS_FOLDER / job.id / "export" / name
+        if job.state == "done" and name in job.files
+        else None
+    )
 
 
 def wait_for_export_job(job_id: str) -> None:
@@ -97,7 +109,9 @@ def _run_job(site: Site, job: ExportJob) -> None:
     out = site.settings.folder / _EXPORTS_FOLDER / job.id / "export"
     shutil.rmtree(out, ignore_errors=True)
     try:
-        write_export(site.database, out, job.filter, job.format, job.names, card=format_card_body(site.database, job.filter))
+        write_export(
+            site.database, out, job.filter, job.format, job.names, card=format_card_body(site.database, job.filter)
+        )
     except Exception as error:  # whatever it was, whoever asks is told
         message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         _save_job(site, job.model_copy(update={"state": "failed", "error": " ".join(message.split())}))

@@ -74,20 +74,32 @@ def _provenance(export_item: ExportItem) -> ExportRow:
     }
 
 
-def _ranked_completions(db: Session, chunk: list[ExportItem]) -> Iterator[tuple[ExportItem, RankingRow, list[RankedCompletion]]]:
+def _ranked_completions(
+    db: Session, chunk: list[ExportItem]
+) -> Iterator[tuple[ExportItem, RankingRow, list[RankedCompletion]]]:
     """Every ranking of a portion with its completions in the task's order, identical texts once for each model that gave them.
 
     A completion that was rated alone, elsewhere, is a ranking of one.
     """
     first, last = chunk[0].submission.id, chunk[-1].submission.id
-    rankings = {each.submission_id: each for each in db.scalars(select(RankingRow).where(RankingRow.submission_id.between(first, last)))}
+    rankings = {
+        each.submission_id: each
+        for each in db.scalars(select(RankingRow).where(RankingRow.submission_id.between(first, last)))
+    }
     joined_rows = db.execute(
         select(RankingItem, TaskCompletion, CompletionRow, Rating)
         .join(Submission, RankingItem.submission_id == Submission.id)
         .join(Assignment, Submission.assignment_id == Assignment.id)
-        .join(TaskCompletion, (TaskCompletion.task_id == Assignment.task_id) & (TaskCompletion.completion_id == RankingItem.completion_id))
+        .join(
+            TaskCompletion,
+            (TaskCompletion.task_id == Assignment.task_id)
+            & (TaskCompletion.completion_id == RankingItem.completion_id),
+        )
         .join(CompletionRow, RankingItem.completion_id == CompletionRow.id)
-        .outerjoin(Rating, (Rating.submission_id == RankingItem.submission_id) & (Rating.completion_id == RankingItem.completion_id))
+        .outerjoin(
+            Rating,
+            (Rating.submission_id == RankingItem.submission_id) & (Rating.completion_id == RankingItem.completion_id),
+        )
         .where(RankingItem.submission_id.between(first, last))
         .order_by(RankingItem.submission_id, TaskCompletion.position)
     )
@@ -206,7 +218,11 @@ def _iter_demonstrations(db: Session, export_filter: ExportFilter, tally: Export
         statement = select(DemonstrationRow).where(DemonstrationRow.submission_id.between(first, last))
         texts = {each.submission_id: each.text for each in db.scalars(statement)}
         for export_item in chunk:
-            yield _provenance(export_item) | _prompt_fields(export_item.prompt) | {"completion": texts[export_item.submission.id]}
+            yield (
+                _provenance(export_item)
+                | _prompt_fields(export_item.prompt)
+                | {"completion": texts[export_item.submission.id]}
+            )
 
 
 def _prompt_fields(prompt: PromptRow | None) -> ExportRow:
@@ -238,7 +254,9 @@ def _iter_reviews(db: Session, export_filter: ExportFilter, tally: ExportTally) 
 def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
     """Prompts of users, and those labelers wrote. What models are measured on is not trained on."""
     evaluation_tasks = (
-        select(Task.id).join(Batch, Task.batch_id == Batch.id).where(Task.prompt_id == PromptRow.id, Batch.purpose == "evaluation")
+        select(Task.id)
+        .join(Batch, Task.batch_id == Batch.id)
+        .where(Task.prompt_id == PromptRow.id, Batch.purpose == "evaluation")
     )
     statement = (
         select(PromptRow, evaluation_tasks.exists(), Submission, Assignment, Task, Batch, Person)
@@ -261,7 +279,9 @@ def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) 
     ):
         reason = _prompt_exclusion_reason(prompt, in_evaluation or prompt.split in EVALUATION_SPLITS, export_filter)
         if reason is None and submission is not None:
-            reason = exclusion_reason(ExportItem(submission, assignment, task, batch, person, prompt, None), export_filter)
+            reason = exclusion_reason(
+                ExportItem(submission, assignment, task, batch, person, prompt, None), export_filter
+            )
         if reason is not None:
             tally.left_out[reason] += 1
             continue
@@ -299,7 +319,9 @@ EXPORT_FILES: dict[ExportFileName, Callable[[Session, ExportFilter, ExportTally]
 """Every file an export can have. The first three are what `reward`, `sft` and `ppo` read."""
 
 
-def iter_export_rows(db: Session, name: ExportFileName, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
+def iter_export_rows(
+    db: Session, name: ExportFileName, export_filter: ExportFilter, tally: ExportTally
+) -> Iterator[ExportRow]:
     """The rows of one file of an export, without the columns that are empty; they are counted as they are taken."""
     for row in EXPORT_FILES[name](db, export_filter, tally):
         tally.rows += 1

@@ -45,8 +45,17 @@ class ExternalSubmissionImporter:
         by: who imports, for the journal.
     """
 
-    def __init__(self, db: Session, name: str, purpose: str, cohort: Cohort, report: ImportReport, imported_by: str = "cli") -> None:
-        self.db, self.name, self.purpose, self.cohort, self.report, self.imported_by = db, name, purpose, cohort, report, imported_by
+    def __init__(
+        self, db: Session, name: str, purpose: str, cohort: Cohort, report: ImportReport, imported_by: str = "cli"
+    ) -> None:
+        self.db, self.name, self.purpose, self.cohort, self.report, self.imported_by = (
+            db,
+            name,
+            purpose,
+            cohort,
+            report,
+            imported_by,
+        )
         self.people: dict[str, Person] = {}
         self.prompts: dict[tuple[str, str | None], PromptRow] = {}
         self.completions: dict[tuple[str, str, str], CompletionRow] = {}
@@ -78,9 +87,14 @@ class ExternalSubmissionImporter:
             account = self.db.scalars(select(Person).where(Person.pseudonym.in_((name, pseudonym)))).first()
             if account is None:
                 account = Person(
-                    id=new_id(), name=pseudonym, role="labeler", status="paused", cohort=cohort or self.cohort, pseudonym=pseudonym,
+                    id=new_id(),
+                    name=pseudonym,
+                    role="labeler",
+                    status="paused",
+                    cohort=cohort or self.cohort,
+                    pseudonym=pseudonym,
                     fold=extra.get("fold"),
-                )  # fmt: skip
+                )
                 self.db.add(account)
                 self.report.counts["labelers"] += 1
             self.people[name] = account
@@ -91,7 +105,9 @@ class ExternalSubmissionImporter:
 
     def _get_or_create_prompt(self, content: PromptFields | str, user: str | None = None) -> PromptRow:
         record = (
-            PromptRecord(prompt=content) if isinstance(content, str) else PromptRecord(prompt=content.prompt, messages=content.messages)
+            PromptRecord(prompt=content)
+            if isinstance(content, str)
+            else PromptRecord(prompt=content.prompt, messages=content.messages)
         )
         key = (prompt_hash(record), user)
         if key not in self.prompts:
@@ -109,9 +125,15 @@ class ExternalSubmissionImporter:
             row = self.db.scalars(statement).first()
             if row is None:
                 row = CompletionRow(
-                    id=new_id(), prompt_id=prompt.id, text=text, text_hash=key[2], model=model, finish=finish, sampling={},
+                    id=new_id(),
+                    prompt_id=prompt.id,
+                    text=text,
+                    text_hash=key[2],
+                    model=model,
+                    finish=finish,
+                    sampling={},
                     names_itself=reveals_model(text, [model]),
-                )  # fmt: skip
+                )
                 self.db.add(row)
             self.completions[key] = row
         return self.completions[key]
@@ -122,21 +144,35 @@ class ExternalSubmissionImporter:
             if self.db.scalar(select(Batch.id).where(Batch.name == name)) is not None:
                 raise ValueError(f"there is already a batch '{name}'; choose another name with --name")
             self.batches[kind] = Batch(
-                id=new_id(), name=name, kind=kind, purpose=self.purpose, state="closed", policy={}, intake={"elsewhere": True},
+                id=new_id(),
+                name=name,
+                kind=kind,
+                purpose=self.purpose,
+                state="closed",
+                policy={},
+                intake={"elsewhere": True},
                 closed_at=self.now_ms,
-            )  # fmt: skip
+            )
             self.db.add(self.batches[kind])
             self.db.flush()
         return self.batches[kind]
 
-    def _get_or_create_task(self, kind: TaskKind, prompt: PromptRow, completions: Sequence[tuple[CompletionRow, list[str]]]) -> Task:
+    def _get_or_create_task(
+        self, kind: TaskKind, prompt: PromptRow, completions: Sequence[tuple[CompletionRow, list[str]]]
+    ) -> Task:
         """The task of a prompt and these completions, the same for everybody who was shown them."""
         key = (kind, prompt.id, *sorted(completion.id for completion, _ in completions))
         if key not in self.tasks:
             batch = self._get_or_create_batch(kind)
             task = Task(
-                id=new_id(), batch_id=batch.id, kind=kind, prompt_id=prompt.id, overlap=0, state="done", position=len(self.tasks)
-            )  # fmt: skip
+                id=new_id(),
+                batch_id=batch.id,
+                kind=kind,
+                prompt_id=prompt.id,
+                overlap=0,
+                state="done",
+                position=len(self.tasks),
+            )
             self.db.add(task)
             self.db.flush()
             self.db.add_all(
@@ -146,7 +182,9 @@ class ExternalSubmissionImporter:
             self.tasks[key] = task
         return self.tasks[key]
 
-    def _add_submission(self, task: Task, person: Person, record: Record, completion_ids: list[str]) -> Submission | None:
+    def _add_submission(
+        self, task: Task, person: Person, record: Record, completion_ids: list[str]
+    ) -> Submission | None:
         """A submission; None for work that is there already."""
         if (task.id, person.id) in self.submitted_keys:
             self.report.left_out["given twice by one labeler"] += 1
@@ -157,12 +195,25 @@ class ExternalSubmissionImporter:
         times = {name: extra[name] if isinstance(extra.get(name), int) else 0 for name in ("created_at", "active_ms")}
         created_at = times["created_at"] or self.now_ms
         assignment = Assignment(
-            id=new_id(), task_id=task.id, person_id=person.id, state="submitted", lease_until=created_at, shown=completion_ids, opened_at=created_at, closed_at=created_at
-        )  # fmt: skip
+            id=new_id(),
+            task_id=task.id,
+            person_id=person.id,
+            state="submitted",
+            lease_until=created_at,
+            shown=completion_ids,
+            opened_at=created_at,
+            closed_at=created_at,
+        )
         submission = Submission(
-            id=new_id(), assignment_id=assignment.id, version=1, key="import", kind=task.kind, active_ms=times["active_ms"], created_at=created_at,
+            id=new_id(),
+            assignment_id=assignment.id,
+            version=1,
+            key="import",
+            kind=task.kind,
+            active_ms=times["active_ms"],
+            created_at=created_at,
             note=str(extra.get("note") or ""),
-        )  # fmt: skip
+        )
         self.db.add(assignment)
         self.db.flush()
         self.db.add(submission)
@@ -179,13 +230,19 @@ class ExternalSubmissionImporter:
         groups: dict[str, tuple[CompletionRow, list[str], list[int]]] = {}
         for index, text in enumerate(record.completions):
             if text_hash(text) not in groups:
-                groups[text_hash(text)] = (self._get_or_create_completion(prompt, text, models[index], finish[index]), [], [])
+                groups[text_hash(text)] = (
+                    self._get_or_create_completion(prompt, text, models[index], finish[index]),
+                    [],
+                    [],
+                )
             groups[text_hash(text)][1].append(models[index])
             groups[text_hash(text)][2].append(index)
         if len(groups) < 2:
             self.report.left_out["completions that all look alike"] += 1
             return
-        task = self._get_or_create_task("rank", prompt, [(completion, names) for completion, names, _ in groups.values()])
+        task = self._get_or_create_task(
+            "rank", prompt, [(completion, names) for completion, names, _ in groups.values()]
+        )
         submission = self._add_submission(task, person, record, [completion.id for completion, _, _ in groups.values()])
         if submission is None:
             return
@@ -193,20 +250,32 @@ class ExternalSubmissionImporter:
         extra = record.model_extra or {}
         self.db.add(
             RankingRow(
-                submission_id=submission.id, none_acceptable=bool(extra.get("none_acceptable", False)), confidence=extra.get("confidence")
+                submission_id=submission.id,
+                none_acceptable=bool(extra.get("none_acceptable", False)),
+                confidence=extra.get("confidence"),
             )
-        )  # fmt: skip
-        best_ranks = {completion.id: min(record.ranks[index] for index in indices) for completion, _, indices in groups.values()}
+        )
+        best_ranks = {
+            completion.id: min(record.ranks[index] for index in indices) for completion, _, indices in groups.values()
+        }
         dense_ranks = {rank: position for position, rank in enumerate(sorted(set(best_ranks.values())), start=1)}
         for position, (completion, _, indices) in enumerate(groups.values()):
             tier = best_ranks[completion.id]
             self.db.add(
-                RankingItem(submission_id=submission.id, completion_id=completion.id, tier=tier, rank=dense_ranks[tier], shown=position)
+                RankingItem(
+                    submission_id=submission.id,
+                    completion_id=completion.id,
+                    tier=tier,
+                    rank=dense_ranks[tier],
+                    shown=position,
+                )
             )
             rating = record.ratings[indices[0]] if record.ratings else None
             labels = _answered_labels(record, indices[0]) if record.labels else {}
             if rating is not None or labels:
-                self.db.add(Rating(submission_id=submission.id, completion_id=completion.id, rating=rating, labels=labels))
+                self.db.add(
+                    Rating(submission_id=submission.id, completion_id=completion.id, rating=rating, labels=labels)
+                )
 
     def _import_rating(self, record: RatedCompletion) -> None:
         person, prompt = self._get_or_create_person(record), self._get_or_create_prompt(record.prompt)
@@ -218,19 +287,33 @@ class ExternalSubmissionImporter:
             self.report.counts["ratings"] += 1
             self.db.add(RankingRow(submission_id=submission.id))
             self.db.add(RankingItem(submission_id=submission.id, completion_id=completion.id, tier=1, rank=1, shown=0))
-            self.db.add(Rating(submission_id=submission.id, completion_id=completion.id, rating=record.rating, labels={}, note=record.note))
+            self.db.add(
+                Rating(
+                    submission_id=submission.id,
+                    completion_id=completion.id,
+                    rating=record.rating,
+                    labels={},
+                    note=record.note,
+                )
+            )
 
     def _import_demonstration(self, record: Demonstration) -> None:
-        person, prompt = self._get_or_create_person(record), self._get_or_create_prompt(record, (record.model_extra or {}).get("user"))
+        person, prompt = (
+            self._get_or_create_person(record),
+            self._get_or_create_prompt(record, (record.model_extra or {}).get("user")),
+        )
         submission = self._add_submission(self._get_or_create_task("demonstrate", prompt, ()), person, record, [])
         if submission is not None:
             self.report.counts["demonstrations"] += 1
             self.db.add(
                 DemonstrationRow(
-                    submission_id=submission.id, person_id=person.id, prompt_id=prompt.id, text=record.completion,
+                    submission_id=submission.id,
+                    person_id=person.id,
+                    prompt_id=prompt.id,
+                    text=record.completion,
                     text_hash=text_hash(record.completion),
                 )
-            )  # fmt: skip
+            )
 
 
 def _answered_labels(record: Ranking, index: int) -> dict[str, bool | None]:

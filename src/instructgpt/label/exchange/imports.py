@@ -30,9 +30,12 @@ from instructgpt.records import Prompt as PromptRecord
 LabelImportFormat = Literal["auto", "instructgpt", "label-studio", "argilla"]
 LocatedRecord = tuple[str, Record]
 _KIND_NAMES: dict[type[Record], str] = {
-    PromptRecord: "prompts", CompletionRecord: "completions", Demonstration: "demonstrations", Ranking: "rankings",
+    PromptRecord: "prompts",
+    CompletionRecord: "completions",
+    Demonstration: "demonstrations",
+    Ranking: "rankings",
     RatedCompletion: "ratings",
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -45,7 +48,11 @@ class ImportReport:
     def format_summary(self) -> str:
         """One line."""
         summary = ", ".join(f"{count} {what}" for what, count in self.counts.items()) or "nothing"
-        return summary + ("; left out: " + ", ".join(f"{count} {why}" for why, count in self.left_out.items()) if self.left_out else "")
+        return summary + (
+            "; left out: " + ", ".join(f"{count} {why}" for why, count in self.left_out.items())
+            if self.left_out
+            else ""
+        )
 
 
 # ---------------------------------------------------------------- reading
@@ -67,11 +74,17 @@ def read_import_file(
     for location, row in iter_rows(path, skipped):
         try:
             for record in _parse_records(row, format, reader):
-                if not isinstance(record, CompletionRecord):  # a model's output may hold anything; it is mended where batches are made
+                if not isinstance(
+                    record, CompletionRecord
+                ):  # a model's output may hold anything; it is mended where batches are made
                     _reject_nul(record)
                 located_records.append((location, record))
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            cause = error if isinstance(error, ValueError) else ValueError(f"not as the format has it ({type(error).__name__}: {error})")
+            cause = (
+                error
+                if isinstance(error, ValueError)
+                else ValueError(f"not as the format has it ({type(error).__name__}: {error})")
+            )
             skip_or_raise(location, _first_error(cause), skipped)
     if not located_records and skipped is None:
         reasons = ", ".join(f"{count} {why}" for why, count in reader.left_out.items())
@@ -92,7 +105,9 @@ def _parse_records(row: dict[str, Any], format: LabelImportFormat, reader: Third
     """The records in one row. Raises ValueError where it is none that is known."""
     if format == "label-studio" or (format == "auto" and third_party.is_label_studio(row)):
         if not third_party.is_label_studio(row):
-            raise ValueError("no task of Label Studio's JSON export ('data' and 'annotations'); JSON-MIN and CSV leave too much out")
+            raise ValueError(
+                "no task of Label Studio's JSON export ('data' and 'annotations'); JSON-MIN and CSV leave too much out"
+            )
         yield from third_party.parse_label_studio(row, reader)
     elif format == "argilla" or (format == "auto" and third_party.is_argilla(row)):
         if not third_party.is_argilla(row):
@@ -135,7 +150,8 @@ def upsert_prompt(db: Session, record: PromptRecord) -> tuple[PromptRow, str]:
     digest = prompt_hash(record)
     if row is None:
         statement = select(PromptRow).where(
-            PromptRow.text_hash == digest, PromptRow.user.is_(None) if record.user is None else PromptRow.user == record.user
+            PromptRow.text_hash == digest,
+            PromptRow.user.is_(None) if record.user is None else PromptRow.user == record.user,
         )
         row = db.scalars(statement.order_by(PromptRow.id)).first()
     if row is None:
@@ -144,12 +160,18 @@ def upsert_prompt(db: Session, record: PromptRecord) -> tuple[PromptRow, str]:
         db.flush()
         return row, "created"
     if row.text_hash != digest:
-        raise InputError(f"prompt id '{record.id}' already belongs to another text; give ids that are unique on the site, or none")
+        raise InputError(
+            f"prompt id '{record.id}' already belongs to another text; give ids that are unique on the site, or none"
+        )
     if row.withdrawn_at is not None:
         raise InputError(f"prompt '{record.id or record.text[:40]}' was withdrawn; it does not come back by an import")
-    changes = {name: value for name in ("source", "user", "use_case", "split") if (value := getattr(record, name)) is not None}
+    changes = {
+        name: value for name in ("source", "user", "use_case", "split") if (value := getattr(record, name)) is not None
+    }
     changes |= {"external_id": record.id} if record.id is not None and row.external_id is None else {}
-    changes |= {"sensitive": bool(sensitive)} if (sensitive := (record.model_extra or {}).get("sensitive")) is not None else {}
+    changes |= (
+        {"sensitive": bool(sensitive)} if (sensitive := (record.model_extra or {}).get("sensitive")) is not None else {}
+    )
     changed = {name: value for name, value in changes.items() if getattr(row, name) != value}
     for name, value in changed.items():
         setattr(row, name, value)
@@ -170,14 +192,23 @@ def upsert_completion(db: Session, record: CompletionRecord) -> tuple[Completion
     prompt, _ = upsert_prompt(db, PromptRecord(prompt=replace_unstorable(record.prompt)))
     text = replace_unstorable(record.completion)
     statement = select(CompletionRow).where(
-        CompletionRow.prompt_id == prompt.id, CompletionRow.model == record.model, CompletionRow.text_hash == text_hash(text)
-    )  # fmt: skip
+        CompletionRow.prompt_id == prompt.id,
+        CompletionRow.model == record.model,
+        CompletionRow.text_hash == text_hash(text),
+    )
     if (existing := db.scalars(statement).first()) is not None:
         return existing, "unchanged"
     completion = CompletionRow(
-        id=new_id(), prompt_id=prompt.id, text=text, text_hash=text_hash(text), model=record.model, finish=record.finish,
-        sampling=record.sampling, score=record.score, names_itself=reveals_model(text, [record.model]),
-    )  # fmt: skip
+        id=new_id(),
+        prompt_id=prompt.id,
+        text=text,
+        text_hash=text_hash(text),
+        model=record.model,
+        finish=record.finish,
+        sampling=record.sampling,
+        score=record.score,
+        names_itself=reveals_model(text, [record.model]),
+    )
     db.add(completion)
     db.flush()
     return completion, "created"

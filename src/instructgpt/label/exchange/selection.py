@@ -76,7 +76,9 @@ def exclusion_reason(export_item: ExportItem, export_filter: ExportFilter) -> st
         return "replaced"
     if export_item.submission.invalid_reason is not None:
         return "withdrawn_by_labeler" if export_item.submission.invalid_reason == WITHDRAWN_BY_LABELER else "invalid"
-    if export_item.task.state == "withdrawn" or (export_item.prompt is not None and export_item.prompt.withdrawn_at is not None):
+    if export_item.task.state == "withdrawn" or (
+        export_item.prompt is not None and export_item.prompt.withdrawn_at is not None
+    ):
         return "withdrawn_prompt"
     if export_item.batch.screening is not None:
         return "screening"
@@ -107,7 +109,9 @@ def _select_submissions(
         .join(Task, Assignment.task_id == Task.id)
         .join(Batch, Task.batch_id == Batch.id)
         .join(Person, Assignment.person_id == Person.id)
-        .outerjoin(prompt, written_prompt.submission_id == Submission.id if kind == "write" else Task.prompt_id == PromptRow.id)
+        .outerjoin(
+            prompt, written_prompt.submission_id == Submission.id if kind == "write" else Task.prompt_id == PromptRow.id
+        )
         .outerjoin(Instructions, Assignment.instructions_id == Instructions.id)
         .where(Submission.kind == kind)
         .order_by(Submission.id)
@@ -121,9 +125,13 @@ def _select_submissions(
     return statement
 
 
-def iter_export_items(db: Session, kind: TaskKind, export_filter: ExportFilter, tally: ExportTally) -> Iterator[list[ExportItem]]:
+def iter_export_items(
+    db: Session, kind: TaskKind, export_filter: ExportFilter, tally: ExportTally
+) -> Iterator[list[ExportItem]]:
     """The submissions of an export, in portions; those left out are counted."""
-    for chunk in db.execute(_select_submissions(kind, export_filter).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)).partitions():
+    for chunk in db.execute(
+        _select_submissions(kind, export_filter).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)
+    ).partitions():
         included: list[ExportItem] = []
         for export_item in map(ExportItem._make, chunk):
             reason = exclusion_reason(export_item, export_filter)

@@ -58,12 +58,16 @@ class ThirdPartyReader:
     def parse_rating(self, value: Any) -> tuple[int, str]:
         """A rating on the scale from 1 to 7, and what was said where that was another. Raises ValueError outside of the scale."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= self.rating_max:
-            raise ValueError(f"rating {value!r} is not between 1 and {self.rating_max}; --rating-max names the other tool's highest")
+            raise ValueError(
+                f"rating {value!r} is not between 1 and {self.rating_max}; --rating-max names the other tool's highest"
+            )
         if self.rating_max == MAX_RATING:
             if value != int(value):
                 raise ValueError(f"rating {value!r} is not a whole number")
             return int(value), ""
-        return int(1 + (MAX_RATING - 1) * (value - 1) / (self.rating_max - 1) + 0.5), f"rated {value:g} of {self.rating_max}"
+        return int(
+            1 + (MAX_RATING - 1) * (value - 1) / (self.rating_max - 1) + 0.5
+        ), f"rated {value:g} of {self.rating_max}"
 
 
 def read_labeling_config(path: Path, reader: ThirdPartyReader) -> None:
@@ -71,7 +75,9 @@ def read_labeling_config(path: Path, reader: ThirdPartyReader) -> None:
     try:
         root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ElementTree.ParseError) as error:
-        raise InputError(f"{path}: not a labeling configuration ({error}); save the project's Labeling Interface as XML") from error
+        raise InputError(
+            f"{path}: not a labeling configuration ({error}); save the project's Labeling Interface as XML"
+        ) from error
     for element in root.iter():
         value, name = element.get("value", ""), element.get("name")
         if name and value.startswith("$"):
@@ -108,9 +114,13 @@ def _make_ranking(
 ) -> Ranking:
     """A ranking by somebody elsewhere. Raises ValueError where it is none."""
     return Ranking(
-        prompt=prompt, completions=tuple(texts), ranks=tuple(ranks), labeler=labeler, models=tuple(models),
+        prompt=prompt,
+        completions=tuple(texts),
+        ranks=tuple(ranks),
+        labeler=labeler,
+        models=tuple(models),
         **{name: value for name, value in extra.items() if value is not None},
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------- Label Studio
@@ -127,8 +137,13 @@ def parse_label_studio(row: Mapping[str, Any], reader: ThirdPartyReader) -> Iter
         if annotation.get("was_cancelled"):
             reader.left_out["skipped by their labeler"] += 1
             continue
-        results = [result for result in annotation.get("result") or () if reader.should_read(str(result.get("from_name", "")))]
-        extra = {"created_at": _timestamp_ms(annotation.get("created_at")), "active_ms": _seconds_to_ms(annotation.get("lead_time"))}
+        results = [
+            result for result in annotation.get("result") or () if reader.should_read(str(result.get("from_name", "")))
+        ]
+        extra = {
+            "created_at": _timestamp_ms(annotation.get("created_at")),
+            "active_ms": _seconds_to_ms(annotation.get("lead_time")),
+        }
         records = list(_parse_results(data, results, _annotation_author(annotation.get("completed_by")), extra, reader))
         if not records:
             reader.left_out["without a ranking, rating or text"] += 1
@@ -143,7 +158,11 @@ def _annotation_author(completed_by: Any) -> str | None:
 
 
 def _timestamp_ms(timestamp: Any) -> int | None:
-    return int(datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp() * 1000) if isinstance(timestamp, str) else None
+    return (
+        int(datetime.fromisoformat(timestamp.replace("Z", "+00:00")).timestamp() * 1000)
+        if isinstance(timestamp, str)
+        else None
+    )
 
 
 def _seconds_to_ms(seconds: Any) -> int | None:
@@ -151,7 +170,11 @@ def _seconds_to_ms(seconds: Any) -> int | None:
 
 
 def _parse_results(
-    data: Mapping[str, Any], results: Sequence[Mapping[str, Any]], labeler: str | None, extra: Mapping[str, Any], reader: ThirdPartyReader
+    data: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    labeler: str | None,
+    extra: Mapping[str, Any],
+    reader: ThirdPartyReader,
 ) -> Iterator[Record]:
     ratings = [result for result in results if result.get("type") == "rating"]
     has_pairwise = False
@@ -166,21 +189,33 @@ def _parse_results(
             texts = value.get("text")
             _, prompt = _find_prompt(data, reader)
             for text in [texts] if isinstance(texts, str) else texts or ():
-                yield Demonstration(prompt=prompt, completion=text, labeler=labeler, source="label-studio", **_drop_none(extra))
+                yield Demonstration(
+                    prompt=prompt, completion=text, labeler=labeler, source="label-studio", **_drop_none(extra)
+                )
     for result in ratings if not has_pairwise else ():
         name, prompt = _find_prompt(data, reader)
         text = _resolve_text(data, str(result.get("to_name", "")), reader, name)
         rating, note = reader.parse_rating((result.get("value") or {}).get("rating"))
-        yield RatedCompletion(prompt=prompt, completion=text, rating=rating, labeler=labeler, note=note, **_drop_none(extra))
+        yield RatedCompletion(
+            prompt=prompt, completion=text, rating=rating, labeler=labeler, note=note, **_drop_none(extra)
+        )
 
 
 def _drop_none(extra: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in extra.items() if value is not None}
 
 
-def _parse_ranker(data: Mapping[str, Any], value: Any, labeler: str | None, extra: Mapping[str, Any], reader: ThirdPartyReader) -> Record:
+def _parse_ranker(
+    data: Mapping[str, Any], value: Any, labeler: str | None, extra: Mapping[str, Any], reader: ThirdPartyReader
+) -> Record:
     """A `ranker`: one list is an order; buckets are ranks whose items tie."""
-    items = {str(item.get("id")): item for items in data.values() if isinstance(items, list) for item in items if isinstance(item, dict)}
+    items = {
+        str(item.get("id")): item
+        for items in data.values()
+        if isinstance(items, list)
+        for item in items
+        if isinstance(item, dict)
+    }
     groups: dict[str, list[str]] = value if isinstance(value, dict) else {"": value if isinstance(value, list) else []}
     buckets = {name: ids for name, ids in groups.items() if name != _UNRANKED_BUCKET}
     if not reader.buckets and len(buckets) <= 1:
@@ -203,8 +238,12 @@ def _order_buckets(names: list[str], reader: ThirdPartyReader) -> list[str]:
             raise ValueError(f"bucket '{sorted(unknown_names)[0]}' is not in the labeling configuration")
         return [name for name in reader.buckets if name in names]
     numbers = {name: re.findall(r"\d+", name) for name in names}
-    if any(len(found) != 1 for found in numbers.values()) or len({int(found[0]) for found in numbers.values()}) < len(names):
-        raise ValueError(f"nothing says which of the buckets {', '.join(names)} is better; give the project's XML with --labeling-config")
+    if any(len(found) != 1 for found in numbers.values()) or len({int(found[0]) for found in numbers.values()}) < len(
+        names
+    ):
+        raise ValueError(
+            f"nothing says which of the buckets {', '.join(names)} is better; give the project's XML with --labeling-config"
+        )
     return sorted(names, key=lambda name: int(numbers[name][0]))
 
 
@@ -212,7 +251,9 @@ def _item_text(item: Mapping[str, Any]) -> str:
     for name in _ITEM_TEXT_FIELDS:
         if isinstance(item.get(name), str):
             return str(item[name])
-    raise ValueError(f"item '{item.get('id')}' has no text (its fields: {', '.join(item)}); expected one of {', '.join(_ITEM_TEXT_FIELDS)}")
+    raise ValueError(
+        f"item '{item.get('id')}' has no text (its fields: {', '.join(item)}); expected one of {', '.join(_ITEM_TEXT_FIELDS)}"
+    )
 
 
 def _parse_pairwise(
@@ -232,11 +273,19 @@ def _parse_pairwise(
     if selected not in ("left", "right"):
         raise ValueError(f"a pairwise choice is 'left' or 'right', found {selected!r}")
     name, prompt = _find_prompt(data, reader)
-    rating_by_side = {str(each.get("to_name")): reader.parse_rating((each.get("value") or {}).get("rating"))[0] for each in ratings}
+    rating_by_side = {
+        str(each.get("to_name")): reader.parse_rating((each.get("value") or {}).get("rating"))[0] for each in ratings
+    }
     return _make_ranking(
-        prompt, [_resolve_text(data, side, reader, name) for side in sides], (1, 2) if selected == "left" else (2, 1), labeler, sides,
-        ratings=tuple(rating_by_side[side] for side in sides) if set(sides) <= rating_by_side.keys() else None, source="label-studio", **extra,
-    )  # fmt: skip
+        prompt,
+        [_resolve_text(data, side, reader, name) for side in sides],
+        (1, 2) if selected == "left" else (2, 1),
+        labeler,
+        sides,
+        ratings=tuple(rating_by_side[side] for side in sides) if set(sides) <= rating_by_side.keys() else None,
+        source="label-studio",
+        **extra,
+    )
 
 
 def _resolve_text(data: Mapping[str, Any], name: str, reader: ThirdPartyReader, prompt_field: str) -> str:
@@ -246,7 +295,9 @@ def _resolve_text(data: Mapping[str, Any], name: str, reader: ThirdPartyReader, 
         candidates = [key for key, value in data.items() if isinstance(value, str) and key != prompt_field]
         if name not in reader.fields and len(candidates) == 1:
             return str(data[candidates[0]])
-        raise ValueError(f"no field is called '{name}' (fields found: {', '.join(data)}); give the project's XML with --labeling-config")
+        raise ValueError(
+            f"no field is called '{name}' (fields found: {', '.join(data)}); give the project's XML with --labeling-config"
+        )
     return text
 
 
@@ -267,9 +318,17 @@ def parse_argilla(row: Mapping[str, Any], reader: ThirdPartyReader) -> Iterator[
     """The work in one record: rankings, ratings and texts, of each person. Raises ValueError as `from_label_studio`."""
     fields = row.get("fields")
     if not isinstance(fields, dict):
-        fields = {name: value for name, value in row.items() if isinstance(value, str) and "." not in name and name not in ("id", "status")}
+        fields = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, str) and "." not in name and name not in ("id", "status")
+        }
     name, prompt = _find_prompt(fields, reader)
-    completions = {key: value for key, value in fields.items() if key != name and isinstance(value, str) and not key.startswith("_")}
+    completions = {
+        key: value
+        for key, value in fields.items()
+        if key != name and isinstance(value, str) and not key.startswith("_")
+    }
     for answer in _iter_answers(row):
         if not reader.should_read(answer.question):
             continue
@@ -291,16 +350,22 @@ def _iter_answers(row: Mapping[str, Any]) -> Iterator[ArgillaAnswer]:
     if isinstance(nested, dict):
         for question, answer_data in nested.items():
             if isinstance(answer_data, dict):  # version 1: lists of the same length
-                yield from _zip_answers(question, answer_data.get("value"), answer_data.get("user_id"), answer_data.get("status"))
+                yield from _zip_answers(
+                    question, answer_data.get("value"), answer_data.get("user_id"), answer_data.get("status")
+                )
             else:
                 yield from (
-                    ArgillaAnswer(question, entry.get("value"), _user_name(entry.get("user_id")), str(entry.get("status")))
+                    ArgillaAnswer(
+                        question, entry.get("value"), _user_name(entry.get("user_id")), str(entry.get("status"))
+                    )
                     for entry in answer_data or ()
                 )
         return
     for column, values in row.items():
         if column.endswith(".responses"):
-            yield from _zip_answers(column.removesuffix(".responses"), values, row.get(f"{column}.users"), row.get(f"{column}.status"))
+            yield from _zip_answers(
+                column.removesuffix(".responses"), values, row.get(f"{column}.users"), row.get(f"{column}.status")
+            )
 
 
 def _zip_answers(question: str, values: Any, users: Any, statuses: Any) -> Iterator[ArgillaAnswer]:
@@ -333,7 +398,9 @@ def _parse_ranking(prompt: str, completions: Mapping[str, str], answer: ArgillaA
             "name the questions that are to be read with --questions"
         )
     fields = [completion_names[_normalize_name(name)] for name in names]
-    return _make_ranking(prompt, [completions[name] for name in fields], ranks, answer.labeler, fields, source="argilla")
+    return _make_ranking(
+        prompt, [completions[name] for name in fields], ranks, answer.labeler, fields, source="argilla"
+    )
 
 
 def _normalize_name(name: object) -> str:
@@ -344,7 +411,9 @@ def _normalize_name(name: object) -> str:
 def _find_rated_completion(completions: Mapping[str, str], question: str) -> str:
     """The completion that a rating is about: the only one, or the one whose name is in the question's."""
     candidates: Iterable[str] = (
-        [name for name in completions if _normalize_name(name) in _normalize_name(question)] if len(completions) > 1 else completions
+        [name for name in completions if _normalize_name(name) in _normalize_name(question)]
+        if len(completions) > 1
+        else completions
     )
     matches = list(candidates)
     if len(matches) != 1:

@@ -44,7 +44,9 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
     """Everything the site knows about somebody, as JSON. Replies to surveys are not linked to anybody and so not among it."""
     assignment_ids = select(Assignment.id).where(Assignment.person_id == person.id)
     submission_ids = select(Submission.id).where(Submission.assignment_id.in_(assignment_ids))
-    submissions = db.scalars(select(Submission).where(Submission.assignment_id.in_(assignment_ids)).order_by(Submission.id)).all()
+    submissions = db.scalars(
+        select(Submission).where(Submission.assignment_id.in_(assignment_ids)).order_by(Submission.id)
+    ).all()
     readings = db.execute(
         select(Instructions.purpose, Instructions.version, InstructionsRead.attempts, InstructionsRead.at)
         .join(Instructions, Instructions.id == InstructionsRead.instructions_id)
@@ -69,9 +71,15 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
             )
         },
         "consents": _select_columns(db, Consent, Consent.person_id == person.id, "version", "at", "withdrawn_at"),
-        "sign_ins": _select_columns(db, UserSession, UserSession.person_id == person.id, "agent", "created_at", "seen_at", "revoked_at"),
-        "instructions_read": [{"purpose": row[0], "version": row[1], "attempts": row[2], "at": row[3]} for row in readings],
-        "decisions": _select_columns(db, Decision, Decision.person_id == person.id, "verdict", "reason", "measured", "at"),
+        "sign_ins": _select_columns(
+            db, UserSession, UserSession.person_id == person.id, "agent", "created_at", "seen_at", "revoked_at"
+        ),
+        "instructions_read": [
+            {"purpose": row[0], "version": row[1], "attempts": row[2], "at": row[3]} for row in readings
+        ],
+        "decisions": _select_columns(
+            db, Decision, Decision.person_id == person.id, "verdict", "reason", "measured", "at"
+        ),
         "submissions": [
             {
                 "id": submission.id,
@@ -83,14 +91,22 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
             | read_submission_form(db, submission).model_dump(mode="json")
             for submission in submissions
         ],
-        "drafts": _select_columns(db, Draft, Draft.assignment_id.in_(assignment_ids), "assignment_id", "rev", "payload", "updated_at"),
+        "drafts": _select_columns(
+            db, Draft, Draft.assignment_id.in_(assignment_ids), "assignment_id", "rev", "payload", "updated_at"
+        ),
         "grades": _select_columns(db, Grade, Grade.submission_id.in_(submission_ids), "submission_id", "score", "at"),
-        "prompts": _select_columns(db, PromptRow, PromptRow.author_id == person.id, "text", "created_at", "withdrawn_at"),
+        "prompts": _select_columns(
+            db, PromptRow, PromptRow.author_id == person.id, "text", "created_at", "withdrawn_at"
+        ),
         "skips": _select_columns(db, Skip, Skip.assignment_id.in_(assignment_ids), "reason", "note", "at", "undone_at"),
         "messages": _select_columns(db, MessageRow, MessageRow.author_id == person.id, "body", "reported", "at"),
         "rooms": {
-            "votes": _select_columns(db, CalibrationVote, CalibrationVote.person_id == person.id, "room_id", "round", "ranks", "at"),
-            "said": _select_columns(db, CalibrationRemark, CalibrationRemark.author_id == person.id, "room_id", "body", "at"),
+            "votes": _select_columns(
+                db, CalibrationVote, CalibrationVote.person_id == person.id, "room_id", "round", "ranks", "at"
+            ),
+            "said": _select_columns(
+                db, CalibrationRemark, CalibrationRemark.author_id == person.id, "room_id", "body", "at"
+            ),
         },
     }
 
@@ -106,7 +122,11 @@ def withdraw_consent(db: Session, person: Person, *, labels: bool, now_ms: int, 
     if person.role != "labeler" or person.status == "erased":
         raise SiteError(409, "only_labelers")
     person.status = "withdrawn"
-    db.execute(update(Consent).where(Consent.person_id == person.id, Consent.withdrawn_at.is_(None)).values(withdrawn_at=now_ms))
+    db.execute(
+        update(Consent)
+        .where(Consent.person_id == person.id, Consent.withdrawn_at.is_(None))
+        .values(withdrawn_at=now_ms)
+    )
     _withdraw_work(db, person, labels, now_ms)
     audit_log.append_entry(db, initiated_by, "privacy.withdraw", person.id, labels=labels)
 
@@ -121,14 +141,24 @@ def erase_account(db: Session, person: Person, *, labels: bool, now_ms: int, ini
     _withdraw_work(db, person, labels, now_ms)
     if person.invite_id is not None:
         db.execute(update(Invite).where(Invite.id == person.invite_id, Invite.max_uses == 1).values(note=""))
-    db.execute(update(Invite).where(Invite.person_id == person.id, Invite.revoked_at.is_(None)).values(revoked_at=now_ms))
-    db.execute(update(ApiKey).where(ApiKey.created_by == person.id, ApiKey.revoked_at.is_(None)).values(revoked_at=now_ms))
-    db.execute(update(Consent).where(Consent.person_id == person.id, Consent.withdrawn_at.is_(None)).values(withdrawn_at=now_ms))
+    db.execute(
+        update(Invite).where(Invite.person_id == person.id, Invite.revoked_at.is_(None)).values(revoked_at=now_ms)
+    )
+    db.execute(
+        update(ApiKey).where(ApiKey.created_by == person.id, ApiKey.revoked_at.is_(None)).values(revoked_at=now_ms)
+    )
+    db.execute(
+        update(Consent)
+        .where(Consent.person_id == person.id, Consent.withdrawn_at.is_(None))
+        .values(withdrawn_at=now_ms)
+    )
     accounts.revoke_user_sessions(db, person)
     db.execute(update(UserSession).where(UserSession.person_id == person.id).values(agent=""))
     for table in (MessageRow, CalibrationRemark):
         db.execute(update(table).where(table.author_id == person.id).values(body=""))
-    db.execute(delete(Draft).where(Draft.assignment_id.in_(select(Assignment.id).where(Assignment.person_id == person.id))))
+    db.execute(
+        delete(Draft).where(Draft.assignment_id.in_(select(Assignment.id).where(Assignment.person_id == person.id)))
+    )
     db.execute(delete(SurveyParticipation).where(SurveyParticipation.person_id == person.id))
     person.name, person.email, person.password_hash = f"erased-{secrets.token_hex(5)}", None, None
     person.status = "erased"
@@ -142,7 +172,11 @@ def withdraw_user_prompts(db: Session, user: str, *, now_ms: int, initiated_by: 
     Raises:
         Problem: there is none.
     """
-    prompts = db.scalars(select(PromptRow).where(PromptRow.user == user, PromptRow.withdrawn_at.is_(None))).all() if user else []
+    prompts = (
+        db.scalars(select(PromptRow).where(PromptRow.user == user, PromptRow.withdrawn_at.is_(None))).all()
+        if user
+        else []
+    )
     if not prompts:
         raise SiteError(404, "no_prompts")
     for prompt in prompts:
@@ -157,11 +191,15 @@ def _withdraw_work(db: Session, person: Person, labels: bool, now_ms: int) -> No
         Assignment.person_id == person.id, Assignment.state == "open", Assignment.lease_until > now_ms
     )
     db.execute(open_assignments.values(lease_until=now_ms))
-    for prompt in db.scalars(select(PromptRow).where(PromptRow.author_id == person.id, PromptRow.withdrawn_at.is_(None))).all():
+    for prompt in db.scalars(
+        select(PromptRow).where(PromptRow.author_id == person.id, PromptRow.withdrawn_at.is_(None))
+    ).all():
         withdraw_prompt(db, prompt, now_ms)
     if labels:
         assignment_ids = select(Assignment.id).where(Assignment.person_id == person.id)
-        valid_submissions = update(Submission).where(Submission.assignment_id.in_(assignment_ids), Submission.invalid_reason.is_(None))
+        valid_submissions = update(Submission).where(
+            Submission.assignment_id.in_(assignment_ids), Submission.invalid_reason.is_(None)
+        )
         db.execute(valid_submissions.values(invalid_reason=WITHDRAWN_BY_LABELER))
     db.flush()
 

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
 ScreeningPart = Literal["sensitive", "ranking", "demonstration"]
 SCREENING_PARTS: tuple[ScreeningPart, ...] = get_args(ScreeningPart)
-SCREENING_KINDS: dict[ScreeningPart, TaskKind] = {"sensitive": "review", "ranking": "rank", "demonstration": "demonstrate"}
+SCREENING_KINDS: dict[ScreeningPart, TaskKind] = {
+    "sensitive": "review",
+    "ranking": "rank",
+    "demonstration": "demonstrate",
+}
 _CUTOFFS: dict[ScreeningPart, float] = {"sensitive": 0.75, "ranking": 0.75, "demonstration": 6.0}
 """Soft, as in the paper: 75 % agreement on flagging sensitive speech and on comparisons, a demonstration score of 6 of 7."""
 MIN_SCREENING_ITEMS: dict[ScreeningPart, int] = {"sensitive": 60, "ranking": 20, "demonstration": 8}
@@ -95,11 +99,16 @@ def get_screening_progress(db: Session, person: Person) -> list[ScreeningProgres
         ).all()
     )
     parts = [
-        ScreeningProgress(part=part, kind=SCREENING_KINDS[part], completed=completed, total=max(completed, totals.get(part, 0)))
+        ScreeningProgress(
+            part=part, kind=SCREENING_KINDS[part], completed=completed, total=max(completed, totals.get(part, 0))
+        )
         for part in SCREENING_PARTS
         for completed in [len(db.scalars(_part_submissions(person, part)).all())]
     ]
-    return [*parts, ScreeningProgress(part="groups", kind=None, completed=int(has_replied(db, person, "groups")), total=1)]
+    return [
+        *parts,
+        ScreeningProgress(part="groups", kind=None, completed=int(has_replied(db, person, "groups")), total=1),
+    ]
 
 
 def compute_screening_metrics(db: Session, person: Person) -> dict[ScreeningPart, ScreeningMetric]:
@@ -151,7 +160,9 @@ def ranking_agreement(db: Session, person: Person) -> tuple[float, int]:
 def pair_agreement(ranks: dict[str, int], gold: dict[str, int]) -> float | None:
     """The share of the gold ranking's decided pairs that a ranking has the same way round, its ties worth 1/2; None without such pairs."""
     decided_pairs = [(a, b) for a, b in combinations(sorted(ranks.keys() & gold.keys()), 2) if gold[a] != gold[b]]
-    agreements = [0.5 if ranks[a] == ranks[b] else float((ranks[a] < ranks[b]) == (gold[a] < gold[b])) for a, b in decided_pairs]
+    agreements = [
+        0.5 if ranks[a] == ranks[b] else float((ranks[a] < ranks[b]) == (gold[a] < gold[b])) for a, b in decided_pairs
+    ]
     return sum(agreements) / len(agreements) if agreements else None
 
 
@@ -221,7 +232,11 @@ def record_decision(db: Session, person: Person, reviewer: Person, verdict: str,
 
 def allowed_verdicts(person: Person) -> dict[str, ScreeningVerdict]:
     """The verdicts that fit a labeler's state, by name."""
-    verdicts = [verdict for verdict, (before, _) in VERDICT_TRANSITIONS.items() if person.role == "labeler" and person.status in before]
+    verdicts = [
+        verdict
+        for verdict, (before, _) in VERDICT_TRANSITIONS.items()
+        if person.role == "labeler" and person.status in before
+    ]
     return {str(verdict): verdict for verdict in verdicts}
 
 
@@ -229,7 +244,9 @@ def assign_fold(db: Session, person: Person) -> None:
     """Put a training labeler who has none into the smallest fold. Nobody is ever moved: folds keep the labels made in them."""
     if person.cohort != "training" or person.fold is not None:
         return
-    sizes = dict(db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).all())
+    sizes = dict(
+        db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).all()
+    )
     person.fold = min(range(LABELER_FOLDS), key=lambda fold: (sizes.get(fold, 0), fold))
     db.flush()
 
@@ -246,7 +263,12 @@ def _part_submissions(person: Person | None, part: ScreeningPart) -> Select[Subm
         .join(Assignment, Assignment.id == Submission.assignment_id)
         .join(Task, Task.id == Assignment.task_id)
         .join(Batch, Batch.id == Task.batch_id)
-        .where(Batch.screening == part, Submission.replaced_at.is_(None), Submission.invalid_reason.is_(None), Assignment.round == 0)
+        .where(
+            Batch.screening == part,
+            Submission.replaced_at.is_(None),
+            Submission.invalid_reason.is_(None),
+            Assignment.round == 0,
+        )
     )
     return statement if person is None else statement.where(Assignment.person_id == person.id)
 

@@ -37,7 +37,17 @@ SURVEYS: dict[str, tuple[SurveyItem, ...]] = {
         SurveyItem(
             "groups",
             (
-                "race", "religion", "origin", "gender", "orientation", "disability", "age", "politics", "class", "body", "mental_health",
+                "race",
+                "religion",
+                "origin",
+                "gender",
+                "orientation",
+                "disability",
+                "age",
+                "politics",
+                "class",
+                "body",
+                "mental_health",
                 "none",
             ),
             multiple=True,
@@ -47,14 +57,26 @@ SURVEYS: dict[str, tuple[SurveyItem, ...]] = {
         SurveyItem("gender", ("male", "female", "other")),
         SurveyItem(
             "ethnicity",
-            ("white", "southeast_asian", "east_asian", "south_asian", "black", "latinx", "middle_eastern", "indigenous", "other"),
+            (
+                "white",
+                "southeast_asian",
+                "east_asian",
+                "south_asian",
+                "black",
+                "latinx",
+                "middle_eastern",
+                "indigenous",
+                "other",
+            ),
             multiple=True,
         ),
         SurveyItem("age_group", ("18_24", "25_34", "35_44", "45_54", "55_64", "65_up")),
         SurveyItem("education", ("below_high_school", "high_school", "undergraduate", "masters", "doctorate")),
     ),
-    "satisfaction": tuple(SurveyItem(name, _AGREEMENT_SCALE) for name in ("clear", "enjoyable", "repetitive", "paid_fairly", "glad")),
-}  # fmt: skip
+    "satisfaction": tuple(
+        SurveyItem(name, _AGREEMENT_SCALE) for name in ("clear", "enjoyable", "repetitive", "paid_fairly", "glad")
+    ),
+}
 
 
 def get_survey_items(kind: str) -> tuple[SurveyItem, ...]:
@@ -104,9 +126,13 @@ def count_survey_replies(db: Session, kind: str) -> tuple[int, dict[str, dict[st
     if reply_count < MIN_SURVEY_REPLIES:
         return reply_count, {}
     replies = db.scalars(select(SurveyReply.answers).where(SurveyReply.kind == kind)).all()
-    counts = {item.name: Counter(option for answers in replies for option in answers.get(item.name, ())) for item in survey_items}
+    counts = {
+        item.name: Counter(option for answers in replies for option in answers.get(item.name, ()))
+        for item in survey_items
+    }
     return reply_count, {
-        item.name: {option: _suppress_small_count(counts[item.name][option]) for option in item.options} for item in survey_items
+        item.name: {option: _suppress_small_count(counts[item.name][option]) for option in item.options}
+        for item in survey_items
     }
 
 

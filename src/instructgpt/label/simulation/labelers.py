@@ -39,12 +39,16 @@ class SimulateConfig(CommandConfig):
     stage: ClassVar[str] = "label simulate"
 
     site: str = Field(description="the address of a running site")
-    key: str | None = Field(None, description=f"an API key with the scopes read, write and admin; or set {_API_KEY_VARIABLE}")
+    key: str | None = Field(
+        None, description=f"an API key with the scopes read, write and admin; or set {_API_KEY_VARIABLE}"
+    )
     labelers: int = Field(5, ge=1, le=500, description="how many work at the same time")
     cohort: Cohort = Field("training", description="what they are; held-out ones need not be admitted")
     tasks: int | None = Field(None, ge=1, description="how many each hands in at most")
     double_clicks: float = Field(0.1, ge=0, le=1, description="the share of submissions that are sent twice")
-    walk_aways: float = Field(0.05, ge=0, le=1, description="the share of tasks that a labeler leaves and comes back to")
+    walk_aways: float = Field(
+        0.05, ge=0, le=1, description="the share of tasks that a labeler leaves and comes back to"
+    )
     noise: float = Field(LABELER_NOISE, ge=0, description="the standard deviation of their slips, in units of utility")
     seed: int = Field(0, ge=0, description="of everything they do, and of their world")
     patience: float = Field(120.0, gt=0, description="seconds for which a labeler waits for a server that is gone")
@@ -136,7 +140,9 @@ class SimulatedSiteLabeler:
             self.log.counts["walked away"] += 1
             reclaimed = self._claim()  # whoever comes back within the lease finds what they left
             if reclaimed is None or reclaimed["assignment"] != assignment_id:
-                raise RunError(f"{assignment_id}: was in hand, but a second claim gave {reclaimed and reclaimed['assignment']}")
+                raise RunError(
+                    f"{assignment_id}: was in hand, but a second claim gave {reclaimed and reclaimed['assignment']}"
+                )
         if self.rng.random() < self.behavior.draft_rate:
             self._save_draft(task, form)
         idempotency_key = f"{assignment_id}-{self.rng.getrandbits(64):016x}"
@@ -148,10 +154,14 @@ class SimulatedSiteLabeler:
                 raise RunError(f"{assignment_id}: handing in twice with one key made two submissions")
         self.log.submitted_forms.append(
             SubmittedForm(
-                labeler=self.simulator.labelers[0].name, assignment=assignment_id, kind=str(task["kind"]), submission=receipt["submission"],
-                surplus=receipt["surplus"], form=form,
+                labeler=self.simulator.labelers[0].name,
+                assignment=assignment_id,
+                kind=str(task["kind"]),
+                submission=receipt["submission"],
+                surplus=receipt["surplus"],
+                form=form,
             )
-        )  # fmt: skip
+        )
 
     def _save_draft(self, task: Mapping[str, Any], form: Mapping[str, Any]) -> None:
         """Save half of it, as the page does; one that was saved before the server died is followed, not refused."""
@@ -182,7 +192,12 @@ class SimulatedSiteLabeler:
 
     def _review(self, task: Mapping[str, Any]) -> dict[str, Any]:
         use_case = self.simulator.world.task(task["prompt"]).content.use_case
-        return {"use_case": use_case, "personal_data": False, "sensitive": False, "labels": {"closed_domain": use_case == "closed_qa"}}
+        return {
+            "use_case": use_case,
+            "personal_data": False,
+            "sensitive": False,
+            "labels": {"closed_domain": use_case == "closed_qa"},
+        }
 
     def _write(self, task: Mapping[str, Any]) -> dict[str, Any]:
         use_case = (task["brief"] or {}).get("use_case")
@@ -190,7 +205,12 @@ class SimulatedSiteLabeler:
         prompt = self.rng.choice(prompts)
         few_shot = (task["brief"] or {}).get("form") == "few_shot"
         examples = [[prompt.text, self.simulator.world.demonstration(prompt.text)]] if few_shot else []
-        return {"form": (task["brief"] or {}).get("form", "plain"), "text": prompt.text, "use_case": prompt.use_case, "examples": examples}
+        return {
+            "form": (task["brief"] or {}).get("form", "plain"),
+            "text": prompt.text,
+            "use_case": prompt.use_case,
+            "examples": examples,
+        }
 
 
 def ranking_to_form(ranking: Ranking) -> dict[str, Any]:
@@ -207,7 +227,9 @@ def ranking_to_form(ranking: Ranking) -> dict[str, Any]:
         {
             "completion": completion_id,
             "rating": rating,
-            "labels": {name: answer for name, answer in labels.items() if answer is not None or name in CONDITIONAL_LABELS},
+            "labels": {
+                name: answer for name, answer in labels.items() if answer is not None or name in CONDITIONAL_LABELS
+            },
         }
         for completion_id, rating, labels in zip(ids, ranking.ratings, ranking.labels, strict=True)
     ]
@@ -233,7 +255,9 @@ def register_labelers(
     base_url: str, owner_client: OwnerClient, simulators: Sequence[SimulatedLabelers], seed: int, patience: float
 ) -> list[LabelerClient]:
     """Everybody comes in by one invitation; those who would be screened are admitted."""
-    token = owner_client.create_invite(role="labeler", cohort=simulators[0].cohort, max_uses=len(simulators), note="simulated labelers")
+    token = owner_client.create_invite(
+        role="labeler", cohort=simulators[0].cohort, max_uses=len(simulators), note="simulated labelers"
+    )
     existing_ids = {person["id"] for person in owner_client.list_people()}
     clients = []
     for simulator in simulators:
@@ -264,11 +288,19 @@ def compare_logs_with_site(owner_client: OwnerClient, logs: Sequence[SimulatedLa
     )
     current_submissions = [each for each in stored_submissions.values() if each["replaced_at"] is None]
     duplicates = sum(count - 1 for count in Counter(each["assignment"] for each in current_submissions).values())
-    counted_by_task = Counter(each["task"] for each in current_submissions if not each["surplus"] and each["round"] == 0)
+    counted_by_task = Counter(
+        each["task"] for each in current_submissions if not each["surplus"] and each["round"] == 0
+    )
     tasks = {task["id"]: task for batch in owner_client.list_batches() for task in owner_client.iter_tasks(batch["id"])}
     over_assigned = sum(max(0, counted_by_task[key] - task["overlap"]) for key, task in tasks.items())
     over_assigned += sum(task["n_open"] + task["n_done"] > task["overlap"] for task in tasks.values())
-    return {"handed in": len(submitted_forms), "lost": lost, "changed": changed, "duplicate": duplicates, "over-assigned": over_assigned}
+    return {
+        "handed in": len(submitted_forms),
+        "lost": lost,
+        "changed": changed,
+        "duplicate": duplicates,
+        "over-assigned": over_assigned,
+    }
 
 
 def forms_match(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
@@ -280,7 +312,11 @@ def forms_match(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
                 return False
         elif name == "ratings":
             ratings_by_completion = {each["completion"]: each for each in stored_value or ()}
-            if any(ratings_by_completion[each["completion"]][part] != each[part] for each in value for part in ("rating", "labels")):
+            if any(
+                ratings_by_completion[each["completion"]][part] != each[part]
+                for each in value
+                for part in ("rating", "labels")
+            ):
                 return False
         elif name in ("kind", "text", "use_case") and name in stored and stored_value != value:
             return False
@@ -290,7 +326,9 @@ def forms_match(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
 def quantiles(values: Sequence[float], shares: Sequence[float] = (0.5, 0.95, 0.99)) -> Iterator[float]:
     """The smallest values that these shares of all do not exceed; nothing of nothing."""
     ordered = sorted(values)
-    yield from (ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))] for share in shares if ordered)
+    yield from (
+        ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))] for share in shares if ordered
+    )
 
 
 def main(config: SimulateConfig) -> None:
@@ -305,8 +343,13 @@ def main(config: SimulateConfig) -> None:
     with OwnerClient(config.site, key, patience=config.patience) as owner_client:
         start = time.monotonic()
         clients = register_labelers(config.site, owner_client, simulators, config.seed, config.patience)
-        behavior = SimulatedLabelerBehavior(config.double_clicks, config.walk_aways, max_submissions=config.tasks, seed=config.seed)
-        labelers = [SimulatedSiteLabeler(client, simulator, behavior) for client, simulator in zip(clients, simulators, strict=True)]
+        behavior = SimulatedLabelerBehavior(
+            config.double_clicks, config.walk_aways, max_submissions=config.tasks, seed=config.seed
+        )
+        labelers = [
+            SimulatedSiteLabeler(client, simulator, behavior)
+            for client, simulator in zip(clients, simulators, strict=True)
+        ]
         try:
             logs = run_simulated_labelers(labelers)
         finally:
@@ -318,10 +361,14 @@ def main(config: SimulateConfig) -> None:
     claim_seconds = [claim for log in logs for claim in log.claim_seconds]
     counts["skipped"] = sum(log.counts["skipped"] for log in logs)
     print(
-        f"{config.labelers} labelers, {time.monotonic() - start:.1f} s: " + ", ".join(f"{count} {what}" for what, count in counts.items())
+        f"{config.labelers} labelers, {time.monotonic() - start:.1f} s: "
+        + ", ".join(f"{count} {what}" for what, count in counts.items())
     )
     if counts["skipped"] and not counts["handed in"]:
         print("they know the prompts of the small world of --seed only, and skipped all others")
-    print("claims, milliseconds at p50, p95, p99: " + ", ".join(f"{1000 * value:.0f}" for value in quantiles(claim_seconds)))
+    print(
+        "claims, milliseconds at p50, p95, p99: "
+        + ", ".join(f"{1000 * value:.0f}" for value in quantiles(claim_seconds))
+    )
     if counts["lost"] or counts["changed"] or counts["duplicate"] or counts["over-assigned"]:
         raise RunError("the site lost, changed, doubled or gave out too much; see the counts above")

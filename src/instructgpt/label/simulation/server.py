@@ -66,10 +66,22 @@ class SiteServer:
 
     def start(self) -> None:
         """Start it, the first time on a free port and then always on that one."""
-        command = [sys.executable, "-c", _SERVER_SCRIPT, "label", "serve", "--site", str(self.folder), "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-c",
+            _SERVER_SCRIPT,
+            "label",
+            "serve",
+            "--site",
+            str(self.folder),
+            "--port",
+            str(self.port),
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         with (self.folder / "server.log").open("a", encoding="utf-8") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            )
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("labelers' site: "):
@@ -108,5 +120,7 @@ class SiteServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()

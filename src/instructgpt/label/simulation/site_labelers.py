@@ -63,14 +63,23 @@ class SiteLabelers:
             return read_records(Ranking, Path(folder) / "rankings.jsonl")
 
     def _batch_policy(self, overlap: int) -> dict[str, Any]:
-        return {"overlap": overlap, "cohort_overlap": overlap, "cohort_share": 0, "gold_share": 0, "repeat_share": 0, "seed": self.seed}
+        return {
+            "overlap": overlap,
+            "cohort_overlap": overlap,
+            "cohort_share": 0,
+            "gold_share": 0,
+            "repeat_share": 0,
+            "seed": self.seed,
+        }
 
     def _run_batch(self, kind: str, payload: Mapping[str, Any], out: Path) -> None:
         """Make the batch, have everybody work until it is done, close it, export it."""
         name = f"{kind} {self.cohort} {hashlib.sha256(repr(payload).encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
         with SiteServer(self.folder) as server, server.connect() as owner_client:
             batch = self._open_or_create_batch(owner_client, name, kind, payload)
-            simulators = make_simulated_labelers(self.world, self.cohort, max(_MIN_LABELERS, self.per_prompt), self.seed)
+            simulators = make_simulated_labelers(
+                self.world, self.cohort, max(_MIN_LABELERS, self.per_prompt), self.seed
+            )
             clients = register_labelers(server.base_url, owner_client, simulators, self.seed, patience=60)
             try:
                 run_simulated_labelers(
@@ -84,9 +93,13 @@ class SiteLabelers:
                     client.close()
             owner_client.close_batch(batch["id"])
             use = "training" if self.purpose == "training" else "evaluation"
-            owner_client.export(out, filter={"use": use, "batches": [name]}, files=["rankings" if kind == "rank" else "demonstrations"])
+            owner_client.export(
+                out, filter={"use": use, "batches": [name]}, files=["rankings" if kind == "rank" else "demonstrations"]
+            )
 
-    def _open_or_create_batch(self, owner_client: OwnerClient, name: str, kind: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+    def _open_or_create_batch(
+        self, owner_client: OwnerClient, name: str, kind: str, payload: Mapping[str, Any]
+    ) -> dict[str, Any]:
         for batch in owner_client.list_batches():
             if batch["name"] == name:
                 return owner_client.open_batch(batch["id"])

@@ -70,7 +70,10 @@ def _is_expired(previous: Assignment | None) -> bool:
 
 
 _LOCK_PERSON_STATEMENT = (
-    select(Person).where(Person.id == bindparam("person")).with_for_update(key_share=True).execution_options(populate_existing=True)
+    select(Person)
+    .where(Person.id == bindparam("person"))
+    .with_for_update(key_share=True)
+    .execution_options(populate_existing=True)
 )
 
 
@@ -92,7 +95,11 @@ def _active_assignment_statement(with_screening: bool, with_kind: bool) -> Selec
         select(Assignment)
         .join(Task, Task.id == Assignment.task_id)
         .join(Batch, Batch.id == Task.batch_id)
-        .where(Assignment.person_id == bindparam("person"), Assignment.state.in_(("open", "returned")), Task.state != "withdrawn")
+        .where(
+            Assignment.person_id == bindparam("person"),
+            Assignment.state.in_(("open", "returned")),
+            Task.state != "withdrawn",
+        )
         .where(Batch.screening == bindparam("screening") if with_screening else Batch.screening.is_(None))
         .order_by(Assignment.state.desc(), Assignment.opened_at, Assignment.id)
         .limit(1)
@@ -106,8 +113,14 @@ def lease_duration_ms(settings: Settings, kind: TaskKind) -> int:
 
 
 def _create_assignment(
-    db: Session, settings: Settings, person: Person, task: Task, previous: Assignment | None, instructions_id: str | None, now_ms: int
-) -> Assignment:  # fmt: skip
+    db: Session,
+    settings: Settings,
+    person: Person,
+    task: Task,
+    previous: Assignment | None,
+    instructions_id: str | None,
+    now_ms: int,
+) -> Assignment:
     """A new assignment: the first of this person for this task, or the hidden repeat of an earlier one. `newest`: of the instructions."""
     assignment_id = new_id()
     assignment = Assignment(
@@ -129,7 +142,9 @@ def _create_assignment(
 
 def _shuffled_completion_ids(db: Session, task: Task, seed: str) -> list[str]:
     """The completions of a task in an order of this assignment's own."""
-    statement = select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task.id).order_by(TaskCompletion.position)
+    statement = (
+        select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task.id).order_by(TaskCompletion.position)
+    )
     completion_ids = list(db.scalars(statement))
     Random(seed).shuffle(completion_ids)
     return completion_ids
@@ -160,7 +175,9 @@ def get_own_assignment(db: Session, person: Person, assignment_id: str) -> Assig
 def lock_assignment(db: Session, assignment: Assignment) -> tuple[Assignment, Task]:
     """An assignment and its task as they stand now, held until the transaction ends."""
     statement = select(Assignment).where(Assignment.id == assignment.id)
-    locked = db.execute(statement.with_for_update(key_share=True).execution_options(populate_existing=True)).scalar_one()
+    locked = db.execute(
+        statement.with_for_update(key_share=True).execution_options(populate_existing=True)
+    ).scalar_one()
     return locked, lock_tasks(db, [locked.task_id])[locked.task_id]
 
 
@@ -215,7 +232,9 @@ def expire_leases(db: Session, now_ms: int, limit: int = _EXPIRY_CHUNK_SIZE) -> 
     return len(expired)
 
 
-def skip_assignment(db: Session, settings: Settings, assignment: Assignment, reason: str, note: str, now_ms: int) -> Skip:
+def skip_assignment(
+    db: Session, settings: Settings, assignment: Assignment, reason: str, note: str, now_ms: int
+) -> Skip:
     """Hand a task back with a reason. After every `skips_to_review` skips a researcher looks at it before anybody else gets it.
 
     Raises:
@@ -250,7 +269,12 @@ def release_sensitive_assignments(db: Session, settings: Settings, person: Perso
         .join(Task, Task.id == Assignment.task_id)
         .join(Batch, Batch.id == Task.batch_id)
         .join(PromptRow, PromptRow.id == Task.prompt_id)
-        .where(Assignment.person_id == person.id, Assignment.state == "open", PromptRow.sensitive, Batch.screening.is_(None))
+        .where(
+            Assignment.person_id == person.id,
+            Assignment.state == "open",
+            PromptRow.sensitive,
+            Batch.screening.is_(None),
+        )
     )
     assignments = db.scalars(statement).all()
     for assignment in assignments:
@@ -304,12 +328,15 @@ def find_counter_mismatches(db: Session) -> list[str]:
     expected_counts = {
         "n_open": select(func.count()).where(*first_round, Assignment.state == "open"),
         "n_done": select(func.count()).select_from(Submission).join(Assignment).where(*first_round, *is_counted),
-        "n_skipped": select(func.count()).select_from(Skip).join(Assignment).where(*first_round, Skip.undone_at.is_(None)),
+        "n_skipped": select(func.count())
+        .select_from(Skip)
+        .join(Assignment)
+        .where(*first_round, Skip.undone_at.is_(None)),
     }
     rows = db.execute(
-        select(Task, *(statement.correlate(Task).scalar_subquery() for statement in expected_counts.values())).execution_options(
-            yield_per=1000
-        )
+        select(
+            Task, *(statement.correlate(Task).scalar_subquery() for statement in expected_counts.values())
+        ).execution_options(yield_per=1000)
     )
     mismatches = []
     for task, *counts in rows:

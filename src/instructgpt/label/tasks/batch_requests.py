@@ -71,14 +71,25 @@ class BatchSpec(BaseModel):
     @property
     def policy(self) -> batches.OverlapPolicy:
         """How many labelers each task gets. Raises ValueError when the numbers contradict each other."""
-        k = None if self.k_least is None and self.k_most is None else (self.k_least or 2, self.k_most or MAX_COMPLETIONS)
+        k = (
+            None
+            if self.k_least is None and self.k_most is None
+            else (self.k_least or 2, self.k_most or MAX_COMPLETIONS)
+        )
         return batches.OverlapPolicy(
-            overlap=self.overlap, cohort_share=self.cohort_share, cohort_overlap=self.cohort_overlap, gold_share=self.gold_share,
-            repeat_share=self.repeat_share, k=k, seed=self.seed,
-        )  # fmt: skip
+            overlap=self.overlap,
+            cohort_share=self.cohort_share,
+            cohort_overlap=self.cohort_overlap,
+            gold_share=self.gold_share,
+            repeat_share=self.repeat_share,
+            k=k,
+            seed=self.seed,
+        )
 
 
-def create_batch_from_spec(db: Session, spec: BatchSpec, files: Mapping[str, Sequence[Path]], created_by: Person | None = None) -> Batch:
+def create_batch_from_spec(
+    db: Session, spec: BatchSpec, files: Mapping[str, Sequence[Path]], created_by: Person | None = None
+) -> Batch:
     """Make the batch, in the transaction of whoever asks.
 
     Args:
@@ -108,9 +119,21 @@ def create_batch_from_spec(db: Session, spec: BatchSpec, files: Mapping[str, Seq
     brief = {"form": spec.written_form} | ({"use_case": spec.written_use_case} if spec.written_use_case else {})
     gold = load_gold_answers(spec.kind, files.get("gold", ()))
     return batches.create_batch_with_tasks(
-        db, spec.name, spec.kind, spec.purpose, prompts, completions, policy, screening=spec.screening, cohort=spec.cohort,
-        baseline=spec.baseline, gold=gold, briefs=[brief] * spec.written, priority=spec.priority, created_by=created_by,
-    )  # fmt: skip
+        db,
+        spec.name,
+        spec.kind,
+        spec.purpose,
+        prompts,
+        completions,
+        policy,
+        screening=spec.screening,
+        cohort=spec.cohort,
+        baseline=spec.baseline,
+        gold=gold,
+        briefs=[brief] * spec.written,
+        priority=spec.priority,
+        created_by=created_by,
+    )
 
 
 def load_gold_answers(kind: TaskKind, paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
@@ -126,13 +149,23 @@ def load_gold_answers(kind: TaskKind, paths: Sequence[Path]) -> dict[str, dict[s
     allowed_fields = {"personal_data", "sensitive", "use_case", *PROMPT_LABELS}
     for location, row in (line for path in paths for line in iter_rows(path)):
         prompt, answer = row.get("prompt"), row.get("answer")
-        if kind != "review" or not isinstance(prompt, str) or not isinstance(answer, dict) or not answer or set(answer) - allowed_fields:
-            raise InputError(f'{location}: expected {{"prompt": text, "answer": {{"sensitive": true}}}} for a batch of kind \'review\'')
+        if (
+            kind != "review"
+            or not isinstance(prompt, str)
+            or not isinstance(answer, dict)
+            or not answer
+            or set(answer) - allowed_fields
+        ):
+            raise InputError(
+                f'{location}: expected {{"prompt": text, "answer": {{"sensitive": true}}}} for a batch of kind \'review\''
+            )
         answers[prompt] = answer
     return answers
 
 
-def sample_in_subprocess(models: Sequence[tuple[str, str]], prompts: Sequence[Path], n: int, seed: int, folder: Path) -> list[Path]:
+def sample_in_subprocess(
+    models: Sequence[tuple[str, str]], prompts: Sequence[Path], n: int, seed: int, folder: Path
+) -> list[Path]:
     """Completions of every model, by `instructgpt sample` in a process of its own: this process needs no torch.
 
     Args:
@@ -164,7 +197,10 @@ def sample_in_subprocess(models: Sequence[tuple[str, str]], prompts: Sequence[Pa
                 raise InputError(
                     f"completions of {model}: {stderr_lines[-1].removeprefix('instructgpt: ') if stderr_lines else 'sampling failed'}"
                 )
-            renamed = [completion.model_copy(update={"model": name}) for completion in records.read_records(records.Completion, out)]
+            renamed = [
+                completion.model_copy(update={"model": name})
+                for completion in records.read_records(records.Completion, out)
+            ]
             records.write_records(out, renamed)
             paths.append(out)
     return paths
@@ -178,7 +214,12 @@ def build_sample_arguments(model: str, prompts: str, n: int, out: str) -> list[s
 def store_upload(folder: Path, name: str, data: BinaryIO) -> str:
     """Keep an uploaded file until its batch is made. -> the name by which `uploaded` finds it; the same bytes have the same one."""
     suffix = next(
-        (extension for extension in (".jsonl.gz", ".json.gz", ".parquet", ".jsonl", ".json") if name.lower().endswith(extension)), ".jsonl"
+        (
+            extension
+            for extension in (".jsonl.gz", ".json.gz", ".parquet", ".jsonl", ".json")
+            if name.lower().endswith(extension)
+        ),
+        ".jsonl",
     )
     uploads_folder = folder / "uploads"
     uploads_folder.mkdir(parents=True, exist_ok=True)

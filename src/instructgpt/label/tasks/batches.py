@@ -16,7 +16,16 @@ from sqlalchemy.orm import Session
 
 from instructgpt import records
 from instructgpt.errors import InputError
-from instructgpt.label.db.models import Batch, GoldAnswer, Person, PromptRow, Task, TaskCompletion, current_time_ms, new_id
+from instructgpt.label.db.models import (
+    Batch,
+    GoldAnswer,
+    Person,
+    PromptRow,
+    Task,
+    TaskCompletion,
+    current_time_ms,
+    new_id,
+)
 from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
 from instructgpt.label.tasks import ingest
@@ -95,13 +104,24 @@ def create_batch_with_tasks(
     rng = Random(f"{policy.seed}:{name}")
     report = IngestReport()
     prompt_candidates = ingest.build_task_candidates(db, kind, prompts, completions, policy.k, baseline, report, rng)
-    task_candidates = [*prompt_candidates, *(TaskCandidate(None, (), dict(brief)) for brief in briefs if kind == "write")]
+    task_candidates = [
+        *prompt_candidates,
+        *(TaskCandidate(None, (), dict(brief)) for brief in briefs if kind == "write"),
+    ]
     if not task_candidates:
         raise InputError(f"batch '{name}': no task is left ({report.format_counts() or 'nothing came in'})")
     batch = Batch(
-        name=name, kind=kind, purpose=purpose, screening=screening, cohort=cohort, policy=policy.model_dump(mode="json"),
-        intake={}, baseline=baseline, priority=priority, created_by=created_by.id if created_by else None,
-    )  # fmt: skip
+        name=name,
+        kind=kind,
+        purpose=purpose,
+        screening=screening,
+        cohort=cohort,
+        policy=policy.model_dump(mode="json"),
+        intake={},
+        baseline=baseline,
+        priority=priority,
+        created_by=created_by.id if created_by else None,
+    )
     db.add(batch)
     db.flush()
     gold_answers = dict(gold or {})
@@ -113,7 +133,9 @@ def create_batch_with_tasks(
     return batch
 
 
-def _check_batch_fields(db: Session, name: str, kind: str, purpose: str, screening: str | None, cohort: str | None) -> None:
+def _check_batch_fields(
+    db: Session, name: str, kind: str, purpose: str, screening: str | None, cohort: str | None
+) -> None:
     if not name.strip():
         raise InputError("a batch needs a name")
     if db.scalar(select(Batch.id).where(Batch.name == name)) is not None:
@@ -123,7 +145,9 @@ def _check_batch_fields(db: Session, name: str, kind: str, purpose: str, screeni
     if purpose not in PURPOSES:
         raise InputError(f"no purpose '{purpose}'; there are: {', '.join(PURPOSES)}")
     if screening is not None and screening not in SCREENING_TASK_PARTS:
-        raise InputError(f"no part of the screening test is called '{screening}'; there are: {', '.join(SCREENING_TASK_PARTS)}")
+        raise InputError(
+            f"no part of the screening test is called '{screening}'; there are: {', '.join(SCREENING_TASK_PARTS)}"
+        )
     if cohort == "heldout" and purpose == "training":
         raise InputError("held-out labelers never get training work; make the batch for purpose 'evaluation'")
 
@@ -154,17 +178,32 @@ def _add_tasks(
         candidate, answer = candidates[index], answers_in_order[index]
         overlap = policy.cohort_overlap if index in high_overlap else policy.overlap
         task = Task(
-            id=new_id(), batch_id=batch.id, kind=batch.kind, prompt_id=candidate.prompt.id if candidate.prompt else None,
-            brief=candidate.brief, overlap=UNLIMITED_OVERLAP if batch.screening or answer is not None else overlap, position=position,
-            gold=answer is not None, repeat=index in repeated,
-        )  # fmt: skip
+            id=new_id(),
+            batch_id=batch.id,
+            kind=batch.kind,
+            prompt_id=candidate.prompt.id if candidate.prompt else None,
+            brief=candidate.brief,
+            overlap=UNLIMITED_OVERLAP if batch.screening or answer is not None else overlap,
+            position=position,
+            gold=answer is not None,
+            repeat=index in repeated,
+        )
         tasks.append(task)
         rows += [
-            TaskCompletion(task_id=task.id, completion_id=draft.completion.id, position=completion_position, models=draft.models)
+            TaskCompletion(
+                task_id=task.id, completion_id=draft.completion.id, position=completion_position, models=draft.models
+            )
             for completion_position, draft in enumerate(candidate.completions)
         ]
         if answer is not None:
-            rows.append(GoldAnswer(task_id=task.id, answer=dict(answer), source="intake", created_by=created_by.id if created_by else None))
+            rows.append(
+                GoldAnswer(
+                    task_id=task.id,
+                    answer=dict(answer),
+                    source="intake",
+                    created_by=created_by.id if created_by else None,
+                )
+            )
     db.add_all(tasks)
     db.flush()
     db.add_all(rows)
@@ -233,5 +272,10 @@ def get_batch_progress(db: Session, batch: Batch) -> BatchProgress:
     ).where(Task.batch_id == batch.id, Task.overlap < UNLIMITED_OVERLAP, Task.state != "withdrawn")
     tasks, finished, required, submitted, assigned, in_review = db.execute(statement).one()
     return BatchProgress(
-        tasks=tasks, finished=finished, wanted=int(required), done=int(submitted), in_hand=int(assigned), in_review=in_review
+        tasks=tasks,
+        finished=finished,
+        wanted=int(required),
+        done=int(submitted),
+        in_hand=int(assigned),
+        in_review=in_review,
     )

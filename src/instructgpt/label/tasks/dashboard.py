@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import Assignment, CalibrationRoom, MessageRow, Person, PromptRow, Skip, Submission, Task
+from instructgpt.label.db.models import (
+    Assignment,
+    CalibrationRoom,
+    MessageRow,
+    Person,
+    PromptRow,
+    Skip,
+    Submission,
+    Task,
+)
 from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
 from instructgpt.label.tasks import instructions, threads
 from instructgpt.label.tasks.queue import list_eligible_batches, pending_task_ids_statement
@@ -61,13 +70,20 @@ def list_active_tasks(db: Session, person: Person, state: str, now_ms: int) -> l
     )
     filtered = statement.where(Assignment.lease_until > now_ms) if state == "open" else statement
     rows = [row for row in db.execute(filtered) if row[2] is None or row[2].withdrawn_at is None]
-    reasons = threads.get_return_reasons(db, person, [assignment for assignment, _, _ in rows if assignment.state == "returned"])
+    reasons = threads.get_return_reasons(
+        db, person, [assignment for assignment, _, _ in rows if assignment.state == "returned"]
+    )
     return [
         ActiveTask(
-            assignment.id, kind, prompt.text if prompt else None, assignment.lease_until, bool(prompt and prompt.sensitive), reasons.get(assignment.id)
+            assignment.id,
+            kind,
+            prompt.text if prompt else None,
+            assignment.lease_until,
+            bool(prompt and prompt.sensitive),
+            reasons.get(assignment.id),
         )
         for assignment, kind, prompt in rows
-    ]  # fmt: skip
+    ]
 
 
 def count_available_tasks(db: Session, person: Person) -> list[TasksAvailable]:
@@ -78,7 +94,11 @@ def count_available_tasks(db: Session, person: Person) -> list[TasksAvailable]:
     available = [
         TasksAvailable(
             kind,
-            db.scalar(select(func.count()).select_from(pending_task_ids_statement(person, batches[kind], MAX_COUNTED_TASKS + 1).subquery()))
+            db.scalar(
+                select(func.count()).select_from(
+                    pending_task_ids_statement(person, batches[kind], MAX_COUNTED_TASKS + 1).subquery()
+                )
+            )
             or 0,
         )
         for kind in TASK_KINDS
@@ -90,7 +110,9 @@ def count_available_tasks(db: Session, person: Person) -> list[TasksAvailable]:
 def get_day_stats(db: Session, person: Person, now_ms: int) -> DayStats:
     """What somebody did lately. An edit is not one more, its time is."""
     own_submissions = (
-        select(Submission).join(Assignment, Assignment.id == Submission.assignment_id).where(Assignment.person_id == person.id)
+        select(Submission)
+        .join(Assignment, Assignment.id == Submission.assignment_id)
+        .where(Assignment.person_id == person.id)
     )
     today = own_submissions.where(Submission.created_at > now_ms - _DAY_MS)
     current = Submission.replaced_at.is_(None)
@@ -101,14 +123,20 @@ def get_day_stats(db: Session, person: Person, now_ms: int) -> DayStats:
         .join(PromptRow, PromptRow.id == Task.prompt_id)
         .where(Assignment.person_id == person.id, Assignment.opened_at > now_ms - _DAY_MS, PromptRow.sensitive)
     )
-    skips = select(func.count(Skip.id)).join(Assignment, Assignment.id == Skip.assignment_id).where(Assignment.person_id == person.id)
+    skips = (
+        select(func.count(Skip.id))
+        .join(Assignment, Assignment.id == Skip.assignment_id)
+        .where(Assignment.person_id == person.id)
+    )
     return DayStats(
         submitted=db.scalar(today.where(current).with_only_columns(func.count(Submission.id))) or 0,
         skipped=db.scalar(skips.where(Skip.at > now_ms - _DAY_MS, Skip.undone_at.is_(None))) or 0,
         active_ms=int(db.scalar(today.with_only_columns(func.sum(Submission.active_ms))) or 0),
         sensitive=db.scalar(sensitive) or 0,
         submitted_last_week=db.scalar(
-            own_submissions.where(current, Submission.created_at > now_ms - 7 * _DAY_MS).with_only_columns(func.count(Submission.id))
+            own_submissions.where(current, Submission.created_at > now_ms - 7 * _DAY_MS).with_only_columns(
+                func.count(Submission.id)
+            )
         )
         or 0,
     )
@@ -121,7 +149,10 @@ def list_unread_instructions(db: Session, person: Person) -> list[tuple[str, boo
     return [
         (
             purpose,
-            any(instructions.get_instructions_read(db, person, text) for text in instructions.list_instructions_versions(db, purpose)),
+            any(
+                instructions.get_instructions_read(db, person, text)
+                for text in instructions.list_instructions_versions(db, purpose)
+            ),
         )
         for purpose in unread
     ]
@@ -130,7 +161,12 @@ def list_unread_instructions(db: Session, person: Person) -> list[tuple[str, boo
 def list_open_rooms(db: Session) -> list[CalibrationRoom]:
     """The calibration rooms that are not closed, the newest five."""
     return list(
-        db.scalars(select(CalibrationRoom).where(CalibrationRoom.stage != "closed").order_by(CalibrationRoom.created_at.desc()).limit(5))
+        db.scalars(
+            select(CalibrationRoom)
+            .where(CalibrationRoom.stage != "closed")
+            .order_by(CalibrationRoom.created_at.desc())
+            .limit(5)
+        )
     )
 
 

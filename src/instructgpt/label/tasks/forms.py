@@ -24,9 +24,18 @@ EXPLICIT_NO_LABELS = ("satisfies_constraint",)
 """Labels whose No is a reproach and not the harmless answer: no key answers them together with others."""
 
 PROMPT_LABELS = (
-    "ambiguous", "sensitive", "identity_dependent", "closed_domain", "continuation", "asks_opinion", "asks_advice",
-    "asks_moral_judgment", "safety_constraint", "other_constraint", "intent_unclear",
-)  # fmt: skip
+    "ambiguous",
+    "sensitive",
+    "identity_dependent",
+    "closed_domain",
+    "continuation",
+    "asks_opinion",
+    "asks_advice",
+    "asks_moral_judgment",
+    "safety_constraint",
+    "other_constraint",
+    "intent_unclear",
+)
 """The yes/no questions about a prompt (paper, Table 7)."""
 
 
@@ -70,7 +79,9 @@ class CompletionRating(BaseModel):
             if name not in LABELS:
                 raise ValueError(f"no label '{name}'; there are: {', '.join(LABELS)}")
             if answer is None and name not in CONDITIONAL_LABELS:
-                raise ValueError(f"label '{name}' is yes or no; only {', '.join(CONDITIONAL_LABELS)} can be not applicable")
+                raise ValueError(
+                    f"label '{name}' is yes or no; only {', '.join(CONDITIONAL_LABELS)} can be not applicable"
+                )
         return self
 
 

@@ -90,7 +90,9 @@ def prompt_hash(prompt: records.PromptFields) -> str:
     """SHA-256 of what is asked; a conversation differs from the same words in one piece."""
     if prompt.messages is None:
         return text_hash(prompt.text)
-    return text_hash(json.dumps([message.model_dump() for message in prompt.messages], ensure_ascii=False, sort_keys=True))
+    return text_hash(
+        json.dumps([message.model_dump() for message in prompt.messages], ensure_ascii=False, sort_keys=True)
+    )
 
 
 def _chunked(values: Iterable[Any], size: int = _SQL_CHUNK_SIZE) -> Iterator[list[Any]]:
@@ -115,14 +117,18 @@ def build_task_candidates(
     completion_records = [_replace_unstorable_texts(record, report) for record in completions] if kind == "rank" else []
     prompt_records = [_replace_unstorable_texts(record, report) for record in prompts]
     if kind == "rank" and not prompt_records:
-        prompt_records = [records.Prompt(prompt=text) for text in dict.fromkeys(record.prompt for record in completion_records)]
+        prompt_records = [
+            records.Prompt(prompt=text) for text in dict.fromkeys(record.prompt for record in completion_records)
+        ]
     report.prompts, report.completions = len(prompt_records), len(completion_records)
     unique_prompts: dict[str, records.Prompt] = {}
     for prompt in prompt_records:
         unique_prompts.setdefault(prompt_hash(prompt), prompt)
     report.same_prompt = len(prompt_records) - len(unique_prompts)
     rows = upsert_prompts(db, list(unique_prompts.values()))
-    usable = [(prompt, row) for prompt, row in zip(unique_prompts.values(), rows, strict=True) if row.withdrawn_at is None]
+    usable = [
+        (prompt, row) for prompt, row in zip(unique_prompts.values(), rows, strict=True) if row.withdrawn_at is None
+    ]
     report.withdrawn_prompts = len(unique_prompts) - len(usable)
     if kind != "rank":
         return [TaskCandidate(row) for _, row in usable]
@@ -156,15 +162,22 @@ def upsert_prompts(db: Session, prompts: Sequence[records.Prompt]) -> list[Promp
     hashes = [prompt_hash(prompt) for prompt in prompts]
     existing: dict[tuple[str, str | None], PromptRow] = {}
     for chunk in _chunked(hashes):
-        existing |= {(row.text_hash, row.user): row for row in db.scalars(select(PromptRow).where(PromptRow.text_hash.in_(chunk)))}
+        existing |= {
+            (row.text_hash, row.user): row
+            for row in db.scalars(select(PromptRow).where(PromptRow.text_hash.in_(chunk)))
+        }
     by_external_id: dict[str, PromptRow] = {}
     for chunk in _chunked(prompt.id for prompt in prompts if prompt.id is not None):
-        by_external_id |= {row.external_id or "": row for row in db.scalars(select(PromptRow).where(PromptRow.external_id.in_(chunk)))}
+        by_external_id |= {
+            row.external_id or "": row for row in db.scalars(select(PromptRow).where(PromptRow.external_id.in_(chunk)))
+        }
     rows = []
     for prompt, digest in zip(prompts, hashes, strict=True):
         same_id = by_external_id.get(prompt.id) if prompt.id is not None else None
         if same_id is not None and same_id.text_hash != digest:
-            raise InputError(f"prompt id '{prompt.id}' already belongs to another text; give ids that are unique on the site, or none")
+            raise InputError(
+                f"prompt id '{prompt.id}' already belongs to another text; give ids that are unique on the site, or none"
+            )
         row = same_id or existing.get((digest, prompt.user))
         if row is None:
             row = build_prompt_row(prompt, digest)
@@ -179,10 +192,17 @@ def upsert_prompts(db: Session, prompts: Sequence[records.Prompt]) -> list[Promp
 def build_prompt_row(prompt: records.Prompt, digest: str) -> PromptRow:
     """A prompt as a row. A column `sensitive` of the file is taken over."""
     return PromptRow(
-        id=new_id(), external_id=prompt.id, text=prompt.text, text_hash=digest, source=prompt.source, user=prompt.user,
+        id=new_id(),
+        external_id=prompt.id,
+        text=prompt.text,
+        text_hash=digest,
+        source=prompt.source,
+        user=prompt.user,
         messages=[message.model_dump() for message in prompt.messages] if prompt.messages is not None else None,
-        use_case=prompt.use_case, split=prompt.split, sensitive=bool((prompt.model_extra or {}).get("sensitive", False)),
-    )  # fmt: skip
+        use_case=prompt.use_case,
+        split=prompt.split,
+        sensitive=bool((prompt.model_extra or {}).get("sensitive", False)),
+    )
 
 
 def _build_ranking_candidates(
@@ -199,7 +219,9 @@ def _build_ranking_candidates(
     completions_by_prompt: dict[str, list[records.Completion]] = {}
     for completion in completions:
         completions_by_prompt.setdefault(completion.prompt, []).append(completion)
-    report.without_prompt = len(completions) - sum(len(completions_by_prompt.get(prompt.text, ())) for prompt, _ in prompts)
+    report.without_prompt = len(completions) - sum(
+        len(completions_by_prompt.get(prompt.text, ())) for prompt, _ in prompts
+    )
     selected: list[tuple[PromptRow, list[_MergedCompletion]]] = []
     for prompt, row in prompts:
         texts = _merge_identical(completions_by_prompt.get(prompt.text, []))
@@ -218,11 +240,15 @@ def _merge_identical(completions: Iterable[records.Completion]) -> list[_MergedC
     """Completions of one prompt, those that look alike merged."""
     texts: dict[str, _MergedCompletion] = {}
     for completion in completions:
-        texts.setdefault(text_hash(completion.completion), _MergedCompletion(completion)).models.append(completion.model)
+        texts.setdefault(text_hash(completion.completion), _MergedCompletion(completion)).models.append(
+            completion.model
+        )
     return list(texts.values())
 
 
-def _sample_completions(texts: list[_MergedCompletion], limit: int, baseline: str | None, rng: Random) -> list[_MergedCompletion]:
+def _sample_completions(
+    texts: list[_MergedCompletion], limit: int, baseline: str | None, rng: Random
+) -> list[_MergedCompletion]:
     """A random choice that keeps the baseline, in the order of the file."""
     if len(texts) <= limit:
         return texts
@@ -262,9 +288,17 @@ def _build_completion_row(
     """A completion as a row. A column `labeler` (a pseudonym) says whose demonstration it is."""
     author = person_ids.get(str((record.model_extra or {}).get("labeler", "")))
     return CompletionRow(
-        id=new_id(), prompt_id=prompt.id, text=record.completion, text_hash=digest, model=record.model, finish=record.finish,
-        sampling=record.sampling, score=record.score, names_itself=reveals_model(record.completion, model_names), author_id=author,
-    )  # fmt: skip
+        id=new_id(),
+        prompt_id=prompt.id,
+        text=record.completion,
+        text_hash=digest,
+        model=record.model,
+        finish=record.finish,
+        sampling=record.sampling,
+        score=record.score,
+        names_itself=reveals_model(record.completion, model_names),
+        author_id=author,
+    )
 
 
 def pop_gold_answer(candidate: TaskCandidate, answers: dict[str, Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -273,7 +307,9 @@ def pop_gold_answer(candidate: TaskCandidate, answers: dict[str, Mapping[str, An
     A ranking's answer comes by text and is kept by the completions' ids.
     """
     prompt = candidate.prompt
-    key = next((key for key in (prompt.external_id, prompt.text) if key in answers), None) if prompt is not None else None
+    key = (
+        next((key for key in (prompt.external_id, prompt.text) if key in answers), None) if prompt is not None else None
+    )
     if key is None:
         return None
     answer = answers[key]

@@ -60,7 +60,9 @@ class LocalizedInstructions(BaseModel):
 
 def get_latest_instructions(db: Session, purpose: str) -> Instructions | None:
     """The newest version of the instructions for a purpose; None while there are none."""
-    return db.scalar(select(Instructions).where(Instructions.purpose == purpose).order_by(Instructions.version.desc()).limit(1))
+    return db.scalar(
+        select(Instructions).where(Instructions.purpose == purpose).order_by(Instructions.version.desc()).limit(1)
+    )
 
 
 def get_instructions_version(db: Session, purpose: str, number: int) -> Instructions | None:
@@ -70,7 +72,9 @@ def get_instructions_version(db: Session, purpose: str, number: int) -> Instruct
 
 def list_instructions_versions(db: Session, purpose: str) -> Sequence[Instructions]:
     """All versions, newest first."""
-    return db.scalars(select(Instructions).where(Instructions.purpose == purpose).order_by(Instructions.version.desc())).all()
+    return db.scalars(
+        select(Instructions).where(Instructions.purpose == purpose).order_by(Instructions.version.desc())
+    ).all()
 
 
 def has_read_instructions(db: Session, person: Person, purpose: str) -> bool:
@@ -80,8 +84,14 @@ def has_read_instructions(db: Session, person: Person, purpose: str) -> bool:
 
 def get_read_status(db: Session, person: Person, purpose: str) -> tuple[str | None, bool]:
     """(id of the newest version, whether somebody has read it); (None, True) where there is nothing to read. One statement."""
-    has_read = exists().where(InstructionsRead.instructions_id == Instructions.id, InstructionsRead.person_id == bindparam("person"))
-    newest = select(Instructions.id, has_read).where(Instructions.purpose == bindparam("purpose")).order_by(Instructions.version.desc())
+    has_read = exists().where(
+        InstructionsRead.instructions_id == Instructions.id, InstructionsRead.person_id == bindparam("person")
+    )
+    newest = (
+        select(Instructions.id, has_read)
+        .where(Instructions.purpose == bindparam("purpose"))
+        .order_by(Instructions.version.desc())
+    )
     row = db.execute(newest.limit(1), {"person": person.id, "purpose": purpose}).first()
     return (None, True) if row is None else (row[0], bool(row[1]))
 
@@ -89,7 +99,9 @@ def get_read_status(db: Session, person: Person, purpose: str) -> tuple[str | No
 def get_instructions_read(db: Session, person: Person, instructions: Instructions) -> InstructionsRead | None:
     """When somebody read a version; None while they have not."""
     return db.scalar(
-        select(InstructionsRead).where(InstructionsRead.person_id == person.id, InstructionsRead.instructions_id == instructions.id)
+        select(InstructionsRead).where(
+            InstructionsRead.person_id == person.id, InstructionsRead.instructions_id == instructions.id
+        )
     )
 
 
@@ -118,7 +130,9 @@ def add_instructions_version(
         raise SiteError(404, "not_found")
     (language, binding_text), *translations = texts.items()
     for translation_language, text in translations:
-        if [question.right for question in text.quiz.questions] != [question.right for question in binding_text.quiz.questions]:
+        if [question.right for question in text.quiz.questions] != [
+            question.right for question in binding_text.quiz.questions
+        ]:
             raise SiteError(422, "quiz_differs", language=translation_language)
     previous = get_latest_instructions(db, purpose)
     row = Instructions(
@@ -127,7 +141,9 @@ def add_instructions_version(
         body=binding_text.body,
         quiz=binding_text.quiz.model_dump(mode="json"),
         language=language,
-        translations={translation_language: text.model_dump(mode="json") for translation_language, text in translations},
+        translations={
+            translation_language: text.model_dump(mode="json") for translation_language, text in translations
+        },
         changes=changes.strip(),
         created_by=caller_id,
     )
@@ -153,9 +169,15 @@ def submit_quiz(db: Session, person: Person, instructions: Instructions, answers
         audit_log.append_entry(db, person.id, _QUIZ_FAILED_ACTION, instructions.id, wrong=wrong)
     elif get_instructions_read(db, person, instructions) is None:
         failed_attempts = select(func.count()).where(
-            AuditLogEntry.object == instructions.id, AuditLogEntry.by == person.id, AuditLogEntry.action == _QUIZ_FAILED_ACTION
+            AuditLogEntry.object == instructions.id,
+            AuditLogEntry.by == person.id,
+            AuditLogEntry.action == _QUIZ_FAILED_ACTION,
         )
-        db.add(InstructionsRead(person_id=person.id, instructions_id=instructions.id, attempts=1 + (db.scalar(failed_attempts) or 0)))
+        db.add(
+            InstructionsRead(
+                person_id=person.id, instructions_id=instructions.id, attempts=1 + (db.scalar(failed_attempts) or 0)
+            )
+        )
         db.flush()
         audit_log.append_entry(db, person.id, "instructions.read", instructions.id)
     return wrong
@@ -179,7 +201,11 @@ def parse_quiz(text: str) -> Quiz:
 
 def format_quiz_yaml(quiz: Quiz) -> str:
     """A quiz as YAML, as people edit it."""
-    return yaml.safe_dump(quiz.model_dump(mode="json"), allow_unicode=True, sort_keys=False, width=140) if quiz.questions else ""
+    return (
+        yaml.safe_dump(quiz.model_dump(mode="json"), allow_unicode=True, sort_keys=False, width=140)
+        if quiz.questions
+        else ""
+    )
 
 
 def publish_default_texts(db: Session) -> None:
@@ -187,14 +213,25 @@ def publish_default_texts(db: Session) -> None:
     for purpose in PURPOSES:
         if get_latest_instructions(db, purpose) is None:
             add_instructions_version(
-                db, purpose, {language: _load_bundled_text(purpose, language) for language in BUNDLED_LANGUAGES}, "", None
+                db,
+                purpose,
+                {language: _load_bundled_text(purpose, language) for language in BUNDLED_LANGUAGES},
+                "",
+                None,
             )
     if consent.get_latest_consent_text(db) is None:
         consent.add_consent_version(
-            db, {language: (_TEXTS_FOLDER / f"consent.{language}.md").read_text(encoding="utf-8") for language in BUNDLED_LANGUAGES}, None
+            db,
+            {
+                language: (_TEXTS_FOLDER / f"consent.{language}.md").read_text(encoding="utf-8")
+                for language in BUNDLED_LANGUAGES
+            },
+            None,
         )
 
 
 def _load_bundled_text(purpose: str, language: str) -> LocalizedInstructions:
     quiz = parse_quiz((_TEXTS_FOLDER / f"{purpose}.{language}.quiz.yaml").read_text(encoding="utf-8"))
-    return LocalizedInstructions(body=(_TEXTS_FOLDER / f"{purpose}.{language}.md").read_text(encoding="utf-8"), quiz=quiz)
+    return LocalizedInstructions(
+        body=(_TEXTS_FOLDER / f"{purpose}.{language}.md").read_text(encoding="utf-8"), quiz=quiz
+    )

@@ -5,12 +5,48 @@ from __future__ import annotations
 import re
 
 _MODEL_FAMILIES = (
-    "chatgpt", "gpt", "instructgpt", "davinci", "claude", "gemini", "bard", "palm", "llama", "alpaca", "vicuna", "mistral", "mixtral",
-    "qwen", "deepseek", "falcon", "gemma", "grok", "copilot", "bing", "ernie", "yi", "phi", "command-r", "exaone", "hyperclova",
-)  # fmt: skip
+    "chatgpt",
+    "gpt",
+    "instructgpt",
+    "davinci",
+    "claude",
+    "gemini",
+    "bard",
+    "palm",
+    "llama",
+    "alpaca",
+    "vicuna",
+    "mistral",
+    "mixtral",
+    "qwen",
+    "deepseek",
+    "falcon",
+    "gemma",
+    "grok",
+    "copilot",
+    "bing",
+    "ernie",
+    "yi",
+    "phi",
+    "command-r",
+    "exaone",
+    "hyperclova",
+)
 _MODEL_MAKERS = (
-    "openai", "anthropic", "google", "deepmind", "meta", "microsoft", "mistral ai", "alibaba", "cohere", "xai", "baidu", "naver", "lg",
-)  # fmt: skip
+    "openai",
+    "anthropic",
+    "google",
+    "deepmind",
+    "meta",
+    "microsoft",
+    "mistral ai",
+    "alibaba",
+    "cohere",
+    "xai",
+    "baidu",
+    "naver",
+    "lg",
+)
 
 _FAMILIES_PATTERN = "|".join(re.escape(name) for name in _MODEL_FAMILIES)
 _MAKERS_PATTERN = "|".join(re.escape(name) for name in _MODEL_MAKERS)

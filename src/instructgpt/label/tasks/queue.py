@@ -13,7 +13,16 @@ from zlib import crc32
 from sqlalchemy import BindParameter, ColumnElement, Select, String, and_, bindparam, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
-from instructgpt.label.db.models import Assignment, Batch, CompletionRow, DemonstrationRow, Person, PromptRow, Task, TaskCompletion
+from instructgpt.label.db.models import (
+    Assignment,
+    Batch,
+    CompletionRow,
+    DemonstrationRow,
+    Person,
+    PromptRow,
+    Task,
+    TaskCompletion,
+)
 from instructgpt.label.db.models.tasks import TaskKind
 
 _PERSON_PARAM: BindParameter[str] = bindparam("person", type_=String())
@@ -99,11 +108,17 @@ def pending_task_statement(person: Person, batch: Batch, gold: bool) -> Select[T
 
 def pending_task_ids_statement(person: Person, batches: Sequence[str], limit: int) -> Select[str]:
     """Ids of tasks of some batches, `most` of them at most, that this person has not had and may be given."""
-    return select(Task.id).where(Task.batch_id.in_(batches), _has_capacity(), *_eligible(person.id, person.sees_sensitive)).limit(limit)
+    return (
+        select(Task.id)
+        .where(Task.batch_id.in_(batches), _has_capacity(), *_eligible(person.id, person.sees_sensitive))
+        .limit(limit)
+    )
 
 
 def _build_pending_statement(person: _IdOrParam, batch: _IdOrParam, gold: bool, sees_sensitive: bool) -> Select[Task]:
-    statement = select(Task).where(Task.batch_id == batch, Task.gold == gold, _has_capacity(), *_eligible(person, sees_sensitive))
+    statement = select(Task).where(
+        Task.batch_id == batch, Task.gold == gold, _has_capacity(), *_eligible(person, sees_sensitive)
+    )
     return statement.order_by(Task.position).limit(1)
 
 
@@ -124,7 +139,9 @@ _EXPIRED_TASKS_STATEMENT = (
 
 
 def _next_new_task(db: Session, person: Person, batch: Batch, gold: bool) -> Task | None:
-    return _lock_first_task(db, _cached_pending_statement(gold, person.sees_sensitive), {"person": person.id, "batch": batch.id})
+    return _lock_first_task(
+        db, _cached_pending_statement(gold, person.sees_sensitive), {"person": person.id, "batch": batch.id}
+    )
 
 
 def _lock_first_task(db: Session, statement: Select[Task], parameters: Mapping[str, str]) -> Task | None:
@@ -138,14 +155,18 @@ def _lock_first_task(db: Session, statement: Select[Task], parameters: Mapping[s
 
 def _next_expired_task(db: Session, person: Person, batch: Batch) -> _TaskChoice | None:
     """A task whose lease ran out in this person's own hands and whose place nobody took."""
-    statement = _EXPIRED_TASKS_STATEMENT if person.sees_sensitive else _EXPIRED_TASKS_STATEMENT.where(*_non_sensitive(False))
+    statement = (
+        _EXPIRED_TASKS_STATEMENT if person.sees_sensitive else _EXPIRED_TASKS_STATEMENT.where(*_non_sensitive(False))
+    )
     task = _lock_first_task(db, statement, {"person": person.id, "batch": batch.id})
     return None if task is None else (task, _get_assignment(db, person, task, 0))
 
 
 def _get_assignment(db: Session, person: Person, task: Task, round_number: int) -> Assignment:
     result = db.scalars(
-        select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == round_number)
+        select(Assignment).where(
+            Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == round_number
+        )
     )
     return result.one()
 
@@ -159,8 +180,16 @@ def _next_repeat(db: Session, person: Person, batch: Batch, gap: int) -> _TaskCh
         return None
     statement = (
         select(Task)
-        .join(first, and_(first.task_id == Task.id, first.person_id == person.id, first.round == 0, first.state == "submitted"))
-        .where(Task.batch_id == batch.id, Task.repeat, Task.state.in_(("open", "done")), *_non_sensitive(person.sees_sensitive))
+        .join(
+            first,
+            and_(first.task_id == Task.id, first.person_id == person.id, first.round == 0, first.state == "submitted"),
+        )
+        .where(
+            Task.batch_id == batch.id,
+            Task.repeat,
+            Task.state.in_(("open", "done")),
+            *_non_sensitive(person.sees_sensitive),
+        )
         .where(
             ~exists().where(
                 repeat_assignment.task_id == Task.id,
@@ -177,7 +206,9 @@ def _next_repeat(db: Session, person: Person, batch: Batch, gap: int) -> _TaskCh
     if task is None:
         return None
     existing_repeat = db.scalar(
-        select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == 1)
+        select(Assignment).where(
+            Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == 1
+        )
     )
     return task, existing_repeat or _get_assignment(db, person, task, 0)
 

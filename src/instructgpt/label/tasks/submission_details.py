@@ -47,12 +47,18 @@ def list_task_submissions(db: Session, task: Task) -> list[SubmissionDetail]:
         .where(*conditions)
         .order_by(Submission.created_at, Submission.id)
     )
-    details = {submission.id: SubmissionDetail(assignment, person, submission) for assignment, person, submission in rows}
-    submission_ids = select(Submission.id).join(Assignment, Assignment.id == Submission.assignment_id).where(*conditions)
+    details = {
+        submission.id: SubmissionDetail(assignment, person, submission) for assignment, person, submission in rows
+    }
+    submission_ids = (
+        select(Submission.id).join(Assignment, Assignment.id == Submission.assignment_id).where(*conditions)
+    )
     if task.kind == "rank":
         _add_rankings(db, details, submission_ids)
     elif task.kind == "demonstrate":
-        for demonstration in db.scalars(select(DemonstrationRow).where(DemonstrationRow.submission_id.in_(submission_ids))):
+        for demonstration in db.scalars(
+            select(DemonstrationRow).where(DemonstrationRow.submission_id.in_(submission_ids))
+        ):
             details[demonstration.submission_id].text = demonstration.text
     elif task.kind == "write":
         for prompt in db.scalars(select(PromptRow).where(PromptRow.submission_id.in_(submission_ids))):
@@ -66,7 +72,9 @@ def list_task_submissions(db: Session, task: Task) -> list[SubmissionDetail]:
 
 def _add_rankings(db: Session, details: dict[str, SubmissionDetail], submission_ids: Select[str]) -> None:
     for item in db.scalars(
-        select(RankingItem).where(RankingItem.submission_id.in_(submission_ids)).order_by(RankingItem.rank, RankingItem.shown)
+        select(RankingItem)
+        .where(RankingItem.submission_id.in_(submission_ids))
+        .order_by(RankingItem.rank, RankingItem.shown)
     ):
         details[item.submission_id].ranks.append((item.completion_id, item.rank))
     for rating in db.scalars(select(Rating).where(Rating.submission_id.in_(submission_ids))):

@@ -39,13 +39,18 @@ class HistoryPage(BaseModel):
     before: str | None
 
 
-def get_history_page(db: Session, settings: Settings, person: Person, before: str | None = None, size: int = _PAGE_SIZE) -> HistoryPage:
+def get_history_page(
+    db: Session, settings: Settings, person: Person, before: str | None = None, size: int = _PAGE_SIZE
+) -> HistoryPage:
     """A person's assignments except those that only ran out, from the newest; `before`: the id of the last one already seen."""
     statement = (
         select(Assignment, Task, PromptRow, Submission)
         .join(Task, Task.id == Assignment.task_id)
         .outerjoin(Submission, (Submission.assignment_id == Assignment.id) & Submission.replaced_at.is_(None))
-        .outerjoin(PromptRow, (PromptRow.id == Task.prompt_id) | ((Task.kind == "write") & (PromptRow.submission_id == Submission.id)))
+        .outerjoin(
+            PromptRow,
+            (PromptRow.id == Task.prompt_id) | ((Task.kind == "write") & (PromptRow.submission_id == Submission.id)),
+        )
         .where(Assignment.person_id == person.id, Assignment.state != "expired")
         .order_by(Assignment.id.desc())
         .limit(size + 1)

@@ -18,12 +18,21 @@ from instructgpt.label.tasks.drafts import get_draft
 from instructgpt.label.tasks.forms import RankingForm, SubmissionForm
 from instructgpt.label.tasks.submission_contents import read_submission_form
 
-__all__ = ["get_current_submission", "read_submission_form", "set_submission_validity", "submit_edit", "submit_form", "undo_submission"]
+__all__ = [
+    "get_current_submission",
+    "read_submission_form",
+    "set_submission_validity",
+    "submit_edit",
+    "submit_form",
+    "undo_submission",
+]
 
 _MAX_KEY_LENGTH = 200
 
 
-def submit_form(db: Session, settings: Settings, assignment: Assignment, form: SubmissionForm, key: str, now_ms: int) -> Submission:
+def submit_form(
+    db: Session, settings: Settings, assignment: Assignment, form: SubmissionForm, key: str, now_ms: int
+) -> Submission:
     """Hand in a form. Its draft goes in the same transaction; the same key again returns what was stored the first time.
 
     Work is never refused for being late: after the lease it counts while there is room, otherwise it is kept as surplus; so is work on
@@ -39,7 +48,12 @@ def submit_form(db: Session, settings: Settings, assignment: Assignment, form: S
     _check_form(db, task, form)
     if locked.state == "submitted":
         current = get_current_submission(db, locked)
-        raise SiteError(409, "already_submitted", submission=current.id if current else None, version=current.version if current else 0)
+        raise SiteError(
+            409,
+            "already_submitted",
+            submission=current.id if current else None,
+            version=current.version if current else 0,
+        )
     if locked.state == "skipped":
         cancel_skip(db, settings, locked, task, now_ms)
     replaced = _retire_current(db, locked, now_ms) if locked.state == "returned" else None
@@ -50,7 +64,9 @@ def submit_form(db: Session, settings: Settings, assignment: Assignment, form: S
     return submission
 
 
-def submit_edit(db: Session, settings: Settings, assignment: Assignment, form: SubmissionForm, key: str, now_ms: int) -> Submission:
+def submit_edit(
+    db: Session, settings: Settings, assignment: Assignment, form: SubmissionForm, key: str, now_ms: int
+) -> Submission:
     """A new version of handed-in work, within the edit window; the earlier one stays.
 
     Raises:
@@ -119,7 +135,9 @@ def set_submission_validity(db: Session, submission: Submission, invalid_reason:
 
 def get_current_submission(db: Session, assignment: Assignment) -> Submission | None:
     """The version that counts; None before the first and after an undo."""
-    return db.scalar(select(Submission).where(Submission.assignment_id == assignment.id, Submission.replaced_at.is_(None)))
+    return db.scalar(
+        select(Submission).where(Submission.assignment_id == assignment.id, Submission.replaced_at.is_(None))
+    )
 
 
 def editable_until(settings: Settings, assignment: Assignment) -> int:
@@ -185,11 +203,24 @@ def _insert_version(
     db: Session, assignment: Assignment, task: Task, form: SubmissionForm, key: str, now_ms: int, *, surplus: bool
 ) -> Submission:
     """The next version, with its contents; the draft is done with."""
-    last_version = db.scalar(select(func.coalesce(func.max(Submission.version), 0)).where(Submission.assignment_id == assignment.id)) or 0
+    last_version = (
+        db.scalar(
+            select(func.coalesce(func.max(Submission.version), 0)).where(Submission.assignment_id == assignment.id)
+        )
+        or 0
+    )
     submission = Submission(
-        assignment_id=assignment.id, version=last_version + 1, key=key, kind=task.kind, note=form.note, active_ms=form.active_ms,
-        wall_ms=max(0, now_ms - assignment.opened_at), pasted=form.pasted, surplus=surplus, created_at=now_ms,
-    )  # fmt: skip
+        assignment_id=assignment.id,
+        version=last_version + 1,
+        key=key,
+        kind=task.kind,
+        note=form.note,
+        active_ms=form.active_ms,
+        wall_ms=max(0, now_ms - assignment.opened_at),
+        pasted=form.pasted,
+        surplus=surplus,
+        created_at=now_ms,
+    )
     db.add(submission)
     db.flush()
     submission_contents.write_submission_contents(db, submission, assignment, task, form)

@@ -9,7 +9,16 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Draft, Instructions, PromptRow, Submission, Task
+from instructgpt.label.db.models import (
+    Assignment,
+    Batch,
+    CompletionRow,
+    Draft,
+    Instructions,
+    PromptRow,
+    Submission,
+    Task,
+)
 from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.forms import CONDITIONAL_LABELS, EXPLICIT_NO_LABELS, PROMPT_LABELS
@@ -91,7 +100,9 @@ def build_task_view(db: Session, assignment: Assignment) -> TaskView:
     Raises:
         Problem: `prompt_withdrawn` (410).
     """
-    task, batch, prompt, draft, submission, instructions_version = db.execute(_TASK_STATEMENT, {"assignment": assignment.id}).one()
+    task, batch, prompt, draft, submission, instructions_version = db.execute(
+        _TASK_STATEMENT, {"assignment": assignment.id}
+    ).one()
     if prompt is not None and prompt.withdrawn_at is not None:
         raise SiteError(410, "prompt_withdrawn")
     return TaskView(
@@ -116,7 +127,8 @@ def build_task_view(db: Session, assignment: Assignment) -> TaskView:
 
 def _completions(db: Session, assignment: Assignment) -> list[CompletionView]:
     texts = {
-        completion.id: completion.text for completion in db.scalars(select(CompletionRow).where(CompletionRow.id.in_(assignment.shown)))
+        completion.id: completion.text
+        for completion in db.scalars(select(CompletionRow).where(CompletionRow.id.in_(assignment.shown)))
     }
     return [
         CompletionView(id=completion, letter=letter, text=texts[completion])
@@ -126,4 +138,7 @@ def _completions(db: Session, assignment: Assignment) -> list[CompletionView]:
 
 def _labels(kind: TaskKind) -> list[LabelQuestion]:
     names = {"rank": LABELS, "review": PROMPT_LABELS}.get(kind, ())
-    return [LabelQuestion(name=name, conditional=name in CONDITIONAL_LABELS, by_hand=name in EXPLICIT_NO_LABELS) for name in names]
+    return [
+        LabelQuestion(name=name, conditional=name in CONDITIONAL_LABELS, by_hand=name in EXPLICIT_NO_LABELS)
+        for name in names
+    ]

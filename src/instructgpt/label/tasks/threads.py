@@ -44,7 +44,9 @@ def post_answer(db: Session, task_id: str, labeler: Person, author: Person, body
     return message
 
 
-def _add_message(db: Session, task_id: str, labeler_id: str, author_id: str, body: str, now_ms: int, reported: bool) -> MessageRow:
+def _add_message(
+    db: Session, task_id: str, labeler_id: str, author_id: str, body: str, now_ms: int, reported: bool
+) -> MessageRow:
     try:
         validate_storable(body)
     except ValueError as error:
@@ -53,7 +55,9 @@ def _add_message(db: Session, task_id: str, labeler_id: str, author_id: str, bod
         raise SiteError(422, "empty_message")
     if len(body) > _MAX_MESSAGE_LENGTH:
         raise SiteError(422, "message_too_long", most=_MAX_MESSAGE_LENGTH)
-    message = MessageRow(task_id=task_id, about_id=labeler_id, author_id=author_id, body=body, reported=reported, at=now_ms)
+    message = MessageRow(
+        task_id=task_id, about_id=labeler_id, author_id=author_id, body=body, reported=reported, at=now_ms
+    )
     db.add(message)
     db.flush()
     return message
@@ -77,11 +81,18 @@ def _resolve_thread(db: Session, task_id: str, labeler: Person, now_ms: int) -> 
 def list_thread_messages(db: Session, task_id: str, labeler_id: str) -> list[ThreadMessage]:
     """The talk with one labeler about one task, in order."""
     statement = (
-        select(MessageRow).where(MessageRow.task_id == task_id, MessageRow.about_id == labeler_id).order_by(MessageRow.at, MessageRow.id)
+        select(MessageRow)
+        .where(MessageRow.task_id == task_id, MessageRow.about_id == labeler_id)
+        .order_by(MessageRow.at, MessageRow.id)
     )
     return [
         ThreadMessage(
-            message.id, message.body, message.author_id == labeler_id, message.reported, message.at, message.settled_at is not None
+            message.id,
+            message.body,
+            message.author_id == labeler_id,
+            message.reported,
+            message.at,
+            message.settled_at is not None,
         )
         for message in db.scalars(statement)
     ]

@@ -14,7 +14,13 @@ from instructgpt.label.context import Site
 from instructgpt.label.errors import SiteError
 from instructgpt.label.web.api import API_ROUTERS as API
 from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
-from instructgpt.label.web.rendering import LABEL_FOLDER, on_http_error, on_server_error, on_site_error, on_validation_error
+from instructgpt.label.web.rendering import (
+    LABEL_FOLDER,
+    on_http_error,
+    on_server_error,
+    on_site_error,
+    on_validation_error,
+)
 
 _MAX_BODY_BYTES = 64 * 2**20
 """Bytes of a request; files people upload are the largest. Coming in needs much less, and says so on its routers."""

@@ -31,7 +31,9 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def decimal(value: float | None, digits: int = 2) -> str:
     """A plain number, thousands set apart."""
-    return _NO_VALUE if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace(",", " ").replace("-", "−")
+    return (
+        _NO_VALUE if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace(",", " ").replace("-", "−")
+    )
 
 
 def format_p_value(p: float | None) -> str:
@@ -91,14 +93,18 @@ def interval_chart(
     parts: list[str] = []
     if band:
         band_left, band_right = map(x, band)
-        parts.append(f'<rect x="{band_left}" y="0" width="{band_right - band_left:.1f}" height="{height - 20}" class="band"/>')
+        parts.append(
+            f'<rect x="{band_left}" y="0" width="{band_right - band_left:.1f}" height="{height - 20}" class="band"/>'
+        )
     if reference_line is not None:
         parts.append(
             f'<line x1="{x(reference_line)}" x2="{x(reference_line)}" y1="0" y2="{height - 20}" class="axis" stroke-dasharray="3 3"/>'
         )
     for index, (name, estimate) in enumerate(rows):
         y = _ROW_HEIGHT * index + _ROW_HEIGHT / 2
-        parts.append(f'<text x="{_NAME_WIDTH - 10}" y="{y + 4}" text-anchor="end">{escape(_truncate_name(name))}</text>')
+        parts.append(
+            f'<text x="{_NAME_WIDTH - 10}" y="{y + 4}" text-anchor="end">{escape(_truncate_name(name))}</text>'
+        )
         if estimate.value is None:
             continue
         if estimate.low is not None and estimate.high is not None:
@@ -123,16 +129,24 @@ def bar_chart(
         bar_height = round((baseline - 18) * value / max_value, 1)
         bar_left, bar_width = round(step * index + step * 0.15, 1), round(step * 0.7, 1)
         bar_center = round(step * (index + 0.5), 1)
-        parts.append(f'<rect x="{bar_left}" y="{baseline - bar_height}" width="{bar_width}" height="{bar_height}" rx="2" class="bar"/>')
+        parts.append(
+            f'<rect x="{bar_left}" y="{baseline - bar_height}" width="{bar_width}" height="{bar_height}" rx="2" class="bar"/>'
+        )
         if expected:
             y = round(baseline - (baseline - 18) * expected[index] / max_value, 1)
-            parts.append(f'<line x1="{bar_left - 3}" x2="{bar_left + bar_width + 3}" y1="{y}" y2="{y}" class="whisker"/>')
+            parts.append(
+                f'<line x1="{bar_left - 3}" x2="{bar_left + bar_width + 3}" y1="{y}" y2="{y}" class="whisker"/>'
+            )
         if value and len(values) <= 16:
             value_text = decimal(value, digits)
-            parts.append(f'<text x="{bar_center}" y="{baseline - bar_height - 5}" text-anchor="middle">{value_text}</text>')
+            parts.append(
+                f'<text x="{bar_center}" y="{baseline - bar_height - 5}" text-anchor="middle">{value_text}</text>'
+            )
         if index % label_interval == 0:
             second_line_class = ' class="second"' if len(values) > 8 and index // label_interval % 2 else ""
-            parts.append(f'<text x="{bar_center}" y="{height - 10}" text-anchor="middle"{second_line_class}>{escape(name)}</text>')
+            parts.append(
+                f'<text x="{bar_center}" y="{height - 10}" text-anchor="middle"{second_line_class}>{escape(name)}</text>'
+            )
     parts.append(f'<line x1="0" x2="{_CHART_WIDTH}" y1="{baseline}" y2="{baseline}" class="axis"/>')
     return _render_svg(parts, height, title)
 

@@ -19,7 +19,9 @@ from instructgpt.label.errors import SiteError, format_user_message
 _RowT = TypeVar("_RowT")
 _UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 RowId = Annotated[str, Path(pattern=_UUID_PATTERN)]
-AfterCursor = Annotated[str | None, Query(pattern=_UUID_PATTERN, description="the last id of the page before; the answer's `next`")]
+AfterCursor = Annotated[
+    str | None, Query(pattern=_UUID_PATTERN, description="the last id of the page before; the answer's `next`")
+]
 PageLimit = Annotated[int, Query(ge=1, le=1000)]
 SinceMs = Annotated[int | None, Query(ge=0, lt=2**53, description="milliseconds since 1970, UTC")]
 MAX_ANONYMOUS_BODY_BYTES = 100_000
@@ -47,7 +49,9 @@ def or_404(row: _RowT | None) -> _RowT:
 def limit_invite_attempts(request: Request) -> None:
     """Raises Problem when too many links were tried from one address."""
     with get_site(request).database.write() as db:
-        allowed = rate_limits.consume_token(db, rate_limits.INVITE_LIMIT, client_info(request)["address"] or "", current_time_ms())
+        allowed = rate_limits.consume_token(
+            db, rate_limits.INVITE_LIMIT, client_info(request)["address"] or "", current_time_ms()
+        )
     if not allowed:
         raise SiteError(429, "too_often")
 
@@ -64,7 +68,12 @@ def client_info(request: Request) -> dict[str, str]:
 def set_session_cookie(answer: Response, site: Site, token: str) -> Response:
     """The answer, with the cookie of a new sign-in."""
     answer.set_cookie(
-        session_cookie_name(site.settings), token, max_age=site.settings.absolute_days * 86_400, secure=site.settings.secure,
-        httponly=True, samesite="lax", path="/",
-    )  # fmt: skip
+        session_cookie_name(site.settings),
+        token,
+        max_age=site.settings.absolute_days * 86_400,
+        secure=site.settings.secure,
+        httponly=True,
+        samesite="lax",
+        path="/",
+    )
     return answer

@@ -23,7 +23,11 @@ LABEL_FOLDER = Path(__file__).parent
 _REQUIRED_PAGES = {"sign_in": "/sign-in", "consent_needed": "/consent", "read_instructions": "/instructions/{purpose}"}
 """Where a person must go first when something is refused."""
 _TEMPLATES = Environment(
-    loader=FileSystemLoader(LABEL_FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    loader=FileSystemLoader(LABEL_FOLDER / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
 )
 _TEMPLATES.filters |= {
     "plain": safe_text.escape_text,
@@ -38,7 +42,9 @@ LANGUAGE_COOKIE, THEME_COOKIE = "language", "theme"
 THEMES = ("auto", "light", "dark")
 
 
-def render_page(request: Request, principal: Principal, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+def render_page(
+    request: Request, principal: Principal, template: str, status: int = 200, **values: Any
+) -> HTMLResponse:
     """A template as a page, in the visitor's language. Templates know `t` (the catalogue), `visitor`, `csrf`, `path`, `theme`."""
     translator = get_translator(request, principal)
     csrf = principal.user_session.csrf if principal.user_session else ""
@@ -74,7 +80,9 @@ def _language_names() -> list[tuple[str, str]]:
 def _time_element(time_ms: int) -> Markup:
     """A time in milliseconds as an element; the page's script writes it in the reader's own zone."""
     utc_time = datetime.fromtimestamp(time_ms / 1000, UTC)
-    return Markup('<time datetime="{}">{}</time>').format(utc_time.isoformat(timespec="seconds"), f"{utc_time:%Y-%m-%d %H:%M} UTC")
+    return Markup('<time datetime="{}">{}</time>').format(
+        utc_time.isoformat(timespec="seconds"), f"{utc_time:%Y-%m-%d %H:%M} UTC"
+    )
 
 
 def _translate_markup(translator: Translator, key: str, **values: Any) -> Markup:
@@ -95,11 +103,17 @@ def on_site_error(request: Request, problem: Exception) -> Response:
         principal = Principal()
     message = get_translator(request, principal)(f"problem.{problem.code}", **problem.values)
     if request.url.path.startswith("/api/"):
-        return JSONResponse({"error": problem.code, "message": message, "detail": problem.values}, status_code=problem.status)
+        return JSONResponse(
+            {"error": problem.code, "message": message, "detail": problem.values}, status_code=problem.status
+        )
     next_path = _REQUIRED_PAGES.get(problem.code, "").format(**problem.values)
     if problem.code == "sign_in" and request.method == "GET":
-        next_path += "?" + urlencode({"next": request.url.path + (f"?{request.url.query}" if request.url.query else "")})
-    return render_page(request, principal, "problem.html", status=problem.status, message=message, code=problem.code, onward=next_path)
+        next_path += "?" + urlencode(
+            {"next": request.url.path + (f"?{request.url.query}" if request.url.query else "")}
+        )
+    return render_page(
+        request, principal, "problem.html", status=problem.status, message=message, code=problem.code, onward=next_path
+    )
 
 
 def on_validation_error(request: Request, error: Exception) -> Response:
@@ -108,7 +122,10 @@ def on_validation_error(request: Request, error: Exception) -> Response:
     first_error = error.errors()[0]
     field = ".".join(str(part) for part in first_error["loc"] if part not in ("body", "query", "path", "header"))
     return on_site_error(
-        request, SiteError(422, "bad_field", field=field[:100], wrong=str(first_error["msg"]).removeprefix("Value error, ")[:300])
+        request,
+        SiteError(
+            422, "bad_field", field=field[:100], wrong=str(first_error["msg"]).removeprefix("Value error, ")[:300]
+        ),
     )
 
 

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report import charts
 from instructgpt.report.findings import Finding
-from instructgpt.report.naming import condition_name, format_estimate, format_metric_value, humanize, metric_name, model_name
+from instructgpt.report.naming import (
+    condition_name,
+    format_estimate,
+    format_metric_value,
+    humanize,
+    metric_name,
+    model_name,
+)
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, build_rows_table
 from instructgpt.report.sections.preference import BUCKET_PREFIXES, length_controlled_section, reliability_section
@@ -53,8 +60,15 @@ def _preference_section(results: Results, findings: Sequence[Finding]) -> Sectio
     baseline = model_name(metric.removeprefix("win_rate_vs_"))
     baseline_phrase = "the SFT model" if baseline == "SFT" else baseline
     condition = next((row.condition for row in rows if row.condition == "training"), rows[0].condition)
-    base_row, best_row = results.get("preference", metric, "base", condition), best_model_row(results, "preference", metric, condition)
-    prefer_phrase = "labelers prefer" if condition in ("", "training", "heldout") else f"the judge ({condition_name(condition)}) prefers"
+    base_row, best_row = (
+        results.get("preference", metric, "base", condition),
+        best_model_row(results, "preference", metric, condition),
+    )
+    prefer_phrase = (
+        "labelers prefer"
+        if condition in ("", "training", "heldout")
+        else f"the judge ({condition_name(condition)}) prefers"
+    )
     parts = [
         f"of {model_name(row.model)} {format_estimate(row)} of the time"
         for row in (best_row, base_row)
@@ -110,7 +124,13 @@ def _use_cases_section(results: Results, findings: Sequence[Finding]) -> Section
             and sft_row.value is not None
             and best_row.model != "sft"
         ):
-            gains.append((best_row.value - sft_row.value, condition_name(condition).partition(",")[0], model_name(best_row.model)))
+            gains.append(
+                (
+                    best_row.value - sft_row.value,
+                    condition_name(condition).partition(",")[0],
+                    model_name(best_row.model),
+                )
+            )
     if not rows:
         return None
     headline = "Ratings by use case."
@@ -246,7 +266,9 @@ def _reward_model_section(results: Results, findings: Sequence[Finding]) -> Sect
         if (row := results.get("reward_model", metric, "reward", condition))
     ]
     calibration = results.get("reward_model", "calibration_error", "reward", condition)
-    calibration_sentence = f" Its confidence is off by {format_metric_value(calibration.value)} on average." if calibration else ""
+    calibration_sentence = (
+        f" Its confidence is off by {format_metric_value(calibration.value)} on average." if calibration else ""
+    )
     return Section(
         id="reward-model",
         title="Reward model",
@@ -260,14 +282,27 @@ def _reward_model_section(results: Results, findings: Sequence[Finding]) -> Sect
         findings=_section_findings(findings, "reward-model"),
         tables=(
             build_rows_table(
-                "The numbers", [row for row in results.rows("reward_model") if not row.condition.startswith(_SEPARATE_CONDITION_PREFIXES)]
+                "The numbers",
+                [
+                    row
+                    for row in results.rows("reward_model")
+                    if not row.condition.startswith(_SEPARATE_CONDITION_PREFIXES)
+                ],
             ),
         ),
     )
 
 
 _SECTION_BUILDERS: tuple[tuple[str, Callable[[Results, Sequence[Finding]], Section | None]], ...] = (
-    ("preference", _preference_section), ("preference", _ratings_section), ("preference", _use_cases_section), ("labels", _labels_section), ("truthfulness", _truthfulness_section),
-    ("toxicity", _toxicity_section), ("bias", _bias_section), ("tax", _tax_section), ("reward_model", _reward_model_section), ("preference", length_controlled_section),
+    ("preference", _preference_section),
+    ("preference", _ratings_section),
+    ("preference", _use_cases_section),
+    ("labels", _labels_section),
+    ("truthfulness", _truthfulness_section),
+    ("toxicity", _toxicity_section),
+    ("bias", _bias_section),
+    ("tax", _tax_section),
+    ("reward_model", _reward_model_section),
+    ("preference", length_controlled_section),
     ("reward_model", reliability_section),
-)  # fmt: skip
+)

@@ -41,11 +41,15 @@ def length_controlled_section(results: Results, findings: Sequence[Finding]) -> 
             ):
                 if row is not None:
                     metric_bars.append(Bar(name, color, row.value, row.low, row.high))
-        title = f"Against {model_name(plain_metric.removeprefix('win_rate_vs_'))}" + (f", {condition_name(condition)}" if condition else "")
+        title = f"Against {model_name(plain_metric.removeprefix('win_rate_vs_'))}" + (
+            f", {condition_name(condition)}" if condition else ""
+        )
         panels.append(render_bar_panel(title, metric_bars, metric=plain_metric, limits=(0, 1), reference_line=0.5))
     best_row = max((row for row in rows if row.value is not None), key=lambda row: row.value or 0.0, default=None)
     strength_rows = [row for row in results.rows("preference", "bradley_terry") if row.value is not None]
-    judge_rows = [row for row in results.rows("preference") if row.metric in ("tie_rate", "length_difference", *_JUDGE_METRICS)]
+    judge_rows = [
+        row for row in results.rows("preference") if row.metric in ("tie_rate", "length_difference", *_JUDGE_METRICS)
+    ]
     return Section(
         id="equal-length",
         title="Preference at equal length",
@@ -72,11 +76,13 @@ def reliability_section(results: Results, findings: Sequence[Finding]) -> Sectio
     if not bins:
         return None
     panels = [
-        _reliability_panel(results, model, [row for row in bins if row.model == model]) for model in sort_models(row.model for row in bins)
+        _reliability_panel(results, model, [row for row in bins if row.model == model])
+        for model in sort_models(row.model for row in bins)
     ]
     temperature_rows = [row for row in results.rows("reward_model", "temperature") if row.value is not None]
     temperatures = [
-        f"{model_name(row.model)} {format_estimate(row)}" + (f" ({condition_name(row.condition)})" if row.condition else "")
+        f"{model_name(row.model)} {format_estimate(row)}"
+        + (f" ({condition_name(row.condition)})" if row.condition else "")
         for row in temperature_rows
     ]
     bucket_rows = [row for row in results.rows("reward_model") if row.condition.startswith(BUCKET_PREFIXES)]

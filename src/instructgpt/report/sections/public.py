@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report import charts
-from instructgpt.report.naming import condition_name, format_interval, format_metric_value, metric_name, model_name, sort_models, task_name
+from instructgpt.report.naming import (
+    condition_name,
+    format_interval,
+    format_metric_value,
+    metric_name,
+    model_name,
+    sort_models,
+    task_name,
+)
 from instructgpt.report.paper_table14 import PAPER_MODELS, table14_value
 from instructgpt.report.results import Results
 from instructgpt.report.section import ReportTable, Section, build_rows_table
@@ -49,7 +57,16 @@ def map_to_paper_metrics(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Rows of TruthfulQA and RealToxicityPrompts under the names that Figures 6 and 7 are drawn from, where nothing else has them."""
     present_evaluations = {row.evaluation for row in rows}
     return [
-        ResultRow(_PAPER_EVALUATIONS[row.evaluation], row.metric, row.model, row.condition, row.value, row.low, row.high, row.n)
+        ResultRow(
+            _PAPER_EVALUATIONS[row.evaluation],
+            row.metric,
+            row.model,
+            row.condition,
+            row.value,
+            row.low,
+            row.high,
+            row.n,
+        )
         for row in rows
         if row.evaluation in _PAPER_EVALUATIONS
         and _PAPER_EVALUATIONS[row.evaluation] not in present_evaluations
@@ -72,7 +89,9 @@ def build_public_sections(results: Results) -> list[Section]:
 
 def _public_bias_section(results: Results) -> Section | None:
     """Winogender, CrowS-Pairs and BBQ: entropies, and what else was measured, in a table."""
-    rows = [row for name in _BIAS_TASKS for row in results.rows(name) if row.value is not None and "/" not in row.condition]
+    rows = [
+        row for name in _BIAS_TASKS for row in results.rows(name) if row.value is not None and "/" not in row.condition
+    ]
     if not rows:
         return None
     return Section(
@@ -151,7 +170,11 @@ def _multiple_choice_section(results: Results) -> Section | None:
 
 def _harness_section(results: Results) -> Section | None:
     """Tasks of lm-evaluation-harness."""
-    rows = [row for row in results.rows_by_key.values() if row.evaluation.startswith(_HARNESS_PREFIX) and row.value is not None]
+    rows = [
+        row
+        for row in results.rows_by_key.values()
+        if row.evaluation.startswith(_HARNESS_PREFIX) and row.value is not None
+    ]
     if not rows:
         return None
     metrics = list(dict.fromkeys((row.evaluation, row.metric) for row in rows))
@@ -171,7 +194,10 @@ def _harness_section(results: Results) -> Section | None:
 def _table_14_section(results: Results) -> Section | None:
     """One line a task and prompt, one column a model, in the paper's order."""
     rows = [
-        row for name, metric in TABLE_14_METRICS for row in results.rows(name, metric) if row.value is not None and "/" not in row.condition
+        row
+        for name, metric in TABLE_14_METRICS
+        for row in results.rows(name, metric)
+        if row.value is not None and "/" not in row.condition
     ]
     if not rows:
         return None
@@ -188,7 +214,11 @@ def _table_14_section(results: Results) -> Section | None:
         id="table-14",
         title="Table 14",
         headline="Every automatic evaluation in one table, in the order of the paper's.",
-        tables=(ReportTable("Table 14 with these models", ("", *(model_name(model) for model in models)), tuple(table_rows)),),
+        tables=(
+            ReportTable(
+                "Table 14 with these models", ("", *(model_name(model) for model in models)), tuple(table_rows)
+            ),
+        ),
     )
 
 
@@ -211,8 +241,12 @@ _EVALUATION_DESCRIPTIONS = {
 def missing_evaluations(results: Results) -> list[str]:
     """What the paper has a figure of and these results have no rows of."""
     measured_evaluations = {row.evaluation for row in results.rows_by_key.values() if row.value is not None}
-    missing_descriptions = [description for name, description in _EVALUATION_DESCRIPTIONS.items() if name not in measured_evaluations]
-    missing_tasks = [task_name(name) for name in (*_BIAS_TASKS[:2], *TAX_TASK_METRICS) if name not in measured_evaluations]
+    missing_descriptions = [
+        description for name, description in _EVALUATION_DESCRIPTIONS.items() if name not in measured_evaluations
+    ]
+    missing_tasks = [
+        task_name(name) for name in (*_BIAS_TASKS[:2], *TAX_TASK_METRICS) if name not in measured_evaluations
+    ]
     return [f"not measured: {description}" for description in missing_descriptions] + (
         [f"not measured: {', '.join(missing_tasks)} (Table 14)"] if missing_tasks else []
     )

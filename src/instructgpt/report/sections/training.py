@@ -7,7 +7,14 @@ from typing import Any
 
 from instructgpt.report import curves, lineage, samples
 from instructgpt.report.inputs import RunFiles, Stage
-from instructgpt.report.naming import format_large_count, format_short_number, format_training_time, humanize, model_name, sort_models
+from instructgpt.report.naming import (
+    format_large_count,
+    format_short_number,
+    format_training_time,
+    humanize,
+    model_name,
+    sort_models,
+)
 from instructgpt.report.section import ReportTable, Section
 
 
@@ -38,7 +45,13 @@ def _over_optimization_section(run: RunFiles) -> Section | None:
 def _format_cell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "–"
-    return format_short_number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        format_short_number(value)
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def _describe_utility_peak(points: Sequence[Mapping[str, Any]], model: str) -> str:
@@ -54,7 +67,11 @@ def _describe_utility_peak(points: Sequence[Mapping[str, Any]], model: str) -> s
     if best_point is last_point:
         return f"{name}: true utility was still at its best at the end, {format_short_number(last_point['utility'])}."
     kl_phrase = f" at a KL of {format_short_number(best_point['kl'])}" if best_point.get("kl") is not None else ""
-    is_worse = last_point.get("high") is not None and best_point.get("low") is not None and last_point["high"] < best_point["low"]
+    is_worse = (
+        last_point.get("high") is not None
+        and best_point.get("low") is not None
+        and last_point["high"] < best_point["low"]
+    )
     verdict = "surely lower: over-optimised" if is_worse else "within the intervals: no over-optimisation to be seen"
     return f"{name}: true utility was best{kl_phrase}, {format_short_number(best_point['utility'])}, and ended at {format_short_number(last_point['utility'])}, {verdict}."
 
@@ -81,29 +98,39 @@ def _describe_ppo_run(stage: Stage) -> str:
     _, kl = stage.series("objective/kl")
     episodes = max((row["episode"] for row in stage.metrics if "episode" in row), default=None)
     episodes_phrase = f" after {episodes:,.0f} episodes" if episodes else ""
-    score_phrase = f" the score went from {format_short_number(scores[0])} to {format_short_number(scores[-1])}," if scores else ""
+    score_phrase = (
+        f" the score went from {format_short_number(scores[0])} to {format_short_number(scores[-1])}," if scores else ""
+    )
     return f"{model_name(stage.name)}:{score_phrase} KL ended at {format_short_number(kl[-1])} nats{episodes_phrase}."
 
 
 def _learning_curves_section(run: RunFiles) -> Section | None:
     """Learning curves of every stage but PPO."""
     stages = [
-        stage for stage in run.stages.values() if not curves.is_ppo_stage(stage) and any("loss" in name for name in stage.metric_names())
+        stage
+        for stage in run.stages.values()
+        if not curves.is_ppo_stage(stage) and any("loss" in name for name in stage.metric_names())
     ]
     if not stages:
         return None
     final_losses = []
     for stage in stages:
-        validation_losses = next((losses for name in ("loss/validation", "validation/loss") if (losses := stage.series(name)[1])), [])
+        validation_losses = next(
+            (losses for name in ("loss/validation", "validation/loss") if (losses := stage.series(name)[1])), []
+        )
         if validation_losses:
             best_phrase = (
-                f" (best {format_short_number(min(validation_losses))})" if min(validation_losses) < validation_losses[-1] - 1e-9 else ""
+                f" (best {format_short_number(min(validation_losses))})"
+                if min(validation_losses) < validation_losses[-1] - 1e-9
+                else ""
             )
             final_losses.append(f"{model_name(stage.name)} {format_short_number(validation_losses[-1])}{best_phrase}")
     return Section(
         id="learning",
         title="Learning curves",
-        headline=f"Validation loss at the end: {', '.join(final_losses)}." if final_losses else "What every stage logged.",
+        headline=f"Validation loss at the end: {', '.join(final_losses)}."
+        if final_losses
+        else "What every stage logged.",
         paper="SFT overfits on validation loss after one epoch, and still gets better in people's eyes for more; the reward model must see "
         "its rankings only once.",
         figure=curves.learning_curves_figure(stages) + curves.reward_accuracy_figure(stages),
@@ -131,7 +158,9 @@ def samples_section(run: RunFiles) -> Section | None:
 
 def _training_samples_section(run: RunFiles) -> Section | None:
     """What the policies wrote during PPO."""
-    sample_groups = tuple(each for stage in run.stages.values() for each in samples.select_training_samples(stage.samples, stage.name))
+    sample_groups = tuple(
+        each for stage in run.stages.values() for each in samples.select_training_samples(stage.samples, stage.name)
+    )
     if not sample_groups:
         return None
     return Section(
@@ -192,4 +221,8 @@ RUN_FILE_CONTENTS = {
 
 def missing_files(run: RunFiles) -> list[str]:
     """One line for each file that is not there."""
-    return [f"{name}: {humanize(contents)}" for name, contents in RUN_FILE_CONTENTS.items() if not (run.directory / name).is_file()]
+    return [
+        f"{name}: {humanize(contents)}"
+        for name, contents in RUN_FILE_CONTENTS.items()
+        if not (run.directory / name).is_file()
+    ]

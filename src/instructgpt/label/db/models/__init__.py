@@ -82,4 +82,4 @@ __all__ = [
     "UserSession",
     "current_time_ms",
     "new_id",
-]  # fmt: skip
+]

@@ -56,7 +56,11 @@ class CreateBatchRequest(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _sanitize_completions(cls, value: Any) -> Any:
-        return {**value, "completions": sanitize(value["completions"])} if isinstance(value, dict) and "completions" in value else value
+        return (
+            {**value, "completions": sanitize(value["completions"])}
+            if isinstance(value, dict) and "completions" in value
+            else value
+        )
 
 
 class BatchOut(BaseModel):
@@ -102,35 +106,58 @@ def get_batch(request: Request, _: ReadScope, key: RowId) -> BatchOut:
 def create_batch_endpoint(request: Request, principal: WriteScope, body: CreateBatchRequest) -> BatchOut:
     """Make a batch; with `open`, labelers get its tasks at once."""
     with translate_errors(), get_site(request).database.write() as db:
-        prompts = [validate_record(PromptRecord, each.model_dump(exclude_none=True, mode="json")) for each in body.prompts]
+        prompts = [
+            validate_record(PromptRecord, each.model_dump(exclude_none=True, mode="json")) for each in body.prompts
+        ]
         completions = list(body.completions)
         if body.stored is not None:
             stored_records = _load_stored_inputs(db, body.kind, body.stored)
             prompts, completions = prompts + stored_records[0], completions + stored_records[1]
         batch = batches.create_batch_with_tasks(
-            db, body.name, body.kind, body.purpose, prompts, completions, body.policy, screening=body.screening,
-            cohort=body.cohort, baseline=body.baseline, gold=body.gold, briefs=body.briefs, priority=body.priority,
+            db,
+            body.name,
+            body.kind,
+            body.purpose,
+            prompts,
+            completions,
+            body.policy,
+            screening=body.screening,
+            cohort=body.cohort,
+            baseline=body.baseline,
+            gold=body.gold,
+            briefs=body.briefs,
+            priority=body.priority,
             created_by=principal.person,
-        )  # fmt: skip
-        audit_log.append_entry(db, caller_id(principal), "batch.create", batch.id, kind=batch.kind, purpose=batch.purpose)
+        )
+        audit_log.append_entry(
+            db, caller_id(principal), "batch.create", batch.id, kind=batch.kind, purpose=batch.purpose
+        )
         if body.open:
             batches.mark_batch_open(db, batch)
             audit_log.append_entry(db, caller_id(principal), "batch.open", batch.id)
         return _to_batch_out(db, batch)
 
 
-def _load_stored_inputs(db: Session, kind: TaskKind, stored_inputs: StoredInputs) -> tuple[list[PromptRecord], list[CompletionRecord]]:
+def _load_stored_inputs(
+    db: Session, kind: TaskKind, stored_inputs: StoredInputs
+) -> tuple[list[PromptRecord], list[CompletionRecord]]:
     """Prompts that are on the site, and for ranking the completions of the models that were named."""
     conditions = [PromptRow.withdrawn_at.is_(None)]
     conditions += [
-        getattr(PromptRow, name) == value for name in ("source", "split", "use_case") if (value := getattr(stored_inputs, name)) is not None
+        getattr(PromptRow, name) == value
+        for name in ("source", "split", "use_case")
+        if (value := getattr(stored_inputs, name)) is not None
     ]
     if kind != "rank":
         prompt_rows = db.scalars(select(PromptRow).where(*conditions).order_by(PromptRow.id))
         prompt_fields = [
-            to_prompt_out(row).model_dump(exclude={"key", "created_at", "withdrawn_at"}, exclude_none=True) for row in prompt_rows
+            to_prompt_out(row).model_dump(exclude={"key", "created_at", "withdrawn_at"}, exclude_none=True)
+            for row in prompt_rows
         ]
-        return [validate_record(PromptRecord, row if "messages" not in row else {**row, "prompt": None}) for row in prompt_fields], []
+        return [
+            validate_record(PromptRecord, row if "messages" not in row else {**row, "prompt": None})
+            for row in prompt_fields
+        ], []
     if stored_inputs.models:
         conditions.append(CompletionRow.model.in_(stored_inputs.models))
     completion_rows = db.execute(
@@ -141,11 +168,15 @@ def _load_stored_inputs(db: Session, kind: TaskKind, stored_inputs: StoredInputs
     )
     return [], [
         CompletionRecord(
-            prompt=prompt.text, completion=row.text, model=row.model, finish="length" if row.finish == "length" else "stop",
-            sampling=row.sampling, score=row.score,
+            prompt=prompt.text,
+            completion=row.text,
+            model=row.model,
+            finish="length" if row.finish == "length" else "stop",
+            sampling=row.sampling,
+            score=row.score,
         )
         for row, prompt in completion_rows
-    ]  # fmt: skip
+    ]
 
 
 @router.post("/batches/{key}/open")
@@ -193,7 +224,9 @@ class TaskPage(CursorPage):
 
 
 @router.get("/batches/{key}/tasks")
-def list_tasks(request: Request, _: ReadScope, key: RowId, after: AfterCursor = None, limit: PageLimit = 100) -> TaskPage:
+def list_tasks(
+    request: Request, _: ReadScope, key: RowId, after: AfterCursor = None, limit: PageLimit = 100
+) -> TaskPage:
     """The tasks of a batch."""
     statement = select(Task).where(Task.batch_id == key).order_by(Task.id).limit(limit)
     with get_site(request).database.read() as db:
@@ -228,7 +261,12 @@ class SubmissionPage(CursorPage):
 
 @router.get("/submissions")
 def list_submissions(
-    request: Request, _: ReadScope, after: AfterCursor = None, since: SinceMs = None, kind: TaskKind | None = None, limit: PageLimit = 100
+    request: Request,
+    _: ReadScope,
+    after: AfterCursor = None,
+    since: SinceMs = None,
+    kind: TaskKind | None = None,
+    limit: PageLimit = 100,
 ) -> SubmissionPage:
     """Everything that was handed in, every version, the oldest first. Completions are named by ids, never by models."""
     statement = (
@@ -244,10 +282,20 @@ def list_submissions(
     with get_site(request).database.read() as db:
         submissions = [
             SubmissionOut(
-                id=row.id, assignment=assignment.id, task=assignment.task_id, labeler=pseudonym, kind=row.kind, version=row.version, round=assignment.round,
-                form=read_submission_form(db, row).model_dump(mode="json"), active_ms=row.active_ms, surplus=row.surplus,
-                invalid_reason=row.invalid_reason, created_at=row.created_at, replaced_at=row.replaced_at,
+                id=row.id,
+                assignment=assignment.id,
+                task=assignment.task_id,
+                labeler=pseudonym,
+                kind=row.kind,
+                version=row.version,
+                round=assignment.round,
+                form=read_submission_form(db, row).model_dump(mode="json"),
+                active_ms=row.active_ms,
+                surplus=row.surplus,
+                invalid_reason=row.invalid_reason,
+                created_at=row.created_at,
+                replaced_at=row.replaced_at,
             )
             for row, assignment, pseudonym in db.execute(statement).all()
-        ]  # fmt: skip
+        ]
     return SubmissionPage(submissions=submissions, next=submissions[-1].id if len(submissions) == limit else None)

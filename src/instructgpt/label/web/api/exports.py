@@ -131,7 +131,9 @@ def _to_agreement_out(estimates: Any) -> AgreementOut:
         "one_tied": estimates.one_tied,
         "both_tied": estimates.both_tied,
     }
-    shares = {name: _to_estimate_out(getattr(estimates, name)) for name in ("decided", "three_way", "half_credit", "tie_rate")}
+    shares = {
+        name: _to_estimate_out(getattr(estimates, name)) for name in ("decided", "three_way", "half_credit", "tie_rate")
+    }
     return AgreementOut(**counts, **shares)
 
 
@@ -148,7 +150,9 @@ def get_agreement(request: Request, _: ReadScope, batch: RowId | None = None) ->
 
     with get_site(request).database.read() as db:
         rankings = load_stored_rankings(db, batch)
-    groups = {"all": rankings} | {cohort: [each for each in rankings if each.cohort == cohort] for cohort in ("training", "heldout")}
+    groups = {"all": rankings} | {
+        cohort: [each for each in rankings if each.cohort == cohort] for cohort in ("training", "heldout")
+    }
     return {name: _to_agreement_out(agreeing.inter_labeler_agreement(group)) for name, group in groups.items()}
 
 
@@ -197,7 +201,9 @@ class DecisionRequest(RequestModel):
 def decide_on_person(request: Request, principal: AdminScope, key: RowId, body: DecisionRequest) -> PersonOut:
     """Carry out a decision about a labeler (`admit`, `decline`, `pause` …) in the name of whoever made the key."""
     with get_site(request).database.write() as db:
-        decider = principal.person or (db.get(Person, principal.api_key.created_by or "") if principal.api_key else None)
+        decider = principal.person or (
+            db.get(Person, principal.api_key.created_by or "") if principal.api_key else None
+        )
         if decider is None:
             raise SiteError(409, "key_of_nobody")
         person = or_404(db.get(Person, key))
@@ -249,9 +255,17 @@ def create_invite_endpoint(request: Request, principal: AdminScope, body: Invite
     if body.role == "owner" and principal.api_key is not None:
         raise SiteError(403, "not_allowed")
     with get_site(request).database.write() as db:
-        creator_id = principal.person.id if principal.person else principal.api_key.created_by if principal.api_key else None
+        creator_id = (
+            principal.person.id if principal.person else principal.api_key.created_by if principal.api_key else None
+        )
         token = accounts.issue_invite(
-            db, body.role, cohort=body.cohort, note=body.note, max_uses=body.max_uses, days=body.days, caller_id=creator_id
+            db,
+            body.role,
+            cohort=body.cohort,
+            note=body.note,
+            max_uses=body.max_uses,
+            days=body.days,
+            caller_id=creator_id,
         )
     return InviteCreated(token=token, path=f"/invite/{token}")
 
@@ -285,18 +299,32 @@ def prometheus_metrics(request: Request, _: ReadScope) -> PlainTextResponse:
         task_counts = db.execute(
             select(Task.kind, Task.state, func.count()).group_by(Task.kind, Task.state).order_by(Task.kind, Task.state)
         )
-        assignment_counts = db.execute(select(Assignment.state, func.count()).group_by(Assignment.state).order_by(Assignment.state))
+        assignment_counts = db.execute(
+            select(Assignment.state, func.count()).group_by(Assignment.state).order_by(Assignment.state)
+        )
         people_counts = db.execute(
             select(Person.role, Person.status, func.count()).group_by(Person.role, Person.status).order_by(Person.role)
         )
-        metric_lines = [*_format_gauge("tasks", "Tasks", [({"kind": kind, "state": state}, count) for kind, state, count in task_counts])]
-        metric_lines += _format_gauge("assignments", "Assignments", [({"state": state}, count) for state, count in assignment_counts])
+        metric_lines = [
+            *_format_gauge(
+                "tasks", "Tasks", [({"kind": kind, "state": state}, count) for kind, state, count in task_counts]
+            )
+        ]
+        metric_lines += _format_gauge(
+            "assignments", "Assignments", [({"state": state}, count) for state, count in assignment_counts]
+        )
         metric_lines += _format_gauge(
             "people", "Accounts", [({"role": role, "status": status}, count) for role, status, count in people_counts]
         )
-        overdue_count = db.scalar(select(func.count()).where(Assignment.state == "open", Assignment.lease_until < current_time_ms()))
-        metric_lines += _format_gauge("leases_overdue", "Leases that ran out and were not taken back yet", [({}, overdue_count or 0)])
-        submission_count = db.scalar(select(func.count()).select_from(Submission).where(Submission.replaced_at.is_(None)))
+        overdue_count = db.scalar(
+            select(func.count()).where(Assignment.state == "open", Assignment.lease_until < current_time_ms())
+        )
+        metric_lines += _format_gauge(
+            "leases_overdue", "Leases that ran out and were not taken back yet", [({}, overdue_count or 0)]
+        )
+        submission_count = db.scalar(
+            select(func.count()).select_from(Submission).where(Submission.replaced_at.is_(None))
+        )
         metric_lines += _format_gauge("submissions", "Submissions that count", [({}, submission_count or 0)])
         metric_lines += _format_gauge("threads", "Threads of this process", [({}, threading.active_count())])
     return PlainTextResponse("\n".join(metric_lines) + "\n")
@@ -318,10 +346,16 @@ def openapi_schema(_: Annotated[Principal, public_access()]) -> JSONResponse:
     from instructgpt.label.web.api import API_ROUTERS
 
     schema = get_openapi(
-        title="instructgpt labelers' site", version=__version__, routes=[route for part in API_ROUTERS for route in part.routes]
+        title="instructgpt labelers' site",
+        version=__version__,
+        routes=[route for part in API_ROUTERS for route in part.routes],
     )
     schema["components"]["securitySchemes"] = {
-        "key": {"type": "http", "scheme": "bearer", "description": "igl_ID_SECRET, made by an owner on the site's data page"},
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "igl_ID_SECRET, made by an owner on the site's data page",
+        },
         "session": {"type": "apiKey", "in": "cookie", "name": "labeler_session"},
     }
     schema["security"] = [{"key": []}, {"session": []}]

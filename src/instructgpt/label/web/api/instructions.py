@@ -64,7 +64,9 @@ def get_consent(request: Request, principal: Annotated[Principal, public_access(
         newest = consent.get_latest_consent_text(db)
     if newest is None:
         return ConsentOut(version=None, body="")
-    return ConsentOut(version=newest.version, body=consent.localized_consent_body(newest, get_translator(request, principal).language))
+    return ConsentOut(
+        version=newest.version, body=consent.localized_consent_body(newest, get_translator(request, principal).language)
+    )
 
 
 @router.get("/instructions/{purpose}")
@@ -75,7 +77,9 @@ def get_instructions(request: Request, principal: _ConsentedUser, purpose: _Purp
         is_read = instructions.get_instructions_read(db, principal.signed_in_person, newest) is not None
     localized_instructions = instructions.localize_instructions(newest, get_translator(request, principal).language)
     quiz = [QuizQuestionOut(text=each.text, options=each.options) for each in localized_instructions.quiz.questions]
-    return InstructionsOut(purpose=purpose, version=newest.version, body=localized_instructions.body, quiz=quiz, read=is_read)
+    return InstructionsOut(
+        purpose=purpose, version=newest.version, body=localized_instructions.body, quiz=quiz, read=is_read
+    )
 
 
 @router.post("/instructions/{purpose}")

@@ -94,14 +94,24 @@ class PromptPage(CursorPage):
 def to_prompt_out(row: PromptRow) -> PromptOut:
     """A prompt as the API shows it."""
     return PromptOut(
-        key=row.id, id=row.external_id, prompt=row.text, messages=[Message.model_validate(turn) for turn in row.messages or ()] or None,
-        user=row.user, source=row.source, use_case=row.use_case, split=row.split, sensitive=row.sensitive, created_at=row.created_at,
+        key=row.id,
+        id=row.external_id,
+        prompt=row.text,
+        messages=[Message.model_validate(turn) for turn in row.messages or ()] or None,
+        user=row.user,
+        source=row.source,
+        use_case=row.use_case,
+        split=row.split,
+        sensitive=row.sensitive,
+        created_at=row.created_at,
         withdrawn_at=row.withdrawn_at,
-    )  # fmt: skip
+    )
 
 
 @router.get("/prompts")
-def list_prompts(request: Request, _: ReadScope, after: AfterCursor = None, since: SinceMs = None, limit: PageLimit = 100) -> PromptPage:
+def list_prompts(
+    request: Request, _: ReadScope, after: AfterCursor = None, since: SinceMs = None, limit: PageLimit = 100
+) -> PromptPage:
     """Prompts, the oldest first."""
     statement = select(PromptRow).order_by(PromptRow.id).limit(limit)
     statement = statement.where(PromptRow.id > after) if after else statement
@@ -132,13 +142,19 @@ def withdraw_prompt_endpoint(request: Request, principal: AdminScope, key: RowId
         return to_prompt_out(row)
 
 
-@router.post("/prompts:import", openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}})
+@router.post(
+    "/prompts:import",
+    openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+)
 async def import_prompts_endpoint(request: Request, principal: WriteScope) -> ImportOut:
     """Prompts as JSON lines. A line that is wrong is said and left out; the others are in."""
     return await _import_lines(request, principal, "prompts.import", _upsert_prompt_row)
 
 
-@router.post("/completions:import", openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}})
+@router.post(
+    "/completions:import",
+    openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+)
 async def import_completions_endpoint(request: Request, principal: WriteScope) -> ImportOut:
     """Completions as JSON lines, as `sample` writes them; batches are made of them afterwards."""
     return await _import_lines(request, principal, "completions.import", _upsert_completion_row)
@@ -157,7 +173,10 @@ def _upsert_completion_row(db: Session, row: dict[str, Any]) -> tuple[str, str]:
 
 
 async def _import_lines(
-    request: Request, principal: Principal, action: str, upsert_row: Callable[[Session, dict[str, Any]], tuple[str, str]]
+    request: Request,
+    principal: Principal,
+    action: str,
+    upsert_row: Callable[[Session, dict[str, Any]], tuple[str, str]],
 ) -> ImportOut:
     """Take in a body of JSON lines as it comes, some hundreds in a transaction."""
     results: list[ImportLineResult] = []
@@ -166,13 +185,26 @@ async def _import_lines(
     async for chunk in request.stream():
         *complete_lines, remainder = (remainder + chunk).split(b"\n")
         if len(remainder) > _MAX_LINE_BYTES:
-            raise SiteError(413, "line_too_long", line=len(results) + len(pending_lines) + len(complete_lines) + 1, most=_MAX_LINE_BYTES)
+            raise SiteError(
+                413,
+                "line_too_long",
+                line=len(results) + len(pending_lines) + len(complete_lines) + 1,
+                most=_MAX_LINE_BYTES,
+            )
         pending_lines += complete_lines
         if len(pending_lines) >= _LINES_PER_CHUNK:
-            results += await run_in_threadpool(_import_chunk, request, principal, action, pending_lines, len(results), upsert_row)
+            results += await run_in_threadpool(
+                _import_chunk, request, principal, action, pending_lines, len(results), upsert_row
+            )
             pending_lines = []
     results += await run_in_threadpool(
-        _import_chunk, request, principal, action, [*pending_lines, *([remainder] if remainder else [])], len(results), upsert_row
+        _import_chunk,
+        request,
+        principal,
+        action,
+        [*pending_lines, *([remainder] if remainder else [])],
+        len(results),
+        upsert_row,
     )
     nonblank_results = [line for line in results if line.status != "blank"]
     return ImportOut(lines=nonblank_results, errors=sum(line.status == "error" for line in nonblank_results))

@@ -34,7 +34,13 @@ def find_unstorable(value: Any) -> str | None:
         if "\x00" in value:
             return "a text holds a NUL character (U+0000)"
         return "a text holds half a surrogate pair" if any("\ud800" <= letter <= "\udfff" for letter in value) else None
-    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    items = (
+        [*value.keys(), *value.values()]
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return next((fault for part in items if (fault := find_unstorable(part))), None)
 
 

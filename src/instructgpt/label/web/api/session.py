@@ -11,7 +11,12 @@ from instructgpt.label.auth import accounts, consent, rate_limits
 from instructgpt.label.auth.dependencies import Principal, get_site, public_access, require
 from instructgpt.label.db.models import Person, UserSession, current_time_ms
 from instructgpt.label.errors import SiteError
-from instructgpt.label.web.params import MAX_ANONYMOUS_BODY_BYTES, client_info, limit_invite_attempts, set_session_cookie
+from instructgpt.label.web.params import (
+    MAX_ANONYMOUS_BODY_BYTES,
+    client_info,
+    limit_invite_attempts,
+    set_session_cookie,
+)
 from instructgpt.label.web.rendering import get_translator
 
 router = APIRouter(prefix="/api/v1", tags=["session"], max_body_size=MAX_ANONYMOUS_BODY_BYTES)
@@ -43,7 +48,9 @@ class CurrentUserOut(BaseModel):
 
 
 @router.post("/sign-in")
-def sign_in_endpoint(request: Request, answer: Response, _: Annotated[Principal, public_access()], form: SignInRequest) -> CurrentUserOut:
+def sign_in_endpoint(
+    request: Request, answer: Response, _: Annotated[Principal, public_access()], form: SignInRequest
+) -> CurrentUserOut:
     """Sign in; the cookie comes with the answer."""
     site = get_site(request)
     token, user_session = accounts.sign_in_with_password(site, form.name, form.password, **client_info(request))
@@ -63,22 +70,30 @@ def redeem_invite_endpoint(
         rate_limits.refund_token(
             db, rate_limits.INVITE_LIMIT, client_info(request)["address"] or "", current_time_ms()
         )  # kept only where the link works: a whole team may join
-        person = accounts.redeem_invite(db, form.token, form.name, form.password, language=get_translator(request, principal).language)
+        person = accounts.redeem_invite(
+            db, form.token, form.name, form.password, language=get_translator(request, principal).language
+        )
         if person.role == "labeler" and not consent.has_consented(db, person):
             if form.consent is None:
                 raise SiteError(422, "consent_missing")
             consent.record_consent(db, person, form.consent)
-        token, user_session = accounts.create_user_session(db, person, client_info(request)["user_agent"], current_time_ms())
+        token, user_session = accounts.create_user_session(
+            db, person, client_info(request)["user_agent"], current_time_ms()
+        )
     set_session_cookie(answer, site, token)
     return _to_current_user_out(person, user_session)
 
 
 @router.get("/me")
-def get_me(principal: Annotated[Principal, require("labeler", "researcher", "owner", consent_optional=True)]) -> CurrentUserOut:
+def get_me(
+    principal: Annotated[Principal, require("labeler", "researcher", "owner", consent_optional=True)],
+) -> CurrentUserOut:
     """Who is signed in."""
     assert principal.user_session is not None
     return _to_current_user_out(principal.signed_in_person, principal.user_session)
 
 
 def _to_current_user_out(person: Person, user_session: UserSession) -> CurrentUserOut:
-    return CurrentUserOut(name=person.name, role=person.role, status=person.status, language=person.language, csrf=user_session.csrf)
+    return CurrentUserOut(
+        name=person.name, role=person.role, status=person.status, language=person.language, csrf=user_session.csrf
+    )

@@ -58,13 +58,20 @@ class SubmissionReceipt(BaseModel):
 
 
 @router.post("/tasks/claim", response_model=TaskView, responses={204: {"description": "Nothing to do now"}})
-def claim_task_endpoint(request: Request, principal: _LabelerUser, body: Annotated[ClaimRequest | None, Body()] = None) -> Any:
+def claim_task_endpoint(
+    request: Request, principal: _LabelerUser, body: Annotated[ClaimRequest | None, Body()] = None
+) -> Any:
     """The next task, or the one still in hand."""
     site, claim_request = get_site(request), body or ClaimRequest()
 
     assignment = site.database.write_with_retry(
         lambda db: work.claim_next_task(
-            db, site.settings, principal.signed_in_person, claim_request.kind, current_time_ms(), claim_request.screening
+            db,
+            site.settings,
+            principal.signed_in_person,
+            claim_request.kind,
+            current_time_ms(),
+            claim_request.screening,
         )
     )
     if assignment is None:
@@ -87,7 +94,10 @@ def post_heartbeat(request: Request, principal: _LabelerUser, assignment_id: str
     return site.database.write_with_retry(
         lambda db: {
             "lease_until": work.renew_lease(
-                db, site.settings, work.get_own_assignment(db, principal.signed_in_person, assignment_id), current_time_ms()
+                db,
+                site.settings,
+                work.get_own_assignment(db, principal.signed_in_person, assignment_id),
+                current_time_ms(),
             )
         }
     )
@@ -108,7 +118,11 @@ def put_draft(
     return site.database.write_with_retry(
         lambda db: {
             "rev": drafts.store_draft(
-                db, work.get_own_assignment(db, principal.signed_in_person, assignment_id), int(revision), payload, current_time_ms()
+                db,
+                work.get_own_assignment(db, principal.signed_in_person, assignment_id),
+                int(revision),
+                payload,
+                current_time_ms(),
             )
         }
     )
@@ -150,9 +164,12 @@ def _submit(
         submission = store_form(db, site.settings, assignment, form, idempotency_key, current_time_ms())
         until = submissions.editable_until(site.settings, work.get_own_assignment(db, person, assignment_id))
         return SubmissionReceipt(
-            submission=submission.id, version=submission.version, surplus=submission.surplus, ranks=_stored_ranks(db, submission),
+            submission=submission.id,
+            version=submission.version,
+            surplus=submission.surplus,
+            ranks=_stored_ranks(db, submission),
             editable_until=until,
-        )  # fmt: skip
+        )
 
     return site.database.write_with_retry(store)
 
@@ -163,13 +180,17 @@ def _stored_ranks(db: Any, submission: Submission) -> dict[str, int]:
 
 
 @router.post("/assignments/{assignment_id}/skip")
-def skip_assignment_endpoint(request: Request, principal: _LabelerUser, assignment_id: str, body: SkipRequest) -> dict[str, str]:
+def skip_assignment_endpoint(
+    request: Request, principal: _LabelerUser, assignment_id: str, body: SkipRequest
+) -> dict[str, str]:
     """Hand a task back, with a reason."""
     site = get_site(request)
 
     def skip_assignment(db: Any) -> dict[str, str]:
         assignment = work.get_own_assignment(db, principal.signed_in_person, assignment_id)
-        return {"skip": work.skip_assignment(db, site.settings, assignment, body.reason, body.note, current_time_ms()).id}
+        return {
+            "skip": work.skip_assignment(db, site.settings, assignment, body.reason, body.note, current_time_ms()).id
+        }
 
     return site.database.write_with_retry(skip_assignment)
 
@@ -196,7 +217,9 @@ def get_thread_endpoint(request: Request, principal: _LabelerUser, assignment_id
 
 
 @router.post("/assignments/{assignment_id}/thread")
-def post_thread_message(request: Request, principal: _LabelerUser, assignment_id: str, body: MessageRequest) -> list[threads.ThreadMessage]:
+def post_thread_message(
+    request: Request, principal: _LabelerUser, assignment_id: str, body: MessageRequest
+) -> list[threads.ThreadMessage]:
     """Ask about a task, or report it."""
 
     def store_message(db: Any) -> list[threads.ThreadMessage]:

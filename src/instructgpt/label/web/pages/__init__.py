@@ -6,7 +6,17 @@ from fastapi import APIRouter
 
 from instructgpt.label.web.pages import account, appearance, sign_in
 from instructgpt.label.web.pages.labeler import calibration, home, instructions, screening, task
-from instructgpt.label.web.pages.owner import adjudication, audit_log, batches, data, overview, people, quality, results, task_review
+from instructgpt.label.web.pages.owner import (
+    adjudication,
+    audit_log,
+    batches,
+    data,
+    overview,
+    people,
+    quality,
+    results,
+    task_review,
+)
 
 PAGE_ROUTERS: tuple[APIRouter, ...] = (
     account.router,

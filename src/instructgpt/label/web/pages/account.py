@@ -35,9 +35,13 @@ def show_account(request: Request, principal: _SignedInUser) -> Response:
 
 @router.post("/account/preferences")
 def save_preferences(
-    request: Request, principal: _SignedInUser, language: _FormText, theme: _FormText, email: Annotated[str, Form(max_length=300)] = "",
+    request: Request,
+    principal: _SignedInUser,
+    language: _FormText,
+    theme: _FormText,
+    email: Annotated[str, Form(max_length=300)] = "",
     sees_sensitive: Annotated[bool, Form()] = False,
-) -> Response:  # fmt: skip
+) -> Response:
     """Language, colours, email, and whether sensitive tasks are shown at all. Hiding them has no price."""
     if language not in list_languages() or theme not in THEMES:
         raise SiteError(422, "bad_field", field="language, theme", wrong="none of the choices")
@@ -53,7 +57,9 @@ def save_preferences(
 
 
 @router.post("/account/password")
-def change_password(request: Request, principal: _SignedInUser, old: _FormText, password: _FormText, again: _FormText) -> Response:
+def change_password(
+    request: Request, principal: _SignedInUser, old: _FormText, password: _FormText, again: _FormText
+) -> Response:
     """A new password; all other sign-ins end, and this one goes on under a new cookie."""
 
     def store_password() -> Response:
@@ -66,7 +72,9 @@ def change_password(request: Request, principal: _SignedInUser, old: _FormText, 
             person.password_hash = password_hash
             accounts.revoke_user_sessions(db, person)
             audit_log.append_entry(db, person.id, "person.password", person.id)
-            token = accounts.create_user_session(db, person, client_info(request)["user_agent"], now_ms, action="person.rotate")[0]
+            token = accounts.create_user_session(
+                db, person, client_info(request)["user_agent"], now_ms, action="person.rotate"
+            )[0]
         return set_session_cookie(redirect("/account"), site, token)
 
     site = get_site(request)
@@ -87,7 +95,9 @@ def end_other_sign_ins(request: Request, principal: _SignedInUser) -> Response:
     assert principal.user_session is not None
     with get_site(request).database.write() as db:
         accounts.revoke_user_sessions(db, principal.signed_in_person, except_session_id=principal.user_session.id)
-        audit_log.append_entry(db, principal.signed_in_person.id, "person.sign_out_others", principal.signed_in_person.id)
+        audit_log.append_entry(
+            db, principal.signed_in_person.id, "person.sign_out_others", principal.signed_in_person.id
+        )
     return redirect("/account")
 
 
@@ -100,7 +110,9 @@ def download_own_data(request: Request, principal: _SignedInUser) -> Response:
     with site.database.write() as db:
         audit_log.append_entry(db, principal.signed_in_person.id, "privacy.read", principal.signed_in_person.id)
     json_text = json.dumps(personal_data, ensure_ascii=False, indent=2)
-    return Response(json_text, media_type="application/json", headers={"Content-Disposition": 'attachment; filename="my-data.json"'})
+    return Response(
+        json_text, media_type="application/json", headers={"Content-Disposition": 'attachment; filename="my-data.json"'}
+    )
 
 
 @router.post("/account/withdraw")
@@ -114,7 +126,9 @@ def withdraw_own_consent(
         _update_own_account(
             request,
             principal,
-            lambda db, person: privacy.withdraw_consent(db, person, labels=labels, now_ms=current_time_ms(), initiated_by=person.id),
+            lambda db, person: privacy.withdraw_consent(
+                db, person, labels=labels, now_ms=current_time_ms(), initiated_by=person.id
+            ),
         )
         return redirect("/account")
 
@@ -122,7 +136,9 @@ def withdraw_own_consent(
 
 
 @router.post("/account/erase")
-def erase_own_account(request: Request, principal: _SignedInUser, password: _FormText, labels: Annotated[bool, Form()] = False) -> Response:
+def erase_own_account(
+    request: Request, principal: _SignedInUser, password: _FormText, labels: Annotated[bool, Form()] = False
+) -> Response:
     """Erase one's account."""
 
     def erase_and_redirect() -> Response:
@@ -130,7 +146,9 @@ def erase_own_account(request: Request, principal: _SignedInUser, password: _For
         _update_own_account(
             request,
             principal,
-            lambda db, person: privacy.erase_account(db, person, labels=labels, now_ms=current_time_ms(), initiated_by=person.id),
+            lambda db, person: privacy.erase_account(
+                db, person, labels=labels, now_ms=current_time_ms(), initiated_by=person.id
+            ),
         )
         return redirect("/sign-in?erased=true")
 
@@ -147,7 +165,9 @@ def _check_password(request: Request, principal: Principal, password: str) -> No
     """Raises Problem unless the password is this person's, or too many were tried."""
     site = get_site(request)
     with site.database.write() as db:
-        allowed = rate_limits.consume_token(db, rate_limits.PASSWORD_LIMIT, principal.signed_in_person.id, current_time_ms())
+        allowed = rate_limits.consume_token(
+            db, rate_limits.PASSWORD_LIMIT, principal.signed_in_person.id, current_time_ms()
+        )
     if not allowed:
         raise SiteError(429, "too_often")
     if not verify_password(password, principal.signed_in_person.password_hash):
@@ -163,12 +183,24 @@ def _run_or_show_error(request: Request, principal: Principal, action: Callable[
         return _render_account_page(request, principal, status=problem.status, error_message=error_message)
 
 
-def _render_account_page(request: Request, principal: Principal, status: int = 200, error_message: str | None = None) -> Response:
+def _render_account_page(
+    request: Request, principal: Principal, status: int = 200, error_message: str | None = None
+) -> Response:
     """The account as it stands."""
     site = get_site(request)
     with site.database.read() as db:
         person = db.get_one(Person, principal.signed_in_person.id)
-        values: dict[str, Any] = {"person": person, "logins": accounts.list_active_sessions(db, site.settings, person, current_time_ms())}
+        values: dict[str, Any] = {
+            "person": person,
+            "logins": accounts.list_active_sessions(db, site.settings, person, current_time_ms()),
+        }
     return render_page(
-        request, principal, "account.html", status=status, wrong=error_message, least=MIN_PASSWORD_LENGTH, themes=THEMES, **values
+        request,
+        principal,
+        "account.html",
+        status=status,
+        wrong=error_message,
+        least=MIN_PASSWORD_LENGTH,
+        themes=THEMES,
+        **values,
     )

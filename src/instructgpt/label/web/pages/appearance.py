@@ -31,7 +31,9 @@ def set_appearance(
     answer = RedirectResponse(local_path_or_root(back), status_code=303)
     for cookie, value in ((LANGUAGE_COOKIE, language), (THEME_COOKIE, theme)):
         if value is not None:
-            answer.set_cookie(cookie, value, max_age=_YEAR_S, httponly=True, samesite="lax", secure=site.settings.secure)
+            answer.set_cookie(
+                cookie, value, max_age=_YEAR_S, httponly=True, samesite="lax", secure=site.settings.secure
+            )
     if principal.person is not None:
         with site.database.write() as db:
             person = db.get_one(Person, principal.person.id)

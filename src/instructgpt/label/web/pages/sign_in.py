@@ -13,7 +13,12 @@ from instructgpt.label.db.models import Invite, Person, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.safe_text import render_markdown
 from instructgpt.label.web.pages.appearance import local_path_or_root
-from instructgpt.label.web.params import MAX_ANONYMOUS_BODY_BYTES, client_info, limit_invite_attempts, set_session_cookie
+from instructgpt.label.web.params import (
+    MAX_ANONYMOUS_BODY_BYTES,
+    client_info,
+    limit_invite_attempts,
+    set_session_cookie,
+)
 from instructgpt.label.web.rendering import get_translator, redirect, render_page
 
 router = APIRouter(max_body_size=MAX_ANONYMOUS_BODY_BYTES)
@@ -28,7 +33,11 @@ def index(principal: _AnyUser) -> Response:
     """To where a person's work is."""
     if principal.person is None:
         return redirect("/sign-in")
-    if principal.signed_in_person.role == "labeler" and not principal.has_consented and principal.signed_in_person.status != "withdrawn":
+    if (
+        principal.signed_in_person.role == "labeler"
+        and not principal.has_consented
+        and principal.signed_in_person.status != "withdrawn"
+    ):
         return redirect("/consent")
     if principal.signed_in_person.role == "labeler":
         return redirect(
@@ -44,7 +53,9 @@ def index(principal: _AnyUser) -> Response:
 @router.get("/sign-in")
 def show_sign_in(request: Request, principal: _AnyUser, next: str = "/", erased: bool = False) -> Response:
     """The form, and a last word to whoever erased their account."""
-    return render_page(request, principal, "sign_in.html", onward=local_path_or_root(next), wrong=None, name="", erased=erased)
+    return render_page(
+        request, principal, "sign_in.html", onward=local_path_or_root(next), wrong=None, name="", erased=erased
+    )
 
 
 @router.post("/sign-in")
@@ -79,7 +90,9 @@ def sign_out_from_form(request: Request, principal: _SignedInUser) -> Response:
     site = get_site(request)
     assert principal.user_session is not None
     with site.database.write() as db:
-        accounts.revoke_user_session(db, principal.signed_in_person, principal.user_session.id, principal.signed_in_person.id)
+        accounts.revoke_user_session(
+            db, principal.signed_in_person, principal.user_session.id, principal.signed_in_person.id
+        )
     answer = redirect("/sign-in")
     answer.delete_cookie(session_cookie_name(site.settings), secure=site.settings.secure, httponly=True, samesite="lax")
     return answer
@@ -110,15 +123,21 @@ def redeem_invite_from_form(
             raise SiteError(422, "passwords_differ")
         with site.database.write() as db:
             language_code = get_translator(request, principal).language
-            person = accounts.redeem_invite(db, token, name, password, email=email, language=language_code, now_ms=now_ms)
+            person = accounts.redeem_invite(
+                db, token, name, password, email=email, language=language_code, now_ms=now_ms
+            )
             if person.role == "labeler" and not consent.has_consented(db, person):
                 if version is None:
                     raise SiteError(422, "consent_missing")
                 consent.record_consent(db, person, version)
-            session_token = accounts.create_user_session(db, person, client_info(request)["user_agent"] or "", now_ms)[0]
+            session_token = accounts.create_user_session(db, person, client_info(request)["user_agent"] or "", now_ms)[
+                0
+            ]
     except SiteError as problem:
         error_message = get_translator(request, principal)(f"problem.{problem.code}", **problem.values)
-        return _render_invite_page(request, principal, token, status=problem.status, error_message=error_message, name=name, email=email)
+        return _render_invite_page(
+            request, principal, token, status=problem.status, error_message=error_message, name=name, email=email
+        )
     return set_session_cookie(redirect("/"), site, session_token)
 
 
@@ -127,7 +146,11 @@ def show_consent(request: Request, principal: _SignedInUser) -> Response:
     """The present text and whether this person agreed to it."""
     with get_site(request).database.read() as db:
         consent_text = consent.get_latest_consent_text(db)
-        body = render_markdown(consent.localized_consent_body(consent_text, principal.signed_in_person.language)) if consent_text else ""
+        body = (
+            render_markdown(consent.localized_consent_body(consent_text, principal.signed_in_person.language))
+            if consent_text
+            else ""
+        )
     return render_page(request, principal, "consent.html", text=consent_text, body=body, agreed=principal.has_consented)
 
 
@@ -140,7 +163,13 @@ def agree_from_form(request: Request, principal: _SignedInUser, version: Annotat
 
 
 def _render_invite_page(
-    request: Request, principal: Principal, token: str, status: int = 200, error_message: str | None = None, name: str = "", email: str = ""
+    request: Request,
+    principal: Principal,
+    token: str,
+    status: int = 200,
+    error_message: str | None = None,
+    name: str = "",
+    email: str = "",
 ) -> Response:
     """The page of a link: set-up, invitation or reset."""
     if status == 200:
@@ -155,7 +184,19 @@ def _render_invite_page(
         )
         is_setup = invite.role == "owner" and person is None and invite.created_by is None
     return render_page(
-        request, principal, "link.html", status=status, link=invite, person=person, setup=is_setup, text=consent_text,
-        body=render_markdown(consent.localized_consent_body(consent_text, get_translator(request, principal).language)) if consent_text else "",
-        wrong=error_message, name=name, email=email, least=MIN_PASSWORD_LENGTH,
-    )  # fmt: skip
+        request,
+        principal,
+        "link.html",
+        status=status,
+        link=invite,
+        person=person,
+        setup=is_setup,
+        text=consent_text,
+        body=render_markdown(consent.localized_consent_body(consent_text, get_translator(request, principal).language))
+        if consent_text
+        else "",
+        wrong=error_message,
+        name=name,
+        email=email,
+        least=MIN_PASSWORD_LENGTH,
+    )

@@ -53,7 +53,9 @@ def show_room(request: Request, principal: _ConsentedUser, room_id: str) -> Resp
         hidden_names = get_hidden_model_names(db)
         remarks = list(
             db.scalars(
-                select(CalibrationRemark).where(CalibrationRemark.room_id == room.id).order_by(CalibrationRemark.at, CalibrationRemark.id)
+                select(CalibrationRemark)
+                .where(CalibrationRemark.room_id == room.id)
+                .order_by(CalibrationRemark.at, CalibrationRemark.id)
             )
         )
     people = sorted({person for votes in votes_by_round for person in votes} | {each.author_id for each in remarks})
@@ -64,34 +66,62 @@ def show_room(request: Request, principal: _ConsentedUser, room_id: str) -> Resp
         for seen, votes in zip(revealed_rounds, votes_by_round, strict=True)
     ]
     my_votes = [votes.get(principal.signed_in_person.id) for votes in votes_by_round]
-    texts = [(ascii_uppercase[place], each.id, redact_model_names(each.text, hidden_names)) for place, each in enumerate(completions)]
+    texts = [
+        (ascii_uppercase[place], each.id, redact_model_names(each.text, hidden_names))
+        for place, each in enumerate(completions)
+    ]
     return render_page(
-        request, principal, "calibration_room.html", room=room, text=redact_model_names(prompt.text, hidden_names), texts=texts, given=votes_by_round, seen=revealed_rounds,
-        agreed=agreements, my_votes=my_votes, numbers=person_numbers, talk=remarks, round=calibration.ROUND_BY_STAGE.get(room.stage), show=charts,
-    )  # fmt: skip
+        request,
+        principal,
+        "calibration_room.html",
+        room=room,
+        text=redact_model_names(prompt.text, hidden_names),
+        texts=texts,
+        given=votes_by_round,
+        seen=revealed_rounds,
+        agreed=agreements,
+        my_votes=my_votes,
+        numbers=person_numbers,
+        talk=remarks,
+        round=calibration.ROUND_BY_STAGE.get(room.stage),
+        show=charts,
+    )
 
 
 @router.post("/calibration/{room_id}/vote")
 def vote_from_form(
-    request: Request, principal: _ConsentedUser, room_id: str, tiers_form: Annotated[TiersForm, Depends(read_tiers_form)]
+    request: Request,
+    principal: _ConsentedUser,
+    room_id: str,
+    tiers_form: Annotated[TiersForm, Depends(read_tiers_form)],
 ) -> Response:
     """Rank the task."""
     with get_site(request).database.write() as db:
-        calibration.record_vote(db, calibration.get_room(db, room_id), principal.signed_in_person, tiers_form.tiers, current_time_ms())
+        calibration.record_vote(
+            db, calibration.get_room(db, room_id), principal.signed_in_person, tiers_form.tiers, current_time_ms()
+        )
     return RedirectResponse(f"/calibration/{room_id}", status_code=303)
 
 
 @router.post("/calibration/{room_id}/say")
-def post_remark_from_form(request: Request, principal: _ConsentedUser, room_id: str, body: Annotated[str, Form()]) -> Response:
+def post_remark_from_form(
+    request: Request, principal: _ConsentedUser, room_id: str, body: Annotated[str, Form()]
+) -> Response:
     """Say something."""
     with get_site(request).database.write() as db:
-        calibration.add_remark(db, calibration.get_room(db, room_id), principal.signed_in_person, body, current_time_ms())
+        calibration.add_remark(
+            db, calibration.get_room(db, room_id), principal.signed_in_person, body, current_time_ms()
+        )
     return RedirectResponse(f"/calibration/{room_id}", status_code=303)
 
 
 @router.post("/calibration/{room_id}/stage")
-def advance_stage_from_form(request: Request, principal: _TeamUser, room_id: str, stage: Annotated[str, Form()]) -> Response:
+def advance_stage_from_form(
+    request: Request, principal: _TeamUser, room_id: str, stage: Annotated[str, Form()]
+) -> Response:
     """On to the next stage; `stage` is the one the page showed."""
     with get_site(request).database.write() as db:
-        calibration.advance_room_stage(db, calibration.get_room(db, room_id), principal.signed_in_person, stage, current_time_ms())
+        calibration.advance_room_stage(
+            db, calibration.get_room(db, room_id), principal.signed_in_person, stage, current_time_ms()
+        )
     return RedirectResponse(f"/calibration/{room_id}", status_code=303)

@@ -33,15 +33,24 @@ def show_home(
             "answered": dashboard.list_assignments_with_replies(db, me, now_ms),
             "rooms": dashboard.list_open_rooms(db) if me.status == "active" else [],
         }
-    return render_page(request, principal, "work/home.html", nothing=nothing, most=dashboard.MAX_COUNTED_TASKS, **values)
+    return render_page(
+        request, principal, "work/home.html", nothing=nothing, most=dashboard.MAX_COUNTED_TASKS, **values
+    )
 
 
 @router.get("/history")
-def show_history(request: Request, principal: Annotated[Principal, require("labeler")], before: str | None = None) -> Response:
+def show_history(
+    request: Request, principal: Annotated[Principal, require("labeler")], before: str | None = None
+) -> Response:
     """What one handed in and skipped, the newest first."""
     site = get_site(request)
     with site.database.read() as db:
         history_page = submission_history.get_history_page(db, site.settings, principal.signed_in_person, before)
     return render_page(
-        request, principal, "work/history.html", entries=history_page.entries, before=history_page.before, at=current_time_ms()
+        request,
+        principal,
+        "work/history.html",
+        entries=history_page.entries,
+        before=history_page.before,
+        at=current_time_ms(),
     )

@@ -25,7 +25,13 @@ def show_screening(request: Request, principal: _LabelerUser) -> Response:
         person = db.get_one(Person, principal.signed_in_person.id)
         parts, decisions = screening.get_screening_progress(db, person), screening.list_decisions(db, person)
     return render_page(
-        request, principal, "screening.html", parts=parts, decided=decisions, person=person, enough=screening.MIN_SCREENING_ITEMS
+        request,
+        principal,
+        "screening.html",
+        parts=parts,
+        decided=decisions,
+        person=person,
+        enough=screening.MIN_SCREENING_ITEMS,
     )
 
 
@@ -34,12 +40,17 @@ def show_grading_queue(request: Request, principal: _TeamUser) -> Response:
     """Demonstrations this person has not graded, without their authors."""
     with get_site(request).database.read() as db:
         pending_grades = list(screening.iter_ungraded_demonstrations(db, principal.signed_in_person))
-    return render_page(request, principal, "screening_grade.html", waiting=pending_grades[:20], more=max(0, len(pending_grades) - 20))
+    return render_page(
+        request, principal, "screening_grade.html", waiting=pending_grades[:20], more=max(0, len(pending_grades) - 20)
+    )
 
 
 @router.post("/screening/grade")
 def grade_from_form(
-    request: Request, principal: _TeamUser, submission: Annotated[str, Form(max_length=100)], score: Annotated[int, Form()]
+    request: Request,
+    principal: _TeamUser,
+    submission: Annotated[str, Form(max_length=100)],
+    score: Annotated[int, Form()],
 ) -> Response:
     """Grade one."""
     with get_site(request).database.write() as db:
@@ -78,4 +89,6 @@ def _store_survey_answers(request: Request, principal: Principal, kind: str, ans
     """Keep a reply."""
     with get_site(request).database.write() as db:
         surveys.save_survey_reply(db, principal.signed_in_person, kind, answers)
-    return redirect("/screening" if kind == "groups" and principal.signed_in_person.status == "screening" else f"/surveys/{kind}")
+    return redirect(
+        "/screening" if kind == "groups" and principal.signed_in_person.status == "screening" else f"/surveys/{kind}"
+    )

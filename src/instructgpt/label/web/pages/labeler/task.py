@@ -58,7 +58,12 @@ def claim_from_form(request: Request, principal: _LabelerUser, posted: _PostedFi
     try:
         assignment = site.database.write_with_retry(
             lambda db: work.claim_next_task(
-                db, site.settings, principal.signed_in_person, kind, current_time_ms(), form_values.get("screening") or None
+                db,
+                site.settings,
+                principal.signed_in_person,
+                kind,
+                current_time_ms(),
+                form_values.get("screening") or None,
             )
         )
     except SiteError as problem:
@@ -70,12 +75,18 @@ def claim_from_form(request: Request, principal: _LabelerUser, posted: _PostedFi
 
 
 @router.get("/{assignment_id}")
-def show_task(request: Request, principal: _LabelerUser, assignment_id: str, edit: bool = False, show: bool = False) -> Response:
+def show_task(
+    request: Request, principal: _LabelerUser, assignment_id: str, edit: bool = False, show: bool = False
+) -> Response:
     """A task to work on; what is handed in or skipped shows what was stored, unless it is to be edited."""
     site = get_site(request)
     with site.database.read() as db:
         assignment = work.get_own_assignment(db, principal.signed_in_person, assignment_id)
-        editing = edit and assignment.state == "submitted" and submissions.editable_until(site.settings, assignment) > current_time_ms()
+        editing = (
+            edit
+            and assignment.state == "submitted"
+            and submissions.editable_until(site.settings, assignment) > current_time_ms()
+        )
         if assignment.state in ("submitted", "skipped") and not editing:
             return RedirectResponse(f"/tasks/{assignment.id}/done", status_code=303)
         task_content = build_task_view(db, assignment)
@@ -115,14 +126,31 @@ def _render_task_form(
         )
     )
     return render_page(
-        request, principal, f"work/{task_content.kind}.html", status=422 if error_message else 200, task=task_content, address=f"/tasks/{assignment.id}", key=new_id(),
-        values=dict(fields), examples=examples + [("", "")] * max(0, _MIN_EXAMPLE_FIELDS - len(examples)), editing=editing, wrong=error_message,
-        gated=task_content.sensitive and not (show or editing or error_message), returned=assignment.state == "returned",
-        reason=threads.get_return_reasons(db, principal.signed_in_person, [assignment]).get(assignment.id) if assignment.state == "returned" else None,
-        already=active_ms if isinstance(active_ms, int) else 0, labels=task_content.labels, use_cases=USE_CASES, max_text=MAX_TEXT_LENGTH,
-        skip_reasons=SKIP_REASONS, words=_script_translations(get_translator(request, principal)), messages=threads.list_thread_messages(db, assignment.task_id, principal.signed_in_person.id),
+        request,
+        principal,
+        f"work/{task_content.kind}.html",
+        status=422 if error_message else 200,
+        task=task_content,
+        address=f"/tasks/{assignment.id}",
+        key=new_id(),
+        values=dict(fields),
+        examples=examples + [("", "")] * max(0, _MIN_EXAMPLE_FIELDS - len(examples)),
+        editing=editing,
+        wrong=error_message,
+        gated=task_content.sensitive and not (show or editing or error_message),
+        returned=assignment.state == "returned",
+        reason=threads.get_return_reasons(db, principal.signed_in_person, [assignment]).get(assignment.id)
+        if assignment.state == "returned"
+        else None,
+        already=active_ms if isinstance(active_ms, int) else 0,
+        labels=task_content.labels,
+        use_cases=USE_CASES,
+        max_text=MAX_TEXT_LENGTH,
+        skip_reasons=SKIP_REASONS,
+        words=_script_translations(get_translator(request, principal)),
+        messages=threads.list_thread_messages(db, assignment.task_id, principal.signed_in_person.id),
         instructions=db.get(Instructions, assignment.instructions_id) if assignment.instructions_id else None,
-    )  # fmt: skip
+    )
 
 
 def _script_translations(translator: Translator) -> dict[str, str]:
@@ -142,7 +170,9 @@ def edit_from_form(request: Request, principal: _LabelerUser, assignment_id: str
     return _submit_form(request, principal, assignment_id, posted, is_edit=True)
 
 
-def _submit_form(request: Request, principal: Principal, assignment_id: str, posted: FormFields, *, is_edit: bool) -> Response:
+def _submit_form(
+    request: Request, principal: Principal, assignment_id: str, posted: FormFields, *, is_edit: bool
+) -> Response:
     """Store a form, or show it again with what is wrong and everything that was filled in."""
     site = get_site(request)
 
@@ -187,11 +217,22 @@ def show_submitted_task(request: Request, principal: _LabelerUser, assignment_id
         task_content, submission = build_task_view(db, assignment), submissions.get_current_submission(db, assignment)
         ranks = submission_history.get_submitted_ranks(db, submission.id) if submission else {}
         return render_page(
-            request, principal, "work/done.html", task=task_content, address=f"/tasks/{assignment.id}", stored=submission, form=task_content.submission or {},
-            order=_format_ranking(task_content, ranks), ranks=ranks, listed=sorted(task_content.completions, key=lambda each: ranks.get(each.id, 0)), at=now_ms,
+            request,
+            principal,
+            "work/done.html",
+            task=task_content,
+            address=f"/tasks/{assignment.id}",
+            stored=submission,
+            form=task_content.submission or {},
+            order=_format_ranking(task_content, ranks),
+            ranks=ranks,
+            listed=sorted(task_content.completions, key=lambda each: ranks.get(each.id, 0)),
+            at=now_ms,
             until=submissions.editable_until(site.settings, assignment),
-            messages=threads.list_thread_messages(db, assignment.task_id, principal.signed_in_person.id), skip_reasons=(), instructions=None,
-        )  # fmt: skip
+            messages=threads.list_thread_messages(db, assignment.task_id, principal.signed_in_person.id),
+            skip_reasons=(),
+            instructions=None,
+        )
 
 
 def _format_ranking(task_content: TaskView, ranks: dict[str, int]) -> str:
@@ -242,7 +283,9 @@ def ask_from_form(request: Request, principal: _LabelerUser, assignment_id: str,
 
     def store_message(db: Session) -> None:
         assignment = work.get_own_assignment(db, principal.signed_in_person, assignment_id)
-        threads.post_question(db, assignment, form_values.get("body", ""), current_time_ms(), reported="reported" in form_values)
+        threads.post_question(
+            db, assignment, form_values.get("body", ""), current_time_ms(), reported="reported" in form_values
+        )
 
     get_site(request).database.write_with_retry(store_message)
     return RedirectResponse(f"/tasks/{assignment_id}#thread", status_code=303)

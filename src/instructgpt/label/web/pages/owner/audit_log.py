@@ -22,7 +22,9 @@ _PRIVACY_ACTION_PREFIX = "privacy."
 
 
 @router.get("/journal")
-def show_audit_log(request: Request, principal: _OwnerUser, before: int | None = None, action: str = "", about: str = "") -> Response:
+def show_audit_log(
+    request: Request, principal: _OwnerUser, before: int | None = None, action: str = "", about: str = ""
+) -> Response:
     """Rows, newest first, of an action or about an object where one is asked for."""
     statement = select(AuditLogEntry).order_by(AuditLogEntry.seq.desc()).limit(_ROWS_PER_PAGE + 1)
     if before is not None and 0 < before < 2**62:
@@ -37,7 +39,14 @@ def show_audit_log(request: Request, principal: _OwnerUser, before: int | None =
         names = {person.id: person.name for person in db.scalars(select(Person).where(Person.id.in_(ids)))}
     last_seq = rows[_ROWS_PER_PAGE - 1].seq if len(rows) > _ROWS_PER_PAGE else None
     return render_page(
-        request, principal, "journal.html", rows=rows[:_ROWS_PER_PAGE], names=names, last=last_seq, action=action, about=about
+        request,
+        principal,
+        "journal.html",
+        rows=rows[:_ROWS_PER_PAGE],
+        names=names,
+        last=last_seq,
+        action=action,
+        about=about,
     )
 
 
@@ -57,7 +66,9 @@ def show_privacy_requests(request: Request, principal: _OwnerUser) -> Response:
 
 
 @router.post("/privacy/user")
-def withdraw_user_from_form(request: Request, principal: _OwnerUser, user: Annotated[str, Form(max_length=500)]) -> Response:
+def withdraw_user_from_form(
+    request: Request, principal: _OwnerUser, user: Annotated[str, Form(max_length=500)]
+) -> Response:
     """Take back all prompts of a user."""
     translator = get_translator(request, principal)
     try:
@@ -67,9 +78,15 @@ def withdraw_user_from_form(request: Request, principal: _OwnerUser, user: Annot
             )
     except SiteError as problem:
         return _render_privacy_requests(
-            request, principal, status=problem.status, error_message=translator(f"problem.{problem.code}", **problem.values), user=user
+            request,
+            principal,
+            status=problem.status,
+            error_message=translator(f"problem.{problem.code}", **problem.values),
+            user=user,
         )
-    return _render_privacy_requests(request, principal, success_message=translator("privacy.withdrawn", count=prompt_count))
+    return _render_privacy_requests(
+        request, principal, success_message=translator("privacy.withdrawn", count=prompt_count)
+    )
 
 
 def _render_privacy_requests(
@@ -88,7 +105,18 @@ def _render_privacy_requests(
             .order_by(AuditLogEntry.seq.desc())
             .limit(_ROWS_PER_PAGE)
         ).all()
-        names = {person.id: person.name for person in db.scalars(select(Person).where(Person.id.in_({row.by for row in rows})))}
+        names = {
+            person.id: person.name
+            for person in db.scalars(select(Person).where(Person.id.in_({row.by for row in rows})))
+        }
     return render_page(
-        request, principal, "privacy.html", status=status, rows=rows, names=names, wrong=error_message, done=success_message, user=user
+        request,
+        principal,
+        "privacy.html",
+        status=status,
+        rows=rows,
+        names=names,
+        wrong=error_message,
+        done=success_message,
+        user=user,
     )

@@ -22,7 +22,17 @@ from instructgpt.label.analysis.forecast import Workload
 from instructgpt.label.analysis.results import is_blind
 from instructgpt.label.auth.dependencies import Principal, get_site, require
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import Batch, CompletionRow, MessageRow, Person, PromptRow, Skip, Task, TaskCompletion, current_time_ms
+from instructgpt.label.db.models import (
+    Batch,
+    CompletionRow,
+    MessageRow,
+    Person,
+    PromptRow,
+    Skip,
+    Task,
+    TaskCompletion,
+    current_time_ms,
+)
 from instructgpt.label.db.models.submissions import Assignment
 from instructgpt.label.errors import SiteError, format_user_message
 from instructgpt.label.tasks import batch_requests, batches
@@ -77,14 +87,18 @@ def show_batches(request: Request, principal: _TeamUser) -> Response:
 def show_batch_form(request: Request, principal: _TeamUser) -> Response:
     """The empty form."""
     defaults = {
-        name: str(info.default) for name, info in BatchSpec.model_fields.items() if info.default is not None and not info.is_required()
+        name: str(info.default)
+        for name, info in BatchSpec.model_fields.items()
+        if info.default is not None and not info.is_required()
     }
     defaults |= {name: f"{100 * float(defaults[name]):g}" for name in _PERCENT_FIELDS}
     return _render_batch_form(request, principal, _BatchFormInput(defaults, {}))
 
 
 @router.post("/batches/preview")
-def preview_batch(request: Request, principal: _TeamUser, form_input: Annotated[_BatchFormInput, Depends(_read_batch_form)]) -> Response:
+def preview_batch(
+    request: Request, principal: _TeamUser, form_input: Annotated[_BatchFormInput, Depends(_read_batch_form)]
+) -> Response:
     """Make the batch, count its work, and take everything back."""
     site = get_site(request)
     try:
@@ -125,7 +139,9 @@ def create_batch_from_form(
 
 def _create_batch(db: Session, folder: Path, form_input: _BatchFormInput, creator: Person) -> Batch:
     """The batch that a form asks for. Raises BadInput with the names of files as the person knows them."""
-    values: dict[str, Any] = {name: form_input.fields[name] for name in BatchSpec.model_fields if form_input.fields.get(name, "").strip()}
+    values: dict[str, Any] = {
+        name: form_input.fields[name] for name in BatchSpec.model_fields if form_input.fields.get(name, "").strip()
+    }
     for name in _PERCENT_FIELDS:
         if name in values:
             try:
@@ -140,7 +156,9 @@ def _create_batch(db: Session, folder: Path, form_input: _BatchFormInput, creato
     try:
         for name, (token, _) in form_input.files.items():
             paths[name] = batch_requests.get_upload(folder, token)
-        return batch_requests.create_batch_from_spec(db, batch_request, {name: [path] for name, path in paths.items()}, creator)
+        return batch_requests.create_batch_from_spec(
+            db, batch_request, {name: [path] for name, path in paths.items()}, creator
+        )
     except InputError as error:
         message = format_user_message(error)
         for name, path in paths.items():
@@ -149,23 +167,45 @@ def _create_batch(db: Session, folder: Path, form_input: _BatchFormInput, creato
 
 
 def _render_batch_form(
-    request: Request, principal: Principal, form_input: _BatchFormInput, error_message: str | None = None, workload: Workload | None = None,
-    size_counts: Mapping[int, int] | None = None, ingest_report: Mapping[str, int] | None = None,
-) -> Response:  # fmt: skip
+    request: Request,
+    principal: Principal,
+    form_input: _BatchFormInput,
+    error_message: str | None = None,
+    workload: Workload | None = None,
+    size_counts: Mapping[int, int] | None = None,
+    ingest_report: Mapping[str, int] | None = None,
+) -> Response:
     """The form, with what is wrong or what a preview found."""
-    sample_command = "instructgpt " + " ".join(batch_requests.build_sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl"))
+    sample_command = "instructgpt " + " ".join(
+        batch_requests.build_sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl")
+    )
     folder = shlex.quote(str(get_site(request).settings.folder))
-    batch_command = f"instructgpt label batch --site {folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR --n 2"
+    batch_command = (
+        f"instructgpt label batch --site {folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR --n 2"
+    )
     return render_page(
-        request, principal, "batch_new.html", status=422 if error_message else 200, show=charts, given=form_input, wrong=error_message, work=workload, sizes=size_counts,
-        report={name: count for name, count in (ingest_report or {}).items() if count}, use_cases=USE_CASES, commands=[sample_command, batch_command],
-        most=MAX_COMPLETIONS, screening=batches.SCREENING_TASK_PARTS,
-    )  # fmt: skip
+        request,
+        principal,
+        "batch_new.html",
+        status=422 if error_message else 200,
+        show=charts,
+        given=form_input,
+        wrong=error_message,
+        work=workload,
+        sizes=size_counts,
+        report={name: count for name, count in (ingest_report or {}).items() if count},
+        use_cases=USE_CASES,
+        commands=[sample_command, batch_command],
+        most=MAX_COMPLETIONS,
+        screening=batches.SCREENING_TASK_PARTS,
+    )
 
 
 def _count_tasks_by_size(db: Session, batch: Batch) -> dict[int, int]:
     """How many tasks have K completions."""
-    statement = select(func.count().label("k")).select_from(TaskCompletion).join(Task, Task.id == TaskCompletion.task_id)
+    statement = (
+        select(func.count().label("k")).select_from(TaskCompletion).join(Task, Task.id == TaskCompletion.task_id)
+    )
     task_sizes = statement.where(Task.batch_id == batch.id).group_by(TaskCompletion.task_id).subquery()
     rows = db.execute(select(task_sizes.c.k, func.count()).group_by(task_sizes.c.k).order_by(task_sizes.c.k))
     return {row[0]: row[1] for row in rows}
@@ -180,22 +220,41 @@ def get_batch_or_404(db: Session, batch_id: str) -> Batch:
 
 
 @router.get("/batches/{batch_id}")
-def show_batch(request: Request, principal: _TeamUser, batch_id: str, after: int = -1, only: str = "", hourly: str = "") -> Response:
+def show_batch(
+    request: Request, principal: _TeamUser, batch_id: str, after: int = -1, only: str = "", hourly: str = ""
+) -> Response:
     """How far a batch is, what needs a person, and its tasks."""
     with get_site(request).database.read() as db:
         batch = get_batch_or_404(db, batch_id)
         progress = next(row for row in forecast.list_batch_statuses(db) if row.batch_id == batch_id)
-        workload, size_counts = forecast.estimate_batch_workload(db, batch, parse_positive(hourly)), _count_tasks_by_size(db, batch)
+        workload, size_counts = (
+            forecast.estimate_batch_workload(db, batch, parse_positive(hourly)),
+            _count_tasks_by_size(db, batch),
+        )
         tasks = _list_task_items(db, batch, after, only)
         leaks = _tasks_revealing_models(db, batch)
         skips = dict(_skips_in_review(db, batch))
         open_messages = _open_thread_messages(db, batch)
     blind = is_blind(batch)
     return render_page(
-        request, principal, "batch.html", show=charts, batch=batch, row=progress, work=workload, sizes=size_counts, tasks=tasks[:_TASKS_PER_PAGE],
-        more=tasks[_TASKS_PER_PAGE - 1].position if len(tasks) > _TASKS_PER_PAGE else None, only=only, leaks=leaks, skips=skips, waiting=open_messages,
-        blind=blind, hourly=hourly, report={name: count for name, count in batch.intake.items() if count},
-    )  # fmt: skip
+        request,
+        principal,
+        "batch.html",
+        show=charts,
+        batch=batch,
+        row=progress,
+        work=workload,
+        sizes=size_counts,
+        tasks=tasks[:_TASKS_PER_PAGE],
+        more=tasks[_TASKS_PER_PAGE - 1].position if len(tasks) > _TASKS_PER_PAGE else None,
+        only=only,
+        leaks=leaks,
+        skips=skips,
+        waiting=open_messages,
+        blind=blind,
+        hourly=hourly,
+        report={name: count for name, count in batch.intake.items() if count},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +274,9 @@ class _TaskListItem:
 def _list_task_items(db: Session, batch: Batch, after: int, only: str) -> list[_TaskListItem]:
     """Tasks behind a position, one more than fits; `only`: those of one state."""
     statement = (
-        select(Task.id, Task.position, Task.state, PromptRow.text, Task.overlap, Task.n_done, Task.n_open, Task.n_skipped)
+        select(
+            Task.id, Task.position, Task.state, PromptRow.text, Task.overlap, Task.n_done, Task.n_open, Task.n_skipped
+        )
         .join(PromptRow, PromptRow.id == Task.prompt_id, isouter=True)
         .where(Task.batch_id == batch.id, Task.position > after)
         .order_by(Task.position)
@@ -223,7 +284,9 @@ def _list_task_items(db: Session, batch: Batch, after: int, only: str) -> list[_
     )
     rows = db.execute(statement.where(Task.state == only) if only else statement)
     return [
-        _TaskListItem(task, position, state, (text or "")[:160], overlap if overlap < batches.UNLIMITED_OVERLAP else None, *counts)
+        _TaskListItem(
+            task, position, state, (text or "")[:160], overlap if overlap < batches.UNLIMITED_OVERLAP else None, *counts
+        )
         for task, position, state, text, overlap, *counts in rows
     ]
 
@@ -269,7 +332,9 @@ def _open_thread_messages(db: Session, batch: Batch) -> list[tuple[str, str, str
 
 
 @router.post("/batches/{batch_id}/state")
-def change_batch_state(request: Request, principal: _TeamUser, batch_id: str, state: Annotated[str, Form()]) -> Response:
+def change_batch_state(
+    request: Request, principal: _TeamUser, batch_id: str, state: Annotated[str, Form()]
+) -> Response:
     """Open or close a batch."""
     with get_site(request).database.write() as db:
         batch = get_batch_or_404(db, batch_id)
@@ -278,8 +343,12 @@ def change_batch_state(request: Request, principal: _TeamUser, batch_id: str, st
         if state not in ("open", "closed"):
             raise SiteError(422, "no_such_state")
         if state != batch.state:
-            batches.mark_batch_open(db, batch) if state == "open" else batches.mark_batch_closed(db, batch, current_time_ms())
-            audit_log.append_entry(db, principal.signed_in_person.id, f"batch.{'opened' if state == 'open' else 'closed'}", batch.id)
+            batches.mark_batch_open(db, batch) if state == "open" else batches.mark_batch_closed(
+                db, batch, current_time_ms()
+            )
+            audit_log.append_entry(
+                db, principal.signed_in_person.id, f"batch.{'opened' if state == 'open' else 'closed'}", batch.id
+            )
     return RedirectResponse(f"/batches/{batch_id}", status_code=303)
 
 

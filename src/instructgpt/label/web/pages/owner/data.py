@@ -54,7 +54,12 @@ def show_data(request: Request, principal: _OwnerUser) -> Response:
 
 
 def _render_data_page(
-    request: Request, principal: Principal, status: int = 200, key: str = "", import_message: str = "", error_message: str = ""
+    request: Request,
+    principal: Principal,
+    status: int = 200,
+    key: str = "",
+    import_message: str = "",
+    error_message: str = "",
 ) -> Response:
     """The page, with what an action gave: a new key, what came in, or what was wrong with it."""
     site = get_site(request)
@@ -62,9 +67,21 @@ def _render_data_page(
         keys = db.scalars(select(ApiKey).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at.desc())).all()
         batches = db.scalars(select(Batch.name).order_by(Batch.id.desc())).all()
     return render_page(
-        request, principal, "data.html", status=status, jobs=export_jobs.list_export_jobs(site)[:_MAX_LISTED_JOBS], keys=keys, batches=batches, key=key,
-        come=import_message, wrong=error_message, files=tuple(EXPORT_FILES), formats=_EXPORT_FORMATS, scopes=_KEY_SCOPES, at=current_time_ms(),
-    )  # fmt: skip
+        request,
+        principal,
+        "data.html",
+        status=status,
+        jobs=export_jobs.list_export_jobs(site)[:_MAX_LISTED_JOBS],
+        keys=keys,
+        batches=batches,
+        key=key,
+        come=import_message,
+        wrong=error_message,
+        files=tuple(EXPORT_FILES),
+        formats=_EXPORT_FORMATS,
+        scopes=_KEY_SCOPES,
+        at=current_time_ms(),
+    )
 
 
 @router.post("/data/exports")
@@ -135,16 +152,27 @@ def import_uploaded_file(
         except SiteError as problem:
             if problem.code != "bad_input":
                 raise
-            return _render_data_page(request, principal, 422, error_message=str(problem.values["reason"]).replace(str(path), filename))
+            return _render_data_page(
+                request, principal, 422, error_message=str(problem.values["reason"]).replace(str(path), filename)
+            )
     return _render_data_page(request, principal, import_message=import_report.format_summary())
 
 
-def _import_file(site: Site, path: Path, third_party_reader: ThirdPartyReader, name: str, cohort: Cohort, importer_id: str) -> ImportReport:
+def _import_file(
+    site: Site, path: Path, third_party_reader: ThirdPartyReader, name: str, cohort: Cohort, importer_id: str
+) -> ImportReport:
     """A file's records into the site, in one transaction. Raises BadInput."""
-    records, import_report = read_import_file(path, "auto", third_party_reader), ImportReport(left_out=third_party_reader.left_out)
+    records, import_report = (
+        read_import_file(path, "auto", third_party_reader),
+        ImportReport(left_out=third_party_reader.left_out),
+    )
     with site.database.write() as db:
-        import_prompt_records(db, [(place, record) for place, record in records if type(record) is Prompt], import_report)
-        import_completion_records(db, [(place, record) for place, record in records if type(record) is Completion], import_report)
+        import_prompt_records(
+            db, [(place, record) for place, record in records if type(record) is Prompt], import_report
+        )
+        import_completion_records(
+            db, [(place, record) for place, record in records if type(record) is Completion], import_report
+        )
         ExternalSubmissionImporter(db, name, "training", cohort, import_report, importer_id).import_all(
             [(place, record) for place, record in records if isinstance(record, WORK_RECORD_TYPES)]
         )
@@ -172,7 +200,9 @@ def create_api_key_from_form(
 
 
 @router.post("/data/keys/{key}/revoke")
-def revoke_key(request: Request, principal: _OwnerUser, key: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]) -> Response:
+def revoke_key(
+    request: Request, principal: _OwnerUser, key: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+) -> Response:
     """A key that works no more."""
     with get_site(request).database.write() as db:
         row = or_404(db.get(ApiKey, key))
@@ -196,5 +226,8 @@ def download_backup(request: Request, principal: _OwnerUser) -> FileResponse:
     with site.database.write() as db:
         audit_log.append_entry(db, principal.signed_in_person.id, "backup.make")
     return FileResponse(
-        Path(folder.name) / name, filename=name, media_type="application/octet-stream", background=BackgroundTask(folder.cleanup)
-    )  # fmt: skip
+        Path(folder.name) / name,
+        filename=name,
+        media_type="application/octet-stream",
+        background=BackgroundTask(folder.cleanup),
+    )

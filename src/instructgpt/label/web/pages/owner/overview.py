@@ -9,7 +9,15 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.analysis import forecast
-from instructgpt.label.analysis.forecast import DAY_MS, FORECAST_WINDOW_DAYS, HOUR_MS, BatchStatus, DayActivity, Forecast, Speed
+from instructgpt.label.analysis.forecast import (
+    DAY_MS,
+    FORECAST_WINDOW_DAYS,
+    HOUR_MS,
+    BatchStatus,
+    DayActivity,
+    Forecast,
+    Speed,
+)
 from instructgpt.label.auth.dependencies import Principal, get_site, require
 from instructgpt.label.db.models import Instructions, Invite, Person, Submission, current_time_ms
 from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
@@ -33,12 +41,24 @@ def show_overview(request: Request, principal: _TeamUser, hourly: str = "") -> R
         if any(each.kind == kind for each in batch_rows)
     }
     return render_page(
-        request, principal, "overview.html", show=charts, rows=batch_rows, past=daily_rows, by_kind=by_kind, speeds=paces, hourly=hourly, rate=hourly_rate,
-        assumed=forecast.MIN_SPEED_SAMPLES, window=FORECAST_WINDOW_DAYS, steps=setup_steps if not all(done for _, _, done in setup_steps) else [],
-        active_ms=sum(day.active_ms for day in daily_rows), spent_ms=sum(each.active_ms for each in batch_rows),
+        request,
+        principal,
+        "overview.html",
+        show=charts,
+        rows=batch_rows,
+        past=daily_rows,
+        by_kind=by_kind,
+        speeds=paces,
+        hourly=hourly,
+        rate=hourly_rate,
+        assumed=forecast.MIN_SPEED_SAMPLES,
+        window=FORECAST_WINDOW_DAYS,
+        steps=setup_steps if not all(done for _, _, done in setup_steps) else [],
+        active_ms=sum(day.active_ms for day in daily_rows),
+        spent_ms=sum(each.active_ms for each in batch_rows),
         questions=sum(each.questions for each in batch_rows),
         in_review=sum(each.review for each in batch_rows),
-    )  # fmt: skip
+    )
 
 
 @router.get("/overview/days.csv")
@@ -47,7 +67,12 @@ def download_days_csv(request: Request, _: _TeamUser) -> Response:
     with get_site(request).database.read() as db:
         daily_rows = forecast.count_daily_submissions(db, current_time_ms(), 90)
     rows = (
-        [charts.date(day.start_ms), *(day.submissions.get(kind, 0) for kind in TASK_KINDS), day.active_ms / HOUR_MS, day.people]
+        [
+            charts.date(day.start_ms),
+            *(day.submissions.get(kind, 0) for kind in TASK_KINDS),
+            day.active_ms / HOUR_MS,
+            day.people,
+        ]
         for day in daily_rows
     )
     return charts.csv_download("days", ["day", *TASK_KINDS, "active_hours", "people"], rows)
@@ -58,10 +83,12 @@ def _setup_steps(db: Session, batch_rows: list[BatchStatus]) -> list[tuple[str, 
     labeler_exists = exists().where(Person.role == "labeler")
     invited, admitted, submitted, rewritten = db.execute(
         select(
-            labeler_exists | exists().where(Invite.role == "labeler"), exists().where(Person.role == "labeler", Person.status == "active"),
-            exists().where(Submission.replaced_at.is_(None)), exists().where(Instructions.created_by.is_not(None)),
+            labeler_exists | exists().where(Invite.role == "labeler"),
+            exists().where(Person.role == "labeler", Person.status == "active"),
+            exists().where(Submission.replaced_at.is_(None)),
+            exists().where(Instructions.created_by.is_not(None)),
         )
-    ).one()  # fmt: skip
+    ).one()
     return [
         ("instructions", "/instructions", rewritten or submitted),
         ("batch", "/batches/new", any(each.screening is None for each in batch_rows)),
@@ -88,8 +115,12 @@ def _forecast_kind(
     """Of the open batches of a kind: assignments left, the forecast, its three dates (ms), hours left, cost left."""
     open_batches = [each for each in batch_rows if each.kind == kind and each.state == "open"]
     assignments_left = sum(each.remaining for each in open_batches)
-    kind_forecast = forecast.forecast_completion(assignments_left, [float(day.submissions.get(kind, 0)) for day in daily_rows])
-    workload = forecast.compute_workload(0, assignments_left, sum(each.remaining_units for each in open_batches), paces[kind], hourly_rate)
+    kind_forecast = forecast.forecast_completion(
+        assignments_left, [float(day.submissions.get(kind, 0)) for day in daily_rows]
+    )
+    workload = forecast.compute_workload(
+        0, assignments_left, sum(each.remaining_units for each in open_batches), paces[kind], hourly_rate
+    )
     dates = tuple(
         None if days is None or days > 36_500 else now_ms + days * DAY_MS
         for days in (kind_forecast.days, kind_forecast.low, kind_forecast.high)

@@ -36,15 +36,26 @@ def show_people(request: Request, principal: _TeamUser) -> Response:
 
 @router.post("/people/invites")
 def create_invite_link(
-    request: Request, principal: _OwnerUser, role: _ShortText, cohort: _ShortText = "training", note: Annotated[str, Form(max_length=500)] = "",
-    max_uses: Annotated[int, Form(ge=1, le=_MAX_INVITE_USES)] = 1, days: Annotated[int, Form(ge=1, le=_MAX_INVITE_DAYS)] = accounts.INVITE_DAYS,
-) -> Response:  # fmt: skip
+    request: Request,
+    principal: _OwnerUser,
+    role: _ShortText,
+    cohort: _ShortText = "training",
+    note: Annotated[str, Form(max_length=500)] = "",
+    max_uses: Annotated[int, Form(ge=1, le=_MAX_INVITE_USES)] = 1,
+    days: Annotated[int, Form(ge=1, le=_MAX_INVITE_DAYS)] = accounts.INVITE_DAYS,
+) -> Response:
     """Make an invitation. Its link is on the page that comes back, and nowhere else."""
     if role not in PERSON_ROLES or cohort not in get_args(Cohort):
         raise SiteError(422, "bad_field", field="role, cohort", wrong="none of the choices")
     with get_site(request).database.write() as db:
         token = accounts.issue_invite(
-            db, role, cohort=cast(Cohort, cohort), note=note, max_uses=max_uses, days=days, caller_id=principal.signed_in_person.id
+            db,
+            role,
+            cohort=cast(Cohort, cohort),
+            note=note,
+            max_uses=max_uses,
+            days=days,
+            caller_id=principal.signed_in_person.id,
         )
     return _render_people_page(request, principal, link=_invite_url(request, token))
 
@@ -81,10 +92,15 @@ def show_person(request: Request, principal: _TeamUser, person_id: str) -> Respo
 
 
 @router.post("/people/{person_id}/decision")
-def decide_from_form(request: Request, principal: _OwnerUser, person_id: str, verdict: _ShortText, reason: _LongText = "") -> Response:
+def decide_from_form(
+    request: Request, principal: _OwnerUser, person_id: str, verdict: _ShortText, reason: _LongText = ""
+) -> Response:
     """Admit, decline, pause, resume, with the reason."""
     return _update_person(
-        request, principal, person_id, lambda db, person: screening.record_decision(db, person, principal.signed_in_person, verdict, reason)
+        request,
+        principal,
+        person_id,
+        lambda db, person: screening.record_decision(db, person, principal.signed_in_person, verdict, reason),
     )
 
 
@@ -94,7 +110,10 @@ def change_role_from_form(request: Request, principal: _OwnerUser, person_id: st
     if role not in PERSON_ROLES:
         raise SiteError(422, "bad_field", field="role", wrong="none of the choices")
     return _update_person(
-        request, principal, person_id, lambda db, person: accounts.set_person_role(db, person, role, principal.signed_in_person.id)
+        request,
+        principal,
+        person_id,
+        lambda db, person: accounts.set_person_role(db, person, role, principal.signed_in_person.id),
     )
 
 
@@ -105,7 +124,9 @@ def create_reset_link(request: Request, principal: _OwnerUser, person_id: str) -
         person = _get_locked_person(db, person_id)
         if person.status == "erased":
             raise SiteError(404, "not_found")
-        token = accounts.issue_invite(db, person.role, person=person, days=accounts.RESET_DAYS, caller_id=principal.signed_in_person.id)
+        token = accounts.issue_invite(
+            db, person.role, person=person, days=accounts.RESET_DAYS, caller_id=principal.signed_in_person.id
+        )
     return _render_person_page(request, principal, person_id, link=_invite_url(request, token))
 
 
@@ -121,7 +142,9 @@ def sign_out_person(request: Request, principal: _OwnerUser, person_id: str) -> 
 
 
 @router.post("/people/{person_id}/withdraw")
-def withdraw_person_consent(request: Request, principal: _OwnerUser, person_id: str, labels: Annotated[bool, Form()] = False) -> Response:
+def withdraw_person_consent(
+    request: Request, principal: _OwnerUser, person_id: str, labels: Annotated[bool, Form()] = False
+) -> Response:
     """Withdraw somebody's consent at their request."""
     return _update_person(
         request,
@@ -135,19 +158,27 @@ def withdraw_person_consent(request: Request, principal: _OwnerUser, person_id: 
 
 @router.post("/people/{person_id}/erase")
 def erase_person(
-    request: Request, principal: _OwnerUser, person_id: str, name: _ShortText = "", labels: Annotated[bool, Form()] = False
+    request: Request,
+    principal: _OwnerUser,
+    person_id: str,
+    name: _ShortText = "",
+    labels: Annotated[bool, Form()] = False,
 ) -> Response:
     """Erase somebody at their request; the name is typed once more, since there is no way back."""
 
     def erase_if_confirmed(db: Session, person: Person) -> None:
         if name.strip() != person.name:
             raise SiteError(422, "name_differs")
-        privacy.erase_account(db, person, labels=labels, now_ms=current_time_ms(), initiated_by=principal.signed_in_person.id)
+        privacy.erase_account(
+            db, person, labels=labels, now_ms=current_time_ms(), initiated_by=principal.signed_in_person.id
+        )
 
     return _update_person(request, principal, person_id, erase_if_confirmed)
 
 
-def _update_person(request: Request, principal: Principal, person_id: str, update: Callable[[Session, Person], object]) -> Response:
+def _update_person(
+    request: Request, principal: Principal, person_id: str, update: Callable[[Session, Person], object]
+) -> Response:
     """Do something to a person in one transaction; what is wrong with it is said on their page."""
     try:
         with get_site(request).database.write() as db:
@@ -179,18 +210,42 @@ def _render_people_page(request: Request, principal: Principal, link: str | None
     now_ms = current_time_ms()
     with get_site(request).database.read() as db:
         all_people = db.scalars(select(Person).order_by(Person.role, Person.status, Person.name)).all()
-        open_invites = select(Invite).where(Invite.revoked_at.is_(None), Invite.expires_at > now_ms, Invite.uses < Invite.max_uses)
-        invites = db.scalars(open_invites.order_by(Invite.created_at.desc())).all() if principal.signed_in_person.role == "owner" else []
-        folds = dict(db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).all())
-    unassigned_count = sum(each.status == "active" and each.cohort == "training" and each.fold is None for each in all_people)
+        open_invites = select(Invite).where(
+            Invite.revoked_at.is_(None), Invite.expires_at > now_ms, Invite.uses < Invite.max_uses
+        )
+        invites = (
+            db.scalars(open_invites.order_by(Invite.created_at.desc())).all()
+            if principal.signed_in_person.role == "owner"
+            else []
+        )
+        folds = dict(
+            db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).all()
+        )
+    unassigned_count = sum(
+        each.status == "active" and each.cohort == "training" and each.fold is None for each in all_people
+    )
     return render_page(
-        request, principal, "people.html", people=all_people, invites=invites, link=link, roles=PERSON_ROLES, cohorts=get_args(Cohort),
-        folds=[folds.get(fold, 0) for fold in range(screening.LABELER_FOLDS)], waiting=unassigned_count, days=accounts.INVITE_DAYS,
-    )  # fmt: skip
+        request,
+        principal,
+        "people.html",
+        people=all_people,
+        invites=invites,
+        link=link,
+        roles=PERSON_ROLES,
+        cohorts=get_args(Cohort),
+        folds=[folds.get(fold, 0) for fold in range(screening.LABELER_FOLDS)],
+        waiting=unassigned_count,
+        days=accounts.INVITE_DAYS,
+    )
 
 
 def _render_person_page(
-    request: Request, principal: Principal, person_id: str, status: int = 200, error_message: str | None = None, link: str | None = None
+    request: Request,
+    principal: Principal,
+    person_id: str,
+    status: int = 200,
+    error_message: str | None = None,
+    link: str | None = None,
 ) -> Response:
     """One person: numbers, decisions, sign-ins."""
     site = get_site(request)

@@ -32,15 +32,29 @@ def show_quality(request: Request, principal: _TeamUser, batch: str = "") -> Res
     report, names = _load_quality(request, batch)
     people = {each.labeler: each.name for each in report.labelers}
     return render_page(
-        request, principal, "quality.html", show=charts, found=report, names=names, batch=batch, band=TYPICAL_AGREEMENT_RANGE, rules=_AGREEMENT_RULES, people=people,
-        worst=[each for each in report.disagreements if each.opposite][:_MAX_DISAGREEMENTS], at=current_time_ms(),
-    )  # fmt: skip
+        request,
+        principal,
+        "quality.html",
+        show=charts,
+        found=report,
+        names=names,
+        batch=batch,
+        band=TYPICAL_AGREEMENT_RANGE,
+        rules=_AGREEMENT_RULES,
+        people=people,
+        worst=[each for each in report.disagreements if each.opposite][:_MAX_DISAGREEMENTS],
+        at=current_time_ms(),
+    )
 
 
 def _load_quality(request: Request, batch: str) -> tuple[QualityReport, list[tuple[str, str]]]:
     """The numbers, and (id, name) of every batch of rankings."""
     with get_site(request).database.read() as db:
-        statement = select(Batch.id, Batch.name).where(Batch.kind == "rank", Batch.screening.is_(None)).order_by(Batch.created_at.desc())
+        statement = (
+            select(Batch.id, Batch.name)
+            .where(Batch.kind == "rank", Batch.screening.is_(None))
+            .order_by(Batch.created_at.desc())
+        )
         names = [(each, name) for each, name in db.execute(statement)]
         if batch and batch not in dict(names):
             raise SiteError(404, "no_such_batch")
@@ -57,14 +71,25 @@ def show_labeler_quality(request: Request, principal: _TeamUser, labeler: str, b
     names = {each.labeler: each.name for each in report.labelers}
     labeler_index = report.matrix.labelers.index(labeler)
     peer_agreements = [
-        (names[str(peer)], float(report.matrix.share[labeler_index, peer_index]), int(report.matrix.shared[labeler_index, peer_index]))
+        (
+            names[str(peer)],
+            float(report.matrix.share[labeler_index, peer_index]),
+            int(report.matrix.shared[labeler_index, peer_index]),
+        )
         for peer_index, peer in enumerate(report.matrix.labelers)
         if report.matrix.shared[labeler_index, peer_index]
     ]
     return render_page(
-        request, principal, "quality_labeler.html", show=charts, row=row, batch=batch, band=TYPICAL_AGREEMENT_RANGE, overall=report.overall,
+        request,
+        principal,
+        "quality_labeler.html",
+        show=charts,
+        row=row,
+        batch=batch,
+        band=TYPICAL_AGREEMENT_RANGE,
+        overall=report.overall,
         beside=sorted(peer_agreements, key=lambda each: each[1]),
-    )  # fmt: skip
+    )
 
 
 @router.get("/quality/{name}.csv")
@@ -109,16 +134,43 @@ def _interval_cells(estimate: Estimate | None) -> list[float | None]:
 def _labeler_table(report: QualityReport) -> _CsvTable:
     """One row a labeler."""
     header = [
-        "labeler", "cohort", "rankings", "shared_pairs", "agreement", "agreement_shrunk", "low", "high", "gold", "repeats", "tie_rate",
-        "seconds_a_completion", "hours", "pasted", "mean_rating", *(f"rating_{n}" for n in range(1, 8)), "position_p", "as_shown",
-    ]  # fmt: skip
+        "labeler",
+        "cohort",
+        "rankings",
+        "shared_pairs",
+        "agreement",
+        "agreement_shrunk",
+        "low",
+        "high",
+        "gold",
+        "repeats",
+        "tie_rate",
+        "seconds_a_completion",
+        "hours",
+        "pasted",
+        "mean_rating",
+        *(f"rating_{n}" for n in range(1, 8)),
+        "position_p",
+        "as_shown",
+    ]
     rows: list[list[object]] = []
     for labeler in report.labelers:
         agreement = labeler.agreement
         shrunk = agreement.shrunk if agreement else None
-        agreement_cells = [agreement.shared, agreement.share, *_interval_cells(shrunk)] if agreement else [0, None, *_interval_cells(None)]
+        agreement_cells = (
+            [agreement.shared, agreement.share, *_interval_cells(shrunk)]
+            if agreement
+            else [0, None, *_interval_cells(None)]
+        )
         check_cells = [row.decided.value if row else None for row in (labeler.gold, labeler.repeats)]
-        habit_cells = [labeler.report.ties.share, labeler.seconds, labeler.hours, labeler.pasted, labeler.mean_rating, *labeler.ratings]
+        habit_cells = [
+            labeler.report.ties.share,
+            labeler.seconds,
+            labeler.hours,
+            labeler.pasted,
+            labeler.mean_rating,
+            *labeler.ratings,
+        ]
         rows.append(
             [
                 labeler.pseudonym,
@@ -158,5 +210,7 @@ def _label_table(report: QualityReport) -> _CsvTable:
 
 def _disagreement_table(report: QualityReport) -> _CsvTable:
     """All tasks that several labelers ranked."""
-    rows: list[list[object]] = [[each.task, each.labelers, each.opposite, each.decided, each.share] for each in report.disagreements]
+    rows: list[list[object]] = [
+        [each.task, each.labelers, each.opposite, each.decided, each.share] for each in report.disagreements
+    ]
     return ["task", "labelers", "opposite", "decided", "share"], rows

@@ -41,13 +41,20 @@ def show_result(request: Request, principal: _TeamUser, batch_id: str, baseline:
         batch = _get_evaluation_batch(db, batch_id)
         if results.is_blind(batch):
             return render_page(
-                request, principal, "results_blind.html", batch=batch, precision=results.compute_precision(db, batch), show=charts
+                request,
+                principal,
+                "results_blind.html",
+                batch=batch,
+                precision=results.compute_precision(db, batch),
+                show=charts,
             )
         try:
             evaluation_results = results.compute_results(db, batch, baseline or None)
         except InputError as error:
             raise SiteError(404, "no_such_baseline") from error
-    return render_page(request, principal, "result.html", batch=batch, found=evaluation_results, labels=LABELS, show=charts)
+    return render_page(
+        request, principal, "result.html", batch=batch, found=evaluation_results, labels=LABELS, show=charts
+    )
 
 
 @router.get("/results/{batch_id}/results.json")
@@ -62,11 +69,15 @@ def download_results_json(request: Request, _: _TeamUser, batch_id: str, baselin
         except InputError as error:
             raise SiteError(404, "no_such_baseline") from error
     json_text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows) + "\n]\n"
-    return Response(json_text, media_type="application/json", headers={"Content-Disposition": 'attachment; filename="results.json"'})
+    return Response(
+        json_text, media_type="application/json", headers={"Content-Disposition": 'attachment; filename="results.json"'}
+    )
 
 
 @router.post("/results/{batch_id}/unblind")
-def unblind_from_form(request: Request, principal: _TeamUser, batch_id: str, reason: Annotated[str, Form(max_length=2000)]) -> Response:
+def unblind_from_form(
+    request: Request, principal: _TeamUser, batch_id: str, reason: Annotated[str, Form(max_length=2000)]
+) -> Response:
     """Show the names before the batch is closed: a deliberate act, with a reason, in the journal."""
     if not reason.strip():
         raise SiteError(422, "reason_missing")
@@ -76,7 +87,9 @@ def unblind_from_form(request: Request, principal: _TeamUser, batch_id: str, rea
             raise SiteError(404, "no_such_batch")
         if results.is_blind(batch):
             results.mark_unblinded(db, batch, current_time_ms())
-            audit_log.append_entry(db, principal.signed_in_person.id, "batch.unblinded", batch.id, reason=reason.strip())
+            audit_log.append_entry(
+                db, principal.signed_in_person.id, "batch.unblinded", batch.id, reason=reason.strip()
+            )
     return RedirectResponse(f"/results/{batch_id}", status_code=303)
 
 

@@ -51,9 +51,21 @@ def show_task_review(request: Request, principal: _TeamUser, task_id: str) -> Re
     ]
     letters = {each.id: letter for letter, each in zip("ABCDEFGHI", completions, strict=False)}
     return render_page(
-        request, principal, "task.html", show=charts, task=task, batch=batch, prompt=prompt, texts=texts, work=submissions, talk=labeler_threads, skips=skips,
-        letters=letters, text=redact_model_names(prompt.text, hidden_names) if prompt else "", everybody=batches.UNLIMITED_OVERLAP,
-    )  # fmt: skip
+        request,
+        principal,
+        "task.html",
+        show=charts,
+        task=task,
+        batch=batch,
+        prompt=prompt,
+        texts=texts,
+        work=submissions,
+        talk=labeler_threads,
+        skips=skips,
+        letters=letters,
+        text=redact_model_names(prompt.text, hidden_names) if prompt else "",
+        everybody=batches.UNLIMITED_OVERLAP,
+    )
 
 
 def _get_task_or_404(db: Session, task_id: str) -> Task:
@@ -68,7 +80,9 @@ def _threads_by_labeler(db: Session, task: Task) -> dict[tuple[str, str], list[M
     """(id, name) of a labeler -> their thread, in order."""
     statement = select(Person.id, Person.name, MessageRow).join(MessageRow, MessageRow.about_id == Person.id)
     messages_by_labeler: dict[tuple[str, str], list[MessageRow]] = {}
-    for person, name, message in db.execute(statement.where(MessageRow.task_id == task.id).order_by(MessageRow.at, MessageRow.id)):
+    for person, name, message in db.execute(
+        statement.where(MessageRow.task_id == task.id).order_by(MessageRow.at, MessageRow.id)
+    ):
         messages_by_labeler.setdefault((person, name), []).append(message)
     return messages_by_labeler
 
@@ -79,7 +93,9 @@ def _redirect_to_task(task_id: str) -> Response:
 
 
 @router.post("/batches/tasks/{task_id}/answer")
-def answer_thread(request: Request, principal: _TeamUser, task_id: str, about: Annotated[str, Form()], body: _LongText) -> Response:
+def answer_thread(
+    request: Request, principal: _TeamUser, task_id: str, about: Annotated[str, Form()], body: _LongText
+) -> Response:
     """Answer in a labeler's thread."""
     with get_site(request).database.write() as db:
         task, person = _get_task_or_404(db, task_id), db.get(Person, about)
@@ -103,7 +119,9 @@ def return_assignment(
         assignments.return_to_labeler(db, returned_assignment, now_ms)
         person = db.get_one(Person, returned_assignment.person_id)
         message = threads.post_answer(db, task_id, person, principal.signed_in_person, reason, now_ms)
-        audit_log.append_entry(db, principal.signed_in_person.id, "assignment.returned", returned_assignment.id, message=message.id)
+        audit_log.append_entry(
+            db, principal.signed_in_person.id, "assignment.returned", returned_assignment.id, message=message.id
+        )
     return _redirect_to_task(task_id)
 
 
@@ -128,5 +146,7 @@ def withdraw_task_prompt(request: Request, principal: _TeamUser, task_id: str, r
         if prompt is None:
             raise SiteError(404, "not_found")
         count = batches.withdraw_prompt(db, prompt, current_time_ms())
-        audit_log.append_entry(db, principal.signed_in_person.id, "prompt.withdrawn", prompt.id, tasks=count, reason=reason)
+        audit_log.append_entry(
+            db, principal.signed_in_person.id, "prompt.withdrawn", prompt.id, tasks=count, reason=reason
+        )
     return _redirect_to_task(task_id)
