@@ -11,9 +11,9 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
-from faults_support import command, kit  # noqa: F401
-from site_support import database_url, postgres_server, postgres_url, site  # noqa: F401
-from work_support import desk  # noqa: F401
+from support.commands import command, kit  # noqa: F401
+from support.site import database_url, postgres_server, postgres_url, site  # noqa: F401
+from support.tasks import desk  # noqa: F401
 
 from instructgpt.config import make_config
 from instructgpt.data.pretraining_text import train_tokenizer

@@ -1,0 +1,128 @@
+"""The scripts of bench/ run at toy size: those that need a GPU on the CPU, those that need a peer with our own side alone."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).parents[2]
+SVG = "{http://www.w3.org/2000/svg}svg"
+
+
+def bench(name, *words):
+    """What a script prints."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "bench" / name), *words], capture_output=True, text=True, env=variables
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_gpu_checks_run_on_a_cpu():
+    said = bench("gpu.py", "--device", "cpu", "--shape", "toy", "--critic", "toy", "--rows", "4", "--length", "8")
+    assert [line.split("|")[2].strip() for line in said.splitlines() if line.startswith("| toy")] == [
+        "sampling",
+        "forward",
+        "update",
+    ]
+    seconds, hours = map(float, re.search(r": ([\d.]+) s; 264,292 samples: ([\d.]+) h", said).groups())
+    assert abs(hours - seconds / 4 * 264_292 / 3600) < 0.5  # seconds are rounded
+
+
+def test_our_side_of_ppo_says_its_share_of_the_ideal():
+    said = bench("ppo.py", "--size", "toy", "--rounds", "1", "--alone", "--phases")
+    assert "episodes/s of CPU time" in said
+    assert {"sampling", "score", "reference", "values", "policy update", "value update"} <= {
+        line.split("|")[2].strip() for line in said.splitlines() if line.startswith("| toy")
+    }
+
+
+def test_two_ranks_beside_one_process():
+    said = bench("ranks.py", "pretrain", "--rounds", "1")
+    one, two, ratio, of_work = next(line for line in said.splitlines() if line.startswith("| `pretrain` |")).split("|")[
+        2:6
+    ]
+    assert abs(float(ratio) - float(one) / float(two)) < 0.05  # milliseconds are rounded
+    assert float(of_work) > 0
+    assert "| `pretrain`: forward |" in said
+
+
+def test_a_stage_that_is_killed_ends_as_one_that_is_not():
+    said = bench("kills.py", "--only", "sft", "--kills", "1")
+    row = next(line for line in said.splitlines() if line.startswith("| `sft`")).split("|")
+    assert int(row[3]) >= 1  # kills
+    assert [word.strip() for word in row[-4:-1]] == ["the same"] * 3
+
+
+def test_evaluations_are_timed_once(save, tmp_path):
+    """One evaluation of a folder that has the data of one; what was timed before is said again."""
+    (tmp_path / "crows_pairs.csv").write_text("sent_more,sent_less,bias_type\nThe sea is wide.,The sky is wide.,age\n")
+    words = [str(tmp_path), "--model", str(save("gpt2")), "--out", str(tmp_path / "out")]
+    words += ["--only", "crows_pairs", "rte", "--processes", "1"]
+    first = bench("evaluations.py", *words)
+    row = next(line for line in first.splitlines() if line.startswith("| together")).split("|")
+    assert int(row[2]) == 3  # one pair under three prompts
+    assert float(row[4]) > 0
+    assert bench("evaluations.py", *words) == first
+
+
+def test_growth_is_measured_and_drawn(tmp_path):
+    said = bench("growth.py", "--rounds", "1", "--points", "1", "--only", "reward", "ppo", "--figures", str(tmp_path))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
+    measured = [row for row in rows if row[1].replace(".", "").replace(",", "").isdigit()]
+    assert [row[1] for row in measured] == ["2", "8", "0.06", "1,024", "8", "0.06", "1,024"]
+    assert all(0 < float(row[3]) < float(row[2]) for row in measured)  # nothing is faster than the ideal
+    assert [
+        len(list(ElementTree.parse(tmp_path / f"growth-{stage}.svg").getroot().iter(SVG)))
+        for stage in ("reward", "ppo")
+    ] == [5, 4]
+
+
+def test_a_phase_within_another_belongs_to_the_outer(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import stages
+
+    clock = iter(range(100))  # every look at the clock is a second
+    monkeypatch.setattr(stages.time, "process_time", lambda: float(next(clock)))
+
+    class Module:
+        inner = staticmethod(lambda: "said")
+        outer = staticmethod(lambda: Module.inner())
+
+    watch = stages.Watch()
+    watch.put_on(Module, "inner", "within")
+    watch.put_on(Module, "outer", "around")
+    assert Module.outer() == "said"
+    assert watch.seconds == {"around": 1.0}
+    assert Module.inner() == "said"
+    assert watch.seconds == {"around": 1.0, "within": 1.0}
+
+
+def test_a_stage_at_the_demos_amount_of_work(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    import stages
+    from sides import Answer
+
+    def turns(*seconds):
+        return [Answer({"phases": {"optimizer": s, "all else": 10 * s}}, 0.0, 0.0) for s in seconds]
+
+    # medians 2 and 1; a demo has 25 times the steps of reward training, and loads once
+    assert list(stages.rows("reward", turns(1, 2, 9), turns(1, 1, 3))) == [
+        ("optimizer", 2, 1),
+        ("all else", 20, 10),
+        ("**the demo's reward**", 25 * 2 + 20, 25 * 1 + 10),
+    ]
+
+
+def test_scaling_is_calculated_for_some_of_the_stages():
+    said = bench("scaling.py", "SFT 1.3B", "--ranks", "1", "64")
+    one, many = (
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in said.splitlines()
+        if line.startswith(("| 1 |", "| 64 |"))
+    )
+    assert one[-2:] == ["1.0", "100%"]
+    assert 1 < float(many[-2]) < 32  # a batch of 32 cannot keep more busy

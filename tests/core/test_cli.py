@@ -1,0 +1,306 @@
+"""The command line: help made from the configs, and one clear line with exit code 2 for whatever is wrong with a command.
+
+pytest tests/core/test_cli.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import Field
+from support.commands import SRC, here, write
+
+from instructgpt import cli
+from instructgpt.config import CommandConfig, make_config, preset_names
+from instructgpt.errors import InputError, RunError
+
+PRETRAIN = ["pretrain", "--corpus", "c.txt", "--out", "o"]
+SFT = ["sft", "--base", "./b", "--data", "d.jsonl", "--out", "o"]
+REWARD = ["reward", "--base", "./b", "--data", "r.jsonl", "--out", "o"]
+PPO = ["ppo", "--policy", "./p", "--reward", "r", "--prompts", "p.jsonl", "--out", "o"]
+SAMPLE = ["sample", "--model", "./m", "--prompts", "p.jsonl", "--out", "o.jsonl"]
+THERE = [command for command in cli.COMMANDS if importlib.util.find_spec(command.module)]
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return here(capsys)
+
+
+def config_of(*argv: str):
+    return cli.parse(list(argv))[1]
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one", THERE, ids=lambda one: one.name)
+def test_help_names_every_option_with_its_description_and_default(one, command):
+    shown = command(*one.name.split(), "--help")
+    assert (shown.code, shown.err) == (0, "")
+    text = "".join(shown.out.split())
+    config = getattr(importlib.import_module(one.module), one.config)
+    for name, field in config.model_fields.items():
+        if "dict" in str(field.annotation) or "StageConfig" in str(field.annotation):
+            continue  # sections of files; another command's options
+        if name in config.excluded_fields:
+            assert f"--{name}" not in shown.out
+            continue
+        assert name == one.positional or re.search(rf"--{name.replace('_', '-')}\b", shown.out), name
+        assert "".join((field.description or "?").split()) in text, name
+        if isinstance(field.default, float) and not field.is_required():
+            assert f"(default{field.default})" in text, name
+
+
+def test_overview_lists_every_command(command):
+    for ask in ((), ("--help",), ("-h",)):
+        shown = command(*ask)
+        assert (shown.code, shown.err) == (0, "")
+        assert all(f"  {one.name} " in shown.out and one.purpose in shown.out for one in cli.COMMANDS)
+    assert re.fullmatch(r"instructgpt \d+\.\d+\.\d+\n", command("--version").out)
+
+
+def test_the_module_runs_and_its_help_is_quick():
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "instructgpt", "--help"], capture_output=True, text=True, env={"PYTHONPATH": str(SRC)}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert time.monotonic() - started < 3  # a fifth of a second on a free machine; with torch it would be several
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m instructgpt --help | true"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(SRC)},
+    )
+    assert done.stderr == ""
+
+
+def test_a_terminal_that_lacks_letters_is_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "instructgpt", "näme"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(SRC), "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("instructgpt: no command 'n?me'")
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["pertrain"], "no command 'pertrain', did you mean 'pretrain'?"),
+        (["xyzzy"], "no command 'xyzzy'; there are: run, pretrain,"),
+        (["data"], "no command 'data'; there are: data import, data clean, data split, data stats"),
+        (["data", "clea"], "did you mean 'data clean'?"),
+        ([*PPO, "--minbatch", "8"], "unknown option '--minbatch', did you mean '--minibatch'?"),
+        ([*PPO, "--max_tokens=8"], "unknown option '--max_tokens', did you mean '--max-tokens'?"),
+        ([*PPO, "--episode", "8"], "unknown option '--episode', did you mean '--episodes'?"),
+        ([*PPO, "--xyzzy"], "ppo: unknown option '--xyzzy'; see 'instructgpt ppo --help'"),
+        (["sample", "prompts.jsonl"], "sample: 'prompts.jsonl' belongs to no option"),
+        (["ppo", "--out", "o"], "ppo: --policy is required"),
+        (["report"], "report: the following arguments are required: RUN"),
+        ([*PRETRAIN, "--out", "o\udcff"], "'o\\udcff' is not UTF-8; rename the file"),
+        (["pretrain", "--corpus", "c.txt"], "pretrain: --out is required"),
+        ([*PPO, "--lr"], "--lr: expected one argument"),
+        ([*PPO, "--lr", "fast"], "ppo: --lr fast: Input should be a valid number"),
+        ([*PPO, "--lr", "inf"], "ppo: --lr inf: Input should be a finite number"),
+        ([*PPO, "--episodes", "1.5"], "ppo: --episodes 1.5: Input should be a valid integer"),
+        ([*PPO, "--clip", "-0.2"], "ppo: --clip -0.2: Input should be greater than 0"),
+        ([*PPO, "--ptx-reduction", "batch"], "ppo: --ptx-reduction batch: Input should be 'token' or 'sequence'"),
+        ([*PRETRAIN, "--vocabulary", "12"], "--vocabulary 12: Input should be greater than or equal to 257"),
+        ([*PPO, "--preset", "dmo"], "no preset 'dmo'; there are: demo, smoke"),
+        ([*PRETRAIN, "--config", "gone.yaml"], "--config gone.yaml: cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_command_that_is_wrong(argv, said, command):
+    assert said in command(*argv).complaint(2)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([*PPO, "--ptx-coef", "1"], "--ptx-coef has no effect without --pretraining"),
+        ([*PPO, "--ptx-ratio", "1"], "--ptx-ratio has no effect without --pretraining"),
+        ([*PPO, "--ptx-reduction", "token"], "--ptx-reduction has no effect without --pretraining"),
+        ([*PPO, "--pretraining", "c.txt", "--ptx-coef", "0"], "--pretraining has no effect with --ptx-coef 0"),
+        ([*PPO, "--batch", "10", "--minibatch", "4"], "--batch 10 is not a multiple of --minibatch 4"),
+        ([*PPO, "--episodes", "100"], "--episodes 100 is not a multiple of --batch 512: 512 is"),
+        ([*PPO, "--episodes", "1200"], "--episodes 1200 is not a multiple of --batch 512: 1024 is"),
+        ([*SFT, "--mix", "0.2"], "--mix has no effect without --pretraining"),
+        ([*SFT, "--mix", "0", "--pretraining", "./c.jsonl"], "--pretraining has no effect with --mix 0"),
+        ([*SFT, "--max-tokens", "16"], "--max-tokens has no effect without --reward"),
+        ([*PRETRAIN, "--tokenizer", "./t", "--vocabulary", "300"], "--vocabulary has no effect with --tokenizer"),
+        ([*PRETRAIN, "--window", "256"], "--window 256 is longer than --context 128"),
+        ([*REWARD, "--folds", "1"], "--folds 1 leaves nothing to train on"),
+        ([*SAMPLE, "--n", "2", "--temperature", "0"], "--n 2 has no effect at --temperature 0"),
+        ([*SAMPLE, "--seed", "2", "--temperature", "0"], "--seed has no effect at --temperature 0"),
+        ([*SAMPLE, "--no-resume"], "sample: unknown option '--no-resume'"),
+        (["run", "--corpus", "c.txt"], "--corpus, --demonstrations and --rankings belong together"),
+        (["run", "--data", "folder"], "--data has no effect without --corpus"),
+    ],
+)
+def test_an_option_without_effect_is_refused(argv, said, command):
+    assert said in command(*argv).complaint(2)
+
+
+def test_nothing_is_made_by_a_command_that_is_refused(command, tmp_path):
+    command(*PPO, "--ptx-coef", "1").complaint(2)
+    command(*PRETRAIN).complaint(2)  # there is no c.txt
+    assert not list(tmp_path.iterdir())
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+def test_flags_win_over_a_file_and_a_file_over_a_preset(tmp_path):
+    file = write(tmp_path / "mine.yaml", ["pretrain: {width: 40}"])
+    preset = config_of(*PRETRAIN, "--preset", "smoke")
+    assert (preset.width, preset.layers, preset.lr) == (32, 2, 4e-3)
+    both = config_of(*PRETRAIN, "--preset", "smoke", "--config", str(file))
+    assert (both.width, both.layers) == (40, 2)
+    flags = config_of(*PRETRAIN, "--width", "48", "--preset", "smoke", "--config", str(file))
+    assert (flags.width, flags.layers) == (48, 2)
+
+
+def test_files_that_are_named_in_two_places_are_all_read():
+    argv = [
+        "ppo",
+        "--policy",
+        "p",
+        "--reward",
+        "r",
+        "--out",
+        "o",
+        "--prompts",
+        "a.jsonl",
+        "--prompts",
+        "b.jsonl",
+        "c.jsonl",
+    ]
+    assert cli.parse(argv)[1].prompts == (Path("a.jsonl"), Path("b.jsonl"), Path("c.jsonl"))
+
+
+def test_a_file_may_be_the_options_of_one_stage(tmp_path):
+    file = write(tmp_path / "flat.yaml", ["weight-decay: 0.5", "tokenizer: null", "corpus: [a.txt, b.txt]", "out: o"])
+    config = config_of("pretrain", "--config", str(file))
+    assert (config.weight_decay, config.tokenizer, config.corpus) == (0.5, None, (Path("a.txt"), Path("b.txt")))
+
+
+def test_run_layers_what_each_stage_is_told(tmp_path):
+    file = write(tmp_path / "mine.yaml", ["run: {labelers: 5}", "ppo: {episodes: 32}"])
+    config = config_of("run", "--preset", "smoke", "--config", str(file), "--words", "70000")
+    assert (config.words, config.labelers, config.ppo_prompts) == (70_000, 5, 60)
+    assert config.stages["ppo"]["episodes"] == 32
+    assert config.stages["ppo"]["batch"] == 32
+    assert config.stages["pretrain"]["width"] == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lr: [1", "mine.yaml: not valid YAML"),
+        ("- lr", "expected 'option: value' lines, found list"),
+        ("0", "expected 'option: value' lines, found int"),
+        ("lr: 1\nlr: 2", "not valid YAML ('lr' is given twice"),
+        ("widht: 3", "pretrain: unknown option 'widht', did you mean 'width'?"),
+        ("pretrain: {widht: 3}", "pretrain: unknown option 'widht', did you mean 'width'?"),
+        ("width: wide", "pretrain: --width wide: Input should be a valid integer"),
+        ("pretrain: {width: 16}\nseed: 3", "section seed: expected 'option: value' lines, found int"),
+        ("pertrain: {width: 16}", "mine.yaml: has no section pretrain; its sections are pertrain"),
+    ],
+)
+def test_a_configuration_file_that_is_wrong(text, said, command, tmp_path):
+    write(tmp_path / "mine.yaml", [text])
+    assert said in command(*PRETRAIN, "--config", "mine.yaml").complaint(2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pp: {episodes: 32}", "run: no stage 'pp'"),
+        ("ppo: {episods: 32}", "section ppo: unknown option 'episods', did you mean 'episodes'?"),
+        ("ppo_ptx: {lr: fast}", "section ppo_ptx: --lr fast: Input should be a valid number"),
+        ("ppo: {ptx_coef: 3}", "section ppo: --ptx-coef has no effect without --pretraining"),
+        ("candidates: {lest: 4}", "section candidates: unknown option 'lest', did you mean 'least'?"),
+        ("exam: {prompts: many}", "section exam: --prompts many: Input should be a valid integer"),
+    ],
+)
+def test_a_section_that_is_wrong_is_refused_before_the_first_stage_starts(text, said, command, tmp_path):
+    write(tmp_path / "mine.yaml", [text])
+    assert said in command("run", "--preset", "smoke", "--config", "mine.yaml", "--out", "o").complaint(2)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("argv", [PRETRAIN, SFT, REWARD, PPO], ids=lambda argv: argv[0])
+def test_presets_are_right_for_every_stage_they_speak_to(preset, argv):
+    section = yaml.safe_load((SRC / "instructgpt" / "presets" / f"{preset}.yaml").read_text(encoding="utf-8"))[argv[0]]
+    assert section.items() <= config_of(*argv, "--preset", preset).model_dump().items()
+
+
+class Few(CommandConfig):
+    stage = "few"
+    lr: float = Field(1.0, description="rate")
+
+
+def test_layers_by_hand():
+    assert make_config(Few, {"lr": 2}, {}, {"lr": "3e0"}).lr == 3.0
+    with pytest.raises(InputError, match="few: unknown option 'lrr', did you mean 'lr'"):
+        make_config(Few, {"lrr": 2})
+
+
+# --- how commands end ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("f.jsonl:3: not\nvalid"), 2, "f.jsonl:3: not valid"),
+        (RunError("gone wrong"), 1, "gone wrong"),
+        (PermissionError(13, "Permission denied", "f"), 1, "f: permission denied; mend that"),
+        (MemoryError(), 1, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "out of memory"),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "failed unexpectedly, ZeroDivisionError: division by zero (--debug shows where)",
+        ),
+        (KeyboardInterrupt(), 1, "stopped; the same command goes on"),
+    ],
+)
+def test_every_end_is_one_line_and_a_code(error, code, said, capsys, monkeypatch, tmp_path):
+    def fail(config):
+        assert config.stage == "pretrain"
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("instructgpt.train.pretrain.main", fail)
+    ended = here(capsys)(*PRETRAIN)
+    assert ended.code == code
+    assert ended.err.count("\n") == 1
+    assert said in ended.err
+
+
+def test_debug_shows_where_and_keeps_the_code(command):
+    plain, debug = command(*PRETRAIN), command("--debug", *PRETRAIN)
+    assert (plain.code, debug.code) == (2, 2)
+    assert "Traceback (most recent call last)" in debug.err
+    assert "read_lines" in debug.err
+    assert debug.err.endswith(plain.complaint(2) + "\n")

@@ -1,0 +1,119 @@
+"""What `watch` shows of runs: made ones, a real one while it goes, one that was killed, one with hostile texts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+
+import pytest
+from rich.console import Console
+from support import example_run
+
+from instructgpt import watch
+from instructgpt.cli import run_command
+from instructgpt.run.directory import content_hash
+
+
+def shown(folder, width=120):
+    console = Console(width=width, record=True, file=io.StringIO(), force_terminal=False)
+    console.print(watch.render_run(folder))
+
+    return console.export_text()
+
+
+def unfinished(folder, quiet=0.0):
+    """Make a stage look as if it were still going, or had stopped some seconds ago."""
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(info | {"finished": False}))
+    (folder / "log.jsonl").write_text(json.dumps({"time": "", "said": "", "step": 10, "steps": 40, "left": 60}) + "\n")
+    for file in folder.iterdir():
+        os.utime(file, (time.time() - quiet,) * 2)
+
+
+def test_finished_stages_are_a_line_each(tmp_path):
+    text = shown(example_run.make(tmp_path / "run"))
+    for name in ("base", "sft", "start", "reward", "ppo", "ppo_ptx"):
+        assert any(line.split()[:2] == [name, "done"] for line in text.splitlines())
+
+
+def test_a_running_stage_shows_curves_samples_and_time_left(tmp_path):
+    folder = example_run.make(tmp_path / "run")
+    unfinished(folder / "ppo")
+    rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    last = rows[-1]
+    text = shown(folder)
+    (line,) = [line for line in text.splitlines() if line.split()[:2] == ["ppo", "running"]]
+    assert f"{last['step']}/40" in line
+    assert line.endswith(f"{60 * (40 - last['step']) / 30:.0f} s")  # 60 s were left with 30 steps to go
+    (scores,) = [line for line in text.splitlines() if line.startswith("objective/scores")]
+    values = [row["objective/scores"] for row in rows]
+    assert scores.split()[2:] == [f"{number:.4g}" for number in (values[0], min(values), max(values), values[-1])]
+    assert len(scores.split()[1]) == min(watch.CURVE_WIDTH, len(values))
+
+
+def test_one_that_says_nothing_is_called_quiet(tmp_path):
+    folder = example_run.make(tmp_path / "run")
+    unfinished(folder / "ppo", quiet=500)
+    assert "quiet for 50" in shown(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "curve"),
+    [([0, 7], "▁█"), ([3, 3, 3], "▁▁▁"), ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"), ([float("nan"), 1], "▁▁")],
+)
+def test_curves(values, curve):
+    assert watch.sparkline(values) == curve
+
+
+def test_a_long_curve_is_means_of_its_parts():
+    assert watch.sparkline([0, 0, 2, 4, 9, 7], width=3) == "▁▄█"  # 0, 3, 8
+
+
+def test_what_would_steer_the_terminal_is_not_printed(tmp_path):
+    folder = example_run.make(tmp_path / "run")
+    unfinished(folder / "ppo")
+    row = {
+        "step": 99,
+        "prompt": "a\x1b[2Jb [red]",
+        "completion": "c\x07\u202ed\nnext",
+        "score": 1.0,
+        "kl": 0.5,
+        "total": 0.9,
+    }
+    with (folder / "ppo" / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    text = shown(folder)
+    assert "a·[2Jb [red] → c··d next  score +1.00  kl +0.50  total +0.90" in text
+    assert "\x1b" not in text
+
+
+def test_the_command_ends_when_the_run_has_finished(tmp_path, capsys):
+    folder = example_run.make(tmp_path / "run")
+    assert run_command(["watch", str(folder / "ppo"), "--every", "0.1"]) == 0
+    assert "done" in capsys.readouterr().out
+
+
+def test_stages_made_one_by_one_are_watched_until_all_have_finished(tmp_path):
+    folder = example_run.make(tmp_path / "run")
+    (folder / "run.json").unlink(missing_ok=True)
+    assert watch.is_run_finished(folder)
+    unfinished(folder / "ppo")
+    assert not watch.is_run_finished(folder)
+
+
+def test_what_a_stage_was_made_from_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):
+    file, read = tmp_path / "corpus.txt", []
+    file.write_text("one")
+    monkeypatch.setattr(watch, "content_hash", lambda path: read.append(path) or content_hash(path))
+    assert watch.cached_content_hash(file) == watch.cached_content_hash(file) == content_hash(file)
+    assert len(read) == 1
+    file.write_text("another")
+    assert watch.cached_content_hash(file) == content_hash(file)
+    assert len(read) == 2
+
+
+def test_a_directory_without_a_run_is_one_line(tmp_path, capsys):
+    assert run_command(["watch", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"instructgpt: {tmp_path}: no stage in it")

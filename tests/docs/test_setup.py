@@ -1,0 +1,195 @@
+"""A fresh machine: pyproject, constraints and Makefile agree, and the Makefile says in one line what is missing.
+
+The Makefile runs for real, with small shell scripts in place of Python so that nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+MAKE = shutil.which("make") or "make"
+TOOLS = "/usr/bin:/bin"
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+PINS = {canonicalize_name(name): version for name, version in (line.split("==") for line in LINES)}
+WANTED = [
+    *PROJECT["project"]["dependencies"],
+    *(line for extra in PROJECT["project"].get("optional-dependencies", {}).values() for line in extra),
+    *PROJECT["build-system"]["requires"],
+]
+
+FAKE_PYTHON = """#!/bin/sh
+case "$1 $2" in
+    "-c "*ensurepip*) exit ${NO_VENV:-0} ;;
+    "-c "*) exit 0 ;;
+    "-m venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python && echo venv >> calls ;;
+    "-m pip") shift 2; echo "$@" >> calls; [ -z "$BREAK" ] || case "$*" in *"$BREAK"*) exit 1 ;; esac ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A fresh clone in a place whose name has a space, and a Python that only takes notes."""
+    place = tmp_path / "my clone"
+    (place / "bin").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, place)
+    fake = place / "bin" / "python3.14"
+    fake.write_text(FAKE_PYTHON)
+    fake.chmod(0o755)
+    return place
+
+
+def make(place, *words, path=None, **variables):
+    environment = {"PATH": path or f"{place / 'bin'}:{TOOLS}", **variables}
+    return subprocess.run(
+        [MAKE, "--no-print-directory", *words], cwd=place, env=environment, capture_output=True, text=True
+    )
+
+
+def calls(place):
+    log = place / "calls"
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return lines
+
+
+INSTALLS = ["install torch==2.13.0", "install -c constraints.txt -e .[dev]"]
+
+
+@pytest.mark.parametrize("wanted", WANTED)
+def test_every_dependency_is_pinned_within_its_range(wanted):
+    requirement = Requirement(wanted)
+    pin = PINS[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(pin), f"{wanted} but pinned {pin}"
+
+
+def test_pins_are_plain():
+    assert len(PINS) == len(LINES), "a name is pinned twice"
+    assert sorted(LINES, key=str.lower) == LINES
+    strange = [line for line in LINES if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)]
+    assert not strange, "no local versions (+cpu), hashes, markers or addresses"
+
+
+def test_torch_is_the_same_everywhere():
+    (version,) = re.findall(r"^TORCH := (\S+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert version == PINS["torch"]
+    assert INSTALLS[0] == f"install torch=={version}"
+
+
+@pytest.mark.skipif(
+    Path(sys.prefix) != ROOT / ".venv", reason="only the environment that make makes has the pinned versions"
+)
+@pytest.mark.parametrize(
+    "wanted", [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+)
+def test_what_is_pinned_is_installed(wanted):
+    name = canonicalize_name(Requirement(wanted).name)
+    assert importlib.metadata.version(name).split("+")[0] == PINS[name]
+
+
+def test_make_alone_lists_every_target():
+    shown = make(ROOT, path=os.environ["PATH"]).stdout
+    assert re.findall(r"make (\w+)", shown) == ["help", "setup", "run", "test", "check", "clean"]
+
+
+@pytest.mark.parametrize("target", ["setup", "run", "test", "check"])
+def test_every_target_begins_with_the_installation(clone, target):
+    shown = make(clone, "-n", target)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.index("pip install torch==2.13.0") < shown.stdout.index(
+        "pip install -c constraints.txt -e '.[dev]'"
+    )
+    last = {
+        "run": "instructgpt run --preset demo --out runs/demo",
+        "test": "-m pytest -n 2 --dist worksteal",
+        "check": '-m "not slow"',
+    }
+    assert last.get(target, "") in shown.stdout.splitlines()[-1]
+    assert calls(clone) == []
+
+
+def test_torch_first_and_quick_the_second_time(clone):
+    first = make(clone, "setup")
+    assert first.returncode == 0, first.stderr
+    assert calls(clone) == ["venv", *INSTALLS]
+    second = make(clone, "setup")
+    assert second.stdout == "ready: .venv/bin/instructgpt --help\n"
+    assert calls(clone) == []
+
+
+def test_changed_pins_are_installed_into_the_same_environment(clone):
+    make(clone, "setup")
+    calls(clone)
+    stamp = (clone / ".venv" / "installed").stat().st_mtime
+    os.utime(clone / "constraints.txt", (stamp + 5, stamp + 5))
+    make(clone, "setup")
+    assert calls(clone) == INSTALLS
+
+
+@pytest.mark.parametrize("step", INSTALLS)
+def test_a_failed_installation_is_made_again(clone, step):
+    assert make(clone, "setup", BREAK=step).returncode != 0
+    assert not (clone / ".venv" / "installed").exists()
+    calls(clone)
+    assert make(clone, "setup").returncode == 0
+    assert calls(clone) == ["venv", *INSTALLS]
+
+
+def test_a_dead_or_moved_environment_is_made_again(clone):
+    make(clone, "setup")
+    calls(clone)
+    (clone / ".venv" / "bin" / "python").unlink()
+    make(clone, "setup")
+    assert calls(clone) == ["venv", *INSTALLS]
+    moved = clone.rename(clone.parent / "elsewhere")
+    make(moved, "setup")
+    assert calls(moved) == ["venv", *INSTALLS]
+
+
+def one_line(done):
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_no_python_is_said_in_one_line(clone):
+    assert "no Python 3.11 or newer found" in one_line(make(clone, "setup", path=str(clone / "nothing")))
+    assert "no Python 3.11 or newer found" in one_line(make(clone, "setup", "PYTHON=no such python"))
+
+
+def test_an_old_python_is_no_python(clone):
+    (clone / "bin" / "python3.14").rename(clone / "bin" / "python3")
+    (clone / "bin" / "python3").write_text(
+        "#!/bin/sh\nexit 1\n"
+    )  # what 3.10 answers when asked whether it is at least 3.11
+    assert "no Python 3.11 or newer found" in one_line(make(clone, "test", path=str(clone / "bin")))
+
+
+def test_a_python_without_venv_is_said_in_one_line(clone):
+    line = one_line(make(clone, "setup", path=str(clone / "bin"), NO_VENV="1"))
+    assert "python3.14 has no venv module" in line
+    assert "python3-venv" in line
+    assert not (clone / ".venv").exists()
+
+
+def test_the_check_of_versions_is_right():
+    (check,) = re.findall(r"^NEW_ENOUGH := (.*)$", (ROOT / "Makefile").read_text(), re.M)
+    for version, enough in [((3, 10, 14), False), ((3, 11, 0), True), ((3, 14, 0), True), ((2, 7, 18), False)]:
+        program = check.replace("import sys; ", f"import sys; sys.version_info = {version}; ")
+        assert (subprocess.run([sys.executable, "-c", program]).returncode == 0) is enough

@@ -1,0 +1,129 @@
+"""`label init` and `label serve`: a folder becomes a site, it answers, it stops in order, and what is wrong is one line.
+
+pytest tests/label/cli/test_serve.py
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import select
+from support.commands import SRC, here
+
+from instructgpt.label.db.models import AuditLogEntry, Instructions, Person
+from instructgpt.label.site_folder import iter_storage_warnings, open_site
+
+GOOD = "correct horse battery"
+
+
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return here(capsys)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_one_command_makes_a_site_that_answers_and_stops_in_order(tmp_path, ending):
+    arguments = [sys.executable, "-m", "instructgpt", "label", "serve", "--site", str(tmp_path / "site"), "--port", "0"]
+    with subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(SRC), "PATH": "/usr/bin:/bin"},
+    ) as process:
+        assert process.stdout is not None
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        link = process.stdout.readline().rsplit(" ", 1)[-1].strip()
+        assert link.startswith(f"{address}/invite/")
+        with httpx.Client(headers={"Origin": address}) as client:
+            assert "Set up the site" in client.get(link).text
+            made = client.post(link, data={"name": "olga", "password": GOOD, "again": GOOD})
+            assert made.status_code == 303
+            assert made.headers["content-security-policy"].startswith("default-src 'none'")
+            assert "server" not in made.headers
+            assert client.get(f"{address}/api/v1/me").json()["role"] == "owner"
+        process.send_signal(ending)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert out.endswith("stopped; everything is saved\n")
+    site = open_site(tmp_path / "site")
+    with site.database.read() as db:
+        assert db.scalars(select(Person.name)).all() == ["olga"]
+    site.database.close()
+
+
+def test_init_makes_tables_texts_and_a_link_but_no_account(command):
+    shown = command("label", "init", "--site", "site", "--public-url", "https://labels.example.org/")
+    assert (shown.code, shown.err) == (0, "")
+    token = re.search(r"https://labels\.example\.org/invite/(\S+)", shown.out)[1]
+    assert stat.S_IMODE(Path("site/site.yaml").stat().st_mode) == 0o600
+    site = open_site(Path("site"))
+    with site.database.read() as db:
+        assert db.scalars(select(Person)).all() == []
+        assert sorted(db.scalars(select(Instructions.purpose))) == ["evaluation", "training"]
+        assert {row.action for row in db.scalars(select(AuditLogEntry))} == {
+            "instructions.publish",
+            "consent.publish",
+            "invite.create",
+        }
+    site.database.close()
+    assert token not in b"".join(file.read_bytes() for file in Path("site").iterdir()).decode("latin-1")
+    again = command("label", "init", "--site", "site")
+    assert again.code == 2
+    assert "is a site already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("init", "--site", "file"), "--site file"),
+        (
+            ("init", "--site", "new", "--database", "mysql://host/x"),
+            "expected sqlite:///FILE or postgresql://USER@HOST/NAME",
+        ),
+        (("init", "--site", "new", "--database", "postgresql://nobody@127.0.0.1:1/none"), "is it running"),
+        (("serve", "--site", "new", "--port", "70000"), "--port"),
+        (("serve", "--site", "new", "--public-url", "labels.example.org"), "expected https://HOST"),
+        (("serve", "--site", "new", "--host", "192.0.2.1", "--public-url", "https://a.example"), "cannot listen there"),
+    ],
+)
+def test_what_is_wrong_is_one_line(command, tmp_path, arguments, said):
+    (tmp_path / "file").touch()
+    shown = command("label", *arguments)
+    assert shown.code == 2, shown.err
+    assert said in shown.err
+    assert len(shown.err.splitlines()) == 1
+
+
+def test_a_failed_init_can_be_given_again(command):
+    assert command("label", "init", "--site", "new", "--database", "postgresql://nobody@127.0.0.1:1/none").code == 2
+    assert command("label", "init", "--site", "new").code == 0
+
+
+def test_a_port_that_is_taken(command):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        shown = command("label", "serve", "--site", "new", "--port", str(other.getsockname()[1]))
+    assert shown.code == 2
+    assert "cannot listen there" in shown.err
+
+
+def test_a_site_stays_with_its_database(command):
+    command("label", "init", "--site", "site")
+    shown = command("label", "serve", "--site", "site", "--database", "sqlite:///other.db")
+    assert shown.code == 2
+    assert "this site was made with" in shown.err
+
+
+def test_a_temporary_disk_is_named(tmp_path):
+    (line,) = iter_storage_warnings(tmp_path)
+    assert "temporary disk" in line
+    assert not list(iter_storage_warnings(Path("/usr/lib"))) or "overlay" in Path("/proc/mounts").read_text()

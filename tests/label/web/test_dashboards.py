@@ -1,0 +1,338 @@
+"""What people need on a page to know what to do next, and that nothing they read can do anything.
+
+pytest tests/label/web/test_dashboards.py
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sqlalchemy import select, update
+from support.owner import fill, people
+from support.site import add_person, client_of
+from support.tasks import PLAIN, hand_in, prompt_batch, rank_batch, take
+
+from instructgpt.label.analysis import adjudication, calibration
+from instructgpt.label.auth import consent
+from instructgpt.label.db.models import (
+    Assignment,
+    Batch,
+    CompletionRow,
+    Person,
+    PromptReview,
+    PromptRow,
+    Submission,
+    Task,
+)
+from instructgpt.label.safe_text import format_user_agent
+from instructgpt.label.tasks import instructions, threads
+from instructgpt.label.tasks.assignments import return_to_labeler, skip_assignment
+from instructgpt.label.tasks.batches import mark_batch_open
+from instructgpt.label.tasks.forms import DemonstrationForm, PromptForm, ReviewForm
+from instructgpt.label.tasks.submissions import submit_form
+
+DATABASES = ("sqlite",)
+
+HOSTILE = "<script>alert(1)</script>\u202egnp.exe\u202c zero\u200bwidth \x01 {{ 7 * 7 }} </textarea>"
+LONG = "x" * 200_000
+
+
+@pytest.fixture
+def olga(site):
+    return add_person(site, "olga", role="owner")
+
+
+def write(site, act):
+    with site.database.write() as db:
+        return act(db)
+
+
+def harmless(page, where):
+    assert page.status_code == 200, where
+    assert "<script>alert" not in page.text, where
+    assert "</textarea> " not in page.text.replace("</textarea> <", ""), where
+    read = re.sub(
+        "(<textarea[^>]*>).*?</textarea>", "", page.text, flags=re.DOTALL
+    )  # what one edits oneself is as it was typed
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069\u200b]", read.replace("\r", "")), where
+
+
+def test_nothing_in_hostile_text_reaches_a_page_of_the_team(site, olga):
+    """Prompts, completions, demonstrations, reviews' notes, messages, reasons to skip, remarks, reasons to settle, names of rooms."""
+    ada, ben = people(site, "ada", "ben")
+    filled = fill(site, tasks=2, name="ranked")
+    for task in range(2):
+        filled.rank(task, ada, [1, 2, 3])
+        filled.rank(task, ben, [3, 2, 1])
+    filled.save()
+    write(site, lambda db: prompt_batch(db, "demonstrate", tasks=2, name="written"))
+    mine = take(site, ada)
+    write(
+        site,
+        lambda db: submit_form(
+            db, site.settings, mine, DemonstrationForm(text=HOSTILE + LONG[1000:], note=HOSTILE), "key", 5
+        ),
+    )
+    other = take(site, ada)
+    write(site, lambda db: threads.post_question(db, other, HOSTILE, 6))
+    write(site, lambda db: skip_assignment(db, site.settings, other, "other", HOSTILE, 7))
+    write(site, lambda db: db.execute(update(PromptRow).values(text=HOSTILE + LONG)))
+    write(site, lambda db: db.execute(update(CompletionRow).values(text=HOSTILE + LONG)))
+    write(site, lambda db: db.execute(update(Submission).values(note=HOSTILE)))
+    first = filled.tasks[0]
+    write(
+        site,
+        lambda db: adjudication.adjudicate(
+            db, first, olga, dict.fromkeys(filled.completions[0].values(), 1), [], HOSTILE, 8
+        ),
+    )
+    room = write(site, lambda db: calibration.create_calibration_room(db, first, "tips " + HOSTILE, olga).id)
+    write(site, lambda db: calibration.advance_room_stage(db, calibration.get_room(db, room), olga, "vote", 9))
+    write(site, lambda db: calibration.add_remark(db, calibration.get_room(db, room), olga, HOSTILE, 10))
+    with site.database.read() as db:
+        batches = list(db.scalars(select(Batch.id)))
+        tasks = list(db.scalars(select(Task.id)))
+    pages = [
+        "/overview",
+        "/batches",
+        "/adjudication",
+        f"/adjudication/{first}",
+        "/calibration",
+        f"/calibration/{room}",
+        "/quality",
+        f"/quality/labelers/{ada.id}",
+        "/people",
+        f"/people/{ada.id}",
+        "/journal",
+        "/data",
+        "/privacy",
+        "/surveys",
+        "/screening/grade",
+        *(f"/batches/{each}" for each in batches),
+        *(f"/batches/tasks/{each}" for each in tasks),
+    ]
+    team = client_of(site, olga)
+    for path in pages:
+        harmless(team.get(path), path)
+    labeler = client_of(site, ada)
+    for path in (
+        "/home",
+        "/history",
+        f"/tasks/{mine.id}/done",
+        f"/tasks/{other.id}/done",
+        f"/calibration/{room}",
+        "/calibration",
+    ):
+        harmless(labeler.get(path), path)
+    page = team.get(f"/batches/tasks/{mine.task_id}").text
+    plain, signs = re.subn(r'<span class="odd" title="[^"<>]*">‹\w+›</span>', "", page)
+    assert signs
+    assert "‹" not in plain  # signs are elements on pages
+
+
+def test_returned_work_says_why_until_it_is_handed_in_again(site, olga):
+    (ada,) = people(site, "ada")
+    write(site, lambda db: prompt_batch(db, "demonstrate", tasks=1))
+    mine = take(site, ada)
+    hand_in(site, mine)
+    team, labeler = client_of(site, olga), client_of(site, ada)
+    write(site, lambda db: threads.post_answer(db, mine.task_id, ada, olga, "An earlier word.", 3))
+    sent = {"assignment_id": mine.id, "reason": "Please name\nthe <year>."}
+    assert team.post(f"/batches/tasks/{mine.task_id}/return", data=sent).status_code == 303
+    assert (
+        team.post(
+            f"/batches/tasks/{mine.task_id}/answer", data={"about": ada.id, "body": "Take your time."}
+        ).status_code
+        == 303
+    )
+    for path in ("/home", f"/tasks/{mine.id}"):
+        page = labeler.get(path).text
+        assert "Please name\nthe &lt;year&gt;." in page, path
+        assert "There is an answer" not in page
+    assert "An earlier word." not in labeler.get("/home").text
+    assert 'data-lease=""' in labeler.get(f"/tasks/{mine.id}").text  # it has all the time it needs
+    with site.database.read() as db:
+        again = db.get(Assignment, mine.id)
+    hand_in(site, again, key="again")
+    assert "Please name" not in labeler.get("/home").text
+
+
+def test_work_that_came_back_without_a_word_is_shown_without_one(site):
+    (ada,) = people(site, "ada")
+    write(site, lambda db: prompt_batch(db, "demonstrate", tasks=1))
+    mine = take(site, ada)
+    hand_in(site, mine)
+    write(site, lambda db: return_to_labeler(db, db.get(Assignment, mine.id), 9))
+    page = client_of(site, ada).get("/home").text
+    assert "Returned to you" in page
+    assert 'class="said' not in page
+
+
+def test_sensitive_content_is_one_question(site, olga):
+    assert ReviewForm(sensitive=True).labels == {"sensitive": True}
+    assert ReviewForm(labels={"sensitive": False, "ambiguous": True}).sensitive is False
+    assert ReviewForm(labels={"ambiguous": True}).labels == {"ambiguous": True}
+    assert ReviewForm().sensitive is None
+    (ada,) = people(site, "ada")
+    write(site, lambda db: prompt_batch(db, "review", tasks=1))
+    mine = take(site, ada)
+    labeler = client_of(site, ada)
+    page = labeler.get(f"/tasks/{mine.id}").text
+    assert page.count('name="sensitive"') == 2  # yes and no
+    assert 'name="label:sensitive"' not in page
+    sent = {"key": "one", "sensitive": "yes", "label:ambiguous": "no", "use_case": "chat", "note": "a note"}
+    assert labeler.post(f"/tasks/{mine.id}/submit", data=sent).status_code == 303
+    with site.database.read() as db:
+        stored = db.scalars(select(PromptReview)).one()
+    assert (stored.sensitive, stored.labels) == (True, {"sensitive": True, "ambiguous": False})
+    team = client_of(site, olga).get(f"/batches/tasks/{mine.task_id}").text
+    for said in ("Chat", "Ambiguous: No", "Sensitive content: Yes", "a note"):
+        assert said in team
+
+
+def test_researchers_see_every_kind_of_work(site, olga):
+    (ada,) = people(site, "ada")
+    write(site, lambda db: prompt_batch(db, "write", tasks=1, name="prompts"))
+    mine = take(site, ada)
+    form = PromptForm(text="Sort these.", form="few_shot", examples=(("b a", "a b"),))
+    write(site, lambda db: submit_form(db, site.settings, mine, form, "key", 5))
+    assert "Sort these.\n\nInput: b a\nOutput: a b" in client_of(site, olga).get(f"/batches/tasks/{mine.task_id}").text
+    assert "Sort these." in client_of(site, ada).get("/history").text
+    filled = fill(site, tasks=1)
+    labels = [{"opinion": True, "satisfies_constraint": True}, {"satisfies_constraint": False}, {}]
+    filled.rank(0, ada, [1, 2, 3], ratings=[7, 4, 1], labels=labels)
+    filled.save()
+    text = client_of(site, olga).get(f"/batches/tasks/{filled.tasks[0]}").text
+    assert [text.count(f"rated {number}") for number in (7, 4, 1)] == [1, 1, 1]
+    assert text.count("constraint") == 1  # only where it was not kept
+
+
+def test_the_next_task_of_the_test_comes_from_the_same_part(site):
+    ada = add_person(site, "ada", status="screening")
+    with site.database.write() as db:
+        for part, kind in (("sensitive", "review"), ("demonstration", "demonstrate")):
+            mark_batch_open(db, prompt_batch(db, kind, tasks=2, name=part, screening=part, policy=PLAIN))
+    labeler = client_of(site, ada)
+    begun = labeler.post("/tasks/claim", data={"kind": "review", "screening": "sensitive"}).headers["location"]
+    asked = labeler.get(begun).text
+    assert "required" in asked
+    assert 'name="personal_data"' not in asked
+    assert labeler.post(f"{begun}/submit", data={"key": "k", "sensitive": "no"}).status_code == 303
+    done = labeler.get(f"{begun}/done").text
+    form = re.search(r'action="/tasks/claim">(.*?)</form>', done, re.DOTALL)[1]
+    fields = dict(re.findall(r'name="(kind|screening)" value="(\w+)"', form))
+    assert fields == {"kind": "review", "screening": "sensitive"}
+    following = labeler.post("/tasks/claim", data=fields).headers["location"]
+    assert following not in (begun, "/screening")
+    labeler.post(f"{following}/submit", data={"key": "k", "sensitive": "yes"})
+    assert labeler.post("/tasks/claim", data=fields).headers["location"] == "/screening"
+
+
+def test_links_lead_only_where_one_may_go(site, olga):
+    rita, (ada,) = add_person(site, "rita", role="researcher"), people(site, "ada")
+    for person, may in ((olga, True), (rita, False)):
+        page = client_of(site, person).get("/overview").text
+        assert [f'href="/{name}"' in page for name in ("journal", "data", "calibration")] == [may, may, True]
+    batch = write(site, lambda db: rank_batch(db, tasks=2).id)
+    with site.database.read() as db:
+        task = db.scalars(select(Task.id).where(Task.batch_id == batch)).first()
+    room = write(site, lambda db: calibration.create_calibration_room(db, task, "What is helpful?", olga).id)
+    home = client_of(site, ada).get("/home").text
+    assert f'href="/calibration/{room}"' in home
+    assert "What is helpful?" in home
+    for stage in ("vote", "talk", "again"):
+        write(
+            site,
+            lambda db, stage=stage: calibration.advance_room_stage(db, calibration.get_room(db, room), olga, stage, 5),
+        )
+    assert "What is helpful?" not in client_of(site, ada).get("/home").text
+
+
+def test_a_new_owner_is_told_what_to_do_and_then_no_more(site, olga):
+    owner = client_of(site, olga)
+    page = owner.get("/overview").text
+    assert "First steps" in page
+    assert page.count('<li class="done">') == 0
+    assert "First steps" not in client_of(site, add_person(site, "rita", role="researcher")).get("/overview").text
+    (ada,) = people(site, "ada")
+    assert owner.get("/overview").text.count('<li class="done">') == 3  # invited and admitted; so no test is needed
+    write(site, lambda db: prompt_batch(db, "demonstrate", tasks=1))
+    hand_in(site, take(site, ada))
+    assert "First steps" not in owner.get("/overview").text
+
+
+def test_instructions_are_new_only_to_those_who_read_earlier_ones(site):
+    ada, ben = people(site, "ada", "ben")
+    with site.database.write() as db:
+        rank_batch(db)
+        instructions.add_instructions_version(
+            db, "training", {"en": instructions.LocalizedInstructions(body="Be kind.")}, "", None
+        )
+        first = instructions.get_latest_instructions(db, "training")
+        assert instructions.submit_quiz(db, db.get(Person, ada.id), first, []) == []
+        instructions.add_instructions_version(
+            db, "training", {"en": instructions.LocalizedInstructions(body="Be kind and true.")}, "", None
+        )
+    assert "The instructions have changed" in client_of(site, ada).get("/home").text
+    page = client_of(site, ben).get("/home").text
+    assert "Read the instructions first" in page
+    assert "have changed" not in page
+
+
+def test_consent_is_asked_again_with_a_new_version_and_once_withdrawn(site):
+    (ada,) = people(site, "ada")
+
+    def agreed():
+        with site.database.read() as db:
+            return consent.has_consented(db, ada)
+
+    assert agreed()  # there is nothing to agree to
+    write(site, lambda db: consent.add_consent_version(db, {"en": "one"}, None))
+    assert not agreed()
+    write(site, lambda db: consent.record_consent(db, ada, 1))
+    assert agreed()
+    for number in range(2, 12):  # versions are numbers, and 10 comes after 9
+        write(site, lambda db, number=number: consent.add_consent_version(db, {"en": str(number)}, None))
+        assert not agreed()
+        write(site, lambda db, number=number: consent.record_consent(db, ada, number))
+        assert agreed()
+
+
+def test_a_bad_file_is_told_without_options_of_the_command_line(site, olga):
+    sent = {"name": "one", "kind": "demonstrate", "cohort_share": "0"}
+    page = client_of(site, olga).post(
+        "/batches", data=sent, files={"prompts": ("p.jsonl", b'{"prompt": "ok"}\n{"x": 1}\n')}
+    )
+    assert page.status_code == 422
+    assert "p.jsonl:2" in page.text
+    assert "--" not in re.search(r'role="alert">(.*?)</p>', page.text, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize(
+    ("agent", "known"),
+    [
+        (
+            "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0 Safari/537.36",
+            "Chrome · Linux",
+        ),
+        (
+            "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/130.0 Safari/537.36 Edg/130.0",
+            "Edge · Windows",
+        ),
+        (
+            "Mozilla/5.0 (Macintosh; Intel Mac OS X 14_6) AppleWebKit/605.1.15 Version/17.6 Safari/605.1.15",
+            "Safari · macOS",
+        ),
+        (
+            "Mozilla/5.0 (iPhone; CPU iPhone OS 17_6 like Mac OS X) Version/17.6 Mobile/15E148 Safari/604.1",
+            "Safari · iPhone",
+        ),
+        ("Mozilla/5.0 (Android 14; Mobile; rv:131.0) Gecko/131.0 Firefox/131.0", "Firefox · Android"),
+        ("python-httpx/0.28", "python-httpx/0.28"),
+        ("\u202eevil", "‹RLO›evil"),
+        ("", ""),
+    ],
+)
+def test_browsers_have_names_people_know(agent, known):
+    assert format_user_agent(agent) == known

@@ -1,0 +1,449 @@
+"""Batched, cached, ragged sampling against a naive loop; log-probabilities against the trainer's forward.
+
+pytest tests/sampling/test_engine.py
+"""
+
+import math
+
+import pytest
+import torch
+import transformers
+from conftest import CONTEXT, CPU, FAMILIES
+from scipy import stats
+
+from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.errors import InputError
+from instructgpt.models.lora import BaseModelView, add_lora
+from instructgpt.models.packed_attention import use_packed_attention
+from instructgpt.models.policy import completion_logp, load_policy
+from instructgpt.records import Prompt
+from instructgpt.sampling import decoder, engine, kv_cache
+from instructgpt.sampling.completions import continue_text, generate, retokenize_for
+from instructgpt.sampling.decoder import SamplingParams, inverse_cdf_sample, sample_with_logp
+from instructgpt.sampling.engine import sample_tokens
+
+PROMPTS = [[5, 9, 70], [40], [3, 3, 3, 8, 100, 21, 77, 50], [33, 90, 12, 4], [7, 150]]
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def models(save):
+    return {family: load_policy(save(family), CPU)[0] for family in FAMILIES}
+
+
+@torch.no_grad()
+def naive(model, prompt, uniforms, eos, temperature):
+    """One row, one token at a time, the whole row computed anew: the first token whose cumulative probability exceeds u."""
+    tokens = list(prompt)
+    for u in uniforms.tolist():
+        logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
+        if temperature == 0:
+            token = max(range(len(logits)), key=logits.tolist().__getitem__)
+        else:
+            weights = (logits.double() / temperature).softmax(0).tolist()
+            total, token = 0.0, -1
+            while total <= u and token + 1 < len(weights):
+                token += 1
+                total += weights[token]
+        tokens.append(token)
+        if token == eos:
+            break
+    return tokens[len(prompt) :]
+
+
+def uniform_numbers(seed):
+    """The documented stream: one double a token, row after row, from the seed."""
+    return torch.rand(len(PROMPTS), TOKENS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def an_early_end(model, prompts=PROMPTS):
+    """A token that some rows sample early and others do not, so that rows end at different times."""
+    free = [one.tokens for one in sample_tokens(model, prompts, eos=-1, max_tokens=TOKENS, seed=1)]
+    return max(sorted({row[2] for row in free}), key=lambda token: sum(token in row for row in free) % len(free))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
+def test_sampling_equals_a_naive_loop(models, family, temperature):
+    model, uniforms = models[family], uniform_numbers(1)
+    eos = an_early_end(model)
+    got = sample_tokens(model, PROMPTS, eos=eos, max_tokens=TOKENS, seed=1, temperature=temperature)
+    expected = [naive(model, prompt, row, eos, temperature) for prompt, row in zip(PROMPTS, uniforms, strict=True)]
+    assert [one.tokens for one in got] == expected
+    assert [one.finished for one in got] == [row[-1] == eos for row in expected]
+    if temperature == 1.0:
+        lengths = {len(one.tokens) for one in got}
+        assert len(lengths) > 1, "the rows of this test must end at different times"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logp_equals_the_trainers_forward(models, family):
+    model = models[family]
+    got = sample_tokens(model, PROMPTS, eos=an_early_end(model), max_tokens=TOKENS, seed=1)
+    batch = collate([TokenizedExample(prompt, one.tokens) for prompt, one in zip(PROMPTS, got, strict=True)])
+    with torch.no_grad():
+        trained = completion_logp(model, batch)
+    torch.testing.assert_close(torch.tensor([number for one in got for number in one.logp]), trained, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_logp_carries_the_temperature(models):
+    (one,) = sample_tokens(models["llama"], PROMPTS[:1], eos=-1, max_tokens=1, seed=0, temperature=0.5)
+    logits = models["llama"](input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1]
+    assert one.logp[0] == pytest.approx(float((logits / 0.5).log_softmax(0)[one.tokens[0]]), abs=1e-5)
+
+
+def same_samples(got, expected):
+    assert [(one.tokens, one.finished) for one in got] == [(one.tokens, one.finished) for one in expected]
+    for one, other in zip(got, expected, strict=True):
+        assert one.logp == pytest.approx(other.logp, abs=1e-5)
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """Leave memory for so many rows."""
+    return lambda rows: monkeypatch.setattr(engine, "max_batch_rows", lambda *_: rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neither_memory_nor_refilling_changes_a_completion(models, family, memory_for, monkeypatch):
+    """Few slots, so that rows enter where others left, one by one or several together, and looks at long intervals."""
+    prompts = PROMPTS * 4
+    eos = an_early_end(models[family], prompts)
+    plain = sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
+    assert len({len(one.tokens) for one in plain}) > 2
+    for rows, share, every in ((3, 0.0, 1), (1, 1 / 8, 1), (7, 0.5, 3), (20, 0.0, TOKENS + 5)):
+        memory_for(rows)
+        monkeypatch.setattr(engine, "REFILL_AT", share)
+        monkeypatch.setitem(decoder.FINISH_CHECK_INTERVAL, "cpu", every)
+        same_samples(sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_of_round_sizes_change_nothing(models, family, memory_for, monkeypatch):
+    """What a CUDA graph would replay: the same step for round numbers of rows and columns, idle slots among them."""
+    prompts, sizes = PROMPTS * 3, []
+    eos = an_early_end(models[family], prompts)
+    plain = sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
+    step = decoder.Decoder.step
+    monkeypatch.setattr(
+        decoder.Decoder,
+        "step",
+        lambda self, model, rows, width: (sizes.append((rows, width)), step(self, model, rows, width)),
+    )
+    monkeypatch.setattr(decoder, "STATIC_SHAPE_DEVICES", ("cpu",))
+    monkeypatch.setattr(decoder, "ROW_BUCKETS", (2, 4))
+    monkeypatch.setattr(decoder, "COLUMN_BUCKET_SIZE", 8)
+    memory_for(10)
+    same_samples(sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
+    widest = max(map(len, prompts)) + TOKENS - 1
+    assert {rows for rows, _ in sizes} <= {2, 4, 8, 10}
+    assert {width for _, width in sizes} <= {8, 16, widest}
+    assert len(set(sizes)) < len(sizes) / 2
+
+
+def test_round_sizes_by_hand():
+    cache = kv_cache.StaticKVCache(100, 300)
+    assert [decoder.bucket_shape(rows, 5, cache)[0] for rows in (1, 2, 3, 5, 9, 17, 32, 33, 64, 65, 97)] == [
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+        32,
+        64,
+        64,
+        96,
+        100,
+    ]
+    assert [decoder.bucket_shape(1, width, cache)[1] for width in (1, 128, 129, 257)] == [128, 128, 256, 300]
+
+
+@torch.inference_mode()
+def test_a_step_leaves_rows_that_have_ended_as_they_are(models):
+    """So that a graph can be tried out before it is captured, and rows may end between two looks."""
+    decode = decoder.Decoder(models["llama"], 4, 20, TOKENS, decoder.SamplingParams(eos=-1))
+    decode.add_rows(models["llama"], PROMPTS[:4], torch.rand(4, TOKENS, dtype=torch.float64), [])
+    decode.step_all(models["llama"])
+    decode.alive[1:3] = False
+    decode.step_all(models["llama"])  # writes the column that they were to write
+    state = ("token", "position", "taken", "alive", "uniforms")
+    before = [getattr(decode, name).clone() for name in state] + [
+        x.clone() for layer in decode.cache.key_values for x in layer
+    ]
+    decode.step_all(models["llama"])
+    after = [getattr(decode, name) for name in state] + [x for layer in decode.cache.key_values for x in layer]
+    for x, y in zip(before, after, strict=True):
+        torch.testing.assert_close(y[1:3], x[1:3], atol=1e-6, rtol=1e-6)
+    assert decode.num_sampled.tolist() == [3, 1, 1, 3]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(12, 7 + 3), (4, 7 + 3), (2, 7 + 3)])
+def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monkeypatch, rows, expected):
+    """All but the last token of each prompt, whatever is sampled from it, also where its rows enter at different times."""
+    model = models["llama"]
+    prompts = [PROMPTS[2], PROMPTS[3]] * 4 + [PROMPTS[1]] * 4
+    eos = an_early_end(model, prompts)
+    alone = [
+        sample_tokens(model, prompts[: row + 1], eos=eos, max_tokens=TOKENS, seed=2)[row] for row in range(len(prompts))
+    ]
+    seen = []
+    prefill = decoder.Decoder._prefill
+    monkeypatch.setattr(
+        decoder.Decoder,
+        "_prefill",
+        lambda self, model, parts: (seen.extend(len(p) for p, _ in parts), prefill(self, model, parts)),
+    )
+    memory_for(rows)
+    same_samples(sample_tokens(model, prompts, eos=eos, max_tokens=TOKENS, seed=2), alone)
+    assert sum(seen) == expected
+
+
+def other_families():
+    """Families with windows or with caches of another kind, windows shorter than the prompts."""
+    usual = {
+        "vocab_size": 200,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    usual |= {
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        "initializer_range": 0.3,
+        "max_position_embeddings": CONTEXT,
+    }
+    kinds = ["sliding_attention", "full_attention"]
+    mixed = {
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+        "layer_types": kinds,
+        "head_dim": 8,
+    }
+    bloom = {"vocab_size": 200, "hidden_size": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3}
+    mamba = {
+        "vocab_size": 200,
+        "hidden_size": 16,
+        "state_size": 4,
+        "num_hidden_layers": 2,
+        "initializer_range": 0.3,
+        "pad_token_id": None,
+    }
+    return {
+        "mistral": (transformers.MistralConfig(num_key_value_heads=1, sliding_window=4, **usual), True),
+        "qwen3": (transformers.Qwen3Config(num_key_value_heads=1, head_dim=8, **usual), True),
+        "qwen3 with windows": (transformers.Qwen3Config(num_key_value_heads=1, **mixed, **usual), True),
+        "bloom": (transformers.BloomConfig(**bloom), False),
+        "mamba": (transformers.MambaConfig(**mamba), False),
+    }
+
+
+@pytest.mark.parametrize("name", other_families())
+def test_other_families_equal_the_naive_loop(name, memory_for):
+    config, in_slots = other_families()[name]
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    use_packed_attention(model)
+    prompts = [[token for token in prompt if token < 200] for prompt in PROMPTS]
+    memory_for(2)
+    eos = an_early_end(model, prompts)
+    for temperature in (0.0, 1.0):
+        got = sample_tokens(model, prompts, eos=eos, max_tokens=TOKENS, seed=1, temperature=temperature)
+        assert [one.tokens for one in got] == [
+            naive(model, p, u, eos, temperature) for p, u in zip(prompts, uniform_numbers(1), strict=True)
+        ]
+    assert (engine.get_cache_spec(model) is not None) == in_slots
+    with torch.no_grad():
+        trained = completion_logp(
+            model, collate([TokenizedExample(prompt, one.tokens) for prompt, one in zip(prompts, got, strict=True)])
+        )
+    torch.testing.assert_close(torch.tensor([number for one in got for number in one.logp]), trained, atol=1e-5, rtol=0)
+
+
+def test_rows_and_what_they_keep(models, monkeypatch):
+    kept = engine.probe_cache(models["llama"])  # 2 layers, keys and values, 1 head of 8 numbers, 4 bytes each
+    assert kept == engine.CacheSpec(num_layers=2, bytes_per_token=2 * 2 * 1 * 8 * 4)
+    monkeypatch.setattr(engine, "CPU_CACHE_BYTES", 10_000)
+    assert engine.max_batch_rows(models["llama"], 3_000) == 3
+    assert engine.max_batch_rows(models["llama"], 30_000) == 1, "one row is always computed"
+    monkeypatch.setattr(engine, "LOGITS_HELD", 2 * models["llama"].config.vocab_size)
+    assert engine.max_batch_rows(models["llama"], 100) == 2
+
+
+def test_a_completion_depends_on_its_prompt_index_and_seed_alone(models):
+    model = models["llama"]
+    alone = sample_tokens(model, PROMPTS[:2], eos=-1, max_tokens=TOKENS, seed=3)
+    among = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=3)
+    other = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=4)
+    assert [one.tokens for one in alone] == [one.tokens for one in among[:2]]
+    assert [one.tokens for one in other] != [one.tokens for one in among]
+    twice = sample_tokens(model, [PROMPTS[0]] * 2, eos=-1, max_tokens=TOKENS, seed=3)
+    assert twice[0].tokens != twice[1].tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampled_frequencies_are_the_softmax_of_the_logits(models, family):
+    """A chi-square test over the first token of many completions, at temperature 1, without top-k or top-p."""
+    count = 2048
+    model = models[family]
+    first = [one.tokens[0] for one in sample_tokens(model, [PROMPTS[0]] * count, eos=-1, max_tokens=1, seed=11)]
+    expected = model(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1].double().softmax(0) * count
+    seen = torch.bincount(torch.tensor(first), minlength=len(expected)).double()
+    common = expected >= 5  # the rare ones together
+    pooled = [torch.cat([x[common], x[~common].sum()[None]]).detach().numpy() for x in (seen, expected)]
+    assert len(pooled[0]) > 20
+    assert stats.chisquare(*pooled, sum_check=False).pvalue > 1e-3
+
+
+def test_choose_by_hand():
+    logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(6, 4)
+    uniforms = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
+    assert inverse_cdf_sample(logits.softmax(-1), uniforms).tolist() == [0, 0, 2, 2, 3, 3], (
+        "a token without probability is never taken"
+    )
+    assert inverse_cdf_sample(logits[:1, [1, 0, 2, 3]].softmax(-1), uniforms[:1]).tolist() == [1], (
+        "not even where the number is 0"
+    )
+    # temperature 1/2 squares: 1/6, 0, 4/6, 1/6
+    assert sample_with_logp(logits, uniforms, SamplingParams(-1, 0.5))[0].tolist() == [0, 2, 2, 2, 2, 3]
+
+
+def test_choose_is_the_inverse_distribution_function():
+    """Over several blocks of the vocabulary, the last not full, with stretches that have no probability."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 3 * decoder.CDF_BLOCK_SIZE + 7, generator=generator) * 3
+    logits[:, decoder.CDF_BLOCK_SIZE - 5 : 2 * decoder.CDF_BLOCK_SIZE + 3] = float("-inf")
+    logits[:100, : decoder.CDF_BLOCK_SIZE] = float("-inf")
+    logits[200:300, 2 * decoder.CDF_BLOCK_SIZE :] = float("-inf")
+    uniforms = torch.rand(500, generator=generator, dtype=torch.float64)
+    uniforms[::7], uniforms[1::7] = 0.0, 1 - 2**-53
+    cumulative = logits.softmax(-1).double().cumsum(-1)
+    expected = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(-1)
+    chosen = inverse_cdf_sample(logits.softmax(-1), uniforms)
+    assert (logits.gather(1, chosen[:, None]) > float("-inf")).all()
+    inside = (uniforms > 0) & (uniforms < 1 - 2**-53)
+    assert chosen[inside].tolist() == expected[inside].tolist()
+
+
+def test_the_nucleus_by_hand():
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    keeps = lambda top_p, temperature=1.0: decoder.top_p_filter(logits, temperature, top_p).isfinite()[0].tolist()  # noqa: E731
+    assert keeps(0.3) == [False, True, False, False]
+    assert keeps(0.69) == [False, True, False, True], "the least set that reaches the share"
+    assert keeps(0.71) == [False, True, True, True]
+    assert keeps(0.6, 0.5) == [False, True, False, True], "of the tempered distribution: 16/30 and 9/30 are the first"
+    tokens, logp = decoder.sample_with_logp(
+        logits, torch.tensor([0.99], dtype=torch.float64), decoder.SamplingParams(-1, 1.0, 0.69)
+    )
+    assert (tokens.item(), logp.item()) == (3, pytest.approx(math.log(3 / 7)))
+
+
+@torch.no_grad()
+def test_top_p_samples_from_the_nucleus_alone(models):
+    model = models["llama"]
+    probabilities = model(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1].double().softmax(0)
+    inside, total = [], 0.0
+    for token in probabilities.argsort(descending=True).tolist():
+        if total < 0.5:
+            inside.append(token)
+            total += probabilities[token].item()
+    got = sample_tokens(model, [PROMPTS[0]] * 600, eos=-1, max_tokens=1, seed=11, top_p=0.5)
+    assert {one.tokens[0] for one in got} <= set(inside)
+    for one in got[:20]:
+        assert one.logp[0] == pytest.approx(math.log(probabilities[one.tokens[0]].item() / total), abs=1e-5)
+    everything = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
+    assert sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1, top_p=1.0) == everything
+
+
+def test_ends_at_end_of_text_and_only_there(models):
+    model = models["llama"]
+    (free,) = sample_tokens(model, PROMPTS[:1], eos=-1, max_tokens=TOKENS, seed=1)
+    assert (len(free.tokens), len(free.logp), free.finished) == (TOKENS, TOKENS, False)
+    place = next(i for i in range(3, TOKENS) if free.tokens[i] not in free.tokens[:i])
+    (ended,) = sample_tokens(model, PROMPTS[:1], eos=free.tokens[place], max_tokens=TOKENS, seed=1)
+    assert (ended.tokens, ended.finished) == (free.tokens[: place + 1], True)
+    (last,) = sample_tokens(model, PROMPTS[:1], eos=free.tokens[place], max_tokens=place, seed=1)
+    assert not last.finished, "cut off one token before its end"
+
+
+def test_prompts_that_do_not_fit_are_refused(models):
+    model = models["gpt2"]
+    assert len(sample_tokens(model, [[1] * (CONTEXT - 4)], eos=-1, max_tokens=4, seed=0)[0].tokens) == 4
+    for prompt in ([1] * (CONTEXT - 3), []):
+        with pytest.raises(InputError, match=rf"prompt 2 has {len(prompt)} tokens"):
+            sample_tokens(model, [[1], prompt], eos=-1, max_tokens=4, seed=0)
+    assert sample_tokens(model, [], eos=-1, max_tokens=4, seed=0) == []
+
+
+def test_generated_text_and_tokens_belong_together(policy):
+    model, render = policy
+    answers = generate(
+        model, render, [Prompt(prompt="Name a frog."), Prompt(prompt="서울")], max_tokens=6, seed=0, per_prompt=2
+    )
+    assert [answer.prompt.text for answer in answers] == ["Name a frog."] * 2 + ["서울"] * 2
+    assert all(answer.text == render.decode(answer.example.completion_ids) for answer in answers)
+    assert [answer.example.prompt_ids for answer in answers] == [
+        render.encode_prompt(answer.prompt) for answer in answers
+    ]
+    assert retokenize_for(render, render, answers) == [answer.example for answer in answers]
+
+
+def test_continuations_are_cut_before_the_stop(policy):
+    model, render = policy
+    (one,) = sample_tokens(
+        model, [render.encode_text("A frog")], eos=render.eos, max_tokens=20, seed=0, temperature=0.0
+    )
+    whole = render.decode(one.tokens)
+    stop = whole[3]
+    assert continue_text(model, render, ["A frog"], max_tokens=20, seed=0, stop=stop) == [
+        (whole[: whole.index(stop)], True)
+    ]
+    assert continue_text(model, render, ["A frog"], max_tokens=20, seed=0, stop="☃") == [(whole, one.finished)]
+
+
+def test_logp_of_a_long_completion_is_exact(models):
+    """The cache stays in step with the positions up to the last token of the context."""
+    model = models["gpt2"]
+    (one,) = sample_tokens(model, [[1, 2]], eos=-1, max_tokens=CONTEXT - 2, seed=5)
+    with torch.no_grad():
+        trained = completion_logp(model, collate([TokenizedExample([1, 2], one.tokens)]))
+    assert torch.tensor(one.logp).sub(trained).abs().max() < 1e-5
+    assert math.isfinite(sum(one.logp))
+
+
+def test_prompts_that_differ_in_their_last_token_alone(policy):
+    """They share everything that is computed ahead, and are still two."""
+    model, render = policy
+    start = render.encode_text("A frog says croak")
+    prompts = [[*start, last] for last in (5, 6, 7)]
+    together = sample_tokens(model, prompts, eos=render.eos, max_tokens=6, seed=0, temperature=0.0)
+    assert [one.tokens for one in together] == [
+        sample_tokens(model, [prompt], eos=render.eos, max_tokens=6, seed=0, temperature=0.0)[0].tokens
+        for prompt in prompts
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampling_with_adapters_equals_a_naive_loop(save, family):
+    """Adapters that came after the model was first sampled from; it is tried out anew, and its reference says what it said before."""
+    model, uniforms = load_policy(save(family), CPU)[0], uniform_numbers(1)
+    plain = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
+    before = engine._CACHE_SPECS[model][0]
+    adapted = add_lora(model, 2, 0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    adapted.eval()
+    for one in (adapted, model):  # peft's, and the very model that it changed
+        got = sample_tokens(one, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
+        assert [x.tokens for x in got] == [
+            naive(adapted, p, u, -1, 1.0) for p, u in zip(PROMPTS, uniforms, strict=True)
+        ]
+    assert [x.tokens for x in got] != [x.tokens for x in plain]
+    assert engine._CACHE_SPECS[model][0] != before
+    same_samples(sample_tokens(BaseModelView(adapted), PROMPTS, eos=-1, max_tokens=TOKENS, seed=1), plain)

@@ -1,0 +1,195 @@
+"""A real browser (Debian's Chromium, driven by playwright) on a real server, for tests of what people see and do.
+
+Where there is no Chromium the tests are skipped with that reason; with CI=true they fail instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import uvicorn
+from support.site import make_site
+
+from instructgpt import records
+from instructgpt.label.auth.dependencies import SESSION_COOKIE
+from instructgpt.label.context import Site
+from instructgpt.label.db.models import Person, UserSession
+from instructgpt.label.tasks.batches import OverlapPolicy, create_batch_with_tasks, mark_batch_open
+from instructgpt.label.web.app import create_app
+
+LETTERS = "ABCDEFGHI"
+
+
+@dataclass
+class Server:
+    """A site that answers on a port of its own, and can die and come back there."""
+
+    site: Site
+    port: int
+    running: uvicorn.Server | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        config = uvicorn.Config(
+            create_app(self.site),
+            host="127.0.0.1",
+            port=self.port,
+            log_level="error",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+        self.running = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.running.run, daemon=True)
+        self.thread.start()
+        deadline = time.monotonic() + 20
+        while not self.running.started:
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        assert self.running is not None
+        assert self.thread is not None
+        self.running.should_exit = self.running.force_exit = True
+        self.thread.join(20)
+
+
+@dataclass
+class Watched:
+    """What must not happen on any page: a broken policy, an error, a request to elsewhere."""
+
+    wrong: list[str] = field(default_factory=list)
+
+    def watch(self, context, url: str) -> None:
+        context.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith((url, "data:", "about:")) else self.wrong.append(request.url)
+            ),
+        )
+        context.on("weberror", lambda error: self.wrong.append(str(error.error)))
+        context.on("console", self.hear)
+
+    def hear(self, message) -> None:
+        if "Content Security Policy" in message.text or (
+            message.type == "error" and "Failed to load resource" not in message.text
+        ):
+            self.wrong.append(message.text)
+
+
+def free_port() -> int:
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return int(door.getsockname()[1])
+
+
+@contextmanager
+def serving(site: Site) -> Iterator[Server]:
+    server = Server(site, free_port())
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        site.database.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One browser for all tests of a file; each file that imports this has its own."""
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def server(tmp_path):
+    """An empty site on a real port."""
+    with serving(make_site(tmp_path)) as running:
+        yield running
+
+
+@pytest.fixture
+def watched():
+    """Every page of a test that hands its contexts to this is checked in the end."""
+    what = Watched()
+    yield what
+    assert not what.wrong
+
+
+@contextmanager
+def chromium() -> Iterator:
+    """A headless browser, or a skip with the reason (a failure with CI=true)."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        not_here("playwright is not installed")
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        not_here("there is no chromium on the path")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield browser
+        browser.close()
+
+
+def not_here(reason: str) -> None:
+    """Skip with a reason, except where everything must be there."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def sign_in(context, server: Server, person: Person, token: str = "a-token") -> None:
+    """A browser's cookie for a person."""
+    token = f"{token}-{person.id}"
+    hashed = hashlib.sha256(token.encode()).hexdigest()
+    with server.site.database.write() as db:
+        if db.query(UserSession).filter_by(token_hash=hashed).first() is None:
+            db.add(UserSession(token_hash=hashed, csrf=f"csrf-{token}", person_id=person.id))
+    context.add_cookies([{"name": SESSION_COOKIE, "value": token, "url": server.url}])
+
+
+def add_ranking(site: Site, prompt: str, texts: list[str], name: str = "ranking", **more) -> str:
+    """An open batch of one ranking task. -> the batch's id."""
+    completions = [
+        records.Completion(prompt=prompt, completion=text, model=f"secret-model-{at}") for at, text in enumerate(texts)
+    ]
+    asked = records.Prompt(id=f"{name}-1", prompt=prompt)
+    with site.database.write() as db:
+        batch = create_batch_with_tasks(
+            db,
+            name,
+            "rank",
+            "training",
+            [asked],
+            completions,
+            OverlapPolicy(gold_share=0, repeat_share=0, cohort_share=0),
+            **more,
+        )
+        mark_batch_open(db, batch)
+        return batch.id
+
+
+def add_batch(site: Site, kind: str, prompts: list[str], name: str | None = None, **more) -> str:
+    """An open batch of another kind. -> the batch's id."""
+    name = name or kind
+    asked = [records.Prompt(id=f"{name}-{at}", prompt=text) for at, text in enumerate(prompts)]
+    with site.database.write() as db:
+        batch = create_batch_with_tasks(
+            db, name, kind, "training", asked, [], OverlapPolicy(gold_share=0, repeat_share=0, cohort_share=0), **more
+        )
+        mark_batch_open(db, batch)
+        return batch.id

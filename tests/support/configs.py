@@ -1,0 +1,30 @@
+"""The configuration class of every command."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+from pydantic import BaseModel
+
+import instructgpt
+from instructgpt.config import StageConfig
+
+
+def configs() -> list[tuple[str, type[BaseModel]]]:
+    """(name of its page, config) of every stage and command. Importing all modules is what makes the stages known."""
+    for module in pkgutil.walk_packages(instructgpt.__path__, "instructgpt."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found: dict[type[BaseModel], str] = {}
+    waiting = list(StageConfig.__subclasses__())
+    while waiting:
+        config = waiting.pop()
+        waiting += config.__subclasses__()
+        if config.__module__.startswith("instructgpt."):
+            found[config] = config.stage
+    for command in importlib.import_module("instructgpt.cli").COMMANDS:
+        if command.module in sys.modules:  # otherwise it is not there yet
+            found[getattr(sys.modules[command.module], command.config)] = command.name.split()[0]
+    return sorted(((page, config) for config, page in found.items()), key=lambda both: (both[0], both[1].__name__))

@@ -1,0 +1,37 @@
+"""Commands that a Markdown page shows in its shell blocks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"^ *(```+|~~~+) *(\w*)[^\n]*\n(.*?)^ *\1 *$", re.M | re.S)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The arguments of every `instructgpt …` in the shell blocks of a page, whatever stands before or behind it in its line."""
+    for _, language, block in FENCE.findall(text):
+        if language not in {"sh", "bash", "shell", "console"}:
+            continue
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            yield from commands_in(line)
+
+
+def commands_in(line: str) -> Iterator[list[str]]:
+    splitter = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="|&;<>()")
+    splitter.whitespace_split, splitter.commenters = True, "#"
+    arguments: list[str] | None = None
+    for word in splitter:
+        if set(word) <= set("|&;<>()"):
+            if arguments is not None:
+                yield arguments
+            arguments = None
+        elif arguments is not None:
+            arguments.append(word)
+        elif word.rsplit("/", 1)[-1] == "instructgpt":
+            arguments = []
+    if arguments is not None:
+        yield arguments

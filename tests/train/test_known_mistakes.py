@@ -1,0 +1,212 @@
+"""The mistakes that other implementations shipped, and the test that would have caught each.
+
+    pytest tests/train/test_known_mistakes.py
+
+| trap | held by |
+|---|---|
+| greedy rollouts for one model family | test_engine: test_sampled_frequencies_are_the_softmax_of_the_logits |
+| KL clamped at 0, or absolute | test_functional: test_kl_estimators_are_unbiased_by_enumeration; here: logged KL is signed |
+| made-up end-of-text after truncation | test_tokenization: test_end_of_text_ends_a_completion_and_nothing_else; here: a cut-off completion |
+| score on padding | test_ppo: test_an_episode_remembers_what_each_model_says, test_models: test_stock_scores_are… |
+| sentinel for the logp of padding | here: statistics do not change when padding grows |
+| ranking loss over every token after the divergence | test_reward: test_the_loss_equals_…; here: only last tokens count |
+| score bias dropped; two labels by default | test_models: test_saved_and_loaded_scores_are_the_same, …_with_two_labels_is_refused |
+| normalisation that does nothing | test_models: test_a_reward_model_without_recorded_offset_is_refused; here: PPO refuses it |
+| option that does nothing | test_pretrain_and_sft, test_ppo: test_options_that_do_nothing_are_refused; here: the KL coefficient acts |
+| ptx as a convex mix; ptx in a step of its own | test_ppo: test_ptx_adds_gamma_times_the_gradient_of_the_language_model |
+| ptx and episodes zipped, the shorter ends the epoch | test_ppo: test_ptx_sees_its_ratio_of_examples; here: a corpus shorter than the run |
+| resume silently ignored | test_resume: test_a_run_that_was_stopped_ends_as_one_that_was_not |
+| LoRA head not saved | test_lora: test_a_saved_reward_model_keeps_its_head |
+| README flags that do not parse | test_docs: test_commands_parse, test_readme: test_every_command_of_the_readme_runs |
+| entropy of the wrong sign | test_functional: test_the_gradient_of_entropy_raises_it, test_entropy_lies_between_zero_and_uniform |
+| off by one where padding is end-of-text | test_models: test_end_of_text_is_learned_when_padding_…; here: the reward model |
+| loss divided by the wrong batch | test_pretrain_and_sft, test_reward, test_ppo: test_gradients_do_not_depend_on_microbatches… |
+| more than one PPO epoch diverges | test_ppo: test_four_epochs_reach_the_exact_optimum, …_on_whole_completions_are_stable |
+| temperature left out where logp is computed | test_engine: test_logp_carries_the_temperature |
+| two beginnings of text | test_tokenization: test_exactly_one_beginning_of_text |
+| tokens of prompt + completion differ between stages | test_tokenization: test_every_stage_sees_the_same_tokens |
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from statistics import mode
+
+import pytest
+import torch
+from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS
+
+from instructgpt import functional
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.data.rankings import LabelerRanks, RankedPrompt
+from instructgpt.data.tokenization import PromptTokenizer
+from instructgpt.errors import InputError
+from instructgpt.models.policy import load_policy
+from instructgpt.models.reward_model import (
+    SCORE_OFFSET_KEY,
+    ScalarModel,
+    load_reward_model,
+    new_reward_model,
+    new_value_model,
+    save_reward_model,
+)
+from instructgpt.records import Prompt, Ranking
+from instructgpt.train import ppo
+from instructgpt.train.ppo_metrics import compute_update_metrics
+from instructgpt.train.reward import ranking_backward
+from instructgpt.train.rollout import PPOModels, collect_rollout
+
+
+def test_the_tests_named_above_are_there():
+    """A name may be cut, at one end, by three dots."""
+    files = list(Path(__file__).parents[1].rglob("test_*.py"))
+    known = {path.stem for path in files}
+    known |= {
+        name
+        for path in files
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert __doc__ is not None
+    named = re.findall(r"(?:test_\w+…?|…_\w+)", __doc__)
+    assert len(named) > 40
+    assert not [
+        name
+        for name in named
+        if name not in known and not ("…" in name and any(name.strip("…") in one for one in known))
+    ]
+
+
+@pytest.fixture
+def rollout(save, reward):
+    """Episodes of a policy that is a little away from its reference, some of them ended early."""
+    (policy, render), (reference, _) = load_policy(save(), CPU), load_policy(save(), CPU)
+    models = PPOModels(policy, reference, new_value_model(reward), reward, policy, render)
+    how = {"max_tokens": 8, "eos_penalty": 1.0, "seed": 0}
+    asked = [Prompt(prompt=f"Name {n}") for n in range(24)]
+    often = mode(
+        token for example in collect_rollout(models, asked, **how).examples for token in example.completion_ids
+    )
+    with torch.no_grad():
+        policy.get_output_embeddings().weight.mul_(1.1)
+        policy.get_output_embeddings().weight[render.eos] = policy.get_output_embeddings().weight[often]
+    done = collect_rollout(models, asked, **how)
+    assert 0 < done.finished.sum() < 24
+    return done
+
+
+def test_logged_kl_is_signed(rollout):
+    """Where tokens are, on the whole, likelier under the reference, the estimate is below 0 and stays there."""
+    reversed_roles = dataclasses.replace(rollout, logp=rollout.ref_logp, ref_logp=rollout.logp)
+    returns = rollout.values.nan_to_num()
+    forward, backward = (
+        compute_update_metrics(rollout, returns, [], 0.1),
+        compute_update_metrics(reversed_roles, returns, [], 0.1),
+    )
+    assert forward["objective/kl"] == pytest.approx(-backward["objective/kl"])
+    assert min(forward["objective/kl"], backward["objective/kl"]) < 0
+    assert forward["objective/kl_k3"] >= 0
+
+
+def test_a_cut_off_completion_keeps_its_last_token(rollout, render):
+    for example, finished in zip(rollout.examples, rollout.finished.tolist(), strict=True):
+        assert (render.eos in example.completion_ids) == finished
+        assert finished or len(example.completion_ids) == 8
+
+
+def test_statistics_do_not_change_when_padding_grows(rollout):
+    """No sentinel: what lies after the end is NaN and is never read."""
+
+    def wider(numbers):
+        return torch.nn.functional.pad(numbers, (0, 5), value=False if numbers.dtype == torch.bool else float("nan"))
+
+    wide = dataclasses.replace(
+        rollout, **{name: wider(getattr(rollout, name)) for name in ("mask", "logp", "ref_logp", "values")}
+    )
+    measured = []
+    for each in (rollout, wide):
+        rewards = functional.kl_shaped_rewards(each.scores, each.logp, each.ref_logp, each.mask, 0.1)
+        advantages, returns = functional.gae(rewards, each.values, each.mask, 0.95)
+        measured.append(compute_update_metrics(each, returns, [], 0.1) | {"advantages": advantages[each.mask].tolist()})
+    assert measured[1].pop("advantages") == measured[0].pop("advantages")
+    assert measured[1] == pytest.approx(measured[0])
+    assert measured[0]["objective/entropy"] > 0
+    lengths = [len(example.completion_ids) for example in rollout.examples]
+    assert measured[0]["completion/length"] == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
+    """The loss is a function of one number a completion: the others may be anything."""
+    task = RankedPrompt(
+        [TokenizedExample([5, 9], [40, 41, 0]), TokenizedExample([5, 9], [7, 0])],
+        (LabelerRanks((1, 2), None, "training"),),
+        "",
+    )
+    plain, per_token = ranking_backward(reward, [task]), ScalarModel.token_outputs
+
+    def disturbed(self, batch, read):
+        numbers = per_token(self, batch)
+        keep = torch.zeros_like(numbers, dtype=torch.bool)
+        keep[[4, 8]] = True
+        return torch.where(keep, numbers, 1e3)[getattr(batch, read)]
+
+    monkeypatch.setattr(ScalarModel, "token_outputs", disturbed)
+    assert ranking_backward(reward, [task]) == pytest.approx(plain)
+
+
+def test_ppo_refuses_a_reward_model_that_was_never_centred(small_ppo, save, tmp_path):
+    folder = tmp_path / "never"
+    folder.mkdir()
+    save_reward_model(new_reward_model(save(), CPU, 0), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop(SCORE_OFFSET_KEY)
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="no recorded offset that centres demonstrations on 0"):
+        ppo.main(small_ppo(reward=folder))
+
+
+def test_the_kl_coefficient_holds_the_policy(small_ppo, scripted, write, rows_of, tmp_path):
+    """The same run with a strong penalty stays nearer its reference."""
+    scripted(lambda tokens: sum(token % 2 for token in tokens))
+    reached = []
+    for kl_coef in (0.0, 2.0):
+        options = {
+            "episodes": 32 * 8,
+            "batch": 32,
+            "minibatch": 16,
+            "max_tokens": 3,
+            "eos_penalty": 0,
+            "lr": 1e-2,
+            "kl_coef": kl_coef,
+        }
+        folder = ppo.main(
+            small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), out=tmp_path / str(kl_coef), **options)
+        )
+        reached.append(rows_of(folder / "metrics.jsonl")[-1]["objective/kl"])
+    assert reached[0] > 2 * reached[1]
+
+
+def test_a_corpus_shorter_than_the_run_goes_round(small_ppo, write, rows_of):
+    """Sixteen episodes ask for 32 rows of text; the corpus has two."""
+    folder = ppo.main(small_ppo(pretraining=(write("short.jsonl", CORPUS[:6]),), ptx_ratio=2.0))
+    rows = rows_of(folder / "metrics.jsonl")
+    assert [row["episode"] for row in rows] == [8, 16]
+    assert all(row["loss/ptx_avg"] > 0 for row in rows)
+
+
+def test_padding_that_is_end_of_text_changes_no_reward(save_reward):
+    """Scores and ranking loss are the same with a tokenizer whose padding is its end-of-text."""
+    ranking = Ranking(prompt="p", completions=("croak", "a", "the sea"), ranks=(1, 2, 3))
+    measured = []
+    for kind in ("plain", "pad_is_eos"):
+        reward = load_reward_model(save_reward("llama", kind), CPU)
+        examples = [reward.tokenizer.encode_example(row["prompt"], text) for row in PROMPTS for text in ("", "croak")]
+        orders = (LabelerRanks(ranking.ranks, None, "training"),)
+        prompt = RankedPrompt([reward.tokenizer.encode_example("p", text) for text in ranking.completions], orders, "")
+        measured.append([*reward.score(examples).tolist(), *ranking_backward(reward, [prompt])])
+        assert (
+            PromptTokenizer(reward.tokenizer.hf_tokenizer).eos
+            == reward.tokenizer.eos
+            != reward.tokenizer.hf_tokenizer.pad_token_id
+        )
+    assert measured[0] == pytest.approx(measured[1], abs=1e-6)

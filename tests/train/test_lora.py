@@ -1,0 +1,403 @@
+"""Low-rank adapters: exact where they are off or new, the gradients of a low-rank model where they are on, nothing lost when saved.
+
+pytest tests/train/test_lora.py
+"""
+
+import json
+from math import prod
+from types import SimpleNamespace
+
+import peft
+import pytest
+import torch
+import transformers
+from conftest import CORPUS, CPU, DEMONSTRATIONS, FAMILIES, FRESH_RANKINGS, RANKINGS, assert_same_tensors, weights_of
+from test_ppo import asked
+from test_resume import outcome, stopped_at
+from torch.func import functional_call
+
+from instructgpt import functional
+from instructgpt.config import make_config
+from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.errors import InputError
+from instructgpt.models.lora import BaseModelView, add_lora, get_backbone, get_trainable_module, merged_state_dict
+from instructgpt.models.policy import completion_logp, load_policy
+from instructgpt.models.reward_model import load_reward_model, new_value_model, value_model_from_adapter
+from instructgpt.run.checkpoints import LazyTensor, read_checkpoint
+from instructgpt.run.directory import RunDirectory
+from instructgpt.train import ppo, reward, sft
+from instructgpt.train.pretrain import PretrainConfig
+from instructgpt.train.reward import RewardConfig
+from instructgpt.train.rollout import PPOModels, collect_rollout
+from instructgpt.train.sft import SFTConfig
+
+EXAMPLES = [
+    TokenizedExample([5, 9, 70], [40, 41, 0]),
+    TokenizedExample([40], [7, 7, 9, 12, 0]),
+    TokenizedExample([3, 3, 8, 100], [0]),
+]
+BATCH = collate(EXAMPLES)
+by_peft_alone = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing`:FutureWarning"
+)  # peft asks transformers by an old name
+
+
+def moved(model, seed=1):
+    """The model, its adapters and heads no longer where they began."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in get_trainable_module(model).parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model
+
+
+def factors(model):
+    """A and B of every adapted matrix by its plain name; both as peft keeps them, (r, in) and (out, r)."""
+    found = {name: parameter for name, parameter in model.get_base_model().named_parameters() if ".lora_" in name}
+    names = {name.partition(".lora_")[0] for name in found}
+    return {f"{name}.weight": tuple(found[f"{name}.lora_{letter}.default.weight"] for letter in "AB") for name in names}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_adapter_changes_nothing_and_one_that_is_off_changes_nothing(save, family):
+    plain, _ = load_policy(save(family), CPU)
+    model = add_lora(load_policy(save(family), CPU)[0], 3, seed=0)
+    reference = BaseModelView(model)
+    with torch.no_grad():
+        before = completion_logp(plain, BATCH)
+        assert torch.equal(completion_logp(model, BATCH), before)
+        after = completion_logp(moved(model), BATCH)
+        assert not torch.allclose(after, before, atol=1e-2)
+        assert torch.equal(completion_logp(reference, BATCH), before)
+        assert torch.equal(completion_logp(model, BATCH), after), "switched on again"
+
+
+def test_adapters_are_on_again_after_an_error(save):
+    model = moved(add_lora(load_policy(save(), CPU)[0], 3, seed=0))
+    with torch.no_grad():
+        before = completion_logp(model, BATCH)
+        with pytest.raises((TypeError, ValueError)):
+            get_backbone(BaseModelView(model))(input_ids=None)
+        assert torch.equal(completion_logp(model, BATCH), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_those_of_a_low_rank_model(save, family, gradients):
+    """W + 2 B A put together by hand, and the plain model of transformers computed with it, text by text."""
+    plain, _ = load_policy(save(family), CPU)
+    model = moved(add_lora(load_policy(save(family), CPU)[0], 3, seed=0))
+    ours = completion_logp(model, BATCH)
+    ours.sum().backward()
+    found = gradients(model)
+
+    by_hand = {name: [f.detach().clone().requires_grad_() for f in both] for name, both in factors(model).items()}
+    weights = {name: weight.detach() for name, weight in plain.named_parameters()}
+    for name, (a, b) in by_hand.items():
+        product = 2 * (b @ a)
+        weights[name] = weights[name] + (
+            product.T if family == "gpt2" else product
+        )  # GPT-2 keeps its matrices the other way round
+    expected = []
+    for one in EXAMPLES:
+        tokens = torch.tensor([one.prompt_ids + one.completion_ids])
+        logp = functional_call(plain, weights, (tokens,), {"use_cache": False}).logits[0].log_softmax(-1)
+        expected.append(logp[torch.arange(len(one.prompt_ids) - 1, tokens.shape[1] - 1), one.completion_ids])
+    torch.testing.assert_close(ours, torch.cat(expected), atol=1e-5, rtol=1e-5)
+    torch.cat(expected).sum().backward()
+    prefix = "base_model.model."
+    of_hand = {
+        f"{prefix}{name.removesuffix('.weight')}.lora_{letter}.default.weight": factor.grad
+        for name, both in by_hand.items()
+        for letter, factor in zip("AB", both, strict=True)
+    }
+    assert_same_tensors(found, of_hand, 1e-4)
+    linear = {
+        n
+        for n, m in plain.base_model.named_modules()
+        if isinstance(m, torch.nn.Linear | transformers.pytorch_utils.Conv1D)
+    }
+    assert {f"{plain.base_model_prefix}.{name}.weight" for name in linear} == by_hand.keys(), (
+        "every matrix of the trunk, no other"
+    )
+
+
+def test_the_value_model_lies_over_the_reward_model(save_reward):
+    """At first a value is the score, to the bit; whatever the value model learns, scores stay."""
+    plain = load_reward_model(save_reward(), CPU)
+    value, under = value_model_from_adapter(load_reward_model(save_reward(), CPU), 3, seed=0)
+    with torch.no_grad():
+        before = plain.token_outputs(BATCH)
+        assert torch.equal(under.token_outputs(BATCH), before)
+        assert torch.equal(value.token_outputs(BATCH), before)
+        moved(value.model)
+        assert not torch.allclose(value.token_outputs(BATCH), before, atol=1e-2)
+        assert torch.equal(under.token_outputs(BATCH), before)
+        assert torch.equal(under.score(EXAMPLES), plain.score(EXAMPLES))
+
+
+# --- PPO -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both_kinds(save, save_reward):
+    """PPO's models with adapters that have moved, and models all of whose weights are trained, which compute the same."""
+    policy, render = load_policy(save(), CPU)
+    adapted = moved(add_lora(policy, 3, seed=0))
+    value, under = value_model_from_adapter(load_reward_model(save_reward(), CPU), 3, seed=0)
+    moved(value.model, seed=2)
+    with_lora = PPOModels(adapted, BaseModelView(adapted), value, under, None, render)
+    whole, _ = load_policy(save(), CPU)
+    whole.load_state_dict(merged_state_dict(adapted), strict=True)
+    plain = load_reward_model(save_reward(), CPU)
+    whole_value = new_value_model(plain)
+    whole_value.model.load_state_dict(merged_state_dict(value.model), strict=True)
+    return with_lora, PPOModels(whole, load_policy(save(), CPU)[0], whole_value, plain, None, render)
+
+
+def test_a_step_with_adapters_is_the_step_of_all_weights_seen_through_the_chain_rule(both_kinds, gradients):
+    """The same episodes, losses, ratios; and for W + 2 B A: dA = 2 B' dW, dB = 2 dW A'."""
+    with_lora, whole = both_kinds
+    rollout, other = (collect_rollout(models, asked(), max_tokens=6, eos_penalty=0.5, seed=3) for models in both_kinds)
+    assert rollout.examples == other.examples
+    for name in ("logp", "ref_logp", "values", "scores"):
+        torch.testing.assert_close(getattr(rollout, name), getattr(other, name), atol=1e-5, rtol=1e-5, equal_nan=True)
+    rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
+    advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 0.95)
+    seen, expected = (
+        ppo.minibatch_backward(models, rollout, advantages, returns, torch.arange(7), 0.2) for models in both_kinds
+    )
+    assert seen == pytest.approx(expected, abs=1e-5)
+    assert seen["policy/max_log_ratio"] < 1e-5
+    for adapted, plain in ((with_lora.policy, whole.policy), (with_lora.value.model, whole.value.model)):
+        of_factors, of_weights = gradients(adapted), gradients(plain)
+        for name, (a, b) in factors(adapted).items():
+            place = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+            torch.testing.assert_close(
+                of_factors[f"{place}A.default.weight"], 2 * b.T @ of_weights[name], atol=1e-4, rtol=1e-4
+            )
+            torch.testing.assert_close(
+                of_factors[f"{place}B.default.weight"], 2 * of_weights[name] @ a.T, atol=1e-4, rtol=1e-4
+            )
+        heads = {name for name in of_factors if "lora_" not in name}
+        assert heads == (
+            {"base_model.model.score.modules_to_save.default.weight"} if plain is whole.value.model else set()
+        )
+        for name in heads:
+            torch.testing.assert_close(of_factors[name], of_weights["score.weight"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def watched_models(monkeypatch):
+    """The models of every PPO run that is started."""
+    seen, load = [], ppo.load_models
+    monkeypatch.setattr(ppo, "load_models", lambda *given: seen.append(load(*given)) or seen[-1])
+    return seen
+
+
+def test_a_run_moves_adapters_and_leaves_the_weights(small_ppo, watched_models, save, save_reward, rows_of):
+    folder = ppo.main(small_ppo(lora=3, ema=0.5))
+    (models,) = watched_models
+    first = rows_of(folder / "metrics.jsonl")[0]
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-6)
+    assert first["val/parity"] < 1e-5
+    for model, source in ((models.policy, save()), (models.value.model, save_reward())):
+        frozen = {
+            n: p
+            for n, p in model.get_base_model().named_parameters()
+            if ".lora_" not in n and "modules_to_save" not in n
+        }
+        plain = {n.replace(".base_layer", "").replace(".original_module", ""): p for n, p in frozen.items()}
+        stored = weights_of(source)
+        assert plain.keys() == stored.keys()
+        assert all(torch.equal(plain[name], stored[name]) and not plain[name].requires_grad for name in plain)
+        assert all(b.abs().max() > 0 for _, b in factors(model).values())
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["config"]["lora"], record["config"]["memory"]) == (3, [])
+    assert record["trained"] == sum(a.numel() + b.numel() for a, b in factors(models.policy).values())
+    assert record["parameters"] == sum(tensor.numel() for tensor in weights_of(save()).values()) + record["trained"]
+
+
+def test_four_models_hold_little_more_than_two(small_ppo):
+    """Each tensor counted once: two trunks and heads, two adapters, an average of one."""
+
+    def held_by(models):
+        everything = (models.policy, models.reference, models.value.model, models.reward.model, models.average)
+        return sum({p.data_ptr(): p.numel() for model in everything for p in model.parameters()}.values())
+
+    config = small_ppo()
+    whole, adapted = (ppo.load_models(c, RunDirectory(c, {})) for c in (config, config.model_copy(update={"lora": 2})))
+    policy, value = (sum(p.numel() for p in model.parameters()) for model in (whole.policy, whole.value.model))
+    assert held_by(whole) == 3 * policy + 2 * value
+    of_policy, of_value = (
+        sum(p.numel() for p in get_trainable_module(model).parameters())
+        for model in (adapted.policy, adapted.value.model)
+    )
+    assert held_by(adapted) == policy + value + 2 * of_policy + of_value
+    assert 2 * of_policy + of_value < 0.25 * (policy + value)
+
+
+def test_the_average_is_of_the_factors(small_ppo, save, monkeypatch):
+    seen, average = [], ppo.update_ema
+
+    def noted(slow, fast, decay):
+        if not seen:
+            seen.append({name: tensor.clone() for name, tensor in slow.state_dict().items()})
+        average(slow, fast, decay)
+        seen.append({name: tensor.clone() for name, tensor in fast.state_dict().items()})
+
+    monkeypatch.setattr(ppo, "update_ema", noted)
+    saved = weights_of(ppo.main(small_ppo(lora=3, ema=0.75)))
+    slow = seen[0]
+    for fast in seen[1:]:
+        slow = {name: 0.75 * slow[name] + 0.25 * fast[name] for name in slow}
+    expected = weights_of(save())
+    for name in list(expected):
+        place = f"base_model/model/{name.removesuffix('.weight').replace('.', '/')}/lora_"
+        if f"{place}A/default/weight" in slow:
+            expected[name] = expected[name] + 2 * slow[f"{place}B/default/weight"] @ slow[f"{place}A/default/weight"]
+    assert len(seen) == 5
+    assert_same_tensors(saved, expected, 1e-6)
+
+
+def test_a_reward_model_with_another_tokenizer(small_ppo, save_reward, watched_models):
+    ppo.main(small_ppo(lora=2, reward=save_reward("gpt2", "foreign")))
+    (models,) = watched_models
+    assert models.value.model.get_base_model().score.original_module.weight.abs().max() == 0
+    assert not hasattr(models.reward.model, "peft_config")
+
+
+# --- what is saved, and what a stopped run goes on with --------------------------------------------------------------
+
+
+@pytest.fixture
+def stage(write, save, save_reward, tmp_path):
+    """A stage's main function and its config, with adapters."""
+
+    def made(name, folder, family="llama"):
+        common = {"lora": 3, "lr": 2e-2, "out": tmp_path / folder}
+        if name == "sft":
+            data, fresh = (write("data.jsonl", DEMONSTRATIONS),), (write("fresh.jsonl", DEMONSTRATIONS[:2]),)
+            options = {"base": str(save(family)), "data": data, "validation": fresh, "epochs": 3, "batch": 4}
+            return sft.main, make_config(SFTConfig, {**options, **common})
+        if name == "reward":
+            files = {
+                "data": (write("rankings.jsonl", RANKINGS),),
+                "validation": (write("fresh_rankings.jsonl", FRESH_RANKINGS),),
+            }
+            return reward.main, make_config(
+                RewardConfig, {"base": str(save(family)), **files, "epochs": 4, "batch": 3, **common}
+            )
+        files = {"policy": str(save()), "reward": save_reward(), "prompts": (write("prompts.jsonl", DEMONSTRATIONS),)}
+        text = {"pretraining": (write("corpus.jsonl", CORPUS),), "ptx_ratio": 0.5}
+        sizes = {"episodes": 40, "batch": 8, "minibatch": 4, "max_tokens": 5, "value_lr": 1e-2, "ema": 0.9}
+        return ppo.main, make_config(ppo.PPOConfig, {**files, **text, **sizes, **common})
+
+    return made
+
+
+@by_peft_alone
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_policy_is_plain_and_its_adapter_fits_the_base(stage, save, family):
+    main, config = stage("sft", "sft", family)
+    folder = main(config)
+    ids = torch.tensor([[5, 9, 70, 40, 41, 0]])
+    with torch.no_grad():
+        before = transformers.AutoModelForCausalLM.from_pretrained(save(family)).eval()(ids).logits
+        stock = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        base = transformers.AutoModelForCausalLM.from_pretrained(save(family)).eval()
+        again = peft.PeftModel.from_pretrained(base, folder / "adapter").eval()
+        torch.testing.assert_close(stock(ids).logits, again(ids).logits, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(stock(ids).logits, before, atol=1e-2)
+    assert stock.dtype == torch.float32
+    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert "rank 3" in (folder / "README.md").read_text()
+    assert (settings["r"], settings["lora_alpha"], settings["lora_dropout"]) == (3, 6, 0.0)
+
+
+def stock_scores(model):
+    with torch.no_grad():
+        return torch.cat([model(torch.tensor([e.prompt_ids + e.completion_ids])).logits[0] for e in EXAMPLES])
+
+
+@by_peft_alone
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_reward_model_keeps_its_head(stage, save, family, monkeypatch):
+    """Stopped and gone on: stock transformers, peft on the base, and our loader say what the trained model said."""
+    trained, save_it = [], reward.save_and_verify
+    monkeypatch.setattr(reward, "save_and_verify", lambda model, *rest: trained.append(model) or save_it(model, *rest))
+    main, config = stage("reward", "reward", family)
+    stopped_at(3, main, config, monkeypatch)
+    folder = main(config)
+    (model,) = trained
+    scores = model.score(EXAMPLES)
+    assert not torch.equal(
+        *(h.weight for h in (model.model.score.original_module, model.model.score.modules_to_save["default"]))
+    )
+    stock = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    torch.testing.assert_close(stock_scores(stock) - stock.config.score_offset, scores, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(load_reward_model(folder, CPU).score(EXAMPLES), scores, atol=1e-5, rtol=1e-5)
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(save(family), num_labels=1).eval()
+    again = peft.PeftModel.from_pretrained(base, folder / "adapter").eval()
+    torch.testing.assert_close(stock_scores(again) - stock.config.score_offset, scores, atol=1e-5, rtol=1e-5)
+
+
+def outcome_with_adapter(folder, rows_of):
+    adapter = {file.name: file.read_bytes() for file in (folder / "adapter").iterdir()}
+    aside = (folder / "adapter").rename(folder.with_name(folder.name + "-adapter"))
+    found = outcome(folder, rows_of) | adapter
+    aside.rename(folder / "adapter")
+    return found
+
+
+def tensors_in(value):
+    if isinstance(value, LazyTensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatch, rows_of):
+    main, config = stage(name, "whole")
+    whole = outcome_with_adapter(main(config), rows_of)
+    main, config = stage(name, "stopped")
+    stopped_at(4, main, config, monkeypatch)
+    state = read_checkpoint(max((config.out / "checkpoints").iterdir()))
+    names = {name for model in state["models"].values() for name in model}
+    assert names
+    assert all("lora_" in name or "score/modules_to_save" in name for name in names), (
+        "adapters and heads, no frozen weights"
+    )
+    trained = sum(
+        prod(tensor.shape)
+        for model in ("model", "policy", "value")
+        for tensor in state["models"].get(model, {}).values()
+    )
+    assert sum(prod(tensor.shape) for tensor in tensors_in(state)) < 5 * trained
+    (config.out / "adapter").mkdir()
+    (config.out / "adapter" / "left").write_text("by a run that was killed while it moved its files in")
+    stopped = outcome_with_adapter(main(config), rows_of)
+    assert stopped.keys() == whole.keys()
+    for file in whole:
+        assert stopped[file] == whole[file], file
+
+
+def test_another_rank_does_not_go_on(stage, monkeypatch):
+    main, config = stage("sft", "stopped")
+    stopped_at(2, main, config, monkeypatch)
+    with pytest.raises(InputError, match="was begun with --lora 3, now it is 4"):
+        main(config.model_copy(update={"lora": 4}))
+
+
+def test_pretraining_knows_no_adapters(tmp_path):
+    with pytest.raises(InputError, match="pretrain: unknown option 'lora'"):
+        make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "lora": 4})
+
+
+def test_a_trunk_without_matrices_is_refused():
+    model = SimpleNamespace(
+        base_model=torch.nn.Sequential(torch.nn.Embedding(3, 2)), config=SimpleNamespace(model_type="odd")
+    )
+    with pytest.raises(InputError, match="the family 'odd' has no linear layers"):
+        add_lora(model, 4, 0)

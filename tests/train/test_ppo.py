@@ -1,0 +1,414 @@
+"""PPO and PPO-ptx: episodes, gradients, bookkeeping, and a toy task whose optimum is known.
+
+pytest tests/train/test_ppo.py
+"""
+
+import copy
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from conftest import CORPUS, CPU, PROMPTS, SHORT_PROMPTS, assert_same_tensors, weights_of
+
+from instructgpt import functional
+from instructgpt.config import make_config
+from instructgpt.data import packing
+from instructgpt.data.pretraining_text import build_corpus
+from instructgpt.errors import InputError
+from instructgpt.models.policy import load_policy
+from instructgpt.models.reward_model import load_reward_model, new_value_model
+from instructgpt.records import Prompt
+from instructgpt.train import ppo
+from instructgpt.train.optim import lm_loss
+from instructgpt.train.ppo import PPOConfig, minibatch_backward
+from instructgpt.train.rollout import PPOModels, collect_rollout
+
+
+@pytest.fixture
+def models(save, save_reward):
+    """The models of PPO, the policy a little away from its reference."""
+    policy, render = load_policy(save("llama"), CPU)
+    reward = load_reward_model(save_reward("llama"), CPU)
+    reference, average = copy.deepcopy(policy), copy.deepcopy(policy)
+    with torch.no_grad():
+        policy.get_output_embeddings().weight.mul_(1.1)
+    return PPOModels(policy, reference, new_value_model(reward), reward, average, render)
+
+
+def asked(count=7):
+    return [Prompt(prompt=f"Name {'a frog ' * (n % 3)}{n}") for n in range(count)]
+
+
+def rolled_out(models, **options):
+    return collect_rollout(models, asked(), **({"max_tokens": 6, "eos_penalty": 0.5, "seed": 3} | options))
+
+
+def some_end_early(models, monkeypatch):
+    """Make a token that is often sampled the end-of-text, so that lengths differ."""
+    tokens = [example.completion_ids for example in rolled_out(models).examples]
+    for render in (models.tokenizer, models.reward.tokenizer):
+        monkeypatch.setattr(render, "eos", tokens[0][2])
+    rollout = rolled_out(models)
+    assert len(set(rollout.mask.sum(1).tolist())) > 1
+    return rollout
+
+
+# --- episodes ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_an_episode_remembers_what_each_model_says(models, monkeypatch):
+    """Row by row with transformers' own forward: logp, reference, value before each token, score after the last."""
+    rollout = some_end_early(models, monkeypatch)
+    for row, example in enumerate(rollout.examples):
+        length, start = len(example.completion_ids), len(example.prompt_ids)
+        assert rollout.mask[row].tolist() == [t < length for t in range(rollout.mask.shape[1])]
+        tokens = torch.tensor([example.prompt_ids + example.completion_ids])
+        for model, numbers in ((models.policy, rollout.logp), (models.reference, rollout.ref_logp)):
+            logits = model(input_ids=tokens).logits[0, start - 1 : -1].log_softmax(-1)
+            expected = logits[torch.arange(length), example.completion_ids]
+            torch.testing.assert_close(numbers[row, :length], expected, atol=1e-5, rtol=0)
+        states = models.value.model.model(input_ids=tokens).last_hidden_state[0]
+        values = models.value.model.score(states)[:, 0] - 0.75
+        torch.testing.assert_close(rollout.values[row, :length], values[start - 1 : -1], atol=1e-5, rtol=0)
+        finished = example.completion_ids[-1] == models.tokenizer.eos
+        assert bool(rollout.finished[row]) == finished
+        assert rollout.scores[row].item() == pytest.approx(values[-1].item() - (0 if finished else 0.5), abs=1e-5)
+        assert finished or length == 6, "what was cut off keeps its last token and gets no end-of-text"
+    for numbers in (rollout.logp, rollout.ref_logp, rollout.values):
+        assert numbers[~rollout.mask].isnan().all()
+
+
+def test_advantages_of_an_episode_by_hand(models, monkeypatch):
+    """The score comes with the last sampled token and nowhere else; nothing is discounted."""
+    rollout = some_end_early(models, monkeypatch)
+    rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
+    advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 1.0)
+    for row, length in enumerate(rollout.mask.sum(1).tolist()):
+        penalties = [-0.1 * (rollout.logp[row, t] - rollout.ref_logp[row, t]).item() for t in range(length)]
+        for t in range(length):
+            to_come = sum(penalties[t:]) + rollout.scores[row].item()
+            assert returns[row, t].item() == pytest.approx(to_come, abs=1e-5)
+            assert advantages[row, t].item() == pytest.approx(to_come - rollout.values[row, t].item(), abs=1e-5)
+
+
+def test_minibatches_hold_every_episode_once_an_epoch(small_ppo):
+    groups = [rows.tolist() for rows in ppo.iter_minibatches(small_ppo(epochs=2), 5)]
+    assert [len(group) for group in groups] == [4] * 4
+    assert sorted(groups[0] + groups[1]) == sorted(groups[2] + groups[3]) == list(range(8))
+    assert groups[0] + groups[1] != groups[2] + groups[3]
+
+
+# --- gradients -----------------------------------------------------------------------------------------------------
+
+
+def improved(models, rollout, gradients, rows=range(7)):
+    rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
+    advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 0.95)
+    seen = minibatch_backward(models, rollout, advantages, returns, torch.tensor(list(rows)), 0.2)
+    return seen, gradients(models.policy), gradients(models.value.model), advantages, returns
+
+
+def test_the_first_ratio_is_one(models, gradients):
+    seen, *_ = improved(models, rolled_out(models), gradients)
+    assert seen["policy/max_log_ratio"] < 1e-5
+    assert seen["val/ratio"] == pytest.approx(1, abs=1e-5)
+    assert (seen["policy/clipfrac_avg"], seen["val/clipfrac_avg"]) == (0, 0)
+    assert seen["policy/approxkl_avg"] == pytest.approx(0, abs=1e-9)
+
+
+def test_losses_and_gradients_equal_a_loop_over_tokens(models, gradients, monkeypatch):
+    """After the models have moved, so that some ratios and values are clipped."""
+    rollout = some_end_early(models, monkeypatch)
+    with torch.no_grad():
+        models.policy.get_output_embeddings().weight.mul_(1.4)
+        models.value.model.score.weight.mul_(1.5)
+    seen, policy_gradient, value_gradient, advantages, returns = improved(models, rollout, gradients)
+    policy_losses, value_losses, entropies, clipped = [], [], [], 0
+    for row, example in enumerate(rollout.examples):
+        tokens, start = torch.tensor([example.prompt_ids + example.completion_ids]), len(example.prompt_ids)
+        logp = models.policy(input_ids=tokens).logits[0].log_softmax(-1)
+        values = models.value.model.score(models.value.model.model(input_ids=tokens).last_hidden_state)[0, :, 0] - 0.75
+        for t, token in enumerate(example.completion_ids):
+            now, value = logp[start - 1 + t], values[start - 1 + t]
+            ratio, gain = (now[token] - rollout.logp[row, t]).exp(), advantages[row, t]
+            policy_losses.append(-min(ratio * gain, min(max(ratio, 0.8), 1.2) * gain))
+            clipped += bool(abs(ratio - 1) > 0.2)
+            old, target = rollout.values[row, t], returns[row, t]
+            held = min(max(value, old - 0.2), old + 0.2)
+            value_losses.append(0.5 * max((value - target) ** 2, (held - target) ** 2))
+            entropies.append(-(now.exp() * now).sum())
+    count = len(policy_losses)
+    assert 0 < clipped < count
+    policy_loss, value_loss = sum(policy_losses) / count, sum(value_losses) / count
+    assert seen["loss/policy_avg"] == pytest.approx(policy_loss.item(), abs=1e-5)
+    assert seen["loss/value_avg"] == pytest.approx(value_loss.item(), rel=1e-5)
+    assert seen["policy/entropy_avg"] == pytest.approx(sum(entropies).item() / count, abs=1e-5)
+    assert seen["policy/clipfrac_avg"] == pytest.approx(clipped / count)
+    policy_loss.backward()
+    value_loss.backward()
+    assert_same_tensors(policy_gradient, gradients(models.policy), 1e-5)
+    assert_same_tensors(value_gradient, gradients(models.value.model), 1e-4)
+
+
+def test_gradients_do_not_depend_on_microbatches(models, gradients, monkeypatch):
+    rollout = some_end_early(models, monkeypatch)
+    seen, policy_gradient, value_gradient, *_ = improved(models, rollout, gradients)
+    for budget in (1, 40, 60):
+        monkeypatch.setitem(packing.MICROBATCH_TOKENS, "cpu", budget)
+        again, *both, _, _ = improved(models, rollout, gradients)
+        assert again == pytest.approx(seen, abs=1e-5)
+        assert_same_tensors(both[0], policy_gradient, 1e-5)
+        assert_same_tensors(both[1], value_gradient, 1e-5)
+
+
+def documents_of(example):
+    """A window's documents one by one: each begins at the end-of-text before it."""
+    tokens, ends = example.prompt_ids + example.completion_ids, [*example.document_starts, len(example) - 1]
+    return [tokens[start : end + 1] for start, end in zip([0, *ends], ends, strict=False) if end > start]
+
+
+def document_logp(policy, tokens):
+    """Summed log-probability of one document's tokens after its first, in a row of its own."""
+    logp = policy(input_ids=torch.tensor([tokens])).logits[0, :-1].log_softmax(-1)
+    return logp[torch.arange(len(tokens) - 1), tokens[1:]].sum()
+
+
+def first_gradients(config, monkeypatch):
+    """The policy's gradients at the first optimizer step of a run, and what descended how often."""
+    taken, descend = [], ppo.optimizer_step
+
+    def watched(optimizer, lr):
+        taken.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+        return descend(optimizer, lr)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo, "descend", watched)
+        ppo.main(config)
+    return taken[0], len(taken)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(
+    small_ppo, write, save, monkeypatch, reduction, tmp_path
+):
+    """One optimizer step a minibatch on the sum of both gradients; not a convex mix, not two steps."""
+    plain, steps = first_gradients(small_ppo(out=tmp_path / "plain"), monkeypatch)
+    corpus = write("corpus.jsonl", CORPUS)
+    config = small_ppo(
+        pretraining=(corpus,), ptx_coef=0.7, ptx_ratio=0.5, ptx_reduction=reduction, out=tmp_path / "ptx"
+    )
+    both, steps_with_text = first_gradients(config, monkeypatch)
+    assert steps == steps_with_text == 2 * 16 // 4, "policy and value model, once a minibatch"
+    policy, render = load_policy(save(), CPU)
+    text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 4 * 2)
+    rows = text.examples(0, 2)  # half of four episodes
+    sums = [-sum(document_logp(policy, piece) for piece in documents_of(row)) for row in rows]
+    loss = sum(sums) / 2 if reduction == "sequence" else sum(sums) / (2 * 63)
+    (0.7 * loss).backward()
+    expected = [p.grad for group in ppo.build_optimizer(policy).param_groups for p in group["params"]]
+    for one, other, wanted in zip(both, plain, expected, strict=True):
+        torch.testing.assert_close(one - other, wanted, atol=2e-5 * (63 if reduction == "sequence" else 1), rtol=1e-4)
+
+
+def test_ptx_sees_its_ratio_of_examples(small_ppo, write, render, monkeypatch):
+    """Each step the next rows of the stream."""
+    seen = []
+
+    def counted(model, examples, **options):
+        seen.append(examples)
+        return lm_loss(model, examples, **options)
+
+    monkeypatch.setattr(ppo, "language_loss", counted)
+    folder = ppo.main(small_ppo(pretraining=(write("corpus.jsonl", CORPUS),), ptx_ratio=2.0, epochs=2))
+    assert [sum(len(e.completion) for e in rows) for rows in seen] == [
+        8 * 63
+    ] * 8  # 16 episodes in minibatches of 4, twice over, 2 rows for each episode of a step
+    text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 64)
+    assert [row for rows in seen for row in rows] == text.examples(0, 64)
+    assert json.loads((folder / "run.json").read_text())["episodes"] == 16
+
+
+def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
+    seen, average = [], ppo.update_ema
+
+    def watched(slow, fast, decay):
+        seen.append((copy.deepcopy(slow.state_dict()) if not seen else None, copy.deepcopy(fast.state_dict())))
+        average(slow, fast, decay)
+
+    monkeypatch.setattr(ppo, "update_ema", watched)
+    saved = weights_of(ppo.main(small_ppo(ema=0.75)))
+    slow = seen[0][0]
+    for _, fast in seen:
+        slow = {name: 0.75 * slow[name] + 0.25 * fast[name] for name in slow}
+    assert len(seen) == 4
+    assert_same_tensors(saved, slow, 1e-6)
+    assert not torch.equal(saved["lm_head.weight"], seen[-1][1]["lm_head.weight"])
+
+
+def test_without_average_the_last_weights_are_saved(small_ppo, monkeypatch):
+    last, average = {}, ppo.update_ema
+    monkeypatch.setattr(
+        ppo, "update_ema", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict()))
+    )
+    assert_same_tensors(weights_of(ppo.main(small_ppo(ema=0.0))), last, 0)
+
+
+def test_advantages_are_whitened_over_the_batch_and_rates_rise(small_ppo, monkeypatch, rows_of):
+    """Ten updates: over the first two the rates rise from a tenth. Returns are left as they are."""
+    seen, rates, improve, descend = [], [], ppo.minibatch_backward, ppo.optimizer_step
+    monkeypatch.setattr(ppo, "minibatch_backward", lambda *given: seen.append(given[1:4]) or improve(*given))
+    monkeypatch.setattr(ppo, "descend", lambda optimizer, lr: rates.append(lr) or descend(optimizer, lr))
+    folder = ppo.main(small_ppo(episodes=80, value_lr=3e-3))
+    for rollout, advantages, returns in seen:
+        real = advantages[rollout.mask]
+        assert (real.mean().item(), real.std(unbiased=False).item()) == (
+            pytest.approx(0, abs=1e-5),
+            pytest.approx(1, abs=1e-4),
+        )
+        rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
+        torch.testing.assert_close(
+            returns, functional.gae(rewards, rollout.values, rollout.mask, 0.95)[1], equal_nan=True
+        )
+    factors = [0.1, 0.55, *[1.0] * 8]
+    assert [row["lr"] for row in rows_of(folder / "metrics.jsonl")] == pytest.approx(
+        [1e-3 * factor for factor in factors]
+    )
+    assert rates == pytest.approx([rate * factor for factor in factors for rate in (1e-3, 3e-3) * 2])
+
+
+# --- the whole stage -----------------------------------------------------------------------------------------------
+
+
+def test_four_epochs_reach_the_exact_optimum(small_ppo, scripted, save, write):
+    """One token, score 1 for some tokens, beta 1/4. By enumeration of the vocabulary:
+
+    J(pi) = sum_a pi(a) (r(a) - beta log pi(a) / pi_ref(a)),   max J = beta log sum_a pi_ref(a) exp(r(a) / beta)
+    """
+    scripted(lambda tokens: tokens[0] % 4 == 1)
+    beta = 0.25
+    options = {
+        "episodes": 512 * 10,
+        "batch": 512,
+        "minibatch": 256,
+        "epochs": 4,
+        "max_tokens": 1,
+        "eos_penalty": 0,
+        "ema": 0.8,
+    }
+    folder = ppo.main(
+        small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), kl_coef=beta, lr=2e-2, value_lr=1e-2, **options)
+    )
+    (reference, render), (policy, _) = load_policy(save(), CPU), load_policy(folder, CPU)
+    reached, best, start = [], [], []
+    for row in SHORT_PROMPTS:
+        tokens = torch.tensor([render.encode_prompt(row["prompt"])])
+        with torch.no_grad():
+            logp, old = (model(input_ids=tokens).logits[0, -1].log_softmax(-1) for model in (policy, reference))
+        score = (torch.arange(len(logp)) % 4 == 1).float()
+        reached.append((logp.exp() * (score - beta * (logp - old))).sum().item())
+        best.append(beta * (old + score / beta).logsumexp(0).item())
+        start.append((old.exp() * score).sum().item())
+    reached, best, start = (sum(numbers) / 3 for numbers in (reached, best, start))
+    assert best > start + 0.3
+    assert start + 0.9 * (best - start) < reached <= best + 1e-6
+
+
+def test_four_epochs_on_whole_completions_are_stable(small_ppo, scripted, write, rows_of):
+    """Score: the share of tokens from one half of the vocabulary, 1 at best. Credit goes to the tokens that earned it."""
+    scripted(lambda tokens: sum(token % 2 for token in tokens) / len(tokens))
+    options = {"episodes": 64 * 25, "batch": 64, "minibatch": 32, "epochs": 4, "max_tokens": 4, "eos_penalty": 0}
+    folder = ppo.main(small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), lr=1e-2, value_lr=1e-2, **options))
+    rows = rows_of(folder / "metrics.jsonl")
+    scores = [row["objective/scores"] for row in rows]
+    assert scores[0] < 0.65
+    assert min(scores[-3:]) > 0.93
+    assert (
+        statistics.median(abs(row["val/ratio"] - 1) for row in rows) < 0.2
+    )  # one rare token can carry the mean of an update
+    assert all(math.isfinite(row["val/ratio"]) and math.isfinite(row["objective/kl"]) for row in rows)
+    assert rows[-1]["val/explained_variance"] > rows[0]["val/explained_variance"]
+    assert rows[-1]["objective/kl"] > 0
+
+
+def test_metrics_samples_and_facts(small_ppo, rows_of):
+    folder = ppo.main(small_ppo(kl_coef=0.5))
+    rows, samples = rows_of(folder / "metrics.jsonl"), rows_of(folder / "samples.jsonl")
+    assert [row["episode"] for row in rows] == [8, 16]
+    of_first = [row for row in samples if row["step"] == 1]
+    assert len(of_first) == 8
+    assert sum(row["score"] for row in of_first) / 8 == pytest.approx(rows[0]["objective/scores"], abs=1e-3)
+    assert sum(row["kl"] for row in of_first) / 8 == pytest.approx(rows[0]["objective/kl"], abs=1e-3)
+    assert all(row["total"] == pytest.approx(row["score"] - 0.5 * row["kl"], abs=2e-4) for row in samples)
+    assert sum(row["finish"] == "stop" for row in of_first) == rows[0]["val/num_eos_tokens"]
+    assert abs(rows[0]["objective/kl"]) < 1e-4, "the policy starts as its reference"
+    assert rows[0]["objective/rlhf_reward"] == pytest.approx(
+        rows[0]["objective/scores"] + rows[0]["objective/non_score_reward"]
+    )
+    assert rows[0]["val/parity"] < 1e-4
+
+
+def test_a_reward_model_with_another_tokenizer(small_ppo, save_reward, rows_of):
+    """It reads the text; a prompt that only its tokenizer makes too long is left out."""
+    folder = ppo.main(small_ppo(reward=save_reward("llama", "foreign"), lam=1.0))
+    samples = [row for row in rows_of(folder / "samples.jsonl") if row["step"] == 1]
+    foreign = load_reward_model(save_reward("llama", "foreign"), CPU)
+    long = sum(len(foreign.tokenizer.encode_prompt(row["prompt"])) > 64 - 6 for row in PROMPTS)
+    assert json.loads((folder / "run.json").read_text())["left_out"]["prompts too long"] == long > 0
+    for row in samples:
+        ended = row["finish"] == "stop"
+        score = foreign.score(
+            [foreign.tokenizer.encode_example(row["prompt"], row["completion"], finished=ended)]
+        ).item()
+        assert row["score"] == pytest.approx(score - (not ended), abs=1e-3)
+
+
+def test_the_value_model_of_a_foreign_reward_model_starts_at_zero(small_ppo, save_reward):
+    config = small_ppo(reward=save_reward("llama", "foreign"))
+    models = ppo.load_models(config, ppo.RunDirectory.open(config))
+    assert (rolled_out(models).values.nan_to_num() == 0).all()
+    assert models.value.tokenizer.is_compatible(models.tokenizer)
+
+
+def test_prompts_that_leave_no_room_are_counted_or_refused(small_ppo, write, tmp_path):
+    long = write("long.jsonl", [*PROMPTS, {"prompt": "x" * 58}])
+    folder = ppo.main(small_ppo(prompts=(long,)))
+    assert json.loads((folder / "run.json").read_text())["left_out"]["prompts too long"] == 1
+    with pytest.raises(InputError, match="none of the 6 prompts leaves room for --max-tokens 63"):
+        ppo.main(small_ppo(prompts=(long,), max_tokens=63, out=tmp_path / "other"))
+
+
+def test_a_reward_model_that_is_none_is_refused(small_ppo, save):
+    with pytest.raises(InputError, match="not a reward model"):
+        ppo.main(small_ppo(reward=save()))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"ptx_coef": 1.0}, "--ptx-coef has no effect without --pretraining"),
+        ({"ptx_reduction": "sequence"}, "--ptx-reduction has no effect"),
+        ({"ptx_ratio": 1.0}, "--ptx-ratio has no effect"),
+        ({"pretraining": ("c.jsonl",), "ptx_coef": 0}, "--pretraining has no effect with --ptx-coef 0"),
+        ({"minibatch": 3}, "--batch 8 is not a multiple of --minibatch 3"),
+        ({"episodes": 4}, "--episodes 4 is not a multiple of --batch 8: 8 is"),
+        ({"kl_coeff": 0.1}, "unknown option 'kl_coeff', did you mean 'kl_coef'"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(small_ppo, options, complaint):
+    with pytest.raises(InputError, match=complaint):
+        small_ppo(**options)
+
+
+def test_the_papers_recipe_is_the_default(small_ppo):
+    config = make_config(PPOConfig, {"policy": "p", "reward": "r", "prompts": ("p",), "out": "o"})
+    assert (config.updates, config.optimizer_steps_per_update, config.ptx_rows_per_step, config.warmup) == (
+        500,
+        8,
+        512,
+        10,
+    )
+    assert (config.kl_coef, config.clip, config.lam, config.ema, config.ptx_coef) == (0.02, 0.2, 0.95, 0.992, 27.8)
+    assert small_ppo().warmup == 0

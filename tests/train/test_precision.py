@@ -1,0 +1,380 @@
+"""What is done to need less memory: bf16 with float32 weights, layers computed again, Adam in 8 bits.
+
+pytest tests/train/test_precision.py
+"""
+
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from conftest import (
+    CORPUS,
+    CPU,
+    DEMONSTRATIONS,
+    FAMILIES,
+    FRESH_RANKINGS,
+    PROMPTS,
+    RANKINGS,
+    assert_same_tensors,
+    weights_of,
+)
+from support.signals import stop_at
+
+from instructgpt.config import make_config
+from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.distributed.comm import DistInfo
+from instructgpt.errors import InputError, RunError
+from instructgpt.models import precision
+from instructgpt.models.lora import add_lora, get_backbone
+from instructgpt.models.packed_attention import hidden_states
+from instructgpt.models.policy import completion_logp, load_policy
+from instructgpt.models.precision import apply_memory_options, bf16_warning, cached_bf16_weights
+from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
+from instructgpt.train import optim, ppo, pretrain, reward, rollout, sft
+from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
+from instructgpt.train.ppo import PPOConfig
+from instructgpt.train.pretrain import PretrainConfig
+from instructgpt.train.reward import RewardConfig
+from instructgpt.train.sft import SFTConfig
+
+EXAMPLES = [
+    TokenizedExample([5, 9, 70], [40, 41, 0]),
+    TokenizedExample([40], [7, 7, 9, 12, 0]),
+    TokenizedExample([3, 3, 8, 100], [0]),
+]
+BATCH = collate(EXAMPLES)
+
+
+def kept_bytes(work):
+    """Bytes that autograd keeps for the backward pass of some work, weights left out, and what the work returns."""
+    kept = {}
+
+    def pack(tensor):
+        if not isinstance(tensor, torch.nn.Parameter) and not (
+            tensor._is_view() and isinstance(tensor._base, torch.nn.Parameter)
+        ):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = work()
+    return sum(kept.values()), result
+
+
+# --- bf16 ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bf16_computes_the_trunk_and_nothing_else(save, family, gradients):
+    """Weights, hidden states, log-probabilities and gradients are float32; the loss is near that of float32, not equal to it."""
+    plain, _ = load_policy(save(family), CPU)
+    model, _ = load_policy(save(family), CPU)
+    apply_memory_options(model, ("bf16",))
+    inside = set()
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
+            module.register_forward_hook(lambda _, __, output: inside.add(output.dtype))
+    losses = [lm_loss(one, EXAMPLES) for one in (model, plain)]
+    assert inside == {torch.bfloat16}
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    assert losses[0] != losses[1]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    ours, exact = gradients(model), gradients(plain)
+    assert {g.dtype for g in ours.values()} == {torch.float32}
+    for name, gradient in exact.items():
+        assert (ours[name] - gradient).norm() < 0.1 * gradient.norm() + 1e-3, name
+    states = hidden_states(model, BATCH)
+    assert states.dtype == torch.float32
+    assert completion_logp(model, BATCH).dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu"), "nothing is left switched on"
+
+
+def test_a_copy_computes_in_bf16_with_its_own_weights(save):
+    model, _ = load_policy(save(), CPU)
+    apply_memory_options(model, ("bf16", "checkpointing"))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        before = completion_logp(model, BATCH)
+        assert torch.equal(completion_logp(twin, BATCH), before)
+        for parameter in twin.parameters():
+            parameter.mul_(1.1)
+        assert not torch.equal(completion_logp(twin, BATCH), before)
+        assert torch.equal(completion_logp(model, BATCH), before)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_matrices_cast_once_say_the_same(save, family, rank):
+    """To the bit; afterwards the weights are the float32 ones, and the next time the cast ones lie in the same place."""
+    model = add_lora(load_policy(save(family), CPU)[0], rank, seed=0)
+    apply_memory_options(model, ("bf16",))
+    matrix = next(
+        m for m in get_backbone(model).modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"
+    ).weight
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    seen = []
+    for _ in range(2):
+        with torch.inference_mode():
+            expected = completion_logp(model, BATCH)
+            with cached_bf16_weights(model):
+                assert matrix.dtype == torch.bfloat16
+                assert torch.equal(completion_logp(model, BATCH), expected)
+                seen.append((matrix.data_ptr(), expected))
+        assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert seen[0][0] == seen[1][0]
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_nothing_is_cast_without_the_word(save):
+    model, _ = load_policy(save(), CPU)
+    with cached_bf16_weights(model):
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_bf16_is_left_after_an_error(save):
+    model, _ = load_policy(save(), CPU)
+    apply_memory_options(model, ("bf16",))
+    with pytest.raises((TypeError, ValueError)):
+        model.base_model(input_ids=None)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.fixture
+def usual(tmp_path, write):
+    """A base of ordinary weights, as pretraining leaves them, and a reward model over it. -> their directories."""
+    sizes = {
+        "vocabulary": 280,
+        "width": 32,
+        "layers": 2,
+        "heads": 2,
+        "context": 64,
+        "window": 32,
+        "batch": 8,
+        "tokens": 256 * 8,
+    }
+    base = pretrain.main(
+        make_config(PretrainConfig, {"corpus": (write("corpus.jsonl", CORPUS),), **sizes, "out": tmp_path / "base"})
+    )
+    scorer = new_reward_model(base, CPU, seed=3)
+    (tmp_path / "scorer").mkdir()
+    save_reward_model(scorer, tmp_path / "scorer")
+    return base, tmp_path / "scorer"
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_ppo_in_bf16(usual, write, tmp_path, rows_of, monkeypatch, rank):
+    """Sampling and training agree, the ratio begins at 1 as far as bf16 can say so, the optimizer moves float32."""
+    seen = []
+    monkeypatch.setattr(
+        ppo, "adam", lambda model, **options: seen.append((model, build_optimizer(model, **options))) or seen[-1][1]
+    )
+    files = {
+        "policy": str(usual[0]),
+        "reward": usual[1],
+        "prompts": (write("prompts.jsonl", PROMPTS),),
+        "out": tmp_path / "ppo",
+    }
+    sizes = {"episodes": 32, "batch": 16, "minibatch": 16, "max_tokens": 8, "lr": 1e-3, "value_lr": 1e-3, "lora": rank}
+    folder = ppo.main(make_config(PPOConfig, {**files, **sizes, "memory": ("bf16", "checkpointing")}))
+    first = rows_of(folder / "metrics.jsonl")[0]
+    assert 0 < first["val/parity"] < 2e-2
+    assert (2 * first["policy/approxkl_avg"]) ** 0.5 < 2e-2
+    assert json.loads((folder / "run.json").read_text())["config"]["memory"] == ["bf16", "checkpointing"]
+    assert {tensor.dtype for tensor in weights_of(folder).values()} == {torch.float32}
+    for model, optimizer in seen:
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {torch.float32}
+
+
+def test_parity_in_bf16_is_a_mean_and_still_stops_a_run(models_and_rollout):
+    models, played = models_and_rollout
+    largest = rollout.check_logp_parity(models, played, bf16=True)
+    assert largest < 1e-5
+    played.logp[0, 0] += 0.05  # one of many
+    with pytest.raises(RunError, match=r"by 0\.05 nats \(rounding allows 0\.001\)"):
+        rollout.check_logp_parity(models, played)
+    assert rollout.check_logp_parity(models, played, bf16=True) == pytest.approx(0.05, abs=1e-4)
+    played.logp.add_(0.05)
+    with pytest.raises(RunError, match=r"rounding allows 0\.02"):
+        rollout.check_logp_parity(models, played, bf16=True)
+    step = {"loss/policy_avg": 0.0, "loss/value_avg": 0.0, "policy/max_log_ratio": 0.05, "policy/approxkl_avg": 1e-4}
+    ppo.check_minibatch_stats([step], bf16=True)
+    for changed, bf16 in (({}, False), ({"policy/approxkl_avg": 3e-4}, True)):
+        with pytest.raises(RunError, match="before any step the ratio is off 1"):
+            ppo.check_minibatch_stats([step | changed], bf16=bf16)
+
+
+@pytest.fixture
+def models_and_rollout(save, save_reward):
+    policy, render = load_policy(save(), CPU)
+    scorer = load_reward_model(save_reward(), CPU)
+    models = rollout.PPOModels(policy, policy, scorer, scorer, None, render)
+    return models, rollout.collect_rollout(
+        models, [ppo.Prompt(**row) for row in PROMPTS], max_tokens=6, eos_penalty=0.5, seed=3
+    )
+
+
+def test_a_processor_without_bf16_says_so(monkeypatch):
+    for known, words, told in ((False, ("bf16",), True), (True, ("bf16",), False), (False, ("checkpointing",), False)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda known=known: known)
+        assert bool(bf16_warning(CPU, words)) == told
+    assert bf16_warning(torch.device("cuda"), ("bf16",)) is None
+
+
+# --- layers computed again -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_computed_again_give_the_same_gradients(save, family, gradients, rank):
+    """In training mode with dropout where the family has it, and with adapters; less is kept until the backward pass."""
+    plain, again = (add_lora(load_policy(save(family), CPU, 0.3)[0], rank, seed=0).train() for _ in range(2))
+    apply_memory_options(again, ("checkpointing",))
+    results = []
+    for model in (plain, again):
+        torch.manual_seed(7)
+        kept, logp = kept_bytes(lambda model=model: completion_logp(model, BATCH))
+        logp.sum().backward()
+        results.append((kept, logp.detach(), gradients(model)))
+    (all_kept, logp, exact), (few_kept, same_logp, same) = results
+    assert torch.equal(same_logp, logp)
+    assert_same_tensors(same, exact, 1e-6)
+    assert few_kept < 0.5 * all_kept
+
+
+def test_layers_are_computed_once_where_nothing_is_learned(save):
+    model, _ = load_policy(save(), CPU)
+    apply_memory_options(model, ("checkpointing",))
+    calls = []
+    model.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        completion_logp(model, BATCH)
+    assert len(calls) == 1
+    completion_logp(model, BATCH).sum().backward()
+    assert len(calls) == 3
+    assert type(model.base_model.layers[0]).__name__ == "LlamaDecoderLayer"
+
+
+def test_a_family_without_such_layers_is_refused(save, monkeypatch):
+    model, _ = load_policy(save(), CPU)
+    monkeypatch.setattr(precision, "GradientCheckpointingLayer", str)
+    with pytest.raises(InputError, match="checkpointing: not known how for the family 'llama'"):
+        apply_memory_options(model, ("checkpointing",))
+
+
+# --- Adam in 8 bits --------------------------------------------------------------------------------------------------
+
+
+def test_adam_in_8_bits_asks_for_its_library(monkeypatch, save):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(InputError, match="needs bitsandbytes, which is not installed; pip install"):
+        build_optimizer(load_policy(save(), CPU)[0], memory=("adam8bit",))
+
+
+def test_adam_in_8_bits_is_for_one_rank(monkeypatch, save):
+    monkeypatch.setattr(optim, "all_ranks", lambda: DistInfo(0, 2))
+    with pytest.raises(InputError, match="adam8bit: not with several ranks"):
+        build_optimizer(load_policy(save(), CPU)[0], memory=("adam8bit",))
+
+
+def test_adam_in_8_bits_descends_as_adam_does():
+    """On a quadratic function; its averages take a byte each."""
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(128, 64) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    optimizers = [build_optimizer(layers[0]), build_optimizer(layers[1], memory=("adam8bit",))]
+    losses = []
+    for layer, optimizer in zip(layers, optimizers, strict=True):
+        for _ in range(30):
+            loss = (layer.weight - 1).square().mean() + layer.bias.square().mean()
+            loss.backward()
+            optimizer_step(optimizer, 1e-2)
+        losses.append(loss.item())
+    assert losses[0] < 0.7
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    state = optimizers[1].state[layers[1].weight]
+    assert {state["state1"].dtype, state["state2"].dtype} == {torch.uint8}
+
+
+# --- the stages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft", "reward"])
+def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of, capsys, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+
+    def trained(words):
+        out = {"out": tmp_path / f"{name}-{len(words)}", "memory": words}
+        if name == "pretrain":
+            sizes = {
+                "vocabulary": 280,
+                "width": 32,
+                "layers": 2,
+                "heads": 2,
+                "context": 32,
+                "window": 32,
+                "batch": 4,
+                "tokens": 128 * 4,
+            }
+            return pretrain.main(make_config(PretrainConfig, {"corpus": (write("c.jsonl", CORPUS),), **sizes, **out}))
+        if name == "sft":
+            data = {
+                "base": str(save("gpt2")),
+                "data": (write("d.jsonl", DEMONSTRATIONS),),
+                "validation": (write("v.jsonl", DEMONSTRATIONS[:2]),),
+            }
+            return sft.main(
+                make_config(SFTConfig, {**data, "epochs": 2, "batch": 4, "lr": 1e-2, "dropout": 0.0, **out})
+            )
+        data = {
+            "base": str(save()),
+            "data": (write("r.jsonl", RANKINGS),),
+            "validation": (write("f.jsonl", FRESH_RANKINGS),),
+        }
+        return reward.main(make_config(RewardConfig, {**data, "epochs": 2, "batch": 3, "lr": 1e-2, **out}))
+
+    plain, exact, rounded = (
+        rows_of(trained(words) / "metrics.jsonl") for words in ((), ("checkpointing",), ("bf16", "checkpointing"))
+    )
+    losses = [[row["loss/train"] for row in rows] for rows in (plain, exact, rounded)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert losses[2] == pytest.approx(losses[0], abs=0.1)
+    assert losses[2] != losses[0]
+    assert capsys.readouterr().out.count("this CPU has no bf16 products") == 1
+
+
+def test_words_that_do_not_exist_are_refused(tmp_path):
+    with pytest.raises(
+        InputError, match="--memory bf15: Input should be 'bf16', 'checkpointing', 'adam8bit' or 'offload'"
+    ):
+        make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "memory": ("bf15",)})
+
+
+def test_a_stopped_run_with_adam_in_8_bits_ends_as_one_that_was_not(write, save, tmp_path, monkeypatch):
+    """To the bit; the embedding is large enough to have its averages in 8 bits."""
+    pytest.importorskip("bitsandbytes")
+    data, fresh = (write("d.jsonl", DEMONSTRATIONS),), (write("v.jsonl", DEMONSTRATIONS[:2]),)
+    options = {
+        "base": str(save("gpt2")),
+        "data": data,
+        "validation": fresh,
+        "epochs": 3,
+        "batch": 4,
+        "lr": 1e-2,
+        "memory": ("adam8bit",),
+    }
+    whole, stopped = (make_config(SFTConfig, {**options, "out": tmp_path / name}) for name in ("whole", "stopped"))
+    sft.main(whole)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            sft.main(stopped)
+    sft.main(stopped)
+    assert_same_tensors(weights_of(whole.out), weights_of(stopped.out), 0)

@@ -1,0 +1,240 @@
+"""A run that was stopped and goes on ends as the one that never stopped: the same bytes, the same metrics.
+
+pytest tests/train/test_resume.py
+"""
+
+import json
+import os
+import signal
+
+import pytest
+from conftest import CORPUS, DEMONSTRATIONS, FRESH_RANKINGS, RANKINGS
+from support.signals import stop_at
+
+from instructgpt.config import make_config
+from instructgpt.errors import InputError
+from instructgpt.run import directory as run_module
+from instructgpt.run import signals
+from instructgpt.run.directory import RunDirectory
+from instructgpt.train import ppo, pretrain, reward, sft
+from instructgpt.train.ppo import PPOConfig
+from instructgpt.train.pretrain import PretrainConfig
+from instructgpt.train.reward import RewardConfig
+from instructgpt.train.sft import SFTConfig
+
+STAGES = ("pretrain", "sft", "reward", "ppo")
+
+
+@pytest.fixture
+def stage(write, save, save_reward, tmp_path):
+    """A stage's main function and its config, with everything in it that a checkpoint must remember."""
+    corpus, rate = (write("corpus.jsonl", CORPUS),), {"lr": 1e-2}
+
+    def made(name, folder):
+        if name == "pretrain":
+            sizes = {
+                "vocabulary": 280,
+                "width": 16,
+                "layers": 1,
+                "heads": 2,
+                "context": 16,
+                "window": 16,
+                "batch": 8,
+                "tokens": 128 * 9,
+            }
+            return pretrain.main, make_config(PretrainConfig, {"corpus": corpus, **sizes, "out": tmp_path / folder})
+        if name == "sft":
+            data, fresh = (write("data.jsonl", DEMONSTRATIONS),), (write("fresh.jsonl", DEMONSTRATIONS[:2]),)
+            options = {
+                "data": data,
+                "validation": fresh,
+                "epochs": 4,
+                "batch": 4,
+                "pretraining": corpus,
+                "dropout": 0.3,
+                "lr": 5e-2,
+            }
+            return sft.main, make_config(SFTConfig, {"base": str(save("gpt2")), **options, "out": tmp_path / folder})
+        if name == "reward":
+            files = {
+                "data": (write("rankings.jsonl", RANKINGS),),
+                "validation": (write("fresh_rankings.jsonl", FRESH_RANKINGS),),
+            }
+            options = {"epochs": 4, "batch": 3, **rate, "out": tmp_path / folder}
+            return reward.main, make_config(RewardConfig, {"base": str(save()), **files, **options})
+        files = {"policy": str(save()), "reward": save_reward(), "prompts": (write("prompts.jsonl", DEMONSTRATIONS),)}
+        sizes = {
+            "episodes": 40,
+            "batch": 8,
+            "minibatch": 4,
+            "epochs": 2,
+            "max_tokens": 5,
+            **rate,
+            "value_lr": 1e-2,
+            "ema": 0.9,
+        }
+        return ppo.main, make_config(
+            PPOConfig, {**files, **sizes, "pretraining": corpus, "ptx_ratio": 0.5, "out": tmp_path / folder}
+        )
+
+    return made
+
+
+def stopped_at(steps, main, config, monkeypatch):
+    """Run a stage, and stop it at that step."""
+    with monkeypatch.context() as patch:
+        stop_at(patch, steps)
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+
+
+def outcome(folder, rows_of):
+    """What a run leaves behind, without its clock."""
+    timed = {"README.md", "run.json", "metrics.jsonl", "samples.jsonl", "log.jsonl"}
+    files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in timed}
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        if (folder / name).exists():
+            files[name] = [
+                {key: value for key, value in row.items() if key != "seconds"} for row in rows_of(folder / name)
+            ]
+    record = json.loads((folder / "run.json").read_text())
+    assert record.pop("finished")
+    assert record.pop("seconds") >= 0
+    assert all(phase["seconds"] >= 0 for phase in record.pop("phases").values())  # of those that were done again, too
+    assert record["config"].pop("out") == str(folder)
+    return files | {"run.json": record}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatch, rows_of):
+    main, config = stage(name, "whole")
+    whole = outcome(main(config), rows_of)
+    main, config = stage(name, "stopped")
+    for steps in (2, 4):  # twice: in the middle of an epoch, and later again
+        stopped_at(steps, main, config, monkeypatch)
+        kept = sorted(folder.name for folder in (config.out / "checkpoints").iterdir())
+        assert kept == [f"step-{step:08d}" for step in (steps - 2, steps - 1) if step], (
+            "the last, and the one before it"
+        )
+        assert not list(config.out.glob("*.safetensors"))
+        assert len(rows_of(config.out / "metrics.jsonl")) == steps, "one row more than the checkpoint knows"
+    stopped = outcome(main(config), rows_of)
+    assert stopped.keys() == whole.keys()
+    for file in whole:
+        assert stopped[file] == whole[file], file
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(stage, name, monkeypatch, rows_of):
+    main, config = stage(name, "whole")
+    whole = outcome(main(config), rows_of)
+    main, config = stage(name, "stopped")
+    stopped_at(1, main, config, monkeypatch)
+    assert outcome(main(config), rows_of) == whole
+
+
+def test_the_alarms_remember_how_a_stopped_run_began(stage, monkeypatch, rows_of):
+    main, config = stage("ppo", "stopped")
+    stopped_at(3, main, config, monkeypatch)
+    began, check = [], ppo.DivergenceGuard.check
+    monkeypatch.setattr(
+        ppo.DivergenceGuard,
+        "check",
+        lambda alarms, metrics: began.append(alarms.first_entropy) or check(alarms, metrics),
+    )
+    main(config)
+    assert began == [rows_of(config.out / "metrics.jsonl")[0]["policy/entropy_avg"]] * 3
+
+
+def test_a_run_stopped_while_it_saves_goes_on(stage, monkeypatch, rows_of):
+    main, config = stage("sft", "whole")
+    whole = outcome(main(config), rows_of)
+    main, config = stage("sft", "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(sft, "save_policy", lambda *given: (given[2] / "config.json").write_text("half") and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(config)
+    assert not (config.out / "config.json").exists(), "nothing half written is in its place"
+    assert not json.loads((config.out / "run.json").read_text())["finished"]
+    assert outcome(main(config), rows_of) == whole
+
+
+def test_what_a_killed_process_left_is_removed(stage, monkeypatch):
+    main, config = stage("pretrain", "killed")
+    stopped_at(3, main, config, monkeypatch)
+    (config.out / ".run.json.1.part").write_text("{")
+    main(config)
+    whole = {file.name for file in config.out.iterdir()}
+    assert not [name for name in whole if name.endswith(".part")]
+    (config.out / "checkpoints" / "step-00000009").mkdir(parents=True)  # killed when it was finished, but not yet tidy
+    (config.out / ".metrics.jsonl.1.part").write_text("{")
+    main(config)
+    assert {file.name for file in config.out.iterdir()} == whole
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_taken(stage, monkeypatch):
+    main, config = stage("reward", "stopped")
+    stopped_at(3, main, config, monkeypatch)
+    (config.out / "checkpoints" / "half.part").mkdir()
+    (config.out / "checkpoints" / "half.part" / "rank-0.safetensors").write_bytes(b"cut short")
+    assert RunDirectory.open(config).restore()["step"] == 2
+
+
+def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, write):
+    main, config = stage("sft", "stopped")
+    stopped_at(2, main, config, monkeypatch)
+    with pytest.raises(InputError, match=r"was begun with --lr 0\.05, now it is 0\.01"):
+        main(config.model_copy(update={"lr": 0.01}))
+    with pytest.raises(InputError, match="holds a run of stage 'sft', not of 'reward'"):
+        reward.main(stage("reward", "stopped")[1])
+    write("corpus.jsonl", CORPUS[:20])
+    with pytest.raises(InputError, match=r"was made from another 'pretraining corpus\.jsonl'"):
+        main(config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_being_asked_to_end_finishes_the_step_and_keeps_it(stage, monkeypatch, number):
+    """Asked while the third step is computed, long before a checkpoint is due: it is kept, and the next signal is heard as before."""
+    main, config = stage("pretrain", "stopped")
+    descend, steps = pretrain.optimizer_step, []
+
+    def asked(*arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            os.kill(os.getpid(), number)
+        return descend(*arguments)
+
+    monkeypatch.setattr(pretrain, "descend", asked)
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+        assert [folder.name for folder in (config.out / "checkpoints").iterdir()] == ["step-00000003"]
+        assert signal.getsignal(number) is signal.default_int_handler
+        signal.signal(number, signal.SIG_IGN)  # as under nohup
+        steps.clear()
+        main(config)
+        assert len(steps) == 6
+    finally:
+        signal.signal(number, before)
+
+
+def test_being_asked_twice_ends_at_once(stage, monkeypatch):
+    main, config = stage("pretrain", "stopped")
+    descend = pretrain.optimizer_step
+    monkeypatch.setattr(signals, "SAME_REQUEST_S", 0.0)
+
+    def asked(*arguments):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+        return descend(*arguments)
+
+    monkeypatch.setattr(pretrain, "descend", asked)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not (config.out / "checkpoints").exists()
