@@ -10,7 +10,7 @@ from statistics import mean, stdev
 import pytest
 from scipy.stats import t
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 TABLES = sorted((DOCS / "results").glob("*.json"))
 ROWS = {
     "win rate against SFT, %, training labelers": ("win_rate_vs_sft", "training"),
