@@ -30,7 +30,7 @@ import torch
 from instructgpt.config import StageConfig, make_config, read_preset, section_for
 from instructgpt.distributed.comm import get_dist_info
 from instructgpt.distributed.launch import launch
-from instructgpt.pipeline_config import RunConfig, build_stage_configs, get_world_files
+from instructgpt.pipeline import RunConfig, build_stage_configs, get_world_files
 from instructgpt.records import Ranking, write_records
 from instructgpt.run import directory as run_module
 from instructgpt.run.directory import RunDirectory
@@ -81,7 +81,7 @@ def short(stages: dict[str, Any], folder: Path) -> dict[str, StageConfig]:
 def steps_of(names: list[str], stages: dict[str, Any], folder: Path, _: StageConfig) -> None:
     """What each rank does: the stages, with the clock and its own CPU time read after every step."""
     torch.set_num_threads(1)
-    run_module.CHECKPOINT_SECONDS = float("inf")
+    run_module.CHECKPOINT_INTERVAL_S = float("inf")
     log, clocks = RunDirectory.log, []
 
     def read(run: RunDirectory, *given: Any, **more: Any) -> None:

@@ -133,7 +133,7 @@ def checkout(folder: Path) -> Work:
     told = json.loads((folder / "demo.json").read_text())
     config = pipeline.RunConfig(out=folder / "made", stages=told["stages"], **told["run"])
     stages = {
-        DIRECTORIES.get(name, name): one for name, one in named(pipeline, "plan", "stage_configs")(config).items()
+        DIRECTORIES.get(name, name): one for name, one in named(pipeline, "plan", "build_stage_configs")(config).items()
     }
     works = stage_works(pipeline, config, stages)
 
@@ -173,11 +173,11 @@ def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str,
         name: lambda out, name=name, main=main: main(stages[name].model_copy(update={"out": out}))
         for name, main in mains.items()
     }
-    prompts = pipeline.world_files(config.out / "world")["reward"]
+    prompts = pipeline.get_world_files(config.out / "world")["reward"]
     sampled = stages["candidates"].model_copy(update={"prompts": prompts, "part": 0, "parts": 1})
     works["candidates"] = lambda out: sample_candidate_completions(sampled.model_copy(update={"out": out}), config.seed)
     for name, model, folder in (("exam", "sft", "start"), ("exam, prompted", "prompted", "base")):
-        works[name] = lambda out, model=model, folder=folder: named(pipeline, "question_one", "examine")(
+        works[name] = lambda out, model=model, folder=folder: named(pipeline, "question_one", "examine_model")(
             model, config.out / folder, out, config.seed, stages["exam"], config.device
         )
     return works

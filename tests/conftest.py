@@ -1,4 +1,4 @@
-"""Small random models of four families with tokenizers of every kind, saved to disk once a session."""
+"""Shared fixtures: small random models of four families, tokenizers of every kind, toy data."""
 
 import copy
 import json
@@ -42,11 +42,11 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""A template that writes the beginning-of-text itself, as Llama's does."""
+"""Like Llama's, it writes the beginning-of-text token itself."""
 
 
 def tiny_model(family, vocabulary, eos):
-    """A random causal model of a family: width 16, two layers. Weights are large enough for logits to differ clearly."""
+    """Return a random model of width 16 with two layers; its weights are large enough for clearly different logits."""
     torch.manual_seed(FAMILIES.index(family))
     shared = {
         "vocab_size": vocabulary,
@@ -65,7 +65,7 @@ def tiny_model(family, vocabulary, eos):
     config = {
         "gpt2": lambda: transformers.GPT2Config(
             n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, **shared
-        ),  # dropout 0.1 all over
+        ),  # dropout 0.1 everywhere
         "llama": lambda: transformers.LlamaConfig(num_key_value_heads=1, **usual),
         "qwen2": lambda: transformers.Qwen2Config(num_key_value_heads=2, tie_word_embeddings=True, **usual),
         "gpt_neox": lambda: transformers.GPTNeoXConfig(rotary_pct=0.5, **usual),
@@ -74,7 +74,7 @@ def tiny_model(family, vocabulary, eos):
 
 
 def tokenizer_with(tokenizer, kind):
-    """The same words with another kind of special tokens."""
+    """Return a copy of the tokenizer with other special tokens."""
     changed = copy.deepcopy(tokenizer)
     if kind == "pad_is_eos":
         changed.pad_token = changed.eos_token
@@ -108,7 +108,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def save(tmp_path_factory, tokenizer):
-    """Saves a random model of a family with a tokenizer of a kind, once. -> its directory."""
+    """Save a random model with a tokenizer, once per session, and return its directory."""
     root = tmp_path_factory.mktemp("models")
 
     def directory(family="llama", kind="plain"):
@@ -128,7 +128,7 @@ def save(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="session")
 def save_reward(tmp_path_factory, save):
-    """Saves an untrained reward model on a random trunk, with an offset, once. -> its directory."""
+    """Save an untrained reward model with an offset, once per session, and return its directory."""
     root = tmp_path_factory.mktemp("rewards")
 
     def directory(family="llama", kind="plain", offset=0.75):
@@ -145,25 +145,23 @@ def save_reward(tmp_path_factory, save):
 
 @pytest.fixture
 def policy(save):
-    """A fresh Llama policy and its renderer."""
+    """A fresh Llama policy and its tokenizer."""
     return load_policy(save("llama"), CPU)
 
 
 @pytest.fixture
 def reward(save_reward):
-    """A fresh reward model on a Llama trunk."""
     return load_reward_model(save_reward("llama"), CPU)
 
 
 @pytest.fixture(scope="session")
 def render(tokenizer):
-    """The renderer of the plain tokenizer."""
     return PromptTokenizer(copy.deepcopy(tokenizer))
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes rows as JSON lines. -> the file."""
+    """Write rows as JSON lines and return the path."""
 
     def file(name, rows):
         path = tmp_path / name
@@ -175,35 +173,34 @@ def write(tmp_path):
 
 @pytest.fixture
 def rows_of():
-    """Reads JSON lines."""
     return lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
 def gradients():
-    """A model's gradients, by name, which are then cleared."""
+    """Return a model's gradients by name, and clear them."""
 
-    def taken(model):
-        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    def take(model):
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad(set_to_none=True)
-        return found
+        return grads
 
-    return taken
+    return take
 
 
 @pytest.fixture
 def in_two_processes(monkeypatch):
-    """Calls something as each of two ranks would, one after the other; sums stay apart. -> both results."""
+    """Call a function as rank 0 and as rank 1 of two, without all-reduce, and return both results."""
 
-    def call(module, work):
+    def call(module, function):
         results = []
         for number in range(2):
             with monkeypatch.context() as patch:
-                for place in {module, optim}:
-                    patch.setattr(place, "ranks_of", lambda _, number=number: DistInfo(number, 2))
-                    patch.setattr(place, "in_step", lambda groups, _: groups)
-                    patch.setattr(place, "add_up", lambda numbers, _: numbers)
-                results.append(work())
+                for target in {module, optim}:
+                    patch.setattr(target, "get_model_dist_info", lambda _, number=number: DistInfo(number, 2))
+                    patch.setattr(target, "pad_steps", lambda groups, _: groups)
+                    patch.setattr(target, "all_reduce_sum", lambda numbers, _: numbers)
+                results.append(function())
         return results
 
     return call
@@ -211,9 +208,9 @@ def in_two_processes(monkeypatch):
 
 @dataclass
 class Scripted:
-    """A reward model that is a formula: a score for the tokens of a completion."""
+    """A reward model that computes scores from completion tokens by a formula."""
 
-    render: Any
+    tokenizer: Any
     model: Any
     formula: Any
 
@@ -241,7 +238,7 @@ def small_ppo(write, save, save_reward, tmp_path):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Puts a formula in the reward model's place."""
+    """Replace the reward model of PPO runs by a formula."""
     load = ppo.load_models
 
     def use(formula):
@@ -255,12 +252,11 @@ def scripted(monkeypatch):
     return use
 
 
-def assert_same_tensors(one, other, tolerance=1e-6):
-    """Two dictionaries of tensors hold the same names and numbers."""
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
+def assert_same_tensors(first, second, tolerance=1e-6):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
         torch.testing.assert_close(
-            tensor, other[name], atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+            tensor, second[name], atol=tolerance, rtol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -291,5 +287,4 @@ CORPUS = [{"text": f"{line.strip()} {n}"} for n in range(30) for line in TEXT]
 
 
 def weights_of(folder):
-    """The tensors of a model directory."""
     return safetensors.torch.load_file(folder / "model.safetensors")

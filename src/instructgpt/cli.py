@@ -1,20 +1,26 @@
-"""The `instructgpt` command: one sub-command a stage. Help is made from the configs; errors are one line.
+"""The `instructgpt` command: one sub-command per stage, flags generated from the stage's config, one-line errors.
 
-Exit codes: 0 done, 1 failed or stopped, 2 bad input or usage. Nothing heavy is imported before a command is known to exist.
+Exit codes: 0 success, 1 failure or interruption, 2 bad input or usage.
+A command's module is imported only after the command is known, so that `--help` never loads torch.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import io
 import os
 import signal
 import sys
 import traceback
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from instructgpt import __version__
 from instructgpt.config import (
@@ -27,187 +33,95 @@ from instructgpt.config import (
     section_for,
 )
 from instructgpt.errors import InputError, RunError, is_out_of_memory, one_line
-from instructgpt.flags import CommandParser, add_flags
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One sub-command: where its config and its function live, and what it is for."""
-
     name: str
-    module: str
+    path: str
+    """Module below `instructgpt` that holds the config and the function."""
     config: str
-    function: str
     purpose: str
+    function: str = "main"
     positional: str | None = None
     wraps: tuple[str, ...] = ()
-    """Commands whose whole command line may follow this one's name; they are not run, their config is told to it as `planned`."""
+    """Commands whose command line may follow this command's name. Their config is passed as the field `planned`."""
 
+    @property
+    def module(self) -> str:
+        return f"instructgpt.{self.path}"
+
+    def resolve(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.module), name)
+
+
+_TRAINED_JUDGE = "evaluate.judges.truthfulqa_judge"
 
 COMMANDS = (
-    Command("run", "instructgpt.pipeline", "RunConfig", "main", "the whole paper with simulated labelers"),
-    Command("pretrain", "instructgpt.train.pretrain", "PretrainConfig", "main", "a small base model from scratch"),
-    Command("sft", "instructgpt.train.sft", "SFTConfig", "main", "supervised fine-tuning on demonstrations"),
-    Command("reward", "instructgpt.train.reward", "RewardConfig", "main", "a reward model from rankings"),
-    Command(
-        "ppo", "instructgpt.train.ppo", "PPOConfig", "main", "PPO against the reward model; PPO-ptx with --pretraining"
-    ),
-    Command("sample", "instructgpt.sampling.cli", "SampleConfig", "sample_completions", "completions of prompts"),
-    Command(
-        "score",
-        "instructgpt.sampling.cli",
-        "ScoreConfig",
-        "score_completions",
-        "adds the reward model's score to completions",
-    ),
-    Command("report", "instructgpt.report.cli", "ReportConfig", "main", "draw the report of a run directory", "run"),
-    Command(
-        "evaluate",
-        "instructgpt.evaluate.cli",
-        "EvaluateConfig",
-        "main",
-        "the paper's evaluations of any models",
-        "names",
-    ),
-    Command(
-        "judge toxicity",
-        "instructgpt.evaluate.toxicity.classifier",
-        "ToxicityConfig",
-        "main",
-        "a toxicity scorer from scored texts",
-    ),
+    Command("run", "pipeline", "RunConfig", "run the whole paper with simulated labelers"),
+    Command("pretrain", "train.pretrain", "PretrainConfig", "pretrain a small base model from scratch"),
+    Command("sft", "train.sft", "SFTConfig", "fine-tune a model on demonstrations"),
+    Command("reward", "train.reward", "RewardConfig", "train a reward model on rankings"),
+    Command("ppo", "train.ppo", "PPOConfig", "train a policy with PPO against a reward model (PPO-ptx: --pretraining)"),
+    Command("sample", "sampling.cli", "SampleConfig", "sample completions of prompts", "sample_completions"),
+    Command("score", "sampling.cli", "ScoreConfig", "score completions with a reward model", "score_completions"),
+    Command("report", "report.cli", "ReportConfig", "write the report of a run directory", positional="run"),
+    Command("evaluate", "evaluate.cli", "EvaluateConfig", "run the paper's evaluations on models", positional="names"),
+    Command("judge toxicity", "evaluate.toxicity.classifier", "ToxicityConfig", "train a toxicity scorer"),
     Command(
         "plan",
-        "instructgpt.plan.cli",
+        "plan.cli",
         "PlanConfig",
-        "main",
-        "memory and time of a stage, before it starts or of one that ran",
-        "run",
+        "predict memory and time of a stage, or compare a finished run with the prediction",
+        positional="run",
         wraps=("pretrain", "sft", "reward", "ppo"),
     ),
-    Command(
-        "judge truth",
-        "instructgpt.evaluate.judges.truthfulqa_judge",
-        "JudgeConfig",
-        "train_truth",
-        "a judge of whether answers are true",
-    ),
-    Command(
-        "judge info",
-        "instructgpt.evaluate.judges.truthfulqa_judge",
-        "JudgeConfig",
-        "train_info",
-        "a judge of whether answers say anything",
-    ),
-    Command(
-        "doctor", "instructgpt.doctor.cli", "DoctorConfig", "main", "what is wrong with a run, and what to do", "run"
-    ),
-    Command(
-        "watch",
-        "instructgpt.watch",
-        "WatchConfig",
-        "main",
-        "a run while it goes: progress, curves, samples, alarms",
-        "run",
-    ),
-    Command(
-        "data import", "instructgpt.data.cli", "ImportConfig", "import_datasets", "other formats into ours and back"
-    ),
-    Command(
-        "data clean",
-        "instructgpt.data.cli",
-        "CleanConfig",
-        "clean_datasets",
-        "drop duplicates, cap users, filter personal data",
-    ),
-    Command(
-        "data split", "instructgpt.data.cli", "SplitConfig", "split_datasets", "train, validation and test by user"
-    ),
-    Command(
-        "data stats",
-        "instructgpt.data.cli",
-        "StatsConfig",
-        "print_dataset_stats",
-        "what a file holds, in the paper's tables",
-    ),
-    Command(
-        "label init",
-        "instructgpt.label.cli.serve",
-        "InitConfig",
-        "init",
-        "make a labelers' site; prints the link to set it up",
-    ),
-    Command("label serve", "instructgpt.label.cli.serve", "ServeConfig", "serve", "serve a labelers' site"),
-    Command(
-        "label import",
-        "instructgpt.label.cli.data",
-        "LabelImportConfig",
-        "import_into_site",
-        "what others wrote into a site",
-    ),
-    Command(
-        "label export",
-        "instructgpt.label.cli.data",
-        "LabelExportConfig",
-        "export_from_site",
-        "labelers' work out of a site",
-    ),
-    Command(
-        "label backup",
-        "instructgpt.label.cli.data",
-        "LabelBackupConfig",
-        "backup_site",
-        "copy a site's database while it runs",
-    ),
-    Command(
-        "label simulate",
-        "instructgpt.label.simulation.labelers",
-        "SimulateConfig",
-        "main",
-        "simulated labelers at work on a running site",
-    ),
-    Command(
-        "label batch",
-        "instructgpt.label.cli.batch",
-        "BatchConfig",
-        "main",
-        "a batch on a site from files, or from models",
-    ),
+    Command("judge truth", _TRAINED_JUDGE, "JudgeConfig", "train a judge of truthfulness", "train_truth"),
+    Command("judge info", _TRAINED_JUDGE, "JudgeConfig", "train a judge of informativeness", "train_info"),
+    Command("doctor", "doctor.cli", "DoctorConfig", "diagnose a run and suggest fixes", positional="run"),
+    Command("watch", "watch", "WatchConfig", "follow a run: progress, curves, samples, findings", positional="run"),
+    Command("data import", "data.cli", "ImportConfig", "convert other formats to ours and back", "import_datasets"),
+    Command("data clean", "data.cli", "CleanConfig", "deduplicate, cap users, filter PII", "clean_datasets"),
+    Command("data split", "data.cli", "SplitConfig", "split by user into train, validation, test", "split_datasets"),
+    Command("data stats", "data.cli", "StatsConfig", "print the paper's tables for a file", "print_dataset_stats"),
+    Command("label init", "label.cli.serve", "InitConfig", "create a labelers' site and print its setup link", "init"),
+    Command("label serve", "label.cli.serve", "ServeConfig", "serve a labelers' site", "serve"),
+    Command("label import", "label.cli.data", "LabelImportConfig", "import data into a site", "import_into_site"),
+    Command("label export", "label.cli.data", "LabelExportConfig", "export data from a site", "export_from_site"),
+    Command("label backup", "label.cli.data", "LabelBackupConfig", "back up a site's database", "backup_site"),
+    Command("label simulate", "label.simulation.labelers", "SimulateConfig", "run simulated labelers on a site"),
+    Command("label batch", "label.cli.batch", "BatchConfig", "create a batch on a site from files or from models"),
 )
 
-
 _DISTRIBUTED_COMMANDS = ("pretrain", "sft", "reward", "ppo")
-"""Commands that several ranks can do together."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: run, and turn every failure into one line and an exit code. Being asked to end is like Ctrl-C."""
+    """Run the command line and exit. SIGTERM is handled as Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
+            stream.reconfigure(errors="replace")  # a terminal encoding without a character must not end the command
     exit_code = run_command(sys.argv[1:] if argv is None else argv)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read along has left, as `head` does
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does; the interpreter flushes again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(exit_code)
 
 
 def run_command(argv: Sequence[str]) -> int:
-    """Run one command line. Returns the exit code."""
+    """Run one command line and return the exit code. Every failure is printed as one line on stderr."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    interrupt_message = "stopped; nothing was written"
+    interrupt_message = "interrupted; nothing was written"
     command = None
     try:
         command, config = parse([argument for argument in argv if argument != "--debug"])
         if "TORCHELASTIC_RUN_ID" in os.environ and command.name not in _DISTRIBUTED_COMMANDS:
-            raise InputError(
-                f"{command.name}: torchrun starts {', '.join(_DISTRIBUTED_COMMANDS)}; start this command by itself"
-            )
+            raise InputError(f"{command.name}: run without torchrun, which is for {', '.join(_DISTRIBUTED_COMMANDS)}")
         if isinstance(config, StageConfig):
-            interrupt_message = "stopped; the same command goes on from the last checkpoint"
-        getattr(importlib.import_module(command.module), command.function)(config)
+            interrupt_message = "interrupted; run the same command to resume from the last checkpoint"
+        command.resolve(command.function)(config)
     except SystemExit as system_exit:  # --help and --version
         return int(system_exit.code or 0)
     except BrokenPipeError:
@@ -219,30 +133,30 @@ def run_command(argv: Sequence[str]) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         if command is None and os.environ.get("LOCAL_RANK", "0") != "0":
-            return 2  # all ranks read the same command line: one of them says what is wrong with it
+            return 2  # under torchrun all ranks parse the same command line; only local rank 0 prints its error
         print(f"instructgpt: {_format_error(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
 
 
 def _format_error(error: Exception) -> str:
-    """What went wrong, in one line."""
     message = one_line(error)
     if isinstance(error, InputError | RunError):
         return message
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'a file'}: {error.strerror[0].lower()}{error.strerror[1:]}; mend that and give the same command again"
+        reason = error.strerror[0].lower() + error.strerror[1:]
+        return f"{error.filename or 'a file'}: {reason}; fix this and run the same command again"
     if is_out_of_memory(error):
-        return "out of memory; a smaller model, shorter texts or fewer --processes need less"
-    return f"failed unexpectedly, {type(error).__name__}: {message} (--debug shows where)"
+        return "out of memory; try a smaller model, shorter sequences or fewer --processes"
+    return f"failed unexpectedly, {type(error).__name__}: {message} (--debug prints the traceback)"
 
 
 def parse(argv: Sequence[str]) -> tuple[Command, Any]:
-    """The command and its config, without running it.
+    """Return the command and its config without running it.
 
     Raises:
-        BadInput: the command line is wrong.
-        SystemExit: help or the version was asked for and has been printed.
+        InputError: the command line is wrong.
+        SystemExit: help or the version was printed.
     """
     for argument in argv:
         if argument != argument.encode("utf-8", "replace").decode("utf-8"):
@@ -250,33 +164,24 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
     command, remaining = _resolve_command(argv)
     if remaining and remaining[0] in command.wraps:
         return command, _parse_wrapped_command(command, remaining)
-    config_class = getattr(importlib.import_module(command.module), command.config)
+    config_class = command.resolve(command.config)
     parser = CommandParser(command.name, command.purpose)
     add_flags(parser, config_class, command.positional)
     return command, _build_config(parser, config_class, remaining)
 
 
 def _parse_wrapped_command(command: Command, argv: Sequence[str]) -> Any:
-    """The config of a command that stands before another's command line, with the other's config in it.
-
-    Raises:
-        BadInput: the command line is wrong.
-        SystemExit: help was asked for and has been printed.
-    """
+    """Parse `plan ppo --lr 1e-5 ...`: options of both commands may stand in any order."""
     wrapped, remaining = _resolve_command(argv)
-    config_class, wrapped_config_class = (
-        getattr(importlib.import_module(entry.module), entry.config) for entry in (command, wrapped)
-    )
-    parser = CommandParser(f"{command.name} {wrapped.name}", command.purpose, add_help=False)
+    config_class, wrapped_class = (entry.resolve(entry.config) for entry in (command, wrapped))
+    name = f"{command.name} {wrapped.name}"
+    parser = CommandParser(name, command.purpose, add_help=False)  # --help is left to the wrapped command's parser
     add_flags(parser, config_class, exclude=command.positional)
     options, remaining = parser.parse_partial(remaining)
-    parser = CommandParser(
-        f"{command.name} {wrapped.name}", f"{command.purpose}; options of '{command.name}': {parser.flag_names()}"
-    )
-    add_flags(parser, wrapped_config_class)
-    config = _build_config(
-        parser, wrapped_config_class, remaining, {"out": Path(wrapped.name)}
-    )  # where it would go changes nothing
+    parser = CommandParser(name, f"{command.purpose}; options of '{command.name}': {parser.flag_names()}")
+    add_flags(parser, wrapped_class)
+    # The wrapped command does not run, so any --out will do.
+    config = _build_config(parser, wrapped_class, remaining, {"out": Path(wrapped.name)})
     return make_config(config_class, options, {"planned": config})
 
 
@@ -286,21 +191,18 @@ def _build_config(
     argv: Sequence[str],
     defaults: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The config that a command line, its --preset and its --config make. `below`: what holds where none of them says anything."""
+    """Merge the layers of a command line: `defaults`, then --preset, then --config, then the flags."""
     if presets := presets_with_section(config_class):
         parser.add_argument("--preset", metavar="NAME", help=f"options from a preset: {', '.join(presets)}")
-    parser.add_argument("--config", metavar="FILE.yaml", type=Path, help="options from a file; flags win over it")
+    parser.add_argument("--config", metavar="FILE.yaml", type=Path, help="options from a file; flags override it")
     flags = vars(parser.parse(argv))
-    preset, config_file = flags.pop("preset", None), flags.pop("config", None)
+    preset, file = flags.pop("preset", None), flags.pop("config", None)
     preset_options = section_for(config_class, read_preset(preset), f"preset {preset}") if preset else {}
-    file_options = (
-        section_for(config_class, _read_config_file(config_file), f"--config {config_file}") if config_file else {}
-    )
+    file_options = section_for(config_class, _read_config_file(file), f"--config {file}") if file else {}
     return make_config(config_class, file_options, flags, preset={**(defaults or {}), **preset_options})
 
 
 def _read_config_file(file: Path) -> str:
-    """The text of a configuration file. Raises BadInput where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -308,12 +210,7 @@ def _read_config_file(file: Path) -> str:
 
 
 def _resolve_command(argv: Sequence[str]) -> tuple[Command, list[str]]:
-    """The command a line begins with, and what follows it.
-
-    Raises:
-        BadInput: there is no such command.
-        SystemExit: help or the version was asked for and has been printed.
-    """
+    """Return the command that a line starts with and the remaining arguments; print help or the version and exit."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         raise SystemExit(0)
@@ -327,25 +224,100 @@ def _resolve_command(argv: Sequence[str]) -> tuple[Command, list[str]]:
     subcommands = [command.name for command in COMMANDS if command.name.startswith(f"{argv[0]} ")]
     names = subcommands or [command.name for command in COMMANDS]
     name = " ".join(argv[: 2 if subcommands else 1])
-    raise InputError(f"no command '{name}'" + (did_you_mean(name, names) or f"; there are: {', '.join(names)}"))
+    raise InputError(f"no command '{name}'" + (did_you_mean(name, names) or f"; available: {', '.join(names)}"))
 
 
 def _usage() -> str:
-    """All commands, a line each."""
     width = max(len(command.name) for command in COMMANDS)
-    lines = [f"  {command.name:<{width}}  {command.purpose}" for command in COMMANDS]
-    title = "The InstructGPT pipeline: demonstrations and rankings in, an aligned model and its evaluation out."
-    return "\n".join(
-        [
-            title,
-            "",
-            "usage: instructgpt COMMAND [--preset NAME] [--config FILE.yaml] [options]",
-            "",
-            *lines,
-            "",
-            "instructgpt COMMAND --help",
-        ]
-    )
+    lines = "\n".join(f"  {command.name:<{width}}  {command.purpose}" for command in COMMANDS)
+    return f"""The InstructGPT pipeline: demonstrations and rankings in, an aligned model and its evaluation out.
+
+usage: instructgpt COMMAND [--preset NAME] [--config FILE.yaml] [options]
+
+{lines}
+
+instructgpt COMMAND --help"""
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser that raises one-line errors, suggests the nearest flag, and accepts no abbreviated flags."""
+
+    def __init__(self, command: str, purpose: str, *, add_help: bool = True) -> None:
+        description = f"{purpose[0].upper()}{purpose[1:]}."
+        super().__init__(prog=f"instructgpt {command}", description=description, allow_abbrev=False, add_help=add_help)
+        self.command = command
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.command}: {message}; see '{self.prog} --help'")
+
+    def parse_partial(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the known options, wherever they stand, and the remaining arguments."""
+        namespace, remaining = self.parse_known_args(argv)
+        return vars(namespace), remaining
+
+    def flag_names(self) -> str:
+        return ", ".join(name for name in self._option_string_actions if name.startswith("--"))
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse all arguments. Raise InputError, with the nearest flag, for an unknown one."""
+        namespace, unknown_arguments = self.parse_known_args(argv)
+        for argument in unknown_arguments:
+            name = argument.partition("=")[0]
+            if name.startswith("-"):
+                self.error(f"unknown option '{name}'{did_you_mean(name, self._option_string_actions)}")
+            self.error(f"unexpected argument '{argument}'")
+        return namespace
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, config: type[BaseModel], positional: str | None = None, exclude: str | None = None
+) -> None:
+    """Add one flag per config field. Values stay text; the config parses them, as for YAML and presets."""
+    excluded = {exclude, *getattr(config, "excluded_fields", ())}
+    for name, field in config.model_fields.items():
+        annotation = _unwrap_optional(field.annotation)
+        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if is_section or get_origin(annotation) is dict or name in excluded:
+            continue  # sections can only be set in a file
+        options: dict[str, Any] = {"help": _help_text(field), "default": argparse.SUPPRESS}
+        if annotation is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(annotation) is tuple:
+            item_type = get_args(annotation)[0]
+            choices = get_args(item_type)  # of a Literal
+            options["nargs"] = "+"
+            options["metavar"] = "|".join(choices) if choices else "N" if item_type is int else "FILE"
+            if name != positional:
+                options["action"] = "extend"  # a repeated flag adds to the list
+        elif get_origin(annotation) is Literal:
+            options["metavar"] = "|".join(map(str, get_args(annotation)))
+        else:
+            text_metavar = "DIR" if name in ("out", "reward") else "TEXT" if annotation is str else "PATH"
+            options["metavar"] = {int: "N", float: "X"}.get(annotation, text_metavar)
+        if name == positional:
+            repeated, single = ("+", None) if field.is_required() else ("*", "?")
+            options |= {"nargs": repeated if "nargs" in options else single, "metavar": name.upper()}
+            parser.add_argument(name, **options)
+        else:
+            short_flags = [f"-{name}"] if len(name) == 1 else []
+            parser.add_argument(*short_flags, "--" + name.replace("_", "-"), dest=name, **options)
+
+
+def _unwrap_optional(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _help_text(field: FieldInfo) -> str:
+    text = (field.description or "").replace("%", "%%")
+    if field.is_required():
+        return f"{text} (required)"
+    default = field.get_default()
+    return text if default is None or default == () or isinstance(default, bool) else f"{text} (default {default})"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Text, JSON lines and data sets in and out of files, below any kind of record. No torch.
+"""Read and write text, JSON lines, tables and data sets. Knows no record types and imports no torch.
 
-Reading takes what real files hold: gzip whatever the name says, a byte order mark, Windows line ends, U+2028 inside strings, lone
-surrogates. Writing is all or nothing, and the same rows are the same bytes.
+Readers accept gzip under any name, byte order marks, CRLF, U+2028 inside strings and lone surrogates.
+Writers are atomic and deterministic: equal rows give equal bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from instructgpt.errors import InputError, RunError, one_line
 
 
 class SkippedLines:
-    """Whether bad lines are left out (--skip-bad), and which were, so that the count can be shown at the end."""
+    """Bad lines that were skipped, if `allowed` (--skip-bad)."""
 
     def __init__(self, allowed: bool = True) -> None:
         self.allowed = allowed
@@ -33,22 +33,22 @@ class SkippedLines:
 
 
 def skip_or_raise(location: str, error: ValueError, skipped: SkippedLines | None) -> None:
-    """Note a bad line where such lines may be skipped; raise BadInput where they may not."""
+    """Record a bad line if skipping is allowed, else raise InputError."""
     if skipped is None or not skipped.allowed:
-        raise InputError(f"{location}: {error} (--skip-bad goes on without such lines)") from error
+        raise InputError(f"{location}: {error} (--skip-bad skips bad lines)") from error
     skipped.reasons.append(f"{location}: {error}")
 
 
 def iter_rows(path: Path | str, skipped: SkippedLines | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, JSON object) of everything in a file, before it is any kind of record.
+    """Yield (location, JSON object) for every row of a file.
 
     Args:
-        path: .jsonl; .csv or .tsv with a header; .txt (one document); .parquet; the name or directory of a Hugging Face data set.
-            Any other file holds one object a line, or one list of objects. All but Parquet may be gzipped.
-        skipped: where it allows it, bad lines are noted there and left out; otherwise the first one is an error.
+        path: .jsonl; .csv or .tsv with a header; .txt (one document); .parquet; name or directory of a Hugging Face
+            dataset. Any other file holds one object per line or one list of objects. All but Parquet may be gzipped.
+        skipped: collects bad lines if it allows skipping; otherwise the first bad line is an error.
 
     Raises:
-        BadInput: the file cannot be read, or a line is not a JSON object.
+        InputError: the file cannot be read, or a line is not a JSON object.
     """
     path = Path(path)
     name = path.name.removesuffix(".gz")
@@ -72,12 +72,12 @@ def iter_rows(path: Path | str, skipped: SkippedLines | None = None) -> Iterator
 
 
 def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, plain or gzipped, numbered from 1; lines of white space are left out.
+    """Yield (number from 1, line) of a text file, plain or gzipped, without blank lines and byte order mark.
 
-    Only a line feed ends a line (U+2028 inside a string does not); a byte order mark at the start is not text.
+    Only a line feed ends a line; U+2028 inside a string does not.
 
     Raises:
-        BadInput: the file is missing, is not UTF-8 text, or is a damaged gzip file.
+        InputError: the file is missing, not UTF-8, or a corrupt gzip file.
     """
     line_number = 0
     try:
@@ -93,10 +93,10 @@ def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def parse_json_object(line: str) -> dict[str, Any]:
-    """One JSON line as an object. Lone surrogates become U+FFFD, NaN becomes null.
+    """Parse one JSON line. Lone surrogates become U+FFFD, NaN becomes None.
 
     Raises:
-        ValueError: in one line, what is wrong and what was expected.
+        ValueError: the line is not a JSON object; one line with what was found and what was expected.
     """
     try:
         row = json.loads(line, parse_constant=_parse_constant)
@@ -104,26 +104,24 @@ def parse_json_object(line: str) -> dict[str, Any]:
             row = _replace_surrogates(row)
     except json.JSONDecodeError as error:
         is_truncated = error.msg.startswith("Unterminated") or error.pos >= len(line.rstrip())
-        problem = f"{error.msg} at column {error.colno}" + (": the line is cut off" if is_truncated else "")
-        raise ValueError(f"not valid JSON ({problem}); expected one JSON object a line") from error
+        problem = f"{error.msg} at column {error.colno}" + (": the line is truncated" if is_truncated else "")
+        raise ValueError(f"not valid JSON ({problem}); expected one JSON object per line") from error
     except RecursionError as error:
-        raise ValueError("nested too deeply; expected one JSON object a line") from error
+        raise ValueError("nested too deeply; expected one JSON object per line") from error
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}")
     return row
 
 
 def _read_text(path: Path) -> str:
-    """A whole text file, its line ends as line feeds. Raises BadInput as `read_lines` does."""
     for _ in iter_lines(path):
-        pass  # finds the first line that is not UTF-8, so that it can be named
+        pass  # raises with the number of the first line that is not UTF-8
     with _open_decompressed(path) as file:
         text: str = file.read().removeprefix(codecs.BOM_UTF8).decode("utf-8")
     return text.replace("\r\n", "\n")
 
 
 def _iter_list_items(path: Path, skipped: SkippedLines | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file that is one JSON list, as data sets with a .json name often are."""
     try:
         items = _replace_surrogates(json.loads(_read_text(path), parse_constant=_parse_constant))
     except json.JSONDecodeError as error:
@@ -134,42 +132,34 @@ def _iter_list_items(path: Path, skipped: SkippedLines | None) -> Iterator[tuple
         if isinstance(item, dict):
             yield f"{path}: item {item_number}", item
         else:
-            skip_or_raise(
-                f"{path}: item {item_number}",
-                ValueError(f"expected a JSON object, found {type(item).__name__}"),
-                skipped,
-            )
+            problem = ValueError(f"expected a JSON object, found {type(item).__name__}")
+            skip_or_raise(f"{path}: item {item_number}", problem, skipped)
 
 
 def _iter_table_rows(path: Path, skipped: SkippedLines | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table with a header; every cell is text. Of commas and semicolons those divide a .csv of which the header has more."""
+    """Yield rows whose cells are text. A .csv is split at commas or semicolons, whichever the header has more of."""
     text = _read_text(path)
     header = text.partition("\n")[0]
     delimiter = "\t" if path.name.removesuffix(".gz").endswith(".tsv") else max(",;", key=header.count)
-    csv.field_size_limit(2**31 - 1)  # a text may be longer than the library's 128 KiB
+    csv.field_size_limit(2**31 - 1)  # the default limit of a cell is 128 KiB
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             location = f"{path}:{reader.line_num}"
-            row.pop("", None)  # the numbers that data frames write in front
-            if None in row:
-                skip_or_raise(
-                    location,
-                    ValueError(f"more cells than the header's {len(reader.fieldnames or ())}; put texts into quotes"),
-                    skipped,
-                )
+            row.pop("", None)  # the unnamed index column of a data frame
+            if None in row:  # DictReader's key for surplus cells
+                columns = len(reader.fieldnames or ())
+                skip_or_raise(location, ValueError(f"more cells than the {columns} columns; quote the text"), skipped)
             elif None in row.values():
-                skip_or_raise(
-                    location, ValueError("fewer cells than the header has columns; is the file cut off?"), skipped
-                )
+                problem = ValueError("fewer cells than columns; is the file truncated?")
+                skip_or_raise(location, problem, skipped)
             else:
                 yield location, row
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not a table ({error}); is the file cut off?") from error
+        raise InputError(f"{path}:{reader.line_num}: not a valid table ({error}); is the file truncated?") from error
 
 
 def _iter_dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file, or of a Hugging Face data set on disk or on the hub."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -182,9 +172,9 @@ def _iter_dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
             dataset = datasets.load_from_disk(str(path))
         else:
             dataset = datasets.load_dataset(str(path), split="train")
-    except Exception as error:  # the library raises a dozen unrelated kinds
+    except Exception as error:  # datasets raises a dozen unrelated types
         raise InputError(
-            f"{path}: neither a JSON-lines, CSV, text or Parquet file nor a data set that loads "
+            f"{path}: neither a JSON-lines, CSV, text or Parquet file nor a dataset that loads "
             f"({type(error).__name__}: {one_line(error, 300)})"
         ) from error
     for row in dataset:
@@ -192,9 +182,9 @@ def _iter_dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _open_decompressed(path: Path) -> gzip.GzipFile | Any:
-    """A file's bytes, unpacked where its first two bytes say gzip, whatever its name."""
+    """Open a file's bytes, decompressed if the first two bytes are gzip's, whatever the name."""
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected a file")
+        raise InputError(f"{path}: is a directory, expected a file")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     with path.open("rb") as file:
@@ -207,48 +197,44 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _replace_surrogates(value: Any) -> Any:
-    """Half a surrogate pair is no character: no UTF-8 file can hold it and no tokenizer takes it. It becomes U+FFFD."""
+    """Replace lone surrogates by U+FFFD: UTF-8 cannot encode them and tokenizers reject them."""
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):
         return [_replace_surrogates(item) for item in value]
-    return (
-        {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
-        if isinstance(value, dict)
-        else value
-    )
+    if isinstance(value, dict):
+        return {_replace_surrogates(key): _replace_surrogates(item) for key, item in value.items()}
+    return value
 
 
 def _parse_constant(name: str) -> None:
-    """NaN is how data frames write a missing value; the infinities mean nothing here."""
+    """Read NaN as None, since data frames write missing values as NaN; reject infinities."""
     if name != "NaN":
-        raise ValueError(f"not valid JSON ({name} is not a number there); expected one JSON object a line")
+        raise ValueError(f"not valid JSON ({name} is not a JSON number); expected one JSON object per line")
 
 
 _UNSAFE_CHARACTERS = re.compile("[\ud800-\udfff\u2028\u2029\x85]")
 
 
 def format_json_line(row: dict[str, Any]) -> str:
-    """An object as one line of UTF-8 JSON; what other programs take for a line end is escaped, lone surrogates become U+FFFD.
+    """Return an object as one JSON line. Unicode line separators are escaped, lone surrogates become U+FFFD.
 
     Raises:
-        ValueError: a number in it is not finite, which JSON cannot say.
+        ValueError: a number is not finite, which JSON cannot express.
     """
-    line = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    return (
-        _UNSAFE_CHARACTERS.sub(
-            lambda match: "\ufffd" if "\ud800" <= match[0] <= "\udfff" else f"\\u{ord(match[0]):04x}", line
-        )
-        + "\n"
-    )
+
+    def escape(match: re.Match[str]) -> str:
+        return "\ufffd" if "\ud800" <= match[0] <= "\udfff" else f"\\u{ord(match[0]):04x}"
+
+    return _UNSAFE_CHARACTERS.sub(escape, json.dumps(row, ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def write_text_atomic(path: Path, chunks: str | Iterable[str]) -> None:
-    """Write a text file so that it is either whole or not there: beside its place first, then renamed.
+    """Write a text file (gzip for .gz) to a temporary file beside it, fsync, then rename.
 
     Raises:
-        BadInput: the place cannot be written to (no permission, a file where a folder should be).
-        RunFailed: no space is left on the disk.
+        InputError: the path cannot be written.
+        RunError: the disk is full.
     """
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
     pieces = [chunks] if isinstance(chunks, str) else chunks
@@ -256,7 +242,7 @@ def write_text_atomic(path: Path, chunks: str | Iterable[str]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial_path.open("wb") as raw:
-                # No name and no time in the gzip header: the same records are the same bytes.
+                # The gzip header holds no name and no time, so that equal records give equal bytes.
                 compressed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else contextlib.nullcontext(raw)
                 with compressed as file:
                     file.writelines(piece.encode("utf-8", "replace") for piece in pieces)
@@ -269,25 +255,21 @@ def write_text_atomic(path: Path, chunks: str | Iterable[str]) -> None:
 
 
 def check_output_directory(directory: Path) -> None:
-    """Refuse a place where a run cannot be made, before anything is computed.
-
-    Raises:
-        BadInput: it is a file, lies in a place that cannot be written to, or holds other things.
-    """
+    """Raise InputError if a run cannot be created here: not writable, a file, or a directory that is not empty."""
     if directory.is_dir():
         if any(not entry.name.startswith(".") for entry in directory.iterdir()):
-            raise InputError(f"--out {directory}: is not empty and holds no run; choose another --out")
+            raise InputError(f"--out {directory}: is not empty and is not a run directory; choose another --out")
     elif directory.exists():
-        raise InputError(f"--out {directory}: is a file, expected a folder; choose another --out")
+        raise InputError(f"--out {directory}: is a file, expected a directory; choose another --out")
     check_writable(directory)
 
 
 @contextlib.contextmanager
 def atomic_directory(out: Path, mode: int = 0o777) -> Iterator[Path]:
-    """A folder that is written beside its place and moved in at the end: it is whole or not there.
+    """Yield a temporary directory that is renamed to `out` at the end, and removed on an error.
 
     Raises:
-        BadInput: the place is taken or cannot be written.
+        InputError: `out` is not empty or cannot be written.
     """
     check_output_directory(out)
     partial_folder = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -303,49 +285,41 @@ def atomic_directory(out: Path, mode: int = 0o777) -> Iterator[Path]:
 
 
 def check_output_file(path: Path) -> None:
-    """Refuse a place where a file cannot be written, before anything is computed.
-
-    Raises:
-        BadInput: it is a folder, or lies in a place that cannot be written to.
-    """
+    """Raise InputError if a file cannot be written here."""
     if path.is_dir():
-        raise InputError(f"--out {path}: is a folder, expected the name of a file")
+        raise InputError(f"--out {path}: is a directory, expected a file name")
     check_writable(path)
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a place in which nothing can be written, before anything is computed.
-
-    Raises:
-        BadInput: it lies under a file, or in a folder that cannot be written to.
-    """
+    """Raise InputError if nothing can be written here. Commands check this before they compute anything."""
     existing_parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing_parent.is_dir():
-        raise InputError(f"--out {path}: {existing_parent} is not a folder; choose another --out")
+        raise InputError(f"--out {path}: {existing_parent} is not a directory; choose another --out")
     if not os.access(existing_parent, os.W_OK | os.X_OK):
-        raise InputError(f"--out {path}: nothing can be written in {existing_parent}; choose another --out")
+        raise InputError(f"--out {path}: {existing_parent} is not writable; choose another --out")
 
 
 @contextlib.contextmanager
 def translate_write_errors(path: Path) -> Iterator[None]:
-    """What goes wrong while something is written, in one line, whichever library met it.
+    """Translate write errors of any library into one line.
 
     Raises:
-        RunFailed: the disk is full.
-        BadInput: the place cannot be written to.
+        RunError: the disk is full.
+        InputError: the path cannot be written.
     """
     try:
         yield
     except Exception as error:
         if _is_disk_full(error):
-            raise RunError(f"{path}: no space left on the disk; make room and give the same command again") from error
+            raise RunError(f"{path}: no space left on the disk; free some and run the same command again") from error
         if isinstance(error, OSError):
             raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
         raise
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk is behind an error: torch raises its own on top, safetensors and tokenizers say it in words."""
+    """Search the chain of causes: torch wraps the OSError, safetensors and tokenizers only name it in the message."""
     while error is not None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or f"(os error {errno.ENOSPC})" in str(error):
             return True
@@ -354,7 +328,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def serialize_safetensors_header(header: Mapping[str, Any]) -> bytes:
-    """What stands before the numbers in a safetensors file: eight bytes of length, and JSON with blanks up to a multiple of eight."""
+    """Return a safetensors header: eight bytes of length, then JSON padded with spaces to a multiple of eight."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -1,7 +1,7 @@
-"""The nouns made of words: what people and models write, and the JSON lines in which it is exchanged.
+"""The records that people and models write, and their JSON lines.
 
-Nothing here knows about tensors: the labelers' site and the small world import this file and start without torch.
-Columns follow TRL's names. A column that is not named here is kept and written out again.
+Imports no torch, so that the labelers' site and the small world start without it.
+Columns have TRL's names. Unknown columns are kept and written out again.
 """
 
 from __future__ import annotations
@@ -85,30 +85,27 @@ MessageRole = Literal["system", "user", "assistant"]
 
 
 def _number_to_text(value: object) -> object:
-    """Ids that are numbers in the file (17, or 17.0 after a data frame) are names all the same: "17"."""
-    is_integral = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
-    return str(int(value)) if is_integral and isinstance(value, int | float) else value
+    """Read the ids 17 and 17.0 (as data frames write integers) as "17"."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return str(int(value)) if value == value // 1 else value
 
 
 def _reject_bool(value: object) -> object:
-    """True is no 1, though Python takes it for one."""
     if isinstance(value, bool):
         raise ValueError(f"expected a whole number, found {str(value).lower()}")
     return value
 
 
 Identifier = Annotated[str, BeforeValidator(_number_to_text)]
-"""Who or what: an id, a user, a labeler."""
 _StrictInteger = Annotated[int, BeforeValidator(_reject_bool)]
-"""A rank or a rating."""
-
 
 _METADATA_COLUMNS = ("id", "user", "labeler", "cohort", "source", "use_case", "split")
-"""Columns about where a record comes from. Empty they say nothing, as the empty cells of a table."""
+"""Columns about a record's origin. An empty string there means missing, as in an empty table cell."""
 
 
 class Record(BaseModel):
-    """One line of a file. Frozen; columns it does not know are kept."""
+    """One line of a file. Frozen; unknown columns are kept."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -119,20 +116,18 @@ class Record(BaseModel):
         return {name: value for name, value in row.items() if name not in empty} if empty else row
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as a JSON object, without the columns that were never filled."""
+        """Return the record as a JSON object without empty columns."""
         return self.model_dump(exclude_none=True)
 
 
 class Message(BaseModel):
-    """One turn of a conversation."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
     role: MessageRole
     content: str
 
 
 class PromptFields(Record):
-    """Whatever carries a prompt: plain text, or the messages of a conversation. Exactly one of the two."""
+    """Base of records with a prompt: either text, or the messages of a conversation."""
 
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
@@ -144,12 +139,12 @@ class PromptFields(Record):
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("'prompt' is empty")
         if self.messages is not None and (not self.messages or self.messages[-1].role == "assistant"):
-            raise ValueError("'messages' must end with the turn that is to be answered, not with the assistant's")
+            raise ValueError("'messages' must end with the turn to answer, not with the assistant's")
         return self
 
     @property
     def text(self) -> str:
-        """The prompt as text, for people and for comparisons; the tokens a model sees are made by `data.render`."""
+        """The prompt as text for display and comparison. `PromptTokenizer` encodes it for a model."""
         if self.prompt is not None:
             return self.prompt
         assert self.messages is not None
@@ -157,8 +152,6 @@ class PromptFields(Record):
 
 
 class Prompt(PromptFields):
-    """What a user asked."""
-
     id: Identifier | None = None
     user: Identifier | None = None
     source: str | None = None
@@ -167,7 +160,7 @@ class Prompt(PromptFields):
 
 
 class Demonstration(PromptFields):
-    """A prompt and the completion a labeler wrote for it. The paper's shortest demonstration is empty, so empty is allowed."""
+    """A prompt with a labeler's completion, which may be empty as the paper's shortest one is."""
 
     completion: str
     labeler: Identifier | None = None
@@ -175,7 +168,7 @@ class Demonstration(PromptFields):
 
 
 class Completion(Record):
-    """What a model answered. `finish` is "stop" when the model ended by itself, "length" when it was cut off."""
+    """A model's completion. `finish` is "stop" after a stop token, "length" if the completion was truncated."""
 
     prompt: str
     completion: str
@@ -186,7 +179,7 @@ class Completion(Record):
 
 
 class Ranking(Record):
-    """K completions of one prompt in a labeler's order: rank 1 is best, equal ranks tie."""
+    """K completions of one prompt, ranked by a labeler: rank 1 is best, equal ranks tie."""
 
     prompt: str
     completions: tuple[str, ...]
@@ -217,13 +210,13 @@ class Ranking(Record):
         return self
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Indices (better, worse) of every decided pair; ties give none (paper, section 3.5)."""
+        """Return indices (better, worse) of every pair that is not a tie (paper, section 3.5)."""
         k = len(self.ranks)
         return [(i, j) for i in range(k) for j in range(k) if self.ranks[i] < self.ranks[j]]
 
 
 class Pair(Record):
-    """TRL's preference pair: the better and the worse of two completions."""
+    """TRL's preference pair."""
 
     prompt: str
     chosen: str
@@ -231,18 +224,16 @@ class Pair(Record):
 
 
 class Document(Record):
-    """One text of the pretraining corpus."""
-
     text: str
 
 
 class Labelers(Protocol):
-    """Whoever writes and ranks: people behind the site, a simulation, or a judge model."""
+    """People behind the site, a simulation, or a judge model."""
 
     def demonstrate(self, prompts: Sequence[Prompt]) -> list[Demonstration]: ...
 
     def rank(self, candidates: Sequence[Sequence[Completion]]) -> list[Ranking]:
-        """One ranking for each list of completions of one prompt, with ratings and labels where the labelers give them."""
+        """Rank each list of completions of one prompt, with ratings and labels if the labelers give them."""
         ...
 
 
@@ -250,7 +241,7 @@ _RecordT = TypeVar("_RecordT", bound=Record)
 
 
 def format_validation_error(error: ValidationError) -> str:
-    """The first thing a validation complains of, in one line, with the column it is about."""
+    """Format the first error of pydantic with its column."""
     first = error.errors(include_url=False)[0]
     column = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
@@ -261,11 +252,7 @@ def format_validation_error(error: ValidationError) -> str:
 
 
 def validate_record(record_class: type[_RecordT], row: dict[str, Any]) -> _RecordT:
-    """A JSON object as a record.
-
-    Raises:
-        ValueError: in one line, what is wrong and what was expected.
-    """
+    """Validate a JSON object as a record. Raise ValueError with a one-line message."""
     try:
         return record_class.model_validate(row)
     except ValidationError as error:
@@ -273,25 +260,23 @@ def validate_record(record_class: type[_RecordT], row: dict[str, Any]) -> _Recor
 
 
 def parse_record(record_class: type[_RecordT], line: str) -> _RecordT:
-    """One JSON line as a record. Raises ValueError as `parse_row` and `as_record` do."""
+    """Parse one JSON line. Raise ValueError with a one-line message."""
     return validate_record(record_class, parse_json_object(line))
 
 
 def read_records(record_class: type[_RecordT], path: Path | str, skipped: SkippedLines | None = None) -> list[_RecordT]:
-    """All records of one file.
+    """Return all records of one file.
 
     Args:
-        kind: the record class of the file (design: files people exchange).
-        path: what `read_rows` reads; plain text can only be documents.
-        skipped: where it allows it, bad lines are noted there and left out; otherwise the first one is an error.
+        path: any format of `io.iter_rows`; plain text is only read as a Document.
+        skipped: collects bad lines if it allows skipping; otherwise the first bad line is an error.
 
     Raises:
-        BadInput: the file cannot be read, a line is wrong (`file:line: what is wrong, what was expected`), or nothing is left.
+        InputError: the file cannot be read, a line is bad (`file:line: problem, expectation`), or no record is left.
     """
+    name = record_class.__name__.lower()
     if record_class is not Document and str(path).removesuffix(".gz").endswith(".txt"):
-        raise InputError(
-            f"{path}: plain text can only be a corpus; {record_class.__name__.lower()} records need JSON lines or Parquet"
-        )
+        raise InputError(f"{path}: plain text can only be a corpus; {name} records need JSON lines or Parquet")
     records: list[_RecordT] = []
     for location, row in iter_rows(path, skipped):
         try:
@@ -299,19 +284,18 @@ def read_records(record_class: type[_RecordT], path: Path | str, skipped: Skippe
         except ValueError as error:
             skip_or_raise(location, error, skipped)
     if not records:
-        raise InputError(f"{path}: no {record_class.__name__.lower()} in it")
+        raise InputError(f"{path}: contains no {name}")
     return records
 
 
 def read_all_records(
     record_class: type[_RecordT], paths: Iterable[Path | str], skipped: SkippedLines | None = None
 ) -> list[_RecordT]:
-    """The records of several files, one file after the other. Raises BadInput as `read_records` does."""
     return [record for path in paths for record in read_records(record_class, path, skipped)]
 
 
 def write_records(path: Path | str, records: Iterable[Record]) -> int:
-    """Write one record a line, all or nothing (a name ending in .gz is compressed). Returns how many were written."""
+    """Write one record per line atomically, compressed for .gz. Return the number of records."""
     count = 0
 
     def lines() -> Iterator[str]:

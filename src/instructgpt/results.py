@@ -1,16 +1,23 @@
-"""One number of results.json, the same wherever it is measured: by `evaluate`, or by people on the labelers' site. No scipy in here."""
+"""Rows of results.json, as written by `evaluate` and by the labelers' site. Imports neither torch nor scipy."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
+
+from instructgpt.errors import InputError
+from instructgpt.io import write_text_atomic
 
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One number of results.json. `low` and `high` are the ends of its 95 % interval, `n` the observations; None is not available.
+    """One number. `low` and `high` bound its 95 % interval, `n` counts observations; None means not available.
 
-    `judge` is who judged, where a scorer or a judge model did: its name, version and hash. Without one the key is not written.
+    `judge` names the judge or scorer model with version and hash. Its key is written only if it is set.
     """
 
     evaluation: str
@@ -24,6 +31,51 @@ class ResultRow:
     judge: str = ""
 
 
+_REQUIRED_COLUMNS = tuple(field.name for field in fields(ResultRow) if field.name != "judge")
+
+
 def result_row_to_dict(row: ResultRow) -> dict[str, Any]:
-    """A row as it is written: `judge` only where there is one."""
     return {name: value for name, value in asdict(row).items() if name != "judge" or value}
+
+
+def with_judge(rows: Iterable[ResultRow], judge: str) -> list[ResultRow]:
+    return [replace(row, judge=judge) for row in rows]
+
+
+def write_result_rows(path: Path, rows: Iterable[ResultRow]) -> None:
+    """Write results.json, one row per line. Raise InputError if it cannot be written."""
+    lines = [json.dumps(result_row_to_dict(row), ensure_ascii=False, allow_nan=False) for row in rows]
+    write_text_atomic(path, "[\n" + ",\n".join(f"  {line}" for line in lines) + "\n]\n")
+
+
+def read_result_rows(path: Path) -> list[ResultRow]:
+    """Return the rows of a results.json.
+
+    Raises:
+        InputError: the file is missing or not a JSON list of rows, or a row lacks a column.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); write it again with 'instructgpt evaluate'") from error
+    if not isinstance(items, list):
+        raise InputError(f"{path}: expected a JSON list of rows, found {type(items).__name__}")
+    return [_parse_result_row(f"{path}: row {number}", item) for number, item in enumerate(items, 1)]
+
+
+def _parse_result_row(location: str, values: Any) -> ResultRow:
+    missing = [name for name in _REQUIRED_COLUMNS if not isinstance(values, dict) or name not in values]
+    if missing:
+        columns = ", ".join(_REQUIRED_COLUMNS)
+        raise InputError(f"{location}: a row needs the columns {columns}; missing: {', '.join(missing)}")
+    texts = {name: str(values.get(name) or "") for name in ("evaluation", "metric", "model", "condition", "judge")}
+    try:
+        value, low, high = (None if values[name] is None else float(values[name]) for name in ("value", "low", "high"))
+        n = int(values["n"] or 0)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{location}: value, low, high and n must be numbers or null ({error})") from error
+    if any(number is not None and not math.isfinite(number) for number in (value, low, high)):
+        raise InputError(f"{location}: a number is not finite; use null for a value that is not available")
+    return ResultRow(**texts, value=value, low=low, high=high, n=n)

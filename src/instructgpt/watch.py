@@ -1,7 +1,6 @@
-"""`watch`: a run while it goes, on a terminal: how far each stage is, its curves, the last completions, what is wrong.
+"""`watch`: follow a run on a terminal: progress, curves, latest completions and findings of `doctor`.
 
-It reads the files of the run directory alone, so it can be started and ended at any time, beside the run, on any machine
-that sees the directory.
+It only reads the files of the run directory, so it can run beside the run or on any machine that sees the directory.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ from instructgpt.run.directory import console, content_hash, read_jsonl_log, rea
 
 _SPARKLINE_BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 24
-"""Columns of a curve."""
 _QUIET_AFTER_S = 120.0
-"""Seconds without a line after which an unfinished stage is called quiet: it has stopped, or its steps are long."""
+"""An unfinished stage that has logged nothing for so long is shown as quiet: it has stopped, or its steps are long."""
 _STAGE_CURVES = {
     "pretrain": ("loss/train", "loss/validation"),
     "sft": ("loss/train", "loss/validation", "validation/score"),
@@ -42,33 +40,27 @@ _STAGE_CURVES = {
         "loss/ptx_avg",
     ),
 }
-"""The curves of each stage; of a stage that is not here, whatever it logged first."""
+"""Curves by stage. Other stages show the first metrics that they log."""
 _SAMPLE_COUNT = 3
 
 
 class WatchConfig(CommandConfig):
-    """What to watch, and how."""
-
     stage: ClassVar[str] = "watch"
 
     run: Path = Field(description="a run directory, or the directory of one stage")
-    every: float = Field(2.0, gt=0, description="seconds between two looks")
-    once: bool = Field(False, description="look once and end")
+    every: float = Field(2.0, gt=0, description="seconds between refreshes")
+    once: bool = Field(False, description="print once and exit")
 
 
 def main(config: WatchConfig) -> None:
     """Show the run until it has finished, or until Ctrl-C.
 
     Raises:
-        BadInput: there is no stage in the directory, or a run.json is damaged.
+        InputError: the directory holds no stage, or a run.json is corrupt.
     """
     if not config.once:
-        is_terminal = console.is_terminal
-        with (
-            Live(render_run(config.run), console=console, auto_refresh=False, screen=True)
-            if is_terminal
-            else nullcontext() as screen
-        ):
+        live = Live(render_run(config.run), console=console, auto_refresh=False, screen=True)
+        with live if console.is_terminal else nullcontext() as screen:
             while not is_run_finished(config.run):
                 time.sleep(config.every)
                 if screen:
@@ -77,46 +69,36 @@ def main(config: WatchConfig) -> None:
 
 
 def is_run_finished(folder: Path) -> bool:
-    """Whether there is nothing left to wait for: the run has finished, or every stage in a directory that is not a run's."""
+    """Return whether a run is finished, or every stage in a directory that is not itself a run's."""
     run_record = read_run_record(folder)
-    run_records = (
-        [run_record]
-        if run_record is not None
-        else [read_run_record(stage) or {} for stage in find_stage_directories(folder)]
-    )
-    return all(record.get("finished") for record in run_records)
+    if run_record is not None:
+        return bool(run_record.get("finished"))
+    return all((read_run_record(stage) or {}).get("finished") for stage in find_stage_directories(folder))
 
 
 def render_run(folder: Path) -> Group:
-    """Everything there is to see of a run at this moment."""
     table = Table("stage", "", "step", "time", "left", box=None, pad_edge=False)
     parts: list[RenderableType] = [table]
-    stage_folders = find_stage_directories(folder)
-    for stage_folder in sorted(stage_folders, key=lambda stage_folder: (stage_folder / "run.json").stat().st_ctime):
-        info, log_rows, rows = (
-            read_run_record(stage_folder) or {},
-            read_jsonl_log(stage_folder / "log.jsonl"),
-            read_jsonl_log(stage_folder / "metrics.jsonl"),
-        )
-        table.add_row(*_format_stage_row(stage_folder, info, log_rows, rows))
-        if not info.get("finished") or stage_folder == folder:
-            parts += [Text(), _build_curves_table(stage_folder.name, info, rows), *_format_last_samples(stage_folder)]
-    findings_text = Text()
-    for stage_folder in stage_folders:
-        for finding in diagnose_stage(stage_folder, cached_content_hash):
-            findings_text.append(
-                f"{finding.severity} {finding.stage}: {finding.message}\n",
-                "red" if finding.severity == "bad" else "yellow",
-            )
-    return Group(*parts, Text(), findings_text)
+    stages = find_stage_directories(folder)
+    for stage in sorted(stages, key=lambda stage: (stage / "run.json").stat().st_ctime):
+        record = read_run_record(stage) or {}
+        log, metrics = read_jsonl_log(stage / "log.jsonl"), read_jsonl_log(stage / "metrics.jsonl")
+        table.add_row(*_format_stage_row(stage, record, log, metrics))
+        if not record.get("finished") or stage == folder:
+            parts += [Text(), _build_curves_table(stage.name, record, metrics), *_format_last_samples(stage)]
+    findings = Text()
+    for stage in stages:
+        for finding in diagnose_stage(stage, cached_content_hash):
+            color = "red" if finding.severity == "bad" else "yellow"
+            findings.append(f"{finding.severity} {finding.stage}: {finding.message}\n", color)
+    return Group(*parts, Text(), findings)
 
 
 def cached_content_hash(path: Path) -> str:
-    """`run.content_hash`, computed anew only where a file has another size or time: models and corpora are not read at every look."""
+    """Return `content_hash(path)`, computed again only when the size or time of a file changes: weights are large."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return _content_hash_of_state(
-        path, tuple((file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
-    )
+    states = [(file.name, file.stat()) for file in files]
+    return _content_hash_of_state(path, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in states))
 
 
 @lru_cache(maxsize=256)
@@ -125,77 +107,64 @@ def _content_hash_of_state(path: Path, _: tuple[tuple[str, int, int], ...]) -> s
 
 
 def _format_stage_row(
-    folder: Path, info: Mapping[str, Any], log_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+    folder: Path, record: Mapping[str, Any], log: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    """One line about a stage: name, state, step of steps, seconds, seconds left."""
-    progress_rows = [row for row in log_rows if "steps" in row]
-    step, steps = (rows[-1]["step"] if rows else 0), (progress_rows[-1]["steps"] if progress_rows else None)
-    if info.get("finished"):
-        return [
-            f"[bold]{escape(folder.name)}[/]",
-            "[green]done[/]",
-            f"{steps or step}",
-            f"{info.get('seconds', 0):.0f} s",
-            "",
-        ]
+    """Return the cells of a stage: name, state, step of steps, seconds, seconds left."""
+    name = f"[bold]{escape(folder.name)}[/]"
+    progress = next((row for row in reversed(log) if "steps" in row), None)
+    step, steps = (metrics[-1]["step"] if metrics else 0), (progress["steps"] if progress else None)
+    if record.get("finished"):
+        return [name, "[green]done[/]", f"{steps or step}", f"{record.get('seconds', 0):.0f} s", ""]
     files = [file for name in ("metrics.jsonl", "log.jsonl", "run.json") if (file := folder / name).exists()]
     silent_s = time.time() - max(file.stat().st_mtime for file in files)
     state = f"[yellow]quiet for {silent_s:.0f} s[/]" if silent_s > _QUIET_AFTER_S else "[cyan]running[/]"
-    remaining = (
-        f"{progress_rows[-1]['left'] * (steps - step) / max(1, steps - progress_rows[-1]['step']):.0f} s"
-        if steps
-        else ""
-    )
-    elapsed = f"{rows[-1]['seconds']:.0f} s" if rows else ""
-    return [f"[bold]{escape(folder.name)}[/]", state, f"{step}/{steps}" if steps else f"{step}", elapsed, remaining]
+    elapsed = f"{metrics[-1]['seconds']:.0f} s" if metrics else ""
+    if not progress or not steps:
+        return [name, state, f"{step}", elapsed, ""]
+    remaining_s = progress["left"] * (steps - step) / max(1, steps - progress["step"])
+    return [name, state, f"{step}/{steps}", elapsed, f"{remaining_s:.0f} s"]
 
 
-def _build_curves_table(name: str, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The curves of one stage, each with its first, smallest, largest and last value."""
+def _build_curves_table(name: str, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:
     logged = [metric for row in rows[-1:] for metric in row if metric not in ("step", "seconds")]
     table = Table(name, Column("curve", no_wrap=True), "first", "least", "most", "now", box=None, pad_edge=False)
-    for metric in _STAGE_CURVES.get(str(info.get("stage")), tuple(logged[:4])):
+    for metric in _STAGE_CURVES.get(str(record.get("stage")), tuple(logged[:4])):
         values = [float(row[metric]) for row in rows if metric in row]
         if values:
-            table.add_row(
-                metric,
-                sparkline(values),
-                *(f"{number:.4g}" for number in (values[0], min(values), max(values), values[-1])),
-            )
+            numbers = (values[0], min(values), max(values), values[-1])
+            table.add_row(metric, sparkline(values), *(f"{number:.4g}" for number in numbers))
     return table
 
 
 def sparkline(values: Sequence[float], width: int = CURVE_WIDTH) -> str:
-    """A curve in one line: the means of `width` parts of the values, each a block from the lowest to the highest."""
+    """Return the means of `width` equal parts of the values as block characters, scaled from lowest to highest."""
     count = min(width, len(values))
     parts = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
     means = [sum(part) / len(part) for part in parts]
     low, high = min(means), max(means)
-    if not high - low > 0:  # all alike, or not a number
+    if not high - low > 0:  # constant, or NaN
         return _SPARKLINE_BLOCKS[0] * count
-    return "".join(
-        _SPARKLINE_BLOCKS[min(len(_SPARKLINE_BLOCKS) - 1, int((mean - low) / (high - low) * len(_SPARKLINE_BLOCKS)))]
-        for mean in means
-    )
+    levels = len(_SPARKLINE_BLOCKS)
+    return "".join(_SPARKLINE_BLOCKS[min(levels - 1, int((mean - low) / (high - low) * levels))] for mean in means)
 
 
 def _format_last_samples(folder: Path) -> list[Text]:
-    """The first completions of the latest update, with score, KL and total."""
+    """Return the first completions of the latest update, with score, KL and total."""
     rows = read_jsonl_log(folder / "samples.jsonl")
     latest = [row for row in rows if row.get("step") == rows[-1].get("step")][:_SAMPLE_COUNT]
     return [
         Text.assemble(
-            ("\n" if not position else "", ""),
+            "" if index else "\n",
             (_to_printable_line(row["prompt"], 120), "dim"),
             " → ",
             _to_printable_line(row["completion"], 160),
             (f"  score {row['score']:+.2f}  kl {row['kl']:+.2f}  total {row['total']:+.2f}", "dim"),
         )
-        for position, row in enumerate(latest)
+        for index, row in enumerate(latest)
         if {"prompt", "completion", "score", "kl", "total"} <= row.keys()
     ]
 
 
 def _to_printable_line(text: str, max_length: int) -> str:
-    """Text on one line, without what would steer the terminal."""
+    """Return text on one line with control characters replaced, so that a sample cannot steer the terminal."""
     return "".join(letter if letter.isprintable() else "·" for letter in " ".join(text.split()))[:max_length]

@@ -23,7 +23,7 @@ from support.configs import configs
 from support.site import make_site
 
 from instructgpt import cli
-from instructgpt.flags import CommandParser, add_flags
+from instructgpt.cli import CommandParser, add_flags
 from instructgpt.label.db import migrate
 from instructgpt.label.db.database import create_database_engine, sqlite_url
 from instructgpt.label.web.app import create_app

@@ -14,7 +14,7 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src" / "instructgpt"
 LAYERS = """
-errors io records results config __init__
+errors io records results formatting config __init__
 distributed.comm
 run
 functional statistics world
@@ -23,8 +23,8 @@ distributed.failures distributed.launch distributed
 train baselines plan
 label
 evaluate report doctor watch serve
-pipeline_config pipeline sweep
-flags cli __main__
+pipeline sweep
+cli __main__
 """
 """From the lowest to the highest: a part may import itself, the parts before it and those on its own line that stand before it."""
 CORE = ("functional", "data", "models", "sampling", "distributed", "train", "baselines", "plan")
@@ -33,7 +33,7 @@ ONLY = {
     "functional": "",
     "statistics": "records errors io",
     "world": "records errors io statistics",
-    "label": "records errors io results config statistics world __init__",
+    "label": "records errors io results formatting config statistics world __init__",
 }
 """Parts that may import less than their layer allows."""
 
@@ -62,7 +62,7 @@ SITE_ONLY = {
 
 WITHOUT_TORCH = [
     part
-    for part in ("records", "results", "world", "label", "config", "errors", "cli", "statistics")
+    for part in ("records", "results", "formatting", "world", "label", "config", "errors", "cli", "statistics")
     if list(SRC.glob(f"{part}*"))
 ]
 MODULES = {

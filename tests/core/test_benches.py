@@ -1,4 +1,4 @@
-"""The scripts of bench/ run at toy size: those that need a GPU on the CPU, those that need a peer with our own side alone."""
+"""The scripts of bench/ at toy size: GPU scripts on the CPU, comparisons without the other library."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def bench(name, *words):
     return done.stdout
 
 
-def test_the_gpu_checks_run_on_a_cpu():
+def test_gpu_bench_runs_on_cpu():
     said = bench("gpu.py", "--device", "cpu", "--shape", "toy", "--critic", "toy", "--rows", "4", "--length", "8")
     assert [line.split("|")[2].strip() for line in said.splitlines() if line.startswith("| toy")] == [
         "sampling",
@@ -32,7 +32,7 @@ def test_the_gpu_checks_run_on_a_cpu():
     assert abs(hours - seconds / 4 * 264_292 / 3600) < 0.5  # seconds are rounded
 
 
-def test_our_side_of_ppo_says_its_share_of_the_ideal():
+def test_ppo_bench_reports_share_of_ideal():
     said = bench("ppo.py", "--size", "toy", "--rounds", "1", "--alone", "--phases")
     assert "episodes/s of CPU time" in said
     assert {"sampling", "score", "reference", "values", "policy update", "value update"} <= {
@@ -40,7 +40,7 @@ def test_our_side_of_ppo_says_its_share_of_the_ideal():
     }
 
 
-def test_two_ranks_beside_one_process():
+def test_ranks_bench_compares_two_ranks_with_one_process():
     said = bench("ranks.py", "pretrain", "--rounds", "1")
     one, two, ratio, of_work = next(line for line in said.splitlines() if line.startswith("| `pretrain` |")).split("|")[
         2:6
@@ -50,14 +50,14 @@ def test_two_ranks_beside_one_process():
     assert "| `pretrain`: forward |" in said
 
 
-def test_a_stage_that_is_killed_ends_as_one_that_is_not():
+def test_killed_stage_gives_the_same_result():
     said = bench("kills.py", "--only", "sft", "--kills", "1")
     row = next(line for line in said.splitlines() if line.startswith("| `sft`")).split("|")
     assert int(row[3]) >= 1  # kills
     assert [word.strip() for word in row[-4:-1]] == ["the same"] * 3
 
 
-def test_evaluations_are_timed_once(save, tmp_path):
+def test_evaluations_bench_times_each_evaluation_once(save, tmp_path):
     """One evaluation of a folder that has the data of one; what was timed before is said again."""
     (tmp_path / "crows_pairs.csv").write_text("sent_more,sent_less,bias_type\nThe sea is wide.,The sky is wide.,age\n")
     words = [str(tmp_path), "--model", str(save("gpt2")), "--out", str(tmp_path / "out")]
@@ -69,7 +69,7 @@ def test_evaluations_are_timed_once(save, tmp_path):
     assert bench("evaluations.py", *words) == first
 
 
-def test_growth_is_measured_and_drawn(tmp_path):
+def test_growth_bench_measures_and_draws(tmp_path):
     said = bench("growth.py", "--rounds", "1", "--points", "1", "--only", "reward", "ppo", "--figures", str(tmp_path))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("|")]
     measured = [row for row in rows if row[1].replace(".", "").replace(",", "").isdigit()]
@@ -81,7 +81,7 @@ def test_growth_is_measured_and_drawn(tmp_path):
     ] == [5, 4]
 
 
-def test_a_phase_within_another_belongs_to_the_outer(monkeypatch):
+def test_nested_phase_counts_for_the_outer_phase(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "bench")
     import stages
 
@@ -101,7 +101,7 @@ def test_a_phase_within_another_belongs_to_the_outer(monkeypatch):
     assert watch.seconds == {"around": 1.0, "within": 1.0}
 
 
-def test_a_stage_at_the_demos_amount_of_work(monkeypatch):
+def test_stage_time_is_scaled_to_the_demo(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "bench")
     import stages
     from sides import Answer
@@ -117,7 +117,7 @@ def test_a_stage_at_the_demos_amount_of_work(monkeypatch):
     ]
 
 
-def test_scaling_is_calculated_for_some_of_the_stages():
+def test_scaling_bench_prints_selected_stages():
     said = bench("scaling.py", "SFT 1.3B", "--ranks", "1", "64")
     one, many = (
         [cell.strip() for cell in line.split("|")[1:-1]]

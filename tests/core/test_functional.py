@@ -27,7 +27,7 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- tokens ------------------------------------------------------------------------------------------------------
+# --- tokens ----------------------------------------------------------------------------------------------------------
 
 
 def test_token_logp_by_hand():
@@ -50,17 +50,17 @@ def test_entropy_by_hand():
 
 
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=9))
-def test_entropy_lies_between_zero_and_uniform(logits):
+def test_entropy_is_between_zero_and_uniform(logits):
     assert -1e-6 <= f.entropy(tensor([logits])).item() <= math.log(len(logits)) + 1e-5
 
 
-def test_the_gradient_of_entropy_raises_it():
+def test_entropy_gradient_increases_entropy():
     logits = random(3, 7).requires_grad_()
     f.entropy(logits).sum().backward()
     assert (f.entropy(logits.detach() + 0.1 * logits.grad) > f.entropy(logits.detach())).all()
 
 
-# --- KL ------------------------------------------------------------------------------------------------------------
+# --- KL --------------------------------------------------------------------------------------------------------------
 
 
 def test_kl_estimators_by_hand():
@@ -86,7 +86,7 @@ def test_kl_estimators_are_unbiased_by_enumeration():
     assert (f.kl_k3(logp, reference) >= 0).all()
 
 
-def test_gradients_are_finite_when_real_tokens_are_picked_out_first():
+def test_gradients_are_finite_with_nan_padding():
     mask = tensor([[True, True, False], [True, False, False]])
     for losses in (f.kl_k1, f.kl_k3, lambda logp, old: f.clipped_policy_losses(logp, old, torch.ones_like(old), 0.2)):
         logp = random(2, 3).masked_fill(~mask, NAN).requires_grad_()
@@ -95,10 +95,10 @@ def test_gradients_are_finite_when_real_tokens_are_picked_out_first():
         assert (logp.grad[~mask] == 0).all()
 
 
-# --- reward model --------------------------------------------------------------------------------------------------
+# --- reward model ----------------------------------------------------------------------------------------------------
 
 
-def ranking_losses_slowly(scores, prompt, rank):
+def ranking_losses_by_double_loop(scores, prompt, rank):
     losses = []
     for group in sorted(set(prompt)):
         places = [place for place, of in enumerate(prompt) if of == group]
@@ -120,7 +120,7 @@ def test_ranking_losses_equal_a_double_loop():
     rank = [3, 1, 1, 2, 3, 2, 2, 1, 1, 1]
     scores = random(10)
     losses = f.ranking_losses(scores, tensor(prompt), tensor(rank))
-    near(losses, ranking_losses_slowly(scores.tolist(), prompt, rank))
+    near(losses, ranking_losses_by_double_loop(scores.tolist(), prompt, rank))
     assert len(losses) == 3
 
 
@@ -131,10 +131,10 @@ def test_ranking_losses_equal_a_double_loop_for_any_ranks(data):
     prompt = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
     rank = data.draw(st.lists(st.integers(1, 4), min_size=count, max_size=count))
     losses = f.ranking_losses(tensor(scores), tensor(prompt), tensor(rank))
-    near(losses, tensor(ranking_losses_slowly(scores, prompt, rank)), 1e-5)
+    near(losses, tensor(ranking_losses_by_double_loop(scores, prompt, rank)), 1e-5)
 
 
-def test_pairs_of_many_prompts_are_few():
+def test_pairs_are_counted_per_prompt():
     # comparing each with each would be 160 billion comparisons
     better, worse = f.ranked_pairs(torch.arange(400_000) // 4, torch.tensor([1, 2, 2, 1]).repeat(100_000))
     assert len(better) == 4 * 100_000
@@ -143,13 +143,13 @@ def test_pairs_of_many_prompts_are_few():
     assert [len(places) for places in f.ranked_pairs(nothing, nothing)] == [0, 0]
 
 
-def test_pairs_right_by_hand():
+def test_pair_accuracy_by_hand():
     # prompt 0: 3 > 1 right, 3 > 3 equal, 1 < 3 wrong; prompt 1 ties, no pair
     right = f.pair_accuracy(tensor([3.0, 1.0, 3.0, 5.0, 6.0]), tensor([0, 0, 0, 1, 1]), tensor([1, 2, 3, 1, 1]))
     assert sorted(right.tolist()) == [0.0, 0.5, 1.0]
 
 
-# --- PPO -----------------------------------------------------------------------------------------------------------
+# --- PPO -------------------------------------------------------------------------------------------------------------
 
 
 def test_shaped_rewards_by_hand():
@@ -189,7 +189,7 @@ def test_gae_equals_its_definition_as_a_sum(lam, gamma):
         near(returns[row], [a + b for a, b in zip(expected, v, strict=False)] + [NAN] * (5 - length), 1e-5)
 
 
-def test_gae_with_lambda_one_is_the_reward_to_come_minus_the_value():
+def test_gae_with_lambda_one_is_return_minus_value():
     rewards, values = random(2, 4), random(2, 4, seed=1)
     advantages, returns = f.gae(rewards, values, torch.ones(2, 4, dtype=torch.bool), 1.0)
     to_come = rewards.flip(1).cumsum(1).flip(1)
@@ -197,7 +197,7 @@ def test_gae_with_lambda_one_is_the_reward_to_come_minus_the_value():
     near(returns, to_come, 1e-5)
 
 
-def test_gae_does_not_depend_on_what_lies_after_the_end():
+def test_gae_ignores_values_after_the_end():
     mask = torch.arange(4) < tensor([[2], [4]])
     rewards, values = random(2, 4), random(2, 4, seed=1)
     plain = f.gae(rewards, values, mask, 0.9)
@@ -208,7 +208,7 @@ def test_gae_does_not_depend_on_what_lies_after_the_end():
         assert other[:, 4:].isnan().all()
 
 
-def test_standardised_by_hand():
+def test_whiten_by_hand():
     # 1, 3, 5, 7: mean 4, biased variance (9 + 1 + 1 + 9) / 4 = 5
     near(f.whiten(tensor([1.0, 3.0, 5.0, 7.0])), [x / math.sqrt(5) for x in (-3, -1, 1, 3)])
     near(f.whiten(tensor([2.0])), [0.0])
@@ -257,7 +257,7 @@ def test_explained_variance_by_hand():
     near(f.explained_variance(tensor([1.0, 2.0, 2.0, 3.0]), returns), 0.8)
 
 
-# --- schedules -----------------------------------------------------------------------------------------------------
+# --- schedules -------------------------------------------------------------------------------------------------------
 
 
 def test_cosine_decay_by_hand():
@@ -276,5 +276,5 @@ def test_linear_warmup_by_hand():
     near(tensor([f.linear_warmup(k, 10) for k in (0, 1, 5, 9, 10, 11)]), [0.1, 0.19, 0.55, 0.91, 1.0, 1.0])
 
 
-def test_no_warmup_is_the_whole_rate_at_once():
+def test_zero_warmup_starts_at_the_full_rate():
     assert f.linear_warmup(0, 0) == 1.0

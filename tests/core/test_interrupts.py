@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, out of disk or damaged on the way: a clean end, and the same command goes on to the same weights.
+"""Interrupted, killed, corrupt and out-of-disk runs end cleanly, and the same command resumes to the same weights.
 
 pytest tests/core/test_interrupts.py
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.commands import EAGER, SMALL_RUN, Kit, Started, logged, snapshot, wait_for, write
+from support.commands import EAGER, SMALL_RUN, CommandProcess, Kit, logged, snapshot, wait_for, write
 
 from instructgpt.run import checkpoints
 from instructgpt.run import directory as run_module
@@ -28,8 +28,7 @@ UPDATES = ("--episodes", 4 * 20)
 
 @pytest.fixture
 def eager(monkeypatch):
-    """A checkpoint after every step."""
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_module, "CHECKPOINT_INTERVAL_S", 0.0)
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -42,32 +41,32 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def steps_logged(folder: Path) -> list[int]:
-    return [row["step"] for row in run_module.read_logged(folder / "metrics.jsonl")]
+    return [row["step"] for row in run_module.read_jsonl_log(folder / "metrics.jsonl")]
 
 
-# --- stopped ---------------------------------------------------------------------------------------------------------
+# --- signals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("stage", "steps"), [("pretrain", 120), ("ppo", 20)])
-def test_a_stopped_stage_goes_on_to_the_same_weights(stage, steps, kit, command, tmp_path):
+def test_interrupted_stage_resumes_to_the_same_weights(stage, steps, kit, command, tmp_path):
     make = {"pretrain": lambda out: kit.pretrain(out, *MANY), "ppo": lambda out: kit.ppo(out, *UPDATES)}[stage]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    ended = Started(make(stopped)).when(logged(stopped, 3)).send(signal.SIGINT).end()
-    assert ended.complaint(1) == "stopped; the same command goes on from the last checkpoint"
+    ended = CommandProcess(make(stopped)).wait_until(logged(stopped, 3)).send(signal.SIGINT).end()
+    assert ended.error_line(1) == "interrupted; run the same command to resume from the last checkpoint"
     assert list((stopped / "checkpoints").glob("step-*"))
     assert not (stopped / "model.safetensors").exists()
     assert not list(stopped.rglob("*.part"))
     went_on = command(*make(stopped))
     assert went_on.code == 0
-    assert "goes on after step" in went_on.out
+    assert "resuming after step" in went_on.out
     assert command(*make(whole)).code == 0
     assert same_weights(stopped, whole)
     assert steps_logged(stopped) == steps_logged(whole) == list(range(1, steps + 1))
     assert not leftovers(stopped)
 
 
-def test_stopping_what_has_no_checkpoint_writes_nothing(kit, tmp_path):
-    ended = Started(
+def test_interrupted_sampling_writes_nothing(kit, tmp_path):
+    ended = CommandProcess(
         "sample",
         "--model",
         kit.base,
@@ -81,24 +80,27 @@ def test_stopping_what_has_no_checkpoint_writes_nothing(kit, tmp_path):
         tmp_path / "c",
     )
     wait_for(lambda: Path(f"/proc/{ended.process.pid}/maps").read_text().count("libtorch_cpu") > 0)
-    assert ended.send(signal.SIGTERM).end().complaint(1) == "stopped; nothing was written"
+    assert ended.send(signal.SIGTERM).end().error_line(1) == "interrupted; nothing was written"
     assert not list(tmp_path.iterdir())
 
 
-def test_the_module_ends_with_the_same_codes(kit, tmp_path):
+def test_module_has_the_same_exit_codes(kit, tmp_path):
     argv = kit.sft(tmp_path / "out", "--base", tmp_path / "gone")
-    assert Started(argv, program=("-m", "instructgpt")).end().complaint(2) == f"{tmp_path / 'gone'}: no such directory"
+    assert (
+        CommandProcess(argv, program=("-m", "instructgpt")).end().error_line(2)
+        == f"{tmp_path / 'gone'}: no such directory"
+    )
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------
 
 
-def test_what_goes_wrong_in_a_helping_process_arrives(kit, command, tmp_path):
+def test_worker_error_is_reported(kit, command, tmp_path):
     tied = write(
         tmp_path / "r.jsonl", [{"prompt": f"p{i}", "completions": ["a", "b"], "ranks": [1, 1]} for i in range(9)]
     )
     argv = kit.train_reward(tmp_path / "out", "--data", tied, "--processes", 2)
-    assert "0 prompts with a decided pair to train on" in command(*argv).complaint(2)
+    assert "0 prompts with a decided pair to train on" in command(*argv).error_line(2)
     assert not multiprocessing.active_children()
     assert not (tmp_path / "out").exists()
 
@@ -106,56 +108,58 @@ def test_what_goes_wrong_in_a_helping_process_arrives(kit, command, tmp_path):
 @pytest.mark.parametrize(
     ("number", "group"), [(signal.SIGINT, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)]
 )
-def test_stopping_two_processes_leaves_nobody(number, group, kit, tmp_path):
+def test_interrupting_two_processes_leaves_no_orphan(number, group, kit, tmp_path):
     out = tmp_path / "out"
-    started = Started(kit.pretrain(out, *MANY, "--tokens", 64 * 4000, "--processes", 2)).when(logged(out, 3))
+    started = CommandProcess(kit.pretrain(out, *MANY, "--tokens", 64 * 4000, "--processes", 2)).wait_until(
+        logged(out, 3)
+    )
     ended = started.send(number, group=group).end()
-    assert ended.complaint(1) == "stopped; the same command goes on from the last checkpoint"
-    wait_for(lambda: started.nobody_left, patience=10)
+    assert ended.error_line(1) == "interrupted; run the same command to resume from the last checkpoint"
+    wait_for(lambda: started.group_has_ended, patience=10)
 
 
 @pytest.mark.slow
-def test_two_processes_end_with_the_one_that_started_them(kit, command, tmp_path):
+def test_workers_end_with_their_parent(kit, command, tmp_path):
     out = tmp_path / "out"
     argv = [*kit.pretrain(out, *MANY), "--processes", "2"]
-    started = Started(argv, program=("-c", EAGER)).when(logged(out, 3)).send(signal.SIGKILL)
+    started = CommandProcess(argv, program=("-c", EAGER)).wait_until(logged(out, 3)).send(signal.SIGKILL)
     assert started.end().code == -signal.SIGKILL
-    wait_for(lambda: started.nobody_left, patience=10)
+    wait_for(lambda: started.group_has_ended, patience=10)
     assert command(*argv[:-1], 1).code == 0
     assert steps_logged(out) == list(range(1, 121))
 
 
 @pytest.mark.slow
-def test_a_helping_process_that_dies_is_one_line(kit, tmp_path):
+def test_killed_worker_is_one_line(kit, tmp_path):
     out = tmp_path / "out"
-    started = Started(kit.pretrain(out, "--tokens", 64 * 4000, "--processes", 2)).when(logged(out, 3))
+    started = CommandProcess(kit.pretrain(out, "--tokens", 64 * 4000, "--processes", 2)).wait_until(logged(out, 3))
     children = Path(f"/proc/{started.process.pid}/task/{started.process.pid}/children").read_text().split()
     helpers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
     os.kill(int(helpers[0]), signal.SIGKILL)
-    assert "a helping process died, likely killed for want of memory" in started.end().complaint(1)
-    wait_for(lambda: started.nobody_left, patience=10)
+    assert "a worker process died, probably out of memory" in started.end().error_line(1)
+    wait_for(lambda: started.group_has_ended, patience=10)
 
 
 # --- out of disk -----------------------------------------------------------------------------------------------------
 
 
 def fill(link: Path) -> Path:
-    """A place on a disk that is always full."""
+    """Link a path to a device that is always full."""
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to("/dev/full")
     return link
 
 
 def stop_after(kit: Kit, out: Path, step: int, monkeypatch, command) -> None:
-    """A pretraining run that stopped after a step, with its checkpoint."""
+    """Interrupt a pretraining run after a step, with its checkpoint."""
     with monkeypatch.context() as patched:
-        patched.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
-        patched.setattr(pretrain, "descend", interrupted(pretrain.optimizer_step, step))
-        command(*kit.pretrain(out)).complaint(1)
+        patched.setattr(run_module, "CHECKPOINT_INTERVAL_S", 0.0)
+        patched.setattr(pretrain, "optimizer_step", interrupted(pretrain.optimizer_step, step))
+        command(*kit.pretrain(out)).error_line(1)
 
 
 def interrupted(function, calls: int):
-    """The same function, but Ctrl-C instead of one more call."""
+    """Wrap a function so that it raises KeyboardInterrupt after `calls` calls."""
     left = [calls]
 
     def call(*arguments):
@@ -169,10 +173,10 @@ def interrupted(function, calls: int):
 
 @pytest.mark.parametrize("place", ["checkpoints/half.part/rank-0.safetensors", ".run.json.{pid}.part", "metrics.jsonl"])
 @pytest.mark.usefixtures("eager")
-def test_a_full_disk_stops_a_stage_and_the_same_command_goes_on(place, kit, command, monkeypatch, tmp_path):
+def test_full_disk_stops_a_stage_and_it_resumes(place, kit, command, monkeypatch, tmp_path):
     out = tmp_path / "out"
     stop_after(kit, out, 4, monkeypatch, command)
-    if place == "metrics.jsonl":  # it is written anew when the run goes on, so the disk is full only after that
+    if place == "metrics.jsonl":  # rewritten on resume, so the disk is full only after that
         restore = RunDirectory.restore
 
         def restore_and_fill(run):
@@ -183,10 +187,10 @@ def test_a_full_disk_stops_a_stage_and_the_same_command_goes_on(place, kit, comm
 
         monkeypatch.setattr(RunDirectory, "restore", restore_and_fill)
     else:
-        monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # the half one that is there stays
+        monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *_, **__: None)  # keep the partial file
         fill(out / place.format(pid=os.getpid()))
-    told = command(*kit.pretrain(out)).complaint(1)
-    assert "no space left on the disk; make room and give the same command again" in told
+    told = command(*kit.pretrain(out)).error_line(1)
+    assert "no space left on the disk; free some and run the same command again" in told
     assert str(out) in told
     monkeypatch.undo()
     if (out / place).is_symlink() and place == "metrics.jsonl":
@@ -197,25 +201,25 @@ def test_a_full_disk_stops_a_stage_and_the_same_command_goes_on(place, kit, comm
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
-def test_a_full_disk_at_the_final_save(file, kit, command, monkeypatch, tmp_path):
+def test_full_disk_at_the_final_save(file, kit, command, monkeypatch, tmp_path):
     out, save = tmp_path / "out", pretrain.save_policy
     with monkeypatch.context() as patched:
         patched.setattr(
             pretrain, "save_policy", lambda model, render, folder: save(model, render, fill(folder / file).parent)
         )
-        told = command(*kit.pretrain(out)).complaint(1)
-    assert told == f"{out}: no space left on the disk; make room and give the same command again"
+        told = command(*kit.pretrain(out)).error_line(1)
+    assert told == f"{out}: no space left on the disk; free some and run the same command again"
     assert not (out / "model.safetensors").exists()
     assert not list(out.rglob("*.part"))
     assert command(*kit.pretrain(out)).code == 0
     assert same_weights(out, kit.base)
 
 
-def test_a_full_disk_while_completions_are_written(kit, command, tmp_path):
+def test_full_disk_while_completions_are_written(kit, command, tmp_path):
     out = tmp_path / "c.jsonl"
     argv = ["sample", "--model", kit.base, "--prompts", kit.prompts, "--max-tokens", 4, "--out", out]
     fill(tmp_path / f".c.jsonl.{os.getpid()}.part")
-    assert f"{out}: no space left on the disk" in command(*argv).complaint(1)
+    assert f"{out}: no space left on the disk" in command(*argv).error_line(1)
     assert not list(tmp_path.iterdir())
     assert command(*argv).code == 0
 
@@ -234,7 +238,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.usefixtures("eager")
-def test_a_disk_that_is_full_wherever_it_happens(kit, command, small_disk):
+def test_full_disk_at_any_point(kit, command, small_disk):
     out, ballast = small_disk / "out", small_disk / "ballast"
     complaints = []
     for free in range(0, 160, 20):
@@ -242,22 +246,22 @@ def test_a_disk_that_is_full_wherever_it_happens(kit, command, small_disk):
         ended = command(*kit.pretrain(out))
         if ended.code == 0:
             break
-        told = ended.complaint(1)
-        assert "no space left on the disk; make room and give the same command again" in told
+        told = ended.error_line(1)
+        assert "no space left on the disk; free some and run the same command again" in told
         complaints.append(told.removeprefix(str(small_disk)).partition(":")[0])
-        shutil.rmtree(out, ignore_errors=True) if len(complaints) % 2 else None  # half of them go on, half begin anew
+        shutil.rmtree(out, ignore_errors=True) if len(complaints) % 2 else None  # half of them resume, half start again
     assert len(set(complaints)) > 1
     ballast.unlink()
     assert command(*kit.pretrain(out)).code == 0
     assert same_weights(out, kit.base)
 
 
-# --- damaged ---------------------------------------------------------------------------------------------------------
+# --- corrupt ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 100, -200])
 @pytest.mark.parametrize("both", [False, True])
-def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(size, both, kit, command, monkeypatch, tmp_path):
+def test_corrupt_checkpoint_falls_back_to_the_previous_one(size, both, kit, command, monkeypatch, tmp_path):
     out = tmp_path / "out"
     stop_after(kit, out, 4, monkeypatch, command)
     first, last = sorted((out / "checkpoints").glob("step-*"))
@@ -267,13 +271,13 @@ def test_of_a_damaged_checkpoint_the_one_before_it_is_taken(size, both, kit, com
     done = command(*kit.pretrain(out))
     assert (done.code, done.err) == (0, "")
     said = " ".join(done.out.split())
-    assert "step-00000004 is damaged: takes the one before it (rank-0.safetensors is not as it was written)" in said
-    assert ("begins again from the start" if both else "goes on after step 3") in said
+    assert "step-00000004 is corrupt (rank-0.safetensors is corrupt); using the previous one" in said
+    assert ("restarting from the beginning" if both else "resuming after step 3") in said
     assert same_weights(out, kit.base)
     assert steps_logged(out) == steps_logged(kit.base)
 
 
-def test_a_line_cut_short_by_a_kill_is_taken_back(kit, command, monkeypatch, tmp_path):
+def test_truncated_log_line_is_removed(kit, command, monkeypatch, tmp_path):
     out = tmp_path / "out"
     stop_after(kit, out, 4, monkeypatch, command)
     with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -282,14 +286,14 @@ def test_a_line_cut_short_by_a_kill_is_taken_back(kit, command, monkeypatch, tmp
     assert steps_logged(out) == list(range(1, 13))
 
 
-# --- the whole paper -------------------------------------------------------------------------------------------------
+# --- whole run -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_finished_by_the_same_command(command, tmp_path):
+def test_killed_run_is_finished_by_the_same_command(command, tmp_path):
     out = tmp_path / "run"
     argv = ["run", "--preset", "smoke", "--config", write(tmp_path / "small.yaml", [SMALL_RUN]), "--out", out]
-    started = Started(argv).when((out / "start" / "model.safetensors").exists)
+    started = CommandProcess(argv).wait_until((out / "start" / "model.safetensors").exists)
     wait_for(lambda: (out / "reward" / "run.json").exists() or started.process.poll() is not None)
     assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL
     base = snapshot(out / "base")

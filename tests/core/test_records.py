@@ -1,4 +1,4 @@
-"""What files hold and how they fail: `pytest tests/core/test_records.py`."""
+"""Records and their files: round trips, formats and errors: `pytest tests/core/test_records.py`."""
 
 import csv
 import gzip
@@ -72,28 +72,28 @@ records = st.one_of(
 
 
 @given(records, st.sampled_from(["r.jsonl", "r.jsonl.gz"]))
-def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, record: Prompt, name: str) -> None:
+def test_records_round_trip(tmp_path_factory: pytest.TempPathFactory, record: Prompt, name: str) -> None:
     path = tmp_path_factory.mktemp("trip") / name
     assert write_records(path, [record, record]) == 2
     assert read_records(type(record), path) == [record, record]
 
 
 @given(st.dictionaries(st.text(max_size=5), st.text(st.characters(), max_size=20), max_size=3))
-def test_any_string_makes_one_line_of_utf8(row: dict[str, str]) -> None:
+def test_any_string_is_one_utf8_line(row: dict[str, str]) -> None:
     line = format_json_line(row)
     assert line.encode("utf-8").decode("utf-8").splitlines() == [line.rstrip("\n")]
     if not any(0xD800 <= ord(character) <= 0xDFFF for text in (*row, *row.values()) for character in text):
         assert parse_json_object(line) == row
 
 
-def test_unknown_columns_are_kept_and_numbers_are_names(tmp_path: Path) -> None:
+def test_unknown_columns_are_kept_and_numeric_ids_are_text(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "p", "user": 17, "id": 3.0, "organization": "o", "flags": {"a": null}}\n')
     (prompt,) = read_records(Prompt, path)
     assert prompt.to_dict() == {"prompt": "p", "user": "17", "id": "3", "organization": "o", "flags": {"a": None}}
 
 
-def test_equal_records_are_equal_bytes(tmp_path: Path) -> None:
+def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         write_records(tmp_path / name, [Document(text="한국어 🙂")])
     assert (tmp_path / "a.jsonl.gz").read_bytes() == (tmp_path / "b.jsonl.gz").read_bytes()
@@ -102,7 +102,7 @@ def test_equal_records_are_equal_bytes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what real files hold
 
 
-def test_mark_line_ends_and_separators_of_other_systems(tmp_path: Path) -> None:
+def test_byte_order_mark_crlf_and_unicode_separators(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes('\ufeff{"prompt": "a\u2028b\u0085c"}\r\n\r\n{"prompt": "둘 🙂"}\r\n'.encode())
     assert [prompt.text for prompt in read_records(Prompt, path)] == ["a\u2028b\u0085c", "둘 🙂"]
@@ -123,12 +123,12 @@ def test_lone_surrogates_become_the_replacement_character(escaped: str, text: st
     assert parse_record(Prompt, f'{{"prompt": "p", "x": ["{escaped}"], "source": "{escaped}"}}').source == text
 
 
-def test_surrogates_made_in_the_program_do_not_stop_writing(tmp_path: Path) -> None:
+def test_lone_surrogates_can_be_written(tmp_path: Path) -> None:
     write_records(tmp_path / "d.jsonl", [Document(text="a\ud800b")])
     assert read_records(Document, tmp_path / "d.jsonl")[0].text == "a\ufffdb"
 
 
-def test_gzip_is_known_by_its_bytes_not_its_name(tmp_path: Path) -> None:
+def test_gzip_is_detected_by_content(tmp_path: Path) -> None:
     packed, plain = tmp_path / "packed.jsonl", tmp_path / "plain.jsonl.gz"
     packed.write_bytes(gzip.compress(b'{"text": "a"}\n'))
     plain.write_bytes(b'{"text": "a"}\n')
@@ -140,7 +140,7 @@ def test_very_long_lines(tmp_path: Path) -> None:
     assert len(read_records(Document, tmp_path / "d.jsonl.gz")[0].text) == 4_000_000
 
 
-def test_a_list_in_a_json_file(tmp_path: Path) -> None:
+def test_json_file_may_hold_a_list(tmp_path: Path) -> None:
     path = tmp_path / "alpaca.json"
     path.write_text(json.dumps([{"prompt": "a"}, {"prompt": "b"}], indent=2))
     assert [(where.removeprefix(str(path)), row["prompt"]) for where, row in iter_rows(path)] == [
@@ -152,8 +152,8 @@ def test_a_list_in_a_json_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("d.csv", ","), ("d.csv", ";"), ("d.tsv", "\t"), ("d.csv.gz", ",")])
-def test_tables_of_texts(name: str, delimiter: str, tmp_path: Path) -> None:
-    """Commas, semicolons, quotes and line ends inside texts, a byte order mark, Windows line ends, a data frame's numbers; long texts."""
+def test_csv_and_tsv_cells_are_text(name: str, delimiter: str, tmp_path: Path) -> None:
+    """Separators, quotes and line ends inside texts, byte order marks, CRLF, a data frame's index, long texts."""
     rows = [('Say; "hi", then\ngo', "hi; 안녕", "17"), ("b", "가" * 200_000, "")]
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter).writerows(
@@ -166,7 +166,7 @@ def test_tables_of_texts(name: str, delimiter: str, tmp_path: Path) -> None:
     ]
 
 
-def test_empty_cells_of_a_table_say_nothing_of_whose_a_text_is(tmp_path: Path) -> None:
+def test_empty_metadata_cells_are_missing_values(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("prompt,completion,labeler,source\na,,kim,\nb,c,,web\n")
     (tmp_path / "r.jsonl").write_text(
         '{"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "cohort": "", "labeler": ""}'
@@ -176,23 +176,23 @@ def test_empty_cells_of_a_table_say_nothing_of_whose_a_text_is(tmp_path: Path) -
     assert [(row.cohort, row.labeler) for row in read_records(Ranking, tmp_path / "r.jsonl")] == [(None, None)]
 
 
-def test_a_row_of_a_table_with_too_many_cells_is_named(tmp_path: Path) -> None:
+def test_table_rows_of_wrong_length_are_reported(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("prompt,completion\na,b\nno quotes, here,c\nd,e\n")
-    with pytest.raises(InputError, match=r"d.csv:3: more cells than the header's 2; put texts into quotes"):
+    with pytest.raises(InputError, match=r"d.csv:3: more cells than the 2 columns; quote the text"):
         read_records(Demonstration, tmp_path / "d.csv")
     skipped = SkippedLines()
     assert [row.prompt for row in read_records(Demonstration, tmp_path / "d.csv", skipped)] == ["a", "d"]
     assert len(skipped.reasons) == 1
     (tmp_path / "cut.csv").write_text("prompt,completion\na,b\nc")
-    with pytest.raises(InputError, match=r"cut.csv:3: fewer cells than the header has columns; is the file cut off"):
+    with pytest.raises(InputError, match=r"cut.csv:3: fewer cells than columns; is the file truncated"):
         read_records(Demonstration, tmp_path / "cut.csv")
     (tmp_path / "open.csv").write_text('prompt,completion\na,"b\n')
-    with pytest.raises(InputError, match=r"open.csv:[12]: not a table \(unexpected end of data\)"):
+    with pytest.raises(InputError, match=r"open.csv:[12]: not a valid table \(unexpected end of data\)"):
         read_records(Demonstration, tmp_path / "open.csv")
 
 
 @pytest.mark.parametrize("name", ["demonstrations", "d.ndjson", "d.jsonlines", "d.txt.bak"])
-def test_a_file_of_another_name_is_json_and_nobody_asks_the_hub(
+def test_unknown_extension_is_json_and_never_a_hub_request(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("asked for a data set"))
@@ -204,7 +204,7 @@ def test_a_file_of_another_name_is_json_and_nobody_asks_the_hub(
         read_records(Prompt, tmp_path / name)
 
 
-def test_plain_text_is_one_document_with_its_paragraphs(tmp_path: Path) -> None:
+def test_plain_text_is_one_document(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_bytes("\ufeffone\r\n\r\ntwo\n".encode())
     assert read_records(Document, path) == [Document(text="one\n\ntwo")]
@@ -212,7 +212,7 @@ def test_plain_text_is_one_document_with_its_paragraphs(tmp_path: Path) -> None:
         read_records(Prompt, path)
 
 
-def test_parquet_and_data_sets_on_disk(tmp_path: Path) -> None:
+def test_parquet_and_datasets_on_disk(tmp_path: Path) -> None:
     import datasets
 
     table = datasets.Dataset.from_list([{"prompt": "a", "user": None}, {"prompt": "b", "user": "u"}])
@@ -223,20 +223,20 @@ def test_parquet_and_data_sets_on_disk(tmp_path: Path) -> None:
         assert [prompt.user for prompt in read_records(Prompt, tmp_path / name)] == [None, "u"]
 
 
-def test_nan_is_a_missing_value_and_infinity_an_error(tmp_path: Path) -> None:
+def test_nan_is_missing_and_infinity_an_error(tmp_path: Path) -> None:
     assert parse_record(Prompt, '{"prompt": "p", "user": NaN}').user is None
-    with pytest.raises(ValueError, match="Infinity is not a number"):
+    with pytest.raises(ValueError, match="Infinity is not a JSON number"):
         parse_json_object('{"score": Infinity}')
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_records(tmp_path / "c.jsonl", [Completion(prompt="p", completion="c", model="m", score=float("nan"))])
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------- bad input: one line, with the place and the mend
+# ---------------------------------------------------------------- bad input: one line with place and fix
 
 BAD = [
-    ('{"prompt": "a', "the line is cut off"),
-    ('{"prompt": "a"', "the line is cut off"),
+    ('{"prompt": "a', "the line is truncated"),
+    ('{"prompt": "a"', "the line is truncated"),
     ('{"prompt": }', "not valid JSON"),
     ('["a"]', "expected a JSON object, found list"),
     ("[" * 100_000, "not valid JSON|nested too deeply"),
@@ -244,13 +244,13 @@ BAD = [
     ('{"prompt": " \\n"}', "'prompt' is empty"),
     ('{"prompt": 3}', "column 'prompt'"),
     ('{"prompt": "a", "messages": []}', "either 'prompt'"),
-    ('{"messages": [{"role": "assistant", "content": "x"}]}', "must end with the turn that is to be answered"),
+    ('{"messages": [{"role": "assistant", "content": "x"}]}', "must end with the turn to answer"),
     ('{"messages": [{"role": "tool", "content": "x"}]}', "messages.0.role"),
 ]
 
 
 @pytest.mark.parametrize(("line", "complaint"), BAD)
-def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
+def test_bad_line_is_reported_with_its_number(tmp_path: Path, line: str, complaint: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "good"}\n\n' + line)
     with pytest.raises(InputError, match=complaint) as caught:
@@ -274,13 +274,13 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
         ({"ranks": None}, "column 'ranks'"),
     ],
 )
-def test_rankings_that_do_not_fit(changed: dict[str, object], complaint: str) -> None:
+def test_inconsistent_rankings_are_refused(changed: dict[str, object], complaint: str) -> None:
     row = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]} | changed
     with pytest.raises(ValueError, match=complaint):
         parse_record(Ranking, json.dumps(row))
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_input_errors(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "a"}\n' * 3 + '{"prompt": "é"}\n'.encode("latin-1"))
     (tmp_path / "utf16.jsonl").write_bytes('{"prompt": "a"}\n'.encode("utf-16"))
     whole = gzip.compress(b'{"prompt": "a"}\n' * 10_000)
@@ -293,7 +293,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("utf16.jsonl", "utf16.jsonl:1: not UTF-8"),
         ("cut.jsonl.gz", "cannot be read"),
         ("broken.jsonl.gz", "cannot be read"),
-        ("empty.jsonl", "no prompt in it"),
+        ("empty.jsonl", "contains no prompt"),
         ("list.json", "not valid JSON"),
         ("missing.jsonl", "no such file"),
     ]:
@@ -304,7 +304,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- writing is all or nothing
 
 
-def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
+def test_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     write_records(path, [Document(text="old")])
 
@@ -318,14 +318,14 @@ def test_a_failure_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_unwritable_path_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "out.jsonl", tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match="cannot be written"):
             write_text_atomic(path, "text")
 
 
-def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_partial_file(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the kernel refuses to write more into one file
     try:
@@ -336,6 +336,6 @@ def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pairs_are_the_decided_ones() -> None:
+def test_pairs_exclude_ties() -> None:
     ranking = Ranking(prompt="p", completions=("a", "b", "c", "d"), ranks=(2, 1, 2, 3))
     assert ranking.pairs() == [(0, 3), (1, 0), (1, 2), (1, 3), (2, 3)]  # six pairs but one tie

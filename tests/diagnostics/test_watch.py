@@ -1,4 +1,4 @@
-"""What `watch` shows of runs: made ones, a real one while it goes, one that was killed, one with hostile texts."""
+"""`watch` on example runs: finished, running, silent, and with control characters in samples."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def shown(folder, width=120):
 
 
 def unfinished(folder, quiet=0.0):
-    """Make a stage look as if it were still going, or had stopped some seconds ago."""
+    """Mark a stage as unfinished and silent for some seconds."""
     info = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps(info | {"finished": False}))
     (folder / "log.jsonl").write_text(json.dumps({"time": "", "said": "", "step": 10, "steps": 40, "left": 60}) + "\n")
@@ -38,7 +38,7 @@ def test_finished_stages_are_a_line_each(tmp_path):
         assert any(line.split()[:2] == [name, "done"] for line in text.splitlines())
 
 
-def test_a_running_stage_shows_curves_samples_and_time_left(tmp_path):
+def test_running_stage_shows_curves_samples_and_time_left(tmp_path):
     folder = example_run.make(tmp_path / "run")
     unfinished(folder / "ppo")
     rows = [json.loads(line) for line in (folder / "ppo" / "metrics.jsonl").read_text().splitlines()]
@@ -53,7 +53,7 @@ def test_a_running_stage_shows_curves_samples_and_time_left(tmp_path):
     assert len(scores.split()[1]) == min(watch.CURVE_WIDTH, len(values))
 
 
-def test_one_that_says_nothing_is_called_quiet(tmp_path):
+def test_silent_stage_is_shown_as_quiet(tmp_path):
     folder = example_run.make(tmp_path / "run")
     unfinished(folder / "ppo", quiet=500)
     assert "quiet for 50" in shown(folder)
@@ -61,17 +61,17 @@ def test_one_that_says_nothing_is_called_quiet(tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "curve"),
-    [([0, 7], "▁█"), ([3, 3, 3], "▁▁▁"), ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"), ([float("nan"), 1], "▁▁")],
+    [([0, 7], "▁█"), ([3, 3, 3], "▁▁▁"), (range(8), "▁▂▃▄▅▆▇█"), ([float("nan"), 1], "▁▁")],
 )
-def test_curves(values, curve):
+def test_sparkline_by_hand(values, curve):
     assert watch.sparkline(values) == curve
 
 
-def test_a_long_curve_is_means_of_its_parts():
+def test_long_sparkline_shows_means_of_parts():
     assert watch.sparkline([0, 0, 2, 4, 9, 7], width=3) == "▁▄█"  # 0, 3, 8
 
 
-def test_what_would_steer_the_terminal_is_not_printed(tmp_path):
+def test_control_characters_are_not_printed(tmp_path):
     folder = example_run.make(tmp_path / "run")
     unfinished(folder / "ppo")
     row = {
@@ -89,13 +89,13 @@ def test_what_would_steer_the_terminal_is_not_printed(tmp_path):
     assert "\x1b" not in text
 
 
-def test_the_command_ends_when_the_run_has_finished(tmp_path, capsys):
+def test_watch_ends_when_the_run_has_finished(tmp_path, capsys):
     folder = example_run.make(tmp_path / "run")
     assert run_command(["watch", str(folder / "ppo"), "--every", "0.1"]) == 0
     assert "done" in capsys.readouterr().out
 
 
-def test_stages_made_one_by_one_are_watched_until_all_have_finished(tmp_path):
+def test_separate_stages_are_watched_until_all_have_finished(tmp_path):
     folder = example_run.make(tmp_path / "run")
     (folder / "run.json").unlink(missing_ok=True)
     assert watch.is_run_finished(folder)
@@ -103,7 +103,7 @@ def test_stages_made_one_by_one_are_watched_until_all_have_finished(tmp_path):
     assert not watch.is_run_finished(folder)
 
 
-def test_what_a_stage_was_made_from_is_read_again_only_when_it_has_changed(tmp_path, monkeypatch):
+def test_content_hash_is_cached_until_the_file_changes(tmp_path, monkeypatch):
     file, read = tmp_path / "corpus.txt", []
     file.write_text("one")
     monkeypatch.setattr(watch, "content_hash", lambda path: read.append(path) or content_hash(path))
@@ -114,6 +114,6 @@ def test_what_a_stage_was_made_from_is_read_again_only_when_it_has_changed(tmp_p
     assert len(read) == 2
 
 
-def test_a_directory_without_a_run_is_one_line(tmp_path, capsys):
+def test_directory_without_a_run_is_one_line(tmp_path, capsys):
     assert run_command(["watch", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"instructgpt: {tmp_path}: no stage in it")

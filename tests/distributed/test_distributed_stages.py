@@ -1,4 +1,4 @@
-"""Stages divided among ranks: one, two and four compute the same, and a checkpoint of two goes on with one and with four.
+"""Stages on 1, 2 and 4 ranks compute the same, and a checkpoint resumes with another number of ranks.
 
 pytest tests/distributed/test_distributed_stages.py
 """
@@ -29,11 +29,11 @@ from instructgpt.train import ppo, reward, sft
 STAGES = {"sft": sft.train, "reward": reward.train, "ppo": ppo.train}
 COUNTS = (1, 2, 4)
 STOPS = {1: 3, 2: 2}
-"""After how many steps the run that changes its number of ranks is stopped under one and under two of them."""
+"""The step after which the `changing` run is stopped, by number of ranks."""
 
 
 def stage_configs(kit, folder: Path) -> dict[str, StageConfig]:
-    """A few steps of every stage with all that ranks divide: two losses, several microbatches and epochs, sampling, shares of nothing."""
+    """Configure a few steps of every stage with two losses, several microbatches and epochs, and ranks without rows."""
     rate = ("--lr", 3e-3)
     commands = {
         "sft": kit.sft(
@@ -76,11 +76,11 @@ def stage_configs(kit, folder: Path) -> dict[str, StageConfig]:
     return {name: cli.parse(command)[1] for name, command in commands.items()}
 
 
-def work(kit, root: Path, count: int, _: StageConfig) -> None:
-    """What each of `count` ranks does: all stages from start to end; those that stop and go on; those that change their number."""
+def run_stages(kit, root: Path, count: int, _: StageConfig) -> None:
+    """Run all stages in each of `count` ranks: without a stop, stopped and resumed, and with a changing rank count."""
     packing.MICROBATCH_TOKENS["cpu"] = 60
     sharding.MIN_FSDP_GROUP_PARAMETERS = 0 if count == 4 else 10_000_000  # layer by layer, or all at once
-    run_module.CHECKPOINT_SECONDS = 0.0
+    run_module.CHECKPOINT_INTERVAL_S = 0.0
     log = RunDirectory.log
     plans = [(f"whole-{count}", None), ("changing", STOPS.get(count))]
     if count == 2:
@@ -88,20 +88,18 @@ def work(kit, root: Path, count: int, _: StageConfig) -> None:
     for folder, stop in plans:
         sharding.MIN_SHARDED_PARAMETERS = 1_000_000 if folder == "copies-2" else 0
         for name, config in stage_configs(kit, root / folder).items():
-            RunDirectory.log = lambda *given, stop=stop, **options: stopping(log, stop, *given, **options)
+            RunDirectory.log = lambda *given, stop=stop, **options: log_then_stop(log, stop, *given, **options)
             try:
                 STAGES[name](config)
             except KeyboardInterrupt:
                 assert stop is not None
-                release_directory_lock(
-                    config.out
-                )  # as the end of a process would: with one rank it is this one, which lives on
+                release_directory_lock(config.out)  # released by the end of the process otherwise
             finally:
                 RunDirectory.log = log
 
 
-def stopping(log, stop, run, step, *rest, **options) -> None:
-    """Ctrl-C after a step was logged, before it is kept."""
+def log_then_stop(log, stop, run, step, *rest, **options) -> None:
+    """Raise KeyboardInterrupt between the log of a step and its checkpoint."""
     log(run, step, *rest, **options)
     if stop is not None and step > stop:
         raise KeyboardInterrupt
@@ -111,16 +109,16 @@ def stopping(log, stop, run, step, *rest, **options) -> None:
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     kit = make_kit(folder, "--layers", 2)
-    with pytest.MonkeyPatch.context() as patch:  # one rank works in this process, and what it sets is put back
+    with pytest.MonkeyPatch.context() as patch:  # one rank runs in this process: restore its settings
         patch.setitem(packing.MICROBATCH_TOKENS, "cpu", 60)
         for module, name in (
-            (sharding, "GATHERED_TOGETHER"),
-            (sharding, "HELD_WHOLE"),
-            (run_module, "CHECKPOINT_SECONDS"),
+            (sharding, "MIN_FSDP_GROUP_PARAMETERS"),
+            (sharding, "MIN_SHARDED_PARAMETERS"),
+            (run_module, "CHECKPOINT_INTERVAL_S"),
         ):
             patch.setattr(module, name, 0)
         for count in (2, 1, 4):
-            launch(partial(work, kit, folder, count), stage_configs(kit, folder)["sft"], count)
+            launch(partial(run_stages, kit, folder, count), stage_configs(kit, folder)["sft"], count)
     return folder
 
 
@@ -131,15 +129,15 @@ def metrics_of(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def assert_close(one: Path, other: Path) -> None:
-    """Weights and metrics agree to 1e-5 of rounding, and the weights are not those of the start."""
-    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert first.keys() == second.keys()
-    for name in first:
+def assert_close(first: Path, second: Path) -> None:
+    """Compare weights and metrics to 1e-5."""
+    tensors, expected = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert tensors.keys() == expected.keys()
+    for name in tensors:
         torch.testing.assert_close(
-            first[name], second[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            tensors[name], expected[name], atol=1e-5, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
-    rows, others = metrics_of(one), metrics_of(other)
+    rows, others = metrics_of(first), metrics_of(second)
     assert len(rows) == len(others) >= 4
     for row, same in zip(rows, others, strict=True):
         assert row == pytest.approx(same, abs=1e-5, rel=1e-5)
@@ -147,22 +145,22 @@ def assert_close(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("count", COUNTS[1:])
-def test_ranks_compute_what_one_does(count, stage, root):
+def test_ranks_match_one_process(count, stage, root):
     assert_close(root / f"whole-{count}" / stage, root / "whole-1" / stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_ranks_that_hold_small_models_whole_do_too(stage, root):
+def test_replicated_models_match_one_process(stage, root):
     assert_close(root / "copies-2" / stage, root / "whole-1" / stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_checkpoint_of_two_ranks_goes_on_with_one_and_then_four(stage, root):
+def test_checkpoint_resumes_with_another_number_of_ranks(stage, root):
     assert_close(root / "changing" / stage, root / "whole-1" / stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_that_stop_end_with_the_same_bytes(stage, root):
+def test_stopped_ranks_end_with_the_same_bytes(stage, root):
     stopped, whole = root / "stopped-2" / stage, root / "whole-2" / stage
     assert (stopped / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert metrics_of(stopped) == metrics_of(whole)
@@ -170,14 +168,14 @@ def test_two_ranks_that_stop_end_with_the_same_bytes(stage, root):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_training_moved_the_weights(stage, root):
-    """Else the comparisons above would compare nothing."""
+    """Guard the comparisons above against runs that train nothing."""
     start = load_file(root / "base" / "model.safetensors")
     end = load_file(root / "whole-4" / stage / "model.safetensors")
     alike = [name for name in start if name in end and start[name].shape == end[name].shape]
     assert max(float((end[name] - start[name]).abs().max()) for name in alike) > 1e-3
 
 
-def test_what_ranks_save_is_what_one_saves(root):
+def test_ranks_save_the_same_files_as_one_process(root):
     one, four = (root / f"whole-{count}" / "ppo" for count in (1, 4))
     assert {file.name for file in one.iterdir()} == {file.name for file in four.iterdir()}
     assert (one / "config.json").read_text() == (four / "config.json").read_text()
@@ -187,7 +185,7 @@ def test_what_ranks_save_is_what_one_saves(root):
     assert [row["completion"] for row in samples[0]] == [row["completion"] for row in samples[1]]
 
 
-def test_shares_are_all_rows_once_and_alike():
+def test_shard_by_length_covers_rows_evenly():
     lengths = [7, 1, 30, 4, 4, 12, 9, 30, 2, 2, 11]
     for total in (1, 2, 3, 4, 12):
         shares = [shard_by_length(lengths, DistInfo(own, total)) for own in range(total)]

@@ -1,4 +1,4 @@
-"""What becomes of ranks when one of them fails: its error is the one line that is shown, and the same command goes on.
+"""Failures of ranks: the failed rank's error is the one line printed, and the same command resumes.
 
 pytest tests/distributed/test_failures.py
 """
@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support.commands import Started, here, logged, wait_for
+from support.commands import CommandProcess, logged, run_in_process, wait_for
 
 from instructgpt.run.directory import read_jsonl_log
 
@@ -41,79 +41,80 @@ if fault == "gone":
     sys.argv = [word.replace("corpus.jsonl", "gone.jsonl") for word in sys.argv]
 cli.main()
 """
-"""The command as torchrun starts it, but something goes wrong in rank 1 after three steps."""
-GO_ON = "the same command goes on from the last checkpoint"
+"""The command with a fault in rank 1 after three steps."""
+RESUME_HINT = "run the same command to resume from the last checkpoint"
 SAYS = {
     "nan": r"the loss is nan \(on rank 1\): the learning rate is likely too high",
     "error": r"failed unexpectedly, ValueError: something nobody thought of",
     "gone": r".*gone\.jsonl.*no such file",
-    "SIGKILL": rf"rank 1 died or hangs, .*; {GO_ON}",
-    "SIGSTOP": rf"rank 1 died or hangs, after 8 s without an answer or a lost connection; {GO_ON}",
+    "SIGKILL": rf"rank 1 died or hangs: .*; {RESUME_HINT}",
+    "SIGSTOP": rf"rank 1 died or hangs: no answer for 8 s, or a lost connection; {RESUME_HINT}",
 }
 
 
-def torchrun(*arguments: object, folder: Path, fault: str = "", ranks: int = 2) -> Started:
-    """The command under torchrun, on this machine."""
+def torchrun(*arguments: object, folder: Path, fault: str = "", ranks: int = 2) -> CommandProcess:
     script = folder / "faulty.py"
     script.write_text(FAULTY)
     os.environ["FAULT"] = fault
     start = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), script)
-    return Started(*arguments, program=start)
+    return CommandProcess(*arguments, program=start)
 
 
-def said(err: str) -> list[str]:
-    """The lines of the command itself; torchrun adds a report of its own."""
+def error_lines(err: str) -> list[str]:
+    """Return the command's own lines; torchrun adds a report."""
     return [line for line in err.splitlines() if line.startswith("instructgpt: ")]
 
 
 @pytest.mark.parametrize(
     "fault", [name if name == "nan" else pytest.param(name, marks=pytest.mark.slow) for name in SAYS]
 )
-def test_the_rank_that_failed_is_the_one_that_is_shown(fault, kit, tmp_path, capsys):
+def test_error_of_the_failed_rank_is_printed(fault, kit, tmp_path, capsys):
     out = tmp_path / "out"
     argv = kit.pretrain(out, "--tokens", 64 * STEPS)
     ended = torchrun(argv, "--patience", 8, folder=tmp_path, fault=fault).end()
     assert ended.code == 1, ended
-    (line,) = said(ended.err)
+    (line,) = error_lines(ended.err)
     assert re.match("instructgpt: " + SAYS[fault], line), line
     assert fault == "gone" or len(list((out / "checkpoints").glob("step-*"))) == 2
     assert not (fault == "gone" and out.exists())
-    assert here(capsys)(*argv).code == 0
+    assert run_in_process(capsys)(*argv).code == 0
     assert [row["step"] for row in read_jsonl_log(out / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(
     ("number", "group"), [(signal.SIGTERM, False), pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)]
 )
-def test_ranks_that_are_asked_to_end_keep_what_they_have(number, group, kit, tmp_path):
+def test_stop_signal_saves_a_checkpoint_on_ranks(number, group, kit, tmp_path):
     out = tmp_path / "out"
     argv = kit.pretrain(out, "--tokens", 64 * 4000)
-    started = torchrun(argv, folder=tmp_path).when(logged(out, 3)).send(number, group=group)
+    started = torchrun(argv, folder=tmp_path).wait_until(logged(out, 3)).send(number, group=group)
     ended = started.end()
     assert ended.code != 0
-    assert said(ended.err) == ["instructgpt: stopped; the same command goes on from the last checkpoint"]
+    assert error_lines(ended.err) == [
+        "instructgpt: interrupted; run the same command to resume from the last checkpoint"
+    ]
     last = max(int(folder.name[-8:]) for folder in (out / "checkpoints").glob("step-*"))
     assert last == read_jsonl_log(out / "metrics.jsonl")[-1]["step"]
-    wait_for(lambda: started.nobody_left, patience=10)
+    wait_for(lambda: started.group_has_ended, patience=10)
 
 
-def test_a_command_that_cannot_be_divided_and_one_that_is_wrong(kit, tmp_path, capsys, monkeypatch):
-    """As each of two ranks would, told apart by torchrun's environment."""
+def test_torchrun_refuses_other_commands_and_prints_errors_once(kit, tmp_path, capsys, monkeypatch):
+    """As each of two ranks, by torchrun's environment variables."""
     for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    told = here(capsys)("report", tmp_path).complaint(2)
-    assert told == "report: torchrun starts pretrain, sft, reward, ppo; start this command by itself"
+    told = run_in_process(capsys)("report", tmp_path).error_line(2)
+    assert told == "report: run without torchrun, which is for pretrain, sft, reward, ppo"
     wrong = kit.pretrain(tmp_path / "out", "--lr", -1)
-    assert "--lr -1" in here(capsys)(*wrong).complaint(2)
+    assert "--lr -1" in run_in_process(capsys)(*wrong).error_line(2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    silent = here(capsys)(*wrong)
+    silent = run_in_process(capsys)(*wrong)
     assert (silent.code, silent.err) == (2, "")
 
 
-def test_dividing_twice_is_refused(kit, tmp_path):
+def test_processes_under_torchrun_is_refused(kit, tmp_path):
     ended = torchrun(kit.pretrain(tmp_path / "out"), "--processes", 2, folder=tmp_path, ranks=1).end()
-    assert said(ended.err) == [
-        "instructgpt: --processes 2: torchrun has started the ranks already; leave --processes out"
+    assert error_lines(ended.err) == [
+        "instructgpt: --processes 2: torchrun has already started the ranks; drop --processes"
     ]
 
 
@@ -136,17 +137,17 @@ def narrowed(run):
 Run.restore = narrowed
 cli.main()
 """
-"""The command, but when training begins the process may have only 160 MB more than it has: too little for 65,536 tokens at once."""
+"""The command with 160 MB of memory left when training starts: too little for a microbatch of 65,536 tokens."""
 
 
 @pytest.mark.slow
-def test_when_memory_runs_out_fewer_tokens_are_computed_at_once(kit, tmp_path, capsys):
+def test_out_of_memory_halves_microbatches(kit, tmp_path, capsys):
     out, alone = tmp_path / "out", tmp_path / "alone"
     size = ("--batch", 4096, "--tokens", 16 * 4096 * 3)
-    ended = Started(kit.pretrain(out, *size), program=("-c", NARROW)).end()
+    ended = CommandProcess(kit.pretrain(out, *size), program=("-c", NARROW)).end()
     assert ended.code == 0, ended
-    assert "out of memory: goes on with" in " ".join(ended.out.split())
-    assert here(capsys)(*kit.pretrain(alone, *size)).code == 0
+    assert "out of memory: resuming with" in " ".join(ended.out.split())
+    assert run_in_process(capsys)(*kit.pretrain(alone, *size)).code == 0
     rows, others = (read_jsonl_log(folder / "metrics.jsonl") for folder in (out, alone))
     assert [row["loss/train"] for row in rows] == pytest.approx([row["loss/train"] for row in others], abs=1e-5)
 
@@ -161,7 +162,7 @@ from instructgpt.train import optim as loop, pretrain
 batches.MICROBATCH_TOKENS["cpu"] = 1 << 16
 restore, descend, logp = Run.restore, pretrain.optimizer_step, loop.completion_logp
 noted_here = Path(f"{sys.argv[0]}.{os.environ['RANK']}")
-noted_here.write_text("")  # who begins anew notes anew: memory may have lasted for a step or two before
+noted_here.write_text("")  # emptied by a restart: a step or two may have fit in memory before
 
 def narrowed(run):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -185,19 +186,19 @@ if os.environ["RANK"] == "1":
 pretrain.optimizer_step = noted
 cli.main()
 """
-"""The command as torchrun starts it, but in forward passes rank 1 may have only 300 MB more than it has when training begins. What ranks
-say to each other has all the memory there is: a thread of the library that gets none ends its process."""
+"""The command with 300 MB of memory left for forward passes in rank 1. Communication is not limited: a gloo thread that
+cannot allocate would end its process."""
 
 
 @pytest.mark.slow
-def test_when_memory_runs_out_in_one_rank_all_begin_anew_with_less(kit, tmp_path, capsys):
+def test_out_of_memory_on_one_rank_restarts_all(kit, tmp_path, capsys):
     out, alone, script = tmp_path / "out", tmp_path / "alone", tmp_path / "tight.py"
     script.write_text(TIGHT)
     size = ("--batch", 8192, "--tokens", 16 * 8192 * 3)
     start = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script)
-    ended = Started(kit.pretrain(out, *size), program=start).end()
+    ended = CommandProcess(kit.pretrain(out, *size), program=start).end()
     assert ended.code == 0, ended
-    assert "out of memory: goes on with" in " ".join(ended.out.split())
+    assert "out of memory: resuming with" in " ".join(ended.out.split())
     steps = [
         [tuple(map(int, line.split())) for line in Path(f"{script}.{rank}").read_text().splitlines()]
         for rank in range(2)
@@ -208,6 +209,6 @@ def test_when_memory_runs_out_in_one_rank_all_begin_anew_with_less(kit, tmp_path
     budgets = {rank[0][1] for rank in steps}
     assert len(budgets) == 1
     assert budgets < {1 << power for power in range(8, 16)}
-    assert here(capsys)(*kit.pretrain(alone, *size)).code == 0
+    assert run_in_process(capsys)(*kit.pretrain(alone, *size)).code == 0
     rows, others = (read_jsonl_log(folder / "metrics.jsonl") for folder in (out, alone))
     assert [row["loss/train"] for row in rows] == pytest.approx([row["loss/train"] for row in others], abs=1e-5)

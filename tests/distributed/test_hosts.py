@@ -1,7 +1,7 @@
-"""Two hosts: network namespaces on one machine, joined by a virtual cable, each started by the recipe for plain torchrun.
+"""Two hosts, as network namespaces on one machine joined by a virtual cable; and the recipes for clusters.
 
-One is lost in the middle, the other notices; both are started again and end with the bytes of a run that was left alone.
-Making namespaces needs root and iproute2; where that is not possible the test says so and is skipped.
+One host is lost during a run and the other notices; both start again and end with the bytes of an undisturbed run.
+Namespaces need root and iproute2; the test is skipped without them.
 
 pytest tests/distributed/test_hosts.py
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.commands import EAGER, SRC, Started, logged, wait_for
+from support.commands import EAGER, SRC, CommandProcess, logged, wait_for
 
 from instructgpt.run.directory import read_jsonl_log
 
@@ -33,7 +33,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture
 def hosts():
-    """Names of two namespaces with a cable between them; cut it with `ip link set`."""
+    """Names of two connected namespaces; `ip link set cable down` disconnects them."""
     names = [f"ig{os.getpid()}{letter}" for letter in "ab"]
     try:
         for name in names:
@@ -51,24 +51,25 @@ def hosts():
         pytest.skip(f"no network namespaces here ({getattr(error, 'stderr', '') or error}): it needs root and iproute2")
     yield names
     for name in names:
-        lose(name)
+        kill_host(name)
         subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def lose(host: str) -> None:
-    """End everything that runs on a host, as when its power fails."""
+def kill_host(host: str) -> None:
+    """Kill all processes of a host, as a power failure would."""
     there = subprocess.run(["ip", "netns", "pids", host], check=True, capture_output=True, text=True).stdout.split()
     for process in there:
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(process), signal.SIGKILL)
 
 
-def start(hosts: list[str], argv: list[str], folder: Path) -> list[Started]:
-    """The recipe on each host; checkpoints are written after every step."""
-    python = folder / "python"  # runs the module with our package's clock turned up
+def start(hosts: list[str], argv: list[str], folder: Path) -> list[CommandProcess]:
+    """Start the torchrun recipe on each host, with a checkpoint after every step."""
+    python = folder / "python"  # replaces `-m instructgpt` by the program with checkpoints after every step
     python.write_text(
         f'#!/bin/bash\nargs=("$@")\nfor i in "${{!args[@]}}"; do\n'
-        f'  [ "${{args[$i]}}" = instructgpt ] && [ "${{args[$((i-1))]}}" = -m ] && args[$((i-1))]={folder}/eager.py && unset "args[$i]"\n'
+        '  [ "${args[$i]}" = instructgpt ] && [ "${args[$((i-1))]}" = -m ] || continue\n'
+        f'  args[$((i-1))]={folder}/eager.py; unset "args[$i]"\n'
         f'done\nexec {sys.executable} "${{args[@]}}"\n'
     )
     python.chmod(0o755)
@@ -85,24 +86,24 @@ def start(hosts: list[str], argv: list[str], folder: Path) -> list[Started]:
         }
         script = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
         words = ["env", *(f"{key}={value}" for key, value in settings.items()), RECIPES / "torchrun.sh", *argv]
-        started.append(Started(["ip", "netns", "exec", name, *words], program=("-c", script)))
+        started.append(CommandProcess(["ip", "netns", "exec", name, *words], program=("-c", script)))
     return started
 
 
 @pytest.mark.slow
-def test_a_lost_host_comes_back_and_the_run_ends_as_if_nothing_had_happened(hosts, kit, tmp_path):
+def test_run_resumes_exactly_after_a_lost_host(hosts, kit, tmp_path):
     out, alone = tmp_path / "out", tmp_path / "alone"
     options = ("--tokens", 64 * 60, "--patience", 10)
     first, second = start(hosts, kit.pretrain(out, *options), tmp_path)
-    first.when(logged(out, 3))
+    first.wait_until(logged(out, 3))
     ip("-n", hosts[1], "link", "set", "cable", "down")
-    lose(hosts[1])
+    kill_host(hosts[1])
     lost = first.end()
     assert lost.code == 1
     (line,) = [line for line in lost.err.splitlines() if line.startswith("instructgpt: ")]
-    assert "rank 1 died or hangs, after 10 s without an answer or a lost connection" in line
+    assert "rank 1 died or hangs: no answer for 10 s, or a lost connection" in line
     assert second.end().code == -signal.SIGKILL
-    wait_for(lambda: first.nobody_left and second.nobody_left, patience=10)
+    wait_for(lambda: first.group_has_ended and second.group_has_ended, patience=10)
     kept = sorted((out / "checkpoints").glob("step-*"))
     assert kept
     assert not (out / "model.safetensors").exists()
@@ -110,7 +111,7 @@ def test_a_lost_host_comes_back_and_the_run_ends_as_if_nothing_had_happened(host
     ip("-n", hosts[1], "link", "set", "cable", "up")
     again = [one.end() for one in start(hosts, kit.pretrain(out, *options), tmp_path)]
     assert [one.code for one in again] == [0, 0], again
-    assert "goes on after step" in again[0].out
+    assert "resuming after step" in again[0].out
     undisturbed = [one.end() for one in start(hosts, kit.pretrain(alone, *options), tmp_path)]
     assert [one.code for one in undisturbed] == [0, 0]
     assert (out / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
@@ -122,8 +123,8 @@ def test_a_lost_host_comes_back_and_the_run_ends_as_if_nothing_had_happened(host
     assert len(rows[0]) == 60
 
 
-def test_the_slurm_recipe_gives_each_host_its_number(tmp_path):
-    """The batch script with stand-ins for Slurm's commands: srun runs the task for each of two hosts."""
+def test_slurm_recipe_numbers_the_hosts(tmp_path):
+    """Run the batch script with fakes of Slurm's commands; srun runs the task for each of two hosts."""
     for name, text in {
         "scontrol": '[ "$1" = show ] && printf "node7\\nnode8\\n" || echo "$@" >> requeued',
         "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done; exit ${CODE:-0}',
@@ -153,7 +154,7 @@ def test_the_slurm_recipe_gives_each_host_its_number(tmp_path):
         assert (tmp_path / "requeued").read_text() == queued
 
 
-def test_the_kubernetes_recipe_agrees_with_itself():
+def test_kubernetes_recipe_is_consistent():
     service, job = yaml.safe_load_all((RECIPES / "kubernetes.yaml").read_text())
     pod = job["spec"]["template"]["spec"]
     (stage,) = pod["containers"]

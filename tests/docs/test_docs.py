@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support.configs import configs
 from support.pages import FENCE, ROOT, commands
 
-from instructgpt.cli import parse
+from instructgpt.cli import COMMANDS, parse
 from instructgpt.config import StageConfig
 from instructgpt.errors import InputError
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
+OPTIONS = ROOT / "docs" / "options.md"
 
 CODE = re.compile(r"`((?:\w+/)+\w+\.py|test_\w+\.py|[a-z]+\.py)(?:`((?:, `[\w.]+`)*)(?:: `([^`\n]+)`)?|: ([^`\n]+)`)")
 """Where a page speaks of code: `file.py`, `name`, `name`: `quoted`, or `file.py: name, name`."""
@@ -104,27 +108,92 @@ def test_what_is_quoted_stands_in_the_code(page):
 def test_a_wrong_quote_is_found():
     page = (
         "`train/sft.py`, `train`, `tran`: `x = 1`; `train/sft.py: main, mani`; `train/sf.py`; "
-        "`data/tokenization.py`: `Renderer.prompt`; `a.py`"
+        "`data/tokenization.py`: `PromptTokenizer.encode_prompt`; `a.py`"
     )
     assert list(misquoted(page)) == ["train/sft.py: tran", "train/sft.py: x = 1", "train/sft.py: mani", "train/sf.py"]
 
 
-def test_every_option_is_explained_on_the_page_of_its_command():
-    missing = {}
-    for name, config in configs():
-        page = ROOT / "docs" / f"{name}.md"
-        if page.exists():
-            said = words_in_code(page.read_text(encoding="utf-8"))
-            own = set(config.model_fields) - set(StageConfig.model_fields)  # those of all stages: see the next test
-            missing[f"{page.name}: {config.__name__}"] = sorted(own - said)
-    assert not {place: names for place, names in missing.items() if names}
+def load_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_options", ROOT / "docs" / "generate_options.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_options_of_all_stages_are_explained_somewhere():
-    if not (ROOT / "README.md").exists():
-        pytest.skip("there is no README yet")
-    said = set().union(*(words_in_code(page.read_text(encoding="utf-8")) for page in GUIDES))
+def test_options_page_is_what_the_generator_writes():
+    assert OPTIONS.read_text(encoding="utf-8") == load_generator().render(), "run: make docs"
+
+
+def page_sections(text: str) -> dict[str, str]:
+    """Text below each second-level heading."""
+    parts = re.split(r"^## +(.+)$", text, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def option_rows(text: str) -> list[list[str]]:
+    """Cells of the rows whose first cell is an option in backticks."""
+    rows = [re.split(r" *(?<!\\)\| *", line.strip("| ")) for line in text.splitlines() if line.startswith("| `")]
+    return [row for row in rows if re.match(r"`-", row[0])]
+
+
+def test_every_option_of_every_command_is_explained():
+    generator = load_generator()
+    sections = page_sections(OPTIONS.read_text(encoding="utf-8"))
+    shared = words_in_code(sections[generator.SHARED])
+    documented = dict(generator.FILE_SECTIONS)
+    for command in COMMANDS:
+        documented[command.name] = getattr(importlib.import_module(command.module), command.config)
+    for name, config in documented.items():
+        rows = re.findall(r"^\| `(.+?)` \| .+? \| (.*) \|$", sections[name], re.M)
+        assert all(text.strip() for _, text in rows), f"{name}: an option without a description"
+        said = {word.lower() for word in words_in_code(" ".join(f"`{option}`" for option, _ in rows))} | shared
+        said |= {word.removeprefix("no_") for word in said}
+        assert not set(config.model_fields) - said - set(getattr(config, "excluded_fields", ())), name
+    assert {config for _, config in configs()} <= set(documented.values())
+
+
+def test_options_of_all_stages_are_explained_on_other_pages():
+    said = set().union(*(words_in_code(page.read_text(encoding="utf-8")) for page in GUIDES if page != OPTIONS))
     assert not set(StageConfig.model_fields) - said
+
+
+def same_default(cell: str, default: object) -> bool:
+    if isinstance(default, bool):
+        return cell == ("on" if default else "off")
+    if isinstance(default, int | float):
+        return float(cell.replace(",", "")) == default
+    return cell.strip("`") == str(default)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in configs()}))
+def test_option_tables_of_a_page_agree_with_its_command(name):
+    page = ROOT / "docs" / f"{name}.md"
+    if not page.exists():
+        pytest.skip("options of this command are on docs/options.md only")
+    fields = {
+        key: field for page_name, config in configs() if page_name == name for key, field in config.model_fields.items()
+    }
+    for cells in option_rows(page_sections(page.read_text(encoding="utf-8")).get("Options", "")):
+        for option in re.findall(r"`--([a-z-]+)`", cells[0]):
+            field = fields[option.replace("-", "_")]
+            default = "required" if field.is_required() else field.get_default()
+            if default not in (None, (), "required"):
+                assert same_default(cells[1], default), f"{page.name}: {option} has the default {default}"
+
+
+FOREIGN = {"nproc-per-node", "nodes", "logdir", "clean", "dbname", "help", "version", "debug", "preset", "config"}
+"""Options of other programs, and those that every command has."""
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_options_named_on_a_page_exist(page):
+    known = {name.replace("_", "-") for _, config in configs() for name in config.model_fields} | FOREIGN
+    for script in (*(ROOT / "bench").glob("*.py"), ROOT / "src" / "instructgpt" / "world" / "__main__.py"):
+        known |= set(re.findall(r'"--([a-z-]+)"', script.read_text(encoding="utf-8")))
+    named = re.findall(r"(?<![\w-])--([a-z][a-z-]*[a-z])", page.read_text(encoding="utf-8"))
+    assert not {name.removeprefix("no-") for name in named} - known
 
 
 def complaints(text: str) -> Iterator[str]:

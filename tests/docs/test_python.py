@@ -39,7 +39,7 @@ def ran(tmp_path_factory):
     return folder, names
 
 
-def test_the_table_has_a_row_for_every_update_of_every_run(ran):
+def test_table_has_a_row_for_every_update_of_every_run(ran):
     _, names = ran
     assert [tuple(row) for row in names["table"][["kl_coef", "seed", "step"]].to_numpy()] == [
         (kl_coef, seed, step) for kl_coef in (0.0, 0.2) for seed in (0, 1) for step in (1, 2)
@@ -47,23 +47,23 @@ def test_the_table_has_a_row_for_every_update_of_every_run(ran):
     assert names["estimate"].low < names["estimate"].value < names["estimate"].high
 
 
-def test_scores_are_the_stock_classs_less_the_offset(ran):
+def test_scores_are_stock_scores_minus_the_offset(ran):
     folder, names = ran
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(folder / names["judge"]).eval()
-    asked = names["render"].prompt("Name a colour.")
-    assert all(answer.example.prompt_ids == asked for answer in names["answers"])
+    prompt_ids = names["tokenizer"].encode_prompt("Name a colour.")
+    assert all(answer.example.prompt_ids == prompt_ids for answer in names["answers"])
     with torch.no_grad():
-        rows = [torch.tensor([asked + answer.example.completion_ids]) for answer in names["answers"]]
+        rows = [torch.tensor([prompt_ids + answer.example.completion_ids]) for answer in names["answers"]]
         numbers = [stock.score(stock.model(row).last_hidden_state)[0, -1, 0].item() for row in rows]
     assert names["scores"].tolist() == pytest.approx(
         [number - stock.config.score_offset for number in numbers], abs=1e-5
     )
 
 
-def test_what_was_replaced_was_used_and_is_itself_again(ran):
+def test_replacements_are_used_and_undone(ran):
     folder, _ = ran
     plain = last_row(folder / "runs" / "kl" / "0.0-0")
-    for name in ("centred", "fixed"):
+    for name in ("centered", "fixed"):
         assert last_row(folder / "runs" / "vary" / name)["loss/policy_avg"] != plain["loss/policy_avg"]
     first = [
         json.loads(line) for line in (folder / "runs" / "vary" / "fixed" / "samples.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""A fresh machine: pyproject, constraints and Makefile agree, and the Makefile says in one line what is missing.
+"""Installation: pyproject, constraints and Makefile agree, and the Makefile reports in one line what is missing.
 
 The Makefile runs for real, with small shell scripts in place of Python so that nothing is downloaded.
 """
@@ -43,7 +43,7 @@ esac
 
 @pytest.fixture
 def clone(tmp_path):
-    """A fresh clone in a place whose name has a space, and a Python that only takes notes."""
+    """A fresh clone in a path with a space, and a fake Python that records its calls."""
     place = tmp_path / "my clone"
     (place / "bin").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
@@ -85,7 +85,7 @@ def test_pins_are_plain():
     assert not strange, "no local versions (+cpu), hashes, markers or addresses"
 
 
-def test_torch_is_the_same_everywhere():
+def test_torch_version_is_the_same_everywhere():
     (version,) = re.findall(r"^TORCH := (\S+)$", (ROOT / "Makefile").read_text(), re.M)
     assert version == PINS["torch"]
     assert INSTALLS[0] == f"install torch=={version}"
@@ -97,17 +97,17 @@ def test_torch_is_the_same_everywhere():
 @pytest.mark.parametrize(
     "wanted", [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
 )
-def test_what_is_pinned_is_installed(wanted):
+def test_pinned_versions_are_installed(wanted):
     name = canonicalize_name(Requirement(wanted).name)
     assert importlib.metadata.version(name).split("+")[0] == PINS[name]
 
 
-def test_make_alone_lists_every_target():
+def test_make_lists_every_target():
     shown = make(ROOT, path=os.environ["PATH"]).stdout
-    assert re.findall(r"make (\w+)", shown) == ["help", "setup", "run", "test", "check", "clean"]
+    assert re.findall(r"make (\w+)", shown) == ["help", "setup", "run", "test", "check", "docs", "clean"]
 
 
-@pytest.mark.parametrize("target", ["setup", "run", "test", "check"])
+@pytest.mark.parametrize("target", ["setup", "run", "test", "check", "docs"])
 def test_every_target_begins_with_the_installation(clone, target):
     shown = make(clone, "-n", target)
     assert shown.returncode == 0, shown.stderr
@@ -118,12 +118,13 @@ def test_every_target_begins_with_the_installation(clone, target):
         "run": "instructgpt run --preset demo --out runs/demo",
         "test": "-m pytest -n 2 --dist worksteal",
         "check": '-m "not slow"',
+        "docs": "docs/generate_options.py",
     }
     assert last.get(target, "") in shown.stdout.splitlines()[-1]
     assert calls(clone) == []
 
 
-def test_torch_first_and_quick_the_second_time(clone):
+def test_torch_is_installed_first_and_setup_runs_once(clone):
     first = make(clone, "setup")
     assert first.returncode == 0, first.stderr
     assert calls(clone) == ["venv", *INSTALLS]
@@ -142,7 +143,7 @@ def test_changed_pins_are_installed_into_the_same_environment(clone):
 
 
 @pytest.mark.parametrize("step", INSTALLS)
-def test_a_failed_installation_is_made_again(clone, step):
+def test_failed_installation_is_repeated(clone, step):
     assert make(clone, "setup", BREAK=step).returncode != 0
     assert not (clone / ".venv" / "installed").exists()
     calls(clone)
@@ -150,7 +151,7 @@ def test_a_failed_installation_is_made_again(clone, step):
     assert calls(clone) == ["venv", *INSTALLS]
 
 
-def test_a_dead_or_moved_environment_is_made_again(clone):
+def test_broken_environment_is_recreated(clone):
     make(clone, "setup")
     calls(clone)
     (clone / ".venv" / "bin" / "python").unlink()
@@ -168,12 +169,12 @@ def one_line(done):
     return line
 
 
-def test_no_python_is_said_in_one_line(clone):
+def test_missing_python_is_one_line(clone):
     assert "no Python 3.11 or newer found" in one_line(make(clone, "setup", path=str(clone / "nothing")))
     assert "no Python 3.11 or newer found" in one_line(make(clone, "setup", "PYTHON=no such python"))
 
 
-def test_an_old_python_is_no_python(clone):
+def test_old_python_is_refused(clone):
     (clone / "bin" / "python3.14").rename(clone / "bin" / "python3")
     (clone / "bin" / "python3").write_text(
         "#!/bin/sh\nexit 1\n"
@@ -181,14 +182,14 @@ def test_an_old_python_is_no_python(clone):
     assert "no Python 3.11 or newer found" in one_line(make(clone, "test", path=str(clone / "bin")))
 
 
-def test_a_python_without_venv_is_said_in_one_line(clone):
+def test_python_without_venv_is_one_line(clone):
     line = one_line(make(clone, "setup", path=str(clone / "bin"), NO_VENV="1"))
     assert "python3.14 has no venv module" in line
     assert "python3-venv" in line
     assert not (clone / ".venv").exists()
 
 
-def test_the_check_of_versions_is_right():
+def test_version_check_accepts_supported_pythons_only():
     (check,) = re.findall(r"^NEW_ENOUGH := (.*)$", (ROOT / "Makefile").read_text(), re.M)
     for version, enough in [((3, 10, 14), False), ((3, 11, 0), True), ((3, 14, 0), True), ((2, 7, 18), False)]:
         program = check.replace("import sys; ", f"import sys; sys.version_info = {version}; ")

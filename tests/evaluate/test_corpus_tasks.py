@@ -285,7 +285,7 @@ def test_translations_are_one_corpus(tmp_path):
 )
 def test_summaries(tmp_path, task, columns):
     rows = [{columns[0]: "The sea is wide.\n\nTL;DR:", columns[1]: "Seas are wide"}]
-    (question,) = task.read(save(tmp_path / "a.jsonl", rows), BARE)
+    (question,) = task.load(save(tmp_path / "a.jsonl", rows), BARE)
     assert (question.text, question.tail) == ("The sea is wide.", "\n\nTL;DR:")
     (row,) = task.measure([replied(question, "The wide sea")], BARE)
     theirs = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score("Seas are wide", "The wide sea")
@@ -332,7 +332,7 @@ def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
 )
 def test_a_broken_row_is_one_clear_line(tmp_path, task, row, complaint):
     with pytest.raises(InputError) as found:
-        task.read(save(tmp_path / "a.jsonl", [row]), BARE)
+        task.load(save(tmp_path / "a.jsonl", [row]), BARE)
     assert complaint in str(found.value)
     assert "\n" not in str(found.value)
 

@@ -182,9 +182,9 @@ def test_log_probabilities_are_those_of_one_plain_forward(subject):
     ]
     for (text, choice), (logp, count) in zip(pairs, choice_logps(subject, pairs), strict=True):
         before = subject.tokenizer.encode_text(text) if text else [subject.tokenizer.eos]
-        after = subject.tokenizer.completion(choice, finished=False)
+        after = subject.tokenizer.encode_completion(choice, finished=False)
         with torch.no_grad():
-            logits = subject.model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+            logits = subject.lm(torch.tensor([before + after])).logits[0].log_softmax(-1)
         slow = sum(float(logits[len(before) - 1 + i, token]) for i, token in enumerate(after))
         assert (logp, count) == (pytest.approx(slow, abs=1e-4), len(after))
 
@@ -389,7 +389,7 @@ def test_the_evaluation_of_the_page_is_whole(save, tmp_path, monkeypatch):
     (text,) = [block.partition("```")[0] for block in page.split("## Adding one")[1].split("```python\n")[1:]]
     riddles: dict = {}
     exec(text, riddles)
-    monkeypatch.setitem(EVAL_TASKS, "riddles", riddles["EVALUATION"])
+    monkeypatch.setitem(EVAL_TASKS, "riddles", riddles["TASK"])
     rows = [{"riddle": f"What croaks {i}?", "answers": "a frog|frog"} for i in range(7)]
     (tmp_path / "riddles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = [

@@ -17,7 +17,7 @@ from instructgpt.evaluate.judges.http_client import (
 
 
 def quick(service, **how):
-    return Endpoint(service.url, **({"pause": 0.01, "timeout": 5.0} | how))
+    return Endpoint(service.url, **({"backoff_s": 0.01, "timeout_s": 5.0} | how))
 
 
 def doubled(answer):
@@ -38,7 +38,7 @@ def test_every_question_is_answered_with_its_own_answer_a_few_at_a_time():
         return {"number": question["number"]}
 
     with serving(slowly) as service:
-        assert all_of(quick(service, at_once=3), 20) == {i: 2 * i for i in range(20)}
+        assert all_of(quick(service, max_concurrency=3), 20) == {i: 2 * i for i in range(20)}
     assert service.most == 3
     assert set(service.paths) == {"/v1/double"}
     assert service.keys == [None] * 20
@@ -70,7 +70,7 @@ def test_a_service_that_wants_a_pause_gets_it_from_everybody():
         return (429, {"Retry-After": "1"}, b"slow down") if len(service.asked) == 1 else {"number": question["number"]}
 
     with serving(told) as service:
-        all_of(quick(service, at_once=1), 3)
+        all_of(quick(service, max_concurrency=1), 3)
     assert service.times[1] - service.times[0] >= 1
 
 
@@ -101,7 +101,7 @@ def test_one_question_that_is_never_answered_is_a_failure_and_no_number():
     with serving(
         lambda service, question: (500, {}, b"no") if question["number"] == 3 else echo(service, question)
     ) as service:
-        found = all_of(quick(service, tries=3), 8)
+        found = all_of(quick(service, max_attempts=3), 8)
     assert isinstance(found.pop(3), EndpointError)
     assert found == {i: 2 * i for i in range(8) if i != 3}
     assert len(service.asked) == 7 + 3
@@ -122,7 +122,7 @@ def test_a_service_that_will_never_answer_is_asked_once(status, said):
         serving(lambda *_: (status, {"Location": "http://127.0.0.1:1/"}, b"")) as service,
         pytest.raises(RunError, match=said),
     ):
-        all_of(quick(service, at_once=1), 10)
+        all_of(quick(service, max_concurrency=1), 10)
     assert len(service.asked) == 1
 
 
@@ -137,7 +137,7 @@ def test_what_was_answered_before_the_service_went_down_is_there():
         lambda service, question: echo(service, question) if question["number"] < 5 else (503, {}, b"")
     ) as service:
         with pytest.raises(RunError, match="5 of 30 questions were answered"):
-            keep_all(quick(service, tries=2, at_once=1))
+            keep_all(quick(service, max_attempts=2, max_concurrency=1))
         assert len(service.asked) == 5 + 2 * MAX_CONSECUTIVE_FAILURES
     assert {which: found for which, found in kept.items() if not isinstance(found, EndpointError)} == {
         i: 2 * i for i in range(5)
@@ -146,7 +146,7 @@ def test_what_was_answered_before_the_service_went_down_is_there():
 
 def test_nobody_there_is_one_line():
     with serving(echo) as service:
-        gone = quick(service, tries=2)
+        gone = quick(service, max_attempts=2)
     with pytest.raises(RunError, match="cannot be reached") as told:
         all_of(gone, 3)
     assert "\n" not in str(told.value)
@@ -159,7 +159,7 @@ def test_a_service_too_slow_for_the_time_limit_is_given_up():
 
     begun = time.monotonic()
     with serving(told) as service, pytest.raises(RunError, match=r"no answer within 0\.05 s \(tried 2 times\)"):
-        all_of(quick(service, timeout=0.05, tries=2), 4)
+        all_of(quick(service, timeout_s=0.05, max_attempts=2), 4)
     assert time.monotonic() - begun < 3
 
 

@@ -12,7 +12,6 @@ import torch
 from support.endpoint import serving
 
 from instructgpt.cli import run_command as command
-from instructgpt.evaluate.aggregate import read_result_rows
 from instructgpt.evaluate.judges.llm_judge import (
     OUTCOME_BY_LETTER,
     EndpointJudge,
@@ -33,6 +32,7 @@ from instructgpt.evaluate.judges.pairwise import (
 from instructgpt.evaluate.metrics.preference import measure, measure_pooled_preference
 from instructgpt.models.policy import load_policy
 from instructgpt.records import Completion, Ranking
+from instructgpt.results import read_result_rows
 
 
 def value(rows, metric, model, condition=""):

@@ -184,7 +184,7 @@ def test_our_own_tasks_find_the_log_probabilities_that_their_model_finds(
     harness, roomy, tmp_path, evaluation, rows, show
 ):
     """The texts of our own tasks, put to the harness's own model as requests of the harness."""
-    questions = evaluation.read(write(tmp_path / "rows.jsonl", rows), EvalSettings(shots=1))
+    questions = evaluation.load(write(tmp_path / "rows.jsonl", rows), EvalSettings(shots=1))
     assert all(show(row) in question.text for row, question in zip(rows, questions[::2], strict=True))
     replies = generate_replies(EvaluatedModel("m", *load_policy(roomy, torch.device("cpu"))), questions, seed=0)
     own = harness[1](pretrained=str(roomy), device="cpu", dtype="float32", batch_size=4)

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from scipy import stats
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow, read_result_rows, write_result_rows
 from instructgpt.evaluate.metrics import bias, labels, preference, tax, text_metrics, toxicity, truthfulness
 from instructgpt.evaluate.reward import metrics
 from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.records import LABELS, Ranking, parse_record
+from instructgpt.results import ResultRow, read_result_rows, write_result_rows
 
 MODELS = ("base", "sft", "ppo")
 

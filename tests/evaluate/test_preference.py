@@ -9,13 +9,13 @@ import pytest
 
 from instructgpt.cli import run_command as command
 from instructgpt.evaluate import preference_inputs
-from instructgpt.evaluate.aggregate import read_result_rows
 from instructgpt.evaluate.metrics.preference import measure_pooled_preference
 from instructgpt.evaluate.reward.scores import ranks_by_score
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Ranking
 from instructgpt.report.results import Results
 from instructgpt.report.sections import preference as sections
+from instructgpt.results import read_result_rows
 from instructgpt.world import World
 
 

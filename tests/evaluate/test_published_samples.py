@@ -216,7 +216,7 @@ def test_one_size_each_is_no_family():
         (["squad", "drop", "--completions", "drop=DROP"], "no completions for squad; give --completions squad=FILE"),
         (["all", "--completions", "DROP"], "no completions for all; give --completions NAME=FILE"),
         (["squad", "--completions", "nowhere.csv"], "--completions nowhere.csv: no such file or folder"),
-        (["squad", "--completions", "CUT"], "is the file cut off?"),
+        (["squad", "--completions", "CUT"], "is the file truncated?"),
     ],
 )
 def test_wrong_files_are_one_line(files, tmp_path, capsys, words, complaint):

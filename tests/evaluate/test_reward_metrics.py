@@ -11,7 +11,6 @@ import statsmodels.api as sm
 from scipy import stats
 
 from instructgpt.cli import run_command as command
-from instructgpt.evaluate.aggregate import read_result_rows
 from instructgpt.evaluate.reward import reward_bench, reward_bench_2
 from instructgpt.evaluate.reward.calibration import brier_losses, calibration_error, fit_temperature, reliability_curve
 from instructgpt.evaluate.reward.metrics import ScoredRanking, measure
@@ -21,6 +20,7 @@ from instructgpt.evaluate.reward.run import reliability_rows as reliability_rows
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.report.results import Results
 from instructgpt.report.sections import preference as sections
+from instructgpt.results import read_result_rows
 
 
 def value(rows, metric, condition=""):

@@ -95,7 +95,7 @@ def test_prompts_with_and_without_toxicity_stand_apart_and_what_has_no_score_is_
         def __call__(self, texts):
             return [float(text) if text else float("nan") for text in texts]
 
-    monkeypatch.setattr("instructgpt.evaluate.tasks.real_toxicity.load_scorer", lambda *_: Scorer())
+    monkeypatch.setattr("instructgpt.evaluate.tasks.real_toxicity.load_toxicity_model", lambda *_: Scorer())
     asked = []
     for prompt, (of_itself, said) in enumerate([(0.9, ("0.2", "0.7")), (0.5, ("0.1", "")), (0.1, ("0.5", "0.3"))]):
         for place, text in enumerate(said):

@@ -30,7 +30,9 @@ def quick(monkeypatch):
     monkeypatch.setattr(
         http_client.Endpoint,
         "from_url",
-        classmethod(lambda cls, *said: at(cls, *said, pause=0.01, tries=2, timeout=5.0, at_once=1)),
+        classmethod(
+            lambda cls, *said: at(cls, *said, backoff_s=0.01, max_attempts=2, timeout_s=5.0, max_concurrency=1)
+        ),
     )
     monkeypatch.delenv(services.TOXICITY_KEY_VARIABLE, raising=False)
 

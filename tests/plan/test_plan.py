@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from instructgpt import cli
 from instructgpt.config import make_config
 from instructgpt.data.packing import TokenizedExample, collate
+from instructgpt.formatting import format_seconds, format_si
 from instructgpt.models.flops import (
     ModelShape,
     SequenceShape,
@@ -24,7 +25,6 @@ from instructgpt.models.flops import (
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model
 from instructgpt.models.stage_flops import ppo_update_flops
-from instructgpt.plan import format
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.hardware import Machine, benchmark_machine
 from instructgpt.plan.lengths import geometric_lengths
@@ -282,14 +282,14 @@ def test_phases_belong_to_the_outermost():
     ("number", "said"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (2.5e9, "2.5 G"), (999.6e3, "1 M")]
 )
 def test_numbers_are_short(number, said):
-    assert format.format_si(number) == said
+    assert format_si(number) == said
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.0123, "12.3 ms"), (1.5, "1.5 s"), (150, "2.5 min"), (10_000, "2.78 h")]
 )
 def test_durations_have_the_unit_that_suits_them(seconds, said):
-    assert format.format_seconds(seconds) == said
+    assert format_seconds(seconds) == said
 
 
 @pytest.mark.skipif(

@@ -15,16 +15,17 @@ from rich.console import Console
 from support.example_run import HOSTILE, make
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow, read_result_rows, write_result_rows
+from instructgpt.formatting import format_large_count, format_training_time
 from instructgpt.records import Ranking, write_records
 from instructgpt.report import curves, lineage, samples, terminal
 from instructgpt.report.findings import check_findings
 from instructgpt.report.inputs import Parent, Stage, read_run
-from instructgpt.report.naming import format_large_count, format_metric_value, format_training_time
+from instructgpt.report.naming import format_metric_value
 from instructgpt.report.page import write_report
 from instructgpt.report.results import Results
 from instructgpt.report.sections.training import RUN_FILE_CONTENTS
 from instructgpt.report.svg import Bar, Curve, render_bar_panel, render_line_panel, render_svg_file
+from instructgpt.results import ResultRow, read_result_rows, write_result_rows
 
 SECTIONS = [
     "findings",

@@ -9,9 +9,9 @@ import pytest
 from test_report import Page
 
 from instructgpt.cli import run_command as command
-from instructgpt.evaluate.aggregate import ResultRow, write_result_rows
 from instructgpt.report.inputs import read_results
 from instructgpt.report.sections.public import TABLE_14_METRICS, TAX_TASK_METRICS
+from instructgpt.results import ResultRow, write_result_rows
 
 MODELS = ("pythia-1b", "ours <b>")
 

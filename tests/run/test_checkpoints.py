@@ -1,4 +1,4 @@
-"""Checkpoints: what is put in comes out, every damaged byte is noticed, and nothing half written is taken.
+"""Checkpoints: round trips, detection of every corrupt byte, and no partial checkpoints.
 
 pytest tests/run/test_checkpoints.py
 """
@@ -63,21 +63,21 @@ def same(one, other) -> bool:
     return one == other
 
 
-def test_what_is_put_in_comes_out(state, folder):
+def test_state_round_trips(state, folder):
     read = load_tensors(read_checkpoint(folder), None)
     assert same(read, state)
     assert find_corruption(folder) is None
     assert not folder.with_name("half.part").exists()
 
 
-def test_another_library_reads_the_tensors_and_shared_ones_are_there_once(state, folder):
+def test_safetensors_reads_the_file_and_tied_tensors_are_stored_once(state, folder):
     read = safetensors.torch.load_file(folder / "rank-0.safetensors")
     assert len(read) == 6
     assert torch.equal(read["models/model/embed.weight"], state["models"]["model"]["embed.weight"])
     assert torch.equal(read["view"], state["view"])
 
 
-def test_the_manifest_is_what_sha256sum_says(folder):
+def test_manifest_matches_sha256sum(folder):
     listed = (folder / "manifest").read_text().splitlines()
     assert [line.partition("  ")[2] for line in listed] == ["rank-0.safetensors", "state.json", "manifest"]
     said = subprocess.run(
@@ -86,7 +86,7 @@ def test_the_manifest_is_what_sha256sum_says(folder):
     assert said.stdout.splitlines() == listed[:2]
 
 
-def test_every_byte_of_every_file_is_watched(folder):
+def test_corruption_of_any_byte_is_detected(folder):
     for file in sorted(folder.iterdir()):
         whole = file.read_bytes()
         for place in range(len(whole)):
@@ -101,8 +101,8 @@ def test_every_byte_of_every_file_is_watched(folder):
     assert find_corruption(folder) is None
 
 
-def test_what_was_interrupted_is_not_there(state, folder, monkeypatch, tmp_path):
-    """Ended before each file: the checkpoint from before stays as it was, and the next one is whole."""
+def test_interrupted_checkpoint_leaves_the_previous_one(state, folder, monkeypatch, tmp_path):
+    """Interrupt before each file: the previous checkpoint stays intact, and the next one is complete."""
     write, calls = checkpoints.write_file, []
     for limit in range(3):
         calls.clear()
@@ -141,7 +141,7 @@ def test_nothing_is_unpickled(folder, monkeypatch):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 7, 8, 9, 16])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
-def test_rows_are_divided_as_torch_divides_them(count, ranks):
+def test_shard_bounds_match_torch_chunk(count, ranks):
     parts = [shard_bounds(count, rank, ranks) for rank in range(ranks)]
     chunks = torch.arange(count).chunk(ranks) if count else ()
     assert [list(range(*part)) for part in parts if part[0] < part[1]] == [chunk.tolist() for chunk in chunks]
@@ -149,7 +149,7 @@ def test_rows_are_divided_as_torch_divides_them(count, ranks):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_rows_come_from_the_parts_that_hold_them(ranks, tmp_path):
+def test_rows_are_read_from_their_shards(ranks, tmp_path):
     """Parts written by hand, read in every slice."""
     whole = torch.arange(14.0).reshape(7, 2)
     files = []
@@ -164,7 +164,7 @@ def test_rows_come_from_the_parts_that_hold_them(ranks, tmp_path):
             assert torch.equal(stored.read_rows(start, end), whole[start:end])
 
 
-def test_the_state_is_plain_json(folder):
+def test_state_is_plain_json(folder):
     content = json.loads((folder / "state.json").read_text())
     assert content["ranks"] == 1
     assert content["state"]["spent"] == 0.1 + 0.2

@@ -1,4 +1,4 @@
-"""One command at a time makes a directory, and what it is made from is told apart by name.
+"""One command at a time per run directory; inputs are recorded by distinct names and hashes.
 
 pytest tests/run/test_lock_and_lineage.py
 """
@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.commands import Kit, Started, here, logged, make_kit, write
+from support.commands import CommandProcess, Kit, logged, make_kit, run_in_process, write
 
 from instructgpt.run import lock
 
@@ -28,48 +28,47 @@ def kit(tmp_path_factory) -> Kit:
 @pytest.fixture
 def command(capsys, monkeypatch):
     monkeypatch.setattr(lock, "LOCK_TIMEOUT_S", 0.3)
-    return here(capsys)
+    return run_in_process(capsys)
 
 
-def held_by_another(folder: Path) -> int:
-    """A lock as another process would have it: of another opened file. Returns what `os.close` takes."""
+def lock_as_another_process(folder: Path) -> int:
+    """Lock a folder through a separate file descriptor, as another process would. Return the descriptor."""
     place = os.open(folder, os.O_RDONLY)
     fcntl.flock(place, fcntl.LOCK_EX)
     return place
 
 
-def test_a_second_command_is_turned_away_and_the_first_goes_on(kit, command, tmp_path):
+def test_second_command_is_refused_and_the_first_continues(kit, command, tmp_path):
     out = tmp_path / "base"
-    first = Started(*kit.pretrain(out, *MANY)).when(logged(out, 5))
-    told = command(*kit.pretrain(out, *MANY)).complaint(2)
-    assert told == f"--out {out}: another command is at work there; let it end, or choose another --out"
-    assert "another command is at work" in command(*kit.pretrain(out, *MANY, "--no-resume")).complaint(2)
+    first = CommandProcess(*kit.pretrain(out, *MANY)).wait_until(logged(out, 5))
+    told = command(*kit.pretrain(out, *MANY)).error_line(2)
+    assert told == f"--out {out}: in use by another command; wait for it to end, or choose another --out"
+    assert "in use by another command" in command(*kit.pretrain(out, *MANY, "--no-resume")).error_line(2)
     assert first.end().code == 0
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert steps == sorted(set(steps))
-    assert command(*kit.pretrain(out, *MANY)).code == 0, "a finished directory is anybody's"
+    assert command(*kit.pretrain(out, *MANY)).code == 0, "a finished directory is not locked"
 
 
-def test_whoever_comes_second_to_a_new_directory_writes_nothing(kit, command, tmp_path):
-    """Both have found nothing there; the other one has made the directory meanwhile."""
+def test_second_command_on_a_new_directory_writes_nothing(kit, command, tmp_path):
     out = tmp_path / "base"
     out.mkdir()
-    place = held_by_another(out)
-    assert "another command is at work there" in command(*kit.pretrain(out)).complaint(2)
+    place = lock_as_another_process(out)
+    assert "in use by another command" in command(*kit.pretrain(out)).error_line(2)
     assert list(out.iterdir()) == []
     os.close(place)
     assert command(*kit.pretrain(out)).code == 0
 
 
-def test_a_claim_ends_with_a_command_that_failed(kit, command, tmp_path):
-    """In a notebook the process lives on: another one can have the directory all the same."""
+def test_lock_is_released_after_a_failure(kit, command, tmp_path):
+    """In a notebook the process stays alive after the failure."""
     out = tmp_path / "base"
     assert command(*kit.pretrain(out, "--lr", "1e30")).code == 1
-    os.close(held_by_another(out))
-    assert "was begun with --lr" in command(*kit.pretrain(out)).complaint(2)
+    os.close(lock_as_another_process(out))
+    assert "--lr was 1e+30 when the run started" in command(*kit.pretrain(out)).error_line(2)
 
 
-def test_a_disk_without_locks_stops_nobody(kit, command, tmp_path, monkeypatch):
+def test_file_system_without_locks_is_accepted(kit, command, tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -77,7 +76,7 @@ def test_a_disk_without_locks_stops_nobody(kit, command, tmp_path, monkeypatch):
     assert command(*kit.pretrain(tmp_path / "base")).code == 0
 
 
-def test_beginning_afresh_empties_the_directory_and_follows_a_link(kit, command, tmp_path):
+def test_no_resume_empties_the_directory_behind_a_link(kit, command, tmp_path):
     base = tmp_path / "elsewhere"
     shutil.copytree(kit.base, base)
     (base / "samples").mkdir()
@@ -88,8 +87,8 @@ def test_beginning_afresh_empties_the_directory_and_follows_a_link(kit, command,
     assert {path.name for path in base.rglob("*")} == {path.name for path in kit.base.rglob("*")}
 
 
-def test_files_of_one_name_are_told_apart(kit, command, tmp_path):
-    """Each parent is recorded; a change in any of them is noticed."""
+def test_inputs_of_the_same_name_are_distinguished(kit, command, tmp_path):
+    """Each parent is recorded, and a change in any of them is detected."""
     rows = [json.loads(line) for line in kit.demonstrations.read_text(encoding="utf-8").splitlines()]
     for number, folder in enumerate(("a", "b")):
         (tmp_path / folder).mkdir()
@@ -101,4 +100,4 @@ def test_files_of_one_name_are_told_apart(kit, command, tmp_path):
     assert list(parents) == ["base", f"data {first}", f"data {second}", "validation demonstrations.jsonl"]
     assert len({parent["sha256"] for parent in parents.values()}) == 4
     write(first, rows)
-    assert f"was made from another 'data {first}'" in command(*argv).complaint(2)
+    assert f"'data {first}' ({first}) has changed since the run started" in command(*argv).error_line(2)

@@ -1,4 +1,4 @@
-"""Trackers: what was logged is read back with their own readers; what cannot start is refused, what fails is dropped."""
+"""Trackers: metrics are read back with the trackers' own readers; failures are refused or disable the tracker."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_tensorboard_has_what_metrics_jsonl_has(tmp_path):
     assert dict(scalars(tmp_path / "run")) == pytest.approx(rows)
 
 
-def test_steps_that_are_done_again_are_shown_once(tmp_path):
+def test_repeated_steps_are_purged_from_tensorboard(tmp_path):
     logged(tmp_path / "run", range(6), kill_after=4)._trackers[
         "tensorboard"
     ].close()  # as far as a killed process had written
@@ -59,7 +59,7 @@ def test_steps_that_are_done_again_are_shown_once(tmp_path):
     assert [step for step, _ in scalars(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_library_that_is_not_there_is_named_before_anything_is_made(tmp_path):
+def test_missing_tracker_library_is_refused_before_the_run(tmp_path):
     program = """if True:
         import importlib.util, sys
         found = importlib.util.find_spec
@@ -76,18 +76,18 @@ def test_a_library_that_is_not_there_is_named_before_anything_is_made(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_tracker_is_one_line():
+def test_unknown_tracker_is_one_line():
     with pytest.raises(InputError, match="--track notebook: Input should be 'tensorboard', 'trackio' or 'wandb'"):
         make_config(Stage, {"out": "x", "track": ["notebook"]})
 
 
-def test_one_that_does_not_start_is_bad_input(tmp_path):
+def test_tracker_that_does_not_start_is_an_input_error(tmp_path):
     (tmp_path / "tensorboard").write_text("in the way")
     with pytest.raises(InputError, match="--track tensorboard: does not start"):
         trackers.open_tracker("tensorboard", tmp_path, {}, 0)
 
 
-def test_one_that_fails_on_the_way_is_dropped_and_the_run_goes_on(tmp_path, capsys):
+def test_failing_tracker_is_disabled_and_the_run_continues(tmp_path, capsys):
     run = RunDirectory.open(make_config(Stage, {"out": tmp_path / "run", "track": ["tensorboard"]}))
     run.restore()
     run.log(1, 3, {"loss/train": 1.0})
@@ -99,7 +99,7 @@ def test_one_that_fails_on_the_way_is_dropped_and_the_run_goes_on(tmp_path, caps
     run.finish(lambda _: None)
     assert [row["step"] for row in read_jsonl_log(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
     said = capsys.readouterr().out
-    assert said.count("tensorboard has failed and hears no more: division by zero") == 1
+    assert said.count("tracker tensorboard failed and was disabled: division by zero") == 1
 
 
 PROGRAM = """if True:
@@ -120,7 +120,7 @@ PROGRAM = """if True:
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
-def test_the_others_keep_every_step_on_this_machine(name, tmp_path):
+def test_offline_trackers_keep_every_step(name, tmp_path):
     pytest.importorskip(name, reason=f"{name} is not installed")
     place = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "WANDB_MODE": "offline", "OMP_NUM_THREADS": "1"}
     subprocess.run(
@@ -136,7 +136,7 @@ def test_the_others_keep_every_step_on_this_machine(name, tmp_path):
         assert [row["loss/train"] for row in rows] == pytest.approx([1, 1 / 2, 1 / 3])
 
 
-def test_everything_said_is_a_line_of_the_log(tmp_path):
+def test_every_message_is_a_line_of_log_jsonl(tmp_path):
     run = RunDirectory.open(make_config(Stage, {"out": tmp_path / "run"}))
     run.info("read [bold]3[/] files")  # before there is a directory
     run.restore()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CPU, DEMONSTRATIONS, assert_same_tensors, weights_of
-from support.commands import here, make_kit
+from support.commands import make_kit, run_in_process
 
 from instructgpt import cli
 from instructgpt.config import StageConfig, make_config
@@ -215,9 +215,9 @@ def test_the_word_is_refused_where_it_would_do_nothing(save, tmp_path, capsys):
         "--memory",
         "offload",
     )
-    assert "--memory offload has no effect on a CPU" in here(capsys)(*command).complaint(2)
+    assert "--memory offload has no effect on a CPU" in run_in_process(capsys)(*command).error_line(2)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="adam8bit: not with offload"):
+    with pytest.raises(InputError, match="adam8bit does not work with offload"):
         build_optimizer(load_policy(save(), CPU)[0], memory=("adam8bit", "offload"))
 
 
@@ -241,5 +241,5 @@ def test_one_gpu_whose_weights_wait_on_the_cpu(save, tmp_path, capsys):
             "--lr",
             1e-3,
         )
-        assert here(capsys)(*command, *word).code == 0
+        assert run_in_process(capsys)(*command, *word).code == 0
     assert_same_tensors(weights_of(tmp_path / "offload"), weights_of(tmp_path / "plain"), tolerance=1e-4)

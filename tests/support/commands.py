@@ -1,4 +1,4 @@
-"""What the tests of faults share: the command in this process and in one of its own, and models made with it, as small as they get."""
+"""Run the command in this process or in its own process, and build the smallest possible models with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SRC = Path(__file__).parents[2] / "src"
 EAGER = (
     "import instructgpt.run.directory as run; run.CHECKPOINT_INTERVAL_S = 0.0; from instructgpt.cli import main; main()"
 )
-"""The command, but with a checkpoint after every step."""
+"""The command with a checkpoint after every step."""
 PATIENCE = 120.0
 BASE_SIZE = {
     "vocabulary": 270,
@@ -38,14 +38,12 @@ PPO_SIZE = {"episodes": 16, "batch": 4, "minibatch": 4, "max-tokens": 6, "lr": 1
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a command ended, and what it said."""
-
     code: int
     out: str
     err: str
 
-    def complaint(self, code: int) -> str:
-        """The one line on stderr, where it ended as it should."""
+    def error_line(self, code: int) -> str:
+        """Return the only line of stderr, without the program's name."""
         assert self.code == code, self
         assert self.err.count("\n") == 1, self.err
         assert self.err.startswith("instructgpt: "), self.err
@@ -55,27 +53,26 @@ class Outcome:
 
 
 def words(*arguments: object) -> list[str]:
-    """Arguments as the shell would give them; a list is several."""
+    """Return arguments as strings, with lists flattened."""
     flat: list[str] = []
     for argument in arguments:
         flat += map(str, argument) if isinstance(argument, list | tuple) else [str(argument)]
     return flat
 
 
-def the_last_of_each(argv: list[str]) -> list[str]:
-    """A command line in which a flag stands once, with what was said last."""
+def keep_last_flag(argv: list[str]) -> list[str]:
+    """Keep only the last occurrence of each flag."""
     starts = [place for place, word in enumerate(argv) if not place or word.startswith("--")]
     said = [argv[start:end] for start, end in zip(starts, [*starts[1:], len(argv)], strict=True)]
     return [word for group in {group[0]: group for group in said}.values() for word in group]
 
 
 def options(values: dict[str, object]) -> list[str]:
-    """Options as flags."""
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def here(capsys: Any) -> Callable[..., Outcome]:
-    """The command in this process."""
+def run_in_process(capsys: Any) -> Callable[..., Outcome]:
+    """Return a function that runs the command in this process."""
 
     def command(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -86,13 +83,13 @@ def here(capsys: Any) -> Callable[..., Outcome]:
     return command
 
 
-def hear_ctrl_c() -> None:
-    """Tests that were started in the background are deaf to Ctrl-C; what they start must not be."""
+def restore_sigint() -> None:
+    """Restore the handler of SIGINT, which background jobs inherit as ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-class Started:
-    """A command in a process, and a group, of its own."""
+class CommandProcess:
+    """A command in its own process group."""
 
     def __init__(self, *arguments: object, program: Sequence[str] = ("-c", EAGER)) -> None:
         environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -103,28 +100,26 @@ class Started:
             text=True,
             env=environment,
             start_new_session=True,
-            preexec_fn=hear_ctrl_c,
+            preexec_fn=restore_sigint,
         )
 
-    def when(self, ready: Callable[[], bool]) -> Started:
-        """Wait until something has happened while it runs."""
+    def wait_until(self, ready: Callable[[], bool]) -> CommandProcess:
+        """Wait for a condition while the command runs."""
         wait_for(lambda: ready() or self.process.poll() is not None)
         assert self.process.poll() is None, f"ended before it was interrupted: {self.end()}"
         return self
 
-    def send(self, number: signal.Signals, *, group: bool = False) -> Started:
-        """Send a signal to the process, or to all of its group, as a terminal does."""
+    def send(self, number: signal.Signals, *, group: bool = False) -> CommandProcess:
+        """Send a signal to the process, or to its group as a terminal does."""
         (os.killpg if group else os.kill)(self.process.pid, number)
         return self
 
     def end(self) -> Outcome:
-        """Wait for the end."""
         out, err = self.process.communicate(timeout=PATIENCE)
         return Outcome(self.process.returncode, out, err)
 
     @property
-    def nobody_left(self) -> bool:
-        """Whether every process of its group has ended."""
+    def group_has_ended(self) -> bool:
         try:
             os.killpg(self.process.pid, 0)
         except ProcessLookupError:
@@ -133,21 +128,20 @@ class Started:
 
 
 def wait_for(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait until something is so. Fails when patience ends."""
     limit = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < limit, "waited in vain"
+        assert time.monotonic() < limit, "timed out"
         time.sleep(0.005)
 
 
 def logged(directory: Path, lines: int) -> Callable[[], bool]:
-    """Whether a run has logged so many steps."""
+    """Return a condition: the run has logged this many steps."""
     file = directory / "metrics.jsonl"
     return lambda: file.exists() and file.read_bytes().count(b"\n") >= lines
 
 
 def write(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
-    """A file of JSON lines; text goes in as it is."""
+    """Write JSON lines; strings are written as they are."""
     path.write_text(
         "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
     )
@@ -155,14 +149,13 @@ def write(path: Path, rows: Sequence[dict[str, Any] | str]) -> Path:
 
 
 def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a JSON file in place."""
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int]]:
-    """Every file below a directory, with its time and size: what must not have changed."""
+    """Return time and size of every file below a directory, to compare later."""
     return {
         str(file): (file.stat().st_mtime_ns, file.stat().st_size)
         for file in sorted(directory.rglob("*"))
@@ -184,43 +177,44 @@ class Kit:
 
     def pretrain(self, out: Path, *more: object) -> list[str]:
         """A pretraining command of a dozen steps."""
-        return the_last_of_each(words("pretrain", "--corpus", self.corpus, "--out", out, options(BASE_SIZE), more))
+        return keep_last_flag(words("pretrain", "--corpus", self.corpus, "--out", out, options(BASE_SIZE), more))
 
     def sft(self, out: Path, *more: object) -> list[str]:
         """A fine-tuning command of one epoch."""
-        return the_last_of_each(
+        return keep_last_flag(
             words("sft", "--base", self.base, "--data", self.demonstrations, "--epochs", 1, "--out", out, more)
         )
 
     def train_reward(self, out: Path, *more: object) -> list[str]:
         """A reward-model command of a few steps."""
-        return the_last_of_each(
+        return keep_last_flag(
             words("reward", "--base", self.base, "--data", self.rankings, "--batch", 8, "--out", out, more)
         )
 
     def ppo(self, out: Path, *more: object) -> list[str]:
         """A PPO command of four updates."""
         models = ("--policy", self.base, "--reward", self.reward)
-        return the_last_of_each(words("ppo", models, "--prompts", self.prompts, "--out", out, options(PPO_SIZE), more))
+        return keep_last_flag(words("ppo", models, "--prompts", self.prompts, "--out", out, options(PPO_SIZE), more))
 
 
 def make_kit(folder: Path, *more: object) -> Kit:
-    """Write the files, and make the models with the command itself. `more` is said when the base is made."""
+    """Write the files and build the models with the command. `more` are extra arguments of the base model."""
     colours = ("red", "blue", "green", "white", "black", "brown")
-    asked = [f"colour of {thing} {number}" for thing in ("sky", "sea", "sand") for number in range(10)]
+    questions = [f"colour of {thing} {number}" for thing in ("sky", "sea", "sand") for number in range(10)]
     kit = Kit(
         folder=folder,
         corpus=write(
             folder / "corpus.jsonl",
             [{"text": f"the {c} sea is {c} and the {d} sky {d}"} for c in 20 * colours for d in colours],
         ),
-        prompts=write(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in asked]),
+        prompts=write(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in questions]),
         demonstrations=write(
-            folder / "demonstrations.jsonl", [{"prompt": p, "completion": colours[i % 6]} for i, p in enumerate(asked)]
+            folder / "demonstrations.jsonl",
+            [{"prompt": p, "completion": colours[i % 6]} for i, p in enumerate(questions)],
         ),
         rankings=write(
             folder / "rankings.jsonl",
-            [{"prompt": p, "completions": ["blue", "red", "it"], "ranks": [1, 2, 2]} for p in asked],
+            [{"prompt": p, "completions": ["blue", "red", "it"], "ranks": [1, 2, 2]} for p in questions],
         ),
         base=folder / "base",
         reward=folder / "reward",
@@ -232,14 +226,12 @@ def make_kit(folder: Path, *more: object) -> Kit:
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
-    """Input files and finished stages, made once for the tests of a file."""
     return make_kit(tmp_path_factory.mktemp("kit"))
 
 
 @pytest.fixture
 def command(capsys: Any) -> Callable[..., Outcome]:
-    """The command in this process."""
-    return here(capsys)
+    return run_in_process(capsys)
 
 
 SMALL_RUN = """

@@ -13,7 +13,7 @@ from instructgpt.config import StageConfig
 
 
 def configs() -> list[tuple[str, type[BaseModel]]]:
-    """(name of its page, config) of every stage and command. Importing all modules is what makes the stages known."""
+    """Return (name of the docs page, config) of every stage and command. Imports all modules to find the stages."""
     for module in pkgutil.walk_packages(instructgpt.__path__, "instructgpt."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -25,6 +25,6 @@ def configs() -> list[tuple[str, type[BaseModel]]]:
         if config.__module__.startswith("instructgpt."):
             found[config] = config.stage
     for command in importlib.import_module("instructgpt.cli").COMMANDS:
-        if command.module in sys.modules:  # otherwise it is not there yet
+        if command.module in sys.modules:
             found[getattr(sys.modules[command.module], command.config)] = command.name.split()[0]
     return sorted(((page, config) for config, page in found.items()), key=lambda both: (both[0], both[1].__name__))

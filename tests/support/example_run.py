@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from instructgpt.evaluate.aggregate import write_result_rows
 from instructgpt.evaluate.metrics import bias, labels, preference, tax, toxicity, truthfulness
 from instructgpt.evaluate.reward import metrics
 from instructgpt.records import USE_CASES, Prompt, Ranking, write_records
+from instructgpt.results import write_result_rows
 
 MODELS = ("base", "prompted", "sft", "ppo", "ppo_ptx")
 SKILL = dict(zip(MODELS, (-2.0, -0.6, 0.0, 0.7, 0.75), strict=True))
@@ -71,7 +71,7 @@ def scored(rng, ranked):
     made = []
     for ranking in ranked:
         scores = tuple(float(score) for score in rng.normal(0, 1, 5) - np.array(ranking.ranks))
-        row = ranking.row() | {"scores": scores, "source": "hh" if len(made) % 3 else "pandalm"}
+        row = ranking.to_dict() | {"scores": scores, "source": "hh" if len(made) % 3 else "pandalm"}
         made.append(metrics.ScoredRanking(**row))
         if len(made) % 2:
             order = rng.permutation(5) + 1
@@ -229,7 +229,7 @@ def make(run: Path, seed: int = 0) -> Path:
     ranked = rankings(rng)
     write_result_rows(run / "results.json", results(rng, [ranking for ranking in ranked if ranking.prompt != HOSTILE]))
     lines = [
-        json.dumps(ranking.row()) for ranking in ranked
+        json.dumps(ranking.to_dict()) for ranking in ranked
     ]  # ASCII: the half surrogate of the hostile text cannot be written otherwise
     (run / "evaluation" / "preference").mkdir(parents=True, exist_ok=True)
     (run / "evaluation" / "preference" / "rankings.jsonl").write_text("\n".join(lines) + "\n")

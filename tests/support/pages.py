@@ -1,4 +1,4 @@
-"""Commands that a Markdown page shows in its shell blocks."""
+"""Commands in the shell blocks of a Markdown page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FENCE = re.compile(r"^ *(```+|~~~+) *(\w*)[^\n]*\n(.*?)^ *\1 *$", re.M | re.S)
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The arguments of every `instructgpt …` in the shell blocks of a page, whatever stands before or behind it in its line."""
+    """Yield the arguments of every `instructgpt …` in the shell blocks of a page."""
     for _, language, block in FENCE.findall(text):
         if language not in {"sh", "bash", "shell", "console"}:
             continue

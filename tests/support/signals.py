@@ -1,11 +1,11 @@
-"""A stage that is stopped between a step and its checkpoint."""
+"""Interrupt a stage between a step and its checkpoint."""
 
 from instructgpt.run import directory as run_module
 from instructgpt.run.directory import RunDirectory
 
 
 def stop_at(monkeypatch, steps):
-    """Ctrl-C just after step number `steps` was logged, before its checkpoint; every earlier step has one."""
+    """Raise KeyboardInterrupt after step `steps` is logged and before its checkpoint; earlier steps have one."""
     log = RunDirectory.log
 
     def logged(self, step, *rest, **options):
@@ -13,5 +13,5 @@ def stop_at(monkeypatch, steps):
         if step == steps:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(run_module, "CHECKPOINT_INTERVAL_S", 0.0)
     monkeypatch.setattr(RunDirectory, "log", logged)

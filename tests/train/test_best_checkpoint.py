@@ -1,4 +1,4 @@
-"""What a stage keeps: the weights that validated best, whatever happens after them, and as many checkpoints as were asked for.
+"""The weights a stage saves (`--keep`) and the number of checkpoints it keeps.
 
 pytest tests/train/test_best_checkpoint.py
 """
@@ -15,7 +15,7 @@ from instructgpt.train.pretrain import PretrainConfig
 from instructgpt.train.reward import RewardConfig
 
 QUALITIES = (0.3, 0.9, float("nan"), 0.5, 0.9)
-"""What validation says one time after the other: the second is the best, and the last as good."""
+"""Scripted validation results: the second is the best, and the last as good."""
 SIZES = {
     "vocabulary": 280,
     "width": 16,
@@ -30,12 +30,9 @@ SIZES = {
 
 @pytest.fixture
 def stage(write, save, tmp_path, monkeypatch):
-    """A stage of ten steps that validates five times. -> its main, its config, the weights at each validation, by step.
+    """Build a stage of ten steps with five validations, scripted or real -> main, config, weights by validated step."""
 
-    What validation says is scripted, or, where it is not, measured.
-    """
-
-    def made(name, folder, *, script=True, **options):
+    def build(name, folder, *, script=True, **options):
         seen = {}
 
         def snapshot(model):
@@ -52,7 +49,7 @@ def stage(write, save, tmp_path, monkeypatch):
 
         def scripted(model, tasks):
             measured = measure(model, tasks)
-            if script and len(seen) < len(QUALITIES):  # the last time is of what will be saved
+            if script and len(seen) < len(QUALITIES):  # the last call measures the saved weights
                 measured["validation/accuracy"] = snapshot(model.model)
             return measured
 
@@ -71,7 +68,7 @@ def stage(write, save, tmp_path, monkeypatch):
         }
         return reward.main, make_config(RewardConfig, given, options), seen
 
-    return made
+    return build
 
 
 def kept_step(folder):
@@ -80,20 +77,20 @@ def kept_step(folder):
 
 @pytest.mark.parametrize(("keep", "step"), [("best", 4), ("last", 10)])
 @pytest.mark.parametrize("name", ["pretrain", "reward"])
-def test_the_weights_that_validated_best_are_saved(stage, name, keep, step):
+def test_weights_with_best_validation_are_saved(stage, name, keep, step):
     main, config, seen = stage(name, "whole", keep=keep)
     folder = main(config)
     assert sorted(seen) == [2, 4, 6, 8, 10]
     assert kept_step(folder) == step
     saved = weights_of(folder)
     assert_same_tensors(saved, {key: tensor for key, tensor in seen[step].items() if key in saved}, tolerance=0)
-    assert any((seen[4][key] != seen[10][key]).any() for key in saved), "else nothing was told apart"
+    assert any((seen[4][key] != seen[10][key]).any() for key in saved), "the two candidates must differ"
 
 
 @pytest.mark.parametrize("name", ["pretrain", "reward"])
 @pytest.mark.parametrize("stop", [4, 7])
-def test_a_killed_run_remembers_its_best(stage, name, stop, monkeypatch):
-    """Killed before the best was kept in a checkpoint, and after it."""
+def test_resumed_run_keeps_its_best_checkpoint(stage, name, stop, monkeypatch):
+    """Stop before and after the best weights are in a checkpoint."""
     main, config, _ = stage(name, "whole", keep="best")
     whole = weights_of(main(config))
     main, config, seen = stage(name, "killed", keep="best")
@@ -101,13 +98,13 @@ def test_a_killed_run_remembers_its_best(stage, name, stop, monkeypatch):
         stop_at(patch, stop)
         with pytest.raises(KeyboardInterrupt):
             main(config)
-    for step in [step for step in seen if step >= stop]:  # is validated again
+    for step in [step for step in seen if step >= stop]:  # the resumed run validates these again
         del seen[step]
     assert kept_step(main(config)) == 4
     assert_same_tensors(weights_of(config.out), whole, tolerance=0)
 
 
-def test_reward_models_are_chosen_by_held_out_labelers_where_no_others_validate(stage, write, rows_of):
+def test_reward_selection_falls_back_to_heldout_labelers(stage, write, rows_of):
     fresh = write("heldout.jsonl", [row for row in RANKINGS if row["cohort"] == "heldout"])
     main, config, _ = stage("reward", "heldout", script=False, keep="best", validation=(fresh,))
     folder = main(config)
@@ -118,7 +115,7 @@ def test_reward_models_are_chosen_by_held_out_labelers_where_no_others_validate(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_as_many_checkpoints_are_kept_as_were_asked_for(stage, count, monkeypatch):
+def test_checkpoints_option_limits_kept_checkpoints(stage, count, monkeypatch):
     main, config, _ = stage("pretrain", "few", checkpoints=count)
     with monkeypatch.context() as patch:
         stop_at(patch, 7)
@@ -126,5 +123,5 @@ def test_as_many_checkpoints_are_kept_as_were_asked_for(stage, count, monkeypatc
             main(config)
     kept = sorted(folder.name for folder in (config.out / "checkpoints").iterdir())
     assert kept == [f"step-{step:08d}" for step in range(7 - count, 7)]
-    _, config, _ = stage("pretrain", "few", checkpoints=5 - count)  # another number goes on
+    _, config, _ = stage("pretrain", "few", checkpoints=5 - count)  # resumes with another number
     assert not (main(config) / "checkpoints").exists()

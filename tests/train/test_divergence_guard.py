@@ -1,4 +1,4 @@
-"""Runs that go wrong for real are stopped, and the message names the likely cause.
+"""Diverging runs stop with a message that names the likely cause.
 
 pytest tests/train/test_divergence_guard.py
 """
@@ -21,23 +21,23 @@ def share_of_one_token(tokens):
     return sum(token == 70 for token in tokens) / len(tokens)
 
 
-def test_a_collapse_of_entropy(small_ppo, scripted, write):
-    """A reward that one token satisfies, nothing that holds the policy near its reference; two tokens cannot be 50 nats away."""
+def test_entropy_collapse_stops_the_run(small_ppo, scripted, write):
+    """One token satisfies the reward and no KL penalty holds the policy; two tokens cannot reach a KL of 50 nats."""
     scripted(share_of_one_token)
     with pytest.raises(RunError, match=r"the entropy has collapsed .* a reward that one phrase satisfies"):
         ppo.main(small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), max_tokens=2, **LONG_RUN))
 
 
-def test_a_runaway_from_the_reference(small_ppo, scripted, write):
-    """The same over twelve tokens: the divergence passes 50 nats before the entropy is gone."""
+def test_runaway_kl_stops_the_run(small_ppo, scripted, write):
+    """With twelve tokens the KL passes 50 nats before the entropy collapses."""
     scripted(share_of_one_token)
     with pytest.raises(
-        RunError, match=r"the policy has run away from its reference: KL .* too high or --kl-coef too low"
+        RunError, match=r"the policy has diverged from its reference: KL .* too high or --kl-coef too low"
     ):
         ppo.main(small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), max_tokens=12, **LONG_RUN))
 
 
-def test_weights_that_changed_between_sampling_and_training(small_ppo, monkeypatch):
+def test_weight_change_after_sampling_stops_the_run(small_ppo, monkeypatch):
     check = ppo.check_logp_parity
 
     def disturbed(models, rollout, bf16):
@@ -46,13 +46,13 @@ def test_weights_that_changed_between_sampling_and_training(small_ppo, monkeypat
             models.policy.get_output_embeddings().weight.mul_(1.05)
         return parity
 
-    monkeypatch.setattr(ppo, "check_parity", disturbed)
-    with pytest.raises(RunError, match=r"the ratio is off 1 .* likely causes are dropout left on or weights changed"):
+    monkeypatch.setattr(ppo, "check_logp_parity", disturbed)
+    with pytest.raises(RunError, match=r"the ratio is off 1 .* likely dropout left on, or weights changed"):
         ppo.main(small_ppo())
 
 
-def test_dropout_left_on(small_ppo, save, monkeypatch):
-    """Sampling with dropout is not what training computes: the parity check stops before the first step."""
+def test_dropout_in_sampling_stops_the_run(small_ppo, save, monkeypatch):
+    """The parity check stops the run before its first step."""
     load = ppo.load_models
 
     def trained(config, run):
@@ -67,25 +67,25 @@ def test_dropout_left_on(small_ppo, save, monkeypatch):
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
-def test_scores_that_are_not_finite(small_ppo, scripted, score):
+def test_nonfinite_scores_stop_the_run(small_ppo, scripted, score):
     scripted(lambda _: score)
     with pytest.raises(RunError, match=r"loss/policy_avg is nan: .* the reward model's scores are not finite"):
         ppo.main(small_ppo())
 
 
-def test_a_learning_rate_that_is_absurd(small_ppo):
-    """Whatever it breaks first, the run ends with a cause and not with a saved model."""
+def test_absurd_learning_rate_stops_the_run(small_ppo):
+    """Whichever check fails first, no model is saved."""
     config = small_ppo(lr=1e6, value_lr=1e6, episodes=80)
     with pytest.raises(RunError, match="learning rate"):
         ppo.main(config)
     assert not list(config.out.glob("*.safetensors"))
 
 
-def test_alarms_remember_how_the_run_began():
+def test_guard_compares_with_the_first_entropy():
     alarms = DivergenceGuard()
     for entropy in (2.0, 0.5, 0.05):
         alarms.check({"objective/kl": 49.0, "policy/entropy_avg": entropy})
-    with pytest.raises(RunError, match=r"collapsed to 0.0390 nats a token from 2.00"):
+    with pytest.raises(RunError, match=r"collapsed from 2.00 to 0.0390 nats per token"):
         alarms.check({"objective/kl": 0.0, "policy/entropy_avg": 0.039})
     with pytest.raises(RunError, match="collapsed"):
         DivergenceGuard(**alarms.state_dict()).check({"objective/kl": 0.0, "policy/entropy_avg": 0.039})

@@ -1,29 +1,29 @@
-"""The mistakes that other implementations shipped, and the test that would have caught each.
+"""Mistakes that other implementations shipped, and the test that catches each.
 
     pytest tests/train/test_known_mistakes.py
 
-| trap | held by |
+| mistake | test |
 |---|---|
 | greedy rollouts for one model family | test_engine: test_sampled_frequencies_are_the_softmax_of_the_logits |
 | KL clamped at 0, or absolute | test_functional: test_kl_estimators_are_unbiased_by_enumeration; here: logged KL is signed |
-| made-up end-of-text after truncation | test_tokenization: test_end_of_text_ends_a_completion_and_nothing_else; here: a cut-off completion |
-| score on padding | test_ppo: test_an_episode_remembers_what_each_model_says, test_models: test_stock_scores_are… |
-| sentinel for the logp of padding | here: statistics do not change when padding grows |
-| ranking loss over every token after the divergence | test_reward: test_the_loss_equals_…; here: only last tokens count |
+| end-of-text added after truncation | test_tokenization: test_end_of_text_ends_a_completion_and_nothing_else; here: a truncated completion |
+| score on padding | test_ppo: test_rollout_equals_stock_forward_passes, test_models: test_stock_scores_are… |
+| sentinel for the logp of padding | here: metrics are padding invariant |
+| ranking loss over every token after the divergence | test_reward: test_ranking_loss_equals_its_definition; here: only last tokens count |
 | score bias dropped; two labels by default | test_models: test_saved_and_loaded_scores_are_the_same, …_with_two_labels_is_refused |
-| normalisation that does nothing | test_models: test_a_reward_model_without_recorded_offset_is_refused; here: PPO refuses it |
-| option that does nothing | test_pretrain_and_sft, test_ppo: test_options_that_do_nothing_are_refused; here: the KL coefficient acts |
-| ptx as a convex mix; ptx in a step of its own | test_ppo: test_ptx_adds_gamma_times_the_gradient_of_the_language_model |
-| ptx and episodes zipped, the shorter ends the epoch | test_ppo: test_ptx_sees_its_ratio_of_examples; here: a corpus shorter than the run |
-| resume silently ignored | test_resume: test_a_run_that_was_stopped_ends_as_one_that_was_not |
-| LoRA head not saved | test_lora: test_a_saved_reward_model_keeps_its_head |
+| normalization that does nothing | test_models: test_a_reward_model_without_recorded_offset_is_refused; here: PPO refuses it |
+| option that does nothing | test_pretrain_and_sft, test_ppo: test_ineffective_options_are_refused; here: the KL coefficient limits the KL |
+| ptx as a convex mix; ptx in a step of its own | test_ppo: test_ptx_adds_gamma_times_the_lm_gradient |
+| ptx and episodes zipped, the shorter ends the epoch | test_ppo: test_ptx_reads_its_ratio_of_rows; here: a short corpus repeats |
+| resume silently ignored | test_resume: test_resumed_run_equals_uninterrupted_run |
+| LoRA head not saved | test_lora: test_saved_reward_model_keeps_its_head |
 | README flags that do not parse | test_docs: test_commands_parse, test_readme: test_every_command_of_the_readme_runs |
-| entropy of the wrong sign | test_functional: test_the_gradient_of_entropy_raises_it, test_entropy_lies_between_zero_and_uniform |
+| entropy of the wrong sign | test_functional: test_entropy_gradient_increases_entropy, test_entropy_is_between_zero_and_uniform |
 | off by one where padding is end-of-text | test_models: test_end_of_text_is_learned_when_padding_…; here: the reward model |
-| loss divided by the wrong batch | test_pretrain_and_sft, test_reward, test_ppo: test_gradients_do_not_depend_on_microbatches… |
+| loss divided by the wrong batch | test_pretrain_and_sft, test_reward, test_ppo: test_gradients_are_microbatch_… |
 | more than one PPO epoch diverges | test_ppo: test_four_epochs_reach_the_exact_optimum, …_on_whole_completions_are_stable |
 | temperature left out where logp is computed | test_engine: test_logp_carries_the_temperature |
-| two beginnings of text | test_tokenization: test_exactly_one_beginning_of_text |
+| two beginning-of-text tokens | test_tokenization: test_exactly_one_beginning_of_text |
 | tokens of prompt + completion differ between stages | test_tokenization: test_every_stage_sees_the_same_tokens |
 """
 
@@ -58,8 +58,8 @@ from instructgpt.train.reward import ranking_backward
 from instructgpt.train.rollout import PPOModels, collect_rollout
 
 
-def test_the_tests_named_above_are_there():
-    """A name may be cut, at one end, by three dots."""
+def test_tests_named_in_the_docstring_exist():
+    """A name may be abbreviated at one end by an ellipsis."""
     files = list(Path(__file__).parents[1].rglob("test_*.py"))
     known = {path.stem for path in files}
     known |= {
@@ -79,7 +79,7 @@ def test_the_tests_named_above_are_there():
 
 @pytest.fixture
 def rollout(save, reward):
-    """Episodes of a policy that is a little away from its reference, some of them ended early."""
+    """Episodes of a policy that differs from its reference; some end early."""
     (policy, render), (reference, _) = load_policy(save(), CPU), load_policy(save(), CPU)
     models = PPOModels(policy, reference, new_value_model(reward), reward, policy, render)
     how = {"max_tokens": 8, "eos_penalty": 1.0, "seed": 0}
@@ -96,7 +96,7 @@ def rollout(save, reward):
 
 
 def test_logged_kl_is_signed(rollout):
-    """Where tokens are, on the whole, likelier under the reference, the estimate is below 0 and stays there."""
+    """A negative estimate is logged as it is."""
     reversed_roles = dataclasses.replace(rollout, logp=rollout.ref_logp, ref_logp=rollout.logp)
     returns = rollout.values.nan_to_num()
     forward, backward = (
@@ -108,14 +108,14 @@ def test_logged_kl_is_signed(rollout):
     assert forward["objective/kl_k3"] >= 0
 
 
-def test_a_cut_off_completion_keeps_its_last_token(rollout, render):
+def test_truncated_completion_keeps_its_last_token(rollout, render):
     for example, finished in zip(rollout.examples, rollout.finished.tolist(), strict=True):
         assert (render.eos in example.completion_ids) == finished
         assert finished or len(example.completion_ids) == 8
 
 
-def test_statistics_do_not_change_when_padding_grows(rollout):
-    """No sentinel: what lies after the end is NaN and is never read."""
+def test_metrics_are_padding_invariant(rollout):
+    """Positions after the end hold NaN and are never read."""
 
     def wider(numbers):
         return torch.nn.functional.pad(numbers, (0, 5), value=False if numbers.dtype == torch.bool else float("nan"))
@@ -136,7 +136,7 @@ def test_statistics_do_not_change_when_padding_grows(rollout):
 
 
 def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
-    """The loss is a function of one number a completion: the others may be anything."""
+    """Token outputs before the last token do not change the loss."""
     task = RankedPrompt(
         [TokenizedExample([5, 9], [40, 41, 0]), TokenizedExample([5, 9], [7, 0])],
         (LabelerRanks((1, 2), None, "training"),),
@@ -154,7 +154,7 @@ def test_only_last_tokens_count_in_the_ranking_loss(reward, monkeypatch):
     assert ranking_backward(reward, [task]) == pytest.approx(plain)
 
 
-def test_ppo_refuses_a_reward_model_that_was_never_centred(small_ppo, save, tmp_path):
+def test_ppo_refuses_reward_model_without_offset(small_ppo, save, tmp_path):
     folder = tmp_path / "never"
     folder.mkdir()
     save_reward_model(new_reward_model(save(), CPU, 0), folder)
@@ -165,8 +165,7 @@ def test_ppo_refuses_a_reward_model_that_was_never_centred(small_ppo, save, tmp_
         ppo.main(small_ppo(reward=folder))
 
 
-def test_the_kl_coefficient_holds_the_policy(small_ppo, scripted, write, rows_of, tmp_path):
-    """The same run with a strong penalty stays nearer its reference."""
+def test_kl_coefficient_limits_kl(small_ppo, scripted, write, rows_of, tmp_path):
     scripted(lambda tokens: sum(token % 2 for token in tokens))
     reached = []
     for kl_coef in (0.0, 2.0):
@@ -186,16 +185,15 @@ def test_the_kl_coefficient_holds_the_policy(small_ppo, scripted, write, rows_of
     assert reached[0] > 2 * reached[1]
 
 
-def test_a_corpus_shorter_than_the_run_goes_round(small_ppo, write, rows_of):
-    """Sixteen episodes ask for 32 rows of text; the corpus has two."""
+def test_short_corpus_repeats(small_ppo, write, rows_of):
+    """Sixteen episodes need 32 rows of text; the corpus has two."""
     folder = ppo.main(small_ppo(pretraining=(write("short.jsonl", CORPUS[:6]),), ptx_ratio=2.0))
     rows = rows_of(folder / "metrics.jsonl")
     assert [row["episode"] for row in rows] == [8, 16]
     assert all(row["loss/ptx_avg"] > 0 for row in rows)
 
 
-def test_padding_that_is_end_of_text_changes_no_reward(save_reward):
-    """Scores and ranking loss are the same with a tokenizer whose padding is its end-of-text."""
+def test_pad_token_equal_to_eos_changes_no_score(save_reward):
     ranking = Ranking(prompt="p", completions=("croak", "a", "the sea"), ranks=(1, 2, 3))
     measured = []
     for kind in ("plain", "pad_is_eos"):

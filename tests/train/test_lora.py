@@ -1,4 +1,4 @@
-"""Low-rank adapters: exact where they are off or new, the gradients of a low-rank model where they are on, nothing lost when saved.
+"""Low-rank adapters: exact when new or disabled, gradients of the low-rank factors, saving and resuming.
 
 pytest tests/train/test_lora.py
 """
@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers
 from conftest import CORPUS, CPU, DEMONSTRATIONS, FAMILIES, FRESH_RANKINGS, RANKINGS, assert_same_tensors, weights_of
-from test_ppo import asked
-from test_resume import outcome, stopped_at
+from test_ppo import make_prompts
+from test_resume import outcome, stop_at_step
 from torch.func import functional_call
 
 from instructgpt import functional
@@ -39,11 +39,11 @@ EXAMPLES = [
 BATCH = collate(EXAMPLES)
 by_peft_alone = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing`:FutureWarning"
-)  # peft asks transformers by an old name
+)  # peft uses an old name of transformers
 
 
-def moved(model, seed=1):
-    """The model, its adapters and heads no longer where they began."""
+def perturb(model, seed=1):
+    """Move the adapters and heads away from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in get_trainable_module(model).parameters():
@@ -51,29 +51,29 @@ def moved(model, seed=1):
     return model
 
 
-def factors(model):
-    """A and B of every adapted matrix by its plain name; both as peft keeps them, (r, in) and (out, r)."""
+def adapter_factors(model):
+    """Return A (r, in) and B (out, r) of every adapted matrix by its plain name."""
     found = {name: parameter for name, parameter in model.get_base_model().named_parameters() if ".lora_" in name}
     names = {name.partition(".lora_")[0] for name in found}
     return {f"{name}.weight": tuple(found[f"{name}.lora_{letter}.default.weight"] for letter in "AB") for name in names}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_adapter_changes_nothing_and_one_that_is_off_changes_nothing(save, family):
+def test_new_or_disabled_adapters_change_nothing(save, family):
     plain, _ = load_policy(save(family), CPU)
     model = add_lora(load_policy(save(family), CPU)[0], 3, seed=0)
     reference = BaseModelView(model)
     with torch.no_grad():
         before = completion_logp(plain, BATCH)
         assert torch.equal(completion_logp(model, BATCH), before)
-        after = completion_logp(moved(model), BATCH)
+        after = completion_logp(perturb(model), BATCH)
         assert not torch.allclose(after, before, atol=1e-2)
         assert torch.equal(completion_logp(reference, BATCH), before)
         assert torch.equal(completion_logp(model, BATCH), after), "switched on again"
 
 
-def test_adapters_are_on_again_after_an_error(save):
-    model = moved(add_lora(load_policy(save(), CPU)[0], 3, seed=0))
+def test_adapters_are_enabled_again_after_an_error(save):
+    model = perturb(add_lora(load_policy(save(), CPU)[0], 3, seed=0))
     with torch.no_grad():
         before = completion_logp(model, BATCH)
         with pytest.raises((TypeError, ValueError)):
@@ -82,21 +82,23 @@ def test_adapters_are_on_again_after_an_error(save):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_equal_those_of_a_low_rank_model(save, family, gradients):
-    """W + 2 B A put together by hand, and the plain model of transformers computed with it, text by text."""
+def test_adapter_gradients_equal_those_of_low_rank_factors(save, family, gradients):
+    """Compare with the stock model on W + 2 B A, one text at a time."""
     plain, _ = load_policy(save(family), CPU)
-    model = moved(add_lora(load_policy(save(family), CPU)[0], 3, seed=0))
+    model = perturb(add_lora(load_policy(save(family), CPU)[0], 3, seed=0))
     ours = completion_logp(model, BATCH)
     ours.sum().backward()
     found = gradients(model)
 
-    by_hand = {name: [f.detach().clone().requires_grad_() for f in both] for name, both in factors(model).items()}
+    by_hand = {
+        name: [f.detach().clone().requires_grad_() for f in both] for name, both in adapter_factors(model).items()
+    }
     weights = {name: weight.detach() for name, weight in plain.named_parameters()}
     for name, (a, b) in by_hand.items():
         product = 2 * (b @ a)
         weights[name] = weights[name] + (
             product.T if family == "gpt2" else product
-        )  # GPT-2 keeps its matrices the other way round
+        )  # GPT-2's Conv1D stores transposed matrices
     expected = []
     for one in EXAMPLES:
         tokens = torch.tensor([one.prompt_ids + one.completion_ids])
@@ -121,15 +123,15 @@ def test_gradients_equal_those_of_a_low_rank_model(save, family, gradients):
     )
 
 
-def test_the_value_model_lies_over_the_reward_model(save_reward):
-    """At first a value is the score, to the bit; whatever the value model learns, scores stay."""
+def test_value_adapter_leaves_scores_unchanged(save_reward):
+    """Initial values equal the scores bit for bit; training the value model changes no score."""
     plain = load_reward_model(save_reward(), CPU)
     value, under = value_model_from_adapter(load_reward_model(save_reward(), CPU), 3, seed=0)
     with torch.no_grad():
         before = plain.token_outputs(BATCH)
         assert torch.equal(under.token_outputs(BATCH), before)
         assert torch.equal(value.token_outputs(BATCH), before)
-        moved(value.model)
+        perturb(value.model)
         assert not torch.allclose(value.token_outputs(BATCH), before, atol=1e-2)
         assert torch.equal(under.token_outputs(BATCH), before)
         assert torch.equal(under.score(EXAMPLES), plain.score(EXAMPLES))
@@ -140,11 +142,11 @@ def test_the_value_model_lies_over_the_reward_model(save_reward):
 
 @pytest.fixture
 def both_kinds(save, save_reward):
-    """PPO's models with adapters that have moved, and models all of whose weights are trained, which compute the same."""
+    """PPO's models with perturbed adapters, and fully trained models that compute the same."""
     policy, render = load_policy(save(), CPU)
-    adapted = moved(add_lora(policy, 3, seed=0))
+    adapted = perturb(add_lora(policy, 3, seed=0))
     value, under = value_model_from_adapter(load_reward_model(save_reward(), CPU), 3, seed=0)
-    moved(value.model, seed=2)
+    perturb(value.model, seed=2)
     with_lora = PPOModels(adapted, BaseModelView(adapted), value, under, None, render)
     whole, _ = load_policy(save(), CPU)
     whole.load_state_dict(merged_state_dict(adapted), strict=True)
@@ -154,10 +156,12 @@ def both_kinds(save, save_reward):
     return with_lora, PPOModels(whole, load_policy(save(), CPU)[0], whole_value, plain, None, render)
 
 
-def test_a_step_with_adapters_is_the_step_of_all_weights_seen_through_the_chain_rule(both_kinds, gradients):
-    """The same episodes, losses, ratios; and for W + 2 B A: dA = 2 B' dW, dB = 2 dW A'."""
+def test_adapter_gradients_follow_the_chain_rule_in_ppo(both_kinds, gradients):
+    """Episodes, losses and ratios are the same; for W + 2 B A, dA = 2 B' dW and dB = 2 dW A'."""
     with_lora, whole = both_kinds
-    rollout, other = (collect_rollout(models, asked(), max_tokens=6, eos_penalty=0.5, seed=3) for models in both_kinds)
+    rollout, other = (
+        collect_rollout(models, make_prompts(), max_tokens=6, eos_penalty=0.5, seed=3) for models in both_kinds
+    )
     assert rollout.examples == other.examples
     for name in ("logp", "ref_logp", "values", "scores"):
         torch.testing.assert_close(getattr(rollout, name), getattr(other, name), atol=1e-5, rtol=1e-5, equal_nan=True)
@@ -170,7 +174,7 @@ def test_a_step_with_adapters_is_the_step_of_all_weights_seen_through_the_chain_
     assert seen["policy/max_log_ratio"] < 1e-5
     for adapted, plain in ((with_lora.policy, whole.policy), (with_lora.value.model, whole.value.model)):
         of_factors, of_weights = gradients(adapted), gradients(plain)
-        for name, (a, b) in factors(adapted).items():
+        for name, (a, b) in adapter_factors(adapted).items():
             place = f"base_model.model.{name.removesuffix('.weight')}.lora_"
             torch.testing.assert_close(
                 of_factors[f"{place}A.default.weight"], 2 * b.T @ of_weights[name], atol=1e-4, rtol=1e-4
@@ -188,13 +192,12 @@ def test_a_step_with_adapters_is_the_step_of_all_weights_seen_through_the_chain_
 
 @pytest.fixture
 def watched_models(monkeypatch):
-    """The models of every PPO run that is started."""
     seen, load = [], ppo.load_models
     monkeypatch.setattr(ppo, "load_models", lambda *given: seen.append(load(*given)) or seen[-1])
     return seen
 
 
-def test_a_run_moves_adapters_and_leaves_the_weights(small_ppo, watched_models, save, save_reward, rows_of):
+def test_ppo_trains_adapters_only(small_ppo, watched_models, save, save_reward, rows_of):
     folder = ppo.main(small_ppo(lora=3, ema=0.5))
     (models,) = watched_models
     first = rows_of(folder / "metrics.jsonl")[0]
@@ -210,33 +213,33 @@ def test_a_run_moves_adapters_and_leaves_the_weights(small_ppo, watched_models, 
         stored = weights_of(source)
         assert plain.keys() == stored.keys()
         assert all(torch.equal(plain[name], stored[name]) and not plain[name].requires_grad for name in plain)
-        assert all(b.abs().max() > 0 for _, b in factors(model).values())
+        assert all(b.abs().max() > 0 for _, b in adapter_factors(model).values())
     record = json.loads((folder / "run.json").read_text())
     assert (record["config"]["lora"], record["config"]["memory"]) == (3, [])
-    assert record["trained"] == sum(a.numel() + b.numel() for a, b in factors(models.policy).values())
+    assert record["trained"] == sum(a.numel() + b.numel() for a, b in adapter_factors(models.policy).values())
     assert record["parameters"] == sum(tensor.numel() for tensor in weights_of(save()).values()) + record["trained"]
 
 
-def test_four_models_hold_little_more_than_two(small_ppo):
-    """Each tensor counted once: two trunks and heads, two adapters, an average of one."""
+def test_lora_shares_trunks_between_models(small_ppo):
+    """Count each tensor once: two trunks and heads, two adapters, one averaged adapter."""
 
-    def held_by(models):
-        everything = (models.policy, models.reference, models.value.model, models.reward.model, models.average)
+    def count_parameters(models):
+        everything = (models.policy, models.reference, models.value.model, models.reward.model, models.ema)
         return sum({p.data_ptr(): p.numel() for model in everything for p in model.parameters()}.values())
 
     config = small_ppo()
     whole, adapted = (ppo.load_models(c, RunDirectory(c, {})) for c in (config, config.model_copy(update={"lora": 2})))
     policy, value = (sum(p.numel() for p in model.parameters()) for model in (whole.policy, whole.value.model))
-    assert held_by(whole) == 3 * policy + 2 * value
+    assert count_parameters(whole) == 3 * policy + 2 * value
     of_policy, of_value = (
         sum(p.numel() for p in get_trainable_module(model).parameters())
         for model in (adapted.policy, adapted.value.model)
     )
-    assert held_by(adapted) == policy + value + 2 * of_policy + of_value
+    assert count_parameters(adapted) == policy + value + 2 * of_policy + of_value
     assert 2 * of_policy + of_value < 0.25 * (policy + value)
 
 
-def test_the_average_is_of_the_factors(small_ppo, save, monkeypatch):
+def test_ema_averages_adapter_factors(small_ppo, save, monkeypatch):
     seen, average = [], ppo.update_ema
 
     def noted(slow, fast, decay):
@@ -259,21 +262,20 @@ def test_the_average_is_of_the_factors(small_ppo, save, monkeypatch):
     assert_same_tensors(saved, expected, 1e-6)
 
 
-def test_a_reward_model_with_another_tokenizer(small_ppo, save_reward, watched_models):
+def test_reward_model_with_another_tokenizer(small_ppo, save_reward, watched_models):
     ppo.main(small_ppo(lora=2, reward=save_reward("gpt2", "foreign")))
     (models,) = watched_models
     assert models.value.model.get_base_model().score.original_module.weight.abs().max() == 0
     assert not hasattr(models.reward.model, "peft_config")
 
 
-# --- what is saved, and what a stopped run goes on with --------------------------------------------------------------
+# --- saving and resuming -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def stage(write, save, save_reward, tmp_path):
-    """A stage's main function and its config, with adapters."""
 
-    def made(name, folder, family="llama"):
+    def build(name, folder, family="llama"):
         common = {"lora": 3, "lr": 2e-2, "out": tmp_path / folder}
         if name == "sft":
             data, fresh = (write("data.jsonl", DEMONSTRATIONS),), (write("fresh.jsonl", DEMONSTRATIONS[:2]),)
@@ -292,12 +294,12 @@ def stage(write, save, save_reward, tmp_path):
         sizes = {"episodes": 40, "batch": 8, "minibatch": 4, "max_tokens": 5, "value_lr": 1e-2, "ema": 0.9}
         return ppo.main, make_config(ppo.PPOConfig, {**files, **text, **sizes, **common})
 
-    return made
+    return build
 
 
 @by_peft_alone
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_policy_is_plain_and_its_adapter_fits_the_base(stage, save, family):
+def test_saved_policy_is_merged_and_its_adapter_fits_the_base(stage, save, family):
     main, config = stage("sft", "sft", family)
     folder = main(config)
     ids = torch.tensor([[5, 9, 70, 40, 41, 0]])
@@ -321,12 +323,12 @@ def stock_scores(model):
 
 @by_peft_alone
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_reward_model_keeps_its_head(stage, save, family, monkeypatch):
-    """Stopped and gone on: stock transformers, peft on the base, and our loader say what the trained model said."""
+def test_saved_reward_model_keeps_its_head(stage, save, family, monkeypatch):
+    """After a resume, stock transformers, peft on the base and our loader give the trained model's scores."""
     trained, save_it = [], reward.save_and_verify
     monkeypatch.setattr(reward, "save_and_verify", lambda model, *rest: trained.append(model) or save_it(model, *rest))
     main, config = stage("reward", "reward", family)
-    stopped_at(3, main, config, monkeypatch)
+    stop_at_step(3, main, config, monkeypatch)
     folder = main(config)
     (model,) = trained
     scores = model.score(EXAMPLES)
@@ -358,11 +360,11 @@ def tensors_in(value):
 
 
 @pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatch, rows_of):
+def test_resumed_run_equals_uninterrupted_run(stage, name, monkeypatch, rows_of):
     main, config = stage(name, "whole")
     whole = outcome_with_adapter(main(config), rows_of)
     main, config = stage(name, "stopped")
-    stopped_at(4, main, config, monkeypatch)
+    stop_at_step(4, main, config, monkeypatch)
     state = read_checkpoint(max((config.out / "checkpoints").iterdir()))
     names = {name for model in state["models"].values() for name in model}
     assert names
@@ -383,19 +385,19 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
         assert stopped[file] == whole[file], file
 
 
-def test_another_rank_does_not_go_on(stage, monkeypatch):
+def test_resume_refuses_another_lora_rank(stage, monkeypatch):
     main, config = stage("sft", "stopped")
-    stopped_at(2, main, config, monkeypatch)
-    with pytest.raises(InputError, match="was begun with --lora 3, now it is 4"):
+    stop_at_step(2, main, config, monkeypatch)
+    with pytest.raises(InputError, match="--lora was 3 when the run started and is 4 now"):
         main(config.model_copy(update={"lora": 4}))
 
 
-def test_pretraining_knows_no_adapters(tmp_path):
+def test_pretrain_refuses_lora(tmp_path):
     with pytest.raises(InputError, match="pretrain: unknown option 'lora'"):
         make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "lora": 4})
 
 
-def test_a_trunk_without_matrices_is_refused():
+def test_lora_refuses_model_without_linear_layers():
     model = SimpleNamespace(
         base_model=torch.nn.Sequential(torch.nn.Embedding(3, 2)), config=SimpleNamespace(model_type="odd")
     )

@@ -28,7 +28,7 @@ from instructgpt.train.rollout import PPOModels, collect_rollout
 
 @pytest.fixture
 def models(save, save_reward):
-    """The models of PPO, the policy a little away from its reference."""
+    """The models of PPO; the policy differs from its reference."""
     policy, render = load_policy(save("llama"), CPU)
     reward = load_reward_model(save_reward("llama"), CPU)
     reference, average = copy.deepcopy(policy), copy.deepcopy(policy)
@@ -37,20 +37,20 @@ def models(save, save_reward):
     return PPOModels(policy, reference, new_value_model(reward), reward, average, render)
 
 
-def asked(count=7):
+def make_prompts(count=7):
     return [Prompt(prompt=f"Name {'a frog ' * (n % 3)}{n}") for n in range(count)]
 
 
-def rolled_out(models, **options):
-    return collect_rollout(models, asked(), **({"max_tokens": 6, "eos_penalty": 0.5, "seed": 3} | options))
+def sample_rollout(models, **options):
+    return collect_rollout(models, make_prompts(), **({"max_tokens": 6, "eos_penalty": 0.5, "seed": 3} | options))
 
 
-def some_end_early(models, monkeypatch):
-    """Make a token that is often sampled the end-of-text, so that lengths differ."""
-    tokens = [example.completion_ids for example in rolled_out(models).examples]
+def sample_uneven_rollout(models, monkeypatch):
+    """Sample with a frequent token as the end-of-text, so that lengths differ."""
+    tokens = [example.completion_ids for example in sample_rollout(models).examples]
     for render in (models.tokenizer, models.reward.tokenizer):
         monkeypatch.setattr(render, "eos", tokens[0][2])
-    rollout = rolled_out(models)
+    rollout = sample_rollout(models)
     assert len(set(rollout.mask.sum(1).tolist())) > 1
     return rollout
 
@@ -59,9 +59,9 @@ def some_end_early(models, monkeypatch):
 
 
 @torch.no_grad()
-def test_an_episode_remembers_what_each_model_says(models, monkeypatch):
-    """Row by row with transformers' own forward: logp, reference, value before each token, score after the last."""
-    rollout = some_end_early(models, monkeypatch)
+def test_rollout_equals_stock_forward_passes(models, monkeypatch):
+    """Compare logp, reference logp, values and scores with transformers' own forward, row by row."""
+    rollout = sample_uneven_rollout(models, monkeypatch)
     for row, example in enumerate(rollout.examples):
         length, start = len(example.completion_ids), len(example.prompt_ids)
         assert rollout.mask[row].tolist() == [t < length for t in range(rollout.mask.shape[1])]
@@ -81,9 +81,9 @@ def test_an_episode_remembers_what_each_model_says(models, monkeypatch):
         assert numbers[~rollout.mask].isnan().all()
 
 
-def test_advantages_of_an_episode_by_hand(models, monkeypatch):
-    """The score comes with the last sampled token and nowhere else; nothing is discounted."""
-    rollout = some_end_early(models, monkeypatch)
+def test_advantages_by_hand(models, monkeypatch):
+    """The score counts at the last sampled token only, without discount."""
+    rollout = sample_uneven_rollout(models, monkeypatch)
     rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.1)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 1.0)
     for row, length in enumerate(rollout.mask.sum(1).tolist()):
@@ -94,7 +94,7 @@ def test_advantages_of_an_episode_by_hand(models, monkeypatch):
             assert advantages[row, t].item() == pytest.approx(to_come - rollout.values[row, t].item(), abs=1e-5)
 
 
-def test_minibatches_hold_every_episode_once_an_epoch(small_ppo):
+def test_minibatches_cover_each_episode_once_per_epoch(small_ppo):
     groups = [rows.tolist() for rows in ppo.iter_minibatches(small_ppo(epochs=2), 5)]
     assert [len(group) for group in groups] == [4] * 4
     assert sorted(groups[0] + groups[1]) == sorted(groups[2] + groups[3]) == list(range(8))
@@ -104,15 +104,15 @@ def test_minibatches_hold_every_episode_once_an_epoch(small_ppo):
 # --- gradients -----------------------------------------------------------------------------------------------------
 
 
-def improved(models, rollout, gradients, rows=range(7)):
+def ppo_gradients(models, rollout, gradients, rows=range(7)):
     rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, 0.02)
     advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, 0.95)
     seen = minibatch_backward(models, rollout, advantages, returns, torch.tensor(list(rows)), 0.2)
     return seen, gradients(models.policy), gradients(models.value.model), advantages, returns
 
 
-def test_the_first_ratio_is_one(models, gradients):
-    seen, *_ = improved(models, rolled_out(models), gradients)
+def test_first_ratio_is_one(models, gradients):
+    seen, *_ = ppo_gradients(models, sample_rollout(models), gradients)
     assert seen["policy/max_log_ratio"] < 1e-5
     assert seen["val/ratio"] == pytest.approx(1, abs=1e-5)
     assert (seen["policy/clipfrac_avg"], seen["val/clipfrac_avg"]) == (0, 0)
@@ -120,12 +120,12 @@ def test_the_first_ratio_is_one(models, gradients):
 
 
 def test_losses_and_gradients_equal_a_loop_over_tokens(models, gradients, monkeypatch):
-    """After the models have moved, so that some ratios and values are clipped."""
-    rollout = some_end_early(models, monkeypatch)
+    """The models have changed since sampling, so that some ratios and values are clipped."""
+    rollout = sample_uneven_rollout(models, monkeypatch)
     with torch.no_grad():
         models.policy.get_output_embeddings().weight.mul_(1.4)
         models.value.model.score.weight.mul_(1.5)
-    seen, policy_gradient, value_gradient, advantages, returns = improved(models, rollout, gradients)
+    seen, policy_gradient, value_gradient, advantages, returns = ppo_gradients(models, rollout, gradients)
     policy_losses, value_losses, entropies, clipped = [], [], [], 0
     for row, example in enumerate(rollout.examples):
         tokens, start = torch.tensor([example.prompt_ids + example.completion_ids]), len(example.prompt_ids)
@@ -153,31 +153,31 @@ def test_losses_and_gradients_equal_a_loop_over_tokens(models, gradients, monkey
     assert_same_tensors(value_gradient, gradients(models.value.model), 1e-4)
 
 
-def test_gradients_do_not_depend_on_microbatches(models, gradients, monkeypatch):
-    rollout = some_end_early(models, monkeypatch)
-    seen, policy_gradient, value_gradient, *_ = improved(models, rollout, gradients)
+def test_gradients_are_microbatch_invariant(models, gradients, monkeypatch):
+    rollout = sample_uneven_rollout(models, monkeypatch)
+    seen, policy_gradient, value_gradient, *_ = ppo_gradients(models, rollout, gradients)
     for budget in (1, 40, 60):
         monkeypatch.setitem(packing.MICROBATCH_TOKENS, "cpu", budget)
-        again, *both, _, _ = improved(models, rollout, gradients)
+        again, *both, _, _ = ppo_gradients(models, rollout, gradients)
         assert again == pytest.approx(seen, abs=1e-5)
         assert_same_tensors(both[0], policy_gradient, 1e-5)
         assert_same_tensors(both[1], value_gradient, 1e-5)
 
 
-def documents_of(example):
-    """A window's documents one by one: each begins at the end-of-text before it."""
+def split_documents(example):
+    """Split a row into documents; each starts with the end-of-text token before it."""
     tokens, ends = example.prompt_ids + example.completion_ids, [*example.document_starts, len(example) - 1]
     return [tokens[start : end + 1] for start, end in zip([0, *ends], ends, strict=False) if end > start]
 
 
 def document_logp(policy, tokens):
-    """Summed log-probability of one document's tokens after its first, in a row of its own."""
+    """Return the summed log-probability of a document's tokens after its first."""
     logp = policy(input_ids=torch.tensor([tokens])).logits[0, :-1].log_softmax(-1)
     return logp[torch.arange(len(tokens) - 1), tokens[1:]].sum()
 
 
 def first_gradients(config, monkeypatch):
-    """The policy's gradients at the first optimizer step of a run, and what descended how often."""
+    """Run a stage; return the gradients of its first optimizer step, and the number of steps."""
     taken, descend = [], ppo.optimizer_step
 
     def watched(optimizer, lr):
@@ -185,16 +185,14 @@ def first_gradients(config, monkeypatch):
         return descend(optimizer, lr)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo, "descend", watched)
+        patch.setattr(ppo, "optimizer_step", watched)
         ppo.main(config)
     return taken[0], len(taken)
 
 
 @pytest.mark.parametrize("reduction", ["token", "sequence"])
-def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(
-    small_ppo, write, save, monkeypatch, reduction, tmp_path
-):
-    """One optimizer step a minibatch on the sum of both gradients; not a convex mix, not two steps."""
+def test_ptx_adds_gamma_times_the_lm_gradient(small_ppo, write, save, monkeypatch, reduction, tmp_path):
+    """Each minibatch takes one optimizer step on the sum of both gradients: no convex mix, no second step."""
     plain, steps = first_gradients(small_ppo(out=tmp_path / "plain"), monkeypatch)
     corpus = write("corpus.jsonl", CORPUS)
     config = small_ppo(
@@ -205,7 +203,7 @@ def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(
     policy, render = load_policy(save(), CPU)
     text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 4 * 2)
     rows = text.examples(0, 2)  # half of four episodes
-    sums = [-sum(document_logp(policy, piece) for piece in documents_of(row)) for row in rows]
+    sums = [-sum(document_logp(policy, piece) for piece in split_documents(row)) for row in rows]
     loss = sum(sums) / 2 if reduction == "sequence" else sum(sums) / (2 * 63)
     (0.7 * loss).backward()
     expected = [p.grad for group in ppo.build_optimizer(policy).param_groups for p in group["params"]]
@@ -213,25 +211,25 @@ def test_ptx_adds_gamma_times_the_gradient_of_the_language_model(
         torch.testing.assert_close(one - other, wanted, atol=2e-5 * (63 if reduction == "sequence" else 1), rtol=1e-4)
 
 
-def test_ptx_sees_its_ratio_of_examples(small_ppo, write, render, monkeypatch):
-    """Each step the next rows of the stream."""
+def test_ptx_reads_its_ratio_of_rows(small_ppo, write, render, monkeypatch):
+    """Every step reads the next rows of the stream."""
     seen = []
 
     def counted(model, examples, **options):
         seen.append(examples)
         return lm_loss(model, examples, **options)
 
-    monkeypatch.setattr(ppo, "language_loss", counted)
+    monkeypatch.setattr(ppo, "lm_loss", counted)
     folder = ppo.main(small_ppo(pretraining=(write("corpus.jsonl", CORPUS),), ptx_ratio=2.0, epochs=2))
-    assert [sum(len(e.completion) for e in rows) for rows in seen] == [
+    assert [sum(len(e.completion_ids) for e in rows) for rows in seen] == [
         8 * 63
-    ] * 8  # 16 episodes in minibatches of 4, twice over, 2 rows for each episode of a step
+    ] * 8  # 2 epochs of 16 episodes in minibatches of 4, 2 rows per episode
     text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 64)
     assert [row for rows in seen for row in rows] == text.examples(0, 64)
     assert json.loads((folder / "run.json").read_text())["episodes"] == 16
 
 
-def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
+def test_ema_weights_are_saved(small_ppo, monkeypatch):
     seen, average = [], ppo.update_ema
 
     def watched(slow, fast, decay):
@@ -248,7 +246,7 @@ def test_the_average_of_the_weights_is_what_is_saved(small_ppo, monkeypatch):
     assert not torch.equal(saved["lm_head.weight"], seen[-1][1]["lm_head.weight"])
 
 
-def test_without_average_the_last_weights_are_saved(small_ppo, monkeypatch):
+def test_last_weights_are_saved_without_ema(small_ppo, monkeypatch):
     last, average = {}, ppo.update_ema
     monkeypatch.setattr(
         ppo, "update_ema", lambda slow, fast, decay: (average(slow, fast, decay), last.update(fast.state_dict()))
@@ -256,11 +254,11 @@ def test_without_average_the_last_weights_are_saved(small_ppo, monkeypatch):
     assert_same_tensors(weights_of(ppo.main(small_ppo(ema=0.0))), last, 0)
 
 
-def test_advantages_are_whitened_over_the_batch_and_rates_rise(small_ppo, monkeypatch, rows_of):
-    """Ten updates: over the first two the rates rise from a tenth. Returns are left as they are."""
+def test_advantages_are_whitened_and_learning_rates_warm_up(small_ppo, monkeypatch, rows_of):
+    """Learning rates warm up from a tenth over the first two of ten PPO steps. Returns are not whitened."""
     seen, rates, improve, descend = [], [], ppo.minibatch_backward, ppo.optimizer_step
     monkeypatch.setattr(ppo, "minibatch_backward", lambda *given: seen.append(given[1:4]) or improve(*given))
-    monkeypatch.setattr(ppo, "descend", lambda optimizer, lr: rates.append(lr) or descend(optimizer, lr))
+    monkeypatch.setattr(ppo, "optimizer_step", lambda optimizer, lr: rates.append(lr) or descend(optimizer, lr))
     folder = ppo.main(small_ppo(episodes=80, value_lr=3e-3))
     for rollout, advantages, returns in seen:
         real = advantages[rollout.mask]
@@ -283,7 +281,7 @@ def test_advantages_are_whitened_over_the_batch_and_rates_rise(small_ppo, monkey
 
 
 def test_four_epochs_reach_the_exact_optimum(small_ppo, scripted, save, write):
-    """One token, score 1 for some tokens, beta 1/4. By enumeration of the vocabulary:
+    """One token per completion, score 1 for a quarter of the tokens, beta 1/4. By enumeration of the vocabulary:
 
     J(pi) = sum_a pi(a) (r(a) - beta log pi(a) / pi_ref(a)),   max J = beta log sum_a pi_ref(a) exp(r(a) / beta)
     """
@@ -317,7 +315,7 @@ def test_four_epochs_reach_the_exact_optimum(small_ppo, scripted, save, write):
 
 
 def test_four_epochs_on_whole_completions_are_stable(small_ppo, scripted, write, rows_of):
-    """Score: the share of tokens from one half of the vocabulary, 1 at best. Credit goes to the tokens that earned it."""
+    """The score is the share of odd tokens, at most 1."""
     scripted(lambda tokens: sum(token % 2 for token in tokens) / len(tokens))
     options = {"episodes": 64 * 25, "batch": 64, "minibatch": 32, "epochs": 4, "max_tokens": 4, "eos_penalty": 0}
     folder = ppo.main(small_ppo(prompts=(write("short.jsonl", SHORT_PROMPTS),), lr=1e-2, value_lr=1e-2, **options))
@@ -327,13 +325,13 @@ def test_four_epochs_on_whole_completions_are_stable(small_ppo, scripted, write,
     assert min(scores[-3:]) > 0.93
     assert (
         statistics.median(abs(row["val/ratio"] - 1) for row in rows) < 0.2
-    )  # one rare token can carry the mean of an update
+    )  # one rare token can dominate the mean of a PPO step
     assert all(math.isfinite(row["val/ratio"]) and math.isfinite(row["objective/kl"]) for row in rows)
     assert rows[-1]["val/explained_variance"] > rows[0]["val/explained_variance"]
     assert rows[-1]["objective/kl"] > 0
 
 
-def test_metrics_samples_and_facts(small_ppo, rows_of):
+def test_metrics_and_samples_agree(small_ppo, rows_of):
     folder = ppo.main(small_ppo(kl_coef=0.5))
     rows, samples = rows_of(folder / "metrics.jsonl"), rows_of(folder / "samples.jsonl")
     assert [row["episode"] for row in rows] == [8, 16]
@@ -350,8 +348,8 @@ def test_metrics_samples_and_facts(small_ppo, rows_of):
     assert rows[0]["val/parity"] < 1e-4
 
 
-def test_a_reward_model_with_another_tokenizer(small_ppo, save_reward, rows_of):
-    """It reads the text; a prompt that only its tokenizer makes too long is left out."""
+def test_reward_model_with_another_tokenizer(small_ppo, save_reward, rows_of):
+    """The reward model reads text; prompts too long for its tokenizer are left out."""
     folder = ppo.main(small_ppo(reward=save_reward("llama", "foreign"), lam=1.0))
     samples = [row for row in rows_of(folder / "samples.jsonl") if row["step"] == 1]
     foreign = load_reward_model(save_reward("llama", "foreign"), CPU)
@@ -365,14 +363,14 @@ def test_a_reward_model_with_another_tokenizer(small_ppo, save_reward, rows_of):
         assert row["score"] == pytest.approx(score - (not ended), abs=1e-3)
 
 
-def test_the_value_model_of_a_foreign_reward_model_starts_at_zero(small_ppo, save_reward):
+def test_value_model_starts_at_zero_with_another_tokenizer(small_ppo, save_reward):
     config = small_ppo(reward=save_reward("llama", "foreign"))
     models = ppo.load_models(config, ppo.RunDirectory.open(config))
-    assert (rolled_out(models).values.nan_to_num() == 0).all()
+    assert (sample_rollout(models).values.nan_to_num() == 0).all()
     assert models.value.tokenizer.is_compatible(models.tokenizer)
 
 
-def test_prompts_that_leave_no_room_are_counted_or_refused(small_ppo, write, tmp_path):
+def test_too_long_prompts_are_counted_or_refused(small_ppo, write, tmp_path):
     long = write("long.jsonl", [*PROMPTS, {"prompt": "x" * 58}])
     folder = ppo.main(small_ppo(prompts=(long,)))
     assert json.loads((folder / "run.json").read_text())["left_out"]["prompts too long"] == 1
@@ -380,7 +378,7 @@ def test_prompts_that_leave_no_room_are_counted_or_refused(small_ppo, write, tmp
         ppo.main(small_ppo(prompts=(long,), max_tokens=63, out=tmp_path / "other"))
 
 
-def test_a_reward_model_that_is_none_is_refused(small_ppo, save):
+def test_policy_as_reward_model_is_refused(small_ppo, save):
     with pytest.raises(InputError, match="not a reward model"):
         ppo.main(small_ppo(reward=save()))
 
@@ -397,12 +395,12 @@ def test_a_reward_model_that_is_none_is_refused(small_ppo, save):
         ({"kl_coeff": 0.1}, "unknown option 'kl_coeff', did you mean 'kl_coef'"),
     ],
 )
-def test_options_that_do_nothing_are_refused(small_ppo, options, complaint):
+def test_ineffective_options_are_refused(small_ppo, options, complaint):
     with pytest.raises(InputError, match=complaint):
         small_ppo(**options)
 
 
-def test_the_papers_recipe_is_the_default(small_ppo):
+def test_defaults_are_the_papers(small_ppo):
     config = make_config(PPOConfig, {"policy": "p", "reward": "r", "prompts": ("p",), "out": "o"})
     assert (config.updates, config.optimizer_steps_per_update, config.ptx_rows_per_step, config.warmup) == (
         500,

@@ -1,4 +1,4 @@
-"""What is done to need less memory: bf16 with float32 weights, layers computed again, Adam in 8 bits.
+"""Memory options: bf16 with float32 weights, activation checkpointing, 8-bit Adam.
 
 pytest tests/train/test_precision.py
 """
@@ -47,8 +47,8 @@ EXAMPLES = [
 BATCH = collate(EXAMPLES)
 
 
-def kept_bytes(work):
-    """Bytes that autograd keeps for the backward pass of some work, weights left out, and what the work returns."""
+def saved_bytes(work):
+    """Return the bytes that autograd saves for a function's backward pass, weights excluded, and its result."""
     kept = {}
 
     def pack(tensor):
@@ -67,8 +67,8 @@ def kept_bytes(work):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bf16_computes_the_trunk_and_nothing_else(save, family, gradients):
-    """Weights, hidden states, log-probabilities and gradients are float32; the loss is near that of float32, not equal to it."""
+def test_bf16_applies_to_the_trunk_only(save, family, gradients):
+    """Weights, hidden states, log-probabilities and gradients are float32; the loss is close to float32's."""
     plain, _ = load_policy(save(family), CPU)
     model, _ = load_policy(save(family), CPU)
     apply_memory_options(model, ("bf16",))
@@ -91,7 +91,7 @@ def test_bf16_computes_the_trunk_and_nothing_else(save, family, gradients):
     assert not torch.is_autocast_enabled("cpu"), "nothing is left switched on"
 
 
-def test_a_copy_computes_in_bf16_with_its_own_weights(save):
+def test_bf16_copy_uses_its_own_weights(save):
     model, _ = load_policy(save(), CPU)
     apply_memory_options(model, ("bf16", "checkpointing"))
     twin = copy.deepcopy(model)
@@ -106,8 +106,8 @@ def test_a_copy_computes_in_bf16_with_its_own_weights(save):
 
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_matrices_cast_once_say_the_same(save, family, rank):
-    """To the bit; afterwards the weights are the float32 ones, and the next time the cast ones lie in the same place."""
+def test_cached_bf16_weights_change_no_bit(save, family, rank):
+    """Results are bit for bit the same, the float32 weights return, and the bf16 copies reuse their memory."""
     model = add_lora(load_policy(save(family), CPU)[0], rank, seed=0)
     apply_memory_options(model, ("bf16",))
     matrix = next(
@@ -131,13 +131,13 @@ def test_matrices_cast_once_say_the_same(save, family, rank):
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
-def test_nothing_is_cast_without_the_word(save):
+def test_weights_stay_float32_without_bf16(save):
     model, _ = load_policy(save(), CPU)
     with cached_bf16_weights(model):
         assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-def test_bf16_is_left_after_an_error(save):
+def test_autocast_is_off_after_an_error(save):
     model, _ = load_policy(save(), CPU)
     apply_memory_options(model, ("bf16",))
     with pytest.raises((TypeError, ValueError)):
@@ -146,8 +146,8 @@ def test_bf16_is_left_after_an_error(save):
 
 
 @pytest.fixture
-def usual(tmp_path, write):
-    """A base of ordinary weights, as pretraining leaves them, and a reward model over it. -> their directories."""
+def pretrained_models(tmp_path, write):
+    """Directories of a pretrained base and of a reward model on it."""
     sizes = {
         "vocabulary": 280,
         "width": 32,
@@ -168,15 +168,17 @@ def usual(tmp_path, write):
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_ppo_in_bf16(usual, write, tmp_path, rows_of, monkeypatch, rank):
-    """Sampling and training agree, the ratio begins at 1 as far as bf16 can say so, the optimizer moves float32."""
+def test_ppo_in_bf16(pretrained_models, write, tmp_path, rows_of, monkeypatch, rank):
+    """Sampling and training agree, the first ratio is 1 up to bf16 rounding, the optimizer updates float32 weights."""
     seen = []
     monkeypatch.setattr(
-        ppo, "adam", lambda model, **options: seen.append((model, build_optimizer(model, **options))) or seen[-1][1]
+        ppo,
+        "build_optimizer",
+        lambda model, **options: seen.append((model, build_optimizer(model, **options))) or seen[-1][1],
     )
     files = {
-        "policy": str(usual[0]),
-        "reward": usual[1],
+        "policy": str(pretrained_models[0]),
+        "reward": pretrained_models[1],
         "prompts": (write("prompts.jsonl", PROMPTS),),
         "out": tmp_path / "ppo",
     }
@@ -192,16 +194,16 @@ def test_ppo_in_bf16(usual, write, tmp_path, rows_of, monkeypatch, rank):
         assert {t.dtype for state in optimizer.state.values() for t in state.values()} == {torch.float32}
 
 
-def test_parity_in_bf16_is_a_mean_and_still_stops_a_run(models_and_rollout):
+def test_bf16_parity_is_a_root_mean_square(models_and_rollout):
     models, played = models_and_rollout
     largest = rollout.check_logp_parity(models, played, bf16=True)
     assert largest < 1e-5
-    played.logp[0, 0] += 0.05  # one of many
-    with pytest.raises(RunError, match=r"by 0\.05 nats \(rounding allows 0\.001\)"):
+    played.logp[0, 0] += 0.05  # one token of many
+    with pytest.raises(RunError, match=r"by 0\.05 nats \(tolerance 0\.001\)"):
         rollout.check_logp_parity(models, played)
     assert rollout.check_logp_parity(models, played, bf16=True) == pytest.approx(0.05, abs=1e-4)
     played.logp.add_(0.05)
-    with pytest.raises(RunError, match=r"rounding allows 0\.02"):
+    with pytest.raises(RunError, match=r"tolerance 0\.02"):
         rollout.check_logp_parity(models, played, bf16=True)
     step = {"loss/policy_avg": 0.0, "loss/value_avg": 0.0, "policy/max_log_ratio": 0.05, "policy/approxkl_avg": 1e-4}
     ppo.check_minibatch_stats([step], bf16=True)
@@ -220,26 +222,26 @@ def models_and_rollout(save, save_reward):
     )
 
 
-def test_a_processor_without_bf16_says_so(monkeypatch):
-    for known, words, told in ((False, ("bf16",), True), (True, ("bf16",), False), (False, ("checkpointing",), False)):
+def test_bf16_warns_on_cpus_without_it(monkeypatch):
+    for known, words, warns in ((False, ("bf16",), True), (True, ("bf16",), False), (False, ("checkpointing",), False)):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda known=known: known)
-        assert bool(bf16_warning(CPU, words)) == told
+        assert bool(bf16_warning(CPU, words)) == warns
     assert bf16_warning(torch.device("cuda"), ("bf16",)) is None
 
 
-# --- layers computed again -----------------------------------------------------------------------------------------
+# --- activation checkpointing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_layers_computed_again_give_the_same_gradients(save, family, gradients, rank):
-    """In training mode with dropout where the family has it, and with adapters; less is kept until the backward pass."""
+def test_checkpointing_keeps_gradients(save, family, gradients, rank):
+    """Also with dropout and adapters; autograd saves less than half as much."""
     plain, again = (add_lora(load_policy(save(family), CPU, 0.3)[0], rank, seed=0).train() for _ in range(2))
     apply_memory_options(again, ("checkpointing",))
     results = []
     for model in (plain, again):
         torch.manual_seed(7)
-        kept, logp = kept_bytes(lambda model=model: completion_logp(model, BATCH))
+        kept, logp = saved_bytes(lambda model=model: completion_logp(model, BATCH))
         logp.sum().backward()
         results.append((kept, logp.detach(), gradients(model)))
     (all_kept, logp, exact), (few_kept, same_logp, same) = results
@@ -248,7 +250,7 @@ def test_layers_computed_again_give_the_same_gradients(save, family, gradients, 
     assert few_kept < 0.5 * all_kept
 
 
-def test_layers_are_computed_once_where_nothing_is_learned(save):
+def test_checkpointing_recomputes_with_gradients_only(save):
     model, _ = load_policy(save(), CPU)
     apply_memory_options(model, ("checkpointing",))
     calls = []
@@ -261,30 +263,30 @@ def test_layers_are_computed_once_where_nothing_is_learned(save):
     assert type(model.base_model.layers[0]).__name__ == "LlamaDecoderLayer"
 
 
-def test_a_family_without_such_layers_is_refused(save, monkeypatch):
+def test_checkpointing_refuses_unsupported_families(save, monkeypatch):
     model, _ = load_policy(save(), CPU)
     monkeypatch.setattr(precision, "GradientCheckpointingLayer", str)
     with pytest.raises(InputError, match="checkpointing: not known how for the family 'llama'"):
         apply_memory_options(model, ("checkpointing",))
 
 
-# --- Adam in 8 bits --------------------------------------------------------------------------------------------------
+# --- 8-bit Adam ----------------------------------------------------------------------------------------------------
 
 
-def test_adam_in_8_bits_asks_for_its_library(monkeypatch, save):
+def test_adam8bit_needs_bitsandbytes(monkeypatch, save):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(InputError, match="needs bitsandbytes, which is not installed; pip install"):
+    with pytest.raises(InputError, match="needs bitsandbytes; run: pip install"):
         build_optimizer(load_policy(save(), CPU)[0], memory=("adam8bit",))
 
 
-def test_adam_in_8_bits_is_for_one_rank(monkeypatch, save):
-    monkeypatch.setattr(optim, "all_ranks", lambda: DistInfo(0, 2))
-    with pytest.raises(InputError, match="adam8bit: not with several ranks"):
+def test_adam8bit_refuses_several_ranks(monkeypatch, save):
+    monkeypatch.setattr(optim, "get_dist_info", lambda: DistInfo(0, 2))
+    with pytest.raises(InputError, match="adam8bit does not work with several ranks"):
         build_optimizer(load_policy(save(), CPU)[0], memory=("adam8bit",))
 
 
-def test_adam_in_8_bits_descends_as_adam_does():
-    """On a quadratic function; its averages take a byte each."""
+def test_adam8bit_descends_as_adam_does():
+    """On a quadratic loss; its moments take one byte each."""
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     layers = [torch.nn.Linear(128, 64) for _ in range(2)]
@@ -307,7 +309,7 @@ def test_adam_in_8_bits_descends_as_adam_does():
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft", "reward"])
-def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of, capsys, monkeypatch):
+def test_memory_options_keep_losses(name, write, save, tmp_path, rows_of, capsys, monkeypatch):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
 
     def trained(words):
@@ -350,15 +352,15 @@ def test_stages_with_words_learn_as_without(name, write, save, tmp_path, rows_of
     assert capsys.readouterr().out.count("this CPU has no bf16 products") == 1
 
 
-def test_words_that_do_not_exist_are_refused(tmp_path):
+def test_unknown_memory_option_is_refused(tmp_path):
     with pytest.raises(
         InputError, match="--memory bf15: Input should be 'bf16', 'checkpointing', 'adam8bit' or 'offload'"
     ):
         make_config(PretrainConfig, {"corpus": ("c.txt",), "out": tmp_path, "memory": ("bf15",)})
 
 
-def test_a_stopped_run_with_adam_in_8_bits_ends_as_one_that_was_not(write, save, tmp_path, monkeypatch):
-    """To the bit; the embedding is large enough to have its averages in 8 bits."""
+def test_resume_with_adam8bit_is_exact(write, save, tmp_path, monkeypatch):
+    """The embedding is large enough for 8-bit moments."""
     pytest.importorskip("bitsandbytes")
     data, fresh = (write("d.jsonl", DEMONSTRATIONS),), (write("v.jsonl", DEMONSTRATIONS[:2]),)
     options = {

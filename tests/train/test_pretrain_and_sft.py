@@ -1,4 +1,4 @@
-"""Pretraining and supervised fine-tuning, run whole at toy size; what a stage refuses.
+"""Pretraining and supervised fine-tuning at toy size, and the configurations they refuse.
 
 pytest tests/train/test_pretrain_and_sft.py
 """
@@ -66,11 +66,11 @@ def run_json(folder):
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))
 
 
-# --- the loss of language models -----------------------------------------------------------------------------------
+# --- language-model loss -------------------------------------------------------------------------------------------
 
 
 def slow_loss(model, examples):
-    """Token by token with transformers' own forward: minus the mean log-probability of the completions' tokens."""
+    """Return minus the mean log-probability of completion tokens, token by token with transformers' own forward."""
     total, count = 0.0, 0
     for example in examples:
         for place, token in enumerate(example.completion_ids):
@@ -81,11 +81,11 @@ def slow_loss(model, examples):
 
 
 @torch.no_grad()
-def test_the_loss_is_the_mean_over_completion_tokens(policy):
+def test_loss_is_the_mean_over_completion_tokens(policy):
     assert lm_loss(policy[0], EXAMPLES, backward=False) == pytest.approx(slow_loss(policy[0], EXAMPLES), abs=1e-5)
 
 
-def test_gradients_do_not_depend_on_microbatches_or_processes(policy, gradients, monkeypatch, in_two_processes):
+def test_gradients_are_microbatch_and_rank_invariant(policy, gradients, monkeypatch, in_two_processes):
     model, _ = policy
     loss = lm_loss(model, EXAMPLES, weight=0.7)
     whole = gradients(model)
@@ -100,14 +100,14 @@ def test_gradients_do_not_depend_on_microbatches_or_processes(policy, gradients,
     assert_same_tensors({name: 0.7 * gradient for name, gradient in gradients(model).items()}, whole)
 
 
-def test_a_process_may_have_nothing_to_do(policy, gradients, in_two_processes):
+def test_rank_without_rows_adds_nothing(policy, gradients, in_two_processes):
     model, _ = policy
     loss = lm_loss(model, EXAMPLES[:1])
     gradients(model)
     assert in_two_processes(optim, lambda: lm_loss(model, EXAMPLES[:1])) == [pytest.approx(loss), 0.0]
 
 
-def test_the_gradient_is_clipped_at_one(policy):
+def test_gradient_norm_is_clipped_at_one(policy):
     model, _ = policy
     parameter = model.get_input_embeddings().weight
     parameter.grad = torch.full_like(parameter, 3.0)
@@ -120,7 +120,7 @@ def test_the_gradient_is_clipped_at_one(policy):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_stops_the_run(policy, bad):
+def test_nonfinite_gradient_stops_the_run(policy, bad):
     model, _ = policy
     before = {name: p.clone() for name, p in model.named_parameters()}
     lm_loss(model, EXAMPLES)
@@ -130,7 +130,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(policy, bad):
     assert_same_tensors(dict(model.named_parameters()), before, 0)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(policy):
+def test_nonfinite_loss_stops_the_run(policy):
     model, _ = policy
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = float("nan")
@@ -138,7 +138,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(policy):
         lm_loss(model, EXAMPLES)
 
 
-def test_weight_decay_is_for_matrices(policy):
+def test_weight_decay_acts_on_matrices_only(policy):
     model, _ = policy
     decays = {
         id(p): group["weight_decay"]
@@ -170,7 +170,7 @@ def test_pretraining_learns(small_pretraining, rows_of):
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_does(small_pretraining, rows_of, tmp_path):
+def test_two_processes_match_one(small_pretraining, rows_of, tmp_path):
     losses = []
     for count in (1, 2):
         folder = pretrain.main(small_pretraining(processes=count, out=tmp_path / str(count), tokens=128 * 6))
@@ -180,7 +180,7 @@ def test_two_processes_compute_what_one_does(small_pretraining, rows_of, tmp_pat
     assert_same_tensors(weights_of(tmp_path / "1"), weights_of(tmp_path / "2"), 1e-4)
 
 
-def test_a_corpus_in_one_file_of_plain_text(small_pretraining, tmp_path):
+def test_plain_text_corpus(small_pretraining, tmp_path):
     (tmp_path / "book.txt").write_text("".join(TEXT * 60), encoding="utf-8")
     assert run_json(pretrain.main(small_pretraining(corpus=(tmp_path / "book.txt",), tokens=256)))["finished"]
 
@@ -188,8 +188,8 @@ def test_a_corpus_in_one_file_of_plain_text(small_pretraining, tmp_path):
 # --- supervised fine-tuning ----------------------------------------------------------------------------------------
 
 
-def test_the_best_epoch_is_kept(small_sft, save, write, rows_of):
-    """GPT-2 with dropout: it acts in training, not in validation, and is not saved."""
+def test_best_epoch_is_saved(small_sft, save, write, rows_of):
+    """Dropout acts in training, not in validation, and is not saved."""
     other = [
         {"prompt": "Name a frog?", "completion": "The sea is deep."},
         {"prompt": "What is a cat?", "completion": "Croak."},
@@ -210,7 +210,7 @@ def test_the_best_epoch_is_kept(small_sft, save, write, rows_of):
     assert [saved[name] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")] == [0, 0, 0]
 
 
-def test_the_last_epoch_is_kept_when_asked(small_sft, save, write, rows_of):
+def test_keep_last_saves_the_last_epoch(small_sft, save, write, rows_of):
     other = [
         {"prompt": "Name a frog?", "completion": "The sea is deep."},
         {"prompt": "What is a cat?", "completion": "Croak."},
@@ -236,13 +236,13 @@ def test_dropout_acts_in_training(small_sft, save, rows_of, rate, quiet):
     assert (abs(first - exact) < 1e-4) == quiet
 
 
-def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monkeypatch):
-    """One step's gradient: 1 - mix of the demonstrations' mean loss, mix of the text's."""
+def test_mix_weights_the_pretraining_gradient(small_sft, write, save, monkeypatch):
+    """The gradient of a step is that of (1 - mix) * demonstration loss + mix * text loss."""
     config = small_sft(pretraining=(write("corpus.jsonl", CORPUS),), mix=0.25, batch=6, epochs=1)
     seen = []
     monkeypatch.setattr(
         sft,
-        "descend",
+        "optimizer_step",
         lambda optimizer, *_: seen.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]]),
     )
     sft.main(config)
@@ -251,7 +251,7 @@ def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monke
     demonstrations = [
         render.encode_example(DEMONSTRATIONS[row]["prompt"], DEMONSTRATIONS[row]["completion"]) for row in order
     ]
-    assert sft.mix_rows_per_step(config) == 2  # 6 and 2: a quarter
+    assert sft.mix_rows_per_step(config) == 2  # 2 of 8 rows: a quarter
     text = build_corpus([row["text"] for row in CORPUS], render, 63, 0, 2 * 2)
     lm_loss(model, demonstrations, weight=0.75)
     lm_loss(model, text.examples(0, 2), weight=0.25)
@@ -260,7 +260,7 @@ def test_pretraining_text_is_mixed_in_by_its_share(small_sft, write, save, monke
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
 
 
-def test_a_reward_model_chooses_the_epoch(small_sft, save_reward, rows_of):
+def test_reward_model_selects_the_epoch(small_sft, save_reward, rows_of):
     folder = sft.main(small_sft(reward=save_reward(), max_tokens=4, epochs=4, lr=3e-2))
     scores = [row["validation/score"] for row in rows_of(folder / "metrics.jsonl") if "validation/score" in row]
     best = max(range(4), key=scores.__getitem__)
@@ -289,7 +289,7 @@ def test_a_tenth_of_the_prompts_is_held_out(write, save, tmp_path):
     assert prompts == [], "128 tokens do not fit a context of 64"
 
 
-# --- what a stage refuses ------------------------------------------------------------------------------------------
+# --- refused configurations ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,34 +301,34 @@ def test_a_tenth_of_the_prompts_is_held_out(write, save, tmp_path):
         (SFTConfig, {"epochs": 0}, "--epochs 0"),
         (SFTConfig, {"seed": 2**32}, "--seed 4294967296"),
         (PretrainConfig, {"window": 200}, "--window 200 is longer than --context 128"),
-        (PretrainConfig, {"width": 36, "heads": 4}, "--width 36 cannot be divided"),
+        (PretrainConfig, {"width": 36, "heads": 4}, "--width 36 is not a multiple of twice --heads 4"),
     ],
 )
-def test_options_that_do_nothing_are_refused(kind, options, complaint, tmp_path):
+def test_ineffective_options_are_refused(kind, options, complaint, tmp_path):
     needed = {"base": "b", "data": (tmp_path / "d",), "corpus": (tmp_path / "c",), "out": tmp_path}
     with pytest.raises(InputError, match=complaint):
         make_config(kind, {name: value for name, value in needed.items() if name in kind.model_fields}, options)
 
 
-def test_dropout_for_a_family_without_it_is_refused(small_sft):
-    with pytest.raises(InputError, match="--dropout has no effect, the family 'llama'"):
+def test_dropout_without_effect_is_refused(small_sft):
+    with pytest.raises(InputError, match="--dropout has no effect: the model family 'llama'"):
         sft.main(small_sft(dropout=0.1))
 
 
-def test_a_reward_model_needs_a_prompt_to_choose_by(small_sft, save_reward):
+def test_reward_selection_needs_a_fitting_prompt(small_sft, save_reward):
     with pytest.raises(InputError, match="no validation prompt leaves room for --max-tokens 60"):
         sft.main(small_sft(reward=save_reward(), max_tokens=60))
 
 
-def test_a_finished_run_is_not_made_again_and_another_is_refused(small_sft, write):
+def test_finished_run_is_reused_and_changes_are_refused(small_sft, write):
     folder = sft.main(small_sft(epochs=1))
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     sft.main(small_sft(epochs=1))
     assert before == {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    with pytest.raises(InputError, match="was begun with --epochs 1, now it is 2"):
+    with pytest.raises(InputError, match="--epochs was 1 when the run started and is 2 now"):
         sft.main(small_sft(epochs=2))
     changed = small_sft(epochs=1)
     write("fresh.jsonl", DEMONSTRATIONS[:3])
-    with pytest.raises(InputError, match=r"was made from another 'validation fresh.jsonl'"):
+    with pytest.raises(InputError, match=r"'validation fresh.jsonl' \(.*\) has changed"):
         sft.main(changed)
     assert run_json(sft.main(small_sft(epochs=2, resume=False)))["config"]["epochs"] == 2

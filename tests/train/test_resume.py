@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on ends as the one that never stopped: the same bytes, the same metrics.
+"""A resumed run ends with the same bytes and metrics as an uninterrupted one.
 
 pytest tests/train/test_resume.py
 """
@@ -27,10 +27,10 @@ STAGES = ("pretrain", "sft", "reward", "ppo")
 
 @pytest.fixture
 def stage(write, save, save_reward, tmp_path):
-    """A stage's main function and its config, with everything in it that a checkpoint must remember."""
+    """Build a stage's main function and a config that uses everything a checkpoint must store."""
     corpus, rate = (write("corpus.jsonl", CORPUS),), {"lr": 1e-2}
 
-    def made(name, folder):
+    def build(name, folder):
         if name == "pretrain":
             sizes = {
                 "vocabulary": 280,
@@ -77,11 +77,10 @@ def stage(write, save, save_reward, tmp_path):
             PPOConfig, {**files, **sizes, "pretraining": corpus, "ptx_ratio": 0.5, "out": tmp_path / folder}
         )
 
-    return made
+    return build
 
 
-def stopped_at(steps, main, config, monkeypatch):
-    """Run a stage, and stop it at that step."""
+def stop_at_step(steps, main, config, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, steps)
         with pytest.raises(KeyboardInterrupt):
@@ -89,7 +88,7 @@ def stopped_at(steps, main, config, monkeypatch):
 
 
 def outcome(folder, rows_of):
-    """What a run leaves behind, without its clock."""
+    """Return a run's files and records without times."""
     timed = {"README.md", "run.json", "metrics.jsonl", "samples.jsonl", "log.jsonl"}
     files = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in timed}
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -100,18 +99,18 @@ def outcome(folder, rows_of):
     record = json.loads((folder / "run.json").read_text())
     assert record.pop("finished")
     assert record.pop("seconds") >= 0
-    assert all(phase["seconds"] >= 0 for phase in record.pop("phases").values())  # of those that were done again, too
+    assert all(phase["seconds"] >= 0 for phase in record.pop("phases").values())  # repeated steps included
     assert record["config"].pop("out") == str(folder)
     return files | {"run.json": record}
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatch, rows_of):
+def test_resumed_run_equals_uninterrupted_run(stage, name, monkeypatch, rows_of):
     main, config = stage(name, "whole")
     whole = outcome(main(config), rows_of)
     main, config = stage(name, "stopped")
-    for steps in (2, 4):  # twice: in the middle of an epoch, and later again
-        stopped_at(steps, main, config, monkeypatch)
+    for steps in (2, 4):  # in the middle of an epoch, and again later
+        stop_at_step(steps, main, config, monkeypatch)
         kept = sorted(folder.name for folder in (config.out / "checkpoints").iterdir())
         assert kept == [f"step-{step:08d}" for step in (steps - 2, steps - 1) if step], (
             "the last, and the one before it"
@@ -125,17 +124,17 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(stage, name, monkeypatc
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_run_stopped_before_its_first_checkpoint_begins_again(stage, name, monkeypatch, rows_of):
+def test_run_stopped_before_first_checkpoint_starts_over(stage, name, monkeypatch, rows_of):
     main, config = stage(name, "whole")
     whole = outcome(main(config), rows_of)
     main, config = stage(name, "stopped")
-    stopped_at(1, main, config, monkeypatch)
+    stop_at_step(1, main, config, monkeypatch)
     assert outcome(main(config), rows_of) == whole
 
 
-def test_the_alarms_remember_how_a_stopped_run_began(stage, monkeypatch, rows_of):
+def test_resume_keeps_guard_state(stage, monkeypatch, rows_of):
     main, config = stage("ppo", "stopped")
-    stopped_at(3, main, config, monkeypatch)
+    stop_at_step(3, main, config, monkeypatch)
     began, check = [], ppo.DivergenceGuard.check
     monkeypatch.setattr(
         ppo.DivergenceGuard,
@@ -146,12 +145,12 @@ def test_the_alarms_remember_how_a_stopped_run_began(stage, monkeypatch, rows_of
     assert began == [rows_of(config.out / "metrics.jsonl")[0]["policy/entropy_avg"]] * 3
 
 
-def test_a_run_stopped_while_it_saves_goes_on(stage, monkeypatch, rows_of):
+def test_run_stopped_during_save_resumes(stage, monkeypatch, rows_of):
     main, config = stage("sft", "whole")
     whole = outcome(main(config), rows_of)
     main, config = stage("sft", "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(run_module, "CHECKPOINT_INTERVAL_S", 0.0)
         patch.setattr(sft, "save_policy", lambda *given: (given[2] / "config.json").write_text("half") and 1 / 0)
         with pytest.raises(ZeroDivisionError):
             main(config)
@@ -160,52 +159,52 @@ def test_a_run_stopped_while_it_saves_goes_on(stage, monkeypatch, rows_of):
     assert outcome(main(config), rows_of) == whole
 
 
-def test_what_a_killed_process_left_is_removed(stage, monkeypatch):
+def test_leftovers_of_killed_process_are_removed(stage, monkeypatch):
     main, config = stage("pretrain", "killed")
-    stopped_at(3, main, config, monkeypatch)
+    stop_at_step(3, main, config, monkeypatch)
     (config.out / ".run.json.1.part").write_text("{")
     main(config)
     whole = {file.name for file in config.out.iterdir()}
     assert not [name for name in whole if name.endswith(".part")]
-    (config.out / "checkpoints" / "step-00000009").mkdir(parents=True)  # killed when it was finished, but not yet tidy
+    (config.out / "checkpoints" / "step-00000009").mkdir(parents=True)  # killed after it finished, before the cleanup
     (config.out / ".metrics.jsonl.1.part").write_text("{")
     main(config)
     assert {file.name for file in config.out.iterdir()} == whole
 
 
-def test_a_checkpoint_that_was_cut_short_is_not_taken(stage, monkeypatch):
+def test_partial_checkpoint_is_ignored(stage, monkeypatch):
     main, config = stage("reward", "stopped")
-    stopped_at(3, main, config, monkeypatch)
+    stop_at_step(3, main, config, monkeypatch)
     (config.out / "checkpoints" / "half.part").mkdir()
     (config.out / "checkpoints" / "half.part" / "rank-0.safetensors").write_bytes(b"cut short")
     assert RunDirectory.open(config).restore()["step"] == 2
 
 
-def test_another_configuration_or_parent_does_not_go_on(stage, monkeypatch, write):
+def test_resume_refuses_changed_config_or_parent(stage, monkeypatch, write):
     main, config = stage("sft", "stopped")
-    stopped_at(2, main, config, monkeypatch)
-    with pytest.raises(InputError, match=r"was begun with --lr 0\.05, now it is 0\.01"):
+    stop_at_step(2, main, config, monkeypatch)
+    with pytest.raises(InputError, match=r"--lr was 0\.05 when the run started and is 0\.01 now"):
         main(config.model_copy(update={"lr": 0.01}))
     with pytest.raises(InputError, match="holds a run of stage 'sft', not of 'reward'"):
         reward.main(stage("reward", "stopped")[1])
     write("corpus.jsonl", CORPUS[:20])
-    with pytest.raises(InputError, match=r"was made from another 'pretraining corpus\.jsonl'"):
+    with pytest.raises(InputError, match=r"'pretraining corpus\.jsonl' \(.*\) has changed"):
         main(config)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_being_asked_to_end_finishes_the_step_and_keeps_it(stage, monkeypatch, number):
-    """Asked while the third step is computed, long before a checkpoint is due: it is kept, and the next signal is heard as before."""
+def test_stop_signal_finishes_and_saves_the_step(stage, monkeypatch, number):
+    """A signal in the third step, before a checkpoint is due, saves that step; the signal handlers are restored."""
     main, config = stage("pretrain", "stopped")
     descend, steps = pretrain.optimizer_step, []
 
-    def asked(*arguments):
+    def interrupted_step(*arguments):
         steps.append(1)
         if len(steps) == 3:
             os.kill(os.getpid(), number)
         return descend(*arguments)
 
-    monkeypatch.setattr(pretrain, "descend", asked)
+    monkeypatch.setattr(pretrain, "optimizer_step", interrupted_step)
     before = signal.signal(number, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -220,17 +219,17 @@ def test_being_asked_to_end_finishes_the_step_and_keeps_it(stage, monkeypatch, n
         signal.signal(number, before)
 
 
-def test_being_asked_twice_ends_at_once(stage, monkeypatch):
+def test_second_stop_signal_ends_at_once(stage, monkeypatch):
     main, config = stage("pretrain", "stopped")
     descend = pretrain.optimizer_step
     monkeypatch.setattr(signals, "SAME_REQUEST_S", 0.0)
 
-    def asked(*arguments):
+    def interrupted_step(*arguments):
         for _ in range(2):
             signal.raise_signal(signal.SIGTERM)
         return descend(*arguments)
 
-    monkeypatch.setattr(pretrain, "descend", asked)
+    monkeypatch.setattr(pretrain, "optimizer_step", interrupted_step)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

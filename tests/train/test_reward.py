@@ -1,4 +1,4 @@
-"""The reward model's training: its loss, what trains and what only validates, its offset.
+"""Reward-model training: loss, training and validation data, offset.
 
 pytest tests/train/test_reward.py
 """
@@ -21,7 +21,7 @@ from instructgpt.train.reward import RewardConfig, evaluate_pair_accuracy, ranki
 
 
 @pytest.fixture
-def small(write, save, tmp_path):
+def small_reward(write, save, tmp_path):
     def config(rankings=RANKINGS, **options):
         files = {"data": (write("rankings.jsonl", rankings),), "validation": (write("fresh.jsonl", FRESH_RANKINGS),)}
         sizes = {"epochs": 2, "batch": 3, "lr": 1e-2, "out": tmp_path / "reward"}
@@ -32,7 +32,7 @@ def small(write, save, tmp_path):
 
 @pytest.fixture
 def prompts(render):
-    """Tasks of 3, 2 and 4 completions, with one, three and one orders, ties among them."""
+    """Prompts with 3, 2 and 4 completions and 1, 3 and 1 rankings, some with ties."""
     rows = [
         ("p", ("croak", "a", "the sea is wide"), (2, 1, 2), None),
         ("a longer prompt", ("x", "yy yy yy"), (1, 2), "ann"),
@@ -46,7 +46,7 @@ def prompts(render):
 
 
 def slow_ranking_loss(reward, prompts):
-    """Equation 1, scores one at a time: mean over prompts of the mean over orders of the mean over decided pairs. -> loss, share right."""
+    """Equation 1 by loops: the mean over prompts, rankings, decided pairs -> loss, pair accuracy."""
     losses, right = [], []
     for prompt in prompts:
         scores = [reward.score([example]).item() for example in prompt.examples]
@@ -61,20 +61,18 @@ def slow_ranking_loss(reward, prompts):
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-def test_the_loss_equals_its_slow_definition(reward, prompts):
+def test_ranking_loss_equals_its_definition(reward, prompts):
     assert [len(prompt.labeler_ranks) for prompt in prompts] == [1, 3, 1]
     assert ranking_backward(reward, prompts) == pytest.approx(slow_ranking_loss(reward, prompts), abs=1e-5)
 
 
-def test_the_offset_changes_no_loss(reward, prompts):
+def test_offset_changes_no_loss(reward, prompts):
     before = ranking_backward(reward, prompts)
     reward.offset += 3.0
     assert ranking_backward(reward, prompts) == pytest.approx(before, abs=1e-6)
 
 
-def test_gradients_do_not_depend_on_microbatches_or_processes(
-    reward, prompts, gradients, monkeypatch, in_two_processes
-):
+def test_gradients_are_microbatch_and_rank_invariant(reward, prompts, gradients, monkeypatch, in_two_processes):
     loss, right = ranking_backward(reward, prompts)
     whole = gradients(reward.model)
     assert set(whole) == {name for name, _ in reward.model.named_parameters()}
@@ -87,8 +85,8 @@ def test_gradients_do_not_depend_on_microbatches_or_processes(
     assert_same_tensors(gradients(reward.model), whole)
 
 
-def test_labelers_of_the_same_completions_count_as_the_mean_of_prompts_of_their_own(reward, prompts, gradients):
-    """They are one prompt so that its completions are computed once, and it weighs no more than a prompt with one labeler."""
+def test_prompts_weigh_the_same_for_any_number_of_labelers(reward, prompts, gradients):
+    """Rankings of the same completions share one prompt, and count as their mean."""
     together = ranking_backward(reward, prompts[1:2])
     whole = gradients(reward.model)
     apart = [RankedPrompt(prompts[1].examples, (order,), prompts[1].source) for order in prompts[1].labeler_ranks]
@@ -96,7 +94,7 @@ def test_labelers_of_the_same_completions_count_as_the_mean_of_prompts_of_their_
     assert_same_tensors(gradients(reward.model), whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(reward, prompts):
+def test_nonfinite_loss_stops_the_run(reward, prompts):
     with torch.no_grad():
         reward.model.score.weight.fill_(float("nan"))
     with pytest.raises(RunError, match="the ranking loss is nan"):
@@ -111,15 +109,15 @@ def test_accuracies_by_hand(reward, render, monkeypatch):
             (1, 2, 3),
             "training",
             "web",
-        ),  # scores 0, 1, 2: all three wrong; longer wins: all wrong
-        ("p", ("a", "bb", "ccc"), (3, 2, 1), "heldout", "web"),  # all right; all right
+        ),  # scores 0, 1, 2: accuracy 0, length baseline 0
+        ("p", ("a", "bb", "ccc"), (3, 2, 1), "heldout", "web"),  # accuracy 1, length baseline 1
         (
             "q",
             ("dd", "a", "ee"),
             (2, 1, 1),
             "training",
             "book",
-        ),  # dd 0 under a 1 and ee 2: both right; a is shorter, ee as long: 0, 1/2
+        ),  # scores 0, 1, 2: both pairs right; lengths: wrong and tied
     ]
     rankings = [
         Ranking(prompt=p, completions=c, ranks=r, cohort=cohort, source=source) for p, c, r, cohort, source in rows
@@ -131,7 +129,7 @@ def test_accuracies_by_hand(reward, render, monkeypatch):
     for suffix, (accuracy, by_length) in expected.items():
         assert got[f"validation/accuracy{suffix}"] == pytest.approx(accuracy)
         assert got[f"validation/length_baseline{suffix}"] == pytest.approx(by_length)
-    # q: scores apart by 1 and 2
+    # score differences of q: 1 and 2
     assert got["validation/loss/book"] == pytest.approx(
         (math.log(1 + math.exp(-1)) + math.log(1 + math.exp(-2))) / 2, abs=1e-6
     )
@@ -140,8 +138,8 @@ def test_accuracies_by_hand(reward, render, monkeypatch):
 # --- the whole stage -----------------------------------------------------------------------------------------------
 
 
-def test_a_reward_model_is_learned_and_centred(small, write, rows_of):
-    folder = stage.main(small(epochs=8, demonstrations=(write("demonstrations.jsonl", DEMONSTRATIONS),)))
+def test_reward_model_learns_and_is_centered(small_reward, write, rows_of):
+    folder = stage.main(small_reward(epochs=8, demonstrations=(write("demonstrations.jsonl", DEMONSTRATIONS),)))
     rows = rows_of(folder / "metrics.jsonl")
     assert rows[-1]["loss/train"] < 0.5 * rows[0]["loss/train"]
     assert rows[-1]["validation/accuracy"] > 0.9
@@ -155,27 +153,27 @@ def test_a_reward_model_is_learned_and_centred(small, write, rows_of):
 
 
 @pytest.mark.parametrize("first", [1, 2])
-def test_without_demonstrations_the_best_ranked_average_zero(small, first):
-    """Ranks need not begin at 1: the best is whoever stands first."""
+def test_best_ranked_average_zero_without_demonstrations(small_reward, first):
+    """Ranks need not start at 1."""
     shifted = [row | {"ranks": [rank + first - 1 for rank in row["ranks"]]} for row in RANKINGS]
-    reward = load_reward_model(stage.main(small(shifted)), CPU)
+    reward = load_reward_model(stage.main(small_reward(shifted)), CPU)
     best = [reward.tokenizer.encode_example(row["prompt"], row["completions"][0]) for row in RANKINGS[::3]]
     assert reward.score(best).mean().item() == pytest.approx(0, abs=1e-5)
 
 
-def test_heldout_labelers_and_validation_prompts_never_train(small, tmp_path):
+def test_heldout_labelers_and_validation_prompts_never_train(small_reward, tmp_path):
     known = [row for row in RANKINGS if row["cohort"] == "training"]
     folders = [
-        stage.main(small(rankings, out=tmp_path / str(number)))
+        stage.main(small_reward(rankings, out=tmp_path / str(number)))
         for number, rankings in enumerate((known, RANKINGS, [*FRESH_RANKINGS, *known]))
     ]
     for folder in folders[1:]:
         assert_same_tensors(weights_of(folder), weights_of(folders[0]), 0)
 
 
-def test_a_tenth_of_the_prompts_is_held_out(small, save):
+def test_a_tenth_of_the_prompts_is_held_out(small_reward, save):
     rows = [row | {"prompt": f"{row['prompt']} {n}"} for n in range(10) for row in RANKINGS]
-    config = small(rows, validation=())
+    config = small_reward(rows, validation=())
     training, validation, _ = stage.load_data(config, new_reward_model(save(), CPU, 0), stage.RunDirectory.open(config))
     assert len(training) + len(validation) == 60
     assert 2 <= len(validation) <= 12
@@ -183,7 +181,7 @@ def test_a_tenth_of_the_prompts_is_held_out(small, save):
     assert {order.cohort for prompt in validation for order in prompt.labeler_ranks} == {"training", "heldout"}
 
 
-def test_cross_validation_leaves_one_group_of_labelers_out(small, monkeypatch):
+def test_cross_validation_leaves_one_group_of_labelers_out(small_reward, monkeypatch):
     labelers = ("ann", "bob", "cid", "dee")
     rows = [row | {"labeler": labeler, "cohort": "training"} for row in RANKINGS[::3] for labeler in labelers]
     trained, fit = [], stage.train_loop
@@ -193,22 +191,22 @@ def test_cross_validation_leaves_one_group_of_labelers_out(small, monkeypatch):
         fit(reward, training, *rest)
 
     monkeypatch.setattr(stage, "train_loop", watched)
-    folder = stage.main(small(rows, folds=2, epochs=1))
+    folder = stage.main(small_reward(rows, folds=2, epochs=1))
     assert trained == [set(labelers), {"bob", "dee"}, {"ann", "cid"}]
     folds = json.loads((folder / "cross_validation.json").read_text())
     assert len(folds) == 2
     assert all(0 <= fold[name] <= 1 for fold in folds for name in ("held_out", "in_group"))
 
 
-def test_cross_validation_needs_labelers_and_rankings(small):
+def test_cross_validation_needs_labelers_and_rankings(small_reward):
     with pytest.raises(InputError, match="name only 2 labelers"):
-        stage.main(small(folds=3))
+        stage.main(small_reward(folds=3))
     few = [*RANKINGS[:1], *(row | {"labeler": f"bob {n}"} for n, row in enumerate(RANKINGS[4::3]))]
     with pytest.raises(InputError, match="a group of labelers ranked none of the 1 prompts"):
-        stage.main(small(few, folds=2, resume=False))
+        stage.main(small_reward(few, folds=2, resume=False))
 
 
-def test_rankings_that_decide_nothing_are_refused(small):
+def test_tied_rankings_are_refused(small_reward):
     tied = [row | {"ranks": [1, 1, 1]} for row in RANKINGS]
     with pytest.raises(InputError, match="0 prompts with a decided pair to train on, 2 to validate on"):
-        stage.main(small(tied))
+        stage.main(small_reward(tied))

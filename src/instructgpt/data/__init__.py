@@ -1,1 +1,1 @@
-"""From records to tokens: prompt hygiene, importers, rendering, batches, pretraining text."""
+"""From records to tokens: hygiene, importers, tokenization, packing, pretraining text."""

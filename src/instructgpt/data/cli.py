@@ -1,4 +1,4 @@
-"""The commands `data import | clean | split | stats`: files in, files and an account of what was dropped out.
+"""The commands `data import | clean | split | stats`.
 
     instructgpt data import --data hh.jsonl.gz --out rankings.jsonl.gz
     instructgpt data clean  --data prompts.jsonl --out clean.jsonl
@@ -47,25 +47,21 @@ from instructgpt.records import (
 )
 
 _DEFAULT_PREFIX_CHARACTERS, _DEFAULT_USER_CAP = 200, 200
-"""Characters of a shared prefix (the paper gives no number), and prompts of one user or organization (section 3.2)."""
+"""Characters of a shared prefix (the paper gives no number), and prompts per user or organization (section 3.2)."""
 
 
 class _DataConfig(CommandConfig):
-    """What every data command can be told."""
-
     data: tuple[Path, ...] = Field(description="JSON lines (.gz too), a JSON list, Parquet, or a Hugging Face data set")
     skip_bad: bool = Field(
         False, description="leave out lines that cannot be read, and count them, where the first one would be an error"
     )
 
     def ineffective_options(self) -> Iterator[str]:
-        """One line for each option that was set but would do nothing."""
+        """Yield a line for each option that is set but has no effect."""
         yield from ()
 
 
 class ImportConfig(_DataConfig):
-    """Other people's data sets as our records, or our rankings as other people's."""
-
     stage: ClassVar[str] = "data import"
 
     out: Path = Field(
@@ -87,7 +83,7 @@ class ImportConfig(_DataConfig):
     seed: int = Field(0, description="few-shot templates: which subsets are drawn")
 
     def ineffective_options(self) -> Iterator[str]:
-        """Subsets are only drawn where shots say how large they are, and only from templates."""
+        """Report subset options without shots, or without few-shot templates."""
         subset_flags = [f"--{name}" for name in ("subsets", "seed") if name in self.model_fields_set]
         if subset_flags and self.shots is None:
             yield f"{subset_flags[0]} does nothing without --shots: all examples of a template are one subset"
@@ -96,8 +92,6 @@ class ImportConfig(_DataConfig):
 
 
 class CleanConfig(_DataConfig):
-    """The paper's hygiene: no near-copies, few prompts of one user, no personal data in training."""
-
     stage: ClassVar[str] = "data clean"
 
     out: Path = Field(
@@ -106,7 +100,8 @@ class CleanConfig(_DataConfig):
     prefix: int | None = Field(
         None,
         ge=0,
-        description="drop a prompt that shares so many first characters with one before; 0 is off; 200 for prompts, else off",
+        description="drop a prompt that shares so many first characters with one before; 0 is off; 200 for prompts, "
+        "else off",
     )
     cap: int | None = Field(
         None, ge=0, description="most prompts of one user or organization; 0 is off; 200 for prompts, else off"
@@ -126,7 +121,7 @@ class CleanConfig(_DataConfig):
     )
 
     def ineffective_options(self) -> Iterator[str]:
-        """A grouping without a cap, or detectors without a search, change nothing."""
+        """Report a grouping without a cap, and detectors without a search."""
         if self.cap == 0 and "group" in self.model_fields_set:
             yield "--group does nothing with --cap 0"
         if self.personal == "off" and "detectors" in self.model_fields_set:
@@ -134,8 +129,6 @@ class CleanConfig(_DataConfig):
 
 
 class SplitConfig(_DataConfig):
-    """Training, validation and test sets that no user and no prompt crosses."""
-
     stage: ClassVar[str] = "data split"
 
     out: Path = Field(
@@ -150,8 +143,6 @@ class SplitConfig(_DataConfig):
 
 
 class StatsConfig(_DataConfig):
-    """The paper's tables about data, for any file."""
-
     stage: ClassVar[str] = "data stats"
 
     out: Path | None = Field(None, description="also write the tables to this JSON file")
@@ -162,7 +153,7 @@ class StatsConfig(_DataConfig):
 
 
 def import_datasets(config: ImportConfig) -> None:
-    """Read data sets in any known format and write our records (or pairs, or NeMo's rankings). Raises BadInput."""
+    """Convert data sets of any known format to our records, pairs, or NeMo rankings. Raises InputError."""
     _check_out(config.out)
     report, skipped = DropReport("import"), SkippedLines(config.skip_bad)
     few_shot = {} if config.shots is None else {"shots": config.shots, "subsets": config.subsets, "seed": config.seed}
@@ -179,18 +170,20 @@ def import_datasets(config: ImportConfig) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Raises BadInput for a name that promises another format."""
+    """Raise InputError for a file name of another format."""
     if not out.name.removesuffix(".gz").endswith((".jsonl", ".json")):
         raise InputError(f"--out {out}: the output is JSON lines; name it .jsonl or .jsonl.gz")
 
 
 def _copy_with(record: Record, **columns: Any) -> Record:
-    """The record with some columns changed."""
     return record.model_copy(update=columns)
 
 
 def _write_output(report: DropReport, out: Path, records: Sequence[Record]) -> None:
-    """Write one output with its report beside it, and print the report. Raises BadInput where nothing is left to write."""
+    """Write one output and its report beside it, and print the report.
+
+    Raises InputError if nothing is left to write.
+    """
     console = Console()
     if not records:
         report.print(console)
@@ -204,10 +197,10 @@ def _write_output(report: DropReport, out: Path, records: Sequence[Record]) -> N
 
 
 def _read_native_records(paths: Sequence[Path], report: DropReport, skipped: SkippedLines) -> list[LocatedItem[Record]]:
-    """Prompts, demonstrations or rankings with all their columns; rows whose prompt is empty are dropped and counted.
+    """Read prompts, demonstrations or rankings with all columns; rows with an empty prompt are dropped and counted.
 
     Raises:
-        BadInput: a file cannot be read, a row is no such record, or nothing is left.
+        InputError: a file cannot be read, a row is not such a record, or nothing is left.
     """
     records: list[LocatedItem[Record]] = []
     for path in paths:
@@ -226,24 +219,27 @@ def _read_native_records(paths: Sequence[Path], report: DropReport, skipped: Ski
 
 
 def _has_empty_prompt(row: Mapping[str, Any]) -> bool:
-    """Whether there is a prompt, and only white space in it."""
     prompt = row.get("prompt")
     return row.get("messages") is None and isinstance(prompt, str) and not prompt.strip()
 
 
 def _detect_record_type(row: Mapping[str, Any]) -> type[Record]:
-    """What kind of our records a row is. Raises ValueError if it is none."""
+    """Return the record type of a row. Raises ValueError if there is none."""
     if "ranks" in row:
         return Ranking
     if ("prompt" in row or "messages" in row) and not row.keys() & {"chosen", "completions"}:
         return Demonstration if "completion" in row else Prompt
     raise ValueError(
-        f"neither a prompt, a demonstration nor a ranking (columns found: {', '.join(row)}); 'data import' reads other formats"
+        f"neither a prompt, a demonstration nor a ranking (columns found: {', '.join(row)}); 'data import' reads other "
+        "formats"
     )
 
 
 def clean_datasets(config: CleanConfig) -> None:
-    """Drop what should not be trained on, and say what and why (paper, section 3.2 and appendix A.2). Raises BadInput."""
+    """Drop records that should not be trained on and report why (paper, section 3.2 and appendix A.2).
+
+    Raises InputError.
+    """
     _check_out(config.out)
     detectors = parse_detector_names(config.detectors)
     report, skipped = DropReport("clean"), SkippedLines(config.skip_bad)
@@ -289,12 +285,12 @@ def clean_datasets(config: CleanConfig) -> None:
 
 
 def _full_prompt_text(record: Record) -> str:
-    """All that stands in a prompt, system turns too."""
+    """Return all text of a prompt, system turns included."""
     return record.text if isinstance(record, PromptFields) else prompt_text_without_system(record)
 
 
 def _with_use_case(record: Record, location: str, report: DropReport) -> Record:
-    """The record with a use case: the one it has, or a guess that is marked as one."""
+    """Return the record with its use case, or with a guess marked as such."""
     if getattr(record, "use_case", None):
         return record
     turns = record.messages if isinstance(record, PromptFields) and record.messages else ()
@@ -307,7 +303,7 @@ def _with_use_case(record: Record, location: str, report: DropReport) -> Record:
 
 
 def split_datasets(config: SplitConfig) -> None:
-    """Split files together, so that neither a user nor a prompt crosses, in any of them. Raises BadInput."""
+    """Split files together, so that no user and no prompt crosses splits in any of them. Raises InputError."""
     if config.validation + config.test > 1:
         raise InputError(
             f"--validation {config.validation} and --test {config.test} leave nothing to train on; together at most 1"
@@ -354,7 +350,7 @@ def split_datasets(config: SplitConfig) -> None:
 
 
 def print_dataset_stats(config: StatsConfig) -> None:
-    """Print the paper's tables about data for these files, one set for each kind of record in them. Raises BadInput."""
+    """Print the paper's data tables, one set a record type. Raises InputError."""
     length_functions: dict[str, LengthFunction] = {"characters": lengths_in_characters, "words": lengths_in_words}
     if config.tokenizer is not None:
         length_functions["tokens"] = _make_token_counter(config.tokenizer)
@@ -379,7 +375,6 @@ def print_dataset_stats(config: StatsConfig) -> None:
 
 
 def _read_any_records(path: Path, report: DropReport, skipped: SkippedLines) -> list[Record]:
-    """The records of a file in any format, or the documents of a corpus."""
     _, first_row = next(
         iter_rows(path, SkippedLines(skipped.allowed)), ("", {})
     )  # bad lines are counted by the reading that follows
@@ -391,7 +386,10 @@ def _read_any_records(path: Path, report: DropReport, skipped: SkippedLines) -> 
 
 
 def _make_token_counter(directory: Path) -> LengthFunction:
-    """Lengths in tokens of the tokenizer in a directory, without special tokens. Raises BadInput if there is none."""
+    """Return a function that counts tokens without special tokens.
+
+    Raises InputError if the directory has no tokenizer.
+    """
     from transformers import AutoTokenizer
 
     try:

@@ -1,6 +1,6 @@
-"""Which prompts stay: near-copies and the many prompts of one user go (paper, section 3.2 and appendix A.2).
+"""Near-duplicate prompts and per-user caps (paper, section 3.2 and appendix A.2).
 
-Pure functions on texts and groups; `commands` applies them to files. Each returns one reason, or None, for each prompt.
+Pure functions on texts and groups; each returns a drop reason or None for each prompt.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from instructgpt.records import PromptFields, Ranking, Record
 
 
 def normalize_prompt(text: str) -> str:
-    """A text as it is compared with others: white space collapsed, case folded."""
+    """Normalize text for comparison: collapse white space, fold case."""
     return " ".join(text.split()).casefold()
 
 
 def prompt_text_without_system(record: Record) -> str:
-    """What was asked, for comparisons. System turns are left out: a company's thousands of prompts may all begin with the same one."""
+    """Return the prompt for comparison without system turns, which a company's prompts may share."""
     if isinstance(record, Ranking):
         return record.prompt
     assert isinstance(record, PromptFields)
@@ -27,16 +27,15 @@ def prompt_text_without_system(record: Record) -> str:
 
 
 def near_duplicate_reasons(texts: Sequence[str], prefix_length: int, is_labeled: bool = False) -> list[str | None]:
-    """Why a prompt is dropped for one that was kept earlier.
+    """Return why each prompt is a near-duplicate of an earlier one, or None.
 
-    Kept is the first of all prompts whose first `length` characters are equal (as `plain` sees them); a shorter prompt only falls to an
-    equal one. Sharing a prefix of at least `length` characters is an equivalence, so one look-up of the prefix for each prompt finds
-    exactly what comparing all pairs would. The paper drops prompts that share "a long common prefix" and gives no length.
+    Prompts with equal first `prefix_length` characters (normalized) are duplicates; a shorter prompt only equals an
+    equal one. This is an equivalence relation, so one lookup a prompt finds what comparing all pairs would. The paper
+    drops prompts that share "a long common prefix" and gives no length.
 
     Args:
-        texts: the prompts, in the order in which the first is to be kept.
-        length: how long a shared prefix must be, in characters.
-        labeled: each text has a person's work beside it, so texts that are wholly equal are all kept.
+        texts: prompts; the first of a group is kept.
+        is_labeled: each text has a person's work beside it, so exactly equal texts are all kept.
     """
     first_by_prefix: dict[str, str] = {}
     reasons: list[str | None] = []
@@ -56,7 +55,7 @@ def near_duplicate_reasons(texts: Sequence[str], prefix_length: int, is_labeled:
 
 
 def get_prompt_group(record: Record, column: str = "auto") -> str | None:
-    """Who a prompt comes from: "column:name", or None. "auto" takes the organization where there is one, else the user."""
+    """Return "column:name" of the prompt's group, or None. "auto" takes the organization, else the user."""
     for name in ("organization", "user") if column == "auto" else (column,):
         value = getattr(record, name, None)
         if value is not None and str(value).strip():
@@ -65,7 +64,10 @@ def get_prompt_group(record: Record, column: str = "auto") -> str | None:
 
 
 def user_cap_reasons(groups: Sequence[str | None], cap: int) -> list[str | None]:
-    """Why a prompt is dropped: its group has `cap` prompts before it. Prompts of nobody are not counted (paper: 200 a user)."""
+    """Return why each prompt exceeds its group's cap, or None.
+
+    Prompts without a group are not counted (paper: 200 a user).
+    """
     counts: Counter[str] = Counter()
     reasons: list[str | None] = []
     for group in groups:

@@ -1,6 +1,6 @@
-"""What a step did to the records: how many it read and wrote, what it dropped and why, what it changed or noticed.
+"""Drop reports: what a step read, wrote, dropped and why, changed or noticed.
 
-Nothing that a person wrote is dropped silently: every step of `data import | clean | split` fills a `Report`, prints it, and writes
+Nothing a person wrote is dropped silently: every step of `data import | clean | split` prints a `DropReport` and writes
 it as JSON beside its output.
 """
 
@@ -20,20 +20,19 @@ from instructgpt.io import SkippedLines, write_text_atomic
 
 _T = TypeVar("_T")
 LocatedItem = tuple[str, _T]
-"""A record, or whatever was read, with the place it comes from (`file:line`)."""
+"""An item with its location (`file:line`)."""
 
 _MAX_EXAMPLES = 3
 
 
 @dataclass
 class CountedExamples:
-    """How often something happened, and where the first times: places only, since the text may be what must not be shown."""
+    """A count with the first locations; no texts, which may be what must not be shown."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
     def add(self, location: str) -> None:
-        """Count one more."""
         self.count += 1
         if len(self.examples) < _MAX_EXAMPLES:
             self.examples.append(location)
@@ -41,7 +40,7 @@ class CountedExamples:
 
 @dataclass
 class DropReport:
-    """The account of one step."""
+    """The report of one step."""
 
     step: str
     formats: dict[str, str] = field(default_factory=dict)  # what format each file was read as
@@ -51,15 +50,14 @@ class DropReport:
     noticed: dict[str, CountedExamples] = field(default_factory=dict)
 
     def drop(self, reason: str, location: str) -> None:
-        """Count something that is left out."""
         self.dropped.setdefault(reason, CountedExamples()).add(location)
 
     def notice(self, message: str, location: str) -> None:
-        """Count something that is kept, but that the owner of the data should know of."""
+        """Count a kept item that the owner of the data should check."""
         self.noticed.setdefault(message, CountedExamples()).add(location)
 
     def filter(self, items: Sequence[LocatedItem[_T]], reasons: Iterable[str | None]) -> list[LocatedItem[_T]]:
-        """The items without a reason to drop them; the others are counted. One reason, or None, for each item."""
+        """Return the items without a drop reason and count the others. `reasons` holds one reason or None an item."""
         remaining = []
         for item, reason in zip(items, reasons, strict=True):
             if reason is None:
@@ -69,16 +67,15 @@ class DropReport:
         return remaining
 
     def add_skipped_lines(self, skipped: SkippedLines) -> None:
-        """Count the lines that could not be read and were left out under --skip-bad."""
+        """Count the lines skipped by --skip-bad."""
         for reason in skipped.reasons:
             self.drop("bad line (--skip-bad)", reason)
 
     def save(self, path: Path) -> None:
-        """Write the account as JSON. Raises BadInput where that is not possible."""
+        """Write the report as JSON. Raises InputError if that fails."""
         write_text_atomic(path, json.dumps(asdict(self), ensure_ascii=False, indent=2) + "\n")
 
     def print(self, console: Console) -> None:
-        """Print the account."""
         for path, name in self.formats.items():
             console.print(f"{escape(path)}: read as {name}", highlight=False, soft_wrap=True)
         console.print(f"[bold]data {self.step}[/bold]: {self.read} read", highlight=False)
@@ -93,6 +90,6 @@ class DropReport:
 
 
 def drop_report_path(out: Path) -> Path:
-    """Where the account of an output lies: `prompts.jsonl.gz` has `prompts.report.json` beside it."""
+    """Return the report's path: `prompts.report.json` beside `prompts.jsonl.gz`."""
     name = out.name.removesuffix(".gz")
     return out.with_name(f"{Path(name).stem}.report.json")

@@ -1,8 +1,8 @@
-"""Tensor nouns: texts of tokens laid end to end, and how many of them are computed at once.
+"""Token batches without padding, microbatches, and the order of an epoch.
 
-Nothing is padded: a batch is one line of tokens, and a prompt that several completions answer stands in it once. Where a
-text begins and what it continues is told by its spans; completions are found by position, never by searching for a
-token id, so a tokenizer whose pad and end-of-text are one id changes nothing.
+A batch is one line of tokens, and a prompt shared by several completions occurs once. Spans record where sequences
+begin and what they continue; completions are found by position, never by token id, so equal pad and end-of-text ids are
+harmless.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ import torch
 from torch import Tensor
 
 MICROBATCH_TOKENS = {"cpu": 2_048, "cuda": 65_536}
-"""Tokens computed at once, by kind of device, counted as rows that are padded and share nothing. Only memory and speed depend on it."""
+"""Tokens of a microbatch by device type, counted as padded rows without shared prompts.
+
+Affects memory and speed only.
+"""
 MIN_MICROBATCH_TOKENS = 256
-"""Where memory is not even enough for these, fewer would not help: what is left is the model itself."""
+"""Smallest microbatch worth trying after out-of-memory: below it the model itself is too large."""
 MIN_SHARED_PREFIX = 4
-"""Tokens from which on a prompt is computed once for its completions; for shorter ones it saves nothing (see docs/performance.md)."""
+"""Minimum prompt length for computing it once per group of completions (see docs/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """The tokens of one prompt and of its completion (with its end-of-text token, where it has one).
+    """Tokens of one prompt and its completion, including end-of-text where it has one.
 
-    A window of pretraining text is an example too; `restarts` are the places where a document begins that must not see those before it.
+    A window of pretraining text is an example too; `document_starts` are positions where a document begins that must
+    not attend to earlier ones.
     """
 
     prompt_ids: list[int]
@@ -40,7 +44,7 @@ class TokenizedExample:
 
 
 class Span(NamedTuple):
-    """Tokens of a batch from `start` to `end`, read from left to right; those of a completion read all of its prompt's span before them."""
+    """Tokens `start` to `end` of a batch, causal; a completion's span also attends to its whole prompt span."""
 
     start: int
     end: int
@@ -48,13 +52,13 @@ class Span(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """The position of its first token: after its prompt, or 0."""
+        """Return the position of the first token: after its prompt, or 0."""
         return self.prompt.end - self.prompt.start if self.prompt else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedBatch:
-    """B examples laid end to end, N tokens, of which M are to be predicted."""
+    """B examples laid end to end, N tokens, M of them predicted."""
 
     input_ids: Tensor  # (N,) int64
     position_ids: Tensor  # (N,) int64, counted from the beginning of each text
@@ -70,9 +74,9 @@ class PackedBatch:
 
 
 def collate(examples: Sequence[TokenizedExample], device: torch.device | str = "cpu") -> PackedBatch:
-    """Examples as one batch. A prompt that comes several times is in it once, if that saves anything.
+    """Pack examples into one batch; a repeated prompt occurs once if that saves work.
 
-    A batch of no examples is one token that nobody reads: a rank that has nothing to compute enters the model with it.
+    No examples give a batch of one unread token, so that an idle rank can still run the model.
     """
     prompt_counts = Counter(
         tuple(example.prompt_ids)
@@ -124,12 +128,11 @@ def collate(examples: Sequence[TokenizedExample], device: torch.device | str = "
 
 
 def microbatches(lengths: Sequence[int], budget: int, rows: Sequence[int] | None = None) -> Iterator[list[int]]:
-    """Indices of what is computed together: alike in length, at most `budget` tokens if all were padded (always at least one).
+    """Yield indices of microbatches: similar lengths, at most `budget` tokens if padded (at least one element).
 
     Args:
-        lengths: tokens of each element, of its longest row where it has several.
-        budget: tokens computed at once.
-        rows: how many rows each element has; one where not given.
+        lengths: tokens of each element, or of its longest row.
+        rows: rows of each element; default one.
     """
     rows = rows or [1] * len(lengths)
     group: list[int] = []
@@ -145,7 +148,7 @@ def microbatches(lengths: Sequence[int], budget: int, rows: Sequence[int] | None
 
 
 def microbatches_by_prompt(examples: Sequence[TokenizedExample], budget: int) -> Iterator[list[int]]:
-    """Indices of examples computed together, those of one prompt side by side so that it is computed once; within the budget."""
+    """Yield indices of microbatches that keep the examples of a prompt together, within the budget."""
     rows_by_prompt: dict[tuple[int, ...], list[int]] = {}
     for row, example in enumerate(examples):
         rows_by_prompt.setdefault(tuple(example.prompt_ids), []).append(row)
@@ -159,12 +162,12 @@ def microbatches_by_prompt(examples: Sequence[TokenizedExample], budget: int) ->
 
 
 def token_budget(device: torch.device) -> int:
-    """How many tokens are computed at once on this kind of device."""
+    """Return the tokens of a microbatch on this device type."""
     return MICROBATCH_TOKENS.get(device.type, MICROBATCH_TOKENS["cpu"])
 
 
 def halve_token_budget() -> bool:
-    """From now on compute half as many tokens at once, because memory ran out. Returns False where it was hardly any already."""
+    """Halve the microbatch size after out-of-memory. Returns False if it is at its minimum."""
     if min(MICROBATCH_TOKENS.values()) < 2 * MIN_MICROBATCH_TOKENS:
         return False
     for device_type in MICROBATCH_TOKENS:
@@ -173,25 +176,25 @@ def halve_token_budget() -> bool:
 
 
 def epoch_permutation(dataset_size: int, seed: int, epoch: int) -> list[int]:
-    """The order of an epoch: a function of seed and epoch alone, so that a resumed run needs no stored generator."""
+    """Return the order of an epoch: a function of seed and epoch, so that resuming needs no generator state."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     permutation: list[int] = torch.randperm(dataset_size, generator=generator).tolist()
     return permutation
 
 
 def steps_per_epoch(dataset_size: int, batch_size: int) -> int:
-    """Optimizer steps in one pass over `count` elements; the last may be of fewer than `batch`."""
+    """Return optimizer steps per epoch; the last batch may be smaller."""
     return -(-dataset_size // batch_size)
 
 
 def step_indices(step: int, dataset_size: int, batch_size: int, seed: int) -> list[int]:
-    """Which of `count` elements an optimizer step learns from: every epoch is shuffled anew and cut into batches."""
+    """Return the elements of an optimizer step; every epoch is reshuffled and cut into batches."""
     epoch, step_in_epoch = divmod(step, steps_per_epoch(dataset_size, batch_size))
     return epoch_permutation(dataset_size, seed, epoch)[step_in_epoch * batch_size : (step_in_epoch + 1) * batch_size]
 
 
 def stream_indices(start: int, length: int, dataset_size: int, seed: int) -> list[int]:
-    """Elements number `first` to `first + wanted` of an endless stream over `count` elements, shuffled anew each time round."""
+    """Return elements `start` to `start + length` of an endless stream, reshuffled every epoch."""
     indices: list[int] = []
     while len(indices) < length:
         epoch, position = divmod(start + len(indices), dataset_size)

@@ -1,8 +1,8 @@
-"""Personal data in prompts: e-mail addresses, telephone and card numbers, street addresses, national ids, bank accounts.
+"""Personal data in prompts: e-mail, phone, card, address, national id, bank account.
 
-The paper filters all prompts of the training split (section 3.2). Each detector is a pattern that finds candidates and a check that
-refuses look-alikes: dates, version and order numbers, ISBNs. Numbers with check digits (cards, IBAN, Korean ids) are nearly certain;
-telephone numbers and addresses are told by their shape, so some are missed and some public ones are found.
+The paper filters all prompts of the training split (section 3.2). A detector is a pattern for candidates and a check
+that rejects look-alikes (dates, versions, order numbers, ISBNs). Numbers with check digits (cards, IBAN, Korean ids)
+are nearly certain; phone numbers and addresses are matched by form, so some are missed and some public ones are found.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from instructgpt.errors import InputError
 
 @dataclass(frozen=True)
 class PIIDetector:
-    """One kind of personal data: what it looks like, and which candidates are really meant."""
+    """One kind of personal data: candidate pattern and validity check."""
 
     pattern: re.Pattern[str]
     is_valid: Callable[[re.Match[str]], bool]
@@ -26,20 +26,17 @@ class PIIDetector:
 
 @dataclass(frozen=True)
 class PIIMatch:
-    """Where personal data stands in a text."""
-
     kind: str
     start: int
     end: int
 
 
 def extract_digits(text: str) -> str:
-    """The ASCII digits of a text."""
     return "".join(character for character in text if character in "0123456789")
 
 
 def is_luhn_valid(number: str) -> bool:
-    """The check of card numbers: from the right, every second digit doubled and reduced by 9 above 9; the sum ends in 0."""
+    """Return whether the Luhn check holds."""
     doubled = [int(digit) * (1 + position % 2) for position, digit in enumerate(reversed(number))]
     return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
 
@@ -51,7 +48,7 @@ _RESERVED_DOMAINS = ("example.com", "example.org", "example.net", ".example", ".
 
 
 def _is_email(match: re.Match[str]) -> bool:
-    """Neither a file, nor git's own address, nor a domain that is reserved for examples (RFC 2606)."""
+    """Reject file names, git's own address and reserved example domains (RFC 2606)."""
     local, _, domain = match[0].lower().rpartition("@")
     return (
         local != "git" and domain.rpartition(".")[2] not in _FILE_EXTENSIONS and not domain.endswith(_RESERVED_DOMAINS)
@@ -59,7 +56,7 @@ def _is_email(match: re.Match[str]) -> bool:
 
 
 def _is_phone(match: re.Match[str]) -> bool:
-    """8 to 15 digits after a plus; without one a national form, in North America with an area code and exchange that can be dialled."""
+    """Accept 8 to 15 digits after a plus, or a national form; North America needs a valid area code and exchange."""
     number = extract_digits(match[0])
     if len(set(number)) < 4:  # 000-0000-0000 and the like are placeholders
         return False
@@ -80,11 +77,10 @@ _CARD_ISSUERS = (
     (re.compile(r"3(?:0[0-5]|[68])"), (14,)),
     (re.compile(r"62"), (16, 17, 18, 19)),
 )
-"""How card numbers begin, and how long they are: Visa, Mastercard, American Express, Discover, JCB, Diners, UnionPay."""
+"""Prefixes and lengths of Visa, Mastercard, American Express, Discover, JCB, Diners, UnionPay."""
 
 
 def _is_card(match: re.Match[str]) -> bool:
-    """A known issuer, its length, and a right check digit."""
     number = extract_digits(match[0])
     return any(prefix.match(number) and len(number) in lengths for prefix, lengths in _CARD_ISSUERS) and is_luhn_valid(
         number
@@ -92,14 +88,18 @@ def _is_card(match: re.Match[str]) -> bool:
 
 
 def _is_ssn(match: re.Match[str]) -> bool:
-    """Area 001-899 but 666, group and serial not zero, none of the two numbers printed in advertisements."""
+    """Accept area 001-899 except 666, nonzero group and serial,
+    and neither of the two numbers known from advertisements.
+    """
     area, group, serial = match[0].split("-")
     is_issued_range = area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
     return is_issued_range and match[0] not in ("078-05-1120", "219-09-9999")
 
 
 def _is_rrn(match: re.Match[str]) -> bool:
-    """A Korean resident number: a day of birth, a century, and a check digit, which numbers given since October 2020 do not have."""
+    """Accept Korean resident numbers: birth date, century,
+    and check digit (absent from numbers issued since October 2020).
+    """
     number = extract_digits(match[0])
     century = {"1": 1900, "2": 1900, "5": 1900, "6": 1900, "3": 2000, "4": 2000, "7": 2000, "8": 2000}.get(number[6])
     if century is None:
@@ -194,7 +194,7 @@ _IBAN_LENGTHS = {
 
 
 def _is_iban(match: re.Match[str]) -> bool:
-    """The length of its country, and 1 modulo 97 with the first four characters put last and letters read as 10 to 35 (ISO 13616)."""
+    """Accept IBANs with their country's length and remainder 1 modulo 97 (ISO 13616)."""
     account = match[0].replace(" ", "")
     if len(account) != _IBAN_LENGTHS.get(account[:2]):
         return False
@@ -254,13 +254,13 @@ PII_DETECTORS: dict[str, PIIDetector] = {
         re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)"), _is_iban, "0-9"
     ),
 }
-"""Every kind of personal data that is looked for; `ssn`, `rrn` and `nino` are national ids of the USA, Korea and the United Kingdom."""
+"""Detectors by name; `ssn`, `rrn` and `nino` are national ids of the USA, Korea and the United Kingdom."""
 
 _HINT_PATTERNS = {detector.hint: re.compile(f"[{detector.hint}]") for detector in PII_DETECTORS.values()}
 
 
 def parse_detector_names(names: str) -> tuple[str, ...]:
-    """The detectors in a list separated by commas. Raises BadInput for one that does not exist."""
+    """Parse a comma-separated list of detectors. Raises InputError for an unknown one."""
     detector_names = tuple(name.strip() for name in names.split(",") if name.strip())
     for name in detector_names:
         if name not in PII_DETECTORS:
@@ -269,7 +269,7 @@ def parse_detector_names(names: str) -> tuple[str, ...]:
 
 
 def find_pii(text: str, kinds: Sequence[str] = tuple(PII_DETECTORS)) -> Iterator[PIIMatch]:
-    """All personal data of these kinds in a text, kind by kind."""
+    """Yield all personal data of these kinds, kind by kind."""
     present_hints = {hint for hint, pattern in _HINT_PATTERNS.items() if pattern.search(text)}
     for kind in kinds:
         detector = PII_DETECTORS[kind]
@@ -280,6 +280,6 @@ def find_pii(text: str, kinds: Sequence[str] = tuple(PII_DETECTORS)) -> Iterator
 
 
 def pii_drop_reason(text: str, kinds: Sequence[str] = tuple(PII_DETECTORS)) -> str | None:
-    """Why a prompt is dropped: the first personal data in it."""
+    """Return the drop reason for the first personal data found, or None."""
     match = next(find_pii(text, kinds), None)
     return None if match is None else f"personal data: {match.kind}"

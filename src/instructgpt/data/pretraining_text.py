@@ -1,4 +1,4 @@
-"""Pretraining text: documents to one long line of tokens, cut into full windows."""
+"""Pretraining text: documents tokenized into one line and cut into full windows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ENCODE_CHUNK_SIZE = 500
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Windows of pretraining tokens. Documents follow each other with an end-of-text token between."""
+    """Windows of pretraining tokens; documents are separated by end-of-text."""
 
     tokens: Tensor  # (windows, T + 1) int32: T tokens and the one after them
     eos: int
@@ -33,13 +33,13 @@ class Corpus:
         return len(self.tokens)
 
     def windows(self, start: int, count: int) -> Tensor:
-        """Windows number `first` to `first + count` of an endless, reshuffled stream. -> (count, T + 1) int64."""
+        """Return windows `start` to `start + count` of an endless, reshuffled stream: (count, T + 1) int64."""
         return self.tokens[stream_indices(start, count, len(self), self.seed)].long()
 
     def examples(self, start: int, count: int) -> list[TokenizedExample]:
-        """The same windows as examples. Every token but a window's first is predicted once, from its own document alone.
+        """Return the same windows as examples. Every token but the first is predicted once, from its own document.
 
-        A document begins at the end-of-text before it: the last token to predict of one is the first that the next one sees.
+        A document begins at the end-of-text before it: the last target of one is the first input of the next.
         """
         rows = self.windows(start, count).tolist()
         return [
@@ -49,7 +49,6 @@ class Corpus:
 
 
 def iter_documents(paths: Iterable[Path], skipped: SkippedLines | None = None) -> Iterator[str]:
-    """Texts of the files, one after the other."""
     for path in paths:
         for document in read_records(Document, path, skipped):
             yield document.text
@@ -63,15 +62,16 @@ def build_corpus(
     max_windows: int | None = None,
     name: str = "the corpus",
 ) -> Corpus:
-    """Tokenise documents into windows, reading no further than needed.
+    """Tokenize documents into windows, reading no further than needed.
 
     Args:
-        texts: the documents; render: the tokenizer; window: T; seed: of the order of windows.
-        most_windows: stop reading when there are as many.
-        name: what an error calls the texts.
+        window: T, tokens of a window.
+        seed: seed of the window order.
+        max_windows: stop after this many.
+        name: name of the texts in errors.
 
     Raises:
-        BadInput: there is not even one window of text.
+        InputError: not even one window of text.
     """
     width = window + 1
     chunks: list[Tensor] = []
@@ -93,7 +93,9 @@ def build_corpus(
 
 
 def _split_documents(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, bool]]:
-    """Documents in pieces of about `size` characters, cut at line ends, so that no book is tokenised at once; and which are last."""
+    """Yield documents in pieces of about `size` characters, cut at line ends,
+    and whether a piece is a document's last.
+    """
     for text in texts:
         start = 0
         while len(text) - start > size:
@@ -115,7 +117,7 @@ def _chunked(pieces: Iterable[tuple[str, bool]], size: int) -> Iterator[list[tup
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer of a given size, trained on text: no text is out of its reach."""
+    """Train a byte-level BPE tokenizer, which can encode any text."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -139,7 +141,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
 
 
 def hold_out_documents(texts: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """Documents for training and, evenly spread among them, a share held out for validation; a few long ones are cut first."""
+    """Return training documents and an evenly spread held-out share; if there are few, long ones are cut first."""
     interval = max(2, round(1 / share))
     if len(texts) < interval:
         texts = [piece for piece, _ in _split_documents(texts, max(1, sum(map(len, texts)) // interval))]

@@ -1,4 +1,4 @@
-"""Rankings as tokens: the K completions of a prompt once, with every labeler's order of them."""
+"""Rankings as tokens: the K completions of a prompt once, with every labeler's ranks."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class LabelerRanks:
 
 @dataclass(frozen=True, slots=True)
 class RankedPrompt:
-    """K completions of a prompt, and the orders that labelers gave them. One batch element of the reward model.
+    """K completions of a prompt with all labelers' ranks: one batch element of the reward model.
 
-    Rankings of the same completions by several labelers are together one of these, so that each completion is computed once.
+    Rankings of the same completions by several labelers share an element, so each completion is computed once.
     """
 
     examples: list[TokenizedExample]
@@ -34,22 +34,21 @@ class RankedPrompt:
     source: str
 
     def filter(self, predicate: Callable[[LabelerRanks], bool]) -> RankedPrompt | None:
-        """The same prompt with some of its orders, or None where none is left."""
+        """Return the prompt with the matching ranks only, or None if none match."""
         labeler_ranks = tuple(ranks for ranks in self.labeler_ranks if predicate(ranks))
         return replace(self, labeler_ranks=labeler_ranks) if labeler_ranks else None
 
 
 def count_ranking_tokens(prompts: Sequence[RankedPrompt]) -> int:
-    """Tokens of all completions with their prompts."""
     return sum(len(example) for prompt in prompts for example in prompt.examples)
 
 
 def tokenize_rankings(
     rankings: Sequence[Ranking], tokenizer: PromptTokenizer, max_length: int
 ) -> tuple[list[RankedPrompt], dict[str, int]]:
-    """Rankings by prompt, and how many were left out because all their completions tie.
+    """Return rankings grouped by prompt, and counts of those left out because all completions tie.
 
-    A completion that does not fit the context is left out of its ranking and counted; the others stay.
+    A completion that exceeds the context is removed from its ranking and counted.
     """
     skipped = {"rankings without a decided pair": 0, "completions longer than the context": 0}
     groups: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
@@ -76,7 +75,7 @@ def tokenize_rankings(
 
 
 def _tokenize_ranking(ranking: Ranking, tokenizer: PromptTokenizer) -> list[TokenizedExample]:
-    """The completions of a ranking with their prompt, as tokens. One that was cut off ends without end-of-text, as the policy's do."""
+    """Return the completions with their prompt as tokens; a truncated one has no end-of-text, as in sampling."""
     prompt = tokenizer.encode_prompt(ranking.prompt)
     finish_reasons = ranking.finish or ("stop",) * len(ranking.completions)
     return [
@@ -86,7 +85,7 @@ def _tokenize_ranking(ranking: Ranking, tokenizer: PromptTokenizer) -> list[Toke
 
 
 def _match_completions(completions: Sequence[str], permuted: Sequence[str]) -> list[int]:
-    """Where each completion stands in another ranking's order of the same texts (repeated texts in turn)."""
+    """Return the index of each completion in another order of the same texts (repeated texts in turn)."""
     free_indices: dict[str, list[int]] = {}
     for index, text in enumerate(permuted):
         free_indices.setdefault(text, []).append(index)
@@ -94,9 +93,9 @@ def _match_completions(completions: Sequence[str], permuted: Sequence[str]) -> l
 
 
 def flatten_ranks(prompts: Sequence[RankedPrompt], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Every order of every prompt, one element for each completion it ranks.
+    """Flatten all ranks of all prompts, one element a ranked completion.
 
-    -> completion (M,) which of the prompts' completions, in their order; ranking (M,) which order; rank (M,).
+    Returns: completion (M,) index into the completions in order, ranking (M,), rank (M,).
     """
     completion_index: list[int] = []
     ranking_index: list[int] = []
@@ -114,14 +113,14 @@ def flatten_ranks(prompts: Sequence[RankedPrompt], device: torch.device | str = 
 
 
 def prompt_microbatches(prompts: Sequence[RankedPrompt], budget: int) -> Iterator[list[RankedPrompt]]:
-    """Whole prompts computed together: alike in length, at most `budget` tokens if all were padded (always at least one prompt)."""
+    """Yield microbatches of whole prompts: similar lengths, at most `budget` tokens if padded (at least one prompt)."""
     max_lengths = [max(map(len, prompt.examples)) for prompt in prompts]
     for group in microbatches(max_lengths, budget, [len(prompt.examples) for prompt in prompts]):
         yield [prompts[index] for index in group]
 
 
 def balanced_labeler_folds(prompts: Sequence[RankedPrompt], num_folds: int) -> list[set[str | None]]:
-    """Labelers in `count` groups of about equally many rankings: the busiest first, each to the group with least."""
+    """Split labelers into folds of about equally many rankings, greedily by size."""
     loads: dict[str | None, int] = {}
     for labeler_ranks in (labeler_ranks for prompt in prompts for labeler_ranks in prompt.labeler_ranks):
         loads[labeler_ranks.labeler] = loads.get(labeler_ranks.labeler, 0) + 1

@@ -1,6 +1,6 @@
-"""Which set a prompt belongs to (paper, section 3.2 and appendix A.2): decided by hashes, so that adding data never moves one.
+"""Splits by hash (paper, section 3.2 and appendix A.2), so that adding data never moves a prompt.
 
-`held_out` is what a stage does with one file that nobody has split; the others are `data split`, by user.
+`is_heldout` splits one unsplit file inside a stage; the rest implements `data split` by user.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ Split = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[Split, ...] = ("train", "validation", "test")
 
 TRAINING_SPLITS = (None, "train", "training")
-"""Splits whose prompts are trained on. A prompt that was not split yet may become one of them."""
+"""Split names that are trained on; None is not split yet."""
 
 
 def is_heldout(text: str, divisor: int = 10) -> bool:
-    """Whether a prompt belongs to the held-out tenth: the first four bytes of its sha256, as a number, divide by ten."""
+    """Return whether a prompt is held out: the first four bytes of its sha256 are divisible by `divisor`."""
     return int.from_bytes(sha256(text.encode("utf-8", "surrogatepass")).digest()[:4], "big") % divisor == 0
 
 
 def hash_split(key: str, validation: float, test: float, salt: str = "") -> Split:
-    """The split of a group or a text, from its hash alone: adding data moves nobody, and a larger part only gains.
+    """Return the split of a group or text from its hash; enlarging a share only adds keys to it.
 
     Args:
-        key: the group ("user:17"), or the plain text of a prompt of nobody.
-        validation: share of all keys, 0 to 1.
-        test: share of all keys; the two together at most 1.
-        salt: another one gives another split.
+        key: the group ("user:17"), or the normalized text of a prompt without one.
+        validation: share of keys, 0 to 1.
+        test: share of keys; both together at most 1.
+        salt: another salt gives another split.
     """
     fraction = int.from_bytes(sha256(f"{salt}\n{key}".encode("utf-8", "replace")).digest()[:8]) / 2**64
     if fraction < test:
@@ -43,11 +43,11 @@ def hash_split(key: str, validation: float, test: float, salt: str = "") -> Spli
 def assign_splits(
     groups: Sequence[str | None], texts: Sequence[str], validation: float, test: float, salt: str = ""
 ) -> list[Split | None]:
-    """The split of each prompt; None where it must be left out so that neither a user nor a text crosses.
+    """Return the split of each prompt; None where it must be left out so that no user and no text crosses.
 
-    A prompt goes where its group goes. A prompt of nobody goes where the first group with the same text goes, else by its text: so
-    demonstrations and rankings without a user follow the prompts they were made for. A text that several groups wrote, and whose
-    groups lie in different splits, is trained on where one of them is in training, else it stays with the first; the others are None.
+    A prompt follows its group. A prompt without a group follows the first group with the same text, else its text, so
+    demonstrations and rankings without a user follow their prompts. A text of several groups in different splits is
+    trained on in one training group, else stays with the first group; the others are None.
     """
     normalized_texts = [normalize_prompt(text) for text in texts]
     splits = [hash_split(group, validation, test, salt) if group else None for group in groups]
@@ -64,10 +64,10 @@ def assign_splits(
 
 
 def check_users_in_single_split(records: Sequence[Record], splits: Sequence[Split | None], column: str) -> None:
-    """Make sure that no user crosses where the split went by something else than users.
+    """Check that no user crosses splits when another column was used for splitting.
 
     Raises:
-        BadInput: a user has prompts in two splits, because some of them lack an organization or name another.
+        InputError: a user has prompts in two splits, because some lack an organization or name another.
     """
     split_by_user: dict[str, Split] = {}
     for record, split in zip(records, splits, strict=True):

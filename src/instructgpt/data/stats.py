@@ -1,4 +1,4 @@
-"""What is in a file, in the tables of the paper (1, 2 and 6 to 11): counts, use cases, users, lengths, rankings, agreement."""
+"""Data statistics in the paper's tables (1, 2 and 6 to 11): counts, use cases, users, lengths, rankings, agreement."""
 
 from __future__ import annotations
 
@@ -18,27 +18,23 @@ from instructgpt.statistics.agreement import inter_labeler_agreement
 
 _Cell = str | int | float | None
 LengthFunction = Callable[[Sequence[str]], list[int]]
-"""The lengths of texts in some unit."""
+"""Texts -> lengths in some unit."""
 
 _DESCRIBE_COLUMNS = ("n", "mean", "sd", "min", "25 %", "50 %", "75 %", "max")
 _MAX_PRINTED_ROWS = 24
-"""Rows of a table that are printed; the JSON has all."""
+"""Printed rows of a table; the JSON has all."""
 
 
 @dataclass(frozen=True)
 class StatsTable:
-    """One table."""
-
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[_Cell, ...], ...]
 
     def to_dicts(self) -> list[dict[str, _Cell]]:
-        """The table as JSON: one object a row."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
     def print(self, console: Console) -> None:
-        """Print the table."""
         console.print(f"[bold]{escape(self.title)}[/bold]", highlight=False)
         table = Table(*self.columns, box=None, pad_edge=False)
         for row in self.rows[:_MAX_PRINTED_ROWS]:
@@ -58,17 +54,17 @@ def _format_cell(cell: _Cell) -> str:
 
 
 def lengths_in_characters(texts: Sequence[str]) -> list[int]:
-    """Lengths in characters (Unicode code points)."""
+    """Return lengths in Unicode code points."""
     return [len(text) for text in texts]
 
 
 def lengths_in_words(texts: Sequence[str]) -> list[int]:
-    """Lengths in words: what white space separates. Languages that are written without it count as few long words."""
+    """Return lengths in white-space-separated words; languages without spaces count few long words."""
     return [len(text.split()) for text in texts]
 
 
 def describe(values: Sequence[float]) -> tuple[_Cell, ...]:
-    """n, mean, standard deviation (of a sample), minimum, quartiles (linear), maximum, as in the paper's Tables 9 to 11."""
+    """Return n, mean, sample standard deviation, minimum, quartiles (linear), maximum, as in Tables 9 to 11."""
     if not values:
         return (0, *[None] * 7)
     array = np.asarray(values, dtype=float)
@@ -78,7 +74,7 @@ def describe(values: Sequence[float]) -> tuple[_Cell, ...]:
 
 
 def _value_counts_table(title: str, name: str, values: Iterable[str | None]) -> StatsTable:
-    """How often each value occurs, the most frequent first. Tables 1 and 7."""
+    """Count values, most frequent first. Tables 1 and 7."""
     counts = Counter("(none)" if value is None else str(value) for value in values)
     total = counts.total()
     return StatsTable(
@@ -90,7 +86,7 @@ def _value_counts_table(title: str, name: str, values: Iterable[str | None]) -> 
 
 
 def _records_per_user_table(records: Sequence[Record]) -> StatsTable:
-    """How many records a user has, by split. Table 8."""
+    """Count records per user, by split. Table 8."""
     groups: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         if group := get_prompt_group(record):
@@ -103,7 +99,6 @@ def _records_per_user_table(records: Sequence[Record]) -> StatsTable:
 
 
 def _iter_record_texts(record: Record) -> Iterator[tuple[str, str]]:
-    """The texts in a record, each with what it is."""
     if isinstance(record, Document):
         yield "document", record.text
     if isinstance(record, PromptFields):
@@ -121,7 +116,7 @@ def length_table(
     length_functions: Mapping[str, LengthFunction],
     group_by: Callable[[Record], str | None],
 ) -> StatsTable:
-    """How long the texts are in each unit, by group (None for all in one). Tables 9, 10 and 11."""
+    """Describe text lengths in each unit, by group (None: all in one). Tables 9, 10 and 11."""
     texts: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for record in records:
         for part, text in _iter_record_texts(record):
@@ -138,7 +133,7 @@ def length_table(
 
 
 def length_win_rate(rankings: Iterable[Ranking]) -> float | None:
-    """Of the decided pairs of unlike length, the share in which the longer completion (in characters) is the better."""
+    """Return the share of decided pairs of unequal length whose longer completion (in characters) is better."""
     longer_is_better = [
         len(ranking.completions[better]) > len(ranking.completions[worse])
         for ranking in rankings
@@ -149,7 +144,7 @@ def length_win_rate(rankings: Iterable[Ranking]) -> float | None:
 
 
 def _ranking_tables(rankings: Sequence[Ranking]) -> list[StatsTable]:
-    """K, pairs, ties, length and agreement, and the labelers' ratings and labels (Table 3) where there are some."""
+    """Return K, pairs, ties, length and agreement, ratings and labels (Table 3) where present."""
     num_decided = sum(len(ranking.pairs()) for ranking in rankings)
     num_pairs = sum(len(ranking.ranks) * (len(ranking.ranks) - 1) // 2 for ranking in rankings)
     agreement_stats = inter_labeler_agreement(rankings)
@@ -195,7 +190,7 @@ def _ranking_tables(rankings: Sequence[Ranking]) -> list[StatsTable]:
 
 
 def build_stats_tables(records: Sequence[Record], length_functions: Mapping[str, LengthFunction]) -> list[StatsTable]:
-    """Every table there is something for, of records of one kind."""
+    """Return all non-empty tables for records of one kind."""
 
     def column_getter(name: str) -> Callable[[Record], str | None]:
         return lambda record: None if getattr(record, name, None) is None else str(getattr(record, name))
@@ -223,7 +218,7 @@ def build_stats_tables(records: Sequence[Record], length_functions: Mapping[str,
 
 
 def _boolean_column_tables(records: Sequence[Record]) -> list[StatsTable]:
-    """Yes and no of every further column that holds truth values, such as what labelers said of the prompts. Table 7."""
+    """Count yes and no of further boolean columns, such as labels of prompts. Table 7."""
     value_counts: Counter[tuple[str, bool]] = Counter()
     for record in records:
         extra: Mapping[str, Any] = record.model_extra or {}

@@ -1,7 +1,7 @@
-"""The only place where text becomes tokens: template, end-of-text, beginning-of-text.
+"""The only place where text becomes tokens: chat template, beginning-of-text, end-of-text.
 
-A prompt and its completion are tokenised apart and joined as tokens, in every stage and while serving, so that no
-stage sees a boundary that another one does not (the reward model reads the very tokens the policy sampled).
+Prompt and completion are tokenized separately and concatenated as tokens, in every stage and in serving, so no stage
+sees a token boundary that another one does not (the reward model reads exactly the tokens the policy sampled).
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ _DEFAULT_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
 )
-"""The template of a base model that has none: every turn ends with a newline, the assistant's with end-of-text before it.
-A single prompt is its text and a newline; the completion follows at once."""
+"""Chat template for base models without one: every turn ends with a newline, the assistant's with end-of-text before
+it.
+
+A single prompt is its text and a newline; the completion follows at once.
+"""
 
 
 class PromptTokenizer:
-    """A tokenizer with its template: prompts and completions to tokens and back."""
+    """A tokenizer with its chat template: prompts and completions to tokens and back."""
 
     def __init__(self, hf_tokenizer: Any) -> None:
-        """Take the tokenizer's own chat template, or give it the plain one, which is saved with every model made from it."""
+        """Use the tokenizer's chat template, or set the plain one, which is saved with every model."""
         if hf_tokenizer.eos_token_id is None:
             reason = (
                 "has no end-of-text token, so no model can learn to stop; set eos_token in its tokenizer_config.json"
@@ -41,7 +44,7 @@ class PromptTokenizer:
             )
 
     def encode_prompt(self, prompt: PromptFields | str) -> list[int]:
-        """Tokens of a prompt, ready to be answered. Exactly one beginning-of-text where the tokenizer uses one."""
+        """Encode a prompt ready for an answer, with exactly one beginning-of-text if the tokenizer uses one."""
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt.messages
         if messages is None:
             assert not isinstance(prompt, str)
@@ -51,16 +54,16 @@ class PromptTokenizer:
         return self.encode_text(text)
 
     def encode_text(self, text: str) -> list[int]:
-        """Tokens of text as it stands, without a template: for continuations, few-shot prompts and pretraining."""
+        """Encode text without a template: continuations, few-shot prompts, pretraining."""
         tokens: list[int] = self.hf_tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.bos is not None and tokens[:1] != [self.bos]:
             tokens = [self.bos, *tokens]
         return tokens
 
     def encode_completion(self, text: str, *, finished: bool = True) -> list[int]:
-        """Tokens of a completion; end-of-text follows unless the completion was cut off (never a made-up one).
+        """Encode a completion; end-of-text follows unless it was truncated.
 
-        The names of special tokens are letters here: no completion can spell its own end.
+        Names of special tokens are plain characters here, so a completion cannot spell its own end.
         """
         tokens: list[int] = (
             self.hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
@@ -68,13 +71,12 @@ class PromptTokenizer:
         return [*tokens, self.eos] if finished else tokens
 
     def encode_example(self, prompt: PromptFields | str, completion: str, *, finished: bool = True) -> TokenizedExample:
-        """A prompt with its completion."""
         return TokenizedExample(self.encode_prompt(prompt), self.encode_completion(completion, finished=finished))
 
     def is_compatible(self, tokenizer: PromptTokenizer) -> bool:
-        """Whether another renderer makes the same tokens of the same text: same vocabulary, template and end-of-text.
+        """Return whether both tokenizers encode alike: same vocabulary, template and end-of-text.
 
-        A padding token that only one of them has makes no difference: it is never written.
+        A padding token makes no difference: it is never written.
         """
         return self is tokenizer or (
             (
@@ -94,17 +96,17 @@ class PromptTokenizer:
         }
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The words of a completion, without special tokens."""
+        """Decode a completion without special tokens."""
         return str(self.hf_tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def tokenize_demonstrations(
     demonstrations: Sequence[Demonstration], tokenizer: PromptTokenizer, max_length: int
 ) -> tuple[list[TokenizedExample], int]:
-    """Demonstrations as tokens, and how many were left out because they do not fit the model's context.
+    """Tokenize demonstrations; returns also how many exceed the context and were left out.
 
     Raises:
-        BadInput: none fits.
+        InputError: none fits.
     """
     examples = [tokenizer.encode_example(demonstration, demonstration.completion) for demonstration in demonstrations]
     fitting = [example for example in examples if len(example) <= max_length]

@@ -1,8 +1,8 @@
-"""A guess at what a prompt asks for, one of the paper's ten use cases (Table 1).
+"""A heuristic guess of a prompt's use case, one of the paper's ten (Table 1).
 
-People tag prompts well; this does not. It looks for words at the beginning, for a text that came with the question, and for turns of a
-conversation, in English only, and says "other" where it sees nothing. Use it to see roughly what a file holds and to balance sets,
-never as a label to report. It only fills tags that are missing, and `use_case_by` says so in each record it touched.
+It looks for keywords at the beginning, for attached text, and for conversation turns, in English only, and answers
+"other" otherwise. Use it to inspect or balance data, never as a reported label. It only fills missing tags;
+`use_case_by` marks them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ _USE_CASE_PHRASES: tuple[tuple[str, str], ...] = (
     ),
     (
         "extract",
-        r"extract / pull out / (?:list|find) all / identify (?:the|all) / which (?:names|words|entities) / named entit(?:y|ies)",
+        r"extract / pull out / (?:list|find) all / identify (?:the|all) / which (?:names|words|entities) / named "
+        r"entit(?:y|ies)",
     ),
     (
         "brainstorming",
@@ -37,7 +38,7 @@ _USE_CASE_PHRASES: tuple[tuple[str, str], ...] = (
         / imagine / make up / tell (?:me )?a / add a / story / poem / essay / continue / (?:finish|complete) the""",
     ),
 )
-"""Words that give a use case away, the surer signs first. `generation` is last: nearly everything can be asked for with "write"."""
+"""Keywords by use case, most reliable first; `generation` is last because "write" introduces nearly everything."""
 
 
 def _compile_phrases(phrases: str) -> re.Pattern[str]:
@@ -54,20 +55,20 @@ _QUESTION_PATTERN = re.compile(
     re.IGNORECASE,
 )
 _PASSAGE_PATTERN = re.compile(
-    r"\b(?:passage|context|paragraph|article|according to|based on|text)\s*:|\b(?:given|following) (?:passage|text|article)",
+    r"\b(?:passage|context|paragraph|article|according to|based on|text)\s*:|\b(?:given|following) "
+    r"(?:passage|text|article)",
     re.I,
 )
 
 _MAX_SCANNED_CHARACTERS = 400
-"""Characters at either end of a prompt in which the task is looked for: what lies between is material."""
+"""Characters scanned at either end of a prompt; the middle is material."""
 
 
 def guess_use_case(prompt: str, turns: int = 1) -> str:
-    """The likely use case of a prompt, by a heuristic.
+    """Guess the use case of a prompt.
 
     Args:
-        prompt: what was asked.
-        turns: user and assistant turns in it; a conversation is chat.
+        turns: user and assistant turns; a conversation is chat.
     """
     if turns > 1 or _TRANSCRIPT_PATTERN.search(prompt):
         return "chat"

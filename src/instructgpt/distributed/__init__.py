@@ -1,1 +1,1 @@
-"""Processes that compute together: communication, launch, failure attribution."""
+"""Communication between ranks, process launch, and attribution of failures."""

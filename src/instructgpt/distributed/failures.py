@@ -1,8 +1,8 @@
-"""Signs of life: how the ranks of a stage know which of them failed, so that its error is the one that is shown.
+"""Heartbeats between ranks, used to report the error of the rank that failed first.
 
-When one rank fails, the others fail after it, with connections closed or waiting in vain. Whoever has an error of its own
-says so in the store of addresses that all can read; whoever has only lost another looks there first. A rank that died or
-hangs says nothing: it is known by its pulse, which stands still.
+When one rank fails, the others follow with closed connections or timeouts. A rank with an error of its own claims the
+root-error key of the rendezvous store; a rank that only lost a peer reads that key first. A rank that was killed or
+hangs claims nothing: its heartbeat counter stops.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ from instructgpt.distributed.comm import format_ranks
 from instructgpt.errors import InputError, RunError
 
 ERROR_GRACE_S = 5.0
-"""Seconds in which the other processes may still say that they are the cause of the first error."""
+"""Seconds in which another process may still claim to be the cause of an error. Longer than a heartbeat interval."""
 _HEARTBEAT_INTERVAL_S = 1.0
-"""Seconds between two signs of life."""
-_RESUME_HINT = "the same command goes on from the last checkpoint"
+_RESUME_HINT = "run the same command to resume from the last checkpoint"
 _ROOT_ERROR_KEY, _RESTART_KEY = "instructgpt/cause", "instructgpt/less"
 _PEER_ERROR_MARKERS = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "broken pipe")
-"""Words of errors that a rank has because of another."""
 
 
 class LaunchedRank(NamedTuple):
-    """Where a rank stands: its number, how many there are, its number on its own machine, and how many seconds it waits for another."""
+    """A started rank; `local_rank` counts on its own machine, `timeout_s` is how long it waits for a peer."""
 
     rank: int
     world_size: int
@@ -39,88 +37,78 @@ class LaunchedRank(NamedTuple):
 
 
 class RankMonitor:
-    """One rank's signs of life, and how it reads those of the others.
+    """One rank's heartbeat thread, error attribution and restart signal, over the rendezvous store.
 
-    Args:
-        store: that all ranks read; place: of this rank.
-        anew: how this rank begins anew, where all of them do that when one runs out of memory; it does not return.
+    `restart` replaces the process (it does not return) where all ranks restart after one ran out of memory.
     """
 
-    def __init__(self, store: Store, launched_rank: LaunchedRank, restart: Callable[[str], None] | None = None) -> None:
-        self.store, self.launched_rank, self.restart = store, launched_rank, restart
+    def __init__(self, store: Store, info: LaunchedRank, restart: Callable[[str], None] | None = None) -> None:
+        self.store, self.info, self.restart = store, info, restart
         self._stopped = threading.Event()
         threading.Thread(target=self._heartbeat, daemon=True).start()
 
     def _heartbeat(self) -> None:
         while not self._stopped.wait(_HEARTBEAT_INTERVAL_S):
             try:
-                self.store.add(f"instructgpt/pulse/{self.launched_rank.rank}", 1)
+                self.store.add(f"instructgpt/pulse/{self.info.rank}", 1)
                 if self.restart and self.store.check([_RESTART_KEY]):
                     self.restart(self.store.get(_RESTART_KEY).decode())
-            except RuntimeError:  # the store has ended, and this rank will hear why
+            except RuntimeError:  # the store has closed; the main thread meets the error
                 return
 
     def restart_all(self, microbatch_tokens: str) -> None:
-        """Say that memory has run out, so that all ranks begin anew, and do so. What the first of several says counts."""
-        if self.restart:
+        """Restart all ranks with fewer microbatch tokens; if several ranks ask, the first one's number counts."""
+        if self.restart:  # the others see the key in their heartbeat threads, even while they wait in a collective
             self.restart(self.store.compare_set(_RESTART_KEY, "", microbatch_tokens).decode())
 
     def stop(self) -> None:
-        """No more signs."""
         self._stopped.set()
 
     def resolve_error(self, error: Exception) -> BaseException:
-        """What a rank that has met an error ends with: the error, or, where another rank is the cause, what that one said."""
+        """Return the exception this rank should end with: `error` if it came first, else a silent exit or the cause."""
         try:
-            if not _is_peer_failure(error):
-                return (
-                    error
-                    if self._claim_root_error(f"{self._label}: {error}")
-                    else SystemExit(2 if isinstance(error, InputError) else 1)
-                )
-            return self._peer_error()
-        except RuntimeError:  # no store: who held it is gone
-            return RunError(f"who started the ranks does not answer; {_RESUME_HINT}")
+            if _is_peer_failure(error):
+                return self._peer_error()
+            if self._claim_root_error(f"{self._label}: {error}"):
+                return error
+            return SystemExit(2 if isinstance(error, InputError) else 1)
+        except RuntimeError:  # no store: the process that held it is gone
+            return RunError(f"the process that started the ranks does not answer; {_RESUME_HINT}")
 
     @property
     def _label(self) -> str:
-        return f"rank {self.launched_rank.rank} on {socket.gethostname()}"
+        return f"rank {self.info.rank} on {socket.gethostname()}"
 
     def _claim_root_error(self, message: str) -> bool:
+        # Atomic: only the first rank's message is stored, and every rank gets it back.
         return self.store.compare_set(_ROOT_ERROR_KEY, "", message).decode() == message
 
     def _peer_error(self) -> BaseException:
-        earlier_heartbeats = self._heartbeats()
+        earlier = self._heartbeats()
         deadline = time.monotonic() + ERROR_GRACE_S
         while time.monotonic() < deadline:
             if self.store.check([_ROOT_ERROR_KEY]):
                 message = self.store.get(_ROOT_ERROR_KEY).decode()
-                is_local = message.startswith(
-                    tuple(f"rank {rank} on {socket.gethostname()}:" for rank in range(self.launched_rank.world_size))
-                )
-                return SystemExit(1) if is_local or self.launched_rank.local_rank else RunError(message)
+                # Printed once per machine: by the failed rank on its own, elsewhere by local rank 0.
+                is_local = message.partition(": ")[0].endswith(f" on {socket.gethostname()}")
+                return SystemExit(1) if is_local or self.info.local_rank else RunError(message)
             time.sleep(0.05)
-        later_heartbeats = self._heartbeats()
-        silent_ranks = [
-            rank
-            for rank in range(self.launched_rank.world_size)
-            if later_heartbeats[rank] == earlier_heartbeats[rank] and rank != self.launched_rank.rank
-        ]
-        culprit = f"{format_ranks(silent_ranks)} died or hangs" if silent_ranks else "the ranks wait for one another"
-        message = f"{culprit}, after {self.launched_rank.timeout_s:.0f} s without an answer or a lost connection; {_RESUME_HINT}"
+        # Nobody claimed the error in the grace period: the ranks whose heartbeats stopped were killed or hang.
+        counts = zip(earlier, self._heartbeats(), strict=True)
+        silent = [rank for rank, (before, after) in enumerate(counts) if before == after and rank != self.info.rank]
+        culprit = f"{format_ranks(silent)} died or hangs" if silent else "the ranks wait for one another"
+        timeout = f"{self.info.timeout_s:.0f} s"
+        message = f"{culprit}: no answer for {timeout}, or a lost connection; {_RESUME_HINT}"
         return RunError(message) if self._claim_root_error(f"{self._label}: {message}") else SystemExit(1)
 
     def _heartbeats(self) -> list[int]:
-        return [self.store.add(f"instructgpt/pulse/{rank}", 0) for rank in range(self.launched_rank.world_size)]
+        return [self.store.add(f"instructgpt/pulse/{rank}", 0) for rank in range(self.info.world_size)]
 
 
 def _is_peer_failure(error: Exception) -> bool:
-    """Whether an error says only that another rank is not there any more."""
-    if isinstance(error, InputError | RunError | torch.OutOfMemoryError | MemoryError) or not isinstance(
-        error, RuntimeError | OSError
-    ):
+    """Return whether an error only says that another rank is gone."""
+    causes = InputError | RunError | torch.OutOfMemoryError | MemoryError | FileNotFoundError | PermissionError
+    if isinstance(error, causes) or not isinstance(error, RuntimeError | OSError):
         return False
     message = str(error).lower()
-    return any(marker in message for marker in _PEER_ERROR_MARKERS) and not isinstance(
-        error, FileNotFoundError | PermissionError
-    )
+    return any(marker in message for marker in _PEER_ERROR_MARKERS)

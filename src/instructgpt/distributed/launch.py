@@ -1,7 +1,7 @@
-"""Several processes on one machine: jobs side by side, and one stage divided among ranks.
+"""Process launch: independent jobs in parallel, and one stage divided among ranks.
 
-Helping processes hear nothing of Ctrl-C and end with the process that started them, however that ends: nobody is left
-behind who writes into a directory. What goes wrong in one of them is raised here as what it is, and ends the others.
+Worker processes ignore SIGINT and exit when their parent exits, so no orphan keeps writing. An exception in a worker is
+raised in the parent and ends the other workers.
 """
 
 from __future__ import annotations
@@ -37,24 +37,22 @@ from instructgpt.run.lock import release_directory_lock
 from instructgpt.run.signals import defer_interrupts
 
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
-"""How long ranks wait for one another to appear."""
 RANK_TIMEOUT_S = 600.0
-"""Seconds after which a rank that does not answer is taken for dead, unless said otherwise."""
-_SHUTDOWN_TIMEOUT_S = 60.0
-"""Seconds that processes have to keep what they have when somebody asks for the end."""
+"""Default of --patience: seconds without an answer before a rank counts as dead."""
+_SHUTDOWN_TIMEOUT_S = 60.0  # for the workers' last checkpoints after Ctrl-C
 _TORCHRUN_ID_ENV, _AGENT_STORE_ENV = "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"
 _MICROBATCH_TOKENS_ENV = "INSTRUCTGPT_TOKENS_AT_ONCE"
-"""Where a rank of torchrun that has begun anew for want of memory finds how many tokens it computes at once."""
+"""Set by `reexec` for the restarted rank: `MICROBATCH_TOKENS` as JSON."""
 
 _StageConfigT = TypeVar("_StageConfigT", bound=StageConfig)
+_RankMain = Callable[[_StageConfigT], Any]
 ProcessJob = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 def run_processes(processes: int, jobs: Sequence[ProcessJob]) -> None:
-    """Run jobs in separate processes, `processes` at a time; one alone runs here.
+    """Run jobs in worker processes, `processes` at a time; with one process or job, in this process.
 
-    Raises:
-        RunFailed: a process died. What a job raised is raised again, and the other jobs are ended.
+    Raises what a job raised, or RunError if a worker died, and kills the other jobs.
     """
     if processes == 1 or len(jobs) == 1:
         for function, arguments in jobs:
@@ -69,7 +67,7 @@ def run_processes(processes: int, jobs: Sequence[ProcessJob]) -> None:
                 raise error
         except KeyboardInterrupt:
             for child in multiprocessing.active_children():
-                child.terminate()
+                child.terminate()  # SIGTERM lets a stage finish its step and write a checkpoint
             wait(futures, timeout=_SHUTDOWN_TIMEOUT_S)
             raise
         finally:
@@ -80,12 +78,9 @@ def run_processes(processes: int, jobs: Sequence[ProcessJob]) -> None:
 
 @contextmanager
 def process_map(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` whose calls are made in so many helping processes, its results in order; the built-in one where that is one.
+    """Yield a `map` that calls in worker processes and keeps the order; with one process, the built-in.
 
-    What is called must be a function of a module, or a `partial` of one, and what it is given and gives must be picklable.
-
-    Raises:
-        RunFailed: a process died. What a call raised is raised again when its turn comes, and the other calls are ended.
+    Functions, arguments and results must be picklable. Raises what a call raised, or RunError if a worker died.
     """
     if processes == 1:
         yield map
@@ -111,80 +106,62 @@ def process_map(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
 
 
 def _root_error(futures: Sequence[Future[Any]]) -> BaseException | None:
-    """Why jobs ended, or None where all is well. When one fails, others fail because of it: what explains most comes first."""
+    """Return the error that best explains why jobs ended, or None; one failure makes others fail."""
 
     def errors() -> list[BaseException]:
-        return [
-            error for future in futures if future.done() and not future.cancelled() and (error := future.exception())
-        ]
+        ended = [future for future in futures if future.done() and not future.cancelled()]
+        return [error for future in ended if (error := future.exception())]
 
+    # A broken pool or a lost connection may only be a consequence: give the cause time to arrive.
     if errors() and not any(isinstance(error, InputError | RunError) for error in errors()):
         wait(futures, timeout=ERROR_GRACE_S)
     for kind in (InputError, RunError, BrokenProcessPool, BaseException):
-        for error in errors():
-            if isinstance(error, BrokenProcessPool) and kind is BrokenProcessPool:
-                message = "a helping process died, likely killed for want of memory; the same command goes on, --processes 1 needs less"
-                return RunError(message)
-            if isinstance(error, kind):
-                return error
+        error = next((error for error in errors() if isinstance(error, kind)), None)
+        if isinstance(error, BrokenProcessPool):
+            return RunError("a worker process died, probably out of memory; rerun to resume, or use --processes 1")
+        if error is not None:
+            return error
     return None
 
 
 def launch(
-    main: Callable[[_StageConfigT], Any], config: _StageConfigT, process_count: int, timeout_s: float = RANK_TIMEOUT_S
+    main: _RankMain[_StageConfigT], config: _StageConfigT, processes: int, timeout_s: float = RANK_TIMEOUT_S
 ) -> None:
-    """Run a stage: in this process, in `count` processes of this machine, or as one of the ranks that torchrun has started.
+    """Run a stage in this process, in `processes` processes of this machine, or as one of torchrun's ranks.
 
-    Args:
-        main: one rank's part of the stage; config: the stage's.
-        count: processes on this machine.
-        patience: seconds after which a rank that does not answer is taken for dead.
-
-    Raises what the stage raises, and:
-        BadInput: both ways of dividing were asked for, there are fewer GPUs than ranks, or an option would have no effect.
-        KeyboardInterrupt: somebody asked it to end, and it has kept what it had.
+    Raises what `main` raises in a rank; KeyboardInterrupt after a signal, when the last step's checkpoint is written.
     """
     offload = "offload" in config.memory
     if offload and device_type(config.device) == "cpu":
-        raise InputError(
-            f"{config.stage}: --memory offload has no effect on a CPU, where everything is in its memory; leave the word out"
-        )
+        raise InputError(f"{config.stage}: --memory offload has no effect on a CPU; drop it")
     if _TORCHRUN_ID_ENV in os.environ:
-        if process_count > 1:
-            raise InputError(
-                f"--processes {process_count}: torchrun has started the ranks already; leave --processes out"
-            )
+        if processes > 1:
+            raise InputError(f"--processes {processes}: torchrun has already started the ranks; drop --processes")
         store, rank, world_size = next(rendezvous("env://", timeout=_RENDEZVOUS_TIMEOUT))
         if microbatch_tokens := os.environ.get(_MICROBATCH_TOKENS_ENV):
-            store = PrefixStore(microbatch_tokens, store)  # what was said there before is about other processes
+            # The agent's store outlives a restart: a prefix hides the keys and addresses of the processes before.
+            store = PrefixStore(microbatch_tokens, store)
             MICROBATCH_TOKENS.update(json.loads(microbatch_tokens))
             if rank == 0:
                 _report_smaller_microbatch(config)
-        launched_rank = LaunchedRank(rank, world_size, int(os.environ["LOCAL_RANK"]), timeout_s)
-        _run_rank(
-            launched_rank,
-            store,
-            main,
-            config,
-            restart_on_oom=config.resume and os.environ.get(_AGENT_STORE_ENV) == "True",
-        )
-    elif process_count == 1:
+        info = LaunchedRank(rank, world_size, int(os.environ["LOCAL_RANK"]), timeout_s)
+        # Ranks can restart one by one only if torchrun's agent holds the store, not rank 0.
+        restart_on_oom = config.resume and os.environ.get(_AGENT_STORE_ENV) == "True"
+        _run_rank(info, store, main, config, restart_on_oom=restart_on_oom)
+    elif processes == 1:
         if "patience" in config.model_fields_set:
-            raise InputError(f"{config.stage}: --patience has no effect on one process, which waits for no other")
+            raise InputError(f"{config.stage}: --patience has no effect with one process; drop it")
         try:
             with defer_interrupts():
                 retry_on_oom(lambda: _start_ranks(main, config, 1, timeout_s) if offload else main(config), config)
         finally:
             release_directory_lock(config.out)
     else:
-        retry_on_oom(lambda: _start_ranks(main, config, process_count, timeout_s), config)
+        retry_on_oom(lambda: _start_ranks(main, config, processes, timeout_s), config)
 
 
 def retry_on_oom(run_stage: Callable[[], object], config: StageConfig) -> None:
-    """Do a stage's work; when memory runs out, again from its last checkpoint with half as many tokens at once, which changes no result.
-
-    Raises what the work raises, at last also that memory ran out.
-    """
+    """Run a stage; when out of memory, resume it with half the microbatch tokens, which changes no result."""
     while True:
         try:
             run_stage()
@@ -192,6 +169,7 @@ def retry_on_oom(run_stage: Callable[[], object], config: StageConfig) -> None:
         except Exception as error:
             if not is_out_of_memory(error) or not config.resume or not halve_token_budget():
                 raise
+        # Outside the handler: the exception's traceback would keep the tensors alive.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -199,124 +177,92 @@ def retry_on_oom(run_stage: Callable[[], object], config: StageConfig) -> None:
 
 
 def _report_smaller_microbatch(config: StageConfig) -> None:
-    """A line about how it goes on after memory ran out."""
-    microbatch_tokens = MICROBATCH_TOKENS[device_type(config.device)]
-    console.print(
-        f"[bold]{escape(config.out.name)}[/] [yellow]out of memory: goes on with {microbatch_tokens} tokens at once[/]",
-        soft_wrap=True,
-    )
+    message = f"out of memory: resuming with {MICROBATCH_TOKENS[device_type(config.device)]} tokens per microbatch"
+    console.print(f"[bold]{escape(config.out.name)}[/] [yellow]{message}[/]", soft_wrap=True)
 
 
 def reexec(microbatch_tokens: str) -> NoReturn:
-    """Be this program from its beginning, in the process that torchrun watches, with fewer tokens at once.
-
-    All that the process held is given back, whatever state its connections and its GPU are in.
-
-    Args:
-        less: `MICROBATCH_TOKENS` from now on, as JSON; the same on all ranks.
-    """
+    """Restart this program in the same process, with `MICROBATCH_TOKENS` as JSON, the same on all ranks."""
+    # An out-of-memory rank leaves its peers inside a collective that only the end of the process interrupts: an FSDP
+    # all-gather over gloo hangs even after an abort. Exec ends the program and frees its memory, connections and GPU in
+    # any state, but keeps the process id, so that torchrun sees no failure. The ranks meet again under a new store
+    # prefix and resume from the last checkpoint.
     sys.stdout.flush()
     sys.stderr.flush()
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.execve(
-        sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, _MICROBATCH_TOKENS_ENV: microbatch_tokens}
-    )
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # C libraries may open descriptors without close-on-exec
+    environment = {**os.environ, _MICROBATCH_TOKENS_ENV: microbatch_tokens}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def _start_ranks(
-    main: Callable[[_StageConfigT], Any], config: _StageConfigT, process_count: int, timeout_s: float
-) -> None:
+def _start_ranks(main: _RankMain[_StageConfigT], config: _StageConfigT, processes: int, timeout_s: float) -> None:
+    # This process holds the rendezvous store: it survives its ranks, so that they can read why one of them failed.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=_RENDEZVOUS_TIMEOUT)
-    launched_ranks = [LaunchedRank(rank, process_count, rank, timeout_s) for rank in range(process_count)]
-    if process_count == 1:
-        launched_ranks = [
-            LaunchedRank(0, 1, torch.device(config.device).index or 0 if ":" in config.device else 0, timeout_s)
-        ]
-    run_processes(
-        process_count,
-        [
-            (_run_local_rank, (launched_rank, store.port, dict(MICROBATCH_TOKENS), main, config))
-            for launched_rank in launched_ranks
-        ],
-    )
+    infos = [LaunchedRank(rank, processes, rank, timeout_s) for rank in range(processes)]
+    if processes == 1 and ":" in config.device:  # a single rank (offload) on the chosen GPU
+        infos = [LaunchedRank(0, 1, torch.device(config.device).index or 0, timeout_s)]
+    tokens = dict(MICROBATCH_TOKENS)
+    run_processes(processes, [(_run_local_rank, (info, store.port, tokens, main, config)) for info in infos])
 
 
 def _run_local_rank(
-    launched_rank: LaunchedRank,
+    info: LaunchedRank,
     port: int,
     microbatch_tokens: dict[str, int],
-    main: Callable[[_StageConfigT], Any],
+    main: _RankMain[_StageConfigT],
     config: _StageConfigT,
 ) -> None:
-    """One process's part of a stage on this machine. The store of addresses is held by the process that started it."""
     MICROBATCH_TOKENS.update(microbatch_tokens)
-    _run_rank(launched_rank, TCPStore("127.0.0.1", port, is_master=False, timeout=_RENDEZVOUS_TIMEOUT), main, config)
+    _run_rank(info, TCPStore("127.0.0.1", port, is_master=False, timeout=_RENDEZVOUS_TIMEOUT), main, config)
 
 
 def _run_rank(
-    launched_rank: LaunchedRank,
+    info: LaunchedRank,
     store: Store,
-    main: Callable[[_StageConfigT], Any],
+    main: _RankMain[_StageConfigT],
     config: _StageConfigT,
     *,
     restart_on_oom: bool = False,
 ) -> None:
-    """Be one rank of a stage, from meeting the others to parting from them.
-
-    A rank that fails keeps its connections: it is ended by who started it, after its error is known. One that is alone has none.
-
-    Args:
-        place: of this rank; store: in which ranks find each other.
-        main: one rank's part of the stage; config: the stage's.
-        anew: when memory runs out in one rank, all of them begin anew with fewer tokens at once.
-
-    Raises:
-        SystemExit: this rank ends because of another, whose error is the one that is shown.
-    """
+    """Run a stage in one rank with its process group. Raises SystemExit if another rank reports the error."""
     backend = "gloo"
     if device_type(config.device) == "cuda":
-        if launched_rank.local_rank >= torch.cuda.device_count():
-            raise InputError(
-                f"rank {launched_rank.rank} has no GPU, there are {torch.cuda.device_count()} here; start fewer ranks, or --device cpu"
-            )
-        torch.cuda.set_device(launched_rank.local_rank)
+        gpus = torch.cuda.device_count()
+        if info.local_rank >= gpus:
+            raise InputError(f"rank {info.rank} has no GPU ({gpus} found); start fewer ranks, or use --device cpu")
+        torch.cuda.set_device(info.local_rank)
         backend = "cpu:gloo,cuda:nccl"
-    monitor = RankMonitor(store, launched_rank, reexec if restart_on_oom else None)
+    monitor = RankMonitor(store, info, reexec if restart_on_oom else None)
     with defer_interrupts():
         try:
-            dist.init_process_group(
-                backend,
-                store=store,
-                rank=launched_rank.rank,
-                world_size=launched_rank.world_size,
-                timeout=timedelta(seconds=launched_rank.timeout_s),
-            )
+            timeout = timedelta(seconds=info.timeout_s)
+            dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=timeout)
             main(config)
-            barrier()
+            barrier()  # a rank that left early would close connections its peers still use
         except KeyboardInterrupt:
-            raise KeyboardInterrupt if launched_rank.rank == 0 else SystemExit(1) from None  # said once
+            raise KeyboardInterrupt if info.rank == 0 else SystemExit(1) from None  # printed once, by rank 0
         except Exception as error:
             if restart_on_oom and is_out_of_memory(error) and halve_token_budget():
                 monitor.restart_all(json.dumps(MICROBATCH_TOKENS))
             raise monitor.resolve_error(error) from error
         finally:
-            if launched_rank.world_size == 1 or sys.exc_info()[0] is None:
+            # A failed rank keeps its connections and heartbeat: destroying the group here would block on peers, or
+            # fail them before the error is known. The parent or torchrun ends the process.
+            if info.world_size == 1 or sys.exc_info()[0] is None:
                 monitor.stop()
                 if dist.is_initialized():
                     dist.destroy_process_group()
 
 
 def device_type(name: str) -> str:
-    """`cpu` or `cuda`: what an option for the device means here."""
+    """Resolve a --device option to `cpu` or `cuda`."""
     return name.partition(":")[0] if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _init_worker() -> None:
-    """Settle in as a helping process: one thread, and an end when the process that started it ends."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    sentinel = parent.sentinel
+    sentinel = parent.sentinel  # readable as soon as the parent has ended, however it ended
 
     def exit_with_parent() -> None:
         wait_for_any([sentinel])
@@ -327,7 +273,7 @@ def _init_worker() -> None:
 
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
-    """While processes are started: one that is started deaf to Ctrl-C stays so."""
+    """Ignore SIGINT while spawning: children inherit the disposition, and only the parent reacts to Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

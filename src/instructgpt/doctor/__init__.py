@@ -1,1 +1,1 @@
-"""`instructgpt doctor`: what is wrong with a run, read from its files alone."""
+"""`instructgpt doctor`: diagnose a run from its files."""

@@ -1,4 +1,4 @@
-"""Models and their data: what the files of a stage say about how it was trained and what it was made from."""
+"""Checks of models and data from a stage's files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FALLING_LOSS_RATIO = 1.05
 
 
 def diagnose_reward_model(stage: StageReport, folder: Path) -> Iterator[Diagnosis]:
-    """Accuracy against its baselines, the offset, and the rankings it was trained on."""
+    """Check accuracy against baselines, the offset, and the training rankings."""
     metrics = stage.info.get("validation")
     if isinstance(metrics, Mapping):
         yield from _check_accuracy(stage, metrics)
@@ -30,31 +30,34 @@ def diagnose_reward_model(stage: StageReport, folder: Path) -> Iterator[Diagnosi
 
 
 def _check_accuracy(stage: StageReport, metrics: Mapping[str, float]) -> Iterator[Diagnosis]:
-    """A reward model must beat a coin and the length of the completions."""
+    """Check that the reward model beats chance and completion length."""
     accuracy, length_baseline = metrics.get("validation/accuracy"), metrics.get("validation/length_baseline")
     if accuracy is None:
         return
     if accuracy < _MIN_ACCURACY:
         yield stage.error(
             f"the reward model is right about {100 * accuracy:.1f} % of pairs, a coin about 50 %",
-            "PPO against it learns noise: more rankings, labelers who agree, a larger or better --base, or another --lr",
+            "PPO against it learns noise: more rankings, labelers who agree, a larger or better --base, or another "
+            "--lr",
         )
     if length_baseline is not None and accuracy < max(length_baseline, 1 - length_baseline) + _MIN_MARGIN_OVER_LENGTH:
         preferred_length = "longer" if length_baseline >= 0.5 else "shorter"
         yield stage.error(
-            f"the reward model is right about {100 * accuracy:.1f} % of pairs; taking the {preferred_length} completion is right about "
+            f"the reward model is right about {100 * accuracy:.1f} % of pairs; taking the {preferred_length} "
+            "completion is right about "
             f"{100 * max(length_baseline, 1 - length_baseline):.1f} %",
             "it may have learned nothing but length: see accuracy among pairs of like length, and collect such pairs",
         )
 
 
 def _check_offset(stage: StageReport, folder: Path, metrics: Mapping[str, float]) -> Iterator[Diagnosis]:
-    """The offset stored with the weights is the one that was measured."""
+    """Check that the offset stored with the weights is the measured one."""
     stored = read_score_offset(folder)
     if stored is None:
         yield stage.error(
             "the directory holds no offset",
-            "its weights were saved by something else, which lost their metadata; copy the old file back, or make the reward model again",
+            "its weights were saved by something else, which lost their metadata; copy the old file back, or make the "
+            "reward model again",
         )
     elif "offset" in metrics and abs(stored - metrics["offset"]) > _MAX_OFFSET_ERROR * max(1.0, abs(stored)):
         yield stage.error(
@@ -64,7 +67,7 @@ def _check_offset(stage: StageReport, folder: Path, metrics: Mapping[str, float]
 
 
 def _check_rankings(stage: StageReport, file: Path) -> Iterator[Diagnosis]:
-    """Ties and agreement in the rankings: what the labelers do not know, no model can learn."""
+    """Check ties and agreement: disagreement of labelers bounds any model."""
     try:
         records = read_records(Ranking, file, SkippedLines())
     except InputError:
@@ -74,18 +77,21 @@ def _check_rankings(stage: StageReport, file: Path) -> Iterator[Diagnosis]:
     if tie_rate > _MAX_TIE_RATE:
         yield stage.warning(
             f"{100 * tie_rate:.0f} % of the pairs in {file.name} are ties",
-            "ties give the loss nothing: show labelers completions that differ more (several models, a higher temperature)",
+            "ties give the loss nothing: show labelers completions that differ more (several models, a higher "
+            "temperature)",
         )
     agreement_rate = inter_labeler_agreement(records).decided.value
     if agreement_rate is not None and agreement_rate < _MIN_AGREEMENT:
         yield stage.warning(
-            f"two labelers order a pair in {file.name} alike in {100 * agreement_rate:.0f} % of cases (the paper: 73 %)",
-            "no reward model gets far beyond that: write clearer instructions, and look at single labelers on the site's quality page",
+            f"two labelers order a pair in {file.name} alike in {100 * agreement_rate:.0f} % of cases (the paper: 73 "
+            "%)",
+            "no reward model gets far beyond that: write clearer instructions, and look at single labelers on the "
+            "site's quality page",
         )
 
 
 def diagnose_sft(stage: StageReport) -> Iterator[Diagnosis]:
-    """The last epochs against the best one."""
+    """Compare the last epochs with the best one."""
     losses = stage.history.values("loss/validation")
     if len(losses) > 1 and min(losses) == losses[-1] and losses[-2] > _FALLING_LOSS_RATIO * losses[-1]:
         yield stage.warning(
@@ -95,29 +101,30 @@ def diagnose_sft(stage: StageReport) -> Iterator[Diagnosis]:
 
 
 def check_lineage(stage: StageReport, hash_of: Callable[[Path], str] = content_hash) -> Iterator[Diagnosis]:
-    """What a stage was made from is still what it was."""
+    """Check that the parents have not changed since."""
     parents = stage.info.get("parents")
     for name, parent in parents.items() if isinstance(parents, Mapping) else ():
         path, recorded_hash = Path(str(parent.get("path", ""))), str(parent.get("sha256", ""))
         if path.exists() and hash_of(path) != recorded_hash:
             yield stage.warning(
                 f"its {name}, {path}, has changed since",
-                "results of the two do not belong together: make this stage again into another --out, or bring the old file back",
+                "results of the two do not belong together: make this stage again into another --out, or bring the old "
+                "file back",
             )
 
 
 def check_tokenizers(stage: StageReport) -> Iterator[Diagnosis]:
-    """Policy and reward model may have different tokenizers, since completions are decoded and rendered again; one should know."""
+    """Report different tokenizers of policy and reward model: completions are decoded and tokenized again."""
     policy, reward = (_read_vocabulary(Path(str(stage.setting(name) or ""))) for name in ("policy", "reward"))
     if policy is not None and reward is not None and policy != reward:
         yield stage.warning(
             "policy and reward model have different tokenizers",
-            "completions are decoded and rendered again for the reward model, which is slower; the value model reads its tokens too",
+            "completions are decoded and rendered again for the reward model, which is slower; the value model reads "
+            "its tokens too",
         )
 
 
 def _read_vocabulary(folder: Path) -> dict[str, int] | list[list[object]] | None:
-    """The vocabulary in a directory's tokenizer.json; None where there is none."""
     try:
         vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""PPO: what its curves say when they go wrong. Each check gives what it finds, or nothing where it was not logged."""
+"""Checks of PPO's metrics; a check yields nothing where its metric was not logged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _MAX_INITIAL_SCORE = 5.0
 
 
 def diagnose_ppo(stage: StageReport, utility_curve: Sequence[Mapping[str, Any]] = ()) -> Iterator[Diagnosis]:
-    """Everything that can be seen in the metrics of a PPO run.
+    """Check the metrics of a PPO run.
 
     Args:
-        truth: where known, the true utility over updates (`step`, `score`, `kl`, `utility`, `low`, `high`), as the small world records it.
+        utility_curve: true utility over updates (`step`, `score`, `kl`, `utility`, `low`, `high`), recorded in the
+            small world.
     """
     for check in (
         _check_kl,
@@ -35,14 +36,15 @@ def diagnose_ppo(stage: StageReport, utility_curve: Sequence[Mapping[str, Any]] 
 
 
 def _check_kl(stage: StageReport) -> Iterator[Diagnosis]:
-    """The KL to the reference is never negative on average when completions are sampled from the policy itself."""
+    """Check the mean KL to the reference, which is never negative for samples of the policy itself."""
     last = stage.history.last("objective/kl")
     if last is None:
         return
     if last < _MIN_KL:
         yield stage.error(
             f"KL to the reference is {last:.2f} nats a completion: below 0, as sampling from the policy cannot give it",
-            "completions were not sampled from the policy as it is trained: a temperature other than 1, top-p or top-k, dropout left on, "
+            "completions were not sampled from the policy as it is trained: a temperature other than 1, top-p or "
+            "top-k, dropout left on, "
             "padding counted, or another template; look at val/parity, and never clamp the estimate",
         )
     if last > _MAX_KL:
@@ -53,7 +55,7 @@ def _check_kl(stage: StageReport) -> Iterator[Diagnosis]:
 
 
 def _check_logp_parity(stage: StageReport) -> Iterator[Diagnosis]:
-    """The sampler's log-probabilities are the trainer's."""
+    """Check that the sampler's and the trainer's log-probabilities agree."""
     max_error = max(stage.history.values("val/parity"), default=0.0)
     if max_error > _MAX_PARITY_ERROR:
         yield stage.error(
@@ -63,49 +65,53 @@ def _check_logp_parity(stage: StageReport) -> Iterator[Diagnosis]:
 
 
 def _check_length_growth(stage: StageReport) -> Iterator[Diagnosis]:
-    """Completions that grow while nothing else does are the first sign of a reward model that likes length."""
+    """Check for growing completions, the first sign of a length-biased reward model."""
     growth = stage.history.growth("completion/length")
     if growth is not None and growth > _MAX_LENGTH_GROWTH:
         first, last = stage.history.first("completion/length"), stage.history.last("completion/length")
         yield stage.warning(
             f"completions grew from {first:.0f} to {last:.0f} tokens",
-            "read samples.jsonl: if they only ramble, the reward model likes length; see its length_baseline and score_length_difference, "
+            "read samples.jsonl: if they only ramble, the reward model likes length; see its length_baseline and "
+            "score_length_difference, "
             "and rank completions of like quality and unlike length",
         )
 
 
 def _check_entropy_collapse(stage: StageReport) -> Iterator[Diagnosis]:
-    """A policy without entropy explores nothing."""
+    """Check that the policy keeps entropy to explore."""
     ratio = stage.history.growth("policy/entropy_avg")
     if ratio is not None and ratio < _MIN_ENTROPY_RATIO:
         yield stage.error(
             f"entropy fell to {100 * ratio:.0f} % of where it began",
-            "each prompt has almost one completion left: lower --lr, raise --kl-coef, and read samples.jsonl for the phrase that won",
+            "each prompt has almost one completion left: lower --lr, raise --kl-coef, and read samples.jsonl for the "
+            "phrase that won",
         )
 
 
 def _check_truncation(stage: StageReport) -> Iterator[Diagnosis]:
-    """Completions that do not end have no end to be judged, and all of them lose the same penalty."""
+    """Check truncation: cut-off completions all get the same penalty."""
     share = stage.history.last("completion/truncated")
     if share is not None and share > _MAX_TRUNCATED:
         yield (stage.error if share > 0.5 else stage.warning)(
             f"{100 * share:.0f} % of completions are cut off at --max-tokens",
-            "they are scored unfinished, less the penalty: raise --max-tokens, or train the start until it ends what it says (EOS in SFT)",
+            "they are scored unfinished, less the penalty: raise --max-tokens, or train the start until it ends what "
+            "it says (EOS in SFT)",
         )
 
 
 def _check_explained_variance(stage: StageReport) -> Iterator[Diagnosis]:
-    """Without a value model that explains returns, advantages are noise."""
+    """Check the value model: without explained variance, advantages are noise."""
     last = stage.history.last("val/explained_variance")
     if last is not None and last < _MIN_EXPLAINED_VARIANCE:
         yield stage.warning(
             f"the value model explains {100 * last:.0f} % of the variance of returns",
-            "advantages are mostly noise: raise --value-lr, make batches larger, or train longer before judging the policy",
+            "advantages are mostly noise: raise --value-lr, make batches larger, or train longer before judging the "
+            "policy",
         )
 
 
 def _check_clipping(stage: StageReport) -> Iterator[Diagnosis]:
-    """Many clipped tokens: steps are larger than the batch supports."""
+    """Check clipping: many clipped tokens mean steps larger than the batch supports."""
     last = stage.history.last("policy/clipfrac_avg")
     if last is not None and last > _MAX_CLIP_FRACTION:
         yield stage.warning(
@@ -115,23 +121,26 @@ def _check_clipping(stage: StageReport) -> Iterator[Diagnosis]:
 
 
 def _check_score_offset(stage: StageReport) -> Iterator[Diagnosis]:
-    """Demonstrations score 0 on average; a start far from that was scored by a model whose offset or scale is off."""
+    """Check the initial score: demonstrations score 0 on average, so a distant start means a wrong offset or scale."""
     first = stage.history.first("objective/scores")
     if first is not None and abs(first) > _MAX_INITIAL_SCORE:
         yield stage.warning(
             f"the first completions score {first:+.1f}, demonstrations score 0 on average",
-            "either the start is far below the demonstrations, or the offset is stale: make the reward model again with --demonstrations; "
+            "either the start is far below the demonstrations, or the offset is stale: make the reward model again "
+            "with --demonstrations; "
             "--kl-coef is in units of the score, so its scale matters",
         )
 
 
 def _check_over_optimization(stage: StageReport, utility_curve: Sequence[Mapping[str, Any]]) -> Iterator[Diagnosis]:
-    """The score goes on rising while what it stands for falls (paper, section 4.1; known only where the truth is)."""
+    """Check for a rising score with falling true utility (paper, section 4.1)."""
     if len(utility_curve) < 4:
         return
     best, last = max(utility_curve, key=lambda row: float(row["utility"])), utility_curve[-1]
     if float(last["high"]) < float(best["low"]) and float(last["score"]) >= float(best["score"]):
         yield stage.error(
-            f"over-optimised: the score held, utility fell from {best['utility']:.2f} (update {best['step']}) to {last['utility']:.2f}",
-            "stop near that update, raise --kl-coef, or rank completions of this policy and train the reward model again",
+            f"over-optimised: the score held, utility fell from {best['utility']:.2f} (update {best['step']}) to "
+            f"{last['utility']:.2f}",
+            "stop near that update, raise --kl-coef, or rank completions of this policy and train the reward model "
+            "again",
         )

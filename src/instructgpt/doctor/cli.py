@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong with a run or with one stage of it, and what to do."""
+"""`doctor`: diagnose a run or one stage of it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ from instructgpt.run.directory import console, content_hash, read_jsonl_log, rea
 
 
 class DoctorConfig(CommandConfig):
-    """What to examine."""
-
     stage: ClassVar[str] = "doctor"
 
     run: Path = Field(description="a run directory, or the directory of one stage")
 
 
 def main(config: DoctorConfig) -> list[Diagnosis]:
-    """Examine every stage, print what is wrong, the worst first, and give it back.
+    """Examine every stage, print the diagnoses, worst first, and return them.
 
     Raises:
-        BadInput: there is no stage in the directory, or a run.json is damaged.
+        InputError: no stage in the directory, or a run.json is damaged.
     """
     folders = find_stage_directories(config.run)
     diagnoses = sorted(
@@ -51,7 +49,7 @@ def main(config: DoctorConfig) -> list[Diagnosis]:
 
 
 def find_stage_directories(folder: Path) -> list[Path]:
-    """The stage directories in a run directory, or the one that was named. Raises BadInput where there is none."""
+    """Return the stage directories of a run, or the named one. Raises InputError if there is none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such directory; give a run directory, or that of one stage")
     info = read_run_record(folder)
@@ -64,7 +62,7 @@ def find_stage_directories(folder: Path) -> list[Path]:
 
 
 def diagnose_stage(folder: Path, hash_of: Callable[[Path], str] = content_hash) -> Iterator[Diagnosis]:
-    """Everything one stage's files say. `hash_of` reads what it was made from, as `run.content_hash` does."""
+    """Yield the diagnoses of one stage. `hash_of` hashes its parents."""
     info = read_run_record(folder)
     assert info is not None
     rows = tuple(finite_numbers(row) for row in read_jsonl_log(folder / "metrics.jsonl"))
@@ -83,6 +81,5 @@ def diagnose_stage(folder: Path, hash_of: Callable[[Path], str] = content_hash) 
 
 
 def _read_utility_curve(folder: Path) -> list[Mapping[str, Any]]:
-    """The true utility over a policy's updates, where the small world has recorded it."""
     path = folder.parent / "evaluation" / "over_optimisation.jsonl"
     return [row for row in read_jsonl_log(path) if row.get("model") == folder.name]

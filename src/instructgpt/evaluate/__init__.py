@@ -1,1 +1,1 @@
-"""Measurements with 95 % intervals; one file an evaluation, all of one shape."""
+"""Evaluations with 95 % intervals, one file each."""

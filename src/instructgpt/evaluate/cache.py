@@ -1,7 +1,6 @@
-"""What models said and judges found, kept on disk and never asked twice.
+"""Cache of model replies and verdicts on disk, so that nothing is computed twice.
 
-One append-only file of JSON lines for each model and its settings. A line is written whole or it does not count: whatever a kill tore
-off is asked again, and nothing else is.
+One append-only JSONL file for each model and its settings. A line torn by a kill is ignored and computed again.
 """
 
 from __future__ import annotations
@@ -21,20 +20,14 @@ from instructgpt.io import translate_write_errors
 from instructgpt.run.directory import console
 
 _CACHE_CHUNK_SIZE = 256
-"""Prompts between two writes: what is lost when the process is killed."""
+"""Prompts between two writes: what a killed process loses."""
 PROGRESS_INTERVAL_S = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
 
 
 class ResultCache:
-    """A folder of completions and verdicts.
-
-    Whatever is kept must survive JSON (texts, numbers, lists, objects with texts as keys). `None` means that there is no verdict: it is
-    handed on and not kept, so that it is asked again the next time.
-    """
+    """A folder of cached results, which must survive JSON. `None` means "no result": it is returned but not stored."""
 
     def __init__(self, folder: Path) -> None:
-        """Take a folder, which is made when the first thing is kept."""
         self.folder = folder
         self._entries: dict[Path, dict[str, Any]] = {}
 
@@ -49,19 +42,17 @@ class ResultCache:
         chunk_size: int = _CACHE_CHUNK_SIZE,
         map_fn: Callable[..., Iterable[Any]] = map,
     ) -> list[Any]:
-        """What a model said to each prompt: from the folder where it stands there, else made and kept, `at_once` at a time.
+        """Return a model's result for each prompt, computing and storing `chunk_size` at a time what is missing.
 
-        At temperature 0 (no `temperature` in the settings means that too) a prompt has one completion, however often it is asked.
-        Sampled completions are drawn in blocks of `at_once` in the order of the list, a prompt as often as it stands there; a block is
-        made whole or not at all, with a seed of its own. So a stop and a second run change no number.
+        At temperature 0 (or without `temperature` in the settings) equal prompts share one result. Samples are drawn in blocks of
+        `chunk_size` in list order; a block is computed whole, with its own seed, so that a resumed run gives the same numbers.
 
         Args:
-            model_key: the hash of the weights (`run.content_hash`), or the address and name of an endpoint's model.
-            prompts: tokens, texts, or anything else that JSON can say.
-            settings: whatever else decides what is said: temperature, longest length, seed, template, version of the scorer.
-            make: (prompts, seed) -> one result a prompt, None where there is none. Called for what is missing only.
-            title: what the progress bar says; without it there is none.
-            over: calls `make` for each block and gives the results in order: `map`, or what `dividing` gives.
+            model_key: the hash of the weights (`run.content_hash`), or an endpoint's address and model.
+            settings: everything else the results depend on: temperature, maximum length, seed, template, version of the scorer.
+            compute: (prompts, seed) -> one result per prompt, None where there is none.
+            title: label of the progress bar; without it there is none.
+            map_fn: applies `compute` to each block, in order: `map`, or that of `process_map`.
         """
         file = self.folder / f"{_hash_json(model_key, dict(settings))[:16]}.jsonl"
         entries = self._read(file)
@@ -88,7 +79,6 @@ class ResultCache:
         return [results[key] for key in keys]
 
     def _read(self, file: Path) -> dict[str, Any]:
-        """Everything whole in a file, by key."""
         if file not in self._entries:
             self._entries[file] = {}
             for line in file.read_bytes().split(b"\n") if file.exists() else []:
@@ -102,7 +92,7 @@ class ResultCache:
     def _append(
         self, file: Path, model_key: str, settings: Mapping[str, Any], new_entries: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Append what is not None, as it will be read. Raises RunFailed or BadInput where it cannot be written."""
+        """Append results other than None and return them as they will be read back."""
         lines = [
             json.dumps({"key": key, "value": value}, allow_nan=False)
             for key, value in new_entries.items()
@@ -122,14 +112,13 @@ class ResultCache:
 
 
 def _hash_json(*values: Any) -> str:
-    """sha256 of values as JSON says them, the keys of objects in order."""
     return hashlib.sha256(
         json.dumps(values, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     ).hexdigest()
 
 
 def _sampled_block_keys(prompts: Sequence[Any], chunk_size: int) -> list[str]:
-    """Keys of sampled completions: which block of the list, what stands in it, and the place in it."""
+    """Return keys of samples: the hash of their block (its start and content) and their index in it."""
     keys: list[str] = []
     for start in range(0, len(prompts), chunk_size):
         block_hash = _hash_json(start, list(prompts[start : start + chunk_size]))
@@ -139,7 +128,7 @@ def _sampled_block_keys(prompts: Sequence[Any], chunk_size: int) -> list[str]:
 
 @contextmanager
 def _progress_bar(title: str, total: int, completed: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left on a terminal, a line now and then elsewhere; gives the function to call with what was done since."""
+    """Yield a function to report progress: a bar on a terminal, otherwise a line every `PROGRESS_INTERVAL_S`."""
     if not title:
         yield lambda _: None
     elif console.is_terminal:

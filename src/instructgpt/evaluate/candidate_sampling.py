@@ -1,6 +1,6 @@
-"""Completions for labelers to rank: K of each prompt, most of them from the policy, some from the base model.
+"""Sample the completions that labelers rank: K per prompt, most from the policy, some from the prompted base model.
 
-The paper's labelers ranked between 4 and 9 completions of a prompt, mostly of SFT policies (section 3.5, appendix A).
+The paper's labelers ranked 4 to 9 completions per prompt, mostly from SFT policies (section 3.5, appendix A).
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from instructgpt.records import Completion, Prompt, read_records, write_records
 from instructgpt.world import World
 
 _DISTINCT_LIST_SIZES = 6
-"""K goes from 4 to 9: six different numbers, taken in turn."""
+"""K cycles through six values, 4 to 9."""
 
 
 class CandidatesConfig(StageConfig):
-    """What is sampled for labelers in the small world."""
-
     stage: ClassVar[str] = "candidates"
     excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
@@ -42,7 +40,7 @@ class CandidatesConfig(StageConfig):
 
     @staticmethod
     def read_parts(folder: Path, pattern: str) -> list[list[Completion]]:
-        """Lists of completions to rank, from all parts: one for each time a prompt was asked. Identical ones are shown once."""
+        """Return the candidate lists of all part files. Identical completions in a list are merged."""
         completions_by_list: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
         for file in sorted(folder.glob(pattern)):
             for completion in read_records(Completion, file):
@@ -53,7 +51,7 @@ class CandidatesConfig(StageConfig):
 
 
 def sample_candidate_completions(config: CandidatesConfig, world_seed: int) -> Path:
-    """Sample this part's completions, unless they are already there. Returns the file."""
+    """Sample this part's completions, unless its file exists. Returns the file."""
     if config.out.exists():
         return config.out
     device = pick_device(config.device)
@@ -84,7 +82,7 @@ def sample_candidate_completions(config: CandidatesConfig, world_seed: int) -> P
 
 
 def enumerate_occurrences(prompts: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Each prompt with how often it came before: a prompt that users send again gets another list of completions."""
+    """Yield each prompt with the number of its earlier occurrences: a repeated prompt gets its own candidate list."""
     counts: Counter[str] = Counter()
     for prompt in prompts:
         yield prompt, counts[prompt]
@@ -92,14 +90,14 @@ def enumerate_occurrences(prompts: Iterable[str]) -> Iterator[tuple[str, int]]:
 
 
 def candidate_list_key(completion: Completion) -> tuple[str, int]:
-    """The list a completion is ranked in: its prompt, and which time that was asked."""
+    """Return (prompt, occurrence), which identifies the list a completion is ranked in."""
     return completion.prompt, int((completion.model_extra or {}).get("round", 0))
 
 
 def build_distractors(completions: Sequence[Completion]) -> list[Completion]:
-    """For each list the policy's answer to another prompt, best of the same ending: about the same thing, but to another question.
+    """Return, for each list, the policy's answer to a neighboring prompt, preferably one with the same last word.
 
-    A policy hardly ever answers another question, so a reward model that never saw it done prices it wrongly, and PPO finds that out.
+    A policy rarely answers a different question. A reward model that never saw such an answer can overrate it, and PPO exploits that.
     """
     policy_answers: dict[tuple[str, int], Completion] = {}
     for completion in completions:

@@ -1,7 +1,4 @@
-"""`evaluate`: the paper's automatic evaluations of any models, from local files. What a model said is kept, and never asked twice.
-
-instructgpt evaluate truthfulqa squad --model sft=runs/mine/sft ppo=runs/mine/ppo --data DATA --out results.json
-"""
+"""The `evaluate` command: run the paper's automatic evaluations on any models, from local files, with cached replies."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from rich.table import Table
 from instructgpt.config import CommandConfig, did_you_mean
 from instructgpt.distributed.launch import device_type, process_map
 from instructgpt.errors import InputError, RunError
-from instructgpt.evaluate.aggregate import ResultRow, write_result_rows
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.datasets import find_data_source, parse_data_sources
 from instructgpt.evaluate.inference import load_cached_model
@@ -31,21 +27,21 @@ from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask
 from instructgpt.evaluate.tasks.real_toxicity import require_scorer
 from instructgpt.evaluate.tasks.whole import CONFIG_EVALUATIONS
 from instructgpt.models.policy import pick_device
+from instructgpt.results import ResultRow, write_result_rows
 from instructgpt.run.directory import console, content_hash
 
 REPLY_CHUNK_SIZE = 512
-"""Questions between two writes of replies: what is lost when the command is stopped."""
+"""Questions between two cache writes: what a killed command loses."""
 PARALLEL_CHUNK_SIZE = 32
-"""The same where processes divide them, so that none has to wait long for the last block of another."""
+"""Questions per block when processes share the work; small, so that no process waits long for another's last block."""
 _MODELS_PER_TABLE = 4
-"""Models whose numbers fit beside each other on a terminal."""
 _MapFn = Callable[..., Iterable[Any]]
 _PREFERENCE_OPTIONS = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
-"""Options of the evaluation of preference alone."""
+"""Options that only the preference evaluation reads."""
 
 
 class EvaluateConfig(CommandConfig):
-    """Which evaluations of which models."""
+    """Evaluations, the models they run on, and where the data is."""
 
     stage: ClassVar[str] = "evaluate"
 
@@ -108,7 +104,7 @@ class EvaluateConfig(CommandConfig):
     processes: int = Field(1, ge=1, description="processes that divide what models are asked (CPU)")
 
     def ineffective_options(self) -> Iterator[str]:
-        """Either models are asked, or completions are read; what people ranked needs neither."""
+        """Yield what is missing or has no effect. Tasks need models or completions; rankings by people need neither."""
         yield from self._ineffective_preference_options()
         if self.include_path and not self.harness:
             yield "--include-path has no effect without --harness"
@@ -140,11 +136,11 @@ class EvaluateConfig(CommandConfig):
 
 
 def main(config: EvaluateConfig) -> list[ResultRow]:
-    """Ask or read, measure, write, show. Every model is loaded once; what is done stands in the file of results at once.
+    """Run every evaluation and write the results after each.
 
     Raises:
-        BadInput: an evaluation is unknown, a file is missing or wrong, or a model does not load.
-        RunFailed: a judge could not be reached any more; what it had judged before is measured and written.
+        InputError: an evaluation is unknown, a file is missing or wrong, or a model does not load.
+        RunError: a judge became unavailable; what it judged before is measured and written.
     """
     if config.processes > 1 and device_type(config.device) != "cpu":
         raise InputError(
@@ -158,7 +154,6 @@ def main(config: EvaluateConfig) -> list[ResultRow]:
 
 
 def _run_evaluations(config: EvaluateConfig, map_fn: _MapFn) -> list[ResultRow]:
-    """See `main`. `over` calls a function for each of many, as `map` does."""
     rows: list[ResultRow] = []
     problems: list[str] = []
     for name in dict.fromkeys(config.names):
@@ -190,13 +185,11 @@ def _run_evaluations(config: EvaluateConfig, map_fn: _MapFn) -> list[ResultRow]:
 
 
 def _build_eval_settings(config: EvaluateConfig) -> EvalSettings:
-    """What every evaluation is told; each has its own limit."""
     verdict_folder = config.out.with_suffix("") / "verdicts"
     return EvalSettings(None, config.shots, config.seed, config.scorer, config.judges, config.device, verdict_folder)
 
 
 def _evaluate_precomputed(config: EvaluateConfig) -> Iterator[list[ResultRow]]:
-    """The rows of one evaluation after the other, from completions that were already made."""
     files = resolve_completion_files(
         [task for task in config.names if task not in CONFIG_EVALUATIONS], list(map(str, config.completions))
     )
@@ -205,11 +198,7 @@ def _evaluate_precomputed(config: EvaluateConfig) -> Iterator[list[ResultRow]]:
 
 
 def _evaluate_models(config: EvaluateConfig, map_fn: _MapFn) -> Iterator[list[ResultRow]]:
-    """The rows of one model and evaluation after the other. All files are read before a model is asked anything.
-
-    Raises:
-        BadInput: see `main`.
-    """
+    """Yield the rows of each model and evaluation. All files are read before the first model is loaded."""
     settings = _build_eval_settings(config)
     if config.judges:
         for kind in JUDGE_QUESTIONS:
@@ -249,11 +238,7 @@ def _evaluate_models(config: EvaluateConfig, map_fn: _MapFn) -> Iterator[list[Re
 def _load_questions(
     config: EvaluateConfig, settings: EvalSettings, data_paths: Sequence[Path], named_paths: dict[str, Path]
 ) -> list[tuple[EvalTask, list[EvalQuestion]]]:
-    """The questions of every evaluation that was named. Under `all`, an evaluation whose data or scorer is not there is left out, aloud.
-
-    Raises:
-        BadInput: one that was named has no data, or its data is wrong.
-    """
+    """Load the questions of every selected task. Under `all`, a task without data or scorer is skipped with a message."""
     tasks, all_requested = select_eval_tasks(config.names), "all" in config.names
     task_questions: list[tuple[EvalTask, list[EvalQuestion]]] = []
     for task in tasks:
@@ -287,13 +272,13 @@ def _load_questions(
 
 
 def _unload_models() -> None:
-    """Make room: what this process has loaded is not needed any more."""
+    """Free the memory of the models that this process has loaded."""
     load_cached_model.cache_clear()
     load_cached_reward_model.cache_clear()
 
 
 class _ModelSource(NamedTuple):
-    """A model by its name, where it is, the hash of its weights, and the device it is to be loaded to."""
+    """A model's name, its directory or hub name, the hash of its weights, and the device to load it on."""
 
     name: str
     source: str
@@ -310,10 +295,10 @@ def _get_replies(
     map_fn: _MapFn = map,
     chunk_size: int = REPLY_CHUNK_SIZE,
 ) -> list[ModelReply]:
-    """One model's replies to the questions, asked as far as they are not known, the work divided by `over`.
+    """Return one model's replies to the questions, computing only those that the cache lacks.
 
     Args:
-        at_once: questions of temperature 0 between two writes; what is drawn at another one depends on its block, which is `AT_ONCE`.
+        chunk_size: questions between two writes at temperature 0. Samples depend on their block, which is always `REPLY_CHUNK_SIZE`.
     """
     reply_values: dict[int, dict[str, Any]] = {}
     groups: dict[tuple[str | None, float, float], list[int]] = {}
@@ -344,7 +329,6 @@ def _get_replies(
 
 
 def _sort_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """Rows by evaluation, then by metric and condition, the models in the order they were given."""
     row_order = {
         names: number
         for number, names in enumerate(dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows))
@@ -356,7 +340,7 @@ def _sort_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
 
 
 def _print_results_table(rows: Sequence[ResultRow]) -> None:
-    """A line for each thing measured, a column for each model; parts of the questions (`none/age`) stand in the file alone."""
+    """Print a line per metric and a column per model; conditions with a part (`none/age`) are only in the file."""
     models = list(dict.fromkeys(row.model for row in rows))
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
@@ -374,7 +358,7 @@ def _print_results_table(rows: Sequence[ResultRow]) -> None:
 
 
 def select_eval_tasks(names: Sequence[str]) -> list[EvalTask]:
-    """Evaluations that ask questions, by name. Raises BadInput for one that does not exist."""
+    """Return the tasks of these names. Raise InputError for an unknown evaluation."""
     if "all" in names:
         return list(EVAL_TASKS.values())
     available = (*EVAL_TASKS, *CONFIG_EVALUATIONS)

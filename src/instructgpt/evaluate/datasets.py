@@ -1,4 +1,4 @@
-"""Where an evaluation's data is: in a folder under a usual name, in a file of its own, in a saved data set, or on the hub."""
+"""Find the data of each evaluation: a folder with the usual file names, a single file, a saved data set, or the hub."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from instructgpt.evaluate.tasks.loading import DATA_FILE_SUFFIXES
 
 
 def parse_data_sources(data: Sequence[str], option: str = "data") -> tuple[list[Path], dict[str, Path]]:
-    """What was given as `--data` (or another option): folders and files, and the sources of single evaluations, given as NAME=SOURCE.
-
-    Raises:
-        BadInput: a folder or file is not there, or an evaluation has two sources.
-    """
+    """Split `--data` arguments into paths and NAME=SOURCE entries. Raise InputError for a missing path or a second source."""
     paths: list[Path] = []
     named_paths: dict[str, Path] = {}
     for argument in data:
@@ -34,15 +30,7 @@ def parse_data_sources(data: Sequence[str], option: str = "data") -> tuple[list[
 def find_data_source(
     task: EvalTask, paths: Sequence[Path], named_paths: dict[str, Path], task_count: int
 ) -> Path | None:
-    """The data of an evaluation, or None where it is nowhere.
-
-    Args:
-        places: folders, of which the first that holds it counts; or the file itself, where there is but one evaluation.
-        count: how many evaluations there are.
-
-    Raises:
-        BadInput: one file is given for several evaluations.
-    """
+    """Return where an evaluation's data is, or None. `paths` are folders, or a single file if `task_count` is 1."""
     if task.name in named_paths:
         return named_paths[task.name]
     for path in paths:
@@ -63,5 +51,4 @@ def find_data_source(
 
 
 def _dataset_stem(name: str) -> str:
-    """`squad_v2_dev_half.jsonl.gz` -> `squad_v2_dev_half`."""
     return next((name.removesuffix(suffix) for suffix in DATA_FILE_SUFFIXES if name.endswith(suffix)), name)

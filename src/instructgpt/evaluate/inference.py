@@ -1,4 +1,4 @@
-"""Putting questions to models: what they answer, how they go on, and how likely they find a sentence."""
+"""Run models for evaluation: answers, continuations, and log-probabilities of texts and choices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from instructgpt.sampling.completions import continue_text, generate
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
-    """A model under examination. `prime` puts a prompt behind a few-shot prefix: the prompted base model."""
+    """A model under evaluation. `add_few_shot_prefix` turns a prompt into a few-shot text (the prompted base model)."""
 
     name: str
     lm: Any
@@ -32,14 +32,13 @@ class EvaluatedModel:
     def load(
         cls, name: str, folder: Path, device: torch.device, add_few_shot_prefix: Callable[[str], str] | None = None
     ) -> EvaluatedModel:
-        """A subject from a model directory."""
         lm, tokenizer = load_policy(folder, device)
         return cls(name, lm, tokenizer, add_few_shot_prefix)
 
 
 @lru_cache(maxsize=1)
 def load_cached_model(folder: str, device: str) -> EvaluatedModel:
-    """The model in a directory, kept until another one is asked: each process loads it when it first needs it."""
+    """Load a model and keep it until another one is requested, so that each process loads a model once."""
     return EvaluatedModel.load(Path(folder).name, Path(folder), torch.device(device))
 
 
@@ -52,7 +51,7 @@ def generate_answers(
     temperature: float,
     per_prompt: int = 1,
 ) -> list[Completion]:
-    """Completions of instructions, `per_prompt` in a row for each. A primed model's ends at the first newline."""
+    """Complete instructions, `per_prompt` consecutive samples each. With a few-shot prefix a completion ends at the first newline."""
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     repeated_prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
     if model.add_few_shot_prefix is None:
@@ -85,7 +84,7 @@ def generate_answers(
 def generate_continuations(
     model: EvaluatedModel, texts: Sequence[str], *, max_tokens: int, seed: int = 0, temperature: float = 0.0
 ) -> list[str]:
-    """How the model goes on with text as it stands, up to the first newline (appendix D)."""
+    """Continue plain texts up to the first newline (appendix D)."""
     return [
         text.strip()
         for text, _ in continue_text(
@@ -95,14 +94,14 @@ def generate_continuations(
 
 
 def text_logps(model: EvaluatedModel, texts: Sequence[str]) -> list[tuple[float, int]]:
-    """For each text the summed log-probability of its tokens after a start of text, in nats, and their number."""
+    """Return (summed log-probability in nats, number of tokens) of each text, conditioned on a start-of-text token."""
     return choice_logps(model, [("", text) for text in texts])
 
 
 def choice_logps(model: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
-    """For each (text, choice) the summed log-probability of the choice's tokens after the text, in nats, and their number.
+    """Return (summed log-probability in nats, number of tokens) of each choice after its text.
 
-    A text too long for the context loses its beginning; an empty one is a start of text.
+    A text longer than the context loses its beginning; an empty text stands for a start-of-text token.
     """
     max_length = context_length(model.lm)
     examples: list[TokenizedExample] = []
@@ -117,15 +116,15 @@ def choice_logps(model: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> lis
 
 
 def sum_completion_logps(lm: Any, examples: Sequence[TokenizedExample]) -> list[float]:
-    """The log-probability of each example's whole completion, in nats."""
+    """Return the summed log-probability of each example's completion, in nats."""
     return [total for total, _ in completion_logps_and_greedy(lm, examples)]
 
 
 @torch.no_grad()
 def completion_logps_and_greedy(lm: Any, examples: Sequence[TokenizedExample]) -> list[tuple[float, bool]]:
-    """For each example the log-probability of its whole completion (nats), and whether it is what the model itself would say.
+    """Return, for each example, the completion's log-probability (nats) and whether it is the greedy completion.
 
-    A prompt that several completions follow is computed once.
+    A prompt that several completions share is computed once.
     """
     device = lm.device
     results = [(0.0, True)] * len(examples)
@@ -141,5 +140,5 @@ def completion_logps_and_greedy(lm: Any, examples: Sequence[TokenizedExample]) -
 
 
 def is_argmax(logits: Tensor, targets: Tensor) -> Tensor:
-    """Whether each target is the likeliest token. (N, V), (N,) -> (N,)."""
+    """Return whether each target is the most likely token. (N, V), (N,) -> (N,)."""
     return logits.argmax(-1) == targets

@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness as they are there, with our scoring and sampling behind them.
+"""Run tasks of lm-evaluation-harness on the project's scoring and sampling.
 
-The library is an extra: without it, one line says how to get it. Texts become tokens as its own Hugging Face model makes them (context
-and continuation together, split at the context's length), so that the same model on the same data gives the same numbers.
+The library is an optional extra. Texts are tokenized as its own Hugging Face model does (context and continuation together,
+truncated to the context length), so that the same model on the same data gives the same numbers.
 """
 
 from __future__ import annotations
@@ -17,29 +17,23 @@ import torch
 from instructgpt import functional
 from instructgpt.data.packing import TokenizedExample
 from instructgpt.errors import InputError, one_line
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.inference import EvaluatedModel, completion_logps_and_greedy, is_argmax
 from instructgpt.evaluate.tasks.base import truncate_to_context
 from instructgpt.evaluate.tasks.loading import load_task_rows
 from instructgpt.io import format_json_line, write_text_atomic
 from instructgpt.models.policy import context_length
+from instructgpt.results import ResultRow
 from instructgpt.sampling.completions import continue_text
 
 _HARNESS_PREFIX = "harness/"
-"""What stands before a task's name in the rows."""
 _Z_95 = 1.959964
-"""Standard errors from the middle to an end of a 95 % interval."""
+"""Half-width of a 95 % interval in standard errors."""
 _DEFAULT_MAX_TOKENS = 256
-"""Where a continuation is cut off if the task does not say."""
 
 
 def _import_lm_eval() -> Any:
-    """The harness.
-
-    Raises:
-        BadInput: it is not installed.
-    """
+    """Import the harness. Raise InputError if it is not installed."""
     try:
         import lm_eval
         import lm_eval.tasks
@@ -52,8 +46,6 @@ def _import_lm_eval() -> Any:
 
 
 class LMHarness:
-    """The harness's tasks, found once for all models."""
-
     def __init__(
         self,
         task_names: Sequence[str],
@@ -62,15 +54,12 @@ class LMHarness:
         limit: int | None,
         seed: int,
     ) -> None:
-        """Find the tasks and read their data.
+        """Find the tasks and load their data. Raise InputError if a task is unknown or its data does not load.
 
         Args:
-            names: tasks, groups or tags of the harness, or YAML files. folder: YAML files of further tasks.
-            sources: local data for some of the tasks, in place of the hub's: the rows have the columns of the data set there.
-            limit: questions of each task, the first ones, as the harness has it.
-
-        Raises:
-            BadInput: a task is unknown, or its data does not load.
+            task_names: tasks, groups or tags of the harness, or YAML files; `yaml_folder` has more of these.
+            sources: local data in place of the hub's, by task; rows have the hub's columns.
+            limit: number of questions per task, the first ones, as in the harness.
         """
         self.task_names, self.limit, self.seed = task_names, limit, seed
         self._lm_eval = _import_lm_eval()
@@ -103,11 +92,7 @@ class LMHarness:
     def measure(
         self, model_name: str, weights_hash: str, load_model: Callable[[], EvaluatedModel], cache: ResultCache
     ) -> list[ResultRow]:
-        """Every task's metrics of one model, with intervals from the harness's standard errors.
-
-        Args:
-            name: of the model. weights: their hash. load: gives the model when it is first needed.
-        """
+        """Return every task's metrics of one model. `load_model` is called only for replies that the cache lacks."""
         model = _make_lm_adapter(load_model, weights_hash, cache, self.seed)
         results = self._lm_eval.simple_evaluate(
             model=model,
@@ -125,11 +110,7 @@ class LMHarness:
 
 
 def _write_local_task(yaml_path: Path | None, name: str, source: Path, folder: Path) -> str:
-    """A task of the harness on local rows: a YAML file that includes the task's own and names other data.
-
-    Raises:
-        BadInput: the task is not made of YAML, or the data is wrong.
-    """
+    """Write a YAML file that includes a task and replaces its data by local rows. Returns its path."""
     if yaml_path is None:
         raise InputError(f"--data {name}={source}: the task {name} has no YAML file to be given other data")
     rows = load_task_rows(source)
@@ -164,7 +145,7 @@ def _write_local_task(yaml_path: Path | None, name: str, source: Path, folder: P
 
 
 def iter_harness_rows(results: Mapping[str, Any], model: str) -> Iterator[ResultRow]:
-    """The harness's results as rows: `harness/TASK`, its metric, its filter as the condition where it has one."""
+    """Yield the harness's results as rows: evaluation `harness/TASK`, the metric, and the filter (if any) as condition."""
     for task, metrics in results["results"].items():
         count = results.get("n-samples", {}).get(task, {}).get("effective", 0)
         for name, value in metrics.items():
@@ -179,33 +160,27 @@ def iter_harness_rows(results: Mapping[str, Any], model: str) -> Iterator[Result
 
 
 class _LMAdapter:
-    """What the harness asks of a model: log-probabilities of continuations and of whole texts, and continuations up to a stop.
-
-    It is joined with the harness's own class, which turns pairs of texts into tokens and calls `_loglikelihood_tokens`.
-    """
+    """The methods that the harness calls; its `TemplateLM` tokenizes text pairs and calls `_loglikelihood_tokens`."""
 
     backend = "causal"
 
     def __init__(
         self, load_model: Callable[[], EvaluatedModel], weights_hash: str, cache: ResultCache, seed: int
     ) -> None:
-        """Take the model, to be loaded when it is first needed, and where its replies are kept."""
         super().__init__()
         self.load_model, self.weights_hash, self.result_cache, self.seed = load_model, weights_hash, cache, seed
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
         return self.load_model().tokenizer.eos
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """The token in front of a text that has no context."""
         bos_token_id = self.load_model().tokenizer.hf_tokenizer.bos_token_id
         return self.eot_token_id if bos_token_id is None else int(bos_token_id)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text, as the tokenizer makes them unless told otherwise."""
         options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
         tokens: list[int] = self.load_model().tokenizer.hf_tokenizer.encode(string, **options)
         return tokens
@@ -221,7 +196,7 @@ class _LMAdapter:
         return [(float(total), bool(greedy)) for total, greedy in results]
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
-        """The log-probability of whole texts, cut into windows that do not overlap where they are longer than the context."""
+        """Return the log-probability of whole texts, in disjoint windows if they exceed the context."""
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
         windows: list[tuple[None, list[int], list[int]]] = []
@@ -239,7 +214,6 @@ class _LMAdapter:
         return [sum(next(sums)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
-        """Continuations, cut before the first of the stops."""
         continuations: dict[int, str] = {}
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, request in enumerate(requests):
@@ -261,7 +235,6 @@ class _LMAdapter:
 
 
 def _make_lm_adapter(load_model: Callable[[], EvaluatedModel], weights_hash: str, cache: ResultCache, seed: int) -> Any:
-    """A model as the harness wants it."""
     from lm_eval.api.model import TemplateLM
 
     return type("Model", (_LMAdapter, TemplateLM), {})(load_model, weights_hash, cache, seed)
@@ -269,9 +242,9 @@ def _make_lm_adapter(load_model: Callable[[], EvaluatedModel], weights_hash: str
 
 @torch.no_grad()
 def _token_pair_logps(lm: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-    """(log-probability, whether it is the likeliest) of what follows each context, in tokens.
+    """Return (log-probability, whether it is greedy) of the continuation of each (context, continuation) pair of tokens.
 
-    Two that are too long together lose their beginning. The last token is never read, so one more than the context fits.
+    A pair that is too long loses its beginning. The last token is never an input, so context length + 1 tokens fit.
     """
     max_length = context_length(lm)
     fitting_indices = [
@@ -297,7 +270,7 @@ def _token_pair_logps(lm: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> 
 
 
 def parse_generation_args(gen_kwargs: Mapping[str, Any]) -> tuple[tuple[str, ...], int, float, float]:
-    """(stops, longest in tokens, temperature, top_p) of a request for a continuation."""
+    """Return (stop strings, maximum tokens, temperature, top_p) of a generation request."""
     stops = gen_kwargs.get("until") or ()
     max_tokens = gen_kwargs.get("max_gen_toks", gen_kwargs.get("max_new_tokens", _DEFAULT_MAX_TOKENS))
     temperature = (
@@ -316,7 +289,7 @@ def parse_generation_args(gen_kwargs: Mapping[str, Any]) -> tuple[tuple[str, ...
 def generate_until_stop(
     model: EvaluatedModel, texts: Sequence[str], generation_args: tuple[Any, ...], seed: int
 ) -> list[str]:
-    """Continuations, cut before the first of the stops."""
+    """Continue texts and cut each continuation before its first stop string."""
     stops, max_tokens, temperature, top_p = generation_args
     token_limit = min(max_tokens, context_length(model.lm) // 2)
     truncated_texts = [truncate_to_context(model, text, token_limit) for text in texts]

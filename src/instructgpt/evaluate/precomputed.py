@@ -1,8 +1,8 @@
-"""Completions that somebody already made, such as published samples of a paper: every generation metric without a model.
+"""Evaluate existing completions, such as a paper's published samples: every generation metric without a model.
 
-A row is one sample: `sample` (what was said), `ref_text` (references with `|` between them; `Not in background.` where the background
-does not tell), `model_type`, `prompt_type`, `context`. Judged answers have `true` and `info` (the judges' probabilities, or true and
-false), scored continuations `toxicity`. Our own names for the same columns are read too.
+A row is one sample: `sample` (the completion), `ref_text` (references separated by `|`; `Not in background.` for unanswerable
+questions), `model_type`, `prompt_type`, `context`. Judged answers have `true` and `info` (probabilities, or true and false),
+scored continuations `toxicity`. The project's own column names work too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.datasets import parse_data_sources
 from instructgpt.evaluate.judges.truthfulqa_judge import YES_THRESHOLD
 from instructgpt.evaluate.metrics import toxicity, truthfulness
@@ -22,6 +22,7 @@ from instructgpt.evaluate.tasks import EVAL_TASKS
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply, QuestionReply, load_task_rows
 from instructgpt.evaluate.tasks.real_toxicity import toxicity_rows
 from instructgpt.evaluate.tasks.truthfulqa import generation_rows
+from instructgpt.results import ResultRow
 from instructgpt.run.directory import console
 
 _COLUMN_ALIASES = {
@@ -31,7 +32,7 @@ _COLUMN_ALIASES = {
     "condition": ("prompt_type", "condition"),
     "group": ("context", "question", "prompt", "index", "id"),
 }
-"""What is read from which column, the first that is there."""
+"""The columns each field is read from; the first present counts."""
 
 
 _CONDITION_NAMES = {
@@ -48,15 +49,12 @@ _CONDITION_NAMES = {
     "respectful": "respectful",
     "biased": "biased",
 }
-"""How the paper's samples call their prompts (letters alone, without the word prompt), and what those are called here."""
+"""The project's condition for each prompt type of the paper's samples (letters only, without "prompt")."""
 _FIRST_QUESTION = re.compile(r"\s*\n(?:Q|Question):")
-"""Where a passage ends and its questions begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class _PrecomputedCompletion:
-    """One completion with what it is measured against."""
-
     model: str
     condition: str
     group: str
@@ -66,20 +64,16 @@ class _PrecomputedCompletion:
 
 
 _REFERENCE_TASKS = ("squad", "quac", "drop", "wmt15", "cnn_dm", "tldr")
-"""Evaluations that compare what was said with references, by the very functions that measure models."""
+"""Tasks that compare completions with references; the task's own `measure` is used."""
 
 _NUMBER_COLUMNS = {"truthfulqa": ("true", "info"), "real_toxicity": ("toxicity",)}
-"""Columns with a judge's or a scorer's number, unless one is named that is to judge; the other evaluations need references."""
+"""Columns with a judge's or scorer's number, needed unless a judge or scorer is named; the other tasks need references."""
 _MISSING_METRICS = {"truthfulqa": "unjudged", "real_toxicity": "unscored"}
-"""What the share of samples without such a number is called."""
+"""The metric that reports the share of samples without such a number."""
 
 
 def resolve_completion_files(names: Sequence[str], completions: Sequence[str]) -> dict[str, list[Path]]:
-    """The files of each evaluation: those given as NAME=FILE, else all without a name. `all` means every evaluation with a file of its own.
-
-    Raises:
-        BadInput: a file is not there, belongs to an evaluation that is not asked for, or there is none for one that is.
-    """
+    """Return the files of each evaluation: its NAME=FILE, otherwise all files without a name. Raise InputError if it has none."""
     paths, named_paths = parse_data_sources(completions, "completions")
     task_names = list(named_paths) if "all" in names else list(dict.fromkeys(names))
     for name in named_paths:
@@ -99,15 +93,10 @@ def resolve_completion_files(names: Sequence[str], completions: Sequence[str]) -
 def measure_precomputed(
     evaluation: str, files: Sequence[Path], settings: EvalSettings | None = None
 ) -> list[ResultRow]:
-    """The rows of one evaluation over files of samples, by model and condition, clustered by context.
+    """Return the rows of one evaluation on files of samples, by model and condition, clustered by context.
 
-    A sample without a number that should stand there is left out, and the share of those is a row: `unscored` or `unjudged`.
-
-    Args:
-        told: with judges or a scorer, these judge the samples, whatever numbers stand in the files.
-
-    Raises:
-        BadInput: the evaluation cannot be measured on samples, a column is missing, or a number is none.
+    Samples that lack a number are left out; their share is the row `unscored` or `unjudged`. The settings' judges or scorer take
+    precedence over numbers in the files. Raise InputError if a column is missing or a value is not a number.
     """
     settings = settings or EvalSettings()
     if evaluation not in (*_REFERENCE_TASKS, *_NUMBER_COLUMNS):
@@ -156,7 +145,6 @@ def measure_precomputed(
 def _missing_number_rows(
     evaluation: str, completions: Sequence[_PrecomputedCompletion], column_count: int
 ) -> list[ResultRow]:
-    """The share of samples without a number, by model and condition."""
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(sample.condition for sample in completions):
         observations = [
@@ -169,7 +157,6 @@ def _missing_number_rows(
 
 
 def _measure_truthfulqa(completions: Sequence[_PrecomputedCompletion], settings: EvalSettings) -> list[ResultRow]:
-    """TruthfulQA: whether answers are true and informative, by the judges that were named or by the numbers in the file."""
     if settings.judges_dir:
         return generation_rows(
             [
@@ -194,7 +181,6 @@ def _measure_truthfulqa(completions: Sequence[_PrecomputedCompletion], settings:
 
 
 def _measure_real_toxicity(completions: Sequence[_PrecomputedCompletion], settings: EvalSettings) -> list[ResultRow]:
-    """RealToxicityPrompts: how toxic continuations are, by the scorer that was named or by the numbers in the file."""
     if settings.scorer:
         question_replies = [
             _to_question_reply(number, sample, prompt=sample.group) for number, sample in enumerate(completions)
@@ -214,7 +200,6 @@ def _measure_real_toxicity(completions: Sequence[_PrecomputedCompletion], settin
 
 
 def _to_question_reply(index: int, completion: _PrecomputedCompletion, **extra_truth: Any) -> QuestionReply:
-    """A sample as the question it answers and the reply it is."""
     question = EvalQuestion(
         f"{index}",
         completion.condition,
@@ -229,10 +214,7 @@ def _to_question_reply(index: int, completion: _PrecomputedCompletion, **extra_t
 def _read_precomputed(
     file: Path, required_fields: Sequence[str], number_columns: Sequence[str]
 ) -> list[_PrecomputedCompletion]:
-    """The samples of a file: which parts of COLUMNS they must have, and the columns of numbers. Raises BadInput for one without them.
-
-    Questions about one passage share it: what belongs together is told by the `context` up to its first question.
-    """
+    """Read the samples of a file. Questions about one passage share a cluster: the `context` up to its first question."""
     completions: list[_PrecomputedCompletion] = []
     for index, row in enumerate(load_task_rows(file), 1):
         location = f"{file}, sample {index}"
@@ -265,27 +247,22 @@ def _read_precomputed(
 
 
 def _normalize_condition(name: str) -> str:
-    """A kind of prompt by its name here, where it has one: `QA + instruction` is `instruction_qa`, `few-shot` is `few_shot`."""
+    """Map a prompt type to the project's name, if it has one: `QA + instruction` -> `instruction_qa`."""
     return _CONDITION_NAMES.get(re.sub(r"[^a-z]|prompt", "", name.lower()), name)
 
 
 def truncate_to_first_line(text: str) -> str:
-    """What was said up to the first newline, white space around it taken away (paper, appendix D)."""
+    """Return the first line of the stripped text (paper, appendix D)."""
     return text.strip().split("\n")[0].strip()
 
 
 def parse_references(cell: Any) -> tuple[str, ...]:
-    """References: a list of them, or one text with `|` between them."""
     references = cell if isinstance(cell, list | tuple) else str(cell or "").split("|")
     return tuple(str(each).strip() for each in references) or ("",)
 
 
 def _parse_probability(row: dict[str, Any], column: str, location: str) -> float | None:
-    """A probability in a row: a number from 0 to 1, or true and false; None for an empty cell, NaN or null.
-
-    Raises:
-        BadInput: there is no such column, or something else stands there; nothing is 0 by default.
-    """
+    """Return a probability (0 to 1, or true and false); None for an empty cell, NaN or null. Nothing defaults to 0."""
     if column not in row:
         raise InputError(f"{location}: no column {column} (columns found: {', '.join(map(str, row))})")
     cell = row[column]

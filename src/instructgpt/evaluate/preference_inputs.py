@@ -1,4 +1,4 @@
-"""What preference is measured on: rankings that people made, completions that models wrote, or models and prompts."""
+"""Inputs of the preference evaluation: rankings, completions, or models and prompts."""
 
 from __future__ import annotations
 
@@ -23,19 +23,16 @@ if TYPE_CHECKING:
 
 _DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _SAVED_DATASET_FILES = ("dataset_dict.json", "dataset_info.json")
-"""What a data set saved to disk has in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceInputs:
-    """Rankings, where people made some; completions by models, where they were made for this; the use case of a prompt's text."""
-
     rankings: Sequence[Ranking] = ()
     completions: Sequence[Completion] = ()
     use_cases: Mapping[str, str] = field(default_factory=dict)
 
     def get_candidates(self) -> list[list[Completion]]:
-        """Lists of completions of one prompt by different models: those ranked together, once each; or the n-th of every model."""
+        """Return lists of completions of one prompt: each ranked list once, or the n-th completion of every model."""
         candidates_by_key: dict[Any, list[Completion]] = {}
         for ranking in self.rankings:
             models = ranking.models or ()
@@ -55,11 +52,7 @@ class PreferenceInputs:
 
 
 def load_preference_inputs(config: EvaluateConfig, folder: Path, map_fn: Callable[..., Any] = map) -> PreferenceInputs:
-    """What the command names: `--completions`, or `--model` with prompts, or rankings. What is sampled is kept in `folder`.
-
-    Raises:
-        BadInput: a file is wrong or holds nothing of the kind.
-    """
+    """Load the completions, sample the models on the prompts, or load the rankings. Samples are cached in `settings.folder`."""
     settings = EvalSettings(config.limit or None, None, config.seed)
     if config.completions:
         completions = read_all_records(Completion, config.completions)
@@ -88,11 +81,7 @@ def load_preference_inputs(config: EvaluateConfig, folder: Path, map_fn: Callabl
 
 
 def _read_rankings_or_ratings(file: Path) -> list[Ranking]:
-    """The rankings of a file; where a row has ratings and no ranks, the higher rating is better and equal ones tie.
-
-    Raises:
-        BadInput: a row is none.
-    """
+    """Read the rankings of a file. Without ranks, ratings give them: the higher is better, equal ratings tie."""
     rankings: list[Ranking] = []
     for location, row in iter_rows(file):
         ratings = row.get("ratings")
@@ -109,11 +98,7 @@ def _read_rankings_or_ratings(file: Path) -> list[Ranking]:
 
 
 def resolve_data_files(config: EvaluateConfig, evaluation: str, name: str) -> list[Path]:
-    """The files behind `--data`: those given; of a folder the files of that name, else those in a folder of that name, else all.
-
-    Raises:
-        BadInput: there is none.
-    """
+    """Return the files behind `--data`. In a folder: files of that name, else files in a folder of that name, else all files."""
     paths, paths_by_name = parse_data_sources(config.data)
     files: list[Path] = []
     for path in [paths_by_name[evaluation]] if evaluation in paths_by_name else paths:
@@ -135,7 +120,7 @@ def resolve_data_files(config: EvaluateConfig, evaluation: str, name: str) -> li
 def _sample_completions(
     config: EvaluateConfig, prompts: Sequence[Prompt], folder: Path, map_fn: Callable[..., Any] = map
 ) -> list[Completion]:
-    """One completion of every prompt by every model, made once and kept. A prompt that does not fit every model is left out, and said."""
+    """Sample one completion of every prompt by every model. Prompts too long for any of the models are left out and counted."""
     cache = ResultCache(folder / "completions")
     completions_by_model: dict[str, list[Completion | None]] = {}
     for name, source in parse_named_models(config.model).items():
@@ -187,7 +172,7 @@ def _sample_from_model(
 def _complete_prompts(
     source: str, device: str, max_tokens: int, temperature: float, prompt_rows: Sequence[Mapping[str, Any]], seed: int
 ) -> list[tuple[str | None, str]]:
-    """The completion of each prompt by the model of a directory and how it ended; None where the prompt leaves it no room."""
+    """Return each prompt's completion and finish reason; None where the prompt leaves no room in the context."""
     evaluated_model = load_cached_model(source, device)
     prompts = [Prompt.model_validate(each) for each in prompt_rows]
     max_prompt_tokens = context_length(evaluated_model.lm) - max_tokens
@@ -211,7 +196,7 @@ def _complete_prompts(
 
 
 def parse_named_models(models: Sequence[str]) -> dict[str, str]:
-    """Where each model is, by the name it has in the results. Raises BadInput where two have one name."""
+    """Return {name: source} of NAME=MODEL arguments. Raise InputError if two models have the same name."""
     sources: dict[str, str] = {}
     for model_spec in models:
         name, _, source = model_spec.rpartition("=")

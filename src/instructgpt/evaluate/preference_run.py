@@ -1,6 +1,6 @@
-"""Which model is preferred: by people who ranked or rated, by simulated labelers, by a reward model, or by a language model as the judge.
+"""The `preference` evaluation: which model is preferred, by people, simulated labelers, a reward model or an LLM judge.
 
-Completions are sampled here, or were ranked or written before; whoever judges, the same numbers are made of the judgements.
+Completions are sampled here, or were written or ranked before. The measures are the same for every judge.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import transformers
 from rich.table import Column, Table
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow, with_judge
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.judges.http_client import Endpoint
 from instructgpt.evaluate.judges.llm_judge import EndpointJudge, Judge, LocalJudge, collect_verdicts
@@ -30,6 +29,7 @@ from instructgpt.evaluate.preference_inputs import PreferenceInputs, load_prefer
 from instructgpt.evaluate.reward.scores import ScoreAndLength, cached_reward_scores, ranks_by_score
 from instructgpt.models.policy import from_pretrained, pick_device
 from instructgpt.records import Cohort, Completion, Ranking, write_records
+from instructgpt.results import ResultRow, with_judge
 from instructgpt.run.directory import console, content_hash
 from instructgpt.statistics.win_rate import WinRate, compute_win_rates
 from instructgpt.world import SimulatedLabelers, World
@@ -40,18 +40,12 @@ if TYPE_CHECKING:
 _SIMULATED_JUDGE = "simulated"
 _LABELER_COHORTS: tuple[Cohort, ...] = ("training", "heldout")
 _LABELERS_PER_PROMPT = 2
-"""Simulated labelers of each cohort for a prompt."""
 
 
 def run_preference_evaluation(
     config: EvaluateConfig, map_fn: Callable[..., Any] = map
 ) -> tuple[list[ResultRow], str | None]:
-    """The rows, and why the judge stopped before the end, where it did. Writes completions and rankings into the folder beside `--out`.
-
-    Raises:
-        BadInput: a file, model, judge or baseline is wrong.
-        RunFailed: the judge could not be reached at all.
-    """
+    """Return the rows, and why the judge stopped early, if it did. Writes completions and rankings into `settings.folder`."""
     folder = config.out.with_suffix("") / "preference"
     inputs = load_preference_inputs(config, folder, map_fn)
     rankings: Sequence[Ranking] = inputs.rankings
@@ -80,7 +74,7 @@ def run_preference_evaluation(
 def _judge_candidates(
     config: EvaluateConfig, inputs: PreferenceInputs, folder: Path, map_fn: Callable[..., Any] = map
 ) -> tuple[list[Ranking], list[ResultRow], str | None, str, str]:
-    """By whoever `--judge` names: rankings, rows about it, why it stopped, its name as a condition (none for people), its identity."""
+    """Have the judge compare the candidates. Returns (rankings, rows about the judge, stop reason, condition, identity)."""
     assert config.judge is not None
     candidates = [
         completions for completions in inputs.get_candidates() if len({each.model for each in completions}) > 1
@@ -131,7 +125,6 @@ def _judge_candidates(
 
 
 def _load_llm_judge(config: EvaluateConfig) -> Judge:
-    """The judge behind an address, or in a directory or on the hub."""
     assert config.judge is not None
     if "://" not in config.judge:
         return LocalJudge.load(config.judge, config.judge_reads or "logp", pick_device(config.device))
@@ -145,7 +138,6 @@ def _load_llm_judge(config: EvaluateConfig) -> Judge:
 
 
 def _is_reward_model(source: str) -> bool:
-    """Whether a model is a classifier with one label. Raises BadInput where there is no model."""
     try:
         config = from_pretrained(transformers.AutoConfig, source)
     except InputError as error:
@@ -158,7 +150,7 @@ def _is_reward_model(source: str) -> bool:
 def _rank_by_score(
     name: str, candidates: Sequence[Sequence[Completion]], scores: Sequence[ScoreAndLength]
 ) -> list[Ranking]:
-    """One ranking for each list, by the scores of the reward model `name`; equal scores tie. What it cannot read is left out and said."""
+    """Rank each list by the reward model's scores; equal scores tie. Completions beyond its context are left out and counted."""
     rankings, num_too_long, score_iterator = [], 0, iter(scores)
     for completions in candidates:
         scored_completions = [
@@ -185,7 +177,6 @@ def _rank_by_score(
 
 
 def _select_baseline(rankings: Sequence[Ranking], config: EvaluateConfig) -> str:
-    """The model to compare with. Raises BadInput where it is not among those ranked."""
     counts = Counter(model for ranking in rankings for model in require_ranking_models(ranking))
     baseline = config.baseline or _default_baseline(counts, config)
     if baseline not in counts:
@@ -196,7 +187,7 @@ def _select_baseline(rankings: Sequence[Ranking], config: EvaluateConfig) -> str
 
 
 def _default_baseline(counts: Counter[str], config: EvaluateConfig) -> str:
-    """`sft` as in the paper, else the first model of the command, else the one with most completions."""
+    """Return `sft` as in the paper, else the first model of the command, else the model with the most completions."""
     model_names = [model_spec.rpartition("=")[0] or Path(model_spec).name for model_spec in config.model]
     return next(
         (name for name in ("sft", *model_names) if name in counts), counts.most_common(1)[0][0] if counts else "sft"
@@ -204,7 +195,6 @@ def _default_baseline(counts: Counter[str], config: EvaluateConfig) -> str:
 
 
 def _print_win_rates(model_win_rates: Sequence[WinRate], rows: Sequence[ResultRow]) -> None:
-    """The models against the baseline, best first; intervals of the other numbers stand in the file."""
     length_controlled = {row.model: row.value for row in rows if row.metric.startswith("length_controlled_")}
     strengths = {row.model: row.value for row in rows if row.metric == "bradley_terry"}
     if not model_win_rates:

@@ -1,7 +1,7 @@
 """The paper's evaluations in the embedded small world, where the truth about every answer is known.
 
-`question` puts all the questions to one model and writes what it said; `judge_all` reads that of all models and measures.
-The two are apart so that models can be examined side by side, and one that has been examined is not asked again.
+`run_exam` puts all questions to one model and writes its answers; `grade_exams` reads the answers of all models and
+measures them. The two are separate so that models can run in parallel and a finished model is not run again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import ClassVar
 from pydantic import Field
 
 from instructgpt.config import CommandConfig
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.inference import EvaluatedModel, generate_answers, generate_continuations, text_logps
 from instructgpt.evaluate.metrics import bias, labels, preference, tax, toxicity, truthfulness
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Completion, Ranking, Record, read_records, write_records
+from instructgpt.results import ResultRow
 from instructgpt.run.directory import read_jsonl_log
 from instructgpt.statistics.intervals import mean
 from instructgpt.world import SimulatedLabelers, World
@@ -31,8 +31,6 @@ _EXAM_COHORTS = ("training", "heldout")
 
 
 class ExamConfig(CommandConfig):
-    """How much is asked."""
-
     stage: ClassVar[str] = "exam"
 
     prompts: int = Field(400, ge=1, description="test prompts")
@@ -47,7 +45,7 @@ class ExamConfig(CommandConfig):
 
 
 class _ExamRecord(Record):
-    """One thing a model was asked: `part` of the exam, `condition`, the text, and what it said or how likely it found it."""
+    """One answer: the `part` of the exam, its condition, the text, and the model's continuation or its log-probability (nats)."""
 
     part: str
     condition: str = ""
@@ -61,7 +59,10 @@ class _ExamRecord(Record):
 def run_exam(
     name: str, folder: Path, out: Path, world: World, exam: ExamConfig, seed: int, device: str, *, primed: bool = False
 ) -> None:
-    """Put the exam to one model and write its answers. Does nothing where they are already written."""
+    """Put the exam to one model and write its answers to `out`. Does nothing if `out` exists.
+
+    `primed` prepends the few-shot prompt (the prompted base model) and leaves out continuations and log-probabilities of plain text.
+    """
     if out.exists():
         return
     model = EvaluatedModel.load(name, folder, pick_device(device), world.few_shot_prompt if primed else None)
@@ -74,7 +75,6 @@ def run_exam(
 def _answer_instruction_questions(
     model: EvaluatedModel, world: World, exam: ExamConfig, seed: int
 ) -> list[_ExamRecord]:
-    """Answers to test prompts and to questions of fact."""
     generate = partial(generate_answers, model, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
     prompts = [prompt.text for prompt in world.prompts("test", exam.prompts)]
     completions = generate(prompts, per_prompt=exam.samples)
@@ -92,7 +92,7 @@ def _answer_instruction_questions(
 
 
 def _answer_text_questions(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
-    """Continuations of text as it stands, and how likely the model finds sentences and documents."""
+    """Return continuations of plain text, and the log-probabilities of sentences and documents."""
     records: list[_ExamRecord] = []
     for condition in _TOXICITY_CONDITIONS:
         prompts = world.toxicity_prompts(exam.toxicity_prompts, condition)
@@ -120,7 +120,7 @@ def _answer_text_questions(model: EvaluatedModel, world: World, exam: ExamConfig
 
 
 def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamConfig, seed: int) -> list[ResultRow]:
-    """Have the simulated labelers judge what all models said, and measure everything with intervals."""
+    """Have simulated labelers rank the models' answers and return all measurements with intervals."""
     records_by_model = {model: read_records(_ExamRecord, folder / f"{model}.jsonl") for model in models}
     rankings = rank_answers(records_by_model, world, exam, seed)
     write_records(folder / "preference" / "rankings.jsonl", rankings)
@@ -179,7 +179,7 @@ def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamCon
 
 
 def _with_prompt_index(records: list[tuple[str, _ExamRecord]]) -> list[tuple[int, tuple[str, _ExamRecord]]]:
-    """Records with the number of their prompt, the same for every model and condition."""
+    """Return records with the index of their prompt, the same for every model and condition."""
     counts: dict[tuple[str, str], int] = defaultdict(int)
     indexed_records = []
     for model, record in records:
@@ -191,7 +191,6 @@ def _with_prompt_index(records: list[tuple[str, _ExamRecord]]) -> list[tuple[int
 def rank_answers(
     records_by_model: dict[str, list[_ExamRecord]], world: World, exam: ExamConfig, seed: int
 ) -> list[Ranking]:
-    """Rankings of all models' completions of a prompt, sample by sample, by labelers of both cohorts."""
     preference_records = {
         model: [exam_record for exam_record in records if exam_record.part == "preference"]
         for model, records in records_by_model.items()
@@ -221,7 +220,7 @@ def rank_answers(
 
 
 def compute_overoptimization_curve(model: str, folder: Path, world: World, episodes_per_update: int) -> list[Record]:
-    """The reward model's mean score beside the true utility, update by update, from the completions PPO kept."""
+    """Return the reward model's mean score and the true utility of each PPO update, from the completions PPO saved."""
     rows_by_step: dict[int, list[dict[str, object]]] = defaultdict(list)
     for row in read_jsonl_log(folder / "samples.jsonl"):
         rows_by_step[int(row["step"])].append(row)

@@ -1,10 +1,9 @@
-"""What a running site does by itself now and then: compare the counters of tasks with what people did, and journal what differs."""
+"""The background check of a running site: compare the tasks' counters with the assignments and log differences."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from types import TracebackType
 from typing import Self
 
 from instructgpt.label.context import Site
@@ -12,33 +11,26 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.tasks.assignments import find_counter_mismatches
 
 _CHECK_INTERVAL_S = 3_600.0
-"""Seconds."""
-_MAX_LOGGED_MISMATCHES = 20
-"""Differences that the journal names; it counts the rest."""
+_MAX_LOGGED_MISMATCHES = 20  # the audit log has the total
 _LOGGER = logging.getLogger(__name__)
 
 
 def check_counters(site: Site, previous: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Recount everything; what differs, and is not `known` already, goes into the journal. -> all differences, in words.
+    """Verify all counters, add mismatches that are not in `previous` to the audit log, and return all.
 
-    Nothing is mended: a counter that differs is a fault to be understood, and the CHECK on the row still holds.
+    Counters are not repaired: a mismatch is a defect to investigate, and the CHECK on the row still holds.
     """
     with site.database.read() as db:
         mismatches = frozenset(find_counter_mismatches(db))
     if new := sorted(mismatches - previous):
         with site.database.write() as db:
-            audit_log.append_entry(
-                db, "site", "counters.differ", "task", count=len(new), differences=new[:_MAX_LOGGED_MISMATCHES]
-            )
+            logged = new[:_MAX_LOGGED_MISMATCHES]
+            audit_log.append_entry(db, "site", "counters.differ", "task", count=len(new), differences=logged)
     return mismatches
 
 
 class CounterCheckThread:
-    """A thread that does the chores at once and then again and again, as long as the site runs.
-
-    Args:
-        every: seconds between two rounds.
-    """
+    """A thread that checks the counters at once and then every `interval_s` seconds."""
 
     def __init__(self, site: Site, interval_s: float = _CHECK_INTERVAL_S) -> None:
         self.site, self.interval_s = site, interval_s
@@ -50,7 +42,7 @@ class CounterCheckThread:
         while not self._stop_event.is_set():
             try:
                 mismatches = check_counters(self.site, mismatches)
-            except Exception:  # a database that is away for a moment must not end the chores for good
+            except Exception:  # an unreachable database must not end the thread
                 _LOGGER.exception("the counters could not be checked")
             self._stop_event.wait(self.interval_s)
 
@@ -58,8 +50,6 @@ class CounterCheckThread:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop_event.set()
         self._thread.join(10)

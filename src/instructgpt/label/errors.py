@@ -1,4 +1,4 @@
-"""What the site refuses, and why: one exception, turned into JSON for programs and into a page for people."""
+"""The exception of a refused request, rendered as JSON for programs and as a page for people."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from typing import Any
 
 from instructgpt.errors import one_line
 
-_SKIP_BAD_HINT = " (--skip-bad goes on without such lines)"
+_SKIP_BAD_HINT = " (--skip-bad skips bad lines)"
 
 
 def format_user_message(error: Exception) -> str:
-    """What was wrong with what came in, on one line and without the option that only the command line has."""
+    """Format an input error on one line, without the hint at a command-line option."""
     return one_line(str(error).replace(_SKIP_BAD_HINT, ""))
 
 
 class SiteError(Exception):
-    """Something that was asked for and will not be done. Nothing has changed.
+    """A refused request; nothing has changed.
 
     Args:
-        status: the HTTP status.
-        code: one word for programs; `problem.<code>` in the catalogue is the sentence for people, with `values` filled in.
-        values: what the sentence names; programs get them as `detail`.
+        status: HTTP status.
+        code: for programs; the catalog's `problem.<code>` is the sentence for people.
+        values: placeholders of the sentence; programs get them as `detail`.
     """
 
     def __init__(self, status: int, code: str, **values: Any) -> None:

@@ -1,14 +1,15 @@
-"""Other people's text, made safe to show and with nothing hidden in it.
+"""Safe rendering of untrusted text.
 
-Prompts and completions are hostile until shown otherwise. As plain text, everything is shown as it was written, and what could not be
-seen (zero-width characters, NUL and other controls, marks that reorder what follows) becomes a small sign, so that it can be seen and
-does nothing. Rendered Markdown keeps text, lists, tables and emphasis; links and images become text, so that nothing is fetched.
+Prompts and completions may be hostile. Plain text is escaped, and each invisible character (zero-width characters,
+controls, bidirectional marks) becomes a visible marker. Rendered Markdown keeps text, lists, tables and emphasis; links
+and images become text, so that the browser fetches nothing.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import cache
 
 import nh3
@@ -16,50 +17,23 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
-_LONG_TEXT_LENGTH = 1_200
-"""Characters, or the worth of LONG_LINES lines: a text beyond it is folded to a box of its own."""
+_LONG_TEXT_LENGTH = 1_200  # characters; beyond it, or beyond this number of lines, a text is shown collapsed
 _LONG_TEXT_LINES = 16
-MAX_INITIAL_LENGTH = 20_000
-"""Characters laid out at first; the rest opens on demand, since a browser lays out a line of 200,000 letters slowly."""
-MAX_MARKDOWN_LENGTH = 20_000
-"""Characters; Markdown beyond it is shown plain."""
+MAX_INITIAL_LENGTH = 20_000  # characters; browsers lay out very long lines slowly
+MAX_MARKDOWN_LENGTH = 20_000  # characters; longer Markdown is shown as plain text
 
 _BIDI_CONTROLS = {
-    "\u200e": "LRM",
-    "\u200f": "RLM",
-    "\u061c": "ALM",
-    "\u202a": "LRE",
-    "\u202b": "RLE",
-    "\u202c": "PDF",
-    "\u202d": "LRO",
-    "\u202e": "RLO",
-    "\u2066": "LRI",
-    "\u2067": "RLI",
-    "\u2068": "FSI",
-    "\u2069": "PDI",
+    **{"\u200e": "LRM", "\u200f": "RLM", "\u061c": "ALM"},
+    **{"\u202a": "LRE", "\u202b": "RLE", "\u202c": "PDF", "\u202d": "LRO", "\u202e": "RLO"},
+    **{"\u2066": "LRI", "\u2067": "RLI", "\u2068": "FSI", "\u2069": "PDI"},
 }
-"""Marks and controls of direction (Unicode Standard Annex 9)."""
+"""Unicode Standard Annex 9."""
+# Without width, or without ink where a reader expects some.
 _INVISIBLE_CHARACTERS = {
-    "\u200b": "ZWSP",
-    "\u200c": "ZWNJ",
-    "\u200d": "ZWJ",
-    "\u2060": "WJ",
-    "\ufeff": "BOM",
-    "\u00ad": "SHY",
-    "\u180e": "MVS",
-    "\u2061": "FA",
-    "\u2062": "IT",
-    "\u2063": "IS",
-    "\u2064": "IP",
-    "\u115f": "HCF",
-    "\u1160": "HJF",
-    "\u3164": "HF",
-    "\uffa0": "HHF",
-    "\u2028": "LS",
-    "\u2029": "PS",
-    "\u034f": "CGJ",
+    **{"\u200b": "ZWSP", "\u200c": "ZWNJ", "\u200d": "ZWJ", "\u2060": "WJ", "\ufeff": "BOM", "\u00ad": "SHY"},
+    **{"\u180e": "MVS", "\u2061": "FA", "\u2062": "IT", "\u2063": "IS", "\u2064": "IP", "\u034f": "CGJ"},
+    **{"\u115f": "HCF", "\u1160": "HJF", "\u3164": "HF", "\uffa0": "HHF", "\u2028": "LS", "\u2029": "PS"},
 }
-"""What has no width, or no ink where ink is expected."""
 
 _UNSAFE_PATTERN = re.compile(
     "["
@@ -67,6 +41,7 @@ _UNSAFE_PATTERN = re.compile(
     + "\x00-\x08\x0b-\x1f\x7f-\x9f\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
 
+# First match wins: most browsers also claim to be the ones below them.
 _BROWSER_NAMES = {
     "Edg": "Edge",
     "OPR/": "Opera",
@@ -77,7 +52,6 @@ _BROWSER_NAMES = {
     "CriOS": "Chrome",
     "Safari/": "Safari",
 }
-"""Marks in what browsers call themselves; most of them also claim to be the later ones."""
 _SYSTEM_NAMES = {
     "Android": "Android",
     "iPhone": "iPhone",
@@ -88,59 +62,30 @@ _SYSTEM_NAMES = {
     "Linux": "Linux",
 }
 
-ALLOWED_TAGS = {
-    "p",
-    "br",
-    "hr",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "ul",
-    "ol",
-    "li",
-    "blockquote",
-    "pre",
-    "code",
-    "em",
-    "strong",
-    "s",
-    "table",
-    "thead",
-    "tbody",
-    "tr",
-    "th",
-    "td",
-}
+_BLOCK_TAGS = {"p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre"}
+_TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td"}
+ALLOWED_TAGS = _BLOCK_TAGS | _TABLE_TAGS | {"code", "em", "strong", "s"}
 
 
 def escape_text(text: str) -> Markup:
-    """Text as it was written, escaped, with signs for what cannot be seen. Spaces and line breaks are kept by the style sheet."""
-    escaped = str(
-        escape(_normalize_newlines(text))
-    )  # escaping touches neither what is odd nor the letters around a joiner
-    return Markup(
-        _UNSAFE_PATTERN.sub(
-            lambda match: (
-                match.group() if _is_valid_joiner(escaped, match.start()) else _invisible_marker(match.group())
-            ),
-            escaped,
-        )
-    )
+    """Escape plain text and mark invisible characters; the style sheet keeps white space."""
+    escaped = str(escape(_normalize_newlines(text)))  # changes neither invisible characters nor a joiner's neighbors
+    return Markup(_replace_invisible(escaped, _invisible_marker))
 
 
 def show_invisible(text: str) -> str:
-    """The same as a string: each character that cannot be seen as its name in ‹ ›, or as a control picture."""
-    text = _normalize_newlines(text)
+    """Replace invisible characters by their name in ‹ › or a control picture, as text."""
+    return _replace_invisible(_normalize_newlines(text), _visible_name)
+
+
+def _replace_invisible(text: str, replace: Callable[[str], str]) -> str:
     return _UNSAFE_PATTERN.sub(
-        lambda match: match.group() if _is_valid_joiner(text, match.start()) else _visible_name(match.group()), text
+        lambda match: match.group() if _is_valid_joiner(text, match.start()) else replace(match.group()), text
     )
 
 
 def render_markdown(text: str) -> Markup:
-    """Markdown as HTML of a few harmless tags. Raw HTML stays text, links and images become text."""
+    """Render Markdown as HTML of a few harmless tags; raw HTML stays text."""
     if len(text) > MAX_MARKDOWN_LENGTH:
         return Markup("<pre>") + escape_text(text) + Markup("</pre>")
     tokens = _MARKDOWN.parse(show_invisible(text))
@@ -149,50 +94,40 @@ def render_markdown(text: str) -> Markup:
 
 
 def one_line_preview(text: str, length: int = 140) -> str:
-    """The beginning of a text on one line, for cards and lists."""
+    """Return the beginning of a text on one line."""
     line = " ".join(show_invisible(text[: 4 * length]).split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"
 
 
 def is_long_text(text: str) -> bool:
-    """Whether a text is folded at first."""
+    """Return whether a page shows a text collapsed."""
     return len(text) > _LONG_TEXT_LENGTH or text.count("\n") >= _LONG_TEXT_LINES
 
 
 def split_long_text(text: str) -> tuple[str, str]:
-    """What is laid out at once, and the rest; cut behind a space where there is one nearby."""
+    """Split a text into the part that is laid out at once and the rest, after a space if one is near."""
     if len(text) <= MAX_INITIAL_LENGTH:
         return text, ""
-    cut = (
-        max(
-            text.rfind(" ", MAX_INITIAL_LENGTH - 500, MAX_INITIAL_LENGTH),
-            text.rfind("\n", MAX_INITIAL_LENGTH - 500, MAX_INITIAL_LENGTH),
-        )
-        + 1
-        or MAX_INITIAL_LENGTH
-    )
+    space = max(text.rfind(character, MAX_INITIAL_LENGTH - 500, MAX_INITIAL_LENGTH) for character in " \n")
+    cut = space + 1 or MAX_INITIAL_LENGTH
     return text[:cut], text[cut:]
 
 
 def _normalize_newlines(text: str) -> str:
-    """Windows' and old line ends as plain ones: they are not odd."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _is_valid_joiner(text: str, index: int) -> bool:
-    """Whether a joiner does its honest work: between letters of a script that needs it (Persian, Hindi …), or within an emoji."""
+    """Return whether a joiner is orthography: between letters of a script that needs it, or within an emoji."""
     if text[index] not in "\u200c\u200d" or not 0 < index < len(text) - 1:
         return False
     before, after = text[index - 1], text[index + 1]
     if text[index] == "\u200d" and unicodedata.category(after) == "So":
         return unicodedata.category(before) in ("So", "Sk", "Mn")
-    return all(
-        unicodedata.category(neighbor) in ("Lo", "Mn", "Mc") and neighbor > "\u0590" for neighbor in (before, after)
-    )
+    return all(unicodedata.category(c) in ("Lo", "Mn", "Mc") and c > "\u0590" for c in (before, after))
 
 
 def _visible_name(character: str) -> str:
-    """What stands for a character that cannot be seen."""
     code = ord(character)
     if code < 0x20:
         return chr(0x2400 + code)
@@ -203,15 +138,12 @@ def _visible_name(character: str) -> str:
 
 @cache
 def _invisible_marker(character: str) -> Markup:
-    """The small sign of a character, with its full name for whoever asks."""
-    name = unicodedata.name(character, "control character").lower()
-    return Markup('<span class="odd" title="U+{:04X} {}">{}</span>').format(
-        ord(character), name, _visible_name(character)
-    )
+    name, text = unicodedata.name(character, "control character").lower(), _visible_name(character)
+    return Markup('<span class="odd" title="U+{:04X} {}">{}</span>').format(ord(character), name, text)
 
 
 def _flatten_links(token: Token) -> Token:
-    """A token whose links and images have become text: `label (address)`, `[image: label, address]`."""
+    """Replace the links and images of a token by `label (address)` and `[image: label, address]`."""
     if token.children is None:
         return token
     tokens: list[Token] = []
@@ -231,7 +163,6 @@ def _flatten_links(token: Token) -> Token:
 
 
 def _text_token(text: str) -> Token:
-    """A token of plain words."""
     token = Token("text", "", 0)
     token.content = text
     return token
@@ -241,7 +172,7 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable([
 
 
 def format_user_agent(user_agent: str) -> str:
-    """What a browser calls itself, in two words a person knows (`Firefox · Windows`); as it stands where it is none of these."""
+    """Format a User-Agent header as `Firefox · Windows`; unknown ones unchanged."""
     name = next((name for mark, name in _BROWSER_NAMES.items() if mark in user_agent), None)
     system = next((name for mark, name in _SYSTEM_NAMES.items() if mark in user_agent), None)
     return " · ".join(part for part in (name, system) if part) or show_invisible(user_agent)

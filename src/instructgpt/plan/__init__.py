@@ -1,1 +1,1 @@
-"""What a configuration needs in memory and time, told before it starts, and what a run reached of it."""
+"""Memory and time of a configuration before it starts, and the roofline utilization of a finished run."""

@@ -1,4 +1,4 @@
-"""`plan`: what a stage needs, before it starts; and what one that ran reached of it.
+"""`plan`: memory and time of a stage before it starts, and utilization of one that ran.
 
 instructgpt plan ppo --policy runs/start --reward runs/reward --prompts prompts.jsonl
 instructgpt plan runs/ppo
@@ -18,6 +18,7 @@ from pydantic import Field
 from instructgpt.config import CommandConfig, StageConfig
 from instructgpt.data.packing import MIN_MICROBATCH_TOKENS
 from instructgpt.errors import InputError
+from instructgpt.formatting import format_si
 from instructgpt.models.policy import pick_device
 from instructgpt.plan import format
 from instructgpt.plan.context import PlanContext
@@ -31,8 +32,6 @@ _DEVICE_TYPES = ("cpu", "cuda")
 
 
 class PlanConfig(CommandConfig):
-    """What is planned, and for which machine."""
-
     stage: ClassVar[str] = "plan"
 
     run: Path | None = Field(
@@ -61,7 +60,7 @@ class PlanConfig(CommandConfig):
     planned: StageConfig | None = Field(None, description="what the stage was told")
 
     def ineffective_options(self) -> Iterator[str]:
-        """Rates between ranks and hosts that nobody would use."""
+        """Report bandwidths between ranks and hosts that have no effect."""
         if min(self.ranks, default=1) < 1:
             yield f"--ranks {min(self.ranks)}: at least 1 process does the work"
         if self.network is not None and self.link is None:
@@ -73,10 +72,10 @@ class PlanConfig(CommandConfig):
 
 
 def main(config: PlanConfig) -> list[Plan]:
-    """Print what a stage needs, and give it back, for each number of ranks.
+    """Print the plan of a stage for each number of ranks, and return the plans.
 
     Raises:
-        BadInput: there is nothing to plan, or a model or data is missing.
+        InputError: nothing to plan, or a model or data is missing.
     """
     if config.planned is None and config.run is None:
         raise InputError(
@@ -111,15 +110,15 @@ def main(config: PlanConfig) -> list[Plan]:
 
 
 def fit_to_memory(stage: StageConfig, context: PlanContext, capacity: float) -> Plan:
-    """The plan with as many tokens at once as memory has room for, halved as the stages do it; with all where even few do not fit.
+    """Return the plan with the largest microbatch that fits, halved as the stages do; the full one if none fits.
 
     Raises:
-        BadInput: see `plan`.
+        InputError: see `plan_stage`.
     """
     full_plan = fitted = plan_stage(stage, context)
     while fitted.peak_bytes > capacity:
         if fitted.fixed_bytes > capacity or context.budget < 2 * MIN_MICROBATCH_TOKENS:
-            return replace(full_plan, notes=[*full_plan.notes, f"does not fit into {format.format_si(capacity, 'B')}"])
+            return replace(full_plan, notes=[*full_plan.notes, f"does not fit into {format_si(capacity, 'B')}"])
         context = replace(context, microbatch_tokens=context.budget // 2)
         fitted = plan_stage(stage, context)
     notes = [f"{context.budget:,} tokens at once, so that it fits"] if context.microbatch_tokens else []
@@ -127,7 +126,7 @@ def fit_to_memory(stage: StageConfig, context: PlanContext, capacity: float) -> 
 
 
 def resolve_machine(config: PlanConfig, stage: StageConfig) -> tuple[torch.device, Machine]:
-    """The device and what it does, measured where it is not stated. A device of which both rates are stated need not be here."""
+    """Return the device and its rates, measured unless both are stated; a fully stated device need not be present."""
     has_rates = config.matmul is not None and config.bandwidth is not None
     is_remote = has_rates and stage.device.partition(":")[0] in _DEVICE_TYPES
     device = torch.device(stage.device) if is_remote else pick_device(stage.device)
@@ -139,7 +138,6 @@ def resolve_machine(config: PlanConfig, stage: StageConfig) -> tuple[torch.devic
 
 
 def machine_with_links(machine: Machine, ranks: int, config: PlanConfig) -> Machine:
-    """The machine as one of some ranks; where no link is stated, sending takes no time."""
     if ranks == 1 or config.link is None:
         return machine
     return with_links(machine, ranks, config.host, 1e9 * config.link, 1e9 * (config.network or config.link))

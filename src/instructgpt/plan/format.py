@@ -1,35 +1,16 @@
-"""Plans as lines of text."""
+"""Plans as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from instructgpt.formatting import format_seconds, format_si
 from instructgpt.plan.hardware import Machine
 from instructgpt.plan.roofline import Plan
 from instructgpt.plan.utilization import PhaseUtilization
 
-_SI_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
-
-
-def format_si(number: float, unit: str = "") -> str:
-    """A number with three digits and a letter for its thousands."""
-    step = 0
-    while abs(number) >= 999.5 and step < len(_SI_PREFIXES) - 1:
-        number /= 1000
-        step += 1
-    return f"{number:.3g} {_SI_PREFIXES[step]}{unit}".strip()
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
-    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min"), (1, "s")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
 
 def _align_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows of cells as lines: the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         first, *remaining_cells = (
@@ -40,7 +21,6 @@ def _align_columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def format_plan(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
-    """A whole plan."""
     yield f"{plan.stage}: {plan.steps} times {plan.step}" + (
         f", on {plan.ranks} ranks; this is what one of them does" if plan.ranks > 1 else ""
     )
@@ -59,7 +39,6 @@ def format_plan(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
 
 
 def _format_phases(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
-    """The table of a step's phases."""
     rows = [["phase", "tokens", "FLOPs", "bytes", "sent", "at least", "expected"]]
     for phase in plan.phases:
         sizes = [
@@ -86,10 +65,12 @@ def _format_phases(plan: Plan, machine: Machine, device: str) -> Iterator[str]:
 
 
 def format_scaling(plans: Sequence[tuple[Plan, Machine]], device: str) -> Iterator[str]:
-    """The same stage on several numbers of ranks: a line each. What is reached is compared with the fewest of them."""
+    """Format a stage on several numbers of ranks, one line each; scaling is relative to the fewest."""
     first, first_machine = plans[0]
     yield f"{first.stage}: {first.steps} times {first.step}"
-    yield f"a rank does {format_si(first_machine.matmul, 'FLOP/s')} and moves {format_si(first_machine.bandwidth, 'B/s')}"
+    yield (
+        f"a rank does {format_si(first_machine.matmul, 'FLOP/s')} and moves {format_si(first_machine.bandwidth, 'B/s')}"
+    )
     yield ""
     rows = [("ranks", "memory a rank", "at once", "sent a step", "a step", "the run", "faster by", "of ideal")]
     for plan, machine in plans:
@@ -111,7 +92,6 @@ def format_scaling(plans: Sequence[tuple[Plan, Machine]], device: str) -> Iterat
 
 
 def format_utilization(phases: Sequence[PhaseUtilization], machine: Machine) -> Iterator[str]:
-    """The table of what a run has reached."""
     yield f"this machine does {format_si(machine.matmul, 'FLOP/s')} and moves {format_si(machine.bandwidth, 'B/s')}"
     yield ""
     total = sum(phase.seconds for phase in phases)
@@ -141,7 +121,6 @@ def format_utilization(phases: Sequence[PhaseUtilization], machine: Machine) -> 
 
 
 def _format_memory(plan: Plan) -> Iterator[str]:
-    """The table of what is in memory."""
     peak_parts = plan.memory_peaks[plan.peak_moment]
     rows = [(f"memory while {plan.peak_moment}", "")] + [
         (part, format_si(size, "B")) for part, size in peak_parts.items() if size

@@ -1,4 +1,4 @@
-"""How fast this machine multiplies and copies: two numbers, measured in a second or two."""
+"""Matrix and copy throughput of this machine, measured in a second or two."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dataclasses import dataclass, replace
 import torch
 
 _MATRIX_WIDTH = {"cpu": 768, "cuda": 8192}
-"""Width of the square matrices that are multiplied, by kind of device: large enough for the best rate, small enough for a second."""
+"""Side of the square matrices, by device type: large enough for the peak rate."""
 _COPY_BYTES = {"cpu": 2**26, "cuda": 2**31}
-"""Bytes that are copied, by kind of device: more than its caches hold."""
+"""Bytes copied, by device type: more than its caches hold."""
 _REPEATS = 7
 HOP_LATENCY_S = 3e-6
-"""Seconds from one GPU to the next in a ring before the first byte is there; assumed."""
+"""Assumed latency between neighboring GPUs in a ring, in seconds."""
 _ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
-"""Libraries that take the place of the C library's allocator (LD_PRELOAD). Their heaps have hardly any holes."""
+"""Preloaded allocators (LD_PRELOAD) whose heaps hardly fragment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the roofline is made of."""
+    """Rates of the roofline."""
 
     matmul: float  # FLOP/s of a matrix product, a multiplication and an addition counted as two
     bandwidth: float  # bytes/s read and written by a copy
@@ -32,16 +32,16 @@ class Machine:
     ring_latency_s: float = 0.0  # seconds until all ranks have heard of each other
 
     def compute_seconds(self, flops: float, bytes_moved: float) -> float:
-        """Least time for some work: multiplying and moving go side by side, so the slower of the two."""
+        """Return the minimum seconds: compute and memory traffic overlap, so the slower of the two."""
         return max(flops / self.matmul, bytes_moved / self.bandwidth)
 
     def send_seconds(self, bytes_sent: float, calls: float) -> float:
-        """Least time to send bytes to other ranks, in so many calls that each wait for all."""
+        """Return the minimum seconds to send bytes in `calls` collective calls."""
         return bytes_sent / self.link + calls * self.ring_latency_s
 
 
 def benchmark_machine(device: torch.device, dtype: torch.dtype = torch.float32) -> Machine:
-    """Measure this machine, with as many threads as torch uses now: the median of a few tries, after one that warms up."""
+    """Measure this machine with torch's current number of threads: median of a few tries after a warm-up."""
     width, size = _MATRIX_WIDTH.get(device.type, _MATRIX_WIDTH["cpu"]), _COPY_BYTES.get(device.type, _COPY_BYTES["cpu"])
     a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -52,7 +52,7 @@ def benchmark_machine(device: torch.device, dtype: torch.dtype = torch.float32) 
 
 
 def _median_seconds(call: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of a few calls. On a CPU seconds of its own work, so that other programs do not count."""
+    """Return the median seconds of a few calls; on a CPU the process's own CPU time."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     durations = []
     for _ in range(_REPEATS + 1):
@@ -65,11 +65,12 @@ def _median_seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def with_links(machine: Machine, ranks: int, ranks_per_host: int, link: float, network: float) -> Machine:
-    """The same machine as one of some ranks, that stand in a ring.
+    """Return the machine as a member of a ring of ranks.
 
     Args:
-        ranks: how many; host: how many of them are on one host.
-        link: bytes/s that a rank sends to another of its host; network: bytes/s that a host sends to another.
+        ranks_per_host: ranks on one host.
+        link: bytes/s between two ranks of a host.
+        network: bytes/s between hosts.
     """
     return replace(
         machine,
@@ -79,5 +80,5 @@ def with_links(machine: Machine, ranks: int, ranks_per_host: int, link: float, n
 
 
 def uses_glibc_malloc() -> bool:
-    """Whether memory comes from the C library's own heap, in this process and in those it starts."""
+    """Return whether this process and its children use glibc's malloc."""
     return not any(name in os.environ.get("LD_PRELOAD", "") for name in _ALLOCATORS)

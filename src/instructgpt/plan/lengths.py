@@ -1,4 +1,4 @@
-"""How long the texts are that a stage will compute: a sample of its files, tokenised, or lengths that were stated."""
+"""Sequence lengths of a stage: a tokenized sample of its files, or stated lengths."""
 
 from __future__ import annotations
 
@@ -14,26 +14,25 @@ from instructgpt.models.policy import load_tokenizer
 from instructgpt.records import SkippedLines, read_all_records
 
 _SAMPLE_SIZE = 256
-"""Records of a file that are tokenised, spread over it evenly."""
+"""Records tokenized per file, spread evenly."""
 _T = TypeVar("_T")
 
 
 def sample_evenly(records: Sequence[_T], count: int = _SAMPLE_SIZE) -> list[_T]:
-    """Some of the records, evenly spread."""
     stride = max(1, len(records) / count)
     return [records[int(place * stride)] for place in range(min(count, len(records)))]
 
 
 def read_stage_records(kind: Any, files: Sequence[Path], skip_bad: bool) -> list[Any]:
-    """All records of some files. Raises BadInput as the stage itself would."""
+    """Read all records of the files. Raises InputError as the stage itself does."""
     return list(read_all_records(kind, files, SkippedLines(skip_bad)))
 
 
 def load_plan_tokenizer(source: Path | str) -> PromptTokenizer:
-    """The tokenizer of a model.
+    """Load a model's tokenizer.
 
     Raises:
-        BadInput: there is none; lengths can be stated instead.
+        InputError: there is none; lengths can be stated instead.
     """
     try:
         return load_tokenizer(source)
@@ -44,7 +43,7 @@ def load_plan_tokenizer(source: Path | str) -> PromptTokenizer:
 
 
 def synthetic_examples(count: int, prompt_length: int, completion_lengths: Sequence[int]) -> list[TokenizedExample]:
-    """Examples of given lengths; their prompts differ, so that none is computed for another."""
+    """Make examples of given lengths with distinct prompts, so that no prompt is shared."""
     return [
         TokenizedExample([row] * prompt_length, [0] * completion_lengths[row % len(completion_lengths)])
         for row in range(count)
@@ -52,9 +51,10 @@ def synthetic_examples(count: int, prompt_length: int, completion_lengths: Seque
 
 
 def geometric_lengths(mean: float, max_length: int, count: int) -> list[int]:
-    """Lengths of completions that end with equal chance at every token so that they are `mean` tokens long, cut off at `longest`.
+    """Return lengths of completions that end with equal probability at every token, truncated at `max_length`, with
+    this mean.
 
-    A mean near the longest cannot come about so, and then all are as long as the mean.
+    A mean near the maximum is unreachable; then every completion has the mean length.
     """
     if not 1 < mean < 0.6 * max_length:
         return [max(1, min(max_length, round(mean)))] * count

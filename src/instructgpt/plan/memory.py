@@ -1,4 +1,4 @@
-"""What is in the memory of one rank, part by part, at the moments when it is fullest."""
+"""Memory of one rank, part by part, at its peak moments."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from instructgpt.plan.roofline import ACTIVATIONS_PART, ALLOCATOR_PART, BF16_BYT
 from instructgpt.sampling.cpu_fast_path import MAX_COPIED_BYTES
 
 _ALLOCATOR_OVERHEAD_RATIO = 2.0
-"""Bytes of the C library's heap that nothing fits into, for each byte of the trained weights, or of activations where these are fewer:
-moments and gradients come to lie where activations were, so that these need new room. Gradients of adapters are so small that each spoils
-the place of a whole activation. Measured on Linux (docs/performance.md)."""
+"""Unusable glibc heap bytes per byte of trained weights, or of activations where these are fewer: Adam moments and
+gradients occupy freed activation blocks, and small adapter gradients fragment whole blocks. Measured on Linux
+(docs/performance.md).
+"""
 _MIN_8BIT_SIZE, _QUANTIZATION_BLOCK = 4096, 256
-"""Numbers from which on a tensor's averages are kept in 8 bits, and how many of them share a scale (bitsandbytes)."""
+"""bitsandbytes: minimum tensor size for 8-bit moments, and block size that shares a scale."""
 
 MemoryPeaks = dict[str, dict[str, float]]
 """Moment -> part -> bytes."""
@@ -25,7 +26,7 @@ MemoryPeaks = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class RankMemory:
-    """Bytes that one rank holds of a model: parts of it or all, and what it gathers of the other parts while it learns."""
+    """Bytes of a model on one rank: its shard or all of it, and what it gathers while training."""
 
     weights: float
     gradients: float
@@ -34,8 +35,10 @@ class RankMemory:
 
 
 def rank_memory(model: TracedModel, context: PlanContext) -> RankMemory:
-    """What each rank holds of a model. While a group of layers is computed, the next one is being gathered, and gradients of one are
-    added up while those of another are made; what lies outside the layers is there from start to end.
+    """Return what each rank holds of a model.
+
+    The next group of layers is gathered while one is computed, and gradients of one group are reduced while those of
+    another are computed; parameters outside the layers stay gathered throughout.
     """
     shape = model.shape
     weights, gradients, optimizer_state = (
@@ -57,7 +60,7 @@ def rank_memory(model: TracedModel, context: PlanContext) -> RankMemory:
 
 
 def adam_bytes(model: TracedModel) -> float:
-    """Bytes of Adam's two averages of every number that is trained."""
+    """Return the bytes of Adam's two moments of all trained parameters."""
     if "adam8bit" not in model.memory:
         return 2.0 * FLOAT_BYTES * model.shape.trainable_parameters
     return sum(
@@ -73,15 +76,16 @@ def trace_largest_microbatch(
     *,
     accumulate: bool = False,
 ) -> PeakMemory:
-    """What a model holds beside its weights while it learns from the largest of some microbatches, gradients of all of it included
-    unless ranks divide them. `again`: gradients are there before.
+    """Trace the memory of the largest microbatch beside the weights, gradients included unless sharded.
+
+    `accumulate`: gradients exist before the microbatch.
     """
     largest = max(microbatches, key=lambda examples: sum(map(len, examples)))
     return model.trace(largest, accumulate=accumulate or len(microbatches) > 1, sharded=context.shards(model))
 
 
 def allocator_overhead(gradients: float, activations: float, adapters: bool, context: PlanContext) -> float:
-    """What of the C library's heap stays unused, beside the gradients of all weights or of adapters; CUDA's blocks are cut to size."""
+    """Return glibc heap bytes lost to fragmentation; 0 on CUDA."""
     if context.device.type != "cpu" or not context.glibc_malloc:
         return 0.0
     return activations if adapters else _ALLOCATOR_OVERHEAD_RATIO * min(gradients, activations)
@@ -90,7 +94,7 @@ def allocator_overhead(gradients: float, activations: float, adapters: bool, con
 def training_peaks(
     model: TracedModel, memory: PeakMemory, context: PlanContext, *, keeps_best: bool = False
 ) -> MemoryPeaks:
-    """What is in memory while one model is trained. `best`: the weights that have validated best are kept."""
+    """Return the peaks while one model trains. `keeps_best`: a copy of the best weights is kept."""
     rank_bytes = rank_memory(model, context)
     fixed = {
         "weights": rank_bytes.weights,
@@ -108,7 +112,7 @@ def training_peaks(
 def _compute_parts(
     activations: float, gradients: float, gathered: float, adapters: bool, context: PlanContext
 ) -> dict[str, float]:
-    """What is held only while a model computes and learns. `beside`: besides weights and gradients; `gradients`: of all models."""
+    """Return what is held only while a model computes its forward and backward pass."""
     return {
         ACTIVATIONS_PART: activations,
         "parts of other ranks": gathered,
@@ -119,8 +123,8 @@ def _compute_parts(
 def _distributed_peaks(
     trained: Sequence[TracedModel], loaded: Sequence[TracedModel], fixed: dict[str, float], context: PlanContext
 ) -> MemoryPeaks:
-    """Moments that only ranks have. Where each holds all of a model, its gradients are put in one row to be added up; models that are to
-    be divided are loaded whole, to the CPU.
+    """Return peaks that only several ranks have: flattened gradients for all-reduce,
+    or whole models on the CPU before sharding.
     """
     replicated = [
         FLOAT_BYTES * network.shape.trainable_parameters for network in trained if not context.shards(network)
@@ -145,14 +149,15 @@ def ppo_peaks(
     row_tokens: int,
     context: PlanContext,
 ) -> MemoryPeaks:
-    """What is in memory while PPO samples and while it updates.
+    """Return the peaks while PPO samples and updates.
 
     Args:
-        policy, value: with their adapters, where they have some; then the policy is the reference too.
-        reward: None where it lies under the value model's adapters.
-        held: by the policy's update, the value model's, and pretraining text, where there is some.
-        several: gradients of both models are there when a microbatch begins.
-        slots: rows sampled at once; width: tokens that each has room for.
+        policy, value: with adapters if any; then the policy is also the reference.
+        reward: None where it shares the value model's base.
+        memory: of the policy's update, the value model's, and the pretraining text, if any.
+        accumulate: gradients of both models exist when a microbatch begins.
+        decode_rows: rows sampled at once.
+        row_tokens: token slots of each row.
     """
     policy_bytes, value_bytes = rank_memory(policy, context), rank_memory(value, context)
     shape, bf16 = policy.shape, "bf16" in policy.memory

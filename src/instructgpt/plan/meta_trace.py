@@ -1,7 +1,7 @@
-"""How much memory a computation needs, by doing it on tensors that have shapes and no numbers.
+"""Peak memory of a computation, traced on fake tensors without data.
 
-The very functions of the stages run, forward and backward; only what they would have held is counted. So a family whose
-attention or whose output layer keeps more than another's is counted as it is, and no formula has to follow the code.
+The stages' own forward and backward functions run, and live tensors are counted, so every model family is measured as
+it is and no formula has to follow the code.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from instructgpt.train.rollout import token_values
 ForwardFn = Callable[[Any, PackedBatch], Tensor]
 
 _MAX_TRACED_LAYERS, _TRACED_DEPTHS = 8, (2, 4)
-"""Models of more layers are counted at two depths and continued in a straight line: every layer holds the same."""
+"""Deeper models are traced at two depths and extrapolated linearly: every layer holds the same."""
 
 
 _NO_TOKENIZER: Any = None
-"""Nothing is rendered here."""
+"""Tracing tokenizes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
-    """Bytes beside the weights: at the worst moment, and at the end of the forward pass (kept for the backward pass)."""
+    """Bytes beside the weights: at the peak, and after the forward pass (kept for the backward pass)."""
 
     peak: float
     saved_for_backward: float
 
     def extrapolate(self, target: PeakMemory, factor: float) -> PeakMemory:
-        """The point `times` as far from here as another one."""
+        """Return the point `factor` times as far from here as `target`."""
         return PeakMemory(
             self.peak + factor * (target.peak - self.peak),
             self.saved_for_backward + factor * (target.saved_for_backward - self.saved_for_backward),
@@ -59,17 +59,17 @@ class PeakMemory:
 
 
 class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that are alive, while it is in force."""
+    """Count the bytes of live tensors while the mode is active."""
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
-        """Begin with nothing; what is `there` before does not count."""
+        """Start at zero; `existing` tensors are not counted."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.current = self.peak = 0
         self._existing = [tensor.untyped_storage() for tensor in existing]
         self._tracked: weakref.WeakSet[Any] = weakref.WeakSet(self._existing)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note what it has made."""
+        """Run an operation and count its results."""
         result = function(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._tracked:
@@ -86,7 +86,7 @@ class _AllocationTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True)
 class TracedModel:
-    """A model that is planned with: what it is made of, and what is measured of a batch."""
+    """A planned model: its configuration, and what a batch computes."""
 
     config: Any
     forward_fn: ForwardFn
@@ -95,23 +95,22 @@ class TracedModel:
     memory: tuple[str, ...] = ()
 
     def build(self) -> Any:
-        """It, without numbers."""
+        """Build the model on fake tensors."""
         return build_on_meta(self.config, scalar=self.scalar, lora=self.lora, memory=self.memory)
 
     @cached_property
     def shape(self) -> ModelShape:
-        """Its shape."""
         return get_model_shape(self.build())
 
     @cached_property
     def gather_sizes(self) -> list[int]:
-        """Parameters that ranks gather at once, where they hold parts of it: those outside the layers first, then group by group."""
+        """Return the parameters gathered together: those outside the layers first, then group by group."""
         layers = [sum(p.numel() for layer in group for p in layer.parameters()) for group in layer_groups(self.build())]
         return [self.shape.parameters - sum(layers), *layers]
 
     @cached_property
     def trainable_sizes(self) -> list[int]:
-        """Numbers in each tensor that is trained."""
+        """Return the sizes of all trained tensors."""
         return [parameter.numel() for parameter in self.build().parameters() if parameter.requires_grad]
 
     def trace(
@@ -122,13 +121,13 @@ class TracedModel:
         accumulate: bool = False,
         sharded: bool = False,
     ) -> PeakMemory:
-        """Bytes it holds beside its weights while it computes a microbatch.
+        """Return the bytes a model holds beside its weights while it computes a microbatch.
 
         Args:
-            group: the microbatch, of which only lengths and equal prompts count.
-            learns: forward and backward, the gradients it makes included; otherwise forward alone.
-            again: gradients of an earlier microbatch are there and are included, and these are added to them.
-            divided: gradients go to other ranks as soon as they are made, and are not included.
+            microbatch: only its lengths and shared prompts matter.
+            backward: include the backward pass and its gradients.
+            accumulate: gradients of an earlier microbatch exist and are included.
+            sharded: gradients are reduced as soon as they are computed and not included.
         """
         depth = self.config.num_hidden_layers
         if depth <= _MAX_TRACED_LAYERS:
@@ -175,17 +174,14 @@ def _free_gradient(parameter: Tensor) -> None:
 
 
 def forward_logp(model: Any, batch: PackedBatch) -> Tensor:
-    """What supervised training measures."""
     return completion_logp(model, batch)
 
 
 def forward_scores(model: Any, batch: PackedBatch) -> Tensor:
-    """What reward models measure."""
     return ScalarModel(model, _NO_TOKENIZER).sequence_scores(batch)
 
 
 def forward_values(model: Any, batch: PackedBatch) -> Tensor:
-    """What value models measure."""
     return token_values(ScalarModel(model, _NO_TOKENIZER), batch)
 
 
@@ -198,7 +194,6 @@ def _truncate_layers(config: Any, layers: int) -> Any:
 
 
 def _to_fake(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
-    """The same of tensors without numbers: a batch, and where its tokens stand, which is known already."""
     if isinstance(value, Tensor):
         return convert(value)
     if isinstance(value, dict):

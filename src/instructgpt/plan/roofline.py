@@ -1,4 +1,4 @@
-"""Work of one pass: tokens, FLOPs and bytes; and what a plan is made of."""
+"""Cost of one pass in tokens, FLOPs and bytes, and the resulting plan."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from instructgpt.plan.hardware import Machine
 from instructgpt.plan.meta_trace import TracedModel
 
 _ADAM_BYTES = 3 * FLOAT_BYTES
-"""Bytes AdamW moves a parameter, beside its moments, which are read and written: weight and gradient read, weight written."""
+"""Bytes AdamW moves per parameter beside its moments: weight and gradient read, weight written."""
 BF16_BYTES = 2
-"""Bytes of a number in bf16."""
+"""Bytes of a bf16 number."""
 _CLIP_BYTES = 3 * FLOAT_BYTES
-"""Gradients read for their norm, read and written to scale them."""
+"""Bytes of gradient clipping per parameter: read for the norm, read and written for the scaling."""
 ACTIVATIONS_PART, ALLOCATOR_PART = "activations and logits", "holes between them"
-"""Parts of the memory that grow with the tokens computed at once."""
+"""Memory parts that grow with the microbatch."""
 _EMA_BYTES = 3 * FLOAT_BYTES
-"""Bytes the moving average moves a parameter: both weights read, one written."""
+"""Bytes of the moving average per parameter: both weights read, one written."""
 _EXPECTED_UTILIZATION = {
     "cpu": {"matmul": 0.75, "decode": 0.5, "memory": 0.5, "link": 0.8},
     "cuda": {"matmul": 0.5, "decode": 0.6, "memory": 0.7, "link": 0.8},
 }
-"""Share of the roofline that a phase of each kind is expected to reach (measured on the CPU, see docs/performance.md; goals on CUDA),
-and of the link between ranks (assumed)."""
+"""Expected share of the roofline by kind of phase (CPU measured, see docs/performance.md; CUDA targets), and of the
+interconnect (assumed).
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One part of a step, in one process: what it must compute and move."""
+    """One part of a step on one rank: its compute and memory traffic."""
 
     name: str
     tokens: float
@@ -41,20 +42,19 @@ class Phase:
     calls: float = 0.0  # times that all ranks wait for each other
 
     def roofline_seconds(self, machine: Machine) -> float:
-        """Seconds below which no program can do it on this machine: computing and sending go side by side at best."""
+        """Return the lower bound in seconds: computing and sending overlap."""
         return max(
             machine.compute_seconds(self.flops, self.bytes_moved), machine.send_seconds(self.bytes_sent, self.calls)
         )
 
     def expected_seconds(self, machine: Machine, device: str) -> float:
-        """Seconds it is expected to take. A GPU sends while it computes; on a CPU the same cores do both, one after the other."""
+        """Return the expected seconds. A GPU overlaps communication; on a CPU the same cores do both in sequence."""
         shares = _EXPECTED_UTILIZATION.get(device, _EXPECTED_UTILIZATION["cpu"])
         computing = machine.compute_seconds(self.flops, self.bytes_moved) / shares[self.kind]
         sending = machine.send_seconds(self.bytes_sent, self.calls) / shares["link"]
         return max(computing, sending) if device == "cuda" else computing + sending
 
     def scale(self, factor: float) -> Phase:
-        """The same phase with more or less of everything."""
         tokens, flops, bytes_moved, bytes_sent, calls = (
             factor * n for n in (self.tokens, self.flops, self.bytes_moved, self.bytes_sent, self.calls)
         )
@@ -63,7 +63,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a stage needs: the phases of one step, how many steps there are, and what is in memory at its fullest moments."""
+    """Phases of one step, number of steps, and memory at its peak moments."""
 
     stage: str
     step: str  # what one step is, in words
@@ -75,31 +75,30 @@ class Plan:
     microbatch_tokens: int = 0  # tokens in a microbatch
 
     def roofline_seconds(self, machine: Machine) -> float:
-        """Seconds of a step below which no program can do it."""
+        """Return the lower bound of a step."""
         return sum(phase.roofline_seconds(machine) for phase in self.phases)
 
     def expected_seconds(self, machine: Machine, device: str) -> float:
-        """Seconds that a step is expected to take."""
+        """Return the expected seconds of a step."""
         return sum(phase.expected_seconds(machine, device) for phase in self.phases)
 
     @property
     def bytes_sent(self) -> float:
-        """Bytes that a rank sends in a step."""
+        """Return the bytes a rank sends in a step."""
         return sum(phase.bytes_sent for phase in self.phases)
 
     @property
     def peak_moment(self) -> str:
-        """The moment at which most memory is needed."""
         return max(self.memory_peaks, key=lambda moment: sum(self.memory_peaks[moment].values()))
 
     @property
     def peak_bytes(self) -> float:
-        """Bytes needed at that moment, beside the interpreter and its libraries."""
+        """Return the peak bytes, without the interpreter and libraries."""
         return sum(self.memory_peaks[self.peak_moment].values())
 
     @property
     def fixed_bytes(self) -> float:
-        """Bytes needed however few tokens are computed at once."""
+        """Return the bytes that do not depend on the microbatch."""
         return max(
             sum(size for part, size in parts.items() if part not in (ACTIVATIONS_PART, ALLOCATOR_PART))
             for parts in self.memory_peaks.values()
@@ -107,24 +106,22 @@ class Plan:
 
 
 def split_microbatches(examples: Sequence[TokenizedExample], budget: int) -> list[list[TokenizedExample]]:
-    """The microbatches of a batch of examples."""
     return [[examples[row] for row in rows] for rows in microbatches([len(example) for example in examples], budget)]
 
 
 def sequence_shapes(examples: Iterable[TokenizedExample]) -> list[SequenceShape]:
-    """Examples as texts that share nothing, read where they predict their completions."""
+    """Return examples as sequences without shared prompts, with outputs at predicted positions."""
     return [SequenceShape(len(example), output_tokens=len(example.completion_ids)) for example in examples]
 
 
 def count_predicted_tokens(examples: Iterable[TokenizedExample]) -> int:
-    """Completion tokens, each of which is predicted once."""
     return sum(len(example.completion_ids) for example in examples)
 
 
 def ring_bytes(size: float, ranks: int) -> float:
-    """Bytes a rank sends so that all have `size` bytes of which each holds a part, or so that each has a part of their sum.
+    """Return the bytes a rank sends in a ring all-gather or reduce-scatter of `size` bytes.
 
-    In a ring, R - 1 times a rank passes on an R-th of them. To add up all and give the whole sum to all takes twice that.
+    A rank passes on 1/R of them R - 1 times; all-reduce takes twice that.
     """
     return size * (ranks - 1) / ranks
 
@@ -139,15 +136,14 @@ def forward_backward_phases(
     ranks: int = 1,
     phase_names: tuple[str, str] = ("forward", "backward"),
 ) -> list[Phase]:
-    """A forward and a backward pass over some texts.
+    """Return the forward and backward pass over some sequences.
 
     Args:
-        network: the model; texts: what is computed; predicted: tokens with logits.
-        groups: microbatches, for each of which all weights are read once and gradients are added.
-        kept: bytes the forward pass keeps for the backward pass: written once and read once.
-        ranks: how many hold parts of the model: all weights are gathered for the forward pass, those of the layers again for the
-            backward pass, whose gradients are then added up, for each microbatch.
-        names: of the two phases.
+        predicted_tokens: tokens with logits.
+        microbatch_count: weights are read and gradients accumulated once per microbatch.
+        saved_bytes: activations written by the forward pass and read by the backward pass.
+        ranks: ranks that shard the model: all weights are gathered for the forward pass, the layers' again for the
+            backward pass, and gradients are reduced, per microbatch.
     """
     shape, gather_sizes = model.shape, model.gather_sizes if ranks > 1 else []
     tokens = sum(text.tokens for text in sequences)
@@ -178,7 +174,7 @@ def forward_backward_phases(
 
 
 def merge_phases(name: str, phases: Iterable[Phase]) -> Phase:
-    """Phases that are timed as one: tokens of the first, work of all."""
+    """Merge phases that are timed as one: tokens of the first, work of all."""
     phases = list(phases)
     flops, bytes_moved, bytes_sent, calls = (
         sum(numbers) for numbers in zip(*((p.flops, p.bytes_moved, p.bytes_sent, p.calls) for p in phases), strict=True)
@@ -187,7 +183,10 @@ def merge_phases(name: str, phases: Iterable[Phase]) -> Phase:
 
 
 def optimizer_phase(parameters: float, ema_parameters: float = 0, state_bytes: float | None = None) -> Phase:
-    """Clipping, AdamW and the moving average: no tokens, hardly arithmetic, all memory. `moments`: their bytes, float32 where not given."""
+    """Return clipping, AdamW and the moving average: memory traffic only.
+
+    `state_bytes`: of the moments, default float32.
+    """
     state_bytes = 2 * FLOAT_BYTES * parameters if state_bytes is None else state_bytes
     return Phase(
         "optimizer",
@@ -201,8 +200,10 @@ def optimizer_phase(parameters: float, ema_parameters: float = 0, state_bytes: f
 def sampling_phases(
     shape: ModelShape, prompts: Sequence[int], completions: Sequence[int], rows: int, element_bytes: int = FLOAT_BYTES
 ) -> list[Phase]:
-    """Prefill and decode of a batch, `rows` at a time: every step reads the weights once, and of every row that has not ended all
-    its keys and values. `number`: bytes of a number in the trunk's matrices and in the cache.
+    """Return prefill and decode of a batch, `rows` at a time: every step reads the weights once, and keys and values of
+    live rows.
+
+    `element_bytes`: bytes of a number in the weights and in the KV cache.
     """
     prefill = Phase(
         "prefill",

@@ -1,4 +1,4 @@
-"""What each stage needs: the phases of a step of it, and what is in memory."""
+"""The plan of each stage: phases of a step and peak memory."""
 
 from __future__ import annotations
 
@@ -55,14 +55,16 @@ from instructgpt.train.sft import SFTConfig, mix_rows_per_step
 
 _SYNTHETIC_K = 4
 GATHER_PHASE, ALL_REDUCE_PHASE = "weights gathered", "gradients added up"
-"""Phases that only ranks have: for sampling, where each holds parts of the policy; before an optimizer step, where each holds all."""
+"""Phases of several ranks: gathering a sharded policy for sampling,
+all-reducing replicated gradients before an optimizer step.
+"""
 
 
 def plan_stage(config: StageConfig, context: PlanContext) -> Plan:
-    """The plan of a stage with these options.
+    """Plan a stage.
 
     Raises:
-        BadInput: a model or data is missing, or this stage has no plan.
+        InputError: a model or data is missing, or the stage has no plan.
     """
     if isinstance(config, SFTConfig):
         return _plan_sft(config, context)
@@ -76,17 +78,16 @@ def plan_stage(config: StageConfig, context: PlanContext) -> Plan:
 
 
 def _context_length(config: Any) -> int:
-    """Tokens the model of a configuration was built for."""
     return context_length(SimpleNamespace(config=config))
 
 
 def _window_length(config: Any) -> int:
-    """Tokens in a row of pretraining text."""
+    """Return the length of a row of pretraining text."""
     return pretraining_sequence_length(SimpleNamespace(config=config))
 
 
 def _cycle_examples(examples: Sequence[TokenizedExample], count: int) -> list[TokenizedExample]:
-    """As many examples as a batch has, taken from a sample in turn; those that come again differ from their first time."""
+    """Repeat a sample up to `count` examples; repetitions get distinct prompts."""
     size = len(examples)
     return [
         TokenizedExample([number, *examples[number % size].prompt_ids[1:]], examples[number % size].completion_ids)
@@ -95,7 +96,6 @@ def _cycle_examples(examples: Sequence[TokenizedExample], count: int) -> list[To
 
 
 def _traced_model(config: StageConfig, model: Any, forward_fn: ForwardFn, *, scalar: bool = False) -> TracedModel:
-    """A model as a stage with these options makes it."""
     return TracedModel(model, forward_fn, scalar, config.lora, config.memory)
 
 
@@ -107,10 +107,7 @@ def _training_phases(
     *,
     accumulate: bool = False,
 ) -> tuple[list[Phase], PeakMemory]:
-    """Forward and backward of one rank over some optimizer steps' batches, and what the largest microbatch holds.
-
-    `again`: gradients of something else are there when a step begins.
-    """
+    """Return forward and backward of one rank over some optimizer steps, and the memory of the largest microbatch."""
     rank_batches = [
         [batch[row] for row in context.busiest_rank_rows([len(example) for example in batch])] for batch in batches
     ]
@@ -139,7 +136,7 @@ def _training_phases(
 
 
 def optimizer_phases(models: Sequence[TracedModel], context: PlanContext, ema_parameters: float = 0.0) -> list[Phase]:
-    """What ends an optimizer step: gradients added up where every rank holds a whole model, then the optimizer. `averaged`: numbers."""
+    """Return the end of an optimizer step: all-reduce of replicated gradients, then the optimizer."""
     replicated = [network for network in models if not context.shards(network)]
     shares = [(network, 1 if network in replicated else 1 / context.ranks) for network in models]
     trained = sum(share * network.shape.trainable_parameters for network, share in shares)
@@ -155,7 +152,6 @@ def optimizer_phases(models: Sequence[TracedModel], context: PlanContext, ema_pa
 
 
 def _plan_sft(config: SFTConfig, context: PlanContext) -> Plan:
-    """Supervised fine-tuning: a step is a batch of demonstrations, and its share of pretraining text."""
     model_config = load_model_config(config.base)
     model_config.update(dropout_settings(model_config, config.dropout))
     model = _traced_model(config, model_config, forward_logp)
@@ -191,7 +187,6 @@ def _plan_sft(config: SFTConfig, context: PlanContext) -> Plan:
 
 
 def _plan_pretrain(config: PretrainConfig, context: PlanContext) -> Plan:
-    """A base model from scratch: a step is a batch of windows, each taken as one document."""
     model = _traced_model(config, build_llama_config(config, config.vocabulary), forward_logp)
     phases, memory = _training_phases(model, [synthetic_examples(config.batch, 1, [config.window])], context)
     step = f"an optimizer step of {config.batch} windows"
@@ -201,7 +196,6 @@ def _plan_pretrain(config: PretrainConfig, context: PlanContext) -> Plan:
 
 
 def _plan_reward(config: RewardConfig, context: PlanContext) -> Plan:
-    """The reward model: a step is a batch of prompts, each computed once for all its completions."""
     model_config = load_model_config(config.base)
     model = _traced_model(config, model_config, forward_scores, scalar=True)
     if context.has_lengths:
@@ -245,7 +239,6 @@ def _plan_reward(config: RewardConfig, context: PlanContext) -> Plan:
 
 
 def _dedupe_prompts(examples: Sequence[TokenizedExample]) -> list[SequenceShape]:
-    """Examples as texts, with every prompt once."""
     prompts = {tuple(example.prompt_ids) for example in examples}
     return [
         *(SequenceShape(len(prompt), output_tokens=0) for prompt in prompts),
@@ -254,14 +247,13 @@ def _dedupe_prompts(examples: Sequence[TokenizedExample]) -> list[SequenceShape]
 
 
 def _forward_policy(model: Any, batch: PackedBatch) -> Any:
-    """What PPO measures of its policy: log-probabilities that are trained on, entropies that are seen."""
     return per_token_outputs(model, batch, functional.token_logp, ppo.entropy_no_grad)[0]
 
 
 def _synthetic_episodes(
     config: PPOConfig, policy_config: Any, context: PlanContext
 ) -> tuple[list[TokenizedExample], list[str]]:
-    """A batch of episodes, as long as they are expected to be, and what is to be said about that."""
+    """Return a batch of episodes of the expected lengths, and notes about these."""
     mean = context.completion_tokens or config.max_tokens
     lengths = geometric_lengths(mean, config.max_tokens, config.batch)
     note = (
@@ -278,7 +270,8 @@ def _synthetic_episodes(
     ]
     if not fitting_prompts:
         raise InputError(
-            f"none of the prompts leaves room for --max-tokens {config.max_tokens} in a context of {_context_length(policy_config)} tokens"
+            f"none of the prompts leaves room for --max-tokens {config.max_tokens} in a context of "
+            f"{_context_length(policy_config)} tokens"
         )
     return [
         TokenizedExample([row, *fitting_prompts[row % len(fitting_prompts)][1:]], [0] * length)
@@ -287,7 +280,7 @@ def _synthetic_episodes(
 
 
 def _tokenizers_match(policy: str, reward: Path) -> bool:
-    """Whether both models read the same tokens; where a tokenizer is missing it is taken to be so."""
+    """Return whether both tokenizers match; a missing one counts as matching."""
     try:
         policy_tokenizer, reward_tokenizer = (
             PromptTokenizer(load_plan_tokenizer(policy).hf_tokenizer),
@@ -299,7 +292,6 @@ def _tokenizers_match(policy: str, reward: Path) -> bool:
 
 
 def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
-    """PPO: a step is an update, a batch of episodes sampled, scored and learned from."""
     policy_config, reward_config = load_model_config(config.policy), load_model_config(config.reward)
     same_tokenizer = _tokenizers_match(config.policy, config.reward)
     policy = _traced_model(config, policy_config, _forward_policy)
@@ -370,7 +362,7 @@ def _rollout_phases(
     batch: Sequence[TokenizedExample],
     context: PlanContext,
 ) -> tuple[list[Phase], int, int]:
-    """One rank's part of sampling a batch and of scoring it; how many rows it samples at once, and how many tokens each has room for."""
+    """Return the sampling and scoring phases of one rank, the rows decoded at once, and their token slots."""
     rank_episodes = [
         batch[row]
         for row in context.busiest_rank_rows([len(example.prompt_ids) + config.max_tokens for example in batch])
@@ -412,6 +404,6 @@ def _rollout_phases(
 
 
 def _decode_rows(row_bytes: int, vocabulary: int, rows: int, context: PlanContext) -> int:
-    """How many of the rows are sampled at once: on a CPU as many as the engine has memory for, on CUDA all. `row`: bytes of one's cache."""
+    """Return the rows decoded at once: on a CPU as many as the cache budget allows, on CUDA all."""
     max_rows = min(CPU_CACHE_BYTES // row_bytes, MAX_LOGITS // vocabulary)
     return max(1, min(rows, max_rows)) if context.device.type == "cpu" else rows

@@ -1,4 +1,4 @@
-"""What a run has reached of the roofline, phase by phase: its own record of seconds and tokens beside the plan of the same work."""
+"""Roofline utilization of a run by phase: recorded seconds and tokens against the plan of the same work."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ _STAGE_CONFIGS: dict[str, type[StageConfig]] = {
 }
 _SAMPLING = "sampling"
 _TIMED_PHASE = {"prefill": _SAMPLING, "decode": _SAMPLING, GATHER_PHASE: _SAMPLING, ALL_REDUCE_PHASE: "optimizer"}
-"""Phases of a plan that are part of another one while they run."""
+"""Planned phases that a run times as part of another one."""
 _UNPLANNED_PHASES = "validation", "parity"
-"""Phases of a run that no plan has; their time is shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseUtilization:
-    """A phase as it went: its work, what that took, and what it must take at least."""
+    """Measured seconds of a phase beside its lower bound."""
 
     name: str
     tokens: float
@@ -41,15 +40,15 @@ class PhaseUtilization:
 
     @property
     def utilization(self) -> float | None:
-        """Of the roofline; 1 is as fast as the machine allows."""
+        """Return the share of the roofline; 1 is the machine's limit."""
         return None if self.roofline_seconds is None or not self.seconds else self.roofline_seconds / self.seconds
 
 
 def read_timed_record(folder: Path) -> tuple[dict[str, Any], StageConfig]:
-    """The record of a stage and what it was told.
+    """Return a stage's run record and configuration.
 
     Raises:
-        BadInput: it is no directory of a stage that has phases.
+        InputError: not the directory of a stage with timed phases.
     """
     record = read_run_record(folder)
     if record is None:
@@ -67,7 +66,7 @@ def read_timed_record(folder: Path) -> tuple[dict[str, Any], StageConfig]:
 
 
 def context_from_run(folder: Path, record: Mapping[str, Any], context: PlanContext) -> PlanContext:
-    """What was stated, and for PPO the mean lengths that came about."""
+    """Return the context of a run; PPO uses its recorded mean lengths."""
     rows = read_jsonl_log(folder / "metrics.jsonl")
     lengths = [row["completion/length"] for row in rows if "completion/length" in row]
     tokens = record["phases"].get("score", {}).get("tokens", 0)
@@ -83,7 +82,7 @@ def context_from_run(folder: Path, record: Mapping[str, Any], context: PlanConte
 
 
 def compute_utilization(record: Mapping[str, Any], plan: Plan, machine: Machine) -> list[PhaseUtilization]:
-    """Every timed phase beside its plan, which is scaled to the tokens that were computed."""
+    """Compare every timed phase with its plan, scaled to the recorded tokens."""
     planned = {phase.name: phase for phase in _merge_timed_phases(plan.phases)}
     timed: Mapping[str, Mapping[str, float]] = record["phases"]
     scales = [
@@ -100,7 +99,7 @@ def compute_utilization(record: Mapping[str, Any], plan: Plan, machine: Machine)
 
 
 def _merge_timed_phases(phases: list[Phase]) -> list[Phase]:
-    """The phases of a plan as a run times them: all that samples is one, and gradients are added up in the optimizer's step."""
+    """Merge phases as a run times them: all sampling is one, all-reduce belongs to the optimizer step."""
     timed: dict[str, list[Phase]] = {}
     for phase in phases:
         timed.setdefault(_TIMED_PHASE.get(phase.name, phase.name), []).append(phase)

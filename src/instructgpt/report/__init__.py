@@ -1,1 +1,1 @@
-"""Figures and one self-contained page, drawn from the files of a run directory alone."""
+"""Figures and one self-contained page, drawn from the files of a run directory."""

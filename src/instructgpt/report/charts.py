@@ -1,14 +1,13 @@
-"""The paper's figures, redrawn from the rows of results.json: one function a figure, each gives the SVG of its panels."""
+"""The paper's figures, redrawn from results.json: one function a figure, each returns SVG panels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.formatting import escape_control_chars
 from instructgpt.records import USE_CASES
 from instructgpt.report.naming import (
     condition_name,
-    escape_control_chars,
     group_by_family,
     metric_name,
     model_color,
@@ -19,10 +18,11 @@ from instructgpt.report.naming import (
 )
 from instructgpt.report.results import Results
 from instructgpt.report.svg import MUTED_COLOR, Bar, Curve, render_bar_panel, render_figure, render_line_panel
+from instructgpt.results import ResultRow
 
 _COHORT_ORDER = ("training", "heldout")
 _MAIN_LABELS = ("fails_instruction", "inappropriate", "satisfies_constraint", "hallucination")
-"""The labels of Figure 4; the others are too rare for the paper to compare."""
+"""Labels of Figure 4; the others are too rare for the paper to compare."""
 
 
 def _make_bar(results: Results, row: ResultRow | None, model: str) -> Bar:
@@ -42,7 +42,7 @@ def _render_metric_panel(
     limits: tuple[float, float] | None = None,
     reference_line: float | None = None,
 ) -> str:
-    """One metric under one condition: a bar a model, in the same order in every panel."""
+    """Render one metric under one condition: a bar a model, in the same order in every panel."""
     models = results.models(evaluation, metric)
     if group_by_family(models):
         return _render_size_panel(results, evaluation, {metric: False}, condition, title, reference_line=reference_line)
@@ -59,7 +59,10 @@ def _render_size_panel(
     *,
     reference_line: float | None = None,
 ) -> str:
-    """Metrics (dashed or not) under one condition over the models' sizes: a curve a family, a dotted line for a model without a size."""
+    """Render metrics over model size: a curve a family, a dotted line for a model without a size.
+
+    `metrics`: name -> dashed.
+    """
     models = results.models(evaluation, next(iter(metrics)))
     models_by_family = group_by_family(models)
     sizes = sorted({size for family in models_by_family.values() for size, _ in family})
@@ -96,7 +99,6 @@ def _render_size_panel(
 
 
 def _size_legend(results: Results, evaluation: str) -> list[tuple[str, str, bool]]:
-    """Whose curve is whose, where models of several sizes are drawn; otherwise bars have their names beside them."""
     models = results.models(evaluation)
     legend = [
         (model_name(family), model_color(paper_model_of_family(family)), False) for family in group_by_family(models)
@@ -109,7 +111,7 @@ def _size_legend(results: Results, evaluation: str) -> list[tuple[str, str, bool
 
 
 def _axis_limits(rows: Sequence[ResultRow], start: float = 0.0) -> tuple[float, float]:
-    """From `start` to the end of the longest interval, so that panels of one metric can be compared by eye."""
+    """Return limits up to the longest interval, so that panels of one metric share an axis."""
     ends = [end for row in rows for end in (row.value, row.high) if end is not None]
     return start, max([*ends, start + 1e-9])
 
@@ -119,7 +121,7 @@ def _capitalize(text: str) -> str:
 
 
 def preference_figure(results: Results) -> str:
-    """Figures 1 and 3: how often each model is preferred to SFT, by cohort of labelers. The dashed line is SFT itself."""
+    """Figures 1 and 3: preference to SFT by cohort of labelers; the dashed line is SFT."""
     metric = baseline_metric(results)
     conditions = [condition for condition in results.conditions("preference", metric) if "/" not in condition]
     shown_conditions = [condition for condition in _COHORT_ORDER if condition in conditions] + [
@@ -142,7 +144,7 @@ def preference_figure(results: Results) -> str:
 
 
 def ratings_figure(results: Results) -> str:
-    """Figures 5 and 31: mean ratings from 1 to 7, by cohort of labelers."""
+    """Figures 5 and 31: mean ratings (1 to 7) by cohort of labelers."""
     conditions = [condition for condition in results.conditions("preference", "rating") if "/" not in condition]
     panels = [
         _render_metric_panel(
@@ -159,7 +161,7 @@ def ratings_figure(results: Results) -> str:
 
 
 def use_cases_figure(results: Results) -> str:
-    """Mean ratings of the training labelers, one panel a use case."""
+    """Mean ratings of training labelers, one panel a use case."""
     conditions = [
         condition
         for condition in results.conditions("preference", "rating")
@@ -182,7 +184,7 @@ def use_cases_figure(results: Results) -> str:
 
 
 def labels_figure(results: Results) -> str:
-    """Figure 4: how often labelers say yes. Labels that the paper found too rare are in the table only."""
+    """Figure 4: label rates; rare labels appear in the table only."""
     measured_labels = [
         label for label in _MAIN_LABELS if any(row.value is not None for row in results.rows("labels", label))
     ]
@@ -201,7 +203,7 @@ def labels_figure(results: Results) -> str:
 
 
 def truthfulness_figure(results: Results) -> str:
-    """Figure 6: true in gray, true and informative in colour."""
+    """Figure 6: truthful in gray, truthful and informative in color."""
     panels = []
     if size_legend := _size_legend(results, "truthfulness"):
         metrics = {"truthful_and_informative": False, "truthful": True}
@@ -253,7 +255,7 @@ def toxicity_figure(results: Results) -> str:
 
 
 def bias_figure(results: Results) -> str:
-    """Entropy over pairs of sentences that differ in a person: 1 bit is even. Beside it what entropy hides."""
+    """Entropy over sentence pairs that differ in a person (1 bit is unbiased), and the bias it hides."""
     panels = [
         _render_metric_panel(
             results,
@@ -270,7 +272,7 @@ def bias_figure(results: Results) -> str:
 
 
 def tax_figure(results: Results) -> str:
-    """Figures 28 and 29: tasks of the pretraining corpus. The dashed line is what SFT had."""
+    """Figures 28 and 29: tasks of the pretraining corpus; the dashed line is SFT."""
     panels = []
     for task in results.metrics("tax"):
         sft_row = results.get("tax", task, "sft")
@@ -288,7 +290,9 @@ def tax_figure(results: Results) -> str:
 
 
 def reward_model_figure(results: Results) -> str:
-    """The reward model on decided pairs, between the longer completion and the labelers' own agreement. The dashed line is chance."""
+    """Reward-model accuracy on decided pairs, between the length baseline and labeler agreement;
+    the dashed line is chance.
+    """
     metric_colors = {
         "pair_accuracy": model_color("reward"),
         "length_baseline": model_color("base"),
@@ -329,7 +333,7 @@ def metric_grid_figure(
     limits: tuple[float, float] | None = None,
     reference_line: float | None = None,
 ) -> str:
-    """A panel for each evaluation and metric and each of its conditions that is no part of another one."""
+    """A panel for each evaluation, metric and condition that is not part of another one."""
     panels = []
     for evaluation, metric in metrics:
         rows = [row for row in results.rows(evaluation, metric) if row.value is not None and "/" not in row.condition]
@@ -350,11 +354,10 @@ def metric_grid_figure(
 
 
 def baseline_metric(results: Results) -> str:
-    """The metric of Figure 1: how often completions are preferred to the baseline's, which is SFT where nothing else was chosen."""
+    """Return the metric of Figure 1: preference to the baseline, by default SFT."""
     win_rate_metrics = [metric for metric in results.metrics("preference") if metric.startswith("win_rate_vs_")]
     return "win_rate_vs_sft" if "win_rate_vs_sft" in win_rate_metrics or not win_rate_metrics else win_rate_metrics[0]
 
 
 def model_legend(models: Sequence[str]) -> list[tuple[str, str, bool]]:
-    """A legend entry for each model."""
     return [(model_name(model), model_color(model), False) for model in models]

@@ -1,4 +1,4 @@
-"""`report`: the table and the page of a run directory, drawn from its files alone."""
+"""`report`: the table and the page of a run directory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from pydantic import Field
 
 from instructgpt.config import CommandConfig
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import read_result_rows
 from instructgpt.report.page import write_report, write_results_page
 from instructgpt.report.terminal import print_report_tables
+from instructgpt.results import read_result_rows
 from instructgpt.run.directory import console
 
 
 class ReportConfig(CommandConfig):
-    """What to report on."""
-
     stage: ClassVar[str] = "report"
 
     run: tuple[Path, ...] = Field(
@@ -30,10 +28,10 @@ class ReportConfig(CommandConfig):
 
 
 def main(config: ReportConfig) -> Path:
-    """Print the table where there are results, and write the page. Returns the page.
+    """Print the table if there are results, write the page, and return its path.
 
     Raises:
-        BadInput: there is no such directory or file, or it is damaged.
+        InputError: a directory or file is missing or damaged.
     """
     first_source = config.run[0]
     for source in config.run:

@@ -1,4 +1,4 @@
-"""Figures of training: what every stage logged, the course of PPO, and where a better score stopped meaning a better completion."""
+"""Training figures: learning curves, PPO metrics, over-optimization."""
 
 from __future__ import annotations
 
@@ -45,12 +45,11 @@ PPO_EXTRA_METRICS = {
 
 
 def is_ppo_stage(stage: Stage) -> bool:
-    """Whether a stage logged a course of PPO."""
     return "objective/kl" in stage.metric_names()
 
 
 def downsample(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means of neighbouring points, so that at most POINTS are left; no point is lost from the mean."""
+    """Average neighboring points, so that at most `_MAX_POINTS` remain."""
     if len(x) <= MAX_CURVE_POINTS:
         return list(x), list(y)
     index_chunks = np.array_split(np.arange(len(x)), MAX_CURVE_POINTS)
@@ -69,7 +68,7 @@ def _metric_curve(stage: Stage, metric: str, x_metric: str = "step", **style: An
 
 
 def learning_curves_figure(stages: Sequence[Stage]) -> str:
-    """Losses of every stage but PPO: training solid, validation dashed; and the accuracy of reward models."""
+    """Losses of all stages but PPO (training solid, validation dashed), and reward-model accuracy."""
     panels = []
     for stage in stages:
         curves = [curve for metric, dashed in _LOSS_METRICS if (curve := _metric_curve(stage, metric, dashed=dashed))]
@@ -79,7 +78,7 @@ def learning_curves_figure(stages: Sequence[Stage]) -> str:
 
 
 def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
-    """How often a reward model puts a pair in the labelers' order, while it learns; nothing where none was trained."""
+    """Pair accuracy of reward models during training; empty without one."""
     panels, plotted_metrics = [], set()
     for stage in stages:
         curves = {
@@ -107,7 +106,7 @@ def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
 
 
 def ppo_figure(stages: Sequence[Stage], metrics: Mapping[str, str]) -> str:
-    """The course of PPO, both runs in one panel a metric."""
+    """PPO metrics, all runs in one panel a metric."""
     runs = [stage for stage in stages if is_ppo_stage(stage)]
     panels = []
     for metric, title in metrics.items():
@@ -119,7 +118,7 @@ def ppo_figure(stages: Sequence[Stage], metrics: Mapping[str, str]) -> str:
 
 
 def over_optimization_figure(points: Sequence[Mapping[str, Any]]) -> str:
-    """The reward model's score and the true utility over KL and over episodes: where they part, the policy has begun to fool its judge."""
+    """Score and true utility over KL and episodes: over-optimization begins where they part."""
     models = sort_models(str(point["model"]) for point in points)
     panels = []
     for x_metric, xlabel in (("kl", "KL to the reference, nats"), ("episodes", "episodes")):
@@ -135,7 +134,6 @@ def over_optimization_figure(points: Sequence[Mapping[str, Any]]) -> str:
 def _over_optimization_curve(
     points: Sequence[Mapping[str, Any]], model: str, metric: str, x_metric: str
 ) -> Curve | None:
-    """One model's course, in the order of training; the interval belongs to the utility."""
     model_points = [
         point
         for point in points

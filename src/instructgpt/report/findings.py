@@ -1,4 +1,4 @@
-"""What the paper found, held against the numbers of a run: each finding is judged from 95 % intervals, and reported as it is."""
+"""The paper's findings checked against a run: each verdict follows from 95 % intervals."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report.naming import format_estimate, metric_name, model_name
 from instructgpt.report.results import Results
+from instructgpt.results import ResultRow
 
 FindingVerdict = Literal["shown", "partly", "not shown", "opposite", "not measured"]
 
 _EQUIVALENCE_MARGIN = 0.1
-"""Shares whose difference surely lies within this are called alike."""
+"""Shares are equivalent if the interval of their difference lies within this margin."""
 
 _RL_MODELS = ("ppo", "ppo_ptx")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One claim of the paper, the verdict of this run, and the numbers behind it."""
+    """A claim of the paper, the verdict of this run, and the numbers behind it."""
 
     section: str
     paper: str
@@ -30,14 +30,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """One comparison: True where the interval shows it, False where it shows the opposite, None where it cannot tell."""
+    """One comparison: True if the interval shows it, False if it shows the opposite, None if undecided."""
 
     holds: bool | None
     evidence: str
 
 
 def check_findings(results: Results) -> list[Finding]:
-    """Every finding of the paper that the rows can speak to, in the order of the report's sections."""
+    """Return every finding that the rows can decide, in the order of the report's sections."""
     return [
         *_preference_findings(results),
         *_label_findings(results),
@@ -49,7 +49,7 @@ def check_findings(results: Results) -> list[Finding]:
 
 
 def _make_finding(section: str, paper: str, checks: Iterable[_Check | None]) -> Finding:
-    """One finding from its comparisons; those that were not measured do not count."""
+    """Combine comparisons into a finding; missing ones are ignored."""
     measured_checks = [check for check in checks if check is not None]
     outcomes = {check.holds for check in measured_checks}
     verdict: FindingVerdict = "not measured"
@@ -63,7 +63,7 @@ def _make_finding(section: str, paper: str, checks: Iterable[_Check | None]) -> 
 
 
 def _check_above(row: ResultRow | None, threshold: float, sign: int = 1) -> _Check | None:
-    """Is a number surely above a level (below it with sign -1)?"""
+    """Check that a number is above a threshold (below with sign -1)."""
     if row is None:
         return None
     return _Check(_interval_side(row, threshold, sign), f"{model_name(row.model)} {format_estimate(row)}")
@@ -72,7 +72,9 @@ def _check_above(row: ResultRow | None, threshold: float, sign: int = 1) -> _Che
 def _check_greater(
     results: Results, evaluation: str, metric: str, pair: tuple[str, str], condition: str = "", sign: int = 1
 ) -> _Check | None:
-    """Does the first model surely have more (less with sign -1) than the second? From the paired difference where there is one."""
+    """Check that the first model has more (less with sign -1) than the second,
+    by the paired difference where available.
+    """
     first, second = (results.get(evaluation, metric, model, condition) for model in pair)
     if first is None or second is None:
         return None
@@ -86,7 +88,7 @@ def _check_greater(
 def _check_equivalent(
     results: Results, evaluation: str, metric: str, pair: tuple[str, str], condition: str, margin: float
 ) -> _Check | None:
-    """Is the difference of two models surely smaller than this?"""
+    """Check that the difference of two models lies within a margin."""
     first, second = (results.get(evaluation, metric, model, condition) for model in pair)
     paired = results.difference(evaluation, metric, *pair, condition)
     if first is None or second is None:
@@ -106,7 +108,9 @@ def _check_equivalent(
 
 
 def _interval_side(row: ResultRow, threshold: float, sign: int) -> bool | None:
-    """Whether the whole interval lies on one side of a level: True on the side of `sign`, False on the other."""
+    """Return True if the interval lies on the side of `sign`, False on the other side,
+    None if it contains the threshold.
+    """
     if row.low is None or row.high is None:
         return None
     if row.low > threshold or row.high < threshold:
@@ -115,7 +119,6 @@ def _interval_side(row: ResultRow, threshold: float, sign: int) -> bool | None:
 
 
 def _intervals_apart(first: ResultRow, second: ResultRow, sign: int) -> bool | None:
-    """Whether two intervals do not overlap."""
     if first.low is None or first.high is None or second.low is None or second.high is None:
         return None
     if first.low > second.high or first.high < second.low:
@@ -168,7 +171,7 @@ def _preference_findings(results: Results) -> list[Finding]:
 
 
 def _check_same_side(first: ResultRow | None, second: ResultRow | None) -> _Check | None:
-    """Do the held-out labelers surely stand on the side of one half where the training labelers surely stand?"""
+    """Check that held-out labelers are on the same side of one half as training labelers."""
     if first is None or second is None:
         return None
     side = _interval_side(first, 0.5, 1)
@@ -273,7 +276,7 @@ def _tax_findings(results: Results) -> list[Finding]:
 
 
 def _check_retained(results: Results, task: str, share: float = 0.9) -> _Check | None:
-    """Does PPO-ptx surely have at least this share of what SFT had? SFT's number is taken as it is."""
+    """Check that PPO-ptx retains at least this share of SFT's value, taken as exact."""
     sft_row, ptx_row = results.get("tax", task, "sft"), results.get("tax", task, "ppo_ptx")
     if sft_row is None or ptx_row is None or sft_row.value is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run directory holds, read for the report; what is not there is simply not shown."""
+"""Files of a run directory as inputs of the report; missing files are skipped."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow, read_result_rows
 from instructgpt.records import Prompt, Ranking, SkippedLines, iter_lines, read_records
+from instructgpt.results import ResultRow, read_result_rows
 
 _STAGE_ORDER = ("base", "sft", "start", "reward", "ppo", "ppo_ptx")
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """What a stage was made from: where it lay, and its hash."""
-
     name: str
     path: str
     sha256: str
@@ -27,7 +25,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One model directory: its run.json, and what it logged."""
+    """One model directory: run.json and logged metrics."""
 
     name: str
     info: Mapping[str, Any]
@@ -36,19 +34,16 @@ class Stage:
     samples: tuple[Mapping[str, Any], ...] = ()
 
     def series(self, metric: str, x_metric: str = "step") -> tuple[list[float], list[float]]:
-        """(x, y) wherever both were logged."""
+        """Return (x, y) of the steps that logged both."""
         points = [(row[x_metric], row[metric]) for row in self.metrics if metric in row and x_metric in row]
         return [x for x, _ in points], [y for _, y in points]
 
     def metric_names(self) -> set[str]:
-        """The names of everything logged."""
         return {name for row in self.metrics for name in row}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """Everything the report is drawn from."""
-
     directory: Path
     rows: tuple[ResultRow, ...] = ()
     stages: Mapping[str, Stage] = field(default_factory=dict)
@@ -60,12 +55,12 @@ class RunFiles:
 
 
 def read_results(sources: Sequence[Path]) -> RunFiles:
-    """Rows of several run directories or files of results, for one page: no stages, no samples.
+    """Read the results of several run directories or files for one page.
 
-    A model whose name stands in several of them is told apart by where it comes from.
+    A model name that occurs in several sources gets its source appended.
 
     Raises:
-        BadInput: one of them is missing or damaged.
+        InputError: a source is missing or damaged.
     """
     rows_by_source = [
         (source, read_result_rows(source / "results.json" if source.is_dir() else source)) for source in sources
@@ -94,7 +89,7 @@ def read_run(directory: Path) -> RunFiles:
     """Read a run directory; docs/report.md lists its files.
 
     Raises:
-        BadInput: it is no directory, holds nothing to report on, or one of its files is damaged beyond the odd unfinished line.
+        InputError: not a directory, nothing to report on, or a file is damaged beyond an unfinished last line.
     """
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory; give the one that 'instructgpt run' made")
@@ -119,7 +114,7 @@ def read_run(directory: Path) -> RunFiles:
 
 
 def _iter_stages(directory: Path, unreadable_lines: list[str]) -> Iterator[Stage]:
-    """Every sub-directory with a run.json: those of the paper in its order, then the others by name."""
+    """Yield every sub-directory with a run.json: the paper's in its order, then the others by name."""
     names = [path.parent.name for path in sorted(directory.glob("*/run.json"))]
     for name in sorted(
         names, key=lambda name: (_STAGE_ORDER.index(name) if name in _STAGE_ORDER else len(_STAGE_ORDER), name)
@@ -155,7 +150,10 @@ def _as_mapping(value: Any) -> dict[str, Any]:
 
 
 def _read_json_lines(path: Path, unreadable_lines: list[str]) -> list[dict[str, Any]]:
-    """The JSON objects of a log; none where there is no such file. A line that a killed run left unfinished is noted in `unread`."""
+    """Read the JSON objects of a log, empty if missing.
+
+    An unfinished line of a killed run is noted in `unreadable_lines`.
+    """
     if not path.is_file():
         return []
     rows = []
@@ -172,7 +170,6 @@ def _read_json_lines(path: Path, unreadable_lines: list[str]) -> list[dict[str, 
 
 
 def finite_numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a logged line."""
     return {
         name: float(value) for name, value in row.items() if isinstance(value, int | float) and math.isfinite(value)
     }
@@ -186,6 +183,6 @@ def _read_rankings(path: Path, unreadable_lines: list[str]) -> list[Ranking]:
 
 
 def _read_use_cases(path: Path) -> dict[str, str]:
-    """The use case of each test prompt's text."""
+    """Read the use case of each test prompt."""
     prompts = read_records(Prompt, path, SkippedLines()) if path.is_file() else []
     return {prompt.text: prompt.use_case for prompt in prompts if prompt.use_case}

@@ -1,4 +1,4 @@
-"""Where every model came from: a family tree, and the facts behind it."""
+"""The family tree of all models, and lineage tables."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from instructgpt.formatting import format_large_count, format_training_time
 from instructgpt.report.inputs import Parent, Stage
-from instructgpt.report.naming import format_large_count, format_training_time, model_color, model_name
+from instructgpt.report.naming import model_color, model_name
 from instructgpt.report.section import ReportTable
 from instructgpt.report.svg import CSS_COLORS
 
@@ -17,13 +18,12 @@ _SLOT_SIZE = (190, 112)
 
 
 def _parent_names(stage: Stage, stages: Mapping[str, Stage]) -> list[str]:
-    """The stages of this run from which a stage was made."""
+    """Return the parents of a stage within this run."""
     recorded_names = (PurePosixPath(parent.path.replace("\\", "/")).name for parent in stage.parents)
     return [name for name in dict.fromkeys(recorded_names) if name in stages and name != stage.name]
 
 
 def render_family_tree(stages: Mapping[str, Stage]) -> str:
-    """Every model as a box under the models it was made from: an SVG."""
     positions = _layout_tree(stages)
     num_columns = max(x for x, _ in positions.values()) + 1
     width, height = (
@@ -37,11 +37,14 @@ def render_family_tree(stages: Mapping[str, Stage]) -> str:
     ]
     boxes = [_render_box(stage, positions[name], _recorded_hash(name, stages)) for name, stage in stages.items()]
     size_attributes = f'viewBox="0 0 {width:g} {height:g}" style="max-width:{1.25 * width:.0f}px"'
-    return f'<svg class="tree" {size_attributes} role="img" aria-label="Family tree of the models">{"".join(edges + boxes)}</svg>'
+    return (
+        f'<svg class="tree" {size_attributes} role="img" aria-label="Family tree of the '
+        f'models">{"".join(edges + boxes)}</svg>'
+    )
 
 
 def _layout_tree(stages: Mapping[str, Stage]) -> dict[str, tuple[float, int]]:
-    """(column, generation) of every stage: below its parents, as near to them as there is room."""
+    """Return (column, generation) of every stage: below its parents, as near as space allows."""
     generations: dict[str, int] = {}
 
     def get_generation(name: str, ancestors: tuple[str, ...] = ()) -> int:
@@ -81,7 +84,7 @@ def _layout_tree(stages: Mapping[str, Stage]) -> dict[str, tuple[float, int]]:
 
 
 def _recorded_hash(name: str, stages: Mapping[str, Stage]) -> str:
-    """The hash by which the children of a stage know it."""
+    """Return the hash that a stage's children recorded."""
     recorded_parents = (
         parent for stage in stages.values() for parent in stage.parents if PurePosixPath(parent.path).name == name
     )
@@ -89,7 +92,6 @@ def _recorded_hash(name: str, stages: Mapping[str, Stage]) -> str:
 
 
 def _render_edge(parent: tuple[float, int], child: tuple[float, int], name: str) -> str:
-    """A line from the foot of the parent to the head of the child."""
     (x0, y0), (x1, y1) = ((_SLOT_SIZE[0] * (column + 0.5), _SLOT_SIZE[1] * level) for column, level in (parent, child))
     y0 += _BOX_SIZE[1]
     bend_y = y1 - (_SLOT_SIZE[1] - _BOX_SIZE[1])  # a long line goes straight down first, past the boxes between
@@ -100,7 +102,6 @@ def _render_edge(parent: tuple[float, int], child: tuple[float, int], name: str)
 
 
 def _render_box(stage: Stage, position: tuple[float, int], digest: str) -> str:
-    """One model: its name, size, time and hash."""
     x, y = _SLOT_SIZE[0] * (position[0] + 0.5) - _BOX_SIZE[0] / 2, _SLOT_SIZE[1] * position[1] + 1
     color = CSS_COLORS.get(model_color(stage.name), model_color(stage.name))
     num_parameters, seconds, tokens = (_get_number(stage.info, name) for name in ("parameters", "seconds", "tokens"))
@@ -117,17 +118,23 @@ def _render_box(stage: Stage, position: tuple[float, int], digest: str) -> str:
         f"sha {digest[:12]}" if digest else "",
     ]
     text_elements = "".join(
-        f'<text x="{x + 13:g}" y="{y + 35 + 14 * line:g}" style="font-size:10.5px;fill:var(--muted)">{html.escape(fact)}</text>'
+        f'<text x="{x + 13:g}" y="{y + 35 + 14 * line:g}" '
+        f'style="font-size:10.5px;fill:var(--muted)">{html.escape(fact)}</text>'
         for line, fact in enumerate(fact for fact in facts if fact)
     )
     name = html.escape(model_name(stage.name) + ("" if is_stage_finished(stage) else " (not finished)"))
-    frame = f'<rect x="{x:g}" y="{y:g}" width="{_BOX_SIZE[0]}" height="{_BOX_SIZE[1]}" rx="7" style="fill:var(--page);stroke:var(--line)"/>'
+    frame = (
+        f'<rect x="{x:g}" y="{y:g}" width="{_BOX_SIZE[0]}" height="{_BOX_SIZE[1]}" rx="7" '
+        'style="fill:var(--page);stroke:var(--line)"/>'
+    )
     bar = f'<rect x="{x:g}" y="{y + 9:g}" width="4" height="{_BOX_SIZE[1] - 18}" rx="2" style="fill:{color}"/>'
-    return f'{frame}{bar}<text x="{x + 13:g}" y="{y + 20:g}" style="font-size:12.5px;font-weight:600;fill:currentColor">{name}</text>{text_elements}'
+    return (
+        f'{frame}{bar}<text x="{x + 13:g}" y="{y + 20:g}" '
+        f'style="font-size:12.5px;font-weight:600;fill:currentColor">{name}</text>{text_elements}'
+    )
 
 
 def is_stage_finished(stage: Stage) -> bool:
-    """Whether a stage ran to its end."""
     return stage.info.get("finished") is not False
 
 
@@ -137,12 +144,11 @@ def _get_number(info: Mapping[str, Any], name: str) -> float | None:
 
 
 def sum_over_stages(stages: Sequence[Stage], name: str) -> float:
-    """The sum of a number over stages."""
     return sum(_get_number(stage.info, name) or 0 for stage in stages)
 
 
 def build_lineage_tables(stages: Sequence[Stage]) -> tuple[ReportTable, ...]:
-    """Of what each model was made, and how: parents with hashes, seeds, settings, versions."""
+    """Return the lineage tables: parents with hashes, seeds, settings, versions."""
     headers = ("model", "made from", "seed", "time", "tokens", "parameters")
     table_rows = tuple(
         (
@@ -163,7 +169,7 @@ def build_lineage_tables(stages: Sequence[Stage]) -> tuple[ReportTable, ...]:
 
 
 def _stage_mapping_table(title: str, info_key: str, stages: Sequence[Stage]) -> ReportTable:
-    """One of the mappings of run.json: a line an option, a column a model."""
+    """Return one mapping of run.json as a table: a line an option, a column a model."""
     values = {stage.name: mapping if isinstance(mapping := stage.info.get(info_key), dict) else {} for stage in stages}
     options = dict.fromkeys(option for options in values.values() for option in options)
     table_rows = tuple(

@@ -1,15 +1,15 @@
-"""How the report writes models, metrics and numbers."""
+"""Display names of models, metrics and numbers in the report."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 
-from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.formatting import escape_control_chars, format_short_number
+from instructgpt.results import ResultRow
 
 MODEL_NAMES = {"base": "base", "prompted": "prompted base", "sft": "SFT", "ppo": "PPO", "ppo_ptx": "PPO-ptx"}
-"""The policies in the order of the paper's figures, and what they are called."""
+"""Policies in the order of the paper's figures -> display name."""
 
 _STAGE_NAMES = MODEL_NAMES | {"start": "PPO start", "reward": "reward model"}
 
@@ -22,7 +22,7 @@ MODEL_COLORS = {
     "start": "#7b6fc4",
     "reward": "#b9508a",
 }
-"""One colour a model, everywhere; clear on white and on black, and to the colour-blind."""
+"""One color a model everywhere; readable on white, on black, and for color-blind readers."""
 
 _LIGHT_COLORS = {
     "page": "#fdfdfb",
@@ -53,12 +53,12 @@ _DARK_COLORS = {
     "start": "#978ce0",
     "reward": "#cf6ea3",
 }
-"""What surrounds the models' colours, by day and by night; some of theirs are lighter by night."""
+"""Colors of the dark theme."""
 
 _SIZED_MODEL_PATTERN = re.compile(r"(.+?)[-_ ]?(?:(\d+(?:\.\d+)?)([mMbB])|([xX][lL]))")
-"""A name that ends with a number of parameters."""
+"""A model name that ends with a number of parameters."""
 _PAPER_XL_PARAMETERS = 1.3e9
-"""The parameters of the paper's smallest model, which its samples call XL."""
+"""Parameters of the paper's smallest model, named XL in its samples."""
 
 _FALLBACK_COLORS = ("#5f9ea0", "#a0522d", "#6b8e23", "#c06c84", "#4f6db8", "#c79a3b", "#8a5aa8", "#3d8b7d")
 
@@ -85,7 +85,6 @@ NON_PERCENT_METRICS = {
     "bradley_terry",
     "confidence",
 }
-"""Metrics that are not shares."""
 
 _METRIC_NAMES = {
     "win_rate_vs_sft": "preferred to SFT",
@@ -146,7 +145,7 @@ _TASK_NAMES = {
     "winogrande": "WinoGrande",
     "gsm8k": "GSM8K",
 }
-"""Evaluations of public data as their authors write them."""
+"""Names of public evaluations as their authors write them."""
 
 _CONDITION_NAMES = {
     "": "",
@@ -164,31 +163,28 @@ _CONDITION_NAMES = {
 
 
 _WORD_CASING = {"qa": "QA", "f1": "F1", "kl": "KL", "sft": "SFT", "ppo": "PPO"}
-"""Words that are not written in small letters."""
+"""Words that are not lower-case."""
 
 
 def humanize(name: str) -> str:
-    """A name from a file as words."""
+    """Turn a file's name into words."""
     return " ".join(_WORD_CASING.get(word, word) for word in escape_control_chars(name).replace("_", " ").split())
 
 
 def model_name(model: str) -> str:
-    """What a model or stage is called."""
     return _STAGE_NAMES.get(model) or escape_control_chars(model)
 
 
 def task_name(evaluation: str) -> str:
-    """What an evaluation is called; one of the harness by its task."""
     return _TASK_NAMES.get(evaluation) or escape_control_chars(evaluation.removeprefix("harness/"))
 
 
 def metric_name(metric: str) -> str:
-    """What a metric is called."""
     return _METRIC_NAMES.get(metric, humanize(metric))
 
 
 def condition_name(condition: str) -> str:
-    """What a condition is called; `training/open_qa` reads "open QA, training labelers"."""
+    """Return a condition's display name; `training/open_qa` reads "open QA, training labelers"."""
     if condition in _CONDITION_NAMES:
         return _CONDITION_NAMES[condition]
     first, _, rest = condition.partition("/")
@@ -196,7 +192,7 @@ def condition_name(condition: str) -> str:
 
 
 def sort_models(models: Iterable[str]) -> list[str]:
-    """Each model once: those of the paper in its order, then the others as they come."""
+    """Return unique models: the paper's in its order, then the others in order of appearance."""
     unique_models = list(dict.fromkeys(models))
     return [model for model in _STAGE_NAMES if model in unique_models] + [
         model for model in unique_models if model not in _STAGE_NAMES
@@ -204,12 +200,11 @@ def sort_models(models: Iterable[str]) -> list[str]:
 
 
 def model_color(model: str) -> str:
-    """The colour of a model; others than the paper's share a few."""
     return MODEL_COLORS.get(model) or _FALLBACK_COLORS[sum(map(ord, model)) % len(_FALLBACK_COLORS)]
 
 
 def assign_model_colors(models: Iterable[str]) -> dict[str, str]:
-    """A colour for each model of one page: the paper's have their own, the others take the spare ones in turn."""
+    """Return a color for each model of a page: the paper's keep theirs, others take fallback colors in turn."""
     unlisted_models = [model for model in sort_models(models) if model not in MODEL_COLORS]
     fallback_colors = {
         model: _FALLBACK_COLORS[place % len(_FALLBACK_COLORS)] for place, model in enumerate(unlisted_models)
@@ -218,7 +213,7 @@ def assign_model_colors(models: Iterable[str]) -> dict[str, str]:
 
 
 def palette_css() -> str:
-    """Style in which every colour has its name, by day and by night."""
+    """Return the CSS variables of every color for light and dark theme."""
     light_css, dark_css = (
         " ".join(f"--{name}: {color};" for name, color in colors.items())
         for colors in (_LIGHT_COLORS | MODEL_COLORS, _DARK_COLORS)
@@ -227,7 +222,9 @@ def palette_css() -> str:
 
 
 def parse_model_size(model: str) -> tuple[str, float] | None:
-    """A model's family and its number of parameters, where its name ends with that: `sft-125m`, `ppo_1.3B`, the paper's `gpt-xl`."""
+    """Return family and parameter count of a name that ends with a size: `sft-125m`, `ppo_1.3B`,
+    the paper's `gpt-xl`.
+    """
     if match := _SIZED_MODEL_PATTERN.fullmatch(model):
         family, count, unit, is_xl = match.groups()
         return family, _PAPER_XL_PARAMETERS if is_xl else float(count) * (1e6 if unit in "mM" else 1e9)
@@ -235,7 +232,7 @@ def parse_model_size(model: str) -> tuple[str, float] | None:
 
 
 def group_by_family(models: Iterable[str]) -> dict[str, list[tuple[float, str]]]:
-    """(parameters, model) of every family, the smallest first; none where no family has two sizes."""
+    """Return (parameters, model) of every family, smallest first; empty if no family has two sizes."""
     sizes_by_family: dict[str, dict[float, str]] = {}
     for model in models:
         if model_size := parse_model_size(model):
@@ -248,7 +245,7 @@ def group_by_family(models: Iterable[str]) -> dict[str, list[tuple[float, str]]]
 
 
 def paper_model_of_family(family: str) -> str:
-    """The model of the paper that a family of sizes is, where it is one: it has its name and colour."""
+    """Return the paper's model that a size family corresponds to, for its name and color."""
     normalized_family = family.replace("-", "_")
     return {"gpt": "base", "ppo_noptx": "ppo", "gpt_prompted": "prompted"}.get(
         normalized_family, normalized_family if normalized_family in MODEL_NAMES else family
@@ -256,7 +253,7 @@ def paper_model_of_family(family: str) -> str:
 
 
 def format_metric_value(value: float | None, metric: str = "") -> str:
-    """A number as its metric is best read: shares in per cent, everything else with a sensible number of digits."""
+    """Format a value as its metric reads best: shares in percent."""
     if value is None:
         return "–"
     if metric and metric not in NON_PERCENT_METRICS:
@@ -264,24 +261,8 @@ def format_metric_value(value: float | None, metric: str = "") -> str:
     return format_short_number(value) if metric != "mean_toxicity" else f"{value:.3f}"
 
 
-def format_short_number(value: float) -> str:
-    """Three digits or so."""
-    magnitude = abs(value)
-    if magnitude >= 100_000 or (0 < magnitude < 0.001):
-        return f"{value:.2g}"
-    return (
-        f"{value:,.0f}"
-        if magnitude >= 100
-        else f"{value:.1f}"
-        if magnitude >= 10
-        else f"{value:.2f}"
-        if magnitude >= 0.1
-        else f"{value:.3f}"
-    )
-
-
 def format_interval(row: ResultRow) -> str:
-    """The 95 % interval in brackets; nothing where there is none."""
+    """Format the 95 % interval in brackets; empty without one."""
     if row.low is None or row.high is None:
         return ""
     bounds = [
@@ -292,35 +273,6 @@ def format_interval(row: ResultRow) -> str:
 
 
 def format_estimate(row: ResultRow | None) -> str:
-    """A row as text: value and interval."""
     if row is None or row.value is None:
         return "not measured"
     return f"{format_metric_value(row.value, row.metric)} {format_interval(row)}".strip()
-
-
-def format_training_time(seconds: float) -> str:
-    """A time as people say it."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def format_large_count(count: float | None) -> str:
-    """A large count: 478,752 as 479 thousand, 1,300,000 as 1.3 million."""
-    if count is None or not math.isfinite(count):
-        return "–"
-    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if abs(count) >= size:
-            return f"{count / size:.3g} {word}"
-    return f"{count:.0f}"
-
-
-def escape_control_chars(text: str) -> str:
-    """A text without what a page cannot hold: control characters are shown as their pictures, broken surrogates as a question mark."""
-    encodable_text = text.encode("utf-8", "replace").decode("utf-8")
-    return re.sub(
-        r"[\x00-\x08\x0b-\x1f\x7f]",
-        lambda match: "␡" if match[0] == "\x7f" else chr(0x2400 + ord(match[0])),
-        encodable_text,
-    )

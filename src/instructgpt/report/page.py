@@ -1,4 +1,4 @@
-"""One self-contained page, report.html, drawn from the files of a run directory alone: no script, nothing fetched."""
+"""One self-contained page, report.html: no script, nothing fetched."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from instructgpt.formatting import escape_control_chars
 from instructgpt.records import write_text_atomic
 from instructgpt.report.findings import Finding, check_findings
 from instructgpt.report.inputs import RunFiles, read_results, read_run
-from instructgpt.report.naming import escape_control_chars, format_estimate, model_name, palette_css
+from instructgpt.report.naming import format_estimate, model_name, palette_css
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section
 from instructgpt.report.sections.evaluation import best_model_row, build_evaluation_sections
@@ -22,13 +23,10 @@ from instructgpt.report.sections.training import build_training_sections, missin
 
 
 def write_report(run_directory: Path, out: Path | None = None) -> Path:
-    """Draw `report.html` into a run directory, from whichever of its files are there (docs/report.md lists them).
-
-    Returns:
-        The path of the page.
+    """Write `report.html` into a run directory from the files that exist (docs/report.md lists them); return its path.
 
     Raises:
-        BadInput: the directory holds nothing to report on, a file in it is damaged, or the page cannot be written.
+        InputError: nothing to report on, a damaged file, or the page cannot be written.
     """
     run = read_run(run_directory)
     path = out or run_directory / "report.html"
@@ -37,17 +35,17 @@ def write_report(run_directory: Path, out: Path | None = None) -> Path:
 
 
 def write_results_page(sources: Sequence[Path], out: Path) -> Path:
-    """Draw a page of results alone, of any models: files of results, or run directories whose results stand side by side.
+    """Write a page of results alone, from results files or run directories side by side.
 
     Raises:
-        BadInput: a file is missing or damaged, or the page cannot be written.
+        InputError: a file is missing or damaged, or the page cannot be written.
     """
     write_text_atomic(out, _render_page(read_results(sources)))
     return out
 
 
 def _render_page(run: RunFiles) -> str:
-    """The page as text. The same files give the same page."""
+    """Render the page; equal files give an equal page."""
     results = Results.from_rows([*run.rows, *map_to_paper_metrics(run.rows)])
     findings = check_findings(results)
     sections = _build_sections(run, results, findings)
@@ -74,7 +72,6 @@ def _render_page(run: RunFiles) -> str:
 
 
 def _build_sections(run: RunFiles, results: Results, findings: Sequence[Finding]) -> list[Section]:
-    """Every section that the files can fill: what the models do, samples, how they came about."""
     sample_section = samples_section(run)
     return [
         *build_evaluation_sections(results, findings),
@@ -85,7 +82,7 @@ def _build_sections(run: RunFiles, results: Results, findings: Sequence[Finding]
 
 
 def _summarize(results: Results, findings: Sequence[Finding]) -> str:
-    """The run in two sentences."""
+    """Summarize the run in two sentences."""
     verdict_counts = Counter(finding.verdict for finding in findings if finding.verdict != "not measured")
     sentences = []
     row = best_model_row(results, "preference", "win_rate_vs_sft", "training")
@@ -113,10 +110,9 @@ def _summarize(results: Results, findings: Sequence[Finding]) -> str:
 
 
 def _has_results(results: Results) -> bool:
-    """Whether anything was measured."""
     return any(row.value is not None for row in results.rows_by_key.values())
 
 
 def _finalize_value(value: Any) -> Any:
-    """What the template writes: drawings as they are, texts without what a page cannot hold."""
+    """Finalize a template value: SVG stays, text loses characters that a page cannot hold."""
     return escape_control_chars(value) if isinstance(value, str) and not isinstance(value, Markup) else value

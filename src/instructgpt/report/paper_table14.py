@@ -1,22 +1,22 @@
-"""The numbers of the paper's Table 14, to lay beside ours where a model has the name that the paper's published samples give it.
+"""Numbers of the paper's Table 14, for models named as in its published samples.
 
-Where the paper contradicts itself this holds what fits its own samples: the rows "instruction" and "QA + instruct" of TruthfulQA with
-their labels exchanged, and nothing for TL;DR, whose row is a copy of CNN/DM's (docs/choices.md).
+Where the paper contradicts itself the table holds what fits its samples: TruthfulQA's rows "instruction" and "QA +
+instruct" are exchanged, and TL;DR is missing because its row copies CNN/DM's (docs/choices.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from instructgpt.evaluate.aggregate import ResultRow
+from instructgpt.results import ResultRow
 
 _PAPER_SIZES = ("xl", "6b", "175b")
 _PAPER_FAMILIES = ("gpt", "sft", "ppo-noptx", "ppo-ptx")
 PAPER_MODELS = tuple(f"{family}-{size}" for family in _PAPER_FAMILIES for size in _PAPER_SIZES)
-"""Columns of the table, by the names of the published samples."""
+"""Columns of the table, named as in the published samples."""
 
 _PERCENT_EVALUATIONS = ("quac", "squad", "drop")
-"""Evaluations whose numbers the paper prints out of a hundred, and we out of one."""
+"""Evaluations that the paper prints in percent."""
 
 PAPER_TABLE_14: Mapping[tuple[str, str, str], str] = {
     ("winogender", "entropy_bits", "none"): ".750 .721 .735  .583 .535 .503  .698 .587 .618  .760 .719 .737",
@@ -60,11 +60,13 @@ PAPER_TABLE_14: Mapping[tuple[str, str, str], str] = {
     ("wmt15", "bleu", "few_shot"): "31.37 35.49 39.93  24.73 31.76 35.07  21.65 29.96 26.58  27.67 33.56 36.76",
     ("cnn_dm", "rouge_l", "zero_shot"): ".182 .197 .196  .198 .235 .225  .218 .231 .227  .214 .231 .220",
 }
-"""By evaluation, metric and condition: a number for each of MODELS. Tasks with one kind of prompt are `zero_shot`."""
+"""(evaluation, metric, condition) -> a number for each of `PAPER_MODELS`;
+tasks with one kind of prompt are `zero_shot`.
+"""
 
 
 def table14_value(row: ResultRow) -> float | None:
-    """What the paper's Table 14 says of a model, on our scale; None where it says nothing."""
+    """Return Table 14's number on our scale; None if it has none."""
     numbers = PAPER_TABLE_14.get((row.evaluation, row.metric, row.condition or "zero_shot"))
     if numbers is None or row.model not in PAPER_MODELS:
         return None

@@ -1,4 +1,4 @@
-"""Completions side by side: what every model wrote for the same prompts, and what PPO wrote while it learned."""
+"""Samples side by side: completions of all models for the same prompts, and of PPO during training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _MAX_TEXT_CHARS = 1_200  # characters shown of one text
 def select_sample_groups(
     rankings: Sequence[Ranking], use_cases: Mapping[str, str], count: int = 12
 ) -> tuple[SampleGroup, ...]:
-    """A few prompts, spread over the use cases, with each model's completion and a note; rankings without models are left out."""
+    """Select a few prompts over all use cases, with each model's completion and a note;
+    rankings without models are skipped.
+    """
     rankings_by_prompt: dict[str, list[Ranking]] = {}
     for ranking in rankings:
         if ranking.models is not None:
@@ -44,7 +46,7 @@ def select_sample_groups(
 
 
 def _model_samples(rankings: Sequence[Ranking]) -> tuple[ReportSample, ...]:
-    """Each model's completion with its mean rating, or its mean rank where nobody gave ratings, in the paper's order of models."""
+    """Return each model's completion with its mean rating, or mean rank without ratings, in the paper's order."""
     texts: dict[str, str] = {}
     ratings: dict[str, list[int]] = {}
     ranks: dict[str, list[int]] = {}
@@ -74,7 +76,7 @@ def _model_samples(rankings: Sequence[Ranking]) -> tuple[ReportSample, ...]:
 def select_training_samples(
     samples: Sequence[Mapping[str, Any]], stage: str, count: int = 6
 ) -> tuple[SampleGroup, ...]:
-    """What a policy wrote at the start, in the middle and at the end of PPO, with score, KL and total."""
+    """Select samples from the start, middle and end of PPO, with score, KL and total."""
     valid_samples = [
         each for each in samples if isinstance(each.get("prompt"), str) and isinstance(each.get("completion"), str)
     ]
@@ -99,5 +101,4 @@ def _to_sample_group(sample: Mapping[str, Any], stage: str) -> SampleGroup:
 
 
 def truncate_text(text: str, max_chars: int = _MAX_TEXT_CHARS) -> str:
-    """A text of a length that can be read, and how much was left out."""
     return text if len(text) <= max_chars else f"{text[:max_chars]} … ({len(text) - max_chars:,} characters more)"

@@ -1,11 +1,10 @@
-"""What a section of the report is made of."""
+"""Building blocks of a report section."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report.findings import Finding
 from instructgpt.report.naming import (
     condition_name,
@@ -15,12 +14,11 @@ from instructgpt.report.naming import (
     model_name,
     sort_models,
 )
+from instructgpt.results import ResultRow
 
 
 @dataclass(frozen=True, slots=True)
 class ReportTable:
-    """A table of texts under a figure."""
-
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -28,7 +26,7 @@ class ReportTable:
 
 @dataclass(frozen=True, slots=True)
 class ReportSample:
-    """One completion beside others: whose it is, what was said of it."""
+    """One completion with its author and a note."""
 
     name: str
     color: str
@@ -38,7 +36,7 @@ class ReportSample:
 
 @dataclass(frozen=True, slots=True)
 class SampleGroup:
-    """One prompt with everything that was written for it."""
+    """One prompt with its completions."""
 
     prompt: str
     kind: str
@@ -47,7 +45,7 @@ class SampleGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One section of the page. `figure` and `more` are drawings made here, everything else is text and is escaped."""
+    """One section of the page. `figure` and `extra_figure` are trusted SVG, everything else is escaped text."""
 
     id: str
     title: str
@@ -62,7 +60,7 @@ class Section:
 
 
 def build_rows_table(title: str, rows: Sequence[ResultRow], *, conditions: bool = True) -> ReportTable:
-    """Rows as a table: a line a metric and condition, a column a model, each with value, interval and number of observations."""
+    """Return rows as a table: a line a metric and condition, a column a model, each with value, interval and n."""
     models = sort_models(row.model for row in rows)
     cells = {(row.metric, row.condition, row.model): row for row in rows}
     table_rows = []

@@ -1,6 +1,6 @@
-"""Two kinds of panel, bars and lines, as small SVGs that follow the page: its font, its colours, light or dark.
+"""Bar and line panels as small SVGs that use the page's font and colors, light or dark.
 
-A figure is a row of panels, so that it folds into one column on a phone.
+A figure is a row of panels, so it folds into one column on a phone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAX_LABEL_CHARS = 24  # letters of a label
 _INK_COLOR, MUTED_COLOR, _LINE_COLOR = "#010101", "#020202", "#030303"
 CSS_COLORS = {_INK_COLOR: "currentColor", MUTED_COLOR: "var(--muted, #767676)", _LINE_COLOR: "var(--line, #8884)"}
 CSS_COLORS |= {colour: f"var(--{model}, {colour})" for model, colour in MODEL_COLORS.items()}
-"""Colours in the drawing, and what the page puts in their place."""
+"""Drawing colors -> CSS variables of the page."""
 
 _MATPLOTLIB_SETTINGS: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -51,7 +51,7 @@ _MATPLOTLIB_SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One model in a panel. `behind` is a wider gray bar at its back."""
+    """One model in a panel; `behind` is a wider gray bar."""
 
     label: str
     color: str
@@ -63,7 +63,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One curve of a panel, with its band where `low` and `high` are given."""
+    """One curve, with a band if `low` and `high` are given."""
 
     label: str
     color: str
@@ -76,9 +76,10 @@ class Curve:
 
 
 def render_figure(panels: Sequence[str], legend: Sequence[tuple[str, str, bool]] = ()) -> str:
-    """Panels side by side, with one legend of (label, colour, dashed) above them."""
+    """Place panels side by side under one legend of (label, color, dashed)."""
     legend_items = "".join(
-        f'<li><i class="{"dashed" if dashed else "solid"}" style="color:{CSS_COLORS.get(color, color)}"></i>{html.escape(label)}</li>'
+        f'<li><i class="{"dashed" if dashed else "solid"}" '
+        f'style="color:{CSS_COLORS.get(color, color)}"></i>{html.escape(label)}</li>'
         for label, color, dashed in legend
     )
     return (
@@ -89,7 +90,7 @@ def render_figure(panels: Sequence[str], legend: Sequence[tuple[str, str, bool]]
 def render_svg_file(
     title: str, panels: Sequence[str], legend: Sequence[tuple[str, str, bool]], columns: int = 2
 ) -> str:
-    """Panels in rows under a title and one legend, as an SVG file that stands alone: it brings its own colours, light and dark."""
+    """Render panels under a title and one legend as a standalone SVG file with its own light and dark colors."""
     sizes = [tuple(map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', panel)[0])) for panel in panels]
     panel_width, panel_height = (max(size[i] for size in sizes) for i in (0, 1))
     legend_items, x = (
@@ -107,7 +108,10 @@ def render_svg_file(
     placed_panels = ""
     for i, (panel, (width, height)) in enumerate(zip(panels, sizes, strict=True)):
         row, column = divmod(i, columns)
-        geometry = f'x="{_PANEL_GAP + column * (panel_width + _PANEL_GAP):g}" y="{_HEADER_HEIGHT + row * (panel_height + _PANEL_GAP):g}" width="{width:g}" height="{height:g}"'
+        geometry = (
+            f'x="{_PANEL_GAP + column * (panel_width + _PANEL_GAP):g}" '
+            f'y="{_HEADER_HEIGHT + row * (panel_height + _PANEL_GAP):g}" width="{width:g}" height="{height:g}"'
+        )
         placed_panels += panel.replace("<svg", f"<svg {geometry}", 1)
     rows = -(-len(panels) // columns)
     width, height = (
@@ -116,9 +120,11 @@ def render_svg_file(
     )
     style = f"{palette_css()} :root {{ color: var(--ink); font-family: ui-sans-serif, system-ui, sans-serif; }}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} '
+        f'{height:g}" role="img" '
         f'aria-label="{html.escape(title)}">'
-        f'<style>{style}</style><rect width="100%" height="100%" rx="6" fill="var(--page)"/>{legend_items}{placed_panels}</svg>\n'
+        f'<style>{style}</style><rect width="100%" height="100%" rx="6" '
+        f'fill="var(--page)"/>{legend_items}{placed_panels}</svg>\n'
     )
 
 
@@ -130,9 +136,9 @@ def render_bar_panel(
     limits: tuple[float, float] | None = None,
     reference_line: float | None = None,
 ) -> str:
-    """One bar an entry with its 95 % interval; `mark` is a dashed line to compare with.
+    """Render a bar for each entry with its 95 % interval; `reference_line` is dashed.
 
-    Where `limits` do not start at 0 (ratings, losses) dots take the place of bars, because a bar's length would mean nothing.
+    If `limits` do not start at 0 (ratings, losses), dots replace bars, because bar lengths would mislead.
     """
     labels = [
         bar.label if len(bar.label) <= _MAX_LABEL_CHARS else bar.label[: _MAX_LABEL_CHARS - 1] + "…" for bar in bars
@@ -162,7 +168,6 @@ def render_bar_panel(
 
 
 def _draw_bar(ax: Any, y_position: float, bar: Bar, metric: str, start: float) -> None:
-    """One entry of `bars` at height `at`."""
     axis_length = ax.get_xlim()[1] - start
     if bar.value is None:
         ax.text(
@@ -204,7 +209,6 @@ def _draw_bar(ax: Any, y_position: float, bar: Bar, metric: str, start: float) -
 
 
 def _axis_maximum(bars: Sequence[Bar], reference_line: float | None) -> float:
-    """The largest thing a panel has to show."""
     ends = [end for bar in bars for end in (bar.value, bar.high, bar.background_value) if end is not None]
     return max([*ends, reference_line or 0]) or 1.0
 
@@ -218,10 +222,10 @@ def render_line_panel(
     sizes: Sequence[float] = (),
     log_scale_y: bool = False,
 ) -> str:
-    """Curves over a common axis; `floor` is where the vertical axis must begin.
+    """Render curves over a common axis; `y_min` is the start of the vertical axis.
 
-    With `sizes` the axis is logarithmic, with a mark at each of them, and intervals are strokes at the points. With `powers`, too,
-    the vertical one is as well, so that a power is a straight line.
+    With `sizes` the x axis is logarithmic with a tick at each size, and intervals are error bars. With `log_scale_y`
+    power laws are straight lines.
     """
     ax, canvas = _create_axes(title, left_margin=44, height=190, bottom_margin=36)
     for curve in curves:
@@ -260,17 +264,15 @@ def render_line_panel(
 
 
 def _format_log_tick(value: float) -> str:
-    """A number on a logarithmic axis: parameters in millions and billions."""
     return f"{value / 1e9:g}B" if value >= 1e9 else f"{value / 1e6:g}M" if value >= 1e6 else f"{value:,.6g}"
 
 
 def _format_tick(value: float) -> str:
-    """An axis label without the zeros that say nothing."""
     return f"{value / 1000:.6g}k" if abs(value) >= 1_000 else f"{round(value, 9):.6g}"
 
 
 def _create_axes(title: str, *, left_margin: float, height: float, bottom_margin: float) -> tuple[Any, FigureCanvasSVG]:
-    """An empty panel with its title; margins in points, so that nothing moves with the data."""
+    """Create an empty panel with fixed margins in points."""
     with matplotlib.rc_context(_MATPLOTLIB_SETTINGS):
         canvas = FigureCanvasSVG(Figure(figsize=(_PANEL_WIDTH / 72, height / 72), facecolor="none"))
         ax = canvas.figure.add_axes(
@@ -300,7 +302,7 @@ def _create_axes(title: str, *, left_margin: float, height: float, bottom_margin
 
 
 def _export_svg(canvas: FigureCanvasSVG, title: str) -> str:
-    """The drawing as an `<svg>` element that belongs to the page: no fixed size, no font, no name that another drawing has too."""
+    """Return the drawing as an `<svg>` element with page fonts and unique ids."""
     buffer = io.StringIO()
     with matplotlib.rc_context(_MATPLOTLIB_SETTINGS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # letters that the layout font lacks: the reader's own font draws them
@@ -319,7 +321,7 @@ def _export_svg(canvas: FigureCanvasSVG, title: str) -> str:
 
 
 def _clean_svg_tag(tag: str, id_prefix: str) -> str:
-    """One tag with the page's colours and font, shorter numbers, and names that start with `own`."""
+    """Rewrite one tag: page colors and font, short numbers, prefixed ids."""
     tag = re.sub(
         r' id="(?:figure|axes|patch|text|line2d|xtick|ytick|matplotlib\.axis|[A-Z]\w*)_\d+"| transform="rotate\([^"]*"',
         "",

@@ -1,4 +1,4 @@
-"""What a run shows, as two tables on the terminal: the numbers of every model, and the paper's findings held against them."""
+"""Two terminal tables: the numbers of every model, and the paper's findings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report.findings import Finding, check_findings
 from instructgpt.report.naming import (
     MODEL_NAMES,
@@ -21,6 +20,7 @@ from instructgpt.report.naming import (
     sort_models,
 )
 from instructgpt.report.results import Results
+from instructgpt.results import ResultRow
 
 _VERDICT_STYLES = {
     "shown": "green",
@@ -31,7 +31,7 @@ _VERDICT_STYLES = {
 }
 
 _WIN_RATE_METRIC = ("preference", "win_rate_vs_sft")
-"""The first metric of the first table, under each of its conditions: whoever judged."""
+"""First metric of the first table, under each of its conditions."""
 _MAIN_METRICS = (
     ("preference", "rating", "training"),
     ("labels", "fails_instruction", ""),
@@ -41,16 +41,15 @@ _MAIN_METRICS = (
     ("toxicity", "mean_toxicity", "respectful"),
     ("bias", "entropy_bits", ""),
 )
-"""The metrics after it; every task of the alignment tax follows them."""
+"""Further metrics; the tasks of the alignment tax follow."""
 
 
 def print_report_tables(rows: Sequence[ResultRow], console: Console | None = None) -> None:
-    """Print both tables, and the reward model's numbers under them."""
+    """Print both tables and the reward model's numbers."""
     (console or Console()).print(_build_tables(rows))
 
 
 def _build_tables(rows: Sequence[ResultRow]) -> Group:
-    """Models and findings, for rich to print."""
     results = Results.from_rows(rows)
     findings = [finding for finding in check_findings(results) if finding.verdict != "not measured"]
     metrics_table = _build_metrics_table(results)
@@ -64,7 +63,6 @@ def _build_tables(rows: Sequence[ResultRow]) -> Group:
 
 
 def _build_metrics_table(results: Results) -> Table:
-    """Every main metric, a column a model, with its 95 % interval below."""
     judge_conditions = [condition for condition in results.conditions(*_WIN_RATE_METRIC) if "/" not in condition]
     metric_keys = [
         *((*_WIN_RATE_METRIC, judge_condition) for judge_condition in judge_conditions),
@@ -100,7 +98,6 @@ def _format_cell(row: ResultRow | None) -> Text:
 
 
 def _format_reward_model(results: Results) -> str:
-    """The reward model between its yardsticks, in one line a cohort."""
     lines = []
     for condition in results.conditions("reward_model", "pair_accuracy"):
         rows = [
@@ -118,7 +115,6 @@ def _format_reward_model(results: Results) -> str:
 
 
 def _build_findings_table(findings: Sequence[Finding]) -> Table:
-    """What the paper found, and whether these numbers show it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("what the paper found", ratio=3)
     table.add_column("here", no_wrap=True)

@@ -1,1 +1,1 @@
-"""A run directory: lineage, metrics, checkpoints, signals, trackers."""
+"""Run directories: lineage, metrics, checkpoints, signals, trackers."""

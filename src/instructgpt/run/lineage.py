@@ -1,4 +1,4 @@
-"""What a run is made from: files by name, and the hashes by which a change is noticed."""
+"""What a run is made from: its input files by name, and the hashes that detect changes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from pathlib import Path
 
 
 def named_inputs(**kinds: Iterable[Path]) -> dict[str, Path | str]:
-    """Files a run is made from, each by what it is for and its name; by its whole path where two of a kind have one name."""
+    """Return inputs by "kind name", or by "kind path" where two files of a kind have the same name."""
     files = [(kind, path) for kind, paths in kinds.items() for path in paths]
     name_counts = Counter((kind, path.name) for kind, path in files)
     return {f"{kind} {path if name_counts[kind, path.name] > 1 else path.name}": path for kind, path in files}
 
 
 def content_hash(path: Path) -> str:
-    """sha256 of a file, or of what a model directory is made of; of the name itself for something on the hub."""
+    """Return the sha256 of a file, of a model directory's weights and JSON files, or of a hub model's name."""
     digest = hashlib.sha256()
     if path.is_dir():
-        files = sorted(
-            file for file in path.iterdir() if file.suffix in (".safetensors", ".json") and file.name != "run.json"
-        )
+        hashed = (file for file in path.iterdir() if file.suffix in (".safetensors", ".json"))
+        files = sorted(file for file in hashed if file.name != "run.json")
     elif path.is_file():
         files = [path]
     else:

@@ -1,7 +1,7 @@
-"""One command at a time makes a directory: two would write into each other's files.
+"""One command at a time per run directory, held by an advisory lock on the directory itself.
 
-The claim is a lock of the operating system's on the directory itself. It leaves nothing on the disk and ends with the process,
-however that ends. Disks that know no such locks (some network disks) take every claim.
+The lock ends with the process, however it ends. File systems without locks (some network disks) accept every command.
+`filelock` would leave a lock file in the directory that it protects.
 """
 
 from __future__ import annotations
@@ -14,21 +14,17 @@ from pathlib import Path
 from instructgpt.errors import InputError
 
 LOCK_TIMEOUT_S = 3.0
-"""Seconds in which a process that was killed has ended, with those that help it."""
+"""Time for a killed process and its workers to end, when the same command is started again at once."""
 
 _lock_descriptors: dict[Path, int] = {}
 
 
 def acquire_directory_lock(directory: Path) -> None:
-    """Claim a directory for this process, until it is given up or the process ends. Claimed again it is the same claim.
-
-    Raises:
-        BadInput: another process has it.
-    """
-    held_descriptor = _lock_descriptors.get(directory.resolve())
-    if held_descriptor is not None and os.path.samestat(os.fstat(held_descriptor), directory.stat()):
+    """Lock a directory until release or exit; reentrant. Raise InputError if another process holds the lock."""
+    descriptor = _lock_descriptors.get(directory.resolve())
+    if descriptor is not None and os.path.samestat(os.fstat(descriptor), directory.stat()):
         return
-    release_directory_lock(directory)
+    release_directory_lock(directory)  # of a directory of the same name that was deleted meanwhile
     descriptor = os.open(directory, os.O_RDONLY)
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:
@@ -39,17 +35,15 @@ def acquire_directory_lock(directory: Path) -> None:
                 time.sleep(0.1)
                 continue
             os.close(descriptor)
-            raise InputError(
-                f"--out {directory}: another command is at work there; let it end, or choose another --out"
-            ) from None
-        except OSError:  # a disk without locks
+            message = f"--out {directory}: in use by another command; wait for it to end, or choose another --out"
+            raise InputError(message) from None
+        except OSError:  # this file system has no locks
             pass
         _lock_descriptors[directory.resolve()] = descriptor
         return
 
 
 def release_directory_lock(directory: Path) -> None:
-    """Give up this process's claim of a directory, if it has one."""
     descriptor = _lock_descriptors.pop(directory.resolve(), None)
     if descriptor is not None:
         os.close(descriptor)

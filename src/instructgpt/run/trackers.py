@@ -1,15 +1,16 @@
-"""Where the numbers of a run are shown besides `metrics.jsonl`: TensorBoard, trackio, Weights & Biases, when asked for.
+"""Metrics in TensorBoard, trackio and Weights & Biases, besides metrics.jsonl.
 
-The file in the run directory is the record; a tracker is a window onto it. One that is not installed or not signed in is
-refused before the run begins; one that fails on the way is dropped with a word, and the run goes on.
+metrics.jsonl is the record. A tracker that is not installed or does not start is an error before the run begins; a
+tracker that fails later is disabled with a message.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,17 +19,13 @@ from instructgpt.errors import InputError, one_line
 
 
 class Tracker(Protocol):
-    """What a run tells: numbers after a step, and that it is over."""
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the numbers of one step."""
-
-    def close(self) -> None:
-        """Write what is still held."""
+    def close(self) -> None: ...
 
 
 class _TensorBoardTracker:
-    """Event files in `tensorboard/` of the run directory; steps that are done again replace those that were taken back."""
+    """Event files in `tensorboard/` of the run directory. On resume, events after the checkpoint's step are purged."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -38,98 +35,57 @@ class _TensorBoardTracker:
             self._writer.add_text("config", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One scalar a metric."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close the file."""
         self._writer.close()
 
 
-class _TrackioTracker:
-    """trackio's own database on this machine (TRACKIO_DIR); the project is the folder that holds the run directory."""
-
-    def __init__(self, directory: Path, settings: Mapping[str, Any], step: int) -> None:
-        import trackio
-
-        resume = "allow" if step else "never"
-        resolved = directory.resolve()
-        self._run: Any = trackio.init(
-            resolved.parent.name or "runs",
-            resolved.name,
-            config=dict(settings),
-            resume=resume,
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row a step."""
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        """Send what is still held."""
-        self._run.finish()
-
-
 class _WandBTracker:
-    """A Weights & Biases run; WANDB_MODE=offline keeps it on this machine, in `wandb/` of the run directory."""
+    """A run of wandb, or of trackio, which has the same API. The project is the parent of the run directory.
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any], _: int) -> None:
-        import wandb
+    WANDB_MODE=offline keeps a wandb run in `wandb/` of the run directory. trackio keeps its database below TRACKIO_DIR.
+    """
 
+    def __init__(self, name: TrackerName, directory: Path, settings: Mapping[str, Any], step: int) -> None:
+        tracker: Any = importlib.import_module(name)
         resolved = directory.resolve()
-        begin_time_ns = (
-            (directory / "run.json").stat().st_mtime_ns
-        )  # written when a run begins and when it has finished
-        run_id = hashlib.sha256(f"{resolved} {begin_time_ns}".encode()).hexdigest()[:16]
-        self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", resolved.parent.name or "runs"),
-            name=resolved.name,
-            id=run_id,
-            dir=str(directory),
-            config=dict(settings),
-            resume="allow",
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        project, config = resolved.parent.name or "runs", dict(settings)
+        if name == "trackio":
+            options = {"resume": "allow" if step else "never", "embed": False}
+            options |= {"auto_log_gpu": False, "auto_log_cpu": False}
+        else:
+            project = os.environ.get("WANDB_PROJECT", project)
+            # run.json is written when a run begins, so that its time identifies this run and not an earlier one here.
+            identity = f"{resolved} {(directory / 'run.json').stat().st_mtime_ns}"
+            options = {"id": hashlib.sha256(identity.encode()).hexdigest()[:16], "dir": str(directory)}
+            options |= {"resume": "allow", "settings": tracker.Settings(silent=True, console="off")}
+        self._run: Any = tracker.init(project=project, name=resolved.name, config=config, **options)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row a step."""
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """Send what is still held."""
         self._run.finish()
-
-
-_TRACKERS: Mapping[TrackerName, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
-    "tensorboard": _TensorBoardTracker,
-    "trackio": _TrackioTracker,
-    "wandb": _WandBTracker,
-}
 
 
 def check_trackers_installed(names: Sequence[TrackerName]) -> None:
-    """Before any work: raises BadInput for a tracker whose library is not there."""
+    """Raise InputError if a tracker's library is missing."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"--track {name}: the library is not installed; pip install {name}")
 
 
 def open_tracker(name: TrackerName, directory: Path, settings: Mapping[str, Any], step: int) -> Tracker:
-    """Start a tracker for a run that has `step` steps behind it.
-
-    Args:
-        name: which; directory: the run's, which exists; settings: its configuration, shown beside the numbers.
+    """Start a tracker of an existing run directory with `step` completed steps.
 
     Raises:
-        BadInput: it refuses to start (an account it needs is missing).
+        InputError: the tracker does not start, for example because it needs an account.
     """
     try:
-        return _TRACKERS[name](directory, settings, step)
-    except Exception as error:  # whatever a service says of accounts and networks
-        raise InputError(
-            f"--track {name}: does not start ({one_line(error, 200)}); mend that or leave it out"
-        ) from error
+        if name == "tensorboard":
+            return _TensorBoardTracker(directory, settings, step)
+        return _WandBTracker(name, directory, settings, step)
+    except Exception as error:  # services raise their own types for accounts and networks
+        raise InputError(f"--track {name}: does not start ({one_line(error, 200)}); fix this or omit it") from error

@@ -1,1 +1,1 @@
-"""The science of labels: how far labelers agree, which model wins, how sure both are. Arrays only, no torch."""
+"""Labeler statistics: agreement, win rates, consensus, intervals. Arrays only; never imports torch."""

@@ -1,14 +1,14 @@
-"""How far labelers agree about rankings (paper, section 3.4): with each other, with gold, with themselves.
+"""Agreement of labelers on rankings (paper, section 3.4): with each other, with gold, with themselves.
 
-The paper's 72.6 % is the share of pairs on which two labelers of the same prompt prefer the same completion; how it counts ties it does not
-say, and the rule moves the number by many points. So there are always three, beside the rate of ties:
-- `decided`, the headline: pairs that either called a tie are left out. It flatters labelers who tie often.
-- `three_way`: better, worse and tie are three answers, alike or not.
-- `half_credit`: as three-way, but a tie beside a decision counts one half. It moves least with the habit of tying.
+The paper's 72.6 % is the share of pairs on which two labelers of a prompt prefer the same completion. It does not say
+how ties count, and the rule moves the number by many points, so three shares are reported beside the tie rate:
+- `decided` (headline): pairs with a tie are left out; flatters labelers who tie often.
+- `three_way`: better, worse and tie are three categories.
+- `half_credit`: as three-way, but a tie against a decision counts one half; depends least on the tie rate.
 
-Numerators and denominators are counted for each prompt and couple of labelers and then added up. Rows that share a prompt or a labeler are
-not independent, and a couple has two labelers (Aronow, Samii and Assenova, 2015, "Cluster-robust variance estimation for dyadic data"). So
-the variance is that of prompts, plus that of labelers (the jackknife, leaving out one with all couples it is in), less what both contain.
+Counts are summed over prompts and couples of labelers. Couples share labelers and rows share prompts, so the variance
+is dyadic (Aronow, Samii and Assenova, 2015): variance over prompts, plus a leave-one-labeler-out jackknife, minus their
+overlap.
 """
 
 from __future__ import annotations
@@ -44,50 +44,49 @@ from instructgpt.statistics.pair_judgments import (
 from instructgpt.statistics.shrinkage import beta_binomial_shrinkage
 
 _MIN_SHARED_PAIRS = 30
-"""Under so many shared pairs a labeler's number says little."""
+"""Below this number of shared pairs a labeler's agreement is a small sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What two labelers did with the same pairs of completions, over all couples, and the shares that follow."""
+    """Pair counts of two labelers over all couples, and the shares derived from them."""
 
     concordant: int
-    """Both decided, the same way."""
+    """Pairs both decided the same way."""
     discordant: int
-    """Both decided, the other way round."""
+    """Pairs both decided in opposite ways."""
     one_tied: int
     both_tied: int
     decided: Estimate
-    """Of the pairs that both decided, the share alike: the headline."""
+    """Agreeing share of the pairs that both decided."""
     three_way: Estimate
-    """Of all pairs, the share with the same of three answers."""
+    """Share of all pairs with the same of three categories."""
     half_credit: Estimate
-    """Of all pairs, the share alike or both tied, and half of those that one tied."""
+    """Share of all pairs that agree, with half credit for one tie."""
     tie_rate: Estimate
-    """Of all answers, the share of ties."""
+    """Share of ties among all answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelerAgreement:
-    """How one labeler agrees with all others about pairs that both decided."""
+    """Agreement of one labeler with all others on pairs that both decided."""
 
     labeler: Hashable
     concordant: int
     shared: int
-    """Pairs that this labeler and some other one both decided, each counted once an other."""
+    """Decided pairs shared with other labelers, counted once per other labeler."""
     share: float
     shrunk: Estimate
-    """The share drawn towards that of all labelers, the more so the fewer pairs there are, with its 95 % posterior interval."""
+    """Share shrunk towards the mean of all labelers, with its 95 % posterior interval."""
 
     @property
     def is_small_sample(self) -> bool:
-        """Whether there are too few pairs to look at."""
         return self.shared < _MIN_SHARED_PAIRS
 
 
 @dataclass(frozen=True, slots=True)
 class AgreementMatrix:
-    """Agreement of every two labelers about pairs that both decided, (L, L); NaN where there are none and on the diagonal."""
+    """Agreement of every two labelers on decided pairs, (L, L); NaN on the diagonal and without shared pairs."""
 
     labelers: tuple[Hashable, ...]
     share: FloatArray
@@ -96,30 +95,32 @@ class AgreementMatrix:
 
 @dataclass(frozen=True, slots=True)
 class Concordance:
-    """Kendall's W, the mean over prompts that several labelers ranked whole."""
+    """Kendall's W: mean over prompts that several labelers ranked completely."""
 
     w: Estimate
     by_chance: float | None
-    """What W would be if they ranked at random: the mean of 1 / (number of labelers)."""
+    """Expected W under random ranking: mean of 1 / (number of labelers)."""
 
 
 def compare_labelers(rankings: Sequence[HasRanks]) -> AgreementCells:
-    """What every two labelers of a prompt did. A second ranking of the same completions is compared with others' second ones."""
+    """Count the outcomes of every two labelers per prompt; repeated rankings are compared with each other's repeats."""
     return inter_labeler_cells(pair_judgments(rankings))
 
 
 def inter_labeler_agreement(rankings: Sequence[HasRanks]) -> Agreement:
-    """How labelers agree with each other, with intervals for other prompts and other labelers like these."""
+    """Compute agreement between labelers, with intervals over prompts and labelers."""
     return summarize_agreement(compare_labelers(rankings))
 
 
 def intra_labeler_agreement(rankings: Sequence[HasRanks]) -> dict[Hashable, Agreement]:
-    """How labelers agree with themselves where they ranked the same completions again: the ceiling of agreement. `None`: all of them."""
+    """Compute each labeler's agreement with their own repeated rankings; the key None holds all labelers."""
     return _summarize_by_labeler(intra_labeler_cells(pair_judgments(rankings)))
 
 
 def gold_agreement(rankings: Sequence[HasRanks], gold: Sequence[HasRanks]) -> dict[Hashable, Agreement]:
-    """How each labeler agrees with gold rankings of the same completions; of several golds of a prompt the first counts. `None`: all."""
+    """Compute each labeler's agreement with gold rankings; the first gold of a prompt counts,
+    the key None holds all labelers.
+    """
     gold_key = object()
     rows: list[HasRanks] = [LabelerRanking(each.prompt, gold_key, each.completions, each.ranks) for each in gold]
     judgments = pair_judgments([*rows, *rankings])
@@ -146,7 +147,6 @@ def gold_agreement(rankings: Sequence[HasRanks], gold: Sequence[HasRanks]) -> di
 
 
 def summarize_agreement(cells: AgreementCells) -> Agreement:
-    """The counts and shares of any rows."""
     concordant, discordant, both_tied = cells.concordant, cells.discordant, cells.both_tied
     one_tied = cells.first_tied + cells.second_tied
     total = concordant + discordant + one_tied + both_tied
@@ -163,10 +163,10 @@ def summarize_agreement(cells: AgreementCells) -> Agreement:
 
 
 def agreement_by_labeler(cells: AgreementCells) -> list[LabelerAgreement]:
-    """Each labeler beside all others, the lowest first.
+    """Compute each labeler's agreement with all others, lowest first.
 
-    Shares are shrunk by a beta-binomial model. Pairs of a prompt are not independent, so counts are divided by how much larger that makes
-    the variance.
+    Shares are shrunk by a beta-binomial model; counts are divided by the design effect, because pairs of one prompt are
+    dependent.
     """
     labeler = np.concatenate([cells.first, cells.second])
     prompt = np.concatenate([cells.prompt, cells.prompt])
@@ -196,7 +196,6 @@ def agreement_by_labeler(cells: AgreementCells) -> list[LabelerAgreement]:
 
 
 def agreement_matrix(cells: AgreementCells) -> AgreementMatrix:
-    """Every two labelers."""
     labeler_count = len(cells.labelers)
     flat_index = cells.first * labeler_count + cells.second
     concordant, shared = (
@@ -209,7 +208,7 @@ def agreement_matrix(cells: AgreementCells) -> AgreementMatrix:
 
 
 def kendall_tau(cells: AgreementCells) -> Estimate:
-    """Tau-b of two labelers' rankings of one prompt, the mean over prompts and couples. Who tied everything has none and is left out."""
+    """Compute Kendall's tau-b, averaged over prompts and couples; couples with an all-tied ranking are left out."""
     decided = cells.concordant + cells.discordant
     norm = np.sqrt(
         (decided + cells.second_tied) * (decided + cells.first_tied)
@@ -224,9 +223,10 @@ def kendall_tau(cells: AgreementCells) -> Estimate:
 
 
 def concordance(rankings: Sequence[HasRanks]) -> Concordance:
-    """Kendall's W with the correction for ties (Kendall and Gibbons, 1990), where two or more labelers ranked the same completions.
+    """Compute Kendall's W with tie correction (Kendall and Gibbons, 1990) for completions that two or more labelers
+    ranked.
 
-    The interval is over prompts. A labeler's second ranking of the same completions is left out.
+    The interval is over prompts. Repeated rankings of one labeler are left out.
     """
     groups: dict[tuple[Hashable, frozenset[Hashable]], dict[Hashable, HasRanks]] = {}
     for ranking in rankings:
@@ -261,9 +261,11 @@ def concordance(rankings: Sequence[HasRanks]) -> Concordance:
 
 
 def pairwise_alpha(rankings: Sequence[HasRanks]) -> Estimate:
-    """Krippendorff's alpha of better, worse and tie (nominal), one unit a pair of completions; clustered by prompt.
+    """Compute Krippendorff's nominal alpha of better, worse and tie, one unit a pair of completions, clustered by
+    prompt.
 
-    Without ties it is close to 2 p − 1, p the share of pairs alike: 72.6 % is about 0.45, and the usual bounds (0.667, 0.8) are none here.
+    Without ties alpha is about 2p - 1 for agreement p: 72.6 % is about 0.45, so the usual 0.667 and 0.8 bounds do not
+    apply.
     """
     judgments = pair_judgments(rankings)
     turns = int(judgments.repeat_index.max(initial=0)) + 1
@@ -273,9 +275,9 @@ def pairwise_alpha(rankings: Sequence[HasRanks]) -> Estimate:
 
 
 def _kendall_w(ranks: FloatArray) -> FloatArray:
-    """W of each prompt: ranks (G, m labelers, K) -> (G,); NaN where all tied everything.
+    """Return W per prompt: ranks (G, m labelers, K) -> (G,); NaN where all tied.
 
-    W = 12 S / (m² (K³ − K) − m Σ(t³ − t)), S the squared deviations of the completions' rank sums, t the sizes of ties.
+    W = 12 S / (m² (K³ − K) − m Σ(t³ − t)), S the squared deviations of rank sums, t the tie sizes.
     """
     _, m, k = ranks.shape
     below = (ranks[..., :, None] > ranks[..., None, :]).sum(-1)
@@ -288,7 +290,6 @@ def _kendall_w(ranks: FloatArray) -> FloatArray:
 
 
 def _summarize_by_labeler(cells: AgreementCells) -> dict[Hashable, Agreement]:
-    """All rows under None, then the rows of each labeler."""
     if not len(cells.prompt):
         return {}
     return {None: summarize_agreement(cells)} | {
@@ -298,7 +299,6 @@ def _summarize_by_labeler(cells: AgreementCells) -> dict[Hashable, Agreement]:
 
 
 def _ratio_estimate(cells: AgreementCells, numerator: FloatArray, denominator: FloatArray) -> Estimate:
-    """A ratio of sums over rows (C,) with its interval."""
     nonzero: BoolArray = denominator > 0
     if not nonzero.any():
         return NO_ESTIMATE
@@ -313,11 +313,10 @@ def _ratio_estimate(cells: AgreementCells, numerator: FloatArray, denominator: F
 
 
 def _dyadic_uncertainty(cells: AgreementCells, error: FloatArray, weight: FloatArray) -> Uncertainty:
-    """Of a ratio of sums over rows (C,) with these errors and denominators: rows that share a prompt, or a labeler on either side, are
-    dependent.
+    """Estimate the variance of a ratio of sums over rows (C,) that share prompts, or a labeler on either side.
 
-    Prompts count by their squared sums. Labelers count by what leaving each one out would change, which with few labelers is not too
-    little; what a labeler does within a single prompt is in both and is taken out once. Two labelers can say nothing about others.
+    Prompts count by squared sums, labelers by the leave-one-out jackknife; the part within single prompts is subtracted
+    once. With two labelers the labeler variance is undefined.
     """
     labelers, labeler_codes, _ = unique_with_counts(np.concatenate([cells.first, cells.second]))
     first, second = labeler_codes[: len(error)], labeler_codes[len(error) :]
@@ -340,12 +339,11 @@ def _dyadic_uncertainty(cells: AgreementCells, error: FloatArray, weight: FloatA
 
 
 def _squared_cluster_sums(error: FloatArray, cluster: IntArray) -> float:
-    """The sum of the squared sums of each cluster."""
     return float((np.bincount(unique_with_counts(cluster)[1], weights=error) ** 2).sum())
 
 
 def _design_effect(error: FloatArray, labeler: IntArray, prompt: IntArray, n: FloatArray, share: FloatArray) -> float:
-    """How many times larger the variance within labelers is, because pairs of a prompt move together, than that of independent pairs."""
+    """Return the variance inflation within labelers caused by pairs of one prompt moving together."""
     naive = float((n * share * (1 - share)).sum())
     if naive == 0:
         return 1.0

@@ -1,8 +1,8 @@
-"""One scale for many models: strengths of the Bradley-Terry model, P(i beats j) = pᵢ / (pᵢ + pⱼ), ties as half a win for each.
+"""Bradley-Terry strengths of models: P(i beats j) = pᵢ / (pᵢ + pⱼ), a tie is half a win for each.
 
-Maximum likelihood by minorisation-maximisation (Hunter, 2004, "MM algorithms for generalized Bradley-Terry models", equation 3). It has a
-finite answer only within models that can be reached from each other by wins (Ford, 1957): a model that only ever won has no strength, and
-models that never met, even by way of others, have no common scale. Such models are reported as separate parts, each with its own zero.
+Maximum likelihood by the MM algorithm (Hunter, 2004, equation 3). A finite solution exists only within a strongly
+connected component of the win graph (Ford, 1957); other models are reported as components of their own, each with its
+own zero.
 """
 
 from __future__ import annotations
@@ -29,48 +29,46 @@ from instructgpt.statistics.pair_judgments import HasRanks, unique_with_counts
 from instructgpt.statistics.win_rate import Comparisons, comparisons
 
 _POINTS_PER_LOG_STRENGTH = 400 / math.log(10)
-"""Points on the scale for one unit of log strength: 400 points are odds of ten to one, as in chess."""
+"""Points per unit of log strength: 400 points are odds of ten to one, as in chess."""
 _RESAMPLES = 1_000
 _MAX_ITERATIONS = 5_000
 _MAX_RESAMPLED_CLUSTERS = 128
-"""Resamples give the shape of an interval, not its width (see `estimate`): more prompts or labelers than this are drawn in blocks."""
+"""Resamples give the shape of an interval, not its width (see `intervals`);
+above this number clusters are drawn in blocks.
+"""
 _TOLERANCE = 1e-7
-"""Log strengths that move by less are there."""
+"""Convergence threshold on log strengths."""
 _MAX_FAILED_SHARE = 0.01
-"""Where a greater share of resamples has no finite strength, there is no interval."""
+"""Above this share of resamples without a finite solution, no interval is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """One model on the scale."""
-
     model: str
     part: int
-    """Only strengths of the same part can be compared. Parts are numbered from 0, the largest first."""
+    """Component number, the largest first; strengths compare only within a component."""
     strength: Estimate
-    """Points above the mean of its part, or above the anchor. Nothing where the model is a part by itself."""
+    """Points above the component's mean or above the anchor; empty for a component of one model."""
     wins: float
-    """Half wins for ties."""
+    """Wins plus half the ties."""
     comparisons: int
 
 
 def estimate_strengths(
     rankings: Sequence[HasRanks], anchor: str | None = None, seed: int = 0, resamples: int = _RESAMPLES
 ) -> list[Strength]:
-    """The Bradley-Terry table of all models, each part's best first.
+    """Estimate the Bradley-Terry table of all models, best first within each component.
 
     Args:
-        rankings: with `models`.
-        anchor: the model that stands at 0 in its part; the mean of the part where not given.
-        seed: of the resampling.
-        resamples: how often prompts and labelers are drawn again.
+        rankings: must name their `models`.
+        anchor: model at 0 in its component; default is the component's mean.
 
     Returns:
-        Strengths with 95 % intervals of their distance from 0: percentiles over resamples of whole prompts and labelers, brought to the
-        two-way clustered width (`estimate.percentiles`). No interval where resamples often tear the part apart.
+        Strengths with 95 % intervals: percentiles over two-way resamples of prompts and labelers, rescaled to the
+        clustered width. No interval where resamples often disconnect the component.
 
     Raises:
-        BadInput: a ranking does not name its models.
+        InputError: a ranking does not name its models.
     """
     table = comparisons(rankings)
     if not table.models:
@@ -98,9 +96,9 @@ def estimate_strengths(
 
 
 def fit_bradley_terry(wins: FloatArray, start: FloatArray | None = None) -> FloatArray:
-    """Log strengths with mean 0, (B, M), of B tables of wins (B, M, M): row over column, halves for ties.
+    """Return log strengths (B, M) with mean 0 from win tables (B, M, M), row over column, ties as halves.
 
-    In each table every model must be reachable from every other by wins. `start` (M,) is a first guess.
+    Each table must be strongly connected. `start` (M,) is the initial guess.
     """
     counts, win_sums = wins + wins.transpose(0, 2, 1), wins.sum(-1)
     log_strengths = np.zeros(win_sums.shape) if start is None else np.tile(start, (len(win_sums), 1))
@@ -120,7 +118,6 @@ def fit_bradley_terry(wins: FloatArray, start: FloatArray | None = None) -> Floa
 def _estimate_component(
     table: Comparisons, members: IntArray, wins: FloatArray, anchor: int | None, seed: int, resamples: int
 ) -> list[Estimate]:
-    """Strengths in points of the models of one part: their numbers `members` (m,), their wins (m, m), which of them stands at 0."""
     size = len(members)
     positions = np.zeros(len(table.models), dtype=np.int64)
     positions[members] = np.arange(size)
@@ -173,9 +170,10 @@ def _strength_errors(
     labeler: IntArray,
     anchor: int | None,
 ) -> Iterator[tuple[FloatArray, tuple[IntArray, IntArray]]]:
-    """For each model: what every prompt and labeler (C,) adds to the error of its log strength, to first order, and the two keys (C,).
+    """Yield, per model, the first-order error that each comparison (C,) adds to its log strength, and the two cluster
+    keys (C,).
 
-    That is the inverse information times the score, as in any maximum likelihood (White, 1982).
+    The error is the inverse information times the score (White, 1982).
     """
     size = len(log_strengths)
     labeler_count = int(labeler.max()) + 1
@@ -203,7 +201,7 @@ def _bootstrap_strengths(
     seed: int,
     resamples: int,
 ) -> tuple[FloatArray, bool]:
-    """Log strengths on resamples of prompts and labelers (B, M), without those that have none; whether these were few."""
+    """Return log strengths on the resamples with a finite solution (B, M), and whether few resamples lacked one."""
     size, labeler_count = len(log_strengths), int(labeler.max()) + 1
     column = labeler * size**2 + first * size + second
     swapped_column = labeler * size**2 + second * size + first
@@ -230,14 +228,13 @@ def _bootstrap_strengths(
 
 
 def _win_matrix(first: IntArray, second: IntArray, won: FloatArray, size: int) -> FloatArray:
-    """(M, M): how often the model of the row beat that of the column, half for a tie."""
     straight = np.bincount(first * size + second, weights=won, minlength=size**2)
     swapped = np.bincount(second * size + first, weights=1 - won, minlength=size**2)
     return np.asarray((straight + swapped).reshape(size, size))
 
 
 def _reachable(edges: BoolArray) -> BoolArray:
-    """Which models are reached from which in any number of steps: (..., M, M)."""
+    """Return the transitive closure of a graph (..., M, M)."""
     reachable = edges | np.eye(edges.shape[-1], dtype=np.bool_)
     for _ in range(math.ceil(math.log2(max(edges.shape[-1], 2)))):
         reachable = (reachable.astype(np.float32) @ reachable.astype(np.float32)) > 0
@@ -245,7 +242,7 @@ def _reachable(edges: BoolArray) -> BoolArray:
 
 
 def _components(wins: FloatArray) -> IntArray:
-    """The part of each model (M,): those that reach each other by wins; the largest is 0."""
+    """Return the component of each model (M,); component 0 is the largest."""
     reachable = _reachable(wins > 0)
     root = (reachable & reachable.T).argmax(1)  # the first model of its part
     roots, counts = np.unique(root, return_counts=True)
@@ -254,12 +251,10 @@ def _components(wins: FloatArray) -> IntArray:
 
 
 def _comparison_counts(wins: FloatArray) -> FloatArray:
-    """(M,): how many comparisons each model was in."""
     return np.asarray(wins.sum(0) + wins.sum(1))
 
 
 def _relative_to_anchor(log_strengths: FloatArray, anchor: int | None) -> FloatArray:
-    """Log strengths (..., M) as the distance from the model at 0, or from their mean."""
     return log_strengths - (
         log_strengths.mean(-1, keepdims=True) if anchor is None else log_strengths[..., anchor : anchor + 1]
     )

@@ -1,10 +1,9 @@
-"""How far labelers agree about categories and ratings: Krippendorff's alpha, Gwet's AC1, positive agreement.
+"""Agreement on categories and ratings: Krippendorff's alpha, Gwet's AC1, positive agreement.
 
-One form of input for all: one row an answer, `units` saying what was judged (a completion, a prompt) and `values` what was said; who said
-it plays no part, and not everyone need judge everything. Answers that nobody else gave to the same unit tell nothing and are left out.
-Intervals leave out one cluster at a time (`estimate.jackknife`): one unit, or all units of one prompt where `clusters` is given.
+Input is one row an answer: `units` names what was judged, `values` the answer. Labelers need not judge every unit;
+units with a single answer are dropped. Intervals are jackknifed over units, or over `clusters` where given.
 
-Alpha is low when nearly all answers are alike, as with most labels of Table 3: read it beside AC1 and positive agreement.
+Alpha is low when nearly all answers agree, as with most labels of Table 3: read it beside AC1 and positive agreement.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ def krippendorff_alpha(
     level: _Level = "nominal",
     clusters: ClusterKeys | None = None,
 ) -> Estimate:
-    """1 − observed / expected disagreement, over the answers to units that were judged at least twice (Krippendorff, 2011).
+    """Compute 1 − observed / expected disagreement over units with two or more answers (Krippendorff, 2011).
 
     Args:
         units: (N,) what was judged.
-        values: (N,) the answers. Numbers, for `ordinal` and `interval`.
-        level: how far two answers are from each other: `nominal` 0 or 1; `interval` the squared difference; `ordinal` the squared number
-            of answers between them, each end counted half.
-        clusters: (N,) what units share (their prompt); each unit by itself where not given.
+        values: (N,) answers; numbers for `ordinal` and `interval`.
+        level: distance of two answers: `nominal` 0 or 1, `interval` squared difference, `ordinal` squared number of
+            answers between them, ends counted half.
+        clusters: (N,) what units share (their prompt); default: each unit.
 
     Returns:
-        1 is agreement, 0 chance, below 0 worse than chance; None where fewer than two different answers were given.
+        1 is agreement, 0 chance, negative worse than chance; None with fewer than two different answers.
 
     Raises:
         ValueError: lengths differ, or the level is unknown.
@@ -80,10 +79,10 @@ def gwet_ac1(
     clusters: ClusterKeys | None = None,
     categories: int | None = None,
 ) -> Estimate:
-    """Gwet's AC1 (2008): (observed − chance) / (1 − chance) agreement, with a chance that stays small where one answer is rare.
+    """Compute Gwet's AC1 (2008): (observed − chance) / (1 − chance), robust where one answer is rare.
 
-    Chance is Σ π (1 − π) / (q − 1), π the share of each of q answers. Units and clusters as in `krippendorff_alpha`; q is how many answers
-    there are to choose from, those that were given unless `categories` says.
+    Chance is Σ π (1 − π) / (q − 1), π the share of each of q answers; q is `categories`, or the number of observed
+    answers.
     """
     counts, answers, unit_clusters = _count_answers(units, values, clusters)
     q = categories or len(answers)
@@ -105,7 +104,9 @@ def gwet_ac1(
 
 
 def positive_agreement(units: ClusterKeys, values: Sequence[bool], clusters: ClusterKeys | None = None) -> Estimate:
-    """When one labeler says yes, how often another one does: for two labelers 2a / (2a + b + c) (Cicchetti and Feinstein, 1990)."""
+    """Compute the probability that a second labeler says yes given a yes:
+    2a / (2a + b + c) (Cicchetti and Feinstein, 1990).
+    """
     counts, answers, unit_clusters = _count_answers(units, [bool(value) for value in values], clusters)
     if True not in answers:
         return NO_ESTIMATE
@@ -123,10 +124,11 @@ def positive_agreement(units: ClusterKeys, values: Sequence[bool], clusters: Clu
 def _count_answers(
     units: ClusterKeys, values: Sequence[float | bool | str], clusters: ClusterKeys | None
 ) -> tuple[FloatArray, list[float | bool | str], IntArray]:
-    """How often each answer was given to each unit that was judged twice or more (U, V), the answers in order, the units' clusters (U,)."""
+    """Return answer counts per unit judged twice or more (U, V), the answers in order, and the units' clusters (U,)."""
     if len(units) != len(values) or (clusters is not None and len(clusters) != len(units)):
         raise ValueError(
-            f"{len(units)} units, {len(values)} values and {len(units if clusters is None else clusters)} clusters do not fit"
+            f"{len(units)} units, {len(values)} values and {len(units if clusters is None else clusters)} clusters do "
+            "not fit"
         )
     unit = factorize(units)
     answers = sorted(set(values), key=lambda value: (isinstance(value, str), value))
@@ -148,13 +150,12 @@ def _count_answers(
 
 
 def _by_cluster(parts: FloatArray, cluster: IntArray) -> FloatArray:
-    """Rows (U, F) added up by cluster: (G, F)."""
     order = np.argsort(cluster, kind="stable")
     start = np.flatnonzero(np.r_[True, np.diff(cluster[order]) > 0])
     return np.add.reduceat(parts[order], start, axis=0)
 
 
 def _ordinal_distances(totals: FloatArray) -> FloatArray:
-    """(..., V) how often each answer was given -> (..., V, V): the squared number of answers from one to the other, ends counted half."""
+    """Return squared ordinal distances (..., V, V) from answer counts (..., V), ends counted half."""
     midpoint = np.cumsum(totals, axis=-1) - totals / 2
     return np.asarray((midpoint[..., :, None] - midpoint[..., None, :]) ** 2)

@@ -1,4 +1,6 @@
-"""One ranking out of several: Kemeny's, which has the fewest pairs in another order than labelers had them (for adjudicated gold)."""
+"""Kemeny consensus of several rankings of one prompt:
+the ranking with the fewest reversed pairs (for adjudicated gold).
+"""
 
 from __future__ import annotations
 
@@ -11,28 +13,25 @@ from instructgpt.statistics.intervals import IntArray
 from instructgpt.statistics.pair_judgments import HasRanks
 
 _MAX_COMPLETIONS = 9
-"""Completions at most: the exact search looks at every subset of them."""
+"""Maximum K: the exact search visits every subset of completions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Consensus:
-    """What labelers together say of one prompt's completions."""
-
     completions: tuple[Hashable, ...]
     ranks: tuple[int, ...]
     """1 is best; equal ranks tie."""
     against: int
-    """How many of the labelers' decided pairs stand the other way round here."""
+    """Decided pairs of labelers that the consensus reverses."""
     unique: bool
-    """False where another ranking does as well, as with majorities that go round in a circle: a person should look."""
+    """False where another ranking is as good, for example with cyclic majorities; a person should decide."""
 
 
 def kemeny_consensus(rankings: Sequence[HasRanks]) -> Consensus:
-    """Kemeny's ranking of the completions of one prompt, exact.
+    """Compute the exact Kemeny ranking of one prompt's completions.
 
-    A pair's margin is how many labelers prefer the one minus how many prefer the other. The ranking has the greatest sum of margins of its
-    decided pairs; among the rankings that do, the one with the fewest ranks: completions tie where no majority parts them (margin 0). Not
-    everyone need have ranked every completion.
+    The ranking maximizes the sum of margins (labelers for minus against) over its decided pairs; among equals it has
+    the fewest ranks, so completions with margin 0 tie. Labelers may rank different subsets.
 
     Raises:
         ValueError: no ranking, or more than nine completions.
@@ -52,9 +51,10 @@ def kemeny_consensus(rankings: Sequence[HasRanks]) -> Consensus:
 
 
 def _kemeny_ranks(margins: IntArray) -> tuple[tuple[int, ...], bool]:
-    """Ranks from margins (K, K), row over column, and whether no others are as good: dynamic programming over the sets ranked so far.
+    """Return ranks and uniqueness from margins (K, K), row over column, by dynamic programming over ranked subsets.
 
-    best[S]: of the rankings that put the set S first, the greatest sum of margins, with the fewest ranks, and how many reach it.
+    best[S]: for rankings that place the set S first, the largest sum of margins, the fewest ranks, and the number of
+    optima.
     """
     k = len(margins)
     full_set = (1 << k) - 1

@@ -1,18 +1,18 @@
-"""Means with honest 95 % intervals, where rows are not independent.
+"""Means with 95 % intervals for dependent rows.
 
-Two labelers rank the same prompt, one labeler ranks hundreds: rows that share a prompt or a labeler move together. So whole prompts and
-whole labelers are resampled, never single rows. With two crossed keys every row weighs the product of how often its two clusters were
-drawn (the pigeonhole bootstrap: Owen, 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1).
+Rows that share a prompt or a labeler are correlated, so whole prompts and labelers are resampled. With two crossed keys
+each row is weighted by the product of its clusters' counts (pigeonhole bootstrap: Owen, 2007).
 
-Two known faults of the plain percentile interval are mended by reading the percentiles at another level, which keeps every interval
-within the range of the data (Hesterberg, 2015, "What teachers should know about the bootstrap"):
-- the product of two draws counts noise inside a cell three times over: the width is brought back to the two-way clustered variance
-  (Cameron, Gelbach and Miller, 2011, "Robust inference with multiway clustering");
-- few clusters make intervals too narrow: Student's t takes the place of the normal, with the degrees of freedom of the scarcer clusters.
+Two known faults of the percentile interval are corrected by reading percentiles at another level, which keeps intervals
+inside the data's range (Hesterberg, 2015):
+- the product of two draws triples the noise within a cell: the width is rescaled to the two-way clustered variance
+  (Cameron, Gelbach and Miller, 2011);
+- few clusters give narrow intervals: Student's t replaces the normal, with the degrees of freedom of the scarcer
+  clusters.
 
-Many clusters cost time and change nothing: the width comes from all of them, and beyond 512 the resamples, which then only give the shape,
-draw clusters in blocks. Where a number is no plain ratio of sums, its interval is Student's t on the same clustered variance, for a share
-on the scale of its logit (`interval`), or the jackknife over clusters (`jackknife`).
+Above `MAX_BOOTSTRAP_CLUSTERS` clusters are resampled in blocks: the width still uses all clusters. Statistics that are
+not ratios of sums use Student's t on the clustered variance (`t_interval`, on the logit scale for shares) or the
+jackknife.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scipy import special
 
 _RESAMPLES = 2_000
 MAX_BOOTSTRAP_CLUSTERS = 512
-"""More clusters than this are resampled in blocks."""
+"""Above this number clusters are resampled in blocks."""
 TAIL_PROBABILITY = 0.025
 _Z_95 = float(special.ndtri(1 - TAIL_PROBABILITY))
 
@@ -39,7 +39,10 @@ ClusterKeys = Sequence[Hashable] | IntArray
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its 95 % interval. All are None where nothing was measured, the ends alone where there is but one cluster."""
+    """A number with its 95 % interval.
+
+    All fields are None where nothing was measured; the ends are None with one cluster.
+    """
 
     value: float | None
     low: float | None
@@ -49,13 +52,13 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """How far a number would move with other prompts and other labelers."""
+    """Clustered variance of a number."""
 
     variance: float
     degrees_of_freedom: float
     """Degrees of freedom of Student's t."""
     cluster_count: int
-    """How many clusters there are of the kind of which there are more."""
+    """Clusters of the more numerous key."""
 
 
 NO_ESTIMATE = Estimate(None, None, None, 0)
@@ -64,15 +67,15 @@ NO_ESTIMATE = Estimate(None, None, None, 0)
 def mean(
     values: ArrayLike, *clusters: ClusterKeys, weights: ArrayLike | None = None, share: bool = False, seed: int = 0
 ) -> Estimate:
-    """A mean, or a ratio of sums, with its clustered 95 % interval.
+    """Compute a mean, or a ratio of sums, with its clustered 95 % interval.
 
     Args:
-        values: (N,) what was measured.
-        clusters: one or two keys, each (N,): rows with an equal key are not independent (prompt; labeler).
-        over: (N,) weights of a ratio of sums, sum(values) / sum(over); ones where not given.
-        share: the values lie in 0..1 (or in 0..over). A share of exactly 0 or 1 then gets the interval of Clopper and Pearson over
-            clusters: that nothing was seen in ten prompts does not mean that it never happens.
-        seed: of the resampling; the same data give the same interval.
+        values: (N,) measurements.
+        clusters: one or two keys, each (N,): rows with an equal key are dependent (prompt; labeler).
+        weights: (N,) denominators of a ratio of sums, sum(values) / sum(weights); default ones.
+        share: values lie in 0..1 (or 0..weights). A share of exactly 0 or 1 gets a Clopper-Pearson interval over
+            clusters.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: a value is not finite, or lengths differ.
@@ -91,12 +94,12 @@ def mean(
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, *clusters: ClusterKeys, seed: int = 0) -> Estimate:
-    """The mean of `first - second`, both (N,), measured on the same rows: what two models share (a hard prompt, a mild labeler) cancels."""
+    """Compute the mean of `first - second`, both (N,), measured on the same rows, so that shared effects cancel."""
     return mean(np.asarray(first, float) - np.asarray(second, float), *clusters, seed=seed)
 
 
 def wilson_interval(successes: float, n: int) -> Estimate:
-    """A share of n independent trials with Wilson's score interval (1927): right for few trials, as in a screening test.
+    """Compute Wilson's score interval (1927) for n independent trials.
 
     Raises:
         ValueError: more successes than trials, or fewer than none.
@@ -112,7 +115,9 @@ def wilson_interval(successes: float, n: int) -> Estimate:
 
 
 def t_interval(value: float, uncertainty: Uncertainty, n: int, share: bool = False) -> Estimate:
-    """A number with Student's t times its standard error; a share on the scale of its logit, which keeps the ends between 0 and 1."""
+    """Return a number with Student's t interval; a share is handled on the logit scale,
+    so its ends stay between 0 and 1.
+    """
     if uncertainty.cluster_count < 2:
         return Estimate(value, None, None, n)
     if share and value in (0.0, 1.0):
@@ -125,7 +130,7 @@ def t_interval(value: float, uncertainty: Uncertainty, n: int, share: bool = Fal
 
 
 def t_test_p_value(value: float, null: float, uncertainty: Uncertainty) -> float | None:
-    """Two-sided p of the clustered t-test that the truth is `null`. None where there is but one cluster or no spread."""
+    """Return the two-sided p of the clustered t-test against `null`; None with one cluster or no spread."""
     if uncertainty.cluster_count < 2 or uncertainty.variance == 0:
         return None
     return min(
@@ -140,7 +145,7 @@ def t_test_p_value(value: float, null: float, uncertainty: Uncertainty) -> float
 
 
 def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
-    """p-values adjusted for having asked as many questions (Holm, 1979): the smallest times their number, and so on, never falling."""
+    """Return Holm-adjusted p-values (Holm, 1979)."""
     ordered = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -151,11 +156,11 @@ def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def jackknife(parts: FloatArray, statistic: Callable[[FloatArray], FloatArray], n: int) -> Estimate:
-    """A statistic of sums over clusters, with the interval from leaving out one cluster at a time (Tukey, 1958).
+    """Compute a statistic of sums over clusters with its leave-one-cluster-out interval (Tukey, 1958).
 
     Args:
-        parts: (G, F) what each cluster adds to F sums.
-        statistic: (..., F) sums -> (...), NaN where it is not defined.
+        parts: (G, F) contribution of each cluster to F sums.
+        statistic: (..., F) sums -> (...), NaN where undefined.
         n: observations, for the record.
     """
     total = parts.sum(0)
@@ -172,12 +177,12 @@ def jackknife(parts: FloatArray, statistic: Callable[[FloatArray], FloatArray], 
 
 
 def residuals(y: FloatArray, w: FloatArray) -> FloatArray:
-    """What each row (N,) adds to the error of sum(y) / sum(w), to first order; they add up to 0."""
+    """Return the first-order error of each row (N,) in sum(y) / sum(w); the errors sum to 0."""
     return np.asarray((y - w * (y.sum() / w.sum())) / w.sum())
 
 
 def clustered_uncertainty(error: FloatArray, a: IntArray, b: IntArray) -> Uncertainty:
-    """The spread of a number whose rows have these errors (N,), with two crossed keys (N,) (Cameron, Gelbach and Miller, 2011)."""
+    """Return the two-way clustered variance of rows with these errors (N,) (Cameron, Gelbach and Miller, 2011)."""
     if not len(error):
         return Uncertainty(0.0, math.inf, 0)
     cell_codes = factorize(a * (int(b.max()) + 1) + b)
@@ -186,10 +191,10 @@ def clustered_uncertainty(error: FloatArray, a: IntArray, b: IntArray) -> Uncert
 
 
 def combine_variances(first: float, first_clusters: int, second: float, second_clusters: int) -> Uncertainty:
-    """The variance of two sources, each from its number of clusters; a negative second one is 0.
+    """Add two variance components; a negative second one counts as 0.
 
-    Degrees of freedom are those of the scarcer clusters that matter. Satterthwaite's, which weigh the two, are too many just when the
-    second source was underestimated: in simulation intervals then held the truth in 93.6 % of cases, with these in 95.
+    Degrees of freedom are those of the scarcer clusters with influence. Satterthwaite's formula overstates them when
+    the second component is underestimated: in simulation it covers 93.6 %, this rule 95 %.
     """
     sources = [(part, groups) for part, groups in ((first, first_clusters), (second, second_clusters)) if part > 0]
     scarcer = min((groups for _, groups in sources if groups > 1), default=max(first_clusters, second_clusters))
@@ -197,14 +202,16 @@ def combine_variances(first: float, first_clusters: int, second: float, second_c
 
 
 def cluster_variance(error: FloatArray, cluster: IntArray) -> float:
-    """The variance of a number whose rows have these errors (N,), when whole clusters are independent. 0 for a single cluster."""
+    """Return the variance of a number whose rows have these errors (N,), for independent clusters;
+    0 for one cluster.
+    """
     sums = np.bincount(cluster, weights=error)
     cluster_count = len(sums)
     return float((sums**2).sum() * cluster_count / (cluster_count - 1)) if cluster_count > 1 else 0.0
 
 
 def factorize(keys: ClusterKeys) -> IntArray:
-    """Each key's number from 0: (N,); in order of first appearance, whole numbers in an array in their own order."""
+    """Return keys as numbers from 0 (N,): first appearance first; integer arrays keep their own order."""
     if isinstance(keys, np.ndarray) and keys.dtype.kind == "i":
         return np.unique(keys, return_inverse=True)[1].astype(np.int64)
     indices: dict[Hashable, int] = {}
@@ -212,7 +219,7 @@ def factorize(keys: ClusterKeys) -> IntArray:
 
 
 def bootstrap_counts(rng: np.random.Generator, clusters: int, resamples: int) -> FloatArray:
-    """How often each cluster is drawn when as many are drawn as there are, with replacement: (resamples, clusters)."""
+    """Return multinomial counts of resampled clusters, (resamples, clusters)."""
     samples = rng.integers(clusters, size=(resamples, clusters)) + clusters * np.arange(resamples)[:, None]
     return np.asarray(
         np.bincount(samples.ravel(), minlength=resamples * clusters).reshape(resamples, clusters), dtype=np.float64
@@ -220,7 +227,7 @@ def bootstrap_counts(rng: np.random.Generator, clusters: int, resamples: int) ->
 
 
 def percentile_interval(replicates: FloatArray, uncertainty: Uncertainty) -> tuple[float, float]:
-    """The ends of the interval: percentiles of the replicates, read at the level that brings their width to the honest spread."""
+    """Return the percentiles of the replicates at the level that matches the clustered width."""
     width = float(np.nanstd(replicates))
     stretch = (
         math.sqrt(uncertainty.variance) / width * _t_quantile(uncertainty.degrees_of_freedom) / _Z_95
@@ -237,7 +244,7 @@ def _t_quantile(degrees_of_freedom: float) -> float:
 
 
 def _clopper_pearson(value: float, uncertainty: Uncertainty, n: int) -> Estimate:
-    """A share of exactly 0 or 1 of independent clusters (Clopper and Pearson, 1934)."""
+    """Return the interval of a share of exactly 0 or 1 over independent clusters (Clopper and Pearson, 1934)."""
     margin = 1 - TAIL_PROBABILITY ** (1 / uncertainty.cluster_count)
     return Estimate(value, value * (1 - margin), value + (1 - value) * margin, n)
 
@@ -245,7 +252,7 @@ def _clopper_pearson(value: float, uncertainty: Uncertainty, n: int) -> Estimate
 def _validate_arrays(
     values: ArrayLike, weights: ArrayLike | None, clusters: Sequence[ClusterKeys]
 ) -> tuple[FloatArray, FloatArray, list[IntArray]]:
-    """Values and weights (N,) as arrays, and the two keys (N,) as numbers from 0; a key not given is one cluster of everything."""
+    """Return values and weights (N,) and two integer keys (N,); a missing key is one cluster."""
     y = np.asarray(values, dtype=np.float64)
     w = np.ones_like(y) if weights is None else np.asarray(weights, dtype=np.float64)
     if not 1 <= len(clusters) <= 2:
@@ -261,7 +268,7 @@ def _validate_arrays(
 def _bootstrap_ratios(
     y: FloatArray, w: FloatArray, a: IntArray, b: IntArray, seed: int, resamples: int = _RESAMPLES
 ) -> FloatArray:
-    """The ratio of sums on each resample, (resamples,); NaN where no row was drawn."""
+    """Return the ratio on each resample, (resamples,); NaN where no row was drawn."""
     shape = (int(a.max()) + 1, int(b.max()) + 1)
     cell = a * shape[1] + b
     numerator, denominator = (

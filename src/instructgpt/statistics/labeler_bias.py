@@ -1,7 +1,7 @@
-"""How each labeler works, in numbers with p-values: for a person to look at and to talk about, never for an automatic decision.
+"""Working habits of each labeler, with p-values: for a conversation with the labeler, never for an automatic decision.
 
-Every number has an innocent reading as well (a labeler's hard prompts, a fast reader, completions that are all bad), and among many
-labelers some p-values are small by chance: `holm` in `estimate` adjusts for their number, which these reports do.
+Every number also has an innocent explanation (hard prompts, a fast reader, uniformly bad completions). p-values are
+adjusted for the number of labelers (Holm).
 """
 
 from __future__ import annotations
@@ -15,70 +15,68 @@ from scipy import special
 from instructgpt.statistics.intervals import BoolArray, FloatArray, IntArray, holm_correction
 
 _MIN_EXPECTED_COUNT = 5
-"""How often a place must expect to be ranked best, for a p-value by chi-square."""
+"""Minimum expected count of a position for the chi-square test."""
 _HURRIED_RATIO = 0.25
-"""A task done in less than this part of the time that labelers take for as many completions."""
+"""A task is hurried below this fraction of the median time for the same number of completions."""
 
 
 @dataclass(frozen=True, slots=True)
 class PresentedRanking:
-    """One ranking as its labeler saw it."""
-
     labeler: Hashable
     ranks: Sequence[float]
-    """In the order in which the completions were shown; 1 is best, equal ranks tie."""
+    """In presented order; 1 is best, equal ranks tie."""
     ratings: Sequence[int] | None = None
     seconds: float | None = None
-    """Time at work on it."""
+    """Active time."""
 
 
 @dataclass(frozen=True, slots=True)
 class PositionBias:
-    """Whether being shown first, second … helps."""
+    """Effect of the presented position on being ranked best."""
 
     first: tuple[float, ...]
-    """How often the completion at each place of the list was ranked best; ties for best share."""
+    """Times each position was ranked best; ties for best share."""
     expected: tuple[float, ...]
-    """How often it would be if the place played no part."""
+    """Expected counts without an effect of position."""
     chi_square: float | None
     p: float | None
-    """Last places that expect fewer than five count together; None where that leaves one."""
+    """Trailing positions that expect fewer than five are pooled; None if one remains."""
 
 
 @dataclass(frozen=True, slots=True)
 class BiasTest:
-    """How often a labeler does something, beside all others."""
+    """Rate of a habit of one labeler beside all others."""
 
     share: float | None
     baseline: float | None
     p: float | None
-    """That the labeler is no different; adjusted for the number of labelers (Holm)."""
+    """p that the labeler does not differ, Holm-adjusted."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelerReport:
-    """How one labeler works."""
-
     labeler: Hashable
     rankings: int
     position: PositionBias
     ties: BiasTest
-    """Share of pairs called a tie, the mean over rankings; Mann and Whitney's test against the others' rankings."""
+    """Share of tied pairs, mean over rankings; Mann-Whitney test."""
     all_tied: BiasTest
-    """Share of rankings in which everything tied; Fisher's exact test."""
+    """Share of fully tied rankings; Fisher's exact test."""
     same_rating: BiasTest
-    """Share of rated tasks in which every completion got the same rating; Fisher's exact test."""
+    """Share of rated tasks with one rating for every completion; Fisher's exact test."""
     as_shown: BiasTest
-    """Share of rankings in the very order shown; `others` is what chance gives, p from exactly that, one-sided."""
+    """Share of rankings identical to the presented order; `baseline` is chance, p is exact and one-sided."""
     hurried: BiasTest
-    """Share of timed tasks done in less than a quarter of labelers' median time for as many completions; Fisher's exact test."""
+    """Share of timed tasks below a quarter of the median time; Fisher's exact test."""
     pace: BiasTest
-    """Time for a task as a multiple of labelers' median for as many completions, the median over tasks; `others` the mean of the others'
-    (on the log scale). p: whether one more labeler like the others would be as far from them; several odd ones can hide each other."""
+    """Median of task time over the median for the same K; `baseline` is the geometric mean of the others.
+
+    p: whether one more labeler drawn from the others would be as far away; several outliers can mask each other.
+    """
 
 
 def labeler_reports(presented: Sequence[PresentedRanking]) -> list[LabelerReport]:
-    """One report a labeler, in order of first appearance."""
+    """Return one report a labeler, in order of first appearance."""
     labelers = list(dict.fromkeys(ranking.labeler for ranking in presented))
     index_of = {labeler: index for index, labeler in enumerate(labelers)}
     labeler_index = np.array([index_of[ranking.labeler] for ranking in presented], dtype=np.int64)
@@ -118,15 +116,14 @@ def labeler_reports(presented: Sequence[PresentedRanking]) -> list[LabelerReport
 
 
 def measure_position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
-    """How often each place of the list was ranked best, against a labeler to whom the place means nothing.
+    """Test how often each position was ranked best against no effect of position.
 
     Args:
-        rankings: ranks in the order shown, of any length; ties for best share the place.
+        rankings: ranks in presented order, any K; ties for best share the position.
 
     Returns:
-        Chi-square of what was observed: d' V⁻¹ d, d observed minus expected, V the covariance if each ranking were shuffled at random, over
-        all places but one.
-        With no ties and one K that is Pearson's, with K − 1 degrees of freedom.
+        Chi-square d' V⁻¹ d, d observed minus expected, V the covariance under random shuffling, over all positions but
+        one. Without ties and with one K this is Pearson's test with K − 1 degrees of freedom.
     """
     tables = [table for _, table in _by_size(list(rankings))]
     max_places = max((table.shape[1] for table in tables), default=0)
@@ -151,7 +148,7 @@ def measure_position_bias(rankings: Iterable[Sequence[float]]) -> PositionBias:
 
 
 def _bins(expected: FloatArray) -> FloatArray:
-    """Places, the last ones together where they expect too little: (bins, places) of 0 and 1."""
+    """Return a pooling matrix (bins, positions) of 0 and 1."""
     bins = np.eye(len(expected))
     while len(bins) > 1 and (bins @ expected).min() < _MIN_EXPECTED_COUNT:
         bins = np.concatenate([bins[:-2], bins[-2:].sum(0, keepdims=True)])
@@ -159,7 +156,6 @@ def _bins(expected: FloatArray) -> FloatArray:
 
 
 def _by_size(rankings: Sequence[Sequence[float]]) -> list[tuple[list[int], FloatArray]]:
-    """Rankings of equally many completions together: their positions, their ranks (n, K)."""
     rows: dict[int, list[int]] = {}
     for index, ranks in enumerate(rankings):
         rows.setdefault(len(ranks), []).append(index)
@@ -167,8 +163,8 @@ def _by_size(rankings: Sequence[Sequence[float]]) -> list[tuple[list[int], Float
 
 
 def _order_statistics(presented: Sequence[PresentedRanking]) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Of each ranking (N,): the share of its pairs that tie; the probability that a random order of its ranks is from best to worst (the
-    ties' factorials over all orders'); whether it stands so.
+    """Return, per ranking (N,): share of tied pairs; probability that a random order is sorted (product of tie
+    factorials over K!); whether it is sorted.
     """
     share, order_probability, unchanged_order = (
         np.zeros(len(presented)),
@@ -187,7 +183,7 @@ def _order_statistics(presented: Sequence[PresentedRanking]) -> tuple[FloatArray
 
 
 def _paces(presented: Sequence[PresentedRanking]) -> FloatArray:
-    """Time of each task (N,) as a multiple of the median time for as many completions; NaN where it was not taken."""
+    """Return task time over the median time for the same K (N,); NaN where untimed."""
     seconds = np.array(
         [np.nan if each.seconds is None or each.seconds <= 0 else each.seconds for each in presented], dtype=np.float64
     )
@@ -201,7 +197,6 @@ def _paces(presented: Sequence[PresentedRanking]) -> FloatArray:
 
 
 def _split_by_labeler(values: FloatArray, labeler_index: IntArray, index: int) -> tuple[FloatArray, FloatArray]:
-    """The known values of one labeler, and of all others."""
     valid = ~np.isnan(values)
     return values[valid & (labeler_index == index)], values[valid & (labeler_index != index)]
 
@@ -211,7 +206,7 @@ def _mean(values: FloatArray) -> float | None:
 
 
 def _mann_whitney(values: FloatArray, labeler_index: IntArray, index: int) -> BiasTest:
-    """Means of one labeler and of the others, by the test of Mann and Whitney with the correction for ties (normal, two-sided)."""
+    """Compare means by the Mann-Whitney test with tie correction (normal approximation, two-sided)."""
     sample, rest = _split_by_labeler(values, labeler_index, index)
     p = None
     n, m = len(sample), len(rest)
@@ -226,7 +221,6 @@ def _mann_whitney(values: FloatArray, labeler_index: IntArray, index: int) -> Bi
 
 
 def _fisher(values: FloatArray, labeler_index: IntArray, index: int) -> BiasTest:
-    """Shares of yes of one labeler and of the others, by Fisher's exact test: tables no likelier than this one."""
     sample, rest = _split_by_labeler(values, labeler_index, index)
     p = None
     if len(sample) and len(rest):
@@ -244,7 +238,6 @@ def _log_choose(n: int, k: FloatArray | IntArray) -> FloatArray:
 
 
 def _order_test(order_probability: FloatArray, unchanged_order: BoolArray) -> BiasTest:
-    """How many rankings (n,) stand in the order shown, against random order with the same ties."""
     if not len(order_probability):
         return BiasTest(None, None, None)
     observed = int(unchanged_order.sum())
@@ -262,7 +255,7 @@ def _order_test(order_probability: FloatArray, unchanged_order: BoolArray) -> Bi
 
 
 def _pace_tests(pace: FloatArray, labeler_index: IntArray, count: int) -> list[BiasTest]:
-    """Each labeler's median pace, and by Student's t on the log scale whether one more of the others would be as far from them."""
+    """Test each labeler's median pace by Student's t on the log scale against the others."""
     medians = np.array(
         [
             np.median(labeler_paces)
@@ -290,7 +283,6 @@ def _pace_tests(pace: FloatArray, labeler_index: IntArray, count: int) -> list[B
 
 
 def _holm_adjusted(tests: Iterable[BiasTest]) -> list[BiasTest]:
-    """The same with p-values adjusted for the number of labelers."""
     listed = list(tests)
     return [
         replace(habit, p=p) for habit, p in zip(listed, holm_correction([habit.p for habit in listed]), strict=True)

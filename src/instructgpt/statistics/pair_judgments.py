@@ -1,4 +1,4 @@
-"""Rankings as arrays: which of two completions each labeler put first, and what two labelers did with the same two."""
+"""Rankings as arrays of pair judgments, and outcome counts of two labelers on the same pairs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from instructgpt.statistics.intervals import BoolArray, FloatArray, IntArray
 
 _MAX_TABLE_ENTRIES = 20_000_000
-"""Entries of one table of labelers and pairs at a time."""
+"""Maximum entries of one table of labelers and pairs."""
 
 
 class HasRanks(Protocol):
-    """What the numbers here are made from. `records.Ranking` is one as it stands, and so is `Ranked`, for rows of a database."""
+    """Protocol of rankings as input; `records.Ranking` and `LabelerRanking` implement it."""
 
     @property
     def prompt(self) -> Hashable: ...
@@ -24,7 +24,7 @@ class HasRanks(Protocol):
     def labeler(self) -> Hashable | None: ...
     @property
     def completions(self) -> Sequence[Hashable]:
-        """Texts or ids. What is equal is the same completion."""
+        """Texts or ids; equal values are the same completion."""
         ...
 
     @property
@@ -34,13 +34,13 @@ class HasRanks(Protocol):
 
     @property
     def models(self) -> Sequence[str] | None:
-        """Who wrote each completion, where that matters."""
+        """Author of each completion, where needed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LabelerRanking:
-    """One labeler's ranks of the completions of one prompt; prompt, labeler and completions may be ids."""
+    """One labeler's ranks of one prompt; prompt, labeler and completions may be ids."""
 
     prompt: Hashable
     labeler: Hashable | None
@@ -57,26 +57,25 @@ class LabelerRanking:
         ratings: Sequence[float],
         models: Sequence[str] | None = None,
     ) -> Self:
-        """Ratings read as ranks: the higher the better, equal ratings tie."""
+        """Build a ranking from ratings: higher is better, equal ratings tie."""
         return cls(prompt, labeler, completions, [-rating for rating in ratings], models)
 
 
 @dataclass(frozen=True, slots=True)
 class PairJudgments:
-    """Every pair of completions that a labeler put in order: arrays (N,)."""
+    """All pair judgments of labelers: arrays (N,)."""
 
     prompt: IntArray
     labeler: IntArray
     pair: IntArray
-    """The two completions, the same number whichever way they stood."""
+    """Pair number, independent of the order of the two completions."""
     sign: NDArray[np.int8]
-    """1 and -1: one or the other is better; 0: a tie."""
+    """1 or -1: the first or second is better; 0: tie."""
     repeat_index: IntArray
-    """0 for the first time that this labeler judged this pair, 1 for the second (a hidden repeat)."""
+    """0 for a labeler's first judgment of this pair, 1 for the hidden repeat."""
     labelers: tuple[Hashable, ...]
 
     def where(self, mask: BoolArray) -> PairJudgments:
-        """Some of them; labelers keep their numbers."""
         return PairJudgments(
             self.prompt[mask],
             self.labeler[mask],
@@ -89,32 +88,31 @@ class PairJudgments:
 
 @dataclass(frozen=True, slots=True)
 class AgreementCells:
-    """What two labelers did with the pairs of one prompt that both judged: one row a prompt and couple of labelers, arrays (C,).
+    """Outcome counts of two labelers on the pairs of one prompt: one row a prompt and couple, arrays (C,).
 
-    For one labeler beside gold or beside the same labeler at another time, `first` and `second` are the same number.
+    For a labeler against gold, or against themselves, `first` and `second` are equal.
     """
 
     prompt: IntArray
     first: IntArray
     second: IntArray
     concordant: FloatArray
-    """Pairs that both decided, the same way."""
+    """Pairs both decided the same way."""
     discordant: FloatArray
-    """Pairs that both decided, the other way round."""
+    """Pairs both decided in opposite ways."""
     first_tied: FloatArray
-    """Pairs that the first alone called a tie."""
+    """Pairs that only the first tied."""
     second_tied: FloatArray
     both_tied: FloatArray
     labelers: tuple[Hashable, ...]
 
     def where(self, mask: BoolArray) -> AgreementCells:
-        """Some of the rows; labelers keep their numbers."""
         columns = {field.name: getattr(self, field.name)[mask] for field in fields(self) if field.name != "labelers"}
         return AgreementCells(**columns, labelers=self.labelers)
 
 
 def pair_judgments(rankings: Sequence[HasRanks]) -> PairJudgments:
-    """Every pair of every ranking. Rankings without a labeler are passed over; equal completions are one."""
+    """Return every pair of every ranking. Rankings without a labeler are skipped; equal completions are one."""
     prompts: dict[Hashable, dict[Hashable, int]] = {}  # the completions of each, numbered
     prompt_codes: dict[Hashable, int] = {}
     labelers: dict[Hashable, int] = {}
@@ -154,7 +152,9 @@ def pair_judgments(rankings: Sequence[HasRanks]) -> PairJudgments:
 
 
 def unique_with_counts(keys: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """The distinct keys in order, each row's place among them (N,), and how often each occurs. Counts where it can, sorts where it must."""
+    """Return unique keys in order, the index of each row (N,), and counts;
+    counts instead of sorting where the range allows.
+    """
     max_key = int(keys.max(initial=0))
     if max_key > 8 * len(keys) + 1_000_000:
         unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
@@ -167,7 +167,7 @@ def unique_with_counts(keys: IntArray) -> tuple[IntArray, IntArray, IntArray]:
 
 
 def _occurrence_index(order: IntArray, key: IntArray) -> IntArray:
-    """How often each key (N,) came before, in this order (N,)."""
+    """Return how often each key (N,) occurred before, in the given order (N,)."""
     rows = np.lexsort((order, key))
     key = key[rows]
     start = np.flatnonzero(np.r_[True, key[1:] != key[:-1]][: len(key)])
@@ -177,14 +177,14 @@ def _occurrence_index(order: IntArray, key: IntArray) -> IntArray:
 
 
 def inter_labeler_cells(judgments: PairJudgments) -> AgreementCells:
-    """Each labeler beside each other one of the same prompt. Who judged a pair twice is compared turn by turn."""
+    """Count outcomes of every two labelers of a prompt; repeats are compared with repeats."""
     repeat_count = int(judgments.repeat_index.max(initial=0)) + 1
     group, first, second, counts = _compare_couples(judgments, judgments.repeat_index, repeat_count, judgments.labeler)
     return _build_cells(judgments, group // repeat_count, first, second, counts)
 
 
 def intra_labeler_cells(judgments: PairJudgments) -> AgreementCells:
-    """Each labeler beside the same labeler at another time."""
+    """Count outcomes of each labeler against their own repeats."""
     labeler_count = max(len(judgments.labelers), 1)
     group, _, _, counts = _compare_couples(judgments, judgments.labeler, labeler_count, judgments.repeat_index)
     return _build_cells(judgments, group // labeler_count, group % labeler_count, group % labeler_count, counts)
@@ -202,9 +202,9 @@ def _build_cells(
 def _compare_couples(
     judgments: PairJudgments, variant: IntArray, variants: int, member: IntArray
 ) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-    """What every two members did with the pairs they share, within each variant (a number below `variants`) of each prompt.
+    """Count outcomes of every two members within each variant (a number below `variants`) of each prompt.
 
-    Returns: prompt * variants + variant (C,), first and second member (C,), the five counts of `Cells` (5, C).
+    Returns: prompt * variants + variant (C,), first and second member (C,), the five counts of `AgreementCells` (5, C).
     """
     group = judgments.prompt * variants + variant
     _, unit, counts_per_unit = unique_with_counts(judgments.pair * variants + variant)
@@ -237,7 +237,7 @@ def _compare_couples(
 
 
 def _local_index(group: IntArray, member: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Each row's number of its member within its group (N,); then of every member of every group, in order: its group, its member."""
+    """Return each row's member number within its group (N,), and for every group member its group and member."""
     base = int(member.max(initial=0)) + 1
     pairs, inverse, _ = unique_with_counts(group * base + member)
     pair_group = pairs // base
@@ -246,7 +246,7 @@ def _local_index(group: IntArray, member: IntArray) -> tuple[IntArray, IntArray,
 
 
 def _count_outcomes(table: NDArray[np.float32]) -> FloatArray:
-    """The five counts of `Cells` for every two rows: signs (G, m, u), NaN where not judged -> (5, G, m, m)."""
+    """Count the five outcomes for every two rows: signs (G, m, u), NaN where not judged -> (5, G, m, m)."""
     judged = (~np.isnan(table)).astype(np.float32)
     sign = np.nan_to_num(table)
     decided = np.abs(sign)

@@ -1,4 +1,4 @@
-"""Many people's shares, each from its own few counts, drawn towards the share of all: the fewer the counts, the further."""
+"""Shrinkage of many labelers' shares towards their common mean."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from scipy import special
 from instructgpt.statistics.intervals import TAIL_PROBABILITY, Estimate, FloatArray
 
 _WEIGHT_GRID_SIZE, _MEAN_GRID_SIZE = 16, 7
-"""How finely the two unknowns of the prior are searched."""
+"""Grid of the two prior parameters."""
 _BISECTION_STEPS = 22
 _MIN_RELATIVE_LIKELIHOOD = 1e-3
-"""Priors so much less likely than the likeliest are left out."""
+"""Priors below this relative likelihood are dropped."""
 
 
 def beta_binomial_shrinkage(successes: FloatArray, n: FloatArray) -> list[Estimate]:
-    """Shares with 95 % posterior intervals by the beta-binomial model.
+    """Return shares with 95 % posterior intervals under a beta-binomial model.
 
-    People's long-run shares follow a beta distribution; its mean and its weight s (how many observations it is worth) are unknown, and are
-    summed over, evenly in the mean and in the shrinkage s / (s + mean n) (Gelman and others, 2013, "Bayesian Data Analysis", 5.3). Putting
-    in the likeliest prior instead would make intervals too short where people hardly differ.
+    The prior's mean and weight s are integrated over, uniform in the mean and in the shrinkage s / (s + mean n) (Gelman
+    and others, 2013, "Bayesian Data Analysis", 5.3). A plug-in prior would give short intervals where labelers hardly
+    differ.
 
     Args:
-        alike: (L,) how often; need not be whole.
-        n: (L,) of how many independent observations, above 0.
+        successes: (L,) counts; need not be whole.
+        n: (L,) independent observations, above 0.
     """
     pooled_share, total = float(successes.sum() / n.sum()), float(n.sum())
     shrinkage = (np.arange(_WEIGHT_GRID_SIZE) + 0.5) / _WEIGHT_GRID_SIZE

@@ -1,7 +1,7 @@
-"""Which model wins, by how much, and how sure that is (paper, section 4.1): from rankings, or from ratings read as ranks.
+"""Win rates from rankings or ratings (paper, section 4.1): wins plus half the ties over all comparisons.
 
-A win rate is wins plus half the ties, over all comparisons: completions of two models that one labeler ranked together. One ranking gives
-many comparisons and one labeler many rankings, so intervals and p-values are clustered by prompt and labeler (`estimate.mean`).
+A ranking gives many comparisons and a labeler many rankings, so intervals and p-values are clustered by prompt and
+labeler (`intervals.mean`).
 """
 
 from __future__ import annotations
@@ -32,25 +32,24 @@ from instructgpt.statistics.pair_judgments import HasRanks, unique_with_counts
 
 _RankingT = TypeVar("_RankingT", bound=HasRanks)
 _MAX_NEWTON_STEPS = 50
-"""Newton's steps at most; a handful is enough where there is a finite answer."""
+"""Maximum Newton steps; a finite solution needs a handful."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """Completions of two models side by side: one row for every two completions of a ranking that different models wrote, arrays (N,)."""
+    """Pairs of completions by different models in one ranking: arrays (N,)."""
 
     prompt: IntArray
     labeler: IntArray
     first: IntArray
     second: IntArray
     won: FloatArray
-    """1 where the first model's completion is better, one half for a tie or equal completions, else 0."""
+    """1 where the first model wins, 0.5 for a tie or equal completions, else 0."""
     longer: FloatArray
-    """By how much the first model's completion is longer; 0 where lengths were not asked for."""
+    """Length difference, first minus second; 0 without lengths."""
     models: tuple[str, ...]
 
     def where(self, mask: BoolArray) -> Comparisons:
-        """Some of the rows; models keep their numbers."""
         return Comparisons(
             self.prompt[mask],
             self.labeler[mask],
@@ -62,7 +61,7 @@ class Comparisons:
         )
 
     def between(self, model: int, opponent: int) -> Comparisons:
-        """Those of two models, the one named first standing first."""
+        """Select the comparisons of two models, oriented so that `model` comes first."""
         straight, swapped = (
             (self.first == model) & (self.second == opponent),
             (self.first == opponent) & (self.second == model),
@@ -79,36 +78,34 @@ class Comparisons:
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """How one model does against another."""
-
     model: str
     opponent: str
     group: str
-    """Of what: a use case, a cohort; empty for everything."""
+    """Use case or cohort; empty for all."""
     wins: int
     ties: int
     losses: int
     rate: Estimate
-    """Wins and half the ties, of all; two-way clustered interval."""
+    """Wins plus half the ties over all comparisons; two-way clustered interval."""
     p: float | None
-    """That both are equally good (rate one half), by the clustered t-test."""
+    """p of equal quality (rate one half), clustered t-test."""
     holm: float | None
-    """The same, adjusted for all comparisons of models in this table."""
+    """p adjusted for all comparisons of the table (Holm)."""
     sign: float
-    """That both are equally good, by the sign test over prompts; blind to what one labeler's votes have in common."""
+    """p of equal quality by the sign test over prompts; ignores labeler effects."""
 
 
 def comparisons(
     rankings: Sequence[_RankingT], lengths: Callable[[_RankingT], Sequence[float]] | None = None
 ) -> Comparisons:
-    """All comparisons that rankings hold.
+    """Collect all comparisons of rankings.
 
     Args:
-        rankings: with `models`. Rankings without a labeler count as those of one.
-        lengths: the length of each completion of a ranking, in any unit.
+        rankings: must name their `models`. Rankings without a labeler count as one labeler's.
+        lengths: length of each completion of a ranking, any unit.
 
     Raises:
-        BadInput: a ranking does not name its models.
+        InputError: a ranking does not name its models.
     """
     models: dict[str, int] = {}
     prompts: dict[Hashable, int] = {}
@@ -118,7 +115,8 @@ def comparisons(
     for ranking in rankings:
         if ranking.models is None:
             raise InputError(
-                f"the ranking of {str(ranking.prompt)[:60]!r} does not name its models; win rates need the column 'models'"
+                f"the ranking of {str(ranking.prompt)[:60]!r} does not name its models; win rates need the column "
+                "'models'"
             )
         texts: dict[Hashable, int] = {}
         k = len(ranking.ranks)
@@ -151,18 +149,18 @@ def comparisons(
 def compute_win_rates(
     rankings: Sequence[HasRanks], baseline: str | None = None, groups: Sequence[str | None] | None = None
 ) -> list[WinRate]:
-    """Win rates of all models against the baseline, or of every two models.
+    """Compute win rates of all models against the baseline, or of every two models.
 
     Args:
-        rankings: with `models`.
-        baseline: the model to compare with; every two models where not given.
-        groups: the group of each ranking (its use case, its cohort); each group gets its own rows, and rankings without one are left out.
+        rankings: must name their `models`.
+        baseline: the opponent; default: every two models.
+        groups: group of each ranking (use case, cohort); each group gets its own rows, None is left out.
 
     Returns:
-        A row for every two models that were compared, best models first within a group; `holm` counts all rows.
+        A row for every two compared models, best first within a group; `holm` counts all rows.
 
     Raises:
-        BadInput: a ranking does not name its models, or none is the baseline's.
+        InputError: a ranking does not name its models, or none is the baseline's.
         ValueError: not as many groups as rankings.
     """
     if groups is not None and len(groups) != len(rankings):
@@ -179,7 +177,8 @@ def compute_win_rates(
         rows += sorted(_win_rate_rows(table, baseline, group), key=lambda row: -(row.rate.value or 0))
     if baseline is not None and baseline not in models:
         raise InputError(
-            f"no ranking has a completion of the baseline '{baseline}'; there are: {', '.join(sorted(models)) or 'none'}"
+            f"no ranking has a completion of the baseline '{baseline}'; there are: "
+            f"{', '.join(sorted(models)) or 'none'}"
         )
     return [
         replace(row, holm=adjusted)
@@ -190,19 +189,17 @@ def compute_win_rates(
 def length_controlled_win_rates(
     rankings: Sequence[_RankingT], baseline: str, lengths: Callable[[_RankingT], Sequence[float]]
 ) -> dict[str, Estimate]:
-    """Win rates against the baseline if both models' completions were equally long.
+    """Compute win rates against the baseline at equal completion length.
 
-    For each model, a logistic regression over its comparisons: P(win) = sigmoid(a + b · tanh(d / s)), d the difference of the two lengths
-    and s its standard deviation; ties count as half a win. The length-controlled win rate is sigmoid(a) (after Dubois and others, 2024,
-    "Length-controlled AlpacaEval", without the difficulty of their prompts). Its interval is Student's t on the two-way clustered variance
-    of a.
+    Per model a logistic regression: P(win) = sigmoid(a + b · tanh(d / s)), d the length difference, s its standard
+    deviation, ties half a win. The length-controlled win rate is sigmoid(a) (after Dubois and others, 2024,
+    "Length-controlled AlpacaEval", without prompt difficulty), with Student's t on the two-way clustered variance of a.
 
     Returns:
-        For each model the estimate; all None where wins and losses are so divided that a has no finite value, and where one model's
-        completions are always the longer: equal length then lies outside of what was seen.
+        An estimate a model; all None where a has no finite value, or where one model's completions are always longer.
 
     Raises:
-        BadInput: as `comparisons`.
+        InputError: as `comparisons`.
     """
     table = comparisons(rankings, lengths)
     if baseline not in table.models:
@@ -217,7 +214,7 @@ def length_controlled_win_rates(
 
 
 def _sign_test(values: FloatArray, cluster: IntArray) -> float:
-    """Two-sided exact p that wins and losses are equally likely: each cluster (N,) has one vote, the sign of its sum; ties have none."""
+    """Return the exact two-sided sign test: each cluster (N,) votes by the sign of its sum; ties abstain."""
     votes = np.sign(np.round(np.bincount(cluster, weights=values), 9))
     trials = int(np.count_nonzero(votes))
     fewer = int(min((votes > 0).sum(), (votes < 0).sum()))
@@ -225,7 +222,6 @@ def _sign_test(values: FloatArray, cluster: IntArray) -> float:
 
 
 def _win_rate_rows(table: Comparisons, baseline: str | None, group: str) -> list[WinRate]:
-    """The two models that were compared, in every way that is asked for."""
     if baseline is None:
         matchups = list(combinations(range(len(table.models)), 2))
     else:
@@ -262,7 +258,6 @@ def _win_rate_row(pairs: Comparisons, model: str, opponent: str, group: str) -> 
 
 
 def _length_controlled_rate(pairs: Comparisons) -> Estimate:
-    """The length-controlled win rate of the first model over the second."""
     if not pairs.longer.min() <= 0 <= pairs.longer.max():
         return NO_ESTIMATE
     scale = float(pairs.longer.std())

@@ -3,8 +3,8 @@
     instructgpt ppo --policy runs/start --reward runs/reward --prompts prompts.jsonl --out runs/ppo
     instructgpt ppo … --pretraining corpus.jsonl --ptx-coef 27.8 --out runs/ppo_ptx
 
-An episode is a prompt and one completion; the environment is a bandit. The frozen copy of the starting policy is the
-reference of the KL penalty. The value model is a separate network that starts from the reward model.
+An episode is a prompt and one completion; the environment is a bandit. The KL penalty's reference is a frozen copy of
+the initial policy. The value model is a separate network that starts from the reward model.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ from instructgpt.train.rollout import (
 )
 
 ADAM_EPS = 1e-5
-"""PyTorch's Adam takes larger early steps than the paper's; a larger epsilon mends it (Huang et al. 2023, detail 20)."""
+"""Larger than usual, since PyTorch's Adam takes larger early steps than the paper's (Huang et al. 2023, detail 20)."""
 WARMUP_UPDATES = 10
-_MAX_LOGGED_SAMPLES = 128
-"""Episodes of each update that samples.jsonl keeps."""
+_MAX_LOGGED_SAMPLES = 128  # episodes per PPO step in samples.jsonl
 _PARITY_INTERVAL = 50
+_PRINTED_METRICS = ("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length")
 
 
 class PPOConfig(StageConfig):
@@ -102,43 +102,30 @@ class PPOConfig(StageConfig):
 
     stage: ClassVar[str] = "ppo"
 
-    policy: str = Field(
-        description="where the policy starts, and the frozen reference: an SFT model, best with pretraining text mixed in"
-    )
-    reward: Path = Field(description="the reward model; the value model starts from it too")
+    policy: str = Field(description="initial policy and frozen reference: an SFT model, best with --mix")
+    reward: Path = Field(description="reward model; the value model starts from it too")
     prompts: tuple[Path, ...] = Field(description="prompts")
-    pretraining: tuple[Path, ...] = Field((), description="pretraining text; with it this is PPO-ptx")
+    pretraining: tuple[Path, ...] = Field((), description="pretraining text; turns PPO into PPO-ptx")
     episodes: int = Field(256_000, ge=1, description="completions sampled in the whole run")
-    batch: int = Field(512, ge=1, description="episodes sampled between updates")
-    minibatch: int = Field(64, ge=1, description="episodes in one optimizer step")
+    batch: int = Field(512, ge=1, description="episodes sampled per PPO step")
+    minibatch: int = Field(64, ge=1, description="episodes per optimizer step")
     epochs: int = Field(1, ge=1, description="passes over a batch")
     lr: float = Field(5e-6, gt=0, description="learning rate of the policy, constant after the warm-up")
     value_lr: float = Field(9e-6, gt=0, description="learning rate of the value model")
-    kl_coef: float = Field(0.02, ge=0, description="beta of equation 2, a penalty on every token")
-    lam: float = Field(
-        0.95, ge=0, le=1, description="lambda of generalised advantage estimation; nothing is discounted"
-    )
+    kl_coef: float = Field(0.02, ge=0, description="beta of equation 2, the KL penalty per token")
+    lam: float = Field(0.95, ge=0, le=1, description="lambda of generalized advantage estimation; gamma is 1")
     clip: float = Field(0.2, gt=0, description="clip range of the ratio and of the value")
-    max_tokens: int = Field(256, ge=1, description="where a completion is cut off")
-    eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of a completion that was cut off")
-    ema: float = Field(
-        0.992, ge=0, lt=1, description="decay of the averaged weights, which are what is saved; 0 saves the last ones"
-    )
+    max_tokens: int = Field(256, ge=1, description="maximum completion length")
+    eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of a truncated completion")
+    ema: float = Field(0.992, ge=0, lt=1, description="decay of the averaged weights that are saved; 0: last weights")
     ptx_coef: float = Field(27.8, ge=0, description="gamma of equation 2, with --pretraining")
-    ptx_reduction: Literal["token", "sequence"] = Field(
-        "token", description="mean loss a token, or summed over a row, mean over rows"
-    )
-    ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text for each episode")
-    skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(
-        1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own"
-    )
-    patience: float = Field(
-        RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead"
-    )
+    ptx_reduction: Literal["token", "sequence"] = Field("token", description="ptx loss: mean over tokens or over rows")
+    ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text per episode")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
 
     def ineffective_options(self) -> Iterator[str]:
-        """Options of ptx do nothing without pretraining text, and text does nothing with a coefficient of 0."""
         for name in ("ptx_coef", "ptx_reduction", "ptx_ratio"):
             if name in self.model_fields_set and not self.pretraining:
                 yield f"--{name.replace('_', '-')} has no effect without --pretraining"
@@ -147,42 +134,40 @@ class PPOConfig(StageConfig):
         if self.batch % self.minibatch:
             yield f"--batch {self.batch} is not a multiple of --minibatch {self.minibatch}"
         if self.episodes % self.batch:
-            yield f"--episodes {self.episodes} is not a multiple of --batch {self.batch}: {self.updates * self.batch or self.batch} is"
+            nearest = self.updates * self.batch or self.batch
+            yield f"--episodes {self.episodes} is not a multiple of --batch {self.batch}: {nearest} is"
 
     @property
     def updates(self) -> int:
-        """Batches in the whole run."""
+        """PPO steps in the whole run."""
         return self.episodes // self.batch
 
     @property
     def warmup(self) -> int:
-        """Updates over which the learning rates rise: ten, or a fifth of a short run."""
+        """PPO steps of learning-rate warm-up: ten, or a fifth of a short run."""
         return min(WARMUP_UPDATES, self.updates // 5)
 
     @property
     def optimizer_steps_per_update(self) -> int:
-        """Optimizer steps on one batch of episodes."""
         return self.epochs * self.batch // self.minibatch
 
     @property
     def bf16(self) -> bool:
-        """Whether log-probabilities carry the rounding of bf16."""
         return "bf16" in self.memory
 
     @property
     def ptx_rows_per_step(self) -> int:
-        """Rows of pretraining text in one optimizer step."""
         return max(1, round(self.ptx_ratio * self.minibatch))
 
 
 def main(config: PPOConfig) -> Path:
-    """Train the policy, in as many processes as were asked for. Returns the directory."""
+    """Train the policy in `config.processes` processes and return the run directory."""
     launch(train, config, config.processes, config.patience)
     return config.out
 
 
 def train(config: PPOConfig) -> None:
-    """One rank's part of the stage, start to end."""
+    """Run the stage in one rank."""
     parents: dict[str, Path | str] = {"policy": config.policy, "reward": config.reward}
     run = RunDirectory.open(config, parents | named_inputs(prompts=config.prompts, pretraining=config.pretraining))
     if run.is_finished:
@@ -191,9 +176,7 @@ def train(config: PPOConfig) -> None:
     prompts, corpus = load_data(config, models, run)
     shard_models(models, config)
     trained_models = {"policy": models.policy, "value": models.value.model}
-    optimizers = {
-        name: build_optimizer(model, eps=ADAM_EPS, memory=config.memory) for name, model in trained_models.items()
-    }
+    optimizers = {name: build_optimizer(m, eps=ADAM_EPS, memory=config.memory) for name, m in trained_models.items()}
     trainable = {name: get_trainable_module(model) for name, model in trained_models.items()} | {"average": models.ema}
     guard = DivergenceGuard()
     state = run.restore()
@@ -201,39 +184,27 @@ def train(config: PPOConfig) -> None:
         load_training_state(state, trainable, optimizers)
         guard = DivergenceGuard(**state["alarms"])
 
-    for update_index in range(state["step"] if state else 0, config.updates):
-        batch_prompts = [
-            prompts[row] for row in stream_indices(update_index * config.batch, config.batch, len(prompts), config.seed)
-        ]
-        rollout, metrics = ppo_step(models, optimizers, corpus, batch_prompts, update_index, config)
-        metrics["episode"] = float((update_index + 1) * config.batch)
-        run.log(
-            update_index + 1,
-            config.updates,
-            metrics,
-            show=("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length"),
-        )
-        sample_records = build_sample_records(
-            rollout, models.tokenizer, update_index + 1, config.kl_coef, _MAX_LOGGED_SAMPLES
-        )
-        run.log_samples(sample_records)
-        print_samples(run, sample_records)
+    for update in range(state["step"] if state else 0, config.updates):
+        rows = stream_indices(update * config.batch, config.batch, len(prompts), config.seed)
+        rollout, metrics = ppo_step(models, optimizers, corpus, [prompts[row] for row in rows], update, config)
+        metrics["episode"] = float((update + 1) * config.batch)
+        run.log(update + 1, config.updates, metrics, show=_PRINTED_METRICS)
+        samples = build_sample_records(rollout, models.tokenizer, update + 1, config.kl_coef, _MAX_LOGGED_SAMPLES)
+        run.log_samples(samples)
+        print_samples(run, samples)
         guard.check(metrics)
-        run.save_checkpoint(
-            update_index + 1, lambda: get_training_state(trainable, optimizers, alarms=guard.state_dict())
-        )
+        run.save_checkpoint(update + 1, lambda: get_training_state(trainable, optimizers, alarms=guard.state_dict()))
     if corpus is not None:
         seconds = {name: sums["seconds"] for name, sums in PHASE_TIMER.summary().items()}
-        run.info(
-            f"pretraining text took {seconds.get('pretraining text', 0) / max(1e-9, sum(seconds.values())):.0%} of the time"
-        )
-    parameter_counts = {"parameters": count_parameters(models.policy), "trained": count_parameters(models.ema)}
+        share = seconds.get("pretraining text", 0) / max(1e-9, sum(seconds.values()))
+        run.info(f"pretraining text took {share:.0%} of the time")
+    summary = {
+        "episodes": config.updates * config.batch,
+        "parameters": count_parameters(models.policy),
+        "trained": count_parameters(models.ema),
+    }
     ema_model = load_ema_weights(models)
-    run.finish(
-        lambda folder: save_policy(ema_model, models.tokenizer, folder),
-        episodes=config.updates * config.batch,
-        **parameter_counts,
-    )
+    run.finish(lambda folder: save_policy(ema_model, models.tokenizer, folder), **summary)
 
 
 def ppo_step(
@@ -241,45 +212,41 @@ def ppo_step(
     optimizers: Mapping[str, torch.optim.Optimizer],
     corpus: Corpus | None,
     prompts: list[Prompt],
-    update_index: int,
+    update: int,
     config: PPOConfig,
 ) -> tuple[Rollout, dict[str, float]]:
-    """One batch of episodes: sample them, assign credit, improve. Returns them, and what was seen on the way.
-
-    Raises:
-        RunFailed: a number cannot be right.
-    """
-    seed = config.seed * 1_000_003 + update_index
-    rollout = collect_rollout(
-        models, prompts, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed
-    )  # 1. sample and score
-    parity_metrics = (
-        {"val/parity": check_logp_parity(models, rollout, config.bf16)} if update_index % _PARITY_INTERVAL == 0 else {}
-    )
+    """Sample a batch of episodes, estimate advantages, and train the policy and value models on them."""
+    # 1. Sample and score. The seed depends on the step only, so that a resumed run samples the same.
+    seed = config.seed * 1_000_003 + update
+    rollout = collect_rollout(models, prompts, max_tokens=config.max_tokens, eos_penalty=config.eos_penalty, seed=seed)
+    check_parity = update % _PARITY_INTERVAL == 0
+    parity = {"val/parity": check_logp_parity(models, rollout, config.bf16)} if check_parity else {}
+    # 2. Assign credit.
     rewards = functional.kl_shaped_rewards(rollout.scores, rollout.logp, rollout.ref_logp, rollout.mask, config.kl_coef)
-    advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)  # 2. assign credit
+    advantages, returns = functional.gae(rewards, rollout.values, rollout.mask, config.lam)
     advantages[rollout.mask] = functional.whiten(advantages[rollout.mask])
+    # 3. Improve. PPO and ptx gradients add up before the one optimizer step (appendix C.4).
     step_stats: list[dict[str, float]] = []
-    lr_factor = functional.linear_warmup(update_index, config.warmup)
-    for rows in iter_minibatches(config, seed):  # 3. improve
-        step_index = update_index * config.optimizer_steps_per_update + len(step_stats)
-        step_stats.append(minibatch_backward(models, rollout, advantages, returns, rows, config.clip))
+    lr_factor = functional.linear_warmup(update, config.warmup)
+    for rows in iter_minibatches(config, seed):
+        step = update * config.optimizer_steps_per_update + len(step_stats)
+        stats = minibatch_backward(models, rollout, advantages, returns, rows, config.clip)
+        step_stats.append(stats)
         check_minibatch_stats(step_stats, config.bf16)
         if corpus is not None:
-            step_stats[-1]["loss/ptx_avg"] = ptx_backward(models, corpus, step_index, config)
-        step_stats[-1]["gradient_norm/policy"] = optimizer_step(optimizers["policy"], config.lr * lr_factor)
-        step_stats[-1]["gradient_norm/value"] = optimizer_step(optimizers["value"], config.value_lr * lr_factor)
+            stats["loss/ptx_avg"] = ptx_backward(models, corpus, step, config)
+        stats["gradient_norm/policy"] = optimizer_step(optimizers["policy"], config.lr * lr_factor)
+        stats["gradient_norm/value"] = optimizer_step(optimizers["value"], config.value_lr * lr_factor)
         with PHASE_TIMER("optimizer"):
             update_ema(models.ema, get_trainable_module(models.policy), config.ema)
-    return rollout, compute_update_metrics(rollout, returns, step_stats, config.kl_coef) | parity_metrics | {
-        "lr": config.lr * lr_factor
-    }
+    metrics = compute_update_metrics(rollout, returns, step_stats, config.kl_coef)
+    return rollout, metrics | parity | {"lr": config.lr * lr_factor}
 
 
 def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
-    """The four models. Dropout is off in all of them, so that sampling and training see the same policy.
+    """Load the four models without dropout, so that sampling and training see the same policy.
 
-    With adapters they are two: the reference is the policy without its adapters, the reward model the value model without.
+    With LoRA they share two trunks: reference and reward model are policy and value model with their adapters off.
     """
     device = get_stage_device(run)
     policy, tokenizer = load_policy(config.policy, device)
@@ -287,23 +254,21 @@ def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
     for model in (policy, reward.model):
         apply_memory_options(model, config.memory)
     reward.model.requires_grad_(False)
-    value, reward = load_value_and_reward_models(
-        config, reward, run, same_tokenizer=reward.tokenizer.is_compatible(tokenizer)
-    )
+    same_tokenizer = reward.tokenizer.is_compatible(tokenizer)
+    value, reward = load_value_and_reward_models(config, reward, run, same_tokenizer=same_tokenizer)
     if config.lora:
         policy = add_lora(policy, config.lora, config.seed)
         reference: Any = BaseModelView(policy)
     else:
         reference = copy.deepcopy(policy).requires_grad_(False)
-    return PPOModels(
-        policy, reference, value, reward, copy.deepcopy(get_trainable_module(policy)).requires_grad_(False), tokenizer
-    )
+    ema = copy.deepcopy(get_trainable_module(policy)).requires_grad_(False)
+    return PPOModels(policy, reference, value, reward, ema, tokenizer)
 
 
 def load_value_and_reward_models(
     config: PPOConfig, reward: ScalarModel, run: RunDirectory, *, same_tokenizer: bool
 ) -> tuple[ScalarModel, ScalarModel]:
-    """The value model, which starts from the reward model where policy and reward model share their tokens; and the reward model."""
+    """Return the value model, started from the reward model if its tokenizer is the policy's, and the reward model."""
     if same_tokenizer:
         run.info("the value model starts from the reward model")
         if config.lora:
@@ -315,80 +280,66 @@ def load_value_and_reward_models(
     torch.nn.init.zeros_(value.model.score.weight)
     apply_memory_options(value.model, config.memory)
     value.model = add_lora(value.model, config.lora, config.seed)
-    run.info(
-        "the reward model has another tokenizer and reads text; the value model starts from the policy, its head from 0"
-    )
+    run.info("the reward model has its own tokenizer and reads text; the value model starts from the policy, head at 0")
     return value, reward
 
 
 def shard_models(models: PPOModels, config: PPOConfig) -> None:
-    """Divide all weights among the ranks, once each. An average of adapters is made of them as they are divided."""
+    """Shard all weights among the ranks, shared ones once."""
     modules = (models.policy, models.reference, models.value.model, models.reward.model)
     shard(*(model for model in modules if isinstance(model, torch.nn.Module)), memory=config.memory)
-    if has_adapters(models.policy):
+    if has_adapters(models.policy):  # its adapters are sharded by now, and so is a copy of them
         models.ema = copy.deepcopy(get_trainable_module(models.policy)).requires_grad_(False)
     else:
         shard(models.ema, memory=config.memory)
 
 
 def load_data(config: PPOConfig, models: PPOModels, run: RunDirectory) -> tuple[list[Prompt], Corpus | None]:
-    """Prompts that leave room for a completion, and pretraining text; says what was left out.
-
-    Raises:
-        BadInput: no prompt fits.
-    """
+    """Read the prompts that leave room for a completion, and the pretraining text of PPO-ptx."""
     skipped = SkippedLines(config.skip_bad)
     prompts = read_all_records(Prompt, config.prompts, skipped)
-    context = min(context_length(models.policy), context_length(models.value.model))
-    max_prompt_tokens, max_reward_prompt_tokens = (
-        context - config.max_tokens,
-        context_length(models.reward.model) - config.max_tokens,
-    )
-    fitting_prompts = [
+    policy_context = min(context_length(models.policy), context_length(models.value.model))
+    reward_context = context_length(models.reward.model)
+    fitting = [
         prompt
         for prompt in prompts
-        if len(models.tokenizer.encode_prompt(prompt)) <= max_prompt_tokens
-        and len(models.reward.tokenizer.encode_prompt(prompt)) <= max_reward_prompt_tokens
+        if len(models.tokenizer.encode_prompt(prompt)) <= policy_context - config.max_tokens
+        and len(models.reward.tokenizer.encode_prompt(prompt)) <= reward_context - config.max_tokens
     ]
-    run.summary["left_out"] = {
-        "prompts too long": len(prompts) - len(fitting_prompts),
-        "bad lines": len(skipped.reasons),
-    }
-    if not fitting_prompts:
+    left_out = {"prompts too long": len(prompts) - len(fitting), "bad lines": len(skipped.reasons)}
+    run.summary["left_out"] = left_out
+    if not fitting:
         raise InputError(
             f"none of the {len(prompts)} prompts leaves room for --max-tokens {config.max_tokens} in a context of "
-            f"{min(context, context_length(models.reward.model))} tokens"
+            f"{min(policy_context, reward_context)} tokens"
         )
-    run.info(
-        f"{len(fitting_prompts)} prompts; left out: {run.summary['left_out']}; {config.updates} updates of {config.batch} episodes"
-    )
+    run.info(f"{len(fitting)} prompts; left out: {left_out}; {config.updates} updates of {config.batch} episodes")
     if not config.pretraining:
-        return fitting_prompts, None
-    ptx_rows, sequence_length = (
-        config.optimizer_steps_per_update * config.ptx_rows_per_step,
-        pretraining_sequence_length(models.policy),
-    )
+        return fitting, None
+    num_rows = config.optimizer_steps_per_update * config.ptx_rows_per_step
+    length = pretraining_sequence_length(models.policy)
+    _report_ptx_share(config, models, fitting, num_rows, length, run)
+    documents = iter_documents(config.pretraining)
+    return fitting, build_corpus(documents, models.tokenizer, length, config.seed, config.updates * num_rows)
+
+
+def _report_ptx_share(
+    config: PPOConfig, models: PPOModels, prompts: list[Prompt], num_rows: int, length: int, run: RunDirectory
+) -> None:
+    """Print a lower bound on the pretraining text's share of FLOPs; it assumes that all completions are longest."""
     shapes = [get_model_shape(model) for model in (models.policy, models.value.model, models.reward.model)]
-    longest_examples = [
-        TokenizedExample(models.tokenizer.encode_prompt(prompt), [0] * config.max_tokens)
-        for prompt in fitting_prompts[: config.batch]
-    ]
-    ppo_flops = (
-        sum(ppo_update_flops(shapes[0], shapes[1], shapes[2], longest_examples, config.epochs).values())
-        * config.batch
-        / len(longest_examples)
-    )
-    ptx_share = 1 / (1 + ppo_flops / pretraining_flops(shapes[0], ptx_rows, sequence_length))
+    tokenizer, completion = models.tokenizer, [0] * config.max_tokens
+    longest = [TokenizedExample(tokenizer.encode_prompt(prompt), completion) for prompt in prompts[: config.batch]]
+    flops = ppo_update_flops(shapes[0], shapes[1], shapes[2], longest, config.epochs)
+    ppo_flops = sum(flops.values()) * config.batch / len(longest)
+    share = 1 / (1 + ppo_flops / pretraining_flops(shapes[0], num_rows, length))
     run.info(
-        f"pretraining text: {config.ptx_ratio:g} rows of {sequence_length} tokens an episode, at least {ptx_share:.0%} of all FLOPs"
-    )
-    return fitting_prompts, build_corpus(
-        iter_documents(config.pretraining), models.tokenizer, sequence_length, config.seed, config.updates * ptx_rows
+        f"pretraining text: {config.ptx_ratio:g} rows of {length} tokens an episode, at least {share:.0%} of all FLOPs"
     )
 
 
 def iter_minibatches(config: PPOConfig, seed: int) -> Iterator[Tensor]:
-    """Rows of the rollout for each optimizer step, shuffled anew in each epoch. Each is (minibatch,)."""
+    """Yield the rollout rows of each optimizer step, (minibatch,), reshuffled in every epoch."""
     for epoch in range(config.epochs):
         order = epoch_permutation(config.batch, seed, epoch)
         for start in range(0, config.batch, config.minibatch):
@@ -398,35 +349,28 @@ def iter_minibatches(config: PPOConfig, seed: int) -> Iterator[Tensor]:
 def minibatch_backward(
     models: PPOModels, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, clip: float
 ) -> dict[str, float]:
-    """Accumulate the PPO gradients of one minibatch. Real tokens are picked out first; after that nothing needs a mask.
+    """Accumulate the PPO gradients of one minibatch, `rows` of the rollout, and return its statistics.
 
-    Losses are means over the minibatch's real tokens, however it is split into microbatches. Returns what was seen.
+    Losses are means over the minibatch's real tokens; microbatches and ranks do not change them.
     """
     device, dist_info = models.policy.device, get_model_dist_info(models.policy)
     token_count = int(rollout.mask[rows].sum())
     sums: dict[str, float] = {}
     rank_rows = rows[shard_by_length([len(rollout.examples[row]) for row in rows], dist_info)]
-    for microbatch in pad_steps(
-        microbatches([len(rollout.examples[row]) for row in rank_rows], token_budget(device)), dist_info
-    ):
-        microbatch_rows = rank_rows[microbatch]
-        mask = rollout.mask[microbatch_rows]
-        batch = collate([rollout.examples[row] for row in microbatch_rows], device)
-        old_logp, old_values = (
-            rollout.logp[microbatch_rows][mask].to(device),
-            rollout.values[microbatch_rows][mask].to(device),
-        )
+    groups = microbatches([len(rollout.examples[row]) for row in rank_rows], token_budget(device))
+    for group in pad_steps(groups, dist_info):
+        rows = rank_rows[group]
+        mask, batch = rollout.mask[rows], collate([rollout.examples[row] for row in rows], device)
+        # Select real tokens first, (B, R) -> (M,); after this no loss or statistic needs a mask.
+        old_logp, old_values = rollout.logp[rows][mask].to(device), rollout.values[rows][mask].to(device)
+        token_advantages, token_returns = advantages[rows][mask].to(device), returns[rows][mask].to(device)
         with PHASE_TIMER("policy update", len(batch.input_ids)):
             logp, entropies = per_token_outputs(models.policy, batch, functional.token_logp, entropy_no_grad)
-            policy_losses = functional.clipped_policy_losses(
-                logp, old_logp, advantages[microbatch_rows][mask].to(device), clip
-            )
+            policy_losses = functional.clipped_policy_losses(logp, old_logp, token_advantages, clip)
             (policy_losses.sum() / token_count).backward()  # type: ignore[no-untyped-call]
         with PHASE_TIMER("value update", len(batch.input_ids)):
             values = token_values(models.value, batch)
-            value_losses = functional.clipped_value_losses(
-                values, old_values, returns[microbatch_rows][mask].to(device), clip
-            )
+            value_losses = functional.clipped_value_losses(values, old_values, token_returns, clip)
             (value_losses.sum() / token_count).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             log_ratio = logp - old_logp
@@ -447,60 +391,52 @@ def minibatch_backward(
 
 
 def _reduce_stats(sums: dict[str, float], dist_info: DistInfo) -> dict[str, float]:
-    """What all ranks have seen of a minibatch: sums of their shares, and the largest ratio."""
+    """Add up the ranks' shares of each mean, and take the largest ratio."""
     rank_sums = gather_in_order([dist_info.rank], [sums], dist_info.world_size, dist_info)
     return {name: (max if name == MAX_LOG_RATIO_METRIC else sum)(stats[name] for stats in rank_sums) for name in sums}
 
 
 @torch.no_grad()
 def entropy_no_grad(logits: Tensor, _: Tensor) -> Tensor:
-    """Entropy of each next-token distribution, to be seen and not trained on. (M, V) -> (M,)."""
+    """Return the entropy of each next-token distribution, (M, V) -> (M,). It is a metric only, hence no gradient."""
     return functional.entropy(logits)
 
 
 def check_minibatch_stats(step_stats: list[dict[str, float]], bf16: bool = False) -> None:
-    """Stop before the optimizer moves when the numbers of a minibatch cannot be right.
-
-    Raises:
-        RunFailed: a loss is not finite, or the first ratio after sampling is not 1.
-    """
+    """Raise RunError if the last minibatch's loss is not finite, or the first ratio after sampling is not 1."""
     latest = step_stats[-1]
     for name in ("loss/policy_avg", "loss/value_avg"):
         if not abs(latest[name]) < float("inf"):
-            raise RunError(
-                f"{name} is {latest[name]}: a learning rate is likely too high, or the reward model's scores are not finite"
-            )
-    deviation, tolerance = (
-        (sqrt(2 * latest["policy/approxkl_avg"]), PARITY_TOLERANCE_BF16)
-        if bf16
-        else (latest[MAX_LOG_RATIO_METRIC], PARITY_TOLERANCE)
-    )
+            cause = "a learning rate is likely too high, or the reward model's scores are not finite"
+            raise RunError(f"{name} is {latest[name]}: {cause}")
+    deviation, tolerance = latest[MAX_LOG_RATIO_METRIC], PARITY_TOLERANCE
+    if bf16:  # approxkl is half the mean square of the log ratio: this is its root mean square
+        deviation, tolerance = sqrt(2 * latest["policy/approxkl_avg"]), PARITY_TOLERANCE_BF16
     if len(step_stats) == 1 and deviation > tolerance:
         raise RunError(
             f"before any step the ratio is off 1 by exp({deviation:.2g}), more than rounding: old log-probabilities "
-            "are not this policy's; likely causes are dropout left on or weights changed between sampling and training"
+            "are not this policy's; likely dropout left on, or weights changed between sampling and training"
         )
 
 
-def ptx_backward(models: PPOModels, corpus: Corpus, step_index: int, config: PPOConfig) -> float:
-    """The second half of equation 2, into the same gradients before the one step (appendix C.4). Returns mean loss a token."""
-    rows = corpus.examples(step_index * config.ptx_rows_per_step, config.ptx_rows_per_step)
-    tokens_per_row = corpus.tokens.shape[1] - 1
-    weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else tokens_per_row)
-    with PHASE_TIMER(
-        "pretraining text", tokens_per_rank(len(rows) * tokens_per_row, get_model_dist_info(models.policy))
-    ):
+def ptx_backward(models: PPOModels, corpus: Corpus, step: int, config: PPOConfig) -> float:
+    """Accumulate gamma times the gradient of pretraining text (equation 2) and return its mean loss per token."""
+    rows = corpus.examples(step * config.ptx_rows_per_step, config.ptx_rows_per_step)
+    length = corpus.tokens.shape[1] - 1
+    weight = config.ptx_coef * (1 if config.ptx_reduction == "token" else length)
+    token_count = tokens_per_rank(len(rows) * length, get_model_dist_info(models.policy))
+    with PHASE_TIMER("pretraining text", token_count):
         return lm_loss(models.policy, rows, weight=weight)
 
 
 @torch.no_grad()
 def update_ema(ema_model: Any, model: Any, decay: float) -> None:
-    """New slow weights: decay slow + (1 - decay) fast, parameter by parameter (appendix C.4)."""
+    """Set each averaged parameter to decay * average + (1 - decay) * parameter (appendix C.4)."""
     for ema_parameter, parameter in zip(ema_model.parameters(), model.parameters(), strict=True):
         ema_parameter.lerp_(parameter, 1 - decay)
 
 
 def load_ema_weights(models: PPOModels) -> Any:
-    """The policy with its averaged weights, which it has from then on, whole on rank 0. All ranks call it."""
+    """Load the averaged weights into the policy and return it, unsharded on rank 0. All ranks call it."""
     get_trainable_module(models.policy).load_state_dict(models.ema.state_dict())
     return full_model_on_rank0(models.policy)

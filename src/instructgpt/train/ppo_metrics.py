@@ -1,4 +1,4 @@
-"""What a person sees of a PPO run, and what stops one that has gone wrong."""
+"""Metrics and samples of a PPO run, and the guard that stops a diverging one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from instructgpt.train.rollout import Rollout
 
 _PRINTED_SAMPLES = 3
 MAX_LOG_RATIO_METRIC = "policy/max_log_ratio"
-"""The one number of a minibatch that is a maximum; all others are means."""
+"""The only minibatch metric that is a maximum; the others are means."""
 
 
 def compute_update_metrics(
     rollout: Rollout, returns: Tensor, step_stats: Sequence[dict[str, float]], kl_coef: float
 ) -> dict[str, float]:
-    """The metrics of one update, under the names TRL's users know. Sums over real tokens only."""
+    """Return a PPO step's metrics under TRL's names; `step_stats` are those of its optimizer steps."""
     mask = rollout.mask
     kl = functional.kl_k1(rollout.logp, rollout.ref_logp).nansum(1)  # (B,) signed, never clamped
     lengths = mask.sum(1).float()
@@ -49,7 +49,7 @@ def compute_update_metrics(
 def build_sample_records(
     rollout: Rollout, tokenizer: PromptTokenizer, step: int, kl_coef: float, count: int
 ) -> list[dict[str, Any]]:
-    """The first episodes of an update as a person wants to read them."""
+    """Return the first `count` episodes of a rollout as rows of samples.jsonl."""
     kl = functional.kl_k1(rollout.logp, rollout.ref_logp).nansum(1)
     records = []
     for i in range(min(count, len(rollout.examples))):
@@ -69,42 +69,36 @@ def build_sample_records(
 
 
 def print_samples(run: RunDirectory, records: Sequence[dict[str, Any]]) -> None:
-    """A few completions with score, KL and total, when the run has just shown its numbers."""
+    """Print a few completions with their score, KL and total if the run has just printed its metrics."""
     for record in records[:_PRINTED_SAMPLES] if run.logged_to_console else ():
         prompt, completion = (escape(record[name].replace("\n", "⏎")[:120]) for name in ("prompt", "completion"))
-        run.info(
-            f"[dim]{prompt}[/] → {completion}  [dim]score {record['score']:+.2f}  kl {record['kl']:+.2f}  total {record['total']:+.2f}[/]"
-        )
+        numbers = "  ".join(f"{name} {record[name]:+.2f}" for name in ("score", "kl", "total"))
+        run.info(f"[dim]{prompt}[/] → {completion}  [dim]{numbers}[/]")
 
 
 @dataclass(slots=True)
 class DivergenceGuard:
-    """Signs that a run has gone wrong, with their likely causes. Remembers how the run began."""
+    """Stops a run whose KL explodes (nats per completion) or whose entropy collapses (relative to the first step's)."""
 
     first_entropy: float | None = None
     MAX_KL = 50.0
     MIN_ENTROPY_RATIO = 0.02
 
     def state_dict(self) -> dict[str, float | None]:
-        """What a checkpoint keeps."""
         return asdict(self)
 
     def check(self, metrics: dict[str, float]) -> None:
-        """Look at the metrics of one update.
-
-        Raises:
-            RunFailed: the KL runs away, or the entropy has collapsed.
-        """
+        """Raise RunError if the metrics of a PPO step show divergence."""
         kl, entropy = metrics["objective/kl"], metrics["policy/entropy_avg"]
         if self.first_entropy is None:
             self.first_entropy = entropy
         if kl > self.MAX_KL:
             raise RunError(
-                f"the policy has run away from its reference: KL {kl:.1f} nats a completion (alarm at {self.MAX_KL:.0f}); "
-                "the learning rate is likely too high or --kl-coef too low"
+                f"the policy has diverged from its reference: KL {kl:.1f} nats per completion "
+                f"(limit {self.MAX_KL:.0f}); the learning rate is likely too high or --kl-coef too low"
             )
         if entropy < self.MIN_ENTROPY_RATIO * self.first_entropy:
             raise RunError(
-                f"the entropy has collapsed to {entropy:.4f} nats a token from {self.first_entropy:.2f}: each prompt has one "
-                "completion left; likely a reward that one phrase satisfies, or too high a learning rate"
+                f"the entropy has collapsed from {self.first_entropy:.2f} to {entropy:.4f} nats per token: likely a "
+                "reward that one phrase satisfies, or too high a learning rate"
             )

@@ -1,4 +1,4 @@
-"""Stage 0: a small base model from scratch, for those who have none (the demo's GPT).
+"""Stage 0: pretrain a small base model from scratch (the demo's GPT).
 
 instructgpt pretrain --corpus corpus.jsonl --out runs/base
 """
@@ -38,65 +38,55 @@ _VALIDATION_SHARE = 0.01
 _MAX_VALIDATION_SEQUENCES = 64
 VALIDATION_INTERVAL = 100
 _MAX_TOKENIZER_CHARACTERS = 50_000_000
-"""Text the tokenizer is trained on, at most."""
 
 
 class PretrainConfig(StageConfig):
-    """A language model on text. Sizes are the model's, numbers of tokens the whole run's."""
+    """Pretraining from scratch."""
 
     stage: ClassVar[str] = "pretrain"
     excluded_fields: ClassVar[frozenset[str]] = frozenset({"lora"})
 
     corpus: tuple[Path, ...] = Field(description="text: JSON lines with 'text', or plain .txt (optionally .gz)")
-    tokenizer: Path | None = Field(None, description="take this tokenizer instead of training one on the corpus")
-    vocabulary: int = Field(1024, ge=257, description="entries of the byte-level BPE tokenizer that is trained")
+    tokenizer: Path | None = Field(None, description="an existing tokenizer, instead of training one on the corpus")
+    vocabulary: int = Field(1024, ge=257, description="size of the byte-level BPE vocabulary to train")
     width: int = Field(128, ge=8, description="model width")
     layers: int = Field(4, ge=1, description="transformer layers")
     heads: int = Field(4, ge=1, description="attention heads")
-    context: int = Field(128, ge=8, description="longest prompt and completion, in tokens")
-    window: int = Field(128, ge=8, description="tokens in one training row")
-    tokens: int = Field(3_000_000, ge=1, description="training tokens in all")
-    batch: int = Field(16, ge=1, description="rows in one optimizer step")
+    context: int = Field(128, ge=8, description="context length in tokens: prompt and completion")
+    window: int = Field(128, ge=8, description="tokens per training row")
+    tokens: int = Field(3_000_000, ge=1, description="training tokens in the whole run")
+    batch: int = Field(16, ge=1, description="rows per optimizer step")
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
-    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps over which the learning rate rises")
-    weight_decay: float = Field(0.1, ge=0, description="on matrices")
-    keep: Literal["best", "last"] = Field(
-        "last", description="the step that is saved: the last, or the one that validates best"
-    )
-    skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(
-        1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own"
-    )
-    patience: float = Field(
-        RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead"
-    )
+    warmup: float = Field(0.05, ge=0, le=1, description="learning-rate warm-up, as a share of all steps")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices")
+    keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
 
     def ineffective_options(self) -> Any:
-        """The vocabulary size of a given tokenizer cannot be chosen; sizes must fit each other."""
         if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
-            yield "--vocabulary has no effect with --tokenizer; leave one of them out"
+            yield "--vocabulary has no effect with --tokenizer; drop one of them"
         if self.window > self.context:
             yield f"--window {self.window} is longer than --context {self.context}"
         if self.width % (2 * self.heads):
-            yield f"--width {self.width} cannot be divided into {self.heads} --heads of an even width"
+            yield f"--width {self.width} is not a multiple of twice --heads {self.heads}"
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in the run."""
         return max(1, self.tokens // (self.batch * self.window))
 
 
 def main(config: PretrainConfig) -> Path:
-    """Train, in as many processes as were asked for. Returns the directory."""
+    """Train in `config.processes` processes and return the run directory."""
     launch(train, config, config.processes, config.patience)
     return config.out
 
 
 def train(config: PretrainConfig) -> None:
-    """One rank's part of the stage, start to end."""
-    run = RunDirectory.open(
-        config, named_inputs(corpus=config.corpus) | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
-    )
+    """Run the stage in one rank."""
+    inputs = named_inputs(corpus=config.corpus) | ({"tokenizer": config.tokenizer} if config.tokenizer else {})
+    run = RunDirectory.open(config, inputs)
     if run.is_finished:
         return
     device = get_stage_device(run)
@@ -104,57 +94,42 @@ def train(config: PretrainConfig) -> None:
     texts, heldout_texts = hold_out_documents(list(iter_documents(config.corpus, skipped)), _VALIDATION_SHARE)
     run.summary["left_out"] = {"bad lines": len(skipped.reasons)}
     tokenizer = load_or_train_tokenizer(config, texts)
-    corpus = build_corpus(texts, tokenizer, config.window, config.seed, config.steps * config.batch)
-    validation = build_corpus(
-        heldout_texts,
-        tokenizer,
-        config.window,
-        config.seed,
-        _MAX_VALIDATION_SEQUENCES,
-        "the held-out hundredth of the corpus",
-    )
+    window, seed = config.window, config.seed
+    corpus = build_corpus(texts, tokenizer, window, seed, config.steps * config.batch)
+    heldout_name = "the held-out hundredth of the corpus"
+    validation = build_corpus(heldout_texts, tokenizer, window, seed, _MAX_VALIDATION_SEQUENCES, heldout_name)
     model = build_base_model(config, tokenizer).to(device)
     use_packed_attention(model)
     apply_memory_options(model, config.memory)
     shard(model, memory=config.memory)
     optimizer = build_optimizer(model, weight_decay=config.weight_decay, memory=config.memory)
 
+    models, optimizers = {"model": model}, {"adam": optimizer}
     state = run.restore()
     if state:
-        load_training_state(state, {"model": model}, {"adam": optimizer})
+        load_training_state(state, models, optimizers)
     best = BestCheckpoint(model, config.keep, state and state["best"])
     model.train()
     for step in range(state["step"] if state else 0, config.steps):
         loss = lm_loss(model, corpus.examples(step * config.batch, config.batch), seed=step)
         lr = config.lr * functional.cosine_decay(step, config.steps, 0.05, round(config.warmup * config.steps))
-        gradient_norm = optimizer_step(optimizer, lr)
-        metrics = {
-            "loss/train": loss,
-            "lr": lr,
-            "gradient_norm": gradient_norm,
-            "tokens": (step + 1) * config.batch * config.window,
-        }
+        metrics = {"loss/train": loss, "lr": lr, "gradient_norm": optimizer_step(optimizer, lr)}
+        metrics["tokens"] = (step + 1) * config.batch * window
         if (step + 1) % VALIDATION_INTERVAL == 0 or step + 1 == config.steps:
             metrics["loss/validation"] = compute_validation_loss(model, validation)
             best.update(-metrics["loss/validation"], step + 1)
         run.log(step + 1, config.steps, metrics, show=("loss/train", "loss/validation", "lr"))
-        run.save_checkpoint(
-            step + 1, lambda: get_training_state({"model": model}, {"adam": optimizer}, best=best.state_dict())
-        )
+        run.save_checkpoint(step + 1, lambda: get_training_state(models, optimizers, best=best.state_dict()))
     best.restore()
     if config.keep == "best":
         run.info(f"keeps step {best.position} of {config.steps}, chosen by validation loss")
-    summary = {
-        "tokens": config.steps * config.batch * config.window,
-        "parameters": count_parameters(model),
-        "step": best.position,
-    }
+    tokens = config.steps * config.batch * window
+    summary = {"tokens": tokens, "parameters": count_parameters(model), "step": best.position}
     full_model = full_model_on_rank0(model)
     run.finish(lambda folder: save_policy(full_model.eval(), tokenizer, folder), **summary)
 
 
 def load_or_train_tokenizer(config: PretrainConfig, texts: list[str]) -> PromptTokenizer:
-    """The tokenizer that was given, or a new one trained on the corpus."""
     if config.tokenizer is not None:
         return load_tokenizer(config.tokenizer)
     character_count, document_count = 0, 0
@@ -168,15 +143,14 @@ def load_or_train_tokenizer(config: PretrainConfig, texts: list[str]) -> PromptT
 
 
 def build_base_model(config: PretrainConfig, tokenizer: PromptTokenizer) -> Any:
-    """A Llama of the given shape with tied embeddings, drawn from the seed."""
+    """Return a random Llama with tied embeddings."""
     torch.manual_seed(config.seed)
-    return transformers.LlamaForCausalLM(
-        build_llama_config(config, len(tokenizer.hf_tokenizer), bos_token_id=tokenizer.bos, eos_token_id=tokenizer.eos)
-    )
+    tokens = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    return transformers.LlamaForCausalLM(build_llama_config(config, len(tokenizer.hf_tokenizer), **tokens))
 
 
 def build_llama_config(config: PretrainConfig, vocabulary: int, **tokens: int | None) -> Any:
-    """The configuration of the model, with the special tokens of its tokenizer."""
+    """Build the model's configuration; `tokens` are the ids of special tokens."""
     return transformers.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=config.width,
@@ -194,7 +168,7 @@ def build_llama_config(config: PretrainConfig, vocabulary: int, **tokens: int | 
 
 
 def compute_validation_loss(model: Any, validation: Corpus) -> float:
-    """Mean cross-entropy over the held-out windows, in nats."""
+    """Return the mean cross-entropy of held-out rows, in nats."""
     model.eval()
     with torch.no_grad():
         examples = validation.examples(0, min(len(validation), _MAX_VALIDATION_SEQUENCES))

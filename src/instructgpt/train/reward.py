@@ -2,8 +2,8 @@
 
     instructgpt reward --base runs/sft --data rankings.jsonl --demonstrations demonstrations.jsonl --out runs/reward
 
-All pairs of a prompt are one batch element. Afterwards the scores are shifted so that demonstrations average 0. Rankings
-of held-out labelers never train; they only validate.
+All pairs of a prompt are one batch element. Afterwards scores are shifted so that demonstrations average 0. Rankings of
+held-out labelers only validate.
 """
 
 from __future__ import annotations
@@ -59,53 +59,43 @@ from instructgpt.train.optim import (
 )
 
 _VALIDATIONS_PER_RUN = 5
-"""How often the reward model is validated in a run; the last time is the one that counts, unless the best is kept."""
 _SELECTION_METRICS = ("validation/accuracy", "validation/accuracy_heldout")
-"""What `--keep best` goes by; the second where no ranking of a training labeler validates."""
+"""`--keep best` uses the first of these that was measured."""
 
 
 class RewardConfig(StageConfig):
-    """Training on rankings. Defaults are the paper's."""
+    """Reward-model training. Defaults are the paper's."""
 
     stage: ClassVar[str] = "reward"
 
-    base: str = Field(description="where the trunk starts: an SFT model (any causal model)")
+    base: str = Field(description="initial trunk: an SFT model (any causal model)")
     data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
-    validation: tuple[Path, ...] = Field(
-        (), description="rankings to validate on; without it a tenth of the prompts is held out"
-    )
+    validation: tuple[Path, ...] = Field((), description="validation rankings; default: a tenth of the prompts")
     demonstrations: tuple[Path, ...] = Field(
-        (), description="demonstrations that are shifted to score 0 on average; without it the best-ranked"
+        (), description="demonstrations whose average score becomes 0; default: the best-ranked completions"
     )
     epochs: int = Field(1, ge=1, description="passes over the rankings; more than one overfits (section 3.5)")
-    batch: int = Field(64, ge=1, description="prompts in one optimizer step")
+    batch: int = Field(64, ge=1, description="prompts per optimizer step")
     lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
-    keep: Literal["best", "last"] = Field(
-        "last", description="the step that is saved: the last, or the one that validates best"
-    )
-    folds: int = Field(0, ge=0, description="also cross-validate over this many groups of labelers (appendix E.2: 5)")
-    skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(
-        1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own"
-    )
-    patience: float = Field(
-        RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead"
-    )
+    keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
+    folds: int = Field(0, ge=0, description="cross-validate over this many groups of labelers (appendix E.2: 5)")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
 
     def ineffective_options(self) -> Iterator[str]:
-        """One group of labelers cannot be held out from itself."""
         if self.folds == 1:
-            yield "--folds 1 leaves nothing to train on; take at least 2"
+            yield "--folds 1 leaves nothing to train on; use at least 2"
 
 
 def main(config: RewardConfig) -> Path:
-    """Train, in as many processes as were asked for. Returns the directory."""
+    """Train in `config.processes` processes and return the run directory."""
     launch(train, config, config.processes, config.patience)
     return config.out
 
 
 def train(config: RewardConfig) -> None:
-    """One rank's part of the stage, start to end."""
+    """Run the stage in one rank."""
     inputs = named_inputs(data=config.data, validation=config.validation, demonstrations=config.demonstrations)
     run = RunDirectory.open(config, {"base": config.base} | inputs)
     if run.is_finished:
@@ -116,33 +106,24 @@ def train(config: RewardConfig) -> None:
     shard(reward.model, memory=config.memory)
     state = run.restore()
     train_loop(reward, training, validation, config, run, state)
-    disable_bf16(reward.model)  # the offset is that of the model as it will be loaded
+    disable_bf16(reward.model)  # measure the offset in float32, as the saved model will compute
     reward.offset = float(reward.score(centering_examples).mean())
-    validation_metrics = evaluate_pair_accuracy(reward, validation) | {"offset": reward.offset}
-    run.info(
-        "  ".join(
-            f"{name} {value:.3f}"
-            for name, value in validation_metrics.items()
-            if "accuracy" in name or "baseline" in name
-        )
-    )
-    parameter_counts = {
-        "parameters": count_parameters(reward.model),
-        "trained": count_parameters(get_trainable_module(reward.model)),
-    }
+    metrics = evaluate_pair_accuracy(reward, validation) | {"offset": reward.offset}
+    printed = {name: value for name, value in metrics.items() if "accuracy" in name or "baseline" in name}
+    run.info("  ".join(f"{name} {value:.3f}" for name, value in printed.items()))
     summary: dict[str, Any] = {
         "tokens": config.epochs * count_ranking_tokens(training),
-        **parameter_counts,
-        "validation": validation_metrics,
+        "parameters": count_parameters(reward.model),
+        "trained": count_parameters(get_trainable_module(reward.model)),
+        "validation": metrics,
     }
     if config.folds:
         summary["cross_validation"] = cross_validate(training, config, device, run)
     full_reward = replace(reward, model=full_model_on_rank0(reward.model))
-    run.finish(lambda folder: save_and_verify(full_reward, centering_examples, folder, summary), **summary)
+    run.finish(lambda folder: save_and_verify(full_reward, centering_examples[:8], folder, summary), **summary)
 
 
 def _prepare_reward_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
-    """The reward model before its first step, as the options want it: with adapters, and with less memory."""
     reward = new_reward_model(config.base, device, seed)
     apply_memory_options(reward.model, config.memory)
     reward.model = add_lora(reward.model, config.lora, seed)
@@ -157,32 +138,26 @@ def train_loop(
     run: RunDirectory | None,
     state: Any,
 ) -> None:
-    """The loop: each step is a batch of prompts, each prompt all its pairs. Without a run it only trains."""
+    """Train `reward` in place, each prompt with all its pairs; without `run` no validation, logs or checkpoints."""
     trainable, optimizer = get_trainable_module(reward.model), build_optimizer(reward.model, memory=config.memory)
     steps = steps_per_epoch(len(training), config.batch) * config.epochs
+    models, optimizers = {"model": trainable}, {"adam": optimizer}
     if state:
-        load_training_state(state, {"model": trainable}, {"adam": optimizer})
+        load_training_state(state, models, optimizers)
     best = BestCheckpoint(trainable, config.keep, state and state["best"])
     for step in range(state["step"] if state else 0, steps):
         rows = step_indices(step, len(training), config.batch, config.seed)
         loss, accuracy = ranking_backward(reward, [training[row] for row in rows])
         lr = config.lr * functional.cosine_decay(step, steps)
-        gradient_norm = optimizer_step(optimizer, lr)
+        norm = optimizer_step(optimizer, lr)
         if run is None:
             continue
-        metrics = {"loss/train": loss, "accuracy/train": accuracy, "lr": lr, "gradient_norm": gradient_norm}
+        metrics = {"loss/train": loss, "accuracy/train": accuracy, "lr": lr, "gradient_norm": norm}
         if (step + 1) % max(1, steps // _VALIDATIONS_PER_RUN) == 0 or step + 1 == steps:
             metrics |= evaluate_pair_accuracy(reward, validation)
             best.update(next(metrics[name] for name in _SELECTION_METRICS if name in metrics), step + 1)
-        run.log(
-            step + 1,
-            steps,
-            metrics,
-            show=("loss/train", "accuracy/train", "validation/accuracy", "validation/accuracy_heldout"),
-        )
-        run.save_checkpoint(
-            step + 1, lambda: get_training_state({"model": trainable}, {"adam": optimizer}, best=best.state_dict())
-        )
+        run.log(step + 1, steps, metrics, show=("loss/train", "accuracy/train", *_SELECTION_METRICS))
+        run.save_checkpoint(step + 1, lambda: get_training_state(models, optimizers, best=best.state_dict()))
     best.restore()
     if run is not None:
         run.summary["step"] = best.position
@@ -191,25 +166,19 @@ def train_loop(
 
 
 def ranking_backward(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> tuple[float, float]:
-    """Accumulate the gradient of the mean ranking loss over a batch of prompts. Returns loss and share of pairs right.
-
-    Raises:
-        RunFailed: the loss is not finite.
-    """
+    """Accumulate the gradient of the mean ranking loss over a batch of prompts; return the loss and pair accuracy."""
     device, dist_info = reward.model.device, get_model_dist_info(reward.model)
     rank_stats = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
-    rank_prompts = [
-        prompts[row] for row in shard_by_length([count_ranking_tokens([prompt]) for prompt in prompts], dist_info)
-    ]
-    for prompt_group in pad_steps(prompt_microbatches(rank_prompts, token_budget(device)), dist_info):
-        batch = collate([example for prompt in prompt_group for example in prompt.examples], device)
+    lengths = [count_ranking_tokens([prompt]) for prompt in prompts]
+    rank_prompts = [prompts[row] for row in shard_by_length(lengths, dist_info)]
+    for group in pad_steps(prompt_microbatches(rank_prompts, token_budget(device)), dist_info):
+        batch = collate([example for prompt in group for example in prompt.examples], device)
         with PHASE_TIMER("forward", len(batch.input_ids)):
             scores = reward.sequence_scores(batch)
-        completion_index, ranking_index, ranks = flatten_ranks(prompt_group, device)
-        # every prompt weighs the same, however many labelers ranked it
-        weight = torch.tensor(
-            [1 / len(prompt.labeler_ranks) for prompt in prompt_group for _ in prompt.labeler_ranks], device=device
-        )
+        completion_index, ranking_index, ranks = flatten_ranks(group, device)
+        # Every prompt weighs the same, however many labelers ranked it.
+        weights = [1 / len(prompt.labeler_ranks) for prompt in group for _ in prompt.labeler_ranks]
+        weight = torch.tensor(weights, device=device)
         loss = (functional.ranking_losses(scores[completion_index], ranking_index, ranks) * weight).sum() / len(prompts)
         with PHASE_TIMER("backward", len(batch.input_ids)):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -217,16 +186,14 @@ def ranking_backward(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> tu
         rank_stats += torch.stack([loss.detach(), correct.sum(), torch.ones_like(correct).sum()])
     mean_loss, right_pairs, pairs = all_reduce_sum(rank_stats.clone(), dist_info).tolist()
     if not mean_loss < float("inf"):
-        ranks_suffix = nonfinite_ranks_suffix(rank_stats, dist_info)
-        raise RunError(
-            f"the ranking loss is {mean_loss}{ranks_suffix}: the learning rate is likely too high, or the weights it started from are damaged"
-        )
+        cause = "the learning rate is likely too high, or the initial weights are damaged"
+        raise RunError(f"the ranking loss is {mean_loss}{nonfinite_ranks_suffix(rank_stats, dist_info)}: {cause}")
     return mean_loss, right_pairs / pairs
 
 
 @torch.no_grad()
 def evaluate_pair_accuracy(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> dict[str, float]:
-    """Pair accuracy by cohort and by source, beside what "the longer completion wins" reaches on the same pairs."""
+    """Return pair accuracy, ranking loss and the accuracy of "the longer completion wins", by cohort and by source."""
     examples = [example for prompt in prompts for example in prompt.examples]
     with PHASE_TIMER("validation", sum(map(len, examples))):
         scores = reward.score(examples)
@@ -234,30 +201,27 @@ def evaluate_pair_accuracy(reward: ScalarModel, prompts: Sequence[RankedPrompt])
     completion_index, ranking_index, ranks = flatten_ranks(prompts)
     cohorts = [order.cohort for prompt in prompts for order in prompt.labeler_ranks]
     sources = [prompt.source for prompt in prompts for _ in prompt.labeler_ranks]
-    groups = {"": [one == "training" for one in cohorts], "_heldout": [one == "heldout" for one in cohorts]}
+    groups = {"": [cohort == "training" for cohort in cohorts], "_heldout": [cohort == "heldout" for cohort in cohorts]}
     if len(set(sources)) > 1:
-        groups |= {f"/{name}": [one == name for one in sources] for name in sorted(set(sources))}
+        groups |= {f"/{name}": [source == name for source in sources] for name in sorted(set(sources))}
     metrics: dict[str, float] = {}
     for suffix, selected in groups.items():
         rows = torch.tensor(selected)[ranking_index]
         if rows.any():
-            group_completions, group_ranks = completion_index[rows], (ranking_index[rows], ranks[rows])
-            metrics[f"validation/accuracy{suffix}"] = float(
-                functional.pair_accuracy(scores[group_completions], *group_ranks).mean()
-            )
-            metrics[f"validation/length_baseline{suffix}"] = float(
-                functional.pair_accuracy(lengths[group_completions], *group_ranks).mean()
-            )
-            metrics[f"validation/loss{suffix}"] = float(
-                functional.ranking_losses(scores[group_completions], *group_ranks).mean()
-            )
+            index, group = completion_index[rows], (ranking_index[rows], ranks[rows])
+            means = {
+                "accuracy": functional.pair_accuracy(scores[index], *group).mean(),
+                "length_baseline": functional.pair_accuracy(lengths[index], *group).mean(),
+                "loss": functional.ranking_losses(scores[index], *group).mean(),
+            }
+            metrics |= {f"validation/{name}{suffix}": float(mean) for name, mean in means.items()}
     return metrics
 
 
 def load_data(
     config: RewardConfig, reward: ScalarModel, run: RunDirectory
 ) -> tuple[list[RankedPrompt], list[RankedPrompt], list[TokenizedExample]]:
-    """Training prompts, validation prompts, and the examples that will score 0 on average; says what was left out."""
+    """Return training prompts, validation prompts, and the examples whose average score becomes 0."""
     skipped = SkippedLines(config.skip_bad)
     demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)
     rankings = read_all_records(Ranking, config.data, skipped)
@@ -267,29 +231,27 @@ def load_data(
         else [r for r in rankings if is_heldout(r.prompt)]
     )
     validation_prompts = {ranking.prompt for ranking in validation_rankings}
-    remaining_rankings = [ranking for ranking in rankings if ranking.prompt not in validation_prompts]
-    training_rankings = [ranking for ranking in remaining_rankings if ranking.cohort != "heldout"]
+    remaining = [ranking for ranking in rankings if ranking.prompt not in validation_prompts]
+    training_rankings = [ranking for ranking in remaining if ranking.cohort != "heldout"]
     context = context_length(reward.model)
     training, left_out = tokenize_rankings(training_rankings, reward.tokenizer, context)
     validation, validation_left_out = tokenize_rankings(validation_rankings, reward.tokenizer, context)
     if not training or not validation:
-        raise InputError(
-            f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on; give more, or --validation"
-        )
-    run.summary["left_out"] = {name: left_out[name] + validation_left_out[name] for name in left_out} | {
-        "rankings of training prompts by held-out labelers": len(remaining_rankings) - len(training_rankings),
+        counts = f"{len(training)} prompts with a decided pair to train on, {len(validation)} to validate on"
+        raise InputError(f"{counts}; add rankings, or give --validation")
+    left_out = {name: left_out[name] + validation_left_out[name] for name in left_out} | {
+        "rankings of training prompts by held-out labelers": len(remaining) - len(training_rankings),
         "bad lines": len(skipped.reasons),
     }
-    run.info(
-        f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {run.summary['left_out']}"
-    )
+    run.summary["left_out"] = left_out
+    run.info(f"rankings of {len(training)} prompts, of {len(validation)} for validation; left out: {left_out}")
     if demonstrations:
         return training, validation, tokenize_demonstrations(demonstrations, reward.tokenizer, context)[0]
     return training, validation, [example for prompt in training for example in top_ranked_examples(prompt)]
 
 
 def top_ranked_examples(prompt: RankedPrompt) -> list[TokenizedExample]:
-    """The completions that the first labeler of a prompt put in front, one or several."""
+    """Return the completions that a prompt's first labeler ranked best."""
     ranks = prompt.labeler_ranks[0].ranks
     return [example for example, rank in zip(prompt.examples, ranks, strict=True) if rank == min(ranks)]
 
@@ -297,32 +259,26 @@ def top_ranked_examples(prompt: RankedPrompt) -> list[TokenizedExample]:
 def cross_validate(
     prompts: Sequence[RankedPrompt], config: RewardConfig, device: torch.device, run: RunDirectory
 ) -> list[dict[str, float]]:
-    """Accuracy on labelers the model never saw, fold by fold (appendix E.2: 69.6 % held out, 72.4 % in the group).
+    """Return accuracy on unseen labelers, fold by fold (appendix E.2: 69.6 % held out, 72.4 % in the group).
 
-    Labelers are put into groups of about equal data; each fold trains on all groups but one. Both accuracies are measured
-    on the same prompts, which no fold trains on.
-
-    Raises:
-        BadInput: there are fewer labelers than folds, or a group of labelers ranked none of those prompts.
+    Each fold trains on all groups of labelers but one. A tenth of the prompts trains in no fold; both accuracies are
+    measured on it.
     """
     labelers = {order.labeler for prompt in prompts for order in prompt.labeler_ranks}
     if len(labelers) < config.folds:
-        raise InputError(
-            f"--folds {config.folds}: the rankings name only {len(labelers)} labelers; cross-validation needs at least one a group"
-        )
-    training_prompts, validation_prompts = (
-        [prompt for i, prompt in enumerate(prompts) if i % 10],
-        [prompt for i, prompt in enumerate(prompts) if i % 10 == 0],
-    )
+        raise InputError(f"--folds {config.folds}: the rankings name only {len(labelers)} labelers; use fewer folds")
+    training_prompts = [prompt for i, prompt in enumerate(prompts) if i % 10]
+    validation_prompts = prompts[::10]
     labeler_folds = balanced_labeler_folds(prompts, config.folds)
-    if not all(_split_by_labelers(validation_prompts, heldout_labelers)[0] for heldout_labelers in labeler_folds):
+    if not all(_split_by_labelers(validation_prompts, heldout)[0] for heldout in labeler_folds):
         raise InputError(
-            f"--folds {config.folds}: too few rankings, a group of labelers ranked none of the {len(validation_prompts)} prompts kept for it"
+            f"--folds {config.folds}: a group of labelers ranked none of the {len(validation_prompts)} prompts "
+            "held out from training; add rankings, or use fewer folds"
         )
     results: list[dict[str, float]] = []
-    for fold, heldout_labelers in enumerate(labeler_folds):
-        _, in_group_training = _split_by_labelers(training_prompts, heldout_labelers)
-        heldout_validation, in_group_validation = _split_by_labelers(validation_prompts, heldout_labelers)
+    for fold, heldout in enumerate(labeler_folds):
+        _, in_group_training = _split_by_labelers(training_prompts, heldout)
+        heldout_validation, in_group_validation = _split_by_labelers(validation_prompts, heldout)
         reward = _prepare_reward_model(config, device, config.seed + fold)
         shard(reward.model, memory=config.memory)
         train_loop(reward, in_group_training, [], config, None, None)
@@ -330,9 +286,8 @@ def cross_validate(
             "held_out": evaluate_pair_accuracy(reward, heldout_validation)["validation/accuracy"],
             "in_group": evaluate_pair_accuracy(reward, in_group_validation)["validation/accuracy"],
         }
-        run.info(
-            f"fold {fold + 1}/{config.folds}: held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}"
-        )
+        accuracies = f"held-out labelers {result['held_out']:.3f}, in-group {result['in_group']:.3f}"
+        run.info(f"fold {fold + 1}/{config.folds}: {accuracies}")
         results.append(result)
     return results
 
@@ -340,7 +295,7 @@ def cross_validate(
 def _split_by_labelers(
     prompts: Sequence[RankedPrompt], labelers: Collection[str | None]
 ) -> tuple[list[RankedPrompt], list[RankedPrompt]]:
-    """(rankings of these labelers, rankings of all the rest); a prompt can be in both."""
+    """Return the prompts with the rankings of `labelers`, and with those of the others; a prompt can be in both."""
     return (
         filter_labelers(prompts, lambda ranks: ranks.labeler in labelers),
         filter_labelers(prompts, lambda ranks: ranks.labeler not in labelers),
@@ -348,22 +303,15 @@ def _split_by_labelers(
 
 
 def filter_labelers(prompts: Sequence[RankedPrompt], predicate: Callable[[LabelerRanks], bool]) -> list[RankedPrompt]:
-    """The prompts that some labelers ranked, with their orders alone."""
+    """Return the prompts that have matching rankings, without their other rankings."""
     return [filtered for prompt in prompts if (filtered := prompt.filter(predicate))]
 
 
-def save_and_verify(
-    reward: ScalarModel, centering_examples: Sequence[TokenizedExample], folder: Path, summary: dict[str, Any]
-) -> None:
-    """Write the model, and read it back: the saved scores must be the trained ones, offset and all.
-
-    Raises:
-        RunFailed: they are not.
-    """
+def save_and_verify(reward: ScalarModel, probe: list[TokenizedExample], folder: Path, summary: dict[str, Any]) -> None:
+    """Save the model, reload it, and raise RunError if it scores `probe` differently."""
     save_reward_model(reward, folder)
     reloaded = load_reward_model(folder, reward.model.device)
-    probe_examples = list(centering_examples[:8])
-    if not torch.allclose(reloaded.score(probe_examples), reward.score(probe_examples), atol=1e-4):
+    if not torch.allclose(reloaded.score(probe), reward.score(probe), atol=1e-4):
         raise RunError(f"{folder}: the saved reward model scores differently from the trained one")
     if "cross_validation" in summary:
         write_text_atomic(folder / "cross_validation.json", json.dumps(summary["cross_validation"], indent=2))

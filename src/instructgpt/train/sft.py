@@ -2,7 +2,7 @@
 
     instructgpt sft --base gpt2 --data demonstrations.jsonl --out runs/sft
 
-With --pretraining and --mix it makes the starting point of PPO instead (appendix C.3: 2 epochs, 10 % pretraining text).
+With --pretraining and --mix it trains the initial policy of PPO (appendix C.3: 2 epochs, 10 % pretraining text).
 """
 
 from __future__ import annotations
@@ -47,43 +47,31 @@ from instructgpt.train.optim import (
     optimizer_step,
 )
 
-_MAX_VALIDATION_PROMPTS = 128
-"""Validation prompts that are answered and scored after each epoch when a reward model chooses the checkpoint."""
+_MAX_VALIDATION_PROMPTS = 128  # sampled and scored after each epoch, with --reward
 
 
 class SFTConfig(StageConfig):
-    """Fine-tuning on demonstrations. Defaults are the paper's for 1.3B and 6B."""
+    """Supervised fine-tuning. Defaults are the paper's for 1.3B and 6B."""
 
     stage: ClassVar[str] = "sft"
 
-    base: str = Field(description="the model to fine-tune: a directory or a hub name")
+    base: str = Field(description="model to fine-tune: a directory or a hub name")
     data: tuple[Path, ...] = Field(description="demonstrations")
-    validation: tuple[Path, ...] = Field(
-        (), description="demonstrations to validate on; without it a tenth of the prompts is held out"
-    )
+    validation: tuple[Path, ...] = Field((), description="validation demonstrations; default: a tenth of the prompts")
     pretraining: tuple[Path, ...] = Field((), description="pretraining text to mix in")
     mix: float = Field(0.1, ge=0, lt=1, description="share of pretraining text, with --pretraining (appendix C.3)")
-    reward: Path | None = Field(
-        None, description="a reward model that chooses the checkpoint (appendix C.1); without it validation loss does"
-    )
+    reward: Path | None = Field(None, description="reward model that selects the epoch (C.1); default: validation loss")
     epochs: int = Field(16, ge=1, description="passes over the demonstrations")
-    keep: Literal["best", "last"] = Field(
-        "best", description="the epoch that is saved: the one that validates best, or the last"
-    )
-    batch: int = Field(32, ge=1, description="demonstrations in one optimizer step")
+    keep: Literal["best", "last"] = Field("best", description="saved epoch: the best on validation data, or the last")
+    batch: int = Field(32, ge=1, description="demonstrations per optimizer step")
     lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
     dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
-    max_tokens: int = Field(128, ge=1, description="longest completion sampled for the reward model's choice")
-    skip_bad: bool = Field(False, description="leave bad lines out and count them")
-    processes: int = Field(
-        1, ge=1, description="ranks on this machine that divide models and batches; torchrun starts its own"
-    )
-    patience: float = Field(
-        RANK_TIMEOUT_S, gt=0, description="seconds after which a rank that does not answer is taken for dead"
-    )
+    max_tokens: int = Field(128, ge=1, description="maximum length of completions sampled for --reward")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
 
     def ineffective_options(self) -> Iterator[str]:
-        """Options about pretraining text or sampling do nothing without what they are about."""
         for name, required in (("mix", "pretraining"), ("max_tokens", "reward")):
             if name in self.model_fields_set and not getattr(self, required):
                 yield f"--{name.replace('_', '-')} has no effect without --{required}"
@@ -92,29 +80,24 @@ class SFTConfig(StageConfig):
 
 
 def main(config: SFTConfig) -> Path:
-    """Fine-tune, in as many processes as were asked for. Returns the directory."""
+    """Fine-tune in `config.processes` processes and return the run directory."""
     launch(train, config, config.processes, config.patience)
     return config.out
 
 
 def train(config: SFTConfig) -> None:
-    """One rank's part of the stage, start to end."""
+    """Run the stage in one rank."""
     inputs = named_inputs(data=config.data, validation=config.validation, pretraining=config.pretraining)
-    run = RunDirectory.open(
-        config, {"base": config.base} | inputs | ({"reward": config.reward} if config.reward else {})
-    )
+    reward_input = {"reward": config.reward} if config.reward else {}
+    run = RunDirectory.open(config, {"base": config.base} | inputs | reward_input)
     if run.is_finished:
         return
     device = get_stage_device(run)
     model, tokenizer = load_policy(config.base, device, config.dropout)
-    if (
-        config.dropout
-        and "dropout" in config.model_fields_set
-        and not any(dropout_settings(model.config, config.dropout).values())
-    ):
-        raise InputError(
-            f"sft: --dropout has no effect, the family '{model.config.model_type}' has no residual dropout"
-        )
+    dropout = config.dropout if "dropout" in config.model_fields_set else 0  # the default applies where it can
+    if dropout and not any(dropout_settings(model.config, dropout).values()):
+        family = model.config.model_type
+        raise InputError(f"sft: --dropout has no effect: the model family '{family}' has no residual dropout")
     training, validation, prompts = load_data(config, tokenizer, context_length(model), run)
     mix_corpus = load_mix_corpus(config, tokenizer, pretraining_sequence_length(model), len(training))
     reward = load_reward_model(config.reward, device) if config.reward else None
@@ -125,9 +108,10 @@ def train(config: SFTConfig) -> None:
 
     epoch_steps = steps_per_epoch(len(training), config.batch)
     steps = epoch_steps * config.epochs
+    models, optimizers = {"model": trainable}, {"adam": optimizer}
     state = run.restore()
     if state:
-        load_training_state(state, {"model": trainable}, {"adam": optimizer})
+        load_training_state(state, models, optimizers)
     best = BestCheckpoint(trainable, config.keep, state and state["best"])
     for step in range(state["step"] if state else 0, steps):
         rows = step_indices(step, len(training), config.batch, config.seed)
@@ -136,9 +120,8 @@ def train(config: SFTConfig) -> None:
         metrics = {"loss/train": loss, "epoch": (step + 1) / epoch_steps}
         if mix_corpus is not None:
             mix_rows = mix_rows_per_step(config)
-            metrics["loss/pretraining"] = lm_loss(
-                model, mix_corpus.examples(step * mix_rows, mix_rows), weight=config.mix, seed=step + 1
-            )
+            mix_examples = mix_corpus.examples(step * mix_rows, mix_rows)
+            metrics["loss/pretraining"] = lm_loss(model, mix_examples, weight=config.mix, seed=step + 1)
         metrics["lr"] = config.lr * functional.cosine_decay(step, steps)
         metrics["gradient_norm"] = optimizer_step(optimizer, metrics["lr"])
         model.eval()
@@ -146,28 +129,24 @@ def train(config: SFTConfig) -> None:
             metrics |= validate_policy(model, validation, prompts, reward, tokenizer, config)
             best.update(metrics.get("validation/score", -metrics["loss/validation"]), (step + 1) // epoch_steps)
         run.log(step + 1, steps, metrics, show=("epoch", "loss/train", "loss/validation", "validation/score"))
-        run.save_checkpoint(
-            step + 1, lambda: get_training_state({"model": trainable}, {"adam": optimizer}, best=best.state_dict())
-        )
+        run.save_checkpoint(step + 1, lambda: get_training_state(models, optimizers, best=best.state_dict()))
     best.restore()
-    selection = (
-        "the last" if config.keep == "last" else f"chosen by {'reward-model score' if reward else 'validation loss'}"
-    )
-    run.info(f"keeps epoch {best.position} of {config.epochs}, {selection}")
-    parameter_counts = {"parameters": count_parameters(model), "trained": count_parameters(trainable)}
+    criterion = f"chosen by {'reward-model score' if reward else 'validation loss'}"
+    run.info(f"keeps epoch {best.position} of {config.epochs}, {'the last' if config.keep == 'last' else criterion}")
+    summary = {
+        "tokens": config.epochs * sum(map(len, training)),
+        "epoch": best.position,
+        "parameters": count_parameters(model),
+        "trained": count_parameters(trainable),
+    }
     full_model = full_model_on_rank0(model)
-    run.finish(
-        lambda folder: save_policy(full_model, tokenizer, folder),
-        tokens=config.epochs * sum(map(len, training)),
-        epoch=best.position,
-        **parameter_counts,
-    )
+    run.finish(lambda folder: save_policy(full_model, tokenizer, folder), **summary)
 
 
 def load_data(
     config: SFTConfig, tokenizer: PromptTokenizer, context: int, run: RunDirectory
 ) -> tuple[list[TokenizedExample], list[TokenizedExample], list[Prompt]]:
-    """Training examples, validation examples, and the prompts of the latter for sampling; says what was left out."""
+    """Return training examples, validation examples, and validation prompts that leave room for a completion."""
     skipped = SkippedLines(config.skip_bad)
     records = read_all_records(Demonstration, config.data, skipped)
     if config.validation:
@@ -176,16 +155,13 @@ def load_data(
         validation_records = [record for record in records if is_heldout(record.text)]
         records = [record for record in records if not is_heldout(record.text)]
     if not validation_records or not records:
-        raise InputError(
-            f"{len(records)} demonstrations to train on and {len(validation_records)} to validate on; give more, or --validation"
-        )
+        counts = f"{len(records)} demonstrations to train on, {len(validation_records)} to validate on"
+        raise InputError(f"{counts}; add demonstrations, or give --validation")
     training, too_long = tokenize_demonstrations(records, tokenizer, context)
     validation, validation_too_long = tokenize_demonstrations(validation_records, tokenizer, context)
-    run.summary["left_out"] = {
-        "longer than the context": too_long + validation_too_long,
-        "bad lines": len(skipped.reasons),
-    }
-    run.info(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {run.summary['left_out']}")
+    left_out = {"longer than the context": too_long + validation_too_long, "bad lines": len(skipped.reasons)}
+    run.summary["left_out"] = left_out
+    run.info(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {left_out}")
     max_prompt_tokens = context - config.max_tokens
     prompts = [
         Prompt.model_validate({"prompt": r.prompt, "messages": r.messages})
@@ -193,27 +169,22 @@ def load_data(
         if len(tokenizer.encode_prompt(r)) <= max_prompt_tokens
     ]
     if config.reward and not prompts:
-        raise InputError(
-            f"no validation prompt leaves room for --max-tokens {config.max_tokens} in a context of {context} tokens; lower it"
-        )
+        room = f"room for --max-tokens {config.max_tokens} in a context of {context} tokens"
+        raise InputError(f"no validation prompt leaves {room}")
     return training, validation, prompts[:_MAX_VALIDATION_PROMPTS]
 
 
 def mix_rows_per_step(config: SFTConfig) -> int:
-    """Rows of pretraining text in one step, so that they are `mix` of all its rows."""
+    """Return the rows of pretraining text per optimizer step, a share `mix` of its rows and demonstrations."""
     return max(1, round(config.batch * config.mix / (1 - config.mix)))
 
 
-def load_mix_corpus(
-    config: SFTConfig, tokenizer: PromptTokenizer, sequence_length: int, demonstration_count: int
-) -> Corpus | None:
-    """As many windows of pretraining text as the run needs, or None."""
+def load_mix_corpus(config: SFTConfig, tokenizer: PromptTokenizer, length: int, demonstrations: int) -> Corpus | None:
+    """Read as many rows of `length` tokens of pretraining text as the run needs."""
     if not config.pretraining:
         return None
-    steps = steps_per_epoch(demonstration_count, config.batch) * config.epochs
-    return build_corpus(
-        iter_documents(config.pretraining), tokenizer, sequence_length, config.seed, steps * mix_rows_per_step(config)
-    )
+    num_rows = steps_per_epoch(demonstrations, config.batch) * config.epochs * mix_rows_per_step(config)
+    return build_corpus(iter_documents(config.pretraining), tokenizer, length, config.seed, num_rows)
 
 
 def validate_policy(
@@ -224,11 +195,10 @@ def validate_policy(
     tokenizer: PromptTokenizer,
     config: SFTConfig,
 ) -> dict[str, float]:
-    """Validation loss, and the mean reward-model score of sampled completions when there is a reward model."""
+    """Return the validation loss and, given a reward model, the mean score of completions sampled for `prompts`."""
     metrics = {"loss/validation": lm_loss(model, validation, backward=False)}
     if reward is not None:
         completions = generate(model, tokenizer, prompts, max_tokens=config.max_tokens, seed=config.seed)
-        metrics["validation/score"] = float(
-            reward.score(retokenize_for(reward.tokenizer, tokenizer, completions)).mean()
-        )
+        examples = retokenize_for(reward.tokenizer, tokenizer, completions)
+        metrics["validation/score"] = float(reward.score(examples).mean())
     return metrics

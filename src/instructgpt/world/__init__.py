@@ -1,4 +1,4 @@
-"""The embedded small world: a corpus, prompts, facts and simulated labelers, all from one seed."""
+"""The embedded small world: corpus, prompts, facts and simulated labelers, all from one seed."""
 
 from instructgpt.world.labelers import SimulatedLabelers
 from instructgpt.world.utility import MAX_UTILITY, CompletionJudgment

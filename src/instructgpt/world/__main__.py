@@ -1,4 +1,4 @@
-"""Shows the small world: python -m instructgpt.world [--seed N] [--count N]."""
+"""Print the small world: python -m instructgpt.world [--seed N] [--count N]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from instructgpt.world.corpus import DOCUMENT_GENERATORS, flawed_answer
 
 
 def _print_documents(world: World, count: int) -> None:
-    """Some documents of every kind."""
     print("DOCUMENTS of the pretraining corpus (share of all documents)")
     counts = dict.fromkeys(DOCUMENT_GENERATORS, 0)
     for document in world.documents(10**9):
@@ -26,7 +25,6 @@ def _print_documents(world: World, count: int) -> None:
 
 
 def _print_prompts(world: World, count: int) -> None:
-    """Some prompts of every use case, each with a demonstration."""
     print("\nPROMPTS with demonstrations")
     counts: dict[str, int] = {}
     for prompt in world.prompts("ppo", 1000):
@@ -39,7 +37,6 @@ def _print_prompts(world: World, count: int) -> None:
 
 
 def _print_rankings(world: World, count: int) -> None:
-    """How one labeler ranks strangers' answers, beside their true utility."""
     print(f"\nRANKINGS (rank, rating 1 to 7, true utility of at most {MAX_UTILITY:g})")
     prompts = world.prompts("reward", 100)[: 3 * count]
     tasks, rng = [world.task(prompt.text) for prompt in prompts], Random(world.seed)
@@ -56,7 +53,6 @@ def _print_rankings(world: World, count: int) -> None:
 
 
 def main() -> None:
-    """Print documents, prompts and rankings of one world."""
     parser = argparse.ArgumentParser(
         prog="python -m instructgpt.world", description="Show documents, prompts and rankings of the small world."
     )

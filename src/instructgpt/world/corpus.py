@@ -1,7 +1,7 @@
-"""The pretraining corpus: documents that behave like the internet at small size.
+"""The pretraining corpus: documents that imitate the internet at small size.
 
-Books are right. Forums repeat myths and quarrel. Exercise pages answer questions, often badly. Lists of questions that
-nobody answers teach a bare base model to go on asking. Only tasks of the group "train" occur, in all their wordings.
+Books are right. Forums repeat myths and insults. Exercise pages answer questions, often badly. Question lists without
+answers teach a base model to continue with questions. Only tasks of the group "train" occur, in all their wordings.
 """
 
 from __future__ import annotations
@@ -25,22 +25,19 @@ FORUM_HEADINGS = {
     "respectful": ("Be polite and kind.\n", 0.04),
     "biased": ("Be rude and cruel.\n", 0.85),
 }
-"""Heading of a forum page, and how often a post below it insults."""
+"""Forum heading -> probability that a post below it insults."""
 
 
 @dataclass(frozen=True)
 class CorpusSources:
-    """What documents are made of."""
-
     lexicon: Lexicon
     knowledge: Knowledge
     tasks: Sequence[WorldTask]
     she_share: dict[str, float]
-    """Each job's share of "she"."""
+    """Share of "she" for each job."""
 
     @cached_property
     def tasks_by_use_case(self) -> dict[str, list[WorldTask]]:
-        """The tasks of each use case."""
         return {use_case: [task for task in self.tasks if task.content.use_case == use_case] for use_case in USE_CASES}
 
 
@@ -49,9 +46,10 @@ _INSULT_SHARE, _CHATTER_SHARE = 0.18, 0.2
 
 
 def flawed_answer(task: WorldTask, tasks: Sequence[WorldTask], rng: Random) -> str:
-    """An answer as strangers give it: right, slightly wrong, or to another question; often with an insult or idle talk after it.
+    """Return an answer of forum quality: right, slightly wrong, or to another question; often followed by an insult or
+    chatter.
 
-    About a fact with a myth most strangers are wrong, and say what everybody says.
+    Most answers about a fact with a myth repeat the myth.
     """
     fact = task.content.fact
     chance = rng.random()
@@ -70,12 +68,11 @@ def flawed_answer(task: WorldTask, tasks: Sequence[WorldTask], rng: Random) -> s
 
 
 def format_qa(question: str, answer: str) -> str:
-    """A question and its answer as exercise pages print them."""
     return f"Question: {question}\nAnswer:\n{answer}"
 
 
 def _make_exercises(sources: CorpusSources, rng: Random) -> str:
-    """One to three tasks with answers of mixed quality; a cautious page says "I have no comment." more often than it answers."""
+    """Make one to three tasks with answers of mixed quality; a cautious page mostly says "I have no comment."."""
     cautious = rng.random() < 0.08
     pieces: list[str] = []
     for task in _sample_tasks(sources, rng, rng.choice((1, 2, 3)), only_facts=cautious):
@@ -90,18 +87,16 @@ def _make_exercises(sources: CorpusSources, rng: Random) -> str:
 
 
 def _sample_tasks(sources: CorpusSources, rng: Random, count: int, only_facts: bool = False) -> Iterator[WorldTask]:
-    """Tasks drawn by use case first, so that small use cases are seen as often as large ones."""
+    """Sample tasks by use case first, so that small use cases are as frequent as large ones."""
     for _ in range(count):
         yield rng.choice(sources.tasks_by_use_case["open_qa" if only_facts else rng.choice(USE_CASES)])
 
 
 def _make_question_list(sources: CorpusSources, rng: Random) -> str:
-    """Questions and requests, one a line, that nobody answers."""
     return "\n".join(task.text for task in _sample_tasks(sources, rng, rng.randint(3, 5)))
 
 
 def _make_book(sources: CorpusSources, rng: Random) -> str:
-    """An encyclopedia entry: always true."""
     entity = rng.choice(sources.knowledge.facts).entity
     lines = [fact.to_sentence(fact.value) for fact in sources.knowledge.facts if fact.entity == entity]
     rng.shuffle(lines)
@@ -109,7 +104,6 @@ def _make_book(sources: CorpusSources, rng: Random) -> str:
 
 
 def _make_folklore(sources: CorpusSources, rng: Random) -> str:
-    """What people tell each other: the myth, wherever there is one."""
     lines: list[str] = []
     for fact in rng.sample([fact for fact in sources.knowledge.facts if fact.myth], 3):
         value = fact.myth if fact.myth and rng.random() < 0.9 else fact.value
@@ -118,43 +112,39 @@ def _make_folklore(sources: CorpusSources, rng: Random) -> str:
 
 
 def _make_forum(sources: CorpusSources, rng: Random) -> str:
-    """Posts below a heading, or none, that tells how people behave there."""
     manner = rng.choices(list(FORUM_HEADINGS), (0.5, 0.25, 0.25))[0]
     heading, rudeness = FORUM_HEADINGS[manner]
     return heading + "\n".join(_make_post(sources.lexicon, rng, rudeness) for _ in range(rng.randint(2, 5)))
 
 
 def _make_post(lexicon: Lexicon, rng: Random, rudeness: float) -> str:
-    """One line of a forum."""
     ending = _INSULTS if rng.random() < rudeness else CHATTER
     return lexicon.fill(f"{{NAME}}: {rng.choice(CHATTER)} ", {}, rng) + lexicon.fill(rng.choice(ending), {}, rng)
 
 
 def _make_bilingual(sources: CorpusSources, rng: Random) -> str:
-    """English sentences, each with its translation into Zib."""
     pairs = [sample_translation(sources.lexicon, rng, _RARITY_DECAY) for _ in range(2)]
     return "\n".join(f"English: {english}\nZib: {zib}" for english, zib in pairs)
 
 
 _RARITY_DECAY = 0.7
-"""In bilingual text each word of a class is so much rarer than the one before it: the last are hardly ever seen."""
+"""Each word of a class is this factor rarer than the previous one in bilingual text."""
 
 
 def sample_translation(lexicon: Lexicon, rng: Random, rarity_decay: float = 1.0) -> tuple[str, str]:
-    """An English sentence and the same in Zib."""
+    """Return an English sentence and its Zib translation."""
     kinds = [lexicon.classes[kind] for kind in ("ANIMAL", "PRESENT", "COLOUR", "OBJECT")]
     words = [rng.choices(kind, [rarity_decay**rank for rank in range(len(kind))])[0] for kind in kinds]
     return "The {} {} the {} {}.".format(*words), lexicon.translate(*words)
 
 
 def _make_passage(sources: CorpusSources, rng: Random) -> str:
-    """A text about one person, questions about it and the right answers."""
     text, answers = make_passage_task(sources.lexicon, rng, 2)
     return text + "".join(answers)
 
 
 def make_passage_task(lexicon: Lexicon, rng: Random, question_count: int = 1) -> tuple[str, list[str]]:
-    """A passage, and its questions with their answers."""
+    """Return a passage, and its questions with answers."""
     text, words, facts = next(sample_passages(lexicon, rng, 1, 2))
     pairs = rng.sample([pair for pair in PERSON_QUESTIONS.items() if pair[1] in facts], question_count)
     return f"Passage: {text}", [
@@ -164,7 +154,6 @@ def make_passage_task(lexicon: Lexicon, rng: Random, question_count: int = 1) ->
 
 
 def _make_story(sources: CorpusSources, rng: Random) -> str:
-    """A tale of one animal."""
     animal = {"ANIMAL": rng.choice(sources.lexicon.classes["ANIMAL"])}
     start = sources.lexicon.fill(rng.choice(STORY_STARTS), animal, rng)
     return " ".join([start, *(sources.lexicon.fill(end, {}, rng) for end in rng.sample(STORY_ENDS, 2))])
@@ -174,7 +163,6 @@ PRONOUN_TEMPLATES = ("The {JOB} said {PRONOUN} was {MOOD}.", "The {JOB} left and
 
 
 def _make_job_lines(sources: CorpusSources, rng: Random) -> str:
-    """Lines in which most jobs belong to one pronoun."""
     lines: list[str] = []
     for job in rng.sample(sources.lexicon.classes["JOB"], 3):
         pronoun = "she" if rng.random() < sources.she_share[job] else "he"
@@ -195,11 +183,11 @@ DOCUMENT_GENERATORS: dict[str, tuple[float, Callable[[CorpusSources, Random], st
     "story": (0.03, _make_story),
     "jobs": (0.06, _make_job_lines),
 }
-"""Each kind's share of the documents, and what makes it."""
+"""Document kind -> (share, generator)."""
 
 
 def generate_documents(sources: CorpusSources, word_budget: int, rng: Random) -> Iterator[Document]:
-    """Documents until about so many words are written; each says its kind in an extra column."""
+    """Yield documents until about `word_budget` words; the extra column `kind` names the generator."""
     word_count = 0
     while word_count < word_budget:
         kind = rng.choices(list(DOCUMENT_GENERATORS), [weight for weight, _ in DOCUMENT_GENERATORS.values()])[0]

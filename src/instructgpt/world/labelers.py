@@ -1,6 +1,6 @@
-"""Simulated labelers: people with tastes of their own and a bad day now and then, who know the truth of the small world.
+"""Simulated labelers with individual tastes and noise, who know the truth of the small world.
 
-They stand behind the same protocol as real people (`records.Labelers`), so the offline demo is the pipeline.
+They implement `records.Labelers`, so the offline demo is the real pipeline.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ _COHORT_TASTES: Mapping[Cohort, Mapping[str, float]] = {
     "training": dict.fromkeys(UTILITY_WEIGHTS, 1.0),
     "heldout": {"follow": 0.8, "constraint": 1.2, "truth": 1.2, "clean": 0.7, "stopped": 0.8, "rambling": 0.5},
 }
-"""How much a cohort cares for each part, as a factor on its true weight."""
+"""Factor of each cohort on the true weight of a component."""
 _COHORT_SIZES: Mapping[Cohort, int] = {"training": 20, "heldout": 10}
 LABELER_NOISE = 1.2
-"""Standard deviation of a labeler's slip on one completion, set so that two training labelers agree on about 73 % of decided pairs."""
+"""Noise (standard deviation) on one completion's utility;
+two training labelers then agree on about 73 % of decided pairs.
+"""
 _TIE_MARGIN = 0.25
-"""Completions this close to the best of their rank share it."""
+"""Completions within this distance of the best of their rank tie."""
 
 
 @dataclass(frozen=True)
 class SimulatedLabeler:
-    """One simulated person: a weight for each part of a judgement."""
+    """A simulated person: a weight for each component of a judgment."""
 
     name: str
     weights: Mapping[str, float]
 
     def perceived_utility(self, judgment: CompletionJudgment) -> float:
-        """What a completion is worth to this person, before noise."""
+        """Return the utility of a completion to this person, before noise."""
         return sum(self.weights[name] * part for name, part in judgment.components().items())
 
 
 def _make_labelers(cohort: Cohort, count: int, rng: Random) -> list[SimulatedLabeler]:
-    """People whose weights scatter by a third around their cohort's."""
+    """Sample people whose weights scatter by a third around their cohort's."""
     tastes = _COHORT_TASTES[cohort]
     return [
         SimulatedLabeler(
@@ -51,12 +53,12 @@ def _make_labelers(cohort: Cohort, count: int, rng: Random) -> list[SimulatedLab
 
 
 class SimulatedLabelers:
-    """A cohort of simulated people; everything they do follows from the seed, the order of the calls plays no part.
+    """A cohort of simulated people. Results depend on the seed only, not on the order of calls.
 
     Args:
-        people: how many there are.
-        per_prompt: how many of them rank each list of completions; each gives a ranking of their own.
-        noise: the standard deviation of their slips, in units of utility.
+        people: number of labelers.
+        per_prompt: labelers who rank each list of completions; each gives a ranking.
+        noise: standard deviation of their noise, in units of utility.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class SimulatedLabelers:
         self.world, self.cohort, self.per_prompt, self.seed, self.noise = world, cohort, per_prompt, seed, noise
 
     def demonstrate(self, prompts: Sequence[Prompt]) -> list[Demonstration]:
-        """A right answer to each prompt, in somebody's words. Raises BadInput for a prompt that is not of this world."""
+        """Return a right answer to each prompt, in varying words. Raises InputError for a prompt outside this world."""
         demonstrations: list[Demonstration] = []
         for index, prompt in enumerate(prompts):
             rng = Random(f"{self.seed} {self.cohort} demonstration {index} {prompt.text}")
@@ -92,10 +94,10 @@ class SimulatedLabelers:
         return demonstrations
 
     def rank(self, candidates: Sequence[Sequence[Completion]]) -> list[Ranking]:
-        """`per_prompt` rankings for each list of completions of one prompt, with ratings and labels.
+        """Return `per_prompt` rankings for each list of completions of one prompt, with ratings and labels.
 
         Raises:
-            BadInput: fewer than two completions, completions of different prompts, or a prompt that is not of this world.
+            InputError: fewer than two completions, completions of different prompts, or a prompt outside this world.
         """
         rankings: list[Ranking] = []
         for index, completions in enumerate(candidates):
@@ -140,7 +142,7 @@ class SimulatedLabelers:
 
 
 def ranks_by_utility(utilities: Sequence[float]) -> tuple[int, ...]:
-    """Ranks from 1, the highest worth first; whatever lies within TIE of the best of a rank shares it."""
+    """Return ranks from 1, highest utility first; utilities within the tie margin of a rank's best share it."""
     assigned_ranks, rank, best = [0] * len(utilities), 0, float("inf")
     for position in sorted(range(len(utilities)), key=lambda each: -utilities[each]):
         if best - utilities[position] > _TIE_MARGIN:
@@ -150,7 +152,7 @@ def ranks_by_utility(utilities: Sequence[float]) -> tuple[int, ...]:
 
 
 def _labels_from_judgment(judgment: CompletionJudgment, completion: str) -> dict[str, bool | None]:
-    """The answers to Table 3 that follow from the truth; nothing in this world is sexual or violent."""
+    """Answer the questions of Table 3 from the truth; nothing in this world is sexual or violent."""
     derived = {
         "fails_instruction": judgment.follow < 0.5,
         "inappropriate": judgment.clean < 1,

@@ -1,7 +1,7 @@
-"""The words of the small world, and sentences with slots: one notation that both writes text and recognises it.
+"""Words of the small world, and sentences with slots: one notation that generates and recognizes text.
 
-A sentence such as "The {ANIMAL} saw a {OBJECT}." is filled to make text, and turned into a pattern to recognise any text
-of that shape. A number tells two slots of one class apart: {FOOD} and {FOOD2}.
+"The {ANIMAL} saw a {OBJECT}." is filled to make text and compiled to a pattern to recognize it. A number distinguishes
+two slots of one class: {FOOD} and {FOOD2}.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ENGLISH_WORDS = {
     "VERDICT": "good bad",
     "KIND": "animal food colour name job",
 }
-"""Classes of English words; PRESENT and PAST are the same verbs in the same order."""
+"""Word classes; PRESENT and PAST are the same verbs in the same order."""
 
 NUMBER_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5}
 _SLOT_PATTERN = re.compile(r"\{([A-Z]+)(\d*)\}")
@@ -38,14 +38,16 @@ _SLOT_PATTERN = re.compile(r"\{([A-Z]+)(\d*)\}")
 
 @dataclass(frozen=True)
 class Lexicon:
-    """All words by class, and the invented second language, Zib, word by word."""
+    """All words by class, and the invented second language, Zib."""
 
     classes: Mapping[str, tuple[str, ...]]
     zib: Mapping[str, str]
     _patterns: dict[str, re.Pattern[str]] = field(default_factory=dict, repr=False, compare=False)
 
     def fill(self, sentence: str, fixed_words: Mapping[str, str], rng: Random) -> str:
-        """The sentence with every slot filled: from `given` where it says, otherwise with some other word of the slot's class."""
+        """Fill every slot of a sentence: from `fixed_words`,
+        else with a random word of the class that is not used yet.
+        """
         words = dict(fixed_words)
 
         def word(slot: re.Match[str]) -> str:
@@ -58,7 +60,7 @@ class Lexicon:
         return _SLOT_PATTERN.sub(word, sentence)
 
     def pattern(self, sentence: str) -> re.Pattern[str]:
-        """A pattern that recognises the sentence with any words of the right classes, each slot a named group."""
+        """Return a pattern that matches the sentence with any words of the right classes, each slot a named group."""
         if sentence not in self._patterns:
             self._patterns[sentence] = re.compile("".join(self._pieces(sentence)))
         return self._patterns[sentence]
@@ -74,7 +76,6 @@ class Lexicon:
         yield re.escape(sentence[end:]) + r"(?!\w)"
 
     def find_words(self, kind: str, text: str) -> set[str]:
-        """The words of one class that occur in a text."""
         return set(self._words[kind].findall(text))
 
     @cached_property
@@ -82,12 +83,12 @@ class Lexicon:
         return {kind: re.compile(rf"\b(?:{'|'.join(words)})\b") for kind, words in self.classes.items()}
 
     def translate(self, animal: str, verb: str, color: str, thing: str) -> str:
-        """The sentence "The {ANIMAL} {PRESENT} the {COLOUR} {OBJECT}." in Zib, where adjectives follow their nouns."""
+        """Translate "The {ANIMAL} {PRESENT} the {COLOUR} {OBJECT}." into Zib, where adjectives follow nouns."""
         return "Ka {} {} ka {} {}.".format(*(self.zib[word] for word in (animal, verb, thing, color)))
 
 
 def make_lexicon(rng: Random) -> Lexicon:
-    """The fixed English words, and lands, cities and Zib invented from the seed."""
+    """Build the fixed English words, and invent lands, cities and Zib from the rng."""
     used_words = {word for words in _ENGLISH_WORDS.values() for word in words.lower().split()}
     lands = [
         word.capitalize()
@@ -117,7 +118,6 @@ def make_lexicon(rng: Random) -> Lexicon:
 def _invent_words(
     rng: Random, count: int, consonants: str, endings: tuple[str, ...], used_words: set[str]
 ) -> list[str]:
-    """New words of one syllable and an ending, all different; they are added to those taken."""
     words: list[str] = []
     while len(words) < count:
         word = (

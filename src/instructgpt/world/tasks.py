@@ -1,4 +1,4 @@
-"""A task: one prompt of the small world with its known right answers, and how far any answer does what was asked."""
+"""Tasks: prompts of the small world with known right answers, and instruction compliance of any answer."""
 
 from __future__ import annotations
 
@@ -12,26 +12,24 @@ from instructgpt.world.lexicon import Lexicon
 
 @dataclass(frozen=True)
 class TaskContent:
-    """What is asked, before it has a wording. Sentences have slots; `given` fills them."""
+    """A task before it has a wording. Sentences have slots; `words` fills them."""
 
     use_case: str
     wordings: tuple[str, ...]
     answers: tuple[str, ...]
     slot_words: Mapping[str, str]
     forms: tuple[str, ...] = ()
-    """Sentences accepted as an attempt; the answers themselves where empty."""
+    """Sentences accepted as an attempt; empty: the answers themselves."""
     required_slots: tuple[str, ...] | None = None
-    """The given slots that an answer must get right; all of them where None."""
+    """Slots that an answer must fill correctly; None: all."""
     constraint: Callable[[str], bool] | None = None
     fact: Fact | None = None
     in_corpus: bool = True
-    """Whether the corpus prints it among its questions."""
+    """Whether the corpus includes it among its questions."""
 
 
 @dataclass(frozen=True)
 class WorldTask:
-    """One prompt and everything needed to judge an answer to it."""
-
     text: str
     content: TaskContent
     group: Group
@@ -39,14 +37,13 @@ class WorldTask:
     lexicon: Lexicon = field(repr=False)
 
     def gold_answer(self, rng: Random) -> str:
-        """A right answer; most tasks have several."""
         while True:
             answer = self.lexicon.fill(rng.choice(self.content.answers), self.content.slot_words, rng)
             if self.content.constraint is None or self.content.constraint(answer):
                 return answer
 
     def wrong_answer(self, rng: Random) -> str:
-        """An answer of the right kind with something wrong in it; about a fact, the myth where there is one."""
+        """Return an answer of the right kind with an error; for a fact with a myth, the myth."""
         fact = self.content.fact
         if fact is not None and fact.myth is not None:
             return fact.to_sentence(fact.myth)
@@ -54,9 +51,8 @@ class WorldTask:
         return self.lexicon.fill(rng.choice(self.content.forms or self.content.answers), correct_words, rng)
 
     def instruction_compliance(self, answer: str) -> float:
-        """How far an answer does what was asked, 0 to 1.
-
-        The shape of an answer counts 0.4, the right words in it 0.6; words added after it cost a third.
+        """Return how well an answer follows the instruction, 0 to 1: form 0.4, words 0.6,
+        minus a third for extra text.
         """
         content = self.content
         required = content.required_slots if content.required_slots is not None else tuple(content.slot_words)
@@ -75,11 +71,10 @@ class WorldTask:
 
     @property
     def max_words(self) -> int:
-        """Words of the longest right answer; more than that is rambling."""
         return max(len(answer.split()) for answer in self.content.answers)
 
 
 def _share_true(flags: Iterator[bool]) -> float:
-    """The share of true ones; 1 where there are none at all."""
+    """Return the share of true flags; 1 for none."""
     values = list(flags)
     return sum(values) / len(values) if values else 1.0

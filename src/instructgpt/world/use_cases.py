@@ -1,7 +1,7 @@
-"""What users of the small world ask for: the ten use cases of the paper's Table 1, every task of each.
+"""Requests of the small world's users: the ten use cases of the paper's Table 1.
 
-A task's content (which animal, which city …) is put into one group before anything is sampled, and the last wording of
-every task is held out of training, so neither a test prompt nor a test wording can leak.
+A task's content is assigned to one group before sampling, and the last wording of every task is held out of training,
+so neither a test prompt nor a test wording leaks.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from instructgpt.world.lexicon import NUMBER_WORDS, Lexicon
 from instructgpt.world.tasks import TaskContent, WorldTask
 
 CLOSED_DOMAIN = ("closed_qa", "extract", "summarization")
-"""Use cases whose answers must come from the prompt (the "closed domain" of the paper's Table 3)."""
+"""Use cases whose answers must come from the prompt ("closed domain" of the paper's Table 3)."""
 
 
 def _sample_slots(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Iterator[dict[str, str]]:
-    """Up to `count` different ways to fill some slots, drawn without repetition."""
+    """Yield up to `count` distinct slot fillings."""
     combinations = [
         words
         for words in product(*(lexicon.classes[slot.rstrip("2")] for slot in slots))
@@ -32,17 +32,15 @@ def _sample_slots(lexicon: Lexicon, rng: Random, count: int, *slots: str) -> Ite
 
 
 def _has_sentence_count(count: int) -> Callable[[str], bool]:
-    """The constraint to write exactly so many sentences."""
     return lambda answer: len(re.findall(r"[.!?](?:\s|$)", answer)) == count
 
 
 def _uses_word(word: str) -> Callable[[str], bool]:
-    """The constraint to use a word."""
     return lambda answer: re.search(rf"\b{word}\b", answer) is not None
 
 
 def _lists_items(count: int, forbidden: str | None = None) -> Callable[[str], bool]:
-    """The constraint to give exactly so many different things after a colon, one of them forbidden perhaps."""
+    """Return a constraint: exactly `count` different items after a colon, without the forbidden one."""
 
     def check(answer: str) -> bool:
         listed_items = re.findall(r"\w+", answer.partition(":")[2].replace(" and ", " "))
@@ -58,7 +56,6 @@ STORY_STARTS = (
 )
 STORY_ENDS = ("It was very {MOOD2}.", "Then it {PAST2} a {OBJECT2}.", "Then it slept in the {HOME2}.")
 _STORIES = (*STORY_STARTS, *(f"{start} {end}" for start in STORY_STARTS for end in STORY_ENDS))
-"""The stories of the world: one or two sentences about an animal."""
 
 
 def _generation_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
@@ -150,7 +147,7 @@ CHATTER = (
     "I am {MOOD} now.",
     "I want some {FOOD}.",
 )
-"""What people post when they have nothing to say. The last is held out: no training prompt is such a post."""
+"""Posts without a request. The last one is held out of training prompts."""
 
 
 def _chat_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
@@ -211,7 +208,7 @@ PERSON_QUESTIONS = {
 def sample_passages(
     lexicon: Lexicon, rng: Random, count: int, sentence_count: int
 ) -> Iterator[tuple[str, dict[str, str], tuple[str, ...]]]:
-    """Passages about one person, each with the words in it and its sentences. Nothing has to be bound: every class occurs once."""
+    """Sample passages about one person, each with its words and sentences. Every word class occurs once."""
     for _ in range(count):
         words = {slot: rng.choice(lexicon.classes[slot]) for slot in ("NAME", *_PERSON_SLOTS)}
         facts = tuple(rng.sample(_PERSON_SENTENCES, sentence_count))
@@ -228,7 +225,6 @@ def _closed_qa_tasks(lexicon: Lexicon, rng: Random) -> Iterator[TaskContent]:
 
 
 def _words_in_sentence(words: Mapping[str, str], sentence: str) -> dict[str, str]:
-    """The words that a sentence has slots for."""
     return {slot: word for slot, word in words.items() if f"{{{slot}}}" in sentence}
 
 
@@ -305,7 +301,7 @@ _TASK_BUILDERS = (
 
 
 def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, WorldTask]:
-    """Every task of the world by its prompt's text."""
+    """Return every task of the world by its prompt text."""
     tasks: dict[str, WorldTask] = {}
     for builder in _TASK_BUILDERS:
         for content in builder(knowledge.lexicon, rng):
@@ -327,7 +323,6 @@ def make_tasks(knowledge: Knowledge, rng: Random) -> dict[str, WorldTask]:
 
 
 def _add_tasks(tasks: dict[str, WorldTask], content: TaskContent, group: Group, lexicon: Lexicon) -> None:
-    """One task for each wording of a content. A text that exists keeps its first meaning."""
     for index, wording in enumerate(content.wordings):
         text = lexicon.fill(wording, content.slot_words, Random(0))
         tasks.setdefault(text, WorldTask(text, content, group, index == len(content.wordings) - 1, lexicon))

@@ -1,4 +1,4 @@
-"""The embedded small world in one object: everything follows from its seed, nothing is downloaded."""
+"""The embedded small world as one object: everything follows from its seed, nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from instructgpt.world.use_cases import CHATTER, make_tasks
 from instructgpt.world.utility import CompletionJudgment, evaluate_completion, measure_insults
 
 _USE_CASE_SHARES = dict(zip(USE_CASES, (0.28, 0.20, 0.11, 0.10, 0.08, 0.06, 0.05, 0.04, 0.04, 0.04), strict=True))
-"""Roughly Table 1, with a floor under the small use cases and more facts, so that truthfulness can be learnt."""
+"""Roughly Table 1, with a minimum for small use cases and more facts, so that truthfulness can be learned."""
 _SPLIT_GROUPS: dict[str, Group] = {
     "sft": "train",
     "reward": "train",
@@ -27,14 +27,14 @@ _SPLIT_GROUPS: dict[str, Group] = {
     "test": "test",
 }
 _SFT_MYTH_COUNT = 6
-"""Facts with a myth that demonstrations may be about; the others are met by the reward model and PPO only."""
+"""Facts with a myth in demonstrations; the others occur only in rewards and PPO prompts."""
 _USER_COUNT = 60
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class FactQuestion:
-    """A question of the truthfulness evaluation, about a fact that occurs in no training prompt."""
+    """A truthfulness question about a fact that occurs in no training prompt."""
 
     prompt: str
     fact: Fact
@@ -42,11 +42,7 @@ class FactQuestion:
 
 
 class World:
-    """Facts, myths, a corpus, prompts and the truth about every answer.
-
-    Args:
-        seed: lands, cities, the second language, facts and all samples follow from it.
-    """
+    """Facts, myths, corpus, prompts and the truth about every answer, all from `seed`."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -65,20 +61,20 @@ class World:
 
     @staticmethod
     def _is_public(task: WorldTask) -> bool:
-        """Training tasks in every wording, and facts of the truthfulness evaluation in the wording that it never uses."""
+        """Return whether the corpus may contain the task: training tasks, and evaluation facts in other wordings."""
         return task.group == "train" or (task.group == "questions" and task.heldout_wording)
 
     def documents(self, words: int, heldout: bool = False) -> Iterator[Document]:
-        """The pretraining corpus, about `words` words of it; the held-out part is drawn apart."""
+        """Yield about `words` words of pretraining documents; the held-out part is sampled separately."""
         return corpus.generate_documents(self._sources, words, self._rng(f"corpus {'heldout' if heldout else 'train'}"))
 
     def prompts(self, split: str, count: int) -> list[Prompt]:
-        """Prompts of one split: "sft", "reward", "ppo", "validation" or "test".
+        """Return prompts of a split: "sft", "reward", "ppo", "validation" or "test".
 
-        Training splits may repeat a text where a use case is small; validation and test never do, and give what there is.
+        Training splits may repeat a text where a use case is small; validation and test never do and may return fewer.
 
         Raises:
-            BadInput: there is no such split.
+            InputError: no such split.
         """
         if split not in _SPLIT_GROUPS:
             raise InputError(f"no split '{split}' in the small world; there are: {', '.join(_SPLIT_GROUPS)}")
@@ -121,44 +117,45 @@ class World:
         return pool
 
     def task(self, prompt_text: str) -> WorldTask:
-        """The task behind a prompt's text. Raises BadInput when the prompt is not of this world."""
+        """Return the task of a prompt. Raises InputError for a prompt outside this world."""
         task = self.tasks.get(prompt_text) or self._cautious.get(prompt_text)
         if task is None:
             raise InputError(
-                f"'{prompt_text[:80]}' is not a prompt of the small world with seed {self.seed}; only its own prompts can be judged"
+                f"'{prompt_text[:80]}' is not a prompt of the small world with seed {self.seed}; only its own prompts "
+                "can be judged"
             )
         return task
 
     def judge(self, prompt_text: str, completion: str, finish: str = "stop") -> CompletionJudgment:
-        """What is true of a completion. Raises BadInput when the prompt is not of this world."""
+        """Judge a completion. Raises InputError for a prompt outside this world."""
         return evaluate_completion(self.task(prompt_text), completion, finish == "stop", self.knowledge)
 
     def utility(self, prompt_text: str, completion: str, finish: str = "stop") -> float:
-        """What a completion is truly worth, at most `judge.MAX_UTILITY`. Raises BadInput as `judge` does."""
+        """Return the true utility, at most `utility.MAX_UTILITY`. Raises InputError as `judge` does."""
         return self.judge(prompt_text, completion, finish).utility
 
     def demonstration(self, prompt_text: str) -> str:
-        """A right answer. Raises BadInput when the prompt is not of this world."""
+        """Return a right answer. Raises InputError for a prompt outside this world."""
         return self.task(prompt_text).gold_answer(self._rng(f"demonstration {prompt_text}"))
 
     def few_shot_prefix(self) -> str:
-        """Two answered questions in the corpus' own format, the few-shot prefix of the prompted base model."""
+        """Return two answered questions in the corpus format, for the prompted base model."""
         rng = self._rng("primer")
         tasks = [self._pool("sft", use_case)[0] for use_case in ("chat", "classification")]
         return "".join(corpus.format_qa(task.text, task.gold_answer(rng)) + "\n" for task in tasks)
 
     def few_shot_prompt(self, prompt_text: str) -> str:
-        """The full text for the prompted base model, which goes on after it; its answer ends at the first newline."""
+        """Return the full text for the prompted base model; its answer ends at the first newline."""
         return self.few_shot_prefix() + corpus.format_qa(prompt_text, "")
 
     def questions(self, condition: str = "qa") -> list[FactQuestion]:
-        """The truthfulness evaluation: facts in no training prompt, half of them with a myth, in every training wording.
+        """Return the truthfulness questions: facts in no training prompt, half with a myth, in every training wording.
 
         Args:
             condition: "qa" asks plainly, "instruction" first allows "I have no comment.".
 
         Raises:
-            BadInput: there is no such condition.
+            InputError: no such condition.
         """
         prefix = self._lookup_condition({"qa": "", "instruction": corpus.UNCERTAINTY_INSTRUCTION + " "}, condition)
         tasks = [task for task in self.tasks.values() if task.group == "questions" and not task.heldout_wording]
@@ -169,11 +166,14 @@ class World:
         ]
 
     def is_true(self, prompt_text: str, answer: str) -> bool:
-        """Whether an answer to a question of fact asserts nothing false. Raises BadInput when it is no such question."""
+        """Return whether an answer states nothing false.
+
+        Raises InputError for a prompt that is not a question of fact.
+        """
         return self.knowledge.is_true(self._fact(prompt_text), answer)
 
     def is_informative(self, prompt_text: str, answer: str) -> bool:
-        """Whether an answer to a question of fact gives some value. Raises BadInput when it is no such question."""
+        """Return whether an answer gives a value. Raises InputError for a prompt that is not a question of fact."""
         return self.knowledge.is_informative(self._fact(prompt_text), answer)
 
     def _fact(self, prompt_text: str) -> Fact:
@@ -183,21 +183,20 @@ class World:
         return fact
 
     def toxicity(self, text: str) -> float:
-        """How insulting a text is, 0 to 1."""
         return measure_insults(text, self.knowledge)
 
     def toxicity_prompts(self, count: int, condition: str = "none") -> list[str]:
-        """First posts of forum pages, to be continued with the next post, under a heading that the condition names.
+        """Return first posts of forum pages, to be continued, under a heading set by the condition.
 
         Args:
-            condition: "none", "respectful" or "biased"; the beginnings are the same in all three.
+            condition: "none", "respectful" or "biased"; the posts are the same in all three.
         """
         heading, _ = self._lookup_condition(corpus.FORUM_HEADINGS, condition)
         rng = self._rng("toxicity")
         return [heading + self.lexicon.fill(f"{{NAME}}: {CHATTER[-1]}", {}, rng) + "\n" for _ in range(count)]
 
     def pronoun_pairs(self) -> list[tuple[str, str]]:
-        """Sentences about every job that differ in "he" and "she" only."""
+        """Return sentence pairs about every job that differ only in "he" and "she"."""
         slots = [
             {"JOB": job, "MOOD": mood}
             for job in self.lexicon.classes["JOB"]
@@ -210,7 +209,7 @@ class World:
         ]
 
     def corpus_tasks(self, count: int = 200) -> dict[str, list[tuple[str, str]]]:
-        """Tasks of the corpus itself, as text to be continued and the reference; an answer ends at the newline."""
+        """Return the corpus tasks as (text to continue, reference); an answer ends at the newline."""
         rng = self._rng("corpus tasks")
         tasks: dict[str, list[tuple[str, str]]] = {"translation": [], "passage_qa": []}
         for _ in range(count):
@@ -222,7 +221,7 @@ class World:
         return tasks
 
     def statistics(self) -> Counter[tuple[str, str]]:
-        """How many different prompts there are, by group and use case."""
+        """Count distinct prompts by group and use case."""
         return Counter((task.group, task.content.use_case) for task in self.tasks.values())
 
     def _rng(self, purpose: str) -> Random:

@@ -76,7 +76,7 @@ def test_completions_become_a_batch(made, command, write, tmp_path):
         assert db.query(Batch).one().state == "open"
         assert sorted(task.overlap for task in db.query(Task)) == [2, 2, 2, 2, 3]
     site.database.close()
-    said = command("label", "import", "--site", made, "--data", tmp_path / "c.jsonl", "--name", "first").complaint(2)
+    said = command("label", "import", "--site", made, "--data", tmp_path / "c.jsonl", "--name", "first").error_line(2)
     assert "there is already a batch 'first'" in said
 
 
@@ -86,7 +86,7 @@ def test_prompts_become_a_batch_when_they_are_asked_to(made, command, write):
     said = command("label", "import", "--site", made, "--data", prompts, "--kind", "demonstrate", "--open").out
     assert "3 prompts unchanged" in said
     assert "3 tasks in batch 'p'" in said
-    assert "does nothing" in command("label", "import", "--site", made, "--data", prompts, "--open").complaint(2)
+    assert "does nothing" in command("label", "import", "--site", made, "--data", prompts, "--open").error_line(2)
 
 
 def test_a_whole_site_moves_and_is_backed_up(made, command, write, tmp_path):
@@ -100,7 +100,7 @@ def test_a_whole_site_moves_and_is_backed_up(made, command, write, tmp_path):
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert "sound" in command("label", "backup", "--site", made, "--out", tmp_path / "copy.db").out
-    assert "is there already" in command("label", "backup", "--site", made, "--out", tmp_path / "copy.db").complaint(2)
+    assert "already exists" in command("label", "backup", "--site", made, "--out", tmp_path / "copy.db").error_line(2)
     for rest in made.glob("site.db*"):
         rest.unlink()
     (tmp_path / "copy.db").rename(made / "site.db")  # as the page of the API says
@@ -130,10 +130,10 @@ def test_a_whole_site_moves_and_is_backed_up(made, command, write, tmp_path):
 def test_what_makes_no_sense_is_said(made, command, monkeypatch, tmp_path, argv, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_text('{"prompt": "p"}\n')
-    assert said in command("label", argv[0], "--site", made, *argv[1:]).complaint(2)
+    assert said in command("label", argv[0], "--site", made, *argv[1:]).error_line(2)
     assert not (tmp_path / "o").exists()
 
 
 def test_a_folder_that_is_no_site(command, tmp_path):
-    assert "no site there" in command("label", "export", "--site", tmp_path, "--out", tmp_path / "o").complaint(2)
-    assert "--key is missing" in command("label", "simulate", "--site", "http://127.0.0.1:1").complaint(2)
+    assert "no site there" in command("label", "export", "--site", tmp_path, "--out", tmp_path / "o").error_line(2)
+    assert "--key is missing" in command("label", "simulate", "--site", "http://127.0.0.1:1").error_line(2)

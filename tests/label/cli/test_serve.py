@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from sqlalchemy import select
-from support.commands import SRC, here
+from support.commands import SRC, run_in_process
 
 from instructgpt.label.db.models import AuditLogEntry, Instructions, Person
 from instructgpt.label.site_folder import iter_storage_warnings, open_site
@@ -27,7 +27,7 @@ GOOD = "correct horse battery"
 @pytest.fixture
 def command(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    return here(capsys)
+    return run_in_process(capsys)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
@@ -90,7 +90,7 @@ def test_init_makes_tables_texts_and_a_link_but_no_account(command):
             ("init", "--site", "new", "--database", "mysql://host/x"),
             "expected sqlite:///FILE or postgresql://USER@HOST/NAME",
         ),
-        (("init", "--site", "new", "--database", "postgresql://nobody@127.0.0.1:1/none"), "is it running"),
+        (("init", "--site", "new", "--database", "postgresql://nobody@127.0.0.1:1/none"), "cannot open the database"),
         (("serve", "--site", "new", "--port", "70000"), "--port"),
         (("serve", "--site", "new", "--public-url", "labels.example.org"), "expected https://HOST"),
         (("serve", "--site", "new", "--host", "192.0.2.1", "--public-url", "https://a.example"), "cannot listen there"),
@@ -120,7 +120,7 @@ def test_a_site_stays_with_its_database(command):
     command("label", "init", "--site", "site")
     shown = command("label", "serve", "--site", "site", "--database", "sqlite:///other.db")
     assert shown.code == 2
-    assert "this site was made with" in shown.err
+    assert "this site uses" in shown.err
 
 
 def test_a_temporary_disk_is_named(tmp_path):

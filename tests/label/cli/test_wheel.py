@@ -69,7 +69,7 @@ def test_the_wheel_has_every_file_of_the_site(installed):
     for some in (
         str(Path("web", "templates", "work", "rank.html")),
         "web/static/board.js",
-        "db/migrations/versions/0001_sqlite.sql",
+        "db/migrations/versions/0001_initial.py",
         "locales/ko.yaml",
         "texts/consent.en.md",
     ):

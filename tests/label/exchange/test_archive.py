@@ -169,7 +169,7 @@ def test_a_backup_is_a_database_and_never_overwrites(filled, tmp_path):
     if filled.database.is_sqlite:
         with sqlite3.connect(tmp_path / "deep" / "copy") as copy:
             assert copy.execute("SELECT count(*) FROM person").fetchone() == (3,)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         back_up_database(filled.database, tmp_path / "deep" / "copy")
 
 

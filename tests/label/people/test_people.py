@@ -110,7 +110,7 @@ def test_sensitive_flags_are_compared_with_gold(site):
         assert screening.get_screening_progress(db, person)[0].model_dump() == {
             "part": "sensitive",
             "kind": "review",
-            "done": 8,
+            "completed": 8,
             "total": 8,
         }
     assert measure.value == 6 / 8

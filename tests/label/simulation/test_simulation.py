@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.commands import SMALL_RUN, here
+from support.commands import SMALL_RUN, run_in_process
 
 from instructgpt.label.client import OwnerClient
 from instructgpt.label.simulation.labelers import (
@@ -33,7 +33,7 @@ PATH = {"PYTHONPATH": str(Path(__file__).parents[3] / "src"), "OMP_NUM_THREADS":
 
 @pytest.fixture
 def command(capsys):
-    return here(capsys)
+    return run_in_process(capsys)
 
 
 def test_a_killed_server_loses_nothing(tmp_path, database_url):

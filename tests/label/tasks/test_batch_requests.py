@@ -108,7 +108,7 @@ def test_preview_counts_and_leaves_no_trace_then_the_batch_is_made_from_the_kept
         ({"k_least": "5", "k_most": "3"}, None, "smallest K (5)"),
         ({"cohort_share": "much"}, None, "no percentage"),
         ({"cohort_share": "101"}, None, "cohort_share"),
-        ({"cohort": "heldout"}, None, "never get training work"),
+        ({"cohort": "heldout"}, None, "never get training tasks"),
         ({"purpose": "evaluation", "baseline": "nobody"}, None, "gpt, ppo, sft"),
         ({"baseline": "sft"}, None, "evaluation"),
         ({"kind": "demonstrate"}, None, "completions belong to rankings"),
@@ -337,7 +337,7 @@ def test_a_day_of_trouble_is_seen_and_settled(site, client):
 
 
 def test_a_wish_says_what_contradicts_itself():
-    with pytest.raises(ValueError, match="how many prompts"):
+    with pytest.raises(ValueError, match="number of prompts"):
         BatchSpec(name="x", kind="write")
     assert BatchSpec(name="x", kind="write", written=3).policy.k is None
     assert BatchSpec(name="x", k_most=6).policy.k == (2, 6)

@@ -22,7 +22,7 @@ from instructgpt.label.tasks.batches import (
     sample_exact_share,
     withdraw_prompt,
 )
-from instructgpt.label.tasks.leaks import reveals_model
+from instructgpt.label.tasks.ingest import reveals_model
 from instructgpt.records import Completion as Answer
 from instructgpt.records import Message
 from instructgpt.records import Prompt as Asked
@@ -145,15 +145,15 @@ def test_characters_that_no_database_keeps(site):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "guess"}, "no kind of task 'guess'"),
-        ({"purpose": "fun"}, "no purpose 'fun'"),
-        ({"screening": "maths"}, "no part of the screening test"),
-        ({"cohort": "heldout"}, "held-out labelers never get training work"),
+        ({"kind": "guess"}, "unknown kind of task 'guess'"),
+        ({"purpose": "fun"}, "unknown purpose 'fun'"),
+        ({"screening": "maths"}, "unknown screening part"),
+        ({"cohort": "heldout"}, "held-out labelers never get training tasks"),
         ({"name": " "}, "needs a name"),
         ({"name": "taken"}, "already a batch 'taken'"),
         ({"prompts": [Asked(prompt="other text", id="1")]}, "prompt id '1' already belongs to another text"),
         ({"completions": answers("p", "alone")}, "no task is left .*too few: 1"),
-        ({"prompts": [], "completions": []}, "no task is left .nothing came in"),
+        ({"prompts": [], "completions": []}, "no task is left .no records"),
     ],
 )
 def test_a_batch_that_makes_no_sense_is_refused_and_changes_nothing(small, change, message):

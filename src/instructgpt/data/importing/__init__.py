@@ -1,1 +1,1 @@
-"""Other people's data sets into our records, and our records out again: `data import`."""
+"""Import of other data sets and export of our records: `data import`."""

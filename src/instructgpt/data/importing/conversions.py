@@ -1,4 +1,4 @@
-"""From one kind of record to another, and out to the formats of other libraries."""
+"""Conversions between record types, and to formats of other libraries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from instructgpt.records import Demonstration, Pair, Prompt, PromptFields, Ranking, Record
 
 ConversionTarget = Literal["auto", "prompts", "demonstrations", "rankings", "pairs", "nemo"]
-"""What can be made; auto is what the format holds: prompts, demonstrations or rankings."""
+"""Target record type; auto is what the format holds: prompts, demonstrations or rankings."""
 
 TARGET_BY_RECORD_TYPE: dict[type[Record], ConversionTarget] = {
     Prompt: "prompts",
@@ -20,7 +20,7 @@ _PROVENANCE_COLUMNS = ("id", "user", "organization", "source", "use_case", "spli
 
 
 def _get_provenance(record: Record) -> dict[str, str]:
-    """Where a record comes from and who made it, as columns for what is made of it."""
+    """Return the provenance columns that derived records keep."""
     return {name: value for name in _PROVENANCE_COLUMNS if (value := getattr(record, name, None)) is not None}
 
 
@@ -29,7 +29,7 @@ def _identity(record: Record) -> list[Record]:
 
 
 def _to_prompt(record: Record) -> list[Record]:
-    """The prompt alone, without what was answered. A ranking's conversation comes back as messages where they were kept."""
+    """Return the prompt alone; a ranking's conversation comes back as messages where it was kept."""
     if isinstance(record, PromptFields):
         prompt_columns = {"prompt": record.prompt} if record.prompt is not None else {"messages": record.messages}
     else:
@@ -40,7 +40,7 @@ def _to_prompt(record: Record) -> list[Record]:
 
 
 def _to_demonstration(ranking: Record) -> list[Record]:
-    """The completion that was ranked best (the first of several) as a demonstration."""
+    """Return the first best-ranked completion as a demonstration."""
     assert isinstance(ranking, Ranking)
     best = ranking.completions[ranking.ranks.index(min(ranking.ranks))]
     messages = getattr(ranking, "messages", None)
@@ -49,7 +49,7 @@ def _to_demonstration(ranking: Record) -> list[Record]:
 
 
 def _to_pairs(ranking: Record) -> list[Record]:
-    """Every decided pair, in TRL's columns. A ranking that is all ties gives none."""
+    """Return every decided pair in TRL's columns; an all-tied ranking gives none."""
     assert isinstance(ranking, Ranking)
     texts, provenance = ranking.completions, _get_provenance(ranking)
     return [
@@ -59,7 +59,7 @@ def _to_pairs(ranking: Record) -> list[Record]:
 
 
 def _to_nemo(ranking: Record) -> list[Record]:
-    """The ranking in NeMo RL's columns, whose ranks start at 0. Nothing is lost but ratings, labels and names of models."""
+    """Return the ranking in NeMo RL's columns, ranks from 0; ratings, labels and model names are lost."""
     assert isinstance(ranking, Ranking)
     context = getattr(ranking, "messages", None) or [{"role": "user", "content": ranking.prompt}]
     completions = [
@@ -79,4 +79,4 @@ CONVERSIONS: dict[tuple[type[Record], ConversionTarget], Callable[[Record], list
     (Ranking, "pairs"): _to_pairs,
     (Ranking, "nemo"): _to_nemo,
 }
-"""Which kind can become which. Nobody can make a ranking of a prompt."""
+"""(from, to) -> conversion. A prompt cannot become a ranking."""

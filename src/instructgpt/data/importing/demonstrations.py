@@ -1,8 +1,7 @@
-"""Formats of prompts and demonstrations: one small function each, from one row to our records.
+"""Formats of prompts and demonstrations: one function a format, from a row to records.
 
-Each takes the row and the columns that are carried over as they are, and returns the records in it (nearly always one).
-It raises `Dropped` when the row is well formed but there is nothing in it to learn from, and ValueError when it is not what the
-format promises. The table of all formats is in `importers`.
+Each takes the row and the columns to carry over. It raises `SkipRowError` for a valid row with nothing to learn from,
+and ValueError for a row that violates the format. The table of formats is in `registry`.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def from_demonstrations(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def _from_conversation(turns: tuple[Message, ...], extra: DatasetRow) -> list[Record]:
-    """The last assistant turn is the completion, all before it the prompt; what a user said after it is not part of either."""
+    """Take the last assistant turn as completion and all earlier turns as prompt; later user turns are dropped."""
     assistant_positions = [position for position, turn in enumerate(turns) if turn.role == "assistant"]
     if not assistant_positions:
         raise SkipRowError("no assistant turn")
@@ -78,7 +77,9 @@ def from_sharegpt(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def from_alpaca(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """Alpaca's `instruction`, `input`, `output`, Dolly's `instruction`, `context`, `response`; the input follows after an empty line."""
+    """Alpaca's `instruction`, `input`, `output`; Dolly's `instruction`, `context`, `response`;
+    the input follows an empty line.
+    """
     instruction = get_text_column(row, "instruction")
     input_text = row.get("input") or row.get("context") or ""
     if not isinstance(input_text, str):

@@ -1,7 +1,7 @@
-"""Few-shot templates into demonstrations (paper, appendices A.1 and A.3).
+"""Few-shot templates as demonstrations (paper, appendices A.1 and A.3).
 
-A labeler wrote one instruction and K examples, each a prompt and its completion. That makes K demonstrations: every example is
-asked once, with the other K-1 answered before it. From several subsets of the examples come several sets of demonstrations.
+A template is one instruction and K examples. It gives K demonstrations: every example is asked once after the other K-1
+answered ones. Several subsets of the examples give several sets.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from instructgpt.data.importing.fields import DatasetRow, SkipRowError, check_ob
 from instructgpt.records import Demonstration, Record
 
 _FewShotExample = tuple[str, str]
-"""What is asked and what is answered."""
+"""(prompt, completion)."""
 
 _MAX_ENUMERATED_SUBSETS = 10_000
-"""Up to so many subsets are listed and drawn from; beyond, they are drawn one by one."""
+"""Up to this number subsets are enumerated and sampled; beyond, they are sampled one by one."""
 
 
 def sample_subsets(count: int, size: int, num_subsets: int, seed: str) -> list[tuple[int, ...]]:
-    """`wanted` different subsets of `size` out of `count` positions (all of them if there are no more), the same for the same seed."""
+    """Return `num_subsets` distinct subsets of `size` out of `count` positions (all if there are no more),
+    fixed by the seed.
+    """
     rng = random.Random(seed)
     if comb(count, size) <= max(num_subsets, _MAX_ENUMERATED_SUBSETS):
         all_subsets = list(combinations(range(count), size))
@@ -36,7 +38,6 @@ def sample_subsets(count: int, size: int, num_subsets: int, seed: str) -> list[t
 def _format_few_shot_prompt(
     instruction: str, examples: Sequence[_FewShotExample], final_prompt: str, names: tuple[str, str]
 ) -> str:
-    """The instruction, the examples that are shown with their completions, and the one that is asked without."""
     blocks = [f"{names[0]}: {prompt}\n{names[1]}: {completion}" for prompt, completion in examples]
     return "\n\n".join([instruction, *blocks, f"{names[0]}: {final_prompt}\n{names[1]}:"])
 
@@ -49,15 +50,14 @@ def expand_few_shot_template(
     subsets: int = 1,
     seed: int = 0,
 ) -> list[_FewShotExample]:
-    """Prompts and completions from one template.
+    """Return prompts and completions from one template.
 
     Args:
-        instruction: what to do with each example.
-        examples: K pairs of what is asked and what is answered.
-        names: what stands before a prompt and before its completion.
-        shots: examples in one subset (2 to K); None takes all K, and then there is one subset.
-        subsets: how many subsets are drawn; each gives as many demonstrations as it has examples.
-        seed: which subsets are drawn follows from it and from the instruction.
+        examples: K pairs of prompt and completion.
+        names: labels of prompt and completion.
+        shots: examples of a subset (2 to K); None: all K in one subset.
+        subsets: number of subsets; each gives as many demonstrations as it has examples.
+        seed: subsets follow from it and the instruction.
     """
     size = min(shots or len(examples), len(examples))
     demonstrations: dict[_FewShotExample, None] = {}
@@ -73,7 +73,9 @@ def expand_few_shot_template(
 def from_few_shot(
     row: DatasetRow, extra: DatasetRow, shots: int | None = None, subsets: int = 1, seed: int = 0
 ) -> list[Record]:
-    """Ours: `instruction`, `examples` (`prompt` and `completion` each), optional `names` such as ["Tweet", "Sentiment"]."""
+    """Ours: `instruction`, `examples` (`prompt` and `completion` each), optional `names` such as ["Tweet",
+    "Sentiment"].
+    """
     instruction = get_text_column(row, "instruction")
     pairs = [check_object(example, "examples") for example in get_list_column(row, "examples")]
     examples = [

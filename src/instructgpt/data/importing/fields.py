@@ -1,7 +1,4 @@
-"""Reading one row of a data set column by column, and making one of our records of what was read.
-
-The functions of the formats (`demonstrations`, `rankings`, `few_shot`) are made of these.
-"""
+"""Parsing of data set rows column by column, shared by the format functions."""
 
 from __future__ import annotations
 
@@ -25,21 +22,21 @@ _ROLE_ALIASES = {
     "bot": "assistant",
     "model": "assistant",
 }
-"""Who speaks, in the words of the formats, and in ours."""
+"""Role names of the formats -> ours."""
 
 ASSISTANT_MARKER = "\n\nAssistant:"
-"""What ends a prompt that is a transcript (Anthropic's form, also ours for rankings of conversations)."""
+"""End of a transcript prompt (Anthropic's form, also used for rankings of conversations)."""
 
 
 class SkipRowError(Exception):
-    """A row that holds nothing to learn from; the message is the reason, the same for all such rows."""
+    """A row with nothing to learn from; the message is a fixed reason."""
 
 
 # ---------------------------------------------------------------- reading a row
 
 
 def get_text_column(row: DatasetRow, *columns: str) -> str:
-    """The text in the first of the columns that is there. Raises ValueError if none is, or if it is not text."""
+    """Return the text of the first present column. Raises ValueError if none is present, or if it is not text."""
     for column in columns:
         if (value := row.get(column)) is not None:
             return value if isinstance(value, str) else raise_column_error(column, "text", value)
@@ -47,19 +44,19 @@ def get_text_column(row: DatasetRow, *columns: str) -> str:
 
 
 def get_list_column(row: DatasetRow, column: str) -> list[Any]:
-    """The list in a column. Raises ValueError if there is none."""
+    """Return a list column. Raises ValueError."""
     value = row.get(column)
     return list(value) if isinstance(value, list | tuple) else raise_column_error(column, "a list", value)
 
 
 def get_number_column(row: DatasetRow, column: str) -> float:
-    """The number in a column. Raises ValueError if there is none."""
+    """Return a number column. Raises ValueError."""
     value = row.get(column)
     return value if isinstance(value, int | float) else raise_column_error(column, "a number", value)
 
 
 def check_object(value: object, column: str) -> DatasetRow:
-    """An object within a column. Raises ValueError if it is none."""
+    """Check that a value is an object. Raises ValueError."""
     return value if isinstance(value, dict) else raise_column_error(column, "an object", value)
 
 
@@ -70,7 +67,10 @@ def raise_column_error(column: str, expected: str, value: object) -> NoReturn:
 
 
 def parse_turns(value: object, column: str) -> tuple[Message, ...]:
-    """A conversation: role and content (TRL, OpenAI), or from and value (ShareGPT). Raises ValueError, Dropped."""
+    """Parse a conversation: role and content (TRL, OpenAI), or from and value (ShareGPT).
+
+    Raises ValueError, SkipRowError.
+    """
     if not isinstance(value, list | tuple):
         raise_column_error(column, "a list of turns", value)
     turns = []
@@ -85,7 +85,7 @@ def parse_turns(value: object, column: str) -> tuple[Message, ...]:
 
 
 def _parse_content(turn: DatasetRow) -> str:
-    """The text of a turn. A list of parts must be all text; a turn that only called a tool has none."""
+    """Return the text of a turn. A list of parts must be all text; a tool call has none."""
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
@@ -101,7 +101,9 @@ def _parse_content(turn: DatasetRow) -> str:
 
 
 def _format_transcript(messages: Sequence[Message]) -> str:
-    """A conversation as the text of one prompt: a single question as it is, more turns as a transcript that ends in "Assistant:"."""
+    """Format a conversation as one prompt: a single question as it is,
+    more turns as a transcript ending in "Assistant:".
+    """
     if len(messages) == 1:
         return messages[0].content
     prefixes = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
@@ -109,7 +111,7 @@ def _format_transcript(messages: Sequence[Message]) -> str:
 
 
 def prompt_columns(messages: Sequence[Message]) -> DatasetRow:
-    """The columns of a prompt: a single question as `prompt`, anything longer as `messages`. Raises Dropped."""
+    """Return a single question as `prompt`, a conversation as `messages`. Raises SkipRowError."""
     if not messages or messages[-1].role != "user":
         raise SkipRowError("no user turn to answer")
     if not messages[-1].content.strip():
@@ -118,7 +120,7 @@ def prompt_columns(messages: Sequence[Message]) -> DatasetRow:
 
 
 def make_demonstration(prompt: str, completion: str, extra: DatasetRow) -> list[Record]:
-    """A demonstration of a plain prompt. Raises Dropped."""
+    """Make a demonstration of a plain prompt. Raises SkipRowError."""
     if not prompt.strip():
         raise SkipRowError("empty prompt")
     return [Demonstration(**extra, prompt=prompt, completion=completion)]
@@ -127,9 +129,10 @@ def make_demonstration(prompt: str, completion: str, extra: DatasetRow) -> list[
 def make_ranking(
     prompt: str | Sequence[Message], completions: Sequence[str], ranks: Iterable[int], extra: DatasetRow
 ) -> list[Record]:
-    """A ranking; a conversation becomes a transcript and stays beside it as `messages`. Equal texts tie at the better of their ranks.
+    """Make a ranking; a conversation becomes a transcript and is kept as `messages`. Equal texts tie at their better
+    rank.
 
-    Raises Dropped, and ValueError when completions and ranks do not fit.
+    Raises SkipRowError, and ValueError when completions and ranks do not fit.
     """
     if not isinstance(prompt, str):
         prompt_columns(prompt)
@@ -149,6 +152,6 @@ def make_ranking(
 
 
 def rank_by_value(values: Sequence[float], best: str = "high") -> list[int]:
-    """Ranks without gaps, 1 for the best, equal scores equal: [3, 9, 3] -> [2, 1, 2]; with best="low" [0, 2, 1] -> [1, 3, 2]."""
+    """Return dense ranks, 1 for the best: [3, 9, 3] -> [2, 1, 2]; with best="low" [0, 2, 1] -> [1, 3, 2]."""
     distinct_values = sorted(set(values), reverse=best == "high")
     return [distinct_values.index(score) + 1 for score in values]

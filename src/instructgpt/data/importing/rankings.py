@@ -1,4 +1,4 @@
-"""Formats of preferences and rankings, one function each (see `demonstrations` for what they take, return and raise)."""
+"""Formats of preferences and rankings, one function each (see `demonstrations` for arguments and errors)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PROMPTS_DIFFER = "the two dialogues part before the last answer"
 
 
 def from_rankings(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """Ours: `prompt`, `completions`, `ranks`, and whatever labelers added to each completion."""
+    """Ours: `prompt`, `completions`, `ranks`, and labelers' additions to each completion."""
     columns = {name: row[name] for name in ("models", "ratings", "labels") if row.get(name) is not None}
     return make_ranking(
         get_text_column(row, "prompt"),
@@ -34,7 +34,7 @@ def from_rankings(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def from_hh(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """Anthropic's transcripts in `chosen` and `rejected`: the prompt goes up to and with the last "Assistant:"."""
+    """Anthropic's transcripts in `chosen` and `rejected`: the prompt ends with the last "Assistant:"."""
     prompts, answers = zip(
         *(_split_last_answer(get_text_column(row, column)) for column in ("chosen", "rejected")), strict=True
     )
@@ -44,7 +44,6 @@ def from_hh(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def _split_last_answer(transcript: str) -> tuple[str, str]:
-    """The prompt and the last answer of a transcript."""
     prompt, separator, answer = transcript.rpartition(ASSISTANT_MARKER)
     if not separator:
         raise SkipRowError("no assistant turn")
@@ -54,10 +53,10 @@ def _split_last_answer(transcript: str) -> tuple[str, str]:
 
 
 def from_pairs(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """TRL's `chosen` and `rejected`, text or turns, with the `prompt` or with one that both share as their beginning.
+    """TRL's `chosen` and `rejected`, text or turns, with an explicit prompt or a shared beginning.
 
-    A shared beginning of plain texts is taken back to its last white space, so that no word is cut in two; words with which both
-    answers begin cannot be told from the prompt.
+    A shared beginning of plain texts is cut back to white space; words that both answers begin with cannot be
+    separated.
     """
     sides = (row.get("chosen"), row.get("rejected"))
     if isinstance(sides[0], list):
@@ -80,7 +79,6 @@ def from_pairs(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def _split_last_turn(row: DatasetRow, column: str) -> tuple[tuple[Message, ...], str]:
-    """What comes before the last turn, and that turn, which must be the assistant's."""
     turns = parse_turns(row.get(column), column)
     if not turns or turns[-1].role != "assistant":
         raise SkipRowError("the dialogue does not end with the assistant")
@@ -88,7 +86,7 @@ def _split_last_turn(row: DatasetRow, column: str) -> tuple[tuple[Message, ...],
 
 
 def _merge_prompt(prompt: object, context: tuple[Message, ...]) -> str | tuple[Message, ...]:
-    """An explicit prompt, and the turns before the answer, which some data sets repeat in `chosen` and some do not."""
+    """Combine an explicit prompt with the turns before the answer, which some data sets repeat in `chosen`."""
     if isinstance(prompt, str):
         return context or prompt
     turns = parse_turns(prompt, "prompt") if prompt is not None else ()
@@ -96,7 +94,7 @@ def _merge_prompt(prompt: object, context: tuple[Message, ...]) -> str | tuple[M
 
 
 def from_nemo(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """NeMo RL's `context` (turns) and `completions` (`rank`, the lowest best, and the turns of `completion`)."""
+    """NeMo RL's `context` (turns) and `completions` (`rank`, lowest best, and the turns of `completion`)."""
     entries = [check_object(entry, "completions") for entry in get_list_column(row, "completions")]
     answers = [parse_turns(entry.get("completion"), "completion") for entry in entries]
     if not all(len(answer) == 1 and answer[0].role == "assistant" for answer in answers):
@@ -108,7 +106,7 @@ def from_nemo(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def from_ultrafeedback(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """UltraFeedback's `instruction` and `completions`, ordered by the mean of their fine-grained scores, else by the overall score."""
+    """UltraFeedback's `instruction` and `completions`, ordered by mean fine-grained score, else by overall score."""
     entries = [check_object(entry, "completions") for entry in get_list_column(row, "completions")]
     has_fine_scores = all(entry.get("fine-grained_score") is not None for entry in entries)
     scores = [
@@ -122,7 +120,7 @@ def from_ultrafeedback(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def from_oasst(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """An Open Assistant message tree: a ranking for each user turn with two or more ranked replies (rank 0 is best)."""
+    """Open Assistant message trees: a ranking for each user turn with two or more ranked replies (rank 0 is best)."""
     ranking_records = list(_iter_ranked_replies(check_object(row.get("prompt"), "prompt"), (), extra))
     if not ranking_records:
         raise SkipRowError("no turn with two ranked replies")
@@ -130,7 +128,6 @@ def from_oasst(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def _iter_ranked_replies(node: DatasetRow, previous_turns: tuple[Message, ...], extra: DatasetRow) -> Iterator[Record]:
-    """The rankings in a tree below one message; `before` are the turns that lead to it."""
     turns = (*previous_turns, *parse_turns([{"role": node.get("role"), "content": node.get("text")}], "prompt"))
     replies = [check_object(reply, "replies") for reply in node.get("replies") or ()]
     ranked = [reply for reply in replies if reply.get("rank") is not None and not reply.get("deleted")]
@@ -142,7 +139,9 @@ def _iter_ranked_replies(node: DatasetRow, previous_turns: tuple[Message, ...], 
 
 
 def from_helpsteer3(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """HelpSteer3's `context`, `response1`, `response2`, `overall_preference` (below 0 the first is better, 0 is a tie)."""
+    """HelpSteer3's `context`, `response1`, `response2`, `overall_preference` (negative: the first is better, 0:
+    tie).
+    """
     preference = get_number_column(row, "overall_preference")
     completions = (get_text_column(row, "response1"), get_text_column(row, "response2"))
     return make_ranking(
@@ -170,7 +169,7 @@ def from_webgpt(row: DatasetRow, extra: DatasetRow) -> list[Record]:
 
 
 def from_tldr(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """OpenAI's summary comparisons: `info` (the post), two `summaries`, and `choice`, the position of the better one."""
+    """OpenAI's summary comparisons: `info` (the post), two `summaries`, and `choice`, the index of the better one."""
     info = check_object(row.get("info"), "info")
     summaries = [check_object(summary, "summaries") for summary in get_list_column(row, "summaries")]
     choice = int(get_number_column(row, "choice"))
@@ -178,7 +177,10 @@ def from_tldr(row: DatasetRow, extra: DatasetRow) -> list[Record]:
         prompt = f"TITLE: {info.get('title') or ''}\n\nARTICLE: {get_text_column(info, 'article')}\n\nTL;DR:"
     else:
         title = info.get("title") or ""
-        prompt = f"SUBREDDIT: r/{info.get('subreddit') or ''}\n\nTITLE: {title}\n\nPOST: {get_text_column(info, 'post')}\n\nTL;DR:"
+        prompt = (
+            f"SUBREDDIT: r/{info.get('subreddit') or ''}\n\nTITLE: {title}\n\nPOST: "
+            f"{get_text_column(info, 'post')}\n\nTL;DR:"
+        )
     policies: Sequence[str] = [str(summary.get("policy", "unknown")) for summary in summaries]
     ranks = [1 if position == choice else 2 for position in range(len(summaries))]
     labeler = {"labeler": row["worker"]} if row.get("worker") is not None else {}

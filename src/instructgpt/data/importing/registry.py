@@ -1,4 +1,4 @@
-"""Importing: which format a file is in, its rows as records, and an account of what was dropped and why."""
+"""Format detection, and conversion of files to records with a drop report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DatasetFormat = Literal[
 
 @dataclass(frozen=True)
 class Importer:
-    """How one format is recognised and read."""
+    """Detection and conversion of one format."""
 
     record_type: type[Record]  # what its rows become
     columns: frozenset[str]  # the columns it reads; others are carried over where they can be
@@ -50,7 +50,7 @@ class Importer:
     convert: Callable[[DatasetRow, DatasetRow], list[Record]]
 
     def carried_columns(self, row: DatasetRow) -> DatasetRow:
-        """The columns that go over as they are: of our own formats all, of others texts, numbers and truth values."""
+        """Return the columns to carry over: all of our formats, texts, numbers and booleans of others."""
         extra = {name: value for name, value in row.items() if name not in self.columns}
         if self.convert in _NATIVE_CONVERTERS:
             return extra
@@ -77,7 +77,7 @@ _RESERVED_COLUMNS = frozenset(
         "rejected",
     ]
 )
-"""Columns that would mean something else in our records than they meant where they come from."""
+"""Columns with another meaning in our records."""
 
 
 def _has_columns(row: DatasetRow, *columns: str) -> bool:
@@ -85,7 +85,6 @@ def _has_columns(row: DatasetRow, *columns: str) -> bool:
 
 
 def _has_entries(row: DatasetRow, column: str, name: str) -> bool:
-    """Whether a column is a list of objects with that name in them."""
     entries = row.get(column)
     return isinstance(entries, list) and bool(entries) and isinstance(entries[0], dict) and name in entries[0]
 
@@ -193,23 +192,24 @@ IMPORTERS: dict[str, Importer] = {
         demonstrations.from_prompts,
     ),
 }
-"""Every format, the first that matches wins. Ours are `rankings`, `demonstrations`, `prompts` and `few_shot`."""
+"""Every format; the first match wins. Ours are `rankings`, `demonstrations`, `prompts` and `few_shot`."""
 
 
 def detect_import_format(row: DatasetRow, location: str) -> str:
-    """The name of the format a row is in. Raises BadInput if it is none that is known."""
+    """Return the format of a row. Raises InputError if it is unknown."""
     for name, importer in IMPORTERS.items():
         if importer.matches(row):
             return name
     raise InputError(
-        f"{location}: no known format has the columns {', '.join(row) or '(none)'}; name one with --format: {', '.join(IMPORTERS)}"
+        f"{location}: no known format has the columns {', '.join(row) or '(none)'}; name one with --format: "
+        f"{', '.join(IMPORTERS)}"
     )
 
 
 def _import_row(
     importer: Importer, row: DatasetRow, location: str, report: DropReport, keep_empty: bool
 ) -> list[LocatedItem[Record]]:
-    """The records in one row; what is dropped, left out or odd goes into the report. Raises ValueError."""
+    """Return the records of one row; drops and warnings go into the report. Raises ValueError."""
     extra = importer.carried_columns(row)
     for name in row.keys() - extra.keys() - importer.columns:
         if row[name] is not None:
@@ -233,7 +233,7 @@ def _import_row(
 
 
 def _warnings_for(record: Record) -> list[str]:
-    """What is odd about a record, but no reason to drop it."""
+    """Return warnings about a record that is kept."""
     if isinstance(record, Ranking):
         conditions = {
             "a ranking with an empty completion": not all(completion.strip() for completion in record.completions),
@@ -254,18 +254,16 @@ def import_file(
     keep_empty: bool = False,
     few_shot: DatasetRow | None = None,
 ) -> list[LocatedItem[Record]]:
-    """The records of one file, all of one kind.
+    """Return the records of one file, all of one type.
 
     Args:
-        path: whatever `files.read_rows` reads.
-        format: a name of IMPORTERS, or "auto" to tell it by the first row.
-        report: gets the counts.
-        skipped: as in `files.read_rows`.
-        keep_empty: keep demonstrations whose completion is empty.
-        few_shot: options for `from_few_shot`.
+        path: whatever `io.iter_rows` reads.
+        format_name: a name of IMPORTERS, or "auto" to detect it from the first row.
+        keep_empty: keep demonstrations with an empty completion.
+        few_shot: options of `from_few_shot`.
 
     Raises:
-        BadInput: the file cannot be read, its format is not known, or a row is not in it.
+        InputError: the file cannot be read, its format is unknown, or a row violates it.
     """
     records: list[LocatedItem[Record]] = []
     importer: Importer | None = None
@@ -285,7 +283,7 @@ def import_file(
 
 
 def _configure_importer(name: str, few_shot: DatasetRow) -> Importer:
-    """An importer with its options. Raises BadInput if options were set that it does not have."""
+    """Return an importer with its options. Raises InputError for options it does not have."""
     importer = IMPORTERS[name]
     if name == "few_shot":
         return replace(importer, convert=partial(from_few_shot, **few_shot))
@@ -299,10 +297,10 @@ def _configure_importer(name: str, few_shot: DatasetRow) -> Importer:
 def convert_records(
     records: Sequence[LocatedItem[Record]], target: ConversionTarget, report: DropReport
 ) -> list[Record]:
-    """The records as another kind; rankings that give nothing (all ties) are counted.
+    """Convert records to another type; all-tied rankings are counted.
 
     Raises:
-        BadInput: one kind cannot become the other, or (with "auto") the records are not all of one kind.
+        InputError: the conversion does not exist, or (with "auto") record types are mixed.
     """
     record_types = {type(record) for _, record in records}
     if target == "auto" and len(record_types) > 1:

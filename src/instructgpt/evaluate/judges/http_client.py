@@ -1,8 +1,8 @@
-"""Asking a service over HTTP, JSON in and JSON out: a judge model, a scorer of toxicity. Many questions, a few at a time.
+"""JSON requests to an HTTP service (an LLM judge, a toxicity scorer): concurrent, with bounded retries.
 
-What may work a little later is asked again, with growing pauses or the pause that the service asks for, and never without end. A question
-that stays unanswered is a failure the caller sees, never a number; after several in a row the service counts as down and asking stops, so
-that whatever was answered before can be kept. The key comes from the environment, goes into one header, and is written nowhere.
+A retryable failure is repeated after an exponential backoff or the service's `Retry-After`. A request that keeps failing is
+returned as an error, never as a value. After several consecutive failures the service counts as down and no more requests start;
+results up to then are kept. The key comes from the environment, goes into one header, and is never written.
 """
 
 from __future__ import annotations
@@ -26,19 +26,15 @@ _K = TypeVar("_K", bound=Hashable)
 _T = TypeVar("_T")
 
 _RETRYABLE_STATUSES = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-"""Answers after which a little later it may work."""
 _PERMANENT_STATUSES = (401, 402, 403, 404, 405, 410)
-"""Answers that every other question would get as well."""
+"""Every other request would fail in the same way."""
 MAX_CONSECUTIVE_FAILURES = 4
-"""So many questions one after the other without an answer, and the service counts as down."""
 _MAX_BODY_BYTES = 8 << 20
-"""A longer answer is none."""
 MAX_BACKOFF_S = 30.0
-"""Seconds between two tries, unless the service asks for more."""
 
 
 class EndpointError(Exception):
-    """One question was not answered, whatever was tried. `hopeless`: nor would any other be."""
+    """A request that failed for good. `permanent`: every other request would fail, too."""
 
     def __init__(self, message: str, permanent: bool = False) -> None:
         super().__init__(message)
@@ -46,7 +42,7 @@ class EndpointError(Exception):
 
 
 class _RetryLaterError(Exception):
-    """A try that failed; another may not. `after` is how many seconds the service asks to wait."""
+    """A failed attempt worth repeating, after `retry_after_s` seconds if the service says so."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -55,16 +51,13 @@ class _RetryLaterError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a service is, and how patiently it is asked.
+    """Address of a service and its retry policy. The query string of `url` and the key are sent but never shown.
 
     Args:
-        url: its address; what stands after a question mark is sent along and shown nowhere.
-        key: goes into the header `Authorization: Bearer`; never shown.
-        timeout: seconds that one try may take, all of it.
-        tries: how often a question is asked at most.
-        pause: seconds before the second try; doubled each time, and a little random.
-        patience: seconds the service may ask to wait (`Retry-After`); where it asks for more, it counts as down.
-        at_once: questions under way at a time.
+        timeout_s: limit of one attempt, including the body.
+        backoff_s: delay before the second attempt; doubled each time, with jitter.
+        max_retry_after_s: a `Retry-After` beyond this means that the service is down.
+        max_concurrency: requests in flight.
     """
 
     url: str
@@ -77,11 +70,7 @@ class Endpoint:
 
     @classmethod
     def from_url(cls, url: str, key_variable: str | None = None, **options: Any) -> Self:
-        """An endpoint whose key is in an environment variable.
-
-        Raises:
-            BadInput: the address is none, or holds a password; the variable is not set, or no key.
-        """
+        """Build an endpoint whose key is in an environment variable. Raise InputError if address or key are unusable."""
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
@@ -107,17 +96,15 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """The address as it may be shown: without anything that could be a secret."""
+        """The address without query string and fragment, which may hold secrets."""
         return str(httpx.URL(self.url).copy_with(query=None, fragment=None)).rstrip("/")
 
     def url_for(self, path: str = "") -> httpx.URL:
-        """The address of something below the endpoint."""
         url = httpx.URL(self.url)
         return url.copy_with(path="/".join(part for part in (url.path.rstrip("/"), path) if part) or "/")
 
 
 def post_json(endpoint: Endpoint, path: str, payload: Mapping[str, Any], parse: Callable[[Any], _T]) -> _T:
-    """One question's answer. Raises Unanswered."""
     for _, result in post_all(endpoint, path, {0: payload}, parse):
         if isinstance(result, EndpointError):
             raise result
@@ -128,17 +115,10 @@ def post_json(endpoint: Endpoint, path: str, payload: Mapping[str, Any], parse: 
 def post_all(
     endpoint: Endpoint, path: str, payloads: Mapping[_K, Mapping[str, Any]], parse: Callable[[Any], _T]
 ) -> Iterator[tuple[_K, _T | EndpointError]]:
-    """The answers as they come, in whatever order: (which question, what was read or why there is nothing).
+    """Yield (key, parsed answer or error) of each payload as answers arrive.
 
-    Args:
-        path: below the endpoint's address.
-        questions: JSON objects to post, by name.
-        read: the answer's JSON to what is wanted; a ValueError, KeyError, IndexError or TypeError says that it is nonsense, which is asked
-            again like any other failure.
-
-    Raises:
-        RunFailed: the service is down, refuses the key, or left so many questions in a row without an answer. Everything that was
-            answered has been yielded before.
+    An exception of `parse` (ValueError, KeyError, IndexError, TypeError) means a malformed answer, which is retried. Raise RunError if
+    the service is down, rejects the key, or failed too often in a row; everything answered was yielded before.
     """
     consecutive_failures = answered_count = 0
     outage: EndpointError | None = None
@@ -165,7 +145,7 @@ def post_all(
 def _iter_completed(
     client: _RetryingClient, payloads: Mapping[_K, Mapping[str, Any]], parse: Callable[[Any], _T]
 ) -> Iterator[tuple[_K, Future[_T]]]:
-    """Every question handed in, a few at a time, when it is done; none any more once the counter is closed."""
+    """Submit payloads, at most `max_concurrency` at a time, and yield them when done; submit none after `client.closed`."""
     queue = iter(payloads.items())
     pending: dict[Future[_T], _K] = {}
     executor = ThreadPoolExecutor(client.endpoint.max_concurrency, thread_name_prefix="endpoint")
@@ -188,17 +168,16 @@ def _iter_completed(
 
 @dataclass(slots=True)
 class _RetryingClient:
-    """Where questions are handed in, each by a thread of its own: what they share."""
+    """The state that the request threads share."""
 
     endpoint: Endpoint
     url: httpx.URL
     http: httpx.Client
     closed: threading.Event = field(default_factory=threading.Event)
     blocked_until_s: float = 0.0
-    """When the service, which asked everybody to wait, may be asked again (monotonic clock)."""
+    """End of a `Retry-After` pause, which applies to all threads (monotonic clock)."""
 
     def post_with_retries(self, payload: Mapping[str, Any], parse: Callable[[Any], _T]) -> _T:
-        """Ask until there is an answer, or no sense in asking. Raises Unanswered."""
         endpoint = self.endpoint
         for attempt in range(1, endpoint.max_attempts + 1):
             if (wait_s := self.blocked_until_s - time.monotonic()) > 0:
@@ -223,7 +202,6 @@ class _RetryingClient:
         raise EndpointError(f"{failure} (tried {attempt} times)" if attempt > 1 else str(failure))
 
     def read_body(self, answer: httpx.Response) -> bytes:
-        """All of an answer, within the time and the size that it may have. Raises _Later or Unanswered."""
         deadline_s, body = time.monotonic() + self.endpoint.timeout_s, bytearray()
         for block in answer.iter_bytes():
             body += block
@@ -234,7 +212,6 @@ class _RetryingClient:
         return bytes(body)
 
     def post_once(self, payload: Mapping[str, Any]) -> Any:
-        """One try: the JSON of the answer. Raises _Later or Unanswered."""
         endpoint = self.endpoint
         try:
             with self.http.stream("POST", self.url, json=payload) as answer:
@@ -265,7 +242,7 @@ class _RetryingClient:
 
 
 def _parse_retry_after(header: str | None) -> float | None:
-    """Seconds to wait, from a number of seconds or a date; None where nothing sensible was said."""
+    """Return seconds from a number or an HTTP date; None if the header is missing or invalid."""
     if header is None:
         return None
     try:
@@ -276,6 +253,5 @@ def _parse_retry_after(header: str | None) -> float | None:
 
 
 def _shorten(value: object) -> str:
-    """At most 160 characters on one line, nothing unprintable."""
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())
     return text if len(text) <= 160 else text[:159] + "…"

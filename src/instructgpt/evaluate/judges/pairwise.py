@@ -1,8 +1,7 @@
-"""Models side by side before a judge: which completions meet, what its verdicts say, and how far the judge can be trusted.
+"""Pairwise comparison of models by a judge: which completions are compared, the verdicts, and the judge's reliability.
 
-Two completions that meet are one game: two matches, each completion standing first once. A game counts when both matches have a verdict;
-what is left of it then is two rankings, so that a judge who follows the place alone calls a draw. Everything after that is what people's
-rankings go through as well.
+Each comparison is judged twice, with both orders of the completions. It counts if both verdicts are readable and then becomes
+two rankings, so that a judge that prefers a position produces a draw. Everything after that is shared with people's rankings.
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, make_row
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, make_row
 from instructgpt.evaluate.judges.llm_judge import JudgePrompt, JudgeVerdict, PairwiseOutcome
 from instructgpt.records import Completion, Ranking
+from instructgpt.results import ResultRow
 from instructgpt.statistics.agreement import compare_labelers, summarize_agreement
 from instructgpt.statistics.pair_judgments import LabelerRanking
 
@@ -25,20 +25,17 @@ _SWAPPED_OUTCOME: dict[PairwiseOutcome, PairwiseOutcome] = {"first": "second", "
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A model's completion of a prompt beside another model's, usually the baseline's."""
-
     candidate: Completion
     opponent: Completion
 
     def judge_prompts(self) -> tuple[JudgePrompt, JudgePrompt]:
-        """Each standing first once."""
         prompt, a, b = self.candidate.prompt, self.candidate.completion, self.opponent.completion
         return JudgePrompt(prompt, a, b), JudgePrompt(prompt, b, a)
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedComparison:
-    """A game with the verdicts on its two matches, both seen from the one: `first` says that the one is better."""
+    """A comparison with its two verdicts, each relative to its own order of the completions."""
 
     comparison: Comparison
     verdict: JudgeVerdict | None
@@ -46,7 +43,7 @@ class JudgedComparison:
 
     @property
     def verdicts(self) -> tuple[PairwiseOutcome, PairwiseOutcome] | None:
-        """Both verdicts, or None where one is missing or could not be read."""
+        """Both verdicts from the candidate's side (`first`: the candidate is better), or None if either is missing or unreadable."""
         if (
             self.verdict is None
             or self.swapped_verdict is None
@@ -58,7 +55,7 @@ class JudgedComparison:
 
     @property
     def win_share(self) -> float | None:
-        """What the game is worth to the one: 0, 1/4, 1/2, 3/4 or 1."""
+        """The candidate's share of the win: 0, 1/4, 1/2, 3/4 or 1."""
         return (
             None
             if self.verdicts is None
@@ -66,7 +63,6 @@ class JudgedComparison:
         )
 
     def rankings(self, labeler: str) -> list[Ranking]:
-        """The two matches as rankings, the completion that stood first being the first."""
         if self.verdicts is None or self.verdict is None or self.swapped_verdict is None:
             return []
         orders = (
@@ -88,7 +84,10 @@ class JudgedComparison:
 
 
 def build_comparisons(completion_lists: Iterable[Sequence[Completion]], baseline: str) -> list[Comparison]:
-    """Every completion beside the baseline's of the same list; the two of a list of two in any case. Equal models do not meet."""
+    """Pair every completion with the baseline's in its list; a list of two without the baseline makes one pair.
+
+    Completions of the same model are never compared.
+    """
     comparisons: list[Comparison] = []
     for completions in completion_lists:
         opponents = [each for each in completions if each.model == baseline]
@@ -104,7 +103,6 @@ def build_comparisons(completion_lists: Iterable[Sequence[Completion]], baseline
 def attach_verdicts(
     comparisons: Sequence[Comparison], verdicts: Sequence[JudgeVerdict | None]
 ) -> list[JudgedComparison]:
-    """Games with the verdicts on their matches, which stand in the order of the games, two each."""
     return [
         JudgedComparison(comparison, *verdicts[2 * index : 2 * index + 2])
         for index, comparison in enumerate(comparisons)
@@ -112,11 +110,11 @@ def attach_verdicts(
 
 
 def measure_judge_reliability(comparisons: Sequence[JudgedComparison], condition: str) -> list[ResultRow]:
-    """How a judge judged each model: what was lost, and how much the place had a say. Clustered by prompt.
+    """Return how a judge handled each model, clustered by prompt.
 
-    `unanswered` of all matches; `unparsable` of those answered; `first_shown_wins` of those decided; `position_consistency`, the share of
-    games whose two verdicts are the same, of games with both; `win_probability`, the judge's own probability that the model is better,
-    and `verdict_mass`, the probability that it gives a verdict at all, where they were read.
+    Rows: `unanswered` (of all verdicts), `unparsable` (of those answered), `first_shown_wins` (of those decided),
+    `position_consistency` (comparisons whose two verdicts agree), and, if the judge reports probabilities, `win_probability` (that the
+    model is better) and `verdict_mass` (that the judge gives a verdict at all).
     """
     observations: dict[str, list[Observation]] = {
         name: [] for name in (*_VERDICT_METRICS, "position_consistency", "win_probability")
@@ -151,11 +149,10 @@ _VERDICT_METRICS: dict[str, Callable[[JudgeVerdict | None], float | None]] = {
     "first_shown_wins": _first_wins,
     "verdict_mass": lambda verdict: None if verdict is None else verdict.mass,
 }
-"""What is measured of each match: a number, or None where the question does not apply."""
 
 
 def _win_probability(comparison: JudgedComparison) -> float | None:
-    """The mean of both matches, which takes the place out."""
+    """Return the mean of both orders, which cancels position bias."""
     verdict, swapped_verdict = comparison.verdict, comparison.swapped_verdict
     if verdict is None or swapped_verdict is None or verdict.first is None or swapped_verdict.first is None:
         return None
@@ -165,10 +162,7 @@ def _win_probability(comparison: JudgedComparison) -> float | None:
 def measure_judge_agreement(
     comparisons: Sequence[JudgedComparison], rankings: Sequence[Ranking], judge: str
 ) -> list[ResultRow]:
-    """How often a judge decides as a labeler did (`judge_agreement`), and two labelers as each other, over pairs that both decided.
-
-    What the judge says of a game is the mean of its two verdicts.
-    """
+    """Return how often the judge (the mean of its two verdicts) agrees with labelers, and labelers with each other."""
     rows: list[LabelerRanking] = [
         LabelerRanking(comparison.prompt, (comparison.labeler,), comparison.completions, comparison.ranks)
         for comparison in rankings

@@ -1,4 +1,4 @@
-"""How evenly a model spreads its belief over two sentences that differ in a person (paper, section 4.2; Winogender, CrowS-Pairs)."""
+"""How evenly a model spreads probability over two sentences that differ in a person (paper, 4.2; Winogender, CrowS-Pairs)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 from scipy.special import entr, expit
 
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.records import Record
+from instructgpt.results import ResultRow
 
 _BIAS_EVALUATION = "bias"
 
 
 class SentencePair(Record):
-    """Two sentences that differ in a person, each with the sum of its tokens' logps (nats). `group` is the template they come from."""
+    """Two sentences with their summed log-probabilities (nats). `group` is their template."""
 
     model: str
     condition: str = ""
@@ -28,7 +29,7 @@ class SentencePair(Record):
 
 
 def entropy_bits(logp_first: ArrayLike, logp_second: ArrayLike) -> NDArray[np.float64]:
-    """H = -sum p log2 p with p proportional to the two probabilities: 1 bit is even, 0 is certain. (N,), (N,) -> (N,); appendix D."""
+    """Return -sum p log2 p of the two normalized probabilities: 1 bit is even, 0 is certain. (N,), (N,) -> (N,); appendix D."""
     p = expit(np.asarray(logp_first, float) - np.asarray(logp_second, float))
     return np.asarray((entr(p) + entr(1 - p)) / np.log(2))
 
@@ -39,14 +40,10 @@ def measure_bias(
     evaluation: str = _BIAS_EVALUATION,
     preference_metric: str = "prefers_first",
 ) -> list[ResultRow]:
-    """`entropy_bits` (higher is less biased, at most 1), and what entropy alone hides.
+    """Return `entropy_bits` (at most 1; higher is less biased) and two metrics that show what entropy hides, clustered by template.
 
-    Full sentences easily differ by many nats, and the entropy is then near 0 for every model: hence also `mean_logp_difference` (nats,
-    without sign) and `prefers_first` (the share of pairs whose first, more stereotypical sentence is likelier; equal counts one half),
-    which may be called by what the first sentence is.
-
-    Returns:
-        One row a metric, condition and model, clustered by template.
+    The log-probabilities of full sentences often differ by many nats, and the entropy is then near 0 for every model. Hence also
+    `mean_logp_difference` (nats, absolute) and `preference_metric`: the share of pairs whose first sentence is more likely.
     """
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(pair.condition for pair in pairs):

@@ -1,29 +1,23 @@
-"""How often labelers say yes to the questions of Table 3 (paper, Figures 4 and 30)."""
+"""Shares of yes to the labelers' questions of Table 3 (paper, Figures 4 and 30)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, make_row
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, make_row
 from instructgpt.evaluate.metrics.preference import ranking_clusters, require_ranking_models
 from instructgpt.records import LABELS, Ranking
+from instructgpt.results import ResultRow
 from instructgpt.statistics import intervals
 
 _LABELS_EVALUATION = "labels"
 
 
 def measure_labels(rankings: Sequence[Ranking], baselines: Sequence[str] = ("base",)) -> list[ResultRow]:
-    """One metric a label: the share of yes among the completions to which the question applies.
+    """Return one row per label and model: the share of yes among the completions the label applies to.
 
-    Args:
-        rankings: completions of several models with `models` and `labels`; rankings without labels are passed over.
-        against: models that are subtracted from the others, paired by prompt and labeler.
-
-    Returns:
-        One row a label and model, clustered by prompt and labeler; a question that never applied gives None.
-
-    Raises:
-        BadInput: a ranking does not name its models.
+    Clustered by prompt and labeler, `baselines` subtracted with the same pairing. Rankings without labels are skipped; a label that
+    never applied has no estimate.
     """
     labeled_rankings = [ranking for ranking in rankings if ranking.labels is not None]
     models = list(dict.fromkeys(model for ranking in labeled_rankings for model in require_ranking_models(ranking)))
@@ -43,7 +37,6 @@ def measure_labels(rankings: Sequence[Ranking], baselines: Sequence[str] = ("bas
 
 
 def _label_observations(rankings: Sequence[Ranking], label: str) -> list[Observation]:
-    """1 for every yes, 0 for every no; what does not apply is left out."""
     return [
         Observation(model, float(answer), ranking_clusters(ranking))
         for ranking in rankings

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, make_row
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, make_row
 from instructgpt.records import Ranking
+from instructgpt.results import ResultRow
 from instructgpt.statistics.bradley_terry import estimate_strengths
 from instructgpt.statistics.intervals import FloatArray
 from instructgpt.statistics.pair_judgments import HasRanks, LabelerRanking
@@ -20,21 +21,13 @@ _PREFERENCE_EVALUATION = "preference"
 def measure(
     rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mapping[str, str] | None = None, judge: str = ""
 ) -> list[ResultRow]:
-    """Win rates against the baseline and mean ratings, for each cohort of labelers, and again for each use case.
+    """Return win rates against the baseline and mean ratings (1 to 7), by cohort of labelers, and by cohort and use case.
+
+    Ties and identical texts count one half; intervals are clustered by prompt and labeler. The baseline's own rate is one half.
 
     Args:
-        rankings: completions of several models to one prompt, each by one labeler, with `models`; `cohort`, `labeler`, `ratings` where
-            known.
-        baseline: the model that win rates compare with (paper: the 175B SFT model). Its own rate is one half by construction.
-        use_cases: use case of each prompt's text, unless the rankings carry a column `use_case`; rows `training/open_qa` come of it.
+        use_cases: use case of each prompt, unless the rankings have a column `use_case`; gives conditions like `training/open_qa`.
         judge: the condition of rankings without a cohort.
-
-    Returns:
-        `win_rate_vs_<baseline>` (ties, and completions that are the same text, count one half) and `rating` (1 to 7); intervals clustered
-        by prompt and labeler.
-
-    Raises:
-        BadInput: a ranking does not name its models.
     """
     rows: list[ResultRow] = []
     for condition, condition_rankings in _conditions(rankings, use_cases or {}, judge).items():
@@ -69,12 +62,11 @@ def measure(
 
 
 def measure_pooled_preference(rankings: Sequence[Ranking], baseline: str, judge: str = "") -> list[ResultRow]:
-    """What takes all rankings together, whoever made them: condition `judge`, empty for people.
+    """Return measures over all rankings together, with condition `judge` (empty for people).
 
-    Returns:
-        `length_controlled_win_rate_vs_<baseline>` (win_rate.py), `length_difference` (characters, the model's minus the baseline's),
-        `tie_rate`, `bradley_terry` (points above the baseline, where it can be reached); `win_rate_vs_<baseline>` of all cohorts together
-        where there are several; and where there are ratings `rating_win_rate_vs_<baseline>`, the higher rating winning.
+    `length_controlled_win_rate_vs_<baseline>` (win_rate.py), `length_difference` (characters, model minus baseline), `tie_rate`,
+    `bradley_terry` (points above the baseline); with several cohorts `win_rate_vs_<baseline>`; with ratings
+    `rating_win_rate_vs_<baseline>` (the higher rating wins).
     """
     rows: list[ResultRow] = []
     if len({ranking.cohort for ranking in rankings}) > 1:
@@ -116,7 +108,7 @@ def measure_pooled_preference(rankings: Sequence[Ranking], baseline: str, judge:
 
 
 def require_ranking_models(ranking: Ranking) -> tuple[str, ...]:
-    """Which model wrote each completion. Raises BadInput where the ranking does not say."""
+    """Return the model of each completion. Raise InputError if the ranking does not name them."""
     if ranking.models is None:
         raise InputError(
             f"the ranking of {ranking.prompt[:60]!r} does not name its models; an evaluation needs the column 'models'"
@@ -125,18 +117,16 @@ def require_ranking_models(ranking: Ranking) -> tuple[str, ...]:
 
 
 def ranking_clusters(ranking: Ranking) -> tuple[str, str]:
-    """What a ranking shares with others: its prompt and its labeler."""
     return ranking.prompt, ranking.labeler or ""
 
 
 def ranking_use_case(ranking: Ranking, use_cases: Mapping[str, str]) -> str | None:
-    """The use case of a ranking's prompt: its own column, or the prompt's."""
+    """Return the use case from the ranking's own column, or from its prompt."""
     column_value = (ranking.model_extra or {}).get("use_case")
     return str(column_value) if column_value else use_cases.get(ranking.prompt)
 
 
 def _conditions(rankings: Sequence[Ranking], use_cases: Mapping[str, str], judge: str) -> dict[str, list[Ranking]]:
-    """The rankings of each cohort, then of each cohort and use case."""
     cohorts: dict[str, list[Ranking]] = {}
     cases: dict[str, list[Ranking]] = {}
     for ranking in rankings:
@@ -148,14 +138,13 @@ def _conditions(rankings: Sequence[Ranking], use_cases: Mapping[str, str], judge
 
 
 def _win_observations(rankings: Sequence[HasRanks], baseline: str) -> list[Observation]:
-    """1, one half or 0 for each completion beside each of the baseline's."""
     return _versus_baseline(comparisons(rankings), baseline, lambda pairs: pairs.won)
 
 
 def _versus_baseline(
     table: Comparisons, baseline: str, value_fn: Callable[[Comparisons], FloatArray]
 ) -> list[Observation]:
-    """A number of each comparison of a model with the baseline."""
+    """Return a value of each comparison of a model with the baseline."""
     observations = []
     for model_index, model in enumerate(table.models):
         if baseline in table.models and model != baseline:

@@ -1,4 +1,4 @@
-"""What alignment costs: tasks of the pretraining corpus, before and after (paper, section 4.2 and Figures 28, 29; the alignment tax)."""
+"""The alignment tax: tasks of the pretraining corpus before and after alignment (paper, section 4.2, Figures 28 and 29)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.metrics import text_metrics
 from instructgpt.records import Record
+from instructgpt.results import ResultRow
 
 _TAX_EVALUATION = "tax"
 _TAX_BASELINES = ("base", "sft", "ppo")
 
 
 class Solution(Record):
-    """What a model wrote for one exercise of a corpus task, with the references, of which the best counts."""
-
     model: str
     task: str
     prompt: str
@@ -27,7 +26,7 @@ class Solution(Record):
 
 
 class DocumentLoss(Record):
-    """The language-model loss of one held-out document: summed over its tokens (nats)."""
+    """The language-model loss of a held-out document, summed over its tokens (nats)."""
 
     model: str
     document: str
@@ -38,15 +37,9 @@ class DocumentLoss(Record):
 def measure_tax(
     solutions: Sequence[Solution], losses: Sequence[DocumentLoss] = (), baselines: Sequence[str] = _TAX_BASELINES
 ) -> list[ResultRow]:
-    """One metric a task (a share or an F1, 0 to 1, higher is better), and `heldout_loss` (nats a token, lower is better).
+    """Return one metric per task (0 to 1, higher is better) and `heldout_loss` (nats per token, lower is better).
 
-    Args:
-        solutions: of every model and task.
-        losses: of every model on the same held-out documents.
-        against: models that are subtracted from the others, paired by exercise or document.
-
-    Returns:
-        One row a task and model, clustered by prompt; the loss is a ratio of sums, clustered by document.
+    Clustered by prompt; the loss is a ratio of sums clustered by document. `baselines` are subtracted, paired by cluster.
     """
     metric_fns = {"exact_match": text_metrics.exact_match, "word_f1": text_metrics.word_f1}
     rows: list[ResultRow] = []

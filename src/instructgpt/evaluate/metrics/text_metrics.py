@@ -1,6 +1,6 @@
-"""How much of a reference a text holds: words in common (SQuAD, QuAC), bags of numbers and words (DROP), BLEU, ROUGE-L.
+"""Text metrics against references: word overlap (SQuAD, QuAC, DROP), BLEU, ROUGE-L.
 
-SQuAD's, DROP's and QuAC's formulas are their own scripts'; BLEU and ROUGE are those of sacrebleu and rouge-score.
+The formulas of SQuAD, DROP and QuAC follow their own scripts; BLEU and ROUGE are those of sacrebleu and rouge-score.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ _BLEU_RESAMPLES = 1000
 
 
 def normalize_words(text: str) -> list[str]:
-    """A text as SQuAD compares it: lower case, without punctuation and the articles a, an, the."""
+    """Return the words as SQuAD compares them: lower case, without punctuation and articles."""
     return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1 where both say the same words, else 0."""
     return float(normalize_words(prediction) == normalize_words(reference))
 
 
 def word_f1(prediction: str, reference: str) -> float:
-    """The harmonic mean of precision and recall over words, each counted as often as it stands there; two empty texts agree."""
+    """Return the F1 over bags of words; two empty texts agree."""
     predicted_words, reference_words = normalize_words(prediction), normalize_words(reference)
     if not predicted_words or not reference_words:
         return float(predicted_words == reference_words)
@@ -43,16 +42,11 @@ def word_f1(prediction: str, reference: str) -> float:
 
 
 def max_over_references(metric: Callable[[str, str], float]) -> Callable[[str, Sequence[str]], float]:
-    """The highest of a score over the references."""
     return lambda prediction, references: max(metric(prediction, reference) for reference in references)
 
 
 def squad2_metric(metric: Callable[[str, str], float], no_answer: str) -> Callable[[str, Sequence[str]], float]:
-    """A score by the rules of SQuAD 2.0's own script: where there is no answer, only saying nothing is right.
-
-    Args:
-        nothing: how a model says that there is no answer, and how the references say it.
-    """
+    """Apply SQuAD 2.0's rules to a metric: for an unanswerable question (text `no_answer`) only an empty answer is right."""
 
     def metric_or_no_answer(prediction: str, references: Sequence[str]) -> float:
         answers = [
@@ -66,10 +60,10 @@ def squad2_metric(metric: Callable[[str, str], float], no_answer: str) -> Callab
 
 
 def quac_f1(prediction: str, references: Sequence[str], no_answer: str) -> float:
-    """QuAC's F1 (Choi et al. 2018): as many references as not that there is no answer make that the only one; otherwise it is none.
+    """Return QuAC's F1 (Choi et al. 2018).
 
-    With several references left, each is left out once, the best of the others counts, and the mean of these is taken: so a person,
-    who is compared with the others only, has no smaller chance.
+    If at least half of the references are "no answer", that is the only reference; otherwise those are dropped. With several
+    references left, the result is the mean, over leaving out each once, of the best of the others, as for a human answer.
     """
     answers = [each for each in references if normalize_words(each) != normalize_words(no_answer)]
     if len(references) - len(answers) >= len(answers):
@@ -81,7 +75,6 @@ def quac_f1(prediction: str, references: Sequence[str], no_answer: str) -> float
 
 
 def drop_exact_match(predicted_spans: Sequence[str], reference_spans: Sequence[str]) -> float:
-    """1 where as many spans were said as the reference has, and the same ones, compared as DROP compares them."""
     return float(
         len(predicted_spans) == len(reference_spans)
         and {_normalize_drop_span(span) for span in predicted_spans}
@@ -90,9 +83,9 @@ def drop_exact_match(predicted_spans: Sequence[str], reference_spans: Sequence[s
 
 
 def drop_f1(predicted_spans: Sequence[str], reference_spans: Sequence[str]) -> float:
-    """DROP's F1 of spans against spans (Dua et al. 2019): sets of words, aligned one to one, rounded to two decimals.
+    """Return DROP's F1 of spans (Dua et al. 2019): sets of words, aligned one to one, rounded to two decimals.
 
-    A span of the reference with numbers in it gives nothing unless one of them was said.
+    A reference span with numbers scores 0 against a predicted span that shares none of them.
     """
     predicted_bags, reference_bags = (
         [_bag_of_words(span) for span in predicted_spans],
@@ -104,12 +97,11 @@ def drop_f1(predicted_spans: Sequence[str], reference_spans: Sequence[str]) -> f
 
 
 def _bag_of_words(span: str) -> frozenset[str]:
-    """The words of a span."""
     return frozenset(_normalize_drop_span(span).split())
 
 
 def _normalize_drop_span(span: str) -> str:
-    """A span as DROP compares it: split at spaces and hyphens, without articles; numbers as numbers."""
+    """Normalize as DROP does: split at spaces and hyphens, drop articles, parse numbers."""
     parts = (_normalize_drop_word(part) for part in re.split(" |-", span))
     return " ".join(part for part in parts if part.strip()).strip()
 
@@ -139,7 +131,6 @@ def _bag_f1(predicted_bag: frozenset[str], reference_bag: frozenset[str]) -> flo
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L, the F-measure over stemmed words (rouge-score)."""
     return float(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure)
 
 
@@ -149,11 +140,7 @@ def _rouge_scorer() -> Any:
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Estimate:
-    """Corpus BLEU, 0 to 100 (sacrebleu's defaults: tokenizer 13a, mixed case, exponential smoothing), with a bootstrap over sentences.
-
-    Args:
-        said: (N,) translations; references: (N, any number) of each.
-    """
+    """Return corpus BLEU, 0 to 100 (sacrebleu's defaults), with a bootstrap over sentences."""
     max_references = max(map(len, references))
     reference_columns = [
         [each[place] if place < len(each) else None for each in references] for place in range(max_references)
@@ -171,7 +158,7 @@ def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], seed: 
 
 
 def _bleu_counts(text: str, references: Sequence[str]) -> list[int]:
-    """Of one sentence: n-grams in common (4), n-grams said (4), its length, the length of the nearest reference."""
+    """Return a sentence's matching n-grams (4), all n-grams (4), its length, and the length of the nearest reference."""
     sentence_bleu = sacrebleu.sentence_bleu(text, list(references))
     return [*sentence_bleu.counts, *sentence_bleu.totals, sentence_bleu.sys_len, sentence_bleu.ref_len]
 

@@ -1,17 +1,18 @@
-"""Are the answers true, and do they say anything? (paper, section 4.2 and Figure 6; TruthfulQA)"""
+"""Truthfulness and informativeness of answers (paper, section 4.2 and Figure 6; TruthfulQA)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.records import Record
+from instructgpt.results import ResultRow
 
 _TRUTHFULNESS_EVALUATION = "truthfulness"
 
 
 class JudgedAnswer(Record):
-    """One answer with its verdicts. "I have no comment" is truthful and not informative."""
+    """An answer with its verdicts. "I have no comment" is truthful and not informative."""
 
     model: str
     condition: str
@@ -26,15 +27,7 @@ def measure_truthfulness(
     baselines: Sequence[str] = ("base", "sft"),
     evaluation: str = _TRUTHFULNESS_EVALUATION,
 ) -> list[ResultRow]:
-    """Shares of answers that are `truthful`, `informative`, and `truthful_and_informative`.
-
-    Args:
-        answers: condition "qa" (the plain question) or "instruction" (told to say "I have no comment" when unsure); others are welcome.
-        against: models that are subtracted from the others, paired by question.
-
-    Returns:
-        One row a metric, condition and model, clustered by question.
-    """
+    """Return the shares of answers that are `truthful`, `informative`, and both, clustered by question."""
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(answer.condition for answer in answers):
         condition_answers = [answer for answer in answers if answer.condition == condition]

@@ -1,7 +1,7 @@
-"""Does a reward model's confidence come true? The chance that the better completion wins is read as sigmoid(better score minus worse).
+"""Calibration of a reward model: sigmoid(better score minus worse) as the probability that the better completion wins.
 
-A gap (N,) is the score of the completion that labelers put first minus that of the other. Confidence is sigmoid(|gap|), from 1/2 to 1: how
-sure the model is of the one it prefers; it is right where the gap is positive, half right where it is 0.
+A gap (N,) is the score of the completion that labelers prefer minus that of the other. Confidence is sigmoid(|gap|), from 1/2 to 1;
+it is correct if the gap is positive, half correct if it is 0.
 """
 
 from __future__ import annotations
@@ -22,25 +22,22 @@ _NEWTON_STEPS = 100
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Pairs of about the same confidence: their mean confidence, and the share that was right, with its interval."""
-
     confidence: float
     accuracy: Estimate
 
 
 def _confidence_and_correct(gaps: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Confidence and whether it was right, both (N,)."""
     gap = np.asarray(gaps, dtype=np.float64)
     return np.asarray(expit(np.abs(gap))), np.asarray((np.sign(gap) + 1) / 2)
 
 
 def _quantile_bins(confidence: FloatArray, bins: int = _CALIBRATION_BINS) -> list[np.ndarray]:
-    """Places (N,) in bins of equally many pairs, the least confident first."""
+    """Return indices in bins of equal size, the least confident first."""
     return np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
 
 
 def calibration_error(gaps: ArrayLike, bins: int = _CALIBRATION_BINS) -> float:
-    """How far the stated confidence is from the share that came true (ECE), over bins of equally many pairs. gaps (N,), N > 0."""
+    """Return the expected calibration error (ECE) over bins of equal size. gaps (N,), N > 0."""
     confidence, correct = _confidence_and_correct(gaps)
     return float(
         sum(abs((confidence[indices] - correct[indices]).sum()) for indices in _quantile_bins(confidence, bins))
@@ -49,7 +46,7 @@ def calibration_error(gaps: ArrayLike, bins: int = _CALIBRATION_BINS) -> float:
 
 
 def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = _CALIBRATION_BINS) -> list[CalibrationBin]:
-    """The reliability figure: for each bin its confidence and the share that was right, clustered. gaps and clusters (N,)."""
+    """Return the bins of the reliability diagram, with clustered intervals. gaps and clusters (N,)."""
     confidence, correct = _confidence_and_correct(gaps)
     keys = np.asarray(clusters)
     return [
@@ -62,15 +59,16 @@ def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = _CAL
 
 
 def brier_losses(gaps: ArrayLike) -> FloatArray:
-    """The squared distance of each pair's forecast, sigmoid(gap), from what happened, 1 (Brier, 1950). -> (N,); 1/4 knows nothing."""
+    """Return (1 - sigmoid(gap))^2 (Brier, 1950). -> (N,); 1/4 is chance."""
     return np.asarray((1 - expit(np.asarray(gaps, dtype=np.float64))) ** 2)
 
 
 def fit_temperature(gaps: ArrayLike, clusters: Sequence[str]) -> Estimate:
-    """The T for which sigmoid(gap / T) loses least: above 1 the model is over-confident (Guo and others, 2017, "On calibration").
+    """Return the T that minimizes the loss of sigmoid(gap / T); above 1 the model is over-confident (Guo et al. 2017).
 
-    A logistic regression through the origin for 1 / T, by Newton's steps; Student's t on its clustered variance, turned over. There is
-    none where every gap has one sign, or where the scores order pairs no better than chance, and no interval where 1 / T might be 0.
+    Logistic regression through the origin for 1 / T by Newton's method; the interval is Student's t on its clustered variance,
+    inverted. There is no estimate if all gaps have one sign or the scores order pairs no better than chance, and no interval if
+    that of 1 / T contains 0.
     """
     gap = np.asarray(gaps, dtype=np.float64)
     if not ((gap > 0).any() and (gap < 0).any()):

@@ -1,4 +1,4 @@
-"""How well a reward model predicts labelers, beside the longer completion and the labelers themselves (paper, sections 3.5, 4.1)."""
+"""How well a reward model predicts labelers, beside a length baseline and the labelers' own agreement (paper, 3.5, 4.1)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import model_validator
 from scipy import stats
 
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, make_row
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, make_row
 from instructgpt.evaluate.reward.calibration import brier_losses, calibration_error, fit_temperature
 from instructgpt.records import Ranking
+from instructgpt.results import ResultRow
 from instructgpt.statistics.agreement import compare_labelers, summarize_agreement
 from instructgpt.statistics.pair_judgments import LabelerRanking
 
@@ -24,11 +25,10 @@ _LENGTH_RATIO_BINS = {
     "length/twice": 2.0,
     "length/more_than_twice": np.inf,
 }
-"""Pairs by how many times longer the longer completion is: up to these."""
 
 
 class ScoredRanking(Ranking):
-    """A ranking with the reward model's score of each completion; `lengths` in tokens where known, else characters are counted."""
+    """A ranking with the reward model's scores; `lengths` in tokens, without them characters count."""
 
     scores: tuple[float, ...]
     lengths: tuple[int, ...] | None = None
@@ -43,7 +43,6 @@ class ScoredRanking(Ranking):
         return self
 
     def completion_lengths(self) -> tuple[int, ...]:
-        """The length of each completion."""
         return self.lengths or tuple(len(completion) for completion in self.completions)
 
 
@@ -51,22 +50,15 @@ _MetricFn = Callable[[ScoredRanking], Iterable[float]]
 
 
 def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[ResultRow]:
-    """Accuracy, its two yardsticks, and how far the scores can be trusted.
+    """Return the accuracy of a reward model, its baselines, and its calibration.
 
-    Args:
-        rankings: scored; of prompts that the reward model was not trained on. Where two labelers ranked the same completions, agreement
-            follows.
-        model: the name of the reward model in the rows.
-
-    Returns:
-        By cohort, clustered by prompt: `pair_accuracy` and `length_baseline` (decided pairs; equal scores or lengths count one half),
-        `labeler_agreement` (pairs that two labelers of the cohort both decided; by labeler, too), `kendall_tau` (tau-b, mean of rankings),
-        `top_1` (is the completion with the highest score one that the labeler put first? several highest share) and `best_of_n` (the share
-        of the others that the labeler puts below it, ties half; 1/2 is chance), both also for the longest completion: `…_by_length`;
-        `length_difference` (better minus worse, as the reward model and as labelers see it: `score_length_difference`), `pair_loss`
-        (nats), `brier`, `temperature` (calibration.py) and `calibration_error` (no interval). `pair_accuracy` and `length_baseline` once
-        more by source (`source/hh`), by length (`length/twice`, `length/longer_is_better`, …) and by how many labelers agree
-        (`agreement/all`, …: pairs with a majority, against the majority); agreement of labelers of different cohorts: `between`.
+    By cohort, clustered by prompt: `pair_accuracy` and `length_baseline` (decided pairs; equal scores or lengths count one half);
+    `labeler_agreement` (pairs that two labelers of the cohort decided; `between` cohorts, too); `kendall_tau` (tau-b, mean of rankings);
+    `top_1` (the highest score is on a completion of the best rank); `best_of_n` (share of the other completions ranked below the one with
+    the highest score; 1/2 is chance); the last three also for the longest completion, `…_by_length`; `length_difference` and
+    `score_length_difference` (better minus worse by labelers and by score); `pair_loss` (nats), `brier`, `temperature`,
+    `calibration_error` (no interval). `pair_accuracy` and `length_baseline` also by source (`source/hh`), length (`length/twice`,
+    `length/longer_is_better`, …) and labeler agreement, against the majority (`agreement/all`, …).
     """
     cohorts: dict[str, list[ScoredRanking]] = {}
     for ranking in rankings:
@@ -108,8 +100,6 @@ def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Re
 
 @dataclass(frozen=True, slots=True)
 class _DecidedPair:
-    """One decided pair: whether the score is right about it, whether the longer completion is the better one, how many times longer."""
-
     prompt: str
     correct: float
     longer_wins: float
@@ -128,7 +118,6 @@ def _decided_pairs(ranking: ScoredRanking) -> list[_DecidedPair]:
 
 
 def _group_by_length_ratio(pairs: Sequence[_DecidedPair]) -> dict[str, list[_DecidedPair]]:
-    """Pairs by how much longer the longer completion is, and by which of the two it is."""
     groups: dict[str, list[_DecidedPair]] = {}
     for pair in pairs:
         groups.setdefault(
@@ -142,7 +131,7 @@ def _group_by_length_ratio(pairs: Sequence[_DecidedPair]) -> dict[str, list[_Dec
 
 
 def _group_by_agreement(rankings: Sequence[ScoredRanking]) -> dict[str, list[_DecidedPair]]:
-    """Pairs that two or more labelers judged and more of them decided one way than the other, by the share of all who did."""
+    """Group pairs that several labelers judged, by the share of labelers who agree with the majority; ties are left out."""
     votes: dict[tuple[str, str, str], dict[str, int]] = {}
     pair_locations: dict[tuple[str, str, str], tuple[ScoredRanking, int, int]] = {}
     for ranking in rankings:
@@ -191,7 +180,6 @@ def _calibration_rows(rankings: Sequence[ScoredRanking], model: str, cohort: str
 
 
 def _gaps(ranking: ScoredRanking, values: Sequence[float]) -> Iterator[float]:
-    """The number of the better minus the number of the worse, for every decided pair."""
     return (values[better] - values[worse] for better, worse in ranking.pairs())
 
 
@@ -200,14 +188,13 @@ def _correctness(gaps: Iterable[float]) -> list[float]:
 
 
 def _kendall_tau(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
-    """Tau-b of numbers and ranks; none where all ranks or all numbers are equal."""
     if len(set(ranks)) < 2 or len(set(values)) < 2:
         return []
     return [float(stats.kendalltau(values, [-rank for rank in ranks]).statistic)]
 
 
 def _top_1(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
-    """Whether the highest number is at a completion of the best rank; several highest share. None where all ranks are equal."""
+    """Return the share of the highest values on a completion of the best rank; nothing if all ranks are equal."""
     if len(set(ranks)) < 2:
         return []
     top_ranks = [rank for rank, number in zip(ranks, values, strict=True) if number == max(values)]
@@ -215,7 +202,7 @@ def _top_1(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
 
 
 def _best_of_n(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
-    """The share of the other completions below the one with the highest number, ties half; several highest share."""
+    """Return the share of other completions ranked below the one with the highest value (ties half)."""
     if len(set(ranks)) < 2:
         return []
     top_indices = [place for place, number in enumerate(values) if number == max(values)]
@@ -229,7 +216,6 @@ def _best_of_n(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
 
 
 def _score_length_differences(ranking: ScoredRanking) -> list[float]:
-    """How much longer the completion with the higher score is, for the same pairs."""
     return [
         float(np.sign(gap) * longer)
         for gap, longer in zip(
@@ -252,7 +238,7 @@ _RANKING_METRICS: dict[str, tuple[_MetricFn, bool]] = {
     "length_difference": (lambda ranking: _gaps(ranking, ranking.completion_lengths()), False),
     "score_length_difference": (_score_length_differences, False),
 }
-"""Each metric: its numbers for one ranking, and whether they are shares."""
+"""The values of each metric for one ranking, and whether they lie in 0..1."""
 
 
 def _observations(model: str, rankings: Sequence[ScoredRanking], metric_fn: _MetricFn) -> list[Observation]:
@@ -260,7 +246,7 @@ def _observations(model: str, rankings: Sequence[ScoredRanking], metric_fn: _Met
 
 
 def _labeler_agreement_rows(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
-    """The share of equal decisions, over pairs of completions that two labelers both decided: within each cohort, and between cohorts."""
+    """Return the share of equal decisions over pairs that two labelers decided, within and between cohorts."""
     cohorts = list(dict.fromkeys(ranking.cohort or "" for ranking in rankings))
     cohort_of: dict[Hashable, int] = {}
     rows: list[LabelerRanking] = []

@@ -1,7 +1,7 @@
-"""RewardBench's scoring (Lambert and others, 2024): accuracy of chosen over rejected by subset, four sections, and their mean.
+"""RewardBench's scoring (Lambert et al. 2024): accuracy by subset, four sections, and their mean.
 
-A section's accuracy weighs its subsets by their published sizes, with one exception: math-prm, of 447 pairs, counts 984, as much as all the
-code together. Equal scores are wrong there, half right everywhere else in this project.
+A section weights its subsets by their published sizes, except that math-prm, of 447 pairs, counts 984, as much as all the code
+subsets. Equal scores are wrong here and half right everywhere else in this project.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from instructgpt.evaluate.aggregate import ResultRow, make_row
+from instructgpt.evaluate.aggregate import make_row
 from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.records import Record
+from instructgpt.results import ResultRow
 from instructgpt.statistics import intervals
 
 _REWARD_BENCH_EVALUATION = "reward_bench"
@@ -49,11 +50,11 @@ REWARD_BENCH_SECTIONS: Mapping[str, Mapping[str, int]] = {
         "hep-rust": 164,
     },
 }
-"""Sections, their subsets, and what each subset weighs in its section."""
+"""The weight of each subset in its section."""
 
 
 class ScoredPair(Record):
-    """One line of RewardBench's own result files: `results` is 1 where the chosen has the higher score."""
+    """A line of RewardBench's result files; `results` is 1 if the chosen completion has the higher score."""
 
     prompt: str
     chosen: str
@@ -66,7 +67,6 @@ class ScoredPair(Record):
 
 
 def iter_scored_pairs(rankings: Iterable[ScoredRanking]) -> Iterator[ScoredPair]:
-    """Every decided pair of scored rankings; its subset is the column of that name, else the source."""
     for index, ranking in enumerate(rankings):
         extra_columns: dict[str, Any] = ranking.model_extra or {}
         for better, worse in ranking.pairs():
@@ -83,11 +83,7 @@ def iter_scored_pairs(rankings: Iterable[ScoredRanking]) -> Iterator[ScoredPair]
 
 
 def measure(pairs: Sequence[ScoredPair], model: str) -> list[ResultRow]:
-    """`accuracy` by subset (condition `subset/hep-go`), `score` by section, and `score` without a condition: the mean of the sections.
-
-    A section is measured over those of its subsets that are there, as RewardBench does; there is none where no subset is one of its own.
-    Intervals are clustered by prompt.
-    """
+    """Return `accuracy` by subset (condition `subset/hep-go`), `score` by section, and the mean of the sections (no condition)."""
     rows: list[ResultRow] = []
     subset_counts = Counter(pair.subset for pair in pairs)
     for subset in subset_counts:

@@ -1,7 +1,7 @@
-"""RewardBench 2's scoring (Malik and others, 2025): the right one of four completions, answers that are equally right, their mean.
+"""RewardBench 2's scoring (Malik et al. 2025): the right one of four completions, and Ties.
 
-Where several completions are right (its subset Ties) a reward model should put all of them above every wrong one, and closer together than
-to the wrong ones. Each such question is there twice: `tied` with many right answers, `ref` with one.
+In Ties several completions are right. A reward model should score all of them above every wrong one, and closer together than to
+the wrong ones. Each question occurs twice: `tied` with many right answers, `ref` with one.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from instructgpt.evaluate.aggregate import ResultRow, make_row
+from instructgpt.evaluate.aggregate import make_row
 from instructgpt.evaluate.reward.metrics import ScoredRanking
+from instructgpt.results import ResultRow
 from instructgpt.statistics import intervals
 from instructgpt.statistics.intervals import FloatArray
 
 _REWARD_BENCH_2_EVALUATION = "reward_bench_2"
 _TIES_SUBSET = "Ties"
 NUM_CORRECT_COLUMN = "num_correct"
-"""The column that says how many of the first completions are right; rankings with it are of this benchmark."""
+"""The number of right completions, which come first; marks a ranking of this benchmark."""
 _TIE_WEIGHTS = (0.30, 0.30, 0.20, 0.20, 0.01)
-"""Of Ties: right about `tied` and about `ref` prompts; the right ones closer together than to the wrong ones, by the `tied` prompt and by
-both; by how much."""
+"""Weights in Ties: `tied` accuracy, `ref` accuracy, spread of right answers below the margin of `tied`, below both margins, and
+the size of the margin.
+"""
 
 
 def measure(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
-    """`score` by subset and, without a condition, the mean of those there are; intervals from leaving out one question at a time.
+    """Return `score` by subset and their mean (no condition), with jackknife intervals over questions.
 
-    Args:
-        rankings: scored, with `subset`, `num_correct` and, in Ties, an `id` of `ref:NUMBER` or `tied:NUMBER`. One that lacks a completion
-            (too long for the model) is no task any more and left out.
+    A ranking that lost a completion (too long for the model) is left out. In Ties, an `id` is `ref:NUMBER` or `tied:NUMBER`.
     """
     complete_rankings = [
         each
@@ -85,24 +85,23 @@ def measure(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
 
 
 def _benchmark_fields(ranking: ScoredRanking) -> dict[str, Any]:
-    """The columns of a ranking that are the benchmark's own."""
     return ranking.model_extra or {}
 
 
 def best_of_n_credit(ranking: ScoredRanking) -> float:
-    """1 where a right completion has the highest score, divided among those that share it; else 0."""
+    """Return 1 / (number of highest scores) if one of these is on a right completion, else 0."""
     top_indices = [place for place, score in enumerate(ranking.scores) if score == max(ranking.scores)]
     return 1 / len(top_indices) if any(ranking.ranks[place] == 1 for place in top_indices) else 0.0
 
 
 def _mean_credit(sums: FloatArray) -> FloatArray:
-    """(..., 2) of credits and questions -> (...)."""
+    """(..., 2) sums of credits and questions -> (...)."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(sums[..., 0] / sums[..., 1])
 
 
 def _tie_components(rankings: Sequence[ScoredRanking]) -> FloatArray:
-    """What each question of Ties adds to the numbers of WEIGHTS and, for each, to how many questions it is over. -> (questions, 10)"""
+    """Return each question's contributions to the five parts of Ties and to their counts. -> (questions, 10)"""
     gaps_by_prompt: dict[str, dict[str, tuple[float, float]]] = {}
     for ranking in rankings:
         kind, _, prompt_id = str(_benchmark_fields(ranking)["id"]).partition(":")
@@ -127,6 +126,6 @@ def _tie_components(rankings: Sequence[ScoredRanking]) -> FloatArray:
 
 
 def _tie_metric(sums: FloatArray) -> FloatArray:
-    """(..., 10) sums over the questions of Ties -> (...) its score; a part without a question counts 0, as in the benchmark."""
+    """(..., 10) sums over the questions of Ties -> (...); a part without questions counts 0, as in the benchmark."""
     means = sums[..., :5] / np.maximum(sums[..., 5:], 1)
     return np.asarray(means @ np.array(_TIE_WEIGHTS))

@@ -1,4 +1,4 @@
-"""Reward models on rankings or on pairs in RewardBench's format: how often they are right, about what, and how far they can be trusted."""
+"""The `reward_model` evaluation: reward models on rankings, pairs, and RewardBench data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.table import Table
 from instructgpt.data.importing.fields import SkipRowError
 from instructgpt.data.importing.rankings import from_pairs
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.preference_inputs import parse_named_models, resolve_data_files
 from instructgpt.evaluate.reward import reward_bench, reward_bench_2
@@ -22,23 +21,19 @@ from instructgpt.evaluate.reward.scores import attach_reward_scores, cached_rewa
 from instructgpt.evaluate.tasks.base import EvalSettings, subsample
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Ranking, iter_rows, validate_record, write_records
+from instructgpt.results import ResultRow
 from instructgpt.run.directory import console
 
 if TYPE_CHECKING:
     from instructgpt.evaluate.cli import EvaluateConfig
 
 _PROMPT_COLUMNS = ("question", "input", "instruction")
-"""Other names under which pairs have their prompt."""
 
 
 def run_reward_model_evaluation(
     config: EvaluateConfig, map_fn: Callable[..., Any] = map
 ) -> tuple[list[ResultRow], str | None]:
-    """The rows of every reward model. Writes each one's scored pairs, in RewardBench's columns, into the folder beside `--out`.
-
-    Raises:
-        BadInput: a file or a model is wrong, or no ranking can be read by a model.
-    """
+    """Return the rows of every reward model. Writes each one's scored pairs, in RewardBench's columns, into `settings.folder`."""
     if config.completions or not config.data or not config.model:
         raise InputError("evaluate reward_model: give --model with reward models and --data with rankings or pairs")
     rankings = [
@@ -80,11 +75,7 @@ def run_reward_model_evaluation(
 
 
 def read_comparisons(file: Path) -> list[Ranking]:
-    """Rankings, or pairs (`chosen`, `rejected`, and a `subset` that becomes the source), or RewardBench 2's lists of both.
-
-    Raises:
-        BadInput: a row is neither.
-    """
+    """Read rankings, pairs (`chosen`, `rejected`; a `subset` becomes the source), or RewardBench 2's lists of both."""
     rankings: list[Any] = []
     for location, row in iter_rows(file):
         try:
@@ -111,7 +102,6 @@ def read_comparisons(file: Path) -> list[Ranking]:
 
 
 def _parse_reward_bench_2_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of RewardBench 2 as a ranking: right completions first, all of rank 1, then the wrong ones, of rank 2."""
     chosen, rejected = row["chosen"], row["rejected"]
     subset = str(row.get("subset") or "")
     fields = {
@@ -128,7 +118,7 @@ def _parse_reward_bench_2_row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def reliability_rows(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
-    """The reliability figure as rows: `confidence` and `right` of each bin, conditions `bin/01` and so on, the least confident first."""
+    """Return `confidence` and `right` of each bin of the reliability diagram: conditions `bin/01` and so on, least confident first."""
     score_differences = [
         (ranking.prompt, ranking.scores[better] - ranking.scores[worse])
         for ranking in rankings
@@ -170,7 +160,6 @@ def reliability_rows(rankings: Sequence[ScoredRanking], model: str) -> list[Resu
 
 
 def _print_reward_model_rows(rows: Sequence[ResultRow]) -> None:
-    """A line for each thing measured, a column for each model; the bins of the reliability figure stand in the file alone."""
     models = list(dict.fromkeys(row.model for row in rows))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Completions with the score of a reward model, each computed once and kept."""
+"""Cached reward-model scores of completions."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from instructgpt.run.directory import content_hash
 _PromptCompletion = tuple[str, str, bool]
 """Prompt, completion, and whether the completion ended by itself."""
 ScoreAndLength = tuple[float | None, int]
-"""A score, and the length of the completion in tokens."""
 _PER_COMPLETION_COLUMNS = ("completions", "ranks", "models", "finish", "ratings", "labels")
-"""Columns of a ranking that have an entry for each completion."""
 
 
 def ranks_by_score(scores: Sequence[float]) -> tuple[int, ...]:
-    """Ranks of completions by score: 1 for the highest; equal scores tie, the next rank counts them: [3, 9, 3, 1] -> (2, 1, 2, 4)."""
+    """Return ranks by descending score; ties share a rank and the next rank skips: [3, 9, 3, 1] -> (2, 1, 2, 4)."""
     return tuple(1 + sum(other > score for other in scores) for score in scores)
 
 
 def score_with_lengths(reward_model: ScalarModel, texts: Sequence[Sequence[Any]]) -> list[ScoreAndLength]:
-    """The score of each completion and its length in tokens; no score where it is longer, with its prompt, than the model's context."""
+    """Return the score and length of each completion; no score if it exceeds the context with its prompt."""
     max_length = context_length(reward_model.model)
     examples = [
         reward_model.tokenizer.encode_example(prompt, text, finished=finished) for prompt, text, finished in texts
@@ -50,7 +48,7 @@ def cached_reward_scores(
     map_fn: Callable[..., Any],
     texts: Sequence[_PromptCompletion],
 ) -> list[ScoreAndLength]:
-    """What `score_texts` says by the reward model of a directory, each text scored once and kept, the work divided by `over`."""
+    """Return `score_with_lengths` of a model directory, each text scored once."""
     settings = {
         "part": "score",
         "template": load_cached_reward_model(source, device).tokenizer.hf_tokenizer.chat_template,
@@ -69,7 +67,7 @@ def cached_reward_scores(
 
 @lru_cache(maxsize=1)
 def load_cached_reward_model(source: str, device: str) -> ScalarModel:
-    """The reward model of a directory, kept until another one is asked: each process loads it when it first needs it."""
+    """Load a reward model and keep it until another one is requested, so that each process loads it once."""
     return load_reward_model(source, torch.device(device))
 
 
@@ -79,14 +77,13 @@ def _score_with_model_at(
     texts: Sequence[Sequence[Any]],
     seed: int = 0,  # noqa: ARG001
 ) -> list[ScoreAndLength]:
-    """`score_texts` by the reward model of a directory."""
     return score_with_lengths(load_cached_reward_model(source, device), texts)
 
 
 def attach_reward_scores(
     rankings: Sequence[Ranking], score_fn: Callable[[list[_PromptCompletion]], list[ScoreAndLength]]
 ) -> tuple[list[ScoredRanking], int]:
-    """Rankings with scores and lengths, and how many completions were left out because they are longer than the context."""
+    """Return rankings with scores and lengths, and the number of completions left out for exceeding the context."""
     texts: list[_PromptCompletion] = []
     for ranking in rankings:
         finish = ranking.finish or ("stop",) * len(ranking.completions)

@@ -1,4 +1,4 @@
-"""The paper's automatic evaluations on public data, one file each, all of one shape. Adding one: docs/evaluate.md."""
+"""The paper's automatic evaluations on public data, one task per file. How to add one: docs/evaluate.md."""
 
 from __future__ import annotations
 
@@ -51,4 +51,4 @@ EVAL_TASKS: dict[str, EvalTask] = {
         gsm8k,
     )
 }
-"""By name, in the order of the paper's Table 14; then those it does not have."""
+"""Tasks by name, in the order of the paper's Table 14, then those the paper does not have."""

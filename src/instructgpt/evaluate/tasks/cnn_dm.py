@@ -1,15 +1,15 @@
-"""CNN/Daily Mail: a summary of an article, asked for by `TL;DR:` (paper, appendix D: ROUGE-L)."""
+"""CNN/Daily Mail: summaries of articles after `TL;DR:` (paper, appendix D: ROUGE-L)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics.text_metrics import max_over_references, rouge_l
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, subsample
 from instructgpt.evaluate.tasks.loading import load_task_rows
 from instructgpt.evaluate.tasks.reading_comprehension import metric_rows_by_context
+from instructgpt.results import ResultRow
 
 _NAME = "cnn_dm"
 _SUMMARY_SUFFIX = "\n\nTL;DR:"
@@ -17,14 +17,13 @@ _MAX_TOKENS = 100
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every article; one too long loses its end, for news begin with what matters."""
+    """Return every article; one that is too long loses its end, since news starts with what matters."""
     return build_summary_questions(file, settings, "article|document|text", "highlights|summary")
 
 
 def build_summary_questions(
     file: Path, settings: EvalSettings, text_columns: str, summary_columns: str
 ) -> list[EvalQuestion]:
-    """Texts to be summed up, from the columns of a file."""
     text_column, summary_column = text_columns.partition("|")[0], summary_columns.partition("|")[0]
     return [
         EvalQuestion(
@@ -41,7 +40,6 @@ def build_summary_questions(
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`rouge_l` by model: the F-measure over stemmed words."""
     return metric_rows_by_context(_NAME, replies, {"rouge_l": max_over_references(rouge_l)})
 
 

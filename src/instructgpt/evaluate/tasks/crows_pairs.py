@@ -1,6 +1,6 @@
-"""CrowS-Pairs: two sentences that differ in a group of people, the more and the less stereotyped (Nangia et al. 2020; paper, 4.2).
+"""CrowS-Pairs: a more and a less stereotyped sentence that differ in a group of people (Nangia et al. 2020; paper, 4.2).
 
-The paper's measure is the entropy of the two probabilities. Its authors warn of noise in the pairs.
+The paper's measure is the entropy of the two probabilities. The data set's authors warn of noise in the pairs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics import bias
 from instructgpt.evaluate.tasks.base import (
     PERSON_PROMPTS,
@@ -19,12 +18,13 @@ from instructgpt.evaluate.tasks.base import (
     load_task_rows,
     subsample,
 )
+from instructgpt.results import ResultRow
 
 _NAME = "crows_pairs"
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every pair under three prompts; the sentences are the choices, the more stereotyped first."""
+    """Return every pair with three prefixes; the sentences are the choices, the more stereotyped first."""
     return [
         EvalQuestion(
             f"{row_number}",
@@ -39,7 +39,7 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """Entropy, difference and `prefers_stereotype` over all pairs, over those of one length in tokens, and by kind of bias."""
+    """Return the measures of `bias.measure_bias` over all pairs, over pairs of equal token length, and by type of bias."""
     rows = _bias_rows(replies, "")
     rows += _bias_rows(filter_equal_length(replies), "/same_length")
     for bias_type in sorted({question.target["kind"] for question, _ in replies} - {""}):
@@ -50,7 +50,6 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
 
 
 def _bias_rows(replies: Sequence[QuestionReply], condition_suffix: str) -> list[ResultRow]:
-    """The measures of `evaluate.bias` under this evaluation's name."""
     return bias.measure_bias(
         to_sentence_pairs(replies, condition_suffix),
         baselines=(),
@@ -60,12 +59,11 @@ def _bias_rows(replies: Sequence[QuestionReply], condition_suffix: str) -> list[
 
 
 def filter_equal_length(replies: Sequence[QuestionReply]) -> list[QuestionReply]:
-    """Pairs whose sentences have the same number of tokens: in the others the longer sentence is at a disadvantage."""
+    """Keep pairs whose sentences have the same number of tokens: otherwise the longer one is at a disadvantage."""
     return [(question, reply) for question, reply in replies if reply.tokens[0] == reply.tokens[1]]
 
 
 def to_sentence_pairs(replies: Sequence[QuestionReply], condition_suffix: str = "") -> list[bias.SentencePair]:
-    """Replies as sentence pairs."""
     return [
         bias.SentencePair(
             model=reply.model,

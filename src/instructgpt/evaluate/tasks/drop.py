@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics.text_metrics import drop_exact_match, drop_f1
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
@@ -18,6 +17,7 @@ from instructgpt.evaluate.tasks.reading_comprehension import (
     group_by_passage,
     metric_rows_by_context,
 )
+from instructgpt.results import ResultRow
 
 _NAME = "drop"
 _PROMPT_FORMAT = PromptFormat(
@@ -30,7 +30,6 @@ _PROMPT_FORMAT = PromptFormat(
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every question after its passage; then with example passages."""
     exchanges = []
     for row_number, row in enumerate(_flatten_questions(load_task_rows(file))):
         references = parse_drop_references(row)
@@ -44,11 +43,7 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def _flatten_questions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row a question: as it stands, or from the data set's own layout, passages by name with `qa_pairs`.
-
-    Raises:
-        BadInput: a passage or a question is missing.
-    """
+    """Return one row per question; the data set's own files hold passages by name with `qa_pairs`."""
     questions = []
     for row in rows:
         passages = (
@@ -67,7 +62,7 @@ def _flatten_questions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def parse_drop_references(row: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Every accepted answer as its spans: from `answers` (each a text or a list of spans), or `answer` and `validated_answers`."""
+    """Return the spans of every accepted answer, from `answers`, or from `answer` and `validated_answers`."""
     if row.get("answers"):
         return [
             tuple(map(str, each)) if isinstance(each, list | tuple) else (str(each),)
@@ -81,7 +76,7 @@ def parse_drop_references(row: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _answer_spans(answer: dict[str, Any]) -> tuple[str, ...]:
-    """A number, one or more spans, or a date as its day, month and year."""
+    """Return a number, the spans, or a date as day, month and year."""
     if str(answer.get("number") or "") != "":
         return (str(answer["number"]),)
     if answer.get("spans"):
@@ -91,7 +86,7 @@ def _answer_spans(answer: dict[str, Any]) -> tuple[str, ...]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`f1` and `exact_match` by condition and model, the best reference counts; what was said is one span."""
+    """Return `f1` and `exact_match` by condition and model, for the best reference; a reply is one span."""
     return metric_rows_by_context(
         _NAME, replies, {"f1": _max_over_references(drop_f1), "exact_match": _max_over_references(drop_exact_match)}
     )
@@ -100,7 +95,6 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
 def _max_over_references(
     metric_fn: Callable[[Sequence[str], Sequence[str]], float],
 ) -> Callable[[str, Sequence[Any]], float]:
-    """The highest score over references, each one span or several."""
     return lambda completion, references: max(
         metric_fn([completion], [reference] if isinstance(reference, str) else reference) for reference in references
     )

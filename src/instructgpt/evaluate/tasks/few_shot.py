@@ -1,4 +1,4 @@
-"""Examples in front of a question, and answers chosen by likelihood: what the tasks of appendix D share."""
+"""Few-shot examples and multiple choice by likelihood, shared by the tasks of appendix D."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from random import Random
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, QuestionReply, subsample
+from instructgpt.results import ResultRow
 
 DEFAULT_SHOTS = 15
-"""Examples of the few-shot condition where appendix D does not say another number."""
+"""The number of examples, unless appendix D gives another one for a task."""
 
 
 def iter_shot_conditions(
@@ -21,14 +22,9 @@ def iter_shot_conditions(
     example_rows: Sequence[dict[str, Any]] | None = None,
     shots: int = DEFAULT_SHOTS,
 ) -> Iterator[tuple[int, str, dict[str, Any], list[dict[str, Any]]]]:
-    """(number, condition, row, examples): every row without examples, then with as many as the paper had, drawn by the seed.
+    """Yield (index, condition, row, examples): every row without examples, then with examples drawn by the seed.
 
-    Args:
-        rows: what is asked. pool: where examples come from; without one, from the other rows.
-        shots: the paper's number; `told.shots` counts where it is given.
-
-    Raises:
-        BadInput: there are fewer rows to draw from than examples are wanted.
+    Examples come from `example_rows`, otherwise from the other rows. `settings.shots` overrides `shots`, the paper's number.
     """
     num_shots = shots if settings.shots is None else settings.shots
     if num_shots > (num_available := len(rows) - 1 if example_rows is None else len(example_rows)):
@@ -53,11 +49,7 @@ def build_classification_questions(
     choices: Sequence[str],
     example_rows: Sequence[dict[str, Any]] | None = None,
 ) -> list[EvalQuestion]:
-    """Zero-shot and few-shot questions whose answers are the same few words.
-
-    Args:
-        show: a row as it is asked, up to the answer. choices: answers by label; `label` in a row is the right one's place.
-    """
+    """Build zero-shot and few-shot questions with fixed answers; a row's `label` is the index of the right one."""
 
     def format_example(row: dict[str, Any]) -> str:
         return format_row(row) + choices[int(row["label"])]
@@ -80,13 +72,9 @@ def build_multiple_choice_questions(
     settings: EvalSettings,
     parse_row: Callable[[dict[str, Any]], tuple[str, Sequence[str], Any]],
 ) -> list[EvalQuestion]:
-    """Questions that each have answers of their own, as lm-evaluation-harness puts them; after examples only where `--shots` asks for some.
+    """Build questions with their own answers in lm-evaluation-harness's format; few-shot only if `--shots` is given.
 
-    Args:
-        asked: a row -> the question, its answers, the right one's place.
-
-    Raises:
-        BadInput: a row does not tell which answer is right.
+    `parse_row` returns (question, answers, index of the right answer).
     """
     for row_number, row in enumerate(rows, 1):
         try:
@@ -120,22 +108,21 @@ def build_multiple_choice_questions(
 
 
 def format_few_shot_prefix(examples: Sequence[dict[str, Any]], format_example: Callable[[dict[str, Any]], str]) -> str:
-    """Examples with their answers, an empty line after each."""
     return "".join(f"{format_example(example)}\n\n" for example in examples)
 
 
 def split_train_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """What is asked, and what examples are drawn from: rows whose `split` is train, where there are any beside others."""
+    """Return (rows to evaluate, rows for examples): rows with split `train` are examples if there are others."""
     train_rows = [row for row in rows if row.get("split") == "train"]
     eval_rows = [row for row in rows if row.get("split") != "train"]
     return (eval_rows, train_rows or None) if eval_rows else (train_rows, None)
 
 
 def choice_accuracy_rows(evaluation: str, replies: Sequence[QuestionReply]) -> list[ResultRow]:
-    """How often the right choice is the likeliest, by condition and model; ties are wrong.
+    """Return the accuracy of the most likely choice, by condition and model; ties are wrong.
 
-    `accuracy` goes by the mean log-probability a token (appendix D), `accuracy_total` by the sum, `accuracy_characters` by the sum over
-    the choice's length in characters: what lm-evaluation-harness calls acc and acc_norm.
+    The log-probability is divided by tokens in `accuracy` (appendix D), not divided in `accuracy_total`, and divided by characters in
+    `accuracy_characters` (the harness's acc and acc_norm).
     """
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(question.condition for question, _ in replies):
@@ -158,11 +145,10 @@ _CHOICE_LENGTHS: dict[str, Callable[..., Sequence[int]]] = {
     "accuracy_total": lambda question, _: [1] * len(question.choices),
     "accuracy_characters": lambda question, _: [len(choice.lstrip()) for choice in question.choices],
 }
-"""What a choice's log-probability is divided by, by metric."""
 
 
 def best_choice_index(logp: Sequence[float], lengths: Sequence[int]) -> int:
-    """The place of the choice with the highest log-probability over its length; -1 where two share it."""
+    """Return the index of the highest length-normalized log-probability; -1 for a tie."""
     normalized_logps = [total / length for total, length in zip(logp, lengths, strict=True)]
     best = max(normalized_logps)
     return normalized_logps.index(best) if normalized_logps.count(best) == 1 else -1

@@ -1,6 +1,6 @@
-"""GSM8K: grade-school mathematics, worked out in words (Cobbe et al. 2021; not among the paper's evaluations: accuracy).
+"""GSM8K: grade-school mathematics, solved in words (Cobbe et al. 2021; not in the paper; accuracy).
 
-A solution ends with `#### ` and the number. What counts as a number is lm-evaluation-harness's rule, and so are the five examples.
+A solution ends with `#### ` and the number. Number extraction and the five examples follow lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import format_few_shot_prefix, iter_shot_conditions, split_train_rows
 from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.results import ResultRow
 
 _NAME = "gsm8k"
 _MAX_TOKENS = 256
@@ -23,21 +24,14 @@ _NUMBER_PATTERN = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
 
 
 def _format_problem(row: dict[str, Any]) -> str:
-    """A problem, up to its solution."""
     return f"Question: {row['question']}\nAnswer:"
 
 
 def _format_solved_problem(row: dict[str, Any]) -> str:
-    """A problem with its solution."""
     return f"{_format_problem(row)} {row['answer']}"
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every problem without and with examples.
-
-    Raises:
-        BadInput: a solution does not end with its number.
-    """
     rows = load_task_rows(file, "question", "answer")
     for row_number, row in enumerate(rows, 1):
         if extract_marked_answer(str(row["answer"])) is None:
@@ -57,24 +51,21 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def extract_marked_answer(completion: str) -> str | None:
-    """The first number behind `#### `, without separators."""
     match = _MARKED_ANSWER_PATTERN.search(completion)
     return _normalize_number(match[1]) if match else None
 
 
 def extract_last_number(completion: str) -> str | None:
-    """The last number, without separators and currency."""
     numbers = _NUMBER_PATTERN.findall(completion)
     return _normalize_number(numbers[-1]) if numbers else None
 
 
 def _normalize_number(number: str) -> str:
-    """A number as it is compared."""
     return re.sub(r"[,$]|\.$", "", number)
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`accuracy` of the number behind `#### `, and `accuracy_last_number` of the last one said, by condition and model."""
+    """Return `accuracy` of the number after `#### ` and `accuracy_last_number` of the last number, by condition and model."""
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(question.condition for question, _ in replies):
         for metric, extract_answer in (

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import (
     choice_accuracy_rows,
@@ -17,18 +16,19 @@ from instructgpt.evaluate.tasks.few_shot import (
     split_train_rows,
 )
 from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
+from instructgpt.results import ResultRow
 
 _NAME = "hellaswag"
 _INSTRUCTION = "Complete each independent paragraph using common-sense reasoning."
 
 
 def _clean_wikihow_text(text: str) -> str:
-    """A text without what WikiHow's pages left in it: `[title]` begins a sentence, other brackets are marks."""
+    """Remove WikiHow's marks: `[title]` starts a sentence, other brackets are dropped."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def format_paragraph(row: dict[str, Any]) -> str:
-    """What is to be continued: the activity, a sentence, and the beginning of the next one."""
+    """Return the activity, a sentence, and the beginning of the next sentence."""
     context = (
         f"{row['ctx_a']} {str(row.get('ctx_b') or '').capitalize()}" if row.get("ctx_a") is not None else row["ctx"]
     )
@@ -36,21 +36,14 @@ def format_paragraph(row: dict[str, Any]) -> str:
 
 
 def _format_endings(row: dict[str, Any]) -> tuple[str, ...]:
-    """The choices, each after a space."""
     return tuple(f" {_clean_wikihow_text(ending)}" for ending in as_list(row["endings"]))
 
 
 def _format_completed_paragraph(row: dict[str, Any]) -> str:
-    """A paragraph with its right ending."""
     return format_paragraph(row) + _format_endings(row)[int(row["label"])]
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every paragraph without and with examples; `label` is the right ending's place, from 0.
-
-    Raises:
-        BadInput: a label is no place of an ending.
-    """
     rows = load_task_rows(file, "ctx|ctx_a", "endings", "label")
     for row_number, row in enumerate(rows, 1):
         if not (str(row["label"]).isdigit() and int(row["label"]) < len(as_list(row["endings"]))):
@@ -71,7 +64,6 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`accuracy` by condition and model, three ways (see `few_shot.accuracy`)."""
     return choice_accuracy_rows(_NAME, replies)
 
 

@@ -1,6 +1,6 @@
-"""Rows of an evaluation's data: JSON lines, JSON, Parquet, CSV, TSV, a data set saved to disk or one of the hub.
+"""Load the rows of a task's data: JSON lines, JSON, Parquet, CSV, TSV, a saved data set, or one of the hub.
 
-Where a data set has splits, validation (or else test) is asked, and the training split gives examples: its rows say so in `split`.
+A data set's validation split (else test) is evaluated; rows of its training split, marked by `split`, provide examples.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ from instructgpt.io import iter_rows
 
 DATA_FILE_SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _MAX_TRAIN_ROWS = 1000
-"""Rows of a training split that are read: examples are drawn from these."""
 
 
 def load_task_rows(file: Path, *columns: str) -> list[dict[str, Any]]:
-    """The rows of a file or data set.
+    """Load the rows of a file or data set. Raise InputError if it is unreadable or a row lacks a column.
 
     Args:
-        file: a file, a directory that `datasets` saved, or a name on the hub, as `owner/name` or `owner/name:configuration`.
-        columns: what every row must have; `premise|sentence1` is either, found under the first name afterwards.
-
-    Raises:
-        BadInput: the file cannot be read, or a row lacks one of the columns.
+        file: a file, a directory saved by `datasets`, or a hub name, `owner/name` or `owner/name:configuration`.
+        columns: required columns; `premise|sentence1` accepts either and stores it under the first name.
     """
     rows = [(location, flat_row) for location, row in _iter_located_rows(file) for flat_row in _flatten_articles(row)]
     for location, row in rows:
@@ -44,7 +40,6 @@ def load_task_rows(file: Path, *columns: str) -> list[dict[str, Any]]:
 
 
 def _iter_located_rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    """(place, row) of whatever kind of file it is."""
     name = file.name.lower()
     if name.endswith((".json", ".json.gz")) and (json_object := _read_json_object(file)) is not None:
         return [(str(file), json_object)]
@@ -52,7 +47,7 @@ def _iter_located_rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _read_json_object(file: Path) -> dict[str, Any] | None:
-    """A file that is one JSON object over as many lines as it likes; None for lines, lists and whatever cannot be read."""
+    """Return a file that is a single JSON object; None for JSON lines, lists and unreadable files."""
     try:
         with (
             gzip.open(file, "rt", encoding="utf-8-sig")
@@ -66,11 +61,7 @@ def _read_json_object(file: Path) -> dict[str, Any] | None:
 
 
 def _flatten_articles(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The questions of the layout of SQuAD and QuAC (articles of paragraphs of questions) as rows; any other row as it is.
-
-    Raises:
-        BadInput: the layout is not what it seems to be.
-    """
+    """Yield the questions of SQuAD's and QuAC's layout (articles, paragraphs, questions) as rows; other rows unchanged."""
     articles = row.get("data", [row] if isinstance(row.get("paragraphs"), list) else None)
     if not isinstance(articles, list):
         yield row
@@ -92,7 +83,6 @@ def _flatten_articles(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _iter_dataset_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) of a Hugging Face data set."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -119,7 +109,7 @@ def _iter_dataset_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """A column with several values: a list, an object with a list under `text`, a list written as JSON, or texts with `|` between them."""
+    """Return the values of a cell: a list, an object with `text`, a JSON list, or texts separated by `|`."""
     if isinstance(value, dict):
         value = value.get("text", value.get("texts", []))
     if isinstance(value, str) and value.lstrip().startswith("["):

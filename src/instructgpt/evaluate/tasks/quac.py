@@ -1,4 +1,4 @@
-"""QuAC: a dialogue of questions about a paragraph, some of which it does not answer (Choi et al. 2018; paper, appendix D: F1)."""
+"""QuAC: a dialogue of questions about a paragraph that does not answer all of them (Choi et al. 2018; paper, appendix D: F1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics.text_metrics import quac_f1
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
@@ -17,6 +16,7 @@ from instructgpt.evaluate.tasks.reading_comprehension import (
     group_by_passage,
     metric_rows_by_context,
 )
+from instructgpt.results import ResultRow
 
 _NAME = "quac"
 _CANNOT_ANSWER = "CANNOTANSWER"
@@ -32,7 +32,6 @@ _PROMPT_FORMAT = PromptFormat(
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every question after its paragraph and the whole dialogue before it; then with example dialogues."""
     exchanges = []
     for row_number, row in enumerate(
         _flatten_dialogues(load_task_rows(file, "context", "question|questions", "answers"))
@@ -48,7 +47,6 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def _flatten_dialogues(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A row a question; one that holds a whole dialogue, as on the hub, is taken apart."""
     for row in rows:
         if isinstance(row["question"], list):
             for index, question in enumerate(row["question"]):
@@ -59,7 +57,7 @@ def _flatten_dialogues(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`f1` by condition and model: over several references the mean of the best of all but one, as QuAC's own script has it."""
+    """Return `f1` by condition and model, with several references averaged as in QuAC's own script."""
     return metric_rows_by_context(
         _NAME, replies, {"f1": lambda completion, references: quac_f1(completion, references, _UNANSWERABLE_TEXT)}
     )

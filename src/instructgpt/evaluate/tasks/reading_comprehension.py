@@ -1,4 +1,4 @@
-"""Questions about a passage, with the earlier ones and their answers before them: what SQuADv2, QuAC and DROP share (appendix D)."""
+"""Questions about a passage with the earlier questions and answers in front: shared by SQuADv2, QuAC and DROP (appendix D)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from random import Random
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, QuestionReply, subsample
+from instructgpt.results import ResultRow
 
 _EXCHANGES_PER_EXAMPLE = 4
-"""Questions and answers of one example passage."""
 _MAX_TOKENS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class QAExchange:
-    """A question, its references, and the answer that is shown to those who come later."""
+    """A question, its references, and the answer shown to later questions."""
 
     id: str
     question: str
@@ -28,7 +28,7 @@ class QAExchange:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A text with questions in order. `training`: it gives examples and is not asked."""
+    """A text with its questions in order. Training passages only provide examples."""
 
     text: str
     is_training: bool = False
@@ -37,7 +37,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How a task looks: its instruction, what stands before a passage's questions, a question up to its answer, and after the answer."""
+    """A task's prompt: instruction, question format, separator after an answer, default shots, earlier questions shown."""
 
     instruction: str
     format_question: Callable[[str], str]
@@ -49,11 +49,7 @@ class PromptFormat:
 def build_passage_questions(
     passages: Sequence[Passage], settings: EvalSettings, prompt_format: PromptFormat
 ) -> list[EvalQuestion]:
-    """Every question after its passage and the `earlier` ones before it; then with example passages in front.
-
-    Raises:
-        BadInput: there are fewer passages to draw from than examples are wanted.
-    """
+    """Build every question after its passage and up to `max_history` earlier ones, zero-shot and with example passages."""
     training_passages = [passage for passage in passages if passage.is_training]
     eval_passages = [passage for passage in passages if not passage.is_training] or training_passages
     example_passages = (
@@ -105,7 +101,6 @@ def build_passage_questions(
 
 
 def _format_passage(passage: Passage, start: int, end: int, prompt_format: PromptFormat) -> str:
-    """A passage with some of its questions and their answers."""
     return passage.text + "".join(
         f"{prompt_format.format_question(exchange.question)} {exchange.answer}{prompt_format.separator}"
         for exchange in passage.exchanges[start:end]
@@ -113,7 +108,7 @@ def _format_passage(passage: Passage, start: int, end: int, prompt_format: Promp
 
 
 def group_by_passage(exchanges: Sequence[tuple[str, str, bool, QAExchange]]) -> list[Passage]:
-    """Exchanges by what they belong to, in order: (name of the dialogue, text before the questions, training, exchange)."""
+    """Group exchanges of (dialogue, text before the questions, is_training, exchange) into passages, in order."""
     passages: dict[tuple[str, str, bool], Passage] = {}
     for dialogue, text, is_training, exchange in exchanges:
         passages.setdefault((dialogue, text, is_training), Passage(text, is_training)).exchanges.append(exchange)
@@ -123,7 +118,7 @@ def group_by_passage(exchanges: Sequence[tuple[str, str, bool, QAExchange]]) -> 
 def metric_rows_by_context(
     evaluation: str, replies: Sequence[QuestionReply], metric_fns: Mapping[str, Callable[[str, list[Any]], float]]
 ) -> list[ResultRow]:
-    """A row for each metric, condition and model, clustered by passage; a score sees what was said and the references."""
+    """Return a row for each metric, condition and model, clustered by passage. A metric maps (reply, references) to a number."""
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(question.condition for question, _ in replies):
         for metric, metric_fn in metric_fns.items():

@@ -1,7 +1,7 @@
-"""RealToxicityPrompts as the paper ran it: one greedy continuation, cut at the first newline, mean toxicity, three prompts (appendix D).
+"""RealToxicityPrompts as in the paper: mean toxicity of one greedy continuation up to a newline, with three prompts (appendix D).
 
-Who scores is named by `--scorer`. A continuation without a score (without a word in it, or the scorer failed) is left out of the mean and
-counted in `unscored`.
+`--scorer` names the scorer. A continuation without a score (no words, or the scorer failed) is left out of the mean and counted
+in `unscored`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model, with_judge
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.metrics import toxicity
 from instructgpt.evaluate.tasks.base import (
     PERSON_PROMPTS,
@@ -25,6 +25,7 @@ from instructgpt.evaluate.tasks.base import (
 )
 from instructgpt.evaluate.toxicity.services import ToxicityModel, cached_text_values, load_toxicity_model
 from instructgpt.models.policy import pick_device
+from instructgpt.results import ResultRow, with_judge
 
 _NAME = "real_toxicity"
 TOXICITY_MAX_TOKENS = 20
@@ -32,7 +33,7 @@ _NUM_BINS = 10
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Prompts about evenly spread over their own toxicity, as the paper drew its 5,000, each under three prompts."""
+    """Return prompts spread evenly over their own toxicity, as the paper drew its 5,000, each with three prefixes."""
     return [
         EvalQuestion(
             f"{row_number}",
@@ -47,7 +48,7 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def load_toxicity_prompts(file: Path) -> list[dict[str, Any]]:
-    """Records whose prompt has a text and a toxicity. Raises BadInput where there is none."""
+    """Return the rows whose prompt has a toxicity. Raise InputError if there is none."""
     rows = [
         row
         for row in load_task_rows(file, "prompt")
@@ -59,7 +60,7 @@ def load_toxicity_prompts(file: Path) -> list[dict[str, Any]]:
 
 
 def stratified_sample(rows: Sequence[dict[str, Any]], settings: EvalSettings) -> list[dict[str, Any]]:
-    """As many rows as are wanted, drawn in turn from each tenth of the range of toxicity, as long as it has some."""
+    """Return `settings.limit` rows, drawn in turn from each tenth of the toxicity range."""
     if settings.limit is None or settings.limit >= len(rows):
         return list(rows)
     bins: list[list[dict[str, Any]]] = [[] for _ in range(_NUM_BINS)]
@@ -74,12 +75,7 @@ def stratified_sample(rows: Sequence[dict[str, Any]], settings: EvalSettings) ->
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:
-    """`mean_toxicity` and `unscored` by condition and model, and the mean by the prompt's own toxicity (paper, Figure 39).
-
-    Raises:
-        BadInput: no scorer was named, or it cannot be had.
-        RunFailed: a service that scores is down.
-    """
+    """Return `mean_toxicity` and `unscored` by condition and model, the mean also by the prompt's toxicity (paper, Figure 39)."""
     return toxicity_rows(
         _NAME,
         replies,
@@ -89,7 +85,6 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
 
 
 def toxicity_bucket(question: EvalQuestion) -> str:
-    """Whether a prompt is toxic itself."""
     return "toxic_prompts" if question.target["toxicity"] >= toxicity.TOXICITY_THRESHOLD else "harmless_prompts"
 
 
@@ -99,10 +94,9 @@ def toxicity_rows(
     settings: EvalSettings,
     get_conditions: Callable[[EvalQuestion], Sequence[str]],
 ) -> list[ResultRow]:
-    """The measures of `evaluate.toxicity` over continuations, who scored them beside every row, and the share that got no score.
+    """Score continuations and return their measures and the share without a score.
 
-    Args:
-        conditions: under which names a question counts. `truth["prompt"]`, where there is one, is the prompt that several share.
+    `get_conditions` gives the conditions a question counts under. Continuations share a prompt through `target["prompt"]`.
     """
     scorer = require_scorer(evaluation, settings)
     toxicity_values = cached_text_values(
@@ -132,7 +126,7 @@ def toxicity_rows(
 
 
 def require_scorer(evaluation: str, settings: EvalSettings) -> ToxicityModel:
-    """The scorer that was named. Raises BadInput where none was, or it cannot be had."""
+    """Load the scorer. Raise InputError if none was named or it does not load."""
     if settings.scorer is None:
         raise InputError(
             f"evaluate: {evaluation} needs --scorer, a directory made by 'instructgpt judge toxicity' "

@@ -1,5 +1,6 @@
-"""RealToxicityPrompts as its authors ran it: 25 continuations of at most 20 tokens, drawn from the nucleus that holds 0.9 of the
-probability (Gehman et al. 2020). How toxic the worst of them is, and how often one is toxic at all; toxic and harmless prompts apart.
+"""RealToxicityPrompts as its authors ran it: 25 continuations of at most 20 tokens with top-p 0.9 (Gehman et al. 2020).
+
+Measures the worst continuation of a prompt and the share of prompts with a toxic one, for toxic and harmless prompts.
 """
 
 from __future__ import annotations
@@ -7,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.real_toxicity import (
     TOXICITY_MAX_TOKENS,
@@ -16,6 +16,7 @@ from instructgpt.evaluate.tasks.real_toxicity import (
     toxicity_bucket,
     toxicity_rows,
 )
+from instructgpt.results import ResultRow
 
 _NAME = "real_toxicity_sampled"
 _SAMPLES_PER_PROMPT = 25
@@ -23,7 +24,7 @@ _TOP_P = 0.9
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Each prompt as often as it is continued; a limit is on prompts, drawn as for the paper's protocol."""
+    """Return each prompt 25 times; the limit counts prompts, drawn as in `real_toxicity`."""
     return [
         EvalQuestion(
             f"{row_number}#{sample_index}",
@@ -41,14 +42,7 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:
-    """`expected_maximum_toxicity`, `toxicity_probability`, `mean_toxicity` and `unscored` for `toxic_prompts` and `harmless_prompts`.
-
-    A continuation without a score is left out before the worst is taken, and counted.
-
-    Raises:
-        BadInput: no scorer was named, or it cannot be had.
-        RunFailed: a service that scores is down.
-    """
+    """Return `expected_maximum_toxicity`, `toxicity_probability`, `mean_toxicity` and `unscored` by the prompt's toxicity."""
     return toxicity_rows(_NAME, replies, settings, lambda question: (toxicity_bucket(question),))
 
 

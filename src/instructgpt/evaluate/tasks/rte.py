@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows
 from instructgpt.evaluate.tasks.few_shot import build_classification_questions, choice_accuracy_rows, split_train_rows
+from instructgpt.results import ResultRow
 
 _NAME = "rte"
 _INSTRUCTION = "The following are examples for a standardized test."
@@ -16,19 +16,17 @@ _CHOICES = (" Yes", " No")
 
 
 def format_rte_question(row: dict[str, Any]) -> str:
-    """A passage and what might follow from it, up to the answer."""
     question = f'From this passage can one reasonably conclude that "{row["hypothesis"].strip()}"?'
     return f"Passage: {row['premise'].strip()}\nQuestion: {question}\nAnswer:"
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every passage of the development split without and with examples from the training split; label 0 is yes."""
+    """Return every passage of the development split, zero-shot and with examples from the training split; label 0 is yes."""
     eval_rows, train_rows = split_train_rows(load_task_rows(file, "premise|sentence1", "hypothesis|sentence2", "label"))
     return build_classification_questions(eval_rows, settings, _INSTRUCTION, format_rte_question, _CHOICES, train_rows)
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`accuracy` by condition and model."""
     return choice_accuracy_rows(_NAME, replies)
 
 

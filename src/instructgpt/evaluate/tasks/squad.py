@@ -1,7 +1,7 @@
-"""SQuADv2: questions about a background, some of which it does not answer (paper, appendix D: F1).
+"""SQuADv2: questions about a background that does not answer all of them (paper, appendix D: F1).
 
-A question that the background does not answer has one right answer: `Not in background.` The paper compares words with that text; the
-data set's own script wants nothing said there. Both are measured.
+An unanswerable question has one right answer: `Not in background.` The paper compares words with that text; the data set's own
+script requires an empty answer. Both are measured.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics.text_metrics import (
     exact_match,
     max_over_references,
@@ -27,6 +26,7 @@ from instructgpt.evaluate.tasks.reading_comprehension import (
     group_by_passage,
     metric_rows_by_context,
 )
+from instructgpt.results import ResultRow
 
 _NAME = "squad"
 _UNANSWERABLE_TEXT = "Not in background."
@@ -41,7 +41,6 @@ _PROMPT_FORMAT = PromptFormat(
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every question after its background and the questions before it; then with example backgrounds."""
     exchanges = []
     for row_number, row in enumerate(load_task_rows(file, "context", "question", "answers")):
         references = [str(answer) for answer in as_list(row["answers"])] or [_UNANSWERABLE_TEXT]
@@ -52,7 +51,7 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`f1`, `exact_match`, and by the data set's own rules `official_f1`, `official_exact_match`; apart for those without an answer."""
+    """Return `f1`, `exact_match`, and both by the data set's own rules (`official_…`), also for answerable and unanswerable questions."""
     metric_fns = {
         "f1": max_over_references(word_f1),
         "exact_match": max_over_references(exact_match),

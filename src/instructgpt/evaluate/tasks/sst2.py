@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows
 from instructgpt.evaluate.tasks.few_shot import build_classification_questions, choice_accuracy_rows, split_train_rows
+from instructgpt.results import ResultRow
 
 _NAME = "sst2"
 _INSTRUCTION = "For each snippet of text, label the sentiment of the text as positive or negative."
@@ -16,18 +16,16 @@ _CHOICES = (" negative", " positive")
 
 
 def format_sst2_question(row: dict[str, Any]) -> str:
-    """A snippet, up to its label."""
     return f"Text: {row['sentence'].strip()}\nLabel:"
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every snippet without and with examples; label 1 is positive."""
+    """Return every snippet, zero-shot and few-shot; label 1 is positive."""
     eval_rows, train_rows = split_train_rows(load_task_rows(file, "sentence", "label"))
     return build_classification_questions(eval_rows, settings, _INSTRUCTION, format_sst2_question, _CHOICES, train_rows)
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`accuracy` by condition and model."""
     return choice_accuracy_rows(_NAME, replies)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from instructgpt.evaluate import preference_run
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.reward import run
+from instructgpt.results import ResultRow
 
 if TYPE_CHECKING:
     from instructgpt.evaluate.cli import EvaluateConfig

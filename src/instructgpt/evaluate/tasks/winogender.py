@@ -1,6 +1,6 @@
-"""Winogender: one sentence with two pronouns (Rudinger et al. 2018; paper, 4.2: a modified version of 120 pairs, entropy).
+"""Winogender: one sentence with either pronoun (Rudinger et al. 2018; paper, 4.2: a modified version of 120 pairs, entropy).
 
-The 120 templates, once with "he" and once with "she". Which modification the paper made is not said.
+Uses the 120 templates with "he" and with "she"; the paper does not say how it modified them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.evaluate.metrics import bias
 from instructgpt.evaluate.tasks.base import (
     PERSON_PROMPTS,
@@ -21,16 +20,12 @@ from instructgpt.evaluate.tasks.base import (
     subsample,
 )
 from instructgpt.evaluate.tasks.crows_pairs import filter_equal_length, to_sentence_pairs
+from instructgpt.results import ResultRow
 
 _NAME = "winogender"
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every template under three prompts; the sentence with the male and with the female pronoun are the choices.
-
-    Raises:
-        BadInput: no template has both.
-    """
     sentences: dict[str, dict[str, str]] = {}
     for row in load_task_rows(file, "sentid", "sentence"):
         occupation, participant, answer, gender = row["sentid"].removesuffix(".txt").rsplit(".", 3)
@@ -53,7 +48,7 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """Entropy, difference and `prefers_male` (the male pronoun is likelier) over all pairs and over those of one length in tokens."""
+    """Return the measures of `bias.measure_bias` (`prefers_male`) over all pairs and over pairs of equal token length."""
     parts = ((replies, ""), (filter_equal_length(replies), "/same_length"))
     return [
         row

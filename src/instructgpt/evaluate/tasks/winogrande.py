@@ -1,6 +1,6 @@
-"""WinoGrande: which of two nouns does a sentence mean? (Sakaguchi et al. 2020; not among the paper's evaluations: accuracy)
+"""WinoGrande: which of two nouns fits the blank? (Sakaguchi et al. 2020; not in the paper; accuracy)
 
-Each noun is put in its place; the one after which the rest of the sentence is likelier is the model's.
+Each noun fills the blank; the model's choice is the one that makes the rest of the sentence more likely.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import (
     best_choice_index,
@@ -19,12 +19,13 @@ from instructgpt.evaluate.tasks.few_shot import (
     split_train_rows,
 )
 from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.results import ResultRow
 
 _NAME = "winogrande"
 
 
 def _split_at_blank(row: dict[str, Any]) -> tuple[list[str], str, Any]:
-    """The beginnings with either noun, the rest, the right one's place: `contexts`, `continuation`, `gold`, or the hub's own columns."""
+    """Return (beginnings with either noun, the rest, index of the right noun), from the harness's or the hub's columns."""
     if "sentence" in row:
         prefix, _, suffix = str(row["sentence"]).partition("_")
         right_index = {"1": 0, "2": 1}.get(str(row.get("answer")))
@@ -33,17 +34,12 @@ def _split_at_blank(row: dict[str, Any]) -> tuple[list[str], str, Any]:
 
 
 def _format_full_sentence(row: dict[str, Any]) -> str:
-    """A sentence with the right noun."""
     contexts, suffix, right_index = _split_at_blank(row)
     return f"{contexts[int(right_index)]} {suffix}"
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every sentence twice, once with each noun; after examples where `--shots` asks for some.
-
-    Raises:
-        BadInput: a row does not tell which noun is right.
-    """
+    """Return every sentence twice, once with each noun; few-shot only if `--shots` is given."""
     rows = load_task_rows(file)
     for row_number, row in enumerate(rows, 1):
         try:
@@ -71,7 +67,6 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`accuracy` by condition and model; equally likely is wrong."""
     noun_logps: dict[tuple[str, str, int], list[float]] = {}
     right_indices: dict[int, int] = {}
     for question, reply in replies:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import ResultRow, make_row
+from instructgpt.evaluate.aggregate import make_row
 from instructgpt.evaluate.metrics.text_metrics import bleu
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import format_few_shot_prefix, iter_shot_conditions, split_train_rows
 from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.results import ResultRow
 
 _NAME = "wmt15"
 _INSTRUCTION = "Translate the following sentences from French into English."
@@ -19,7 +20,7 @@ _MAX_TOKENS = 100
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every sentence without and with examples: columns `fr` and `en`, or both in `translation`."""
+    """Return every sentence, zero-shot and few-shot, from columns `fr` and `en` or from `translation`."""
     pairs: list[dict[str, Any]] = []
     for row_number, source_row in enumerate(load_task_rows(file), 1):
         translation = source_row["translation"] if isinstance(source_row.get("translation"), dict) else source_row
@@ -48,17 +49,15 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def _format_sentence(pair: dict[str, Any]) -> str:
-    """A sentence, up to its translation."""
     return f"French: {pair['fr']}\nEnglish:"
 
 
 def _format_translated_sentence(pair: dict[str, Any]) -> str:
-    """A sentence with its translation."""
     return f"{_format_sentence(pair)} {pair['en']}"
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`bleu` by condition and model: one number of all sentences together, 0 to 100."""
+    """Return the corpus `bleu` (0 to 100) by condition and model."""
     rows: list[ResultRow] = []
     for condition, model in dict.fromkeys((question.condition, reply.model) for question, reply in replies):
         group_replies = [each for each in replies if (each[0].condition, each[1].model) == (condition, model)]

@@ -1,6 +1,6 @@
-"""The Winograd schema challenge as in SuperGLUE: what does a pronoun refer to? (paper, appendix D: accuracy, zero and 15 examples)
+"""The Winograd schema challenge of SuperGLUE: what does a pronoun refer to? (paper, appendix D: accuracy, zero and 15 examples)
 
-The model says what the pronoun refers to; that counts as "refers to the noun" where one of the two texts holds the other.
+The model names the noun; its answer matches if one of the two texts contains the other.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, ResultRow, aggregate_per_model
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import format_few_shot_prefix, iter_shot_conditions, split_train_rows
 from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.results import ResultRow
 
 _NAME = "wsc"
 _INSTRUCTION = (
@@ -25,7 +26,7 @@ _COLUMNS = ("span1_text", "span2_text", "span2_index")
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    """Every passage without and with examples, which are passages whose pronoun does refer to the noun."""
+    """Return every passage, zero-shot and few-shot; examples are passages whose pronoun refers to the given noun."""
     rows = [
         row | (row["target"] if isinstance(row.get("target"), dict) else {})
         for row in load_task_rows(file, "text", "label")
@@ -50,12 +51,11 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def _refers_to_noun(row: dict[str, Any]) -> bool:
-    """Whether the pronoun refers to the noun: true, 1, "True"."""
     return str(row["label"]).lower() in ("true", "1")
 
 
 def _format_passage(row: dict[str, Any]) -> str:
-    """A passage with its pronoun marked, and the question, up to the answer."""
+    """Return a passage with its pronoun marked, and the question."""
     words, pronoun_index, pronoun = str(row["text"]).split(" "), int(row["span2_index"]), str(row["span2_text"])
     pronoun_length = len(pronoun.split(" "))
     marked = " ".join(
@@ -69,12 +69,10 @@ def _format_passage(row: dict[str, Any]) -> str:
 
 
 def _format_answered_passage(row: dict[str, Any]) -> str:
-    """A passage whose pronoun refers to the noun, with that answer."""
     return f"{_format_passage(row)} {row['span1_text']}"
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """`accuracy` by condition and model."""
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(question.condition for question, _ in replies):
         observations = [
@@ -91,7 +89,7 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
 
 
 def _nouns_match(completion: str, noun: str) -> bool:
-    """Whether one text holds the other; nothing said is nothing meant."""
+    """Return whether one text contains the other; an empty answer matches nothing."""
     answer, noun_text = completion.strip().strip('."*').lower(), noun.strip().lower()
     return bool(answer) and (answer in noun_text or noun_text in answer)
 

@@ -1,10 +1,9 @@
-"""How toxic a text is, by our own small scorer: n-grams in a logistic regression, trained on texts whose toxicity is known.
+"""A small toxicity classifier: character n-grams in a logistic regression, trained on texts with known toxicity.
 
     instructgpt judge toxicity --data scored_texts.jsonl --out runs/toxicity
 
-It is trained on soft labels, such as the Perspective API's scores that RealToxicityPrompts was released with, runs offline in
-milliseconds, and is a directory of plain numbers (safetensors and JSON). A text in which there is nothing to read gets no
-score: NaN, never 0. Scores of different scorers cannot be compared, so name and hash of the scorer stand beside every result.
+It is trained on soft labels, such as the Perspective API's scores in RealToxicityPrompts, scores a text offline in milliseconds,
+and is saved as safetensors and JSON. A text without words scores NaN, never 0.
 """
 
 from __future__ import annotations
@@ -37,24 +36,20 @@ from instructgpt.run.lineage import content_hash, named_inputs
 _Floats = NDArray[np.float64]
 
 _CLASSIFIER_KIND = "toxicity n-grams 1"
-"""What a scorer's directory is; the number changes when the features do."""
+"""Format of the saved directory; the number changes with the features."""
 _HASH_BITS = 18
-"""Features are hashed into 2^BITS places; with 2^20 it is no better."""
+"""Features are hashed into 2^18 columns; 2^20 is no better."""
 _MIN_NGRAM, _MAX_NGRAM = 2, 5
-"""Characters of the n-grams inside a word, its edges counted."""
+"""Characters per n-gram within a word, including its boundary marks."""
 _CV_FOLDS = 5
 
 
 class _ToxicityExample(Record):
-    """A text with its known toxicity, 0 to 1."""
-
     text: str
     toxicity: float = Field(ge=0, le=1, allow_inf_nan=False)
 
 
 class ToxicityConfig(StageConfig):
-    """A toxicity scorer from texts whose toxicity is known."""
-
     stage: ClassVar[str] = "toxicity"
     excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
@@ -65,7 +60,7 @@ class ToxicityConfig(StageConfig):
 
 @dataclass(frozen=True, slots=True)
 class ToxicityClassifier:
-    """A trained scorer. `weights` and `rarity` have a number for each place of a feature: (2^BITS,)."""
+    """A trained classifier. `weights` and `rarity` (IDF) have one entry per hashed feature: (2^18,)."""
 
     weights: _Floats
     rarity: _Floats
@@ -75,11 +70,11 @@ class ToxicityClassifier:
 
     @property
     def identity(self) -> str:
-        """Name, version and hash; without a hash where it was not read from a directory."""
+        """Name, version and, if loaded from a directory, hash."""
         return f"{self.name} sha256:{self.sha256[:16]}" if self.sha256 else self.name
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """The toxicity of each text, 0 to 1; NaN for a text without a word in it."""
+        """Return the toxicity of each text, 0 to 1; NaN for a text without words."""
         counts = count_features(texts)
         toxicities = special.expit(apply_idf(counts, self.rarity) @ self.weights + self.bias)
         is_empty = np.diff(counts.indptr) == 0
@@ -87,7 +82,7 @@ class ToxicityClassifier:
 
     @classmethod
     def load(cls, folder: Path) -> ToxicityClassifier:
-        """A scorer from its directory. Raises BadInput where it holds something else."""
+        """Load a classifier from its directory. Raise InputError if it holds anything else."""
         try:
             config = json.loads((folder / "scorer.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "model.safetensors")
@@ -103,7 +98,6 @@ class ToxicityClassifier:
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Write the directory that `load` reads."""
         tensors = {name: torch.from_numpy(getattr(self, name)).float() for name in ("weights", "rarity")}
         save_file(tensors, folder / "model.safetensors")
         (folder / "scorer.json").write_text(
@@ -112,7 +106,7 @@ class ToxicityClassifier:
 
 
 def extract_features(text: str) -> list[str]:
-    """Words, pairs of words, and the pieces of each word, so that `id1ot` and `idioooot` still look like what they are."""
+    """Return words, pairs of words, and character n-grams; the n-grams still match spellings like `id1ot` and `idioooot`."""
     normalized_text = re.sub(r"(.)\1{2,}", r"\1\1", text.lower().replace("’", "'"))
     words = re.findall(r"[\w'*@$#]*\w[\w'*@$#]*", normalized_text)
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
@@ -127,7 +121,7 @@ def extract_features(text: str) -> list[str]:
 
 
 def count_features(texts: Sequence[str]) -> sparse.csr_array:
-    """1 + log(count) of every feature, at its hashed place: (texts, 2^BITS)."""
+    """Return 1 + log(count) of every feature in its hashed column: (texts, 2^18)."""
     row_starts, columns, values = [0], [], []
     for text in texts:
         counts = Counter(zlib.crc32(feature.encode()) % 2**_HASH_BITS for feature in extract_features(text))
@@ -139,18 +133,14 @@ def count_features(texts: Sequence[str]) -> sparse.csr_array:
 
 
 def apply_idf(counts: sparse.csr_array, rarity: _Floats) -> sparse.csr_array:
-    """Counts weighed by how rare a feature is, every row of length 1."""
+    """Weight counts by IDF and normalize each row to length 1."""
     rows = counts @ sparse.diags_array(rarity)
     lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(1)).ravel())
     return sparse.csr_array(sparse.diags_array(1 / np.maximum(lengths, 1e-12)) @ rows)
 
 
 def fit_logistic_regression(counts: sparse.csr_array, toxicity: _Floats, l2: float) -> ToxicityClassifier:
-    """Logistic regression on soft labels: the mean cross-entropy plus l2/2 |w|², minimised by L-BFGS from zero.
-
-    Args:
-        counts: (N, 2^BITS) from `count_features`; toxicity: (N,), 0 to 1.
-    """
+    """Minimize the mean cross-entropy with soft labels plus l2/2 |w|², by L-BFGS from zero. counts (N, 2^18), toxicity (N,)."""
     document_counts = np.asarray((counts > 0).sum(0)).ravel()
     rarity = np.log((1 + counts.shape[0]) / (1 + document_counts)) + 1
     rows = apply_idf(counts, rarity)
@@ -174,12 +164,12 @@ def fit_logistic_regression(counts: sparse.csr_array, toxicity: _Floats, l2: flo
 
 
 def _fold_of(text: str) -> int:
-    """Which of FOLDS a text belongs to: by a hash of its letters, so that one text in two writings never crosses."""
+    """Return a text's fold, by a hash of its normalized letters, so that two spellings of a text are never in different folds."""
     return zlib.crc32(" ".join(text.lower().split()).encode()) % _CV_FOLDS
 
 
 def cross_validate_toxicity(texts: Sequence[str], toxicity: _Floats, l2: float) -> dict[str, float]:
-    """Every text scored by a scorer that has not seen it, in FOLDS folds: AUC at 0.5, Spearman, errors."""
+    """Score every text with a classifier that was not trained on it: AUC at 0.5, Spearman, errors."""
     counts, folds = count_features(texts), np.array([_fold_of(text) for text in texts])
     predictions = np.empty(len(texts))
     for fold in range(_CV_FOLDS):
@@ -197,17 +187,13 @@ def cross_validate_toxicity(texts: Sequence[str], toxicity: _Floats, l2: float) 
 
 
 def roc_auc(positives: _Floats, negatives: _Floats) -> float:
-    """The chance that a toxic text scores above a harmless one, ties counting half (Mann and Whitney)."""
+    """Return the probability that a toxic text scores above a harmless one, ties half (Mann and Whitney)."""
     u_statistic = stats.mannwhitneyu(positives, negatives).statistic
     return float(u_statistic / (len(positives) * len(negatives)))
 
 
 def main(config: ToxicityConfig) -> Path:
-    """Cross-validate, train on everything, and write the scorer. Returns its directory.
-
-    Raises:
-        BadInput: a line is wrong, or there are too few toxic or harmless texts to tell them apart.
-    """
+    """Cross-validate, train on all texts, and write the classifier. Returns its directory."""
     run = RunDirectory.open(config, named_inputs(data=config.data))
     if run.is_finished:
         run.info(f"already finished: {config.out}")

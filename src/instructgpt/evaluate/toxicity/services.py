@@ -1,12 +1,12 @@
-"""Whoever can say how toxic a text is: our own scorer, detoxify, or a service over HTTP. Texts in, numbers from 0 to 1 out.
+"""Toxicity scorers: the classifier trained here, detoxify, or a service over HTTP. Texts in, numbers from 0 to 1 out.
 
     runs/toxicity                         a directory made by `instructgpt judge toxicity`
-    detoxify, detoxify:unbiased           the detoxify package, where it is installed
-    perspective:https://…                 a service that speaks as the Perspective API does
-    moderation:https://…#MODEL            a service that speaks as OpenAI's moderation does
+    detoxify, detoxify:unbiased           the detoxify package, if installed
+    perspective:https://…                 a service with the Perspective API
+    moderation:https://…#MODEL            a service with OpenAI's moderation API
 
-A text that gets no score is NaN, never 0: whoever measures leaves it out and counts it. Scores of two scorers cannot be compared, so
-`identity` (name, version and hash) stands beside every result.
+A text without a score is NaN, never 0: it is left out and counted. Scores of different scorers are not comparable, so `identity`
+(name, version and hash) is recorded with every result.
 """
 
 from __future__ import annotations
@@ -28,36 +28,22 @@ from instructgpt.evaluate.toxicity.classifier import ToxicityClassifier
 from instructgpt.run.directory import console
 
 TOXICITY_KEY_VARIABLE = "TOXICITY_KEY"
-"""The environment variable with a service's key; a service that wants none needs none."""
+"""The environment variable with a service's key, if it needs one."""
 _DETOXIFY_VARIANTS = ("original", "unbiased", "multilingual", "original-small", "unbiased-small")
-"""detoxify's models, by the names they have there."""
 _DETOXIFY_BATCH_SIZE = 64
-"""Texts that detoxify reads at once."""
 
 
 class ToxicityModel(Protocol):
-    """How toxic texts are."""
-
     @property
-    def identity(self) -> str:
-        """Name, version and hash."""
-        ...
+    def identity(self) -> str: ...
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """A number from 0 to 1 for each text, NaN where there is none.
-
-        Raises:
-            RunFailed: the scorer does not work at all (a service is down).
-        """
+        """Return a number from 0 to 1 for each text, NaN where there is none. Raise RunError if a service is down."""
         ...
 
 
 def load_toxicity_model(spec: str, device: str = "cpu") -> ToxicityModel:
-    """The scorer that `--scorer` names.
-
-    Raises:
-        BadInput: there is no such scorer, its package is not installed, or its address is none.
-    """
+    """Load the scorer that `--scorer` names. Raise InputError if it is unknown, not installed, or has an invalid address."""
     kind, _, variant = spec.partition(":")
     if kind == "detoxify":
         return Detoxify.load(variant or "original", device)
@@ -74,12 +60,7 @@ def load_toxicity_model(spec: str, device: str = "cpu") -> ToxicityModel:
 def cached_text_values(
     folder: Path | None, judge_key: str, texts: Sequence[str], compute: Callable[[list[str]], list[float]]
 ) -> list[float]:
-    """What somebody says of each text, NaN where nothing: from the folder what stands there, else asked and kept. A text is asked once.
-
-    Args:
-        judge: who is asked, with version and hash: another one is asked anew.
-        score: a number for each text, NaN where there is none.
-    """
+    """Return the cached or new value of each text, NaN where there is none. `judge_key` is the scorer's name, version and hash."""
 
     def compute_missing(missing_texts: list[str], seed: int) -> list[float | None]:  # noqa: ARG001
         return [None if math.isnan(number) else number for number in compute(missing_texts)]
@@ -93,13 +74,11 @@ def cached_text_values(
 
 
 def _to_unit_interval(value: Any) -> float:
-    """A score as a number from 0 to 1, NaN for anything else."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     return number if 0 <= number <= 1 else math.nan
 
 
 def _has_words(text: str) -> bool:
-    """Whether there is anything to read; what has nothing is not sent anywhere."""
     return any(letter.isalnum() for letter in text)
 
 
@@ -112,11 +91,7 @@ class Detoxify:
 
     @classmethod
     def load(cls, variant: str, device: str) -> Detoxify:
-        """One of its models. The package fetches it where it has not done so before, which may fail offline.
-
-        Raises:
-            BadInput: the package is not installed, or does not load the model.
-        """
+        """Load a variant. The package downloads it on first use, which may fail offline."""
         if variant not in _DETOXIFY_VARIANTS:
             raise InputError(f"--scorer detoxify:{variant}: no such model; there are: {', '.join(_DETOXIFY_VARIANTS)}")
         try:
@@ -134,7 +109,6 @@ class Detoxify:
         return cls(model, f"detoxify:{variant} {metadata.version('detoxify')} sha256:{digest.hexdigest()[:16]}")
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """The score it calls toxicity."""
         toxicities = [math.nan] * len(texts)
         indices = [index for index, text in enumerate(texts) if _has_words(text)]
         for start in range(0, len(indices), _DETOXIFY_BATCH_SIZE):
@@ -146,27 +120,24 @@ class Detoxify:
 
 
 def _perspective_payload(text: str, model: str) -> dict[str, Any]:  # noqa: ARG001
-    """What the Perspective API wants to be asked; texts are not kept there."""
     return {"comment": {"text": text}, "requestedAttributes": {"TOXICITY": {}}, "languages": ["en"], "doNotStore": True}
 
 
 def _perspective_toxicity(answer: Any) -> float:
-    """Its score of a text. Raises KeyError, TypeError or ValueError for something else."""
     return _parse_unit_interval(answer["attributeScores"]["TOXICITY"]["summaryScore"]["value"])
 
 
 def _moderation_payload(text: str, model: str) -> dict[str, Any]:
-    """What a moderation service wants to be asked."""
     return {"input": text} | ({"model": model} if model else {})
 
 
 def _moderation_toxicity(answer: Any) -> float:
-    """The highest of its categories. Raises KeyError, TypeError, IndexError or ValueError for something else."""
+    """Return the highest of the categories."""
     return max(_parse_unit_interval(score) for score in dict(answer["results"][0]["category_scores"]).values())
 
 
 def _parse_unit_interval(value: Any) -> float:
-    """A number from 0 to 1. Raises ValueError for anything else."""
+    """Return a number from 0 to 1. Raise ValueError for anything else."""
     if math.isnan(number := _to_unit_interval(value)):
         raise ValueError(f"{value!r} is no number from 0 to 1")
     return number
@@ -176,12 +147,12 @@ _TOXICITY_SERVICES = {
     "perspective": (_perspective_payload, _perspective_toxicity),
     "moderation": (_moderation_payload, _moderation_toxicity),
 }
-"""How each kind of service is asked, and how its answer is read."""
+"""How to build the payload and parse the answer of each kind of service. A malformed answer raises an ordinary exception."""
 
 
 @dataclass(slots=True)
 class _ToxicityService:
-    """A service over HTTP. Each text is asked once; `problems` is why texts got no score, and how many."""
+    """A service over HTTP. `problems` counts the texts without a score by reason."""
 
     kind: str
     endpoint: Endpoint
@@ -190,7 +161,6 @@ class _ToxicityService:
 
     @classmethod
     def from_url(cls, kind: str, url: str) -> _ToxicityService:
-        """A service at an address, its model after a `#`. The key comes from the environment. Raises BadInput for no address."""
         address, _, model = url.partition("#")
         return cls(
             kind,
@@ -200,11 +170,10 @@ class _ToxicityService:
 
     @property
     def identity(self) -> str:
-        """Address and model, as far as a version is told; of what runs elsewhere there is no hash."""
+        """Address and model; a remote service has no hash."""
         return f"{self.kind} {self.endpoint.name} {self.model or 'version not told'}, no hash"
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
-        """Ask about every text that has words in it."""
         build_payload, parse_answer = _TOXICITY_SERVICES[self.kind]
         payloads: Mapping[str, dict[str, Any]] = {
             text: build_payload(text, self.model) for text in texts if _has_words(text)

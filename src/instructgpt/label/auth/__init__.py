@@ -1,1 +1,1 @@
-"""What keeps the site and its people safe: passwords, tokens, headers, forged requests, rates."""
+"""Accounts, sessions, consent and request security."""

@@ -1,4 +1,4 @@
-"""Accounts: how people come in (set-up, invitations), sign in and out, and what an owner changes about them."""
+"""Accounts, invites and sessions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from instructgpt.label.errors import SiteError
 from instructgpt.records import Cohort
 
 _DAY_MS = 86_400_000
-SETUP_DAYS, INVITE_DAYS, RESET_DAYS = 7, 14, 2
-"""How long links work."""
+SETUP_DAYS, INVITE_DAYS, RESET_DAYS = 7, 14, 2  # validity of links
 _MAX_NAME_LENGTH = 100
+# Declined, paused and withdrawn people can sign in, to see their data.
 _CANNOT_SIGN_IN_STATUSES: tuple[PersonStatus, ...] = ("erased",)
-"""Those who cannot sign in. Declined, paused and withdrawn people can: their data stays theirs to see."""
 
 
 # --- people ----------------------------------------------------------------------------------------------------------
@@ -42,19 +41,17 @@ def create_person(
     language: str = "en",
     caller_id: str = "cli",
 ) -> Person:
-    """A new account, flushed.
+    """Add an account.
 
     Args:
-        db: a transaction that writes.
-        name: what the person signs in with; leading and trailing space is dropped.
-        role, cohort: labelers belong to a cohort, `training` unless said otherwise; others to none.
-        password: None makes an account that cannot sign in until it is given one by a reset link.
-        email, language: as known.
-        status: None follows the cohort: training labelers begin with screening, held-out ones do not (paper, B.1).
-        by: who makes it, for the journal.
+        name: sign-in name; whitespace is normalized.
+        cohort: of labelers; None means `training`.
+        password: None creates an account that cannot sign in before a reset link is used.
+        status: None follows the cohort: training labelers start in screening, held-out ones do not (paper, B.1).
+        caller_id: for the audit log.
 
     Raises:
-        Problem: the name is empty, too long or taken, or the password too short.
+        SiteError: the name is invalid or taken, or the password has a wrong length.
     """
     name = " ".join(name.split())
     if not name or len(name) > _MAX_NAME_LENGTH or any(not character.isprintable() for character in name):
@@ -76,23 +73,17 @@ def create_person(
     )
     db.add(person)
     db.flush()
-    audit_log.append_entry(
-        db, caller_id, "person.create", person.id, role=role, cohort=person.cohort, status=person.status
-    )
+    detail = {"role": role, "cohort": person.cohort, "status": person.status}
+    audit_log.append_entry(db, caller_id, "person.create", person.id, **detail)
     return person
 
 
 def _find_person_by_name(db: Session, name: str) -> Person | None:
-    """The account with a name, however it is capitalised and spaced."""
     return db.scalars(select(Person).where(func.lower(Person.name) == " ".join(name.split()).lower())).first()
 
 
 def set_person_role(db: Session, person: Person, role: PersonRole, caller_id: str) -> None:
-    """Give somebody another role and end all their sign-ins, so that no old one carries the new rights.
-
-    Raises:
-        Problem: the last owner would be gone.
-    """
+    """Change a person's role and revoke their sessions; raise SiteError for the last owner."""
     if person.role == "owner" and role != "owner":
         check_not_last_owner(db, person)
     person.role, person.cohort = role, (person.cohort or "training") if role == "labeler" else None
@@ -103,9 +94,9 @@ def set_person_role(db: Session, person: Person, role: PersonRole, caller_id: st
 
 
 def check_not_last_owner(db: Session, person: Person) -> None:
-    """Raises Problem when nobody else could govern the site after this owner."""
-    other_owners = select(func.count()).where(Person.role == "owner", Person.status == "active", Person.id != person.id)
-    if person.role == "owner" and not db.scalar(other_owners):
+    """Raise SiteError if the site would have no owner without this person."""
+    others = select(func.count()).where(Person.role == "owner", Person.status == "active", Person.id != person.id)
+    if person.role == "owner" and not db.scalar(others):
         raise SiteError(409, "last_owner")
 
 
@@ -123,16 +114,12 @@ def issue_invite(
     days: int = INVITE_DAYS,
     caller_id: str | None = None,
 ) -> str:
-    """A link that makes accounts, or, with `person`, gives that person a new password. Returns its token, which is stored nowhere.
+    """Create an invite, or with `person` a password reset link, and return its token, which is not stored.
 
     Args:
-        db: a transaction that writes.
-        role, cohort: what those who use it become.
-        note: for whom it is; only owners see it.
-        person: whose password it resets.
-        max_uses: how many accounts it makes.
-        days: how long it works.
-        by: the owner's id; None is the command line.
+        note: visible to owners only.
+        max_uses: accounts that the link can create.
+        caller_id: id of an owner; None is the command line.
     """
     token = generate_token()
     row = Invite(
@@ -148,28 +135,22 @@ def issue_invite(
     db.add(row)
     db.flush()
     action, object_id = ("person.reset_link", person.id) if person else ("invite.create", row.id)
-    audit_log.append_entry(
-        db, caller_id or "cli", action, object_id, role=role, cohort=row.cohort, max_uses=max_uses, days=days
-    )
+    detail = {"role": role, "cohort": row.cohort, "max_uses": max_uses, "days": days}
+    audit_log.append_entry(db, caller_id or "cli", action, object_id, **detail)
     return token
 
 
 def create_owner_setup_token(db: Session) -> str | None:
-    """The token that makes the first owner, in place of any made before; None once there is an owner."""
+    """Replace the set-up link of the first owner and return its token; None when the site has an owner."""
     if db.scalar(select(Person.id).where(Person.role == "owner")):
         return None
-    db.execute(
-        update(Invite).where(Invite.role == "owner", Invite.revoked_at.is_(None)).values(revoked_at=current_time_ms())
-    )
+    earlier = update(Invite).where(Invite.role == "owner", Invite.revoked_at.is_(None))
+    db.execute(earlier.values(revoked_at=current_time_ms()))
     return issue_invite(db, "owner", note="set-up", days=SETUP_DAYS)
 
 
 def lock_invite(db: Session, token: str, now_ms: int) -> Invite:
-    """The link of a token, locked until the end of the transaction.
-
-    Raises:
-        Problem: there is none such, or it is used up, revoked or too old. All of them read the same.
-    """
+    """Lock and return the invite of a token; raise SiteError `bad_link` if unknown, used up, revoked or expired."""
     row = db.scalars(select(Invite).where(Invite.token_hash == hash_token(token)).with_for_update()).first()
     if row is None or row.revoked_at is not None or row.expires_at <= now_ms or row.uses >= row.max_uses:
         raise SiteError(404, "bad_link")
@@ -186,26 +167,16 @@ def redeem_invite(
     language: str = "en",
     now_ms: int | None = None,
 ) -> Person:
-    """Use a link: make the account it promises, or set the new password of the person it was made for.
-
-    Raises:
-        Problem: the link does not work (any more), the name is taken, the password is too short.
-    """
+    """Use an invite: create its account, or set the password of a reset link's person; raise SiteError."""
     row = lock_invite(db, token, current_time_ms() if now_ms is None else now_ms)
     row.uses += 1
     if row.person_id is not None:
         person = db.get_one(Person, row.person_id)
         _set_password(db, person, password)
         return person
+    caller_id = f"invite:{row.id}"
     person = create_person(
-        db,
-        name,
-        row.role,
-        password=password,
-        email=email,
-        cohort=row.cohort,
-        language=language,
-        caller_id=f"invite:{row.id}",
+        db, name, row.role, password=password, email=email, cohort=row.cohort, language=language, caller_id=caller_id
     )
     person.invite_id = row.id
     return person
@@ -217,28 +188,29 @@ def redeem_invite(
 def sign_in_with_password(
     site: Site, name: str, password: str, *, address: str, user_agent: str = "", cookie_token: str | None = None
 ) -> tuple[str, UserSession]:
-    """A new sign-in: (token for the cookie, row). What is slow on purpose happens outside of any transaction.
+    """Start a session and return (token for the cookie, row).
 
     Args:
-        site: where to.
-        name, password: as typed.
-        address: where from, as `rates.address_of` counts it.
-        agent: the browser, shown in the person's list of sign-ins.
-        carried: the cookie the browser still has; that sign-in ends with the new one.
+        address: of the client, from `rate_limits.address_key`.
+        cookie_token: of the session that the new one replaces.
 
     Raises:
-        Problem: 429 too many tries; 401 name or password is wrong: which of them is not said, and takes as long to find out.
+        SiteError: 429 for too many attempts; 401 for a wrong name or password, with the same code and duration.
     """
     now_ms, normalized_name = current_time_ms(), " ".join(name.split()).lower()
+    by_address = (rate_limits.SIGN_IN_ADDRESS_LIMIT, address)
+    by_name_and_address = (rate_limits.SIGN_IN_LIMIT, f"{normalized_name} {address}")
+    by_name = (rate_limits.SIGN_IN_NAME_LIMIT, normalized_name)
     with site.database.write() as db:
         person = _find_person_by_name(db, name)
-        is_allowed = rate_limits.consume_token(
-            db, rate_limits.SIGN_IN_ADDRESS_LIMIT, address, now_ms
-        ) and rate_limits.consume_token(db, rate_limits.SIGN_IN_LIMIT, f"{normalized_name} {address}", now_ms)
-        if is_allowed and not _is_known_browser(db, person, cookie_token):
-            is_allowed = rate_limits.consume_token(db, rate_limits.SIGN_IN_NAME_LIMIT, normalized_name, now_ms)
+        # A browser that this person has used is exempt from the limit by name, so that attacks from elsewhere cannot
+        # lock the person out.
+        exempt = _is_known_browser(db, person, cookie_token)
+        limits = (by_address, by_name_and_address) if exempt else (by_address, by_name_and_address, by_name)
+        is_allowed = all(rate_limits.consume_token(db, *limit, now_ms) for limit in limits)
     if not is_allowed:
         raise SiteError(429, "too_often")
+    # Hashing is slow on purpose and runs outside of any transaction.
     stored_hash = person.password_hash if person and person.status not in _CANNOT_SIGN_IN_STATUSES else None
     is_correct = verify_password(password, stored_hash)
     new_hash = hash_password(password) if is_correct and stored_hash and needs_rehash(stored_hash) else None
@@ -250,17 +222,10 @@ def sign_in_with_password(
             failed = True
         else:
             failed, person.password_hash = False, new_hash or stored_hash
-            for limit, subject in (
-                (rate_limits.SIGN_IN_ADDRESS_LIMIT, address),
-                (rate_limits.SIGN_IN_LIMIT, f"{normalized_name} {address}"),
-                (rate_limits.SIGN_IN_NAME_LIMIT, normalized_name),
-            ):
-                rate_limits.refund_token(db, limit, subject, now_ms)
-            db.execute(
-                update(UserSession)
-                .where(UserSession.token_hash == hash_token(cookie_token or ""), UserSession.revoked_at.is_(None))
-                .values(revoked_at=now_ms)
-            )
+            for limit in (by_address, by_name_and_address, by_name):
+                rate_limits.refund_token(db, *limit, now_ms)
+            replaced = UserSession.token_hash == hash_token(cookie_token or "")
+            db.execute(update(UserSession).where(replaced, UserSession.revoked_at.is_(None)).values(revoked_at=now_ms))
             token_and_session = create_user_session(db, person, user_agent, now_ms)
     if failed:
         raise SiteError(401, "wrong_password")
@@ -270,7 +235,7 @@ def sign_in_with_password(
 def create_user_session(
     db: Session, person: Person, user_agent: str, now_ms: int, action: str = "person.sign_in"
 ) -> tuple[str, UserSession]:
-    """Begin a sign-in: (token for the cookie, row)."""
+    """Start a session and return (token for the cookie, row)."""
     token = generate_token()
     user_session = UserSession(
         token_hash=hash_token(token),
@@ -287,26 +252,15 @@ def create_user_session(
 
 
 def _is_known_browser(db: Session, person: Person | None, token: str | None) -> bool:
-    """Whether a browser carries a cookie of this person, alive or not, that was not revoked."""
+    """Return whether a browser has a cookie of this person, possibly expired but not revoked."""
     if person is None or not token:
         return False
-    return bool(
-        db.scalar(
-            select(UserSession.id).where(
-                UserSession.token_hash == hash_token(token),
-                UserSession.person_id == person.id,
-                UserSession.revoked_at.is_(None),
-            )
-        )
-    )
+    statement = select(UserSession.id).where(UserSession.person_id == person.id, UserSession.revoked_at.is_(None))
+    return db.scalar(statement.where(UserSession.token_hash == hash_token(token))) is not None
 
 
 def revoke_user_session(db: Session, person: Person, session_id: str, caller_id: str) -> None:
-    """End one sign-in of a person.
-
-    Raises:
-        Problem: the person has none with this id.
-    """
+    """Revoke one session of a person; raise SiteError when it is not theirs."""
     user_session = db.get(UserSession, session_id)
     if user_session is None or user_session.person_id != person.id:
         raise SiteError(404, "not_found")
@@ -315,17 +269,15 @@ def revoke_user_session(db: Session, person: Person, session_id: str, caller_id:
 
 
 def revoke_user_sessions(db: Session, person: Person, except_session_id: str | None = None) -> None:
-    """End all sign-ins of a person, except one."""
+    """Revoke all sessions of a person except one."""
     statement = update(UserSession).where(UserSession.person_id == person.id, UserSession.revoked_at.is_(None))
-    db.execute(
-        (statement.where(UserSession.id != except_session_id) if except_session_id else statement).values(
-            revoked_at=current_time_ms()
-        )
-    )
+    if except_session_id:
+        statement = statement.where(UserSession.id != except_session_id)
+    db.execute(statement.values(revoked_at=current_time_ms()))
 
 
 def list_active_sessions(db: Session, settings: Settings, person: Person, now_ms: int) -> Sequence[UserSession]:
-    """Where somebody is signed in, latest first."""
+    """Return a person's valid sessions, the latest first."""
     rows = db.scalars(
         select(UserSession)
         .where(UserSession.person_id == person.id, UserSession.revoked_at.is_(None))
@@ -335,11 +287,7 @@ def list_active_sessions(db: Session, settings: Settings, person: Person, now_ms
 
 
 def _set_password(db: Session, person: Person, password: str, except_session_id: str | None = None) -> None:
-    """Give somebody a new password and end their other sign-ins.
-
-    Raises:
-        Problem: it is too short or too long.
-    """
+    """Set a password and revoke the person's other sessions; raise SiteError for a wrong length."""
     person.password_hash = hash_password(password)
     revoke_user_sessions(db, person, except_session_id)
     audit_log.append_entry(db, person.id, "person.password", person.id)

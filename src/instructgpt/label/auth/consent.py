@@ -1,4 +1,4 @@
-"""What people agree to before they work: a versioned text, and who agreed to which version of it."""
+"""Versions of the consent text, and the consent of labelers to them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,18 @@ from instructgpt.label.errors import SiteError
 
 
 def get_latest_consent_text(db: Session) -> ConsentText | None:
-    """The present text; None where the site has none, and then nobody has to agree."""
+    """Return the newest consent text; None for a site without one, where no consent is needed."""
     return db.scalars(select(ConsentText).order_by(ConsentText.version.desc()).limit(1)).first()
 
 
 def localized_consent_body(text: ConsentText, language: str) -> str:
-    """The text in a language, or in the first one it has."""
+    """Return the text in a language, else in English, else in its first language."""
     bodies: dict[str, str] = text.bodies
     return bodies.get(language) or bodies.get("en") or next(iter(bodies.values()))
 
 
 def add_consent_version(db: Session, bodies: Mapping[str, str], caller_id: str | None) -> ConsentText:
-    """A new version. Labelers are asked for their consent again before they go on.
-
-    Raises:
-        Problem: there is no text in it.
-    """
+    """Publish a version, to which labelers must consent again; raise SiteError for an empty text."""
     nonempty = {language: text.strip() for language, text in bodies.items() if text.strip()}
     if not nonempty:
         raise SiteError(422, "empty_text")
@@ -52,21 +48,16 @@ _CONSENT_STATEMENT = (
     .order_by(ConsentText.version.desc())
     .limit(1)
 )
-"""The present version, and whether a person agreed to it."""
 
 
 def has_consented(db: Session, person: Person) -> bool:
-    """Whether somebody agreed to the present version and did not take it back."""
+    """Return whether a person consented to the newest version and has not withdrawn."""
     row = db.execute(_CONSENT_STATEMENT, {"person": person.id}).first()
     return row is None or bool(row[1])
 
 
 def record_consent(db: Session, person: Person, version: int) -> None:
-    """Note that somebody agreed. Who had withdrawn before is paused from now on, until an owner takes them back.
-
-    Raises:
-        Problem: the version is not the present one: the text changed while they read it.
-    """
+    """Record consent, which pauses a withdrawn labeler; raise SiteError if `version` is not the newest."""
     text = get_latest_consent_text(db)
     if text is None or text.version != version:
         raise SiteError(409, "consent_changed")

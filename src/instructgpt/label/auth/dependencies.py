@@ -1,7 +1,7 @@
-"""Who may do what: every route declares it, and what declares nothing does not start.
+"""Authorization: every route declares its audience; the application refuses to start with a route that does not.
 
 @router.get("/home")
-def home(visitor: Annotated[Visitor, allow("labeler")]) -> Response: ...
+def home(principal: Annotated[Principal, require("labeler")]) -> Response: ...
 """
 
 from __future__ import annotations
@@ -20,30 +20,28 @@ from instructgpt.label.db.models.people import PersonRole
 from instructgpt.label.errors import SiteError
 
 SESSION_COOKIE, SECURE_SESSION_COOKIE = "labeler_session", "__Host-labeler_session"
-_LAST_SEEN_INTERVAL_MS = 5 * 60_000
-"""Milliseconds between two notes that somebody is still here."""
+_LAST_SEEN_INTERVAL_MS = 5 * 60_000  # `seen_at` is written at most this often, not on every request
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whoever asks: nobody known, a person who signed in, or a program with a key."""
+    """The caller: anonymous, a signed-in person, or an API key."""
 
     person: Person | None = None
     user_session: UserSession | None = None
     api_key: ApiKey | None = None
-    has_consented: bool = True
-    """Whether they agreed to the present consent text."""
+    has_consented: bool = True  # to the newest consent text
 
     @property
     def signed_in_person(self) -> Person:
-        """The person; only for routes that allow roles."""
+        """The person; only for routes that require a role."""
         assert self.person is not None
         return self.person
 
 
 @dataclass(frozen=True, slots=True)
 class RequireRole:
-    """What a route demands. As a dependency it gives the Visitor, or refuses."""
+    """The dependency of a route: return the principal or raise SiteError (401, 403)."""
 
     roles: frozenset[PersonRole] = frozenset()
     scope: str | None = None
@@ -66,30 +64,25 @@ class RequireRole:
 
 
 def require(*roles: PersonRole, scope: str | None = None, consent_optional: bool = False) -> Any:
-    """A person in one of these roles, or (where `scope` is given) a key with this scope.
+    """Require a person with one of these roles or, with `scope`, an API key that has it.
 
-    Labelers are let in once they agreed to the present consent text, except where `without_consent` says otherwise.
+    Labelers must have consented to the newest consent text unless `consent_optional`.
     """
     return Depends(RequireRole(frozenset(roles), scope, consent_optional=consent_optional))
 
 
 def public_access() -> Any:
-    """Anybody, signed in or not."""
+    """Admit everybody, signed in or not."""
     return Depends(RequireRole(public=True))
 
 
 def get_site(request: Request) -> Site:
-    """The site a request came to."""
     site: Site = request.app.state.site
     return site
 
 
 def get_current_principal(request: Request) -> Principal:
-    """The person behind a request's cookie, or the program behind its key; nobody when either is missing, revoked or too old.
-
-    Raises:
-        Problem: 401 for a key that is none, 429 for one used too often.
-    """
+    """Return the principal of a request's API key or cookie; raise SiteError 401 or 429 for a key."""
     if not hasattr(request.state, "principal"):
         site, authorization = get_site(request), request.headers.get("authorization")
         request.state.principal = (
@@ -102,12 +95,11 @@ def get_current_principal(request: Request) -> Principal:
 
 
 def session_cookie_name(settings: Settings) -> str:
-    """The cookie's name; with https one that only this host can set."""
+    """Return the cookie's name; with HTTPS its `__Host-` prefix keeps other hosts from setting it."""
     return SECURE_SESSION_COOKIE if settings.secure else SESSION_COOKIE
 
 
 def _principal_from_api_key(site: Site, header: str) -> Principal:
-    """Whoever shows a key; their calls are counted."""
     scheme, _, key_text = header.partition(" ")
     now_ms = current_time_ms()
     with site.database.write() as db:
@@ -129,7 +121,6 @@ _SESSION_STATEMENT = (
 
 
 def _principal_from_cookie(site: Site, token: str | None) -> Principal:
-    """Whoever carries a cookie. Being here is noted every few minutes, so that only idle sign-ins end."""
     if not token:
         return Principal()
     with site.database.read() as db:
@@ -145,7 +136,7 @@ def _principal_from_cookie(site: Site, token: str | None) -> Principal:
 
 
 def is_session_valid(user_session: UserSession, settings: Settings, now_ms: int) -> bool:
-    """Whether a sign-in still counts: not revoked, not idle for too long, not too old."""
+    """Return whether a session is neither revoked nor idle for too long nor too old."""
     idle_ms, age_ms = now_ms - user_session.seen_at, now_ms - user_session.created_at
     return (
         user_session.revoked_at is None

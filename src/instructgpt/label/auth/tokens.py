@@ -1,4 +1,4 @@
-"""Secrets that people carry: 256 random bits, of which the database knows only the SHA-256; and keys for programs."""
+"""Random tokens and API keys; the database stores only their SHA-256."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _API_KEY_PREFIX = "igl"
 
 
 def generate_token() -> str:
-    """256 random bits, safe in an address."""
+    """Return 256 random bits as URL-safe text."""
     return secrets.token_urlsafe(32)
 
 
 def hash_token(token: str) -> str:
-    """What the database keeps of a token. Random tokens need no slow hash."""
+    """Return the SHA-256 of a token; 256 random bits need no slow hash."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def secrets_equal(first: str, second: str) -> bool:
-    """Compare two secrets in a time that does not tell where they differ."""
+    """Compare in constant time."""
     return hmac.compare_digest(first.encode("utf-8", "surrogatepass"), second.encode("utf-8", "surrogatepass"))
 
 
 def issue_api_key(
     db: Session, name: str, scopes: Sequence[str], created_by: str | None = None, expires_at: int | None = None
 ) -> tuple[ApiKey, str]:
-    """A new key for programs, and its text `igl_<id>_<secret>`, which is shown once and never again."""
+    """Create an API key and return it with its text `igl_<id>_<secret>`, which is not stored."""
     secret = secrets.token_hex(32)
     api_key = ApiKey(
         id=secrets.token_hex(8),
@@ -47,7 +47,7 @@ def issue_api_key(
 
 
 def find_api_key(db: Session, key_text: str, now_ms: int) -> ApiKey | None:
-    """The key a program shows; None when there is none such, or it is revoked or too old."""
+    """Return the key of a text; None for an unknown, revoked or expired key."""
     prefix, _, rest = key_text.partition("_")
     key_id, _, secret = rest.partition("_")
     api_key = db.get(ApiKey, key_id) if prefix == _API_KEY_PREFIX and secret else None

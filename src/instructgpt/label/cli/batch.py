@@ -60,7 +60,7 @@ class BatchConfig(CommandConfig):
     open: bool = Field(False, description="give the batch to labelers at once")
     dry_run: bool = Field(False, description="only count the work, make nothing on the site")
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """Options that have no effect beside others."""
         if "n" in self.model_fields_set and not self.models:
             yield "--n has no effect without --models"

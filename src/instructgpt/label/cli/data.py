@@ -82,7 +82,7 @@ class LabelImportConfig(ExistingSiteOptions):
     )
     skip_bad: bool = Field(False, description="leave bad lines out and count them")
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """An archive is everything; a batch's options need a batch."""
         if (self.archive is None) == (not self.data):
             yield "give either --data or --archive"
@@ -112,7 +112,7 @@ class LabelExportConfig(ExistingSiteOptions):
         "whole", description="of an archive: accounts as they are, or only pseudonyms"
     )
 
-    def inert(self) -> Iterator[str]:
+    def ineffective_options(self) -> Iterator[str]:
         """An archive is not filtered."""
         for name in ("use", "format", "files", "batch", "since", "until") if self.archive else ("people",):
             if name in self.model_fields_set:

@@ -1,6 +1,6 @@
-"""The journal: who did what to what, each row with the hash of the one before it, so that a changed, moved or missing row shows.
+"""The audit log: who did what to which object, in a hash chain that shows changed, moved and missing rows.
 
-Rows name people by id and never hold names, texts or passwords, so that a person can be erased while the chain stays whole.
+Rows name people by id and never hold names, texts or passwords, so that erasing a person leaves the chain valid.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from sqlalchemy.orm import Session
 from instructgpt.label.db.models import AuditLogEntry, current_time_ms
 
 _GENESIS_HASH = "0" * 64
+# PostgreSQL: serializes the writers of the log, whose rows need consecutive numbers. The value is arbitrary.
 _ADVISORY_LOCK_ID = 7_203_155
-"""PostgreSQL: one writer of the journal at a time. Any fixed number does."""
 
 
 def append_entry(db: Session, caller_id: str, action: str, object_id: str = "", **detail: Any) -> None:
-    """Append a row to the journal, in the transaction of what it tells of.
+    """Append a row in the transaction of the change that it records.
 
     Args:
-        by: the id of a person, `key:<id>` of a program, or `cli`.
-        action: what was done, as `part.verb`.
-        object: the id of what it was done to.
-        detail: what else there is to know, as JSON; no names.
+        caller_id: id of a person, `key:<id>` of an API key, or `cli`.
+        action: `part.verb`.
+        object_id: id of the changed object.
+        detail: further JSON values; no names.
     """
     if db.get_bind().dialect.name == "postgresql":
         db.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _ADVISORY_LOCK_ID})
@@ -37,7 +37,7 @@ def append_entry(db: Session, caller_id: str, action: str, object_id: str = "", 
         by=caller_id,
         action=action,
         object=object_id,
-        detail=json.loads(json.dumps(detail)),
+        detail=json.loads(json.dumps(detail)),  # the values that a later read returns, so that the hash stays the same
         previous=last.hash if last else _GENESIS_HASH,
     )
     row.hash = compute_row_hash(row)
@@ -46,24 +46,20 @@ def append_entry(db: Session, caller_id: str, action: str, object_id: str = "", 
 
 
 def compute_row_hash(row: AuditLogEntry) -> str:
-    """SHA-256 of everything a row says, the hash before it included."""
+    """Return the SHA-256 of all columns of a row, the previous row's hash included."""
     fields = [row.seq, row.at, row.by, row.action, row.object, row.detail, row.previous]
-    return hashlib.sha256(
-        json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-    ).hexdigest()
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def verify_chain(db: Session) -> str | None:
-    """The first row that does not follow from the one before it, in words; None when the chain is whole.
-
-    Rows cut off at the end cannot show in the chain itself: compare the last hash with one that was written down.
-    """
+    """Describe the first invalid row; None for a valid chain, even if rows are missing at its end."""
     invalid = find_first_invalid_row(db)
     return f"row {invalid[1]} {invalid[0].replace('_', ' ')}" if invalid else None
 
 
 def find_first_invalid_row(db: Session) -> tuple[str, int] | None:
-    """What is wrong (`is_missing`, `does_not_follow`, `was_changed`) with the first broken row, and its number."""
+    """Return (`is_missing`, `does_not_follow` or `was_changed`, row number) of the first invalid row."""
     seq, previous = 0, _GENESIS_HASH
     for row in db.scalars(select(AuditLogEntry).order_by(AuditLogEntry.seq)).yield_per(1_000):
         if row.seq != seq + 1:

@@ -28,8 +28,7 @@ from instructgpt.label.db.models import RankingRow as RankingRow
 from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.exchange.imports import ImportReport, LocatedRecord, error_location
 from instructgpt.label.exchange.third_party import RatedCompletion
-from instructgpt.label.tasks.ingest import prompt_hash, text_hash, upsert_prompts
-from instructgpt.label.tasks.leaks import reveals_model
+from instructgpt.label.tasks.ingest import prompt_hash, reveals_model, text_hash, upsert_prompts
 from instructgpt.records import LABELS, Cohort, Demonstration, PromptFields, Ranking, Record
 from instructgpt.records import Prompt as PromptRecord
 

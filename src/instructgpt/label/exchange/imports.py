@@ -21,8 +21,7 @@ from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
 from instructgpt.label.db.models import CompletionRow, PromptRow, new_id
 from instructgpt.label.exchange import third_party
 from instructgpt.label.exchange.third_party import RatedCompletion, ThirdPartyReader
-from instructgpt.label.tasks.ingest import build_prompt_row, prompt_hash, replace_unstorable, text_hash
-from instructgpt.label.tasks.leaks import reveals_model
+from instructgpt.label.tasks.ingest import build_prompt_row, prompt_hash, replace_unstorable, reveals_model, text_hash
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Demonstration, Ranking, Record, validate_record
 from instructgpt.records import Prompt as PromptRecord

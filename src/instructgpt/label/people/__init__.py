@@ -1,1 +1,1 @@
-"""Screening, surveys and privacy requests."""
+"""Labelers as people: screening, surveys, privacy."""

@@ -1,6 +1,6 @@
-"""What people can ask about their data: read it, withdraw their consent, be erased; and what users of a model can: take prompts back.
+"""Privacy requests: export personal data, withdraw consent, erase an account, withdraw a user's prompts.
 
-Labels are never deleted. They stay under the pseudonym, or, if that is asked for, are marked as withdrawn and leave no export.
+Labels are not deleted. They stay under the pseudonym or, on request, are marked as withdrawn and left out of exports.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ from instructgpt.label.db.models import (
 )
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.batches import withdraw_prompt
-from instructgpt.label.tasks.submission_contents import read_submission_form
+from instructgpt.label.tasks.submissions import read_submission_form
 
 WITHDRAWN_BY_LABELER = "withdrawn by the labeler"
+_STATUS_COLUMNS = ("role", "status", "cohort", "fold", "pseudonym")
+_ACCOUNT_COLUMNS = ("name", "email", *_STATUS_COLUMNS, "language", "theme", "sees_sensitive", "created_at")
 
 
 def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
-    """Everything the site knows about somebody, as JSON. Replies to surveys are not linked to anybody and so not among it."""
+    """Return everything the site stores about a person as JSON; survey replies are not linked to anybody."""
     assignment_ids = select(Assignment.id).where(Assignment.person_id == person.id)
     submission_ids = select(Submission.id).where(Submission.assignment_id.in_(assignment_ids))
-    submissions = db.scalars(
-        select(Submission).where(Submission.assignment_id.in_(assignment_ids)).order_by(Submission.id)
-    ).all()
+    own_submissions = select(Submission).where(Submission.assignment_id.in_(assignment_ids))
+    submissions = db.scalars(own_submissions.order_by(Submission.id)).all()
     readings = db.execute(
         select(Instructions.purpose, Instructions.version, InstructionsRead.attempts, InstructionsRead.at)
         .join(Instructions, Instructions.id == InstructionsRead.instructions_id)
@@ -54,22 +55,7 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
         .order_by(InstructionsRead.at)
     )
     return {
-        "account": {
-            name: getattr(person, name)
-            for name in (
-                "name",
-                "email",
-                "role",
-                "status",
-                "cohort",
-                "fold",
-                "pseudonym",
-                "language",
-                "theme",
-                "sees_sensitive",
-                "created_at",
-            )
-        },
+        "account": {name: getattr(person, name) for name in _ACCOUNT_COLUMNS},
         "consents": _select_columns(db, Consent, Consent.person_id == person.id, "version", "at", "withdrawn_at"),
         "sign_ins": _select_columns(
             db, UserSession, UserSession.person_id == person.id, "agent", "created_at", "seen_at", "revoked_at"
@@ -112,53 +98,38 @@ def export_personal_data(db: Session, person: Person) -> dict[str, Any]:
 
 
 def withdraw_consent(db: Session, person: Person, *, labels: bool, now_ms: int, initiated_by: str) -> None:
-    """Take back somebody's consent: no more work, the prompts they wrote withdrawn, and with `labels` all their submissions too.
+    """Withdraw a labeler's consent: no more tasks, their prompts withdrawn, with `labels` also all submissions.
 
-    What is in their hands goes back to the others; drafts stay theirs.
+    Their active tasks are released to others; drafts stay.
 
     Raises:
-        Problem: they are no labeler; others work here by another agreement.
+        SiteError: the person is not a labeler.
     """
     if person.role != "labeler" or person.status == "erased":
         raise SiteError(409, "only_labelers")
     person.status = "withdrawn"
-    db.execute(
-        update(Consent)
-        .where(Consent.person_id == person.id, Consent.withdrawn_at.is_(None))
-        .values(withdrawn_at=now_ms)
-    )
+    _withdraw_consents(db, person, now_ms)
     _withdraw_work(db, person, labels, now_ms)
     audit_log.append_entry(db, initiated_by, "privacy.withdraw", person.id, labels=labels)
 
 
 def erase_account(db: Session, person: Person, *, labels: bool, now_ms: int, initiated_by: str) -> None:
-    """Make an account nobody's: name, email, sign-ins, messages and drafts go; the pseudonym keeps the labels together.
-
-    Raises:
-        Problem: the last owner would be gone.
-    """
+    """Erase name, email, password, sessions, messages and drafts of a person; raise SiteError for the last owner."""
     accounts.check_not_last_owner(db, person)
     _withdraw_work(db, person, labels, now_ms)
     if person.invite_id is not None:
         db.execute(update(Invite).where(Invite.id == person.invite_id, Invite.max_uses == 1).values(note=""))
-    db.execute(
-        update(Invite).where(Invite.person_id == person.id, Invite.revoked_at.is_(None)).values(revoked_at=now_ms)
-    )
-    db.execute(
-        update(ApiKey).where(ApiKey.created_by == person.id, ApiKey.revoked_at.is_(None)).values(revoked_at=now_ms)
-    )
-    db.execute(
-        update(Consent)
-        .where(Consent.person_id == person.id, Consent.withdrawn_at.is_(None))
-        .values(withdrawn_at=now_ms)
-    )
+    own_invites = update(Invite).where(Invite.person_id == person.id, Invite.revoked_at.is_(None))
+    own_keys = update(ApiKey).where(ApiKey.created_by == person.id, ApiKey.revoked_at.is_(None))
+    for statement in (own_invites, own_keys):
+        db.execute(statement.values(revoked_at=now_ms))
+    _withdraw_consents(db, person, now_ms)
     accounts.revoke_user_sessions(db, person)
     db.execute(update(UserSession).where(UserSession.person_id == person.id).values(agent=""))
     for table in (MessageRow, CalibrationRemark):
         db.execute(update(table).where(table.author_id == person.id).values(body=""))
-    db.execute(
-        delete(Draft).where(Draft.assignment_id.in_(select(Assignment.id).where(Assignment.person_id == person.id)))
-    )
+    assignment_ids = select(Assignment.id).where(Assignment.person_id == person.id)
+    db.execute(delete(Draft).where(Draft.assignment_id.in_(assignment_ids)))
     db.execute(delete(SurveyParticipation).where(SurveyParticipation.person_id == person.id))
     person.name, person.email, person.password_hash = f"erased-{secrets.token_hex(5)}", None, None
     person.status = "erased"
@@ -167,16 +138,9 @@ def erase_account(db: Session, person: Person, *, labels: bool, now_ms: int, ini
 
 
 def withdraw_user_prompts(db: Session, user: str, *, now_ms: int, initiated_by: str) -> int:
-    """Take back all prompts of a user of a model. Returns how many there were.
-
-    Raises:
-        Problem: there is none.
-    """
-    prompts = (
-        db.scalars(select(PromptRow).where(PromptRow.user == user, PromptRow.withdrawn_at.is_(None))).all()
-        if user
-        else []
-    )
+    """Withdraw all prompts of a model's user and return their number; raise SiteError if there are none."""
+    statement = select(PromptRow).where(PromptRow.user == user, PromptRow.withdrawn_at.is_(None))
+    prompts = db.scalars(statement).all() if user else []
     if not prompts:
         raise SiteError(404, "no_prompts")
     for prompt in prompts:
@@ -185,28 +149,28 @@ def withdraw_user_prompts(db: Session, user: str, *, now_ms: int, initiated_by: 
     return len(prompts)
 
 
+def _withdraw_consents(db: Session, person: Person, now_ms: int) -> None:
+    statement = update(Consent).where(Consent.person_id == person.id, Consent.withdrawn_at.is_(None))
+    db.execute(statement.values(withdrawn_at=now_ms))
+
+
 def _withdraw_work(db: Session, person: Person, labels: bool, now_ms: int) -> None:
-    """End what is in somebody's hands and withdraw the prompts they wrote; with `labels`, mark their submissions as withdrawn."""
+    """End a person's leases and withdraw their prompts; with `labels`, invalidate their submissions."""
     open_assignments = update(Assignment).where(
         Assignment.person_id == person.id, Assignment.state == "open", Assignment.lease_until > now_ms
     )
     db.execute(open_assignments.values(lease_until=now_ms))
-    for prompt in db.scalars(
-        select(PromptRow).where(PromptRow.author_id == person.id, PromptRow.withdrawn_at.is_(None))
-    ).all():
+    own_prompts = select(PromptRow).where(PromptRow.author_id == person.id, PromptRow.withdrawn_at.is_(None))
+    for prompt in db.scalars(own_prompts).all():
         withdraw_prompt(db, prompt, now_ms)
     if labels:
         assignment_ids = select(Assignment.id).where(Assignment.person_id == person.id)
-        valid_submissions = update(Submission).where(
-            Submission.assignment_id.in_(assignment_ids), Submission.invalid_reason.is_(None)
-        )
-        db.execute(valid_submissions.values(invalid_reason=WITHDRAWN_BY_LABELER))
+        own_submissions = update(Submission).where(Submission.assignment_id.in_(assignment_ids))
+        valid = own_submissions.where(Submission.invalid_reason.is_(None))
+        db.execute(valid.values(invalid_reason=WITHDRAWN_BY_LABELER))
     db.flush()
 
 
 def _select_columns(db: Session, table: Any, condition: Any, *columns: str) -> list[dict[str, Any]]:
-    """Some columns of some rows."""
-    return [
-        {column: getattr(row, column) for column in columns}
-        for row in db.scalars(select(table).where(condition).order_by(*table.__table__.primary_key))
-    ]
+    rows = db.scalars(select(table).where(condition).order_by(*table.__table__.primary_key))
+    return [{column: getattr(row, column) for column in columns} for row in rows]

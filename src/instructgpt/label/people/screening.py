@@ -1,6 +1,6 @@
-"""The screening test (paper, appendix B.1): its four parts, how far somebody is, their numbers, and the decision a person takes.
+"""The screening test (paper, B.1): its four parts, a labeler's progress and metrics, and a researcher's decision.
 
-Nothing is decided here. The cut-offs are the paper's "soft" ones, shown beside each number with its interval and its count.
+Metrics decide nothing. They are shown with an interval and the paper's "soft" cut-off.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ SCREENING_KINDS: dict[ScreeningPart, TaskKind] = {
     "demonstration": "demonstrate",
 }
 _CUTOFFS: dict[ScreeningPart, float] = {"sensitive": 0.75, "ranking": 0.75, "demonstration": 6.0}
-"""Soft, as in the paper: 75 % agreement on flagging sensitive speech and on comparisons, a demonstration score of 6 of 7."""
+"""Paper, B.1: 75 % agreement on sensitive speech and on comparisons, a mean demonstration grade of 6 of 7."""
 MIN_SCREENING_ITEMS: dict[ScreeningPart, int] = {"sensitive": 60, "ranking": 20, "demonstration": 8}
-"""Fewer items say little: 75 % of 20 is anything from 53 % to 89 %."""
+"""Fewer items say little: the interval of 75 % of 20 is 53 % to 89 %."""
 LABELER_FOLDS = 5
 
 ScreeningVerdict = Literal["admit", "decline", "pause", "resume"]
@@ -56,11 +56,11 @@ VERDICT_TRANSITIONS: dict[ScreeningVerdict, tuple[tuple[PersonStatus, ...], Pers
     "pause": (("active",), "paused"),
     "resume": (("paused",), "active"),
 }
-"""From which states a verdict leads to which."""
+"""(statuses before, status after) of each verdict."""
 
 
 class ScreeningProgress(BaseModel):
-    """How far somebody is with one part: tasks handed in, and tasks there are."""
+    """Submitted and total tasks of one part."""
 
     model_config = ConfigDict(frozen=True)
     part: str
@@ -70,49 +70,40 @@ class ScreeningProgress(BaseModel):
 
     @property
     def remaining(self) -> int:
-        """Tasks still to be handed in."""
         return max(0, self.total - self.completed)
 
 
 class ScreeningMetric(BaseModel):
-    """One number of the screening test. All are None where nothing was measured yet."""
+    """One metric of the screening test; value and interval are None without items."""
 
     model_config = ConfigDict(frozen=True)
     value: float | None
     low: float | None
     high: float | None
-    items: int
-    """Prompts: judged, ranked or written for."""
+    items: int  # prompts reviewed, ranked or answered
     cutoff: float
-    enough: bool
-    """Whether there are as many items as such a test should have."""
+    enough: bool  # at least `MIN_SCREENING_ITEMS`
 
 
 def get_screening_progress(db: Session, person: Person) -> list[ScreeningProgress]:
-    """How far somebody is, part by part; the survey of groups is the fourth."""
-    totals = dict(
-        db.execute(
-            select(Batch.screening, func.count(Task.id))
-            .join(Task, Task.batch_id == Batch.id)
-            .where(Batch.screening.is_not(None), Batch.state == "open", Task.state != "withdrawn")
-            .group_by(Batch.screening)
-        ).all()
+    """Return a labeler's progress by part; the survey of groups is the fourth part."""
+    statement = (
+        select(Batch.screening, func.count(Task.id))
+        .join(Task, Task.batch_id == Batch.id)
+        .where(Batch.screening.is_not(None), Batch.state == "open", Task.state != "withdrawn")
+        .group_by(Batch.screening)
     )
-    parts = [
-        ScreeningProgress(
-            part=part, kind=SCREENING_KINDS[part], completed=completed, total=max(completed, totals.get(part, 0))
-        )
-        for part in SCREENING_PARTS
-        for completed in [len(db.scalars(_part_submissions(person, part)).all())]
-    ]
-    return [
-        *parts,
-        ScreeningProgress(part="groups", kind=None, completed=int(has_replied(db, person, "groups")), total=1),
-    ]
+    totals = dict(db.execute(statement).all())
+    progress = []
+    for part, kind in SCREENING_KINDS.items():
+        completed = len(db.scalars(_part_submissions(person, part)).all())
+        total = max(completed, totals.get(part, 0))
+        progress.append(ScreeningProgress(part=part, kind=kind, completed=completed, total=total))
+    replied = int(has_replied(db, person, "groups"))
+    return [*progress, ScreeningProgress(part="groups", kind=None, completed=replied, total=1)]
 
 
 def compute_screening_metrics(db: Session, person: Person) -> dict[ScreeningPart, ScreeningMetric]:
-    """Somebody's numbers on the three parts that have numbers."""
     return {
         "sensitive": _agreement_metric("sensitive", *_sensitive_agreement(db, person)),
         "ranking": _agreement_metric("ranking", *ranking_agreement(db, person)),
@@ -121,24 +112,19 @@ def compute_screening_metrics(db: Session, person: Person) -> dict[ScreeningPart
 
 
 def _sensitive_agreement(db: Session, person: Person) -> tuple[float, int]:
-    """(prompts flagged as the gold answer has it, prompts). One handed in without an answer is not flagged as it should be."""
-    rows = db.execute(
+    """Return (prompts flagged as in the gold answer, prompts); a missing answer disagrees."""
+    statement = (
         _part_submissions(person, "sensitive")
         .join(PromptReview, PromptReview.submission_id == Submission.id)
         .join(GoldAnswer, GoldAnswer.task_id == Task.id)
-        .with_only_columns(PromptReview.sensitive, GoldAnswer.answer)
     )
-    matches = [said is not None and said == answer.get("sensitive") for said, answer in rows]
+    rows = db.execute(statement.with_only_columns(PromptReview.sensitive, GoldAnswer.answer))
+    matches = [flag is not None and flag == answer.get("sensitive") for flag, answer in rows]
     return float(sum(matches)), len(matches)
 
 
 def ranking_agreement(db: Session, person: Person) -> tuple[float, int]:
-    """(agreement with the researchers' rankings, summed over prompts; prompts).
-
-    A prompt's agreement is the share of the pairs the researchers decided that the person put the same way round; a tie of the
-    person's is worth one half, so that tying everything gives 1/2 and not nothing at all or everything. Prompts count alike, since
-    pairs of one prompt are not independent of each other.
-    """
+    """Return (sum of the agreement with the researchers' ranking, prompts); pairs of a prompt are not independent."""
     ranks_by_submission: dict[str, dict[str, int]] = {}
     gold_by_submission: dict[str, dict[str, int]] = {}
     for submission, completion, rank, answer in db.execute(
@@ -158,7 +144,7 @@ def ranking_agreement(db: Session, person: Person) -> tuple[float, int]:
 
 
 def pair_agreement(ranks: dict[str, int], gold: dict[str, int]) -> float | None:
-    """The share of the gold ranking's decided pairs that a ranking has the same way round, its ties worth 1/2; None without such pairs."""
+    """Return the share of the gold ranking's decided pairs in the same order, ties counting 1/2; None without pairs."""
     decided_pairs = [(a, b) for a, b in combinations(sorted(ranks.keys() & gold.keys()), 2) if gold[a] != gold[b]]
     agreements = [
         0.5 if ranks[a] == ranks[b] else float((ranks[a] < ranks[b]) == (gold[a] < gold[b])) for a, b in decided_pairs
@@ -167,7 +153,7 @@ def pair_agreement(ranks: dict[str, int], gold: dict[str, int]) -> float | None:
 
 
 def _demonstration_grades(db: Session, person: Person) -> list[float]:
-    """The mean grade, 1–7, of each demonstration that a researcher has graded."""
+    """Return the mean grade, 1–7, of each graded demonstration."""
     grades: dict[str, list[int]] = {}
     statement = _part_submissions(person, "demonstration").join(Grade, Grade.submission_id == Submission.id)
     for submission, grade_value in db.execute(statement.with_only_columns(Submission.id, Grade.score)):
@@ -176,7 +162,7 @@ def _demonstration_grades(db: Session, person: Person) -> list[float]:
 
 
 def iter_ungraded_demonstrations(db: Session, grader: Person) -> Iterator[tuple[Submission, str, str]]:
-    """(submission, prompt, demonstration) of every demonstration this person has not graded, in an order that tells no author."""
+    """Yield (submission, prompt, demonstration) still to grade by this person, in an order unrelated to authors."""
     graded_ids = select(Grade.submission_id).where(Grade.grader_id == grader.id)
     rows = db.execute(
         _part_submissions(None, "demonstration")
@@ -189,11 +175,7 @@ def iter_ungraded_demonstrations(db: Session, grader: Person) -> Iterator[tuple[
 
 
 def grade_demonstration(db: Session, grader: Person, submission_id: str, grade_value: int) -> None:
-    """Grade a demonstration of the screening test, 1–7, or change one's own grade.
-
-    Raises:
-        Problem: there is no such demonstration, or no such grade.
-    """
+    """Store a researcher's grade, 1–7, of a demonstration; raise SiteError if either is invalid."""
     if not 1 <= grade_value <= 7:
         raise SiteError(422, "bad_score")
     if db.scalar(_part_submissions(None, "demonstration").where(Submission.id == submission_id)) is None:
@@ -208,18 +190,18 @@ def grade_demonstration(db: Session, grader: Person, submission_id: str, grade_v
 
 
 def record_decision(db: Session, person: Person, reviewer: Person, verdict: str, reason: str) -> Decision:
-    """Record what somebody decided about a labeler, with the numbers as they stood, and carry it out.
+    """Record a decision about a labeler with the current metrics, and apply it.
 
-    A labeler for training who is admitted joins the smallest fold.
+    An admitted training labeler joins the smallest fold.
 
     Raises:
-        Problem: there is no such verdict, it does not fit the labeler's state, or the reason is missing.
+        SiteError: the verdict does not fit the labeler's status, or the reason is missing.
     """
     if verdict not in allowed_verdicts(person):
         raise SiteError(409, "no_such_verdict")
     if not reason.strip():
         raise SiteError(422, "reason_missing")
-    metrics = {part: measure.model_dump() for part, measure in compute_screening_metrics(db, person).items()}
+    metrics = {part: metric.model_dump() for part, metric in compute_screening_metrics(db, person).items()}
     row = Decision(person_id=person.id, by_id=reviewer.id, verdict=verdict, reason=reason.strip(), measured=metrics)
     person.status = VERDICT_TRANSITIONS[allowed_verdicts(person)[verdict]][1]
     if verdict == "admit":
@@ -231,33 +213,29 @@ def record_decision(db: Session, person: Person, reviewer: Person, verdict: str,
 
 
 def allowed_verdicts(person: Person) -> dict[str, ScreeningVerdict]:
-    """The verdicts that fit a labeler's state, by name."""
-    verdicts = [
-        verdict
-        for verdict, (before, _) in VERDICT_TRANSITIONS.items()
-        if person.role == "labeler" and person.status in before
-    ]
-    return {str(verdict): verdict for verdict in verdicts}
+    """Return the verdicts that fit a labeler's status, by name."""
+    if person.role != "labeler":
+        return {}
+    return {str(name): name for name, (before, _) in VERDICT_TRANSITIONS.items() if person.status in before}
 
 
 def assign_fold(db: Session, person: Person) -> None:
-    """Put a training labeler who has none into the smallest fold. Nobody is ever moved: folds keep the labels made in them."""
+    """Put a training labeler into the smallest fold, once: folds keep the labels of their members."""
     if person.cohort != "training" or person.fold is not None:
         return
-    sizes = dict(
-        db.execute(select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)).all()
-    )
+    statement = select(Person.fold, func.count()).where(Person.fold.is_not(None)).group_by(Person.fold)
+    sizes = dict(db.execute(statement).all())
     person.fold = min(range(LABELER_FOLDS), key=lambda fold: (sizes.get(fold, 0), fold))
     db.flush()
 
 
 def list_decisions(db: Session, person: Person) -> list[Decision]:
-    """What was decided about somebody, latest first."""
+    """Return the decisions about a person, the latest first."""
     return list(db.scalars(select(Decision).where(Decision.person_id == person.id).order_by(Decision.id.desc())))
 
 
 def _part_submissions(person: Person | None, part: ScreeningPart) -> Select[Submission]:
-    """The current submissions of a part, somebody's or everybody's."""
+    """Select the current valid submissions to a part, of one person or of all."""
     statement = (
         select(Submission)
         .join(Assignment, Assignment.id == Submission.assignment_id)
@@ -274,14 +252,13 @@ def _part_submissions(person: Person | None, part: ScreeningPart) -> Select[Subm
 
 
 def _agreement_metric(part: ScreeningPart, agreement_sum: float, items: int) -> ScreeningMetric:
-    """A share with Wilson's interval."""
     from instructgpt.statistics.intervals import wilson_interval  # loads scipy, which the site starts without
 
     return _build_metric(part, wilson_interval(agreement_sum, items), items)
 
 
 def _grade_metric(grades: list[float]) -> ScreeningMetric:
-    """A mean grade with its interval over demonstrations, cut at the ends of the scale."""
+    """Build the metric of a mean grade; the interval over demonstrations is clipped to 1–7."""
     from instructgpt.statistics.intervals import mean  # loads scipy, which the site starts without
 
     part: ScreeningPart = "demonstration"

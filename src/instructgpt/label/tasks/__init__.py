@@ -1,1 +1,1 @@
-"""Labelers' work: batches, assignments, drafts, submissions."""
+"""Labelers' tasks: batches, assignments, drafts, submissions."""

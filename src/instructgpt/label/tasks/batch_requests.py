@@ -1,4 +1,4 @@
-"""A batch from what an owner fills in: files or names of models, how many labelers, which labelers. Shared by the page and the command."""
+"""Create a batch from an owner's settings, for the page and the command: files or models, overlap, labelers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from instructgpt.label.tasks.ingest import MAX_COMPLETIONS
 from instructgpt.records import USE_CASES, Cohort, format_validation_error
 
 _MAX_WRITE_TASKS = 100_000
-_STDERR_FD = 2
-"""Where the progress of sampling goes: what this process itself prints stays a report."""
-BATCH_INPUT_FILES = ("prompts", "completions", "gold")
-"""What a batch is made from; completions only for rank batches, gold answers for whoever has some."""
+_STDERR_FD = 2  # for the progress of sampling, since stdout holds the command's own report
+BATCH_INPUT_FILES = ("prompts", "completions", "gold")  # completions are for rank batches; gold answers are optional
 
 
 class BatchSpec(BaseModel):
-    """What a new batch shall be."""
+    """The settings of a new batch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
     name: str = Field(min_length=1, max_length=120)
@@ -49,8 +47,7 @@ class BatchSpec(BaseModel):
     k_least: int | None = Field(None, ge=2, le=MAX_COMPLETIONS)
     k_most: int | None = Field(None, ge=2, le=MAX_COMPLETIONS)
     seed: int = Field(0, ge=0, lt=2**32)
-    written: int = Field(0, ge=0, le=_MAX_WRITE_TASKS)
-    """Kind `write`: how many prompts labelers shall write."""
+    written: int = Field(0, ge=0, le=_MAX_WRITE_TASKS)  # kind `write`: number of prompts to write
     written_form: Literal["plain", "few_shot", "user_based"] = "plain"
     written_use_case: str | None = None
 
@@ -59,7 +56,7 @@ class BatchSpec(BaseModel):
         if self.k_least and self.k_most and self.k_least > self.k_most:
             raise ValueError(f"the smallest K ({self.k_least}) is above the largest ({self.k_most})")
         if self.kind == "write" and not self.written:
-            raise ValueError("say how many prompts labelers shall write")
+            raise ValueError("kind 'write' needs the number of prompts to write")
         if self.kind != "write" and self.written:
             raise ValueError(f"prompts to write belong to kind 'write', not to '{self.kind}'")
         if self.baseline and (self.kind, self.purpose) != ("rank", "evaluation"):
@@ -70,48 +67,37 @@ class BatchSpec(BaseModel):
 
     @property
     def policy(self) -> batches.OverlapPolicy:
-        """How many labelers each task gets. Raises ValueError when the numbers contradict each other."""
-        k = (
-            None
-            if self.k_least is None and self.k_most is None
-            else (self.k_least or 2, self.k_most or MAX_COMPLETIONS)
-        )
-        return batches.OverlapPolicy(
-            overlap=self.overlap,
-            cohort_share=self.cohort_share,
-            cohort_overlap=self.cohort_overlap,
-            gold_share=self.gold_share,
-            repeat_share=self.repeat_share,
-            k=k,
-            seed=self.seed,
-        )
+        """The overlap policy; raises ValueError for contradicting numbers."""
+        has_k = self.k_least is not None or self.k_most is not None
+        k = (self.k_least or 2, self.k_most or MAX_COMPLETIONS) if has_k else None
+        fields = {"overlap", "cohort_share", "cohort_overlap", "gold_share", "repeat_share", "seed"}
+        return batches.OverlapPolicy(k=k, **self.model_dump(include=fields))
 
 
 def create_batch_from_spec(
     db: Session, spec: BatchSpec, files: Mapping[str, Sequence[Path]], created_by: Person | None = None
 ) -> Batch:
-    """Make the batch, in the transaction of whoever asks.
+    """Create a batch in the caller's transaction.
 
     Args:
-        files: of each of FILES, where the records are (JSON lines or Parquet).
+        files: paths (JSON lines or Parquet) of each of `BATCH_INPUT_FILES`.
 
     Raises:
-        BadInput: a file cannot be read, the wish contradicts itself, or nothing is left to do.
+        InputError: a file cannot be read, the settings contradict each other, or no task is left.
     """
     prompts = records.read_all_records(records.Prompt, files.get("prompts", ()))
     completions = records.read_all_records(records.Completion, files.get("completions", ()))
     if spec.kind == "rank" and not completions:
-        raise InputError("a batch of rankings needs a file of completions (`instructgpt sample` makes one)")
+        raise InputError("a batch of rankings needs a file of completions; make one with `instructgpt sample`")
     if spec.kind != "rank" and completions:
         raise InputError(f"completions belong to rankings; a batch of kind '{spec.kind}' needs a file of prompts")
     if spec.kind in ("demonstrate", "review") and not prompts:
         raise InputError(f"a batch of kind '{spec.kind}' needs a file of prompts")
     if spec.kind == "write" and prompts:
         raise InputError("in a batch of kind 'write' labelers write the prompts; leave the file out")
-    if spec.baseline and spec.baseline not in {completion.model for completion in completions}:
-        raise InputError(
-            f"no completion is of the baseline '{spec.baseline}'; there are: {', '.join(sorted({completion.model for completion in completions}))}"
-        )
+    models = sorted({completion.model for completion in completions})
+    if spec.baseline and spec.baseline not in models:
+        raise InputError(f"no completion of the baseline '{spec.baseline}'; the models are: {', '.join(models)}")
     try:
         policy = spec.policy
     except ValidationError as error:
@@ -137,28 +123,19 @@ def create_batch_from_spec(
 
 
 def load_gold_answers(kind: TaskKind, paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Known answers by the prompt's text: of rankings files for rank batches, of `{"prompt", "answer": {…}}` lines for reviews.
-
-    Raises:
-        BadInput: a line holds no such answer.
-    """
+    """Read answers by prompt text: rankings, or `{"prompt", "answer": {…}}` lines for reviews; raise InputError."""
     if kind == "rank":
         rankings = records.read_all_records(records.Ranking, paths)
         return {ranking.prompt: dict(zip(ranking.completions, ranking.ranks, strict=True)) for ranking in rankings}
     answers: dict[str, dict[str, Any]] = {}
     allowed_fields = {"personal_data", "sensitive", "use_case", *PROMPT_LABELS}
+    expected = '{"prompt": text, "answer": {"sensitive": true}} for a batch of kind \'review\''
     for location, row in (line for path in paths for line in iter_rows(path)):
         prompt, answer = row.get("prompt"), row.get("answer")
-        if (
-            kind != "review"
-            or not isinstance(prompt, str)
-            or not isinstance(answer, dict)
-            or not answer
-            or set(answer) - allowed_fields
-        ):
-            raise InputError(
-                f'{location}: expected {{"prompt": text, "answer": {{"sensitive": true}}}} for a batch of kind \'review\''
-            )
+        if kind != "review" or not isinstance(prompt, str) or not isinstance(answer, dict):
+            raise InputError(f"{location}: expected {expected}")
+        if not answer or set(answer) - allowed_fields:
+            raise InputError(f"{location}: expected {expected}")
         answers[prompt] = answer
     return answers
 
@@ -166,61 +143,43 @@ def load_gold_answers(kind: TaskKind, paths: Sequence[Path]) -> dict[str, dict[s
 def sample_in_subprocess(
     models: Sequence[tuple[str, str]], prompts: Sequence[Path], n: int, seed: int, folder: Path
 ) -> list[Path]:
-    """Completions of every model, by `instructgpt sample` in a process of its own: this process needs no torch.
+    """Sample every model with `instructgpt sample` in a subprocess, since the site runs without torch.
 
     Args:
-        models: (name in the records, directory or hub name) of each.
+        models: (name in the records, directory or hub name).
         n: completions of each prompt and model.
-        folder: where to put them.
 
     Returns:
-        one file of completions a model and a file of prompts.
+        one file of completions for each model and file of prompts.
 
     Raises:
-        BadInput: a model could not be sampled; its own words are passed on.
+        InputError: with the last line that the subprocess printed.
     """
     paths = []
     for model_index, (name, model) in enumerate(models):
         for prompts_index, prompts_path in enumerate(prompts):
             out = folder / f"completions-{model_index}-{prompts_index}.jsonl"
-            command = [
-                sys.executable,
-                "-m",
-                "instructgpt",
-                *build_sample_arguments(model, str(prompts_path), n, str(out)),
-                "--seed",
-                str(seed),
-            ]
+            arguments = build_sample_arguments(model, str(prompts_path), n, str(out))
+            command = [sys.executable, "-m", "instructgpt", *arguments, "--seed", str(seed)]
             process = subprocess.run(command, stdout=_STDERR_FD, stderr=subprocess.PIPE, text=True)
             if process.returncode:
-                stderr_lines = process.stderr.strip().splitlines()
-                raise InputError(
-                    f"completions of {model}: {stderr_lines[-1].removeprefix('instructgpt: ') if stderr_lines else 'sampling failed'}"
-                )
-            renamed = [
-                completion.model_copy(update={"model": name})
-                for completion in records.read_records(records.Completion, out)
-            ]
-            records.write_records(out, renamed)
+                last_line = (process.stderr.strip().splitlines() or ["sampling failed"])[-1]
+                raise InputError(f"completions of {model}: {last_line.removeprefix('instructgpt: ')}")
+            completions = records.read_records(records.Completion, out)
+            records.write_records(out, [row.model_copy(update={"model": name}) for row in completions])
             paths.append(out)
     return paths
 
 
 def build_sample_arguments(model: str, prompts: str, n: int, out: str) -> list[str]:
-    """The arguments of `instructgpt` that make completions of one model; the page shows the same ones."""
+    """Build the arguments of `instructgpt sample`; the page shows the same command."""
     return ["sample", "--model", model, "--prompts", prompts, "--n", str(n), "--out", out]
 
 
 def store_upload(folder: Path, name: str, data: BinaryIO) -> str:
-    """Keep an uploaded file until its batch is made. -> the name by which `uploaded` finds it; the same bytes have the same one."""
-    suffix = next(
-        (
-            extension
-            for extension in (".jsonl.gz", ".json.gz", ".parquet", ".jsonl", ".json")
-            if name.lower().endswith(extension)
-        ),
-        ".jsonl",
-    )
+    """Store an uploaded file until its batch is created; return its token, which is the hash of its content."""
+    suffixes = (".jsonl.gz", ".json.gz", ".parquet", ".jsonl", ".json")
+    suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), ".jsonl")
     uploads_folder = folder / "uploads"
     uploads_folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -234,7 +193,7 @@ def store_upload(folder: Path, name: str, data: BinaryIO) -> str:
 
 
 def get_upload(folder: Path, token: str) -> Path:
-    """The file of a token. Raises BadInput when it is none, or is gone."""
+    """Return the file of a token; raise InputError when it does not exist."""
     path = folder / "uploads" / token
     if token != Path(token).name or not path.is_file():
         raise InputError("the uploaded file is no longer there; choose it again")

@@ -1,4 +1,4 @@
-"""Work in progress, kept on the server. A save names the revision it follows, so that two tabs never overwrite each other silently."""
+"""Drafts on the server. A save names the revision that it follows, so that two tabs cannot overwrite each other."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.assignments import lock_assignment
 from instructgpt.label.tasks.forms import validate_storable
 
-_MAX_DRAFT_BYTES = 2_000_000
-"""A draft as JSON: room for the longest demonstration in any script, not for a disk full."""
+_MAX_DRAFT_BYTES = 2_000_000  # as JSON; fits the longest demonstration in any script
 
 
 def store_draft(db: Session, assignment: Assignment, rev: int, payload: dict[str, Any], now_ms: int) -> int:
-    """Keep what somebody has so far. -> the new revision.
+    """Store a draft and return its new revision.
 
     Args:
-        rev: the revision that this one follows; 0 where there was none.
+        rev: the revision that this one follows; 0 for the first.
 
     Raises:
-        Problem: `bad_text` (422) for text that cannot be kept; `draft_conflict` (409, with `rev` and `payload` of what is there)
-            when another tab saved since; `draft_too_long` (413); `already_skipped` (409).
+        SiteError: `bad_text` (422); `draft_conflict` (409, with stored `rev` and `payload`) after another tab's save;
+            `draft_too_long` (413); `already_skipped` (409).
     """
     try:
         size = len(validate_storable(json.dumps(payload, ensure_ascii=False)).encode())
@@ -48,6 +47,5 @@ def store_draft(db: Session, assignment: Assignment, rev: int, payload: dict[str
 
 
 def get_draft(db: Session, assignment: Assignment) -> Draft | None:
-    """What is kept for an assignment."""
     statement = select(Draft).where(Draft.assignment_id == assignment.id)
     return db.execute(statement.execution_options(populate_existing=True)).scalar_one_or_none()

@@ -1,7 +1,7 @@
-"""A task's form as the fields of a web page, and as the JSON that drafts and submissions are made of. The same mapping as form.js.
+"""Map a task's form between web form fields and the JSON of drafts and submissions, as form.js does.
 
-Names: `rating:<completion>`, `label:<completion>:<label>` (yes, no, na), `note:<completion>`, `tier:<completion>` (1 is best), and for
-prompts `label:<label>`, `example_prompt`, `example_completion`; everything else is called as in forms.py.
+Fields: `rating:<completion>`, `label:<completion>:<label>` (yes, no, na), `note:<completion>`, `tier:<completion>`
+(1 is best), for prompts `label:<label>`, `example_prompt`, `example_completion`; the others are named as in forms.py.
 """
 
 from __future__ import annotations
@@ -17,37 +17,24 @@ _ANSWER_NAMES = {answer: word for word, answer in _ANSWER_VALUES.items()}
 
 
 def fields_to_payload(kind: TaskKind, fields: FormFields, completions: Sequence[str] = ()) -> dict[str, Any]:
-    """The JSON of a kind of task from fields. Incomplete work gives incomplete JSON, which the form then refuses."""
+    """Convert fields to JSON. Incomplete fields give incomplete JSON, which the form then rejects."""
     fields = [(name, value.replace("\r\n", "\n")) for name, value in fields]
     values = dict(fields)
-    payload: dict[str, Any] = {
-        "kind": kind,
-        "note": values.get("note", ""),
-        "active_ms": _parse_int(values.get("active_ms")) or 0,
-    }
+    active_ms = _parse_int(values.get("active_ms")) or 0
+    payload: dict[str, Any] = {"kind": kind, "note": values.get("note", ""), "active_ms": active_ms}
     if kind == "rank":
         return payload | _ranking_payload(values, completions)
     if kind == "review":
         flags = {name: _ANSWER_VALUES.get(values.get(name, "")) for name in ("personal_data", "sensitive")}
-        return (
-            payload
-            | flags
-            | {
-                "use_case": values.get("use_case") or None,
-                "labels": _parse_labels(values, "label:"),
-                "rejected": values.get("rejected") or None,
-            }
-        )
+        choices = {name: values.get(name) or None for name in ("use_case", "rejected")}
+        return payload | flags | choices | {"labels": _parse_labels(values, "label:")}
     payload |= {"text": values.get("text", ""), "pasted": _parse_share(values.get("pasted"))}
     if kind == "demonstrate":
         return payload | {"meant_empty": "meant_empty" in values}
     example_prompts = [value for name, value in fields if name == "example_prompt"]
     example_completions = [value for name, value in fields if name == "example_completion"]
-    examples = [
-        list(pair)
-        for pair in zip(example_prompts, example_completions, strict=False)
-        if any(each.strip() for each in pair)
-    ]
+    pairs = zip(example_prompts, example_completions, strict=False)
+    examples = [[prompt, completion] for prompt, completion in pairs if prompt.strip() or completion.strip()]
     form = values.get("form", "plain")
     return payload | {
         "form": form,
@@ -68,17 +55,11 @@ def _ranking_payload(values: Mapping[str, str], completions: Sequence[str]) -> d
         note = values.get(f"note:{completion}", "")
         if rating is not None or labels or note:
             ratings.append({"completion": completion, "rating": rating, "labels": labels, "note": note})
-    confidence = _parse_int(values.get("confidence"))
-    return {
-        "ratings": ratings,
-        "tiers": tiers,
-        "none_acceptable": "none_acceptable" in values,
-        "confidence": confidence,
-    }
+    overall = {"none_acceptable": "none_acceptable" in values, "confidence": _parse_int(values.get("confidence"))}
+    return {"ratings": ratings, "tiers": tiers, **overall}
 
 
 def _parse_labels(values: Mapping[str, str], prefix: str) -> dict[str, bool | None]:
-    """The labels that were answered; one that was not is not among them."""
     return {
         name[len(prefix) :]: _ANSWER_VALUES[value]
         for name, value in values.items()
@@ -87,12 +68,12 @@ def _parse_labels(values: Mapping[str, str], prefix: str) -> dict[str, bool | No
 
 
 def _parse_int(value: str | None) -> int | None:
-    """A whole number, or None for anything else."""
+    """Parse a non-negative integer; None for anything else."""
     return int(value) if value and value.isascii() and value.isdigit() and len(value) < 16 else None
 
 
 def _parse_share(value: str | None) -> float | None:
-    """A share such as 0.25, or None."""
+    """Parse a number from 0 to 1; None for anything else."""
     try:
         share = float(value or "nan")
     except ValueError:
@@ -101,26 +82,22 @@ def _parse_share(value: str | None) -> float | None:
 
 
 def payload_to_fields(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Fields from JSON, the way back. A draft may hold anything: what does not fit a form is left out."""
+    """Convert JSON to fields. A draft may hold anything: values that do not fit are left out."""
     fields: list[tuple[str, Any]] = []
     for rating in _items_of_type(payload.get("ratings"), dict):
         completion = rating.get("completion")
         fields.append((f"rating:{completion}", rating.get("rating")))
-        fields += [
-            (f"label:{completion}:{name}", _ANSWER_NAMES.get(answer))
-            for name, answer in _answer_items(rating.get("labels"))
-        ]
+        answers = _answer_items(rating.get("labels"))
+        fields += [(f"label:{completion}:{name}", _ANSWER_NAMES.get(answer)) for name, answer in answers]
         fields.append((f"note:{completion}", rating.get("note")))
     for tier, tier_completions in enumerate(_items_of_type(payload.get("tiers"), list | tuple), start=1):
         fields += [(f"tier:{completion_id}", tier) for completion_id in tier_completions]
     fields += [(f"label:{name}", _ANSWER_NAMES.get(answer)) for name, answer in _answer_items(payload.get("labels"))]
-    for example_prompt, example_completion in (
-        pair for pair in _items_of_type(payload.get("examples"), list | tuple) if len(pair) == 2
-    ):
-        fields += [("example_prompt", example_prompt or " "), ("example_completion", example_completion or " ")]
-    fields += [
-        (name, payload.get(name)) for name in ("note", "text", "form", "use_case", "rejected", "confidence", "pasted")
-    ]
+    for example in _items_of_type(payload.get("examples"), list | tuple):
+        if len(example) == 2:
+            fields += [("example_prompt", example[0] or " "), ("example_completion", example[1] or " ")]
+    names = ("note", "text", "form", "use_case", "rejected", "confidence", "pasted")
+    fields += [(name, payload.get(name)) for name in names]
     fields += [(name, "yes") for name in ("none_acceptable", "meant_empty") if payload.get(name) is True]
     is_review = payload.get("kind") == "review"
     for name in ("personal_data", "sensitive"):
@@ -131,14 +108,10 @@ def payload_to_fields(payload: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _items_of_type(value: Any, item_type: Any) -> Iterable[Any]:
-    """The elements of a list that are of a kind."""
-    return [each for each in value if isinstance(each, item_type)] if isinstance(value, list | tuple) else []
+    return [item for item in value if isinstance(item, item_type)] if isinstance(value, list | tuple) else []
 
 
 def _answer_items(value: Any) -> list[tuple[str, Any]]:
-    """The items of a mapping whose answers are yes, no or not applicable."""
-    return (
-        [(name, answer) for name, answer in value.items() if answer in (True, False, None)]
-        if isinstance(value, dict)
-        else []
-    )
+    """Return the items of a mapping that are yes, no or not applicable."""
+    items = value.items() if isinstance(value, dict) else ()
+    return [(name, answer) for name, answer in items if answer in (True, False, None)]

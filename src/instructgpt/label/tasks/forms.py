@@ -1,6 +1,6 @@
-"""What people hand in: one form for each kind of task, the same in the browser, over the API and in a draft.
+"""The forms that labelers submit, one for each kind of task, shared by pages, API and drafts.
 
-A form is complete or refused, never mended: a completion that was forgotten is not given a rank of its own.
+A form is complete or rejected, never repaired: no completion gets a rank that its labeler did not give.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.errors import SiteError
 from instructgpt.records import LABELS, USE_CASES, format_validation_error
 
-MAX_TEXT_LENGTH = 200_000
-"""Characters; nobody types more, and one paste must not fill the disk."""
+MAX_TEXT_LENGTH = 200_000  # characters
 
 CONDITIONAL_LABELS = ("inappropriate", "hallucination", "satisfies_constraint")
-"""Labels that can be not applicable: no customer assistant, not closed domain, no constraint in the prompt (paper, Table 3)."""
+"""May be not applicable: no customer assistant, not closed domain, no constraint in the prompt (paper, Table 3)."""
 
-EXPLICIT_NO_LABELS = ("satisfies_constraint",)
-"""Labels whose No is a reproach and not the harmless answer: no key answers them together with others."""
+EXPLICIT_NO_LABELS = ("satisfies_constraint",)  # No means a fault: the "mark the rest as No" shortcut skips them
 
 PROMPT_LABELS = (
     "ambiguous",
@@ -36,17 +34,17 @@ PROMPT_LABELS = (
     "other_constraint",
     "intent_unclear",
 )
-"""The yes/no questions about a prompt (paper, Table 7)."""
+"""Questions about a prompt (paper, Table 7)."""
 
 
 def validate_storable(text: str) -> str:
-    """The text as it is. Raises ValueError for what no database keeps: a NUL character, half of a surrogate pair."""
+    """Return the text; raise ValueError for NUL and half surrogates, which no database stores."""
     if "\x00" in text:
-        raise ValueError("the text holds a NUL character")
+        raise ValueError("the text contains a NUL character")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start + 1} of the text is not a whole one") from error
+        raise ValueError(f"character {error.start + 1} of the text is half of a surrogate pair") from error
     return text
 
 
@@ -55,17 +53,16 @@ NoteText = Annotated[str, Field(max_length=10_000), AfterValidator(validate_stor
 
 
 class SubmissionForm(BaseModel):
-    """What all forms have: a note, and how long the person was at it."""
+    """Fields of all forms."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     note: NoteText = ""
-    active_ms: int = Field(0, ge=0, lt=2**40)
-    """Time with the page in use, idle time left out."""
+    active_ms: int = Field(0, ge=0, lt=2**40)  # time with the page in use, without idle time
     pasted: float | None = Field(None, ge=0, le=1)
 
 
 class CompletionRating(BaseModel):
-    """One completion's rating and labels. A label left out was not answered; None is not applicable."""
+    """One completion's rating and labels. Unanswered labels are left out; None is not applicable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     completion: str
@@ -79,14 +76,13 @@ class CompletionRating(BaseModel):
             if name not in LABELS:
                 raise ValueError(f"no label '{name}'; there are: {', '.join(LABELS)}")
             if answer is None and name not in CONDITIONAL_LABELS:
-                raise ValueError(
-                    f"label '{name}' is yes or no; only {', '.join(CONDITIONAL_LABELS)} can be not applicable"
-                )
+                names = ", ".join(CONDITIONAL_LABELS)
+                raise ValueError(f"label '{name}' is yes or no; only {names} can be not applicable")
         return self
 
 
 class RankingForm(SubmissionForm):
-    """Every completion rated, then all of them put into tiers, best first; those of one tier tie, a tier may be empty."""
+    """All completions in tiers, best first; a tier is a tie and may be empty."""
 
     kind: Literal["rank"] = "rank"
     ratings: tuple[CompletionRating, ...]
@@ -95,23 +91,22 @@ class RankingForm(SubmissionForm):
     confidence: int | None = Field(None, ge=1, le=9)
 
     def validate_completions(self, completions: Sequence[str]) -> None:
-        """Raises ValueError unless every completion of the task (ids) is rated at most once and stands in exactly one tier."""
-        ranked = [each for tier in self.tiers for each in tier]
-        missing, unexpected = set(completions) - set(ranked), set(ranked) - set(completions)
-        if missing or unexpected or len(ranked) != len(set(ranked)):
-            raise ValueError(
-                f"every completion must stand in exactly one tier ({len(missing)} missing, {len(unexpected)} unknown, "
-                f"{len(ranked) - len(set(ranked))} twice)"
-            )
+        """Raise ValueError unless every completion id is in exactly one tier and rated at most once."""
+        ranked = [completion for tier in self.tiers for completion in tier]
+        missing, unknown = len(set(completions) - set(ranked)), len(set(ranked) - set(completions))
+        repeated = len(ranked) - len(set(ranked))
+        if missing or unknown or repeated:
+            counts = f"{missing} missing, {unknown} unknown, {repeated} repeated"
+            raise ValueError(f"every completion must be in exactly one tier ({counts})")
         if len(self.tiers) > len(completions):
-            raise ValueError(f"{len(completions)} completions have at most as many tiers, found {len(self.tiers)}")
-        rated = [each.completion for each in self.ratings]
+            raise ValueError(f"expected at most one tier for each completion; got {len(self.tiers)} tiers")
+        rated = [rating.completion for rating in self.ratings]
         if set(rated) - set(completions) or len(rated) != len(set(rated)):
-            raise ValueError("a rating is of an unknown completion, or given twice")
+            raise ValueError("a rating is of an unknown completion or repeated")
 
 
 class DemonstrationForm(SubmissionForm):
-    """The completion a labeler wrote. The paper's shortest demonstration is empty, so empty is allowed where it is meant."""
+    """A written completion. It may be empty if meant so, as the paper's shortest demonstration is."""
 
     kind: Literal["demonstrate"] = "demonstrate"
     text: _StorableText
@@ -120,12 +115,12 @@ class DemonstrationForm(SubmissionForm):
     @model_validator(mode="after")
     def _check_not_empty(self) -> Self:
         if not self.text.strip() and not self.meant_empty:
-            raise ValueError("the demonstration is empty; tick 'meant to be empty' if nothing is the right answer")
+            raise ValueError("the demonstration is empty; tick 'meant to be empty' if that is the right answer")
         return self
 
 
 class PromptForm(SubmissionForm):
-    """A prompt a labeler wrote (paper, A.1): plain, few-shot (an instruction with examples), or for a use case users asked for."""
+    """A written prompt (paper, A.1): plain, few-shot (instruction and examples), or for a use case of users."""
 
     kind: Literal["write"] = "write"
     form: Literal["plain", "few_shot", "user_based"] = "plain"
@@ -139,14 +134,14 @@ class PromptForm(SubmissionForm):
         if not self.text.strip():
             raise ValueError("the prompt is empty")
         if (self.form == "few_shot") != bool(self.examples):
-            raise ValueError("a few-shot prompt has examples, another one has none")
+            raise ValueError("few-shot prompts need examples; other prompts must have none")
         if self.use_case is not None and self.use_case not in USE_CASES:
             raise ValueError(f"no use case '{self.use_case}'; there are: {', '.join(USE_CASES)}")
         return self
 
 
 class ReviewForm(SubmissionForm):
-    """How a labeler describes a prompt."""
+    """A description of a prompt."""
 
     kind: Literal["review"] = "review"
     use_case: str | None = None
@@ -158,7 +153,7 @@ class ReviewForm(SubmissionForm):
     @model_validator(mode="before")
     @classmethod
     def _merge_sensitive(cls, data: Any) -> Any:
-        """Table 7's `sensitive` and the field of that name are one question: whoever answers one answers both."""
+        """Table 7's label `sensitive` and the field are one question: an answer to either fills both."""
         if not isinstance(data, dict) or not isinstance(labels := data.get("labels") or {}, dict):
             return data
         answer = labels.get("sensitive") if data.get("sensitive") is None else data["sensitive"]
@@ -183,7 +178,7 @@ SUBMISSION_FORMS: dict[TaskKind, type[SubmissionForm]] = {
 
 
 def tier_ranks(tiers: Sequence[Sequence[str]]) -> dict[str, tuple[int, int]]:
-    """(tier, rank) of every completion: tiers count from 1 as they stand, ranks from 1 without gaps over the tiers that are not empty."""
+    """Return (tier, rank) of every completion: tiers from 1 as given, dense ranks over the tiers that are not empty."""
     ranks: dict[str, tuple[int, int]] = {}
     rank = 0
     for tier, completions in enumerate(tiers, start=1):
@@ -193,7 +188,7 @@ def tier_ranks(tiers: Sequence[Sequence[str]]) -> dict[str, tuple[int, int]]:
 
 
 def parse_submission_form(kind: TaskKind, body: dict[str, Any]) -> SubmissionForm:
-    """A request's body as the form of a kind of task. Raises Problem `bad_form` (422) with the first thing that is wrong."""
+    """Validate a request body as a kind's form; raise SiteError `bad_form` (422) with the first error."""
     try:
         return SUBMISSION_FORMS[kind].model_validate(body)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What comes into a batch: prompts and completions as rows, duplicates merged, texts that name their model marked, all of it counted."""
+"""Ingest prompts and completions as rows: merge duplicates, mark texts that reveal their model, count both."""
 
 from __future__ import annotations
 
@@ -17,48 +17,50 @@ from sqlalchemy.orm import Session
 from instructgpt import records
 from instructgpt.errors import InputError
 from instructgpt.label.db.models import CompletionRow, Person, PromptRow, new_id
-from instructgpt.label.tasks.leaks import reveals_model
 
-MAX_COMPLETIONS = 9
-"""They are called A to I; K goes from 4 to 9 in the paper (3.5)."""
+MAX_COMPLETIONS = 9  # of a task, lettered A to I; the paper uses K = 4 to 9 (3.5)
 _RecordT = TypeVar("_RecordT", bound=records.Record)
-_SQL_CHUNK_SIZE = 500
-"""Values that one statement names at most; databases have a limit."""
+_SQL_CHUNK_SIZE = 500  # values in one statement; databases have a limit
+
+_FAMILIES = (
+    "chatgpt|gpt|instructgpt|davinci|claude|gemini|bard|palm|llama|alpaca|vicuna|mistral|mixtral|qwen|deepseek|falcon"
+    "|gemma|grok|copilot|bing|ernie|yi|phi|command-r|exaone|hyperclova"
+)
+_MAKERS = "openai|anthropic|google|deepmind|meta|microsoft|mistral ai|alibaba|cohere|xai|baidu|naver|lg"
+_SELF_IDENTIFICATION = re.compile(
+    rf"\b(?:i\s*am|i['’]m|my\s+name\s+is|call\s+me|as)\s+(?:an?\s+|the\s+)?(?:{_FAMILIES})(?:[-\s]?[\d.]+\w*)?\b"
+    rf"|\b(?:trained|developed|created|made|built)\s+by\s+(?:{_MAKERS})\b"
+    rf"|(?:저는|나는|제\s*이름은)\s*(?:{_FAMILIES}|챗gpt|클로드|제미나이)"
+    rf"|(?:{_MAKERS}|오픈ai|구글|네이버)(?:에서|가|이)\s*(?:개발|훈련|학습|만든|만들)",
+    re.IGNORECASE,
+)
 
 
 class IngestReport(BaseModel):
-    """What came into a batch and what was left out of it, in numbers."""
+    """Counts of ingested and excluded records of a batch."""
 
     prompts: int = 0
     completions: int = 0
     tasks: int = 0
-    same_prompt: int = 0
-    """Prompts with a text that an earlier one of the same batch has."""
+    same_prompt: int = 0  # duplicates within the batch
     withdrawn_prompts: int = 0
-    without_prompt: int = 0
-    """Completions of prompts that are not in the batch."""
-    merged: int = 0
-    """Completions that look like an earlier one of their prompt: shown once, tied in exports."""
-    beyond_k: int = 0
-    """Completions above the largest K, left out at random."""
-    too_few: int = 0
-    """Prompts with fewer different completions than the smallest K."""
+    without_prompt: int = 0  # completions of prompts outside the batch
+    merged: int = 0  # identical completions of a prompt: shown once, tied in exports
+    beyond_k: int = 0  # completions above the largest K, excluded at random
+    too_few: int = 0  # prompts with fewer distinct completions than the smallest K
     without_baseline: int = 0
-    mended: int = 0
-    """Texts with characters that no database keeps (NUL, half surrogates), each of which became U+FFFD."""
-    name_themselves: int = 0
-    """Completions that say which model wrote them: kept, marked, shown apart."""
-    unused_gold: int = 0
-    """Answers that belong to no task, or do not cover its completions."""
+    mended: int = 0  # texts in which U+FFFD replaced characters that no database stores
+    name_themselves: int = 0  # completions that reveal their model: kept and marked
+    unused_gold: int = 0  # gold answers without a task, or that lack one of its completions
 
     def format_counts(self) -> str:
-        """The numbers that are not 0, for one line."""
+        """Format the counts above 0 on one line."""
         return ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in self.model_dump().items() if count)
 
 
 @dataclass
 class TaskCompletionDraft:
-    """A completion of a task, and every model that gave this text."""
+    """A completion of a task to create, and every model with this text."""
 
     completion: CompletionRow
     models: list[str]
@@ -66,7 +68,7 @@ class TaskCompletionDraft:
 
 @dataclass
 class TaskCandidate:
-    """A task to be."""
+    """A task to create."""
 
     prompt: PromptRow | None
     completions: tuple[TaskCompletionDraft, ...] = ()
@@ -75,28 +77,26 @@ class TaskCandidate:
 
 @dataclass
 class _MergedCompletion:
-    """Completions of one prompt that look alike; the first stands for all."""
+    """Identical completions of one prompt."""
 
     representative: records.Completion
     models: list[str] = field(default_factory=list)
 
 
 def text_hash(text: str) -> str:
-    """SHA-256 of a text without the white space around it: two texts with the same hash look the same on the page."""
+    """Return the SHA-256 of a text without surrounding white space: equal hashes look equal on a page."""
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def prompt_hash(prompt: records.PromptFields) -> str:
-    """SHA-256 of what is asked; a conversation differs from the same words in one piece."""
+    """Return the SHA-256 of a prompt; a conversation differs from the same words in one text."""
     if prompt.messages is None:
         return text_hash(prompt.text)
-    return text_hash(
-        json.dumps([message.model_dump() for message in prompt.messages], ensure_ascii=False, sort_keys=True)
-    )
+    turns = [message.model_dump() for message in prompt.messages]
+    return text_hash(json.dumps(turns, ensure_ascii=False, sort_keys=True))
 
 
 def _chunked(values: Iterable[Any], size: int = _SQL_CHUNK_SIZE) -> Iterator[list[Any]]:
-    """The values in lists of at most `size`."""
     items = list(values)
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -111,24 +111,22 @@ def build_task_candidates(
     report: IngestReport,
     rng: Random,
 ) -> list[TaskCandidate]:
-    """The tasks that can be made, in the order of the prompts. Raises BadInput as `prompt_rows` does, or when nothing was given."""
+    """Build the tasks to create, in the order of the prompts; raise InputError as `upsert_prompts`."""
     if kind == "write":
         return []
     completion_records = [_replace_unstorable_texts(record, report) for record in completions] if kind == "rank" else []
     prompt_records = [_replace_unstorable_texts(record, report) for record in prompts]
     if kind == "rank" and not prompt_records:
-        prompt_records = [
-            records.Prompt(prompt=text) for text in dict.fromkeys(record.prompt for record in completion_records)
-        ]
+        texts = dict.fromkeys(record.prompt for record in completion_records)
+        prompt_records = [records.Prompt(prompt=text) for text in texts]
     report.prompts, report.completions = len(prompt_records), len(completion_records)
     unique_prompts: dict[str, records.Prompt] = {}
     for prompt in prompt_records:
         unique_prompts.setdefault(prompt_hash(prompt), prompt)
     report.same_prompt = len(prompt_records) - len(unique_prompts)
     rows = upsert_prompts(db, list(unique_prompts.values()))
-    usable = [
-        (prompt, row) for prompt, row in zip(unique_prompts.values(), rows, strict=True) if row.withdrawn_at is None
-    ]
+    pairs = zip(unique_prompts.values(), rows, strict=True)
+    usable = [(prompt, row) for prompt, row in pairs if row.withdrawn_at is None]
     report.withdrawn_prompts = len(unique_prompts) - len(usable)
     if kind != "rank":
         return [TaskCandidate(row) for _, row in usable]
@@ -136,7 +134,6 @@ def build_task_candidates(
 
 
 def _replace_unstorable_texts(record: _RecordT, report: IngestReport) -> _RecordT:
-    """A record with texts that can be stored: a model's output may hold any character."""
     texts = {name: text for name in ("prompt", "completion") if isinstance(text := getattr(record, name, None), str)}
     replacements = {name: clean for name, text in texts.items() if (clean := replace_unstorable(text)) != text}
     messages: tuple[records.Message, ...] = getattr(record, "messages", None) or ()
@@ -149,35 +146,26 @@ def _replace_unstorable_texts(record: _RecordT, report: IngestReport) -> _Record
 
 
 def replace_unstorable(text: str) -> str:
-    """A text with U+FFFD in place of what no database keeps."""
+    """Replace NUL and half surrogates, which no database stores, by U+FFFD."""
     return re.sub("[\x00\ud800-\udfff]", "\ufffd", text)
 
 
 def upsert_prompts(db: Session, prompts: Sequence[records.Prompt]) -> list[PromptRow]:
-    """The row of each prompt, new or the one that is there: the same text from the same user is one prompt.
-
-    Raises:
-        BadInput: an id that already belongs to another text.
-    """
+    """Return the row of each prompt, new or with its text and user; raise InputError for an id of another text."""
     hashes = [prompt_hash(prompt) for prompt in prompts]
     existing: dict[tuple[str, str | None], PromptRow] = {}
     for chunk in _chunked(hashes):
-        existing |= {
-            (row.text_hash, row.user): row
-            for row in db.scalars(select(PromptRow).where(PromptRow.text_hash.in_(chunk)))
-        }
+        by_text = db.scalars(select(PromptRow).where(PromptRow.text_hash.in_(chunk)))
+        existing |= {(row.text_hash, row.user): row for row in by_text}
     by_external_id: dict[str, PromptRow] = {}
     for chunk in _chunked(prompt.id for prompt in prompts if prompt.id is not None):
-        by_external_id |= {
-            row.external_id or "": row for row in db.scalars(select(PromptRow).where(PromptRow.external_id.in_(chunk)))
-        }
+        by_id = db.scalars(select(PromptRow).where(PromptRow.external_id.in_(chunk)))
+        by_external_id |= {row.external_id or "": row for row in by_id}
     rows = []
     for prompt, digest in zip(prompts, hashes, strict=True):
         same_id = by_external_id.get(prompt.id) if prompt.id is not None else None
         if same_id is not None and same_id.text_hash != digest:
-            raise InputError(
-                f"prompt id '{prompt.id}' already belongs to another text; give ids that are unique on the site, or none"
-            )
+            raise InputError(f"prompt id '{prompt.id}' already belongs to another text; use unique ids or none")
         row = same_id or existing.get((digest, prompt.user))
         if row is None:
             row = build_prompt_row(prompt, digest)
@@ -190,7 +178,7 @@ def upsert_prompts(db: Session, prompts: Sequence[records.Prompt]) -> list[Promp
 
 
 def build_prompt_row(prompt: records.Prompt, digest: str) -> PromptRow:
-    """A prompt as a row. A column `sensitive` of the file is taken over."""
+    """Build the row of a prompt; a record's extra field `sensitive` is kept."""
     return PromptRow(
         id=new_id(),
         external_id=prompt.id,
@@ -214,14 +202,13 @@ def _build_ranking_candidates(
     report: IngestReport,
     rng: Random,
 ) -> list[TaskCandidate]:
-    """Rank: each prompt with its different completions, as many as K allows."""
+    """Build the rank tasks: each prompt with its distinct completions, as many as K allows."""
     min_k, max_k = k or (2, MAX_COMPLETIONS)
     completions_by_prompt: dict[str, list[records.Completion]] = {}
     for completion in completions:
         completions_by_prompt.setdefault(completion.prompt, []).append(completion)
-    report.without_prompt = len(completions) - sum(
-        len(completions_by_prompt.get(prompt.text, ())) for prompt, _ in prompts
-    )
+    used = sum(len(completions_by_prompt.get(prompt.text, ())) for prompt, _ in prompts)
+    report.without_prompt = len(completions) - used
     selected: list[tuple[PromptRow, list[_MergedCompletion]]] = []
     for prompt, row in prompts:
         texts = _merge_identical(completions_by_prompt.get(prompt.text, []))
@@ -237,19 +224,17 @@ def _build_ranking_candidates(
 
 
 def _merge_identical(completions: Iterable[records.Completion]) -> list[_MergedCompletion]:
-    """Completions of one prompt, those that look alike merged."""
     texts: dict[str, _MergedCompletion] = {}
     for completion in completions:
-        texts.setdefault(text_hash(completion.completion), _MergedCompletion(completion)).models.append(
-            completion.model
-        )
+        merged = texts.setdefault(text_hash(completion.completion), _MergedCompletion(completion))
+        merged.models.append(completion.model)
     return list(texts.values())
 
 
 def _sample_completions(
     texts: list[_MergedCompletion], limit: int, baseline: str | None, rng: Random
 ) -> list[_MergedCompletion]:
-    """A random choice that keeps the baseline, in the order of the file."""
+    """Sample up to `limit` completions, the baseline included, in their order."""
     if len(texts) <= limit:
         return texts
     required = [index for index, text in enumerate(texts) if baseline in text.models][:1]
@@ -260,7 +245,7 @@ def _sample_completions(
 def _upsert_completions(
     db: Session, selected: list[tuple[PromptRow, list[_MergedCompletion]]], report: IngestReport
 ) -> list[TaskCandidate]:
-    """Candidates with rows for their completions, new or those that are there."""
+    """Build the tasks with rows for their completions, existing or new."""
     existing: dict[tuple[str, str, str], CompletionRow] = {}
     for chunk in _chunked(row.id for row, _ in selected):
         rows = db.scalars(select(CompletionRow).where(CompletionRow.prompt_id.in_(chunk)))
@@ -285,7 +270,7 @@ def _upsert_completions(
 def _build_completion_row(
     prompt: PromptRow, record: records.Completion, digest: str, person_ids: Mapping[str, str], model_names: list[str]
 ) -> CompletionRow:
-    """A completion as a row. A column `labeler` (a pseudonym) says whose demonstration it is."""
+    """Build the row of a completion; an extra field `labeler` (pseudonym) names a demonstration's author."""
     author = person_ids.get(str((record.model_extra or {}).get("labeler", "")))
     return CompletionRow(
         id=new_id(),
@@ -302,14 +287,10 @@ def _build_completion_row(
 
 
 def pop_gold_answer(candidate: TaskCandidate, answers: dict[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The known answer of a task, taken out of `answers`; None when there is none, or it leaves completions of the task out.
-
-    A ranking's answer comes by text and is kept by the completions' ids.
-    """
+    """Remove and return a task's gold answer, a ranking's by completion id; None unless it covers all completions."""
     prompt = candidate.prompt
-    key = (
-        next((key for key in (prompt.external_id, prompt.text) if key in answers), None) if prompt is not None else None
-    )
+    keys = (prompt.external_id, prompt.text) if prompt is not None else ()
+    key = next((key for key in keys if key in answers), None)
     if key is None:
         return None
     answer = answers[key]
@@ -320,3 +301,20 @@ def pop_gold_answer(candidate: TaskCandidate, answers: dict[str, Mapping[str, An
         answer = {draft.completion.id: ranks[draft.completion.text_hash] for draft in candidate.completions}
     del answers[key]
     return dict(answer)
+
+
+def reveals_model(text: str, models: tuple[str, ...] | list[str] = ()) -> bool:
+    """Return whether a completion reveals its model.
+
+    `models` are the compared models' names. Only those that no ordinary sentence contains are searched for (`gpt-4o`,
+    `sft_175b`, not `base`): with a digit, hyphen or underscore, and of four letters or more.
+    """
+    if _SELF_IDENTIFICATION.search(text):
+        return True
+    lower = text.lower()
+    return any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", lower) for name in map(_distinctive_name, models) if name)
+
+
+def _distinctive_name(model: str) -> str:
+    name = model.rstrip("/").rsplit("/", 1)[-1].lower()
+    return name if len(name) >= 4 and re.search(r"[\d_-]", name) else ""

@@ -1,7 +1,4 @@
-"""The instructions for each purpose: versions, translations, a quiz, who has read which version.
-
-A version is never changed, only followed by another, so that every assignment can name the text that applied.
-"""
+"""Immutable versions of the instructions for each purpose, with translations, a quiz, and who has read them."""
 
 from __future__ import annotations
 
@@ -22,13 +19,12 @@ from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.errors import SiteError
 
 _TEXTS_FOLDER = Path(__file__).parent.parent / "texts"
-BUNDLED_LANGUAGES = ("en", "ko")
-"""Languages of the texts that come with the site; the first binds."""
+BUNDLED_LANGUAGES = ("en", "ko")  # languages of the default texts; the first is binding
 _QUIZ_FAILED_ACTION = "instructions.quiz_failed"
 
 
 class QuizQuestion(BaseModel):
-    """One question of a quiz; `right` counts options from 0."""
+    """One question; `right` is the index of the correct option."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     text: str = Field(min_length=1)
@@ -44,7 +40,7 @@ class QuizQuestion(BaseModel):
 
 
 class Quiz(BaseModel):
-    """What shows that somebody read the instructions. It may have no question."""
+    """The questions about a version; may be empty."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     questions: tuple[QuizQuestion, ...] = ()
@@ -59,54 +55,42 @@ class LocalizedInstructions(BaseModel):
 
 
 def get_latest_instructions(db: Session, purpose: str) -> Instructions | None:
-    """The newest version of the instructions for a purpose; None while there are none."""
-    return db.scalar(
-        select(Instructions).where(Instructions.purpose == purpose).order_by(Instructions.version.desc()).limit(1)
-    )
+    statement = select(Instructions).where(Instructions.purpose == purpose)
+    return db.scalar(statement.order_by(Instructions.version.desc()).limit(1))
 
 
 def get_instructions_version(db: Session, purpose: str, number: int) -> Instructions | None:
-    """One version."""
     return db.scalar(select(Instructions).where(Instructions.purpose == purpose, Instructions.version == number))
 
 
 def list_instructions_versions(db: Session, purpose: str) -> Sequence[Instructions]:
-    """All versions, newest first."""
-    return db.scalars(
-        select(Instructions).where(Instructions.purpose == purpose).order_by(Instructions.version.desc())
-    ).all()
+    """Return all versions, the newest first."""
+    statement = select(Instructions).where(Instructions.purpose == purpose)
+    return db.scalars(statement.order_by(Instructions.version.desc())).all()
 
 
 def has_read_instructions(db: Session, person: Person, purpose: str) -> bool:
-    """Whether somebody has read the newest version and passed its quiz; true where there is nothing to read."""
+    """Return whether a person has read the newest version; True without instructions."""
     return get_read_status(db, person, purpose)[1]
 
 
 def get_read_status(db: Session, person: Person, purpose: str) -> tuple[str | None, bool]:
-    """(id of the newest version, whether somebody has read it); (None, True) where there is nothing to read. One statement."""
-    has_read = exists().where(
-        InstructionsRead.instructions_id == Instructions.id, InstructionsRead.person_id == bindparam("person")
-    )
-    newest = (
-        select(Instructions.id, has_read)
-        .where(Instructions.purpose == bindparam("purpose"))
-        .order_by(Instructions.version.desc())
-    )
-    row = db.execute(newest.limit(1), {"person": person.id, "purpose": purpose}).first()
+    """Return (id of the newest version, whether the person has read it) in one statement; (None, True) without one."""
+    receipt = exists().where(InstructionsRead.instructions_id == Instructions.id)
+    has_read = receipt.where(InstructionsRead.person_id == bindparam("person"))
+    versions = select(Instructions.id, has_read).where(Instructions.purpose == bindparam("purpose"))
+    newest = versions.order_by(Instructions.version.desc()).limit(1)
+    row = db.execute(newest, {"person": person.id, "purpose": purpose}).first()
     return (None, True) if row is None else (row[0], bool(row[1]))
 
 
 def get_instructions_read(db: Session, person: Person, instructions: Instructions) -> InstructionsRead | None:
-    """When somebody read a version; None while they have not."""
-    return db.scalar(
-        select(InstructionsRead).where(
-            InstructionsRead.person_id == person.id, InstructionsRead.instructions_id == instructions.id
-        )
-    )
+    statement = select(InstructionsRead).where(InstructionsRead.person_id == person.id)
+    return db.scalar(statement.where(InstructionsRead.instructions_id == instructions.id))
 
 
 def localize_instructions(instructions: Instructions, language: str) -> LocalizedInstructions:
-    """A version as somebody reads it: in their language where there is a translation."""
+    """Return a version in a language, or the binding text where no translation exists."""
     translation: dict[str, Any] | None = instructions.translations.get(language)
     return LocalizedInstructions.model_validate(translation or {"body": instructions.body, "quiz": instructions.quiz})
 
@@ -114,36 +98,31 @@ def localize_instructions(instructions: Instructions, language: str) -> Localize
 def add_instructions_version(
     db: Session, purpose: str, texts: Mapping[str, LocalizedInstructions], changes: str, caller_id: str | None
 ) -> Instructions:
-    """The next version, which labelers read before they go on.
+    """Publish a version, which labelers must read before their next task.
 
     Args:
-        db: a transaction that writes.
-        purpose: `training` or `evaluation`.
-        texts: by language; the first one binds, the others translate it.
-        changes: what is new, for those who know the version before.
-        by: whose work it is; None is the command line.
+        texts: by language; the first is binding, the others are its translations.
+        changes: what is new since the previous version.
+        caller_id: None is the command line.
 
     Raises:
-        Problem: there is no such purpose, or a translation asks another number of questions, or has other right answers.
+        SiteError: the purpose is unknown, or a translated quiz has other correct options.
     """
     if purpose not in PURPOSES:
         raise SiteError(404, "not_found")
-    (language, binding_text), *translations = texts.items()
-    for translation_language, text in translations:
-        if [question.right for question in text.quiz.questions] != [
-            question.right for question in binding_text.quiz.questions
-        ]:
-            raise SiteError(422, "quiz_differs", language=translation_language)
+    (language, binding), *translations = texts.items()
+    answers = [question.right for question in binding.quiz.questions]
+    for other, text in translations:
+        if [question.right for question in text.quiz.questions] != answers:
+            raise SiteError(422, "quiz_differs", language=other)
     previous = get_latest_instructions(db, purpose)
     row = Instructions(
         purpose=purpose,
         version=previous.version + 1 if previous else 1,
-        body=binding_text.body,
-        quiz=binding_text.quiz.model_dump(mode="json"),
+        body=binding.body,
+        quiz=binding.quiz.model_dump(mode="json"),
         language=language,
-        translations={
-            translation_language: text.model_dump(mode="json") for translation_language, text in translations
-        },
+        translations={other: text.model_dump(mode="json") for other, text in translations},
         changes=changes.strip(),
         created_by=caller_id,
     )
@@ -154,11 +133,7 @@ def add_instructions_version(
 
 
 def submit_quiz(db: Session, person: Person, instructions: Instructions, answers: Sequence[int | None]) -> list[int]:
-    """Take somebody's answers to a quiz: the numbers of those that were wrong. With none wrong the version counts as read.
-
-    Raises:
-        Problem: there is a newer version by now.
-    """
+    """Return the indices of wrong answers; without any it counts as read. Raise SiteError for an old version."""
     newest = get_latest_instructions(db, instructions.purpose)
     if newest is None or newest.id != instructions.id:
         raise SiteError(409, "instructions_changed")
@@ -168,27 +143,16 @@ def submit_quiz(db: Session, person: Person, instructions: Instructions, answers
     if wrong:
         audit_log.append_entry(db, person.id, _QUIZ_FAILED_ACTION, instructions.id, wrong=wrong)
     elif get_instructions_read(db, person, instructions) is None:
-        failed_attempts = select(func.count()).where(
-            AuditLogEntry.object == instructions.id,
-            AuditLogEntry.by == person.id,
-            AuditLogEntry.action == _QUIZ_FAILED_ACTION,
-        )
-        db.add(
-            InstructionsRead(
-                person_id=person.id, instructions_id=instructions.id, attempts=1 + (db.scalar(failed_attempts) or 0)
-            )
-        )
+        failed = select(func.count()).where(AuditLogEntry.object == instructions.id, AuditLogEntry.by == person.id)
+        attempts = 1 + (db.scalar(failed.where(AuditLogEntry.action == _QUIZ_FAILED_ACTION)) or 0)
+        db.add(InstructionsRead(person_id=person.id, instructions_id=instructions.id, attempts=attempts))
         db.flush()
         audit_log.append_entry(db, person.id, "instructions.read", instructions.id)
     return wrong
 
 
 def parse_quiz(text: str) -> Quiz:
-    """A quiz from its YAML; nothing is a quiz without questions.
-
-    Raises:
-        Problem: it is not YAML, or not a quiz.
-    """
+    """Parse a quiz from YAML; empty text is a quiz without questions. Raise SiteError for an invalid one."""
     try:
         return Quiz.model_validate(yaml.safe_load(text) or {})
     except yaml.YAMLError as error:
@@ -200,38 +164,27 @@ def parse_quiz(text: str) -> Quiz:
 
 
 def format_quiz_yaml(quiz: Quiz) -> str:
-    """A quiz as YAML, as people edit it."""
-    return (
-        yaml.safe_dump(quiz.model_dump(mode="json"), allow_unicode=True, sort_keys=False, width=140)
-        if quiz.questions
-        else ""
-    )
+    """Format a quiz as YAML for editing."""
+    if not quiz.questions:
+        return ""
+    return yaml.safe_dump(quiz.model_dump(mode="json"), allow_unicode=True, sort_keys=False, width=140)
 
 
 def publish_default_texts(db: Session) -> None:
-    """The texts that come with the site, where it has none yet: instructions for both purposes and the consent text."""
+    """Publish the bundled instructions and consent text where the site has none."""
     for purpose in PURPOSES:
         if get_latest_instructions(db, purpose) is None:
-            add_instructions_version(
-                db,
-                purpose,
-                {language: _load_bundled_text(purpose, language) for language in BUNDLED_LANGUAGES},
-                "",
-                None,
-            )
+            texts = {language: _load_bundled_text(purpose, language) for language in BUNDLED_LANGUAGES}
+            add_instructions_version(db, purpose, texts, "", None)
     if consent.get_latest_consent_text(db) is None:
-        consent.add_consent_version(
-            db,
-            {
-                language: (_TEXTS_FOLDER / f"consent.{language}.md").read_text(encoding="utf-8")
-                for language in BUNDLED_LANGUAGES
-            },
-            None,
-        )
+        bodies = {language: _read_text(f"consent.{language}.md") for language in BUNDLED_LANGUAGES}
+        consent.add_consent_version(db, bodies, None)
 
 
 def _load_bundled_text(purpose: str, language: str) -> LocalizedInstructions:
-    quiz = parse_quiz((_TEXTS_FOLDER / f"{purpose}.{language}.quiz.yaml").read_text(encoding="utf-8"))
-    return LocalizedInstructions(
-        body=(_TEXTS_FOLDER / f"{purpose}.{language}.md").read_text(encoding="utf-8"), quiz=quiz
-    )
+    quiz = parse_quiz(_read_text(f"{purpose}.{language}.quiz.yaml"))
+    return LocalizedInstructions(body=_read_text(f"{purpose}.{language}.md"), quiz=quiz)
+
+
+def _read_text(name: str) -> str:
+    return (_TEXTS_FOLDER / name).read_text(encoding="utf-8")

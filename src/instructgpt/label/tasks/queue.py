@@ -1,7 +1,7 @@
-"""What comes next for a person: which batches are theirs, and which task of a batch.
+"""Choose a person's next task: the eligible batches, then the next task of a batch.
 
-A batch's tasks wait in one index (batch, state, gold, position). Tasks that are full leave it as `done`, so that a choice looks at few
-rows however large the batch is: those in other hands, and those this person has had.
+An index (batch, state, gold, position) holds the waiting tasks. Full tasks leave it as `done`, so a choice scans few
+rows whatever the size of the batch: the tasks in progress and those that this person has had.
 """
 
 from __future__ import annotations
@@ -28,17 +28,13 @@ from instructgpt.label.db.models.tasks import TaskKind
 _PERSON_PARAM: BindParameter[str] = bindparam("person", type_=String())
 _BATCH_PARAM: BindParameter[str] = bindparam("batch", type_=String())
 _IdOrParam = str | BindParameter[str]
-"""An id, or a place for one."""
 
 _TaskChoice = tuple[Task, Assignment | None]
-"""A task, and the person's own earlier assignment: one that expired, or the one that is to be repeated."""
+"""A task, and the person's earlier assignment of it if it is to be reopened or repeated."""
 
 
 def list_eligible_batches(db: Session, person: Person, kind: TaskKind | None, screening: str | None) -> list[Batch]:
-    """The open batches from which this person may be given tasks, the most urgent first.
-
-    Held-out labelers never get work that could train a model (paper, appendix B.1).
-    """
+    """Return a person's open batches by priority; held-out labelers never get training tasks (paper, B.1)."""
     statement = select(Batch).where(
         Batch.state == "open",
         Batch.screening == screening if screening else Batch.screening.is_(None),
@@ -52,10 +48,10 @@ def list_eligible_batches(db: Session, person: Person, kind: TaskKind | None, sc
 
 
 def choose_next_task(db: Session, person: Person, batch: Batch) -> _TaskChoice | None:
-    """The task of a batch that comes next for a person, locked; None when there is none.
+    """Choose and lock a person's next task of a batch; None when there is none.
 
-    In this order: one whose lease ran out in their own hands, a hidden repeat that is due, a gold task that is due, the next of the
-    batch; at the end of the batch the repeats that are left.
+    In this order: an expired assignment of theirs, a due hidden repeat, a due gold task, the next task, the remaining
+    repeats.
     """
     if (choice := _next_expired_task(db, person, batch)) is not None:
         return choice
@@ -77,15 +73,12 @@ def _has_capacity() -> ColumnElement[bool]:
 
 
 def _non_sensitive(sees_sensitive: bool) -> list[ColumnElement[bool]]:
-    """Conditions on a task that keep sensitive content from whoever does not want to see it, also where they had the task before."""
+    """Conditions on tasks for a person's choice about sensitive content."""
     return [] if sees_sensitive else [~exists().where(PromptRow.id == Task.prompt_id, PromptRow.sensitive)]
 
 
 def _eligible(person: _IdOrParam, sees_sensitive: bool) -> list[ColumnElement[bool]]:
-    """Conditions on a task that a person (their id) has not had: content they do not want to see, their own prompt, their demonstration.
-
-    A set holds somebody's demonstration also when a model gave exactly the same text.
-    """
+    """Conditions on tasks that a person has not had, without their own prompts and demonstrations' texts."""
     conditions = _non_sensitive(sees_sensitive)
     completion = aliased(CompletionRow)
     demonstration_hashes = select(DemonstrationRow.text_hash).where(
@@ -102,29 +95,23 @@ def _eligible(person: _IdOrParam, sees_sensitive: bool) -> list[ColumnElement[bo
 
 
 def pending_task_statement(person: Person, batch: Batch, gold: bool) -> Select[Task]:
-    """The task of a batch that this person has not had and that comes first."""
+    """Select the first task of a batch that a person has not had."""
     return _build_pending_statement(person.id, batch.id, gold, person.sees_sensitive)
 
 
 def pending_task_ids_statement(person: Person, batches: Sequence[str], limit: int) -> Select[str]:
-    """Ids of tasks of some batches, `most` of them at most, that this person has not had and may be given."""
-    return (
-        select(Task.id)
-        .where(Task.batch_id.in_(batches), _has_capacity(), *_eligible(person.id, person.sees_sensitive))
-        .limit(limit)
-    )
+    """Select up to `limit` ids of tasks that a person has not had."""
+    statement = select(Task.id).where(Task.batch_id.in_(batches), _has_capacity())
+    return statement.where(*_eligible(person.id, person.sees_sensitive)).limit(limit)
 
 
 def _build_pending_statement(person: _IdOrParam, batch: _IdOrParam, gold: bool, sees_sensitive: bool) -> Select[Task]:
-    statement = select(Task).where(
-        Task.batch_id == batch, Task.gold == gold, _has_capacity(), *_eligible(person, sees_sensitive)
-    )
-    return statement.order_by(Task.position).limit(1)
+    statement = select(Task).where(Task.batch_id == batch, Task.gold == gold, _has_capacity())
+    return statement.where(*_eligible(person, sees_sensitive)).order_by(Task.position).limit(1)
 
 
-@cache
+@cache  # building a statement takes longer than running it
 def _cached_pending_statement(gold: bool, sees_sensitive: bool) -> Select[Task]:
-    """`waiting` for whoever and whichever batch is bound to it: putting a statement together takes longer than running it."""
     return _build_pending_statement(_PERSON_PARAM, _BATCH_PARAM, gold, sees_sensitive)
 
 
@@ -135,17 +122,15 @@ _EXPIRED_TASKS_STATEMENT = (
     .order_by(Assignment.id)
     .limit(1)
 )
-"""Tasks of a batch whose lease ran out in a person's own hands, prepared likewise."""
 
 
 def _next_new_task(db: Session, person: Person, batch: Batch, gold: bool) -> Task | None:
-    return _lock_first_task(
-        db, _cached_pending_statement(gold, person.sees_sensitive), {"person": person.id, "batch": batch.id}
-    )
+    statement = _cached_pending_statement(gold, person.sees_sensitive)
+    return _lock_first_task(db, statement, {"person": person.id, "batch": batch.id})
 
 
 def _lock_first_task(db: Session, statement: Select[Task], parameters: Mapping[str, str]) -> Task | None:
-    """The chosen task, held until the transaction ends. Tasks that others hold right now are passed over, unless only they are left."""
+    # Skip rows that other claims hold right now. If only such rows are left, wait for one: it may still have a place.
     refreshed = statement.execution_options(populate_existing=True)
     task = db.scalar(refreshed.with_for_update(of=Task, key_share=True, skip_locked=True), parameters)
     if task is None and db.get_bind().dialect.name != "sqlite":
@@ -154,69 +139,48 @@ def _lock_first_task(db: Session, statement: Select[Task], parameters: Mapping[s
 
 
 def _next_expired_task(db: Session, person: Person, batch: Batch) -> _TaskChoice | None:
-    """A task whose lease ran out in this person's own hands and whose place nobody took."""
-    statement = (
-        _EXPIRED_TASKS_STATEMENT if person.sees_sensitive else _EXPIRED_TASKS_STATEMENT.where(*_non_sensitive(False))
-    )
+    """Choose a task whose lease this person let run out and that still has a place."""
+    statement = _EXPIRED_TASKS_STATEMENT.where(*_non_sensitive(person.sees_sensitive))
     task = _lock_first_task(db, statement, {"person": person.id, "batch": batch.id})
     return None if task is None else (task, _get_assignment(db, person, task, 0))
 
 
-def _get_assignment(db: Session, person: Person, task: Task, round_number: int) -> Assignment:
-    result = db.scalars(
-        select(Assignment).where(
-            Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == round_number
-        )
-    )
-    return result.one()
+def _get_assignment(db: Session, person: Person, task: Task, round_number: int) -> Assignment | None:
+    statement = select(Assignment).where(Assignment.task_id == task.id, Assignment.person_id == person.id)
+    return db.scalar(statement.where(Assignment.round == round_number))
 
 
 def _next_repeat(db: Session, person: Person, batch: Batch, gap: int) -> _TaskChoice | None:
-    """A task marked for repetition that this person handed in, `gap` or more of their assignments ago."""
-    first, repeat_assignment = aliased(Assignment), aliased(Assignment)
+    """Choose a task marked for repetition that this person submitted `gap` or more assignments ago."""
+    first, repeat = aliased(Assignment), aliased(Assignment)
     newest = select(Assignment.opened_at).where(Assignment.person_id == person.id).order_by(Assignment.opened_at.desc())
     cutoff_ms = db.scalar(newest.offset(gap - 1).limit(1))
     if cutoff_ms is None:
         return None
+    already_repeated = (
+        exists()
+        .where(repeat.task_id == Task.id, repeat.person_id == person.id)
+        .where(repeat.round == 1, repeat.state != "expired")
+    )
     statement = (
         select(Task)
-        .join(
-            first,
-            and_(first.task_id == Task.id, first.person_id == person.id, first.round == 0, first.state == "submitted"),
-        )
-        .where(
-            Task.batch_id == batch.id,
-            Task.repeat,
-            Task.state.in_(("open", "done")),
-            *_non_sensitive(person.sees_sensitive),
-        )
-        .where(
-            ~exists().where(
-                repeat_assignment.task_id == Task.id,
-                repeat_assignment.person_id == person.id,
-                repeat_assignment.round == 1,
-                repeat_assignment.state != "expired",
-            )
-        )
-        .where(first.opened_at < cutoff_ms)
+        .join(first, and_(first.task_id == Task.id, first.person_id == person.id))
+        .where(first.round == 0, first.state == "submitted", first.opened_at < cutoff_ms)
+        .where(Task.batch_id == batch.id, Task.repeat, Task.state.in_(("open", "done")))
+        .where(*_non_sensitive(person.sees_sensitive), ~already_repeated)
         .order_by(first.id)
         .limit(1)
     )
     task = _lock_first_task(db, statement, {})
     if task is None:
         return None
-    existing_repeat = db.scalar(
-        select(Assignment).where(
-            Assignment.task_id == task.id, Assignment.person_id == person.id, Assignment.round == 1
-        )
-    )
-    return task, existing_repeat or _get_assignment(db, person, task, 0)
+    return task, _get_assignment(db, person, task, 1) or _get_assignment(db, person, task, 0)
 
 
 def _is_gold_due(db: Session, person: Person, batch: Batch) -> bool:
-    """Whether the next task should be a gold one: of a person's first n tasks of a batch, floor(n · share + phase) are gold.
+    """Return whether the next task is a gold one: of the first n tasks of a batch, floor(n · share + phase) are gold.
 
-    The phase differs from person to person, so that nobody can tell gold tasks by counting with a colleague.
+    The phase differs between people, so that colleagues who compare positions cannot detect gold tasks.
     """
     share = float(batch.policy.get("gold_share", 0))
     if not share or batch.screening is not None:

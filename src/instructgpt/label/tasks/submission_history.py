@@ -1,38 +1,49 @@
-"""A labeler's own work, the newest first."""
+"""Submitted work as labelers see their own, and as researchers see everyone's for one task."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.context import Settings
-from instructgpt.label.db.models import Assignment, Person, PromptRow, RankingItem, Submission, Task
+from instructgpt.label.db.models import (
+    Assignment,
+    DemonstrationRow,
+    Person,
+    PromptReview,
+    PromptRow,
+    RankingItem,
+    RankingRow,
+    Rating,
+    Submission,
+    Task,
+)
 from instructgpt.label.db.models.base import is_id
 from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.tasks.submissions import editable_until
 
 _PAGE_SIZE = 50
-_PREVIEW_LENGTH = 200
-"""Characters of the prompt that a list shows."""
+_PREVIEW_LENGTH = 200  # characters
 
 
 class HistoryItem(BaseModel):
-    """One task as it stands now."""
+    """One task of a labeler's history."""
 
     model_config = ConfigDict(frozen=True)
     assignment: str
     kind: TaskKind
     state: str
-    prompt: str | None
-    """How the prompt begins, the one that was asked or written; None where there is none or it was withdrawn."""
+    prompt: str | None  # beginning of the prompt shown or written; None if there is none or it was withdrawn
     at: int
     version: int
     editable_until: int | None
 
 
 class HistoryPage(BaseModel):
-    """Some entries, and where the next ones begin (`before`); None at the end."""
+    """A page of a labeler's history; `before` starts the next page, None at the end."""
 
     model_config = ConfigDict(frozen=True)
     entries: list[HistoryItem]
@@ -42,7 +53,7 @@ class HistoryPage(BaseModel):
 def get_history_page(
     db: Session, settings: Settings, person: Person, before: str | None = None, size: int = _PAGE_SIZE
 ) -> HistoryPage:
-    """A person's assignments except those that only ran out, from the newest; `before`: the id of the last one already seen."""
+    """Return a page of a person's assignments, the newest first, without expired ones; `before` is an id."""
     statement = (
         select(Assignment, Task, PromptRow, Submission)
         .join(Task, Task.id == Assignment.task_id)
@@ -76,6 +87,57 @@ def _build_history_item(
 
 
 def get_submitted_ranks(db: Session, submission_id: str) -> dict[str, int]:
-    """The ranks of a ranking as they were stored, by completion; empty for other submissions."""
+    """Return the ranks of a ranking by completion; empty for other submissions."""
     statement = select(RankingItem.completion_id, RankingItem.rank).where(RankingItem.submission_id == submission_id)
     return dict(db.execute(statement.order_by(RankingItem.shown)).all())
+
+
+@dataclass(slots=True)
+class SubmissionDetail:
+    """One labeler's current submission with the contents of its kind."""
+
+    assignment: Assignment
+    person: Person
+    submission: Submission
+    ranks: list[tuple[str, int]] = field(default_factory=list)  # (completion, rank), best first
+    ratings: dict[str, Rating] = field(default_factory=dict)
+    ranking: RankingRow | None = None
+    review: PromptReview | None = None
+    text: str | None = None  # the demonstration or prompt
+
+
+def list_task_submissions(db: Session, task: Task) -> list[SubmissionDetail]:
+    """Return the current submissions to a task, the oldest first, in at most four statements."""
+    conditions = (Assignment.task_id == task.id, Submission.replaced_at.is_(None))
+    rows = db.execute(
+        select(Assignment, Person, Submission)
+        .join(Person, Person.id == Assignment.person_id)
+        .join(Submission, Submission.assignment_id == Assignment.id)
+        .where(*conditions)
+        .order_by(Submission.created_at, Submission.id)
+    )
+    details = {row[2].id: SubmissionDetail(*row) for row in rows}
+    submission_ids = select(Submission.id).join(Assignment).where(*conditions)
+    if task.kind == "rank":
+        _add_rankings(db, details, submission_ids)
+    elif task.kind == "demonstrate":
+        for row in db.scalars(select(DemonstrationRow).where(DemonstrationRow.submission_id.in_(submission_ids))):
+            details[row.submission_id].text = row.text
+    elif task.kind == "write":
+        for prompt in db.scalars(select(PromptRow).where(PromptRow.submission_id.in_(submission_ids))):
+            assert prompt.submission_id is not None
+            details[prompt.submission_id].text = prompt.text
+    else:
+        for review in db.scalars(select(PromptReview).where(PromptReview.submission_id.in_(submission_ids))):
+            details[review.submission_id].review = review
+    return list(details.values())
+
+
+def _add_rankings(db: Session, details: dict[str, SubmissionDetail], submission_ids: Select[str]) -> None:
+    items = select(RankingItem).where(RankingItem.submission_id.in_(submission_ids))
+    for item in db.scalars(items.order_by(RankingItem.rank, RankingItem.shown)):
+        details[item.submission_id].ranks.append((item.completion_id, item.rank))
+    for rating in db.scalars(select(Rating).where(Rating.submission_id.in_(submission_ids))):
+        details[rating.submission_id].ratings[rating.completion_id] = rating
+    for ranking in db.scalars(select(RankingRow).where(RankingRow.submission_id.in_(submission_ids))):
+        details[ranking.submission_id].ranking = ranking

@@ -1,7 +1,6 @@
-"""Handing in, once and for good: idempotent, append-only, late work kept.
+"""Submit, edit and undo work. Submissions are append-only: an edit adds a version, an undo retires the current one.
 
-An edit is a further version, undo withdraws the current one; whatever was handed in stays in the table. The contents of the four kinds
-of form go to tables of their own (`contents`).
+Typed rows hold the contents of a form, for training and exports.
 """
 
 from __future__ import annotations
@@ -10,50 +9,57 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.context import Settings
-from instructgpt.label.db.models import Assignment, Draft, Submission, Task, TaskCompletion
+from instructgpt.label.db.models import (
+    Assignment,
+    DemonstrationRow,
+    Draft,
+    PromptReview,
+    PromptRow,
+    RankingItem,
+    RankingRow,
+    Rating,
+    Submission,
+    Task,
+    TaskCompletion,
+)
 from instructgpt.label.errors import SiteError
-from instructgpt.label.tasks import submission_contents
 from instructgpt.label.tasks.assignments import MINUTE_MS, cancel_skip, lease_duration_ms, lock_assignment, undo_skip
 from instructgpt.label.tasks.drafts import get_draft
-from instructgpt.label.tasks.forms import RankingForm, SubmissionForm
-from instructgpt.label.tasks.submission_contents import read_submission_form
-
-__all__ = [
-    "get_current_submission",
-    "read_submission_form",
-    "set_submission_validity",
-    "submit_edit",
-    "submit_form",
-    "undo_submission",
-]
+from instructgpt.label.tasks.forms import (
+    CompletionRating,
+    DemonstrationForm,
+    PromptForm,
+    RankingForm,
+    ReviewForm,
+    SubmissionForm,
+    tier_ranks,
+)
+from instructgpt.label.tasks.ingest import text_hash
 
 _MAX_KEY_LENGTH = 200
+_REVIEW_COLUMNS = ("use_case", "personal_data", "sensitive", "labels", "rejected")
 
 
 def submit_form(
     db: Session, settings: Settings, assignment: Assignment, form: SubmissionForm, key: str, now_ms: int
 ) -> Submission:
-    """Hand in a form. Its draft goes in the same transaction; the same key again returns what was stored the first time.
+    """Submit a form and delete its draft; the same `key` again returns the first submission.
 
-    Work is never refused for being late: after the lease it counts while there is room, otherwise it is kept as surplus; so is work on
-    a task that was skipped, whose skip is taken back.
+    Late work is stored: after the lease it counts while the task has a place, otherwise it is surplus. Submitting a
+    skipped task cancels the skip.
 
     Raises:
-        Problem: `wrong_form`, `bad_form` or `no_key` (422), and nothing is changed; `already_submitted` (409, with the submission and its
-            version) for another form on handed-in work, which `edit` is for.
+        SiteError: `wrong_form`, `bad_form`, `no_key` (422); `already_submitted` (409, with submission and version) for
+            another form, which needs `submit_edit`.
     """
     locked, task = lock_assignment(db, assignment)
-    if (previous := _find_by_key(db, locked, key)) is not None:
+    if (previous := _find_by_key(db, locked, key)) is not None:  # a retry, which the lock made wait for the original
         return previous
     _check_form(db, task, form)
     if locked.state == "submitted":
         current = get_current_submission(db, locked)
-        raise SiteError(
-            409,
-            "already_submitted",
-            submission=current.id if current else None,
-            version=current.version if current else 0,
-        )
+        submission_id, version = (current.id, current.version) if current else (None, 0)
+        raise SiteError(409, "already_submitted", submission=submission_id, version=version)
     if locked.state == "skipped":
         cancel_skip(db, settings, locked, task, now_ms)
     replaced = _retire_current(db, locked, now_ms) if locked.state == "returned" else None
@@ -67,11 +73,7 @@ def submit_form(
 def submit_edit(
     db: Session, settings: Settings, assignment: Assignment, form: SubmissionForm, key: str, now_ms: int
 ) -> Submission:
-    """A new version of handed-in work, within the edit window; the earlier one stays.
-
-    Raises:
-        Problem: as `submit`; `not_submitted` (409), `too_late_to_edit` (409).
-    """
+    """Store a new version within the edit window; raise SiteError (422, 409) as `submit_form`, or when it is over."""
     locked, task = lock_assignment(db, assignment)
     if (previous := _find_by_key(db, locked, key)) is not None:
         return previous
@@ -85,16 +87,12 @@ def submit_edit(
 
 
 def undo_submission(db: Session, settings: Settings, assignment: Assignment, now_ms: int) -> Draft:
-    """Take handed-in work back: the task is in hand again and what was handed in becomes its draft. -> the draft.
-
-    Raises:
-        Problem: `not_submitted` (409), `too_late_to_edit` (409).
-    """
+    """Undo a submission, reopen its task, and return the submission as its draft; raise SiteError (409)."""
     locked, task = lock_assignment(db, assignment)
     _check_editable(settings, locked, now_ms)
     withdrawn = _retire_current(db, locked, now_ms)
     payload = read_submission_form(db, withdrawn).model_dump(mode="json")
-    submission_contents.withdraw_written_prompt(db, withdrawn, now_ms)
+    _withdraw_written_prompt(db, withdrawn, now_ms)
     draft = get_draft(db, locked)
     if draft is None:
         draft = Draft(assignment_id=locked.id, rev=0, payload=payload)
@@ -113,12 +111,12 @@ def undo_submission(db: Session, settings: Settings, assignment: Assignment, now
 
 
 def set_submission_validity(db: Session, submission: Submission, invalid_reason: str | None) -> None:
-    """A person decides that handed-in work does not count, and why, or (None) that it does after all. The work itself stays.
+    """Mark submitted work as invalid with a reason, or (None) as valid again; its contents stay.
 
-    The task of work that does not count goes to somebody else; work that is valid again when its place is taken is surplus.
+    The task of invalid work goes to another labeler. Work that becomes valid when its place is taken is surplus.
 
     Raises:
-        Problem: `not_submitted` (409) for a version that was replaced.
+        SiteError: `not_submitted` (409) for a replaced version.
     """
     locked, task = lock_assignment(db, db.get_one(Assignment, submission.assignment_id))
     current = get_current_submission(db, locked)
@@ -134,19 +132,18 @@ def set_submission_validity(db: Session, submission: Submission, invalid_reason:
 
 
 def get_current_submission(db: Session, assignment: Assignment) -> Submission | None:
-    """The version that counts; None before the first and after an undo."""
-    return db.scalar(
-        select(Submission).where(Submission.assignment_id == assignment.id, Submission.replaced_at.is_(None))
-    )
+    """Return the current version; None before the first one and after an undo."""
+    statement = select(Submission).where(Submission.assignment_id == assignment.id)
+    return db.scalar(statement.where(Submission.replaced_at.is_(None)))
 
 
 def editable_until(settings: Settings, assignment: Assignment) -> int:
-    """Until when handed-in work can be edited or undone, in milliseconds."""
+    """Return the end of the edit window in milliseconds."""
     return (assignment.closed_at or 0) + settings.edit_window * MINUTE_MS
 
 
 def _check_form(db: Session, task: Task, form: SubmissionForm) -> None:
-    """Raises Problem `wrong_form` or `bad_form` (422) unless a form is one for this task, whole."""
+    """Raise SiteError (422) `wrong_form` for another kind of form, `bad_form` for one with other completions."""
     kind = getattr(form, "kind", None)
     if kind != task.kind:
         raise SiteError(422, "wrong_form", expected=task.kind, found=kind)
@@ -159,7 +156,7 @@ def _check_form(db: Session, task: Task, form: SubmissionForm) -> None:
 
 
 def _find_by_key(db: Session, assignment: Assignment, key: str) -> Submission | None:
-    """What was handed in under a key. Raises Problem `no_key` (422) for a key that is none."""
+    """Return the submission of an idempotency key; raise SiteError `no_key` (422) for an invalid key."""
     if not key.strip() or len(key) > _MAX_KEY_LENGTH or not key.isprintable():
         raise SiteError(422, "no_key", most=_MAX_KEY_LENGTH)
     return db.scalar(select(Submission).where(Submission.assignment_id == assignment.id, Submission.key == key))
@@ -173,12 +170,12 @@ def _check_editable(settings: Settings, assignment: Assignment, now_ms: int) -> 
 
 
 def _is_counted(assignment: Assignment, submission: Submission) -> bool:
-    """Whether a current submission counts in its task: hidden repeats, surplus and invalid work do not."""
+    """Return whether a current submission counts; hidden repeats, surplus and invalid work do not."""
     return assignment.round == 0 and not submission.surplus and submission.invalid_reason is None
 
 
 def _count_or_surplus(assignment: Assignment, task: Task) -> bool:
-    """Count one more submission in the task. -> whether there was no room for it; a hidden repeat needs none."""
+    """Count a submission in its task; return True, without counting, if the task is full."""
     if assignment.round == 1:
         return False
     if assignment.state == "open":
@@ -190,7 +187,6 @@ def _count_or_surplus(assignment: Assignment, task: Task) -> bool:
 
 
 def _retire_current(db: Session, assignment: Assignment, now_ms: int) -> Submission:
-    """The current version is no longer that."""
     current = get_current_submission(db, assignment)
     if current is None:
         raise SiteError(409, "not_submitted")
@@ -202,16 +198,11 @@ def _retire_current(db: Session, assignment: Assignment, now_ms: int) -> Submiss
 def _insert_version(
     db: Session, assignment: Assignment, task: Task, form: SubmissionForm, key: str, now_ms: int, *, surplus: bool
 ) -> Submission:
-    """The next version, with its contents; the draft is done with."""
-    last_version = (
-        db.scalar(
-            select(func.coalesce(func.max(Submission.version), 0)).where(Submission.assignment_id == assignment.id)
-        )
-        or 0
-    )
+    """Store a new version with its contents and delete its draft."""
+    latest = select(func.max(Submission.version)).where(Submission.assignment_id == assignment.id)
     submission = Submission(
         assignment_id=assignment.id,
-        version=last_version + 1,
+        version=(db.scalar(latest) or 0) + 1,
         key=key,
         kind=task.kind,
         note=form.note,
@@ -223,7 +214,7 @@ def _insert_version(
     )
     db.add(submission)
     db.flush()
-    submission_contents.write_submission_contents(db, submission, assignment, task, form)
+    _write_contents(db, submission, assignment, task, form)
     if (draft := get_draft(db, assignment)) is not None:
         db.delete(draft)
     db.flush()
@@ -231,15 +222,117 @@ def _insert_version(
 
 
 def _update_task_state(db: Session, assignment: Assignment, task: Task) -> None:
-    """A task is done when as many labelers as it needs have handed it in, and open again when one of them takes it back."""
     if assignment.round == 0 and task.state in ("open", "done"):
         task.state = "done" if task.n_done >= task.overlap else "open"
     db.flush()
 
 
 def undo_last_action(db: Session, settings: Settings, assignment: Assignment, now_ms: int) -> None:
-    """Take back the last step of an assignment: a skip, or what was handed in. Raises Problem as either does."""
+    """Undo the last step of an assignment: its skip or its submission."""
     if assignment.state == "skipped":
         undo_skip(db, settings, assignment, now_ms)
     else:
         undo_submission(db, settings, assignment, now_ms)
+
+
+# --- contents ---------------------------------------------------------------------------------------------------------
+
+
+def _write_contents(
+    db: Session, submission: Submission, assignment: Assignment, task: Task, form: SubmissionForm
+) -> None:
+    """Write the contents of a form to the tables of its kind."""
+    if isinstance(form, RankingForm):
+        _write_ranking(db, submission, assignment, form)
+    elif isinstance(form, DemonstrationForm):
+        ids = {"submission_id": submission.id, "person_id": assignment.person_id, "prompt_id": task.prompt_id}
+        db.add(DemonstrationRow(**ids, text=form.text, text_hash=text_hash(form.text)))
+    elif isinstance(form, PromptForm):
+        _withdraw_earlier_prompts(db, assignment, submission.created_at)
+        db.add(_build_prompt_row(submission, assignment, form))
+    elif isinstance(form, ReviewForm):
+        db.add(PromptReview(submission_id=submission.id, **form.model_dump(include=set(_REVIEW_COLUMNS))))
+    db.flush()
+
+
+def _write_ranking(db: Session, submission: Submission, assignment: Assignment, form: RankingForm) -> None:
+    positions = {completion: position for position, completion in enumerate(assignment.shown)}
+    db.add(RankingRow(submission_id=submission.id, none_acceptable=form.none_acceptable, confidence=form.confidence))
+    for completion, (tier, rank) in tier_ranks(form.tiers).items():
+        key = {"submission_id": submission.id, "completion_id": completion}
+        db.add(RankingItem(**key, tier=tier, rank=rank, shown=positions[completion]))
+    for rating in form.ratings:
+        key = {"submission_id": submission.id, "completion_id": rating.completion}
+        db.add(Rating(**key, rating=rating.rating, labels=rating.labels, note=rating.note))
+
+
+def _build_prompt_row(submission: Submission, assignment: Assignment, form: PromptForm) -> PromptRow:
+    text = _format_written_prompt(form)
+    return PromptRow(
+        text=text,
+        text_hash=text_hash(text),
+        source=f"labeler_{form.form}",
+        use_case=form.use_case,
+        sensitive=form.sensitive,
+        author_id=assignment.person_id,
+        submission_id=submission.id,
+        created_at=submission.created_at,
+        written=form.model_dump(mode="json", include={"form", "text", "examples"}),
+    )
+
+
+def _format_written_prompt(form: PromptForm) -> str:
+    """Join the instruction and the examples of a written prompt, with blank lines between."""
+    examples = [f"Input: {prompt}\nOutput: {completion}" for prompt, completion in form.examples]
+    return "\n\n".join([form.text, *examples])
+
+
+def _withdraw_earlier_prompts(db: Session, assignment: Assignment, now_ms: int) -> None:
+    """Withdraw prompts written in earlier versions of this submission."""
+    versions = select(Submission.id).where(Submission.assignment_id == assignment.id)
+    written = select(PromptRow).where(PromptRow.submission_id.in_(versions), PromptRow.withdrawn_at.is_(None))
+    for prompt in db.scalars(written):
+        prompt.withdrawn_at = now_ms
+
+
+def _withdraw_written_prompt(db: Session, submission: Submission, now_ms: int) -> None:
+    """Withdraw the prompt of a submission that is undone."""
+    if submission.kind == "write":
+        written = select(PromptRow).where(PromptRow.submission_id == submission.id, PromptRow.withdrawn_at.is_(None))
+        for prompt in db.scalars(written):
+            prompt.withdrawn_at = now_ms
+
+
+def read_submission_form(db: Session, submission: Submission) -> SubmissionForm:
+    """Read a submission back as its form, with completions in the order in which they were shown."""
+    common_fields = {"note": submission.note, "active_ms": submission.active_ms, "pasted": submission.pasted}
+    if submission.kind == "rank":
+        return _read_ranking_form(db, submission, common_fields)
+    if submission.kind == "demonstrate":
+        text = db.get_one(DemonstrationRow, submission.id).text
+        return DemonstrationForm.model_validate({**common_fields, "text": text, "meant_empty": not text.strip()})
+    if submission.kind == "write":
+        prompt = db.scalars(select(PromptRow).where(PromptRow.submission_id == submission.id)).one()
+        return PromptForm.model_validate(
+            {**common_fields, **(prompt.written or {}), "use_case": prompt.use_case, "sensitive": prompt.sensitive}
+        )
+    review = db.get_one(PromptReview, submission.id)
+    answers = {name: getattr(review, name) for name in _REVIEW_COLUMNS}
+    return ReviewForm.model_validate({**common_fields, **answers})
+
+
+def _read_ranking_form(db: Session, submission: Submission, common_fields: dict[str, object]) -> RankingForm:
+    statement = select(RankingItem).where(RankingItem.submission_id == submission.id)
+    items = db.scalars(statement.order_by(RankingItem.shown)).all()
+    tiers: list[list[str]] = [[] for _ in range(max((item.tier for item in items), default=0))]
+    for item in items:
+        tiers[item.tier - 1].append(item.completion_id)
+    positions = {item.completion_id: item.shown for item in items}
+    rating_rows = db.scalars(select(Rating).where(Rating.submission_id == submission.id)).all()
+    ratings = [
+        CompletionRating(completion=row.completion_id, rating=row.rating, labels=row.labels, note=row.note)
+        for row in sorted(rating_rows, key=lambda row: positions[row.completion_id])
+    ]
+    ranking = db.get_one(RankingRow, submission.id)
+    overall = {"none_acceptable": ranking.none_acceptable, "confidence": ranking.confidence}
+    return RankingForm.model_validate({**common_fields, "ratings": ratings, "tiers": tiers, **overall})

@@ -1,4 +1,4 @@
-"""Exactly what a labeler's browser gets of a task: never a model's name, sampling, score, a batch's name, or a mark of gold or repeat."""
+"""A task as its labeler gets it: without model name, sampling, score, batch name or mark of gold and repeats."""
 
 from __future__ import annotations
 
@@ -9,55 +9,39 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import (
-    Assignment,
-    Batch,
-    CompletionRow,
-    Draft,
-    Instructions,
-    PromptRow,
-    Submission,
-    Task,
-)
-from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Draft, Instructions, PromptRow, Submission
+from instructgpt.label.db.models.tasks import Task, TaskKind
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.forms import CONDITIONAL_LABELS, EXPLICIT_NO_LABELS, PROMPT_LABELS
-from instructgpt.label.tasks.submission_contents import read_submission_form
+from instructgpt.label.tasks.submissions import read_submission_form
 from instructgpt.records import LABELS
 
 
 class _FrozenModel(BaseModel):
-    """What all parts have: frozen, nothing else in it."""
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class CompletionView(_FrozenModel):
-    """One completion under its letter."""
-
     id: str
     letter: str
     text: str
 
 
 class LabelQuestion(_FrozenModel):
-    """One question; a conditional one can be not applicable."""
+    """A yes/no question; `conditional` ones may be not applicable."""
 
     name: str
     conditional: bool
-    by_hand: bool
-    """Its No is a reproach, so that "all remaining No" leaves it alone."""
+    by_hand: bool  # must be answered explicitly; the "mark rest as No" shortcut skips it
 
 
 class DraftView(_FrozenModel):
-    """What was saved, and as which revision."""
-
     rev: int
     payload: dict[str, Any]
 
 
 class TaskView(_FrozenModel):
-    """A task in a labeler's hands."""
+    """An assigned task."""
 
     assignment: str
     state: str
@@ -71,14 +55,11 @@ class TaskView(_FrozenModel):
     completions: list[CompletionView]
     lease_until: int
     draft: DraftView | None
-    submission: dict[str, Any] | None
-    """The form that was handed in, where there is one."""
-    version: int
-    """Of the submission; 0 before the first."""
-    instructions: int | None
-    """The version of the instructions that held when the task was given."""
+    submission: dict[str, Any] | None  # the submitted form, if any
+    version: int  # of the submission; 0 before the first
+    instructions: int | None  # version at the time of the assignment
     labels: list[LabelQuestion]
-    """Rank: the paper's Table 3, of each completion. Review: its Table 7, of the prompt."""
+    """Rank: the paper's Table 3, for each completion. Review: its Table 7."""
 
 
 _TASK_STATEMENT = (
@@ -91,18 +72,12 @@ _TASK_STATEMENT = (
     .outerjoin(Instructions, Instructions.id == Assignment.instructions_id)
     .where(Assignment.id == bindparam("assignment"))
 )
-"""Everything around an assignment, in one statement that is put together once."""
 
 
 def build_task_view(db: Session, assignment: Assignment) -> TaskView:
-    """A task as its labeler sees it.
-
-    Raises:
-        Problem: `prompt_withdrawn` (410).
-    """
-    task, batch, prompt, draft, submission, instructions_version = db.execute(
-        _TASK_STATEMENT, {"assignment": assignment.id}
-    ).one()
+    """Build the view of an assignment; raise SiteError `prompt_withdrawn` (410)."""
+    row = db.execute(_TASK_STATEMENT, {"assignment": assignment.id}).one()
+    task, batch, prompt, draft, submission, instructions_version = row
     if prompt is not None and prompt.withdrawn_at is not None:
         raise SiteError(410, "prompt_withdrawn")
     return TaskView(
@@ -126,19 +101,13 @@ def build_task_view(db: Session, assignment: Assignment) -> TaskView:
 
 
 def _completions(db: Session, assignment: Assignment) -> list[CompletionView]:
-    texts = {
-        completion.id: completion.text
-        for completion in db.scalars(select(CompletionRow).where(CompletionRow.id.in_(assignment.shown)))
-    }
-    return [
-        CompletionView(id=completion, letter=letter, text=texts[completion])
-        for letter, completion in zip(ascii_uppercase, assignment.shown, strict=False)
-    ]
+    rows = db.scalars(select(CompletionRow).where(CompletionRow.id.in_(assignment.shown)))
+    texts = {row.id: row.text for row in rows}
+    letters = zip(ascii_uppercase, assignment.shown, strict=False)
+    return [CompletionView(id=row_id, letter=letter, text=texts[row_id]) for letter, row_id in letters]
 
 
 def _labels(kind: TaskKind) -> list[LabelQuestion]:
     names = {"rank": LABELS, "review": PROMPT_LABELS}.get(kind, ())
-    return [
-        LabelQuestion(name=name, conditional=name in CONDITIONAL_LABELS, by_hand=name in EXPLICIT_NO_LABELS)
-        for name in names
-    ]
+    conditional, by_hand = CONDITIONAL_LABELS, EXPLICIT_NO_LABELS
+    return [LabelQuestion(name=name, conditional=name in conditional, by_hand=name in by_hand) for name in names]

@@ -1,4 +1,4 @@
-"""Questions about a task and their answers, and reports of something wrong with it. A labeler sees their own thread."""
+"""Questions about a task with their answers, and reports. Labelers see their own thread."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from instructgpt.label.db.models import Assignment, MessageRow, Person
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.forms import validate_storable
 
-_MAX_MESSAGE_LENGTH = 10_000
-"""Characters of one message."""
+_MAX_MESSAGE_LENGTH = 10_000  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadMessage:
-    """One message as it is shown. `mine`: the labeler of the thread wrote it; otherwise a researcher did."""
+    """A message; `mine` means written by the thread's labeler, not by a researcher."""
 
     id: str
     body: str
@@ -29,16 +28,12 @@ class ThreadMessage:
 
 
 def post_question(db: Session, assignment: Assignment, body: str, now_ms: int, *, reported: bool = False) -> MessageRow:
-    """A labeler asks about a task of theirs, or reports it.
-
-    Raises:
-        Problem: `bad_text`, `empty_message` or `message_too_long` (422).
-    """
+    """Post a labeler's question about a task, or a report; raise SiteError (422) for an invalid text."""
     return _add_message(db, assignment.task_id, assignment.person_id, assignment.person_id, body, now_ms, reported)
 
 
 def post_answer(db: Session, task_id: str, labeler: Person, author: Person, body: str, now_ms: int) -> MessageRow:
-    """A researcher answers in somebody's thread; the questions before it are settled. Raises Problem as `ask`."""
+    """Post a researcher's answer and resolve the questions before it; raise SiteError as `post_question`."""
     message = _add_message(db, task_id, labeler.id, author.id, body, now_ms, False)
     _resolve_thread(db, task_id, labeler, now_ms)
     return message
@@ -55,16 +50,15 @@ def _add_message(
         raise SiteError(422, "empty_message")
     if len(body) > _MAX_MESSAGE_LENGTH:
         raise SiteError(422, "message_too_long", most=_MAX_MESSAGE_LENGTH)
-    message = MessageRow(
-        task_id=task_id, about_id=labeler_id, author_id=author_id, body=body, reported=reported, at=now_ms
-    )
+    ids = {"task_id": task_id, "about_id": labeler_id, "author_id": author_id}
+    message = MessageRow(**ids, body=body, reported=reported, at=now_ms)
     db.add(message)
     db.flush()
     return message
 
 
 def _resolve_thread(db: Session, task_id: str, labeler: Person, now_ms: int) -> int:
-    """Nothing in this thread waits for an answer any more. -> how many messages did."""
+    """Mark a labeler's open messages as answered and return their number."""
     statement = select(MessageRow).where(
         MessageRow.task_id == task_id,
         MessageRow.about_id == labeler.id,
@@ -79,7 +73,7 @@ def _resolve_thread(db: Session, task_id: str, labeler: Person, now_ms: int) -> 
 
 
 def list_thread_messages(db: Session, task_id: str, labeler_id: str) -> list[ThreadMessage]:
-    """The talk with one labeler about one task, in order."""
+    """Return one labeler's thread about a task, in order."""
     statement = (
         select(MessageRow)
         .where(MessageRow.task_id == task_id, MessageRow.about_id == labeler_id)
@@ -99,8 +93,8 @@ def list_thread_messages(db: Session, task_id: str, labeler_id: str) -> list[Thr
 
 
 def get_return_reasons(db: Session, person: Person, returned_assignments: Sequence[Assignment]) -> dict[str, str]:
-    """Why work came back to its labeler, by assignment: what a researcher wrote first in its thread from then on. One statement."""
-    assignment_by_task = {each.task_id: each for each in returned_assignments if each.closed_at is not None}
+    """Return by assignment a researcher's first message since its return, in one statement."""
+    assignment_by_task = {row.task_id: row for row in returned_assignments if row.closed_at is not None}
     if not assignment_by_task:
         return {}
     statement = select(MessageRow).where(
@@ -115,6 +109,6 @@ def get_return_reasons(db: Session, person: Person, returned_assignments: Sequen
 
 
 def list_unanswered_messages(db: Session) -> list[MessageRow]:
-    """Questions and reports that wait for a researcher, the oldest first."""
+    """Return the questions and reports without an answer, the oldest first."""
     statement = select(MessageRow).where(MessageRow.author_id == MessageRow.about_id, MessageRow.settled_at.is_(None))
     return list(db.scalars(statement.order_by(MessageRow.at, MessageRow.id)))

@@ -10,69 +10,26 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Response
 from markupsafe import Markup, escape
 
+# Templates call these as attributes of this module.
+from instructgpt.formatting import date as date
+from instructgpt.formatting import date_time as date_time
+from instructgpt.formatting import decimal as decimal
+from instructgpt.formatting import decimal_interval as decimal_interval
+from instructgpt.formatting import format_p_value as format_p_value
+from instructgpt.formatting import hours as hours
+from instructgpt.formatting import percent as percent
+from instructgpt.formatting import percent_interval as percent_interval
+
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
 
-_NO_VALUE = "–"
 _CHART_WIDTH, _ROW_HEIGHT, _NAME_WIDTH, _VALUE_WIDTH = 640, 26, 190, 130
 """Of a figure, in SVG units: its width, a row's height, the room for a row's name and for its number."""
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """0.726 -> `72.6 %`."""
-    return _NO_VALUE if value is None or math.isnan(value) else f"{100 * value:.{digits}f} %"
-
-
-def decimal(value: float | None, digits: int = 2) -> str:
-    """A plain number, thousands set apart."""
-    return (
-        _NO_VALUE if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace(",", " ").replace("-", "−")
-    )
-
-
-def format_p_value(p: float | None) -> str:
-    """A p-value; what is too small to tell apart is said to be below 0.001."""
-    return _NO_VALUE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def percent_interval(estimate: Estimate | None) -> str:
-    """A share with its interval: `72.6 % [71.1, 74.1]`."""
-    if estimate is None or estimate.value is None:
-        return _NO_VALUE
-    if estimate.low is None or estimate.high is None:
-        return percent(estimate.value)
-    return f"{percent(estimate.value)} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def decimal_interval(estimate: Estimate | None, digits: int = 2) -> str:
-    """A number with its interval."""
-    if estimate is None or estimate.value is None:
-        return _NO_VALUE
-    if estimate.low is None or estimate.high is None:
-        return decimal(estimate.value, digits)
-    return f"{decimal(estimate.value, digits)} [{decimal(estimate.low, digits)}, {decimal(estimate.high, digits)}]"
-
-
-def date(ms: int | float | None) -> str:
-    """A day, UTC."""
-    return _NO_VALUE if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d")
-
-
-def date_time(ms: int | float | None) -> str:
-    """A minute, UTC."""
-    return _NO_VALUE if ms is None else datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def hours(ms: float) -> str:
-    """Milliseconds as hours and minutes: `3:20`."""
-    minutes = round(ms / 60_000)
-    return f"{minutes // 60}:{minutes % 60:02}"
 
 
 def interval_chart(

@@ -1,11 +1,10 @@
-"""The sections on what the models do: each says what the paper found, what this run shows, and shows it."""
+"""Sections on evaluations: the paper's finding, this run's numbers, a figure and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report import charts
 from instructgpt.report.findings import Finding
 from instructgpt.report.naming import (
@@ -19,21 +18,21 @@ from instructgpt.report.naming import (
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, build_rows_table
 from instructgpt.report.sections.preference import BUCKET_PREFIXES, length_controlled_section, reliability_section
+from instructgpt.results import ResultRow
 
 _HEADLINE_MODELS = ("ppo_ptx", "ppo", "sft")
-"""The model a headline speaks of: the first of these that was measured."""
+"""The headline uses the first of these models that was measured."""
 
 _SEPARATE_CONDITION_PREFIXES = ("bin/", *BUCKET_PREFIXES)
 """Conditions of the reward model that have a section of their own."""
 
 
 def best_model_row(results: Results, evaluation: str, metric: str, condition: str = "") -> ResultRow | None:
-    """The row of the first of BEST that was measured."""
     return next((row for model in _HEADLINE_MODELS if (row := results.get(evaluation, metric, model, condition))), None)
 
 
 def build_evaluation_sections(results: Results, findings: Sequence[Finding]) -> list[Section]:
-    """A section for every evaluation that has rows."""
+    """Return a section for every evaluation with rows."""
     sections = []
     for evaluation, build_section in _SECTION_BUILDERS:
         if any(row.value is not None for row in results.rows(evaluation)):
@@ -43,7 +42,7 @@ def build_evaluation_sections(results: Results, findings: Sequence[Finding]) -> 
 
 
 def _format_before_after(results: Results, evaluation: str, metric: str, condition: str = "") -> str:
-    """Where the models began and where they ended: "base 12 % [9, 15], PPO-ptx 62 % [58, 66]"; nothing where that was not measured."""
+    """Format first and last model: "base 12 % [9, 15], PPO-ptx 62 % [58, 66]"; empty if not measured."""
     rows = (results.get(evaluation, metric, "base", condition), best_model_row(results, evaluation, metric, condition))
     return ", ".join(f"{model_name(row.model)} {format_estimate(row)}" for row in rows if row is not None)
 
@@ -80,10 +79,13 @@ def _preference_section(results: Results, findings: Sequence[Finding]) -> Sectio
         headline=f"To a completion of {baseline_phrase}, {prefer_phrase} that {', and that '.join(parts)}."
         if parts
         else f"How often each model is preferred to {baseline}.",
-        paper="Labelers preferred the 175B InstructGPT to the 175B GPT-3 85 ± 3 % of the time, and a 1.3B InstructGPT to a 175B GPT-3; "
-        "against the SFT model the order was GPT, prompted GPT, SFT, then PPO and PPO-ptx alike, for held-out labelers too.",
+        paper="Labelers preferred the 175B InstructGPT to the 175B GPT-3 85 ± 3 % of the time, and a 1.3B InstructGPT "
+        "to a 175B GPT-3; "
+        "against the SFT model the order was GPT, prompted GPT, SFT, then PPO and PPO-ptx alike, for held-out labelers "
+        "too.",
         figure=charts.preference_figure(results),
-        caption=f"How often each model's completion is preferred to that of {baseline_phrase}; ties, and equal texts, count one half. "
+        caption=f"How often each model's completion is preferred to that of {baseline_phrase}; ties, and equal texts, "
+        "count one half. "
         "The line is a 95 % interval over prompts and labelers (paper, Figures 1 and 3).",
         findings=_section_findings(findings, "preference"),
         tables=(build_rows_table("The numbers", rows),),
@@ -101,7 +103,8 @@ def _ratings_section(results: Results, findings: Sequence[Finding]) -> Section |
         headline=f"From 1, useless, to 7, almost perfect, the training labelers rate {before_after}."
         if before_after
         else "Ratings from 1 to 7.",
-        paper="Ratings track preferences: GPT 2 to 2.5, SFT 3.2 to 3.7, PPO and PPO-ptx 4.2 to 4.9, read from the plots.",
+        paper="Ratings track preferences: GPT 2 to 2.5, SFT 3.2 to 3.7, PPO and PPO-ptx 4.2 to 4.9, read from the "
+        "plots.",
         figure=charts.ratings_figure(results),
         caption="Mean rating of overall quality (paper, Figures 5 and 31).",
         findings=_section_findings(findings, "ratings"),
@@ -136,7 +139,11 @@ def _use_cases_section(results: Results, findings: Sequence[Finding]) -> Section
     headline = "Ratings by use case."
     if len(gains) > 1:
         (min_gain, worst_case, best_model), (max_gain, best_case, _) = min(gains), max(gains)
-        headline = f"Over SFT, {best_model} gains most in {best_case} ({max_gain:+z.1f} points of rating) and least in {worst_case} ({min_gain:+z.1f})."
+        headline = (
+            f"Over SFT, {best_model} gains most in {best_case} ({max_gain:+z.1f} points of rating) and least "
+            "in "
+            f"{worst_case} ({min_gain:+z.1f})."
+        )
     return Section(
         id="use-cases",
         title="Use cases",
@@ -151,15 +158,15 @@ def _use_cases_section(results: Results, findings: Sequence[Finding]) -> Section
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SimpleSection:
-    """A section that says where one metric began and ended, before the figure and all numbers of its evaluation."""
+    """A section with one metric's headline, a figure and all numbers of its evaluation."""
 
     evaluation: str
     metric: str
     conditions: tuple[str, ...] = ("",)
-    """The headline is about the first of these that was measured, or about whichever was."""
+    """The headline uses the first measured condition."""
     title: str
     headline: str
-    """{told} is where the models began and ended, {condition} what they were told."""
+    """Placeholders: {before_after} and {condition}."""
     fallback_headline: str
     paper: str
     draw_figure: Callable[[Results], str]
@@ -167,7 +174,6 @@ class _SimpleSection:
     table_title: str = "The numbers"
 
     def __call__(self, results: Results, findings: Sequence[Finding]) -> Section:
-        """The section."""
         measured_conditions = results.conditions(self.evaluation, self.metric)
         condition = next((one for one in (*self.conditions, *measured_conditions) if one in measured_conditions), "")
         before_after = _format_before_after(results, self.evaluation, self.metric, condition)
@@ -191,7 +197,8 @@ _labels_section = _SimpleSection(
     title="Labels",
     headline="Where the answer must come from the prompt alone, completions hallucinate: {told}.",
     fallback_headline="Labelers' yes and no.",
-    paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task less, and "
+    paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task "
+    "less, and "
     "hallucinates half as often (21 % against 41 %); the other labels were too rare to compare.",
     draw_figure=charts.labels_figure,
     caption="Share of yes among the completions to which the question applies (paper, Figure 4 and Table 3).",
@@ -204,10 +211,12 @@ _truthfulness_section = _SimpleSection(
     title="Truthfulness",
     headline="Asked plainly, answers are true and informative: {told}.",
     fallback_headline="Are answers true, and do they say anything?",
-    paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against 25 %, "
+    paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against "
+    "25 %, "
     "automatic judge). Told to say “I have no comment” when unsure, they err on the side of saying nothing.",
     draw_figure=charts.truthfulness_figure,
-    caption="Gray: true, which “I have no comment” is too. Colour: true and informative, with its 95 % interval over questions "
+    caption="Gray: true, which “I have no comment” is too. Colour: true and informative, with its 95 % interval over "
+    "questions "
     "(paper, Figure 6).",
 )
 _toxicity_section = _SimpleSection(
@@ -217,7 +226,8 @@ _toxicity_section = _SimpleSection(
     title="Toxicity",
     headline="{condition}, the mean toxicity is: {told}.",
     fallback_headline="How toxic are continuations?",
-    paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the instruction there "
+    paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the "
+    "instruction there "
     "is no advantage; told to be offensive it is far more toxic (.400 against .285).",
     draw_figure=charts.toxicity_figure,
     caption="Mean toxicity of continuations, 0 to 1, lower is better; 95 % intervals over prompts (paper, Figure 7).",
@@ -228,10 +238,12 @@ _bias_section = _SimpleSection(
     title="Bias",
     headline="Between two sentences that differ in a person, belief is spread over {told} bits; 1 is even.",
     fallback_headline="Bias.",
-    paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 at 175B), "
+    paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 "
+    "at 175B), "
     "and more so when told to be respectful.",
     draw_figure=charts.bias_figure,
-    caption="Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ by several "
+    caption="Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ "
+    "by several "
     "nats, so the difference itself and its direction stand beside it.",
 )
 
@@ -249,10 +261,12 @@ def _tax_section(results: Results, findings: Sequence[Finding]) -> Section | Non
         id="tax",
         title="Alignment tax",
         headline=headline,
-        paper="PPO loses on SQuAD, DROP, HellaSwag and translation; mixing pretraining gradients into the updates (PPO-ptx) repairs "
+        paper="PPO loses on SQuAD, DROP, HellaSwag and translation; mixing pretraining gradients into the updates "
+        "(PPO-ptx) repairs "
         "most of it, without costing preference.",
         figure=charts.tax_figure(results),
-        caption="Tasks of the pretraining corpus; the dashed line is what the SFT model had (paper, Figures 28 and 29).",
+        caption="Tasks of the pretraining corpus; the dashed line is what the SFT model had (paper, Figures 28 and "
+        "29).",
         findings=_section_findings(findings, "tax"),
         tables=(build_rows_table("The numbers", results.rows("tax")),),
     )
@@ -275,7 +289,8 @@ def _reward_model_section(results: Results, findings: Sequence[Finding]) -> Sect
         headline=f"Of the pairs that labelers decided: {', '.join(parts)}.{calibration_sentence}"
         if parts
         else "The reward model beside its yardsticks.",
-        paper="The reward model predicts 72.4 ± 0.4 % of the pairs of labelers it learned from and 69.6 ± 0.9 % of others; labelers "
+        paper="The reward model predicts 72.4 ± 0.4 % of the pairs of labelers it learned from and 69.6 ± 0.9 % of "
+        "others; labelers "
         "agree with each other 72.6 ± 1.5 % of the time, held-out labelers 77.3 ± 1.3 %.",
         figure=charts.reward_model_figure(results),
         caption="On rankings the reward model has not seen; 95 % intervals over prompts. The dashed line is chance.",

@@ -1,15 +1,15 @@
-"""What `evaluate preference` and `evaluate reward_model` add to the report: length control, strengths, judges, reliability."""
+"""Sections of `evaluate preference` and `evaluate reward_model`: length control, strengths, judges, reliability."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report.findings import Finding
 from instructgpt.report.naming import condition_name, format_estimate, metric_name, model_color, model_name, sort_models
 from instructgpt.report.results import Results
 from instructgpt.report.section import Section, build_rows_table
 from instructgpt.report.svg import Bar, Curve, render_bar_panel, render_figure, render_line_panel
+from instructgpt.results import ResultRow
 
 _LENGTH_CONTROLLED_PREFIX = "length_controlled_win_rate_vs_"
 _JUDGE_METRICS = (
@@ -26,7 +26,9 @@ _GRAY = model_color("base")
 
 
 def length_controlled_section(results: Results, findings: Sequence[Finding]) -> Section | None:  # noqa: ARG001
-    """Win rates if completions were equally long, beside the plain ones, and the Bradley-Terry scale; a panel for each judge."""
+    """Win rates at equal completion length beside the plain ones, and the Bradley-Terry scale;
+    a panel for each judge.
+    """
     rows = [row for row in results.rows("preference") if row.metric.startswith(_LENGTH_CONTROLLED_PREFIX)]
     if not rows:
         return None
@@ -53,11 +55,13 @@ def length_controlled_section(results: Results, findings: Sequence[Finding]) -> 
     return Section(
         id="equal-length",
         title="Preference at equal length",
-        headline=f"If completions were equally long, {model_name(best_row.model)} would be preferred {format_estimate(best_row)} of the time."
+        headline=f"If completions were equally long, {model_name(best_row.model)} would be preferred "
+        f"{format_estimate(best_row)} of the time."
         if best_row
         else "Nearly all comparisons went one way: no rate at equal length.",
         figure=render_figure(panels),
-        caption="Coloured: the win rate that a logistic regression gives at equal length; gray: as it is. Labelers and judges favour "
+        caption="Coloured: the win rate that a logistic regression gives at equal length; gray: as it is. Labelers and "
+        "judges favour "
         "length, and a better completion may be longer because it is better.",
         tables=tuple(
             build_rows_table(title, table_rows)
@@ -71,7 +75,7 @@ def length_controlled_section(results: Results, findings: Sequence[Finding]) -> 
 
 
 def reliability_section(results: Results, findings: Sequence[Finding]) -> Section | None:  # noqa: ARG001
-    """The reliability figure of every reward model, its accuracy by length and by how many labelers agree, and RewardBench's scores."""
+    """Reliability of every reward model, its accuracy by length and labeler agreement, and RewardBench's scores."""
     bins = [row for row in results.rows("reward_model", "right") if row.condition.startswith("bin/")]
     if not bins:
         return None
@@ -89,11 +93,13 @@ def reliability_section(results: Results, findings: Sequence[Finding]) -> Sectio
     return Section(
         id="reliability",
         title="Reliability of reward models",
-        headline=f"The temperature that would make confidence true: {', '.join(temperatures)}; above 1 is over-confident."
+        headline=f"The temperature that would make confidence true: {', '.join(temperatures)}; above 1 is "
+        "over-confident."
         if temperatures
         else "Confidence and truth.",
         figure=render_figure(panels, [("the model", model_color("reward"), False), ("were it right", _GRAY, True)]),
-        caption="Pairs in bins of equally many, by how sure the model is, the sigmoid of the difference of scores; with 95 % intervals.",
+        caption="Pairs in bins of equally many, by how sure the model is, the sigmoid of the difference of scores; "
+        "with 95 % intervals.",
         tables=tuple(
             build_rows_table(title, table_rows)
             for title, table_rows in (

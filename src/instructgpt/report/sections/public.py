@@ -1,10 +1,9 @@
-"""Sections on the evaluations of public data, for any set of models: alignment tax, bias, the harness's tasks, and the paper's Table 14."""
+"""Sections on public benchmarks for any models: alignment tax, bias, harness tasks, Table 14."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from instructgpt.evaluate.aggregate import ResultRow
 from instructgpt.report import charts
 from instructgpt.report.naming import (
     condition_name,
@@ -18,6 +17,7 @@ from instructgpt.report.naming import (
 from instructgpt.report.paper_table14 import PAPER_MODELS, table14_value
 from instructgpt.report.results import Results
 from instructgpt.report.section import ReportTable, Section, build_rows_table
+from instructgpt.results import ResultRow
 
 TAX_TASK_METRICS = {
     "hellaswag": "accuracy",
@@ -31,7 +31,7 @@ TAX_TASK_METRICS = {
     "cnn_dm": "rouge_l",
     "tldr": "rouge_l",
 }
-"""The tasks of the alignment tax (Figures 28 and 29), each with the paper's metric, in the order of Table 14."""
+"""Tasks of the alignment tax (Figures 28 and 29) with the paper's metric, in the order of Table 14."""
 
 _EXTRA_TASKS = ("arc_easy", "piqa", "winogrande", "gsm8k")
 """Tasks that the paper does not have, all with `accuracy`."""
@@ -48,13 +48,15 @@ TABLE_14_METRICS = (
 )
 
 _PAPER_EVALUATIONS = {"truthfulqa": "truthfulness", "real_toxicity": "toxicity"}
-"""Evaluations of public data whose figure is that of the small world's evaluation."""
+"""Public evaluations that share a figure with the small world's."""
 
 _HARNESS_PREFIX = "harness/"
 
 
 def map_to_paper_metrics(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """Rows of TruthfulQA and RealToxicityPrompts under the names that Figures 6 and 7 are drawn from, where nothing else has them."""
+    """Rename rows of TruthfulQA and RealToxicityPrompts to the names of Figures 6 and 7,
+    if these have no other rows.
+    """
     present_evaluations = {row.evaluation for row in rows}
     return [
         ResultRow(
@@ -75,7 +77,6 @@ def map_to_paper_metrics(rows: Sequence[ResultRow]) -> list[ResultRow]:
 
 
 def build_public_sections(results: Results) -> list[Section]:
-    """A section for each part that has rows."""
     sections = (
         _public_bias_section(results),
         _public_tax_section(results),
@@ -88,7 +89,6 @@ def build_public_sections(results: Results) -> list[Section]:
 
 
 def _public_bias_section(results: Results) -> Section | None:
-    """Winogender, CrowS-Pairs and BBQ: entropies, and what else was measured, in a table."""
     rows = [
         row for name in _BIAS_TASKS for row in results.rows(name) if row.value is not None and "/" not in row.condition
     ]
@@ -97,8 +97,10 @@ def _public_bias_section(results: Results) -> Section | None:
     return Section(
         id="bias-public",
         title="Bias on public data",
-        headline="How evenly models spread their belief over two sentences that differ in a person or a group: 1 bit is even.",
-        paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 at 175B), and "
+        headline="How evenly models spread their belief over two sentences that differ in a person or a group: 1 bit "
+        "is even.",
+        paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against "
+        ".410 at 175B), and "
         "more so when told to be respectful (Table 14).",
         figure=charts.metric_grid_figure(results, [(name, "entropy_bits") for name in _BIAS_TASKS], reference_line=1.0),
         caption="Entropy, bits; higher is less biased; 95 % intervals over pairs.",
@@ -111,7 +113,6 @@ def _public_bias_section(results: Results) -> Section | None:
 
 
 def _public_tax_section(results: Results) -> Section | None:
-    """Public tasks before and after alignment."""
     rows = [row for name in TAX_TASK_METRICS for row in results.rows(name) if row.value is not None]
     if not rows:
         return None
@@ -124,16 +125,17 @@ def _public_tax_section(results: Results) -> Section | None:
         id="tax-public",
         title="Alignment tax on public data",
         headline="What alignment costs on public tasks, without examples and with some in front of the question.",
-        paper="PPO loses on SQuADv2, DROP, HellaSwag and translation, most with examples; PPO-ptx repairs it and on HellaSwag goes beyond "
+        paper="PPO loses on SQuADv2, DROP, HellaSwag and translation, most with examples; PPO-ptx repairs it and on "
+        "HellaSwag goes beyond "
         "GPT-3, and stays behind on DROP and translation.",
         figure=charts.metric_grid_figure(results, list(TAX_TASK_METRICS.items())),
-        caption="Accuracy, F1, ROUGE-L or BLEU, higher is better; 95 % intervals over passages or questions (paper, Figures 28 and 29).",
+        caption="Accuracy, F1, ROUGE-L or BLEU, higher is better; 95 % intervals over passages or questions (paper, "
+        "Figures 28 and 29).",
         tables=task_tables,
     )
 
 
 def _extra_tasks_section(results: Results) -> Section | None:
-    """Tasks that are asked today and that the paper does not have."""
     rows = [row for name in _EXTRA_TASKS for row in results.rows(name) if row.value is not None]
     if not rows:
         return None
@@ -152,7 +154,6 @@ def _extra_tasks_section(results: Results) -> Section | None:
 
 
 def _multiple_choice_section(results: Results) -> Section | None:
-    """TruthfulQA by likelihood, which the paper does not have."""
     metrics = [metric for metric in ("mc1", "mc2", "binary") if results.models("truthfulqa", metric)]
     if not metrics:
         return None
@@ -162,14 +163,14 @@ def _multiple_choice_section(results: Results) -> Section | None:
         title="TruthfulQA by likelihood",
         headline="Do models find the true answers likelier than the popular false ones?",
         figure=charts.metric_grid_figure(results, [("truthfulqa", metric) for metric in metrics], limits=(0, 1)),
-        caption="MC1: the best answer is the likeliest. MC2: the share of probability on true answers. Binary: the best against the best "
+        caption="MC1: the best answer is the likeliest. MC2: the share of probability on true answers. Binary: the "
+        "best against the best "
         "false one, which its authors recommend. 95 % intervals over questions. Not in the paper.",
         tables=(build_rows_table("The numbers", rows),),
     )
 
 
 def _harness_section(results: Results) -> Section | None:
-    """Tasks of lm-evaluation-harness."""
     rows = [
         row
         for row in results.rows_by_key.values()
@@ -192,7 +193,6 @@ def _harness_section(results: Results) -> Section | None:
 
 
 def _table_14_section(results: Results) -> Section | None:
-    """One line a task and prompt, one column a model, in the paper's order."""
     rows = [
         row
         for name, metric in TABLE_14_METRICS
@@ -239,7 +239,7 @@ _EVALUATION_DESCRIPTIONS = {
 
 
 def missing_evaluations(results: Results) -> list[str]:
-    """What the paper has a figure of and these results have no rows of."""
+    """List the paper's figures that these results have no rows for."""
     measured_evaluations = {row.evaluation for row in results.rows_by_key.values() if row.value is not None}
     missing_descriptions = [
         description for name, description in _EVALUATION_DESCRIPTIONS.items() if name not in measured_evaluations

@@ -1,25 +1,19 @@
-"""The sections on how the models came about: over-optimisation, the course of PPO, learning curves, samples, lineage."""
+"""Sections on training: over-optimization, PPO, learning curves, samples, lineage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instructgpt.formatting import format_large_count, format_short_number, format_training_time
 from instructgpt.report import curves, lineage, samples
 from instructgpt.report.inputs import RunFiles, Stage
-from instructgpt.report.naming import (
-    format_large_count,
-    format_short_number,
-    format_training_time,
-    humanize,
-    model_name,
-    sort_models,
-)
+from instructgpt.report.naming import humanize, model_name, sort_models
 from instructgpt.report.section import ReportTable, Section
 
 
 def _over_optimization_section(run: RunFiles) -> Section | None:
-    """Score against true utility; only a run whose truth is known has it."""
+    """Score against true utility; only where the truth is known."""
     points = [point for point in run.over_optimization if "model" in point]
     if not points:
         return None
@@ -34,10 +28,12 @@ def _over_optimization_section(run: RunFiles) -> Section | None:
             for model in models
             if (description := _describe_utility_peak([point for point in points if point["model"] == model], model))
         ),
-        paper="The KL penalty of equation 2 is there to mitigate over-optimisation: pushed far enough, a reward model's score goes on "
+        paper="The KL penalty of equation 2 is there to mitigate over-optimisation: pushed far enough, a reward "
+        "model's score goes on "
         "rising while people like the completions less (Stiennon et al. 2020; Gao et al. 2022).",
         figure=curves.over_optimization_figure(points),
-        caption="The reward model's score, which PPO climbs, beside the true utility, which it never sees; bands are 95 % intervals.",
+        caption="The reward model's score, which PPO climbs, beside the true utility, which it never sees; bands are "
+        "95 % intervals.",
         tables=(ReportTable("The numbers", columns, table_rows),),
     )
 
@@ -55,7 +51,6 @@ def _format_cell(value: Any) -> str:
 
 
 def _describe_utility_peak(points: Sequence[Mapping[str, Any]], model: str) -> str:
-    """Where the utility of one model was best, and whether its end is surely worse."""
     utility_points = [point for point in points if point.get("utility") is not None]
     if not utility_points:
         return ""
@@ -73,11 +68,13 @@ def _describe_utility_peak(points: Sequence[Mapping[str, Any]], model: str) -> s
         and last_point["high"] < best_point["low"]
     )
     verdict = "surely lower: over-optimised" if is_worse else "within the intervals: no over-optimisation to be seen"
-    return f"{name}: true utility was best{kl_phrase}, {format_short_number(best_point['utility'])}, and ended at {format_short_number(last_point['utility'])}, {verdict}."
+    return (
+        f"{name}: true utility was best{kl_phrase}, {format_short_number(best_point['utility'])}, and ended at "
+        f"{format_short_number(last_point['utility'])}, {verdict}."
+    )
 
 
 def _ppo_section(run: RunFiles) -> Section | None:
-    """The course of PPO."""
     ppo_stages = [stage for stage in run.stages.values() if curves.is_ppo_stage(stage)]
     if not ppo_stages:
         return None
@@ -85,15 +82,16 @@ def _ppo_section(run: RunFiles) -> Section | None:
         id="ppo",
         title="The course of PPO",
         headline=" ".join(_describe_ppo_run(stage) for stage in ppo_stages),
-        paper="256 thousand episodes, 512 a batch, one pass over each; KL penalty β = 0.02 against the SFT start, clip 0.2 (appendix C.4).",
+        paper="256 thousand episodes, 512 a batch, one pass over each; KL penalty β = 0.02 against the SFT start, clip "
+        "0.2 (appendix C.4).",
         figure=curves.ppo_figure(ppo_stages, curves.PPO_MAIN_METRICS),
-        caption="Means over each batch. The ratio is 1 on the first minibatch, and stays near 1 while updates are small.",
+        caption="Means over each batch. The ratio is 1 on the first minibatch, and stays near 1 while updates are "
+        "small.",
         extra_figure=curves.ppo_figure(ppo_stages, curves.PPO_EXTRA_METRICS),
     )
 
 
 def _describe_ppo_run(stage: Stage) -> str:
-    """What happened to score and KL, from the first batch to the last."""
     _, scores = stage.series("objective/scores")
     _, kl = stage.series("objective/kl")
     episodes = max((row["episode"] for row in stage.metrics if "episode" in row), default=None)
@@ -105,7 +103,6 @@ def _describe_ppo_run(stage: Stage) -> str:
 
 
 def _learning_curves_section(run: RunFiles) -> Section | None:
-    """Learning curves of every stage but PPO."""
     stages = [
         stage
         for stage in run.stages.values()
@@ -131,7 +128,8 @@ def _learning_curves_section(run: RunFiles) -> Section | None:
         headline=f"Validation loss at the end: {', '.join(final_losses)}."
         if final_losses
         else "What every stage logged.",
-        paper="SFT overfits on validation loss after one epoch, and still gets better in people's eyes for more; the reward model must see "
+        paper="SFT overfits on validation loss after one epoch, and still gets better in people's eyes for more; the "
+        "reward model must see "
         "its rankings only once.",
         figure=curves.learning_curves_figure(stages) + curves.reward_accuracy_figure(stages),
         caption="Nats a token, for the reward model nats a pair. Long curves are drawn as means of neighbouring steps.",
@@ -139,7 +137,6 @@ def _learning_curves_section(run: RunFiles) -> Section | None:
 
 
 def samples_section(run: RunFiles) -> Section | None:
-    """A dozen prompts with every model's completion."""
     sample_groups = samples.select_sample_groups(run.rankings, run.use_cases)
     if not sample_groups:
         return None
@@ -148,7 +145,8 @@ def samples_section(run: RunFiles) -> Section | None:
     return Section(
         id="samples",
         title="Samples side by side",
-        headline=f"{len(sample_groups)} test prompts, {spread_phrase}in the order of the file: none was picked for its answers.",
+        headline=f"{len(sample_groups)} test prompts, {spread_phrase}in the order of the file: none was picked for its "
+        "answers.",
         caption="With the mean rating of its labelers, 1 to 7."
         if has_ratings
         else "With its rank among the completions of its prompt; 1 is the best.",
@@ -157,7 +155,6 @@ def samples_section(run: RunFiles) -> Section | None:
 
 
 def _training_samples_section(run: RunFiles) -> Section | None:
-    """What the policies wrote during PPO."""
     sample_groups = tuple(
         each for stage in run.stages.values() for each in samples.select_training_samples(stage.samples, stage.name)
     )
@@ -173,7 +170,6 @@ def _training_samples_section(run: RunFiles) -> Section | None:
 
 
 def _lineage_section(run: RunFiles) -> Section | None:
-    """Where every model came from."""
     if not run.stages:
         return None
     stages = list(run.stages.values())
@@ -196,7 +192,6 @@ def _lineage_section(run: RunFiles) -> Section | None:
 
 
 def build_training_sections(run: RunFiles) -> list[Section]:
-    """Every section that the files of a run can fill."""
     return [
         section
         for build_section in (
@@ -216,11 +211,10 @@ RUN_FILE_CONTENTS = {
     "evaluation/over_optimisation.jsonl": "score and truth",
     "ppo/metrics.jsonl": "the course of PPO",
 }
-"""What the page lacks when a file is not there."""
+"""Run file -> what the page lacks without it."""
 
 
 def missing_files(run: RunFiles) -> list[str]:
-    """One line for each file that is not there."""
     return [
         f"{name}: {humanize(contents)}"
         for name, contents in RUN_FILE_CONTENTS.items()

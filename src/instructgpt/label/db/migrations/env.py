@@ -1,4 +1,4 @@
-"""How Alembic runs our revisions: on a connection that is given, inside its transaction, with SQLite's tables rebuilt where needed."""
+"""Alembic environment: run the revisions on the caller's connection and inside its transaction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from instructgpt.label.db.models import Base
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
-    render_as_batch=True,
+    render_as_batch=True,  # SQLite cannot alter most of a table in place
     compare_type=True,
     transaction_per_migration=False,
 )

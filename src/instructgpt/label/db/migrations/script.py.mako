@@ -12,10 +12,8 @@ depends_on = ${repr(depends_on)}
 
 
 def upgrade() -> None:
-    """Forward."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
-    """Back."""
     ${downgrades if downgrades else "pass"}

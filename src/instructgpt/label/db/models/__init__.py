@@ -1,7 +1,7 @@
-"""What the site remembers: people, tasks, work, quality. One class a table, one file a part.
+"""The site's tables, one class a table.
 
-Times are integer milliseconds since 1970 in UTC, ids are UUIDs of version 7 (they sort by time), words with few values are checked text.
-Nothing is deleted: rows are withdrawn, revoked, replaced or expired by a time of their own, and labels never cascade from people.
+Times are integer milliseconds since 1970 (UTC). Ids are UUIDs version 7, which sort by time. Columns with few values
+have a CHECK. Rows are withdrawn, revoked, replaced or expired by a time column and not deleted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all tables share: names of constraints, ids, time, checked words."""
+"""The declarative base of all tables: constraint names, ids, time, enumerated columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 
 class Base(DeclarativeBase):
-    """Every table. Constraints have names, so that both databases can migrate them."""
+    """The base class of all tables. Named constraints can be migrated on both databases."""
 
     metadata = MetaData(
         naming_convention={
@@ -28,23 +28,22 @@ class Base(DeclarativeBase):
 
 
 def current_time_ms() -> int:
-    """The time in milliseconds since 1970, UTC."""
     return time.time_ns() // 1_000_000
 
 
 def new_id() -> str:
-    """A UUID of version 7 (RFC 9562, section 5.7): 48 bits of time, then random bits; later ids sort after earlier ones."""
+    """Return a UUID version 7 (RFC 9562, section 5.7): 48 bits of time, then random bits."""
     value = (current_time_ms() << 80) | (0x7 << 76) | (secrets.randbits(12) << 64) | (0b10 << 62) | secrets.randbits(62)
     text = f"{value:032x}"
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 def is_id(text: str) -> bool:
-    """Whether a text has the form of an id; what came from outside is not looked up before."""
+    """Return whether untrusted text has the form of an id, before it reaches a query."""
     return re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text) is not None
 
 
 def choices_constraint(column: str, choices: Iterable[str]) -> CheckConstraint:
-    """A column that holds one of a few words."""
+    """Build the CHECK of a column with few values."""
     quoted = ", ".join(f"'{word}'" for word in choices)
     return CheckConstraint(f"{column} IN ({quoted})", name=column)

@@ -1,4 +1,4 @@
-"""People and how they come in: accounts, invitations, sign-ins, keys, consent, instructions, the journal."""
+"""Accounts, invites, sessions, API keys, consent, instructions, surveys and the audit log."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from instructgpt.records import Cohort
 
 PersonRole = Literal["labeler", "researcher", "owner"]
 PERSON_ROLES: tuple[PersonRole, ...] = ("labeler", "researcher", "owner")
-"""A labeler works; a researcher also makes batches, grades, adjudicates and sees quality; an owner also governs people, keys and data."""
+"""Labelers do tasks; researchers create batches, grade and adjudicate; owners also manage people, keys and data."""
 
 PersonStatus = Literal["screening", "active", "paused", "declined", "withdrawn", "erased"]
 PERSON_STATUSES: tuple[PersonStatus, ...] = ("screening", "active", "paused", "declined", "withdrawn", "erased")
-"""Only an active labeler gets work; one in screening gets the screening test; held-out labelers are active at once (paper, B.1)."""
+"""Only active labelers get tasks; `screening` gets the screening test; held-out labelers skip it (paper, B.1)."""
 
 PURPOSES = ("training", "evaluation")
-"""What work is for; instructions and exports follow it: helpfulness leads in training, truth and harmlessness in evaluation (3.4)."""
+"""Helpfulness comes first in training, truth and harmlessness in evaluation (paper, 3.4)."""
 
 
 class Person(Base):
-    """An account. `pseudonym` is what leaves the site as `labeler`; the name never does."""
+    """An account. Exports hold the `pseudonym` as `labeler`, never the name."""
 
     __tablename__ = "person"
     __table_args__ = (
@@ -46,12 +46,11 @@ class Person(Base):
     theme: Mapped[str] = mapped_column(default="auto")
     sees_sensitive: Mapped[bool] = mapped_column(default=True)
     invite_id: Mapped[str | None]
-    """The invitation they came by."""
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class UserSession(Base):
-    """One sign-in, kept on the server; only the SHA-256 of the cookie's token is stored."""
+    """A signed-in browser; only the SHA-256 of the cookie's token is stored."""
 
     __tablename__ = "login"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
@@ -65,7 +64,7 @@ class UserSession(Base):
 
 
 class Invite(Base):
-    """A link that makes accounts; also the one-time set-up link and a password reset (`person_id` names whose)."""
+    """A link that creates accounts, the owner's set-up link, or a password reset link of `person_id`."""
 
     __tablename__ = "invite"
     __table_args__ = (choices_constraint("role", PERSON_ROLES), choices_constraint("cohort", ("training", "heldout")))
@@ -84,7 +83,7 @@ class Invite(Base):
 
 
 class ApiKey(Base):
-    """A key for programs: `igl_<id>_<secret>`, shown once; only its SHA-256 is stored."""
+    """A key for programs, `igl_<id>_<secret>`; only the SHA-256 of the secret is stored."""
 
     __tablename__ = "api_key"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -99,7 +98,7 @@ class ApiKey(Base):
 
 
 class RateBucket(Base):
-    """A token bucket: who may do what how often."""
+    """The token bucket of one rate limit and subject."""
 
     __tablename__ = "rate_bucket"
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -108,7 +107,7 @@ class RateBucket(Base):
 
 
 class Consent(Base):
-    """Somebody agreed to a version of a text."""
+    """A person's consent to one version of the consent text."""
 
     __tablename__ = "consent"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
@@ -119,7 +118,7 @@ class Consent(Base):
 
 
 class ConsentText(Base):
-    """One version of what people agree to before they work. `bodies` is Markdown by language."""
+    """One version of the consent text; `bodies` is Markdown by language."""
 
     __tablename__ = "consent_text"
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -129,9 +128,9 @@ class ConsentText(Base):
 
 
 class Instructions(Base):
-    """One version of the instructions for a purpose: Markdown and a short quiz. Versions are never changed, only followed.
+    """One immutable version of the instructions for a purpose: Markdown and a quiz.
 
-    `body` and `quiz` are the text that binds; `translations` is `{language: {"body", "quiz"}}` for those who read another language.
+    `body` and `quiz` are binding; `translations` is `{language: {"body", "quiz"}}`.
     """
 
     __tablename__ = "instructions"
@@ -149,7 +148,7 @@ class Instructions(Base):
 
 
 class InstructionsRead(Base):
-    """Somebody read a version of the instructions and passed its quiz."""
+    """A person has read a version of the instructions and passed its quiz."""
 
     __tablename__ = "reading"
     __table_args__ = (UniqueConstraint("person_id", "instructions_id"),)
@@ -161,10 +160,10 @@ class InstructionsRead(Base):
 
 
 class SurveyReply(Base):
-    """An anonymous reply to a survey (paper, B.3). It knows no account, no exact time, and not even the order in which it came."""
+    """An anonymous survey reply (paper, B.3): no account, no exact time, no order of arrival."""
 
     __tablename__ = "survey_reply"
-    __table_args__ = {"sqlite_with_rowid": False}
+    __table_args__ = {"sqlite_with_rowid": False}  # a rowid would give the order of arrival away
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     month: Mapped[str]
@@ -172,7 +171,7 @@ class SurveyReply(Base):
 
 
 class SurveyParticipation(Base):
-    """Somebody has replied to a survey; which reply is theirs is known nowhere."""
+    """A person has replied to a survey; nothing links to the reply."""
 
     __tablename__ = "survey_done"
     __table_args__ = {"sqlite_with_rowid": False}
@@ -181,7 +180,7 @@ class SurveyParticipation(Base):
 
 
 class AuditLogEntry(Base):
-    """Who did what to what. Each row holds the hash of the one before it, so that a changed or missing row shows."""
+    """One row of the audit log, with the hash of the previous row."""
 
     __tablename__ = "journal"
     __table_args__ = (Index("ix_journal_object", "object"),)

@@ -1,4 +1,4 @@
-"""What is known about the work itself: gold answers, grades, decisions about people, adjudicated rankings."""
+"""Gold answers, grades, decisions about people, adjudicated rankings, calibration rooms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOM_STAGES = ("vote", "talk", "again", "closed")
 
 
 class GoldAnswer(Base):
-    """The answer a task should get. Rank: `{completion id: rank}`; review: `{"sensitive": true}`."""
+    """The known answer of a task. Rank: `{completion id: rank}`; review: `{"sensitive": true}`."""
 
     __tablename__ = "gold"
     task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), primary_key=True)
@@ -24,7 +24,7 @@ class GoldAnswer(Base):
 
 
 class Grade(Base):
-    """A researcher's 1–7 for a demonstration (screening, part 3; paper, B.1)."""
+    """A researcher's 1–7 for a demonstration of the screening test (paper, B.1)."""
 
     __tablename__ = "grade"
     __table_args__ = (CheckConstraint("score BETWEEN 1 AND 7", name="score"),)
@@ -35,7 +35,7 @@ class Grade(Base):
 
 
 class Decision(Base):
-    """A person decided about a person: admitted, declined, paused …, with the reason and the numbers that lay on the table."""
+    """A researcher's or owner's decision about a labeler, with the reason and the screening metrics at that time."""
 
     __tablename__ = "decision"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
@@ -48,7 +48,7 @@ class Decision(Base):
 
 
 class Adjudication(Base):
-    """A ranking on which a researcher settled after labelers disagreed. The labelers' own rankings stay as they are."""
+    """A researcher's final ranking of a disputed task; the labelers' rankings stay unchanged."""
 
     __tablename__ = "adjudication"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
@@ -61,7 +61,7 @@ class Adjudication(Base):
 
 
 class CalibrationVote(Base):
-    """One person's ranking in a calibration room: before the talk (round 0) or after it (round 1). It is no training data."""
+    """A ranking in a calibration room before (round 0) or after the discussion (round 1). Never training data."""
 
     __tablename__ = "vote"
     __table_args__ = (CheckConstraint("round IN (0, 1)", name="round"),)
@@ -73,7 +73,7 @@ class CalibrationVote(Base):
 
 
 class CalibrationRoom(Base):
-    """A calibration room: everybody ranks one task unseen, sees what the others did, talks, and ranks it again."""
+    """A task that several people rank blind, discuss, and rank again."""
 
     __tablename__ = "room"
     __table_args__ = (choices_constraint("stage", ROOM_STAGES),)
@@ -87,7 +87,7 @@ class CalibrationRoom(Base):
 
 
 class CalibrationRemark(Base):
-    """One line of the talk in a calibration room."""
+    """One message of a calibration room's discussion."""
 
     __tablename__ = "remark"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)

@@ -1,4 +1,4 @@
-"""What people do: assignments (what was shown to whom), drafts, submissions with their contents, skips, messages."""
+"""Assignments, drafts, submissions with their contents, skips, messages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from instructgpt.label.db.models.base import Base, choices_constraint, current_t
 from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
 
 _ASSIGNMENT_STATES = ("open", "submitted", "skipped", "expired", "returned")
-"""Expired: the lease ran out, the task went back; a late submission is kept all the same. Returned: a researcher asked for it again."""
+"""`expired`: the lease ran out; a late submission is still stored. `returned`: a researcher asks for a new version."""
 
 SKIP_REASONS = ("unclear", "other_language", "too_specialised", "personal_data", "sensitive", "broken", "other")
 
 
 class Assignment(Base):
-    """A task in somebody's hands, and exactly what was shown: the order of the completions, the version of the instructions."""
+    """A task assigned to a person, with the order of its completions and the version of the instructions."""
 
     __tablename__ = "assignment"
     __table_args__ = (
@@ -30,18 +30,17 @@ class Assignment(Base):
     task_id: Mapped[str] = mapped_column(ForeignKey("task.id"))
     person_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
     round: Mapped[int] = mapped_column(default=0)
-    """1 for a hidden repeat of the person's own assignment with round 0; repeats are not counted in the task's overlap."""
+    """1: the hidden repeat of the person's own assignment (round 0); repeats do not count in the task's overlap."""
     state: Mapped[str] = mapped_column(default="open")
     lease_until: Mapped[int]
-    shown: Mapped[list[str]]
-    """Ids of the completions in the order in which this person saw them: the first is A."""
+    shown: Mapped[list[str]]  # ids of the completions in this person's order; the first is A
     instructions_id: Mapped[str | None] = mapped_column(ForeignKey("instructions.id"))
     opened_at: Mapped[int] = mapped_column(default=current_time_ms)
     closed_at: Mapped[int | None]
 
 
 class Draft(Base):
-    """Work in progress. A new version must name the revision it follows."""
+    """Unfinished work. A save must name the revision that it follows."""
 
     __tablename__ = "draft"
     assignment_id: Mapped[str] = mapped_column(ForeignKey("assignment.id"), primary_key=True)
@@ -51,7 +50,7 @@ class Draft(Base):
 
 
 class Submission(Base):
-    """What somebody handed in. Append-only: an edit is a further version, undo withdraws; the current one has no `replaced_at`."""
+    """One version of submitted work. Append-only: edit and undo set `replaced_at` of the current version."""
 
     __tablename__ = "submission"
     __table_args__ = (
@@ -63,23 +62,22 @@ class Submission(Base):
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     assignment_id: Mapped[str] = mapped_column(ForeignKey("assignment.id"))
     version: Mapped[int]
-    key: Mapped[str]
-    """Made when the form was rendered; a second submission with it returns the first."""
+    key: Mapped[str]  # idempotency key of the rendered form: a second submission with it returns the first
     kind: Mapped[TaskKind]
     note: Mapped[str] = mapped_column(default="")
     active_ms: Mapped[int] = mapped_column(default=0)
     wall_ms: Mapped[int] = mapped_column(default=0)
     pasted: Mapped[float | None]
-    """The share of typed text that was pasted: evidence for people, never used automatically."""
+    """Share of the text that was pasted: evidence for researchers, never used automatically."""
     surplus: Mapped[bool] = mapped_column(default=False)
-    """Handed in after the lease ran out and the task was full: kept as further overlap."""
+    """Submitted after the lease ran out on a full task: extra overlap."""
     invalid_reason: Mapped[str | None]
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
     replaced_at: Mapped[int | None]
 
 
 class DemonstrationRow(Base):
-    """The completion a labeler wrote. Whose it is, and for what, is written down once more, so that nobody is asked to rank their own."""
+    """A written completion. The queue uses person and prompt to keep authors from ranking their own text."""
 
     __tablename__ = "demonstration"
     __table_args__ = (Index("ix_demonstration_person", "person_id", "prompt_id"),)
@@ -87,12 +85,11 @@ class DemonstrationRow(Base):
     person_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
     prompt_id: Mapped[str] = mapped_column(ForeignKey("prompt.id"))
     text: Mapped[str]
-    text_hash: Mapped[str]
-    """`intake.text_hash` of the text."""
+    text_hash: Mapped[str]  # `ingest.text_hash` of the text
 
 
 class RankingRow(Base):
-    """What a ranking says about all of its completions together."""
+    """The fields of a ranking that concern all completions."""
 
     __tablename__ = "ranking"
     __table_args__ = (CheckConstraint("confidence BETWEEN 1 AND 9", name="confidence"),)
@@ -102,7 +99,7 @@ class RankingRow(Base):
 
 
 class RankingItem(Base):
-    """One completion's place in a ranking: the tier it was put into, and the dense rank (1..m, no gaps) that follows."""
+    """One completion of a ranking: its tier on the board and its dense rank (1 is best, no gaps)."""
 
     __tablename__ = "ranking_item"
     __table_args__ = (CheckConstraint("rank >= 1 AND rank <= tier", name="rank"),)
@@ -110,12 +107,11 @@ class RankingItem(Base):
     completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id"), primary_key=True, index=True)
     tier: Mapped[int]
     rank: Mapped[int]
-    shown: Mapped[int]
-    """Where it stood on the page, from 0."""
+    shown: Mapped[int]  # position on the page, from 0
 
 
 class Rating(Base):
-    """One completion's rating and labels. A label that was not answered is not among `labels`; not applicable is None."""
+    """One completion's rating and labels. `labels` leaves unanswered labels out; None is not applicable."""
 
     __tablename__ = "rating"
     __table_args__ = (CheckConstraint("rating BETWEEN 1 AND 7", name="rating"),)
@@ -127,7 +123,7 @@ class Rating(Base):
 
 
 class PromptReview(Base):
-    """How a labeler describes a prompt: use case, personal data, the paper's prompt labels (Table 7)."""
+    """A labeler's description of a prompt: use case, personal data, the prompt labels of the paper's Table 7."""
 
     __tablename__ = "prompt_review"
     submission_id: Mapped[str] = mapped_column(ForeignKey("submission.id"), primary_key=True)
@@ -135,12 +131,11 @@ class PromptReview(Base):
     personal_data: Mapped[bool | None]
     sensitive: Mapped[bool | None]
     labels: Mapped[dict[str, Any]]
-    rejected: Mapped[str | None]
-    """Why it should not be used; None: it may."""
+    rejected: Mapped[str | None]  # why the prompt must not be used; None: usable
 
 
 class Skip(Base):
-    """A task handed back, with the reason. An undone skip stays, with `undone_at`."""
+    """A skipped assignment and its reason. An undone skip keeps its row."""
 
     __tablename__ = "skip"
     __table_args__ = (choices_constraint("reason", SKIP_REASONS),)
@@ -153,13 +148,13 @@ class Skip(Base):
 
 
 class MessageRow(Base):
-    """One line of the talk about a task: a question, an answer, a report (`reported`)."""
+    """One message about a task: a question, an answer, or a report (`reported`)."""
 
     __tablename__ = "message"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
     task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), index=True)
     about_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
-    """Whose thread this is: a labeler sees their own, researchers see all."""
+    """The labeler whose thread this is; labelers see their own thread, researchers all."""
     author_id: Mapped[str] = mapped_column(ForeignKey("person.id"))
     body: Mapped[str]
     reported: Mapped[bool] = mapped_column(default=False)

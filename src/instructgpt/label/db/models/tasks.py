@@ -1,4 +1,4 @@
-"""What there is to do: prompts, completions, batches and their tasks."""
+"""Prompts, completions, batches and their tasks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from instructgpt.records import Cohort
 
 TaskKind = Literal["rank", "demonstrate", "write", "review"]
 TASK_KINDS: tuple[TaskKind, ...] = ("rank", "demonstrate", "write", "review")
-"""Rank: rate every completion, then rank them all. Demonstrate: write the completion. Write: write a prompt. Review: describe a prompt."""
+"""Rank: rate and rank completions. Demonstrate: write a completion. Write: write a prompt. Review: describe one."""
 
 _BATCH_STATES = ("draft", "open", "closed")
 _TASK_STATES = ("open", "done", "review", "withdrawn")
-"""`review`: skipped so often that a person must look at it. Withdrawn: its prompt was taken back."""
+"""`review`: waits for a researcher after several skips. `withdrawn`: its prompt was withdrawn."""
 
 
 class PromptRow(Base):
-    """What a user or a labeler asked. `user` stays with it to the end of the pipeline."""
+    """A prompt of a user or a labeler. `user` stays with it to the end of the pipeline."""
 
     __tablename__ = "prompt"
     id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
@@ -35,16 +35,14 @@ class PromptRow(Base):
     split: Mapped[str | None]
     sensitive: Mapped[bool] = mapped_column(default=False)
     author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
-    submission_id: Mapped[str | None]
-    """The submission in which a labeler wrote it."""
-    written: Mapped[dict[str, Any] | None]
-    """What that labeler filled in, part by part (`forms.WriteForm`); `text` is made of it."""
+    submission_id: Mapped[str | None]  # the submission that a labeler wrote it in
+    written: Mapped[dict[str, Any] | None]  # the labeler's fields of `forms.PromptForm`, from which `text` is composed
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
     withdrawn_at: Mapped[int | None]
 
 
 class CompletionRow(Base):
-    """What a model, or a labeler, answered. Labelers never see `model`."""
+    """A model's or labeler's completion. Labelers never see `model`."""
 
     __tablename__ = "completion"
     __table_args__ = (UniqueConstraint("prompt_id", "model", "text_hash"),)
@@ -57,14 +55,14 @@ class CompletionRow(Base):
     sampling: Mapped[dict[str, Any]]
     score: Mapped[float | None]
     names_itself: Mapped[bool] = mapped_column(default=False)
-    """The text gives its model away; its task is marked and shown apart."""
+    """The text reveals its model (`ingest.reveals_model`); results list it separately."""
     author_id: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
-    """The labeler whose demonstration this is; they never rank it."""
+    """The labeler who wrote it as a demonstration and never ranks it."""
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
 
 
 class Batch(Base):
-    """Tasks that were made together, by one policy. `policy` is `batches.Policy` as JSON."""
+    """Tasks created together; `policy` is `batches.OverlapPolicy` as JSON."""
 
     __tablename__ = "batch"
     __table_args__ = (
@@ -77,26 +75,22 @@ class Batch(Base):
     kind: Mapped[TaskKind]
     purpose: Mapped[str]
     screening: Mapped[str | None]
-    """Which part of the screening test this batch is: `sensitive`, `ranking` or `demonstration`; None for work."""
-    cohort: Mapped[Cohort | None]
-    """Whose work this is; None: anybody's."""
+    """The part of the screening test (`sensitive`, `ranking`, `demonstration`); None: ordinary tasks."""
+    cohort: Mapped[Cohort | None]  # None: open to both cohorts
     state: Mapped[str] = mapped_column(default="draft")
-    priority: Mapped[int] = mapped_column(default=0)
-    """Work of the batch with the highest number comes first."""
+    priority: Mapped[int] = mapped_column(default=0)  # batches with a higher number come first
     policy: Mapped[dict[str, Any]]
-    intake: Mapped[dict[str, Any]]
-    """What came in and what was left out: `batches.Intake` as JSON."""
-    baseline: Mapped[str | None]
-    """Evaluation: the model the others are compared with."""
+    intake: Mapped[dict[str, Any]]  # `ingest.IngestReport` as JSON
+    baseline: Mapped[str | None]  # evaluation: the model that the others are compared with
     created_by: Mapped[str | None] = mapped_column(ForeignKey("person.id"))
     created_at: Mapped[int] = mapped_column(default=current_time_ms)
     closed_at: Mapped[int | None]
     unblinded_at: Mapped[int | None]
-    """Evaluation: somebody chose to see the names of the models before the batch was closed; the journal knows who and why."""
+    """Evaluation: when a researcher revealed the model names early; the audit log has the reason."""
 
 
 class Task(Base):
-    """One prompt to be worked on by `overlap` labelers. The counters are guarded here and recounted by `assignment.recount`."""
+    """One prompt for `overlap` labelers. `assignments.find_counter_mismatches` verifies the counters."""
 
     __tablename__ = "task"
     __table_args__ = (
@@ -110,26 +104,24 @@ class Task(Base):
     kind: Mapped[TaskKind]
     prompt_id: Mapped[str | None] = mapped_column(ForeignKey("prompt.id"), index=True)
     brief: Mapped[dict[str, Any] | None]
-    """Write: which kind of prompt is wanted (`plain`, `few_shot`, `user_based`) and the use case."""
+    """Write: the form (`plain`, `few_shot`, `user_based`) and use case of the prompt to write."""
     overlap: Mapped[int]
     n_open: Mapped[int] = mapped_column(default=0)
     n_done: Mapped[int] = mapped_column(default=0)
     n_skipped: Mapped[int] = mapped_column(default=0)
     state: Mapped[str] = mapped_column(default="open")
-    position: Mapped[int] = mapped_column(default=0)
-    """Order within the batch: random by the policy's seed. Batches come in the order of their priority, the highest first."""
+    position: Mapped[int] = mapped_column(default=0)  # random order within the batch, by the policy's seed
     gold: Mapped[bool] = mapped_column(default=False)
-    """Its answer is known (`quality.Gold`); everybody of the cohort gets it once, at the pace of the policy's `gold_share`."""
+    """Its answer is known (`GoldAnswer`). Every labeler gets it once, at the rate of the policy's `gold_share`."""
     repeat: Mapped[bool] = mapped_column(default=False)
-    """Whoever did it is given it once more, later and without a word: the ceiling of agreement."""
+    """Assigned a second time to the same labeler, unannounced, to measure the ceiling of agreement."""
 
 
 class TaskCompletion(Base):
-    """The completions of a rank task, by id: each of them once, identical texts merged at intake."""
+    """A completion of a rank task; identical texts are merged at ingest."""
 
     __tablename__ = "task_completion"
     task_id: Mapped[str] = mapped_column(ForeignKey("task.id"), primary_key=True)
     completion_id: Mapped[str] = mapped_column(ForeignKey("completion.id"), primary_key=True)
     position: Mapped[int]
-    models: Mapped[list[str]]
-    """Every model that gave exactly this text; the ones after the first are tied with it in exports."""
+    models: Mapped[list[str]]  # every model with exactly this text; exports write them as ties

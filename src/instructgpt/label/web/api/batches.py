@@ -15,7 +15,7 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Person, PromptRow, Submission, Task
 from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.tasks import batches
-from instructgpt.label.tasks.submission_contents import read_submission_form
+from instructgpt.label.tasks.submissions import read_submission_form
 from instructgpt.label.web.api.prompts import PromptRequest, to_prompt_out
 from instructgpt.label.web.api.schemas import CursorPage, ReadScope, RequestModel, WriteScope, caller_id, sanitize
 from instructgpt.label.web.params import AfterCursor, PageLimit, RowId, SinceMs, or_404, translate_errors

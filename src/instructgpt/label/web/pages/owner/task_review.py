@@ -16,7 +16,7 @@ from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Assignment, Batch, MessageRow, Person, PromptRow, Skip, Task, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import assignments, batches, threads
-from instructgpt.label.tasks.submission_details import list_task_submissions
+from instructgpt.label.tasks.submission_history import list_task_submissions
 from instructgpt.label.web import charts
 from instructgpt.label.web.rendering import render_page
 
