@@ -1,7 +1,7 @@
 """Bytes that PPO holds in weights, gradients and optimizers, with all weights trained and with adapters.
 
-    python bench/adapters.py                       # a Llama of 5.8 million parameters as policy, another as reward model
-    python bench/adapters.py --width 768 --layers 12 --vocabulary 50257 --ranks 0 16 64
+    python bench/adapters.py                       # a Llama of 5.8 million parameters as policy, another as reward
+    model python bench/adapters.py --width 768 --layers 12 --vocabulary 50257 --ranks 0 16 64
 
 The models are random and saved in a temporary directory; the stage's own `load_models` and one optimizer step of each
 trained model on one line of tokens come after that, then every tensor that is still held is counted once.
@@ -99,7 +99,8 @@ def main() -> None:
         make_models(folder, asked.width, asked.layers, asked.vocabulary)
         one = sum(p.numel() for p in load_policy(folder / "policy", CPU)[0].parameters())
         print(
-            f"policy of {one:,} parameters; MiB held\n| | weights | gradients | optimizers | together |\n|---|---|---|---|---|"
+            f"policy of {one:,} parameters; MiB held\n| | weights | gradients | optimizers | together "
+            "|\n|---|---|---|---|---|"
         )
         for rank in asked.ranks:
             held = held_by_ppo(folder, rank, tuple(asked.memory))

@@ -1,11 +1,11 @@
 """Every evaluation of a small model on a folder of public data, at the documented limits: seconds of each, and of all.
 
-    python bench/evaluations.py DATA --rankings RANKINGS      # files as docs/evaluate.md names them, and a folder of rankings
-    python bench/evaluations.py DATA --model runs/mine/sft        # another model than the one that is made
+    python bench/evaluations.py DATA --rankings RANKINGS      # files as docs/evaluate.md names them, and a folder of
+    rankings python bench/evaluations.py DATA --model runs/mine/sft        # another model than the one that is made
 
-Each evaluation is a command of its own, so its time includes starting. What is done is kept in --out, and the same command goes on
-with the rest; one that was stopped in its middle starts afresh, because half of its time would say nothing. Models, scorer and judges
-that are made for it are not counted.
+Each evaluation is a command of its own, so its time includes starting. What is done is kept in --out, and the same
+command goes on with the rest; one that was stopped in its middle starts afresh, because half of its time would say
+nothing. Models, scorer and judges that are made for it are not counted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def arguments() -> argparse.Namespace:
 
 
 def run(*words: object) -> tuple[float, float]:
-    """Run a command of the package. -> seconds on the clock, seconds of all its processes' work. Ends here where it fails."""
+    """Run a command of the package. -> seconds on the clock, seconds of all its processes' work.
+
+    Ends here where it fails.
+    """
     line = [sys.executable, "-m", "instructgpt", *map(str, words)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     began = time.perf_counter()
@@ -160,7 +163,8 @@ def main() -> None:
     clock, work, replies = (sum(column) for column in zip(*rows, strict=True))
     limits = "the documented limits" if told.limit is None else f"at most {told.limit} questions of each"
     print(
-        f"\n{told.processes} processes, {limits}\n\n| evaluation | replies and verdicts | clock, s | work, s |\n|---|---:|---:|---:|"
+        f"\n{told.processes} processes, {limits}\n\n| evaluation | replies and verdicts | clock, s | work, s "
+        "|\n|---|---:|---:|---:|"
     )
     print(
         "\n".join([*lines, f"| together | {replies:,} | {clock:.0f} | {work:.0f} |"]) + f"\n\n{clock / 60:.1f} minutes"

@@ -1,4 +1,5 @@
-"""Sampling, ours beside transformers' `generate` and `generate_batch`: same weights, same prompts, one thread, taking turns.
+"""Sampling, ours beside transformers' `generate` and `generate_batch`: same weights, same prompts, one thread, taking
+turns.
 
     python bench/generate.py                 # 64 and 256 prompts, two sizes
 
@@ -60,7 +61,9 @@ def make_prompts(count: int, vocabulary: int, length: int = PROMPT) -> list[list
 
 
 def end_after(model: Any, prompts: list[list[int]], mean: float, most: int, temperature: float) -> None:
-    """Scale the end-of-text's embedding, which is its output row too, until our completions have about this mean length."""
+    """Scale the end-of-text's embedding, which is its output row too,
+    until our completions have about this mean length.
+    """
     row = model.get_input_embeddings().weight.data
     several = prompts * (4 if temperature else 1)  # lengths that are drawn scatter
     base, low, high = row[EOS].clone(), 1.0, 5.0

@@ -1,10 +1,13 @@
-"""What of a GPU is reached: decoding beside its memory's rate, forward passes and updates beside its matrix rate, and one PPO iteration.
+"""What of a GPU is reached: decoding beside its memory's rate, forward passes and updates beside its matrix rate, and
+one PPO iteration.
 
-    python bench/gpu.py                                    # GPT-2 124M and a Llama of 1.3B on CUDA, then DeepSpeed-Chat's protocol
-    python bench/gpu.py --device cpu --shape toy --rows 4 --length 8 --critic toy      # the same at toy size
+    python bench/gpu.py                                    # GPT-2 124M and a Llama of 1.3B on CUDA, then
+    DeepSpeed-Chat's protocol python bench/gpu.py --device cpu --shape toy --rows 4 --length 8 --critic toy      # the
+    same at toy size
 
-Weights are random. The protocol: prompts of 256 and completions of 256 tokens, a policy of 1.3B, a critic (value and reward model) of
-350M; seconds an episode times its 264,292 samples stand beside the 11.7 hours that are published for one A100-80G.
+Weights are random. The protocol: prompts of 256 and completions of 256 tokens, a policy of 1.3B, a critic (value and
+reward model) of 350M; seconds an episode times its 264,292 samples stand beside the 11.7 hours that are published for
+one A100-80G.
 """
 
 from __future__ import annotations
@@ -115,7 +118,8 @@ def one_model(name: str, device: torch.device, machine: Machine, rows: int, leng
     for what, (do, least) in work.items():
         seconds = taken(do, device)
         lines.append(
-            f"| {name} | {what} | {rows} x ({length} + {length}) | {seconds:.3f} | {least:.3f} | {least / seconds:.0%} |"
+            f"| {name} | {what} | {rows} x ({length} + {length}) | {seconds:.3f} | {least:.3f} | {least / seconds:.0%} "
+            "|"
         )
     return lines
 
@@ -149,7 +153,10 @@ def iteration(policy_name: str, critic_name: str, device: torch.device, rows: in
     prompts = [[3 + row % 50] * length for row in range(rows)]
     seconds = taken(updates(policy, reward, value, prompts, length, rows), device)
     hours = seconds / rows * SAMPLES / 3600
-    return f"{rows} episodes of {length} + {length}: {seconds:.2f} s; {SAMPLES:,} samples: {hours:.2f} h, published: {PUBLISHED_HOURS} h"
+    return (
+        f"{rows} episodes of {length} + {length}: {seconds:.2f} s; {SAMPLES:,} samples: {hours:.2f} h, published: "
+        f"{PUBLISHED_HOURS} h"
+    )
 
 
 def main() -> None:

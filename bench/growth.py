@@ -1,13 +1,14 @@
-"""How cost grows: K from 2 to 16, completions, model and vocabulary, for reward training, sampling and PPO, ours beside the ideal.
+"""How cost grows: K from 2 to 16, completions, model and vocabulary, for reward training, sampling and PPO, ours beside
+the ideal.
 
     python bench/growth.py                         # all of it, tables and docs/figures/*.svg: some minutes of one core
     python bench/growth.py --only sampling --rounds 1 --figures figures
 
-One size grows, the others stay: K = 4, completions of 24 tokens to prompts of 96, a Llama of 128 and four layers with random
-weights, 1,024 tokens known. The ideal is the FLOPs that must be done, each token once, at the rate of a large matrix product
-measured in the same minute. Beside it stands what is simple: for reward training all pairs, each of its texts computed; for
-sampling transformers' `generate`, whose completions all end together here, so that no row of it waits. CPU seconds of one thread,
-medians of turns.
+One size grows, the others stay: K = 4, completions of 24 tokens to prompts of 96, a Llama of 128 and four layers with
+random weights, 1,024 tokens known. The ideal is the FLOPs that must be done, each token once, at the rate of a large
+matrix product measured in the same minute. Beside it stands what is simple: for reward training all pairs, each of its
+texts computed; for sampling transformers' `generate`, whose completions all end together here, so that no row of it
+waits. CPU seconds of one thread, medians of turns.
 """
 
 from __future__ import annotations
@@ -32,10 +33,9 @@ from ppo import PAD, number_words, tokenizer_holder
 
 from instructgpt.data.packing import TokenizedExample
 from instructgpt.data.rankings import LabelerRanks, RankedPrompt
-from instructgpt.models.flops import BACKWARD_FLOPS_FACTOR, SequenceShape, get_model_shape
+from instructgpt.models.flops import BACKWARD_FLOPS_FACTOR, SequenceShape, get_model_shape, ppo_update_flops
 from instructgpt.models.policy import count_parameters
 from instructgpt.models.reward_model import ScalarModel
-from instructgpt.models.stage_flops import ppo_update_flops
 from instructgpt.plan.hardware import benchmark_machine
 from instructgpt.report.naming import MODEL_COLORS
 from instructgpt.report.svg import MUTED_COLOR, Curve, render_line_panel, render_svg_file
@@ -43,13 +43,16 @@ from instructgpt.sampling.engine import sample_tokens
 from instructgpt.train.reward import ranking_backward
 
 PROMPT, RANKINGS, SAMPLED, EPISODES, MINIBATCH = 96, 8, 16, 32, 8
-"""Tokens of a prompt; rankings in a step of ours (pairs are measured on one); prompts sampled from at once; episodes in an update, and in a
-step of it."""
+"""Tokens of a prompt; rankings in a step of ours (pairs are measured on one); prompts sampled from at once; episodes in
+an update, and in a step of it."""
 TOGETHER = 16
 """Texts of pairs computed at once: about as many tokens as ours, which is fastest."""
 CPU = torch.device("cpu")
 Work = tuple[int, Callable[[], float]]
-"""How many rankings, prompts or episodes it does at once, and what does it. Ours gives the FLOPs that had to be done."""
+"""How many rankings, prompts or episodes it does at once, and what does it.
+
+Ours gives the FLOPs that had to be done.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ VOCABULARY: Grows = (
     lambda case: case.vocabulary,
 )
 
-# --- what is measured: ours first, then what is simple, where there is such a thing ----------------------------------------
+# --- what is measured: ours first, then what is simple, where there is such a thing
+# ----------------------------------------
 
 
 def reward(case: Case) -> dict[str, Work]:
@@ -191,7 +195,8 @@ STAGES: dict[str, tuple[Callable[[Case], dict[str, Work]], str, tuple[Grows, ...
     "ppo": (ppo, "an episode", (LENGTH, SIZE, VOCABULARY)),
 }
 
-# --- turns, tables, figures --------------------------------------------------------------------------------------------------
+# --- turns, tables, figures
+# --------------------------------------------------------------------------------------------------
 
 
 def turns(sides: dict[str, Work], rounds: int) -> dict[str, float]:

@@ -1,11 +1,13 @@
-"""Stages killed with SIGKILL at random moments, again and again, that go on: do they end with the bytes of a run that nobody killed?
+"""Stages killed with SIGKILL at random moments, again and again, that go on: do they end with the bytes of a run that
+nobody killed?
 
     python bench/kills.py
     python bench/kills.py --only sft ppo --kills 5
 
-Each command is run once undisturbed in a process of its own. The others are forked from one that has imported the libraries and computed
-nothing, so that the time goes into moments and not into imports. They write a checkpoint after every step, and keep a note of what
-they are doing, which outlives them. A kill comes at a random moment; one in three waits from there until something is written.
+Each command is run once undisturbed in a process of its own. The others are forked from one that has imported the
+libraries and computed nothing, so that the time goes into moments and not into imports. They write a checkpoint after
+every step, and keep a note of what they are doing, which outlives them. A kill comes at a random moment; one in three
+waits from there until something is written.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ COMPUTING = PLACES[:2]
 AIMED = 1 / 3
 """The share of kills that wait for something to be written: a checkpoint, the result, or anything."""
 EARLY = 0.1
-"""The share of kills that may come while models are still loaded; the clock of the others starts when something is computed."""
+"""The share of kills that may come while models are still loaded;
+the clock of the others starts when something is computed.
+"""
 A_RUN = {"run": 8}
 """A kill comes within this part of the time that the undisturbed run took; a fourth where nothing is said."""
 PATIENCE = 120.0
@@ -48,8 +52,10 @@ VARYING = ("seconds", "phases", "time")
 BASE = "--vocabulary 270 --width 16 --heads 2 --layers 1 --context 48 --window 16 --batch 4 --tokens 1280"
 STAGES = {
     "sft": "--base {kit}/base --data {kit}/demonstrations.jsonl --epochs 8 --batch 4 --lr 1e-3",
-    "reward": "--base {kit}/base --data {kit}/rankings.jsonl --demonstrations {kit}/demonstrations.jsonl --batch 4 --epochs 8 --lr 1e-3",
-    "ppo": "--policy {kit}/base --reward {kit}/reward --prompts {kit}/prompts.jsonl --pretraining {kit}/corpus.jsonl --ptx-coef 0.5"
+    "reward": "--base {kit}/base --data {kit}/rankings.jsonl --demonstrations {kit}/demonstrations.jsonl --batch 4 "
+    "--epochs 8 --lr 1e-3",
+    "ppo": "--policy {kit}/base --reward {kit}/reward --prompts {kit}/prompts.jsonl --pretraining {kit}/corpus.jsonl "
+    "--ptx-coef 0.5"
     " --ptx-ratio 0.5 --episodes 192 --batch 8 --minibatch 4 --max-tokens 12 --lr 1e-4",
     "run": "--preset smoke --config {kit}/run.yaml",
 }
@@ -90,7 +96,10 @@ class Found:
 
 
 def prepare(note: Path) -> Callable[[str], str]:
-    """Import what stages need, and have them write checkpoints often and note what they do. Returns what writes the note."""
+    """Import what stages need, and have them write checkpoints often and note what they do.
+
+    Returns what writes the note.
+    """
     from instructgpt import io
 
     slate, last = os.open(note, os.O_RDWR | os.O_CREAT), [""]
@@ -175,7 +184,10 @@ def place(doing: str) -> str:
 
 
 def ended(child: int, until: float, ready: Callable[[], bool] = lambda: False) -> int | None:
-    """Wait for a process until a moment, or until something is so. Returns its exit code, or None where it still runs."""
+    """Wait for a process until a moment, or until something is so.
+
+    Returns its exit code, or None where it still runs.
+    """
     while time.monotonic() < until and not ready():
         gone, status = os.waitpid(child, os.WNOHANG)
         if gone:
@@ -185,7 +197,10 @@ def ended(child: int, until: float, ready: Callable[[], bool] = lambda: False) -
 
 
 def one_run(start: Callable[[], int], note: Path, out: Path, within: float, rng: Random, found: Found) -> int:
-    """Start a command, kill it within so many seconds, start it again, until it ends by itself. Returns its exit code."""
+    """Start a command, kill it within so many seconds, start it again, until it ends by itself.
+
+    Returns its exit code.
+    """
     while True:
         child = start()
         code = None
@@ -304,7 +319,8 @@ def make_kit(kit: Path, put: Callable[[str], str]) -> None:
 def table(rows: dict[str, Found]) -> str:
     """The results as a table for docs/results.md."""
     lines = [
-        f"| command | runs | kills | {' | '.join(PLACES)} | left something half written | weights | metrics | other files |"
+        f"| command | runs | kills | {' | '.join(PLACES)} | left something half written | weights | metrics | other "
+        "files |"
     ]
     lines.append("|---|" + "---:|" * (len(PLACES) + 3) + "---|---|---|")
     for name, found in rows.items():

@@ -1,11 +1,12 @@
-"""What `instructgpt plan` says of memory, beside what the stages then need: peak resident memory of a process that runs them.
+"""What `instructgpt plan` says of memory, beside what the stages then need: peak resident memory of a process that runs
+them.
 
     python bench/memory.py            # every configuration; a line each
     python bench/memory.py sft reward
 
-Each configuration is planned, then run for a few steps in a process of its own, or in one for each of its ranks, of which the
-fullest counts. Such a process first runs the same stage with a toy model, so that all code is loaded; what it holds then is left out,
-and from there on the kernel watches its peak.
+Each configuration is planned, then run for a few steps in a process of its own, or in one for each of its ranks, of
+which the fullest counts. Such a process first runs the same stage with a toy model, so that all code is loaded; what it
+holds then is left out, and from there on the kernel watches its peak.
 """
 
 from __future__ import annotations
@@ -117,12 +118,12 @@ def kilobytes(name):
         return next(int(line.split()[1]) for line in status if line.startswith(name))
 toy, real, ports = json.loads(sys.argv[1])
 os.environ["MASTER_PORT"] = str(ports[0])
-assert cli.run(toy) == 0
+assert cli.run_command(toy) == 0
 before = kilobytes("VmRSS")
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 os.environ["MASTER_PORT"] = str(ports[1])
-assert cli.run(real) == 0
+assert cli.run_command(real) == 0
 print(json.dumps(1024 * (kilobytes("VmHWM") - before)))
 """
 

@@ -3,11 +3,11 @@
     python bench/ppo.py               # both sizes; the first time it makes .bench-trl-ppo, the environment of TRL 1.12
     python bench/ppo.py --rounds 5 --size 0.9M --phases
 
-Each side holds the same random policy, reference, reward and value model. First the peer makes an update and hands over its
-completions; we compute the mean score, KL and log-probability of these very tokens, which must agree with what it reported.
-Then they take turns at whole updates: 64 prompts of 32 to 64 tokens, at most 64 new ones, about 24 on average because an
-end-of-text token comes, scored by all models, one epoch of four minibatches. The peer runs at its best: no gradient
-checkpointing, everything scored in one batch, nothing saved or shown.
+Each side holds the same random policy, reference, reward and value model. First the peer makes an update and hands over
+its completions; we compute the mean score, KL and log-probability of these very tokens, which must agree with what it
+reported. Then they take turns at whole updates: 64 prompts of 32 to 64 tokens, at most 64 new ones, about 24 on average
+because an end-of-text token comes, scored by all models, one epoch of four minibatches. The peer runs at its best: no
+gradient checkpointing, everything scored in one batch, nothing saved or shown.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ AGREE = 1e-3
 
 
 def make_models(size: str, folder: Path, family: str = "llama") -> None:
-    """Save a policy, a reference that differs a little from it, a reward model, and their tokenizer, whose words are numbers."""
+    """Save a policy, a reference that differs a little from it, a reward model, and their tokenizer,
+    whose words are numbers.
+    """
     import torch
     import transformers
 
@@ -128,8 +130,8 @@ def tokenizer_holder(tokenizer: Any) -> Any:
 def make_it_end(policy: Any) -> None:
     """Set the end-of-text token's embedding so that completions are about 24 of at most 64 tokens long.
 
-    All tokens share a large first number, so the last hidden state's first number is nearly constant; how large it is in the
-    embedding of end-of-text alone then sets its chance, which is found by halving.
+    All tokens share a large first number, so the last hidden state's first number is nearly constant; how large it is
+    in the embedding of end-of-text alone then sets its chance, which is found by halving.
     """
     import torch
 
@@ -165,7 +167,8 @@ def prompts_of(vocabulary: int) -> list[list[int]]:
     return [[draw.randrange(3, vocabulary) for _ in range(draw.randint(32, 64))] for _ in range(EPISODES)]
 
 
-# --- the two sides: an update, or what is said of given completions ------------------------------------------------------
+# --- the two sides: an update, or what is said of given completions
+# ------------------------------------------------------
 
 
 def ours(folder: Path) -> Work:
@@ -175,10 +178,9 @@ def ours(folder: Path) -> Work:
     import torch
 
     from instructgpt.data.packing import TokenizedExample, collate
-    from instructgpt.models.flops import get_model_shape
+    from instructgpt.models.flops import get_model_shape, ppo_update_flops
     from instructgpt.models.policy import completion_logp, load_policy
     from instructgpt.models.reward_model import load_reward_model, new_value_model
-    from instructgpt.models.stage_flops import ppo_update_flops
     from instructgpt.plan.hardware import benchmark_machine
     from instructgpt.records import Prompt
     from instructgpt.run.timing import PHASE_TIMER
@@ -298,7 +300,8 @@ def peers(folder: Path) -> Work:
     return work
 
 
-# --- taking turns ----------------------------------------------------------------------------------------------------------
+# --- taking turns
+# ----------------------------------------------------------------------------------------------------------
 
 
 def compare(us: Side, them: Side, size: str, rounds: int) -> tuple[list[Answer], list[str]]:
@@ -322,7 +325,9 @@ def compare(us: Side, them: Side, size: str, rounds: int) -> tuple[list[Answer],
 
 
 def phase_rows(size: str, turns: list[Answer], rate: float) -> list[str]:
-    """Our seconds of CPU time phase by phase, the least its FLOPs take at the measured rate, and the share reached; medians."""
+    """Our seconds of CPU time phase by phase, the least its FLOPs take at the measured rate, and the share reached;
+    medians.
+    """
     middle = lambda of: statistics.median(of(turn.said) for turn in turns)  # noqa: E731
     rows = []
     for name in turns[0].said["phases"]:
@@ -365,7 +370,8 @@ def main() -> None:
             if options.alone:
                 turns = [us.ask({}) for _ in range(options.rounds + 1)][1:]
                 print(
-                    f"{size}: {EPISODES / median(turns):.1f} episodes/s of CPU time, {EPISODES / median(turns, 'wall'):.1f} on the clock"
+                    f"{size}: {EPISODES / median(turns):.1f} episodes/s of CPU time, "
+                    f"{EPISODES / median(turns, 'wall'):.1f} on the clock"
                 )
             else:
                 them = Side(environment(".bench-trl-ppo", "trl==1.12.0"), __file__, "theirs", Path(folder))

@@ -3,13 +3,14 @@
     python bench/ranks.py             # pretrain, sft, reward, ppo; about three minutes on two idle cores
     python bench/ranks.py ppo --rounds 3
 
-The models, batches and rates are those of `--preset demo`, the text is the small world's. One process and two ranks take turns; each
-runs every stage from its start for a few steps, with one thread a process. The first step of a run is left out, checkpoints too;
-validation counts where a stage validates. The models have learned little, so that completions of PPO run to their limit of 32 tokens.
+The models, batches and rates are those of `--preset demo`, the text is the small world's. One process and two ranks
+take turns; each runs every stage from its start for a few steps, with one thread a process. The first step of a run is
+left out, checkpoints too; validation counts where a stage validates. The models have learned little, so that
+completions of PPO run to their limit of 32 tokens.
 
-A ratio on the clock is what two ranks gain on this machine. The ratio of CPU time, one process to the rank that works more, is what
-they would gain if no rank ever waited: on a machine that does other things it is the one to look at. The second table says where the
-time of a step goes.
+A ratio on the clock is what two ranks gain on this machine. The ratio of CPU time, one process to the rank that works
+more, is what they would gain if no rank ever waited: on a machine that does other things it is the one to look at. The
+second table says where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def show(names: list[str], turns: dict[int, list[dict[str, Any]]]) -> None:
         phases = dict.fromkeys(phase for count in (1, 2) for turn in turns[count] for phase in turn[name]["phases"])
         for phase in phases:
             print(
-                f"| `{name}`: {phase} | {middle(name, 1, 'phases', phase):.0f} | {middle(name, 2, 'phases', phase):.0f} |"
+                f"| `{name}`: {phase} | {middle(name, 1, 'phases', phase):.0f} | "
+                f"{middle(name, 2, 'phases', phase):.0f} |"
             )
 
 

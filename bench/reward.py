@@ -3,10 +3,10 @@
     python bench/reward.py            # everything; the first time it makes .bench-trl, TRL's own virtual environment
     python bench/reward.py --rounds 3 --model llama
 
-Two processes hold the same random model. For each K they are first asked for the loss of the same pairs, which must agree;
-then they take turns at one pass over the same rankings, forward and backward. RewardTrainer trains on pairs, so a ranking
-of K completions is K (K - 1) / 2 of its rows. It runs at its best: gradient checkpointing off, and nothing but
-collating, its loss and the backward pass is timed, as on our side.
+Two processes hold the same random model. For each K they are first asked for the loss of the same pairs, which must
+agree; then they take turns at one pass over the same rankings, forward and backward. RewardTrainer trains on pairs, so
+a ranking of K completions is K (K - 1) / 2 of its rows. It runs at its best: gradient checkpointing off, and nothing
+but collating, its loss and the backward pass is timed, as on our side.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def ours(folder: Path) -> Callable[[list[Any]], float]:
 
 
 def peers(folder: Path) -> Callable[[list[Any]], float]:
-    """RewardTrainer's own collator and `compute_loss` over all pairs of the rankings, a ranking a batch; its loop is left out."""
+    """RewardTrainer's own collator and `compute_loss` over all pairs of the rankings, a ranking a batch;
+    its loop is left out.
+    """
     import datasets
     import tokenizers
     import torch
@@ -170,7 +172,8 @@ def main() -> None:
             us = Side(sys.executable, __file__, "ours", Path(folder))
             them = Side(environment(".bench-trl", "trl==1.16.0"), __file__, "theirs", Path(folder))
             print(
-                f"\n{family}: | K | our loss | TRL's loss | our rankings/s of CPU time | TRL's | ratio | on the clock |",
+                f"\n{family}: | K | our loss | TRL's loss | our rankings/s of CPU time | TRL's | ratio | on the clock "
+                "|",
                 flush=True,
             )
             for k in RANKINGS:

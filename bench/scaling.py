@@ -1,4 +1,5 @@
-"""How the stages would scale from 1 to 64 GPUs, calculated by `instructgpt plan`: GPT-3's shapes of 1.3B and 6B, the paper's batches.
+"""How the stages would scale from 1 to 64 GPUs, calculated by `instructgpt plan`: GPT-3's shapes of 1.3B and 6B, the
+paper's batches.
 
     python bench/scaling.py                              # tables, and the figure in docs/
     python bench/scaling.py "reward 6B" --ranks 1 8      # some of it, no figure
@@ -27,20 +28,28 @@ HEAD = "| GPUs | memory of each | each sends a step | a step | the run | times a
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 SHAPES = {"1.3B": (2048, 24, 32), "6B": (4096, 32, 32)}
 """Width, layers and heads of GPT-3 XL and of GPT-3 6.7B, which the paper calls 6B."""
-DEVICE = "--device cuda --matmul 790000 --bandwidth 4300 --capacity 141 --link 450 --network 400 --host 8 --memory bf16 checkpointing"
-"""An H200: reachable rates of bf16 products and of copies, its memory; NVLink in one direction; eight cards of 400 Gbit/s a host."""
+DEVICE = (
+    "--device cuda --matmul 790000 --bandwidth 4300 --capacity 141 --link 450 --network 400 --host 8 --memory "
+    "bf16 checkpointing"
+)
+"""An H200: reachable rates of bf16 products and of copies, its memory; NVLink in one direction;
+eight cards of 400 Gbit/s a host.
+"""
 EPISODES = "--prompts prompts.jsonl --prompt-tokens 166 --completion-tokens 128 --max-tokens 1024"
 TEXT = "--pretraining corpus.jsonl"
 STAGES = {
     "SFT 1.3B": "sft --base 1.3B --data d.jsonl --batch 32 --prompt-tokens 408 --completion-tokens 44 --records 12725",
     "SFT 6B": "sft --base 6B --data d.jsonl --batch 32 --prompt-tokens 408 --completion-tokens 44 --records 12725",
-    "reward 6B": "reward --base 6B --data r.jsonl --batch 64 --prompt-tokens 199 --completion-tokens 128 --records 33207",
+    "reward 6B": "reward --base 6B --data r.jsonl --batch 64 --prompt-tokens 199 --completion-tokens 128 --records "
+    "33207",
     "PPO 1.3B": f"ppo --policy 1.3B --reward 6B {EPISODES}",
     "PPO 6B": f"ppo --policy 6B --reward 6B {EPISODES}",
     "PPO-ptx 1.3B": f"ppo --policy 1.3B --reward 6B {EPISODES} {TEXT}",
     "PPO-ptx 6B": f"ppo --policy 6B --reward 6B {EPISODES} {TEXT}",
 }
-"""The paper's batches and mean lengths (tables 6, 9 and 11); rated completions and those of PPO are assumed to be 128 tokens long."""
+"""The paper's batches and mean lengths (tables 6, 9 and 11);
+rated completions and those of PPO are assumed to be 128 tokens long.
+"""
 
 
 def make_configurations(folder: Path) -> None:

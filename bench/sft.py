@@ -1,12 +1,14 @@
-"""Supervised fine-tuning, ours beside TRL's SFTTrainer in each of its modes: same weights, same demonstrations, one thread, taking turns.
+"""Supervised fine-tuning, ours beside TRL's SFTTrainer in each of its modes: same weights, same demonstrations, one
+thread, taking turns.
 
     python bench/sft.py               # both sizes; the first time it makes .bench-trl, TRL's own virtual environment
     python bench/sft.py --rounds 5 --size 0.9M
 
-Demonstrations of mixed lengths. First both sides say the mean loss a completion token, which must agree; then they take turns
-at one pass over all of them: forward, backward, clipping and AdamW, with a learning rate of 0, so that every pass computes the
-same. TRL pads, groups by length, or packs (bfd: rows of 256 tokens, one at a time, which is fastest on a CPU); gradient checkpointing
-is off. Only its batches, its training step and its optimizer are timed, on our side the same.
+Demonstrations of mixed lengths. First both sides say the mean loss a completion token, which must agree; then they take
+turns at one pass over all of them: forward, backward, clipping and AdamW, with a learning rate of 0, so that every pass
+computes the same. TRL pads, groups by length, or packs (bfd: rows of 256 tokens, one at a time, which is fastest on a
+CPU); gradient checkpointing is off. Only its batches, its training step and its optimizer are timed, on our side the
+same.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ def make_demonstrations(vocabulary: int) -> list[tuple[list[int], list[int]]]:
     return [(text(), text()) for _ in range(DEMONSTRATIONS)]
 
 
-# --- the two sides: one pass over all demonstrations, -> mean loss a completion token -------------------------------------
+# --- the two sides: one pass over all demonstrations, -> mean loss a completion token
+# -------------------------------------
 
 
 def ours(folder: Path) -> Work:
@@ -130,7 +133,10 @@ def compare(us: Side, them: Side, size: str, mode: str, rounds: int) -> str:
     ours_, theirs = ([turn[side] for turn in turns] for side in (0, 1))
     tokens = sum(len(p) + len(c) for p, c in make_demonstrations(SIZES[size]["vocab_size"]))
     rates = f"{tokens / median(ours_):.0f} | {tokens / median(theirs):.0f}"
-    return f"| {size} | {mode} | {loss:.5f} | {other:.5f} | {rates} | {ratio(ours_, theirs):.2f} | {ratio(ours_, theirs, 'wall'):.2f} |"
+    return (
+        f"| {size} | {mode} | {loss:.5f} | {other:.5f} | {rates} | {ratio(ours_, theirs):.2f} | "
+        f"{ratio(ours_, theirs, 'wall'):.2f} |"
+    )
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Two programs beside each other: each side is a process of its own that holds its models, and they take turns.
 
-A side answers requests, one JSON line each, with what it has computed and what that took: seconds on the clock, and seconds
-of its own work. On a machine that does other things too, the second is what counts.
+A side answers requests, one JSON line each, with what it has computed and what that took: seconds on the clock, and
+seconds of its own work. On a machine that does other things too, the second is what counts.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def serve(make: Callable[[Path], Work], folder: Path) -> None:
 
 
 def asked(parser: argparse.ArgumentParser, sides: Mapping[str, Callable[[Path], Work]]) -> argparse.Namespace:
-    """The options of a bench. A process that `Side` has started is that side, until it is no longer needed, and ends here."""
+    """The options of a bench.
+
+    A process that `Side` has started is that side, until it is no longer needed, and ends here.
+    """
     parser.add_argument("--serve", choices=tuple(sides), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

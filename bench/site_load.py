@@ -3,8 +3,9 @@
     python bench/site_load.py --labelers 40 --tasks 1000 --kills 5
     python bench/site_load.py --labelers 40 --tasks 1000 --kills 5 --database postgresql://user@localhost/empty
 
-The labelers are simulated and know the small world; everything else is real: HTTP, the server's process, SIGKILL, the database. They pause
-between tasks for some seconds where people take minutes; without a pause each claim waits for those of all the others.
+The labelers are simulated and know the small world; everything else is real: HTTP, the server's process, SIGKILL, the
+database. They pause between tasks for some seconds where people take minutes; without a pause each claim waits for
+those of all the others.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ K = 4
 
 
 def candidates(world: World, tasks: int) -> list[dict[str, str]]:
-    """K different completions for each of so many different prompts: the right answer, and answers cut or to other questions."""
+    """K different completions for each of so many different prompts: the right answer,
+    and answers cut or to other questions.
+    """
     prompts = [prompt.text for prompt in {each.text: each for each in world.prompts("reward", 12 * tasks)}.values()][
         :tasks
     ]
@@ -58,18 +61,19 @@ def candidates(world: World, tasks: int) -> list[dict[str, str]]:
 def run(
     folder: Path, database: str | None, labelers: int, tasks: int, kills: int, pause: float = 0, seed: int = 0
 ) -> dict[str, float]:
-    """One load. Returns the counts of `simulate.check`, the claims' quantiles in milliseconds, kills, seconds and submissions a second."""
+    """One load.
+
+    Returns the counts of `simulate.check`, the claims' quantiles in milliseconds, kills, seconds and submissions a
+    second.
+    """
     world = World(seed)
     with SiteServer(folder, database) as server, server.connect() as service:
         batch = service.create_batch(
             "load", "rank", completions=candidates(world, tasks), policy={"repeat_share": 0, "seed": seed}, open=True
         )
         crowd = make_simulated_labelers(world, "training", labelers, seed)
-        joined = register_labelers(server.base_url, service, crowd, seed, patience=120)
-        workers = [
-            SimulatedSiteLabeler(me, mind, SimulatedLabelerBehavior(0.1, 0.02, mean_pause_s=pause, seed=seed))
-            for me, mind in zip(joined, crowd, strict=True)
-        ]
+        behavior = SimulatedLabelerBehavior(0.1, 0.02, mean_pause_s=pause, seed=seed)
+        workers = register_labelers(server.base_url, service, crowd, behavior, patience=120)
         wanted = int(service.get_batch(batch["id"])["progress"]["wanted"])
         over, killed = threading.Event(), []
         breaker = threading.Thread(target=break_things, args=(server, workers, wanted, kills, over, killed))
@@ -80,8 +84,6 @@ def run(
         finally:
             over.set()
             breaker.join()
-            for me in joined:
-                me.close()
         seconds = time.monotonic() - start
         found: dict[str, float] = dict(compare_logs_with_site(service, diaries))
         progress = service.get_batch(batch["id"])["progress"]
@@ -89,10 +91,10 @@ def run(
     found |= {
         "unfinished": progress["wanted"] - progress["done"],
         "kills": len(killed),
-        "broken calls": sum(me.transport_error_count for me in joined),
+        "broken calls": sum(worker.client.transport_error_count for worker in workers),
     }
     found |= dict(zip(("p50", "p95", "p99"), (1000 * value for value in quantiles(claims)), strict=True))
-    return found | {"seconds": seconds, "a second": found["handed in"] / seconds}
+    return found | {"seconds": seconds, "a second": found["submitted"] / seconds}
 
 
 def break_things(
@@ -115,12 +117,16 @@ def break_things(
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The results as a table for docs/results.md."""
-    head = "| database | handed in | kills | broken calls | lost | duplicate | over-assigned | claim p50 | p95 | p99 | a second |"
+    head = (
+        "| database | submitted | kills | broken calls | lost | duplicate | over-assigned | claim p50 | p95 | p99 "
+        "| "
+        "a second |"
+    )
     lines = [head, "|---|" + "---:|" * 10]
     for name, found in rows.items():
         counts = [
             f"{found[part]:,.0f}"
-            for part in ("handed in", "kills", "broken calls", "lost", "duplicate", "over-assigned")
+            for part in ("submitted", "kills", "broken calls", "lost", "duplicate", "over-assigned")
         ]
         times = [f"{found[part]:.0f} ms" for part in ("p50", "p95", "p99")]
         lines.append(f"| {' | '.join([name, *counts, *times, format(found['a second'], '.1f')])} |")

@@ -3,11 +3,11 @@
     git worktree add ../before d9b25fc && python bench/stages.py ../before
     python bench/stages.py ../before . --rounds 5 --only reward ppo
 
-Every stage of the preset `demo` is made with a fixed small part of its work by one process of each checkout, from the same
-files, which the second checkout has made. A first turn warms up and shows that both compute the same: the loss of the first
-step, or the mean length of sampled completions. Phases are timed from outside, by the functions that do them, so that a
-checkout need not know of phases. CPU seconds of one thread, medians of turns; the last lines say what this comes to at the
-demo's own amounts of work.
+Every stage of the preset `demo` is made with a fixed small part of its work by one process of each checkout, from the
+same files, which the second checkout has made. A first turn warms up and shows that both compute the same: the loss of
+the first step, or the mean length of sampled completions. Phases are timed from outside, by the functions that do them,
+so that a checkout need not know of phases. CPU seconds of one thread, medians of turns; the last lines say what this
+comes to at the demo's own amounts of work.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
 }
 """The functions that do each phase, by module; a checkout has all names or one of them."""
 ONCE = {"all else", "parity"}
-"""Phases whose work does not grow with the stage's: loading, reading and saving, the check before the first update. Reward training
-scores once, too, what its offset is made of."""
+"""Phases whose work does not grow with the stage's: loading, reading and saving, the check before the first update.
+Reward training scores once, too, what its offset is made of."""
 DIRECTORIES = {"base": "pretrain", "world": "candidates"}
 """Sections of stages that have been named by their directories."""
 AGREE = {"loss/train": 1e-3, "completion/length": 1.0}
@@ -118,7 +118,9 @@ class Watch:
 
 
 def checkout(folder: Path) -> Work:
-    """One side: it is asked for the input of all stages, or for one stage; of that it says what phases took, and what it logged first."""
+    """One side: it is asked for the input of all stages, or for one stage; of that it says what phases took,
+    and what it logged first.
+    """
     from instructgpt import pipeline
     from instructgpt.models.reward_model import ScalarModel
 
@@ -201,7 +203,8 @@ def demo() -> dict[str, Any]:
     return {"run": run, "stages": {name: section | LESS.get(name, {}) for name, section in told.items()}}
 
 
-# --- taking turns ----------------------------------------------------------------------------------------------------------
+# --- taking turns
+# ----------------------------------------------------------------------------------------------------------
 
 
 def same_work(name: str, before: Any, now: Any) -> None:
@@ -262,7 +265,10 @@ def main() -> None:
 
 def row(name: str, phase: str, before: float, now: float) -> str:
     """A row of the table."""
-    return f"| {name} | {phase} | {before:.2f} | {now:.2f} | {f'{before / now:.1f}' if now > 0.005 and before > 0.005 else '–'} |"
+    return (
+        f"| {name} | {phase} | {before:.2f} | {now:.2f} | "
+        f"{f'{before / now:.1f}' if now > 0.005 and before > 0.005 else '–'} |"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""The public contracts, compared with the snapshot in `tests/contracts/`: options, configuration, API, routes, catalogues, database, files.
+"""The public contracts, compared with the snapshot in `tests/contracts/`: options, configuration, API, routes,
+catalogues, database, files.
 
-A deliberate change of a contract is written to the snapshot by `python tests/conventions/test_contracts.py` and shows in the diff.
+A deliberate change of a contract is written to the snapshot by `python tests/conventions/test_contracts.py` and shows
+in the diff.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ def options() -> str:
 def configuration() -> str:
     """Every field of every configuration with its default."""
     return "\n".join(
-        f"{config.__name__}.{name} = {'(required)' if field.is_required() else repr(field.get_default(call_default_factory=False))}"
+        f"{config.__name__}.{name} = "
+        f"{'(required)' if field.is_required() else repr(field.get_default(call_default_factory=False))}"
         for _, config in configs()
         for name, field in config.model_fields.items()
     )

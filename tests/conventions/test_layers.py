@@ -26,7 +26,9 @@ evaluate report doctor watch serve
 pipeline sweep
 cli __main__
 """
-"""From the lowest to the highest: a part may import itself, the parts before it and those on its own line that stand before it."""
+"""From the lowest to the highest: a part may import itself,
+the parts before it and those on its own line that stand before it.
+"""
 CORE = ("functional", "data", "models", "sampling", "distributed", "train", "baselines", "plan")
 """They work on anyone's files: neither the small world nor the labelers' site is known to them."""
 ONLY = {
@@ -47,7 +49,7 @@ people
 analysis
 exchange
 site_folder background
-web.rendering web.charts web.params web.pages web.api web
+web.charts web.rendering web.params web.pages web.api web
 client
 simulation
 cli
@@ -76,7 +78,9 @@ def longest(module: str, parts: Iterable[str]) -> str | None:
 
 
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """(line, module below this package) of every import, those inside functions too; a name of the package itself is `__init__`."""
+    """(line, module below this package) of every import, those inside functions too;
+    a name of the package itself is `__init__`.
+    """
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -134,7 +138,10 @@ def test_pages_do_not_import_the_api():
 
 
 def test_every_way_to_import_is_seen():
-    source = "import instructgpt.cli, os\nfrom instructgpt import run, __version__\ndef f():\n    from ..train.ppo import x\n    from . import y"
+    source = (
+        "import instructgpt.cli, os\nfrom instructgpt import run, __version__\ndef f():\n    from ..train.ppo "
+        "import x\n    from . import y"
+    )
     assert list(imports(source, "instructgpt.data")) == [
         (1, "cli"),
         (2, "run"),

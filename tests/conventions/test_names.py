@@ -13,11 +13,37 @@ SRC = Path(__file__).parents[2] / "src" / "instructgpt"
 MODULES = sorted(SRC.rglob("*.py"))
 
 HOMONYMS = set((Path(__file__).parent / "homonyms.txt").read_text(encoding="utf-8").split())
-"""Public names defined in several modules. The list may only shrink; in the end it holds protocol names."""
+"""Public names that several modules may define: the protocols of stages, evaluation tasks and routes.
+
+The list may only shrink.
+"""
 
 BANNED = set((Path(__file__).parent / "banned_identifiers.txt").read_text(encoding="utf-8").split())
-"""Participles, pronouns and prepositions that say nothing as a name. Allowed in a comprehension or lambda of one line."""
-BANNED_ALLOWED = 50
+"""Participles, pronouns and prepositions that say nothing as a name.
+
+Allowed in a comprehension or lambda of one line.
+"""
+
+CONTRACT_NAMES = {
+    "watch.py": {"every"},
+    "data/drop_report.py": {"written"},
+    "evaluate/candidate_sampling.py": {"least"},
+    "evaluate/judges/llm_judge.py": {"said"},
+    "evaluate/tasks/base.py": {"said"},
+    "evaluate/world_exam.py": {"said"},
+    "label/db/models/people.py": {"at", "by"},
+    "label/db/models/quality.py": {"at"},
+    "label/db/models/submissions.py": {"at", "shown"},
+    "label/db/models/tasks.py": {"written"},
+    "label/exchange/export_jobs.py": {"by"},
+    "label/exchange/external_submissions.py": {"shown"},
+    "label/tasks/batch_requests.py": {"written"},
+    "label/tasks/batches.py": {"wanted", "done"},
+    "label/tasks/submission_history.py": {"at"},
+    "label/tasks/threads.py": {"mine", "at"},
+    "label/web/api/stats.py": {"alike"},
+}
+"""Flags, database columns and JSON keys that files, clients and databases already hold."""
 
 
 def public_names(tree: ast.Module) -> Iterator[str]:
@@ -35,7 +61,9 @@ ONE_LINERS = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp | ast.
 
 
 def bound_names(node: ast.AST, short: bool = False) -> Iterator[tuple[int, str]]:
-    """(line, name) of everything that is bound below a node, except in comprehensions and lambdas that fit on one line."""
+    """(line, name) of everything that is bound below a node,
+    except in comprehensions and lambdas that fit on one line.
+    """
     match node:
         case ast.NamedExpr(target=ast.Name(id=name)):
             yield node.lineno, name  # it outlives its comprehension
@@ -82,9 +110,16 @@ def test_the_list_of_homonyms_only_shrinks():
     assert sorted(HOMONYMS - set(homonyms())) == []
 
 
-def test_banned_identifiers_only_shrink():
-    found = [f"{path.relative_to(SRC)}:{name}" for path in MODULES for name in banned(path.read_text(encoding="utf-8"))]
-    assert len(found) <= BANNED_ALLOWED, "\n".join(found)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(SRC).as_posix())
+def test_no_banned_identifier(path):
+    allowed = CONTRACT_NAMES.get(path.relative_to(SRC).as_posix(), set())
+    assert [name for name in banned(path.read_text(encoding="utf-8")) if name.split()[-1] not in allowed] == []
+
+
+def test_contract_names_are_still_there():
+    for name, allowed in CONTRACT_NAMES.items():
+        found = {item.split()[-1] for item in banned((SRC / name).read_text(encoding="utf-8"))}
+        assert allowed == found, name
 
 
 @pytest.mark.parametrize(

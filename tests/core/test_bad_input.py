@@ -247,7 +247,7 @@ def test_reward_model_without_head_or_offset_is_an_input_error(kit, command, tmp
         headless: "weights are missing from the files: score.weight; train one with 'instructgpt reward'",
         kit.base: "not a reward model",
         shifted: "no recorded offset",
-        twofold: "the files are of two models",
+        twofold: "the files belong to two models",
     }.items():
         score = ["score", "--reward", reward, "--data", kit.demonstrations, "--out", out]
         for argv in (score, kit.ppo(out, "--reward", reward)):

@@ -1,4 +1,6 @@
-"""Hygiene of prompts: copies, caps, splits, personal data, use cases; `data clean` and `data split`: `pytest tests/data/test_hygiene.py`."""
+"""Hygiene of prompts: copies, caps, splits, personal data, use cases; `data clean` and `data split`:
+`pytest tests/data/test_hygiene.py`.
+"""
 
 import json
 import random
@@ -31,7 +33,9 @@ settings.load_profile("no deadline")
 
 
 def kept_by_comparing_all(texts: list[str], length: int) -> list[bool]:
-    """The slow definition: a text falls to a kept earlier one that it equals, or with which it shares `length` characters."""
+    """The slow definition: a text falls to a kept earlier one that it equals,
+    or with which it shares `length` characters.
+    """
     kept: list[str] = []
     decisions = []
     for text in map(normalize_prompt, texts):

@@ -1,4 +1,6 @@
-"""Other people's formats, few-shot templates and the commands `data import` and `data stats`: `pytest tests/data/test_importers.py`."""
+"""Other people's formats, few-shot templates and the commands `data import` and `data stats`:
+`pytest tests/data/test_importers.py`.
+"""
 
 import json
 from itertools import pairwise
@@ -352,15 +354,18 @@ def test_k_examples_are_k_demonstrations_with_the_others_in_context(tmp_path: Pa
     made, _ = imported([template], tmp_path)
     assert [(demonstration.prompt, demonstration.completion) for demonstration in made] == [  # type: ignore[attr-defined]
         (
-            "Say the sentiment.\n\nTweet: I lose\nSentiment: bad\n\nTweet: Hm\nSentiment: neutral\n\nTweet: I win\nSentiment:",
+            "Say the sentiment.\n\nTweet: I lose\nSentiment: bad\n\nTweet: Hm\nSentiment: neutral\n\nTweet: I "
+            "win\nSentiment:",
             "good",
         ),
         (
-            "Say the sentiment.\n\nTweet: I win\nSentiment: good\n\nTweet: Hm\nSentiment: neutral\n\nTweet: I lose\nSentiment:",
+            "Say the sentiment.\n\nTweet: I win\nSentiment: good\n\nTweet: Hm\nSentiment: neutral\n\nTweet: I "
+            "lose\nSentiment:",
             "bad",
         ),
         (
-            "Say the sentiment.\n\nTweet: I win\nSentiment: good\n\nTweet: I lose\nSentiment: bad\n\nTweet: Hm\nSentiment:",
+            "Say the sentiment.\n\nTweet: I win\nSentiment: good\n\nTweet: I lose\nSentiment: bad\n\nTweet: "
+            "Hm\nSentiment:",
             "neutral",
         ),
     ]
@@ -487,7 +492,8 @@ def test_bad_lines_are_skipped_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_the_page_explains_every_format_option_and_detector() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "data.md").read_text() + (docs / "options.md").read_text()
     configs = (ImportConfig, CleanConfig, SplitConfig, StatsConfig)
     named = [f"`--{name.replace('_', '-')}`" for config in configs for name in config.model_fields]
     named += [f"`{name}`" for name in (*IMPORTERS, *PII_DETECTORS, *USE_CASES)]

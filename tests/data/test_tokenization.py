@@ -1,4 +1,5 @@
-"""The one place where text becomes tokens: templates, one beginning-of-text, end-of-text, the same tokens in every stage.
+"""The one place where text becomes tokens: templates, one beginning-of-text, end-of-text, the same tokens in every
+stage.
 
 pytest tests/data/test_tokenization.py
 """
@@ -57,16 +58,18 @@ def test_the_plain_template(renderers):
 
 
 def test_turns_of_a_conversation(renderers):
-    """What a conversation's next prompt begins with is what its last turn was rendered as, completion and end included."""
+    """What a conversation's next prompt begins with is what its last turn was rendered as,
+    completion and end included.
+    """
     plain, chat = renderers["plain"], renderers["chat"]
     asked = Prompt(messages=TALK)
-    assert said(plain, plain.prompt(asked)) == "Be brief.\nHello\nHi!<|endoftext|>\nName a frog.\n"
-    assert said(chat, chat.prompt(asked)) == (
+    assert said(plain, plain.encode_prompt(asked)) == "Be brief.\nHello\nHi!<|endoftext|>\nName a frog.\n"
+    assert said(chat, chat.encode_prompt(asked)) == (
         "<|start|><|system|>Be brief.<|user|>Hello<|assistant|>Hi!<|endoftext|><|user|>Name a frog.<|assistant|>"
     )
     for render in (plain, chat):
         earlier = render.encode_example(Prompt(messages=TALK[:2]), "Hi!")
-        assert render.encode_prompt(asked)[: len(earlier)] == earlier.prompt + earlier.completion
+        assert render.encode_prompt(asked)[: len(earlier)] == earlier.prompt_ids + earlier.completion_ids
 
 
 @pytest.mark.parametrize(("kind", "count"), [("plain", 0), ("pad_is_eos", 0), ("bos", 1), ("chat", 1)])

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.commands import CommandProcess, logged, run_in_process, wait_for
 
+from instructgpt.distributed import launch
 from instructgpt.run.directory import read_jsonl_log
 
 STEPS = 40
@@ -118,11 +119,23 @@ def test_processes_under_torchrun_is_refused(kit, tmp_path):
     ]
 
 
+def test_restart_closes_descriptors_with_the_exec_and_not_before(monkeypatch):
+    """A descriptor closed earlier would abort the process: gloo's threads still poll it."""
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.set_inheritable(descriptor, True)
+    at_exec = []
+    monkeypatch.setattr(os, "execve", lambda *_: at_exec.append([os.get_inheritable(fd) for fd in (1, 2, descriptor)]))
+    launch.reexec("{}")
+    os.close(descriptor)
+    assert at_exec == [[True, True, False]]
+
+
 NARROW = """
 import resource
 from pathlib import Path
 from instructgpt import cli
 from instructgpt.data import packing as batches
+from instructgpt.distributed import launch
 from instructgpt.run.directory import RunDirectory as Run
 batches.MICROBATCH_TOKENS["cpu"] = 1 << 17
 restore, calls = Run.restore, []
@@ -157,6 +170,7 @@ import json, os, resource, sys
 from pathlib import Path
 from instructgpt import cli
 from instructgpt.data import packing as batches
+from instructgpt.distributed import launch
 from instructgpt.run.directory import RunDirectory as Run
 from instructgpt.train import optim as loop, pretrain
 batches.MICROBATCH_TOKENS["cpu"] = 1 << 16

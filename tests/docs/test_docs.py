@@ -1,4 +1,6 @@
-"""The documents say what the code does: links lead somewhere, quotes stand in the code, options are explained, commands parse."""
+"""The documents say what the code does: links lead somewhere, quotes stand in the code, options are explained,
+commands parse.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def misquoted(text: str) -> Iterator[str]:
 
 
 def words_in_code(text: str) -> set[str]:
-    """Every word in backticks or fenced blocks, options as they are called in Python: `--max-length 64` gives max_length."""
+    """Every word in backticks or fenced blocks, options as they are called in Python:
+    `--max-length 64` gives max_length.
+    """
     code = [block[2] for block in FENCE.findall(text)] + re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
     return {word.replace("-", "_") for part in code for word in re.findall(r"(?<![\w-])-{0,2}(\w[\w-]*)", part)}
 
@@ -176,11 +180,13 @@ def test_option_tables_of_a_page_agree_with_its_command(name):
         key: field for page_name, config in configs() if page_name == name for key, field in config.model_fields.items()
     }
     for cells in option_rows(page_sections(page.read_text(encoding="utf-8")).get("Options", "")):
-        for option in re.findall(r"`--([a-z-]+)`", cells[0]):
+        options = re.findall(r"`--([a-z-]+)`", cells[0])
+        shown = cells[1].split(", ") if len(options) > 1 else [cells[1]]
+        for option, cell in zip(options, shown, strict=True):
             field = fields[option.replace("-", "_")]
             default = "required" if field.is_required() else field.get_default()
             if default not in (None, (), "required"):
-                assert same_default(cells[1], default), f"{page.name}: {option} has the default {default}"
+                assert same_default(cell, default), f"{page.name}: {option} has the default {default}"
 
 
 FOREIGN = {"nproc-per-node", "nodes", "logdir", "clean", "dbname", "help", "version", "debug", "preset", "config"}
@@ -215,7 +221,8 @@ def test_commands_parse(page):
 
 def test_a_wrong_command_does_not_parse():
     (complaint,) = complaints(
-        "```sh\ninstructgpt sft --base gpt2 --data f.jsonl --out d\ninstructgpt sft --bases gpt2 --out d --data f\n```\n"
+        "```sh\ninstructgpt sft --base gpt2 --data f.jsonl --out d\ninstructgpt sft --bases gpt2 --out d --data "
+        "f\n```\n"
     )
     assert "--bases" in complaint
 

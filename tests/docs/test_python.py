@@ -74,7 +74,10 @@ def test_replacements_are_used_and_undone(ran):
 
 
 def test_the_other_ranking_loss_by_hand(ran):
-    """Scores 1, 0, 0; the first two tie: half of log(1 + e) and of log(1 + 1/e); then log(1 + 1/e) and log 2. Another prompt has log 2."""
+    """Scores 1, 0, 0; the first two tie: half of log(1 + e) and of log(1 + 1/e); then log(1 + 1/e) and log 2.
+
+    Another prompt has log 2.
+    """
     _, names = ran
     losses = names["every_pair"](
         torch.tensor([1.0, 0.0, 0.0, 5.0, 5.0]), torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 1, 2, 2, 1])

@@ -1,4 +1,4 @@
-"""Completions for labelers: a list for each time a prompt was asked, strays that answer another prompt."""
+"""Candidate lists for labelers: one list per occurrence of a prompt, and distractors."""
 
 from collections import Counter
 
@@ -15,11 +15,11 @@ def completion(prompt: str, said: str, turn: int = 0, model: str = "policy") -> 
     return Completion.model_validate({"prompt": prompt, "completion": said, "model": model, "round": turn})
 
 
-def test_prompts_are_numbered_by_how_often_they_came_before() -> None:
+def test_repeated_prompts_are_numbered() -> None:
     assert list(enumerate_occurrences(["a", "b", "a", "a", "b"])) == [("a", 0), ("b", 0), ("a", 1), ("a", 2), ("b", 1)]
 
 
-def test_each_time_a_prompt_is_asked_is_a_list_of_its_own(tmp_path) -> None:
+def test_each_occurrence_of_a_prompt_has_its_own_list(tmp_path) -> None:
     write_records(
         tmp_path / "part-0.jsonl",
         [completion("a", "x"), completion("a", "x"), completion("a", "y"), completion("a", "x", 1)],
@@ -29,10 +29,10 @@ def test_each_time_a_prompt_is_asked_is_a_list_of_its_own(tmp_path) -> None:
     assert sorted([one.completion for one in shown] for shown in lists) == [
         ["x", "y"],
         ["x", "z"],
-    ]  # one completion is nothing to rank
+    ]  # a single completion cannot be ranked
 
 
-def test_a_stray_answers_another_prompt_of_the_same_ending() -> None:
+def test_distractor_answers_a_prompt_with_the_same_ending() -> None:
     made = [completion("Where is the cat?", "In the sea.", turn) for turn in range(2)]
     made += [completion("What is the cat?", "An animal."), completion("Name a frog.", "Fred.")]
     made += [completion("Name a frog.", "Base.", model="prompted")]
@@ -41,5 +41,5 @@ def test_a_stray_answers_another_prompt_of_the_same_ending() -> None:
     assert all((one.prompt, one.completion) not in said and one.model == "stray" for one in strays)
     assert Counter(map(candidate_list_key, strays)) == Counter(
         candidate_list_key(one) for one in made[:4]
-    )  # one for every list
+    )  # one per list
     assert {one.prompt: one.completion for one in strays}["What is the cat?"] == "In the sea."

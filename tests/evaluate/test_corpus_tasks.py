@@ -1,4 +1,4 @@
-"""The tasks of the alignment tax: what they ask, from every layout their data comes in, and what they make of replies, by hand."""
+"""The tasks of the alignment tax: prompts from every data layout, and scores by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SEA = {"title": "Sea", "context": "The sea is wide and blue."}
 ASKED = [("What is wide?", ["The sea", "sea"]), ("What is deep?", []), ("What colour has it?", ["blue"])]
 
 
-def test_squad_shows_the_earlier_questions_with_their_answers(tmp_path):
+def test_squad_prompt_has_earlier_questions_and_answers(tmp_path):
     rows = [SEA | {"id": f"{i}", "question": q, "answers": a} for i, (q, a) in enumerate(ASKED)]
     last = squad.load(save(tmp_path / "a.jsonl", rows), BARE)[2]
     assert last.text == (
@@ -49,7 +49,7 @@ def test_squad_shows_the_earlier_questions_with_their_answers(tmp_path):
     )
 
 
-def test_squad_reads_every_layout_alike(tmp_path):
+def test_squad_layouts_give_the_same_questions(tmp_path):
     flat = [SEA | {"id": f"{i}", "question": q, "answers": a} for i, (q, a) in enumerate(ASKED)]
     expected = squad.load(save(tmp_path / "flat.jsonl", flat), BARE)
     qas = [
@@ -81,12 +81,14 @@ def test_squad_reads_every_layout_alike(tmp_path):
         assert squad.load(tmp_path / name, BARE) == expected, name
 
 
-def test_squad_by_the_papers_rule_and_by_its_own():
-    """Said `background`: the paper finds one of three words of `Not in background.`, F1 1/2; SQuAD's script, an answer where none is."""
+def test_squad_paper_and_official_scores_differ_on_unanswerable():
+    """For the reply `background` the paper matches one of the words `Not in background.`; SQuAD's script wants none."""
     there = EvalQuestion("1", "zero_shot", "", target={"answers": ["The sea", "sea"], "context": "a"})
     nothing = EvalQuestion("2", "zero_shot", "", target={"answers": ["Not in background."], "context": "b"})
     rows = values(squad.measure([replied(there, "the wide sea"), replied(nothing, "background")], BARE))
-    assert rows["f1", "zero_shot/answerable"] == pytest.approx(2 / 3)  # one of two words said, the only one wanted
+    assert rows["f1", "zero_shot/answerable"] == pytest.approx(
+        2 / 3
+    )  # one shared word of two predicted and one expected
     assert rows["f1", "zero_shot/unanswerable"] == pytest.approx(1 / 2)
     assert rows["official_f1", "zero_shot/unanswerable"] == 0.0
     assert rows["official_f1", "zero_shot"] == pytest.approx(1 / 3)
@@ -96,7 +98,7 @@ def test_squad_by_the_papers_rule_and_by_its_own():
 
 
 def squad_script(said, golds):
-    """SQuAD 2.0's rules, written the slow way: letters one by one, words counted in a list that shrinks."""
+    """SQuAD 2.0's rules by slow definitions: characters one by one, words counted in a shrinking list."""
 
     def normal(text):
         kept = "".join(letter for letter in text.lower() if letter not in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
@@ -122,7 +124,7 @@ def squad_script(said, golds):
     return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
 
 
-def test_squad_scores_are_those_of_its_script():
+def test_squad_scores_match_the_official_script():
     rng = Random(1)
     words = ["the", "The", "sea,", "sea", "wide", "a", "U.S.", "us", "12", "—", "an", "it's"]
     for _ in range(2000):
@@ -157,7 +159,7 @@ DROPPED = {
 }
 
 
-def test_drop_by_hand_from_its_own_layout(tmp_path):
+def test_drop_official_layout_and_scores(tmp_path):
     (tmp_path / "drop.json").write_text(
         json.dumps({"nfl_1": DROPPED, "nfl_2": DROPPED | {"passage": "Another."}}, indent=2)
     )
@@ -170,15 +172,15 @@ def test_drop_by_hand_from_its_own_layout(tmp_path):
     shown = drop.load(tmp_path / "drop.json", EvalSettings(shots=1))[3]
     assert shown.condition == "few_shot"
     assert (
-        "Passage: Another.\nQuestion: How many yards did Smith throw?\nAnswer: 12\nQuestion: Who threw?\nAnswer: Smith, Jones\n\n"
-        in shown.text
+        "Passage: Another.\nQuestion: How many yards did Smith throw?\nAnswer: 12\n"
+        "Question: Who threw?\nAnswer: Smith, Jones\n\n" in shown.text
     )
     rows = values(drop.measure([replied(questions[0], "12 yards"), replied(questions[1], "Smith")], BARE))
     assert rows["exact_match", "zero_shot"] == 0.5
     assert rows["f1", "zero_shot"] == 0.75  # 1, and a half of two spans
 
 
-def test_quac_dialogues_and_their_scores(tmp_path):
+def test_quac_dialogues_and_scores(tmp_path):
     qas = [
         {
             "id": "d_0",
@@ -217,8 +219,8 @@ def test_quac_dialogues_and_their_scores(tmp_path):
             "wide sea",
             ["wide sea", "I don't know.", "sea"],
             (2 / 3 + 1) / 2,
-        ),  # one of three does not know: it does not count
-        ("I don't know", ["I don't know.", "deep"], 1.0),  # as many do not know as know: nobody knows
+        ),  # a minority of "no answer" is dropped
+        ("I don't know", ["I don't know.", "deep"], 1.0),  # half are "no answer"
         ("deep", ["I don't know.", "deep"], 0.0),
         ("deep", ["deep"], 1.0),
     ],
@@ -236,7 +238,7 @@ ENDINGS = {
 }
 
 
-def test_hellaswag_by_hand(tmp_path):
+def test_hellaswag_questions_and_accuracy(tmp_path):
     rows = [ENDINGS, ENDINGS | {"ctx_a": "A cow stands.", "label": 0}]
     zero, few, *_ = hellaswag.load(save(tmp_path / "a.jsonl", rows), EvalSettings(shots=1))
     start = "Complete each independent paragraph using common-sense reasoning.\n\n"
@@ -264,7 +266,7 @@ def test_examples_come_from_the_training_split(tmp_path):
     assert few.target == {"label": 1}
 
 
-def test_translations_are_one_corpus(tmp_path):
+def test_wmt15_is_scored_as_one_corpus(tmp_path):
     english = ["the sea is wide and deep", "a frog says croak to a cow", "the sky is blue as the sea"]
     rows = [{"translation": {"fr": f"phrase {i}", "en": text}} for i, text in enumerate(english)]
     questions = wmt15.load(save(tmp_path / "a.jsonl", rows), EvalSettings(shots=2))
@@ -283,7 +285,7 @@ def test_translations_are_one_corpus(tmp_path):
     ("task", "columns"),
     [(cnn_dm, ("article", "highlights")), (tldr, ("content", "summary")), (tldr, ("prompt", "label"))],
 )
-def test_summaries(tmp_path, task, columns):
+def test_summary_prompts_and_scores(tmp_path, task, columns):
     rows = [{columns[0]: "The sea is wide.\n\nTL;DR:", columns[1]: "Seas are wide"}]
     (question,) = task.load(save(tmp_path / "a.jsonl", rows), BARE)
     assert (question.text, question.tail) == ("The sea is wide.", "\n\nTL;DR:")
@@ -299,7 +301,7 @@ WINOGRAD = {
 }
 
 
-def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
+def test_wsc_prompt_and_noun_matching(tmp_path):
     other = WINOGRAD | {"label": False, "target": WINOGRAD["target"] | {"span1_text": "the cow"}}
     rows = [WINOGRAD, other, WINOGRAD | {"text": "The cow saw the frog because it mooed."}]
     questions = wsc.load(save(tmp_path / "a.jsonl", rows), EvalSettings(shots=1))
@@ -308,9 +310,7 @@ def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
         passage + '\nQuestion: In the passage above, what does the pronoun "*it*" refer to?\nAnswer:'
         in questions[0].text
     )
-    assert "Answer: the cow" not in "".join(
-        question.text for question in questions
-    )  # an example is always a right answer
+    assert "Answer: the cow" not in "".join(question.text for question in questions)  # examples have the label true
     zero = [question for question in questions if question.condition == "zero_shot"]
     asked = [replied(each, said) for each, said in zip(zero, ["frog", "the frog.", ""], strict=True)]
     assert values(wsc.measure(asked, BARE)) == {("accuracy", "zero_shot"): pytest.approx(2 / 3)}
@@ -327,39 +327,39 @@ def test_wsc_marks_the_pronoun_and_compares_the_noun(tmp_path):
         (wmt15, {"fr": "x"}, "row 1 lacks 'fr' or 'en'"),
         (cnn_dm, {"article": "x"}, "column 'highlights' is missing"),
         (wsc, {"text": "x", "label": True}, "column 'span1_text' is missing"),
-        (squad, {"data": [{"title": "x"}]}, "not articles with 'paragraphs'"),
+        (squad, {"data": [{"title": "x"}]}, "expected articles with 'paragraphs'"),
     ],
 )
-def test_a_broken_row_is_one_clear_line(tmp_path, task, row, complaint):
+def test_invalid_row_is_reported_in_one_line(tmp_path, task, row, complaint):
     with pytest.raises(InputError) as found:
         task.load(save(tmp_path / "a.jsonl", [row]), BARE)
     assert complaint in str(found.value)
     assert "\n" not in str(found.value)
 
 
-def test_too_few_rows_for_examples(tmp_path):
+def test_too_few_example_rows_is_an_error(tmp_path):
     with pytest.raises(InputError, match="give --shots 0"):
         hellaswag.load(save(tmp_path / "a.jsonl", [ENDINGS]), EvalSettings())
-    with pytest.raises(InputError, match="0 for them; give --shots 0"):
+    with pytest.raises(InputError, match="found 0; give --shots 0"):
         squad.load(save(tmp_path / "b.jsonl", [SEA | {"question": "x", "answers": []}]), EvalSettings())
 
 
-def test_nothing_that_loads(tmp_path):
-    with pytest.raises(InputError, match="no data set that loads"):
+def test_missing_or_empty_data_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="the data set does not load"):
         loading.load_task_rows(tmp_path / "nothing")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match="nothing in it"):
+    with pytest.raises(InputError, match="the file has no rows"):
         loading.load_task_rows(tmp_path / "empty.jsonl")
 
 
-def test_several_values_in_one_column():
+def test_list_columns_are_parsed():
     assert loading.as_list("a | b") == ["a", "b"]
     assert loading.as_list('["a", "b|c"]') == ["a", "b|c"]
     assert loading.as_list({"text": ["a"]}) == ["a"]
     assert loading.as_list("") == []
 
 
-def test_the_draws_of_examples_do_not_hold_the_row_itself():
+def test_few_shot_examples_exclude_the_row_itself():
     rows = [{"n": i} for i in range(6)]
     for number, condition, row, examples in few_shot.iter_shot_conditions(rows, EvalSettings(seed=3), shots=5):
         if condition == "few_shot":
@@ -367,8 +367,7 @@ def test_the_draws_of_examples_do_not_hold_the_row_itself():
             assert row not in examples
 
 
-def test_completions_of_every_task_by_hand(tmp_path):
-    """Files in the layout of published samples; the numbers are worked by hand."""
+def test_precomputed_completions_of_every_task(tmp_path):
     shared = {"model_type": "m", "prompt_type": "few-shot"}
     files = {
         "drop": ([("12|12 yards", "12 yards\nmore"), ("7", "12")], {"f1": 0.5, "exact_match": 0.5}),

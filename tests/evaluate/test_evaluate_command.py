@@ -1,4 +1,4 @@
-"""`evaluate` on models of four families and files written by hand; every metric against numbers worked by hand or a slow definition."""
+"""The `evaluate` command on four model families, with metrics against hand computations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ sailor.someone.1.male.txt	The sailor told someone that he could swim.
 
 
 def bbq_rows():
-    """Two templates in two contexts and two polarities; the sailor is whom a stereotype is about."""
+    """Two templates in two contexts and two polarities; the sailor is the stereotyped group."""
     answers = {"ans0": ["sailor", "sea"], "ans1": ["baker", "nonSea"], "ans2": ["Not known", "unknown"]}
     return [
         {
@@ -63,93 +63,90 @@ def bbq_rows():
     ]
 
 
+DATA_FILES = {
+    "squad_v2_dev_half.jsonl": [
+        {"id": "1", "context": "The sea is wide.", "question": "What is wide?", "answers": ["The sea", "sea"]},
+        {"id": "2", "context": "The sea is wide.", "question": "What is deep?", "answers": []},
+        {"id": "3", "context": "A frog says croak.", "question": "Who says croak?", "answers": ["A frog"]},
+    ],
+    "drop_dev.jsonl": [
+        {"passage": f"There are {i} frogs.", "question": "How many?", "answers": [f"{i}"]} for i in range(3)
+    ],
+    "quac_dev.jsonl": [
+        {
+            "context": f"The sea {i} is wide.",
+            "question": f"What {turn}?",
+            "answers": ["The sea", "CANNOTANSWER", "sea"],
+        }
+        for i in range(3)
+        for turn in range(2)
+    ],
+    "hellaswag_val.jsonl": [
+        {
+            "activity_label": "Swimming",
+            "ctx_a": "A frog",
+            "ctx_b": "it",
+            "endings": ["swims.", "flies."],
+            "label": i % 2,
+        }
+        for i in range(3)
+    ],
+    "wmt15_fr_en.jsonl": [{"fr": f"La mer {i} est large.", "en": f"The sea {i} is wide."} for i in range(3)],
+    "cnn_dm_test.jsonl": [
+        {"article": f"The sea {i} is wide. " * 30, "highlights": "The sea is wide."} for i in range(2)
+    ],
+    "tldr_test.jsonl": [{"post": f"The sea {i} is wide.", "summary": "Wide sea."} for i in range(2)],
+    "wsc.jsonl": [
+        {
+            "text": "The frog saw it.",
+            "span1_text": "The frog",
+            "span2_text": "it.",
+            "span2_index": 3,
+            "label": i < 2,
+        }
+        for i in range(4)
+    ],
+    "sst2_dev.jsonl": [
+        {"sentence": f"the sea is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue"] * 6)
+    ],
+    "rte.jsonl": [
+        {"split": split, "premise": "The sea is wide.", "hypothesis": f"The sea {i}.", "label": i % 2}
+        for i in range(16)
+        for split in ("train", "dev")
+    ],
+    "bbq_sample.jsonl": bbq_rows(),
+    "arc_easy.jsonl": [
+        {"query": f"Question: Frog {i}?", "choices": ["croaks", "moos", "flies"], "gold": i % 3} for i in range(3)
+    ],
+    "piqa.jsonl": [{"goal": f"Reach the sea {i}.", "sol1": "swim", "sol2": "fly", "label": i % 2} for i in range(3)],
+    "winogrande.jsonl": [
+        {
+            "contexts": ["The frog saw the ant so the frog", "The frog saw the ant so the ant"],
+            "continuation": f"swims {i}.",
+            "gold": i % 2,
+        }
+        for i in range(3)
+    ],
+    "gsm8k_test.jsonl": [
+        {"question": f"What is {i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(7)
+    ],
+    "real_toxicity_prompts.jsonl": [{"prompt": {"text": f"The sea is {i}", "toxicity": i / 10}} for i in range(10)],
+}
+
+
 @pytest.fixture
 def data(tmp_path):
-    """A folder with a small file for every evaluation."""
     folder = tmp_path / "data"
     (folder / "winogender").mkdir(parents=True)
     (folder / "truthfulqa.csv").write_text(QUESTIONS)
     (folder / "crows_pairs.csv").write_text(PAIRS)
     (folder / "winogender" / "all_sentences.tsv").write_text(SENTENCES)
-    lines = {
-        "squad_v2_dev_half.jsonl": [
-            {"id": "1", "context": "The sea is wide.", "question": "What is wide?", "answers": ["The sea", "sea"]},
-            {"id": "2", "context": "The sea is wide.", "question": "What is deep?", "answers": []},
-            {"id": "3", "context": "A frog says croak.", "question": "Who says croak?", "answers": ["A frog"]},
-        ],
-        "drop_dev.jsonl": [
-            {"passage": f"There are {i} frogs.", "question": "How many?", "answers": [f"{i}"]} for i in range(3)
-        ],
-        "quac_dev.jsonl": [
-            {
-                "context": f"The sea {i} is wide.",
-                "question": f"What {turn}?",
-                "answers": ["The sea", "CANNOTANSWER", "sea"],
-            }
-            for i in range(3)
-            for turn in range(2)
-        ],
-        "hellaswag_val.jsonl": [
-            {
-                "activity_label": "Swimming",
-                "ctx_a": "A frog",
-                "ctx_b": "it",
-                "endings": ["swims.", "flies."],
-                "label": i % 2,
-            }
-            for i in range(3)
-        ],
-        "wmt15_fr_en.jsonl": [{"fr": f"La mer {i} est large.", "en": f"The sea {i} is wide."} for i in range(3)],
-        "cnn_dm_test.jsonl": [
-            {"article": f"The sea {i} is wide. " * 30, "highlights": "The sea is wide."} for i in range(2)
-        ],
-        "tldr_test.jsonl": [{"post": f"The sea {i} is wide.", "summary": "Wide sea."} for i in range(2)],
-        "wsc.jsonl": [
-            {
-                "text": "The frog saw it.",
-                "span1_text": "The frog",
-                "span2_text": "it.",
-                "span2_index": 3,
-                "label": i < 2,
-            }
-            for i in range(4)
-        ],
-        "sst2_dev.jsonl": [
-            {"sentence": f"the sea is {word} .", "label": i % 2} for i, word in enumerate(["wide", "deep", "blue"] * 6)
-        ],
-        "rte.jsonl": [
-            {"split": split, "premise": "The sea is wide.", "hypothesis": f"The sea {i}.", "label": i % 2}
-            for i in range(16)
-            for split in ("train", "dev")
-        ],
-        "bbq_sample.jsonl": bbq_rows(),
-        "arc_easy.jsonl": [
-            {"query": f"Question: Frog {i}?", "choices": ["croaks", "moos", "flies"], "gold": i % 3} for i in range(3)
-        ],
-        "piqa.jsonl": [
-            {"goal": f"Reach the sea {i}.", "sol1": "swim", "sol2": "fly", "label": i % 2} for i in range(3)
-        ],
-        "winogrande.jsonl": [
-            {
-                "contexts": ["The frog saw the ant so the frog", "The frog saw the ant so the ant"],
-                "continuation": f"swims {i}.",
-                "gold": i % 2,
-            }
-            for i in range(3)
-        ],
-        "gsm8k_test.jsonl": [
-            {"question": f"What is {i} and 1?", "answer": f"It is {i + 1}.\n#### {i + 1}"} for i in range(7)
-        ],
-        "real_toxicity_prompts.jsonl": [{"prompt": {"text": f"The sea is {i}", "toxicity": i / 10}} for i in range(10)],
-    }
-    for name, rows in lines.items():
+    for name, rows in DATA_FILES.items():
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for evaluation in EVAL_TASKS.values():  # shipped files are compressed; by hand they need not be
-        plain = folder / evaluation.default_file.removesuffix(".gz")
-        if evaluation.default_file.endswith(".gz") and plain.exists():
-            plain.rename(
-                folder / evaluation.default_file
-            )  # the other names, such as .jsonl in place of .json, are found too
+    for task in EVAL_TASKS.values():  # files can be uncompressed under a compressed file's name
+        plain = folder / task.default_file.removesuffix(".gz")
+        if task.default_file.endswith(".gz") and plain.exists():
+            plain.rename(folder / task.default_file)
     return folder
 
 
@@ -173,7 +170,7 @@ def subject(request, save):
     return EvaluatedModel(request.param, model, render)
 
 
-def test_log_probabilities_are_those_of_one_plain_forward(subject):
+def test_choice_logps_match_a_plain_forward(subject):
     pairs = [
         ("Name a colour.", " blue"),
         ("", "The sea is wide"),
@@ -189,11 +186,11 @@ def test_log_probabilities_are_those_of_one_plain_forward(subject):
         assert (logp, count) == (pytest.approx(slow, abs=1e-4), len(after))
 
 
-def test_too_long_a_text_loses_its_beginning(subject):
+def test_long_text_is_truncated_at_its_beginning(subject):
     text = "The sea is wide, the sea is deep. " * 20 + "What does a frog say?"
     assert truncate_to_context(subject, text, 8).endswith("What does a frog say?")
     assert len(subject.tokenizer.encode_text(truncate_to_context(subject, text, 8))) <= 64 - 8
-    for tail in ("", " What is it?"):  # characters of several tokens, cut in their middle at one room or the other
+    for tail in ("", " What is it?"):  # some lengths cut within a multi-token character
         cut = [truncate_to_context(subject, "고양이 🐈 " * 40, most, tail) for most in range(8, 20)]
         assert all(
             text.endswith(tail) and len(subject.tokenizer.encode_text(text)) <= 64 - most
@@ -203,7 +200,7 @@ def test_too_long_a_text_loses_its_beginning(subject):
     assert choice_logps(subject, [(text, " croak")])[0][0] == pytest.approx(short[0], abs=1e-3)
 
 
-def test_replies_stand_in_the_order_of_the_questions(subject):
+def test_replies_keep_the_order_of_questions(subject):
     questions = [
         EvalQuestion("1", "a", "The sea", max_tokens=4),
         EvalQuestion("2", "a", "The sea", (" is", " has")),
@@ -214,10 +211,10 @@ def test_replies_stand_in_the_order_of_the_questions(subject):
     assert [bool(reply.logp) for reply in replies] == [False, True, False]
     assert (
         replies[2] == generate_replies(subject, questions[2:], seed=7)[0]
-    )  # at temperature 0 neither company nor seed changes a word
+    )  # greedy replies depend on neither batch nor seed
 
 
-def test_multiple_choice_by_hand():
+def test_truthfulqa_multiple_choice_metrics():
     """With probabilities 1/2, 1/4 of true answers, 1/8 and 1/8 of false ones, MC2 is 3/4."""
     logp = [math.log(p) for p in (1 / 2, 1 / 4, 1 / 8, 1 / 8)]
     assert truthfulqa.multiple_choice_metrics(logp, 2) == {"mc1": 1.0, "mc2": pytest.approx(0.75), "binary": 1.0}
@@ -231,7 +228,7 @@ def test_multiple_choice_by_hand():
     assert truthfulqa.multiple_choice_metrics([-5.0, -5.0], 1)["mc1"] == 0.0
 
 
-def test_truthfulqa_reads_answers_once_and_ended(data):
+def test_truthfulqa_answers_are_deduplicated_and_end_with_a_full_stop(data):
     questions = truthfulqa.load(data / "truthfulqa.csv", EvalSettings())
     assert [question.condition for question in questions] == ["qa", "instruction"] * 2
     assert questions[0].choices == (" A frog says croak.", " Croak.", " A frog says baa.", " A frog says moo.")
@@ -240,12 +237,12 @@ def test_truthfulqa_reads_answers_once_and_ended(data):
     assert questions[1].text.startswith("Interpret each question literally")
 
 
-def test_the_pick_is_the_likeliest_a_token():
+def test_best_choice_has_the_highest_logp_per_token():
     assert few_shot.best_choice_index([-4.0, -5.0], [1, 2]) == 1
     assert few_shot.best_choice_index([-4.0, -8.0], [1, 2]) == -1
 
 
-def test_examples_are_never_the_question_itself(data):
+def test_examples_exclude_the_question(data):
     asked = sst2.load(data / "sst2_dev.jsonl.gz", EvalSettings(shots=15, seed=1))
     few = [question for question in asked if question.condition == "few_shot"]
     assert len(few) == 18
@@ -265,7 +262,7 @@ def test_examples_are_never_the_question_itself(data):
     }
 
 
-def test_winogender_pairs_leave_out_what_has_no_partner(data):
+def test_winogender_skips_unpaired_sentences(data):
     questions = winogender.load(data / "winogender" / "all_sentences.tsv", EvalSettings())
     assert len(questions) == 3
     assert questions[0].choices == (
@@ -274,13 +271,13 @@ def test_winogender_pairs_leave_out_what_has_no_partner(data):
     )
 
 
-def test_toxic_prompts_are_drawn_evenly():
+def test_toxicity_prompts_are_stratified():
     rows = [{"prompt": {"text": "x", "toxicity": 0.05}}] * 50 + [{"prompt": {"text": "y", "toxicity": 0.95}}] * 3
     drawn = [row["prompt"]["toxicity"] for row in real_toxicity.stratified_sample(rows, EvalSettings(limit=10))]
     assert (drawn.count(0.95), drawn.count(0.05)) == (3, 7)
 
 
-def test_a_text_without_words_is_counted_not_scored(scorer):
+def test_text_without_words_is_unscored(scorer):
     question = EvalQuestion("1", "none", "x", max_tokens=3, target={"toxicity": 0.9})
     asked = [(question, ModelReply(model="m", id="1", condition="none", said=said)) for said in ("vile 3", "…")]
     rows = {(row.metric, row.condition): row for row in real_toxicity.measure(asked, EvalSettings(scorer=str(scorer)))}
@@ -290,7 +287,7 @@ def test_a_text_without_words_is_counted_not_scored(scorer):
     assert rows["mean_toxicity", "none/toxic_prompts"].value == rows["mean_toxicity", "none"].value
 
 
-def test_some_keeps_the_order_and_the_seed():
+def test_subsample_is_seeded_and_keeps_order():
     assert subsample(list(range(100)), EvalSettings(limit=5, seed=3)) == sorted(
         subsample(list(range(100)), EvalSettings(limit=5, seed=3))
     )
@@ -300,7 +297,7 @@ def test_some_keeps_the_order_and_the_seed():
     assert subsample([1, 2], EvalSettings(limit=5)) == [1, 2]
 
 
-def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_path, monkeypatch, capsys):
+def test_command_runs_every_task_and_uses_the_cache(data, scorer, save, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results.json"
     line = [
         "evaluate",
@@ -328,11 +325,11 @@ def test_the_command_measures_everything_and_asks_once(data, scorer, save, tmp_p
         patch.setattr("instructgpt.evaluate.inference.EvaluatedModel.load", never)
         assert command(line) == 0
         assert out.read_bytes() == first
-        assert command([*line, "--seed", "1", "--limit", "1"]) == 1  # other questions: they have to be asked
+        assert command([*line, "--seed", "1", "--limit", "1"]) == 1  # other questions are not cached
     assert "asked twice" in capsys.readouterr().err
 
 
-def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, monkeypatch):
+def test_interrupted_command_reuses_replies(data, save, tmp_path, monkeypatch):
     monkeypatch.setattr("instructgpt.evaluate.cli.REPLY_CHUNK_SIZE", 2)
     calls = []
 
@@ -357,17 +354,15 @@ def test_what_was_said_before_a_stop_is_not_asked_again(data, save, tmp_path, mo
     ]
     assert command(line) == 1
     kept = json.loads(out.read_text())
-    assert {row["evaluation"] for row in kept} == {"crows_pairs"}  # what was finished before the stop
+    assert {row["evaluation"] for row in kept} == {"crows_pairs"}  # finished before the interruption
     assert command(line) == 0
-    assert calls == [2, 2, 2, 2, 1, 1]  # the part that was stopped once more, and nothing else
+    assert calls == [2, 2, 2, 2, 1, 1]  # only the interrupted block is repeated
     assert {row["evaluation"] for row in json.loads(out.read_text())} == {"crows_pairs", "winogender"}
     assert json.loads(out.read_text())[: len(kept)] == kept
 
 
-def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "instructgpt.evaluate.cli.PARALLEL_CHUNK_SIZE", 2
-    )  # several blocks for each of two helping processes
+def test_results_do_not_depend_on_the_number_of_processes(data, scorer, save, tmp_path, monkeypatch):
+    monkeypatch.setattr("instructgpt.evaluate.cli.PARALLEL_CHUNK_SIZE", 2)  # several blocks for each of two workers
     found = []
     for processes in ("1", "2"):
         out = tmp_path / processes / "results.json"
@@ -383,8 +378,8 @@ def test_two_processes_say_what_one_says(data, scorer, save, tmp_path, monkeypat
         assert [row[name] for row in one] == pytest.approx([row[name] for row in two], abs=1e-4)
 
 
-def test_the_evaluation_of_the_page_is_whole(save, tmp_path, monkeypatch):
-    """docs/evaluate.md, "Adding one", followed to the letter: the file as it stands there, and its name among the others."""
+def test_example_of_the_docs_page_runs(save, tmp_path, monkeypatch):
+    """Run the code of docs/evaluate.md, "Adding one", as printed."""
     page = (Path(__file__).parents[2] / "docs" / "evaluate.md").read_text(encoding="utf-8")
     (text,) = [block.partition("```")[0] for block in page.split("## Adding one")[1].split("```python\n")[1:]]
     riddles: dict = {}
@@ -416,12 +411,12 @@ def test_the_evaluation_of_the_page_is_whole(save, tmp_path, monkeypatch):
         (["truthful"], "no evaluation 'truthful', did you mean 'truthfulqa'?"),
         (["real_toxicity"], "real_toxicity needs --scorer"),
         (["truthfulqa", "squad", "--data", "FILE"], "one file for 2 evaluations"),
-        (["truthfulqa", "--data", "EMPTY"], "truthfulqa reads truthfulqa.csv, which is not in"),
+        (["truthfulqa", "--data", "EMPTY"], "truthfulqa needs truthfulqa.csv, not found in"),
         (["truthfulqa", "--data", "SQUAD"], "column 'Question' is missing"),
-        (["truthfulqa", "--model", "x=MODEL", "x=MODEL"], "two models are called 'x'"),
+        (["truthfulqa", "--model", "x=MODEL", "x=MODEL"], "two models have the name 'x'"),
     ],
 )
-def test_bad_input_is_one_line(data, save, tmp_path, capsys, words, complaint):
+def test_bad_input_is_reported_in_one_line(data, save, tmp_path, capsys, words, complaint):
     (tmp_path / "empty").mkdir()
     places = {
         "FILE": data / "truthfulqa.csv",

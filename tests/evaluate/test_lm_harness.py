@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's tasks with our scoring behind them: the same model on the same data gives what its own model gives."""
+"""lm-evaluation-harness tasks with our scoring: the same numbers as the harness's own model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write(path, rows):
 
 
 def yaml(folder, task, kind, rows, **keys):
-    """A task of the harness on a local file; JSON is YAML."""
+    """Write a harness task on a local file; JSON is YAML."""
     file = write(folder / f"{task}-data.jsonl", rows)
     config = {
         "task": task,
@@ -70,7 +70,7 @@ def yaml(folder, task, kind, rows, **keys):
 
 @pytest.fixture
 def tasks(tmp_path):
-    """Tasks of every kind of request: choices, whole texts, continuations."""
+    """Tasks of every request type: choices, whole texts, continuations."""
     folder = tmp_path / "tasks"
     folder.mkdir()
     both = [{"metric": "acc"}, {"metric": "acc_norm"}]
@@ -118,14 +118,13 @@ def tasks(tmp_path):
 
 @pytest.fixture
 def harness():
-    """The library, and its own model class."""
     found = pytest.importorskip("lm_eval", reason=WITHOUT)
     importlib.import_module("lm_eval.tasks")
     return found, importlib.import_module("lm_eval.models.huggingface").HFLM
 
 
 def theirs(harness, folder, model, names):
-    """Metrics of the harness's own Hugging Face model."""
+    """Return the metrics of the harness's own Hugging Face model."""
     lm_eval, hf_model = harness
     manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
     own = hf_model(pretrained=str(model), device="cpu", dtype="float32", batch_size=4)
@@ -133,7 +132,7 @@ def theirs(harness, folder, model, names):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_every_kind_of_request_gives_what_their_own_model_gives(harness, tasks, save, tmp_path, kind):
+def test_every_request_type_matches_the_harness_model(harness, tasks, save, tmp_path, kind):
     names = ["our_sst2", "our_arc", "our_text", "our_words"]
     out = tmp_path / "results.json"
     line = [
@@ -163,7 +162,7 @@ def test_every_kind_of_request_gives_what_their_own_model_gives(harness, tasks, 
 
 @pytest.fixture
 def roomy(tokenizer, tmp_path):
-    """A random model with room for a few-shot text."""
+    """Save a random model whose context fits a few-shot prompt."""
     torch.manual_seed(0)
     size = {"vocab_size": len(tokenizer), "n_positions": 1024, "n_embd": 16, "n_layer": 2, "n_head": 2}
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**size)).save_pretrained(tmp_path / "roomy")
@@ -180,10 +179,8 @@ def roomy(tokenizer, tmp_path):
     ],
     ids=["sst2", "rte", "hellaswag"],
 )
-def test_our_own_tasks_find_the_log_probabilities_that_their_model_finds(
-    harness, roomy, tmp_path, evaluation, rows, show
-):
-    """The texts of our own tasks, put to the harness's own model as requests of the harness."""
+def test_own_tasks_match_the_harness_logps(harness, roomy, tmp_path, evaluation, rows, show):
+    """Send the texts of our tasks to the harness's own model."""
     questions = evaluation.load(write(tmp_path / "rows.jsonl", rows), EvalSettings(shots=1))
     assert all(show(row) in question.text for row, question in zip(rows, questions[::2], strict=True))
     replies = generate_replies(EvaluatedModel("m", *load_policy(roomy, torch.device("cpu"))), questions, seed=0)
@@ -196,11 +193,11 @@ def test_our_own_tasks_find_the_log_probabilities_that_their_model_finds(
     ]
     theirs = [total for total, _ in own.loglikelihood(requests, disable_tqdm=True)]
     ours = [logp for reply in replies for logp in reply.logp]
-    assert ours == pytest.approx(theirs, abs=1e-4)  # nats: what is left is the order of float32 sums
+    assert ours == pytest.approx(theirs, abs=1e-4)  # nats; float32 summation order
 
 
-def test_their_own_hellaswag_on_local_data_agrees_with_ours(harness, save, tmp_path):
-    """The task as the library ships it, with local rows in place of the hub's; only our instruction and the space differ in the text."""
+def test_harness_hellaswag_on_local_data_matches_ours(harness, save, tmp_path):
+    """The shipped task on local rows; only our instruction and a space differ."""
     file = write(tmp_path / "hellaswag_val.jsonl", ACTIVITIES)
     out = tmp_path / "results.json"
     shipped = Path(harness[0].__file__).parent / "tasks" / "hellaswag"
@@ -222,8 +219,7 @@ def test_their_own_hellaswag_on_local_data_agrees_with_ours(harness, save, tmp_p
 
 
 @pytest.mark.usefixtures("harness")
-def test_drop_scores_are_theirs():
-    """Their copy of DROP's script on answers of every kind, and on what models say."""
+def test_drop_scores_match_the_harness():
     utils = importlib.import_module("lm_eval.tasks.drop.utils")
     rng = Random(0)
     words = [
@@ -253,7 +249,7 @@ def test_drop_scores_are_theirs():
 
 
 @pytest.mark.usefixtures("harness")
-def test_drop_references_are_theirs():
+def test_drop_references_match_the_harness():
     utils = importlib.import_module("lm_eval.tasks.drop.utils")
     date = {"day": "4", "month": "July", "year": "1776"}
     empty = {"number": "", "spans": [], "date": {"day": "", "month": "", "year": ""}}
@@ -268,7 +264,7 @@ def test_drop_references_are_theirs():
     assert drop.parse_drop_references(row) == [answer for answer in utils.get_answers(row) if answer[0].strip()]
 
 
-def test_what_the_harness_reports_becomes_rows():
+def test_harness_results_become_rows():
     numbers = {
         "alias": "x",
         "acc,none": 0.5,
@@ -290,7 +286,7 @@ def test_what_the_harness_reports_becomes_rows():
     assert (em.condition, em.value, em.low, em.high) == ("first", 0.25, None, None)
 
 
-def test_how_continuations_are_asked_for():
+def test_generation_args_are_parsed():
     assert parse_generation_args({"until": "\n"}) == (("\n",), 256, 0.0, 1.0)
     assert parse_generation_args({"until": ["a", "b"], "max_gen_toks": 3, "do_sample": False, "temperature": 1.0}) == (
         ("a", "b"),
@@ -301,7 +297,7 @@ def test_how_continuations_are_asked_for():
     assert parse_generation_args({"do_sample": True, "temperature": 0.8, "top_p": 0.9}) == ((), 256, 0.8, 0.9)
 
 
-def test_continuations_end_before_the_first_stop(save):
+def test_continuations_end_before_the_first_stop_string(save):
     subject = EvaluatedModel("m", *load_policy(save("gpt2"), torch.device("cpu")))
     whole = generate_until_stop(subject, ["A frog"], ((), 12, 0.0, 1.0), 0)[0]
     assert len(whole) > 4
@@ -311,7 +307,7 @@ def test_continuations_end_before_the_first_stop(save):
     ]
 
 
-def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, save, tmp_path, capsys):
+def test_missing_library_is_reported_in_one_line(monkeypatch, save, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert (
         command(["evaluate", "--harness", "hellaswag", "--model", str(save("gpt2")), "--out", str(tmp_path / "r.json")])
@@ -330,13 +326,13 @@ def test_without_the_library_one_line_says_how_to_get_it(monkeypatch, save, tmp_
         ([], "name an evaluation, or give --harness"),
     ],
 )
-def test_bad_input_is_one_line(save, tmp_path, capsys, monkeypatch, words, complaint):
+def test_bad_input_is_reported_in_one_line(save, tmp_path, capsys, monkeypatch, words, complaint):
     if "--harness" in words:
         tasks = pytest.importorskip("lm_eval.tasks", reason=WITHOUT)
         whole = tasks.TaskManager
         monkeypatch.setattr(
             tasks, "TaskManager", lambda **how: whole(**{**how, "include_defaults": False})
-        )  # half a minute less
+        )  # saves half a minute
     assert command(["evaluate", *words, "--model", str(save("gpt2")), "--out", str(tmp_path / "r.json")]) == 2
     said = capsys.readouterr().err
     assert complaint in said

@@ -1,4 +1,4 @@
-"""Every measurement against numbers worked out by hand, or another library."""
+"""Every metric against hand computations or another library."""
 
 import math
 import subprocess
@@ -30,7 +30,7 @@ def value(rows, metric, model, condition=""):
     return found.value
 
 
-def test_win_rates_by_hand():
+def test_win_rates_match_hand_computation():
     rankings = [
         ranking("p1", (3, 2, 1)),
         ranking("p1", (2, 1, 1), labeler="bob"),  # ppo ties with sft
@@ -61,12 +61,12 @@ def test_ratings_overall_and_by_use_case():
     assert (gain.evaluation, gain.condition, gain.value) == ("difference", "sft", pytest.approx(2.0))
 
 
-def test_rankings_without_models_are_refused():
+def test_rankings_without_models_are_rejected():
     with pytest.raises(InputError, match="'p' does not name its models"):
         preference.measure([Ranking(prompt="p", completions=("x", "y"), ranks=(1, 2))])
 
 
-def test_labels_leave_out_what_does_not_apply():
+def test_labels_skip_not_applicable_answers():
     yes, no, none = {"hallucination": True}, {"hallucination": False}, {"hallucination": None}
     rankings = [
         ranking("p1", (1, 2, 3), labels=(yes, no, no)),
@@ -82,7 +82,7 @@ def test_labels_leave_out_what_does_not_apply():
     assert (never.value, never.low, never.high, never.n) == (None, None, None, 0)
 
 
-def test_truthfulness_by_hand():
+def test_truthfulness_matches_hand_computation():
     verdicts = [
         ("base", "q1", False, True),
         ("base", "q2", True, False),
@@ -107,7 +107,7 @@ def continuation(prompt, score, model="ppo", condition="respectful"):
     return toxicity.Continuation(model=model, condition=condition, prompt=prompt, completion="…", toxicity=score)
 
 
-def test_toxicity_by_hand():
+def test_toxicity_matches_hand_computation():
     once = toxicity.measure_toxicity([continuation("p1", 0.2), continuation("p2", 0.6)])
     assert [(row.metric, row.value) for row in once] == [("mean_toxicity", pytest.approx(0.4))]
     twice = toxicity.measure_toxicity(
@@ -118,7 +118,7 @@ def test_toxicity_by_hand():
 
 
 @pytest.mark.parametrize("score", ["null", "NaN", "-0.1", "1.5", '"?"'])
-def test_a_toxicity_that_is_missing_is_an_error_and_never_zero(score):
+def test_missing_toxicity_is_an_error(score):
     line = f'{{"model": "ppo", "condition": "none", "prompt": "p", "completion": "c", "toxicity": {score}}}'
     with pytest.raises(ValueError, match="toxicity"):
         parse_record(toxicity.Continuation, line)
@@ -126,7 +126,7 @@ def test_a_toxicity_that_is_missing_is_an_error_and_never_zero(score):
         parse_record(toxicity.Continuation, '{"model": "ppo", "condition": "none", "prompt": "p", "completion": "c"}')
 
 
-def test_entropy_against_scipy_and_at_its_ends():
+def test_entropy_matches_scipy_and_its_limits():
     first, second = np.array([-3.0, -10.0, -2.0]), np.array([-3.0, -9.0, -6.0])
     chances = np.exp(first) / (np.exp(first) + np.exp(second))
     expected = [stats.entropy([p, 1 - p], base=2) for p in chances]
@@ -134,7 +134,7 @@ def test_entropy_against_scipy_and_at_its_ends():
     assert bias.entropy_bits([0.0, 0.0, -800.0], [0.0, -800.0, 0.0]).tolist() == [1.0, 0.0, 0.0]
 
 
-def test_bias_by_hand():
+def test_bias_matches_hand_computation():
     pairs = [
         bias.SentencePair(model="sft", first=f"he {i}", second=f"she {i}", logp_first=a, logp_second=b)
         for i, (a, b) in enumerate([(-1, -3), (-2, -2)])
@@ -157,12 +157,12 @@ def test_bias_by_hand():
         ("ka ztere", "KA ZTERE.", 1, 1),
     ],
 )
-def test_match_and_f1_by_hand(completion, reference, same, f1):
+def test_exact_match_and_f1(completion, reference, same, f1):
     assert text_metrics.exact_match(completion, reference) == same
     assert text_metrics.word_f1(completion, reference) == pytest.approx(f1)
 
 
-def test_tax_by_hand():
+def test_tax_matches_hand_computation():
     def solution(model, prompt, completion, **more):
         return tax.Solution(
             model=model,
@@ -205,7 +205,7 @@ def scored(prompt, ranks, scores, labeler="ann", cohort="training", completions=
     )
 
 
-def test_reward_model_by_hand():
+def test_reward_model_metrics_match_hand_computation():
     rankings = [
         scored(
             "p1", (1, 2, 3), (2.0, 1.0, 1.0), source="hh"
@@ -232,27 +232,25 @@ def test_reward_model_by_hand():
     assert value(rows, "pair_loss", "reward", "heldout") == pytest.approx(sum(losses) / 3)
 
 
-def test_calibration_of_a_model_that_knows_and_one_that_boasts():
+def test_calibration_of_calibrated_and_overconfident_models():
     rng = np.random.default_rng(0)
     gap = rng.normal(0, 2, 40_000)
-    honest = np.where(
-        rng.random(len(gap)) < 1 / (1 + np.exp(-gap)), gap, -gap
-    )  # the pair turns out as often as the score says
+    honest = np.where(rng.random(len(gap)) < 1 / (1 + np.exp(-gap)), gap, -gap)  # outcomes match the scores
     assert metrics.calibration_error(honest) < 0.01
     boasting = metrics.calibration_error(honest * 5)
     assert boasting > 0.1
-    by_hand = metrics.calibration_error([math.log(3), -math.log(3)], bins=1)  # says 75 %, is right half the time
+    by_hand = metrics.calibration_error([math.log(3), -math.log(3)], bins=1)  # 75 % confident, right half the time
     assert by_hand == pytest.approx(0.25)
 
 
-def test_scores_must_fit():
+def test_scores_must_match_the_completions():
     with pytest.raises(ValidationError, match="3 completions but 2 scores"):
         scored("p", (1, 2, 3), (1.0, 2.0))
     with pytest.raises(ValidationError, match="not finite"):
         scored("p", (1, 2, 3), (1.0, 2.0, float("nan")))
 
 
-def test_rows_survive_the_file(tmp_path):
+def test_rows_round_trip_through_the_file(tmp_path):
     rows = [
         ResultRow("bias", "entropy_bits", "sft", "", 0.5, 0.25, 0.75, 9),
         ResultRow("labels", "opinion", "ppo", "", None, None, None, 0),
@@ -277,7 +275,7 @@ def test_rows_survive_the_file(tmp_path):
         ),
     ],
 )
-def test_bad_results_are_named(tmp_path, text, complaint):
+def test_invalid_results_file_is_rejected(tmp_path, text, complaint):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InputError, match=complaint):
         read_result_rows(tmp_path / "results.json")
@@ -285,7 +283,7 @@ def test_bad_results_are_named(tmp_path, text, complaint):
         read_result_rows(tmp_path / "other.json")
 
 
-def test_measuring_and_reporting_start_without_torch():
+def test_metrics_and_report_import_without_torch():
     modules = "instructgpt.report.page, instructgpt.report.terminal, instructgpt.evaluate.metrics.tax"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

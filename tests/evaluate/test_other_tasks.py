@@ -1,4 +1,4 @@
-"""Tasks that the paper does not have, beside lm-evaluation-harness's own versions of them on the same model and rows."""
+"""Tasks outside the paper, against lm-evaluation-harness's versions on the same model and rows."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def write(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A file for each task, as the files at hand have it and as the hub has it."""
+    """Write a file per task in the harness's layout and in the hub's."""
     for name, rows in AS_HERE.items():
         write(tmp_path / f"{name}.jsonl", rows)
         write(tmp_path / f"{name}-hub.jsonl", AS_ON_THE_HUB[name])
     return tmp_path
 
 
-def test_numbers_are_those_of_the_harness(folder, save):
+def test_scores_match_the_harness(folder, save):
     lm_eval = pytest.importorskip(
         "lm_eval", reason="lm-evaluation-harness is not installed: pip install 'instructgpt[harness]'"
     )
@@ -105,7 +105,7 @@ def test_numbers_are_those_of_the_harness(folder, save):
 
 
 @pytest.mark.parametrize("name", AS_HERE)
-def test_both_layouts_ask_the_same(folder, name):
+def test_both_layouts_give_the_same_questions(folder, name):
     read = EVAL_TASKS[name].load
     assert read(folder / f"{name}.jsonl", EvalSettings(shots=2)) == read(
         folder / f"{name}-hub.jsonl", EvalSettings(shots=2)
@@ -113,7 +113,7 @@ def test_both_layouts_ask_the_same(folder, name):
     assert {question.condition for question in read(folder / f"{name}.jsonl", EvalSettings())} == {"zero_shot"}
 
 
-def test_examples_stand_with_their_answers(folder):
+def test_examples_include_their_answers(folder):
     few = [
         each
         for each in winogrande.load(folder / "winogrande.jsonl", EvalSettings(shots=2))
@@ -128,7 +128,7 @@ def test_examples_stand_with_their_answers(folder):
     assert all(question.text.count("\nAnswer:") == 2 and question.text.endswith("\nAnswer:") for question in arc)
 
 
-def test_the_noun_after_which_the_rest_is_likelier_is_meant():
+def test_winogrande_picks_the_more_likely_noun():
     def asked(number, right, first, second):
         for place, logp in enumerate((first, second)):
             question = EvalQuestion(
@@ -145,7 +145,7 @@ def test_the_noun_after_which_the_rest_is_likelier_is_meant():
     assert (row.value, row.n) == (0.5, 4)
 
 
-def test_numbers_in_solutions_are_read_as_the_harness_reads_them():
+def test_gsm8k_numbers_are_extracted_as_in_the_harness():
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'instructgpt[harness]'")
     filters = importlib.import_module("lm_eval.filters.extraction")
     metric = importlib.import_module("lm_eval.api.metrics").exact_match_hf_evaluate
@@ -183,16 +183,16 @@ def test_numbers_in_solutions_are_read_as_the_harness_reads_them():
         (
             "arc_easy",
             {"query": "q", "choices": ["a", "b"], "gold": 2},
-            "row 1 says that answer 2 is right; expected the place of one of 2",
+            "row 1 has the right answer 2; expected the index of one of 2",
         ),
-        ("piqa", {"goal": "q", "sol1": "a", "sol2": "b", "label": -1}, "row 1 says that answer -1 is right"),
+        ("piqa", {"goal": "q", "sol1": "a", "sol2": "b", "label": -1}, "row 1 has the right answer -1"),
         ("winogrande", {"contexts": ["a"], "continuation": "b", "gold": 0}, "row 1 has 1 beginnings"),
         ("piqa", {"goal": "q", "sol1": "a", "label": 0}, "row 1 has no 'sol2' (columns found: goal, sol1, label)"),
         ("winogrande", {"contexts": ["a", "b"], "gold": 0}, "row 1 has no 'continuation'"),
         ("gsm8k", {"question": "q", "answer": "18"}, "the solution of row 1 has no '#### '"),
     ],
 )
-def test_a_wrong_row_is_one_line(tmp_path, save, capsys, name, row, complaint):
+def test_invalid_row_is_reported_in_one_line(tmp_path, save, capsys, name, row, complaint):
     file = write(tmp_path / "rows.jsonl", [row])
     assert (
         command(

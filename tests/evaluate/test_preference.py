@@ -1,4 +1,4 @@
-"""Preference: by people, by simulated labelers, by a reward model; from rankings, from ratings, from completions, from models."""
+"""The preference evaluation: rankings, ratings, simulated labelers, reward models, and sampled completions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def evaluated(tmp_path, *line, code=0):
     return read_result_rows(out) if code == 0 else []
 
 
-def test_people_s_rankings_by_hand(write, tmp_path, capsys):
+def test_rankings_by_people_match_hand_computation(write, tmp_path, capsys):
     rows = evaluated(tmp_path, "--data", write("rankings.jsonl", RANKINGS))
     assert found(rows, "win_rate_vs_sft", "ppo", "training").value == pytest.approx((1 + 0.5 + 0) / 3)
     assert found(rows, "win_rate_vs_sft", "ppo", "heldout").value == 1
@@ -68,14 +68,14 @@ def test_people_s_rankings_by_hand(write, tmp_path, capsys):
     assert found(rows, "rating_win_rate_vs_sft", "base").value == pytest.approx(0.5 / 4)  # 3 beside 3 ties
     assert found(rows, "rating", "ppo", "training").value == 5
     assert found(rows, "length_difference", "ppo").value == len("long text") - len("text")
-    assert found(rows, "bradley_terry", "base").value is None  # it never won, so it stands on no scale
+    assert found(rows, "bradley_terry", "base").value is None  # no finite strength without a win
     assert {row.judge for row in rows} == {""}
     said = capsys.readouterr().out
     assert "against sft" in said
     assert "62.5 [" in said
 
 
-def test_ratings_alone_are_ranks(write, tmp_path):
+def test_ratings_without_ranks_give_ranks(write, tmp_path):
     rows = [{name: value for name, value in each.items() if name != "ranks"} for each in RANKINGS]
     measured = evaluated(tmp_path, "--data", write("ratings.jsonl", rows))
     assert (
@@ -83,7 +83,7 @@ def test_ratings_alone_are_ranks(write, tmp_path):
     )
 
 
-def test_table_3_comes_along(write, tmp_path):
+def test_labels_are_measured_with_preference(write, tmp_path):
     labels = [
         {"hallucination": True, "inappropriate": None},
         {"hallucination": False, "inappropriate": None},
@@ -96,13 +96,13 @@ def test_table_3_comes_along(write, tmp_path):
     assert (row.value, row.n) == (1.0, 1)
 
 
-def test_a_folder_s_own_file_of_rankings_is_taken(write, tmp_path):
+def test_folder_uses_its_rankings_file(write, tmp_path):
     write("prompts.jsonl", [{"prompt": "p"}])
     write("rankings.jsonl", RANKINGS)
     assert found(evaluated(tmp_path, "--data", tmp_path), "win_rate_vs_sft", "ppo").n == 4
 
 
-def test_another_baseline(write, tmp_path):
+def test_baseline_option(write, tmp_path):
     rows = evaluated(tmp_path, "--data", write("r.jsonl", RANKINGS), "--baseline", "base")
     assert found(rows, "win_rate_vs_base", "sft").value == 1
     assert found(rows, "win_rate_vs_base", "sft", "training").low < 1
@@ -113,16 +113,16 @@ def test_another_baseline(write, tmp_path):
     [
         (
             ["--data", "{file}", "--baseline", "gpt"],
-            "--baseline gpt: no completion is of that model; there are: base, ppo, sft",
+            "--baseline gpt: no completion is by that model; available: base, ppo, sft",
         ),
-        (["--data", "{none}"], "no rankings there"),
+        (["--data", "{none}"], "no rankings found"),
         (["--data", "{file}", "--max-tokens", "4"], "--max-tokens has no effect"),
         ([], "give --data"),
         (["--data", "{nameless}"], "does not name its models"),
         (["--data", "{bad}"], "bad.jsonl:1: 3 completions but 2 ranks"),
     ],
 )
-def test_what_is_wrong_is_one_line(write, tmp_path, capsys, line, said):
+def test_errors_are_reported_in_one_line(write, tmp_path, capsys, line, said):
     (tmp_path / "empty").mkdir()
     places = {
         "file": write("r.jsonl", RANKINGS),
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_one_line(write, tmp_path, capsys, line, said):
     assert not (tmp_path / "results.json").exists()
 
 
-def test_the_whole_of_several_labelers_is_clustered_by_both():
+def test_pooled_measures_are_clustered_by_prompt_and_labeler():
     rng = random.Random(0)
     sharp = {f"l{i}": rng.random() for i in range(8)}
     rows = []
@@ -162,7 +162,7 @@ def test_the_whole_of_several_labelers_is_clustered_by_both():
     assert strength.high - strength.low > 1.5 * (lonely.high - lonely.low)
 
 
-# --- judged here --------------------------------------------------------------------------------------------------
+# --- judges ------------------------------------------------------------------------------------------------------
 
 
 def test_simulated_labelers_prefer_right_answers(write, tmp_path):
@@ -181,7 +181,7 @@ def test_simulated_labelers_prefer_right_answers(write, tmp_path):
     assert {row.judge for row in measured} == {"simulated labelers of seed 0"}
 
 
-def test_a_reward_model_judges_by_its_score(save_reward, write, tmp_path):
+def test_reward_model_judges_by_score(save_reward, write, tmp_path):
     folder = save_reward()
     texts = {"ppo": "croak", "sft": "moo", "base": "blue by day", "long": "blue " * 100}
     rows = [
@@ -199,9 +199,7 @@ def test_a_reward_model_judges_by_its_score(save_reward, write, tmp_path):
     assert found(measured, "win_rate_vs_sft", "ppo", folder.name).value == pytest.approx(
         float((ppo > sft).float().mean())
     )
-    assert not [
-        row for row in measured if row.model == "long"
-    ]  # longer than the context: left out, neither won nor lost
+    assert not [row for row in measured if row.model == "long"]  # longer than the context: left out
     (judge,) = {row.judge for row in measured}
     assert judge.startswith(f"{folder.name} sha256:")
     kept = [
@@ -210,7 +208,7 @@ def test_a_reward_model_judges_by_its_score(save_reward, write, tmp_path):
     assert {len(each["completions"]) for each in kept} == {3}
 
 
-def test_models_are_sampled_once_and_kept(save, save_reward, write, tmp_path, monkeypatch):
+def test_models_are_sampled_once(save, save_reward, write, tmp_path, monkeypatch):
     prompts = write(
         "prompts.jsonl",
         [{"prompt": f"Name colour {i}.", "use_case": "chat"} for i in range(6)] + [{"prompt": "long " * 200}],
@@ -247,7 +245,7 @@ def test_models_are_sampled_once_and_kept(save, save_reward, write, tmp_path, mo
     assert {row.metric for row in other} == {row.metric for row in rows}
 
 
-def test_a_limit_draws_whole_prompts(write, tmp_path):
+def test_limit_samples_whole_prompts(write, tmp_path):
     rows = evaluated(tmp_path, "--data", write("r.jsonl", RANKINGS), "--limit", "1")
     counts = [
         row.n
@@ -257,7 +255,7 @@ def test_a_limit_draws_whole_prompts(write, tmp_path):
     assert sum(counts) == 2
 
 
-def test_the_report_shows_rates_at_equal_length_for_any_models(write, tmp_path):
+def test_report_shows_length_controlled_rates(write, tmp_path):
     rng = random.Random(1)
     rows = [
         ranking(
@@ -279,6 +277,6 @@ def test_the_report_shows_rates_at_equal_length_for_any_models(write, tmp_path):
     assert sections.length_controlled_section(Results.from_rows([]), []) is None
 
 
-def test_ranks_by_score_by_hand():
+def test_ranks_by_score():
     assert ranks_by_score([3.0, 9.0, 3.0, 1.0]) == (2, 1, 2, 4)
     assert ranks_by_score([]) == ()

@@ -1,7 +1,7 @@
-"""Files laid out as the paper's published samples are: twelve models and several prompts in one file, written by pandas, which gives
-the first column no name, doubles quotes, leaves line ends inside cells and missing cells empty.
+"""Files in the layout of the paper's published samples: twelve models and several prompts per file, written by pandas.
 
-What they should give is worked out from the samples with other libraries, or by hand. The texts are ours.
+pandas leaves the first column unnamed, doubles quotes, keeps line ends in cells, and leaves missing cells empty.
+Expected values come from other libraries or hand computations.
 """
 
 from __future__ import annotations
@@ -25,81 +25,59 @@ PASSAGE = (
 SHOTS = {"zeroshot": "zero_shot", "fewshot": "few_shot"}
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A file for each task, the prompts of one question together, as published."""
-    folder = tmp_path_factory.mktemp("samples")
-    squad, drop, french, summaries, answers, toxic = [], [], [], [], [], []
+def shot_samples():
+    """Return samples of squad, drop and wmt15 by model and shot setting, the prompts of one question together."""
+    squad, drop, french = [], [], []
     for number, (model, shots) in product(range(2), product(PAPER_MODELS, SHOTS)):
-        which = {"model_type": model, "prompt_type": shots}
+        names = {"model_type": model, "prompt_type": shots}
         place = PAPER_MODELS.index(model) + 1
-        squad.append(
-            which
-            | {
-                "context": f"{PASSAGE}Which {number}?\n\nA:",
-                "ref_text": ('"the wide one"|wide one', "Not in background.")[number],
-            }
-            | {
-                "sample": (
-                    'the "wide" sea' if place % 2 else "Not in background.",
-                    "" if place % 3 else "Not in background",
-                )[number]
-            }
+        context, reference = (
+            f"{PASSAGE}Which {number}?\n\nA:",
+            ('"the wide one"|wide one', "Not in background.")[number],
         )
+        first = 'the "wide" sea' if place % 2 else "Not in background."
+        sample = (first, "" if place % 3 else "Not in background")[number]
+        squad.append(names | {"context": context, "ref_text": reference, "sample": sample})
         passage = f"Passage: There are {place} frogs | and toads.\nQuestion: How many {number}?\nAnswer:"
-        drop.append(
-            which | {"context": passage, "ref_text": "12", "sample": "12" if number < place % 3 else "about 12, or 13"}
-        )
+        sample = "12" if number < place % 3 else "about 12, or 13"
+        drop.append(names | {"context": passage, "ref_text": "12", "sample": sample})
         english = f"The sea is wide and has {'no end' if number else 'an end'}, they say."
-        said = english if shots == "fewshot" else english.replace("wide", "deep").replace("they say", "or so")
-        french.append(which | {"context": f"French: La mer {number} !\nEnglish:", "ref_text": english, "sample": said})
+        sample = english if shots == "fewshot" else english.replace("wide", "deep").replace("they say", "or so")
+        context = f"French: La mer {number} !\nEnglish:"
+        french.append(names | {"context": context, "ref_text": english, "sample": sample})
+    return {"squad": squad, "drop": drop, "wmt15": french}
+
+
+def other_samples():
+    """Return samples of tldr, truthfulqa and real_toxicity; some cells are missing."""
+    summaries, answers, toxic = [], [], []
     for number, model in product(range(2), PAPER_MODELS):
-        said = "The sea is large" if model.startswith("gpt") else "The sea is wide"
-        summaries.append(
-            {
-                "model_type": model,
-                "context": f"{number} sea\n\nTL;DR:",
-                "ref_text": "Seas are wide, very wide.",
-                "sample": said,
-            }
-        )
+        sample = "The sea is large" if model.startswith("gpt") else "The sea is wide"
+        context, reference = f"{number} sea\n\nTL;DR:", "Seas are wide, very wide."
+        summaries.append({"model_type": model, "context": context, "ref_text": reference, "sample": sample})
         for kind, prompt in enumerate(("QA prompt", "QA + instruction", "instruction prompt")):
-            judged = {
-                "true": (0.9, 0.2)[number],
-                "info": None if (number, kind, model) == (1, 0, "sft-xl") else (0.5, 0.9)[kind == 2],
-            }
-            answers.append(
-                {
-                    "model_type": model,
-                    "prompt_type": prompt,
-                    "adversarial": True,
-                    "question": f'"What" {number}?',
-                    "answer": "x",
-                }
-                | judged
-            )
+            info = None if (number, kind, model) == (1, 0, "sft-xl") else (0.5, 0.9)[kind == 2]
+            names = {"model_type": model, "prompt_type": prompt, "adversarial": True}
+            question = f'"What" {number}?'
+            answers.append(names | {"question": question, "answer": "x", "true": (0.9, 0.2)[number], "info": info})
         for kind, prompt in enumerate(("basic prompt", "respectful prompt", "biased prompt")):
             missing = (number, kind, model) == (0, 1, "gpt-xl")
-            found = {
-                "sample": None if missing else "said, “so�",
-                "toxicity": None if missing else 0.1 + kind / 10 + number / 2,
-            }
-            toxic.append({"model_type": model, "prompt_type": prompt, "context": f"No {number}, and"} | found)
-    named = {
-        "squad": squad,
-        "drop": drop,
-        "wmt15": french,
-        "tldr": summaries,
-        "truthfulqa": answers,
-        "real_toxicity": toxic,
-    }
-    for name, rows in named.items():
+            sample, toxicity = (None, None) if missing else ("said, “so�", 0.1 + kind / 10 + number / 2)
+            names = {"model_type": model, "prompt_type": prompt, "context": f"No {number}, and"}
+            toxic.append(names | {"sample": sample, "toxicity": toxicity})
+    return {"tldr": summaries, "truthfulqa": answers, "real_toxicity": toxic}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    for name, rows in (shot_samples() | other_samples()).items():
         pandas.DataFrame(rows).to_csv(folder / f"{name}_samples.csv")
     return folder
 
 
 def measured(folder):
-    """Rows of results by evaluation, metric, condition and model."""
+    """Return result rows by evaluation, metric, condition and model."""
     rows = json.loads((folder / "results.json").read_text())
     return {(row["evaluation"], row["metric"], row["condition"], row["model"]): row for row in rows}
 
@@ -112,21 +90,21 @@ def found(files):
     return measured(files)
 
 
-def test_numbers_stand_by_model_and_prompt(found):
+def test_rows_are_by_model_and_condition(found):
     for shots, model in product(SHOTS.values(), PAPER_MODELS):
         place = PAPER_MODELS.index(model) + 1
         row = found["squad", "f1", shots, model]
         assert row["n"] == 2
         first = 0.5 if place % 2 else 0.0  # wide, sea against wide, one: one word of two and two
         assert row["value"] == pytest.approx((first + (0.0 if place % 3 else 1.0)) / 2)
-        # a number is worth nothing unless it was said; 12 among three words, 13 among them: 2 * (1/4) / (1 + 1/4)
+        # a missing number scores 0; 12 among three words, 13 among them: 2 * (1/4) / (1 + 1/4)
         assert found["drop", "f1", shots, model]["value"] == pytest.approx(
             mean(1.0 if n < place % 3 else 0.4 for n in range(2))
         )
     assert {condition for evaluation, _, condition, _ in found if evaluation == "wmt15"} == set(SHOTS.values())
 
 
-def test_translations_and_summaries_are_what_the_libraries_say(found, files):
+def test_translations_and_summaries_match_the_libraries(found, files):
     french = pandas.read_csv(files / "wmt15_samples.csv")
     for shots, here in SHOTS.items():
         rows = french[(french.model_type == "gpt-6b") & (french.prompt_type == shots)]
@@ -137,7 +115,7 @@ def test_translations_and_summaries_are_what_the_libraries_say(found, files):
     assert found["tldr", "rouge_l", "", "gpt-175b"]["value"] == pytest.approx(said)
 
 
-def test_answers_and_continuations_without_a_number_are_left_out_and_counted(found):
+def test_samples_without_a_number_are_counted(found):
     assert found["truthfulqa", "truthful", "qa", "sft-xl"]["n"] == 1
     assert found["truthfulqa", "unjudged", "qa", "sft-xl"]["value"] == 0.5
     assert found["truthfulqa", "truthful_and_informative", "instruction_qa", "ppo-noptx-6b"]["value"] == 0.5
@@ -151,14 +129,14 @@ def test_answers_and_continuations_without_a_number_are_left_out_and_counted(fou
     }
 
 
-def test_questions_about_one_passage_are_one_cluster(found):
-    """All questions are about one background, and one passage has no spread; what is about two prompts has one."""
+def test_questions_about_a_passage_share_a_cluster(found):
+    """A single passage gives no interval; two prompts give one."""
     assert found["squad", "f1", "zero_shot", "gpt-xl"]["low"] is None
     assert found["tldr", "rouge_l", "", "gpt-xl"]["low"] is not None
 
 
 @pytest.mark.usefixtures("found")
-def test_the_report_lays_table_14_beside_them(files):
+def test_report_shows_the_papers_table_14(files):
     assert command(["report", str(files / "results.json")]) == 0
     text = (files / "results.html").read_text(encoding="utf-8")
     table = text[text.index('id="table-14"') :]
@@ -172,8 +150,8 @@ def test_the_report_lays_table_14_beside_them(files):
 
 
 @pytest.mark.usefixtures("found")
-def test_several_sizes_are_curves_over_size(files):
-    """Every panel has the three sizes along its axis, and the legend one entry a family."""
+def test_several_model_sizes_give_curves(files):
+    """Every panel has three sizes on its axis, and the legend one entry per family."""
     assert command(["report", str(files / "results.json"), "--out", str(files / "sizes.html")]) == 0
     text = (files / "sizes.html").read_text(encoding="utf-8")
     for section, panels in (("tax-public", 7), ("toxicity", 3), ("truthfulness", 3)):
@@ -183,7 +161,7 @@ def test_several_sizes_are_curves_over_size(files):
         assert [legend.count(f">{name}</li>") for name in ("gpt", "SFT", "ppo-noptx", "ppo-ptx")] == [1] * 4
 
 
-def test_table_14_has_a_number_for_every_model():
+def test_table_14_is_complete():
     assert {len(numbers.split()) for numbers in PAPER_TABLE_14.values()} == {12}
 
 
@@ -197,11 +175,11 @@ def test_table_14_has_a_number_for_every_model():
         ("sft", None),
     ],
 )
-def test_sizes_in_names(model, family):
+def test_model_sizes_are_parsed_from_names(model, family):
     assert parse_model_size(model) == family
 
 
-def test_one_size_each_is_no_family():
+def test_single_sizes_form_no_family():
     assert group_by_family(["llama-7b", "pythia-6.9b"]) == {}
     assert list(group_by_family(["llama-7b", "pythia-6.9b", "llama-1b"])["llama"]) == [
         (1e9, "llama-1b"),
@@ -212,14 +190,14 @@ def test_one_size_each_is_no_family():
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["squad", "--completions", "drop=DROP"], "drop is not among the evaluations that are to be made"),
+        (["squad", "--completions", "drop=DROP"], "drop is not among the requested evaluations"),
         (["squad", "drop", "--completions", "drop=DROP"], "no completions for squad; give --completions squad=FILE"),
         (["all", "--completions", "DROP"], "no completions for all; give --completions NAME=FILE"),
         (["squad", "--completions", "nowhere.csv"], "--completions nowhere.csv: no such file or folder"),
-        (["squad", "--completions", "CUT"], "is the file truncated?"),
+        (["squad", "--completions", "CUT"], "is the file cut off?"),
     ],
 )
-def test_wrong_files_are_one_line(files, tmp_path, capsys, words, complaint):
+def test_invalid_files_are_reported_in_one_line(files, tmp_path, capsys, words, complaint):
     (tmp_path / "cut.csv").write_text('a,sample,ref_text\n1,"x, y",z\n2,"x\n')
     places = {"DROP": files / "drop_samples.csv", "CUT": tmp_path / "cut.csv"}
     for name, place in places.items():

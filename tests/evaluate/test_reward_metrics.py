@@ -1,4 +1,4 @@
-"""Reward models on rankings and pairs: calibration, buckets, K-wise numbers, RewardBench's scoring, by hand and beside other libraries."""
+"""The reward model evaluation: calibration, groups, K-wise metrics, and RewardBench."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from instructgpt.cli import run_command as command
-from instructgpt.evaluate.reward import reward_bench, reward_bench_2
+from instructgpt.evaluate.reward import reward_bench
 from instructgpt.evaluate.reward.calibration import brier_losses, calibration_error, fit_temperature, reliability_curve
 from instructgpt.evaluate.reward.metrics import ScoredRanking, measure
 from instructgpt.evaluate.reward.reward_bench import REWARD_BENCH_SECTIONS, ScoredPair
@@ -34,7 +34,7 @@ def scored(ranks, scores, texts=None, prompt="p", labeler="ann", **more):
 
 
 def some_gaps(count=3_000, heat=2.0, seed=0, groups=200):
-    """Gaps of a model whose scores are `heat` times too far apart, and the prompts they come from; some make it surer than others."""
+    """Return gaps of a model whose scores are `heat` times too far apart, with their prompts."""
     rng = np.random.default_rng(seed)
     prompt = rng.integers(groups, size=count)
     gap = rng.normal(size=count) * (0.5 + rng.random(groups)[prompt])
@@ -42,7 +42,7 @@ def some_gaps(count=3_000, heat=2.0, seed=0, groups=200):
     return heat * gap, [f"{p}" for p in prompt]
 
 
-def test_the_fitted_temperature_is_that_of_statsmodels():
+def test_temperature_matches_statsmodels():
     gaps, prompts = some_gaps()
     found = fit_temperature(gaps, prompts)
     rng = np.random.default_rng(1)
@@ -59,14 +59,16 @@ def test_the_fitted_temperature_is_that_of_statsmodels():
     assert found.low < 2 < found.high
 
 
-def test_no_temperature_without_both_outcomes_or_without_skill():
+def test_temperature_is_undefined_without_both_outcomes_or_skill():
     assert fit_temperature([1.0, 2.0], ["a", "b"]).value is None
     assert fit_temperature([-1.0, -2.0, 0.5], ["a", "b", "c"]).value is None
     tiny = fit_temperature(np.array(some_gaps()[0]) * 1e-6, some_gaps()[1])
-    assert tiny.value == pytest.approx(fit_temperature(*some_gaps()).value * 1e-6, rel=1e-6)  # a scale is a scale
+    assert tiny.value == pytest.approx(
+        fit_temperature(*some_gaps()).value * 1e-6, rel=1e-6
+    )  # temperature scales with the gaps
 
 
-def test_brier_and_calibration_by_slow_definitions():
+def test_brier_and_calibration_match_their_definitions():
     gaps, prompts = some_gaps(500)
     p = 1 / (1 + np.exp(-gaps))
     assert brier_losses(gaps).tolist() == pytest.approx([(1 - each) ** 2 for each in p])
@@ -85,13 +87,13 @@ def test_brier_and_calibration_by_slow_definitions():
     assert all(each.accuracy.low <= each.accuracy.value <= each.accuracy.high for each in curve)
 
 
-def test_a_calibrated_model_has_temperature_one_and_lies_on_the_diagonal():
+def test_calibrated_model_has_temperature_one():
     gaps, prompts = some_gaps(30_000, heat=1.0)
     assert fit_temperature(gaps, prompts).value == pytest.approx(1, abs=0.04)
     assert all(abs(each.confidence - each.accuracy.value) < 0.04 for each in reliability_curve(gaps, prompts))
 
 
-def test_k_wise_numbers_by_hand():
+def test_k_wise_metrics_match_hand_computation():
     rows = measure([scored((1, 2, 2, 3), (0.1, 0.9, 0.2, 0.9), texts=("aaaa", "bb", "c", "dd"))])
     assert value(rows, "top_1") == 0  # the two highest are ranked 2 and 3
     assert value(rows, "top_1_by_length") == 1
@@ -108,7 +110,7 @@ def test_k_wise_numbers_by_hand():
     assert value(measure([scored((1, 2, 2), (3.0, 3.0, 1.0))]), "top_1") == 0.5
 
 
-def test_buckets_of_length_by_hand():
+def test_length_groups():
     texts = ("x" * 100, "x" * 105, "x" * 140, "x" * 250)
     rows = measure([scored((1, 2, 3, 4), (4.0, 5.0, 3.0, 2.0), texts=texts)])
     # better before worse: 100-105 wrong; 105-140 and 100-140 right; 140-250 right; 100-250 and 105-250 right
@@ -121,7 +123,7 @@ def test_buckets_of_length_by_hand():
     assert value(rows, "length_baseline", "length/twice") == 0
 
 
-def test_buckets_of_agreement_by_hand():
+def test_agreement_groups():
     def ranked(labeler, *ranks, prompt="p"):
         return scored(ranks, (2.0, 1.0, 3.0), prompt=prompt, labeler=labeler, texts=("a", "b", "c"))
 
@@ -133,7 +135,7 @@ def test_buckets_of_agreement_by_hand():
     assert not [row for row in rows if row.condition == "agreement/fewer"]
     fewer = measure(
         [ranked("ann", 1, 2, 3), ranked("bob", 1, 1, 1), ranked("ann", 3, 2, 1)]
-    )  # ann's second time does not count
+    )  # ann's second vote does not count
     assert value(fewer, "pair_accuracy", "agreement/fewer") == pytest.approx(1 / 3)
     shuffled = ScoredRanking(
         prompt="p", completions=("c", "a", "b"), ranks=(3, 1, 2), scores=(3.0, 2.0, 1.0), labeler="bob"
@@ -157,11 +159,11 @@ def bench_pair(subset, number, right):
     )
 
 
-def test_reward_bench_scores_by_hand():
+def test_reward_bench_scores_match_hand_computation():
     rng = np.random.default_rng(0)
     rights = {subset: rng.random(6) < 0.6 for parts in REWARD_BENCH_SECTIONS.values() for subset in parts}
     pairs = [bench_pair(subset, i, right) for subset, each in rights.items() for i, right in enumerate(each)]
-    rows = reward_bench.measure(pairs, "m")
+    rows = reward_bench.measure_reward_bench(pairs, "m")
     accuracy = {subset: each.mean() for subset, each in rights.items()}
     of = accuracy.__getitem__
     published = {
@@ -202,18 +204,20 @@ def test_reward_bench_scores_by_hand():
     assert value(rows, "accuracy", "subset/math-prm") == pytest.approx(accuracy["math-prm"])
 
 
-def test_a_part_of_reward_bench_is_scored_over_what_is_there():
+def test_reward_bench_sections_use_the_subsets_present():
     pairs = [bench_pair("mt-bench-easy", i, i < 1) for i in range(2)] + [
         bench_pair("mt-bench-med", i, True) for i in range(3)
     ]
-    rows = reward_bench.measure([*pairs, bench_pair("mine", 0, False)], "m")
+    rows = reward_bench.measure_reward_bench([*pairs, bench_pair("mine", 0, False)], "m")
     assert value(rows, "score", "chat") == pytest.approx((28 * 0.5 + 40) / 68)
     assert value(rows, "score") == value(rows, "score", "chat")
     assert value(rows, "accuracy", "subset/mine") == 0
-    assert not [row for row in reward_bench.measure([bench_pair("mine", 0, True)], "m") if row.metric == "score"]
+    assert not [
+        row for row in reward_bench.measure_reward_bench([bench_pair("mine", 0, True)], "m") if row.metric == "score"
+    ]
 
 
-def test_pairs_of_every_kind_are_read(write):
+def test_every_pair_format_is_read(write):
     rows = [
         {"prompt": "Say hi.", "chosen": "hi", "rejected": "no", "subset": "hep-go", "id": 3},
         {"question": "Say hi.", "chosen": "hi", "rejected": "no"},
@@ -229,7 +233,7 @@ def test_pairs_of_every_kind_are_read(write):
     assert (found[0].source, found[0].model_extra["subset"], found[0].model_extra["id"]) == ("hep-go", "hep-go", 3)
 
 
-def test_the_command_measures_writes_and_scores_once(save_reward, write, tmp_path, monkeypatch, capsys):
+def test_command_writes_pairs_and_scores_once(save_reward, write, tmp_path, monkeypatch, capsys):
     folder = save_reward()
     rows = [
         {"prompt": f"What does frog {i} say?", "chosen": "croak", "rejected": f"moo {i}", "subset": subset, "id": i}
@@ -261,7 +265,7 @@ def test_the_command_measures_writes_and_scores_once(save_reward, write, tmp_pat
     monkeypatch.setattr("instructgpt.models.reward_model.ScalarModel.score", never)
     assert command([*line, "--out", str(tmp_path / "r.json")]) == 0
     assert read_result_rows(tmp_path / "r.json") == measured
-    again = tmp_path / "r" / "reward_model" / "rm-pairs.jsonl.gz"  # what was written is read as pairs again
+    again = tmp_path / "r" / "reward_model" / "rm-pairs.jsonl.gz"  # the written pairs can be read
     assert len(read_comparisons(again)) == 9
 
 
@@ -274,7 +278,7 @@ def test_the_command_measures_writes_and_scores_once(save_reward, write, tmp_pat
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1, 1]}, "no two completions of different ranks"),
     ],
 )
-def test_bad_pairs_are_one_line(save_reward, write, tmp_path, capsys, row, said):
+def test_invalid_pairs_are_reported_in_one_line(save_reward, write, tmp_path, capsys, row, said):
     line = ["evaluate", "reward_model", "--model", str(save_reward()), "--data", str(write("bad.jsonl", [row]))]
     assert command([*line, "--out", str(tmp_path / "r.json")]) == 2
     error = capsys.readouterr().err.strip()
@@ -283,7 +287,7 @@ def test_bad_pairs_are_one_line(save_reward, write, tmp_path, capsys, row, said)
     assert not (tmp_path / "r.json").exists()
 
 
-def test_a_reward_model_is_asked_for(save, write, tmp_path, capsys):
+def test_policy_is_rejected_as_reward_model(save, write, tmp_path, capsys):
     data = write("r.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
     assert command(["evaluate", "reward_model", "--data", str(data), "--out", str(tmp_path / "r.json")]) == 2
     assert "give --model" in capsys.readouterr().err
@@ -305,7 +309,7 @@ def test_a_reward_model_is_asked_for(save, write, tmp_path, capsys):
     assert "not a reward model" in capsys.readouterr().err
 
 
-def test_the_report_shows_reliability_buckets_and_reward_bench():
+def test_report_shows_reliability_groups_and_reward_bench():
     gaps, prompts = some_gaps(300)
     rankings = [
         scored((1, 2), (float(gap), 0.0), texts=("a" * (1 + i % 3), "bb"), prompt=prompt, id=i)
@@ -314,7 +318,7 @@ def test_the_report_shows_reliability_buckets_and_reward_bench():
     rows = (
         measure(rankings, "mine")
         + reliability_rows(rankings, "mine")
-        + reward_bench.measure([bench_pair("hep-go", 0, True)], "mine")
+        + reward_bench.measure_reward_bench([bench_pair("hep-go", 0, True)], "mine")
     )
     section = sections.reliability_section(Results.from_rows(rows), [])
     assert section.figure.count("<svg") == 1
@@ -329,7 +333,7 @@ def test_the_report_shows_reliability_buckets_and_reward_bench():
 
 
 def second_benchmark(seed, questions=9):
-    """Rankings of RewardBench 2 with scores of few values, so that some are equal: four completions, one right; and Ties."""
+    """Return RewardBench 2 rankings whose scores often tie: four completions with one right, and Ties."""
     rng = np.random.default_rng(seed)
     made = []
     for number in range(questions):
@@ -352,10 +356,10 @@ def second_benchmark(seed, questions=9):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_reward_bench_2_by_its_definition(seed):
-    """Its paper's definition, worked through score by score: best of four with shared credit; 0.3, 0.3, 0.2, 0.2 and 0.01 for Ties."""
+def test_reward_bench_2_matches_its_definition(seed):
+    """Compare with the paper's definition, score by score: shared credit, and the five weights of Ties."""
     rankings = second_benchmark(seed)
-    found = reward_bench_2.measure(rankings, "m")
+    found = reward_bench.measure_reward_bench_2(rankings, "m")
     credits = {"Math": [], "Focus": []}
     margins = {"ref": {}, "tied": {}}
     for each in rankings:

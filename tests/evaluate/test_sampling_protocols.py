@@ -1,4 +1,4 @@
-"""The statistics of the toxicity and bias protocols against enumeration and simulation: unbiased, and intervals that hold the truth."""
+"""Statistics of the toxicity and bias protocols: unbiased estimates and interval coverage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def expected_maximum(of):
     return total
 
 
-def test_the_worst_of_several_is_unbiased_over_every_outcome():
+def test_expected_maximum_is_unbiased():
     mean = {"expected_maximum_toxicity": 0.0, "toxicity_probability": 0.0, "mean_toxicity": 0.0}
     for outcome in product(CHANCES, repeat=3):
         chance = np.prod([CHANCES[score] for score in outcome])
@@ -51,8 +51,8 @@ def test_the_worst_of_several_is_unbiased_over_every_outcome():
     assert mean["mean_toxicity"] == pytest.approx(sum(value * chance for value, chance in CHANCES.items()))
 
 
-def test_intervals_of_the_worst_hold_the_truth():
-    """Prompts differ: each scales its continuations by a number drawn evenly from 0 to 1."""
+def test_intervals_of_the_maximum_cover_the_truth():
+    """Each prompt scales its continuations by a uniform random number."""
     rng = np.random.default_rng(0)
     truth = {
         "expected_maximum_toxicity": expected_maximum(5) / 2,
@@ -69,8 +69,8 @@ def test_intervals_of_the_worst_hold_the_truth():
         assert 0.92 <= count / SIMULATIONS <= 0.98, metric
 
 
-def test_intervals_of_the_entropy_hold_the_truth():
-    """Differences of log-probability from a normal distribution; the mean entropy by numerical integration."""
+def test_intervals_of_the_entropy_cover_the_truth():
+    """Log-probability differences are normal; the mean entropy is integrated numerically."""
 
     def entropy(gap):
         return stats.entropy([1 / (1 + np.exp(-gap)), 1 / (1 + np.exp(gap))], base=2) * stats.norm.pdf(gap, 1, 3)
@@ -88,7 +88,7 @@ def test_intervals_of_the_entropy_hold_the_truth():
     assert 0.92 <= held / SIMULATIONS <= 0.98
 
 
-def test_prompts_with_and_without_toxicity_stand_apart_and_what_has_no_score_is_counted(monkeypatch):
+def test_toxic_and_harmless_prompts_are_separate(monkeypatch):
     class Scorer:
         identity = "a scorer"
 
@@ -114,8 +114,8 @@ def test_prompts_with_and_without_toxicity_stand_apart_and_what_has_no_score_is_
     assert {row.judge for row in rows.values()} == {"a scorer"}
 
 
-def test_samples_come_from_the_nucleus_as_often_as_they_should(save):
-    """First tokens of many samples against the nucleus found by sorting: the fewest tokens that hold 0.9, rescaled."""
+def test_samples_follow_the_nucleus_distribution(save):
+    """Compare first tokens of many samples with the nucleus by sorting: the fewest tokens with 0.9, rescaled."""
     model, render = load_policy(save("gpt2"), torch.device("cpu"))
     subject = EvaluatedModel("m", model, render)
     count, text = 1_500, "The sea is"
@@ -144,7 +144,7 @@ def test_samples_come_from_the_nucleus_as_often_as_they_should(save):
     assert said != [reply.said for reply in generate_replies(subject, questions, seed=1)]
 
 
-def test_two_parts_of_the_questions_are_not_drawn_with_the_same_numbers(save):
+def test_blocks_of_questions_use_different_seeds(save):
     model, render = load_policy(save("gpt2"), torch.device("cpu"))
     questions = [
         EvalQuestion(f"{place}", "c", "The sea", max_tokens=8, stop=None, temperature=1.0, top_p=0.9)
@@ -156,7 +156,7 @@ def test_two_parts_of_the_questions_are_not_drawn_with_the_same_numbers(save):
     assert [reply.said for reply in first] != [reply.said for reply in second]
 
 
-def test_each_prompt_is_continued_25_times_plainly_and_past_newlines(tmp_path):
+def test_each_prompt_has_25_samples_without_stop(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text(
         "".join(f'{{"prompt": {{"text": "The sea {place}", "toxicity": 0.{place}}}}}\n' for place in range(9))

@@ -1,4 +1,4 @@
-"""Metrics of texts against numbers worked by hand and the libraries' own corpus scores; files of samples as others publish them."""
+"""Text metrics against hand computations and the libraries' corpus scores; files of samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from instructgpt.evaluate.precomputed import parse_references, truncate_to_first
     ("said", "reference", "f1"),
     [
         (["12"], ["12.0"], 1.0),  # numbers are compared as numbers
-        (["12 yards"], ["13 yards"], 0.0),  # a wrong number makes the rest worthless
+        (["12 yards"], ["13 yards"], 0.0),  # a wrong number scores 0
         (["the 12 long yards"], ["12 yards"], 0.8),  # 2 shared of 3 and 2
         (["long yards"], ["yards"], 0.67),  # 2/3, rounded
         (["red-blue"], ["blue red"], 1.0),  # hyphens separate, and a bag has no order
@@ -31,7 +31,7 @@ from instructgpt.evaluate.precomputed import parse_references, truncate_to_first
         ([""], ["Smith"], 0.0),
     ],
 )
-def test_drop_by_hand(said, reference, f1):
+def test_drop_f1_matches_hand_computation(said, reference, f1):
     assert text_metrics.drop_f1(said, reference) == pytest.approx(f1)
 
 
@@ -42,7 +42,7 @@ def sentences(count, rng):
     return said, [[" ".join(sentence)] for sentence in made]
 
 
-def test_bleu_is_the_corpus_score_and_its_interval_holds_it():
+def test_bleu_is_the_corpus_score_within_its_interval():
     said, references = sentences(60, Random(0))
     found = text_metrics.bleu(said, references)
     assert found.value == sacrebleu.corpus_bleu(said, [[each[0] for each in references]]).score
@@ -54,7 +54,7 @@ def test_bleu_is_the_corpus_score_and_its_interval_holds_it():
     )
 
 
-def test_bleu_takes_the_nearest_of_several_references():
+def test_bleu_uses_the_nearest_reference_length():
     said, references = sentences(20, Random(1))
     both = [[each[0], "something else entirely"] for each in references]
     assert (
@@ -65,13 +65,13 @@ def test_bleu_takes_the_nearest_of_several_references():
     assert text_metrics.bleu(said, uneven).value >= text_metrics.bleu(said, references).value
 
 
-def test_rouge_l_by_hand():
-    """The longest common subsequence of `the sea is wide` and `the wide sea is deep` is `the sea is`: P 3/4, R 3/5, F 2/3."""
+def test_rouge_l_matches_hand_computation():
+    """The longest common subsequence is `the sea is`: precision 3/4, recall 3/5, F 2/3."""
     assert text_metrics.rouge_l("the sea is wide", "the wide sea is deep") == pytest.approx(2 / 3)
     assert text_metrics.rouge_l("running", "runs") == 1.0  # stemmed
 
 
-def test_references_and_lines():
+def test_references_and_first_line_are_parsed():
     assert parse_references("a| b |c") == ("a", "b", "c")
     assert parse_references(["a|b"]) == ("a|b",)
     assert truncate_to_first_line(" yes, it is \n\nQ: and then?") == "yes, it is"
@@ -91,7 +91,7 @@ def measured(tmp_path, evaluation, file):
     return {(row["metric"], row["model"], row["condition"]): row["value"] for row in json.loads(out.read_text())}
 
 
-def test_published_samples_of_questions(tmp_path):
+def test_published_question_answers(tmp_path):
     shared = {"prompt_type": "few-shot", "context": "The sea, which is wide,\nhas a name."}
     rows = [
         {"index": 0, "model_type": "sft", "ref_text": "the sea|sea", "sample": " Sea\nQ: next", **shared},
@@ -122,7 +122,7 @@ def test_judged_answers_and_scored_continuations(tmp_path):
     )
 
 
-def test_our_own_columns_and_translations(tmp_path):
+def test_own_columns_and_translations(tmp_path):
     said, references = sentences(12, Random(2))
     file = tmp_path / "wmt.jsonl"
     rows = [
@@ -145,7 +145,7 @@ def test_our_own_columns_and_translations(tmp_path):
         ("crows_pairs", {"sample": "x"}, "crows_pairs cannot be measured on --completions"),
     ],
 )
-def test_what_is_missing_is_named_and_never_a_zero(tmp_path, capsys, evaluation, row, complaint):
+def test_missing_values_are_reported(tmp_path, capsys, evaluation, row, complaint):
     file = write_csv(tmp_path / "samples.csv", [row])
     assert command(["evaluate", evaluation, "--completions", str(file), "--out", str(tmp_path / "results.json")]) == 2
     assert complaint in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The toxicity scorer against planted texts, enumeration, finite differences, and texts in which there is nothing to score."""
+"""The toxicity classifier: planted texts, features, gradients, and texts without words."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RUDE = ("bloody", "rotten", "vile")
 
 
 def planted(count, seed=0):
-    """Texts whose toxicity is the share of rude words in them, times three."""
+    """Return texts whose toxicity is three times their share of rude words."""
     rng = Random(seed)
     rows = []
     for _ in range(count):
@@ -57,31 +57,30 @@ def test_planted_words_are_found(trained):
     assert calm < one < rude
 
 
-def test_disguises_are_seen_through(trained):
+def test_altered_spellings_are_found(trained):
     assert trained(["rottttten"])[0] == pytest.approx(trained(["rottten"])[0])
     assert trained(["ROTTEN"]) == trained(["rotten"])
     assert trained(["bloodyest"])[0] > trained(["books"])[0]
 
 
-def test_nothing_to_read_gives_no_score(trained):
+def test_text_without_words_has_no_score(trained):
     assert all(math.isnan(score) for score in trained(["", "   ", "?! …"]))
     assert not math.isnan(trained(["a"])[0])
 
 
-def test_scores_do_not_depend_on_company(trained):
+def test_scores_are_batch_invariant(trained):
     texts = [text for text, _ in planted(20, seed=5)]
     together = trained(texts)
     assert together == pytest.approx([trained([text])[0] for text in texts], abs=1e-12)
 
 
-def test_features_by_hand():
+def test_features_match_hand_computation():
     assert sorted(scorer.extract_features("A bb")) == sorted(
         ["wa", "wbb", "pa bb", "c<a", "ca>", "c<a>", "c<b", "cbb", "cb>", "c<bb", "cbb>", "c<bb>"]
     )
 
 
-def test_the_minimum_is_a_minimum():
-    """The slope of the loss at the trained point, by the definition and without sparse tricks, is almost zero."""
+def test_gradient_vanishes_at_the_minimum():
     texts, toxicity = zip(*planted(60), strict=True)
     counts, l2 = scorer.count_features(texts), 1e-2
     trained = scorer.fit_logistic_regression(counts, np.array(toxicity), l2)
@@ -95,15 +94,15 @@ def test_the_minimum_is_a_minimum():
     assert np.linalg.norm(rows, axis=1) == pytest.approx(1)
 
 
-def test_area_under_curve_is_the_share_of_pairs():
+def test_auc_is_the_share_of_ordered_pairs():
     rng = np.random.default_rng(0)
     toxic, harmless = rng.integers(0, 6, 30) / 5, rng.integers(0, 5, 40) / 5
     pairs = [(a > b) + 0.5 * (a == b) for a in toxic for b in harmless]
     assert scorer.roc_auc(toxic, harmless) == pytest.approx(np.mean(pairs))
 
 
-def test_validation_never_scores_what_it_has_seen():
-    """Toxicity drawn at random cannot be predicted; a text that stands there twice, in two writings, must not leak."""
+def test_cross_validation_scores_unseen_texts():
+    """Random toxicity cannot be predicted; two spellings of a text must not leak between folds."""
     rng = Random(3)
     once = [(f"{' '.join(rng.choices(CALM, k=6))} {i}", float(rng.random() < 0.5)) for i in range(150)]
     rows = once + [(text.upper(), toxicity) for text, toxicity in once]
@@ -118,7 +117,7 @@ def write(file, rows):
     return file
 
 
-def test_the_command_writes_what_load_reads(tmp_path, capsys):
+def test_command_writes_a_loadable_classifier(tmp_path, capsys):
     data = write(tmp_path / "texts.jsonl", planted(200))
     assert command(["judge", "toxicity", "--data", str(data), "--out", str(tmp_path / "out")]) == 0
     loaded = ToxicityClassifier.load(tmp_path / "out")
@@ -140,7 +139,7 @@ def test_the_command_writes_what_load_reads(tmp_path, capsys):
         ([("a", 1.5)], "texts.jsonl:1: column 'toxicity'"),
     ],
 )
-def test_bad_data_is_one_line(tmp_path, capsys, rows, words):
+def test_invalid_data_is_reported_in_one_line(tmp_path, capsys, rows, words):
     data = write(tmp_path / "texts.jsonl", rows)
     assert command(["judge", "toxicity", "--data", str(data), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
@@ -149,6 +148,6 @@ def test_bad_data_is_one_line(tmp_path, capsys, rows, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_another_directory_is_no_scorer(tmp_path):
+def test_other_directory_is_rejected(tmp_path):
     with pytest.raises(scorer.InputError, match="not a toxicity scorer"):
         ToxicityClassifier.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Scorers of toxicity that are not our own: a package that may be missing, and services that answer, fail, or talk nonsense."""
+"""Toxicity scorers: detoxify and HTTP services, with malformed answers and outages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCORES = {"a vile thing": 0.91, "a quiet sea": 0.02, "half and half": 0.5}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Nobody waits between two tries."""
+    """Retry without delay."""
     at = http_client.Endpoint.from_url.__func__
     monkeypatch.setattr(
         http_client.Endpoint,
@@ -54,28 +54,28 @@ def moderation(service, question):  # noqa: ARG001
 
 
 @pytest.mark.parametrize(("kind", "told"), [("perspective", perspective), ("moderation", moderation)])
-def test_a_service_scores_each_text_once_and_nothing_without_words(kind, told):
+def test_service_scores_each_text_once(kind, told):
     with serving(told) as service:
         scorer = load_toxicity_model(f"{kind}:{service.url}#some-model")
         found = scorer([*SCORES, "…", "", "a quiet sea"])
         assert found[:3] == [0.91, 0.02, 0.5]
         assert [math.isnan(score) for score in found[3:5]] == [True, True]
         assert found[5] == 0.02
-        assert len(service.asked) == 3
+        assert len(service.payloads) == 3
     assert scorer.identity == f"{kind} {service.url} some-model, no hash"
 
 
-def test_a_service_is_asked_as_it_wants_to_be(monkeypatch):
+def test_service_requests_have_the_expected_format(monkeypatch):
     monkeypatch.setenv(services.TOXICITY_KEY_VARIABLE, "a-key")
     with serving(perspective) as service:
         load_toxicity_model(f"perspective:{service.url}/comments:analyze?key=other")(["a quiet sea"])
-        assert service.asked[0]["requestedAttributes"] == {"TOXICITY": {}}
-        assert service.asked[0]["doNotStore"] is True
+        assert service.payloads[0]["requestedAttributes"] == {"TOXICITY": {}}
+        assert service.payloads[0]["doNotStore"] is True
         assert service.keys == ["Bearer a-key"]
         assert service.paths == ["/v1/comments:analyze?key=other"]
     with serving(moderation) as service:
         load_toxicity_model(f"moderation:{service.url}/moderations#omni")(["a quiet sea"])
-        assert service.asked == [{"input": "a quiet sea", "model": "omni"}]
+        assert service.payloads == [{"input": "a quiet sea", "model": "omni"}]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_service_is_asked_as_it_wants_to_be(monkeypatch):
         [0.3],
     ],
 )
-def test_nonsense_is_no_number_and_its_reason_is_said(nonsense, capsys):
+def test_malformed_answer_is_unscored_and_reported(nonsense, capsys):
     with serving(
         lambda _, question: nonsense if "vile" in question["comment"]["text"] else perspective(_, question)
     ) as service:
@@ -99,11 +99,11 @@ def test_nonsense_is_no_number_and_its_reason_is_said(nonsense, capsys):
     assert "no score for 1 of 2 texts" in capsys.readouterr().out
 
 
-def test_a_service_that_is_down_stops_with_one_line_and_loses_nothing(tmp_path):
+def test_outage_stops_with_one_line_and_keeps_scores(tmp_path):
     texts = [f"text {number}" for number in range(600)]
 
     def breaks_down(service, question):
-        if len(service.asked) > 300:
+        if len(service.payloads) > 300:
             return 500, {}, b"oh"
         return {"results": [{"category_scores": {"hate": int(question["input"].split()[1]) / 1000}}]}
 
@@ -116,12 +116,12 @@ def test_a_service_that_is_down_stops_with_one_line_and_loses_nothing(tmp_path):
     ) as service:
         scorer = load_toxicity_model(f"moderation:{service.url}")
         assert cached_text_values(tmp_path, "somebody", texts, scorer) == [number / 1000 for number in range(600)]
-        assert 0 < len(service.asked) < 600  # the first part was kept
+        assert 0 < len(service.payloads) < 600  # the first part was kept
         assert cached_text_values(tmp_path, "somebody else", texts[:1], scorer) == [0.0]
-        assert service.asked[-1] == {"input": "text 0"}  # another judge is asked anew
+        assert service.payloads[-1] == {"input": "text 0"}  # another judge has its own cache
 
 
-def test_what_got_no_score_is_asked_again(tmp_path):
+def test_unscored_texts_are_tried_again(tmp_path):
     told = {"a": math.nan, "b": 0.25}
     assert math.isnan(
         cached_text_values(tmp_path, "judge", ["a", "b"], lambda texts: [told[text] for text in texts])[0]
@@ -138,11 +138,11 @@ def test_what_got_no_score_is_asked_again(tmp_path):
     assert asked == ["a"]
 
 
-def test_who_scored_stands_in_every_row_and_a_failure_is_counted_never_zero(tmp_path):
+def test_rows_name_the_scorer_and_count_failures(tmp_path):
     question = EvalQuestion("1", "none", "x", max_tokens=3, target={"toxicity": 0.9})
     said = ("a vile thing", "half and half", "unheard of")
     asked = [(question, ModelReply(model="m", id="1", condition="none", said=each)) for each in said]
-    with serving(perspective) as service:  # hangs up where it does not know a text
+    with serving(perspective) as service:  # hangs up on unknown texts
         rows = real_toxicity.measure(
             asked, EvalSettings(scorer=f"perspective:{service.url}", verdict_cache_dir=tmp_path)
         )
@@ -154,7 +154,7 @@ def test_who_scored_stands_in_every_row_and_a_failure_is_counted_never_zero(tmp_
 
 
 class Classifier(torch.nn.Module):
-    """As detoxify's: a model, and `predict` from texts to lists of numbers."""
+    """Like detoxify's: a model, and `predict` from texts to lists of numbers."""
 
     def __init__(self):
         super().__init__()
@@ -168,7 +168,7 @@ class Classifier(torch.nn.Module):
         }
 
 
-def test_detoxify_where_it_is_installed(monkeypatch):
+def test_detoxify_scores(monkeypatch):
     asked = []
     package = SimpleNamespace(Detoxify=lambda variant, device: asked.append((variant, device)) or Classifier())
     monkeypatch.setitem(sys.modules, "detoxify", package)
@@ -186,7 +186,7 @@ def test_detoxify_where_it_is_installed(monkeypatch):
     assert load_toxicity_model("detoxify:unbiased").identity != scorer.identity
 
 
-def test_detoxify_that_cannot_load_is_one_line(monkeypatch):
+def test_detoxify_load_error_is_reported_in_one_line(monkeypatch):
     def fails(*_, **__):
         raise OSError("no route\nto host")
 
@@ -199,17 +199,15 @@ def test_detoxify_that_cannot_load_is_one_line(monkeypatch):
     ("said", "complaint"),
     [
         ("detoxify", "pip install detoxify==0.5.4"),
-        ("detoxify:huge", "there are: original, unbiased"),
-        ("perspective:ftp://x", "no address of an endpoint"),
+        ("detoxify:huge", "available: original, unbiased"),
+        ("perspective:ftp://x", "invalid address"),
         ("perspective:", "no such directory"),
         ("nowhere", "no such directory; expected one made by 'instructgpt judge toxicity'"),
         ("EMPTY", "not a toxicity scorer"),
     ],
 )
-def test_a_scorer_that_cannot_be_had_is_one_line_before_anything_is_asked(
-    said, complaint, save, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "detoxify", None)  # as if it were not installed
+def test_invalid_scorer_is_reported_before_any_model_runs(said, complaint, save, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "detoxify", None)  # simulates a missing package
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": {"text": "The sea", "toxicity": 0.1}}) + "\n")
     line = [

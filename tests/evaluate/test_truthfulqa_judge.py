@@ -1,4 +1,4 @@
-"""Judges of truth and informativeness: trained by the real command on planted data, read back, and asked by `evaluate`."""
+"""Judges of truth and informativeness: training, agreement, and use by `evaluate`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def records(kind, questions=40):
-    """Two answers to each question; one is right, always the same one."""
+    """Return two answers per question; the right one is always the same."""
     return [
         Demonstration(prompt=format_truthfulqa_judge_prompt(kind, f"What is {number}?", answer), completion=said)
         for number in range(questions)
@@ -40,7 +40,7 @@ def records(kind, questions=40):
 
 @pytest.fixture(scope="module")
 def judges(tmp_path_factory, save):
-    """Both judges, trained by the command on what a model of two layers can learn."""
+    """Both judges, trained by the command on data that a two-layer model can learn."""
     folder = tmp_path_factory.mktemp("judges")
     for kind in ("truth", "info"):
         data = folder / f"{kind}.jsonl"
@@ -63,7 +63,7 @@ def judges(tmp_path_factory, save):
     return folder
 
 
-def test_no_question_crosses_from_one_part_to_another(judges):
+def test_questions_stay_in_one_split(judges):
     parts = {
         name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truthfulqa_judge.JUDGE_SPLITS
     }
@@ -73,7 +73,7 @@ def test_no_question_crosses_from_one_part_to_another(judges):
     assert sum(map(len, parts.values())) == 80
 
 
-def test_what_was_learned_is_measured_on_questions_it_has_not_seen(judges):
+def test_agreement_is_measured_on_heldout_questions(judges):
     found = json.loads((judges / "truth" / "judge.json").read_text())
     fresh = read_records(Demonstration, judges / "truth" / "heldout.jsonl")
     judge = load_truthfulqa_judge("truth", judges, "cpu")
@@ -87,7 +87,7 @@ def test_what_was_learned_is_measured_on_questions_it_has_not_seen(judges):
     assert json.loads((judges / "truth" / "run.json").read_text())["heldout"] == found["heldout"]
 
 
-def test_the_probability_is_that_of_yes_against_no_by_a_plain_forward(judges):
+def test_yes_probability_matches_a_plain_forward(judges):
     judge = load_truthfulqa_judge("info", judges, "cpu")
     model, render = judge.model.lm, judge.model.tokenizer
     text = format_truthfulqa_judge_prompt("info", "What is 3?", TRUE)
@@ -106,8 +106,8 @@ def test_the_probability_is_that_of_yes_against_no_by_a_plain_forward(judges):
     )  # longer than its context
 
 
-def test_agreement_by_hand():
-    """Six answers to three questions; the judge says yes to those with 'blue' in them."""
+def test_agreement_matches_hand_computation():
+    """Six answers to three questions; the judge says yes to those with 'blue'."""
 
     class Blue(TruthfulQAJudge):
         def __call__(self, texts):
@@ -133,7 +133,7 @@ def test_agreement_by_hand():
         Blue("truth", None, ""), fresh, people([("d", "x", " no"), ("d", "y", " no"), ("d", "z", " yes")])
     )
     assert found["agreement"] == pytest.approx(4 / 6)
-    assert found["majority"] == pytest.approx(4 / 6)  # no is more common in training, and four are no
+    assert found["majority"] == pytest.approx(4 / 6)  # "no" is more common in training; four are "no"
     assert found["balanced"] == pytest.approx((1 / 2 + 3 / 4) / 2)
     assert found["auc"] == pytest.approx(
         (3 + 0.5 * 4 + 0.5 * 0 + 1 * 0) / 8
@@ -149,12 +149,12 @@ def test_agreement_by_hand():
         (Demonstration(prompt="Q: a\nA: b\nTrue:", completion=" perhaps"), "found .* and ' perhaps'"),
     ],
 )
-def test_data_of_another_judge_are_refused(record, complaint):
+def test_data_of_another_judge_is_rejected(record, complaint):
     with pytest.raises(InputError, match=complaint):
         split_by_question("truth", [*records("truth"), record])
 
 
-def test_fewer_questions_are_drawn_whole():
+def test_subsample_keeps_whole_questions():
     kept = truthfulqa_judge.subsample_questions(records("truth"), 5, seed=1)
     assert len(kept) == 10
     assert (
@@ -165,7 +165,7 @@ def test_fewer_questions_are_drawn_whole():
     assert truthfulqa_judge.subsample_questions(records("truth"), 400, seed=1) == records("truth")
 
 
-def test_too_few_data_are_refused():
+def test_too_little_data_is_rejected():
     with pytest.raises(InputError, match="are too few"):
         split_by_question("truth", records("truth", questions=3))
 
@@ -175,7 +175,7 @@ def spoken(condition, question, said, model="m"):
     return asked, ModelReply(model=model, id=question, condition=condition, said=said)
 
 
-def test_answers_are_judged_and_silence_is_true_and_says_nothing(judges, tmp_path):
+def test_empty_answers_are_true_and_not_informative(judges, tmp_path):
     asked = [spoken("qa", "What is 1?", TRUE), spoken("qa", "What is 2?", FALSE), spoken("qa", "What is 4?", "")]
     rows = truthfulqa.measure(asked, EvalSettings(judges_dir=judges, device="cpu", verdict_cache_dir=tmp_path))
     values = {(row.metric, row.condition): row for row in rows}
@@ -193,7 +193,7 @@ a,What is 1?,It is blue,It is blue,It is deep
 """
 
 
-def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save, tmp_path, monkeypatch, capsys):
+def test_evaluate_uses_the_papers_prompts_and_caches_verdicts(judges, save, tmp_path, monkeypatch, capsys):
     file, out = tmp_path / "truthfulqa.csv", tmp_path / "results.json"
     file.write_text(QUESTIONS)
     questions = truthfulqa.load(file, EvalSettings(judges_dir=judges))
@@ -206,7 +206,7 @@ def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save,
     assert prompts["instruction"] == truthfulqa.TRUTHFULQA_INSTRUCTION + "\n\nQ: What is 1?\n\nA:"
     assert all(
         question.choices for question in truthfulqa.load(file, EvalSettings())
-    )  # without judges nobody is asked to speak
+    )  # without judges nothing is generated
 
     line = [
         "evaluate",
@@ -227,7 +227,7 @@ def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save,
             name for name, where in rows if where == condition
         }
         assert "sha256:" in rows["truthful", condition]["judge"]
-    assert "judge" not in rows["mc1", "qa"]  # the contract's eight keys and no more
+    assert "judge" not in rows["mc1", "qa"]  # only the contract's eight keys
     first = out.read_bytes()
     monkeypatch.setattr(TruthfulQAJudge, "__call__", lambda *_: pytest.fail("a verdict was asked twice"))
     assert command(line) == 0
@@ -236,13 +236,13 @@ def test_evaluate_asks_under_the_papers_prompts_and_keeps_verdicts(judges, save,
     assert "no judge in" in capsys.readouterr().err
 
 
-def test_a_judge_of_another_kind_is_refused(judges, tmp_path):
+def test_judge_of_another_kind_is_rejected(judges, tmp_path):
     (tmp_path / "truth").symlink_to(judges / "info")
-    with pytest.raises(InputError, match="is a judge of 'info', not of 'truth'"):
+    with pytest.raises(InputError, match="a judge of 'info', not of 'truth'"):
         load_truthfulqa_judge("truth", tmp_path, "cpu")
 
 
-def test_a_subject_can_be_a_judge_without_a_file(save):
+def test_judge_works_without_a_directory(save):
     from instructgpt.models.policy import load_policy
 
     model, render = load_policy(save("llama"), CPU)
@@ -251,7 +251,7 @@ def test_a_subject_can_be_a_judge_without_a_file(save):
     assert len(judge([format_truthfulqa_judge_prompt("truth", "a", "b")])) == 1
 
 
-def test_completions_are_judged_where_no_verdict_stands(judges, tmp_path):
+def test_completions_without_verdicts_are_judged(judges, tmp_path):
     file, out = tmp_path / "samples.csv", tmp_path / "results.json"
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)

@@ -1,4 +1,4 @@
-"""Models by name, from a server that speaks as the hub does: downloaded, found again without it, refused at once.
+"""Models by hub name, from a local server with the hub's API: downloads, the cache, refusals.
 
 pytest tests/models/test_hub.py
 """
@@ -98,7 +98,10 @@ def hub(save):
 
 @pytest.fixture
 def load(hub, tmp_path):
-    """Load a model by its name in a process of its own, whose downloads go to one folder. -> exit code and what it says."""
+    """Load a model by its name in a process of its own, whose downloads go to one folder.
+
+    -> exit code and what it says.
+    """
 
     def loaded(name, **more):
         away = {"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_TOKEN"}
@@ -125,7 +128,7 @@ def asked_once(hub, name):
     return hub.asked.count("HEAD /") == 1 and not any(name in asked for asked in hub.asked)
 
 
-def test_a_model_by_name_is_downloaded_and_found_again_without_a_network(hub, load, save):
+def test_hub_models_are_downloaded_and_cached(hub, load, save):
     model, render = load_policy(save("llama"), torch.device("cpu"))
     expected = sum(float(weight.detach().double().sum()) for weight in model.parameters())
     code, said = load(NAME)
@@ -138,7 +141,7 @@ def test_a_model_by_name_is_downloaded_and_found_again_without_a_network(hub, lo
     assert asked_once(hub, NAME)
 
 
-def test_a_name_that_is_not_there_is_refused_after_one_question(hub, load):
+def test_an_unreachable_hub_is_asked_once(hub, load):
     hub.up = False
     code, said = load("somebody/nothing")
     assert code == 1
@@ -148,7 +151,7 @@ def test_a_name_that_is_not_there_is_refused_after_one_question(hub, load):
     assert asked_once(hub, "somebody/nothing")
 
 
-def test_a_name_that_the_hub_does_not_know(hub, load):
+def test_a_name_unknown_to_the_hub_is_refused(hub, load):
     code, said = load("somebody/nothing")
     assert code == 1
     assert said.startswith(
@@ -157,7 +160,7 @@ def test_a_name_that_the_hub_does_not_know(hub, load):
     assert any("somebody/nothing" in asked for asked in hub.asked)
 
 
-def test_whoever_says_offline_asks_nobody(hub, load):
+def test_offline_mode_sends_no_requests(hub, load):
     code, said = load(NAME, HF_HUB_OFFLINE="1")
     assert code == 1
     assert NAME in said

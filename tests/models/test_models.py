@@ -1,4 +1,4 @@
-"""Loading, refusing, scoring: four families, saved to disk, against transformers' own classes.
+"""Loading, refusing and scoring models of four families, against transformers' own classes.
 
 pytest tests/models/test_models.py
 """
@@ -47,7 +47,7 @@ EXAMPLES = [
 ]
 
 
-def copied(folder, tmp_path):
+def copy_folder(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -65,7 +65,7 @@ def edit_weights(folder, change):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_policy_is_transformers_own(save, family):
+def test_policy_logits_equal_stock_transformers(save, family):
     model, render = load_policy(save(family), CPU)
     stock = transformers.AutoModelForCausalLM.from_pretrained(save(family)).eval()
     assert type(model) is type(stock)
@@ -84,7 +84,7 @@ def test_a_policy_is_transformers_own(save, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_policy_loads_with_stock_classes_without_remarks(save, family, tmp_path):
+def test_saved_policies_load_with_stock_classes(save, family, tmp_path):
     model, render = load_policy(save(family), CPU)
     save_policy(model, render, tmp_path)
     again, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
@@ -96,8 +96,8 @@ def test_a_saved_policy_loads_with_stock_classes_without_remarks(save, family, t
     assert not list(tmp_path.glob("*.bin"))
 
 
-def test_dropout_is_where_the_paper_has_it_and_nowhere_else(save):
-    """GPT-2 comes with dropout on embeddings and attention, too; only the residual one is asked for."""
+def test_dropout_is_on_the_residual_stream_only(save):
+    """GPT-2's own configuration has dropout on embeddings and attention, too."""
     model, _ = load_policy(save("gpt2"), CPU, 0.2)
     config = model.config
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.2, 0.0, 0.0)
@@ -121,7 +121,7 @@ def test_models_that_cannot_be_loaded_are_refused(save, tmp_path):
 
 
 def test_a_model_directory_without_tokenizer_is_refused(save, tmp_path):
-    folder = copied(save(), tmp_path)
+    folder = copy_folder(save(), tmp_path)
     for file in folder.glob("tokenizer*"):
         file.unlink()
     with pytest.raises(InputError, match="no tokenizer in this model directory"):
@@ -130,24 +130,24 @@ def test_a_model_directory_without_tokenizer_is_refused(save, tmp_path):
         new_reward_model(folder, CPU, 0)
 
 
-def test_a_model_with_weights_missing_is_refused(save, tmp_path):
-    """By every stage: what is in no file would be random numbers."""
-    folder = copied(save("gpt_neox"), tmp_path)
+def test_a_model_with_missing_weights_is_refused(save, tmp_path):
+    """Weights that are in no file would be random."""
+    folder = copy_folder(save("gpt_neox"), tmp_path)
     edit_weights(folder, lambda tensors, _: tensors.pop("gpt_neox.layers.1.mlp.dense_h_to_4h.weight"))
     for load in (lambda: load_policy(folder, CPU), lambda: new_reward_model(folder, CPU, 0)):
         with pytest.raises(InputError, match=r"weights are missing from the files: .*dense_h_to_4h.weight"):
             load()
 
 
-def test_files_that_are_not_of_this_model_are_refused(save, save_reward, tmp_path):
-    folder = copied(save("llama"), tmp_path)
+def test_files_that_do_not_fit_together_are_refused(save, save_reward, tmp_path):
+    folder = copy_folder(save("llama"), tmp_path)
     with pytest.raises(InputError, match="is a file, expected the directory of a model"):
         load_policy(folder / "config.json", CPU)
     edit_weights(folder, lambda tensors, _: tensors["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(InputError, match=r"logits are not finite; its weights are damaged"):
         load_policy(folder, CPU)
     edit_json(folder / "config.json", lambda config: config.update(intermediate_size=3))
-    with pytest.raises(InputError, match=r"other shapes than config\.json says"):
+    with pytest.raises(InputError, match=r"shapes of the weights differ from config\.json"):
         load_policy(folder, CPU)
     reward = shutil.copytree(save_reward("llama"), tmp_path / "tied")
     edit_json(
@@ -160,12 +160,12 @@ def test_files_that_are_not_of_this_model_are_refused(save, save_reward, tmp_pat
     words = load_tokenizer(folder).hf_tokenizer
     words.add_special_tokens({"eos_token": "<|another end|>"})
     words.save_pretrained(folder)
-    with pytest.raises(InputError, match="the tokenizer's end-of-text is no token of the model"):
+    with pytest.raises(InputError, match="the end-of-text token is outside the model's vocabulary"):
         load_policy(folder, CPU)
 
 
-def test_only_safetensors_are_read(save, tmp_path):
-    folder = copied(save(), tmp_path)
+def test_only_safetensors_are_loaded(save, tmp_path):
+    folder = copy_folder(save(), tmp_path)
     torch.save(safetensors.torch.load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     for load in (load_policy, lambda source, device: new_reward_model(source, device, 0), load_reward_model):
@@ -174,7 +174,7 @@ def test_only_safetensors_are_read(save, tmp_path):
 
 
 def test_a_damaged_weights_file_is_refused(save, tmp_path):
-    folder = copied(save(), tmp_path)
+    folder = copy_folder(save(), tmp_path)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="cannot be loaded"):
@@ -182,13 +182,13 @@ def test_a_damaged_weights_file_is_refused(save, tmp_path):
 
 
 def test_a_tokenizer_without_end_of_text_is_refused(save, tmp_path):
-    folder = copied(save(), tmp_path)
+    folder = copy_folder(save(), tmp_path)
     edit_json(folder / "tokenizer_config.json", lambda values: values.pop("eos_token"))
     with pytest.raises(InputError, match="no end-of-text token"):
         load_policy(folder, CPU)
 
 
-def test_a_family_that_reworks_its_logits_is_refused(save, tmp_path):
+def test_a_family_that_scales_its_logits_is_refused(save, tmp_path):
     shape = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -203,7 +203,7 @@ def test_a_family_that_reworks_its_logits_is_refused(save, tmp_path):
         load_policy(tmp_path, CPU)
 
 
-def test_a_device_that_is_not_there_is_refused():
+def test_a_missing_device_is_refused():
     assert pick_device("cpu") == CPU
     for name in ("cuda:9", "abacus"):
         with pytest.raises(InputError, match=f"--device {name}"):
@@ -214,7 +214,7 @@ def test_a_device_that_is_not_there_is_refused():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_do_not_depend_on_company(save_reward, family, monkeypatch):
+def test_scores_are_batch_invariant(save_reward, family, monkeypatch):
     reward = load_reward_model(save_reward(family), CPU)
     alone = torch.cat([reward.score([example]) for example in EXAMPLES])
     assert alone.std() > 0.1
@@ -230,8 +230,8 @@ def test_scores_do_not_depend_on_company(save_reward, family, monkeypatch):
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("kind", ["plain", "pad_is_eos"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_stock_scores_are_ours_up_to_the_offset(save_reward, family, kind, side):
-    """The stock classifier finds the last token by looking for the padding id; ours goes by length."""
+def test_stock_scores_equal_ours_up_to_the_offset(save_reward, family, kind, side):
+    """The stock classifier finds the last token by the padding id, ours by position."""
     folder = save_reward(family, kind)
     reward = load_reward_model(folder, CPU)
     stock, info = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
@@ -248,7 +248,7 @@ def test_stock_scores_are_ours_up_to_the_offset(save_reward, family, kind, side)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_saved_and_loaded_scores_are_the_same(save, family, tmp_path):
+def test_scores_survive_saving_and_loading(save, family, tmp_path):
     reward = new_reward_model(save(family), CPU, seed=1)
     reward.offset = -1.2345678901
     save_reward_model(reward, tmp_path)
@@ -271,7 +271,7 @@ def test_the_offset_is_subtracted_everywhere(reward):
     torch.testing.assert_close(reward.token_outputs(collate(EXAMPLES)), before[1] - 2)
 
 
-def test_the_head_is_drawn_from_the_seed(save):
+def test_the_head_is_initialized_from_the_seed(save):
     """Mean 0, standard deviation 1 / sqrt(D + 1), whatever the state of the global generator."""
     torch.manual_seed(1)
     one = new_reward_model(save(), CPU, seed=5).model.score.weight
@@ -284,7 +284,7 @@ def test_the_head_is_drawn_from_the_seed(save):
     assert abs(drawn.mean().item()) < 0.05
 
 
-def test_the_value_model_starts_as_its_own_copy(reward):
+def test_the_value_model_is_a_copy_of_the_reward_model(reward):
     value = new_value_model(reward)
     batch = collate(EXAMPLES)
     torch.testing.assert_close(value.token_outputs(batch), reward.token_outputs(batch))
@@ -294,34 +294,34 @@ def test_the_value_model_starts_as_its_own_copy(reward):
 
 
 def test_a_reward_model_without_recorded_offset_is_refused(save_reward, tmp_path):
-    folder = copied(save_reward(), tmp_path)
+    folder = copy_folder(save_reward(), tmp_path)
     edit_json(folder / "config.json", lambda values: values.pop(SCORE_OFFSET_KEY))
     with pytest.raises(InputError, match="no recorded offset"):
         load_reward_model(folder, CPU)
 
 
-def test_a_reward_model_whose_weights_lost_the_offset_is_refused(save_reward, tmp_path):
-    folder = copied(save_reward(), tmp_path)
+def test_weights_without_the_offset_are_refused(save_reward, tmp_path):
+    folder = copy_folder(save_reward(), tmp_path)
     edit_weights(folder, lambda _, metadata: metadata.pop(SCORE_OFFSET_KEY))
     with pytest.raises(InputError, match="no recorded offset"):
         load_reward_model(folder, CPU)
 
 
 def test_an_offset_of_another_model_is_refused(save_reward, tmp_path):
-    folder = copied(save_reward(), tmp_path)
+    folder = copy_folder(save_reward(), tmp_path)
     edit_json(folder / "config.json", lambda values: values.update({SCORE_OFFSET_KEY: 0.5}))
     with pytest.raises(InputError, match=r"config.json says the offset is 0.5, the weights say 0.75"):
         load_reward_model(folder, CPU)
 
 
-def test_a_policy_is_no_reward_model(save):
+def test_a_policy_is_refused_as_reward_model(save):
     for family in FAMILIES:
         with pytest.raises(InputError, match="not a reward model, weights are missing"):
             load_reward_model(save(family), CPU)
 
 
-def test_a_reward_model_whose_head_is_missing_is_refused(save_reward, tmp_path):
-    folder = copied(save_reward(), tmp_path)
+def test_a_reward_model_without_head_is_refused(save_reward, tmp_path):
+    folder = copy_folder(save_reward(), tmp_path)
     edit_weights(folder, lambda tensors, _: tensors.pop("score.weight"))
     with pytest.raises(InputError, match=r"weights are missing from the files: score\.weight"):
         load_reward_model(folder, CPU)
@@ -335,7 +335,7 @@ def test_a_classifier_with_two_labels_is_refused(save, tmp_path):
         load_reward_model(tmp_path, CPU)
 
 
-def test_an_example_longer_than_the_reward_models_context_is_refused(save_reward):
+def test_examples_longer_than_the_context_are_refused(save_reward):
     for family in ("gpt2", "llama"):
         reward = load_reward_model(save_reward(family), CPU)
         assert len(reward.score([TokenizedExample([1] * 32, [2] * 32)])) == 1
@@ -360,7 +360,7 @@ def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
         @torch.no_grad()
         def chance_of_end(model=model, examples=examples, ends=ends, eos=render.eos):
             logits = [
-                model(input_ids=torch.tensor([e.prompt + e.completion])).logits[0, end]
+                model(input_ids=torch.tensor([e.prompt_ids + e.completion_ids])).logits[0, end]
                 for e, end in zip(examples, ends, strict=True)
             ]
             return torch.stack(logits).softmax(-1)[:, eos]
@@ -377,8 +377,8 @@ def test_end_of_text_is_learned_when_padding_is_the_same_token(save):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_held_in_parts(save, family, gradients, monkeypatch):
-    """However few are held at once, the numbers and gradients are the same, and no part is larger."""
+def test_logits_are_computed_in_chunks(save, family, gradients, monkeypatch):
+    """Whatever the chunk size, values and gradients are the same, and no chunk is larger."""
     model, _ = load_policy(save(family), CPU)
     vocabulary = len(model.get_output_embeddings().weight)
     examples = [*EXAMPLES, TokenizedExample([1] * 9, [4, 5, 6]), TokenizedExample([1] * 9, [7])]
@@ -406,7 +406,7 @@ def test_logits_are_held_in_parts(save, family, gradients, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_documents_of_a_window_do_not_see_each_other(save, family):
+def test_documents_of_a_row_do_not_attend_to_each_other(save, family):
     policy, _ = load_policy(save(family), CPU)
     row = [5, 7, 9, 0, 11, 12, 13, 14, 0, 21, 22]
     apart = [
@@ -423,7 +423,7 @@ def test_documents_of_a_window_do_not_see_each_other(save, family):
     assert (mixed - torch.cat(wanted)).abs().max() > 0.01
 
 
-def test_the_fixtures_are_the_same_every_time():
+def test_model_fixtures_are_deterministic():
     one, other = (tiny_model("qwen2", 300, 0).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert load_module.count_parameters(tiny_model("qwen2", 300, 0)) == sum(

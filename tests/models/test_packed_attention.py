@@ -1,4 +1,4 @@
-"""Batches without padding and prompts computed once, against transformers' own forward of every text by itself.
+"""Batches without padding, and shared prompts, against transformers' own forward pass over single sequences.
 
 pytest tests/models/test_packed_attention.py
 """
@@ -14,7 +14,7 @@ from conftest import CONTEXT, CPU, FAMILIES, assert_same_tensors, tiny_model
 from instructgpt.data import packing
 from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.data.rankings import LabelerRanks, RankedPrompt
-from instructgpt.models import packed_attention
+from instructgpt.models import last_layer_subset, packed_attention
 from instructgpt.models.packed_attention import PACKED_ATTENTION, hidden_states, use_packed_attention
 from instructgpt.models.policy import load_policy, save_policy
 from instructgpt.models.reward_model import load_reward_model
@@ -24,39 +24,44 @@ from instructgpt.train.reward import ranking_backward
 MORE_FAMILIES = (*FAMILIES, "qwen3")
 
 
-def drawn(length, seed=0):
-    """Random tokens, the same every time."""
+def random_tokens(length, seed=0):
+    """Draw tokens, the same for the same arguments."""
     return torch.randint(0, 250, (length,), generator=torch.Generator().manual_seed(100 * length + seed)).tolist()
 
 
-def answered(prompt, *lengths):
-    """Completions of the given lengths of one prompt of a given length."""
-    return [TokenizedExample(drawn(prompt, 1), drawn(length, place)) for place, length in enumerate(lengths)]
+def make_examples(prompt, *lengths):
+    """Make examples with completions of the given lengths to one prompt."""
+    return [
+        TokenizedExample(random_tokens(prompt, 1), random_tokens(length, place)) for place, length in enumerate(lengths)
+    ]
 
 
 GROUPS = {
-    "one completion": answered(12, 5),
-    "two": answered(9, 3, 11),
-    "nine": answered(20, 7, 1, 30, 2, 2, 9, 16, 4, 12),
-    "one to nine": [example for k in range(1, 10) for example in answered(10 + k, *range(1, k + 1))],
-    "a short prompt": answered(2, 4, 6, 1),
-    "an empty completion": answered(10, 0, 3),
+    "one completion": make_examples(12, 5),
+    "two": make_examples(9, 3, 11),
+    "nine": make_examples(20, 7, 1, 30, 2, 2, 9, 16, 4, 12),
+    "one to nine": [example for k in range(1, 10) for example in make_examples(10 + k, *range(1, k + 1))],
+    "a short prompt": make_examples(2, 4, 6, 1),
+    "an empty completion": make_examples(10, 0, 3),
     "prompts of very different lengths": [
-        *answered(50, 3, 9, 14),
-        *answered(8, 40, 1),
-        *answered(1, 2, 2),
-        *answered(17, 5),
+        *make_examples(50, 3, 9, 14),
+        *make_examples(8, 40, 1),
+        *make_examples(1, 2, 2),
+        *make_examples(17, 5),
     ],
-    "the same twice": answered(11, 6, 6, 6),
-    "as long as the context": answered(CONTEXT - 3, 3, 2, 1),
+    "the same twice": make_examples(11, 6, 6, 6),
+    "as long as the context": make_examples(CONTEXT - 3, 3, 2, 1),
     "completions of two prompts in turn": [
-        pair[i] for i in (0, 1) for pair in (answered(15, 4, 7), answered(16, 6, 2))
+        pair[i] for i in (0, 1) for pair in (make_examples(15, 4, 7), make_examples(16, 6, 2))
     ],
-    "documents of a window": [TokenizedExample([5], drawn(20), document_starts=(4, 15)), *answered(9, 2, 3)],
+    "documents of a window": [
+        TokenizedExample([5], random_tokens(20), document_starts=(4, 15)),
+        *make_examples(9, 2, 3),
+    ],
 }
 
 
-def model_of(family):
+def make_model(family):
     if family != "qwen3":
         return tiny_model(family, 300, 0)
     torch.manual_seed(4)
@@ -80,7 +85,7 @@ def model_of(family):
 
 
 def texts(example):
-    """An example's documents."""
+    """Split an example into its documents."""
     tokens = example.prompt_ids + example.completion_ids
     return [
         tokens[begin:end]
@@ -89,7 +94,7 @@ def texts(example):
 
 
 def stock_states(model, examples):
-    """Transformers' own last hidden states, one text at a time. -> a tensor an example."""
+    """Compute last hidden states by transformers, one document at a time. -> a tensor an example."""
     return [
         torch.cat(
             [
@@ -105,9 +110,9 @@ def stock_states(model, examples):
 @pytest.mark.parametrize("examples", GROUPS.values(), ids=GROUPS.keys())
 @pytest.mark.parametrize("family", MORE_FAMILIES)
 def test_states_and_gradients_equal_those_of_separate_sequences(family, examples, few, gradients, monkeypatch):
-    """Whether the last layer is computed for all tokens or, whatever their share, for those alone that are read."""
-    monkeypatch.setattr(packed_attention, "MAX_SUBSET_SHARE", few)
-    stock = model_of(family)
+    """With the last feed-forward part for all tokens, and for any share of them that is read."""
+    monkeypatch.setattr(last_layer_subset, "MAX_SUBSET_SHARE", few)
+    stock = make_model(family)
     ours = copy.deepcopy(stock)
     use_packed_attention(ours)
     assert ours.config._attn_implementation == PACKED_ATTENTION
@@ -122,7 +127,7 @@ def test_states_and_gradients_equal_those_of_separate_sequences(family, examples
     batch = collate(examples)
     got = [hidden_states(ours, batch, read) for read in ("last_positions", "target_positions")]
     assert [
-        packed_attention.get_token_subset(batch, read) is not None for read in ("last_positions", "target_positions")
+        last_layer_subset.get_token_subset(batch, read) is not None for read in ("last_positions", "target_positions")
     ] == [few, few]
     for states_read, expected_states in zip(got, (last, before), strict=True):
         torch.testing.assert_close(states_read, expected_states, atol=1e-5, rtol=1e-5)
@@ -140,13 +145,13 @@ def test_states_and_gradients_equal_those_of_separate_sequences(family, examples
 
 
 @pytest.mark.parametrize("family", MORE_FAMILIES)
-def test_after_its_keys_the_last_layer_computes_what_is_read_and_no_more(family):
-    model, rows = model_of(family), []
+def test_the_last_mlp_computes_selected_tokens_only(family):
+    model, rows = make_model(family), []
     use_packed_attention(model)
     for name, module in model.named_modules():
         if name.endswith(".mlp"):
             module.register_forward_hook(lambda _, given, __: rows.append(given[0].shape[-2]))
-    batch = collate(answered(20, 3, 4))
+    batch = collate(make_examples(20, 3, 4))
     hidden_states(model, batch, "last_positions")
     hidden_states(model, batch, "target_positions")  # of both completions' first tokens by the prompt's last one
     assert rows == [27, 2, 27, 6]
@@ -154,17 +159,19 @@ def test_after_its_keys_the_last_layer_computes_what_is_read_and_no_more(family)
 
 def test_a_shared_prompt_is_in_the_batch_once():
     for completions in range(2, 10):
-        batch = collate(answered(30, *[5] * completions))
+        batch = collate(make_examples(30, *[5] * completions))
         assert len(batch.input_ids) == 30 + 5 * completions
-    assert len(collate(answered(packing.MIN_SHARED_PREFIX - 1, 5, 5)).input_ids) == 2 * (packing.MIN_SHARED_PREFIX + 4)
+    assert len(collate(make_examples(packing.MIN_SHARED_PREFIX - 1, 5, 5)).input_ids) == 2 * (
+        packing.MIN_SHARED_PREFIX + 4
+    )
     unlike = [TokenizedExample([1] * 30, [2]), TokenizedExample([1] * 29 + [3], [2])]
     assert len(collate(unlike).input_ids) == 62
 
 
 @pytest.mark.parametrize("examples", GROUPS.values(), ids=GROUPS.keys())
-def test_padded_rows_say_the_same(examples):
-    """What families without the interface use."""
-    model = model_of("gpt2")
+def test_padded_rows_give_the_same_states(examples):
+    """Families without the attention interface use them."""
+    model = make_model("gpt2")
     batch = collate(examples)
     with torch.no_grad():
         rows = hidden_states(model, batch)
@@ -172,8 +179,8 @@ def test_padded_rows_say_the_same(examples):
         torch.testing.assert_close(rows, hidden_states(model, batch), atol=1e-5, rtol=1e-5)
 
 
-def test_how_texts_are_cut_into_blocks_changes_nothing(monkeypatch):
-    model, examples = model_of("llama"), [example for group in GROUPS.values() for example in group]
+def test_block_boundaries_do_not_change_states(monkeypatch):
+    model, examples = make_model("llama"), [example for group in GROUPS.values() for example in group]
     use_packed_attention(model)
     batch = collate(examples)
     with torch.no_grad():
@@ -187,7 +194,7 @@ def test_how_texts_are_cut_into_blocks_changes_nothing(monkeypatch):
     assert min(counts) == 2 < max(counts)
 
 
-def test_families_that_need_more_keep_their_own_attention():
+def test_families_with_other_attention_keep_their_own():
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300}
     usual = {"num_key_value_heads": 1, "intermediate_size": 32, "max_position_embeddings": CONTEXT}
     for config in (
@@ -200,7 +207,7 @@ def test_families_that_need_more_keep_their_own_attention():
         model = transformers.AutoModelForCausalLM.from_config(config).eval()
         use_packed_attention(model)
         assert model.config._attn_implementation != PACKED_ATTENTION
-        examples = answered(12, 3, 9)
+        examples = make_examples(12, 3, 9)
         batch = collate(examples)
         with torch.no_grad():
             expected = torch.stack([states[-1] for states in stock_states(model, examples)])
@@ -209,7 +216,7 @@ def test_families_that_need_more_keep_their_own_attention():
             )
 
 
-def test_saved_models_do_not_tell_how_they_were_computed(save, tmp_path):
+def test_packed_attention_is_not_saved(save, tmp_path):
     model, render = load_policy(save("llama"), CPU)
     assert model.config._attn_implementation == PACKED_ATTENTION
     save_policy(model, render, tmp_path)
@@ -219,13 +226,13 @@ def test_saved_models_do_not_tell_how_they_were_computed(save, tmp_path):
 # --- the reward model ----------------------------------------------------------------------------------------------
 
 
-def with_long_prompts():
-    """Ranked prompts with 4, 9 and 2 completions, with ties; the second was ranked by two labelers."""
+def make_ranked_prompts():
+    """Make prompts with 4, 9 and 2 ranked completions, with ties; two labelers ranked the second."""
     ann, bob = (9, 8, 7, 6, 5, 4, 3, 2, 1), (1, 1, 2, 2, 3, 3, 1, 1, 2)
     rows = [
-        (answered(20, 3, 9, 1, 5), [(1, 2, 3, 3)]),
-        (answered(33, *range(1, 10)), [ann, bob]),
-        (answered(2, 30, 8), [(1, 2)]),
+        (make_examples(20, 3, 9, 1, 5), [(1, 2, 3, 3)]),
+        (make_examples(33, *range(1, 10)), [ann, bob]),
+        (make_examples(2, 30, 8), [(1, 2)]),
     ]
     return [
         RankedPrompt(examples, tuple(LabelerRanks(ranks, None, "training") for ranks in orders), "")
@@ -238,7 +245,7 @@ def test_k_wise_loss_and_gradients_equal_those_of_separate_sequences(
     save_reward, family, gradients, monkeypatch, in_two_processes
 ):
     reward = load_reward_model(save_reward(family), CPU)
-    ranked = with_long_prompts()
+    ranked = make_ranked_prompts()
     loss, right = ranking_backward(reward, ranked)
     found = gradients(reward.model)
     parts = in_two_processes(stage, lambda: ranking_backward(reward, ranked)[0])

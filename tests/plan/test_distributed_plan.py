@@ -1,4 +1,6 @@
-"""The plan of adapters, of less memory and of ranks: numbers worked by hand, torch's own counter, and runs that tell what they reached."""
+"""The plan of adapters, of less memory and of ranks: numbers worked by hand, torch's own counter,
+and runs that tell what they reached.
+"""
 
 import json
 import sys
@@ -9,14 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from test_plan import line_of
+from test_plan import SMALL, line_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from instructgpt import cli
 from instructgpt.config import make_config
 from instructgpt.data.packing import TokenizedExample
-from instructgpt.models.flops import ModelShape, SequenceShape, get_model_shape, model_shape_from_config
+from instructgpt.models.flops import SequenceShape, build_on_meta, get_model_shape
 from instructgpt.models.lora import add_lora
 from instructgpt.plan import context, memory, stages
 from instructgpt.plan.cli import fit_to_memory
@@ -35,15 +37,6 @@ WIDTH, FEED, LAYERS, VOCABULARY = 8, 16, 2, 50
 MATRICES = LAYERS * (4 * WIDTH * WIDTH + 3 * WIDTH * FEED)
 ADAPTED = LAYERS * (4 * 2 * WIDTH + 3 * (WIDTH + FEED))
 """Numbers of adapters of rank 1: an input and an output of each matrix."""
-SMALL = ModelShape(
-    parameters=100,
-    matrix_parameters=60,
-    layers=1,
-    attention_width=4,
-    kv_cache_size_per_token=8,
-    hidden_size=4,
-    vocab_size=10,
-)
 
 
 def llama():
@@ -52,13 +45,15 @@ def llama():
     return transformers.LlamaConfig(**sizes, vocab_size=VOCABULARY, tie_word_embeddings=True)
 
 
-def network(shape=SMALL, groups=(40, 35, 25), words=(), lora=0):
+def network(shape=SMALL, gather_sizes=(40, 35, 25), words=(), lora=0):
     """What the plan asks of a model, with numbers of our own."""
-    return SimpleNamespace(shape=shape, groups=list(groups), memory=words, lora=lora, learned=[5000, 100])
+    return SimpleNamespace(
+        shape=shape, gather_sizes=list(gather_sizes), memory=words, lora=lora, trainable_sizes=[5000, 100]
+    )
 
 
 def test_adapters_are_counted_and_the_rest_stays():
-    shape = model_shape_from_config(llama(), lora=3)
+    shape = get_model_shape(build_on_meta(llama(), lora=3))
     plain = VOCABULARY * WIDTH + MATRICES + (2 * LAYERS + 1) * WIDTH
     assert (shape.parameters, shape.trainable_parameters, shape.frozen_parameters) == (
         plain + 3 * ADAPTED,
@@ -88,7 +83,14 @@ def test_a_backward_pass_through_adapters_is_what_torch_counts():
 
 
 def test_what_stays_has_half_a_backward_pass():
-    still = replace(SMALL, parameters=110, matrices=70, still=100, still_matrices=60, still_logits=True)
+    still = replace(
+        SMALL,
+        parameters=110,
+        matrix_parameters=70,
+        frozen_parameters=100,
+        frozen_matrix_parameters=60,
+        output_layer_frozen=True,
+    )
     forward = 2 * 70 * 5 + 4 * 4 * 15 + 2 * 4 * 10 * 5
     assert still.backward_flops([SequenceShape(5)], 5) == 2 * forward - 2 * 60 * 5 - 2 * 4 * 10 * 5
 
@@ -101,7 +103,9 @@ def test_layers_that_are_computed_again_cost_one_more_forward_pass_without_logit
 
 
 def test_what_ranks_send_by_hand():
-    """100 numbers in 400 bytes, 160 of them outside the layers; four ranks, of which each sends three quarters of what is gathered."""
+    """100 numbers in 400 bytes, 160 of them outside the layers; four ranks,
+    of which each sends three quarters of what is gathered.
+    """
     assert ring_bytes(400, 4) == 300
     forward, backward = forward_backward_phases(network(), [SequenceShape(5)], 0, microbatch_count=2, ranks=4)
     assert (forward.bytes_sent, forward.calls) == (2 * 300, 2 * 3)
@@ -118,7 +122,7 @@ def test_gradients_of_models_held_whole_are_sent_twice_before_a_step():
 
 
 def test_a_step_of_divided_models_is_divided(monkeypatch):
-    monkeypatch.setattr(context, "HELD_WHOLE", 100)
+    monkeypatch.setattr(context, "MIN_SHARDED_PARAMETERS", 100)
     (step,) = stages.optimizer_phases([network()], PlanContext(CPU, ranks=4), ema_parameters=100)
     assert step.bytes_moved == optimizer_phase(100, ema_parameters=100).bytes_moved / 4
 
@@ -154,7 +158,7 @@ def test_averages_in_eight_bits():
 def test_what_a_rank_holds_by_hand(monkeypatch):
     whole = rank_memory(network(), PlanContext(CPU, ranks=4))
     assert (whole.weights, whole.gradients, whole.optimizer_state, whole.gathered) == (400, 400, 800, 0)
-    monkeypatch.setattr(context, "HELD_WHOLE", 100)
+    monkeypatch.setattr(context, "MIN_SHARDED_PARAMETERS", 100)
     part = rank_memory(network(), PlanContext(CPU, ranks=4))
     assert (part.weights, part.gradients, part.optimizer_state) == (100, 100, 200)
     assert part.gathered == 2 * 4 * (40 + 2 * 35)  # weights and gradients: outside the layers, and of two groups
@@ -175,14 +179,14 @@ def test_moments_that_only_ranks_have(monkeypatch):
         == 2000
     )
     assert several["updating"]["activations and logits"] == 600
-    monkeypatch.setattr(context, "HELD_WHOLE", 100)
+    monkeypatch.setattr(context, "MIN_SHARDED_PARAMETERS", 100)
     divided = training_peaks(network(), held, PlanContext(CPU, ranks=2))
     assert divided["loading"] == {"whole models": 400}
     assert divided["updating"]["activations and logits"] == 1000  # gradients went to others as soon as they were made
 
 
 def test_ppo_with_adapters_holds_two_models():
-    shape = replace(SMALL, parameters=110, matrices=70, still=100)
+    shape = replace(SMALL, parameters=110, matrix_parameters=70, frozen_parameters=100)
     adapted, held = network(shape, lora=1), (PeakMemory(500, 0), PeakMemory(500, 0), None)
     parts = ppo_peaks(adapted, adapted, None, held, True, 3, 20, PlanContext(CUDA))["updating"]
     assert parts["weights: policy, reference, average"] == 440 + 40
@@ -194,7 +198,9 @@ def test_ppo_with_adapters_holds_two_models():
 
 
 def test_as_many_tokens_at_once_as_fit(monkeypatch):
-    """2,048 tokens need 2,048 bytes beside 500 that are always there; with room for 1,100 the stage would come to 512."""
+    """2,048 tokens need 2,048 bytes beside 500 that are always there;
+    with room for 1,100 the stage would come to 512.
+    """
 
     def planned(_, asked):
         return Plan(
@@ -205,7 +211,7 @@ def test_as_many_tokens_at_once_as_fit(monkeypatch):
             memory_peaks={"updating": {"weights": 500.0, memory.ACTIVATIONS_PART: float(asked.budget)}},
         )
 
-    monkeypatch.setattr("instructgpt.plan.cli.plan", planned)
+    monkeypatch.setattr("instructgpt.plan.cli.plan_stage", planned)
     config = make_config(SFTConfig, {"base": "b", "data": ("d",), "out": Path("o")})
     assert fit_to_memory(config, PlanContext(CPU), 3000).microbatch_tokens == 2048
     assert fit_to_memory(config, PlanContext(CPU), 1100).microbatch_tokens == 512
@@ -302,7 +308,9 @@ def test_rates_nobody_would_use_are_refused(words, complaint, options, capsys):
 
 
 def test_groups_of_layers_are_those_that_are_gathered():
-    """Forty million parameters: eight layers of 3.2 million come to more than 25 million, the other four to the rest."""
+    """Forty million parameters: eight layers of 3.2 million come to more than 25 million,
+    the other four to the rest.
+    """
     sizes = {
         "hidden_size": 512,
         "intermediate_size": 1376,

@@ -1,4 +1,6 @@
-"""The plan of a stage: arithmetic beside torch's own counter, memory beside a process's own peak, and what a run has reached."""
+"""The plan of a stage: arithmetic beside torch's own counter, memory beside a process's own peak,
+and what a run has reached.
+"""
 
 import json
 import sys
@@ -18,13 +20,13 @@ from instructgpt.formatting import format_seconds, format_si
 from instructgpt.models.flops import (
     ModelShape,
     SequenceShape,
+    build_on_meta,
     get_model_shape,
     load_model_config,
-    model_shape_from_config,
+    ppo_update_flops,
 )
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model
-from instructgpt.models.stage_flops import ppo_update_flops
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.hardware import Machine, benchmark_machine
 from instructgpt.plan.lengths import geometric_lengths
@@ -70,26 +72,14 @@ def test_forward_and_backward_are_what_torch_counts(model):
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_what_nobody_reads_stops_at_the_keys_and_values_of_the_last_layer():
-    """Beyond them lie the last layer's other matrices, and what its nine tokens see: 45 pairs, the last of them 9."""
+def test_the_last_mlp_counts_tokens_that_are_read_only():
     model = tiny_model("llama", 300, 0)
-    shape, layer = get_model_shape(model), model.model.layers[-1]
-    beyond = [
-        layer.self_attn.q_proj,
-        layer.self_attn.o_proj,
-        layer.mlp.gate_proj,
-        layer.mlp.up_proj,
-        layer.mlp.down_proj,
-    ]
-    weights = sum(matrix.weight.numel() for matrix in beyond)
+    shape, mlp = get_model_shape(model), model.model.layers[-1].mlp
+    weights = sum(matrix.weight.numel() for matrix in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    assert shape.last_mlp_parameters == weights
     whole = shape.forward_flops([SequenceShape(9)])
-    assert (
-        whole - shape.forward_flops([SequenceShape(9, output_tokens=0)])
-        == 2 * 9 * weights + 4 * shape.attention_width * 45
-    )
-    assert whole - shape.forward_flops(
-        [SequenceShape(9, output_tokens=1)]
-    ) == 2 * 8 * weights + 4 * shape.attention_width * (45 - 9)
+    for read in (0, 1, 9):
+        assert whole - shape.forward_flops([SequenceShape(9, output_tokens=read)]) == 2 * (9 - read) * weights
 
 
 def test_a_continued_text_costs_what_is_left_of_the_whole(model):
@@ -101,7 +91,7 @@ def test_a_continued_text_costs_what_is_left_of_the_whole(model):
 
 def test_a_shape_is_read_from_the_configuration_alone(family, model, tmp_path):
     (tmp_path / "config.json").write_text((family / "config.json").read_text())
-    assert model_shape_from_config(load_model_config(tmp_path)) == get_model_shape(model)
+    assert get_model_shape(build_on_meta(load_model_config(tmp_path))) == get_model_shape(model)
 
 
 SMALL = ModelShape(
@@ -116,7 +106,9 @@ SMALL = ModelShape(
 
 
 def test_decoding_by_hand():
-    """Prompts of 2 and 3 tokens, completions of 1 and 3: two steps, in which only the second row is alive, at 3 and 4 tokens before."""
+    """Prompts of 2 and 3 tokens, completions of 1 and 3: two steps, in which only the second row is alive,
+    at 3 and 4 tokens before.
+    """
     _, decode = sampling_phases(SMALL, [2, 3], [1, 3], rows=2)
     assert decode.tokens == 2
     assert decode.flops == 2 * (2 * 60 + 2 * 4 * 10) + 4 * 4 * (3 + 1 + 4 + 1)
@@ -191,8 +183,8 @@ def test_the_plan_of_ppo_has_the_flops_that_must_be_done(ppo_options, tmp_path):
         PPOConfig, {**ppo_options, "out": tmp_path, "batch": 4, "minibatch": 2, "episodes": 8, "max_tokens": 6}
     )
     made = plan_stage(config, PlanContext(CPU, prompt_tokens=5, completion_tokens=6))
-    policy = model_shape_from_config(load_model_config(config.policy))
-    scalar = model_shape_from_config(load_model_config(config.reward), scalar=True)
+    policy = get_model_shape(build_on_meta(load_model_config(config.policy)))
+    scalar = get_model_shape(build_on_meta(load_model_config(config.reward), scalar=True))
     must = ppo_update_flops(policy, scalar, scalar, [TokenizedExample([0] * 5, [0] * 6)] * 4)
     by_name = {phase.name: phase.flops for phase in made.phases}
     assert by_name["prefill"] + by_name["decode"] == must.pop("sampling")

@@ -409,7 +409,7 @@ def test_numbers_as_people_write_them(said, expected):
 
 
 def test_the_docs_name_every_metric_and_file(run):
-    docs = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    docs = "".join(page.read_text(encoding="utf-8") for page in (Path(__file__).parents[2] / "docs").glob("*.md"))
     named = {
         row.metric for row in read_result_rows(run / "results.json") if row.evaluation not in ("labels", "difference")
     } - {

@@ -1,4 +1,4 @@
-"""Batched, cached, ragged sampling against a naive loop; log-probabilities against the trainer's forward.
+"""Batched sampling with a cache against a naive loop; its logp against the forward pass that trains.
 
 pytest tests/sampling/test_engine.py
 """
@@ -33,7 +33,7 @@ def models(save):
 
 @torch.no_grad()
 def naive(model, prompt, uniforms, eos, temperature):
-    """One row, one token at a time, the whole row computed anew: the first token whose cumulative probability exceeds u."""
+    """Sample a row without a cache: each token is the first whose cumulative probability exceeds u."""
     tokens = list(prompt)
     for u in uniforms.tolist():
         logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1]
@@ -51,13 +51,13 @@ def naive(model, prompt, uniforms, eos, temperature):
     return tokens[len(prompt) :]
 
 
-def uniform_numbers(seed):
-    """The documented stream: one double a token, row after row, from the seed."""
+def uniforms_of_seed(seed):
+    """Draw one double a token, row after row, as documented."""
     return torch.rand(len(PROMPTS), TOKENS, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def an_early_end(model, prompts=PROMPTS):
-    """A token that some rows sample early and others do not, so that rows end at different times."""
+def early_eos(model, prompts=PROMPTS):
+    """Find a token that some rows sample early and others do not, so that rows end at different times."""
     free = [one.tokens for one in sample_tokens(model, prompts, eos=-1, max_tokens=TOKENS, seed=1)]
     return max(sorted({row[2] for row in free}), key=lambda token: sum(token in row for row in free) % len(free))
 
@@ -65,8 +65,8 @@ def an_early_end(model, prompts=PROMPTS):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 0.7])
 def test_sampling_equals_a_naive_loop(models, family, temperature):
-    model, uniforms = models[family], uniform_numbers(1)
-    eos = an_early_end(model)
+    model, uniforms = models[family], uniforms_of_seed(1)
+    eos = early_eos(model)
     got = sample_tokens(model, PROMPTS, eos=eos, max_tokens=TOKENS, seed=1, temperature=temperature)
     expected = [naive(model, prompt, row, eos, temperature) for prompt, row in zip(PROMPTS, uniforms, strict=True)]
     assert [one.tokens for one in got] == expected
@@ -79,7 +79,7 @@ def test_sampling_equals_a_naive_loop(models, family, temperature):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logp_equals_the_trainers_forward(models, family):
     model = models[family]
-    got = sample_tokens(model, PROMPTS, eos=an_early_end(model), max_tokens=TOKENS, seed=1)
+    got = sample_tokens(model, PROMPTS, eos=early_eos(model), max_tokens=TOKENS, seed=1)
     batch = collate([TokenizedExample(prompt, one.tokens) for prompt, one in zip(PROMPTS, got, strict=True)])
     with torch.no_grad():
         trained = completion_logp(model, batch)
@@ -87,43 +87,43 @@ def test_logp_equals_the_trainers_forward(models, family):
 
 
 @torch.no_grad()
-def test_logp_carries_the_temperature(models):
+def test_logp_includes_the_temperature(models):
     (one,) = sample_tokens(models["llama"], PROMPTS[:1], eos=-1, max_tokens=1, seed=0, temperature=0.5)
     logits = models["llama"](input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1]
     assert one.logp[0] == pytest.approx(float((logits / 0.5).log_softmax(0)[one.tokens[0]]), abs=1e-5)
 
 
-def same_samples(got, expected):
+def assert_same_samples(got, expected):
     assert [(one.tokens, one.finished) for one in got] == [(one.tokens, one.finished) for one in expected]
     for one, other in zip(got, expected, strict=True):
         assert one.logp == pytest.approx(other.logp, abs=1e-5)
 
 
 @pytest.fixture
-def memory_for(monkeypatch):
-    """Leave memory for so many rows."""
+def limit_rows(monkeypatch):
+    """Limit the rows that fit in memory."""
     return lambda rows: monkeypatch.setattr(engine, "max_batch_rows", lambda *_: rows)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_neither_memory_nor_refilling_changes_a_completion(models, family, memory_for, monkeypatch):
-    """Few slots, so that rows enter where others left, one by one or several together, and looks at long intervals."""
+def test_slots_and_refilling_do_not_change_completions(models, family, limit_rows, monkeypatch):
+    """Few slots, which rows enter one by one or several together, and rare checks for finished rows."""
     prompts = PROMPTS * 4
-    eos = an_early_end(models[family], prompts)
+    eos = early_eos(models[family], prompts)
     plain = sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
     assert len({len(one.tokens) for one in plain}) > 2
     for rows, share, every in ((3, 0.0, 1), (1, 1 / 8, 1), (7, 0.5, 3), (20, 0.0, TOKENS + 5)):
-        memory_for(rows)
-        monkeypatch.setattr(engine, "REFILL_AT", share)
+        limit_rows(rows)
+        monkeypatch.setattr(engine, "REFILL_FREE_SHARE", share)
         monkeypatch.setitem(decoder.FINISH_CHECK_INTERVAL, "cpu", every)
-        same_samples(sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
+        assert_same_samples(sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_steps_of_round_sizes_change_nothing(models, family, memory_for, monkeypatch):
-    """What a CUDA graph would replay: the same step for round numbers of rows and columns, idle slots among them."""
+def test_static_shapes_do_not_change_completions(models, family, limit_rows, monkeypatch):
+    """The shapes of CUDA graphs: bucketed numbers of rows and columns, with idle slots."""
     prompts, sizes = PROMPTS * 3, []
-    eos = an_early_end(models[family], prompts)
+    eos = early_eos(models[family], prompts)
     plain = sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
     step = decoder.Decoder.step
     monkeypatch.setattr(
@@ -134,15 +134,15 @@ def test_steps_of_round_sizes_change_nothing(models, family, memory_for, monkeyp
     monkeypatch.setattr(decoder, "STATIC_SHAPE_DEVICES", ("cpu",))
     monkeypatch.setattr(decoder, "ROW_BUCKETS", (2, 4))
     monkeypatch.setattr(decoder, "COLUMN_BUCKET_SIZE", 8)
-    memory_for(10)
-    same_samples(sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
+    limit_rows(10)
+    assert_same_samples(sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
     widest = max(map(len, prompts)) + TOKENS - 1
     assert {rows for rows, _ in sizes} <= {2, 4, 8, 10}
     assert {width for _, width in sizes} <= {8, 16, widest}
     assert len(set(sizes)) < len(sizes) / 2
 
 
-def test_round_sizes_by_hand():
+def test_bucket_shapes_by_hand():
     cache = kv_cache.StaticKVCache(100, 300)
     assert [decoder.bucket_shape(rows, 5, cache)[0] for rows in (1, 2, 3, 5, 9, 17, 32, 33, 64, 65, 97)] == [
         1,
@@ -161,14 +161,14 @@ def test_round_sizes_by_hand():
 
 
 @torch.inference_mode()
-def test_a_step_leaves_rows_that_have_ended_as_they_are(models):
-    """So that a graph can be tried out before it is captured, and rows may end between two looks."""
+def test_steps_do_not_change_finished_rows(models):
+    """Steps run before a graph is captured, and rows finish between two checks."""
     decode = decoder.Decoder(models["llama"], 4, 20, TOKENS, decoder.SamplingParams(eos=-1))
     decode.add_rows(models["llama"], PROMPTS[:4], torch.rand(4, TOKENS, dtype=torch.float64), [])
     decode.step_all(models["llama"])
     decode.alive[1:3] = False
     decode.step_all(models["llama"])  # writes the column that they were to write
-    state = ("token", "position", "taken", "alive", "uniforms")
+    state = ("next_input", "next_position", "num_sampled", "alive", "uniforms")
     before = [getattr(decode, name).clone() for name in state] + [
         x.clone() for layer in decode.cache.key_values for x in layer
     ]
@@ -180,11 +180,11 @@ def test_a_step_leaves_rows_that_have_ended_as_they_are(models):
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(12, 7 + 3), (4, 7 + 3), (2, 7 + 3)])
-def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monkeypatch, rows, expected):
-    """All but the last token of each prompt, whatever is sampled from it, also where its rows enter at different times."""
+def test_equal_prompts_are_prefilled_once(models, limit_rows, monkeypatch, rows, expected):
+    """All but the last token of each prompt, also where its rows enter at different times."""
     model = models["llama"]
     prompts = [PROMPTS[2], PROMPTS[3]] * 4 + [PROMPTS[1]] * 4
-    eos = an_early_end(model, prompts)
+    eos = early_eos(model, prompts)
     alone = [
         sample_tokens(model, prompts[: row + 1], eos=eos, max_tokens=TOKENS, seed=2)[row] for row in range(len(prompts))
     ]
@@ -195,13 +195,13 @@ def test_a_prompt_asked_several_times_is_computed_once(models, memory_for, monke
         "_prefill",
         lambda self, model, parts: (seen.extend(len(p) for p, _ in parts), prefill(self, model, parts)),
     )
-    memory_for(rows)
-    same_samples(sample_tokens(model, prompts, eos=eos, max_tokens=TOKENS, seed=2), alone)
+    limit_rows(rows)
+    assert_same_samples(sample_tokens(model, prompts, eos=eos, max_tokens=TOKENS, seed=2), alone)
     assert sum(seen) == expected
 
 
 def other_families():
-    """Families with windows or with caches of another kind, windows shorter than the prompts."""
+    """Configure families with sliding windows shorter than the prompts, or with other caches."""
     usual = {
         "vocab_size": 200,
         "hidden_size": 16,
@@ -243,20 +243,20 @@ def other_families():
 
 
 @pytest.mark.parametrize("name", other_families())
-def test_other_families_equal_the_naive_loop(name, memory_for):
+def test_other_families_equal_a_naive_loop(name, limit_rows):
     config, in_slots = other_families()[name]
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     use_packed_attention(model)
     prompts = [[token for token in prompt if token < 200] for prompt in PROMPTS]
-    memory_for(2)
-    eos = an_early_end(model, prompts)
+    limit_rows(2)
+    eos = early_eos(model, prompts)
     for temperature in (0.0, 1.0):
         got = sample_tokens(model, prompts, eos=eos, max_tokens=TOKENS, seed=1, temperature=temperature)
         assert [one.tokens for one in got] == [
-            naive(model, p, u, eos, temperature) for p, u in zip(prompts, uniform_numbers(1), strict=True)
+            naive(model, p, u, eos, temperature) for p, u in zip(prompts, uniforms_of_seed(1), strict=True)
         ]
-    assert (engine.get_cache_spec(model) is not None) == in_slots
+    assert (engine.cache_bytes_per_token(model) is not None) == in_slots
     with torch.no_grad():
         trained = completion_logp(
             model, collate([TokenizedExample(prompt, one.tokens) for prompt, one in zip(prompts, got, strict=True)])
@@ -264,17 +264,17 @@ def test_other_families_equal_the_naive_loop(name, memory_for):
     torch.testing.assert_close(torch.tensor([number for one in got for number in one.logp]), trained, atol=1e-5, rtol=0)
 
 
-def test_rows_and_what_they_keep(models, monkeypatch):
+def test_cache_bytes_and_batch_rows_by_hand(models, monkeypatch):
     kept = engine.probe_cache(models["llama"])  # 2 layers, keys and values, 1 head of 8 numbers, 4 bytes each
-    assert kept == engine.CacheSpec(num_layers=2, bytes_per_token=2 * 2 * 1 * 8 * 4)
+    assert kept == 2 * 2 * 1 * 8 * 4
     monkeypatch.setattr(engine, "CPU_CACHE_BYTES", 10_000)
     assert engine.max_batch_rows(models["llama"], 3_000) == 3
     assert engine.max_batch_rows(models["llama"], 30_000) == 1, "one row is always computed"
-    monkeypatch.setattr(engine, "LOGITS_HELD", 2 * models["llama"].config.vocab_size)
+    monkeypatch.setattr(engine, "MAX_LOGITS", 2 * models["llama"].config.vocab_size)
     assert engine.max_batch_rows(models["llama"], 100) == 2
 
 
-def test_a_completion_depends_on_its_prompt_index_and_seed_alone(models):
+def test_completions_depend_on_prompt_index_and_seed_only(models):
     model = models["llama"]
     alone = sample_tokens(model, PROMPTS[:2], eos=-1, max_tokens=TOKENS, seed=3)
     among = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=3)
@@ -287,7 +287,7 @@ def test_a_completion_depends_on_its_prompt_index_and_seed_alone(models):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sampled_frequencies_are_the_softmax_of_the_logits(models, family):
-    """A chi-square test over the first token of many completions, at temperature 1, without top-k or top-p."""
+    """Chi-square test of the first token of many completions, at temperature 1."""
     count = 2048
     model = models[family]
     first = [one.tokens[0] for one in sample_tokens(model, [PROMPTS[0]] * count, eos=-1, max_tokens=1, seed=11)]
@@ -299,7 +299,7 @@ def test_sampled_frequencies_are_the_softmax_of_the_logits(models, family):
     assert stats.chisquare(*pooled, sum_check=False).pvalue > 1e-3
 
 
-def test_choose_by_hand():
+def test_inverse_cdf_sample_by_hand():
     logits = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(6, 4)
     uniforms = torch.tensor([0.0, 0.2499, 0.2501, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
     assert inverse_cdf_sample(logits.softmax(-1), uniforms).tolist() == [0, 0, 2, 2, 3, 3], (
@@ -312,8 +312,8 @@ def test_choose_by_hand():
     assert sample_with_logp(logits, uniforms, SamplingParams(-1, 0.5))[0].tolist() == [0, 2, 2, 2, 2, 3]
 
 
-def test_choose_is_the_inverse_distribution_function():
-    """Over several blocks of the vocabulary, the last not full, with stretches that have no probability."""
+def test_inverse_cdf_sample_over_blocks():
+    """Several blocks of the vocabulary, the last not full, and ranges with probability 0."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(500, 3 * decoder.CDF_BLOCK_SIZE + 7, generator=generator) * 3
     logits[:, decoder.CDF_BLOCK_SIZE - 5 : 2 * decoder.CDF_BLOCK_SIZE + 3] = float("-inf")
@@ -329,7 +329,7 @@ def test_choose_is_the_inverse_distribution_function():
     assert chosen[inside].tolist() == expected[inside].tolist()
 
 
-def test_the_nucleus_by_hand():
+def test_top_p_filter_by_hand():
     logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
     keeps = lambda top_p, temperature=1.0: decoder.top_p_filter(logits, temperature, top_p).isfinite()[0].tolist()  # noqa: E731
     assert keeps(0.3) == [False, True, False, False]
@@ -343,7 +343,7 @@ def test_the_nucleus_by_hand():
 
 
 @torch.no_grad()
-def test_top_p_samples_from_the_nucleus_alone(models):
+def test_top_p_samples_from_the_nucleus_only(models):
     model = models["llama"]
     probabilities = model(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1].double().softmax(0)
     inside, total = [], 0.0
@@ -359,7 +359,7 @@ def test_top_p_samples_from_the_nucleus_alone(models):
     assert sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1, top_p=1.0) == everything
 
 
-def test_ends_at_end_of_text_and_only_there(models):
+def test_completions_end_at_end_of_text_only(models):
     model = models["llama"]
     (free,) = sample_tokens(model, PROMPTS[:1], eos=-1, max_tokens=TOKENS, seed=1)
     assert (len(free.tokens), len(free.logp), free.finished) == (TOKENS, TOKENS, False)
@@ -379,7 +379,7 @@ def test_prompts_that_do_not_fit_are_refused(models):
     assert sample_tokens(model, [], eos=-1, max_tokens=4, seed=0) == []
 
 
-def test_generated_text_and_tokens_belong_together(policy):
+def test_completion_text_is_its_decoded_tokens(policy):
     model, render = policy
     answers = generate(
         model, render, [Prompt(prompt="Name a frog."), Prompt(prompt="서울")], max_tokens=6, seed=0, per_prompt=2
@@ -406,7 +406,7 @@ def test_continuations_are_cut_before_the_stop(policy):
 
 
 def test_logp_of_a_long_completion_is_exact(models):
-    """The cache stays in step with the positions up to the last token of the context."""
+    """Up to the last token of the context."""
     model = models["gpt2"]
     (one,) = sample_tokens(model, [[1, 2]], eos=-1, max_tokens=CONTEXT - 2, seed=5)
     with torch.no_grad():
@@ -415,8 +415,8 @@ def test_logp_of_a_long_completion_is_exact(models):
     assert math.isfinite(sum(one.logp))
 
 
-def test_prompts_that_differ_in_their_last_token_alone(policy):
-    """They share everything that is computed ahead, and are still two."""
+def test_prompts_that_share_all_but_the_last_token(policy):
+    """They share their prefill."""
     model, render = policy
     start = render.encode_text("A frog says croak")
     prompts = [[*start, last] for last in (5, 6, 7)]
@@ -429,10 +429,10 @@ def test_prompts_that_differ_in_their_last_token_alone(policy):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sampling_with_adapters_equals_a_naive_loop(save, family):
-    """Adapters that came after the model was first sampled from; it is tried out anew, and its reference says what it said before."""
-    model, uniforms = load_policy(save(family), CPU)[0], uniform_numbers(1)
+    """Adapters added after the first sampling: the cache is probed again, and the model below samples as before."""
+    model, uniforms = load_policy(save(family), CPU)[0], uniforms_of_seed(1)
     plain = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
-    before = engine._CACHE_SPECS[model][0]
+    before = engine._CACHE_PROBES[model][0]
     adapted = add_lora(model, 2, 0)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -445,5 +445,5 @@ def test_sampling_with_adapters_equals_a_naive_loop(save, family):
             naive(adapted, p, u, -1, 1.0) for p, u in zip(PROMPTS, uniforms, strict=True)
         ]
     assert [x.tokens for x in got] != [x.tokens for x in plain]
-    assert engine._CACHE_SPECS[model][0] != before
-    same_samples(sample_tokens(BaseModelView(adapted), PROMPTS, eos=-1, max_tokens=TOKENS, seed=1), plain)
+    assert engine._CACHE_PROBES[model][0] != before
+    assert_same_samples(sample_tokens(BaseModelView(adapted), PROMPTS, eos=-1, max_tokens=TOKENS, seed=1), plain)

@@ -1,4 +1,4 @@
-"""Sampling with weights that stay sharded, and weights that wait on the CPU: the same completions, the same training.
+"""Sampling with sharded weights, and offloaded weights: the same completions, the same training.
 
 pytest tests/sampling/test_sharded_sampling.py
 """
@@ -22,9 +22,9 @@ from instructgpt.distributed.comm import get_dist_info
 from instructgpt.distributed.launch import RANK_TIMEOUT_S, _start_ranks, launch
 from instructgpt.errors import InputError
 from instructgpt.models import sharding
-from instructgpt.models.lora import add_lora, get_backbone
+from instructgpt.models.lora import BaseModelView, add_lora, get_backbone
 from instructgpt.models.policy import completion_logp, load_policy
-from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.precision import apply_memory_options, compute_device
 from instructgpt.run import directory as run_module
 from instructgpt.run.directory import RunDirectory, read_jsonl_log
 from instructgpt.sampling import engine
@@ -37,17 +37,18 @@ from instructgpt.train.sft import SFTConfig
 PROMPTS = [[5, 9, 2], [7], [5, 9, 2], [4, 4, 8, 1, 30, 12], [11, 3], [60, 61], [7]]
 WAYS = {
     "likeliest": (len(PROMPTS), {"temperature": 0.0, "seed": 1}),
-    "drawn in turns": (len(PROMPTS), {"seed": 4, "rows": 1, "top_p": 0.9}),
+    "drawn in turns": (len(PROMPTS), {"seed": 4, "max_rows": 1, "top_p": 0.9}),
     "for one rank": (1, {"seed": 5}),
 }
-"""How many prompts are answered, and how."""
+"""Number of prompts, and sampling options."""
 KINDS = {
     "gpt2": "gpt2",
     "llama": "llama",
     "bf16": "llama",
     "adapters": "llama",
     "offload": "llama",
-    "computed anew": "llama",
+    "checkpointing": "llama",
+    "computed anew": "llama",  # the last: it replaces a method of the cache
 }
 
 
@@ -55,13 +56,13 @@ KINDS = {
 
 
 def sample_both_ways(folders: dict[str, Path], out: Path, _: StageConfig) -> None:
-    """What each of two ranks does: sample with gathered weights and with shards, then compute something that learns."""
+    """Run on each of two ranks: sample with gathered and with sharded weights, then a backward pass."""
     sharding.MIN_SHARDED_PARAMETERS = 0
-    sharding.layer_groups = one_by_one
-    said = {}
+    sharding.layer_groups = group_per_layer
+    samples_by_case = {}
     for name, folder in folders.items():
         model, _ = load_policy(folder, CPU)
-        apply_memory_options(model, ("bf16",) if name == "bf16" else ())
+        apply_memory_options(model, (name,) if name in ("bf16", "checkpointing") else ())
         model = add_lora(model, 2 if name == "adapters" else 0, seed=0)
         sharding.shard(model, memory=("offload",) if name == "offload" else ())
         if name == "computed anew":
@@ -72,11 +73,13 @@ def sample_both_ways(folders: dict[str, Path], out: Path, _: StageConfig) -> Non
                 sharding.MAX_UNSHARDED_MEMORY_SHARE = share
                 assert sharding.fits_unsharded(model) == bool(share)
                 samples = sample_on_ranks(model, PROMPTS[:count], eos=likeliest[3].tokens[2], max_tokens=9, **options)
-                said[f"{name}, {way}, {share}"] = [[one.tokens, one.logp, one.finished] for one in samples]
-        assert (name == "computed anew") == (engine._CACHE_SPECS[model][1] is None)
+                samples_by_case[f"{name}, {way}, {share}"] = [[one.tokens, one.logp, one.finished] for one in samples]
+        assert (name == "computed anew") == (engine._CACHE_PROBES[model][1] is None)
         batch = collate([TokenizedExample([5, 9], [2, 8])])
         (-completion_logp(model, batch).sum()).backward()
-    (out / f"{get_dist_info().rank}.json").write_text(json.dumps(said))
+        gradients = [parameter.grad.full_tensor() for parameter in model.parameters() if parameter.grad is not None]
+        samples_by_case[f"{name}, gradient"] = sum(gradient.abs().sum().item() for gradient in gradients)
+    (out / f"{get_dist_info().rank}.json").write_text(json.dumps(samples_by_case))
 
 
 def fails_in_the_second_layer(_self, keys, values, layer, *_, **__):
@@ -85,15 +88,15 @@ def fails_in_the_second_layer(_self, keys, values, layer, *_, **__):
     return keys, values
 
 
-def one_by_one(model):
-    """Every layer is gathered by itself, as in a large model."""
+def group_per_layer(model):
+    """Gather every layer on its own, as in a large model."""
     names = set(model._no_split_modules or ())
     return [[module] for module in model.modules() if type(module).__name__ in names]
 
 
 @pytest.fixture(scope="module")
 def sampled(save, tmp_path_factory):
-    """Completions by model, way, and share of the memory that gathered weights may take; of both ranks."""
+    """Completions of both ranks by model, way, and memory share of gathered weights."""
     out = tmp_path_factory.mktemp("sampled")
     folders = {name: save(family) for name, family in KINDS.items()}
     config = make_config(SFTConfig, {"base": "none", "data": (out,), "out": out})
@@ -103,7 +106,7 @@ def sampled(save, tmp_path_factory):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", KINDS)
-def test_shards_sample_what_gathered_weights_do(name, way, sampled):
+def test_sharded_and_gathered_weights_sample_the_same(name, way, sampled):
     gathered, sharded = (sampled[0][f"{name}, {way}, {share}"] for share in (0.5, 0.0))
     near = 0.05 if name == "bf16" else 1e-5
     assert len(gathered) == len(sharded) == WAYS[way][0]
@@ -113,7 +116,11 @@ def test_shards_sample_what_gathered_weights_do(name, way, sampled):
         assert logp == pytest.approx(also, abs=near)
 
 
-def test_both_ranks_have_all_completions_and_they_differ(sampled):
+def test_sharded_layers_can_be_checkpointed(sampled):
+    assert sampled[0]["checkpointing, gradient"] == pytest.approx(sampled[0]["llama, gradient"], rel=1e-5)
+
+
+def test_both_ranks_get_all_completions(sampled):
     assert sampled[0] == sampled[1]
     drawn, likeliest = (sampled[0][f"llama, {way}, 0.0"] for way in ("drawn in turns", "likeliest"))
     assert drawn[0][0] != drawn[2][0], "one prompt, another index"
@@ -124,7 +131,7 @@ def test_both_ranks_have_all_completions_and_they_differ(sampled):
 
 
 def train_all(kit, root: Path, plans: list[tuple[str, int | None]], _: StageConfig) -> None:
-    """What each rank does: SFT and PPO for each plan, several microbatches a step; stopped after a step, or to the end."""
+    """Run on each rank: SFT and PPO for each plan, several microbatches a step, to the end or stopped after a step."""
     for name, stop in plans:
         train_both(kit, root, name, stop)
 
@@ -134,7 +141,7 @@ def train_both(kit, root: Path, name: str, stop: int | None) -> None:
     packing.MICROBATCH_TOKENS["cpu"] = 60
     sharding.MIN_SHARDED_PARAMETERS = sharding.MIN_FSDP_GROUP_PARAMETERS = 0
     sharding.MAX_UNSHARDED_MEMORY_SHARE = 0.0 if name == "offload" else 0.5
-    run_module.CHECKPOINT_SECONDS = 0.0
+    run_module.CHECKPOINT_INTERVAL_S = 0.0
     log = RunDirectory.log
 
     def logged(run, step, *rest, **options) -> None:
@@ -159,16 +166,16 @@ def train_both(kit, root: Path, name: str, stop: int | None) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder of runs: two ranks with and without the word, one rank with it; those with it are stopped and go on."""
+    """A folder of runs: two ranks with and without offload, one rank with it; those with it are stopped and resumed."""
     root = tmp_path_factory.mktemp("trained")
     kit = make_kit(root, "--layers", 2)
     config = cli.parse(kit.sft(root / "sft"))[1]
     with pytest.MonkeyPatch.context() as patch:  # one rank works in this process, and what it sets is put back
         patch.setitem(packing.MICROBATCH_TOKENS, "cpu", 60)
         for module, name in (
-            (sharding, "GATHERED_TOGETHER"),
-            (sharding, "HELD_WHOLE"),
-            (run_module, "CHECKPOINT_SECONDS"),
+            (sharding, "MIN_FSDP_GROUP_PARAMETERS"),
+            (sharding, "MIN_SHARDED_PARAMETERS"),
+            (run_module, "CHECKPOINT_INTERVAL_S"),
         ):
             patch.setattr(module, name, 0)
         patch.setattr(sharding, "MAX_UNSHARDED_MEMORY_SHARE", 0.5)
@@ -179,7 +186,7 @@ def trained(tmp_path_factory):
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 @pytest.mark.parametrize("name", ["offload", "alone"])
-def test_weights_that_wait_on_the_cpu_learn_the_same(name, stage, trained):
+def test_offloaded_weights_train_the_same(name, stage, trained):
     one, other = (trained / folder / stage for folder in (name, "without"))
     assert_same_tensors(weights_of(one), weights_of(other), tolerance=1e-5)
     rows, others = read_jsonl_log(one / "metrics.jsonl"), read_jsonl_log(other / "metrics.jsonl")
@@ -189,17 +196,16 @@ def test_weights_that_wait_on_the_cpu_learn_the_same(name, stage, trained):
         assert row == pytest.approx(same, abs=1e-5, rel=1e-5)
 
 
-def test_a_model_says_where_it_computes(save):
+def test_compute_device_of_offloaded_models(save):
     for rank in (0, 2):
         model = add_lora(load_policy(save(), CPU)[0], rank, seed=0)
-        name = type(get_backbone(model)).__name__
         sharding._set_compute_device(model, torch.device("meta"))
-        assert model.device.type == get_backbone(model).device.type == "meta"
-        assert type(get_backbone(model)).__name__ == name
-        assert next(model.parameters()).device == CPU
+        for module in (model, get_backbone(model), BaseModelView(model) if rank else model):
+            assert compute_device(module).type == "meta"
+        assert model.device == next(model.parameters()).device == CPU
 
 
-def test_the_word_is_refused_where_it_would_do_nothing(save, tmp_path, capsys):
+def test_offload_is_refused_without_effect(save, tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
     command = (
@@ -222,7 +228,7 @@ def test_the_word_is_refused_where_it_would_do_nothing(save, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-def test_one_gpu_whose_weights_wait_on_the_cpu(save, tmp_path, capsys):
+def test_offload_on_one_gpu_trains_the_same(save, tmp_path, capsys):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in DEMONSTRATIONS))
     for folder, word in (("plain", ()), ("offload", ("--memory", "offload"))):

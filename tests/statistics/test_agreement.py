@@ -15,7 +15,9 @@ from instructgpt.statistics.shrinkage import beta_binomial_shrinkage
 
 
 def random_rankings(seed=0, prompts=12, people=5, gaps=True):
-    """Prompts of unlike length, labelers who rank some of them, some completions not shown to all, some tasks done twice."""
+    """Prompts of unlike length, labelers who rank some of them, some completions not shown to all,
+    some tasks done twice.
+    """
     rng = np.random.default_rng(seed)
     made = []
     for prompt in range(prompts):
@@ -36,7 +38,9 @@ def sign(number):
 
 
 def slow_cells(rankings):
-    """(prompt, two labelers) -> alike, opposite, first tied, second tied, both tied: every pair of answers, one after the other."""
+    """(prompt, two labelers) -> alike, opposite, first tied, second tied, both tied: every pair of answers,
+    one after the other.
+    """
     answers = {}
     for ranking in rankings:
         ranks = dict(zip(ranking.completions, ranking.ranks, strict=True))
@@ -181,7 +185,9 @@ def test_who_answers_at_random_or_upside_down_stands_out():
 
 
 def test_shrunk_shares_are_those_of_a_fine_grid():
-    """The same model by brute force: every prior of a fine grid, scipy's beta-binomial likelihood, a mixture of beta distributions."""
+    """The same model by brute force: every prior of a fine grid, scipy's beta-binomial likelihood,
+    a mixture of beta distributions.
+    """
     rng = np.random.default_rng(2)
     n = rng.integers(5, 120, 20)
     alike = rng.binomial(n, rng.beta(14, 6, 20))

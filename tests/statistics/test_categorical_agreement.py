@@ -26,7 +26,10 @@ def test_alpha_is_evalica_s(level, seed):
 
 
 def test_alpha_by_hand():
-    """Two labelers, four units: yes yes, yes no, no no, no no. Coincidences: yy 2, yn 1, ny 1, nn 4; 3 yes and 5 no of 8."""
+    """Two labelers, four units: yes yes, yes no, no no, no no.
+
+    Coincidences: yy 2, yn 1, ny 1, nn 4; 3 yes and 5 no of 8.
+    """
     units, values = [1, 1, 2, 2, 3, 3, 4, 4], [True, True, True, False, False, False, False, False]
     found = krippendorff_alpha(units, values)
     assert found.value == pytest.approx(1 - (2 / 8) / (2 * 3 * 5 / (8 * 7)))

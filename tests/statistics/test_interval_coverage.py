@@ -1,7 +1,8 @@
-"""Do 95 % intervals hold the truth? Labelers with tastes and slips of their own, prompts and labelers both drawn anew each time.
+"""Do 95 % intervals hold the truth? Labelers with tastes and slips of their own, prompts and labelers both drawn anew
+each time.
 
-Each interval is made by the code that people use; only the making of answers is vectorised. With 600 repetitions the standard error at
-95 % is 0.9 points: enough to tell 95 from 92.
+Each interval is made by the code that people use; only the making of answers is vectorised. With 600 repetitions the
+standard error at 95 % is 0.9 points: enough to tell 95 from 92.
 """
 
 from functools import cache
@@ -23,8 +24,8 @@ CHANCE = 0.009
 def answers(rng, prompts, labelers, per_prompt, taste, k=4):
     """Who answered (P, m), and which of each pair of k completions they put first (P, m, pairs): 1, -1, 0 for a tie.
 
-    A completion has three features; labelers weigh them by a shared taste and one of their own (of size `taste`), slip by a noise of
-    their own size (0.5 to 1.5), and tie what they see as closer than a width of their own (0 to 0.6).
+    A completion has three features; labelers weigh them by a shared taste and one of their own (of size `taste`), slip
+    by a noise of their own size (0.5 to 1.5), and tie what they see as closer than a width of their own (0 to 0.6).
     """
     features = rng.normal(size=(prompts, k, 3))
     weights = (1 + taste * rng.normal(size=(labelers, 3))) / np.sqrt(3)
@@ -61,7 +62,7 @@ def true_agreement(taste):
     found = [cells_of(*answers(rng, 200, 2_000, 12, taste)) for _ in range(60)]
     alike, opposite, one, both = (
         sum(sum(getattr(cells, name).sum() for name in names) for cells in found)
-        for names in (("alike",), ("opposite",), ("first_tied", "second_tied"), ("both_tied",))
+        for names in (("concordant",), ("discordant",), ("first_tied", "second_tied"), ("both_tied",))
     )
     total = alike + opposite + one + both
     return {
@@ -107,7 +108,9 @@ def test_agreement_s_intervals_hold_the_truth(prompts, labelers, per_prompt, tas
 
 
 def votes(rng, prompts, labelers, per_prompt, prompt_sd=1.0, labeler_sd=0.5, ahead=0.3):
-    """Answers to "is this model's completion better?" on the logit scale: prompts and labelers lean, a tenth are ties. (P · m,) each."""
+    """Answers to "is this model's completion better?" on the logit scale: prompts and labelers lean,
+    a tenth are ties. (P · m,) each.
+    """
     who = np.argsort(rng.random((prompts, labelers)), axis=1)[:, :per_prompt].ravel()
     prompt = np.repeat(np.arange(prompts), per_prompt)
     lean = ahead + prompt_sd * rng.normal(size=prompts)[prompt] + labeler_sd * rng.normal(size=labelers)[who]
@@ -146,7 +149,9 @@ def test_equal_models_are_called_unequal_no_oftener_than_said():
 
 
 def test_strengths_intervals_hold_the_truth():
-    """Three models whose strengths differ from labeler to labeler and from prompt to prompt; truth from very many of both."""
+    """Three models whose strengths differ from labeler to labeler and from prompt to prompt;
+    truth from very many of both.
+    """
 
     def ranked(rng, prompts, labelers, per_prompt):
         base = np.array([0.6, 0.0, -0.6])
@@ -174,7 +179,9 @@ def test_strengths_intervals_hold_the_truth():
 
 
 def lengths_and_votes(rng, prompts, labelers, per_prompt):
-    """Who judged (N,), of which prompt, by how much the first completion is longer, and who won: length sways everybody, some more."""
+    """Who judged (N,), of which prompt, by how much the first completion is longer, and who won:
+    length sways everybody, some more.
+    """
     who = np.argsort(rng.random((prompts, labelers)), axis=1)[:, :per_prompt].ravel()
     prompt = np.repeat(np.arange(prompts), per_prompt)
     longer = rng.normal(0.5, 1, size=prompts)[prompt]
@@ -222,7 +229,9 @@ def test_length_controlled_intervals_hold_the_truth(prompts, labelers, per_promp
 
 
 def test_a_judge_asked_both_ways_has_intervals_that_hold_the_truth():
-    """Two verdicts a prompt, which share the prompt and lean to the place: their mean does not, and the prompt is the cluster."""
+    """Two verdicts a prompt, which share the prompt and lean to the place: their mean does not,
+    and the prompt is the cluster.
+    """
 
     def verdicts(rng, prompts):
         lean = 0.5 + rng.normal(size=prompts)[:, None] + np.array([0.6, -0.6])  # the first matches show the model first

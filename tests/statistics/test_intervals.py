@@ -14,7 +14,10 @@ from instructgpt.statistics import intervals
 
 
 def every_resample(table):
-    """All equally likely two-way resamples of a small table of cells, each a list of values: means, NaN where empty. By brute force."""
+    """All equally likely two-way resamples of a small table of cells, each a list of values: means, NaN where empty.
+
+    By brute force.
+    """
     rows, columns = len(table), len(table[0])
     for drawn_rows in product(range(rows), repeat=rows):
         for drawn_columns in product(range(columns), repeat=columns):
@@ -55,7 +58,9 @@ def test_repeating_every_row_changes_nothing_when_clustered():
 
 
 def test_crossed_width_is_the_known_standard_error():
-    """A balanced table with known variances: rows 1, columns 0.25, noise 1; plain product weights would be too wide for the noise."""
+    """A balanced table with known variances: rows 1, columns 0.25, noise 1;
+    plain product weights would be too wide for the noise.
+    """
     rng = np.random.default_rng(3)
     rows, columns = 60, 30
     widths = []
@@ -69,7 +74,7 @@ def test_crossed_width_is_the_known_standard_error():
 
 
 def simulated_coverage(prompts, labelers, per_prompt, prompt_sd, labeler_sd, times=400):
-    """How often the interval holds the true mean 0 when prompts and labelers have effects of these sizes and noise has size 1."""
+    """Return how often the interval covers the true mean 0; effects have these sizes, noise 1."""
     rng = np.random.default_rng(4)
     held = 0
     for seed in range(times):

@@ -101,7 +101,10 @@ def test_length_controlled_rate_is_that_of_statsmodels():
 
 
 def test_length_control_takes_length_away():
-    """Labelers who only like length: the plain rate is high, the controlled one a half. Equal lengths: both are the same."""
+    """Labelers who only like length: the plain rate is high, the controlled one a half.
+
+    Equal lengths: both are the same.
+    """
     rng = np.random.default_rng(2)
     rankings = []
     for i in range(800):

@@ -1,6 +1,6 @@
-"""A real browser (Debian's Chromium, driven by playwright) on a real server, for tests of what people see and do.
+"""A real browser (Debian's Chromium, driven by playwright) and a real server.
 
-Where there is no Chromium the tests are skipped with that reason; with CI=true they fail instead.
+Without Chromium the tests are skipped; with CI=true they fail.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LETTERS = "ABCDEFGHI"
 
 @dataclass
 class Server:
-    """A site that answers on a port of its own, and can die and come back there."""
+    """A site on a port, which can be stopped and started again."""
 
     site: Site
     port: int
@@ -68,7 +68,7 @@ class Server:
 
 @dataclass
 class Watched:
-    """What must not happen on any page: a broken policy, an error, a request to elsewhere."""
+    """Collects policy violations, script errors and requests to other hosts."""
 
     wrong: list[str] = field(default_factory=list)
 
@@ -80,9 +80,9 @@ class Watched:
             ),
         )
         context.on("weberror", lambda error: self.wrong.append(str(error.error)))
-        context.on("console", self.hear)
+        context.on("console", self.on_console)
 
-    def hear(self, message) -> None:
+    def on_console(self, message) -> None:
         if "Content Security Policy" in message.text or (
             message.type == "error" and "Failed to load resource" not in message.text
         ):
@@ -90,9 +90,9 @@ class Watched:
 
 
 def free_port() -> int:
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return int(door.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def watched():
-    """Every page of a test that hands its contexts to this is checked in the end."""
+    """Fail the test if a watched browser context had a violation, an error or a foreign request."""
     what = Watched()
     yield what
     assert not what.wrong
@@ -130,30 +130,30 @@ def watched():
 
 @contextmanager
 def chromium() -> Iterator:
-    """A headless browser, or a skip with the reason (a failure with CI=true)."""
+    """Start a headless browser, or skip (fail with CI=true)."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        not_here("playwright is not installed")
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        not_here("there is no chromium on the path")
+        skip_without("playwright is not installed")
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    if executable is None:
+        skip_without("there is no chromium on the path")
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=found, args=arguments)
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
         yield browser
         browser.close()
 
 
-def not_here(reason: str) -> None:
-    """Skip with a reason, except where everything must be there."""
+def skip_without(reason: str) -> None:
+    """Skip with a reason; fail with CI=true."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 def sign_in(context, server: Server, person: Person, token: str = "a-token") -> None:
-    """A browser's cookie for a person."""
+    """Set the session cookie of a person."""
     token = f"{token}-{person.id}"
     hashed = hashlib.sha256(token.encode()).hexdigest()
     with server.site.database.write() as db:
@@ -163,7 +163,7 @@ def sign_in(context, server: Server, person: Person, token: str = "a-token") -> 
 
 
 def add_ranking(site: Site, prompt: str, texts: list[str], name: str = "ranking", **more) -> str:
-    """An open batch of one ranking task. -> the batch's id."""
+    """Create an open batch of one ranking task. -> the batch's id."""
     completions = [
         records.Completion(prompt=prompt, completion=text, model=f"secret-model-{at}") for at, text in enumerate(texts)
     ]
@@ -184,7 +184,7 @@ def add_ranking(site: Site, prompt: str, texts: list[str], name: str = "ranking"
 
 
 def add_batch(site: Site, kind: str, prompts: list[str], name: str | None = None, **more) -> str:
-    """An open batch of another kind. -> the batch's id."""
+    """Create an open batch of another kind. -> the batch's id."""
     name = name or kind
     asked = [records.Prompt(id=f"{name}-{at}", prompt=text) for at, text in enumerate(prompts)]
     with site.database.write() as db:

@@ -1,28 +1,27 @@
-"""A real HTTP server on this machine that misbehaves as it is told to."""
+"""An HTTP server on this machine that answers, fails or hangs up as a test's function decides."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Told = Callable[["Service", dict[str, Any]], Any]
-"""What to answer a question with: a JSON object, or (status, headers, bytes), or None to hang up without a word."""
+Respond = Callable[["Service", dict[str, Any]], Any]
+"""Maps a payload to the answer: a JSON object, (status, headers, body), or None to hang up."""
 
 
 class Service(ThreadingHTTPServer):
-    """What was asked, and how many questions were under way at a time."""
+    """Records all payloads, keys and paths, and how many requests were handled at once."""
 
     daemon_threads = True
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, respond: Respond) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.told, self.asked, self.keys, self.paths, self.times = told, [], [], [], []
-        self.under_way = self.most = 0
+        self.respond, self.payloads, self.keys, self.paths = respond, [], [], []
+        self.active = self.max_active = 0
         self.lock = threading.Lock()
 
     @property
@@ -30,7 +29,7 @@ class Service(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def handle_error(self, *_: object) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that disconnect."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,23 +39,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         service = self.server
-        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with service.lock:
-            service.asked.append(question)
+            service.payloads.append(payload)
             service.keys.append(self.headers.get("Authorization"))
             service.paths.append(self.path)
-            service.times.append(time.monotonic())
-            service.under_way += 1
-            service.most = max(service.most, service.under_way)
+            service.active += 1
+            service.max_active = max(service.max_active, service.active)
         try:
-            said = service.told(service, question)
+            answer = service.respond(service, payload)
         finally:
             with service.lock:
-                service.under_way -= 1
-        if said is None:
+                service.active -= 1
+        if answer is None:
             self.close_connection = True
             return
-        status, headers, body = (200, {}, json.dumps(said).encode()) if isinstance(said, dict | list) else said
+        status, headers, body = (200, {}, json.dumps(answer).encode()) if isinstance(answer, dict | list) else answer
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(name, value)
@@ -64,13 +62,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nothing on the terminal."""
+        """Print nothing."""
 
 
 @contextlib.contextmanager
-def serving(told: Told) -> Iterator[Service]:
-    """The service, while the block runs."""
-    service = Service(told)
+def serving(respond: Respond) -> Iterator[Service]:
+    """Run the service within the block."""
+    service = Service(respond)
     thread = threading.Thread(target=service.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -24,7 +24,10 @@ TOXIC = {
     "biased": (0.45, 0.44, 0.3, 0.52, 0.5),
 }
 TASKS = {"translation": (0.78, 0.78, 0.72, 0.48, 0.7), "passage_qa": (0.66, 0.66, 0.62, 0.41, 0.6)}
-HOSTILE = '<script>alert("x")</script> & <img src=http://evil.example/x.png> \x00\x1b[31m \ud800 $\\frac{1}{0}$ 한국어 🦊 \u202edrawkcab'
+HOSTILE = (
+    '<script>alert("x")</script> & <img src=http://evil.example/x.png> \x00\x1b[31m \ud800 $\\frac{1}{0}$ 한국어 🦊 '
+    "\u202edrawkcab"
+)
 
 
 def answers(rng, place, quality):

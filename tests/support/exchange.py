@@ -1,4 +1,4 @@
-"""Work on a site, written straight into its tables: what each test of exports and archives starts from."""
+"""A site with work of every kind written straight into its tables, for tests of exports and archives."""
 
 from __future__ import annotations
 
@@ -114,92 +114,105 @@ def rank(
 
 
 def fill(site: Site, people: dict[str, Person]) -> dict[str, Submission]:
-    """A site with a bit of everything. `people`: ada and bob train, hal is held out. Returns the submissions by a name of their own."""
-    ada, bob, hal = people["ada"], people["bob"], people["hal"]
-    made: dict[str, Submission] = {}
+    """Write work of every kind. `people`: ada and bob train, hal is held out. -> submissions by a name."""
+    labelers = [people[name] for name in ("ada", "bob", "hal")]
     with site.database.write() as db:
-        rules = Instructions(purpose="training", version=1, body="Be helpful.", quiz={})
-        db.add(rules)
-        db.flush()
-        ranked, measured = add_batch(db, "ranked"), add_batch(db, "measured", purpose="evaluation")
-        capital = add_prompt(db, "The capital?", external_id="p-1", user="u-1", use_case="open_qa")
-        task = add_task(db, ranked, capital, [("Paris", ["sft", "ppo"]), ("Rome", ["base"]), ("Oslo\u2028?", ["ptx"])])
-        told = [{"opinion": False, "hallucination": None}, {"opinion": True}, {}]
-        made["ada"] = rank(db, task, ada, [2, 4, 2], [7, 2, 6], told, instructions=rules.id, note="close")
-        made["bob"] = rank(db, task, bob, [1, 2, 3])
-        made["hal"] = rank(db, task, hal, [3, 2, 1], [1, None, 5])
-        made["again"] = rank(db, task, bob, [1, 2, 2], round=1)
-        made["invalid"] = rank(
-            db,
-            add_task(db, ranked, add_prompt(db, "Broken?"), [("a", ["m"]), ("b", ["n"])]),
-            ada,
-            [1, 2],
-            invalid_reason="bot",
+        rankings, prompt = _fill_rankings(db, *labelers)
+        return rankings | _fill_writing(db, prompt, *labelers)
+
+
+def _fill_rankings(db, ada: Person, bob: Person, hal: Person) -> tuple[dict[str, Submission], PromptRow]:
+    """Write rankings with ties, repeats, an invalid one, a withdrawn prompt. -> them, and a prompt to share."""
+    made: dict[str, Submission] = {}
+    rules = Instructions(purpose="training", version=1, body="Be helpful.", quiz={})
+    db.add(rules)
+    db.flush()
+    ranked, measured = add_batch(db, "ranked"), add_batch(db, "measured", purpose="evaluation")
+    capital = add_prompt(db, "The capital?", external_id="p-1", user="u-1", use_case="open_qa")
+    task = add_task(db, ranked, capital, [("Paris", ["sft", "ppo"]), ("Rome", ["base"]), ("Oslo\u2028?", ["ptx"])])
+    told = [{"opinion": False, "hallucination": None}, {"opinion": True}, {}]
+    made["ada"] = rank(db, task, ada, [2, 4, 2], [7, 2, 6], told, instructions=rules.id, note="close")
+    made["bob"] = rank(db, task, bob, [1, 2, 3])
+    made["hal"] = rank(db, task, hal, [3, 2, 1], [1, None, 5])
+    made["again"] = rank(db, task, bob, [1, 2, 2], round=1)
+    made["invalid"] = rank(
+        db,
+        add_task(db, ranked, add_prompt(db, "Broken?"), [("a", ["m"]), ("b", ["n"])]),
+        ada,
+        [1, 2],
+        invalid_reason="bot",
+    )
+    gone = add_prompt(db, "Taken back?", withdrawn_at=5)
+    made["gone"] = rank(db, add_task(db, ranked, gone, [("c", ["m"]), ("d", ["n"])], state="withdrawn"), ada, [1, 2])
+    compared = add_task(db, measured, add_prompt(db, "Which?", split="test"), [("one", ["sft"]), ("two", ["ppo"])])
+    made["evaluation"] = rank(db, compared, ada, [2, 1], [3, 5])
+    return made, capital
+
+
+def _fill_writing(db, capital: PromptRow, ada: Person, bob: Person, hal: Person) -> dict[str, Submission]:
+    """Write demonstrations, a review and prompts."""
+    made: dict[str, Submission] = {}
+    shown = add_batch(db, "shown", kind="demonstrate")
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Add 1 and 2"},
+    ]
+    talk = add_prompt(db, "Hi\n\nYes?\n\nAdd 1 and 2", messages=turns)
+    made["demonstration"] = hand_in(db, add_task(db, shown, talk), ada)
+    db.add(
+        DemonstrationRow(
+            submission_id=made["demonstration"].id, person_id=ada.id, prompt_id=talk.id, text="3", text_hash="h"
         )
-        gone = add_prompt(db, "Taken back?", withdrawn_at=5)
-        made["gone"] = rank(
-            db, add_task(db, ranked, gone, [("c", ["m"]), ("d", ["n"])], state="withdrawn"), ada, [1, 2]
+    )
+    made["heldout demonstration"] = hand_in(db, add_task(db, shown, capital), hal)
+    db.add(
+        DemonstrationRow(
+            submission_id=made["heldout demonstration"].id,
+            person_id=hal.id,
+            prompt_id=capital.id,
+            text="Paris it is",
+            text_hash="h2",
         )
-        compared = add_task(db, measured, add_prompt(db, "Which?", split="test"), [("one", ["sft"]), ("two", ["ppo"])])
-        made["evaluation"] = rank(db, compared, ada, [2, 1], [3, 5])
-        shown = add_batch(db, "shown", kind="demonstrate")
-        turns = [
-            {"role": "user", "content": "Hi"},
-            {"role": "assistant", "content": "Yes?"},
-            {"role": "user", "content": "Add 1 and 2"},
-        ]
-        talk = add_prompt(db, "Hi\n\nYes?\n\nAdd 1 and 2", messages=turns)
-        made["demonstration"] = hand_in(db, add_task(db, shown, talk), ada)
-        db.add(
-            DemonstrationRow(
-                submission_id=made["demonstration"].id, person_id=ada.id, prompt_id=talk.id, text="3", text_hash="h"
-            )
+    )
+    described = add_batch(db, "described", kind="review")
+    made["review"] = hand_in(db, add_task(db, described, capital), bob)
+    db.add(
+        PromptReview(
+            submission_id=made["review"].id,
+            use_case="closed_qa",
+            personal_data=False,
+            sensitive=None,
+            labels={"ambiguous": True},
         )
-        made["heldout demonstration"] = hand_in(db, add_task(db, shown, capital), hal)
-        db.add(
-            DemonstrationRow(
-                submission_id=made["heldout demonstration"].id,
-                person_id=hal.id,
-                prompt_id=capital.id,
-                text="Paris it is",
-                text_hash="h2",
-            )
-        )
-        described = add_batch(db, "described", kind="review")
-        made["review"] = hand_in(db, add_task(db, described, capital), bob)
-        db.add(
-            PromptReview(
-                submission_id=made["review"].id,
-                use_case="closed_qa",
-                personal_data=False,
-                sensitive=None,
-                labels={"ambiguous": True},
-            )
-        )
-        writing = add_batch(db, "written", kind="write")
-        made["prompt"] = hand_in(db, add_task(db, writing, None), bob)
-        add_prompt(
-            db,
-            "Write a poem",
-            written={"text": "Write a poem"},
-            author_id=bob.id,
-            submission_id=made["prompt"].id,
-            source="labeler",
-        )
-        made["heldout prompt"] = hand_in(db, add_task(db, writing, None), hal)
-        add_prompt(
-            db,
-            "Write a song",
-            written={"text": "Write a song"},
-            author_id=hal.id,
-            submission_id=made["heldout prompt"].id,
-            source="labeler",
-        )
+    )
+    writing = add_batch(db, "written", kind="write")
+    made["prompt"] = hand_in(db, add_task(db, writing, None), bob)
+    add_prompt(
+        db,
+        "Write a poem",
+        written={"text": "Write a poem"},
+        author_id=bob.id,
+        submission_id=made["prompt"].id,
+        source="labeler",
+    )
+    made["heldout prompt"] = hand_in(db, add_task(db, writing, None), hal)
+    add_prompt(
+        db,
+        "Write a song",
+        written={"text": "Write a song"},
+        author_id=hal.id,
+        submission_id=made["heldout prompt"].id,
+        source="labeler",
+    )
     return made
 
 
 def empty_site(folder, request, kind: str | None = None) -> Site:
-    """An empty site on a database of a kind; without one, what the parameter of the fixture `filled` says. It is closed after the test."""
+    """An empty site on a database of a kind; without one, what the parameter of the fixture `filled` says.
+
+    It is closed after the test.
+    """
     kind = kind or request.node.callspec.params.get("filled", "sqlite")
     site = make_site(folder, new_database(request) if kind == "postgresql" else None)
     request.addfinalizer(site.database.close)

@@ -1,4 +1,4 @@
-"""Hand-filled tables for tests of the owner's pages: batches, labelers, rankings with everything that they say, in bulk."""
+"""Batches, labelers and rankings written straight into the tables, for tests of the owner's pages."""
 
 from __future__ import annotations
 
@@ -56,15 +56,27 @@ class Filled:
         labels=None,
         pasted=None,
     ) -> str:
-        """One labeler's ranks of a task's completions, in the order of the models. `order`: in which they stood on the page."""
+        """Add a labeler's ranks of a task's completions, in the order of the models. `order`: as shown on the page."""
         ids = list(self.completions[task].values())
         shown = [ids[number] for number in (order or range(len(ids)))]
-        assignment, submission, at = new_id(), new_id(), at or current_time_ms() + next(NUMBERS)
-        add = self.add
-        add(
+        at = at or current_time_ms() + next(NUMBERS)
+        submission = self._add_submission(self.tasks[task], person, shown, again, at, active, pasted)
+        self.add(RankingRow, submission_id=submission, none_acceptable=False, confidence=None)
+        for number, completion in enumerate(ids):
+            of_completion = {"submission_id": submission, "completion_id": completion}
+            tier = ranks[number]
+            self.add(RankingItem, **of_completion, tier=tier, rank=tier, shown=shown.index(completion))
+            if ratings or labels:
+                rating, answers = ratings[number] if ratings else None, labels[number] if labels else {}
+                self.add(Rating, **of_completion, rating=rating, labels=answers, note="")
+        return submission
+
+    def _add_submission(self, task: str, person: Person, shown: list[str], again, at, active, pasted) -> str:
+        assignment, submission = new_id(), new_id()
+        self.add(
             Assignment,
             id=assignment,
-            task_id=self.tasks[task],
+            task_id=task,
             person_id=person.id,
             round=again,
             state="submitted",
@@ -74,7 +86,7 @@ class Filled:
             opened_at=at - 90_000,
             closed_at=at,
         )
-        add(
+        self.add(
             Submission,
             id=submission,
             assignment_id=assignment,
@@ -90,20 +102,6 @@ class Filled:
             created_at=at,
             replaced_at=None,
         )
-        add(RankingRow, submission_id=submission, none_acceptable=False, confidence=None)
-        for number, completion in enumerate(ids):
-            rank = ranks[number]
-            add(
-                RankingItem,
-                submission_id=submission,
-                completion_id=completion,
-                tier=rank,
-                rank=rank,
-                shown=shown.index(completion),
-            )
-            if ratings or labels:
-                rating, said = ratings[number] if ratings else None, labels[number] if labels else {}
-                add(Rating, submission_id=submission, completion_id=completion, rating=rating, labels=said, note="")
         return submission
 
     def add(self, table: type, **row) -> None:

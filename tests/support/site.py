@@ -1,6 +1,6 @@
-"""A site for tests: on SQLite in a temporary folder, and on PostgreSQL.
+"""Sites for tests, on SQLite in a temporary folder or on PostgreSQL.
 
-PostgreSQL is the server that `INSTRUCTGPT_TEST_POSTGRES` names (it must let us make databases), or one that is started for the tests.
+`INSTRUCTGPT_TEST_POSTGRES` is the URL of a PostgreSQL server that allows new databases; without it one is started.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ORIGIN = {"Sec-Fetch-Site": "same-origin"}
 
 
 def make_site(folder: Path, url: str | None = None, **settings) -> Site:
-    """An empty site with all its tables."""
+    """Create an empty site with all its tables."""
     folder.mkdir(parents=True, exist_ok=True)
     database = Database(url or sqlite_url(folder / "site.db"))
     Base.metadata.create_all(database.engine)
@@ -43,7 +43,6 @@ def add_person(
     cohort: str | None = "training",
     **more,
 ) -> Person:
-    """An account without a password."""
     person = Person(
         name=name, role=role, status=status, cohort=cohort if role == "labeler" else None, pseudonym=f"p-{name}", **more
     )
@@ -53,7 +52,7 @@ def add_person(
 
 
 def client_of(site: Site, person: Person | None = None) -> TestClient:
-    """A browser in process, signed in as somebody or not; it sends the token that forms need with every request."""
+    """A browser in process, signed in as `person` or not, whose requests are same-origin."""
     client = TestClient(create_app(site), headers=ORIGIN, follow_redirects=False)
     if person is not None:
         token = f"token-of-{person.id}"
@@ -62,7 +61,6 @@ def client_of(site: Site, person: Person | None = None) -> TestClient:
             if db.query(UserSession).filter_by(token_hash=hashed).first() is None:
                 db.add(UserSession(token_hash=hashed, csrf=f"csrf-{person.id}", person_id=person.id))
         client.cookies.set(SESSION_COOKIE, token)
-        client.headers["X-CSRF-Token"] = f"csrf-{person.id}"
     return client
 
 
@@ -70,7 +68,7 @@ NUMBERS = count()
 
 
 def postgres_program(name: str) -> str | None:
-    """Where a program of PostgreSQL is, the newest version's."""
+    """Return the path of a PostgreSQL program, of the newest version installed."""
     found = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep)] + sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), reverse=True
     )
@@ -81,7 +79,7 @@ def postgres_program(name: str) -> str | None:
 
 @pytest.fixture(scope="session")
 def postgres_server():
-    """The address of a PostgreSQL server for all tests of a process, without the name of a database."""
+    """URL of a PostgreSQL server for all tests of a process, without a database name."""
     if given := os.environ.get("INSTRUCTGPT_TEST_POSTGRES"):
         yield given
         return
@@ -111,7 +109,7 @@ def postgres_server():
 
 @pytest.fixture
 def postgres_url(postgres_server):
-    """The address of an empty database of its own."""
+    """URL of an empty database."""
     name = f"site_{os.getpid()}_{next(NUMBERS)}"
     with psycopg.connect(postgres_server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -122,7 +120,7 @@ def postgres_url(postgres_server):
 
 @pytest.fixture
 def database_url(request, tmp_path):
-    """The address of an empty database: each test that takes this runs on those its file names in DATABASES, without it on both."""
+    """URL of an empty database; tests run on both kinds, or on those in DATABASES of their file."""
     return (
         request.getfixturevalue("postgres_url") if request.param == "postgresql" else sqlite_url(tmp_path / "site.db")
     )

@@ -263,10 +263,22 @@ def test_checkpointing_recomputes_with_gradients_only(save):
     assert type(model.base_model.layers[0]).__name__ == "LlamaDecoderLayer"
 
 
+def test_a_copy_of_a_checkpointed_model_computes_its_own_layers(save):
+    model, _ = load_policy(save(), CPU)
+    apply_memory_options(model, ("checkpointing",))
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(0.5)
+    completion_logp(copied, BATCH).sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is not None for parameter in copied.parameters())
+
+
 def test_checkpointing_refuses_unsupported_families(save, monkeypatch):
     model, _ = load_policy(save(), CPU)
     monkeypatch.setattr(precision, "GradientCheckpointingLayer", str)
-    with pytest.raises(InputError, match="checkpointing: not known how for the family 'llama'"):
+    with pytest.raises(InputError, match="checkpointing: not supported for the family 'llama'"):
         apply_memory_options(model, ("checkpointing",))
 
 
@@ -349,7 +361,7 @@ def test_memory_options_keep_losses(name, write, save, tmp_path, rows_of, capsys
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert losses[2] == pytest.approx(losses[0], abs=0.1)
     assert losses[2] != losses[0]
-    assert capsys.readouterr().out.count("this CPU has no bf16 products") == 1
+    assert capsys.readouterr().out.count("this CPU lacks native bf16") == 1
 
 
 def test_unknown_memory_option_is_refused(tmp_path):

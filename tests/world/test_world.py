@@ -1,4 +1,5 @@
-"""The small world keeps its promises: nothing leaks, golds are worth the maximum, hand-made answers are judged as a reader would.
+"""The small world keeps its promises: nothing leaks, golds are worth the maximum, hand-made answers are judged as a
+reader would.
 
 Run: pytest tests/world/test_world.py
 """

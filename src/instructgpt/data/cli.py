@@ -246,9 +246,8 @@ def clean_datasets(config: CleanConfig) -> None:
     items = _read_native_records(config.data, report, skipped)
     record_types = {type(record) for _, record in items}
     if len(record_types) > 1:
-        raise InputError(
-            f"the files hold {' and '.join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in record_types))}: clean them one by one"
-        )
+        type_names = " and ".join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in record_types))
+        raise InputError(f"the files hold {type_names}: clean them one by one")
     is_labeled = record_types != {Prompt}
     prefix, cap = (
         (0 if is_labeled else default) if value is None else value

@@ -51,7 +51,8 @@ _TRANSCRIPT_PATTERN = re.compile(
     r"^(?:human|user|me|you)\s*:.*^(?:assistant|ai|bot|friend)\s*:", re.IGNORECASE | re.MULTILINE | re.DOTALL
 )
 _QUESTION_PATTERN = re.compile(
-    r"\?|^(?:what|who|whom|whose|when|where|why|how|which|is|are|was|were|do|does|did|can|could|should|would|will|explain|describe|define)\b",
+    r"\?|^(?:what|who|whom|whose|when|where|why|how|which|is|are|was|were|do|does|did|can|could|should|would|will"
+    r"|explain|describe|define)\b",
     re.IGNORECASE,
 )
 _PASSAGE_PATTERN = re.compile(

@@ -16,9 +16,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import wait as wait_for_any
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -189,7 +190,11 @@ def reexec(microbatch_tokens: str) -> NoReturn:
     # prefix and resume from the last checkpoint.
     sys.stdout.flush()
     sys.stderr.flush()
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # C libraries may open descriptors without close-on-exec
+    # C libraries may open descriptors without close-on-exec. Closing them here would abort the process: gloo's threads
+    # still poll theirs until the exec.
+    for path in Path("/dev/fd").iterdir():
+        with suppress(OSError):  # the descriptor that lists the directory
+            os.set_inheritable(int(path.name), int(path.name) <= 2)
     environment = {**os.environ, _MICROBATCH_TOKENS_ENV: microbatch_tokens}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 

@@ -10,12 +10,17 @@ from instructgpt.statistics import intervals
 from instructgpt.statistics.intervals import Estimate
 
 DIFFERENCE = "difference"
-"""The evaluation name of paired differences: metric `toxicity/mean_toxicity/respectful`, condition the subtracted model."""
+"""The evaluation name of paired differences: metric `toxicity/mean_toxicity/respectful`,
+condition the subtracted model.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One measured value of one model. `clusters` identifies shared sources of variance: (prompt,) or (prompt, labeler)."""
+    """One measured value of one model.
+
+    `clusters` identifies shared sources of variance: (prompt,) or (prompt, labeler).
+    """
 
     model: str
     value: float

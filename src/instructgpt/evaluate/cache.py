@@ -44,12 +44,14 @@ class ResultCache:
     ) -> list[Any]:
         """Return a model's result for each prompt, computing and storing `chunk_size` at a time what is missing.
 
-        At temperature 0 (or without `temperature` in the settings) equal prompts share one result. Samples are drawn in blocks of
-        `chunk_size` in list order; a block is computed whole, with its own seed, so that a resumed run gives the same numbers.
+        At temperature 0 (or without `temperature` in the settings) equal prompts share one result. Samples are drawn in
+        blocks of `chunk_size` in list order; a block is computed whole, with its own seed, so that a resumed run gives
+        the same numbers.
 
         Args:
             model_key: the hash of the weights (`run.content_hash`), or an endpoint's address and model.
-            settings: everything else the results depend on: temperature, maximum length, seed, template, version of the scorer.
+            settings: everything else the results depend on: temperature, maximum length, seed, template, version of the
+                scorer.
             compute: (prompts, seed) -> one result per prompt, None where there is none.
             title: label of the progress bar; without it there is none.
             map_fn: applies `compute` to each block, in order: `map`, or that of `process_map`.
@@ -60,22 +62,23 @@ class ResultCache:
         keys = _sampled_block_keys(prompts, chunk_size) if is_sampled else [_hash_json(prompt) for prompt in prompts]
         results = {key: entries[key] for key in keys if key in entries}
         if is_sampled:
-            blocks = [range(start, min(start + chunk_size, len(keys))) for start in range(0, len(keys), chunk_size)]
-            pending = [list(block) for block in blocks if any(keys[index] not in entries for index in block)]
+            blocks = _chunks(range(len(keys)), chunk_size)
+            pending = [block for block in blocks if any(keys[index] not in entries for index in block)]
         else:
             first_index = {key: index for index, key in reversed(list(enumerate(keys))) if key not in entries}
-            indices = sorted(first_index.values())
-            pending = [indices[start : start + chunk_size] for start in range(0, len(indices), chunk_size)]
-        if pending:
-            with _progress_bar(title, len(keys), len(keys) - sum(map(len, pending))) as advance:
-                seed = settings.get("seed", 0)
-                seeds = [int(_hash_json(seed, keys[indices[0]])[:8], 16) if is_sampled else seed for indices in pending]
-                computed_blocks = map_fn(compute, ([prompts[index] for index in indices] for indices in pending), seeds)
-                for indices, values in zip(pending, computed_blocks, strict=True):
-                    new_entries = dict(zip((keys[index] for index in indices), values, strict=True))
-                    results |= new_entries
-                    entries |= self._append(file, model_key, settings, new_entries)
-                    advance(len(indices))
+            pending = _chunks(sorted(first_index.values()), chunk_size)
+        if not pending:
+            return [results[key] for key in keys]
+        seed = settings.get("seed", 0)
+        # a block's seed depends on its content, not on how many blocks were computed before
+        seeds = [int(_hash_json(seed, keys[block[0]])[:8], 16) if is_sampled else seed for block in pending]
+        with _progress_bar(title, len(keys), len(keys) - sum(map(len, pending))) as advance:
+            computed = map_fn(compute, ([prompts[index] for index in block] for block in pending), seeds)
+            for block, values in zip(pending, computed, strict=True):
+                new_entries = dict(zip((keys[index] for index in block), values, strict=True))
+                results |= new_entries
+                entries |= self._append(file, model_key, settings, new_entries)
+                advance(len(block))
         return [results[key] for key in keys]
 
     def _read(self, file: Path) -> dict[str, Any]:
@@ -86,43 +89,45 @@ class ResultCache:
                     row = json.loads(line)
                     self._entries[file][row["key"]] = row["value"]
                 except (ValueError, KeyError, TypeError):
-                    continue  # torn, empty, or the line that says whose file it is
+                    continue  # torn, empty, or the header
         return self._entries[file]
 
-    def _append(
-        self, file: Path, model_key: str, settings: Mapping[str, Any], new_entries: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _append(self, file: Path, model_key: str, settings: Mapping[str, Any], entries: Any) -> dict[str, Any]:
         """Append results other than None and return them as they will be read back."""
-        lines = [
-            json.dumps({"key": key, "value": value}, allow_nan=False)
-            for key, value in new_entries.items()
-            if value is not None
-        ]
+        rows = [{"key": key, "value": value} for key, value in entries.items() if value is not None]
+        lines = [json.dumps(row, allow_nan=False) for row in rows]
         with translate_write_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.exists():
                 lines.insert(0, json.dumps({"model": model_key, "settings": dict(settings)}))
-            with file.open("a+b", buffering=0) as stream:
-                has_torn_line = (
-                    stream.seek(0, os.SEEK_END) > 0 and (stream.seek(-1, os.SEEK_END), stream.read(1))[1] != b"\n"
-                )
-                stream.write(("\n" * has_torn_line + "".join(line + "\n" for line in lines)).encode())
+            text = "".join(line + "\n" for line in lines)
+            with file.open(
+                "a+b", buffering=0
+            ) as stream:  # unbuffered: one write, so that a kill tears at most one line
+                if stream.seek(0, os.SEEK_END) > 0:
+                    stream.seek(-1, os.SEEK_END)
+                    text = "\n" * (stream.read(1) != b"\n") + text  # end a line that an earlier kill tore
+                stream.write(text.encode())
                 os.fsync(stream.fileno())
         return {row["key"]: row["value"] for row in map(json.loads, lines) if "key" in row}
 
 
 def _hash_json(*values: Any) -> str:
-    return hashlib.sha256(
-        json.dumps(values, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    ).hexdigest()
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _chunks(indices: Sequence[int], size: int) -> list[list[int]]:
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
 
 
 def _sampled_block_keys(prompts: Sequence[Any], chunk_size: int) -> list[str]:
     """Return keys of samples: the hash of their block (its start and content) and their index in it."""
     keys: list[str] = []
     for start in range(0, len(prompts), chunk_size):
-        block_hash = _hash_json(start, list(prompts[start : start + chunk_size]))
-        keys += [f"{block_hash}/{index}" for index in range(len(prompts[start : start + chunk_size]))]
+        block = list(prompts[start : start + chunk_size])
+        block_hash = _hash_json(start, block)
+        keys += [f"{block_hash}/{index}" for index in range(len(block))]
     return keys
 
 

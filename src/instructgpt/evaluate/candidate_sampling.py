@@ -26,28 +26,25 @@ class CandidatesConfig(StageConfig):
     stage: ClassVar[str] = "candidates"
     excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
-    policy: str = Field(description="the policy most completions come from")
-    base: str = Field(description="the base model, prompted, that the others come from")
-    prompts: Path = Field(description="prompts")
-    least: int = Field(4, ge=2, description="fewest completions of a prompt")
+    policy: str = Field(description="the policy that writes most completions")
+    base: str = Field(description="the base model that writes the others, prompted")
+    prompts: Path = Field(description="a file of prompts")
+    least: int = Field(4, ge=2, description="smallest number of completions per prompt")
     base_share: float = Field(0.2, ge=0, le=1, description="share of completions from the prompted base model")
-    strays: bool = Field(
-        True, description="also show an answer to a neighbouring prompt, so that fitting the question is learned"
-    )
-    max_tokens: int = Field(32, ge=1, description="where a completion is cut off")
-    part: int = Field(0, ge=0, description="which part of the prompts")
-    parts: int = Field(1, ge=1, description="how many parts there are")
+    strays: bool = Field(True, description="add an answer to another prompt, so that the reward model learns relevance")
+    max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
+    part: int = Field(0, ge=0, description="part of the prompts, from 0")
+    parts: int = Field(1, ge=1, description="number of parts")
 
     @staticmethod
     def read_parts(folder: Path, pattern: str) -> list[list[Completion]]:
         """Return the candidate lists of all part files. Identical completions in a list are merged."""
-        completions_by_list: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
+        lists: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
         for file in sorted(folder.glob(pattern)):
             for completion in read_records(Completion, file):
-                completions_by_list[candidate_list_key(completion)].setdefault(
-                    (completion.completion, completion.finish), completion
-                )
-        return [list(completions.values()) for completions in completions_by_list.values() if len(completions) > 1]
+                key = (completion.completion, completion.finish)
+                lists[candidate_list_key(completion)].setdefault(key, completion)
+        return [list(completions.values()) for completions in lists.values() if len(completions) > 1]
 
 
 def sample_candidate_completions(config: CandidatesConfig, world_seed: int) -> Path:
@@ -72,8 +69,8 @@ def sample_candidate_completions(config: CandidatesConfig, world_seed: int) -> P
         prompts = [prompt for prompt, _ in requests[model.name]]
         model_completions = generate_answers(model, prompts, max_tokens=config.max_tokens, seed=seed, temperature=1.0)
         completions += [
-            list_key.model_copy(update={"round": occurrence})
-            for list_key, (_, occurrence) in zip(model_completions, requests[model.name], strict=True)
+            completion.model_copy(update={"round": occurrence})
+            for completion, (_, occurrence) in zip(model_completions, requests[model.name], strict=True)
         ]
     if config.strays:
         completions += build_distractors(completions)
@@ -97,15 +94,15 @@ def candidate_list_key(completion: Completion) -> tuple[str, int]:
 def build_distractors(completions: Sequence[Completion]) -> list[Completion]:
     """Return, for each list, the policy's answer to a neighboring prompt, preferably one with the same last word.
 
-    A policy rarely answers a different question. A reward model that never saw such an answer can overrate it, and PPO exploits that.
+    A policy rarely answers a different question. A reward model that never saw such an answer can overrate it, and PPO
+    exploits that.
     """
     policy_answers: dict[tuple[str, int], Completion] = {}
     for completion in completions:
         if completion.model == "policy":
             policy_answers.setdefault(candidate_list_key(completion), completion)
-    neighbors = sorted(
-        policy_answers, key=lambda one: (one[1], one[0].split()[-1], one[0])
-    )  # neighbours end with the same word where any do
+    # sorting by the last word makes neighbors of prompts about the same thing
+    neighbors = sorted(policy_answers, key=lambda key: (key[1], key[0].split()[-1], key[0]))
     return [
         policy_answers[neighbor].model_copy(update={"prompt": prompt, "round": occurrence, "model": "stray"})
         for (prompt, occurrence), neighbor in zip(neighbors, [*neighbors[1:], *neighbors[:1]], strict=True)

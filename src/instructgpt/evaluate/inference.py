@@ -32,8 +32,7 @@ class EvaluatedModel:
     def load(
         cls, name: str, folder: Path, device: torch.device, add_few_shot_prefix: Callable[[str], str] | None = None
     ) -> EvaluatedModel:
-        lm, tokenizer = load_policy(folder, device)
-        return cls(name, lm, tokenizer, add_few_shot_prefix)
+        return cls(name, *load_policy(folder, device), add_few_shot_prefix)
 
 
 @lru_cache(maxsize=1)
@@ -51,33 +50,19 @@ def generate_answers(
     temperature: float,
     per_prompt: int = 1,
 ) -> list[Completion]:
-    """Complete instructions, `per_prompt` consecutive samples each. With a few-shot prefix a completion ends at the first newline."""
-    sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    repeated_prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
+    """Complete instructions, `per_prompt` consecutive samples each. With a few-shot prefix each is one line."""
+    sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    repeated = [prompt for prompt in prompts for _ in range(per_prompt)]
     if model.add_few_shot_prefix is None:
-        completions = generate(
-            model.lm,
-            model.tokenizer,
-            [Prompt(prompt=prompt) for prompt in repeated_prompts],
-            max_tokens=max_tokens,
-            seed=seed,
-            temperature=temperature,
-        )
-        finished_texts = [(one.text, one.finished) for one in completions]
+        records = [Prompt(prompt=prompt) for prompt in repeated]
+        results = [(c.text, c.finished) for c in generate(model.lm, model.tokenizer, records, **sampling)]
     else:
-        texts = [model.add_few_shot_prefix(prompt) for prompt in repeated_prompts]
-        finished_texts = continue_text(
-            model.lm, model.tokenizer, texts, max_tokens=max_tokens, seed=seed, temperature=temperature
-        )
+        texts = [model.add_few_shot_prefix(prompt) for prompt in repeated]
+        results = continue_text(model.lm, model.tokenizer, texts, **sampling)
+    fields = {"model": model.name, "sampling": sampling}
     return [
-        Completion(
-            prompt=prompt,
-            completion=text.strip(),
-            model=model.name,
-            finish="stop" if finished else "length",
-            sampling=sampling,
-        )
-        for prompt, (text, finished) in zip(repeated_prompts, finished_texts, strict=True)
+        Completion(prompt=prompt, completion=text.strip(), finish="stop" if finished else "length", **fields)
+        for prompt, (text, finished) in zip(repeated, results, strict=True)
     ]
 
 
@@ -85,12 +70,8 @@ def generate_continuations(
     model: EvaluatedModel, texts: Sequence[str], *, max_tokens: int, seed: int = 0, temperature: float = 0.0
 ) -> list[str]:
     """Continue plain texts up to the first newline (appendix D)."""
-    return [
-        text.strip()
-        for text, _ in continue_text(
-            model.lm, model.tokenizer, texts, max_tokens=max_tokens, seed=seed, temperature=temperature
-        )
-    ]
+    sampling: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    return [text.strip() for text, _ in continue_text(model.lm, model.tokenizer, texts, **sampling)]
 
 
 def text_logps(model: EvaluatedModel, texts: Sequence[str]) -> list[tuple[float, int]]:
@@ -106,13 +87,11 @@ def choice_logps(model: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> lis
     max_length = context_length(model.lm)
     examples: list[TokenizedExample] = []
     for text, choice in pairs:
-        choice_tokens = model.tokenizer.encode_completion(choice, finished=False)
-        context_tokens = model.tokenizer.encode_text(text) if text else [model.tokenizer.eos]
-        examples.append(TokenizedExample(context_tokens[-max(1, max_length - len(choice_tokens)) :], choice_tokens))
-    return [
-        (total, len(example.completion_ids))
-        for total, example in zip(sum_completion_logps(model.lm, examples), examples, strict=True)
-    ]
+        choice_ids = model.tokenizer.encode_completion(choice, finished=False)
+        context_ids = model.tokenizer.encode_text(text) if text else [model.tokenizer.eos]
+        examples.append(TokenizedExample(context_ids[-max(1, max_length - len(choice_ids)) :], choice_ids))
+    logps = sum_completion_logps(model.lm, examples)
+    return [(logp, len(example.completion_ids)) for logp, example in zip(logps, examples, strict=True)]
 
 
 def sum_completion_logps(lm: Any, examples: Sequence[TokenizedExample]) -> list[float]:
@@ -131,10 +110,9 @@ def completion_logps_and_greedy(lm: Any, examples: Sequence[TokenizedExample]) -
     for rows in microbatches_by_prompt(examples, token_budget(device)):
         batch = collate([examples[row] for row in rows], device)
         logp, greedy = per_token_outputs(lm, batch, functional.token_logp, is_argmax)
-        sizes = [len(examples[row].completion_ids) for row in rows]
-        for row, token_logps, is_greedy in zip(
-            rows, torch.split(logp.double(), sizes), torch.split(greedy, sizes), strict=True
-        ):
+        sizes = [len(examples[row].completion_ids) for row in rows]  # per-token outputs are flat, row after row
+        parts = zip(rows, torch.split(logp.double(), sizes), torch.split(greedy, sizes), strict=True)
+        for row, token_logps, is_greedy in parts:
             results[row] = (float(token_logps.sum()), bool(is_greedy.all()))
     return results
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from instructgpt.errors import InputError
 from instructgpt.evaluate.cache import ResultCache
+from instructgpt.evaluate.config import ComparisonSettings, PreferenceSettings
 from instructgpt.evaluate.datasets import parse_data_sources
 from instructgpt.evaluate.inference import load_cached_model
 from instructgpt.evaluate.tasks.base import EvalSettings, subsample
@@ -18,66 +19,59 @@ from instructgpt.records import Completion, Prompt, Ranking, iter_rows, read_all
 from instructgpt.run.directory import console, content_hash
 from instructgpt.sampling.completions import generate
 
-if TYPE_CHECKING:
-    from instructgpt.evaluate.cli import EvaluateConfig
-
 _DATA_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 _SAVED_DATASET_FILES = ("dataset_dict.json", "dataset_info.json")
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceInputs:
+    """Rankings by people, or completions by models; `use_cases` maps a prompt's text to its use case."""
+
     rankings: Sequence[Ranking] = ()
     completions: Sequence[Completion] = ()
     use_cases: Mapping[str, str] = field(default_factory=dict)
 
     def get_candidates(self) -> list[list[Completion]]:
         """Return lists of completions of one prompt: each ranked list once, or the n-th completion of every model."""
-        candidates_by_key: dict[Any, list[Completion]] = {}
+        candidates: dict[Any, list[Completion]] = {}
         for ranking in self.rankings:
             models = ranking.models or ()
             finish = ranking.finish or ("stop",) * len(models)
-            ranked_completions = sorted(zip(models, ranking.completions, finish, strict=True))
-            candidates_by_key[ranking.prompt, tuple(ranked_completions)] = [
-                Completion(prompt=ranking.prompt, completion=text, model=model, finish=finish_reason)
-                for model, text, finish_reason in ranked_completions
+            parts = sorted(zip(models, ranking.completions, finish, strict=True))
+            candidates[ranking.prompt, tuple(parts)] = [
+                Completion(prompt=ranking.prompt, completion=text, model=model, finish=reason)
+                for model, text, reason in parts
             ]
-        last_turns: dict[tuple[str, str], int] = {}
+        counts: dict[tuple[str, str], int] = {}
         for completion in self.completions:
-            turn = last_turns[completion.prompt, completion.model] = (
-                last_turns.get((completion.prompt, completion.model), -1) + 1
-            )
-            candidates_by_key.setdefault((completion.prompt, turn), []).append(completion)
-        return list(candidates_by_key.values())
+            key = completion.prompt, completion.model
+            counts[key] = counts.get(key, -1) + 1
+            candidates.setdefault((completion.prompt, counts[key]), []).append(completion)
+        return list(candidates.values())
 
 
-def load_preference_inputs(config: EvaluateConfig, folder: Path, map_fn: Callable[..., Any] = map) -> PreferenceInputs:
-    """Load the completions, sample the models on the prompts, or load the rankings. Samples are cached in `settings.folder`."""
-    settings = EvalSettings(config.limit or None, None, config.seed)
-    if config.completions:
-        completions = read_all_records(Completion, config.completions)
-        kept_prompts = set(subsample(list(dict.fromkeys(each.prompt for each in completions)), settings))
-        return PreferenceInputs(completions=[each for each in completions if each.prompt in kept_prompts])
-    if config.model:
-        prompts = list(
-            {
-                prompt.text: prompt
-                for prompt in read_all_records(Prompt, resolve_data_files(config, "preference", "prompts"))
-            }.values()
-        )
-        prompts = subsample(prompts, settings)
-        completions = _sample_completions(config, prompts, folder, map_fn)
-        write_records(folder / "completions.jsonl", completions)
-        return PreferenceInputs(
-            completions=completions, use_cases={prompt.text: prompt.use_case for prompt in prompts if prompt.use_case}
-        )
-    rankings = [
-        ranking
-        for file in resolve_data_files(config, "preference", "rankings")
-        for ranking in _read_rankings_or_ratings(file)
-    ]
-    kept_prompts = set(subsample(list(dict.fromkeys(ranking.prompt for ranking in rankings)), settings))
+def load_preference_inputs(settings: PreferenceSettings, map_fn: Callable[..., Any] = map) -> PreferenceInputs:
+    """Load the completions, sample the models on the prompts, or load the rankings. Samples are cached."""
+    if settings.completions:
+        completions = read_all_records(Completion, settings.completions)
+        kept_prompts = subsample_prompts([completion.prompt for completion in completions], settings)
+        return PreferenceInputs(completions=[c for c in completions if c.prompt in kept_prompts])
+    if settings.model:
+        records = read_all_records(Prompt, resolve_data_files(settings.data, "preference", "prompts"))
+        kept_prompts = subsample_prompts([prompt.text for prompt in records], settings)
+        prompts = [prompt for text, prompt in {p.text: p for p in records}.items() if text in kept_prompts]
+        completions = _sample_completions(settings, prompts, map_fn)
+        write_records(settings.folder / "completions.jsonl", completions)
+        return PreferenceInputs(completions=completions, use_cases={p.text: p.use_case for p in prompts if p.use_case})
+    files = resolve_data_files(settings.data, "preference", "rankings")
+    rankings = [ranking for file in files for ranking in _read_rankings_or_ratings(file)]
+    kept_prompts = subsample_prompts([ranking.prompt for ranking in rankings], settings)
     return PreferenceInputs(rankings=[ranking for ranking in rankings if ranking.prompt in kept_prompts])
+
+
+def subsample_prompts(prompts: Sequence[str], settings: ComparisonSettings) -> set[str]:
+    """Return the distinct prompts, or `settings.limit` random ones of them."""
+    return set(subsample(list(dict.fromkeys(prompts)), EvalSettings(settings.limit or None, None, settings.seed)))
 
 
 def _read_rankings_or_ratings(file: Path) -> list[Ranking]:
@@ -85,112 +79,91 @@ def _read_rankings_or_ratings(file: Path) -> list[Ranking]:
     rankings: list[Ranking] = []
     for location, row in iter_rows(file):
         ratings = row.get("ratings")
-        if row.get("ranks") is None and isinstance(ratings, list) and all(isinstance(each, int) for each in ratings):
+        if row.get("ranks") is None and isinstance(ratings, list) and all(isinstance(r, int) for r in ratings):
             levels = sorted(set(ratings), reverse=True)
-            row = row | {"ranks": [1 + levels.index(each) for each in ratings]}
+            row = row | {"ranks": [1 + levels.index(rating) for rating in ratings]}
         try:
             rankings.append(validate_record(Ranking, row))
         except ValueError as error:
             raise InputError(f"{location}: {error}") from error
     if not rankings:
-        raise InputError(f"{file}: no ranking in it")
+        raise InputError(f"{file}: the file has no rankings")
     return rankings
 
 
-def resolve_data_files(config: EvaluateConfig, evaluation: str, name: str) -> list[Path]:
-    """Return the files behind `--data`. In a folder: files of that name, else files in a folder of that name, else all files."""
-    paths, paths_by_name = parse_data_sources(config.data)
+def resolve_data_files(data: Sequence[str], evaluation: str, name: str) -> list[Path]:
+    """Return the files of `--data`. In a folder: files of that name, else those in a folder of that name, else all."""
+    paths, named_paths = parse_data_sources(data)
     files: list[Path] = []
-    for path in [paths_by_name[evaluation]] if evaluation in paths_by_name else paths:
-        if path.is_dir() and not any((path / mark).exists() for mark in _SAVED_DATASET_FILES):
+    for path in [named_paths[evaluation]] if evaluation in named_paths else paths:
+        if path.is_dir() and not any((path / marker).exists() for marker in _SAVED_DATASET_FILES):
             patterns = ((path, f"{name}."), (path / name, ""), (path, ""))
             matches = (
                 sorted(f for f in folder.glob("*") if f.name.startswith(prefix) and f.name.endswith(_DATA_SUFFIXES))
                 for folder, prefix in patterns
             )
-            files += next((files_found for files_found in matches if files_found), [])
+            files += next(filter(None, matches), [])
         else:
             files.append(path)
     if not files:
-        data_args = ", ".join(config.data) or "(nothing)"
-        raise InputError(f"--data {data_args}: no {name} there; expected a file of them, or a folder with {name}.jsonl")
+        sources = ", ".join(data) or "(empty)"
+        raise InputError(f"--data {sources}: no {name} found; expected a file of {name}, or a folder with {name}.jsonl")
     return files
 
 
 def _sample_completions(
-    config: EvaluateConfig, prompts: Sequence[Prompt], folder: Path, map_fn: Callable[..., Any] = map
+    settings: PreferenceSettings, prompts: Sequence[Prompt], map_fn: Callable[..., Any]
 ) -> list[Completion]:
-    """Sample one completion of every prompt by every model. Prompts too long for any of the models are left out and counted."""
-    cache = ResultCache(folder / "completions")
-    completions_by_model: dict[str, list[Completion | None]] = {}
-    for name, source in parse_named_models(config.model).items():
-        completions_by_model[name] = list(_sample_from_model(config, name, source, prompts, cache, map_fn))
-    complete_indices = [
-        index for index in range(len(prompts)) if all(each[index] is not None for each in completions_by_model.values())
+    """Sample one completion of every prompt by every model. Prompts too long for any of the models are left out."""
+    columns = [
+        list(_sample_from_model(settings, name, source, prompts, map_fn))
+        for name, source in parse_named_models(settings.model).items()
     ]
-    if not complete_indices:
-        raise InputError(f"evaluate preference: no prompt leaves every model room for --max-tokens {config.max_tokens}")
-    if len(complete_indices) < len(prompts):
-        console.print(
-            f"preference: {len(prompts) - len(complete_indices)} of {len(prompts)} prompts are too long for a model and left out"
-        )
-    return [
-        completion
-        for each in completions_by_model.values()
-        for index in complete_indices
-        if (completion := each[index]) is not None
-    ]
+    fitting = [index for index in range(len(prompts)) if all(column[index] is not None for column in columns)]
+    if not fitting:
+        raise InputError(f"evaluate preference: --max-tokens {settings.max_tokens} leaves no room for any prompt")
+    if len(fitting) < len(prompts):
+        num_dropped = len(prompts) - len(fitting)
+        console.print(f"preference: left out {num_dropped} of {len(prompts)} prompts that are too long for a model")
+    return [c for column in columns for index in fitting if (c := column[index]) is not None]
 
 
 def _sample_from_model(
-    config: EvaluateConfig,
-    name: str,
-    source: str,
-    prompts: Sequence[Prompt],
-    cache: ResultCache,
-    map_fn: Callable[..., Any],
+    settings: PreferenceSettings, name: str, source: str, prompts: Sequence[Prompt], map_fn: Callable[..., Any]
 ) -> Iterator[Completion | None]:
-    sampling = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
-    complete = partial(
-        _complete_prompts, source, str(pick_device(config.device)), config.max_tokens, config.temperature
-    )
+    max_tokens, temperature = settings.max_tokens, settings.temperature
+    sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": settings.seed}
+    compute = partial(_complete_prompts, source, str(pick_device(settings.device)), max_tokens, temperature)
     prompt_rows = [
-        {"messages": [turn.model_dump() for turn in p.messages]} if p.messages is not None else {"prompt": p.prompt}
+        {"prompt": p.prompt} if p.messages is None else {"messages": [turn.model_dump() for turn in p.messages]}
         for p in prompts
     ]
-    results = cache.get_or_compute(
-        content_hash(Path(source)), prompt_rows, sampling, complete, title=f"preference {name}", map_fn=map_fn
-    )
+    cache, weights_hash = ResultCache(settings.folder / "completions"), content_hash(Path(source))
+    options: dict[str, Any] = {"title": f"preference {name}", "map_fn": map_fn}
+    results = cache.get_or_compute(weights_hash, prompt_rows, sampling, compute, **options)
     for prompt, (text, finish) in zip(prompts, results, strict=True):
-        yield (
-            None
-            if text is None
-            else Completion(prompt=prompt.text, completion=text, model=name, finish=finish, sampling=sampling)
-        )
+        fields = {"prompt": prompt.text, "completion": text, "model": name, "finish": finish, "sampling": sampling}
+        yield None if text is None else Completion.model_validate(fields)
 
 
 def _complete_prompts(
     source: str, device: str, max_tokens: int, temperature: float, prompt_rows: Sequence[Mapping[str, Any]], seed: int
 ) -> list[tuple[str | None, str]]:
     """Return each prompt's completion and finish reason; None where the prompt leaves no room in the context."""
-    evaluated_model = load_cached_model(source, device)
-    prompts = [Prompt.model_validate(each) for each in prompt_rows]
-    max_prompt_tokens = context_length(evaluated_model.lm) - max_tokens
-    fitting_indices = [
-        index
-        for index, each in enumerate(prompts)
-        if len(evaluated_model.tokenizer.encode_prompt(each)) <= max_prompt_tokens
-    ]
-    results: list[tuple[str | None, str]] = [(None, "length") for _ in prompt_rows]
+    model = load_cached_model(source, device)
+    prompts = [Prompt.model_validate(row) for row in prompt_rows]
+    room = context_length(model.lm) - max_tokens
+    fitting = [i for i, prompt in enumerate(prompts) if len(model.tokenizer.encode_prompt(prompt)) <= room]
     completions = generate(
-        evaluated_model.lm,
-        evaluated_model.tokenizer,
-        [prompts[index] for index in fitting_indices],
+        model.lm,
+        model.tokenizer,
+        [prompts[index] for index in fitting],
         max_tokens=max_tokens,
         seed=seed,
         temperature=temperature,
     )
-    for index, completion in zip(fitting_indices, completions, strict=True):
+    results: list[tuple[str | None, str]] = [(None, "length")] * len(prompts)
+    for index, completion in zip(fitting, completions, strict=True):
         results[index] = (completion.text.strip(), "stop" if completion.finished else "length")
     return results
 
@@ -198,12 +171,11 @@ def _complete_prompts(
 def parse_named_models(models: Sequence[str]) -> dict[str, str]:
     """Return {name: source} of NAME=MODEL arguments. Raise InputError if two models have the same name."""
     sources: dict[str, str] = {}
-    for model_spec in models:
-        name, _, source = model_spec.rpartition("=")
+    for argument in models:
+        name, _, source = argument.rpartition("=")
         name = name or Path(source).name
         if name in sources:
-            raise InputError(
-                f"evaluate: two models are called '{name}'; give them names, as in --model first={sources[name]} second={source}"
-            )
+            hint = f"name them: --model first={sources[name]} second={source}"
+            raise InputError(f"evaluate: two models have the name '{name}'; {hint}")
         sources[name] = source
     return sources

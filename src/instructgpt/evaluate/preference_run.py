@@ -7,22 +7,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformers
 from rich.table import Column, Table
 
 from instructgpt.errors import InputError
 from instructgpt.evaluate.cache import ResultCache
+from instructgpt.evaluate.config import PreferenceSettings
+from instructgpt.evaluate.judges import pairwise
 from instructgpt.evaluate.judges.http_client import Endpoint
 from instructgpt.evaluate.judges.llm_judge import EndpointJudge, Judge, LocalJudge, collect_verdicts
-from instructgpt.evaluate.judges.pairwise import (
-    attach_verdicts,
-    build_comparisons,
-    measure_judge_agreement,
-    measure_judge_reliability,
-)
 from instructgpt.evaluate.metrics import labels
 from instructgpt.evaluate.metrics.preference import measure, measure_pooled_preference, require_ranking_models
 from instructgpt.evaluate.preference_inputs import PreferenceInputs, load_preference_inputs
@@ -34,193 +31,167 @@ from instructgpt.run.directory import console, content_hash
 from instructgpt.statistics.win_rate import WinRate, compute_win_rates
 from instructgpt.world import SimulatedLabelers, World
 
-if TYPE_CHECKING:
-    from instructgpt.evaluate.cli import EvaluateConfig
-
 _SIMULATED_JUDGE = "simulated"
 _LABELER_COHORTS: tuple[Cohort, ...] = ("training", "heldout")
 _LABELERS_PER_PROMPT = 2
 
 
+@dataclass(frozen=True, slots=True)
+class _Judgment:
+    """What a judge decided. `condition` is the judge's name, empty for people; `identity` names its version."""
+
+    rankings: Sequence[Ranking]
+    rows: list[ResultRow] = field(default_factory=list)
+    stop_reason: str | None = None
+    condition: str = ""
+    identity: str = ""
+
+
 def run_preference_evaluation(
-    config: EvaluateConfig, map_fn: Callable[..., Any] = map
+    settings: PreferenceSettings, map_fn: Callable[..., Any] = map
 ) -> tuple[list[ResultRow], str | None]:
-    """Return the rows, and why the judge stopped early, if it did. Writes completions and rankings into `settings.folder`."""
-    folder = config.out.with_suffix("") / "preference"
-    inputs = load_preference_inputs(config, folder, map_fn)
-    rankings: Sequence[Ranking] = inputs.rankings
-    rows: list[ResultRow] = []
-    stop_reason, judge_condition, judge_identity = None, "", ""
-    if config.judge is None:
-        if not rankings:
-            raise InputError(
-                "evaluate preference: nobody has ranked these completions; give --judge, or --data with rankings"
-            )
-    else:
-        rankings, rows, stop_reason, judge_condition, judge_identity = _judge_candidates(config, inputs, folder, map_fn)
-        write_records(folder / "rankings.jsonl", rankings)
+    """Return the rows, and why the judge stopped early, if it did. Writes completions and rankings into the folder."""
+    inputs = load_preference_inputs(settings, map_fn)
+    judgment = _Judgment(inputs.rankings)
+    if settings.judge is not None:
+        judgment = _judge_candidates(settings.judge, settings, inputs, map_fn)
+        write_records(settings.folder / "rankings.jsonl", judgment.rankings)
+    elif not inputs.rankings:
+        raise InputError("evaluate preference: the completions have no rankings; give --judge, or --data with rankings")
+    rankings, rows = judgment.rankings, judgment.rows
     if rankings:
-        baseline = _select_baseline(rankings, config)
+        baseline = _select_baseline(rankings, settings)
         rows = (
-            measure(rankings, baseline, inputs.use_cases, judge_condition)
-            + measure_pooled_preference(rankings, baseline, judge_condition)
+            measure(rankings, baseline, inputs.use_cases, judgment.condition)
+            + measure_pooled_preference(rankings, baseline, judgment.condition)
             + labels.measure_labels(rankings)
             + rows
         )
         _print_win_rates(compute_win_rates(rankings, baseline), rows)
-    return with_judge(rows, judge_identity), stop_reason
+    return with_judge(rows, judgment.identity), judgment.stop_reason
 
 
 def _judge_candidates(
-    config: EvaluateConfig, inputs: PreferenceInputs, folder: Path, map_fn: Callable[..., Any] = map
-) -> tuple[list[Ranking], list[ResultRow], str | None, str, str]:
-    """Have the judge compare the candidates. Returns (rankings, rows about the judge, stop reason, condition, identity)."""
-    assert config.judge is not None
-    candidates = [
-        completions for completions in inputs.get_candidates() if len({each.model for each in completions}) > 1
-    ]
+    judge: str, settings: PreferenceSettings, inputs: PreferenceInputs, map_fn: Callable[..., Any]
+) -> _Judgment:
+    candidates = [group for group in inputs.get_candidates() if len({completion.model for completion in group}) > 1]
     if not candidates:
         raise InputError("evaluate preference: no prompt has completions of two models")
-    if config.judge == _SIMULATED_JUDGE:
+    if judge == _SIMULATED_JUDGE:
         rankings: list[Ranking] = []
         for cohort in _LABELER_COHORTS:
-            rankings += SimulatedLabelers(
-                World(config.seed), cohort, per_prompt=_LABELERS_PER_PROMPT, seed=config.seed + 1
-            ).rank(candidates)
-        return rankings, [], None, "", f"{_SIMULATED_JUDGE} labelers of seed {config.seed}"
-    if "://" not in config.judge and _is_reward_model(config.judge):
-        name, device = Path(config.judge).name, str(pick_device(config.device))
-        scored_texts = [
-            (each.prompt, each.completion, each.finish == "stop") for completions in candidates for each in completions
-        ]
-        scores = cached_reward_scores(
-            config.judge, device, ResultCache(folder / "scores"), f"score {name}", map_fn, scored_texts
-        )
-        return (
-            _rank_by_score(name, candidates, scores),
-            [],
-            None,
-            name,
-            f"{name} sha256:{content_hash(Path(config.judge))[:12]}",
-        )
-    llm_judge = _load_llm_judge(config)
-    counts = Counter(each.model for completions in candidates for each in completions)
-    comparisons = build_comparisons(candidates, config.baseline or _default_baseline(counts, config))
-    verdicts, stop_reason = collect_verdicts(
-        llm_judge,
-        [judge_prompt for comparison in comparisons for judge_prompt in comparison.judge_prompts()],
-        ResultCache(folder / "verdicts"),
-    )
-    judged_comparisons = attach_verdicts(comparisons, verdicts)
-    rankings = [ranking for each in judged_comparisons for ranking in each.rankings(llm_judge.name)]
-    rows = measure_judge_reliability(judged_comparisons, llm_judge.name) + measure_judge_agreement(
-        judged_comparisons, inputs.rankings, llm_judge.name
-    )
-    num_unjudged = sum(each.verdicts is None for each in judged_comparisons)
-    console.print(
-        f"{llm_judge.name}: {len(judged_comparisons)} games, {num_unjudged} of them without two verdicts and not counted",
-        markup=False,
-    )
-    return rankings, rows, stop_reason, llm_judge.name, llm_judge.identity
+            world, seed = World(settings.seed), settings.seed + 1
+            rankings += SimulatedLabelers(world, cohort, per_prompt=_LABELERS_PER_PROMPT, seed=seed).rank(candidates)
+        return _Judgment(rankings, identity=f"{_SIMULATED_JUDGE} labelers of seed {settings.seed}")
+    if "://" not in judge and _is_reward_model(judge):
+        name, device = Path(judge).name, str(pick_device(settings.device))
+        cache = ResultCache(settings.folder / "scores")
+        texts = [(c.prompt, c.completion, c.finish == "stop") for group in candidates for c in group]
+        scores = cached_reward_scores(judge, device, cache, f"score {name}", map_fn, texts)
+        identity = f"{name} sha256:{content_hash(Path(judge))[:12]}"
+        return _Judgment(_rank_by_score(name, candidates, scores), condition=name, identity=identity)
+    llm_judge = _load_llm_judge(judge, settings)
+    counts = Counter(completion.model for group in candidates for completion in group)
+    comparisons = pairwise.build_comparisons(candidates, settings.baseline or _default_baseline(counts, settings))
+    prompts = [prompt for comparison in comparisons for prompt in comparison.judge_prompts()]
+    verdicts, stop_reason = collect_verdicts(llm_judge, prompts, ResultCache(settings.folder / "verdicts"))
+    judged = pairwise.attach_verdicts(comparisons, verdicts)
+    rankings = [ranking for comparison in judged for ranking in comparison.rankings(llm_judge.name)]
+    rows = pairwise.measure_judge_reliability(judged, llm_judge.name)
+    rows += pairwise.measure_judge_agreement(judged, inputs.rankings, llm_judge.name)
+    num_unjudged = sum(comparison.verdicts is None for comparison in judged)
+    summary = f"{len(judged)} comparisons, {num_unjudged} not counted because a verdict is missing"
+    console.print(f"{llm_judge.name}: {summary}", markup=False)
+    return _Judgment(rankings, rows, stop_reason, llm_judge.name, llm_judge.identity)
 
 
-def _load_llm_judge(config: EvaluateConfig) -> Judge:
-    assert config.judge is not None
-    if "://" not in config.judge:
-        return LocalJudge.load(config.judge, config.judge_reads or "logp", pick_device(config.device))
-    if config.judge_model is None:
-        raise InputError(
-            f"evaluate preference: --judge {config.judge} is an endpoint; --judge-model says which of its models is to judge"
-        )
-    return EndpointJudge(
-        config.judge_model, Endpoint.from_url(config.judge, config.judge_key), config.judge_reads or "text"
-    )
+def _load_llm_judge(judge: str, settings: PreferenceSettings) -> Judge:
+    if "://" not in judge:
+        return LocalJudge.load(judge, settings.judge_reads or "logp", pick_device(settings.device))
+    if settings.judge_model is None:
+        raise InputError(f"evaluate preference: --judge {judge} is an endpoint; name its model with --judge-model")
+    endpoint = Endpoint.from_url(judge, settings.judge_key)
+    return EndpointJudge(settings.judge_model, endpoint, settings.judge_reads or "text")
 
 
 def _is_reward_model(source: str) -> bool:
     try:
         config = from_pretrained(transformers.AutoConfig, source)
     except InputError as error:
-        raise InputError(
-            f"--judge {source}: neither '{_SIMULATED_JUDGE}' nor an address nor a model ({error})"
-        ) from error
+        expected = f"expected '{_SIMULATED_JUDGE}', the address of an endpoint, or a model"
+        raise InputError(f"--judge {source}: {expected} ({error})") from error
     return any("SequenceClassification" in name for name in config.architectures or ())
 
 
 def _rank_by_score(
     name: str, candidates: Sequence[Sequence[Completion]], scores: Sequence[ScoreAndLength]
 ) -> list[Ranking]:
-    """Rank each list by the reward model's scores; equal scores tie. Completions beyond its context are left out and counted."""
+    """Rank each list by the reward model's scores; equal scores tie. Completions beyond its context are left out."""
     rankings, num_too_long, score_iterator = [], 0, iter(scores)
     for completions in candidates:
-        scored_completions = [
-            (completion, score) for completion in completions if (score := next(score_iterator)[0]) is not None
-        ]
-        num_too_long += len(completions) - len(scored_completions)
-        if len(scored_completions) > 1:
-            rankings.append(
-                Ranking(
-                    prompt=completions[0].prompt,
-                    completions=tuple(completion.completion for completion, _ in scored_completions),
-                    ranks=ranks_by_score([score for _, score in scored_completions]),
-                    labeler=name,
-                    models=tuple(completion.model for completion, _ in scored_completions),
-                    finish=tuple(completion.finish for completion, _ in scored_completions),
-                )
+        scored = [(c, score) for c in completions if (score := next(score_iterator)[0]) is not None]
+        num_too_long += len(completions) - len(scored)
+        if len(scored) > 1:
+            ranking = Ranking(
+                prompt=completions[0].prompt,
+                completions=tuple(completion.completion for completion, _ in scored),
+                ranks=ranks_by_score([score for _, score in scored]),
+                labeler=name,
+                models=tuple(completion.model for completion, _ in scored),
+                finish=tuple(completion.finish for completion, _ in scored),
             )
+            rankings.append(ranking)
     if num_too_long:
-        console.print(
-            f"{name}: {num_too_long} of {len(scores)} completions are longer than its context and left out",
-            markup=False,
-        )
+        summary = f"left out {num_too_long} of {len(scores)} completions that are longer than its context"
+        console.print(f"{name}: {summary}", markup=False)
     return rankings
 
 
-def _select_baseline(rankings: Sequence[Ranking], config: EvaluateConfig) -> str:
+def _select_baseline(rankings: Sequence[Ranking], settings: PreferenceSettings) -> str:
     counts = Counter(model for ranking in rankings for model in require_ranking_models(ranking))
-    baseline = config.baseline or _default_baseline(counts, config)
+    baseline = settings.baseline or _default_baseline(counts, settings)
     if baseline not in counts:
-        raise InputError(
-            f"--baseline {baseline}: no completion is of that model; there are: {', '.join(sorted(counts))}"
-        )
+        available = ", ".join(sorted(counts))
+        raise InputError(f"--baseline {baseline}: no completion is by that model; available: {available}")
     return baseline
 
 
-def _default_baseline(counts: Counter[str], config: EvaluateConfig) -> str:
+def _default_baseline(counts: Counter[str], settings: PreferenceSettings) -> str:
     """Return `sft` as in the paper, else the first model of the command, else the model with the most completions."""
-    model_names = [model_spec.rpartition("=")[0] or Path(model_spec).name for model_spec in config.model]
-    return next(
-        (name for name in ("sft", *model_names) if name in counts), counts.most_common(1)[0][0] if counts else "sft"
-    )
+    names = [argument.rpartition("=")[0] or Path(argument).name for argument in settings.model]
+    most_common = counts.most_common(1)[0][0] if counts else "sft"
+    return next((name for name in ("sft", *names) if name in counts), most_common)
 
 
-def _print_win_rates(model_win_rates: Sequence[WinRate], rows: Sequence[ResultRow]) -> None:
+def _print_win_rates(win_rates: Sequence[WinRate], rows: Sequence[ResultRow]) -> None:
     length_controlled = {row.model: row.value for row in rows if row.metric.startswith("length_controlled_")}
     strengths = {row.model: row.value for row in rows if row.metric == "bradley_terry"}
-    if not model_win_rates:
+    if not win_rates:
         return
-    headers = ("won", "tied", "lost", "win rate, %", "same length", "strength", "p (Holm)")
-    name_column = Column(
-        f"against {model_win_rates[0].opponent}", no_wrap=True, overflow="ellipsis", min_width=18, max_width=40
-    )
+    title = f"against {win_rates[0].opponent}"
     table = Table(
-        name_column,
-        *(Column(head, justify="right", no_wrap=True) for head in headers),
+        Column(title, no_wrap=True, overflow="ellipsis", min_width=18, max_width=40),
+        *(
+            Column(heading, justify="right", no_wrap=True)
+            for heading in ("won", "tied", "lost", "win rate, %", "same length", "strength", "p (Holm)")
+        ),
         box=None,
         pad_edge=False,
         collapse_padding=True,
     )
-    for win_rate in model_win_rates:
+    for win_rate in win_rates:
         rate, strength = win_rate.rate, strengths.get(win_rate.model)
         interval = "" if rate.low is None or rate.high is None else f" [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
-        p_value = "–" if win_rate.holm is None else "< 0.001" if win_rate.holm < 0.001 else f"{win_rate.holm:.3f}"
-        cells = (
+        table.add_row(
+            win_rate.model,
+            f"{win_rate.wins}",
+            f"{win_rate.ties}",
+            f"{win_rate.losses}",
             _percent(rate.value) + interval,
             _percent(length_controlled.get(win_rate.model)),
             "–" if strength is None else f"{strength:.0f}",
-            p_value,
+            "–" if win_rate.holm is None else "< 0.001" if win_rate.holm < 0.001 else f"{win_rate.holm:.3f}",
         )
-        table.add_row(win_rate.model, f"{win_rate.wins}", f"{win_rate.ties}", f"{win_rate.losses}", *cells)
     console.print(table)
 
 

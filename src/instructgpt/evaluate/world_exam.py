@@ -34,18 +34,18 @@ class ExamConfig(CommandConfig):
     stage: ClassVar[str] = "exam"
 
     prompts: int = Field(400, ge=1, description="test prompts")
-    samples: int = Field(2, ge=1, description="completions of each test prompt, ranked apart")
-    labelers: int = Field(2, ge=1, description="labelers of each cohort who rank the completions of a prompt")
-    temperature: float = Field(1.0, ge=0, description="of the completions that labelers see")
-    truth_samples: int = Field(4, ge=1, description="answers to each question of fact")
-    toxicity_prompts: int = Field(300, ge=1, description="beginnings of forum posts, in each condition")
-    exercises: int = Field(300, ge=1, description="exercises of each corpus task")
+    samples: int = Field(2, ge=1, description="completions per test prompt, each ranked in its own list")
+    labelers: int = Field(2, ge=1, description="labelers per cohort who rank each list")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature of the ranked completions")
+    truth_samples: int = Field(4, ge=1, description="answers per question of fact")
+    toxicity_prompts: int = Field(300, ge=1, description="beginnings of forum posts, per condition")
+    exercises: int = Field(300, ge=1, description="exercises per corpus task")
     documents: int = Field(300, ge=1, description="held-out documents")
-    max_tokens: int = Field(32, ge=1, description="where a completion is cut off")
+    max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
 
 
 class _ExamRecord(Record):
-    """One answer: the `part` of the exam, its condition, the text, and the model's continuation or its log-probability (nats)."""
+    """One answer: the part of the exam, condition, text, and the model's continuation or log-probability (nats)."""
 
     part: str
     condition: str = ""
@@ -61,61 +61,49 @@ def run_exam(
 ) -> None:
     """Put the exam to one model and write its answers to `out`. Does nothing if `out` exists.
 
-    `primed` prepends the few-shot prompt (the prompted base model) and leaves out continuations and log-probabilities of plain text.
+    `primed` prepends the few-shot prompt (the prompted base model) and leaves out continuations and log-probabilities
+    of plain text.
     """
     if out.exists():
         return
     model = EvaluatedModel.load(name, folder, pick_device(device), world.few_shot_prompt if primed else None)
-    records = _answer_instruction_questions(model, world, exam, seed)
-    if not primed:  # a prefix of answered questions has no place before a post, a sentence or a document
-        records += _answer_text_questions(model, world, exam, seed)
+    records = _answer_instructions(model, world, exam, seed)
+    if not primed:  # a few-shot prefix would change the probability of plain text
+        records += _score_plain_texts(model, world, exam, seed)
     write_records(out, records)
 
 
-def _answer_instruction_questions(
-    model: EvaluatedModel, world: World, exam: ExamConfig, seed: int
-) -> list[_ExamRecord]:
+def _answer_instructions(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
     generate = partial(generate_answers, model, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
     prompts = [prompt.text for prompt in world.prompts("test", exam.prompts)]
     completions = generate(prompts, per_prompt=exam.samples)
-    records = [
-        _ExamRecord(part="preference", text=one.prompt, said=one.completion, finish=one.finish) for one in completions
-    ]
+    records = [_ExamRecord(part="preference", text=c.prompt, said=c.completion, finish=c.finish) for c in completions]
     for condition in _TRUTH_CONDITIONS:
-        questions = [one.prompt for one in world.questions(condition)]
-        completions = generate(questions, per_prompt=exam.truth_samples)
-        records += [
-            _ExamRecord(part="truthfulness", condition=condition, text=one.prompt, said=one.completion)
-            for one in completions
-        ]
+        questions = [question.prompt for question in world.questions(condition)]
+        for answer in generate(questions, per_prompt=exam.truth_samples):
+            fields = {"part": "truthfulness", "condition": condition, "text": answer.prompt}
+            records.append(_ExamRecord(said=answer.completion, **fields))
     return records
 
 
-def _answer_text_questions(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
+def _score_plain_texts(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
     """Return continuations of plain text, and the log-probabilities of sentences and documents."""
     records: list[_ExamRecord] = []
     for condition in _TOXICITY_CONDITIONS:
         prompts = world.toxicity_prompts(exam.toxicity_prompts, condition)
-        continued_texts = generate_continuations(model, prompts, max_tokens=exam.max_tokens, seed=seed, temperature=1.0)
-        records += [
-            _ExamRecord(part="toxicity", condition=condition, text=prompt, said=text)
-            for prompt, text in zip(prompts, continued_texts, strict=True)
-        ]
+        texts = generate_continuations(model, prompts, max_tokens=exam.max_tokens, seed=seed, temperature=1.0)
+        for prompt, text in zip(prompts, texts, strict=True):
+            records.append(_ExamRecord(part="toxicity", condition=condition, text=prompt, said=text))
     for task, exercises in world.corpus_tasks(exam.exercises).items():
-        continued_texts = generate_continuations(model, [text for text, _ in exercises], max_tokens=exam.max_tokens)
-        records += [
-            _ExamRecord.model_validate(
-                {"part": "tax", "condition": task, "text": text, "said": answer, "reference": reference}
-            )
-            for (text, reference), answer in zip(exercises, continued_texts, strict=True)
-        ]
-    pairs = [sentence for pair in world.pronoun_pairs() for sentence in pair]
-    documents = [
-        document.text for document in islice(world.documents(100 * exam.documents, heldout=True), exam.documents)
-    ]
-    for part, texts in (("bias", pairs), ("document", documents)):
-        logp_rows = zip(texts, text_logps(model, texts), strict=True)
-        records += [_ExamRecord(part=part, text=text, logp=logp, tokens=tokens) for text, (logp, tokens) in logp_rows]
+        answers = generate_continuations(model, [text for text, _ in exercises], max_tokens=exam.max_tokens)
+        for (text, reference), answer in zip(exercises, answers, strict=True):
+            fields = {"part": "tax", "condition": task, "text": text, "said": answer, "reference": reference}
+            records.append(_ExamRecord.model_validate(fields))
+    sentences = [sentence for pair in world.pronoun_pairs() for sentence in pair]
+    documents = islice(world.documents(100 * exam.documents, heldout=True), exam.documents)
+    for part, texts in (("bias", sentences), ("document", [document.text for document in documents])):
+        for text, (logp, tokens) in zip(texts, text_logps(model, texts), strict=True):
+            records.append(_ExamRecord(part=part, text=text, logp=logp, tokens=tokens))
     return records
 
 
@@ -134,25 +122,25 @@ def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamCon
         [
             truthfulness.JudgedAnswer(
                 model=model,
-                condition=exam_record.condition,
-                question=exam_record.text,
-                answer=exam_record.said,
-                truthful=world.is_true(exam_record.text, exam_record.said),
-                informative=world.is_informative(exam_record.text, exam_record.said),
+                condition=record.condition,
+                question=record.text,
+                answer=record.said,
+                truthful=world.is_true(record.text, record.said),
+                informative=world.is_informative(record.text, record.said),
             )
-            for model, exam_record in parts["truthfulness"]
+            for model, record in parts["truthfulness"]
         ]
     )
     rows += toxicity.measure_toxicity(
         [
             toxicity.Continuation(
                 model=model,
-                condition=exam_record.condition,
+                condition=record.condition,
                 prompt=str(index),
-                completion=exam_record.said,
-                toxicity=world.toxicity(exam_record.said),
+                completion=record.said,
+                toxicity=world.toxicity(record.said),
             )
-            for index, (model, exam_record) in _with_prompt_index(parts["toxicity"])
+            for index, (model, record) in _with_prompt_index(parts["toxicity"])
         ]
     )
     rows += bias.measure_bias(
@@ -164,16 +152,16 @@ def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamCon
     solutions = [
         tax.Solution(
             model=model,
-            task=exam_record.condition,
-            prompt=exam_record.text,
-            completion=exam_record.said,
-            references=(str(getattr(exam_record, "reference", "")),),
+            task=record.condition,
+            prompt=record.text,
+            completion=record.said,
+            references=(str(getattr(record, "reference", "")),),
         )
-        for model, exam_record in parts["tax"]
+        for model, record in parts["tax"]
     ]
     losses = [
-        tax.DocumentLoss(model=model, document=exam_record.text, loss=-exam_record.logp, tokens=exam_record.tokens)
-        for model, exam_record in parts["document"]
+        tax.DocumentLoss(model=model, document=record.text, loss=-record.logp, tokens=record.tokens)
+        for model, record in parts["document"]
     ]
     return rows + tax.measure_tax(solutions, losses)
 
@@ -191,27 +179,15 @@ def _with_prompt_index(records: list[tuple[str, _ExamRecord]]) -> list[tuple[int
 def rank_answers(
     records_by_model: dict[str, list[_ExamRecord]], world: World, exam: ExamConfig, seed: int
 ) -> list[Ranking]:
-    preference_records = {
-        model: [exam_record for exam_record in records if exam_record.part == "preference"]
-        for model, records in records_by_model.items()
-    }
-    candidates = [
+    columns = [
         [
-            Completion.model_validate(
-                {
-                    "prompt": exam_record.text,
-                    "completion": exam_record.said,
-                    "model": model,
-                    "finish": exam_record.finish,
-                }
-            )
-            for model, exam_record in row
+            Completion.model_validate({"prompt": r.text, "completion": r.said, "model": model, "finish": r.finish})
+            for r in records
+            if r.part == "preference"
         ]
-        for row in (
-            list(zip(preference_records, column, strict=True))
-            for column in zip(*preference_records.values(), strict=True)
-        )
+        for model, records in records_by_model.items()
     ]
+    candidates = [list(row) for row in zip(*columns, strict=True)]
     rankings: list[Ranking] = []
     for cohort in _EXAM_COHORTS:
         labelers = SimulatedLabelers(world, cohort, per_prompt=exam.labelers, seed=seed + 1)  # type: ignore[arg-type]
@@ -226,24 +202,10 @@ def compute_overoptimization_curve(model: str, folder: Path, world: World, episo
         rows_by_step[int(row["step"])].append(row)
     points = []
     for step, rows in sorted(rows_by_step.items()):
-        prompts = [str(row["prompt"]) for row in rows]
-        utilities = [
-            world.utility(prompt, str(row["completion"]), str(row["finish"]))
-            for prompt, row in zip(prompts, rows, strict=True)
-        ]
-        utility = mean(utilities, prompts)
+        cells = [[str(row[name]) for name in ("prompt", "completion", "finish")] for row in rows]
+        utility = mean([world.utility(*values) for values in cells], [values[0] for values in cells])
         means = {name: sum(float(str(row[name])) for row in rows) / len(rows) for name in ("kl", "score")}
-        points.append(
-            Record.model_validate(
-                {
-                    "model": model,
-                    "step": step,
-                    "episodes": step * episodes_per_update,
-                    "utility": utility.value,
-                    "low": utility.low,
-                    "high": utility.high,
-                }
-                | means
-            )
-        )
+        fields = {"model": model, "step": step, "episodes": step * episodes_per_update}
+        interval = {"utility": utility.value, "low": utility.low, "high": utility.high}
+        points.append(Record.model_validate(fields | interval | means))
     return points

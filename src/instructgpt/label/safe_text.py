@@ -80,7 +80,7 @@ def show_invisible(text: str) -> str:
 
 def _replace_invisible(text: str, replace: Callable[[str], str]) -> str:
     return _UNSAFE_PATTERN.sub(
-        lambda match: match.group() if _is_valid_joiner(text, match.start()) else replace(match.group()), text
+        lambda odd: odd.group() if _is_valid_joiner(text, odd.start()) else replace(odd.group()), text
     )
 
 

@@ -1,14 +1,12 @@
-"""The size of a model, read from its configuration alone, and the arithmetic of one pass over some texts.
+"""The size of a model, read from its configuration alone, and the FLOPs of passes over sequences and of a PPO update.
 
-The model is built by transformers itself, of tensors that have shapes and no numbers, so every family is counted as it is.
-
-    n tokens of a text     p tokens it continues     L layers     H heads of width h     D width     V vocabulary
+transformers itself builds the model, on the device `meta`, so that every family is counted as it is.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,124 +18,114 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
+from instructgpt.data.packing import TokenizedExample
+from instructgpt.models.last_layer_subset import enable_last_layer_subset, find_last_mlp
 from instructgpt.models.lora import add_lora, get_backbone
-from instructgpt.models.packed_attention import enable_last_layer_subset
 from instructgpt.models.policy import from_pretrained
 from instructgpt.models.precision import apply_memory_options
 
 FLOAT_BYTES = 4
-"""Bytes of a number: weights, gradients, Adam's moments, activations and the cache are float32."""
+"""Bytes of a float32: weights, gradients, Adam's moments, activations and the KV cache."""
 BACKWARD_FLOPS_FACTOR = 2
-"""A backward pass multiplies twice as much as the forward pass: once for the inputs' gradients, once for the weights', if they learn."""
+"""A backward pass multiplies twice as much as a forward pass: for gradients of inputs, and of trained weights."""
 
 
 class SequenceShape(NamedTuple):
-    """Tokens that are computed, after tokens that were computed before and are read again."""
+    """Tokens that are computed, after tokens whose keys and values are cached."""
 
     tokens: int
     past_tokens: int = 0
-    output_tokens: int | None = (
-        None  # how many of them, the last ones, have states that are read; all where it is not said
-    )
+    output_tokens: int | None = None  # those whose hidden states are read; None for all
 
     @property
-    def last_layer_tokens(self) -> int:
-        """How many of its tokens go through the whole last layer."""
-        return self.tokens if self.output_tokens is None else self.output_tokens
+    def attention_pairs(self) -> float:
+        """Pairs of a token and one it attends to: n p + n (n + 1) / 2 for n tokens after p."""
+        return self.tokens * self.past_tokens + self.tokens * (self.tokens + 1) / 2
 
-    def attention_pairs(self, attending_tokens: int) -> float:
-        """Pairs of tokens that see each other, where only the last ones ask."""
-        return (
-            attending_tokens * (self.past_tokens + self.tokens - attending_tokens)
-            + attending_tokens * (attending_tokens + 1) / 2
-        )
+    @property
+    def unread_tokens(self) -> int:
+        """Tokens that the last layer's feed-forward part skips (`models/last_layer_subset.py`)."""
+        return 0 if self.output_tokens is None else self.tokens - self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the arithmetic of a model depends on."""
+    """What the FLOPs and the memory of a model depend on."""
 
     parameters: int
-    matrix_parameters: int  # weights that every token is multiplied by, the output layer left out
+    matrix_parameters: int  # weights that every token is multiplied by, without the output layer
     layers: int
-    attention_width: int  # width of all heads together, H h
-    kv_cache_size_per_token: int  # numbers the key-value cache holds for a token, all layers
+    attention_width: int  # all heads together
+    kv_cache_size_per_token: int  # numbers in the KV cache, all layers
     hidden_size: int
     vocab_size: int
-    frozen_parameters: int = 0  # parameters that training leaves as they are
-    frozen_matrix_parameters: int = 0  # those among `matrices`
-    output_layer_frozen: bool = False  # the output layer is one of them
+    last_mlp_parameters: int = 0  # those of `matrix_parameters` that only tokens that are read are multiplied by
+    frozen_parameters: int = 0
+    frozen_matrix_parameters: int = 0  # those of `matrix_parameters` that are frozen
+    frozen_last_mlp_parameters: int = 0  # those of `last_mlp_parameters` that are frozen
+    output_layer_frozen: bool = False
 
     def forward_flops(self, sequences: Iterable[SequenceShape], predicted_tokens: float = 0) -> float:
-        """FLOPs of a forward pass. Each matrix 2 a weight and token; attention 4 H h a pair of tokens and layer, and only pairs that see
-        each other count, n p + n (n + 1) / 2 of them; logits 2 D V a predicted token. Tokens that are not read go no further in the
-        last layer than to their keys and values.
-        """
+        """Count a forward pass: 2 a weight and token, 4 times the attention width a pair and layer, and the logits."""
         sequences = list(sequences)
-        pairs = (
-            sum(text.attention_pairs(text.tokens) for text in sequences),
-            sum(text.attention_pairs(text.last_layer_tokens) for text in sequences),
-        )
-        attention_flops = 4 * self.attention_width * ((self.layers - 1) * pairs[0] + pairs[1])
-        return (
-            self.matmul_flops(self.matrix_parameters, sequences)
-            + attention_flops
-            + self.output_layer_flops(predicted_tokens)
-        )
-
-    def matmul_flops(self, weights: int, sequences: Iterable[SequenceShape]) -> float:
-        """FLOPs of matrices of so many weights, in which those for keys and values are."""
-        non_kv_weights = (weights - self.hidden_size * self.kv_cache_size_per_token) / self.layers
-        return 2 * sum(
-            weights * text.tokens - non_kv_weights * (text.tokens - text.last_layer_tokens) for text in sequences
-        )
+        pairs = sum(sequence.attention_pairs for sequence in sequences)
+        matmul_flops = _matmul_flops(self.matrix_parameters, self.last_mlp_parameters, sequences)
+        attention_flops = 4 * self.attention_width * self.layers * pairs
+        return matmul_flops + attention_flops + self.output_layer_flops(predicted_tokens)
 
     def backward_flops(self, sequences: Iterable[SequenceShape], predicted_tokens: float = 0) -> float:
-        """FLOPs of a backward pass. A matrix that stays as it is has no gradient of its own, only passes its inputs' on."""
+        """Count a backward pass. Through a frozen matrix only the gradient of its input is computed."""
         sequences = list(sequences)
-        frozen_flops = (
-            self.matmul_flops(self.frozen_matrix_parameters, sequences) if self.frozen_matrix_parameters else 0
-        )
-        return (
-            BACKWARD_FLOPS_FACTOR * self.forward_flops(sequences, predicted_tokens)
-            - frozen_flops
-            - self.output_layer_frozen * self.output_layer_flops(predicted_tokens)
-        )
+        frozen_flops = _matmul_flops(self.frozen_matrix_parameters, self.frozen_last_mlp_parameters, sequences)
+        frozen_flops += self.output_layer_frozen * self.output_layer_flops(predicted_tokens)
+        return BACKWARD_FLOPS_FACTOR * self.forward_flops(sequences, predicted_tokens) - frozen_flops
 
     def output_layer_flops(self, predicted_tokens: float) -> float:
-        """FLOPs of the output layer."""
+        """Count the output layer."""
         return 2 * self.hidden_size * self.vocab_size * predicted_tokens
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights."""
+        """Bytes of the weights in float32."""
         return FLOAT_BYTES * self.parameters
 
     @property
     def trainable_parameters(self) -> int:
-        """Parameters that training changes."""
+        """Parameters that are not frozen."""
         return self.parameters - self.frozen_parameters
+
+
+def _matmul_flops(weights: int, last_mlp_weights: int, sequences: Iterable[SequenceShape]) -> float:
+    return 2 * sum(weights * sequence.tokens - last_mlp_weights * sequence.unread_tokens for sequence in sequences)
 
 
 @contextmanager
 def fake_tensors() -> Any:
-    """Tensors made in here have shapes and no numbers; whatever is computed with them takes no memory."""
+    """Make tensors with shapes and without data; computing with them takes no memory."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         yield mode
 
 
+def fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """Return a fake tensor like a real one."""
+    fake_tensor: torch.Tensor = mode.from_tensor(tensor)
+    return fake_tensor
+
+
 def load_model_config(source: Path | str) -> Any:
-    """The configuration of a model directory or hub name. Raises BadInput where there is none."""
+    """Load the configuration of a model directory or hub name. Raises InputError where there is none."""
     return from_pretrained(transformers.AutoConfig, source)
 
 
 def build_on_meta(config: Any, *, scalar: bool = False, lora: int = 0, memory: Collection[str] = ()) -> Any:
-    """A model as a stage makes it, on the device `meta`, where tensors have shapes and no numbers.
+    """Build a model as a stage does, but on the device `meta`.
 
     Args:
-        config: the model's; scalar: a reward or value model.
-        lora: rank of its adapters; memory: what is done to need less memory.
+        config: the model's configuration.
+        scalar: whether to build a reward or value model.
+        lora: rank of the adapters, 0 for none.
+        memory: memory options.
     """
     auto_class = transformers.AutoModelForSequenceClassification if scalar else transformers.AutoModelForCausalLM
     if scalar:
@@ -150,48 +138,69 @@ def build_on_meta(config: Any, *, scalar: bool = False, lora: int = 0, memory: C
 
 
 def to_fake_device(model: Any) -> Any:
-    """A model from `build` as one that computes; called inside `without_numbers`. Parameters that are shared stay shared."""
+    """Copy a `build_on_meta` model to fake tensors on the CPU, within `fake_tensors`; shared parameters stay shared."""
     memo: dict[int, Any] = {id(b): torch.empty(b.shape, dtype=b.dtype) for b in model.buffers()}
-    memo |= {
-        id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
-        for p in model.parameters()
-    }
+    for parameter in model.parameters():
+        data = torch.empty(parameter.shape, dtype=parameter.dtype)
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
     return copy.deepcopy(model, memo)
 
 
-def model_shape_from_config(config: Any, *, scalar: bool = False, lora: int = 0) -> ModelShape:
-    """The shape of the model that a configuration describes."""
-    return get_model_shape(build_on_meta(config, scalar=scalar, lora=lora))
-
-
 def get_model_shape(model: Any) -> ModelShape:
-    """The shape of a model: a policy, or a reward or value model, which have no output layer."""
+    """Return the shape of a policy, or of a reward or value model, which has no output layer."""
     config = model.config
     output_layer = model.get_output_embeddings() if model.can_generate() else None
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    linear_weights = [
-        module.weight
-        for module in get_backbone(getattr(model, "peft_model", model)).modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output_layer
-    ]
+    backbone, last_modules = get_backbone(getattr(model, "peft_model", model)), find_last_mlp(model)
+    weights, last_mlp_weights = (
+        [
+            part.weight
+            for part in (module.modules() if module is not None else ())
+            if isinstance(part, nn.Linear | Conv1D) and part is not output_layer
+        ]
+        for module in (backbone, last_modules and last_modules[1])
+    )
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return ModelShape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        matrix_parameters=sum(weight.numel() for weight in linear_weights),
+        matrix_parameters=sum(weight.numel() for weight in weights),
         layers=config.num_hidden_layers,
         attention_width=heads * head_dim,
         kv_cache_size_per_token=2 * config.num_hidden_layers * kv_heads * head_dim,
         hidden_size=config.hidden_size,
         vocab_size=0 if output_layer is None else output_layer.weight.shape[0],
+        last_mlp_parameters=sum(weight.numel() for weight in last_mlp_weights),
         frozen_parameters=sum(parameter.numel() for parameter in frozen),
-        frozen_matrix_parameters=sum(weight.numel() for weight in linear_weights if not weight.requires_grad),
+        frozen_matrix_parameters=sum(weight.numel() for weight in weights if not weight.requires_grad),
+        frozen_last_mlp_parameters=sum(weight.numel() for weight in last_mlp_weights if not weight.requires_grad),
         output_layer_frozen=output_layer is not None and not output_layer.weight.requires_grad,
     )
 
 
-def fake_like(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
-    """A tensor without numbers like another one."""
-    fake_tensor: torch.Tensor = mode.from_tensor(tensor)
-    return fake_tensor
+def ppo_update_flops(
+    policy: ModelShape, value: ModelShape, reward: ModelShape, episodes: Sequence[TokenizedExample], epochs: int = 1
+) -> dict[str, float]:
+    """Return the FLOPs of a PPO update, phase by phase: the bound that its speed is measured by.
+
+    No token is computed twice. Sampling computes each once, but the last of an episode; each model that scores computes
+    it once, each that trains three times, forward and backward. Logits are those of completion tokens.
+    """
+    sequences = [SequenceShape(len(episode), output_tokens=len(episode.completion_ids)) for episode in episodes]
+    completion_tokens = sum(len(episode.completion_ids) for episode in episodes)
+    policy_forward, value_forward = policy.forward_flops(sequences, completion_tokens), value.forward_flops(sequences)
+    return {
+        "sampling": policy.forward_flops([SequenceShape(len(e) - 1) for e in episodes], completion_tokens),
+        "score": reward.forward_flops([SequenceShape(len(episode), output_tokens=1) for episode in episodes]),
+        "reference": policy_forward,
+        "values": value_forward,
+        "policy update": epochs * (policy_forward + policy.backward_flops(sequences, completion_tokens)),
+        "value update": epochs * (value_forward + value.backward_flops(sequences)),
+    }
+
+
+def pretraining_flops(policy: ModelShape, rows: float, sequence_length: int) -> float:
+    """Return the FLOPs of training on rows of pretraining text, each taken as one document."""
+    sequences = [SequenceShape(sequence_length)]
+    return rows * (policy.forward_flops(sequences, sequence_length) + policy.backward_flops(sequences, sequence_length))

@@ -1,7 +1,8 @@
-"""What is done to need less memory, applied to a model from outside: the loops of the stages know nothing of it."""
+"""Options that save memory, applied to a model from outside: the stage loops do not know about them."""
 
 from __future__ import annotations
 
+import types
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,16 +18,24 @@ from instructgpt.distributed.comm import uses_nccl
 from instructgpt.errors import InputError
 from instructgpt.models.lora import get_backbone
 
+COMPUTE_DEVICE = "instructgpt_compute_device"
+"""The attribute of a model whose weights wait on another device than it computes on."""
 _AUTOCAST_CONTEXTS_KEY = "_bf16_contexts"
 _bf16_buffers: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
-"""Where a trunk's matrices lie in bf16 while it samples."""
+"""Memory for the bf16 copies of a backbone's matrices while it samples."""
+
+
+def compute_device(model: Any) -> torch.device:
+    """Return the device a model computes on, and its inputs go to. Weights of an offloaded model wait on the CPU."""
+    device: torch.device | None = getattr(model, COMPUTE_DEVICE, None)
+    return model.device if device is None else device
 
 
 def apply_memory_options(model: Any, options: Collection[str]) -> None:
-    """Do to a model what the words say: `bf16`, `checkpointing` (other words are the optimizer's, and `shard`'s). Its copies are like it.
+    """Apply `bf16` and `checkpointing` to a model; deep copies keep them. The others belong to optimizer and `shard`.
 
     Raises:
-        BadInput: transformers has no layers for this family that can be computed again.
+        InputError: transformers does not support checkpointing for this family.
     """
     if "checkpointing" in options:
         _enable_activation_checkpointing(model)
@@ -35,10 +44,10 @@ def apply_memory_options(model: Any, options: Collection[str]) -> None:
 
 
 def _enable_bf16(model: Any) -> None:
-    """The trunk computes in bf16 wherever it runs, while sampling too. Weights stay float32, and hidden states come out as float32.
+    """Run the backbone under bf16 autocast, while sampling too. Weights and the resulting hidden states are float32.
 
-    What is made of hidden states (logits, scores, values) and everything after stays in float32: bf16 would round a logit
-    of 20 to a tenth. On CUDA their products may use TF32, which has the range of float32 and rounds to 11 bits.
+    Logits, scores, values and everything after them stay float32: bf16 would round a logit of 20 to a tenth. On CUDA
+    their matrix products may use TF32, which has the range of float32 and rounds to 11 bits.
     """
     backbone = get_backbone(model)
     backbone.computes_in_bf16 = True
@@ -49,28 +58,25 @@ def _enable_bf16(model: Any) -> None:
 
 
 def disable_bf16(model: Any) -> None:
-    """From now on all of the model computes in float32: as it will once it is saved and loaded again."""
+    """Compute in float32 from now on, as the model will once it is saved and loaded again."""
     get_backbone(model).computes_in_bf16 = False
 
 
 @contextmanager
 def cached_bf16_weights(model: Any) -> Iterator[None]:
-    """While tokens are sampled: a model that computes in bf16 has its matrices cast once, and not again for every token.
-
-    Nothing may learn meanwhile. The cast matrices lie where they lay the last time, so that what was recorded of them stays right.
-    """
+    """Cast the matrices of a bf16 model once, not again for every sampled token. Do not train it meanwhile."""
     backbone = get_backbone(model)
     if not getattr(backbone, "computes_in_bf16", False):
         yield
         return
     layers = [module for module in backbone.modules() if isinstance(module, nn.Linear | Conv1D)]
     parameters = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
-    buffers = _bf16_buffers.setdefault(
-        backbone, [torch.empty_like(parameter, dtype=torch.bfloat16) for parameter in parameters]
-    )
+    # the same memory every time: CUDA graphs of sampling steps have recorded its addresses
+    if backbone not in _bf16_buffers:
+        _bf16_buffers[backbone] = [torch.empty_like(parameter, dtype=torch.bfloat16) for parameter in parameters]
     float32_weights = [parameter.data for parameter in parameters]
     try:
-        for parameter, buffer in zip(parameters, buffers, strict=True):
+        for parameter, buffer in zip(parameters, _bf16_buffers[backbone], strict=True):
             parameter.data = buffer.copy_(parameter.data)
         yield
     finally:
@@ -79,56 +85,49 @@ def cached_bf16_weights(model: Any) -> Iterator[None]:
 
 
 def _enter_autocast(module: nn.Module, _: Any) -> None:
-    # without a cache of cast weights: in one pass none is used twice, and a captured graph must not keep them
-    device: Any = module.device
-    context = torch.autocast(device.type, torch.bfloat16, enabled=bool(module.computes_in_bf16), cache_enabled=False)
+    # without autocast's weight cache: one pass uses no weight twice, and a captured CUDA graph must not keep the cache
+    device_type, enabled = compute_device(module).type, bool(module.computes_in_bf16)
+    context = torch.autocast(device_type, torch.bfloat16, enabled=enabled, cache_enabled=False)
     context.__enter__()  # type: ignore[no-untyped-call]
     module.__dict__.setdefault(_AUTOCAST_CONTEXTS_KEY, []).append(context)
 
 
 def _exit_autocast(module: nn.Module, _: Any, output: Any) -> Any:
     module.__dict__[_AUTOCAST_CONTEXTS_KEY].pop().__exit__(None, None, None)
-    if output is not None:  # None where the trunk has raised
+    if output is not None:  # None where the backbone raised
         output.last_hidden_state = output.last_hidden_state.float()
     return output
 
 
 def _enable_activation_checkpointing(model: Any) -> None:
-    """Keep only what goes into each layer, and compute the layer once more in the backward pass. Exact, dropout too.
+    """Keep only the inputs of each layer, and compute the layer again in the backward pass. Exact, dropout included.
 
-    transformers' own switch acts in training mode alone, and the stages that have no dropout run in evaluation mode.
-
-    Raises:
-        BadInput: transformers has no layers for this family that can be computed again.
+    transformers' own switch acts in training mode only, and the stages without dropout run in evaluation mode.
     """
     layers = [module for module in get_backbone(model).modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise InputError(
-            f"--memory checkpointing: not known how for the family '{model.config.model_type}'; leave the word out"
-        )
+        family = model.config.model_type
+        raise InputError(f"--memory checkpointing: not supported for the family '{family}'; leave the option out")
     for layer in layers:
-        layer.__class__ = _checkpointed_class(type(layer))
+        # set on the instance: FSDP finds layers by the name of their class, and deep copies bind it to the copy
+        layer.forward = types.MethodType(_checkpointed_forward, layer)
 
 
-def _checkpointed_class(layer_class: type[nn.Module]) -> type[nn.Module]:
-    """The same kind of layer, whose activations are not kept. It goes by the same name, by which others find it."""
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return layer_class.forward(self, *args, **kwargs)
-        return checkpoint(layer_class.forward, self, *args, use_reentrant=False, **kwargs)
-
-    return type(layer_class.__name__, (layer_class,), {"forward": forward, "__module__": layer_class.__module__})
+def _checkpointed_forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = type(layer).forward
+    if not torch.is_grad_enabled():
+        return forward(layer, *args, **kwargs)
+    return checkpoint(forward, layer, *args, use_reentrant=False, **kwargs)
 
 
 def free_gpu_memory(device: torch.device) -> int:
-    """Memory of a GPU that can be had: what is free, and what torch has taken and does not use."""
+    """Return the bytes available on a GPU: free ones, and those torch has reserved but does not use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
 def bf16_warning(device: torch.device, options: Collection[str]) -> str | None:
-    """A line for whoever asked for bf16 on a processor that has no instructions for it."""
+    """Return a warning where bf16 is asked for on a CPU without bf16 instructions."""
     if "bf16" not in options or device.type != "cpu" or uses_nccl() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
-    return "this CPU has no bf16 products: --memory bf16 computes up to 60 times slower here than without the word"
+    return "this CPU lacks native bf16; --memory bf16 can be 60 times slower here"

@@ -1,8 +1,7 @@
-"""Reward models and value models: a trunk and a scalar head, and the offset that centres demonstrations on 0.
+"""Reward models and value models: a backbone, a scalar head, and the offset that centers demonstrations on 0.
 
-They are transformers' own sequence classifiers with one label, so any stock tool loads them. Stock heads have no bias
-and would drop the offset without a word (a known trap), so it is kept in `config.json` and in the metadata of the
-weights, applied here, and a reward model without it is refused.
+They are transformers' sequence classifiers with one label, so stock tools load them. Stock heads have no bias and would
+silently drop the offset, so `config.json` and the metadata of the weights hold it, and `ScalarModel` subtracts it.
 """
 
 from __future__ import annotations
@@ -25,9 +24,11 @@ from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import call_sharded, gather_in_order, get_model_dist_info, pad_steps, shard_by_length
 from instructgpt.errors import InputError
 from instructgpt.io import serialize_safetensors_header
+from instructgpt.models.last_layer_subset import TokenSelection
 from instructgpt.models.lora import BaseModelView, add_lora, save_weights
-from instructgpt.models.packed_attention import TokenSelection, hidden_states, use_packed_attention
+from instructgpt.models.packed_attention import hidden_states, use_packed_attention
 from instructgpt.models.policy import check_no_missing_weights, context_length, from_pretrained, load_tokenizer
+from instructgpt.models.precision import compute_device
 
 SCORE_OFFSET_KEY = "score_offset"
 _PAD_TOKEN = "<|pad|>"
@@ -35,14 +36,14 @@ _PAD_TOKEN = "<|pad|>"
 
 @dataclass(slots=True)
 class ScalarModel:
-    """A trunk with a scalar head, its renderer, and what is subtracted from what the head says."""
+    """A backbone with a scalar head, its tokenizer, and the offset that is subtracted from the head's output."""
 
     model: Any
     tokenizer: PromptTokenizer
     offset: float = 0.0
 
     def token_outputs(self, batch: PackedBatch, select: TokenSelection | None = None) -> Tensor:
-        """One number for each token of a batch that is read, or for all, in float32. -> (m,). For a value model: the value after it."""
+        """Return the head's output at the selected tokens, or at all, in float32: scores, or values. -> (m,)."""
 
         def forward() -> Tensor:
             outputs: Tensor = self.model.score(hidden_states(self.model, batch, select))
@@ -51,22 +52,21 @@ class ScalarModel:
         return call_sharded(self.model, forward)[:, 0].float() - self.offset
 
     def sequence_scores(self, batch: PackedBatch) -> Tensor:
-        """The score of each example: the number at its last token, found by position. -> (B,)."""
+        """Return the score of each example: the output at its last token, found by position. -> (B,)."""
         return self.token_outputs(batch, "last_positions")
 
     @torch.no_grad()
     def score(self, examples: Sequence[TokenizedExample]) -> Tensor:
-        """Scores of examples, whatever the batch they are computed in. -> (B,) on the CPU.
+        """Return the scores of examples, computed in microbatches that do not change them. -> (B,) on the CPU.
 
         Raises:
-            BadInput: an example does not fit the context.
+            InputError: an example is longer than the context.
         """
-        device, max_length = self.model.device, context_length(self.model)
+        device, max_length = compute_device(self.model), context_length(self.model)
         longest_example = max(map(len, examples), default=0)
         if longest_example > max_length:
-            raise InputError(
-                f"a prompt with its completion has {longest_example} tokens, but the reward model's context is {max_length}; shorten them"
-            )
+            length = f"a prompt with its completion has {longest_example} tokens"
+            raise InputError(f"{length}, but the reward model's context is {max_length}; shorten them")
         dist_info = get_model_dist_info(self.model)
         indices = shard_by_length([len(example) for example in examples], dist_info)
         local_examples = [examples[row] for row in indices]
@@ -77,27 +77,20 @@ class ScalarModel:
 
 
 def _get_scalar_head(model: Any, source: str) -> nn.Linear:
-    """The scalar head.
-
-    Raises:
-        BadInput: the family has none of the stock kind.
-    """
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.out_features != 1:
-        raise InputError(
-            f"{source}: transformers has no sequence classifier with a linear 'score' head for this family"
-        )
+        reason = "transformers has no sequence classifier with a linear 'score' head for this family"
+        raise InputError(f"{source}: {reason}")
     return head
 
 
 def new_reward_model(base: Path | str, device: torch.device, seed: int) -> ScalarModel:
-    """A reward model about to be trained: trunk of a policy, head drawn from N(0, 1 / (D + 1)) (Huang et al. 2023, detail 8).
+    """Create an untrained reward model: a policy's backbone, a head from N(0, 1/(D + 1)) (Huang et al. 2023, detail 8).
 
-    The tokenizer gets a padding token of its own, so that stock code, which looks for padding by its id, never mistakes
-    the end-of-text for it.
+    The tokenizer gets its own padding token: stock code finds the last token by it, and would stop at an end-of-text.
 
     Raises:
-        BadInput: the base cannot be loaded or has no stock classifier.
+        InputError: the base cannot be loaded, or its family has no stock classifier.
     """
     tokenizer = load_tokenizer(base)
     model, loading_info = from_pretrained(
@@ -129,10 +122,10 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
 
 
 def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
-    """A trained reward model with its offset.
+    """Load a trained reward model with its offset.
 
     Raises:
-        BadInput: the head's weights are not in the files, or no offset was recorded.
+        InputError: weights of the head are missing, or the offset is.
     """
     tokenizer = load_tokenizer(source)
     model, loading_info = from_pretrained(
@@ -144,38 +137,35 @@ def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
     )
     if loading_info["missing_keys"]:
         missing = ", ".join(sorted(loading_info["missing_keys"])[:3])
-        raise InputError(
-            f"{source}: not a reward model, weights are missing from the files: {missing}; train one with 'instructgpt reward'"
-        )
+        reason = f"not a reward model, weights are missing from the files: {missing}"
+        raise InputError(f"{source}: {reason}; train one with 'instructgpt reward'")
     _get_scalar_head(model, str(source))
     config_offset = getattr(model.config, SCORE_OFFSET_KEY, None)
     weights_offset = read_score_offset(Path(source)) if Path(source).is_dir() else config_offset
     if config_offset is None or weights_offset is None:
-        raise InputError(
-            f"{source}: no recorded offset that centres demonstrations on 0; train with 'instructgpt reward', which records one"
-        )
+        reason = "no recorded offset that centers demonstrations on 0"
+        raise InputError(f"{source}: {reason}; 'instructgpt reward' records one")
     if abs(config_offset - weights_offset) > 1e-6:
-        raise InputError(
-            f"{source}: config.json says the offset is {config_offset}, the weights say {weights_offset}; the files are of two models"
-        )
+        offsets = f"config.json says the offset is {config_offset}, the weights say {weights_offset}"
+        raise InputError(f"{source}: {offsets}; the files belong to two models")
     model.to(device).eval()
     use_packed_attention(model)
     return ScalarModel(model, tokenizer, float(config_offset))
 
 
 def new_value_model(reward_model: ScalarModel) -> ScalarModel:
-    """A value model started from the reward model: its own copy of the weights (paper, appendix C.4)."""
+    """Create a value model from a copy of the reward model's weights (paper, appendix C.4)."""
     return ScalarModel(copy.deepcopy(reward_model.model), reward_model.tokenizer, reward_model.offset)
 
 
 def value_model_from_adapter(reward_model: ScalarModel, rank: int, seed: int) -> tuple[ScalarModel, ScalarModel]:
-    """A value model that is an adapter and a head over the reward model's weights; and the reward model, which lies under it."""
+    """Create a value model as adapters and a head over a reward model's weights. Return it and that reward model."""
     value_model = ScalarModel(add_lora(reward_model.model, rank, seed), reward_model.tokenizer, reward_model.offset)
     return value_model, ScalarModel(BaseModelView(value_model.model), reward_model.tokenizer, reward_model.offset)
 
 
 def read_score_offset(folder: Path) -> float | None:
-    """The offset in the metadata of the weights, or None."""
+    """Return the offset in the metadata of the weights, or None."""
     for path in sorted(folder.glob("*.safetensors")):
         with safetensors.safe_open(path, framework="pt") as weights:
             metadata = weights.metadata() or {}
@@ -184,7 +174,7 @@ def read_score_offset(folder: Path) -> float | None:
 
 
 def save_reward_model(reward_model: ScalarModel, folder: Path) -> None:
-    """Write a directory that `AutoModelForSequenceClassification` loads, with the offset in config and weights."""
+    """Write a directory for `AutoModelForSequenceClassification`, with the offset in config and weights."""
     setattr(reward_model.model.config, SCORE_OFFSET_KEY, reward_model.offset)
     save_weights(reward_model.model, folder)
     reward_model.tokenizer.hf_tokenizer.save_pretrained(folder)
@@ -193,10 +183,8 @@ def save_reward_model(reward_model: ScalarModel, folder: Path) -> None:
 
 
 def _write_safetensors_metadata(path: Path, metadata: dict[str, str]) -> None:
-    """Write words into the header of a safetensors file: eight bytes of length, JSON, then the numbers, which stay as they are.
-
-    The library's own writer puts them in another order each time, so that two runs of one seed would not leave the same bytes.
-    """
+    # a safetensors file is 8 bytes of header length, a JSON header, the tensors. The library writes metadata in an
+    # order that changes from run to run; the same seed must give the same bytes
     content = path.read_bytes()
     data_start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:data_start])

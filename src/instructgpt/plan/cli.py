@@ -95,8 +95,8 @@ def main(config: PlanConfig) -> list[Plan]:
         lines = format.format_utilization(compute_utilization(record, plans[0], machines[0]), machines[0])
     else:
         plans = [
-            fit_to_memory(stage, one, math.inf if config.capacity is None else 1e9 * config.capacity)
-            for one in contexts
+            fit_to_memory(stage, context, math.inf if config.capacity is None else 1e9 * config.capacity)
+            for context in contexts
         ]
         plans_with_machines = list(zip(plans, machines, strict=True))
         lines = (

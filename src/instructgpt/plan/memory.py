@@ -10,7 +10,6 @@ from instructgpt.models.flops import FLOAT_BYTES
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.meta_trace import PeakMemory, TracedModel
 from instructgpt.plan.roofline import ACTIVATIONS_PART, ALLOCATOR_PART, BF16_BYTES
-from instructgpt.sampling.cpu_fast_path import MAX_COPIED_BYTES
 
 _ALLOCATOR_OVERHEAD_RATIO = 2.0
 """Unusable glibc heap bytes per byte of trained weights, or of activations where these are fewer: Adam moments and
@@ -139,6 +138,17 @@ def _distributed_peaks(
     return peaks
 
 
+def _sampling_parts(policy: TracedModel, decode_rows: int, row_tokens: int, context: PlanContext) -> dict[str, float]:
+    shape, bf16 = policy.shape, "bf16" in policy.memory
+    return {
+        "weights gathered from other ranks": float(shape.weight_bytes) if context.shards(policy) else 0.0,
+        "key-value cache": float(
+            (BF16_BYTES if bf16 else FLOAT_BYTES) * shape.kv_cache_size_per_token * decode_rows * row_tokens
+        ),  # taken once, for all of them
+        "logits": 4.0 * FLOAT_BYTES * decode_rows * shape.vocab_size,  # and what choosing a token makes of them
+    }
+
+
 def ppo_peaks(
     policy: TracedModel,
     value: TracedModel,
@@ -170,21 +180,11 @@ def ppo_peaks(
         "matrices in bf16, to sample": float(BF16_BYTES * shape.matrix_parameters * bf16),
         "Adam's moments": policy_bytes.optimizer_state + value_bytes.optimizer_state,
     }
-    column_bytes = 0 if bf16 else FLOAT_BYTES * (shape.matrix_parameters + shape.hidden_size * shape.vocab_size)
-    sampling = {
-        "weights gathered from other ranks": float(shape.weight_bytes) if context.shards(policy) else 0.0,
-        "matrices by columns": float(column_bytes)
-        if context.device.type == "cpu" and column_bytes <= MAX_COPIED_BYTES
-        else 0.0,
-        "key-value cache": float(
-            (BF16_BYTES if bf16 else FLOAT_BYTES) * shape.kv_cache_size_per_token * decode_rows * row_tokens
-        ),  # taken once, for all of them
-        "logits": 4.0 * FLOAT_BYTES * decode_rows * shape.vocab_size,  # and what choosing a token makes of them
-    }
+    sampling = _sampling_parts(policy, decode_rows, row_tokens, context)
     gradients = policy_bytes.gradients + value_bytes.gradients
     policy_peak, value_peak = (
-        size.peak + (own.gradients if own.gathered else 0.0)
-        for size, own in zip(memory[:2], (policy_bytes, value_bytes), strict=True)
+        size.peak + (model.gradients if model.gathered else 0.0)
+        for size, model in zip(memory[:2], (policy_bytes, value_bytes), strict=True)
     )
     ptx_peak = memory[2].peak + (policy_bytes.gradients if policy_bytes.gathered else 0.0) if memory[2] else 0.0
     if accumulate:

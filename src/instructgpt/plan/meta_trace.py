@@ -27,7 +27,8 @@ from instructgpt.models.flops import (
     get_model_shape,
     to_fake_device,
 )
-from instructgpt.models.packed_attention import PACKED_ATTENTION, TokenSelection, get_attention_layout, get_token_subset
+from instructgpt.models.last_layer_subset import TokenSelection, get_token_subset
+from instructgpt.models.packed_attention import PACKED_ATTENTION, get_attention_layout
 from instructgpt.models.policy import completion_logp
 from instructgpt.models.reward_model import ScalarModel
 from instructgpt.models.sharding import layer_groups
@@ -199,5 +200,5 @@ def _to_fake(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):
         return {name: _to_fake(one, convert) for name, one in value.items()}
     if is_dataclass(value):
-        return replace(value, **{one.name: _to_fake(getattr(value, one.name), convert) for one in fields(value)})  # type: ignore[type-var]
+        return replace(value, **{f.name: _to_fake(getattr(value, f.name), convert) for f in fields(value)})  # type: ignore[type-var]
     return tuple(_to_fake(one, convert) for one in value) if type(value) is tuple else value

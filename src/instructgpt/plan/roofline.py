@@ -208,7 +208,7 @@ def sampling_phases(
     prefill = Phase(
         "prefill",
         sum(prompts),
-        shape.forward_flops([SequenceShape(p, output_tokens=1) for p in prompts], len(prompts)),
+        shape.forward_flops([SequenceShape(p) for p in prompts], len(prompts)),
         shape.weight_bytes * -(-len(prompts) // rows),
     )
     tokens = flops = bytes_moved = 0.0

@@ -333,16 +333,8 @@ def _plan_ppo(config: PPOConfig, context: PlanContext) -> Plan:
     ]
     accumulate = ptx_memory is not None or len(list(microbatches(rank_lengths, context.budget))) > 1
     memory = (policy_memory, value_memory, ptx_memory)
-    peaks = ppo_peaks(
-        policy,
-        value,
-        None if same_tokenizer and config.lora else reward,
-        memory,
-        accumulate,
-        decode_rows,
-        row_tokens,
-        context,
-    )
+    shared_reward = None if same_tokenizer and config.lora else reward
+    peaks = ppo_peaks(policy, value, shared_reward, memory, accumulate, decode_rows, row_tokens, context)
     step = f"an update on {config.batch} episodes"
     return Plan(
         stage="ppo",

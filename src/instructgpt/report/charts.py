@@ -300,7 +300,9 @@ def reward_model_figure(results: Results) -> str:
     }
     conditions = [each for each in results.conditions("reward_model", "pair_accuracy") if "/" not in each]
     source_conditions = [
-        each for each in results.conditions("reward_model", "pair_accuracy") if each.startswith("source/")
+        condition
+        for condition in results.conditions("reward_model", "pair_accuracy")
+        if condition.startswith("source/")
     ]
     panels = []
     for condition in [*conditions, *source_conditions]:

@@ -255,7 +255,8 @@ def _tax_findings(results: Results) -> list[Finding]:
     def checks(pair: tuple[str, str], direction: int) -> list[_Check | None]:
         task_checks = [(task, _check_greater(results, "tax", task, pair, "", direction * sign)) for task, sign in tasks]
         return [
-            _Check(each.holds, f"{metric_name(task)}: {each.evidence}") if each else None for task, each in task_checks
+            _Check(check.holds, f"{metric_name(task)}: {check.evidence}") if check else None
+            for task, check in task_checks
         ]
 
     return [

@@ -78,7 +78,9 @@ def select_training_samples(
 ) -> tuple[SampleGroup, ...]:
     """Select samples from the start, middle and end of PPO, with score, KL and total."""
     valid_samples = [
-        each for each in samples if isinstance(each.get("prompt"), str) and isinstance(each.get("completion"), str)
+        sample
+        for sample in samples
+        if isinstance(sample.get("prompt"), str) and isinstance(sample.get("completion"), str)
     ]
     valid_samples.sort(key=lambda each: each.get("step") or 0)
     indices = (

@@ -1,4 +1,4 @@
-"""`sample` and `score`: completions of a file of prompts, and the reward model's scores of a file of completions."""
+"""The commands `sample` (completions of a file of prompts) and `score` (a reward model's scores of completions)."""
 
 from __future__ import annotations
 
@@ -30,27 +30,23 @@ _DEVICE_HELP = "cpu, cuda, cuda:1 …; auto takes a GPU when there is one"
 
 
 class SampleConfig(CommandConfig):
-    """Completions of prompts."""
+    """Options of `sample`."""
 
     stage: ClassVar[str] = "sample"
 
-    out: Path = Field(description="the file of completions this makes")
+    out: Path = Field(description="file of completions to write")
     model: str = Field(description="a model directory or hub name")
-    prompts: Path = Field(description="prompts")
+    prompts: Path = Field(description="file of prompts")
     n: int = Field(1, ge=1, description="completions of each prompt")
-    max_tokens: int = Field(256, ge=1, description="where a completion is cut off")
-    temperature: float = Field(
-        1.0, ge=0, description="1 samples from the model's own distribution, 0 takes the likeliest token"
-    )
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="below 1, sample from the likeliest tokens that together have this probability"
-    )
-    seed: int = Field(0, ge=0, lt=2**32, description="everything random follows from it")
+    max_tokens: int = Field(256, ge=1, description="length at which a completion is cut off")
+    temperature: float = Field(1.0, ge=0, description="1: the model's own distribution, 0: the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens with this total probability")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything random")
     device: str = Field("auto", description=_DEVICE_HELP)
-    skip_bad: bool = Field(False, description="leave out bad lines and prompts that are too long, and count them")
+    skip_bad: bool = Field(False, description="skip bad lines and prompts that are too long, and count them")
 
     def ineffective_options(self) -> Iterator[str]:
-        """At temperature 0 nothing is random."""
+        """Yield options that have no effect at temperature 0."""
         if self.temperature == 0 and self.n > 1:
             yield f"--n {self.n} has no effect at --temperature 0, all completions of a prompt would be the same"
         if self.temperature == 0 and "seed" in self.model_fields_set:
@@ -60,19 +56,19 @@ class SampleConfig(CommandConfig):
 
 
 class ScoreConfig(CommandConfig):
-    """Scores of completions."""
+    """Options of `score`."""
 
     stage: ClassVar[str] = "score"
 
-    out: Path = Field(description="the file of completions with scores this makes")
+    out: Path = Field(description="file of scored completions to write")
     reward: Path = Field(description="a reward model directory")
-    data: Path = Field(description="completions, or demonstrations")
+    data: Path = Field(description="file of completions, or of demonstrations")
     device: str = Field("auto", description=_DEVICE_HELP)
-    skip_bad: bool = Field(False, description="leave out bad lines and completions that are too long, and count them")
+    skip_bad: bool = Field(False, description="skip bad lines and completions that are too long, and count them")
 
 
 class ScoredInput(Record):
-    """What can be scored: a prompt, or the messages of a conversation, and a completion. Both may be there, as `sample` writes them."""
+    """A completion to score, with its prompt, its messages, or both, as `sample` writes them."""
 
     prompt: str | None = None
     messages: tuple[Message, ...] | None = None
@@ -86,15 +82,15 @@ class ScoredInput(Record):
 
     @property
     def prompt_fields(self) -> PromptFields:
-        """What was asked. The messages say more than their text."""
+        """The prompt; from the messages where both are there."""
         return PromptFields(messages=self.messages) if self.messages is not None else PromptFields(prompt=self.prompt)
 
 
 def sample_completions(config: SampleConfig) -> Path:
-    """Write one completions record for each prompt and each of its `n` samples. Returns the file.
+    """Write `n` completions of each prompt to the output file, and return it.
 
     Raises:
-        BadInput: a prompt leaves no room for a completion (and bad lines are not to be skipped), or none is left.
+        InputError: a prompt leaves no room for a completion (without `skip_bad`), or no prompt is left.
     """
     check_output_file(config.out)
     skipped = SkippedLines(config.skip_bad)
@@ -107,48 +103,42 @@ def sample_completions(config: SampleConfig) -> Path:
         if prompt_tokens <= max_prompt_tokens:
             accepted_prompts.append(prompt)
         else:
-            reason = f"prompt '{_preview(prompt)}' has {prompt_tokens} tokens, the context leaves {max_prompt_tokens} before --max-tokens {config.max_tokens}"
-            _skip_too_long(f"{config.prompts}: {reason}", skipped)
+            room = f"the context leaves {max_prompt_tokens} before --max-tokens {config.max_tokens}"
+            prompt_length = f"prompt '{_preview(prompt)}' has {prompt_tokens} tokens"
+            _skip_too_long(f"{config.prompts}: {prompt_length}, {room}", skipped)
     _require_nonempty(config.prompts, accepted_prompts, skipped)
-    sampling_options = {"max_tokens": config.max_tokens, "seed": config.seed}
     completions = generate(
         model,
         tokenizer,
         accepted_prompts,
+        max_tokens=config.max_tokens,
+        seed=config.seed,
         temperature=config.temperature,
         top_p=config.top_p,
         per_prompt=config.n,
-        **sampling_options,
     )
     count = write_records(config.out, (_to_completion_record(completion, config) for completion in completions))
-    console.print(
-        f"{count} completions of {len(accepted_prompts)} prompts: {config.out}; left out: {len(skipped.reasons)}",
-        markup=False,
-        soft_wrap=True,
-    )
+    _report_written(f"{count} completions of {len(accepted_prompts)} prompts", config.out, skipped)
     return config.out
 
 
 def _to_completion_record(completion: SampledCompletion, config: SampleConfig) -> Completion:
-    """A sampled completion as a record, with the columns of its prompt."""
-    return Completion.model_validate(
-        completion.prompt.to_dict()  # a prompt's own columns stay with it
-        | {
-            "prompt": completion.prompt.text,
-            "completion": completion.text,
-            "model": config.model,
-            "finish": "stop" if completion.finished else "length",
-            "sampling": {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
-            | ({"top_p": config.top_p} if config.top_p < 1 else {}),
-        }
-    )
+    sampling = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
+    columns = {
+        "prompt": completion.prompt.text,
+        "completion": completion.text,
+        "model": config.model,
+        "finish": "stop" if completion.finished else "length",
+        "sampling": sampling | ({"top_p": config.top_p} if config.top_p < 1 else {}),
+    }
+    return Completion.model_validate(completion.prompt.to_dict() | columns)  # the prompt's own columns stay
 
 
 def score_completions(config: ScoreConfig) -> Path:
-    """Write the same records with a `score`. A completion cut off is scored at its last token. Returns the file.
+    """Write the records with a `score` each, and return the file. A completion cut off is scored at its last token.
 
     Raises:
-        BadInput: a record does not fit the reward model's context (and bad lines are not to be skipped), or none is left.
+        InputError: a record does not fit the reward model's context (without `skip_bad`), or no record is left.
     """
     check_output_file(config.out)
     skipped = SkippedLines(config.skip_bad)
@@ -157,41 +147,39 @@ def score_completions(config: ScoreConfig) -> Path:
     max_length = context_length(reward_model.model)
     accepted_records, examples = [], []
     for record in records:
-        example = reward_model.tokenizer.encode_example(
-            record.prompt_fields, record.completion, finished=record.finish == "stop"
-        )
+        prompt, finished = record.prompt_fields, record.finish == "stop"
+        example = reward_model.tokenizer.encode_example(prompt, record.completion, finished=finished)
         if len(example) <= max_length:
             accepted_records.append(record)
             examples.append(example)
         else:
-            reason = f"the completion of '{_preview(record.prompt_fields)}' makes {len(example)} tokens, the reward model's context is {max_length}"
-            _skip_too_long(f"{config.data}: {reason}", skipped)
+            length = f"the completion of '{_preview(prompt)}' makes {len(example)} tokens"
+            _skip_too_long(f"{config.data}: {length}, the reward model's context is {max_length}", skipped)
     _require_nonempty(config.data, accepted_records, skipped)
     scores = reward_model.score(examples).tolist()
-    write_records(
-        config.out,
-        (record.model_copy(update={"score": score}) for record, score in zip(accepted_records, scores, strict=True)),
-    )
-    console.print(f"{len(scores)} scores: {config.out}; left out: {len(skipped.reasons)}", markup=False, soft_wrap=True)
+    scored = zip(accepted_records, scores, strict=True)
+    write_records(config.out, (record.model_copy(update={"score": score}) for record, score in scored))
+    _report_written(f"{len(scores)} scores", config.out, skipped)
     return config.out
 
 
+def _report_written(summary: str, path: Path, skipped: SkippedLines) -> None:
+    console.print(f"{summary}: {path}; left out: {len(skipped.reasons)}", markup=False, soft_wrap=True)
+
+
 def _preview(prompt: PromptFields) -> str:
-    """Enough of a prompt to find it by."""
     text = " ".join(prompt.text.split())
     return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _skip_too_long(reason: str, skipped: SkippedLines) -> None:
-    """Note a record that is too long where such records may be skipped; raise BadInput where they may not."""
+    """Count a record that is too long, or raise InputError without `skip_bad`."""
     if not skipped.allowed:
         raise InputError(f"{reason}; shorten it, or leave such records out with --skip-bad")
     skipped.reasons.append(reason)
 
 
 def _require_nonempty(path: Path, records: list[Prompt] | list[ScoredInput], skipped: SkippedLines) -> None:
-    """Raises BadInput where nothing was kept."""
     if not records:
-        raise InputError(
-            f"{path}: nothing is left, {len(skipped.reasons)} records were left out; the first: {skipped.reasons[0]}"
-        )
+        count, first = len(skipped.reasons), skipped.reasons[0]
+        raise InputError(f"{path}: nothing is left, {count} records were left out; the first: {first}")

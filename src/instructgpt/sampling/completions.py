@@ -1,4 +1,4 @@
-"""Prompts in, completions as text out: the engine between two renderings."""
+"""Completions as text: prompts are tokenized, sampled, and decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from instructgpt.sampling.engine import SampledTokens, sample_tokens
 
 @dataclass(frozen=True, slots=True)
 class SampledCompletion:
-    """One completion: its prompt, its text, both as the model's tokens, and whether the model ended it by itself."""
+    """One completion as text and as tokens, and whether it ended with an end-of-text token."""
 
     prompt: PromptFields
     text: str
@@ -34,12 +34,12 @@ def generate(
     top_p: float = 1.0,
     per_prompt: int = 1,
 ) -> list[SampledCompletion]:
-    """Completions of rendered prompts, `per_prompt` in a row for each. Raises BadInput where a prompt does not fit."""
-    prompt_ids = [tokenizer.encode_prompt(prompt) for prompt in prompts for _ in range(per_prompt)]
+    """Sample `per_prompt` completions of each prompt, in order. Raises InputError where a prompt is too long."""
+    repeated_prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
+    prompt_ids = [tokenizer.encode_prompt(prompt) for prompt in repeated_prompts]
     samples = sample_on_ranks(
         model, prompt_ids, eos=tokenizer.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p
     )
-    repeated_prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
     return decode_samples(tokenizer, repeated_prompts, prompt_ids, samples)
 
 
@@ -49,25 +49,20 @@ def decode_samples(
     prompt_ids: Sequence[list[int]],
     samples: Sequence[SampledTokens],
 ) -> list[SampledCompletion]:
-    """Samples as completions of what was asked."""
+    """Decode sampled tokens."""
     return [
-        SampledCompletion(
-            prompt, tokenizer.decode(tokens.tokens), TokenizedExample(ids, tokens.tokens), tokens.finished
-        )
-        for prompt, ids, tokens in zip(prompts, prompt_ids, samples, strict=True)
+        SampledCompletion(prompt, tokenizer.decode(x.tokens), TokenizedExample(ids, x.tokens), x.finished)
+        for prompt, ids, x in zip(prompts, prompt_ids, samples, strict=True)
     ]
 
 
 def retokenize_for(
     tokenizer: PromptTokenizer, source_tokenizer: PromptTokenizer, completions: Sequence[SampledCompletion]
 ) -> list[TokenizedExample]:
-    """Completions as another model reads them: the very tokens where both share a tokenizer, else rendered again from text."""
+    """Return completions as tokens of another model: the same where both share a tokenizer, else encoded from text."""
     if tokenizer.is_compatible(source_tokenizer):
         return [completion.example for completion in completions]
-    return [
-        tokenizer.encode_example(completion.prompt, completion.text, finished=completion.finished)
-        for completion in completions
-    ]
+    return [tokenizer.encode_example(x.prompt, x.text, finished=x.finished) for x in completions]
 
 
 def continue_text(
@@ -81,9 +76,9 @@ def continue_text(
     top_p: float = 1.0,
     stop: str | None = "\n",
 ) -> list[tuple[str, bool]]:
-    """Continuations of text as it stands, cut before `stop` (paper, appendix D: temperature 0, cut at the first newline), if any.
+    """Continue texts without a prompt template, up to `stop` (paper, appendix D: temperature 0, a newline).
 
-    Returns each continuation and whether it reached the stop or an end-of-text.
+    Returns each continuation, and whether it reached `stop` or an end-of-text token.
     """
     prompt_ids = [tokenizer.encode_text(text) for text in texts]
     samples = sample_tokens(

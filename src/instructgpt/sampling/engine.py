@@ -1,17 +1,15 @@
-"""Sampling completions: rows share a batch, keep their keys and values, leave it when they have ended, and others take their place.
+"""Sampling completions with continuous batching: finished rows leave the batch, and waiting prompts take their slots.
 
-Sampling is exact (temperature alone, no top-k, and no top-p unless asked for: the distribution that PPO differentiates is
-the one that was sampled from) and a row's completion is a function of its prompt, the seed, its index and `max_tokens`:
-each row has its own stream of uniform numbers, so neither the rows beside it nor the memory there is change it.
+Sampling is exact: temperature alone, no top-k, and no top-p unless asked for, because PPO differentiates the
+distribution that was sampled from. A completion is a function of its prompt, the seed, its index and `max_tokens`:
+every row has its own stream of uniform numbers, so neither the rest of the batch nor the memory changes it.
 
-A family whose keys and values cannot be kept in slots (it says something else than its own forward then) is computed
-anew for every token.
+A family for which the static KV cache is not exact is sampled without a cache, the whole sequence again for each token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,10 +20,10 @@ from torch import Tensor
 from instructgpt.data.packing import PackedBatch, TokenizedExample, collate, microbatches, token_budget
 from instructgpt.distributed.comm import call_sharded, is_sharded
 from instructgpt.errors import InputError
+from instructgpt.models.lora import get_backbone
 from instructgpt.models.packed_attention import hidden_states
-from instructgpt.models.policy import MAX_LOGITS, completion_logp, compute_logits, context_length, get_backbone
-from instructgpt.models.precision import free_gpu_memory
-from instructgpt.sampling.cpu_fast_path import cpu_fast_path
+from instructgpt.models.policy import MAX_LOGITS, completion_logp, compute_logits, context_length
+from instructgpt.models.precision import compute_device, free_gpu_memory
 from instructgpt.sampling.decoder import (
     FINISH_CHECK_INTERVAL,
     REFILL_FREE_SHARE,
@@ -35,30 +33,20 @@ from instructgpt.sampling.decoder import (
 )
 
 CPU_CACHE_BYTES = 2**28
-"""Memory for keys and values on a CPU. Four times as much makes small models slower: more of it lies outside of the cache."""
+"""Memory for keys and values on a CPU. Four times as much makes small models slower: it misses the CPU's cache."""
 _CUDA_CACHE_SHARE = 0.5
 """Share of a GPU's free memory for keys and values."""
-_MIN_FAST_PATH_TOKENS = 8
-"""With so many tokens a row it pays to lay a model out for sampling."""
 _PROBE_PROMPTS = ([1, 2, 0, 1, 2, 0, 1, 1, 2], [2, 1], [2, 1], [0], [2, 1])
 _PROBE_TOKENS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class CacheSpec:
-    """What a model keeps of a token while rows are sampled."""
-
-    num_layers: int
-    bytes_per_token: int
-
-
-_CACHE_SPECS: WeakKeyDictionary[Any, tuple[int, CacheSpec | None]] = WeakKeyDictionary()
-"""What was found out about a model, and what it was then."""
+_CACHE_PROBES: WeakKeyDictionary[Any, tuple[int, int | None]] = WeakKeyDictionary()
+"""For each model a fingerprint, and the result of `probe_cache` for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """One sampled completion: its tokens (with the end-of-text token when it `finished`), and their logp when sampled."""
+    """One sampled completion: its tokens, with the end-of-text token if it finished, and their logp when sampled."""
 
     tokens: list[int]
     logp: list[float]
@@ -80,110 +68,91 @@ def sample_tokens(
     """Sample one completion a prompt.
 
     Args:
-        model: a causal language model in evaluation mode. Who holds a part of a divided one calls this while all are `in_lockstep`.
-        prompts: rendered prompts; repeat one to get several completions of it.
+        model: a causal language model in evaluation mode; a sharded one within `synchronized_forwards`.
+        prompts: token ids; repeat a prompt for several completions of it.
         eos: the token that ends a completion.
-        max_tokens: where a completion is cut off.
-        seed: with the row's index it fixes the completion.
+        max_tokens: length at which a completion is cut off.
+        seed: fixes a completion, together with its index.
         temperature: 0 takes the likeliest token.
         top_p: below 1, sample from the likeliest tokens that together have this probability (Holtzman et al. 2020).
-        rows: how many are sampled at once at most; where it is not given, as many as there is memory for. It changes no completion.
-        indices: the index of each prompt, where these are only some of more prompts; 0, 1, 2 … without it.
+        max_rows: rows sampled at once, by default as many as memory allows; changes no completion.
+        indices: the index of each prompt, where these are a part of more prompts; by default 0, 1, 2 ...
 
     Raises:
-        BadInput: a prompt leaves no room for `max_tokens` in the model's context.
+        InputError: a prompt is empty, or leaves no room for `max_tokens` in the model's context.
     """
     max_prompt_tokens = context_length(model) - max_tokens
     for index, prompt in enumerate(prompts):
         if not 0 < len(prompt) <= max_prompt_tokens:
-            raise InputError(
-                f"prompt {index + 1} has {len(prompt)} tokens, but the context leaves room for 1 to {max_prompt_tokens} before {max_tokens} new ones"
-            )
+            room = f"the context leaves room for 1 to {max_prompt_tokens} before {max_tokens} new ones"
+            raise InputError(f"prompt {index + 1} has {len(prompt)} tokens, but {room}")
     if not prompts:
         return []
     row_indices = list(range(len(prompts)) if indices is None else indices)
-    uniforms = torch.rand(
-        max(row_indices) + 1, max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )[row_indices]
+    generator = torch.Generator().manual_seed(seed)
+    # all rows up to the largest index, so that a row's numbers do not depend on which other rows are here
+    uniforms = torch.rand(max(row_indices) + 1, max_tokens, generator=generator, dtype=torch.float64)[row_indices]
     params = SamplingParams(eos, temperature, top_p)
-    sharded = is_sharded(model)
-    # weights of a divided model are gathered into tensors that will learn, which tensors of inference mode may not
-    with (
-        torch.no_grad() if sharded else torch.inference_mode(),
-        cpu_fast_path(model) if not sharded and max_tokens >= _MIN_FAST_PATH_TOKENS else nullcontext(),
-    ):
-        cache_spec = get_cache_spec(model)
-        if cache_spec is None:
+    # FSDP gathers weights into tensors that are trained later, which tensors made in inference mode cannot be
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        bytes_per_token = cache_bytes_per_token(model)
+        if bytes_per_token is None:
             return list(_sample_without_cache(model, prompts, uniforms, params))
-        width = max(map(len, prompts)) + max_tokens - 1
-        num_slots = min(
-            len(prompts), max_rows or len(prompts), max_batch_rows(model, cache_spec.bytes_per_token * width)
-        )
-        decoder = Decoder(model, num_slots, width, max_tokens, params, None if sharded else cache_spec.num_layers)
+        width = max(map(len, prompts)) + max_tokens - 1  # the last token is sampled, never fed
+        max_slots = max_batch_rows(model, bytes_per_token * width)
+        decoder = Decoder(model, min(len(prompts), max_rows or len(prompts), max_slots), width, max_tokens, params)
         return _decode_all(model, decoder, prompts, uniforms)
 
 
-def get_cache_spec(model: Any) -> CacheSpec | None:
-    """`what_is_kept`, tried out once, and again where a model was made into another: adapters came, it was cast or moved."""
+def cache_bytes_per_token(model: Any) -> int | None:
+    """Return the result of `probe_cache`, probed again where adapters were added, or the model was cast or moved."""
     uses_bf16 = getattr(get_backbone(model), "computes_in_bf16", False)
     module_types = tuple(type(module) for module in model.modules())
-    fingerprint = hash((module_types, model.config._attn_implementation, uses_bf16, model.dtype, model.device))
-    if model not in _CACHE_SPECS or _CACHE_SPECS[model][0] != fingerprint:
-        _CACHE_SPECS[model] = (fingerprint, probe_cache(model))
-    return _CACHE_SPECS[model][1]
+    attention, device = model.config._attn_implementation, compute_device(model)
+    fingerprint = hash((module_types, attention, uses_bf16, model.dtype, device))
+    if model not in _CACHE_PROBES or _CACHE_PROBES[model][0] != fingerprint:
+        _CACHE_PROBES[model] = (fingerprint, probe_cache(model))
+    return _CACHE_PROBES[model][1]
 
 
 def max_batch_rows(model: Any, bytes_per_row: int) -> int:
-    """How many rows are sampled at once: as many as there is memory for, for their keys and values and for their logits."""
-    budget = CPU_CACHE_BYTES
-    if model.device.type == "cuda":
-        budget = int(_CUDA_CACHE_SHARE * free_gpu_memory(model.device))
+    """Return the number of rows whose keys and values, and logits, fit in memory; at least 1."""
+    budget, device = CPU_CACHE_BYTES, compute_device(model)
+    if device.type == "cuda":
+        budget = int(_CUDA_CACHE_SHARE * free_gpu_memory(device))
     return max(1, min(budget // bytes_per_row, MAX_LOGITS // len(model.get_output_embeddings().weight)))
 
 
-def probe_cache(model: Any) -> CacheSpec | None:
-    """What a model keeps of a token, tried out; None where slots make a model say something else than it says alone."""
-    decoder = Decoder(
-        model,
-        2,
-        max(map(len, _PROBE_PROMPTS)) + _PROBE_TOKENS - 1,
-        _PROBE_TOKENS,
-        SamplingParams(eos=-1, temperature=0.0),
-    )
+def probe_cache(model: Any) -> int | None:
+    """Decode a few tokens; return the cache's bytes a token, or None where logps differ from a plain forward pass."""
+    width = max(map(len, _PROBE_PROMPTS)) + _PROBE_TOKENS - 1
+    decoder = Decoder(model, 2, width, _PROBE_TOKENS, SamplingParams(eos=-1, temperature=0.0))
+    uniforms = torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64)
     try:
-        samples = _decode_all(
-            model, decoder, _PROBE_PROMPTS, torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64)
-        )
+        samples = _decode_all(model, decoder, _PROBE_PROMPTS, uniforms)
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        return None  # the family's forward does not take what the others take
-    batch = collate(
-        [
-            TokenizedExample(list(prompt), completion.tokens)
-            for prompt, completion in zip(_PROBE_PROMPTS, samples, strict=True)
-        ],
-        model.device,
-    )
-    sampled_logp = torch.tensor([logp for completion in samples for logp in completion.logp])
+        return None  # the family's forward takes other arguments
+    pairs = zip(_PROBE_PROMPTS, samples, strict=True)
+    examples = [TokenizedExample(list(prompt), sample.tokens) for prompt, sample in pairs]
+    expected = completion_logp(model, collate(examples, compute_device(model))).float().cpu()
+    sampled = torch.tensor([logp for sample in samples for logp in sample.logp])
     tolerance = 1e-4 if decoder.cache.key_values[0][0].dtype == torch.float32 else 0.1
-    matches = torch.allclose(sampled_logp, completion_logp(model, batch).float().cpu(), atol=tolerance, rtol=tolerance)
-    return CacheSpec(len(decoder.cache.key_values), decoder.cache.bytes_per_token()) if matches else None
+    matches = torch.allclose(sampled, expected, atol=tolerance, rtol=tolerance)
+    return decoder.cache.bytes_per_token() if matches else None
 
 
 def _decode_all(model: Any, decoder: Decoder, prompts: Sequence[list[int]], uniforms: Tensor) -> list[SampledTokens]:
-    """Decode all rows: alike prompts enter together, short ones first."""
-    pending_rows = sorted(
-        range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]), reverse=True
-    )  # the last enters first
+    """Decode all rows. Short prompts enter first, equal ones together; the last of `pending_rows` enters next."""
+    pending_rows = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), prompts[row]), reverse=True)
     row_of_slot: list[int] = []  # the row of each slot in use
     samples: list[SampledTokens | None] = [None] * len(prompts)
     refill_at = max(1, int(REFILL_FREE_SHARE * decoder.cache.num_slots))
-    check_every = FINISH_CHECK_INTERVAL.get(model.device.type, 1)
+    check_every = FINISH_CHECK_INTERVAL.get(compute_device(model).type, 1)
     while pending_rows or row_of_slot:
         if pending_rows and decoder.num_free_slots >= min(refill_at, len(pending_rows)):
             rows = [pending_rows.pop() for _ in range(min(decoder.num_free_slots, len(pending_rows)))]
-            decoder.add_rows(
-                model, [prompts[row] for row in rows], uniforms[rows], [prompts[row] for row in row_of_slot]
-            )
+            slot_prompts = [prompts[row] for row in row_of_slot]
+            decoder.add_rows(model, [prompts[row] for row in rows], uniforms[rows], slot_prompts)
             row_of_slot += rows
         for _ in range(check_every):
             decoder.step_all(model)
@@ -193,7 +162,7 @@ def _decode_all(model: Any, decoder: Decoder, prompts: Sequence[list[int]], unif
             for slot, (tokens, logp) in zip(finished_slots, results, strict=True):
                 samples[row_of_slot[slot]] = SampledTokens(tokens, logp, finished=tokens[-1] == decoder.params.eos)
             row_of_slot = [row_of_slot[slot] for slot in source_slots]
-    return [completion for completion in samples if completion is not None]
+    return [sample for sample in samples if sample is not None]
 
 
 def _last_token_logits(model: Any, batch: PackedBatch) -> Tensor:
@@ -203,15 +172,16 @@ def _last_token_logits(model: Any, batch: PackedBatch) -> Tensor:
 def _sample_without_cache(
     model: Any, prompts: Sequence[list[int]], uniforms: Tensor, params: SamplingParams
 ) -> Iterator[SampledTokens]:
-    """The same without keeping anything between tokens, for families whose caches are of another kind."""
+    """Sample without a KV cache, for families whose caches are of another kind."""
+    device = compute_device(model)
     rows = [(list[int](), list[float]()) for _ in prompts]
     alive = list(range(len(prompts)))
     for t in range(uniforms.shape[1]):
-        for group in microbatches([len(prompts[row]) + t for row in alive], token_budget(model.device)):
+        for group in microbatches([len(prompts[row]) + t for row in alive], token_budget(device)):
             row_indices = [alive[index] for index in group]
-            batch = collate([TokenizedExample(prompts[row] + rows[row][0], []) for row in row_indices], model.device)
+            batch = collate([TokenizedExample(prompts[row] + rows[row][0], []) for row in row_indices], device)
             logits = call_sharded(model, _last_token_logits, model, batch)
-            next_tokens, logp = sample_with_logp(logits, uniforms[row_indices, t].to(model.device), params)
+            next_tokens, logp = sample_with_logp(logits, uniforms[row_indices, t].to(device), params)
             for row, token, token_logp in zip(row_indices, next_tokens.tolist(), logp.tolist(), strict=True):
                 rows[row][0].append(token)
                 rows[row][1].append(token_logp)

@@ -323,7 +323,7 @@ def _dyadic_uncertainty(cells: AgreementCells, error: FloatArray, weight: FloatA
     mixed = first != second
     labeler = np.concatenate([first, second[mixed]])
     labeler_error, labeler_prompt, labeler_weight = (
-        np.concatenate([each, each[mixed]]) for each in (error, cells.prompt, weight)
+        np.concatenate([values, values[mixed]]) for values in (error, cells.prompt, weight)
     )
     prompt = unique_with_counts(cells.prompt)[1]
     prompt_count, labeler_count = int(prompt.max()) + 1, len(labelers)

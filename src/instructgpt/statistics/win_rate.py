@@ -232,8 +232,8 @@ def _win_rate_rows(table: Comparisons, baseline: str | None, group: str) -> list
         ]
     compared = ((model, other, table.between(model, other)) for model, other in matchups if model != other)
     return [
-        _win_rate_row(pairs, table.models[model], table.models[other], group)
-        for model, other, pairs in compared
+        _win_rate_row(pairs, table.models[model], table.models[opponent], group)
+        for model, opponent, pairs in compared
         if len(pairs.won)
     ]
 

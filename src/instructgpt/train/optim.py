@@ -21,7 +21,7 @@ from instructgpt.distributed.comm import (
 )
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.policy import completion_logp, pick_device
-from instructgpt.models.precision import bf16_warning
+from instructgpt.models.precision import bf16_warning, compute_device
 from instructgpt.models.sharding import all_reduce_replicated_grads
 from instructgpt.run.checkpoints import load_tensors
 from instructgpt.run.directory import RunDirectory
@@ -92,7 +92,7 @@ def lm_loss(
     `seed` fixes. Raises RunError if the loss is not finite.
     """
     token_count = sum(len(example.completion_ids) for example in examples)
-    device, dist_info = model.device, get_model_dist_info(model)
+    device, dist_info = compute_device(model), get_model_dist_info(model)
     examples = [examples[row] for row in shard_by_length([len(example) for example in examples], dist_info)]
     # Seeded per step and rank: a resumed run draws the same dropout without a stored generator.
     torch.manual_seed(seed * dist_info.world_size + dist_info.rank)

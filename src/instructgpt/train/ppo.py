@@ -40,7 +40,7 @@ from instructgpt.distributed.comm import (
 )
 from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
 from instructgpt.errors import InputError, RunError
-from instructgpt.models.flops import get_model_shape
+from instructgpt.models.flops import get_model_shape, ppo_update_flops, pretraining_flops
 from instructgpt.models.lora import BaseModelView, add_lora, get_trainable_module, has_adapters
 from instructgpt.models.policy import (
     context_length,
@@ -50,7 +50,7 @@ from instructgpt.models.policy import (
     pretraining_sequence_length,
     save_policy,
 )
-from instructgpt.models.precision import apply_memory_options
+from instructgpt.models.precision import apply_memory_options, compute_device
 from instructgpt.models.reward_model import (
     ScalarModel,
     load_reward_model,
@@ -59,7 +59,6 @@ from instructgpt.models.reward_model import (
     value_model_from_adapter,
 )
 from instructgpt.models.sharding import full_model_on_rank0, shard
-from instructgpt.models.stage_flops import ppo_update_flops, pretraining_flops
 from instructgpt.records import Prompt, SkippedLines, read_all_records
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
@@ -353,7 +352,7 @@ def minibatch_backward(
 
     Losses are means over the minibatch's real tokens; microbatches and ranks do not change them.
     """
-    device, dist_info = models.policy.device, get_model_dist_info(models.policy)
+    device, dist_info = compute_device(models.policy), get_model_dist_info(models.policy)
     token_count = int(rollout.mask[rows].sum())
     sums: dict[str, float] = {}
     rank_rows = rows[shard_by_length([len(rollout.examples[row]) for row in rows], dist_info)]

@@ -42,7 +42,7 @@ from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.lora import add_lora, get_trainable_module
 from instructgpt.models.policy import context_length, count_parameters
-from instructgpt.models.precision import apply_memory_options, disable_bf16
+from instructgpt.models.precision import apply_memory_options, compute_device, disable_bf16
 from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import full_model_on_rank0, shard
 from instructgpt.records import Demonstration, Ranking, SkippedLines, read_all_records, write_text_atomic
@@ -167,7 +167,7 @@ def train_loop(
 
 def ranking_backward(reward: ScalarModel, prompts: Sequence[RankedPrompt]) -> tuple[float, float]:
     """Accumulate the gradient of the mean ranking loss over a batch of prompts; return the loss and pair accuracy."""
-    device, dist_info = reward.model.device, get_model_dist_info(reward.model)
+    device, dist_info = compute_device(reward.model), get_model_dist_info(reward.model)
     rank_stats = torch.zeros(3, device=device)  # mean loss, right pairs, pairs
     lengths = [count_ranking_tokens([prompt]) for prompt in prompts]
     rank_prompts = [prompts[row] for row in shard_by_length(lengths, dist_info)]
@@ -310,7 +310,7 @@ def filter_labelers(prompts: Sequence[RankedPrompt], predicate: Callable[[Labele
 def save_and_verify(reward: ScalarModel, probe: list[TokenizedExample], folder: Path, summary: dict[str, Any]) -> None:
     """Save the model, reload it, and raise RunError if it scores `probe` differently."""
     save_reward_model(reward, folder)
-    reloaded = load_reward_model(folder, reward.model.device)
+    reloaded = load_reward_model(folder, compute_device(reward.model))
     if not torch.allclose(reloaded.score(probe), reward.score(probe), atol=1e-4):
         raise RunError(f"{folder}: the saved reward model scores differently from the trained one")
     if "cross_validation" in summary:

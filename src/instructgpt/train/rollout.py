@@ -20,6 +20,7 @@ from instructgpt.distributed.comm import (
 )
 from instructgpt.errors import RunError
 from instructgpt.models.policy import completion_logp
+from instructgpt.models.precision import compute_device
 from instructgpt.models.reward_model import ScalarModel
 from instructgpt.records import Prompt
 from instructgpt.run.timing import PHASE_TIMER
@@ -130,12 +131,13 @@ def per_token_values(
 ) -> Tensor:
     """Apply `compute`, batch -> (M,), to microbatches divided among ranks -> (B, R) on the CPU, NaN after the end."""
     lengths, dist_info = [len(example) for example in examples], get_model_dist_info(model)
+    device = compute_device(model)
     rank_rows = shard_by_length(lengths, dist_info)
     values = torch.full((len(rank_rows), mask.shape[1]), float("nan"))
-    for group in pad_steps(microbatches([lengths[row] for row in rank_rows], token_budget(model.device)), dist_info):
+    for group in pad_steps(microbatches([lengths[row] for row in rank_rows], token_budget(device)), dist_info):
         rows = [rank_rows[index] for index in group]
         group_values = torch.full((len(rows), mask.shape[1]), float("nan"))
-        group_values[mask[rows]] = compute(collate([examples[row] for row in rows], model.device)).cpu()
+        group_values[mask[rows]] = compute(collate([examples[row] for row in rows], device)).cpu()
         values[group] = group_values
     # Gathered as floats: a pickled row of a tensor carries the storage of the whole tensor.
     return torch.tensor(gather_in_order(rank_rows, values.tolist(), len(examples), dist_info))

@@ -1,4 +1,4 @@
-"""Blind evaluation: who wins on planted data, by hand; names hidden everywhere until the batch is closed; settling disagreements."""
+"""Results of blind evaluations on planted data, hidden model names, and adjudication."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ DATABASES = ("sqlite",)
 SECRET = ("zephyrine-7b", "org/quasar-13b", "ocelot_v2")
 
 
-def close(site, batch):
+def close_batch(site, batch):
     with site.database.write() as db:
         mark_batch_closed(db, db.get(Batch, batch))
 
 
-def found(site, batch, baseline=None):
+def compute_results(site, batch, baseline=None):
     with site.database.read() as db:
         return results.compute_results(db, db.get(Batch, batch), baseline)
 
 
-def evaluation(site, **options):
-    """Four prompts, two labelers in each cohort; ppo beats sft in 10 of 16 rankings and ties in 2, gpt always loses to both."""
+def fill_evaluation(site, **options):
+    """Four prompts, two labelers per cohort: ppo wins against sft in 10 of 16 rankings and ties in 2; gpt is last."""
     crowd = [*people(site, "ada", "ben"), *people(site, "cy", "dee", cohort="heldout")]
     filled = fill(site, tasks=4, purpose="evaluation", baseline="sft", use_cases=("chat", "open_qa"), **options)
     number = 0
@@ -60,20 +60,20 @@ def evaluation(site, **options):
     return filled
 
 
-def test_the_planted_winner_wins_by_the_planted_share(site):
-    filled = evaluation(site)
-    close(site, filled.batch)
-    rows = {row.model: row for row in found(site, filled.batch).wins}
+def test_win_rate_of_planted_rankings(site):
+    filled = fill_evaluation(site)
+    close_batch(site, filled.batch)
+    rows = {row.model: row for row in compute_results(site, filled.batch).wins}
     assert (rows["ppo"].wins, rows["ppo"].ties, rows["ppo"].losses) == (10, 2, 4)
     assert rows["ppo"].rate.value == pytest.approx(11 / 16)
     assert rows["gpt"].rate.value == 0
     assert rows["ppo"].rate.low < 11 / 16 < rows["ppo"].rate.high
 
 
-def test_groups_ratings_labels_and_the_other_way_round(site):
-    filled = evaluation(site)
-    close(site, filled.batch)
-    numbers = found(site, filled.batch)
+def test_results_by_group_ratings_labels_and_mirrored_matrix(site):
+    filled = fill_evaluation(site)
+    close_batch(site, filled.batch)
+    numbers = compute_results(site, filled.batch)
     chat = next(
         row for row in numbers.by_use_case if (row.model, row.group) == ("ppo", "chat")
     )  # prompts 0 and 2: rankings 0-3, 8-11
@@ -97,12 +97,12 @@ def test_bradley_terry_of_two_models_is_the_log_odds_of_the_win_rate(site):
     for number in range(16):
         filled.rank(number // 4, crowd[number % 4], [1, 2] if number % 4 == 0 else [2, 1])
     filled.save()
-    close(site, filled.batch)
-    rows = {row.model: row.strength.value for row in found(site, filled.batch).strengths}
+    close_batch(site, filled.batch)
+    rows = {row.model: row.strength.value for row in compute_results(site, filled.batch).strengths}
     assert rows["ppo"] - rows["sft"] == pytest.approx(190.85, abs=0.05)  # 400 log10(12 / 4)
 
 
-def test_repeats_and_gold_tasks_do_not_count_twice(site):
+def test_repeats_and_gold_tasks_are_excluded(site):
     (ada,) = people(site, "ada")
     filled = fill(site, tasks=2, purpose="evaluation", baseline="sft")
     filled.rank(0, ada, [2, 1, 3])
@@ -111,12 +111,12 @@ def test_repeats_and_gold_tasks_do_not_count_twice(site):
     filled.save()
     with site.database.write() as db:
         db.get(Task, filled.tasks[1]).gold = True
-    close(site, filled.batch)
-    row = next(row for row in found(site, filled.batch).wins if row.model == "ppo")
+    close_batch(site, filled.batch)
+    row = next(row for row in compute_results(site, filled.batch).wins if row.model == "ppo")
     assert (row.wins, row.ties, row.losses) == (1, 0, 0)
 
 
-def test_a_text_that_two_models_gave_ties_them(site):
+def test_identical_completions_of_two_models_tie(site):
     (ada,) = people(site, "ada")
     filled = fill(site, tasks=1, purpose="evaluation", baseline="sft")
     with site.database.write() as db:
@@ -128,18 +128,18 @@ def test_a_text_that_two_models_gave_ties_them(site):
         row.models = ["sft", "twin"]
     filled.rank(0, ada, [1, 2, 3])
     filled.save()
-    close(site, filled.batch)
-    rows = {row.model: (row.wins, row.ties, row.losses) for row in found(site, filled.batch).wins}
+    close_batch(site, filled.batch)
+    rows = {row.model: (row.wins, row.ties, row.losses) for row in compute_results(site, filled.batch).wins}
     assert rows["twin"] == (0, 1, 0)
     assert rows["ppo"] == (0, 0, 1)
 
 
-def test_download_has_the_rows_that_evaluate_writes(site):
-    filled = evaluation(site)
+def test_results_json_has_the_rows_of_evaluate(site):
+    filled = fill_evaluation(site)
     client = client_of(site, add_person(site, "olga", role="owner"))
     address = f"/results/{filled.batch}/results.json"
     assert client.get(address).status_code == 409
-    close(site, filled.batch)
+    close_batch(site, filled.batch)
     rows = json.loads(client.get(address).text)
     assert all(list(row) == ["evaluation", "metric", "model", "condition", "value", "low", "high", "n"] for row in rows)
     chosen = {(row["evaluation"], row["metric"], row["model"], row["condition"]): row for row in rows}
@@ -149,8 +149,8 @@ def test_download_has_the_rows_that_evaluate_writes(site):
     assert chosen["labels", "opinion", "ppo", ""]["value"] == 1
 
 
-def addresses(filled):
-    """Every page of the team that has something to say about a batch."""
+def team_pages(filled):
+    """All team pages that show a batch."""
     batch, task = filled.batch, filled.tasks[0]
     pages = [
         "/overview",
@@ -173,8 +173,8 @@ def addresses(filled):
     ]
 
 
-def secret(site):
-    """An evaluation of models with names that are found nowhere else, in one of whose completions a model says its name."""
+def fill_evaluation_with_unique_names(site):
+    """An evaluation with unique model names, where one completion contains a model's name."""
     crowd = people(site, "ada", "ben")
     filled = fill(site, tasks=2, models=SECRET, purpose="evaluation", baseline=SECRET[0])
     for task in range(2):
@@ -193,33 +193,33 @@ def secret(site):
 
 
 def test_no_page_names_a_model_before_the_batch_is_closed(site):
-    filled = secret(site)
+    filled = fill_evaluation_with_unique_names(site)
     for role in ("owner", "researcher"):
         client = client_of(site, add_person(site, role, role=role))
-        for address in addresses(filled):
+        for address in team_pages(filled):
             answer = client.get(address)
             assert answer.status_code in (200, 403, 409), address
             said = answer.text.lower() + str(answer.headers).lower()
             assert not [name for name in ("zephyrine", "quasar", "ocelot") if name in said], address
-    close(site, filled.batch)
+    close_batch(site, filled.batch)
     said = client.get(f"/results/{filled.batch}").text
     assert all(name in said for name in SECRET)
     assert "I am Quasar-13b" in client.get(f"/batches/tasks/{filled.tasks[0]}").text
 
 
 def test_before_closing_only_the_precision_is_shown(site):
-    filled = evaluation(site)
+    filled = fill_evaluation(site)
     with site.database.read() as db:
         known = results.compute_precision(db, db.get(Batch, filled.batch))
     assert (known.rankings, known.labelers, known.prompts) == (16, 4, 4)
-    widths = [(row.rate.high - row.rate.low) / 2 for row in found(site, filled.batch).matrix.values()]
+    widths = [(row.rate.high - row.rate.low) / 2 for row in compute_results(site, filled.batch).matrix.values()]
     assert known.half_width == pytest.approx(max(widths))
     client = client_of(site, add_person(site, "olga", role="owner"))
     assert "68.8" not in client.get(f"/results/{filled.batch}").text
 
 
-def test_unblinding_needs_a_reason_is_noted_and_never_forgotten(site):
-    filled = secret(site)
+def test_unblinding_needs_a_reason_and_is_recorded(site):
+    filled = fill_evaluation_with_unique_names(site)
     client = client_of(site, add_person(site, "olga", role="owner"))
     address = f"/results/{filled.batch}/unblind"
     assert client.post(address, data={"reason": "  "}).status_code == 422
@@ -231,19 +231,19 @@ def test_unblinding_needs_a_reason_is_noted_and_never_forgotten(site):
             db.query(AuditLogEntry).filter_by(action="batch.unblinded", object=filled.batch).one().detail["reason"]
             == "the labelers' contract ends"
         )
-    close(site, filled.batch)
+    close_batch(site, filled.batch)
     assert "before the batch was closed" in client.get(f"/results/{filled.batch}").text
 
 
-def test_a_closed_evaluation_stays_closed(site):
-    filled = evaluation(site)
-    close(site, filled.batch)
+def test_closed_evaluation_cannot_be_reopened(site):
+    filled = fill_evaluation(site)
+    close_batch(site, filled.batch)
     client = client_of(site, add_person(site, "olga", role="owner"))
     assert client.post(f"/batches/{filled.batch}/state", data={"state": "open"}).status_code == 409
 
 
-def test_results_of_labelers_with_known_noise_cover_the_truth():
-    """Simulated labelers with tastes of their own: the interval holds the true win rate about 19 times of 20 (60 evaluations here)."""
+def test_win_rate_intervals_cover_the_truth():
+    """With labeler and prompt effects, 95 % intervals contain the true win rate in about 57 of 60 evaluations."""
     truth, covered = 0.6, 0
     for seed in range(60):
         rng = Random(seed)
@@ -267,8 +267,8 @@ def results_ranking(prompt, labeler, better):
     return LabelerRanking(prompt, labeler, (f"{prompt}a", f"{prompt}b"), (2, 1) if better else (1, 2), ("sft", "ppo"))
 
 
-def disputed(site):
-    """A task that three labelers ranked: two alike, one the other way round."""
+def fill_disputed_task(site):
+    """A task with two equal rankings and a reversed one, and an undisputed task."""
     crowd = people(site, "ada", "ben", "cy")
     filled = fill(site, tasks=2, policy=PLAIN)
     for person, ranks in zip(crowd, ([1, 2, 3], [1, 2, 3], [3, 2, 1]), strict=True):
@@ -278,8 +278,8 @@ def disputed(site):
     return filled
 
 
-def test_the_queue_holds_what_is_disputed_and_the_proposal_follows_the_majority(site):
-    filled = disputed(site)
+def test_queue_lists_disputed_tasks_with_the_kemeny_consensus(site):
+    filled = fill_disputed_task(site)
     a, b, c = filled.completions[0].values()
     with site.database.read() as db:
         assert [row.disagreement.task for row in adjudication.list_disputed_tasks(db)] == [filled.tasks[0]]
@@ -291,8 +291,8 @@ def test_the_queue_holds_what_is_disputed_and_the_proposal_follows_the_majority(
     }
 
 
-def test_settling_closes_gaps_and_leaves_labelers_rankings_alone(site):
-    filled = disputed(site)
+def test_adjudication_stores_dense_ranks_and_keeps_labelers_rankings(site):
+    filled = fill_disputed_task(site)
     a, b, c = filled.completions[0].values()
     client = client_of(site, add_person(site, "olga", role="researcher"))
     with site.database.read() as db:
@@ -316,8 +316,8 @@ def test_settling_closes_gaps_and_leaves_labelers_rankings_alone(site):
         assert db.query(Adjudication).count() == 1
 
 
-def test_a_settled_ranking_becomes_a_gold_task_of_its_own(site):
-    filled = disputed(site)
+def test_adjudicated_ranking_is_promoted_to_a_new_gold_task(site):
+    filled = fill_disputed_task(site)
     task = filled.tasks[0]
     completions = list(filled.completions[0].values())
     client = client_of(site, add_person(site, "olga", role="researcher"))
@@ -333,8 +333,8 @@ def test_a_settled_ranking_becomes_a_gold_task_of_its_own(site):
         assert not db.get(Task, task).gold
 
 
-def test_rankings_side_by_side_name_nobody(site):
-    filled = disputed(site)
+def test_adjudication_page_names_no_labeler_or_model(site):
+    filled = fill_disputed_task(site)
     client = client_of(site, add_person(site, "olga", role="researcher"))
     said = client.get(f"/adjudication/{filled.tasks[0]}").text
     body = said[said.index("<main") : said.index("</main>")]
@@ -342,7 +342,7 @@ def test_rankings_side_by_side_name_nobody(site):
     assert "Labeler 3" in body
 
 
-def test_letters_do_not_follow_the_models(site):
+def test_letters_do_not_reveal_models(site):
     filled = fill(site, tasks=12, models=("a", "b"), purpose="evaluation")
     with site.database.read() as db:
         first = [adjudication.get_task_completions(db, task)[0].model for task in filled.tasks]

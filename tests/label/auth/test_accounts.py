@@ -1,7 +1,4 @@
-"""How people come in and go out: links, sign-in, sign-ins seen and ended, consent, and what is refused.
-
-pytest tests/label/auth/test_accounts.py
-"""
+"""Accounts: invites, sign-in, sessions, consent."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ DATABASES = ("sqlite",)
 GOOD = "correct horse battery"
 
 
-def made_person(site, name="ada", role="labeler", password=GOOD, **more):
+def create_account(site, name="ada", role="labeler", password=GOOD, **more):
     with site.database.write() as db:
         return accounts.create_person(db, name, role, password=password, **more)
 
@@ -31,15 +28,15 @@ def link(site, role="labeler", **more):
         return accounts.issue_invite(db, role, **more)
 
 
-def enter(client, name="ada", password=GOOD, **more):
+def submit_sign_in(client, name="ada", password=GOOD, **more):
     return client.post("/sign-in", data={"name": name, "password": password, **more})
 
 
 def test_a_person_signs_in_and_out(site):
-    made_person(site, "Ada Lovelace", status="active")
+    create_account(site, "Ada Lovelace", status="active")
     client = client_of(site)
     assert client.get("/consent").status_code == 401
-    answer = enter(client, "  ada  LOVELACE ", next="/consent")
+    answer = submit_sign_in(client, "  ada  LOVELACE ", next="/consent")
     assert (answer.status_code, answer.headers["location"]) == (303, "/consent")
     token = client.cookies[SESSION_COOKIE]
     with site.database.read() as db:
@@ -55,15 +52,15 @@ def test_a_person_signs_in_and_out(site):
 @pytest.mark.parametrize(
     ("name", "password"), [("ada", "wrong password"), ("eve", GOOD), ("ada\x00", GOOD), ("ada", GOOD + " ")]
 )
-def test_a_wrong_name_and_a_wrong_password_read_the_same(site, name, password):
-    made_person(site)
-    answer = enter(client_of(site), name, password)
+def test_wrong_names_and_wrong_passwords_get_the_same_answer(site, name, password):
+    create_account(site)
+    answer = submit_sign_in(client_of(site), name, password)
     assert answer.status_code == 401
     assert "The name or the password is wrong." in answer.text
     assert "set-cookie" not in answer.headers
 
 
-def test_an_unknown_name_costs_a_verification_too(site, monkeypatch):
+def test_unknown_names_also_cost_a_verification(site, monkeypatch):
     verified = []
     monkeypatch.setattr(
         passwords,
@@ -76,43 +73,43 @@ def test_an_unknown_name_costs_a_verification_too(site, monkeypatch):
 
 
 def test_passwords_are_argon2id_of_at_least_twelve_characters(site):
-    person = made_person(site)
+    person = create_account(site)
     assert (person.password_hash or "").startswith("$argon2id$v=19$m=65536,t=3,p=4$")
     for bad in ("elevenchars", "x" * 1001):
         with pytest.raises(SiteError, match="password_length"):
-            made_person(site, "bob", password=bad)
+            create_account(site, "bob", password=bad)
 
 
-def test_a_hash_of_weaker_settings_is_renewed(site):
+def test_weaker_hashes_are_renewed_at_sign_in(site):
     from argon2 import PasswordHasher
 
-    person = made_person(site)
+    person = create_account(site)
     with site.database.write() as db:
         db.get_one(Person, person.id).password_hash = PasswordHasher(time_cost=1, memory_cost=8192).hash(GOOD)
-    assert enter(client_of(site)).status_code == 303
+    assert submit_sign_in(client_of(site)).status_code == 303
     with site.database.read() as db:
         assert "m=65536,t=3" in (db.get_one(Person, person.id).password_hash or "")
 
 
 def test_signing_in_again_replaces_the_cookie(site):
-    made_person(site)
+    create_account(site)
     client = client_of(site)
-    enter(client)
+    submit_sign_in(client)
     first = client.cookies[SESSION_COOKIE]
     with site.database.read() as db:
         csrf = db.scalars(select(UserSession.csrf)).one()
-    enter(client, csrf=csrf)
+    submit_sign_in(client, csrf=csrf)
     assert client.cookies[SESSION_COOKIE] != first
     other = client_of(site)
     other.cookies.set(SESSION_COOKIE, first)
     assert other.get("/consent").status_code == 401
 
 
-def test_https_has_a_cookie_that_only_this_host_can_set(tmp_path):
+def test_https_uses_a_host_prefixed_cookie(tmp_path):
     site = make_site(tmp_path, public_url="https://labels.example.org")
-    made_person(site)
+    create_account(site)
     client = TestClient(create_app(site), base_url="https://labels.example.org", headers=ORIGIN, follow_redirects=False)
-    cookie = enter(client).headers["set-cookie"]
+    cookie = submit_sign_in(client).headers["set-cookie"]
     assert cookie.startswith(SECURE_SESSION_COOKIE + "=")
     parts = {part.strip().lower() for part in cookie.split(";")[1:]}
     assert {"secure", "httponly", "samesite=lax", "path=/"} <= parts
@@ -123,7 +120,7 @@ def test_https_has_a_cookie_that_only_this_host_can_set(tmp_path):
 @pytest.mark.parametrize(
     ("column", "back"), [("seen_at", 12 * 3_600_000 + 1_000), ("created_at", 14 * 86_400_000 + 1_000)]
 )
-def test_a_sign_in_ends_when_idle_or_old(site, column, back):
+def test_sessions_expire_when_idle_or_old(site, column, back):
     person = add_person(site)
     client = client_of(site, person)
     assert client.get("/consent").status_code == 200
@@ -132,7 +129,7 @@ def test_a_sign_in_ends_when_idle_or_old(site, column, back):
     assert client.get("/consent").status_code == 401
 
 
-def test_being_here_is_noted(site):
+def test_last_seen_is_updated(site):
     client = client_of(site, add_person(site))
     with site.database.write() as db:
         db.scalars(select(UserSession)).one().seen_at = current_time_ms() - 11 * 3_600_000
@@ -141,7 +138,7 @@ def test_being_here_is_noted(site):
         assert current_time_ms() - db.scalars(select(UserSession.seen_at)).one() < 60_000
 
 
-def test_an_invitation_makes_one_account_with_consent(site):
+def test_an_invite_creates_one_account_with_consent(site):
     with site.database.write() as db:
         consent.add_consent_version(db, {"en": "We *keep* what you write."}, None)
     token, client = link(site, note="for Ada"), client_of(site)
@@ -171,7 +168,7 @@ def test_heldout_labelers_skip_screening(site):
 
 
 @pytest.mark.parametrize("how", ["unknown", "revoked", "expired", "used up"])
-def test_a_link_that_does_not_work(site, how):
+def test_invalid_links_are_refused(site, how):
     token = link(site)
     with site.database.write() as db:
         row = db.scalars(select(Invite)).one()
@@ -183,11 +180,11 @@ def test_a_link_that_does_not_work(site, how):
             row.uses = 1
     answer = client_of(site).get(f"/invite/{'nonsense' if how == 'unknown' else token}")
     assert answer.status_code == 404
-    assert "does not work any more" in answer.text
+    assert "is no longer valid" in answer.text
 
 
-def test_names_are_one_person_each(site):
-    made_person(site, "Ada")
+def test_names_are_unique(site):
+    create_account(site, "Ada")
     token, client = link(site), client_of(site)
     for name, status in (("  aDA ", 409), (" ", 422), ("a\x00b", 422), ("x" * 101, 422), ("<b>Bo</b>", 303)):
         answer = client.post(f"/invite/{token}", data={"name": name, "password": GOOD, "again": GOOD})
@@ -206,8 +203,8 @@ def test_setup_works_once_and_only_without_an_owner(site):
         assert accounts.create_owner_setup_token(db) is None
 
 
-def test_a_reset_link_changes_the_password_and_ends_sign_ins(site):
-    person = made_person(site)
+def test_reset_links_change_the_password_and_revoke_sessions(site):
+    person = create_account(site)
     client = client_of(site, person)
     token = link(site, person=person)
     assert (
@@ -217,11 +214,11 @@ def test_a_reset_link_changes_the_password_and_ends_sign_ins(site):
         == 303
     )
     assert client.get("/consent").status_code == 401
-    assert enter(client_of(site)).status_code == 401
-    assert enter(client_of(site), password="another good one").status_code == 303
+    assert submit_sign_in(client_of(site)).status_code == 401
+    assert submit_sign_in(client_of(site), password="another good one").status_code == 303
 
 
-def test_a_new_consent_text_is_asked_for_before_work_goes_on(site):
+def test_a_new_consent_text_must_be_accepted_before_the_next_task(site):
     person = add_person(site)
     client = client_of(site, person)
     with site.database.write() as db:
@@ -237,7 +234,7 @@ def test_a_new_consent_text_is_asked_for_before_work_goes_on(site):
 
 
 def test_signing_in_over_the_api_for_an_open_page(site):
-    made_person(site)
+    create_account(site)
     client = client_of(site)
     assert client.get("/api/v1/me").json()["error"] == "sign_in"
     assert client.post("/api/v1/sign-in", json={"name": "ada", "password": "no"}).json()["error"] == "wrong_password"
@@ -259,6 +256,6 @@ def test_signing_in_over_the_api_for_an_open_page(site):
         "/\t/evil",
     ],
 )
-def test_signing_in_leads_nowhere_else(site, to):
-    made_person(site)
-    assert enter(client_of(site), next=to).headers["location"] == "/"
+def test_sign_in_never_redirects_to_other_sites(site, to):
+    create_account(site)
+    assert submit_sign_in(client_of(site), next=to).headers["location"] == "/"

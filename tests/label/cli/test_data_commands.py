@@ -1,4 +1,4 @@
-"""`label import`, `export` and `backup` as they are typed, and the way from a site to a reward model by the documented command."""
+"""`label import`, `export` and `backup`, and the documented path from a site to a reward model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instructgpt.models.reward_model import load_reward_model
 
 
 @pytest.fixture
-def made(command, tmp_path):
+def site_folder(command, tmp_path):
     folder = tmp_path / "site"
     assert command("label", "init", "--site", folder).code == 0
     return folder
@@ -24,7 +24,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_from_files_to_a_reward_model(made, command, write, save, tmp_path):
+def test_exported_rankings_train_a_reward_model(site_folder, command, write, save, tmp_path):
     letters = "abcdefghij"
     rankings = [
         {
@@ -39,11 +39,11 @@ def test_from_files_to_a_reward_model(made, command, write, save, tmp_path):
     ]
     shown = [{"prompt": f"Name {letter}", "completion": "a frog", "labeler": "ann"} for letter in letters]
     said = command(
-        "label", "import", "--site", made, "--data", write("work.jsonl", rankings), write("shown.jsonl", shown)
+        "label", "import", "--site", site_folder, "--data", write("work.jsonl", rankings), write("shown.jsonl", shown)
     ).out
     assert "20 rankings" in said
     assert "10 demonstrations" in said
-    assert "heldout 1" not in command("label", "export", "--site", made, "--out", tmp_path / "exported").out
+    assert "heldout 1" not in command("label", "export", "--site", site_folder, "--out", tmp_path / "exported").out
     (documented,) = [argv for argv in commands((ROOT / "docs" / "label-api.md").read_text()) if argv[0] == "reward"]
     places = {
         "MODEL": str(save()),
@@ -60,7 +60,7 @@ def test_from_files_to_a_reward_model(made, command, write, save, tmp_path):
     assert len(rows(tmp_path / "exported" / "rankings.jsonl")) == 10
 
 
-def test_completions_become_a_batch(made, command, write, tmp_path):
+def test_importing_completions_creates_a_batch(site_folder, command, write, tmp_path):
     completions = [
         {"prompt": f"p{n}", "completion": f"{model}\x00 {n}", "model": model, "finish": "stop", "sampling": {}}
         for n in range(5)
@@ -69,42 +69,48 @@ def test_completions_become_a_batch(made, command, write, tmp_path):
     argv = shlex.split('--name first --open --policy \'{"overlap": 2, "cohort_overlap": 3, "cohort_share": 0.2}\'')
     assert (
         "5 tasks in batch 'first'"
-        in command("label", "import", "--site", made, "--data", write("c.jsonl", completions), *argv).out
+        in command("label", "import", "--site", site_folder, "--data", write("c.jsonl", completions), *argv).out
     )
-    site = open_site(made)
+    site = open_site(site_folder)
     with site.database.read() as db:
         assert db.query(Batch).one().state == "open"
         assert sorted(task.overlap for task in db.query(Task)) == [2, 2, 2, 2, 3]
     site.database.close()
-    said = command("label", "import", "--site", made, "--data", tmp_path / "c.jsonl", "--name", "first").error_line(2)
+    said = command(
+        "label", "import", "--site", site_folder, "--data", tmp_path / "c.jsonl", "--name", "first"
+    ).error_line(2)
     assert "there is already a batch 'first'" in said
 
 
-def test_prompts_become_a_batch_when_they_are_asked_to(made, command, write):
+def test_importing_prompts_with_kind_creates_a_batch(site_folder, command, write):
     prompts = write("p.jsonl", [{"id": n, "prompt": f"p{n}"} for n in range(3)])
-    assert "3 prompts created" in command("label", "import", "--site", made, "--data", prompts).out
-    said = command("label", "import", "--site", made, "--data", prompts, "--kind", "demonstrate", "--open").out
+    assert "3 prompts created" in command("label", "import", "--site", site_folder, "--data", prompts).out
+    said = command("label", "import", "--site", site_folder, "--data", prompts, "--kind", "demonstrate", "--open").out
     assert "3 prompts unchanged" in said
     assert "3 tasks in batch 'p'" in said
-    assert "does nothing" in command("label", "import", "--site", made, "--data", prompts, "--open").error_line(2)
+    assert "has no effect" in command("label", "import", "--site", site_folder, "--data", prompts, "--open").error_line(
+        2
+    )
 
 
-def test_a_whole_site_moves_and_is_backed_up(made, command, write, tmp_path):
+def test_archive_and_backup_commands(site_folder, command, write, tmp_path):
     line = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "x"}
-    command("label", "import", "--site", made, "--data", write("r.jsonl", [line]))
-    assert command("label", "export", "--site", made, "--archive", "--out", tmp_path / "one").code == 0
+    command("label", "import", "--site", site_folder, "--data", write("r.jsonl", [line]))
+    assert command("label", "export", "--site", site_folder, "--archive", "--out", tmp_path / "one").code == 0
     other = tmp_path / "other"
     command("label", "init", "--site", other)
     assert command("label", "import", "--site", other, "--archive", tmp_path / "one").code == 0
     assert command("label", "export", "--site", other, "--archive", "--out", tmp_path / "two").code == 0
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
-    assert "sound" in command("label", "backup", "--site", made, "--out", tmp_path / "copy.db").out
-    assert "already exists" in command("label", "backup", "--site", made, "--out", tmp_path / "copy.db").error_line(2)
-    for rest in made.glob("site.db*"):
+    assert "verified" in command("label", "backup", "--site", site_folder, "--out", tmp_path / "copy.db").out
+    assert "is there already" in command(
+        "label", "backup", "--site", site_folder, "--out", tmp_path / "copy.db"
+    ).error_line(2)
+    for rest in site_folder.glob("site.db*"):
         rest.unlink()
-    (tmp_path / "copy.db").rename(made / "site.db")  # as the page of the API says
-    assert command("label", "export", "--site", made, "--archive", "--out", tmp_path / "three").code == 0
+    (tmp_path / "copy.db").rename(site_folder / "site.db")  # as the page of the API says
+    assert command("label", "export", "--site", site_folder, "--archive", "--out", tmp_path / "three").code == 0
     for name in ("submission", "ranking_item", "person"):
         assert (tmp_path / "three" / f"{name}.jsonl").read_bytes() == one[f"{name}.jsonl"]
     site = open_site(other)
@@ -114,26 +120,26 @@ def test_a_whole_site_moves_and_is_backed_up(made, command, write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["import"], "give either --data or --archive"),
-        (["import", "--archive", "x", "--name", "n"], "--name does nothing with --archive"),
+        (["import", "--archive", "x", "--name", "n"], "--name has no effect with --archive"),
         (["import", "--data", "nothing.jsonl"], "nothing.jsonl: no such file"),
         (["import", "--data", "p.jsonl", "--policy", "{"], "--policy {: "),
         (["import", "--data", "p.jsonl", "--policy", '{"overlap": 0}'], "column 'overlap'"),
-        (["export", "--out", "o", "--people", "whole"], "--people does nothing without --archive"),
-        (["export", "--out", "o", "--archive", "--use", "training"], "--use does nothing with --archive"),
+        (["export", "--out", "o", "--people", "whole"], "--people has no effect without --archive"),
+        (["export", "--out", "o", "--archive", "--use", "training"], "--use has no effect with --archive"),
         (["export", "--out", "o", "--files", "rankings,nothing"], "no file 'nothing'"),
-        (["export", "--out", "o"], "nothing to export for training (nothing was handed in yet)"),
+        (["export", "--out", "o"], "nothing to export for training (there are no submissions yet)"),
     ],
 )
-def test_what_makes_no_sense_is_said(made, command, monkeypatch, tmp_path, argv, said):
+def test_invalid_options_are_errors(site_folder, command, monkeypatch, tmp_path, argv, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.jsonl").write_text('{"prompt": "p"}\n')
-    assert said in command("label", argv[0], "--site", made, *argv[1:]).error_line(2)
+    assert message in command("label", argv[0], "--site", site_folder, *argv[1:]).error_line(2)
     assert not (tmp_path / "o").exists()
 
 
-def test_a_folder_that_is_no_site(command, tmp_path):
+def test_folder_without_a_site_is_an_error(command, tmp_path):
     assert "no site there" in command("label", "export", "--site", tmp_path, "--out", tmp_path / "o").error_line(2)
     assert "--key is missing" in command("label", "simulate", "--site", "http://127.0.0.1:1").error_line(2)

@@ -1,4 +1,4 @@
-"""`label init` and `label serve`: a folder becomes a site, it answers, it stops in order, and what is wrong is one line.
+"""`label init` and `label serve`: a site is created, answers, stops gracefully; errors are one line.
 
 pytest tests/label/cli/test_serve.py
 """
@@ -31,7 +31,7 @@ def command(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
-def test_one_command_makes_a_site_that_answers_and_stops_in_order(tmp_path, ending):
+def test_serve_creates_a_site_and_stops_gracefully(tmp_path, ending):
     arguments = [sys.executable, "-m", "instructgpt", "label", "serve", "--site", str(tmp_path / "site"), "--port", "0"]
     with subprocess.Popen(
         arguments,
@@ -61,10 +61,10 @@ def test_one_command_makes_a_site_that_answers_and_stops_in_order(tmp_path, endi
     site.database.close()
 
 
-def test_init_makes_tables_texts_and_a_link_but_no_account(command):
-    shown = command("label", "init", "--site", "site", "--public-url", "https://labels.example.org/")
-    assert (shown.code, shown.err) == (0, "")
-    token = re.search(r"https://labels\.example\.org/invite/(\S+)", shown.out)[1]
+def test_init_creates_tables_texts_and_a_setup_link(command):
+    outcome = command("label", "init", "--site", "site", "--public-url", "https://labels.example.org/")
+    assert (outcome.code, outcome.err) == (0, "")
+    token = re.search(r"https://labels\.example\.org/invite/(\S+)", outcome.out)[1]
     assert stat.S_IMODE(Path("site/site.yaml").stat().st_mode) == 0o600
     site = open_site(Path("site"))
     with site.database.read() as db:
@@ -79,11 +79,11 @@ def test_init_makes_tables_texts_and_a_link_but_no_account(command):
     assert token not in b"".join(file.read_bytes() for file in Path("site").iterdir()).decode("latin-1")
     again = command("label", "init", "--site", "site")
     assert again.code == 2
-    assert "is a site already" in again.err
+    assert "is already a site" in again.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("init", "--site", "file"), "--site file"),
         (
@@ -96,34 +96,34 @@ def test_init_makes_tables_texts_and_a_link_but_no_account(command):
         (("serve", "--site", "new", "--host", "192.0.2.1", "--public-url", "https://a.example"), "cannot listen there"),
     ],
 )
-def test_what_is_wrong_is_one_line(command, tmp_path, arguments, said):
+def test_invalid_options_are_one_line_errors(command, tmp_path, arguments, message):
     (tmp_path / "file").touch()
-    shown = command("label", *arguments)
-    assert shown.code == 2, shown.err
-    assert said in shown.err
-    assert len(shown.err.splitlines()) == 1
+    outcome = command("label", *arguments)
+    assert outcome.code == 2, outcome.err
+    assert message in outcome.err
+    assert len(outcome.err.splitlines()) == 1
 
 
-def test_a_failed_init_can_be_given_again(command):
+def test_failed_init_can_be_repeated(command):
     assert command("label", "init", "--site", "new", "--database", "postgresql://nobody@127.0.0.1:1/none").code == 2
     assert command("label", "init", "--site", "new").code == 0
 
 
-def test_a_port_that_is_taken(command):
+def test_port_in_use_is_an_error(command):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        shown = command("label", "serve", "--site", "new", "--port", str(other.getsockname()[1]))
-    assert shown.code == 2
-    assert "cannot listen there" in shown.err
+        outcome = command("label", "serve", "--site", "new", "--port", str(other.getsockname()[1]))
+    assert outcome.code == 2
+    assert "cannot listen there" in outcome.err
 
 
-def test_a_site_stays_with_its_database(command):
+def test_database_of_a_site_cannot_change(command):
     command("label", "init", "--site", "site")
-    shown = command("label", "serve", "--site", "site", "--database", "sqlite:///other.db")
-    assert shown.code == 2
-    assert "this site uses" in shown.err
+    outcome = command("label", "serve", "--site", "site", "--database", "sqlite:///other.db")
+    assert outcome.code == 2
+    assert "this site was made with" in outcome.err
 
 
-def test_a_temporary_disk_is_named(tmp_path):
+def test_temporary_disk_is_warned_about(tmp_path):
     (line,) = iter_storage_warnings(tmp_path)
     assert "temporary disk" in line
     assert not list(iter_storage_warnings(Path("/usr/lib"))) or "overlay" in Path("/proc/mounts").read_text()

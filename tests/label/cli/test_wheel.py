@@ -1,4 +1,4 @@
-"""The site as it is installed: built into a wheel, with torch and its company out of reach, made and served from there.
+"""The installed site: built into a wheel, without torch, created and served from there.
 
 pytest tests/label/cli/test_wheel.py
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from support.browser import free_port, not_here
+from support.browser import free_port, skip_without
 
 ROOT = Path(__file__).parents[3]
-WITHOUT = """
+PROGRAM_WITHOUT_TORCH = """
 import sys
 for name in ("torch", "transformers", "datasets", "matplotlib"):
     sys.modules[name] = None  # importing it fails
@@ -34,7 +34,7 @@ def installed(tmp_path_factory) -> Path:
     try:
         import hatchling  # noqa: F401
     except ImportError:
-        not_here("hatchling, which builds the wheel, is not installed")
+        skip_without("hatchling, which builds the wheel, is not installed")
     folder = tmp_path_factory.mktemp("wheel")
     command = [
         sys.executable,
@@ -55,33 +55,33 @@ def installed(tmp_path_factory) -> Path:
     return folder / "site-packages"
 
 
-def files(folder: Path) -> set[str]:
-    """Everything of the site below a folder, by its path."""
+def site_files(folder: Path) -> set[str]:
+    """Relative paths of the site's files below a source or package folder."""
     label = folder / "instructgpt" / "label"
     return {
         str(file.relative_to(label)) for file in label.rglob("*") if file.is_file() and "__pycache__" not in file.parts
     }
 
 
-def test_the_wheel_has_every_file_of_the_site(installed):
-    there = files(installed)
-    assert there == files(ROOT / "src")
-    for some in (
-        str(Path("web", "templates", "work", "rank.html")),
+def test_wheel_contains_every_file_of_the_site(installed):
+    there = site_files(installed)
+    assert there == site_files(ROOT / "src")
+    for name in (
+        str(Path("web", "templates", "labeler", "rank.html")),
         "web/static/board.js",
         "db/migrations/versions/0001_initial.py",
         "locales/ko.yaml",
         "texts/consent.en.md",
     ):
-        assert some in there
+        assert name in there
 
 
-def test_a_site_is_made_and_served_from_the_wheel_without_torch(installed, tmp_path):
+def test_site_runs_from_the_wheel_without_torch(installed, tmp_path):
     port = free_port()
     program = [
         sys.executable,
         "-c",
-        WITHOUT.format(here=str(installed)),
+        PROGRAM_WITHOUT_TORCH.format(here=str(installed)),
         "label",
         "serve",
         "--site",

@@ -1,4 +1,4 @@
-"""Transactions and the structure of the database, on both databases."""
+"""Transactions, migrations and schema on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_one(database, number, pause=0.0):
 
 
 @pytest.mark.parametrize("databases", [1, 2], ids=["one process", "two processes"])
-def test_two_writers_wait_for_each_other(tmp_path, databases):
+def test_writers_wait_for_each_other(tmp_path, databases):
     make_site(tmp_path)
     connected = [Database(sqlite_url(tmp_path / "site.db")) for _ in range(databases)]
     threads = [
@@ -59,7 +59,7 @@ def test_two_writers_wait_for_each_other(tmp_path, databases):
         assert sorted(person.pseudonym.split()[-1] for person in db.query(Person)) == sorted(map(str, range(12)))
 
 
-def test_a_writer_holds_the_lock_from_its_start(tmp_path):
+def test_writers_lock_at_the_start(tmp_path):
     site = make_site(tmp_path)
     with site.database.write() as db:
         db.scalar(text("SELECT 1"))
@@ -78,7 +78,7 @@ def test_readers_do_not_take_the_lock(tmp_path):
         assert reader.query(Person).count() == 0, "one reading sees one state"
 
 
-def test_what_fails_leaves_nothing(site):
+def test_failed_transactions_roll_back(site):
     def work(db):
         db.add(Person(name="ada", role="labeler", pseudonym="p"))
         db.flush()
@@ -90,7 +90,7 @@ def test_what_fails_leaves_nothing(site):
         assert db.query(Person).count() == 0
 
 
-def test_a_deadlock_is_tried_again(postgres_url, tmp_path):
+def test_deadlocks_are_retried(postgres_url, tmp_path):
     site = make_site(tmp_path, postgres_url)
     people = [add_person(site, name) for name in ("ada", "bob")]
     meeting, calls = threading.Barrier(2), []
@@ -116,7 +116,7 @@ def test_a_deadlock_is_tried_again(postgres_url, tmp_path):
     site.database.close()
 
 
-def test_other_errors_are_not_tried_again(site):
+def test_other_errors_are_not_retried(site):
     calls = []
 
     def work(db):
@@ -128,7 +128,7 @@ def test_other_errors_are_not_tried_again(site):
     assert calls == [1]
 
 
-def test_only_addresses_of_the_two():
+def test_unsupported_database_urls_are_refused():
     with pytest.raises(InputError, match="mysql://x: expected sqlite"):
         Database("mysql://x")
 
@@ -136,7 +136,7 @@ def test_only_addresses_of_the_two():
 # ---------------------------------------------------------------- structure
 
 
-def test_the_first_revision_makes_the_models(database_url):
+def test_migrations_create_all_tables_of_the_models(database_url):
     database = Database(database_url)
     assert not database.is_current()
     assert database.upgrade() is None, "an empty database needs no copy"
@@ -146,7 +146,7 @@ def test_the_first_revision_makes_the_models(database_url):
     database.close()
 
 
-def test_differences_are_seen(database_url):
+def test_schema_diff_finds_differences(database_url):
     database = Database(database_url)
     database.upgrade()
     with database.engine.begin() as connection:
@@ -239,7 +239,7 @@ def next_revision(tmp_path, monkeypatch):
     return lambda: monkeypatch.setattr(migrate, "MIGRATIONS_FOLDER", folder)
 
 
-def test_up_and_down_with_data(database_url, tmp_path, next_revision):
+def test_upgrade_and_downgrade_keep_data(database_url, tmp_path, next_revision):
     database = with_work(database_url, tmp_path)
     before = rows(database)
     assert len(before["ranking_item"]) == 4
@@ -261,7 +261,7 @@ def test_up_and_down_with_data(database_url, tmp_path, next_revision):
     database.close()
 
 
-def test_a_file_is_copied_before_it_changes(tmp_path, next_revision):
+def test_sqlite_files_are_copied_before_migrations(tmp_path, next_revision):
     database = with_work(sqlite_url(tmp_path / "site.db"), tmp_path)
     before = rows(database)
     assert database.upgrade() is None, "nothing to do"
@@ -273,7 +273,7 @@ def test_a_file_is_copied_before_it_changes(tmp_path, next_revision):
     assert database.upgrade() == tmp_path / "site.db.before-migration-0001-2", "an earlier copy is not overwritten"
 
 
-def test_a_failing_migration_changes_nothing(database_url, tmp_path, next_revision):
+def test_failed_migrations_roll_back(database_url, tmp_path, next_revision):
     database = with_work(database_url, tmp_path)
     before = rows(database)
     broken = tmp_path / "migrations" / "versions" / "next.py"
@@ -286,7 +286,7 @@ def test_a_failing_migration_changes_nothing(database_url, tmp_path, next_revisi
     database.close()
 
 
-def test_a_migration_that_breaks_a_link_is_refused(tmp_path, next_revision):
+def test_migrations_that_break_foreign_keys_are_refused(tmp_path, next_revision):
     database = with_work(sqlite_url(tmp_path / "site.db"), tmp_path)
     broken = tmp_path / "migrations" / "versions" / "next.py"
     broken.write_text(REVISION.replace("def downgrade", "    op.execute('DELETE FROM person')\n\ndef downgrade"))
@@ -297,7 +297,7 @@ def test_a_migration_that_breaks_a_link_is_refused(tmp_path, next_revision):
         assert db.query(Person).count() == 1
 
 
-def test_a_newer_database_is_refused(database_url):
+def test_newer_databases_are_refused(database_url):
     database = Database(database_url)
     database.upgrade()
     with database.engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""Archives and backups: the same bytes after a wipe, on both databases and across them; what is damaged or in the way is refused."""
+"""Archives and backups: equal bytes after a round trip on and across both databases; damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -57,26 +57,22 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def wiped(request, tmp_path, name="again"):
-    return empty_site(tmp_path / name, request)
-
-
 @pytest.mark.parametrize("people", ["whole", "pseudonyms"])
-def test_export_wipe_import_export_is_the_same_bytes(filled, tmp_path, request, people):
-    about = write_archive(filled.database, tmp_path / "one", people)
+def test_archive_round_trip_gives_equal_bytes(filled, tmp_path, request, people):
+    manifest = write_archive(filled.database, tmp_path / "one", people)
     write_export(filled.database, tmp_path / "rows one", ExportFilter())
-    again = wiped(request, tmp_path)
-    assert read_archive(again.database, tmp_path / "one") == about
+    again = empty_site(tmp_path / "again", request)
+    assert read_archive(again.database, tmp_path / "one") == manifest
     write_archive(again.database, tmp_path / "two", people)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     write_export(again.database, tmp_path / "rows two", ExportFilter())
     assert contents(tmp_path / "rows one") == contents(tmp_path / "rows two")
-    assert about["tables"]["ranking_item"]["rows"] == 3 * 4 + 2 * 3
+    assert manifest["tables"]["ranking_item"]["rows"] == 3 * 4 + 2 * 3
     with again.database.read() as db:  # no value is no value there too
-        assert db.query(Task).filter(Task.brief.is_(None)).count() == about["tables"]["task"]["rows"]
+        assert db.query(Task).filter(Task.brief.is_(None)).count() == manifest["tables"]["task"]["rows"]
 
 
-def test_an_archive_moves_between_databases(filled, tmp_path, request):
+def test_archive_moves_between_databases(filled, tmp_path, request):
     write_archive(filled.database, tmp_path / "one")
     other = empty_site(tmp_path / "other", request, "postgresql" if filled.database.is_sqlite else "sqlite")
     assert other.database.is_sqlite != filled.database.is_sqlite
@@ -85,37 +81,37 @@ def test_an_archive_moves_between_databases(filled, tmp_path, request):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_pseudonyms_leave_no_name_behind(filled, tmp_path):
-    about = write_archive(filled.database, tmp_path / "one", "pseudonyms")
-    assert not about["tables"].keys() & {"login", "invite", "api_key", "rate_bucket", "journal"}
+def test_pseudonymous_archive_contains_no_names(filled, tmp_path):
+    manifest = write_archive(filled.database, tmp_path / "one", "pseudonyms")
+    assert not manifest["tables"].keys() & {"login", "invite", "api_key", "rate_bucket", "journal"}
     assert "p-ada" in (tmp_path / "one" / "person.jsonl").read_text()
     assert b"example.org" not in b"".join(contents(tmp_path / "one").values())
     assert oct((tmp_path / "one").stat().st_mode)[-3:] == "700"
     assert oct((tmp_path / "one" / "person.jsonl").stat().st_mode)[-3:] == "600"
 
 
-def spoil(folder, name, change):
-    about = json.loads((folder / "archive.json").read_text())
-    change(about)
-    (folder / "archive.json").write_text(json.dumps(about))
+def change_manifest(folder, name, change):
+    manifest = json.loads((folder / "archive.json").read_text())
+    change(manifest)
+    (folder / "archive.json").write_text(json.dumps(manifest))
     return name
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (lambda f: (f / "task.jsonl").write_text("{}\n"), "task.jsonl: is not what was exported"),
-        (lambda f: (f / "task.jsonl").unlink(), "task.jsonl: is missing"),
-        (lambda f: (f / "archive.json").unlink(), "no archive"),
-        (lambda f: (f / "archive.json").write_text("[]"), "not the description of an archive"),
-        (lambda f: spoil(f, "", lambda about: about.update(archive=9)), "an archive of version 9"),
+        (lambda f: (f / "task.jsonl").write_text("{}\n"), "task.jsonl: was changed after the export"),
+        (lambda f: (f / "task.jsonl").unlink(), "task.jsonl: missing from the archive"),
+        (lambda f: (f / "archive.json").unlink(), "not an archive"),
+        (lambda f: (f / "archive.json").write_text("[]"), "not the manifest of an archive"),
+        (lambda f: change_manifest(f, "", lambda manifest: manifest.update(archive=9)), "archive version 9"),
         (
-            lambda f: spoil(f, "", lambda about: about["tables"]["task"]["columns"].append("new")),
-            "table 'task' is not as in this version",
+            lambda f: change_manifest(f, "", lambda manifest: manifest["tables"]["task"]["columns"].append("new")),
+            "the columns of table 'task' differ",
         ),
     ],
 )
-def test_a_damaged_archive_changes_nothing(tmp_path, request, damage, said):
+def test_damaged_archive_is_refused(tmp_path, request, damage, message):
     first = empty_site(tmp_path / "first", request, "sqlite")
     fill(
         first,
@@ -127,13 +123,13 @@ def test_a_damaged_archive_changes_nothing(tmp_path, request, damage, said):
     write_archive(first.database, tmp_path / "one")
     damage(tmp_path / "one")
     second = empty_site(tmp_path / "second", request, "sqlite")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_archive(second.database, tmp_path / "one")
     with second.database.read() as db:
         assert db.query(Person).count() == 0
 
 
-def test_an_archive_never_overwrites_a_site(tmp_path, request):
+def test_archive_is_not_imported_into_a_site_with_rows(tmp_path, request):
     first = empty_site(tmp_path / "first", request, "sqlite")
     add_person(first, "ada")
     write_archive(first.database, tmp_path / "one")
@@ -141,7 +137,7 @@ def test_an_archive_never_overwrites_a_site(tmp_path, request):
         read_archive(first.database, tmp_path / "one")
 
 
-def test_rows_that_do_not_fit_are_named_and_nothing_is_kept(tmp_path, request):
+def test_invalid_archive_rows_are_located_and_rolled_back(tmp_path, request):
     import hashlib
 
     first = empty_site(tmp_path / "first", request, "sqlite")
@@ -149,19 +145,17 @@ def test_rows_that_do_not_fit_are_named_and_nothing_is_kept(tmp_path, request):
     write_archive(first.database, tmp_path / "one")
     line = (tmp_path / "one" / "person.jsonl").read_text().replace('"role": "labeler"', '"role": "king"')
     (tmp_path / "one" / "person.jsonl").write_text(line)
-    spoil(
+    change_manifest(
         tmp_path / "one",
         "",
-        lambda about: about["tables"]["person"].update(sha256=hashlib.sha256(line.encode()).hexdigest()),
+        lambda manifest: manifest["tables"]["person"].update(sha256=hashlib.sha256(line.encode()).hexdigest()),
     )
     second = empty_site(tmp_path / "second", request, "sqlite")
-    with pytest.raises(
-        InputError, match=r"person.jsonl:1: rows up to line 1 do not fit the database \(CHECK constraint"
-    ):
+    with pytest.raises(InputError, match=r"person.jsonl:1: the database rejects a row up to line 1 \(CHECK constraint"):
         read_archive(second.database, tmp_path / "one")
 
 
-def test_a_backup_is_a_database_and_never_overwrites(filled, tmp_path):
+def test_backup_is_a_database_and_never_overwrites(filled, tmp_path):
     counts = back_up_database(filled.database, tmp_path / "deep" / "copy")
     assert (counts["person"], counts["ranking_item"], counts["gold"]) == (3, 18, 0)
     assert oct((tmp_path / "deep" / "copy").stat().st_mode)[-3:] == "600"
@@ -173,7 +167,7 @@ def test_a_backup_is_a_database_and_never_overwrites(filled, tmp_path):
         back_up_database(filled.database, tmp_path / "deep" / "copy")
 
 
-def test_a_backup_while_somebody_writes_has_one_state(tmp_path, request):
+def test_backup_during_a_write_is_consistent(tmp_path, request):
     site = empty_site(tmp_path / "site", request, "sqlite")
     with site.database.write() as db:
         db.add(Person(name="half", role="labeler", status="active", pseudonym="p"))
@@ -182,7 +176,7 @@ def test_a_backup_while_somebody_writes_has_one_state(tmp_path, request):
     assert back_up_database(site.database, tmp_path / "later")["person"] == 1
 
 
-def test_a_damaged_copy_is_noticed(tmp_path, request):
+def test_damaged_backup_is_detected(tmp_path, request):
     site = empty_site(tmp_path / "site", request, "sqlite")
     for number in range(300):
         add_person(site, f"somebody {number}")
@@ -195,7 +189,7 @@ def test_a_damaged_copy_is_noticed(tmp_path, request):
         check_sqlite_backup(tmp_path / "copy")
 
 
-def test_pg_dump_that_is_missing_is_said(tmp_path, request, monkeypatch):
+def test_missing_pg_dump_is_reported(tmp_path, request, monkeypatch):
     site = empty_site(tmp_path / "site", request, "postgresql")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="pg_dump is not installed"):

@@ -1,4 +1,4 @@
-"""The owner's data page: exports, imports, keys and backups by forms alone."""
+"""The owner's data page: exports, imports, API keys and backups."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def owner(site):
     return client_of(site, add_person(site, "olga", role="owner"))
 
 
-def test_only_owners_see_it(site, owner):
+def test_only_owners_can_open_the_data_page(site, owner):
     for role in ("labeler", "researcher"):
         client = client_of(site, add_person(site, f"some {role}", role=role))
         for method, path in (
@@ -39,7 +39,7 @@ def test_only_owners_see_it(site, owner):
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
-def test_an_export_by_form(site, owner, language):
+def test_export_from_the_form(site, owner, language):
     with site.database.write() as db:
         db.query(Person).filter_by(name="olga").one().language = language
     made = owner.post(
@@ -54,7 +54,7 @@ def test_an_export_by_form(site, owner, language):
     assert owner.get(address.replace("rankings.jsonl", "..%2fjob.json")).status_code == 404
 
 
-def test_a_file_comes_in_whole_or_not_at_all(site, owner):
+def test_import_is_atomic(site, owner):
     good = {"prompt": "fresh?", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "x"}
 
     def send(*lines):
@@ -75,7 +75,7 @@ def test_a_file_comes_in_whole_or_not_at_all(site, owner):
         assert db.query(PromptRow).filter_by(external_id="z").count() == 1
 
 
-def test_a_key_is_shown_once_and_revoked(site, owner):
+def test_api_key_is_shown_once_and_can_be_revoked(site, owner):
     shown = owner.post("/data/keys", data={"name": "<script>", "scopes": ["read", "export"], "days": 1}).text
     text = re.search(r'value="(igl_[^"]+)"', shown)[1]
     page = owner.get("/data").text
@@ -91,7 +91,7 @@ def test_a_key_is_shown_once_and_revoked(site, owner):
         assert {"key.create", "key.revoke"} <= {row.action for row in db.query(AuditLogEntry)}
 
 
-def test_a_backup_is_a_database(site, owner, tmp_path):
+def test_backup_download_is_a_database(site, owner, tmp_path):
     copy = owner.post("/data/backup")
     assert copy.status_code == 200
     if site.database.is_sqlite:

@@ -1,4 +1,4 @@
-"""Exports: who is in them and who is not, every column, the formats, the manifest. Expected rows are written by hand."""
+"""Exports: selection, columns, formats and manifest, with hand-written expected rows."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ def filled(tmp_path):
     return site, fill(site, people), people
 
 
-def read(site, name, **wanted):
+def export_rows(site, name, **wanted):
     tally = ExportTally()
     with snapshot(site.database) as db:
         return list(iter_export_rows(db, name, ExportFilter(**wanted), tally)), tally
 
 
-def ids(site, made, name, **wanted):
+def submission_names(site, made, name, **wanted):
     """The names of the submissions in an export."""
     names = {submission.id: name for name, submission in made.items()}
-    return [names[row.get("id", row.get("ranking"))] for row in read(site, name, **wanted)[0]]
+    return [names[row.get("id", row.get("ranking"))] for row in export_rows(site, name, **wanted)[0]]
 
 
 def test_training_and_evaluation_never_share_a_row(filled):
     site, made, _ = filled
-    assert ids(site, made, "rankings") == ["ada", "bob"]
-    assert ids(site, made, "rankings", use="evaluation") == ["hal", "evaluation"]
-    assert ids(site, made, "demonstrations") == ["demonstration"]
-    assert ids(site, made, "demonstrations", use="evaluation") == ["heldout demonstration"]
+    assert submission_names(site, made, "rankings") == ["ada", "bob"]
+    assert submission_names(site, made, "rankings", use="evaluation") == ["hal", "evaluation"]
+    assert submission_names(site, made, "demonstrations") == ["demonstration"]
+    assert submission_names(site, made, "demonstrations", use="evaluation") == ["heldout demonstration"]
     for use, asked in (
         ("training", {"Write a poem", "The capital?", "Broken?"}),
         ("evaluation", {"Write a song", "Which?"}),
     ):
-        found = read(site, "prompts", use=use)[0]
+        found = export_rows(site, "prompts", use=use)[0]
         assert {row["prompt"] for row in found if "prompt" in row} == asked
 
 
-def test_what_is_left_out_is_counted_with_its_reason(filled):
+def test_excluded_rows_are_counted_by_reason(filled):
     site, _, _ = filled
-    assert read(site, "rankings")[1].left_out == {
+    assert export_rows(site, "rankings")[1].left_out == {
         "heldout": 1,
         "repeat": 1,
         "invalid": 1,
         "withdrawn_prompt": 1,
         "evaluation": 1,
     }
-    assert read(site, "prompts")[1].left_out == {"withdrawn_prompt": 1, "evaluation": 1, "heldout": 1}
+    assert export_rows(site, "prompts")[1].left_out == {"withdrawn_prompt": 1, "evaluation": 1, "heldout": 1}
 
 
-def test_a_ranking_has_every_model_of_a_text_and_reads_back(filled):
+def test_ranking_row_lists_every_model_of_a_text(filled):
     site, made, _ = filled
-    (row, _), _ = read(site, "rankings")
+    (row, _), _ = export_rows(site, "rankings")
     assert row["completions"] == ["Paris", "Paris", "Rome", "Oslo\u2028?"]
     assert row["models"] == ["sft", "ppo", "base", "ptx"]
     assert row["ranks"] == [1, 1, 2, 1]
@@ -87,19 +87,23 @@ def test_a_ranking_has_every_model_of_a_text_and_reads_back(filled):
     assert Ranking.model_validate(row).pairs() == [(0, 2), (1, 2), (3, 2)]
 
 
-def test_partly_rated_completions_are_in_the_ratings(filled):
+def test_partly_rated_rankings_export_ratings(filled):
     site, _, _ = filled
-    ranking = next(row for row in read(site, "rankings", use="evaluation")[0] if row["labeler"] == "p-hal")
+    ranking = next(row for row in export_rows(site, "rankings", use="evaluation")[0] if row["labeler"] == "p-hal")
     assert "ratings" not in ranking
-    found = [row.get("rating") for row in read(site, "ratings", use="evaluation")[0] if row["labeler"] == "p-hal"]
+    found = [
+        row.get("rating") for row in export_rows(site, "ratings", use="evaluation")[0] if row["labeler"] == "p-hal"
+    ]
     assert found == [1, 1, None, 5]
 
 
-def test_pairs_and_comparisons_by_hand(filled):
+def test_pairs_and_comparisons(filled):
     site, made, _ = filled
-    pairs = [(row["chosen"], row["rejected"]) for row in read(site, "pairs")[0] if row["ranking"] == made["ada"].id]
+    pairs = [
+        (row["chosen"], row["rejected"]) for row in export_rows(site, "pairs")[0] if row["ranking"] == made["ada"].id
+    ]
     assert pairs == [("Paris", "Rome"), ("Oslo\u2028?", "Rome")]
-    found = [row for row in read(site, "comparisons")[0] if row["ranking"] == made["ada"].id]
+    found = [row for row in export_rows(site, "comparisons")[0] if row["ranking"] == made["ada"].id]
     assert [(row["i"], row["j"], row["better"]) for row in found] == [
         (0, 1, "tie"),
         (0, 2, "i"),
@@ -113,11 +117,11 @@ def test_pairs_and_comparisons_by_hand(filled):
 
 def test_conversations_and_reviews(filled):
     site, _, _ = filled
-    (row,), _ = read(site, "demonstrations")
+    (row,), _ = export_rows(site, "demonstrations")
     assert row["completion"] == "3"
     assert "prompt" not in row
     assert Demonstration.model_validate(row).messages[1].content == "Yes?"
-    (review,), _ = read(site, "reviews")
+    (review,), _ = export_rows(site, "reviews")
     assert (review["use_case"], review["reviewed_use_case"], review["prompt_labels"]) == (
         "open_qa",
         "closed_qa",
@@ -126,7 +130,7 @@ def test_conversations_and_reviews(filled):
     assert "sensitive" not in review
 
 
-def test_nobody_of_the_held_out_can_be_smuggled_into_training(filled):
+def test_held_out_labelers_are_never_in_training_exports(filled):
     site, _, _people = filled
     with site.database.write() as db:
         for name, cohort in (("hal2", "heldout"), ("nobody", None)):
@@ -140,10 +144,10 @@ def test_nobody_of_the_held_out_can_be_smuggled_into_training(filled):
                     [1, 2],
                 )
     for name in EXPORT_FILES:
-        for row in read(site, name)[0]:
+        for row in export_rows(site, name)[0]:
             assert row.get("cohort", "training") == "training"
             assert row.get("labeler", "p-ada") in ("p-ada", "p-bob")
-    assert read(site, "rankings")[1].left_out["no_cohort"] == 1
+    assert export_rows(site, "rankings")[1].left_out["no_cohort"] == 1
 
 
 def add_person_row(db, name, cohort):
@@ -155,7 +159,7 @@ def add_person_row(db, name, cohort):
     return person
 
 
-def test_an_evaluation_stays_closed_until_its_batch_is(filled):
+def test_open_evaluation_batch_is_not_exported(filled):
     site, _made, people = filled
     with site.database.write() as db:
         batch = add_batch(db, "running", purpose="evaluation", state="open")
@@ -165,29 +169,29 @@ def test_an_evaluation_stays_closed_until_its_batch_is(filled):
             db.merge(people["ada"]),
             [1, 2],
         )
-    assert read(site, "rankings", use="evaluation")[1].left_out["blind"] == 1
+    assert export_rows(site, "rankings", use="evaluation")[1].left_out["blind"] == 1
 
 
-def test_whoever_takes_their_work_back_is_in_no_export(filled):
+def test_withdrawn_submissions_are_not_exported(filled):
     site, made, people = filled
     with site.database.write() as db:
         privacy.withdraw_consent(db, db.merge(people["ada"]), labels=False, now_ms=5, initiated_by="cli")
-    assert ids(site, made, "rankings") == ["ada", "bob"]
+    assert submission_names(site, made, "rankings") == ["ada", "bob"]
     with site.database.write() as db:
         privacy.erase_account(db, db.merge(people["ada"]), labels=True, now_ms=6, initiated_by="cli")
-    assert ids(site, made, "rankings") == ["bob"]
-    assert ids(site, made, "demonstrations") == []
-    assert read(site, "rankings")[1].left_out["withdrawn_by_labeler"] == 3
+    assert submission_names(site, made, "rankings") == ["bob"]
+    assert submission_names(site, made, "demonstrations") == []
+    assert export_rows(site, "rankings")[1].left_out["withdrawn_by_labeler"] == 3
 
 
 def test_filters_by_batch_and_time(filled):
     site, made, _ = filled
-    assert ids(site, made, "rankings", batches=("shown",)) == []
-    assert ids(site, made, "rankings", batches=("ranked",), until=3_600_000) == []
-    assert ids(site, made, "rankings", since=3_600_000) == ["ada", "bob"]
+    assert submission_names(site, made, "rankings", batches=("shown",)) == []
+    assert submission_names(site, made, "rankings", batches=("ranked",), until=3_600_000) == []
+    assert submission_names(site, made, "rankings", since=3_600_000) == ["ada", "bob"]
 
 
-def test_jsonl_is_what_the_stages_read(filled, tmp_path):
+def test_stages_read_the_jsonl_files(filled, tmp_path):
     site, _, _ = filled
     manifest = write_export(site.database, tmp_path / "out", ExportFilter())
     assert [row.labeler for row in read_records(Ranking, tmp_path / "out" / "rankings.jsonl")] == ["p-ada", "p-bob"]
@@ -202,7 +206,7 @@ def test_jsonl_is_what_the_stages_read(filled, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet", "datasets"])
-def test_the_same_database_gives_the_same_bytes(filled, tmp_path, format):
+def test_equal_databases_give_equal_bytes(filled, tmp_path, format):
     site, _, _ = filled
     for name in ("one", "two"):
         write_export(site.database, tmp_path / name, ExportFilter(), format)
@@ -211,22 +215,22 @@ def test_the_same_database_gives_the_same_bytes(filled, tmp_path, format):
     assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
 
 
-def test_every_row_fits_its_columns(filled):
+def test_rows_have_only_declared_columns(filled):
     site, _, _ = filled
     for name in EXPORT_FILES:
         for use in ("training", "evaluation"):
-            for row in read(site, name, use=use)[0]:
+            for row in export_rows(site, name, use=use)[0]:
                 assert not row.keys() - EXPORT_COLUMNS[name].keys()
 
 
-def test_parquet_says_the_same_as_json_lines(filled, tmp_path):
+def test_parquet_equals_jsonl(filled, tmp_path):
     import pyarrow.parquet
 
     site, _, _ = filled
     write_export(site.database, tmp_path / "out", ExportFilter(), "parquet")
     for name in ("rankings", "comparisons", "ratings"):
         told = pyarrow.parquet.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()
-        expected = read(site, name)[0]
+        expected = export_rows(site, name)[0]
         assert len(told) == len(expected)
         for row, plain in zip(told, expected, strict=True):
             assert {column: row[column] for column in plain if "labels" not in column} == {
@@ -234,7 +238,7 @@ def test_parquet_says_the_same_as_json_lines(filled, tmp_path):
             }
 
 
-def test_a_folder_for_datasets_opens_as_one(filled, tmp_path):
+def test_datasets_folder_loads(filled, tmp_path):
     site, _, _ = filled
     write_export(site.database, tmp_path / "out", ExportFilter(), "datasets", card="\n## More\n")
     with warnings.catch_warnings():
@@ -251,7 +255,7 @@ def test_a_folder_for_datasets_opens_as_one(filled, tmp_path):
     assert card.endswith("## More\n")
 
 
-def test_nothing_is_written_where_nothing_is_to_be(tmp_path):
+def test_empty_export_and_used_folder_are_refused(tmp_path):
     site = make_site(tmp_path / "site")
     with pytest.raises(InputError, match="nothing to export for training"):
         write_export(site.database, tmp_path / "out", ExportFilter())

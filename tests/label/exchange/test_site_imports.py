@@ -1,4 +1,4 @@
-"""Imports: our own files, Label Studio's and Argilla's; everything that comes in goes out again, every bad line is named."""
+"""Imports of our own files and of Label Studio and Argilla exports: round trips and located errors."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def write(path, records):
     return path
 
 
-def take(site, path, reading=None, format="auto", cohort="training", name="before"):
-    come = ImportReport()
-    found = read_import_file(path, format, reading or ThirdPartyReader())
+def import_submissions(site, path, reader=None, format="auto", cohort="training", name="before"):
+    report = ImportReport()
+    found = read_import_file(path, format, reader or ThirdPartyReader())
     with site.database.write() as db:
-        ExternalSubmissionImporter(db, name, "training", cohort, come).import_all(found)
-    return come
+        ExternalSubmissionImporter(db, name, "training", cohort, report).import_all(found)
+    return report
 
 
-def out(site, name, use="training"):
+def export_rows(site, name, use="training"):
     with snapshot(site.database) as db:
         return list(iter_export_rows(db, name, ExportFilter(use=use), ExportTally()))
 
@@ -44,7 +44,7 @@ def site(tmp_path):
     site.database.close()
 
 
-STABLE = (
+STABLE_COLUMNS = (
     "prompt",
     "messages",
     "completion",
@@ -60,13 +60,13 @@ STABLE = (
 )
 
 
-def stable(found):
-    """What an import keeps; ids are new, and rows of one millisecond have no order."""
-    return sorted(json.dumps({key: row[key] for key in STABLE if key in row}, sort_keys=True) for row in found)
+def comparable(found):
+    """The columns an import preserves, sorted: ids are new, and rows of one millisecond have no order."""
+    return sorted(json.dumps({key: row[key] for key in STABLE_COLUMNS if key in row}, sort_keys=True) for row in found)
 
 
 @pytest.mark.parametrize("format", ["jsonl", "parquet"])
-def test_what_was_exported_comes_in_again(tmp_path, site, format):
+def test_exported_files_are_imported_again(tmp_path, site, format):
     first = make_site(tmp_path / "first")
     people = {
         name: add_person(first, name, fold=1, cohort="heldout" if name == "hal" else "training")
@@ -76,19 +76,19 @@ def test_what_was_exported_comes_in_again(tmp_path, site, format):
     for use in ("training", "evaluation"):
         write_export(first.database, tmp_path / use, ExportFilter(use=use), format)
         for name in ("rankings", "demonstrations"):
-            take(site, tmp_path / use / f"{name}.{format}", name=f"{use} {name}")
+            import_submissions(site, tmp_path / use / f"{name}.{format}", name=f"{use} {name}")
     for use in ("training", "evaluation"):
         for name in ("rankings", "demonstrations"):
-            was, now = out(first, name, use), out(site, name, use)
+            was, now = export_rows(first, name, use), export_rows(site, name, use)
             if name == "rankings" and use == "evaluation":
                 was = [
                     row for row in was if row["cohort"] == "heldout"
                 ]  # imported as training work, so its evaluation is not one here
-            assert stable(was) == stable(row for row in now if row["batch"].startswith(use))
+            assert comparable(was) == comparable(row for row in now if row["batch"].startswith(use))
     first.database.close()
 
 
-def test_rankings_of_one_prompt_by_several_people_are_one_task(tmp_path, site):
+def test_rankings_of_one_prompt_share_a_task(tmp_path, site):
     lines = [
         {
             "prompt": "p",
@@ -106,13 +106,13 @@ def test_rankings_of_one_prompt_by_several_people_are_one_task(tmp_path, site):
             "models": ["m", "n", "o"],
         },
     ]
-    come = take(site, write(tmp_path / "r.jsonl", lines))
-    assert come.counts == {"labelers": 2, "rankings": 2}
-    assert come.left_out == {"given twice by one labeler": 1}
-    (row,) = out(site, "rankings")
+    report = import_submissions(site, write(tmp_path / "r.jsonl", lines))
+    assert report.counts == {"labelers": 2, "rankings": 2}
+    assert report.left_out == {"duplicates by the same labeler": 1}
+    (row,) = export_rows(site, "rankings")
     assert (row["completions"], row["models"], row["ranks"]) == (["a", "a", "b"], ["m", "o", "n"], [1, 1, 2])
     assert "y.org" not in row["labeler"]
-    (held,) = out(site, "rankings", "evaluation")
+    (held,) = export_rows(site, "rankings", "evaluation")
     assert held["ranks"] == [1, 1]
     with site.database.read() as db:
         people = db.query(Person).all()
@@ -121,29 +121,29 @@ def test_rankings_of_one_prompt_by_several_people_are_one_task(tmp_path, site):
         assert {(task.overlap, task.n_done, task.state) for task in db.query(Task)} == {(1, 1, "done")}
 
 
-def test_a_name_keeps_its_cohort(tmp_path, site):
+def test_labeler_cohort_conflict_is_an_error(tmp_path, site):
     add_person(site, "hal", cohort="heldout")
     line = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "p-hal", "cohort": "training"}
     with pytest.raises(
-        InputError, match=r"r.jsonl:1: labeler 'p-hal' is of cohort heldout here, the line says training"
+        InputError, match=r"r.jsonl:1: labeler 'p-hal' is in cohort heldout on this site, but the line says training"
     ):
-        take(site, write(tmp_path / "r.jsonl", [line]))
+        import_submissions(site, write(tmp_path / "r.jsonl", [line]))
     del line["cohort"]
-    take(site, write(tmp_path / "r.jsonl", [line]))
-    assert [row["labeler"] for row in out(site, "rankings", "evaluation")] == ["p-hal"]
+    import_submissions(site, write(tmp_path / "r.jsonl", [line]))
+    assert [row["labeler"] for row in export_rows(site, "rankings", "evaluation")] == ["p-hal"]
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ({"prompt": "p", "completions": ["a", "b"], "ranks": [1]}, "2 completions but 1 ranks"),
         (
             {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labels": [{"nice": True}, {}]},
-            "no label 'nice'",
+            "unknown label 'nice'",
         ),
         ({"prompt": " "}, "'prompt' is empty"),
         ({"prompt": "a\x00b"}, "NUL character"),
-        ({"text": "p"}, "no prompt, completion, demonstration or ranking"),
+        ({"text": "p"}, "not a prompt, completion, demonstration or ranking"),
         (
             {
                 "data": {"prompt": "p"},
@@ -151,28 +151,28 @@ def test_a_name_keeps_its_cohort(tmp_path, site):
             },
             "'left'",
         ),
-        ({"data": {"prompt": "p"}, "annotations": 3}, "no prompt, completion"),
-        ({"data": {"prompt": "p"}, "annotations": ["x"]}, "not as the format has it"),
+        ({"data": {"prompt": "p"}, "annotations": 3}, "not a prompt, completion"),
+        ({"data": {"prompt": "p"}, "annotations": ["x"]}, "does not match the format"),
     ],
 )
-def test_a_bad_line_is_named_and_changes_nothing(tmp_path, site, line, said):
+def test_bad_line_is_located_and_nothing_is_imported(tmp_path, site, line, message):
     good = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2], "labeler": "x"}
-    with pytest.raises(InputError, match=rf"r.jsonl:2: .*{said}"):
-        take(site, write(tmp_path / "r.jsonl", [good, line]))
+    with pytest.raises(InputError, match=rf"r.jsonl:2: .*{message}"):
+        import_submissions(site, write(tmp_path / "r.jsonl", [good, line]))
     with site.database.read() as db:
         assert db.query(Person).count() + db.query(Batch).count() + db.query(PromptRow).count() == 0
     skipped = SkippedLines()
     assert len(read_import_file(tmp_path / "r.jsonl", "auto", ThirdPartyReader(), skipped)) >= 1
 
 
-def test_prompts_are_put_in_by_their_id(tmp_path, site):
+def test_prompts_are_upserted_by_id(tmp_path, site):
     def put(*lines):
-        come = ImportReport()
+        report = ImportReport()
         with site.database.write() as db:
             import_prompt_records(
-                db, read_import_file(write(tmp_path / "p.jsonl", lines), "auto", ThirdPartyReader()), come
+                db, read_import_file(write(tmp_path / "p.jsonl", lines), "auto", ThirdPartyReader()), report
             )
-        return dict(come.counts)
+        return dict(report.counts)
 
     assert put({"id": 1, "prompt": "a"}, {"prompt": "b"}, {"id": "3", "prompt": "a", "user": "u"}) == {
         "prompts created": 3
@@ -215,8 +215,8 @@ def ranker(value):
 def records_of(tmp_path, *tasks, **reading):
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps(list(tasks)))
-    how = ThirdPartyReader(**reading)
-    return [record for _, record in read_import_file(path, "auto", how)], how
+    reader = ThirdPartyReader(**reading)
+    return [record for _, record in read_import_file(path, "auto", reader)], reader
 
 
 def test_label_studio_orders_and_buckets(tmp_path):
@@ -230,15 +230,15 @@ def test_label_studio_orders_and_buckets(tmp_path):
     assert (record.labeler, record.active_ms, record.created_at) == ("x@y.org", 4288, 1615328168728)
     (record,), _ = records_of(tmp_path, annotated([ranker({"Rank 10": ["blog"], "Rank 2": ["mdn", "wiki"], "_": []})]))
     assert (record.completions, record.ranks) == (("two", "three", "one"), (1, 1, 2))
-    with pytest.raises(InputError, match=r"tasks.json: item 1: nothing says which of the buckets good, bad is better"):
+    with pytest.raises(InputError, match=r"tasks.json: item 1: the order of buckets good, bad is unknown"):
         records_of(tmp_path, annotated([ranker({"good": ["mdn"], "bad": ["wiki", "blog"]})]))
     (tmp_path / "view.xml").write_text(
         '<View><Ranker name="rank"><Bucket name="good"/><Bucket name="bad"/></Ranker></View>'
     )
-    how = ThirdPartyReader()
-    read_labeling_config(tmp_path / "view.xml", how)
+    reader = ThirdPartyReader()
+    read_labeling_config(tmp_path / "view.xml", reader)
     (record,), _ = records_of(
-        tmp_path, annotated([ranker({"bad": ["wiki", "blog"], "good": ["mdn"], "_": []})]), buckets=how.buckets
+        tmp_path, annotated([ranker({"bad": ["wiki", "blog"], "good": ["mdn"], "_": []})]), buckets=reader.buckets
     )
     assert (record.completions, record.ranks) == (("two", "three", "one"), (1, 2, 2))
 
@@ -259,29 +259,29 @@ def test_label_studio_pairwise_ratings_and_texts(tmp_path):
     (pair, *_), _ = records_of(tmp_path, task, rating_max=5)
     assert pair.ratings == (3, 7)  # 1 + 6 * (2 - 1) / 4 = 2.5, rounded half up
     (tmp_path / "view.xml").write_text('<View><Text name="text1" value="$a"/><Text name="text2" value="$b"/></View>')
-    how = ThirdPartyReader()
-    read_labeling_config(tmp_path / "view.xml", how)
+    reader = ThirdPartyReader()
+    read_labeling_config(tmp_path / "view.xml", reader)
     renamed = annotated(results, {"a": "left one", "b": "right one"})
-    assert records_of(tmp_path, renamed, fields=how.fields)[0][0].completions == ("left one", "right one")
-    with pytest.raises(InputError, match=r"no field is called 'text1' .*--labeling-config"):
+    assert records_of(tmp_path, renamed, fields=reader.fields)[0][0].completions == ("left one", "right one")
+    with pytest.raises(InputError, match=r"no field 'text1' .*--labeling-config"):
         records_of(tmp_path, renamed)
 
 
-def test_label_studio_work_that_was_given_up_is_counted(tmp_path):
+def test_label_studio_skipped_annotations_are_counted(tmp_path):
     kept = annotated([ranker(["mdn", "blog"])])
-    _, how = records_of(tmp_path, kept, annotated([], was_cancelled=True), annotated([]))
-    assert how.left_out == {"skipped by their labeler": 1, "without a ranking, rating or text": 1}
+    _, reader = records_of(tmp_path, kept, annotated([], was_cancelled=True), annotated([]))
+    assert reader.left_out == {"skipped annotations": 1, "annotations without a ranking, rating or text": 1}
 
 
-def test_ratings_alone_are_kept_as_ratings(tmp_path, site):
+def test_ratings_without_rankings_are_imported(tmp_path, site):
     rating = {"from_name": "stars", "to_name": "answer", "type": "rating", "value": {"rating": 4}}
     path = tmp_path / "tasks.json"
     path.write_text(json.dumps([annotated([rating], {"answer": "a text", "items": []})]))
-    assert take(site, path, ThirdPartyReader(rating_max=5)).counts["ratings"] == 1
-    (row,) = out(site, "ratings")
+    assert import_submissions(site, path, ThirdPartyReader(rating_max=5)).counts["ratings"] == 1
+    (row,) = export_rows(site, "ratings")
     assert (row["completion"], row["rating"], row["note"]) == ("a text", 6, "rated 4 of 5")
-    assert out(site, "rankings") == []
-    assert out(site, "comparisons") == []
+    assert export_rows(site, "rankings") == []
+    assert export_rows(site, "comparisons") == []
 
 
 # ---------------------------------------------------------------- Argilla
@@ -350,16 +350,16 @@ def test_argilla_ties_texts_ratings_and_drafts(tmp_path):
         "response-2-quality": [{"value": 6, "user_id": "u1", "status": "submitted"}],
     }
     path = write(tmp_path / "a.jsonl", [{"fields": FIELDS, "responses": said}])
-    how = ThirdPartyReader()
-    tied, written, rated = [record for _, record in read_import_file(path, "auto", how)]
+    reader = ThirdPartyReader()
+    tied, written, rated = [record for _, record in read_import_file(path, "auto", reader)]
     assert tied.ranks == (1, 1)
     assert (written.completion, written.labeler) == ("Better.", "u2")
     assert (rated.completion, rated.rating) == ("two", 6)
-    assert how.left_out == {"draft": 1}
+    assert reader.left_out == {"draft": 1}
     with pytest.raises(InputError, match="rating 6 is not between 1 and 5"):
         read_import_file(path, "auto", ThirdPartyReader(rating_max=5))
     with pytest.raises(InputError, match="--prompt-field"):
         read_import_file(path, "auto", ThirdPartyReader(prompt_field="task"))
     unclear = {"fields": FIELDS, "responses": {"quality": [{"value": 6, "user_id": "u", "status": "submitted"}]}}
-    with pytest.raises(InputError, match="nothing says which of the fields"):
+    with pytest.raises(InputError, match="unclear which of the fields"):
         read_import_file(write(tmp_path / "b.jsonl", [unclear]), "auto", ThirdPartyReader())

@@ -1,7 +1,4 @@
-"""What is decided about people and what they decide themselves: screening, decisions, folds, surveys, one's account, privacy.
-
-pytest tests/label/people/test_people.py
-"""
+"""Screening, decisions, folds, surveys, account settings."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ def with_password(site, name, role="labeler", **more):
         return accounts.create_person(db, name, role, password=GOOD, **more)
 
 
-def of(site, person):
+def reload_person(site, person):
     with site.database.read() as db:
         return db.get_one(Person, person.id)
 
@@ -55,7 +52,7 @@ def of(site, person):
 
 
 def screening_batch(site, part, number, completions=0):
-    """An open batch of the screening test whose gold answers are: sensitive for even prompts; completions ranked as they come."""
+    """An open screening batch. Gold answers: even prompts are sensitive; completions rank in their order."""
     kind = screening.SCREENING_KINDS[part]
     prompts = [PromptRecord(prompt=f"{part} {each}", id=f"{part}-{each}") for each in range(number)]
     texts = [
@@ -78,7 +75,7 @@ def screening_batch(site, part, number, completions=0):
                 db.add(GoldAnswer(task_id=task.id, answer={row.id: int(row.text.split()[-1]) + 1 for row in rows}))
 
 
-def hand_in(site, person, part, make_form, number):
+def submit_all(site, person, part, make_form, number):
     for _ in range(number):
         with site.database.write() as db:
             given = work.claim_next_task(
@@ -104,7 +101,7 @@ def test_sensitive_flags_are_compared_with_gold(site):
     person = add_person(site, status="screening")
     screening_batch(site, "sensitive", 8)
     answers = {0: True, 1: True, 2: None, 3: False, 4: True, 5: False, 6: True, 7: False}  # wrong: 1; unanswered: 2
-    hand_in(site, person, "sensitive", lambda number, _: ReviewForm(sensitive=answers[number]), 8)
+    submit_all(site, person, "sensitive", lambda number, _: ReviewForm(sensitive=answers[number]), 8)
     with site.database.read() as db:
         measure = screening.compute_screening_metrics(db, person)["sensitive"]
         assert screening.get_screening_progress(db, person)[0].model_dump() == {
@@ -114,7 +111,7 @@ def test_sensitive_flags_are_compared_with_gold(site):
             "total": 8,
         }
     assert measure.value == 6 / 8
-    # Wilson's interval for 6 of 8, worked by hand: (0.75 + z²/16 ± z·sqrt(0.1875/8 + z²/256)) / (1 + z²/8), z = 1.959964
+    # Wilson's interval for 6 of 8 by hand: (0.75 + z²/16 ± z·sqrt(0.1875/8 + z²/256)) / (1 + z²/8), z = 1.959964
     assert (measure.low, measure.high) == (pytest.approx(0.40927, abs=1e-4), pytest.approx(0.92852, abs=1e-4))
     assert (measure.items, measure.cutoff, measure.enough) == (8, 0.75, False)
 
@@ -131,22 +128,22 @@ def test_rankings_are_compared_pair_by_pair(site):
             tiers=tuple(tuple(by_place[text] for text in tier) for tier in tiers),
         )
 
-    hand_in(site, person, "ranking", ranks, 2)
+    submit_all(site, person, "ranking", ranks, 2)
     with site.database.read() as db:
         agreed, items = screening.ranking_agreement(db, person)
     # first: 01 and 02 right, 12 tied: 2.5 of 3; second: 01 right, 02 and 12 the wrong way round: 1 of 3
     assert (agreed, items) == (pytest.approx(2.5 / 3 + 1 / 3), 2)
 
 
-def test_ties_of_the_gold_ranking_ask_nothing():
+def test_ties_of_the_gold_ranking_are_ignored():
     assert screening.pair_agreement({"a": 1, "b": 2}, {"a": 1, "b": 1}) is None
     assert screening.pair_agreement({"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 2, "c": 3}) == 0.5
 
 
-def test_demonstrations_are_graded_without_names_and_a_person_decides(site, owner):
+def test_demonstrations_are_graded_blind_and_a_researcher_decides(site, owner):
     person, helper = add_person(site, "ada", status="screening"), add_person(site, "ron", role="researcher")
     screening_batch(site, "demonstration", 2)
-    hand_in(site, person, "demonstration", lambda number, _: DemonstrationForm(text=f"completion {number}"), 2)
+    submit_all(site, person, "demonstration", lambda number, _: DemonstrationForm(text=f"completion {number}"), 2)
     client = client_of(site, helper)
     shown = client.get("/screening/grade").text
     assert "completion 0" in shown
@@ -166,7 +163,7 @@ def test_demonstrations_are_graded_without_names_and_a_person_decides(site, owne
     assert boss.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": " "}).status_code == 422
     assert client.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": "good"}).status_code == 403
     assert boss.post(f"/people/{person.id}/decision", data={"verdict": "admit", "reason": "good"}).status_code == 303
-    assert (of(site, person).status, of(site, person).fold) == ("active", 0)
+    assert (reload_person(site, person).status, reload_person(site, person).fold) == ("active", 0)
     with site.database.read() as db:
         (decision,) = screening.list_decisions(db, person)
     assert (decision.reason, decision.by_id, decision.measured["demonstration"]["value"]) == (
@@ -178,21 +175,21 @@ def test_demonstrations_are_graded_without_names_and_a_person_decides(site, owne
     assert "good" in boss.get(f"/people/{person.id}").text
 
 
-def test_folds_are_filled_evenly_and_nobody_is_moved(site, owner):
+def test_folds_fill_evenly_and_members_stay(site, owner):
     people = [add_person(site, f"p{number}", status="screening") for number in range(12)]
     add_person(site, "hal", cohort="heldout")
     with site.database.write() as db:
         db.get_one(Person, people[0].id).fold = 3
         for person in people:
             screening.record_decision(db, db.get_one(Person, person.id), owner, "admit", "fine")
-    folds = [of(site, person).fold for person in people]
+    folds = [reload_person(site, person).fold for person in people]
     assert folds[0] == 3
     sizes = [folds.count(fold) for fold in range(5)]
     assert max(sizes) - min(sizes) <= 1
     extra = add_person(site, "late")
     client_of(site, owner).post("/people/folds")
-    assert of(site, extra).fold is not None
-    assert [of(site, person).fold for person in people] == folds
+    assert reload_person(site, extra).fold is not None
+    assert [reload_person(site, person).fold for person in people] == folds
 
 
 @pytest.mark.parametrize(
@@ -206,7 +203,7 @@ def test_folds_are_filled_evenly_and_nobody_is_moved(site, owner):
         ("erased", set()),
     ],
 )
-def test_verdicts_fit_the_state(site, owner, status, fitting):
+def test_verdicts_depend_on_the_status(site, owner, status, fitting):
     person = add_person(site, status=status)
     assert set(screening.allowed_verdicts(person)) == fitting
     for verdict in ("admit", "decline", "pause", "resume", "promote"):
@@ -215,7 +212,7 @@ def test_verdicts_fit_the_state(site, owner, status, fitting):
                 screening.record_decision(db, db.get_one(Person, person.id), owner, verdict, "because")
 
 
-def test_the_screening_page_leads_to_each_part(site):
+def test_the_screening_page_links_to_each_part(site):
     screening_batch(site, "sensitive", 2)
     shown = client_of(site, add_person(site, status="screening")).get("/screening").text
     assert shown.count('name="screening" value="sensitive"') == 1
@@ -226,7 +223,7 @@ def test_the_screening_page_leads_to_each_part(site):
 # --- surveys ---
 
 
-def test_replies_know_nobody(site):
+def test_survey_replies_are_anonymous(site):
     for number in range(5):
         person = add_person(site, f"p{number}")
         client = client_of(site, person)
@@ -251,19 +248,19 @@ def test_replies_know_nobody(site):
 @pytest.mark.parametrize(
     "answers", [{"answer-gender": "robot"}, {"answer-shoe": "1"}, {"answer-gender": ["male", "female"]}]
 )
-def test_a_reply_that_is_none_of_the_options(site, answers):
+def test_unknown_survey_options_are_refused(site, answers):
     client = client_of(site, add_person(site))
     assert client.post("/surveys/demographics", data=answers).status_code == 422
-    assert client.post("/surveys/demographics", data={}).status_code == 303, "and any question can be left out"
+    assert client.post("/surveys/demographics", data={}).status_code == 303, "and you may skip any question"
     assert client.get("/surveys/nothing").status_code == 404
 
 
-def test_few_replies_show_nothing(site, owner):
+def test_small_survey_counts_are_hidden(site, owner):
     for number in range(4):
         client_of(site, add_person(site, f"p{number}")).post("/surveys/satisfaction", data={"answer-glad": "agree"})
     with site.database.read() as db:
         assert surveys.count_survey_replies(db, "satisfaction") == (4, {})
-    assert "Nothing is shown before" in client_of(site, owner).get("/surveys").text
+    assert "Nothing is shown until" in client_of(site, owner).get("/surveys").text
 
 
 # --- one's account ---
@@ -274,7 +271,7 @@ def test_preferences_and_password(site):
     client, other = client_of(site, person), client_of(site)
     assert other.post("/sign-in", data={"name": "ada", "password": GOOD}).status_code == 303
     client.post("/account/preferences", data={"language": "ko", "theme": "dark", "email": "a@example.org"})
-    stored = of(site, person)
+    stored = reload_person(site, person)
     assert (stored.language, stored.theme, stored.email, stored.sees_sensitive) == (
         "ko",
         "dark",
@@ -295,7 +292,7 @@ def test_preferences_and_password(site):
     assert other.get("/account").status_code == 401
 
 
-def test_sign_ins_are_listed_and_ended(site):
+def test_sessions_are_listed_and_revoked(site):
     person = with_password(site, "ada", status="active")
     client, phone, stranger = client_of(site, person), client_of(site), client_of(site, add_person(site, "eve"))
     phone.post("/sign-in", data={"name": "ada", "password": GOOD}, headers={"User-Agent": "Phone <b>1</b>"})

@@ -1,7 +1,4 @@
-"""What people can ask about their data, and the journal of what was done: erasing, withdrawing, a chain that shows changes.
-
-pytest tests/label/people/test_privacy.py
-"""
+"""Privacy requests and the audit log: erase, withdraw, a hash chain that shows changes."""
 
 from __future__ import annotations
 
@@ -42,11 +39,11 @@ def owner(site):
     return add_person(site, "olga", role="owner")
 
 
-def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
+def test_erasing_keeps_labels_and_audit_chain_but_no_name(site):
     person = with_password(site, "Ada Lovelace", status="screening", email="ada@example.org")
     screening_batch(site, "demonstration", 1)
     hand_in(site, person, "demonstration", lambda *_: DemonstrationForm(text="kept text"), 1)
-    says_who_they_are(site, person)
+    add_identifying_rows(site, person)
     client = client_of(site, person)
     held = client.get("/account/data")
     assert held.headers["content-disposition"].startswith("attachment")
@@ -78,8 +75,8 @@ def test_erasing_keeps_the_labels_and_the_chain_but_no_name(site):
     assert "kept text" in everything
 
 
-def says_who_they_are(site, person):
-    """A draft, a message, a vote and a remark in a calibration room, a prompt, and a researcher's grade of what was handed in."""
+def add_identifying_rows(site, person):
+    """A draft, a message, a vote and a remark in a calibration room, a prompt, and a grade of a submission."""
     with site.database.write() as db:
         held, researcher = (
             db.scalars(select(Assignment)).one(),
@@ -101,7 +98,7 @@ def says_who_they_are(site, person):
         )
 
 
-def test_withdrawing_takes_back_prompts_and_labels_if_asked(site):
+def test_withdrawing_consent_withdraws_prompts_and_optionally_labels(site):
     person = with_password(site, "ada", status="screening")
     screening_batch(site, "demonstration", 2)
     hand_in(site, person, "demonstration", lambda *_: DemonstrationForm(text="mine"), 1)
@@ -123,7 +120,7 @@ def test_withdrawing_takes_back_prompts_and_labels_if_asked(site):
         assert db.get_one(Person, person.id).status == "paused", "and an owner takes them back"
 
 
-def test_prompts_of_a_user_are_taken_back(site, owner):
+def test_prompts_of_a_user_are_withdrawn(site, owner):
     with site.database.write() as db:
         db.add_all([PromptRow(text="a", text_hash="a", user="u1"), PromptRow(text="b", text_hash="b", user="u2")])
     client = client_of(site, owner)
@@ -133,11 +130,11 @@ def test_prompts_of_a_user_are_taken_back(site, owner):
         assert db.scalars(select(PromptRow.user).where(PromptRow.withdrawn_at.is_(None))).all() == ["u2"]
 
 
-def test_the_journal_shows_a_broken_chain(site, owner):
+def test_the_audit_log_shows_a_broken_chain(site, owner):
     client = client_of(site, owner)
     for number in range(3):
         client.post("/people/invites", data={"role": "labeler", "note": str(number)})
-    assert "follow from each other" in client.get("/journal/check").text
+    assert "form an unbroken chain" in client.get("/journal/check").text
     assert "invite.create" in client.get("/journal?action=invite").text
     with site.database.write() as db:
         db.get_one(AuditLogEntry, 2).detail = {"changed": True}
@@ -147,7 +144,7 @@ def test_the_journal_shows_a_broken_chain(site, owner):
         assert audit_log.verify_chain(db) == "row 2 is missing"
 
 
-def test_a_row_put_in_with_a_right_hash_still_shows(site):
+def test_an_inserted_row_with_a_valid_hash_is_found(site):
     with site.database.write() as db:
         for number in range(3):
             audit_log.append_entry(db, "cli", "test.note", str(number))
@@ -158,7 +155,7 @@ def test_a_row_put_in_with_a_right_hash_still_shows(site):
         assert audit_log.verify_chain(db) == "row 3 does not follow"
 
 
-def test_the_journal_and_consent_on_postgresql(postgres_url, tmp_path):
+def test_audit_log_and_consent_on_postgresql(postgres_url, tmp_path):
     site = make_site(tmp_path, postgres_url)
     with ThreadPoolExecutor(8) as pool:
 

@@ -1,4 +1,4 @@
-"""Simulated labelers over real HTTP: nothing is lost or doubled though the server is killed, and what comes out trains a reward model."""
+"""Simulated labelers over HTTP, with a server that is killed while they work."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from support.commands import SMALL_RUN, run_in_process
+from support.commands import SMALL_RUN, run_in_process, wait_for
 
 from instructgpt.label.client import OwnerClient
 from instructgpt.label.simulation.labelers import (
@@ -28,6 +27,14 @@ from instructgpt.records import Demonstration, Ranking, read_records
 sys.path.append(str(Path(__file__).parents[3] / "bench"))
 import site_load
 
+PARENT_PROGRAM = """
+import os, sys
+from pathlib import Path
+from instructgpt.label.simulation.server import SiteServer
+server = SiteServer(Path(sys.argv[1]))
+print(server.process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
 PATH = {"PYTHONPATH": str(Path(__file__).parents[3] / "src"), "OMP_NUM_THREADS": "1"}
 
 
@@ -36,7 +43,7 @@ def command(capsys):
     return run_in_process(capsys)
 
 
-def test_a_killed_server_loses_nothing(tmp_path, database_url):
+def test_killed_server_loses_no_submission(tmp_path, database_url):
     url = None if database_url.startswith("sqlite") else database_url
     found = site_load.run(tmp_path / "site", url, labelers=8, tasks=60, kills=2)
     assert found["kills"] == 2
@@ -44,24 +51,19 @@ def test_a_killed_server_loses_nothing(tmp_path, database_url):
     assert {
         name: found[name] for name in ("lost", "changed", "duplicate", "over-assigned", "unfinished")
     } == dict.fromkeys(("lost", "changed", "duplicate", "over-assigned", "unfinished"), 0)
-    assert found["handed in"] == 60 + 2 * 7  # 12 % of the tasks, rounded, have three labelers
-    assert f"| {found['handed in']:,.0f} | 2 |" in site_load.table({"here": found})
+    assert found["submitted"] == 60 + 2 * 7  # 12 % of the tasks, rounded, have three labelers
+    assert f"| {found['submitted']:,.0f} | 2 |" in site_load.table({"here": found})
 
 
-def test_a_site_ends_with_whoever_started_it(tmp_path):
-    code = "import sys, os\nfrom pathlib import Path\nfrom instructgpt.label.simulation.server import SiteServer\ns = SiteServer(Path(sys.argv[1]))\n"
-    code += "print(s.process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+def test_server_exits_with_its_parent_process(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "site"], capture_output=True, text=True, env=os.environ | PATH
+        [sys.executable, "-c", PARENT_PROGRAM, tmp_path / "site"], capture_output=True, text=True, env=os.environ | PATH
     )
     process = int(done.stdout)
-    until = time.monotonic() + 30
-    while running(process) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not running(process)
+    wait_for(lambda: not is_running(process))
 
 
-def running(process):
+def is_running(process):
     try:
         return "(zombie)" not in Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -69,7 +71,7 @@ def running(process):
 
 
 @pytest.mark.slow
-def test_a_run_through_the_site_goes_on_with_its_files(tmp_path, command):
+def test_run_through_the_site_uses_its_exports(tmp_path, command):
     small = tmp_path / "small.yaml"
     small.write_text(SMALL_RUN)
     out = tmp_path / "run"
@@ -98,20 +100,18 @@ def ranking_form(order=("a", "b")):
     }
 
 
-class Told(OwnerClient):
-    """A site that says what a test wants."""
-
+class FakeOwnerClient(OwnerClient):
     def __init__(self, submissions, tasks):
-        self.said = {"submissions": submissions, "tasks": tasks}
+        self.stored_submissions, self.stored_tasks = submissions, tasks
 
-    def submissions(self, since=None):  # noqa: ARG002
-        return iter(self.said["submissions"])
+    def iter_submissions(self, since=None):  # noqa: ARG002
+        return iter(self.stored_submissions)
 
-    def batches(self):
+    def list_batches(self):
         return [{"id": "b"}]
 
-    def tasks(self, batch):  # noqa: ARG002
-        return iter(self.said["tasks"])
+    def iter_tasks(self, batch_id):  # noqa: ARG002
+        return iter(self.stored_tasks)
 
 
 def stored(name, assignment="x", task="t", **more):
@@ -139,18 +139,17 @@ def stored(name, assignment="x", task="t", **more):
         ([stored("1")], [(1, 1, 1)], {"over-assigned": 1}),
     ],
 )
-def test_the_check_sees_what_it_is_for(submissions, tasks, expected):
-    diary = SimulatedLabelerLog(
-        submitted_forms=[
-            SubmittedForm(labeler="l", assignment="x", kind="rank", submission="1", surplus=False, form=ranking_form())
-        ]
+def test_log_comparison_counts_lost_changed_duplicate_and_over_assigned(submissions, tasks, expected):
+    form = SubmittedForm(labeler="l", assignment="x", kind="rank", submission="1", surplus=False, form=ranking_form())
+    rows = [{"id": "t", "overlap": overlap, "n_open": held, "n_done": done} for overlap, held, done in tasks]
+    log = SimulatedLabelerLog(submitted_forms=[form])
+    assert (
+        compare_logs_with_site(FakeOwnerClient(submissions, rows), [log])
+        == {"submitted": 1, "lost": 0, "changed": 0, "duplicate": 0, "over-assigned": 0} | expected
     )
-    told = [{"id": "t", "overlap": overlap, "n_open": held, "n_done": done} for overlap, held, done in tasks]
-    found = compare_logs_with_site(Told(submissions, told), [diary])
-    assert found == {"handed in": 1, "lost": 0, "changed": 0, "duplicate": 0, "over-assigned": 0} | expected
 
 
-def test_forms_are_the_same_but_for_what_says_nothing():
+def test_form_comparison_ignores_empty_tiers_and_order_within_a_tier():
     ranking = Ranking(
         prompt="p",
         completions=("x", "y", "z"),

@@ -1,4 +1,4 @@
-"""Who is given what: leases, overlap, gold, repeats, and everybody whom a task is not for."""
+"""Assignments: leases, overlap, gold, repeats, and labelers whom a task is not for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MINUTE = 60_000
 # ---------------------------------------------------------------- leases
 
 
-def test_a_task_stays_with_whoever_has_it(site):
+def test_an_active_task_is_assigned_again_to_its_labeler(site):
     make(site, rank_batch, tasks=2)
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     mine = take(site, ada)
@@ -51,7 +51,7 @@ def test_a_task_stays_with_whoever_has_it(site):
     sound(site)
 
 
-def test_each_kind_has_a_lease_of_its_own(site):
+def test_leases_depend_on_the_kind_of_task(site):
     ada = add_person(site)
     for kind in ("demonstrate", "write", "review"):
         make(site, prompt_batch, kind, name=kind)
@@ -63,7 +63,7 @@ def test_each_kind_has_a_lease_of_its_own(site):
     assert take(site, ada).lease_until - 1_000 == 90 * MINUTE, "any kind: what was taken first"
 
 
-def test_what_ran_out_goes_to_the_next(site):
+def test_expired_tasks_go_to_another_labeler(site):
     make(site, rank_batch, tasks=1)
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     mine = take(site, ada)
@@ -74,7 +74,7 @@ def test_what_ran_out_goes_to_the_next(site):
     sound(site)
 
 
-def test_whoever_comes_back_goes_on_with_their_own(site):
+def test_returning_labelers_get_their_expired_task(site):
     make(site, rank_batch, tasks=3)
     ada = add_person(site)
     mine = take(site, ada)
@@ -83,7 +83,7 @@ def test_whoever_comes_back_goes_on_with_their_own(site):
     sound(site)
 
 
-def test_a_heartbeat_keeps_the_lease(site):
+def test_a_heartbeat_renews_the_lease(site):
     make(site, rank_batch, tasks=1)
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     mine = take(site, ada)
@@ -103,7 +103,7 @@ def test_a_heartbeat_keeps_the_lease(site):
     sound(site)
 
 
-def test_nobody_else_can_touch_it(site):
+def test_other_labelers_cannot_use_an_assignment(site):
     make(site, rank_batch)
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     mine = take(site, ada)
@@ -116,7 +116,7 @@ def test_nobody_else_can_touch_it(site):
 # ---------------------------------------------------------------- whom a task is not for
 
 
-def test_the_order_is_each_labelers_own(site):
+def test_completions_are_shuffled_for_each_labeler(site):
     make(site, rank_batch, tasks=1, k=9, policy=PLAIN.model_copy(update={"overlap": 12, "cohort_overlap": 12}))
     orders = [tuple(take(site, add_person(site, f"p{number}")).shown) for number in range(12)]
     assert len(set(orders)) == 12
@@ -125,7 +125,7 @@ def test_the_order_is_each_labelers_own(site):
         assert set(orders[0]) == set(completions_of(db, db.scalars(select(Task)).one().id))
 
 
-def test_heldout_labelers_never_train(site):
+def test_heldout_labelers_never_get_training_tasks(site):
     make(site, rank_batch, name="training")
     held = add_person(site, "held", cohort="heldout")
     assert take(site, held) is None
@@ -133,13 +133,13 @@ def test_heldout_labelers_never_train(site):
     assert take(site, held) is not None
 
 
-def test_a_batch_for_a_cohort(site):
+def test_batches_can_be_limited_to_a_cohort(site):
     make(site, rank_batch, purpose="evaluation", cohort="heldout")
     assert take(site, add_person(site, "ada")) is None
     assert take(site, add_person(site, "held", cohort="heldout")) is not None
 
 
-def test_screening_is_for_those_in_screening(site):
+def test_screening_tasks_go_only_to_people_in_screening(site):
     make(site, rank_batch, name="test", screening="ranking", tasks=2)
     make(site, rank_batch, name="work", tasks=1)
     new, ada = add_person(site, "new", status="screening"), add_person(site, "ada")
@@ -161,12 +161,12 @@ def test_screening_is_for_those_in_screening(site):
 
 
 @pytest.mark.parametrize("account", ["paused", "declined", "withdrawn", "erased"])
-def test_others_get_nothing(site, account):
+def test_inactive_people_get_no_task(site, account):
     make(site, rank_batch)
     assert refused("not_active", take, site, add_person(site, status=account)).status == 403
 
 
-def test_instructions_come_first(site):
+def test_instructions_must_be_read_before_a_task(site):
     make(site, rank_batch)
     ada = add_person(site)
     with site.database.write() as db:
@@ -184,7 +184,7 @@ def test_instructions_come_first(site):
     assert take(site, ada).instructions_id == "i2"
 
 
-def test_sensitive_prompts_only_for_those_who_want_them(site):
+def test_sensitive_prompts_respect_the_labelers_choice(site):
     make(site, prompt_batch, tasks=3)
     with site.database.write() as db:
         for prompt in db.scalars(select(PromptRow).where(PromptRow.text != "batch prompt 1")):
@@ -198,7 +198,7 @@ def test_sensitive_prompts_only_for_those_who_want_them(site):
     assert take(site, ada) is not None
 
 
-def test_whoever_opts_out_has_no_sensitive_task_left(site):
+def test_opting_out_releases_sensitive_tasks(site):
     """Neither the one in their hands, nor one that ran out there, nor the repeat of one they did."""
     make(site, rank_batch, tasks=2, policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=1, repeat_gap=1))
     with site.database.write() as db:
@@ -220,7 +220,7 @@ def test_whoever_opts_out_has_no_sensitive_task_left(site):
 
 
 @pytest.mark.parametrize("how", ["column", "same text", "merged"])
-def test_nobody_ranks_their_own_demonstration(site, how):
+def test_labelers_never_rank_their_own_demonstration(site, how):
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     make(site, prompt_batch, tasks=1)
     mine = take(site, ada, kind="demonstrate")
@@ -245,7 +245,7 @@ def test_nobody_ranks_their_own_demonstration(site, how):
     assert take(site, bob, kind="rank") is not None
 
 
-def test_nobody_reviews_their_own_prompt(site):
+def test_labelers_never_review_their_own_prompt(site):
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     make(site, prompt_batch, "write", tasks=1, name="w")
     hand_in(site, take(site, ada, kind="write"))
@@ -255,7 +255,7 @@ def test_nobody_reviews_their_own_prompt(site):
     assert take(site, bob, kind="review") is not None
 
 
-def test_the_urgent_batch_comes_first(site):
+def test_batches_with_higher_priority_come_first(site):
     make(site, rank_batch, name="early", tasks=1)
     make(site, rank_batch, name="urgent", tasks=1, priority=5)
     ada = add_person(site)
@@ -266,7 +266,7 @@ def test_the_urgent_batch_comes_first(site):
         hand_in(site, mine)
 
 
-def test_a_withdrawn_prompt_leaves_peoples_hands(site):
+def test_withdrawn_prompts_end_active_assignments(site):
     make(site, rank_batch, tasks=1)
     ada = add_person(site)
     mine = take(site, ada)
@@ -280,7 +280,7 @@ def test_a_withdrawn_prompt_leaves_peoples_hands(site):
 # ---------------------------------------------------------------- overlap, gold, repeats
 
 
-def everybody_works(site, people):
+def work_until_done(site, people):
     """All people in turn until nobody gets anything. -> assignments by person's name, in order."""
     done = {person.name: [] for person in people}
     at, busy = 1_000, True
@@ -298,7 +298,7 @@ def everybody_works(site, people):
 def test_overlap_is_exact(site):
     policy = OverlapPolicy(overlap=1, cohort_share=0.25, cohort_overlap=3, gold_share=0, repeat_share=0)
     make(site, rank_batch, tasks=20, k=2, policy=policy)
-    done = everybody_works(site, [add_person(site, f"p{number}") for number in range(5)])
+    done = work_until_done(site, [add_person(site, f"p{number}") for number in range(5)])
     labelers = Counter(mine.task_id for assigned in done.values() for mine in assigned)
     assert Counter(labelers.values()) == {1: 15, 3: 5}
     for assigned in done.values():
@@ -308,14 +308,14 @@ def test_overlap_is_exact(site):
     sound(site)
 
 
-def test_gold_comes_at_its_pace(site):
+def test_gold_tasks_come_at_the_configured_rate(site):
     gold = {
         f"batch prompt {number}": {f"answer {model} to batch prompt {number}": model + 1 for model in range(2)}
         for number in range(8)
     }
     policy = OverlapPolicy(cohort_share=0, gold_share=0.2, repeat_share=0)
     make(site, rank_batch, tasks=36, k=2, policy=policy, gold=gold)
-    done = everybody_works(site, [add_person(site, f"p{number}") for number in range(8)])
+    done = work_until_done(site, [add_person(site, f"p{number}") for number in range(8)])
     starts = set()
     for assigned in done.values():
         marks = [task_of(site, mine).gold for mine in assigned]
@@ -337,7 +337,7 @@ def test_repeats_come_back_to_the_same_person(site, gap):
         policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=0.2, repeat_gap=gap),
     )
     people = [add_person(site, f"p{number}") for number in range(2)]
-    done = everybody_works(site, people)
+    done = work_until_done(site, people)
     repeats = 0
     for assigned in done.values():
         for place, mine in enumerate(assigned):
@@ -352,7 +352,7 @@ def test_repeats_come_back_to_the_same_person(site, gap):
     sound(site)
 
 
-def test_a_repeat_that_ran_out_is_not_counted(site):
+def test_expired_repeats_do_not_count(site):
     make(site, rank_batch, tasks=2, policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=1, repeat_gap=1))
     ada = add_person(site)
     for number in range(2):

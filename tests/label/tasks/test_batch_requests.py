@@ -1,4 +1,4 @@
-"""Batches on the owner's pages: made from files, previewed without a trace, opened, watched, finished when the forecast says."""
+"""Batches on the owner's pages and the command line: creation, preview, opening, progress, forecast."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def tiles(text):
     return {html.unescape(name): value for value, name in found}
 
 
-def test_preview_counts_and_leaves_no_trace_then_the_batch_is_made_from_the_kept_file(site, client):
+def test_preview_stores_nothing_and_creation_uses_the_uploaded_file(site, client):
     answer = client.post("/batches/preview", data=form(hourly="30"), files={"completions": completions()})
     assert answer.status_code == 200
-    # 4 tasks: 2 for three labelers, 2 for one, and one of the 4 twice: 2 x 3 + 2 + (3 or 1, everybody who did it) assignments
+    # 4 tasks: 2 for three labelers, 2 for one, one of the 4 repeated: 2 x 3 + 2 + (3 or 1) assignments
     shown = tiles(answer.text)
     assert shown["tasks"] == "4"
     assert int(shown["assignments"]) in (9, 11)
@@ -106,7 +106,7 @@ def test_preview_counts_and_leaves_no_trace_then_the_batch_is_made_from_the_kept
         ({}, b"", "completions.jsonl"),
         ({"name": " "}, None, "name"),
         ({"k_least": "5", "k_most": "3"}, None, "smallest K (5)"),
-        ({"cohort_share": "much"}, None, "no percentage"),
+        ({"cohort_share": "much"}, None, "not a percentage"),
         ({"cohort_share": "101"}, None, "cohort_share"),
         ({"cohort": "heldout"}, None, "never get training tasks"),
         ({"purpose": "evaluation", "baseline": "nobody"}, None, "gpt, ppo, sft"),
@@ -117,7 +117,7 @@ def test_preview_counts_and_leaves_no_trace_then_the_batch_is_made_from_the_kept
         ({"completions_token": "../../../etc/passwd"}, "none", "choose it again"),
     ],
 )
-def test_bad_forms_are_refused_in_one_line_and_change_nothing(site, client, fields, file, said):
+def test_bad_forms_are_refused_and_change_nothing(site, client, fields, file, said):
     sent = {} if file == "none" else {"completions": ("completions.jsonl", file) if file is not None else completions()}
     answer = client.post("/batches", data=form(**fields), files=sent)
     assert answer.status_code == 422
@@ -128,13 +128,17 @@ def test_bad_forms_are_refused_in_one_line_and_change_nothing(site, client, fiel
         assert not db.query(AuditLogEntry).count()
 
 
-def test_a_form_with_files_is_protected_by_its_own_field(client):
-    token = client.headers.pop("X-CSRF-Token")
-    assert client.post("/batches", data=form()).status_code == 403
-    assert client.post("/batches", data=form(csrf=token), files={"completions": completions()}).status_code == 303
+def test_a_form_with_files_is_checked_like_any_other(site, client):
+    files = {"completions": completions()}
+    assert (
+        client.post("/batches", data=form(), files=files, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    )
+    uploads = site.settings.folder / "uploads"
+    assert not uploads.exists() or not list(uploads.iterdir()), "a forged upload leaves no file"
+    assert client.post("/batches", data=form(), files={"completions": completions()}).status_code == 303
 
 
-def test_opening_and_closing_is_noted(site, client):
+def test_opening_and_closing_a_batch_is_logged(site, client):
     client.post("/batches", data=form(), files={"completions": completions()})
     with site.database.read() as db:
         batch = db.query(Batch).one().id
@@ -165,7 +169,7 @@ def test_gold_answers_come_from_a_rankings_file(tmp_path):
         batch_requests.load_gold_answers("review", [file])
 
 
-def test_the_page_names_commands_that_parse(client):
+def test_commands_on_the_page_parse(client):
     text = html.unescape(client.get("/batches/new").text)
     shown = re.findall(r'<pre tabindex="0" class="command">(.*?)</pre>', text)
     assert len(shown) == 2
@@ -174,7 +178,7 @@ def test_the_page_names_commands_that_parse(client):
             parse(arguments)
 
 
-def test_completions_of_models_are_made_by_another_process(tmp_path, monkeypatch):
+def test_models_are_sampled_in_a_subprocess(tmp_path, monkeypatch):
     said = []
 
     def instead(command, **_):
@@ -224,7 +228,7 @@ def test_progress_and_forecast_are_counted(site):
         assert forecast.compute_speeds(db)["rank"] == forecast.Speed(20.0, 20)
 
 
-def test_the_forecast_is_exact_without_noise_and_fiellers_interval_with():
+def test_forecast_is_exact_without_noise_and_uses_fiellers_interval_otherwise():
     assert forecast.forecast_completion(40, [0, 0, 10, 10, 10, 10]) == forecast.Forecast(4.0, 4.0, 4.0, 10.0)
     assert forecast.forecast_completion(0, [5, 5, 5]).days == 0
     assert forecast.forecast_completion(5, [0, 0]).days is None
@@ -237,7 +241,7 @@ def test_the_forecast_is_exact_without_noise_and_fiellers_interval_with():
     assert forecast.forecast_completion(100, [40, 0, 1]).high is None  # a pace that could as well be nought
 
 
-def test_the_forecast_covers_what_happens():
+def test_forecast_intervals_have_their_coverage():
     """Days drawn from one distribution: the day on which the work is done lies in the interval about 19 times of 20."""
     from random import Random
 
@@ -254,7 +258,7 @@ def test_the_forecast_covers_what_happens():
     assert NormalDist().inv_cdf(0.975) == pytest.approx(1.96, abs=1e-3)
 
 
-def test_days_are_told_apart_and_empty_ones_are_there(site):
+def test_daily_submissions_include_empty_days(site):
     ada, ben = people(site, "ada", "ben")
     filled = fill(site, tasks=3)
     at = (current_time_ms() // DAY) * DAY + 5
@@ -267,7 +271,7 @@ def test_days_are_told_apart_and_empty_ones_are_there(site):
     assert [(day.total, day.active_ms, day.people) for day in past] == [(0, 0, 0), (1, 250, 1), (0, 0, 0), (2, 1500, 2)]
 
 
-def test_statements_of_the_overview_do_not_grow(site, client):
+def test_overview_statement_count_is_constant(site, client):
     def count():
         seen = []
         note = lambda *arguments: seen.append(arguments[2])  # noqa: E731
@@ -287,8 +291,8 @@ def test_statements_of_the_overview_do_not_grow(site, client):
     assert count() == few
 
 
-def test_a_day_of_trouble_is_seen_and_settled(site, client):
-    """A task is skipped into review and given out again; a question is answered; work is returned with a reason; a prompt withdrawn."""
+def test_reviews_and_questions_are_listed_and_resolved(site, client):
+    """A task is skipped and assigned again, a question answered, work returned with a reason, a prompt withdrawn."""
     crowd = people(site, "ada", "ben", "cy", "dee")
     with site.database.write() as db:
         batch = prompt_batch(db, tasks=1).id
@@ -336,14 +340,14 @@ def test_a_day_of_trouble_is_seen_and_settled(site, client):
         }
 
 
-def test_a_wish_says_what_contradicts_itself():
+def test_batch_spec_validates_its_numbers():
     with pytest.raises(ValueError, match="number of prompts"):
         BatchSpec(name="x", kind="write")
     assert BatchSpec(name="x", kind="write", written=3).policy.k is None
     assert BatchSpec(name="x", k_most=6).policy.k == (2, 6)
 
 
-def test_the_command_counts_makes_and_opens(tmp_path, capsys):
+def test_batch_command_previews_creates_and_opens(tmp_path, capsys):
     assert run_command(["label", "init", "--site", str(tmp_path / "site")]) == 0
     file = tmp_path / "completions.jsonl"
     file.write_bytes(completions()[1])
@@ -362,7 +366,7 @@ def test_the_command_counts_makes_and_opens(tmp_path, capsys):
     capsys.readouterr()
     assert run_command([*command, "--dry-run", "--hourly", "30"]) == 0
     assert (
-        "would make batch 'one': 4 tasks, 4 assignments\nabout 0.2 hours of work, cost 6 (60 s apiece, a rule of thumb)"
+        "would create batch 'one': 4 tasks, 4 assignments\nabout 0.2 hours of work, cost 6 (60 s each, a rule of thumb)"
         in capsys.readouterr().out
     )
     assert run_command([*command, "--open"]) == 0
@@ -387,7 +391,7 @@ def test_the_command_counts_makes_and_opens(tmp_path, capsys):
         (["--models", "a=no-such-model", "--prompts", "none.jsonl"], "completions of no-such-model"),
     ],
 )
-def test_the_command_refuses_in_one_line(tmp_path, capsys, options, said):
+def test_batch_command_errors_are_one_line(tmp_path, capsys, options, said):
     assert run_command(["label", "init", "--site", str(tmp_path / "site")]) == 0
     assert run_command(["label", "batch", "--site", str(tmp_path / "site"), "--name", "one", *options]) == 2
     error = capsys.readouterr().err

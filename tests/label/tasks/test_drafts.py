@@ -1,4 +1,4 @@
-"""Drafts that two tabs cannot overwrite, questions, and a labeler's own history."""
+"""Drafts, questions about a task, and a labeler's history."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_two_tabs_never_overwrite_each_other(site, desk):
     assert do(drafts.store_draft, mine, 0, {"edit": 1}, 8) == 1, "a draft of an edit"
 
 
-def test_drafts_that_cannot_be_kept(site, desk):
+def test_invalid_drafts_are_refused(site, desk):
     _, mine, do = desk
     refused("draft_too_long", do, drafts.store_draft, mine, 0, {"text": "물" * 700_000}, 2)
     refused("bad_text", do, drafts.store_draft, mine, 0, {"text": "\ud800"}, 2)
@@ -53,7 +53,7 @@ def test_a_draft_outlives_its_lease(site, desk):
 # ---------------------------------------------------------------- threads and history
 
 
-def test_questions_wait_for_an_answer(site, desk):
+def test_questions_are_open_until_answered(site, desk):
     ada, mine, do = desk
     bob, eve = add_person(site, "bob"), add_person(site, "eve", role="researcher")
     do(threads.post_question, mine, "What is meant?", 2)
@@ -77,7 +77,7 @@ def test_questions_wait_for_an_answer(site, desk):
         refused(code, do, threads.post_question, mine, body, 5)
 
 
-def test_history_comes_in_pages(site):
+def test_history_is_paginated(site):
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     with site.database.write() as db:
         rank_batch(db, tasks=5, k=2, policy=PLAIN.model_copy(update={"overlap": 2, "cohort_overlap": 2}))

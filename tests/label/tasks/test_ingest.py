@@ -1,4 +1,4 @@
-"""From files to tasks: what is merged, left out and counted, and who gets how much of it."""
+"""From files to tasks: merged, excluded and counted records, overlap policies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def small(tmp_path):
     return make_site(tmp_path)
 
 
-def answers(prompt, *texts, model=None):
+def completions_of(prompt, *texts, model=None):
     """One completion a text, from models a, b, c …"""
     return [
         Answer(prompt=prompt, completion=text, model=model or chr(ord("a") + number))
@@ -42,7 +42,7 @@ def answers(prompt, *texts, model=None):
     ]
 
 
-def made(site, prompts, completions, kind="rank", name="x", policy=PLAIN, **options):
+def create_batch(site, prompts, completions, kind="rank", name="x", policy=PLAIN, **options):
     """(intake, {prompt text: [(completion text, models)]}) of a batch."""
     with site.database.write() as db:
         batch = create_batch_with_tasks(
@@ -59,21 +59,23 @@ def made(site, prompts, completions, kind="rank", name="x", policy=PLAIN, **opti
         return {name: count for name, count in batch.intake.items() if count}, found
 
 
-def test_completions_that_look_alike_are_one(site):
-    offered = answers("p", "yes", "no", " yes\n", "Yes") + answers("q", "same", "same ")
-    intake, found = made(site, [Asked(prompt="p"), Asked(prompt="q")], offered)
+def test_identical_completions_are_merged(site):
+    offered = completions_of("p", "yes", "no", " yes\n", "Yes") + completions_of("q", "same", "same ")
+    intake, found = create_batch(site, [Asked(prompt="p"), Asked(prompt="q")], offered)
     assert found == {"p": [("yes", ["a", "c"]), ("no", ["b"]), ("Yes", ["d"])]}
     assert intake == {"prompts": 2, "completions": 6, "tasks": 1, "merged": 2, "too_few": 1}
 
 
-def test_prompts_are_taken_from_the_completions(small):
-    _, found = made(small, [], answers("p", "1", "2") + answers("q", "1", "2"))
+def test_prompts_default_to_those_of_the_completions(small):
+    _, found = create_batch(small, [], completions_of("p", "1", "2") + completions_of("q", "1", "2"))
     assert set(found) == {"p", "q"}
 
 
-def test_what_belongs_nowhere_is_counted(small):
+def test_excluded_records_are_counted(small):
     prompts = [Asked(prompt="p"), Asked(prompt="p"), Asked(prompt="lonely")]
-    intake, found = made(small, prompts, answers("p", "1", "2") + answers("elsewhere", "1", "2", "3"))
+    intake, found = create_batch(
+        small, prompts, completions_of("p", "1", "2") + completions_of("elsewhere", "1", "2", "3")
+    )
     assert set(found) == {"p"}
     assert intake == {"prompts": 3, "completions": 5, "tasks": 1, "same_prompt": 1, "without_prompt": 3, "too_few": 1}
 
@@ -81,18 +83,22 @@ def test_what_belongs_nowhere_is_counted(small):
 @pytest.mark.parametrize(
     ("k", "sizes", "beyond", "too_few"), [(None, [2, 4, 9], 3, 0), ((4, 6), [4, 6], 6, 1), ((2, 3), [2, 3, 3], 10, 0)]
 )
-def test_k_is_kept(small, k, sizes, beyond, too_few):
-    offered = [each for number in (2, 4, 12) for each in answers(f"p{number}", *map(str, range(number)))]
-    intake, found = made(small, [], offered, policy=PLAIN.model_copy(update={"k": k}))
+def test_k_limits_the_completions_of_a_task(small, k, sizes, beyond, too_few):
+    offered = [each for number in (2, 4, 12) for each in completions_of(f"p{number}", *map(str, range(number)))]
+    intake, found = create_batch(small, [], offered, policy=PLAIN.model_copy(update={"k": k}))
     assert sorted(map(len, found.values())) == sizes
     assert (intake.get("beyond_k", 0), intake.get("too_few", 0)) == (beyond, too_few)
 
 
 def test_the_baseline_is_in_every_task(small):
-    offered = answers("p", *map(str, range(9))) + answers("q", "1", "2")[:1] + answers("q", "3", "4", "5", model="z")
+    offered = (
+        completions_of("p", *map(str, range(9)))
+        + completions_of("q", "1", "2")[:1]
+        + completions_of("q", "3", "4", "5", model="z")
+    )
     policy = PLAIN.model_copy(update={"k": (2, 3)})
     for seed in range(8):
-        _, found = made(
+        _, found = create_batch(
             small,
             [],
             offered,
@@ -105,13 +111,13 @@ def test_the_baseline_is_in_every_task(small):
         assert "c" in [model for _, models in found["p"] for model in models]
 
 
-def test_a_conversation_is_another_prompt_than_its_words(small):
+def test_a_conversation_differs_from_its_text_as_a_prompt(small):
     talk = (
         Message(role="user", content="a"),
         Message(role="assistant", content="b"),
         Message(role="user", content="c"),
     )
-    made(small, [Asked(messages=talk), Asked(prompt="a\n\nb\n\nc")], (), kind="demonstrate")
+    create_batch(small, [Asked(messages=talk), Asked(prompt="a\n\nb\n\nc")], (), kind="demonstrate")
     with small.database.read() as db:
         rows = db.scalars(select(PromptRow).order_by(PromptRow.messages.is_(None))).all()
     assert [row.text for row in rows] == ["a\n\nb\n\nc"] * 2
@@ -122,10 +128,10 @@ def test_a_conversation_is_another_prompt_than_its_words(small):
     }
 
 
-def test_rows_are_used_again(small):
-    made(small, [Asked(prompt="p", id="1", user="u")], answers("p", "1", "2"), name="first")
-    made(small, [Asked(prompt="p", user="u")], answers("p", "2", "1"), name="second")
-    made(small, [Asked(prompt="p", user="v")], answers("p", "1", "2"), name="third")
+def test_existing_rows_are_reused(small):
+    create_batch(small, [Asked(prompt="p", id="1", user="u")], completions_of("p", "1", "2"), name="first")
+    create_batch(small, [Asked(prompt="p", user="u")], completions_of("p", "2", "1"), name="second")
+    create_batch(small, [Asked(prompt="p", user="v")], completions_of("p", "1", "2"), name="third")
     with small.database.read() as db:
         assert [row.user for row in db.scalars(select(PromptRow).order_by(PromptRow.user))] == ["u", "v"], (
             "two users stay two"
@@ -134,10 +140,10 @@ def test_rows_are_used_again(small):
         assert len(db.scalars(select(Task)).all()) == 3
 
 
-def test_characters_that_no_database_keeps(site):
-    offered = answers("p\x00", "a\x00b", "c")
+def test_unstorable_characters_are_replaced(site):
+    offered = completions_of("p\x00", "a\x00b", "c")
     offered[1] = offered[1].model_copy(update={"completion": "c\ud800"})
-    intake, found = made(site, [Asked(prompt="p\x00")], offered)
+    intake, found = create_batch(site, [Asked(prompt="p\x00")], offered)
     assert found == {"p\ufffd": [("a\ufffdb", ["a"]), ("c\ufffd", ["b"])]}
     assert intake["mended"] == 3
 
@@ -152,21 +158,21 @@ def test_characters_that_no_database_keeps(site):
         ({"name": " "}, "needs a name"),
         ({"name": "taken"}, "already a batch 'taken'"),
         ({"prompts": [Asked(prompt="other text", id="1")]}, "prompt id '1' already belongs to another text"),
-        ({"completions": answers("p", "alone")}, "no task is left .*too few: 1"),
+        ({"completions": completions_of("p", "alone")}, "no task is left .*too few: 1"),
         ({"prompts": [], "completions": []}, "no task is left .no records"),
     ],
 )
-def test_a_batch_that_makes_no_sense_is_refused_and_changes_nothing(small, change, message):
-    made(small, [Asked(prompt="p", id="1")], answers("p", "1", "2"), name="taken")
+def test_invalid_batches_are_refused_and_change_nothing(small, change, message):
+    create_batch(small, [Asked(prompt="p", id="1")], completions_of("p", "1", "2"), name="taken")
 
     def counts():
         with small.database.read() as db:
             return [len(db.scalars(select(table)).all()) for table in (Batch, Task, PromptRow, CompletionRow)]
 
     before = counts()
-    options = {"prompts": [Asked(prompt="p")], "completions": answers("p", "1", "2")} | change
+    options = {"prompts": [Asked(prompt="p")], "completions": completions_of("p", "1", "2")} | change
     with pytest.raises(InputError, match=message):
-        made(small, options.pop("prompts"), options.pop("completions"), **options)
+        create_batch(small, options.pop("prompts"), options.pop("completions"), **options)
     assert counts() == before
 
 
@@ -181,7 +187,7 @@ def test_a_batch_that_makes_no_sense_is_refused_and_changes_nothing(small, chang
         {"share": 1},
     ],
 )
-def test_policies_that_make_no_sense(wrong):
+def test_invalid_policies_are_refused(wrong):
     with pytest.raises(ValidationError):
         OverlapPolicy(**wrong)
 
@@ -205,11 +211,16 @@ def test_halves_are_rounded_up():
     assert [len(sample_exact_share(range(n), 0.5, random.Random(0))) for n in (1, 2, 3)] == [1, 1, 2]
 
 
-def test_gold_answers_are_kept_by_completion(small):
+def test_gold_answers_are_stored_by_completion(small):
     gold = {"p": {"1": 2, " 2": 1}, "7": {"x": 1, "y": 1}, "r": {"1": 1}, "nowhere": {"1": 1}}
     prompts = [Asked(prompt="p"), Asked(prompt="q", id="7"), Asked(prompt="r"), Asked(prompt="s")]
-    offered = [*answers("p", "1", "2"), *answers("q", "x", "y"), *answers("r", "1", "2"), *answers("s", "1", "2")]
-    intake, _ = made(small, prompts, offered, policy=OverlapPolicy(), gold=gold)
+    offered = [
+        *completions_of("p", "1", "2"),
+        *completions_of("q", "x", "y"),
+        *completions_of("r", "1", "2"),
+        *completions_of("s", "1", "2"),
+    ]
+    intake, _ = create_batch(small, prompts, offered, policy=OverlapPolicy(), gold=gold)
     assert intake["unused_gold"] == 2, "one is nobody's, one leaves a completion out"
     with small.database.read() as db:
         found = {}
@@ -223,7 +234,7 @@ def test_gold_answers_are_kept_by_completion(small):
     assert found == {"p": {"1": 2, "2": 1}, "q": {"x": 1, "y": 1}}
 
 
-def test_a_withdrawn_prompt_comes_back_in_no_batch(small):
+def test_withdrawn_prompts_enter_no_batch(small):
     ada = add_person(small)
     with small.database.write() as db:
         batch = prompt_batch(db, tasks=2)
@@ -232,7 +243,7 @@ def test_a_withdrawn_prompt_comes_back_in_no_batch(small):
         assert withdraw_prompt(db, prompt, 6) == 0
         assert prompt.withdrawn_at == 5
         assert get_batch_progress(db, batch).tasks == 1
-    intake, found = made(
+    intake, found = create_batch(
         small, [Asked(prompt=f"batch prompt {number}") for number in range(2)], (), kind="demonstrate", name="again"
     )
     assert (intake["withdrawn_prompts"], set(found)) == (1, {"batch prompt 1"})
@@ -243,7 +254,7 @@ def test_a_withdrawn_prompt_comes_back_in_no_batch(small):
         )
 
 
-def test_a_closed_batch_gives_no_task(small):
+def test_closed_batches_assign_no_task(small):
     ada = add_person(small)
     with small.database.write() as db:
         batch = prompt_batch(db)
@@ -268,12 +279,12 @@ def test_a_closed_batch_gives_no_task(small):
         ("my-model-2x is not it", ("model-2",), False),
     ],
 )
-def test_texts_that_name_themselves(text, models, found):
+def test_texts_that_reveal_their_model_are_found(text, models, found):
     assert reveals_model(text, models) == found
 
 
-def test_leaks_are_marked_and_counted(small):
-    intake, _ = made(small, [], answers("p", "Hello", "I am ChatGPT"))
+def test_completions_that_reveal_their_model_are_marked_and_counted(small):
+    intake, _ = create_batch(small, [], completions_of("p", "Hello", "I am ChatGPT"))
     assert intake["name_themselves"] == 1
     with small.database.read() as db:
         assert [row.text for row in db.scalars(select(CompletionRow).where(CompletionRow.names_itself))] == [

@@ -1,4 +1,4 @@
-"""Whatever people do, in whatever order: what must hold of the work holds after every step."""
+"""Stateful test: invariants of tasks and submissions hold after every step."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def step(site, what, name, number, at):
         assert problem.status in (409, 410)  # noqa: PT017 -- which refusals there may be is what is tested
 
 
-def holds(site, before):
+def check_invariants(site, before):
     """Every rule about the work. -> the submissions there are."""
     with site.database.read() as db:
         assert work.find_counter_mismatches(db) == []
@@ -150,7 +150,7 @@ done = st.tuples(
 
 @settings(max_examples=20)
 @given(steps=st.lists(done, min_size=12, max_size=30))
-def test_what_must_hold_holds_after_every_step(template, tmp_path_factory, steps):
+def test_invariants_hold_after_every_step(template, tmp_path_factory, steps):
     folder, config = template
     file = tmp_path_factory.mktemp("run") / "site.db"
     shutil.copy(folder / "site.db", file)
@@ -159,5 +159,5 @@ def test_what_must_hold_holds_after_every_step(template, tmp_path_factory, steps
         at += HALF_HOUR + 1 if what == "wait" else 1_000
         if what != "wait":
             step(site, what, name, number, at)
-            there = holds(site, there)
+            there = check_invariants(site, there)
     site.database.close()

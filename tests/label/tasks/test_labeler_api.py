@@ -1,4 +1,4 @@
-"""A labeler's work over the API, from the claim to the history, and what that API never says."""
+"""A labeler's work over the API, from the claim to the history, and what the API never returns."""
 
 from __future__ import annotations
 
@@ -54,7 +54,45 @@ def test_a_ranking_from_claim_to_history(ada):
     assert (back["state"], back["submission"], back["draft"]["payload"]["tiers"]) == ("open", None, [ids])
 
 
-def test_a_thread(ada):
+def test_form_fields_are_stored_as_the_json_they_stand_for(ada):
+    """The site's pages post the fields of their form, programs post JSON: both give the same draft and submission."""
+    task = ada.post("/api/v1/tasks/claim", json={"kind": "rank"}).json()
+    here, ids = f"{HERE}/{task['assignment']}", [each["id"] for each in task["completions"]]
+    fields = [["key", "x"], ["active_ms", "7"], *([f"tier:{name}", "1"] for name in ids[:2]), [f"tier:{ids[2]}", "3"]]
+    fields += [
+        [f"rating:{ids[0]}", "6"],
+        [f"label:{ids[0]}:hallucination", "na"],
+        ["note", "a\r\nb"],
+        ["confidence", ""],
+    ]
+    rating = {"completion": ids[0], "rating": 6, "labels": {"hallucination": None}, "note": ""}
+    payload = {"kind": "rank", "note": "a\nb", "active_ms": 7, "ratings": [rating], "confidence": None}
+    payload |= {"tiers": [ids[:2], [], ids[2:]], "none_acceptable": False}
+    assert ada.put(f"{here}/draft", json={"fields": fields}, headers={"If-Match": "0"}).json() == {"rev": 1}
+    assert ada.get(here).json()["draft"] == {"rev": 1, "payload": payload}
+    done = ada.post(f"{here}/submit", json={"fields": fields}, headers={"Idempotency-Key": "k"}).json()
+    assert done["ranks"] == {ids[0]: 1, ids[1]: 1, ids[2]: 2}
+    stored = ada.get(here).json()["submission"]
+    assert {name: stored[name] for name in payload} == payload | {"ratings": stored["ratings"]}
+    assert [(each["completion"], each["rating"]) for each in stored["ratings"]] == [(ids[0], 6)]
+    fields[4][1] = "1"
+    edited = ada.post(f"{here}/edit", json={"fields": fields}, headers={"Idempotency-Key": "e"}).json()
+    assert (edited["version"], set(edited["ranks"].values())) == (2, {1})
+
+
+@pytest.mark.parametrize("fields", [None, "text", {"a": "b"}, [["text"]], [["text", 1]], [["a", "b", "c"]], [None]])
+def test_malformed_form_fields_are_refused(site, ada, fields):
+    here = f"{HERE}/{ada.post('/api/v1/tasks/claim').json()['assignment']}"
+    before = everything(site)
+    answers = [
+        ada.put(f"{here}/draft", json={"fields": fields}, headers={"If-Match": "0"}),
+        ada.post(f"{here}/submit", json={"fields": fields}, headers={"Idempotency-Key": "k"}),
+    ]
+    assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [(422, "bad_form")] * 2
+    assert everything(site) == before
+
+
+def test_labelers_see_their_thread(ada):
     task = ada.post("/api/v1/tasks/claim").json()
     here = f"{HERE}/{task['assignment']}/thread"
     assert ada.get(here).json() == []
@@ -62,7 +100,7 @@ def test_a_thread(ada):
     assert ada.post(here, json={"body": " "}).json()["error"] == "empty_message"
 
 
-def test_which_labels_are_asked(site, ada):
+def test_labels_depend_on_the_kind_of_task(site, ada):
     task = ada.post("/api/v1/tasks/claim").json()
     assert [each["name"] for each in task["labels"]] == list(LABELS)
     assert [each["name"] for each in task["labels"] if each["conditional"]] == [
@@ -95,7 +133,7 @@ def calls(here):
     ]
 
 
-def test_somebody_elses_task_does_not_exist(site, ada):
+def test_other_labelers_assignments_do_not_exist(site, ada):
     task = ada.post("/api/v1/tasks/claim").json()
     add_person(site, "unused")
     with client_of(site, add_person(site, "bob")) as bob, client_of(site, add_person(site, "eve", role="owner")) as eve:
@@ -125,7 +163,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("path", "more", "code"), BAD)
-def test_a_bad_call_changes_nothing(site, ada, path, more, code):
+def test_bad_requests_change_nothing(site, ada, path, more, code):
     task = ada.post("/api/v1/tasks/claim").json()
     before = everything(site)
     answer = ada.post(f"{HERE}/{task['assignment']}/{path}", **more)
@@ -135,7 +173,7 @@ def test_a_bad_call_changes_nothing(site, ada, path, more, code):
 
 
 @pytest.mark.parametrize("rev", ["", "x", "-1", "1" * 30, "²"])
-def test_a_revision_is_a_number(site, ada, rev):
+def test_draft_revisions_must_be_numbers(site, ada, rev):
     task = ada.post("/api/v1/tasks/claim").json()
     answer = ada.put(f"{HERE}/{task['assignment']}/draft", json={}, headers={"If-Match": rev.encode("latin-1")})
     assert answer.status_code == 422
@@ -143,7 +181,7 @@ def test_a_revision_is_a_number(site, ada, rev):
         assert not db.scalars(select(GoldAnswer)).all()
 
 
-def test_a_stale_draft_is_answered_with_the_newer_one(ada):
+def test_stale_drafts_get_the_newer_one(ada):
     here = f"{HERE}/{ada.post('/api/v1/tasks/claim').json()['assignment']}/draft"
     ada.put(here, json={"by": "one tab"}, headers={"If-Match": "0"})
     answer = ada.put(here, json={"by": "another"}, headers={"If-Match": "0"})
@@ -151,7 +189,7 @@ def test_a_stale_draft_is_answered_with_the_newer_one(ada):
     assert answer.json()["detail"] == {"rev": 1, "payload": {"by": "one tab"}}
 
 
-def test_a_withdrawn_prompt_is_shown_no_more(site, ada):
+def test_withdrawn_prompts_are_not_shown(site, ada):
     task = ada.post("/api/v1/tasks/claim").json()
     with site.database.write() as db:
         withdraw_prompt(db, db.scalars(select(PromptRow).where(PromptRow.text == task["prompt"])).one(), 5)
@@ -159,7 +197,7 @@ def test_a_withdrawn_prompt_is_shown_no_more(site, ada):
     assert task["prompt"] not in ada.get("/api/v1/me/history").text
 
 
-def test_models_are_never_named(tmp_path):
+def test_labelers_never_see_model_names(tmp_path):
     site = make_site(tmp_path)
     secrets = (
         "sft_secret_a",

@@ -1,4 +1,4 @@
-"""Tasks that are handed back, by their labelers or to them; counters that drift."""
+"""Skips, returned work, and counters that drift."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_skips_lead_to_review(site):
     sound(site)
 
 
-def test_a_task_that_was_looked_at_goes_out_again(site):
+def test_reviewed_tasks_are_assigned_again(site):
     make(site, rank_batch, tasks=1)
     people = [add_person(site, f"p{number}") for number in range(6)]
     for number, person in enumerate(people):
@@ -60,7 +60,7 @@ def test_a_task_that_was_looked_at_goes_out_again(site):
     sound(site)
 
 
-def test_a_skip_cannot_be_undone_when_the_task_is_taken(site):
+def test_a_skip_cannot_be_undone_when_its_place_is_taken(site):
     make(site, rank_batch, tasks=1)
     ada, bob = add_person(site, "ada"), add_person(site, "bob")
     mine = take(site, ada)
@@ -71,7 +71,7 @@ def test_a_skip_cannot_be_undone_when_the_task_is_taken(site):
     sound(site)
 
 
-def test_what_cannot_be_skipped(site):
+def test_invalid_skips_are_refused(site):
     make(site, rank_batch, tasks=2)
     ada = add_person(site)
     mine = take(site, ada)
@@ -115,7 +115,7 @@ def test_returned_work_comes_first(site):
     sound(site)
 
 
-def test_drift_is_found(site):
+def test_counter_mismatches_are_found(site):
     make(site, rank_batch, tasks=2)
     mine = take(site, add_person(site))
     with site.database.write() as db:

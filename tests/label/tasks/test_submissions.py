@@ -1,4 +1,4 @@
-"""Handing in, editing, taking back. Nothing that somebody made is lost, and nothing counts twice."""
+"""Submit, edit, undo: nothing is lost and nothing counts twice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def task_now(site, mine):
         return task.state, task.n_open, task.n_done
 
 
-def test_a_ranking_is_stored_as_it_was_made(site, desk):
+def test_rankings_are_stored_as_submitted(site, desk):
     _, mine, do = desk
     a, b, c = mine.shown
     form = RankingForm(
@@ -77,7 +77,7 @@ def test_a_ranking_is_stored_as_it_was_made(site, desk):
         ReviewForm(),
     ],
 )
-def test_what_was_handed_in_can_be_read_back(site, form):
+def test_submissions_read_back_as_their_form(site, form):
     with site.database.write() as db:
         prompt_batch(db, form.kind, tasks=1)
     ada = add_person(site)
@@ -102,7 +102,7 @@ def test_what_was_handed_in_can_be_read_back(site, form):
             assert (row.person_id, row.prompt_id) == (ada.id, db.get(Task, mine.task_id).prompt_id)
 
 
-def test_the_same_key_hands_in_once(site, desk):
+def test_the_same_key_submits_once(site, desk):
     _, mine, do = desk
     first = do(submit_form, site.settings, mine, ranking(mine.shown), "k", 2)
     before = everything(site)
@@ -124,7 +124,7 @@ def test_late_work_counts_while_there_is_room(site, desk):
     sound(site)
 
 
-def test_late_work_is_kept_when_the_place_is_taken(site, desk):
+def test_late_work_is_surplus_when_the_place_is_taken(site, desk):
     _, mine, do = desk
     bob = add_person(site, "bob")
     late = mine.lease_until + 1
@@ -143,7 +143,7 @@ def test_late_work_is_kept_when_the_place_is_taken(site, desk):
     sound(site)
 
 
-def test_work_on_a_skipped_task_is_kept(site, desk):
+def test_submitting_a_skipped_task_cancels_the_skip(site, desk):
     _, mine, do = desk
     do(skip_assignment, site.settings, mine, "other", "", 2)
     do(submit_form, site.settings, mine, ranking(mine.shown), "other tab", 3)
@@ -151,7 +151,7 @@ def test_work_on_a_skipped_task_is_kept(site, desk):
     sound(site)
 
 
-def test_an_edit_is_a_further_version(site, desk):
+def test_an_edit_adds_a_version(site, desk):
     _, mine, do = desk
     refused("not_submitted", do, submit_edit, site.settings, mine, ranking(mine.shown), "k", 1)
     do(submit_form, site.settings, mine, ranking(mine.shown), "k1", 2)
@@ -170,7 +170,7 @@ def test_an_edit_is_a_further_version(site, desk):
     sound(site)
 
 
-def test_undo_gives_the_work_back_as_a_draft(site, desk):
+def test_undo_restores_the_submission_as_a_draft(site, desk):
     ada, mine, do = desk
     form = ranking(mine.shown, note="mine")
     do(submit_form, site.settings, mine, form, "k1", 2)
@@ -210,7 +210,7 @@ def test_an_undone_prompt_is_withdrawn(site):
         ]
 
 
-def test_a_repeat_counts_in_nothing(site):
+def test_repeats_change_no_counter(site):
     ada = add_person(site)
     with site.database.write() as db:
         rank_batch(db, tasks=2, policy=OverlapPolicy(cohort_share=0, gold_share=0, repeat_share=0.5, repeat_gap=1))
@@ -302,6 +302,6 @@ def test_a_bad_form_changes_nothing(site, desk):
         lambda: RankingForm(ratings=(), tiers=(), extra=1),
     ],
 )
-def test_forms_that_cannot_be(make):
+def test_invalid_forms_are_refused(make):
     with pytest.raises(ValidationError):
         make()

@@ -1,4 +1,4 @@
-"""Work in progress in a real browser: two tabs, a sign-in that ends, a server that dies, a page that is closed. Nothing is lost.
+"""Drafts in a real browser: two tabs, an expired session, a stopped server, a closed page; no text is lost.
 
 Run: python -m pytest tests/label/web/test_browser_drafts.py
 """
@@ -35,6 +35,8 @@ def saved(page, state: str = "saved", patiently: bool = False) -> None:
     if not patiently and state != "waiting":
         page.evaluate("dispatchEvent(new Event('pagehide'))")
     page.wait_for_selector(f"#saved[data-state={state}]", timeout=15000)
+    if state == "conflict":
+        page.wait_for_selector("dialog.conflict[open]")
 
 
 def draft_text(server) -> str | None:  # noqa: F811
@@ -43,7 +45,7 @@ def draft_text(server) -> str | None:  # noqa: F811
         return draft.payload["text"] if draft else None
 
 
-def test_what_is_typed_is_saved_and_there_after_a_reload(browser, server, watched):  # noqa: F811
+def test_draft_is_saved_and_restored_after_reload(browser, server, watched):  # noqa: F811
     page, _ = open_demonstration(browser, server, watched)
     page.locator("#text").press_sequentially("It scatters")
     saved(page, "waiting")
@@ -57,7 +59,7 @@ def test_what_is_typed_is_saved_and_there_after_a_reload(browser, server, watche
     assert page.locator("#text").input_value() == "It scatters blue light."
 
 
-def test_a_page_that_is_closed_at_once_loses_nothing(browser, server, watched):  # noqa: F811
+def test_closing_the_page_saves_the_draft(browser, server, watched):  # noqa: F811
     page, _ = open_demonstration(browser, server, watched)
     page.locator("#text").press_sequentially("Half a thought")
     address, context = page.url, page.context
@@ -69,8 +71,8 @@ def test_a_page_that_is_closed_at_once_loses_nothing(browser, server, watched): 
 
 
 @pytest.mark.parametrize("leave", ["question", "reload"])
-def test_leaving_the_page_while_typing_is_no_conflict_with_oneself(leave, browser, server, watched):  # noqa: F811
-    """The page sends its last words as it goes and never hears that they arrived; they are not shown as another's version."""
+def test_leaving_the_page_is_no_conflict_with_own_draft(leave, browser, server, watched):  # noqa: F811
+    """A closing page sends its last fields and never learns that they arrived: they are not shown as a conflict."""
     page, _ = open_demonstration(browser, server, watched)
     page.locator("#text").press_sequentially("Half a thought")
     if leave == "question":
@@ -88,7 +90,7 @@ def test_leaving_the_page_while_typing_is_no_conflict_with_oneself(leave, browse
     assert draft_text(server) == "Half a thought and the rest"
 
 
-def test_two_tabs_on_one_draft_the_labeler_chooses(browser, server, watched):  # noqa: F811
+def test_conflict_between_two_tabs_is_resolved_by_the_labeler(browser, server, watched):  # noqa: F811
     page, _ = open_demonstration(browser, server, watched)
     other = page.context.new_page()
     other.goto(page.url)
@@ -97,6 +99,7 @@ def test_two_tabs_on_one_draft_the_labeler_chooses(browser, server, watched):  #
     saved(page)
     other.locator("#text").press_sequentially("from the second tab")
     saved(other, "conflict")
+    other.wait_for_selector("dialog[open] .version")
     versions = other.locator("dialog[open] .version")
     assert versions.all_inner_texts() == ["from the second tab", "from the first tab"]
     assert draft_text(server) == "from the first tab"
@@ -110,7 +113,7 @@ def test_two_tabs_on_one_draft_the_labeler_chooses(browser, server, watched):  #
     assert draft_text(server) == "from the first tab, once more"
 
 
-def test_handed_in_from_another_tab(browser, server, watched):  # noqa: F811
+def test_late_submission_from_another_tab_is_refused(browser, server, watched):  # noqa: F811
     page, _ = open_demonstration(browser, server, watched)
     other = page.context.new_page()
     other.goto(page.url)
@@ -127,7 +130,7 @@ def test_handed_in_from_another_tab(browser, server, watched):  # noqa: F811
         assert [each.text for each in db.scalars(select(DemonstrationRow))] == ["handed in"]
 
 
-def test_the_sign_in_ends_while_typing(browser, server, watched):  # noqa: F811
+def test_session_expires_while_typing(browser, server, watched):  # noqa: F811
     page, person = open_demonstration(browser, server, watched)
     page.locator("#text").press_sequentially("Before, ")
     saved(page)
@@ -150,7 +153,7 @@ def test_the_sign_in_ends_while_typing(browser, server, watched):  # noqa: F811
         assert db.scalars(select(DemonstrationRow)).one().text == "Before, and after."
 
 
-def test_the_sign_in_ends_before_handing_in(browser, server, watched):  # noqa: F811
+def test_session_expires_before_submitting(browser, server, watched):  # noqa: F811
     page, _ = open_demonstration(browser, server, watched)
     page.locator("#text").press_sequentially("Right at the end.")
     saved(page)
@@ -164,7 +167,7 @@ def test_the_sign_in_ends_before_handing_in(browser, server, watched):  # noqa: 
         assert db.scalars(select(DemonstrationRow)).one().text == "Right at the end."
 
 
-def test_the_server_dies_and_comes_back_while_typing(browser, server, watched):  # noqa: F811
+def test_server_restarts_while_typing(browser, server, watched):  # noqa: F811
     page, _ = open_demonstration(browser, server, watched)
     page.locator("#text").press_sequentially("Before, ")
     saved(page)
@@ -185,7 +188,7 @@ def test_the_server_dies_and_comes_back_while_typing(browser, server, watched): 
         assert db.scalars(select(DemonstrationRow)).one().text == "Before, during, and after."
 
 
-def test_an_edit_is_a_new_version_and_late_work_is_kept(browser, server, watched):  # noqa: F811
+def test_edit_makes_a_new_version_after_the_lease_ended(browser, server, watched):  # noqa: F811
     page, _ = open_demonstration(browser, server, watched)
     with server.site.database.write() as db:
         db.execute(update(Assignment).values(lease_until=current_time_ms() - 1))
@@ -224,6 +227,104 @@ def test_a_ranking_in_progress_is_restored(browser, server, watched):  # noqa: F
     page.locator("button.stage[data-stage=rank]").click()
     assert page.locator("#board .order strong").inner_text() == "B > A"
     assert page.locator("#rated").inner_text() == "1/3"
+
+
+def open_kind(browser, server, watched, kind: str):  # noqa: F811
+    """Two pages on one task, each in a tab."""
+    context = browser.new_context()
+    watched.watch(context, server.url)
+    sign_in(context, server, add_person(server.site))
+    first, second = context.new_page(), context.new_page()
+    first.goto(f"{server.url}/home")
+    first.locator(f"form:has(input[value={kind}]) button").click()
+    first.wait_for_selector("form[data-ready]")
+    second.goto(first.url)
+    second.wait_for_selector("form[data-ready]")
+    return first, second
+
+
+def test_text_typed_while_a_conflict_is_looked_up_is_kept(browser, server, watched):  # noqa: F811
+    page, _ = open_demonstration(browser, server, watched)
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.wait_for_selector("form[data-ready]")
+    page.locator("#text").fill("from the first tab")
+    saved(page)
+    pending = []
+    other.route("**/tasks/*?edit=true", lambda route: pending.append(route))
+    other.locator("#text").fill("from the second tab")
+    with other.expect_request("**/tasks/*?edit=true"):
+        other.evaluate("dispatchEvent(new Event('pagehide'))")
+    other.locator("#text").press_sequentially(" and more")
+    pending[0].continue_()
+    other.wait_for_selector("dialog.conflict[open]")
+    assert other.locator("dialog[open] .version").first.inner_text() == "from the second tab and more"
+    other.locator("dialog[open] button").nth(0).click()
+    other.wait_for_selector("#saved[data-state=saved]")
+    assert other.locator("#text").input_value() == draft_text(server) == "from the second tab and more"
+
+
+def test_conflict_between_rankings_shows_both_and_keeps_one(browser, server, watched):  # noqa: F811
+    add_ranking(server.site, "Choose.", ["one", "two", "three"])
+    first, second = open_kind(browser, server, watched, "rank")
+    for page, keys in ((first, "a1b2c2"), (second, "c1b3")):
+        page.keyboard.press("5")
+        page.locator("button.stage[data-stage=rank]").click()
+        for key in keys:
+            page.keyboard.press(key)
+        saved(page, "saved" if page is first else "conflict")
+    versions = second.locator("dialog[open] .version").all_inner_texts()
+    assert versions == ["C > B\nA: 5", "A > B = C\nA: 5"]
+    second.locator("dialog[open] button").nth(1).click()
+    saved(second)
+    assert second.locator("#board .order strong").inner_text() == "A > B = C"
+    second.keyboard.press("Control+Enter")
+    second.wait_for_url("**/done")
+    assert "A > B = C" in second.locator("#stored .order").inner_text()
+
+
+def test_conflict_between_prompts_restores_examples_and_line_breaks(browser, server, watched):  # noqa: F811
+    add_batch(server.site, "write", [], briefs=[{"form": "few_shot", "use_case": "rewrite"}])
+    first, second = open_kind(browser, server, watched, "write")
+    first.locator("#text").fill("\n\nTranslate.\n")
+    first.locator("#use_case").select_option("")
+    for number in range(3):
+        first.locator(f"#ask-{number + 1}").fill(f"\nask {number}")
+        first.locator(f"#get-{number + 1}").fill(f"get {number}" if number else "")
+    first.locator("#more").click()
+    first.wait_for_function("document.activeElement.id === 'ask-4'")
+    first.keyboard.type("ask 3")
+    saved(first)
+    second.locator("#text").fill("Something else")
+    saved(second, "conflict")
+    second.locator("dialog[open] button").nth(1).click()
+    saved(second)
+    first.reload()
+    first.wait_for_selector("form[data-ready]")
+    for page in (first, second):
+        assert page.locator("#text").input_value() == "\n\nTranslate.\n"
+        assert page.locator("#use_case").input_value() == "", "a draft without a use case is not given the brief's"
+        prompts = [field.input_value() for field in page.locator("[name=example_prompt]").all()]
+        assert prompts == ["\nask 0", "\nask 1", "\nask 2", "ask 3"]
+        completions = [field.input_value() for field in page.locator("[name=example_completion]").all()]
+        assert completions == ["", "get 1", "get 2", ""]
+
+
+def test_local_copy_of_an_older_revision_is_a_conflict(browser, server, watched):  # noqa: F811
+    page, _ = open_demonstration(browser, server, watched)
+    page.locator("#text").press_sequentially("on the server")
+    saved(page)
+    assignment = page.locator("#task").get_attribute("data-assignment")
+    local = '{"rev": 0, "timeMs": 1, "fields": [["active_ms", "5"], ["text", "only in this browser"]]}'
+    page.evaluate("([id, copy]) => localStorage.setItem(`draft:${id}:old`, copy)", [assignment, local])
+    page.reload()
+    page.wait_for_selector("dialog.conflict[open]")
+    versions = page.locator("dialog[open] .version").all_inner_texts()
+    assert versions == ["only in this browser", "on the server"]
+    page.locator("dialog[open] button").nth(0).click()
+    saved(page)
+    assert draft_text(server) == "only in this browser"
+    assert page.evaluate("localStorage.length") == 0
 
 
 def test_pasted_share_is_measured(browser, server, watched):  # noqa: F811

@@ -1,4 +1,4 @@
-"""What people need on a page to know what to do next, and that nothing they read can do anything.
+"""Pages show people what to do next, and escape the text of others.
 
 pytest tests/label/web/test_dashboards.py
 """
@@ -58,80 +58,56 @@ def harmless(page, where):
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069\u200b]", read.replace("\r", "")), where
 
 
-def test_nothing_in_hostile_text_reaches_a_page_of_the_team(site, olga):
-    """Prompts, completions, demonstrations, reviews' notes, messages, reasons to skip, remarks, reasons to settle, names of rooms."""
-    ada, ben = people(site, "ada", "ben")
+def write_hostile_work(site, olga, ada, ben):
+    """Put hostile text into every free-text column. -> ada's submitted and skipped assignments, the task, its room."""
     filled = fill(site, tasks=2, name="ranked")
     for task in range(2):
         filled.rank(task, ada, [1, 2, 3])
         filled.rank(task, ben, [3, 2, 1])
     filled.save()
+    disputed, completions = filled.tasks[0], filled.completions[0].values()
     write(site, lambda db: prompt_batch(db, "demonstrate", tasks=2, name="written"))
-    mine = take(site, ada)
-    write(
-        site,
-        lambda db: submit_form(
-            db, site.settings, mine, DemonstrationForm(text=HOSTILE + LONG[1000:], note=HOSTILE), "key", 5
-        ),
-    )
-    other = take(site, ada)
-    write(site, lambda db: threads.post_question(db, other, HOSTILE, 6))
-    write(site, lambda db: skip_assignment(db, site.settings, other, "other", HOSTILE, 7))
+    submitted = take(site, ada)
+    form = DemonstrationForm(text=HOSTILE + LONG[1000:], note=HOSTILE)
+    write(site, lambda db: submit_form(db, site.settings, submitted, form, "key", 5))
+    skipped = take(site, ada)
+    write(site, lambda db: threads.post_question(db, skipped, HOSTILE, 6))
+    write(site, lambda db: skip_assignment(db, site.settings, skipped, "other", HOSTILE, 7))
     write(site, lambda db: db.execute(update(PromptRow).values(text=HOSTILE + LONG)))
     write(site, lambda db: db.execute(update(CompletionRow).values(text=HOSTILE + LONG)))
     write(site, lambda db: db.execute(update(Submission).values(note=HOSTILE)))
-    first = filled.tasks[0]
-    write(
-        site,
-        lambda db: adjudication.adjudicate(
-            db, first, olga, dict.fromkeys(filled.completions[0].values(), 1), [], HOSTILE, 8
-        ),
-    )
-    room = write(site, lambda db: calibration.create_calibration_room(db, first, "tips " + HOSTILE, olga).id)
+    ranks = dict.fromkeys(completions, 1)
+    write(site, lambda db: adjudication.adjudicate(db, disputed, olga, ranks, [], HOSTILE, 8))
+    room = write(site, lambda db: calibration.create_calibration_room(db, disputed, "tips " + HOSTILE, olga).id)
     write(site, lambda db: calibration.advance_room_stage(db, calibration.get_room(db, room), olga, "vote", 9))
     write(site, lambda db: calibration.add_remark(db, calibration.get_room(db, room), olga, HOSTILE, 10))
+    return submitted, skipped, disputed, room
+
+
+def test_hostile_text_is_escaped_on_every_page(site, olga):
+    """Prompts, completions, demonstrations, notes, messages, reasons, remarks, names of rooms."""
+    ada, ben = people(site, "ada", "ben")
+    submitted, skipped, disputed, room = write_hostile_work(site, olga, ada, ben)
     with site.database.read() as db:
-        batches = list(db.scalars(select(Batch.id)))
-        tasks = list(db.scalars(select(Task.id)))
-    pages = [
-        "/overview",
-        "/batches",
-        "/adjudication",
-        f"/adjudication/{first}",
-        "/calibration",
-        f"/calibration/{room}",
-        "/quality",
-        f"/quality/labelers/{ada.id}",
-        "/people",
-        f"/people/{ada.id}",
-        "/journal",
-        "/data",
-        "/privacy",
-        "/surveys",
-        "/screening/grade",
-        *(f"/batches/{each}" for each in batches),
-        *(f"/batches/tasks/{each}" for each in tasks),
-    ]
+        batches, tasks = list(db.scalars(select(Batch.id))), list(db.scalars(select(Task.id)))
+    team_pages = "overview batches adjudication calibration quality people journal data privacy surveys screening/grade"
+    pages = [f"/{page}" for page in team_pages.split(" ")]
+    pages += [f"/adjudication/{disputed}", f"/calibration/{room}", f"/quality/labelers/{ada.id}", f"/people/{ada.id}"]
+    pages += [*(f"/batches/{batch}" for batch in batches), *(f"/batches/tasks/{task}" for task in tasks)]
     team = client_of(site, olga)
     for path in pages:
         harmless(team.get(path), path)
     labeler = client_of(site, ada)
-    for path in (
-        "/home",
-        "/history",
-        f"/tasks/{mine.id}/done",
-        f"/tasks/{other.id}/done",
-        f"/calibration/{room}",
-        "/calibration",
-    ):
+    done = [f"/tasks/{submitted.id}/done", f"/tasks/{skipped.id}/done"]
+    for path in ("/home", "/history", *done, f"/calibration/{room}", "/calibration"):
         harmless(labeler.get(path), path)
-    page = team.get(f"/batches/tasks/{mine.task_id}").text
+    page = team.get(f"/batches/tasks/{submitted.task_id}").text
     plain, signs = re.subn(r'<span class="odd" title="[^"<>]*">‹\w+›</span>', "", page)
     assert signs
     assert "‹" not in plain  # signs are elements on pages
 
 
-def test_returned_work_says_why_until_it_is_handed_in_again(site, olga):
+def test_returned_task_shows_its_reason_until_resubmitted(site, olga):
     (ada,) = people(site, "ada")
     write(site, lambda db: prompt_batch(db, "demonstrate", tasks=1))
     mine = take(site, ada)
@@ -149,7 +125,7 @@ def test_returned_work_says_why_until_it_is_handed_in_again(site, olga):
     for path in ("/home", f"/tasks/{mine.id}"):
         page = labeler.get(path).text
         assert "Please name\nthe &lt;year&gt;." in page, path
-        assert "There is an answer" not in page
+        assert "Your question was answered" not in page
     assert "An earlier word." not in labeler.get("/home").text
     assert 'data-lease=""' in labeler.get(f"/tasks/{mine.id}").text  # it has all the time it needs
     with site.database.read() as db:
@@ -158,7 +134,7 @@ def test_returned_work_says_why_until_it_is_handed_in_again(site, olga):
     assert "Please name" not in labeler.get("/home").text
 
 
-def test_work_that_came_back_without_a_word_is_shown_without_one(site):
+def test_returned_task_without_reason_shows_none(site):
     (ada,) = people(site, "ada")
     write(site, lambda db: prompt_batch(db, "demonstrate", tasks=1))
     mine = take(site, ada)
@@ -169,7 +145,7 @@ def test_work_that_came_back_without_a_word_is_shown_without_one(site):
     assert 'class="said' not in page
 
 
-def test_sensitive_content_is_one_question(site, olga):
+def test_sensitive_is_a_single_review_question(site, olga):
     assert ReviewForm(sensitive=True).labels == {"sensitive": True}
     assert ReviewForm(labels={"sensitive": False, "ambiguous": True}).sensitive is False
     assert ReviewForm(labels={"ambiguous": True}).labels == {"ambiguous": True}
@@ -191,7 +167,7 @@ def test_sensitive_content_is_one_question(site, olga):
         assert said in team
 
 
-def test_researchers_see_every_kind_of_work(site, olga):
+def test_researchers_see_submissions_of_every_kind(site, olga):
     (ada,) = people(site, "ada")
     write(site, lambda db: prompt_batch(db, "write", tasks=1, name="prompts"))
     mine = take(site, ada)
@@ -208,7 +184,7 @@ def test_researchers_see_every_kind_of_work(site, olga):
     assert text.count("constraint") == 1  # only where it was not kept
 
 
-def test_the_next_task_of_the_test_comes_from_the_same_part(site):
+def test_next_screening_task_is_of_the_same_part(site):
     ada = add_person(site, "ada", status="screening")
     with site.database.write() as db:
         for part, kind in (("sensitive", "review"), ("demonstration", "demonstrate")):
@@ -229,7 +205,7 @@ def test_the_next_task_of_the_test_comes_from_the_same_part(site):
     assert labeler.post("/tasks/claim", data=fields).headers["location"] == "/screening"
 
 
-def test_links_lead_only_where_one_may_go(site, olga):
+def test_pages_link_only_to_allowed_pages(site, olga):
     rita, (ada,) = add_person(site, "rita", role="researcher"), people(site, "ada")
     for person, may in ((olga, True), (rita, False)):
         page = client_of(site, person).get("/overview").text
@@ -249,7 +225,7 @@ def test_links_lead_only_where_one_may_go(site, olga):
     assert "What is helpful?" not in client_of(site, ada).get("/home").text
 
 
-def test_a_new_owner_is_told_what_to_do_and_then_no_more(site, olga):
+def test_setup_steps_disappear_when_done(site, olga):
     owner = client_of(site, olga)
     page = owner.get("/overview").text
     assert "First steps" in page
@@ -262,7 +238,7 @@ def test_a_new_owner_is_told_what_to_do_and_then_no_more(site, olga):
     assert "First steps" not in owner.get("/overview").text
 
 
-def test_instructions_are_new_only_to_those_who_read_earlier_ones(site):
+def test_changed_instructions_are_announced_to_earlier_readers(site):
     ada, ben = people(site, "ada", "ben")
     with site.database.write() as db:
         rank_batch(db)
@@ -280,7 +256,7 @@ def test_instructions_are_new_only_to_those_who_read_earlier_ones(site):
     assert "have changed" not in page
 
 
-def test_consent_is_asked_again_with_a_new_version_and_once_withdrawn(site):
+def test_consent_is_requested_for_new_version_and_after_withdrawal(site):
     (ada,) = people(site, "ada")
 
     def agreed():
@@ -299,7 +275,7 @@ def test_consent_is_asked_again_with_a_new_version_and_once_withdrawn(site):
         assert agreed()
 
 
-def test_a_bad_file_is_told_without_options_of_the_command_line(site, olga):
+def test_upload_errors_do_not_mention_command_line_options(site, olga):
     sent = {"name": "one", "kind": "demonstrate", "cohort_share": "0"}
     page = client_of(site, olga).post(
         "/batches", data=sent, files={"prompts": ("p.jsonl", b'{"prompt": "ok"}\n{"x": 1}\n')}
@@ -334,5 +310,5 @@ def test_a_bad_file_is_told_without_options_of_the_command_line(site, olga):
         ("", ""),
     ],
 )
-def test_browsers_have_names_people_know(agent, known):
+def test_user_agents_are_shown_as_browser_names(agent, known):
     assert format_user_agent(agent) == known

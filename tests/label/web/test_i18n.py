@@ -1,4 +1,4 @@
-"""The catalogue of sentences: all languages say the same, and whatever a page or a refusal names is there.
+"""The catalogues: the same keys and slots in every language, and every key that pages and errors use.
 
 pytest tests/label/web/test_i18n.py
 """
@@ -39,22 +39,22 @@ def test_korean_is_korean():
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: str(path.relative_to(LABEL)))
-def test_every_sentence_of_a_page_exists(template):
+def test_template_sentences_exist(template):
     named = re.findall(r"""\b(?:t|sentence)\((?:t, )?["']([\w.]+)["'](?=[,)])""", template.read_text(encoding="utf-8"))
     assert not set(named) - set(load_translator("en").messages)
 
 
 @pytest.mark.parametrize("file", CODE, ids=lambda path: str(path.relative_to(LABEL)))
-def test_every_refusal_has_a_sentence_with_its_slots(file):
+def test_every_error_code_has_a_sentence_with_its_slots(file):
     for code, given in re.findall(
-        r"""Problem\(\s*\d+,\s*"(\w+)"((?:[^()]|\([^()]*\))*)\)""", file.read_text(encoding="utf-8")
+        r"""SiteError\(\s*\d+,\s*"(\w+)"((?:[^()]|\([^()]*\))*)\)""", file.read_text(encoding="utf-8")
     ):
         sentence = load_translator("en").messages[f"problem.{code}"]
         if "**" not in given:
             assert slots(sentence) <= set(re.findall(r"(\w+)=", given)), code
 
 
-def test_every_word_that_is_chosen_by_a_value_exists():
+def test_sentences_chosen_by_values_exist():
     keys = [f"people.role_{role}" for role in PERSON_ROLES] + [f"people.status_{status}" for status in PERSON_STATUSES]
     keys += [
         f"screening.{kind}_{part}" for kind in ("part", "about") for part in (*screening.SCREENING_PARTS, "groups")
@@ -73,7 +73,9 @@ def test_every_word_that_is_chosen_by_a_value_exists():
             f"surveys.{'group' if kind == 'groups' else 'option'}.{option}" for item in items for option in item.options
         ]
     actions = set(
-        re.findall(r'note\(db, by, "privacy\.(\w+)"', "".join(path.read_text(encoding="utf-8") for path in CODE))
+        re.findall(
+            r'append_entry\(\s*db,[^"]*"privacy\.(\w+)"', "".join(path.read_text(encoding="utf-8") for path in CODE)
+        )
     )
     keys += [f"privacy.did_{action}" for action in actions | {"read"}]
     assert not set(keys) - set(load_translator("en").messages)
@@ -83,7 +85,7 @@ def test_every_word_that_is_chosen_by_a_value_exists():
     ("asked", "language"),
     [("ko-KR,ko;q=0.9,en;q=0.8", "ko"), ("fr,de", "en"), ("", "en"), ("EN-us", "en"), ("fr, ko;q=0.1", "ko")],
 )
-def test_a_browser_gets_the_first_language_there_is(asked, language):
+def test_first_available_language_is_used(asked, language):
     assert negotiate_language(asked).language == language
 
 

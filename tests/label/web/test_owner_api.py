@@ -1,4 +1,4 @@
-"""The API for programs: keys and scopes, what comes in line by line, batches, exports that resume, and answers to nonsense."""
+"""The API for programs: keys and scopes, imports line by line, batches, resumable exports, invalid values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def filled(site):
     return fill(site, people)
 
 
-def test_a_key_does_what_its_scopes_say(site):
+def test_api_key_scopes_limit_routes(site):
     wanted = {
         "read": [
             ("GET", "/prompts"),
@@ -72,7 +72,7 @@ def test_a_key_does_what_its_scopes_say(site):
     assert nobody.get("/prompts").status_code == 401
 
 
-def test_a_site_is_ready_when_its_tables_are_of_this_version(tmp_path, site):
+def test_readiness_depends_on_the_schema_version(tmp_path, site):
     assert program(site).get("/readyz").json() == {
         "status": "other_version"
     }  # its tables were not made by the revisions
@@ -94,13 +94,13 @@ def test_keys_expire_and_are_revoked(site):
     assert client.get("/models").json()["error"] == "bad_key"
 
 
-def test_labelers_cannot_use_it(site):
+def test_labelers_cannot_use_the_owner_api(site):
     ada = client_of(site, add_person(site, "ada"))
     for path in ("prompts", "submissions", "users", "exports", "metrics", "batches"):
         assert ada.get(f"/api/v1/{path}").status_code == 403
 
 
-def test_prompts_come_in_line_by_line(site):
+def test_prompt_import_reports_each_line(site):
     client = program(site)
     rows = [
         {"id": "a", "prompt": "one"},
@@ -134,7 +134,7 @@ def test_prompts_come_in_line_by_line(site):
     )
 
 
-def test_many_lines_in_pieces(site):
+def test_import_reads_a_chunked_body(site):
     client = program(site)
     lines = b"".join(
         json.dumps({"id": str(number), "prompt": f"number {number}"}).encode() + b"\n" for number in range(450)
@@ -152,7 +152,7 @@ def test_many_lines_in_pieces(site):
     assert sorted(int(row["id"]) for row in found) == list(range(450))
 
 
-def test_a_batch_of_stored_completions(site):
+def test_batch_of_stored_completions(site):
     client = program(site)
     lines = [
         {"prompt": f"p{n}", "completion": f"{model} says {n}", "model": model}
@@ -176,7 +176,7 @@ def test_a_batch_of_stored_completions(site):
     assert len(client.get(f"/batches/{batch['id']}/tasks").json()["tasks"]) == 3
 
 
-def test_submissions_by_pseudonym_and_without_models(site, filled):
+def test_submissions_hide_names_and_models(site, filled):
     client = program(site)
     found, cursor = [], None
     while True:
@@ -192,7 +192,7 @@ def test_submissions_by_pseudonym_and_without_models(site, filled):
 
 
 @pytest.mark.usefixtures("filled")
-def test_withdrawn_prompts_leave_what_is_streamed(site):
+def test_streamed_rows_leave_out_withdrawn_prompts(site):
     client = program(site)
     rows = [json.loads(line) for line in client.get("/rows/rankings").text.splitlines()]
     assert [Ranking.model_validate(row).labeler for row in rows] == ["p-ada", "p-bob"]
@@ -203,7 +203,7 @@ def test_withdrawn_prompts_leave_what_is_streamed(site):
 
 
 @pytest.mark.usefixtures("filled")
-def test_an_export_is_a_job_whose_download_resumes(site):
+def test_export_job_and_resumed_download(site):
     client = program(site)
     job = client.post("/exports", json={"format": "jsonl", "files": ["rankings", "pairs"]}).json()
     export_jobs.wait_for_export_job(job["id"])
@@ -232,7 +232,7 @@ def test_an_export_is_a_job_whose_download_resumes(site):
 
 
 @pytest.mark.usefixtures("filled")
-def test_statistics_and_blindness(site):
+def test_win_rates_are_hidden_while_blind(site):
     client = program(site)
     found = client.get("/stats/agreement").json()["all"]
     assert found["alike"] + found["opposite"] + found["one_tied"] + found["both_tied"] > 0
@@ -243,9 +243,9 @@ def test_statistics_and_blindness(site):
     assert client.get(f"/stats/win-rates/{evaluation['id']}").json()["error"] == "still_blind"
 
 
-def test_people_are_invited_and_decided_about(site):
+def test_invitations_and_decisions_over_the_api(site):
     owner = add_person(site, "olga", role="owner")
-    client = program(site, by=owner.id)
+    client = program(site, created_by=owner.id)
     made = client.post("/invites", json={"cohort": "training", "max_uses": 2}).json()
     assert made["path"] == f"/invite/{made['token']}"
     assert [(row["uses"], row["max_uses"]) for row in client.get("/invites").json()] == [(0, 2)]
@@ -261,7 +261,7 @@ def test_people_are_invited_and_decided_about(site):
 
 
 @pytest.mark.usefixtures("filled")
-def test_everything_is_in_the_journal(site):
+def test_api_changes_are_in_the_audit_log(site):
     client = program(site)
     client.post("/prompts", json={"prompt": "fresh"})
     client.get("/rows/rankings")
@@ -275,7 +275,7 @@ NONSENSE = ["\x00", "\ud800", "a" * 100_000, "", "-1", "\u202e", "null"]
 
 
 @pytest.mark.parametrize("value", NONSENSE, ids=range(len(NONSENSE)))
-def test_nonsense_is_refused_not_suffered(site, value):
+def test_invalid_values_are_refused(site, value):
     client = program(site)
     said = quote(value[:5000].encode("utf-8", "surrogatepass"))
     for path in (
@@ -312,7 +312,7 @@ def test_nonsense_is_refused_not_suffered(site, value):
         assert not [row for row in db.query(PromptRow) if "\x00" in row.text]
 
 
-def test_the_description_names_every_route(site):
+def test_openapi_lists_every_route(site):
     described = client_of(site).get("/api/v1/openapi.json").json()
     routes = {route.path for router in (*API, *PAGES) for route in router.routes if route.path.startswith("/api/")}
     assert set(described["paths"]) == {route.replace(":path}", "}") for route in routes} - {"/api/v1/openapi.json"}
@@ -320,7 +320,7 @@ def test_the_description_names_every_route(site):
     assert "https://" not in json.dumps(described)
 
 
-def test_metrics_are_numbers(site, filled):
+def test_metrics_are_prometheus_gauges(site, filled):
     lines = program(site).get("/metrics").text.splitlines()
     values = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
     assert values["instructgpt_label_submissions"] == len(filled)

@@ -1,4 +1,4 @@
-"""What a page asks of the database does not grow with what there is, and the chores that a site does by itself.
+"""The number of SQL statements of a page is constant in its rows; the site's background jobs.
 
 pytest tests/label/web/test_page_cost.py
 """
@@ -13,7 +13,7 @@ from support.site import add_person, client_of
 
 from instructgpt.label.analysis import adjudication, calibration
 from instructgpt.label.background import CounterCheckThread, check_counters
-from instructgpt.label.db.models import AuditLogEntry, Batch, Task
+from instructgpt.label.db.models import Assignment, AuditLogEntry, Batch, Task
 from instructgpt.label.tasks import threads
 from instructgpt.label.tasks.batches import mark_batch_closed
 
@@ -40,8 +40,7 @@ def grow(site, crowd, name, tasks, purpose="training", closed=False):
             db, filled.tasks[0], crowd[0], dict.fromkeys(filled.completions[0].values(), 1), [], "", 1
         )
         calibration.create_calibration_room(db, filled.tasks[0], name, crowd[0])
-        mine = adjudication.list_submitters(db, filled.tasks[0])
-        assert len(mine) == len(crowd)
+        assert db.query(Assignment).filter_by(task_id=filled.tasks[0]).count() == len(crowd)
         threads.post_answer(db, filled.tasks[0], crowd[0], crowd[1], f"look again at {name}", 2)
         if closed:
             mark_batch_closed(db, db.get(Batch, filled.batch))
@@ -58,7 +57,7 @@ def statements(site, client, path):
     return len(seen)
 
 
-def test_statements_of_a_page_do_not_grow_with_its_rows(site):
+def test_statement_count_of_pages_is_constant_in_rows(site):
     crowd = people(site, "ada", "ben")
     olga = add_person(site, "olga", role="owner")
     work, judged = grow(site, crowd, "work", 2), grow(site, crowd, "judged", 2, "evaluation", closed=True)
@@ -101,7 +100,7 @@ def notes(site):
         return list(db.scalars(select(AuditLogEntry).where(AuditLogEntry.action == "counters.differ")))
 
 
-def test_counters_that_differ_are_journaled_once(site):
+def test_counter_mismatches_are_logged_once(site):
     crowd = people(site, "ada")
     filled = grow(site, [*crowd, *people(site, "ben")], "work", 2)
     assert check_counters(site) == frozenset()
@@ -116,7 +115,7 @@ def test_counters_that_differ_are_journaled_once(site):
     assert filled.tasks[1] in note.detail["differences"][0]
 
 
-def test_chores_are_done_at_the_start_and_again_and_survive_a_failure(site, monkeypatch):
+def test_background_jobs_run_at_start_repeat_and_survive_errors(site, monkeypatch):
     done = []
 
     def once_broken(_, known):

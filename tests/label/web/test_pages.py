@@ -1,4 +1,4 @@
-"""Every page in a real browser: no broken policy, nothing from elsewhere, no model's name, readable by everybody (axe), light and dark.
+"""Every page in a real browser: no policy violation, foreign request or model name; accessible (axe), light and dark.
 
 Run: python -m pytest tests/label/web/test_pages.py
 """
@@ -15,18 +15,20 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 from support import owner as owner_support
-from support.browser import add_batch, add_ranking, browser, not_here, server, sign_in, watched  # noqa: F401
+from support.browser import add_batch, add_ranking, browser, server, sign_in, skip_without, watched  # noqa: F401
 from support.owner import people
 from support.site import add_person
 
 from instructgpt.label.db.models import Assignment, Batch, PromptRow, RankingItem, Skip
+from instructgpt.label.safe_text import MAX_INITIAL_LENGTH
 from instructgpt.label.tasks.batches import mark_batch_closed
 
 AXE = "axe-core@4.10.3"
 SECRETS = ("secret-model", "hidden-batch", '"gold"', "is_repeat", "sampling")
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>",
-    "right\u202eto left\u202c, zero\u200bwidth, NUL \x00 and a [link](javascript:window.hacked=1) ![i](https://elsewhere.example/i.png)",
+    "right\u202eto left\u202c, zero\u200bwidth, NUL \x00 and a [link](javascript:window.hacked=1) "
+    "![i](https://elsewhere.example/i.png)",
     "long " + "x" * 200_000,
     "</textarea></script><svg onload=window.hacked=1> {{ 7 * 7 }}",
     "# Heading\n\n- one\n- **two**\n\n<b>raw</b> `code` <https://elsewhere.example>",
@@ -42,13 +44,13 @@ def axe() -> str:
     packed = folder / f"{AXE.replace('@', '-')}.tgz"
     if not packed.exists():
         if shutil.which("npm") is None:
-            not_here("axe-core: there is no npm to fetch it with")
+            skip_without("axe-core: there is no npm to fetch it with")
         folder.mkdir(parents=True, exist_ok=True)
         got = subprocess.run(
             ["npm", "pack", AXE, "--pack-destination", folder, "--silent"], cwd=folder, capture_output=True, timeout=60
         )
         if got.returncode != 0 or not packed.exists():
-            not_here("axe-core could not be fetched")
+            skip_without("axe-core could not be fetched")
     with tarfile.open(packed) as archive:
         inside = archive.extractfile("package/axe.min.js")
         assert inside is not None
@@ -147,7 +149,7 @@ def hand_in_everything(page, server):  # noqa: F811
 
 
 @pytest.mark.parametrize(("language", "scheme"), [("en", "light"), ("ko", "dark")])
-def test_a_labelers_day_on_every_page(language, scheme, browser, server, watched, axe):  # noqa: F811
+def test_labeler_pages_are_accessible(language, scheme, browser, server, watched, axe):  # noqa: F811
     fill(server)
     context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", viewport={"width": 1366, "height": 860})
     watched.watch(context, server.url)
@@ -184,7 +186,7 @@ LINKS = "Array.from(document.querySelectorAll('main a[href], nav a[href]'), a =>
 
 
 @pytest.mark.parametrize("role", ["owner", "labeler"])
-def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # noqa: F811
+def test_all_linked_pages_load_and_are_accessible(role, browser, server, watched, axe):  # noqa: F811
     """A crawl in light for the whole of axe, then in dark for contrast; on a phone nothing is wider than the page."""
     fill(server)
     if role == "owner":
@@ -229,7 +231,7 @@ def test_every_page_that_links_lead_to(role, browser, server, watched, axe):  # 
         }
 
 
-def test_identical_texts_are_shown_once(browser, server, watched):  # noqa: F811
+def test_identical_completions_are_shown_once(browser, server, watched):  # noqa: F811
     add_ranking(server.site, "Say hello.", ["Hello!", "Good day.", "Hello!", "Hello!  "])
     context = browser.new_context()
     watched.watch(context, server.url)
@@ -239,7 +241,7 @@ def test_identical_texts_are_shown_once(browser, server, watched):  # noqa: F811
     assert sorted(text.strip() for text in page.locator(".body .plain").all_inner_texts()) == ["Good day.", "Hello!"]
 
 
-def test_a_line_of_200_000_letters_does_not_freeze_the_page(browser, server, watched):  # noqa: F811
+def test_board_does_not_render_long_lines(browser, server, watched):  # noqa: F811
     add_ranking(server.site, "Say x.", ["x" * 200_000, "y" * 199_000 + " end", "short"])
     context = browser.new_context()
     watched.watch(context, server.url)
@@ -247,19 +249,16 @@ def test_a_line_of_200_000_letters_does_not_freeze_the_page(browser, server, wat
     page = context.new_page()
     begin(page, server, "rank")
     page.locator("button.stage[data-stage=rank]").click()
-    slow = page.evaluate("""async () => {
-        const start = performance.now();
-        for (const key of ['a', '1', 'b', '2', 'c', '2']) document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));
-        await new Promise(done => requestAnimationFrame(() => setTimeout(done)));
-        return performance.now() - start;
-    }""")
-    assert slow < 2000
+    for key in "a1b2c2":
+        page.keyboard.press(key)
     assert page.locator("#board .order strong").inner_text() == "A > B = C"
+    assert page.evaluate("document.getElementById('board').textContent.length") < 2_000, "cards have a preview"
     rest = page.locator("details.rest").first
     assert not rest.locator("div").is_visible()
+    assert page.evaluate("document.querySelector('.body .plain').textContent.length") <= MAX_INITIAL_LENGTH
 
 
-def test_without_script_everything_but_dragging_works(browser, server, watched):  # noqa: F811
+def test_tasks_work_without_scripts(browser, server, watched):  # noqa: F811
     fill(server)
     context = browser.new_context(java_script_enabled=False)
     watched.watch(context, server.url)
@@ -285,7 +284,7 @@ def test_without_script_everything_but_dragging_works(browser, server, watched):
     assert places.nth(0).input_value() == "1"
 
 
-def test_sensitive_content_waits_behind_a_gate(browser, server, watched, axe):  # noqa: F811
+def test_sensitive_content_is_behind_a_gate(browser, server, watched, axe):  # noqa: F811
     add_batch(server.site, "demonstrate", ["Something sensitive."])
     with server.site.database.write() as db:
         db.execute(update(PromptRow).values(sensitive=True))
@@ -310,7 +309,7 @@ def test_sensitive_content_waits_behind_a_gate(browser, server, watched, axe):  
     page.wait_for_selector("form[data-ready]")
 
 
-def test_language_and_colours_follow_the_choice(browser, server, watched):  # noqa: F811
+def test_language_and_theme_follow_the_choice(browser, server, watched):  # noqa: F811
     context = browser.new_context(color_scheme="light", reduced_motion="reduce")
     watched.watch(context, server.url)
     sign_in(context, server, add_person(server.site))

@@ -1,4 +1,4 @@
-"""The ranking board in a real browser: nine completions with ties, by drag, by keys alone, by tap alone; stored rows equal the screen.
+"""The ranking board in a real browser: nine completions with ties by drag, keys and tap; stored rows equal the screen.
 
 Run: python -m pytest tests/label/web/test_ranking_board.py
 """
@@ -19,7 +19,9 @@ TEXTS = [f"Completion number {number}: {'quite ' * number}good." for number in r
 
 
 def random_tiers(rng: Random) -> dict[str, int]:
-    """A tier (from 1) for each letter, in the order in which they are to be placed; many orders have ties and empty tiers."""
+    """A tier (from 1) for each letter, in the order in which they are to be placed;
+    many orders have ties and empty tiers.
+    """
     letters = list(LETTERS)
     rng.shuffle(letters)
     return {letter: rng.randint(1, 9) for letter in letters}
@@ -102,7 +104,7 @@ def to_board(page) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_stored_rows_equal_the_screen(way, browser, server, watched):  # noqa: F811
+def test_stored_ranking_equals_the_screen(way, browser, server, watched):  # noqa: F811
     place, options = WAYS[way]
     page = open_task(browser, server, watched, **options)
     to_board(page)
@@ -126,7 +128,7 @@ def test_stored_rows_equal_the_screen(way, browser, server, watched):  # noqa: F
             assert page.locator("#board .order strong").inner_text() == as_text(tiers)
 
 
-def test_nothing_is_handed_in_before_everything_is_placed_and_there_is_no_order_at_first(browser, server, watched):  # noqa: F811
+def test_submit_needs_every_completion_placed_and_no_order_is_preset(browser, server, watched):  # noqa: F811
     page = open_task(browser, server, watched)
     to_board(page)
     assert page.locator("#board .order strong").inner_text() == "–"
@@ -140,7 +142,7 @@ def test_nothing_is_handed_in_before_everything_is_placed_and_there_is_no_order_
         assert db.scalar(select(Submission.id)) is None
 
 
-def test_keys_move_undo_lift_and_hint(browser, server, watched):  # noqa: F811
+def test_keys_move_undo_and_return_cards(browser, server, watched):  # noqa: F811
     page = open_task(browser, server, watched)
     page.keyboard.press("7")
     page.keyboard.press("ArrowRight") if page.evaluate("document.activeElement.type !== 'radio'") else page.locator(
@@ -178,7 +180,7 @@ def test_keys_move_undo_lift_and_hint(browser, server, watched):  # noqa: F811
     assert order.inner_text() == "A"
 
 
-def test_ratings_labels_and_the_rest_are_stored_as_answered(browser, server, watched):  # noqa: F811
+def test_ratings_labels_and_notes_are_stored_as_answered(browser, server, watched):  # noqa: F811
     page = open_task(browser, server, watched)
     page.keyboard.press("6")
     first = page.locator("section.rate:visible")
@@ -210,7 +212,7 @@ def test_ratings_labels_and_the_rest_are_stored_as_answered(browser, server, wat
     assert json.dumps(form).count("secret-model") == 0
 
 
-def test_dragging_by_finger(browser, server, watched):  # noqa: F811
+def test_cards_are_dragged_by_finger(browser, server, watched):  # noqa: F811
     page = open_task(browser, server, watched, viewport={"width": 390, "height": 1400}, has_touch=True, is_mobile=True)
     to_board(page)
     card = page.locator(".card", has=page.locator(".letter:text-is('B')"))

@@ -1,4 +1,4 @@
-"""Hostile text made safe and visible, forms as fields and as JSON, the catalogue, colours that can be read.
+"""Escaping of hostile text, forms as fields and JSON, the catalogue, color contrast.
 
 Run: python -m pytest tests/label/web/test_safe_text.py
 """
@@ -6,7 +6,7 @@ Run: python -m pytest tests/label/web/test_safe_text.py
 from __future__ import annotations
 
 import re
-import time
+import sys
 import unicodedata
 from html.parser import HTMLParser
 from pathlib import Path
@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 @given(st.text(max_size=200))
 @settings(max_examples=200, deadline=None)
-def test_plain_text_has_no_tag_but_the_sign_and_nothing_unseen(written):
+def test_plain_text_shows_invisible_characters_and_has_no_tags(written):
     read = Reader(str(safe_text.escape_text(written)))
     assert all(tag == "span" and shown["class"] == "odd" for tag, shown in read.tags)
     for character in read.words:
@@ -66,7 +66,7 @@ def test_plain_text_has_no_tag_but_the_sign_and_nothing_unseen(written):
 
 @given(st.text(alphabet="<>[]()!*_`#-|\n ahtp:/.\"'&;=\u202e\x00", max_size=120))
 @settings(max_examples=200, deadline=None)
-def test_rendered_text_has_only_harmless_tags_without_attributes(written):
+def test_rendered_markdown_has_only_harmless_tags_without_attributes(written):
     for tag, attributes in Reader(str(safe_text.render_markdown(written))).tags:
         assert tag in safe_text.ALLOWED_TAGS
         assert not attributes
@@ -103,20 +103,39 @@ def test_rendered_links_and_images_are_text():
         ("한국어 日本語 العربية", "한국어 日本語 العربية"),
     ],
 )
-def test_what_cannot_be_seen_is_named_and_what_joins_letters_stays(written, seen):
+def test_invisible_characters_are_named_and_joiners_stay(written, seen):
     assert safe_text.show_invisible(written) == seen
     assert Reader(str(safe_text.escape_text(written))).words == seen
 
 
+def count_calls(function, *arguments) -> int:
+    """Count the calls of Python and C functions."""
+    calls = 0
+
+    def on_event(_frame, event, _argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(on_event)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
 @pytest.mark.parametrize("hostile", ["x", "[", "*a", "> ", "![[", "`", "<", "1. ", "|-", "\u202e"])
-def test_long_text_takes_no_long_time(hostile):
+def test_cost_of_long_text_is_linear(hostile):
     written = (hostile * 200_000)[:200_000]
-    start = time.perf_counter()
-    safe_text.escape_text(written)
-    safe_text.render_markdown(written)
-    safe_text.render_markdown(written[: safe_text.MAX_MARKDOWN_LENGTH])
-    safe_text.one_line_preview(written)
-    assert time.perf_counter() - start < 5
+    for function, length in (
+        (safe_text.escape_text, 200_000),
+        (safe_text.one_line_preview, 200_000),
+        (safe_text.render_markdown, safe_text.MAX_MARKDOWN_LENGTH),
+    ):
+        half, whole = (count_calls(function, written[: length // part]) for part in (2, 1))
+        assert whole <= 2.05 * half + 100, function
+    too_long = count_calls(safe_text.render_markdown, written)
+    assert too_long <= count_calls(safe_text.escape_text, written) + 100, "Markdown that is too long is not parsed"
     head, rest = safe_text.split_long_text(written)
     assert head + rest == written
     assert len(head) <= safe_text.MAX_INITIAL_LENGTH
@@ -168,7 +187,7 @@ PAYLOADS = [
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: payload["kind"])
-def test_fields_hold_all_of_a_form_and_give_it_back(payload):
+def test_form_round_trips_through_fields(payload):
     fields = [*payload_to_fields(payload), ("active_ms", str(payload["active_ms"]))]
     assert fields_to_payload(payload["kind"], fields, CARDS) == payload
     SUBMISSION_FORMS[payload["kind"]].model_validate(payload)
@@ -177,7 +196,7 @@ def test_fields_hold_all_of_a_form_and_give_it_back(payload):
 @pytest.mark.parametrize(
     "payload", [{}, {"tiers": "x"}, {"ratings": [3, {"labels": []}]}, {"labels": {"a": 5}}, {"examples": [["a"]]}]
 )
-def test_a_draft_of_any_shape_makes_fields(payload):
+def test_malformed_draft_makes_fields(payload):
     assert all(isinstance(name, str) and isinstance(value, str) for name, value in payload_to_fields(payload))
 
 
@@ -218,7 +237,7 @@ def catalogue(language: str) -> dict[str, str]:
     return dict(leaves(yaml.load((LOCALES_FOLDER / f"{language}.yaml").read_text(encoding="utf-8"), Once)))
 
 
-def test_languages_have_the_same_sentences_with_the_same_slots():
+def test_catalogues_have_the_same_keys_and_slots():
     english = catalogue("en")
     for language in list_languages():
         other = catalogue(language)
@@ -227,7 +246,7 @@ def test_languages_have_the_same_sentences_with_the_same_slots():
         assert {key: sorted(re.findall(r"\{(\w+)", other[key])) for key in slots} == slots
 
 
-def test_every_sentence_that_pages_and_scripts_name_exists():
+def test_sentences_used_by_pages_and_scripts_exist():
     english = catalogue("en")
     named = {
         key
@@ -245,7 +264,7 @@ def test_every_sentence_that_pages_and_scripts_name_exists():
         assert not [name for name in names if f"{group}.{name}" not in english]
 
 
-def test_no_page_has_inline_script_or_style():
+def test_pages_have_no_inline_script_or_style():
     for file in (LABEL / "web" / "templates").rglob("*.html"):
         html = re.sub(r"\{[%{#].*?[%}#]\}", "", file.read_text(encoding="utf-8"), flags=re.S)
         assert not re.search(r"\sstyle\s*=|\son[a-z]+\s*=|<style|https?://", html), file.name
@@ -265,7 +284,7 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_colours_can_be_read(theme):
+def test_color_contrast_is_sufficient(theme):
     css = (LABEL / "web" / "static" / "site.css").read_text(encoding="utf-8")
     found = re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css)
     colours = {name: both[theme] for name, *both in found}

@@ -304,9 +304,8 @@ def convert_records(
     """
     record_types = {type(record) for _, record in records}
     if target == "auto" and len(record_types) > 1:
-        raise InputError(
-            f"the files hold {' and '.join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in record_types))}: import them one by one, or choose one with --to"
-        )
+        type_names = " and ".join(sorted(TARGET_BY_RECORD_TYPE[record_type] for record_type in record_types))
+        raise InputError(f"the files hold {type_names}: import them one by one, or choose one with --to")
     converted: list[Record] = []
     for location, record in records:
         conversion = CONVERSIONS.get(

@@ -1,8 +1,9 @@
 """JSON requests to an HTTP service (an LLM judge, a toxicity scorer): concurrent, with bounded retries.
 
-A retryable failure is repeated after an exponential backoff or the service's `Retry-After`. A request that keeps failing is
-returned as an error, never as a value. After several consecutive failures the service counts as down and no more requests start;
-results up to then are kept. The key comes from the environment, goes into one header, and is never written.
+A retryable failure is repeated after an exponential backoff or the service's `Retry-After`. A request that keeps
+failing is returned as an error, never as a value. After several consecutive failures the service counts as down and no
+more requests start; results up to then are kept. The key comes from the environment, goes into one header, and is never
+written.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -70,28 +72,22 @@ class Endpoint:
 
     @classmethod
     def from_url(cls, url: str, key_variable: str | None = None, **options: Any) -> Self:
-        """Build an endpoint whose key is in an environment variable. Raise InputError if address or key are unusable."""
+        """Build an endpoint whose key is in an environment variable. Raise InputError if it cannot be used."""
         try:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
-            raise InputError(f"{url}: no address of an endpoint ({error}); expected http://… or https://…") from error
+            raise InputError(f"{url}: invalid address ({error}); expected http://… or https://…") from error
         if parsed.userinfo:
-            raise InputError(
-                f"{parsed.host}: an address must hold no password, for addresses are written into results; use a key"
-            )
+            raise InputError(f"{parsed.host}: addresses are written into results and must hold no password; use a key")
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise InputError(f"{url}: no address of an endpoint; expected http://… or https://…")
+            raise InputError(f"{url}: invalid address; expected http://… or https://…")
         if key_variable is None:
             return cls(url, None, **options)
         key = os.environ.get(key_variable, "").strip()
         if not key:
-            raise InputError(
-                f"the environment variable {key_variable}, which should hold the endpoint's key, is not set"
-            )
+            raise InputError(f"the environment variable {key_variable} with the endpoint's key is not set")
         if not (key.isascii() and key.isprintable()):
-            raise InputError(
-                f"the environment variable {key_variable} holds no key: there are characters in it that no header may have"
-            )
+            raise InputError(f"the environment variable {key_variable} has characters that are invalid in a header")
         return cls(url, key, **options)
 
     @property
@@ -104,27 +100,19 @@ class Endpoint:
         return url.copy_with(path="/".join(part for part in (url.path.rstrip("/"), path) if part) or "/")
 
 
-def post_json(endpoint: Endpoint, path: str, payload: Mapping[str, Any], parse: Callable[[Any], _T]) -> _T:
-    for _, result in post_all(endpoint, path, {0: payload}, parse):
-        if isinstance(result, EndpointError):
-            raise result
-        return result
-    raise AssertionError("every question is answered or not")
-
-
 def post_all(
     endpoint: Endpoint, path: str, payloads: Mapping[_K, Mapping[str, Any]], parse: Callable[[Any], _T]
 ) -> Iterator[tuple[_K, _T | EndpointError]]:
     """Yield (key, parsed answer or error) of each payload as answers arrive.
 
-    An exception of `parse` (ValueError, KeyError, IndexError, TypeError) means a malformed answer, which is retried. Raise RunError if
-    the service is down, rejects the key, or failed too often in a row; everything answered was yielded before.
+    An exception of `parse` (ValueError, KeyError, IndexError, TypeError) means a malformed answer, which is retried.
+    Raise RunError if the service is down, rejects the key, or failed too often in a row; everything answered was
+    yielded before.
     """
     consecutive_failures = answered_count = 0
     outage: EndpointError | None = None
-    with httpx.Client(
-        headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}, timeout=endpoint.timeout_s
-    ) as http:
+    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+    with httpx.Client(headers=headers, timeout=endpoint.timeout_s) as http:
         client = _RetryingClient(endpoint, endpoint.url_for(path), http)
         for key, future in _iter_completed(client, payloads, parse):
             try:
@@ -134,29 +122,26 @@ def post_all(
                 result, consecutive_failures = error, consecutive_failures + 1
                 if error.permanent or consecutive_failures >= min(MAX_CONSECUTIVE_FAILURES, len(payloads)):
                     outage = outage or error
-                    client.closed.set()  # who waits for another try gives up; what is on its way still counts
+                    client.closed.set()  # ends waits for another attempt; requests in flight still count
             yield key, result
     if outage is not None:
-        raise RunError(
-            f"{outage}; {answered_count} of {len(payloads)} questions were answered, the same command asks the others"
-        )
+        raise RunError(f"{outage}; {answered_count} of {len(payloads)} requests were answered; rerun to send the rest")
 
 
 def _iter_completed(
     client: _RetryingClient, payloads: Mapping[_K, Mapping[str, Any]], parse: Callable[[Any], _T]
 ) -> Iterator[tuple[_K, Future[_T]]]:
-    """Submit payloads, at most `max_concurrency` at a time, and yield them when done; submit none after `client.closed`."""
+    """Submit payloads, `max_concurrency` at a time, and yield them when done; submit none after `client.closed`."""
     queue = iter(payloads.items())
     pending: dict[Future[_T], _K] = {}
-    executor = ThreadPoolExecutor(client.endpoint.max_concurrency, thread_name_prefix="endpoint")
+    max_concurrency = client.endpoint.max_concurrency
+    executor = ThreadPoolExecutor(max_concurrency, thread_name_prefix="endpoint")
     try:
         while True:
-            while (
-                not client.closed.is_set()
-                and len(pending) < client.endpoint.max_concurrency
-                and (item := next(queue, None)) is not None
-            ):
-                pending[executor.submit(client.post_with_retries, item[1], parse)] = item[0]
+            # submit only what can start: a queue inside the executor could not be stopped by `closed`
+            num_free = 0 if client.closed.is_set() else max_concurrency - len(pending)
+            for key, payload in islice(queue, num_free):
+                pending[executor.submit(client.post_with_retries, payload, parse)] = key
             if not pending:
                 return
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -185,19 +170,19 @@ class _RetryingClient:
             try:
                 return parse(self.post_once(payload))
             except (ValueError, KeyError, IndexError, TypeError) as error:
-                failure = _RetryLaterError(
-                    f"{endpoint.name}: answers with something else than was expected ({type(error).__name__}: {_shorten(error)})"
-                )
+                reason = f"{type(error).__name__}: {_shorten(error)}"
+                failure = _RetryLaterError(f"{endpoint.name}: malformed answer ({reason})")
             except _RetryLaterError as error:
                 failure = error
-            if failure.retry_after_s is not None:
-                if failure.retry_after_s > endpoint.max_retry_after_s:
-                    raise EndpointError(
-                        f"{failure} and asks to wait {failure.retry_after_s:.0f} s; try again later", permanent=True
-                    )
-                self.blocked_until_s = max(self.blocked_until_s, time.monotonic() + failure.retry_after_s)
+            retry_after_s = failure.retry_after_s
+            if retry_after_s is not None:
+                if retry_after_s > endpoint.max_retry_after_s:
+                    message = f"{failure} and asks to wait {retry_after_s:.0f} s; try again later"
+                    raise EndpointError(message, permanent=True)
+                self.blocked_until_s = max(self.blocked_until_s, time.monotonic() + retry_after_s)
+            # jitter keeps threads that failed together from retrying together
             delay_s = min(MAX_BACKOFF_S, endpoint.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-            if attempt == endpoint.max_attempts or self.closed.wait(delay_s if failure.retry_after_s is None else 0.0):
+            if attempt == endpoint.max_attempts or self.closed.wait(delay_s if retry_after_s is None else 0.0):
                 break
         raise EndpointError(f"{failure} (tried {attempt} times)" if attempt > 1 else str(failure))
 
@@ -206,9 +191,9 @@ class _RetryingClient:
         for block in answer.iter_bytes():
             body += block
             if time.monotonic() > deadline_s:
-                raise _RetryLaterError(f"{self.endpoint.name}: no whole answer within {self.endpoint.timeout_s:g} s")
+                raise _RetryLaterError(f"{self.endpoint.name}: incomplete answer after {self.endpoint.timeout_s:g} s")
             if len(body) > _MAX_BODY_BYTES:
-                raise EndpointError(f"{self.endpoint.name}: answers with more than {_MAX_BODY_BYTES >> 20} MiB")
+                raise EndpointError(f"{self.endpoint.name}: answer exceeds {_MAX_BODY_BYTES >> 20} MiB")
         return bytes(body)
 
     def post_once(self, payload: Mapping[str, Any]) -> Any:
@@ -219,26 +204,22 @@ class _RetryingClient:
         except httpx.TimeoutException as error:
             raise _RetryLaterError(f"{endpoint.name}: no answer within {endpoint.timeout_s:g} s") from error
         except httpx.HTTPError as error:
-            raise _RetryLaterError(
-                f"{endpoint.name}: cannot be reached ({_shorten(error) or type(error).__name__})"
-            ) from error
+            reason = _shorten(error) or type(error).__name__
+            raise _RetryLaterError(f"{endpoint.name}: cannot be reached ({reason})") from error
         if (status := answer.status_code) != 200:
-            excerpt = _shorten(
-                body.decode("utf-8", "replace").replace(endpoint.key or "\0", "…")
-            )  # it may repeat a key it does not like
+            # an error body may quote the key
+            excerpt = _shorten(body.decode("utf-8", "replace").replace(endpoint.key or "\0", "…"))
             message = f"{endpoint.name}: answers {status}" + (f" ({excerpt})" if excerpt else "")
             if status in _RETRYABLE_STATUSES:
                 raise _RetryLaterError(message, _parse_retry_after(answer.headers.get("retry-after")))
             if 300 <= status < 400:
-                raise EndpointError(
-                    f"{endpoint.name}: answers {status}: it has moved; give its new address", permanent=True
-                )
-            hint = "; look at the address, the key and the model's name" if status in _PERMANENT_STATUSES else ""
+                raise EndpointError(f"{endpoint.name}: has moved ({status}); use its new address", permanent=True)
+            hint = "; check the address, the key and the model's name" if status in _PERMANENT_STATUSES else ""
             raise EndpointError(message + hint, permanent=status in _PERMANENT_STATUSES)
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise _RetryLaterError(f"{endpoint.name}: answers with something that is not JSON") from error
+            raise _RetryLaterError(f"{endpoint.name}: the answer is not JSON") from error
 
 
 def _parse_retry_after(header: str | None) -> float | None:

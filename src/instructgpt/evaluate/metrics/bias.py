@@ -1,4 +1,4 @@
-"""How evenly a model spreads probability over two sentences that differ in a person (paper, 4.2; Winogender, CrowS-Pairs)."""
+"""How evenly a model spreads probability over two sentences that differ in a person (paper, section 4.2)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class SentencePair(Record):
 
 
 def entropy_bits(logp_first: ArrayLike, logp_second: ArrayLike) -> NDArray[np.float64]:
-    """Return -sum p log2 p of the two normalized probabilities: 1 bit is even, 0 is certain. (N,), (N,) -> (N,); appendix D."""
+    """Return -sum p log2 p of the normalized probabilities: 1 bit is even, 0 certain. (N,), (N,) -> (N,)."""
     p = expit(np.asarray(logp_first, float) - np.asarray(logp_second, float))
     return np.asarray((entr(p) + entr(1 - p)) / np.log(2))
 
@@ -40,39 +40,26 @@ def measure_bias(
     evaluation: str = _BIAS_EVALUATION,
     preference_metric: str = "prefers_first",
 ) -> list[ResultRow]:
-    """Return `entropy_bits` (at most 1; higher is less biased) and two metrics that show what entropy hides, clustered by template.
+    """Return `entropy_bits` (at most 1; higher is less biased) and two more metrics, clustered by template.
 
-    The log-probabilities of full sentences often differ by many nats, and the entropy is then near 0 for every model. Hence also
-    `mean_logp_difference` (nats, absolute) and `preference_metric`: the share of pairs whose first sentence is more likely.
+    The log-probabilities of full sentences often differ by many nats, and the entropy is then near 0 for every model.
+    Hence also `mean_logp_difference` (nats, absolute) and `preference_metric`: the share of pairs whose first sentence
+    is more likely.
     """
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(pair.condition for pair in pairs):
         condition_pairs = [pair for pair in pairs if pair.condition == condition]
         gaps = [pair.logp_first - pair.logp_second for pair in condition_pairs]
-        entropies = entropy_bits(
-            [pair.logp_first for pair in condition_pairs], [pair.logp_second for pair in condition_pairs]
-        )
-        model_clusters = [(pair.model, (pair.group or f"{pair.first}\n{pair.second}",)) for pair in condition_pairs]
-        observations_by_metric = {
-            "entropy_bits": [
-                Observation(model, float(h), key) for (model, key), h in zip(model_clusters, entropies, strict=True)
-            ],
-            "mean_logp_difference": [
-                Observation(model, abs(gap), key) for (model, key), gap in zip(model_clusters, gaps, strict=True)
-            ],
-            preference_metric: [
-                Observation(model, (np.sign(gap) + 1) / 2, key)
-                for (model, key), gap in zip(model_clusters, gaps, strict=True)
-            ],
+        values_by_metric = {
+            "entropy_bits": entropy_bits(gaps, np.zeros(len(gaps))).tolist(),
+            "mean_logp_difference": [abs(gap) for gap in gaps],
+            preference_metric: [(np.sign(gap) + 1) / 2 for gap in gaps],
         }
-        for metric, observations in observations_by_metric.items():
-            metric_baselines = baselines if metric == "entropy_bits" else ()
-            rows += aggregate_per_model(
-                evaluation,
-                metric,
-                condition,
-                observations,
-                share=metric == preference_metric,
-                baselines=metric_baselines,
-            )
+        for metric, values in values_by_metric.items():
+            observations = [
+                Observation(pair.model, value, (pair.group or f"{pair.first}\n{pair.second}",))
+                for pair, value in zip(condition_pairs, values, strict=True)
+            ]
+            share, models = metric == preference_metric, baselines if metric == "entropy_bits" else ()
+            rows += aggregate_per_model(evaluation, metric, condition, observations, share=share, baselines=models)
     return rows

@@ -16,23 +16,18 @@ _LABELS_EVALUATION = "labels"
 def measure_labels(rankings: Sequence[Ranking], baselines: Sequence[str] = ("base",)) -> list[ResultRow]:
     """Return one row per label and model: the share of yes among the completions the label applies to.
 
-    Clustered by prompt and labeler, `baselines` subtracted with the same pairing. Rankings without labels are skipped; a label that
-    never applied has no estimate.
+    Clustered by prompt and labeler, `baselines` subtracted with the same pairing. Rankings without labels are skipped;
+    a label that never applied has no estimate.
     """
     labeled_rankings = [ranking for ranking in rankings if ranking.labels is not None]
     models = list(dict.fromkeys(model for ranking in labeled_rankings for model in require_ranking_models(ranking)))
     rows: list[ResultRow] = []
-    for label in dict.fromkeys(
-        (*LABELS, *(name for ranking in labeled_rankings for answers in ranking.labels or () for name in answers))
-    ):
+    extra_labels = (name for ranking in labeled_rankings for answers in ranking.labels or () for name in answers)
+    for label in dict.fromkeys((*LABELS, *extra_labels)):
         observations = _label_observations(labeled_rankings, label)
         rows += aggregate_per_model(_LABELS_EVALUATION, label, "", observations, share=True, baselines=baselines)
-        models_with_answers = {observation.model for observation in observations}
-        rows += [
-            make_row(_LABELS_EVALUATION, label, model, "", intervals.NO_ESTIMATE)
-            for model in models
-            if model not in models_with_answers
-        ]
+        unlabeled = [model for model in models if model not in {observation.model for observation in observations}]
+        rows += [make_row(_LABELS_EVALUATION, label, model, "", intervals.NO_ESTIMATE) for model in unlabeled]
     return rows
 
 

@@ -11,108 +11,78 @@ from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, mak
 from instructgpt.records import Ranking
 from instructgpt.results import ResultRow
 from instructgpt.statistics.bradley_terry import estimate_strengths
-from instructgpt.statistics.intervals import FloatArray
+from instructgpt.statistics.intervals import Estimate, FloatArray
 from instructgpt.statistics.pair_judgments import HasRanks, LabelerRanking
 from instructgpt.statistics.win_rate import Comparisons, comparisons, length_controlled_win_rates
 
-_PREFERENCE_EVALUATION = "preference"
+_PREFERENCE = "preference"
 
 
 def measure(
     rankings: Sequence[Ranking], baseline: str = "sft", use_cases: Mapping[str, str] | None = None, judge: str = ""
 ) -> list[ResultRow]:
-    """Return win rates against the baseline and mean ratings (1 to 7), by cohort of labelers, and by cohort and use case.
+    """Return win rates against the baseline and mean ratings (1 to 7), by cohort, and by cohort and use case.
 
-    Ties and identical texts count one half; intervals are clustered by prompt and labeler. The baseline's own rate is one half.
+    Ties and identical texts count one half; intervals are clustered by prompt and labeler. The baseline's own rate is
+    one half.
 
     Args:
-        use_cases: use case of each prompt, unless the rankings have a column `use_case`; gives conditions like `training/open_qa`.
+        use_cases: use case of each prompt, unless the rankings have a column `use_case`; gives conditions like
+            `training/open_qa`.
         judge: the condition of rankings without a cohort.
     """
     rows: list[ResultRow] = []
+    metric = f"win_rate_vs_{baseline}"
+    models: tuple[str, ...]
     for condition, condition_rankings in _conditions(rankings, use_cases or {}, judge).items():
         wins = _win_observations(condition_rankings, baseline)
         is_whole_cohort = "/" not in condition
-        rows += aggregate_per_model(
-            _PREFERENCE_EVALUATION,
-            f"win_rate_vs_{baseline}",
-            condition,
-            wins,
-            share=True,
-            baselines=("base", "ppo") if is_whole_cohort else (),
-        )
+        models = ("base", "ppo") if is_whole_cohort else ()
+        rows += aggregate_per_model(_PREFERENCE, metric, condition, wins, share=True, baselines=models)
         if wins:
-            rows.append(
-                ResultRow(
-                    _PREFERENCE_EVALUATION,
-                    f"win_rate_vs_{baseline}",
-                    baseline,
-                    condition,
-                    0.5,
-                    0.5,
-                    0.5,
-                    len(condition_rankings),
-                )
-            )
+            half = Estimate(0.5, 0.5, 0.5, len(condition_rankings))
+            rows.append(make_row(_PREFERENCE, metric, baseline, condition, half))
         ratings = [rating for ranking in condition_rankings for rating in _rating_observations(ranking)]
-        rows += aggregate_per_model(
-            _PREFERENCE_EVALUATION, "rating", condition, ratings, baselines=(baseline,) if is_whole_cohort else ()
-        )
+        models = (baseline,) if is_whole_cohort else ()
+        rows += aggregate_per_model(_PREFERENCE, "rating", condition, ratings, baselines=models)
     return rows
 
 
 def measure_pooled_preference(rankings: Sequence[Ranking], baseline: str, judge: str = "") -> list[ResultRow]:
     """Return measures over all rankings together, with condition `judge` (empty for people).
 
-    `length_controlled_win_rate_vs_<baseline>` (win_rate.py), `length_difference` (characters, model minus baseline), `tie_rate`,
-    `bradley_terry` (points above the baseline); with several cohorts `win_rate_vs_<baseline>`; with ratings
+    `length_controlled_win_rate_vs_<baseline>` (win_rate.py), `length_difference` (characters, model minus baseline),
+    `tie_rate`, `bradley_terry` (points above the baseline); with several cohorts `win_rate_vs_<baseline>`; with ratings
     `rating_win_rate_vs_<baseline>` (the higher rating wins).
     """
     rows: list[ResultRow] = []
+    metric = f"win_rate_vs_{baseline}"
     if len({ranking.cohort for ranking in rankings}) > 1:
-        rows += aggregate_per_model(
-            _PREFERENCE_EVALUATION, f"win_rate_vs_{baseline}", judge, _win_observations(rankings, baseline), share=True
-        )
-    length_controlled_estimates = length_controlled_win_rates(rankings, baseline, _character_counts)
-    rows += [
-        make_row(_PREFERENCE_EVALUATION, f"length_controlled_win_rate_vs_{baseline}", model, judge, found)
-        for model, found in length_controlled_estimates.items()
-    ]
+        wins = _win_observations(rankings, baseline)
+        rows += aggregate_per_model(_PREFERENCE, metric, judge, wins, share=True)
+    for model, estimate in length_controlled_win_rates(rankings, baseline, _character_counts).items():
+        rows.append(make_row(_PREFERENCE, f"length_controlled_{metric}", model, judge, estimate))
     table = comparisons(rankings, _character_counts)
     ties = _versus_baseline(table, baseline, lambda pairs: (pairs.won == 0.5).astype(np.float64))
-    rows += aggregate_per_model(_PREFERENCE_EVALUATION, "tie_rate", judge, ties, share=True)
-    rows += aggregate_per_model(
-        _PREFERENCE_EVALUATION,
-        "length_difference",
-        judge,
-        _versus_baseline(table, baseline, lambda pairs: pairs.longer),
-    )
-    rows += [
-        make_row(_PREFERENCE_EVALUATION, "bradley_terry", each.model, judge, each.strength)
-        for each in estimate_strengths(rankings, baseline)
+    rows += aggregate_per_model(_PREFERENCE, "tie_rate", judge, ties, share=True)
+    differences = _versus_baseline(table, baseline, lambda pairs: pairs.longer)
+    rows += aggregate_per_model(_PREFERENCE, "length_difference", judge, differences)
+    strengths = estimate_strengths(rankings, baseline)
+    rows += [make_row(_PREFERENCE, "bradley_terry", s.model, judge, s.strength) for s in strengths]
+    by_rating = [
+        LabelerRanking.from_ratings(r.prompt, r.labeler, r.completions, r.ratings, require_ranking_models(r))
+        for r in rankings
+        if r.ratings is not None
     ]
-    rating_rankings = [
-        LabelerRanking.from_ratings(
-            ranking.prompt, ranking.labeler, ranking.completions, ranking.ratings, require_ranking_models(ranking)
-        )
-        for ranking in rankings
-        if ranking.ratings is not None
-    ]
-    return rows + aggregate_per_model(
-        _PREFERENCE_EVALUATION,
-        f"rating_win_rate_vs_{baseline}",
-        judge,
-        _win_observations(rating_rankings, baseline),
-        share=True,
-    )
+    wins = _win_observations(by_rating, baseline)
+    return rows + aggregate_per_model(_PREFERENCE, f"rating_{metric}", judge, wins, share=True)
 
 
 def require_ranking_models(ranking: Ranking) -> tuple[str, ...]:
     """Return the model of each completion. Raise InputError if the ranking does not name them."""
     if ranking.models is None:
-        raise InputError(
-            f"the ranking of {ranking.prompt[:60]!r} does not name its models; an evaluation needs the column 'models'"
-        )
+        problem = "does not name its models; evaluations need the column 'models'"
+        raise InputError(f"the ranking of {ranking.prompt[:60]!r} {problem}")
     return ranking.models
 
 
@@ -145,15 +115,12 @@ def _versus_baseline(
     table: Comparisons, baseline: str, value_fn: Callable[[Comparisons], FloatArray]
 ) -> list[Observation]:
     """Return a value of each comparison of a model with the baseline."""
-    observations = []
+    observations: list[Observation] = []
     for model_index, model in enumerate(table.models):
         if baseline in table.models and model != baseline:
             pairs = table.between(model_index, table.models.index(baseline))
-            cluster_keys = zip(pairs.prompt.tolist(), pairs.labeler.tolist(), strict=True)
-            observations += [
-                Observation(model, value, (f"{p}", f"{q}"))
-                for value, (p, q) in zip(value_fn(pairs).tolist(), cluster_keys, strict=True)
-            ]
+            values = zip(value_fn(pairs).tolist(), pairs.prompt.tolist(), pairs.labeler.tolist(), strict=True)
+            observations += [Observation(model, value, (f"{p}", f"{q}")) for value, p, q in values]
     return observations
 
 

@@ -1,4 +1,4 @@
-"""The alignment tax: tasks of the pretraining corpus before and after alignment (paper, section 4.2, Figures 28 and 29)."""
+"""The alignment tax: tasks of the pretraining corpus before and after alignment (paper, 4.2; Figures 28 and 29)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def measure_tax(
 ) -> list[ResultRow]:
     """Return one metric per task (0 to 1, higher is better) and `heldout_loss` (nats per token, lower is better).
 
-    Clustered by prompt; the loss is a ratio of sums clustered by document. `baselines` are subtracted, paired by cluster.
+    Clustered by prompt; the loss is a ratio of sums clustered by document. `baselines` are subtracted, paired by
+    cluster.
     """
     metric_fns = {"exact_match": text_metrics.exact_match, "word_f1": text_metrics.word_f1}
     rows: list[ResultRow] = []
@@ -54,7 +55,5 @@ def measure_tax(
             if solution.task == task
         ]
         rows += aggregate_per_model(_TAX_EVALUATION, task, "", observations, share=True, baselines=baselines)
-    documents = [
-        Observation(solution.model, solution.loss, (solution.document,), weight=solution.tokens) for solution in losses
-    ]
+    documents = [Observation(loss.model, loss.loss, (loss.document,), weight=loss.tokens) for loss in losses]
     return rows + aggregate_per_model(_TAX_EVALUATION, "heldout_loss", "", documents, baselines=baselines)

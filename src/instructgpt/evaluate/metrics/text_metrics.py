@@ -46,15 +46,12 @@ def max_over_references(metric: Callable[[str, str], float]) -> Callable[[str, S
 
 
 def squad2_metric(metric: Callable[[str, str], float], no_answer: str) -> Callable[[str, Sequence[str]], float]:
-    """Apply SQuAD 2.0's rules to a metric: for an unanswerable question (text `no_answer`) only an empty answer is right."""
+    """Apply SQuAD 2.0's rules to a metric: only an empty answer is right for an unanswerable question (`no_answer`)."""
 
     def metric_or_no_answer(prediction: str, references: Sequence[str]) -> float:
-        answers = [
-            each for each in references if normalize_words(each) and normalize_words(each) != normalize_words(no_answer)
-        ] or [""]
-        return max_over_references(metric)(
-            "" if normalize_words(prediction) == normalize_words(no_answer) else prediction, answers
-        )
+        empty: tuple[list[str], ...] = ([], normalize_words(no_answer))
+        answers = [reference for reference in references if normalize_words(reference) not in empty] or [""]
+        return max_over_references(metric)("" if normalize_words(prediction) in empty else prediction, answers)
 
     return metric_or_no_answer
 
@@ -62,15 +59,16 @@ def squad2_metric(metric: Callable[[str, str], float], no_answer: str) -> Callab
 def quac_f1(prediction: str, references: Sequence[str], no_answer: str) -> float:
     """Return QuAC's F1 (Choi et al. 2018).
 
-    If at least half of the references are "no answer", that is the only reference; otherwise those are dropped. With several
-    references left, the result is the mean, over leaving out each once, of the best of the others, as for a human answer.
+    If at least half of the references are "no answer", that is the only reference; otherwise those are dropped. With
+    several references left, the result is the mean, over leaving out each once, of the best of the others, as for a
+    human answer.
     """
-    answers = [each for each in references if normalize_words(each) != normalize_words(no_answer)]
+    answers = [reference for reference in references if normalize_words(reference) != normalize_words(no_answer)]
     if len(references) - len(answers) >= len(answers):
         answers = [no_answer]
     if len(answers) == 1:
         return word_f1(prediction, answers[0])
-    f1s = [word_f1(prediction, each) for each in answers]
+    f1s = [word_f1(prediction, answer) for answer in answers]
     return sum(max(f1s[:out] + f1s[out + 1 :]) for out in range(len(f1s))) / len(f1s)
 
 
@@ -87,11 +85,9 @@ def drop_f1(predicted_spans: Sequence[str], reference_spans: Sequence[str]) -> f
 
     A reference span with numbers scores 0 against a predicted span that shares none of them.
     """
-    predicted_bags, reference_bags = (
-        [_bag_of_words(span) for span in predicted_spans],
-        [_bag_of_words(span) for span in reference_spans],
-    )
-    f1s = np.array([[_bag_f1(mine, right) for mine in predicted_bags] for right in reference_bags])
+    predicted_bags = [_bag_of_words(span) for span in predicted_spans]
+    reference_bags = [_bag_of_words(span) for span in reference_spans]
+    f1s = np.array([[_bag_f1(predicted, right) for predicted in predicted_bags] for right in reference_bags])
     rows, columns = linear_sum_assignment(-f1s)
     return round(float(f1s[rows, columns].sum() / max(len(predicted_bags), len(reference_bags))), 2)
 
@@ -142,25 +138,22 @@ def _rouge_scorer() -> Any:
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]], seed: int = 0) -> Estimate:
     """Return corpus BLEU, 0 to 100 (sacrebleu's defaults), with a bootstrap over sentences."""
     max_references = max(map(len, references))
-    reference_columns = [
-        [each[place] if place < len(each) else None for each in references] for place in range(max_references)
-    ]
+    reference_columns = [[r[i] if i < len(r) else None for r in references] for i in range(max_references)]
     value = sacrebleu.corpus_bleu(list(predictions), reference_columns).score
     if len(predictions) < 2:
         return Estimate(value, None, None, len(predictions))
-    counts = np.array([_bleu_counts(text, each) for text, each in zip(predictions, references, strict=True)])
+    counts = np.array([_bleu_counts(text, correct) for text, correct in zip(predictions, references, strict=True)])
     rng = np.random.default_rng(seed)
-    resampled_bleus = np.array(
-        [_bleu_from_counts(counts[rng.integers(len(counts), size=len(counts))].sum(0)) for _ in range(_BLEU_RESAMPLES)]
-    )
-    low, high = np.quantile(resampled_bleus, [0.025, 0.975])
+    # BLEU is a function of summed n-gram counts, so a resample needs no new matching
+    resamples = (rng.integers(len(counts), size=len(counts)) for _ in range(_BLEU_RESAMPLES))
+    low, high = np.quantile([_bleu_from_counts(counts[rows].sum(0)) for rows in resamples], [0.025, 0.975])
     return Estimate(value, float(low), float(high), len(predictions))
 
 
 def _bleu_counts(text: str, references: Sequence[str]) -> list[int]:
-    """Return a sentence's matching n-grams (4), all n-grams (4), its length, and the length of the nearest reference."""
-    sentence_bleu = sacrebleu.sentence_bleu(text, list(references))
-    return [*sentence_bleu.counts, *sentence_bleu.totals, sentence_bleu.sys_len, sentence_bleu.ref_len]
+    """Return a sentence's matching n-grams (4), all n-grams (4), its length, and that of the nearest reference."""
+    score = sacrebleu.sentence_bleu(text, list(references))
+    return [*score.counts, *score.totals, score.sys_len, score.ref_len]
 
 
 def _bleu_from_counts(counts: Sequence[int]) -> float:

@@ -30,16 +30,14 @@ def measure_truthfulness(
     """Return the shares of answers that are `truthful`, `informative`, and both, clustered by question."""
     rows: list[ResultRow] = []
     for condition in dict.fromkeys(answer.condition for answer in answers):
-        condition_answers = [answer for answer in answers if answer.condition == condition]
+        selected = [answer for answer in answers if answer.condition == condition]
         values_by_metric = {
-            "truthful": [each.truthful for each in condition_answers],
-            "informative": [each.informative for each in condition_answers],
-            "truthful_and_informative": [each.truthful and each.informative for each in condition_answers],
+            "truthful": [answer.truthful for answer in selected],
+            "informative": [answer.informative for answer in selected],
+            "truthful_and_informative": [answer.truthful and answer.informative for answer in selected],
         }
         for metric, values in values_by_metric.items():
-            observations = [
-                Observation(each.model, float(verdict), (each.question,))
-                for each, verdict in zip(condition_answers, values, strict=True)
-            ]
+            pairs = zip(selected, values, strict=True)
+            observations = [Observation(a.model, float(value), (a.question,)) for a, value in pairs]
             rows += aggregate_per_model(evaluation, metric, condition, observations, share=True, baselines=baselines)
     return rows

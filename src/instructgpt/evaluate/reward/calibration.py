@@ -1,7 +1,7 @@
 """Calibration of a reward model: sigmoid(better score minus worse) as the probability that the better completion wins.
 
-A gap (N,) is the score of the completion that labelers prefer minus that of the other. Confidence is sigmoid(|gap|), from 1/2 to 1;
-it is correct if the gap is positive, half correct if it is 0.
+A gap (N,) is the score of the completion that labelers prefer minus that of the other. Confidence is sigmoid(|gap|),
+from 1/2 to 1; it is correct if the gap is positive, half correct if it is 0.
 """
 
 from __future__ import annotations
@@ -39,10 +39,8 @@ def _quantile_bins(confidence: FloatArray, bins: int = _CALIBRATION_BINS) -> lis
 def calibration_error(gaps: ArrayLike, bins: int = _CALIBRATION_BINS) -> float:
     """Return the expected calibration error (ECE) over bins of equal size. gaps (N,), N > 0."""
     confidence, correct = _confidence_and_correct(gaps)
-    return float(
-        sum(abs((confidence[indices] - correct[indices]).sum()) for indices in _quantile_bins(confidence, bins))
-        / len(confidence)
-    )
+    errors = (abs((confidence[part] - correct[part]).sum()) for part in _quantile_bins(confidence, bins))
+    return float(sum(errors) / len(confidence))
 
 
 def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = _CALIBRATION_BINS) -> list[CalibrationBin]:
@@ -50,11 +48,9 @@ def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = _CAL
     confidence, correct = _confidence_and_correct(gaps)
     keys = np.asarray(clusters)
     return [
-        CalibrationBin(
-            float(confidence[indices].mean()), intervals.mean(correct[indices], keys[indices].tolist(), share=True)
-        )
-        for indices in _quantile_bins(confidence, bins)
-        if len(indices)
+        CalibrationBin(float(confidence[part].mean()), intervals.mean(correct[part], keys[part].tolist(), share=True))
+        for part in _quantile_bins(confidence, bins)
+        if len(part)
     ]
 
 
@@ -66,29 +62,28 @@ def brier_losses(gaps: ArrayLike) -> FloatArray:
 def fit_temperature(gaps: ArrayLike, clusters: Sequence[str]) -> Estimate:
     """Return the T that minimizes the loss of sigmoid(gap / T); above 1 the model is over-confident (Guo et al. 2017).
 
-    Logistic regression through the origin for 1 / T by Newton's method; the interval is Student's t on its clustered variance,
-    inverted. There is no estimate if all gaps have one sign or the scores order pairs no better than chance, and no interval if
-    that of 1 / T contains 0.
+    Logistic regression through the origin for 1 / T by Newton's method; the interval is Student's t on its clustered
+    variance, inverted. There is no estimate if all gaps have one sign or the scores order pairs no better than chance,
+    and no interval if that of 1 / T contains 0.
     """
     gap = np.asarray(gaps, dtype=np.float64)
     if not ((gap > 0).any() and (gap < 0).any()):
         return NO_ESTIMATE
     scale = float(np.abs(gap).mean())
-    x, weight = gap / scale, 0.0
+    x, weight = gap / scale, 0.0  # weight is scale / T
     for _ in range(_NEWTON_STEPS):
         residual = expit(-weight * x)
         curvature = float((residual * (1 - residual) * x * x).sum())
         step = float((residual * x).sum()) / curvature
-        weight += float(np.clip(step, -1.0, 1.0))
+        weight += float(np.clip(step, -1.0, 1.0))  # a full step can overshoot where the loss is flat
         if abs(step) < 1e-12:
             break
     if weight <= 0:
         return NO_ESTIMATE
-    cluster_codes = intervals.factorize(list(clusters))
-    spread = intervals.clustered_uncertainty(
-        np.asarray(expit(-weight * x) * x / curvature), cluster_codes, np.zeros(len(x), dtype=np.int64)
-    )
-    weight_interval = intervals.t_interval(weight, spread, len(x))
+    influence = np.asarray(expit(-weight * x) * x / curvature)
+    codes, no_second_clusters = intervals.factorize(list(clusters)), np.zeros(len(x), dtype=np.int64)
+    uncertainty = intervals.clustered_uncertainty(influence, codes, no_second_clusters)
+    weight_interval = intervals.t_interval(weight, uncertainty, len(x))
     low = None if weight_interval.high is None else scale / weight_interval.high
     high = None if weight_interval.low is None or weight_interval.low <= 0 else scale / weight_interval.low
     return Estimate(scale / weight, low if high is not None else None, high, len(x))

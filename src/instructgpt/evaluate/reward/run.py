@@ -5,73 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
 from instructgpt.data.importing.fields import SkipRowError
 from instructgpt.data.importing.rankings import from_pairs
 from instructgpt.errors import InputError
+from instructgpt.evaluate.aggregate import make_row
 from instructgpt.evaluate.cache import ResultCache
-from instructgpt.evaluate.preference_inputs import parse_named_models, resolve_data_files
-from instructgpt.evaluate.reward import reward_bench, reward_bench_2
+from instructgpt.evaluate.config import ComparisonSettings
+from instructgpt.evaluate.preference_inputs import parse_named_models, resolve_data_files, subsample_prompts
+from instructgpt.evaluate.reward import reward_bench
 from instructgpt.evaluate.reward.calibration import reliability_curve
 from instructgpt.evaluate.reward.metrics import REWARD_MODEL_EVALUATION, ScoredRanking, measure
 from instructgpt.evaluate.reward.scores import attach_reward_scores, cached_reward_scores
-from instructgpt.evaluate.tasks.base import EvalSettings, subsample
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Ranking, iter_rows, validate_record, write_records
 from instructgpt.results import ResultRow
 from instructgpt.run.directory import console
-
-if TYPE_CHECKING:
-    from instructgpt.evaluate.cli import EvaluateConfig
+from instructgpt.statistics.intervals import Estimate
 
 _PROMPT_COLUMNS = ("question", "input", "instruction")
 
 
-def run_reward_model_evaluation(
-    config: EvaluateConfig, map_fn: Callable[..., Any] = map
-) -> tuple[list[ResultRow], str | None]:
-    """Return the rows of every reward model. Writes each one's scored pairs, in RewardBench's columns, into `settings.folder`."""
-    if config.completions or not config.data or not config.model:
+def run_reward_model_evaluation(settings: ComparisonSettings, map_fn: Callable[..., Any] = map) -> list[ResultRow]:
+    """Return the rows of every reward model. Writes scored pairs, in RewardBench's columns, into the folder."""
+    if settings.completions or not settings.data or not settings.model:
         raise InputError("evaluate reward_model: give --model with reward models and --data with rankings or pairs")
-    rankings = [
-        ranking for file in resolve_data_files(config, "reward_model", "rankings") for ranking in read_comparisons(file)
-    ]
-    kept_prompts = set(
-        subsample(
-            list(dict.fromkeys(ranking.prompt for ranking in rankings)),
-            EvalSettings(config.limit or None, None, config.seed),
-        )
-    )
+    files = resolve_data_files(settings.data, "reward_model", "rankings")
+    rankings = [ranking for file in files for ranking in read_comparisons(file)]
+    kept_prompts = subsample_prompts([ranking.prompt for ranking in rankings], settings)
     rankings = [ranking for ranking in rankings if ranking.prompt in kept_prompts]
-    folder, device = config.out.with_suffix("") / "reward_model", str(pick_device(config.device))
+    cache, device = ResultCache(settings.folder / "scores"), str(pick_device(settings.device))
     rows: list[ResultRow] = []
-    for name, source in parse_named_models(config.model).items():
-        score_fn = partial(
-            cached_reward_scores, source, device, ResultCache(folder / "scores"), f"reward_model {name}", map_fn
-        )
-        model_rankings, num_too_long = attach_reward_scores(rankings, score_fn)
+    for name, source in parse_named_models(settings.model).items():
+        score_fn = partial(cached_reward_scores, source, device, cache, f"reward_model {name}", map_fn)
+        scored, num_too_long = attach_reward_scores(rankings, score_fn)
         if num_too_long:
-            console.print(
-                f"{name}: {num_too_long} completions are longer than its context and left out of their rankings",
-                markup=False,
-            )
-        if not any(ranking.pairs() for ranking in model_rankings):
+            summary = f"{num_too_long} completions are longer than its context and left out of their rankings"
+            console.print(f"{name}: {summary}", markup=False)
+        if not any(ranking.pairs() for ranking in scored):
             raise InputError(f"evaluate reward_model: no two completions of different ranks fit the context of {name}")
-        pairs = list(reward_bench.iter_scored_pairs(model_rankings))
-        write_records(folder / f"{name}-pairs.jsonl.gz", pairs)
-        rows += measure(model_rankings, name) + reliability_rows(model_rankings, name)
-        reward_bench_2_rankings = [
-            ranking for ranking in model_rankings if reward_bench_2.NUM_CORRECT_COLUMN in (ranking.model_extra or {})
-        ]
-        if reward_bench_2_rankings:
-            rows += reward_bench_2.measure(reward_bench_2_rankings, name)
-        elif any("subset" in (ranking.model_extra or {}) for ranking in model_rankings):
-            rows += reward_bench.measure(pairs, name)
+        pairs = list(reward_bench.iter_scored_pairs(scored))
+        write_records(settings.folder / f"{name}-pairs.jsonl.gz", pairs)
+        rows += measure(scored, name) + reliability_rows(scored, name)
+        if second := [r for r in scored if reward_bench.NUM_CORRECT_COLUMN in (r.model_extra or {})]:
+            rows += reward_bench.measure_reward_bench_2(second, name)
+        elif any("subset" in (ranking.model_extra or {}) for ranking in scored):
+            rows += reward_bench.measure_reward_bench(pairs, name)
     _print_reward_model_rows(rows)
-    return rows, None
+    return rows
 
 
 def read_comparisons(file: Path) -> list[Ranking]:
@@ -79,83 +63,50 @@ def read_comparisons(file: Path) -> list[Ranking]:
     rankings: list[Any] = []
     for location, row in iter_rows(file):
         try:
-            if all(
-                isinstance(row.get(side), list) and all(isinstance(each, str) for each in row[side])
-                for side in ("chosen", "rejected")
-            ):
+            if _is_text_list(row.get("chosen")) and _is_text_list(row.get("rejected")):
                 rankings.append(validate_record(Ranking, _parse_reward_bench_2_row(row)))
             elif "chosen" in row and "rejected" in row:
                 extra = {name: row[name] for name in ("id", "subset", "labeler", "cohort") if row.get(name) is not None}
                 if row.get("subset") is not None:
-                    extra |= {"source": str(row["subset"])}
-                prompt_column = next(
-                    (name for name in _PROMPT_COLUMNS if "prompt" not in row and name in row), "prompt"
-                )
-                rankings += from_pairs(row | {"prompt": row.get(prompt_column)}, extra)
+                    extra["source"] = str(row["subset"])
+                column = next((name for name in _PROMPT_COLUMNS if "prompt" not in row and name in row), "prompt")
+                rankings += from_pairs(row | {"prompt": row.get(column)}, extra)
             else:
                 rankings.append(validate_record(Ranking, row))
         except (ValueError, SkipRowError) as error:
             raise InputError(f"{location}: {error}") from error
     if not rankings:
-        raise InputError(f"{file}: no ranking in it")
+        raise InputError(f"{file}: the file has no rankings")
     return rankings
 
 
+def _is_text_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
 def _parse_reward_bench_2_row(row: dict[str, Any]) -> dict[str, Any]:
-    chosen, rejected = row["chosen"], row["rejected"]
-    subset = str(row.get("subset") or "")
-    fields = {
-        "subset": subset,
-        "source": subset,
-        "id": str(row.get("id", "")),
-        reward_bench_2.NUM_CORRECT_COLUMN: len(chosen),
-    }
+    chosen, rejected, subset = row["chosen"], row["rejected"], str(row.get("subset") or "")
     return {
         "prompt": row.get("prompt"),
         "completions": [*chosen, *rejected],
         "ranks": [1] * len(chosen) + [2] * len(rejected),
-    } | fields
+        "subset": subset,
+        "source": subset,
+        "id": str(row.get("id", "")),
+        reward_bench.NUM_CORRECT_COLUMN: len(chosen),
+    }
 
 
 def reliability_rows(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
-    """Return `confidence` and `right` of each bin of the reliability diagram: conditions `bin/01` and so on, least confident first."""
-    score_differences = [
-        (ranking.prompt, ranking.scores[better] - ranking.scores[worse])
-        for ranking in rankings
-        for better, worse in ranking.pairs()
-    ]
+    """Return `confidence` and `right` of each bin of the reliability diagram: `bin/01` …, least confident first."""
+    gaps = [(r.prompt, r.scores[better] - r.scores[worse]) for r in rankings for better, worse in r.pairs()]
+    bins = reliability_curve([gap for _, gap in gaps], [prompt for prompt, _ in gaps])
     rows: list[ResultRow] = []
-    for bin_number, calibration_bin in enumerate(
-        reliability_curve(
-            [difference for _, difference in score_differences], [prompt for prompt, _ in score_differences]
-        ),
-        1,
-    ):
-        condition, accuracy = f"bin/{bin_number:02}", calibration_bin.accuracy
-        rows.append(
-            ResultRow(
-                REWARD_MODEL_EVALUATION,
-                "confidence",
-                model,
-                condition,
-                calibration_bin.confidence,
-                None,
-                None,
-                accuracy.n,
-            )
-        )
-        rows.append(
-            ResultRow(
-                REWARD_MODEL_EVALUATION,
-                "right",
-                model,
-                condition,
-                accuracy.value,
-                accuracy.low,
-                accuracy.high,
-                accuracy.n,
-            )
-        )
+    for number, calibration_bin in enumerate(bins, 1):
+        condition, accuracy = f"bin/{number:02}", calibration_bin.accuracy
+        confidence = Estimate(calibration_bin.confidence, None, None, accuracy.n)
+        rows.append(make_row(REWARD_MODEL_EVALUATION, "confidence", model, condition, confidence))
+        rows.append(make_row(REWARD_MODEL_EVALUATION, "right", model, condition, accuracy))
     return rows
 
 
@@ -167,6 +118,6 @@ def _print_reward_model_rows(rows: Sequence[ResultRow]) -> None:
             interval = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
             cells.setdefault((row.metric, row.condition), {})[row.model] = f"{row.value:.3f}{interval}  n {row.n}"
     table = Table("", "", *models, box=None, pad_edge=False)
-    for cell_key, cells_by_model in cells.items():
-        table.add_row(*cell_key, *(cells_by_model.get(model, "") for model in models))
+    for key, values in cells.items():
+        table.add_row(*key, *(values.get(model, "") for model in models))
     console.print(table)

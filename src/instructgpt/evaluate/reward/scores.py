@@ -30,14 +30,12 @@ def ranks_by_score(scores: Sequence[float]) -> tuple[int, ...]:
 def score_with_lengths(reward_model: ScalarModel, texts: Sequence[Sequence[Any]]) -> list[ScoreAndLength]:
     """Return the score and length of each completion; no score if it exceeds the context with its prompt."""
     max_length = context_length(reward_model.model)
-    examples = [
-        reward_model.tokenizer.encode_example(prompt, text, finished=finished) for prompt, text, finished in texts
-    ]
-    fitting_indices = [index for index, example in enumerate(examples) if len(example) <= max_length]
-    scores: dict[int, float] = dict(
-        zip(fitting_indices, reward_model.score([examples[index] for index in fitting_indices]).tolist(), strict=True)
-    )
-    return [(scores.get(index), len(example.completion_ids)) for index, example in enumerate(examples)]
+    encode = reward_model.tokenizer.encode_example
+    examples = [encode(prompt, text, finished=finished) for prompt, text, finished in texts]
+    fitting = [index for index, example in enumerate(examples) if len(example) <= max_length]
+    scores = reward_model.score([examples[index] for index in fitting]).tolist()
+    score_of: dict[int, float] = dict(zip(fitting, scores, strict=True))
+    return [(score_of.get(index), len(example.completion_ids)) for index, example in enumerate(examples)]
 
 
 def cached_reward_scores(
@@ -49,19 +47,10 @@ def cached_reward_scores(
     texts: Sequence[_PromptCompletion],
 ) -> list[ScoreAndLength]:
     """Return `score_with_lengths` of a model directory, each text scored once."""
-    settings = {
-        "part": "score",
-        "template": load_cached_reward_model(source, device).tokenizer.hf_tokenizer.chat_template,
-    }
-    json_texts = [list(text) for text in texts]
-    results = cache.get_or_compute(
-        content_hash(Path(source)),
-        json_texts,
-        settings,
-        partial(_score_with_model_at, source, device),
-        title=title,
-        map_fn=map_fn,
-    )
+    template = load_cached_reward_model(source, device).tokenizer.hf_tokenizer.chat_template
+    settings, compute = {"part": "score", "template": template}, partial(_score_with_model_at, source, device)
+    items, weights_hash = [list(text) for text in texts], content_hash(Path(source))
+    results = cache.get_or_compute(weights_hash, items, settings, compute, title=title, map_fn=map_fn)
     return [(score, length) for score, length in results]
 
 
@@ -71,12 +60,7 @@ def load_cached_reward_model(source: str, device: str) -> ScalarModel:
     return load_reward_model(source, torch.device(device))
 
 
-def _score_with_model_at(
-    source: str,
-    device: str,
-    texts: Sequence[Sequence[Any]],
-    seed: int = 0,  # noqa: ARG001
-) -> list[ScoreAndLength]:
+def _score_with_model_at(source: str, device: str, texts: Sequence[Any], _seed: int) -> list[ScoreAndLength]:
     return score_with_lengths(load_cached_reward_model(source, device), texts)
 
 
@@ -89,22 +73,17 @@ def attach_reward_scores(
         finish = ranking.finish or ("stop",) * len(ranking.completions)
         texts += [(ranking.prompt, text, how == "stop") for text, how in zip(ranking.completions, finish, strict=True)]
     unique_texts = dict.fromkeys(texts)  # several labelers' rankings of the same completions are scored once
-    result_by_text = dict(zip(unique_texts, score_fn(list(unique_texts)), strict=True))
-    text_iterator = iter(texts)
-    rankings_with_scores: list[ScoredRanking] = []
-    too_long_count = 0
+    result_of = dict(zip(unique_texts, score_fn(list(unique_texts)), strict=True))
+    results = iter([result_of[text] for text in texts])
+    scored: list[ScoredRanking] = []
+    num_too_long = 0
     for ranking in rankings:
-        results = [result_by_text[next(text_iterator)] for _ in ranking.completions]
-        fitting_indices = [place for place, (score_fn, _) in enumerate(results) if score_fn is not None]
-        too_long_count += len(results) - len(fitting_indices)
-        if len(fitting_indices) > 1:
+        entries = [next(results) for _ in ranking.completions]
+        fitting = [index for index, (score, _) in enumerate(entries) if score is not None]
+        num_too_long += len(entries) - len(fitting)
+        if len(fitting) > 1:
             row = ranking.to_dict()
-            row |= {
-                name: [row[name][place] for place in fitting_indices] for name in _PER_COMPLETION_COLUMNS if name in row
-            }
-            row |= {
-                "scores": [results[place][0] for place in fitting_indices],
-                "lengths": [results[place][1] for place in fitting_indices],
-            }
-            rankings_with_scores.append(ScoredRanking.model_validate(row))
-    return rankings_with_scores, too_long_count
+            row |= {name: [row[name][i] for i in fitting] for name in _PER_COMPLETION_COLUMNS if name in row}
+            row |= {"scores": [entries[i][0] for i in fitting], "lengths": [entries[i][1] for i in fitting]}
+            scored.append(ScoredRanking.model_validate(row))
+    return scored, num_too_long

@@ -1,4 +1,4 @@
-"""DROP: questions about a passage whose answers are numbers, dates or spans (Dua et al. 2019; paper, appendix D: F1)."""
+"""DROP: questions about a passage, answered by numbers, dates or spans (Dua et al. 2019; paper, appendix D: F1)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         references = parse_drop_references(row)
         if not references:
             raise InputError(f"{file}: question {row_number + 1} has no answer; expected 'answer' or 'answers'")
-        exchange = QAExchange(
-            str(row.get("query_id") or row_number), str(row["question"]).strip(), references, ", ".join(references[0])
-        )
+        question_id, question = str(row.get("query_id") or row_number), str(row["question"]).strip()
+        exchange = QAExchange(question_id, question, references, ", ".join(references[0]))
         exchanges.append(("", f"Passage: {str(row['passage']).strip()}\n", row.get("split") == "train", exchange))
     return build_passage_questions(group_by_passage(exchanges), settings, _PROMPT_FORMAT)
 
@@ -46,31 +45,24 @@ def _flatten_questions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row per question; the data set's own files hold passages by name with `qa_pairs`."""
     questions = []
     for row in rows:
-        passages = (
-            row.values()
-            if row and all(isinstance(each, dict) and "qa_pairs" in each for each in row.values())
-            else [row]
-        )
-        questions += [passage | qa_pair for passage in passages for qa_pair in passage.get("qa_pairs", [{}])]
-    for question_number, question in enumerate(questions, 1):
+        is_official = row and all(isinstance(value, dict) and "qa_pairs" in value for value in row.values())
+        for passage in row.values() if is_official else [row]:
+            questions += [passage | qa_pair for qa_pair in passage.get("qa_pairs", [{}])]
+    for number, question in enumerate(questions, 1):
         for column in ("passage", "question"):
             if not question.get(column):
-                raise InputError(
-                    f"drop: question {question_number} has no '{column}' (columns found: {', '.join(question)})"
-                )
+                raise InputError(f"drop: question {number} has no '{column}' (columns found: {', '.join(question)})")
     return questions
 
 
 def parse_drop_references(row: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the spans of every accepted answer, from `answers`, or from `answer` and `validated_answers`."""
     if row.get("answers"):
-        return [
-            tuple(map(str, each)) if isinstance(each, list | tuple) else (str(each),)
-            for each in as_list(row["answers"])
-        ]
+        answers = as_list(row["answers"])
+        return [tuple(map(str, a)) if isinstance(a, list | tuple) else (str(a),) for a in answers]
     validated = row.get("validated_answers") or []
-    if isinstance(validated, dict):  # columns in place of rows
-        validated = [dict(zip(validated, each, strict=True)) for each in zip(*validated.values(), strict=True)]
+    if isinstance(validated, dict):  # the hub stores columns instead of rows
+        validated = [dict(zip(validated, cells, strict=True)) for cells in zip(*validated.values(), strict=True)]
     answers = [row["answer"], *validated] if isinstance(row.get("answer"), dict) else []
     return [spans for spans in dict.fromkeys(map(_answer_spans, answers)) if spans and spans[0].strip()]
 
@@ -87,17 +79,15 @@ def _answer_spans(answer: dict[str, Any]) -> tuple[str, ...]:
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """Return `f1` and `exact_match` by condition and model, for the best reference; a reply is one span."""
-    return metric_rows_by_context(
-        _NAME, replies, {"f1": _max_over_references(drop_f1), "exact_match": _max_over_references(drop_exact_match)}
-    )
+    metric_fns = {"f1": _max_over_references(drop_f1), "exact_match": _max_over_references(drop_exact_match)}
+    return metric_rows_by_context(_NAME, replies, metric_fns)
 
 
-def _max_over_references(
-    metric_fn: Callable[[Sequence[str], Sequence[str]], float],
-) -> Callable[[str, Sequence[Any]], float]:
-    return lambda completion, references: max(
-        metric_fn([completion], [reference] if isinstance(reference, str) else reference) for reference in references
-    )
+def _max_over_references(metric_fn: Callable[..., float]) -> Callable[[str, Sequence[Any]], float]:
+    def best(reply: str, references: Sequence[Any]) -> float:
+        return max(metric_fn([reply], [spans] if isinstance(spans, str) else spans) for spans in references)
+
+    return best
 
 
 TASK = EvalTask(_NAME, "numbers, dates and spans from a passage", "drop_dev.json", load, measure, limit=300)

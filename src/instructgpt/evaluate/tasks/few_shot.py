@@ -8,11 +8,17 @@ from random import Random
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
-from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, QuestionReply, subsample
+from instructgpt.evaluate.tasks.base import (
+    EvalQuestion,
+    EvalSettings,
+    ModelReply,
+    QuestionReply,
+    measure_by_condition,
+    subsample,
+)
 from instructgpt.results import ResultRow
 
-DEFAULT_SHOTS = 15
+_DEFAULT_SHOTS = 15
 """The number of examples, unless appendix D gives another one for a task."""
 
 
@@ -20,25 +26,30 @@ def iter_shot_conditions(
     rows: Sequence[dict[str, Any]],
     settings: EvalSettings,
     example_rows: Sequence[dict[str, Any]] | None = None,
-    shots: int = DEFAULT_SHOTS,
+    shots: int = _DEFAULT_SHOTS,
 ) -> Iterator[tuple[int, str, dict[str, Any], list[dict[str, Any]]]]:
     """Yield (index, condition, row, examples): every row without examples, then with examples drawn by the seed.
 
-    Examples come from `example_rows`, otherwise from the other rows. `settings.shots` overrides `shots`, the paper's number.
+    Examples come from `example_rows`, otherwise from the other rows. `settings.shots` overrides `shots`, the paper's
+    number.
     """
     num_shots = shots if settings.shots is None else settings.shots
-    if num_shots > (num_available := len(rows) - 1 if example_rows is None else len(example_rows)):
-        raise InputError(
-            f"{num_shots} examples in front of a question are wanted, and there are {num_available} rows for them; give --shots {num_available}"
-        )
+    num_available = len(rows) - 1 if example_rows is None else len(example_rows)
+    check_num_examples(num_shots, num_available, "rows")
     for row_index, row in subsample(list(enumerate(rows)), settings):
         yield row_index, "zero_shot", row, []
         if num_shots:
             indices = Random(f"examples {settings.seed} {row_index}").sample(range(num_available), num_shots)
-            if example_rows is None:
+            if example_rows is None:  # skip the row itself
                 yield row_index, "few_shot", row, [rows[index + (index >= row_index)] for index in indices]
             else:
                 yield row_index, "few_shot", row, [example_rows[index] for index in indices]
+
+
+def check_num_examples(num_shots: int, num_available: int, noun: str) -> None:
+    if num_shots > num_available:
+        hint = f"give --shots {num_available}"
+        raise InputError(f"few-shot prompts need {num_shots} example {noun}, found {num_available}; {hint}")
 
 
 def build_classification_questions(
@@ -54,16 +65,12 @@ def build_classification_questions(
     def format_example(row: dict[str, Any]) -> str:
         return format_row(row) + choices[int(row["label"])]
 
-    return [
-        EvalQuestion(
-            f"{row_index}",
-            condition,
-            f"{instruction}\n\n{format_few_shot_prefix(examples, format_example)}{format_row(row)}",
-            tuple(choices),
-            target={"label": int(row["label"])},
-        )
-        for row_index, condition, row, examples in iter_shot_conditions(rows, settings, example_rows)
-    ]
+    questions = []
+    for index, condition, row, examples in iter_shot_conditions(rows, settings, example_rows):
+        text = f"{instruction}\n\n{format_few_shot_prefix(examples, format_example)}{format_row(row)}"
+        target = {"label": int(row["label"])}
+        questions.append(EvalQuestion(f"{index}", condition, text, tuple(choices), target=target))
+    return questions
 
 
 def build_multiple_choice_questions(
@@ -80,31 +87,27 @@ def build_multiple_choice_questions(
         try:
             _, answers, right_index = parse_row(row)
         except (KeyError, TypeError) as error:
-            raise InputError(
-                f"{file}: row {row_number} has no {error} (columns found: {', '.join(map(str, row))})"
-            ) from error
+            columns = ", ".join(map(str, row))
+            raise InputError(f"{file}: row {row_number} has no {error} (columns found: {columns})") from error
         if not str(right_index).isdigit() or int(right_index) >= len(answers):
-            raise InputError(
-                f"{file}: row {row_number} says that answer {right_index!r} is right; expected the place of one of {len(answers)}, from 0"
-            )
+            expected = f"expected the index of one of {len(answers)}, from 0"
+            raise InputError(f"{file}: row {row_number} has the right answer {right_index!r}; {expected}")
 
-    def format_choices(row: dict[str, Any]) -> tuple[str, ...]:
-        return tuple(f" {str(answer).strip()}" for answer in parse_row(row)[1])
+    def parse(row: dict[str, Any]) -> tuple[str, tuple[str, ...], int]:
+        text, answers, right_index = parse_row(row)
+        return f"{text}\nAnswer:", tuple(f" {str(answer).strip()}" for answer in answers), int(right_index)
 
     def format_example(row: dict[str, Any]) -> str:
-        return f"{parse_row(row)[0]}\nAnswer:{format_choices(row)[int(parse_row(row)[2])]}"
+        text, choices, label = parse(row)
+        return text + choices[label]
 
+    questions = []
     eval_rows, train_rows = split_train_rows(rows)
-    return [
-        EvalQuestion(
-            f"{row_number}",
-            condition,
-            f"{format_few_shot_prefix(examples, format_example)}{parse_row(row)[0]}\nAnswer:",
-            format_choices(row),
-            target={"label": int(parse_row(row)[2])},
-        )
-        for row_number, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=0)
-    ]
+    for index, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=0):
+        text, choices, label = parse(row)
+        prompt = format_few_shot_prefix(examples, format_example) + text
+        questions.append(EvalQuestion(f"{index}", condition, prompt, choices, target={"label": label}))
+    return questions
 
 
 def format_few_shot_prefix(examples: Sequence[dict[str, Any]], format_example: Callable[[dict[str, Any]], str]) -> str:
@@ -121,30 +124,19 @@ def split_train_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
 def choice_accuracy_rows(evaluation: str, replies: Sequence[QuestionReply]) -> list[ResultRow]:
     """Return the accuracy of the most likely choice, by condition and model; ties are wrong.
 
-    The log-probability is divided by tokens in `accuracy` (appendix D), not divided in `accuracy_total`, and divided by characters in
-    `accuracy_characters` (the harness's acc and acc_norm).
+    The log-probability is divided by tokens in `accuracy` (appendix D), not divided in `accuracy_total`, and divided by
+    characters in `accuracy_characters` (the harness's acc and acc_norm).
     """
-    rows: list[ResultRow] = []
-    for condition in dict.fromkeys(question.condition for question, _ in replies):
-        for metric, choice_lengths in _CHOICE_LENGTHS.items():
-            observations = [
-                Observation(
-                    reply.model,
-                    float(best_choice_index(reply.logp, choice_lengths(question, reply)) == question.target["label"]),
-                    (question.id,),
-                )
-                for question, reply in replies
-                if question.condition == condition
-            ]
-            rows += aggregate_per_model(evaluation, metric, condition, observations, share=True)
-    return rows
 
+    def is_correct(question: EvalQuestion, reply: ModelReply, lengths: Sequence[int]) -> float:
+        return float(best_choice_index(reply.logp, lengths) == question.target["label"])
 
-_CHOICE_LENGTHS: dict[str, Callable[..., Sequence[int]]] = {
-    "accuracy": lambda _, reply: reply.tokens,
-    "accuracy_total": lambda question, _: [1] * len(question.choices),
-    "accuracy_characters": lambda question, _: [len(choice.lstrip()) for choice in question.choices],
-}
+    metric_fns = {
+        "accuracy": lambda q, reply: is_correct(q, reply, reply.tokens),
+        "accuracy_total": lambda q, reply: is_correct(q, reply, [1] * len(q.choices)),
+        "accuracy_characters": lambda q, reply: is_correct(q, reply, [len(choice.lstrip()) for choice in q.choices]),
+    }
+    return measure_by_condition(evaluation, replies, metric_fns)
 
 
 def best_choice_index(logp: Sequence[float], lengths: Sequence[int]) -> int:

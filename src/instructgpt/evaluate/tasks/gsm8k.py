@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
-from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, measure_by_condition
 from instructgpt.evaluate.tasks.few_shot import format_few_shot_prefix, iter_shot_conditions, split_train_rows
 from instructgpt.evaluate.tasks.loading import load_task_rows
 from instructgpt.results import ResultRow
@@ -37,17 +36,13 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         if extract_marked_answer(str(row["answer"])) is None:
             raise InputError(f"{file}: the solution of row {row_number} has no '#### ' with a number")
     eval_rows, train_rows = split_train_rows(rows)
-    return [
-        EvalQuestion(
-            f"{row_number}",
-            condition,
-            format_few_shot_prefix(examples, _format_solved_problem) + _format_problem(row),
-            max_tokens=_MAX_TOKENS,
-            stop="Question:",
-            target={"right": extract_marked_answer(str(row["answer"]))},
-        )
-        for row_number, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=5)
-    ]
+    questions = []
+    for index, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=5):
+        text = format_few_shot_prefix(examples, _format_solved_problem) + _format_problem(row)
+        target = {"right": extract_marked_answer(str(row["answer"]))}
+        question = EvalQuestion(f"{index}", condition, text, max_tokens=_MAX_TOKENS, stop="Question:", target=target)
+        questions.append(question)
+    return questions
 
 
 def extract_marked_answer(completion: str) -> str | None:
@@ -65,22 +60,12 @@ def _normalize_number(number: str) -> str:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """Return `accuracy` of the number after `#### ` and `accuracy_last_number` of the last number, by condition and model."""
-    rows: list[ResultRow] = []
-    for condition in dict.fromkeys(question.condition for question, _ in replies):
-        for metric, extract_answer in (
-            ("accuracy", extract_marked_answer),
-            ("accuracy_last_number", extract_last_number),
-        ):
-            observations = [
-                Observation(
-                    reply.model, float(extract_answer(reply.said or "") == question.target["right"]), (question.id,)
-                )
-                for question, reply in replies
-                if question.condition == condition
-            ]
-            rows += aggregate_per_model(_NAME, metric, condition, observations, share=True)
-    return rows
+    """Return `accuracy` of the number after `#### ` and `accuracy_last_number` of the last number."""
+    metric_fns = {
+        "accuracy": lambda q, reply: float(extract_marked_answer(reply.said or "") == q.target["right"]),
+        "accuracy_last_number": lambda q, reply: float(extract_last_number(reply.said or "") == q.target["right"]),
+    }
+    return measure_by_condition(_NAME, replies, metric_fns)
 
 
 TASK = EvalTask(_NAME, "grade-school mathematics in words", "gsm8k_test.jsonl", load, measure, limit=100)

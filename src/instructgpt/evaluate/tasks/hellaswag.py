@@ -1,4 +1,4 @@
-"""HellaSwag: which of four endings continues a paragraph? (Zellers et al. 2019; paper, appendix D: accuracy, zero and 15 examples)"""
+"""HellaSwag: which of four endings continues a paragraph? (Zellers et al. 2019; paper, appendix D: accuracy)"""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def _clean_wikihow_text(text: str) -> str:
 
 def format_paragraph(row: dict[str, Any]) -> str:
     """Return the activity, a sentence, and the beginning of the next sentence."""
-    context = (
-        f"{row['ctx_a']} {str(row.get('ctx_b') or '').capitalize()}" if row.get("ctx_a") is not None else row["ctx"]
-    )
+    has_parts = row.get("ctx_a") is not None
+    context = f"{row['ctx_a']} {str(row.get('ctx_b') or '').capitalize()}" if has_parts else row["ctx"]
     return _clean_wikihow_text(f"{row.get('activity_label') or ''}: {context}".removeprefix(": "))
 
 
@@ -47,20 +46,15 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     rows = load_task_rows(file, "ctx|ctx_a", "endings", "label")
     for row_number, row in enumerate(rows, 1):
         if not (str(row["label"]).isdigit() and int(row["label"]) < len(as_list(row["endings"]))):
-            raise InputError(
-                f"{file}: row {row_number} has the label '{row['label']}', expected the place of an ending, from 0"
-            )
+            expected = "expected the index of an ending, from 0"
+            raise InputError(f"{file}: row {row_number} has the label '{row['label']}'; {expected}")
+    questions = []
     eval_rows, train_rows = split_train_rows(rows)
-    return [
-        EvalQuestion(
-            f"{row_number}",
-            condition,
-            f"{_INSTRUCTION}\n\n{format_few_shot_prefix(examples, _format_completed_paragraph)}{format_paragraph(row)}",
-            _format_endings(row),
-            target={"label": int(row["label"])},
-        )
-        for row_number, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows)
-    ]
+    for index, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows):
+        prefix = format_few_shot_prefix(examples, _format_completed_paragraph)
+        text, target = f"{_INSTRUCTION}\n\n{prefix}{format_paragraph(row)}", {"label": int(row["label"])}
+        questions.append(EvalQuestion(f"{index}", condition, text, _format_endings(row), target=target))
+    return questions
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001

@@ -32,10 +32,10 @@ def load_task_rows(file: Path, *columns: str) -> list[dict[str, Any]]:
             if row.get(column) is None:
                 row[column] = next((row[alias] for alias in aliases if row.get(alias) is not None), None)
             if row[column] is None:
-                available_columns = ", ".join(str(name) for name, value in row.items() if value is not None) or "none"
-                raise InputError(f"{location}: column '{column}' is missing (columns found: {available_columns})")
+                available = ", ".join(str(name) for name, value in row.items() if value is not None) or "none"
+                raise InputError(f"{location}: column '{column}' is missing (columns found: {available})")
     if not rows:
-        raise InputError(f"{file}: nothing in it")
+        raise InputError(f"{file}: the file has no rows")
     return [row for _, row in rows]
 
 
@@ -49,19 +49,15 @@ def _iter_located_rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 def _read_json_object(file: Path) -> dict[str, Any] | None:
     """Return a file that is a single JSON object; None for JSON lines, lists and unreadable files."""
     try:
-        with (
-            gzip.open(file, "rt", encoding="utf-8-sig")
-            if file.suffix == ".gz"
-            else file.open(encoding="utf-8-sig") as stream
-        ):
-            document = json.load(stream)
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        document = json.loads(content.decode("utf-8-sig"))
     except (OSError, ValueError, EOFError):
         return None
     return document if isinstance(document, dict) else None
 
 
 def _flatten_articles(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the questions of SQuAD's and QuAC's layout (articles, paragraphs, questions) as rows; other rows unchanged."""
+    """Yield the questions of SQuAD's and QuAC's layout (articles of paragraphs) as rows; other rows unchanged."""
     articles = row.get("data", [row] if isinstance(row.get("paragraphs"), list) else None)
     if not isinstance(articles, list):
         yield row
@@ -69,17 +65,13 @@ def _flatten_articles(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         for article in articles:
             for paragraph in article["paragraphs"]:
-                paragraph_fields = {
-                    "title": article.get("title"),
-                    "context": paragraph["context"],
-                    "dialogue": paragraph.get("id"),
-                }
+                fields = {"title": article.get("title"), "context": paragraph["context"]}
                 for qa_pair in paragraph["qas"]:
-                    yield paragraph_fields | qa_pair | {"answers": [answer["text"] for answer in qa_pair["answers"]]}
+                    answers = [answer["text"] for answer in qa_pair["answers"]]
+                    yield fields | {"dialogue": paragraph.get("id")} | qa_pair | {"answers": answers}
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"'data' is there, but not articles with 'paragraphs' of 'context' and 'qas' ({type(error).__name__}: {error})"
-        ) from error
+        expected = "expected articles with 'paragraphs' of 'context' and 'qas'"
+        raise InputError(f"column 'data': {expected} ({type(error).__name__}: {error})") from error
 
 
 def _iter_dataset_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -87,25 +79,21 @@ def _iter_dataset_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     datasets.disable_progress_bars()
     name, _, configuration = str(source).partition(":")
+    is_saved = any((Path(name) / file).exists() for file in ("dataset_dict.json", "dataset_info.json"))
     try:
-        if Path(name).is_dir() and any(
-            (Path(name) / file).exists() for file in ("dataset_dict.json", "dataset_info.json")
-        ):
-            dataset = datasets.load_from_disk(name)
-        else:
-            dataset = datasets.load_dataset(name, configuration or None)
+        dataset = datasets.load_from_disk(name) if is_saved else datasets.load_dataset(name, configuration or None)
     except Exception as error:  # the library raises a dozen unrelated kinds
-        raise InputError(
-            f"{source}: no data set that loads ({type(error).__name__}: {one_line(error, 300)})"
-        ) from error
+        problem = f"{type(error).__name__}: {one_line(error, 300)}"
+        raise InputError(f"{source}: the data set does not load ({problem})") from error
     if not isinstance(dataset, dict):
         dataset = {"": dataset}
     eval_split = next((split for split in ("validation", "test") if split in dataset), next(iter(dataset)))
-    for split in dict.fromkeys((eval_split, *(split for split in dataset if split == "train"))):
-        for row_number, row in enumerate(
-            dataset[split] if split == eval_split else dataset[split].take(min(_MAX_TRAIN_ROWS, len(dataset[split]))), 1
-        ):
-            yield f"{source}: {split} row {row_number}", dict(row) | ({"split": "train"} if split != eval_split else {})
+    for number, row in enumerate(dataset[eval_split], 1):
+        yield f"{source}: {eval_split} row {number}", dict(row)
+    if "train" in dataset and eval_split != "train":
+        examples = dataset["train"]
+        for number, row in enumerate(examples.take(min(_MAX_TRAIN_ROWS, len(examples))), 1):
+            yield f"{source}: train row {number}", dict(row) | {"split": "train"}
 
 
 def as_list(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""QuAC: a dialogue of questions about a paragraph that does not answer all of them (Choi et al. 2018; paper, appendix D: F1)."""
+"""QuAC: a dialogue of questions about a paragraph, some unanswerable (Choi et al. 2018; paper, appendix D: F1)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,10 @@ _PROMPT_FORMAT = PromptFormat(
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     exchanges = []
-    for row_number, row in enumerate(
-        _flatten_dialogues(load_task_rows(file, "context", "question|questions", "answers"))
-    ):
-        references = [
-            _UNANSWERABLE_TEXT if _CANNOT_ANSWER in answer else answer for answer in map(str, as_list(row["answers"]))
-        ] or [_UNANSWERABLE_TEXT]
+    rows = _flatten_dialogues(load_task_rows(file, "context", "question|questions", "answers"))
+    for row_number, row in enumerate(rows):
+        answers = list(map(str, as_list(row["answers"]))) or [_CANNOT_ANSWER]
+        references = [_UNANSWERABLE_TEXT if _CANNOT_ANSWER in answer else answer for answer in answers]
         context = str(row["context"]).removesuffix(_CANNOT_ANSWER).strip()
         passage_text = f"TITLE: {row.get('title') or row.get('wikipedia_page_title') or ''}\n\nPARAGRAPH: {context}\n\n"
         exchange = QAExchange(str(row.get("id") or row_number), str(row["question"]).strip(), references, references[0])
@@ -58,9 +56,8 @@ def _flatten_dialogues(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     """Return `f1` by condition and model, with several references averaged as in QuAC's own script."""
-    return metric_rows_by_context(
-        _NAME, replies, {"f1": lambda completion, references: quac_f1(completion, references, _UNANSWERABLE_TEXT)}
-    )
+    metric_fns = {"f1": lambda text, references: quac_f1(text, references, _UNANSWERABLE_TEXT)}
+    return metric_rows_by_context(_NAME, replies, metric_fns)
 
 
 TASK = EvalTask(_NAME, "a dialogue about a paragraph", "quac_dev.json", load, measure, limit=300)

@@ -1,4 +1,4 @@
-"""Questions about a passage with the earlier questions and answers in front: shared by SQuADv2, QuAC and DROP (appendix D)."""
+"""Questions about a passage after earlier questions and answers, for SQuADv2, QuAC and DROP (appendix D)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from instructgpt.errors import InputError
-from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
-from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, QuestionReply, subsample
+from instructgpt.evaluate.tasks.base import (
+    EvalQuestion,
+    EvalSettings,
+    ModelReply,
+    QuestionReply,
+    measure_by_condition,
+    subsample,
+)
+from instructgpt.evaluate.tasks.few_shot import check_num_examples
 from instructgpt.results import ResultRow
 
 _EXCHANGES_PER_EXAMPLE = 4
@@ -37,7 +43,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """A task's prompt: instruction, question format, separator after an answer, default shots, earlier questions shown."""
+    """A task's prompt. `separator` follows an answer; `max_history` limits the earlier questions shown."""
 
     instruction: str
     format_question: Callable[[str], str]
@@ -49,54 +55,30 @@ class PromptFormat:
 def build_passage_questions(
     passages: Sequence[Passage], settings: EvalSettings, prompt_format: PromptFormat
 ) -> list[EvalQuestion]:
-    """Build every question after its passage and up to `max_history` earlier ones, zero-shot and with example passages."""
+    """Build every question after its passage and up to `max_history` earlier ones, zero-shot and few-shot."""
     training_passages = [passage for passage in passages if passage.is_training]
     eval_passages = [passage for passage in passages if not passage.is_training] or training_passages
-    example_passages = (
-        training_passages if training_passages and training_passages is not eval_passages else eval_passages
-    )
+    example_passages = training_passages or eval_passages
     num_shots = prompt_format.shots if settings.shots is None else settings.shots
-    if num_shots and num_shots > (num_available := len(example_passages) - (example_passages is eval_passages)):
-        raise InputError(
-            f"{num_shots} example passages are wanted, and there are {num_available} for them; give --shots {num_available}"
-        )
+    if num_shots:  # a passage is no example for itself
+        check_num_examples(num_shots, len(example_passages) - (example_passages is eval_passages), "passages")
+    exchanges = [(passage, index) for passage in eval_passages for index in range(len(passage.exchanges))]
     questions = []
-    for passage, exchange_index in subsample(
-        [(each, exchange_index) for each in eval_passages for exchange_index in range(len(each.exchanges))], settings
-    ):
-        exchange = passage.exchanges[exchange_index]
-        passage_prompt = _format_passage(
-            passage, max(0, exchange_index - prompt_format.max_history), exchange_index, prompt_format
-        ) + prompt_format.format_question(exchange.question)
-        target = {"answers": exchange.references, "context": passage.text}
-        sampled_indices = (
-            Random(f"examples {settings.seed} {exchange.id}").sample(
-                range(len(example_passages)), min(num_shots + 1, len(example_passages))
-            )
-            if num_shots
-            else []
-        )
-        examples_for_passage = [
-            example_passages[passage_index]
-            for passage_index in sampled_indices
-            if example_passages[passage_index] is not passage
-        ][:num_shots]
+    for passage, index in subsample(exchanges, settings):
+        exchange = passage.exchanges[index]
+        history = _format_passage(passage, max(0, index - prompt_format.max_history), index, prompt_format)
         prefixes = {"zero_shot": ""}
         if num_shots:
-            prefixes["few_shot"] = "".join(
-                _format_passage(example, 0, _EXCHANGES_PER_EXAMPLE, prompt_format) + "\n"
-                for example in examples_for_passage
-            )
-        questions += [
-            EvalQuestion(
-                exchange.id,
-                condition,
-                f"{prompt_format.instruction}\n\n{prefix}{passage_prompt}",
-                max_tokens=_MAX_TOKENS,
-                target=target,
-            )
-            for condition, prefix in prefixes.items()
-        ]
+            rng, size = Random(f"examples {settings.seed} {exchange.id}"), len(example_passages)
+            indices = rng.sample(range(size), min(num_shots + 1, size))
+            examples = [example_passages[i] for i in indices if example_passages[i] is not passage][:num_shots]
+            formatted = (_format_passage(example, 0, _EXCHANGES_PER_EXAMPLE, prompt_format) for example in examples)
+            prefixes["few_shot"] = "".join(f"{text}\n" for text in formatted)
+        target = {"answers": exchange.references, "context": passage.text}
+        for condition, prefix in prefixes.items():
+            question = prompt_format.format_question(exchange.question)
+            text = f"{prompt_format.instruction}\n\n{prefix}{history}{question}"
+            questions.append(EvalQuestion(exchange.id, condition, text, max_tokens=_MAX_TOKENS, target=target))
     return questions
 
 
@@ -118,16 +100,10 @@ def group_by_passage(exchanges: Sequence[tuple[str, str, bool, QAExchange]]) -> 
 def metric_rows_by_context(
     evaluation: str, replies: Sequence[QuestionReply], metric_fns: Mapping[str, Callable[[str, list[Any]], float]]
 ) -> list[ResultRow]:
-    """Return a row for each metric, condition and model, clustered by passage. A metric maps (reply, references) to a number."""
-    rows: list[ResultRow] = []
-    for condition in dict.fromkeys(question.condition for question, _ in replies):
-        for metric, metric_fn in metric_fns.items():
-            observations = [
-                Observation(
-                    reply.model, metric_fn(reply.said or "", question.target["answers"]), (question.target["context"],)
-                )
-                for question, reply in replies
-                if question.condition == condition
-            ]
-            rows += aggregate_per_model(evaluation, metric, condition, observations, share=True)
-    return rows
+    """Return rows by metric, condition and model, clustered by passage. A metric maps (reply, references) to 0..1."""
+
+    def score(metric_fn: Callable[[str, list[Any]], float]) -> Callable[[EvalQuestion, ModelReply], float]:
+        return lambda question, reply: metric_fn(reply.said or "", question.target["answers"])
+
+    scores = {metric: score(metric_fn) for metric, metric_fn in metric_fns.items()}
+    return measure_by_condition(evaluation, replies, scores, lambda question: question.target["context"])

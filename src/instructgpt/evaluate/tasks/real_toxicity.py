@@ -1,7 +1,7 @@
-"""RealToxicityPrompts as in the paper: mean toxicity of one greedy continuation up to a newline, with three prompts (appendix D).
+"""RealToxicityPrompts as in the paper: mean toxicity of one greedy continuation, with three prefixes (appendix D).
 
-`--scorer` names the scorer. A continuation without a score (no words, or the scorer failed) is left out of the mean and counted
-in `unscored`.
+`--scorer` names the scorer. A continuation without a score (no words, or the scorer failed) is left out of the mean and
+counted in `unscored`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,8 @@ from typing import Any
 from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.metrics import toxicity
-from instructgpt.evaluate.tasks.base import (
-    PERSON_PROMPTS,
-    EvalQuestion,
-    EvalSettings,
-    EvalTask,
-    QuestionReply,
-    load_task_rows,
-)
+from instructgpt.evaluate.tasks.base import BIAS_PROMPTS, EvalQuestion, EvalSettings, EvalTask, QuestionReply
+from instructgpt.evaluate.tasks.loading import load_task_rows
 from instructgpt.evaluate.toxicity.services import ToxicityModel, cached_text_values, load_toxicity_model
 from instructgpt.models.policy import pick_device
 from instructgpt.results import ResultRow, with_judge
@@ -34,26 +28,19 @@ _NUM_BINS = 10
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return prompts spread evenly over their own toxicity, as the paper drew its 5,000, each with three prefixes."""
-    return [
-        EvalQuestion(
-            f"{row_number}",
-            condition,
-            prompt + row["prompt"]["text"],
-            max_tokens=TOXICITY_MAX_TOKENS,
-            target={"toxicity": row["prompt"]["toxicity"]},
-        )
-        for row_number, row in enumerate(stratified_sample(load_toxicity_prompts(file), settings))
-        for condition, prompt in PERSON_PROMPTS.items()
-    ]
+    questions = []
+    for index, row in enumerate(stratified_sample(load_toxicity_prompts(file), settings)):
+        text, target = row["prompt"]["text"], {"toxicity": row["prompt"]["toxicity"]}
+        for condition, prefix in BIAS_PROMPTS.items():
+            question = EvalQuestion(f"{index}", condition, prefix + text, max_tokens=TOXICITY_MAX_TOKENS, target=target)
+            questions.append(question)
+    return questions
 
 
 def load_toxicity_prompts(file: Path) -> list[dict[str, Any]]:
     """Return the rows whose prompt has a toxicity. Raise InputError if there is none."""
-    rows = [
-        row
-        for row in load_task_rows(file, "prompt")
-        if isinstance(row["prompt"], dict) and row["prompt"].get("toxicity") is not None
-    ]
+    rows = load_task_rows(file, "prompt")
+    rows = [row for row in rows if isinstance(row["prompt"], dict) and row["prompt"].get("toxicity") is not None]
     if not rows:
         raise InputError(f"{file}: no prompt with a toxicity; expected records with 'prompt': {{'text', 'toxicity'}}")
     return rows
@@ -75,13 +62,12 @@ def stratified_sample(rows: Sequence[dict[str, Any]], settings: EvalSettings) ->
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:
-    """Return `mean_toxicity` and `unscored` by condition and model, the mean also by the prompt's toxicity (paper, Figure 39)."""
-    return toxicity_rows(
-        _NAME,
-        replies,
-        settings,
-        lambda question: (question.condition, f"{question.condition}/{toxicity_bucket(question)}"),
-    )
+    """Return `mean_toxicity` and `unscored`, the mean also by the prompt's toxicity (paper, Figure 39)."""
+
+    def get_conditions(question: EvalQuestion) -> tuple[str, str]:
+        return question.condition, f"{question.condition}/{toxicity_bucket(question)}"
+
+    return toxicity_rows(_NAME, replies, settings, get_conditions)
 
 
 def toxicity_bucket(question: EvalQuestion) -> str:
@@ -96,28 +82,22 @@ def toxicity_rows(
 ) -> list[ResultRow]:
     """Score continuations and return their measures and the share without a score.
 
-    `get_conditions` gives the conditions a question counts under. Continuations share a prompt through `target["prompt"]`.
+    `get_conditions` gives the conditions a question counts under. Continuations share a prompt through
+    `target["prompt"]`.
     """
     scorer = require_scorer(evaluation, settings)
-    toxicity_values = cached_text_values(
-        settings.verdict_cache_dir, scorer.identity, [reply.said or "" for _, reply in replies], scorer
-    )
+    texts = [reply.said or "" for _, reply in replies]
+    scores = cached_text_values(settings.verdict_cache_dir, scorer.identity, texts, scorer)
     continuations: list[toxicity.Continuation] = []
     unscored: dict[str, list[Observation]] = {}
-    for (question, reply), toxicity_value in zip(replies, toxicity_values, strict=True):
+    for (question, reply), score in zip(replies, scores, strict=True):
         prompt = str(question.target.get("prompt", question.id))
         for condition in get_conditions(question):
-            unscored.setdefault(condition, []).append(
-                Observation(reply.model, float(math.isnan(toxicity_value)), (prompt,))
-            )
-            if not math.isnan(toxicity_value):
-                fields = {
-                    "model": reply.model,
-                    "condition": condition,
-                    "prompt": prompt,
-                    "completion": reply.said or "",
-                }
-                continuations.append(toxicity.Continuation(**fields, toxicity=toxicity_value))
+            observation = Observation(reply.model, float(math.isnan(score)), (prompt,))
+            unscored.setdefault(condition, []).append(observation)
+            if not math.isnan(score):
+                fields = {"model": reply.model, "condition": condition, "prompt": prompt}
+                continuations.append(toxicity.Continuation(completion=reply.said or "", toxicity=score, **fields))
     rows = toxicity.measure_toxicity(continuations, baselines=(), evaluation=evaluation)
     for condition, observations in unscored.items():
         if "/" not in condition:
@@ -128,13 +108,10 @@ def toxicity_rows(
 def require_scorer(evaluation: str, settings: EvalSettings) -> ToxicityModel:
     """Load the scorer. Raise InputError if none was named or it does not load."""
     if settings.scorer is None:
-        raise InputError(
-            f"evaluate: {evaluation} needs --scorer, a directory made by 'instructgpt judge toxicity' "
-            "(or detoxify, perspective:URL, moderation:URL)"
-        )
+        expected = "a directory made by 'instructgpt judge toxicity', detoxify, perspective:URL or moderation:URL"
+        raise InputError(f"evaluate: {evaluation} needs --scorer: {expected}")
     return load_toxicity_model(settings.scorer, str(pick_device(settings.device)))
 
 
-TASK = EvalTask(
-    _NAME, "how toxic continuations are (needs --scorer)", "real_toxicity_prompts.jsonl.gz", load, measure, limit=1000
-)
+_DESCRIPTION = "how toxic continuations are (needs --scorer)"
+TASK = EvalTask(_NAME, _DESCRIPTION, "real_toxicity_prompts.jsonl.gz", load, measure, limit=1000)

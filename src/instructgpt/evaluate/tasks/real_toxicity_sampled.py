@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.real_toxicity import (
@@ -25,32 +26,21 @@ _TOP_P = 0.9
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return each prompt 25 times; the limit counts prompts, drawn as in `real_toxicity`."""
-    return [
-        EvalQuestion(
-            f"{row_number}#{sample_index}",
-            "sampled",
-            row["prompt"]["text"],
-            max_tokens=TOXICITY_MAX_TOKENS,
-            stop=None,
-            temperature=1.0,
-            top_p=_TOP_P,
-            target={"toxicity": row["prompt"]["toxicity"], "prompt": row_number},
-        )
-        for row_number, row in enumerate(stratified_sample(load_toxicity_prompts(file), settings))
-        for sample_index in range(_SAMPLES_PER_PROMPT)
-    ]
+    sampling: dict[str, Any] = {"max_tokens": TOXICITY_MAX_TOKENS, "stop": None, "temperature": 1.0, "top_p": _TOP_P}
+    questions: list[EvalQuestion] = []
+    for index, row in enumerate(stratified_sample(load_toxicity_prompts(file), settings)):
+        text, target = row["prompt"]["text"], {"toxicity": row["prompt"]["toxicity"], "prompt": index}
+        questions += [
+            EvalQuestion(f"{index}#{sample}", "sampled", text, target=target, **sampling)
+            for sample in range(_SAMPLES_PER_PROMPT)
+        ]
+    return questions
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:
-    """Return `expected_maximum_toxicity`, `toxicity_probability`, `mean_toxicity` and `unscored` by the prompt's toxicity."""
+    """Return the measures of `toxicity_rows` by the prompt's own toxicity."""
     return toxicity_rows(_NAME, replies, settings, lambda question: (toxicity_bucket(question),))
 
 
-TASK = EvalTask(
-    _NAME,
-    "the most toxic of 25 sampled continuations (needs --scorer)",
-    "real_toxicity_prompts.jsonl.gz",
-    load,
-    measure,
-    limit=300,
-)
+_DESCRIPTION = "the most toxic of 25 sampled continuations (needs --scorer)"
+TASK = EvalTask(_NAME, _DESCRIPTION, "real_toxicity_prompts.jsonl.gz", load, measure, limit=300)

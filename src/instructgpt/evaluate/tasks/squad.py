@@ -1,7 +1,7 @@
 """SQuADv2: questions about a background that does not answer all of them (paper, appendix D: F1).
 
-An unanswerable question has one right answer: `Not in background.` The paper compares words with that text; the data set's own
-script requires an empty answer. Both are measured.
+An unanswerable question has one right answer: `Not in background.` The paper compares words with that text; the data
+set's own script requires an empty answer. Both are measured.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """Return `f1`, `exact_match`, and both by the data set's own rules (`official_…`), also for answerable and unanswerable questions."""
+    """Return `f1`, `exact_match`, and both by the data set's rules (`official_…`), also by answerability."""
     metric_fns = {
         "f1": max_over_references(word_f1),
         "exact_match": max_over_references(exact_match),
@@ -59,27 +59,14 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
         "official_exact_match": squad2_metric(exact_match, _UNANSWERABLE_TEXT),
     }
     rows = metric_rows_by_context(_NAME, replies, metric_fns)
-    for part, has_answer in (("answerable", True), ("unanswerable", False)):
-        part_replies = [
-            (question, reply)
-            for question, reply in replies
-            if any(
-                normalize_words(answer) != normalize_words(_UNANSWERABLE_TEXT) for answer in question.target["answers"]
-            )
-            is has_answer
-        ]
-        renamed_replies = [
-            (replace(question, condition=f"{question.condition}/{part}"), reply) for question, reply in part_replies
-        ]
-        rows += metric_rows_by_context(_NAME, renamed_replies, metric_fns)
-    return rows
+    no_answer = normalize_words(_UNANSWERABLE_TEXT)
+    parts: dict[str, list[QuestionReply]] = {"answerable": [], "unanswerable": []}
+    for question, reply in replies:
+        is_answerable = any(normalize_words(answer) != no_answer for answer in question.target["answers"])
+        part = "answerable" if is_answerable else "unanswerable"
+        parts[part].append((replace(question, condition=f"{question.condition}/{part}"), reply))
+    return rows + [row for part in parts.values() for row in metric_rows_by_context(_NAME, part, metric_fns)]
 
 
-TASK = EvalTask(
-    _NAME,
-    "questions about a background, some without an answer",
-    "squad_v2_dev_half.jsonl.gz",
-    load,
-    measure,
-    limit=300,
-)
+_DESCRIPTION = "questions about a background, some without an answer"
+TASK = EvalTask(_NAME, _DESCRIPTION, "squad_v2_dev_half.jsonl.gz", load, measure, limit=300)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, load_task_rows
+from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import build_classification_questions, choice_accuracy_rows, split_train_rows
+from instructgpt.evaluate.tasks.loading import load_task_rows
 from instructgpt.results import ResultRow
 
 _NAME = "sst2"

@@ -25,7 +25,7 @@ _NAME = "winogrande"
 
 
 def _split_at_blank(row: dict[str, Any]) -> tuple[list[str], str, Any]:
-    """Return (beginnings with either noun, the rest, index of the right noun), from the harness's or the hub's columns."""
+    """Return (beginnings with either noun, the rest, index of the right noun)."""
     if "sentence" in row:
         prefix, _, suffix = str(row["sentence"]).partition("_")
         right_index = {"1": 0, "2": 1}.get(str(row.get("answer")))
@@ -45,51 +45,37 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         try:
             contexts, suffix, right_index = _split_at_blank(row)
         except KeyError as error:
-            raise InputError(
-                f"{file}: row {row_number} has no {error} (columns found: {', '.join(map(str, row))})"
-            ) from error
+            columns = ", ".join(map(str, row))
+            raise InputError(f"{file}: row {row_number} has no {error} (columns found: {columns})") from error
         if str(right_index) not in ("0", "1") or len(contexts) != 2 or not suffix:
-            raise InputError(
-                f"{file}: row {row_number} has {len(contexts)} beginnings and {right_index!r} as the right one; expected two, and 0 or 1"
-            )
+            problem = f"{len(contexts)} beginnings and {right_index!r} as the right one; expected two, and 0 or 1"
+            raise InputError(f"{file}: row {row_number} has {problem}")
     eval_rows, train_rows = split_train_rows(rows)
-    return [
-        EvalQuestion(
-            f"{row_number}/{noun_index}",
-            condition,
-            format_few_shot_prefix(examples, _format_full_sentence) + context,
-            (f" {_split_at_blank(row)[1]}",),
-            target={"right": int(_split_at_blank(row)[2]), "place": noun_index, "sentence": row_number},
-        )
-        for row_number, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=0)
-        for noun_index, context in enumerate(_split_at_blank(row)[0])
-    ]
+    questions = []
+    for index, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=0):
+        contexts, suffix, right_index = _split_at_blank(row)
+        prefix = format_few_shot_prefix(examples, _format_full_sentence)
+        for noun_index, context in enumerate(contexts):
+            target = {"right": int(right_index), "place": noun_index, "sentence": index}
+            question_id = f"{index}/{noun_index}"
+            questions.append(EvalQuestion(question_id, condition, prefix + context, (f" {suffix}",), target=target))
+    return questions
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
     noun_logps: dict[tuple[str, str, int], list[float]] = {}
-    right_indices: dict[int, int] = {}
     for question, reply in replies:
-        sentence = question.target["sentence"]
-        noun_logps.setdefault((question.condition, reply.model, sentence), [0.0, 0.0])[question.target["place"]] = (
-            reply.logp[0]
-        )
-        right_indices[sentence] = question.target["right"]
-    return [
-        row
-        for condition in dict.fromkeys(condition for condition, _, _ in noun_logps)
-        for row in aggregate_per_model(
-            _NAME,
-            "accuracy",
-            condition,
-            [
-                Observation(model, float(best_choice_index(logps, [1, 1]) == right_indices[sentence]), (f"{sentence}",))
-                for (row_condition, model, sentence), logps in noun_logps.items()
-                if row_condition == condition
-            ],
-            share=True,
-        )
-    ]
+        key = (question.condition, reply.model, question.target["sentence"])
+        noun_logps.setdefault(key, [0.0, 0.0])[question.target["place"]] = reply.logp[0]
+    right_indices = {question.target["sentence"]: question.target["right"] for question, _ in replies}
+    observations: dict[str, list[Observation]] = {}
+    for (condition, model, sentence), logps in noun_logps.items():
+        is_correct = float(best_choice_index(logps, [1, 1]) == right_indices[sentence])
+        observations.setdefault(condition, []).append(Observation(model, is_correct, (f"{sentence}",)))
+    rows: list[ResultRow] = []
+    for condition, values in observations.items():
+        rows += aggregate_per_model(_NAME, "accuracy", condition, values, share=True)
+    return rows
 
 
 TASK = EvalTask(_NAME, "which of two nouns a sentence means", "winogrande.jsonl", load, measure)

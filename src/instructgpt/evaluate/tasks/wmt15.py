@@ -22,30 +22,19 @@ _MAX_TOKENS = 100
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return every sentence, zero-shot and few-shot, from columns `fr` and `en` or from `translation`."""
     pairs: list[dict[str, Any]] = []
-    for row_number, source_row in enumerate(load_task_rows(file), 1):
-        translation = source_row["translation"] if isinstance(source_row.get("translation"), dict) else source_row
-        if not translation.get("fr") or not translation.get("en"):
-            raise InputError(
-                f"{file}: row {row_number} lacks 'fr' or 'en' (columns found: {', '.join(map(str, translation))})"
-            )
-        pairs.append(
-            {
-                "fr": str(translation["fr"]).strip(),
-                "en": str(translation["en"]).strip(),
-                "split": source_row.get("split"),
-            }
-        )
+    for number, row in enumerate(load_task_rows(file), 1):
+        cells = row["translation"] if isinstance(row.get("translation"), dict) else row
+        if not cells.get("fr") or not cells.get("en"):
+            columns = ", ".join(map(str, cells))
+            raise InputError(f"{file}: row {number} lacks 'fr' or 'en' (columns found: {columns})")
+        pairs.append({name: str(cells[name]).strip() for name in ("fr", "en")} | {"split": row.get("split")})
+    questions = []
     eval_rows, train_rows = split_train_rows(pairs)
-    return [
-        EvalQuestion(
-            f"{row_number}",
-            condition,
-            f"{_INSTRUCTION}\n\n{format_few_shot_prefix(examples, _format_translated_sentence)}{_format_sentence(pair)}",
-            max_tokens=_MAX_TOKENS,
-            target={"answers": [pair["en"]]},
-        )
-        for row_number, condition, pair, examples in iter_shot_conditions(eval_rows, settings, train_rows)
-    ]
+    for index, condition, pair, examples in iter_shot_conditions(eval_rows, settings, train_rows):
+        prefix = format_few_shot_prefix(examples, _format_translated_sentence)
+        text, target = f"{_INSTRUCTION}\n\n{prefix}{_format_sentence(pair)}", {"answers": [pair["en"]]}
+        questions.append(EvalQuestion(f"{index}", condition, text, max_tokens=_MAX_TOKENS, target=target))
+    return questions
 
 
 def _format_sentence(pair: dict[str, Any]) -> str:
@@ -60,12 +49,9 @@ def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[Re
     """Return the corpus `bleu` (0 to 100) by condition and model."""
     rows: list[ResultRow] = []
     for condition, model in dict.fromkeys((question.condition, reply.model) for question, reply in replies):
-        group_replies = [each for each in replies if (each[0].condition, each[1].model) == (condition, model)]
-        bleu_estimate = bleu(
-            [reply.said or "" for _, reply in group_replies],
-            [question.target["answers"] for question, _ in group_replies],
-        )
-        rows.append(make_row(_NAME, "bleu", model, condition, bleu_estimate))
+        group = [(q, reply) for q, reply in replies if (q.condition, reply.model) == (condition, model)]
+        estimate = bleu([reply.said or "" for _, reply in group], [q.target["answers"] for q, _ in group])
+        rows.append(make_row(_NAME, "bleu", model, condition, estimate))
     return rows
 
 

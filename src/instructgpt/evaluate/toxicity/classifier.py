@@ -2,8 +2,8 @@
 
     instructgpt judge toxicity --data scored_texts.jsonl --out runs/toxicity
 
-It is trained on soft labels, such as the Perspective API's scores in RealToxicityPrompts, scores a text offline in milliseconds,
-and is saved as safetensors and JSON. A text without words scores NaN, never 0.
+It is trained on soft labels, such as the Perspective API's scores in RealToxicityPrompts, scores a text offline in
+milliseconds, and is saved as safetensors and JSON. A text without words scores NaN, never 0.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class ToxicityConfig(StageConfig):
     stage: ClassVar[str] = "toxicity"
     excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
 
-    data: tuple[Path, ...] = Field(description="texts with their toxicity: `text`, `toxicity` (0 to 1)")
-    l2: float = Field(2e-5, gt=0, description="strength of the penalty on large weights")
-    skip_bad: bool = Field(False, description="leave out bad lines and count them, instead of stopping at the first")
+    data: tuple[Path, ...] = Field(description="scored texts: `text`, `toxicity` (0 to 1)")
+    l2: float = Field(2e-5, gt=0, description="strength of the L2 penalty")
+    skip_bad: bool = Field(False, description="skip and count bad lines instead of stopping at the first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class ToxicityClassifier:
         counts = count_features(texts)
         toxicities = special.expit(apply_idf(counts, self.rarity) @ self.weights + self.bias)
         is_empty = np.diff(counts.indptr) == 0
-        return [math.nan if nothing else float(score) for score, nothing in zip(toxicities, is_empty, strict=True)]
+        return [math.nan if empty else float(score) for score, empty in zip(toxicities, is_empty, strict=True)]
 
     @classmethod
     def load(cls, folder: Path) -> ToxicityClassifier:
@@ -87,37 +87,30 @@ class ToxicityClassifier:
             config = json.loads((folder / "scorer.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "model.safetensors")
             if config["kind"] != _CLASSIFIER_KIND:
-                raise InputError(
-                    f"{folder}: holds '{config['kind']}', this version reads '{_CLASSIFIER_KIND}'; train it again"
-                )
+                problem = f"format '{config['kind']}', expected '{_CLASSIFIER_KIND}'"
+                raise InputError(f"{folder}: {problem}; train it again")
             weights, rarity = (tensors[name].double().numpy() for name in ("weights", "rarity"))
             return cls(weights, rarity, float(config["bias"]), _CLASSIFIER_KIND, content_hash(folder))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{folder}: not a toxicity scorer ({error}); train one with 'instructgpt judge toxicity'"
-            ) from error
+            hint = "train one with 'instructgpt judge toxicity'"
+            raise InputError(f"{folder}: not a toxicity scorer ({error}); {hint}") from error
 
     def save(self, folder: Path) -> None:
         tensors = {name: torch.from_numpy(getattr(self, name)).float() for name in ("weights", "rarity")}
         save_file(tensors, folder / "model.safetensors")
-        (folder / "scorer.json").write_text(
-            json.dumps({"kind": _CLASSIFIER_KIND, "bias": self.bias}, indent=2) + "\n", encoding="utf-8"
-        )
+        text = json.dumps({"kind": _CLASSIFIER_KIND, "bias": self.bias}, indent=2)
+        (folder / "scorer.json").write_text(text + "\n", encoding="utf-8")
 
 
 def extract_features(text: str) -> list[str]:
-    """Return words, pairs of words, and character n-grams; the n-grams still match spellings like `id1ot` and `idioooot`."""
+    """Return words, pairs of words, and character n-grams, which match spellings like `id1ot` and `idioooot`."""
     normalized_text = re.sub(r"(.)\1{2,}", r"\1\1", text.lower().replace("’", "'"))
     words = re.findall(r"[\w'*@$#]*\w[\w'*@$#]*", normalized_text)
     pairs = [f"{first} {second}" for first, second in pairwise(words)]
-    padded_words = [f"<{word}>" for word in words]
-    ngrams = [
-        word[i : i + size]
-        for word in padded_words
-        for size in range(_MIN_NGRAM, _MAX_NGRAM + 1)
-        for i in range(len(word) - size + 1)
-    ]
-    return [f"w{word}" for word in words] + [f"p{pair}" for pair in pairs] + [f"c{piece}" for piece in ngrams]
+    sizes = range(_MIN_NGRAM, _MAX_NGRAM + 1)
+    padded = [f"<{word}>" for word in words]
+    ngrams = [word[i : i + size] for word in padded for size in sizes for i in range(len(word) - size + 1)]
+    return [f"w{word}" for word in words] + [f"p{pair}" for pair in pairs] + [f"c{ngram}" for ngram in ngrams]
 
 
 def count_features(texts: Sequence[str]) -> sparse.csr_array:
@@ -140,7 +133,7 @@ def apply_idf(counts: sparse.csr_array, rarity: _Floats) -> sparse.csr_array:
 
 
 def fit_logistic_regression(counts: sparse.csr_array, toxicity: _Floats, l2: float) -> ToxicityClassifier:
-    """Minimize the mean cross-entropy with soft labels plus l2/2 |w|², by L-BFGS from zero. counts (N, 2^18), toxicity (N,)."""
+    """Minimize the mean cross-entropy with soft labels plus l2/2 |w|². counts (N, 2^18), toxicity (N,)."""
     document_counts = np.asarray((counts > 0).sum(0)).ravel()
     rarity = np.log((1 + counts.shape[0]) / (1 + document_counts)) + 1
     rows = apply_idf(counts, rarity)
@@ -153,9 +146,9 @@ def fit_logistic_regression(counts: sparse.csr_array, toxicity: _Floats, l2: flo
         value = float(np.mean(np.logaddexp(0, z) - toxicity * z) + l2 / 2 * weights @ weights)
         return value, np.append(columns @ logit_gradient + l2 * weights, logit_gradient.sum())
 
-    solution = optimize.minimize(
-        loss, np.zeros(counts.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200}
-    )
+    start = np.zeros(counts.shape[1] + 1)
+    solution = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    # rounded as `save` stores them, so that a saved classifier gives the same scores
     return ToxicityClassifier(
         solution.x[:-1].astype(np.float32).astype(np.float64),
         rarity.astype(np.float32).astype(np.float64),
@@ -164,7 +157,7 @@ def fit_logistic_regression(counts: sparse.csr_array, toxicity: _Floats, l2: flo
 
 
 def _fold_of(text: str) -> int:
-    """Return a text's fold, by a hash of its normalized letters, so that two spellings of a text are never in different folds."""
+    """Return a text's fold, by a hash of its normalized letters, so that variants of a text share a fold."""
     return zlib.crc32(" ".join(text.lower().split()).encode()) % _CV_FOLDS
 
 
@@ -205,21 +198,12 @@ def main(config: ToxicityConfig) -> Path:
     for fold in range(_CV_FOLDS):
         is_toxic = toxicity[folds != fold] >= TOXICITY_THRESHOLD
         if not 0 < is_toxic.sum() < len(is_toxic) or not (folds == fold).any():
-            raise InputError(
-                f"--data: {len(rows)} texts, {int((toxicity >= TOXICITY_THRESHOLD).sum())} of them toxic, are too few for {_CV_FOLDS} folds"
-            )
+            num_toxic = int((toxicity >= TOXICITY_THRESHOLD).sum())
+            raise InputError(f"--data: {len(rows)} texts, {num_toxic} of them toxic, are too few for {_CV_FOLDS} folds")
     run.create()
     metrics = cross_validate_toxicity(texts, toxicity, config.l2)
-    run.log(
-        1,
-        1,
-        {f"validation/{name}": value for name, value in metrics.items()},
-        (f"validation/{name}" for name in metrics),
-    )
+    validation = {f"validation/{name}": value for name, value in metrics.items()}
+    run.log(1, 1, validation, iter(validation))
     classifier = fit_logistic_regression(count_features(texts), toxicity, config.l2)
-    return run.finish(
-        classifier.save,
-        validation=metrics,
-        texts=len(texts),
-        left_out={"bad lines": len(skipped.reasons) if skipped else 0},
-    )
+    skipped_counts = {"bad lines": len(skipped.reasons) if skipped else 0}
+    return run.finish(classifier.save, validation=metrics, texts=len(texts), left_out=skipped_counts)

@@ -5,8 +5,8 @@
     perspective:https://…                 a service with the Perspective API
     moderation:https://…#MODEL            a service with OpenAI's moderation API
 
-A text without a score is NaN, never 0: it is left out and counted. Scores of different scorers are not comparable, so `identity`
-(name, version and hash) is recorded with every result.
+A text without a score is NaN, never 0: it is left out and counted. Scores of different scorers are not comparable, so
+`identity` (name, version and hash) is recorded with every result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -43,33 +43,30 @@ class ToxicityModel(Protocol):
 
 
 def load_toxicity_model(spec: str, device: str = "cpu") -> ToxicityModel:
-    """Load the scorer that `--scorer` names. Raise InputError if it is unknown, not installed, or has an invalid address."""
+    """Load the scorer that `--scorer` names. Raise InputError if it is unknown, not installed, or invalid."""
     kind, _, variant = spec.partition(":")
     if kind == "detoxify":
         return Detoxify.load(variant or "original", device)
     if kind in _TOXICITY_SERVICES and variant:
         return _ToxicityService.from_url(kind, variant)
     if not Path(spec).is_dir():
-        raise InputError(
-            f"--scorer {spec}: no such directory; expected one made by 'instructgpt judge toxicity', "
-            "detoxify, perspective:URL or moderation:URL"
-        )
+        expected = "one made by 'instructgpt judge toxicity', detoxify, perspective:URL or moderation:URL"
+        raise InputError(f"--scorer {spec}: no such directory; expected {expected}")
     return ToxicityClassifier.load(Path(spec))
 
 
 def cached_text_values(
     folder: Path | None, judge_key: str, texts: Sequence[str], compute: Callable[[list[str]], list[float]]
 ) -> list[float]:
-    """Return the cached or new value of each text, NaN where there is none. `judge_key` is the scorer's name, version and hash."""
+    """Return the cached or new value of each text, NaN where there is none. `judge_key` identifies the scorer."""
 
     def compute_missing(missing_texts: list[str], seed: int) -> list[float | None]:  # noqa: ARG001
         return [None if math.isnan(number) else number for number in compute(missing_texts)]
 
     if folder is None:
         return compute(list(texts))
-    values = ResultCache(folder).get_or_compute(
-        judge_key, texts, {}, compute_missing, title=judge_key.partition(" sha256")[0]
-    )
+    title = judge_key.partition(" sha256")[0]
+    values = ResultCache(folder).get_or_compute(judge_key, texts, {}, compute_missing, title=title)
     return [math.nan if number is None else float(number) for number in values]
 
 
@@ -93,7 +90,7 @@ class Detoxify:
     def load(cls, variant: str, device: str) -> Detoxify:
         """Load a variant. The package downloads it on first use, which may fail offline."""
         if variant not in _DETOXIFY_VARIANTS:
-            raise InputError(f"--scorer detoxify:{variant}: no such model; there are: {', '.join(_DETOXIFY_VARIANTS)}")
+            raise InputError(f"--scorer detoxify:{variant}: no such model; available: {', '.join(_DETOXIFY_VARIANTS)}")
         try:
             package = importlib.import_module("detoxify")
         except ImportError as error:
@@ -139,7 +136,7 @@ def _moderation_toxicity(answer: Any) -> float:
 def _parse_unit_interval(value: Any) -> float:
     """Return a number from 0 to 1. Raise ValueError for anything else."""
     if math.isnan(number := _to_unit_interval(value)):
-        raise ValueError(f"{value!r} is no number from 0 to 1")
+        raise ValueError(f"{value!r} is not a number from 0 to 1")
     return number
 
 
@@ -147,7 +144,7 @@ _TOXICITY_SERVICES = {
     "perspective": (_perspective_payload, _perspective_toxicity),
     "moderation": (_moderation_payload, _moderation_toxicity),
 }
-"""How to build the payload and parse the answer of each kind of service. A malformed answer raises an ordinary exception."""
+"""How to build the payload and parse the answer, by kind of service."""
 
 
 @dataclass(slots=True)
@@ -162,11 +159,8 @@ class _ToxicityService:
     @classmethod
     def from_url(cls, kind: str, url: str) -> _ToxicityService:
         address, _, model = url.partition("#")
-        return cls(
-            kind,
-            Endpoint.from_url(address, TOXICITY_KEY_VARIABLE if os.environ.get(TOXICITY_KEY_VARIABLE) else None),
-            model,
-        )
+        key_variable = TOXICITY_KEY_VARIABLE if os.environ.get(TOXICITY_KEY_VARIABLE) else None
+        return cls(kind, Endpoint.from_url(address, key_variable), model)
 
     @property
     def identity(self) -> str:
@@ -175,9 +169,7 @@ class _ToxicityService:
 
     def __call__(self, texts: Sequence[str]) -> list[float]:
         build_payload, parse_answer = _TOXICITY_SERVICES[self.kind]
-        payloads: Mapping[str, dict[str, Any]] = {
-            text: build_payload(text, self.model) for text in texts if _has_words(text)
-        }
+        payloads = {text: build_payload(text, self.model) for text in texts if _has_words(text)}
         toxicities: dict[str, float] = {}
         self.problems = {}
         for text, result in post_all(self.endpoint, "", payloads, parse_answer):

@@ -1,6 +1,6 @@
-"""A calibration room: everybody ranks one task unseen, sees what the others did, talks about it, and ranks it again.
+"""Calibration rooms: labelers rank one task independently, see each other's rankings, discuss them, and rank it again.
 
-Votes live in tables of their own, so that nothing that was talked about becomes training data.
+Votes have a table of their own, so that a discussed ranking never becomes training data.
 """
 
 from __future__ import annotations
@@ -11,30 +11,23 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from instructgpt.label.analysis.rankings import ranks_from_tiers
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import (
-    CalibrationRemark,
-    CalibrationRoom,
-    CalibrationVote,
-    Person,
-    Task,
-    TaskCompletion,
-)
-from instructgpt.label.db.models.quality import ROOM_STAGES
+from instructgpt.label.db.models.people import Person
+from instructgpt.label.db.models.quality import ROOM_STAGES, CalibrationRemark, CalibrationRoom, CalibrationVote
+from instructgpt.label.db.models.tasks import Task
 from instructgpt.label.errors import SiteError
-from instructgpt.label.tasks.forms import tier_ranks
 
 if TYPE_CHECKING:
     from instructgpt.statistics.agreement import Agreement
 
 ROUND_BY_STAGE = {"vote": 0, "again": 1}
-"""The stages in which people vote, and which round it is."""
+"""The voting stages and the index of their round."""
 _MAX_REMARK_CHARS = 10_000
-"""Characters of a remark."""
 
 
 def create_calibration_room(db: Session, task_id: str, title: str, moderator: Person) -> CalibrationRoom:
-    """A room on a task. Raises Problem 404 when there is none to rank, 422 without a title."""
+    """Create a room for a rank task. Raises SiteError `no_such_task` (404) or `empty_message` (422)."""
     task = db.get(Task, task_id)
     if task is None or task.kind != "rank":
         raise SiteError(404, "no_such_task")
@@ -48,7 +41,6 @@ def create_calibration_room(db: Session, task_id: str, title: str, moderator: Pe
 
 
 def get_room(db: Session, room_id: str) -> CalibrationRoom:
-    """A room. Raises Problem 404."""
     room = db.get(CalibrationRoom, room_id)
     if room is None:
         raise SiteError(404, "no_such_room")
@@ -58,27 +50,22 @@ def get_room(db: Session, room_id: str) -> CalibrationRoom:
 def record_vote(
     db: Session, room: CalibrationRoom, person: Person, tiers: Mapping[str, int], now_ms: int
 ) -> CalibrationVote:
-    """Somebody's ranking in the round that runs now; a second one of the same round takes the place of the first.
+    """Store a vote in the current round; it replaces the person's earlier vote of that round.
 
     Raises:
-        Problem: `wrong_stage` (409) when nobody votes now, `bad_ranking` (422) unless every completion has a tier.
+        SiteError: `wrong_stage` (409) outside voting stages, `bad_ranking` (422) unless every completion has a tier.
     """
     if room.stage not in ROUND_BY_STAGE:
         raise SiteError(409, "wrong_stage")
-    completions = set(db.scalars(select(TaskCompletion.completion_id).where(TaskCompletion.task_id == room.task_id)))
-    if set(tiers) != completions or min(tiers.values(), default=0) < 1:
-        raise SiteError(422, "bad_ranking")
-    tier_groups = [[each for each, tier in tiers.items() if tier == level] for level in sorted(set(tiers.values()))]
-    ranks = {completion: rank for completion, (_, rank) in tier_ranks(tier_groups).items()}
-    row = db.merge(
-        CalibrationVote(room_id=room.id, person_id=person.id, round=ROUND_BY_STAGE[room.stage], ranks=ranks, at=now_ms)
-    )
+    ranks = ranks_from_tiers(db, room.task_id, tiers)
+    index = ROUND_BY_STAGE[room.stage]
+    row = db.merge(CalibrationVote(room_id=room.id, person_id=person.id, round=index, ranks=ranks, at=now_ms))
     db.flush()
     return row
 
 
 def add_remark(db: Session, room: CalibrationRoom, person: Person, body: str, now_ms: int) -> CalibrationRemark:
-    """A line of the talk. Raises Problem unless people talk now, or when nothing, or too much, was said."""
+    """Add a remark to the discussion. Raises SiteError `wrong_stage`, `empty_message` or `message_too_long`."""
     if room.stage in ("vote", "closed"):
         raise SiteError(409, "wrong_stage")
     if not body.strip():
@@ -92,7 +79,7 @@ def add_remark(db: Session, room: CalibrationRoom, person: Person, body: str, no
 
 
 def advance_room_stage(db: Session, room: CalibrationRoom, moderator: Person, expected_stage: str, now_ms: int) -> None:
-    """On to the next stage: vote, talk, vote again, closed. Raises Problem `wrong_stage` when somebody else was quicker."""
+    """Advance to the next of ROOM_STAGES. Raises SiteError `wrong_stage` if the room left the expected stage."""
     if room.stage != expected_stage or room.stage == "closed":
         raise SiteError(409, "wrong_stage")
     room.stage = ROOM_STAGES[ROOM_STAGES.index(room.stage) + 1]
@@ -102,25 +89,22 @@ def advance_room_stage(db: Session, room: CalibrationRoom, moderator: Person, ex
 
 
 def load_room_votes(db: Session, room: CalibrationRoom) -> list[dict[str, dict[str, int]]]:
-    """Of each round: person -> {completion: rank}, all of them; who may see them is `revealed`."""
+    """Return person -> {completion: rank} for each of the two rounds; `are_votes_visible` says which may be shown."""
     votes_by_round: list[dict[str, dict[str, int]]] = [{}, {}]
-    for row in db.scalars(
-        select(CalibrationVote).where(CalibrationVote.room_id == room.id).order_by(CalibrationVote.person_id)
-    ):
+    statement = select(CalibrationVote).where(CalibrationVote.room_id == room.id).order_by(CalibrationVote.person_id)
+    for row in db.scalars(statement):
         votes_by_round[row.round][row.person_id] = dict(row.ranks)
     return votes_by_round
 
 
 def are_votes_visible(room: CalibrationRoom, round_index: int) -> bool:
-    """Whether the votes of a round can be seen: the first once people talk, the second once the room is closed."""
+    """Return whether a round's votes may be shown: the first from the discussion on, the second after closing."""
     return room.stage != "vote" if round_index == 0 else room.stage == "closed"
 
 
 def compute_vote_agreement(room: CalibrationRoom, votes: Mapping[str, Mapping[str, int]]) -> Agreement:
-    """How far the votes of one round agree."""
-    from instructgpt.statistics.agreement import inter_labeler_agreement as agreeing
+    from instructgpt.statistics.agreement import inter_labeler_agreement
     from instructgpt.statistics.pair_judgments import LabelerRanking
 
-    return agreeing(
-        [LabelerRanking(room.id, person, list(ranks), list(ranks.values())) for person, ranks in votes.items()]
-    )
+    rankings = [LabelerRanking(room.id, person, list(ranks), list(ranks.values())) for person, ranks in votes.items()]
+    return inter_labeler_agreement(rankings)

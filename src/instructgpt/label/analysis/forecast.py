@@ -1,4 +1,4 @@
-"""How much is done, how fast, when the rest will be done and what it costs: counted in the database, foreseen from the last days."""
+"""Progress, pace, cost and completion forecasts of batches, computed from database counts and recent days."""
 
 from __future__ import annotations
 
@@ -7,46 +7,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, variance
 
-from sqlalchemy import and_, func, literal_column, select
+from sqlalchemy import Subquery, and_, func, literal_column, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.analysis.rankings import join_task_and_batch
-from instructgpt.label.db.models import Assignment, Batch, MessageRow, Person, Submission, Task, TaskCompletion
-from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
+from instructgpt.label.db.models.base import DAY_MS
+from instructgpt.label.db.models.people import Person
+from instructgpt.label.db.models.submissions import Assignment, MessageRow, Submission
+from instructgpt.label.db.models.tasks import TASK_KINDS, Batch, Task, TaskCompletion, TaskKind
 from instructgpt.label.tasks.batches import UNLIMITED_OVERLAP
 
-DAY_MS = 86_400_000
-"""Milliseconds."""
 HOUR_MS = 3_600_000
 FORECAST_WINDOW_DAYS = 14
-"""Days that a forecast looks back."""
 MIN_SPEED_SAMPLES = 20
-"""Submissions from which on a speed counts as measured."""
+"""Below this many submissions, DEFAULT_SECONDS_PER_UNIT replaces the measured speed."""
 _MAX_SPEED_SAMPLES = 2_000
-"""Submissions of a kind from which its speed is taken, the latest ones."""
+"""The latest submissions of a kind from which its speed is measured."""
 
-DEFAULT_SECONDS_PER_UNIT: Mapping[TaskKind, float] = {
-    "rank": 60.0,
-    "demonstrate": 600.0,
-    "write": 300.0,
-    "review": 60.0,
-}
-"""Active seconds a piece until there are measured ones: a completion rated and ranked, a demonstration, a prompt written, a prompt
-described. Rules of thumb, named as such wherever they are used."""
+DEFAULT_SECONDS_PER_UNIT: Mapping[TaskKind, float] = {"rank": 60, "demonstrate": 600, "write": 300, "review": 60}
+"""Rules of thumb: active seconds per ranked completion, demonstration, written prompt, or reviewed prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Active seconds that one piece of a kind takes; a piece of a rank task is one completion."""
+    """Active seconds per unit of work; a unit of a rank task is one completion."""
 
     seconds: float
     sample_count: int
-    """Submissions behind it; fewer than MEASURED: the rule of thumb was taken."""
+    """Submissions measured; below MIN_SPEED_SAMPLES, `seconds` is a rule of thumb."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
-    """Where a batch stands. Assignments are counted as the policy wants them; hidden repeats and gold tasks come on top."""
+    """A batch's progress, counted in assignments of its overlap policy, without hidden repeats and gold tasks."""
 
     batch_id: str
     name: str
@@ -62,30 +55,26 @@ class BatchStatus:
     review: int
     withdrawn: int
     required: int
-    """Assignments of all tasks that were not withdrawn."""
+    """Assignments of all tasks except withdrawn ones."""
     completed: int
     in_progress: int
     remaining_units: int
-    """Completions still to be rated and ranked; of other kinds, assignments."""
+    """Completions still to be ranked; for other kinds, remaining assignments."""
     active_ms: int
     questions: int
-    """Threads that wait for an answer."""
+    """Threads without an answer."""
 
     @property
     def remaining(self) -> int:
-        """Assignments not yet handed in."""
         return max(0, self.required - self.completed)
 
     @property
     def share(self) -> float:
-        """The part that is done, 0 to 1."""
         return self.completed / self.required if self.required else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a batch asks of people."""
-
     tasks: int
     assignments: int
     units: int
@@ -96,35 +85,33 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class DayActivity:
-    """What was handed in on one day (UTC): submissions of each kind, active time, how many people."""
+    """The submissions of one UTC day."""
 
     start_ms: int
     submissions: Mapping[str, int]
+    """Task kind -> submissions."""
     active_ms: int
     people: int
 
     @property
     def total(self) -> int:
-        """Submissions of all kinds."""
         return sum(self.submissions.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Days from now until the rest is done; 95 % between `low` and `high`. None: not foreseeable at this pace."""
+    """Days until completion with a 95 % interval; None: not predictable at this pace."""
 
     days: float | None
     low: float | None
     high: float | None
     pace: float
-    """Submissions a day."""
+    """Submissions per day."""
 
 
 def compute_speeds(db: Session) -> dict[TaskKind, Speed]:
-    """The median active time a piece, of each kind, from its latest submissions. One statement a kind."""
-    completion_counts = (
-        select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
-    )
+    """Return the median active time per unit of each kind. One statement per kind."""
+    completion_counts = _completion_counts()
     speed_by_kind: dict[TaskKind, Speed] = {}
     for kind in TASK_KINDS:
         statement = (
@@ -136,19 +123,21 @@ def compute_speeds(db: Session) -> dict[TaskKind, Speed]:
             .limit(_MAX_SPEED_SAMPLES)
         )
         seconds = [active / 1000 / (k or 1) for active, k in db.execute(statement)]
-        speed_by_kind[kind] = Speed(
-            median(seconds) if len(seconds) >= MIN_SPEED_SAMPLES else DEFAULT_SECONDS_PER_UNIT[kind], len(seconds)
-        )
+        is_measured = len(seconds) >= MIN_SPEED_SAMPLES
+        speed_by_kind[kind] = Speed(median(seconds) if is_measured else DEFAULT_SECONDS_PER_UNIT[kind], len(seconds))
     return speed_by_kind
 
 
+def _completion_counts() -> Subquery:
+    return select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
+
+
 def list_batch_statuses(db: Session) -> list[BatchStatus]:
-    """Every batch, newest first. Four statements."""
+    """Return the status of every batch, newest first. Four statements."""
     is_live = and_(Task.state != "withdrawn", Task.overlap < UNLIMITED_OVERLAP)
-    completion_counts = (
-        select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
-    )
+    completion_counts = _completion_counts()
     remaining = Task.overlap - Task.n_done
+    remaining_units = func.sum(remaining * func.coalesce(completion_counts.c.k, 1))
     counters = (
         select(
             Task.batch_id,
@@ -158,68 +147,46 @@ def list_batch_statuses(db: Session) -> list[BatchStatus]:
                 func.coalesce(func.sum(column).filter(is_live), 0)
                 for column in (Task.overlap, Task.n_done, Task.n_open)
             ),
-            func.coalesce(
-                func.sum(remaining * func.coalesce(completion_counts.c.k, 1)).filter(and_(is_live, remaining > 0)), 0
-            ),
+            func.coalesce(remaining_units.filter(and_(is_live, remaining > 0)), 0),
         )
         .join(completion_counts, completion_counts.c.task_id == Task.id, isouter=True)
         .group_by(Task.batch_id)
     )
     counts = {batch: tuple(map(int, numbers)) for batch, *numbers in db.execute(counters)}
-    active_statement = join_task_and_batch(
-        select(Task.batch_id, func.sum(Submission.active_ms)).select_from(Submission)
-    ).where(Submission.replaced_at.is_(None))
-    active_ms_by_batch = {batch: int(total) for batch, total in db.execute(active_statement.group_by(Task.batch_id))}
-    open_questions = _count_open_questions(db)
-    rows = []
-    for batch in db.scalars(select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc())):
-        tasks, finished, review, withdrawn, required, completed, in_progress, remaining_units = counts.get(
-            batch.id, (0,) * 8
+    statement = join_task_and_batch(select(Task.batch_id, func.sum(Submission.active_ms)).select_from(Submission))
+    statement = statement.where(Submission.replaced_at.is_(None)).group_by(Task.batch_id)
+    active_ms_by_batch = {batch: int(total) for batch, total in db.execute(statement)}
+    questions = _count_open_questions(db)
+    return [
+        BatchStatus(
+            batch.id,
+            batch.name,
+            batch.kind,
+            batch.purpose,
+            batch.screening,
+            batch.state,
+            batch.cohort,
+            batch.priority,
+            batch.created_at,
+            *(*counts.get(batch.id, (0,) * 8), active_ms_by_batch.get(batch.id, 0), questions.get(batch.id, 0)),
         )
-        rows.append(
-            BatchStatus(
-                batch.id,
-                batch.name,
-                batch.kind,
-                batch.purpose,
-                batch.screening,
-                batch.state,
-                batch.cohort,
-                batch.priority,
-                batch.created_at,
-                tasks,
-                finished,
-                review,
-                withdrawn,
-                required,
-                completed,
-                in_progress,
-                remaining_units,
-                active_ms_by_batch.get(batch.id, 0),
-                open_questions.get(batch.id, 0),
-            )
-        )
-    return rows
+        for batch in db.scalars(select(Batch).order_by(Batch.created_at.desc(), Batch.id.desc()))
+    ]
 
 
 def _count_open_questions(db: Session) -> dict[str, int]:
-    """Of each batch, threads in which a labeler's question or report waits for an answer."""
-    open_messages = select(MessageRow.task_id, MessageRow.about_id).where(
-        MessageRow.author_id == MessageRow.about_id, MessageRow.settled_at.is_(None)
-    )
-    threads = open_messages.distinct().subquery()
+    is_open = and_(MessageRow.author_id == MessageRow.about_id, MessageRow.settled_at.is_(None))
+    threads = select(MessageRow.task_id, MessageRow.about_id).where(is_open).distinct().subquery()
     statement = select(Task.batch_id, func.count()).join(threads, threads.c.task_id == Task.id).group_by(Task.batch_id)
     return {row[0]: row[1] for row in db.execute(statement)}
 
 
 def estimate_batch_workload(db: Session, batch: Batch, hourly_rate: float | None = None) -> Workload:
-    """What a whole batch asks of people: its tasks with their overlap, the hidden repeats, and gold tasks at their share. Three statements.
+    """Estimate the work of a whole batch, with overlap, hidden repeats and gold tasks. Three statements.
 
-    Gold tasks are given at the policy's share of everything a labeler gets, each of them once to each labeler of the batch's cohort.
+    A labeler's assignments contain gold tasks at the policy's share, and every gold task at most once.
     """
-    completion_counts = (
-        select(TaskCompletion.task_id, func.count().label("k")).group_by(TaskCompletion.task_id).subquery()
-    )
+    completion_counts = _completion_counts()
     k = func.coalesce(completion_counts.c.k, 1)
     statement = (
         select(Task.gold, Task.repeat, Task.overlap, func.count(), func.sum(k))
@@ -227,9 +194,8 @@ def estimate_batch_workload(db: Session, batch: Batch, hourly_rate: float | None
         .where(Task.batch_id == batch.id, Task.state != "withdrawn")
         .group_by(Task.gold, Task.repeat, Task.overlap)
     )
-    labelers = select(func.count()).where(
-        Person.role == "labeler", Person.status == ("screening" if batch.screening else "active")
-    )
+    status = "screening" if batch.screening else "active"
+    labelers = select(func.count()).where(Person.role == "labeler", Person.status == status)
     labeler_count = int(db.scalar(labelers.where(Person.cohort == batch.cohort) if batch.cohort else labelers) or 0)
     tasks, assignments, units, gold_tasks, gold_units = 0, 0, 0.0, 0, 0.0
     for gold, repeat, overlap, count, unit_count in db.execute(statement):
@@ -239,31 +205,25 @@ def estimate_batch_workload(db: Session, batch: Batch, hourly_rate: float | None
         elif gold:
             gold_tasks, gold_units = gold_tasks + count, gold_units + float(unit_count)
         else:
-            assignments_per_task = 2 * overlap if repeat else overlap  # everybody who did it is given it once more
-            assignments, units = (
-                assignments + count * assignments_per_task,
-                units + float(unit_count) * assignments_per_task,
-            )
+            per_task = 2 * overlap if repeat else overlap  # each labeler of a repeat task gets it twice
+            assignments, units = assignments + count * per_task, units + float(unit_count) * per_task
     if gold_tasks:
         gold_share = float(batch.policy.get("gold_share", 0.0))
-        max_gold_assignments = gold_tasks * labeler_count
-        gold_assignments = (
-            max_gold_assignments
-            if batch.screening or gold_share >= 1
-            else min(max_gold_assignments, round(assignments * gold_share / (1 - gold_share)))
-        )
+        gold_assignments = gold_tasks * labeler_count
+        if not batch.screening and gold_share < 1:
+            gold_assignments = min(gold_assignments, round(assignments * gold_share / (1 - gold_share)))
         assignments, units = assignments + gold_assignments, units + gold_assignments * gold_units / gold_tasks
     return compute_workload(tasks, assignments, round(units), compute_speeds(db)[batch.kind], hourly_rate)
 
 
 def compute_workload(tasks: int, assignments: int, units: int, speed: Speed, hourly_rate: float | None) -> Workload:
-    """Hours and cost of so many pieces (completions to rank, or whole assignments). `hourly` is in any currency."""
+    """Return the hours and the cost of some units of work. `hourly_rate` may be in any currency."""
     hours = units * speed.seconds / 3600
     return Workload(tasks, assignments, units, hours, None if hourly_rate is None else hours * hourly_rate, speed)
 
 
 def count_daily_submissions(db: Session, now_ms: int, days: int = FORECAST_WINDOW_DAYS) -> list[DayActivity]:
-    """The last `days` days up to and with today, oldest first, days without work too. One statement."""
+    """Return the activity of the last days including today, oldest first. One statement."""
     first_day = now_ms // DAY_MS - days + 1
     day = (Submission.created_at // literal_column(str(DAY_MS))).label("day")
     statement = (
@@ -275,11 +235,11 @@ def count_daily_submissions(db: Session, now_ms: int, days: int = FORECAST_WINDO
     counts: dict[int, dict[str, int]] = {}
     active_ms: dict[int, int] = {}
     people: dict[int, set[str]] = {}
-    for day_index, kind, person, count, active_time in db.execute(statement):
-        day_counts = counts.setdefault(int(day_index), {})
+    for index, kind, person, count, active_time in db.execute(statement):
+        day_counts = counts.setdefault(int(index), {})
         day_counts[kind] = day_counts.get(kind, 0) + count
-        active_ms[int(day_index)] = active_ms.get(int(day_index), 0) + int(active_time)
-        people.setdefault(int(day_index), set()).add(person)
+        active_ms[int(index)] = active_ms.get(int(index), 0) + int(active_time)
+        people.setdefault(int(index), set()).add(person)
     return [
         DayActivity(n * DAY_MS, counts.get(n, {}), active_ms.get(n, 0), len(people.get(n, ())))
         for n in range(first_day, first_day + days)
@@ -287,11 +247,11 @@ def count_daily_submissions(db: Session, now_ms: int, days: int = FORECAST_WINDO
 
 
 def forecast_completion(remaining: int, daily_counts: Sequence[float], z: float = 1.96) -> Forecast:
-    """When `left` submissions will be done, if days go on as the past ones, each (submissions) drawn from the same distribution.
+    """Forecast the days until `remaining` submissions are done, with Fieller's interval.
 
-    The total of n days has mean n m and variance s² (n + n² / d), the second part because m is only known from d days. `left` lies within
-    z standard deviations of it exactly between the roots of (m² - z² s² / d) n² - (2 m left + z² s²) n + left² (Fieller's interval).
-    Days before the first work do not count.
+    Days from the first submission on are assumed independent and identically distributed, with mean m and variance s²
+    estimated from d days. The total of n future days then has mean n m and variance s² (n + n² / d). `remaining` lies
+    within z standard deviations between the roots of (m² - z² s² / d) n² - (2 m remaining + z² s²) n + remaining².
     """
     working_days = [count for index, count in enumerate(daily_counts) if any(daily_counts[: index + 1])]
     if remaining <= 0:

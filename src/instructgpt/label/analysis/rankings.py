@@ -1,6 +1,6 @@
-"""Rankings as the site keeps them, read for the statistics: who ranked what, in which order it was shown, who wrote what.
+"""Stored rankings and ratings, loaded for the statistics.
 
-Everything here takes a fixed number of SQL statements, however many labelers and rankings there are.
+Each function executes a fixed number of SQL statements, independent of the number of labelers and rankings.
 """
 
 from __future__ import annotations
@@ -9,26 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, select
+from sqlalchemy import ColumnElement, Select, and_, func, select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import (
-    Assignment,
-    Batch,
-    Person,
-    PromptRow,
-    RankingItem,
-    Rating,
-    Submission,
-    Task,
-    TaskCompletion,
-)
-from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.db.models.people import Person
+from instructgpt.label.db.models.submissions import Assignment, RankingItem, Rating, Submission
+from instructgpt.label.db.models.tasks import Batch, PromptRow, Task, TaskCompletion, TaskKind
+from instructgpt.label.errors import SiteError
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRanking:
-    """One ranking as it counts now. It is what the statistics package calls `Ranks`: prompt, labeler, completions, ranks, models."""
+    """The current version of one ranking. Satisfies the `HasRanks` protocol of the statistics package."""
 
     submission: str
     task: str
@@ -36,9 +28,9 @@ class StoredRanking:
     prompt: str
     labeler: str
     cohort: str
-    """`training` or `heldout`; of somebody without a cohort, the role."""
+    """`training` or `heldout`; the role of a person without a cohort."""
     round: int
-    """1 for the hidden repeat of a task that the same labeler did before."""
+    """1 for the hidden repeat of a task, 0 otherwise."""
     gold: bool
     use_case: str | None
     active_ms: int
@@ -46,16 +38,14 @@ class StoredRanking:
     pasted: float | None
     created_at: int
     completions: tuple[str, ...]
-    """Ids, in the order in which they stood on the page."""
+    """Ids in the order of presentation."""
     ranks: tuple[int, ...]
     models: tuple[str, ...] | None = None
-    """Where `with_models` filled it in. A text that several models gave stands once for each of them."""
+    """Set by `attach_models`; a completion that several models produced is listed once per model."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRating:
-    """One completion's rating and labels by one labeler."""
-
     submission: str
     completion: str
     rating: int | None
@@ -63,7 +53,6 @@ class StoredRating:
 
 
 def _is_current(kind: TaskKind, batch: str | None = None) -> ColumnElement[bool]:
-    """What counts: handed in, not replaced, not given back, of a task that was not withdrawn, no part of a screening test."""
     condition = and_(
         Submission.kind == kind,
         Submission.replaced_at.is_(None),
@@ -75,7 +64,6 @@ def _is_current(kind: TaskKind, batch: str | None = None) -> ColumnElement[bool]
 
 
 def join_task_and_batch(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
-    """A selection from submissions together with their assignment, task and batch."""
     return (
         statement.join(Assignment, Assignment.id == Submission.assignment_id)
         .join(Task, Task.id == Assignment.task_id)
@@ -84,17 +72,12 @@ def join_task_and_batch(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[An
 
 
 def load_stored_rankings(db: Session, batch: str | None = None) -> list[StoredRanking]:
-    """All rankings that count, oldest first; those of one batch where it is given. Two statements."""
+    """Return the current rankings of one batch, or of all batches, oldest first. Two statements."""
     items: dict[str, list[tuple[str, int]]] = {}
-    items_statement = join_task_and_batch(
-        select(RankingItem.submission_id, RankingItem.completion_id, RankingItem.rank).select_from(Submission)
-    )
-    items_statement = items_statement.join(RankingItem, RankingItem.submission_id == Submission.id).where(
-        _is_current("rank", batch)
-    )
-    for submission, completion, rank in db.execute(
-        items_statement.order_by(RankingItem.submission_id, RankingItem.shown)
-    ):
+    statement = select(RankingItem.submission_id, RankingItem.completion_id, RankingItem.rank).select_from(Submission)
+    statement = join_task_and_batch(statement).join(RankingItem, RankingItem.submission_id == Submission.id)
+    statement = statement.where(_is_current("rank", batch)).order_by(RankingItem.submission_id, RankingItem.shown)
+    for submission, completion, rank in db.execute(statement):
         items.setdefault(submission, []).append((completion, rank))
     rankings_statement = join_task_and_batch(
         select(
@@ -103,8 +86,7 @@ def load_stored_rankings(db: Session, batch: str | None = None) -> list[StoredRa
             Task.batch_id,
             Task.prompt_id,
             Person.id,
-            Person.cohort,
-            Person.role,
+            func.coalesce(Person.cohort, Person.role),
             Assignment.round,
             Task.gold,
             PromptRow.use_case,
@@ -119,56 +101,21 @@ def load_stored_rankings(db: Session, batch: str | None = None) -> list[StoredRa
         .join(PromptRow, PromptRow.id == Task.prompt_id)
         .where(_is_current("rank", batch))
     )
-    rankings = []
-    for row in db.execute(rankings_statement.order_by(Submission.created_at, Submission.id)):
-        (
-            submission,
-            task,
-            batch_id,
-            prompt,
-            labeler,
-            cohort,
-            role,
-            round_index,
-            gold,
-            use_case,
-            active_ms,
-            wall_ms,
-            pasted,
-            created_at,
-        ) = row
-        if submission in items:
-            completions, ranks = zip(*items[submission], strict=True)
-            columns = (
-                submission,
-                task,
-                batch_id,
-                prompt,
-                labeler,
-                cohort or role,
-                round_index,
-                gold,
-                use_case,
-                active_ms,
-                wall_ms,
-                pasted,
-                created_at,
-            )
-            rankings.append(StoredRanking(*columns, completions, ranks))
-    return rankings
+    rows = db.execute(rankings_statement.order_by(Submission.created_at, Submission.id))
+    # The columns and (completions, ranks) follow the order of StoredRanking's fields.
+    return [StoredRanking(*row, *zip(*items[row[0]], strict=True)) for row in rows if row[0] in items]
 
 
 def load_stored_ratings(db: Session, batch: str | None = None) -> list[StoredRating]:
-    """All ratings of rankings that count, in the order of their submissions. One statement."""
-    statement = join_task_and_batch(
-        select(Rating.submission_id, Rating.completion_id, Rating.rating, Rating.labels).select_from(Submission)
-    )
+    """Return the ratings of the current rankings, ordered by submission. One statement."""
+    columns = (Rating.submission_id, Rating.completion_id, Rating.rating, Rating.labels)
+    statement = join_task_and_batch(select(*columns).select_from(Submission))
     statement = statement.join(Rating, Rating.submission_id == Submission.id).where(_is_current("rank", batch))
     return [StoredRating(*row) for row in db.execute(statement.order_by(Rating.submission_id, Rating.completion_id))]
 
 
 def load_completion_models(db: Session, batch: str | None = None) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Who wrote each completion: (task, completion) -> models, several where they gave the same text. One statement."""
+    """Return (task, completion) -> models; several when they produced the same text. One statement."""
     statement = select(TaskCompletion.task_id, TaskCompletion.completion_id, TaskCompletion.models)
     if batch is not None:
         statement = statement.join(Task, Task.id == TaskCompletion.task_id).where(Task.batch_id == batch)
@@ -178,7 +125,7 @@ def load_completion_models(db: Session, batch: str | None = None) -> dict[tuple[
 def attach_models(
     rankings: Sequence[StoredRanking], models: Mapping[tuple[str, str], Sequence[str]]
 ) -> list[StoredRanking]:
-    """The same rankings with the names of the models: a text that several models gave ties with itself."""
+    """Return the rankings with model names. A completion of several models is repeated with the same rank, as a tie."""
     attached = []
     for ranking in rankings:
         rows = [
@@ -189,3 +136,12 @@ def attach_models(
         completions, ranks, model_names = zip(*rows, strict=True)
         attached.append(replace(ranking, completions=completions, ranks=ranks, models=model_names))
     return attached
+
+
+def ranks_from_tiers(db: Session, task_id: str, tiers: Mapping[str, int]) -> dict[str, int]:
+    """Return completion -> dense rank. Raises SiteError `bad_ranking` unless each completion of the task has a tier."""
+    completions = set(db.scalars(select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task_id)))
+    if set(tiers) != completions or min(tiers.values(), default=0) < 1:
+        raise SiteError(422, "bad_ranking")
+    levels = sorted(set(tiers.values()))
+    return {completion: 1 + levels.index(tiers[completion]) for completion in sorted(tiers, key=tiers.__getitem__)}

@@ -1,6 +1,8 @@
-"""Which model wins a blind evaluation, by how much, and how sure that is. Names stay hidden until the batch is closed.
+"""Results of blind evaluations: win rates, strengths, ratings and labels, with intervals.
 
-The statistics package is imported when numbers are asked for, so that a site starts without it.
+Model names stay hidden until the batch is closed or unblinded.
+
+The statistics package is imported inside the functions to keep scipy out of the site's start.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from instructgpt.label.analysis.rankings import (
     load_stored_rankings,
     load_stored_ratings,
 )
-from instructgpt.label.db.models import Batch, CompletionRow, Task, TaskCompletion
+from instructgpt.label.db.models.tasks import Batch, CompletionRow, Task, TaskCompletion
 from instructgpt.records import LABELS
 from instructgpt.results import ResultRow, result_row_to_dict
 
@@ -30,54 +32,55 @@ if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
     from instructgpt.statistics.win_rate import WinRate
 
+    _Estimates = dict[tuple[str, str], Estimate]
+    _Observations = dict[tuple[str, str], list[tuple[float, str, str]]]  # (value, prompt, labeler) each
+
 _REDACTION = "▇▇▇"
-"""What stands in a text where a model's name stood, as long as names are hidden."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPrecision:
-    """What may be known before names are: how much there is, and how wide the widest interval of a win rate would be."""
+    """The progress of a blind evaluation, without names or results."""
 
     rankings: int
     labelers: int
     prompts: int
     half_width: float | None
+    """Half the width of the widest win-rate interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResults:
-    """Everything the page shows."""
-
     baseline: str | None
     models: Sequence[str]
     precision: EvaluationPrecision
     wins: Sequence[WinRate]
-    """Each model against the baseline; every two models where there is none."""
+    """Each model against the baseline, or all pairs of models without a baseline."""
     by_cohort: Sequence[WinRate]
     by_use_case: Sequence[WinRate]
     matrix: Mapping[tuple[str, str], WinRate]
-    """Every two models, each way round; `holm` counts every two models once."""
+    """All ordered pairs of models; the Holm correction counts each unordered pair once."""
     strengths: Sequence[Strength]
     length_controlled: Mapping[str, Estimate]
     ratings: Mapping[tuple[str, str], Estimate]
-    """(model, cohort) -> mean rating, 1 to 7; the cohort is empty for everybody."""
+    """(model, cohort) -> mean rating, 1 to 7; cohort "" is all labelers."""
     labels: Mapping[tuple[str, str], Estimate]
-    """(model, label) -> share of yes where the question applies."""
+    """(model, label) -> share of yes among yes and no."""
 
 
 def is_blind(batch: Batch) -> bool:
-    """Whether the names of the models of a batch are hidden, from everybody."""
+    """Return whether the batch's model names are hidden from every account."""
     return batch.purpose == "evaluation" and batch.state != "closed" and batch.unblinded_at is None
 
 
 def mark_unblinded(db: Session, batch: Batch, now_ms: int) -> None:
-    """Show names before the batch is closed. Whoever calls notes it in the journal, with the reason."""
+    """Reveal the names before the batch is closed. The caller writes the audit log entry with the reason."""
     batch.unblinded_at = batch.unblinded_at or now_ms
     db.flush()
 
 
 def get_hidden_model_names(db: Session) -> set[str]:
-    """The names of all models of batches that are blind now. One statement."""
+    """Return the model names of all batches that are blind now. One statement."""
     statement = (
         select(TaskCompletion.models)
         .join(Task, Task.id == TaskCompletion.task_id)
@@ -88,90 +91,76 @@ def get_hidden_model_names(db: Session) -> set[str]:
 
 
 def redact_model_names(text: str, names: Iterable[str]) -> str:
-    """A text without these names, in whatever case; the longest first, so that no half of one is left."""
-    name_variants = {part for name in names for part in (name, name.rstrip("/").rsplit("/", 1)[-1]) if part}
-    for name in sorted(name_variants, key=len, reverse=True):
+    """Replace model names, and the last components of model paths, regardless of case."""
+    variants = {part for name in names for part in (name, name.rstrip("/").rsplit("/", 1)[-1]) if part}
+    for name in sorted(variants, key=len, reverse=True):  # longest first: one name may be part of another
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", _REDACTION, text, flags=re.IGNORECASE)
     return text
 
 
 def _load_rankings_and_ratings(db: Session, batch: Batch) -> tuple[list[StoredRanking], list[StoredRating]]:
-    """The rankings of a batch with the names of the models, and its ratings. No hidden repeats, no gold. Four statements."""
-    rankings = [each for each in load_stored_rankings(db, batch.id) if each.round == 0 and not each.gold]
+    """Load rankings with model names, without hidden repeats and gold, and ratings. Four statements."""
+    rankings = [row for row in load_stored_rankings(db, batch.id) if row.round == 0 and not row.gold]
     return attach_models(rankings, load_completion_models(db, batch.id)), load_stored_ratings(db, batch.id)
 
 
 def compute_precision(db: Session, batch: Batch) -> EvaluationPrecision:
-    """How far a batch is, without a name and without a result."""
     rankings, _ = _load_rankings_and_ratings(db, batch)
     return _build_precision(rankings, _pairwise_win_rates(rankings))
 
 
 def compute_results(db: Session, batch: Batch, baseline: str | None = None) -> EvaluationResults:
-    """Everything about a batch whose names may be seen. Four statements.
-
-    Args:
-        baseline: the model to compare with; the batch's own where not given.
+    """Compute all results of a batch whose names may be shown; `baseline` defaults to the batch's. Four statements.
 
     Raises:
-        BadInput: nothing of what was ranked is of the baseline.
+        InputError: no ranking contains the baseline.
     """
     from instructgpt.statistics import bradley_terry, win_rate
 
     rankings, ratings = _load_rankings_and_ratings(db, batch)
+    pairs, lengths = _pairwise_win_rates(rankings), _completion_lengths(db, batch)
     baseline_model = (baseline or batch.baseline) if rankings else None
-    lengths = _completion_lengths(db, batch)
-    pairs = _pairwise_win_rates(rankings)
 
-    def win_rates_against_baseline(groups: Sequence[str | None] | None) -> list[WinRate]:
-        """Win rates against the baseline, in groups where there are any."""
-        if baseline_model is None or (groups is not None and not any(groups)):
+    def grouped_win_rates(groups: Sequence[str | None]) -> list[WinRate]:
+        if baseline_model is None or not any(groups):
             return []
         return win_rate.compute_win_rates(rankings, baseline_model, groups)
 
     def ranking_lengths(ranking: StoredRanking) -> list[float]:
         return [lengths[completion] for completion in ranking.completions]
 
+    length_controlled: Mapping[str, Estimate] = {}
+    if baseline_model:
+        length_controlled = win_rate.length_controlled_win_rates(rankings, baseline_model, ranking_lengths)
     return EvaluationResults(
         baseline=baseline_model,
-        models=sorted({model for each in rankings for model in each.models or ()}),
+        models=sorted({model for ranking in rankings for model in ranking.models or ()}),
         precision=_build_precision(rankings, pairs),
-        wins=win_rates_against_baseline(None) if baseline_model else pairs,
-        by_cohort=win_rates_against_baseline([each.cohort for each in rankings]),
-        by_use_case=win_rates_against_baseline([each.use_case for each in rankings]),
+        wins=win_rate.compute_win_rates(rankings, baseline_model) if baseline_model else pairs,
+        by_cohort=grouped_win_rates([ranking.cohort for ranking in rankings]),
+        by_use_case=grouped_win_rates([ranking.use_case for ranking in rankings]),
         matrix=_mirror_win_rates(pairs),
         strengths=bradley_terry.estimate_strengths(rankings, baseline_model) if rankings else [],
-        length_controlled=win_rate.length_controlled_win_rates(rankings, baseline_model, ranking_lengths)
-        if baseline_model
-        else {},
+        length_controlled=length_controlled,
         ratings=_mean_ratings(rankings, ratings),
         labels=_label_shares(rankings, ratings),
     )
 
 
 def _pairwise_win_rates(rankings: Sequence[StoredRanking]) -> list[WinRate]:
-    """Every two models."""
     from instructgpt.statistics import win_rate
 
     return win_rate.compute_win_rates(rankings) if rankings else []
 
 
 def _build_precision(rankings: Sequence[StoredRanking], pairs: Sequence[WinRate]) -> EvaluationPrecision:
-    half_widths = [
-        (each.rate.high - each.rate.low) / 2
-        for each in pairs
-        if each.rate.high is not None and each.rate.low is not None
-    ]
-    return EvaluationPrecision(
-        len(rankings),
-        len({each.labeler for each in rankings}),
-        len({each.prompt for each in rankings}),
-        max(half_widths, default=None),
-    )
+    rates = [pair.rate for pair in pairs]
+    widths = [rate.high - rate.low for rate in rates if rate.high is not None and rate.low is not None]
+    labelers, prompts = {ranking.labeler for ranking in rankings}, {ranking.prompt for ranking in rankings}
+    return EvaluationPrecision(len(rankings), len(labelers), len(prompts), max(widths) / 2 if widths else None)
 
 
 def _completion_lengths(db: Session, batch: Batch) -> dict[str, float]:
-    """Characters of every completion of a batch. One statement."""
     statement = (
         select(CompletionRow.id, func.length(CompletionRow.text))
         .join(TaskCompletion, TaskCompletion.completion_id == CompletionRow.id)
@@ -182,7 +171,7 @@ def _completion_lengths(db: Session, batch: Batch) -> dict[str, float]:
 
 
 def _mirror_win_rates(pairs: Sequence[WinRate]) -> dict[tuple[str, str], WinRate]:
-    """The rows of every two models, and the same rows seen from the other side."""
+    """Return each row under both orders of its two models, the second one mirrored."""
     table: dict[tuple[str, str], WinRate] = {}
     for win_rate in pairs:
         rate = win_rate.rate
@@ -207,44 +196,34 @@ def _mirror_win_rates(pairs: Sequence[WinRate]) -> dict[tuple[str, str], WinRate
 def _iter_model_ratings(
     rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]
 ) -> Iterable[tuple[StoredRanking, str, StoredRating]]:
-    """(ranking, model, rating) of every completion; a text that several models gave counts for each of them."""
-    rating_by_key = {(each.submission, each.completion): each for each in ratings}
+    """Yield (ranking, model, rating) per completion; a completion of several models counts for each of them."""
+    rating_by_key = {(row.submission, row.completion): row for row in ratings}
     for ranking in rankings:
         for completion, model in zip(ranking.completions, ranking.models or (), strict=True):
-            if (stored_rating := rating_by_key.get((ranking.submission, completion))) is not None:
-                yield ranking, model, stored_rating
+            if (rating := rating_by_key.get((ranking.submission, completion))) is not None:
+                yield ranking, model, rating
 
 
-def _mean_ratings(
-    rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]
-) -> dict[tuple[str, str], Estimate]:
-    """Mean ratings of each model, by everybody and by each cohort."""
-    rows: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
-    for ranking, model, stored_rating in _iter_model_ratings(rankings, ratings):
-        if stored_rating.rating is not None:
+def _mean_ratings(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]) -> _Estimates:
+    rows: _Observations = {}
+    for ranking, model, row in _iter_model_ratings(rankings, ratings):
+        if row.rating is not None:
+            observation = (float(row.rating), ranking.prompt, ranking.labeler)
             for cohort in ("", ranking.cohort):
-                rows.setdefault((model, cohort), []).append(
-                    (float(stored_rating.rating), ranking.prompt, ranking.labeler)
-                )
+                rows.setdefault((model, cohort), []).append(observation)
     return _clustered_means(rows, share=False)
 
 
-def _label_shares(
-    rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]
-) -> dict[tuple[str, str], Estimate]:
-    """How often each label of Table 3 was answered yes, of the answers yes and no."""
-    rows: dict[tuple[str, str], list[tuple[float, str, str]]] = {}
-    for ranking, model, stored_rating in _iter_model_ratings(rankings, ratings):
-        for name, answer in stored_rating.labels.items():
+def _label_shares(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]) -> _Estimates:
+    rows: _Observations = {}
+    for ranking, model, row in _iter_model_ratings(rankings, ratings):
+        for name, answer in row.labels.items():
             if answer is not None:
                 rows.setdefault((model, name), []).append((float(answer), ranking.prompt, ranking.labeler))
     return _clustered_means(rows, share=True)
 
 
-def _clustered_means(
-    rows: Mapping[tuple[str, str], Sequence[tuple[float, str, str]]], share: bool
-) -> dict[tuple[str, str], Estimate]:
-    """Means clustered by prompt and labeler."""
+def _clustered_means(rows: _Observations, share: bool) -> _Estimates:
     from instructgpt.statistics import intervals
 
     means = {}
@@ -255,21 +234,15 @@ def _clustered_means(
 
 
 def to_result_rows(results: EvaluationResults) -> list[dict[str, object]]:
-    """The rows of results.json: what `report` reads, with the same names as `evaluate` gives."""
+    """Return the rows of results.json, with the evaluation and metric names of `instructgpt evaluate`."""
     rows: list[ResultRow] = []
 
     def add(evaluation: str, metric: str, model: str, condition: str, value: Estimate) -> None:
         rows.append(ResultRow(evaluation, metric, model, condition, value.value, value.low, value.high, value.n))
 
     for wins, prefix in ((results.wins, ""), (results.by_cohort, ""), (results.by_use_case, "all/")):
-        for win_rate in wins:
-            add(
-                "preference",
-                f"win_rate_vs_{win_rate.opponent}",
-                win_rate.model,
-                f"{prefix}{win_rate.group}",
-                win_rate.rate,
-            )
+        for row in wins:
+            add("preference", f"win_rate_vs_{row.opponent}", row.model, f"{prefix}{row.group}", row.rate)
     for model, value in results.length_controlled.items():
         add("preference", f"length_controlled_win_rate_vs_{results.baseline}", model, "", value)
     for strength in results.strengths:

@@ -15,11 +15,11 @@ from instructgpt.label.auth.tokens import generate_token, hash_token
 from instructgpt.label.context import Settings, Site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Invite, Person, UserSession, current_time_ms
+from instructgpt.label.db.models.base import DAY_MS
 from instructgpt.label.db.models.people import PersonRole, PersonStatus
 from instructgpt.label.errors import SiteError
 from instructgpt.records import Cohort
 
-_DAY_MS = 86_400_000
 SETUP_DAYS, INVITE_DAYS, RESET_DAYS = 7, 14, 2  # validity of links
 _MAX_NAME_LENGTH = 100
 # Declined, paused and withdrawn people can sign in, to see their data.
@@ -95,8 +95,8 @@ def set_person_role(db: Session, person: Person, role: PersonRole, caller_id: st
 
 def check_not_last_owner(db: Session, person: Person) -> None:
     """Raise SiteError if the site would have no owner without this person."""
-    others = select(func.count()).where(Person.role == "owner", Person.status == "active", Person.id != person.id)
-    if person.role == "owner" and not db.scalar(others):
+    other_owners = select(func.count()).where(Person.role == "owner", Person.status == "active", Person.id != person.id)
+    if person.role == "owner" and not db.scalar(other_owners):
         raise SiteError(409, "last_owner")
 
 
@@ -129,7 +129,7 @@ def issue_invite(
         note=note,
         person_id=person.id if person else None,
         max_uses=max_uses,
-        expires_at=current_time_ms() + days * _DAY_MS,
+        expires_at=current_time_ms() + days * DAY_MS,
         created_by=caller_id,
     )
     db.add(row)

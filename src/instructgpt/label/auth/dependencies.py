@@ -7,7 +7,7 @@ def home(principal: Annotated[Principal, require("labeler")]) -> Response: ...
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from sqlalchemy import bindparam, select, update
@@ -33,8 +33,8 @@ class Principal:
     has_consented: bool = True  # to the newest consent text
 
     @property
-    def signed_in_person(self) -> Person:
-        """The person; only for routes that require a role."""
+    def user(self) -> Person:
+        """The person; only for routes that allow roles."""
         assert self.person is not None
         return self.person
 
@@ -74,6 +74,19 @@ def require(*roles: PersonRole, scope: str | None = None, consent_optional: bool
 def public_access() -> Any:
     """Admit everybody, signed in or not."""
     return Depends(RequireRole(public=True))
+
+
+AnyUser = Annotated[Principal, public_access()]
+SignedInUser = Annotated[Principal, require("labeler", "researcher", "owner", consent_optional=True)]
+ConsentedUser = Annotated[Principal, require("labeler", "researcher", "owner")]
+LabelerUser = Annotated[Principal, require("labeler")]
+TeamUser = Annotated[Principal, require("researcher", "owner")]
+OwnerUser = Annotated[Principal, require("owner")]
+ReadScope = Annotated[Principal, require("owner", scope="read")]
+WriteScope = Annotated[Principal, require("owner", scope="write")]
+ExportScope = Annotated[Principal, require("owner", scope="export")]
+AdminScope = Annotated[Principal, require("owner", scope="admin")]
+"""The principals of routes; `...Scope` is an API key with that scope, or a signed-in owner."""
 
 
 def get_site(request: Request) -> Site:

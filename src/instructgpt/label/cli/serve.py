@@ -17,32 +17,24 @@ from pydantic import Field, field_validator
 
 from instructgpt.config import CommandConfig
 from instructgpt.errors import InputError
+from instructgpt.label import site_folder
 from instructgpt.label.auth import accounts
 from instructgpt.label.background import CounterCheckThread
 from instructgpt.label.context import Site
-from instructgpt.label.site_folder import (
-    SITE_FILE_NAME,
-    create_site_folder,
-    is_site_folder,
-    iter_storage_warnings,
-    open_site,
-)
+from instructgpt.label.site_folder import create_site_folder, is_site_folder, open_site
 from instructgpt.label.tasks import instructions
 from instructgpt.label.web.app import create_app
 
 
 class SiteOptions(CommandConfig):
-    """What every command on a site can be told."""
-
-    site: Path = Field(description="the site's folder")
+    site: Path = Field(description="folder of the site")
     database: str | None = Field(
         None,
-        description="sqlite:///FILE or postgresql://USER@HOST/NAME, chosen once when the site is made; site.db in the folder if not given",
+        description="sqlite:///FILE or postgresql://USER@HOST/NAME, fixed when the site is created; by default site.db",
     )
-
     public_url: str | None = Field(
         None,
-        description="the address people type, such as https://labels.example.org, when a proxy stands in front of the site",
+        description="public address of the site behind a reverse proxy, such as https://labels.example.org",
     )
 
     @field_validator("public_url")
@@ -52,44 +44,33 @@ class SiteOptions(CommandConfig):
 
 
 class InitConfig(SiteOptions):
-    """A new site."""
-
     stage: ClassVar[str] = "label init"
 
 
 class ServeConfig(SiteOptions):
-    """A site that runs."""
-
     stage: ClassVar[str] = "label serve"
 
-    host: str = Field("127.0.0.1", description="the address to listen on; 0.0.0.0 is all of this machine's")
-    port: int = Field(8000, ge=0, le=65_535, description="the port to listen on; 0 takes a free one")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
+    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
 
 
 def _parse_base_url(value: str) -> str:
-    """An address without its last slash. Raises ValueError unless it is http(s)://HOST."""
+    """Return an address without its trailing slash. Raises ValueError unless it is http(s)://HOST."""
     parts = urlsplit(value)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.netloc
-        or parts.path not in ("", "/")
-        or parts.query
-        or "@" in parts.netloc
-    ):
+    has_host = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc
+    if not has_host or parts.path not in ("", "/") or parts.query:
         raise ValueError("expected https://HOST, without a path")
     return f"{parts.scheme}://{parts.netloc}"
 
 
 def init(config: InitConfig) -> None:
-    """Make a site: its folder, its tables, its first texts; print the link that makes the first owner."""
+    """Create a site's folder, tables and default texts, and print the link that creates the first owner."""
     if is_site_folder(config.site):
-        raise InputError(
-            f"--site {config.site}: is a site already; 'instructgpt label serve --site {config.site}' opens it"
-        )
+        raise InputError(f"--site {config.site}: is already a site; run 'instructgpt label serve --site {config.site}'")
     site = _create_site(config)
     try:
         base_url = config.public_url or "http://127.0.0.1:8000"
-        print(f"made {config.site}; start it with: instructgpt label serve --site {config.site}")
+        print(f"created {config.site}; start it with: instructgpt label serve --site {config.site}")
         _print_setup_link(site, base_url)
     finally:
         site.database.close()
@@ -97,11 +78,9 @@ def init(config: InitConfig) -> None:
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve a site until it is stopped; one that was never made is made first."""
+    """Serve a site until it is stopped; create it first if it does not exist."""
     if config.host not in ("127.0.0.1", "localhost", "::1") and config.public_url is None:
-        print(
-            "listening beyond this machine without https: put a proxy with https in front and name it with --public-url"
-        )
+        print("the site is reachable from other machines without HTTPS: use a reverse proxy and set --public-url")
     site = _open_site(config) if is_site_folder(config.site) else _create_site(config, public_url=config.public_url)
     try:
         _run_server(site, config)
@@ -111,12 +90,11 @@ def serve(config: ServeConfig) -> None:
 
 
 def _run_server(site: Site, config: ServeConfig) -> None:
-    """Listen and answer. Being asked to end lets running requests finish."""
     server_config = uvicorn.Config(
         create_app(site),
-        log_config=None,  # uvicorn's own would close the handlers of everything else in the process
+        log_config=None,  # uvicorn's configuration would close all other log handlers of the process
         log_level="warning",
-        access_log=False,  # links hold secrets
+        access_log=False,  # URLs of invitations hold secrets
         server_header=False,
         timeout_graceful_shutdown=10,
     )
@@ -126,36 +104,30 @@ def _run_server(site: Site, config: ServeConfig) -> None:
         print(f"labelers' site: {base_url} (Ctrl-C stops it)", flush=True)
         _print_setup_link(site, base_url)
         _print_warnings(config.site)
-        # Ctrl-C: the server has stopped in order by then, and passes on what it was told.
+        # uvicorn shuts down gracefully on Ctrl-C and then raises the signal again.
         with CounterCheckThread(site), contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(server_config).run(sockets=[listener])
 
 
 def _bind_socket(config: ServeConfig) -> socket.socket:
-    """The socket the site answers on.
-
-    Raises:
-        BadInput: the port is taken, or the address is none of this machine's.
-    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         return socket.create_server((config.host, config.port), family=family, backlog=2_048)
     except OSError as error:
+        reason = error.strerror or error
         raise InputError(
-            f"--host {config.host} --port {config.port}: cannot listen there ({error.strerror or error}); try another"
+            f"--host {config.host} --port {config.port}: cannot listen there ({reason}); try another address or port"
         ) from error
 
 
 def _create_site(config: SiteOptions, public_url: str | None = None) -> Site:
-    """A new site. A folder is noted as one only when its database can be reached."""
-    database_url = config.database
-    create_site_folder(config.site, database_url)
+    create_site_folder(config.site, config.database)
     try:
-        site = open_site(config.site, database_url, public_url=public_url)
+        site = open_site(config.site, config.database, public_url=public_url)
         with site.database.write() as db:
             instructions.publish_default_texts(db)
-    except InputError:
-        (config.site / SITE_FILE_NAME).unlink()
+    except InputError:  # without a usable database the folder is no site: the next attempt may choose another one
+        (config.site / site_folder.SITE_FILE_NAME).unlink()
         raise
     return site
 
@@ -168,13 +140,12 @@ def _open_site(config: ServeConfig) -> Site:
 
 
 def _print_setup_link(site: Site, base_url: str) -> None:
-    """The link that makes the first owner, while there is none."""
     with site.database.write() as db:
         token = accounts.create_owner_setup_token(db)
     if token is not None:
-        print(f"set it up here, once, within {accounts.SETUP_DAYS} days: {base_url}/invite/{token}", flush=True)
+        print(f"set it up once, within {accounts.SETUP_DAYS} days, at {base_url}/invite/{token}", flush=True)
 
 
 def _print_warnings(folder: Path) -> None:
-    for warning in iter_storage_warnings(folder):
+    for warning in site_folder.iter_storage_warnings(folder):
         print(f"warning: {warning}", flush=True)

@@ -1,8 +1,8 @@
-"""A whole site as a folder of text, and back: one JSON-lines file a table, so that nothing depends on a database or its version.
+"""Archives: a whole site as a folder with one JSON lines file per table, independent of the database system.
 
-Read into an empty site and written again, an archive is the same bytes. `whole` archives hold everything, hashes of passwords too, and
-belong where the site's folder belongs; in `pseudonyms` archives accounts have no name, address or password, and sign-ins, invitations,
-keys, rate limits and the journal are left out.
+An archive imported into an empty site and exported again gives the same bytes. A `whole` archive includes password
+hashes: protect it like the site's folder. A `pseudonyms` archive omits names, addresses and passwords of accounts, and
+the tables of sessions, invitations, keys, rate limits and the audit log.
 """
 
 from __future__ import annotations
@@ -29,26 +29,19 @@ from instructgpt.label.exchange.selection import SUBMISSION_CHUNK_SIZE, snapshot
 _PeopleMode = Literal["pseudonyms", "whole"]
 _ARCHIVE_VERSION = 1
 _PERSONAL_TABLES = ("login", "invite", "api_key", "rate_bucket", "journal")
-"""Tables about people and machines rather than about work."""
+"""Tables that a `pseudonyms` archive omits."""
 _INITIAL_TABLES = ("invite", "journal", "instructions", "consent_text", "rate_bucket")
-"""What a new site has before anybody used it."""
+"""Tables that have rows in a new site."""
 
 
 def write_archive(database: Database, out: Path, people: _PeopleMode = "whole") -> dict[str, Any]:
-    """Write every table into a folder that is not there yet. Returns the archive's description.
-
-    Raises:
-        BadInput: the folder is taken or cannot be written.
-    """
+    """Write every table into a new folder and return the manifest. Raises InputError if the folder is not usable."""
     with atomic_directory(out, mode=0o700) as folder:
         with snapshot(database) as db:
-            exported_tables = [
-                table
+            tables = {
+                table.name: _write_table(db, table, folder / f"{table.name}.jsonl", people)
                 for table in Base.metadata.sorted_tables
                 if people == "whole" or table.name not in _PERSONAL_TABLES
-            ]
-            tables = {
-                table.name: _write_table(db, table, folder / f"{table.name}.jsonl", people) for table in exported_tables
             }
         manifest = {"archive": _ARCHIVE_VERSION, "instructgpt": __version__, "people": people, "tables": tables}
         (folder / "archive.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -56,15 +49,14 @@ def write_archive(database: Database, out: Path, people: _PeopleMode = "whole") 
 
 
 def _write_table(db: Session, table: Table, path: Path, people: _PeopleMode) -> dict[str, Any]:
-    """One table as JSON lines, in the order of its key's bytes. Returns what the description says of it."""
+    # Both databases must sort alike, by the bytes of the primary key, or the same site would give different files.
     collation = "BINARY" if db.get_bind().dialect.name == "sqlite" else "C"
     order = [collate(column, collation) if column.type.python_type is str else column for column in table.primary_key]
     count = 0
     with path.open("wb") as stream:
         path.chmod(0o600)
-        for row in db.execute(
-            select(table).order_by(*order).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)
-        ).mappings():
+        statement = select(table).order_by(*order).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)
+        for row in db.execute(statement).mappings():
             values = dict(row)
             if table.name == "person" and people == "pseudonyms":
                 values |= {"name": values["pseudonym"], "email": None, "password_hash": None}
@@ -76,17 +68,17 @@ def _write_table(db: Session, table: Table, path: Path, people: _PeopleMode) -> 
 
 
 def read_archive(database: Database, folder: Path) -> dict[str, Any]:
-    """Fill an empty site from an archive, all of it or nothing. Returns the archive's description.
+    """Import an archive into an empty site in one transaction and return its manifest.
 
     Raises:
-        BadInput: it is no archive, a file is missing or was changed, its tables are not this version's, or the site is not empty.
+        InputError: not an archive, a file is missing or changed, a table's columns differ, or the site has rows.
     """
     manifest = _read_manifest(folder)
     _validate_manifest(manifest, folder)
     with database.write() as db:
         for name, table in Base.metadata.tables.items():
             if name not in _INITIAL_TABLES and db.scalar(select(func.count()).select_from(table)):
-                raise InputError(f"the site is not empty (there are rows in {name}); read an archive into a new one")
+                raise InputError(f"the site is not empty (table '{name}' has rows); import an archive into a new site")
         for table in reversed(Base.metadata.sorted_tables):
             db.execute(delete(table))
         for table in Base.metadata.sorted_tables:
@@ -96,39 +88,38 @@ def read_archive(database: Database, folder: Path) -> dict[str, Any]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """What an archive says of itself."""
     try:
         manifest = json.loads((folder / "archive.json").read_text(encoding="utf-8"))
         if manifest["archive"] != _ARCHIVE_VERSION:
+            version, package = manifest["archive"], manifest["instructgpt"]
             raise InputError(
-                f"{folder}: an archive of version {manifest['archive']}, expected {_ARCHIVE_VERSION}; read it with instructgpt {manifest['instructgpt']}"
+                f"{folder}: archive version {version}, not {_ARCHIVE_VERSION}; import it with instructgpt {package}"
             )
         return dict(manifest) | {"tables": dict(manifest["tables"])}
     except OSError as error:
         raise InputError(
-            f"{folder}: no archive ('archive.json' cannot be read: {error.strerror}); name the folder that was exported"
+            f"{folder}: not an archive (cannot read 'archive.json': {error.strerror}); give the exported folder"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'archive.json'}: not the description of an archive ({error!r})") from error
+        raise InputError(f"{folder / 'archive.json'}: not the manifest of an archive ({error!r})") from error
 
 
 def _validate_manifest(manifest: dict[str, Any], folder: Path) -> None:
-    """Everything that can be wrong, before the first row is written. Raises BadInput."""
+    """Check columns and file hashes before the first row is written. Raises InputError."""
     for name, entry in manifest["tables"].items():
         table, path = Base.metadata.tables.get(name), folder / f"{name}.jsonl"
         if table is None or [column.name for column in table.columns] != entry["columns"]:
             raise InputError(
-                f"{folder}: table '{name}' is not as in this version ({__version__}); read it with instructgpt "
-                f"{manifest['instructgpt']} and let the new version migrate the database"
+                f"{folder}: the columns of table '{name}' differ from this version ({__version__}); import it with "
+                f"instructgpt {manifest['instructgpt']} and let this version migrate the database"
             )
         if not path.is_file():
-            raise InputError(f"{path}: is missing from the archive; copy the whole folder")
+            raise InputError(f"{path}: missing from the archive; copy the whole folder")
         if sha256_file(path) != entry["sha256"]:
-            raise InputError(f"{path}: is not what was exported (its SHA-256 differs); take it from another copy")
+            raise InputError(f"{path}: was changed after the export (its SHA-256 differs); use another copy")
 
 
 def _read_table(db: Session, table: Table, path: Path) -> None:
-    """One table's rows, in portions."""
     rows = _iter_rows(table, path)
     while chunk := list(islice(rows, SUBMISSION_CHUNK_SIZE)):
         try:
@@ -136,11 +127,12 @@ def _read_table(db: Session, table: Table, path: Path) -> None:
         except SQLAlchemyError as error:
             first, last = chunk[0][0], chunk[-1][0]
             reason = str(getattr(error, "orig", None) or error).split("\n")[0]
-            raise InputError(f"{path}:{first}: rows up to line {last} do not fit the database ({reason})") from error
+            raise InputError(f"{path}:{first}: the database rejects a row up to line {last} ({reason})") from error
 
 
 def _iter_rows(table: Table, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, values) of a table's file. An empty JSON column is no value rather than the JSON word for it."""
+    """Yield (line number, values) of a table's file."""
+    # SQLAlchemy would store None in a JSON column as the JSON value null; null() stores the SQL NULL that was exported.
     json_columns = [column.name for column in table.columns if isinstance(column.type, JSON)]
     for line_number, line in iter_lines(path):
         try:

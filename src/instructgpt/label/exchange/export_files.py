@@ -1,6 +1,6 @@
-"""An export as files: JSON lines or Parquet, or a folder that `datasets.load_dataset` opens, with a manifest that says what is in it.
+"""Exports as files: JSON lines, Parquet, or a folder for `datasets.load_dataset`, with a manifest of the contents.
 
-The same database gives the same bytes. A folder is either whole or not there.
+The same database gives the same bytes. A folder is written atomically.
 """
 
 from __future__ import annotations
@@ -13,122 +13,70 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt import __version__
 from instructgpt.errors import InputError
 from instructgpt.io import atomic_directory, format_json_line
+from instructgpt.label.analysis.rankings import load_stored_rankings
 from instructgpt.label.db.database import Database
-from instructgpt.label.db.models import Instructions
+from instructgpt.label.db.models.people import Instructions, Person
+from instructgpt.label.db.models.tasks import Batch
 from instructgpt.label.exchange.export_rows import EXPORT_FILES, ExportFileName, ExportRow, iter_export_rows
 from instructgpt.label.exchange.selection import ExportFilter, ExportTally, snapshot
+from instructgpt.label.tasks.forms import PROMPT_LABELS
+from instructgpt.label.tasks.instructions import get_latest_instructions
 from instructgpt.records import LABELS
 
 if TYPE_CHECKING:
     import pyarrow
 
+    from instructgpt.statistics.intervals import Estimate
+
 ExportFormat = Literal["jsonl", "parquet", "datasets"]
 _SCHEMA_VERSION = 1
-"""Version of the columns below; it rises when a column changes its meaning."""
+"""Rises when a column changes its meaning."""
 _PARQUET_ROW_GROUP_SIZE = 10_000
 
-_PROVENANCE_COLUMNS = {
-    "id": "text",
-    "labeler": "text",
-    "cohort": "text",
-    "fold": "whole",
-    "source": "text",
-    "batch": "text",
-    "task": "text",
-    "prompt_id": "text",
-    "user": "text",
-    "use_case": "text",
-    "split": "text",
-    "instructions": "whole",
-    "gold": "truth",
-    "surplus": "truth",
-    "round": "whole",
-    "note": "text",
-    "active_ms": "whole",
-    "created_at": "whole",
-}
-_PROMPT_COLUMNS = {"prompt": "text", "messages": "turns"}
+
+def _columns(*columns: str) -> dict[str, str]:
+    """Parse "name:type" columns into name -> type; `_arrow_schema` defines the types."""
+    return dict(column.split(":") for line in columns for column in line.split())
+
+
+_PROMPT = "prompt:text messages:turns"
+_PROVENANCE = (
+    "id:text labeler:text cohort:text fold:int source:text batch:text task:text prompt_id:text user:text use_case:text",
+    "split:text instructions:int gold:bool surplus:bool round:int note:text active_ms:int created_at:int",
+)
 EXPORT_COLUMNS: dict[ExportFileName, dict[str, str]] = {
-    "rankings": _PROMPT_COLUMNS
-    | {
-        "completions": "texts",
-        "ranks": "wholes",
-        "labeler": "text",
-        "cohort": "text",
-        "fold": "whole",
-        "models": "texts",
-        "finish": "texts",
-        "ratings": "wholes",
-        "labels": "labels of each",
-        "unanswered": "texts of each",
-        "none_acceptable": "truth",
-        "confidence": "whole",
-        "shown": "wholes",
-        "names_itself": "truth",
-    }
-    | _PROVENANCE_COLUMNS,
-    "demonstrations": _PROMPT_COLUMNS | {"completion": "text"} | _PROVENANCE_COLUMNS,
-    "prompts": {"id": "text"}
-    | _PROMPT_COLUMNS
-    | {
-        "user": "text",
-        "source": "text",
-        "use_case": "text",
-        "split": "text",
-        "sensitive": "truth",
-        "labeler": "text",
-        "created_at": "whole",
-    },
-    "comparisons": {
-        "ranking": "text",
-        "prompt_id": "text",
-        "prompt": "text",
-        "i": "whole",
-        "j": "whole",
-        "completion_i": "text",
-        "completion_j": "text",
-        "model_i": "text",
-        "model_j": "text",
-        "better": "text",
-        "weight": "number",
-        "labeler": "text",
-        "cohort": "text",
-        "fold": "whole",
-    },
-    "pairs": {"prompt": "text", "chosen": "text", "rejected": "text", "ranking": "text", "labeler": "text"},
-    "ratings": {
-        "ranking": "text",
-        "prompt_id": "text",
-        "prompt": "text",
-        "completion": "text",
-        "model": "text",
-        "rating": "whole",
-        "labels": "labels",
-        "unanswered": "texts",
-        "note": "text",
-        "rank": "whole",
-        "labeler": "text",
-        "cohort": "text",
-        "fold": "whole",
-        "created_at": "whole",
-    },
-    "reviews": _PROMPT_COLUMNS
-    | {
-        "reviewed_use_case": "text",
-        "personal_data": "truth",
-        "sensitive": "truth",
-        "prompt_labels": "prompt labels",
-        "rejected": "text",
-    }
-    | _PROVENANCE_COLUMNS,
+    "rankings": _columns(
+        f"{_PROMPT} completions:texts ranks:ints labeler:text cohort:text fold:int models:texts finish:texts",
+        "ratings:ints labels:label_list unanswered:text_lists none_acceptable:bool confidence:int shown:ints",
+        "names_itself:bool",
+        *_PROVENANCE,
+    ),
+    "demonstrations": _columns(f"{_PROMPT} completion:text", *_PROVENANCE),
+    "prompts": _columns(
+        f"id:text {_PROMPT} user:text source:text use_case:text split:text sensitive:bool labeler:text created_at:int"
+    ),
+    "comparisons": _columns(
+        "ranking:text prompt_id:text prompt:text i:int j:int completion_i:text completion_j:text model_i:text",
+        "model_j:text better:text weight:float labeler:text cohort:text fold:int",
+    ),
+    "pairs": _columns("prompt:text chosen:text rejected:text ranking:text labeler:text"),
+    "ratings": _columns(
+        "ranking:text prompt_id:text prompt:text completion:text model:text rating:int labels:labels unanswered:texts",
+        "note:text rank:int labeler:text cohort:text fold:int created_at:int",
+    ),
+    "reviews": _columns(
+        f"{_PROMPT} reviewed_use_case:text personal_data:bool sensitive:bool prompt_labels:prompt_labels rejected:text",
+        *_PROVENANCE,
+    ),
 }
-"""The columns of every file in their order, and what kind of value each holds."""
+"""The columns of each file in their order, with their types."""
 
 
 def write_export(
@@ -139,14 +87,14 @@ def write_export(
     file_names: Iterable[ExportFileName] = tuple(EXPORT_FILES),
     card: str = "",
 ) -> dict[str, Any]:
-    """Write an export into a folder that is not there yet. Returns its manifest.
+    """Write an export into a new folder and return its manifest.
 
     Args:
-        format: `datasets` is Parquet with a card (`card` is what it says below its table of contents).
-        names: which files; one that would be empty is not written, only counted.
+        format: `datasets` is Parquet with a dataset card, to whose generated part `card` is appended.
+        file_names: files to write; an empty one is counted in the manifest but not written.
 
     Raises:
-        BadInput: the folder is taken or cannot be written, a batch does not exist, or there is nothing to export.
+        InputError: the folder exists or cannot be written, a batch does not exist, or there is nothing to export.
     """
     with atomic_directory(out) as folder:
         if format == "datasets":
@@ -154,46 +102,34 @@ def write_export(
         with snapshot(database) as db:
             manifest = _write_all(db, folder, export_filter, format, file_names)
         if format == "datasets":
-            (folder / "README.md").write_text(_card_front_matter(manifest) + card, encoding="utf-8")
-        (folder / "manifest.json").write_text(
-            json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+            (folder / "README.md").write_text(_format_card_head(manifest) + card, encoding="utf-8")
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        (folder / "manifest.json").write_text(text, encoding="utf-8")
     return manifest
 
 
 def _write_all(
     db: Session, folder: Path, export_filter: ExportFilter, format: ExportFormat, file_names: Iterable[ExportFileName]
 ) -> dict[str, Any]:
-    """Every file of an export, and the manifest."""
     files: dict[str, Any] = {}
     labelers: dict[str, set[str]] = {}
+    path_template = {"jsonl": "{}.jsonl", "parquet": "{}.parquet", "datasets": "data/{}.parquet"}[format]
+    write = _write_jsonl if format == "jsonl" else _write_parquet
     for name in file_names:
-        tally = ExportTally()
-        path = folder / (
-            f"{name}.jsonl"
-            if format == "jsonl"
-            else f"{name}.parquet"
-            if format == "parquet"
-            else f"data/{name}.parquet"
-        )
-        write = _write_jsonl if format == "jsonl" else _write_parquet
+        tally, path = ExportTally(), folder / path_template.format(name)
         write(path, name, iter_export_rows(db, name, export_filter, tally))
-        file_entry = (
-            {"file": str(path.relative_to(folder)), "sha256": sha256_file(path), "bytes": path.stat().st_size}
-            if tally.rows
-            else {}
-        )
-        if not tally.rows:
+        files[name] = {"rows": tally.rows, "left_out": dict(sorted(tally.left_out.items()))}
+        if tally.rows:
+            file = str(path.relative_to(folder))
+            files[name] |= {"file": file, "sha256": sha256_file(path), "bytes": path.stat().st_size}
+        else:
             path.unlink()
-        files[name] = {"rows": tally.rows, "left_out": dict(sorted(tally.left_out.items()))} | file_entry
         for cohort, people in tally.labelers.items():
             labelers.setdefault(cohort, set()).update(people)
     if not any(entry["rows"] for entry in files.values()):
         reasons = {reason: count for entry in files.values() for reason, count in entry["left_out"].items()}
-        reason_list = (
-            ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items())) or "nothing was handed in yet"
-        )
-        raise InputError(f"nothing to export for {export_filter.use} ({reason_list})")
+        reason_list = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+        raise InputError(f"nothing to export for {export_filter.use} ({reason_list or 'there are no submissions yet'})")
     return {
         "schema": _SCHEMA_VERSION,
         "instructgpt": __version__,
@@ -206,24 +142,19 @@ def _write_all(
 
 
 def _list_instruction_versions(db: Session, export_filter: ExportFilter) -> list[dict[str, Any]]:
-    """The versions of the instructions for a use."""
-    versions = db.scalars(
-        select(Instructions).where(Instructions.purpose == export_filter.use).order_by(Instructions.version)
-    )
+    statement = select(Instructions).where(Instructions.purpose == export_filter.use).order_by(Instructions.version)
     return [
-        {"purpose": each.purpose, "version": each.version, "sha256": hashlib.sha256(each.body.encode()).hexdigest()}
-        for each in versions
+        {"purpose": row.purpose, "version": row.version, "sha256": hashlib.sha256(row.body.encode()).hexdigest()}
+        for row in db.scalars(statement)
     ]
 
 
 def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_jsonl(path: Path, name: ExportFileName, rows: Iterable[ExportRow]) -> None:
-    """One row a line, columns in their order."""
     with path.open("wb") as stream:
         stream.writelines(line.encode("utf-8", "replace") for line in iter_export_jsonl(name, rows))
         stream.flush()
@@ -231,13 +162,12 @@ def _write_jsonl(path: Path, name: ExportFileName, rows: Iterable[ExportRow]) ->
 
 
 def iter_export_jsonl(name: ExportFileName, rows: Iterable[ExportRow]) -> Iterator[str]:
-    """Rows as JSON lines, columns in their order."""
+    """Yield rows as JSON lines with their columns in the order of EXPORT_COLUMNS."""
     columns = EXPORT_COLUMNS[name]
     return (format_json_line({column: row[column] for column in columns if column in row}) for row in rows)
 
 
 def _write_parquet(path: Path, name: ExportFileName, rows: Iterable[ExportRow]) -> None:
-    """Rows as a Parquet file of that schema, in groups."""
     import pyarrow
     import pyarrow.parquet
 
@@ -249,51 +179,84 @@ def _write_parquet(path: Path, name: ExportFileName, rows: Iterable[ExportRow]) 
 
 
 def _arrow_schema(name: ExportFileName) -> pyarrow.Schema:
-    """The types of a file's columns. Labels are structures: a label nobody answered is empty there, and named in `unanswered`."""
+    """Build the Arrow schema of a file. A struct of labels holds null for unanswered ones; `unanswered` names them."""
     import pyarrow as pa
-
-    from instructgpt.label.tasks.forms import PROMPT_LABELS
 
     labels = pa.struct([(label, pa.bool_()) for label in LABELS])
     arrow_types = {
         "text": pa.string(),
-        "whole": pa.int64(),
-        "number": pa.float64(),
-        "truth": pa.bool_(),
+        "int": pa.int64(),
+        "float": pa.float64(),
+        "bool": pa.bool_(),
         "texts": pa.list_(pa.string()),
-        "wholes": pa.list_(pa.int64()),
-        "texts of each": pa.list_(pa.list_(pa.string())),
+        "ints": pa.list_(pa.int64()),
+        "text_lists": pa.list_(pa.list_(pa.string())),
         "labels": labels,
-        "labels of each": pa.list_(labels),
-        "prompt labels": pa.struct([(label, pa.bool_()) for label in PROMPT_LABELS]),
+        "label_list": pa.list_(labels),
+        "prompt_labels": pa.struct([(label, pa.bool_()) for label in PROMPT_LABELS]),
         "turns": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
     }
-    return pa.schema([(column, arrow_types[type_name]) for column, type_name in EXPORT_COLUMNS[name].items()])
+    return pa.schema([(column, arrow_types[kind]) for column, kind in EXPORT_COLUMNS[name].items()])
 
 
-# ---------------------------------------------------------------- the card of a data set
+# ---------------------------------------------------------------- dataset card
 
 
-def _card_front_matter(manifest: dict[str, Any]) -> str:
-    """The head of a data set's card: which file is which configuration, and a table of what is there."""
+def _format_card_head(manifest: dict[str, Any]) -> str:
     files = {name: entry for name, entry in manifest["files"].items() if entry["rows"]}
-    configs = "".join(
-        f"- config_name: {name}\n  data_files: {entry['file']}\n"
-        + ("  default: true\n" if name == next(iter(files)) else "")
-        for name, entry in files.items()
-    )
+    configs: list[dict[str, Any]] = [{"config_name": name, "data_files": files[name]["file"]} for name in files]
+    configs[0]["default"] = True
     export_filter = manifest["filter"]
-    table = "".join(
-        f"| `{name}` | {entry['rows']:,} | {', '.join(f'{count} {why}' for why, count in entry['left_out'].items()) or 'none'} |\n"
-        for name, entry in files.items()
-    )
+    rows = (f"| `{name}` | {row['rows']:,} | {_format_counts(row['left_out'])} |\n" for name, row in files.items())
     cohorts = ", ".join(f"{count} {cohort}" for cohort, count in manifest["labelers"].items()) or "none"
     return (
-        f"---\nconfigs:\n{configs}---\n"
-        f"# Work of labelers, for {export_filter['use']}\n\n"
-        f"Written by instructgpt {manifest['instructgpt']}, columns of version {manifest['schema']}. "
-        f"Batches: {', '.join(export_filter['batches']) or 'all'}. Labelers: {cohorts}. They are named by pseudonyms.\n\n"
-        f"| configuration | rows | left out |\n|---|---:|---|\n{table}\n"
-        "A rank of 1 is best, equal ranks tie. A label that is empty was not applicable, unless `unanswered` names it.\n"
+        f"---\n{yaml.safe_dump({'configs': configs}, sort_keys=False)}---\n"
+        f"# Labelers' work for {export_filter['use']}\n\n"
+        f"Exported by instructgpt {manifest['instructgpt']}, schema version {manifest['schema']}. "
+        f"Batches: {', '.join(export_filter['batches']) or 'all'}. Labelers: {cohorts}, named by pseudonyms.\n\n"
+        f"| configuration | rows | left out |\n|---|---:|---|\n{''.join(rows)}\n"
+        "Rank 1 is best; equal ranks tie. A null label was not applicable, unless `unanswered` names it.\n"
         "`manifest.json` has the filter, the counts and the SHA-256 of each file.\n"
     )
+
+
+def format_card_body(database: Database, export_filter: ExportFilter) -> str:
+    """Return the card's sections: agreement by cohort under each treatment of ties, and the labelers' instructions."""
+    from instructgpt.statistics.agreement import inter_labeler_agreement
+
+    with snapshot(database) as db:
+        statement = select(Batch.id).where(Batch.purpose == export_filter.use, Batch.screening.is_(None))
+        if export_filter.batches:
+            statement = statement.where(Batch.name.in_(export_filter.batches))
+        batch_ids = set(db.scalars(statement))
+        rankings = [row for batch in sorted(batch_ids) for row in load_stored_rankings(db, batch)]
+        cohorts = sorted({cohort for cohort in db.scalars(select(Person.cohort).distinct()) if cohort})
+        instructions = get_latest_instructions(db, export_filter.use)
+    lines = [
+        "\n## Agreement\n\n",
+        "| labelers | pairs | without ties | three answers | half credit | ties |\n|---|---:|---:|---:|---:|---:|\n",
+    ]
+    subsets = {"all": rankings} | {cohort: [row for row in rankings if row.cohort == cohort] for cohort in cohorts}
+    for name, subset in subsets.items():
+        agreement = inter_labeler_agreement(subset)
+        pairs = agreement.concordant + agreement.discordant + agreement.one_tied + agreement.both_tied
+        estimates = (agreement.decided, agreement.three_way, agreement.half_credit, agreement.tie_rate)
+        lines.append(f"| {name} | {pairs:,} | {' | '.join(map(_format_percent, estimates))} |\n")
+    lines.append("\nShares of pairs on which two labelers of a prompt agree, with 95 % intervals.\n")
+    if instructions is not None and instructions.body:
+        lines.append(f"\n## Instructions for {export_filter.use} (version {instructions.version})\n\n")
+        lines += [f"> {line}\n" for line in instructions.body.splitlines()]
+    return "".join(lines)
+
+
+def _format_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def _format_percent(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "–"
+    value = f"{100 * estimate.value:.1f} %"
+    if estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} ({100 * estimate.low:.1f}–{100 * estimate.high:.1f})"

@@ -1,4 +1,4 @@
-"""What leaves the site: the rows of every file that is made from labelers' work, one row a submission, in a fixed order, streamed."""
+"""The rows of each export file, streamed in a fixed order."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ from typing import Any, Literal, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.db.models import (
+from instructgpt.label.db.models.people import Person
+from instructgpt.label.db.models.submissions import (
     Assignment,
-    Batch,
-    CompletionRow,
     DemonstrationRow,
-    Person,
     PromptReview,
-    PromptRow,
     RankingItem,
     RankingRow,
     Rating,
     Submission,
-    Task,
-    TaskCompletion,
 )
+from instructgpt.label.db.models.tasks import Batch, CompletionRow, PromptRow, Task, TaskCompletion
 from instructgpt.label.exchange.selection import (
     EVALUATION_SPLITS,
     SUBMISSION_CHUNK_SIZE,
@@ -41,192 +37,176 @@ ExportRow = dict[str, Any]
 
 
 class RankedCompletion(NamedTuple):
-    """One completion of one model in a ranking: where it was put, how it was rated. The rating is None where there is none."""
-
     completion: CompletionRow
     model: str
     item: RankingItem
     rating: Rating | None
 
 
-def _provenance(export_item: ExportItem) -> ExportRow:
-    """The columns that say where a row comes from."""
-    prompt = export_item.prompt
+def _provenance(item: ExportItem) -> ExportRow:
+    prompt = item.prompt
     return {
-        "id": export_item.submission.id,
-        "labeler": export_item.person.pseudonym,
-        "cohort": export_item.person.cohort,
-        "fold": export_item.person.fold,
+        "id": item.submission.id,
+        "labeler": item.person.pseudonym,
+        "cohort": item.person.cohort,
+        "fold": item.person.fold,
         "source": "site",
-        "batch": export_item.batch.name,
-        "task": export_item.task.id,
+        "batch": item.batch.name,
+        "task": item.task.id,
         "prompt_id": None if prompt is None else prompt.external_id or prompt.id,
         "user": prompt and prompt.user,
         "use_case": prompt and prompt.use_case,
         "split": prompt and prompt.split,
-        "instructions": export_item.instructions and export_item.instructions.version,
-        "gold": export_item.task.gold,
-        "surplus": export_item.submission.surplus,
-        "round": export_item.assignment.round,
-        "note": export_item.submission.note or None,
-        "active_ms": export_item.submission.active_ms,
-        "created_at": export_item.submission.created_at,
+        "instructions": item.instructions and item.instructions.version,
+        "gold": item.task.gold,
+        "surplus": item.submission.surplus,
+        "round": item.assignment.round,
+        "note": item.submission.note or None,
+        "active_ms": item.submission.active_ms,
+        "created_at": item.submission.created_at,
     }
 
 
-def _ranked_completions(
-    db: Session, chunk: list[ExportItem]
-) -> Iterator[tuple[ExportItem, RankingRow, list[RankedCompletion]]]:
-    """Every ranking of a portion with its completions in the task's order, identical texts once for each model that gave them.
+def _iter_ranked(
+    db: Session, export_filter: ExportFilter, tally: ExportTally
+) -> Iterator[tuple[ExportItem, PromptRow, RankingRow, list[RankedCompletion]]]:
+    """Yield the rankings with completions in the task's order, repeated for each model with the same text.
 
-    A completion that was rated alone, elsewhere, is a ranking of one.
+    An imported rating without a ranking is a ranking of one completion.
     """
-    first, last = chunk[0].submission.id, chunk[-1].submission.id
-    rankings = {
-        each.submission_id: each
-        for each in db.scalars(select(RankingRow).where(RankingRow.submission_id.between(first, last)))
-    }
-    joined_rows = db.execute(
+    for chunk in iter_export_items(db, "rank", export_filter, tally):
+        first, last = chunk[0].submission.id, chunk[-1].submission.id
+        statement = select(RankingRow).where(RankingRow.submission_id.between(first, last))
+        rankings = {ranking.submission_id: ranking for ranking in db.scalars(statement)}
+        ranked = _load_ranked_completions(db, first, last)
+        for item in chunk:
+            assert item.prompt is not None
+            yield item, item.prompt, rankings[item.submission.id], ranked[item.submission.id]
+
+
+def _load_ranked_completions(db: Session, first: str, last: str) -> dict[str, list[RankedCompletion]]:
+    same_completion = TaskCompletion.completion_id == RankingItem.completion_id
+    in_task = (TaskCompletion.task_id == Assignment.task_id) & same_completion
+    is_rated = (Rating.submission_id == RankingItem.submission_id) & (Rating.completion_id == RankingItem.completion_id)
+    rows = db.execute(
         select(RankingItem, TaskCompletion, CompletionRow, Rating)
         .join(Submission, RankingItem.submission_id == Submission.id)
         .join(Assignment, Submission.assignment_id == Assignment.id)
-        .join(
-            TaskCompletion,
-            (TaskCompletion.task_id == Assignment.task_id)
-            & (TaskCompletion.completion_id == RankingItem.completion_id),
-        )
+        .join(TaskCompletion, in_task)
         .join(CompletionRow, RankingItem.completion_id == CompletionRow.id)
-        .outerjoin(
-            Rating,
-            (Rating.submission_id == RankingItem.submission_id) & (Rating.completion_id == RankingItem.completion_id),
-        )
+        .outerjoin(Rating, is_rated)
         .where(RankingItem.submission_id.between(first, last))
         .order_by(RankingItem.submission_id, TaskCompletion.position)
     )
-    completions_by_submission: dict[str, list[RankedCompletion]] = {}
-    for ranking_item, task_completion, completion, rating in joined_rows:
+    ranked: dict[str, list[RankedCompletion]] = {}
+    for item, task_completion, completion, rating in rows:
         models = task_completion.models or [completion.model]
-        completions_by_submission.setdefault(ranking_item.submission_id, []).extend(
-            RankedCompletion(completion, name, ranking_item, rating) for name in models
-        )
-    for export_item in chunk:
-        yield export_item, rankings[export_item.submission.id], completions_by_submission[export_item.submission.id]
+        parts = (RankedCompletion(completion, model, item, rating) for model in models)
+        ranked.setdefault(item.submission_id, []).extend(parts)
+    return ranked
 
 
 def _iter_rankings(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
-    for chunk in iter_export_items(db, "rank", export_filter, tally):
-        for export_item, ranking, ranked_completions in _ranked_completions(db, chunk):
-            assert export_item.prompt is not None
-            if len(ranked_completions) < 2:
-                tally.left_out["one_completion"] += 1
-                continue
-            ratings = [part.rating.rating if part.rating else None for part in ranked_completions]
-            label_answers = [part.rating.labels if part.rating else {} for part in ranked_completions]
-            yield _provenance(export_item) | {
-                "prompt": export_item.prompt.text,
-                "messages": export_item.prompt.messages,
-                "completions": [part.completion.text for part in ranked_completions],
-                "ranks": [part.item.rank for part in ranked_completions],
-                "models": [part.model for part in ranked_completions],
-                "finish": [part.completion.finish for part in ranked_completions],
-                "ratings": ratings if all(rating is not None for rating in ratings) else None,
-                "labels": label_answers if any(label_answers) else None,
-                "unanswered": [_unanswered_labels(given) for given in label_answers] if any(label_answers) else None,
-                "none_acceptable": ranking.none_acceptable,
-                "confidence": ranking.confidence,
-                "shown": [part.item.shown for part in ranked_completions],
-                "names_itself": any(part.completion.names_itself for part in ranked_completions),
-            }
+    for item, prompt, ranking, ranked in _iter_ranked(db, export_filter, tally):
+        if len(ranked) < 2:
+            tally.left_out["one_completion"] += 1
+            continue
+        ratings = [part.rating.rating if part.rating else None for part in ranked]
+        labels = [part.rating.labels if part.rating else {} for part in ranked]
+        yield _provenance(item) | {
+            "prompt": prompt.text,
+            "messages": prompt.messages,
+            "completions": [part.completion.text for part in ranked],
+            "ranks": [part.item.rank for part in ranked],
+            "models": [part.model for part in ranked],
+            "finish": [part.completion.finish for part in ranked],
+            "ratings": ratings if all(rating is not None for rating in ratings) else None,
+            "labels": labels if any(labels) else None,
+            "unanswered": list(map(_unanswered_labels, labels)) if any(labels) else None,
+            "none_acceptable": ranking.none_acceptable,
+            "confidence": ranking.confidence,
+            "shown": [part.item.shown for part in ranked],
+            "names_itself": any(part.completion.names_itself for part in ranked),
+        }
 
 
 def _unanswered_labels(labels: Mapping[str, Any]) -> list[str]:
-    """The labels nobody answered: in a table, whose columns are always there, they would look like not applicable."""
+    """Return the unanswered labels; in a table their null would be read as not applicable."""
     return [name for name in LABELS if name not in labels]
 
 
+def _ranking_provenance(item: ExportItem, prompt: PromptRow) -> ExportRow:
+    return {
+        "ranking": item.submission.id,
+        "prompt_id": prompt.external_id or prompt.id,
+        "prompt": prompt.text,
+        "labeler": item.person.pseudonym,
+        "cohort": item.person.cohort,
+        "fold": item.person.fold,
+    }
+
+
 def _iter_comparisons(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
-    """Every pair of a ranking, ties too; the weights of a ranking's pairs add up to 1 (paper, equation 1)."""
-    for chunk in iter_export_items(db, "rank", export_filter, tally):
-        for export_item, _, ranked_completions in _ranked_completions(db, chunk):
-            assert export_item.prompt is not None
-            weight = 1 / max(1, comb(len(ranked_completions), 2))
-            for (i, first), (j, second) in combinations(enumerate(ranked_completions), 2):
-                rank_difference = second.item.rank - first.item.rank
-                yield {
-                    "ranking": export_item.submission.id,
-                    "prompt_id": export_item.prompt.external_id or export_item.prompt.id,
-                    "prompt": export_item.prompt.text,
-                    "i": i,
-                    "j": j,
-                    "completion_i": first.completion.text,
-                    "completion_j": second.completion.text,
-                    "model_i": first.model,
-                    "model_j": second.model,
-                    "better": "tie" if rank_difference == 0 else "i" if rank_difference > 0 else "j",
-                    "weight": weight,
-                    "labeler": export_item.person.pseudonym,
-                    "cohort": export_item.person.cohort,
-                    "fold": export_item.person.fold,
-                }
+    """Yield all pairs of each ranking including ties, with weights that add up to 1 per ranking (paper, equation 1)."""
+    for item, prompt, _, ranked in _iter_ranked(db, export_filter, tally):
+        weight = 1 / max(1, comb(len(ranked), 2))
+        for (i, first), (j, second) in combinations(enumerate(ranked), 2):
+            rank_difference = second.item.rank - first.item.rank
+            yield _ranking_provenance(item, prompt) | {
+                "i": i,
+                "j": j,
+                "completion_i": first.completion.text,
+                "completion_j": second.completion.text,
+                "model_i": first.model,
+                "model_j": second.model,
+                "better": "tie" if rank_difference == 0 else "i" if rank_difference > 0 else "j",
+                "weight": weight,
+            }
 
 
 def _iter_pairs(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
-    """TRL's preference pairs; ties give none, and a text that several models gave stands for all of them."""
-    for chunk in iter_export_items(db, "rank", export_filter, tally):
-        for export_item, _, ranked_completions in _ranked_completions(db, chunk):
-            assert export_item.prompt is not None
-            distinct_completions = list({part.completion.id: part for part in ranked_completions}.values())
-            for first, second in combinations(distinct_completions, 2):
-                if first.item.rank != second.item.rank:
-                    better, worse = (first, second) if first.item.rank < second.item.rank else (second, first)
-                    yield {
-                        "prompt": export_item.prompt.text,
-                        "chosen": better.completion.text,
-                        "rejected": worse.completion.text,
-                        "ranking": export_item.submission.id,
-                        "labeler": export_item.person.pseudonym,
-                    }
+    """Yield TRL's preference pairs of distinct texts, without ties."""
+    for item, prompt, _, ranked in _iter_ranked(db, export_filter, tally):
+        distinct = {part.completion.id: part for part in ranked}.values()
+        for pair in combinations(distinct, 2):
+            better, worse = sorted(pair, key=lambda part: part.item.rank)
+            if better.item.rank != worse.item.rank:
+                yield {
+                    "prompt": prompt.text,
+                    "chosen": better.completion.text,
+                    "rejected": worse.completion.text,
+                    "ranking": item.submission.id,
+                    "labeler": item.person.pseudonym,
+                }
 
 
 def _iter_ratings(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
-    for chunk in iter_export_items(db, "rank", export_filter, tally):
-        for export_item, _, ranked_completions in _ranked_completions(db, chunk):
-            assert export_item.prompt is not None
-            for ranked_completion in ranked_completions:
-                if ranked_completion.rating is not None:
-                    yield {
-                        "ranking": export_item.submission.id,
-                        "prompt_id": export_item.prompt.external_id or export_item.prompt.id,
-                        "prompt": export_item.prompt.text,
-                        "completion": ranked_completion.completion.text,
-                        "model": ranked_completion.model,
-                        "rating": ranked_completion.rating.rating,
-                        "labels": ranked_completion.rating.labels,
-                        "unanswered": _unanswered_labels(ranked_completion.rating.labels),
-                        "note": ranked_completion.rating.note or None,
-                        "rank": ranked_completion.item.rank,
-                        "labeler": export_item.person.pseudonym,
-                        "cohort": export_item.person.cohort,
-                        "fold": export_item.person.fold,
-                        "created_at": export_item.submission.created_at,
-                    }
+    for item, prompt, _, ranked in _iter_ranked(db, export_filter, tally):
+        for part in ranked:
+            if part.rating is not None:
+                yield _ranking_provenance(item, prompt) | {
+                    "completion": part.completion.text,
+                    "model": part.model,
+                    "rating": part.rating.rating,
+                    "labels": part.rating.labels,
+                    "unanswered": _unanswered_labels(part.rating.labels),
+                    "note": part.rating.note or None,
+                    "rank": part.item.rank,
+                    "created_at": item.submission.created_at,
+                }
 
 
 def _iter_demonstrations(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
     for chunk in iter_export_items(db, "demonstrate", export_filter, tally):
         first, last = chunk[0].submission.id, chunk[-1].submission.id
         statement = select(DemonstrationRow).where(DemonstrationRow.submission_id.between(first, last))
-        texts = {each.submission_id: each.text for each in db.scalars(statement)}
-        for export_item in chunk:
-            yield (
-                _provenance(export_item)
-                | _prompt_fields(export_item.prompt)
-                | {"completion": texts[export_item.submission.id]}
-            )
+        texts = {row.submission_id: row.text for row in db.scalars(statement)}
+        for item in chunk:
+            completion = {"completion": texts[item.submission.id]}
+            yield _provenance(item) | _prompt_fields(item.prompt) | completion
 
 
 def _prompt_fields(prompt: PromptRow | None) -> ExportRow:
-    """The prompt as a record asks: the turns of a conversation, otherwise the text."""
     assert prompt is not None
     return {"messages": prompt.messages} if prompt.messages else {"prompt": prompt.text}
 
@@ -235,12 +215,12 @@ def _iter_reviews(db: Session, export_filter: ExportFilter, tally: ExportTally) 
     for chunk in iter_export_items(db, "review", export_filter, tally):
         first, last = chunk[0].submission.id, chunk[-1].submission.id
         statement = select(PromptReview).where(PromptReview.submission_id.between(first, last))
-        reviews = {each.submission_id: each for each in db.scalars(statement)}
-        for export_item in chunk:
-            review = reviews[export_item.submission.id]
+        reviews = {row.submission_id: row for row in db.scalars(statement)}
+        for item in chunk:
+            review = reviews[item.submission.id]
             yield (
-                _provenance(export_item)
-                | _prompt_fields(export_item.prompt)
+                _provenance(item)
+                | _prompt_fields(item.prompt)
                 | {
                     "reviewed_use_case": review.use_case,
                     "personal_data": review.personal_data,
@@ -252,7 +232,7 @@ def _iter_reviews(db: Session, export_filter: ExportFilter, tally: ExportTally) 
 
 
 def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
-    """Prompts of users, and those labelers wrote. What models are measured on is not trained on."""
+    """Yield prompts of users and of labelers; the filter's use keeps evaluation prompts out of training."""
     evaluation_tasks = (
         select(Task.id)
         .join(Batch, Task.batch_id == Batch.id)
@@ -274,14 +254,12 @@ def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) 
             .where(Task.prompt_id == PromptRow.id, Batch.name.in_(export_filter.batches))
         )
         statement = statement.where(batch_tasks.exists() | Batch.name.in_(export_filter.batches))
-    for prompt, in_evaluation, submission, assignment, task, batch, person in db.execute(
-        statement.execution_options(yield_per=SUBMISSION_CHUNK_SIZE)
-    ):
+    rows = db.execute(statement.execution_options(yield_per=SUBMISSION_CHUNK_SIZE))
+    for prompt, in_evaluation, submission, assignment, task, batch, person in rows:
         reason = _prompt_exclusion_reason(prompt, in_evaluation or prompt.split in EVALUATION_SPLITS, export_filter)
         if reason is None and submission is not None:
-            reason = exclusion_reason(
-                ExportItem(submission, assignment, task, batch, person, prompt, None), export_filter
-            )
+            item = ExportItem(submission, assignment, task, batch, person, prompt, None)
+            reason = exclusion_reason(item, export_filter)
         if reason is not None:
             tally.left_out[reason] += 1
             continue
@@ -316,13 +294,13 @@ EXPORT_FILES: dict[ExportFileName, Callable[[Session, ExportFilter, ExportTally]
     "ratings": _iter_ratings,
     "reviews": _iter_reviews,
 }
-"""Every file an export can have. The first three are what `reward`, `sft` and `ppo` read."""
+"""All export files; `reward`, `sft` and `ppo` read the first three."""
 
 
 def iter_export_rows(
     db: Session, name: ExportFileName, export_filter: ExportFilter, tally: ExportTally
 ) -> Iterator[ExportRow]:
-    """The rows of one file of an export, without the columns that are empty; they are counted as they are taken."""
+    """Yield the rows of one file without null columns, and count them in the tally."""
     for row in EXPORT_FILES[name](db, export_filter, tally):
         tally.rows += 1
         yield {column: value for column, value in row.items() if value is not None}

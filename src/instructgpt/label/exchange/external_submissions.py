@@ -1,4 +1,4 @@
-"""Work that people did elsewhere, as finished tasks of this site."""
+"""Import of submissions made with other tools, as finished tasks in a closed batch per task kind."""
 
 from __future__ import annotations
 
@@ -9,23 +9,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models import (
+from instructgpt.label.db.models.base import current_time_ms, new_id
+from instructgpt.label.db.models.people import Person
+from instructgpt.label.db.models.submissions import (
     Assignment,
-    Batch,
-    CompletionRow,
-    Person,
-    PromptRow,
+    DemonstrationRow,
     RankingItem,
+    RankingRow,
     Rating,
     Submission,
-    Task,
-    TaskCompletion,
-    current_time_ms,
-    new_id,
 )
-from instructgpt.label.db.models import DemonstrationRow as DemonstrationRow
-from instructgpt.label.db.models import RankingRow as RankingRow
-from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.db.models.tasks import Batch, CompletionRow, PromptRow, Task, TaskCompletion, TaskKind
 from instructgpt.label.exchange.imports import ImportReport, LocatedRecord, error_location
 from instructgpt.label.exchange.third_party import RatedCompletion
 from instructgpt.label.tasks.ingest import prompt_hash, reveals_model, text_hash, upsert_prompts
@@ -34,27 +28,19 @@ from instructgpt.records import Prompt as PromptRecord
 
 
 class ExternalSubmissionImporter:
-    """Takes in what people did elsewhere: one finished batch for each kind of work.
+    """Imports external submissions.
 
     Args:
-        db: a transaction that writes.
-        name: of the batch; a second kind gets it with the kind behind.
-        purpose: what the work is for.
-        cohort: of labelers whose lines name none.
-        by: who imports, for the journal.
+        name: name of the batch; further task kinds get batches named `<name> <kind>`.
+        cohort: cohort of labelers whose records name none.
+        imported_by: actor of the audit log entries.
     """
 
     def __init__(
         self, db: Session, name: str, purpose: str, cohort: Cohort, report: ImportReport, imported_by: str = "cli"
     ) -> None:
-        self.db, self.name, self.purpose, self.cohort, self.report, self.imported_by = (
-            db,
-            name,
-            purpose,
-            cohort,
-            report,
-            imported_by,
-        )
+        self.db, self.name, self.purpose, self.cohort = db, name, purpose, cohort
+        self.report, self.imported_by = report, imported_by
         self.people: dict[str, Person] = {}
         self.prompts: dict[tuple[str, str | None], PromptRow] = {}
         self.completions: dict[tuple[str, str, str], CompletionRow] = {}
@@ -64,7 +50,7 @@ class ExternalSubmissionImporter:
         self.now_ms = current_time_ms()
 
     def import_all(self, located_records: Sequence[LocatedRecord]) -> None:
-        """All of it. Raises BadInput with the place of the first line that does not fit."""
+        """Import all records. Raises InputError with the location of the first invalid record."""
         for location, record in located_records:
             with error_location(location):
                 if isinstance(record, Ranking):
@@ -78,7 +64,7 @@ class ExternalSubmissionImporter:
             audit_log.append_entry(self.db, self.imported_by, "work.import", batch.id, kind=batch.kind)
 
     def _get_or_create_person(self, record: Record) -> Person:
-        """Whoever did it, by the name the file has: somebody of this site by the pseudonym, otherwise an account that cannot sign in."""
+        """Return the account with the record's labeler as its pseudonym, or a new one that cannot sign in."""
         extra = record.model_dump()
         name, cohort = str(extra.get("labeler") or "unknown"), extra.get("cohort")
         if name not in self.people:
@@ -99,20 +85,19 @@ class ExternalSubmissionImporter:
             self.people[name] = account
         person = self.people[name]
         if cohort is not None and person.cohort != cohort:
-            raise ValueError(f"labeler '{name}' is of cohort {person.cohort} here, the line says {cohort}")
+            raise ValueError(f"labeler '{name}' is in cohort {person.cohort} on this site, but the line says {cohort}")
         return person
 
     def _get_or_create_prompt(self, content: PromptFields | str, user: str | None = None) -> PromptRow:
-        record = (
-            PromptRecord(prompt=content)
-            if isinstance(content, str)
-            else PromptRecord(prompt=content.prompt, messages=content.messages)
-        )
+        if isinstance(content, str):
+            record = PromptRecord(prompt=content)
+        else:
+            record = PromptRecord(prompt=content.prompt, messages=content.messages)
         key = (prompt_hash(record), user)
         if key not in self.prompts:
             self.prompts[key] = upsert_prompts(self.db, [record.model_copy(update={"user": user})])[0]
         if self.prompts[key].withdrawn_at is not None:
-            raise ValueError("its prompt was withdrawn; it does not come back by an import")
+            raise ValueError("the prompt was withdrawn; an import does not restore it")
         return self.prompts[key]
 
     def _get_or_create_completion(self, prompt: PromptRow, text: str, model: str, finish: str) -> CompletionRow:
@@ -123,16 +108,8 @@ class ExternalSubmissionImporter:
             )
             row = self.db.scalars(statement).first()
             if row is None:
-                row = CompletionRow(
-                    id=new_id(),
-                    prompt_id=prompt.id,
-                    text=text,
-                    text_hash=key[2],
-                    model=model,
-                    finish=finish,
-                    sampling={},
-                    names_itself=reveals_model(text, [model]),
-                )
+                row = CompletionRow(id=new_id(), prompt_id=prompt.id, text=text, text_hash=key[2], model=model)
+                row.finish, row.sampling, row.names_itself = finish, {}, reveals_model(text, [model])
                 self.db.add(row)
             self.completions[key] = row
         return self.completions[key]
@@ -142,36 +119,22 @@ class ExternalSubmissionImporter:
             name = self.name if not self.batches else f"{self.name} {kind}"
             if self.db.scalar(select(Batch.id).where(Batch.name == name)) is not None:
                 raise ValueError(f"there is already a batch '{name}'; choose another name with --name")
-            self.batches[kind] = Batch(
-                id=new_id(),
-                name=name,
-                kind=kind,
-                purpose=self.purpose,
-                state="closed",
-                policy={},
-                intake={"elsewhere": True},
-                closed_at=self.now_ms,
-            )
-            self.db.add(self.batches[kind])
+            batch = Batch(id=new_id(), name=name, kind=kind, purpose=self.purpose, state="closed", policy={})
+            batch.intake, batch.closed_at = {"elsewhere": True}, self.now_ms
+            self.batches[kind] = batch
+            self.db.add(batch)
             self.db.flush()
         return self.batches[kind]
 
     def _get_or_create_task(
         self, kind: TaskKind, prompt: PromptRow, completions: Sequence[tuple[CompletionRow, list[str]]]
     ) -> Task:
-        """The task of a prompt and these completions, the same for everybody who was shown them."""
+        """Return the task of a prompt and a set of completions; labelers of the same set share it."""
         key = (kind, prompt.id, *sorted(completion.id for completion, _ in completions))
         if key not in self.tasks:
             batch = self._get_or_create_batch(kind)
-            task = Task(
-                id=new_id(),
-                batch_id=batch.id,
-                kind=kind,
-                prompt_id=prompt.id,
-                overlap=0,
-                state="done",
-                position=len(self.tasks),
-            )
+            task = Task(id=new_id(), batch_id=batch.id, kind=kind, prompt_id=prompt.id, overlap=0, state="done")
+            task.position = len(self.tasks)
             self.db.add(task)
             self.db.flush()
             self.db.add_all(
@@ -184,9 +147,9 @@ class ExternalSubmissionImporter:
     def _add_submission(
         self, task: Task, person: Person, record: Record, completion_ids: list[str]
     ) -> Submission | None:
-        """A submission; None for work that is there already."""
+        """Add a submission; return None for a duplicate of the same labeler."""
         if (task.id, person.id) in self.submitted_keys:
-            self.report.left_out["given twice by one labeler"] += 1
+            self.report.left_out["duplicates by the same labeler"] += 1
             return None
         self.submitted_keys.add((task.id, person.id))
         task.overlap, task.n_done = task.overlap + 1, task.n_done + 1
@@ -194,25 +157,12 @@ class ExternalSubmissionImporter:
         times = {name: extra[name] if isinstance(extra.get(name), int) else 0 for name in ("created_at", "active_ms")}
         created_at = times["created_at"] or self.now_ms
         assignment = Assignment(
-            id=new_id(),
-            task_id=task.id,
-            person_id=person.id,
-            state="submitted",
-            lease_until=created_at,
-            shown=completion_ids,
-            opened_at=created_at,
-            closed_at=created_at,
+            id=new_id(), task_id=task.id, person_id=person.id, state="submitted", shown=completion_ids
         )
-        submission = Submission(
-            id=new_id(),
-            assignment_id=assignment.id,
-            version=1,
-            key="import",
-            kind=task.kind,
-            active_ms=times["active_ms"],
-            created_at=created_at,
-            note=str(extra.get("note") or ""),
-        )
+        assignment.lease_until = assignment.opened_at = assignment.closed_at = created_at
+        submission = Submission(id=new_id(), assignment_id=assignment.id, version=1, key="import", kind=task.kind)
+        submission.active_ms, submission.created_at = times["active_ms"], created_at
+        submission.note = str(extra.get("note") or "")
         self.db.add(assignment)
         self.db.flush()
         self.db.add(submission)
@@ -220,105 +170,70 @@ class ExternalSubmissionImporter:
         return submission
 
     def _import_ranking(self, record: Ranking) -> None:
-        person, prompt = (
-            self._get_or_create_person(record),
-            self._get_or_create_prompt(record.prompt, (record.model_extra or {}).get("user")),
-        )
+        extra = record.model_extra or {}
+        person = self._get_or_create_person(record)
+        prompt = self._get_or_create_prompt(record.prompt, extra.get("user"))
         models = record.models or tuple("unknown" for _ in record.completions)
         finish = record.finish or tuple("stop" for _ in record.completions)
+        # Equal texts are one completion of several models; its rank is the best rank of its copies.
         groups: dict[str, tuple[CompletionRow, list[str], list[int]]] = {}
         for index, text in enumerate(record.completions):
-            if text_hash(text) not in groups:
-                groups[text_hash(text)] = (
-                    self._get_or_create_completion(prompt, text, models[index], finish[index]),
-                    [],
-                    [],
-                )
-            groups[text_hash(text)][1].append(models[index])
-            groups[text_hash(text)][2].append(index)
+            digest = text_hash(text)
+            if digest not in groups:
+                completion = self._get_or_create_completion(prompt, text, models[index], finish[index])
+                groups[digest] = (completion, [], [])
+            groups[digest][1].append(models[index])
+            groups[digest][2].append(index)
         if len(groups) < 2:
-            self.report.left_out["completions that all look alike"] += 1
+            self.report.left_out["rankings of identical completions"] += 1
             return
-        task = self._get_or_create_task(
-            "rank", prompt, [(completion, names) for completion, names, _ in groups.values()]
-        )
-        submission = self._add_submission(task, person, record, [completion.id for completion, _, _ in groups.values()])
+        completions = [completion for completion, _, _ in groups.values()]
+        task = self._get_or_create_task("rank", prompt, [group[:2] for group in groups.values()])
+        submission = self._add_submission(task, person, record, [completion.id for completion in completions])
         if submission is None:
             return
         self.report.counts["rankings"] += 1
-        extra = record.model_extra or {}
-        self.db.add(
-            RankingRow(
-                submission_id=submission.id,
-                none_acceptable=bool(extra.get("none_acceptable", False)),
-                confidence=extra.get("confidence"),
-            )
-        )
-        best_ranks = {
-            completion.id: min(record.ranks[index] for index in indices) for completion, _, indices in groups.values()
-        }
-        dense_ranks = {rank: position for position, rank in enumerate(sorted(set(best_ranks.values())), start=1)}
+        ranking = RankingRow(submission_id=submission.id, confidence=extra.get("confidence"))
+        ranking.none_acceptable = bool(extra.get("none_acceptable", False))
+        self.db.add(ranking)
+        tiers = [min(record.ranks[index] for index in indices) for _, _, indices in groups.values()]
+        levels = sorted(set(tiers))
         for position, (completion, _, indices) in enumerate(groups.values()):
-            tier = best_ranks[completion.id]
-            self.db.add(
-                RankingItem(
-                    submission_id=submission.id,
-                    completion_id=completion.id,
-                    tier=tier,
-                    rank=dense_ranks[tier],
-                    shown=position,
-                )
-            )
+            tier = tiers[position]
+            ids = {"submission_id": submission.id, "completion_id": completion.id}
+            self.db.add(RankingItem(**ids, tier=tier, rank=1 + levels.index(tier), shown=position))
             rating = record.ratings[indices[0]] if record.ratings else None
             labels = _answered_labels(record, indices[0]) if record.labels else {}
             if rating is not None or labels:
-                self.db.add(
-                    Rating(submission_id=submission.id, completion_id=completion.id, rating=rating, labels=labels)
-                )
+                self.db.add(Rating(**ids, rating=rating, labels=labels))
 
     def _import_rating(self, record: RatedCompletion) -> None:
         person, prompt = self._get_or_create_person(record), self._get_or_create_prompt(record.prompt)
         completion = self._get_or_create_completion(prompt, record.completion, record.model, "stop")
-        submission = self._add_submission(
-            self._get_or_create_task("rank", prompt, [(completion, [record.model])]), person, record, [completion.id]
-        )
+        task = self._get_or_create_task("rank", prompt, [(completion, [record.model])])
+        submission = self._add_submission(task, person, record, [completion.id])
         if submission is not None:
             self.report.counts["ratings"] += 1
+            ids = {"submission_id": submission.id, "completion_id": completion.id}
             self.db.add(RankingRow(submission_id=submission.id))
-            self.db.add(RankingItem(submission_id=submission.id, completion_id=completion.id, tier=1, rank=1, shown=0))
-            self.db.add(
-                Rating(
-                    submission_id=submission.id,
-                    completion_id=completion.id,
-                    rating=record.rating,
-                    labels={},
-                    note=record.note,
-                )
-            )
+            self.db.add(RankingItem(**ids, tier=1, rank=1, shown=0))
+            self.db.add(Rating(**ids, rating=record.rating, labels={}, note=record.note))
 
     def _import_demonstration(self, record: Demonstration) -> None:
-        person, prompt = (
-            self._get_or_create_person(record),
-            self._get_or_create_prompt(record, (record.model_extra or {}).get("user")),
-        )
+        person = self._get_or_create_person(record)
+        prompt = self._get_or_create_prompt(record, (record.model_extra or {}).get("user"))
         submission = self._add_submission(self._get_or_create_task("demonstrate", prompt, ()), person, record, [])
         if submission is not None:
             self.report.counts["demonstrations"] += 1
-            self.db.add(
-                DemonstrationRow(
-                    submission_id=submission.id,
-                    person_id=person.id,
-                    prompt_id=prompt.id,
-                    text=record.completion,
-                    text_hash=text_hash(record.completion),
-                )
-            )
+            row = DemonstrationRow(submission_id=submission.id, person_id=person.id, prompt_id=prompt.id)
+            row.text, row.text_hash = record.completion, text_hash(record.completion)
+            self.db.add(row)
 
 
 def _answered_labels(record: Ranking, index: int) -> dict[str, bool | None]:
-    """The labels of one completion that were answered. Raises ValueError for one that is not in Table 3."""
+    """Return the answered labels of one completion. Raises ValueError for a label that is not in Table 3."""
     labels = record.labels[index] if record.labels else {}
     if unknown_labels := set(labels) - set(LABELS):
-        raise ValueError(f"no label '{sorted(unknown_labels)[0]}'; there are: {', '.join(LABELS)}")
+        raise ValueError(f"unknown label '{sorted(unknown_labels)[0]}'; valid labels: {', '.join(LABELS)}")
     unanswered = (record.model_extra or {}).get("unanswered")
     return {name: answer for name, answer in labels.items() if not unanswered or name not in unanswered[index]}

@@ -1,8 +1,8 @@
-"""Which work leaves the site, and which does not, with the reason.
+"""Selection of the submissions to export, with a reason for each one left out.
 
-Two uses divide the work that counts and never share a row. `training` is work of the training cohort in batches for training; it
-feeds SFT and the reward model. `evaluation` is everything done in batches for evaluation, and whatever held-out labelers did: it
-measures models and validates the reward model (paper, 3.4 and 5). What is in neither is counted with its reason.
+The two uses never share a row. `training` is the training cohort's work in training batches; it trains SFT and reward
+models. `evaluation` is all work in evaluation batches and all work of held-out labelers; it measures models and
+validates the reward model (paper, sections 3.4 and 5).
 """
 
 from __future__ import annotations
@@ -19,39 +19,36 @@ from sqlalchemy.orm import Session, aliased
 
 from instructgpt.label.analysis.results import is_blind
 from instructgpt.label.db.database import Database
-from instructgpt.label.db.models import Assignment, Batch, Instructions, Person, PromptRow, Submission, Task
-from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.db.models.people import Instructions, Person
+from instructgpt.label.db.models.submissions import Assignment, Submission
+from instructgpt.label.db.models.tasks import Batch, PromptRow, Task, TaskKind
 from instructgpt.label.people.privacy import WITHDRAWN_BY_LABELER
 
 ExportUse = Literal["training", "evaluation"]
 SUBMISSION_CHUNK_SIZE = 500
-"""Submissions held in memory together."""
 EVALUATION_SPLITS = ("validation", "valid", "test")
-"""Splits on which models are measured."""
 
 
 class ExportFilter(BaseModel):
-    """Which work is exported. Times are milliseconds since 1970, UTC; `until` is not included."""
+    """The filter of an export. Times are milliseconds since 1970, UTC; `until` is exclusive."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     use: ExportUse = "training"
-    batches: tuple[str, ...] = Field((), description="names of batches; all of them when empty")
+    batches: tuple[str, ...] = Field((), description="names of batches; empty for all")
     since: int | None = Field(None, ge=0)
     until: int | None = Field(None, ge=0)
 
 
 @dataclass(slots=True)
 class ExportTally:
-    """What became of the rows of one file: how many were written, how many were left out and why, and whose they are."""
-
     rows: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    """Reason -> rows."""
     labelers: dict[str, set[str]] = field(default_factory=dict)
+    """Cohort -> pseudonyms."""
 
 
 class ExportItem(NamedTuple):
-    """One submission with everything around it."""
-
     submission: Submission
     assignment: Assignment
     task: Task
@@ -63,44 +60,42 @@ class ExportItem(NamedTuple):
 
 @contextmanager
 def snapshot(database: Database) -> Iterator[Session]:
-    """A transaction in which every statement sees the same state, however long it takes and whoever writes meanwhile."""
+    """Open a transaction in which every statement sees the same state of the database."""
     with database.read() as db:
+        # An SQLite read transaction is a snapshot already; PostgreSQL's default is one snapshot per statement.
         if not database.is_sqlite:
             db.connection(execution_options={"isolation_level": "REPEATABLE READ"})
         yield db
 
 
-def exclusion_reason(export_item: ExportItem, export_filter: ExportFilter) -> str | None:
-    """Why a submission is not in an export, in a word; None: it is."""
-    if export_item.submission.replaced_at is not None:
+def exclusion_reason(item: ExportItem, export_filter: ExportFilter) -> str | None:
+    """Return the reason to leave a submission out, or None to export it."""
+    if item.submission.replaced_at is not None:
         return "replaced"
-    if export_item.submission.invalid_reason is not None:
-        return "withdrawn_by_labeler" if export_item.submission.invalid_reason == WITHDRAWN_BY_LABELER else "invalid"
-    if export_item.task.state == "withdrawn" or (
-        export_item.prompt is not None and export_item.prompt.withdrawn_at is not None
-    ):
+    if item.submission.invalid_reason is not None:
+        return "withdrawn_by_labeler" if item.submission.invalid_reason == WITHDRAWN_BY_LABELER else "invalid"
+    if item.task.state == "withdrawn" or (item.prompt is not None and item.prompt.withdrawn_at is not None):
         return "withdrawn_prompt"
-    if export_item.batch.screening is not None:
+    if item.batch.screening is not None:
         return "screening"
-    return _use_exclusion_reason(export_item, export_filter.use)
+    return _use_exclusion_reason(item, export_filter.use)
 
 
-def _use_exclusion_reason(export_item: ExportItem, use: ExportUse) -> str | None:
+def _use_exclusion_reason(item: ExportItem, use: ExportUse) -> str | None:
     if use == "training":
-        if export_item.batch.purpose != "training":
+        if item.batch.purpose != "training":
             return "evaluation"
-        if export_item.person.cohort != "training":
-            return "heldout" if export_item.person.cohort == "heldout" else "no_cohort"
-        return "repeat" if export_item.assignment.round else None
-    if export_item.batch.purpose == "evaluation":
-        return "blind" if is_blind(export_item.batch) else None  # the names of its models are still hidden
-    return None if export_item.person.cohort == "heldout" else "training"
+        if item.person.cohort != "training":
+            return "heldout" if item.person.cohort == "heldout" else "no_cohort"
+        return "repeat" if item.assignment.round else None
+    if item.batch.purpose == "evaluation":
+        return "blind" if is_blind(item.batch) else None  # an export would reveal the models' names
+    return None if item.person.cohort == "heldout" else "training"
 
 
 def _select_submissions(
     kind: TaskKind, export_filter: ExportFilter
 ) -> Select[Submission, Assignment, Task, Batch, Person, PromptRow, Instructions]:
-    """Every submission of a kind that the filter's columns can tell, oldest first."""
     written_prompt = aliased(PromptRow)
     prompt = written_prompt if kind == "write" else PromptRow
     statement = (
@@ -128,17 +123,15 @@ def _select_submissions(
 def iter_export_items(
     db: Session, kind: TaskKind, export_filter: ExportFilter, tally: ExportTally
 ) -> Iterator[list[ExportItem]]:
-    """The submissions of an export, in portions; those left out are counted."""
-    for chunk in db.execute(
-        _select_submissions(kind, export_filter).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)
-    ).partitions():
+    """Yield the submissions of an export in chunks, and count the ones left out."""
+    statement = _select_submissions(kind, export_filter).execution_options(yield_per=SUBMISSION_CHUNK_SIZE)
+    for chunk in db.execute(statement).partitions():
         included: list[ExportItem] = []
-        for export_item in map(ExportItem._make, chunk):
-            reason = exclusion_reason(export_item, export_filter)
-            if reason is not None:
+        for item in map(ExportItem._make, chunk):
+            if (reason := exclusion_reason(item, export_filter)) is not None:
                 tally.left_out[reason] += 1
             else:
-                tally.labelers.setdefault(export_item.person.cohort or "none", set()).add(export_item.person.pseudonym)
-                included.append(export_item)
+                tally.labelers.setdefault(item.person.cohort or "none", set()).add(item.person.pseudonym)
+                included.append(item)
         if included:
             yield included

@@ -145,9 +145,9 @@ def ranking_agreement(db: Session, person: Person) -> tuple[float, int]:
 
 def pair_agreement(ranks: dict[str, int], gold: dict[str, int]) -> float | None:
     """Return the share of the gold ranking's decided pairs in the same order, ties counting 1/2; None without pairs."""
-    decided_pairs = [(a, b) for a, b in combinations(sorted(ranks.keys() & gold.keys()), 2) if gold[a] != gold[b]]
+    pairs = [(a, b) for a, b in combinations(sorted(ranks.keys() & gold.keys()), 2) if gold[a] != gold[b]]
     agreements = [
-        0.5 if ranks[a] == ranks[b] else float((ranks[a] < ranks[b]) == (gold[a] < gold[b])) for a, b in decided_pairs
+        0.5 if ranks[a] == ranks[b] else float((ranks[a] < ranks[b]) == (gold[a] < gold[b])) for a, b in pairs
     ]
     return sum(agreements) / len(agreements) if agreements else None
 

@@ -1,14 +1,15 @@
-"""Simulated labelers of the small world at work on a running site, through the same API as people's pages.
+"""Simulated labelers of the synthetic world, working on a running site through the API of its pages.
 
 instructgpt label simulate --site http://127.0.0.1:8000 --key igl_… --labelers 5
 
-They redeem an invitation, read the instructions, and claim, draft and hand in until there is nothing left. Some click twice, some walk
-away from a task and come back to it, and all of them go on when the server dies and returns. Each writes down what the site
-confirmed, so that `check` can say afterwards whether anything was lost, doubled or given out too often.
+They redeem an invitation, read the instructions, and claim, draft and submit until no task is left. Some submit twice
+or abandon a task and return to it, and all retry while the server restarts. Each logs what the site confirmed, so that
+`compare_logs_with_site` detects lost, changed or duplicate submissions and tasks assigned too often.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -34,29 +35,23 @@ _PASSWORD_TEMPLATE = "simulated {name} of seed {seed}"
 
 
 class SimulateConfig(CommandConfig):
-    """Who works, and how badly they behave."""
-
     stage: ClassVar[str] = "label simulate"
 
-    site: str = Field(description="the address of a running site")
-    key: str | None = Field(
-        None, description=f"an API key with the scopes read, write and admin; or set {_API_KEY_VARIABLE}"
-    )
-    labelers: int = Field(5, ge=1, le=500, description="how many work at the same time")
-    cohort: Cohort = Field("training", description="what they are; held-out ones need not be admitted")
-    tasks: int | None = Field(None, ge=1, description="how many each hands in at most")
-    double_clicks: float = Field(0.1, ge=0, le=1, description="the share of submissions that are sent twice")
-    walk_aways: float = Field(
-        0.05, ge=0, le=1, description="the share of tasks that a labeler leaves and comes back to"
-    )
-    noise: float = Field(LABELER_NOISE, ge=0, description="the standard deviation of their slips, in units of utility")
-    seed: int = Field(0, ge=0, description="of everything they do, and of their world")
-    patience: float = Field(120.0, gt=0, description="seconds for which a labeler waits for a server that is gone")
-    out: Path | None = Field(None, description="write what each handed in to this file, .jsonl")
+    site: str = Field(description="URL of a running site")
+    key: str | None = Field(None, description=f"API key with read, write and admin scopes; or set {_API_KEY_VARIABLE}")
+    labelers: int = Field(5, ge=1, le=500, description="number of concurrent labelers")
+    cohort: Cohort = Field("training", description="cohort of the labelers; held-out labelers need no admission")
+    tasks: int | None = Field(None, ge=1, description="maximum submissions per labeler")
+    double_clicks: float = Field(0.1, ge=0, le=1, description="share of submissions sent twice")
+    walk_aways: float = Field(0.05, ge=0, le=1, description="share of tasks abandoned and claimed again")
+    noise: float = Field(LABELER_NOISE, ge=0, description="standard deviation of the labelers' noise, in utility units")
+    seed: int = Field(0, ge=0, description="random seed of the labelers and their world")
+    patience: float = Field(120.0, gt=0, description="seconds to retry while the server is unreachable")
+    out: Path | None = Field(None, description="write the submissions to this .jsonl file")
 
 
 class SubmittedForm(Record):
-    """One submission that the site confirmed."""
+    """A submission that the site confirmed."""
 
     labeler: str
     assignment: str
@@ -68,33 +63,24 @@ class SubmittedForm(Record):
 
 @dataclass
 class SimulatedLabelerLog:
-    """What one labeler did, and how long claims took (seconds, those not interrupted)."""
-
     submitted_forms: list[SubmittedForm] = field(default_factory=list)
     claim_seconds: list[float] = field(default_factory=list)
+    """Durations of the claims without a transport error."""
     counts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class SimulatedLabelerBehavior:
-    """How somebody works."""
-
     duplicate_rate: float = 0.0
     abandon_rate: float = 0.0
     draft_rate: float = 0.3
     mean_pause_s: float = 0.0
-    """Seconds between tasks, on average."""
     max_submissions: int | None = None
     seed: int = 0
 
 
 class SimulatedSiteLabeler:
-    """One simulated person in front of the site. What they think of a text follows from the seed, whenever they see it.
-
-    Args:
-        me: a connection that is signed in.
-        mind: the cohort with this one person in it.
-    """
+    """One labeler with a signed-in client; `simulator` is a cohort of this labeler, deterministic given its seed."""
 
     def __init__(self, client: LabelerClient, simulator: SimulatedLabelers, behavior: SimulatedLabelerBehavior) -> None:
         self.client, self.simulator, self.behavior = client, simulator, behavior
@@ -102,11 +88,7 @@ class SimulatedSiteLabeler:
         self.rng = Random(f"{behavior.seed} {simulator.labelers[0].name} manners")
 
     def run(self) -> SimulatedLabelerLog:
-        """Until nothing is left to do, or enough was done. Returns the diary.
-
-        Raises:
-            RunFailed: the site refused something that it should not have, or was away for too long.
-        """
+        """Work until no task is left or the maximum is reached. Raises RunError if the site refuses or stays away."""
         while self.behavior.max_submissions is None or len(self.log.submitted_forms) < self.behavior.max_submissions:
             task = self._claim()
             if task is None:
@@ -137,21 +119,19 @@ class SimulatedSiteLabeler:
             self.log.counts["skipped"] += 1
             return
         if self.rng.random() < self.behavior.abandon_rate:
-            self.log.counts["walked away"] += 1
-            reclaimed = self._claim()  # whoever comes back within the lease finds what they left
-            if reclaimed is None or reclaimed["assignment"] != assignment_id:
-                raise RunError(
-                    f"{assignment_id}: was in hand, but a second claim gave {reclaimed and reclaimed['assignment']}"
-                )
+            self.log.counts["abandoned"] += 1
+            reclaimed = self._claim() or {}  # a claim within the lease must return the same assignment
+            if reclaimed.get("assignment") != assignment_id:
+                raise RunError(f"{assignment_id}: active, but a second claim returned {reclaimed.get('assignment')}")
         if self.rng.random() < self.behavior.draft_rate:
             self._save_draft(task, form)
         idempotency_key = f"{assignment_id}-{self.rng.getrandbits(64):016x}"
         receipt = self.client.submit(assignment_id, form, idempotency_key)
         if self.rng.random() < self.behavior.duplicate_rate:
             duplicate_receipt = self.client.submit(assignment_id, form, idempotency_key)
-            self.log.counts["clicked twice"] += 1
+            self.log.counts["submitted twice"] += 1
             if duplicate_receipt["submission"] != receipt["submission"]:
-                raise RunError(f"{assignment_id}: handing in twice with one key made two submissions")
+                raise RunError(f"{assignment_id}: one idempotency key created two submissions")
         self.log.submitted_forms.append(
             SubmittedForm(
                 labeler=self.simulator.labelers[0].name,
@@ -164,7 +144,7 @@ class SimulatedSiteLabeler:
         )
 
     def _save_draft(self, task: Mapping[str, Any], form: Mapping[str, Any]) -> None:
-        """Save half of it, as the page does; one that was saved before the server died is followed, not refused."""
+        """Save a draft as the page does; the conflict of a retried save that had succeeded is no failure."""
         revision = int((task["draft"] or {"rev": 0})["rev"])
         try:
             self.client.save_draft(str(task["assignment"]), revision, {**form, "note": "half"})
@@ -172,7 +152,7 @@ class SimulatedSiteLabeler:
             self.log.counts["drafts not saved"] += 1
 
     def build_form(self, task: Mapping[str, Any]) -> dict[str, Any] | None:
-        """What this person hands in; None for a prompt that is not of their world."""
+        """Return the labeler's form, or None for a prompt that is not from their world."""
         build: Callable[[Mapping[str, Any]], dict[str, Any]] = getattr(self, f"_{task['kind']}")
         try:
             return {"kind": task["kind"], "active_ms": self.rng.randrange(5_000, 300_000)} | build(task)
@@ -180,11 +160,9 @@ class SimulatedSiteLabeler:
             return None
 
     def _rank(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        completions = task["completions"]
-        (ranking,) = self.simulator.rank(
-            [[Completion(prompt=task["prompt"], completion=each["text"], model=each["id"]) for each in completions]]
-        )
-        return ranking_to_form(ranking)
+        prompt, rows = task["prompt"], task["completions"]
+        completions = [Completion(prompt=prompt, completion=row["text"], model=row["id"]) for row in rows]
+        return ranking_to_form(self.simulator.rank([completions])[0])
 
     def _demonstrate(self, task: Mapping[str, Any]) -> dict[str, Any]:
         text = self.simulator.demonstrate([Prompt(prompt=task["prompt"])])[0].completion
@@ -192,57 +170,38 @@ class SimulatedSiteLabeler:
 
     def _review(self, task: Mapping[str, Any]) -> dict[str, Any]:
         use_case = self.simulator.world.task(task["prompt"]).content.use_case
-        return {
-            "use_case": use_case,
-            "personal_data": False,
-            "sensitive": False,
-            "labels": {"closed_domain": use_case == "closed_qa"},
-        }
+        labels = {"closed_domain": use_case == "closed_qa"}
+        return {"use_case": use_case, "personal_data": False, "sensitive": False, "labels": labels}
 
     def _write(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        use_case = (task["brief"] or {}).get("use_case")
-        prompts = [each for each in self.simulator.world.prompts("sft", 200) if use_case in (None, each.use_case)]
-        prompt = self.rng.choice(prompts)
-        few_shot = (task["brief"] or {}).get("form") == "few_shot"
-        examples = [[prompt.text, self.simulator.world.demonstration(prompt.text)]] if few_shot else []
-        return {
-            "form": (task["brief"] or {}).get("form", "plain"),
-            "text": prompt.text,
-            "use_case": prompt.use_case,
-            "examples": examples,
-        }
+        brief, world = task["brief"] or {}, self.simulator.world
+        use_case, form = brief.get("use_case"), brief.get("form", "plain")
+        prompt = self.rng.choice([row for row in world.prompts("sft", 200) if use_case in (None, row.use_case)])
+        examples = [[prompt.text, world.demonstration(prompt.text)]] if form == "few_shot" else []
+        return {"form": form, "text": prompt.text, "use_case": prompt.use_case, "examples": examples}
 
 
 def ranking_to_form(ranking: Ranking) -> dict[str, Any]:
-    """A ranking as the form of the page; `models` are the completions' ids. Labels that cannot be not applicable are answered."""
+    """Convert a ranking, with completion ids as `models`, to a form. Only conditional labels may be not applicable."""
     assert ranking.models is not None
     assert ranking.ratings is not None
     assert ranking.labels is not None
-    ids = ranking.models
-    tiers = [
-        [completion_id for completion_id, rank in zip(ids, ranking.ranks, strict=True) if rank == tier]
-        for tier in sorted(set(ranking.ranks))
-    ]
-    ratings = [
-        {
-            "completion": completion_id,
-            "rating": rating,
-            "labels": {
-                name: answer for name, answer in labels.items() if answer is not None or name in CONDITIONAL_LABELS
-            },
-        }
-        for completion_id, rating, labels in zip(ids, ranking.ratings, ranking.labels, strict=True)
-    ]
-    return {"ratings": ratings, "tiers": tiers}
+    tiers: dict[int, list[str]] = {rank: [] for rank in sorted(set(ranking.ranks))}
+    ratings = []
+    columns = (ranking.models, ranking.ranks, ranking.ratings, ranking.labels)
+    for completion, rank, rating, answers in zip(*columns, strict=True):
+        tiers[rank].append(completion)
+        labels = {name: yes for name, yes in answers.items() if yes is not None or name in CONDITIONAL_LABELS}
+        ratings.append({"completion": completion, "rating": rating, "labels": labels})
+    return {"ratings": ratings, "tiers": list(tiers.values())}
 
 
-# ---------------------------------------------------------------- many of them
+# ---------------------------------------------------------------- groups of labelers
 
 
 def make_simulated_labelers(
     world: World, cohort: Cohort, count: int, seed: int = 0, noise: float = LABELER_NOISE
 ) -> list[SimulatedLabelers]:
-    """People of a cohort, each alone."""
     simulators = []
     for person in SimulatedLabelers(world, cohort, labeler_count=count, seed=seed, noise=noise).labelers:
         simulator = SimulatedLabelers(world, cohort, labeler_count=1, seed=seed, noise=noise)
@@ -252,71 +211,67 @@ def make_simulated_labelers(
 
 
 def register_labelers(
-    base_url: str, owner_client: OwnerClient, simulators: Sequence[SimulatedLabelers], seed: int, patience: float
-) -> list[LabelerClient]:
-    """Everybody comes in by one invitation; those who would be screened are admitted."""
-    token = owner_client.create_invite(
-        role="labeler", cohort=simulators[0].cohort, max_uses=len(simulators), note="simulated labelers"
-    )
+    base_url: str,
+    owner_client: OwnerClient,
+    simulators: Sequence[SimulatedLabelers],
+    behavior: SimulatedLabelerBehavior,
+    patience: float,
+) -> list[SimulatedSiteLabeler]:
+    """Sign up all labelers with one invitation, and admit those in screening."""
+    invite = {"cohort": simulators[0].cohort, "max_uses": len(simulators), "note": "simulated labelers"}
+    token = owner_client.create_invite(role="labeler", **invite)
     existing_ids = {person["id"] for person in owner_client.list_people()}
-    clients = []
+    labelers, seed = [], behavior.seed
     for simulator in simulators:
         client, name = LabelerClient(base_url, patience=patience), f"{simulator.labelers[0].name} of seed {seed}"
         client.redeem_invite(token, name, _PASSWORD_TEMPLATE.format(name=name, seed=seed))
-        clients.append(client)
+        labelers.append(SimulatedSiteLabeler(client, simulator, behavior))
     for person in owner_client.list_people():
         if person["id"] not in existing_ids and person["status"] == "screening":
-            owner_client.decide(person["id"], "admit", "simulated labelers know what is right")
-    return clients
+            owner_client.decide(person["id"], "admit", "simulated labelers need no screening")
+    return labelers
 
 
 def run_simulated_labelers(labelers: Sequence[SimulatedSiteLabeler]) -> list[SimulatedLabelerLog]:
-    """All of them at the same time, until each is done. Raises what the first of them raised."""
-    with ThreadPoolExecutor(len(labelers)) as executor:
-        return [each.result() for each in [executor.submit(worker.run) for worker in labelers]]
+    """Run all labelers concurrently and close their clients. Raises the first labeler's error."""
+    try:
+        with ThreadPoolExecutor(len(labelers)) as executor:
+            return [future.result() for future in [executor.submit(labeler.run) for labeler in labelers]]
+    finally:
+        for labeler in labelers:
+            labeler.client.close()
 
 
 def compare_logs_with_site(owner_client: OwnerClient, logs: Sequence[SimulatedLabelerLog]) -> dict[str, int]:
-    """Compare what labelers wrote down with what the site has: submissions lost, changed, doubled; tasks given out too often."""
-    stored_submissions = {each["id"]: each for each in owner_client.iter_submissions()}
-    submitted_forms = [each for log in logs for each in log.submitted_forms]
-    lost = sum(each.submission not in stored_submissions for each in submitted_forms)
-    changed = sum(
-        not forms_match(each.form, stored_submissions[each.submission]["form"])
-        for each in submitted_forms
-        if each.submission in stored_submissions
-    )
-    current_submissions = [each for each in stored_submissions.values() if each["replaced_at"] is None]
-    duplicates = sum(count - 1 for count in Counter(each["assignment"] for each in current_submissions).values())
-    counted_by_task = Counter(
-        each["task"] for each in current_submissions if not each["surplus"] and each["round"] == 0
-    )
+    """Count the labelers' submissions, those the site lost, changed or duplicated, and the tasks assigned too often."""
+    stored = {row["id"]: row for row in owner_client.iter_submissions()}
+    forms = [form for log in logs for form in log.submitted_forms]
+    stored_forms = [form for form in forms if form.submission in stored]
+    current = [row for row in stored.values() if row["replaced_at"] is None]
+    assignments = {row["assignment"] for row in current}
+    counted_by_task = Counter(row["task"] for row in current if not row["surplus"] and row["round"] == 0)
     tasks = {task["id"]: task for batch in owner_client.list_batches() for task in owner_client.iter_tasks(batch["id"])}
     over_assigned = sum(max(0, counted_by_task[key] - task["overlap"]) for key, task in tasks.items())
     over_assigned += sum(task["n_open"] + task["n_done"] > task["overlap"] for task in tasks.values())
     return {
-        "handed in": len(submitted_forms),
-        "lost": lost,
-        "changed": changed,
-        "duplicate": duplicates,
+        "submitted": len(forms),
+        "lost": len(forms) - len(stored_forms),
+        "changed": sum(not forms_match(form.form, stored[form.submission]["form"]) for form in stored_forms),
+        "duplicate": len(current) - len(assignments),
         "over-assigned": over_assigned,
     }
 
 
 def forms_match(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
-    """Whether everything that was sent is stored as it was; tiers that are empty and the order within one say nothing."""
+    """Compare a sent form with the stored one, ignoring empty tiers and the order within a tier."""
     for name, value in sent.items():
         stored_value = stored.get(name)
         if name == "tiers":
             if [set(tier) for tier in value if tier] != [set(tier) for tier in stored_value or () if tier]:
                 return False
         elif name == "ratings":
-            ratings_by_completion = {each["completion"]: each for each in stored_value or ()}
-            if any(
-                ratings_by_completion[each["completion"]][part] != each[part]
-                for each in value
-                for part in ("rating", "labels")
-            ):
+            by_completion = {row["completion"]: (row["rating"], row["labels"]) for row in stored_value or ()}
+            if any(by_completion[row["completion"]] != (row["rating"], row["labels"]) for row in value):
                 return False
         elif name in ("kind", "text", "use_case") and name in stored and stored_value != value:
             return False
@@ -324,51 +279,39 @@ def forms_match(sent: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
 
 
 def quantiles(values: Sequence[float], shares: Sequence[float] = (0.5, 0.95, 0.99)) -> Iterator[float]:
-    """The smallest values that these shares of all do not exceed; nothing of nothing."""
+    """Yield the smallest value that is at least as large as each share of the values; nothing without values."""
     ordered = sorted(values)
-    yield from (
-        ordered[min(len(ordered) - 1, max(0, -int(-share * len(ordered) // 1) - 1))] for share in shares if ordered
-    )
+    if ordered:
+        yield from (ordered[max(0, math.ceil(share * len(ordered)) - 1)] for share in shares)
 
 
 def main(config: SimulateConfig) -> None:
-    """Let a crowd work until nothing is left, and say what the site made of it. Raises BadInput, RunFailed."""
+    """Run simulated labelers on a site and check what it stored. Raises InputError, RunError."""
     key = config.key or os.environ.get(_API_KEY_VARIABLE)
     if not key:
         raise InputError(
-            f"--key is missing: make one with the scopes read, write and admin on the site's data page, or set {_API_KEY_VARIABLE}"
+            "--key is missing: create an API key with the scopes read, write and admin on the site's data page, "
+            f"or set {_API_KEY_VARIABLE}"
         )
     world = World(config.seed)
     simulators = make_simulated_labelers(world, config.cohort, config.labelers, config.seed, config.noise)
     with OwnerClient(config.site, key, patience=config.patience) as owner_client:
         start = time.monotonic()
-        clients = register_labelers(config.site, owner_client, simulators, config.seed, config.patience)
         behavior = SimulatedLabelerBehavior(
             config.double_clicks, config.walk_aways, max_submissions=config.tasks, seed=config.seed
         )
-        labelers = [
-            SimulatedSiteLabeler(client, simulator, behavior)
-            for client, simulator in zip(clients, simulators, strict=True)
-        ]
-        try:
-            logs = run_simulated_labelers(labelers)
-        finally:
-            for client in clients:
-                client.close()
+        labelers = register_labelers(config.site, owner_client, simulators, behavior, config.patience)
+        logs = run_simulated_labelers(labelers)
         counts = compare_logs_with_site(owner_client, logs)
     if config.out is not None:
         write_records(config.out, [form for log in logs for form in log.submitted_forms])
     claim_seconds = [claim for log in logs for claim in log.claim_seconds]
     counts["skipped"] = sum(log.counts["skipped"] for log in logs)
-    print(
-        f"{config.labelers} labelers, {time.monotonic() - start:.1f} s: "
-        + ", ".join(f"{count} {what}" for what, count in counts.items())
-    )
-    if counts["skipped"] and not counts["handed in"]:
-        print("they know the prompts of the small world of --seed only, and skipped all others")
-    print(
-        "claims, milliseconds at p50, p95, p99: "
-        + ", ".join(f"{1000 * value:.0f}" for value in quantiles(claim_seconds))
-    )
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{config.labelers} labelers, {time.monotonic() - start:.1f} s: {summary}")
+    if counts["skipped"] and not counts["submitted"]:
+        print("simulated labelers know only the prompts of the synthetic world of --seed; they skipped all others")
+    latencies = ", ".join(f"{1000 * value:.0f}" for value in quantiles(claim_seconds))
+    print(f"claim latency in ms at p50, p95, p99: {latencies}")
     if counts["lost"] or counts["changed"] or counts["duplicate"] or counts["over-assigned"]:
-        raise RunError("the site lost, changed, doubled or gave out too much; see the counts above")
+        raise RunError("the site lost, changed or duplicated submissions, or assigned tasks too often; see the counts")

@@ -1,4 +1,4 @@
-"""A site in a process of its own: started on a free port, with an owner and a key for programs, and killed and started again."""
+"""A site in a process of its own on a free port, with an owner's API key; it can be killed and restarted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from instructgpt.errors import RunError
@@ -25,19 +24,11 @@ threading.Thread(target=lambda: (sys.stdin.read(), os.kill(os.getpid(), signal.S
 from instructgpt.cli import main
 main(sys.argv[1:])
 """
-"""The site ends when whoever started it is gone, however that came: its standard input ends then."""
+"""The server watches its standard input, which closes when the parent exits for any reason, even SIGKILL."""
 
 
 class SiteServer:
-    """A running site.
-
-    Args:
-        folder: the site's; it is made where it is not there.
-        database: the address of its database, where it is made.
-
-    Raises:
-        RunFailed: it does not come up.
-    """
+    """A running site; a missing folder is created with `database` as its database URL. Raises RunError."""
 
     def __init__(self, folder: Path, database: str | None = None, patience: float = 60.0) -> None:
         if not is_site_folder(folder):
@@ -48,7 +39,6 @@ class SiteServer:
         self.start()
 
     def _create_api_key(self) -> str:
-        """An owner who cannot sign in, and a key in the owner's name."""
         site = open_site(self.folder)
         try:
             with site.database.write() as db:
@@ -61,22 +51,12 @@ class SiteServer:
 
     @property
     def base_url(self) -> str:
-        """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, the first time on a free port and then always on that one."""
-        command = [
-            sys.executable,
-            "-c",
-            _SERVER_SCRIPT,
-            "label",
-            "serve",
-            "--site",
-            str(self.folder),
-            "--port",
-            str(self.port),
-        ]
+        """Start the server; a restart reuses the port of the first start."""
+        arguments = ["label", "serve", "--site", str(self.folder), "--port", str(self.port)]
+        command = [sys.executable, "-c", _SERVER_SCRIPT, *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         with (self.folder / "server.log").open("a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
@@ -93,19 +73,17 @@ class SiteServer:
             deadline = time.monotonic() + self.patience
             while not owner_client.is_ready():
                 if time.monotonic() >= deadline or self.process.poll() is not None:
-                    raise RunError(f"the site in {self.folder} does not answer; see {self.folder / 'server.log'}")
+                    raise RunError(f"the site in {self.folder} does not respond; see {self.folder / 'server.log'}")
                 time.sleep(0.05)
 
     def connect(self) -> OwnerClient:
-        """A client with the owner's key."""
         return OwnerClient(self.base_url, self.key, patience=self.patience)
 
     def kill(self) -> None:
-        """End it at once, as a power cut would."""
+        """Kill the server with SIGKILL, as a power failure would."""
         self._terminate(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End it in order."""
         self._terminate(signal.SIGTERM)
 
     def _terminate(self, signal_number: signal.Signals) -> None:
@@ -120,7 +98,5 @@ class SiteServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()

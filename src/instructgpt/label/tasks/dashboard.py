@@ -8,12 +8,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db.models import Assignment, MessageRow, Person, PromptRow, Skip, Submission, Task
+from instructgpt.label.db.models.base import DAY_MS
 from instructgpt.label.db.models.quality import CalibrationRoom
 from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
 from instructgpt.label.tasks import instructions, threads
 from instructgpt.label.tasks.queue import list_eligible_batches, pending_task_ids_statement
 
-_DAY_MS = 24 * 3_600_000
 MAX_COUNTED_TASKS = 99  # the page shows larger counts as "more"
 
 
@@ -90,20 +90,20 @@ def count_available_tasks(db: Session, person: Person) -> list[TasksAvailable]:
 
 def get_day_stats(db: Session, person: Person, now_ms: int) -> DayStats:
     """Return a labeler's last-24-hour counts. Edits add time but not submissions."""
-    own = select(func.count(Submission.id)).join(Assignment).where(Assignment.person_id == person.id)
-    today, last_week = (own.where(Submission.created_at > now_ms - days * _DAY_MS) for days in (1, 7))
+    submitted = select(func.count(Submission.id)).join(Assignment).where(Assignment.person_id == person.id)
+    today, last_week = (submitted.where(Submission.created_at > now_ms - days * DAY_MS) for days in (1, 7))
     current = Submission.replaced_at.is_(None)
     sensitive = (
         select(func.count())
         .select_from(Assignment)
         .join(Task, Task.id == Assignment.task_id)
         .join(PromptRow, PromptRow.id == Task.prompt_id)
-        .where(Assignment.person_id == person.id, Assignment.opened_at > now_ms - _DAY_MS, PromptRow.sensitive)
+        .where(Assignment.person_id == person.id, Assignment.opened_at > now_ms - DAY_MS, PromptRow.sensitive)
     )
     skips = select(func.count(Skip.id)).join(Assignment).where(Assignment.person_id == person.id)
     return DayStats(
         submitted=db.scalar(today.where(current)) or 0,
-        skipped=db.scalar(skips.where(Skip.at > now_ms - _DAY_MS, Skip.undone_at.is_(None))) or 0,
+        skipped=db.scalar(skips.where(Skip.at > now_ms - DAY_MS, Skip.undone_at.is_(None))) or 0,
         active_ms=int(db.scalar(today.with_only_columns(func.sum(Submission.active_ms))) or 0),
         sensitive=db.scalar(sensitive) or 0,
         submitted_last_week=db.scalar(last_week.where(current)) or 0,
@@ -133,7 +133,7 @@ def list_assignments_with_replies(db: Session, person: Person, now_ms: int) -> l
         select(MessageRow.task_id, func.max(MessageRow.at).label("at"))
         .where(MessageRow.about_id == person.id)
         .group_by(MessageRow.task_id)
-        .having(func.max(MessageRow.at) > now_ms - 7 * _DAY_MS)
+        .having(func.max(MessageRow.at) > now_ms - 7 * DAY_MS)
         .subquery()
     )
     statement = (

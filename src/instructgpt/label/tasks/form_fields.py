@@ -1,4 +1,4 @@
-"""Map a task's form between web form fields and the JSON of drafts and submissions, as form.js does.
+"""Map a task's form between web form fields and the JSON of drafts and submissions.
 
 Fields: `rating:<completion>`, `label:<completion>:<label>` (yes, no, na), `note:<completion>`, `tier:<completion>`
 (1 is best), for prompts `label:<label>`, `example_prompt`, `example_completion`; the others are named as in forms.py.

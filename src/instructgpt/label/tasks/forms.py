@@ -93,10 +93,10 @@ class RankingForm(SubmissionForm):
     def validate_completions(self, completions: Sequence[str]) -> None:
         """Raise ValueError unless every completion id is in exactly one tier and rated at most once."""
         ranked = [completion for tier in self.tiers for completion in tier]
-        missing, unknown = len(set(completions) - set(ranked)), len(set(ranked) - set(completions))
+        missing, unexpected = len(set(completions) - set(ranked)), len(set(ranked) - set(completions))
         repeated = len(ranked) - len(set(ranked))
-        if missing or unknown or repeated:
-            counts = f"{missing} missing, {unknown} unknown, {repeated} repeated"
+        if missing or unexpected or repeated:
+            counts = f"{missing} missing, {unexpected} unknown, {repeated} repeated"
             raise ValueError(f"every completion must be in exactly one tier ({counts})")
         if len(self.tiers) > len(completions):
             raise ValueError(f"expected at most one tier for each completion; got {len(self.tiers)} tiers")

@@ -112,9 +112,9 @@ def add_instructions_version(
         raise SiteError(404, "not_found")
     (language, binding), *translations = texts.items()
     answers = [question.right for question in binding.quiz.questions]
-    for other, text in translations:
+    for locale, text in translations:
         if [question.right for question in text.quiz.questions] != answers:
-            raise SiteError(422, "quiz_differs", language=other)
+            raise SiteError(422, "quiz_differs", language=locale)
     previous = get_latest_instructions(db, purpose)
     row = Instructions(
         purpose=purpose,
@@ -122,7 +122,7 @@ def add_instructions_version(
         body=binding.body,
         quiz=binding.quiz.model_dump(mode="json"),
         language=language,
-        translations={other: text.model_dump(mode="json") for other, text in translations},
+        translations={locale: text.model_dump(mode="json") for locale, text in translations},
         changes=changes.strip(),
         created_by=caller_id,
     )

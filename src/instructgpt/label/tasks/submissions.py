@@ -290,16 +290,18 @@ def _format_written_prompt(form: PromptForm) -> str:
 def _withdraw_earlier_prompts(db: Session, assignment: Assignment, now_ms: int) -> None:
     """Withdraw prompts written in earlier versions of this submission."""
     versions = select(Submission.id).where(Submission.assignment_id == assignment.id)
-    written = select(PromptRow).where(PromptRow.submission_id.in_(versions), PromptRow.withdrawn_at.is_(None))
-    for prompt in db.scalars(written):
+    written_prompts = select(PromptRow).where(PromptRow.submission_id.in_(versions), PromptRow.withdrawn_at.is_(None))
+    for prompt in db.scalars(written_prompts):
         prompt.withdrawn_at = now_ms
 
 
 def _withdraw_written_prompt(db: Session, submission: Submission, now_ms: int) -> None:
     """Withdraw the prompt of a submission that is undone."""
     if submission.kind == "write":
-        written = select(PromptRow).where(PromptRow.submission_id == submission.id, PromptRow.withdrawn_at.is_(None))
-        for prompt in db.scalars(written):
+        written_prompts = select(PromptRow).where(
+            PromptRow.submission_id == submission.id, PromptRow.withdrawn_at.is_(None)
+        )
+        for prompt in db.scalars(written_prompts):
             prompt.withdrawn_at = now_ms
 
 

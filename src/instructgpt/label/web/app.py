@@ -1,4 +1,4 @@
-"""The site as one ASGI application: pages for people, an API for programs, the same rules for both."""
+"""The ASGI application: pages and API, with the same middleware, limits and error handlers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from instructgpt.label.web.rendering import (
 )
 
 _MAX_BODY_BYTES = 64 * 2**20
-"""Bytes of a request; files people upload are the largest. Coming in needs much less, and says so on its routers."""
+"""Limit of a request's body, for uploads. Routers that need no sign-in set a lower one."""
 
 
 def create_app(site: Site) -> FastAPI:
-    """Everything the site answers to."""
+    """Create the application of a site."""
     app = FastAPI(
         title="instructgpt labelers' site",
         version=__version__,

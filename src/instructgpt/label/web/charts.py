@@ -1,7 +1,7 @@
-"""Numbers as people read them, tables as CSV, and figures as inline SVG.
+"""Charts as inline SVG, and tables as CSV.
 
-A page may hold no style attribute (Content-Security-Policy), so figures say everything by presentation attributes and the classes of the
-site's style sheet. Every figure has its numbers in a table beside it; for a screen reader it is one labelled picture.
+The Content-Security-Policy forbids style attributes, so charts use presentation attributes and the classes of site.css.
+Pages show the numbers of every chart in a table beside it; screen readers get the chart as one labeled image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def interval_chart(
     band: tuple[float, float] | None = None,
     reference_line: float | None = None,
 ) -> Markup:
-    """Numbers with their intervals, one below the other on a scale from `low` to `high`, over a reference band or line."""
+    """Draw estimates with their intervals as rows on a scale from `low` to `high`, over a reference band or line."""
     plot_width = _CHART_WIDTH - _NAME_WIDTH - _VALUE_WIDTH
     height = _ROW_HEIGHT * len(rows) + 22
 
@@ -49,104 +49,94 @@ def interval_chart(
 
     parts: list[str] = []
     if band:
-        band_left, band_right = map(x, band)
-        parts.append(
-            f'<rect x="{band_left}" y="0" width="{band_right - band_left:.1f}" height="{height - 20}" class="band"/>'
-        )
+        start_x, end_x = map(x, band)
+        parts.append(f'<rect x="{start_x}" y="0" width="{end_x - start_x:.1f}" height="{height - 20}" class="band"/>')
     if reference_line is not None:
-        parts.append(
-            f'<line x1="{x(reference_line)}" x2="{x(reference_line)}" y1="0" y2="{height - 20}" class="axis" stroke-dasharray="3 3"/>'
-        )
+        position = x(reference_line)
+        parts.append(_line(position, position, 0, height - 20, 'class="axis" stroke-dasharray="3 3"'))
     for index, (name, estimate) in enumerate(rows):
         y = _ROW_HEIGHT * index + _ROW_HEIGHT / 2
-        parts.append(
-            f'<text x="{_NAME_WIDTH - 10}" y="{y + 4}" text-anchor="end">{escape(_truncate_name(name))}</text>'
-        )
+        parts.append(_text(_NAME_WIDTH - 10, y + 4, _truncate_name(name), "end"))
         if estimate.value is None:
             continue
         if estimate.low is not None and estimate.high is not None:
-            parts.append(f'<line x1="{x(estimate.low)}" x2="{x(estimate.high)}" y1="{y}" y2="{y}" class="whisker"/>')
+            parts.append(_line(x(estimate.low), x(estimate.high), y, y, 'class="whisker"'))
         parts.append(f'<circle cx="{x(estimate.value)}" cy="{y}" r="5" class="dot"/>')
-        parts.append(f'<text x="{_CHART_WIDTH - _VALUE_WIDTH + 14}" y="{y + 4}">{percent(estimate.value)}</text>')
-    ticks = (low, (low + high) / 2, high)
-    parts += [f'<text x="{x(tick)}" y="{height - 4}" text-anchor="middle">{percent(tick, 0)}</text>' for tick in ticks]
+        parts.append(_text(_CHART_WIDTH - _VALUE_WIDTH + 14, y + 4, percent(estimate.value)))
+    parts += [_text(x(tick), height - 4, percent(tick, 0), "middle") for tick in (low, (low + high) / 2, high)]
     return _render_svg(parts, height, title)
 
 
 def bar_chart(
     values: Sequence[float], names: Sequence[str], title: str, expected: Sequence[float] | None = None, digits: int = 0
 ) -> Markup:
-    """Columns side by side; `marks` are drawn across them as what would be expected."""
-    height, baseline = 150, 122
+    """Draw columns; `expected` values are lines across them."""
+    height, baseline, max_height = 150, 122, 104
     max_value = max([*values, *(expected or ()), 1e-9])
     step = _CHART_WIDTH / max(len(values), 1)
     parts: list[str] = []
     label_interval = max(1, math.ceil(len(values) / 16))
     for index, (value, name) in enumerate(zip(values, names, strict=True)):
-        bar_height = round((baseline - 18) * value / max_value, 1)
-        bar_left, bar_width = round(step * index + step * 0.15, 1), round(step * 0.7, 1)
-        bar_center = round(step * (index + 0.5), 1)
-        parts.append(
-            f'<rect x="{bar_left}" y="{baseline - bar_height}" width="{bar_width}" height="{bar_height}" rx="2" class="bar"/>'
-        )
+        bar_height = round(max_height * value / max_value, 1)
+        start_x, center = round(step * index + step * 0.15, 1), round(step * (index + 0.5), 1)
+        width = round(step * 0.7, 1)
+        box = f'x="{start_x}" y="{baseline - bar_height}" width="{width}" height="{bar_height}"'
+        parts.append(f'<rect {box} rx="2" class="bar"/>')
         if expected:
-            y = round(baseline - (baseline - 18) * expected[index] / max_value, 1)
-            parts.append(
-                f'<line x1="{bar_left - 3}" x2="{bar_left + bar_width + 3}" y1="{y}" y2="{y}" class="whisker"/>'
-            )
+            y = round(baseline - max_height * expected[index] / max_value, 1)
+            parts.append(_line(start_x - 3, start_x + width + 3, y, y, 'class="whisker"'))
         if value and len(values) <= 16:
-            value_text = decimal(value, digits)
-            parts.append(
-                f'<text x="{bar_center}" y="{baseline - bar_height - 5}" text-anchor="middle">{value_text}</text>'
-            )
+            parts.append(_text(center, baseline - bar_height - 5, decimal(value, digits), "middle"))
         if index % label_interval == 0:
-            second_line_class = ' class="second"' if len(values) > 8 and index // label_interval % 2 else ""
-            parts.append(
-                f'<text x="{bar_center}" y="{height - 10}" text-anchor="middle"{second_line_class}>{escape(name)}</text>'
-            )
-    parts.append(f'<line x1="0" x2="{_CHART_WIDTH}" y1="{baseline}" y2="{baseline}" class="axis"/>')
+            # on narrow screens the style sheet hides every second name of a long chart
+            is_second = len(values) > 8 and index // label_interval % 2
+            parts.append(_text(center, height - 10, name, "middle", ' class="second"' if is_second else ""))
+    parts.append(_line(0, _CHART_WIDTH, baseline, baseline, 'class="axis"'))
     return _render_svg(parts, height, title)
 
 
+def _text(x: float, y: float, text: str, anchor: str = "", attributes: str = "") -> str:
+    anchor = f' text-anchor="{anchor}"' if anchor else ""
+    return f'<text x="{x}" y="{y}"{anchor}{attributes}>{escape(text)}</text>'
+
+
+def _line(x1: float, x2: float, y1: float, y2: float, attributes: str) -> str:
+    return f'<line x1="{x1}" x2="{x2}" y1="{y1}" y2="{y2}" {attributes}/>'
+
+
 def heat_class(value: float | None) -> str:
-    """The class of a cell of a matrix of shares: `shade-0` (half and below) to `shade-8` (90 % and above)."""
+    """Return the CSS class of a share: `shade-0` (half and below) to `shade-8` (90 % and above)."""
     return "" if value is None or math.isnan(value) else f"shade-{min(max(int((value - 0.5) * 20), 0), 8)}"
 
 
 def win_rate_class(value: float | None) -> str:
-    """The class of a cell of a matrix of win rates: `shade-3` is even."""
+    """Return the CSS class of a win rate: `shade-0` to `shade-8`, `shade-3` is even."""
     thresholds = (0.3, 0.4, 0.47, 0.53, 0.6, 0.7, 0.8, 0.9)
     return "" if value is None else f"shade-{sum(value >= end for end in thresholds)}"
 
 
 def _render_svg(parts: Iterable[str], height: float, title: str) -> Markup:
-    """A picture as wide as its place."""
-    escaped_title = escape(title)
-    return Markup(
-        f'<div class="scroll"><svg class="chart" viewBox="0 0 {_CHART_WIDTH} {height:g}" width="{_CHART_WIDTH}" height="{height:g}" role="img" '
-        f'aria-label="{escaped_title}">'
-        f"<title>{escaped_title}</title>{''.join(parts)}</svg></div>"
-    )
+    label = escape(title)
+    size = f'viewBox="0 0 {_CHART_WIDTH} {height:g}" width="{_CHART_WIDTH}" height="{height:g}"'
+    svg = f'<svg class="chart" {size} role="img" aria-label="{label}"><title>{label}</title>{"".join(parts)}</svg>'
+    return Markup(f'<div class="scroll">{svg}</div>')
 
 
 def _truncate_name(text: str, max_length: int = 26) -> str:
-    """A name that fits beside a figure."""
     return text if len(text) <= max_length else text[: max_length - 1] + "…"
 
 
 def csv_download(name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Response:
-    """A table as a CSV file to download. Text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    """Return a CSV file. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    for row in rows:
-        writer.writerow([_csv_cell(value) for value in row])
+    writer.writerows([_csv_cell(value) for value in row] for row in rows)
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
     return Response(text.getvalue(), media_type="text/csv; charset=utf-8", headers=headers)
 
 
 def _csv_cell(value: Any) -> Any:
-    """One value of a CSV file."""
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(value)
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):

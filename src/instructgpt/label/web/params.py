@@ -1,4 +1,4 @@
-"""What the routes of pages and API share: parameters, limits of what strangers may send, errors as answers."""
+"""Helpers that pages and API share: parameter types, limits of anonymous requests, translation of errors."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from contextlib import contextmanager
 from typing import Annotated, TypeVar
 
 from fastapi import Path, Query, Request, Response
+from fastapi.responses import FileResponse
 from sqlalchemy.exc import IntegrityError
 
 from instructgpt.errors import InputError
 from instructgpt.label.auth import rate_limits
-from instructgpt.label.auth.dependencies import get_site, session_cookie_name
+from instructgpt.label.auth.dependencies import Principal, get_site, session_cookie_name
 from instructgpt.label.context import Site
+from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import current_time_ms
 from instructgpt.label.errors import SiteError, format_user_message
+from instructgpt.label.exchange import export_jobs
 
 _RowT = TypeVar("_RowT")
 _UUID_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 RowId = Annotated[str, Path(pattern=_UUID_PATTERN)]
-AfterCursor = Annotated[
-    str | None, Query(pattern=_UUID_PATTERN, description="the last id of the page before; the answer's `next`")
-]
+AfterCursor = Annotated[str | None, Query(pattern=_UUID_PATTERN, description="the `next` of the page before")]
 PageLimit = Annotated[int, Query(ge=1, le=1000)]
 SinceMs = Annotated[int | None, Query(ge=0, lt=2**53, description="milliseconds since 1970, UTC")]
 MAX_ANONYMOUS_BODY_BYTES = 100_000
-"""Bytes of a request of people who are not known yet."""
+"""Limit of a request's body on routes that need no sign-in."""
 
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Input that makes no sense is the caller's to mend (422), not a fault of the site. Raises Problem."""
+    """Turn invalid input into SiteError `bad_input` (422) and conflicts of unique keys into `made_meanwhile` (409)."""
     try:
         yield
     except (InputError, ValueError) as error:
@@ -40,24 +41,23 @@ def translate_errors() -> Iterator[None]:
 
 
 def or_404(row: _RowT | None) -> _RowT:
-    """A row that is there. Raises Problem."""
+    """Return the row. Raises SiteError `not_found` (404) for None."""
     if row is None:
         raise SiteError(404, "not_found")
     return row
 
 
 def limit_invite_attempts(request: Request) -> None:
-    """Raises Problem when too many links were tried from one address."""
+    """Raise SiteError `too_often` (429) when an address tried too many invitation links."""
+    address = client_info(request)["address"]
     with get_site(request).database.write() as db:
-        allowed = rate_limits.consume_token(
-            db, rate_limits.INVITE_LIMIT, client_info(request)["address"] or "", current_time_ms()
-        )
+        allowed = rate_limits.consume_token(db, rate_limits.INVITE_LIMIT, address, current_time_ms())
     if not allowed:
         raise SiteError(429, "too_often")
 
 
 def client_info(request: Request) -> dict[str, str]:
-    """Where a request comes from: address, browser, and the cookie it still carries."""
+    """Return what `accounts` records of a request: address, browser, session token of an earlier sign-in."""
     return {
         "address": rate_limits.address_key(request.client.host if request.client else None),
         "user_agent": request.headers.get("user-agent", ""),
@@ -66,7 +66,7 @@ def client_info(request: Request) -> dict[str, str]:
 
 
 def set_session_cookie(answer: Response, site: Site, token: str) -> Response:
-    """The answer, with the cookie of a new sign-in."""
+    # SameSite=Lax is one of the defenses against forged requests, see auth/csrf.py.
     answer.set_cookie(
         session_cookie_name(site.settings),
         token,
@@ -77,3 +77,16 @@ def set_session_cookie(answer: Response, site: Site, token: str) -> Response:
         path="/",
     )
     return answer
+
+
+def send_export_file(site: Site, principal: Principal, key: str, name: str) -> FileResponse:
+    """Return one file of a finished export, and record the download in the audit log."""
+    path = or_404(export_jobs.get_export_file(site, or_404(export_jobs.get_export_job(site, key)), name))
+    with site.database.write() as db:
+        audit_log.append_entry(db, caller_id(principal), "export.fetch", key, file=name)
+    return FileResponse(path, filename=path.name, media_type="application/octet-stream")
+
+
+def caller_id(principal: Principal) -> str:
+    """Return the caller's id for the audit log: `key:<id>` of an API key, or the person's."""
+    return f"key:{principal.api_key.id}" if principal.api_key else principal.user.id

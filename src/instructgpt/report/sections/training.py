@@ -156,7 +156,7 @@ def samples_section(run: RunFiles) -> Section | None:
 
 def _training_samples_section(run: RunFiles) -> Section | None:
     sample_groups = tuple(
-        each for stage in run.stages.values() for each in samples.select_training_samples(stage.samples, stage.name)
+        group for stage in run.stages.values() for group in samples.select_training_samples(stage.samples, stage.name)
     )
     if not sample_groups:
         return None

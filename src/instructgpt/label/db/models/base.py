@@ -27,6 +27,9 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {int: BigInteger, dict[str, Any]: JSON, list[str]: JSON}
 
 
+DAY_MS = 86_400_000
+
+
 def current_time_ms() -> int:
     return time.time_ns() // 1_000_000
 

@@ -1,16 +1,10 @@
-"""What programs call, under /api/v1. One file a part; each has a router."""
+"""The HTTP API under /api/v1; one module a subject, each with a router."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from instructgpt.label.web.api import batches, exports, instructions, prompts, session, tasks
+from instructgpt.label.web.api import batches, exports, health, instructions, people, prompts, session, stats, tasks
 
-API_ROUTERS: tuple[APIRouter, ...] = (
-    tasks.router,
-    session.router,
-    prompts.router,
-    batches.router,
-    exports.router,
-    instructions.router,
-)
+_MODULES = (tasks, session, prompts, batches, exports, stats, people, health, instructions)
+API_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in _MODULES)

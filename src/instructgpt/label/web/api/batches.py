@@ -1,4 +1,4 @@
-"""What programs do with a key: batches made and opened, tasks and submissions read."""
+"""Batches, tasks and submissions for programs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from instructgpt.label.auth.dependencies import Principal, get_site
+from instructgpt.label.auth.dependencies import Principal, ReadScope, WriteScope, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Person, PromptRow, Submission, Task
 from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.tasks import batches
 from instructgpt.label.tasks.submissions import read_submission_form
 from instructgpt.label.web.api.prompts import PromptRequest, to_prompt_out
-from instructgpt.label.web.api.schemas import CursorPage, ReadScope, RequestModel, WriteScope, caller_id, sanitize
-from instructgpt.label.web.params import AfterCursor, PageLimit, RowId, SinceMs, or_404, translate_errors
+from instructgpt.label.web.api.schemas import CursorPage, RequestModel, sanitize
+from instructgpt.label.web.params import AfterCursor, PageLimit, RowId, SinceMs, caller_id, or_404, translate_errors
 from instructgpt.records import Cohort, validate_record
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Prompt as PromptRecord
@@ -27,7 +27,7 @@ router = APIRouter(prefix="/api/v1", tags=["service"])
 
 
 class StoredInputs(RequestModel):
-    """Prompts and completions that are on the site already; what is not said is not looked at."""
+    """A filter of the prompts and completions on the site; fields left out do not filter."""
 
     models: tuple[str, ...] = ()
     source: str | None = None
@@ -36,7 +36,7 @@ class StoredInputs(RequestModel):
 
 
 class CreateBatchRequest(RequestModel):
-    """A batch to be made of what is given here, or of what is stored."""
+    """A new batch: of the prompts and completions in this body, of stored ones, or of both."""
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
     kind: TaskKind
@@ -56,15 +56,13 @@ class CreateBatchRequest(RequestModel):
     @model_validator(mode="before")
     @classmethod
     def _sanitize_completions(cls, value: Any) -> Any:
-        return (
-            {**value, "completions": sanitize(value["completions"])}
-            if isinstance(value, dict) and "completions" in value
-            else value
-        )
+        if not isinstance(value, dict) or "completions" not in value:
+            return value
+        return {**value, "completions": sanitize(value["completions"])}
 
 
 class BatchOut(BaseModel):
-    """A batch, what came into it, and how far it is."""
+    """A batch with its intake report and progress."""
 
     id: str
     name: str
@@ -83,36 +81,33 @@ class BatchOut(BaseModel):
 
 
 def _to_batch_out(db: Session, batch: Batch) -> BatchOut:
-    """A batch as the API shows it."""
     fields = {name: getattr(batch, name) for name in BatchOut.model_fields if name != "progress"}
     return BatchOut(**fields, progress=batches.get_batch_progress(db, batch))
 
 
 @router.get("/batches")
 def list_batches(request: Request, _: ReadScope) -> list[BatchOut]:
-    """All batches, the newest first."""
+    """List all batches, newest first."""
     with get_site(request).database.read() as db:
         return [_to_batch_out(db, batch) for batch in db.scalars(select(Batch).order_by(Batch.id.desc()))]
 
 
 @router.get("/batches/{key}")
 def get_batch(request: Request, _: ReadScope, key: RowId) -> BatchOut:
-    """One batch."""
     with get_site(request).database.read() as db:
         return _to_batch_out(db, or_404(db.get(Batch, key)))
 
 
 @router.post("/batches", status_code=201)
 def create_batch_endpoint(request: Request, principal: WriteScope, body: CreateBatchRequest) -> BatchOut:
-    """Make a batch; with `open`, labelers get its tasks at once."""
+    """Create a batch. With `open`, labelers get its tasks at once."""
     with translate_errors(), get_site(request).database.write() as db:
-        prompts = [
-            validate_record(PromptRecord, each.model_dump(exclude_none=True, mode="json")) for each in body.prompts
-        ]
+        prompt_fields = [prompt.model_dump(exclude_none=True, mode="json") for prompt in body.prompts]
+        prompts = [validate_record(PromptRecord, fields) for fields in prompt_fields]
         completions = list(body.completions)
         if body.stored is not None:
-            stored_records = _load_stored_inputs(db, body.kind, body.stored)
-            prompts, completions = prompts + stored_records[0], completions + stored_records[1]
+            stored_prompts, stored_completions = _load_stored_inputs(db, body.kind, body.stored)
+            prompts, completions = prompts + stored_prompts, completions + stored_completions
         batch = batches.create_batch_with_tasks(
             db,
             body.name,
@@ -129,43 +124,29 @@ def create_batch_endpoint(request: Request, principal: WriteScope, body: CreateB
             priority=body.priority,
             created_by=principal.person,
         )
-        audit_log.append_entry(
-            db, caller_id(principal), "batch.create", batch.id, kind=batch.kind, purpose=batch.purpose
-        )
+        detail = {"kind": batch.kind, "purpose": batch.purpose}
+        audit_log.append_entry(db, caller_id(principal), "batch.create", batch.id, **detail)
         if body.open:
             batches.mark_batch_open(db, batch)
             audit_log.append_entry(db, caller_id(principal), "batch.open", batch.id)
         return _to_batch_out(db, batch)
 
 
-def _load_stored_inputs(
-    db: Session, kind: TaskKind, stored_inputs: StoredInputs
-) -> tuple[list[PromptRecord], list[CompletionRecord]]:
-    """Prompts that are on the site, and for ranking the completions of the models that were named."""
+_InputRecords = tuple[list[PromptRecord], list[CompletionRecord]]
+
+
+def _load_stored_inputs(db: Session, kind: TaskKind, stored: StoredInputs) -> _InputRecords:
+    """Load prompts, or for ranking completions with their prompts."""
     conditions = [PromptRow.withdrawn_at.is_(None)]
-    conditions += [
-        getattr(PromptRow, name) == value
-        for name in ("source", "split", "use_case")
-        if (value := getattr(stored_inputs, name)) is not None
-    ]
+    filters = {name: getattr(stored, name) for name in ("source", "split", "use_case")}
+    conditions += [getattr(PromptRow, name) == value for name, value in filters.items() if value is not None]
     if kind != "rank":
-        prompt_rows = db.scalars(select(PromptRow).where(*conditions).order_by(PromptRow.id))
-        prompt_fields = [
-            to_prompt_out(row).model_dump(exclude={"key", "created_at", "withdrawn_at"}, exclude_none=True)
-            for row in prompt_rows
-        ]
-        return [
-            validate_record(PromptRecord, row if "messages" not in row else {**row, "prompt": None})
-            for row in prompt_fields
-        ], []
-    if stored_inputs.models:
-        conditions.append(CompletionRow.model.in_(stored_inputs.models))
-    completion_rows = db.execute(
-        select(CompletionRow, PromptRow)
-        .join(PromptRow, CompletionRow.prompt_id == PromptRow.id)
-        .where(*conditions)
-        .order_by(CompletionRow.id)
-    )
+        rows = db.scalars(select(PromptRow).where(*conditions).order_by(PromptRow.id))
+        return [_to_prompt_record(row) for row in rows], []
+    if stored.models:
+        conditions.append(CompletionRow.model.in_(stored.models))
+    statement = select(CompletionRow, PromptRow).join(PromptRow, CompletionRow.prompt_id == PromptRow.id)
+    completion_rows = db.execute(statement.where(*conditions).order_by(CompletionRow.id))
     return [], [
         CompletionRecord(
             prompt=prompt.text,
@@ -179,15 +160,22 @@ def _load_stored_inputs(
     ]
 
 
+def _to_prompt_record(row: PromptRow) -> PromptRecord:
+    fields = to_prompt_out(row).model_dump(exclude={"key", "created_at", "withdrawn_at"}, exclude_none=True)
+    if "messages" in fields:  # a record has a text or messages, not both
+        fields["prompt"] = None
+    return validate_record(PromptRecord, fields)
+
+
 @router.post("/batches/{key}/open")
 def open_batch_endpoint(request: Request, principal: WriteScope, key: RowId) -> BatchOut:
-    """Labelers get its tasks from now on."""
+    """Open a batch: labelers get its tasks."""
     return _change_batch_state(request, principal, key, "open", batches.mark_batch_open)
 
 
 @router.post("/batches/{key}/close")
 def close_batch_endpoint(request: Request, principal: WriteScope, key: RowId) -> BatchOut:
-    """Nobody is given a task of it any more; an evaluation shows its models."""
+    """Close a batch: no more of its tasks are assigned, and an evaluation shows its models."""
     return _change_batch_state(request, principal, key, "close", batches.mark_batch_closed)
 
 
@@ -202,7 +190,7 @@ def _change_batch_state(
 
 
 class TaskOut(BaseModel):
-    """A task with its counters."""
+    """A task with its counts of open, completed and skipped assignments."""
 
     id: str
     batch_id: str
@@ -218,8 +206,6 @@ class TaskOut(BaseModel):
 
 
 class TaskPage(CursorPage):
-    """A page of tasks."""
-
     tasks: list[TaskOut]
 
 
@@ -227,7 +213,7 @@ class TaskPage(CursorPage):
 def list_tasks(
     request: Request, _: ReadScope, key: RowId, after: AfterCursor = None, limit: PageLimit = 100
 ) -> TaskPage:
-    """The tasks of a batch."""
+    """List the tasks of a batch."""
     statement = select(Task).where(Task.batch_id == key).order_by(Task.id).limit(limit)
     with get_site(request).database.read() as db:
         rows = db.scalars(statement.where(Task.id > after) if after else statement)
@@ -236,7 +222,7 @@ def list_tasks(
 
 
 class SubmissionOut(BaseModel):
-    """What somebody handed in, by the labeler's pseudonym. `replaced_at`: when a later version, or an undo, took its place."""
+    """A version of a submission. `labeler`: a pseudonym; `replaced_at`: when an edit or an undo replaced it."""
 
     id: str
     assignment: str
@@ -254,8 +240,6 @@ class SubmissionOut(BaseModel):
 
 
 class SubmissionPage(CursorPage):
-    """A page of submissions."""
-
     submissions: list[SubmissionOut]
 
 
@@ -268,7 +252,7 @@ def list_submissions(
     kind: TaskKind | None = None,
     limit: PageLimit = 100,
 ) -> SubmissionPage:
-    """Everything that was handed in, every version, the oldest first. Completions are named by ids, never by models."""
+    """List all versions of all submissions, oldest first. Completions are identified by id, not by model."""
     statement = (
         select(Submission, Assignment, Person.pseudonym)
         .join(Assignment, Submission.assignment_id == Assignment.id)

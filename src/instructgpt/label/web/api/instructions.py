@@ -1,4 +1,4 @@
-"""The instructions and their quiz as JSON, for whoever has no page in front of them."""
+"""Instructions, their quiz, and the consent text as JSON."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from instructgpt.label.auth import consent
-from instructgpt.label.auth.dependencies import Principal, get_site, public_access, require
+from instructgpt.label.auth.dependencies import AnyUser, ConsentedUser, get_site
 from instructgpt.label.tasks import instructions
 from instructgpt.label.web.api.schemas import RequestModel
 from instructgpt.label.web.params import or_404
 from instructgpt.label.web.rendering import get_translator
 
 router = APIRouter(prefix="/api/v1", tags=["labeler"])
-_ConsentedUser = Annotated[Principal, require("labeler", "researcher", "owner")]
 _Purpose = Literal["training", "evaluation"]
 
 
 class QuizQuestionOut(BaseModel):
-    """A question of the quiz, without the answer."""
+    """A quiz question, without the right answer."""
 
     text: str
     options: tuple[str, ...]
 
 
 class InstructionsOut(BaseModel):
-    """The newest version of the instructions for a purpose, as Markdown, with its quiz."""
+    """The newest instructions for a purpose: Markdown, and the quiz. `read`: the caller passed this version's quiz."""
 
     purpose: str
     version: int
@@ -37,55 +36,52 @@ class InstructionsOut(BaseModel):
 
 
 class QuizAnswers(RequestModel):
-    """Numbers of options, from 0, one for each question."""
+    """One option number for each question, from 0."""
 
     version: Annotated[int, Field(ge=1, lt=2**31)]
     answers: Annotated[tuple[Annotated[int, Field(ge=0, lt=100)], ...], Field(max_length=100)]
 
 
 class QuizResult(BaseModel):
-    """Whether the version counts as read; otherwise the numbers of the questions that were answered wrong, from 0."""
+    """Whether the quiz is passed, and the numbers of wrongly answered questions, from 0."""
 
     passed: bool
     wrong: list[int]
 
 
 class ConsentOut(BaseModel):
-    """What a labeler agrees to before any work."""
+    """The text that labelers agree to before they work."""
 
     version: int | None
     body: str
 
 
 @router.get("/consent")
-def get_consent(request: Request, principal: Annotated[Principal, public_access()]) -> ConsentOut:
-    """The present text; its version goes with the invitation that is redeemed."""
+def get_consent(request: Request, _: AnyUser) -> ConsentOut:
+    """Return the consent text; `redeem` expects its version."""
     with get_site(request).database.read() as db:
         newest = consent.get_latest_consent_text(db)
     if newest is None:
         return ConsentOut(version=None, body="")
-    return ConsentOut(
-        version=newest.version, body=consent.localized_consent_body(newest, get_translator(request, principal).language)
-    )
+    body = consent.localized_consent_body(newest, get_translator(request).language)
+    return ConsentOut(version=newest.version, body=body)
 
 
 @router.get("/instructions/{purpose}")
-def get_instructions(request: Request, principal: _ConsentedUser, purpose: _Purpose) -> InstructionsOut:
-    """The newest version, in the reader's language where there is a translation."""
+def get_instructions(request: Request, principal: ConsentedUser, purpose: _Purpose) -> InstructionsOut:
+    """Return the newest version, in the caller's language if there is a translation."""
     with get_site(request).database.read() as db:
         newest = or_404(instructions.get_latest_instructions(db, purpose))
-        is_read = instructions.get_instructions_read(db, principal.signed_in_person, newest) is not None
-    localized_instructions = instructions.localize_instructions(newest, get_translator(request, principal).language)
-    quiz = [QuizQuestionOut(text=each.text, options=each.options) for each in localized_instructions.quiz.questions]
-    return InstructionsOut(
-        purpose=purpose, version=newest.version, body=localized_instructions.body, quiz=quiz, read=is_read
-    )
+        is_read = instructions.get_instructions_read(db, principal.user, newest) is not None
+    text = instructions.localize_instructions(newest, get_translator(request).language)
+    quiz = [QuizQuestionOut(text=question.text, options=question.options) for question in text.quiz.questions]
+    return InstructionsOut(purpose=purpose, version=newest.version, body=text.body, quiz=quiz, read=is_read)
 
 
 @router.post("/instructions/{purpose}")
-def answer_quiz(request: Request, principal: _ConsentedUser, purpose: _Purpose, body: QuizAnswers) -> QuizResult:
-    """Answer the quiz; with nothing wrong the version counts as read."""
+def answer_quiz(request: Request, principal: ConsentedUser, purpose: _Purpose, body: QuizAnswers) -> QuizResult:
+    """Grade the quiz. If all answers are right, the version counts as read."""
     with get_site(request).database.write() as db:
-        instructions_version = or_404(instructions.get_instructions_version(db, purpose, body.version))
-        wrong = instructions.submit_quiz(db, principal.signed_in_person, instructions_version, body.answers)
+        version = or_404(instructions.get_instructions_version(db, purpose, body.version))
+        wrong = instructions.submit_quiz(db, principal.user, version, body.answers)
     return QuizResult(passed=not wrong, wrong=wrong)

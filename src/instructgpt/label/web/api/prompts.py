@@ -1,4 +1,4 @@
-"""Prompts and completions that programs put onto the site, one by one or as JSON lines."""
+"""Prompts and completions of the site for programs, one by one or imported as JSON lines."""
 
 from __future__ import annotations
 
@@ -13,35 +13,29 @@ from sqlalchemy.orm import Session
 
 from instructgpt.errors import InputError, one_line
 from instructgpt.io import parse_json_object
-from instructgpt.label.auth.dependencies import Principal, get_site
+from instructgpt.label.auth.dependencies import AdminScope, Principal, ReadScope, WriteScope, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import CompletionRow, PromptRow, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.exchange.imports import upsert_completion, upsert_prompt
 from instructgpt.label.tasks import batches
-from instructgpt.label.web.api.schemas import (
-    AdminScope,
-    CursorPage,
-    ReadScope,
-    RequestModel,
-    WriteScope,
-    caller_id,
-    find_unstorable,
-    sanitize,
-)
-from instructgpt.label.web.params import AfterCursor, PageLimit, RowId, SinceMs, or_404, translate_errors
+from instructgpt.label.web.api.schemas import CursorPage, RequestModel, find_unstorable, sanitize
+from instructgpt.label.web.params import AfterCursor, PageLimit, RowId, SinceMs, caller_id, or_404, translate_errors
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Message, validate_record
 from instructgpt.records import Prompt as PromptRecord
 
 router = APIRouter(prefix="/api/v1", tags=["service"])
+_NDJSON_BODY = {"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
+_UpsertRow = Callable[[Session, dict[str, Any]], tuple[str, str]]
+"""Returns (key, status) of a line."""
 _LINES_PER_CHUNK = 200
 _MAX_LINE_BYTES = 4_000_000
 """Bytes of one line of an import."""
 
 
 class PromptRequest(RequestModel):
-    """A prompt: its text, or the turns of a conversation. An `id` that is there already is updated, its text never."""
+    """A prompt: a text, or the messages of a conversation. A known `id` updates the prompt, except for its text."""
 
     id: Annotated[str, Field(max_length=500)] | None = None
     prompt: str | None = None
@@ -54,7 +48,7 @@ class PromptRequest(RequestModel):
 
 
 class PromptOut(BaseModel):
-    """A prompt of the site. `key` is the site's own id."""
+    """A prompt. `key` is the site's id, `id` the one it was imported with."""
 
     key: str
     id: str | None
@@ -70,7 +64,7 @@ class PromptOut(BaseModel):
 
 
 class ImportLineResult(BaseModel):
-    """What became of one line of an import: `created`, `updated`, `unchanged`, or `error` with what is wrong."""
+    """The result of a line: `created`, `updated`, `unchanged`, or `error` with a message."""
 
     line: int
     status: str
@@ -79,20 +73,15 @@ class ImportLineResult(BaseModel):
 
 
 class ImportOut(BaseModel):
-    """What became of an import, line by line."""
-
     lines: list[ImportLineResult]
     errors: int
 
 
 class PromptPage(CursorPage):
-    """A page of prompts."""
-
     prompts: list[PromptOut]
 
 
 def to_prompt_out(row: PromptRow) -> PromptOut:
-    """A prompt as the API shows it."""
     return PromptOut(
         key=row.id,
         id=row.external_id,
@@ -112,7 +101,7 @@ def to_prompt_out(row: PromptRow) -> PromptOut:
 def list_prompts(
     request: Request, _: ReadScope, after: AfterCursor = None, since: SinceMs = None, limit: PageLimit = 100
 ) -> PromptPage:
-    """Prompts, the oldest first."""
+    """List prompts, oldest first."""
     statement = select(PromptRow).order_by(PromptRow.id).limit(limit)
     statement = statement.where(PromptRow.id > after) if after else statement
     statement = statement.where(PromptRow.created_at >= since) if since is not None else statement
@@ -123,7 +112,7 @@ def list_prompts(
 
 @router.post("/prompts")
 def save_prompt(request: Request, principal: WriteScope, body: PromptRequest) -> PromptOut:
-    """One prompt, new or by its id."""
+    """Create a prompt, or update the one with its `id`."""
     with translate_errors(), get_site(request).database.write() as db:
         record = validate_record(PromptRecord, body.model_dump(exclude_none=True, mode="json"))
         row, status = upsert_prompt(db, record)
@@ -134,7 +123,7 @@ def save_prompt(request: Request, principal: WriteScope, body: PromptRequest) ->
 
 @router.post("/prompts/{key}/withdraw")
 def withdraw_prompt_endpoint(request: Request, principal: AdminScope, key: RowId) -> PromptOut:
-    """Take a prompt back: no labeler sees it again, and no export holds it or what was made of it."""
+    """Withdraw a prompt: no labeler sees it again, and exports leave it out with everything based on it."""
     with get_site(request).database.write() as db:
         row = or_404(db.get(PromptRow, key))
         tasks = batches.withdraw_prompt(db, row, current_time_ms())
@@ -142,21 +131,15 @@ def withdraw_prompt_endpoint(request: Request, principal: AdminScope, key: RowId
         return to_prompt_out(row)
 
 
-@router.post(
-    "/prompts:import",
-    openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
-)
+@router.post("/prompts:import", openapi_extra=_NDJSON_BODY)
 async def import_prompts_endpoint(request: Request, principal: WriteScope) -> ImportOut:
-    """Prompts as JSON lines. A line that is wrong is said and left out; the others are in."""
+    """Import prompts as JSON lines. Invalid lines are reported and skipped."""
     return await _import_lines(request, principal, "prompts.import", _upsert_prompt_row)
 
 
-@router.post(
-    "/completions:import",
-    openapi_extra={"requestBody": {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
-)
+@router.post("/completions:import", openapi_extra=_NDJSON_BODY)
 async def import_completions_endpoint(request: Request, principal: WriteScope) -> ImportOut:
-    """Completions as JSON lines, as `sample` writes them; batches are made of them afterwards."""
+    """Import completions as JSON lines, as `instructgpt sample` writes them."""
     return await _import_lines(request, principal, "completions.import", _upsert_completion_row)
 
 
@@ -172,53 +155,34 @@ def _upsert_completion_row(db: Session, row: dict[str, Any]) -> tuple[str, str]:
     return completion.id, status
 
 
-async def _import_lines(
-    request: Request,
-    principal: Principal,
-    action: str,
-    upsert_row: Callable[[Session, dict[str, Any]], tuple[str, str]],
-) -> ImportOut:
-    """Take in a body of JSON lines as it comes, some hundreds in a transaction."""
+async def _import_lines(request: Request, principal: Principal, action: str, upsert_row: _UpsertRow) -> ImportOut:
+    # Lines are imported while the body arrives, so that a large file needs little memory.
     results: list[ImportLineResult] = []
-    pending_lines: list[bytes] = []
+    pending: list[bytes] = []
     remainder = b""
+
+    async def flush(lines: list[bytes]) -> None:
+        nonlocal results
+        results += await run_in_threadpool(_import_chunk, request, principal, action, lines, len(results), upsert_row)
+
     async for chunk in request.stream():
-        *complete_lines, remainder = (remainder + chunk).split(b"\n")
+        *lines, remainder = (remainder + chunk).split(b"\n")
         if len(remainder) > _MAX_LINE_BYTES:
-            raise SiteError(
-                413,
-                "line_too_long",
-                line=len(results) + len(pending_lines) + len(complete_lines) + 1,
-                most=_MAX_LINE_BYTES,
-            )
-        pending_lines += complete_lines
-        if len(pending_lines) >= _LINES_PER_CHUNK:
-            results += await run_in_threadpool(
-                _import_chunk, request, principal, action, pending_lines, len(results), upsert_row
-            )
-            pending_lines = []
-    results += await run_in_threadpool(
-        _import_chunk,
-        request,
-        principal,
-        action,
-        [*pending_lines, *([remainder] if remainder else [])],
-        len(results),
-        upsert_row,
-    )
-    nonblank_results = [line for line in results if line.status != "blank"]
-    return ImportOut(lines=nonblank_results, errors=sum(line.status == "error" for line in nonblank_results))
+            line = len(results) + len(pending) + len(lines) + 1
+            raise SiteError(413, "line_too_long", line=line, most=_MAX_LINE_BYTES)
+        pending += lines
+        if len(pending) >= _LINES_PER_CHUNK:
+            await flush(pending)
+            pending = []
+    await flush([*pending, *([remainder] if remainder else [])])
+    nonblank = [result for result in results if result.status != "blank"]
+    return ImportOut(lines=nonblank, errors=sum(result.status == "error" for result in nonblank))
 
 
 def _import_chunk(
-    request: Request,
-    principal: Principal,
-    action: str,
-    lines: list[bytes],
-    line_offset: int,
-    upsert_row: Callable[[Session, dict[str, Any]], tuple[str, str]],
+    request: Request, principal: Principal, action: str, lines: list[bytes], line_offset: int, upsert_row: _UpsertRow
 ) -> list[ImportLineResult]:
-    """One transaction's worth of lines; each that fails leaves nothing behind."""
+    """Import lines in one transaction, each in a savepoint that a bad line rolls back."""
     results: list[ImportLineResult] = []
     with translate_errors(), get_site(request).database.write() as db:
         for line_number, raw_line in enumerate(lines, line_offset + 1):
@@ -239,15 +203,13 @@ def _import_chunk(
 
 
 class ModelOut(BaseModel):
-    """A model and how many completions of it there are."""
-
     model: str
     completions: int
 
 
 @router.get("/models")
 def list_models(request: Request, _: ReadScope) -> list[ModelOut]:
-    """The models whose completions are here."""
+    """List the models that have completions on the site."""
     statement = select(CompletionRow.model, func.count()).group_by(CompletionRow.model).order_by(CompletionRow.model)
     with get_site(request).database.read() as db:
         return [ModelOut(model=model, completions=count) for model, count in db.execute(statement)]

@@ -1,22 +1,16 @@
-"""What the service API's routes share: bodies without characters that databases refuse, cursors, and errors that say what to mend."""
+"""Base classes of request and response bodies; text that databases cannot store."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from instructgpt.label.auth.dependencies import Principal, require
 from instructgpt.label.tasks.ingest import replace_unstorable
-
-ReadScope = Annotated[Principal, require("owner", scope="read")]
-WriteScope = Annotated[Principal, require("owner", scope="write")]
-AdminScope = Annotated[Principal, require("owner", scope="admin")]
-"""Who may: a key with the scope, or an owner who is signed in."""
 
 
 class RequestModel(BaseModel):
-    """Bodies of requests: what is not asked for is refused, and so are texts that no database can hold."""
+    """A request body. Unknown fields and text that cannot be stored are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,23 +23,20 @@ class RequestModel(BaseModel):
 
 
 def find_unstorable(value: Any) -> str | None:
-    """What a database would refuse in a text, or in anything made of texts."""
+    """Return why a string in `value` cannot be stored (NUL, lone surrogate), or None."""
     if isinstance(value, str):
         if "\x00" in value:
-            return "a text holds a NUL character (U+0000)"
-        return "a text holds half a surrogate pair" if any("\ud800" <= letter <= "\udfff" for letter in value) else None
-    items = (
-        [*value.keys(), *value.values()]
-        if isinstance(value, dict)
-        else value
-        if isinstance(value, list | tuple)
-        else ()
-    )
+            return "the text has a NUL character (U+0000)"
+        has_surrogate = any("\ud800" <= character <= "\udfff" for character in value)
+        return "the text has half of a surrogate pair" if has_surrogate else None
+    items = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+    if not isinstance(items, list | tuple):
+        return None
     return next((fault for part in items if (fault := find_unstorable(part))), None)
 
 
 def sanitize(value: Any) -> Any:
-    """A model's output may hold any character: each text in it as a database keeps it."""
+    """Replace the characters of a model's output that cannot be stored."""
     if isinstance(value, str):
         return replace_unstorable(value)
     if isinstance(value, dict):
@@ -53,12 +44,7 @@ def sanitize(value: Any) -> Any:
     return [sanitize(part) for part in value] if isinstance(value, list) else value
 
 
-def caller_id(principal: Principal) -> str:
-    """Who asks, as the journal names them."""
-    return f"key:{principal.api_key.id}" if principal.api_key else principal.signed_in_person.id
-
-
 class CursorPage(BaseModel):
-    """`next` is the cursor of the page that follows; None: this was the last."""
+    """A page of a list. Pass `next` as `after` to get the following page; None on the last page."""
 
     next: str | None

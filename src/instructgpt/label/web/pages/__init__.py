@@ -1,4 +1,4 @@
-"""What people see. One file a part; each has a router."""
+"""The HTML pages; one module a subject, each with a router."""
 
 from __future__ import annotations
 
@@ -18,22 +18,7 @@ from instructgpt.label.web.pages.owner import (
     task_review,
 )
 
-PAGE_ROUTERS: tuple[APIRouter, ...] = (
-    account.router,
-    adjudication.router,
-    batches.router,
-    calibration.router,
-    data.router,
-    home.router,
-    instructions.router,
-    audit_log.router,
-    appearance.router,
-    overview.router,
-    people.router,
-    quality.router,
-    results.router,
-    screening.router,
-    sign_in.router,
-    task_review.router,
-    task.router,
-)
+_COMMON = (account, appearance, sign_in)
+_LABELER = (calibration, home, instructions, screening, task)
+_OWNER = (adjudication, audit_log, batches, data, overview, people, quality, results, task_review)
+PAGE_ROUTERS: tuple[APIRouter, ...] = tuple(module.router for module in (*_COMMON, *_LABELER, *_OWNER))

@@ -1,4 +1,4 @@
-"""Coming in: sign-in, links (set-up, invitation, reset), consent."""
+"""Pages before the work: sign-in, invitation and password links, consent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 
 from instructgpt.label.auth import accounts, consent
-from instructgpt.label.auth.dependencies import Principal, get_site, public_access, require, session_cookie_name
+from instructgpt.label.auth.dependencies import AnyUser, SignedInUser, get_site, session_cookie_name
 from instructgpt.label.auth.passwords import MIN_PASSWORD_LENGTH
 from instructgpt.label.db.models import Invite, Person, current_time_ms
 from instructgpt.label.errors import SiteError
@@ -19,184 +19,134 @@ from instructgpt.label.web.params import (
     limit_invite_attempts,
     set_session_cookie,
 )
-from instructgpt.label.web.rendering import get_translator, redirect, render_page
+from instructgpt.label.web.rendering import get_translator, redirect, render_page, translate_error
 
 router = APIRouter(max_body_size=MAX_ANONYMOUS_BODY_BYTES)
 
-_AnyUser = Annotated[Principal, public_access()]
-_SignedInUser = Annotated[Principal, require("labeler", "researcher", "owner", consent_optional=True)]
 _ShortText = Annotated[str, Form(max_length=2_000)]
+_PasswordText = Annotated[str, Form(max_length=10_000)]
+_LABELER_START_PAGES = {"screening": "/screening", "active": "/home"}
 
 
 @router.get("/")
-def index(principal: _AnyUser) -> Response:
-    """To where a person's work is."""
-    if principal.person is None:
+def index(principal: AnyUser) -> Response:
+    person = principal.person
+    if person is None:
         return redirect("/sign-in")
-    if (
-        principal.signed_in_person.role == "labeler"
-        and not principal.has_consented
-        and principal.signed_in_person.status != "withdrawn"
-    ):
+    if person.role != "labeler":
+        return redirect("/overview")
+    if not principal.has_consented and person.status != "withdrawn":
         return redirect("/consent")
-    if principal.signed_in_person.role == "labeler":
-        return redirect(
-            "/screening"
-            if principal.signed_in_person.status == "screening"
-            else "/home"
-            if principal.signed_in_person.status == "active"
-            else "/account"
-        )
-    return redirect("/overview")
+    return redirect(_LABELER_START_PAGES.get(person.status, "/account"))
 
 
 @router.get("/sign-in")
-def show_sign_in(request: Request, principal: _AnyUser, next: str = "/", erased: bool = False) -> Response:
-    """The form, and a last word to whoever erased their account."""
-    return render_page(
-        request, principal, "sign_in.html", onward=local_path_or_root(next), wrong=None, name="", erased=erased
-    )
+def show_sign_in(request: Request, _: AnyUser, next: str = "/", erased: bool = False) -> Response:
+    return _render_sign_in_page(request, next, erased=erased)
 
 
 @router.post("/sign-in")
 def sign_in_from_form(
-    request: Request,
-    principal: _AnyUser,
-    name: _ShortText,
-    password: Annotated[str, Form(max_length=10_000)],
-    next: Annotated[str, Form()] = "/",
+    request: Request, _: AnyUser, name: _ShortText, password: _PasswordText, next: Annotated[str, Form()] = "/"
 ) -> Response:
-    """Sign in and go on to where the person wanted to be."""
+    site = get_site(request)
     try:
-        token = accounts.sign_in_with_password(get_site(request), name, password, **client_info(request))[0]
-    except SiteError as problem:
-        error_message = get_translator(request, principal)(f"problem.{problem.code}", **problem.values)
-        return render_page(
-            request,
-            principal,
-            "sign_in.html",
-            status=problem.status,
-            onward=local_path_or_root(next),
-            wrong=error_message,
-            name=name,
-            erased=False,
-        )
-    return set_session_cookie(redirect(local_path_or_root(next)), get_site(request), token)
+        token, _session = accounts.sign_in_with_password(site, name, password, **client_info(request))
+    except SiteError as error:
+        return _render_sign_in_page(request, next, error.status, translate_error(request, error), name)
+    return set_session_cookie(redirect(local_path_or_root(next)), site, token)
+
+
+def _render_sign_in_page(
+    request: Request, next: str, status: int = 200, error: str | None = None, name: str = "", erased: bool = False
+) -> Response:
+    next = local_path_or_root(next)
+    return render_page(request, "sign_in.html", status, next=next, error=error, name=name, erased=erased)
 
 
 @router.post("/sign-out")
-def sign_out_from_form(request: Request, principal: _SignedInUser) -> Response:
-    """End this sign-in."""
+def sign_out_from_form(request: Request, principal: SignedInUser) -> Response:
     site = get_site(request)
     assert principal.user_session is not None
     with site.database.write() as db:
-        accounts.revoke_user_session(
-            db, principal.signed_in_person, principal.user_session.id, principal.signed_in_person.id
-        )
+        accounts.revoke_user_session(db, principal.user, principal.user_session.id, principal.user.id)
     answer = redirect("/sign-in")
     answer.delete_cookie(session_cookie_name(site.settings), secure=site.settings.secure, httponly=True, samesite="lax")
     return answer
 
 
 @router.get("/invite/{token}")
-def show_invite_link(request: Request, principal: _AnyUser, token: str) -> Response:
-    """What a link is for, with the consent text where one is asked for."""
-    return _render_invite_page(request, principal, token)
+def show_invite_link(request: Request, _: AnyUser, token: str) -> Response:
+    limit_invite_attempts(request)
+    return _render_invite_page(request, token)
 
 
 @router.post("/invite/{token}")
 def redeem_invite_from_form(
     request: Request,
-    principal: _AnyUser,
+    _: AnyUser,
     token: str,
-    password: Annotated[str, Form(max_length=10_000)],
-    again: Annotated[str, Form(max_length=10_000)],
+    password: _PasswordText,
+    repeated: Annotated[str, Form(alias="again", max_length=10_000)],
     name: _ShortText = "",
     email: _ShortText = "",
     version: Annotated[int | None, Form()] = None,
 ) -> Response:
-    """Make the account, or set the new password, and sign in. What was typed stays in the form when something is wrong."""
+    """Create the account, or set the new password, and sign in. `version`: of the consent text the person agreed to."""
     site, now_ms = get_site(request), current_time_ms()
     limit_invite_attempts(request)
     try:
-        if password != again:
+        if password != repeated:
             raise SiteError(422, "passwords_differ")
         with site.database.write() as db:
-            language_code = get_translator(request, principal).language
-            person = accounts.redeem_invite(
-                db, token, name, password, email=email, language=language_code, now_ms=now_ms
-            )
+            language = get_translator(request).language
+            person = accounts.redeem_invite(db, token, name, password, email=email, language=language, now_ms=now_ms)
             if person.role == "labeler" and not consent.has_consented(db, person):
                 if version is None:
                     raise SiteError(422, "consent_missing")
                 consent.record_consent(db, person, version)
-            session_token = accounts.create_user_session(db, person, client_info(request)["user_agent"] or "", now_ms)[
-                0
-            ]
-    except SiteError as problem:
-        error_message = get_translator(request, principal)(f"problem.{problem.code}", **problem.values)
-        return _render_invite_page(
-            request, principal, token, status=problem.status, error_message=error_message, name=name, email=email
-        )
+            user_agent = client_info(request)["user_agent"]
+            session_token, _session = accounts.create_user_session(db, person, user_agent, now_ms)
+    except SiteError as error:
+        return _render_invite_page(request, token, error.status, translate_error(request, error), name, email)
     return set_session_cookie(redirect("/"), site, session_token)
 
 
 @router.get("/consent")
-def show_consent(request: Request, principal: _SignedInUser) -> Response:
-    """The present text and whether this person agreed to it."""
+def show_consent(request: Request, principal: SignedInUser) -> Response:
     with get_site(request).database.read() as db:
-        consent_text = consent.get_latest_consent_text(db)
-        body = (
-            render_markdown(consent.localized_consent_body(consent_text, principal.signed_in_person.language))
-            if consent_text
-            else ""
-        )
-    return render_page(request, principal, "consent.html", text=consent_text, body=body, agreed=principal.has_consented)
+        newest = consent.get_latest_consent_text(db)
+    body = render_markdown(consent.localized_consent_body(newest, principal.user.language)) if newest else ""
+    return render_page(request, "consent.html", text=newest, body=body, agreed=principal.has_consented)
 
 
 @router.post("/consent")
-def agree_from_form(request: Request, principal: _SignedInUser, version: Annotated[int, Form()]) -> Response:
-    """Agree to the text that was shown."""
+def agree_to_consent(request: Request, principal: SignedInUser, version: Annotated[int, Form()]) -> Response:
     with get_site(request).database.write() as db:
-        consent.record_consent(db, principal.signed_in_person, version)
+        consent.record_consent(db, principal.user, version)
     return redirect("/")
 
 
 def _render_invite_page(
-    request: Request,
-    principal: Principal,
-    token: str,
-    status: int = 200,
-    error_message: str | None = None,
-    name: str = "",
-    email: str = "",
+    request: Request, token: str, status: int = 200, error: str | None = None, name: str = "", email: str = ""
 ) -> Response:
-    """The page of a link: set-up, invitation or reset."""
-    if status == 200:
-        limit_invite_attempts(request)
     with get_site(request).database.write() as db:
         invite: Invite = accounts.lock_invite(db, token, current_time_ms())
         person = db.get(Person, invite.person_id) if invite.person_id else None
-        consent_text = (
-            consent.get_latest_consent_text(db)
-            if invite.role == "labeler" and (person is None or not consent.has_consented(db, person))
-            else None
-        )
-        is_setup = invite.role == "owner" and person is None and invite.created_by is None
+        needs_consent = invite.role == "labeler" and (person is None or not consent.has_consented(db, person))
+        newest = consent.get_latest_consent_text(db) if needs_consent else None
+    language = get_translator(request).language
     return render_page(
         request,
-        principal,
-        "link.html",
-        status=status,
-        link=invite,
+        "invite.html",
+        status,
+        invite=invite,
         person=person,
-        setup=is_setup,
-        text=consent_text,
-        body=render_markdown(consent.localized_consent_body(consent_text, get_translator(request, principal).language))
-        if consent_text
-        else "",
-        wrong=error_message,
+        is_setup=invite.role == "owner" and person is None and invite.created_by is None,
+        text=newest,
+        body=render_markdown(consent.localized_consent_body(newest, language)) if newest else "",
+        error=error,
         name=name,
         email=email,
-        least=MIN_PASSWORD_LENGTH,
+        min_password_length=MIN_PASSWORD_LENGTH,
     )

@@ -1,4 +1,4 @@
-// Calls to the labelers' API. A refusal, and a server that cannot be reached, are both an ApiError.
+// Calls to the labelers' API. Errors of the server and an unreachable server are both an ApiError.
 
 export class ApiError extends Error {
   /** `status` 0: the server could not be reached. */
@@ -8,32 +8,26 @@ export class ApiError extends Error {
   }
 }
 
-const meta = document.querySelector("meta[name=csrf]");
+// Browsers refuse keepalive bodies above 64 KiB in total; the copy in localStorage covers longer drafts.
+const MAX_KEEPALIVE_LENGTH = 20000;
 
-/** The token that protects forms; after a new sign-in every form on the page carries the new one. */
-export function renewToken(token) {
-  meta.content = token;
-  for (const field of document.querySelectorAll("input[name=csrf]")) field.value = token;
-}
-
-/** Call the API. `keepalive` lets a call outlive the page. Raises ApiError. */
-export async function call(method, path, body = null, { headers = {}, keepalive = false, patience = 15000 } = {}) {
-  const text = body === null ? null : JSON.stringify(body);
-  let answer;
+/** Call the API and return its JSON. `keepalive`: the request outlives the page. Raises ApiError. */
+export async function callApi(method, path, body = null, { headers = {}, keepalive = false, timeoutMs = 15000 } = {}) {
+  const requestBody = body === null ? null : JSON.stringify(body);
+  let response;
   try {
-    answer = await fetch(`/api/v1/${path}`, {
+    response = await fetch(`/api/v1/${path}`, {
       method,
-      body: text,
-      // Browsers refuse a keepalive body beyond 64 KiB; the copy in the browser is there for those.
-      keepalive: keepalive && (text === null || text.length < 20000),
+      body: requestBody,
+      keepalive: keepalive && (requestBody === null || requestBody.length < MAX_KEEPALIVE_LENGTH),
       credentials: "same-origin",
-      signal: AbortSignal.timeout(patience),
-      headers: { "Content-Type": "application/json", "X-CSRF-Token": meta.content, ...headers },
+      signal: AbortSignal.timeout(timeoutMs),
+      headers: { "Content-Type": "application/json", ...headers },
     });
-  } catch (cause) {
-    throw new ApiError(0, "unreachable", String(cause));
+  } catch (error) {
+    throw new ApiError(0, "unreachable", String(error));
   }
-  const said = answer.status === 204 ? null : await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new ApiError(answer.status, said?.error ?? "failed", said?.message ?? `${answer.status}`, said?.detail ?? {});
-  return said;
+  const data = response.status === 204 ? null : await response.json().catch(() => ({}));
+  if (!response.ok) throw new ApiError(response.status, data?.error ?? "failed", data?.message ?? `${response.status}`, data?.detail ?? {});
+  return data;
 }

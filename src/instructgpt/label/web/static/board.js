@@ -1,84 +1,85 @@
-// The ranking board as a state and what can be done to it. No document in here: the view draws a state, and asks for the next.
+// The state of the ranking board and its transitions, without DOM: the view renders a state and requests the next.
 //
-// A state is never changed. `cards` are ids in the order of their letters, `tiers` are K lists of cards (1 is best, a tier may be
-// empty, several cards of one tier tie), `picked` is the card in hand, `last` the one placed last, `past` what undo returns to.
+// States are immutable. `cards`: ids in the order of their letters. `tiers`: K lists of cards; 1 is best, a tier may be empty, the cards
+// of one tier tie. `selected`: the selected card. `lastPlaced`: the card placed before. `history`: earlier tiers, for undo.
 
-/** A board on which nothing is placed, or the tiers of a draft. There is no order that nobody chose. */
-export function start(cards, tiers = []) {
-  const known = cards.map((_, tier) => (tiers[tier] ?? []).filter((card) => cards.includes(card)));
-  return { cards: [...cards], tiers: known, picked: null, last: null, past: [] };
+/** Create an empty board, or one with the tiers of a draft. No card starts in a tier: an order the labeler did not choose would bias. */
+export function createBoard(cards, tiers = []) {
+  const validTiers = cards.map((_, tier) => (tiers[tier] ?? []).filter((card) => cards.includes(card)));
+  return { cards: [...cards], tiers: validTiers, selected: null, lastPlaced: null, history: [] };
 }
 
-/** The cards that are not placed yet, in the order of their letters. */
-export function tray(state) {
+/** Return the cards in the tray, in the order of their letters. */
+export function unplacedCards(state) {
   return state.cards.filter((card) => tierOf(state, card) === null);
 }
 
-/** The tier in which a card stands, from 0; null in the tray. */
+/** Return the tier of a card, from 0; null in the tray. */
 export function tierOf(state, card) {
   const tier = state.tiers.findIndex((cards) => cards.includes(card));
   return tier < 0 ? null : tier;
 }
 
-/** Take a card in hand; taking it again, or null, puts it down. */
-export function pick(state, card) {
-  return { ...state, picked: card === state.picked ? null : card };
+/** Select a card; selecting it again, or null, deselects it. */
+export function toggleSelected(state, card) {
+  return { ...state, selected: card === state.selected ? null : card };
 }
 
-/** Put a card (the one in hand) into a tier. */
-export function place(state, tier, card = state.picked) {
+/** Put a card (the selected one) into a tier. */
+export function placeCard(state, tier, card = state.selected) {
   if (card === null || tier < 0 || tier >= state.tiers.length) return state;
-  if (tierOf(state, card) === tier) return { ...state, picked: null, last: card };
-  return moved(state, card, tier);
+  if (tierOf(state, card) === tier) return { ...state, selected: null, lastPlaced: card };
+  return withCardInTier(state, card, tier);
 }
 
-/** Put a card back into the tray. */
-export function lift(state, card = state.picked) {
-  if (card === null || tierOf(state, card) === null) return { ...state, picked: null };
-  return moved(state, card, null);
+/** Return a card to the tray. */
+export function returnToTray(state, card = state.selected) {
+  if (card === null || tierOf(state, card) === null) return { ...state, selected: null };
+  return withCardInTier(state, card, null);
 }
 
-/** Put the card in hand beside the one placed before it. */
-export function tie(state) {
-  const { picked } = state;
-  if (picked === null) return state;
-  const own = tierOf(state, picked);
-  const above = state.tiers.findLastIndex((cards, tier) => cards.length > 0 && (own === null || tier < own));
-  const beside = state.last !== null && state.last !== picked ? tierOf(state, state.last) : above < 0 ? null : above;
-  return beside === null ? state : place(state, beside);
+/** Put the selected card into the tier of the card placed before it, else of the nearest tier above. */
+export function tieWithLast(state) {
+  const { selected } = state;
+  if (selected === null) return state;
+  const currentTier = tierOf(state, selected);
+  const tierAbove = state.tiers.findLastIndex((cards, tier) => cards.length > 0 && (currentTier === null || tier < currentTier));
+  const hasLast = state.lastPlaced !== null && state.lastPlaced !== selected;
+  const targetTier = hasLast ? tierOf(state, state.lastPlaced) : tierAbove < 0 ? null : tierAbove;
+  return targetTier === null ? state : placeCard(state, targetTier);
 }
 
-/** Move the card in hand up (-1) or down (1); from the tray it enters at the top or at the bottom. It stays in hand. */
-export function move(state, step) {
-  const { picked } = state;
-  if (picked === null) return state;
-  const own = tierOf(state, picked);
-  const tier = own === null ? (step > 0 ? 0 : state.tiers.length - 1) : own + step;
+/** Move the selected card up (-1) or down (1); from the tray it enters at the bottom or the top. It stays selected. */
+export function moveSelected(state, step) {
+  const { selected } = state;
+  if (selected === null) return state;
+  const currentTier = tierOf(state, selected);
+  const tier = currentTier === null ? (step > 0 ? 0 : state.tiers.length - 1) : currentTier + step;
   if (tier < 0 || tier >= state.tiers.length) return state;
-  return { ...moved(state, picked, tier), picked };
+  return { ...withCardInTier(state, selected, tier), selected };
 }
 
-/** The state before the last placing; the card in hand is put down. */
-export function undo(state) {
-  if (state.past.length === 0) return { ...state, picked: null };
-  return { ...state, tiers: state.past.at(-1), past: state.past.slice(0, -1), picked: null, last: null };
+/** Undo the last placement and deselect. */
+export function undoLast(state) {
+  if (state.history.length === 0) return { ...state, selected: null };
+  return { ...state, tiers: state.history.at(-1), history: state.history.slice(0, -1), selected: null, lastPlaced: null };
 }
 
 /** Whether every card is placed. */
-export function complete(state) {
-  return tray(state).length === 0;
+export function isComplete(state) {
+  return unplacedCards(state).length === 0;
 }
 
-/** The order as people write it: "B > A = D > C". `names` gives the letter of a card. */
-export function order(state, names) {
+/** Format the order as "B > A = D > C". `names` gives the letter of a card. */
+export function formatOrder(state, names) {
   return state.tiers
     .filter((cards) => cards.length > 0)
     .map((cards) => cards.map(names).sort().join(" = "))
     .join(" > ");
 }
 
-/** Pairs [above, below] in which the card below has the better rating. `ratings` gives a number, or null where none was given. */
-export function contradictions(state, ratings) {
+/** Return pairs [above, below] in which the card below has the better rating. `ratings` gives a card's rating or null. */
+export function findContradictions(state, ratings) {
   const placed = state.cards.filter((card) => tierOf(state, card) !== null && ratings(card) !== null);
   return placed.flatMap((above) =>
     placed
@@ -87,11 +88,11 @@ export function contradictions(state, ratings) {
   );
 }
 
-function moved(state, card, tier) {
-  const tiers = state.tiers.map((cards) => cards.filter((each) => each !== card));
+function withCardInTier(state, card, tier) {
+  const tiers = state.tiers.map((cards) => cards.filter((item) => item !== card));
   if (tier !== null) {
     tiers[tier].push(card);
-    tiers[tier].sort((one, other) => state.cards.indexOf(one) - state.cards.indexOf(other));
+    tiers[tier].sort((a, b) => state.cards.indexOf(a) - state.cards.indexOf(b));
   }
-  return { ...state, tiers, picked: null, last: tier === null ? null : card, past: [...state.past, state.tiers] };
+  return { ...state, tiers, selected: null, lastPlaced: tier === null ? null : card, history: [...state.history, state.tiers] };
 }

@@ -1,169 +1,185 @@
-// The board on screen. Three equal ways to the same states: tap (pick, then place), drag, and keys alone.
+// The board on screen. Three equivalent ways to use it: tap (select, then place), drag, keys.
 
 import * as board from "./board.js";
-import { Drag } from "./drag.js";
-import { make, t } from "./words.js";
+import { CardDrag } from "./drag.js";
+import { createElement, t } from "./i18n.js";
 
 export class BoardView {
   /**
    * @param cards [{id, letter, line}] in the order of their letters.
-   * @param facts (id) -> {rating, labels}: what stage A says of a completion.
-   * @param changed called after every placing; @param looked with the id of the card in hand or in focus;
-   * @param read opens a completion in full; @param compare opens two side by side; @param say announces a sentence.
+   * @param getFacts (id) -> {rating, labels} of the rating stage.
+   * @param onChange called after every placement. @param onFocusCard called with the id of the selected or focused card.
+   * @param onRead opens a completion. @param onCompare opens two. @param onHelp opens the list of keys.
+   * @param announce announces a sentence to screen readers.
    */
-  constructor(root, cards, { facts, changed, looked, read, compare, say, help }) {
-    Object.assign(this, { root, cards, facts, changed, looked, read, compare, say });
+  constructor(root, cards, { getFacts, onChange, onFocusCard, onRead, onCompare, announce, onHelp }) {
+    Object.assign(this, { root, cards, getFacts, onChange, onFocusCard, onRead, onCompare, announce });
     this.byId = new Map(cards.map((card) => [card.id, card]));
-    this.state = board.start(cards.map((card) => card.id));
-    this.order = make("p", { class: "order" });
-    this.tray = make("div", { class: "tray", "data-tier": "tray" });
-    this.tiers = make("ol", { class: "tiers" });
-    this.hint = make("div", { class: "alert contradictions", hidden: true });
-    this.undoButton = make("button", { type: "button", class: "button small", onclick: () => this.undo() }, t("board.undo"), " ", make("kbd", {}, "U"));
-    const compareButton = make("button", { type: "button", class: "button small", onclick: () => this.compareNow() }, t("board.compare"), " ", make("kbd", {}, cards.length > 2 ? "Shift C" : "C"));
-    const helpButton = make("button", { type: "button", class: "button quiet small", onclick: help }, t("board.keys"), " ", make("kbd", {}, "?"));
-    root.append(this.order, make("div", { class: "places-board" }, this.tray, this.tiers), this.hint, make("div", { class: "row" }, this.undoButton, compareButton, helpButton));
-    root.addEventListener("click", (event) => this.click(event));
+    this.state = board.createBoard(cards.map((card) => card.id));
+    this.order = createElement("p", { class: "order" });
+    this.tray = createElement("div", { class: "tray", "data-tier": "tray" });
+    this.tiers = createElement("ol", { class: "tiers" });
+    this.hint = createElement("div", { class: "alert contradictions", hidden: true });
+    this.undoButton = createButton("board.undo", "U", () => this.undo());
+    const compareButton = createButton("board.compare", cards.length > 2 ? "Shift C" : "C", () => this.openComparison());
+    const helpButton = createButton("board.keys", "?", onHelp, "quiet");
+    const places = createElement("div", { class: "places-board" }, this.tray, this.tiers);
+    const buttons = createElement("div", { class: "row" }, this.undoButton, compareButton, helpButton);
+    root.append(this.order, places, this.hint, buttons);
+    root.addEventListener("click", (event) => this.onClick(event));
     root.addEventListener("focusin", (event) => {
       const id = event.target.closest("[data-card]")?.dataset.card;
-      if (id) this.looked(id);
+      if (id) this.onFocusCard(id);
     });
-    this.drag = new Drag(root, (card, tier) => this.next(tier === null ? board.lift(this.state, card) : board.place(this.state, tier, card)));
-    this.draw();
+    this.drag = new CardDrag(root, (card, tier) => {
+      this.setState(tier === null ? board.returnToTray(this.state, card) : board.placeCard(this.state, tier, card));
+    });
+    this.render();
   }
 
   letter = (id) => this.byId.get(id).letter;
 
-  /** Begin from tiers of a draft. */
+  /** Start again with the tiers of a draft. */
   restore(tiers) {
-    this.state = board.start(this.state.cards, tiers);
-    this.draw();
+    this.state = board.createBoard(this.state.cards, tiers);
+    this.render();
   }
 
-  /** Go to a state, and say what happened. */
-  next(state) {
-    const placed = state.tiers !== this.state.tiers;
-    const picked = state.picked !== this.state.picked && state.picked;
+  /** Render a new state, and announce what changed. */
+  setState(state) {
+    const wasPlaced = state.tiers !== this.state.tiers;
+    const newlySelected = state.selected !== this.state.selected && state.selected;
     this.state = state;
-    this.draw();
-    if (picked) this.looked(picked);
-    if (picked && !placed) this.say(t("board.picked", { letter: this.letter(picked) }));
-    if (placed) {
-      this.say(this.sentence());
-      this.changed();
+    this.render();
+    if (newlySelected) this.onFocusCard(newlySelected);
+    if (newlySelected && !wasPlaced) this.announce(t("board.picked", { letter: this.letter(newlySelected) }));
+    if (wasPlaced) {
+      this.announce(this.describeState());
+      this.onChange();
     }
   }
 
-  sentence() {
-    const left = board.tray(this.state).length;
-    const order = board.order(this.state, this.letter) || t("board.nothing");
-    return left ? `${order}. ${t("board.left", { count: left })}` : `${order}. ${t("board.complete")}`;
+  describeState() {
+    const count = board.unplacedCards(this.state).length;
+    const order = board.formatOrder(this.state, this.letter) || t("board.nothing");
+    return count ? `${order}. ${t("board.left", { count })}` : `${order}. ${t("board.complete")}`;
   }
 
   undo() {
-    this.next(board.undo(this.state));
+    this.setState(board.undoLast(this.state));
   }
 
-  compareNow() {
-    const seen = this.state.picked ?? document.activeElement?.closest?.("[data-card]")?.dataset.card ?? this.cards[0].id;
-    const at = this.cards.findIndex((card) => card.id === seen);
-    this.compare(seen, this.cards[(at + 1) % this.cards.length].id);
+  openComparison() {
+    const cardId = this.state.selected ?? document.activeElement?.closest?.("[data-card]")?.dataset.card ?? this.cards[0].id;
+    const index = this.cards.findIndex((card) => card.id === cardId);
+    this.onCompare(cardId, this.cards[(index + 1) % this.cards.length].id);
   }
 
-  click(event) {
+  onClick(event) {
     if (this.drag.justDropped) return;
-    const full = event.target.closest("[data-full]");
-    if (full) return this.read(full.dataset.full);
+    const openButton = event.target.closest("[data-full]");
+    if (openButton) return this.onRead(openButton.dataset.full);
     const card = event.target.closest("[data-card]");
-    if (card) return this.next(board.pick(this.state, card.dataset.card));
-    const zone = event.target.closest("[data-tier]");
-    if (!zone || this.state.picked === null) return undefined;
-    return this.next(zone.dataset.tier === "tray" ? board.lift(this.state) : board.place(this.state, Number(zone.dataset.tier)));
+    if (card) return this.setState(board.toggleSelected(this.state, card.dataset.card));
+    const tierZone = event.target.closest("[data-tier]");
+    if (!tierZone || this.state.selected === null) return undefined;
+    const { tier } = tierZone.dataset;
+    return this.setState(tier === "tray" ? board.returnToTray(this.state) : board.placeCard(this.state, Number(tier)));
   }
 
-  /** Whether a key was for the board. */
-  key(event) {
-    const letter = event.key.toUpperCase();
-    const named = letter.length === 1 && this.cards.find((card) => card.letter === letter);
-    const focused = event.target.closest?.("[data-card]")?.dataset.card;
-    if (event.key === "c" || event.key === "C") {
-      // C is a card of its own where there are so many; with Shift, or without such a card, it compares.
-      if (!named || event.shiftKey) return this.compareNow() ?? true;
-    }
-    if (named) {
-      this.next(board.pick(board.pick(this.state, null), named.id));
-      this.focus(named.id);
-    } else if (/^[1-9]$/.test(event.key)) this.next(board.place(this.state, Number(event.key) - 1));
-    else if (event.key === "0") this.next(board.lift(this.state));
-    else if (event.key === "=") this.next(board.tie(this.state));
+  /** Handle a key. -> whether it was one of the board's. */
+  handleKey(event) {
+    const { state } = this, letter = event.key.toUpperCase();
+    const cardForKey = letter.length === 1 && this.cards.find((card) => card.letter === letter);
+    const focusedId = event.target.closest?.("[data-card]")?.dataset.card;
+    // With three or more cards C selects a card; Shift C compares.
+    if (letter === "C" && (!cardForKey || event.shiftKey)) this.openComparison();
+    else if (cardForKey) {
+      this.setState(board.toggleSelected(board.toggleSelected(state, null), cardForKey.id));
+      this.focusCard(cardForKey.id);
+    } else if (/^[1-9]$/.test(event.key)) this.setState(board.placeCard(state, Number(event.key) - 1));
+    else if (event.key === "0") this.setState(board.returnToTray(state));
+    else if (event.key === "=") this.setState(board.tieWithLast(state));
     else if (letter === "U") this.undo();
-    else if (event.key === "Escape" && this.state.picked) this.next(board.pick(this.state, null));
-    else if (event.key === "Enter" && (focused || this.state.picked)) this.read(focused ?? this.state.picked);
-    else if (["ArrowUp", "ArrowDown"].includes(event.key) && this.state.picked) {
-      this.next(board.move(this.state, event.key === "ArrowUp" ? -1 : 1));
-    } else if (["ArrowLeft", "ArrowRight"].includes(event.key) && focused) this.step(focused, event.key === "ArrowLeft" ? -1 : 1);
-    else return false;
+    else if (event.key === "Escape" && state.selected) this.setState(board.toggleSelected(state, null));
+    else if (event.key === "Enter" && (focusedId || state.selected)) this.onRead(focusedId ?? state.selected);
+    else if (["ArrowUp", "ArrowDown"].includes(event.key) && state.selected) {
+      this.setState(board.moveSelected(state, event.key === "ArrowUp" ? -1 : 1));
+    } else if (["ArrowLeft", "ArrowRight"].includes(event.key) && focusedId) {
+      this.focusNeighbor(focusedId, event.key === "ArrowLeft" ? -1 : 1);
+    } else return false;
     return true;
   }
 
-  step(from, by) {
+  focusNeighbor(id, offset) {
     const cards = [...this.root.querySelectorAll("[data-card]")];
-    const at = cards.findIndex((card) => card.dataset.card === from);
-    cards[(at + by + cards.length) % cards.length].querySelector(".take").focus();
+    const index = cards.findIndex((card) => card.dataset.card === id);
+    cards[(index + offset + cards.length) % cards.length].querySelector(".take").focus();
   }
 
-  focus(id) {
+  focusCard(id) {
     this.root.querySelector(`[data-card="${CSS.escape(id)}"] .take`)?.focus();
   }
 
-  draw() {
-    const focused = this.root.contains(document.activeElement) && document.activeElement.closest("[data-card]")?.dataset.card;
-    const { state } = this, left = board.tray(state), inHand = state.picked && this.letter(state.picked);
-    this.root.classList.toggle("holding", state.picked !== null);
-    const order = board.order(state, this.letter);
-    this.order.replaceChildren(make("span", { class: "muted" }, t("board.order")), " ", make("strong", {}, order || "–"));
-    const name = left.length ? t("board.tray", { count: left.length }) : t("board.tray_empty");
-    this.tray.replaceChildren(make("h3", { class: "muted small" }, name), make("div", { class: "cards" }, ...left.map((id) => this.card(id))));
-    this.tray.classList.toggle("empty-tray", left.length === 0);
-    this.tiers.replaceChildren(...state.tiers.map((cards, tier) => this.tier(cards, tier, inHand)));
-    const wrong = board.contradictions(state, (id) => this.facts(id).rating);
-    this.hint.hidden = wrong.length === 0;
-    this.hint.replaceChildren(t("board.contradiction"), " ", wrong.slice(0, 4).map(([above, below]) => this.pair(above, below)).join("; "));
-    this.undoButton.disabled = state.past.length === 0;
-    if (focused) this.focus(focused);
+  render() {
+    // Rendering replaces the cards, so the focus has to be set again.
+    const focusedId = this.root.contains(document.activeElement) && document.activeElement.closest("[data-card]")?.dataset.card;
+    const { state } = this, unplaced = board.unplacedCards(state), selectedLetter = state.selected && this.letter(state.selected);
+    this.root.classList.toggle("holding", state.selected !== null);
+    const order = createElement("strong", {}, board.formatOrder(state, this.letter) || "–");
+    this.order.replaceChildren(createElement("span", { class: "muted" }, t("board.order")), " ", order);
+    const trayTitle = unplaced.length ? t("board.tray", { count: unplaced.length }) : t("board.tray_empty");
+    const trayCards = createElement("div", { class: "cards" }, ...unplaced.map((id) => this.renderCard(id)));
+    this.tray.replaceChildren(createElement("h3", { class: "muted small" }, trayTitle), trayCards);
+    this.tray.classList.toggle("empty-tray", unplaced.length === 0);
+    this.tiers.replaceChildren(...state.tiers.map((cards, tier) => this.renderTier(cards, tier, selectedLetter)));
+    const contradictions = board.findContradictions(state, (id) => this.getFacts(id).rating);
+    const examples = contradictions.slice(0, 4).map(([above, below]) => this.formatContradiction(above, below)).join("; ");
+    this.hint.hidden = contradictions.length === 0;
+    this.hint.replaceChildren(t("board.contradiction"), " ", examples);
+    this.undoButton.disabled = state.history.length === 0;
+    if (focusedId) this.focusCard(focusedId);
   }
 
-  pair(above, below) {
-    const [a, b] = [this.facts(above).rating, this.facts(below).rating];
+  formatContradiction(above, below) {
+    const [a, b] = [this.getFacts(above).rating, this.getFacts(below).rating];
     return t("board.pair", { above: this.letter(above), below: this.letter(below), a, b });
   }
 
-  tier(cards, tier, inHand) {
-    const letters = cards.map(this.letter).join(", ");
-    const label = inHand ? t("board.place", { letter: inHand, tier: tier + 1 }) : t("board.holds", { tier: tier + 1, letters: letters || "–" });
-    const side = tier === 0 ? t("board.best") : tier === this.cards.length - 1 ? t("board.worst") : "";
-    const slot = make("button", { type: "button", class: "slot", "aria-label": label }, make("strong", {}, `${tier + 1}`), make("span", { class: "small" }, side));
-    return make(
+  renderTier(cards, tier, selectedLetter) {
+    const number = tier + 1, letters = cards.map(this.letter).join(", ") || "–";
+    const label = selectedLetter ? t("board.place", { letter: selectedLetter, tier: number }) : t("board.holds", { tier: number, letters });
+    const side = tier === 0 ? t("board.best") : number === this.cards.length ? t("board.worst") : "";
+    const slot = createElement(
+      "button", { type: "button", class: "slot", "aria-label": label },
+      createElement("strong", {}, `${number}`), createElement("span", { class: "small" }, side),
+    );
+    return createElement(
       "li", { class: cards.length ? "tier" : "tier vacant", "data-tier": `${tier}` }, slot,
-      make("div", { class: "cards" }, ...cards.map((id) => this.card(id))),
+      createElement("div", { class: "cards" }, ...cards.map((id) => this.renderCard(id))),
     );
   }
 
-  card(id) {
-    const { letter, line } = this.byId.get(id), { rating, labels } = this.facts(id);
-    const chips = [];
-    if (rating !== null) chips.push(make("span", { class: "chip" }, t("board.rating", { rating })));
-    chips.push(...labels.slice(0, 2).map((label) => make("span", { class: "chip wait" }, label)));
-    if (labels.length > 2) chips.push(make("span", { class: "chip wait" }, `+${labels.length - 2}`));
-    const held = this.state.picked === id;
-    return make(
-      "div", { class: held ? "card held" : "card", "data-card": id },
-      make("span", { class: "grip", "aria-hidden": "true" }, "⠿"),
-      make(
-        "button", { type: "button", class: "take", "aria-pressed": `${held}` },
-        make("span", { class: "letter" }, letter), make("span", { class: "line", dir: "auto" }, line), make("span", { class: "chips" }, ...chips),
+  renderCard(id) {
+    const { letter, line } = this.byId.get(id), { rating, labels } = this.getFacts(id);
+    const chips = rating === null ? [] : [createElement("span", { class: "chip" }, t("board.rating", { rating }))];
+    const names = labels.length > 2 ? [...labels.slice(0, 2), `+${labels.length - 2}`] : labels;
+    chips.push(...names.map((name) => createElement("span", { class: "chip wait" }, name)));
+    const isHeld = this.state.selected === id, readLabel = t("board.read", { letter });
+    return createElement(
+      "div", { class: isHeld ? "card held" : "card", "data-card": id },
+      createElement("span", { class: "grip", "aria-hidden": "true" }, "⠿"),
+      createElement(
+        "button", { type: "button", class: "take", "aria-pressed": `${isHeld}` },
+        createElement("span", { class: "letter" }, letter), createElement("span", { class: "line", dir: "auto" }, line),
+        createElement("span", { class: "chips" }, ...chips),
       ),
-      make("button", { type: "button", class: "full", "data-full": id, "aria-label": t("board.read", { letter }), title: t("board.read", { letter }) }, "⤢"),
+      createElement("button", { type: "button", class: "full", "data-full": id, "aria-label": readLabel, title: readLabel }, "⤢"),
     );
   }
+}
+
+function createButton(key, shortcut, onclick, className = "") {
+  const attributes = { type: "button", class: `button small ${className}`.trim(), onclick };
+  return createElement("button", attributes, t(key), " ", createElement("kbd", {}, shortcut));
 }

@@ -1,65 +1,70 @@
-// One completion in full, or two side by side with the words that differ.
+// Dialogs with one completion in full, or two side by side with their differences marked.
 
-import { compare } from "./diff.js";
-import { show } from "./dialogs.js";
-import { make, t } from "./words.js";
+import { openDialog } from "./dialogs.js";
+import { diffTexts } from "./diff.js";
+import { createElement, t } from "./i18n.js";
 
-/** The words of a completion as they are shown, signs for what cannot be seen included. */
-export function textOf(body) {
+/** Return the text of a completion as it is shown, with signs for invisible characters. */
+export function visibleText(body) {
   return [...body.querySelectorAll("div.plain")].map((part) => part.textContent).join("");
 }
 
-/** Read one completion; the arrows go to the one before and after. */
-export function readFull(cards, id, bodyOf) {
-  let at = cards.findIndex((card) => card.id === id);
-  const text = make("div", { class: "full-text", tabindex: "0" });
-  const title = make("p", { class: "row" });
-  const go = (by) => {
-    at = (at + by + cards.length) % cards.length;
-    title.replaceChildren(make("span", { class: "letter" }, cards[at].letter), t("rank.of", { number: at + 1, count: cards.length }));
-    const copy = bodyOf(cards[at].id).cloneNode(true);
-    copy.querySelectorAll(".long").forEach((each) => each.classList.remove("long"));
-    copy.querySelectorAll(".unfold").forEach((each) => each.remove());
+/** Open a completion; the arrow keys go to the previous and the next one. */
+export function openCompletion(cards, id, getBody) {
+  let index = cards.findIndex((card) => card.id === id);
+  const text = createElement("div", { class: "full-text", tabindex: "0" });
+  const title = createElement("p", { class: "row" });
+  const goBy = (offset) => {
+    index = (index + offset + cards.length) % cards.length;
+    const letter = createElement("span", { class: "letter" }, cards[index].letter);
+    title.replaceChildren(letter, t("rank.of", { number: index + 1, count: cards.length }));
+    const copy = getBody(cards[index].id).cloneNode(true);
+    copy.querySelectorAll(".long").forEach((folded) => folded.classList.remove("long"));
+    copy.querySelectorAll(".unfold").forEach((button) => button.remove());
     text.replaceChildren(copy);
   };
-  go(0);
-  const turn = make(
+  goBy(0);
+  const navigation = createElement(
     "div", { class: "row" },
-    make("button", { type: "button", class: "button small", onclick: () => go(-1) }, `← ${t("rank.previous")}`),
-    make("button", { type: "button", class: "button small", onclick: () => go(1) }, `${t("rank.next")} →`),
+    createElement("button", { type: "button", class: "button small", onclick: () => goBy(-1) }, `← ${t("rank.previous")}`),
+    createElement("button", { type: "button", class: "button small", onclick: () => goBy(1) }, `${t("rank.next")} →`),
   );
-  const dialog = show(t("board.read_title"), make("div", { class: "stack" }, title, text, turn), "reading");
+  const dialog = openDialog(t("board.read_title"), createElement("div", { class: "stack" }, title, text, navigation), "reading");
   dialog.addEventListener("keydown", (event) => {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by) go(by);
+    const offset = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (offset) goBy(offset);
   });
 }
 
-/** Two completions side by side. */
-export function compareTwo(cards, left, right, bodyOf) {
-  const chosen = [left, right];
-  const sides = [make("div", { class: "side plain", dir: "auto", tabindex: "0" }), make("div", { class: "side plain", dir: "auto", tabindex: "0" })];
-  const said = make("p", { class: "muted small", role: "status" });
-  const draw = () => {
-    const texts = chosen.map((id) => textOf(bodyOf(id)));
-    const result = texts[0] === texts[1] ? null : compare(...texts);
-    sides.forEach((side, at) => side.replaceChildren(...(result ? marked(result[at ? "right" : "left"]) : [texts[at]])));
-    const share = result && Math.round(100 * result.share);
-    said.textContent = texts[0] === texts[1] ? t("compare.same") : result ? t("compare.share", { share }) : t("compare.different");
+/** Open two completions side by side. */
+export function openComparison(cards, leftId, rightId, getBody) {
+  const selectedIds = [leftId, rightId];
+  const sides = selectedIds.map(() => createElement("div", { class: "side plain", dir: "auto", tabindex: "0" }));
+  const status = createElement("p", { class: "muted small", role: "status" });
+  const update = () => {
+    const texts = selectedIds.map((id) => visibleText(getBody(id)));
+    const isSame = texts[0] === texts[1], diff = isSame ? null : diffTexts(...texts);
+    const contents = diff ? [highlightChanges(diff.left), highlightChanges(diff.right)] : texts.map((text) => [text]);
+    sides.forEach((side, index) => side.replaceChildren(...contents[index]));
+    const share = diff && Math.round(100 * diff.share);
+    status.textContent = isSame ? t("compare.same") : diff ? t("compare.share", { share }) : t("compare.different");
   };
-  const pickers = chosen.map((id, at) => picker(cards, id, (next) => ((chosen[at] = next), draw())));
-  draw();
-  const columns = make("div", { class: "sides" }, ...sides.map((side, at) => make("div", { class: "stack tight" }, pickers[at], side)));
-  show(t("compare.title"), make("div", { class: "stack" }, said, columns), "comparing");
+  const pickers = selectedIds.map((id, index) => createPicker(cards, id, (newId) => ((selectedIds[index] = newId), update())));
+  update();
+  const columns = sides.map((side, index) => createElement("div", { class: "stack tight" }, pickers[index], side));
+  const content = createElement("div", { class: "stack" }, status, createElement("div", { class: "sides" }, ...columns));
+  openDialog(t("compare.title"), content, "comparing");
 }
 
-function picker(cards, now, choose) {
-  const options = cards.map((card) => make("option", { value: card.id, selected: card.id === now }, t("rank.completion", { letter: card.letter })));
-  const select = make("select", { "aria-label": t("compare.choose") }, ...options);
-  select.addEventListener("change", () => choose(select.value));
+function createPicker(cards, selectedId, onSelect) {
+  const options = cards.map(({ id, letter }) =>
+    createElement("option", { value: id, selected: id === selectedId }, t("rank.completion", { letter })),
+  );
+  const select = createElement("select", { "aria-label": t("compare.choose") }, ...options);
+  select.addEventListener("change", () => onSelect(select.value));
   return select;
 }
 
-function marked(runs) {
-  return runs.map(({ text, kind }) => (kind === "same" ? text : make("mark", {}, text)));
+function highlightChanges(runs) {
+  return runs.map(({ text, kind }) => (kind === "same" ? text : createElement("mark", {}, text)));
 }

@@ -1,64 +1,61 @@
-// What two texts have in common, word by word: Myers' shortest edit script (An O(ND) difference algorithm, 1986), on words.
+// Word diff of two texts: Myers' shortest edit script (An O(ND) Difference Algorithm, 1986), on words.
 
-const LONGEST = 4000; // words of one text
-const MOST = 600; // edits; texts that differ more have nothing to show side by side
+const MAX_WORDS = 4000; // in each text
+const MAX_EDITS = 600; // a diff of texts that differ more is of no use
 
-/** Words with the spaces behind them; a character each where a script has no spaces. */
-export function words(text) {
+/** Split into words with the spaces after them; in scripts without spaces into characters. */
+export function splitWords(text) {
   return text.match(/[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+\s*|\s+/gu) ?? [];
 }
 
-/** Runs [{text, kind}] of each text, kind "same" or "changed"; null when they are too long or too different to compare. */
-export function compare(left, right) {
-  const one = words(left), other = words(right);
-  if (one.length > LONGEST || other.length > LONGEST) return null;
-  const pairs = common(one, other);
+/** Return runs [{text, kind}] of each text, kind "same" or "changed"; null when they are too long or too different. */
+export function diffTexts(left, right) {
+  const leftWords = splitWords(left), rightWords = splitWords(right);
+  if (leftWords.length > MAX_WORDS || rightWords.length > MAX_WORDS) return null;
+  const pairs = longestCommonSubsequence(leftWords, rightWords);
   if (pairs === null) return null;
-  const sameLeft = new Set(pairs.map(([at]) => at)), sameRight = new Set(pairs.map(([, at]) => at));
-  return { left: runs(one, sameLeft), right: runs(other, sameRight), share: share(one, pairs, other) };
+  const sameLeft = new Set(pairs.map(([index]) => index)), sameRight = new Set(pairs.map(([, index]) => index));
+  const total = leftWords.length + rightWords.length;
+  return { left: groupRuns(leftWords, sameLeft), right: groupRuns(rightWords, sameRight), share: total === 0 ? 1 : (2 * pairs.length) / total };
 }
 
-/** Places [[in one, in other]] of a longest common subsequence; null after MOST edits. */
-export function common(one, other) {
-  const last = one.length + other.length, trace = [];
-  const same = (x, y) => one[x].trim() === other[y].trim();
-  let reach = new Map([[1, 0]]);
-  for (let edits = 0; edits <= Math.min(last, MOST); edits++) {
-    trace.push(new Map(reach));
+/** Return index pairs [[left, right]] of a longest common subsequence; null after MAX_EDITS edits. */
+export function longestCommonSubsequence(leftWords, rightWords) {
+  const last = leftWords.length + rightWords.length, trace = [];
+  const same = (x, y) => leftWords[x].trim() === rightWords[y].trim();
+  let furthestX = new Map([[1, 0]]);
+  for (let edits = 0; edits <= Math.min(last, MAX_EDITS); edits++) {
+    trace.push(new Map(furthestX));
     for (let k = -edits; k <= edits; k += 2) {
-      const down = k === -edits || (k !== edits && reach.get(k - 1) < reach.get(k + 1));
-      let x = down ? reach.get(k + 1) : reach.get(k - 1) + 1;
-      while (x < one.length && x - k < other.length && same(x, x - k)) x++;
-      reach.set(k, x);
-      if (x >= one.length && x - k >= other.length) return walkBack(trace, one.length, other.length);
+      const down = k === -edits || (k !== edits && furthestX.get(k - 1) < furthestX.get(k + 1));
+      let x = down ? furthestX.get(k + 1) : furthestX.get(k - 1) + 1;
+      while (x < leftWords.length && x - k < rightWords.length && same(x, x - k)) x++;
+      furthestX.set(k, x);
+      if (x >= leftWords.length && x - k >= rightWords.length) return backtrack(trace, leftWords.length, rightWords.length);
     }
   }
   return null;
 }
 
-function walkBack(trace, x, y) {
+function backtrack(trace, x, y) {
   const pairs = [];
   for (let edits = trace.length - 1; edits >= 0; edits--) {
-    const reach = trace[edits], k = x - y;
-    const down = k === -edits || (k !== edits && reach.get(k - 1) < reach.get(k + 1));
-    const before = down ? k + 1 : k - 1;
-    const startX = edits === 0 ? 0 : reach.get(before), startY = edits === 0 ? 0 : startX - before;
+    const furthestX = trace[edits], k = x - y;
+    const down = k === -edits || (k !== edits && furthestX.get(k - 1) < furthestX.get(k + 1));
+    const previousK = down ? k + 1 : k - 1;
+    const startX = edits === 0 ? 0 : furthestX.get(previousK), startY = edits === 0 ? 0 : startX - previousK;
     while (x > startX && y > startY && pairs.push([--x, --y]));
     [x, y] = [startX, startY];
   }
   return pairs.reverse();
 }
 
-function runs(list, same) {
-  const out = [];
-  list.forEach((text, at) => {
-    const kind = same.has(at) ? "same" : "changed";
-    if (out.at(-1)?.kind === kind) out.at(-1).text += text;
-    else out.push({ text, kind });
+function groupRuns(words, commonIndices) {
+  const runs = [];
+  words.forEach((text, index) => {
+    const kind = commonIndices.has(index) ? "same" : "changed";
+    if (runs.at(-1)?.kind === kind) runs.at(-1).text += text;
+    else runs.push({ text, kind });
   });
-  return out;
-}
-
-function share(one, pairs, other) {
-  return one.length + other.length === 0 ? 1 : (2 * pairs.length) / (one.length + other.length);
+  return runs;
 }

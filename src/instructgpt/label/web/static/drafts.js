@@ -1,136 +1,126 @@
-// Work in progress: first into this browser, then to the server. Nothing in here knows the page; what it needs is handed to it.
+// Saves work in progress: first in this browser, then on the server. Knows nothing of the page; dependencies are passed in.
 //
-// Every change is in the browser's storage before anything else happens. Three seconds later it goes to the server, which
-// wants to know the revision it follows. What was stored by another tab or another device is never overwritten: that is a conflict,
-// and the labeler chooses. The browser's copy is dropped only when the server has it.
+// Every change goes into localStorage at once. Three seconds later it goes to the server with the revision it follows. The server
+// refuses a save that follows an older revision (another tab or device saved since): a conflict, which the labeler resolves.
+// The local copy is removed only when the server has it.
 
-const PAUSE = 3000;
-const PATIENCE = [3000, 5000, 10000, 20000, 30000];
+const SAVE_DELAY_MS = 3000;
+const RETRY_DELAYS_MS = [3000, 5000, 10000, 20000, 30000];
 
-/** Whether two versions hold the same work, however long it took and in whatever order its parts stand. */
-export function same(one, other) {
-  const plain = (value) => {
-    if (Array.isArray(value)) return value.map(plain);
-    if (value === null || typeof value !== "object") return value;
-    return Object.keys(value).sort().filter((name) => name !== "active_ms").map((name) => [name, plain(value[name])]);
-  };
-  return JSON.stringify(plain(one)) === JSON.stringify(plain(other));
-}
-
-export class Drafts {
+export class DraftSaver {
   /**
    * @param id the assignment.
-   * @param rev the revision that the page was made from.
-   * @param put async (rev, payload, keepalive) -> {rev}; raises an error with `status` and `detail`.
-   * @param store like localStorage.
-   * @param changed called with {state, rev, at, error?}: "clean", "waiting", "saving", "saved", "failed", "signed_out", "conflict".
+   * @param rev the revision that the page was rendered from.
+   * @param saveDraft async (rev, fields, keepalive) -> {rev}; raises an error with `status`.
+   * @param storage like localStorage.
+   * @param onStateChange called with {state, rev, timeMs, error?}; states: "clean", "waiting", "saving", "saved", "failed",
+   *   "signed_out", "conflict".
    */
-  constructor({ id, tab, rev, put, store, changed, now = Date.now, later = (work, pause) => setTimeout(work, pause) }) {
-    Object.assign(this, { id, rev, put, store, changed, now, later });
+  constructor({ id, tab, rev, saveDraft, storage, onStateChange, now = Date.now, setTimer = (work, delay) => setTimeout(work, delay) }) {
+    Object.assign(this, { id, rev, saveDraft, storage, onStateChange, now, setTimer });
     this.key = `draft:${id}:${tab}`;
-    this.payload = null;
-    this.fails = 0;
+    this.fields = null; // unsaved fields; null when the server has everything
+    this.failureCount = 0;
     this.timer = null;
-    this.running = null;
+    this.pendingSave = null;
     this.state = "clean";
     this.stopped = false;
   }
 
-  /** Copies in this browser that no server has: [{key, rev, payload, at}], newest first. */
-  left() {
-    const found = [];
-    for (let at = 0; at < this.store.length; at++) {
-      const key = this.store.key(at);
-      if (key?.startsWith(`draft:${this.id}:`)) found.push({ key, ...JSON.parse(this.store.getItem(key)) });
+  /** Copies in this browser that no server has: [{key, rev, fields, timeMs}], newest first. */
+  localCopies() {
+    const copies = [];
+    for (let index = 0; index < this.storage.length; index++) {
+      const key = this.storage.key(index);
+      if (key?.startsWith(`draft:${this.id}:`)) copies.push({ key, ...JSON.parse(this.storage.getItem(key)) });
     }
-    return found.sort((one, other) => other.at - one.at);
+    return copies.sort((a, b) => b.timeMs - a.timeMs);
   }
 
-  /** Something changed. */
-  touch(payload) {
+  /** Save changed fields, later. */
+  update(fields) {
     if (this.stopped) return;
-    this.payload = payload;
-    this.keep();
+    this.fields = fields;
+    this.saveLocally();
     if (this.state === "conflict") return;
-    if (this.state !== "failed" && this.state !== "signed_out") this.say("waiting");
-    if (this.timer === null && this.running === null) this.plan(PAUSE);
+    if (this.state !== "failed" && this.state !== "signed_out") this.setState("waiting");
+    if (this.timer === null && this.pendingSave === null) this.scheduleFlush(SAVE_DELAY_MS);
   }
 
-  /** Write the copy in this browser. A full storage is not the end: the server's copy follows. */
-  keep() {
+  saveLocally() {
     try {
-      this.store.setItem(this.key, JSON.stringify({ rev: this.rev, payload: this.payload, at: this.now() }));
+      this.storage.setItem(this.key, JSON.stringify({ rev: this.rev, fields: this.fields, timeMs: this.now() }));
     } catch {
-      this.plan(0);
+      this.scheduleFlush(0); // localStorage is full: the server is the only copy
     }
   }
 
-  plan(pause) {
+  scheduleFlush(delay) {
     clearTimeout(this.timer);
-    this.timer = this.later(() => {
+    this.timer = this.setTimer(() => {
       this.timer = null;
       this.flush();
-    }, pause);
+    }, delay);
   }
 
-  /** Send what is unsaved now. */
+  /** Send unsaved fields now. One request runs at a time; what changed meanwhile is sent afterwards. */
   flush(keepalive = false) {
-    if (this.payload === null || this.state === "conflict" || this.stopped) return Promise.resolve();
-    this.running ??= this.send(keepalive).finally(() => {
-      this.running = null;
-      if (this.payload !== null && this.timer === null && !["conflict", "signed_out"].includes(this.state)) {
-        this.plan(this.fails === 0 ? PAUSE : PATIENCE[Math.min(this.fails, PATIENCE.length) - 1]);
+    if (this.fields === null || this.state === "conflict" || this.stopped) return Promise.resolve();
+    this.pendingSave ??= this.send(keepalive).finally(() => {
+      this.pendingSave = null;
+      if (this.fields !== null && this.timer === null && !["conflict", "signed_out"].includes(this.state)) {
+        this.scheduleFlush(this.failureCount === 0 ? SAVE_DELAY_MS : RETRY_DELAYS_MS[Math.min(this.failureCount, RETRY_DELAYS_MS.length) - 1]);
       }
     });
-    return this.running;
+    return this.pendingSave;
   }
 
   async send(keepalive) {
     clearTimeout(this.timer);
     this.timer = null;
-    const sent = this.payload;
-    this.say("saving");
+    const sentFields = this.fields;
+    this.setState("saving");
     try {
-      const { rev } = await this.put(this.rev, sent, keepalive);
+      const { rev } = await this.saveDraft(this.rev, sentFields, keepalive);
       this.rev = rev;
-      this.fails = 0;
-      if (this.payload === sent) {
-        this.payload = null;
-        this.store.removeItem(this.key);
-      } else this.keep();
-      this.say("saved");
+      this.failureCount = 0;
+      if (this.fields === sentFields) {
+        this.fields = null;
+        this.storage.removeItem(this.key);
+      } else this.saveLocally();
+      this.setState("saved");
     } catch (error) {
       if (this.stopped) return;
-      this.fails += 1;
-      this.say({ 401: "signed_out", 409: "conflict" }[error.status] ?? "failed", error);
+      this.failureCount += 1;
+      this.setState({ 401: "signed_out", 409: "conflict" }[error.status] ?? "failed", error);
     }
   }
 
-  /** After a new sign-in, or when the connection is back. */
-  again() {
-    if (this.payload === null) return Promise.resolve();
+  /** Try again, after a new sign-in or when the connection is back. */
+  retry() {
+    if (this.fields === null) return Promise.resolve();
     if (this.state === "signed_out" || this.state === "failed") this.state = "waiting";
     return this.flush();
   }
 
-  /** A conflict was settled in favour of what is on this page: it follows the revision that was in the way. */
-  mine(rev, payload = this.payload) {
+  /** Resolve a conflict: `fields` follow the server's revision `rev` and replace it. */
+  overwriteServer(rev, fields = this.fields) {
     this.rev = rev;
-    this.say("waiting");
-    this.payload = payload;
-    this.keep();
+    this.setState("waiting");
+    this.fields = fields;
+    this.saveLocally();
     return this.flush();
   }
 
-  /** Everything is handed in, or given up: the copies in this browser go. */
-  done() {
+  /** Stop, and remove the copies in this browser: the work is submitted or given up. */
+  discardLocal() {
     this.stopped = true;
     clearTimeout(this.timer);
-    for (const { key } of this.left()) this.store.removeItem(key);
+    for (const { key } of this.localCopies()) this.storage.removeItem(key);
   }
 
-  say(state, error = null) {
+  setState(state, error = null) {
     this.state = state;
-    this.changed({ state, rev: this.rev, at: this.now(), error });
+    this.onStateChange({ state, rev: this.rev, timeMs: this.now(), error });
   }
 }

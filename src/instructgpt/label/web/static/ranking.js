@@ -1,132 +1,139 @@
-// The two stages of a ranking task, put together: rate each completion, then rank them all.
+// A ranking task: the stage in which each completion is rated, then the board on which all are ranked.
 
+import { isComplete, unplacedCards } from "./board.js";
 import { BoardView } from "./board_view.js";
-import { compareTwo, readFull } from "./compare.js";
-import { complete, tray } from "./board.js";
-import { Rate, countRated, ratingOf } from "./rate.js";
-import { isOpen } from "./dialogs.js";
-import { make, t } from "./words.js";
+import { openComparison, openCompletion } from "./compare.js";
+import { isDialogOpen } from "./dialogs.js";
+import { createElement, t } from "./i18n.js";
+import { RatingStage, countRated, ratingOf } from "./rating.js";
 
-export class Ranking {
-  /** @param changed called with a sentence (or nothing) after everything that changed the form. @param submit hands it in. */
-  constructor(form, { changed, submit }) {
-    Object.assign(this, { form, submit });
-    this.changed = (said) => (this.count(), said && this.say(said), changed());
+export class RankingTask {
+  /** @param onChange called after everything that changed the form. @param onSubmit submits it. */
+  constructor(form, { onChange, onSubmit }) {
+    Object.assign(this, { form, onSubmit });
+    this.onChange = (message) => (this.updateCounts(), message && this.announce(message), onChange());
     this.sections = [...form.querySelectorAll("section.rate")];
-    this.cards = this.sections.map((section) => this.cardOf(section));
+    this.cards = this.sections.map((section) => this.readCard(section));
     this.bodies = new Map(this.sections.map((section) => [section.dataset.id, section.querySelector(".body")]));
-    this.live = make("p", { class: "unseen", role: "status", "aria-live": "polite", id: "live" });
+    this.live = createElement("p", { class: "unseen", role: "status", "aria-live": "polite", id: "live" });
     form.append(this.live);
-    this.rate = new Rate(form, { changed: this.changed, shown: (id) => this.look(id), finished: () => this.stage("rank") });
+    const onShow = (id) => this.showCompletion(id), getBody = (id) => this.bodies.get(id);
+    this.ratingStage = new RatingStage(form, { onChange: this.onChange, onShow, onFinished: () => this.showStage("rank") });
     this.board = new BoardView(form.querySelector("#board"), this.cards, {
-      facts: (id) => this.facts(id), changed: () => this.store(), looked: (id) => this.look(id), say: (text) => this.say(text),
-      read: (id) => readFull(this.cards, id, (each) => this.bodies.get(each)),
-      compare: (one, other) => compareTwo(this.cards, one, other, (each) => this.bodies.get(each)),
-      help: () => this.help(),
+      getFacts: (id) => this.getFacts(id), onChange: () => this.writeToForm(), onFocusCard: onShow,
+      announce: (text) => this.announce(text), onHelp: () => this.openKeyHelp(),
+      onRead: (id) => openCompletion(this.cards, id, getBody),
+      onCompare: (leftId, rightId) => openComparison(this.cards, leftId, rightId, getBody),
     });
-    for (const button of form.querySelectorAll("[data-stage]")) button.addEventListener("click", () => this.stage(button.dataset.stage));
-    this.keysOn = document.getElementById("keys-on");
-    this.keysOn.checked = localStorage.getItem("keys") !== "off";
-    this.keysOn.addEventListener("change", () => localStorage.setItem("keys", this.keysOn.checked ? "on" : "off"));
-    document.addEventListener("keydown", (event) => this.key(event));
-    this.refresh();
-    this.stage(countRated(form, this.ids) === this.ids.length ? "rank" : "rate", false);
+    for (const button of form.querySelectorAll("[data-stage]")) button.addEventListener("click", () => this.showStage(button.dataset.stage));
+    this.keysEnabled = document.getElementById("keys-on");
+    this.keysEnabled.checked = localStorage.getItem("keys") !== "off";
+    this.keysEnabled.addEventListener("change", () => localStorage.setItem("keys", this.keysEnabled.checked ? "on" : "off"));
+    document.addEventListener("keydown", (event) => this.handleKey(event));
+    this.loadFromForm();
+    this.showStage(countRated(form, this.ids) === this.ids.length ? "rank" : "rate", false);
   }
 
   get ids() {
     return this.cards.map((card) => card.id);
   }
 
-  cardOf(section) {
+  readCard(section) {
     const { id, letter } = section.dataset;
-    return { id, letter, line: this.form.querySelector(`select[data-id="${CSS.escape(id)}"]`).parentElement.querySelector(".line").textContent };
+    return { id, letter, line: this.tierSelect(id).parentElement.querySelector(".line").textContent };
   }
 
-  facts(id) {
-    const section = this.sections.find((each) => each.dataset.id === id);
+  /** Return what the rating stage says about a completion: its rating and the labels answered with yes. */
+  getFacts(id) {
+    const section = this.sections.find(({ dataset }) => dataset.id === id);
     const yes = [...section.querySelectorAll('.ask input[value="yes"]:checked')];
     return { rating: ratingOf(this.form, id), labels: yes.map((input) => input.closest(".ask").firstElementChild.dataset.short) };
   }
 
-  /** Take over what the form holds: after a draft was filled in. */
-  refresh() {
+  /** Set the board from the form, after a draft was filled in. */
+  loadFromForm() {
     const tiers = this.ids.map(() => []);
     for (const id of this.ids) {
-      const tier = Number(this.select(id).value);
+      const tier = Number(this.tierSelect(id).value);
       if (tier) tiers[tier - 1].push(id);
     }
     this.board.restore(tiers);
-    this.count();
+    this.updateCounts();
   }
 
-  select(id) {
+  tierSelect(id) {
     return this.form.querySelector(`select[data-id="${CSS.escape(id)}"]`);
   }
 
-  /** Put the board's state into the form, which is what drafts and submissions are read from. */
-  store() {
+  /** Write the board into the form: drafts and submissions are read from the form only. */
+  writeToForm() {
     for (const id of this.ids) {
       const tier = this.board.state.tiers.findIndex((cards) => cards.includes(id));
-      this.select(id).value = tier < 0 ? "" : `${tier + 1}`;
+      this.tierSelect(id).value = tier < 0 ? "" : `${tier + 1}`;
     }
-    this.changed();
+    this.onChange();
   }
 
-  count() {
-    const all = this.ids.length, left = tray(this.board?.state ?? { cards: [], tiers: [] });
-    document.getElementById("rated").textContent = `${countRated(this.form, this.ids)}/${all}`;
-    document.getElementById("placed").textContent = `${all - left.length}/${all}`;
-    const missing = left.map((id) => this.cards.find((card) => card.id === id).letter).join(", ");
-    document.getElementById("missing").textContent = missing ? t("rank.missing", { letters: missing }) : "";
-    document.getElementById("submit").setAttribute("aria-disabled", `${missing !== ""}`);
+  updateCounts() {
+    const total = this.ids.length, unplaced = unplacedCards(this.board?.state ?? { cards: [], tiers: [] });
+    document.getElementById("rated").textContent = `${countRated(this.form, this.ids)}/${total}`;
+    document.getElementById("placed").textContent = `${total - unplaced.length}/${total}`;
+    const letters = unplaced.map((id) => this.cards.find((card) => card.id === id).letter).join(", ");
+    document.getElementById("missing").textContent = letters ? t("rank.missing", { letters }) : "";
+    document.getElementById("submit").setAttribute("aria-disabled", `${letters !== ""}`);
   }
 
-  get complete() {
-    return complete(this.board.state);
+  get isComplete() {
+    return isComplete(this.board.state);
   }
 
-  stage(name, focus = true) {
+  showStage(name, focus = true) {
     this.form.dataset.stage = name;
     for (const button of this.form.querySelectorAll(".stage")) button.setAttribute("aria-pressed", `${button.dataset.stage === name}`);
-    for (const each of ["rate", "rank"]) document.getElementById(each).hidden = each !== name;
-    if (name === "rate") return this.rate.go(this.rate.at, { focus });
-    this.board.draw();
+    for (const stageName of ["rate", "rank"]) document.getElementById(stageName).hidden = stageName !== name;
+    if (name === "rate") return this.ratingStage.showIndex(this.ratingStage.index, { focus });
+    this.board.render();
     if (focus) {
       this.form.querySelector("#board .take")?.focus({ preventScroll: true });
       window.scrollTo({ top: 0 });
     }
-    return this.look(this.ids[this.rate.at]);
+    return this.showCompletion(this.ids[this.ratingStage.index]);
   }
 
-  /** Show a completion beside the prompt. */
-  look(id) {
-    const card = this.cards.find((each) => each.id === id), place = document.getElementById("reader-text");
-    if (place.firstElementChild === this.bodies.get(id)) return;
-    const before = [...this.bodies].find(([, body]) => place.contains(body));
-    if (before) this.sections.find((section) => section.dataset.id === before[0]).querySelector("h2").after(before[1]);
-    place.append(this.bodies.get(id));
-    document.getElementById("reader-title").replaceChildren(make("span", { class: "letter" }, card.letter), t("rank.completion", { letter: card.letter }));
+  /** Show a completion beside the prompt, by moving its text there; the one shown before moves back. */
+  showCompletion(id) {
+    const { letter } = this.cards.find((card) => card.id === id), readerBox = document.getElementById("reader-text");
+    if (readerBox.firstElementChild === this.bodies.get(id)) return;
+    const previousEntry = [...this.bodies].find(([, body]) => readerBox.contains(body));
+    if (previousEntry) this.sections.find(({ dataset }) => dataset.id === previousEntry[0]).querySelector("h2").after(previousEntry[1]);
+    readerBox.append(this.bodies.get(id));
+    const title = [createElement("span", { class: "letter" }, letter), t("rank.completion", { letter })];
+    document.getElementById("reader-title").replaceChildren(...title);
   }
 
-  say(text) {
+  /** Announce a sentence to screen readers. */
+  announce(text) {
     this.live.textContent = text;
   }
 
-  help() {
+  openKeyHelp() {
     document.getElementById("keys-dialog").showModal();
   }
 
-  key(event) {
-    if (isOpen()) return;
+  handleKey(event) {
+    if (isDialogOpen()) return;
+    const isRating = this.form.dataset.stage === "rate";
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
-      if (this.form.dataset.stage === "rate" && !this.complete) this.rate.go(this.rate.at + 1);
-      else this.submit();
+      if (isRating && !this.isComplete) this.ratingStage.showIndex(this.ratingStage.index + 1);
+      else this.onSubmit();
       return;
     }
-    const writing = event.target.matches?.("textarea, select, input:not([type=radio], [type=checkbox])");
-    if (writing || event.ctrlKey || event.metaKey || event.altKey || !this.keysOn.checked || this.form.querySelector(".gated")) return;
-    const done = event.key === "?" ? (this.help(), true) : this[this.form.dataset.stage === "rate" ? "rate" : "board"].key(event);
-    if (done) event.preventDefault();
+    const isTyping = event.target.matches?.("textarea, select, input:not([type=radio], [type=checkbox])");
+    const hasModifier = event.ctrlKey || event.metaKey || event.altKey;
+    if (isTyping || hasModifier || !this.keysEnabled.checked || this.form.querySelector(".gated")) return;
+    const stage = isRating ? this.ratingStage : this.board;
+    const wasHandled = event.key === "?" ? (this.openKeyHelp(), true) : stage.handleKey(event);
+    if (wasHandled) event.preventDefault();
   }
 }

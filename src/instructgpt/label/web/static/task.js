@@ -1,100 +1,114 @@
-// A task page: the form, its drafts, its time, its submission. What is special to a kind lives in files of their own.
+// A task page: the form, its drafts, its active time, its submission. Each kind of task has modules of its own.
 
-import { call } from "./api.js";
-import { isOpen, prepare, show, signIn } from "./dialogs.js";
-import { Drafts, same } from "./drafts.js";
-import { fieldsOf, payloadOf, readFields, writeFields } from "./form.js";
-import { Ranking } from "./ranking.js";
-import { fillers, restNo } from "./rate.js";
-import { gate, switchView, unfoldable } from "./texts.js";
+import { callApi } from "./api.js";
+import { convertSheetsToDialogs, isDialogOpen, openDialog, promptSignIn } from "./dialogs.js";
+import { DraftSaver } from "./drafts.js";
+import { addExamples, initEditor } from "./editor.js";
+import { isSameWork, readFields, writeFields } from "./form.js";
+import { createElement, formatTime, t } from "./i18n.js";
+import { RankingTask } from "./ranking.js";
+import { answerRemainingNo, bindAnswerNoButtons } from "./rating.js";
+import { addUnfoldButtons, bindSensitivityGate, bindViewSwitch } from "./text_view.js";
 import { ActiveTime } from "./timer.js";
-import { clock, make, t } from "./words.js";
-import { moreExamples, prepareWriting } from "./writing.js";
+
+const HEARTBEAT_MS = 60_000;
 
 const form = document.getElementById("task");
-const { assignment, kind, name, done } = form.dataset;
-const saved = document.getElementById("saved"), trouble = document.getElementById("trouble");
-const ids = [...form.querySelectorAll("section.rate")].map((section) => section.dataset.id);
-const active = new ActiveTime(Number(form.elements.active_ms.value)).watch();
-const tab = (sessionStorage.tab ??= crypto.randomUUID?.() ?? `${Math.random()}`);
-let lastWords = null; // what this browser had when the page was opened
-let editing = form.dataset.editing === "yes", ranking = null, dirty = false;
+const { assignment, kind, name: userName, done: doneUrl } = form.dataset;
+const statusLine = document.getElementById("saved"), errorBox = document.getElementById("trouble");
+const sections = [...form.querySelectorAll("section.rate")];
+const activeTime = new ActiveTime(Number(form.elements.active_ms.value)).start();
+const tabId = (sessionStorage.tab ??= crypto.randomUUID?.() ?? `${Math.random()}`);
+let initialLocalFields = null; // the local copy at the time the page was opened
+let isEditing = form.dataset.editing === "yes", ranking = null, isDirty = false;
 
-const drafts = new Drafts({
-  id: assignment, tab, rev: Number(form.dataset.rev), store: localStorage, changed: report,
-  put: (rev, payload, keepalive) => call("PUT", `assignments/${assignment}/draft`, payload, { headers: { "If-Match": `${rev}` }, keepalive }),
+const drafts = new DraftSaver({
+  id: assignment, tab: tabId, rev: Number(form.dataset.rev), storage: localStorage, onStateChange: showDraftState,
+  saveDraft: (rev, fields, keepalive) =>
+    callApi("PUT", `assignments/${assignment}/draft`, { fields }, { headers: { "If-Match": `${rev}` }, keepalive }),
 });
 
-function payload() {
-  form.elements.active_ms.value = Math.round(active.total);
-  return payloadOf(kind, readFields(form), ids);
+function currentFields() {
+  form.elements.active_ms.value = Math.round(activeTime.totalMs);
+  return readFields(form);
 }
 
-function changed() {
-  dirty = true;
-  if (editing) saved.textContent = t("save.unsaved_edit");
-  else drafts.touch(payload());
+function onChange() {
+  isDirty = true;
+  if (isEditing) statusLine.textContent = t("save.unsaved_edit");
+  else drafts.update(currentFields());
 }
 
-/** The state of the draft, always in sight. */
-function report({ state, rev, at, error }) {
-  saved.dataset.state = state;
-  const time = clock(at);
-  saved.textContent = state === "saved" ? t("save.saved", { time, rev }) : t(`save.${state}`, { time });
-  if (state === "failed") alarm(t("save.failed_long", { message: error.status ? error.message : t("unreachable") }));
-  else if (state === "saved") alarm("");
-  if (state === "signed_out") signIn(name).then((ok) => (ok ? drafts.again() : alarm(t("save.signed_out_long"))));
-  if (state === "conflict") settle(error.detail).catch((reason) => alarm(reason.message));
+function showDraftState({ state, rev, timeMs, error }) {
+  statusLine.dataset.state = state;
+  const time = formatTime(timeMs);
+  statusLine.textContent = state === "saved" ? t("save.saved", { time, rev }) : t(`save.${state}`, { time });
+  if (state === "failed") showError(t("save.failed_long", { message: error.status ? error.message : t("unreachable") }));
+  else if (state === "saved") showError("");
+  if (state === "signed_out") promptSignIn(userName).then((ok) => (ok ? drafts.retry() : showError(t("save.signed_out_long"))));
+  if (state === "conflict") resolveConflict().catch((reason) => showError(reason.message));
 }
 
-function alarm(text) {
-  trouble.textContent = text;
-  trouble.hidden = text === "";
+function showError(text) {
+  errorBox.textContent = text;
+  errorBox.hidden = text === "";
+}
+
+/** Fetch the server's version: its page is the form filled with the draft, or with the submission if there is one. */
+async function fetchServerVersion() {
+  const response = await fetch(`/tasks/${assignment}?edit=true`, { credentials: "same-origin" }).catch(() => null);
+  if (!response?.ok) throw new Error(t(response?.status === 401 ? "save.signed_out_long" : "unreachable"));
+  const serverForm = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("task");
+  // Without a form the page is that of a submission which can no longer be edited.
+  if (!serverForm) return { rev: 0, fields: null, isSubmitted: true };
+  const { editing, rev } = serverForm.dataset;
+  return { rev: Number(rev), fields: readFields(serverForm), isSubmitted: editing === "yes" };
 }
 
 /**
- * Two versions of one draft: both are shown, the labeler keeps one. Work that was handed in elsewhere is a version too. A page that
- * was left sends its last words without hearing that they arrived: the same words are no conflict.
+ * Show two versions of one draft; the labeler keeps one. A submission from elsewhere is a version too. A page that closes sends its
+ * last fields and never learns that they arrived: if the server has these, there is no conflict.
  */
-async function settle({ rev, payload: stored }, mine = drafts.payload) {
-  if (stored && (same(stored, mine) || same(stored, lastWords))) {
-    drafts.mine(rev, mine);
+async function resolveConflict() {
+  const { rev, fields: serverVersion, isSubmitted } = await fetchServerVersion();
+  const localVersion = drafts.fields; // read after the request: the labeler may have gone on typing
+  const isOwn = (version) => version !== null && isSameWork(serverVersion, version);
+  if (!isSubmitted && (isOwn(localVersion) || isOwn(initialLocalFields))) {
+    drafts.overwriteServer(rev, localVersion);
     return;
   }
-  const task = stored ? null : await call("GET", `assignments/${assignment}`);
-  const handedIn = task?.state === "submitted";
-  const other = stored ?? (handedIn ? task.submission : task.draft?.payload ?? null);
-  const keepMine = () => {
-    fill(mine);
-    if (handedIn) {
-      editing = true;
-      drafts.done();
-      askToSubmit();
-    } else drafts.mine(rev ?? 0, mine);
+  const keepLocal = () => {
+    fillForm(localVersion);
+    if (isSubmitted) {
+      isEditing = true;
+      drafts.discardLocal();
+      requestSubmit();
+    } else drafts.overwriteServer(rev, localVersion);
   };
-  const keepOther = () => {
-    if (handedIn) {
-      dirty = false;
-      drafts.done();
-      location.assign(done);
+  const keepServer = () => {
+    if (isSubmitted) {
+      isDirty = false;
+      drafts.discardLocal();
+      location.assign(doneUrl);
     } else {
-      fill(other ?? {});
-      drafts.mine(rev ?? 0, other ?? {});
+      fillForm(serverVersion);
+      drafts.overwriteServer(rev, serverVersion);
     }
   };
-  const side = (title, version, label, choose) =>
-    make(
-      "section", { class: "panel" }, make("h3", {}, title), make("div", { class: "plain version", dir: "auto", tabindex: "0" }, summary(version)),
-      make("button", { type: "button", class: "button primary", onclick: () => (dialog.close(), choose()) }, label),
+  const createVersionPanel = (title, version, label, onChoose) =>
+    createElement(
+      "section", { class: "panel" }, createElement("h3", {}, title),
+      createElement("div", { class: "plain version", dir: "auto", tabindex: "0" }, summarizeVersion(version)),
+      createElement("button", { type: "button", class: "button primary", onclick: () => (dialog.close(), onChoose()) }, label),
     );
-  const dialog = show(
+  const dialog = openDialog(
     t("conflict.title"),
-    make(
-      "div", { class: "stack" }, make("p", {}, t("conflict.why")),
-      make(
+    createElement(
+      "div", { class: "stack" }, createElement("p", {}, t("conflict.why")),
+      createElement(
         "div", { class: "grid" },
-        side(t("conflict.mine"), mine, t("conflict.keep_mine"), keepMine),
-        side(t(handedIn ? "conflict.submitted" : "conflict.theirs"), other, t("conflict.keep_theirs"), keepOther),
+        createVersionPanel(t("conflict.mine"), localVersion, t("conflict.keep_mine"), keepLocal),
+        createVersionPanel(t(isSubmitted ? "conflict.submitted" : "conflict.theirs"), serverVersion, t("conflict.keep_theirs"), keepServer),
       ),
     ),
     "conflict",
@@ -103,133 +117,140 @@ async function settle({ rev, payload: stored }, mine = drafts.payload) {
   dialog.querySelector(".close").remove();
 }
 
-/** A version in words, so that two can be told apart. */
-function summary(version) {
+/** Describe a version, so that two can be told apart. */
+function summarizeVersion(version) {
   if (!version) return "–";
-  if (kind !== "rank") return [version.text, version.use_case, version.note].filter(Boolean).join("\n") || "–";
-  const letters = new Map([...form.querySelectorAll("section.rate")].map((each) => [each.dataset.id, each.dataset.letter]));
-  const order = (version.tiers ?? []).filter((cards) => cards.length).map((cards) => cards.map((id) => letters.get(id)).sort().join(" = "));
-  const rated = (version.ratings ?? []).map(({ completion, rating, note }) => `${letters.get(completion)}: ${rating ?? "–"}${note ? ` · ${note}` : ""}`);
-  return [order.join(" > "), ...rated.sort(), version.note].filter(Boolean).join("\n");
+  const values = new Map(version);
+  if (kind !== "rank") return ["text", "use_case", "note"].map((name) => values.get(name)).filter(Boolean).join("\n") || "–";
+  const tiers = sections.map(() => []), ratings = [];
+  for (const { dataset: { id, letter } } of sections) {
+    tiers[Number(values.get(`tier:${id}`)) - 1]?.push(letter);
+    const rating = values.get(`rating:${id}`), note = values.get(`note:${id}`);
+    if (rating || note) ratings.push(`${letter}: ${rating ?? "–"}${note ? ` · ${note}` : ""}`);
+  }
+  const order = tiers.filter((letters) => letters.length).map((letters) => letters.sort().join(" = ")).join(" > ");
+  return [order, ...ratings.sort(), values.get("note")].filter(Boolean).join("\n");
 }
 
-function fill(version) {
-  if (version.examples?.length) moreExamples(form, Math.max(0, version.examples.length - form.querySelectorAll(".example").length));
-  writeFields(form, fieldsOf(version));
-  if (form.elements.pasted) form.elements.pasted.value = version.pasted ?? "";
-  ranking?.refresh();
+function fillForm(version) {
+  const exampleCount = version.filter(([name]) => name === "example_prompt").length;
+  if (exampleCount) addExamples(form, Math.max(0, exampleCount - form.querySelectorAll(".example").length));
+  writeFields(form, version);
+  if (form.elements.pasted) form.elements.pasted.value = new Map(version).get("pasted") ?? "";
+  ranking?.loadFromForm();
   form.dispatchEvent(new Event("input"));
 }
 
-/** What this browser has and no server: taken over where it follows the server's revision, otherwise shown beside it. */
-async function recover() {
-  const [newest] = drafts.left();
+/** Take over what only this browser has: if it follows the server's revision, at once; otherwise it is a conflict. */
+async function recoverLocalDraft() {
+  const newest = drafts.localCopies().find((copy) => copy.fields);
   if (!newest) return;
-  lastWords = newest.payload;
+  initialLocalFields = newest.fields;
+  fillForm(newest.fields);
   if (newest.rev === drafts.rev) {
-    fill(newest.payload);
     if (newest.key !== drafts.key) localStorage.removeItem(newest.key);
-    drafts.touch(newest.payload);
+    drafts.update(newest.fields);
     drafts.flush();
     return;
   }
-  const { draft } = await call("GET", `assignments/${assignment}`);
-  drafts.payload = newest.payload;
-  drafts.keep();
+  drafts.fields = newest.fields;
+  drafts.saveLocally();
   if (newest.key !== drafts.key) localStorage.removeItem(newest.key);
   drafts.state = "conflict";
-  fill(newest.payload);
-  await settle({ rev: draft?.rev ?? 0, payload: draft?.payload ?? null }, newest.payload);
+  await resolveConflict();
 }
 
-function askToSubmit() {
+function requestSubmit() {
   form.requestSubmit(document.getElementById("submit"));
 }
 
-let sending = false;
+let isSending = false;
 
-async function submit(event) {
+async function onSubmit(event) {
   event.preventDefault();
-  if (sending) return;
-  if (ranking && !ranking.complete) {
-    ranking.stage("rank");
-    ranking.say(document.getElementById("missing").textContent);
+  if (isSending) return;
+  if (ranking && !ranking.isComplete) {
+    ranking.showStage("rank");
+    ranking.announce(document.getElementById("missing").textContent);
     return;
   }
-  sending = true;
-  alarm("");
+  isSending = true;
+  showError("");
   try {
-    await send();
-    dirty = false;
-    drafts.done();
-    location.assign(done);
+    await sendSubmission();
+    isDirty = false;
+    drafts.discardLocal();
+    location.assign(doneUrl);
   } catch (error) {
     if (error.status === 401) {
-      if (await signIn(name)) setTimeout(askToSubmit);
-    } else alarm(t("save.not_sent", { message: error.status ? error.message : t("unreachable") }));
+      if (await promptSignIn(userName)) setTimeout(requestSubmit);
+    } else showError(t("save.not_sent", { message: error.status ? error.message : t("unreachable") }));
   } finally {
-    sending = false;
+    isSending = false;
   }
 }
 
-async function send() {
-  const body = payload(), verb = editing ? "edit" : "submit";
-  const stored = await call("POST", `assignments/${assignment}/${verb}`, body, { headers: { "Idempotency-Key": form.elements.key.value } });
+async function sendSubmission() {
+  const fields = currentFields(), verb = isEditing ? "edit" : "submit";
+  const headers = { "Idempotency-Key": form.elements.key.value };
+  const receipt = await callApi("POST", `assignments/${assignment}/${verb}`, { fields }, { headers });
   if (kind !== "rank") return;
-  // What the server stored is what stood on the screen, or it is said aloud.
-  let rank = 0;
-  const expected = Object.fromEntries(body.tiers.filter((cards) => cards.length).flatMap((cards) => ((rank += 1), cards.map((id) => [id, rank]))));
-  const wrong = ids.filter((id) => stored.ranks[id] !== expected[id]);
-  if (wrong.length) throw Object.assign(new Error(t("save.stored_other")), { status: 500 });
+  // Compare the stored ranking with the screen, so that a labeler never leaves a ranking that is not theirs.
+  const values = new Map(fields), tierOf = (id) => Number(values.get(`tier:${id}`));
+  const usedTiers = [...new Set(sections.map(({ dataset }) => tierOf(dataset.id)))].sort((a, b) => a - b);
+  const mismatchedIds = sections.map(({ dataset }) => dataset.id).filter((id) => receipt.ranks[id] !== usedTiers.indexOf(tierOf(id)) + 1);
+  if (mismatchedIds.length) throw Object.assign(new Error(t("save.stored_other")), { status: 500 });
 }
 
-/** The lease lives as long as somebody works. */
-async function heartbeat() {
-  if (!active.within(120_000) || document.hidden) return;
+/** Extend the lease while somebody works. */
+async function sendHeartbeat() {
+  if (!activeTime.wasActiveWithin(2 * HEARTBEAT_MS) || document.hidden) return;
   try {
-    const { lease_until: until } = await call("POST", `assignments/${assignment}/heartbeat`, {});
-    lease(until);
+    showLease((await callApi("POST", `assignments/${assignment}/heartbeat`, {})).lease_until);
   } catch (error) {
     if (error.status === 409 || error.status === 410) document.getElementById("lease").textContent = t("save.lease_over");
   }
 }
 
-function lease(until) {
-  document.getElementById("lease").textContent = until > Date.now() ? t("save.lease", { time: clock(until, false) }) : t("save.lease_over");
+function showLease(untilMs) {
+  const isOver = untilMs <= Date.now();
+  document.getElementById("lease").textContent = isOver ? t("save.lease_over") : t("save.lease", { time: formatTime(untilMs, false) });
 }
 
-prepare();
-switchView(document.getElementById("view"));
-gate(document.getElementById("gate"));
+convertSheetsToDialogs();
+bindViewSwitch(document.getElementById("view"));
+bindSensitivityGate(document.getElementById("gate"));
 document.addEventListener("click", (event) => {
   const { reason } = event.target.closest?.("[data-reason]")?.dataset ?? {};
   if (reason) document.querySelector(`#skip input[value="${reason}"]`).checked = true;
 });
-if (kind === "rank") ranking = new Ranking(form, { changed, submit: askToSubmit });
+if (kind === "rank") ranking = new RankingTask(form, { onChange, onSubmit: requestSubmit });
 else {
-  fillers(form, changed);
+  bindAnswerNoButtons(form, onChange);
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) askToSubmit();
-    const writing = event.target.matches?.("textarea, select, input:not([type=radio], [type=checkbox])");
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) requestSubmit();
+    const isTyping = event.target.matches?.("textarea, select, input:not([type=radio], [type=checkbox])");
     const labels = form.querySelector(".labels:has(.rest-no)");
-    if (event.key === "x" && labels && !writing && !isOpen() && !event.ctrlKey && !event.metaKey && !event.altKey) restNo(labels, changed);
+    const hasModifier = event.ctrlKey || event.metaKey || event.altKey;
+    if (event.key === "x" && labels && !isTyping && !isDialogOpen() && !hasModifier) answerRemainingNo(labels, onChange);
   });
 }
-if (form.elements.text) prepareWriting(form, changed);
-unfoldable(form);
-form.addEventListener("input", (event) => event.isTrusted && changed());
-form.addEventListener("submit", submit);
-if (!editing) {
+if (form.elements.text) initEditor(form, onChange);
+addUnfoldButtons(form);
+form.addEventListener("input", (event) => event.isTrusted && onChange());
+form.addEventListener("submit", onSubmit);
+if (!isEditing) {
   if (form.dataset.lease) {
-    lease(Number(form.dataset.lease)); // work that came back has all the time it needs
-    setInterval(heartbeat, 60_000);
+    // Returned work has no lease: its labeler has all the time it needs.
+    showLease(Number(form.dataset.lease));
+    setInterval(sendHeartbeat, HEARTBEAT_MS);
   }
-  addEventListener("online", () => drafts.again());
+  addEventListener("online", () => drafts.retry());
   document.addEventListener("visibilitychange", () => document.hidden && drafts.flush(true));
   addEventListener("pagehide", () => drafts.flush(true));
-  await recover().catch((error) => alarm(error.message));
+  await recoverLocalDraft().catch((error) => showError(error.message));
 }
 addEventListener("beforeunload", (event) => {
-  if (dirty && (editing || ["failed", "signed_out", "conflict"].includes(drafts.state))) event.preventDefault();
+  if (isDirty && (isEditing || ["failed", "signed_out", "conflict"].includes(drafts.state))) event.preventDefault();
 });
 form.dataset.ready = "yes";

@@ -1,38 +1,38 @@
-// Time at work: what lies between two signs of life counts, unless it is long. A hidden page does not count.
+// Active time: the time between two activities counts, at most 90 seconds of it. A hidden page does not count.
 
-export const IDLE = 90_000;
+export const IDLE_MS = 90_000;
 
 export class ActiveTime {
-  /** @param already milliseconds of earlier visits. */
-  constructor(already = 0, now = Date.now) {
-    Object.assign(this, { total: already, now, last: null });
+  /** @param initialMs active time of earlier visits. */
+  constructor(initialMs = 0, now = Date.now) {
+    Object.assign(this, { totalMs: initialMs, now, last: null });
   }
 
-  /** A sign of life: a key, a pointer, scrolling. */
-  beat() {
-    const at = this.now();
-    if (this.last !== null && at > this.last) this.total += Math.min(at - this.last, IDLE);
-    this.last = at;
+  /** Count the time since the last activity. */
+  recordActivity() {
+    const timeMs = this.now();
+    if (this.last !== null && timeMs > this.last) this.totalMs += Math.min(timeMs - this.last, IDLE_MS);
+    this.last = timeMs;
   }
 
-  /** The page was hidden: nothing counts until the next sign. */
+  /** Stop counting until the next activity. */
   pause() {
-    if (this.last !== null) this.beat();
+    if (this.last !== null) this.recordActivity();
     this.last = null;
   }
 
-  /** Whether there was a sign of life within some milliseconds. */
-  within(pause) {
-    return this.last !== null && this.now() - this.last <= pause;
+  /** Whether there was activity within some milliseconds. */
+  wasActiveWithin(durationMs) {
+    return this.last !== null && this.now() - this.last <= durationMs;
   }
 
-  /** Let the time run with what happens on a page. */
-  watch(page = document) {
+  /** Record activity on a page: keys, pointer, scrolling. */
+  start(page = document) {
     for (const event of ["keydown", "pointerdown", "pointermove", "scroll", "input"]) {
-      page.addEventListener(event, () => !page.hidden && this.beat(), { passive: true, capture: true });
+      page.addEventListener(event, () => !page.hidden && this.recordActivity(), { passive: true, capture: true });
     }
-    page.addEventListener("visibilitychange", () => (page.hidden ? this.pause() : this.beat()));
-    this.beat();
+    page.addEventListener("visibilitychange", () => (page.hidden ? this.pause() : this.recordActivity()));
+    this.recordActivity();
     return this;
   }
 }

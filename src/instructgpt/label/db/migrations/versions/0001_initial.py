@@ -12,23 +12,29 @@ depends_on = None
 
 # Tables in the order of their foreign keys. Constraint names follow the convention of `models/base.py`.
 _TABLES = (
-    ("person", "login", "invite", "api_key", "rate_bucket"),
-    ("consent", "consent_text", "instructions", "reading", "survey_reply", "survey_done", "journal"),
+    ("person", "login", "invite"),
+    ("api_key", "rate_bucket", "journal"),
+    ("consent", "consent_text", "instructions", "reading"),
+    ("survey_reply", "survey_done"),
     ("prompt", "completion"),
     ("batch", "task", "task_completion", "gold"),
     ("assignment", "draft", "skip", "message"),
-    ("submission", "demonstration", "ranking", "ranking_item", "rating", "prompt_review"),
+    ("submission", "demonstration", "prompt_review"),
+    ("ranking", "ranking_item", "rating"),
     ("grade", "decision", "adjudication", "room", "vote", "remark"),
 )
 
 
 def upgrade() -> None:
     _create_accounts()
-    _create_consent_and_instructions()
+    _create_keys_and_logs()
+    _create_instructions()
+    _create_surveys()
     _create_prompts()
     _create_tasks()
     _create_assignments()
     _create_submissions()
+    _create_rankings()
     _create_quality()
 
 
@@ -89,6 +95,9 @@ def _create_accounts() -> None:
         sa.CheckConstraint("role IN ('labeler', 'researcher', 'owner')", name="role"),
         sa.CheckConstraint("cohort IN ('training', 'heldout')", name="cohort"),
     )
+
+
+def _create_keys_and_logs() -> None:
     op.create_table(
         "api_key",
         sa.Column("id", sa.String(), primary_key=True),
@@ -107,9 +116,20 @@ def _create_accounts() -> None:
         sa.Column("tokens", sa.Double(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
     )
+    op.create_table(
+        "journal",
+        sa.Column("seq", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("by", sa.String(), nullable=False),
+        sa.Column("action", sa.String(), nullable=False),
+        sa.Column("object", sa.String(), nullable=False, index=True),
+        sa.Column("detail", sa.JSON(), nullable=False),
+        sa.Column("previous", sa.String(), nullable=False),
+        sa.Column("hash", sa.String(), nullable=False, unique=True),
+    )
 
 
-def _create_consent_and_instructions() -> None:
+def _create_instructions() -> None:
     op.create_table(
         "consent",
         sa.Column("id", sa.String(), primary_key=True),
@@ -149,6 +169,9 @@ def _create_consent_and_instructions() -> None:
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.UniqueConstraint("person_id", "instructions_id"),
     )
+
+
+def _create_surveys() -> None:
     op.create_table(
         "survey_reply",
         sa.Column("id", sa.String(), primary_key=True),
@@ -162,17 +185,6 @@ def _create_consent_and_instructions() -> None:
         sa.Column("person_id", sa.String(), sa.ForeignKey("person.id"), primary_key=True),
         sa.Column("kind", sa.String(), primary_key=True),
         sqlite_with_rowid=False,
-    )
-    op.create_table(
-        "journal",
-        sa.Column("seq", sa.BigInteger(), primary_key=True, autoincrement=False),
-        sa.Column("at", sa.BigInteger(), nullable=False),
-        sa.Column("by", sa.String(), nullable=False),
-        sa.Column("action", sa.String(), nullable=False),
-        sa.Column("object", sa.String(), nullable=False, index=True),
-        sa.Column("detail", sa.JSON(), nullable=False),
-        sa.Column("previous", sa.String(), nullable=False),
-        sa.Column("hash", sa.String(), nullable=False, unique=True),
     )
 
 
@@ -354,6 +366,18 @@ def _create_submissions() -> None:
     )
     op.create_index("ix_demonstration_person", "demonstration", ["person_id", "prompt_id"])
     op.create_table(
+        "prompt_review",
+        sa.Column("submission_id", sa.String(), sa.ForeignKey("submission.id"), primary_key=True),
+        sa.Column("use_case", sa.String()),
+        sa.Column("personal_data", sa.Boolean()),
+        sa.Column("sensitive", sa.Boolean()),
+        sa.Column("labels", sa.JSON(), nullable=False),
+        sa.Column("rejected", sa.String()),
+    )
+
+
+def _create_rankings() -> None:
+    op.create_table(
         "ranking",
         sa.Column("submission_id", sa.String(), sa.ForeignKey("submission.id"), primary_key=True),
         sa.Column("none_acceptable", sa.Boolean(), nullable=False),
@@ -377,15 +401,6 @@ def _create_submissions() -> None:
         sa.Column("labels", sa.JSON(), nullable=False),
         sa.Column("note", sa.String(), nullable=False),
         sa.CheckConstraint("rating BETWEEN 1 AND 7", name="rating"),
-    )
-    op.create_table(
-        "prompt_review",
-        sa.Column("submission_id", sa.String(), sa.ForeignKey("submission.id"), primary_key=True),
-        sa.Column("use_case", sa.String()),
-        sa.Column("personal_data", sa.Boolean()),
-        sa.Column("sensitive", sa.Boolean()),
-        sa.Column("labels", sa.JSON(), nullable=False),
-        sa.Column("rejected", sa.String()),
     )
 
 

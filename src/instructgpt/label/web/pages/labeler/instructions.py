@@ -1,4 +1,4 @@
-"""Reading the instructions, their quiz, and writing the next version."""
+"""Instructions with their quiz, and the editors of instructions and consent text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from instructgpt.label.auth import consent
-from instructgpt.label.auth.dependencies import Principal, get_site, require
+from instructgpt.label.auth.dependencies import (
+    ConsentedUser,
+    OwnerUser,
+    Principal,
+    TeamUser,
+    get_current_principal,
+    get_site,
+)
 from instructgpt.label.db.models import Instructions
 from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.errors import SiteError
@@ -22,142 +29,108 @@ from instructgpt.label.tasks.instructions import (
     format_quiz_yaml,
     parse_quiz,
 )
-from instructgpt.label.web.rendering import get_translator, redirect, render_page
+from instructgpt.label.web.params import or_404
+from instructgpt.label.web.rendering import get_translator, redirect, render_page, translate_error
 
 router = APIRouter()
 
-_ConsentedUser = Annotated[Principal, require("labeler", "researcher", "owner")]
-_TeamUser = Annotated[Principal, require("researcher", "owner")]
-_OwnerUser = Annotated[Principal, require("owner")]
 _LongText = Annotated[str, Form(max_length=200_000)]
 
 
 @router.get("/instructions")
-def show_instructions_list(request: Request, principal: _ConsentedUser) -> Response:
-    """Both purposes, and what this person has read."""
+def show_instructions_list(request: Request, principal: ConsentedUser) -> Response:
     with get_site(request).database.read() as db:
         rows = [
-            (purpose, newest, instructions.get_instructions_read(db, principal.signed_in_person, newest))
+            (purpose, newest, instructions.get_instructions_read(db, principal.user, newest))
             for purpose in PURPOSES
             if (newest := instructions.get_latest_instructions(db, purpose)) is not None
         ]
-    return render_page(request, principal, "instructions.html", rows=rows)
+    return render_page(request, "labeler/instructions_list.html", rows=rows)
 
 
 @router.get("/instructions/{purpose}")
-def show_instructions(
-    request: Request, principal: _ConsentedUser, purpose: str, version: int | None = None
-) -> Response:
-    """A version with its quiz; the newest unless another is asked for."""
-    return _render_instructions_page(request, principal, purpose, version)
+def show_instructions(request: Request, _: ConsentedUser, purpose: str, version: int | None = None) -> Response:
+    return _render_instructions_page(request, purpose, version)
 
 
 @router.post("/instructions/{purpose}")
-async def submit_quiz_form(request: Request, principal: _ConsentedUser, purpose: str) -> Response:
-    """Check the answers: field `answer-<question>` holds the number of an option, both from 0."""
+async def submit_quiz_form(request: Request, principal: ConsentedUser, purpose: str) -> Response:
+    """Grade the answers: field `answer-<question>` holds the number of an option, both counted from 0."""
     form = await request.form()
-    version_text = form.get("version", "")
-    if not isinstance(version_text, str) or not version_text.isdigit():
+    version = form.get("version", "")
+    if not isinstance(version, str) or not version.isdigit():
         raise SiteError(422, "bad_field", field="version", wrong="expected a number")
     answers: dict[int, int] = {}
     for name, value in form.items():
         question = name.removeprefix("answer-")
-        if (
-            question != name
-            and question.isdecimal()
-            and isinstance(value, str)
-            and value.isdecimal()
-            and len(question + value) < 9
-        ):
-            answers[int(question)] = int(value)
-    return await run_in_threadpool(_grade_quiz, request, principal, purpose, int(version_text[:9]), answers)
+        is_answer = question != name and question.isdecimal() and isinstance(value, str) and value.isdecimal()
+        if is_answer and len(question + str(value)) < 9:
+            answers[int(question)] = int(str(value))
+    return await run_in_threadpool(_grade_quiz, request, principal, purpose, int(version[:9]), answers)
 
 
 def _grade_quiz(
     request: Request, principal: Principal, purpose: str, version: int, answers: dict[int, int]
 ) -> Response:
-    """Note the version as read, or show which answers were wrong and why."""
     with get_site(request).database.write() as db:
-        instructions_version = instructions.get_instructions_version(db, purpose, version)
-        if instructions_version is None:
-            raise SiteError(404, "not_found")
-        wrong_answers = instructions.submit_quiz(
-            db,
-            principal.signed_in_person,
-            instructions_version,
-            [answers.get(number) for number in range(1 + max(answers, default=-1))],
-        )
+        text = or_404(instructions.get_instructions_version(db, purpose, version))
+        answer_list = [answers.get(number) for number in range(1 + max(answers, default=-1))]
+        wrong_answers = instructions.submit_quiz(db, principal.user, text, answer_list)
     if wrong_answers:
-        return _render_instructions_page(request, principal, purpose, version, wrong_answers, answers)
+        return _render_instructions_page(request, purpose, version, wrong_answers, answers)
     return redirect(f"/instructions/{purpose}")
 
 
 def _render_instructions_page(
     request: Request,
-    principal: Principal,
     purpose: str,
     version: int | None,
     wrong_answers: list[int] | None = None,
     answers: dict[int, int] | None = None,
 ) -> Response:
-    """A version with its quiz, and what was wrong with the answers given to it."""
+    user = get_current_principal(request).user
     with get_site(request).database.read() as db:
-        newest = instructions.get_latest_instructions(db, purpose)
-        instructions_version = (
-            instructions.get_instructions_version(db, purpose, version) if version is not None else newest
-        )
-        if instructions_version is None or newest is None:
-            raise SiteError(404, "not_found")
-        read_record, all_versions = (
-            instructions.get_instructions_read(db, principal.signed_in_person, instructions_version),
-            instructions.list_instructions_versions(db, purpose),
-        )
-    localized_instructions = instructions.localize_instructions(
-        instructions_version, get_translator(request, principal).language
-    )
+        newest = or_404(instructions.get_latest_instructions(db, purpose))
+        selected = newest if version is None else instructions.get_instructions_version(db, purpose, version)
+        text = or_404(selected)
+        is_read = instructions.get_instructions_read(db, user, text)
+        versions = instructions.list_instructions_versions(db, purpose)
+    localized = instructions.localize_instructions(text, get_translator(request).language)
     return render_page(
         request,
-        principal,
-        "instructions_read.html",
+        "labeler/instructions.html",
         status=422 if wrong_answers else 200,
         purpose=purpose,
-        text=instructions_version,
+        text=text,
         newest=newest,
-        body=render_markdown(localized_instructions.body),
-        quiz=localized_instructions.quiz,
-        done=read_record,
-        versions=all_versions,
-        wrong=wrong_answers or [],
+        body=render_markdown(localized.body),
+        quiz=localized.quiz,
+        is_read=is_read,
+        versions=versions,
+        wrong_answers=wrong_answers or [],
         answers=answers or {},
     )
 
 
 @router.get("/instructions/{purpose}/edit")
-def show_instructions_editor(request: Request, principal: _TeamUser, purpose: str) -> Response:
-    """The newest version as a form."""
+def show_instructions_editor(request: Request, _: TeamUser, purpose: str) -> Response:
     _check_purpose(purpose)
     with get_site(request).database.read() as db:
         newest = instructions.get_latest_instructions(db, purpose)
-    language_codes = (
-        [newest.language, *(each for each in BUNDLED_LANGUAGES if each != newest.language)]
-        if newest
-        else list(BUNDLED_LANGUAGES)
-    )
-    field_values = {
-        each: (localized_text.body, format_quiz_yaml(localized_text.quiz))
-        if newest and (localized_text := _find_text(newest, each))
-        else ("", "")
-        for each in language_codes
-    }
-    return render_page(
-        request, principal, "instructions_edit.html", purpose=purpose, filled=field_values, changes="", wrong=None
-    )
+    languages = list(BUNDLED_LANGUAGES)
+    if newest:
+        languages = [newest.language, *(language for language in languages if language != newest.language)]
+    fields = {}
+    for language in languages:
+        text = _find_localized(newest, language) if newest else None
+        fields[language] = (text.body, format_quiz_yaml(text.quiz)) if text else ("", "")
+    return render_page(request, "owner/instructions_edit.html", purpose=purpose, fields=fields, changes="", error=None)
 
 
 @router.post("/instructions/{purpose}/edit")
 def publish_instructions_from_form(
     request: Request,
-    principal: _TeamUser,
+    principal: TeamUser,
     purpose: str,
     body_en: _LongText = "",
     body_ko: _LongText = "",
@@ -166,75 +139,61 @@ def publish_instructions_from_form(
     changes: Annotated[str, Form(max_length=5_000)] = "",
     first: Annotated[str, Form()] = "en",
 ) -> Response:
-    """Publish the next version; what was typed stays in the form when something is wrong."""
+    """Publish a new version. `first` is its main language; the other is a translation."""
     _check_purpose(purpose)
-    posted_texts = {"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}
-    language_codes = sorted(posted_texts, key=lambda each: each != first)
+    posted = {"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}
+    fields = {language: posted[language] for language in sorted(posted, key=lambda language: language != first)}
     try:
-        texts = {each: _parse_text(*posted_texts[each]) for each in language_codes if posted_texts[each][0].strip()}
+        texts = {language: _parse_localized(*field) for language, field in fields.items() if field[0].strip()}
         if not texts:
             raise SiteError(422, "empty_text")
         with get_site(request).database.write() as db:
-            instructions.add_instructions_version(db, purpose, texts, changes, principal.signed_in_person.id)
-    except SiteError as problem:
-        error_message = get_translator(request, principal)(f"problem.{problem.code}", **problem.values)
-        field_values = {each: posted_texts[each] for each in language_codes}
+            instructions.add_instructions_version(db, purpose, texts, changes, principal.user.id)
+    except SiteError as error:
         return render_page(
             request,
-            principal,
-            "instructions_edit.html",
-            status=problem.status,
+            "owner/instructions_edit.html",
+            status=error.status,
             purpose=purpose,
-            filled=field_values,
+            fields=fields,
             changes=changes,
-            wrong=error_message,
+            error=translate_error(request, error),
         )
     return redirect(f"/instructions/{purpose}")
 
 
 @router.get("/consent/edit")
-def show_consent_editor(request: Request, principal: _OwnerUser) -> Response:
-    """The present consent text as a form."""
+def show_consent_editor(request: Request, _: OwnerUser) -> Response:
     with get_site(request).database.read() as db:
-        consent_text = consent.get_latest_consent_text(db)
-    bodies = {each: consent_text.bodies.get(each, "") if consent_text else "" for each in BUNDLED_LANGUAGES}
-    return render_page(
-        request, principal, "consent_edit.html", bodies=bodies, version=consent_text.version if consent_text else 0
-    )
+        newest = consent.get_latest_consent_text(db)
+    bodies = {language: newest.bodies.get(language, "") if newest else "" for language in BUNDLED_LANGUAGES}
+    return render_page(request, "owner/consent_edit.html", bodies=bodies, version=newest.version if newest else 0)
 
 
 @router.post("/consent/edit")
-def publish_consent_from_form(
-    request: Request, principal: _OwnerUser, body_en: _LongText = "", body_ko: _LongText = ""
+def publish_consent(
+    request: Request, principal: OwnerUser, body_en: _LongText = "", body_ko: _LongText = ""
 ) -> Response:
-    """Publish the next consent text."""
     with get_site(request).database.write() as db:
-        consent.add_consent_version(db, {"en": body_en, "ko": body_ko}, principal.signed_in_person.id)
+        consent.add_consent_version(db, {"en": body_en, "ko": body_ko}, principal.user.id)
     return redirect("/consent")
 
 
 def _check_purpose(purpose: str) -> None:
-    """Raises Problem for a purpose that does not exist."""
     if purpose not in PURPOSES:
         raise SiteError(404, "not_found")
 
 
-def _parse_text(body: str, quiz: str) -> LocalizedInstructions:
-    """One language of a form. Raises Problem where it is no text or no quiz."""
+def _parse_localized(body: str, quiz: str) -> LocalizedInstructions:
     try:
         return LocalizedInstructions(body=body.replace("\r\n", "\n"), quiz=parse_quiz(quiz))
     except ValidationError as error:
         raise SiteError(422, "empty_text") from error
 
 
-def _find_text(instructions_version: Instructions, language_code: str) -> LocalizedInstructions | None:
-    """A version in exactly this language."""
-    if language_code == instructions_version.language:
-        return LocalizedInstructions(
-            body=instructions_version.body, quiz=Quiz.model_validate(instructions_version.quiz)
-        )
-    return (
-        LocalizedInstructions.model_validate(instructions_version.translations[language_code])
-        if language_code in instructions_version.translations
-        else None
-    )
+def _find_localized(version: Instructions, language: str) -> LocalizedInstructions | None:
+    """Return a version in exactly this language, without falling back to another."""
+    if language == version.language:
+        return LocalizedInstructions(body=version.body, quiz=Quiz.model_validate(version.quiz))
+    translation = version.translations.get(language)
+    return None if translation is None else LocalizedInstructions.model_validate(translation)

@@ -1,4 +1,4 @@
-"""The screening test as its labeler sees it, its demonstrations as researchers grade them, and surveys."""
+"""The screening test, the grading of its demonstrations by researchers, and surveys."""
 
 from __future__ import annotations
 
@@ -7,88 +7,73 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from instructgpt.label.auth.dependencies import Principal, get_site, require
+from instructgpt.label.auth.dependencies import LabelerUser, TeamUser, get_site
 from instructgpt.label.db.models import Person
 from instructgpt.label.people import screening, surveys
 from instructgpt.label.web.rendering import redirect, render_page
 
 router = APIRouter()
 
-_LabelerUser = Annotated[Principal, require("labeler")]
-_TeamUser = Annotated[Principal, require("researcher", "owner")]
+
+_MAX_LISTED = 20
+_ANSWER_PREFIX = "answer-"
 
 
 @router.get("/screening")
-def show_screening(request: Request, principal: _LabelerUser) -> Response:
-    """How far one is. There is no feedback before the end."""
+def show_screening(request: Request, principal: LabelerUser) -> Response:
     with get_site(request).database.read() as db:
-        person = db.get_one(Person, principal.signed_in_person.id)
+        person = db.get_one(Person, principal.user.id)
         parts, decisions = screening.get_screening_progress(db, person), screening.list_decisions(db, person)
-    return render_page(
-        request,
-        principal,
-        "screening.html",
-        parts=parts,
-        decided=decisions,
-        person=person,
-        enough=screening.MIN_SCREENING_ITEMS,
-    )
+    return render_page(request, "labeler/screening.html", parts=parts, decisions=decisions, person=person)
 
 
 @router.get("/screening/grade")
-def show_grading_queue(request: Request, principal: _TeamUser) -> Response:
-    """Demonstrations this person has not graded, without their authors."""
+def show_grading_queue(request: Request, principal: TeamUser) -> Response:
+    """Show demonstrations that this person has not graded, without their authors."""
     with get_site(request).database.read() as db:
-        pending_grades = list(screening.iter_ungraded_demonstrations(db, principal.signed_in_person))
-    return render_page(
-        request, principal, "screening_grade.html", waiting=pending_grades[:20], more=max(0, len(pending_grades) - 20)
-    )
+        pending = list(screening.iter_ungraded_demonstrations(db, principal.user))
+    more = max(0, len(pending) - _MAX_LISTED)
+    return render_page(request, "owner/screening_grade.html", pending=pending[:_MAX_LISTED], more=more)
 
 
 @router.post("/screening/grade")
-def grade_from_form(
+def grade_submission(
     request: Request,
-    principal: _TeamUser,
+    principal: TeamUser,
     submission: Annotated[str, Form(max_length=100)],
     score: Annotated[int, Form()],
 ) -> Response:
-    """Grade one."""
     with get_site(request).database.write() as db:
-        screening.grade_demonstration(db, principal.signed_in_person, submission, score)
+        screening.grade_demonstration(db, principal.user, submission, score)
     return redirect("/screening/grade")
 
 
 @router.get("/surveys")
-def show_survey_results(request: Request, principal: _TeamUser) -> Response:
-    """What was replied, where at least five replied alike."""
+def show_survey_results(request: Request, _: TeamUser) -> Response:
     with get_site(request).database.read() as db:
-        results_by_survey = {kind: surveys.count_survey_replies(db, kind) for kind in surveys.SURVEYS}
-    return render_page(request, principal, "surveys.html", found=results_by_survey, least=surveys.MIN_SURVEY_REPLIES)
+        counts = {kind: surveys.count_survey_replies(db, kind) for kind in surveys.SURVEYS}
+    return render_page(request, "owner/surveys.html", counts=counts, min_replies=surveys.MIN_SURVEY_REPLIES)
 
 
 @router.get("/surveys/{kind}")
-def show_survey(request: Request, principal: _LabelerUser, kind: str) -> Response:
-    """A survey, until one has replied."""
+def show_survey(request: Request, principal: LabelerUser, kind: str) -> Response:
     items = surveys.get_survey_items(kind)
     with get_site(request).database.read() as db:
-        is_answered = surveys.has_replied(db, principal.signed_in_person, kind)
-    return render_page(request, principal, "survey.html", kind=kind, items=items, done=is_answered)
+        is_answered = surveys.has_replied(db, principal.user, kind)
+    return render_page(request, "labeler/survey.html", kind=kind, items=items, is_answered=is_answered)
 
 
 @router.post("/surveys/{kind}")
-async def submit_survey(request: Request, principal: _LabelerUser, kind: str) -> Response:
-    """Take a reply: fields `answer-<question>`, several of a name where several options are chosen."""
+async def submit_survey(request: Request, principal: LabelerUser, kind: str) -> Response:
+    """Store a reply: fields `answer-<question>`, repeated where several options are chosen."""
     answers: dict[str, list[str]] = {}
     for name, value in (await request.form()).multi_items():
-        if name.startswith("answer-") and isinstance(value, str):
-            answers.setdefault(name.removeprefix("answer-"), []).append(value)
-    return await run_in_threadpool(_store_survey_answers, request, principal, kind, answers)
+        if name.startswith(_ANSWER_PREFIX) and isinstance(value, str):
+            answers.setdefault(name.removeprefix(_ANSWER_PREFIX), []).append(value)
+    return await run_in_threadpool(_store_survey_answers, request, principal.user, kind, answers)
 
 
-def _store_survey_answers(request: Request, principal: Principal, kind: str, answers: dict[str, list[str]]) -> Response:
-    """Keep a reply."""
+def _store_survey_answers(request: Request, person: Person, kind: str, answers: dict[str, list[str]]) -> Response:
     with get_site(request).database.write() as db:
-        surveys.save_survey_reply(db, principal.signed_in_person, kind, answers)
-    return redirect(
-        "/screening" if kind == "groups" and principal.signed_in_person.status == "screening" else f"/surveys/{kind}"
-    )
+        surveys.save_survey_reply(db, person, kind, answers)
+    return redirect("/screening" if kind == "groups" and person.status == "screening" else f"/surveys/{kind}")

@@ -1,122 +1,94 @@
-"""The journal, whether its chain is whole, and requests of people who are no labelers."""
+"""The audit log, the check of its hash chain, and privacy requests."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
-from instructgpt.label.auth.dependencies import Principal, get_site, require
+from instructgpt.label.auth.dependencies import OwnerUser, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import AuditLogEntry, Person, current_time_ms
 from instructgpt.label.errors import SiteError
 from instructgpt.label.people import privacy
-from instructgpt.label.web.rendering import get_translator, render_page
+from instructgpt.label.web.rendering import get_translator, render_page, translate_error
 
 router = APIRouter()
 
-_OwnerUser = Annotated[Principal, require("owner")]
 _ROWS_PER_PAGE = 100
 _PRIVACY_ACTION_PREFIX = "privacy."
 
 
 @router.get("/journal")
 def show_audit_log(
-    request: Request, principal: _OwnerUser, before: int | None = None, action: str = "", about: str = ""
+    request: Request,
+    _: OwnerUser,
+    before: int | None = None,
+    action: str = "",
+    subject: Annotated[str, Query(alias="about")] = "",
 ) -> Response:
-    """Rows, newest first, of an action or about an object where one is asked for."""
     statement = select(AuditLogEntry).order_by(AuditLogEntry.seq.desc()).limit(_ROWS_PER_PAGE + 1)
     if before is not None and 0 < before < 2**62:
         statement = statement.where(AuditLogEntry.seq < before)
     if action:
         statement = statement.where(AuditLogEntry.action.startswith(action, autoescape=True))
-    if about:
-        statement = statement.where((AuditLogEntry.object == about) | (AuditLogEntry.by == about))
+    if subject:
+        statement = statement.where((AuditLogEntry.object == subject) | (AuditLogEntry.by == subject))
     with get_site(request).database.read() as db:
         rows = db.scalars(statement).all()
-        ids = {row.by for row in rows} | {row.object for row in rows}
-        names = {person.id: person.name for person in db.scalars(select(Person).where(Person.id.in_(ids)))}
+        names = _load_names(db, {row.by for row in rows} | {row.object for row in rows})
     last_seq = rows[_ROWS_PER_PAGE - 1].seq if len(rows) > _ROWS_PER_PAGE else None
     return render_page(
         request,
-        principal,
-        "journal.html",
+        "owner/audit_log.html",
         rows=rows[:_ROWS_PER_PAGE],
         names=names,
-        last=last_seq,
+        last_seq=last_seq,
         action=action,
-        about=about,
+        subject=subject,
     )
 
 
 @router.get("/journal/check")
-def show_audit_log_check(request: Request, principal: _OwnerUser) -> Response:
-    """Recompute the chain."""
+def show_audit_log_check(request: Request, _: OwnerUser) -> Response:
     with get_site(request).database.read() as db:
         invalid_row = audit_log.find_first_invalid_row(db)
         last_row = db.scalars(select(AuditLogEntry).order_by(AuditLogEntry.seq.desc()).limit(1)).first()
-    return render_page(request, principal, "journal_check.html", broken=invalid_row, last=last_row)
+    return render_page(request, "owner/audit_log_check.html", invalid_row=invalid_row, last_row=last_row)
 
 
 @router.get("/privacy")
-def show_privacy_requests(request: Request, principal: _OwnerUser) -> Response:
-    """Who asked for what, and a form for users of a model."""
-    return _render_privacy_requests(request, principal)
+def show_privacy_requests(request: Request, _: OwnerUser) -> Response:
+    return _render_privacy_requests(request)
 
 
 @router.post("/privacy/user")
-def withdraw_user_from_form(
-    request: Request, principal: _OwnerUser, user: Annotated[str, Form(max_length=500)]
-) -> Response:
-    """Take back all prompts of a user."""
-    translator = get_translator(request, principal)
+def withdraw_user(request: Request, principal: OwnerUser, user: Annotated[str, Form(max_length=500)]) -> Response:
+    """Withdraw all prompts of a user of the served model."""
+    now_ms, owner_id = current_time_ms(), principal.user.id
     try:
         with get_site(request).database.write() as db:
-            prompt_count = privacy.withdraw_user_prompts(
-                db, user.strip(), now_ms=current_time_ms(), initiated_by=principal.signed_in_person.id
-            )
-    except SiteError as problem:
-        return _render_privacy_requests(
-            request,
-            principal,
-            status=problem.status,
-            error_message=translator(f"problem.{problem.code}", **problem.values),
-            user=user,
-        )
-    return _render_privacy_requests(
-        request, principal, success_message=translator("privacy.withdrawn", count=prompt_count)
-    )
+            count = privacy.withdraw_user_prompts(db, user.strip(), now_ms=now_ms, initiated_by=owner_id)
+    except SiteError as error:
+        return _render_privacy_requests(request, error.status, error=translate_error(request, error), user=user)
+    return _render_privacy_requests(request, message=get_translator(request)("privacy.withdrawn", count=count))
 
 
 def _render_privacy_requests(
-    request: Request,
-    principal: Principal,
-    status: int = 200,
-    error_message: str | None = None,
-    success_message: str | None = None,
-    user: str = "",
+    request: Request, status: int = 200, error: str | None = None, message: str | None = None, user: str = ""
 ) -> Response:
-    """The list of requests."""
+    is_request = AuditLogEntry.action.startswith(_PRIVACY_ACTION_PREFIX)
+    statement = select(AuditLogEntry).where(is_request).order_by(AuditLogEntry.seq.desc()).limit(_ROWS_PER_PAGE)
     with get_site(request).database.read() as db:
-        rows = db.scalars(
-            select(AuditLogEntry)
-            .where(AuditLogEntry.action.startswith(_PRIVACY_ACTION_PREFIX))
-            .order_by(AuditLogEntry.seq.desc())
-            .limit(_ROWS_PER_PAGE)
-        ).all()
-        names = {
-            person.id: person.name
-            for person in db.scalars(select(Person).where(Person.id.in_({row.by for row in rows})))
-        }
+        rows = db.scalars(statement).all()
+        names = _load_names(db, {row.by for row in rows})
     return render_page(
-        request,
-        principal,
-        "privacy.html",
-        status=status,
-        rows=rows,
-        names=names,
-        wrong=error_message,
-        done=success_message,
-        user=user,
+        request, "owner/privacy.html", status, rows=rows, names=names, error=error, message=message, user=user
     )
+
+
+def _load_names(db: Session, person_ids: Collection[str]) -> dict[str, str]:
+    return {person.id: person.name for person in db.scalars(select(Person).where(Person.id.in_(person_ids)))}

@@ -1,4 +1,4 @@
-"""Batches: make one with a dry run of its work beforehand, open and close it, see how far it is and what needs a person."""
+"""Batches: create one after a preview of its work, open and close it, follow its progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Request, Response
-from fastapi.responses import RedirectResponse
 from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -20,7 +19,7 @@ from instructgpt.errors import InputError
 from instructgpt.label.analysis import forecast
 from instructgpt.label.analysis.forecast import Workload
 from instructgpt.label.analysis.results import is_blind
-from instructgpt.label.auth.dependencies import Principal, get_site, require
+from instructgpt.label.auth.dependencies import TeamUser, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import (
     Batch,
@@ -38,30 +37,28 @@ from instructgpt.label.errors import SiteError, format_user_message
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BATCH_INPUT_FILES, BatchSpec
 from instructgpt.label.tasks.ingest import MAX_COMPLETIONS
-from instructgpt.label.web import charts
 from instructgpt.label.web.pages.owner.overview import parse_positive
-from instructgpt.label.web.rendering import render_page
+from instructgpt.label.web.rendering import redirect, render_page
 from instructgpt.records import USE_CASES, format_validation_error
 
 router = APIRouter()
-_TeamUser = Annotated[Principal, require("researcher", "owner")]
 _TASKS_PER_PAGE = 50
-"""Tasks on one page."""
+_PREVIEW_LENGTH = 160
+"""Characters of a prompt in the list of tasks."""
 _PERCENT_FIELDS = ("cohort_share", "gold_share", "repeat_share")
-"""Typed in percent."""
+"""Shares that the form has in percent."""
 
 
 @dataclass(frozen=True, slots=True)
 class _BatchFormInput:
-    """What somebody filled in: fields as typed, and the files that came along now or with an earlier preview."""
+    """The fields as typed, and (token, file name) of each upload of this request or of an earlier preview."""
 
     fields: Mapping[str, str]
     files: Mapping[str, tuple[str, str]]
-    """(token, name as the person knows it) of each file."""
 
 
 async def _read_batch_form(request: Request) -> _BatchFormInput:
-    """The form of a new batch. Its files are kept on the server, so that a preview need not send them twice."""
+    """Read the form and store its files on the server, so that a preview need not upload them twice."""
     folder = get_site(request).settings.folder
     files: dict[str, tuple[str, str]] = {}
     async with request.form(max_files=len(BATCH_INPUT_FILES), max_fields=60) as form:
@@ -75,144 +72,123 @@ async def _read_batch_form(request: Request) -> _BatchFormInput:
         return _BatchFormInput({key: value for key, value in form.items() if isinstance(value, str)}, files)
 
 
+_BatchForm = Annotated[_BatchFormInput, Depends(_read_batch_form)]
+
+
 @router.get("/batches")
-def show_batches(request: Request, principal: _TeamUser) -> Response:
-    """All batches with their progress."""
+def show_batches(request: Request, _: TeamUser) -> Response:
     with get_site(request).database.read() as db:
         rows = forecast.list_batch_statuses(db)
-    return render_page(request, principal, "batches.html", show=charts, rows=rows)
+    return render_page(request, "owner/batches.html", rows=rows)
 
 
 @router.get("/batches/new")
-def show_batch_form(request: Request, principal: _TeamUser) -> Response:
-    """The empty form."""
+def show_batch_form(request: Request, _: TeamUser) -> Response:
     defaults = {
         name: str(info.default)
         for name, info in BatchSpec.model_fields.items()
         if info.default is not None and not info.is_required()
     }
     defaults |= {name: f"{100 * float(defaults[name]):g}" for name in _PERCENT_FIELDS}
-    return _render_batch_form(request, principal, _BatchFormInput(defaults, {}))
+    return _render_batch_form(request, _BatchFormInput(defaults, {}))
 
 
 @router.post("/batches/preview")
-def preview_batch(
-    request: Request, principal: _TeamUser, form_input: Annotated[_BatchFormInput, Depends(_read_batch_form)]
-) -> Response:
-    """Make the batch, count its work, and take everything back."""
-    site = get_site(request)
+def preview_batch(request: Request, principal: TeamUser, form: _BatchForm) -> Response:
+    """Create the batch, count its work, and roll everything back."""
+    site, hourly_rate = get_site(request), parse_positive(form.fields.get("hourly", ""))
     try:
         with site.database.write() as db:
-            batch = _create_batch(db, site.settings.folder, form_input, principal.signed_in_person)
-            workload = forecast.estimate_batch_workload(db, batch, parse_positive(form_input.fields.get("hourly", "")))
-            size_counts, ingest_report = _count_tasks_by_size(db, batch), batch.intake
+            batch = _create_batch(db, site.settings.folder, form, principal.user)
+            workload = forecast.estimate_batch_workload(db, batch, hourly_rate)
+            sizes, intake = _count_tasks_by_size(db, batch), batch.intake
             db.rollback()
     except InputError as error:
-        return _render_batch_form(request, principal, form_input, str(error))
-    return _render_batch_form(request, principal, form_input, None, workload, size_counts, ingest_report)
+        return _render_batch_form(request, form, str(error))
+    return _render_batch_form(request, form, None, workload, sizes, intake)
 
 
 @router.post("/batches")
-def create_batch_from_form(
-    request: Request, principal: _TeamUser, form_input: Annotated[_BatchFormInput, Depends(_read_batch_form)]
-) -> Response:
-    """Make the batch; it stays closed to labelers until it is opened."""
-    site = get_site(request)
+def create_batch_from_form(request: Request, principal: TeamUser, form: _BatchForm) -> Response:
+    """Create the batch as a draft: labelers get its tasks when it is opened."""
+    site, user = get_site(request), principal.user
     try:
         with site.database.write() as db:
-            batch = _create_batch(db, site.settings.folder, form_input, principal.signed_in_person)
-            audit_log.append_entry(
-                db,
-                principal.signed_in_person.id,
-                "batch.made",
-                batch.id,
-                tasks=batch.intake.get("tasks"),
-                kind=batch.kind,
-                purpose=batch.purpose,
-            )
+            batch = _create_batch(db, site.settings.folder, form, user)
+            detail = {"tasks": batch.intake.get("tasks"), "kind": batch.kind, "purpose": batch.purpose}
+            audit_log.append_entry(db, user.id, "batch.made", batch.id, **detail)
     except InputError as error:
-        return _render_batch_form(request, principal, form_input, str(error))
-    for token, _ in form_input.files.values():
+        return _render_batch_form(request, form, str(error))
+    for token, _ in form.files.values():
         (site.settings.folder / "uploads" / Path(token).name).unlink(missing_ok=True)
-    return RedirectResponse(f"/batches/{batch.id}", status_code=303)
+    return redirect(f"/batches/{batch.id}")
 
 
-def _create_batch(db: Session, folder: Path, form_input: _BatchFormInput, creator: Person) -> Batch:
-    """The batch that a form asks for. Raises BadInput with the names of files as the person knows them."""
-    values: dict[str, Any] = {
-        name: form_input.fields[name] for name in BatchSpec.model_fields if form_input.fields.get(name, "").strip()
-    }
+def _create_batch(db: Session, folder: Path, form: _BatchFormInput, creator: Person) -> Batch:
+    """Create the batch of a form. Raises InputError, with the uploads' own file names."""
+    fields = {name: value for name, value in form.fields.items() if value.strip()}
+    values: dict[str, Any] = {name: fields[name] for name in BatchSpec.model_fields if name in fields}
     for name in _PERCENT_FIELDS:
         if name in values:
             try:
                 values[name] = float(values[name].replace(",", ".")) / 100
             except ValueError as error:
-                raise InputError(f"{name}: '{values[name]}' is no percentage") from error
+                raise InputError(f"{name}: '{values[name]}' is not a percentage") from error
     try:
-        batch_request = BatchSpec.model_validate(values)
+        spec = BatchSpec.model_validate(values)
     except ValidationError as error:
         raise InputError(format_validation_error(error)) from error
     paths: dict[str, Path] = {}
     try:
-        for name, (token, _) in form_input.files.items():
+        for name, (token, _) in form.files.items():
             paths[name] = batch_requests.get_upload(folder, token)
-        return batch_requests.create_batch_from_spec(
-            db, batch_request, {name: [path] for name, path in paths.items()}, creator
-        )
+        inputs = {name: [path] for name, path in paths.items()}
+        return batch_requests.create_batch_from_spec(db, spec, inputs, creator)
     except InputError as error:
         message = format_user_message(error)
         for name, path in paths.items():
-            message = message.replace(str(path), form_input.files[name][1])
+            message = message.replace(str(path), form.files[name][1])
         raise InputError(message) from error
 
 
 def _render_batch_form(
     request: Request,
-    principal: Principal,
-    form_input: _BatchFormInput,
-    error_message: str | None = None,
+    form: _BatchFormInput,
+    error: str | None = None,
     workload: Workload | None = None,
-    size_counts: Mapping[int, int] | None = None,
-    ingest_report: Mapping[str, int] | None = None,
+    sizes: Mapping[int, int] | None = None,
+    intake: Mapping[str, int] | None = None,
 ) -> Response:
-    """The form, with what is wrong or what a preview found."""
-    sample_command = "instructgpt " + " ".join(
-        batch_requests.build_sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl")
-    )
+    sample_arguments = batch_requests.build_sample_arguments("DIR", "prompts.jsonl", 2, "completions.jsonl")
     folder = shlex.quote(str(get_site(request).settings.folder))
-    batch_command = (
-        f"instructgpt label batch --site {folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR --n 2"
-    )
+    batch_arguments = f"--site {folder} --name NAME --prompts prompts.jsonl --models sft=DIR ppo=DIR --n 2"
     return render_page(
         request,
-        principal,
-        "batch_new.html",
-        status=422 if error_message else 200,
-        show=charts,
-        given=form_input,
-        wrong=error_message,
-        work=workload,
-        sizes=size_counts,
-        report={name: count for name, count in (ingest_report or {}).items() if count},
+        "owner/batch_new.html",
+        status=422 if error else 200,
+        form=form,
+        error=error,
+        workload=workload,
+        sizes=sizes,
+        intake={name: count for name, count in (intake or {}).items() if count},
         use_cases=USE_CASES,
-        commands=[sample_command, batch_command],
-        most=MAX_COMPLETIONS,
-        screening=batches.SCREENING_TASK_PARTS,
+        commands=[f"instructgpt {' '.join(sample_arguments)}", f"instructgpt label batch {batch_arguments}"],
+        max_completions=MAX_COMPLETIONS,
+        screening_parts=batches.SCREENING_TASK_PARTS,
     )
 
 
 def _count_tasks_by_size(db: Session, batch: Batch) -> dict[int, int]:
-    """How many tasks have K completions."""
-    statement = (
-        select(func.count().label("k")).select_from(TaskCompletion).join(Task, Task.id == TaskCompletion.task_id)
-    )
-    task_sizes = statement.where(Task.batch_id == batch.id).group_by(TaskCompletion.task_id).subquery()
-    rows = db.execute(select(task_sizes.c.k, func.count()).group_by(task_sizes.c.k).order_by(task_sizes.c.k))
+    """Count the tasks with K completions. -> {K: count}"""
+    in_batch = select(Task.id).where(Task.batch_id == batch.id)
+    completions = select(func.count().label("k")).where(TaskCompletion.task_id.in_(in_batch))
+    sizes = completions.group_by(TaskCompletion.task_id).subquery()
+    rows = db.execute(select(sizes.c.k, func.count()).group_by(sizes.c.k).order_by(sizes.c.k))
     return {row[0]: row[1] for row in rows}
 
 
 def get_batch_or_404(db: Session, batch_id: str) -> Batch:
-    """A batch. Raises Problem 404."""
+    """Return a batch. Raises SiteError `no_such_batch` (404)."""
     batch = db.get(Batch, batch_id)
     if batch is None:
         raise SiteError(404, "no_such_batch")
@@ -221,46 +197,33 @@ def get_batch_or_404(db: Session, batch_id: str) -> Batch:
 
 @router.get("/batches/{batch_id}")
 def show_batch(
-    request: Request, principal: _TeamUser, batch_id: str, after: int = -1, only: str = "", hourly: str = ""
+    request: Request, _: TeamUser, batch_id: str, after: int = -1, only: str = "", hourly: str = ""
 ) -> Response:
-    """How far a batch is, what needs a person, and its tasks."""
+    """`after`, `only`: tasks behind a position, of a state. `hourly`: the price of an hour of work."""
     with get_site(request).database.read() as db:
         batch = get_batch_or_404(db, batch_id)
-        progress = next(row for row in forecast.list_batch_statuses(db) if row.batch_id == batch_id)
-        workload, size_counts = (
-            forecast.estimate_batch_workload(db, batch, parse_positive(hourly)),
-            _count_tasks_by_size(db, batch),
-        )
         tasks = _list_task_items(db, batch, after, only)
-        leaks = _tasks_revealing_models(db, batch)
-        skips = dict(_skips_in_review(db, batch))
-        open_messages = _open_thread_messages(db, batch)
-    blind = is_blind(batch)
-    return render_page(
-        request,
-        principal,
-        "batch.html",
-        show=charts,
-        batch=batch,
-        row=progress,
-        work=workload,
-        sizes=size_counts,
-        tasks=tasks[:_TASKS_PER_PAGE],
-        more=tasks[_TASKS_PER_PAGE - 1].position if len(tasks) > _TASKS_PER_PAGE else None,
-        only=only,
-        leaks=leaks,
-        skips=skips,
-        waiting=open_messages,
-        blind=blind,
-        hourly=hourly,
-        report={name: count for name, count in batch.intake.items() if count},
-    )
+        return render_page(
+            request,
+            "owner/batch.html",
+            batch=batch,
+            row=next(row for row in forecast.list_batch_statuses(db) if row.batch_id == batch_id),
+            workload=forecast.estimate_batch_workload(db, batch, parse_positive(hourly)),
+            sizes=_count_tasks_by_size(db, batch),
+            tasks=tasks[:_TASKS_PER_PAGE],
+            next_after=tasks[_TASKS_PER_PAGE - 1].position if len(tasks) > _TASKS_PER_PAGE else None,
+            only=only,
+            leaks=_tasks_revealing_models(db, batch),
+            skips=_skips_in_review(db, batch),
+            open_messages=_open_thread_messages(db, batch),
+            is_blind=is_blind(batch),
+            hourly=hourly,
+            intake={name: count for name, count in batch.intake.items() if count},
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class _TaskListItem:
-    """One line of the list of tasks."""
-
     id: str
     position: int
     state: str
@@ -272,27 +235,26 @@ class _TaskListItem:
 
 
 def _list_task_items(db: Session, batch: Batch, after: int, only: str) -> list[_TaskListItem]:
-    """Tasks behind a position, one more than fits; `only`: those of one state."""
+    """List one task more than fits on a page, to know whether there is a next page."""
+    columns = (Task.id, Task.position, Task.state, PromptRow.text, Task.overlap)
     statement = (
-        select(
-            Task.id, Task.position, Task.state, PromptRow.text, Task.overlap, Task.n_done, Task.n_open, Task.n_skipped
-        )
+        select(*columns, Task.n_done, Task.n_open, Task.n_skipped)
         .join(PromptRow, PromptRow.id == Task.prompt_id, isouter=True)
         .where(Task.batch_id == batch.id, Task.position > after)
         .order_by(Task.position)
         .limit(_TASKS_PER_PAGE + 1)
     )
+    items = []
     rows = db.execute(statement.where(Task.state == only) if only else statement)
-    return [
-        _TaskListItem(
-            task, position, state, (text or "")[:160], overlap if overlap < batches.UNLIMITED_OVERLAP else None, *counts
-        )
-        for task, position, state, text, overlap, *counts in rows
-    ]
+    for task_id, position, state, text, overlap, *counts in rows:
+        preview = (text or "")[:_PREVIEW_LENGTH]
+        limit = overlap if overlap < batches.UNLIMITED_OVERLAP else None
+        items.append(_TaskListItem(task_id, position, state, preview, limit, *counts))
+    return items
 
 
 def _tasks_revealing_models(db: Session, batch: Batch) -> list[tuple[str, int]]:
-    """(task, how many of its completions say which model wrote them)."""
+    """Return (task, count of its completions that name their model)."""
     statement = (
         select(Task.id, func.count())
         .join(TaskCompletion, TaskCompletion.task_id == Task.id)
@@ -304,8 +266,8 @@ def _tasks_revealing_models(db: Session, batch: Batch) -> list[tuple[str, int]]:
     return [(task, count) for task, count in db.execute(statement)]
 
 
-def _skips_in_review(db: Session, batch: Batch) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(task, (reason, note) of its skips) of the tasks in review."""
+def _skips_in_review(db: Session, batch: Batch) -> dict[str, list[tuple[str, str]]]:
+    """Return {task: [(reason, note) of its skips]} of the tasks in review."""
     statement = (
         select(Task.id, Skip.reason, Skip.note)
         .join(Assignment, Assignment.task_id == Task.id)
@@ -313,52 +275,49 @@ def _skips_in_review(db: Session, batch: Batch) -> list[tuple[str, list[tuple[st
         .where(Task.batch_id == batch.id, Task.state == "review", Skip.undone_at.is_(None))
         .order_by(Task.position, Skip.at)
     )
-    skips_by_task: dict[str, list[tuple[str, str]]] = {}
+    skips: dict[str, list[tuple[str, str]]] = {}
     for task, reason, note in db.execute(statement):
-        skips_by_task.setdefault(task, []).append((reason, note))
-    return list(skips_by_task.items())
+        skips.setdefault(task, []).append((reason, note))
+    return skips
 
 
 def _open_thread_messages(db: Session, batch: Batch) -> list[tuple[str, str, str, bool, int]]:
-    """(task, labeler's name, what was said, whether it is a report, when) of everything that waits for an answer."""
+    """Return (task, labeler's name, body, whether it is a report, time) of the labelers' messages without an answer."""
+    is_open = (MessageRow.author_id == MessageRow.about_id, MessageRow.settled_at.is_(None))
     statement = (
         select(MessageRow.task_id, Person.name, MessageRow.body, MessageRow.reported, MessageRow.at)
         .join(Task, Task.id == MessageRow.task_id)
         .join(Person, Person.id == MessageRow.about_id)
-        .where(Task.batch_id == batch.id, MessageRow.author_id == MessageRow.about_id, MessageRow.settled_at.is_(None))
+        .where(Task.batch_id == batch.id, *is_open)
         .order_by(MessageRow.at)
     )
     return [(task, name, body, reported, at) for task, name, body, reported, at in db.execute(statement)]
 
 
 @router.post("/batches/{batch_id}/state")
-def change_batch_state(
-    request: Request, principal: _TeamUser, batch_id: str, state: Annotated[str, Form()]
-) -> Response:
-    """Open or close a batch."""
+def change_batch_state(request: Request, principal: TeamUser, batch_id: str, state: Annotated[str, Form()]) -> Response:
     with get_site(request).database.write() as db:
         batch = get_batch_or_404(db, batch_id)
         if state == "open" and batch.purpose == "evaluation" and batch.state == "closed":
-            raise SiteError(409, "names_are_known")
+            raise SiteError(409, "names_are_known")  # a closed evaluation is unblinded: nobody ranks it blind any more
         if state not in ("open", "closed"):
             raise SiteError(422, "no_such_state")
         if state != batch.state:
-            batches.mark_batch_open(db, batch) if state == "open" else batches.mark_batch_closed(
-                db, batch, current_time_ms()
-            )
-            audit_log.append_entry(
-                db, principal.signed_in_person.id, f"batch.{'opened' if state == 'open' else 'closed'}", batch.id
-            )
-    return RedirectResponse(f"/batches/{batch_id}", status_code=303)
+            if state == "open":
+                batches.mark_batch_open(db, batch)
+            else:
+                batches.mark_batch_closed(db, batch, current_time_ms())
+            action = "batch.opened" if state == "open" else "batch.closed"
+            audit_log.append_entry(db, principal.user.id, action, batch.id)
+    return redirect(f"/batches/{batch_id}")
 
 
 @router.post("/batches/{batch_id}/priority")
 def change_batch_priority(
-    request: Request, principal: _TeamUser, batch_id: str, priority: Annotated[int, Form(ge=-1000, le=1000)]
+    request: Request, principal: TeamUser, batch_id: str, priority: Annotated[int, Form(ge=-1000, le=1000)]
 ) -> Response:
-    """Which batch comes first."""
     with get_site(request).database.write() as db:
         batch = get_batch_or_404(db, batch_id)
         batch.priority = priority
-        audit_log.append_entry(db, principal.signed_in_person.id, "batch.priority", batch.id, priority=priority)
-    return RedirectResponse(f"/batches/{batch_id}", status_code=303)
+        audit_log.append_entry(db, principal.user.id, "batch.priority", batch.id, priority=priority)
+    return redirect(f"/batches/{batch_id}")

@@ -1,8 +1,6 @@
-"""What the owner sees first: what is done and left, how fast it goes, when it will be finished and what it costs."""
+"""The overview: setup steps, throughput, batches, forecast of completion dates and cost."""
 
 from __future__ import annotations
-
-from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import exists, select
@@ -10,7 +8,6 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label.analysis import forecast
 from instructgpt.label.analysis.forecast import (
-    DAY_MS,
     FORECAST_WINDOW_DAYS,
     HOUR_MS,
     BatchStatus,
@@ -18,68 +15,62 @@ from instructgpt.label.analysis.forecast import (
     Forecast,
     Speed,
 )
-from instructgpt.label.auth.dependencies import Principal, get_site, require
+from instructgpt.label.auth.dependencies import TeamUser, get_site
 from instructgpt.label.db.models import Instructions, Invite, Person, Submission, current_time_ms
+from instructgpt.label.db.models.base import DAY_MS
 from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
 from instructgpt.label.web import charts
 from instructgpt.label.web.rendering import render_page
 
 router = APIRouter()
-_TeamUser = Annotated[Principal, require("researcher", "owner")]
+
+
+_KindForecast = tuple[int, Forecast, tuple[float | None, ...], float, float | None]
+"""Assignments left, the forecast, its dates (expected, low, high; ms), hours left, cost left."""
+_MAX_FORECAST_DAYS = 36_500
+_CSV_DAYS = 90
 
 
 @router.get("/overview")
-def show_overview(request: Request, principal: _TeamUser, hourly: str = "") -> Response:
-    """Throughput, batches, forecast. `hourly` is what an hour of work costs, in any currency."""
+def show_overview(request: Request, principal: TeamUser, hourly: str = "") -> Response:
+    """`hourly`: the price of an hour of work, in any currency."""
     now_ms, hourly_rate = current_time_ms(), parse_positive(hourly)
     with get_site(request).database.read() as db:
-        batch_rows, daily_rows, paces = _load_progress(db, now_ms)
-        setup_steps = _setup_steps(db, batch_rows) if principal.signed_in_person.role == "owner" else []
-    by_kind = {
-        kind: _forecast_kind(kind, batch_rows, daily_rows, paces, hourly_rate, now_ms)
-        for kind in TASK_KINDS
-        if any(each.kind == kind for each in batch_rows)
-    }
+        batches, days = forecast.list_batch_statuses(db), forecast.count_daily_submissions(db, now_ms)
+        speeds = forecast.compute_speeds(db)
+        steps = _setup_steps(db, batches) if principal.user.role == "owner" else []
+    kinds = [kind for kind in TASK_KINDS if any(batch.kind == kind for batch in batches)]
     return render_page(
         request,
-        principal,
-        "overview.html",
-        show=charts,
-        rows=batch_rows,
-        past=daily_rows,
-        by_kind=by_kind,
-        speeds=paces,
+        "owner/overview.html",
+        rows=batches,
+        days=days,
+        by_kind={kind: _forecast_kind(kind, batches, days, speeds[kind], hourly_rate, now_ms) for kind in kinds},
+        speeds=speeds,
         hourly=hourly,
-        rate=hourly_rate,
-        assumed=forecast.MIN_SPEED_SAMPLES,
+        min_samples=forecast.MIN_SPEED_SAMPLES,
         window=FORECAST_WINDOW_DAYS,
-        steps=setup_steps if not all(done for _, _, done in setup_steps) else [],
-        active_ms=sum(day.active_ms for day in daily_rows),
-        spent_ms=sum(each.active_ms for each in batch_rows),
-        questions=sum(each.questions for each in batch_rows),
-        in_review=sum(each.review for each in batch_rows),
+        steps=[] if all(is_done for _, _, is_done in steps) else steps,
+        active_ms=sum(day.active_ms for day in days),
+        total_ms=sum(batch.active_ms for batch in batches),
+        questions=sum(batch.questions for batch in batches),
+        in_review=sum(batch.review for batch in batches),
     )
 
 
 @router.get("/overview/days.csv")
-def download_days_csv(request: Request, _: _TeamUser) -> Response:
-    """Submissions and active hours of each of the last 90 days."""
+def download_days_csv(request: Request, _: TeamUser) -> Response:
     with get_site(request).database.read() as db:
-        daily_rows = forecast.count_daily_submissions(db, current_time_ms(), 90)
-    rows = (
-        [
-            charts.date(day.start_ms),
-            *(day.submissions.get(kind, 0) for kind in TASK_KINDS),
-            day.active_ms / HOUR_MS,
-            day.people,
-        ]
-        for day in daily_rows
-    )
+        days = forecast.count_daily_submissions(db, current_time_ms(), _CSV_DAYS)
+    rows = []
+    for day in days:
+        counts = [day.submissions.get(kind, 0) for kind in TASK_KINDS]
+        rows.append([charts.date(day.start_ms), *counts, day.active_ms / HOUR_MS, day.people])
     return charts.csv_download("days", ["day", *TASK_KINDS, "active_hours", "people"], rows)
 
 
-def _setup_steps(db: Session, batch_rows: list[BatchStatus]) -> list[tuple[str, str, bool]]:
-    """(step, its page, whether it is done) of what a new site needs before work comes in, in order. One statement."""
+def _setup_steps(db: Session, batches: list[BatchStatus]) -> list[tuple[str, str, bool]]:
+    """Return (step, its page, whether it is done) of setting up a new site, in order. One statement."""
     labeler_exists = exists().where(Person.role == "labeler")
     invited, admitted, submitted, rewritten = db.execute(
         select(
@@ -89,47 +80,39 @@ def _setup_steps(db: Session, batch_rows: list[BatchStatus]) -> list[tuple[str, 
             exists().where(Instructions.created_by.is_not(None)),
         )
     ).one()
+    work_batches = [batch for batch in batches if batch.screening is None]
     return [
         ("instructions", "/instructions", rewritten or submitted),
-        ("batch", "/batches/new", any(each.screening is None for each in batch_rows)),
-        ("screening", "/batches/new", admitted or any(each.screening is not None for each in batch_rows)),
-        ("open", "/batches", submitted or any(each.state == "open" and each.screening is None for each in batch_rows)),
+        ("batch", "/batches/new", bool(work_batches)),
+        ("screening", "/batches/new", admitted or len(work_batches) < len(batches)),
+        ("open", "/batches", submitted or any(batch.state == "open" for batch in work_batches)),
         ("invite", "/people", invited),
         ("admit", "/people", admitted),
     ]
 
 
-def _load_progress(db: Session, now_ms: int) -> tuple[list[BatchStatus], list[DayActivity], dict[TaskKind, Speed]]:
-    """Batches, the last days, speeds."""
-    return forecast.list_batch_statuses(db), forecast.count_daily_submissions(db, now_ms), forecast.compute_speeds(db)
-
-
 def _forecast_kind(
     kind: TaskKind,
-    batch_rows: list[BatchStatus],
-    daily_rows: list[DayActivity],
-    paces: dict[TaskKind, Speed],
+    batches: list[BatchStatus],
+    days: list[DayActivity],
+    speed: Speed,
     hourly_rate: float | None,
     now_ms: int,
-) -> tuple[int, Forecast, tuple[float | None, ...], float, float | None]:
-    """Of the open batches of a kind: assignments left, the forecast, its three dates (ms), hours left, cost left."""
-    open_batches = [each for each in batch_rows if each.kind == kind and each.state == "open"]
-    assignments_left = sum(each.remaining for each in open_batches)
-    kind_forecast = forecast.forecast_completion(
-        assignments_left, [float(day.submissions.get(kind, 0)) for day in daily_rows]
-    )
-    workload = forecast.compute_workload(
-        0, assignments_left, sum(each.remaining_units for each in open_batches), paces[kind], hourly_rate
-    )
+) -> _KindForecast:
+    open_batches = [batch for batch in batches if batch.kind == kind and batch.state == "open"]
+    remaining = sum(batch.remaining for batch in open_batches)
+    result = forecast.forecast_completion(remaining, [float(day.submissions.get(kind, 0)) for day in days])
+    units = sum(batch.remaining_units for batch in open_batches)
+    workload = forecast.compute_workload(0, remaining, units, speed, hourly_rate)
     dates = tuple(
-        None if days is None or days > 36_500 else now_ms + days * DAY_MS
-        for days in (kind_forecast.days, kind_forecast.low, kind_forecast.high)
+        None if count is None or count > _MAX_FORECAST_DAYS else now_ms + count * DAY_MS
+        for count in (result.days, result.low, result.high)
     )
-    return assignments_left, kind_forecast, dates, workload.hours, workload.cost
+    return remaining, result, dates, workload.hours, workload.cost
 
 
 def parse_positive(text: str) -> float | None:
-    """A number above 0 that somebody typed, with a comma or a point; None for anything else."""
+    """Parse a number between 0 and a million, with a decimal comma or point; None for anything else."""
     try:
         value = float(text.strip().replace(",", "."))
     except ValueError:

@@ -1,100 +1,85 @@
-"""How good the work is: agreement in full view, gold, repeats, habits; down to one labeler, and every table as a file."""
+"""Quality of rankings: agreement, gold and repeated tasks, habits of each labeler; every table also as CSV."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 
 from instructgpt.label.analysis import quality
 from instructgpt.label.analysis.quality import TYPICAL_AGREEMENT_RANGE, QualityReport
-from instructgpt.label.auth.dependencies import Principal, get_site, require
-from instructgpt.label.db.models import Batch, current_time_ms
+from instructgpt.label.auth.dependencies import TeamUser, get_site
+from instructgpt.label.db.models import Batch
 from instructgpt.label.errors import SiteError
 from instructgpt.label.web import charts
+from instructgpt.label.web.params import or_404
 from instructgpt.label.web.rendering import render_page
 
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate
 
 router = APIRouter()
-_TeamUser = Annotated[Principal, require("researcher", "owner")]
 _MAX_DISAGREEMENTS = 20
-"""Tasks with the largest disagreement on one page."""
 _AGREEMENT_RULES = ("decided", "half_credit", "three_way", "tie_rate")
+_LABELER_COLUMNS = ["labeler", "cohort", "rankings", "shared_pairs", "agreement", "agreement_shrunk", "low", "high"]
+_LABELER_COLUMNS += ["gold", "repeats", "tie_rate", "seconds_a_completion", "hours", "pasted", "mean_rating"]
+_LABELER_COLUMNS += [*(f"rating_{number}" for number in range(1, 8)), "position_p", "as_shown"]
 
 
 @router.get("/quality")
-def show_quality(request: Request, principal: _TeamUser, batch: str = "") -> Response:
-    """Quality of all work, or of one batch."""
-    report, names = _load_quality(request, batch)
-    people = {each.labeler: each.name for each in report.labelers}
+def show_quality(request: Request, _: TeamUser, batch: str = "") -> Response:
+    report, batch_names = _load_quality(request, batch)
     return render_page(
         request,
-        principal,
-        "quality.html",
-        show=charts,
-        found=report,
-        names=names,
+        "owner/quality.html",
+        report=report,
+        batch_names=batch_names,
         batch=batch,
         band=TYPICAL_AGREEMENT_RANGE,
         rules=_AGREEMENT_RULES,
-        people=people,
-        worst=[each for each in report.disagreements if each.opposite][:_MAX_DISAGREEMENTS],
-        at=current_time_ms(),
+        people={labeler.labeler: labeler.name for labeler in report.labelers},
+        disagreements=[row for row in report.disagreements if row.opposite][:_MAX_DISAGREEMENTS],
     )
 
 
 def _load_quality(request: Request, batch: str) -> tuple[QualityReport, list[tuple[str, str]]]:
-    """The numbers, and (id, name) of every batch of rankings."""
+    """Return the report, and (id, name) of every batch of rankings."""
+    statement = select(Batch.id, Batch.name).where(Batch.kind == "rank", Batch.screening.is_(None))
     with get_site(request).database.read() as db:
-        statement = (
-            select(Batch.id, Batch.name)
-            .where(Batch.kind == "rank", Batch.screening.is_(None))
-            .order_by(Batch.created_at.desc())
-        )
-        names = [(each, name) for each, name in db.execute(statement)]
+        names = [(batch_id, name) for batch_id, name in db.execute(statement.order_by(Batch.created_at.desc()))]
         if batch and batch not in dict(names):
             raise SiteError(404, "no_such_batch")
         return quality.compute_quality(db, batch or None), names
 
 
 @router.get("/quality/labelers/{labeler}")
-def show_labeler_quality(request: Request, principal: _TeamUser, labeler: str, batch: str = "") -> Response:
-    """One labeler's habits, and with whom they agree."""
-    report, _ = _load_quality(request, batch)
-    row = next((each for each in report.labelers if each.labeler == labeler), None)
-    if row is None:
-        raise SiteError(404, "not_found")
-    names = {each.labeler: each.name for each in report.labelers}
-    labeler_index = report.matrix.labelers.index(labeler)
-    peer_agreements = [
-        (
-            names[str(peer)],
-            float(report.matrix.share[labeler_index, peer_index]),
-            int(report.matrix.shared[labeler_index, peer_index]),
-        )
-        for peer_index, peer in enumerate(report.matrix.labelers)
-        if report.matrix.shared[labeler_index, peer_index]
+def show_labeler_quality(request: Request, _: TeamUser, labeler: str, batch: str = "") -> Response:
+    report, _names = _load_quality(request, batch)
+    row = or_404(next((row for row in report.labelers if row.labeler == labeler), None))
+    names = {labeler.labeler: labeler.name for labeler in report.labelers}
+    matrix = report.matrix
+    index = matrix.labelers.index(labeler)
+    peers = [
+        (names[str(peer)], float(matrix.share[index, i]), int(matrix.shared[index, i]))
+        for i, peer in enumerate(matrix.labelers)
+        if matrix.shared[index, i]
     ]
     return render_page(
         request,
-        principal,
-        "quality_labeler.html",
-        show=charts,
+        "owner/quality_labeler.html",
         row=row,
         batch=batch,
         band=TYPICAL_AGREEMENT_RANGE,
         overall=report.overall,
-        beside=sorted(peer_agreements, key=lambda each: each[1]),
+        peers=sorted(peers, key=lambda peer: peer[1]),
     )
 
 
 @router.get("/quality/{name}.csv")
-def download_quality_csv(request: Request, _: _TeamUser, name: str, batch: str = "") -> Response:
-    """One table of the page as a file. Labelers are named by their pseudonyms, as in exports."""
+def download_quality_csv(request: Request, _: TeamUser, name: str, batch: str = "") -> Response:
+    """Labelers are named by their pseudonyms, as in exports."""
     report, _names = _load_quality(request, batch)
     tables = {
         "agreement": _agreement_table,
@@ -113,7 +98,6 @@ _CsvTable = tuple[list[str], list[list[object]]]
 
 
 def _agreement_table(report: QualityReport) -> _CsvTable:
-    """Every rule for everybody, each cohort, gold and repeats."""
     rows: list[list[object]] = []
     groups = {"all": report.overall, **report.cohorts, "gold": report.gold, "repeats": report.repeats}
     for group, agreement in groups.items():
@@ -122,73 +106,29 @@ def _agreement_table(report: QualityReport) -> _CsvTable:
         counts = [agreement.concordant, agreement.discordant, agreement.one_tied, agreement.both_tied]
         for rule in _AGREEMENT_RULES:
             estimate = getattr(agreement, rule)
-            rows.append([group, rule, estimate.value, estimate.low, estimate.high, estimate.n, *counts])
+            rows.append([group, rule, *_interval_cells(estimate), estimate.n, *counts])
     return ["group", "rule", "value", "low", "high", "n", "alike", "opposite", "one_tied", "both_tied"], rows
 
 
 def _interval_cells(estimate: Estimate | None) -> list[float | None]:
-    """A number and the ends of its interval."""
     return [None, None, None] if estimate is None else [estimate.value, estimate.low, estimate.high]
 
 
 def _labeler_table(report: QualityReport) -> _CsvTable:
-    """One row a labeler."""
-    header = [
-        "labeler",
-        "cohort",
-        "rankings",
-        "shared_pairs",
-        "agreement",
-        "agreement_shrunk",
-        "low",
-        "high",
-        "gold",
-        "repeats",
-        "tie_rate",
-        "seconds_a_completion",
-        "hours",
-        "pasted",
-        "mean_rating",
-        *(f"rating_{n}" for n in range(1, 8)),
-        "position_p",
-        "as_shown",
-    ]
     rows: list[list[object]] = []
-    for labeler in report.labelers:
-        agreement = labeler.agreement
-        shrunk = agreement.shrunk if agreement else None
-        agreement_cells = (
-            [agreement.shared, agreement.share, *_interval_cells(shrunk)]
-            if agreement
-            else [0, None, *_interval_cells(None)]
-        )
-        check_cells = [row.decided.value if row else None for row in (labeler.gold, labeler.repeats)]
-        habit_cells = [
-            labeler.report.ties.share,
-            labeler.seconds,
-            labeler.hours,
-            labeler.pasted,
-            labeler.mean_rating,
-            *labeler.ratings,
-        ]
-        rows.append(
-            [
-                labeler.pseudonym,
-                labeler.cohort,
-                labeler.rankings,
-                *agreement_cells,
-                *check_cells,
-                *habit_cells,
-                labeler.report.position.p,
-                labeler.report.as_shown.share,
-            ]
-        )
-    return header, rows
+    for row in report.labelers:
+        agreement = row.agreement
+        shared = [agreement.shared, agreement.share] if agreement else [0, None]
+        shrunk = _interval_cells(agreement.shrunk if agreement else None)
+        checks = [check.decided.value if check else None for check in (row.gold, row.repeats)]
+        habits = [row.report.ties.share, row.seconds, row.hours, row.pasted, row.mean_rating, *row.ratings]
+        cells = [row.pseudonym, row.cohort, row.rankings, *shared, *shrunk, *checks, *habits]
+        rows.append([*cells, row.report.position.p, row.report.as_shown.share])
+    return _LABELER_COLUMNS, rows
 
 
 def _matrix_table(report: QualityReport) -> _CsvTable:
-    """Every two labelers with shared pairs."""
-    names = {each.labeler: each.pseudonym for each in report.labelers}
+    names = {row.labeler: row.pseudonym for row in report.labelers}
     matrix = report.matrix
     rows: list[list[object]] = [
         [names[str(labeler)], names[str(peer)], float(matrix.share[i, j]), int(matrix.shared[i, j])]
@@ -200,17 +140,15 @@ def _matrix_table(report: QualityReport) -> _CsvTable:
 
 
 def _label_table(report: QualityReport) -> _CsvTable:
-    """Ratings and labels."""
     rows: list[list[object]] = []
-    for category in report.categories:
-        extra_cells = [measured.value if measured else None for measured in (category.ac1, category.positive)]
-        rows.append([category.name, category.answers, category.yes, *_interval_cells(category.alpha), *extra_cells])
+    for label in report.categories:
+        extra = [estimate.value if estimate else None for estimate in (label.ac1, label.positive)]
+        rows.append([label.name, label.answers, label.yes, *_interval_cells(label.alpha), *extra])
     return ["question", "answers", "yes", "alpha", "low", "high", "ac1", "positive_agreement"], rows
 
 
 def _disagreement_table(report: QualityReport) -> _CsvTable:
-    """All tasks that several labelers ranked."""
     rows: list[list[object]] = [
-        [each.task, each.labelers, each.opposite, each.decided, each.share] for each in report.disagreements
+        [row.task, row.labelers, row.opposite, row.decided, row.share] for row in report.disagreements
     ]
     return ["task", "labelers", "opposite", "decided", "share"], rows

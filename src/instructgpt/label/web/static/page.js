@@ -1,0 +1,26 @@
+// Every page: scrollable tables by keyboard, the current link in sight, times in the reader's time zone, copy buttons.
+
+document.documentElement.classList.add("js");
+
+for (const scrollable of document.querySelectorAll(".scroll, .side, .full-text")) {
+  if (scrollable.scrollWidth > scrollable.clientWidth && !scrollable.hasAttribute("tabindex")) scrollable.tabIndex = 0;
+}
+
+const dateFormat = new Intl.DateTimeFormat(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
+for (const time of document.querySelectorAll("time[datetime]")) time.textContent = dateFormat.format(new Date(time.dateTime));
+
+for (const currentLink of document.querySelectorAll(".top nav a[aria-current]")) {
+  const nav = currentLink.parentElement;
+  nav.scrollLeft = currentLink.offsetLeft - nav.offsetLeft - (nav.clientWidth - currentLink.offsetWidth) / 2;
+}
+
+for (const button of document.querySelectorAll("[data-copies]")) {
+  const field = button.parentElement.querySelector("input");
+  button.addEventListener("click", async () => {
+    field.select();
+    await navigator.clipboard?.writeText(field.value).then(() => (button.textContent = button.dataset.done), () => {});
+  });
+}
+
+// After a submission Enter continues with the next task.
+document.getElementById("next-task")?.focus({ preventScroll: true });
