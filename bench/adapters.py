@@ -1,7 +1,8 @@
 """Bytes that PPO holds in weights, gradients and optimizers, with all weights trained and with adapters.
 
-    python bench/adapters.py                       # a Llama of 5.8 million parameters as policy, another as reward
-    model python bench/adapters.py --width 768 --layers 12 --vocabulary 50257 --ranks 0 16 64
+    # a Llama of 5.8 million parameters as policy, another as reward model
+    python bench/adapters.py
+    python bench/adapters.py --width 768 --layers 12 --vocabulary 50257 --ranks 0 16 64
 
 The models are random and saved in a temporary directory; the stage's own `load_models` and one optimizer step of each
 trained model on one line of tokens come after that, then every tensor that is still held is counted once.

@@ -1,11 +1,14 @@
 """Every evaluation of a small model on a folder of public data, at the documented limits: seconds of each, and of all.
 
-    python bench/evaluations.py DATA --rankings RANKINGS      # files as docs/evaluate.md names them, and a folder of
-    rankings python bench/evaluations.py DATA --model runs/mine/sft        # another model than the one that is made
+    # files as docs/evaluate.md names them, and a folder of rankings
+    python bench/evaluations.py DATA --rankings RANKINGS
+    python bench/evaluations.py DATA --model runs/mine/sft        # another model than the one that is made
 
 Each evaluation is a command of its own, so its time includes starting. What is done is kept in --out, and the same
-command goes on with the rest; one that was stopped in its middle starts afresh, because half of its time would say
-nothing. Models, scorer and judges that are made for it are not counted.
+command goes on
+with the rest; one that was stopped in its middle starts afresh, because half of its time would say nothing. Models,
+scorer and judges
+that are made for it are not counted.
 """
 
 from __future__ import annotations

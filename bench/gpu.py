@@ -1,9 +1,9 @@
 """What of a GPU is reached: decoding beside its memory's rate, forward passes and updates beside its matrix rate, and
 one PPO iteration.
 
-    python bench/gpu.py                                    # GPT-2 124M and a Llama of 1.3B on CUDA, then
-    DeepSpeed-Chat's protocol python bench/gpu.py --device cpu --shape toy --rows 4 --length 8 --critic toy      # the
-    same at toy size
+    # GPT-2 124M and a Llama of 1.3B on CUDA, then DeepSpeed-Chat's protocol
+    python bench/gpu.py
+    python bench/gpu.py --device cpu --shape toy --rows 4 --length 8 --critic toy      # the same at toy size
 
 Weights are random. The protocol: prompts of 256 and completions of 256 tokens, a policy of 1.3B, a critic (value and
 reward model) of 350M; seconds an episode times its 264,292 samples stand beside the 11.7 hours that are published for

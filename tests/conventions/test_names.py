@@ -36,7 +36,6 @@ CONTRACT_NAMES = {
     "label/db/models/submissions.py": {"at", "shown"},
     "label/db/models/tasks.py": {"written"},
     "label/exchange/export_jobs.py": {"by"},
-    "label/exchange/external_submissions.py": {"shown"},
     "label/tasks/batch_requests.py": {"written"},
     "label/tasks/batches.py": {"wanted", "done"},
     "label/tasks/submission_history.py": {"at"},

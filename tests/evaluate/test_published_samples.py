@@ -194,7 +194,7 @@ def test_single_sizes_form_no_family():
         (["squad", "drop", "--completions", "drop=DROP"], "no completions for squad; give --completions squad=FILE"),
         (["all", "--completions", "DROP"], "no completions for all; give --completions NAME=FILE"),
         (["squad", "--completions", "nowhere.csv"], "--completions nowhere.csv: no such file or folder"),
-        (["squad", "--completions", "CUT"], "is the file cut off?"),
+        (["squad", "--completions", "CUT"], "is the file truncated?"),
     ],
 )
 def test_invalid_files_are_reported_in_one_line(files, tmp_path, capsys, words, complaint):

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,11 @@ def lock_as_another_process(folder: Path) -> int:
 def test_second_command_is_refused_and_the_first_continues(kit, command, tmp_path):
     out = tmp_path / "base"
     first = CommandProcess(*kit.pretrain(out, *MANY)).wait_until(logged(out, 5))
+    first.send(signal.SIGSTOP)  # a fast machine would end it before the second command has started
     told = command(*kit.pretrain(out, *MANY)).error_line(2)
     assert told == f"--out {out}: in use by another command; wait for it to end, or choose another --out"
     assert "in use by another command" in command(*kit.pretrain(out, *MANY, "--no-resume")).error_line(2)
+    first.send(signal.SIGCONT)
     assert first.end().code == 0
     steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert steps == sorted(set(steps))

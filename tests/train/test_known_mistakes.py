@@ -2,28 +2,37 @@
 
     pytest tests/train/test_known_mistakes.py
 
-| mistake | test | |---|---| | greedy rollouts for one model family | test_engine:
-test_sampled_frequencies_are_the_softmax_of_the_logits | | KL clamped at 0, or absolute | test_functional:
-test_kl_estimators_are_unbiased_by_enumeration; here: logged KL is signed | | made-up end-of-text after truncation |
-test_tokenization: test_end_of_text_ends_a_completion_and_nothing_else; here: a cut-off completion | | score on padding
-| test_ppo: test_an_episode_remembers_what_each_model_says, test_models: test_stock_scores_equal… | | sentinel for the
-logp of padding | here: statistics do not change when padding grows | | ranking loss over every token after the
-divergence | test_reward: test_the_loss_equals_…; here: only last tokens count | | score bias dropped; two labels by
-default | test_models: test_scores_survive_saving_and_loading, …_with_two_labels_is_refused | | normalisation that does
-nothing | test_models: test_a_reward_model_without_recorded_offset_is_refused; here: PPO refuses it | | option that does
-nothing | test_pretrain_and_sft, test_ppo: test_options_that_do_nothing_are_refused; here: the KL coefficient acts | |
-ptx as a convex mix; ptx in a step of its own | test_ppo: test_ptx_adds_gamma_times_the_lm_gradient |
-| ptx and episodes zipped, the shorter ends the epoch | test_ppo: test_ptx_sees_its_ratio_of_examples; here: a corpus
-shorter than the run | | resume silently ignored | test_resume: test_a_run_that_was_stopped_ends_as_one_that_was_not | |
-LoRA head not saved | test_lora: test_a_saved_reward_model_keeps_its_head | | README flags that do not parse |
-test_docs: test_commands_parse, test_readme: test_every_command_of_the_readme_runs | | entropy of the wrong sign |
-test_functional: test_entropy_gradient_increases_entropy, test_entropy_is_between_zero_and_uniform | | off by one where
-padding is end-of-text | test_models: test_end_of_text_is_learned_when_padding_…; here: the reward model | | loss
-divided by the wrong batch | test_pretrain_and_sft, test_reward, test_ppo: test_gradients_are_microbatch_… | | more than
-one PPO epoch diverges | test_ppo: test_four_epochs_reach_the_exact_optimum, …_on_whole_completions_are_stable | |
-temperature left out where logp is computed | test_engine: test_logp_includes_the_temperature | | two beginnings of text
-| test_tokenization: test_exactly_one_beginning_of_text | | tokens of prompt + completion differ between stages |
-test_tokenization: test_every_stage_sees_the_same_tokens |
+- greedy rollouts for one model family: test_engine: test_sampled_frequencies_are_the_softmax_of_the_logits
+- KL clamped at 0, or absolute: test_functional: test_kl_estimators_are_unbiased_by_enumeration; here: logged KL is
+  signed
+- made-up end-of-text after truncation: test_tokenization: test_end_of_text_ends_a_completion_and_nothing_else; here:
+  a cut-off completion
+- score on padding: test_ppo: test_rollout_equals_stock_forward_passes, test_models: test_stock_scores_equal…
+- sentinel for the logp of padding: here: statistics do not change when padding grows
+- ranking loss over every token after the divergence: test_reward: test_ranking_loss_equals_its_definition; here: only
+  last tokens count
+- score bias dropped; two labels by default: test_models: test_scores_survive_saving_and_loading,
+  …_with_two_labels_is_refused
+- normalisation that does nothing: test_models: test_a_reward_model_without_recorded_offset_is_refused; here: PPO
+  refuses it
+- option that does nothing: test_pretrain_and_sft, test_ppo: test_ineffective_options_are_refused; here: the KL
+  coefficient acts
+- ptx as a convex mix; ptx in a step of its own: test_ppo: test_ptx_adds_gamma_times_the_lm_gradient
+- ptx and episodes zipped, the shorter ends the epoch: test_ppo: test_ptx_reads_its_ratio_of_rows; here: a corpus
+  shorter than the run
+- resume silently ignored: test_resume: test_resumed_run_equals_uninterrupted_run
+- LoRA head not saved: test_lora: test_saved_reward_model_keeps_its_head
+- README flags that do not parse: test_docs: test_commands_parse, test_readme: test_every_command_of_the_readme_runs
+- entropy of the wrong sign: test_functional: test_entropy_gradient_increases_entropy,
+  test_entropy_is_between_zero_and_uniform
+- off by one where padding is end-of-text: test_models: test_end_of_text_is_learned_when_padding_…; here: the reward
+  model
+- loss divided by the wrong batch: test_pretrain_and_sft, test_reward, test_ppo: test_gradients_are_microbatch_…
+- more than one PPO epoch diverges: test_ppo: test_four_epochs_reach_the_exact_optimum,
+  …_on_whole_completions_are_stable
+- temperature left out where logp is computed: test_engine: test_logp_includes_the_temperature
+- two beginnings of text: test_tokenization: test_exactly_one_beginning_of_text
+- tokens of prompt + completion differ between stages: test_tokenization: test_every_stage_sees_the_same_tokens
 """
 
 import dataclasses

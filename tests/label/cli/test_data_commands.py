@@ -104,7 +104,7 @@ def test_archive_and_backup_commands(site_folder, command, write, tmp_path):
     one, two = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
     assert "verified" in command("label", "backup", "--site", site_folder, "--out", tmp_path / "copy.db").out
-    assert "is there already" in command(
+    assert "already exists" in command(
         "label", "backup", "--site", site_folder, "--out", tmp_path / "copy.db"
     ).error_line(2)
     for rest in site_folder.glob("site.db*"):

@@ -120,7 +120,7 @@ def test_database_of_a_site_cannot_change(command):
     command("label", "init", "--site", "site")
     outcome = command("label", "serve", "--site", "site", "--database", "sqlite:///other.db")
     assert outcome.code == 2
-    assert "this site was made with" in outcome.err
+    assert "this site uses" in outcome.err
 
 
 def test_temporary_disk_is_warned_about(tmp_path):

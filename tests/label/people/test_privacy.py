@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import func, select
 from support.site import add_person, client_of, make_site
-from test_people import GOOD, hand_in, screening_batch, with_password
+from test_people import GOOD, screening_batch, submit_all, with_password
 
 from instructgpt.label.auth import accounts, consent, rate_limits
 from instructgpt.label.db import audit_log
@@ -42,7 +42,7 @@ def owner(site):
 def test_erasing_keeps_labels_and_audit_chain_but_no_name(site):
     person = with_password(site, "Ada Lovelace", status="screening", email="ada@example.org")
     screening_batch(site, "demonstration", 1)
-    hand_in(site, person, "demonstration", lambda *_: DemonstrationForm(text="kept text"), 1)
+    submit_all(site, person, "demonstration", lambda *_: DemonstrationForm(text="kept text"), 1)
     add_identifying_rows(site, person)
     client = client_of(site, person)
     held = client.get("/account/data")
@@ -101,7 +101,7 @@ def add_identifying_rows(site, person):
 def test_withdrawing_consent_withdraws_prompts_and_optionally_labels(site):
     person = with_password(site, "ada", status="screening")
     screening_batch(site, "demonstration", 2)
-    hand_in(site, person, "demonstration", lambda *_: DemonstrationForm(text="mine"), 1)
+    submit_all(site, person, "demonstration", lambda *_: DemonstrationForm(text="mine"), 1)
     with site.database.write() as db:
         consent.add_consent_version(db, {"en": "text"}, None)
         consent.record_consent(db, person, 1)

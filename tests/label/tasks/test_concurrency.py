@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -42,7 +43,9 @@ def make_crowd(site):
             lambda db: claim_next_task(db, site.settings, person, None, next(steps) * MINUTE)
         )
 
-    return SimpleNamespace(site=site, steps=steps, do=do, get=get, stored=[], errors=[])
+    return SimpleNamespace(
+        site=site, steps=steps, do=do, get=get, stored=[], errors=[], busy=set(), lock=threading.Lock()
+    )
 
 
 def unfinished(site):
@@ -50,12 +53,27 @@ def unfinished(site):
         return db.scalar(select(func.count()).select_from(Task).where(Task.state != "done"))
 
 
+def start_step(crowd, person) -> bool:
+    """Return False once all is done and nobody is inside a step, which may undo a submission or skip its task."""
+    while True:
+        with crowd.lock:
+            if unfinished(crowd.site):
+                crowd.busy.add(person.name)
+                return True
+            if not crowd.busy:
+                return False
+        time.sleep(0.001)
+
+
 def work(crowd, person):
     """One labeler, until everything is done."""
     rng = random.Random(person.name)
     try:
-        while unfinished(crowd.site):
-            step(crowd, person, rng.random())
+        while start_step(crowd, person):
+            try:
+                step(crowd, person, rng.random())
+            finally:
+                crowd.busy.discard(person.name)
     except Exception as error:
         crowd.errors.append(error)
 
