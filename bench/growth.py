@@ -100,8 +100,7 @@ VOCABULARY: Grows = (
     lambda case: case.vocabulary,
 )
 
-# --- what is measured: ours first, then what is simple, where there is such a thing
-# ----------------------------------------
+# --- what is measured: ours first, then what is simple, where there is such a thing ----------------------------------
 
 
 def reward(case: Case) -> dict[str, Work]:
@@ -195,8 +194,7 @@ STAGES: dict[str, tuple[Callable[[Case], dict[str, Work]], str, tuple[Grows, ...
     "ppo": (ppo, "an episode", (LENGTH, SIZE, VOCABULARY)),
 }
 
-# --- turns, tables, figures
-# --------------------------------------------------------------------------------------------------
+# --- turns, tables, figures ------------------------------------------------------------------------------------------
 
 
 def turns(sides: dict[str, Work], rounds: int) -> dict[str, float]:

@@ -167,8 +167,7 @@ def prompts_of(vocabulary: int) -> list[list[int]]:
     return [[draw.randrange(3, vocabulary) for _ in range(draw.randint(32, 64))] for _ in range(EPISODES)]
 
 
-# --- the two sides: an update, or what is said of given completions
-# ------------------------------------------------------
+# --- the two sides: an update, or what is said of given completions --------------------------------------------------
 
 
 def ours(folder: Path) -> Work:
@@ -300,8 +299,7 @@ def peers(folder: Path) -> Work:
     return work
 
 
-# --- taking turns
-# ----------------------------------------------------------------------------------------------------------
+# --- taking turns ----------------------------------------------------------------------------------------------------
 
 
 def compare(us: Side, them: Side, size: str, rounds: int) -> tuple[list[Answer], list[str]]:

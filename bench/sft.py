@@ -36,8 +36,7 @@ def make_demonstrations(vocabulary: int) -> list[tuple[list[int], list[int]]]:
     return [(text(), text()) for _ in range(DEMONSTRATIONS)]
 
 
-# --- the two sides: one pass over all demonstrations, -> mean loss a completion token
-# -------------------------------------
+# --- the two sides: one pass over all demonstrations, -> mean loss a completion token --------------------------------
 
 
 def ours(folder: Path) -> Work:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -61,14 +62,14 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
         "optimizer": ["descend", "optimizer_step"],
         "validation": ["validate", "validate_policy"],
     },
-    "evaluate.candidates": {"sampling": ["answers", "generate_answers"]},
+    "evaluate.candidate_sampling evaluate.candidates": {"sampling": ["answers", "generate_answers"]},
     "train.reward": {
         "forward and backward": ["ranking_step", "ranking_backward"],
         "optimizer": ["descend", "optimizer_step"],
         "validation": ["accuracies", "evaluate_pair_accuracy"],
     },
     "train.rollout": {
-        "sampling": ["sample", "sample_on_ranks"],
+        "sampling": ["sample", "sample_tokens", "sample_on_ranks", "sample_distributed"],
         "reference and values": ["of_completions", "per_token_values"],
     },
     "train.ppo": {
@@ -77,13 +78,13 @@ PARTS: dict[str, dict[str, Sequence[str]]] = {
         "pretraining text": ["pretraining_step", "ptx_backward"],
         "optimizer": ["descend", "optimizer_step", "average", "move_average", "update_ema"],
     },
-    "evaluate.small_world": {
+    "evaluate.world_exam evaluate.small_world": {
         "answers": ["answers", "generate_answers"],
         "continuations": ["continuations", "generate_continuations"],
         "likelihood of text": ["text_logp", "text_logps"],
     },
 }
-"""The functions that do each phase, by module; a checkout has all names or one of them."""
+"""The functions of each phase, by module. A checkout has one of the modules of a key, and some of the names."""
 ONCE = {"all else", "parity"}
 """Phases whose work does not grow with the stage's: loading, reading and saving, the check before the first update.
 Reward training scores once, too, what its offset is made of."""
@@ -117,16 +118,22 @@ class Watch:
         setattr(owner, name, timed)
 
 
+def first_module(*names: str) -> Any:
+    """Import the first of the modules that this checkout has."""
+    found = [name for name in names if importlib.util.find_spec(f"instructgpt.{name}")]
+    return importlib.import_module(f"instructgpt.{found[0]}")
+
+
 def checkout(folder: Path) -> Work:
     """One side: it is asked for the input of all stages, or for one stage; of that it says what phases took,
     and what it logged first.
     """
     from instructgpt import pipeline
-    from instructgpt.models.reward_model import ScalarModel
 
+    ScalarModel = first_module("models.reward_model", "models.scalar").ScalarModel
     watch = Watch()
     for module, phases in PARTS.items():
-        owner = importlib.import_module(f"instructgpt.{module}")
+        owner = first_module(*module.split())
         for phase, names in phases.items():
             for name in names:
                 if hasattr(owner, name):
@@ -135,7 +142,8 @@ def checkout(folder: Path) -> Work:
     told = json.loads((folder / "demo.json").read_text())
     config = pipeline.RunConfig(out=folder / "made", stages=told["stages"], **told["run"])
     stages = {
-        DIRECTORIES.get(name, name): one for name, one in named(pipeline, "plan", "build_stage_configs")(config).items()
+        DIRECTORIES.get(name, name): one
+        for name, one in named(pipeline, "plan", "stage_configs", "build_stage_configs")(config).items()
     }
     works = stage_works(pipeline, config, stages)
 
@@ -167,21 +175,21 @@ def named(module: Any, *names: str) -> Any:
 
 def stage_works(pipeline: Any, config: Any, stages: dict[str, Any]) -> dict[str, Callable[[Path], Any]]:
     """What makes each stage into a directory."""
-    from instructgpt.evaluate.candidate_sampling import sample_candidate_completions
-
+    candidates = first_module("evaluate.candidate_sampling", "evaluate.candidates")
+    sample = named(candidates, "gather_candidates", "sample_candidate_completions")
     mains = {"pretrain": pipeline.pretrain.main, "start": pipeline.sft.main, "reward": pipeline.reward.main}
     mains |= {"sft": pipeline.sft.main, "ppo": pipeline.ppo.main, "ppo_ptx": pipeline.ppo.main}
     works: dict[str, Callable[[Path], Any]] = {
         name: lambda out, name=name, main=main: main(stages[name].model_copy(update={"out": out}))
         for name, main in mains.items()
     }
-    prompts = pipeline.get_world_files(config.out / "world")["reward"]
+    prompts = named(pipeline, "world_files", "get_world_files")(config.out / "world")["reward"]
     sampled = stages["candidates"].model_copy(update={"prompts": prompts, "part": 0, "parts": 1})
-    works["candidates"] = lambda out: sample_candidate_completions(sampled.model_copy(update={"out": out}), config.seed)
+    works["candidates"] = lambda out: sample(sampled.model_copy(update={"out": out}), config.seed)
     for name, model, folder in (("exam", "sft", "start"), ("exam, prompted", "prompted", "base")):
-        works[name] = lambda out, model=model, folder=folder: named(pipeline, "question_one", "examine_model")(
-            model, config.out / folder, out, config.seed, stages["exam"], config.device
-        )
+        works[name] = lambda out, model=model, folder=folder: named(
+            pipeline, "question_one", "examine", "examine_model"
+        )(model, config.out / folder, out, config.seed, stages["exam"], config.device)
     return works
 
 
@@ -203,8 +211,7 @@ def demo() -> dict[str, Any]:
     return {"run": run, "stages": {name: section | LESS.get(name, {}) for name, section in told.items()}}
 
 
-# --- taking turns
-# ----------------------------------------------------------------------------------------------------------
+# --- taking turns ----------------------------------------------------------------------------------------------------
 
 
 def same_work(name: str, before: Any, now: Any) -> None:
