@@ -335,7 +335,7 @@ def metric_grid_figure(
     limits: tuple[float, float] | None = None,
     reference_line: float | None = None,
 ) -> str:
-    """A panel for each evaluation, metric and condition that is not part of another one."""
+    """Return a panel for each evaluation, metric and condition that is not part of another one."""
     panels = []
     for evaluation, metric in metrics:
         rows = [row for row in results.rows(evaluation, metric) if row.value is not None and "/" not in row.condition]
