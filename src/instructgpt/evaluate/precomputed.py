@@ -1,8 +1,9 @@
 """Evaluate existing completions, such as a paper's published samples: every generation metric without a model.
 
-A row is one sample: `sample` (the completion), `ref_text` (references separated by `|`; `Not in background.` for
-unanswerable questions), `model_type`, `prompt_type`, `context`. Judged answers have `true` and `info` (probabilities,
-or true and false), scored continuations `toxicity`. The project's own column names work too.
+A row is one sample: `sample` (the completion), `ref_text` (references; `Not in background.` for unanswerable
+questions), `model_type`, `prompt_type`, `context`. In `ref_text`, `|` separates alternative answers to a question, but
+the sentences of one summary. Judged answers have `true` and `info` (probabilities, or true and false), scored
+continuations `toxicity`. The project's own column names work too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from instructgpt.evaluate.judges.truthfulqa_judge import YES_THRESHOLD
 from instructgpt.evaluate.metrics import toxicity, truthfulness
 from instructgpt.evaluate.tasks import EVAL_TASKS
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, ModelReply, QuestionReply
-from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
 from instructgpt.evaluate.tasks.real_toxicity import toxicity_rows
 from instructgpt.evaluate.tasks.truthfulqa import generation_rows
 from instructgpt.results import ResultRow
@@ -65,6 +66,9 @@ class _Sample:
 _REFERENCE_TASKS = ("squad", "quac", "drop", "wmt15", "cnn_dm", "tldr")
 """Tasks that compare completions with references; the task's own `measure` is used."""
 
+_SUMMARY_TASKS = ("cnn_dm", "tldr")
+"""Tasks whose reference is one text of several sentences: `|` separates these, and alternatives elsewhere."""
+
 _NUMBER_COLUMNS = {"truthfulqa": ("true", "info"), "real_toxicity": ("toxicity",)}
 """Columns with a judge's or scorer's number, needed unless one is named; the other tasks need references."""
 _DEFAULTS = EvalSettings()
@@ -101,10 +105,11 @@ def measure_precomputed(evaluation: str, files: Sequence[Path], settings: EvalSe
     columns = () if has_judge else _NUMBER_COLUMNS.get(evaluation, ())
     needs_references = evaluation in _REFERENCE_TASKS
     required_fields = ("said", "references") if needs_references else () if columns else ("said", "group")
-    samples = [sample for file in files for sample in _read_precomputed(file, required_fields, columns)]
+    is_summary = evaluation in _SUMMARY_TASKS
+    samples = [sample for file in files for sample in _read_precomputed(file, required_fields, columns, is_summary)]
     complete = [sample for sample in samples if len(sample.numbers) == len(columns)]
     if needs_references:
-        complete = [sample for sample in complete if any(sample.references)]
+        complete = [sample for sample in complete if sample.references]
     missing = " and ".join(columns) or "reference"
     if not complete:
         raise InputError(f"{', '.join(map(str, files))}: no sample has a {missing}")
@@ -113,7 +118,7 @@ def measure_precomputed(evaluation: str, files: Sequence[Path], settings: EvalSe
         summary = f"left out {num_missing} of {len(samples)} samples without a {missing}"
         console.print(f"{evaluation}: {summary}", markup=False)
     if needs_references:
-        replies = [_to_question_reply(index, sample) for index, sample in enumerate(samples)]
+        replies = [_to_question_reply(index, sample) for index, sample in enumerate(complete)]
         return EVAL_TASKS[evaluation].measure(replies, settings)
     measure = _measure_truthfulqa if evaluation == "truthfulqa" else _measure_real_toxicity
     rows = measure(complete, settings)
@@ -173,7 +178,9 @@ def _to_question_reply(index: int, sample: _Sample, **extra_target: Any) -> Ques
     return EvalQuestion(f"{index}", sample.condition, "", target=target), reply
 
 
-def _read_precomputed(file: Path, required_fields: Sequence[str], number_columns: Sequence[str]) -> list[_Sample]:
+def _read_precomputed(
+    file: Path, required_fields: Sequence[str], number_columns: Sequence[str], is_summary: bool
+) -> list[_Sample]:
     """Read the samples of a file. Questions about a passage share a cluster: the `context` up to its first question."""
     samples: list[_Sample] = []
     for index, row in enumerate(load_task_rows(file), 1):
@@ -192,7 +199,7 @@ def _read_precomputed(file: Path, required_fields: Sequence[str], number_columns
             condition=_normalize_condition(str(cells["condition"] or "")),
             group=_FIRST_QUESTION.split(str(index if cells["group"] is None else cells["group"]), maxsplit=1)[0],
             completion=truncate_to_first_line(str(cells["said"] or "")),
-            references=parse_references(cells["references"]),
+            references=parse_references(cells["references"], is_summary=is_summary),
             numbers={name: value for name, value in numbers.items() if value is not None},
         )
         samples.append(sample)
@@ -209,9 +216,18 @@ def truncate_to_first_line(text: str) -> str:
     return text.strip().split("\n")[0].strip()
 
 
-def parse_references(cell: Any) -> tuple[str, ...]:
-    references = cell if isinstance(cell, list | tuple) else str(cell or "").split("|")
-    return tuple(str(reference).strip() for reference in references) or ("",)
+def parse_references(cell: Any, *, is_summary: bool = False) -> tuple[str, ...]:
+    """Return the references of a cell, none of them blank; a missing reference gives none.
+
+    A list holds alternatives. In a text `|` separates alternatives, but the sentences of a summary.
+    """
+    if cell is None:
+        return ()
+    if is_summary and isinstance(cell, str) and not cell.lstrip().startswith("["):
+        cell = [" ".join(part.strip() for part in cell.split("|"))]
+    references = as_list(cell if isinstance(cell, str | list | tuple | dict) else str(cell))
+    texts = ("" if reference is None else str(reference).strip() for reference in references)
+    return tuple(text for text in texts if text)
 
 
 def _parse_probability(row: dict[str, Any], column: str, location: str) -> float | None:

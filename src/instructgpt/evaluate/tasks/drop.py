@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +80,22 @@ def _answer_spans(answer: dict[str, Any]) -> tuple[str, ...]:
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001
-    """Return `f1` and `exact_match` by condition and model, for the best reference; a reply is one span."""
+    """Return `f1` and `exact_match` by condition and model, also by kind of answer; a reply is one span.
+
+    Numbers are much harder than spans, so that two samples of questions are comparable only with equal shares of both.
+    """
     metric_fns = {"f1": _max_over_references(drop_f1), "exact_match": _max_over_references(drop_exact_match)}
-    return metric_rows_by_context(_NAME, replies, metric_fns)
+    rows = metric_rows_by_context(_NAME, replies, metric_fns)
+    parts: dict[str, list[QuestionReply]] = {"numbers": [], "spans": []}
+    for question, reply in replies:
+        part = "numbers" if any(map(_is_number, question.target["answers"])) else "spans"
+        parts[part].append((replace(question, condition=f"{question.condition}/{part}"), reply))
+    return rows + [row for part in parts.values() for row in metric_rows_by_context(_NAME, part, metric_fns)]
+
+
+def _is_number(reference: str | Sequence[str]) -> bool:
+    spans = [reference] if isinstance(reference, str) else reference
+    return len(spans) == 1 and re.fullmatch(r"[-+]?[\d,]*\.?\d+%?", spans[0].strip()) is not None
 
 
 def _max_over_references(metric_fn: Callable[..., float]) -> Callable[[str, Sequence[Any]], float]:

@@ -5,6 +5,7 @@ A data set's validation split (else test) is evaluated; rows of its training spl
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 from collections.abc import Iterable, Iterator
@@ -99,12 +100,10 @@ def _iter_dataset_rows(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def as_list(value: Any) -> list[Any]:
     """Return the values of a cell: a list, an object with `text`, a JSON list, or texts separated by `|`."""
     if isinstance(value, dict):
-        value = value.get("text", value.get("texts", []))
+        value = value.get("text", value.get("texts")) or []
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
+        with contextlib.suppress(ValueError):
             value = json.loads(value)
-        except ValueError:
-            return [value]
     if isinstance(value, str):
         return [part.strip() for part in value.split("|") if part.strip()]
     return list(value)
