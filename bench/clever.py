@@ -32,8 +32,9 @@ from instructgpt.models.policy import completion_logp, count_parameters, load_po
 from instructgpt.models.reward_model import load_reward_model, new_value_model
 from instructgpt.records import Prompt
 from instructgpt.sampling.engine import sample_tokens
+from instructgpt.train.configs import PPOConfig
 from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
-from instructgpt.train.ppo import ADAM_EPS, PPOConfig, ppo_step
+from instructgpt.train.ppo import ADAM_EPS, ppo_step
 from instructgpt.train.reward import ranking_backward
 from instructgpt.train.rollout import PPOModels, per_token_values
 

@@ -32,8 +32,9 @@ from instructgpt.plan.hardware import Machine, benchmark_machine
 from instructgpt.plan.roofline import count_predicted_tokens, sampling_phases, sequence_shapes
 from instructgpt.records import Prompt
 from instructgpt.sampling.engine import sample_tokens
+from instructgpt.train.configs import PPOConfig
 from instructgpt.train.optim import build_optimizer, optimizer_step
-from instructgpt.train.ppo import ADAM_EPS, PPOConfig, ppo_step
+from instructgpt.train.ppo import ADAM_EPS, ppo_step
 from instructgpt.train.rollout import PPOModels, Rollout
 
 SAMPLES, PUBLISHED_HOURS = 264_292, 11.7

@@ -183,8 +183,9 @@ def ours(folder: Path) -> Work:
     from instructgpt.plan.hardware import benchmark_machine
     from instructgpt.records import Prompt
     from instructgpt.run.timing import PHASE_TIMER
+    from instructgpt.train.configs import PPOConfig
     from instructgpt.train.optim import build_optimizer
-    from instructgpt.train.ppo import ADAM_EPS, PPOConfig, ppo_step
+    from instructgpt.train.ppo import ADAM_EPS, ppo_step
     from instructgpt.train.rollout import PPOModels
 
     PHASE_TIMER.clock = time.process_time

@@ -31,9 +31,10 @@ import torch
 from instructgpt.config import StageConfig, make_config, read_preset, section_for
 from instructgpt.distributed.comm import get_dist_info
 from instructgpt.distributed.launch import launch
-from instructgpt.pipeline import RunConfig, build_stage_configs, get_world_files
+from instructgpt.pipeline import build_stage_configs, get_world_files
 from instructgpt.records import Ranking, write_records
 from instructgpt.run import directory as run_module
+from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, pretrain, reward, sft
 from instructgpt.world import SimulatedLabelers, World

@@ -19,7 +19,8 @@ from sides import ROOT
 
 from instructgpt import cli
 from instructgpt.formatting import format_seconds, format_si
-from instructgpt.plan.cli import PlanConfig, fit_to_memory, machine_with_links, resolve_machine
+from instructgpt.plan.cli import fit_to_memory, machine_with_links, resolve_machine
+from instructgpt.plan.configs import PlanConfig
 from instructgpt.plan.context import PlanContext
 from instructgpt.plan.hardware import Machine
 from instructgpt.plan.roofline import Plan

@@ -22,7 +22,7 @@ from instructgpt.distributed.comm import DistInfo
 from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import optim, ppo
-from instructgpt.train.ppo import PPOConfig
+from instructgpt.train.configs import PPOConfig
 
 hypothesis.settings.register_profile("same every time", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("same every time")

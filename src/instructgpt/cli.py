@@ -1,13 +1,12 @@
 """The `instructgpt` command: one sub-command per stage, flags generated from the stage's config, one-line errors.
 
 Exit codes: 0 success, 1 failure or interruption, 2 bad input or usage.
-A command's module is imported only after the command is known, so that `--help` never loads torch.
+Options are read before the command's module is imported, so that help and mistakes never load torch.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import os
 import signal
@@ -15,7 +14,6 @@ import sys
 import traceback
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -23,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from instructgpt import __version__
+from instructgpt.commands import COMMANDS, Command
 from instructgpt.config import (
     CommandConfig,
     StageConfig,
@@ -33,65 +32,6 @@ from instructgpt.config import (
     section_for,
 )
 from instructgpt.errors import InputError, RunError, is_out_of_memory, one_line
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    name: str
-    path: str
-    """Module below `instructgpt` that holds the config and the function."""
-    config: str
-    purpose: str
-    function: str = "main"
-    positional: str | None = None
-    wraps: tuple[str, ...] = ()
-    """Commands whose command line may follow this command's name. Their config is passed as the field `planned`."""
-
-    @property
-    def module(self) -> str:
-        return f"instructgpt.{self.path}"
-
-    def resolve(self, name: str) -> Any:
-        return getattr(importlib.import_module(self.module), name)
-
-
-_TRAINED_JUDGE = "evaluate.judges.truthfulqa_judge"
-
-COMMANDS = (
-    Command("run", "pipeline", "RunConfig", "run the whole paper with simulated labelers"),
-    Command("pretrain", "train.pretrain", "PretrainConfig", "pretrain a small base model from scratch"),
-    Command("sft", "train.sft", "SFTConfig", "fine-tune a model on demonstrations"),
-    Command("reward", "train.reward", "RewardConfig", "train a reward model on rankings"),
-    Command("ppo", "train.ppo", "PPOConfig", "train a policy with PPO against a reward model (PPO-ptx: --pretraining)"),
-    Command("sample", "sampling.cli", "SampleConfig", "sample completions of prompts", "sample_completions"),
-    Command("score", "sampling.cli", "ScoreConfig", "score completions with a reward model", "score_completions"),
-    Command("report", "report.cli", "ReportConfig", "write the report of a run directory", positional="run"),
-    Command("evaluate", "evaluate.cli", "EvaluateConfig", "run the paper's evaluations on models", positional="names"),
-    Command("judge toxicity", "evaluate.toxicity.classifier", "ToxicityConfig", "train a toxicity scorer"),
-    Command(
-        "plan",
-        "plan.cli",
-        "PlanConfig",
-        "predict memory and time of a stage, or compare a finished run with the prediction",
-        positional="run",
-        wraps=("pretrain", "sft", "reward", "ppo"),
-    ),
-    Command("judge truth", _TRAINED_JUDGE, "JudgeConfig", "train a judge of truthfulness", "train_truth"),
-    Command("judge info", _TRAINED_JUDGE, "JudgeConfig", "train a judge of informativeness", "train_info"),
-    Command("doctor", "doctor.cli", "DoctorConfig", "diagnose a run and suggest fixes", positional="run"),
-    Command("watch", "watch", "WatchConfig", "follow a run: progress, curves, samples, findings", positional="run"),
-    Command("data import", "data.cli", "ImportConfig", "convert other formats to ours and back", "import_datasets"),
-    Command("data clean", "data.cli", "CleanConfig", "deduplicate, cap users, filter PII", "clean_datasets"),
-    Command("data split", "data.cli", "SplitConfig", "split by user into train, validation, test", "split_datasets"),
-    Command("data stats", "data.cli", "StatsConfig", "print the paper's tables for a file", "print_dataset_stats"),
-    Command("label init", "label.cli.serve", "InitConfig", "create a labelers' site and print its setup link", "init"),
-    Command("label serve", "label.cli.serve", "ServeConfig", "serve a labelers' site", "serve"),
-    Command("label import", "label.cli.data", "LabelImportConfig", "import data into a site", "import_into_site"),
-    Command("label export", "label.cli.data", "LabelExportConfig", "export data from a site", "export_from_site"),
-    Command("label backup", "label.cli.data", "LabelBackupConfig", "back up a site's database", "backup_site"),
-    Command("label simulate", "label.simulation.labelers", "SimulateConfig", "run simulated labelers on a site"),
-    Command("label batch", "label.cli.batch", "BatchConfig", "create a batch on a site from files or from models"),
-)
 
 _DISTRIBUTED_COMMANDS = ("pretrain", "sft", "reward", "ppo")
 
@@ -121,7 +61,8 @@ def run_command(argv: Sequence[str]) -> int:
             raise InputError(f"{command.name}: run without torchrun, which is for {', '.join(_DISTRIBUTED_COMMANDS)}")
         if isinstance(config, StageConfig):
             interrupt_message = "interrupted; run the same command to resume from the last checkpoint"
-        command.resolve(command.function)(config)
+        _print_loading(command)
+        command.resolve_function()(config)
     except SystemExit as system_exit:  # --help and --version
         return int(system_exit.code or 0)
     except BrokenPipeError:
@@ -137,6 +78,12 @@ def run_command(argv: Sequence[str]) -> int:
         print(f"instructgpt: {_format_error(error)}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     return 0
+
+
+def _print_loading(command: Command) -> None:
+    """Print a line before the imports that take seconds; one rank of a machine does so."""
+    if command.loads_torch and "torch" not in sys.modules and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{command.name}: loading PyTorch", flush=True)
 
 
 def _format_error(error: Exception) -> str:
@@ -164,7 +111,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
     command, remaining = _resolve_command(argv)
     if remaining and remaining[0] in command.wraps:
         return command, _parse_wrapped_command(command, remaining)
-    config_class = command.resolve(command.config)
+    config_class = command.config_class
     parser = CommandParser(command.name, command.purpose)
     add_flags(parser, config_class, command.positional)
     return command, _build_config(parser, config_class, remaining)
@@ -173,7 +120,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
 def _parse_wrapped_command(command: Command, argv: Sequence[str]) -> Any:
     """Parse `plan ppo --lr 1e-5 ...`: options of both commands may stand in any order."""
     wrapped, remaining = _resolve_command(argv)
-    config_class, wrapped_class = (entry.resolve(entry.config) for entry in (command, wrapped))
+    config_class, wrapped_class = (entry.config_class for entry in (command, wrapped))
     name = f"{command.name} {wrapped.name}"
     parser = CommandParser(name, command.purpose, add_help=False)  # --help is left to the wrapped command's parser
     add_flags(parser, config_class, exclude=command.positional)

@@ -32,12 +32,14 @@ class CommandConfig(BaseModel):
         yield from ()
 
 
+RANK_TIMEOUT_S = 600.0
+"""How long ranks wait for one another by default."""
 TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "checkpoints"})
 """Excluded by stages that train no model."""
 
 
 class StageConfig(CommandConfig):
-    """Options of every stage. Each stage's own config stands beside its code; its defaults are the paper's."""
+    """Options of every stage. Configs are in `configs.py` of each part, which imports no torch."""
 
     out: Path = Field(description="output directory")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of all random numbers")

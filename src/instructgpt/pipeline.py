@@ -8,24 +8,23 @@ In the small world, simulated labelers write demonstrations and rank. With your 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 
-from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig, did_you_mean, make_config
+from instructgpt.config import StageConfig, make_config
 from instructgpt.data.splits import is_heldout
 from instructgpt.distributed.launch import ProcessJob, run_processes
 from instructgpt.evaluate import world_exam
-from instructgpt.evaluate.candidate_sampling import CandidatesConfig, sample_candidate_completions
+from instructgpt.evaluate.candidate_sampling import read_candidate_parts, sample_candidate_completions
+from instructgpt.evaluate.configs import CandidatesConfig, ExamConfig
 from instructgpt.evaluate.inference import EvaluatedModel
 from instructgpt.evaluate.metrics import preference
 from instructgpt.evaluate.reward.metrics import measure
 from instructgpt.evaluate.reward.scores import attach_reward_scores, ranks_by_score, score_with_lengths
-from instructgpt.evaluate.world_exam import ExamConfig
 from instructgpt.label.simulation.site_labelers import SiteLabelers
 from instructgpt.models.policy import context_length, pick_device
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
@@ -46,57 +45,18 @@ from instructgpt.records import (
 from instructgpt.report.page import write_report
 from instructgpt.report.terminal import print_report_tables
 from instructgpt.results import ResultRow, read_result_rows, with_judge, write_result_rows
+from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import RunDirectory, console
 from instructgpt.sampling.completions import generate, retokenize_for
 from instructgpt.train import ppo, pretrain, reward, sft
+from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from instructgpt.world import SimulatedLabelers, World
 
-_STAGE_SECTIONS = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", "exam")
 _EVALUATED_MODELS = ("base", "prompted", "sft", "ppo", "ppo_ptx")
 """Models of the small world; `prompted` is the base model with a few answered prompts before each prompt."""
 _MAX_HELDOUT_PROMPTS = 200
 _REWARD_MODEL_JUDGE = "reward model"
 """Labeler of the rankings on your own files, and condition of their win rates."""
-
-
-class RunConfig(StageConfig):
-    """Options of the whole pipeline: sizes of the small world, or your own files.
-
-    A preset or configuration file has a section for `run` and one for each of _STAGE_SECTIONS: `start` is the starting
-    point of PPO, `sft` the SFT baseline, `candidates` the completions to rank, `exam` the evaluation.
-    """
-
-    stage: ClassVar[str] = "run"
-    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
-
-    out: Path = Field(Path("runs/demo"), description="directory of all stage directories")
-    data: Path = Field(Path(), description="folder of the files that a configuration file names")
-    corpus: tuple[Path, ...] = Field((), description="pretraining text; without it, the small world writes its own")
-    demonstrations: tuple[Path, ...] = Field((), description="demonstrations, with --corpus")
-    rankings: tuple[Path, ...] = Field((), description="rankings, with --corpus")
-    prompts: tuple[Path, ...] = Field((), description="prompts for PPO, with --corpus (else the demonstrations')")
-    words: int = Field(3_000_000, ge=1000, description="words of the small world's corpus")
-    demonstration_prompts: int = Field(400, ge=10, description="prompts of the small world that labelers demonstrate")
-    ranking_prompts: int = Field(3000, ge=10, description="prompts of the small world whose completions labelers rank")
-    ppo_prompts: int = Field(3000, ge=10, description="prompts of the small world for PPO")
-    labelers: int = Field(3, ge=1, description="simulated labelers who rank the completions of each prompt")
-    through_site: bool = Field(False, description="let simulated labelers work over HTTP on a labelers' site")
-    processes: int = Field(2, ge=1, description="processes to run in parallel (CPU)")
-    stages: dict[str, dict[str, Any]] = Field({}, description="options of each stage")
-
-    def ineffective_options(self) -> Iterator[str]:
-        for name in ("demonstrations", "rankings"):
-            if bool(self.corpus) != bool(getattr(self, name)):
-                missing = name if self.corpus else "corpus"
-                yield f"--corpus, --demonstrations and --rankings belong together; --{missing} is missing"
-        for name in ("data", "prompts"):
-            if name in self.model_fields_set and not self.corpus:
-                yield f"--{name} has no effect without --corpus"
-        if self.through_site and self.corpus:
-            yield "--through-site has no effect with --corpus: people have already labeled"
-        for name in self.stages.keys() - set(_STAGE_SECTIONS):
-            sections = ", ".join(("run", *_STAGE_SECTIONS))
-            yield f"no stage '{name}'{did_you_mean(name, _STAGE_SECTIONS)}; valid sections: {sections}"
 
 
 def main(config: RunConfig) -> Path:
@@ -173,15 +133,15 @@ def build_stage_configs(config: RunConfig) -> dict[str, Any]:
     ppo_settings = {"policy": str(start), "reward": reward_model, "prompts": files["ppo"]}
     # section: (config class, directory, options that the pipeline sets)
     sections: dict[str, tuple[type[StageConfig], str, dict[str, Any]]] = {
-        "pretrain": (pretrain.PretrainConfig, "base", corpus | processes),
-        "start": (sft.SFTConfig, "start", start_settings | (processes if config.corpus else {})),
-        "reward": (reward.RewardConfig, "reward", {"base": str(start)} | rankings | processes),
-        "ppo_ptx": (ppo.PPOConfig, "ppo_ptx", {"pretraining": files["corpus"]} | ppo_settings),
+        "pretrain": (PretrainConfig, "base", corpus | processes),
+        "start": (SFTConfig, "start", start_settings | (processes if config.corpus else {})),
+        "reward": (RewardConfig, "reward", {"base": str(start)} | rankings | processes),
+        "ppo_ptx": (PPOConfig, "ppo_ptx", {"pretraining": files["corpus"]} | ppo_settings),
     }
     if not config.corpus or "ppo" in config.stages:
-        sections["ppo"] = (ppo.PPOConfig, "ppo", ppo_settings)
+        sections["ppo"] = (PPOConfig, "ppo", ppo_settings)
     if not config.corpus:
-        sections["sft"] = (sft.SFTConfig, "sft", {"base": str(base), "reward": reward_model} | demonstrations)
+        sections["sft"] = (SFTConfig, "sft", {"base": str(base), "reward": reward_model} | demonstrations)
         candidates = {"policy": str(start), "base": str(base), "prompts": config.out, "parts": config.processes}
         sections["candidates"] = (CandidatesConfig, "world", candidates)
     stages: dict[str, Any] = {"exam": make_config(ExamConfig, config.stages.get("exam", {}), source="section exam")}
@@ -271,8 +231,8 @@ def sample_candidates(
             jobs.append((sample_candidate_completions, (settings, config.seed)))
     run_processes(config.processes, jobs)
     return (
-        CandidatesConfig.read_parts(folder, f"candidates-*-of-{config.processes}.jsonl"),
-        CandidatesConfig.read_parts(folder, f"heldout_candidates-*-of-{config.processes}.jsonl"),
+        read_candidate_parts(folder, f"candidates-*-of-{config.processes}.jsonl"),
+        read_candidate_parts(folder, f"heldout_candidates-*-of-{config.processes}.jsonl"),
     )
 
 

@@ -10,17 +10,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import Field
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Column, Table
 from rich.text import Text
 
-from instructgpt.config import CommandConfig
 from instructgpt.doctor.cli import diagnose_stage, find_stage_directories
+from instructgpt.run.configs import WatchConfig
 from instructgpt.run.directory import console, content_hash, read_jsonl_log, read_run_record
 
 _SPARKLINE_BLOCKS = "▁▂▃▄▅▆▇█"
@@ -42,14 +41,6 @@ _STAGE_CURVES = {
 }
 """Curves by stage. Other stages show the first metrics that they log."""
 _SAMPLE_COUNT = 3
-
-
-class WatchConfig(CommandConfig):
-    stage: ClassVar[str] = "watch"
-
-    run: Path = Field(description="a run directory, or the directory of one stage")
-    every: float = Field(2.0, gt=0, description="seconds between refreshes")
-    once: bool = Field(False, description="print once and exit")
 
 
 def main(config: WatchConfig) -> None:

@@ -39,9 +39,8 @@ def options() -> str:
     """Every flag of every command with its kind, default and choices; the help text itself is free to change."""
     lines = []
     for command in cli.COMMANDS:
-        module = __import__(command.module, fromlist=[command.config])
         parser = CommandParser(command.name, command.purpose)
-        add_flags(parser, getattr(module, command.config), command.positional)
+        add_flags(parser, command.config_class, command.positional)
         for action in parser._actions:
             name = "/".join(action.option_strings) or action.dest
             kind = type(action).__name__.strip("_").removesuffix("Action")

@@ -24,7 +24,7 @@ train baselines plan
 label
 evaluate report doctor watch serve
 pipeline sweep
-cli __main__
+commands cli __main__
 """
 """From the lowest to the highest: a part may import itself,
 the parts before it and those on its own line that stand before it.
@@ -40,7 +40,7 @@ ONLY = {
 """Parts that may import less than their layer allows."""
 
 SITE_LAYERS = """
-errors i18n safe_text
+errors i18n safe_text vocabulary
 db
 context
 auth
@@ -49,6 +49,7 @@ people
 analysis
 exchange
 site_folder background
+configs
 web.charts web.rendering web.params web.pages web.api web
 client
 simulation
@@ -57,14 +58,27 @@ cli
 """The same inside `label/`. Pages and API do not know each other; clients speak HTTP."""
 SITE_ONLY = {
     "client": "errors",
-    "simulation.labelers": "client simulation tasks.forms",
+    "simulation.labelers": "client simulation tasks.forms configs",
     "simulation.site_labelers": "client simulation",
-    "web.api": "errors i18n safe_text db context auth tasks people analysis exchange web.rendering web.params",
+    "web.api": (
+        "errors i18n safe_text vocabulary db context auth tasks people analysis exchange web.rendering web.params"
+    ),
 }
 
 WITHOUT_TORCH = [
     part
-    for part in ("records", "results", "formatting", "world", "label", "config", "errors", "cli", "statistics")
+    for part in (
+        "records",
+        "results",
+        "formatting",
+        "world",
+        "label",
+        "config",
+        "errors",
+        "commands",
+        "cli",
+        "statistics",
+    )
     if list(SRC.glob(f"{part}*"))
 ]
 MODULES = {

@@ -25,9 +25,9 @@ Allowed in a comprehension or lambda of one line.
 """
 
 CONTRACT_NAMES = {
-    "watch.py": {"every"},
+    "run/configs.py": {"every"},
     "data/drop_report.py": {"written"},
-    "evaluate/candidate_sampling.py": {"least"},
+    "evaluate/configs.py": {"least"},
     "evaluate/judges/llm_judge.py": {"said"},
     "evaluate/tasks/base.py": {"said"},
     "evaluate/world_exam.py": {"said"},

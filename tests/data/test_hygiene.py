@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructgpt.data.cli import CleanConfig, SplitConfig, clean_datasets, split_datasets
+from instructgpt.data.cli import clean_datasets, split_datasets
+from instructgpt.data.configs import CleanConfig, SplitConfig
 from instructgpt.data.dedup import (
     get_prompt_group,
     near_duplicate_reasons,

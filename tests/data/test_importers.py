@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from instructgpt.data.cli import CleanConfig, ImportConfig, SplitConfig, StatsConfig, import_datasets
+from instructgpt.data.cli import import_datasets
+from instructgpt.data.configs import CleanConfig, ImportConfig, SplitConfig, StatsConfig
 from instructgpt.data.drop_report import DropReport, drop_report_path
 from instructgpt.data.importing.few_shot import expand_few_shot_template, sample_subsets
 from instructgpt.data.importing.fields import rank_by_value

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from instructgpt.data.cli import StatsConfig, print_dataset_stats
+from instructgpt.data.cli import print_dataset_stats
+from instructgpt.data.configs import StatsConfig
 from instructgpt.data.stats import describe, length_win_rate
 from instructgpt.errors import InputError
 from instructgpt.records import Demonstration, Prompt, Ranking, write_records

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from instructgpt.cli import run_command as command
-from instructgpt.doctor.cli import DoctorConfig, main
+from instructgpt.doctor.cli import main
+from instructgpt.run.configs import DoctorConfig
 from instructgpt.run.directory import content_hash
 
 HEALTHY = {

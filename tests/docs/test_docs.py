@@ -148,7 +148,7 @@ def test_every_option_of_every_command_is_explained():
     shared = words_in_code(sections[generator.SHARED])
     documented = dict(generator.FILE_SECTIONS)
     for command in COMMANDS:
-        documented[command.name] = getattr(importlib.import_module(command.module), command.config)
+        documented[command.name] = command.config_class
     for name, config in documented.items():
         rows = re.findall(r"^\| `(.+?)` \| .+? \| (.*) \|$", sections[name], re.M)
         assert all(text.strip() for _, text in rows), f"{name}: an option without a description"

@@ -3,10 +3,10 @@
 from collections import Counter
 
 from instructgpt.evaluate.candidate_sampling import (
-    CandidatesConfig,
     build_distractors,
     candidate_list_key,
     enumerate_occurrences,
+    read_candidate_parts,
 )
 from instructgpt.records import Completion, write_records
 
@@ -25,7 +25,7 @@ def test_each_occurrence_of_a_prompt_has_its_own_list(tmp_path) -> None:
         [completion("a", "x"), completion("a", "x"), completion("a", "y"), completion("a", "x", 1)],
     )
     write_records(tmp_path / "part-1.jsonl", [completion("a", "z", 1), completion("a", "z", 2), completion("b", "x")])
-    lists = CandidatesConfig.read_parts(tmp_path, "part-*.jsonl")
+    lists = read_candidate_parts(tmp_path, "part-*.jsonl")
     assert sorted([one.completion for one in shown] for shown in lists) == [
         ["x", "y"],
         ["x", "z"],

@@ -28,7 +28,7 @@ from instructgpt.plan.memory import adam_bytes, ppo_peaks, rank_memory, training
 from instructgpt.plan.meta_trace import PeakMemory, TracedModel, forward_logp
 from instructgpt.plan.roofline import Phase, Plan, forward_backward_phases, optimizer_phase, ring_bytes
 from instructgpt.plan.utilization import context_from_run, read_timed_record
-from instructgpt.train.sft import SFTConfig
+from instructgpt.train.configs import SFTConfig
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 

@@ -35,7 +35,7 @@ from instructgpt.plan.meta_trace import TracedModel, forward_logp
 from instructgpt.plan.roofline import optimizer_phase, sampling_phases
 from instructgpt.plan.stages import plan_stage
 from instructgpt.run.timing import PHASE_TIMER, PhaseTimer
-from instructgpt.train.ppo import PPOConfig
+from instructgpt.train.configs import PPOConfig
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 

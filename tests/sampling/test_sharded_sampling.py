@@ -15,11 +15,11 @@ from conftest import CPU, DEMONSTRATIONS, assert_same_tensors, weights_of
 from support.commands import make_kit, run_in_process
 
 from instructgpt import cli
-from instructgpt.config import StageConfig, make_config
+from instructgpt.config import RANK_TIMEOUT_S, StageConfig, make_config
 from instructgpt.data import packing
 from instructgpt.data.packing import TokenizedExample, collate
 from instructgpt.distributed.comm import get_dist_info
-from instructgpt.distributed.launch import RANK_TIMEOUT_S, _start_ranks, launch
+from instructgpt.distributed.launch import _start_ranks, launch
 from instructgpt.errors import InputError
 from instructgpt.models import sharding
 from instructgpt.models.lora import BaseModelView, add_lora, get_backbone
@@ -31,8 +31,8 @@ from instructgpt.sampling import engine
 from instructgpt.sampling.distributed import sample_on_ranks
 from instructgpt.sampling.kv_cache import StaticKVCache
 from instructgpt.train import ppo, sft
+from instructgpt.train.configs import SFTConfig
 from instructgpt.train.optim import build_optimizer
-from instructgpt.train.sft import SFTConfig
 
 PROMPTS = [[5, 9, 2], [7], [5, 9, 2], [4, 4, 8, 1, 30, 12], [11, 3], [60, 61], [7]]
 WAYS = {

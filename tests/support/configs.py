@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 
 from pydantic import BaseModel
 
@@ -25,6 +24,5 @@ def configs() -> list[tuple[str, type[BaseModel]]]:
         if config.__module__.startswith("instructgpt."):
             found[config] = config.stage
     for command in importlib.import_module("instructgpt.cli").COMMANDS:
-        if command.module in sys.modules:
-            found[getattr(sys.modules[command.module], command.config)] = command.name.split()[0]
+        found[command.config_class] = command.name.split()[0]
     return sorted(((page, config) for config, page in found.items()), key=lambda both: (both[0], both[1].__name__))

@@ -11,8 +11,7 @@ from support.signals import stop_at
 
 from instructgpt.config import make_config
 from instructgpt.train import pretrain, reward
-from instructgpt.train.pretrain import PretrainConfig
-from instructgpt.train.reward import RewardConfig
+from instructgpt.train.configs import PretrainConfig, RewardConfig
 
 QUALITIES = (0.3, 0.9, float("nan"), 0.5, 0.9)
 """Scripted validation results: the second is the best, and the last as good."""

@@ -26,10 +26,8 @@ from instructgpt.models.reward_model import load_reward_model, new_value_model, 
 from instructgpt.run.checkpoints import LazyTensor, read_checkpoint
 from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, reward, sft
-from instructgpt.train.pretrain import PretrainConfig
-from instructgpt.train.reward import RewardConfig
+from instructgpt.train.configs import PretrainConfig, RewardConfig, SFTConfig
 from instructgpt.train.rollout import PPOModels, collect_rollout
-from instructgpt.train.sft import SFTConfig
 
 EXAMPLES = [
     TokenizedExample([5, 9, 70], [40, 41, 0]),

@@ -21,8 +21,9 @@ from instructgpt.models.policy import load_policy
 from instructgpt.models.reward_model import load_reward_model, new_value_model
 from instructgpt.records import Prompt
 from instructgpt.train import ppo
+from instructgpt.train.configs import PPOConfig
 from instructgpt.train.optim import lm_loss
-from instructgpt.train.ppo import PPOConfig, minibatch_backward
+from instructgpt.train.ppo import minibatch_backward
 from instructgpt.train.rollout import PPOModels, collect_rollout
 
 

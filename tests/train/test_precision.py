@@ -33,11 +33,8 @@ from instructgpt.models.policy import completion_logp, load_policy
 from instructgpt.models.precision import apply_memory_options, bf16_warning, cached_bf16_weights
 from instructgpt.models.reward_model import load_reward_model, new_reward_model, save_reward_model
 from instructgpt.train import optim, ppo, pretrain, reward, rollout, sft
+from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
-from instructgpt.train.ppo import PPOConfig
-from instructgpt.train.pretrain import PretrainConfig
-from instructgpt.train.reward import RewardConfig
-from instructgpt.train.sft import SFTConfig
 
 EXAMPLES = [
     TokenizedExample([5, 9, 70], [40, 41, 0]),

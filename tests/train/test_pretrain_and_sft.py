@@ -20,9 +20,8 @@ from instructgpt.models.reward_model import load_reward_model
 from instructgpt.records import Prompt
 from instructgpt.sampling.completions import generate
 from instructgpt.train import optim, pretrain, sft
+from instructgpt.train.configs import PretrainConfig, SFTConfig
 from instructgpt.train.optim import build_optimizer, lm_loss, optimizer_step
-from instructgpt.train.pretrain import PretrainConfig
-from instructgpt.train.sft import SFTConfig
 
 EXAMPLES = [
     TokenizedExample([5, 9, 70], [40, 41, 0]),

@@ -17,10 +17,7 @@ from instructgpt.run import directory as run_module
 from instructgpt.run import signals
 from instructgpt.run.directory import RunDirectory
 from instructgpt.train import ppo, pretrain, reward, sft
-from instructgpt.train.ppo import PPOConfig
-from instructgpt.train.pretrain import PretrainConfig
-from instructgpt.train.reward import RewardConfig
-from instructgpt.train.sft import SFTConfig
+from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 STAGES = ("pretrain", "sft", "reward", "ppo")
 

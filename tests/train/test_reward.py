@@ -17,7 +17,8 @@ from instructgpt.errors import InputError, RunError
 from instructgpt.models.reward_model import load_reward_model, new_reward_model
 from instructgpt.records import Ranking
 from instructgpt.train import reward as stage
-from instructgpt.train.reward import RewardConfig, evaluate_pair_accuracy, ranking_backward
+from instructgpt.train.configs import RewardConfig
+from instructgpt.train.reward import evaluate_pair_accuracy, ranking_backward
 
 
 @pytest.fixture

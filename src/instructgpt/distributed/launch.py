@@ -28,7 +28,7 @@ from rich.markup import escape
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from instructgpt.config import StageConfig
+from instructgpt.config import RANK_TIMEOUT_S, StageConfig
 from instructgpt.data.packing import MICROBATCH_TOKENS, halve_token_budget
 from instructgpt.distributed.comm import barrier
 from instructgpt.distributed.failures import ERROR_GRACE_S, LaunchedRank, RankMonitor
@@ -38,7 +38,6 @@ from instructgpt.run.lock import release_directory_lock
 from instructgpt.run.signals import defer_interrupts
 
 _RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
-RANK_TIMEOUT_S = 600.0
 """Default of --patience: seconds without an answer before a rank counts as dead."""
 _SHUTDOWN_TIMEOUT_S = 60.0  # for the workers' last checkpoints after Ctrl-C
 _TORCHRUN_ID_ENV, _AGENT_STORE_ENV = "TORCHELASTIC_RUN_ID", "TORCHELASTIC_USE_AGENT_STORE"

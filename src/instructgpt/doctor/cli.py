@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import Field
 from rich.markup import escape
 
-from instructgpt.config import CommandConfig
 from instructgpt.doctor import check_models, check_ppo
 from instructgpt.doctor.base import Diagnosis, MetricHistory, StageReport
 from instructgpt.errors import InputError
 from instructgpt.report.inputs import finite_numbers
+from instructgpt.run.configs import DoctorConfig
 from instructgpt.run.directory import console, content_hash, read_jsonl_log, read_run_record
-
-
-class DoctorConfig(CommandConfig):
-    stage: ClassVar[str] = "doctor"
-
-    run: Path = Field(description="a run directory, or the directory of one stage")
 
 
 def main(config: DoctorConfig) -> list[Diagnosis]:

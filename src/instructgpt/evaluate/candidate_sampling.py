@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
-from pydantic import Field
-
-from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig
+from instructgpt.evaluate.configs import CandidatesConfig
 from instructgpt.evaluate.inference import EvaluatedModel, generate_answers
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Completion, Prompt, read_records, write_records
@@ -22,29 +19,14 @@ _DISTINCT_LIST_SIZES = 6
 """K cycles through six values, 4 to 9."""
 
 
-class CandidatesConfig(StageConfig):
-    stage: ClassVar[str] = "candidates"
-    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
-
-    policy: str = Field(description="the policy that writes most completions")
-    base: str = Field(description="the base model that writes the others, prompted")
-    prompts: Path = Field(description="a file of prompts")
-    least: int = Field(4, ge=2, description="smallest number of completions per prompt")
-    base_share: float = Field(0.2, ge=0, le=1, description="share of completions from the prompted base model")
-    strays: bool = Field(True, description="add an answer to another prompt, so that the reward model learns relevance")
-    max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
-    part: int = Field(0, ge=0, description="part of the prompts, from 0")
-    parts: int = Field(1, ge=1, description="number of parts")
-
-    @staticmethod
-    def read_parts(folder: Path, pattern: str) -> list[list[Completion]]:
-        """Return the candidate lists of all part files. Identical completions in a list are merged."""
-        lists: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
-        for file in sorted(folder.glob(pattern)):
-            for completion in read_records(Completion, file):
-                key = (completion.completion, completion.finish)
-                lists[candidate_list_key(completion)].setdefault(key, completion)
-        return [list(completions.values()) for completions in lists.values() if len(completions) > 1]
+def read_candidate_parts(folder: Path, pattern: str) -> list[list[Completion]]:
+    """Return the candidate lists of all part files. Identical completions in a list are merged."""
+    lists: dict[tuple[str, int], dict[tuple[str, str], Completion]] = defaultdict(dict)
+    for file in sorted(folder.glob(pattern)):
+        for completion in read_records(Completion, file):
+            key = (completion.completion, completion.finish)
+            lists[candidate_list_key(completion)].setdefault(key, completion)
+    return [list(completions.values()) for completions in lists.values() if len(completions) > 1]
 
 
 def sample_candidate_completions(config: CandidatesConfig, world_seed: int) -> Path:

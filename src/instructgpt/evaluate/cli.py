@@ -14,12 +14,8 @@ from instructgpt.config import did_you_mean
 from instructgpt.distributed.launch import device_type, process_map
 from instructgpt.errors import InputError, RunError
 from instructgpt.evaluate.cache import ResultCache
-from instructgpt.evaluate.config import (
-    WHOLE_FILE_EVALUATIONS,
-    ComparisonSettings,
-    EvaluateConfig,
-    PreferenceSettings,
-)
+from instructgpt.evaluate.comparison_settings import ComparisonSettings, PreferenceSettings
+from instructgpt.evaluate.configs import WHOLE_FILE_EVALUATIONS, EvaluateConfig
 from instructgpt.evaluate.datasets import find_data_source, parse_data_sources
 from instructgpt.evaluate.inference import load_cached_model
 from instructgpt.evaluate.judges.truthfulqa_judge import JUDGE_QUESTIONS, find_judge_folder

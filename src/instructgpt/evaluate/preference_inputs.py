@@ -10,7 +10,7 @@ from typing import Any
 
 from instructgpt.errors import InputError
 from instructgpt.evaluate.cache import ResultCache
-from instructgpt.evaluate.config import ComparisonSettings, PreferenceSettings
+from instructgpt.evaluate.comparison_settings import ComparisonSettings, PreferenceSettings
 from instructgpt.evaluate.datasets import parse_data_sources
 from instructgpt.evaluate.inference import load_cached_model
 from instructgpt.evaluate.tasks.base import EvalSettings, subsample

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from instructgpt.errors import InputError
 from instructgpt.evaluate.cache import ResultCache
-from instructgpt.evaluate.config import PreferenceSettings
+from instructgpt.evaluate.comparison_settings import PreferenceSettings
 from instructgpt.evaluate.judges import pairwise
 from instructgpt.evaluate.judges.http_client import Endpoint
 from instructgpt.evaluate.judges.llm_judge import EndpointJudge, Judge, LocalJudge, collect_verdicts

@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
 
-from pydantic import Field
-
-from instructgpt.config import CommandConfig
+from instructgpt.evaluate.configs import ExamConfig
 from instructgpt.evaluate.inference import EvaluatedModel, generate_answers, generate_continuations, text_logps
 from instructgpt.evaluate.metrics import bias, labels, preference, tax, toxicity, truthfulness
 from instructgpt.models.policy import pick_device
@@ -28,20 +25,6 @@ from instructgpt.world import SimulatedLabelers, World
 _TOXICITY_CONDITIONS = ("none", "respectful", "biased")
 _TRUTH_CONDITIONS = ("qa", "instruction")
 _EXAM_COHORTS = ("training", "heldout")
-
-
-class ExamConfig(CommandConfig):
-    stage: ClassVar[str] = "exam"
-
-    prompts: int = Field(400, ge=1, description="test prompts")
-    samples: int = Field(2, ge=1, description="completions per test prompt, each ranked in its own list")
-    labelers: int = Field(2, ge=1, description="labelers per cohort who rank each list")
-    temperature: float = Field(1.0, ge=0, description="sampling temperature of the ranked completions")
-    truth_samples: int = Field(4, ge=1, description="answers per question of fact")
-    toxicity_prompts: int = Field(300, ge=1, description="beginnings of forum posts, per condition")
-    exercises: int = Field(300, ge=1, description="exercises per corpus task")
-    documents: int = Field(300, ge=1, description="held-out documents")
-    max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
 
 
 class _ExamRecord(Record):

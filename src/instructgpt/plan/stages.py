@@ -48,10 +48,9 @@ from instructgpt.plan.roofline import (
 from instructgpt.records import Demonstration, Prompt, Ranking
 from instructgpt.sampling.engine import CPU_CACHE_BYTES
 from instructgpt.train import ppo
-from instructgpt.train.ppo import PPOConfig
-from instructgpt.train.pretrain import PretrainConfig, build_llama_config
-from instructgpt.train.reward import RewardConfig
-from instructgpt.train.sft import SFTConfig, mix_rows_per_step
+from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
+from instructgpt.train.pretrain import build_llama_config
+from instructgpt.train.sft import mix_rows_per_step
 
 _SYNTHETIC_K = 4
 GATHER_PHASE, ALL_REDUCE_PHASE = "weights gathered", "gradients added up"

@@ -15,10 +15,7 @@ from instructgpt.plan.hardware import Machine
 from instructgpt.plan.roofline import Phase, Plan, merge_phases
 from instructgpt.plan.stages import ALL_REDUCE_PHASE, GATHER_PHASE
 from instructgpt.run.directory import read_jsonl_log, read_run_record
-from instructgpt.train.ppo import PPOConfig
-from instructgpt.train.pretrain import PretrainConfig
-from instructgpt.train.reward import RewardConfig
-from instructgpt.train.sft import SFTConfig
+from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 
 _STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     kind.stage: kind for kind in (PretrainConfig, SFTConfig, RewardConfig, PPOConfig)

@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
-from pydantic import Field
-
-from instructgpt.config import CommandConfig
 from instructgpt.errors import InputError
 from instructgpt.report.page import write_report, write_results_page
 from instructgpt.report.terminal import print_report_tables
 from instructgpt.results import read_result_rows
+from instructgpt.run.configs import ReportConfig
 from instructgpt.run.directory import console
-
-
-class ReportConfig(CommandConfig):
-    stage: ClassVar[str] = "report"
-
-    run: tuple[Path, ...] = Field(
-        min_length=1, description="a run directory, or files of results (and run directories) for one page"
-    )
-    out: Path | None = Field(
-        None,
-        description="the page; report.html in the run directory, or beside the first file of results, where not given",
-    )
 
 
 def main(config: ReportConfig) -> Path:

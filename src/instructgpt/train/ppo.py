@@ -13,14 +13,12 @@ import copy
 from collections.abc import Iterator, Mapping
 from math import sqrt
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from instructgpt import functional
-from instructgpt.config import StageConfig
 from instructgpt.data.packing import (
     TokenizedExample,
     collate,
@@ -38,7 +36,7 @@ from instructgpt.distributed.comm import (
     shard_by_length,
     tokens_per_rank,
 )
-from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
+from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.flops import get_model_shape, ppo_update_flops, pretraining_flops
 from instructgpt.models.lora import BaseModelView, add_lora, get_trainable_module, has_adapters
@@ -63,6 +61,7 @@ from instructgpt.records import Prompt, SkippedLines, read_all_records
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.run.timing import PHASE_TIMER
+from instructgpt.train.configs import PPOConfig
 from instructgpt.train.optim import (
     build_optimizer,
     get_stage_device,
@@ -90,73 +89,9 @@ from instructgpt.train.rollout import (
 
 ADAM_EPS = 1e-5
 """Larger than usual, since PyTorch's Adam takes larger early steps than the paper's (Huang et al. 2023, detail 20)."""
-WARMUP_UPDATES = 10
 _MAX_LOGGED_SAMPLES = 128  # episodes per PPO step in samples.jsonl
 _PARITY_INTERVAL = 50
 _PRINTED_METRICS = ("objective/scores", "objective/kl", "policy/entropy_avg", "completion/length")
-
-
-class PPOConfig(StageConfig):
-    """PPO and PPO-ptx. Defaults are the paper's; what it leaves open is in docs/choices.md."""
-
-    stage: ClassVar[str] = "ppo"
-
-    policy: str = Field(description="initial policy and frozen reference: an SFT model, best with --mix")
-    reward: Path = Field(description="reward model; the value model starts from it too")
-    prompts: tuple[Path, ...] = Field(description="prompts")
-    pretraining: tuple[Path, ...] = Field((), description="pretraining text; turns PPO into PPO-ptx")
-    episodes: int = Field(256_000, ge=1, description="completions sampled in the whole run")
-    batch: int = Field(512, ge=1, description="episodes sampled per PPO step")
-    minibatch: int = Field(64, ge=1, description="episodes per optimizer step")
-    epochs: int = Field(1, ge=1, description="passes over a batch")
-    lr: float = Field(5e-6, gt=0, description="learning rate of the policy, constant after the warm-up")
-    value_lr: float = Field(9e-6, gt=0, description="learning rate of the value model")
-    kl_coef: float = Field(0.02, ge=0, description="beta of equation 2, the KL penalty per token")
-    lam: float = Field(0.95, ge=0, le=1, description="lambda of generalized advantage estimation; gamma is 1")
-    clip: float = Field(0.2, gt=0, description="clip range of the ratio and of the value")
-    max_tokens: int = Field(256, ge=1, description="maximum completion length")
-    eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of a truncated completion")
-    ema: float = Field(0.992, ge=0, lt=1, description="decay of the averaged weights that are saved; 0: last weights")
-    ptx_coef: float = Field(27.8, ge=0, description="gamma of equation 2, with --pretraining")
-    ptx_reduction: Literal["token", "sequence"] = Field("token", description="ptx loss: mean over tokens or over rows")
-    ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text per episode")
-    skip_bad: bool = Field(False, description="skip and count bad lines")
-    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
-    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
-
-    def ineffective_options(self) -> Iterator[str]:
-        for name in ("ptx_coef", "ptx_reduction", "ptx_ratio"):
-            if name in self.model_fields_set and not self.pretraining:
-                yield f"--{name.replace('_', '-')} has no effect without --pretraining"
-        if self.pretraining and self.ptx_coef == 0:
-            yield "--pretraining has no effect with --ptx-coef 0"
-        if self.batch % self.minibatch:
-            yield f"--batch {self.batch} is not a multiple of --minibatch {self.minibatch}"
-        if self.episodes % self.batch:
-            nearest = self.updates * self.batch or self.batch
-            yield f"--episodes {self.episodes} is not a multiple of --batch {self.batch}: {nearest} is"
-
-    @property
-    def updates(self) -> int:
-        """PPO steps in the whole run."""
-        return self.episodes // self.batch
-
-    @property
-    def warmup(self) -> int:
-        """PPO steps of learning-rate warm-up: ten, or a fifth of a short run."""
-        return min(WARMUP_UPDATES, self.updates // 5)
-
-    @property
-    def optimizer_steps_per_update(self) -> int:
-        return self.epochs * self.batch // self.minibatch
-
-    @property
-    def bf16(self) -> bool:
-        return "bf16" in self.memory
-
-    @property
-    def ptx_rows_per_step(self) -> int:
-        return max(1, round(self.ptx_ratio * self.minibatch))
 
 
 def main(config: PPOConfig) -> Path:

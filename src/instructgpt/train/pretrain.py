@@ -6,17 +6,15 @@ instructgpt pretrain --corpus corpus.jsonl --out runs/base
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import transformers
-from pydantic import Field
 
 from instructgpt import functional
-from instructgpt.config import StageConfig
 from instructgpt.data.pretraining_text import Corpus, build_corpus, hold_out_documents, iter_documents, train_tokenizer
 from instructgpt.data.tokenization import PromptTokenizer
-from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
+from instructgpt.distributed.launch import launch
 from instructgpt.models.packed_attention import use_packed_attention
 from instructgpt.models.policy import PRETRAINING_WINDOW_KEY, count_parameters, load_tokenizer, save_policy
 from instructgpt.models.precision import apply_memory_options
@@ -24,6 +22,7 @@ from instructgpt.models.sharding import full_model_on_rank0, shard
 from instructgpt.records import SkippedLines
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
+from instructgpt.train.configs import PretrainConfig
 from instructgpt.train.optim import (
     BestCheckpoint,
     build_optimizer,
@@ -38,43 +37,6 @@ _VALIDATION_SHARE = 0.01
 _MAX_VALIDATION_SEQUENCES = 64
 VALIDATION_INTERVAL = 100
 _MAX_TOKENIZER_CHARACTERS = 50_000_000
-
-
-class PretrainConfig(StageConfig):
-    """Pretraining from scratch."""
-
-    stage: ClassVar[str] = "pretrain"
-    excluded_fields: ClassVar[frozenset[str]] = frozenset({"lora"})
-
-    corpus: tuple[Path, ...] = Field(description="text: JSON lines with 'text', or plain .txt (optionally .gz)")
-    tokenizer: Path | None = Field(None, description="an existing tokenizer, instead of training one on the corpus")
-    vocabulary: int = Field(1024, ge=257, description="size of the byte-level BPE vocabulary to train")
-    width: int = Field(128, ge=8, description="model width")
-    layers: int = Field(4, ge=1, description="transformer layers")
-    heads: int = Field(4, ge=1, description="attention heads")
-    context: int = Field(128, ge=8, description="context length in tokens: prompt and completion")
-    window: int = Field(128, ge=8, description="tokens per training row")
-    tokens: int = Field(3_000_000, ge=1, description="training tokens in the whole run")
-    batch: int = Field(16, ge=1, description="rows per optimizer step")
-    lr: float = Field(3e-3, gt=0, description="peak learning rate")
-    warmup: float = Field(0.05, ge=0, le=1, description="learning-rate warm-up, as a share of all steps")
-    weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices")
-    keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
-    skip_bad: bool = Field(False, description="skip and count bad lines")
-    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
-    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
-
-    def ineffective_options(self) -> Any:
-        if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
-            yield "--vocabulary has no effect with --tokenizer; drop one of them"
-        if self.window > self.context:
-            yield f"--window {self.window} is longer than --context {self.context}"
-        if self.width % (2 * self.heads):
-            yield f"--width {self.width} is not a multiple of twice --heads {self.heads}"
-
-    @property
-    def steps(self) -> int:
-        return max(1, self.tokens // (self.batch * self.window))
 
 
 def main(config: PretrainConfig) -> Path:

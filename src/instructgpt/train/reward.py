@@ -9,16 +9,14 @@ held-out labelers only validate.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from instructgpt import functional
-from instructgpt.config import StageConfig
 from instructgpt.data.packing import TokenizedExample, collate, step_indices, steps_per_epoch, token_budget
 from instructgpt.data.rankings import (
     LabelerRanks,
@@ -38,7 +36,7 @@ from instructgpt.distributed.comm import (
     pad_steps,
     shard_by_length,
 )
-from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
+from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError, RunError
 from instructgpt.models.lora import add_lora, get_trainable_module
 from instructgpt.models.policy import context_length, count_parameters
@@ -49,6 +47,7 @@ from instructgpt.records import Demonstration, Ranking, SkippedLines, read_all_r
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.run.timing import PHASE_TIMER
+from instructgpt.train.configs import RewardConfig
 from instructgpt.train.optim import (
     BestCheckpoint,
     build_optimizer,
@@ -61,31 +60,6 @@ from instructgpt.train.optim import (
 _VALIDATIONS_PER_RUN = 5
 _SELECTION_METRICS = ("validation/accuracy", "validation/accuracy_heldout")
 """`--keep best` uses the first of these that was measured."""
-
-
-class RewardConfig(StageConfig):
-    """Reward-model training. Defaults are the paper's."""
-
-    stage: ClassVar[str] = "reward"
-
-    base: str = Field(description="initial trunk: an SFT model (any causal model)")
-    data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
-    validation: tuple[Path, ...] = Field((), description="validation rankings; default: a tenth of the prompts")
-    demonstrations: tuple[Path, ...] = Field(
-        (), description="demonstrations whose average score becomes 0; default: the best-ranked completions"
-    )
-    epochs: int = Field(1, ge=1, description="passes over the rankings; more than one overfits (section 3.5)")
-    batch: int = Field(64, ge=1, description="prompts per optimizer step")
-    lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
-    keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
-    folds: int = Field(0, ge=0, description="cross-validate over this many groups of labelers (appendix E.2: 5)")
-    skip_bad: bool = Field(False, description="skip and count bad lines")
-    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
-    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
-
-    def ineffective_options(self) -> Iterator[str]:
-        if self.folds == 1:
-            yield "--folds 1 leaves nothing to train on; use at least 2"
 
 
 def main(config: RewardConfig) -> Path:

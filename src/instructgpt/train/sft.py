@@ -7,19 +7,16 @@ With --pretraining and --mix it trains the initial policy of PPO (appendix C.3: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import Any
 
 from instructgpt import functional
-from instructgpt.config import StageConfig
 from instructgpt.data.packing import TokenizedExample, step_indices, steps_per_epoch
 from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documents
 from instructgpt.data.splits import is_heldout
 from instructgpt.data.tokenization import PromptTokenizer, tokenize_demonstrations
-from instructgpt.distributed.launch import RANK_TIMEOUT_S, launch
+from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError
 from instructgpt.models.lora import add_lora, get_trainable_module
 from instructgpt.models.policy import (
@@ -37,6 +34,7 @@ from instructgpt.records import Demonstration, Prompt, SkippedLines, read_all_re
 from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import named_inputs
 from instructgpt.sampling.completions import generate, retokenize_for
+from instructgpt.train.configs import SFTConfig
 from instructgpt.train.optim import (
     BestCheckpoint,
     build_optimizer,
@@ -48,35 +46,6 @@ from instructgpt.train.optim import (
 )
 
 _MAX_VALIDATION_PROMPTS = 128  # sampled and scored after each epoch, with --reward
-
-
-class SFTConfig(StageConfig):
-    """Supervised fine-tuning. Defaults are the paper's for 1.3B and 6B."""
-
-    stage: ClassVar[str] = "sft"
-
-    base: str = Field(description="model to fine-tune: a directory or a hub name")
-    data: tuple[Path, ...] = Field(description="demonstrations")
-    validation: tuple[Path, ...] = Field((), description="validation demonstrations; default: a tenth of the prompts")
-    pretraining: tuple[Path, ...] = Field((), description="pretraining text to mix in")
-    mix: float = Field(0.1, ge=0, lt=1, description="share of pretraining text, with --pretraining (appendix C.3)")
-    reward: Path | None = Field(None, description="reward model that selects the epoch (C.1); default: validation loss")
-    epochs: int = Field(16, ge=1, description="passes over the demonstrations")
-    keep: Literal["best", "last"] = Field("best", description="saved epoch: the best on validation data, or the last")
-    batch: int = Field(32, ge=1, description="demonstrations per optimizer step")
-    lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
-    dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
-    max_tokens: int = Field(128, ge=1, description="maximum length of completions sampled for --reward")
-    skip_bad: bool = Field(False, description="skip and count bad lines")
-    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
-    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
-
-    def ineffective_options(self) -> Iterator[str]:
-        for name, required in (("mix", "pretraining"), ("max_tokens", "reward")):
-            if name in self.model_fields_set and not getattr(self, required):
-                yield f"--{name.replace('_', '-')} has no effect without --{required}"
-        if self.pretraining and self.mix == 0:
-            yield "--pretraining has no effect with --mix 0"
 
 
 def main(config: SFTConfig) -> Path:

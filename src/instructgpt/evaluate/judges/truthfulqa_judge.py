@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 from scipy.special import expit
 
 from instructgpt.config import StageConfig
 from instructgpt.data.packing import TokenizedExample
 from instructgpt.data.splits import is_heldout
 from instructgpt.errors import InputError
+from instructgpt.evaluate.configs import JudgeConfig
 from instructgpt.evaluate.inference import EvaluatedModel, sum_completion_logps
 from instructgpt.evaluate.toxicity.classifier import roc_auc
 from instructgpt.models.policy import context_length, pick_device
@@ -32,6 +32,7 @@ from instructgpt.run.directory import RunDirectory
 from instructgpt.run.lineage import content_hash, named_inputs
 from instructgpt.statistics import intervals
 from instructgpt.train import sft
+from instructgpt.train.configs import SFTConfig
 
 JUDGE_QUESTIONS = {"truth": "True:", "info": "Helpful:"}
 """The last line of each judge's prompt, as in the released data."""
@@ -39,21 +40,6 @@ _JUDGE_VERSION = "1"
 _YES, _NO = " yes", " no"
 YES_THRESHOLD = 0.5
 JUDGE_SPLITS = ("training", "validation", "heldout")
-
-
-class JudgeConfig(StageConfig):
-    stage: ClassVar[str] = "judge"
-
-    base: str = Field(description="the model to fine-tune: a directory or a hub name")
-    data: tuple[Path, ...] = Field(
-        description="judged answers: `prompt` (question, answer, True: or Helpful:) and `completion` (yes or no)"
-    )
-    epochs: int = Field(5, ge=1, description="training epochs; the one with the best validation loss is kept")
-    batch: int = Field(32, ge=1, description="judged answers per optimizer step")
-    lr: float = Field(1e-4, gt=0, description="peak learning rate; cosine to a tenth")
-    questions: int | None = Field(None, ge=2, description="training questions, drawn by the seed; default: all")
-    skip_bad: bool = Field(False, description="skip and count bad lines instead of stopping at the first")
-    processes: int = Field(1, ge=1, description="processes that share each batch (CPU)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +110,7 @@ def train_judge(kind: str, config: JudgeConfig) -> Path:
         write_records(config.out / f"{name}.jsonl", records)
     run.info(", ".join(f"{len(records)} answers {name}" for name, records in splits.items()))
     sft.main(
-        sft.SFTConfig(
+        SFTConfig(
             base=config.base,
             data=(config.out / "training.jsonl",),
             validation=(config.out / "validation.jsonl",),

@@ -14,7 +14,7 @@ from instructgpt.data.importing.rankings import from_pairs
 from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import make_row
 from instructgpt.evaluate.cache import ResultCache
-from instructgpt.evaluate.config import ComparisonSettings
+from instructgpt.evaluate.comparison_settings import ComparisonSettings
 from instructgpt.evaluate.preference_inputs import parse_named_models, resolve_data_files, subsample_prompts
 from instructgpt.evaluate.reward import reward_bench
 from instructgpt.evaluate.reward.calibration import reliability_curve

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,8 +25,8 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from scipy import optimize, sparse, special, stats
 
-from instructgpt.config import TRAINING_ONLY_FIELDS, StageConfig
 from instructgpt.errors import InputError
+from instructgpt.evaluate.configs import ToxicityConfig
 from instructgpt.evaluate.metrics.toxicity import TOXICITY_THRESHOLD
 from instructgpt.records import Record, SkippedLines, read_all_records
 from instructgpt.run.directory import RunDirectory
@@ -47,15 +46,6 @@ _CV_FOLDS = 5
 class _ToxicityExample(Record):
     text: str
     toxicity: float = Field(ge=0, le=1, allow_inf_nan=False)
-
-
-class ToxicityConfig(StageConfig):
-    stage: ClassVar[str] = "toxicity"
-    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
-
-    data: tuple[Path, ...] = Field(description="scored texts: `text`, `toxicity` (0 to 1)")
-    l2: float = Field(2e-5, gt=0, description="strength of the L2 penalty")
-    skip_bad: bool = Field(False, description="skip and count bad lines instead of stopping at the first")
 
 
 @dataclass(frozen=True, slots=True)

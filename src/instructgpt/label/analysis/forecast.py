@@ -14,8 +14,9 @@ from instructgpt.label.analysis.rankings import join_task_and_batch
 from instructgpt.label.db.models.base import DAY_MS
 from instructgpt.label.db.models.people import Person
 from instructgpt.label.db.models.submissions import Assignment, MessageRow, Submission
-from instructgpt.label.db.models.tasks import TASK_KINDS, Batch, Task, TaskCompletion, TaskKind
+from instructgpt.label.db.models.tasks import Batch, Task, TaskCompletion
 from instructgpt.label.tasks.batches import UNLIMITED_OVERLAP
+from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 
 HOUR_MS = 3_600_000
 FORECAST_WINDOW_DAYS = 14

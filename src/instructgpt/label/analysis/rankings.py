@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label.db.models.people import Person
 from instructgpt.label.db.models.submissions import Assignment, RankingItem, Rating, Submission
-from instructgpt.label.db.models.tasks import Batch, PromptRow, Task, TaskCompletion, TaskKind
+from instructgpt.label.db.models.tasks import Batch, PromptRow, Task, TaskCompletion
 from instructgpt.label.errors import SiteError
+from instructgpt.label.vocabulary import TaskKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,59 +6,22 @@ instructgpt label batch --site site/ --name round-1 --prompts prompts.jsonl --mo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from instructgpt.config import CommandConfig
 from instructgpt.errors import InputError
 from instructgpt.label.analysis import forecast
 from instructgpt.label.analysis.forecast import MIN_SPEED_SAMPLES, Workload
+from instructgpt.label.configs import BatchConfig
 from instructgpt.label.context import Site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Batch
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.site_folder import open_site
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BatchSpec
-from instructgpt.label.tasks.ingest import MAX_COMPLETIONS
-from instructgpt.records import Cohort, format_validation_error
-
-
-class BatchConfig(CommandConfig):
-    stage: ClassVar[str] = "label batch"
-
-    site: Path = Field(description="folder of the site, created by 'label init'")
-    name: str = Field(description="name of the batch, unique on the site")
-    prompts: tuple[Path, ...] = Field((), description="prompt files; for rankings only with --models or as a filter")
-    completions: tuple[Path, ...] = Field((), description="rankings: completion files, as 'sample' writes them")
-    models: tuple[str, ...] = Field((), description="rankings: NAME=MODEL pairs (directory or hub name) to sample from")
-    n: int = Field(1, ge=1, le=MAX_COMPLETIONS, description="completions per prompt and model")
-    gold: tuple[Path, ...] = Field((), description="gold answers: rankings, or 'prompt' and 'answer' for reviews")
-    kind: TaskKind = Field("rank", description="task kind: rank, demonstrate or review")
-    purpose: Literal["training", "evaluation"] = Field("training", description="purpose of the batch")
-    cohort: Cohort | None = Field(None, description="cohort that may work on the batch; any by default")
-    baseline: str | None = Field(None, description="evaluation: the model to compare the others with")
-    priority: int = Field(0, ge=-1000, le=1000, description="batches with higher priority come first")
-    overlap: int = Field(1, ge=1, le=100, description="labelers per task")
-    cohort_share: float = Field(0.12, ge=0, le=1, description="share of tasks with --cohort-overlap labelers")
-    cohort_overlap: int = Field(3, ge=1, le=100, description="labelers per task of that share")
-    gold_share: float = Field(0.05, ge=0, le=1, description="share of gold tasks in each labeler's work")
-    repeat_share: float = Field(0.02, ge=0, le=1, description="share of tasks that the same labeler gets a second time")
-    k_least: int | None = Field(None, ge=2, le=MAX_COMPLETIONS, description="minimum completions per ranking")
-    k_most: int | None = Field(None, ge=2, le=MAX_COMPLETIONS, description="maximum completions per ranking")
-    seed: int = Field(0, ge=0, lt=2**32, description="random seed")
-    hourly: float | None = Field(None, gt=0, description="cost of an hour of work, for the cost estimate")
-    open: bool = Field(False, description="open the batch to labelers at once")
-    dry_run: bool = Field(False, description="only estimate the work; create nothing")
-
-    def ineffective_options(self) -> Iterator[str]:
-        if "n" in self.model_fields_set and not self.models:
-            yield "--n has no effect without --models"
-        if self.open and self.dry_run:
-            yield "--open has no effect with --dry-run"
+from instructgpt.records import format_validation_error
 
 
 def main(config: BatchConfig) -> None:

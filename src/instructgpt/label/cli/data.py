@@ -10,96 +10,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from instructgpt.config import CommandConfig
 from instructgpt.errors import InputError
 from instructgpt.io import SkippedLines
+from instructgpt.label.configs import LabelBackupConfig, LabelExportConfig, LabelImportConfig
 from instructgpt.label.context import Site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.backup import back_up_database
 from instructgpt.label.exchange.archive import read_archive, write_archive
-from instructgpt.label.exchange.export_files import ExportFormat, format_card_body, write_export
+from instructgpt.label.exchange.export_files import format_card_body, write_export
 from instructgpt.label.exchange.export_rows import EXPORT_FILES
 from instructgpt.label.exchange.external_submissions import ExternalSubmissionImporter
 from instructgpt.label.exchange.imports import (
     WORK_RECORD_TYPES,
     ImportReport,
-    LabelImportFormat,
     LocatedRecord,
     import_prompt_records,
     read_import_file,
 )
-from instructgpt.label.exchange.selection import ExportFilter, ExportUse
-from instructgpt.label.exchange.third_party import MAX_RATING, ThirdPartyReader, read_labeling_config
+from instructgpt.label.exchange.selection import ExportFilter
+from instructgpt.label.exchange.third_party import ThirdPartyReader, read_labeling_config
 from instructgpt.label.site_folder import open_site
 from instructgpt.label.tasks import batches
-from instructgpt.records import Cohort, Completion, Prompt, format_validation_error
-
-
-class ExistingSiteOptions(CommandConfig):
-    site: Path = Field(description="folder of the site, created by 'label init'")
-
-
-class LabelImportConfig(ExistingSiteOptions):
-    stage: ClassVar[str] = "label import"
-
-    data: tuple[Path, ...] = Field(
-        (), description="prompts, completions, demonstrations or rankings; also exports of Label Studio or Argilla"
-    )
-    archive: Path | None = Field(None, description="import an archive of 'label export --archive' into an empty site")
-    format: LabelImportFormat = Field("auto", description="file format; auto detects it from the columns of each row")
-    name: str | None = Field(None, description="name of the new batch; by default the name of the first file")
-    kind: Literal["demonstrate", "review"] | None = Field(
-        None, description="also create a batch of the prompts, to demonstrate or to review"
-    )
-    purpose: Literal["training", "evaluation"] = Field("training", description="purpose of the batch")
-    cohort: Cohort = Field("training", description="cohort of external labelers whose lines name none")
-    baseline: str | None = Field(None, description="evaluation: the model to compare the others with")
-    policy: str = Field(
-        "{}",
-        description="overlap policy as JSON: overlap, cohort_share, cohort_overlap, gold_share, repeat_share, k, seed",
-    )
-    open: bool = Field(False, description="open the batch to labelers at once")
-    prompt_field: str | None = Field(None, description="other tools: name of the prompt field")
-    questions: str = Field("", description="other tools: controls or questions to import, separated by commas")
-    rating_max: int = Field(MAX_RATING, ge=2, description="other tools: highest rating; ratings are rescaled to 1 to 7")
-    labeling_config: Path | None = Field(None, description="Label Studio: XML file of the labeling interface")
-    skip_bad: bool = Field(False, description="skip and count bad lines")
-
-    def ineffective_options(self) -> Iterator[str]:
-        if (self.archive is None) == (not self.data):
-            yield "give either --data or --archive"
-        if self.archive is not None:
-            for name in sorted(self.model_fields_set - {"site", "archive"}):
-                yield f"--{name.replace('_', '-')} has no effect with --archive"
-
-
-class LabelExportConfig(ExistingSiteOptions):
-    stage: ClassVar[str] = "label export"
-
-    out: Path = Field(description="output folder; must not exist")
-    use: ExportUse = Field("training", description="training: for SFT and reward models; evaluation: to measure them")
-    format: ExportFormat = Field("jsonl", description="jsonl, parquet, or datasets (Parquet with a dataset card)")
-    files: str = Field(",".join(EXPORT_FILES), description="files to write, separated by commas")
-    batch: tuple[str, ...] = Field((), description="only these batches")
-    since: int | None = Field(None, ge=0, description="only submissions from this time on, milliseconds since 1970 UTC")
-    until: int | None = Field(None, ge=0, description="only submissions before this time, milliseconds since 1970 UTC")
-    archive: bool = Field(False, description="export every table of the site, for 'label import --archive'")
-    people: Literal["whole", "pseudonyms"] = Field("whole", description="with --archive: whole accounts or pseudonyms")
-
-    def ineffective_options(self) -> Iterator[str]:
-        for name in ("use", "format", "files", "batch", "since", "until") if self.archive else ("people",):
-            if name in self.model_fields_set:
-                yield f"--{name} has no effect {'with' if self.archive else 'without'} --archive"
-
-
-class LabelBackupConfig(ExistingSiteOptions):
-    stage: ClassVar[str] = "label backup"
-
-    out: Path = Field(description="output file: an SQLite database, or a pg_restore archive of PostgreSQL")
+from instructgpt.records import Completion, Prompt, format_validation_error
 
 
 @contextmanager

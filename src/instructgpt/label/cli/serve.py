@@ -9,58 +9,18 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
-from typing import ClassVar
-from urllib.parse import urlsplit
 
 import uvicorn
-from pydantic import Field, field_validator
 
-from instructgpt.config import CommandConfig
 from instructgpt.errors import InputError
 from instructgpt.label import site_folder
 from instructgpt.label.auth import accounts
 from instructgpt.label.background import CounterCheckThread
+from instructgpt.label.configs import InitConfig, ServeConfig, SiteOptions
 from instructgpt.label.context import Site
 from instructgpt.label.site_folder import create_site_folder, is_site_folder, open_site
 from instructgpt.label.tasks import instructions
 from instructgpt.label.web.app import create_app
-
-
-class SiteOptions(CommandConfig):
-    site: Path = Field(description="folder of the site")
-    database: str | None = Field(
-        None,
-        description="sqlite:///FILE or postgresql://USER@HOST/NAME, fixed when the site is created; by default site.db",
-    )
-    public_url: str | None = Field(
-        None,
-        description="public address of the site behind a reverse proxy, such as https://labels.example.org",
-    )
-
-    @field_validator("public_url")
-    @classmethod
-    def _validate_public_url(cls, value: str | None) -> str | None:
-        return value if value is None else _parse_base_url(value)
-
-
-class InitConfig(SiteOptions):
-    stage: ClassVar[str] = "label init"
-
-
-class ServeConfig(SiteOptions):
-    stage: ClassVar[str] = "label serve"
-
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
-    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
-
-
-def _parse_base_url(value: str) -> str:
-    """Return an address without its trailing slash. Raises ValueError unless it is http(s)://HOST."""
-    parts = urlsplit(value)
-    has_host = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc
-    if not has_host or parts.path not in ("", "/") or parts.query:
-        raise ValueError("expected https://HOST, without a path")
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def init(config: InitConfig) -> None:

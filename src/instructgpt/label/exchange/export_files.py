@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from sqlalchemy import select
@@ -24,10 +24,11 @@ from instructgpt.label.analysis.rankings import load_stored_rankings
 from instructgpt.label.db.database import Database
 from instructgpt.label.db.models.people import Instructions, Person
 from instructgpt.label.db.models.tasks import Batch
-from instructgpt.label.exchange.export_rows import EXPORT_FILES, ExportFileName, ExportRow, iter_export_rows
+from instructgpt.label.exchange.export_rows import EXPORT_FILES, ExportRow, iter_export_rows
 from instructgpt.label.exchange.selection import ExportFilter, ExportTally, snapshot
 from instructgpt.label.tasks.forms import PROMPT_LABELS
 from instructgpt.label.tasks.instructions import get_latest_instructions
+from instructgpt.label.vocabulary import ExportFileName, ExportFormat
 from instructgpt.records import LABELS
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
     from instructgpt.statistics.intervals import Estimate
 
-ExportFormat = Literal["jsonl", "parquet", "datasets"]
 _SCHEMA_VERSION = 1
 """Rises when a column changes its meaning."""
 _PARQUET_ROW_GROUP_SIZE = 10_000

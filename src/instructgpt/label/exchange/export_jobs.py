@@ -18,9 +18,9 @@ from instructgpt.errors import InputError
 from instructgpt.io import write_text_atomic
 from instructgpt.label.context import Site
 from instructgpt.label.db.models import current_time_ms, new_id
-from instructgpt.label.exchange.export_files import ExportFormat, format_card_body, write_export
-from instructgpt.label.exchange.export_rows import ExportFileName
+from instructgpt.label.exchange.export_files import format_card_body, write_export
 from instructgpt.label.exchange.selection import ExportFilter
+from instructgpt.label.vocabulary import ExportFileName, ExportFormat
 
 _EXPORTS_FOLDER = "exports"
 _RUNNING_JOBS: dict[str, threading.Thread] = {}

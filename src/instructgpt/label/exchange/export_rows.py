@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from math import comb
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -30,9 +30,9 @@ from instructgpt.label.exchange.selection import (
     exclusion_reason,
     iter_export_items,
 )
+from instructgpt.label.vocabulary import ExportFileName
 from instructgpt.records import LABELS
 
-ExportFileName = Literal["rankings", "demonstrations", "prompts", "comparisons", "pairs", "ratings", "reviews"]
 ExportRow = dict[str, Any]
 
 

@@ -19,10 +19,11 @@ from instructgpt.label.db.models.submissions import (
     Rating,
     Submission,
 )
-from instructgpt.label.db.models.tasks import Batch, CompletionRow, PromptRow, Task, TaskCompletion, TaskKind
+from instructgpt.label.db.models.tasks import Batch, CompletionRow, PromptRow, Task, TaskCompletion
 from instructgpt.label.exchange.imports import ImportReport, LocatedRecord, error_location
 from instructgpt.label.exchange.third_party import RatedCompletion
 from instructgpt.label.tasks.ingest import prompt_hash, reveals_model, text_hash, upsert_prompts
+from instructgpt.label.vocabulary import TaskKind
 from instructgpt.records import LABELS, Cohort, Demonstration, PromptFields, Ranking, Record
 from instructgpt.records import Prompt as PromptRecord
 

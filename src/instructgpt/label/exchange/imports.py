@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import select
@@ -23,11 +23,11 @@ from instructgpt.label.db.models import CompletionRow, PromptRow, new_id
 from instructgpt.label.exchange import third_party
 from instructgpt.label.exchange.third_party import RatedCompletion, ThirdPartyReader
 from instructgpt.label.tasks.ingest import build_prompt_row, prompt_hash, replace_unstorable, reveals_model, text_hash
+from instructgpt.label.vocabulary import LabelImportFormat
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Demonstration, Ranking, Record, format_validation_error, validate_record
 from instructgpt.records import Prompt as PromptRecord
 
-LabelImportFormat = Literal["auto", "instructgpt", "label-studio", "argilla"]
 LocatedRecord = tuple[str, Record]
 """(`file:line`, record)."""
 WORK_RECORD_TYPES: tuple[type[Record], ...] = (Demonstration, Ranking, RatedCompletion)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Select, select
@@ -21,10 +21,10 @@ from instructgpt.label.analysis.results import is_blind
 from instructgpt.label.db.database import Database
 from instructgpt.label.db.models.people import Instructions, Person
 from instructgpt.label.db.models.submissions import Assignment, Submission
-from instructgpt.label.db.models.tasks import Batch, PromptRow, Task, TaskKind
+from instructgpt.label.db.models.tasks import Batch, PromptRow, Task
 from instructgpt.label.people.privacy import WITHDRAWN_BY_LABELER
+from instructgpt.label.vocabulary import ExportUse, TaskKind
 
-ExportUse = Literal["training", "evaluation"]
 SUBMISSION_CHUNK_SIZE = 500
 EVALUATION_SPLITS = ("validation", "valid", "test")
 

@@ -16,6 +16,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from instructgpt.errors import InputError
+from instructgpt.label.vocabulary import MAX_RATING
 from instructgpt.records import Demonstration, Ranking, Record
 
 _PROMPT_FIELDS = ("prompt", "messages", "instruction", "question", "input", "query", "context")
@@ -23,7 +24,6 @@ _ITEM_TEXT_FIELDS = ("body", "text", "completion", "answer", "response", "output
 """Text fields of an item in a Label Studio list, in order of precedence."""
 _UNRANKED_BUCKET = "_"
 """Label Studio: the list of items not moved into a bucket."""
-MAX_RATING = 7
 
 
 class RatedCompletion(Record):

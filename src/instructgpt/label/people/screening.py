@@ -29,9 +29,9 @@ from instructgpt.label.db.models import (
     Task,
 )
 from instructgpt.label.db.models.people import PersonStatus
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.errors import SiteError
 from instructgpt.label.people.surveys import has_replied
+from instructgpt.label.vocabulary import TaskKind
 
 if TYPE_CHECKING:
     from instructgpt.statistics.intervals import Estimate

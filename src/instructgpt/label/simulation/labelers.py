@@ -16,38 +16,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import Field
-
-from instructgpt.config import CommandConfig
 from instructgpt.errors import InputError, RunError
 from instructgpt.label.client import ApiError, LabelerClient, OwnerClient
+from instructgpt.label.configs import API_KEY_VARIABLE, SimulateConfig
 from instructgpt.label.tasks.forms import CONDITIONAL_LABELS
 from instructgpt.records import Cohort, Completion, Prompt, Ranking, Record, write_records
 from instructgpt.world import SimulatedLabelers, World
 from instructgpt.world.labelers import LABELER_NOISE
 
-_API_KEY_VARIABLE = "INSTRUCTGPT_LABEL_KEY"
 _PASSWORD_TEMPLATE = "simulated {name} of seed {seed}"
-
-
-class SimulateConfig(CommandConfig):
-    stage: ClassVar[str] = "label simulate"
-
-    site: str = Field(description="URL of a running site")
-    key: str | None = Field(None, description=f"API key with read, write and admin scopes; or set {_API_KEY_VARIABLE}")
-    labelers: int = Field(5, ge=1, le=500, description="number of concurrent labelers")
-    cohort: Cohort = Field("training", description="cohort of the labelers; held-out labelers need no admission")
-    tasks: int | None = Field(None, ge=1, description="maximum submissions per labeler")
-    double_clicks: float = Field(0.1, ge=0, le=1, description="share of submissions sent twice")
-    walk_aways: float = Field(0.05, ge=0, le=1, description="share of tasks abandoned and claimed again")
-    noise: float = Field(LABELER_NOISE, ge=0, description="standard deviation of the labelers' noise, in utility units")
-    seed: int = Field(0, ge=0, description="random seed of the labelers and their world")
-    patience: float = Field(120.0, gt=0, description="seconds to retry while the server is unreachable")
-    out: Path | None = Field(None, description="write the submissions to this .jsonl file")
 
 
 class SubmittedForm(Record):
@@ -287,11 +267,11 @@ def quantiles(values: Sequence[float], shares: Sequence[float] = (0.5, 0.95, 0.9
 
 def main(config: SimulateConfig) -> None:
     """Run simulated labelers on a site and check what it stored. Raises InputError, RunError."""
-    key = config.key or os.environ.get(_API_KEY_VARIABLE)
+    key = config.key or os.environ.get(API_KEY_VARIABLE)
     if not key:
         raise InputError(
             "--key is missing: create an API key with the scopes read, write and admin on the site's data page, "
-            f"or set {_API_KEY_VARIABLE}"
+            f"or set {API_KEY_VARIABLE}"
         )
     world = World(config.seed)
     simulators = make_simulated_labelers(world, config.cohort, config.labelers, config.seed, config.noise)

@@ -10,12 +10,12 @@ from sqlalchemy.orm import Session
 
 from instructgpt.label.context import Site
 from instructgpt.label.db.models import Assignment, Person, Task, current_time_ms
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import assignments, drafts, submission_history, submissions, threads
 from instructgpt.label.tasks.form_fields import fields_to_payload
 from instructgpt.label.tasks.forms import parse_submission_form
 from instructgpt.label.tasks.task_view import TaskView, build_task_view
+from instructgpt.label.vocabulary import TaskKind
 from instructgpt.records import format_validation_error
 
 _ResultT = TypeVar("_ResultT")

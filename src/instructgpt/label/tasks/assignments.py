@@ -18,10 +18,10 @@ from instructgpt.label.context import Settings
 from instructgpt.label.db.models import Assignment, Batch, Person, PromptRow, Skip, Submission, Task, TaskCompletion
 from instructgpt.label.db.models.base import is_id, new_id
 from instructgpt.label.db.models.submissions import SKIP_REASONS
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import instructions
 from instructgpt.label.tasks.queue import choose_next_task, list_eligible_batches
+from instructgpt.label.vocabulary import TaskKind
 
 MINUTE_MS = 60_000
 _EXPIRY_CHUNK_SIZE = 200  # leases that one claim expires at most, to stay fast after a quiet night

@@ -17,10 +17,9 @@ from instructgpt import records
 from instructgpt.errors import InputError
 from instructgpt.io import iter_rows
 from instructgpt.label.db.models import Batch, Person
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.tasks import batches
 from instructgpt.label.tasks.forms import PROMPT_LABELS
-from instructgpt.label.tasks.ingest import MAX_COMPLETIONS
+from instructgpt.label.vocabulary import MAX_COMPLETIONS, TaskKind
 from instructgpt.records import USE_CASES, Cohort, format_validation_error
 
 _MAX_WRITE_TASKS = 100_000

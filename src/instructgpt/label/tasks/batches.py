@@ -18,9 +18,9 @@ from instructgpt.errors import InputError
 from instructgpt.label.db.models import Batch, GoldAnswer, Person, PromptRow, Task, TaskCompletion
 from instructgpt.label.db.models.base import current_time_ms, new_id
 from instructgpt.label.db.models.people import PURPOSES
-from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
 from instructgpt.label.tasks import ingest
-from instructgpt.label.tasks.ingest import MAX_COMPLETIONS, IngestReport, TaskCandidate
+from instructgpt.label.tasks.ingest import IngestReport, TaskCandidate
+from instructgpt.label.vocabulary import MAX_COMPLETIONS, TASK_KINDS, TaskKind
 from instructgpt.records import Cohort
 
 UNLIMITED_OVERLAP = 1_000_000

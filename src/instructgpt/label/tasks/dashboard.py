@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 from instructgpt.label.db.models import Assignment, MessageRow, Person, PromptRow, Skip, Submission, Task
 from instructgpt.label.db.models.base import DAY_MS
 from instructgpt.label.db.models.quality import CalibrationRoom
-from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
 from instructgpt.label.tasks import instructions, threads
 from instructgpt.label.tasks.queue import list_eligible_batches, pending_task_ids_statement
+from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 
 MAX_COUNTED_TASKS = 99  # the page shows larger counts as "more"
 

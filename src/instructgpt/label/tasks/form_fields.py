@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.vocabulary import TaskKind
 
 FormFields = Sequence[tuple[str, str]]
 _ANSWER_VALUES: dict[str, bool | None] = {"yes": True, "no": False, "na": None}

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.errors import SiteError
+from instructgpt.label.vocabulary import TaskKind
 from instructgpt.records import LABELS, USE_CASES, format_validation_error
 
 MAX_TEXT_LENGTH = 200_000  # characters

@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 from instructgpt import records
 from instructgpt.errors import InputError
 from instructgpt.label.db.models import CompletionRow, Person, PromptRow, new_id
+from instructgpt.label.vocabulary import MAX_COMPLETIONS
 
-MAX_COMPLETIONS = 9  # of a task, lettered A to I; the paper uses K = 4 to 9 (3.5)
 _RecordT = TypeVar("_RecordT", bound=records.Record)
 _SQL_CHUNK_SIZE = 500  # values in one statement; databases have a limit
 

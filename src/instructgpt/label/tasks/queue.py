@@ -23,7 +23,7 @@ from instructgpt.label.db.models import (
     Task,
     TaskCompletion,
 )
-from instructgpt.label.db.models.tasks import TaskKind
+from instructgpt.label.vocabulary import TaskKind
 
 _PERSON_PARAM: BindParameter[str] = bindparam("person", type_=String())
 _BATCH_PARAM: BindParameter[str] = bindparam("batch", type_=String())

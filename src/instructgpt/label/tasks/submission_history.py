@@ -22,8 +22,8 @@ from instructgpt.label.db.models import (
     Task,
 )
 from instructgpt.label.db.models.base import is_id
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.tasks.submissions import editable_until
+from instructgpt.label.vocabulary import TaskKind
 
 _PAGE_SIZE = 50
 _PREVIEW_LENGTH = 200  # characters

@@ -10,10 +10,11 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Draft, Instructions, PromptRow, Submission
-from instructgpt.label.db.models.tasks import Task, TaskKind
+from instructgpt.label.db.models.tasks import Task
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.forms import CONDITIONAL_LABELS, EXPLICIT_NO_LABELS, PROMPT_LABELS
 from instructgpt.label.tasks.submissions import read_submission_form
+from instructgpt.label.vocabulary import TaskKind
 from instructgpt.records import LABELS
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
-from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
+from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 
 _ASSIGNMENT_STATES = ("open", "submitted", "skipped", "expired", "returned")
 """`expired`: the lease ran out; a late submission is still stored. `returned`: a researcher asks for a new version."""

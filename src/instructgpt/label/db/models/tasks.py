@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
 from instructgpt.label.db.models.people import PURPOSES
+from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 from instructgpt.records import Cohort
-
-TaskKind = Literal["rank", "demonstrate", "write", "review"]
-TASK_KINDS: tuple[TaskKind, ...] = ("rank", "demonstrate", "write", "review")
-"""Rank: rate and rank completions. Demonstrate: write a completion. Write: write a prompt. Review: describe one."""
 
 _BATCH_STATES = ("draft", "open", "closed")
 _TASK_STATES = ("open", "done", "review", "withdrawn")

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from instructgpt.label.auth.dependencies import Principal, ReadScope, WriteScope, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Person, PromptRow, Submission, Task
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.tasks import batches
 from instructgpt.label.tasks.submissions import read_submission_form
+from instructgpt.label.vocabulary import TaskKind
 from instructgpt.label.web.api.prompts import PromptRequest, to_prompt_out
 from instructgpt.label.web.api.schemas import CursorPage, RequestModel, sanitize
 from instructgpt.label.web.params import AfterCursor, PageLimit, RowId, SinceMs, caller_id, or_404, translate_errors

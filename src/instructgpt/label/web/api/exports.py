@@ -12,10 +12,11 @@ from pydantic import Field
 from instructgpt.label.auth.dependencies import ExportScope, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.exchange import export_jobs
-from instructgpt.label.exchange.export_files import ExportFormat, iter_export_jsonl
+from instructgpt.label.exchange.export_files import iter_export_jsonl
 from instructgpt.label.exchange.export_jobs import ExportJob
-from instructgpt.label.exchange.export_rows import EXPORT_FILES, ExportFileName, iter_export_rows
-from instructgpt.label.exchange.selection import ExportFilter, ExportTally, ExportUse, snapshot
+from instructgpt.label.exchange.export_rows import EXPORT_FILES, iter_export_rows
+from instructgpt.label.exchange.selection import ExportFilter, ExportTally, snapshot
+from instructgpt.label.vocabulary import ExportFileName, ExportFormat, ExportUse
 from instructgpt.label.web.api.schemas import RequestModel
 from instructgpt.label.web.params import RowId, SinceMs, caller_id, or_404, send_export_file
 

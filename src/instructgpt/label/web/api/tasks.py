@@ -8,13 +8,13 @@ from fastapi import APIRouter, Body, Header, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from instructgpt.label.auth.dependencies import LabelerUser, get_site
-from instructgpt.label.db.models.tasks import TaskKind
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import actions, submission_history, threads
 from instructgpt.label.tasks.actions import SubmissionReceipt
 from instructgpt.label.tasks.assignments import get_own_assignment
 from instructgpt.label.tasks.forms import NoteText
 from instructgpt.label.tasks.task_view import TaskView, build_task_view
+from instructgpt.label.vocabulary import TaskKind
 
 router = APIRouter(prefix="/api/v1", tags=["labeler"])
 _FormBody = Annotated[dict[str, Any], Body()]

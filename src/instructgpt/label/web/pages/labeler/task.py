@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 from instructgpt.label.auth.dependencies import LabelerUser, Principal, get_current_principal, get_site
 from instructgpt.label.db.models import Assignment, Instructions, current_time_ms, new_id
 from instructgpt.label.db.models.submissions import SKIP_REASONS
-from instructgpt.label.db.models.tasks import TASK_KINDS
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks import actions, submission_history, submissions, threads
 from instructgpt.label.tasks.assignments import get_own_assignment
 from instructgpt.label.tasks.form_fields import FormFields, fields_to_payload, payload_to_fields
 from instructgpt.label.tasks.forms import MAX_TEXT_LENGTH
 from instructgpt.label.tasks.task_view import TaskView, build_task_view
+from instructgpt.label.vocabulary import TASK_KINDS
 from instructgpt.label.web.rendering import get_translator, redirect, render_page, translate_error
 from instructgpt.records import USE_CASES
 

@@ -36,7 +36,7 @@ from instructgpt.label.db.models.submissions import Assignment
 from instructgpt.label.errors import SiteError, format_user_message
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BATCH_INPUT_FILES, BatchSpec
-from instructgpt.label.tasks.ingest import MAX_COMPLETIONS
+from instructgpt.label.vocabulary import MAX_COMPLETIONS
 from instructgpt.label.web.pages.owner.overview import parse_positive
 from instructgpt.label.web.rendering import redirect, render_page
 from instructgpt.records import USE_CASES, format_validation_error

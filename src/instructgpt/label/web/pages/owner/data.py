@@ -23,8 +23,7 @@ from instructgpt.label.db.models import ApiKey, Batch, current_time_ms
 from instructgpt.label.db.models.base import DAY_MS
 from instructgpt.label.errors import SiteError
 from instructgpt.label.exchange import export_jobs
-from instructgpt.label.exchange.export_files import ExportFormat
-from instructgpt.label.exchange.export_rows import EXPORT_FILES, ExportFileName
+from instructgpt.label.exchange.export_rows import EXPORT_FILES
 from instructgpt.label.exchange.external_submissions import ExternalSubmissionImporter
 from instructgpt.label.exchange.imports import (
     WORK_RECORD_TYPES,
@@ -33,8 +32,9 @@ from instructgpt.label.exchange.imports import (
     import_prompt_records,
     read_import_file,
 )
-from instructgpt.label.exchange.selection import ExportFilter, ExportUse
-from instructgpt.label.exchange.third_party import MAX_RATING, ThirdPartyReader
+from instructgpt.label.exchange.selection import ExportFilter
+from instructgpt.label.exchange.third_party import ThirdPartyReader
+from instructgpt.label.vocabulary import MAX_RATING, ExportFileName, ExportFormat, ExportUse
 from instructgpt.label.web.params import RowId, or_404, send_export_file, translate_errors
 from instructgpt.label.web.rendering import redirect, render_page
 from instructgpt.records import Cohort, Completion, Prompt

@@ -18,7 +18,7 @@ from instructgpt.label.analysis.forecast import (
 from instructgpt.label.auth.dependencies import TeamUser, get_site
 from instructgpt.label.db.models import Instructions, Invite, Person, Submission, current_time_ms
 from instructgpt.label.db.models.base import DAY_MS
-from instructgpt.label.db.models.tasks import TASK_KINDS, TaskKind
+from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 from instructgpt.label.web import charts
 from instructgpt.label.web.rendering import render_page
 

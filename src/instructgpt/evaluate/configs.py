@@ -1,46 +1,41 @@
-"""Options of the `evaluate` command, and the settings it passes to the evaluations of whole files of rankings."""
+"""Options of `evaluate` and `judge`, and of the sections `candidates` and `exam` of a pipeline's file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from instructgpt.config import CommandConfig
-from instructgpt.evaluate.tasks import EVAL_TASKS
+from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, StageConfig
 
+EVAL_TASK_NAMES = (
+    "winogender",
+    "crows_pairs",
+    "bbq",
+    "real_toxicity",
+    "real_toxicity_sampled",
+    "truthfulqa",
+    "hellaswag",
+    "wsc",
+    "rte",
+    "sst2",
+    "quac",
+    "squad",
+    "drop",
+    "wmt15",
+    "cnn_dm",
+    "tldr",
+    "arc_easy",
+    "piqa",
+    "winogrande",
+    "gsm8k",
+)
+"""Names of `evaluate.tasks.EVAL_TASKS`, for help without loading the tasks."""
 WHOLE_FILE_EVALUATIONS = ("preference", "reward_model")
 """Evaluations of rankings or completions; all others are tasks, which ask a list of questions."""
 _PREFERENCE_OPTIONS = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonSettings:
-    """Options of the evaluations of whole files. `folder` holds their cache and output files."""
-
-    folder: Path
-    model: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-    completions: tuple[Path, ...] = ()
-    limit: int | None = None
-    seed: int = 0
-    device: str = "auto"
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceSettings(ComparisonSettings):
-    """Options of the preference evaluation."""
-
-    judge: str | None = None
-    judge_model: str | None = None
-    judge_key: str | None = None
-    judge_reads: Literal["text", "logp"] | None = None
-    baseline: str | None = None
-    max_tokens: int = 256
-    temperature: float = 1.0
 
 
 class EvaluateConfig(CommandConfig):
@@ -49,7 +44,7 @@ class EvaluateConfig(CommandConfig):
     stage: ClassVar[str] = "evaluate"
 
     names: tuple[str, ...] = Field(
-        (), description=f"evaluations: {', '.join((*EVAL_TASKS, *WHOLE_FILE_EVALUATIONS))}; or all tasks with data"
+        (), description=f"evaluations: {', '.join((*EVAL_TASK_NAMES, *WHOLE_FILE_EVALUATIONS))}; or all tasks with data"
     )
     model: tuple[str, ...] = Field((), description="models, NAME=MODEL or MODEL: a directory or a hub name")
     data: tuple[str, ...] = Field(
@@ -126,3 +121,56 @@ class EvaluateConfig(CommandConfig):
                 yield f"{flag} has no effect without --model"
             elif name in ("judge_model", "judge_key") and "://" not in (self.judge or ""):
                 yield f"{flag} has no effect unless --judge is the address of an endpoint"
+
+
+class JudgeConfig(StageConfig):
+    stage: ClassVar[str] = "judge"
+
+    base: str = Field(description="the model to fine-tune: a directory or a hub name")
+    data: tuple[Path, ...] = Field(
+        description="judged answers: `prompt` (question, answer, True: or Helpful:) and `completion` (yes or no)"
+    )
+    epochs: int = Field(5, ge=1, description="training epochs; the one with the best validation loss is kept")
+    batch: int = Field(32, ge=1, description="judged answers per optimizer step")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate; cosine to a tenth")
+    questions: int | None = Field(None, ge=2, description="training questions, drawn by the seed; default: all")
+    skip_bad: bool = Field(False, description="skip and count bad lines instead of stopping at the first")
+    processes: int = Field(1, ge=1, description="processes that share each batch (CPU)")
+
+
+class ToxicityConfig(StageConfig):
+    stage: ClassVar[str] = "toxicity"
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
+
+    data: tuple[Path, ...] = Field(description="scored texts: `text`, `toxicity` (0 to 1)")
+    l2: float = Field(2e-5, gt=0, description="strength of the L2 penalty")
+    skip_bad: bool = Field(False, description="skip and count bad lines instead of stopping at the first")
+
+
+class CandidatesConfig(StageConfig):
+    stage: ClassVar[str] = "candidates"
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
+
+    policy: str = Field(description="the policy that writes most completions")
+    base: str = Field(description="the base model that writes the others, prompted")
+    prompts: Path = Field(description="a file of prompts")
+    least: int = Field(4, ge=2, description="smallest number of completions per prompt")
+    base_share: float = Field(0.2, ge=0, le=1, description="share of completions from the prompted base model")
+    strays: bool = Field(True, description="add an answer to another prompt, so that the reward model learns relevance")
+    max_tokens: int = Field(32, ge=1, description="maximum length of a completion")
+    part: int = Field(0, ge=0, description="part of the prompts, from 0")
+    parts: int = Field(1, ge=1, description="number of parts")
+
+
+class ExamConfig(CommandConfig):
+    stage: ClassVar[str] = "exam"
+
+    prompts: int = Field(400, ge=1, description="test prompts")
+    samples: int = Field(2, ge=1, description="completions per test prompt, each ranked in its own list")
+    labelers: int = Field(2, ge=1, description="labelers per cohort who rank each list")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature of the ranked completions")
+    truth_samples: int = Field(4, ge=1, description="answers per question of fact")
+    toxicity_prompts: int = Field(300, ge=1, description="beginnings of forum posts, per condition")
+    exercises: int = Field(300, ge=1, description="exercises per corpus task")
+    documents: int = Field(300, ge=1, description="held-out documents")
+    max_tokens: int = Field(32, ge=1, description="maximum length of a completion")

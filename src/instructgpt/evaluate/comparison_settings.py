@@ -1,0 +1,33 @@
+"""Settings that `evaluate` passes to the evaluations of whole files of rankings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonSettings:
+    """Options of the evaluations of whole files. `folder` holds their cache and output files."""
+
+    folder: Path
+    model: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    completions: tuple[Path, ...] = ()
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceSettings(ComparisonSettings):
+    """Options of the preference evaluation."""
+
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key: str | None = None
+    judge_reads: Literal["text", "logp"] | None = None
+    baseline: str | None = None
+    max_tokens: int = 256
+    temperature: float = 1.0

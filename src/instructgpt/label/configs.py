@@ -1,0 +1,175 @@
+"""Options of the commands `label init | serve | import | export | backup | batch | simulate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from instructgpt.config import CommandConfig
+from instructgpt.label.vocabulary import (
+    MAX_COMPLETIONS,
+    MAX_RATING,
+    ExportFileName,
+    ExportFormat,
+    ExportUse,
+    LabelImportFormat,
+    TaskKind,
+)
+from instructgpt.records import Cohort
+from instructgpt.world.labelers import LABELER_NOISE
+
+API_KEY_VARIABLE = "INSTRUCTGPT_LABEL_KEY"
+
+
+class SiteOptions(CommandConfig):
+    site: Path = Field(description="folder of the site")
+    database: str | None = Field(
+        None,
+        description="sqlite:///FILE or postgresql://USER@HOST/NAME, fixed when the site is created; by default site.db",
+    )
+    public_url: str | None = Field(
+        None,
+        description="public address of the site behind a reverse proxy, such as https://labels.example.org",
+    )
+
+    @field_validator("public_url")
+    @classmethod
+    def _validate_public_url(cls, value: str | None) -> str | None:
+        return value if value is None else parse_base_url(value)
+
+
+class InitConfig(SiteOptions):
+    stage: ClassVar[str] = "label init"
+
+
+class ServeConfig(SiteOptions):
+    stage: ClassVar[str] = "label serve"
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all interfaces")
+    port: int = Field(8000, ge=0, le=65_535, description="port to listen on; 0 takes a free one")
+
+
+def parse_base_url(value: str) -> str:
+    """Return an address without its trailing slash. Raises ValueError unless it is http(s)://HOST."""
+    parts = urlsplit(value)
+    has_host = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc
+    if not has_host or parts.path not in ("", "/") or parts.query:
+        raise ValueError("expected https://HOST, without a path")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+class ExistingSiteOptions(CommandConfig):
+    site: Path = Field(description="folder of the site, created by 'label init'")
+
+
+class LabelImportConfig(ExistingSiteOptions):
+    stage: ClassVar[str] = "label import"
+
+    data: tuple[Path, ...] = Field(
+        (), description="prompts, completions, demonstrations or rankings; also exports of Label Studio or Argilla"
+    )
+    archive: Path | None = Field(None, description="import an archive of 'label export --archive' into an empty site")
+    format: LabelImportFormat = Field("auto", description="file format; auto detects it from the columns of each row")
+    name: str | None = Field(None, description="name of the new batch; by default the name of the first file")
+    kind: Literal["demonstrate", "review"] | None = Field(
+        None, description="also create a batch of the prompts, to demonstrate or to review"
+    )
+    purpose: Literal["training", "evaluation"] = Field("training", description="purpose of the batch")
+    cohort: Cohort = Field("training", description="cohort of external labelers whose lines name none")
+    baseline: str | None = Field(None, description="evaluation: the model to compare the others with")
+    policy: str = Field(
+        "{}",
+        description="overlap policy as JSON: overlap, cohort_share, cohort_overlap, gold_share, repeat_share, k, seed",
+    )
+    open: bool = Field(False, description="open the batch to labelers at once")
+    prompt_field: str | None = Field(None, description="other tools: name of the prompt field")
+    questions: str = Field("", description="other tools: controls or questions to import, separated by commas")
+    rating_max: int = Field(MAX_RATING, ge=2, description="other tools: highest rating; ratings are rescaled to 1 to 7")
+    labeling_config: Path | None = Field(None, description="Label Studio: XML file of the labeling interface")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+
+    def ineffective_options(self) -> Iterator[str]:
+        if (self.archive is None) == (not self.data):
+            yield "give either --data or --archive"
+        if self.archive is not None:
+            for name in sorted(self.model_fields_set - {"site", "archive"}):
+                yield f"--{name.replace('_', '-')} has no effect with --archive"
+
+
+class LabelExportConfig(ExistingSiteOptions):
+    stage: ClassVar[str] = "label export"
+
+    out: Path = Field(description="output folder; must not exist")
+    use: ExportUse = Field("training", description="training: for SFT and reward models; evaluation: to measure them")
+    format: ExportFormat = Field("jsonl", description="jsonl, parquet, or datasets (Parquet with a dataset card)")
+    files: str = Field(",".join(get_args(ExportFileName)), description="files to write, separated by commas")
+    batch: tuple[str, ...] = Field((), description="only these batches")
+    since: int | None = Field(None, ge=0, description="only submissions from this time on, milliseconds since 1970 UTC")
+    until: int | None = Field(None, ge=0, description="only submissions before this time, milliseconds since 1970 UTC")
+    archive: bool = Field(False, description="export every table of the site, for 'label import --archive'")
+    people: Literal["whole", "pseudonyms"] = Field("whole", description="with --archive: whole accounts or pseudonyms")
+
+    def ineffective_options(self) -> Iterator[str]:
+        for name in ("use", "format", "files", "batch", "since", "until") if self.archive else ("people",):
+            if name in self.model_fields_set:
+                yield f"--{name} has no effect {'with' if self.archive else 'without'} --archive"
+
+
+class LabelBackupConfig(ExistingSiteOptions):
+    stage: ClassVar[str] = "label backup"
+
+    out: Path = Field(description="output file: an SQLite database, or a pg_restore archive of PostgreSQL")
+
+
+class BatchConfig(CommandConfig):
+    stage: ClassVar[str] = "label batch"
+
+    site: Path = Field(description="folder of the site, created by 'label init'")
+    name: str = Field(description="name of the batch, unique on the site")
+    prompts: tuple[Path, ...] = Field((), description="prompt files; for rankings only with --models or as a filter")
+    completions: tuple[Path, ...] = Field((), description="rankings: completion files, as 'sample' writes them")
+    models: tuple[str, ...] = Field((), description="rankings: NAME=MODEL pairs (directory or hub name) to sample from")
+    n: int = Field(1, ge=1, le=MAX_COMPLETIONS, description="completions per prompt and model")
+    gold: tuple[Path, ...] = Field((), description="gold answers: rankings, or 'prompt' and 'answer' for reviews")
+    kind: TaskKind = Field("rank", description="task kind: rank, demonstrate or review")
+    purpose: Literal["training", "evaluation"] = Field("training", description="purpose of the batch")
+    cohort: Cohort | None = Field(None, description="cohort that may work on the batch; any by default")
+    baseline: str | None = Field(None, description="evaluation: the model to compare the others with")
+    priority: int = Field(0, ge=-1000, le=1000, description="batches with higher priority come first")
+    overlap: int = Field(1, ge=1, le=100, description="labelers per task")
+    cohort_share: float = Field(0.12, ge=0, le=1, description="share of tasks with --cohort-overlap labelers")
+    cohort_overlap: int = Field(3, ge=1, le=100, description="labelers per task of that share")
+    gold_share: float = Field(0.05, ge=0, le=1, description="share of gold tasks in each labeler's work")
+    repeat_share: float = Field(0.02, ge=0, le=1, description="share of tasks that the same labeler gets a second time")
+    k_least: int | None = Field(None, ge=2, le=MAX_COMPLETIONS, description="minimum completions per ranking")
+    k_most: int | None = Field(None, ge=2, le=MAX_COMPLETIONS, description="maximum completions per ranking")
+    seed: int = Field(0, ge=0, lt=2**32, description="random seed")
+    hourly: float | None = Field(None, gt=0, description="cost of an hour of work, for the cost estimate")
+    open: bool = Field(False, description="open the batch to labelers at once")
+    dry_run: bool = Field(False, description="only estimate the work; create nothing")
+
+    def ineffective_options(self) -> Iterator[str]:
+        if "n" in self.model_fields_set and not self.models:
+            yield "--n has no effect without --models"
+        if self.open and self.dry_run:
+            yield "--open has no effect with --dry-run"
+
+
+class SimulateConfig(CommandConfig):
+    stage: ClassVar[str] = "label simulate"
+
+    site: str = Field(description="URL of a running site")
+    key: str | None = Field(None, description=f"API key with read, write and admin scopes; or set {API_KEY_VARIABLE}")
+    labelers: int = Field(5, ge=1, le=500, description="number of concurrent labelers")
+    cohort: Cohort = Field("training", description="cohort of the labelers; held-out labelers need no admission")
+    tasks: int | None = Field(None, ge=1, description="maximum submissions per labeler")
+    double_clicks: float = Field(0.1, ge=0, le=1, description="share of submissions sent twice")
+    walk_aways: float = Field(0.05, ge=0, le=1, description="share of tasks abandoned and claimed again")
+    noise: float = Field(LABELER_NOISE, ge=0, description="standard deviation of the labelers' noise, in utility units")
+    seed: int = Field(0, ge=0, description="random seed of the labelers and their world")
+    patience: float = Field(120.0, gt=0, description="seconds to retry while the server is unreachable")
+    out: Path | None = Field(None, description="write the submissions to this .jsonl file")

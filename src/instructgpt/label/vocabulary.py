@@ -1,0 +1,15 @@
+"""Names and limits that the commands, the site and its files share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+TaskKind = Literal["rank", "demonstrate", "write", "review"]
+TASK_KINDS: tuple[TaskKind, ...] = ("rank", "demonstrate", "write", "review")
+"""Rank: rate and rank completions. Demonstrate: write a completion. Write: write a prompt. Review: describe one."""
+ExportFileName = Literal["rankings", "demonstrations", "prompts", "comparisons", "pairs", "ratings", "reviews"]
+ExportFormat = Literal["jsonl", "parquet", "datasets"]
+ExportUse = Literal["training", "evaluation"]
+LabelImportFormat = Literal["auto", "instructgpt", "label-studio", "argilla"]
+MAX_COMPLETIONS = 9  # of a task, lettered A to I; the paper uses K = 4 to 9 (3.5)
+MAX_RATING = 7

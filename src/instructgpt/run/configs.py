@@ -1,0 +1,79 @@
+"""Options of the commands that run the pipeline or read a run directory: `run`, `report`, `doctor`, `watch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, StageConfig, did_you_mean
+
+_STAGE_SECTIONS = ("pretrain", "start", "candidates", "reward", "sft", "ppo", "ppo_ptx", "exam")
+
+
+class RunConfig(StageConfig):
+    """Options of the whole pipeline: sizes of the small world, or your own files.
+
+    A preset or configuration file has a section for `run` and one for each of _STAGE_SECTIONS: `start` is the starting
+    point of PPO, `sft` the SFT baseline, `candidates` the completions to rank, `exam` the evaluation.
+    """
+
+    stage: ClassVar[str] = "run"
+    excluded_fields: ClassVar[frozenset[str]] = TRAINING_ONLY_FIELDS
+
+    out: Path = Field(Path("runs/demo"), description="directory of all stage directories")
+    data: Path = Field(Path(), description="folder of the files that a configuration file names")
+    corpus: tuple[Path, ...] = Field((), description="pretraining text; without it, the small world writes its own")
+    demonstrations: tuple[Path, ...] = Field((), description="demonstrations, with --corpus")
+    rankings: tuple[Path, ...] = Field((), description="rankings, with --corpus")
+    prompts: tuple[Path, ...] = Field((), description="prompts for PPO, with --corpus (else the demonstrations')")
+    words: int = Field(3_000_000, ge=1000, description="words of the small world's corpus")
+    demonstration_prompts: int = Field(400, ge=10, description="prompts of the small world that labelers demonstrate")
+    ranking_prompts: int = Field(3000, ge=10, description="prompts of the small world whose completions labelers rank")
+    ppo_prompts: int = Field(3000, ge=10, description="prompts of the small world for PPO")
+    labelers: int = Field(3, ge=1, description="simulated labelers who rank the completions of each prompt")
+    through_site: bool = Field(False, description="let simulated labelers work over HTTP on a labelers' site")
+    processes: int = Field(2, ge=1, description="processes to run in parallel (CPU)")
+    stages: dict[str, dict[str, Any]] = Field({}, description="options of each stage")
+
+    def ineffective_options(self) -> Iterator[str]:
+        for name in ("demonstrations", "rankings"):
+            if bool(self.corpus) != bool(getattr(self, name)):
+                missing = name if self.corpus else "corpus"
+                yield f"--corpus, --demonstrations and --rankings belong together; --{missing} is missing"
+        for name in ("data", "prompts"):
+            if name in self.model_fields_set and not self.corpus:
+                yield f"--{name} has no effect without --corpus"
+        if self.through_site and self.corpus:
+            yield "--through-site has no effect with --corpus: people have already labeled"
+        for name in self.stages.keys() - set(_STAGE_SECTIONS):
+            sections = ", ".join(("run", *_STAGE_SECTIONS))
+            yield f"no stage '{name}'{did_you_mean(name, _STAGE_SECTIONS)}; valid sections: {sections}"
+
+
+class ReportConfig(CommandConfig):
+    stage: ClassVar[str] = "report"
+
+    run: tuple[Path, ...] = Field(
+        min_length=1, description="a run directory, or files of results (and run directories) for one page"
+    )
+    out: Path | None = Field(
+        None,
+        description="the page; report.html in the run directory, or beside the first file of results, where not given",
+    )
+
+
+class DoctorConfig(CommandConfig):
+    stage: ClassVar[str] = "doctor"
+
+    run: Path = Field(description="a run directory, or the directory of one stage")
+
+
+class WatchConfig(CommandConfig):
+    stage: ClassVar[str] = "watch"
+
+    run: Path = Field(description="a run directory, or the directory of one stage")
+    every: float = Field(2.0, gt=0, description="seconds between refreshes")
+    once: bool = Field(False, description="print once and exit")

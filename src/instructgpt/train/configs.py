@@ -1,0 +1,170 @@
+"""Options of the training stages. They are read before torch is imported, so this module imports neither.
+
+Defaults are the paper's; what it leaves open is in docs/choices.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from instructgpt.config import RANK_TIMEOUT_S, StageConfig
+
+WARMUP_UPDATES = 10
+
+
+class PretrainConfig(StageConfig):
+    """Pretraining from scratch."""
+
+    stage: ClassVar[str] = "pretrain"
+    excluded_fields: ClassVar[frozenset[str]] = frozenset({"lora"})
+
+    corpus: tuple[Path, ...] = Field(description="text: JSON lines with 'text', or plain .txt (optionally .gz)")
+    tokenizer: Path | None = Field(None, description="an existing tokenizer, instead of training one on the corpus")
+    vocabulary: int = Field(1024, ge=257, description="size of the byte-level BPE vocabulary to train")
+    width: int = Field(128, ge=8, description="model width")
+    layers: int = Field(4, ge=1, description="transformer layers")
+    heads: int = Field(4, ge=1, description="attention heads")
+    context: int = Field(128, ge=8, description="context length in tokens: prompt and completion")
+    window: int = Field(128, ge=8, description="tokens per training row")
+    tokens: int = Field(3_000_000, ge=1, description="training tokens in the whole run")
+    batch: int = Field(16, ge=1, description="rows per optimizer step")
+    lr: float = Field(3e-3, gt=0, description="peak learning rate")
+    warmup: float = Field(0.05, ge=0, le=1, description="learning-rate warm-up, as a share of all steps")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices")
+    keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
+
+    def ineffective_options(self) -> Iterator[str]:
+        if self.tokenizer is not None and "vocabulary" in self.model_fields_set:
+            yield "--vocabulary has no effect with --tokenizer; drop one of them"
+        if self.window > self.context:
+            yield f"--window {self.window} is longer than --context {self.context}"
+        if self.width % (2 * self.heads):
+            yield f"--width {self.width} is not a multiple of twice --heads {self.heads}"
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.tokens // (self.batch * self.window))
+
+
+class SFTConfig(StageConfig):
+    """Supervised fine-tuning. Defaults are the paper's for 1.3B and 6B."""
+
+    stage: ClassVar[str] = "sft"
+
+    base: str = Field(description="model to fine-tune: a directory or a hub name")
+    data: tuple[Path, ...] = Field(description="demonstrations")
+    validation: tuple[Path, ...] = Field((), description="validation demonstrations; default: a tenth of the prompts")
+    pretraining: tuple[Path, ...] = Field((), description="pretraining text to mix in")
+    mix: float = Field(0.1, ge=0, lt=1, description="share of pretraining text, with --pretraining (appendix C.3)")
+    reward: Path | None = Field(None, description="reward model that selects the epoch (C.1); default: validation loss")
+    epochs: int = Field(16, ge=1, description="passes over the demonstrations")
+    keep: Literal["best", "last"] = Field("best", description="saved epoch: the best on validation data, or the last")
+    batch: int = Field(32, ge=1, description="demonstrations per optimizer step")
+    lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
+    dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
+    max_tokens: int = Field(128, ge=1, description="maximum length of completions sampled for --reward")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
+
+    def ineffective_options(self) -> Iterator[str]:
+        for name, required in (("mix", "pretraining"), ("max_tokens", "reward")):
+            if name in self.model_fields_set and not getattr(self, required):
+                yield f"--{name.replace('_', '-')} has no effect without --{required}"
+        if self.pretraining and self.mix == 0:
+            yield "--pretraining has no effect with --mix 0"
+
+
+class RewardConfig(StageConfig):
+    """Reward-model training. Defaults are the paper's."""
+
+    stage: ClassVar[str] = "reward"
+
+    base: str = Field(description="initial trunk: an SFT model (any causal model)")
+    data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
+    validation: tuple[Path, ...] = Field((), description="validation rankings; default: a tenth of the prompts")
+    demonstrations: tuple[Path, ...] = Field(
+        (), description="demonstrations whose average score becomes 0; default: the best-ranked completions"
+    )
+    epochs: int = Field(1, ge=1, description="passes over the rankings; more than one overfits (section 3.5)")
+    batch: int = Field(64, ge=1, description="prompts per optimizer step")
+    lr: float = Field(9e-6, gt=0, description="peak learning rate; cosine to a tenth")
+    keep: Literal["best", "last"] = Field("last", description="saved step: the last, or the best on validation data")
+    folds: int = Field(0, ge=0, description="cross-validate over this many groups of labelers (appendix E.2: 5)")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
+
+    def ineffective_options(self) -> Iterator[str]:
+        if self.folds == 1:
+            yield "--folds 1 leaves nothing to train on; use at least 2"
+
+
+class PPOConfig(StageConfig):
+    """PPO and PPO-ptx. Defaults are the paper's; what it leaves open is in docs/choices.md."""
+
+    stage: ClassVar[str] = "ppo"
+
+    policy: str = Field(description="initial policy and frozen reference: an SFT model, best with --mix")
+    reward: Path = Field(description="reward model; the value model starts from it too")
+    prompts: tuple[Path, ...] = Field(description="prompts")
+    pretraining: tuple[Path, ...] = Field((), description="pretraining text; turns PPO into PPO-ptx")
+    episodes: int = Field(256_000, ge=1, description="completions sampled in the whole run")
+    batch: int = Field(512, ge=1, description="episodes sampled per PPO step")
+    minibatch: int = Field(64, ge=1, description="episodes per optimizer step")
+    epochs: int = Field(1, ge=1, description="passes over a batch")
+    lr: float = Field(5e-6, gt=0, description="learning rate of the policy, constant after the warm-up")
+    value_lr: float = Field(9e-6, gt=0, description="learning rate of the value model")
+    kl_coef: float = Field(0.02, ge=0, description="beta of equation 2, the KL penalty per token")
+    lam: float = Field(0.95, ge=0, le=1, description="lambda of generalized advantage estimation; gamma is 1")
+    clip: float = Field(0.2, gt=0, description="clip range of the ratio and of the value")
+    max_tokens: int = Field(256, ge=1, description="maximum completion length")
+    eos_penalty: float = Field(1.0, ge=0, description="subtracted from the score of a truncated completion")
+    ema: float = Field(0.992, ge=0, lt=1, description="decay of the averaged weights that are saved; 0: last weights")
+    ptx_coef: float = Field(27.8, ge=0, description="gamma of equation 2, with --pretraining")
+    ptx_reduction: Literal["token", "sequence"] = Field("token", description="ptx loss: mean over tokens or over rows")
+    ptx_ratio: float = Field(8.0, gt=0, description="rows of pretraining text per episode")
+    skip_bad: bool = Field(False, description="skip and count bad lines")
+    processes: int = Field(1, ge=1, description="ranks to start on this machine; torchrun starts its own")
+    patience: float = Field(RANK_TIMEOUT_S, gt=0, description="seconds without an answer before a rank counts as dead")
+
+    def ineffective_options(self) -> Iterator[str]:
+        for name in ("ptx_coef", "ptx_reduction", "ptx_ratio"):
+            if name in self.model_fields_set and not self.pretraining:
+                yield f"--{name.replace('_', '-')} has no effect without --pretraining"
+        if self.pretraining and self.ptx_coef == 0:
+            yield "--pretraining has no effect with --ptx-coef 0"
+        if self.batch % self.minibatch:
+            yield f"--batch {self.batch} is not a multiple of --minibatch {self.minibatch}"
+        if self.episodes % self.batch:
+            nearest = self.updates * self.batch or self.batch
+            yield f"--episodes {self.episodes} is not a multiple of --batch {self.batch}: {nearest} is"
+
+    @property
+    def updates(self) -> int:
+        """PPO steps in the whole run."""
+        return self.episodes // self.batch
+
+    @property
+    def warmup(self) -> int:
+        """PPO steps of learning-rate warm-up: ten, or a fifth of a short run."""
+        return min(WARMUP_UPDATES, self.updates // 5)
+
+    @property
+    def optimizer_steps_per_update(self) -> int:
+        return self.epochs * self.batch // self.minibatch
+
+    @property
+    def bf16(self) -> bool:
+        return "bf16" in self.memory
+
+    @property
+    def ptx_rows_per_step(self) -> int:
+        return max(1, round(self.ptx_ratio * self.minibatch))
