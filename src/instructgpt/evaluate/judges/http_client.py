@@ -100,12 +100,38 @@ class Endpoint:
         return url.copy_with(path="/".join(part for part in (url.path.rstrip("/"), path) if part) or "/")
 
 
+_REJECTION_WORDS = ("unsupported", "not supported", "not permitted", "forbidden", "unknown", "unrecognized", "unexpected")
+
+
+@dataclass(slots=True)
+class FieldFallback:
+    """A request field that some services reject. Once one has, requests carry its value as `fallback` instead."""
+
+    name: str
+    fallback: str
+    rejected: bool = False
+
+    def apply(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.fallback if self.rejected and key == self.name else key: value for key, value in payload.items()}
+
+    def is_rejected_by(self, payload: Mapping[str, Any], status: int, body: str) -> bool:
+        """Return whether the body of an error says that the service does not know the field (rather than its value)."""
+        text = body.lower()
+        if status not in (400, 422) or self.name not in payload or self.name not in text:
+            return False
+        return self.fallback in text or any(word in text for word in _REJECTION_WORDS)
+
+
 def post_all(
-    endpoint: Endpoint, path: str, payloads: Mapping[_K, Mapping[str, Any]], parse: Callable[[Any], _T]
+    endpoint: Endpoint,
+    path: str,
+    payloads: Mapping[_K, Mapping[str, Any]],
+    parse: Callable[[Any], _T],
+    fallback: FieldFallback | None = None,
 ) -> Iterator[tuple[_K, _T | EndpointError]]:
     """Yield (key, parsed answer or error) of each payload as answers arrive.
 
-    An exception of `parse` (ValueError, KeyError, IndexError, TypeError) means a malformed answer, which is retried.
+    An exception of `parse` (ValueError, LookupError, TypeError, AttributeError) means a malformed answer, which is retried.
     Raise RunError if the service is down, rejects the key, or failed too often in a row; everything answered was
     yielded before.
     """
@@ -113,7 +139,7 @@ def post_all(
     outage: EndpointError | None = None
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
     with httpx.Client(headers=headers, timeout=endpoint.timeout_s) as http:
-        client = _RetryingClient(endpoint, endpoint.url_for(path), http)
+        client = _RetryingClient(endpoint, endpoint.url_for(path), http, fallback)
         for key, future in _iter_completed(client, payloads, parse):
             try:
                 result: _T | EndpointError = future.result()
@@ -158,6 +184,7 @@ class _RetryingClient:
     endpoint: Endpoint
     url: httpx.URL
     http: httpx.Client
+    fallback: FieldFallback | None = None
     closed: threading.Event = field(default_factory=threading.Event)
     blocked_until_s: float = 0.0
     """End of a `Retry-After` pause, which applies to all threads (monotonic clock)."""
@@ -169,7 +196,7 @@ class _RetryingClient:
                 self.closed.wait(wait_s)
             try:
                 return parse(self.post_once(payload))
-            except (ValueError, KeyError, IndexError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = f"{type(error).__name__}: {_shorten(error)}"
                 failure = _RetryLaterError(f"{endpoint.name}: malformed answer ({reason})")
             except _RetryLaterError as error:
@@ -197,7 +224,8 @@ class _RetryingClient:
         return bytes(body)
 
     def post_once(self, payload: Mapping[str, Any]) -> Any:
-        endpoint = self.endpoint
+        endpoint, fallback = self.endpoint, self.fallback
+        payload = fallback.apply(payload) if fallback else payload
         try:
             with self.http.stream("POST", self.url, json=payload) as answer:
                 body = self.read_body(answer)
@@ -207,8 +235,11 @@ class _RetryingClient:
             reason = _shorten(error) or type(error).__name__
             raise _RetryLaterError(f"{endpoint.name}: cannot be reached ({reason})") from error
         if (status := answer.status_code) != 200:
-            # an error body may quote the key
-            excerpt = _shorten(body.decode("utf-8", "replace").replace(endpoint.key or "\0", "…"))
+            text = body.decode("utf-8", "replace")
+            if fallback and fallback.is_rejected_by(payload, status, text):
+                fallback.rejected = True
+                return self.post_once(payload)
+            excerpt = _shorten(text.replace(endpoint.key or "\0", "…"))  # an error body may quote the key
             message = f"{endpoint.name}: answers {status}" + (f" ({excerpt})" if excerpt else "")
             if status in _RETRYABLE_STATUSES:
                 raise _RetryLaterError(message, _parse_retry_after(answer.headers.get("retry-after")))
