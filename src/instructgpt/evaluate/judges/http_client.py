@@ -100,7 +100,15 @@ class Endpoint:
         return url.copy_with(path="/".join(part for part in (url.path.rstrip("/"), path) if part) or "/")
 
 
-_REJECTION_WORDS = ("unsupported", "not supported", "not permitted", "forbidden", "unknown", "unrecognized", "unexpected")
+_REJECTION_WORDS = (
+    "unsupported",
+    "not supported",
+    "not permitted",
+    "forbidden",
+    "unknown",
+    "unrecognized",
+    "unexpected",
+)
 
 
 @dataclass(slots=True)

@@ -286,7 +286,9 @@ class EndpointJudge:
         token_logps: dict[str, list[float]] = {}
         if not (choice.get("logprobs") or {}).get("content"):
             hint = "read its verdict from the text: --judge-reads text"
-            raise EndpointError(f"{self.endpoint.name}: {self.model} gives no log-probabilities; {hint}", permanent=True)
+            raise EndpointError(
+                f"{self.endpoint.name}: {self.model} gives no log-probabilities; {hint}", permanent=True
+            )
         for entry in choice["logprobs"]["content"][0]["top_logprobs"]:
             letter, logp = str(entry["token"]).strip(), float(entry["logprob"])
             if letter in OUTCOME_BY_LETTER:
