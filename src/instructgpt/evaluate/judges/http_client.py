@@ -123,7 +123,7 @@ class FieldFallback:
         return {self.fallback if self.rejected and key == self.name else key: value for key, value in payload.items()}
 
     def is_rejected_by(self, payload: Mapping[str, Any], status: int, body: str) -> bool:
-        """Return whether the body of an error says that the service does not know the field (rather than its value)."""
+        """Return whether an error's body says that the service does not know the field, rather than its value."""
         text = body.lower()
         if status not in (400, 422) or self.name not in payload or self.name not in text:
             return False
