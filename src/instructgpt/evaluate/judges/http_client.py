@@ -139,8 +139,8 @@ def post_all(
 ) -> Iterator[tuple[_K, _T | EndpointError]]:
     """Yield (key, parsed answer or error) of each payload as answers arrive.
 
-    An exception of `parse` (ValueError, LookupError, TypeError, AttributeError) means a malformed answer, which is retried.
-    Raise RunError if the service is down, rejects the key, or failed too often in a row; everything answered was
+    A ValueError, LookupError, TypeError or AttributeError of `parse` means a malformed answer, which is retried. Raise
+    RunError if the service is down, rejects the key, or failed too often in a row; everything answered was
     yielded before.
     """
     consecutive_failures = answered_count = 0

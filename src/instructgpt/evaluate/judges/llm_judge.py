@@ -35,7 +35,7 @@ OUTCOME_BY_LETTER: Mapping[str, PairwiseOutcome] = {"A": "first", "B": "second",
 _MIN_VERDICT_MASS = 0.01
 """Below this total probability of A, B and C the judge has given no verdict."""
 DEFAULT_JUDGE_MAX_TOKENS = 400
-"""Budget of an answer, enough for a few sentences and a verdict. Reasoning models need thousands: their reasoning counts."""
+"""Budget of an answer: a few sentences and a verdict. A reasoning model needs thousands, for its reasoning counts."""
 JUDGE_CHUNK_SIZE = 64
 # the text is part of the cache key: any change makes judges run again
 _JUDGE_CRITERIA = """\
@@ -298,7 +298,7 @@ class EndpointJudge:
 
 
 def _message_text(message: Mapping[str, Any]) -> str:
-    """Return the text of an answer: empty if there is none, joined if it has parts, the refusal of a judge that refuses.
+    """Return an answer's text: empty if there is none, joined if it has parts, or the refusal of a judge that refuses.
 
     Raises:
         TypeError: the content is neither text, a list of parts, nor null.
