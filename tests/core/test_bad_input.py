@@ -236,17 +236,17 @@ def test_invalid_model_directories_are_input_errors(kit, command, monkeypatch, t
     assert not out.exists()
 
 
-def test_reward_model_without_head_or_offset_is_an_input_error(kit, command, tmp_path, out):
-    headless, shifted, twofold = (copied(kit.reward, tmp_path / name) for name in ("1", "2", "3"))
+def test_reward_model_without_head_or_with_two_offsets_is_an_input_error(kit, command, tmp_path, out):
+    headless, labeled, twofold = (copied(kit.reward, tmp_path / name) for name in ("1", "2", "3"))
     weights = safetensors.torch.load_file(headless / "model.safetensors")
     del weights["score.weight"]
     safetensors.torch.save_file(weights, headless / "model.safetensors", {"format": "pt", "score_offset": "0.0"})
-    edit_json(shifted / "config.json", lambda config: config.pop("score_offset"))
+    edit_json(labeled / "config.json", lambda config: config.update(id2label={0: "no", 1: "yes"}))
     edit_json(twofold / "config.json", lambda config: config.update(score_offset=99.0))
     for reward, said in {
         headless: "weights are missing from the files: score.weight; train one with 'instructgpt reward'",
         kit.base: "not a reward model",
-        shifted: "no recorded offset",
+        labeled: "is a classifier with 2 labels (no, yes), expected a reward model",
         twofold: "the files belong to two models",
     }.items():
         score = ["score", "--reward", reward, "--data", kit.demonstrations, "--out", out]
@@ -255,6 +255,21 @@ def test_reward_model_without_head_or_offset_is_an_input_error(kit, command, tmp
             assert said in told
             assert str(reward) in told
     assert not out.exists()
+
+
+def test_a_missing_offset_is_measured_or_said(kit, command, tmp_path, out):
+    """Scores with the measured offset average 0 over the demonstrations."""
+    folder = copied(kit.reward, tmp_path / "plain")
+    edit_json(folder / "config.json", lambda config: config.pop("score_offset"))
+    safetensors.torch.save_file(
+        safetensors.torch.load_file(folder / "model.safetensors"), folder / "model.safetensors", {"format": "pt"}
+    )
+    argv = ["score", "--reward", folder, "--data", kit.demonstrations, "--out", out]
+    assert "records no offset" in command(*argv).out
+    measured = command(*argv, "--demonstrations", kit.demonstrations)
+    assert "measured on" in measured.out
+    scores = [json.loads(line)["score"] for line in out.read_text(encoding="utf-8").splitlines()]
+    assert abs(sum(scores) / len(scores)) < 1e-5
 
 
 def test_missing_device_is_an_input_error(kit, command, out):

@@ -162,6 +162,15 @@ def test_best_ranked_average_zero_without_demonstrations(small_reward, first):
     assert reward.score(best).mean().item() == pytest.approx(0, abs=1e-5)
 
 
+def test_a_reward_model_as_base_keeps_its_head(small_reward, save_reward, rows_of):
+    """Its scores are those of before at the first step, and its offset is measured again."""
+    base = save_reward("llama", offset=7.0)
+    folder = stage.main(small_reward(base=str(base), lr=1e-9))
+    assert_same_tensors(weights_of(folder), weights_of(base), 1e-6)
+    assert abs(load_reward_model(folder, CPU).offset - 7) > 0.5
+    assert any("goes on from the reward model" in row["said"] for row in rows_of(folder / "log.jsonl"))
+
+
 def test_heldout_labelers_and_validation_prompts_never_train(small_reward, tmp_path):
     known = [row for row in RANKINGS if row["cohort"] == "training"]
     folders = [

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import transformers
 from rich.table import Column, Table
 
 from instructgpt.errors import InputError
@@ -24,7 +23,8 @@ from instructgpt.evaluate.metrics import labels
 from instructgpt.evaluate.metrics.preference import measure, measure_pooled_preference, require_ranking_models
 from instructgpt.evaluate.preference_inputs import PreferenceInputs, load_preference_inputs
 from instructgpt.evaluate.reward.scores import ScoreAndLength, cached_reward_scores, ranks_by_score
-from instructgpt.models.policy import from_pretrained, pick_device
+from instructgpt.models.classifier import is_one_label_classifier
+from instructgpt.models.policy import pick_device
 from instructgpt.records import Cohort, Completion, Ranking, write_records
 from instructgpt.results import ResultRow, with_judge
 from instructgpt.run.directory import console, content_hash
@@ -116,11 +116,10 @@ def _load_llm_judge(judge: str, settings: PreferenceSettings) -> Judge:
 
 def _is_reward_model(source: str) -> bool:
     try:
-        config = from_pretrained(transformers.AutoConfig, source)
+        return is_one_label_classifier(source)
     except InputError as error:
         expected = f"expected '{_SIMULATED_JUDGE}', the address of an endpoint, or a model"
         raise InputError(f"--judge {source}: {expected} ({error})") from error
-    return any("SequenceClassification" in name for name in config.architectures or ())
 
 
 def _rank_by_score(

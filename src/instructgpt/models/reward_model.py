@@ -1,7 +1,8 @@
 """Reward models and value models: a backbone, a scalar head, and the offset that centers demonstrations on 0.
 
-They are transformers' sequence classifiers with one label, so stock tools load them. Stock heads have no bias and would
-silently drop the offset, so `config.json` and the metadata of the weights hold it, and `ScalarModel` subtracts it.
+They are transformers' sequence classifiers with one label, so stock tools load ours and we load anybody's. Stock heads
+have no bias and would silently drop the offset, so `config.json` and the metadata of the weights hold it, and
+`ScalarModel` subtracts it. Where other people's models record none, it is measured on demonstrations, or is 0.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors
 import torch
@@ -24,13 +25,22 @@ from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import call_sharded, gather_in_order, get_model_dist_info, pad_steps, shard_by_length
 from instructgpt.errors import InputError
 from instructgpt.io import serialize_safetensors_header
+from instructgpt.models.classifier import (
+    classifier_scores,
+    get_token_head,
+    has_token_scores,
+    is_one_label_classifier,
+    load_pair_tokenizer,
+)
 from instructgpt.models.last_layer_subset import TokenSelection
 from instructgpt.models.lora import BaseModelView, add_lora, save_weights
 from instructgpt.models.packed_attention import hidden_states, use_packed_attention
 from instructgpt.models.policy import check_no_missing_weights, context_length, from_pretrained, load_tokenizer
 from instructgpt.models.precision import compute_device
+from instructgpt.records import Demonstration
 
 SCORE_OFFSET_KEY = "score_offset"
+OffsetSource = Literal["recorded", "measured", "none"]
 _PAD_TOKEN = "<|pad|>"
 
 
@@ -41,6 +51,14 @@ class ScalarModel:
     model: Any
     tokenizer: PromptTokenizer
     offset: float = 0.0
+    offset_source: OffsetSource = "recorded"
+    has_token_outputs: bool = True  # False: only the stock forward pass of a whole text gives the score
+
+    @property
+    def context(self) -> int:
+        """Longest text in tokens."""
+        length = context_length(self.model)
+        return length if self.has_token_outputs else min(length, self.tokenizer.hf_tokenizer.model_max_length)
 
     def token_outputs(self, batch: PackedBatch, select: TokenSelection | None = None) -> Tensor:
         """Return the head's output at the selected tokens, or at all, in float32: scores, or values. -> (m,)."""
@@ -53,7 +71,10 @@ class ScalarModel:
 
     def sequence_scores(self, batch: PackedBatch) -> Tensor:
         """Return the score of each example: the output at its last token, found by position. -> (B,)."""
-        return self.token_outputs(batch, "last_positions")
+        if self.has_token_outputs:
+            return self.token_outputs(batch, "last_positions")
+        separator = self.tokenizer.hf_tokenizer.sep_token_id
+        return call_sharded(self.model, classifier_scores, self.model, batch, separator).float() - self.offset
 
     @torch.no_grad()
     def score(self, examples: Sequence[TokenizedExample]) -> Tensor:
@@ -62,7 +83,7 @@ class ScalarModel:
         Raises:
             InputError: an example is longer than the context.
         """
-        device, max_length = compute_device(self.model), context_length(self.model)
+        device, max_length = compute_device(self.model), self.context
         longest_example = max(map(len, examples), default=0)
         if longest_example > max_length:
             length = f"a prompt with its completion has {longest_example} tokens"
@@ -75,23 +96,52 @@ class ScalarModel:
             scores[rows] = self.sequence_scores(collate([local_examples[row] for row in rows], device)).cpu()
         return torch.tensor(gather_in_order(indices, scores.tolist(), len(examples), dist_info))
 
+    def truncate(self, examples: Sequence[TokenizedExample]) -> tuple[list[TokenizedExample], int]:
+        """Cut examples that exceed the context from the left, and return how many were cut.
 
-def _get_scalar_head(model: Any, source: str) -> nn.Linear:
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        A beginning-of-text token stays: encoders read the score there, and decoders were trained with it.
+        """
+        too_long = [row for row, example in enumerate(examples) if len(example) > self.context]
+        fitting = list(examples)
+        for row in too_long:
+            ids = [*examples[row].prompt_ids, *examples[row].completion_ids]
+            kept_start = [self.tokenizer.bos] if ids[0] == self.tokenizer.bos else []
+            completion_ids = examples[row].completion_ids[-(self.context - len(kept_start)) :]
+            num_prompt_ids = self.context - len(kept_start) - len(completion_ids)
+            prompt_ids = examples[row].prompt_ids[-num_prompt_ids:] if num_prompt_ids else []
+            fitting[row] = TokenizedExample([*kept_start, *prompt_ids], completion_ids)
+        return fitting, len(too_long)
+
+    def measure_offset(self, demonstrations: Sequence[Demonstration]) -> None:
+        """Set the offset to the mean score of demonstrations, those that are too long cut from the left."""
+        encode = self.tokenizer.encode_example
+        examples = [encode(demonstration, demonstration.completion) for demonstration in demonstrations]
+        self.offset, self.offset_source = 0.0, "measured"
+        self.offset = float(self.score(self.truncate(examples)[0]).mean())
+
+
+def _require_token_head(model: Any, source: Path | str) -> nn.Linear:
+    head = get_token_head(model)
+    if head is None:
         reason = "transformers has no sequence classifier with a linear 'score' head for this family"
         raise InputError(f"{source}: {reason}")
     return head
 
 
 def new_reward_model(base: Path | str, device: torch.device, seed: int) -> ScalarModel:
-    """Create an untrained reward model: a policy's backbone, a head from N(0, 1/(D + 1)) (Huang et al. 2023, detail 8).
+    """Create a reward model to train: a policy's backbone, a head from N(0, 1/(D + 1)) (Huang et al. 2023, detail 8).
 
-    The tokenizer gets its own padding token: stock code finds the last token by it, and would stop at an end-of-text.
+    Where the base is itself a reward model, its head stays as it is, bias included. The tokenizer gets its own padding
+    token: stock code finds the last token by it, and would stop at an end-of-text.
 
     Raises:
-        InputError: the base cannot be loaded, or its family has no stock classifier.
+        InputError: the base cannot be loaded, has several labels, or its family has no stock classifier.
     """
+    if is_one_label_classifier(base):
+        reward_model = load_reward_model(base, device)
+        if reward_model.has_token_outputs:
+            _add_padding_token(reward_model.model, reward_model.tokenizer)
+        return reward_model
     tokenizer = load_tokenizer(base)
     model, loading_info = from_pretrained(
         transformers.AutoModelForSequenceClassification,
@@ -102,12 +152,21 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
         output_loading_info=True,
     )
     check_no_missing_weights(base, loading_info, frozenset({"score.weight", "score.bias"}))
-    head = _get_scalar_head(model, str(base))
+    head = _require_token_head(model, base)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / math.sqrt(head.in_features + 1))
         if head.bias is not None:
             head.bias.zero_()
+    _add_padding_token(model, tokenizer)
+    model.config.problem_type = "regression"
+    model.to(device).eval()
+    use_packed_attention(model)
+    return ScalarModel(model, tokenizer)
+
+
+def _add_padding_token(model: Any, tokenizer: PromptTokenizer) -> None:
+    """Give a model and its tokenizer a padding token that no text contains, unless they have one."""
     if tokenizer.hf_tokenizer.pad_token_id is None or tokenizer.hf_tokenizer.pad_token_id == tokenizer.eos:
         tokenizer.hf_tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
         vocab_size = model.get_input_embeddings().num_embeddings
@@ -115,19 +174,15 @@ def new_reward_model(base: Path | str, device: torch.device, seed: int) -> Scala
             model.resize_token_embeddings(len(tokenizer.hf_tokenizer), mean_resizing=False)
             torch.nn.init.zeros_(model.get_input_embeddings().weight[vocab_size:])
     model.config.pad_token_id = tokenizer.hf_tokenizer.pad_token_id
-    model.config.problem_type = "regression"
-    model.to(device).eval()
-    use_packed_attention(model)
-    return ScalarModel(model, tokenizer)
 
 
 def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
-    """Load a trained reward model with its offset.
+    """Load a reward model of any family, with the offset that it records, or with 0.
 
     Raises:
-        InputError: weights of the head are missing, or the offset is.
+        InputError: weights of the head are missing, it has several labels, or it records two different offsets.
     """
-    tokenizer = load_tokenizer(source)
+    is_one_label_classifier(source)
     model, loading_info = from_pretrained(
         transformers.AutoModelForSequenceClassification,
         source,
@@ -139,18 +194,67 @@ def load_reward_model(source: Path | str, device: torch.device) -> ScalarModel:
         missing = ", ".join(sorted(loading_info["missing_keys"])[:3])
         reason = f"not a reward model, weights are missing from the files: {missing}"
         raise InputError(f"{source}: {reason}; train one with 'instructgpt reward'")
-    _get_scalar_head(model, str(source))
+    _load_head_bias(model, source, loading_info["unexpected_keys"])
+    model.to(device).eval()
+    has_token_outputs = has_token_scores(model, source)
+    pair_tokenizer = None if has_token_outputs else load_pair_tokenizer(source)
+    tokenizer = pair_tokenizer or load_tokenizer(source)
+    if has_token_outputs:
+        use_packed_attention(model)
+    offset = _read_recorded_offset(model, source)
+    offset_source: OffsetSource = "none" if offset is None else "recorded"
+    return ScalarModel(model, tokenizer, offset or 0.0, offset_source, has_token_outputs)
+
+
+def _load_head_bias(model: Any, source: Path | str, unexpected_keys: Collection[str]) -> None:
+    """Load the bias of a head whose stock class has none; other weights of a head that nothing reads are an error."""
+    head, ignored = get_token_head(model), sorted(key for key in unexpected_keys if key.startswith("score."))
+    if not ignored:
+        return
+    for path in sorted(Path(source).glob("*.safetensors")) if ignored == ["score.bias"] else ():
+        with safetensors.safe_open(path, framework="pt") as weights:
+            if head is not None and "score.bias" in weights.keys():  # noqa: SIM118  (a file, not a dictionary)
+                head.bias = nn.Parameter(weights.get_tensor("score.bias").to(head.weight.dtype))
+                return
+    names = ", ".join(ignored[:3])
+    raise InputError(
+        f"{source}: transformers has no place for weights of the head ({names}); its scores would be wrong"
+    )
+
+
+def _read_recorded_offset(model: Any, source: Path | str) -> float | None:
+    """Return the offset of config.json and of the weights' metadata; one of them suffices, since stock tools drop one.
+
+    Raises:
+        InputError: the two differ.
+    """
     config_offset = getattr(model.config, SCORE_OFFSET_KEY, None)
-    weights_offset = read_score_offset(Path(source)) if Path(source).is_dir() else config_offset
+    weights_offset = read_score_offset(Path(source)) if Path(source).is_dir() else None
     if config_offset is None or weights_offset is None:
-        reason = "no recorded offset that centers demonstrations on 0"
-        raise InputError(f"{source}: {reason}; 'instructgpt reward' records one")
+        return weights_offset if config_offset is None else float(config_offset)
     if abs(config_offset - weights_offset) > 1e-6:
         offsets = f"config.json says the offset is {config_offset}, the weights say {weights_offset}"
         raise InputError(f"{source}: {offsets}; the files belong to two models")
-    model.to(device).eval()
-    use_packed_attention(model)
-    return ScalarModel(model, tokenizer, float(config_offset))
+    return float(config_offset)
+
+
+def center_scores(reward_model: ScalarModel, name: str, demonstrations: Sequence[Demonstration]) -> str | None:
+    """Measure a missing offset on demonstrations, and return a message where it is measured, missing or already there.
+
+    Args:
+        reward_model: gets the offset.
+        name: what the message calls it.
+        demonstrations: labelers' demonstrations, or none.
+    """
+    if reward_model.offset_source == "recorded":
+        return f"{name}: the recorded offset is used, not --demonstrations" if demonstrations else None
+    if demonstrations:
+        reward_model.measure_offset(demonstrations)
+        return f"{name}: offset {reward_model.offset:.4f}, measured on {len(demonstrations)} demonstrations"
+    return (
+        f"{name}: records no offset that centers demonstrations on 0, so 0 is used; "
+        "measure one with --demonstrations where the zero of its scores matters"
+    )
 
 
 def new_value_model(reward_model: ScalarModel) -> ScalarModel:

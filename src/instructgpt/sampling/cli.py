@@ -10,14 +10,16 @@ from pydantic import model_validator
 from instructgpt.errors import InputError
 from instructgpt.io import check_output_file
 from instructgpt.models.policy import context_length, load_policy, pick_device
-from instructgpt.models.reward_model import load_reward_model
+from instructgpt.models.reward_model import center_scores, load_reward_model
 from instructgpt.records import (
     Completion,
+    Demonstration,
     Message,
     Prompt,
     PromptFields,
     Record,
     SkippedLines,
+    read_all_records,
     read_records,
     write_records,
 )
@@ -103,7 +105,10 @@ def score_completions(config: ScoreConfig) -> Path:
     skipped = SkippedLines(config.skip_bad)
     records = read_records(ScoredInput, config.data, skipped)
     reward_model = load_reward_model(config.reward, pick_device(config.device))
-    max_length = context_length(reward_model.model)
+    demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)
+    if message := center_scores(reward_model, str(config.reward), demonstrations):
+        console.print(message, markup=False, soft_wrap=True)
+    max_length = reward_model.context
     accepted_records, examples = [], []
     for record in records:
         prompt, finished = record.prompt_fields, record.finish == "stop"

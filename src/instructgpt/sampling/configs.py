@@ -45,7 +45,10 @@ class ScoreConfig(CommandConfig):
     stage: ClassVar[str] = "score"
 
     out: Path = Field(description="file of scored completions to write")
-    reward: Path = Field(description="a reward model directory")
+    reward: str = Field(description="a reward model: any sequence classifier with one label")
     data: Path = Field(description="file of completions, or of demonstrations")
+    demonstrations: tuple[Path, ...] = Field(
+        (), description="demonstrations whose average score becomes 0, for a reward model that records no offset"
+    )
     device: str = Field("auto", description=_DEVICE_HELP)
     skip_bad: bool = Field(False, description="skip bad lines and completions that are too long, and count them")

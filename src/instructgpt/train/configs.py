@@ -87,7 +87,7 @@ class RewardConfig(StageConfig):
 
     stage: ClassVar[str] = "reward"
 
-    base: str = Field(description="initial trunk: an SFT model (any causal model)")
+    base: str = Field(description="initial trunk: an SFT model (any causal model), or a reward model with its head")
     data: tuple[Path, ...] = Field(description="rankings; those of held-out labelers only validate")
     validation: tuple[Path, ...] = Field((), description="validation rankings; default: a tenth of the prompts")
     demonstrations: tuple[Path, ...] = Field(

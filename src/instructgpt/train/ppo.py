@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from instructgpt import functional
@@ -51,6 +52,7 @@ from instructgpt.models.policy import (
 from instructgpt.models.precision import apply_memory_options, compute_device
 from instructgpt.models.reward_model import (
     ScalarModel,
+    center_scores,
     load_reward_model,
     new_reward_model,
     new_value_model,
@@ -185,6 +187,8 @@ def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
     device = get_stage_device(run)
     policy, tokenizer = load_policy(config.policy, device)
     reward = load_reward_model(config.reward, device)
+    if message := center_scores(reward, escape(str(config.reward)), []):
+        run.info(message)
     for model in (policy, reward.model):
         apply_memory_options(model, config.memory)
     reward.model.requires_grad_(False)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from instructgpt import functional
 from instructgpt.data.packing import TokenizedExample, collate, step_indices, steps_per_epoch, token_budget
@@ -38,8 +39,9 @@ from instructgpt.distributed.comm import (
 )
 from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError, RunError
+from instructgpt.models.classifier import is_one_label_classifier
 from instructgpt.models.lora import add_lora, get_trainable_module
-from instructgpt.models.policy import context_length, count_parameters
+from instructgpt.models.policy import count_parameters
 from instructgpt.models.precision import apply_memory_options, compute_device, disable_bf16
 from instructgpt.models.reward_model import ScalarModel, load_reward_model, new_reward_model, save_reward_model
 from instructgpt.models.sharding import full_model_on_rank0, shard
@@ -76,6 +78,8 @@ def train(config: RewardConfig) -> None:
         return
     device = get_stage_device(run)
     reward = _prepare_reward_model(config, device, config.seed)
+    if is_one_label_classifier(config.base):
+        run.info(f"goes on from the reward model {escape(config.base)} and its head, instead of a new head")
     training, validation, centering_examples = load_data(config, reward, run)
     shard(reward.model, memory=config.memory)
     state = run.restore()
@@ -99,6 +103,8 @@ def train(config: RewardConfig) -> None:
 
 def _prepare_reward_model(config: RewardConfig, device: torch.device, seed: int) -> ScalarModel:
     reward = new_reward_model(config.base, device, seed)
+    if config.lora and not reward.has_token_outputs:
+        raise InputError(f"--lora: {config.base} has no linear 'score' head to train beside adapters; leave --lora out")
     apply_memory_options(reward.model, config.memory)
     reward.model = add_lora(reward.model, config.lora, seed)
     return reward
@@ -207,7 +213,7 @@ def load_data(
     validation_prompts = {ranking.prompt for ranking in validation_rankings}
     remaining = [ranking for ranking in rankings if ranking.prompt not in validation_prompts]
     training_rankings = [ranking for ranking in remaining if ranking.cohort != "heldout"]
-    context = context_length(reward.model)
+    context = reward.context
     training, left_out = tokenize_rankings(training_rankings, reward.tokenizer, context)
     validation, validation_left_out = tokenize_rankings(validation_rankings, reward.tokenizer, context)
     if not training or not validation:

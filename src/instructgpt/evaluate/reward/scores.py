@@ -11,7 +11,6 @@ import torch
 
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.reward.metrics import ScoredRanking
-from instructgpt.models.policy import context_length
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
 from instructgpt.records import Ranking
 from instructgpt.run.directory import content_hash
@@ -29,7 +28,7 @@ def ranks_by_score(scores: Sequence[float]) -> tuple[int, ...]:
 
 def score_with_lengths(reward_model: ScalarModel, texts: Sequence[Sequence[Any]]) -> list[ScoreAndLength]:
     """Return the score and length of each completion; no score if it exceeds the context with its prompt."""
-    max_length = context_length(reward_model.model)
+    max_length = reward_model.context
     encode = reward_model.tokenizer.encode_example
     examples = [encode(prompt, text, finished=finished) for prompt, text, finished in texts]
     fitting = [index for index, example in enumerate(examples) if len(example) <= max_length]
