@@ -99,8 +99,8 @@ def build_from_files(config: RunConfig, stages: dict[str, Any]) -> list[ResultRo
     reward.main(stages["reward"])
     files = get_input_files(config)
     records = read_all_records(Prompt, files["prompts"], SkippedLines())
-    prompts = [Prompt(prompt=record.prompt, messages=record.messages) for record in records]
-    write_records(files["ppo"][0], [prompt for prompt in prompts if not is_heldout(prompt.text)])
+    prompts = [Prompt.model_validate(record.prompt_columns()) for record in records]
+    write_records(files["ppo"][0], [prompt for prompt in prompts if not is_heldout(prompt.prompt)])
     policies = [name for name in ("ppo", "ppo_ptx") if name in stages]
     run_processes(config.processes, [(ppo.main, (stages[name],)) for name in policies])
     reward_model = load_reward_model(stages["reward"].out, pick_device(config.device))
@@ -300,7 +300,7 @@ def compare_models_with_reward_model(
         model = EvaluatedModel.load(name, folder, pick_device(device))
         if not heldout:  # chosen by the first model, so that all models get the same prompts
             limit = context_length(model.lm) - max_tokens
-            candidates = (prompt for prompt in prompts if is_heldout(prompt.text))
+            candidates = (prompt for prompt in prompts if is_heldout(prompt.prompt))
             fitting = [prompt for prompt in candidates if len(model.tokenizer.encode_prompt(prompt)) <= limit]
             heldout = fitting[:_MAX_HELDOUT_PROMPTS]
         completions = generate(model.lm, model.tokenizer, heldout, max_tokens=max_tokens, seed=seed)
@@ -309,7 +309,7 @@ def compare_models_with_reward_model(
         scores[name] = reward_model.score(retokenize_for(reward_model.tokenizer, model.tokenizer, completions)).tolist()
     rankings = [
         Ranking(
-            prompt=prompt.text,
+            prompt=prompt.prompt,
             completions=tuple(texts[name][index] for name in models),
             ranks=ranks_by_score([scores[name][index] for name in models]),
             labeler=_REWARD_MODEL_JUDGE,

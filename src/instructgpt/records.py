@@ -34,12 +34,14 @@ __all__ = [
     "Labelers",
     "Message",
     "MessageRole",
+    "Messages",
     "Pair",
     "Prompt",
     "PromptFields",
     "Ranking",
     "Record",
     "SkippedLines",
+    "format_conversation",
     "format_validation_error",
     "iter_lines",
     "iter_rows",
@@ -82,6 +84,7 @@ LABELS = (
 
 Cohort = Literal["training", "heldout"]
 MessageRole = Literal["system", "user", "assistant"]
+MESSAGE_ROLES = ("system", "user", "assistant")
 
 
 def _number_to_text(value: object) -> object:
@@ -120,35 +123,108 @@ class Record(BaseModel):
         return self.model_dump(exclude_none=True)
 
 
+def _join_text_parts(content: object) -> object:
+    """Read a list of text parts, as chat APIs send them, as one text."""
+    if not isinstance(content, list | tuple):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type", "no type") if isinstance(part, dict) else type(part).__name__
+            raise ValueError(f"only parts of type 'text' can be read, found {kind}")
+    return "".join(part["text"] for part in content)
+
+
+def _check_role(role: object) -> object:
+    if role not in MESSAGE_ROLES:
+        raise ValueError(f"role {role!r} is not supported; expected system, user or assistant")
+    return role
+
+
 class Message(BaseModel):
+    """One turn of a conversation. `content` is text or a list of text parts, which are joined."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
-    role: MessageRole
-    content: str
+    role: Annotated[MessageRole, BeforeValidator(_check_role)]
+    content: Annotated[str, BeforeValidator(_join_text_parts)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_null_keys(cls, row: Any) -> Any:
+        # Chat APIs and data sets write keys such as "tool_calls": null in every message.
+        return {key: value for key, value in row.items() if value is not None} if isinstance(row, dict) else row
+
+
+Messages = tuple[Message, ...]
+
+
+def format_conversation(messages: Sequence[Message]) -> str:
+    """Format a conversation as text for display and comparison: turns with their roles, a lone user turn as it is."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
 
 
 class PromptFields(Record):
-    """Base of records with a prompt: either text, or the messages of a conversation."""
+    """Base of records with a prompt: text, or the messages of a conversation that ends before the answer.
 
-    prompt: str | None = None
-    messages: tuple[Message, ...] | None = None
+    `prompt` is always set. For a conversation it is the text of `format_conversation`, and `messages` is what counts:
+    pass the record itself to `PromptTokenizer.encode_prompt`. Only one of the two is written to files.
+    """
+
+    prompt: str = ""
+    messages: Messages | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_prompt_of_messages(cls, row: Any) -> Any:
+        if not isinstance(row, dict):
+            return row
+        if row.get("messages") is not None:
+            return {name: value for name, value in row.items() if name != "prompt"}
+        if row.get("prompt") is None:
+            raise ValueError("expected 'prompt' (text) or 'messages' (a list of role and content)" + _list_columns(row))
+        return row
 
     @model_validator(mode="after")
-    def _check_prompt_or_messages(self) -> Self:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError("expected either 'prompt' (text) or 'messages' (a list of role and content)")
-        if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("'prompt' is empty")
-        if self.messages is not None and (not self.messages or self.messages[-1].role == "assistant"):
+    def _check_prompt(self) -> Self:
+        if self.messages is None:
+            if not self.prompt.strip():
+                raise ValueError("'prompt' is empty")
+            return self
+        if not self.messages or self.messages[-1].role == "assistant":
             raise ValueError("'messages' must end with the turn to answer, not with the assistant's")
+        if not any(message.content.strip() for message in self.messages):
+            raise ValueError("'messages' are empty")
+        object.__setattr__(self, "prompt", format_conversation(self.messages))
         return self
 
     @property
-    def text(self) -> str:
-        """The prompt as text for display and comparison. `PromptTokenizer` encodes it for a model."""
-        if self.prompt is not None:
-            return self.prompt
-        assert self.messages is not None
-        return "\n\n".join(message.content for message in self.messages)
+    def conversation(self) -> Messages:
+        """The messages; a text prompt is one user turn."""
+        return self.messages or (Message(role="user", content=self.prompt),)
+
+    @property
+    def bare_prompt(self) -> PromptFields:
+        """The prompt without the record's other columns, hashable; one user turn equals the same text."""
+        if self.conversation[:-1] or self.conversation[-1].role != "user":
+            return PromptFields(messages=self.messages)
+        return PromptFields(prompt=self.prompt)
+
+    def prompt_columns(self) -> dict[str, Any]:
+        """Return the column of a file that holds the prompt: `messages` for a conversation, `prompt` for text."""
+        if self.messages is None:
+            return {"prompt": self.prompt}
+        return {"messages": [message.model_dump() for message in self.messages]}
+
+    def to_dict(self) -> dict[str, Any]:
+        columns = super().to_dict()
+        if self.messages is not None:
+            del columns["prompt"]
+        return columns
+
+
+def _list_columns(row: dict[str, Any]) -> str:
+    return f" (columns found: {', '.join(map(str, row)) or 'none'}); 'data import' reads other formats"
 
 
 class Prompt(PromptFields):
@@ -160,17 +236,29 @@ class Prompt(PromptFields):
 
 
 class Demonstration(PromptFields):
-    """A prompt with a labeler's completion, which may be empty as the paper's shortest one is."""
+    """A prompt with a labeler's completion, which may be empty as the paper's shortest one is.
+
+    Messages that end with the assistant's turn are read without a completion column (TRL's form).
+    """
 
     completion: str
     labeler: Identifier | None = None
     source: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _split_last_turn(cls, row: Any) -> Any:
+        messages = row.get("messages") if isinstance(row, dict) and row.get("completion") is None else None
+        if isinstance(messages, list | tuple) and messages:
+            last = Message.model_validate(messages[-1])
+            if last.role == "assistant":
+                return row | {"messages": messages[:-1], "completion": last.content}
+        return row
 
-class Completion(Record):
+
+class Completion(PromptFields):
     """A model's completion. `finish` is "stop" after a stop token, "length" if the completion was truncated."""
 
-    prompt: str
     completion: str
     model: str
     finish: Literal["stop", "length"] = "stop"
@@ -178,10 +266,9 @@ class Completion(Record):
     score: float | None = None
 
 
-class Ranking(Record):
+class Ranking(PromptFields):
     """K completions of one prompt, ranked by a labeler: rank 1 is best, equal ranks tie."""
 
-    prompt: str
     completions: tuple[str, ...]
     ranks: tuple[_StrictInteger, ...]
     labeler: Identifier | None = None
@@ -215,10 +302,9 @@ class Ranking(Record):
         return [(i, j) for i in range(k) for j in range(k) if self.ranks[i] < self.ranks[j]]
 
 
-class Pair(Record):
+class Pair(PromptFields):
     """TRL's preference pair."""
 
-    prompt: str
     chosen: str
     rejected: str
 

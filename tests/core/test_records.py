@@ -45,7 +45,7 @@ def rankings(draw: st.DrawFn) -> Ranking:
     k = draw(st.integers(2, 9))
     labels = st.dictionaries(st.sampled_from(["hallucination", "opinion"]), st.none() | st.booleans(), max_size=2)
     return Ranking(
-        prompt=draw(texts),
+        prompt=draw(spoken),
         completions=tuple(draw(st.lists(texts, min_size=k, max_size=k))),
         ranks=tuple(draw(st.lists(st.integers(1, k), min_size=k, max_size=k))),
         labeler=draw(names),
@@ -61,12 +61,13 @@ records = st.one_of(
     st.builds(Demonstration, prompt=spoken, messages=st.none(), completion=texts, labeler=names, source=names),
     st.builds(
         Completion,
-        prompt=texts,
+        prompt=spoken,
+        messages=st.none(),
         completion=texts,
         model=texts,
         score=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     ),
-    st.builds(Pair, prompt=texts, chosen=texts, rejected=texts),
+    st.builds(Pair, prompt=spoken, messages=st.none(), chosen=texts, rejected=texts),
     rankings(),
 )
 
@@ -105,7 +106,7 @@ def test_equal_records_give_equal_bytes(tmp_path: Path) -> None:
 def test_byte_order_mark_crlf_and_unicode_separators(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_bytes('\ufeff{"prompt": "a\u2028b\u0085c"}\r\n\r\n{"prompt": "둘 🙂"}\r\n'.encode())
-    assert [prompt.text for prompt in read_records(Prompt, path)] == ["a\u2028b\u0085c", "둘 🙂"]
+    assert [prompt.prompt for prompt in read_records(Prompt, path)] == ["a\u2028b\u0085c", "둘 🙂"]
     assert [number for number, _ in iter_lines(path)] == [1, 3]
 
 
@@ -240,12 +241,15 @@ BAD = [
     ('{"prompt": }', "not valid JSON"),
     ('["a"]', "expected a JSON object, found list"),
     ("[" * 100_000, "not valid JSON|nested too deeply"),
-    ("{}", "either 'prompt'"),
+    ("{}", "expected 'prompt' .text. or 'messages'"),
     ('{"prompt": " \\n"}', "'prompt' is empty"),
     ('{"prompt": 3}', "column 'prompt'"),
-    ('{"prompt": "a", "messages": []}', "either 'prompt'"),
+    ('{"prompt": "a", "messages": []}', "must end with the turn to answer"),
     ('{"messages": [{"role": "assistant", "content": "x"}]}', "must end with the turn to answer"),
-    ('{"messages": [{"role": "tool", "content": "x"}]}', "messages.0.role"),
+    (
+        '{"messages": [{"role": "tool", "content": "x"}]}',
+        "messages.0.role.*role 'tool' is not supported; expected system, user or assistant",
+    ),
 ]
 
 

@@ -399,7 +399,7 @@ def test_clean_drops_and_says_why(tmp_path: Path) -> None:
     out = tmp_path / "clean.jsonl"
     data = (write(tmp_path / "p.jsonl", rows),)
     clean_datasets(CleanConfig(data=data, out=out, max_characters=50, cap=3, use_cases=True))
-    assert [prompt.text for prompt in read_records(Prompt, out)] == [
+    assert [prompt.prompt for prompt in read_records(Prompt, out)] == [
         "Where is Ulsan?",
         "Mail jo@mail.org",
         "Write a poem",
@@ -532,7 +532,8 @@ def test_a_text_of_two_users_in_two_splits_stays_in_one(tmp_path: Path) -> None:
     rows += [{"prompt": "mine", "user": at["validation"], "split": "train"}]
     split_datasets(SplitConfig(data=(write(tmp_path / "p.jsonl", rows),), out=tmp_path / "o", validation=0.3, test=0.3))
     texts = {
-        part: [prompt.text for prompt in prompts] for part, prompts in read_splits(tmp_path / "o", "p", Prompt).items()
+        part: [prompt.prompt for prompt in prompts]
+        for part, prompts in read_splits(tmp_path / "o", "p", Prompt).items()
     }
     assert texts == {"train": ["Hello"], "validation": ["mine"], "test": ["bye"]}
     report = json.loads((tmp_path / "o" / "split.report.json").read_text())

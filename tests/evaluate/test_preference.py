@@ -168,9 +168,9 @@ def test_pooled_measures_are_clustered_by_prompt_and_labeler():
 def test_simulated_labelers_prefer_right_answers(write, tmp_path):
     world = World(0)
     prompts = list(world.prompts("test", 30))
-    right = [world.task(each.text).gold_answer(random.Random(i)) for i, each in enumerate(prompts)]
+    right = [world.task(each.prompt).gold_answer(random.Random(i)) for i, each in enumerate(prompts)]
     rows = [
-        {"prompt": prompt.text, "completion": text, "model": model}
+        {"prompt": prompt.prompt, "completion": text, "model": model}
         for i, prompt in enumerate(prompts)
         for model, text in (("good", right[i]), ("sft", right[i - 1]))
     ]

@@ -67,7 +67,7 @@ def test_questions_stay_in_one_split(judges):
     parts = {
         name: read_records(Demonstration, judges / "truth" / f"{name}.jsonl") for name in truthfulqa_judge.JUDGE_SPLITS
     }
-    asked = {name: {extract_question(record.text) for record in chosen} for name, chosen in parts.items()}
+    asked = {name: {extract_question(record.prompt) for record in chosen} for name, chosen in parts.items()}
     assert sum(map(len, asked.values())) == len(set().union(*asked.values())) == 40
     assert asked["heldout"] == {f"What is {number}?" for number in range(40) if is_heldout(f"What is {number}?")}
     assert sum(map(len, parts.values())) == 80
@@ -77,7 +77,7 @@ def test_agreement_is_measured_on_heldout_questions(judges):
     found = json.loads((judges / "truth" / "judge.json").read_text())
     fresh = read_records(Demonstration, judges / "truth" / "heldout.jsonl")
     judge = load_truthfulqa_judge("truth", judges, "cpu")
-    said = judge([record.text for record in fresh])
+    said = judge([record.prompt for record in fresh])
     same = [(score >= 0.5) == (record.completion == " yes") for score, record in zip(said, fresh, strict=True)]
     assert found["heldout"]["agreement"] == pytest.approx(np.mean(same)) == 1.0
     assert found["heldout"]["majority"] == 0.5

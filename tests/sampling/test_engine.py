@@ -384,7 +384,7 @@ def test_completion_text_is_its_decoded_tokens(policy):
     answers = generate(
         model, render, [Prompt(prompt="Name a frog."), Prompt(prompt="서울")], max_tokens=6, seed=0, per_prompt=2
     )
-    assert [answer.prompt.text for answer in answers] == ["Name a frog."] * 2 + ["서울"] * 2
+    assert [answer.prompt.prompt for answer in answers] == ["Name a frog."] * 2 + ["서울"] * 2
     assert all(answer.text == render.decode(answer.example.completion_ids) for answer in answers)
     assert [answer.example.prompt_ids for answer in answers] == [
         render.encode_prompt(answer.prompt) for answer in answers

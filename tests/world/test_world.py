@@ -40,7 +40,7 @@ def some_fact(world: World):
 
 def candidates(world: World, count: int, k: int = 5, seed: int = 0) -> list[list[Completion]]:
     """Lists of strangers' answers."""
-    rng, tasks = Random(seed), [world.task(prompt.text) for prompt in world.prompts("reward", count)]
+    rng, tasks = Random(seed), [world.task(prompt.prompt) for prompt in world.prompts("reward", count)]
     return [
         [Completion(prompt=task.text, completion=flawed_answer(task, tasks, rng), model=f"m{i}") for i in range(k)]
         for task in tasks
@@ -62,8 +62,8 @@ def test_everything_follows_from_the_seed(world: World) -> None:
 
 
 def test_no_evaluation_prompt_wording_or_fact_is_in_training_prompts(world: World) -> None:
-    taught = {prompt.text for split in TRAINING for prompt in world.prompts(split, 6000)}
-    asked = {prompt.text for split in ("validation", "test") for prompt in world.prompts(split, 2000)}
+    taught = {prompt.prompt for split in TRAINING for prompt in world.prompts(split, 6000)}
+    asked = {prompt.prompt for split in ("validation", "test") for prompt in world.prompts(split, 2000)}
     questions = world.questions()
     assert len(asked) > 500
     assert taught.isdisjoint(asked)
@@ -104,7 +104,7 @@ def test_splits_have_their_users_use_cases_and_myths(world: World) -> None:
 
     def myths(split: str) -> int:
         return len(
-            {fact for p in world.prompts(split, 3000) if (fact := world.task(p.text).content.fact) and fact.myth}
+            {fact for p in world.prompts(split, 3000) if (fact := world.task(p.prompt).content.fact) and fact.myth}
         )
 
     assert myths("sft") <= 8 < 20 < myths("reward") == myths("ppo")
@@ -243,10 +243,10 @@ def test_labelers_tie_identical_texts_and_follow_the_truth(world: World) -> None
     )
     assert (rude["fails_instruction"], rude["inappropriate"]) == (True, True)
     passage = next(prompt for prompt in world.prompts("ppo", 500) if prompt.use_case == "closed_qa")
-    other = next(name for name in world.lexicon.classes["NAME"] if name not in passage.text)
+    other = next(name for name in world.lexicon.classes["NAME"] if name not in passage.prompt)
     pair = [
-        Completion(prompt=passage.text, completion=each, model="m")
-        for each in (world.demonstration(passage.text), f"The text says that {other} is a nurse.")
+        Completion(prompt=passage.prompt, completion=each, model="m")
+        for each in (world.demonstration(passage.prompt), f"The text says that {other} is a nurse.")
     ]
     assert [labels["hallucination"] for labels in labelers.rank([pair])[0].labels] == [False, True]
 
@@ -287,7 +287,7 @@ def test_what_is_not_of_this_world_is_refused(world: World) -> None:
 
 
 def test_the_prompted_base_is_given_the_corpus_own_format(world: World) -> None:
-    text = world.prompts("test", 10)[0].text
+    text = world.prompts("test", 10)[0].prompt
     assert world.few_shot_prompt(text).startswith(world.few_shot_prefix())
     assert world.few_shot_prompt(text).endswith(f"Question: {text}\nAnswer:\n")
     assert world.few_shot_prefix().count("Question: ") == world.few_shot_prefix().count("\nAnswer:\n") == 2

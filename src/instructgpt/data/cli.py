@@ -185,7 +185,7 @@ def clean_datasets(config: CleanConfig) -> None:
 
 def _full_prompt_text(record: Record) -> str:
     """Return all text of a prompt, system turns included."""
-    return record.text if isinstance(record, PromptFields) else prompt_text_without_system(record)
+    return record.prompt if isinstance(record, PromptFields) else prompt_text_without_system(record)
 
 
 def _with_use_case(record: Record, location: str, report: DropReport) -> Record:

@@ -22,7 +22,7 @@ def prompt_text_without_system(record: Record) -> str:
         return record.prompt
     assert isinstance(record, PromptFields)
     if record.messages is None:
-        return record.text
+        return record.prompt
     return "\n\n".join(turn.content for turn in record.messages if turn.role != "system")
 
 

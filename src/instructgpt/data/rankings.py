@@ -10,7 +10,7 @@ from torch import Tensor
 
 from instructgpt.data.packing import TokenizedExample, microbatches
 from instructgpt.data.tokenization import PromptTokenizer
-from instructgpt.records import Ranking
+from instructgpt.records import PromptFields, Ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +51,17 @@ def tokenize_rankings(
     A completion that exceeds the context is removed from its ranking and counted.
     """
     skipped = {"rankings without a decided pair": 0, "completions longer than the context": 0}
-    groups: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
+    groups: dict[tuple[PromptFields, tuple[tuple[str, str], ...]], list[Ranking]] = {}
     for ranking in rankings:
-        groups.setdefault((ranking.prompt, tuple(sorted(ranking.completions))), []).append(ranking)
+        groups.setdefault((ranking.bare_prompt, tuple(sorted(_completion_keys(ranking)))), []).append(ranking)
     prompts: list[RankedPrompt] = []
     for group in groups.values():
-        completions = group[0].completions
         examples = _tokenize_ranking(group[0], tokenizer)
         fitting = [index for index, example in enumerate(examples) if len(example) <= max_length]
         skipped["completions longer than the context"] += len(examples) - len(fitting)
         labeler_ranks = []
         for ranking in group:
-            index_in_ranking = _match_completions(completions, ranking.completions)
+            index_in_ranking = _match_completions(_completion_keys(group[0]), _completion_keys(ranking))
             ranks = tuple(ranking.ranks[index_in_ranking[index]] for index in fitting)
             if len(set(ranks)) > 1:
                 labeler_ranks.append(LabelerRanks(ranks, ranking.labeler, ranking.cohort or "training"))
@@ -76,20 +75,26 @@ def tokenize_rankings(
 
 def _tokenize_ranking(ranking: Ranking, tokenizer: PromptTokenizer) -> list[TokenizedExample]:
     """Return the completions with their prompt as tokens; a truncated one has no end-of-text, as in sampling."""
-    prompt = tokenizer.encode_prompt(ranking.prompt)
-    finish_reasons = ranking.finish or ("stop",) * len(ranking.completions)
+    prompt = tokenizer.encode_prompt(ranking)
     return [
         TokenizedExample(prompt, tokenizer.encode_completion(text, finished=reason == "stop"))
-        for text, reason in zip(ranking.completions, finish_reasons, strict=True)
+        for text, reason in _completion_keys(ranking)
     ]
 
 
-def _match_completions(completions: Sequence[str], permuted: Sequence[str]) -> list[int]:
-    """Return the index of each completion in another order of the same texts (repeated texts in turn)."""
-    free_indices: dict[str, list[int]] = {}
-    for index, text in enumerate(permuted):
-        free_indices.setdefault(text, []).append(index)
-    return [free_indices[text].pop(0) for text in completions]
+def _completion_keys(ranking: Ranking) -> list[tuple[str, str]]:
+    """Return the text and finish reason of each completion: a truncated text is another completion than a finished
+    one.
+    """
+    return list(zip(ranking.completions, ranking.finish or ("stop",) * len(ranking.completions), strict=True))
+
+
+def _match_completions(keys: Sequence[tuple[str, str]], permuted: Sequence[tuple[str, str]]) -> list[int]:
+    """Return the index of each completion in another order of the same completions (repeated ones in turn)."""
+    free_indices: dict[tuple[str, str], list[int]] = {}
+    for index, key in enumerate(permuted):
+        free_indices.setdefault(key, []).append(index)
+    return [free_indices[key].pop(0) for key in keys]
 
 
 def flatten_ranks(prompts: Sequence[RankedPrompt], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:

@@ -102,7 +102,7 @@ def _iter_record_texts(record: Record) -> Iterator[tuple[str, str]]:
     if isinstance(record, Document):
         yield "document", record.text
     if isinstance(record, PromptFields):
-        yield "prompt", record.text
+        yield "prompt", record.prompt
     if isinstance(record, Demonstration):
         yield "completion", record.completion
     if isinstance(record, Ranking):

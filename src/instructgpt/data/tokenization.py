@@ -48,7 +48,7 @@ class PromptTokenizer:
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt.messages
         if messages is None:
             assert not isinstance(prompt, str)
-            messages = [Message(role="user", content=prompt.text)]
+            messages = [Message(role="user", content=prompt.prompt)]
         turns = [message.model_dump() for message in messages]
         text = self.hf_tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return self.encode_text(text)

@@ -39,7 +39,7 @@ def sample_candidate_completions(config: CandidatesConfig, world_seed: int) -> P
         EvaluatedModel.load("prompted", Path(config.base), device, World(world_seed).few_shot_prompt),
     )
     requests: dict[str, list[tuple[str, int]]] = {"policy": [], "prompted": []}
-    list_keys = sorted(enumerate_occurrences(prompt.text for prompt in read_records(Prompt, config.prompts)))
+    list_keys = sorted(enumerate_occurrences(prompt.prompt for prompt in read_records(Prompt, config.prompts)))
     for index, list_key in enumerate(list_keys[config.part :: config.parts]):
         count = config.least + index % _DISTINCT_LIST_SIZES
         base_count = round(count * config.base_share)

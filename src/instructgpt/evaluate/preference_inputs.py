@@ -39,7 +39,9 @@ class PreferenceInputs:
             finish = ranking.finish or ("stop",) * len(models)
             parts = sorted(zip(models, ranking.completions, finish, strict=True))
             candidates[ranking.prompt, tuple(parts)] = [
-                Completion(prompt=ranking.prompt, completion=text, model=model, finish=reason)
+                Completion.model_validate(
+                    ranking.prompt_columns() | {"completion": text, "model": model, "finish": reason}
+                )
                 for model, text, reason in parts
             ]
         counts: dict[tuple[str, str], int] = {}
@@ -58,11 +60,13 @@ def load_preference_inputs(settings: PreferenceSettings, map_fn: Callable[..., A
         return PreferenceInputs(completions=[c for c in completions if c.prompt in kept_prompts])
     if settings.model:
         records = read_all_records(Prompt, resolve_data_files(settings.data, "preference", "prompts"))
-        kept_prompts = subsample_prompts([prompt.text for prompt in records], settings)
-        prompts = [prompt for text, prompt in {p.text: p for p in records}.items() if text in kept_prompts]
+        kept_prompts = subsample_prompts([prompt.prompt for prompt in records], settings)
+        prompts = [prompt for text, prompt in {p.prompt: p for p in records}.items() if text in kept_prompts]
         completions = _sample_completions(settings, prompts, map_fn)
         write_records(settings.folder / "completions.jsonl", completions)
-        return PreferenceInputs(completions=completions, use_cases={p.text: p.use_case for p in prompts if p.use_case})
+        return PreferenceInputs(
+            completions=completions, use_cases={p.prompt: p.use_case for p in prompts if p.use_case}
+        )
     files = resolve_data_files(settings.data, "preference", "rankings")
     rankings = [ranking for file in files for ranking in _read_rankings_or_ratings(file)]
     kept_prompts = subsample_prompts([ranking.prompt for ranking in rankings], settings)
@@ -134,16 +138,13 @@ def _sample_from_model(
     max_tokens, temperature = settings.max_tokens, settings.temperature
     sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": settings.seed}
     compute = partial(_complete_prompts, source, str(pick_device(settings.device)), max_tokens, temperature)
-    prompt_rows = [
-        {"prompt": p.prompt} if p.messages is None else {"messages": [turn.model_dump() for turn in p.messages]}
-        for p in prompts
-    ]
+    prompt_rows = [prompt.prompt_columns() for prompt in prompts]
     cache, weights_hash = ResultCache(settings.folder / "completions"), content_hash(Path(source))
     options: dict[str, Any] = {"title": f"preference {name}", "map_fn": map_fn}
     results = cache.get_or_compute(weights_hash, prompt_rows, sampling, compute, **options)
     for prompt, (text, finish) in zip(prompts, results, strict=True):
-        fields = {"prompt": prompt.text, "completion": text, "model": name, "finish": finish, "sampling": sampling}
-        yield None if text is None else Completion.model_validate(fields)
+        fields = {"completion": text, "model": name, "finish": finish, "sampling": sampling}
+        yield None if text is None else Completion.model_validate(prompt.prompt_columns() | fields)
 
 
 def _complete_prompts(

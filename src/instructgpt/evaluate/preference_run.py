@@ -86,7 +86,7 @@ def _judge_candidates(
     if "://" not in judge and _is_reward_model(judge):
         name, device = Path(judge).name, str(pick_device(settings.device))
         cache = ResultCache(settings.folder / "scores")
-        texts = [(c.prompt, c.completion, c.finish == "stop") for group in candidates for c in group]
+        texts = [(c.bare_prompt, c.completion, c.finish == "stop") for group in candidates for c in group]
         scores = cached_reward_scores(judge, device, cache, f"score {name}", map_fn, texts)
         identity = f"{name} sha256:{content_hash(Path(judge))[:12]}"
         return _Judgment(_rank_by_score(name, candidates, scores), condition=name, identity=identity)
@@ -133,6 +133,7 @@ def _rank_by_score(
         if len(scored) > 1:
             ranking = Ranking(
                 prompt=completions[0].prompt,
+                messages=completions[0].messages,
                 completions=tuple(completion.completion for completion, _ in scored),
                 ranks=ranks_by_score([score for _, score in scored]),
                 labeler=name,

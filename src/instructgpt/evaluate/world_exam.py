@@ -58,7 +58,7 @@ def run_exam(
 
 def _answer_instructions(model: EvaluatedModel, world: World, exam: ExamConfig, seed: int) -> list[_ExamRecord]:
     generate = partial(generate_answers, model, max_tokens=exam.max_tokens, seed=seed, temperature=exam.temperature)
-    prompts = [prompt.text for prompt in world.prompts("test", exam.prompts)]
+    prompts = [prompt.prompt for prompt in world.prompts("test", exam.prompts)]
     completions = generate(prompts, per_prompt=exam.samples)
     records = [_ExamRecord(part="preference", text=c.prompt, said=c.completion, finish=c.finish) for c in completions]
     for condition in _TRUTH_CONDITIONS:
@@ -95,7 +95,7 @@ def grade_exams(folder: Path, models: Sequence[str], world: World, exam: ExamCon
     records_by_model = {model: read_records(_ExamRecord, folder / f"{model}.jsonl") for model in models}
     rankings = rank_answers(records_by_model, world, exam, seed)
     write_records(folder / "preference" / "rankings.jsonl", rankings)
-    use_cases = {prompt.text: prompt.use_case or "" for prompt in world.prompts("test", exam.prompts)}
+    use_cases = {prompt.prompt: prompt.use_case or "" for prompt in world.prompts("test", exam.prompts)}
     rows = preference.measure(rankings, use_cases=use_cases) + labels.measure_labels(rankings)
     parts: dict[str, list[tuple[str, _ExamRecord]]] = defaultdict(list)
     for model, records in records_by_model.items():

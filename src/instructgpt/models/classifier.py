@@ -37,7 +37,7 @@ class PairTokenizer(PromptTokenizer):
         self.bos: int | None = hf_tokenizer.cls_token_id
 
     def encode_prompt(self, prompt: PromptFields | str) -> list[int]:
-        return self._encode(prompt if isinstance(prompt, str) else prompt.text)
+        return self._encode(prompt if isinstance(prompt, str) else prompt.prompt)
 
     def encode_completion(self, text: str, *, finished: bool = True) -> list[int]:  # noqa: ARG002
         return self._encode("", text)[len(self._encode("")) :]

@@ -185,4 +185,4 @@ def _read_rankings(path: Path, unreadable_lines: list[str]) -> list[Ranking]:
 def _read_use_cases(path: Path) -> dict[str, str]:
     """Read the use case of each test prompt."""
     prompts = read_records(Prompt, path, SkippedLines()) if path.is_file() else []
-    return {prompt.text: prompt.use_case for prompt in prompts if prompt.use_case}
+    return {prompt.prompt: prompt.use_case for prompt in prompts if prompt.use_case}

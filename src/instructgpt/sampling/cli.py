@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
-
-from pydantic import model_validator
+from typing import Literal
 
 from instructgpt.errors import InputError
 from instructgpt.io import check_output_file
@@ -14,10 +12,8 @@ from instructgpt.models.reward_model import center_scores, load_reward_model
 from instructgpt.records import (
     Completion,
     Demonstration,
-    Message,
     Prompt,
     PromptFields,
-    Record,
     SkippedLines,
     read_all_records,
     read_records,
@@ -28,23 +24,10 @@ from instructgpt.sampling.completions import SampledCompletion, generate
 from instructgpt.sampling.configs import SampleConfig, ScoreConfig
 
 
-class ScoredInput(Record):
-    """A completion to score, with its prompt, its messages, or both, as `sample` writes them."""
+class ScoredInput(Demonstration):
+    """A completion to score: a model's, or a labeler's."""
 
-    prompt: str | None = None
-    messages: tuple[Message, ...] | None = None
-    completion: str
     finish: Literal["stop", "length"] = "stop"
-
-    @model_validator(mode="after")
-    def _check_prompt(self) -> Self:
-        assert self.prompt_fields
-        return self
-
-    @property
-    def prompt_fields(self) -> PromptFields:
-        """The prompt; from the messages where both are there."""
-        return PromptFields(messages=self.messages) if self.messages is not None else PromptFields(prompt=self.prompt)
 
 
 def sample_completions(config: SampleConfig) -> Path:
@@ -86,7 +69,6 @@ def sample_completions(config: SampleConfig) -> Path:
 def _to_completion_record(completion: SampledCompletion, config: SampleConfig) -> Completion:
     sampling = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
     columns = {
-        "prompt": completion.prompt.text,
         "completion": completion.text,
         "model": config.model,
         "finish": "stop" if completion.finished else "length",
@@ -111,13 +93,13 @@ def score_completions(config: ScoreConfig) -> Path:
     max_length = reward_model.context
     accepted_records, examples = [], []
     for record in records:
-        prompt, finished = record.prompt_fields, record.finish == "stop"
-        example = reward_model.tokenizer.encode_example(prompt, record.completion, finished=finished)
+        finished = record.finish == "stop"
+        example = reward_model.tokenizer.encode_example(record, record.completion, finished=finished)
         if len(example) <= max_length:
             accepted_records.append(record)
             examples.append(example)
         else:
-            length = f"the completion of '{_preview(prompt)}' makes {len(example)} tokens"
+            length = f"the completion of '{_preview(record)}' makes {len(example)} tokens"
             _skip_too_long(f"{config.data}: {length}, the reward model's context is {max_length}", skipped)
     _require_nonempty(config.data, accepted_records, skipped)
     scores = reward_model.score(examples).tolist()
@@ -132,7 +114,7 @@ def _report_written(summary: str, path: Path, skipped: SkippedLines) -> None:
 
 
 def _preview(prompt: PromptFields) -> str:
-    text = " ".join(prompt.text.split())
+    text = " ".join(prompt.prompt.split())
     return text if len(text) <= 40 else text[:39] + "…"
 
 

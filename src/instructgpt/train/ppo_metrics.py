@@ -57,7 +57,7 @@ def build_sample_records(
         records.append(
             {
                 "step": step,
-                "prompt": rollout.prompts[i].text,
+                "prompt": rollout.prompts[i].prompt,
                 "completion": tokenizer.decode(rollout.examples[i].completion_ids),
                 "score": round(score, 4),
                 "kl": round(episode_kl, 4),

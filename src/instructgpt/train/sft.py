@@ -121,8 +121,8 @@ def load_data(
     if config.validation:
         validation_records = read_all_records(Demonstration, config.validation, skipped)
     else:
-        validation_records = [record for record in records if is_heldout(record.text)]
-        records = [record for record in records if not is_heldout(record.text)]
+        validation_records = [record for record in records if is_heldout(record.prompt)]
+        records = [record for record in records if not is_heldout(record.prompt)]
     if not validation_records or not records:
         counts = f"{len(records)} demonstrations to train on, {len(validation_records)} to validate on"
         raise InputError(f"{counts}; add demonstrations, or give --validation")
@@ -133,7 +133,7 @@ def load_data(
     run.info(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {left_out}")
     max_prompt_tokens = context - config.max_tokens
     prompts = [
-        Prompt.model_validate({"prompt": r.prompt, "messages": r.messages})
+        Prompt.model_validate(r.prompt_columns())
         for r in validation_records
         if len(tokenizer.encode_prompt(r)) <= max_prompt_tokens
     ]

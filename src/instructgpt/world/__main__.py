@@ -31,15 +31,14 @@ def _print_prompts(world: World, count: int) -> None:
         use_case = prompt.use_case or ""
         counts[use_case] = counts.get(use_case, 0) + 1
         if counts[use_case] <= count:
-            print(
-                f"\n- {use_case}, asked by {prompt.user}\n    {prompt.text}\n    > {world.demonstration(prompt.text)}"
-            )
+            answer = world.demonstration(prompt.prompt)
+            print(f"\n- {use_case}, asked by {prompt.user}\n    {prompt.prompt}\n    > {answer}")
 
 
 def _print_rankings(world: World, count: int) -> None:
     print(f"\nRANKINGS (rank, rating 1 to 7, true utility of at most {MAX_UTILITY:g})")
     prompts = world.prompts("reward", 100)[: 3 * count]
-    tasks, rng = [world.task(prompt.text) for prompt in prompts], Random(world.seed)
+    tasks, rng = [world.task(prompt.prompt) for prompt in prompts], Random(world.seed)
     candidates = [
         [Completion(prompt=task.text, completion=flawed_answer(task, tasks, rng), model="strangers") for _ in range(4)]
         for task in tasks

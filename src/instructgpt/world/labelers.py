@@ -85,11 +85,11 @@ class SimulatedLabelers:
         """Return a right answer to each prompt, in varying words. Raises InputError for a prompt outside this world."""
         demonstrations: list[Demonstration] = []
         for index, prompt in enumerate(prompts):
-            rng = Random(f"{self.seed} {self.cohort} demonstration {index} {prompt.text}")
+            rng = Random(f"{self.seed} {self.cohort} demonstration {index} {prompt.prompt}")
             labeler = rng.choice(self.labelers)
-            answer = self.world.task(prompt.text).gold_answer(rng)
+            answer = self.world.task(prompt.prompt).gold_answer(rng)
             demonstrations.append(
-                Demonstration(prompt=prompt.text, completion=answer, labeler=labeler.name, source="simulated")
+                Demonstration(prompt=prompt.prompt, completion=answer, labeler=labeler.name, source="simulated")
             )
         return demonstrations
 

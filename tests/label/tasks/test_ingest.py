@@ -120,7 +120,7 @@ def test_a_conversation_differs_from_its_text_as_a_prompt(small):
     create_batch(small, [Asked(messages=talk), Asked(prompt="a\n\nb\n\nc")], (), kind="demonstrate")
     with small.database.read() as db:
         rows = db.scalars(select(PromptRow).order_by(PromptRow.messages.is_(None))).all()
-    assert [row.text for row in rows] == ["a\n\nb\n\nc"] * 2
+    assert [row.text for row in rows] == ["User: a\n\nAssistant: b\n\nUser: c", "a\n\nb\n\nc"]
     assert rows[0].text_hash != rows[1].text_hash
     assert {tuple(message["role"] for message in row.messages or ()) for row in rows} == {
         ("user", "assistant", "user"),

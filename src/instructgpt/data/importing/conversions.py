@@ -29,31 +29,24 @@ def _identity(record: Record) -> list[Record]:
 
 
 def _to_prompt(record: Record) -> list[Record]:
-    """Return the prompt alone; a ranking's conversation comes back as messages where it was kept."""
-    if isinstance(record, PromptFields):
-        prompt_columns = {"prompt": record.prompt} if record.prompt is not None else {"messages": record.messages}
-    else:
-        messages = getattr(record, "messages", None)
-        prompt_columns = {"messages": messages} if messages else {"prompt": getattr(record, "prompt", None)}
+    assert isinstance(record, PromptFields)
     provenance = {name: value for name, value in _get_provenance(record).items() if name not in ("labeler", "cohort")}
-    return [Prompt.model_validate(provenance | prompt_columns)]
+    return [Prompt.model_validate(provenance | record.prompt_columns())]
 
 
 def _to_demonstration(ranking: Record) -> list[Record]:
     """Return the first best-ranked completion as a demonstration."""
     assert isinstance(ranking, Ranking)
     best = ranking.completions[ranking.ranks.index(min(ranking.ranks))]
-    messages = getattr(ranking, "messages", None)
-    prompt_columns = {"messages": messages} if messages else {"prompt": ranking.prompt}
-    return [Demonstration.model_validate(_get_provenance(ranking) | prompt_columns | {"completion": best})]
+    return [Demonstration.model_validate(_get_provenance(ranking) | ranking.prompt_columns() | {"completion": best})]
 
 
 def _to_pairs(ranking: Record) -> list[Record]:
     """Return every decided pair in TRL's columns; an all-tied ranking gives none."""
     assert isinstance(ranking, Ranking)
-    texts, provenance = ranking.completions, _get_provenance(ranking)
+    texts, columns = ranking.completions, _get_provenance(ranking) | ranking.prompt_columns()
     return [
-        Pair.model_validate(provenance | {"prompt": ranking.prompt, "chosen": texts[better], "rejected": texts[worse]})
+        Pair.model_validate(columns | {"chosen": texts[better], "rejected": texts[worse]})
         for better, worse in ranking.pairs()
     ]
 
@@ -61,7 +54,7 @@ def _to_pairs(ranking: Record) -> list[Record]:
 def _to_nemo(ranking: Record) -> list[Record]:
     """Return the ranking in NeMo RL's columns, ranks from 0; ratings, labels and model names are lost."""
     assert isinstance(ranking, Ranking)
-    context = getattr(ranking, "messages", None) or [{"role": "user", "content": ranking.prompt}]
+    context = [message.model_dump() for message in ranking.conversation]
     completions = [
         {"rank": rank - 1, "completion": [{"role": "assistant", "content": completion}]}
         for completion, rank in zip(ranking.completions, ranking.ranks, strict=True)

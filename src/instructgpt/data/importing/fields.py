@@ -100,16 +100,6 @@ def _parse_content(turn: DatasetRow) -> str:
 # ---------------------------------------------------------------- making records
 
 
-def _format_transcript(messages: Sequence[Message]) -> str:
-    """Format a conversation as one prompt: a single question as it is,
-    more turns as a transcript ending in "Assistant:".
-    """
-    if len(messages) == 1:
-        return messages[0].content
-    prefixes = {"system": "", "user": "Human: ", "assistant": "Assistant: "}
-    return "\n\n".join(prefixes[message.role] + message.content for message in messages) + ASSISTANT_MARKER
-
-
 def prompt_columns(messages: Sequence[Message]) -> DatasetRow:
     """Return a single question as `prompt`, a conversation as `messages`. Raises SkipRowError."""
     if not messages or messages[-1].role != "user":
@@ -129,16 +119,12 @@ def make_demonstration(prompt: str, completion: str, extra: DatasetRow) -> list[
 def make_ranking(
     prompt: str | Sequence[Message], completions: Sequence[str], ranks: Iterable[int], extra: DatasetRow
 ) -> list[Record]:
-    """Make a ranking; a conversation becomes a transcript and is kept as `messages`. Equal texts tie at their better
-    rank.
+    """Make a ranking. Equal texts tie at their better rank.
 
     Raises SkipRowError, and ValueError when completions and ranks do not fit.
     """
-    if not isinstance(prompt, str):
-        prompt_columns(prompt)
-        extra = extra | ({"messages": [turn.model_dump() for turn in prompt]} if len(prompt) > 1 else {})
-        prompt = _format_transcript(prompt)
-    if not prompt.strip():
+    columns = {"prompt": prompt} if isinstance(prompt, str) else prompt_columns(prompt)
+    if isinstance(prompt, str) and not prompt.strip():
         raise SkipRowError("empty prompt")
     ranks = list(ranks)
     best_rank: dict[str, int] = {}
@@ -146,9 +132,7 @@ def make_ranking(
         best_rank[completion] = min(rank, best_rank.get(completion, rank))
     if len(ranks) == len(completions):
         ranks = [best_rank[completion] for completion in completions]
-    return [
-        Ranking.model_validate(extra | {"prompt": prompt, "completions": tuple(completions), "ranks": tuple(ranks)})
-    ]
+    return [Ranking.model_validate(extra | columns | {"completions": tuple(completions), "ranks": tuple(ranks)})]
 
 
 def rank_by_value(values: Sequence[float], best: str = "high") -> list[int]:

@@ -23,10 +23,11 @@ _PROMPTS_DIFFER = "the two dialogues part before the last answer"
 
 
 def from_rankings(row: DatasetRow, extra: DatasetRow) -> list[Record]:
-    """Ours: `prompt`, `completions`, `ranks`, and labelers' additions to each completion."""
+    """Ours: `prompt` or `messages`, `completions`, `ranks`, and labelers' additions to each completion."""
     columns = {name: row[name] for name in ("models", "ratings", "labels") if row.get(name) is not None}
+    is_conversation = row.get("messages") is not None
     return make_ranking(
-        get_text_column(row, "prompt"),
+        parse_turns(row["messages"], "messages") if is_conversation else get_text_column(row, "prompt"),
         get_list_column(row, "completions"),
         get_list_column(row, "ranks"),
         extra | columns,

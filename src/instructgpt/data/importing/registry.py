@@ -113,8 +113,10 @@ def _make_importer(
 IMPORTERS: dict[str, Importer] = {
     "rankings": _make_importer(
         Ranking,
-        "prompt completions ranks models ratings labels",
-        lambda r: _has_columns(r, "prompt", "completions", "ranks"),
+        "prompt messages completions ranks models ratings labels",
+        lambda r: (
+            _has_columns(r, "completions", "ranks") and (_has_columns(r, "prompt") or _has_columns(r, "messages"))
+        ),
         rankings.from_rankings,
     ),
     "nemo": _make_importer(

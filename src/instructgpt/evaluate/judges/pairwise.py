@@ -66,6 +66,7 @@ class JudgedComparison:
         return [
             Ranking(
                 prompt=first.prompt,
+                messages=first.messages,
                 completions=(first.completion, second.completion),
                 ranks=_RANKS[outcome],
                 labeler=labeler,

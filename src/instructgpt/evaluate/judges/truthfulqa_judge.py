@@ -137,21 +137,21 @@ def train_judge(kind: str, config: JudgeConfig) -> Path:
 
 def subsample_questions(records: Sequence[Demonstration], max_questions: int | None, seed: int) -> list[Demonstration]:
     """Return the records of `max_questions` random questions, or all records."""
-    questions = list(dict.fromkeys(extract_question(record.text) for record in records))
+    questions = list(dict.fromkeys(extract_question(record.prompt) for record in records))
     if max_questions is None or max_questions >= len(questions):
         return list(records)
     sample = set(Random(f"judge {seed}").sample(questions, max_questions))
-    return [record for record in records if extract_question(record.text) in sample]
+    return [record for record in records if extract_question(record.prompt) in sample]
 
 
 def split_by_question(kind: str, records: Sequence[Demonstration]) -> dict[str, list[Demonstration]]:
     """Split judged answers by a hash of their question. Raise InputError if a split lacks one of the verdicts."""
     splits: dict[str, list[Demonstration]] = {name: [] for name in JUDGE_SPLITS}
     for record in records:
-        if not record.text.endswith("\n" + JUDGE_QUESTIONS[kind]) or _parse_yes_no(record) is None:
+        if not record.prompt.endswith("\n" + JUDGE_QUESTIONS[kind]) or _parse_yes_no(record) is None:
             expected = f"prompts that end with a line '{JUDGE_QUESTIONS[kind]}' and completions yes or no"
-            raise InputError(f"--data: expected {expected}, found {record.text[-40:]!r} and {record.completion!r}")
-        question = extract_question(record.text)
+            raise InputError(f"--data: expected {expected}, found {record.prompt[-40:]!r} and {record.completion!r}")
+        question = extract_question(record.prompt)
         is_validation = is_heldout(f"validation {question}")  # a second, independent hash
         name = "heldout" if is_heldout(question) else "validation" if is_validation else "training"
         splits[name].append(record)
@@ -180,11 +180,11 @@ def measure_truthfulqa_agreement(
             verdict; `auc`;
         `balanced`, the mean agreement over yes and no; the numbers of answers and questions.
     """
-    yes_probabilities = np.asarray(judge([record.text for record in heldout]))
+    yes_probabilities = np.asarray(judge([record.prompt for record in heldout]))
     human_verdicts = np.array([_parse_yes_no(record) for record in heldout], dtype=bool)
     agrees = (yes_probabilities >= YES_THRESHOLD) == human_verdicts
     majority_verdict = 2 * sum(bool(_parse_yes_no(record)) for record in training) >= len(training)
-    questions = [extract_question(record.text) for record in heldout]
+    questions = [extract_question(record.prompt) for record in heldout]
     estimate = intervals.mean(agrees, questions, share=True)
     return {
         "agreement": float(agrees.mean()),

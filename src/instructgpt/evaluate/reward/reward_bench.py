@@ -19,7 +19,7 @@ import numpy as np
 
 from instructgpt.evaluate.aggregate import make_row
 from instructgpt.evaluate.reward.metrics import ScoredRanking
-from instructgpt.records import Record
+from instructgpt.records import PromptFields
 from instructgpt.results import ResultRow
 from instructgpt.statistics import intervals
 from instructgpt.statistics.intervals import FloatArray
@@ -58,10 +58,9 @@ _TIE_WEIGHTS = (0.30, 0.30, 0.20, 0.20, 0.01)
 """Of `tied` accuracy, `ref` accuracy, spread of right answers below the margin of `tied`, below both, and margin."""
 
 
-class ScoredPair(Record):
+class ScoredPair(PromptFields):
     """A line of RewardBench's result files; `results` is 1 if the chosen completion has the higher score."""
 
-    prompt: str
     chosen: str
     rejected: str
     subset: str
@@ -77,6 +76,7 @@ def iter_scored_pairs(rankings: Iterable[ScoredRanking]) -> Iterator[ScoredPair]
         for better, worse in ranking.pairs():
             yield ScoredPair(
                 prompt=ranking.prompt,
+                messages=ranking.messages,
                 chosen=ranking.completions[better],
                 rejected=ranking.completions[worse],
                 subset=str(columns.get("subset") or ranking.source or ""),

@@ -12,10 +12,10 @@ import torch
 from instructgpt.evaluate.cache import ResultCache
 from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.models.reward_model import ScalarModel, load_reward_model
-from instructgpt.records import Ranking
+from instructgpt.records import PromptFields, Ranking
 from instructgpt.run.directory import content_hash
 
-_PromptCompletion = tuple[str, str, bool]
+_PromptCompletion = tuple[PromptFields, str, bool]
 """Prompt, completion, and whether the completion ended by itself."""
 ScoreAndLength = tuple[float | None, int]
 _PER_COMPLETION_COLUMNS = ("completions", "ranks", "models", "finish", "ratings", "labels")
@@ -27,10 +27,16 @@ def ranks_by_score(scores: Sequence[float]) -> tuple[int, ...]:
 
 
 def score_with_lengths(reward_model: ScalarModel, texts: Sequence[Sequence[Any]]) -> list[ScoreAndLength]:
-    """Return the score and length of each completion; no score if it exceeds the context with its prompt."""
+    """Return the score and length of each completion; no score if it exceeds the context with its prompt.
+
+    Args:
+        texts: the prompt's columns, the completion, and whether it ended by itself.
+    """
     max_length = reward_model.context
     encode = reward_model.tokenizer.encode_example
-    examples = [encode(prompt, text, finished=finished) for prompt, text, finished in texts]
+    examples = [
+        encode(PromptFields.model_validate(columns), text, finished=finished) for columns, text, finished in texts
+    ]
     fitting = [index for index, example in enumerate(examples) if len(example) <= max_length]
     scores = reward_model.score([examples[index] for index in fitting]).tolist()
     score_of: dict[int, float] = dict(zip(fitting, scores, strict=True))
@@ -48,7 +54,8 @@ def cached_reward_scores(
     """Return `score_with_lengths` of a model directory, each text scored once."""
     template = load_cached_reward_model(source, device).tokenizer.hf_tokenizer.chat_template
     settings, compute = {"part": "score", "template": template}, partial(_score_with_model_at, source, device)
-    items, weights_hash = [list(text) for text in texts], content_hash(Path(source))
+    items = [[prompt.prompt_columns(), text, finished] for prompt, text, finished in texts]
+    weights_hash = content_hash(Path(source))
     results = cache.get_or_compute(weights_hash, items, settings, compute, title=title, map_fn=map_fn)
     return [(score, length) for score, length in results]
 
@@ -70,7 +77,9 @@ def attach_reward_scores(
     texts: list[_PromptCompletion] = []
     for ranking in rankings:
         finish = ranking.finish or ("stop",) * len(ranking.completions)
-        texts += [(ranking.prompt, text, how == "stop") for text, how in zip(ranking.completions, finish, strict=True)]
+        texts += [
+            (ranking.bare_prompt, text, how == "stop") for text, how in zip(ranking.completions, finish, strict=True)
+        ]
     unique_texts = dict.fromkeys(texts)  # several labelers' rankings of the same completions are scored once
     result_of = dict(zip(unique_texts, score_fn(list(unique_texts)), strict=True))
     results = iter([result_of[text] for text in texts])

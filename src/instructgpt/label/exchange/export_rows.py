@@ -114,8 +114,7 @@ def _iter_rankings(db: Session, export_filter: ExportFilter, tally: ExportTally)
         ratings = [part.rating.rating if part.rating else None for part in ranked]
         labels = [part.rating.labels if part.rating else {} for part in ranked]
         yield _provenance(item) | {
-            "prompt": prompt.text,
-            "messages": prompt.messages,
+            **prompt_fields(prompt),
             "completions": [part.completion.text for part in ranked],
             "ranks": [part.item.rank for part in ranked],
             "models": [part.model for part in ranked],
@@ -203,10 +202,11 @@ def _iter_demonstrations(db: Session, export_filter: ExportFilter, tally: Export
         texts = {row.submission_id: row.text for row in db.scalars(statement)}
         for item in chunk:
             completion = {"completion": texts[item.submission.id]}
-            yield _provenance(item) | _prompt_fields(item.prompt) | completion
+            yield _provenance(item) | prompt_fields(item.prompt) | completion
 
 
-def _prompt_fields(prompt: PromptRow | None) -> ExportRow:
+def prompt_fields(prompt: PromptRow | None) -> ExportRow:
+    """Return the file column that holds a prompt: `messages` for a conversation, `prompt` for text."""
     assert prompt is not None
     return {"messages": prompt.messages} if prompt.messages else {"prompt": prompt.text}
 
@@ -220,7 +220,7 @@ def _iter_reviews(db: Session, export_filter: ExportFilter, tally: ExportTally) 
             review = reviews[item.submission.id]
             yield (
                 _provenance(item)
-                | _prompt_fields(item.prompt)
+                | prompt_fields(item.prompt)
                 | {
                     "reviewed_use_case": review.use_case,
                     "personal_data": review.personal_data,
@@ -263,7 +263,7 @@ def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) 
         if reason is not None:
             tally.left_out[reason] += 1
             continue
-        yield _prompt_fields(prompt) | {
+        yield prompt_fields(prompt) | {
             "id": prompt.external_id or prompt.id,
             "user": prompt.user,
             "source": prompt.source,

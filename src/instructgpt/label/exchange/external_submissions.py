@@ -89,11 +89,8 @@ class ExternalSubmissionImporter:
             raise ValueError(f"labeler '{name}' is in cohort {person.cohort} on this site, but the line says {cohort}")
         return person
 
-    def _get_or_create_prompt(self, content: PromptFields | str, user: str | None = None) -> PromptRow:
-        if isinstance(content, str):
-            record = PromptRecord(prompt=content)
-        else:
-            record = PromptRecord(prompt=content.prompt, messages=content.messages)
+    def _get_or_create_prompt(self, content: PromptFields, user: str | None = None) -> PromptRow:
+        record = PromptRecord.model_validate(content.prompt_columns())
         key = (prompt_hash(record), user)
         if key not in self.prompts:
             self.prompts[key] = upsert_prompts(self.db, [record.model_copy(update={"user": user})])[0]
@@ -173,7 +170,7 @@ class ExternalSubmissionImporter:
     def _import_ranking(self, record: Ranking) -> None:
         extra = record.model_extra or {}
         person = self._get_or_create_person(record)
-        prompt = self._get_or_create_prompt(record.prompt, extra.get("user"))
+        prompt = self._get_or_create_prompt(record, extra.get("user"))
         models = record.models or tuple("unknown" for _ in record.completions)
         finish = record.finish or tuple("stop" for _ in record.completions)
         # Equal texts are one completion of several models; its rank is the best rank of its copies.
@@ -209,7 +206,7 @@ class ExternalSubmissionImporter:
                 self.db.add(Rating(**ids, rating=rating, labels=labels))
 
     def _import_rating(self, record: RatedCompletion) -> None:
-        person, prompt = self._get_or_create_person(record), self._get_or_create_prompt(record.prompt)
+        person, prompt = self._get_or_create_person(record), self._get_or_create_prompt(record)
         completion = self._get_or_create_completion(prompt, record.completion, record.model, "stop")
         task = self._get_or_create_task("rank", prompt, [(completion, [record.model])])
         submission = self._add_submission(task, person, record, [completion.id])

@@ -22,7 +22,14 @@ from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
 from instructgpt.label.db.models import CompletionRow, PromptRow, new_id
 from instructgpt.label.exchange import third_party
 from instructgpt.label.exchange.third_party import RatedCompletion, ThirdPartyReader
-from instructgpt.label.tasks.ingest import build_prompt_row, prompt_hash, replace_unstorable, reveals_model, text_hash
+from instructgpt.label.tasks.ingest import (
+    build_prompt_row,
+    prompt_hash,
+    replace_unstorable,
+    reveals_model,
+    text_hash,
+    to_storable,
+)
 from instructgpt.label.vocabulary import LabelImportFormat
 from instructgpt.records import Completion as CompletionRecord
 from instructgpt.records import Demonstration, Ranking, Record, format_validation_error, validate_record
@@ -138,7 +145,7 @@ def upsert_prompt(db: Session, record: PromptRecord) -> tuple[PromptRow, str]:
     if row.text_hash != digest:
         raise InputError(f"prompt id '{record.id}' already belongs to another text; ids must be unique on the site")
     if row.withdrawn_at is not None:
-        raise InputError(f"prompt '{record.id or record.text[:40]}' was withdrawn; an import does not restore it")
+        raise InputError(f"prompt '{record.id or record.prompt[:40]}' was withdrawn; an import does not restore it")
     columns = {name: getattr(record, name) for name in ("source", "user", "use_case", "split")}
     columns["external_id"] = record.id if row.external_id is None else None
     sensitive = (record.model_extra or {}).get("sensitive")
@@ -160,7 +167,7 @@ def import_prompt_records(db: Session, located_records: Iterable[LocatedRecord],
 
 def upsert_completion(db: Session, record: CompletionRecord) -> tuple[CompletionRow, str]:
     """Store a completion; return (row, `created` or `unchanged`). Raises InputError if its prompt was withdrawn."""
-    prompt, _ = upsert_prompt(db, PromptRecord(prompt=replace_unstorable(record.prompt)))
+    prompt, _ = upsert_prompt(db, PromptRecord.model_validate(to_storable(record).prompt_columns()))
     text = replace_unstorable(record.completion)
     statement = select(CompletionRow).where(
         CompletionRow.prompt_id == prompt.id,

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from instructgpt.errors import InputError
 from instructgpt.label.vocabulary import MAX_RATING
-from instructgpt.records import Demonstration, Ranking, Record
+from instructgpt.records import Demonstration, PromptFields, Ranking, Record
 
 _PROMPT_FIELDS = ("prompt", "messages", "instruction", "question", "input", "query", "context")
 _ITEM_TEXT_FIELDS = ("body", "text", "completion", "answer", "response", "output", "html", "title")
@@ -26,8 +26,7 @@ _UNRANKED_BUCKET = "_"
 """Label Studio: the list of items not moved into a bucket."""
 
 
-class RatedCompletion(Record):
-    prompt: str
+class RatedCompletion(PromptFields):
     completion: str
     rating: int
     model: str = "unknown"

@@ -157,8 +157,8 @@ class SimulatedSiteLabeler:
         brief, world = task["brief"] or {}, self.simulator.world
         use_case, form = brief.get("use_case"), brief.get("form", "plain")
         prompt = self.rng.choice([row for row in world.prompts("sft", 200) if use_case in (None, row.use_case)])
-        examples = [[prompt.text, world.demonstration(prompt.text)]] if form == "few_shot" else []
-        return {"form": form, "text": prompt.text, "use_case": prompt.use_case, "examples": examples}
+        examples = [[prompt.prompt, world.demonstration(prompt.prompt)]] if form == "few_shot" else []
+        return {"form": form, "text": prompt.prompt, "use_case": prompt.use_case, "examples": examples}
 
 
 def ranking_to_form(ranking: Ranking) -> dict[str, Any]:

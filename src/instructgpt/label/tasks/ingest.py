@@ -90,8 +90,9 @@ def text_hash(text: str) -> str:
 
 def prompt_hash(prompt: records.PromptFields) -> str:
     """Return the SHA-256 of a prompt; a conversation differs from the same words in one text."""
+    prompt = prompt.bare_prompt
     if prompt.messages is None:
-        return text_hash(prompt.text)
+        return text_hash(prompt.prompt)
     turns = [message.model_dump() for message in prompt.messages]
     return text_hash(json.dumps(turns, ensure_ascii=False, sort_keys=True))
 
@@ -117,8 +118,8 @@ def build_task_candidates(
     completion_records = [_replace_unstorable_texts(record, report) for record in completions] if kind == "rank" else []
     prompt_records = [_replace_unstorable_texts(record, report) for record in prompts]
     if kind == "rank" and not prompt_records:
-        texts = dict.fromkeys(record.prompt for record in completion_records)
-        prompt_records = [records.Prompt(prompt=text) for text in texts]
+        bare_prompts = dict.fromkeys(record.bare_prompt for record in completion_records)
+        prompt_records = [records.Prompt.model_validate(prompt.prompt_columns()) for prompt in bare_prompts]
     report.prompts, report.completions = len(prompt_records), len(completion_records)
     unique_prompts: dict[str, records.Prompt] = {}
     for prompt in prompt_records:
@@ -134,15 +135,22 @@ def build_task_candidates(
 
 
 def _replace_unstorable_texts(record: _RecordT, report: IngestReport) -> _RecordT:
-    texts = {name: text for name in ("prompt", "completion") if isinstance(text := getattr(record, name, None), str)}
-    replacements = {name: clean for name, text in texts.items() if (clean := replace_unstorable(text)) != text}
-    messages: tuple[records.Message, ...] = getattr(record, "messages", None) or ()
-    if any(replace_unstorable(message.content) != message.content for message in messages):
-        replacements["messages"] = tuple(
-            message.model_copy(update={"content": replace_unstorable(message.content)}) for message in messages
-        )  # type: ignore[assignment]
-    report.mended += bool(replacements)
-    return record.model_copy(update=replacements) if replacements else record
+    storable = to_storable(record)
+    report.mended += storable is not record
+    return storable
+
+
+def to_storable(record: _RecordT) -> _RecordT:
+    """Return a record whose texts a database can store: the same record if they already are."""
+    row = record.model_dump(include={"prompt", "messages", "completion"}, exclude_none=True)
+    clean = {name: _replace_in_value(value) for name, value in row.items()}
+    return record if clean == row else record.model_validate(record.model_dump() | clean)
+
+
+def _replace_in_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return replace_unstorable(value)
+    return tuple({**message, "content": replace_unstorable(message["content"])} for message in value)
 
 
 def replace_unstorable(text: str) -> str:
@@ -182,7 +190,7 @@ def build_prompt_row(prompt: records.Prompt, digest: str) -> PromptRow:
     return PromptRow(
         id=new_id(),
         external_id=prompt.id,
-        text=prompt.text,
+        text=prompt.prompt,
         text_hash=digest,
         source=prompt.source,
         user=prompt.user,
@@ -206,13 +214,13 @@ def _build_ranking_candidates(
     min_k, max_k = k or (2, MAX_COMPLETIONS)
     completions_by_prompt: dict[str, list[records.Completion]] = {}
     for completion in completions:
-        completions_by_prompt.setdefault(completion.prompt, []).append(completion)
-    used = sum(len(completions_by_prompt.get(prompt.text, ())) for prompt, _ in prompts)
+        completions_by_prompt.setdefault(prompt_hash(completion), []).append(completion)
+    used = sum(len(completions_by_prompt.get(row.text_hash, ())) for _, row in prompts)
     report.without_prompt = len(completions) - used
     selected: list[tuple[PromptRow, list[_MergedCompletion]]] = []
-    for prompt, row in prompts:
-        texts = _merge_identical(completions_by_prompt.get(prompt.text, []))
-        report.merged += len(completions_by_prompt.get(prompt.text, [])) - len(texts)
+    for _, row in prompts:
+        texts = _merge_identical(completions_by_prompt.get(row.text_hash, []))
+        report.merged += len(completions_by_prompt.get(row.text_hash, [])) - len(texts)
         if baseline is not None and not any(baseline in text.models for text in texts):
             report.without_baseline += 1
         elif len(texts) < min_k:

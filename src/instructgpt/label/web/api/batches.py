@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from instructgpt.label.auth.dependencies import Principal, ReadScope, WriteScope, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Assignment, Batch, CompletionRow, Person, PromptRow, Submission, Task
+from instructgpt.label.exchange.export_rows import prompt_fields
 from instructgpt.label.tasks import batches
 from instructgpt.label.tasks.submissions import read_submission_form
 from instructgpt.label.vocabulary import TaskKind
@@ -148,13 +149,15 @@ def _load_stored_inputs(db: Session, kind: TaskKind, stored: StoredInputs) -> _I
     statement = select(CompletionRow, PromptRow).join(PromptRow, CompletionRow.prompt_id == PromptRow.id)
     completion_rows = db.execute(statement.where(*conditions).order_by(CompletionRow.id))
     return [], [
-        CompletionRecord(
-            prompt=prompt.text,
-            completion=row.text,
-            model=row.model,
-            finish="length" if row.finish == "length" else "stop",
-            sampling=row.sampling,
-            score=row.score,
+        CompletionRecord.model_validate(
+            prompt_fields(prompt)
+            | {
+                "completion": row.text,
+                "model": row.model,
+                "finish": "length" if row.finish == "length" else "stop",
+                "sampling": row.sampling,
+                "score": row.score,
+            }
         )
         for row, prompt in completion_rows
     ]
@@ -162,8 +165,6 @@ def _load_stored_inputs(db: Session, kind: TaskKind, stored: StoredInputs) -> _I
 
 def _to_prompt_record(row: PromptRow) -> PromptRecord:
     fields = to_prompt_out(row).model_dump(exclude={"key", "created_at", "withdrawn_at"}, exclude_none=True)
-    if "messages" in fields:  # a record has a text or messages, not both
-        fields["prompt"] = None
     return validate_record(PromptRecord, fields)
 
 
