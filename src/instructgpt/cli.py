@@ -6,19 +6,14 @@ Options are read before the command's module is imported, so that help and mista
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import signal
 import sys
 import traceback
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
-
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from typing import Any
 
 from instructgpt import __version__
 from instructgpt.commands import COMMANDS, Command
@@ -27,11 +22,12 @@ from instructgpt.config import (
     StageConfig,
     did_you_mean,
     make_config,
-    presets_with_section,
     read_preset,
     section_for,
 )
 from instructgpt.errors import InputError, RunError, is_out_of_memory, one_line
+from instructgpt.flags import CommandParser, add_flags, build_parser
+from instructgpt.option_names import FOREIGN_COMMANDS
 
 _DISTRIBUTED_COMMANDS = ("pretrain", "sft", "reward", "ppo")
 
@@ -111,10 +107,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, Any]:
     command, remaining = _resolve_command(argv)
     if remaining and remaining[0] in command.wraps:
         return command, _parse_wrapped_command(command, remaining)
-    config_class = command.config_class
-    parser = CommandParser(command.name, command.purpose)
-    add_flags(parser, config_class, command.positional)
-    return command, _build_config(parser, config_class, remaining)
+    return command, _build_config(build_parser(command), command.config_class, remaining)
 
 
 def _parse_wrapped_command(command: Command, argv: Sequence[str]) -> Any:
@@ -123,7 +116,7 @@ def _parse_wrapped_command(command: Command, argv: Sequence[str]) -> Any:
     config_class, wrapped_class = (entry.config_class for entry in (command, wrapped))
     name = f"{command.name} {wrapped.name}"
     parser = CommandParser(name, command.purpose, add_help=False)  # --help is left to the wrapped command's parser
-    add_flags(parser, config_class, exclude=command.positional)
+    add_flags(parser, config_class, exclude=command.positional, layers=False)
     options, remaining = parser.parse_partial(remaining)
     parser = CommandParser(name, f"{command.purpose}; options of '{command.name}': {parser.flag_names()}")
     add_flags(parser, wrapped_class)
@@ -139,9 +132,6 @@ def _build_config(
     defaults: Mapping[str, Any] | None = None,
 ) -> Any:
     """Merge the layers of a command line: `defaults`, then --preset, then --config, then the flags."""
-    if presets := presets_with_section(config_class):
-        parser.add_argument("--preset", metavar="NAME", help=f"options from a preset: {', '.join(presets)}")
-    parser.add_argument("--config", metavar="FILE.yaml", type=Path, help="options from a file; flags override it")
     flags = vars(parser.parse(argv))
     preset, file = flags.pop("preset", None), flags.pop("config", None)
     preset_options = section_for(config_class, read_preset(preset), f"preset {preset}") if preset else {}
@@ -168,103 +158,40 @@ def _resolve_command(argv: Sequence[str]) -> tuple[Command, list[str]]:
         for command in COMMANDS:
             if command.name == " ".join(argv[:word_count]):
                 return command, list(argv[word_count:])
-    subcommands = [command.name for command in COMMANDS if command.name.startswith(f"{argv[0]} ")]
-    names = subcommands or [command.name for command in COMMANDS]
+    subcommands = [command for command in COMMANDS if command.name.startswith(f"{argv[0]} ")]
+    if subcommands and (len(argv) == 1 or argv[1] in ("-h", "--help")):
+        group = f"instructgpt {argv[0]} COMMAND"
+        print(f"usage: {group} [options]\n\n{_list_commands(subcommands)}\n\n{group} --help")
+        raise SystemExit(0)
     name = " ".join(argv[: 2 if subcommands else 1])
-    raise InputError(f"no command '{name}'" + (did_you_mean(name, names) or f"; available: {', '.join(names)}"))
+    raise InputError(f"no command '{name}'{_suggest_command(name, subcommands)}")
+
+
+def _suggest_command(name: str, subcommands: Sequence[Command]) -> str:
+    """Return the end of the error for an unknown command; `subcommands` are those of a group, or empty."""
+    if not subcommands and (namesakes := [command for command in COMMANDS if command.name.endswith(f" {name}")]):
+        return "; there is " + ", ".join(f"'{command.name}': {command.purpose}" for command in namesakes)
+    names = [command.name for command in subcommands or COMMANDS]
+    candidates = names if subcommands else dict.fromkeys(name.partition(" ")[0] for name in names)
+    if ours := FOREIGN_COMMANDS.get(name):
+        return f", did you mean '{ours}'?"
+    return did_you_mean(name, candidates) or f"; available: {', '.join(names)}"
+
+
+def _list_commands(commands: Sequence[Command]) -> str:
+    width = max(len(command.name) for command in commands)
+    return "\n".join(f"  {command.name:<{width}}  {command.purpose}" for command in commands)
 
 
 def _usage() -> str:
-    width = max(len(command.name) for command in COMMANDS)
-    lines = "\n".join(f"  {command.name:<{width}}  {command.purpose}" for command in COMMANDS)
     return f"""The InstructGPT pipeline: demonstrations and rankings in, an aligned model and its evaluation out.
 
 usage: instructgpt COMMAND [--preset NAME] [--config FILE.yaml] [options]
 
-{lines}
+{_list_commands(COMMANDS)}
 
-instructgpt COMMAND --help"""
-
-
-# --- flags -----------------------------------------------------------------------------------------------------------
-
-
-class CommandParser(argparse.ArgumentParser):
-    """An argument parser that raises one-line errors, suggests the nearest flag, and accepts no abbreviated flags."""
-
-    def __init__(self, command: str, purpose: str, *, add_help: bool = True) -> None:
-        description = f"{purpose[0].upper()}{purpose[1:]}."
-        super().__init__(prog=f"instructgpt {command}", description=description, allow_abbrev=False, add_help=add_help)
-        self.command = command
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.command}: {message}; see '{self.prog} --help'")
-
-    def parse_partial(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """Return the known options, wherever they stand, and the remaining arguments."""
-        namespace, remaining = self.parse_known_args(argv)
-        return vars(namespace), remaining
-
-    def flag_names(self) -> str:
-        return ", ".join(name for name in self._option_string_actions if name.startswith("--"))
-
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse all arguments. Raise InputError, with the nearest flag, for an unknown one."""
-        namespace, unknown_arguments = self.parse_known_args(argv)
-        for argument in unknown_arguments:
-            name = argument.partition("=")[0]
-            if name.startswith("-"):
-                self.error(f"unknown option '{name}'{did_you_mean(name, self._option_string_actions)}")
-            self.error(f"unexpected argument '{argument}'")
-        return namespace
-
-
-def add_flags(
-    parser: argparse.ArgumentParser, config: type[BaseModel], positional: str | None = None, exclude: str | None = None
-) -> None:
-    """Add one flag per config field. Values stay text; the config parses them, as for YAML and presets."""
-    excluded = {exclude, *getattr(config, "excluded_fields", ())}
-    for name, field in config.model_fields.items():
-        annotation = _unwrap_optional(field.annotation)
-        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        if is_section or get_origin(annotation) is dict or name in excluded:
-            continue  # sections can only be set in a file
-        options: dict[str, Any] = {"help": _help_text(field), "default": argparse.SUPPRESS}
-        if annotation is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(annotation) is tuple:
-            item_type = get_args(annotation)[0]
-            choices = get_args(item_type)  # of a Literal
-            options["nargs"] = "+"
-            options["metavar"] = "|".join(choices) if choices else "N" if item_type is int else "FILE"
-            if name != positional:
-                options["action"] = "extend"  # a repeated flag adds to the list
-        elif get_origin(annotation) is Literal:
-            options["metavar"] = "|".join(map(str, get_args(annotation)))
-        else:
-            text_metavar = "DIR" if name in ("out", "reward") else "TEXT" if annotation is str else "PATH"
-            options["metavar"] = {int: "N", float: "X"}.get(annotation, text_metavar)
-        if name == positional:
-            repeated, single = ("+", None) if field.is_required() else ("*", "?")
-            options |= {"nargs": repeated if "nargs" in options else single, "metavar": name.upper()}
-            parser.add_argument(name, **options)
-        else:
-            short_flags = [f"-{name}"] if len(name) == 1 else []
-            parser.add_argument(*short_flags, "--" + name.replace("_", "-"), dest=name, **options)
-
-
-def _unwrap_optional(annotation: Any) -> Any:
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next(part for part in get_args(annotation) if part is not type(None))
-    return annotation
-
-
-def _help_text(field: FieldInfo) -> str:
-    text = (field.description or "").replace("%", "%%")
-    if field.is_required():
-        return f"{text} (required)"
-    default = field.get_default()
-    return text if default is None or default == () or isinstance(default, bool) else f"{text} (default {default})"
+instructgpt COMMAND --help
+instructgpt completion bash|zsh|fish"""
 
 
 if __name__ == "__main__":

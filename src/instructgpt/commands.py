@@ -167,4 +167,12 @@ COMMANDS = (
         "create a batch on a site from files or from models",
         loads_torch=False,
     ),
+    Command(
+        "completion",
+        "run.CompletionConfig",
+        "completion",
+        "print a script that completes commands and options in bash, zsh or fish",
+        positional="shell",
+        loads_torch=False,
+    ),
 )

@@ -9,14 +9,20 @@ import difflib
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from instructgpt.errors import InputError, one_line
+from instructgpt.option_names import FIXED_OPTIONS, FOREIGN_OPTIONS
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return any(get_origin(annotation) is tuple for annotation in (field.annotation, *get_args(field.annotation)))
 
 
 class CommandConfig(BaseModel):
@@ -26,6 +32,19 @@ class CommandConfig(BaseModel):
     stage: ClassVar[str]
     excluded_fields: ClassVar[frozenset[str]] = frozenset()
     """Inherited options that this command does not accept."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_single_value_for_list(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        fields = cls.model_fields
+        return {
+            name: (value,)
+            if name in fields and _is_list(fields[name]) and isinstance(value, str | int | Path)
+            else value
+            for name, value in values.items()
+        }
 
     def ineffective_options(self) -> Iterator[str]:
         """Yield one message for each option that was set but would have no effect. Commands override it."""
@@ -74,6 +93,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_YAML_TYPES = {list: "a list", str: "text", int: "a number", float: "a number", bool: "a yes or no"}
+
+
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, _UniqueKeyLoader)
@@ -87,7 +109,9 @@ def _as_mapping(values: Any, source: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"{source}: expected 'option: value' lines, found {type(values).__name__}")
+        raise InputError(
+            f"{source}: expected 'option: value' lines, found {_YAML_TYPES.get(type(values), 'something else')}"
+        )
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
@@ -149,7 +173,7 @@ def make_config(
     names = config_class.model_fields.keys() - config_class.excluded_fields
     for name in values:
         if name not in names:
-            raise InputError(f"{source}: unknown option '{name}'{did_you_mean(name, names)}")
+            raise InputError(f"{source}: unknown option '{name}'{suggest_option(name, names)}")
     try:
         config = config_class.model_validate(values)
     except ValidationError as error:
@@ -163,8 +187,23 @@ def make_config(
 def did_you_mean(misspelled: str, valid_names: Iterable[str]) -> str:
     """Return ", did you mean 'x'?" for the nearest valid name, or an empty string if none is near."""
     normalized = {name.strip("-").replace("-", "_"): name for name in valid_names}
-    matches = difflib.get_close_matches(misspelled.strip("-").replace("-", "_"), list(normalized), n=1)
+    name = misspelled.strip("-").replace("-", "_")
+    matches = difflib.get_close_matches(name, list(normalized), n=1)
+    if not matches and len(name) > 1:
+        matches = [candidate for candidate in normalized if candidate.startswith(name)]
     return f", did you mean '{normalized[matches[0]]}'?" if matches else ""
+
+
+def suggest_option(typed_name: str, valid_names: Iterable[str]) -> str:
+    """Return ", did you mean '--lr'?" for another library's or a misspelled name, and what differs from there."""
+    valid_names = list(valid_names)
+    name = typed_name.strip("-").replace("-", "_").lower()
+    note = f" ({FIXED_OPTIONS[name]})" if name in FIXED_OPTIONS else ""
+    normalized = {valid.strip("-").replace("-", "_"): valid for valid in valid_names}
+    for candidate in FOREIGN_OPTIONS.get(name, "").split():
+        if candidate in normalized:
+            return f", did you mean '{normalized[candidate]}'?{note}"
+    return note or did_you_mean(typed_name, valid_names)
 
 
 def _format_option_error(error: ValidationError) -> str:
@@ -173,5 +212,14 @@ def _format_option_error(error: ValidationError) -> str:
     flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else ""
     if first["type"] == "missing":
         return f"{flag} is required"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{flag} {first['input']}: {message}" if flag else message
+    message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+    return f"{flag} {_format_value(first['input'])}: {message}" if flag else message
+
+
+def _format_value(value: Any) -> str:
+    """Return a value of a flag or of YAML as a user would write it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {_format_value(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(_format_value, value))
+    return "null" if value is None else str(value)

@@ -25,7 +25,7 @@ from support.configs import configs
 from support.site import make_site
 
 from instructgpt import cli
-from instructgpt.cli import CommandParser, add_flags
+from instructgpt.flags import build_parser
 from instructgpt.label.db import migrate
 from instructgpt.label.db.database import create_database_engine, sqlite_url
 from instructgpt.label.web.app import create_app
@@ -39,9 +39,7 @@ def options() -> str:
     """Every flag of every command with its kind, default and choices; the help text itself is free to change."""
     lines = []
     for command in cli.COMMANDS:
-        parser = CommandParser(command.name, command.purpose)
-        add_flags(parser, command.config_class, command.positional)
-        for action in parser._actions:
+        for action in build_parser(command)._actions:
             name = "/".join(action.option_strings) or action.dest
             kind = type(action).__name__.strip("_").removesuffix("Action")
             required = "required" if "(required)" in (action.help or "") else ""

@@ -14,7 +14,7 @@ import pytest
 
 SRC = Path(__file__).parents[2] / "src" / "instructgpt"
 LAYERS = """
-errors io records results formatting config __init__
+errors io records results formatting option_names config __init__
 distributed.comm
 run
 functional statistics world
@@ -24,7 +24,7 @@ train baselines plan
 label
 evaluate report doctor watch serve
 pipeline sweep
-commands cli __main__
+commands flags completion cli __main__
 """
 """From the lowest to the highest: a part may import itself,
 the parts before it and those on its own line that stand before it.

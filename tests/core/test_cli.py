@@ -18,6 +18,8 @@ from support.commands import SRC, run_in_process, write
 from instructgpt import cli
 from instructgpt.config import CommandConfig, make_config, preset_names
 from instructgpt.errors import InputError, RunError
+from instructgpt.flags import OPTION_GROUPS, build_parser
+from instructgpt.option_names import FOREIGN_COMMANDS, FOREIGN_OPTIONS
 
 PRETRAIN = ["pretrain", "--corpus", "c.txt", "--out", "o"]
 SFT = ["sft", "--base", "./b", "--data", "d.jsonl", "--out", "o"]
@@ -56,6 +58,47 @@ def test_help_names_every_option_with_its_description_and_default(one, command):
         assert "".join((field.description or "?").split()) in text, name
         if isinstance(field.default, float) and not field.is_required():
             assert f"(default{field.default})" in text, name
+
+
+@pytest.mark.parametrize("one", THERE, ids=lambda one: one.name)
+def test_help_groups_options_and_shows_what_is_required(one, command):
+    out = command(*one.name.split(), "--help").out
+    usage = out.splitlines()[0]
+    for name, field in one.config_class.model_fields.items():
+        if name != one.positional and name not in one.config_class.excluded_fields:
+            assert (f"--{name.replace('_', '-')} " in usage) == field.is_required(), name
+    assert usage.endswith(" [options]")
+    titles = re.findall(r"^([A-Za-z][\w -]*):$", out, re.MULTILINE)
+    subjects = [title for title in OPTION_GROUPS if title in titles]
+    assert [title for title in titles if title in OPTION_GROUPS] == subjects  # in this order
+    assert set(titles) <= {"options", "positional arguments", *OPTION_GROUPS}, "give the option a group in flags.py"
+
+
+def test_placeholders_name_what_is_expected():
+    usages = {command.name: build_parser(command).format_usage() for command in THERE}
+    assert (
+        usages["ppo"] == "usage: instructgpt ppo --policy MODEL --reward DIR --prompts FILE ... --out DIR [options]\n"
+    )
+    assert usages["sample"] == "usage: instructgpt sample --model MODEL --prompts FILE --out FILE [options]\n"
+    assert usages["data split"] == "usage: instructgpt data split --data FILE ... --out DIR [options]\n"
+    assert usages["label batch"] == "usage: instructgpt label batch --site DIR --name TEXT [options]\n"
+    assert usages["completion"] == "usage: instructgpt completion SHELL [options]\n"
+
+
+@pytest.mark.parametrize("group", ["label", "data", "judge"])
+def test_a_group_has_help_of_its_own(group, command):
+    for ask in ((group,), (group, "--help"), (group, "-h")):
+        shown = command(*ask)
+        assert (shown.code, shown.err) == (0, "")
+        for one in THERE:
+            assert (f"  {one.name} " in shown.out and one.purpose in shown.out) == one.name.startswith(f"{group} ")
+
+
+def test_other_libraries_names_lead_to_options_that_exist():
+    ours = {name for command in THERE for name in command.config_class.model_fields} | {"stop"}
+    assert FOREIGN_OPTIONS.keys() & ours == {"tasks"}  # an option of `label simulate` alone
+    assert {name for names in FOREIGN_OPTIONS.values() for name in names.split()} <= ours
+    assert set(FOREIGN_COMMANDS.values()) <= {command.name for command in THERE}
 
 
 def test_usage_lists_every_command(command):
@@ -164,7 +207,19 @@ def test_ascii_terminal_prints_no_traceback():
     [
         (["pertrain"], "no command 'pertrain', did you mean 'pretrain'?"),
         (["xyzzy"], "no command 'xyzzy'; available: run, pretrain,"),
-        (["data"], "no command 'data'; available: data import, data clean, data split, data stats"),
+        (["data", "xyzzy"], "no command 'data xyzzy'; available: data import, data clean, data split, data stats"),
+        (["labl"], "no command 'labl', did you mean 'label'?"),
+        (["import"], "no command 'import'; there is 'data import': convert other formats to ours and back, 'label"),
+        (["generate"], "no command 'generate', did you mean 'sample'?"),
+        ([*PPO, "--learning-rate", "1"], "unknown option '--learning-rate', did you mean '--lr'?"),
+        ([*PPO, "--learning_rate=1"], "unknown option '--learning_rate', did you mean '--lr'?"),
+        ([*PPO, "--beta", "1"], "unknown option '--beta', did you mean '--kl-coef'?"),
+        ([*SFT, "--num-train-epochs", "1"], "unknown option '--num-train-epochs', did you mean '--epochs'?"),
+        ([*PPO, "--per-device-train-batch-size", "1"], "did you mean '--batch'? (it counts all devices together)"),
+        ([*REWARD, "--model_name_or_path", "m"], "did you mean '--base'?"),
+        ([*SAMPLE, "--max_new_tokens", "8"], "did you mean '--max-tokens'?"),
+        ([*SFT, "--bf16"], "did you mean '--memory'? (as: --memory bf16)"),
+        ([*PPO, "--gamma", "0.9"], "unknown option '--gamma' (the discount is 1)"),
         (["data", "clea"], "did you mean 'data clean'?"),
         ([*PPO, "--minbatch", "8"], "unknown option '--minbatch', did you mean '--minibatch'?"),
         ([*PPO, "--max_tokens=8"], "unknown option '--max_tokens', did you mean '--max-tokens'?"),
@@ -182,6 +237,7 @@ def test_ascii_terminal_prints_no_traceback():
         ([*PPO, "--clip", "-0.2"], "ppo: --clip -0.2: Input should be greater than 0"),
         ([*PPO, "--ptx-reduction", "batch"], "ppo: --ptx-reduction batch: Input should be 'token' or 'sequence'"),
         ([*PRETRAIN, "--vocabulary", "12"], "--vocabulary 12: Input should be greater than or equal to 257"),
+        ([*SFT, "--memory", "int4"], "sft: --memory int4: Input should be 'bf16', 'checkpointing', 'adam8bit' or"),
         ([*PPO, "--preset", "dmo"], "no preset 'dmo'; available: demo, smoke"),
         ([*PRETRAIN, "--config", "gone.yaml"], "--config gone.yaml: cannot be read (No such file or directory)"),
     ],
@@ -260,6 +316,13 @@ def test_config_file_may_hold_options_of_one_stage(tmp_path):
     assert (config.weight_decay, config.tokenizer, config.corpus) == (0.5, None, (Path("a.txt"), Path("b.txt")))
 
 
+def test_a_list_in_a_file_may_be_a_single_value(tmp_path):
+    file = write(tmp_path / "flat.yaml", ["corpus: a.txt", "memory: bf16", "track: tensorboard", "out: o"])
+    config = config_of("pretrain", "--config", str(file))
+    assert (config.corpus, config.memory, config.track) == ((Path("a.txt"),), ("bf16",), ("tensorboard",))
+    assert config_of("plan", "runs/x", "--config", str(write(tmp_path / "p.yaml", ["ranks: 8"]))).ranks == (8,)
+
+
 def test_run_merges_the_options_of_each_stage(tmp_path):
     file = write(tmp_path / "mine.yaml", ["run: {labelers: 5}", "ppo: {episodes: 32}"])
     config = config_of("run", "--preset", "smoke", "--config", str(file), "--words", "70000")
@@ -273,13 +336,18 @@ def test_run_merges_the_options_of_each_stage(tmp_path):
     ("text", "said"),
     [
         ("lr: [1", "mine.yaml: not valid YAML"),
-        ("- lr", "expected 'option: value' lines, found list"),
-        ("0", "expected 'option: value' lines, found int"),
+        ("- lr", "expected 'option: value' lines, found a list"),
+        ("0", "expected 'option: value' lines, found a number"),
+        ("tokenizer: 3", "pretrain: --tokenizer 3: Input is not a valid path"),
+        ("corpus: {a: [b, 1]}", "mine.yaml: no section pretrain; sections found: corpus"),
+        ("pretrain: {memory: {a: [b, 1]}}", "pretrain: --memory {a: b 1}: Input should be a list"),
+        ("pretrain: {width: null}", "pretrain: --width null: Input should be a valid integer"),
+        ("learning_rate: 3", "pretrain: unknown option 'learning_rate', did you mean 'lr'?"),
         ("lr: 1\nlr: 2", "not valid YAML (duplicate key 'lr'"),
         ("widht: 3", "pretrain: unknown option 'widht', did you mean 'width'?"),
         ("pretrain: {widht: 3}", "pretrain: unknown option 'widht', did you mean 'width'?"),
         ("width: wide", "pretrain: --width wide: Input should be a valid integer"),
-        ("pretrain: {width: 16}\nseed: 3", "section seed: expected 'option: value' lines, found int"),
+        ("pretrain: {width: 16}\nseed: 3", "section seed: expected 'option: value' lines, found a number"),
         ("pertrain: {width: 16}", "mine.yaml: no section pretrain; sections found: pertrain"),
     ],
 )

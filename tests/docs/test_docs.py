@@ -21,6 +21,7 @@ from support.pages import FENCE, ROOT, commands
 from instructgpt.cli import COMMANDS, parse
 from instructgpt.config import StageConfig
 from instructgpt.errors import InputError
+from instructgpt.option_names import FOREIGN_OPTIONS
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]
@@ -196,6 +197,7 @@ FOREIGN = {"nproc-per-node", "nodes", "logdir", "clean", "dbname", "help", "vers
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_named_on_a_page_exist(page):
     known = {name.replace("_", "-") for _, config in configs() for name in config.model_fields} | FOREIGN
+    known |= {name.replace("_", "-") for name in FOREIGN_OPTIONS}
     for script in (*(ROOT / "bench").glob("*.py"), ROOT / "src" / "instructgpt" / "world" / "__main__.py"):
         known |= set(re.findall(r'"--([a-z-]+)"', script.read_text(encoding="utf-8")))
     named = re.findall(r"(?<![\w-])--([a-z][a-z-]*[a-z])", page.read_text(encoding="utf-8"))

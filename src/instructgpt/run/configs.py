@@ -1,10 +1,10 @@
-"""Options of the commands that run the pipeline or read a run directory: `run`, `report`, `doctor`, `watch`."""
+"""Options of the commands that run the pipeline or read a run directory, and of `completion`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -61,7 +61,7 @@ class ReportConfig(CommandConfig):
     )
     out: Path | None = Field(
         None,
-        description="the page; report.html in the run directory, or beside the first file of results, where not given",
+        description="file of the page; default: report.html in the run directory, or beside the first file of results",
     )
 
 
@@ -77,3 +77,9 @@ class WatchConfig(CommandConfig):
     run: Path = Field(description="a run directory, or the directory of one stage")
     every: float = Field(2.0, gt=0, description="seconds between refreshes")
     once: bool = Field(False, description="print once and exit")
+
+
+class CompletionConfig(CommandConfig):
+    stage: ClassVar[str] = "completion"
+
+    shell: Literal["bash", "zsh", "fish"] = Field(description="shell to complete for: bash, zsh or fish")
