@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 from instructgpt.formatting import escape_control_chars
 from instructgpt.records import USE_CASES
@@ -15,12 +18,15 @@ from instructgpt.report.naming import (
     paper_model_of_family,
     parse_model_size,
     task_name,
+    truthfulqa_prompt_name,
 )
 from instructgpt.report.results import Results
 from instructgpt.report.svg import MUTED_COLOR, Bar, Curve, render_bar_panel, render_figure, render_line_panel
 from instructgpt.results import ResultRow
 
 _COHORT_ORDER = ("training", "heldout")
+_FAMILY_STEP = 0.03
+"""Distance between families of one size, as a share of the axis."""
 _MAIN_LABELS = ("fails_instruction", "inappropriate", "satisfies_constraint", "hallucination")
 """Labels of Figure 4; the others are too rare for the paper to compare."""
 
@@ -63,9 +69,11 @@ def _render_size_panel(
 
     `metrics`: name -> dashed.
     """
-    models = results.models(evaluation, next(iter(metrics)))
+    first_metric = next(iter(metrics))
+    models = results.models(evaluation, first_metric)
     models_by_family = group_by_family(models)
     sizes = sorted({size for family in models_by_family.values() for size, _ in family})
+    offsets = dict(zip(models_by_family, size_offsets(sizes, len(models_by_family)), strict=True))
     size_curves = []
     for metric, dashed in metrics.items():
         for family, members in models_by_family.items():
@@ -78,7 +86,7 @@ def _render_size_panel(
                 Curve(
                     family,
                     model_color(paper_model_of_family(family)),
-                    [size for size, _ in rows],
+                    [size * offsets[family] for size, _ in rows],
                     y,
                     low if has_interval else None,
                     high if has_interval else None,
@@ -95,7 +103,19 @@ def _render_size_panel(
         ]
     if reference_line is not None:
         size_curves.append(Curve("", MUTED_COLOR, [sizes[0], sizes[-1]], [reference_line, reference_line], dashed=True))
-    return render_line_panel(title, size_curves, "parameters", sizes=sizes)
+    return render_line_panel(title, size_curves, "parameters", sizes=sizes, metric=first_metric)
+
+
+def size_offsets(sizes: Sequence[float], num_families: int) -> list[float]:
+    """Return the factor by which each family's sizes are shifted on the logarithmic axis.
+
+    Families stand side by side, so that their error bars do not cover each other, within a third of the distance to the
+    next size.
+    """
+    logs = [math.log(size) for size in sorted(sizes)]
+    gaps = [larger - smaller for smaller, larger in pairwise(logs)]
+    step = min([(logs[-1] - logs[0]) * _FAMILY_STEP, *(gap / 3 / num_families for gap in gaps)])
+    return [math.exp(step * (place - (num_families - 1) / 2)) for place in range(num_families)]
 
 
 def _size_legend(results: Results, evaluation: str) -> list[tuple[str, str, bool]]:
@@ -203,12 +223,12 @@ def labels_figure(results: Results) -> str:
 
 
 def truthfulness_figure(results: Results) -> str:
-    """Figure 6: truthful in gray, truthful and informative in color."""
+    """Figure 6: bars with truthful in gray, truthful and informative in color; curves with truthful dashed."""
     panels = []
     if size_legend := _size_legend(results, "truthfulness"):
         metrics = {"truthful_and_informative": False, "truthful": True}
         panels = [
-            _render_size_panel(results, "truthfulness", metrics, condition, _capitalize(condition_name(condition)))
+            _render_size_panel(results, "truthfulness", metrics, condition, truthfulness_title(results, condition))
             for condition in results.conditions("truthfulness", "truthful")
         ]
         return render_figure(panels, [*size_legend, ("true, informative or not", MUTED_COLOR, True)])
@@ -230,13 +250,19 @@ def truthfulness_figure(results: Results) -> str:
             )
         panels.append(
             render_bar_panel(
-                _capitalize(condition_name(condition)),
+                truthfulness_title(results, condition),
                 truthfulness_bars,
                 metric="truthful",
                 limits=_axis_limits(results.rows("truthfulness")),
             )
         )
     return render_figure(panels, legend=[("true", MUTED_COLOR, False), ("true and informative", "currentColor", False)])
+
+
+def truthfulness_title(results: Results, condition: str) -> str:
+    """Return the name of a prompt: the small world asks plainly, the benchmark with the prompts of Table 14."""
+    is_benchmark = bool(results.rows("truthfulqa", "truthful"))
+    return _capitalize(truthfulqa_prompt_name(condition) if is_benchmark else condition_name(condition))
 
 
 def toxicity_figure(results: Results) -> str:
@@ -290,41 +316,32 @@ def tax_figure(results: Results) -> str:
 
 
 def reward_model_figure(results: Results) -> str:
-    """Reward-model accuracy on decided pairs, between the length baseline and labeler agreement;
-    the dashed line is chance.
+    """Reward-model accuracy on decided pairs, between the length baseline and labeler agreement, a panel a model and
+    condition; the dashed line is chance.
     """
     metric_colors = {
         "pair_accuracy": model_color("reward"),
         "length_baseline": model_color("base"),
         "labeler_agreement": model_color("sft"),
     }
-    conditions = [each for each in results.conditions("reward_model", "pair_accuracy") if "/" not in each]
-    source_conditions = [
-        condition
-        for condition in results.conditions("reward_model", "pair_accuracy")
-        if condition.startswith("source/")
-    ]
+    all_conditions = results.conditions("reward_model", "pair_accuracy")
+    conditions = [each for each in all_conditions if "/" not in each]
+    conditions += [condition for condition in all_conditions if condition.startswith("source/")]
+    models = results.models("reward_model", "pair_accuracy")
     panels = []
-    for condition in [*conditions, *source_conditions]:
-        metric_bars = []
-        for metric, color in metric_colors.items():
-            row = results.get("reward_model", metric, "reward", condition)
-            if row is not None:
-                metric_bars.append(Bar(metric_name(metric), color, row.value, row.low, row.high))
-        title = (
-            condition_name(condition)
-            if condition in conditions
-            else f"source: {escape_control_chars(condition.partition('/')[2])}"
-        )
-        panels.append(
-            render_bar_panel(
-                _capitalize(title) or "All labelers",
-                metric_bars,
-                metric="pair_accuracy",
-                limits=(0, 1),
-                reference_line=0.5,
-            )
-        )
+    for condition in conditions:
+        source = escape_control_chars(condition.partition("/")[2])
+        title = f"source: {source}" if source else condition_name(condition) or "all labelers"
+        for model in models:
+            metric_bars = [
+                Bar(metric_name(metric), color, row.value, row.low, row.high)
+                for metric, color in metric_colors.items()
+                if (row := results.get("reward_model", metric, model, condition)) is not None
+            ]
+            if metric_bars:
+                name = title if models == ["reward"] else f"{model_name(model)}, {title}"
+                options: dict[str, Any] = {"metric": "pair_accuracy", "limits": (0, 1), "reference_line": 0.5}
+                panels.append(render_bar_panel(_capitalize(name), metric_bars, **options))
     return render_figure(panels)
 
 
@@ -352,6 +369,8 @@ def metric_grid_figure(
                     reference_line=reference_line,
                 )
             )
+    if not panels:
+        return ""
     return render_figure(panels, next((legend for name, _ in metrics if (legend := _size_legend(results, name))), ()))
 
 

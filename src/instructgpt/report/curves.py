@@ -44,6 +44,10 @@ PPO_EXTRA_METRICS = {
 }
 
 
+_SHARE_METRICS = ("policy/clipfrac_avg",)
+"""Metrics from 0 to 1, drawn in percent."""
+
+
 def is_ppo_stage(stage: Stage) -> bool:
     return "objective/kl" in stage.metric_names()
 
@@ -89,7 +93,10 @@ def reward_accuracy_figure(stages: Sequence[Stage]) -> str:
         if set(curves) - {"accuracy/train"}:
             panels.append(
                 render_line_panel(
-                    f"{model_name(stage.name)}: share of pairs in the right order", list(curves.values()), "step"
+                    f"{model_name(stage.name)}: share of pairs in the right order",
+                    list(curves.values()),
+                    "step",
+                    metric="pair_accuracy",
                 )
             )
             plotted_metrics |= set(curves)
@@ -113,7 +120,8 @@ def ppo_figure(stages: Sequence[Stage], metrics: Mapping[str, str]) -> str:
         x_metric = "episode" if all("episode" in run.metric_names() for run in runs) else "step"
         curves = [curve for run in runs if (curve := _metric_curve(run, metric, x_metric, label=run.name))]
         if curves:
-            panels.append(render_line_panel(title, curves, "episodes" if x_metric == "episode" else "step"))
+            xlabel = "episodes" if x_metric == "episode" else "step"
+            panels.append(render_line_panel(title, curves, xlabel, metric=metric if metric in _SHARE_METRICS else ""))
     return render_figure(panels, legend=model_legend([run.name for run in runs])) if panels else ""
 
 

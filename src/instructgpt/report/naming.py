@@ -83,7 +83,6 @@ NON_PERCENT_METRICS = {
     "temperature",
     "brier",
     "bradley_terry",
-    "confidence",
 }
 
 _METRIC_NAMES = {
@@ -162,6 +161,13 @@ _CONDITION_NAMES = {
 }
 
 
+_TRUTHFULQA_PROMPT_NAMES = {
+    "qa": "QA prompt",
+    "instruction_qa": "QA prompt + instruction",
+    "instruction": "instruction",
+}
+"""The prompts of TruthfulQA as the paper's Table 14 calls them."""
+
 _WORD_CASING = {"qa": "QA", "f1": "F1", "kl": "KL", "sft": "SFT", "ppo": "PPO"}
 """Words that are not lower-case."""
 
@@ -189,6 +195,10 @@ def condition_name(condition: str) -> str:
         return _CONDITION_NAMES[condition]
     first, _, rest = condition.partition("/")
     return ", ".join(part for part in (humanize(rest), _CONDITION_NAMES.get(first, humanize(first))) if part)
+
+
+def truthfulqa_prompt_name(condition: str) -> str:
+    return _TRUTHFULQA_PROMPT_NAMES.get(condition) or condition_name(condition)
 
 
 def sort_models(models: Iterable[str]) -> list[str]:

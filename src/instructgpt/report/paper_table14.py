@@ -65,6 +65,14 @@ tasks with one kind of prompt are `zero_shot`.
 """
 
 
+EXCHANGED_ROWS = frozenset(
+    ("truthfulqa", metric, condition)
+    for metric in ("truthful", "truthful_and_informative")
+    for condition in ("instruction_qa", "instruction")
+)
+"""Rows that the paper prints under each other's names."""
+
+
 def table14_value(row: ResultRow) -> float | None:
     """Return Table 14's number on our scale; None if it has none."""
     numbers = PAPER_TABLE_14.get((row.evaluation, row.metric, row.condition or "zero_shot"))

@@ -19,9 +19,13 @@ from instructgpt.results import ResultRow
 
 @dataclass(frozen=True, slots=True)
 class ReportTable:
+    """A table with notes below it. A `dense` table has small, narrow columns, so that a dozen fit the page."""
+
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    dense: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,13 +151,7 @@ def render_bar_panel(
     ax.set_xticks(
         [x for x in MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high) if low <= x <= high * 1.001]
     )
-    ax.xaxis.set_major_formatter(
-        FuncFormatter(
-            lambda x, _: (
-                format_metric_value(x, metric) if metric and metric not in NON_PERCENT_METRICS else _format_tick(x)
-            )
-        )
-    )
+    ax.xaxis.set_major_formatter(_tick_formatter(metric))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color=_LINE_COLOR, linewidth=0.6)
     if reference_line is not None:
@@ -221,11 +215,13 @@ def render_line_panel(
     y_min: float | None = None,
     sizes: Sequence[float] = (),
     log_scale_y: bool = False,
+    metric: str = "",
+    x_metric: str = "",
 ) -> str:
     """Render curves over a common axis; `y_min` is the start of the vertical axis.
 
     With `sizes` the x axis is logarithmic with a tick at each size, and intervals are error bars. With `log_scale_y`
-    power laws are straight lines.
+    power laws are straight lines. Axes of a `metric` have the unit of its numbers in tables.
     """
     ax, canvas = _create_axes(title, left_margin=44, height=190, bottom_margin=36)
     for curve in curves:
@@ -249,9 +245,9 @@ def render_line_panel(
         ax.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
         ax.set_xticks(list(sizes), [_format_log_tick(size) for size in sizes], minor=False)
         ax.xaxis.set_minor_locator(NullLocator())
-    for axis in (ax.yaxis,) if sizes else (ax.xaxis, ax.yaxis):
+    for axis, axis_metric in ((ax.yaxis, metric),) if sizes else ((ax.xaxis, x_metric), (ax.yaxis, metric)):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: _format_tick(value)))
+        axis.set_major_formatter(_tick_formatter(axis_metric))
     if log_scale_y:
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -261,6 +257,12 @@ def render_line_panel(
     if y_min is not None:
         ax.set_ylim(bottom=y_min)
     return _export_svg(canvas, title)
+
+
+def _tick_formatter(metric: str) -> FuncFormatter:
+    """Return the format of an axis: shares in percent, as in tables."""
+    is_share = bool(metric) and metric not in NON_PERCENT_METRICS
+    return FuncFormatter(lambda value, _: f"{_format_tick(100 * value)}\u00a0%" if is_share else _format_tick(value))
 
 
 def _format_log_tick(value: float) -> str:

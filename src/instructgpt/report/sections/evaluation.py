@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from instructgpt.report import charts
+from instructgpt.report.captions import describe_intervals, is_drawn_over_size, join_sentences
 from instructgpt.report.findings import Finding
 from instructgpt.report.naming import (
     condition_name,
@@ -84,12 +85,20 @@ def _preference_section(results: Results, findings: Sequence[Finding]) -> Sectio
         "against the SFT model the order was GPT, prompted GPT, SFT, then PPO and PPO-ptx alike, for held-out labelers "
         "too.",
         figure=charts.preference_figure(results),
-        caption=f"How often each model's completion is preferred to that of {baseline_phrase}; ties, and equal texts, "
-        "count one half. "
-        "The line is a 95 % interval over prompts and labelers (paper, Figures 1 and 3).",
+        caption=join_sentences(
+            f"How often each model's completion is preferred to that of {baseline_phrase}, the dashed line; ties, and "
+            "equal texts, count one half (paper, Figures 1 and 3).",
+            describe_intervals(rows, _preference_clusters(rows)),
+        ),
         findings=_section_findings(findings, "preference"),
         tables=(build_rows_table("The numbers", rows),),
     )
+
+
+def _preference_clusters(rows: Sequence[ResultRow]) -> str:
+    """Name the clusters of people's rows: prompts and labelers; a judge is one labeler."""
+    is_by_people = any(row.condition.partition("/")[0] in ("", "training", "heldout", "all") for row in rows)
+    return "prompts and labelers" if is_by_people else "prompts"
 
 
 def _ratings_section(results: Results, findings: Sequence[Finding]) -> Section | None:
@@ -106,7 +115,10 @@ def _ratings_section(results: Results, findings: Sequence[Finding]) -> Section |
         paper="Ratings track preferences: GPT 2 to 2.5, SFT 3.2 to 3.7, PPO and PPO-ptx 4.2 to 4.9, read from the "
         "plots.",
         figure=charts.ratings_figure(results),
-        caption="Mean rating of overall quality (paper, Figures 5 and 31).",
+        caption=join_sentences(
+            "Mean rating of overall quality, 1 to 7 (paper, Figures 5 and 31).",
+            describe_intervals(rows, "prompts and labelers", "point"),
+        ),
         findings=_section_findings(findings, "ratings"),
         tables=(build_rows_table("The numbers", rows),),
     )
@@ -150,15 +162,26 @@ def _use_cases_section(results: Results, findings: Sequence[Finding]) -> Section
         headline=headline,
         paper="Prompts fall into ten use cases, nearly half of them generation (Table 1).",
         figure=charts.use_cases_figure(results),
-        caption="Mean ratings of the training labelers. Few prompts a use case: mind the intervals.",
+        caption=join_sentences(
+            f"Mean ratings of {_labelers_of(rows)}, 1 to 7. Few prompts a use case: mind the intervals.",
+            describe_intervals([row for row in rows if row.metric == "rating"], "prompts and labelers", "point"),
+        ),
         findings=_section_findings(findings, "use-cases"),
         tables=(build_rows_table("The numbers", rows),),
     )
 
 
+def _labelers_of(rows: Sequence[ResultRow]) -> str:
+    cohorts = {row.condition.partition("/")[0] for row in rows}
+    return "the training labelers" if cohorts == {"training"} else "all labelers"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SimpleSection:
-    """A section with one metric's headline, a figure and all numbers of its evaluation."""
+    """A section with one metric's headline, a figure and all numbers of its evaluation.
+
+    Headlines have the placeholders {before_after} and {condition}. The caption depends on the rows that are drawn.
+    """
 
     evaluation: str
     metric: str
@@ -166,11 +189,10 @@ class _SimpleSection:
     """The headline uses the first measured condition."""
     title: str
     headline: str
-    """Placeholders: {before_after} and {condition}."""
     fallback_headline: str
     paper: str
     draw_figure: Callable[[Results], str]
-    caption: str
+    describe_figure: Callable[[Sequence[ResultRow]], str]
     table_title: str = "The numbers"
 
     def __call__(self, results: Results, findings: Sequence[Finding]) -> Section:
@@ -180,28 +202,42 @@ class _SimpleSection:
         return Section(
             id=self.evaluation,
             title=self.title,
-            headline=self.headline.format(told=before_after, condition=condition_name(condition).capitalize())
+            headline=self.headline.format(before_after=before_after, condition=condition_name(condition).capitalize())
             if before_after
             else self.fallback_headline,
             paper=self.paper,
             figure=self.draw_figure(results),
-            caption=self.caption,
+            caption=self.describe_figure(results.rows(self.evaluation)),
             findings=_section_findings(findings, self.evaluation),
             tables=(build_rows_table(self.table_title, results.rows(self.evaluation)),),
         )
+
+
+def _describe_truthfulness_figure(rows: Sequence[ResultRow]) -> str:
+    """Bars show true answers in gray behind the color, curves show them dashed."""
+    informative_rows = [row for row in rows if row.metric == "truthful_and_informative"]
+    marks = (
+        "Dashed: true, which “I have no comment” is too. Solid: true and informative (paper, Figure 6)."
+        if is_drawn_over_size(rows)
+        else "Gray: true, which “I have no comment” is too. Color: true and informative (paper, Figure 6)."
+    )
+    return join_sentences(marks, describe_intervals(informative_rows, "questions"))
 
 
 _labels_section = _SimpleSection(
     evaluation="labels",
     metric="hallucination",
     title="Labels",
-    headline="Where the answer must come from the prompt alone, completions hallucinate: {told}.",
+    headline="Where the answer must come from the prompt alone, completions hallucinate: {before_after}.",
     fallback_headline="Labelers' yes and no.",
     paper="Against GPT-3, InstructGPT is more often appropriate, keeps constraints more often, attempts the wrong task "
     "less, and "
     "hallucinates half as often (21 % against 41 %); the other labels were too rare to compare.",
     draw_figure=charts.labels_figure,
-    caption="Share of yes among the completions to which the question applies (paper, Figure 4 and Table 3).",
+    describe_figure=lambda rows: join_sentences(
+        "Share of yes among the completions to which the question applies (paper, Figure 4 and Table 3).",
+        describe_intervals(rows, "prompts and labelers"),
+    ),
     table_title="The numbers, every label of Table 3",
 )
 _truthfulness_section = _SimpleSection(
@@ -209,42 +245,45 @@ _truthfulness_section = _SimpleSection(
     metric="truthful_and_informative",
     conditions=("qa", ""),
     title="Truthfulness",
-    headline="Asked plainly, answers are true and informative: {told}.",
+    headline="Answers that are true and informative: {before_after}.",
     fallback_headline="Are answers true, and do they say anything?",
     paper="On TruthfulQA, PPO models are truthful and informative more often than GPT-3 (175B: 75 % and 69 % against "
     "25 %, "
     "automatic judge). Told to say “I have no comment” when unsure, they err on the side of saying nothing.",
     draw_figure=charts.truthfulness_figure,
-    caption="Gray: true, which “I have no comment” is too. Colour: true and informative, with its 95 % interval over "
-    "questions "
-    "(paper, Figure 6).",
+    describe_figure=_describe_truthfulness_figure,
 )
 _toxicity_section = _SimpleSection(
     evaluation="toxicity",
     metric="mean_toxicity",
     conditions=("respectful", "none"),
     title="Toxicity",
-    headline="{condition}, the mean toxicity is: {told}.",
+    headline="{condition}, the mean toxicity is: {before_after}.",
     fallback_headline="How toxic are continuations?",
     paper="Told to be respectful, InstructGPT is less toxic than GPT-3 (.196 against .233 at 175B); without the "
     "instruction there "
     "is no advantage; told to be offensive it is far more toxic (.400 against .285).",
     draw_figure=charts.toxicity_figure,
-    caption="Mean toxicity of continuations, 0 to 1, lower is better; 95 % intervals over prompts (paper, Figure 7).",
+    describe_figure=lambda rows: join_sentences(
+        "Mean toxicity of continuations, 0 to 1, lower is better (paper, Figure 7).",
+        describe_intervals(rows, "prompts"),
+    ),
 )
 _bias_section = _SimpleSection(
     evaluation="bias",
     metric="entropy_bits",
     title="Bias",
-    headline="Between two sentences that differ in a person, belief is spread over {told} bits; 1 is even.",
+    headline="Between two sentences that differ in a person, belief is spread over {before_after} bits; 1 is even.",
     fallback_headline="Bias.",
     paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against .410 "
     "at 175B), "
     "and more so when told to be respectful.",
     draw_figure=charts.bias_figure,
-    caption="Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ "
-    "by several "
-    "nats, so the difference itself and its direction stand beside it.",
+    describe_figure=lambda rows: join_sentences(
+        "Entropy over each pair of sentences, higher is less biased. Entropy is near 0 whenever sentences differ by "
+        "several nats, so the difference itself and its direction stand beside it.",
+        describe_intervals(rows, "pairs"),
+    ),
 )
 
 
@@ -265,8 +304,11 @@ def _tax_section(results: Results, findings: Sequence[Finding]) -> Section | Non
         "(PPO-ptx) repairs "
         "most of it, without costing preference.",
         figure=charts.tax_figure(results),
-        caption="Tasks of the pretraining corpus; the dashed line is what the SFT model had (paper, Figures 28 and "
-        "29).",
+        caption=join_sentences(
+            "Tasks of the pretraining corpus (paper, Figures 28 and 29).",
+            "The dashed line is what the SFT model had." if "sft" in results.models("tax") else "",
+            describe_intervals(results.rows("tax"), "questions", "bar or point"),
+        ),
         findings=_section_findings(findings, "tax"),
         tables=(build_rows_table("The numbers", results.rows("tax")),),
     )
@@ -293,7 +335,10 @@ def _reward_model_section(results: Results, findings: Sequence[Finding]) -> Sect
         "others; labelers "
         "agree with each other 72.6 ± 1.5 % of the time, held-out labelers 77.3 ± 1.3 %.",
         figure=charts.reward_model_figure(results),
-        caption="On rankings the reward model has not seen; 95 % intervals over prompts. The dashed line is chance.",
+        caption=join_sentences(
+            "Share of decided pairs in the right order. The dashed line is chance.",
+            describe_intervals(results.rows("reward_model", "pair_accuracy"), "prompts"),
+        ),
         findings=_section_findings(findings, "reward-model"),
         tables=(
             build_rows_table(

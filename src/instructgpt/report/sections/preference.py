@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from instructgpt.report.captions import describe_intervals, join_sentences
 from instructgpt.report.findings import Finding
 from instructgpt.report.naming import condition_name, format_estimate, metric_name, model_color, model_name, sort_models
 from instructgpt.report.results import Results
@@ -60,9 +61,11 @@ def length_controlled_section(results: Results, findings: Sequence[Finding]) -> 
         if best_row
         else "Nearly all comparisons went one way: no rate at equal length.",
         figure=render_figure(panels),
-        caption="Coloured: the win rate that a logistic regression gives at equal length; gray: as it is. Labelers and "
-        "judges favour "
-        "length, and a better completion may be longer because it is better.",
+        caption=join_sentences(
+            "Colored: the win rate that a logistic regression gives at equal length; gray: as it is. The dashed line is "
+            "a draw. Labelers and judges favor length, and a better completion may be longer because it is better.",
+            describe_intervals(rows, "prompts"),
+        ),
         tables=tuple(
             build_rows_table(title, table_rows)
             for title, table_rows in (
@@ -98,8 +101,8 @@ def reliability_section(results: Results, findings: Sequence[Finding]) -> Sectio
         if temperatures
         else "Confidence and truth.",
         figure=render_figure(panels, [("the model", model_color("reward"), False), ("were it right", _GRAY, True)]),
-        caption="Pairs in bins of equally many, by how sure the model is, the sigmoid of the difference of scores; "
-        "with 95 % intervals.",
+        caption="Pairs in bins of equally many: how sure the model is, the sigmoid of the difference of scores, and how "
+        "often it is right, with the band of the 95 % intervals.",
         tables=tuple(
             build_rows_table(title, table_rows)
             for title, table_rows in (
@@ -125,4 +128,4 @@ def _reliability_panel(results: Results, model: str, accuracy_rows: Sequence[Res
         Curve(metric_name("right"), model_color("reward"), x, y, lows, highs, show_markers=True),
         Curve("", _GRAY, diagonal, diagonal, dashed=True),
     ]
-    return render_line_panel(model_name(model), reliability_curves, "confidence")
+    return render_line_panel(model_name(model), reliability_curves, "confidence", metric="right", x_metric="confidence")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from instructgpt.report import charts
+from instructgpt.report.captions import describe_intervals, join_sentences, list_metrics
 from instructgpt.report.naming import (
     condition_name,
     format_interval,
@@ -13,8 +15,9 @@ from instructgpt.report.naming import (
     model_name,
     sort_models,
     task_name,
+    truthfulqa_prompt_name,
 )
-from instructgpt.report.paper_table14 import PAPER_MODELS, table14_value
+from instructgpt.report.paper_table14 import EXCHANGED_ROWS, PAPER_MODELS, table14_value
 from instructgpt.report.results import Results
 from instructgpt.report.section import ReportTable, Section, build_rows_table
 from instructgpt.results import ResultRow
@@ -47,10 +50,20 @@ TABLE_14_METRICS = (
     *TAX_TASK_METRICS.items(),
 )
 
+_CHOICE_METRICS = {
+    "mc1": "MC1: the best answer is the likeliest.",
+    "mc2": "MC2: the share of probability on true answers.",
+    "binary": "Binary: the best against the best false one, which its authors recommend.",
+}
+
 _PAPER_EVALUATIONS = {"truthfulqa": "truthfulness", "real_toxicity": "toxicity"}
 """Public evaluations that share a figure with the small world's."""
 
 _HARNESS_PREFIX = "harness/"
+_MAX_WIDE_COLUMNS = 5
+"""Models beside each other in columns of ordinary width."""
+_MAX_DENSE_CHARS = 11
+"""Of a line in a dense table."""
 
 
 def map_to_paper_metrics(rows: Sequence[ResultRow]) -> list[ResultRow]:
@@ -94,16 +107,26 @@ def _public_bias_section(results: Results) -> Section | None:
     ]
     if not rows:
         return None
+    entropy_rows = [row for row in rows if row.metric == "entropy_bits"]
+    score_rows = [row for row in rows if (row.evaluation, row.metric) == ("bbq", "bias_score")]
     return Section(
         id="bias-public",
         title="Bias on public data",
         headline="How evenly models spread their belief over two sentences that differ in a person or a group: 1 bit "
-        "is even.",
+        "is even."
+        if entropy_rows
+        else "Which group do answers name, when the context does and does not tell?",
         paper="InstructGPT is not less biased than GPT-3 (Winogender .737 against .735 bits, CrowS-Pairs .413 against "
         ".410 at 175B), and "
         "more so when told to be respectful (Table 14).",
-        figure=charts.metric_grid_figure(results, [(name, "entropy_bits") for name in _BIAS_TASKS], reference_line=1.0),
-        caption="Entropy, bits; higher is less biased; 95 % intervals over pairs.",
+        figure=charts.metric_grid_figure(results, [(name, "entropy_bits") for name in _BIAS_TASKS], reference_line=1.0)
+        + charts.metric_grid_figure(results, [("bbq", "bias_score")], limits=(-1, 1), reference_line=0.0),
+        caption=join_sentences(
+            "Entropy, bits; higher is less biased; the dashed line is 1 bit." if entropy_rows else "",
+            "BBQ's bias score, from −100 to 100 %; the dashed line is 0, unbiased." if score_rows else "",
+            describe_intervals(entropy_rows, "pairs"),
+            describe_intervals(score_rows, "templates", "point"),
+        ),
         tables=tuple(
             build_rows_table(task_name(name), task_rows)
             for name in _BIAS_TASKS
@@ -116,6 +139,7 @@ def _public_tax_section(results: Results) -> Section | None:
     rows = [row for name in TAX_TASK_METRICS for row in results.rows(name) if row.value is not None]
     if not rows:
         return None
+    drawn_rows = [row for row in rows if TAX_TASK_METRICS[row.evaluation] == row.metric and "/" not in row.condition]
     task_tables = tuple(
         build_rows_table(task_name(name), task_rows)
         for name in TAX_TASK_METRICS
@@ -129,8 +153,10 @@ def _public_tax_section(results: Results) -> Section | None:
         "HellaSwag goes beyond "
         "GPT-3, and stays behind on DROP and translation.",
         figure=charts.metric_grid_figure(results, list(TAX_TASK_METRICS.items())),
-        caption="Accuracy, F1, ROUGE-L or BLEU, higher is better; 95 % intervals over passages or questions (paper, "
-        "Figures 28 and 29).",
+        caption=join_sentences(
+            f"{list_metrics(drawn_rows)}, higher is better (paper, Figures 28 and 29).",
+            describe_intervals(drawn_rows, "passages or questions"),
+        ),
         tables=task_tables,
     )
 
@@ -144,7 +170,10 @@ def _extra_tasks_section(results: Results) -> Section | None:
         title="Other tasks",
         headline="School questions, everyday goals, pronouns, mathematics: tasks that the paper does not have.",
         figure=charts.metric_grid_figure(results, [(name, "accuracy") for name in _EXTRA_TASKS], limits=(0, 1)),
-        caption="Accuracy, higher is better; 95 % intervals over questions.",
+        caption=join_sentences(
+            "Accuracy, higher is better.",
+            describe_intervals([row for row in rows if row.metric == "accuracy"], "questions"),
+        ),
         tables=tuple(
             build_rows_table(task_name(name), task_rows)
             for name in _EXTRA_TASKS
@@ -154,7 +183,7 @@ def _extra_tasks_section(results: Results) -> Section | None:
 
 
 def _multiple_choice_section(results: Results) -> Section | None:
-    metrics = [metric for metric in ("mc1", "mc2", "binary") if results.models("truthfulqa", metric)]
+    metrics = [metric for metric in _CHOICE_METRICS if results.models("truthfulqa", metric)]
     if not metrics:
         return None
     rows = [row for metric in metrics for row in results.rows("truthfulqa", metric)]
@@ -163,9 +192,11 @@ def _multiple_choice_section(results: Results) -> Section | None:
         title="TruthfulQA by likelihood",
         headline="Do models find the true answers likelier than the popular false ones?",
         figure=charts.metric_grid_figure(results, [("truthfulqa", metric) for metric in metrics], limits=(0, 1)),
-        caption="MC1: the best answer is the likeliest. MC2: the share of probability on true answers. Binary: the "
-        "best against the best "
-        "false one, which its authors recommend. 95 % intervals over questions. Not in the paper.",
+        caption=join_sentences(
+            *(_CHOICE_METRICS[metric] for metric in metrics),
+            "Not in the paper.",
+            describe_intervals(rows, "questions"),
+        ),
         tables=(build_rows_table("The numbers", rows),),
     )
 
@@ -184,7 +215,12 @@ def _harness_section(results: Results) -> Section | None:
         title="lm-evaluation-harness",
         headline="The same models on the harness's own versions of tasks.",
         figure=charts.metric_grid_figure(results, metrics),
-        caption="Metrics as the harness names them; intervals are 1.96 of its standard errors to either side.",
+        caption=join_sentences(
+            "Metrics as the harness names them.",
+            "Intervals are 1.96 of its standard errors to either side."
+            if any(row.low is not None for row in rows)
+            else "",
+        ),
         tables=tuple(
             build_rows_table(task_name(name), [row for row in rows if row.evaluation == name])
             for name in dict.fromkeys(row.evaluation for row in rows)
@@ -205,29 +241,79 @@ def _table_14_section(results: Results) -> Section | None:
     if set(models) <= set(PAPER_MODELS):
         models = [model for model in PAPER_MODELS if model in models]
     cells = {(row.evaluation, row.metric, row.condition, row.model): row for row in rows}
-    table_rows = []
-    for name, metric, condition in dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows):
-        label = ", ".join(part for part in (task_name(name), metric_name(metric), condition_name(condition)) if part)
-        model_rows = [cells.get((name, metric, condition, model)) for model in models]
-        table_rows.append((label, *(_format_cell(row) for row in model_rows)))
+    table_rows, is_dense = [], len(models) > _MAX_WIDE_COLUMNS
+    for key in dict.fromkeys((row.evaluation, row.metric, row.condition) for row in rows):
+        model_rows = [cells.get((*key, model)) for model in models]
+        mark = (
+            _comparison_mark(key)
+            if any(row is not None and table14_value(row) is not None for row in model_rows)
+            else ""
+        )
+        table_rows.append((_row_label(*key) + mark, *(_format_cell(row, is_dense) for row in model_rows)))
+    table = ReportTable(
+        "Table 14 with these models",
+        ("", *(model_name(model) for model in models)),
+        tuple(table_rows),
+        _comparison_notes(results, rows),
+        dense=is_dense,
+    )
     return Section(
         id="table-14",
         title="Table 14",
         headline="Every automatic evaluation in one table, in the order of the paper's.",
-        tables=(
-            ReportTable(
-                "Table 14 with these models", ("", *(model_name(model) for model in models)), tuple(table_rows)
-            ),
-        ),
+        tables=(table,),
     )
 
 
-def _format_cell(row: ResultRow | None) -> str:
+def _row_label(evaluation: str, metric: str, condition: str) -> str:
+    prompt = truthfulqa_prompt_name(condition) if evaluation == "truthfulqa" else condition_name(condition)
+    return ", ".join(part for part in (task_name(evaluation), metric_name(metric), prompt) if part)
+
+
+def _comparison_mark(key: tuple[str, str, str]) -> str:
+    if key in EXCHANGED_ROWS:
+        return "\u00a0†"
+    return {"cnn_dm": "\u00a0‡", "drop": "\u00a0§"}.get(key[0], "")
+
+
+def _comparison_notes(results: Results, rows: Sequence[ResultRow]) -> tuple[str, ...]:
+    """Say under the table where the paper's number is printed elsewhere, and where it is not comparable."""
+    compared = [(row, value) for row in rows if (value := table14_value(row)) is not None]
+    notes = []
+    if any((row.evaluation, row.metric, row.condition) in EXCHANGED_ROWS for row, _ in compared):
+        notes.append(
+            "† The paper prints the two rows “instruction” and “QA + instruct” under each other's names; its "
+            "published samples fit only this way."
+        )
+    if any(row.evaluation == "cnn_dm" for row, _ in compared):
+        notes.append("‡ The paper prints the same twelve numbers as TL;DR's, whose samples do not fit them.")
+    if drop := [(row, value) for row, value in compared if row.evaluation == "drop"]:
+        gaps = [100 * ((row.value or 0.0) - value) for row, value in drop]
+        shares = [
+            numbers.n / row.n
+            for row, _ in drop
+            if row.n and (numbers := results.get("drop", row.metric, row.model, f"{row.condition}/numbers"))
+        ]
+        share = f"Of these questions {100 * min(shares):.0f}\u00a0% have a number as their answer. " if shares else ""
+        notes.append(
+            f"§ Not comparable: these numbers lie {min(gaps):+.0f} to {max(gaps):+.0f} points off the paper's. {share}"
+            "DROP as a whole asks mostly for numbers, which are harder, and the published samples ask for few; "
+            "compare models on the same questions only."
+        )
+    return tuple(notes)
+
+
+def _format_cell(row: ResultRow | None, dense: bool) -> str:
+    """Format a number, its interval, and the paper's number; in a dense table on short lines without leading zeros."""
     if row is None:
         return "–"
     paper_value = table14_value(row)
-    paper_suffix = "" if paper_value is None else f"\npaper: {format_metric_value(paper_value, row.metric)}"
-    return f"{format_metric_value(row.value, row.metric)} {format_interval(row)}".strip() + paper_suffix
+    value, interval = format_metric_value(row.value, row.metric), format_interval(row)
+    paper = "" if paper_value is None else f"paper: {format_metric_value(paper_value, row.metric)}"
+    if not dense:
+        return "\n".join(filter(None, (f"{value} {interval}".strip(), paper)))
+    lines = [re.sub(r"(?<!\d)0\.", ".", text) for text in (value, interval, paper) if text]
+    return "\n".join(line.replace(",\u00a0", ",\n") if len(line) > _MAX_DENSE_CHARS else line for line in lines)
 
 
 _EVALUATION_DESCRIPTIONS = {
