@@ -17,18 +17,18 @@ def is_drawn_over_size(rows: Iterable[ResultRow]) -> bool:
     return bool(group_by_family(row.model for row in rows))
 
 
-def describe_intervals(rows: Sequence[ResultRow], over: str, mark: str = "bar") -> str:
+def describe_intervals(rows: Sequence[ResultRow], clusters: str, mark: str = "bar") -> str:
     """Describe the intervals of a figure; empty if it has none.
 
     Args:
-        over: what they are clustered by.
+        clusters: what they are clustered by, in the plural.
         mark: what stands for a number: "bar", or "point" where the axis does not start at 0.
     """
     if not any(row.low is not None and row.high is not None for row in rows):
         return ""
     if is_drawn_over_size(rows):
-        return f"Vertical lines are 95 % intervals over {over}; models of one size stand side by side."
-    return f"The thin line on each {mark} is its 95 % interval over {over}."
+        return f"Vertical lines are 95 % intervals over {clusters}; models of one size stand side by side."
+    return f"The thin line on each {mark} is its 95 % interval over {clusters}."
 
 
 def list_metrics(rows: Iterable[ResultRow]) -> str:
