@@ -20,6 +20,7 @@ from instructgpt.label.db.models import Base, Person
 from instructgpt.label.tasks.assignments import claim_next_task
 from instructgpt.label.tasks.submissions import submit_form
 
+HEAD = migrate.get_head_revision()
 TABLES = {table.name for table in Base.metadata.sorted_tables}
 
 
@@ -216,7 +217,7 @@ REVISION = '''
 """Another column, and a narrower table."""
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0002", "0001", None, None
+revision, down_revision, branch_labels, depends_on = "next", "HEAD", None, None
 
 def upgrade():
     with op.batch_alter_table("submission") as table:
@@ -227,7 +228,7 @@ def downgrade():
     with op.batch_alter_table("submission") as table:
         table.alter_column("remark", new_column_name="note")
         table.drop_column("seen")
-'''
+'''.replace("HEAD", HEAD)
 
 
 @pytest.fixture
@@ -251,7 +252,7 @@ def test_upgrade_and_downgrade_keep_data(database_url, tmp_path, next_revision):
     assert {name: found for name, found in rows(database).items() if name != "submission"} == {
         name: found for name, found in before.items() if name != "submission"
     }
-    database.downgrade("0001")
+    database.downgrade(HEAD)
     assert rows(database) == before
     assert migrate.compute_schema_diff(database.engine) == []
     database.downgrade("base")
@@ -267,10 +268,10 @@ def test_sqlite_files_are_copied_before_migrations(tmp_path, next_revision):
     assert database.upgrade() is None, "nothing to do"
     next_revision()
     copy = database.upgrade()
-    assert copy == tmp_path / "site.db.before-migration-0001-1"
+    assert copy == tmp_path / f"site.db.before-migration-{HEAD}-1"
     assert rows(Database(sqlite_url(copy))) == before
-    assert database.downgrade("0001") == tmp_path / "site.db.before-migration-0002-1"
-    assert database.upgrade() == tmp_path / "site.db.before-migration-0001-2", "an earlier copy is not overwritten"
+    assert database.downgrade(HEAD) == tmp_path / "site.db.before-migration-next-1"
+    assert database.upgrade() == tmp_path / f"site.db.before-migration-{HEAD}-2", "an earlier copy is not overwritten"
 
 
 def test_failed_migrations_roll_back(database_url, tmp_path, next_revision):
@@ -282,7 +283,7 @@ def test_failed_migrations_roll_back(database_url, tmp_path, next_revision):
     with pytest.raises(Exception, match="nowhere"):
         database.upgrade()
     assert rows(database) == before
-    assert migrate.get_database_revision(database.engine) == "0001"
+    assert migrate.get_database_revision(database.engine) == HEAD
     database.close()
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db import audit_log
-from instructgpt.label.db.models.base import current_time_ms, new_id
+from instructgpt.label.db.models.base import current_time_ms, new_id, new_random_id
 from instructgpt.label.db.models.people import Person
 from instructgpt.label.db.models.submissions import (
     Assignment,
@@ -106,7 +106,7 @@ class ExternalSubmissionImporter:
             )
             row = self.db.scalars(statement).first()
             if row is None:
-                row = CompletionRow(id=new_id(), prompt_id=prompt.id, text=text, text_hash=key[2], model=model)
+                row = CompletionRow(id=new_random_id(), prompt_id=prompt.id, text=text, text_hash=key[2], model=model)
                 row.finish, row.sampling, row.names_itself = finish, {}, reveals_model(text, [model])
                 self.db.add(row)
             self.completions[key] = row

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from random import Random
+from random import SystemRandom
 
 from sqlalchemy import Integer, Select, bindparam, func, select
 from sqlalchemy.orm import Session
@@ -109,14 +109,13 @@ def _create_assignment(
     now_ms: int,
 ) -> Assignment:
     """Create the person's first assignment of a task, or the hidden repeat of `previous`."""
-    assignment_id = new_id()
     assignment = Assignment(
-        id=assignment_id,
+        id=new_id(),
         task_id=task.id,
         person_id=person.id,
         round=0 if previous is None else 1,
         lease_until=now_ms + lease_duration_ms(settings, task.kind),
-        shown=_shuffled_completion_ids(db, task, assignment_id),
+        shown=_shuffled_completion_ids(db, task),
         instructions_id=instructions_id,
         opened_at=now_ms,
     )
@@ -127,10 +126,11 @@ def _create_assignment(
     return assignment
 
 
-def _shuffled_completion_ids(db: Session, task: Task, seed: str) -> list[str]:
+def _shuffled_completion_ids(db: Session, task: Task) -> list[str]:
+    """Return a task's completions in an order that nothing on a page reproduces: no seed, the row stores the order."""
     statement = select(TaskCompletion.completion_id).where(TaskCompletion.task_id == task.id)
     completion_ids = list(db.scalars(statement.order_by(TaskCompletion.position)))
-    Random(seed).shuffle(completion_ids)
+    SystemRandom().shuffle(completion_ids)
     return completion_ids
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from instructgpt import records
 from instructgpt.errors import InputError
-from instructgpt.label.db.models import CompletionRow, Person, PromptRow, new_id
+from instructgpt.label.db.models import CompletionRow, Person, PromptRow, new_id, new_random_id
 from instructgpt.label.vocabulary import MAX_COMPLETIONS
 
 _RecordT = TypeVar("_RecordT", bound=records.Record)
@@ -281,7 +281,7 @@ def _build_completion_row(
     """Build the row of a completion; an extra field `labeler` (pseudonym) names a demonstration's author."""
     author = person_ids.get(str((record.model_extra or {}).get("labeler", "")))
     return CompletionRow(
-        id=new_id(),
+        id=new_random_id(),
         prompt_id=prompt.id,
         text=record.completion,
         text_hash=digest,

@@ -1,12 +1,13 @@
 """The site's tables, one class a table.
 
-Times are integer milliseconds since 1970 (UTC). Ids are UUIDs version 7, which sort by time. Columns with few values
-have a CHECK. Rows are withdrawn, revoked, replaced or expired by a time column and not deleted.
+Times are integer milliseconds since 1970 (UTC). Ids are UUIDs version 7, which sort by time; those of completions are
+random (version 4), because labelers get them and files are ordered by model. Columns with few values have a CHECK.
+Rows are withdrawn, revoked, replaced or expired by a time column and not deleted.
 """
 
 from __future__ import annotations
 
-from instructgpt.label.db.models.base import Base, current_time_ms, new_id
+from instructgpt.label.db.models.base import Base, current_time_ms, new_id, new_random_id
 from instructgpt.label.db.models.people import (
     ApiKey,
     AuditLogEntry,
@@ -82,4 +83,5 @@ __all__ = [
     "UserSession",
     "current_time_ms",
     "new_id",
+    "new_random_id",
 ]

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from typing import Any, ClassVar
+from uuid import uuid4
 
 from sqlalchemy import JSON, BigInteger, CheckConstraint, MetaData
 from sqlalchemy.orm import DeclarativeBase
@@ -39,6 +40,11 @@ def new_id() -> str:
     value = (current_time_ms() << 80) | (0x7 << 76) | (secrets.randbits(12) << 64) | (0b10 << 62) | secrets.randbits(62)
     text = f"{value:032x}"
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def new_random_id() -> str:
+    """Return a UUID version 4, for rows whose order of creation must stay hidden from the reader of the id."""
+    return str(uuid4())
 
 
 def is_id(text: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id
+from instructgpt.label.db.models.base import Base, choices_constraint, current_time_ms, new_id, new_random_id
 from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 from instructgpt.records import Cohort
@@ -43,7 +43,7 @@ class CompletionRow(Base):
 
     __tablename__ = "completion"
     __table_args__ = (UniqueConstraint("prompt_id", "model", "text_hash"),)
-    id: Mapped[str] = mapped_column(primary_key=True, default=new_id)
+    id: Mapped[str] = mapped_column(primary_key=True, default=new_random_id)
     prompt_id: Mapped[str] = mapped_column(ForeignKey("prompt.id"), index=True)
     text: Mapped[str]
     text_hash: Mapped[str]

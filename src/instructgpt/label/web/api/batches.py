@@ -147,7 +147,9 @@ def _load_stored_inputs(db: Session, kind: TaskKind, stored: StoredInputs) -> _I
     if stored.models:
         conditions.append(CompletionRow.model.in_(stored.models))
     statement = select(CompletionRow, PromptRow).join(PromptRow, CompletionRow.prompt_id == PromptRow.id)
-    completion_rows = db.execute(statement.where(*conditions).order_by(CompletionRow.id))
+    completion_rows = db.execute(
+        statement.where(*conditions).order_by(PromptRow.id, CompletionRow.created_at, CompletionRow.model)
+    )
     return [], [
         CompletionRecord.model_validate(
             prompt_fields(prompt)
