@@ -50,7 +50,7 @@ analysis
 exchange
 site_folder background
 configs
-web.charts web.rendering web.params web.pages web.api web
+web.charts web.public_address web.rendering web.params web.pages web.api web
 client
 simulation
 cli

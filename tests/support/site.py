@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from fastapi.testclient import TestClient
 
-from instructgpt.label.auth.dependencies import SESSION_COOKIE
+from instructgpt.label.auth.dependencies import session_cookie_name
 from instructgpt.label.context import Settings, Site
 from instructgpt.label.db.database import Database, sqlite_url
 from instructgpt.label.db.models import Base, Person, UserSession
@@ -53,14 +53,15 @@ def add_person(
 
 def client_of(site: Site, person: Person | None = None) -> TestClient:
     """A browser in process, signed in as `person` or not, whose requests are same-origin."""
-    client = TestClient(create_app(site), headers=ORIGIN, follow_redirects=False)
+    address = (site.settings.public_url or "http://testserver").removesuffix(site.settings.base_path)
+    client = TestClient(create_app(site), base_url=address, headers=ORIGIN, follow_redirects=False)
     if person is not None:
         token = f"token-of-{person.id}"
         hashed = hashlib.sha256(token.encode()).hexdigest()
         with site.database.write() as db:
             if db.query(UserSession).filter_by(token_hash=hashed).first() is None:
                 db.add(UserSession(token_hash=hashed, csrf=f"csrf-{person.id}", person_id=person.id))
-        client.cookies.set(SESSION_COOKIE, token)
+        client.cookies.set(session_cookie_name(site.settings), token)
     return client
 
 

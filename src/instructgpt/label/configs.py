@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
@@ -33,7 +34,8 @@ class SiteOptions(CommandConfig):
     )
     public_url: str | None = Field(
         None,
-        description="public address of the site behind a reverse proxy, such as https://labels.example.org",
+        description="public address of the site behind a reverse proxy, such as https://labels.example.org or "
+        "https://example.org/label; other hosts are then refused",
     )
 
     @field_validator("public_url")
@@ -54,12 +56,15 @@ class ServeConfig(SiteOptions):
 
 
 def parse_base_url(value: str) -> str:
-    """Return an address without its trailing slash. Raises ValueError unless it is http(s)://HOST."""
+    """Return an address without its trailing slash. Raises ValueError unless it is http(s)://HOST[/PATH]."""
     parts = urlsplit(value)
     has_host = parts.scheme in ("http", "https") and parts.netloc and "@" not in parts.netloc
-    if not has_host or parts.path not in ("", "/") or parts.query:
-        raise ValueError("expected https://HOST, without a path")
-    return f"{parts.scheme}://{parts.netloc}"
+    path = parts.path.rstrip("/")
+    if not has_host or parts.query or parts.fragment or not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)*", path):
+        raise ValueError(
+            "expected https://HOST or https://HOST/PATH, the path of letters, digits and '.', '_', '~', '-'"
+        )
+    return f"{parts.scheme}://{parts.netloc}{path}"
 
 
 class ExistingSiteOptions(CommandConfig):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from instructgpt.label.db.database import Database
 
@@ -20,6 +21,11 @@ class Settings:
     skips_to_review: int = 3
     idle_hours: int = 12
     absolute_days: int = 14
+
+    @property
+    def base_path(self) -> str:
+        """The sub path of the public URL, such as `/label`; empty at the root of a host."""
+        return urlsplit(self.public_url or "").path.rstrip("/")
 
     @property
     def secure(self) -> bool:

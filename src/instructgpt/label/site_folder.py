@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from instructgpt.errors import InputError
 from instructgpt.label.context import Settings, Site
-from instructgpt.label.db.database import Database, sqlite_url
+from instructgpt.label.db.database import PRIVATE_FILE_MODE, Database, sqlite_url
 
 SITE_FILE_NAME, _DATABASE_FILE_NAME = "site.yaml", "site.db"
+PRIVATE_FOLDER_MODE = 0o700
 _TEMPORARY_FILESYSTEMS = ("tmpfs", "ramfs", "overlay")  # lost with the machine or the container
 
 
@@ -26,9 +30,9 @@ def is_site_folder(folder: Path) -> bool:
 def create_site_folder(folder: Path, url: str | None) -> None:
     """Create a site's folder and write its database URL (None: `site.db`); raise InputError when it exists."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER_MODE)
         # Only the owner can read the file: the URL may contain a password.
-        descriptor = os.open(folder / SITE_FILE_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(folder / SITE_FILE_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE_MODE)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             yaml.safe_dump({"database": url}, stream)
     except FileExistsError as error:
@@ -53,7 +57,10 @@ def open_site(folder: Path, url: str | None = None, **settings: Any) -> Site:
     if url is not None and url != stored_url:
         current = _redact_password(stored_url or _DATABASE_FILE_NAME)
         raise InputError(f"--database: this site uses {current}; leave the option out")
-    database = Database(stored_url or sqlite_url(folder / _DATABASE_FILE_NAME))
+    url = stored_url or sqlite_url(folder / _DATABASE_FILE_NAME)
+    for path in _restrict_access(folder, url):
+        print(f"{path} was open to other accounts of this machine; now only its owner can use it")
+    database = Database(url)
     try:
         copy = database.upgrade()
     except InputError:
@@ -66,6 +73,29 @@ def open_site(folder: Path, url: str | None = None, **settings: Any) -> Site:
     if copy is not None:
         print(f"upgraded the database; a copy of the previous one is in {copy}")
     return Site(Settings(folder=folder, **settings), database)
+
+
+def _restrict_access(folder: Path, url: str) -> list[Path]:
+    """Take the rights of group and others from a site's folder and its database files; return what changed.
+
+    The database has names, addresses, password hashes, gold answers and the names of blind models.
+    """
+    changed = []
+    database = Path(make_url(url).database or "") if url.startswith("sqlite:") else folder / _DATABASE_FILE_NAME
+    # SQLite's -wal and -shm files, and copies that migrations made
+    files = [folder / SITE_FILE_NAME, *sorted(database.parent.glob(f"{database.name}*"))]
+    for path, mode in [(folder, PRIVATE_FOLDER_MODE), *((file, PRIVATE_FILE_MODE) for file in files)]:
+        with suppress(FileNotFoundError):  # SQLite removes its -wal and -shm files
+            if stat.S_IMODE(path.stat().st_mode) & ~mode:
+                try:
+                    path.chmod(stat.S_IMODE(path.stat().st_mode) & mode)
+                except PermissionError:
+                    print(
+                        f"warning: other accounts can read {path}, and it belongs to another account; run as its owner"
+                    )
+                else:
+                    changed.append(path)
+    return changed
 
 
 def iter_storage_warnings(folder: Path) -> Iterator[str]:

@@ -79,7 +79,7 @@ def test_the_headers_decide(site, ada, case):
 )
 def test_behind_a_proxy_the_public_url_is_the_origin(tmp_path, origin, allowed):
     site = make_site(tmp_path, public_url="https://labels.example.org")
-    client = TestClient(create_app(site))
+    client = TestClient(create_app(site), base_url="https://labels.example.org")
     answer = client.post("/api/v1/sign-in", json={"name": "a", "password": "b"}, headers={"Origin": origin})
     assert answer.json()["error"] == ("wrong_password" if allowed else "forged_origin")
     if not allowed:

@@ -69,6 +69,21 @@ def json_sequences(task: dict, texts: dict[str, str]) -> dict[str, list[tuple[st
     return found
 
 
+def sequences_of(task: dict, page: str, texts: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
+    # The assignment's id is on the page: an order derived from it would give the order of the file away.
+    seeded = list(range(len(MODELS)))
+    random.Random(task["assignment"]).shuffle(seeded)
+    shown = [texts[completion["text"]] for completion in task["completions"]]
+    unshuffled = [(f"{place:02}", shown[seeded.index(place)]) for place in range(len(MODELS))]
+    return html_sequences(page, texts) | json_sequences(task, texts) | {"unshuffled": unshuffled}
+
+
+def count_places(table: dict[str, list[int]], values: list[tuple[str, str]]) -> None:
+    if len({value for value, _ in values}) == len(MODELS):
+        for place, (_, model) in enumerate(sorted(values)):
+            table[model][place] += 1
+
+
 @pytest.mark.parametrize("order", ["files", "prompts"])
 def test_nothing_sorted_predicts_the_model(site, order, monkeypatch):
     source = random.Random(3)  # in place of the system's randomness: the test gives the same answer every time
@@ -84,19 +99,8 @@ def test_nothing_sorted_predicts_the_model(site, order, monkeypatch):
             answer = browser.post("/api/v1/tasks/claim")
             task = answer.json()
             page = browser.get(f"/tasks/{task['assignment']}")
-            sequences = html_sequences(page.text, texts) | json_sequences(task, texts)
-            # The assignment's id is on the page: an order derived from it would give the order of the file away.
-            seeded = list(range(len(MODELS)))
-            random.Random(task["assignment"]).shuffle(seeded)
-            for name, values in {
-                **sequences,
-                "unshuffled": [
-                    (f"{place:02}", texts[task["completions"][seeded.index(place)]["text"]]) for place in range(4)
-                ],
-            }.items():
-                if len({value for value, _ in values}) == len(MODELS):
-                    for place, (_, model) in enumerate(sorted(values)):
-                        places[name][model][place] += 1
+            for name, values in sequences_of(task, page.text, texts).items():
+                count_places(places[name], values)
             headers |= {(name, value) for name, value in page.headers.items() if name != "content-length"}
             assert not any(model in f"{page.text}{answer.text}{page.headers}" for model in ("ppo-ptx", "sft"))
             form = {"ratings": [], "tiers": [[each["id"]] for each in task["completions"]]}
@@ -104,10 +108,8 @@ def test_nothing_sorted_predicts_the_model(site, order, monkeypatch):
                 f"/api/v1/assignments/{task['assignment']}/submit", json=form, headers={"Idempotency-Key": "k"}
             )
             assert done.status_code == 200
-            rank_order = sorted((name, texts[text]) for name, text in ids_of(task))
-            for place, (_, model) in enumerate(rank_order):
-                places["receipt"][model][place] += 1
-    assert {"json id", "data-id 1", "unshuffled", "receipt"} <= set(places)
+            assert "tiers" not in done.json()
+    assert {"json id", "data-id 1", "unshuffled"} <= set(places)
     p_values = sorted(
         (chisquare(counts).pvalue, name, model)
         for name, table in places.items()
@@ -117,7 +119,3 @@ def test_nothing_sorted_predicts_the_model(site, order, monkeypatch):
     smallest, *who = p_values[0]
     assert smallest * len(p_values) > SIGNIFICANCE, f"{who} tells the model: {places[who[0]]}"
     assert len({name for name, _ in headers}) == len(headers), "headers are the same on every page"
-
-
-def ids_of(task: dict) -> list[tuple[str, str]]:
-    return [(each["id"], each["text"]) for each in task["completions"]]

@@ -20,6 +20,7 @@ from instructgpt.label.db.models.people import PersonRole, PersonStatus
 from instructgpt.label.errors import SiteError
 from instructgpt.records import Cohort
 
+_SETUP_NOTE = "set-up"
 SETUP_DAYS, INVITE_DAYS, RESET_DAYS = 7, 14, 2  # validity of links
 _MAX_NAME_LENGTH = 100
 # Declined, paused and withdrawn people can sign in, to see their data.
@@ -140,13 +141,22 @@ def issue_invite(
     return token
 
 
-def create_owner_setup_token(db: Session) -> str | None:
-    """Replace the set-up link of the first owner and return its token; None when the site has an owner."""
+def create_owner_setup_token(db: Session, *, keep_earlier: bool = False) -> str | None:
+    """Create a set-up link of the first owner and return its token; None when the site has an owner.
+
+    Args:
+        keep_earlier: earlier set-up links stay valid until one is used.
+    """
     if db.scalar(select(Person.id).where(Person.role == "owner")):
         return None
-    earlier = update(Invite).where(Invite.role == "owner", Invite.revoked_at.is_(None))
-    db.execute(earlier.values(revoked_at=current_time_ms()))
-    return issue_invite(db, "owner", note="set-up", days=SETUP_DAYS)
+    if not keep_earlier:
+        _revoke_setup_links(db, current_time_ms())
+    return issue_invite(db, "owner", note=_SETUP_NOTE, days=SETUP_DAYS)
+
+
+def _revoke_setup_links(db: Session, now_ms: int) -> None:
+    is_setup = (Invite.role == "owner", Invite.note == _SETUP_NOTE, Invite.created_by.is_(None))
+    db.execute(update(Invite).where(*is_setup, Invite.revoked_at.is_(None)).values(revoked_at=now_ms))
 
 
 def lock_invite(db: Session, token: str, now_ms: int) -> Invite:
@@ -168,12 +178,15 @@ def redeem_invite(
     now_ms: int | None = None,
 ) -> Person:
     """Use an invite: create its account, or set the password of a reset link's person; raise SiteError."""
-    row = lock_invite(db, token, current_time_ms() if now_ms is None else now_ms)
+    now_ms = current_time_ms() if now_ms is None else now_ms
+    row = lock_invite(db, token, now_ms)
     row.uses += 1
     if row.person_id is not None:
         person = db.get_one(Person, row.person_id)
         _set_password(db, person, password)
         return person
+    if row.role == "owner" and row.note == _SETUP_NOTE and row.created_by is None:
+        _revoke_setup_links(db, now_ms)
     caller_id = f"invite:{row.id}"
     person = create_person(
         db, name, row.role, password=password, email=email, cohort=row.cohort, language=language, caller_id=caller_id

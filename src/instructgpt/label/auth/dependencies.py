@@ -20,6 +20,9 @@ from instructgpt.label.db.models.people import PersonRole
 from instructgpt.label.errors import SiteError
 
 SESSION_COOKIE, SECURE_SESSION_COOKIE = "labeler_session", "__Host-labeler_session"
+_SECURE_SUBPATH_COOKIE = (
+    "__Secure-labeler_session"  # `__Host-` requires the path "/", which sites of a host would share
+)
 _LAST_SEEN_INTERVAL_MS = 5 * 60_000  # `seen_at` is written at most this often, not on every request
 
 
@@ -108,8 +111,10 @@ def get_current_principal(request: Request) -> Principal:
 
 
 def session_cookie_name(settings: Settings) -> str:
-    """Return the cookie's name; with HTTPS its `__Host-` prefix keeps other hosts from setting it."""
-    return SECURE_SESSION_COOKIE if settings.secure else SESSION_COOKIE
+    """Return the cookie's name; with HTTPS its prefix keeps other hosts, or sites without HTTPS, from setting it."""
+    if not settings.secure:
+        return SESSION_COOKIE
+    return _SECURE_SUBPATH_COOKIE if settings.base_path else SECURE_SESSION_COOKIE
 
 
 def _principal_from_api_key(site: Site, header: str) -> Principal:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from instructgpt.label.context import Settings
+
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -14,8 +16,8 @@ CONTENT_SECURITY_POLICY = (
 class SecurityHeaders:
     """ASGI middleware that adds the headers to every response, errors included."""
 
-    def __init__(self, app: ASGIApp, secure: bool) -> None:
-        self.app, self.secure = app, secure
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.secure, self.static_path = app, settings.secure, f"{settings.base_path}/static/"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -25,7 +27,7 @@ class SecurityHeaders:
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "same-origin"
                 headers["Cross-Origin-Opener-Policy"] = "same-origin"
-                if not scope.get("path", "").startswith("/static/"):
+                if not scope.get("path", "").startswith(("/static/", self.static_path)):
                     headers["Cache-Control"] = "no-store"
                 if self.secure:
                     headers["Strict-Transport-Security"] = "max-age=31536000"

@@ -101,7 +101,7 @@ def _open_site(config: ServeConfig) -> Site:
 
 def _print_setup_link(site: Site, base_url: str) -> None:
     with site.database.write() as db:
-        token = accounts.create_owner_setup_token(db)
+        token = accounts.create_owner_setup_token(db, keep_earlier=True)
     if token is not None:
         print(f"set it up once, within {accounts.SETUP_DAYS} days, at {base_url}/invite/{token}", flush=True)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from instructgpt.errors import InputError
 from instructgpt.label.db import migrate
 
+PRIVATE_FILE_MODE = 0o600
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "temp_store=MEMORY")
 _WRITE_OPTION = "writes"  # execution option of a connection
 _RETRYABLE_SQLSTATES = ("40001", "40P01")  # PostgreSQL: serialization failure, deadlock
@@ -93,6 +95,7 @@ def sqlite_url(path: Path) -> str:
 def create_database_engine(url: str) -> Engine:
     """Create an engine for `sqlite:///site.db` or `postgresql://user@host/name`; raise InputError for another URL."""
     if url.startswith("sqlite:"):
+        _create_private_file(url)
         engine = create_engine(url, connect_args={"check_same_thread": False}, **_POOL_OPTIONS)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
@@ -100,6 +103,14 @@ def create_database_engine(url: str) -> Engine:
     if url.startswith(("postgresql:", "postgres:")):
         return create_engine("postgresql+psycopg:" + url.partition(":")[2], **_POOL_OPTIONS, pool_pre_ping=True)
     raise InputError(f"--database {url}: expected sqlite:///FILE or postgresql://USER@HOST/NAME")
+
+
+def _create_private_file(url: str) -> None:
+    """Create a missing SQLite file that only its owner can read; SQLite gives its -wal and -shm files the same mode."""
+    name = make_url(url).database
+    if name and name != ":memory:" and not name.startswith("file:"):
+        with suppress(OSError):  # connecting reports it
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT, PRIVATE_FILE_MODE))
 
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:

@@ -5,6 +5,7 @@ Developers add a revision with `python -m instructgpt.label.db.migrate "what cha
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 import tempfile
@@ -111,6 +112,7 @@ def _copy_before_migration(engine: Engine, current_revision: str) -> Path | None
     number = 1
     while (copy := source.with_name(f"{source.name}.before-migration-{current_revision}-{number}")).exists():
         number += 1
+    os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(copy)) as new:
         old.backup(new)
     return copy

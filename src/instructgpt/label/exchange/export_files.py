@@ -87,7 +87,7 @@ def write_export(
     file_names: Iterable[ExportFileName] = tuple(EXPORT_FILES),
     card: str = "",
 ) -> dict[str, Any]:
-    """Write an export into a new folder and return its manifest.
+    """Write an export into a new folder that only its owner can read, and return its manifest.
 
     Args:
         format: `datasets` is Parquet with a dataset card, to whose generated part `card` is appended.
@@ -96,15 +96,18 @@ def write_export(
     Raises:
         InputError: the folder exists or cannot be written, a batch does not exist, or there is nothing to export.
     """
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, mode=0o700) as folder:
         if format == "datasets":
-            (folder / "data").mkdir()
+            (folder / "data").mkdir(mode=0o700)
         with snapshot(database) as db:
             manifest = _write_all(db, folder, export_filter, format, file_names)
         if format == "datasets":
             (folder / "README.md").write_text(_format_card_head(manifest) + card, encoding="utf-8")
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (folder / "manifest.json").write_text(text, encoding="utf-8")
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(0o600)
     return manifest
 
 

@@ -7,7 +7,7 @@ from itertools import combinations
 from math import comb
 from typing import Any, NamedTuple
 
-from sqlalchemy import select
+from sqlalchemy import Exists, select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.db.models.people import Person
@@ -233,13 +233,14 @@ def _iter_reviews(db: Session, export_filter: ExportFilter, tally: ExportTally) 
 
 def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) -> Iterator[ExportRow]:
     """Yield prompts of users and of labelers; the filter's use keeps evaluation prompts out of training."""
-    evaluation_tasks = (
-        select(Task.id)
-        .join(Batch, Task.batch_id == Batch.id)
-        .where(Task.prompt_id == PromptRow.id, Batch.purpose == "evaluation")
-    )
+    tasks = select(Task.id).join(Batch, Task.batch_id == Batch.id).where(Task.prompt_id == PromptRow.id)
+    tasks = tasks.correlate(PromptRow)
+    in_evaluation = tasks.where(Batch.purpose == "evaluation", Batch.screening.is_(None)).exists()
+    in_screening = tasks.where(Batch.screening.is_not(None)).exists()
+    screening_only = in_screening & ~tasks.where(Batch.screening.is_(None)).exists()
+    columns = (in_evaluation, screening_only, _reviewed_as_sensitive())
     statement = (
-        select(PromptRow, evaluation_tasks.exists(), Submission, Assignment, Task, Batch, Person)
+        select(PromptRow, *columns, Submission, Assignment, Task, Batch, Person)
         .outerjoin(Submission, PromptRow.submission_id == Submission.id)
         .outerjoin(Assignment, Submission.assignment_id == Assignment.id)
         .outerjoin(Task, Assignment.task_id == Task.id)
@@ -255,8 +256,9 @@ def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) 
         )
         statement = statement.where(batch_tasks.exists() | Batch.name.in_(export_filter.batches))
     rows = db.execute(statement.execution_options(yield_per=SUBMISSION_CHUNK_SIZE))
-    for prompt, in_evaluation, submission, assignment, task, batch, person in rows:
-        reason = _prompt_exclusion_reason(prompt, in_evaluation or prompt.split in EVALUATION_SPLITS, export_filter)
+    for prompt, is_evaluation, is_screening, is_sensitive, submission, assignment, task, batch, person in rows:
+        reason = _prompt_exclusion_reason(prompt, is_evaluation or prompt.split in EVALUATION_SPLITS, export_filter)
+        reason = reason or ("screening" if is_screening else None)
         if reason is None and submission is not None:
             item = ExportItem(submission, assignment, task, batch, person, prompt, None)
             reason = exclusion_reason(item, export_filter)
@@ -269,10 +271,24 @@ def _iter_prompts(db: Session, export_filter: ExportFilter, tally: ExportTally) 
             "source": prompt.source,
             "use_case": prompt.use_case,
             "split": prompt.split,
-            "sensitive": prompt.sensitive,
+            "sensitive": prompt.sensitive or is_sensitive,
             "labeler": person and person.pseudonym,
             "created_at": prompt.created_at,
         }
+
+
+def _reviewed_as_sensitive() -> Exists:
+    """Return the condition that a valid review of a prompt, outside the screening test, says it is sensitive."""
+    reviews = (
+        select(PromptReview.submission_id)
+        .join(Submission, Submission.id == PromptReview.submission_id)
+        .join(Assignment, Assignment.id == Submission.assignment_id)
+        .join(Task, Task.id == Assignment.task_id)
+        .join(Batch, Batch.id == Task.batch_id)
+        .where(Task.prompt_id == PromptRow.id, PromptReview.sensitive.is_(True), Batch.screening.is_(None))
+        .where(Submission.replaced_at.is_(None), Submission.invalid_reason.is_(None))
+    )
+    return reviews.correlate(PromptRow).exists()
 
 
 def _prompt_exclusion_reason(prompt: PromptRow, is_evaluation: bool, export_filter: ExportFilter) -> str | None:

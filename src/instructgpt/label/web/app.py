@@ -8,12 +8,14 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from instructgpt import __version__
+from instructgpt.errors import InputError
 from instructgpt.label.auth.csrf import csrf_protect
 from instructgpt.label.auth.headers import SecurityHeaders
 from instructgpt.label.context import Site
 from instructgpt.label.errors import SiteError
 from instructgpt.label.web.api import API_ROUTERS as API
 from instructgpt.label.web.pages import PAGE_ROUTERS as PAGES
+from instructgpt.label.web.public_address import PublicAddress
 from instructgpt.label.web.rendering import (
     LABEL_FOLDER,
     on_http_error,
@@ -38,7 +40,8 @@ def create_app(site: Site) -> FastAPI:
         max_body_size=_MAX_BODY_BYTES,
     )
     app.state.site = site
-    app.add_middleware(SecurityHeaders, secure=site.settings.secure)
+    app.add_middleware(PublicAddress, public_url=site.settings.public_url)
+    app.add_middleware(SecurityHeaders, settings=site.settings)
     app.add_exception_handler(SiteError, on_site_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -46,4 +49,14 @@ def create_app(site: Site) -> FastAPI:
     app.mount("/static", StaticFiles(directory=LABEL_FOLDER / "static"), name="static")
     for router in (*API, *PAGES):
         app.include_router(router)
+    _check_base_path(site.settings.base_path)
     return app
+
+
+def _check_base_path(base_path: str) -> None:
+    """Raise InputError when the first part of a sub path is also one of the site's own."""
+    first_parts = {"static"} | {
+        str(getattr(route, "path", "/")).split("/")[1] for router in (*API, *PAGES) for route in router.routes
+    }
+    if base_path and base_path.split("/")[1] in first_parts:
+        raise InputError(f"--public-url: the site has a page {base_path}; choose another sub path, such as /labels/")

@@ -15,10 +15,11 @@ from markupsafe import Markup, escape
 from starlette.exceptions import HTTPException
 
 from instructgpt.label import safe_text
-from instructgpt.label.auth.dependencies import Principal, get_current_principal
+from instructgpt.label.auth.dependencies import Principal, get_current_principal, get_site
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import Translator, list_languages, load_translator, negotiate_language
 from instructgpt.label.web import charts
+from instructgpt.label.web.public_address import prefix_links
 
 LABEL_FOLDER = Path(__file__).parent
 _REQUIRED_PAGES = {"sign_in": "/sign-in", "consent_needed": "/consent", "read_instructions": "/instructions/{purpose}"}
@@ -58,7 +59,7 @@ def render_page(request: Request, template: str, status: int = 200, **values: An
         languages=[(code, load_translator(code)("site.language")) for code in list_languages()],
         **values,
     )
-    return HTMLResponse(html, status_code=status)
+    return HTMLResponse(prefix_links(html, get_site(request).settings.base_path), status_code=status)
 
 
 def get_translator(request: Request) -> Translator:

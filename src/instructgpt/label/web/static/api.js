@@ -1,5 +1,8 @@
 // Calls to the labelers' API. Errors of the server and an unreachable server are both an ApiError.
 
+/** The path of the site's root without its trailing slash: not empty below a sub path of a proxy. */
+export const SITE_PATH = new URL("..", import.meta.url).pathname.replace(/\/$/, "");
+
 export class ApiError extends Error {
   /** `status` 0: the server could not be reached. */
   constructor(status, code, message, detail = {}) {
@@ -16,7 +19,7 @@ export async function callApi(method, path, body = null, { headers = {}, keepali
   const requestBody = body === null ? null : JSON.stringify(body);
   let response;
   try {
-    response = await fetch(`/api/v1/${path}`, {
+    response = await fetch(`${SITE_PATH}/api/v1/${path}`, {
       method,
       body: requestBody,
       keepalive: keepalive && (requestBody === null || requestBody.length < MAX_KEEPALIVE_LENGTH),

@@ -1,6 +1,6 @@
 // A task page: the form, its drafts, its active time, its submission. Each kind of task has modules of its own.
 
-import { callApi } from "./api.js";
+import { SITE_PATH, callApi } from "./api.js";
 import { convertSheetsToDialogs, isDialogOpen, openDialog, promptSignIn } from "./dialogs.js";
 import { DraftSaver } from "./drafts.js";
 import { addExamples, initEditor } from "./editor.js";
@@ -56,7 +56,7 @@ function showError(text) {
 
 /** Fetch the server's version: its page is the form filled with the draft, or with the submission if there is one. */
 async function fetchServerVersion() {
-  const response = await fetch(`/tasks/${assignment}?edit=true`, { credentials: "same-origin" }).catch(() => null);
+  const response = await fetch(`${SITE_PATH}/tasks/${assignment}?edit=true`, { credentials: "same-origin" }).catch(() => null);
   if (!response?.ok) throw new Error(t(response?.status === 401 ? "save.signed_out_long" : "unreachable"));
   const serverForm = new DOMParser().parseFromString(await response.text(), "text/html").getElementById("task");
   // Without a form the page is that of a submission which can no longer be edited.
