@@ -83,9 +83,12 @@ def percent_interval(estimate: _Estimate | None) -> str:
 
 
 def decimal_interval(estimate: _Estimate | None, digits: int = 2) -> str:
-    """Format a number as `4.21 [4.02, 4.40]`."""
-    if estimate is None or estimate.value is None:
+    """Format a number as `4.21 [4.02, 4.40]`, a bound without a number as `≥ 4.02` or `≤ 4.40`."""
+    if estimate is None:
         return NO_VALUE
+    if estimate.value is None:
+        bounds = [(sign, end) for sign, end in (("≥", estimate.low), ("≤", estimate.high)) if end is not None]
+        return " ".join(f"{sign} {decimal(end, digits)}" for sign, end in bounds) or NO_VALUE
     if estimate.low is None or estimate.high is None:
         return decimal(estimate.value, digits)
     return f"{decimal(estimate.value, digits)} [{decimal(estimate.low, digits)}, {decimal(estimate.high, digits)}]"

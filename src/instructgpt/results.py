@@ -17,7 +17,8 @@ from instructgpt.io import write_text_atomic
 class ResultRow:
     """One number. `low` and `high` bound its 95 % interval, `n` counts observations; None means not available.
 
-    `judge` names the judge or scorer model with version and hash. Its key is written only if it is set.
+    `judge` names the judge or scorer model with version and hash, `caution` what the interval cannot speak about
+    (`statistics.clustered.Caution`). Their keys are written only if they are set.
     """
 
     evaluation: str
@@ -29,13 +30,15 @@ class ResultRow:
     high: float | None
     n: int
     judge: str = ""
+    caution: str = ""
 
 
-_REQUIRED_COLUMNS = tuple(field.name for field in fields(ResultRow) if field.name != "judge")
+_OPTIONAL_COLUMNS = ("judge", "caution")
+_REQUIRED_COLUMNS = tuple(field.name for field in fields(ResultRow) if field.name not in _OPTIONAL_COLUMNS)
 
 
 def result_row_to_dict(row: ResultRow) -> dict[str, Any]:
-    return {name: value for name, value in asdict(row).items() if name != "judge" or value}
+    return {name: value for name, value in asdict(row).items() if name not in _OPTIONAL_COLUMNS or value}
 
 
 def with_judge(rows: Iterable[ResultRow], judge: str) -> list[ResultRow]:
@@ -70,7 +73,8 @@ def _parse_result_row(location: str, values: Any) -> ResultRow:
     if missing:
         columns = ", ".join(_REQUIRED_COLUMNS)
         raise InputError(f"{location}: a row needs the columns {columns}; missing: {', '.join(missing)}")
-    texts = {name: str(values.get(name) or "") for name in ("evaluation", "metric", "model", "condition", "judge")}
+    text_columns = ("evaluation", "metric", "model", "condition", *_OPTIONAL_COLUMNS)
+    texts = {name: str(values.get(name) or "") for name in text_columns}
     try:
         value, low, high = (None if values[name] is None else float(values[name]) for name in ("value", "low", "high"))
         n = int(values["n"] or 0)

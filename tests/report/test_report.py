@@ -416,6 +416,6 @@ def test_the_docs_name_every_metric_and_file(run):
         "translation",
         "passage_qa",
     }
-    assert len(named) == 25
+    assert len(named) == 28
     assert all(f"`{metric}`" in docs for metric in named)
     assert all(f"`{name}`" in docs for name in RUN_FILE_CONTENTS if not name.startswith("ppo/"))

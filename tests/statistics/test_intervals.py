@@ -1,52 +1,20 @@
-"""Intervals against enumeration, against scipy, and against the truth: do 95 % of them hold it?"""
-
-from itertools import product
+"""Intervals against slow definitions, against scipy and statsmodels, and against the truth."""
 
 import numpy as np
 import pytest
 import statsmodels.api as sm
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.sandwich_covariance import cov_cluster_2groups
 
-from instructgpt.statistics import intervals
+from instructgpt.statistics import clustered, intervals
 
 
-def every_resample(table):
-    """All equally likely two-way resamples of a small table of cells, each a list of values: means, NaN where empty.
-
-    By brute force.
-    """
-    rows, columns = len(table), len(table[0])
-    for drawn_rows in product(range(rows), repeat=rows):
-        for drawn_columns in product(range(columns), repeat=columns):
-            cells = [value for i in drawn_rows for j in drawn_columns for value in table[i][j]]
-            yield np.mean(cells) if cells else np.nan
-
-
-def test_replicates_have_the_distribution_of_all_resamples():
-    table = [[[1.0, 2.0], [4.0]], [[0.0], []], [[7.0], [3.0, 3.0, 5.0]]]
-    rows = [(value, i, j) for i, line in enumerate(table) for j, cell in enumerate(line) for value in cell]
-    y, a, b = (np.array(column) for column in zip(*rows, strict=True))
-    exact = np.array(list(every_resample(table)))
-    drawn = intervals._bootstrap_ratios(y, np.ones(len(y)), a, b, seed=0, resamples=40_000)
-    assert np.isnan(exact).mean() == pytest.approx(np.isnan(drawn).mean(), abs=0.01)
-    for level in (0.05, 0.25, 0.5, 0.75, 0.95):
-        below = np.nanquantile(drawn, level)
-        assert (exact[~np.isnan(exact)] <= below + 1e-9).mean() == pytest.approx(
-            (drawn[~np.isnan(drawn)] <= below + 1e-9).mean(), abs=0.01
-        )
-
-
-def test_one_way_interval_is_that_of_scipy():
-    rng = np.random.default_rng(1)
-    sample = rng.gamma(2, size=400)
-    ours = intervals.mean(sample, range(400))
-    theirs = stats.bootstrap((sample,), np.mean, n_resamples=5_000, method="percentile", rng=rng).confidence_interval
-    assert ours.value == pytest.approx(sample.mean())
-    assert ours.low == pytest.approx(theirs.low, abs=0.015)
-    assert ours.high == pytest.approx(theirs.high, abs=0.015)
+def test_one_way_interval_is_student_s():
+    sample = np.random.default_rng(1).gamma(2, size=8)
+    ours = intervals.mean(sample, range(8))
+    low, high = stats.t.interval(0.95, 7, sample.mean(), stats.sem(sample))
+    assert (ours.value, ours.low, ours.high) == pytest.approx((sample.mean(), low, high))
 
 
 def test_repeating_every_row_changes_nothing_when_clustered():
@@ -77,19 +45,19 @@ def simulated_coverage(prompts, labelers, per_prompt, prompt_sd, labeler_sd, tim
     """Return how often the interval covers the true mean 0; effects have these sizes, noise 1."""
     rng = np.random.default_rng(4)
     held = 0
-    for seed in range(times):
+    for _ in range(times):
         a = np.repeat(np.arange(prompts), per_prompt)
         b = np.concatenate([rng.choice(labelers, per_prompt, replace=False) for _ in range(prompts)])
         y = rng.normal(0, prompt_sd, prompts)[a] + rng.normal(0, labeler_sd, labelers)[b] + rng.normal(size=len(a))
-        measured = intervals.mean(y, a.tolist(), b.tolist(), seed=seed)
+        measured = intervals.mean(y, a.tolist(), b.tolist())
         held += measured.low <= 0 <= measured.high
     return held / times
 
 
 @pytest.mark.parametrize(
     ("prompts", "labelers", "per_prompt", "prompt_sd", "labeler_sd"),
-    [(9, 1, 1, 1, 0), (60, 1, 1, 1, 0), (60, 12, 2, 0, 0), (60, 20, 2, 1, 0.5)],
-    ids=["few prompts", "prompts", "noise alone", "prompts and labelers"],
+    [(2, 1, 1, 1, 0), (3, 1, 1, 1, 0), (60, 1, 1, 1, 0), (60, 12, 2, 0, 0), (60, 20, 2, 1, 0.5), (100, 3, 3, 1, 1)],
+    ids=["two prompts", "three prompts", "prompts", "noise alone", "prompts and labelers", "three labelers"],
 )
 def test_intervals_hold_the_truth(prompts, labelers, per_prompt, prompt_sd, labeler_sd):
     """93 to 97 %, give or take the chance of 400 trials (standard error 1.1 %)."""
@@ -98,10 +66,20 @@ def test_intervals_hold_the_truth(prompts, labelers, per_prompt, prompt_sd, labe
     )
 
 
-def test_ratio_of_sums_by_hand():
-    measured = intervals.mean([6, 1, 5], ["a", "b", "c"], weights=[2, 1, 3])
-    assert measured.value == pytest.approx(2.0)
-    assert 1 <= measured.low <= 2 <= measured.high <= 3
+def test_ratio_of_sums_by_leaving_out():
+    """A definition that shares no formula: the ratio without each cluster, from the raw rows."""
+    rng = np.random.default_rng(12)
+    w = rng.integers(1, 9, 30).astype(float)
+    y, a = w * rng.normal(2, 1, 30), rng.integers(0, 6, 30)
+    measured = intervals.mean(y, a.tolist(), weights=w)
+    without = np.array([y[a != g].sum() / w[a != g].sum() for g in range(6)])
+    share = np.bincount(a, w) / w.sum()
+    spread = np.sqrt(5 / 6 * ((without - measured.value) ** 2).sum())
+    half = stats.t.ppf(0.975, 1 / (share**2).sum() - 1) * spread
+    assert measured.value == pytest.approx(y.sum() / w.sum())
+    assert (measured.low, measured.high) == pytest.approx((measured.value - half, measured.value + half))
+    padded = intervals.mean([*y, 5.0], [*a.tolist(), "extra"], weights=[*w, 0.0])
+    assert padded == measured  # a row of weight 0 is no cluster
 
 
 def test_paired_difference_is_narrower_than_two_means():
@@ -110,33 +88,103 @@ def test_paired_difference_is_narrower_than_two_means():
     first, second = hard + 0.3 + rng.normal(0, 0.1, 100), hard
     gain = intervals.paired_difference(first, second, range(100))
     assert 0.2 < gain.low < gain.value < gain.high < 0.4
-    alone = intervals.mean(first, range(100))
-    assert alone.high - alone.low > 10 * (gain.high - gain.low)
+    assert (gain.low, gain.high) == pytest.approx(stats.ttest_rel(first, second).confidence_interval(0.95), abs=1e-9)
+
+
+def test_a_difference_is_that_of_its_two_rows():
+    """Nine rows of one cluster and one of another: a mean of cluster means would say 0.00 for 0.90 and 0.26."""
+    rng = np.random.default_rng(13)
+    sides, rows = [], []
+    for seed in range(2):
+        keys = np.random.default_rng(seed).choice(7, 40, p=[0.7, *[0.05] * 6])
+        values, weights = rng.random(40), rng.integers(1, 20, 40).astype(float)
+        sides.append(intervals.Measurements(values * weights, [keys.tolist(), (keys % 3).tolist()], weights))
+        rows.append(intervals.mean(values * weights, keys.tolist(), (keys % 3).tolist(), weights=weights))
+    for bounds in (None, intervals.SHARE):
+        found = intervals.difference(*sides, bounds)
+        assert found.value == pytest.approx(rows[0].value - rows[1].value)
+        assert found.low < found.value < found.high
+        mirrored = intervals.difference(*sides[::-1], bounds)
+        assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_a_difference_of_independent_samples_has_welch_s_error():
+    rng = np.random.default_rng(14)
+    first, second = rng.normal(0, 1, 30), rng.normal(0, 3, 30)
+    sides = [
+        intervals.Measurements(sample, [[f"{name}{i}" for i in range(30)]])
+        for name, sample in (("a", first), ("b", second))
+    ]
+    found = intervals.difference(*sides)
+    error = np.sqrt(first.var(ddof=1) / 30 + second.var(ddof=1) / 30)
+    assert (found.high - found.low) / 2 == pytest.approx(stats.t.ppf(0.975, 59) * error, rel=0.02)
+    assert found.n == 0
+
+
+@pytest.mark.parametrize(
+    ("clusters", "first", "second"), [(3, 0.02, 0.25), (10, 0.01, 0.15), (20, 0.005, 0.12), (50, 0.01, 0.12)]
+)
+def test_a_difference_of_rare_events_is_not_called_none(clusters, first, second):
+    """The interval lies within ± 0.1 although the truth does not: nominal 2.5 %, and never of width 0."""
+    rng = np.random.default_rng(15)
+    within = held = 0
+    for _ in range(400):
+        luck, other = rng.random(clusters), rng.random(clusters)
+        shared = np.where(rng.random(clusters) < 0.6, luck, other)
+        found = intervals.paired_difference(luck < first, shared < second, range(clusters), bounds=intervals.SHARE)
+        assert found.low < found.high
+        within += found.low > -0.1 and found.high < 0.1
+        held += found.low <= first - second <= found.high
+    assert within <= 0.035 * 400
+    assert held >= 0.93 * 400
 
 
 def test_a_share_that_was_never_seen_may_still_happen():
     exact = stats.binomtest(0, 50).proportion_ci(0.95, method="exact")
-    measured = intervals.mean(np.zeros(50), range(50), share=True)
+    measured = intervals.mean(np.zeros(50), range(50), bounds=intervals.SHARE)
     assert (measured.low, measured.high) == pytest.approx((exact.low, exact.high))
-    full = intervals.mean(np.ones(50), range(50), share=True)
+    full = intervals.mean(np.ones(50), range(50), bounds=intervals.SHARE)
     assert (full.low, full.high) == pytest.approx((1 - exact.high, 1.0))
+    sevens = intervals.mean(np.full(50, 7), range(50), bounds=intervals.RATING)
+    assert (sevens.low, sevens.high) == pytest.approx((7 - 6 * exact.high, 7))
+    ties = intervals.mean(np.full(50, 0.5), range(50), bounds=intervals.SHARE)
+    assert (ties.low, ties.high) == pytest.approx((0.5 - exact.high / 2, 0.5 + exact.high / 2))
+    alike = intervals.paired_difference(np.zeros(50), np.zeros(50), range(50), bounds=intervals.SHARE)
+    assert (alike.low, alike.high) == pytest.approx((-exact.high, exact.high))
+    dominated = intervals.mean([0.0, 0.0], "ab", weights=[99, 1], bounds=intervals.SHARE)
+    assert dominated.high > 0.97
+    assert dominated.caution == "dominant prompt"
+    unbounded = intervals.mean(np.full(50, 7.0), range(50))
+    assert (unbounded.value, unbounded.low, unbounded.high) == (7.0, None, None)
 
 
 def test_what_cannot_be_known_is_not_made_up():
     assert intervals.mean([], []) == intervals.NO_ESTIMATE
-    assert intervals.mean([1.0, 3.0], ["same", "same"]) == intervals.Estimate(2.0, None, None, 2)
+    assert intervals.mean([0.0], ["a"], weights=[0.0]) == intervals.NO_ESTIMATE
+    assert intervals.mean([1.0, 3.0], ["same", "same"]) == intervals.Estimate(2.0, None, None, 2, "single prompt")
     with pytest.raises(ValueError, match="not finite"):
         intervals.mean([1.0, float("nan")], ["a", "b"])
     with pytest.raises(ValueError, match="3 values"):
         intervals.mean([1.0, 2.0, 3.0], ["a", "b"])
     with pytest.raises(ValueError, match="one or two"):
         intervals.mean([1.0])
+    with pytest.raises(ValueError, match="negative"):
+        intervals.mean([1.0], ["a"], weights=[-1.0])
 
 
-def test_the_same_data_give_the_same_interval():
-    sample = np.random.default_rng(6).normal(size=50)
-    assert intervals.mean(sample, range(50)) == intervals.mean(sample, range(50))
-    assert intervals.mean(sample, range(50)) != intervals.mean(sample, range(50), seed=1)
+def test_an_interval_says_what_it_rests_on():
+    values, prompts = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0], list("aabbcc")
+    cautions = {
+        "single prompt": (["a"] * 6, list("xyxyxy")),
+        "single labeler": (prompts, ["x"] * 6),
+        "two labelers": (prompts, list("xyxyxy")),
+        "dominant prompt": (list("aaaabc"), list("xyzxyz")),
+        "dominant labeler": (prompts, list("xxxxyz")),
+        "": (prompts, list("xyzzxy")),
+    }
+    for caution, keys in cautions.items():
+        assert intervals.mean(values, *keys).caution == caution
+    assert intervals.mean(values, prompts).caution == ""  # nothing is claimed of labelers
 
 
 def test_wilson_is_that_of_statsmodels():
@@ -151,60 +199,32 @@ def test_wilson_is_that_of_statsmodels():
 
 
 def test_two_way_variance_is_that_of_statsmodels():
+    """Everybody judged everything: leaving out one of G equal clusters is the usual G / (G − 1)."""
     rng = np.random.default_rng(7)
-    a, b = rng.integers(30, size=400), rng.integers(12, size=400)
-    y = rng.normal(size=30)[a] + rng.normal(size=12)[b] + rng.normal(size=400)
-    ours = intervals.clustered_uncertainty(intervals.residuals(y, np.ones(400)), a, b)
+    a, b = (index.ravel() for index in np.indices((30, 12)))
+    y = rng.normal(size=30)[a] + rng.normal(size=12)[b] + rng.normal(size=360)
+    ours = clustered.ratio_uncertainty(clustered.residuals(y, np.ones(360)), np.ones(360), a, b)
     both, first, second = (
-        float(v[0, 0]) for v in cov_cluster_2groups(sm.OLS(y, np.ones(400)).fit(), a, b, use_correction=False)
+        float(v[0, 0]) for v in cov_cluster_2groups(sm.OLS(y, np.ones(360)).fit(), a, b, use_correction=False)
     )
-    cells = len(set(zip(a.tolist(), b.tolist(), strict=True)))
-    assert ours.variance == pytest.approx(
-        first * 30 / 29 + second * 12 / 11 - (first + second - both) * cells / (cells - 1)
-    )
-    assert ours.cluster_count == 30
-
-
-def test_many_clusters_in_blocks_have_the_same_width():
-    rng = np.random.default_rng(8)
-    prompts, labelers = 3 * intervals.MAX_BOOTSTRAP_CLUSTERS, 30
-    a, b = np.repeat(np.arange(prompts), 2), rng.integers(labelers, size=2 * prompts)
-    y = (rng.normal(size=prompts)[a] + 0.3 * rng.normal(size=labelers)[b] + rng.normal(size=len(a)) > 0).astype(float)
-    whole = intervals.percentile_interval(
-        intervals._bootstrap_ratios(y, np.ones(len(y)), a, b, 0),
-        intervals.clustered_uncertainty(intervals.residuals(y, np.ones(len(y))), a, b),
-    )
-    measured = intervals.mean(y, a, b, share=True)
-    assert (measured.low, measured.high) == pytest.approx(whole, abs=0.1 * (whole[1] - whole[0]))
+    assert ours.variance == pytest.approx(first * 30 / 29 + second * 12 / 11 - (first + second - both) * 360 / 359)
+    assert (ours.cluster_count, ours.degrees_of_freedom) == (30, pytest.approx(11))
 
 
 def test_interval_of_a_share_stays_between_0_and_1():
-    spread = intervals.Uncertainty(0.02, 5, 6)
-    wide = intervals.t_interval(0.97, spread, 10, share=True)
+    spread = clustered.Uncertainty(0.02, 5, 6, 6)
+    wide = intervals.t_interval(0.97, spread, 10, intervals.SHARE)
     assert 0 < wide.low < 0.97 < wide.high < 1
     half = np.sqrt(0.02) * stats.t.ppf(0.975, 5)
     assert intervals.t_interval(0.97, spread, 10).high == pytest.approx(0.97 + half)
     logit = np.log(0.97 / 0.03) - half / (0.97 * 0.03)
     assert wide.low == pytest.approx(1 / (1 + np.exp(-logit)))
-    assert intervals.t_interval(0.5, intervals.Uncertainty(0.0, 1, 1), 3) == intervals.Estimate(0.5, None, None, 3)
-
-
-def test_p_value_is_that_of_the_t_test():
-    sample = np.random.default_rng(9).normal(0.3, 1, 25)
-    spread = intervals.clustered_uncertainty(
-        intervals.residuals(sample, np.ones(25)), np.arange(25), np.zeros(25, dtype=int)
-    )
-    assert intervals.t_test_p_value(sample.mean(), 0.0, spread) == pytest.approx(stats.ttest_1samp(sample, 0).pvalue)
-
-
-def test_holm_is_that_of_statsmodels():
-    p = [0.04, 0.001, 0.3, 0.012, 0.9]
-    assert intervals.holm_correction(p) == pytest.approx(multipletests(p, method="holm")[1])
-    assert intervals.holm_correction([None, 0.03, None]) == [None, 0.03, None]
+    assert intervals.t_interval(0.5, clustered.Uncertainty(0.0, 1, 1, 1), 3) == intervals.Estimate(0.5, None, None, 3)
 
 
 def test_jackknife_of_a_mean_is_the_t_interval():
     sample = np.random.default_rng(10).normal(size=(12, 1))
-    measured = intervals.jackknife(np.column_stack([sample, np.ones(12)]), lambda sums: sums[..., 0] / sums[..., 1], 12)
+    sums = intervals.ClusterSums(np.column_stack([sample, np.ones(12)]), np.ones(12))
+    measured = intervals.jackknife(sums.parts.sum(0), lambda total: total[..., 0] / total[..., 1], 12, sums)
     low, high = stats.t.interval(0.95, 11, sample.mean(), stats.sem(sample[:, 0]))
     assert (measured.low, measured.high) == pytest.approx((low, high))

@@ -9,6 +9,7 @@ from scipy import stats
 from instructgpt.errors import InputError
 from instructgpt.records import Ranking
 from instructgpt.statistics import bradley_terry, win_rate
+from instructgpt.statistics.clustered import ratio_uncertainty
 from instructgpt.statistics.pair_judgments import LabelerRanking
 
 
@@ -36,7 +37,7 @@ def test_win_rates_by_hand():
     assert ppo.rate.n == 6
     assert (base.model, base.wins, base.losses, base.rate.value) == ("base", 0, 5, 0)
     assert 0 < base.rate.high < 1
-    assert base.p == pytest.approx(2 * 0.5**4)  # four prompts, all one way
+    assert base.p == pytest.approx(1 / 6)  # all one way, but two labelers can say no more
     assert base.holm == pytest.approx(2 * base.p)
     assert ppo.sign == stats.binomtest(2, 3).pvalue  # prompts p and s for it, q against, r undecided
     every = win_rate.compute_win_rates(rankings)
@@ -160,7 +161,7 @@ def test_strengths_are_evalica_s():
         limit=10_000,
     ).scores
     logs = 400 / np.log(10) * (np.log(theirs) - np.log(theirs).mean())
-    ours = bradley_terry.estimate_strengths(rankings, resamples=50)
+    ours = bradley_terry.estimate_strengths(rankings)
     assert {row.model: row.strength.value for row in ours} == pytest.approx(logs.to_dict(), abs=0.01)
     assert sum(row.wins for row in ours) == len(table.won)
     assert sum(row.comparisons for row in ours) == 2 * len(table.won)
@@ -184,17 +185,17 @@ def test_what_never_met_and_what_only_won_is_not_put_on_a_scale():
     met = [pair(i, *("ab" if i % 3 else "ba")) for i in range(30)]
     apart = [pair(i, *("xy" if i % 2 else "yx")) for i in range(30)]
     champion = [pair(i, "z", "a") for i in range(5)]
-    rows = {row.model: row for row in bradley_terry.estimate_strengths(met + apart + champion, resamples=200)}
+    rows = {row.model: row for row in bradley_terry.estimate_strengths(met + apart + champion)}
     assert rows["a"].part == rows["b"].part != rows["x"].part == rows["y"].part
     assert rows["z"].part not in (rows["a"].part, rows["x"].part)
     assert rows["z"].strength.value is None
     assert (rows["z"].wins, rows["z"].comparisons) == (5, 5)
     alone = {row.model: row for row in bradley_terry.estimate_strengths(met)}
     assert rows["a"].strength.value == pytest.approx(alone["a"].strength.value)
-    frail = [pair(0, "a", "b"), pair(1, "b", "a"), pair(2, "a", "b")]  # half of all resamples have one winner only
+    frail = [pair(0, "a", "b"), pair(1, "b", "a"), pair(2, "a", "b")]
     found = bradley_terry.estimate_strengths(frail)
     assert found[0].strength.value == pytest.approx(200 * np.log10(2), abs=0.01)
-    assert found[0].strength.low is None
+    assert found[0].strength.low < 0 < found[0].strength.high
     assert bradley_terry.estimate_strengths([]) == []
 
 
@@ -210,9 +211,43 @@ def test_error_of_a_strength_is_that_of_logistic_regression():
     wins = bradley_terry._win_matrix(table.first, table.second, table.won, 4)
     log = bradley_terry.fit_bradley_terry(wins[None])[0]
     alone = np.zeros_like(table.labeler)
-    errors = list(
-        bradley_terry._strength_errors(log, wins, table.first, table.second, table.won, table.prompt, alone, zero)
+    errors, counts, keys = bradley_terry._strength_errors(
+        log, wins, table.first, table.second, table.won, table.prompt, alone, zero
     )
-    ours = [np.sqrt(bradley_terry.clustered_uncertainty(error, *keys).variance) for error, keys in errors]
+    ours = [np.sqrt(ratio_uncertainty(error, counts, keys[0]).variance) for error in errors.T]
     assert np.delete(ours, zero) == pytest.approx(fitted.bse, rel=0.02)
     assert np.delete(log - log[zero], zero) == pytest.approx(fitted.params, abs=1e-5)
+
+
+def test_a_clear_winner_has_an_interval():
+    """57 wins of 60: odds of 19, 511 points; logistic regression on the prompts says how sure."""
+    rankings = [LabelerRanking(i, i % 6, "ab", (1, 2) if i % 20 else (2, 1), ("a", "b")) for i in range(60)]
+    (strength,) = [row.strength for row in bradley_terry.estimate_strengths(rankings, "b") if row.model == "a"]
+    assert strength.value == pytest.approx(400 * np.log10(19), abs=0.01)
+    assert 0 < strength.low < strength.value < strength.high < 1200
+
+
+def test_what_only_won_has_a_bound():
+    def pair(i, winner, loser):
+        return LabelerRanking(i, i % 4, "ab", (1, 2), (winner, loser))
+
+    always = {
+        row.model: row.strength for row in bradley_terry.estimate_strengths([pair(i, *"ab") for i in range(20)], "b")
+    }
+    least = 0.025 ** (1 / 20)  # Clopper and Pearson's lowest share of wins
+    assert always["a"].value is None
+    assert always["a"].high is None
+    assert always["a"].low == pytest.approx(400 * np.log10(least / (1 - least)))
+    met = [pair(i, *("ab" if i % 3 else "ba")) for i in range(30)]
+    lost = [pair(30 + i, "a", "z") for i in range(5)] + [pair(40 + i, "b", "z") for i in range(5)]
+    rows = {row.model: row.strength for row in bradley_terry.estimate_strengths(met + lost, "b")}
+    a, least = 10 ** (rows["a"].value / 400), 0.025 ** (1 / 10)
+    z = 10 ** (rows["z"].high / 400)
+    assert (a / (a + z) + 1 / (1 + z)) / 2 == pytest.approx(least)
+    assert rows["z"].low is None
+    assert rows["z"].value is None
+    tied = [LabelerRanking(i, i % 4, "ab", (1, 1), ("a", "b")) for i in range(20)]
+    (strength,) = [row.strength for row in bradley_terry.estimate_strengths(tied, "b") if row.model == "a"]
+    assert strength.value == pytest.approx(0)
+    assert strength.low < -30
+    assert strength.high > 30

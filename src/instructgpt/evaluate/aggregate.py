@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from instructgpt.results import ResultRow
 from instructgpt.statistics import intervals
-from instructgpt.statistics.intervals import Estimate
+from instructgpt.statistics.intervals import SHARE, Bounds, Estimate, Measurements
 
 DIFFERENCE = "difference"
 """The evaluation name of paired differences: metric `toxicity/mean_toxicity/respectful`,
@@ -29,7 +29,8 @@ class Observation:
 
 
 def make_row(evaluation: str, metric: str, model: str, condition: str, statistic: Estimate) -> ResultRow:
-    return ResultRow(evaluation, metric, model, condition, statistic.value, statistic.low, statistic.high, statistic.n)
+    numbers = (statistic.value, statistic.low, statistic.high, statistic.n)
+    return ResultRow(evaluation, metric, model, condition, *numbers, caution=statistic.caution)
 
 
 def aggregate_per_model(
@@ -39,51 +40,47 @@ def aggregate_per_model(
     observations: Iterable[Observation],
     *,
     share: bool = False,
+    bounds: Bounds | None = None,
     baselines: Sequence[str] = (),
 ) -> list[ResultRow]:
     """Return one row per model, then one per model and baseline with their difference, paired by shared clusters.
 
-    `share` says that the values lie in 0..1 (see `intervals.mean`). Raise ValueError for values that are not finite.
+    `share` says that the values lie in 0..1, `bounds` in what other range (see `intervals.mean`). Raise ValueError for
+    values that are not finite.
     """
+    bounds = SHARE if share else bounds
     by_model: dict[str, list[Observation]] = {}
     for observation in observations:
         by_model.setdefault(observation.model, []).append(observation)
+    measured = {model: to_measurements(model_observations) for model, model_observations in by_model.items()}
     rows = [
-        make_row(evaluation, metric, model, condition, _weighted_mean(model_observations, share))
-        for model, model_observations in by_model.items()
+        make_row(
+            evaluation,
+            metric,
+            model,
+            condition,
+            intervals.mean(m.values, *m.clusters, weights=m.weights, bounds=bounds),
+        )
+        for model, m in measured.items()
     ]
     name = "/".join(part for part in (evaluation, metric, condition) if part)
     return rows + [
-        make_row(DIFFERENCE, name, model, baseline, _paired_difference(by_model[model], by_model[baseline]))
+        make_row(DIFFERENCE, name, model, baseline, intervals.difference(measured[model], measured[baseline], bounds))
         for baseline in baselines
-        for model in by_model
-        if baseline in by_model and model != baseline
+        for model in measured
+        if baseline in measured and model != baseline and _has_common_prompt(by_model[model], by_model[baseline])
     ]
 
 
-def _weighted_mean(observations: Sequence[Observation], share: bool) -> Estimate:
-    clusters = zip(*(observation.clusters for observation in observations), strict=True)
-    weights = [observation.weight for observation in observations]
-    return intervals.mean([observation.value for observation in observations], *clusters, weights=weights, share=share)
+def _has_common_prompt(first: Iterable[Observation], second: Iterable[Observation]) -> bool:
+    """Return whether two models were measured on some prompt together; else they are not compared."""
+    return not {each.clusters[0] for each in first}.isdisjoint(each.clusters[0] for each in second)
 
 
-def _paired_difference(
-    model_observations: Sequence[Observation], baseline_observations: Sequence[Observation]
-) -> Estimate:
-    model_means, baseline_means = _cluster_means(model_observations), _cluster_means(baseline_observations)
-    shared_clusters = [clusters for clusters in model_means if clusters in baseline_means]
-    if not shared_clusters:
-        return intervals.NO_ESTIMATE
-    return intervals.paired_difference(
-        [model_means[key] for key in shared_clusters],
-        [baseline_means[key] for key in shared_clusters],
-        *zip(*shared_clusters, strict=True),
+def to_measurements(observations: Sequence[Observation]) -> Measurements:
+    """Return the values, cluster keys and weights of observations as columns."""
+    return Measurements(
+        [observation.value for observation in observations],
+        list(zip(*(observation.clusters for observation in observations), strict=True)),
+        [observation.weight for observation in observations],
     )
-
-
-def _cluster_means(observations: Iterable[Observation]) -> dict[tuple[str, ...], float]:
-    sums: dict[tuple[str, ...], tuple[float, float]] = {}
-    for observation in observations:
-        value, weight = sums.get(observation.clusters, (0.0, 0.0))
-        sums[observation.clusters] = (value + observation.value, weight + observation.weight)
-    return {clusters: value / weight for clusters, (value, weight) in sums.items()}

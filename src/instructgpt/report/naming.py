@@ -74,6 +74,7 @@ NON_PERCENT_METRICS = {
     "length_difference",
     "score_length_difference",
     "calibration_error",
+    "chance_calibration_error",
     "bleu",
     "word_perplexity",
     "byte_perplexity",
@@ -115,6 +116,9 @@ _METRIC_NAMES = {
     "pair_loss": "loss of a pair, nats",
     "kendall_tau": "Kendall's tau-b",
     "calibration_error": "calibration error",
+    "chance_calibration_error": "calibration error by chance, if calibrated",
+    "pair_accuracy_minus_length_baseline": "reward model less length, same pairs",
+    "pair_accuracy_heldout_minus_training": "held-out less training labelers",
     "length_controlled_win_rate_vs_sft": "preferred to SFT, at equal length",
     "top_1": "its first is the labeler's first",
     "best_of_n": "its first beats the others",
@@ -272,12 +276,13 @@ def format_metric_value(value: float | None, metric: str = "") -> str:
 
 
 def format_interval(row: ResultRow) -> str:
-    """Format the 95 % interval in brackets; empty without one."""
-    if row.low is None or row.high is None:
+    """Format the 95 % interval in brackets, ∞ for an open end; empty without one."""
+    if row.low is None and row.high is None:
         return ""
+    metric = row.metric.split("/")[1] if "/" in row.metric else row.metric
     bounds = [
-        format_metric_value(end, row.metric.split("/")[1] if "/" in row.metric else row.metric).removesuffix("\u00a0%")
-        for end in (row.low, row.high)
+        infinity if end is None else format_metric_value(end, metric).removesuffix("\u00a0%")
+        for end, infinity in ((row.low, "−∞"), (row.high, "∞"))
     ]
     return f"[{bounds[0]},\u00a0{bounds[1]}]"
 

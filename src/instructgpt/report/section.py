@@ -79,4 +79,5 @@ def build_rows_table(title: str, rows: Sequence[ResultRow], *, conditions: bool 
 def _format_cell(row: ResultRow | None) -> str:
     if row is None or row.value is None:
         return "–"
-    return f"{format_metric_value(row.value, row.metric)} {format_interval(row)}".strip() + f"\nn\u00a0{row.n:,}"
+    number = f"{format_metric_value(row.value, row.metric)} {format_interval(row)}".strip()
+    return f"{number}\nn\u00a0{row.n:,}" + (f"\n({row.caution})" if row.caution else "")

@@ -18,18 +18,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from instructgpt.statistics.arrays import BoolArray, FloatArray, IntArray, cross_codes, unique_with_counts
 from instructgpt.statistics.categorical_agreement import krippendorff_alpha
+from instructgpt.statistics.clustered import Uncertainty, combine_deletions, leave_one_out, residuals
 from instructgpt.statistics.intervals import (
+    CORRELATION,
     NO_ESTIMATE,
-    BoolArray,
+    SHARE,
+    ClusterSums,
     Estimate,
-    FloatArray,
-    IntArray,
-    Uncertainty,
-    cluster_variance,
-    clustered_uncertainty,
-    combine_variances,
-    residuals,
+    jackknife,
     t_interval,
 )
 from instructgpt.statistics.pair_judgments import (
@@ -39,7 +37,6 @@ from instructgpt.statistics.pair_judgments import (
     inter_labeler_cells,
     intra_labeler_cells,
     pair_judgments,
-    unique_with_counts,
 )
 from instructgpt.statistics.shrinkage import beta_binomial_shrinkage
 
@@ -217,52 +214,53 @@ def kendall_tau(cells: AgreementCells) -> Estimate:
     if not len(norm):
         return NO_ESTIMATE
     tau = numerator / norm
-    return t_interval(
-        float(tau.mean()), _dyadic_uncertainty(cells, residuals(tau, np.ones_like(tau)), np.ones_like(tau)), len(tau)
-    )
+    ones = np.ones_like(tau)
+    return t_interval(float(tau.mean()), _dyadic_uncertainty(cells, residuals(tau, ones), ones), len(tau), CORRELATION)
 
 
 def concordance(rankings: Sequence[HasRanks]) -> Concordance:
     """Compute Kendall's W with tie correction (Kendall and Gibbons, 1990) for completions that two or more labelers
     ranked.
 
-    The interval is over prompts. Repeated rankings of one labeler are left out.
+    Repeated rankings of one labeler are left out.
     """
+    prompt_codes: dict[Hashable, int] = {}
+    labeler_codes: dict[Hashable, int] = {}
     groups: dict[tuple[Hashable, frozenset[Hashable]], dict[Hashable, HasRanks]] = {}
     for ranking in rankings:
         if ranking.labeler is not None:
             groups.setdefault((ranking.prompt, frozenset(ranking.completions)), {}).setdefault(ranking.labeler, ranking)
     tables: dict[tuple[int, int], list[list[list[float]]]] = {}
-    prompts: dict[tuple[int, int], list[Hashable]] = {}
+    keys: dict[tuple[int, int], list[list[int]]] = {}
     for (prompt, completions), by_labeler in groups.items():
         if len(by_labeler) > 1:
             order = list(completions)
             rows = [dict(zip(each.completions, each.ranks, strict=True)) for each in by_labeler.values()]
             shape = len(rows), len(order)
             tables.setdefault(shape, []).append([[row[completion] for completion in order] for row in rows])
-            prompts.setdefault(shape, []).append(prompt)
-    if not tables:
+            labelers = [labeler_codes.setdefault(labeler, len(labeler_codes)) for labeler in by_labeler]
+            keys.setdefault(shape, []).append([prompt_codes.setdefault(prompt, len(prompt_codes)), *labelers])
+    parts = [_concordance_sums(np.array(table), np.array(keys[shape])) for shape, table in tables.items()]
+    if not any(len(part[0]) for part in parts):
         return Concordance(NO_ESTIMATE, None)
-    w = np.concatenate([_kendall_w(np.array(table)) for table in tables.values()])
-    chance = np.concatenate([np.full(len(table), 1 / people) for (people, _), table in tables.items()])
-    prompt_codes: dict[Hashable, int] = {}
-    key = np.array(
-        [prompt_codes.setdefault(prompt, len(prompt_codes)) for listed in prompts.values() for prompt in listed],
-        dtype=np.int64,
+    w, chance, prompt_code, owner, labeler_code, removed = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    finite = np.isfinite(w)
-    w, chance, key = w[finite], chance[finite], key[finite]
-    if not len(w):
-        return Concordance(NO_ESTIMATE, None)
-    uncertainty = clustered_uncertainty(
-        residuals(w, np.ones_like(w)), unique_with_counts(key)[1], np.zeros(len(w), dtype=np.int64)
+    sums, ones = np.stack([w, np.ones_like(w)], axis=1), np.ones(len(removed))
+    estimate = jackknife(
+        sums.sum(0),
+        _mean_of_sums,
+        len(w),
+        ClusterSums.of(sums, np.ones_like(w), unique_with_counts(prompt_code)[1]),
+        ClusterSums.of(removed, ones, unique_with_counts(labeler_code)[1]),
+        ClusterSums.of(removed, ones, cross_codes(owner, labeler_code)),
+        SHARE,
     )
-    return Concordance(t_interval(float(w.mean()), uncertainty, len(w)), float(chance.mean()))
+    return Concordance(estimate, float(chance.mean()))
 
 
 def pairwise_alpha(rankings: Sequence[HasRanks]) -> Estimate:
-    """Compute Krippendorff's nominal alpha of better, worse and tie, one unit a pair of completions, clustered by
-    prompt.
+    """Compute Krippendorff's nominal alpha of better, worse and tie, one unit a pair of completions.
 
     Without ties alpha is about 2p - 1 for agreement p: 72.6 % is about 0.45, so the usual 0.667 and 0.8 bounds do not
     apply.
@@ -270,8 +268,39 @@ def pairwise_alpha(rankings: Sequence[HasRanks]) -> Estimate:
     judgments = pair_judgments(rankings)
     turns = int(judgments.repeat_index.max(initial=0)) + 1
     return krippendorff_alpha(
-        judgments.pair * turns + judgments.repeat_index, judgments.sign.tolist(), clusters=judgments.prompt
+        judgments.pair * turns + judgments.repeat_index,
+        judgments.sign.tolist(),
+        clusters=judgments.prompt,
+        labelers=judgments.labeler,
     )
+
+
+def _concordance_sums(
+    ranks: FloatArray, keys: IntArray
+) -> tuple[FloatArray, FloatArray, IntArray, IntArray, IntArray, FloatArray]:
+    """Return what prompts with as many labelers and completions add to the mean W.
+
+    Args:
+        ranks: (G, m, K).
+        keys: (G, 1 + m) prompt, and labelers in the order of the ranks.
+
+    Returns:
+        W, its chance level and the prompt (G',), without prompts that are all tied; then for each of their labelers
+        (G' · m,) the prompt, the labeler, and what leaving the labeler out takes from the sums of W and of prompts
+        (G' · m, 2).
+    """
+    w, m = _kendall_w(ranks), ranks.shape[1]
+    finite = np.isfinite(w)
+    ranks, keys, w = ranks[finite], keys[finite], w[finite]
+    without = np.stack([_kendall_w(np.delete(ranks, index, axis=1)) for index in range(m)], axis=1)
+    lost = np.isnan(without) if m > 2 else np.ones_like(without, dtype=np.bool_)
+    removed = np.stack([np.where(lost, w[:, None], w[:, None] - without), lost], axis=-1).reshape(-1, 2)
+    return w, np.full(len(w), 1 / m), keys[:, 0], np.repeat(keys[:, 0], m), keys[:, 1:].ravel(), removed
+
+
+def _mean_of_sums(sums: FloatArray) -> FloatArray:
+    count = sums[..., 1]
+    return np.asarray(np.divide(sums[..., 0], count, out=np.full(count.shape, np.nan), where=count > 0))
 
 
 def _kendall_w(ranks: FloatArray) -> FloatArray:
@@ -308,34 +337,31 @@ def _ratio_estimate(cells: AgreementCells, numerator: FloatArray, denominator: F
         value,
         _dyadic_uncertainty(cells.where(nonzero), residuals(numerator, denominator), denominator),
         round(denominator.sum()),
-        share=True,
+        SHARE,
     )
 
 
 def _dyadic_uncertainty(cells: AgreementCells, error: FloatArray, weight: FloatArray) -> Uncertainty:
-    """Estimate the variance of a ratio of sums over rows (C,) that share prompts, or a labeler on either side.
+    """Return the uncertainty of a ratio of sums over rows (C,) that share prompts, or a labeler on either side.
 
-    Prompts count by squared sums, labelers by the leave-one-out jackknife; the part within single prompts is subtracted
-    once. With two labelers the labeler variance is undefined.
+    Where `first` equals `second` everywhere (gold, oneself), a row belongs to that labeler alone.
     """
-    labelers, labeler_codes, _ = unique_with_counts(np.concatenate([cells.first, cells.second]))
-    first, second = labeler_codes[: len(error)], labeler_codes[len(error) :]
-    mixed = first != second
-    labeler = np.concatenate([first, second[mixed]])
-    labeler_error, labeler_prompt, labeler_weight = (
-        np.concatenate([values, values[mixed]]) for values in (error, cells.prompt, weight)
-    )
     prompt = unique_with_counts(cells.prompt)[1]
-    prompt_count, labeler_count = int(prompt.max()) + 1, len(labelers)
-    by_prompt = cluster_variance(error, prompt)
-    share = np.bincount(labeler, weights=labeler_weight) / weight.sum()
-    if labeler_count < (3 if mixed.any() else 2) or share.max() >= 1:
-        return combine_variances(by_prompt, prompt_count, 0.0, 1)
-    leave_one_out = np.bincount(labeler, weights=labeler_error) / (1 - share)
-    by_labeler = (labeler_count - 1) / labeler_count * float((leave_one_out**2).sum()) - _squared_cluster_sums(
-        labeler_error, labeler_prompt * labeler_count + labeler
+    mixed = cells.first != cells.second
+    labeler, labeler_prompt, labeler_error, labeler_weight = (
+        np.concatenate([values, other[mixed]])
+        for values, other in ((cells.first, cells.second), (prompt, prompt), (error, error), (weight, weight))
     )
-    return combine_variances(by_prompt, prompt_count, by_labeler, labeler_count)
+    labeler = unique_with_counts(labeler)[1]
+    labeler_count = int(labeler.max()) + 1
+    cell = unique_with_counts(labeler_prompt * labeler_count + labeler)[1]
+    total = float(weight.sum())
+    return combine_deletions(
+        leave_one_out(error, weight, prompt),
+        leave_one_out(labeler_error, labeler_weight, labeler, total=total),
+        leave_one_out(labeler_error, labeler_weight, cell, total=total),
+        couples=bool(mixed.any()),
+    )
 
 
 def _squared_cluster_sums(error: FloatArray, cluster: IntArray) -> float:

@@ -2,44 +2,32 @@
 
 Maximum likelihood by the MM algorithm (Hunter, 2004, equation 3). A finite solution exists only within a strongly
 connected component of the win graph (Ford, 1957); other models are reported as components of their own, each with its
-own zero.
+own zero, or with a bound where they only won or only lost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import sparse
-from scipy.special import expit
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 
-from instructgpt.statistics.intervals import (
-    NO_ESTIMATE,
-    BoolArray,
-    Estimate,
-    FloatArray,
-    IntArray,
-    bootstrap_counts,
-    clustered_uncertainty,
-    percentile_interval,
-)
-from instructgpt.statistics.pair_judgments import HasRanks, unique_with_counts
+from instructgpt.statistics.arrays import BoolArray, FloatArray, IntArray, unique_with_counts
+from instructgpt.statistics.clustered import ratio_uncertainty
+from instructgpt.statistics.intervals import NO_ESTIMATE, Estimate, never_seen_mass, t_interval
+from instructgpt.statistics.pair_judgments import HasRanks
 from instructgpt.statistics.win_rate import Comparisons, comparisons
 
 _POINTS_PER_LOG_STRENGTH = 400 / math.log(10)
 """Points per unit of log strength: 400 points are odds of ten to one, as in chess."""
-_RESAMPLES = 1_000
+_WIDEST_LOG_GAP = 50.0
+"""Search range of bounds on log strengths."""
 _MAX_ITERATIONS = 5_000
-_MAX_RESAMPLED_CLUSTERS = 128
-"""Resamples give the shape of an interval, not its width (see `intervals`);
-above this number clusters are drawn in blocks.
-"""
 _TOLERANCE = 1e-7
 """Convergence threshold on log strengths."""
-_MAX_FAILED_SHARE = 0.01
-"""Above this share of resamples without a finite solution, no interval is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +36,17 @@ class Strength:
     part: int
     """Component number, the largest first; strengths compare only within a component."""
     strength: Estimate
-    """Points above the component's mean or above the anchor; empty for a component of one model."""
+    """Points above the component's mean or above the anchor.
+
+    A component of one model has no value; if it won or lost every comparison with the anchor's component (default: the
+    largest), one end is a bound on that component's scale.
+    """
     wins: float
     """Wins plus half the ties."""
     comparisons: int
 
 
-def estimate_strengths(
-    rankings: Sequence[HasRanks], anchor: str | None = None, seed: int = 0, resamples: int = _RESAMPLES
-) -> list[Strength]:
+def estimate_strengths(rankings: Sequence[HasRanks], anchor: str | None = None) -> list[Strength]:
     """Estimate the Bradley-Terry table of all models, best first within each component.
 
     Args:
@@ -64,8 +54,8 @@ def estimate_strengths(
         anchor: model at 0 in its component; default is the component's mean.
 
     Returns:
-        Strengths with 95 % intervals: percentiles over two-way resamples of prompts and labelers, rescaled to the
-        clustered width. No interval where resamples often disconnect the component.
+        Strengths with 95 % intervals: Student's t on the sandwich variance (White, 1982), clustered by prompt and
+        labeler.
 
     Raises:
         InputError: a ranking does not name its models.
@@ -76,22 +66,33 @@ def estimate_strengths(
     size = len(table.models)
     wins = _win_matrix(table.first, table.second, table.won, size)
     component = _components(wins)
-    results: list[Strength] = []
-    for component_index in range(int(component.max()) + 1):
+    anchor_index = table.models.index(anchor) if anchor is not None and anchor in table.models else None
+    reference = 0 if anchor_index is None else int(component[anchor_index])
+    estimates: dict[int, Estimate] = {}
+    for component_index in [reference, *(each for each in range(int(component.max()) + 1) if each != reference)]:
         members = np.flatnonzero(component == component_index)
-        anchor_index = table.models.index(anchor) if anchor is not None and anchor in table.models else -1
-        anchor_position = members.tolist().index(anchor_index) if anchor_index in members else None
-        inside = table.where((component[table.first] == component_index) & (component[table.second] == component_index))
-        estimates = (
-            _estimate_component(inside, members, wins[np.ix_(members, members)], anchor_position, seed, resamples)
-            if len(members) > 1
-            else [NO_ESTIMATE]
-        )
-        for model, estimate in zip(members, estimates, strict=True):
-            comparison_count = round(wins[model].sum() + wins[:, model].sum())
-            results.append(
-                Strength(table.models[model], component_index, estimate, float(wins[model].sum()), comparison_count)
+        if len(members) > 1:
+            inside = table.where(
+                (component[table.first] == component_index) & (component[table.second] == component_index)
             )
+            found = _estimate_component(inside, members, wins[np.ix_(members, members)], anchor_index)
+            estimates.update(zip(members.tolist(), found, strict=True))
+        elif members[0] == anchor_index:
+            estimates[int(members[0])] = Estimate(0.0, 0.0, 0.0, round(wins[members].sum() + wins[:, members].sum()))
+        else:
+            model = int(members[0])
+            rivals = {i: e.value for i, e in estimates.items() if component[i] == reference and e.value is not None}
+            estimates[model] = _one_sided_bound(table, model, rivals)
+    results = [
+        Strength(
+            model,
+            int(component[index]),
+            estimates[index],
+            float(wins[index].sum()),
+            round(wins[index].sum() + wins[:, index].sum()),
+        )
+        for index, model in enumerate(table.models)
+    ]
     return sorted(results, key=lambda each: (each.part, -(each.strength.value or 0.0)))
 
 
@@ -115,49 +116,64 @@ def fit_bradley_terry(wins: FloatArray, start: FloatArray | None = None) -> Floa
     return log_strengths
 
 
-def _estimate_component(
-    table: Comparisons, members: IntArray, wins: FloatArray, anchor: int | None, seed: int, resamples: int
-) -> list[Estimate]:
+def _estimate_component(table: Comparisons, members: IntArray, wins: FloatArray, anchor: int | None) -> list[Estimate]:
     size = len(members)
     positions = np.zeros(len(table.models), dtype=np.int64)
     positions[members] = np.arange(size)
     first, second = positions[table.first], positions[table.second]
     prompt, labeler = unique_with_counts(table.prompt)[1], unique_with_counts(table.labeler)[1]
+    anchor_position = int(positions[anchor]) if anchor is not None and anchor in members else None
     log_strengths = fit_bradley_terry(wins[None])[0]
-    uncertainties = [
-        clustered_uncertainty(error, *keys)
-        for error, keys in _strength_errors(log_strengths, wins, first, second, table.won, prompt, labeler, anchor)
-    ]
-    values = _POINTS_PER_LOG_STRENGTH * _relative_to_anchor(log_strengths, anchor)
-    if uncertainties[0].cluster_count < 2:
-        return [
-            Estimate(float(value), None, None, int(count))
-            for value, count in zip(values, _comparison_counts(wins), strict=True)
-        ]
-    replicate_logs, has_interval = _bootstrap_strengths(
-        first,
-        second,
-        table.won,
-        prompt % _MAX_RESAMPLED_CLUSTERS,
-        labeler % _MAX_RESAMPLED_CLUSTERS,
-        log_strengths,
-        seed,
-        resamples,
+    errors, counts, keys = _strength_errors(
+        log_strengths, wins, first, second, table.won, prompt, labeler, anchor_position
     )
-    replicates = _POINTS_PER_LOG_STRENGTH * _relative_to_anchor(replicate_logs, anchor)
+    values = _relative_to_anchor(log_strengths, anchor_position)
     estimates = []
-    for model, (value, uncertainty, count) in enumerate(
-        zip(values, uncertainties, _comparison_counts(wins), strict=True)
-    ):
-        low: float | None = None
-        high: float | None = None
-        if has_interval and model == anchor:
-            low = high = 0.0
-        elif has_interval:
-            low, high = percentile_interval(replicates[:, model] / _POINTS_PER_LOG_STRENGTH, uncertainty)
-            low, high = _POINTS_PER_LOG_STRENGTH * low, _POINTS_PER_LOG_STRENGTH * high
-        estimates.append(Estimate(float(value), low, high, int(count)))
+    for model, (value, count) in enumerate(zip(values.tolist(), _comparison_counts(wins).tolist(), strict=True)):
+        if model == anchor_position:
+            estimates.append(Estimate(0.0, 0.0, 0.0, int(count)))
+            continue
+        uncertainty = ratio_uncertainty(errors[:, model], counts, *keys)
+        estimate = t_interval(value, uncertainty, int(count))
+        if estimate.low is None and uncertainty.cluster_count > 1:  # nothing varied: all ties
+            half_width = float(logit(0.5 + never_seen_mass(uncertainty.effective_clusters) / 2))
+            estimate = replace(estimate, low=value - half_width, high=value + half_width)
+        estimates.append(_in_points(estimate))
     return estimates
+
+
+def _one_sided_bound(table: Comparisons, model: int, rivals: Mapping[int, float]) -> Estimate:
+    """Return the bound of a model that won, or lost, every comparison with models of known points; else no estimate.
+
+    The bound is the strength whose mean chance of what happened is the smallest that its clusters do not rule out
+    (Clopper and Pearson, 1934).
+    """
+    parts = [table.between(model, rival) for rival in rivals]
+    won = np.concatenate([part.won for part in parts]) if parts else np.zeros(0)
+    if not len(won) or not (won.min() == 1 or won.max() == 0):
+        return NO_ESTIMATE
+    points = np.repeat(list(rivals.values()), [len(part.won) for part in parts]) / _POINTS_PER_LOG_STRENGTH
+    keys = (
+        unique_with_counts(np.concatenate([getattr(part, name) for part in parts]))[1] for name in ("prompt", "labeler")
+    )
+    uncertainty = ratio_uncertainty(np.zeros(len(won)), np.ones(len(won)), *keys)
+    if uncertainty.cluster_count < 2:
+        return NO_ESTIMATE
+    chance = 1 - never_seen_mass(uncertainty.effective_clusters)
+    sign = 1.0 if won[0] == 1 else -1.0
+    bound = sign * brentq(
+        lambda strength: float(expit(strength - sign * points).mean()) - chance, -_WIDEST_LOG_GAP, _WIDEST_LOG_GAP
+    )
+    low, high = (bound, None) if sign > 0 else (None, bound)
+    return _in_points(Estimate(None, low, high, len(won), uncertainty.caution))
+
+
+def _in_points(estimate: Estimate) -> Estimate:
+    value, low, high = (
+        None if number is None else _POINTS_PER_LOG_STRENGTH * number
+        for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return replace(estimate, value=value, low=low, high=high)
 
 
 def _strength_errors(
@@ -169,15 +185,15 @@ def _strength_errors(
     prompt: IntArray,
     labeler: IntArray,
     anchor: int | None,
-) -> Iterator[tuple[FloatArray, tuple[IntArray, IntArray]]]:
-    """Yield, per model, the first-order error that each comparison (C,) adds to its log strength, and the two cluster
-    keys (C,).
+) -> tuple[FloatArray, FloatArray, tuple[IntArray, IntArray]]:
+    """Return the first-order error that each prompt of a labeler adds to each log strength (C, M), its comparisons
+    (C,), and the two cluster keys (C,).
 
     The error is the inverse information times the score (White, 1982).
     """
     size = len(log_strengths)
     labeler_count = int(labeler.max()) + 1
-    cells, cell, _ = unique_with_counts(prompt * labeler_count + labeler)
+    cells, cell, counts = unique_with_counts(prompt * labeler_count + labeler)
     residual = won - expit(log_strengths[first] - log_strengths[second])
     gradient = sum(
         np.bincount(cell * size + model, weights=sign * residual, minlength=len(cells) * size)
@@ -188,43 +204,7 @@ def _strength_errors(
     information = np.diag(fisher_weights.sum(1)) - fisher_weights
     errors = _relative_to_anchor(np.asarray(gradient).reshape(len(cells), size) @ np.linalg.pinv(information), anchor)
     keys = unique_with_counts(cells // labeler_count)[1], unique_with_counts(cells % labeler_count)[1]
-    return ((errors[:, model], keys) for model in range(size))
-
-
-def _bootstrap_strengths(
-    first: IntArray,
-    second: IntArray,
-    won: FloatArray,
-    prompt: IntArray,
-    labeler: IntArray,
-    log_strengths: FloatArray,
-    seed: int,
-    resamples: int,
-) -> tuple[FloatArray, bool]:
-    """Return log strengths on the resamples with a finite solution (B, M), and whether few resamples lacked one."""
-    size, labeler_count = len(log_strengths), int(labeler.max()) + 1
-    column = labeler * size**2 + first * size + second
-    swapped_column = labeler * size**2 + second * size + first
-    shape = (int(prompt.max()) + 1, labeler_count * size**2)
-    table = sparse.coo_array(
-        (np.r_[won, 1 - won], (np.r_[prompt, prompt], np.r_[column, swapped_column])), shape=shape
-    ).tocsc()
-    used_columns = np.flatnonzero(np.diff(table.indptr))
-    rng = np.random.default_rng(seed)
-    by_prompt, by_labeler = bootstrap_counts(rng, shape[0], resamples), bootstrap_counts(rng, labeler_count, resamples)
-    weighted = (table[:, used_columns].T @ by_prompt.T) * by_labeler.T[
-        used_columns // size**2
-    ]  # (columns in use, resamples)
-    sums = (
-        sparse.coo_array(
-            (np.ones(len(used_columns)), (used_columns % size**2, np.arange(len(used_columns)))),
-            shape=(size**2, len(used_columns)),
-        ).tocsr()
-        @ weighted
-    )
-    wins = sums.T.reshape(resamples, size, size)
-    connected = _reachable(wins > 0).all((-1, -2))
-    return fit_bradley_terry(wins[connected], log_strengths), bool(connected.mean() >= 1 - _MAX_FAILED_SHARE)
+    return errors, counts.astype(np.float64), keys
 
 
 def _win_matrix(first: IntArray, second: IntArray, won: FloatArray, size: int) -> FloatArray:

@@ -1,25 +1,28 @@
 """Agreement on categories and ratings: Krippendorff's alpha, Gwet's AC1, positive agreement.
 
 Input is one row an answer: `units` names what was judged, `values` the answer. Labelers need not judge every unit;
-units with a single answer are dropped. Intervals are jackknifed over units, or over `clusters` where given.
+units with a single answer are dropped. Intervals leave out units (or `clusters` of them) and, where `labelers` are
+named, labelers (Gwet, 2014, 5).
 
 Alpha is low when nearly all answers agree, as with most labels of Table 3: read it beside AC1 and positive agreement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from instructgpt.statistics.arrays import ClusterKeys, FloatArray, IntArray, cross_codes, factorize, unique_with_counts
 from instructgpt.statistics.intervals import (
+    CORRELATION,
     NO_ESTIMATE,
-    ClusterKeys,
+    SHARE,
+    Bounds,
+    ClusterSums,
     Estimate,
-    FloatArray,
-    IntArray,
-    factorize,
     jackknife,
 )
 
@@ -31,6 +34,7 @@ def krippendorff_alpha(
     values: Sequence[float | bool | str],
     level: _Level = "nominal",
     clusters: ClusterKeys | None = None,
+    labelers: ClusterKeys | None = None,
 ) -> Estimate:
     """Compute 1 − observed / expected disagreement over units with two or more answers (Krippendorff, 2011).
 
@@ -40,6 +44,7 @@ def krippendorff_alpha(
         level: distance of two answers: `nominal` 0 or 1, `interval` squared difference, `ordinal` squared number of
             answers between them, ends counted half.
         clusters: (N,) what units share (their prompt); default: each unit.
+        labelers: (N,) who answered; without them the interval is about these labelers.
 
     Returns:
         1 is agreement, 0 chance, negative worse than chance; None with fewer than two different answers.
@@ -49,13 +54,15 @@ def krippendorff_alpha(
     """
     if level not in ("nominal", "ordinal", "interval"):
         raise ValueError(f"no level '{level}'; there are: nominal, ordinal, interval")
-    counts, answers, unit_clusters = _count_answers(units, values, clusters)
-    if len(counts) == 0:
+    table = _count_answers(units, values, clusters, labelers)
+    if len(table.counts) == 0:
         return NO_ESTIMATE
-    size = len(answers)
-    unit_counts = counts.sum(1)
-    unit_coincidences = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(size)
-    parts = _by_cluster((unit_coincidences / (unit_counts - 1)[:, None, None]).reshape(len(counts), -1), unit_clusters)
+    answers, size = table.answers, len(table.answers)
+
+    def coincidence_parts(counts: FloatArray) -> FloatArray:
+        pairs = counts[:, :, None] * counts[:, None, :] - counts[:, :, None] * np.eye(size)
+        return np.asarray((pairs / np.maximum(counts.sum(1) - 1, 1)[:, None, None]).reshape(len(counts), -1))
+
     distances = (1 - np.eye(size)) if level == "nominal" else None
     if level == "interval":
         numbers = np.array(answers, dtype=np.float64)
@@ -70,7 +77,7 @@ def krippendorff_alpha(
         expected = (totals[..., :, None] * totals[..., None, :] * distance).sum((-1, -2))
         return np.where(expected > 0, 1 - observed / np.where(expected > 0, expected, 1), np.nan)
 
-    return jackknife(parts, alpha, int(unit_counts.sum()))
+    return table.estimate(coincidence_parts, alpha, CORRELATION)
 
 
 def gwet_ac1(
@@ -78,81 +85,139 @@ def gwet_ac1(
     values: Sequence[float | bool | str],
     clusters: ClusterKeys | None = None,
     categories: int | None = None,
+    labelers: ClusterKeys | None = None,
 ) -> Estimate:
     """Compute Gwet's AC1 (2008): (observed − chance) / (1 − chance), robust where one answer is rare.
 
     Chance is Σ π (1 − π) / (q − 1), π the share of each of q answers; q is `categories`, or the number of observed
     answers.
     """
-    counts, answers, unit_clusters = _count_answers(units, values, clusters)
-    q = categories or len(answers)
-    if len(counts) == 0 or q < 2:
+    table = _count_answers(units, values, clusters, labelers)
+    q = categories or len(table.answers)
+    if len(table.counts) == 0 or q < 2:
         return NO_ESTIMATE
-    unit_counts = counts.sum(1, keepdims=True)
-    agreement = (counts * (counts - 1)).sum(1, keepdims=True) / (unit_counts * (unit_counts - 1))
-    parts = _by_cluster(
-        np.concatenate([agreement, np.ones_like(agreement), counts / unit_counts], axis=1), unit_clusters
-    )
+
+    def parts(counts: FloatArray) -> FloatArray:
+        n = counts.sum(1, keepdims=True)
+        agreement = (counts * (counts - 1)).sum(1, keepdims=True) / np.maximum(n * (n - 1), 1)
+        used = (n > 1).astype(np.float64)
+        return np.concatenate([agreement, used, used * counts / np.maximum(n, 1)], axis=1)
 
     def ac1(sums: FloatArray) -> FloatArray:
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             observed, share = sums[..., 0] / sums[..., 1], sums[..., 2:] / sums[..., 1:2]
-        chance = (share * (1 - share)).sum(-1) / (q - 1)
-        return np.asarray((observed - chance) / (1 - chance))
+            chance = (share * (1 - share)).sum(-1) / (q - 1)
+            return np.asarray((observed - chance) / (1 - chance))
 
-    return jackknife(parts, ac1, int(unit_counts.sum()))
+    return table.estimate(parts, ac1, CORRELATION)
 
 
-def positive_agreement(units: ClusterKeys, values: Sequence[bool], clusters: ClusterKeys | None = None) -> Estimate:
+def positive_agreement(
+    units: ClusterKeys,
+    values: Sequence[bool],
+    clusters: ClusterKeys | None = None,
+    labelers: ClusterKeys | None = None,
+) -> Estimate:
     """Compute the probability that a second labeler says yes given a yes:
     2a / (2a + b + c) (Cicchetti and Feinstein, 1990).
     """
-    counts, answers, unit_clusters = _count_answers(units, [bool(value) for value in values], clusters)
-    if True not in answers:
+    table = _count_answers(units, [bool(value) for value in values], clusters, labelers)
+    if True not in table.answers:
         return NO_ESTIMATE
-    yes, unit_counts = counts[:, answers.index(True)], counts.sum(1)
-    parts = _by_cluster(
-        np.stack([yes * (yes - 1), yes * (unit_counts - 1)], axis=1) / (unit_counts - 1)[:, None], unit_clusters
-    )
+    index = table.answers.index(True)
+
+    def parts(counts: FloatArray) -> FloatArray:
+        yes, others = counts[:, index], counts.sum(1) - 1
+        return np.stack([yes * (yes - 1) / np.maximum(others, 1), yes * (others > 0)], axis=1)
 
     def positive(sums: FloatArray) -> FloatArray:
-        return np.where(sums[..., 1] > 0, sums[..., 0] / np.where(sums[..., 1] > 0, sums[..., 1], 1), np.nan)
+        yes = sums[..., 1]
+        return np.asarray(np.divide(sums[..., 0], yes, out=np.full(yes.shape, np.nan), where=yes > 1e-9))
 
-    return jackknife(parts, positive, int(unit_counts.sum()))
+    return table.estimate(parts, positive, SHARE, weight=lambda counts: counts[:, index])
+
+
+@dataclass(frozen=True, slots=True)
+class _AnswerTable:
+    """Answers to units that were judged twice or more."""
+
+    counts: FloatArray
+    """(U, V) answers of each value."""
+    answers: list[float | bool | str]
+    """The V values, in order."""
+    clusters: IntArray
+    """(U,)"""
+    labeler_unit: IntArray
+    """(M,) the unit of each labeler's answers; empty where labelers are unknown."""
+    labeler: IntArray
+    """(M,)"""
+    labeler_counts: FloatArray
+    """(M, V) the labeler's own answers to the unit."""
+
+    def estimate(
+        self,
+        parts: Callable[[FloatArray], FloatArray],
+        statistic: Callable[[FloatArray], FloatArray],
+        bounds: Bounds,
+        weight: Callable[[FloatArray], FloatArray] = lambda counts: np.asarray(counts.sum(1)),
+    ) -> Estimate:
+        """Estimate a statistic of sums over units, from what each unit's counts (U, V) add to the sums (U, F)."""
+        by_unit = parts(self.counts)
+        prompts = ClusterSums.of(by_unit, weight(self.counts), unique_with_counts(self.clusters)[1])
+        labelers = cells = None
+        if len(self.labeler):
+            removed = by_unit[self.labeler_unit] - parts(self.counts[self.labeler_unit] - self.labeler_counts)
+            removed_weight = weight(self.labeler_counts)
+            labelers = ClusterSums.of(removed, removed_weight, unique_with_counts(self.labeler)[1])
+            cell = cross_codes(self.clusters[self.labeler_unit], self.labeler)
+            cells = ClusterSums.of(removed, removed_weight, cell)
+        return jackknife(by_unit.sum(0), statistic, int(self.counts.sum()), prompts, labelers, cells, bounds)
 
 
 def _count_answers(
-    units: ClusterKeys, values: Sequence[float | bool | str], clusters: ClusterKeys | None
-) -> tuple[FloatArray, list[float | bool | str], IntArray]:
-    """Return answer counts per unit judged twice or more (U, V), the answers in order, and the units' clusters (U,)."""
-    if len(units) != len(values) or (clusters is not None and len(clusters) != len(units)):
-        raise ValueError(
-            f"{len(units)} units, {len(values)} values and {len(units if clusters is None else clusters)} clusters do "
-            "not fit"
-        )
+    units: ClusterKeys,
+    values: Sequence[float | bool | str],
+    clusters: ClusterKeys | None,
+    labelers: ClusterKeys | None,
+) -> _AnswerTable:
+    lengths = [len(each) for each in (units, values, clusters, labelers) if each is not None]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"units, values, clusters and labelers do not fit: {lengths} rows")
     unit = factorize(units)
     answers = sorted(set(values), key=lambda value: (isinstance(value, str), value))
     answer_codes = {value: number for number, value in enumerate(answers)}
     value = np.array([answer_codes[each] for each in values], dtype=np.int64)
-    unit_clusters = np.zeros(int(unit.max(initial=-1)) + 1, dtype=np.int64)
+    unit_count, size = int(unit.max(initial=-1)) + 1, len(answers)
+    unit_clusters = np.zeros(unit_count, dtype=np.int64)
     unit_clusters[unit] = unit if clusters is None else factorize(clusters)
-    counts = np.bincount(unit * len(answers) + value, minlength=len(unit_clusters) * len(answers)).reshape(
-        len(unit_clusters), len(answers)
-    )
+    counts = np.bincount(unit * size + value, minlength=unit_count * size).reshape(unit_count, size)
     repeated = counts.sum(1) > 1
-    counts = counts[repeated].astype(np.float64)
-    used = counts.sum(0) > 0
-    return (
-        counts[:, used],
+    used = counts[repeated].sum(0) > 0
+    number, kept = np.cumsum(repeated) - 1, repeated[unit]
+    labeler_unit, labeler, labeler_counts = _count_by_labeler(
+        number[unit[kept]], value[kept], None if labelers is None else factorize(labelers)[kept], size
+    )
+    return _AnswerTable(
+        counts[repeated][:, used].astype(np.float64),
         [answer for answer, some in zip(answers, used, strict=True) if some],
         unit_clusters[repeated],
+        labeler_unit,
+        labeler,
+        labeler_counts[:, used],
     )
 
 
-def _by_cluster(parts: FloatArray, cluster: IntArray) -> FloatArray:
-    order = np.argsort(cluster, kind="stable")
-    start = np.flatnonzero(np.r_[True, np.diff(cluster[order]) > 0])
-    return np.add.reduceat(parts[order], start, axis=0)
+def _count_by_labeler(
+    unit: IntArray, value: IntArray, labeler: IntArray | None, size: int
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return the unit and labeler (M,) of the rows (N,), and how often each labeler gave each value (M, V)."""
+    if labeler is None or not len(unit):
+        empty = np.zeros(0, dtype=np.int64)
+        return empty, empty, np.zeros((0, size))
+    labeler_count = int(labeler.max()) + 1
+    keys, row, _ = unique_with_counts(unit * labeler_count + labeler)
+    counts = np.bincount(row * size + value, minlength=len(keys) * size).reshape(len(keys), size)
+    return keys // labeler_count, keys % labeler_count, counts.astype(np.float64)
 
 
 def _ordinal_distances(totals: FloatArray) -> FloatArray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from instructgpt.statistics.intervals import IntArray
+from instructgpt.statistics.arrays import IntArray
 from instructgpt.statistics.pair_judgments import HasRanks
 
 _MAX_COMPLETIONS = 9

@@ -1,101 +1,147 @@
-"""Means with 95 % intervals for dependent rows.
+"""Numbers with 95 % intervals for dependent rows: Student's t on the clustered variance (`clustered`).
 
-Rows that share a prompt or a labeler are correlated, so whole prompts and labelers are resampled. With two crossed keys
-each row is weighted by the product of its clusters' counts (pigeonhole bootstrap: Owen, 2007).
-
-Two known faults of the percentile interval are corrected by reading percentiles at another level, which keeps intervals
-inside the data's range (Hesterberg, 2015):
-- the product of two draws triples the noise within a cell: the width is rescaled to the two-way clustered variance
-  (Cameron, Gelbach and Miller, 2011);
-- few clusters give narrow intervals: Student's t replaces the normal, with the degrees of freedom of the scarcer
-  clusters.
-
-Above `MAX_BOOTSTRAP_CLUSTERS` clusters are resampled in blocks: the width still uses all clusters. Statistics that are
-not ratios of sums use Student's t on the clustered variance (`t_interval`, on the logit scale for shares) or the
-jackknife.
+A number with known bounds (a share, a rating, an agreement from -1 to 1) is handled on the logit scale between them, so
+its ends stay inside. Where nothing varied, the variance is 0 and says nothing: a bounded number then gets the bound for
+what was never seen in G clusters: a share 1 − 0.025^(1/G) of them may lie at either bound (Clopper and Pearson, 1934).
+Any other number then gets no interval.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
-_RESAMPLES = 2_000
-MAX_BOOTSTRAP_CLUSTERS = 512
-"""Above this number clusters are resampled in blocks."""
+from instructgpt.statistics.arrays import BoolArray, ClusterKeys, FloatArray, IntArray, cross_codes, factorize
+from instructgpt.statistics.clustered import (
+    Caution,
+    Deletions,
+    Uncertainty,
+    combine_deletions,
+    leave_one_out,
+    ratio_uncertainty,
+    residuals,
+)
+
 TAIL_PROBABILITY = 0.025
 _Z_95 = float(special.ndtri(1 - TAIL_PROBABILITY))
-
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
-ClusterKeys = Sequence[Hashable] | IntArray
+_ZERO = 1e-9
+"""Deviations below this part of the range are rounding errors."""
+Bounds = tuple[float, float]
+SHARE: Bounds = (0.0, 1.0)
+CORRELATION: Bounds = (-1.0, 1.0)
+"""Bounds of tau, alpha and AC1; the logit scale between them is Fisher's z."""
+RATING: Bounds = (1.0, 7.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A number with its 95 % interval.
 
-    All fields are None where nothing was measured; the ends are None with one cluster.
+    All fields are None where nothing was measured; both ends are None with one cluster, or where nothing varied and no
+    bounds are known; one end is None where the interval is open on that side.
     """
 
     value: float | None
     low: float | None
     high: float | None
     n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Uncertainty:
-    """Clustered variance of a number."""
-
-    variance: float
-    degrees_of_freedom: float
-    """Degrees of freedom of Student's t."""
-    cluster_count: int
-    """Clusters of the more numerous key."""
+    caution: Caution = ""
+    """What the interval cannot speak about."""
 
 
 NO_ESTIMATE = Estimate(None, None, None, 0)
 
 
 def mean(
-    values: ArrayLike, *clusters: ClusterKeys, weights: ArrayLike | None = None, share: bool = False, seed: int = 0
+    values: ArrayLike, *clusters: ClusterKeys, weights: ArrayLike | None = None, bounds: Bounds | None = None
 ) -> Estimate:
     """Compute a mean, or a ratio of sums, with its clustered 95 % interval.
 
     Args:
         values: (N,) measurements.
         clusters: one or two keys, each (N,): rows with an equal key are dependent (prompt; labeler).
-        weights: (N,) denominators of a ratio of sums, sum(values) / sum(weights); default ones.
-        share: values lie in 0..1 (or 0..weights). A share of exactly 0 or 1 gets a Clopper-Pearson interval over
-            clusters.
-        seed: seed of the resampling.
+        weights: (N,) denominators of a ratio of sums, sum(values) / sum(weights); default ones. Rows of weight 0 are
+            left out.
+        bounds: the smallest and largest possible mean.
 
     Raises:
-        ValueError: a value is not finite, or lengths differ.
+        ValueError: a value is not finite, a weight is negative, or lengths differ.
     """
-    y, w, (a, b) = _validate_arrays(values, weights, clusters)
-    if not len(y):
+    y, w, used = _validate_arrays(values, weights, clusters)
+    if not used.any():
         return NO_ESTIMATE
-    value = float(y.sum() / w.sum())
-    uncertainty = clustered_uncertainty(residuals(y, w), a, b)
-    if uncertainty.cluster_count < 2:
-        return Estimate(value, None, None, len(y))
-    if share and value in (0.0, 1.0):
-        return _clopper_pearson(value, uncertainty, len(y))
-    replicates = _bootstrap_ratios(y, w, a % MAX_BOOTSTRAP_CLUSTERS, b % MAX_BOOTSTRAP_CLUSTERS, seed)
-    return Estimate(value, *percentile_interval(replicates, uncertainty), len(y))
+    y, w = y[used], w[used]
+    keys = (factorize(key)[used] for key in clusters)
+    return t_interval(float(y.sum() / w.sum()), ratio_uncertainty(residuals(y, w), w, *keys), len(y), bounds)
 
 
-def paired_difference(first: ArrayLike, second: ArrayLike, *clusters: ClusterKeys, seed: int = 0) -> Estimate:
+class _Rows(NamedTuple):
+    """Rows of one side of a difference: values, weights, and which of all rows they are."""
+
+    y: FloatArray
+    w: FloatArray
+    rows: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Rows of one model: values and weights (N,), one or two cluster keys, each (N,)."""
+
+    values: ArrayLike
+    clusters: Sequence[ClusterKeys]
+    weights: ArrayLike | None = None
+
+
+def difference(first: Measurements, second: Measurements, bounds: Bounds | None = None) -> Estimate:
+    """Compute the difference of two means or ratios of sums, paired by the clusters that both have.
+
+    It is the difference of what `mean` says of each. The error of a cluster is that of the first number less that of
+    the second (linearization: Cochran, 1977, 6; Miller, 2024, "Adding error bars to evals"). With `bounds` of the two
+    numbers, the ends combine the distances of each number to its own ends (Newcombe, 1998, method 10; Zou and Donner,
+    2008), so that a difference of rare events is not taken for exact.
+
+    Args:
+        first, second: with the same number of keys.
+
+    Returns:
+        `n` counts clusters (prompt, or prompt and labeler) that both have.
+
+    Raises:
+        ValueError: as `mean`.
+    """
+    arrays = [_validate_arrays(each.values, each.weights, each.clusters) for each in (first, second)]
+    used = np.concatenate([mask for _, _, mask in arrays])
+    side = np.repeat([0, 1], [len(mask) for _, _, mask in arrays])[used]
+    a, *rest = (factorize([*key, *other])[used] for key, other in zip(first.clusters, second.clusters, strict=True))
+    b = rest[0] if rest else None
+    if len(np.unique(side)) < 2:
+        return NO_ESTIMATE
+    cell = a if b is None else cross_codes(a, b)
+    sides = [_Rows(y[mask], w[mask], side == index) for index, (y, w, mask) in enumerate(arrays)]
+    values = [float(each.y.sum() / each.w.sum()) for each in sides]
+    by_key = [_difference_deletions(sides, key) for key in ((a,) if b is None else (a, b, cell))]
+    uncertainty = combine_deletions(by_key[0], *by_key[1:])
+    n = len(np.intersect1d(cell[side == 0], cell[side == 1]))
+    if bounds is None or uncertainty.cluster_count < 2:
+        return t_interval(values[0] - values[1], uncertainty, n)
+    uncertainties = [
+        ratio_uncertainty(residuals(y, w), w, a[rows], None if b is None else b[rows]) for y, w, rows in sides
+    ]
+    ends = _difference_ends(values, uncertainties, uncertainty, bounds)
+    return Estimate(values[0] - values[1], *ends, n, uncertainty.caution)
+
+
+def paired_difference(
+    first: ArrayLike, second: ArrayLike, *clusters: ClusterKeys, bounds: Bounds | None = None
+) -> Estimate:
     """Compute the mean of `first - second`, both (N,), measured on the same rows, so that shared effects cancel."""
-    return mean(np.asarray(first, float) - np.asarray(second, float), *clusters, seed=seed)
+    return difference(Measurements(first, clusters), Measurements(second, clusters), bounds)
 
 
 def wilson_interval(successes: float, n: int) -> Estimate:
@@ -114,145 +160,127 @@ def wilson_interval(successes: float, n: int) -> Estimate:
     return Estimate(share, max(0.0, center - half_width), min(1.0, center + half_width), n)
 
 
-def t_interval(value: float, uncertainty: Uncertainty, n: int, share: bool = False) -> Estimate:
-    """Return a number with Student's t interval; a share is handled on the logit scale,
-    so its ends stay between 0 and 1.
-    """
+def t_interval(value: float, uncertainty: Uncertainty, n: int, bounds: Bounds | None = None) -> Estimate:
+    """Return a number with Student's t interval, between `bounds` on the logit scale."""
     if uncertainty.cluster_count < 2:
-        return Estimate(value, None, None, n)
-    if share and value in (0.0, 1.0):
-        return _clopper_pearson(value, uncertainty, n)
-    half_width = math.sqrt(uncertainty.variance) * _t_quantile(uncertainty.degrees_of_freedom)
-    if not share:
-        return Estimate(value, value - half_width, value + half_width, n)
-    logit, half_width = special.logit(value), half_width / (value * (1 - value))
-    return Estimate(value, float(special.expit(logit - half_width)), float(special.expit(logit + half_width)), n)
+        return Estimate(value, None, None, n, uncertainty.caution)
+    deviation, t = math.sqrt(uncertainty.variance), t_quantile(uncertainty.degrees_of_freedom)
+    if bounds is not None:
+        ends = _bounded_ends(value, deviation, t, uncertainty.effective_clusters, bounds)
+        return Estimate(value, *ends, n, uncertainty.caution)
+    if deviation <= _ZERO * max(1.0, abs(value)):
+        return Estimate(value, None, None, n, uncertainty.caution)
+    return Estimate(value, value - t * deviation, value + t * deviation, n, uncertainty.caution)
 
 
-def t_test_p_value(value: float, null: float, uncertainty: Uncertainty) -> float | None:
-    """Return the two-sided p of the clustered t-test against `null`; None with one cluster or no spread."""
-    if uncertainty.cluster_count < 2 or uncertainty.variance == 0:
-        return None
-    return min(
-        1.0,
-        2
-        * float(
-            special.stdtr(
-                min(uncertainty.degrees_of_freedom, 1e9), -abs(value - null) / math.sqrt(uncertainty.variance)
-            )
-        ),
-    )
+@dataclass(frozen=True, slots=True)
+class ClusterSums:
+    """What leaving out each cluster takes from the sums: `parts` (G, F), and the cluster's `weight` (G,)."""
+
+    parts: FloatArray
+    weight: FloatArray
+
+    @classmethod
+    def of(cls, parts: FloatArray, weight: FloatArray, cluster: IntArray) -> Self:
+        """Sum rows (N, F) and weights (N,) over clusters, (N,) numbers from 0."""
+        count = int(cluster.max(initial=-1)) + 1
+        columns = [np.bincount(cluster, weights=column, minlength=count) for column in parts.T]
+        return cls(np.stack(columns, axis=1), np.bincount(cluster, weights=weight, minlength=count).astype(np.float64))
 
 
-def holm_correction(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return Holm-adjusted p-values (Holm, 1979)."""
-    ordered = sorted((value, index) for index, value in enumerate(p_values) if value is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (value, index) in enumerate(ordered):
-        highest = max(highest, min(1.0, value * (len(ordered) - rank)))
-        adjusted[index] = highest
-    return adjusted
-
-
-def jackknife(parts: FloatArray, statistic: Callable[[FloatArray], FloatArray], n: int) -> Estimate:
-    """Compute a statistic of sums over clusters with its leave-one-cluster-out interval (Tukey, 1958).
+def jackknife(
+    total: FloatArray,
+    statistic: Callable[[FloatArray], FloatArray],
+    n: int,
+    prompts: ClusterSums,
+    labelers: ClusterSums | None = None,
+    cells: ClusterSums | None = None,
+    bounds: Bounds | None = None,
+) -> Estimate:
+    """Compute a statistic of sums with its leave-one-cluster-out interval (Tukey, 1958).
 
     Args:
-        parts: (G, F) contribution of each cluster to F sums.
+        total: (F,) sums.
         statistic: (..., F) sums -> (...), NaN where undefined.
         n: observations, for the record.
+        prompts, labelers, cells: see `clustered.combine_deletions`; a labeler counts in couples.
+        bounds: of the statistic.
     """
-    total = parts.sum(0)
     value = float(statistic(total))
     if not math.isfinite(value):
         return NO_ESTIMATE
-    leave_one_out = statistic(total - parts)
-    leave_one_out = leave_one_out[np.isfinite(leave_one_out)]
-    if len(leave_one_out) < 2:
-        return Estimate(value, None, None, n)
-    cluster_count = len(leave_one_out)
-    variance = (cluster_count - 1) / cluster_count * float(((leave_one_out - leave_one_out.mean()) ** 2).sum())
-    return t_interval(value, Uncertainty(variance, cluster_count - 1, cluster_count), n)
+
+    def deletions(sums: ClusterSums | None) -> Deletions | None:
+        if sums is None:
+            return None
+        change = statistic(total - sums.parts)
+        change = change[np.isfinite(change)]
+        weight = sums.weight[sums.weight > 0]
+        return Deletions(change - change.mean() if len(change) else change, weight / weight.sum())
+
+    by_prompt = deletions(prompts)
+    assert by_prompt is not None
+    uncertainty = combine_deletions(by_prompt, deletions(labelers), deletions(cells), couples=True)
+    return t_interval(value, uncertainty, n, bounds)
 
 
-def residuals(y: FloatArray, w: FloatArray) -> FloatArray:
-    """Return the first-order error of each row (N,) in sum(y) / sum(w); the errors sum to 0."""
-    return np.asarray((y - w * (y.sum() / w.sum())) / w.sum())
-
-
-def clustered_uncertainty(error: FloatArray, a: IntArray, b: IntArray) -> Uncertainty:
-    """Return the two-way clustered variance of rows with these errors (N,) (Cameron, Gelbach and Miller, 2011)."""
-    if not len(error):
-        return Uncertainty(0.0, math.inf, 0)
-    cell_codes = factorize(a * (int(b.max()) + 1) + b)
-    by_first, by_second, by_cell = (cluster_variance(error, key) for key in (a, b, cell_codes))
-    return combine_variances(max(by_first, by_cell), int(a.max()) + 1, by_second - by_cell, int(b.max()) + 1)
-
-
-def combine_variances(first: float, first_clusters: int, second: float, second_clusters: int) -> Uncertainty:
-    """Add two variance components; a negative second one counts as 0.
-
-    Degrees of freedom are those of the scarcer clusters with influence. Satterthwaite's formula overstates them when
-    the second component is underestimated: in simulation it covers 93.6 %, this rule 95 %.
-    """
-    sources = [(part, groups) for part, groups in ((first, first_clusters), (second, second_clusters)) if part > 0]
-    scarcer = min((groups for _, groups in sources if groups > 1), default=max(first_clusters, second_clusters))
-    return Uncertainty(sum(part for part, _ in sources), max(scarcer - 1, 1), max(first_clusters, second_clusters))
-
-
-def cluster_variance(error: FloatArray, cluster: IntArray) -> float:
-    """Return the variance of a number whose rows have these errors (N,), for independent clusters;
-    0 for one cluster.
-    """
-    sums = np.bincount(cluster, weights=error)
-    cluster_count = len(sums)
-    return float((sums**2).sum() * cluster_count / (cluster_count - 1)) if cluster_count > 1 else 0.0
-
-
-def factorize(keys: ClusterKeys) -> IntArray:
-    """Return keys as numbers from 0 (N,): first appearance first; integer arrays keep their own order."""
-    if isinstance(keys, np.ndarray) and keys.dtype.kind == "i":
-        return np.unique(keys, return_inverse=True)[1].astype(np.int64)
-    indices: dict[Hashable, int] = {}
-    return np.array([indices.setdefault(key, len(indices)) for key in keys], dtype=np.int64)
-
-
-def bootstrap_counts(rng: np.random.Generator, clusters: int, resamples: int) -> FloatArray:
-    """Return multinomial counts of resampled clusters, (resamples, clusters)."""
-    samples = rng.integers(clusters, size=(resamples, clusters)) + clusters * np.arange(resamples)[:, None]
-    return np.asarray(
-        np.bincount(samples.ravel(), minlength=resamples * clusters).reshape(resamples, clusters), dtype=np.float64
-    )
-
-
-def percentile_interval(replicates: FloatArray, uncertainty: Uncertainty) -> tuple[float, float]:
-    """Return the percentiles of the replicates at the level that matches the clustered width."""
-    width = float(np.nanstd(replicates))
-    stretch = (
-        math.sqrt(uncertainty.variance) / width * _t_quantile(uncertainty.degrees_of_freedom) / _Z_95
-        if width > 0
-        else 1.0
-    )
-    level = special.ndtr(-_Z_95 * stretch)
-    low, high = np.nanquantile(replicates, [level, 1 - level])
-    return float(low), float(high)
-
-
-def _t_quantile(degrees_of_freedom: float) -> float:
+def t_quantile(degrees_of_freedom: float) -> float:
     return float(special.stdtrit(degrees_of_freedom, 1 - TAIL_PROBABILITY)) if degrees_of_freedom < 1e6 else _Z_95
 
 
-def _clopper_pearson(value: float, uncertainty: Uncertainty, n: int) -> Estimate:
-    """Return the interval of a share of exactly 0 or 1 over independent clusters (Clopper and Pearson, 1934)."""
-    margin = 1 - TAIL_PROBABILITY ** (1 / uncertainty.cluster_count)
-    return Estimate(value, value * (1 - margin), value + (1 - value) * margin, n)
+def never_seen_mass(clusters: float) -> float:
+    """Return the largest share of clusters that may differ where G independent ones were alike: 1 − 0.025^(1/G)."""
+    return float(1 - TAIL_PROBABILITY ** (1 / max(clusters, 1.0)))
+
+
+def _bounded_ends(value: float, deviation: float, t: float, clusters: float, bounds: Bounds) -> tuple[float, float]:
+    """Return the ends of a bounded number on the logit scale.
+
+    Where nothing varied, clusters that were never seen may lie at either bound.
+    """
+    low, high = bounds
+    share, deviation = (value - low) / (high - low), deviation / (high - low)
+    if deviation <= _ZERO or not _ZERO < share < 1 - _ZERO:
+        mass = never_seen_mass(clusters)
+        return value - mass * (value - low), value + mass * (high - value)
+    logit, half_width = special.logit(share), t * deviation / (share * (1 - share))
+    ends = (float(special.expit(logit + sign * half_width)) for sign in (-1, 1))
+    return tuple(low + (high - low) * end for end in ends)  # type: ignore[return-value]
+
+
+def _difference_deletions(sides: Sequence[_Rows], key: IntArray) -> Deletions:
+    first, second = (leave_one_out(residuals(y, w), w, key[rows], int(key.max()) + 1) for y, w, rows in sides)
+    return first.minus(second)
+
+
+def _difference_ends(
+    values: Sequence[float], uncertainties: Sequence[Uncertainty], of_difference: Uncertainty, bounds: Bounds
+) -> tuple[float, float]:
+    """Return the ends of a difference of bounded numbers from each one's own distances to its ends, correlated."""
+    value, span = values[0] - values[1], bounds[1] - bounds[0]
+    variance, t = of_difference.variance, t_quantile(of_difference.degrees_of_freedom)
+    if math.sqrt(variance) <= _ZERO * span:
+        return _bounded_ends(value, 0.0, t, of_difference.effective_clusters, (-span, span))
+    deviations = [math.sqrt(each.variance) for each in uncertainties]
+    (low, high), (other_low, other_high) = (
+        _bounded_ends(number, deviation, t, each.effective_clusters, bounds)
+        for number, deviation, each in zip(values, deviations, uncertainties, strict=True)
+    )
+    product, widest = deviations[0] * deviations[1], sum(deviations)
+    correlation = (deviations[0] ** 2 + deviations[1] ** 2 - variance) / (2 * product) if product else 0.0
+    correlation = min(1.0, max(-1.0, correlation))
+    stretch = max(1.0, math.sqrt(variance) / widest) if widest else 1.0
+    down, up = (
+        stretch * math.sqrt(max(0.0, x**2 + y**2 - 2 * correlation * x * y))
+        for x, y in ((values[0] - low, other_high - values[1]), (high - values[0], values[1] - other_low))
+    )
+    return max(-span, value - down), min(span, value + up)
 
 
 def _validate_arrays(
     values: ArrayLike, weights: ArrayLike | None, clusters: Sequence[ClusterKeys]
-) -> tuple[FloatArray, FloatArray, list[IntArray]]:
-    """Return values and weights (N,) and two integer keys (N,); a missing key is one cluster."""
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Return values and weights (N,), and which rows have a weight above 0."""
     y = np.asarray(values, dtype=np.float64)
     w = np.ones_like(y) if weights is None else np.asarray(weights, dtype=np.float64)
     if not 1 <= len(clusters) <= 2:
@@ -261,20 +289,6 @@ def _validate_arrays(
         raise ValueError(f"{len(y)} values, but {[len(key) for key in (w, *clusters)]} weights and keys")
     if not (np.isfinite(y).all() and np.isfinite(w).all()):
         raise ValueError("a value is not finite")
-    key_codes = [factorize(key) for key in clusters]
-    return y, w, key_codes if len(key_codes) == 2 else [*key_codes, np.zeros(len(y), dtype=np.int64)]
-
-
-def _bootstrap_ratios(
-    y: FloatArray, w: FloatArray, a: IntArray, b: IntArray, seed: int, resamples: int = _RESAMPLES
-) -> FloatArray:
-    """Return the ratio on each resample, (resamples,); NaN where no row was drawn."""
-    shape = (int(a.max()) + 1, int(b.max()) + 1)
-    cell = a * shape[1] + b
-    numerator, denominator = (
-        np.bincount(cell, weights=x, minlength=shape[0] * shape[1]).reshape(shape) for x in (y, w)
-    )
-    rng = np.random.default_rng(seed)
-    first, second = bootstrap_counts(rng, shape[0], resamples), bootstrap_counts(rng, shape[1], resamples)
-    sums, weights = (((first @ table) * second).sum(1) for table in (numerator, denominator))
-    return np.asarray(np.divide(sums, weights, out=np.full(resamples, np.nan), where=weights > 0))
+    if (w < 0).any():
+        raise ValueError("a weight is negative")
+    return y, w, w > 0

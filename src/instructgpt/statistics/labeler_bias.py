@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from instructgpt.statistics.intervals import BoolArray, FloatArray, IntArray, holm_correction
+from instructgpt.statistics.arrays import BoolArray, FloatArray, IntArray
+from instructgpt.statistics.significance import holm_correction
 
 _MIN_EXPECTED_COUNT = 5
 """Minimum expected count of a position for the chi-square test."""

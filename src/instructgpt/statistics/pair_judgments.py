@@ -9,7 +9,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from instructgpt.statistics.intervals import BoolArray, FloatArray, IntArray
+from instructgpt.statistics.arrays import BoolArray, FloatArray, IntArray, unique_with_counts
 
 _MAX_TABLE_ENTRIES = 20_000_000
 """Maximum entries of one table of labelers and pairs."""
@@ -149,21 +149,6 @@ def pair_judgments(rankings: Sequence[HasRanks]) -> PairJudgments:
     rows = np.flatnonzero(has_repeat)
     repeat_index[rows] = _occurrence_index(index[rows], pair[rows] * len(labelers) + labeler[rows])
     return PairJudgments(prompt, labeler, pair, sign.astype(np.int8), repeat_index, tuple(labelers))
-
-
-def unique_with_counts(keys: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Return unique keys in order, the index of each row (N,), and counts;
-    counts instead of sorting where the range allows.
-    """
-    max_key = int(keys.max(initial=0))
-    if max_key > 8 * len(keys) + 1_000_000:
-        unique, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        return unique, inverse, counts
-    counts = np.bincount(keys, minlength=1)
-    unique = np.flatnonzero(counts)
-    inverse = np.zeros(len(counts), dtype=np.int64)
-    inverse[unique] = np.arange(len(unique))
-    return unique, inverse[keys], counts[unique]
 
 
 def _occurrence_index(order: IntArray, key: IntArray) -> IntArray:

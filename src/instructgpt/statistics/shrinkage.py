@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
-from instructgpt.statistics.intervals import TAIL_PROBABILITY, Estimate, FloatArray
+from instructgpt.statistics.arrays import FloatArray
+from instructgpt.statistics.intervals import TAIL_PROBABILITY, Estimate
 
 _WEIGHT_GRID_SIZE, _MEAN_GRID_SIZE = 16, 7
 """Grid of the two prior parameters."""

@@ -15,20 +15,11 @@ import numpy as np
 from scipy import special
 
 from instructgpt.errors import InputError
-from instructgpt.statistics.intervals import (
-    NO_ESTIMATE,
-    BoolArray,
-    Estimate,
-    FloatArray,
-    IntArray,
-    clustered_uncertainty,
-    holm_correction,
-    mean,
-    residuals,
-    t_interval,
-    t_test_p_value,
-)
-from instructgpt.statistics.pair_judgments import HasRanks, unique_with_counts
+from instructgpt.statistics.arrays import BoolArray, FloatArray, IntArray, unique_with_counts
+from instructgpt.statistics.clustered import ratio_uncertainty
+from instructgpt.statistics.intervals import NO_ESTIMATE, SHARE, Estimate, mean, t_interval
+from instructgpt.statistics.pair_judgments import HasRanks
+from instructgpt.statistics.significance import holm_correction, sign_flip_p_value, wild_cluster_p_value
 
 _RankingT = TypeVar("_RankingT", bound=HasRanks)
 _MAX_NEWTON_STEPS = 50
@@ -88,7 +79,9 @@ class WinRate:
     rate: Estimate
     """Wins plus half the ties over all comparisons; two-way clustered interval."""
     p: float | None
-    """p of equal quality (rate one half), clustered t-test."""
+    """p of equal quality (rate one half): exact over prompts with one labeler or judge, else the wild cluster
+    bootstrap; None with one prompt.
+    """
     holm: float | None
     """p adjusted for all comparisons of the table (Holm)."""
     sign: float
@@ -241,20 +234,20 @@ def _win_rate_rows(table: Comparisons, baseline: str | None, group: str) -> list
 def _win_rate_row(pairs: Comparisons, model: str, opponent: str, group: str) -> WinRate:
     wins, losses = int((pairs.won == 1).sum()), int((pairs.won == 0).sum())
     n = len(pairs.won)
-    labeler_count = int(pairs.labeler.max()) + 1
-    cells, inverse, counts = unique_with_counts(
-        pairs.prompt * labeler_count + pairs.labeler
-    )  # rows of one prompt and labeler are one to the interval
-    won, totals = np.bincount(inverse, weights=pairs.won).astype(np.float64), counts.astype(np.float64)
-    prompt, labeler = unique_with_counts(cells // labeler_count)[1], unique_with_counts(cells % labeler_count)[1]
-    rate = replace(mean(won, prompt, labeler, weights=totals, share=True), n=n)
-    uncertainty = clustered_uncertainty(residuals(won, totals), prompt, labeler)
-    p = t_test_p_value(float(won.sum() / totals.sum()), 0.5, uncertainty)
-    if p is None and uncertainty.cluster_count > 1:  # every comparison went the same way
-        p = 1.0 if wins == losses else min(1.0, 2 * 0.5**uncertainty.cluster_count)
-    return WinRate(
-        model, opponent, group, wins, n - wins - losses, losses, rate, p, None, _sign_test(won - totals / 2, prompt)
-    )
+    prompt, labeler = unique_with_counts(pairs.prompt)[1], unique_with_counts(pairs.labeler)[1]
+    rate = mean(pairs.won, prompt, labeler, bounds=SHARE)
+    excess = pairs.won - 0.5
+    p = _equality_p_value(excess, prompt, labeler)
+    return WinRate(model, opponent, group, wins, n - wins - losses, losses, rate, p, None, _sign_test(excess, prompt))
+
+
+def _equality_p_value(excess: FloatArray, prompt: IntArray, labeler: IntArray) -> float | None:
+    """Return p that wins less losses (N,) are symmetric; None with one prompt, which says nothing of others."""
+    if prompt.max() == 0:
+        return None
+    if labeler.max() == 0:
+        return sign_flip_p_value(np.bincount(prompt, weights=excess).astype(np.float64))
+    return wild_cluster_p_value(excess, np.ones_like(excess), prompt, labeler)
 
 
 def _length_controlled_rate(pairs: Comparisons) -> Estimate:
@@ -276,11 +269,10 @@ def _length_controlled_rate(pairs: Comparisons) -> Estimate:
     else:
         return NO_ESTIMATE
     error = np.linalg.solve(hessian, (x * (pairs.won - special.expit(x @ weights))[:, None]).T)[0]
-    uncertainty = clustered_uncertainty(
-        error, unique_with_counts(pairs.prompt)[1], unique_with_counts(pairs.labeler)[1]
-    )
+    keys = (unique_with_counts(key)[1] for key in (pairs.prompt, pairs.labeler))
+    uncertainty = ratio_uncertainty(error, np.ones_like(error), *keys)
     logit = t_interval(float(weights[0]), uncertainty, len(pairs.won))
     value, low, high = (
         None if end is None else float(special.expit(end)) for end in (logit.value, logit.low, logit.high)
     )
-    return Estimate(value, low, high, len(pairs.won))
+    return replace(logit, value=value, low=low, high=high)

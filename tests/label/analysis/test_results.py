@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from random import Random
+from typing import get_args
 
 import pytest
 from support.owner import fill, people
@@ -24,6 +25,7 @@ from instructgpt.label.db.models import (
 )
 from instructgpt.label.tasks.batches import UNLIMITED_OVERLAP, mark_batch_closed
 from instructgpt.statistics import win_rate
+from instructgpt.statistics.clustered import Caution
 
 DATABASES = ("sqlite",)
 
@@ -141,7 +143,9 @@ def test_results_json_has_the_rows_of_evaluate(site):
     assert client.get(address).status_code == 409
     close_batch(site, filled.batch)
     rows = json.loads(client.get(address).text)
-    assert all(list(row) == ["evaluation", "metric", "model", "condition", "value", "low", "high", "n"] for row in rows)
+    columns = ["evaluation", "metric", "model", "condition", "value", "low", "high", "n"]
+    assert all([name for name in row if name != "caution"] == columns for row in rows)
+    assert {row.get("caution", "") for row in rows} <= set(get_args(Caution))
     chosen = {(row["evaluation"], row["metric"], row["model"], row["condition"]): row for row in rows}
     assert chosen["preference", "win_rate_vs_sft", "ppo", ""]["value"] == pytest.approx(11 / 16)
     assert chosen["preference", "win_rate_vs_sft", "ppo", "heldout"]["n"] == 8

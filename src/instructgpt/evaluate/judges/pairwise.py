@@ -8,7 +8,7 @@ rankings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -158,6 +158,11 @@ def measure_judge_agreement(
     if not is_judge.any():
         return []
     has_judge = is_judge[cells.first] | is_judge[cells.second]
-    parts = {"judge_agreement": cells.where(has_judge), "labeler_agreement": cells.where(~has_judge)}
+    by_labeler = cells.where(has_judge)  # a row belongs to the labeler: the judge is on one side of all of them
+    labeler = np.where(is_judge[by_labeler.first], by_labeler.second, by_labeler.first)
+    parts = {
+        "judge_agreement": replace(by_labeler, first=labeler, second=labeler),
+        "labeler_agreement": cells.where(~has_judge),
+    }
     shares = {name: summarize_agreement(part).decided for name, part in parts.items()}
     return [make_row(_PAIRWISE_EVALUATION, name, judge, judge, share) for name, share in shares.items() if share.n]

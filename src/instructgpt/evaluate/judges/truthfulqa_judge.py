@@ -185,7 +185,7 @@ def measure_truthfulqa_agreement(
     agrees = (yes_probabilities >= YES_THRESHOLD) == human_verdicts
     majority_verdict = 2 * sum(bool(_parse_yes_no(record)) for record in training) >= len(training)
     questions = [extract_question(record.prompt) for record in heldout]
-    estimate = intervals.mean(agrees, questions, share=True)
+    estimate = intervals.mean(agrees, questions, bounds=intervals.SHARE)
     return {
         "agreement": float(agrees.mean()),
         "low": estimate.low,

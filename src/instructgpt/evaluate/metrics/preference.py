@@ -10,8 +10,9 @@ from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, make_row
 from instructgpt.records import Ranking
 from instructgpt.results import ResultRow
+from instructgpt.statistics.arrays import FloatArray
 from instructgpt.statistics.bradley_terry import estimate_strengths
-from instructgpt.statistics.intervals import Estimate, FloatArray
+from instructgpt.statistics.intervals import RATING, Estimate
 from instructgpt.statistics.pair_judgments import HasRanks, LabelerRanking
 from instructgpt.statistics.win_rate import Comparisons, comparisons, length_controlled_win_rates
 
@@ -44,7 +45,7 @@ def measure(
             rows.append(make_row(_PREFERENCE, metric, baseline, condition, half))
         ratings = [rating for ranking in condition_rankings for rating in _rating_observations(ranking)]
         models = (baseline,) if is_whole_cohort else ()
-        rows += aggregate_per_model(_PREFERENCE, "rating", condition, ratings, baselines=models)
+        rows += aggregate_per_model(_PREFERENCE, "rating", condition, ratings, bounds=RATING, baselines=models)
     return rows
 
 

@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from instructgpt.statistics import intervals
-from instructgpt.statistics.intervals import NO_ESTIMATE, Estimate, FloatArray
+from instructgpt.statistics.arrays import ClusterKeys, FloatArray, IntArray, factorize
+from instructgpt.statistics.clustered import ratio_uncertainty
+from instructgpt.statistics.intervals import NO_ESTIMATE, Estimate
 
 _CALIBRATION_BINS = 15
 _NEWTON_STEPS = 100
@@ -31,7 +33,7 @@ def _confidence_and_correct(gaps: ArrayLike) -> tuple[FloatArray, FloatArray]:
     return np.asarray(expit(np.abs(gap))), np.asarray((np.sign(gap) + 1) / 2)
 
 
-def _quantile_bins(confidence: FloatArray, bins: int = _CALIBRATION_BINS) -> list[np.ndarray]:
+def _quantile_bins(confidence: FloatArray, bins: int = _CALIBRATION_BINS) -> list[IntArray]:
     """Return indices in bins of equal size, the least confident first."""
     return np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
 
@@ -43,15 +45,36 @@ def calibration_error(gaps: ArrayLike, bins: int = _CALIBRATION_BINS) -> float:
     return float(sum(errors) / len(confidence))
 
 
-def reliability_curve(gaps: ArrayLike, clusters: Sequence[str], bins: int = _CALIBRATION_BINS) -> list[CalibrationBin]:
-    """Return the bins of the reliability diagram, with clustered intervals. gaps and clusters (N,)."""
+def chance_calibration_error(gaps: ArrayLike, *clusters: ClusterKeys, bins: int = _CALIBRATION_BINS) -> float:
+    """Return the `calibration_error` that a calibrated model would show on average on as many pairs.
+
+    The error is an absolute value, so it is above 0 by chance: by sqrt(2 V / π) in a bin, V the clustered variance of
+    confidence minus accuracy (compare Roelofs and others, 2022). gaps and one or two keys (N,), N > 0.
+    """
     confidence, correct = _confidence_and_correct(gaps)
-    keys = np.asarray(clusters)
+    codes, ones = [factorize(key) for key in clusters], np.ones(len(confidence))
+    total = 0.0
+    for part in _quantile_bins(confidence, bins):
+        error = confidence[part] - correct[part]
+        error = (error - error.mean()) / len(part)
+        keys = [np.unique(key[part], return_inverse=True)[1].astype(np.int64) for key in codes]
+        total += len(part) * float(np.sqrt(2 / np.pi * ratio_uncertainty(error, ones[part], *keys).variance))
+    return total / len(confidence)
+
+
+def reliability_curve(gaps: ArrayLike, *clusters: ClusterKeys, bins: int = _CALIBRATION_BINS) -> list[CalibrationBin]:
+    """Return the bins of the reliability diagram, with clustered intervals. gaps and one or two keys (N,)."""
+    confidence, correct = _confidence_and_correct(gaps)
+    codes = [factorize(key) for key in clusters]
     return [
-        CalibrationBin(float(confidence[part].mean()), intervals.mean(correct[part], keys[part].tolist(), share=True))
+        CalibrationBin(float(confidence[part].mean()), _bin_accuracy(correct, codes, part))
         for part in _quantile_bins(confidence, bins)
         if len(part)
     ]
+
+
+def _bin_accuracy(correct: FloatArray, codes: Sequence[IntArray], part: IntArray) -> Estimate:
+    return intervals.mean(correct[part], *(key[part] for key in codes), bounds=intervals.SHARE)
 
 
 def brier_losses(gaps: ArrayLike) -> FloatArray:
@@ -59,12 +82,12 @@ def brier_losses(gaps: ArrayLike) -> FloatArray:
     return np.asarray((1 - expit(np.asarray(gaps, dtype=np.float64))) ** 2)
 
 
-def fit_temperature(gaps: ArrayLike, clusters: Sequence[str]) -> Estimate:
+def fit_temperature(gaps: ArrayLike, *clusters: ClusterKeys) -> Estimate:
     """Return the T that minimizes the loss of sigmoid(gap / T); above 1 the model is over-confident (Guo et al. 2017).
 
-    Logistic regression through the origin for 1 / T by Newton's method; the interval is Student's t on its clustered
-    variance, inverted. There is no estimate if all gaps have one sign or the scores order pairs no better than chance,
-    and no interval if that of 1 / T contains 0.
+    Logistic regression through the origin for 1 / T by Newton's method; the interval is Student's t on its variance,
+    clustered by one or two keys (N,), inverted. Where the interval of 1 / T contains 0, T has a low end only (Fieller,
+    1954). There is no value if the scores order pairs no better than chance, and no estimate if all gaps have one sign.
     """
     gap = np.asarray(gaps, dtype=np.float64)
     if not ((gap > 0).any() and (gap < 0).any()):
@@ -78,12 +101,10 @@ def fit_temperature(gaps: ArrayLike, clusters: Sequence[str]) -> Estimate:
         weight += float(np.clip(step, -1.0, 1.0))  # a full step can overshoot where the loss is flat
         if abs(step) < 1e-12:
             break
-    if weight <= 0:
-        return NO_ESTIMATE
     influence = np.asarray(expit(-weight * x) * x / curvature)
-    codes, no_second_clusters = intervals.factorize(list(clusters)), np.zeros(len(x), dtype=np.int64)
-    uncertainty = intervals.clustered_uncertainty(influence, codes, no_second_clusters)
-    weight_interval = intervals.t_interval(weight, uncertainty, len(x))
-    low = None if weight_interval.high is None else scale / weight_interval.high
-    high = None if weight_interval.low is None or weight_interval.low <= 0 else scale / weight_interval.low
-    return Estimate(scale / weight, low if high is not None else None, high, len(x))
+    uncertainty = ratio_uncertainty(influence, np.ones_like(x), *(factorize(key) for key in clusters))
+    inverse = intervals.t_interval(weight, uncertainty, len(x))
+    value, low, high = (
+        None if end is None or end <= 0 else scale / end for end in (inverse.value, inverse.high, inverse.low)
+    )
+    return Estimate(value, low, high, len(x), inverse.caution)

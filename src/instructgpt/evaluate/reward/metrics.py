@@ -11,10 +11,16 @@ import numpy as np
 from pydantic import model_validator
 from scipy import stats
 
-from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, make_row
-from instructgpt.evaluate.reward.calibration import brier_losses, calibration_error, fit_temperature
+from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, make_row, to_measurements
+from instructgpt.evaluate.reward.calibration import (
+    brier_losses,
+    calibration_error,
+    chance_calibration_error,
+    fit_temperature,
+)
 from instructgpt.records import Ranking
 from instructgpt.results import ResultRow
+from instructgpt.statistics import intervals
 from instructgpt.statistics.agreement import compare_labelers, summarize_agreement
 from instructgpt.statistics.intervals import Estimate
 from instructgpt.statistics.pair_judgments import LabelerRanking
@@ -53,14 +59,17 @@ _MetricFn = Callable[[ScoredRanking], Iterable[float]]
 def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[ResultRow]:
     """Return the accuracy of a reward model, its baselines, and its calibration.
 
-    By cohort, clustered by prompt: `pair_accuracy` and `length_baseline` (decided pairs; equal scores or lengths count
-    one half); `labeler_agreement` (pairs that two labelers of the cohort decided; `between` cohorts, too);
-    `kendall_tau` (tau-b, mean of rankings); `top_1` (the highest score is on a completion of the best rank);
-    `best_of_n` (share of the other completions ranked below the one with the highest score; 1/2 is chance); the last
-    three also for the longest completion, `…_by_length`; `length_difference` and `score_length_difference` (better
-    minus worse by labelers and by score); `pair_loss` (nats), `brier`, `temperature`, `calibration_error` (no
-    interval). `pair_accuracy` and `length_baseline` also by source (`source/hh`), length (`length/twice`,
-    `length/longer_is_better`, …) and labeler agreement, against the majority (`agreement/all`, …).
+    By cohort, clustered by prompt and labeler: `pair_accuracy` and `length_baseline` (decided pairs; equal scores or
+    lengths count one half) and their paired difference, `pair_accuracy_minus_length_baseline`; `labeler_agreement`
+    (pairs that two labelers of the cohort decided; `between` cohorts, too); `kendall_tau` (tau-b, mean of rankings);
+    `top_1` (the highest score is on a completion of the best rank); `best_of_n` (share of the other completions ranked
+    below the one with the highest score; 1/2 is chance); the last three also for the longest completion,
+    `…_by_length`; `length_difference` and `score_length_difference` (better minus worse by labelers and by score);
+    `pair_loss` (nats), `brier`, `temperature`, `calibration_error` (no interval) and beside it
+    `chance_calibration_error`, what a calibrated model would show. With both cohorts of labelers
+    `pair_accuracy_heldout_minus_training`. `pair_accuracy` and `length_baseline` also by source (`source/hh`), length
+    (`length/twice`, `length/longer_is_better`, …) and, clustered by prompt, labeler agreement, against the majority
+    (`agreement/all`, …).
     """
     cohorts: dict[str, list[ScoredRanking]] = {}
     for ranking in rankings:
@@ -68,18 +77,58 @@ def measure(rankings: Sequence[ScoredRanking], model: str = "reward") -> list[Re
     rows: list[ResultRow] = []
     for cohort, cohort_rankings in cohorts.items():
         rows += _ranking_rows(cohort_rankings, model, cohort, _RANKING_METRICS)
+        rows += _length_difference_rows(cohort_rankings, model, cohort)
         rows += _calibration_rows(cohort_rankings, model, cohort)
+    if {"training", "heldout"} <= set(cohorts):
+        rows += _generalization_rows(cohorts["training"], cohorts["heldout"], model)
     for source in sorted({ranking.source for ranking in rankings if ranking.source}):
         selected = [ranking for ranking in rankings if ranking.source == source]
         rows += _ranking_rows(selected, model, f"source/{source}", ("pair_accuracy", "length_baseline"))
     pairs = [pair for ranking in rankings for pair in _decided_pairs(ranking)]
     for condition, group in (_group_by_length_ratio(pairs) | _group_by_agreement(rankings)).items():
-        correct = [Observation(model, pair.correct, (pair.prompt,)) for pair in group]
+        keys = _cluster_keys(rankings) if condition.startswith("length/") else 1
+        correct = [Observation(model, pair.correct, pair.clusters[:keys]) for pair in group]
         rows += aggregate_per_model(REWARD_MODEL_EVALUATION, "pair_accuracy", condition, correct, share=True)
         if not condition.endswith("_is_better"):  # there it is 0 or 1 by construction
-            longer = [Observation(model, pair.longer_wins, (pair.prompt,)) for pair in group]
+            longer = [Observation(model, pair.longer_wins, pair.clusters[:keys]) for pair in group]
             rows += aggregate_per_model(REWARD_MODEL_EVALUATION, "length_baseline", condition, longer, share=True)
     return rows + _labeler_agreement_rows(rankings, model)
+
+
+def _cluster_keys(rankings: Iterable[ScoredRanking]) -> int:
+    """Return the number of cluster keys: the prompt, and the labeler if any is named."""
+    return 2 if any(ranking.labeler for ranking in rankings) else 1
+
+
+def _observations(rankings: Sequence[ScoredRanking], model: str, metric: str) -> list[Observation]:
+    keys, (metric_fn, _) = _cluster_keys(rankings), _RANKING_METRICS[metric]
+    return [Observation(model, value, _clusters(r)[:keys]) for r in rankings for value in metric_fn(r)]
+
+
+def _clusters(ranking: ScoredRanking) -> tuple[str, str]:
+    return ranking.prompt, ranking.labeler or ""
+
+
+def _length_difference_rows(rankings: Sequence[ScoredRanking], model: str, cohort: str) -> list[ResultRow]:
+    accuracy, length = (_observations(rankings, model, name) for name in ("pair_accuracy", "length_baseline"))
+    if not accuracy:
+        return []
+    gain = intervals.difference(to_measurements(accuracy), to_measurements(length), intervals.SHARE)
+    return [make_row(REWARD_MODEL_EVALUATION, "pair_accuracy_minus_length_baseline", model, cohort, gain)]
+
+
+def _generalization_rows(
+    training: Sequence[ScoredRanking], heldout: Sequence[ScoredRanking], model: str
+) -> list[ResultRow]:
+    keys = _cluster_keys([*training, *heldout])
+    heldout_pairs, training_pairs = (
+        [Observation(model, value, _clusters(r)[:keys]) for r in rankings for value in _pair_accuracy(r)]
+        for rankings in (heldout, training)
+    )
+    if not heldout_pairs or not training_pairs:
+        return []
+    gap = intervals.difference(to_measurements(heldout_pairs), to_measurements(training_pairs), intervals.SHARE)
+    return [make_row(REWARD_MODEL_EVALUATION, "pair_accuracy_heldout_minus_training", model, "", gap)]
 
 
 def _ranking_rows(
@@ -87,15 +136,15 @@ def _ranking_rows(
 ) -> list[ResultRow]:
     rows: list[ResultRow] = []
     for metric in metrics:
-        metric_fn, share = _RANKING_METRICS[metric]
-        observations = [Observation(model, value, (r.prompt,)) for r in rankings for value in metric_fn(r)]
-        rows += aggregate_per_model(REWARD_MODEL_EVALUATION, metric, condition, observations, share=share)
+        observations, bounds = _observations(rankings, model, metric), _RANKING_METRICS[metric][1]
+        rows += aggregate_per_model(REWARD_MODEL_EVALUATION, metric, condition, observations, bounds=bounds)
     return rows
 
 
 @dataclass(frozen=True, slots=True)
 class _DecidedPair:
-    prompt: str
+    clusters: tuple[str, str]
+    """Prompt and labeler."""
     correct: float
     longer_wins: float
     length_ratio: float
@@ -105,7 +154,7 @@ def _make_decided_pair(ranking: ScoredRanking, better: int, worse: int) -> _Deci
     lengths, scores = ranking.completion_lengths(), ranking.scores
     correct, longer_wins = _correctness([scores[better] - scores[worse], lengths[better] - lengths[worse]])
     short, long = sorted((lengths[better], lengths[worse]))
-    return _DecidedPair(ranking.prompt, correct, longer_wins, long / short if short else np.inf if long else 1.0)
+    return _DecidedPair(_clusters(ranking), correct, longer_wins, long / short if short else np.inf if long else 1.0)
 
 
 def _decided_pairs(ranking: ScoredRanking) -> list[_DecidedPair]:
@@ -148,18 +197,29 @@ def _group_by_agreement(rankings: Sequence[ScoredRanking]) -> dict[str, list[_De
 
 
 def _calibration_rows(rankings: Sequence[ScoredRanking], model: str, cohort: str) -> list[ResultRow]:
-    prompt_gaps = [(ranking.prompt, gap) for ranking in rankings for gap in _gaps(ranking, ranking.scores)]
-    if not prompt_gaps:
+    gaps, keys = score_gaps(rankings)
+    if not gaps:
         return []
-    prompts, gaps = zip(*prompt_gaps, strict=True)
-    error = Estimate(calibration_error(gaps), None, None, len(gaps))
-    brier = zip(prompts, brier_losses(gaps).tolist(), strict=True)
-    losses = [Observation(model, loss, (prompt,)) for prompt, loss in brier]
+    errors = {
+        "calibration_error": calibration_error(gaps),
+        "chance_calibration_error": chance_calibration_error(gaps, *keys),
+    }
+    brier = intervals.mean(brier_losses(gaps), *keys, bounds=intervals.SHARE)
     return [
-        make_row(REWARD_MODEL_EVALUATION, "calibration_error", model, cohort, error),
-        *aggregate_per_model(REWARD_MODEL_EVALUATION, "brier", cohort, losses, share=True),
-        make_row(REWARD_MODEL_EVALUATION, "temperature", model, cohort, fit_temperature(gaps, prompts)),
+        *(
+            make_row(REWARD_MODEL_EVALUATION, name, model, cohort, Estimate(error, None, None, len(gaps)))
+            for name, error in errors.items()
+        ),
+        make_row(REWARD_MODEL_EVALUATION, "brier", model, cohort, brier),
+        make_row(REWARD_MODEL_EVALUATION, "temperature", model, cohort, fit_temperature(gaps, *keys)),
     ]
+
+
+def score_gaps(rankings: Sequence[ScoredRanking]) -> tuple[list[float], list[list[str]]]:
+    """Return the score of the better completion less the other's for every pair (N,), and one or two cluster keys."""
+    found = [(gap, _clusters(ranking)) for ranking in rankings for gap in _gaps(ranking, ranking.scores)]
+    keys = [list(key) for key in zip(*(clusters for _, clusters in found), strict=True)]
+    return [gap for gap, _ in found], keys[: _cluster_keys(rankings)]
 
 
 def _gaps(ranking: ScoredRanking, values: Sequence[float]) -> Iterator[float]:
@@ -168,6 +228,10 @@ def _gaps(ranking: ScoredRanking, values: Sequence[float]) -> Iterator[float]:
 
 def _correctness(gaps: Iterable[float]) -> list[float]:
     return [(np.sign(gap) + 1) / 2 for gap in gaps]
+
+
+def _pair_accuracy(ranking: ScoredRanking) -> list[float]:
+    return _correctness(_gaps(ranking, ranking.scores))
 
 
 def _kendall_tau(ranks: Sequence[int], values: Sequence[float]) -> list[float]:
@@ -198,20 +262,23 @@ def _score_length_differences(ranking: ScoredRanking) -> list[float]:
     return [float(np.sign(gap) * longer) for gap, longer in gaps if gap != 0]
 
 
-_RANKING_METRICS: dict[str, tuple[_MetricFn, bool]] = {
-    "pair_accuracy": (lambda ranking: _correctness(_gaps(ranking, ranking.scores)), True),
-    "length_baseline": (lambda ranking: _correctness(_gaps(ranking, ranking.completion_lengths())), True),
-    "kendall_tau": (lambda ranking: _kendall_tau(ranking.ranks, ranking.scores), False),
-    "kendall_tau_by_length": (lambda ranking: _kendall_tau(ranking.ranks, ranking.completion_lengths()), False),
-    "top_1": (lambda ranking: _top_1(ranking.ranks, ranking.scores), True),
-    "top_1_by_length": (lambda ranking: _top_1(ranking.ranks, ranking.completion_lengths()), True),
-    "best_of_n": (lambda ranking: _best_of_n(ranking.ranks, ranking.scores), True),
-    "best_of_n_by_length": (lambda ranking: _best_of_n(ranking.ranks, ranking.completion_lengths()), True),
-    "pair_loss": (lambda ranking: [float(np.logaddexp(0, -gap)) for gap in _gaps(ranking, ranking.scores)], False),
-    "length_difference": (lambda ranking: _gaps(ranking, ranking.completion_lengths()), False),
-    "score_length_difference": (_score_length_differences, False),
+_RANKING_METRICS: dict[str, tuple[_MetricFn, intervals.Bounds | None]] = {
+    "pair_accuracy": (_pair_accuracy, intervals.SHARE),
+    "length_baseline": (lambda ranking: _correctness(_gaps(ranking, ranking.completion_lengths())), intervals.SHARE),
+    "kendall_tau": (lambda ranking: _kendall_tau(ranking.ranks, ranking.scores), intervals.CORRELATION),
+    "kendall_tau_by_length": (
+        lambda ranking: _kendall_tau(ranking.ranks, ranking.completion_lengths()),
+        intervals.CORRELATION,
+    ),
+    "top_1": (lambda ranking: _top_1(ranking.ranks, ranking.scores), intervals.SHARE),
+    "top_1_by_length": (lambda ranking: _top_1(ranking.ranks, ranking.completion_lengths()), intervals.SHARE),
+    "best_of_n": (lambda ranking: _best_of_n(ranking.ranks, ranking.scores), intervals.SHARE),
+    "best_of_n_by_length": (lambda ranking: _best_of_n(ranking.ranks, ranking.completion_lengths()), intervals.SHARE),
+    "pair_loss": (lambda ranking: [float(np.logaddexp(0, -gap)) for gap in _gaps(ranking, ranking.scores)], None),
+    "length_difference": (lambda ranking: _gaps(ranking, ranking.completion_lengths()), None),
+    "score_length_difference": (_score_length_differences, None),
 }
-"""The values of each metric for one ranking, and whether they lie in 0..1."""
+"""The values of each metric for one ranking, and their bounds."""
 
 
 def _labeler_agreement_rows(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:

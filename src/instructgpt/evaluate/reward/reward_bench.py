@@ -12,7 +12,7 @@ twice: `tied` with many right answers, `ref` with one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from instructgpt.evaluate.reward.metrics import ScoredRanking
 from instructgpt.records import PromptFields
 from instructgpt.results import ResultRow
 from instructgpt.statistics import intervals
-from instructgpt.statistics.intervals import FloatArray
+from instructgpt.statistics.arrays import FloatArray
 
 _REWARD_BENCH, _REWARD_BENCH_2 = "reward_bench", "reward_bench_2"
 REWARD_BENCH_SECTIONS: Mapping[str, Mapping[str, int]] = {
@@ -95,7 +95,7 @@ def measure_reward_bench(pairs: Sequence[ScoredPair], model: str) -> list[Result
         selected = [pair for pair in pairs if pair.subset in pair_weights]
         weights = [pair_weights[pair.subset] for pair in selected]
         values = [pair.results * weight for pair, weight in zip(selected, weights, strict=True)]
-        estimate = intervals.mean(values, [pair.prompt for pair in selected], weights=weights, share=True)
+        estimate = intervals.mean(values, [pair.prompt for pair in selected], weights=weights, bounds=intervals.SHARE)
         return make_row(_REWARD_BENCH, metric, model, condition, estimate)
 
     rows = [row("accuracy", f"subset/{subset}", {subset: 1.0}) for subset in counts]
@@ -130,7 +130,7 @@ def measure_reward_bench_2(rankings: Sequence[ScoredRanking], model: str) -> lis
     ]
     metric_fns = [_tie_metric if name == _TIES_SUBSET else _mean_credit for name in names]
     rows = [
-        make_row(_REWARD_BENCH_2, "score", model, f"subset/{name}", intervals.jackknife(block, metric_fn, len(block)))
+        make_row(_REWARD_BENCH_2, "score", model, f"subset/{name}", _jackknife(block, metric_fn))
         for name, block, metric_fn in zip(names, blocks, metric_fns, strict=True)
     ]
     # block-diagonal: a question belongs to one subset and adds nothing to the sums of the others
@@ -146,8 +146,13 @@ def measure_reward_bench_2(rankings: Sequence[ScoredRanking], model: str) -> lis
         means = [metric_fn(part) for metric_fn, part in zip(metric_fns, parts, strict=True)]
         return np.asarray(sum(means) / len(means))
 
-    estimate = intervals.jackknife(stacked, mean_of_subsets, len(stacked))
-    return [*rows, make_row(_REWARD_BENCH_2, "score", model, "", estimate)]
+    return [*rows, make_row(_REWARD_BENCH_2, "score", model, "", _jackknife(stacked, mean_of_subsets))]
+
+
+def _jackknife(parts: FloatArray, statistic: Callable[[FloatArray], FloatArray]) -> intervals.Estimate:
+    """Estimate a share from what each question adds to sums (G, F)."""
+    questions = intervals.ClusterSums(parts, np.ones(len(parts)))
+    return intervals.jackknife(parts.sum(0), statistic, len(parts), questions, bounds=intervals.SHARE)
 
 
 def _columns(ranking: ScoredRanking) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from instructgpt.evaluate.comparison_settings import ComparisonSettings
 from instructgpt.evaluate.preference_inputs import parse_named_models, resolve_data_files, subsample_prompts
 from instructgpt.evaluate.reward import reward_bench
 from instructgpt.evaluate.reward.calibration import reliability_curve
-from instructgpt.evaluate.reward.metrics import REWARD_MODEL_EVALUATION, ScoredRanking, measure
+from instructgpt.evaluate.reward.metrics import REWARD_MODEL_EVALUATION, ScoredRanking, measure, score_gaps
 from instructgpt.evaluate.reward.scores import attach_reward_scores, cached_reward_scores
 from instructgpt.models.policy import pick_device
 from instructgpt.records import Ranking, iter_rows, validate_record, write_records
@@ -99,8 +99,8 @@ def _parse_reward_bench_2_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def reliability_rows(rankings: Sequence[ScoredRanking], model: str) -> list[ResultRow]:
     """Return `confidence` and `right` of each bin of the reliability diagram: `bin/01` …, least confident first."""
-    gaps = [(r.prompt, r.scores[better] - r.scores[worse]) for r in rankings for better, worse in r.pairs()]
-    bins = reliability_curve([gap for _, gap in gaps], [prompt for prompt, _ in gaps])
+    gaps, keys = score_gaps(rankings)
+    bins = reliability_curve(gaps, *keys)
     rows: list[ResultRow] = []
     for number, calibration_bin in enumerate(bins, 1):
         condition, accuracy = f"bin/{number:02}", calibration_bin.accuracy

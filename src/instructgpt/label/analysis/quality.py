@@ -163,30 +163,32 @@ def _category_agreements(rankings: Sequence[StoredRanking], ratings: Sequence[St
     from instructgpt.statistics.categorical_agreement import gwet_ac1, krippendorff_alpha, positive_agreement
 
     first_rankings = {row.submission: row for row in rankings if row.round == 0}
-    answers: dict[str, list[tuple[Hashable, float, str]]] = {name: [] for name in ("rating", *LABELS)}
+    answers: dict[str, list[tuple[Hashable, float, str, str]]] = {name: [] for name in ("rating", *LABELS)}
     for row in ratings:
         ranking = first_rankings.get(row.submission)
         if ranking is None:
             continue
         unit = (ranking.task, row.completion)
         if row.rating is not None:
-            answers["rating"].append((unit, float(row.rating), ranking.prompt))
+            answers["rating"].append((unit, float(row.rating), ranking.prompt, ranking.labeler))
         for name, answer in row.labels.items():
-            answers[name].append((unit, 2.0 if answer is None else float(answer), ranking.prompt))
+            value = 2.0 if answer is None else float(answer)
+            answers[name].append((unit, value, ranking.prompt, ranking.labeler))
     results = []
     for name, rows in answers.items():
         if not rows:
             continue
-        units, values, prompts = zip(*rows, strict=True)
+        units, values, prompts, labelers = zip(*rows, strict=True)
         if name == "rating":
-            alpha = krippendorff_alpha(units, values, "ordinal", prompts)
+            alpha = krippendorff_alpha(units, values, "ordinal", prompts, labelers)
             results.append(CategoryAgreement(name, len(rows), None, alpha, None, None))
             continue
-        applicable = [(unit, value == 1, prompt) for unit, value, prompt in rows if value != 2]
+        applicable = [(unit, value == 1, prompt, labeler) for unit, value, prompt, labeler in rows if value != 2]
         positive = positive_agreement(*map(list, zip(*applicable, strict=True))) if applicable else None
-        share = sum(value for _, value, _ in applicable) / len(applicable) if applicable else None
-        alpha = krippendorff_alpha(units, values, "nominal", prompts)
-        results.append(CategoryAgreement(name, len(rows), share, alpha, gwet_ac1(units, values, prompts), positive))
+        share = sum(value for _, value, *_ in applicable) / len(applicable) if applicable else None
+        alpha = krippendorff_alpha(units, values, "nominal", prompts, labelers)
+        ac1 = gwet_ac1(units, values, prompts, labelers=labelers)
+        results.append(CategoryAgreement(name, len(rows), share, alpha, ac1, positive))
     return results
 
 

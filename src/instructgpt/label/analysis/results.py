@@ -29,7 +29,7 @@ from instructgpt.results import ResultRow, result_row_to_dict
 
 if TYPE_CHECKING:
     from instructgpt.statistics.bradley_terry import Strength
-    from instructgpt.statistics.intervals import Estimate
+    from instructgpt.statistics.intervals import Bounds, Estimate
     from instructgpt.statistics.win_rate import WinRate
 
     _Estimates = dict[tuple[str, str], Estimate]
@@ -205,31 +205,35 @@ def _iter_model_ratings(
 
 
 def _mean_ratings(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]) -> _Estimates:
+    from instructgpt.statistics import intervals
+
     rows: _Observations = {}
     for ranking, model, row in _iter_model_ratings(rankings, ratings):
         if row.rating is not None:
             observation = (float(row.rating), ranking.prompt, ranking.labeler)
             for cohort in ("", ranking.cohort):
                 rows.setdefault((model, cohort), []).append(observation)
-    return _clustered_means(rows, share=False)
+    return _clustered_means(rows, intervals.RATING)
 
 
 def _label_shares(rankings: Sequence[StoredRanking], ratings: Sequence[StoredRating]) -> _Estimates:
+    from instructgpt.statistics import intervals
+
     rows: _Observations = {}
     for ranking, model, row in _iter_model_ratings(rankings, ratings):
         for name, answer in row.labels.items():
             if answer is not None:
                 rows.setdefault((model, name), []).append((float(answer), ranking.prompt, ranking.labeler))
-    return _clustered_means(rows, share=True)
+    return _clustered_means(rows, intervals.SHARE)
 
 
-def _clustered_means(rows: _Observations, share: bool) -> _Estimates:
+def _clustered_means(rows: _Observations, bounds: Bounds) -> _Estimates:
     from instructgpt.statistics import intervals
 
     means = {}
     for key, observations in rows.items():
         values, prompts, labelers = zip(*observations, strict=True)
-        means[key] = intervals.mean(values, prompts, labelers, share=share)
+        means[key] = intervals.mean(values, prompts, labelers, bounds=bounds)
     return means
 
 
@@ -238,7 +242,8 @@ def to_result_rows(results: EvaluationResults) -> list[dict[str, object]]:
     rows: list[ResultRow] = []
 
     def add(evaluation: str, metric: str, model: str, condition: str, value: Estimate) -> None:
-        rows.append(ResultRow(evaluation, metric, model, condition, value.value, value.low, value.high, value.n))
+        numbers = (value.value, value.low, value.high, value.n)
+        rows.append(ResultRow(evaluation, metric, model, condition, *numbers, caution=value.caution))
 
     for wins, prefix in ((results.wins, ""), (results.by_cohort, ""), (results.by_use_case, "all/")):
         for row in wins:

@@ -258,13 +258,11 @@ def _agreement_metric(part: ScreeningPart, agreement_sum: float, items: int) -> 
 
 
 def _grade_metric(grades: list[float]) -> ScreeningMetric:
-    """Build the metric of a mean grade; the interval over demonstrations is clipped to 1–7."""
-    from instructgpt.statistics.intervals import mean  # loads scipy, which the site starts without
+    """Build the metric of a mean grade from 1 to 7, with its interval over demonstrations."""
+    from instructgpt.statistics.intervals import RATING, mean  # loads scipy, which the site starts without
 
-    part: ScreeningPart = "demonstration"
-    metric = _build_metric(part, mean(grades, list(range(len(grades)))), len(grades))
-    low, high = (None if end is None else min(7.0, max(1.0, end)) for end in (metric.low, metric.high))
-    return metric.model_copy(update={"low": low, "high": high})
+    estimate = mean(grades, list(range(len(grades))), bounds=RATING)
+    return _build_metric("demonstration", estimate, len(grades))
 
 
 def _build_metric(part: ScreeningPart, estimate: Estimate, items: int) -> ScreeningMetric:

@@ -322,9 +322,10 @@ def _reward_model_section(results: Results, findings: Sequence[Finding]) -> Sect
         if (row := results.get("reward_model", metric, "reward", condition))
     ]
     calibration = results.get("reward_model", "calibration_error", "reward", condition)
+    by_chance = results.get("reward_model", "chance_calibration_error", "reward", condition)
     calibration_sentence = (
         f" Its confidence is off by {format_metric_value(calibration.value)} on average." if calibration else ""
-    )
+    ) + (f" A calibrated model would show {format_metric_value(by_chance.value)} by chance." if by_chance else "")
     return Section(
         id="reward-model",
         title="Reward model",
@@ -337,7 +338,7 @@ def _reward_model_section(results: Results, findings: Sequence[Finding]) -> Sect
         figure=charts.reward_model_figure(results),
         caption=join_sentences(
             "Share of decided pairs in the right order. The dashed line is chance.",
-            describe_intervals(results.rows("reward_model", "pair_accuracy"), "prompts"),
+            describe_intervals(results.rows("reward_model", "pair_accuracy"), "prompts and labelers"),
         ),
         findings=_section_findings(findings, "reward-model"),
         tables=(
