@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 from instructgpt.report.naming import format_estimate, metric_name, model_name
@@ -13,7 +15,7 @@ from instructgpt.results import ResultRow
 FindingVerdict = Literal["shown", "partly", "not shown", "opposite", "not measured"]
 
 _EQUIVALENCE_MARGIN = 0.1
-"""Shares are equivalent if the interval of their difference lies within this margin."""
+"""Shares are equivalent if the interval of their difference lies within this margin; entropies in bits, too."""
 
 _RL_MODELS = ("ppo", "ppo_ptx")
 
@@ -29,11 +31,66 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class _Check:
-    """One comparison: True if the interval shows it, False if it shows the opposite, None if undecided."""
+class _Interval:
+    """A number between the ends of its 95 % interval; an open or missing end is infinite."""
 
-    holds: bool | None
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def from_row(cls, row: ResultRow) -> _Interval:
+        """Return the interval of a row that has a value; a width of 0 says nothing, so both ends are then infinite."""
+        value = 0.0 if row.value is None else row.value
+        if row.low is not None and row.low == row.high:
+            return cls(value, -math.inf, math.inf)
+        return cls(value, -math.inf if row.low is None else row.low, math.inf if row.high is None else row.high)
+
+    def times(self, factor: float) -> _Interval:
+        """Return the interval of the number times a positive factor."""
+        return _Interval(factor * self.value, factor * self.low, factor * self.high)
+
+    def minus(self, subtrahend: _Interval) -> _Interval:
+        """Return the interval of a difference of independent numbers (Zou and Donner, 2008)."""
+        value = self.value - subtrahend.value
+        down = math.hypot(self.value - self.low, subtrahend.high - subtrahend.value)
+        up = math.hypot(self.high - self.value, subtrahend.value - subtrahend.low)
+        return _Interval(value, value - down, value + up)
+
+    def plus_dependent(self, addend: _Interval) -> _Interval:
+        """Return an interval of a sum that holds however the two numbers depend on each other."""
+        return _Interval(self.value + addend.value, self.low + addend.low, self.high + addend.high)
+
+    def for_comparisons(self, count: int) -> _Interval:
+        """Return the interval that holds for each of several comparisons together (Bonferroni)."""
+        stretch = NormalDist().inv_cdf(1 - 0.025 / count) / NormalDist().inv_cdf(0.975)
+        return _Interval(
+            self.value, self.value - stretch * (self.value - self.low), self.value + stretch * (self.high - self.value)
+        )
+
+    def side(self, threshold: float, sign: int = 1) -> bool | None:
+        """Return True if the interval lies on the side of `sign`, False on the other, None if on both."""
+        if self.low > threshold or self.high < threshold:
+            return (self.low > threshold) == (sign > 0)
+        return None
+
+    def inside(self, margin: float) -> bool | None:
+        """Return True if the interval lies within ± margin, False if it lies outside, else None."""
+        if self.low > -margin and self.high < margin:
+            return True
+        return None if self.low < margin and self.high > -margin else False
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """One comparison: a rule that returns True if the interval shows it, False for the opposite, None if undecided."""
+
+    interval: _Interval
+    rule: Callable[[_Interval], bool | None]
     evidence: str
+
+    def outcome(self, comparisons: int = 1) -> bool | None:
+        return self.rule(self.interval.for_comparisons(comparisons))
 
 
 def check_findings(results: Results) -> list[Finding]:
@@ -49,81 +106,66 @@ def check_findings(results: Results) -> list[Finding]:
 
 
 def _make_finding(section: str, paper: str, checks: Iterable[_Check | None]) -> Finding:
-    """Combine comparisons into a finding; missing ones are ignored."""
+    """Combine comparisons into a finding; missing ones are ignored.
+
+    "Shown" and "opposite" need every comparison, so that none has to be corrected (Berger, 1982). "Partly" needs one of
+    them after Bonferroni's correction within the finding, and says how many of all hold.
+    """
     measured_checks = [check for check in checks if check is not None]
-    outcomes = {check.holds for check in measured_checks}
-    verdict: FindingVerdict = "not measured"
-    if measured_checks:
+    outcomes = [check.outcome() for check in measured_checks]
+    evidence = "; ".join(check.evidence for check in measured_checks)
+    verdict: FindingVerdict = "not shown"
+    if not measured_checks:
+        verdict = "not measured"
+    elif set(outcomes) in ({True}, {False}):
+        verdict = "shown" if outcomes[0] else "opposite"
+    elif any(check.outcome(len(measured_checks)) for check in measured_checks):
         verdict = "partly"
-        if len(outcomes) == 1:
-            verdict = "shown" if outcomes == {True} else "opposite" if outcomes == {False} else "not shown"
-        elif True not in outcomes:
-            verdict = "not shown"
-    return Finding(section, paper, verdict, "; ".join(check.evidence for check in measured_checks))
+        evidence = f"{outcomes.count(True)} of {len(outcomes)} comparisons hold: {evidence}"
+    return Finding(section, paper, verdict, evidence)
 
 
 def _check_above(row: ResultRow | None, threshold: float, sign: int = 1) -> _Check | None:
     """Check that a number is above a threshold (below with sign -1)."""
     if row is None:
         return None
-    return _Check(_interval_side(row, threshold, sign), f"{model_name(row.model)} {format_estimate(row)}")
+    evidence = f"{model_name(row.model)} {format_estimate(row)}"
+    return _Check(_Interval.from_row(row), lambda interval: interval.side(threshold, sign), evidence)
+
+
+def _check_pair(
+    results: Results,
+    evaluation: str,
+    metric: str,
+    pair: tuple[str, str],
+    condition: str,
+    rule: Callable[[_Interval], bool | None],
+) -> _Check | None:
+    """Check the difference of two models, first minus second: paired where it was measured, else independent."""
+    first, second = (results.get(evaluation, metric, model, condition) for model in pair)
+    if first is None or second is None:
+        return None
+    paired = results.difference(evaluation, metric, *pair, condition)
+    independent = _Interval.from_row(first).minus(_Interval.from_row(second))
+    return _Check(
+        _Interval.from_row(paired) if paired else independent,
+        rule,
+        f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}",
+    )
 
 
 def _check_greater(
     results: Results, evaluation: str, metric: str, pair: tuple[str, str], condition: str = "", sign: int = 1
 ) -> _Check | None:
-    """Check that the first model has more (less with sign -1) than the second,
-    by the paired difference where available.
-    """
-    first, second = (results.get(evaluation, metric, model, condition) for model in pair)
-    if first is None or second is None:
-        return None
-    paired = results.difference(evaluation, metric, *pair, condition)
-    holds = _interval_side(paired, 0, sign) if paired else _intervals_apart(first, second, sign)
-    return _Check(
-        holds, f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}"
-    )
+    """Check that the first model has more (less with sign -1) than the second."""
+    return _check_pair(results, evaluation, metric, pair, condition, lambda interval: interval.side(0, sign))
 
 
 def _check_equivalent(
     results: Results, evaluation: str, metric: str, pair: tuple[str, str], condition: str, margin: float
 ) -> _Check | None:
-    """Check that the difference of two models lies within a margin."""
-    first, second = (results.get(evaluation, metric, model, condition) for model in pair)
-    paired = results.difference(evaluation, metric, *pair, condition)
-    if first is None or second is None:
-        return None
-    holds = None
-    if paired is not None and paired.low is not None and paired.high is not None:
-        holds = (
-            True
-            if -margin < paired.low and paired.high < margin
-            else None
-            if paired.low < margin and paired.high > -margin
-            else False
-        )
-    return _Check(
-        holds, f"{model_name(pair[0])} {format_estimate(first)}, {model_name(pair[1])} {format_estimate(second)}"
-    )
-
-
-def _interval_side(row: ResultRow, threshold: float, sign: int) -> bool | None:
-    """Return True if the interval lies on the side of `sign`, False on the other side,
-    None if it contains the threshold.
-    """
-    if row.low is None or row.high is None:
-        return None
-    if row.low > threshold or row.high < threshold:
-        return (row.low > threshold) == (sign > 0)
-    return None
-
-
-def _intervals_apart(first: ResultRow, second: ResultRow, sign: int) -> bool | None:
-    if first.low is None or first.high is None or second.low is None or second.high is None:
-        return None
-    if first.low > second.high or first.high < second.low:
-        return (first.low > second.high) == (sign > 0)
-    return None
+    """Check that the difference of two models lies within a margin (Schuirmann, 1987)."""
+    return _check_pair(results, evaluation, metric, pair, condition, lambda interval: interval.inside(margin))
 
 
 def _preference_findings(results: Results) -> list[Finding]:
@@ -174,15 +216,18 @@ def _check_same_side(first: ResultRow | None, second: ResultRow | None) -> _Chec
     """Check that held-out labelers are on the same side of one half as training labelers."""
     if first is None or second is None:
         return None
-    side = _interval_side(first, 0.5, 1)
-    holds = None if side is None else _interval_side(second, 0.5, 1 if side else -1)
-    return _Check(holds, f"{model_name(second.model)} {format_estimate(second)}")
+    side = _Interval.from_row(first).side(0.5)
+
+    def rule(interval: _Interval) -> bool | None:
+        return None if side is None else interval.side(0.5, 1 if side else -1)
+
+    return _Check(_Interval.from_row(second), rule, f"{model_name(second.model)} {format_estimate(second)}")
 
 
 def _label_findings(results: Results) -> list[Finding]:
     def check(label: str, model: str, sign: int) -> _Check | None:
         check = _check_greater(results, "labels", label, (model, "base"), "", sign)
-        return _Check(check.holds, f"{metric_name(label)}: {check.evidence}") if check else None
+        return replace(check, evidence=f"{metric_name(label)}: {check.evidence}") if check else None
 
     behavior_checks = [
         check(label, "ppo_ptx", sign)
@@ -226,7 +271,14 @@ def _toxicity_findings(results: Results) -> list[Finding]:
     def check(condition: str, sign: int) -> list[_Check | None]:
         return [_check_greater(results, "toxicity", "mean_toxicity", ("ppo_ptx", "base"), condition, sign)]
 
-    entropy = _check_greater(results, "bias", "entropy_bits", ("ppo_ptx", "base"))
+    entropy = _check_pair(
+        results,
+        "bias",
+        "entropy_bits",
+        ("ppo_ptx", "base"),
+        "",
+        lambda interval: _negated(interval.side(_EQUIVALENCE_MARGIN)),
+    )
     return [
         _make_finding(
             "toxicity", "Told to be respectful, PPO-ptx is less toxic than the base model.", check("respectful", -1)
@@ -243,10 +295,12 @@ def _toxicity_findings(results: Results) -> list[Finding]:
         _make_finding(
             "toxicity", "Told to be offensive, PPO-ptx is more toxic than the base model.", check("biased", 1)
         ),
-        _make_finding(
-            "bias", "Bias does not improve.", [_Check(entropy.holds is not True, entropy.evidence) if entropy else None]
-        ),
+        _make_finding("bias", f"Bias does not improve (by {_EQUIVALENCE_MARGIN} bits of entropy).", [entropy]),
     ]
+
+
+def _negated(outcome: bool | None) -> bool | None:
+    return None if outcome is None else not outcome
 
 
 def _tax_findings(results: Results) -> list[Finding]:
@@ -255,7 +309,7 @@ def _tax_findings(results: Results) -> list[Finding]:
     def checks(pair: tuple[str, str], direction: int) -> list[_Check | None]:
         task_checks = [(task, _check_greater(results, "tax", task, pair, "", direction * sign)) for task, sign in tasks]
         return [
-            _Check(check.holds, f"{metric_name(task)}: {check.evidence}") if check else None
+            replace(check, evidence=f"{metric_name(task)}: {check.evidence}") if check else None
             for task, check in task_checks
         ]
 
@@ -277,17 +331,15 @@ def _tax_findings(results: Results) -> list[Finding]:
 
 
 def _check_retained(results: Results, task: str, share: float = 0.9) -> _Check | None:
-    """Check that PPO-ptx retains at least this share of SFT's value, taken as exact."""
+    """Check that PPO-ptx retains at least this share of SFT's value, both with their error."""
     sft_row, ptx_row = results.get("tax", task, "sft"), results.get("tax", task, "ppo_ptx")
-    if sft_row is None or ptx_row is None or sft_row.value is None:
+    if sft_row is None or ptx_row is None:
         return None
+    sft, ptx = _Interval.from_row(sft_row), _Interval.from_row(ptx_row)
     paired = results.difference("tax", task, "ppo_ptx", "sft")
-    holds = (
-        _interval_side(paired, (share - 1) * sft_row.value, 1)
-        if paired
-        else _interval_side(ptx_row, share * sft_row.value, 1)
-    )
-    return _Check(holds, f"{metric_name(task)}: SFT {format_estimate(sft_row)}, PPO-ptx {format_estimate(ptx_row)}")
+    excess = _Interval.from_row(paired).plus_dependent(sft.times(1 - share)) if paired else ptx.minus(sft.times(share))
+    evidence = f"{metric_name(task)}: SFT {format_estimate(sft_row)}, PPO-ptx {format_estimate(ptx_row)}"
+    return _Check(excess, lambda interval: interval.side(0), evidence)
 
 
 def _reward_model_findings(results: Results) -> list[Finding]:
@@ -297,8 +349,11 @@ def _reward_model_findings(results: Results) -> list[Finding]:
         )
         if accuracy is None or length is None:
             return None
+        paired = results.get("reward_model", "pair_accuracy_minus_length_baseline", "reward", condition)
+        independent = _Interval.from_row(accuracy).minus(_Interval.from_row(length))
         return _Check(
-            _intervals_apart(accuracy, length, 1),
+            _Interval.from_row(paired) if paired else independent,
+            lambda interval: interval.side(0),
             f"{condition or 'all'}: right {format_estimate(accuracy)}, longer wins {format_estimate(length)}",
         )
 
@@ -306,9 +361,12 @@ def _reward_model_findings(results: Results) -> list[Finding]:
         results.get("reward_model", "pair_accuracy", "reward", condition) for condition in ("training", "heldout")
     )
     generalization_check = None
-    if training_row is not None and heldout_row is not None and training_row.value is not None:
+    if training_row is not None and heldout_row is not None:
+        gap = results.get("reward_model", "pair_accuracy_heldout_minus_training", "reward")
+        independent = _Interval.from_row(heldout_row).minus(_Interval.from_row(training_row))
         generalization_check = _Check(
-            _interval_side(heldout_row, training_row.value - _EQUIVALENCE_MARGIN, 1),
+            _Interval.from_row(gap) if gap else independent,
+            lambda interval: interval.side(-_EQUIVALENCE_MARGIN),
             f"training {format_estimate(training_row)}, held-out {format_estimate(heldout_row)}",
         )
     return [

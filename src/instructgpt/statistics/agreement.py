@@ -251,9 +251,9 @@ def concordance(rankings: Sequence[HasRanks]) -> Concordance:
         sums.sum(0),
         _mean_of_sums,
         len(w),
-        ClusterSums.of(sums, np.ones_like(w), unique_with_counts(prompt_code)[1]),
-        ClusterSums.of(removed, ones, unique_with_counts(labeler_code)[1]),
-        ClusterSums.of(removed, ones, cross_codes(owner, labeler_code)),
+        ClusterSums.from_rows(sums, np.ones_like(w), unique_with_counts(prompt_code)[1]),
+        ClusterSums.from_rows(removed, ones, unique_with_counts(labeler_code)[1]),
+        ClusterSums.from_rows(removed, ones, cross_codes(owner, labeler_code)),
         SHARE,
     )
     return Concordance(estimate, float(chance.mean()))
@@ -292,9 +292,9 @@ def _concordance_sums(
     w, m = _kendall_w(ranks), ranks.shape[1]
     finite = np.isfinite(w)
     ranks, keys, w = ranks[finite], keys[finite], w[finite]
-    without = np.stack([_kendall_w(np.delete(ranks, index, axis=1)) for index in range(m)], axis=1)
-    lost = np.isnan(without) if m > 2 else np.ones_like(without, dtype=np.bool_)
-    removed = np.stack([np.where(lost, w[:, None], w[:, None] - without), lost], axis=-1).reshape(-1, 2)
+    leave_one_out_w = np.stack([_kendall_w(np.delete(ranks, index, axis=1)) for index in range(m)], axis=1)
+    lost = np.isnan(leave_one_out_w) if m > 2 else np.ones_like(leave_one_out_w, dtype=np.bool_)
+    removed = np.stack([np.where(lost, w[:, None], w[:, None] - leave_one_out_w), lost], axis=-1).reshape(-1, 2)
     return w, np.full(len(w), 1 / m), keys[:, 0], np.repeat(keys[:, 0], m), keys[:, 1:].ravel(), removed
 
 
@@ -349,8 +349,8 @@ def _dyadic_uncertainty(cells: AgreementCells, error: FloatArray, weight: FloatA
     prompt = unique_with_counts(cells.prompt)[1]
     mixed = cells.first != cells.second
     labeler, labeler_prompt, labeler_error, labeler_weight = (
-        np.concatenate([values, other[mixed]])
-        for values, other in ((cells.first, cells.second), (prompt, prompt), (error, error), (weight, weight))
+        np.concatenate([values, second_values[mixed]])
+        for values, second_values in ((cells.first, cells.second), (prompt, prompt), (error, error), (weight, weight))
     )
     labeler = unique_with_counts(labeler)[1]
     labeler_count = int(labeler.max()) + 1

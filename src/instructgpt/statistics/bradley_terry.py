@@ -75,8 +75,8 @@ def estimate_strengths(rankings: Sequence[HasRanks], anchor: str | None = None) 
             inside = table.where(
                 (component[table.first] == component_index) & (component[table.second] == component_index)
             )
-            found = _estimate_component(inside, members, wins[np.ix_(members, members)], anchor_index)
-            estimates.update(zip(members.tolist(), found, strict=True))
+            component_estimates = _estimate_component(inside, members, wins[np.ix_(members, members)], anchor_index)
+            estimates.update(zip(members.tolist(), component_estimates, strict=True))
         elif members[0] == anchor_index:
             estimates[int(members[0])] = Estimate(0.0, 0.0, 0.0, round(wins[members].sum() + wins[:, members].sum()))
         else:

@@ -127,8 +127,8 @@ def positive_agreement(
     index = table.answers.index(True)
 
     def parts(counts: FloatArray) -> FloatArray:
-        yes, others = counts[:, index], counts.sum(1) - 1
-        return np.stack([yes * (yes - 1) / np.maximum(others, 1), yes * (others > 0)], axis=1)
+        yes, other_count = counts[:, index], counts.sum(1) - 1
+        return np.stack([yes * (yes - 1) / np.maximum(other_count, 1), yes * (other_count > 0)], axis=1)
 
     def positive(sums: FloatArray) -> FloatArray:
         yes = sums[..., 1]
@@ -163,14 +163,14 @@ class _AnswerTable:
     ) -> Estimate:
         """Estimate a statistic of sums over units, from what each unit's counts (U, V) add to the sums (U, F)."""
         by_unit = parts(self.counts)
-        prompts = ClusterSums.of(by_unit, weight(self.counts), unique_with_counts(self.clusters)[1])
+        prompts = ClusterSums.from_rows(by_unit, weight(self.counts), unique_with_counts(self.clusters)[1])
         labelers = cells = None
         if len(self.labeler):
             removed = by_unit[self.labeler_unit] - parts(self.counts[self.labeler_unit] - self.labeler_counts)
             removed_weight = weight(self.labeler_counts)
-            labelers = ClusterSums.of(removed, removed_weight, unique_with_counts(self.labeler)[1])
+            labelers = ClusterSums.from_rows(removed, removed_weight, unique_with_counts(self.labeler)[1])
             cell = cross_codes(self.clusters[self.labeler_unit], self.labeler)
-            cells = ClusterSums.of(removed, removed_weight, cell)
+            cells = ClusterSums.from_rows(removed, removed_weight, cell)
         return jackknife(by_unit.sum(0), statistic, int(self.counts.sum()), prompts, labelers, cells, bounds)
 
 
@@ -193,9 +193,12 @@ def _count_answers(
     counts = np.bincount(unit * size + value, minlength=unit_count * size).reshape(unit_count, size)
     repeated = counts.sum(1) > 1
     used = counts[repeated].sum(0) > 0
-    number, kept = np.cumsum(repeated) - 1, repeated[unit]
+    number, is_repeated = np.cumsum(repeated) - 1, repeated[unit]
     labeler_unit, labeler, labeler_counts = _count_by_labeler(
-        number[unit[kept]], value[kept], None if labelers is None else factorize(labelers)[kept], size
+        number[unit[is_repeated]],
+        value[is_repeated],
+        None if labelers is None else factorize(labelers)[is_repeated],
+        size,
     )
     return _AnswerTable(
         counts[repeated][:, used].astype(np.float64),

@@ -65,9 +65,9 @@ class Deletions:
     def is_dominated(self) -> bool:
         return len(self.share) > 1 and float(self.share.max() / self.share.sum()) > _DOMINANT_SHARE
 
-    def minus(self, other: Deletions) -> Deletions:
+    def minus(self, subtrahend: Deletions) -> Deletions:
         """Return the deletions of the difference of two numbers with the same clusters."""
-        return Deletions(self.change - other.change, (self.share + other.share) / 2)
+        return Deletions(self.change - subtrahend.change, (self.share + subtrahend.share) / 2)
 
 
 def residuals(y: FloatArray, w: FloatArray) -> FloatArray:
@@ -114,11 +114,11 @@ def combine_deletions(
     if labelers is None or cells is None:
         labelers = cells = Deletions(np.zeros(0), np.zeros(0))
     prompt_count, labeler_count = len(prompts.share), len(labelers.share)
-    within = cells.variance
-    by_prompt = prompts.variance if couples or prompt_count < 2 else max(prompts.variance, within)
+    by_cell = cells.variance
+    by_prompt = prompts.variance if couples or prompt_count < 2 else max(prompts.variance, by_cell)
     if prompt_count < 2:
-        within = 0.0
-    by_labeler = max(labelers.variance - within, 0.0) if labeler_count >= (3 if couples else 2) else 0.0
+        by_cell = 0.0
+    by_labeler = max(labelers.variance - by_cell, 0.0) if labeler_count >= (3 if couples else 2) else 0.0
     keys = ((prompts, by_prompt), (labelers, by_labeler))
     freedom = [key.degrees_of_freedom for key, variance in keys if variance > 0 and len(key.share) > 1]
     effective = max(prompts.effective_clusters, labelers.effective_clusters)

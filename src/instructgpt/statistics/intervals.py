@@ -181,7 +181,7 @@ class ClusterSums:
     weight: FloatArray
 
     @classmethod
-    def of(cls, parts: FloatArray, weight: FloatArray, cluster: IntArray) -> Self:
+    def from_rows(cls, parts: FloatArray, weight: FloatArray, cluster: IntArray) -> Self:
         """Sum rows (N, F) and weights (N,) over clusters, (N,) numbers from 0."""
         count = int(cluster.max(initial=-1)) + 1
         columns = [np.bincount(cluster, weights=column, minlength=count) for column in parts.T]
@@ -263,8 +263,8 @@ def _difference_ends(
         return _bounded_ends(value, 0.0, t, of_difference.effective_clusters, (-span, span))
     deviations = [math.sqrt(each.variance) for each in uncertainties]
     (low, high), (other_low, other_high) = (
-        _bounded_ends(number, deviation, t, each.effective_clusters, bounds)
-        for number, deviation, each in zip(values, deviations, uncertainties, strict=True)
+        _bounded_ends(number, deviation, t, uncertainty.effective_clusters, bounds)
+        for number, deviation, uncertainty in zip(values, deviations, uncertainties, strict=True)
     )
     product, widest = deviations[0] * deviations[1], sum(deviations)
     correlation = (deviations[0] ** 2 + deviations[1] ** 2 - variance) / (2 * product) if product else 0.0

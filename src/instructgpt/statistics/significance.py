@@ -58,9 +58,9 @@ def wild_cluster_p_value(excess: FloatArray, weight: FloatArray, a: IntArray, b:
         weight: (N,) denominators.
         a, b: (N,) keys from 0, both with two clusters or more.
     """
-    few, many = sorted((unique_with_counts(key)[1] for key in (a, b)), key=lambda key: int(key.max()))
-    statistic = _TwoWayStatistic(excess / weight.sum(), weight / weight.sum(), few, many)
-    count = int(few.max()) + 1
+    scarce, numerous = sorted((unique_with_counts(key)[1] for key in (a, b)), key=lambda key: int(key.max()))
+    statistic = _TwoWayStatistic(excess / weight.sum(), weight / weight.sum(), scarce, numerous)
+    count = int(scarce.max()) + 1
     observed = statistic(np.ones((1, count)))[0]
     enumerated = count <= _MAX_ENUMERATED_CLUSTERS
     if enumerated:
@@ -90,16 +90,18 @@ class _TwoWayStatistic:
     resample costs the square of the number of scarce clusters, whatever the number of rows.
     """
 
-    def __init__(self, excess: FloatArray, share: FloatArray, few: IntArray, many: IntArray) -> None:
-        self.count = int(few.max()) + 1
-        self.by_cluster = np.bincount(few, weights=excess, minlength=self.count)
-        self.forms = [self._form(excess, share, few, key) for key in (few, many, cross_codes(few, many))]
+    def __init__(self, excess: FloatArray, share: FloatArray, scarce: IntArray, numerous: IntArray) -> None:
+        self.count = int(scarce.max()) + 1
+        self.by_cluster = np.bincount(scarce, weights=excess, minlength=self.count)
+        self.forms = [
+            self._form(excess, share, scarce, key) for key in (scarce, numerous, cross_codes(scarce, numerous))
+        ]
 
-    def _form(self, excess: FloatArray, share: FloatArray, few: IntArray, key: IntArray) -> FloatArray:
+    def _form(self, excess: FloatArray, share: FloatArray, scarce: IntArray, key: IntArray) -> FloatArray:
         """Return the matrix (C + 1, C + 1) of the delete-one variance over the clusters of a key."""
         clusters = int(key.max()) + 1
         sums = np.zeros((clusters, self.count + 1))
-        np.add.at(sums, (key, few), excess)
+        np.add.at(sums, (key, scarce), excess)
         shares = np.bincount(key, weights=share, minlength=clusters)
         sums[:, -1] = -shares
         sums /= np.maximum(1 - shares, 1e-12)[:, None]
@@ -109,8 +111,8 @@ class _TwoWayStatistic:
         """Return the statistic for weights (R, C); infinite where nothing varies."""
         mean = multipliers @ self.by_cluster
         vector = np.concatenate([multipliers, mean[:, None]], axis=1)
-        by_few, by_many, within = (((vector @ form) * vector).sum(1) for form in self.forms)
-        variance = np.maximum(by_many, within) + np.maximum(by_few - within, 0)
+        by_scarce, by_numerous, by_cell = (((vector @ form) * vector).sum(1) for form in self.forms)
+        variance = np.maximum(by_numerous, by_cell) + np.maximum(by_scarce - by_cell, 0)
         negligible = variance <= 1e-10 * mean**2  # rounding errors of the forms, where nothing varies
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(negligible, np.where(mean == 0, 0.0, np.inf), np.abs(mean) / np.sqrt(variance))

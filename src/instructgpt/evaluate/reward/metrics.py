@@ -217,9 +217,9 @@ def _calibration_rows(rankings: Sequence[ScoredRanking], model: str, cohort: str
 
 def score_gaps(rankings: Sequence[ScoredRanking]) -> tuple[list[float], list[list[str]]]:
     """Return the score of the better completion less the other's for every pair (N,), and one or two cluster keys."""
-    found = [(gap, _clusters(ranking)) for ranking in rankings for gap in _gaps(ranking, ranking.scores)]
-    keys = [list(key) for key in zip(*(clusters for _, clusters in found), strict=True)]
-    return [gap for gap, _ in found], keys[: _cluster_keys(rankings)]
+    gap_rows = [(gap, _clusters(ranking)) for ranking in rankings for gap in _gaps(ranking, ranking.scores)]
+    keys = [list(key) for key in zip(*(clusters for _, clusters in gap_rows), strict=True)]
+    return [gap for gap, _ in gap_rows], keys[: _cluster_keys(rankings)]
 
 
 def _gaps(ranking: ScoredRanking, values: Sequence[float]) -> Iterator[float]:
