@@ -19,7 +19,6 @@ from instructgpt import __version__
 from instructgpt.commands import COMMANDS, Command
 from instructgpt.config import (
     CommandConfig,
-    StageConfig,
     did_you_mean,
     make_config,
     read_preset,
@@ -49,14 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run_command(argv: Sequence[str]) -> int:
     """Run one command line and return the exit code. Every failure is printed as one line on stderr."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    interrupt_message = "interrupted; nothing was written"
+    interrupt_message = CommandConfig.interrupt_message
     command = None
     try:
         command, config = parse([argument for argument in argv if argument != "--debug"])
         if "TORCHELASTIC_RUN_ID" in os.environ and command.name not in _DISTRIBUTED_COMMANDS:
             raise InputError(f"{command.name}: run without torchrun, which is for {', '.join(_DISTRIBUTED_COMMANDS)}")
-        if isinstance(config, StageConfig):
-            interrupt_message = "interrupted; run the same command to resume from the last checkpoint"
+        interrupt_message = config.interrupt_message
         _print_loading(command)
         command.resolve_function()(config)
     except SystemExit as system_exit:  # --help and --version

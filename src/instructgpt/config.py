@@ -32,6 +32,7 @@ class CommandConfig(BaseModel):
     stage: ClassVar[str]
     excluded_fields: ClassVar[frozenset[str]] = frozenset()
     """Inherited options that this command does not accept."""
+    interrupt_message: ClassVar[str] = "interrupted; nothing was written"
 
     @model_validator(mode="before")
     @classmethod
@@ -51,6 +52,25 @@ class CommandConfig(BaseModel):
         yield from ()
 
 
+class SamplingOptions(CommandConfig):
+    """Options of commands that sample completions."""
+
+    max_tokens: int = Field(256, ge=1, description="length at which a completion is cut off")
+    temperature: float = Field(1.0, ge=0, description="1: the model's own distribution, 0: the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample from the likeliest tokens with this total probability")
+    stop: tuple[str, ...] = Field((), description="texts that end a completion, besides the end-of-text token")
+
+    def ineffective_options(self) -> Iterator[str]:
+        """Yield options that have no effect at temperature 0."""
+        if self.temperature == 0:
+            if getattr(self, "n", 1) > 1:
+                yield "--n has no effect at --temperature 0, all completions of a prompt would be the same"
+            if self.top_p < 1:
+                yield f"--top-p {self.top_p} has no effect at --temperature 0, the likeliest token is always in it"
+        if "" in self.stop:
+            yield "--stop '' would end every completion at once"
+
+
 RANK_TIMEOUT_S = 600.0
 """How long ranks wait for one another by default."""
 TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "checkpoints"})
@@ -59,6 +79,8 @@ TRAINING_ONLY_FIELDS = frozenset({"lora", "memory", "checkpoints"})
 
 class StageConfig(CommandConfig):
     """Options of every stage. Configs are in `configs.py` of each part, which imports no torch."""
+
+    interrupt_message: ClassVar[str] = "interrupted; run the same command to resume from the last checkpoint"
 
     out: Path = Field(description="output directory")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of all random numbers")

@@ -26,7 +26,7 @@ OPTION_GROUPS = {
     "optimization": "tokens epochs batch lr value_lr warmup weight_decay dropout l2 keep ema folds",
     "PPO": "episodes minibatch kl_coef clip lam eos_penalty",
     "PPO-ptx": "ptx_coef ptx_ratio ptx_reduction",
-    "sampling": "n max_tokens temperature top_p",
+    "sampling": "n max_tokens temperature top_p stop",
     "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads judges scorer baseline""",
     "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site",
     "site": "site database public_url host port key",

@@ -119,7 +119,7 @@ def test_unwritable_folder_is_reported_in_one_line(tmp_path):
 
 
 def test_progress_is_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("instructgpt.evaluate.cache.PROGRESS_INTERVAL_S", -1.0)
+    monkeypatch.setattr("instructgpt.run.progress.PROGRESS_INTERVAL_S", -1.0)
     ResultCache(tmp_path).get_or_compute("w", list("abcde"), {}, Model(), chunk_size=2, title="squad")
     out = "".join(capsys.readouterr())
     assert "squad: 2 of 5" in out

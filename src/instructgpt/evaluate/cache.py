@@ -8,20 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from instructgpt.io import translate_write_errors
-from instructgpt.run.directory import console
+from instructgpt.run.progress import show_progress
 
 _CACHE_CHUNK_SIZE = 256
 """Prompts between two writes: what a killed process loses."""
-PROGRESS_INTERVAL_S = 30.0
 
 
 class ResultCache:
@@ -72,7 +67,7 @@ class ResultCache:
         seed = settings.get("seed", 0)
         # a block's seed depends on its content, not on how many blocks were computed before
         seeds = [int(_hash_json(seed, keys[block[0]])[:8], 16) if is_sampled else seed for block in pending]
-        with _progress_bar(title, len(keys), len(keys) - sum(map(len, pending))) as advance:
+        with show_progress(title, len(keys), len(keys) - sum(map(len, pending))) as advance:
             computed = map_fn(compute, ([prompts[index] for index in block] for block in pending), seeds)
             for block, values in zip(pending, computed, strict=True):
                 new_entries = dict(zip((keys[index] for index in block), values, strict=True))
@@ -129,26 +124,3 @@ def _sampled_block_keys(prompts: Sequence[Any], chunk_size: int) -> list[str]:
         block_hash = _hash_json(start, block)
         keys += [f"{block_hash}/{index}" for index in range(len(block))]
     return keys
-
-
-@contextmanager
-def _progress_bar(title: str, total: int, completed: int = 0) -> Iterator[Callable[[int], None]]:
-    """Yield a function to report progress: a bar on a terminal, otherwise a line every `PROGRESS_INTERVAL_S`."""
-    if not title:
-        yield lambda _: None
-    elif console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task(title, total=total, completed=completed)
-            yield lambda count: progress.advance(task, count)
-    else:
-        last_report_s = time.monotonic()
-
-        def advance(count: int) -> None:
-            nonlocal completed, last_report_s
-            completed += count
-            if time.monotonic() - last_report_s > PROGRESS_INTERVAL_S:
-                last_report_s = time.monotonic()
-                console.print(f"{title}: {completed} of {total}", highlight=False, markup=False)
-
-        yield advance

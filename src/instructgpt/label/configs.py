@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from instructgpt.config import CommandConfig
+from instructgpt.config import CommandConfig, SamplingOptions
 from instructgpt.label.vocabulary import (
     MAX_COMPLETIONS,
     MAX_RATING,
@@ -130,7 +130,7 @@ class LabelBackupConfig(ExistingSiteOptions):
     out: Path = Field(description="output file: an SQLite database, or a pg_restore archive of PostgreSQL")
 
 
-class BatchConfig(CommandConfig):
+class BatchConfig(SamplingOptions):
     stage: ClassVar[str] = "label batch"
 
     site: Path = Field(description="folder of the site, created by 'label init'")
@@ -158,8 +158,11 @@ class BatchConfig(CommandConfig):
     dry_run: bool = Field(False, description="only estimate the work; create nothing")
 
     def ineffective_options(self) -> Iterator[str]:
-        if "n" in self.model_fields_set and not self.models:
-            yield "--n has no effect without --models"
+        if self.models:
+            yield from super().ineffective_options()
+        for name in ("n", *SamplingOptions.model_fields):
+            if name in self.model_fields_set and not self.models:
+                yield f"--{name.replace('_', '-')} has no effect without --models"
         if self.open and self.dry_run:
             yield "--open has no effect with --dry-run"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 from instructgpt.errors import InputError
 from instructgpt.io import check_output_file
 from instructgpt.models.policy import context_length, load_policy, pick_device
+from instructgpt.models.precision import compute_device
 from instructgpt.models.reward_model import center_scores, load_reward_model
 from instructgpt.records import (
     Completion,
@@ -17,11 +20,19 @@ from instructgpt.records import (
     SkippedLines,
     read_all_records,
     read_records,
-    write_records,
 )
 from instructgpt.run.directory import console
-from instructgpt.sampling.completions import SampledCompletion, generate
+from instructgpt.run.lineage import content_hash
+from instructgpt.run.progress import show_progress
+from instructgpt.run.resumable_file import hash_records, open_resumable_file
+from instructgpt.sampling.completions import SampledCompletion, cut_at_stop, generate
 from instructgpt.sampling.configs import SampleConfig, ScoreConfig
+from instructgpt.sampling.engine import cache_bytes_per_token, max_batch_rows
+
+_MAX_BLOCK_ROWS = {"cpu": 256}
+_DEFAULT_BLOCK_ROWS = 4096
+_BLOCK_SLOTS = 4
+"""Records between two writes at most, by device: what a killed command loses. Large blocks keep a GPU busy."""
 
 
 class ScoredInput(Demonstration):
@@ -51,28 +62,68 @@ def sample_completions(config: SampleConfig) -> Path:
             prompt_length = f"prompt '{_preview(prompt)}' has {prompt_tokens} tokens"
             _skip_too_long(f"{config.prompts}: {prompt_length}, {room}", skipped)
     _require_nonempty(config.prompts, accepted_prompts, skipped)
-    completions = generate(
-        model,
-        tokenizer,
-        accepted_prompts,
-        max_tokens=config.max_tokens,
-        seed=config.seed,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        per_prompt=config.n,
-    )
-    count = write_records(config.out, (_to_completion_record(completion, config) for completion in completions))
-    _report_written(f"{count} completions of {len(accepted_prompts)} prompts", config.out, skipped)
+    total = len(accepted_prompts) * config.n
+    made_from = _describe_options(config) | {
+        "content of --model": content_hash(Path(config.model)),
+        "content of --prompts": hash_records(accepted_prompts),
+    }
+    width = max_prompt_tokens + config.max_tokens
+    with (
+        open_resumable_file(config.out, made_from, _block_rows(model, width), resume=config.resume) as file,
+        show_progress("sample", total, file.count) as advance,
+    ):
+        while file.count < total:
+            rows = range(file.count, min(total, file.count + file.block))
+            completions = generate(
+                model,
+                tokenizer,
+                [accepted_prompts[row // config.n] for row in rows],
+                max_tokens=config.max_tokens,
+                seed=config.seed,
+                temperature=config.temperature,
+                top_p=config.top_p,
+                first_index=rows.start,
+            )
+            file.append(_to_completion_record(completion, config) for completion in completions)
+            advance(len(rows))
+        file.finish()
+    _report_written(f"{total} completions of {len(accepted_prompts)} prompts", config.out, skipped)
     return config.out
 
 
+def _describe_options(config: SampleConfig | ScoreConfig) -> dict[str, Any]:
+    """Return the options that records depend on."""
+    return config.model_dump(mode="json", exclude={"out", "device", "resume", "skip_bad"})
+
+
+def _block_rows(model: Any, width: int) -> int:
+    """Return how many completions are sampled between two writes: a few times what memory holds at once.
+
+    Args:
+        width: tokens of the longest row.
+    """
+    with torch.inference_mode():
+        bytes_per_token = cache_bytes_per_token(model)
+    slots = 1 if bytes_per_token is None else max_batch_rows(model, bytes_per_token * width)
+    return min(_MAX_BLOCK_ROWS.get(compute_device(model).type, _DEFAULT_BLOCK_ROWS), _BLOCK_SLOTS * slots)
+
+
 def _to_completion_record(completion: SampledCompletion, config: SampleConfig) -> Completion:
-    sampling = {"temperature": config.temperature, "max_tokens": config.max_tokens, "seed": config.seed}
+    sampling: dict[str, Any] = {
+        "temperature": config.temperature,
+        "max_tokens": config.max_tokens,
+        "seed": config.seed,
+    }
+    if config.top_p < 1:
+        sampling["top_p"] = config.top_p
+    if config.stop:
+        sampling["stop"] = list(config.stop)
+    text, stopped = cut_at_stop(completion.text, config.stop)
     columns = {
-        "completion": completion.text,
+        "completion": text,
         "model": config.model,
-        "finish": "stop" if completion.finished else "length",
-        "sampling": sampling | ({"top_p": config.top_p} if config.top_p < 1 else {}),
+        "finish": "stop" if stopped or completion.finished else "length",
+        "sampling": sampling,
     }
     return Completion.model_validate(completion.prompt.to_dict() | columns)  # the prompt's own columns stay
 
@@ -102,10 +153,24 @@ def score_completions(config: ScoreConfig) -> Path:
             length = f"the completion of '{_preview(record)}' makes {len(example)} tokens"
             _skip_too_long(f"{config.data}: {length}, the reward model's context is {max_length}", skipped)
     _require_nonempty(config.data, accepted_records, skipped)
-    scores = reward_model.score(examples).tolist()
-    scored = zip(accepted_records, scores, strict=True)
-    write_records(config.out, (record.model_copy(update={"score": score}) for record, score in scored))
-    _report_written(f"{len(scores)} scores", config.out, skipped)
+    made_from = _describe_options(config) | {
+        "content of --reward": content_hash(Path(config.reward)),
+        "content of --data": hash_records(accepted_records),
+        "content of --demonstrations": hash_records(demonstrations),
+    }
+    block = _MAX_BLOCK_ROWS.get(compute_device(reward_model.model).type, _DEFAULT_BLOCK_ROWS)
+    with (
+        open_resumable_file(config.out, made_from, block, resume=config.resume) as file,
+        show_progress("score", len(examples), file.count) as advance,
+    ):
+        while file.count < len(examples):
+            rows = slice(file.count, file.count + file.block)
+            scores = reward_model.score(examples[rows]).tolist()
+            scored = zip(accepted_records[rows], scores, strict=True)
+            file.append(record.model_copy(update={"score": score}) for record, score in scored)
+            advance(len(scores))
+        file.finish()
+    _report_written(f"{len(examples)} scores", config.out, skipped)
     return config.out
 
 

@@ -33,12 +33,24 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     per_prompt: int = 1,
+    first_index: int = 0,
 ) -> list[SampledCompletion]:
-    """Sample `per_prompt` completions of each prompt, in order. Raises InputError where a prompt is too long."""
+    """Sample `per_prompt` completions of each prompt, in order. Raises InputError where a prompt is too long.
+
+    Args:
+        first_index: index of the first completion where these are a part of more; it fixes their random numbers.
+    """
     repeated_prompts = [prompt for prompt in prompts for _ in range(per_prompt)]
     prompt_ids = [tokenizer.encode_prompt(prompt) for prompt in repeated_prompts]
     samples = sample_on_ranks(
-        model, prompt_ids, eos=tokenizer.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p
+        model,
+        prompt_ids,
+        eos=tokenizer.eos,
+        max_tokens=max_tokens,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
+        first_index=first_index,
     )
     return decode_samples(tokenizer, repeated_prompts, prompt_ids, samples)
 
@@ -54,6 +66,12 @@ def decode_samples(
         SampledCompletion(prompt, tokenizer.decode(x.tokens), TokenizedExample(ids, x.tokens), x.finished)
         for prompt, ids, x in zip(prompts, prompt_ids, samples, strict=True)
     ]
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """Return the text before the first of the stop texts, and whether there is one."""
+    positions = [position for text_of_stop in stop if (position := text.find(text_of_stop)) >= 0]
+    return (text[: min(positions)], True) if positions else (text, False)
 
 
 def retokenize_for(

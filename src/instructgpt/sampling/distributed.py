@@ -26,8 +26,11 @@ def sample_on_ranks(
     temperature: float = 1.0,
     top_p: float = 1.0,
     max_rows: int | None = None,
+    first_index: int = 0,
 ) -> list[SampledTokens]:
     """Sample as `sample_tokens` does, with the same arguments, result and errors, whatever the number of ranks.
+
+    The prompts have the indices from `first_index` on.
 
     Weights of a sharded model are gathered once where they fit in memory, else again for every token, layer by layer.
     """
@@ -43,7 +46,7 @@ def sample_on_ranks(
         temperature=temperature,
         top_p=top_p,
         max_rows=max_rows,
-        indices=indices,
+        indices=[first_index + row for row in indices],
     )
     if fits_unsharded(model):
         with unsharded(model) as policy, cached_bf16_weights(policy):

@@ -189,7 +189,7 @@ def test_models_are_sampled_in_a_subprocess(tmp_path, monkeypatch):
 
     monkeypatch.setattr(batch_requests.subprocess, "run", instead)
     files = batch_requests.sample_in_subprocess(
-        [("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], 2, 5, tmp_path
+        [("sft", "runs/sft"), ("ppo", "runs/ppo")], [tmp_path / "p.jsonl"], ["--n", "2", "--seed", "5"], tmp_path
     )
     assert [json.loads(file.read_text())["model"] for file in files] == ["sft", "ppo"]
     for command in said:

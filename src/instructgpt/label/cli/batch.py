@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from instructgpt.config import SamplingOptions
 from instructgpt.errors import InputError
 from instructgpt.label.analysis import forecast
 from instructgpt.label.analysis.forecast import MIN_SPEED_SAMPLES, Workload
@@ -35,12 +36,23 @@ def main(config: BatchConfig) -> None:
     try:
         with tempfile.TemporaryDirectory() as folder:
             models, out = _parse_models(config), Path(folder)
-            sampled = batch_requests.sample_in_subprocess(models, config.prompts, config.n, config.seed, out)
+            sampled = batch_requests.sample_in_subprocess(models, config.prompts, _sampling_arguments(config), out)
             completions = (*config.completions, *sampled)
             files = {"prompts": config.prompts, "completions": completions, "gold": config.gold}
             print("\n".join(_create_batch(config, site, spec, files)))
     finally:
         site.database.close()
+
+
+def _sampling_arguments(config: BatchConfig) -> list[str]:
+    """Return the options of `instructgpt sample` for --models."""
+    arguments = ["--n", str(config.n)]
+    if config.temperature > 0:
+        arguments += ["--seed", str(config.seed)]
+    for name in SamplingOptions.model_fields.keys() & config.model_fields_set:
+        value = getattr(config, name)
+        arguments += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else [str(value)])]
+    return arguments
 
 
 def _create_batch(config: BatchConfig, site: Site, spec: BatchSpec, files: Mapping[str, Sequence[Path]]) -> list[str]:

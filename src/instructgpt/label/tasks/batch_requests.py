@@ -140,13 +140,13 @@ def load_gold_answers(kind: TaskKind, paths: Sequence[Path]) -> dict[str, dict[s
 
 
 def sample_in_subprocess(
-    models: Sequence[tuple[str, str]], prompts: Sequence[Path], n: int, seed: int, folder: Path
+    models: Sequence[tuple[str, str]], prompts: Sequence[Path], options: Sequence[str], folder: Path
 ) -> list[Path]:
     """Sample every model with `instructgpt sample` in a subprocess, since the site runs without torch.
 
     Args:
         models: (name in the records, directory or hub name).
-        n: completions of each prompt and model.
+        options: more arguments of `instructgpt sample`, such as `--n 2`.
 
     Returns:
         one file of completions for each model and file of prompts.
@@ -158,8 +158,8 @@ def sample_in_subprocess(
     for model_index, (name, model) in enumerate(models):
         for prompts_index, prompts_path in enumerate(prompts):
             out = folder / f"completions-{model_index}-{prompts_index}.jsonl"
-            arguments = build_sample_arguments(model, str(prompts_path), n, str(out))
-            command = [sys.executable, "-m", "instructgpt", *arguments, "--seed", str(seed)]
+            arguments = ["sample", "--model", model, "--prompts", str(prompts_path), "--out", str(out), *options]
+            command = [sys.executable, "-m", "instructgpt", *arguments]
             process = subprocess.run(command, stdout=_STDERR_FD, stderr=subprocess.PIPE, text=True)
             if process.returncode:
                 last_line = (process.stderr.strip().splitlines() or ["sampling failed"])[-1]
@@ -171,7 +171,7 @@ def sample_in_subprocess(
 
 
 def build_sample_arguments(model: str, prompts: str, n: int, out: str) -> list[str]:
-    """Build the arguments of `instructgpt sample`; the page shows the same command."""
+    """Build the arguments of `instructgpt sample`, as the page shows them."""
     return ["sample", "--model", model, "--prompts", prompts, "--n", str(n), "--out", out]
 
 
