@@ -57,6 +57,6 @@ class _LineReporter:
             return
         self.next_report_s = now_s + PROGRESS_INTERVAL_S
         rate = (self.completed - self.start) / max(1e-9, now_s - self.start_s)
-        left = f", {format_seconds((self.total - self.completed) / rate)} left" if rate else ""
-        message = f"{self.title}: {self.completed} of {self.total}, {rate:.3g}/s{left}"
+        remaining = f", {format_seconds((self.total - self.completed) / rate)} left" if rate else ""
+        message = f"{self.title}: {self.completed} of {self.total}, {rate:.3g}/s{remaining}"
         console.print(message, highlight=False, markup=False, soft_wrap=True)
