@@ -87,7 +87,7 @@ class Bench:
         self.config = PPOConfig(out=folder, lr=LR, value_lr=LR, **files, **sizes)
         self.random = random.Random(0)
         self.prompts = [self.tokens(*self.size.prompt) for _ in range(episodes)]
-        samples = sample_tokens(policy, self.prompts, eos=ppo.EOS, max_tokens=longest, seed=1)
+        samples = sample_tokens(policy, self.prompts, stop_tokens=(ppo.EOS,), max_tokens=longest, seed=1)
         pairs = zip(self.prompts, samples, strict=True)
         self.examples = [TokenizedExample(prompt, sample.tokens) for prompt, sample in pairs]
         lengths = torch.tensor([len(sample.tokens) for sample in samples])

@@ -71,7 +71,9 @@ def end_after(model: Any, prompts: list[list[int]], mean: float, most: int, temp
         row[EOS] = base * (low + high) / 2
         lengths = [
             len(one.tokens)
-            for one in sample_tokens(model, several, eos=EOS, max_tokens=most, seed=5, temperature=temperature)
+            for one in sample_tokens(
+                model, several, stop_tokens=(EOS,), max_tokens=most, seed=5, temperature=temperature
+            )
         ]
         low, high = (low, (low + high) / 2) if statistics.mean(lengths) < mean else ((low + high) / 2, high)
 
@@ -87,7 +89,7 @@ def ours(model: Any) -> Side:
         return [
             one.tokens
             for one in sample_tokens(
-                model, prompts, eos=EOS, max_tokens=MOST, seed=next(seeds), temperature=temperature
+                model, prompts, stop_tokens=(EOS,), max_tokens=MOST, seed=next(seeds), temperature=temperature
             )
         ]
 

@@ -111,7 +111,7 @@ def one_model(name: str, device: torch.device, machine: Machine, rows: int, leng
     )
     forward = machine.compute_seconds(shape.forward_flops(texts, predicted), shape.weight_bytes)
     work: dict[str, tuple[Callable[[], Any], float]] = {
-        "sampling": (lambda: sample_tokens(model, prompts, eos=-1, max_tokens=length, seed=0), least_sampling),
+        "sampling": (lambda: sample_tokens(model, prompts, stop_tokens=(), max_tokens=length, seed=0), least_sampling),
         "forward": (look, forward),
         "update": (learn, (1 + BACKWARD_FLOPS_FACTOR) * forward),
     }

@@ -162,7 +162,7 @@ def sampling(case: Case) -> dict[str, Work]:
     flops = SAMPLED * shape.forward_flops(read, case.k * case.length)
 
     def ours() -> float:
-        sample_tokens(model, prompts, eos=-1, max_tokens=case.length, seed=next(seeds))
+        sample_tokens(model, prompts, stop_tokens=(), max_tokens=case.length, seed=next(seeds))
         return flops
 
     @torch.inference_mode()

@@ -32,7 +32,7 @@ class SkippedLines:
         self.reasons: list[str] = []
 
 
-def skip_or_raise(location: str, error: ValueError, skipped: SkippedLines | None) -> None:
+def skip_or_raise(location: str, error: Exception, skipped: SkippedLines | None) -> None:
     """Record a bad line if skipping is allowed, else raise InputError."""
     if skipped is None or not skipped.allowed:
         raise InputError(f"{location}: {error} (--skip-bad skips bad lines)") from error

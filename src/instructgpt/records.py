@@ -6,7 +6,7 @@ Columns have TRL's names. Unknown columns are kept and written out again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self, TypeVar
 
@@ -350,12 +350,18 @@ def parse_record(record_class: type[_RecordT], line: str) -> _RecordT:
     return validate_record(record_class, parse_json_object(line))
 
 
-def read_records(record_class: type[_RecordT], path: Path | str, skipped: SkippedLines | None = None) -> list[_RecordT]:
+def read_records(
+    record_class: type[_RecordT],
+    path: Path | str,
+    skipped: SkippedLines | None = None,
+    check: Callable[[_RecordT], None] | None = None,
+) -> list[_RecordT]:
     """Return all records of one file.
 
     Args:
         path: any format of `io.iter_rows`; plain text is only read as a Document.
         skipped: collects bad lines if it allows skipping; otherwise the first bad line is an error.
+        check: raises InputError for a record that cannot be used, as `PromptTokenizer.check_prompt`: a bad line.
 
     Raises:
         InputError: the file cannot be read, a line is bad (`file:line: problem, expectation`), or no record is left.
@@ -366,18 +372,26 @@ def read_records(record_class: type[_RecordT], path: Path | str, skipped: Skippe
     records: list[_RecordT] = []
     for location, row in iter_rows(path, skipped):
         try:
-            records.append(validate_record(record_class, row))
-        except ValueError as error:
+            record = validate_record(record_class, row)
+            if check is not None:
+                check(record)
+        except (ValueError, InputError) as error:
             skip_or_raise(location, error, skipped)
+        else:
+            records.append(record)
     if not records:
         raise InputError(f"{path}: contains no {name}")
     return records
 
 
 def read_all_records(
-    record_class: type[_RecordT], paths: Iterable[Path | str], skipped: SkippedLines | None = None
+    record_class: type[_RecordT],
+    paths: Iterable[Path | str],
+    skipped: SkippedLines | None = None,
+    check: Callable[[_RecordT], None] | None = None,
 ) -> list[_RecordT]:
-    return [record for path in paths for record in read_records(record_class, path, skipped)]
+    """Return all records of several files, as `read_records`."""
+    return [record for path in paths for record in read_records(record_class, path, skipped, check)]
 
 
 def write_records(path: Path | str, records: Iterable[Record]) -> int:

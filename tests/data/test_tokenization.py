@@ -63,7 +63,9 @@ def test_turns_of_a_conversation(renderers):
     """
     plain, chat = renderers["plain"], renderers["chat"]
     asked = Prompt(messages=TALK)
-    assert said(plain, plain.encode_prompt(asked)) == "Be brief.\nHello\nHi!<|endoftext|>\nName a frog.\n"
+    assert said(plain, plain.encode_prompt(asked)) == (
+        "System:\nBe brief.\nUser:\nHello\nAssistant:\nHi!<|endoftext|>\nUser:\nName a frog.\nAssistant:\n"
+    )
     assert said(chat, chat.encode_prompt(asked)) == (
         "<|start|><|system|>Be brief.<|user|>Hello<|assistant|>Hi!<|endoftext|><|user|>Name a frog.<|assistant|>"
     )
@@ -77,11 +79,7 @@ def test_turns_of_a_conversation(renderers):
 def test_exactly_one_beginning_of_text(renderers, kind, count, text):
     render = renderers[kind]
     bos = render.hf_tokenizer.bos_token_id
-    typed = text.startswith("<|start|>") and kind in (
-        "bos",
-        "chat",
-    )  # after the template's own mark it is the user's doing
-    assert render.encode_prompt(text).count(bos) == count + typed
+    assert render.encode_prompt(text).count(bos) == count, "a prompt cannot spell it"
     assert render.encode_text(text).count(bos) == (
         1 if kind == "bos" or (bos is not None and text.startswith("<|start|>")) else 0
     )
@@ -175,7 +173,7 @@ def test_a_foreign_reward_model_reads_the_text(save, save_reward):
     ]
     ended, cut = retokenize_for(foreign, render, answers)
     assert said(foreign, ended.prompt_ids + ended.completion_ids) == "<|endoftext|>Name a frog.\ncroak<|endoftext|>"
-    assert said(foreign, cut.prompt_ids + cut.completion_ids).endswith("Name a frog.\ncroak")
+    assert said(foreign, cut.prompt_ids + cut.completion_ids).endswith("User:\nName a frog.\nAssistant:\ncroak")
 
 
 def test_demonstrations_that_do_not_fit_are_counted(render):

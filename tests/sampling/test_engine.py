@@ -58,7 +58,7 @@ def uniforms_of_seed(seed):
 
 def early_eos(model, prompts=PROMPTS):
     """Find a token that some rows sample early and others do not, so that rows end at different times."""
-    free = [one.tokens for one in sample_tokens(model, prompts, eos=-1, max_tokens=TOKENS, seed=1)]
+    free = [one.tokens for one in sample_tokens(model, prompts, stop_tokens=(), max_tokens=TOKENS, seed=1)]
     return max(sorted({row[2] for row in free}), key=lambda token: sum(token in row for row in free) % len(free))
 
 
@@ -67,7 +67,7 @@ def early_eos(model, prompts=PROMPTS):
 def test_sampling_equals_a_naive_loop(models, family, temperature):
     model, uniforms = models[family], uniforms_of_seed(1)
     eos = early_eos(model)
-    got = sample_tokens(model, PROMPTS, eos=eos, max_tokens=TOKENS, seed=1, temperature=temperature)
+    got = sample_tokens(model, PROMPTS, stop_tokens=(eos,), max_tokens=TOKENS, seed=1, temperature=temperature)
     expected = [naive(model, prompt, row, eos, temperature) for prompt, row in zip(PROMPTS, uniforms, strict=True)]
     assert [one.tokens for one in got] == expected
     assert [one.finished for one in got] == [row[-1] == eos for row in expected]
@@ -79,7 +79,7 @@ def test_sampling_equals_a_naive_loop(models, family, temperature):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logp_equals_the_trainers_forward(models, family):
     model = models[family]
-    got = sample_tokens(model, PROMPTS, eos=early_eos(model), max_tokens=TOKENS, seed=1)
+    got = sample_tokens(model, PROMPTS, stop_tokens=(early_eos(model),), max_tokens=TOKENS, seed=1)
     batch = collate([TokenizedExample(prompt, one.tokens) for prompt, one in zip(PROMPTS, got, strict=True)])
     with torch.no_grad():
         trained = completion_logp(model, batch)
@@ -88,7 +88,7 @@ def test_logp_equals_the_trainers_forward(models, family):
 
 @torch.no_grad()
 def test_logp_includes_the_temperature(models):
-    (one,) = sample_tokens(models["llama"], PROMPTS[:1], eos=-1, max_tokens=1, seed=0, temperature=0.5)
+    (one,) = sample_tokens(models["llama"], PROMPTS[:1], stop_tokens=(), max_tokens=1, seed=0, temperature=0.5)
     logits = models["llama"](input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1]
     assert one.logp[0] == pytest.approx(float((logits / 0.5).log_softmax(0)[one.tokens[0]]), abs=1e-5)
 
@@ -110,13 +110,15 @@ def test_slots_and_refilling_do_not_change_completions(models, family, limit_row
     """Few slots, which rows enter one by one or several together, and rare checks for finished rows."""
     prompts = PROMPTS * 4
     eos = early_eos(models[family], prompts)
-    plain = sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
+    plain = sample_tokens(models[family], prompts, stop_tokens=(eos,), max_tokens=TOKENS, seed=1)
     assert len({len(one.tokens) for one in plain}) > 2
     for rows, share, every in ((3, 0.0, 1), (1, 1 / 8, 1), (7, 0.5, 3), (20, 0.0, TOKENS + 5)):
         limit_rows(rows)
         monkeypatch.setattr(engine, "REFILL_FREE_SHARE", share)
         monkeypatch.setitem(decoder.FINISH_CHECK_INTERVAL, "cpu", every)
-        assert_same_samples(sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
+        assert_same_samples(
+            sample_tokens(models[family], prompts, stop_tokens=(eos,), max_tokens=TOKENS, seed=1), plain
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,7 +126,7 @@ def test_static_shapes_do_not_change_completions(models, family, limit_rows, mon
     """The shapes of CUDA graphs: bucketed numbers of rows and columns, with idle slots."""
     prompts, sizes = PROMPTS * 3, []
     eos = early_eos(models[family], prompts)
-    plain = sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1)
+    plain = sample_tokens(models[family], prompts, stop_tokens=(eos,), max_tokens=TOKENS, seed=1)
     step = decoder.Decoder.step
     monkeypatch.setattr(
         decoder.Decoder,
@@ -135,7 +137,7 @@ def test_static_shapes_do_not_change_completions(models, family, limit_rows, mon
     monkeypatch.setattr(decoder, "ROW_BUCKETS", (2, 4))
     monkeypatch.setattr(decoder, "COLUMN_BUCKET_SIZE", 8)
     limit_rows(10)
-    assert_same_samples(sample_tokens(models[family], prompts, eos=eos, max_tokens=TOKENS, seed=1), plain)
+    assert_same_samples(sample_tokens(models[family], prompts, stop_tokens=(eos,), max_tokens=TOKENS, seed=1), plain)
     widest = max(map(len, prompts)) + TOKENS - 1
     assert {rows for rows, _ in sizes} <= {2, 4, 8, 10}
     assert {width for _, width in sizes} <= {8, 16, widest}
@@ -163,7 +165,7 @@ def test_bucket_shapes_by_hand():
 @torch.inference_mode()
 def test_steps_do_not_change_finished_rows(models):
     """Steps run before a graph is captured, and rows finish between two checks."""
-    decode = decoder.Decoder(models["llama"], 4, 20, TOKENS, decoder.SamplingParams(eos=-1))
+    decode = decoder.Decoder(models["llama"], 4, 20, TOKENS, decoder.SamplingParams(stop_tokens=()))
     decode.add_rows(models["llama"], PROMPTS[:4], torch.rand(4, TOKENS, dtype=torch.float64), [])
     decode.step_all(models["llama"])
     decode.alive[1:3] = False
@@ -186,7 +188,8 @@ def test_equal_prompts_are_prefilled_once(models, limit_rows, monkeypatch, rows,
     prompts = [PROMPTS[2], PROMPTS[3]] * 4 + [PROMPTS[1]] * 4
     eos = early_eos(model, prompts)
     alone = [
-        sample_tokens(model, prompts[: row + 1], eos=eos, max_tokens=TOKENS, seed=2)[row] for row in range(len(prompts))
+        sample_tokens(model, prompts[: row + 1], stop_tokens=(eos,), max_tokens=TOKENS, seed=2)[row]
+        for row in range(len(prompts))
     ]
     seen = []
     prefill = decoder.Decoder._prefill
@@ -196,7 +199,7 @@ def test_equal_prompts_are_prefilled_once(models, limit_rows, monkeypatch, rows,
         lambda self, model, parts: (seen.extend(len(p) for p, _ in parts), prefill(self, model, parts)),
     )
     limit_rows(rows)
-    assert_same_samples(sample_tokens(model, prompts, eos=eos, max_tokens=TOKENS, seed=2), alone)
+    assert_same_samples(sample_tokens(model, prompts, stop_tokens=(eos,), max_tokens=TOKENS, seed=2), alone)
     assert sum(seen) == expected
 
 
@@ -252,7 +255,7 @@ def test_other_families_equal_a_naive_loop(name, limit_rows):
     limit_rows(2)
     eos = early_eos(model, prompts)
     for temperature in (0.0, 1.0):
-        got = sample_tokens(model, prompts, eos=eos, max_tokens=TOKENS, seed=1, temperature=temperature)
+        got = sample_tokens(model, prompts, stop_tokens=(eos,), max_tokens=TOKENS, seed=1, temperature=temperature)
         assert [one.tokens for one in got] == [
             naive(model, p, u, eos, temperature) for p, u in zip(prompts, uniforms_of_seed(1), strict=True)
         ]
@@ -276,12 +279,12 @@ def test_cache_bytes_and_batch_rows_by_hand(models, monkeypatch):
 
 def test_completions_depend_on_prompt_index_and_seed_only(models):
     model = models["llama"]
-    alone = sample_tokens(model, PROMPTS[:2], eos=-1, max_tokens=TOKENS, seed=3)
-    among = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=3)
-    other = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=4)
+    alone = sample_tokens(model, PROMPTS[:2], stop_tokens=(), max_tokens=TOKENS, seed=3)
+    among = sample_tokens(model, PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=3)
+    other = sample_tokens(model, PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=4)
     assert [one.tokens for one in alone] == [one.tokens for one in among[:2]]
     assert [one.tokens for one in other] != [one.tokens for one in among]
-    twice = sample_tokens(model, [PROMPTS[0]] * 2, eos=-1, max_tokens=TOKENS, seed=3)
+    twice = sample_tokens(model, [PROMPTS[0]] * 2, stop_tokens=(), max_tokens=TOKENS, seed=3)
     assert twice[0].tokens != twice[1].tokens
 
 
@@ -290,7 +293,7 @@ def test_sampled_frequencies_are_the_softmax_of_the_logits(models, family):
     """Chi-square test of the first token of many completions, at temperature 1."""
     count = 2048
     model = models[family]
-    first = [one.tokens[0] for one in sample_tokens(model, [PROMPTS[0]] * count, eos=-1, max_tokens=1, seed=11)]
+    first = [one.tokens[0] for one in sample_tokens(model, [PROMPTS[0]] * count, stop_tokens=(), max_tokens=1, seed=11)]
     expected = model(input_ids=torch.tensor(PROMPTS[:1])).logits[0, -1].double().softmax(0) * count
     seen = torch.bincount(torch.tensor(first), minlength=len(expected)).double()
     common = expected >= 5  # the rare ones together
@@ -351,32 +354,32 @@ def test_top_p_samples_from_the_nucleus_only(models):
         if total < 0.5:
             inside.append(token)
             total += probabilities[token].item()
-    got = sample_tokens(model, [PROMPTS[0]] * 600, eos=-1, max_tokens=1, seed=11, top_p=0.5)
+    got = sample_tokens(model, [PROMPTS[0]] * 600, stop_tokens=(), max_tokens=1, seed=11, top_p=0.5)
     assert {one.tokens[0] for one in got} <= set(inside)
     for one in got[:20]:
         assert one.logp[0] == pytest.approx(math.log(probabilities[one.tokens[0]].item() / total), abs=1e-5)
-    everything = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
-    assert sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1, top_p=1.0) == everything
+    everything = sample_tokens(model, PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=1)
+    assert sample_tokens(model, PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=1, top_p=1.0) == everything
 
 
 def test_completions_end_at_end_of_text_only(models):
     model = models["llama"]
-    (free,) = sample_tokens(model, PROMPTS[:1], eos=-1, max_tokens=TOKENS, seed=1)
+    (free,) = sample_tokens(model, PROMPTS[:1], stop_tokens=(), max_tokens=TOKENS, seed=1)
     assert (len(free.tokens), len(free.logp), free.finished) == (TOKENS, TOKENS, False)
     place = next(i for i in range(3, TOKENS) if free.tokens[i] not in free.tokens[:i])
-    (ended,) = sample_tokens(model, PROMPTS[:1], eos=free.tokens[place], max_tokens=TOKENS, seed=1)
+    (ended,) = sample_tokens(model, PROMPTS[:1], stop_tokens=(free.tokens[place],), max_tokens=TOKENS, seed=1)
     assert (ended.tokens, ended.finished) == (free.tokens[: place + 1], True)
-    (last,) = sample_tokens(model, PROMPTS[:1], eos=free.tokens[place], max_tokens=place, seed=1)
+    (last,) = sample_tokens(model, PROMPTS[:1], stop_tokens=(free.tokens[place],), max_tokens=place, seed=1)
     assert not last.finished, "cut off one token before its end"
 
 
 def test_prompts_that_do_not_fit_are_refused(models):
     model = models["gpt2"]
-    assert len(sample_tokens(model, [[1] * (CONTEXT - 4)], eos=-1, max_tokens=4, seed=0)[0].tokens) == 4
+    assert len(sample_tokens(model, [[1] * (CONTEXT - 4)], stop_tokens=(), max_tokens=4, seed=0)[0].tokens) == 4
     for prompt in ([1] * (CONTEXT - 3), []):
         with pytest.raises(InputError, match=rf"prompt 2 has {len(prompt)} tokens"):
-            sample_tokens(model, [[1], prompt], eos=-1, max_tokens=4, seed=0)
-    assert sample_tokens(model, [], eos=-1, max_tokens=4, seed=0) == []
+            sample_tokens(model, [[1], prompt], stop_tokens=(), max_tokens=4, seed=0)
+    assert sample_tokens(model, [], stop_tokens=(), max_tokens=4, seed=0) == []
 
 
 def test_completion_text_is_its_decoded_tokens(policy):
@@ -395,7 +398,7 @@ def test_completion_text_is_its_decoded_tokens(policy):
 def test_continuations_are_cut_before_the_stop(policy):
     model, render = policy
     (one,) = sample_tokens(
-        model, [render.encode_text("A frog")], eos=render.eos, max_tokens=20, seed=0, temperature=0.0
+        model, [render.encode_text("A frog")], stop_tokens=(render.eos,), max_tokens=20, seed=0, temperature=0.0
     )
     whole = render.decode(one.tokens)
     stop = whole[3]
@@ -408,7 +411,7 @@ def test_continuations_are_cut_before_the_stop(policy):
 def test_logp_of_a_long_completion_is_exact(models):
     """Up to the last token of the context."""
     model = models["gpt2"]
-    (one,) = sample_tokens(model, [[1, 2]], eos=-1, max_tokens=CONTEXT - 2, seed=5)
+    (one,) = sample_tokens(model, [[1, 2]], stop_tokens=(), max_tokens=CONTEXT - 2, seed=5)
     with torch.no_grad():
         trained = completion_logp(model, collate([TokenizedExample([1, 2], one.tokens)]))
     assert torch.tensor(one.logp).sub(trained).abs().max() < 1e-5
@@ -420,9 +423,9 @@ def test_prompts_that_share_all_but_the_last_token(policy):
     model, render = policy
     start = render.encode_text("A frog says croak")
     prompts = [[*start, last] for last in (5, 6, 7)]
-    together = sample_tokens(model, prompts, eos=render.eos, max_tokens=6, seed=0, temperature=0.0)
+    together = sample_tokens(model, prompts, stop_tokens=(render.eos,), max_tokens=6, seed=0, temperature=0.0)
     assert [one.tokens for one in together] == [
-        sample_tokens(model, [prompt], eos=render.eos, max_tokens=6, seed=0, temperature=0.0)[0].tokens
+        sample_tokens(model, [prompt], stop_tokens=(render.eos,), max_tokens=6, seed=0, temperature=0.0)[0].tokens
         for prompt in prompts
     ]
 
@@ -431,7 +434,7 @@ def test_prompts_that_share_all_but_the_last_token(policy):
 def test_sampling_with_adapters_equals_a_naive_loop(save, family):
     """Adapters added after the first sampling: the cache is probed again, and the model below samples as before."""
     model, uniforms = load_policy(save(family), CPU)[0], uniforms_of_seed(1)
-    plain = sample_tokens(model, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
+    plain = sample_tokens(model, PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=1)
     before = engine._CACHE_PROBES[model][0]
     adapted = add_lora(model, 2, 0)
     with torch.no_grad():
@@ -440,10 +443,12 @@ def test_sampling_with_adapters_equals_a_naive_loop(save, family):
                 parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
     adapted.eval()
     for one in (adapted, model):  # peft's, and the very model that it changed
-        got = sample_tokens(one, PROMPTS, eos=-1, max_tokens=TOKENS, seed=1)
+        got = sample_tokens(one, PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=1)
         assert [x.tokens for x in got] == [
             naive(adapted, p, u, -1, 1.0) for p, u in zip(PROMPTS, uniforms, strict=True)
         ]
     assert [x.tokens for x in got] != [x.tokens for x in plain]
     assert engine._CACHE_PROBES[model][0] != before
-    assert_same_samples(sample_tokens(BaseModelView(adapted), PROMPTS, eos=-1, max_tokens=TOKENS, seed=1), plain)
+    assert_same_samples(
+        sample_tokens(BaseModelView(adapted), PROMPTS, stop_tokens=(), max_tokens=TOKENS, seed=1), plain
+    )

@@ -67,12 +67,14 @@ def sample_both_ways(folders: dict[str, Path], out: Path, _: StageConfig) -> Non
         sharding.shard(model, memory=("offload",) if name == "offload" else ())
         if name == "computed anew":
             StaticKVCache.update = fails_in_the_second_layer
-        likeliest = sample_on_ranks(model, PROMPTS, eos=-1, max_tokens=9, temperature=0.0, seed=0)
+        likeliest = sample_on_ranks(model, PROMPTS, stop_tokens=(), max_tokens=9, temperature=0.0, seed=0)
         for way, (count, options) in WAYS.items():
             for share in (0.5, 0.0):
                 sharding.MAX_UNSHARDED_MEMORY_SHARE = share
                 assert sharding.fits_unsharded(model) == bool(share)
-                samples = sample_on_ranks(model, PROMPTS[:count], eos=likeliest[3].tokens[2], max_tokens=9, **options)
+                samples = sample_on_ranks(
+                    model, PROMPTS[:count], stop_tokens=(likeliest[3].tokens[2],), max_tokens=9, **options
+                )
                 samples_by_case[f"{name}, {way}, {share}"] = [[one.tokens, one.logp, one.finished] for one in samples]
         assert (name == "computed anew") == (engine._CACHE_PROBES[model][1] is None)
         batch = collate([TokenizedExample([5, 9], [2, 8])])

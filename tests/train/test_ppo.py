@@ -50,7 +50,8 @@ def sample_uneven_rollout(models, monkeypatch):
     """Sample with a frequent token as the end-of-text, so that lengths differ."""
     tokens = [example.completion_ids for example in sample_rollout(models).examples]
     for render in (models.tokenizer, models.reward.tokenizer):
-        monkeypatch.setattr(render, "eos", tokens[0][2])
+        monkeypatch.setattr(render, "stop_tokens", (tokens[0][2],))
+        monkeypatch.setattr(render, "end_of_turn", tokens[0][2])
     rollout = sample_rollout(models)
     assert len(set(rollout.mask.sum(1).tolist())) > 1
     return rollout
@@ -74,7 +75,7 @@ def test_rollout_equals_stock_forward_passes(models, monkeypatch):
         states = models.value.model.model(input_ids=tokens).last_hidden_state[0]
         values = models.value.model.score(states)[:, 0] - 0.75
         torch.testing.assert_close(rollout.values[row, :length], values[start - 1 : -1], atol=1e-5, rtol=0)
-        finished = example.completion_ids[-1] == models.tokenizer.eos
+        finished = example.completion_ids[-1] == models.tokenizer.end_of_turn
         assert bool(rollout.finished[row]) == finished
         assert rollout.scores[row].item() == pytest.approx(values[-1].item() - (0 if finished else 0.5), abs=1e-5)
         assert finished or length == 6, "what was cut off keeps its last token and gets no end-of-text"

@@ -23,10 +23,13 @@ _ENCODE_CHUNK_SIZE = 500
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Windows of pretraining tokens; documents are separated by end-of-text."""
+    """Windows of pretraining tokens; documents are separated by end-of-text.
+
+    Where the tokenizer has a beginning-of-text, every document and every window begins with it.
+    """
 
     tokens: Tensor  # (windows, T + 1) int32: T tokens and the one after them
-    eos: int
+    document_start: int  # beginning-of-text, or the end-of-text before a document where there is none
     seed: int
 
     def __len__(self) -> int:
@@ -39,11 +42,14 @@ class Corpus:
     def examples(self, start: int, count: int) -> list[TokenizedExample]:
         """Return the same windows as examples. Every token but the first is predicted once, from its own document.
 
-        A document begins at the end-of-text before it: the last target of one is the first input of the next.
+        A document begins at its beginning-of-text, or at the end-of-text before it: the last target of one document is
+        the first input of the next.
         """
         rows = self.windows(start, count).tolist()
         return [
-            TokenizedExample(row[:1], row[1:], tuple(i for i, token in enumerate(row) if token == self.eos and i > 0))
+            TokenizedExample(
+                row[:1], row[1:], tuple(i for i, token in enumerate(row) if token == self.document_start and i > 0)
+            )
             for row in rows
         ]
 
@@ -74,22 +80,44 @@ def build_corpus(
         InputError: not even one window of text.
     """
     width = window + 1
+    bos = None if tokenizer.bos in (None, tokenizer.eos) else tokenizer.bos
     chunks: list[Tensor] = []
-    num_tokens = 0
+    num_tokens, at_start = 0, True
     for block in _chunked(_split_documents(texts), _ENCODE_CHUNK_SIZE):
         ids = tokenizer.hf_tokenizer([piece for piece, _ in block], add_special_tokens=False)["input_ids"]
         for tokens, (_, is_last) in zip(ids, block, strict=True):
-            chunks.append(torch.tensor([*tokens, tokenizer.eos] if is_last else tokens, dtype=torch.int32))
+            start = [bos] if at_start and bos is not None else []
+            chunks.append(torch.tensor([*start, *tokens, *([tokenizer.eos] if is_last else [])], dtype=torch.int32))
             num_tokens += len(chunks[-1])
+            at_start = is_last
         if max_windows is not None and num_tokens >= max_windows * width:
             break
     if num_tokens < width:
         raise InputError(
             f"{name} has {num_tokens} tokens, less than one window of {width}; give more text, or a smaller window"
         )
-    flat_tokens = torch.cat(chunks)
-    num_windows = len(flat_tokens) // width
-    return Corpus(flat_tokens[: num_windows * width].view(num_windows, width)[:max_windows], tokenizer.eos, seed)
+    windows = _cut_windows(torch.cat(chunks), width, bos)[:max_windows]
+    return Corpus(windows, tokenizer.eos if bos is None else bos, seed)
+
+
+def _cut_windows(tokens: Tensor, width: int, bos: int | None) -> Tensor:
+    """Cut a stream of tokens into rows; a row that starts within a document begins with `bos`. -> (windows, width)."""
+    if bos is None:
+        num_windows = len(tokens) // width
+        return tokens[: num_windows * width].view(num_windows, width)
+    starts_document = (tokens == bos).tolist()
+    begins: list[int] = []
+    position = 0
+    while position + width - (not starts_document[position]) <= len(tokens):
+        begins.append(position)
+        position += width - (not starts_document[position])
+        if position == len(tokens):
+            break
+    rows = torch.full((len(begins), width), bos, dtype=tokens.dtype)
+    for row, begin in zip(rows, begins, strict=True):
+        count = width - (not starts_document[begin])
+        row[width - count :] = tokens[begin : begin + count]
+    return rows
 
 
 def _split_documents(texts: Iterable[str], size: int = 50_000) -> Iterator[tuple[str, bool]]:

@@ -1,4 +1,4 @@
-"""The only place where text becomes tokens: chat template, beginning-of-text, end-of-text.
+"""The only place where text becomes tokens: chat template, beginning-of-text, end of a turn.
 
 Prompt and completion are tokenized separately and concatenated as tokens, in every stage and in serving, so no stage
 sees a token boundary that another one does not (the reward model reads exactly the tokens the policy sampled).
@@ -6,29 +6,33 @@ sees a token boundary that another one does not (the reward model reads exactly 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import date
 from typing import Any
 
+from instructgpt.data import chat_template
 from instructgpt.data.packing import TokenizedExample
 from instructgpt.errors import InputError
 from instructgpt.records import Demonstration, Message, PromptFields
 
-_DEFAULT_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-)
-"""Chat template for base models without one: every turn ends with a newline, the assistant's with end-of-text before
-it.
-
-A single prompt is its text and a newline; the completion follows at once.
-"""
-
 
 class PromptTokenizer:
-    """A tokenizer with its chat template: prompts and completions to tokens and back."""
+    """A tokenizer with its chat template: prompts and completions to tokens and back.
+
+    Attributes:
+        eos: the tokenizer's end-of-text token; it separates pretraining documents.
+        bos: the beginning-of-text token where the tokenizer adds one, else None.
+        end_of_turn: the token that a completion is taught to end with: the template's, or `eos` if it has none.
+        stop_tokens: tokens that end a completion when they are sampled; always `eos` and `end_of_turn`.
+    """
 
     def __init__(self, hf_tokenizer: Any) -> None:
-        """Use the tokenizer's chat template, or set the plain one, which is saved with every model."""
+        """Use the tokenizer's chat template, or set the plain one, which is saved with every model.
+
+        Raises:
+            InputError: the tokenizer has no end-of-text token, or its template cannot render a user turn.
+        """
         if hf_tokenizer.eos_token_id is None:
             reason = (
                 "has no end-of-text token, so no model can learn to stop; set eos_token in its tokenizer_config.json"
@@ -39,42 +43,89 @@ class PromptTokenizer:
         first_id = hf_tokenizer("a", add_special_tokens=True)["input_ids"][0]
         self.bos: int | None = first_id if first_id == hf_tokenizer.bos_token_id and first_id is not None else None
         if hf_tokenizer.chat_template is None:
-            hf_tokenizer.chat_template = (
-                _DEFAULT_CHAT_TEMPLATE if self.bos is None else "{{ bos_token }}" + _DEFAULT_CHAT_TEMPLATE
-            )
+            plain = chat_template.PLAIN_TEMPLATE
+            hf_tokenizer.chat_template = plain if self.bos is None else "{{ bos_token }}" + plain
+        self._dated_template: str | None = None
+        template = hf_tokenizer.get_chat_template()
+        if chat_template.uses_date(template):
+            self._dated_template = template
+            self.pin_date(date.today())
+        self.format = chat_template.ChatFormat.probe(hf_tokenizer)
+        end = self.format.end_of_turn
+        self.end_of_turn: int = self.eos if end is None else chat_template.added_token_ids(hf_tokenizer)[end]
+        self.stop_tokens: tuple[int, ...] = tuple(dict.fromkeys((self.eos, self.end_of_turn)))
+        self._encoder = chat_template.TextEncoder(hf_tokenizer, self.format.control_tokens)
+
+    def pin_date(self, day: date) -> None:
+        """Fix the date that the template prints, unless a model directory has fixed it before."""
+        if self._dated_template is not None:
+            self.hf_tokenizer.chat_template = chat_template.pin_date(self._dated_template, day)
+
+    def add_stop_tokens(self, token_ids: Iterable[int]) -> None:
+        """Add a model's own stop tokens. Ids of ordinary text are ignored: some configurations hold a wrong default."""
+        added = set(chat_template.added_token_ids(self.hf_tokenizer).values())
+        self.stop_tokens = tuple(dict.fromkeys((*self.stop_tokens, *(id for id in token_ids if id in added))))
+
+    def describe(self) -> str:
+        """Describe in one line how turns end, and what the template does that a user may not expect."""
+        names = self.hf_tokenizer.convert_ids_to_tokens([*self.stop_tokens, self.end_of_turn])
+        parts = [f"a completion stops at {' '.join(names[:-1])}"]
+        if len(self.stop_tokens) > 1:
+            parts.append(f"training ends turns with {names[-1]}")
+        if self._dated_template is not None:
+            parts.append("the date in the chat template is now fixed")
+        if self.format.ignores_system:
+            parts.append("the chat template ignores system turns")
+        if self.hf_tokenizer.chat_template.endswith(chat_template.UNMARKED_TEMPLATE):
+            parts.append("turns have no role marks, as in models of an earlier version")
+        return "; ".join(parts)
+
+    def check_prompt(self, record: PromptFields) -> None:
+        """Raise InputError if the template refuses the record's conversation."""
+        bare_prompt = record.bare_prompt
+        if bare_prompt.messages is not None:
+            chat_template.render_messages(self.hf_tokenizer, bare_prompt.messages)
 
     def encode_prompt(self, prompt: PromptFields | str) -> list[int]:
-        """Encode a prompt ready for an answer, with exactly one beginning-of-text if the tokenizer uses one."""
-        messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt.messages
-        if messages is None:
-            assert not isinstance(prompt, str)
-            messages = [Message(role="user", content=prompt.prompt)]
-        turns = [message.model_dump() for message in messages]
-        text = self.hf_tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return self.encode_text(text)
+        """Encode a prompt ready for an answer, with exactly one beginning-of-text if the tokenizer uses one.
+
+        Names of control tokens in messages are plain characters. Raises InputError if the template refuses the turns.
+        """
+        messages = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt.conversation
+        masked, mark = self._encoder.mask(messages)
+        text = chat_template.render_messages(self.hf_tokenizer, masked)
+        return self._prepend_bos(self._encoder.encode(text, mark)) if mark else self.encode_text(text)
 
     def encode_text(self, text: str) -> list[int]:
         """Encode text without a template: continuations, few-shot prompts, pretraining."""
-        tokens: list[int] = self.hf_tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self.bos is not None and tokens[:1] != [self.bos]:
-            tokens = [self.bos, *tokens]
-        return tokens
+        return self._prepend_bos(self.hf_tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _prepend_bos(self, tokens: list[int]) -> list[int]:
+        return tokens if self.bos is None or tokens[:1] == [self.bos] else [self.bos, *tokens]
 
     def encode_completion(self, text: str, *, finished: bool = True) -> list[int]:
-        """Encode a completion; end-of-text follows unless it was truncated.
+        """Encode a completion; the end of the turn follows unless it was truncated.
 
         Names of special tokens are plain characters here, so a completion cannot spell its own end.
         """
         tokens: list[int] = (
             self.hf_tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
         )
-        return [*tokens, self.eos] if finished else tokens
+        return [*tokens, self.end_of_turn] if finished else tokens
 
     def encode_example(self, prompt: PromptFields | str, completion: str, *, finished: bool = True) -> TokenizedExample:
         return TokenizedExample(self.encode_prompt(prompt), self.encode_completion(completion, finished=finished))
 
+    def with_end_of_turn(self, example: TokenizedExample) -> TokenizedExample:
+        """Return a finished completion with `end_of_turn` last, whichever stop token ended it: what is scored is then
+        the same tokens as the text in a file.
+        """
+        if example.completion_ids[-1] == self.end_of_turn:
+            return example
+        return replace(example, completion_ids=[*example.completion_ids[:-1], self.end_of_turn])
+
     def is_compatible(self, tokenizer: PromptTokenizer) -> bool:
-        """Return whether both tokenizers encode alike: same vocabulary, template and end-of-text.
+        """Return whether both tokenizers encode alike: same vocabulary, template and end of a turn.
 
         A padding token makes no difference: it is never written.
         """
@@ -100,8 +151,21 @@ class PromptTokenizer:
         return str(self.hf_tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+def split_assistant_turns(demonstration: Demonstration) -> Iterator[Demonstration]:
+    """Yield a demonstration of each assistant turn that answers a user's, with all turns before it; the last one last.
+
+    So every turn is learned in the context in which it is sampled, whatever the template does with earlier turns.
+    """
+    messages = demonstration.messages or ()
+    for index, message in enumerate(messages):
+        if message.role == "assistant" and index and messages[index - 1].role == "user":
+            columns = {"prompt": "", "messages": messages[:index], "completion": message.content}
+            yield Demonstration.model_validate(demonstration.model_dump() | columns)
+    yield demonstration
+
+
 def tokenize_demonstrations(
-    demonstrations: Sequence[Demonstration], tokenizer: PromptTokenizer, max_length: int
+    demonstrations: Iterable[Demonstration], tokenizer: PromptTokenizer, max_length: int
 ) -> tuple[list[TokenizedExample], int]:
     """Tokenize demonstrations; returns also how many exceed the context and were left out.
 

@@ -35,12 +35,17 @@ class PairTokenizer(PromptTokenizer):
         self.hf_tokenizer = hf_tokenizer
         self.eos: int = hf_tokenizer.sep_token_id
         self.bos: int | None = hf_tokenizer.cls_token_id
+        self.end_of_turn: int = self.eos
+        self.stop_tokens: tuple[int, ...] = (self.eos,)
 
     def encode_prompt(self, prompt: PromptFields | str) -> list[int]:
         return self._encode(prompt if isinstance(prompt, str) else prompt.prompt)
 
     def encode_completion(self, text: str, *, finished: bool = True) -> list[int]:  # noqa: ARG002
         return self._encode("", text)[len(self._encode("")) :]
+
+    def check_prompt(self, record: PromptFields) -> None:
+        """Accept every conversation: it is read as text."""
 
     def _encode(self, *texts: str) -> list[int]:
         tokens: list[int] = self.hf_tokenizer(*texts, split_special_tokens=True)["input_ids"]

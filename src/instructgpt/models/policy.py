@@ -133,10 +133,19 @@ def load_policy(source: Path | str, device: torch.device, residual_dropout: floa
     if tokenizer.eos >= model.get_input_embeddings().num_embeddings:
         reason = "the end-of-text token is outside the model's vocabulary"
         raise InputError(f"{source}: {reason}; save the tokenizer the model was trained with")
+    tokenizer.add_stop_tokens(_configured_stop_tokens(model))
     model.to(device).eval()
     use_packed_attention(model)
     _check_logits_match(model, str(source))
     return model, tokenizer
+
+
+def _configured_stop_tokens(model: Any) -> list[int]:
+    """Return the stop tokens of a model's generation settings and configuration that its vocabulary has."""
+    configs = (model.generation_config, model.config, model.config.get_text_config())
+    settings = [getattr(config, "eos_token_id", None) for config in configs]
+    tokens = [token for ids in settings if ids is not None for token in (ids if isinstance(ids, list) else [ids])]
+    return [token for token in tokens if 0 <= token < model.get_input_embeddings().num_embeddings]
 
 
 def check_no_missing_weights(
@@ -222,7 +231,11 @@ def save_policy(model: Any, tokenizer: PromptTokenizer, folder: Path) -> None:
     """
     pad = tokenizer.hf_tokenizer.pad_token_id
     model.config.update(dropout_settings(model.config))
-    model.generation_config.eos_token_id = tokenizer.eos
-    model.generation_config.pad_token_id = tokenizer.eos if pad is None else pad
+    generation = model.generation_config
+    stop_tokens = list(tokenizer.stop_tokens)
+    generation.eos_token_id = stop_tokens if len(stop_tokens) > 1 else stop_tokens[0]
+    generation.pad_token_id = tokenizer.eos if pad is None else pad
+    if generation.temperature not in (None, 1.0) or generation.top_p not in (None, 1.0):
+        generation.do_sample = True  # transformers refuses to save sampling settings without it, as chat models had
     save_weights(model, folder)
     tokenizer.hf_tokenizer.save_pretrained(folder)

@@ -50,7 +50,7 @@ from instructgpt.sampling.engine import CPU_CACHE_BYTES
 from instructgpt.train import ppo
 from instructgpt.train.configs import PPOConfig, PretrainConfig, RewardConfig, SFTConfig
 from instructgpt.train.pretrain import build_llama_config
-from instructgpt.train.sft import mix_rows_per_step
+from instructgpt.train.sft import mix_rows_per_step, select_turns
 
 _SYNTHETIC_K = 4
 GATHER_PHASE, ALL_REDUCE_PHASE = "weights gathered", "gradients added up"
@@ -158,9 +158,10 @@ def _plan_sft(config: SFTConfig, context: PlanContext) -> Plan:
         examples, count = context.examples(), context.records or SYNTHETIC_RECORDS
     else:
         records = read_stage_records(Demonstration, config.data, config.skip_bad)
-        records = records if config.validation else [record for record in records if not is_heldout(record.text)]
+        records = records if config.validation else [record for record in records if not is_heldout(record.prompt)]
         if not records:
             raise InputError("no demonstrations to train on; give more, or --validation")
+        records = select_turns(records, config.learn)
         examples, _ = tokenize_demonstrations(
             sample_evenly(records), load_plan_tokenizer(config.base), _context_length(model_config)
         )

@@ -17,7 +17,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class RunDirectory:
         self._last_print_time = 0.0
         self.logged_to_console = self._is_last_step = False
         self._previous_seconds = 0.0
+        self.start_date = date.today()
         self._is_created = False
         self._pending_log: list[dict[str, Any]] = []  # messages before the directory exists
         self._trackers: dict[str, Tracker] = {}
@@ -82,6 +83,8 @@ class RunDirectory:
             check_output_directory(config.out)
             return run
         run._check_matches(record)
+        if config.resume and "started" in record:
+            run.start_date = date.fromisoformat(record["started"])
         if run.is_main_process and run.is_finished:  # possibly killed between "finished" and the clean-up
             run._remove_partial_files()
             shutil.rmtree(run._checkpoints_folder, ignore_errors=True)
@@ -150,6 +153,7 @@ class RunDirectory:
         return {
             "stage": self.stage,
             "finished": finished,
+            "started": self.start_date.isoformat(),
             "config": self._settings(),
             "seed": self.config.seed,
             "parents": self.parents,

@@ -49,8 +49,9 @@ def sample_completions(config: SampleConfig) -> Path:
     """
     check_output_file(config.out)
     skipped = SkippedLines(config.skip_bad)
-    prompts = read_records(Prompt, config.prompts, skipped)
     model, tokenizer = load_policy(config.model, pick_device(config.device))
+    prompts = read_records(Prompt, config.prompts, skipped, tokenizer.check_prompt)
+    console.print(tokenizer.describe(), markup=False, soft_wrap=True)
     max_prompt_tokens = max(0, context_length(model) - config.max_tokens)
     accepted_prompts = []
     for prompt in prompts:
@@ -136,8 +137,8 @@ def score_completions(config: ScoreConfig) -> Path:
     """
     check_output_file(config.out)
     skipped = SkippedLines(config.skip_bad)
-    records = read_records(ScoredInput, config.data, skipped)
     reward_model = load_reward_model(config.reward, pick_device(config.device))
+    records = read_records(ScoredInput, config.data, skipped, reward_model.tokenizer.check_prompt)
     demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)
     if message := center_scores(reward_model, str(config.reward), demonstrations):
         console.print(message, markup=False, soft_wrap=True)

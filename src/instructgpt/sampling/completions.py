@@ -15,7 +15,7 @@ from instructgpt.sampling.engine import SampledTokens, sample_tokens
 
 @dataclass(frozen=True, slots=True)
 class SampledCompletion:
-    """One completion as text and as tokens, and whether it ended with an end-of-text token."""
+    """One completion as text and as tokens, and whether it ended with a stop token."""
 
     prompt: PromptFields
     text: str
@@ -45,7 +45,7 @@ def generate(
     samples = sample_on_ranks(
         model,
         prompt_ids,
-        eos=tokenizer.eos,
+        stop_tokens=tokenizer.stop_tokens,
         max_tokens=max_tokens,
         seed=seed,
         temperature=temperature,
@@ -77,9 +77,15 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
 def retokenize_for(
     tokenizer: PromptTokenizer, source_tokenizer: PromptTokenizer, completions: Sequence[SampledCompletion]
 ) -> list[TokenizedExample]:
-    """Return completions as tokens of another model: the same where both share a tokenizer, else encoded from text."""
+    """Return completions as tokens of another model: the same where both share a tokenizer, else encoded from text.
+
+    A finished completion ends with the end of the turn, whichever stop token ended it.
+    """
     if tokenizer.is_compatible(source_tokenizer):
-        return [completion.example for completion in completions]
+        return [
+            tokenizer.with_end_of_turn(completion.example) if completion.finished else completion.example
+            for completion in completions
+        ]
     return [tokenizer.encode_example(x.prompt, x.text, finished=x.finished) for x in completions]
 
 
@@ -96,11 +102,17 @@ def continue_text(
 ) -> list[tuple[str, bool]]:
     """Continue texts without a prompt template, up to `stop` (paper, appendix D: temperature 0, a newline).
 
-    Returns each continuation, and whether it reached `stop` or an end-of-text token.
+    Returns each continuation, and whether it reached `stop` or a stop token.
     """
     prompt_ids = [tokenizer.encode_text(text) for text in texts]
     samples = sample_tokens(
-        model, prompt_ids, eos=tokenizer.eos, max_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p
+        model,
+        prompt_ids,
+        stop_tokens=tokenizer.stop_tokens,
+        max_tokens=max_tokens,
+        seed=seed,
+        temperature=temperature,
+        top_p=top_p,
     )
     continuations = []
     for completion in samples:

@@ -37,11 +37,19 @@ CDF_BLOCK_SIZE, _MAX_UNBLOCKED_VOCAB = 128, 1024
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a token is sampled, and which token ends a completion."""
+    """How a token is sampled, and which tokens end a completion."""
 
-    eos: int
+    stop_tokens: tuple[int, ...]
     temperature: float = 1.0
     top_p: float = 1.0
+
+
+def is_stop_token(tokens: Tensor, params: SamplingParams) -> Tensor:
+    """Return which tokens end a completion, a mask of the same shape."""
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    for stop_token in params.stop_tokens:
+        mask |= tokens == stop_token
+    return mask
 
 
 def inverse_cdf_sample(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -206,7 +214,7 @@ class Decoder:
         column = num_sampled.where(alive, self.max_tokens)
         self.sampled_tokens[slot_index, column] = next_tokens
         self.sampled_logp[slot_index, column] = logp
-        still_alive = alive & (next_tokens != self.params.eos) & (num_sampled + 1 < self.max_tokens)
+        still_alive = alive & ~is_stop_token(next_tokens, self.params) & (num_sampled + 1 < self.max_tokens)
         num_sampled += alive
         positions += still_alive
         self.next_input[:rows] = next_tokens.where(still_alive, self.next_input[:rows])

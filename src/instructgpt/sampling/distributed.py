@@ -20,7 +20,7 @@ def sample_on_ranks(
     model: Any,
     prompts: Sequence[list[int]],
     *,
-    eos: int,
+    stop_tokens: Sequence[int],
     max_tokens: int,
     seed: int,
     temperature: float = 1.0,
@@ -40,7 +40,7 @@ def sample_on_ranks(
     sample_local = partial(
         sample_tokens,
         prompts=[prompts[row] for row in indices],
-        eos=eos,
+        stop_tokens=stop_tokens,
         max_tokens=max_tokens,
         seed=seed,
         temperature=temperature,

@@ -46,7 +46,7 @@ _CACHE_PROBES: WeakKeyDictionary[Any, tuple[int, int | None]] = WeakKeyDictionar
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """One sampled completion: its tokens, with the end-of-text token if it finished, and their logp when sampled."""
+    """One sampled completion: its tokens, with the stop token if it finished, and their logp when sampled."""
 
     tokens: list[int]
     logp: list[float]
@@ -57,7 +57,7 @@ def sample_tokens(
     model: Any,
     prompts: Sequence[list[int]],
     *,
-    eos: int,
+    stop_tokens: Sequence[int],
     max_tokens: int,
     seed: int,
     temperature: float = 1.0,
@@ -70,7 +70,7 @@ def sample_tokens(
     Args:
         model: a causal language model in evaluation mode; a sharded one within `synchronized_forwards`.
         prompts: token ids; repeat a prompt for several completions of it.
-        eos: the token that ends a completion.
+        stop_tokens: the tokens that end a completion.
         max_tokens: length at which a completion is cut off.
         seed: fixes a completion, together with its index.
         temperature: 0 takes the likeliest token.
@@ -92,7 +92,7 @@ def sample_tokens(
     generator = torch.Generator().manual_seed(seed)
     # all rows up to the largest index, so that a row's numbers do not depend on which other rows are here
     uniforms = torch.rand(max(row_indices) + 1, max_tokens, generator=generator, dtype=torch.float64)[row_indices]
-    params = SamplingParams(eos, temperature, top_p)
+    params = SamplingParams(tuple(stop_tokens), temperature, top_p)
     # FSDP gathers weights into tensors that are trained later, which tensors made in inference mode cannot be
     with torch.no_grad() if is_sharded(model) else torch.inference_mode():
         bytes_per_token = cache_bytes_per_token(model)
@@ -126,7 +126,7 @@ def max_batch_rows(model: Any, bytes_per_row: int) -> int:
 def probe_cache(model: Any) -> int | None:
     """Decode a few tokens; return the cache's bytes a token, or None where logps differ from a plain forward pass."""
     width = max(map(len, _PROBE_PROMPTS)) + _PROBE_TOKENS - 1
-    decoder = Decoder(model, 2, width, _PROBE_TOKENS, SamplingParams(eos=-1, temperature=0.0))
+    decoder = Decoder(model, 2, width, _PROBE_TOKENS, SamplingParams(stop_tokens=(), temperature=0.0))
     uniforms = torch.zeros(len(_PROBE_PROMPTS), _PROBE_TOKENS, dtype=torch.float64)
     try:
         samples = _decode_all(model, decoder, _PROBE_PROMPTS, uniforms)
@@ -160,7 +160,9 @@ def _decode_all(model: Any, decoder: Decoder, prompts: Sequence[list[int]], unif
         if finished_slots:
             results, source_slots = decoder.remove_rows(finished_slots)
             for slot, (tokens, logp) in zip(finished_slots, results, strict=True):
-                samples[row_of_slot[slot]] = SampledTokens(tokens, logp, finished=tokens[-1] == decoder.params.eos)
+                samples[row_of_slot[slot]] = SampledTokens(
+                    tokens, logp, finished=tokens[-1] in decoder.params.stop_tokens
+                )
             row_of_slot = [row_of_slot[slot] for slot in source_slots]
     return [sample for sample in samples if sample is not None]
 
@@ -185,6 +187,6 @@ def _sample_without_cache(
             for row, token, token_logp in zip(row_indices, next_tokens.tolist(), logp.tolist(), strict=True):
                 rows[row][0].append(token)
                 rows[row][1].append(token_logp)
-        alive = [row for row in alive if rows[row][0][-1] != params.eos]
+        alive = [row for row in alive if rows[row][0][-1] not in params.stop_tokens]
     for tokens, row_logp in rows:
-        yield SampledTokens(tokens, row_logp, finished=tokens[-1] == params.eos)
+        yield SampledTokens(tokens, row_logp, finished=tokens[-1] in params.stop_tokens)

@@ -68,6 +68,9 @@ class SFTConfig(StageConfig):
     keep: Literal["best", "last"] = Field("best", description="saved epoch: the best on validation data, or the last")
     batch: int = Field(32, ge=1, description="demonstrations per optimizer step")
     lr: float = Field(9.65e-6, gt=0, description="peak learning rate; cosine to a tenth, no warm-up")
+    learn: Literal["all", "last"] = Field(
+        "all", description="assistant turns of a conversation to learn: all, or the last"
+    )
     dropout: float = Field(0.2, ge=0, lt=1, description="residual dropout, where the family has it")
     max_tokens: int = Field(128, ge=1, description="maximum length of completions sampled for --reward")
     skip_bad: bool = Field(False, description="skip and count bad lines")

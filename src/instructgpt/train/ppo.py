@@ -88,6 +88,7 @@ from instructgpt.train.rollout import (
     collect_rollout,
     token_values,
 )
+from instructgpt.train.startup import announce_tokenizer
 
 ADAM_EPS = 1e-5
 """Larger than usual, since PyTorch's Adam takes larger early steps than the paper's (Huang et al. 2023, detail 20)."""
@@ -186,6 +187,7 @@ def load_models(config: PPOConfig, run: RunDirectory) -> PPOModels:
     """
     device = get_stage_device(run)
     policy, tokenizer = load_policy(config.policy, device)
+    announce_tokenizer(tokenizer, run)
     reward = load_reward_model(config.reward, device)
     if message := center_scores(reward, escape(str(config.reward)), []):
         run.info(message)
@@ -235,7 +237,12 @@ def shard_models(models: PPOModels, config: PPOConfig) -> None:
 def load_data(config: PPOConfig, models: PPOModels, run: RunDirectory) -> tuple[list[Prompt], Corpus | None]:
     """Read the prompts that leave room for a completion, and the pretraining text of PPO-ptx."""
     skipped = SkippedLines(config.skip_bad)
-    prompts = read_all_records(Prompt, config.prompts, skipped)
+
+    def check(prompt: Prompt) -> None:
+        models.tokenizer.check_prompt(prompt)
+        models.reward.tokenizer.check_prompt(prompt)
+
+    prompts = read_all_records(Prompt, config.prompts, skipped, check)
     policy_context = min(context_length(models.policy), context_length(models.value.model))
     reward_context = context_length(models.reward.model)
     fitting = [

@@ -58,6 +58,7 @@ from instructgpt.train.optim import (
     load_training_state,
     optimizer_step,
 )
+from instructgpt.train.startup import announce_tokenizer
 
 _VALIDATIONS_PER_RUN = 5
 _SELECTION_METRICS = ("validation/accuracy", "validation/accuracy_heldout")
@@ -80,6 +81,7 @@ def train(config: RewardConfig) -> None:
     reward = _prepare_reward_model(config, device, config.seed)
     if is_one_label_classifier(config.base):
         run.info(f"goes on from the reward model {escape(config.base)} and its head, instead of a new head")
+    announce_tokenizer(reward.tokenizer, run)
     training, validation, centering_examples = load_data(config, reward, run)
     shard(reward.model, memory=config.memory)
     state = run.restore()
@@ -203,10 +205,11 @@ def load_data(
 ) -> tuple[list[RankedPrompt], list[RankedPrompt], list[TokenizedExample]]:
     """Return training prompts, validation prompts, and the examples whose average score becomes 0."""
     skipped = SkippedLines(config.skip_bad)
-    demonstrations = read_all_records(Demonstration, config.demonstrations, skipped)
-    rankings = read_all_records(Ranking, config.data, skipped)
+    check = reward.tokenizer.check_prompt
+    demonstrations = read_all_records(Demonstration, config.demonstrations, skipped, check)
+    rankings = read_all_records(Ranking, config.data, skipped, check)
     validation_rankings = (
-        read_all_records(Ranking, config.validation, skipped)
+        read_all_records(Ranking, config.validation, skipped, check)
         if config.validation
         else [r for r in rankings if is_heldout(r.prompt)]
     )

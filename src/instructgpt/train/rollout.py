@@ -80,7 +80,9 @@ def collect_rollout(
     policy, tokenizer = models.policy, models.tokenizer
     prompt_tokens = [tokenizer.encode_prompt(prompt) for prompt in prompts]
     with PHASE_TIMER("sampling"):
-        samples = sample_on_ranks(policy, prompt_tokens, eos=tokenizer.eos, max_tokens=max_tokens, seed=seed)
+        samples = sample_on_ranks(
+            policy, prompt_tokens, stop_tokens=tokenizer.stop_tokens, max_tokens=max_tokens, seed=seed
+        )
     completions = decode_samples(tokenizer, prompts, prompt_tokens, samples)
     examples = [completion.example for completion in completions]
     mask, logp = pad_logps(samples)
@@ -150,8 +152,8 @@ def check_logp_parity(models: PPOModels, rollout: Rollout, bf16: bool = False) -
     """
     # Besides the rollout a probe: repeated prompts, two rows at a time, so that rows are replaced and prefixes shared.
     prompts = [example.prompt_ids for example in rollout.examples[:_PARITY_PROMPTS] for _ in range(_PARITY_PROMPTS)]
-    max_tokens, eos = min(_PARITY_TOKENS, rollout.mask.shape[1]), models.tokenizer.eos
-    probe = sample_on_ranks(models.policy, prompts, eos=eos, max_tokens=max_tokens, seed=0, max_rows=2)
+    max_tokens, stop_tokens = min(_PARITY_TOKENS, rollout.mask.shape[1]), models.tokenizer.stop_tokens
+    probe = sample_on_ranks(models.policy, prompts, stop_tokens=stop_tokens, max_tokens=max_tokens, seed=0, max_rows=2)
     examples = [TokenizedExample(prompt, sample.tokens) for prompt, sample in zip(prompts, probe, strict=True)]
 
     def differences(examples: Sequence[TokenizedExample], mask: Tensor, logp: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from instructgpt import functional
 from instructgpt.data.packing import TokenizedExample, step_indices, steps_per_epoch
 from instructgpt.data.pretraining_text import Corpus, build_corpus, iter_documents
 from instructgpt.data.splits import is_heldout
-from instructgpt.data.tokenization import PromptTokenizer, tokenize_demonstrations
+from instructgpt.data.tokenization import PromptTokenizer, split_assistant_turns, tokenize_demonstrations
 from instructgpt.distributed.launch import launch
 from instructgpt.errors import InputError
 from instructgpt.models.lora import add_lora, get_trainable_module
@@ -44,6 +44,7 @@ from instructgpt.train.optim import (
     load_training_state,
     optimizer_step,
 )
+from instructgpt.train.startup import announce_tokenizer
 
 _MAX_VALIDATION_PROMPTS = 128  # sampled and scored after each epoch, with --reward
 
@@ -63,6 +64,7 @@ def train(config: SFTConfig) -> None:
         return
     device = get_stage_device(run)
     model, tokenizer = load_policy(config.base, device, config.dropout)
+    announce_tokenizer(tokenizer, run)
     dropout = config.dropout if "dropout" in config.model_fields_set else 0  # the default applies where it can
     if dropout and not any(dropout_settings(model.config, dropout).values()):
         family = model.config.model_type
@@ -117,17 +119,20 @@ def load_data(
 ) -> tuple[list[TokenizedExample], list[TokenizedExample], list[Prompt]]:
     """Return training examples, validation examples, and validation prompts that leave room for a completion."""
     skipped = SkippedLines(config.skip_bad)
-    records = read_all_records(Demonstration, config.data, skipped)
+    records = read_all_records(Demonstration, config.data, skipped, tokenizer.check_prompt)
     if config.validation:
-        validation_records = read_all_records(Demonstration, config.validation, skipped)
+        validation_records = read_all_records(Demonstration, config.validation, skipped, tokenizer.check_prompt)
     else:
         validation_records = [record for record in records if is_heldout(record.prompt)]
         records = [record for record in records if not is_heldout(record.prompt)]
     if not validation_records or not records:
         counts = f"{len(records)} demonstrations to train on, {len(validation_records)} to validate on"
         raise InputError(f"{counts}; add demonstrations, or give --validation")
-    training, too_long = tokenize_demonstrations(records, tokenizer, context)
-    validation, validation_too_long = tokenize_demonstrations(validation_records, tokenizer, context)
+    learned = [select_turns(part, config.learn) for part in (records, validation_records)]
+    if len(learned[0]) > len(records):
+        run.info(f"{len(records)} demonstrations hold {len(learned[0])} assistant turns, each learned; see --learn")
+    training, too_long = tokenize_demonstrations(learned[0], tokenizer, context)
+    validation, validation_too_long = tokenize_demonstrations(learned[1], tokenizer, context)
     left_out = {"longer than the context": too_long + validation_too_long, "bad lines": len(skipped.reasons)}
     run.summary["left_out"] = left_out
     run.info(f"{len(training)} demonstrations, {len(validation)} for validation; left out: {left_out}")
@@ -141,6 +146,13 @@ def load_data(
         room = f"room for --max-tokens {config.max_tokens} in a context of {context} tokens"
         raise InputError(f"no validation prompt leaves {room}")
     return training, validation, prompts[:_MAX_VALIDATION_PROMPTS]
+
+
+def select_turns(records: Sequence[Demonstration], learn: str) -> list[Demonstration]:
+    """Return the demonstrations to learn: every assistant turn as one, or the records as they are."""
+    if learn == "last":
+        return list(records)
+    return [turn for record in records for turn in split_assistant_turns(record)]
 
 
 def mix_rows_per_step(config: SFTConfig) -> int:
