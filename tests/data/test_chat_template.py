@@ -48,7 +48,8 @@ TEMPLATES = {
     "gemma": "{{ bos_token }}{% set ns = namespace(first='') %}"
     + LOOP
     + "{% if m.role == 'system' %}{% set ns.first = m.content + '\n\n' %}{% else %}"
-    + "{{ '<turn>' + ('model' if m.role == 'assistant' else 'user') + '\n' + ns.first + m.content | trim + '</turn>\n' }}"
+    + "{{ '<turn>' + ('model' if m.role == 'assistant' else 'user') + '\n' }}"
+    + "{{ ns.first + m.content | trim + '</turn>\n' }}"
     + "{% set ns.first = '' %}{% endif %}{% endfor %}"
     + "{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}",
     "mistral": "{{ bos_token }}{% set ns = namespace(first='') %}"
@@ -269,8 +270,8 @@ def test_a_template_that_ignores_system_turns_is_reported():
 
 
 DATED = (
-    "{% if not date_string is defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}"
-    "{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}{% endif %}{% endif %}"
     '{{ date_string }} {{ strftime_now("%Y-%m") }}' + TEMPLATES["chatml"]
 )
 
