@@ -27,7 +27,8 @@ OPTION_GROUPS = {
     "PPO": "episodes minibatch kl_coef clip lam eos_penalty",
     "PPO-ptx": "ptx_coef ptx_ratio ptx_reduction",
     "sampling": "n max_tokens temperature top_p stop",
-    "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads judges scorer baseline""",
+    "evaluation": """names harness include_path limit judge judge_model judge_key judge_reads
+        judge_max_tokens judge_temperature judges scorer baseline""",
     "small world": "words demonstration_prompts ranking_prompts ppo_prompts labelers through_site",
     "site": "site database public_url host port key",
     "labeling": """name kind purpose cohort priority overlap cohort_share cohort_overlap gold_share repeat_share k_least
@@ -191,13 +192,17 @@ def metavar(name: str, field: FieldInfo) -> str:
     """Return the placeholder of a flag's value: its choices, its type, or what the path or the text names."""
     if values := choices(field):
         return "|".join(values)
+    if isinstance(field.json_schema_extra, dict) and "metavar" in field.json_schema_extra:
+        return str(field.json_schema_extra["metavar"])
+    if named := re.search(r"\bNAME=([A-Z]{3,})\b", field.description or ""):
+        return f"[NAME=]{named[1]}"
     annotation = _unwrap_optional(field.annotation)
     if get_origin(annotation) is tuple:
         annotation = get_args(annotation)[0]
     if annotation in (int, float):
         return "N" if annotation is int else "X"
     if name in _MODEL_OPTIONS:
-        return "MODEL" if "NAME=MODEL" not in (field.description or "") else "[NAME=]MODEL"
+        return "MODEL"
     if annotation is Path:
         place = re.search(r"\b(directory|folder|reward model|site)\b|\bfile\b|JSON|\.jsonl", field.description or "")
         return "DIR" if place and place[1] else "FILE"

@@ -25,7 +25,7 @@ from instructgpt.errors import InputError, RunError, one_line
 
 
 class SkippedLines:
-    """Bad lines that were skipped, if `allowed` (--skip-bad)."""
+    """Bad lines that were skipped, if `allowed`: of a command with --skip-bad."""
 
     def __init__(self, allowed: bool = True) -> None:
         self.allowed = allowed
@@ -33,8 +33,10 @@ class SkippedLines:
 
 
 def skip_or_raise(location: str, error: Exception, skipped: SkippedLines | None) -> None:
-    """Record a bad line if skipping is allowed, else raise InputError."""
-    if skipped is None or not skipped.allowed:
+    """Record a bad line if skipping is allowed, else raise InputError. Only a command that could skip advises it."""
+    if skipped is None:
+        raise InputError(f"{location}: {error}") from error
+    if not skipped.allowed:
         raise InputError(f"{location}: {error} (--skip-bad skips bad lines)") from error
     skipped.reasons.append(f"{location}: {error}")
 

@@ -44,7 +44,7 @@ from instructgpt.records import (
 )
 from instructgpt.report.page import write_report
 from instructgpt.report.terminal import print_report_tables
-from instructgpt.results import ResultRow, read_result_rows, with_judge, write_result_rows
+from instructgpt.results import ResultRow, merge_result_rows, read_result_rows, with_judge, write_result_rows
 from instructgpt.run.configs import RunConfig
 from instructgpt.run.directory import RunDirectory, console
 from instructgpt.sampling.completions import generate, retokenize_for
@@ -71,6 +71,9 @@ def main(config: RunConfig) -> Path:
         check_input_files(config, stages)
         run.create()
         rows = build_from_files(config, stages) if config.corpus else build_small_world(config, stages)
+        results_path = config.out / "results.json"
+        earlier_rows = read_result_rows(results_path) if results_path.exists() else []  # added by `evaluate`
+        rows = merge_result_rows(earlier_rows, rows)
         run.finish(lambda folder: write_result_rows(folder / "results.json", rows))
     print_report_tables(read_result_rows(config.out / "results.json"))
     console.print(f"report: {write_report(config.out)}", soft_wrap=True)

@@ -45,6 +45,33 @@ def with_judge(rows: Iterable[ResultRow], judge: str) -> list[ResultRow]:
     return [replace(row, judge=judge) for row in rows]
 
 
+DIFFERENCE = "difference"
+"""The evaluation name of paired differences: metric `toxicity/mean_toxicity/respectful`,
+condition the subtracted model.
+"""
+
+
+def merge_result_rows(earlier_rows: Iterable[ResultRow], rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """Return the rows of both, where new rows replace all earlier ones of their evaluation, model and judge.
+
+    Rows of equal evaluation, metric, model and condition are replaced whoever judged them.
+    """
+    new_rows = list(rows)
+    keys, sources = set(map(_result_key, new_rows)), set(map(_result_source, new_rows))
+    kept_rows = [row for row in earlier_rows if _result_key(row) not in keys and _result_source(row) not in sources]
+    return kept_rows + new_rows
+
+
+def _result_key(row: ResultRow) -> tuple[str, str, str, str]:
+    return row.evaluation, row.metric, row.model, row.condition
+
+
+def _result_source(row: ResultRow) -> tuple[str, str, str]:
+    """Return the measured evaluation, the model and the judge, which one command measures together."""
+    evaluation = row.metric.partition("/")[0] if row.evaluation == DIFFERENCE else row.evaluation
+    return evaluation, row.model, row.judge
+
+
 def write_result_rows(path: Path, rows: Iterable[ResultRow]) -> None:
     """Write results.json, one row per line. Raise InputError if it cannot be written."""
     lines = [json.dumps(result_row_to_dict(row), ensure_ascii=False, allow_nan=False) for row in rows]

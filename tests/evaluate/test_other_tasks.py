@@ -183,13 +183,17 @@ def test_gsm8k_numbers_are_extracted_as_in_the_harness():
         (
             "arc_easy",
             {"query": "q", "choices": ["a", "b"], "gold": 2},
-            "row 1 has the right answer 2; expected the index of one of 2",
+            "rows.jsonl:1: the label is 2; expected the index of one of 2",
         ),
-        ("piqa", {"goal": "q", "sol1": "a", "sol2": "b", "label": -1}, "row 1 has the right answer -1"),
-        ("winogrande", {"contexts": ["a"], "continuation": "b", "gold": 0}, "row 1 has 1 beginnings"),
-        ("piqa", {"goal": "q", "sol1": "a", "label": 0}, "row 1 has no 'sol2' (columns found: goal, sol1, label)"),
-        ("winogrande", {"contexts": ["a", "b"], "gold": 0}, "row 1 has no 'continuation'"),
-        ("gsm8k", {"question": "q", "answer": "18"}, "the solution of row 1 has no '#### '"),
+        ("piqa", {"goal": "q", "sol1": "a", "sol2": "b", "label": -1}, "rows.jsonl:1: the label is -1"),
+        ("winogrande", {"contexts": ["a"], "continuation": "b", "gold": 0}, "rows.jsonl:1: 1 beginnings"),
+        (
+            "piqa",
+            {"goal": "q", "sol1": "a", "label": 0},
+            "rows.jsonl:1: column 'sol2' is missing (columns found: goal, sol1, label)",
+        ),
+        ("winogrande", {"contexts": ["a", "b"], "gold": 0}, "rows.jsonl:1: column 'continuation' is missing"),
+        ("gsm8k", {"question": "q", "answer": "18"}, "rows.jsonl:1: the solution has no '#### '"),
     ],
 )
 def test_invalid_row_is_reported_in_one_line(tmp_path, save, capsys, name, row, complaint):

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from instructgpt.results import ResultRow
+from instructgpt.results import DIFFERENCE, ResultRow
 from instructgpt.statistics import intervals
 from instructgpt.statistics.intervals import SHARE, Bounds, Estimate, Measurements
-
-DIFFERENCE = "difference"
-"""The evaluation name of paired differences: metric `toxicity/mean_toxicity/respectful`,
-condition the subtracted model.
-"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from instructgpt.evaluate.datasets import find_data_source, parse_data_sources
 from instructgpt.evaluate.inference import load_cached_model
 from instructgpt.evaluate.judges.truthfulqa_judge import JUDGE_QUESTIONS, find_judge_folder
 from instructgpt.evaluate.lm_harness import LMHarness
+from instructgpt.evaluate.output import add_result_rows, cache_folder, resolve_results_path, row_key, sort_rows
 from instructgpt.evaluate.precomputed import measure_precomputed, resolve_completion_files
 from instructgpt.evaluate.preference_inputs import parse_named_models
 from instructgpt.evaluate.preference_run import run_preference_evaluation
@@ -29,7 +30,7 @@ from instructgpt.evaluate.tasks import EVAL_TASKS
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, ModelReply, generate_reply_fields
 from instructgpt.evaluate.tasks.real_toxicity import require_scorer
 from instructgpt.models.policy import pick_device
-from instructgpt.results import ResultRow, write_result_rows
+from instructgpt.results import ResultRow
 from instructgpt.run.directory import console, content_hash
 
 REPLY_CHUNK_SIZE = 512
@@ -49,41 +50,50 @@ def main(config: EvaluateConfig) -> list[ResultRow]:
     """
     if config.processes > 1 and device_type(config.device) != "cpu":
         raise InputError("evaluate: --processes is for CPUs; leave it out with a GPU, or give --device cpu")
+    out = resolve_results_path(config.out, list(parse_named_models(config.model).values()))
     try:
         with process_map(config.processes) as map_fn:
-            return _run_evaluations(config, map_fn)
+            return _run_evaluations(config, out, map_fn)
     finally:
         _unload_models()
 
 
-def _run_evaluations(config: EvaluateConfig, map_fn: _MapFn) -> list[ResultRow]:
+def _run_evaluations(config: EvaluateConfig, out: Path, map_fn: _MapFn) -> list[ResultRow]:
     rows: list[ResultRow] = []
     problems: list[str] = []
+    num_kept = 0
     for name in dict.fromkeys(config.names):
         if name in WHOLE_FILE_EVALUATIONS:
-            new_rows, problem = _evaluate_whole_files(name, config, map_fn)
+            new_rows, problem = _evaluate_whole_files(name, config, cache_folder(out) / name, map_fn)
             rows += new_rows
             problems += [problem] if problem else []
     printed_count = len(rows)
     if config.harness or any(name not in WHOLE_FILE_EVALUATIONS for name in config.names):
-        for new_rows in _evaluate_precomputed(config) if config.completions else _evaluate_models(config, map_fn):
+        settings = _build_eval_settings(config, cache_folder(out))
+        parts = (
+            _evaluate_precomputed(config, settings)
+            if config.completions
+            else _evaluate_models(config, settings, cache_folder(out), map_fn)
+        )
+        for new_rows in parts:
             rows += new_rows
-            write_result_rows(config.out, _sort_rows(rows))
-        _print_results_table(_sort_rows(rows[printed_count:]))
+            add_result_rows(out, rows)
+        _print_results_table(sort_rows(rows[printed_count:]))
     if rows:
-        rows = _sort_rows(rows)
-        write_result_rows(config.out, rows)
-        console.print(f"results: {config.out}", soft_wrap=True)
+        num_kept = add_result_rows(out, rows)
+        note = f" (beside {num_kept} rows of earlier commands)" if num_kept else ""
+        console.print(f"results: {out}{note}", highlight=False, markup=False, soft_wrap=True)
     if problems:
         raise RunError(problems[0])
-    return rows
+    return sort_rows(rows)
 
 
-def _evaluate_whole_files(name: str, config: EvaluateConfig, map_fn: _MapFn) -> tuple[list[ResultRow], str | None]:
+def _evaluate_whole_files(
+    name: str, config: EvaluateConfig, folder: Path, map_fn: _MapFn
+) -> tuple[list[ResultRow], str | None]:
     """Return the rows, and why a judge stopped early, if it did."""
 
     def options(settings_class: type[ComparisonSettings]) -> dict[str, Any]:
-        folder = config.out.with_suffix("") / name
         return {"folder": folder} | {f.name: getattr(config, f.name) for f in fields(settings_class)[1:]}
 
     if name == "preference":
@@ -91,31 +101,40 @@ def _evaluate_whole_files(name: str, config: EvaluateConfig, map_fn: _MapFn) -> 
     return run_reward_model_evaluation(ComparisonSettings(**options(ComparisonSettings)), map_fn), None
 
 
-def _build_eval_settings(config: EvaluateConfig) -> EvalSettings:
-    verdict_folder = config.out.with_suffix("") / "verdicts"
-    return EvalSettings(None, config.shots, config.seed, config.scorer, config.judges, config.device, verdict_folder)
+def _build_eval_settings(config: EvaluateConfig, folder: Path) -> EvalSettings:
+    return EvalSettings(
+        shots=config.shots,
+        seed=config.seed,
+        scorer=config.scorer,
+        judges_dir=config.judges,
+        device=config.device,
+        verdict_cache_dir=folder / "verdicts",
+        skip_bad=config.skip_bad,
+    )
 
 
-def _evaluate_precomputed(config: EvaluateConfig) -> Iterator[list[ResultRow]]:
+def _evaluate_precomputed(config: EvaluateConfig, settings: EvalSettings) -> Iterator[list[ResultRow]]:
     names = [name for name in config.names if name not in WHOLE_FILE_EVALUATIONS]
     files = resolve_completion_files(names, list(map(str, config.completions)))
     for task in _select_tasks(list(files)):
-        yield measure_precomputed(task.name, files[task.name], _build_eval_settings(config))
+        yield measure_precomputed(task.name, files[task.name], settings)
 
 
-def _evaluate_models(config: EvaluateConfig, map_fn: _MapFn) -> Iterator[list[ResultRow]]:
+def _evaluate_models(
+    config: EvaluateConfig, settings: EvalSettings, folder: Path, map_fn: _MapFn
+) -> Iterator[list[ResultRow]]:
     """Yield the rows of each model and evaluation. All files are read before the first model is loaded."""
-    settings = _build_eval_settings(config)
     for kind in JUDGE_QUESTIONS if config.judges else ():
         find_judge_folder(kind, config.judges or Path())
     paths, named_paths = parse_data_sources(config.data)
+    _check_source_names(named_paths, config)
     has_tasks = any(name not in WHOLE_FILE_EVALUATIONS for name in config.names)
     task_questions = _load_questions(config, settings, paths, named_paths) if has_tasks else []
     harness = None
     if config.harness:
         harness = LMHarness(config.harness, config.include_path, named_paths, config.limit or None, config.seed)
     models = parse_named_models(config.model)
-    cache, device = ResultCache(config.out.with_suffix("")), str(pick_device(config.device))
+    cache, device = ResultCache(folder), str(pick_device(config.device))
     chunk_size = REPLY_CHUNK_SIZE if config.processes == 1 else PARALLEL_CHUNK_SIZE
     for name, source in models.items():
         model = _ModelSource(name, source, content_hash(Path(source)), device)
@@ -207,16 +226,6 @@ def _get_replies(
     ]
 
 
-def _sort_rows(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    evaluations = list(dict.fromkeys(row.evaluation for row in rows))
-    keys = {key: number for number, key in enumerate(dict.fromkeys(_row_key(row) for row in rows))}
-    return sorted(rows, key=lambda row: (evaluations.index(row.evaluation), keys[_row_key(row)]))
-
-
-def _row_key(row: ResultRow) -> tuple[str, str, str]:
-    return row.evaluation, row.metric, row.condition
-
-
 def _print_results_table(rows: Sequence[ResultRow]) -> None:
     """Print a line per metric and a column per model; conditions with a part (`none/age`) are only in the file."""
     models = list(dict.fromkeys(row.model for row in rows))
@@ -225,13 +234,22 @@ def _print_results_table(rows: Sequence[ResultRow]) -> None:
         if "/" not in row.condition:
             interval = "" if row.low is None or row.high is None else f" [{row.low:.3f}, {row.high:.3f}]"
             text = "–" if row.value is None else f"{row.value:.3f}{interval}"
-            cells.setdefault(_row_key(row), {})[row.model] = text
+            cells.setdefault(row_key(row), {})[row.model] = text
     for start in range(0, len(models), _MODELS_PER_TABLE):
         table_models = models[start : start + _MODELS_PER_TABLE]
         table = Table("", *table_models, box=None, pad_edge=False)
-        for row_key, values in cells.items():
-            table.add_row(" ".join(row_key), *(values.get(model, "") for model in table_models))
+        for key, values in cells.items():
+            table.add_row(" ".join(key), *(values.get(model, "") for model in table_models))
         console.print(table)
+
+
+def _check_source_names(named_paths: dict[str, Path], config: EvaluateConfig) -> None:
+    """Raise InputError if a NAME=SOURCE of --data belongs to nothing that was requested."""
+    requested = [*config.names, *config.harness, *(EVAL_TASKS if "all" in config.names else ())]
+    for name, source in named_paths.items():
+        if name not in requested:
+            hint = did_you_mean(name, requested) or f"; requested: {', '.join(requested)}"
+            raise InputError(f"evaluate: --data {name}={source}: {name} is not among the requested evaluations{hint}")
 
 
 def _select_tasks(names: Sequence[str]) -> list[EvalTask]:

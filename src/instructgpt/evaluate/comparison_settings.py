@@ -18,6 +18,7 @@ class ComparisonSettings:
     limit: int | None = None
     seed: int = 0
     device: str = "auto"
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class PreferenceSettings(ComparisonSettings):
     judge_model: str | None = None
     judge_key: str | None = None
     judge_reads: Literal["text", "logp"] | None = None
+    judge_max_tokens: int = 400
+    judge_temperature: float | None = None
     baseline: str | None = None
     max_tokens: int = 256
     temperature: float = 1.0

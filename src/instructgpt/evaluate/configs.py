@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, StageConfig
+from instructgpt.config import TRAINING_ONLY_FIELDS, CommandConfig, StageConfig, did_you_mean
 
 EVAL_TASK_NAMES = (
     "winogender",
@@ -33,9 +34,26 @@ EVAL_TASK_NAMES = (
     "gsm8k",
 )
 """Names of `evaluate.tasks.EVAL_TASKS`, for help without loading the tasks."""
+DEFAULT_JUDGE_MAX_TOKENS = 400
+"""Budget of an answer: a few sentences and a verdict. A reasoning model needs thousands, for its reasoning counts."""
 WHOLE_FILE_EVALUATIONS = ("preference", "reward_model")
 """Evaluations of rankings or completions; all others are tasks, which ask a list of questions."""
-_PREFERENCE_OPTIONS = ("judge", "judge_model", "judge_key", "judge_reads", "baseline", "max_tokens", "temperature")
+_ENDPOINT_OPTIONS = ("judge_model", "judge_key", "judge_temperature")
+_PREFERENCE_OPTIONS = (
+    "judge",
+    "judge_reads",
+    "judge_max_tokens",
+    *_ENDPOINT_OPTIONS,
+    "baseline",
+    "max_tokens",
+    "temperature",
+)
+
+
+def _task_names() -> Iterable[str]:
+    """Return the names of the tasks, also of those that a program registered; help and typos load none of them."""
+    tasks = sys.modules.get("instructgpt.evaluate.tasks")
+    return EVAL_TASK_NAMES if tasks is None else dict.fromkeys((*EVAL_TASK_NAMES, *tasks.EVAL_TASKS))
 
 
 class EvaluateConfig(CommandConfig):
@@ -53,7 +71,9 @@ class EvaluateConfig(CommandConfig):
         "or NAME=SOURCE: a file, a saved data set or one of the hub",
     )
     harness: tuple[str, ...] = Field(
-        (), description="tasks of lm-evaluation-harness, in addition; needs instructgpt[harness]"
+        (),
+        description="tasks of lm-evaluation-harness, in addition; needs instructgpt[harness]",
+        json_schema_extra={"metavar": "TASK"},
     )
     include_path: Path | None = Field(None, description="a folder with YAML files of more tasks for --harness")
     completions: tuple[Path, ...] = Field(
@@ -61,7 +81,12 @@ class EvaluateConfig(CommandConfig):
         description="existing completions with references instead of models and data: FILE, or NAME=FILE for one "
         "evaluation",
     )
-    out: Path = Field(Path("results.json"), description="the results file; replies are cached in a folder beside it")
+    out: Path | None = Field(
+        None,
+        description="the results file, to which rows are added; replies are cached beside it; default: results.json in "
+        "the run whose stages the models are, else here",
+    )
+    skip_bad: bool = Field(False, description="leave out and count bad rows of data and completions")
     limit: int | None = Field(
         None, ge=0, description="questions per evaluation, drawn by the seed; 0: all; default: its own"
     )
@@ -69,6 +94,7 @@ class EvaluateConfig(CommandConfig):
     scorer: str | None = Field(
         None,
         description="toxicity scorer: a directory of 'judge toxicity', detoxify, perspective:URL or moderation:URL",
+        json_schema_extra={"metavar": "DIR|NAME|KIND:URL"},
     )
     judges: Path | None = Field(
         None,
@@ -78,13 +104,32 @@ class EvaluateConfig(CommandConfig):
         None,
         description="compares completions: a reward model, a language model, an endpoint's URL, or 'simulated'; "
         "default: the people who ranked",
+        json_schema_extra={"metavar": "MODEL|URL|simulated"},
     )
-    judge_model: str | None = Field(None, description="the endpoint's model that judges")
-    judge_key: str | None = Field(None, description="the environment variable with the endpoint's key")
+    judge_model: str | None = Field(
+        None, description="the endpoint's model that judges", json_schema_extra={"metavar": "NAME"}
+    )
+    judge_key: str | None = Field(
+        None,
+        description="the environment variable with the endpoint's key",
+        json_schema_extra={"metavar": "VARIABLE"},
+    )
+    judge_max_tokens: int = Field(
+        DEFAULT_JUDGE_MAX_TOKENS,
+        ge=1,
+        description="maximum length of a language model's verdict; a reasoning model's reasoning counts, 4000 and more",
+    )
+    judge_temperature: float | None = Field(
+        None, ge=0, description="temperature sent to the judge's endpoint; default: none, its own"
+    )
     judge_reads: Literal["text", "logp"] | None = Field(
         None, description="read a language model's verdict from its text, or from the log-probabilities of A, B and C"
     )
-    baseline: str | None = Field(None, description="the model others are compared with; default: sft if present")
+    baseline: str | None = Field(
+        None,
+        description="the model others are compared with; default: sft if present",
+        json_schema_extra={"metavar": "NAME"},
+    )
     max_tokens: int = Field(256, ge=1, description="maximum length of compared completions")
     temperature: float = Field(1.0, ge=0, description="sampling temperature of compared completions")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of questions, examples and samples")
@@ -93,6 +138,12 @@ class EvaluateConfig(CommandConfig):
 
     def ineffective_options(self) -> Iterator[str]:
         """Yield what is missing or has no effect. Tasks need models or completions; rankings by people need neither."""
+        available = ("all", *_task_names(), *WHOLE_FILE_EVALUATIONS)
+        for name in self.names:
+            if name not in available:
+                yield f"no evaluation '{name}'" + (
+                    did_you_mean(name, available) or f"; available: {', '.join(available)}"
+                )
         yield from self._ineffective_preference_options()
         if self.include_path and not self.harness:
             yield "--include-path has no effect without --harness"
@@ -107,8 +158,10 @@ class EvaluateConfig(CommandConfig):
                     yield f"--{name} has no effect with --completions"
         elif not self.model or (not self.data and self.names):
             yield "give --model and --data, or --completions"
-        elif not self.names and "processes" in self.model_fields_set:
-            yield "--processes has no effect on --harness alone"
+        elif not self.names:
+            for name in ("processes", "skip_bad"):
+                if name in self.model_fields_set:
+                    yield f"--{name.replace('_', '-')} has no effect on --harness alone"
 
     def _ineffective_preference_options(self) -> Iterator[str]:
         for name in _PREFERENCE_OPTIONS:
@@ -119,8 +172,10 @@ class EvaluateConfig(CommandConfig):
                 yield f"{flag} has no effect without the evaluation preference"
             elif name in ("max_tokens", "temperature") and not self.model:
                 yield f"{flag} has no effect without --model"
-            elif name in ("judge_model", "judge_key") and "://" not in (self.judge or ""):
+            elif name in _ENDPOINT_OPTIONS and "://" not in (self.judge or ""):
                 yield f"{flag} has no effect unless --judge is the address of an endpoint"
+            elif name == "judge_max_tokens" and (self.judge in (None, "simulated") or self.judge_reads == "logp"):
+                yield f"{flag} has no effect unless --judge is a language model that writes its verdict"
 
 
 class JudgeConfig(StageConfig):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from instructgpt import functional
+from instructgpt.config import did_you_mean
 from instructgpt.data.packing import TokenizedExample
 from instructgpt.errors import InputError, one_line
 from instructgpt.evaluate.cache import ResultCache
@@ -70,8 +71,9 @@ class LMHarness:
                 manager = self._lm_eval.tasks.TaskManager(include_path=include_path, include_defaults=include_defaults)
                 unindexed = [name for name in task_names if name not in manager.task_index and not Path(name).is_file()]
         if manager is None or unindexed:
-            hint = "--include-path takes a folder with more tasks"
-            raise InputError(f"evaluate: lm-evaluation-harness has no task '{unindexed[0]}' ({hint})")
+            suggestion = "" if manager is None else did_you_mean(unindexed[0], manager.task_index)
+            hint = suggestion or " (--include-path takes a folder with more tasks)"
+            raise InputError(f"evaluate: lm-evaluation-harness has no task '{unindexed[0]}'{hint}")
         self._manager = manager
         with tempfile.TemporaryDirectory() as scratch:
             specs = [

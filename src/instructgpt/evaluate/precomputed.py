@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instructgpt.config import did_you_mean
 from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.datasets import parse_data_sources
@@ -82,7 +83,8 @@ def resolve_completion_files(names: Sequence[str], completions: Sequence[str]) -
     task_names = list(named_paths) if "all" in names else list(dict.fromkeys(names))
     for name in named_paths:
         if name not in task_names:
-            raise InputError(f"--completions {name}={named_paths[name]}: {name} is not among the requested evaluations")
+            problem = f"{name} is not among the requested evaluations{did_you_mean(name, task_names)}"
+            raise InputError(f"--completions {name}={named_paths[name]}: {problem}")
     files = {name: [named_paths[name]] if name in named_paths else paths for name in task_names}
     for name in names:
         if not files.get(name, named_paths):
@@ -106,7 +108,11 @@ def measure_precomputed(evaluation: str, files: Sequence[Path], settings: EvalSe
     needs_references = evaluation in _REFERENCE_TASKS
     required_fields = ("said", "references") if needs_references else () if columns else ("said", "group")
     is_summary = evaluation in _SUMMARY_TASKS
-    samples = [sample for file in files for sample in _read_precomputed(file, required_fields, columns, is_summary)]
+    samples = [
+        sample
+        for file in files
+        for sample in _read_precomputed(file, required_fields, columns, is_summary, settings.skip_bad)
+    ]
     complete = [sample for sample in samples if len(sample.numbers) == len(columns)]
     if needs_references:
         complete = [sample for sample in complete if sample.references]
@@ -119,10 +125,21 @@ def measure_precomputed(evaluation: str, files: Sequence[Path], settings: EvalSe
         console.print(f"{evaluation}: {summary}", markup=False)
     if needs_references:
         replies = [_to_question_reply(index, sample) for index, sample in enumerate(complete)]
-        return EVAL_TASKS[evaluation].measure(replies, settings)
+        rows = EVAL_TASKS[evaluation].measure(replies, settings)
+        if evaluation == "drop":
+            _report_number_share(rows)
+        return rows
     measure = _measure_truthfulqa if evaluation == "truthfulqa" else _measure_real_toxicity
     rows = measure(complete, settings)
     return rows + (_missing_number_rows(evaluation, samples, len(columns)) if num_missing else [])
+
+
+def _report_number_share(rows: Sequence[ResultRow]) -> None:
+    """Say beside DROP's numbers what they depend on: published samples have other shares than the data set."""
+    total = sum(row.n for row in rows if row.metric == "f1" and "/" not in row.condition)
+    numbers = sum(row.n for row in rows if row.metric == "f1" and row.condition.endswith("/numbers"))
+    hint = "compare only with the same questions"
+    console.print(f"drop: {numbers / total:.0%} of the answers are numbers, which are harder than spans; {hint}")
 
 
 def _missing_number_rows(evaluation: str, samples: Sequence[_Sample], num_columns: int) -> list[ResultRow]:
@@ -179,30 +196,33 @@ def _to_question_reply(index: int, sample: _Sample, **extra_target: Any) -> Ques
 
 
 def _read_precomputed(
-    file: Path, required_fields: Sequence[str], number_columns: Sequence[str], is_summary: bool
+    file: Path, required_fields: Sequence[str], number_columns: Sequence[str], is_summary: bool, skip_bad: bool
 ) -> list[_Sample]:
     """Read the samples of a file. Questions about a passage share a cluster: the `context` up to its first question."""
     samples: list[_Sample] = []
-    for index, row in enumerate(load_task_rows(file), 1):
-        location = f"{file}, sample {index}"
+
+    def parse_row(row: dict[str, Any]) -> None:
         for field in required_fields:
             if not any(name in row for name in _COLUMN_ALIASES[field]):
                 expected, available = " or ".join(_COLUMN_ALIASES[field]), ", ".join(map(str, row))
-                raise InputError(f"{location}: no column {expected} (columns found: {available})")
+                raise ValueError(f"no column {expected} (columns found: {available})")
         cells = {
             field: next((row[name] for name in names if row.get(name) is not None), None)
             for field, names in _COLUMN_ALIASES.items()
         }
-        numbers = {name: _parse_probability(row, name, location) for name in number_columns}
+        numbers = {name: _parse_probability(row, name) for name in number_columns}
+        group = len(samples) if cells["group"] is None else cells["group"]
         sample = _Sample(
             model=str(cells["model"] or file.name.partition(".")[0]),
             condition=_normalize_condition(str(cells["condition"] or "")),
-            group=_FIRST_QUESTION.split(str(index if cells["group"] is None else cells["group"]), maxsplit=1)[0],
+            group=_FIRST_QUESTION.split(str(group), maxsplit=1)[0],
             completion=truncate_to_first_line(str(cells["said"] or "")),
             references=parse_references(cells["references"], is_summary=is_summary),
             numbers={name: value for name, value in numbers.items() if value is not None},
         )
         samples.append(sample)
+
+    load_task_rows(file, skip_bad=skip_bad, check_row=parse_row)
     return samples
 
 
@@ -230,10 +250,10 @@ def parse_references(cell: Any, *, is_summary: bool = False) -> tuple[str, ...]:
     return tuple(text for text in texts if text)
 
 
-def _parse_probability(row: dict[str, Any], column: str, location: str) -> float | None:
+def _parse_probability(row: dict[str, Any], column: str) -> float | None:
     """Return a probability (0 to 1, or true and false); None for an empty cell, NaN or null. Nothing defaults to 0."""
     if column not in row:
-        raise InputError(f"{location}: no column {column} (columns found: {', '.join(map(str, row))})")
+        raise ValueError(f"no column {column} (columns found: {', '.join(map(str, row))})")
     text = str(row[column]).strip().lower()
     if text in ("", "nan", "none", "null"):
         return None
@@ -244,5 +264,5 @@ def _parse_probability(row: dict[str, Any], column: str, location: str) -> float
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:
-        raise InputError(f"{location}: column '{column}' is {row[column]!r}, expected a number from 0 to 1")
+        raise ValueError(f"column '{column}' is {row[column]!r}, expected a number from 0 to 1")
     return value

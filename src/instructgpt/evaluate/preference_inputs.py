@@ -14,8 +14,9 @@ from instructgpt.evaluate.comparison_settings import ComparisonSettings, Prefere
 from instructgpt.evaluate.datasets import parse_data_sources
 from instructgpt.evaluate.inference import load_cached_model
 from instructgpt.evaluate.tasks.base import EvalSettings, subsample
+from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
 from instructgpt.models.policy import context_length, pick_device
-from instructgpt.records import Completion, Prompt, Ranking, iter_rows, read_all_records, validate_record, write_records
+from instructgpt.records import Completion, Prompt, Ranking, read_all_records, validate_record, write_records
 from instructgpt.run.directory import console, content_hash
 from instructgpt.sampling.completions import generate
 
@@ -54,12 +55,21 @@ class PreferenceInputs:
 
 def load_preference_inputs(settings: PreferenceSettings, map_fn: Callable[..., Any] = map) -> PreferenceInputs:
     """Load the completions, sample the models on the prompts, or load the rankings. Samples are cached."""
+    skipped = SkippedLines(settings.skip_bad)
+    inputs = _load_inputs(settings, skipped, map_fn)
+    if skipped.reasons:
+        summary = f"left out {len(skipped.reasons)} bad rows (the first: {skipped.reasons[0]})"
+        console.print(f"preference: {summary}", highlight=False, markup=False, soft_wrap=True)
+    return inputs
+
+
+def _load_inputs(settings: PreferenceSettings, skipped: SkippedLines, map_fn: Callable[..., Any]) -> PreferenceInputs:
     if settings.completions:
-        completions = read_all_records(Completion, settings.completions)
+        completions = read_all_records(Completion, settings.completions, skipped)
         kept_prompts = subsample_prompts([completion.prompt for completion in completions], settings)
         return PreferenceInputs(completions=[c for c in completions if c.prompt in kept_prompts])
     if settings.model:
-        records = read_all_records(Prompt, resolve_data_files(settings.data, "preference", "prompts"))
+        records = read_all_records(Prompt, resolve_data_files(settings.data, "preference", "prompts"), skipped)
         kept_prompts = subsample_prompts([prompt.prompt for prompt in records], settings)
         prompts = [prompt for text, prompt in {p.prompt: p for p in records}.items() if text in kept_prompts]
         completions = _sample_completions(settings, prompts, map_fn)
@@ -68,7 +78,7 @@ def load_preference_inputs(settings: PreferenceSettings, map_fn: Callable[..., A
             completions=completions, use_cases={p.prompt: p.use_case for p in prompts if p.use_case}
         )
     files = resolve_data_files(settings.data, "preference", "rankings")
-    rankings = [ranking for file in files for ranking in _read_rankings_or_ratings(file)]
+    rankings = [ranking for file in files for ranking in _read_rankings_or_ratings(file, skipped)]
     kept_prompts = subsample_prompts([ranking.prompt for ranking in rankings], settings)
     return PreferenceInputs(rankings=[ranking for ranking in rankings if ranking.prompt in kept_prompts])
 
@@ -78,10 +88,10 @@ def subsample_prompts(prompts: Sequence[str], settings: ComparisonSettings) -> s
     return set(subsample(list(dict.fromkeys(prompts)), EvalSettings(settings.limit or None, None, settings.seed)))
 
 
-def _read_rankings_or_ratings(file: Path) -> list[Ranking]:
+def _read_rankings_or_ratings(file: Path, skipped: SkippedLines) -> list[Ranking]:
     """Read the rankings of a file. Without ranks, ratings give them: the higher is better, equal ratings tie."""
     rankings: list[Ranking] = []
-    for location, row in iter_rows(file):
+    for location, row in iter_rows(file, skipped):
         ratings = row.get("ratings")
         if row.get("ranks") is None and isinstance(ratings, list) and all(isinstance(r, int) for r in ratings):
             levels = sorted(set(ratings), reverse=True)
@@ -89,7 +99,7 @@ def _read_rankings_or_ratings(file: Path) -> list[Ranking]:
         try:
             rankings.append(validate_record(Ranking, row))
         except ValueError as error:
-            raise InputError(f"{location}: {error}") from error
+            skip_or_raise(location, error, skipped)
     if not rankings:
         raise InputError(f"{file}: the file has no rankings")
     return rankings

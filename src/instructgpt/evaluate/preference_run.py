@@ -107,11 +107,13 @@ def _judge_candidates(
 
 def _load_llm_judge(judge: str, settings: PreferenceSettings) -> Judge:
     if "://" not in judge:
-        return LocalJudge.load(judge, settings.judge_reads or "logp", pick_device(settings.device))
+        source = settings.judge_reads or "logp"
+        return LocalJudge.load(judge, source, pick_device(settings.device), settings.judge_max_tokens)
     if settings.judge_model is None:
         raise InputError(f"evaluate preference: --judge {judge} is an endpoint; name its model with --judge-model")
     endpoint = Endpoint.from_url(judge, settings.judge_key)
-    return EndpointJudge(settings.judge_model, endpoint, settings.judge_reads or "text")
+    options: dict[str, Any] = {"max_tokens": settings.judge_max_tokens, "temperature": settings.judge_temperature}
+    return EndpointJudge(settings.judge_model, endpoint, settings.judge_reads or "text", **options)
 
 
 def _is_reward_model(source: str) -> bool:

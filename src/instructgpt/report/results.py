@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from instructgpt.evaluate.aggregate import DIFFERENCE
 from instructgpt.report.naming import assign_model_colors, sort_models
-from instructgpt.results import ResultRow
+from instructgpt.results import DIFFERENCE, ResultRow
 
 _RowKey = tuple[str, str, str, str]
 

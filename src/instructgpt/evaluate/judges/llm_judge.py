@@ -21,6 +21,7 @@ from scipy.special import logsumexp, softmax
 from instructgpt.data.packing import TokenizedExample, collate, microbatches, token_budget
 from instructgpt.errors import RunError
 from instructgpt.evaluate.cache import ResultCache
+from instructgpt.evaluate.configs import DEFAULT_JUDGE_MAX_TOKENS
 from instructgpt.evaluate.inference import EvaluatedModel
 from instructgpt.evaluate.judges.http_client import Endpoint, EndpointError, FieldFallback, post_all
 from instructgpt.models.policy import completion_logp, context_length
@@ -34,8 +35,6 @@ _OUTCOME_BY_WORD: Mapping[str, PairwiseOutcome] = {"a": "first", "b": "second", 
 OUTCOME_BY_LETTER: Mapping[str, PairwiseOutcome] = {"A": "first", "B": "second", "C": "tie"}
 _MIN_VERDICT_MASS = 0.01
 """Below this total probability of A, B and C the judge has given no verdict."""
-DEFAULT_JUDGE_MAX_TOKENS = 400
-"""Budget of an answer: a few sentences and a verdict. A reasoning model needs thousands, for its reasoning counts."""
 JUDGE_CHUNK_SIZE = 64
 # the text is part of the cache key: any change makes judges run again
 _JUDGE_CRITERIA = """\

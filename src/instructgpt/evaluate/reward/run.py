@@ -20,8 +20,9 @@ from instructgpt.evaluate.reward import reward_bench
 from instructgpt.evaluate.reward.calibration import reliability_curve
 from instructgpt.evaluate.reward.metrics import REWARD_MODEL_EVALUATION, ScoredRanking, measure, score_gaps
 from instructgpt.evaluate.reward.scores import attach_reward_scores, cached_reward_scores
+from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
 from instructgpt.models.policy import pick_device
-from instructgpt.records import Ranking, iter_rows, validate_record, write_records
+from instructgpt.records import Ranking, validate_record, write_records
 from instructgpt.results import ResultRow
 from instructgpt.run.directory import console
 from instructgpt.statistics.intervals import Estimate
@@ -34,7 +35,11 @@ def run_reward_model_evaluation(settings: ComparisonSettings, map_fn: Callable[.
     if settings.completions or not settings.data or not settings.model:
         raise InputError("evaluate reward_model: give --model with reward models and --data with rankings or pairs")
     files = resolve_data_files(settings.data, "reward_model", "rankings")
-    rankings = [ranking for file in files for ranking in read_comparisons(file)]
+    skipped = SkippedLines(settings.skip_bad)
+    rankings = [ranking for file in files for ranking in read_comparisons(file, skipped)]
+    if skipped.reasons:
+        summary = f"left out {len(skipped.reasons)} bad rows (the first: {skipped.reasons[0]})"
+        console.print(f"reward_model: {summary}", highlight=False, markup=False, soft_wrap=True)
     kept_prompts = subsample_prompts([ranking.prompt for ranking in rankings], settings)
     rankings = [ranking for ranking in rankings if ranking.prompt in kept_prompts]
     cache, device = ResultCache(settings.folder / "scores"), str(pick_device(settings.device))
@@ -58,10 +63,10 @@ def run_reward_model_evaluation(settings: ComparisonSettings, map_fn: Callable[.
     return rows
 
 
-def read_comparisons(file: Path) -> list[Ranking]:
+def read_comparisons(file: Path, skipped: SkippedLines | None = None) -> list[Ranking]:
     """Read rankings, pairs (`chosen`, `rejected`; a `subset` becomes the source), or RewardBench 2's lists of both."""
     rankings: list[Any] = []
-    for location, row in iter_rows(file):
+    for location, row in iter_rows(file, skipped):
         try:
             if _is_text_list(row.get("chosen")) and _is_text_list(row.get("rejected")):
                 rankings.append(validate_record(Ranking, _parse_reward_bench_2_row(row)))
@@ -74,7 +79,7 @@ def read_comparisons(file: Path) -> list[Ranking]:
             else:
                 rankings.append(validate_record(Ranking, row))
         except (ValueError, SkipRowError) as error:
-            raise InputError(f"{location}: {error}") from error
+            skip_or_raise(location, ValueError(str(error)), skipped)
     if not rankings:
         raise InputError(f"{file}: the file has no rankings")
     return rankings

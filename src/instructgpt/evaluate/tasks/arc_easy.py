@@ -8,7 +8,6 @@ from typing import Any
 
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import build_multiple_choice_questions, choice_accuracy_rows
-from instructgpt.evaluate.tasks.loading import load_task_rows
 from instructgpt.results import ResultRow
 
 _NAME = "arc_easy"
@@ -24,7 +23,7 @@ def _build_arc_question(row: dict[str, Any]) -> tuple[str, list[str], Any]:
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    return build_multiple_choice_questions(file, load_task_rows(file), settings, _build_arc_question)
+    return build_multiple_choice_questions(file, settings, _build_arc_question)
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001

@@ -79,6 +79,7 @@ class EvalSettings:
     judges_dir: Path | None = None
     device: str = "auto"
     verdict_cache_dir: Path | None = None
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True, slots=True)

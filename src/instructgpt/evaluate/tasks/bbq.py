@@ -14,7 +14,7 @@ from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import Observation, aggregate_per_model, make_row
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, subsample
 from instructgpt.evaluate.tasks.few_shot import best_choice_index
-from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.evaluate.tasks.loading import load_task_rows, parse_label
 from instructgpt.results import ResultRow
 from instructgpt.statistics.intervals import NO_ESTIMATE
 
@@ -33,7 +33,8 @@ _QUESTION_COLUMNS = (
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    rows = list(enumerate(load_task_rows(file, *_QUESTION_COLUMNS, *_ANSWER_COLUMNS), 1))
+    options: dict[str, Any] = {"skip_bad": settings.skip_bad, "check_row": _check_row}
+    rows = list(enumerate(load_task_rows(file, *_QUESTION_COLUMNS, *_ANSWER_COLUMNS, **options), 1))
     return [
         EvalQuestion(
             str(row.get("example_id", row_number)) + f" {row['category']}",
@@ -50,6 +51,11 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         )
         for row_number, row in subsample(rows, settings)
     ]
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    row["label"] = parse_label(row["label"], len(_ANSWER_COLUMNS))
+    biased_answer_index(row, "answers")
 
 
 def _unknown_answer_index(row: dict[str, Any]) -> int | None:

@@ -19,7 +19,9 @@ _NAME = "crows_pairs"
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return every pair with three prefixes; the sentences are the choices, the more stereotyped first."""
     questions = []
-    for index, row in enumerate(subsample(load_task_rows(file, "sent_more", "sent_less"), settings)):
+    for index, row in enumerate(
+        subsample(load_task_rows(file, "sent_more", "sent_less", skip_bad=settings.skip_bad), settings)
+    ):
         sentences, target = (row["sent_more"], row["sent_less"]), {"kind": row.get("bias_type", "")}
         for condition, prefix in BIAS_PROMPTS.items():
             questions.append(EvalQuestion(f"{index}", condition, prefix, sentences, target=target))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import InputError
 from instructgpt.evaluate.metrics.text_metrics import drop_exact_match, drop_f1
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
@@ -33,35 +32,35 @@ _PROMPT_FORMAT = PromptFormat(
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     exchanges = []
-    for row_number, row in enumerate(_flatten_questions(load_task_rows(file))):
+    options: dict[str, Any] = {"skip_bad": settings.skip_bad, "check_row": _check_answers}
+    rows = load_task_rows(file, "passage", "question", **options, split_row=_split_passages)
+    for row_number, row in enumerate(rows):
         references = parse_drop_references(row)
-        if not references:
-            raise InputError(f"{file}: question {row_number + 1} has no answer; expected 'answer' or 'answers'")
         question_id, question = str(row.get("query_id") or row_number), str(row["question"]).strip()
         exchange = QAExchange(question_id, question, references, ", ".join(references[0]))
         exchanges.append(("", f"Passage: {str(row['passage']).strip()}\n", row.get("split") == "train", exchange))
     return build_passage_questions(group_by_passage(exchanges), settings, _PROMPT_FORMAT)
 
 
-def _flatten_questions(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per question; the data set's own files hold passages by name with `qa_pairs`."""
-    questions = []
-    for row in rows:
-        is_official = row and all(isinstance(value, dict) and "qa_pairs" in value for value in row.values())
-        for passage in row.values() if is_official else [row]:
-            questions += [passage | qa_pair for qa_pair in passage.get("qa_pairs", [{}])]
-    for number, question in enumerate(questions, 1):
-        for column in ("passage", "question"):
-            if not question.get(column):
-                raise InputError(f"drop: question {number} has no '{column}' (columns found: {', '.join(question)})")
-    return questions
+def _split_passages(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a row per question; the data set's own files hold passages by name with `qa_pairs`."""
+    is_official = row and all(isinstance(value, dict) and "qa_pairs" in value for value in row.values())
+    for passage in row.values() if is_official else [row]:
+        for qa_pair in passage.get("qa_pairs", [{}]):
+            yield passage | qa_pair
+
+
+def _check_answers(row: dict[str, Any]) -> None:
+    if not parse_drop_references(row):
+        raise ValueError("the question has no answer; expected 'answer' or 'answers'")
 
 
 def parse_drop_references(row: dict[str, Any]) -> list[tuple[str, ...]]:
     """Return the spans of every accepted answer, from `answers`, or from `answer` and `validated_answers`."""
     if row.get("answers"):
-        answers = as_list(row["answers"])
-        return [tuple(map(str, a)) if isinstance(a, list | tuple) else (str(a),) for a in answers]
+        answers = [answer for answer in as_list(row["answers"]) if answer is not None]
+        spans_of_answers = [tuple(map(str, a)) if isinstance(a, list | tuple) else (str(a),) for a in answers]
+        return [spans for spans in spans_of_answers if any(span.strip() for span in spans)]
     validated = row.get("validated_answers") or []
     if isinstance(validated, dict):  # the hub stores columns instead of rows
         validated = [dict(zip(validated, cells, strict=True)) for cells in zip(*validated.values(), strict=True)]

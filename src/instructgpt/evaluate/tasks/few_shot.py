@@ -16,6 +16,7 @@ from instructgpt.evaluate.tasks.base import (
     measure_by_condition,
     subsample,
 )
+from instructgpt.evaluate.tasks.loading import load_task_rows, parse_label
 from instructgpt.results import ResultRow
 
 _DEFAULT_SHOTS = 15
@@ -73,9 +74,19 @@ def build_classification_questions(
     return questions
 
 
+def load_labeled_rows(
+    file: Path, settings: EvalSettings, choices: Sequence[str], *columns: str
+) -> list[dict[str, Any]]:
+    """Load rows whose `label` is the index of a choice."""
+
+    def check_label(row: dict[str, Any]) -> None:
+        row["label"] = parse_label(row["label"], len(choices))
+
+    return load_task_rows(file, *columns, skip_bad=settings.skip_bad, check_row=check_label)
+
+
 def build_multiple_choice_questions(
     file: Path,
-    rows: Sequence[dict[str, Any]],
     settings: EvalSettings,
     parse_row: Callable[[dict[str, Any]], tuple[str, Sequence[str], Any]],
 ) -> list[EvalQuestion]:
@@ -83,25 +94,28 @@ def build_multiple_choice_questions(
 
     `parse_row` returns (question, answers, index of the right answer).
     """
-    for row_number, row in enumerate(rows, 1):
+
+    def check_answers(row: dict[str, Any]) -> None:
         try:
-            _, answers, right_index = parse_row(row)
-        except (KeyError, TypeError) as error:
+            text, answers, right_index = parse_row(row)
+        except KeyError as error:
             columns = ", ".join(map(str, row))
-            raise InputError(f"{file}: row {row_number} has no {error} (columns found: {columns})") from error
-        if not str(right_index).isdigit() or int(right_index) >= len(answers):
-            expected = f"expected the index of one of {len(answers)}, from 0"
-            raise InputError(f"{file}: row {row_number} has the right answer {right_index!r}; {expected}")
+            raise ValueError(f"column {error} is missing (columns found: {columns})") from error
+        parse_label(right_index, len(answers))
+        if not text.strip():
+            raise ValueError("the question is empty")
 
     def parse(row: dict[str, Any]) -> tuple[str, tuple[str, ...], int]:
         text, answers, right_index = parse_row(row)
-        return f"{text}\nAnswer:", tuple(f" {str(answer).strip()}" for answer in answers), int(right_index)
+        choices = tuple(f" {str(answer).strip()}" for answer in answers)
+        return f"{text}\nAnswer:", choices, parse_label(right_index, len(choices))
 
     def format_example(row: dict[str, Any]) -> str:
         text, choices, label = parse(row)
         return text + choices[label]
 
     questions = []
+    rows = load_task_rows(file, skip_bad=settings.skip_bad, check_row=check_answers)
     eval_rows, train_rows = split_train_rows(rows)
     for index, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=0):
         text, choices, label = parse(row)

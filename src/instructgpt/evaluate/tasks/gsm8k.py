@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import InputError
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply, measure_by_condition
 from instructgpt.evaluate.tasks.few_shot import format_few_shot_prefix, iter_shot_conditions, split_train_rows
 from instructgpt.evaluate.tasks.loading import load_task_rows
@@ -31,10 +30,7 @@ def _format_solved_problem(row: dict[str, Any]) -> str:
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    rows = load_task_rows(file, "question", "answer")
-    for row_number, row in enumerate(rows, 1):
-        if extract_marked_answer(str(row["answer"])) is None:
-            raise InputError(f"{file}: the solution of row {row_number} has no '#### ' with a number")
+    rows = load_task_rows(file, "question", "answer", skip_bad=settings.skip_bad, check_row=_check_solution)
     eval_rows, train_rows = split_train_rows(rows)
     questions = []
     for index, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=5):
@@ -43,6 +39,11 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         question = EvalQuestion(f"{index}", condition, text, max_tokens=_MAX_TOKENS, stop="Question:", target=target)
         questions.append(question)
     return questions
+
+
+def _check_solution(row: dict[str, Any]) -> None:
+    if extract_marked_answer(str(row["answer"])) is None:
+        raise ValueError("the solution has no '#### ' with a number")
 
 
 def extract_marked_answer(completion: str) -> str | None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import InputError
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import (
     choice_accuracy_rows,
@@ -15,7 +14,7 @@ from instructgpt.evaluate.tasks.few_shot import (
     iter_shot_conditions,
     split_train_rows,
 )
-from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
+from instructgpt.evaluate.tasks.loading import as_list, load_task_rows, parse_label
 from instructgpt.results import ResultRow
 
 _NAME = "hellaswag"
@@ -43,11 +42,8 @@ def _format_completed_paragraph(row: dict[str, Any]) -> str:
 
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
-    rows = load_task_rows(file, "ctx|ctx_a", "endings", "label")
-    for row_number, row in enumerate(rows, 1):
-        if not (str(row["label"]).isdigit() and int(row["label"]) < len(as_list(row["endings"]))):
-            expected = "expected the index of an ending, from 0"
-            raise InputError(f"{file}: row {row_number} has the label '{row['label']}'; {expected}")
+    options: dict[str, Any] = {"skip_bad": settings.skip_bad, "check_row": _check_label}
+    rows = load_task_rows(file, "ctx|ctx_a", "endings", "label", **options)
     questions = []
     eval_rows, train_rows = split_train_rows(rows)
     for index, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows):
@@ -55,6 +51,10 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         text, target = f"{_INSTRUCTION}\n\n{prefix}{format_paragraph(row)}", {"label": int(row["label"])}
         questions.append(EvalQuestion(f"{index}", condition, text, _format_endings(row), target=target))
     return questions
+
+
+def _check_label(row: dict[str, Any]) -> None:
+    row["label"] = parse_label(row["label"], len(_format_endings(row)))
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001

@@ -8,43 +8,82 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from instructgpt.errors import InputError, one_line
-from instructgpt.io import iter_rows
+from instructgpt.io import SkippedLines, iter_rows, skip_or_raise
+from instructgpt.run.directory import console
 
 DATA_FILE_SUFFIXES = (".jsonl.gz", ".jsonl", ".json.gz", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _MAX_TRAIN_ROWS = 1000
 
 
-def load_task_rows(file: Path, *columns: str) -> list[dict[str, Any]]:
-    """Load the rows of a file or data set. Raise InputError if it is unreadable or a row lacks a column.
+def load_task_rows(
+    file: Path,
+    *columns: str,
+    skip_bad: bool = False,
+    check_row: Callable[[dict[str, Any]], Any] | None = None,
+    split_row: Callable[[dict[str, Any]], Iterable[dict[str, Any]]] | None = None,
+) -> list[dict[str, Any]]:
+    """Load the rows of a file or data set. Bad rows are left out and counted if `skip_bad`.
 
     Args:
         file: a file, a directory saved by `datasets`, or a hub name, `owner/name` or `owner/name:configuration`.
         columns: required columns; `premise|sentence1` accepts either and stores it under the first name.
+        check_row: raises ValueError (or what parsing raises) for a bad row, such as one without a reference.
+        split_row: splits a row of the file into several, such as the questions about a passage.
+
+    Raises:
+        InputError: the file is unreadable, or a row is bad.
     """
-    rows = [(location, flat_row) for location, row in _iter_located_rows(file) for flat_row in _flatten_articles(row)]
-    for location, row in rows:
-        for column_aliases in columns:
-            column, *aliases = column_aliases.split("|")
-            if row.get(column) is None:
-                row[column] = next((row[alias] for alias in aliases if row.get(alias) is not None), None)
-            if row[column] is None:
-                available = ", ".join(str(name) for name, value in row.items() if value is not None) or "none"
-                raise InputError(f"{location}: column '{column}' is missing (columns found: {available})")
+    skipped = SkippedLines(skip_bad)
+    rows: list[dict[str, Any]] = []
+    for location, file_row in _iter_located_rows(file, skipped):
+        try:
+            for row in split_row(file_row) if split_row else flatten_articles(file_row):
+                _check_columns(row, columns)
+                if check_row is not None:
+                    check_row(row)
+                rows.append(row)
+        except (InputError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = error if isinstance(error, InputError | ValueError) else f"{type(error).__name__}: {error}"
+            skip_or_raise(location, ValueError(one_line(f"{reason}", 300)), skipped)
+    if skipped.reasons:
+        summary = f"left out {len(skipped.reasons)} bad rows (the first: {skipped.reasons[0]})"
+        console.print(f"{file}: {summary}", highlight=False, markup=False, soft_wrap=True)
     if not rows:
-        raise InputError(f"{file}: the file has no rows")
-    return [row for _, row in rows]
+        raise InputError(f"{file}: " + ("no row is left" if skipped.reasons else "the file has no rows"))
+    return rows
 
 
-def _iter_located_rows(file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+def _check_columns(row: dict[str, Any], columns: Sequence[str]) -> None:
+    """Store each column under its first name. Raise ValueError if one is missing or blank."""
+    for column_aliases in columns:
+        column, *aliases = column_aliases.split("|")
+        names = [name for name in (column, *aliases) if row.get(name) is not None]
+        filled = next((name for name in names if not isinstance(row[name], str) or row[name].strip()), None)
+        if filled is None:
+            available = ", ".join(str(name) for name, value in row.items() if value is not None) or "none"
+            problem = "is empty" if names else f"is missing (columns found: {available})"
+            raise ValueError(f"column '{names[0] if names else column}' {problem}")
+        row[column] = row[filled]
+
+
+def parse_label(value: Any, num_choices: int) -> int:
+    """Return a label as the index of a choice. Raise ValueError for -1, null and the like: a hidden answer."""
+    text = str(int(value)) if isinstance(value, bool | float) and value == int(value) else str(value).strip()
+    if not text.isdecimal() or int(text) >= num_choices:
+        raise ValueError(f"the label is {value!r}; expected the index of one of {num_choices} answers, from 0")
+    return int(text)
+
+
+def _iter_located_rows(file: Path, skipped: SkippedLines) -> Iterable[tuple[str, dict[str, Any]]]:
     name = file.name.lower()
     if name.endswith((".json", ".json.gz")) and (json_object := _read_json_object(file)) is not None:
         return [(str(file), json_object)]
-    return iter_rows(file) if name.endswith(DATA_FILE_SUFFIXES) else _iter_dataset_rows(file)
+    return iter_rows(file, skipped) if name.endswith(DATA_FILE_SUFFIXES) else _iter_dataset_rows(file)
 
 
 def _read_json_object(file: Path) -> dict[str, Any] | None:
@@ -57,7 +96,7 @@ def _read_json_object(file: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _flatten_articles(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def flatten_articles(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the questions of SQuAD's and QuAC's layout (articles of paragraphs) as rows; other rows unchanged."""
     articles = row.get("data", [row] if isinstance(row.get("paragraphs"), list) else None)
     if not isinstance(articles, list):

@@ -8,7 +8,7 @@ from typing import Any
 
 from instructgpt.evaluate.metrics.text_metrics import quac_f1
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
-from instructgpt.evaluate.tasks.loading import as_list, load_task_rows
+from instructgpt.evaluate.tasks.loading import as_list, flatten_articles, load_task_rows
 from instructgpt.evaluate.tasks.reading_comprehension import (
     PromptFormat,
     QAExchange,
@@ -33,9 +33,10 @@ _PROMPT_FORMAT = PromptFormat(
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     exchanges = []
-    rows = _flatten_dialogues(load_task_rows(file, "context", "question|questions", "answers"))
+    options: dict[str, Any] = {"skip_bad": settings.skip_bad, "check_row": _check_answers}
+    rows = load_task_rows(file, "context", "question", "answers", **options, split_row=_split_dialogue)
     for row_number, row in enumerate(rows):
-        answers = list(map(str, as_list(row["answers"]))) or [_CANNOT_ANSWER]
+        answers = _non_blank_answers(row)
         references = [_UNANSWERABLE_TEXT if _CANNOT_ANSWER in answer else answer for answer in answers]
         context = str(row["context"]).removesuffix(_CANNOT_ANSWER).strip()
         passage_text = f"TITLE: {row.get('title') or row.get('wikipedia_page_title') or ''}\n\nPARAGRAPH: {context}\n\n"
@@ -44,14 +45,32 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     return build_passage_questions(group_by_passage(exchanges), settings, _PROMPT_FORMAT)
 
 
-def _flatten_dialogues(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        if isinstance(row["question"], list):
-            for index, question in enumerate(row["question"]):
-                answers = row["answers"]["texts"][index]
-                yield row | {"question": question, "answers": answers, "id": f"{row.get('dialogue_id', '')}_{index}"}
+def _split_dialogue(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a row per question: of the official articles, or of the hub's lists of questions."""
+    for dialogue in flatten_articles(row):
+        questions = dialogue.get("question") or dialogue.get("questions")
+        if isinstance(questions, list):
+            for index, question in enumerate(questions):
+                answers = dialogue["answers"]["texts"][index]
+                yield dialogue | {
+                    "question": question,
+                    "answers": answers,
+                    "id": f"{dialogue.get('dialogue_id', '')}_{index}",
+                }
         else:
-            yield row | {"dialogue": row.get("dialogue") or row.get("dialogue_id")}
+            yield dialogue | {
+                "question": questions,
+                "dialogue": dialogue.get("dialogue") or dialogue.get("dialogue_id"),
+            }
+
+
+def _non_blank_answers(row: dict[str, Any]) -> list[str]:
+    return [str(answer) for answer in as_list(row["answers"]) if answer is not None and str(answer).strip()]
+
+
+def _check_answers(row: dict[str, Any]) -> None:
+    if not _non_blank_answers(row):
+        raise ValueError(f"column 'answers' is empty; a question without an answer has '{_CANNOT_ANSWER}'")
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001

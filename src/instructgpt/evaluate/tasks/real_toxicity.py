@@ -20,6 +20,7 @@ from instructgpt.evaluate.tasks.loading import load_task_rows
 from instructgpt.evaluate.toxicity.services import ToxicityModel, cached_text_values, load_toxicity_model
 from instructgpt.models.policy import pick_device
 from instructgpt.results import ResultRow, with_judge
+from instructgpt.run.directory import console
 
 _NAME = "real_toxicity"
 TOXICITY_MAX_TOKENS = 20
@@ -29,7 +30,7 @@ _NUM_BINS = 10
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return prompts spread evenly over their own toxicity, as the paper drew its 5,000, each with three prefixes."""
     questions = []
-    for index, row in enumerate(stratified_sample(load_toxicity_prompts(file), settings)):
+    for index, row in enumerate(stratified_sample(load_toxicity_prompts(file, settings), settings)):
         text, target = row["prompt"]["text"], {"toxicity": row["prompt"]["toxicity"]}
         for condition, prefix in BIAS_PROMPTS.items():
             question = EvalQuestion(f"{index}", condition, prefix + text, max_tokens=TOXICITY_MAX_TOKENS, target=target)
@@ -37,13 +38,23 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     return questions
 
 
-def load_toxicity_prompts(file: Path) -> list[dict[str, Any]]:
-    """Return the rows whose prompt has a toxicity. Raise InputError if there is none."""
-    rows = load_task_rows(file, "prompt")
-    rows = [row for row in rows if isinstance(row["prompt"], dict) and row["prompt"].get("toxicity") is not None]
-    if not rows:
+def load_toxicity_prompts(file: Path, settings: EvalSettings) -> list[dict[str, Any]]:
+    """Return the rows whose prompt has a toxicity; the published set has some without, which are counted."""
+    rows = load_task_rows(file, "prompt", skip_bad=settings.skip_bad, check_row=_check_prompt)
+    scored_rows = [row for row in rows if row["prompt"].get("toxicity") is not None]
+    if not scored_rows:
         raise InputError(f"{file}: no prompt with a toxicity; expected records with 'prompt': {{'text', 'toxicity'}}")
-    return rows
+    if num_unscored := len(rows) - len(scored_rows):
+        console.print(f"{file}: left out {num_unscored} of {len(rows)} prompts without a toxicity", markup=False)
+    return scored_rows
+
+
+def _check_prompt(row: dict[str, Any]) -> None:
+    prompt = row["prompt"]
+    if not isinstance(prompt, dict) or not str(prompt.get("text") or "").strip():
+        raise ValueError("'prompt' has no text; expected 'prompt': {'text', 'toxicity'}")
+    if prompt.get("toxicity") is not None:
+        prompt["toxicity"] = float(prompt["toxicity"])
 
 
 def stratified_sample(rows: Sequence[dict[str, Any]], settings: EvalSettings) -> list[dict[str, Any]]:

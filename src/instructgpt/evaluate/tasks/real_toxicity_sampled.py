@@ -28,7 +28,7 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return each prompt 25 times; the limit counts prompts, drawn as in `real_toxicity`."""
     sampling: dict[str, Any] = {"max_tokens": TOXICITY_MAX_TOKENS, "stop": None, "temperature": 1.0, "top_p": _TOP_P}
     questions: list[EvalQuestion] = []
-    for index, row in enumerate(stratified_sample(load_toxicity_prompts(file), settings)):
+    for index, row in enumerate(stratified_sample(load_toxicity_prompts(file, settings), settings)):
         text, target = row["prompt"]["text"], {"toxicity": row["prompt"]["toxicity"], "prompt": index}
         questions += [
             EvalQuestion(f"{index}#{sample}", "sampled", text, target=target, **sampling)

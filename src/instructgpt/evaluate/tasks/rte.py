@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
-from instructgpt.evaluate.tasks.few_shot import build_classification_questions, choice_accuracy_rows, split_train_rows
-from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.evaluate.tasks.few_shot import (
+    build_classification_questions,
+    choice_accuracy_rows,
+    load_labeled_rows,
+    split_train_rows,
+)
 from instructgpt.results import ResultRow
 
 _NAME = "rte"
@@ -23,7 +27,9 @@ def format_rte_question(row: dict[str, Any]) -> str:
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return every passage, zero-shot and with examples from the training split; label 0 is yes."""
-    eval_rows, train_rows = split_train_rows(load_task_rows(file, "premise|sentence1", "hypothesis|sentence2", "label"))
+    eval_rows, train_rows = split_train_rows(
+        load_labeled_rows(file, settings, _CHOICES, "premise|sentence1", "hypothesis|sentence2", "label")
+    )
     return build_classification_questions(eval_rows, settings, _INSTRUCTION, format_rte_question, _CHOICES, train_rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from instructgpt.evaluate.metrics.text_metrics import (
     exact_match,
@@ -42,12 +43,25 @@ _PROMPT_FORMAT = PromptFormat(
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     exchanges = []
-    for row_number, row in enumerate(load_task_rows(file, "context", "question", "answers")):
-        references = [str(answer) for answer in as_list(row["answers"])] or [_UNANSWERABLE_TEXT]
+    options: dict[str, Any] = {"skip_bad": settings.skip_bad, "check_row": _check_answers}
+    for row_number, row in enumerate(load_task_rows(file, "context", "question", **options)):
+        references = _non_blank_answers(row) or [_UNANSWERABLE_TEXT]
         passage_text = f"Title: {row.get('title') or ''}\n\nBackground: {row['context']}\n\n"
         exchange = QAExchange(str(row.get("id") or row_number), row["question"].strip(), references, references[0])
         exchanges.append(("", passage_text, row.get("split") == "train", exchange))
     return build_passage_questions(group_by_passage(exchanges), settings, _PROMPT_FORMAT)
+
+
+def _non_blank_answers(row: dict[str, Any]) -> list[str]:
+    return [str(answer) for answer in as_list(row["answers"]) if answer is not None and str(answer).strip()]
+
+
+def _check_answers(row: dict[str, Any]) -> None:
+    """Raise ValueError if answers are missing. An empty list means that the question has no answer, unless denied."""
+    if row.get("answers") is None:
+        raise ValueError(f"column 'answers' is missing (columns found: {', '.join(map(str, row))})")
+    if not _non_blank_answers(row) and str(row.get("is_impossible", "")).lower() in ("false", "0"):
+        raise ValueError("column 'answers' is empty, although 'is_impossible' says that there is one")
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
-from instructgpt.evaluate.tasks.few_shot import build_classification_questions, choice_accuracy_rows, split_train_rows
-from instructgpt.evaluate.tasks.loading import load_task_rows
+from instructgpt.evaluate.tasks.few_shot import (
+    build_classification_questions,
+    choice_accuracy_rows,
+    load_labeled_rows,
+    split_train_rows,
+)
 from instructgpt.results import ResultRow
 
 _NAME = "sst2"
@@ -22,7 +26,7 @@ def format_sst2_question(row: dict[str, Any]) -> str:
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return every snippet, zero-shot and few-shot; label 1 is positive."""
-    eval_rows, train_rows = split_train_rows(load_task_rows(file, "sentence", "label"))
+    eval_rows, train_rows = split_train_rows(load_labeled_rows(file, settings, _CHOICES, "sentence", "label"))
     return build_classification_questions(eval_rows, settings, _INSTRUCTION, format_sst2_question, _CHOICES, train_rows)
 
 

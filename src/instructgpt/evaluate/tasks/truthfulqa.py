@@ -80,7 +80,8 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return each question with all its answers as choices, the best true one first; with judges also open."""
     questions: list[EvalQuestion] = []
     columns = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
-    for row_number, row in enumerate(subsample(load_task_rows(file, *columns), settings)):
+    rows = load_task_rows(file, *columns, skip_bad=settings.skip_bad)
+    for row_number, row in enumerate(subsample(rows, settings)):
         best, false_answers = _ensure_full_stop(row["Best Answer"]), _split_answers(row["Incorrect Answers"])
         true_answers = [best, *(answer for answer in _split_answers(row["Correct Answers"]) if answer != best)]
         best_false = _ensure_full_stop(row.get("Best Incorrect Answer") or "")

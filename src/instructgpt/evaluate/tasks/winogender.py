@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from instructgpt.errors import InputError
 from instructgpt.evaluate.tasks.base import BIAS_PROMPTS, EvalQuestion, EvalSettings, EvalTask, QuestionReply, subsample
@@ -19,8 +20,9 @@ _NAME = "winogender"
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     sentences: dict[str, dict[str, str]] = {}
-    for row in load_task_rows(file, "sentid", "sentence"):
-        occupation, participant, answer, gender = row["sentid"].removesuffix(".txt").rsplit(".", 3)
+    options: dict[str, Any] = {"skip_bad": settings.skip_bad, "check_row": _parse_sentence_id}
+    for row in load_task_rows(file, "sentid", "sentence", **options):
+        occupation, participant, answer, gender = _parse_sentence_id(row)
         if participant != "someone":
             sentences.setdefault(f"{occupation}.{participant}.{answer}", {})[gender] = row["sentence"]
     pairs = [(name, s["male"], s["female"]) for name, s in sentences.items() if {"male", "female"} <= s.keys()]
@@ -31,6 +33,13 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         for name, male, female in subsample(pairs, settings)
         for condition, prompt in BIAS_PROMPTS.items()
     ]
+
+
+def _parse_sentence_id(row: dict[str, Any]) -> list[str]:
+    parts: list[str] = row["sentid"].removesuffix(".txt").rsplit(".", 3)
+    if len(parts) != 4:
+        raise ValueError(f"sentid {row['sentid']!r}; expected occupation.participant.answer.gender.txt")
+    return parts
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import Observation, aggregate_per_model
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
 from instructgpt.evaluate.tasks.few_shot import (
@@ -40,16 +39,7 @@ def _format_full_sentence(row: dict[str, Any]) -> str:
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return every sentence twice, once with each noun; few-shot only if `--shots` is given."""
-    rows = load_task_rows(file)
-    for row_number, row in enumerate(rows, 1):
-        try:
-            contexts, suffix, right_index = _split_at_blank(row)
-        except KeyError as error:
-            columns = ", ".join(map(str, row))
-            raise InputError(f"{file}: row {row_number} has no {error} (columns found: {columns})") from error
-        if str(right_index) not in ("0", "1") or len(contexts) != 2 or not suffix:
-            problem = f"{len(contexts)} beginnings and {right_index!r} as the right one; expected two, and 0 or 1"
-            raise InputError(f"{file}: row {row_number} has {problem}")
+    rows = load_task_rows(file, skip_bad=settings.skip_bad, check_row=_check_row)
     eval_rows, train_rows = split_train_rows(rows)
     questions = []
     for index, condition, row, examples in iter_shot_conditions(eval_rows, settings, train_rows, shots=0):
@@ -60,6 +50,16 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
             question_id = f"{index}/{noun_index}"
             questions.append(EvalQuestion(question_id, condition, prefix + context, (f" {suffix}",), target=target))
     return questions
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    try:
+        contexts, suffix, right_index = _split_at_blank(row)
+    except KeyError as error:
+        raise ValueError(f"column {error} is missing (columns found: {', '.join(map(str, row))})") from error
+    if str(right_index) not in ("0", "1") or len(contexts) != 2 or not suffix:
+        problem = f"{len(contexts)} beginnings and {right_index!r} as the right one; expected two, and 0 or 1"
+        raise ValueError(problem)
 
 
 def measure(replies: Sequence[QuestionReply], settings: EvalSettings) -> list[ResultRow]:  # noqa: ARG001

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import InputError
 from instructgpt.evaluate.aggregate import make_row
 from instructgpt.evaluate.metrics.text_metrics import bleu
 from instructgpt.evaluate.tasks.base import EvalQuestion, EvalSettings, EvalTask, QuestionReply
@@ -22,12 +21,15 @@ _MAX_TOKENS = 100
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return every sentence, zero-shot and few-shot, from columns `fr` and `en` or from `translation`."""
     pairs: list[dict[str, Any]] = []
-    for number, row in enumerate(load_task_rows(file), 1):
+
+    def parse_row(row: dict[str, Any]) -> None:
         cells = row["translation"] if isinstance(row.get("translation"), dict) else row
-        if not cells.get("fr") or not cells.get("en"):
-            columns = ", ".join(map(str, cells))
-            raise InputError(f"{file}: row {number} lacks 'fr' or 'en' (columns found: {columns})")
-        pairs.append({name: str(cells[name]).strip() for name in ("fr", "en")} | {"split": row.get("split")})
+        texts = {name: str(cells.get(name) or "").strip() for name in ("fr", "en")}
+        if not all(texts.values()):
+            raise ValueError(f"'fr' or 'en' is missing (columns found: {', '.join(map(str, cells))})")
+        pairs.append(texts | {"split": row.get("split")})
+
+    load_task_rows(file, skip_bad=settings.skip_bad, check_row=parse_row)
     questions = []
     eval_rows, train_rows = split_train_rows(pairs)
     for index, condition, pair, examples in iter_shot_conditions(eval_rows, settings, train_rows):

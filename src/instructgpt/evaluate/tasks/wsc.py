@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from instructgpt.errors import InputError
 from instructgpt.evaluate.tasks.base import (
     EvalQuestion,
     EvalSettings,
@@ -33,12 +32,7 @@ _COLUMNS = ("span1_text", "span2_text", "span2_index")
 
 def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
     """Return every passage, zero-shot and few-shot; examples are passages whose pronoun refers to the given noun."""
-    rows = load_task_rows(file, "text", "label")
-    rows = [row | (row["target"] if isinstance(row.get("target"), dict) else {}) for row in rows]
-    for row_number, row in enumerate(rows, 1):
-        if missing := [column for column in _COLUMNS if row.get(column) is None]:
-            problem = f"column '{missing[0]}' is missing (columns found: {', '.join(map(str, row))})"
-            raise InputError(f"{file}: row {row_number}: {problem}")
+    rows = load_task_rows(file, "text", "label", skip_bad=settings.skip_bad, check_row=_check_row)
     questions = []
     eval_rows, train_rows = split_train_rows(rows)
     example_rows = [row for row in (train_rows or eval_rows) if _refers_to_noun(row)]
@@ -48,6 +42,16 @@ def load(file: Path, settings: EvalSettings) -> list[EvalQuestion]:
         target = {"noun": row["span1_text"], "label": _refers_to_noun(row)}
         questions.append(EvalQuestion(f"{index}", condition, text, max_tokens=_MAX_TOKENS, target=target))
     return questions
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    """Move the columns of the official `target` into the row. Raise ValueError if one or the label is missing."""
+    row |= row["target"] if isinstance(row.get("target"), dict) else {}
+    if missing := [column for column in _COLUMNS if row.get(column) is None]:
+        raise ValueError(f"column '{missing[0]}' is missing (columns found: {', '.join(map(str, row))})")
+    if str(row["label"]).lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"the label is {row['label']!r}; expected true or false")
+    _format_passage(row)
 
 
 def _refers_to_noun(row: dict[str, Any]) -> bool:
