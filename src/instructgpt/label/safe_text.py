@@ -1,8 +1,7 @@
-"""Safe rendering of untrusted text.
+"""Safe display of untrusted plain text; `markdown` renders Markdown.
 
-Prompts and completions may be hostile. Plain text is escaped, and each invisible character (zero-width characters,
-controls, bidirectional marks) becomes a visible marker. Rendered Markdown keeps text, lists, tables and emphasis; links
-and images become text, so that the browser fetches nothing.
+Prompts and completions may be hostile: text is escaped, and each invisible character (zero-width characters, controls,
+bidirectional marks) becomes a visible marker.
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 
-import nh3
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 _LONG_TEXT_LENGTH = 1_200  # characters; beyond it, or beyond this number of lines, a text is shown collapsed
 _LONG_TEXT_LINES = 16
 MAX_INITIAL_LENGTH = 20_000  # characters; browsers lay out very long lines slowly
-MAX_MARKDOWN_LENGTH = 20_000  # characters; longer Markdown is shown as plain text
 
 _BIDI_CONTROLS = {
     **{"\u200e": "LRM", "\u200f": "RLM", "\u061c": "ALM"},
@@ -62,10 +57,6 @@ _SYSTEM_NAMES = {
     "Linux": "Linux",
 }
 
-_BLOCK_TAGS = {"p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre"}
-_TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td"}
-ALLOWED_TAGS = _BLOCK_TAGS | _TABLE_TAGS | {"code", "em", "strong", "s"}
-
 
 def escape_text(text: str) -> Markup:
     """Escape plain text and mark invisible characters; the style sheet keeps white space."""
@@ -82,15 +73,6 @@ def _replace_invisible(text: str, replace: Callable[[str], str]) -> str:
     return _UNSAFE_PATTERN.sub(
         lambda odd: odd.group() if _is_valid_joiner(text, odd.start()) else replace(odd.group()), text
     )
-
-
-def render_markdown(text: str) -> Markup:
-    """Render Markdown as HTML of a few harmless tags; raw HTML stays text."""
-    if len(text) > MAX_MARKDOWN_LENGTH:
-        return Markup("<pre>") + escape_text(text) + Markup("</pre>")
-    tokens = _MARKDOWN.parse(show_invisible(text))
-    html = _MARKDOWN.renderer.render([_flatten_links(token) for token in tokens], _MARKDOWN.options, {})
-    return Markup(nh3.clean(html, tags=ALLOWED_TAGS, attributes={}, link_rel=None))
 
 
 def one_line_preview(text: str, length: int = 140) -> str:
@@ -140,35 +122,6 @@ def _visible_name(character: str) -> str:
 def _invisible_marker(character: str) -> Markup:
     name, text = unicodedata.name(character, "control character").lower(), _visible_name(character)
     return Markup('<span class="odd" title="U+{:04X} {}">{}</span>').format(ord(character), name, text)
-
-
-def _flatten_links(token: Token) -> Token:
-    """Replace the links and images of a token by `label (address)` and `[image: label, address]`."""
-    if token.children is None:
-        return token
-    tokens: list[Token] = []
-    address, label = "", ""
-    for child in token.children:
-        if child.type == "link_open":
-            address, label = str(child.attrs.get("href", "")), ""
-        elif child.type == "link_close":
-            tokens += [_text_token(f" ({address})")] if address not in (label, f"mailto:{label}") else []
-        elif child.type == "image":
-            tokens.append(_text_token(f"[image: {child.content}, {child.attrs.get('src', '')}]"))
-        else:
-            label += child.content
-            tokens.append(child)
-    token.children = tokens
-    return token
-
-
-def _text_token(text: str) -> Token:
-    token = Token("text", "", 0)
-    token.content = text
-    return token
-
-
-_MARKDOWN = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
 
 
 def format_user_agent(user_agent: str) -> str:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import instructgpt.label
-from instructgpt.label import safe_text
+from instructgpt.label import markdown, safe_text
 from instructgpt.label.i18n import LOCALES_FOLDER, list_languages
 from instructgpt.label.tasks.form_fields import fields_to_payload, payload_to_fields
 from instructgpt.label.tasks.forms import PROMPT_LABELS, SUBMISSION_FORMS
@@ -67,15 +67,15 @@ def test_plain_text_shows_invisible_characters_and_has_no_tags(written):
 @given(st.text(alphabet="<>[]()!*_`#-|\n ahtp:/.\"'&;=\u202e\x00", max_size=120))
 @settings(max_examples=200, deadline=None)
 def test_rendered_markdown_has_only_harmless_tags_without_attributes(written):
-    for tag, attributes in Reader(str(safe_text.render_markdown(written))).tags:
-        assert tag in safe_text.ALLOWED_TAGS
+    for tag, attributes in Reader(str(markdown.render_markdown(written))).tags:
+        assert tag in markdown.ALLOWED_TAGS
         assert not attributes
 
 
 def test_rendered_links_and_images_are_text():
     read = Reader(
         str(
-            safe_text.render_markdown(
+            markdown.render_markdown(
                 "[go](https://a.example) ![pic](https://b.example/p.png) <https://c.example> **b** <b>raw</b>"
             )
         )
@@ -130,11 +130,11 @@ def test_cost_of_long_text_is_linear(hostile):
     for function, length in (
         (safe_text.escape_text, 200_000),
         (safe_text.one_line_preview, 200_000),
-        (safe_text.render_markdown, safe_text.MAX_MARKDOWN_LENGTH),
+        (markdown.render_markdown, markdown.MAX_MARKDOWN_LENGTH),
     ):
         half, whole = (count_calls(function, written[: length // part]) for part in (2, 1))
         assert whole <= 2.05 * half + 100, function
-    too_long = count_calls(safe_text.render_markdown, written)
+    too_long = count_calls(markdown.render_markdown, written)
     assert too_long <= count_calls(safe_text.escape_text, written) + 100, "Markdown that is too long is not parsed"
     head, rest = safe_text.split_long_text(written)
     assert head + rest == written

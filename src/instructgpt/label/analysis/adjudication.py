@@ -27,6 +27,7 @@ from instructgpt.label.db.models.quality import Adjudication, GoldAnswer
 from instructgpt.label.db.models.tasks import Batch, CompletionRow, PromptRow, Task, TaskCompletion
 from instructgpt.label.errors import SiteError
 from instructgpt.label.tasks.batches import UNLIMITED_OVERLAP
+from instructgpt.label.tasks.task_view import newest_turn
 
 if TYPE_CHECKING:
     from instructgpt.statistics.consensus import Consensus
@@ -68,12 +69,12 @@ class DisputedTaskDetail:
 def list_disputed_tasks(db: Session, batch: str | None = None) -> list[DisputedTask]:
     """Return tasks with opposite preferences, unsettled first, then by share of opposite pairs. Four statements."""
     statement = (
-        select(Task.id, Batch.name, PromptRow.text)
+        select(Task.id, Batch.name, PromptRow.text, PromptRow.messages)
         .join(Batch, Batch.id == Task.batch_id)
         .join(PromptRow, PromptRow.id == Task.prompt_id)
         .where(Task.kind == "rank", Task.overlap > 1)
     )
-    task_info = {task: (name, text) for task, name, text in db.execute(statement)}
+    task_info = {task: (name, newest_turn(text, turns)) for task, name, text, turns in db.execute(statement)}
     latest_times = select(Adjudication.task_id, Adjudication.at).order_by(Adjudication.at)
     settled = {row.task_id: row.at for row in db.execute(latest_times)}
     rows = [

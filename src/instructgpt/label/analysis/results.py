@@ -98,6 +98,14 @@ def redact_model_names(text: str, names: Iterable[str]) -> str:
     return text
 
 
+def redact_turns(messages: Sequence[Mapping[str, str]] | None, names: Iterable[str]) -> list[dict[str, str]] | None:
+    """Redact the turns of a conversation; None stays None."""
+    if messages is None:
+        return None
+    names = list(names)
+    return [{**message, "content": redact_model_names(message["content"], names)} for message in messages]
+
+
 def _load_rankings_and_ratings(db: Session, batch: Batch) -> tuple[list[StoredRanking], list[StoredRating]]:
     """Load rankings with model names, without hidden repeats and gold, and ratings. Four statements."""
     rankings = [row for row in load_stored_rankings(db, batch.id) if row.round == 0 and not row.gold]

@@ -161,15 +161,17 @@ def _demonstration_grades(db: Session, person: Person) -> list[float]:
     return [sum(scores) / len(scores) for scores in grades.values()]
 
 
-def iter_ungraded_demonstrations(db: Session, grader: Person) -> Iterator[tuple[Submission, str, str]]:
-    """Yield (submission, prompt, demonstration) still to grade by this person, in an order unrelated to authors."""
+def iter_ungraded_demonstrations(
+    db: Session, grader: Person
+) -> Iterator[tuple[Submission, str, list[dict[str, str]] | None, str]]:
+    """Yield (submission, prompt, its turns, demonstration) still to grade by this person, in an order unrelated to authors."""
     graded_ids = select(Grade.submission_id).where(Grade.grader_id == grader.id)
     rows = db.execute(
         _part_submissions(None, "demonstration")
         .join(DemonstrationRow, DemonstrationRow.submission_id == Submission.id)
         .join(PromptRow, PromptRow.id == Task.prompt_id)
         .where(Submission.id.not_in(graded_ids))
-        .with_only_columns(Submission, PromptRow.text, DemonstrationRow.text)
+        .with_only_columns(Submission, PromptRow.text, PromptRow.messages, DemonstrationRow.text)
     )
     yield from sorted(rows, key=lambda row: row[0].id[::-1])
 

@@ -12,6 +12,7 @@ from instructgpt.label.db.models.base import DAY_MS
 from instructgpt.label.db.models.quality import CalibrationRoom
 from instructgpt.label.tasks import instructions, threads
 from instructgpt.label.tasks.queue import list_eligible_batches, pending_task_ids_statement
+from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.vocabulary import TASK_KINDS, TaskKind
 
 MAX_COUNTED_TASKS = 99  # the page shows larger counts as "more"
@@ -66,7 +67,7 @@ def list_active_tasks(db: Session, person: Person, state: str, now_ms: int) -> l
         ActiveTask(
             assignment.id,
             kind,
-            prompt.text if prompt else None,
+            newest_turn(prompt.text, prompt.messages) if prompt else None,
             assignment.lease_until,
             bool(prompt and prompt.sensitive),
             reasons.get(assignment.id),

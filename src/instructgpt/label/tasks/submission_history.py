@@ -23,6 +23,7 @@ from instructgpt.label.db.models import (
 )
 from instructgpt.label.db.models.base import is_id
 from instructgpt.label.tasks.submissions import editable_until
+from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.vocabulary import TaskKind
 
 _PAGE_SIZE = 50
@@ -74,7 +75,8 @@ def get_history_page(
 def _build_history_item(
     settings: Settings, assignment: Assignment, task: Task, prompt: PromptRow | None, submission: Submission | None
 ) -> HistoryItem:
-    preview = prompt.text[:_PREVIEW_LENGTH] if prompt is not None and prompt.withdrawn_at is None else None
+    is_readable = prompt is not None and prompt.withdrawn_at is None
+    preview = newest_turn(prompt.text, prompt.messages)[:_PREVIEW_LENGTH] if prompt and is_readable else None
     return HistoryItem(
         assignment=assignment.id,
         kind=task.kind,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -61,6 +62,11 @@ class TaskView(_FrozenModel):
     instructions: int | None  # version at the time of the assignment
     labels: list[LabelQuestion]
     """Rank: the paper's Table 3, for each completion. Review: its Table 7."""
+
+
+def newest_turn(text: str, messages: Sequence[Mapping[str, str]] | None) -> str:
+    """Return what a list shows of a prompt: the last turn of a conversation, or the text."""
+    return messages[-1]["content"] if messages else text
 
 
 _TASK_STATEMENT = (

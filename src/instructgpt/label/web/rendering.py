@@ -18,6 +18,7 @@ from instructgpt.label import safe_text
 from instructgpt.label.auth.dependencies import Principal, get_current_principal, get_site
 from instructgpt.label.errors import SiteError
 from instructgpt.label.i18n import Translator, list_languages, load_translator, negotiate_language
+from instructgpt.label.markdown import render_markdown
 from instructgpt.label.web import charts
 from instructgpt.label.web.public_address import prefix_links
 
@@ -33,7 +34,7 @@ _TEMPLATES = Environment(
 )
 _TEMPLATES.filters |= {
     "plain": safe_text.escape_text,
-    "rendered": safe_text.render_markdown,
+    "rendered": render_markdown,
     "first_line": safe_text.one_line_preview,
     "is_long": safe_text.is_long_text,
     "halves": safe_text.split_long_text,

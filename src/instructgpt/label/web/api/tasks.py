@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Request, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from instructgpt.label.auth.dependencies import LabelerUser, get_site
 from instructgpt.label.errors import SiteError
+from instructgpt.label.markdown import render_markdown
 from instructgpt.label.tasks import actions, submission_history, threads
 from instructgpt.label.tasks.actions import SubmissionReceipt
 from instructgpt.label.tasks.assignments import get_own_assignment
-from instructgpt.label.tasks.forms import NoteText
+from instructgpt.label.tasks.forms import MAX_TEXT_LENGTH, NoteText
 from instructgpt.label.tasks.task_view import TaskView, build_task_view
 from instructgpt.label.vocabulary import TaskKind
 
@@ -42,6 +43,18 @@ class MessageRequest(_StrictRequestModel):
 
     body: str
     reported: bool = False
+
+
+class PreviewRequest(_StrictRequestModel):
+    """Markdown to render."""
+
+    text: str = Field(max_length=MAX_TEXT_LENGTH)
+
+
+@router.post("/preview")
+def render_preview(_: LabelerUser, body: PreviewRequest) -> dict[str, str]:
+    """Render Markdown as readers of a text get it."""
+    return {"html": str(render_markdown(body.text))}
 
 
 @router.post("/tasks/claim", response_model=TaskView, responses={204: {"description": "Nothing to do now"}})

@@ -11,7 +11,7 @@ from instructgpt.label.auth.dependencies import AnyUser, SignedInUser, get_site,
 from instructgpt.label.auth.passwords import MIN_PASSWORD_LENGTH
 from instructgpt.label.db.models import Invite, Person, current_time_ms
 from instructgpt.label.errors import SiteError
-from instructgpt.label.safe_text import render_markdown
+from instructgpt.label.markdown import render_markdown
 from instructgpt.label.web.pages.appearance import local_path_or_root
 from instructgpt.label.web.params import (
     MAX_ANONYMOUS_BODY_BYTES,

@@ -1,6 +1,9 @@
-// Every page: scrollable tables by keyboard, the current link in sight, times in the reader's time zone, copy buttons.
+// Every page: scrollable tables by keyboard, the current link in sight, times in the reader's time zone, copy buttons, plain or rendered text.
+
+import { bindViewSwitch } from "./text_view.js";
 
 document.documentElement.classList.add("js");
+if (document.getElementById("view")) bindViewSwitch(document.getElementById("view"));
 
 for (const scrollable of document.querySelectorAll(".scroll, .side, .full-text")) {
   if (scrollable.scrollWidth > scrollable.clientWidth && !scrollable.hasAttribute("tabindex")) scrollable.tabIndex = 0;

@@ -6,9 +6,10 @@ import { DraftSaver } from "./drafts.js";
 import { addExamples, initEditor } from "./editor.js";
 import { isSameWork, readFields, writeFields } from "./form.js";
 import { createElement, formatTime, t } from "./i18n.js";
+import { bindPreviews } from "./preview.js";
 import { RankingTask } from "./ranking.js";
 import { answerRemainingNo, bindAnswerNoButtons } from "./rating.js";
-import { addUnfoldButtons, bindSensitivityGate, bindViewSwitch } from "./text_view.js";
+import { addUnfoldButtons, bindSensitivityGate } from "./text_view.js";
 import { ActiveTime } from "./timer.js";
 
 const HEARTBEAT_MS = 60_000;
@@ -218,7 +219,6 @@ function showLease(untilMs) {
 }
 
 convertSheetsToDialogs();
-bindViewSwitch(document.getElementById("view"));
 bindSensitivityGate(document.getElementById("gate"));
 document.addEventListener("click", (event) => {
   const { reason } = event.target.closest?.("[data-reason]")?.dataset ?? {};
@@ -236,6 +236,7 @@ else {
   });
 }
 if (form.elements.text) initEditor(form, onChange);
+bindPreviews(form);
 addUnfoldButtons(form);
 form.addEventListener("input", (event) => event.isTrusted && onChange());
 form.addEventListener("submit", onSubmit);

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from instructgpt.label.analysis import calibration
 from instructgpt.label.analysis.adjudication import get_task_completions
-from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names
+from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names, redact_turns
 from instructgpt.label.auth.dependencies import ConsentedUser, TeamUser, get_site
 from instructgpt.label.db.models import CalibrationRemark, CalibrationRoom, PromptRow, Task, current_time_ms
 from instructgpt.label.web.pages.owner.adjudication import TiersForm, read_tiers_form
@@ -60,6 +60,7 @@ def show_room(request: Request, principal: ConsentedUser, room_id: str) -> Respo
         "labeler/calibration_room.html",
         room=room,
         prompt=redact_model_names(prompt.text, hidden_names),
+        turns=redact_turns(prompt.messages, hidden_names),
         completions=[
             (letter, completion.id, redact_model_names(completion.text, hidden_names))
             for letter, completion in zip(ascii_uppercase, completions, strict=False)

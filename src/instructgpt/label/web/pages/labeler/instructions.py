@@ -20,7 +20,7 @@ from instructgpt.label.auth.dependencies import (
 from instructgpt.label.db.models import Instructions
 from instructgpt.label.db.models.people import PURPOSES
 from instructgpt.label.errors import SiteError
-from instructgpt.label.safe_text import render_markdown
+from instructgpt.label.markdown import render_markdown
 from instructgpt.label.tasks import instructions
 from instructgpt.label.tasks.instructions import (
     BUNDLED_LANGUAGES,
@@ -124,7 +124,7 @@ def show_instructions_editor(request: Request, _: TeamUser, purpose: str) -> Res
     for language in languages:
         text = _find_localized(newest, language) if newest else None
         fields[language] = (text.body, format_quiz_yaml(text.quiz)) if text else ("", "")
-    return render_page(request, "owner/instructions_edit.html", purpose=purpose, fields=fields, changes="", error=None)
+    return _render_editor(request, purpose, fields)
 
 
 @router.post("/instructions/{purpose}/edit")
@@ -150,16 +150,57 @@ def publish_instructions_from_form(
         with get_site(request).database.write() as db:
             instructions.add_instructions_version(db, purpose, texts, changes, principal.user.id)
     except SiteError as error:
-        return render_page(
-            request,
-            "owner/instructions_edit.html",
-            status=error.status,
-            purpose=purpose,
-            fields=fields,
-            changes=changes,
-            error=translate_error(request, error),
-        )
+        return _render_editor(request, purpose, fields, changes, error)
     return redirect(f"/instructions/{purpose}")
+
+
+@router.post("/instructions/{purpose}/preview")
+def preview_instructions(
+    request: Request,
+    _: TeamUser,
+    purpose: str,
+    body_en: _LongText = "",
+    body_ko: _LongText = "",
+    quiz_en: _LongText = "",
+    quiz_ko: _LongText = "",
+    changes: Annotated[str, Form(max_length=5_000)] = "",
+    first: Annotated[str, Form()] = "en",
+) -> Response:
+    """Show the texts rendered, and what is wrong with a quiz, before all labelers have to read a new version."""
+    _check_purpose(purpose)
+    posted = {"en": (body_en, quiz_en), "ko": (body_ko, quiz_ko)}
+    fields = {language: posted[language] for language in sorted(posted, key=lambda language: language != first)}
+    try:
+        for field in fields.values():
+            if field[0].strip():
+                _parse_localized(*field)
+    except SiteError as error:
+        return _render_editor(request, purpose, fields, changes, error, is_preview=True)
+    return _render_editor(request, purpose, fields, changes, is_preview=True)
+
+
+def _render_editor(
+    request: Request,
+    purpose: str,
+    fields: dict[str, tuple[str, str]],
+    changes: str = "",
+    error: SiteError | None = None,
+    *,
+    is_preview: bool = False,
+) -> Response:
+    previews = {
+        language: render_markdown(body) for language, (body, _) in fields.items() if is_preview and body.strip()
+    }
+    return render_page(
+        request,
+        "owner/instructions_edit.html",
+        status=error.status if error else 200,
+        purpose=purpose,
+        fields=fields,
+        changes=changes,
+        error=translate_error(request, error) if error else None,
+        previews=previews,
+    )
 
 
 @router.get("/consent/edit")

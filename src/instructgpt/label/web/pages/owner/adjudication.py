@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from instructgpt.label.analysis import adjudication
 from instructgpt.label.analysis.adjudication import ERROR_CATEGORIES
-from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names
+from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names, redact_turns
 from instructgpt.label.auth.dependencies import TeamUser, get_site
 from instructgpt.label.db.models import Batch, current_time_ms
 from instructgpt.label.errors import SiteError
@@ -75,6 +75,7 @@ def show_adjudication_case(request: Request, _: TeamUser, task_id: str) -> Respo
         initial_ranks=case.adjudications[0].ranks if case.adjudications else proposal,
         error_categories=ERROR_CATEGORIES,
         prompt=redact_model_names(case.prompt.text, hidden_names),
+        turns=redact_turns(case.prompt.messages, hidden_names),
         texts={row.id: redact_model_names(row.text, hidden_names) for row in case.completions},
         batches=batches,
     )

@@ -36,6 +36,7 @@ from instructgpt.label.db.models.submissions import Assignment
 from instructgpt.label.errors import SiteError, format_user_message
 from instructgpt.label.tasks import batch_requests, batches
 from instructgpt.label.tasks.batch_requests import BATCH_INPUT_FILES, BatchSpec
+from instructgpt.label.tasks.task_view import newest_turn
 from instructgpt.label.vocabulary import MAX_COMPLETIONS
 from instructgpt.label.web.pages.owner.overview import parse_positive
 from instructgpt.label.web.rendering import redirect, render_page
@@ -236,7 +237,7 @@ class _TaskListItem:
 
 def _list_task_items(db: Session, batch: Batch, after: int, only: str) -> list[_TaskListItem]:
     """List one task more than fits on a page, to know whether there is a next page."""
-    columns = (Task.id, Task.position, Task.state, PromptRow.text, Task.overlap)
+    columns = (Task.id, Task.position, Task.state, PromptRow.text, PromptRow.messages, Task.overlap)
     statement = (
         select(*columns, Task.n_done, Task.n_open, Task.n_skipped)
         .join(PromptRow, PromptRow.id == Task.prompt_id, isouter=True)
@@ -246,8 +247,8 @@ def _list_task_items(db: Session, batch: Batch, after: int, only: str) -> list[_
     )
     items = []
     rows = db.execute(statement.where(Task.state == only) if only else statement)
-    for task_id, position, state, text, overlap, *counts in rows:
-        preview = (text or "")[:_PREVIEW_LENGTH]
+    for task_id, position, state, text, messages, overlap, *counts in rows:
+        preview = newest_turn(text or "", messages)[:_PREVIEW_LENGTH]
         limit = overlap if overlap < batches.UNLIMITED_OVERLAP else None
         items.append(_TaskListItem(task_id, position, state, preview, limit, *counts))
     return items

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from instructgpt.label.analysis.adjudication import get_task_completions
-from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names
+from instructgpt.label.analysis.results import get_hidden_model_names, redact_model_names, redact_turns
 from instructgpt.label.auth.dependencies import TeamUser, get_site
 from instructgpt.label.db import audit_log
 from instructgpt.label.db.models import Assignment, Batch, MessageRow, Person, PromptRow, Skip, Task, current_time_ms
@@ -45,6 +45,7 @@ def show_task_review(request: Request, _: TeamUser, task_id: str) -> Response:
             batch=db.get_one(Batch, task.batch_id),
             prompt=prompt,
             text=redact_model_names(prompt.text, hidden_names) if prompt else "",
+            turns=redact_turns(prompt.messages, hidden_names) if prompt else None,
             completions=[
                 (letter, redact_model_names(completion.text, hidden_names), completion.names_itself)
                 for letter, completion in completions
