@@ -40,7 +40,7 @@ ONLY = {
 """Parts that may import less than their layer allows."""
 
 SITE_LAYERS = """
-errors i18n safe_text vocabulary
+errors i18n safe_text mathematics markdown vocabulary
 db
 context
 auth
@@ -61,7 +61,8 @@ SITE_ONLY = {
     "simulation.labelers": "client simulation tasks.forms configs",
     "simulation.site_labelers": "client simulation",
     "web.api": (
-        "errors i18n safe_text vocabulary db context auth tasks people analysis exchange web.rendering web.params"
+        "errors i18n safe_text mathematics markdown vocabulary db context auth tasks people analysis exchange"
+        " web.rendering web.params"
     ),
 }
 

@@ -164,7 +164,7 @@ def _demonstration_grades(db: Session, person: Person) -> list[float]:
 def iter_ungraded_demonstrations(
     db: Session, grader: Person
 ) -> Iterator[tuple[Submission, str, list[dict[str, str]] | None, str]]:
-    """Yield (submission, prompt, its turns, demonstration) still to grade by this person, in an order unrelated to authors."""
+    """Yield (submission, prompt, turns, demonstration) still to grade by a person, in an order unrelated to authors."""
     graded_ids = select(Grade.submission_id).where(Grade.grader_id == grader.id)
     rows = db.execute(
         _part_submissions(None, "demonstration")
