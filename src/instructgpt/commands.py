@@ -53,6 +53,12 @@ COMMANDS = (
     Command("sample", "sampling.SampleConfig", "sampling.cli:sample_completions", "sample completions of prompts"),
     Command("score", "sampling.ScoreConfig", "sampling.cli:score_completions", "score completions with a reward model"),
     Command(
+        "best",
+        "baselines.BestConfig",
+        "baselines.best_of_n",
+        "write the best of N scored completions as demonstrations (rejection sampling)",
+    ),
+    Command(
         "report",
         "run.ReportConfig",
         "report.cli",

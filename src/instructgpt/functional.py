@@ -99,6 +99,35 @@ def pair_accuracy(scores: Tensor, prompt_index: Tensor, ranks: Tensor) -> Tensor
     return ((scores[better] - scores[worse]).sign() + 1) / 2
 
 
+# --- best of n (rejection sampling) ------------------------------------------------------------------------------
+
+
+def best_of_n_kl_bound(n: int) -> float:
+    """Return log n - (n - 1)/n nats, an upper bound of KL(best of n || policy), reached where no two samples are equal.
+
+    Stiennon et al. 2020, appendix G.3; the bound: Beirami et al. 2024.
+    """
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n_estimate(scores: Tensor, values: Tensor, n: int) -> Tensor:
+    """Return the unbiased estimate of the expected value of the best-scored of n samples: (N,), (N,) -> (), N >= n.
+
+    The mean over all C(N, n) subsets (Nakano et al. 2021, appendix I): with samples sorted by score,
+
+        sum over i = n..N of  C(i - 1, n - 1) / C(N, n)  value_i
+
+    Samples with equal scores share their weights, as if ties were broken at random.
+    """
+    order = scores.argsort(stable=True)
+    total = math.comb(len(scores), n)
+    weights = values.new_tensor([math.comb(i, n - 1) / total for i in range(len(scores))])
+    _, tie, count = torch.unique_consecutive(scores[order], return_inverse=True, return_counts=True)
+    tie_means = values.new_zeros(len(count)).index_add(0, tie, weights) / count
+    estimate: Tensor = (tie_means[tie] * values[order]).sum()
+    return estimate
+
+
 # --- PPO (section 3.5, equation 2, appendix C.4) -----------------------------------------------------------------
 
 

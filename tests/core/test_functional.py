@@ -278,3 +278,33 @@ def test_linear_warmup_by_hand():
 
 def test_zero_warmup_starts_at_the_full_rate():
     assert f.linear_warmup(0, 0) == 1.0
+
+
+# --- best of n -------------------------------------------------------------------------------------------------------
+
+
+def test_best_of_n_kl_bound_by_hand():
+    assert f.best_of_n_kl_bound(1) == 0
+    near(f.best_of_n_kl_bound(4), 1.386294361 - 0.75)
+
+
+def test_best_of_n_kl_bound_is_reached_by_a_uniform_policy():
+    """Best of n of a fine uniform distribution: p_i = (i/M)^n - ((i-1)/M)^n by enumeration."""
+    ranks = torch.arange(1, 20_001, dtype=torch.float64) / 20_000
+    for n in (2, 5, 16):
+        p = ranks**n - (ranks - 1 / 20_000) ** n
+        near(float((p * (p * 20_000).log()).sum()), f.best_of_n_kl_bound(n), 1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+def test_best_of_n_estimate_is_the_mean_over_all_subsets(n):
+    scores, values = torch.tensor([0.3, -1.0, 2.0, 0.3, 0.7, 5.0]), random(6)
+
+    def best(subset):
+        highest = max(float(scores[i]) for i in subset)
+        tied = [float(values[i]) for i in subset if float(scores[i]) == highest]
+        return sum(tied) / len(tied)
+
+    subsets = list(itertools.combinations(range(6), n))
+    expected = sum(map(best, subsets)) / len(subsets)
+    near(f.best_of_n_estimate(scores, values, n).float(), expected, 1e-5)

@@ -1,0 +1,1 @@
+"""Methods that PPO is compared with."""
