@@ -34,15 +34,36 @@ _DISTRIBUTED_COMMANDS = ("pretrain", "sft", "reward", "ppo")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit. SIGTERM is handled as Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal encoding without a character must not end the command
     exit_code = run_command(sys.argv[1:] if argv is None else argv)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has closed the pipe, as `head` does; the interpreter flushes again at exit
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `head` does
+            print(f"instructgpt: standard output cannot be written ({error.strerror})", file=sys.stderr)
+            exit_code = exit_code or 1
+        # the interpreter flushes again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(exit_code)
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null for standard streams that the caller has closed (`>&-`).
+
+    Otherwise the next file that is opened would become standard output, and prints would go into it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -62,7 +83,8 @@ def run_command(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         return 1
     except KeyboardInterrupt:
-        print(f"instructgpt: {interrupt_message}", file=sys.stderr)
+        note = " (torchrun prints a traceback of its own)" if "TORCHELASTIC_RUN_ID" in os.environ else ""
+        print(f"instructgpt: {interrupt_message}{note}", file=sys.stderr)
         return 1
     except Exception as error:
         if "--debug" in argv:

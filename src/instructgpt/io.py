@@ -6,6 +6,7 @@ Writers are atomic and deterministic: equal rows give equal bytes.
 
 from __future__ import annotations
 
+import atexit
 import codecs
 import contextlib
 import csv
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,7 +60,7 @@ def iter_rows(path: Path | str, skipped: SkippedLines | None = None) -> Iterator
         yield str(path), {"text": _read_text(path).strip("\n")}
     elif name.endswith((".csv", ".tsv")):
         yield from _iter_table_rows(path, skipped)
-    elif path.suffix == ".parquet" or not (path.is_file() or name.endswith((".jsonl", ".json"))):
+    elif path.suffix == ".parquet" or not (_is_readable_file(path) or name.endswith((".jsonl", ".json"))):
         for row_number, row in enumerate(_iter_dataset_rows(path), 1):
             yield f"{path}: row {row_number}", json.loads(json.dumps(row, default=str), parse_constant=_parse_constant)
     elif not name.endswith(".jsonl") and next(iter_lines(path), (0, ""))[1].lstrip().startswith("["):
@@ -161,7 +163,21 @@ def _iter_table_rows(path: Path, skipped: SkippedLines | None) -> Iterator[tuple
         raise InputError(f"{path}:{reader.line_num}: not a valid table ({error}); is the file truncated?") from error
 
 
+def is_missing_path(name: Path | str) -> bool:
+    """Return whether a name can only be a local path, and nothing is there: the hub need not be asked.
+
+    Names of the hub are `name` or `owner/name`; where a folder `owner` exists here, a file in it is meant.
+    """
+    path = Path(name)
+    if path.exists():
+        return False
+    is_local = path.is_absolute() or str(name).startswith((".", "~")) or len(path.parts) > 2
+    return is_local or (len(path.parts) == 2 and path.parent.is_dir())
+
+
 def _iter_dataset_rows(path: Path) -> Iterator[dict[str, Any]]:
+    if is_missing_path(path) or (len(path.parts) == 1 and path.suffix and not path.exists()):
+        raise InputError(f"{path}: no such file or directory")
     import datasets
 
     datasets.disable_progress_bars()
@@ -187,11 +203,32 @@ def _open_decompressed(path: Path) -> gzip.GzipFile | Any:
     """Open a file's bytes, decompressed if the first two bytes are gzip's, whatever the name."""
     if path.is_dir():
         raise InputError(f"{path}: is a directory, expected a file")
+    if path.is_fifo():
+        path = _copy_pipe(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}")
     with path.open("rb") as file:
         is_gzipped = file.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rb") if is_gzipped else path.open("rb")
+
+
+def _is_readable_file(path: Path) -> bool:
+    return path.exists() and not path.is_dir()
+
+
+_pipe_copies: dict[tuple[int, int], Path] = {}
+
+
+def _copy_pipe(path: Path) -> Path:
+    """Return a temporary copy of a pipe, such as `<(zcat a.gz)`: files are read more than once, a pipe only once."""
+    status = path.stat()
+    key = (status.st_dev, status.st_ino)
+    if key not in _pipe_copies:
+        with path.open("rb") as pipe, tempfile.NamedTemporaryFile(prefix="instructgpt-", delete=False) as copy:
+            atexit.register(Path(copy.name).unlink, missing_ok=True)
+            shutil.copyfileobj(pipe, copy)
+        _pipe_copies[key] = Path(copy.name)
+    return _pipe_copies[key]
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -238,6 +275,7 @@ def write_text_atomic(path: Path, chunks: str | Iterable[str]) -> None:
         InputError: the path cannot be written.
         RunError: the disk is full.
     """
+    _check_no_dangling_link(path)
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
     pieces = [chunks] if isinstance(chunks, str) else chunks
     with translate_write_errors(path):
@@ -295,11 +333,19 @@ def check_output_file(path: Path) -> None:
 
 def check_writable(path: Path) -> None:
     """Raise InputError if nothing can be written here. Commands check this before they compute anything."""
+    _check_no_dangling_link(path)
     existing_parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not existing_parent.is_dir():
         raise InputError(f"--out {path}: {existing_parent} is not a directory; choose another --out")
     if not os.access(existing_parent, os.W_OK | os.X_OK):
         raise InputError(f"--out {path}: {existing_parent} is not writable; choose another --out")
+
+
+def _check_no_dangling_link(path: Path) -> None:
+    for place in (path.absolute(), *path.absolute().parents):
+        if place.is_symlink() and not place.exists():
+            target = f"{place} is a symbolic link to {place.readlink()}, which does not exist"
+            raise InputError(f"{path}: {target}; create that or choose another place")
 
 
 @contextlib.contextmanager

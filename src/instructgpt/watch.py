@@ -19,13 +19,17 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from instructgpt.doctor.cli import diagnose_stage, find_stage_directories
+from instructgpt.formatting import format_seconds
 from instructgpt.run.configs import WatchConfig
 from instructgpt.run.directory import console, content_hash, read_jsonl_log, read_run_record
+from instructgpt.run.lock import is_directory_locked
 
 _SPARKLINE_BLOCKS = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH = 24
 _QUIET_AFTER_S = 120.0
-"""An unfinished stage that has logged nothing for so long is shown as quiet: it has stopped, or its steps are long."""
+"""An unfinished stage that has logged nothing for so long is shown as quiet, also where its process lives."""
+_STOPPED_AFTER_S = 5.0
+"""Without a process that holds it, a stage has stopped; not at once, since a stage begins before it is locked."""
 _STAGE_CURVES = {
     "pretrain": ("loss/train", "loss/validation"),
     "sft": ("loss/train", "loss/validation", "validation/score"),
@@ -108,12 +112,22 @@ def _format_stage_row(
         return [name, "[green]done[/]", f"{steps or step}", f"{record.get('seconds', 0):.0f} s", ""]
     files = [file for name in ("metrics.jsonl", "log.jsonl", "run.json") if (file := folder / name).exists()]
     silent_s = time.time() - max(file.stat().st_mtime for file in files)
-    state = f"[yellow]quiet for {silent_s:.0f} s[/]" if silent_s > _QUIET_AFTER_S else "[cyan]running[/]"
+    state = _format_state(is_directory_locked(folder), silent_s)
     elapsed = f"{metrics[-1]['seconds']:.0f} s" if metrics else ""
     if not progress or not steps:
         return [name, state, f"{step}", elapsed, ""]
     remaining_s = progress["left"] * (steps - step) / max(1, steps - progress["step"])
     return [name, state, f"{step}/{steps}", elapsed, f"{remaining_s:.0f} s"]
+
+
+def _format_state(is_locked: bool | None, silent_s: float) -> str:
+    """Return the state of an unfinished stage; `is_locked` says whether a process of this machine works on it."""
+    if is_locked is False and silent_s > _STOPPED_AFTER_S:
+        return f"[red]stopped[/] {format_seconds(silent_s)} ago; the same command resumes it"
+    if silent_s <= _QUIET_AFTER_S:
+        return "[cyan]running[/]"
+    activity = "its process lives" if is_locked else "on another machine, or stopped"
+    return f"[yellow]quiet for {format_seconds(silent_s)}[/], {activity}"
 
 
 def _build_curves_table(name: str, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -65,7 +65,7 @@ def test_interrupted_stage_resumes_to_the_same_weights(stage, steps, kit, comman
     assert not leftovers(stopped)
 
 
-def test_interrupted_sampling_writes_nothing(kit, tmp_path):
+def test_interrupted_sampling_can_be_resumed(kit, tmp_path):
     ended = CommandProcess(
         "sample",
         "--model",
@@ -80,8 +80,8 @@ def test_interrupted_sampling_writes_nothing(kit, tmp_path):
         tmp_path / "c",
     )
     wait_for(lambda: Path(f"/proc/{ended.process.pid}/maps").read_text().count("libtorch_cpu") > 0)
-    assert ended.send(signal.SIGTERM).end().error_line(1) == "interrupted; nothing was written"
-    assert not list(tmp_path.iterdir())
+    assert ended.send(signal.SIGTERM).end().error_line(1) == "interrupted; run the same command to resume"
+    assert {path.name for path in tmp_path.iterdir()} <= {"c.part"}
 
 
 def test_module_has_the_same_exit_codes(kit, tmp_path):
@@ -90,6 +90,23 @@ def test_module_has_the_same_exit_codes(kit, tmp_path):
         CommandProcess(argv, program=("-m", "instructgpt")).end().error_line(2)
         == f"{tmp_path / 'gone'}: no such directory"
     )
+
+
+def test_a_run_without_a_checkpoint_says_that_it_starts_again(kit, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", lambda *_, **__: None)
+    log = RunDirectory.log
+
+    def killed_at_step_2(self, step, *arguments, **options):
+        log(self, step, *arguments, **options)
+        if step == 2:
+            raise OSError("killed")
+
+    monkeypatch.setattr(RunDirectory, "log", killed_at_step_2)
+    assert command(*kit.pretrain(tmp_path / "out")).code == 1
+    monkeypatch.setattr(RunDirectory, "log", log)
+    again = command(*kit.pretrain(tmp_path / "out"))
+    assert again.code == 0
+    assert "no checkpoint was written before the run stopped after step 2; starting again from step 0" in again.out
 
 
 # --- two processes ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from support import example_run
 from instructgpt import watch
 from instructgpt.cli import run_command
 from instructgpt.run.directory import content_hash
+from instructgpt.run.lock import acquire_directory_lock, release_directory_lock
 
 
 def shown(folder, width=120):
@@ -53,10 +54,23 @@ def test_running_stage_shows_curves_samples_and_time_left(tmp_path):
     assert len(scores.split()[1]) == min(watch.CURVE_WIDTH, len(values))
 
 
-def test_silent_stage_is_shown_as_quiet(tmp_path):
+def test_a_slow_stage_is_told_from_a_dead_one(tmp_path, monkeypatch):
     folder = example_run.make(tmp_path / "run")
     unfinished(folder / "ppo", quiet=500)
-    assert "quiet for 50" in shown(folder)
+    text = " ".join(shown(folder, width=300).split())
+    assert "stopped 8.3" in text
+    assert "the same command resumes it" in text
+    acquire_directory_lock(folder / "ppo")  # as the process that trains does
+    try:
+        assert "quiet for 8.3" in shown(folder, width=300)
+        assert "its process lives" in shown(folder, width=300)
+        unfinished(folder / "ppo")
+        assert "running" in shown(folder, width=300)
+    finally:
+        release_directory_lock(folder / "ppo")
+    monkeypatch.setattr(watch, "is_directory_locked", lambda _: None)  # a file system without locks
+    unfinished(folder / "ppo", quiet=500)
+    assert "on another machine, or stopped" in shown(folder, width=300)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ raised in the parent and ends the other workers.
 
 from __future__ import annotations
 
+import ast
 import gc
 import json
 import multiprocessing
@@ -58,6 +59,7 @@ def run_processes(processes: int, jobs: Sequence[ProcessJob]) -> None:
         for function, arguments in jobs:
             function(*arguments)
         return
+    check_main_guard()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _init_worker) as pool:
         try:
             with _ignore_interrupts():
@@ -76,6 +78,30 @@ def run_processes(processes: int, jobs: Sequence[ProcessJob]) -> None:
                     child.kill()
 
 
+def check_main_guard() -> None:
+    """Raise InputError where worker processes, which import the running script, would start all of it again."""
+    main_module = sys.modules.get("__main__")
+    file = getattr(main_module, "__file__", None)
+    if file is None or Path(file).name == "__main__.py" or not Path(file).is_file():
+        return  # not a script: a notebook, `python -c`, or a package, which workers do not import
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return
+    names = (
+        node.id
+        for statement in tree.body
+        if isinstance(statement, ast.If)
+        for node in ast.walk(statement.test)
+        if isinstance(node, ast.Name)
+    )
+    if "__name__" not in names:
+        raise InputError(
+            f"{file}: worker processes import this script and would run it again; put the call below "
+            '`if __name__ == "__main__":`'
+        )
+
+
 @contextmanager
 def process_map(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """Yield a `map` that calls in worker processes and keeps the order; with one process, the built-in.
@@ -85,6 +111,7 @@ def process_map(processes: int) -> Iterator[Callable[..., Iterable[Any]]]:
     if processes == 1:
         yield map
         return
+    check_main_guard()
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _init_worker) as pool:
 
         def parallel_map(function: Callable[..., Any], *columns: Iterable[Any]) -> Iterator[Any]:

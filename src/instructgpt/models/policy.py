@@ -19,6 +19,7 @@ from instructgpt.data.packing import PackedBatch, TokenizedExample, collate
 from instructgpt.data.tokenization import PromptTokenizer
 from instructgpt.distributed.comm import call_sharded, get_dist_info
 from instructgpt.errors import InputError, one_line
+from instructgpt.io import is_missing_path
 from instructgpt.models.lora import save_weights
 from instructgpt.models.packed_attention import hidden_states, use_packed_attention
 
@@ -72,7 +73,7 @@ def from_pretrained(auto_class: Any, source: Path | str, **kwargs: Any) -> Any:
     is_local = path.is_dir()
     if path.is_file():
         raise InputError(f"{source}: is a file, expected the directory of a model")
-    if not is_local and (path.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
+    if is_missing_path(source):
         raise InputError(f"{source}: no such directory")
     if is_local and not (path / "config.json").exists() and auto_class is not transformers.AutoTokenizer:
         raise InputError(f"{source}: not a model directory (no config.json); has the stage that makes it finished?")

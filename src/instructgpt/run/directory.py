@@ -274,6 +274,11 @@ class RunDirectory:
             raise InputError(f"--out {self.directory}: not all ranks see {folder}; use a disk that all hosts share")
         state = read_checkpoint(folder) if name else None
         step = state["step"] if state else 0
+        if state is None and can_resume and (rows := read_jsonl_log(self.directory / "metrics.jsonl")):
+            self.info(
+                f"[yellow]no checkpoint was written before the run stopped after step {rows[-1]['step']}; "
+                "starting again from step 0[/]"
+            )
         for file in ("metrics.jsonl", "samples.jsonl") if self.is_main_process else ():
             _truncate_after_step(self.directory / file, step)
         if state:

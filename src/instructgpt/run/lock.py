@@ -43,6 +43,20 @@ def acquire_directory_lock(directory: Path) -> None:
         return
 
 
+def is_directory_locked(directory: Path) -> bool | None:
+    """Return whether a process of this machine works in a directory, or None where the file system has no locks."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def release_directory_lock(directory: Path) -> None:
     descriptor = _lock_descriptors.pop(directory.resolve(), None)
     if descriptor is not None:
