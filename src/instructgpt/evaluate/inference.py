@@ -75,20 +75,21 @@ def generate_continuations(
 
 
 def text_logps(model: EvaluatedModel, texts: Sequence[str]) -> list[tuple[float, int]]:
-    """Return (summed log-probability in nats, number of tokens) of each text, conditioned on a start-of-text token."""
+    """Return (summed log-probability in nats, number of tokens) of each text, as `choice_logps` scores them."""
     return choice_logps(model, [("", text) for text in texts])
 
 
 def choice_logps(model: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
     """Return (summed log-probability in nats, number of tokens) of each choice after its text.
 
-    A text longer than the context loses its beginning; an empty text stands for a start-of-text token.
+    A text longer than the context loses its beginning. In front of a choice without a text stands the token that begins
+    texts, or where the tokenizer adds none, the end-of-text token, so that the first token has a probability.
     """
     max_length = context_length(model.lm)
     examples: list[TokenizedExample] = []
     for text, choice in pairs:
         choice_ids = model.tokenizer.encode_completion(choice, finished=False)
-        context_ids = model.tokenizer.encode_text(text) if text else [model.tokenizer.eos]
+        context_ids = model.tokenizer.encode_text(text) or [model.tokenizer.eos]
         examples.append(TokenizedExample(context_ids[-max(1, max_length - len(choice_ids)) :], choice_ids))
     logps = sum_completion_logps(model.lm, examples)
     return [(logp, len(example.completion_ids)) for logp, example in zip(logps, examples, strict=True)]
